@@ -131,8 +131,10 @@ class Store:
         """Take over what a worker has brought."""
         place = self._places.get(name)
         size = os.path.getsize(path)
-        if os.path.isfile(path) and os.access(path, os.X_OK):
-            size = -1  # of unknown size: it is fetched as a file, with its mode, and never put into memory
+        if os.path.isdir(path) or os.access(path, os.X_OK):
+            size = (
+                -1
+            )  # of unknown size: it is fetched as what it is, with its mode, and never put into memory
         if place is not None:
             try:
                 if os.path.isdir(path) or os.path.isdir(place):

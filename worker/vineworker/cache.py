@@ -77,7 +77,8 @@ class Cache:
         with self._lock:
             self._in_memory -= len(self._memory.pop(name, b""))
             self._files[name] = target
-            self._sizes[name] = 0 if os.path.isdir(target) else os.path.getsize(target)
+            # of a directory nobody knows a size: as it travels it has another one
+            self._sizes[name] = -1 if os.path.isdir(target) else os.path.getsize(target)
 
     def find(self, name: str) -> Union[bytes, str, None]:
         """Give an object's bytes, or its path, or None."""
@@ -111,7 +112,7 @@ class Cache:
             raise FileNotFoundError(msg) from None
 
     def size(self, name: str) -> int:
-        """Bytes of an object."""
+        """Bytes of an object; -1 for a directory."""
         return self._sizes.get(name, 0)
 
     def __contains__(self, name: str) -> bool:

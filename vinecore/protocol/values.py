@@ -11,16 +11,24 @@
 Large buffers (NumPy and awkward arrays) stay out of the pickle, so that a reader can map the file privately and load the
 arrays where they are: no copy, and the consumer may still write to them. Plain pickle is tried first; cloudpickle, where it is
 installed, takes what plain pickle cannot. A type that cannot do protocol 5 out of band falls back to protocol 4.
+
+Coffea gives each of its arrays a read-only mapping of a thousand functions, its behavior, which only cloudpickle can take, in some ten
+milliseconds. Such a mapping is serialized once in a process, carried along in that form, and loaded once in a process.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
+import io
 import mmap
 import os
 import pickle
 import struct
-from typing import Any, Callable, Union
+import types
+import zlib
+from typing import Any, Callable, NamedTuple, Union
 
 MAGIC = b"VINEVAL1"
 HEADER = struct.Struct(">8sII")
@@ -57,7 +65,7 @@ def dump(value: Any, *, by_value: bool = False) -> list[Any]:
     """
     attempts: list[tuple[Callable[..., bytes], int]] = [(cloudpickle_dumps, 5), (cloudpickle_dumps, 4)]
     if not by_value:
-        attempts.insert(0, (pickle.dumps, 5))
+        attempts.insert(0, (_plain_dumps, 5))
     for number, (dumps, protocol) in enumerate(attempts):
         buffers: list[memoryview] = []
         try:
@@ -71,6 +79,77 @@ def dump(value: Any, *, by_value: bool = False) -> list[Any]:
         else:
             return _lay_out(text, buffers)
     raise AssertionError  # the last attempt returns or raises
+
+
+def _plain_dumps(value: Any, **options: Any) -> bytes:
+    """Pickle, with read-only mappings in the form in which they have been pickled before."""
+    text = io.BytesIO()
+    _Pickler(text, **options).dump(value)
+    return text.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is not types.MappingProxyType:
+            return NotImplemented
+        return read_only_mapping, _packed_mapping(obj)
+
+
+class _Packed(NamedTuple):
+    content: dict[Any, Any]
+    digest: bytes
+    data: bytes
+
+
+_packed_mappings: list[_Packed] = []  # those this process has serialized, the most recently used first
+_loaded_mappings: dict[bytes, Any] = {}
+_MOST_MAPPINGS = 16
+_LASTING = (types.FunctionType, types.BuiltinFunctionType, type, str, bytes, int, float, type(None))
+
+
+def _packed_mapping(mapping: Any) -> tuple[bytes, bytes]:
+    """Digest and compressed pickle of a read-only mapping."""
+    for number, known in enumerate(_packed_mappings):
+        if len(known.content) == len(mapping) and all(
+            map(_same_item, mapping.items(), known.content.items())
+        ):
+            _packed_mappings.insert(0, _packed_mappings.pop(number))
+            return known.digest, known.data
+    content = dict(mapping)
+    data = zlib.compress(cloudpickle_dumps(content, protocol=5))
+    packed = _Packed(content, hashlib.sha256(data).digest(), data)
+    _remember(packed)
+    return packed.digest, packed.data
+
+
+def _remember(packed: _Packed) -> None:
+    if all(map(_lasts, packed.content.values())):
+        _packed_mappings.insert(0, packed)
+        del _packed_mappings[_MOST_MAPPINGS:]
+
+
+def _same_item(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
+    return one[0] is other[0] and one[1] is other[1]
+
+
+def _lasts(value: Any) -> bool:
+    """Whether a value is what it was, as long as it is the same object."""
+    if isinstance(value, functools.partial):
+        return all(map(_lasts, (value.func, *value.args, *value.keywords.values())))
+    return isinstance(value, _LASTING)
+
+
+def read_only_mapping(digest: bytes, data: bytes) -> Any:
+    """Give the mapping that was serialized, the same one each time."""
+    mapping = _loaded_mappings.get(digest)
+    if mapping is None:
+        content = pickle.loads(zlib.decompress(data))
+        mapping = types.MappingProxyType(content)
+        _remember(_Packed(dict(content), digest, data))  # it goes on as it came
+        while len(_loaded_mappings) >= _MOST_MAPPINGS:
+            del _loaded_mappings[next(iter(_loaded_mappings))]
+        _loaded_mappings[digest] = mapping
+    return mapping
 
 
 def _collect(buffer: pickle.PickleBuffer, keep: list[memoryview]) -> bool:

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import types
 
 import numpy as np
 import pytest
@@ -220,3 +221,41 @@ def test_placeholders_are_filled_among_the_arguments_and_not_inside_of_them():
     assert repr(filled[3]) == "[Input(0)]"
     assert filled_kwargs == {"key": "zero"}
     assert values.fill((), {}, [], []) == ([], {})
+
+
+class TestReadOnlyMappings:
+    """What coffea gives every one of its arrays."""
+
+    def behavior(self):
+        content = {("add", n): (lambda x, n=n: x + n) for n in range(50)}
+        return content, types.MappingProxyType(content)
+
+    def test_one_that_is_unchanged_is_serialized_and_loaded_once(self):
+        _, mapping = self.behavior()
+        first, second = values.dumps([mapping, 1]), values.dumps([mapping, 2])
+        assert values.loads(first)[0] is values.loads(second)[0]
+        assert values.loads(second)[0]["add", 7](1) == 8
+
+    def test_one_that_has_changed_is_serialized_again(self):
+        content, mapping = self.behavior()
+        before = values.dumps(mapping)
+        content["add", 7] = str.upper
+        assert values.loads(values.dumps(mapping))["add", 7]("a") == "A"
+        assert values.loads(before)["add", 7](1) == 8
+
+    def test_equal_is_not_the_same(self):
+        whole = values.dumps(types.MappingProxyType({"a": 1}))
+        truth = values.dumps(types.MappingProxyType({"a": True}))
+        assert values.loads(whole)["a"] is not values.loads(truth)["a"]
+
+    def test_what_can_change_inside_is_serialized_each_time(self):
+        inner = [1]
+        mapping = types.MappingProxyType({"a": inner})
+        values.dumps(mapping)
+        inner.append(2)
+        assert values.loads(values.dumps(mapping))["a"] == [1, 2]
+
+    def test_a_loaded_one_goes_on_as_it_came(self):
+        _, mapping = self.behavior()
+        data = values.dumps(mapping)
+        assert values.dumps(values.loads(data)) == data

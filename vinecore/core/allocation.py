@@ -207,7 +207,7 @@ def too_large(request: Request, total: Resources) -> str:
         return ""
     fitting = " and ".join(_describe(name, getattr(total, name)) for name in over)
     return (
-        f"The task asks for {request.describe()}, but the worker has {total.describe()}: "
+        f"{request.describe()} are asked for, but the worker has {total.describe()}: "
         f"ask for at most {fitting}, or start a worker that has more."
     )
 

@@ -140,7 +140,7 @@ def test_an_allocation_fits_and_holds_what_was_asked(request_, total, minimum):
 def test_a_request_that_is_too_large_is_explained():
     text = too_large(Request(cores=8, memory=32_000), WORKER)
     assert text == (
-        "The task asks for 8 cores, 32000 MB memory, but the worker has 4 cores, 8000 MB memory, "
+        "8 cores, 32000 MB memory are asked for, but the worker has 4 cores, 8000 MB memory, "
         "10000 MB disk, 2 gpus: ask for at most 4 cores and 8000 MB memory, or start a worker that has more."
     )
     assert too_large(Request(cores=4), WORKER) == ""

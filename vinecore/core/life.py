@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SMOOTHING = 0.2  # weight of the newest duration in a mean
 MOST_EVIDENCE = 10
+MOST_SPARE = 100_000
 
 
 class Life:
@@ -47,6 +48,8 @@ class Life:
     def read(self, task: Task, file: File) -> None:
         """Have a task read a file."""
         file.consumers[task] = None
+        if file.reusable:
+            self._mind.tables.spare.pop(file, None)
         self.count(task, file, +1)
 
     def ready(self, task: Task) -> None:
@@ -318,11 +321,33 @@ class Life:
             return
         if file.released:
             self._discard(file)
+        elif file.reusable:
+            if file.replicas:
+                self._mind.tables.spare[file] = None
         elif file.producer is not None and (file.replicas or file.at_manager or file.fetching):
             if not file.wanted:
                 self._mind.transfers.forget(file)
             elif file.at_manager:
                 self._mind.transfers.free(file)
+
+    def spare(self, file: File) -> None:
+        """The run that has made a reusable file is closed: keep what the workers have of it, for the next one."""
+        mind = self._mind
+        file.producer = None
+        file.wanted = False
+        self.tell(file, "the graph that makes it was closed")
+        if file.at_manager:
+            file.at_manager = False
+            mind.emit(Forget(file.name))
+        self.settle(file)
+        while len(mind.tables.spare) > MOST_SPARE:
+            self.drop_spare(next(iter(mind.tables.spare)))
+
+    def drop_spare(self, file: File) -> None:
+        """Do without a file that was kept for a later run."""
+        del self._mind.tables.spare[file]
+        file.released = True
+        self.settle(file)
 
     def release(self, file: File, reason: str) -> None:
         """Nobody can name a file any more."""
@@ -334,6 +359,7 @@ class Life:
 
     def _discard(self, file: File) -> None:
         mind = self._mind
+        mind.tables.spare.pop(file, None)
         mind.transfers.forget(file)
         if file.at_manager:
             file.at_manager = False

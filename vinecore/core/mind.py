@@ -30,7 +30,7 @@ from vinecore.core.placement import Placement
 from vinecore.core.recovery import Recovery
 from vinecore.core.state import File, FileSpec, Library, Run, Tables, Task, TaskSpec, Worker
 from vinecore.core.transfers import NOWHERE, Transfers
-from vinecore.core.transitions import READY, WAITING
+from vinecore.core.transitions import DONE, READY, WAITING
 from vinecore.protocol import messages as m
 
 PATIENCE_S = 2.0  # how long nothing may run before a person is told: workers take a moment to connect
@@ -204,13 +204,16 @@ class Mind:
             reason = f"library {spec.library} is not installed"
             self.life.refuse(task, "library", {"reason": reason, "library": spec.library})
             return
-        task.bucket = self.placement.bucket_of(spec, spec.request)
-        self.life.enter(task)
         for name in (spec.result, *spec.outputs):
             if name:
                 self._output(task, name, run)
         for name in spec.wanted:
             self._file(name).wanted = True
+        if spec.asleep:
+            self._lay_down(task)
+            return
+        task.bucket = self.placement.bucket_of(spec, spec.request)
+        self.life.enter(task)
         lost = [name for name in (*spec.inputs, *spec.mounts) if not self._input(task, name)]
         lost += [name for name in (*spec.shared, spec.environment) if name and not self._shared(task, name)]
         if lost:
@@ -219,15 +222,35 @@ class Mind:
         elif task.state == WAITING and not task.missing:
             self.life.ready(task)
 
+    def _lay_down(self, task: Task) -> None:
+        """Enter a task as done that has never run; `Recovery` wakes it when what it makes is needed and nowhere."""
+        task.state = DONE
+        task.told = not task.run.spec.run  # nobody waits for it
+        task.remakes = -1
+        task.run.asleep += 1
+        task.run.done += 1
+        spec = task.spec
+        read: dict[File, None] = {}
+        for name in dict.fromkeys((*spec.inputs, *spec.mounts, *spec.shared, spec.environment)):
+            file = self._file(name) if name else None
+            if file is not None and name in spec.shared and file.producer is None and file.archive is None:
+                task.extra_files.append(file)
+                continue
+            while file is not None:  # and the archive it is made of
+                read[file] = None
+                file = file.archive
+        task.inputs.extend(read)
+
     def _output(self, task: Task, name: str, run: Run) -> None:
         file = self._file(name)
         file.producer = task
         file.peer_transfer = task.spec.peer_transfer
+        file.reusable = task.spec.reusable
         task.outputs.append(file)
         if run.spec.run:
             run.files.append(file)
             if run.spec.prune_depth == 1:
-                file.foretold = task.spec.readers
+                file.foretold = 0 if task.spec.asleep else task.spec.readers
             else:  # kept until all readers are known, or to the end
                 file.pins += 1
 
@@ -273,7 +296,22 @@ class Mind:
             for file in run.files:
                 file.pins -= 1
                 self.life.settle(file)
+        if run.asleep:
+            for file in [file for file in run.files if file.wanted and not file.at_manager]:
+                self._ask_for(file)
         self.life.check_run(run)
+
+    def _ask_for(self, file: File) -> None:
+        """Have what a sleeping task makes brought to the manager; wake the task only if there is no other way."""
+        task = file.producer
+        if not file.replicas:
+            self.recovery.remake(file)
+        elif task is not None and task.state == DONE:
+            self.life.move(task, "bring")
+            task.run.done -= 1
+            task.bucket = self.placement.bucket_of(task.spec, task.request)
+            self.life.enter(task)
+            self.transfers.upload(file)
 
     def _run_closed(self, event: e.RunClosed) -> None:
         run = self.tables.runs.pop(event.run, None)
@@ -285,7 +323,9 @@ class Mind:
         for file in run.files:
             file.foretold = 0
             file.pins -= pinned
-            if file.pins <= 0:
+            if file.reusable and file.replicas:
+                self.life.spare(file)
+            elif file.pins <= 0:
                 self.life.release(file, "the graph that makes it was closed")
         run.files.clear()
 

@@ -87,6 +87,9 @@ class Recovery:
                     life.recall(task)
         for file in files:
             producer = file.producer
+            if producer is None and file in self._mind.tables.spare:
+                life.drop_spare(file)
+                continue
             retrieving = producer is not None and producer.state == RETRIEVING
             if file.consumers or file.asked or (file.wanted and retrieving):
                 self.remake(file)
@@ -125,8 +128,11 @@ class Recovery:
             task.bucket = mind.placement.bucket_of(task.spec, task.request)
             mind.life.enter(task)
             run.done -= 1
-        run.remade += 1
-        mind.emit(Note(INFO, f"making {task.spec.label} again: its result was lost"))
+        if task.remakes:
+            run.remade += 1
+            mind.emit(Note(INFO, f"making {task.spec.label} again: its result was lost"))
+        else:
+            run.asleep -= 1
         task.missing = 0
         for file in (*task.inputs, *task.extra_files, *task.outputs):
             mind.tables.files.setdefault(file.name, file)  # it may be one that nobody can name any more

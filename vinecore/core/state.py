@@ -16,6 +16,10 @@ pins
     how many reasons beside tasks there are to keep a file (the user's references, a run that prunes nothing)
 released
     nobody can name a file any more: all that is known of it goes when no task needs it
+asleep
+    a task is entered as done though it has never run: it is woken when somebody needs what it makes and nobody has that
+spare
+    a reusable file that no task needs now: kept until its room is needed, or a later run asks for it
 ahead
     a task was sent to the worker that is making its inputs before they exist
 ticket
@@ -96,6 +100,10 @@ class TaskSpec(NamedTuple):
     environment: str = ""
     peer_transfer: bool = True  # whether workers may fetch its outputs from each other
     readers: int = 0  # tasks of the same run that will read its result; known before they are submitted
+    asleep: bool = False
+    reusable: bool = (
+        False  # its result is named after all that it depends on: whoever makes it makes the same
+    )
     options: dict[str, Any] = {}  # noqa: RUF012 - read only, and encoded as it is
 
 
@@ -103,8 +111,8 @@ class File:
     """What is known of one file."""
 
     __slots__ = ("archive", "asked", "at_manager", "consumers", "directory", "fetching", "foretold", "name",
-                 "peer_transfer", "pending", "pins", "producer", "released", "replicas", "size", "stalled", "uploading",
-                 "url", "wanted")  # fmt: skip
+                 "peer_transfer", "pending", "pins", "producer", "released", "replicas", "reusable", "size", "stalled",
+                 "uploading", "url", "wanted")  # fmt: skip
 
     def __init__(self, spec: FileSpec) -> None:
         self.name, self.size, self.at_manager, self.url = spec.name, spec.size, spec.at_manager, spec.url
@@ -120,6 +128,7 @@ class File:
         self.wanted = False  # at the manager
         self.asked = False  # somebody waits to be told that it is there
         self.released = False
+        self.reusable = False
 
     @property
     def available(self) -> bool:
@@ -271,6 +280,7 @@ class Run:
     """A graph that is being computed; run 0 holds the tasks that were submitted by themselves."""
 
     __slots__ = (
+        "asleep",
         "closed",
         "complete",
         "done",
@@ -288,6 +298,7 @@ class Run:
         self.tasks: dict[int, Task] = {}
         self.files: list[File] = []
         self.unfinished = self.done = self.running = self.remade = 0
+        self.asleep = 0  # tasks that have not run because nobody needed them to
         self.complete = False  # all its tasks have been submitted
         self.ended = False  # whoever computes it has been told
         self.closed = False
@@ -299,6 +310,7 @@ class Tables:
     def __init__(self) -> None:
         self.tasks: dict[int, Task] = {}
         self.files: dict[str, File] = {}
+        self.spare: dict[File, None] = {}  # the one that was used last at the end
         self.workers: dict[int, Worker] = {}
         self.libraries: dict[str, Library] = {}
         self.buckets: dict[tuple[Any, ...], Bucket] = {}

@@ -8,7 +8,7 @@
        └────lose───────────┘
 
 "ahead" sends a task to the worker that is making its inputs; "back" returns it when a worker or a slot is lost; "again" wakes a
-finished task whose output is gone and needed. What is not in the table cannot happen: `step` raises.
+finished task whose output is gone and needed; "bring" has one that was found done hold out until its output is at the manager. What is not in the table cannot happen: `step` raises.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ TRANSITIONS: Final[dict[str, dict[str, str]]] = {
     "back": {ASSIGNED: WAITING},
     "hold": {ASSIGNED: RETRIEVING},
     "done": {ASSIGNED: DONE, RETRIEVING: DONE},
+    "bring": {DONE: RETRIEVING},
     "again": {DONE: WAITING, RETRIEVING: WAITING},
     "fail": {WAITING: FAILED, READY: FAILED, ASSIGNED: FAILED, RETRIEVING: FAILED},
     "cancel": {WAITING: CANCELLED, READY: CANCELLED, ASSIGNED: CANCELLED, RETRIEVING: CANCELLED},

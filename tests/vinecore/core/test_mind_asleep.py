@@ -1,0 +1,170 @@
+"""Tasks that are entered as done, and woken only when somebody needs what they make and nobody has that."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.minds import LARGE, Vine, call, endings, outcomes, single
+from vinecore.core import events as e
+from vinecore.core import instructions as i
+from vinecore.core import life
+from vinecore.protocol import messages as m
+
+
+@pytest.fixture
+def vine():
+    vine = Vine()
+    vine.library()
+    return vine
+
+
+def numbered(name_of, number, *inputs, **spec):
+    return call(number, *inputs, result=name_of, asleep=True, reusable=True, **spec)
+
+
+def line(first, *names, **last):
+    """A chain of vertices that make these files, numbered from ``first`` on."""
+    specs = [
+        numbered(name, first + n, *names[max(n - 1, 0) : n], **(last if name == names[-1] else {}))
+        for n, name in enumerate(names)
+    ]
+    return [spec._replace(wanted=(names[-1],)) if spec.result == names[-1] else spec for spec in specs]
+
+
+def finish(vine, size=LARGE):
+    """Let everything run to its end; give the names of what was made."""
+    made = []
+    while running := vine.where():  # some have been sent ahead: in the order of the graph
+        number = min(running)
+        made.append(vine.task(number).spec.result)
+        vine.done(number, size=size)
+    for file in [f for f in vine.tables.files.values() if f.uploading is not None]:
+        vine.feed(stored(file.name, size))
+    return made
+
+
+def stored(name, size):
+    return e.ObjectStored(name, size)
+
+
+def close(vine, run):
+    return vine.feed(e.RunClosed(run))
+
+
+def test_what_is_asked_for_wakes_all_that_it_needs(vine):
+    vine.join()
+    vine.compute(*line(1, "a", "b", "c"))
+    assert finish(vine) == ["a", "b", "c"]
+    assert endings(vine) == {1: "success"}
+    assert (vine.run().done, vine.run().asleep, vine.run().remade) == (3, 0, 0)
+
+
+def test_nothing_runs_that_nobody_needs(vine):
+    vine.join()
+    vine.compute(*line(1, "a", "b"), numbered("unasked", 9))
+    assert finish(vine) == ["a", "b"]
+    assert vine.run().asleep == 1
+
+
+def test_a_later_run_finds_what_an_earlier_one_has_left(vine):
+    worker = vine.join()
+    vine.compute(*line(1, "a", "b", "c"))
+    finish(vine)
+    close(vine, 1)
+    vine.compute(*line(11, "a", "b", "other"), run=2)
+    assert finish(vine) == ["other"]
+    assert endings(vine)[2] == "success"
+    assert (vine.run(2).asleep, vine.run(2).done) == (2, 3)
+    assert vine.holders("b") == {worker}
+
+
+def test_a_target_that_is_there_is_only_brought(vine):
+    vine.join()
+    vine.compute(*line(1, "a", "b"))
+    finish(vine)
+    close(vine, 1)
+    vine.compute(*line(11, "a", "b"), run=2)
+    assert vine.sent(m.Upload) == [(1, m.Upload("b"))]
+    assert finish(vine) == []
+    assert endings(vine)[2] == "success"
+    assert vine.run(2).asleep == 2
+
+
+def test_a_target_that_is_lost_while_it_is_brought_is_made_again(vine):
+    first = vine.join()
+    vine.compute(*line(1, "a", "b"))
+    finish(vine)
+    close(vine, 1)
+    vine.compute(*line(11, "a", "b"), run=2)
+    vine.lose(first)
+    vine.join()
+    assert finish(vine) == ["a", "b"]
+    assert endings(vine)[2] == "success"
+
+
+def test_what_was_reused_and_is_lost_is_made_through_all_its_generations(vine):
+    first = vine.join()
+    vine.compute(*line(1, "a", "b", "c"))
+    finish(vine)
+    close(vine, 1)
+    vine.compute(*line(11, "a", "b", "d"), run=2)
+    vine.lose(first)
+    vine.join()
+    assert finish(vine) == ["a", "b", "d"]
+    assert vine.run(2).remade == 0
+
+
+def test_spare_files_that_are_lost_are_forgotten(vine):
+    worker = vine.join()
+    vine.compute(*line(1, "a", "b"))
+    finish(vine)
+    close(vine, 1)
+    assert {file.name for file in vine.tables.spare} == {"a", "b"}
+    vine.lose(worker)
+    assert not vine.tables.spare
+    assert not {"a", "b"} & set(vine.tables.files)
+
+
+def test_the_manager_does_not_keep_what_a_closed_run_has_brought(vine):
+    vine.join()
+    vine.compute(*line(1, "a"))
+    finish(vine)
+    assert i.Forget("a") in close(vine, 1)
+    assert vine.file("a").producer is None
+
+
+def test_spare_files_are_bounded_and_the_oldest_go_first(vine, monkeypatch):
+    monkeypatch.setattr(life, "MOST_SPARE", 2)
+    vine.join()
+    vine.compute(*line(1, "a", "b", "c"))
+    finish(vine)
+    close(vine, 1)
+    assert {file.name for file in vine.tables.spare} == {"b", "c"}
+    assert (1, "a") in vine.unlinked()
+
+
+def test_the_result_of_an_ordinary_vertex_is_not_kept(vine):
+    vine.join()
+    vine.compute(*line(1, "a"), call(5, "a", wanted=("r5",), readers=0))
+    finish(vine)
+    close(vine, 1)
+    assert "r5" not in vine.tables.files
+
+
+def test_a_single_task_that_sleeps_is_woken_by_its_first_reader(vine):
+    vine.join(cores=2)
+    vine.submit(single(1, asleep=True))
+    assert not vine.where()
+    vine.submit(single(2, "r1"))
+    assert set(vine.where()) == {1}
+    vine.done(1, size=LARGE)
+    vine.done(2)
+    assert outcomes(vine) == {2: "success"}
+
+
+def test_a_sleeper_that_fails_fails_who_needed_it(vine):
+    vine.join(cores=2)
+    vine.submit(single(1, asleep=True))
+    vine.submit(single(2, "r1"))
+    vine.failed(1, "exception", b"why")
+    assert outcomes(vine) == {2: "input missing"}

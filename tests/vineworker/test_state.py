@@ -243,6 +243,34 @@ def test_short_calls_are_written_to_a_slot_ahead_of_need_but_not_without_bound(w
     assert len(worker.sent()) == w.MOST_IN_FLIGHT
 
 
+def test_a_call_that_may_be_long_is_put_behind_nothing(worker):
+    worker.library(slots=1)
+    worker.feed(call(1), call(2), call(3)._replace(function="unknown"))
+    worker.reply(1, 1, wall_s=0.00001)
+    assert worker.sent() == [(1, 2)]
+
+
+def test_nothing_is_put_behind_a_call_that_may_be_long(worker):
+    worker.library(slots=2)
+    worker.feed(call(1))
+    worker.reply(1, 1, wall_s=0.00001)
+    worker.feed(call(2)._replace(function="unknown"), *(call(n) for n in range(3, 100)))
+    long, short = worker.sent()[0][0], {slot for slot, _ in worker.sent()[1:]}
+    assert short == {3 - long}
+    worker.reply(long, 2, wall_s=0.00001)
+    assert {slot for slot, _ in worker.sent()} == {long}, "it was short: this slot gets more at once"
+
+
+def test_one_long_call_is_remembered_for_a_while(worker):
+    worker.library(slots=1)
+    worker.feed(*(call(n) for n in range(1, 100)))
+    worker.reply(1, 1, wall_s=0.00001)
+    waiting = [task for _slot, task in worker.sent()]
+    worker.reply(1, waiting[0], wall_s=0.05)
+    worker.reply(1, *waiting[1:], wall_s=0.00001)
+    assert len(worker.sent()) == 1
+
+
 def test_a_small_result_is_kept_and_sent_only_if_the_manager_wants_it(worker):
     worker.library()
     worker.feed(call(1))

@@ -8,7 +8,8 @@ host
 slot
     a process forked by a host: serves many calls of a library, or one single task
 in flight
-    calls written to a slot's socket and not answered yet; only the first of them can be running
+    calls written to a slot's socket and not answered yet; only the first of them can be running, and the others cannot be
+    taken back: so nothing is put behind a call, or goes behind one, whose function is not known to be short
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from vineworker.calls import Reply
 SHORT_S = 0.001  # calls up to this long are written to a slot ahead of need
 MOST_IN_FLIGHT = 16
 MOST_EMPTY_DEATHS = 5  # slots of a library that die one after another without a call
+MOST_WALLS = 10_000
 SMOOTHING = 0.2
 
 
@@ -164,11 +166,12 @@ class Task:
 class Slot:
     """A forked process."""
 
-    __slots__ = ("host", "id", "in_flight", "killed", "known")
+    __slots__ = ("host", "id", "in_flight", "killed", "known", "short")
 
     def __init__(self, number: int, host: Host) -> None:
         self.id, self.host = number, host
         self.in_flight: deque[Task] = deque()
+        self.short = True  # all that is in flight is expected to be over soon
         self.killed = False  # by this worker: nobody is to blame
         self.known: set[str] = set()
 
@@ -180,12 +183,12 @@ class Host:
         "empty_deaths",
         "environment",
         "library",
-        "mean_s",
         "missing",
         "name",
         "queue",
         "slots",
         "up",
+        "walls",
     )
 
     def __init__(self, name: str, library: m.Library | None, environment: str) -> None:
@@ -194,14 +197,20 @@ class Host:
         self.up = False
         self.queue: deque[Task] = deque()
         self.slots: dict[int, Slot] = {}
-        self.mean_s: float | None = None
+        self.walls: dict[str, float] = {}  # function -> seconds of its calls, the longer ones of late
         self.empty_deaths = 0
 
-    def depth(self) -> int:
-        """How many calls may be in flight to one slot."""
-        if self.mean_s is None or self.mean_s > SHORT_S:
-            return 1
-        return min(MOST_IN_FLIGHT, max(2, int(2 * SHORT_S / max(self.mean_s, 1e-6))))
+    def depth(self, function: str) -> int:
+        """How many calls may be in flight to a slot with one of this function as the last of them."""
+        wall = self.walls.get(function, SHORT_S)
+        return 1 if wall >= SHORT_S else min(MOST_IN_FLIGHT, max(2, int(2 * SHORT_S / max(wall, 1e-6))))
+
+    def learn(self, function: str, wall: float) -> None:
+        """Take notice of how long a call took."""
+        expected = self.walls.get(function, 0.0)
+        if len(self.walls) > MOST_WALLS:
+            self.walls.clear()
+        self.walls[function] = max(wall, expected + SMOOTHING * (wall - expected))
 
 
 def needs(run: m.Run) -> list[str]:
@@ -346,14 +355,15 @@ class WorkerState:
                 if self.tasks.get(task.run.task) is task:
                     self._call(self._new_slot(host, task.run), task)
             return
-        depth = host.depth()
         while queue and host.slots:
             if self.tasks.get(queue[0].run.task) is not queue[0]:
                 queue.popleft()  # it was cancelled
                 continue
             slot = min(host.slots.values(), key=_load)
-            if len(slot.in_flight) >= depth or slot.killed:
+            depth = host.depth(queue[0].run.function)
+            if slot.killed or len(slot.in_flight) >= (depth if slot.short else 1):
                 return
+            slot.short = depth > 1
             self._call(slot, queue.popleft())
 
     def _call(self, slot: Slot, task: Task) -> None:
@@ -380,8 +390,8 @@ class WorkerState:
             host.empty_deaths = 0
             if host.library is None:
                 continue  # its outputs are collected first; then it comes back as TaskOver
-            mean = host.mean_s
-            host.mean_s = reply.wall_s if mean is None else max(mean + SMOOTHING * (reply.wall_s - mean), 0.0)
+            host.learn(task.run.function, reply.wall_s)
+            slot.short = slot.short or not slot.in_flight
             if self.tasks.get(reply.task) is task:
                 del self.tasks[reply.task]
                 self._finish(task.run, reply)
@@ -554,8 +564,8 @@ class WorkerState:
             self._out.append(Say(m.Failed(task.run.task, "crash", event.info, b"")))
 
 
-def _load(slot: Slot) -> tuple[bool, int]:
-    return slot.killed, len(slot.in_flight)
+def _load(slot: Slot) -> tuple[bool, bool, int]:
+    return slot.killed, not slot.short, len(slot.in_flight)
 
 
 def _inline(reply: Reply) -> bool:

@@ -33,12 +33,15 @@ bench: $(HEP)/.stamp
 	$(HEP)/bin/python -m benchmarks $(ARGS)
 
 $(HEP)/.stamp: EXTRAS := .[hep,dev]
+# where there is no wheel of it, it would have to be compiled: then its tests are skipped
+$(HEP)/.stamp: OPTIONAL := .[xrootd]
 $(NEWEST)/.stamp: EXTRAS := .[dev]
 $(NEWEST)/.stamp: NEWER := 'dask>=2026'
 
 %/.stamp: pyproject.toml
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --editable '$(EXTRAS)' $(NEWER)
+	$(if $(OPTIONAL),$*/bin/python -m pip install --quiet --only-binary xrootd --editable '$(OPTIONAL)' || echo 'not installed: $(OPTIONAL)')
 	touch $@
 
 clean:

@@ -19,8 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vinecore import errors
+from vinecore import addresses, errors
 from vinecore import secrets as password
+from vinecore.addresses import Look
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.allocation import Request, parse_mode
@@ -36,7 +37,7 @@ log = logging.getLogger("vinecore")
 
 DEFAULT_PORT = 9123
 SCHEDULERS = ("files", "time", "rand", "worst", "disk", "fcfs")
-CACHE_NAME = re.compile(r"(?:untar-)?((?:file|dir)-[0-9a-f]{40})(?:-for-\d+)?")
+CACHE_NAME = re.compile(r"(?:untar-)?((?:file|dir|url)-[0-9a-f]{40})(?:-for-\d+)?")
 TUNABLE = ("worker-source-max-transfers", "file-source-max-transfers", "category-steady-n-tasks")
 
 
@@ -85,7 +86,7 @@ class Manager:
         ] = {}  # files that somebody waits for -> where to write why they cannot be had
         self._libraries: dict[str, tuple[str, list[str]]] = {}
         self._worker_names: dict[int, str] = {}
-        self._sources: dict[str, str] = {}  # cache names of the user's own files -> their paths
+        self._sources: dict[str, str] = {}  # cache names -> what the user calls them: paths and addresses
         self._missing = ""
         self._warned: set[str] = set()
         self._submitted = self._done = self._failed = 0
@@ -315,13 +316,26 @@ class Manager:
         return File(self, "temp", name, level="workflow")
 
     def declare_url(self, url: str, cache: bool | str = False, peer_transfer: bool = True) -> File:
-        """Name something that workers fetch from an address: http, https, ftp or file."""
-        if "://" not in url:
-            msg = f"{url!r} is not an address: it has no ://"
-            raise ValueError(msg)
-        name = content_name("url", url.encode())
-        self._declare(FileSpec(name, url=url, peer_transfer=peer_transfer))
-        return File(self, "url", name, source=url, level=level_of(cache), peer_transfer=peer_transfer)
+        """Name something that workers fetch from an address: http, https, ftp, file (on the worker's disk) or root (XRootD).
+
+        It is named by the address and by what its server says of the content, so a content that has changed is another file. A server
+        that does not answer here may still be one that workers reach.
+
+        Raises
+        ------
+        ValueError
+            It is not such an address.
+        """
+        level, look = level_of(cache), addresses.look(url)
+        name = addresses.name(url, look)
+        if (
+            url[:5].lower() == "file:"
+        ):  # what other machines have under this path need not be what this one has
+            look = Look()
+        size = look.known_size
+        self._sources[name] = url
+        self._declare(FileSpec(name, size, url=url, peer_transfer=peer_transfer, validator=look.validator))
+        return File(self, "url", name, source=url, size=size, level=level, peer_transfer=peer_transfer)
 
     def declare_untar(self, tarball: File, cache: bool | str = False, peer_transfer: bool = True) -> File:
         """Name the directory that an archive unpacks to; it is unpacked on the workers, once."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,6 @@ from daskvine.demo import kernels
 from daskvine.demo.nanoaod import TREE
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator, Sequence
 
 Axis = hist.axis.Regular
@@ -143,7 +143,8 @@ def open_events(files: Sequence[str | os.PathLike[str]], steps_per_file: int = 1
     Parameters
     ----------
     files
-        Paths of ROOT files with a tree ``Events``, on a disk that the workers see too.
+        ROOT files with a tree ``Events``: paths on a disk that the workers see too, or addresses (``http://``, ``root://``) that uproot
+        reads from.
     steps_per_file
         Each file becomes this many partitions of nearly equal size (fewer if it has fewer events).
 
@@ -152,12 +153,14 @@ def open_events(files: Sequence[str | os.PathLike[str]], steps_per_file: int = 1
     dask_awkward.Array
         NanoEvents in dask mode.
     """
-    fileset = {
-        str(Path(path).resolve()): {"object_path": TREE, "steps": _steps(path, steps_per_file)}
-        for path in files
-    }
+    fileset = {_place(path): {"object_path": TREE, "steps": _steps(path, steps_per_file)} for path in files}
     with quiet_cross_references():
         return NanoEventsFactory.from_root(fileset, schemaclass=NanoAODSchema, mode="dask").events()
+
+
+def _place(path: str | os.PathLike[str]) -> str:
+    text = os.fspath(path)
+    return text if "://" in text else str(Path(text).resolve())
 
 
 def _steps(path: str | os.PathLike[str], steps: int) -> list[list[int]]:

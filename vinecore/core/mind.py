@@ -152,7 +152,8 @@ class Mind:
                 file.archive.pins += 1
             if spec.at_manager and not file.at_manager:
                 file.at_manager, file.size = True, spec.size
-            file.url = file.url or spec.url
+            if spec.url:
+                file.url, file.validator = spec.url, spec.validator
             file.released = False
             file.pins += 1
             if new and file.available:

@@ -50,6 +50,7 @@ class FileSpec(NamedTuple):
     archive: str = ""  # the file this one is unpacked from
     directory: bool = False
     peer_transfer: bool = True
+    validator: tuple[str, ...] = ()  # of a url: as in `protocol.messages.Fetch`
 
 
 class LibrarySpec(NamedTuple):
@@ -112,11 +113,15 @@ class File:
 
     __slots__ = ("archive", "asked", "at_manager", "consumers", "directory", "fetching", "foretold", "name",
                  "peer_transfer", "pending", "pins", "producer", "released", "replicas", "reusable", "size", "stalled",
-                 "uploading", "url", "wanted")  # fmt: skip
+                 "uploading", "url", "validator", "wanted")  # fmt: skip
 
     def __init__(self, spec: FileSpec) -> None:
         self.name, self.size, self.at_manager, self.url = spec.name, spec.size, spec.at_manager, spec.url
-        self.directory, self.peer_transfer = spec.directory, spec.peer_transfer
+        self.directory, self.peer_transfer, self.validator = (
+            spec.directory,
+            spec.peer_transfer,
+            spec.validator,
+        )
         self.archive: File | None = None
         self.producer: Task | None = None
         self.consumers: dict[Task, None] = {}

@@ -106,7 +106,8 @@ class Transfers:
         else:
             address = source.data_address
             source.outgoing += 1
-        self._mind.emit(Send(worker.id, m.Fetch(file.name, file.size, address, file.directory)))
+        validator = file.validator if source == file.url else ()
+        self._mind.emit(Send(worker.id, m.Fetch(file.name, file.size, address, file.directory, validator)))
         return True
 
     def _source(self, worker: Worker, file: File) -> Worker | str | None:

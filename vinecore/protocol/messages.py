@@ -7,6 +7,7 @@ are the manager's; object names are cache names (see the design page, "Names and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Union
 
 
@@ -52,6 +53,7 @@ class Fetch(NamedTuple):
     size: int  # bytes, -1 where nobody knows
     source: str  # "host:port", "manager", or a URL
     directory: bool
+    validator: Sequence[str] = ()  # of a URL: ETag and date of what was declared, if its server told
 
 
 class Unpack(NamedTuple):

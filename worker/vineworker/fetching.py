@@ -1,4 +1,4 @@
-"""Getting objects from peers, the manager and URLs, and bringing them to the manager: blocking work for a few helper threads."""
+"""Getting objects from peers, the manager and addresses, and bringing them to the manager: blocking work for a few helper threads."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import time
 from typing import Any, Callable
 
 from vinecore.protocol import bulk, messages
+from vineworker.addresses import Addresses
 from vineworker.cache import Cache
+from vineworker.warden import Warden
 
 MOST_IDLE_PER_PEER = 2
 MOST_IDLE_S = bulk.IDLE_S / 2
-URL_TIMEOUT_S = 60.0
-HTTP_GONE = (400, 401, 403, 404, 405, 410)
-"""Answers that stay the same however often one asks."""
 
 
 class Fetcher:
@@ -29,10 +28,15 @@ class Fetcher:
         Address of the manager.
     secret, peer_key
         What the manager, and what the peers of this session ask for.
+    warden
+        Is told of the processes that fetch for it.
     """
 
-    def __init__(self, cache: Cache, manager: tuple[str, int], secret: bytes, peer_key: bytes) -> None:
+    def __init__(
+        self, cache: Cache, manager: tuple[str, int], secret: bytes, peer_key: bytes, warden: Warden
+    ) -> None:
         self._cache, self._manager, self._secret, self._peer_key = cache, manager, secret, peer_key
+        self._addresses = Addresses(warden)
         self._idle: dict[str, list[tuple[float, bulk.Client]]] = {}
         self._busy: set[bulk.Client] = set()
         self._closed = False
@@ -51,7 +55,7 @@ class Fetcher:
         path = self._cache.temporary(fetch.name)
         try:
             if "://" in fetch.source:
-                self._from_url(fetch.source, path)
+                self._addresses.fetch(fetch.source, path, fetch.size, fetch.validator)
                 size = os.path.getsize(path)
             else:
                 size = self._from_peer(fetch, path)
@@ -68,28 +72,6 @@ class Fetcher:
 
     def _from_peer(self, fetch: messages.Fetch, path: str) -> int:
         return int(self._talk(fetch.source, lambda client: client.get(fetch.name, path)))
-
-    def _from_url(self, url: str, path: str) -> None:
-        import urllib.request  # with its http and ssl as large as the rest of the worker
-
-        try:
-            answer = urllib.request.urlopen(url, timeout=URL_TIMEOUT_S)  # noqa: S310 - the user has declared it
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code in HTTP_GONE:
-                raise bulk.Gone(str(error)) from error
-            raise
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, FileNotFoundError):
-                raise bulk.Gone(str(error.reason)) from error
-            raise
-        with answer, open(path, "wb") as file:
-            length = answer.headers.get("Content-Length")
-            while chunk := answer.read(bulk.CHUNK):
-                file.write(chunk)
-            if length is not None and file.tell() != int(length):
-                msg = f"{url}: {file.tell()} bytes came, {length} were announced"
-                raise ValueError(msg)
 
     def upload(self, name: str) -> None:
         """Bring an object to the manager."""
@@ -178,6 +160,7 @@ class Fetcher:
 
     def close(self) -> None:
         """Cut all connections; transfers under way fail."""
+        self._addresses.close()
         with self._lock:
             self._closed = True
             for client in self._busy:

@@ -187,7 +187,9 @@ class Session:
             self.peer_key = bytes.fromhex(messages[0].peer_key)
             self._python = messages[0].python
             manager = (self._settings.host, self._settings.port)
-            self._fetcher = fetching.Fetcher(self.cache, manager, self._settings.secret, self.peer_key)
+            self._fetcher = fetching.Fetcher(
+                self.cache, manager, self._settings.secret, self.peer_key, self._warden
+            )
             log.info("worker %d of manager %s", messages[0].worker, messages[0].manager)
         self._obey(self._state.handle(messages))
 
@@ -544,4 +546,4 @@ class Session:
 
 
 def _say_error(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, bulk.Gone) else f"{type(error).__name__}: {error}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 
 SCRIPT = r"""
@@ -49,6 +50,7 @@ class Warden:
         self._pipe = self._shell.stdin.fileno()
         os.set_blocking(self._pipe, False)
         self._unsaid = b""
+        self._lock = threading.Lock()  # the threads that fetch start processes, too
 
     def watch(self, group: int) -> None:
         """A process group has been started."""
@@ -59,15 +61,16 @@ class Warden:
         self._say(f"- {group}\n")
 
     def _say(self, line: str) -> None:
-        self._unsaid += line.encode()
-        if len(self._unsaid) > MOST_UNSAID:
-            self._shell.kill()
-        try:
-            self._unsaid = self._unsaid[os.write(self._pipe, self._unsaid) :]
-        except BlockingIOError:  # it is busy; the next line takes this one with it
-            pass
-        except OSError:  # somebody has killed the warden; that must not harm the worker
-            self._unsaid = b""
+        with self._lock:
+            self._unsaid += line.encode()
+            if len(self._unsaid) > MOST_UNSAID:
+                self._shell.kill()
+            try:
+                self._unsaid = self._unsaid[os.write(self._pipe, self._unsaid) :]
+            except BlockingIOError:  # it is busy; the next line takes this one with it
+                pass
+            except OSError:  # somebody has killed the warden; that must not harm the worker
+                self._unsaid = b""
 
     def close(self) -> None:
         """Let it do what is left to do, and end."""

@@ -46,6 +46,11 @@ def boolean(value: object) -> bool:
     return value
 
 
+def boolean_or_function(value: object) -> object:
+    """Take True, False or a function."""
+    return value if callable(value) else boolean(value)
+
+
 def integer(*, least: int) -> Check:
     """Make a check that takes an integer of at least ``least``."""
 

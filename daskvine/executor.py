@@ -66,7 +66,9 @@ class DaskVine(Manager):
         self._runs: dict[int, GraphRun] = {}
         self._run_numbers = itertools.count(1)
         self._learning: set[str] = set()
-        self._get_lock = threading.Lock()
+        self.reuse_lock = (
+            threading.Lock()
+        )  # who names results by recipes must not meet another one who makes the same
         self._closers.append(_shuffle_by_tasks())
         self._engine.listen(i.RunEnded, self._run_ended)
         self._engine.listen(i.VertexEnded, self._vertex_ended)
@@ -200,6 +202,15 @@ class DaskVine(Manager):
         path = str(options.environment) if options.env_per_task and not in_library else ""
         varying = {name: value for name, value in variables.items() if callable(value)}
         return Settings(request, environment, path, tuple(mounts), task_options, varying)
+
+    def circumstances(self, options: Options) -> Any:
+        """Give what the result of any vertex depends on beside its own code and inputs."""
+        environment = options.environment
+        if environment is not None and not isinstance(environment, File):
+            environment = os.path.abspath(environment)
+        files = [(file.cache_name, remote) for file, remote in (options.extra_files or {}).items()]
+        named = environment.cache_name if isinstance(environment, File) else environment
+        return named, files, dict(options.env_vars or {}), options.lib_command, options.wrapper
 
     def variables(self, chosen: Mapping[str, str | Callable[..., str]], task: Any) -> dict[str, str]:
         """Give the environment variables of a task or library; functions are called with this manager and the task."""

@@ -281,6 +281,13 @@ class Options:
     wrapper_proc: Callable[[Any], object] = _option(
         print, "a function of one argument", "Called with what wrapper returned as extra.", checks.function
     )
+    reuse: bool | Callable[..., Any] = _option(
+        False,
+        "True, False, or a function (key) that says which vertices make the same each time",
+        "A vertex whose code, arguments, inputs, environment and packages are those of an earlier computation is not run "
+        "again where workers still have its result. Results stay on the workers as long as there is room.",
+        checks.boolean_or_function,
+    )
     prune_depth: int = _option(
         1,
         "an integer, 0 or more",

@@ -6,6 +6,7 @@ import base64
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dask.callbacks import local_callbacks
@@ -16,6 +17,7 @@ from daskvine.compiling import Compiler
 from daskvine.graph import Graph, Key
 from daskvine.options import RESOURCES, Options
 from daskvine.progress import Snapshot, make_progress
+from daskvine.recipes import RECIPE, Recipes
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.allocation import Request
@@ -68,6 +70,8 @@ class GraphRun:
     ----------
     vertices : int
         How many vertices there are.
+    executed : int
+        How many of them were run; the others were found, or nobody needed them.
     remade : int
         How many were run again because their result was lost.
     """
@@ -86,6 +90,8 @@ class GraphRun:
         self._temporary: list[str] = []
         self.vertices = len(graph.vertices)
         self.done = self.remade = self.moved_bytes = 0
+        self.executed = self.vertices
+        self._twins: dict[str, list[Key]] = {}  # vertices that make the same, by the name of that
         self._callbacks: list[Any] = []
 
     # ---- from the engine's thread
@@ -105,6 +111,7 @@ class GraphRun:
         """Run everything; give the value of each target."""
         options, graph = self._options, self._graph
         with (
+            self._manager.reuse_lock if options.reuse else nullcontext(),
             local_callbacks(None) as callbacks,
             make_progress(options.progress_label, options.progress_disable) as progress,
         ):
@@ -129,6 +136,8 @@ class GraphRun:
             compiler: Compiler | None = None
             try:
                 compiler = self._compiler()
+                if options.reuse:
+                    self._name_by_recipe()
                 self._submit(compiler, progress, state)
                 self._engine.post(e.RunSubmitted(self.number))
                 while not self._over.wait(LOOK_S):
@@ -157,6 +166,17 @@ class GraphRun:
         self._readers = Counter(d for found in self._graph.dependencies.values() for d in found)
         return compiler
 
+    def _name_by_recipe(self) -> None:
+        """Name results so that the next computation finds them."""
+        manager, options = self._manager, self._options
+        deterministic = options.reuse if callable(options.reuse) else lambda _key: True
+        recipes = Recipes(self._graph, manager.circumstances(options), deterministic)
+        for key in self._graph.vertices:
+            name = recipes.name(key) or manager.result_name(next(manager._numbers))
+            self._results[key] = name
+            self._twins.setdefault(name, []).append(key)
+        self.vertices = self.executed = len(self._twins)
+
     def _submit(self, compiler: Compiler, progress: Any, state: _CallbackState | None) -> None:
         size = min(SLICE, self._options.submit_per_cycle or SLICE)
         slice_: list[TaskSpec] = []
@@ -165,9 +185,12 @@ class GraphRun:
         checkpoint = self._options.checkpoint_fn
         targets = set(self._graph.targets)
         for number, key in enumerate(self._graph.vertices):
-            wanted = key in targets or not self._options.worker_transfers
+            twins = self._twins.get(self._results[key], [key]) if self._twins else [key]
+            if twins[0] is not key:
+                continue
+            wanted = not self._options.worker_transfers or any(twin in targets for twin in twins)
             if not wanted and checkpoint is not None:
-                wanted = bool(checkpoint(depths, key))
+                wanted = any(checkpoint(depths, twin) for twin in twins)
             slice_.append(
                 self._spec(compiler, number, key, wanted, depths.depth_of(key) if needs_depth else 0)
             )
@@ -218,7 +241,9 @@ class GraphRun:
     def _spec(self, compiler: Compiler, rank: int, key: Key, wanted: bool, depth: int) -> TaskSpec:
         task = next(self._manager._numbers)
         self._keys[task] = key
-        result = self._results[key] = self._manager.result_name(task)
+        result = self._results.get(key)
+        if result is None:
+            result = self._results[key] = self._manager.result_name(task)
         try:
             call = compiler.compile(key)
         except Exception as error:
@@ -244,6 +269,7 @@ class GraphRun:
             task, str(key), result, self.number, self._library, call.function, call.payload, call.shared, call.inputs,
             mounts=settings.mounts, wanted=(result,) if wanted else (), category=category, request=request, priority=rank, depth=depth,
             environment=environment, peer_transfer=self._options.worker_transfers, readers=self._readers[key], options=options,
+            asleep=bool(self._twins), reusable=result.startswith(RECIPE),
         )  # fmt: skip
 
     # ---- meanwhile
@@ -263,12 +289,15 @@ class GraphRun:
         progress.update(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
-        def read(mind: Any) -> tuple[int, int, int, int, int]:
+        def read(mind: Any) -> tuple[int, ...]:
             run = mind.tables.runs.get(self.number)
-            counts = (run.done, run.running, run.remade) if run is not None else (self.vertices, 0, 0)
+            counts = (
+                (self.vertices, 0, 0, 0) if run is None else (run.done, run.running, run.remade, run.asleep)
+            )
             return (*counts, len(mind.tables.workers), mind.moved_bytes)
 
-        self.done, running, self.remade, workers, self.moved_bytes = self._engine.call(read)
+        self.done, running, self.remade, asleep, workers, self.moved_bytes = self._engine.call(read)
+        self.executed = self.vertices - asleep
         waiting = max(0, self.vertices - self.done - running)
         return Snapshot(
             self.vertices,

@@ -1,0 +1,171 @@
+"""What was computed before is found, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import dask
+import dask.array as da
+import pytest
+
+from daskvine import DaskVine
+from tests.daskvine import vertices as v
+from tests.support import until
+
+
+@pytest.fixture
+def m():
+    """A manager whose workers hold nothing yet."""
+    with DaskVine.local(workers=1, cores=2, memory_mb=2000, disk_mb=2000) as m:
+        yield m
+
+
+def test_the_same_again_runs_nothing(m, task_mode):
+    graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "end": (v.inc, "b")}
+    for executed in (3, 0, 0):
+        assert m.get(graph, "end", task_mode=task_mode, reuse=True) == 4
+        assert (m.last_run.executed, m.last_run.vertices) == (executed, 3)
+
+
+def test_only_what_changed_and_what_depends_on_it_runs(m, task_mode):
+    options = {"task_mode": task_mode, "reuse": True}
+    graph = {
+        "a": (v.inc, 1),
+        "b": (v.inc, 10),
+        "ab": (sum, ["a", "b"]),
+        "c": (v.inc, 100),
+        "all": (sum, ["ab", "c"]),
+    }
+    assert m.get(graph, "all", **options) == 114
+    graph["c"] = (v.inc, 200)
+    assert m.get(graph, "all", **options) == 214
+    assert m.last_run.executed == 2
+
+
+def test_without_the_option_everything_runs_and_nothing_is_kept(m):
+    graph = {"a": (v.inc, 1), "end": (v.inc, "a")}
+    for _ in range(2):
+        assert m.get(graph, "end", task_mode="function-calls") == 3
+        assert m.last_run.executed == 2
+    assert not m._engine.call(lambda mind: mind.tables.spare)
+
+
+def test_keys_do_not_matter(m):
+    options = {"task_mode": "function-calls", "reuse": True}
+    for _ in range(2):
+        increased = dask.delayed(v.inc)(1)  # with another random key each time
+        assert dask.delayed(v.inc)(increased).compute(scheduler=m.get, **options) == 3
+    assert m.last_run.executed == 0
+
+
+def test_collections(m):
+    x = da.ones((40, 40), chunks=10)
+    for _ in range(2):
+        assert ((x + x.T) @ x).sum().compute(
+            scheduler=m.get, task_mode="function-calls", reuse=True
+        ) == 2 * 40**3
+    assert m.last_run.executed == 0
+
+
+def test_vertices_that_make_the_same_are_run_once(m):
+    graph = {"a": (v.inc, 1), "b": (v.inc, 1), "c": (v.inc, 2)}
+    assert m.get(graph, ["a", "b", "c"], task_mode="function-calls", reuse=True) == (2, 2, 3)
+    assert (m.last_run.vertices, m.last_run.executed) == (2, 2)
+
+
+def test_only_vertices_that_make_the_same_each_time_are_found(m):
+    graph = {"a": (v.inc, 1), "random": (v.inc, 2), "end": (sum, ["a", "random"])}
+    for _ in range(2):
+        assert m.get(graph, "end", task_mode="function-calls", reuse=lambda key: key != "random") == 5
+    assert m.last_run.executed == 2
+
+
+def test_what_nobody_needs_any_more_is_not_made_again(m):
+    """The inputs of what is found need not be there."""
+    options = {"task_mode": "function-calls", "reuse": True}
+    graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
+    assert m.get(graph, "b", **options) == 3
+    m._engine.call(
+        lambda mind: mind.life.drop_spare(next(f for f in mind.tables.spare if f.size))
+    )  # that of "a"
+    assert m.get(graph, "c", **options) == 4
+    assert m.last_run.executed == 1
+
+
+def test_what_is_lost_with_its_worker_is_made_again(m):
+    options = {"task_mode": "function-calls", "reuse": True}
+    graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
+    assert m.get(graph, "b", **options) == 3
+    m.factory.processes[0].kill()
+    until(lambda: not m._engine.call(lambda mind: mind.tables.spare), "the worker to be gone")
+    assert m.get(graph, "c", **options) == 4
+    assert m.last_run.executed == 3
+
+
+def test_variables_of_the_environment_count(m):
+    graph = {"x": (v.variable, "WORD")}
+    found = [
+        m.get(graph, "x", task_mode="function-calls", env_vars={"WORD": word}, reuse=True)
+        for word in ("one", "two", "one")
+    ]
+    assert found == ["one", "two", "one"]
+    assert m.last_run.executed == 0
+
+
+def test_two_computations_at_once_take_turns(m):
+    gate = threading.Barrier(2)
+
+    def compute(number):
+        gate.wait(60)
+        graph = {"a": (v.inc, 1), ("b", number): (v.inc, "a"), "end": (sum, [("b", number), number])}
+        return m.get(graph, "end", task_mode="function-calls", reuse=True)
+
+    with ThreadPoolExecutor(2) as threads:
+        assert sorted(threads.map(compute, (10, 20))) == [13, 23]
+
+
+def test_after_an_error_what_was_made_is_found(m):
+    options = {"task_mode": "function-calls", "reuse": True}
+    graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "end": (v.divide, 0, "b")}
+    with pytest.raises(TypeError):
+        m.get(graph, "end", **options)
+    graph["end"] = (v.inc, "b")
+    assert m.get(graph, "end", **options) == 4
+    assert m.last_run.executed == 1
+
+
+def test_an_edited_query_runs_alone(m, tmp_path):
+    """Eight queries on the same events; one of them is changed, as in a notebook, where everything is defined again."""
+    pytest.importorskip(
+        "coffea.nanoevents", reason="the queries need coffea with dask-awkward", exc_type=ImportError
+    )
+    pytest.importorskip(
+        "dask_awkward", reason="the queries need coffea with dask-awkward", exc_type=ImportError
+    )
+    from daskvine.demo.nanoaod import write_dataset
+    from daskvine.demo.queries import QUERIES, open_events
+
+    files = write_dataset(tmp_path, files=2, events=500)
+
+    def compute(changed):
+        events = open_events(files, steps_per_file=2)
+        counts = {}
+        for name, query in QUERIES.items():
+            lazy = changed(events) if changed is not None and name == "Q2" else query.histograms(events)
+            dask.compute(*lazy, scheduler=m.get, task_mode="function-calls", reuse=True)
+            counts[name] = m.last_run.executed
+        return counts
+
+    import dask_awkward as ak
+    import hist.dask
+
+    def changed(events):
+        return (hist.dask.Hist.new.Reg(100, 15, 215, name="x").Double().fill(ak.flatten(events.Jet.pt) + 1),)
+
+    first = compute(None)
+    assert all(first.values())
+    assert set(compute(None).values()) == {0}
+    after = compute(changed)
+    assert after.pop("Q2") > 0
+    assert set(after.values()) == {0}

@@ -42,6 +42,7 @@ DEFAULTS = {
     "wrapper": None,
     "wrapper_proc": print,
     "prune_depth": 1,
+    "reuse": False,  # which TaskVine does not have
 }
 
 
@@ -101,6 +102,8 @@ ACCEPTED = [
     ("wrapper", FUNCTION, FUNCTION),
     ("wrapper_proc", FUNCTION, FUNCTION),
     ("prune_depth", 0, 0),
+    ("reuse", True, True),
+    ("reuse", len, len),
 ]
 
 
@@ -160,6 +163,7 @@ def test_accepted_values(spelling, given, canonical):
         ("wrapper", "f", TypeError, "function"),
         ("wrapper_proc", None, TypeError, "function"),
         ("prune_depth", -1, ValueError, "0 or more"),
+        ("reuse", 1, TypeError, "function"),
     ],
 )
 def test_bad_values_say_what_is_taken_and_what_was_given(name, given, error, words):

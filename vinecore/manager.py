@@ -29,7 +29,7 @@ from vinecore.core.state import FileSpec
 from vinecore.files import File, content_name, level_of, path_name
 from vinecore.io.engine import Engine
 from vinecore.libraries import Context, LibraryTask
-from vinecore.protocol import bulk, values
+from vinecore.protocol import bulk, values, xrootd
 from vinecore.tasks import PythonTask, Task
 from vinecore.versions import explain_mismatch, package_versions, python_version
 
@@ -37,7 +37,7 @@ log = logging.getLogger("vinecore")
 
 DEFAULT_PORT = 9123
 SCHEDULERS = ("files", "time", "rand", "worst", "disk", "fcfs")
-CACHE_NAME = re.compile(r"(?:untar-)?((?:file|dir|url)-[0-9a-f]{40})(?:-for-\d+)?")
+CACHE_NAME = re.compile(r"(?:untar-)?((?:xrootd-)?(?:file|dir|url|minitask)-[0-9a-f]{40})(?:-for-\d+)?")
 TUNABLE = ("worker-source-max-transfers", "file-source-max-transfers", "category-steady-n-tasks")
 
 
@@ -362,6 +362,118 @@ class Manager:
             package = self.declare_file(package, cache)
         file = self.declare_untar(package, cache, peer_transfer)
         file.kind = "poncho"
+        return file
+
+    def declare_minitask(
+        self, task: Task, source: str, cache: bool | str = False, peer_transfer: bool = True
+    ) -> File:
+        """Name a file or directory that a shell command makes on a worker, once it is needed for the first time.
+
+        It is named by the command and all that this reads, so the same command is taken to make the same each time. When all copies are
+        lost it is made again. A command that does not return 0 has made nothing.
+
+        Parameters
+        ----------
+        task
+            The command with its inputs; it is not submitted. If it says nothing of its needs it gets one core.
+        source
+            What it makes: a name in its folder.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not a task for that.
+
+        Examples
+        --------
+        >>> unzip = Task("gunzip < in > out")  # doctest: +SKIP
+        >>> unzip.add_input(m.declare_url("https://example.org/data.gz"), "in")
+        >>> data = m.declare_minitask(unzip, "out")
+        """
+        what = f"{source!r} of the mini task {task.command!r}" if isinstance(task, Task) else ""
+        return self._make_later(task, source, "minitask", "", what, cache, peer_transfer)
+
+    def declare_xrootd(
+        self,
+        source: str,
+        proxy: File | str | Path | None = None,
+        env: File | str | Path | None = None,
+        cache: bool | str = False,
+        peer_transfer: bool = True,
+    ) -> File:
+        """Name a file on an XRootD server.
+
+        Parameters
+        ----------
+        source
+            Its address: ``root://server//path``.
+        proxy
+            A file with an X.509 proxy, which travels to the worker that fetches; None for what workers have by themselves.
+        env
+            An environment (`declare_poncho`) with ``xrdcp``, or with Python's XRootD; None for the worker's own.
+
+        Raises
+        ------
+        ValueError
+            It is no such address.
+        """
+        if addresses.check(source) not in xrootd.SCHEMES:
+            msg = f"{source!r} is not the address of a file on an XRootD server: root://server//path"
+            raise ValueError(msg)
+        if proxy is None and env is None:
+            return self.declare_url(source, cache, peer_transfer)
+        task = Task(xrootd.script(source, "file", proxy="proxy" if proxy else ""), env=xrootd.SETTINGS)
+        if proxy is not None:
+            # it belongs to one user: no worker gets it from another one
+            file = proxy if isinstance(proxy, File) else self.declare_file(proxy, peer_transfer=False)
+            task.add_input(file, "proxy")
+        if env is not None:
+            task.add_environment(env if isinstance(env, File) else self.declare_poncho(env, cache))
+        name = addresses.name(source, addresses.look(source))
+        return self._make_later(task, "file", "url", f"xrootd-{name}", source, cache, peer_transfer)
+
+    def declare_starch(
+        self, starch: File | str | Path, cache: bool | str = True, peer_transfer: bool = True
+    ) -> File:
+        """Name the directory that a package made by ``starch`` extracts to; for `Task.add_starch_package`, or as an input.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such package.
+        """
+        if not isinstance(starch, File):
+            if not Path(starch).is_file():
+                msg = f"the package {starch} does not exist: make one with starch"
+                raise FileNotFoundError(msg)
+            starch = self.declare_file(starch, cache, peer_transfer)
+        task = Task(
+            "SFX_DIR=package SFX_EXTRACT_ONLY=1 SFX_EXTRACT_FORCE=1 /bin/sh ./sfx && test -x package/run.sh"
+        )
+        task.add_input(starch, "sfx")
+        what = starch.source or starch.cache_name
+        return self._make_later(task, "package", "starch", "", what, cache, peer_transfer)
+
+    def _make_later(
+        self, task: Task, source: str, kind: str, name: str, what: str, cache: bool | str, peer_transfer: bool
+    ) -> File:
+        """Declare what a task makes, and hand the task over to be run when that is needed."""
+        level = level_of(cache)
+        if type(task) is not Task or task.outputs:
+            msg = (
+                f"{task!r} cannot make a file on demand: use a Task, a shell command, that has no outputs yet"
+            )
+            raise TypeError(msg)
+        if task.id is not None:
+            msg = f"task {task.id} has been submitted already: a task that makes a file on demand is not"
+            raise ValueError(msg)
+        name = name or content_name("minitask", f"{source}\n{task.recipe()}".encode())
+        file = File(self, kind, name, source=what, level=level, peer_transfer=peer_transfer)
+        number = next(self._numbers)
+        spec = task.on_demand(self, number, file, source, what)
+        self._sources[name] = what
+        self._declare(FileSpec(name, peer_transfer=peer_transfer))
+        self._engine.post(e.TasksSubmitted([spec]))
         return file
 
     def undeclare_file(self, file: File) -> None:

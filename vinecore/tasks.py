@@ -88,6 +88,13 @@ class Task:
         """Run in this environment (`Manager.declare_poncho`)."""
         self._environment = self._checked(file)
 
+    def add_starch_package(self, file: File) -> None:
+        """Run with the programs and libraries of this package (`Manager.declare_starch`)."""
+        if self._checked(file).kind != "starch":
+            msg = f"{file!r} is not an extracted package: declare it first with m.declare_starch"
+            raise TypeError(msg)
+        self.add_environment(file)
+
     def set_env_var(self, name: str, value: str | None = None) -> None:
         """Set an environment variable; None takes it away."""
         if (
@@ -221,6 +228,21 @@ class Task:
         self.command.encode()  # what cannot be encoded could not be sent either
         options: dict[str, Any] = {"command": self.command, **self._common(manager)}
         return self._spec(number, options=options, python=False)
+
+    def recipe(self) -> str:
+        """All that decides what it does, as text."""
+        environment = self._environment.cache_name if self._environment else ""
+        mounts = [(file.cache_name, remote, symlink) for file, remote, symlink in self._mounts]
+        return repr((self.command, mounts, sorted(self._variables.items()), environment))
+
+    def on_demand(self, manager: Manager, number: int, file: File, source: str, what: str) -> TaskSpec:
+        """Describe it to the mind as one that runs only when the file that it makes is needed."""
+        self._outputs.append((file, inside(source), "success"))
+        if not any(value is not None for value in self._request.values()):
+            self.set_cores(1)
+        spec = self.spec(manager, number)
+        self.id, self._manager = number, manager
+        return spec._replace(label=f"what makes {what}", asleep=True, peer_transfer=file.peer_transfer)
 
     def _common(self, manager: Manager) -> dict[str, Any]:
         options: dict[str, Any] = {}

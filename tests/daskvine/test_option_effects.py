@@ -18,7 +18,8 @@ import pytest
 from daskvine import DaskVine, daskvine_merge, progress
 from daskvine.options import PRIORITY_MODES, RESOURCES_MODES, SCHEDULING_MODES
 from tests.daskvine import vertices as v
-from vinecore import FunctionCall
+from tests.servers import web_server
+from vinecore import FunctionCall, Task
 from vinecore.core import events as e
 from vinecore.errors import InsufficientResources, LibraryError, TaskCrashed, TaskFailed
 from vinecore.protocol import messages
@@ -136,6 +137,32 @@ def test_a_module_among_extra_files_can_be_imported(m, task_mode):
 
     files = {m.declare_buffer("ANSWER = 42\n"): "only_among_files.py"}
     assert m.get({"x": (use,)}, "x", task_mode=task_mode, extra_files=files) == 42
+
+
+def test_extra_files_may_come_from_a_server_or_be_made_when_they_are_needed(m, task_mode, tmp_path):
+    (tmp_path / "lumi").write_text("from the web")
+    with web_server(tmp_path) as web:
+        maker = Task("printf made > out")
+        files = {
+            m.declare_url(f"{web.url}/lumi"): "lumi.txt",
+            m.declare_minitask(maker, "out"): "made.txt",
+        }
+        graph = {"a": (v.text_of, "lumi.txt"), "b": (v.text_of, "made.txt")}
+        found = m.get(graph, ["a", "b"], task_mode=task_mode, extra_files=files)
+    assert found == ("from the web", "made")
+
+
+def test_a_server_that_stops_half_way_is_named_where_a_vertex_needs_its_file(
+    m, task_mode, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("vinecore.core.transfers.PAUSE_S", 0.01)  # between the tries
+    (tmp_path / "lumi").write_bytes(bytes(1000))
+    with web_server(tmp_path) as web:
+        url = f"{web.url}/half/lumi"
+        with pytest.raises((TaskFailed, LibraryError), match="stopped half way: 500 bytes came") as caught:
+            m.get({"x": (v.inc, 1)}, "x", task_mode=task_mode, extra_files={m.declare_url(url): "lumi.txt"})
+        assert url in str(caught.value)
+        assert web.count("GET", "/half/lumi") > 2
 
 
 # ---- where results are

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SMOOTHING = 0.2  # weight of the newest duration in a mean
 MOST_EVIDENCE = 10
+MOST_LAST_WORDS = 500
 MOST_SPARE = 100_000
 
 
@@ -186,7 +187,7 @@ class Life:
             self.appeared(file)
         for file in task.outputs:
             if not (file.available or file.released):
-                self._absent(task, file)
+                self._absent(task, file, message.info)
             self.settle(file)
 
     def _outputs(self, task: Task, worker: Worker, message: m.Done) -> list[File]:
@@ -237,9 +238,9 @@ class Life:
                 if not task.missing:
                     self._mind.placement.caught_up(task)
 
-    def _absent(self, task: Task, file: File) -> None:
+    def _absent(self, task: Task, file: File, info: dict[str, Any]) -> None:
         """A task has ended well without making one of its files: who reads that can never run."""
-        reason = f"{task.spec.label} has ended without making {file.name}"
+        reason = f"{task.spec.label} has ended without making {file.name}{_last_words(info)}"
         self.tell(file, reason)
         for reader in list(file.consumers):
             self.fail(reader, "input missing", {"reason": reason}, b"")
@@ -423,6 +424,8 @@ class Life:
                 continue
             worker = task.worker
             reason = f"{task.spec.label}, which makes one of its inputs, has failed"
+            if info.get("reason"):
+                reason += f": {info['reason']}"
             self._drop(task, "fail", reason)
             if task.run.spec.run:
                 self._fail_run(task.run, task, kind, {**info, "worker": worker.id if worker else 0}, payload)
@@ -481,6 +484,11 @@ class Life:
             if not task.run.spec.run and not file.pins:  # the result of a task that was submitted by itself
                 file.released = True
             self.settle(file)
+
+
+def _last_words(info: dict[str, Any]) -> str:
+    code, said = info.get("exit_code", 0), str(info.get("output", "")).strip()[-MOST_LAST_WORDS:]
+    return f": exit code {code}{f', {said}' if said else ''}" if code else ""
 
 
 def _readers(task: Task) -> list[Task]:

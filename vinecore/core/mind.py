@@ -30,7 +30,7 @@ from vinecore.core.placement import Placement
 from vinecore.core.recovery import Recovery
 from vinecore.core.state import File, FileSpec, Library, Run, Tables, Task, TaskSpec, Worker
 from vinecore.core.transfers import NOWHERE, Transfers
-from vinecore.core.transitions import DONE, READY, WAITING
+from vinecore.core.transitions import CANCELLED, DONE, FAILED, READY, WAITING
 from vinecore.protocol import messages as m
 
 PATIENCE_S = 2.0  # how long nothing may run before a person is told: workers take a moment to connect
@@ -178,6 +178,7 @@ class Mind:
         names = (spec.setup, spec.environment, *spec.files)
         library.files = [self._file(name) for name in names if name]
         library.files += [file.archive for file in library.files if file.archive is not None]
+        library.made = [file.name for file in library.files if file.producer is not None]
         for file in library.files:
             file.pins += 1
 
@@ -205,6 +206,8 @@ class Mind:
             reason = f"library {spec.library} is not installed"
             self.life.refuse(task, "library", {"reason": reason, "library": spec.library})
             return
+        if spec.asleep and not spec.run and self._made_already(spec):
+            return
         for name in (spec.result, *spec.outputs):
             if name:
                 self._output(task, name, run)
@@ -217,11 +220,19 @@ class Mind:
         self.life.enter(task)
         lost = [name for name in (*spec.inputs, *spec.mounts) if not self._input(task, name)]
         lost += [name for name in (*spec.shared, spec.environment) if name and not self._shared(task, name)]
+        if spec.library:
+            for name in self.tables.libraries[spec.library].made:
+                self._input(task, name)
         if lost:
             reason = f"{', '.join(lost)}: pruned or never declared, and no task makes it"
             self.life.fail(task, "input missing", {"reason": reason}, b"")
         elif task.state == WAITING and not task.missing:
             self.life.ready(task)
+
+    def _made_already(self, spec: TaskSpec) -> bool:
+        """Whether the same file is declared a second time, and the task that makes it is known."""
+        makers = [self._file(name).producer for name in (spec.result, *spec.outputs) if name]
+        return all(maker is not None and maker.state not in (FAILED, CANCELLED) for maker in makers)
 
     def _lay_down(self, task: Task) -> None:
         """Enter a task as done that has never run; `Recovery` wakes it when what it makes is needed and nowhere."""
@@ -232,7 +243,8 @@ class Mind:
         task.run.done += 1
         spec = task.spec
         read: dict[File, None] = {}
-        for name in dict.fromkeys((*spec.inputs, *spec.mounts, *spec.shared, spec.environment)):
+        made = self.tables.libraries[spec.library].made if spec.library else ()
+        for name in dict.fromkeys((*spec.inputs, *spec.mounts, *spec.shared, spec.environment, *made)):
             file = self._file(name) if name else None
             if file is not None and name in spec.shared and file.producer is None and file.archive is None:
                 task.extra_files.append(file)

@@ -181,12 +181,13 @@ class Task:
 class Library:
     """An installed library."""
 
-    __slots__ = ("failures", "files", "spec")
+    __slots__ = ("failures", "files", "made", "spec")
 
     def __init__(self, spec: LibrarySpec) -> None:
         self.spec = spec
         self.failures = 0  # in a row, with no call that succeeded in between
         self.files: list[File] = []  # its setup, its environment, further files, and the archives of those
+        self.made: list[str] = []  # those of them that tasks make: its calls wait for them
 
 
 class Instance:

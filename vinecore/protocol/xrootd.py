@@ -6,6 +6,8 @@ task that makes a file of one run the same small shell script.
 
 from __future__ import annotations
 
+import shlex
+
 SCHEMES = ("root", "roots", "xroot", "xroots")
 NOTHING = 69
 """Exit code where there is neither of the two."""
@@ -56,3 +58,27 @@ def command(url: str, path: str, python: str) -> list[str]:
         What is tried first where there is no ``xrdcp``.
     """
     return ["/bin/sh", "-c", SHELL, "vine-xrootd", url, path, PYTHON, python]
+
+
+def script(url: str, path: str, proxy: str = "") -> str:
+    """Give the shell command of a task that makes a file, in its folder, of what is at an address; it tries a few times.
+
+    Parameters
+    ----------
+    proxy
+        A file with an X.509 proxy; only its owner may be able to read what is used.
+    """
+    copy = " ".join(map(shlex.quote, command(url, path, "python")))
+    own = (
+        f'umask 077; cp {shlex.quote(proxy)} .proxy; export X509_USER_PROXY="$PWD/.proxy"\n' if proxy else ""
+    )
+    final = "|".join(f"*'{answer}'*" for answer in FINAL)
+    return f"""{own}for pause in 1 2 4 8 0; do
+    said=$({copy} 2>&1) && exit 0
+    code=$?
+    if [ $code -eq {NOTHING} ]; then said={shlex.quote(MISSING)}; fi
+    printf '%s\\n' "$said" >&2
+    case $code:$said in {NOTHING}:*|{final}) exit $code ;; esac
+    sleep $pause
+done
+exit $code"""

@@ -27,6 +27,12 @@ from vineworker.calls import FROM_SLOT
 from vineworker.sandbox import read_end
 from vineworker.warden import Warden
 
+STARCH = """
+for script in "$0"/env/*; do if [ -e "$script" ]; then . "$script"; fi; done
+export PATH="$0/bin:$PATH" LD_LIBRARY_PATH="$0/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+exec "$@"
+"""
+"""Runs a command as a package made by starch runs its own."""
 PROGRESS = struct.Struct(">q")
 MOMENT_S = 0.2
 
@@ -330,10 +336,12 @@ def _python(environment: str, cache: Cache) -> list[str]:
 
 
 def environment_prefix(environment: str, cache: Cache) -> list[str]:
-    """What runs a shell command inside an environment: poncho's wrapper, or a shell that puts the environment's programs first."""
+    """What runs a shell command inside an environment: poncho's wrapper, or what puts the environment's programs first."""
     if not environment:
         return []
     folder = cache.path(environment)
+    if os.access(os.path.join(folder, "run.sh"), os.X_OK):
+        return ["/bin/sh", "-c", STARCH, folder]
     python = _python(environment, cache)
     if len(python) > 1:
         return python[:1]

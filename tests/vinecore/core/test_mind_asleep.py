@@ -168,3 +168,36 @@ def test_a_sleeper_that_fails_fails_who_needed_it(vine):
     vine.submit(single(2, "r1"))
     vine.failed(1, "exception", b"why")
     assert outcomes(vine) == {2: "input missing"}
+
+
+def test_a_file_that_is_declared_twice_is_made_by_the_first_of_the_two_sleepers(vine):
+    vine.join(cores=4)
+    vine.submit(single(1, asleep=True, result="made"))
+    vine.submit(single(2, "made"))
+    vine.submit(single(3, asleep=True, result="made"))
+    vine.submit(single(4, "made"))
+    assert set(vine.where()) == {1}
+    vine.failed(1, "exception", b"why")
+    vine.submit(single(5, asleep=True, result="made"))  # now there is nobody else
+    vine.submit(single(6, "made"))
+    assert set(vine.where()) == {5}
+
+
+def test_calls_wait_for_what_their_library_needs_and_a_task_makes(vine):
+    vine.declare("made")
+    vine.submit(single(1, asleep=True, result="made"))
+    vine.library("needs", files=("made",))
+    worker = vine.join()  # the library would take all of it
+    vine.submit(call(2, library="needs"), call(3, library="needs"))
+    assert vine.where() == {1: worker}
+    vine.done(1, size=LARGE)
+    assert 2 in vine.where()
+
+
+def test_who_reads_what_a_sleeper_has_not_made_is_told_its_last_words(vine):
+    vine.join()
+    vine.submit(single(1, asleep=True, outputs=("made",)))
+    vine.submit(single(2, "made"))
+    vine.done(1, exit_code=3, output="no luck\n")
+    (ended,) = [told for told in vine.log if isinstance(told, i.TaskEnded)]
+    assert ended.info["reason"] == "t1 has ended without making made: exit code 3, no luck"

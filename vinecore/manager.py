@@ -87,6 +87,7 @@ class Manager:
         self._libraries: dict[str, tuple[str, list[str]]] = {}
         self._worker_names: dict[int, str] = {}
         self._sources: dict[str, str] = {}  # cache names -> what the user calls them: paths and addresses
+        self._scratch: set[File] = set()  # whose paths are removed with them
         self._missing = ""
         self._warned: set[str] = set()
         self._submitted = self._done = self._failed = 0
@@ -115,6 +116,8 @@ class Manager:
         for closer in reversed(closers):
             closer()
         self._engine.close(release=self._shutdown)
+        while self._scratch:
+            bulk.remove(self._scratch.pop().source)
         with self._news:
             self._news.notify_all()
 
@@ -267,7 +270,10 @@ class Manager:
         peer_transfer: bool = True,
         unlink_when_done: bool = False,
     ) -> File:
-        """Name a file or a directory of this machine, as an input, or as the place an output is brought to."""
+        """Name a file or a directory of this machine, as an input, or as the place an output is brought to.
+
+        With ``unlink_when_done`` it is removed from the disk when it is undeclared, or at the manager's end.
+        """
         place = Path(path).absolute()
         if place.exists():
             folder = place.is_dir()
@@ -291,6 +297,8 @@ class Manager:
         file = File(self, "file", name, source=str(place), size=size, level=level_of(cache), peer_transfer=peer_transfer,
                     unlink_when_done=unlink_when_done)  # fmt: skip
         file.filled = place.exists()
+        if unlink_when_done:
+            self._scratch.add(file)
         return file
 
     def declare_buffer(
@@ -430,7 +438,7 @@ class Manager:
         if env is not None:
             task.add_environment(env if isinstance(env, File) else self.declare_poncho(env, cache))
         name = addresses.name(source, addresses.look(source))
-        return self._make_later(task, "file", "url", f"xrootd-{name}", source, cache, peer_transfer)
+        return self._make_later(task, "file", "xrootd", f"xrootd-{name}", source, cache, peer_transfer)
 
     def declare_starch(
         self, starch: File | str | Path, cache: bool | str = True, peer_transfer: bool = True
@@ -480,8 +488,9 @@ class Manager:
         """Say that a file is not needed any more; it is removed from the workers."""
         self._engine.store.release(file.cache_name)
         self._engine.post(e.FilesReleased([file.cache_name], prune=False))
-        if file.unlink_when_done and file.source:
-            Path(file.source).unlink(missing_ok=True)
+        if file in self._scratch:
+            self._scratch.discard(file)
+            bulk.remove(file.source)
 
     remove_file = undeclare_file
 
@@ -511,6 +520,14 @@ class Manager:
         FileNotFoundError
             It is nowhere, and nothing can make it.
         """
+        if file.kind == "url" and not self.get_file_replica_count(file):  # nobody has fetched it yet
+            copy = Task("cp in out")
+            copy.add_input(file, "in")
+            fetched = self._make_later(copy, "out", "minitask", "", f"a copy of {file.source}", False, True)
+            try:
+                return self.read_file(fetched)
+            finally:
+                self.undeclare_file(fetched)
         content = self._content(file)
         return Path(content).read_bytes() if isinstance(content, str) else content
 

@@ -457,14 +457,20 @@ def test_declaring_and_undeclaring_the_same_content_over_and_over_loses_nothing(
         assert task.output == "over and over"
 
 
-def test_a_file_to_be_unlinked_goes_when_it_is_undeclared(m, run, tmp_path):
-    path = tmp_path / "scratch"
-    path.write_text("x")
-    file = m.declare_file(path, unlink_when_done=True)
-    run(cat(file))
-    assert path.exists()
-    m.undeclare_file(file)
-    assert not path.exists()
+@pytest.mark.parametrize("directory", [False, True])
+def test_a_file_to_be_unlinked_goes_when_it_is_undeclared_or_with_its_manager(yard, tmp_path, directory):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        if directory:
+            path.mkdir()
+        (path / "file" if directory else path).write_text("x")
+    with yard.manager() as own:
+        files = [own.declare_file(path, unlink_when_done=True) for path in paths]
+        own.undeclare_file(files[0])
+        assert [path.exists() for path in paths] == [False, True]
+        paths[0].touch()
+        own.undeclare_file(files[0])  # it is not the same any more
+    assert [path.exists() for path in paths] == [True, False]
 
 
 def test_what_nobody_has_made_cannot_be_read(m):

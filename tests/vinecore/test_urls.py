@@ -198,6 +198,14 @@ def test_a_server_that_always_stops_half_way_fails_the_task_and_is_named(m, run,
     assert url in str(run(value).output)
 
 
+def test_the_content_of_an_address_is_brought_here_by_a_worker(m, run, web):
+    place(web, "file", b"content")
+    file = m.declare_url(f"{web.url}/file")
+    assert file.contents() == m.fetch_file(file).encode() == b"content"
+    with pytest.raises(FileNotFoundError, match=r"missing could not be brought to worker .*404"):
+        m.declare_url(f"{web.url}/missing").contents()
+
+
 # ---- from an XRootD server
 
 

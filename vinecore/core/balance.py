@@ -29,7 +29,12 @@ class Balance:
     def idle(self, worker: Worker, bucket: Bucket) -> None:
         """A worker has a free slot, and no task of this bucket is ready."""
         workers = self._mind.tables.workers
-        if bucket.library is None or bucket.ready or len(workers) < 2 or (bucket.mean_s or WORTH_S) < WORTH_S:
+        if (
+            bucket.library is None
+            or bucket.urgent
+            or len(workers) < 2
+            or (bucket.mean_s or WORTH_S) < WORTH_S
+        ):
             return
         name = bucket.library.spec.name
         longest: tuple[int, Worker, Instance] | None = None

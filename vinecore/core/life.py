@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import zlib
 from heapq import heapify, heappush
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from vinecore.core.instructions import FileObtained, Forget, Keep, RunEnded, TaskEnded, VertexEnded
+from vinecore.core.state import is_root
 from vinecore.core.transitions import ASSIGNED, READY, RETRIEVING, UNFINISHED, WAITING, step
 from vinecore.protocol import messages as m
 
@@ -24,6 +26,8 @@ SMOOTHING = 0.2  # weight of the newest duration in a mean
 MOST_EVIDENCE = 10
 MOST_LAST_WORDS = 500
 MOST_SPARE = 100_000
+MOST_GENERATIONS = 16  # looked at for when something is needed again
+MOST_READERS = 64
 
 
 class Life:
@@ -56,16 +60,21 @@ class Life:
     def ready(self, task: Task) -> None:
         """All inputs exist: queue the task for a worker."""
         task.state = step(task.state, "inputs")
+        self.queue(task)
+
+    def queue(self, task: Task) -> None:
+        """Enter a ready task in its queue."""
         self._sequence += 1
         bucket = task.bucket
-        heappush(bucket.ready, (self._priority(task), self._sequence, task))
+        queue = bucket.roots if not task.inputs or is_root(task) else bucket.ready
+        heappush(queue, (self._priority(task), self._sequence, task))
         self._mind.placement.dirty[bucket] = None
 
     def _priority(self, task: Task) -> float:
         """Smaller runs first. The modes are TaskVine's; the default is the order in which dask would run the graph."""
         mode = task.run.spec.priority_mode
         if not mode:
-            return task.spec.priority
+            return task.spec.priority if task.remakes <= 0 else self._turn(task)
         if mode == "FIFO":
             return self._sequence
         if mode == "LIFO":
@@ -83,18 +92,32 @@ class Life:
             return float("-inf")
         return -mean if mode == "longest-category-first" else mean
 
+    def _turn(self, task: Task) -> float:
+        """What is made again is made just before it is needed: until then it would only take room."""
+        turn = task.spec.priority
+        for _generation in range(MOST_GENERATIONS):
+            readers = [reader for file in task.outputs for reader in islice(file.consumers, MOST_READERS)]
+            if not readers:
+                break
+            task = min(readers, key=lambda reader: reader.spec.priority)
+            turn = max(turn, task.spec.priority - 0.5)
+            if task.remakes <= 0:
+                break
+        return turn
+
     def lose(self, task: Task) -> None:
         """A ready task has lost an input."""
         self.move(task, "lose")
-        self._unqueue(task.bucket)
+        self.void(task.bucket)
 
-    def _unqueue(self, bucket: Bucket) -> None:
-        """An entry of the queue is void; sweep the queue when half of it is."""
+    def void(self, bucket: Bucket) -> None:
+        """An entry of a queue is void; sweep the queues when half of them is."""
         bucket.stale += 1
-        if bucket.stale > 16 and 2 * bucket.stale > len(bucket.ready):
-            live = {entry[2]: entry for entry in bucket.ready if entry[2].state == READY}
-            bucket.ready[:] = live.values()
-            heapify(bucket.ready)
+        if bucket.stale > 16 and 2 * bucket.stale > len(bucket.ready) + len(bucket.roots):
+            for queue in (bucket.ready, bucket.roots):
+                live = {entry[2]: entry for entry in queue if entry[2].state == READY}
+                queue[:] = live.values()
+                heapify(queue)
             bucket.stale = 0
 
     # ---- on a worker and off again
@@ -104,6 +127,9 @@ class Life:
         worker = task.worker
         assert worker is not None
         del worker.tasks[task.ticket]
+        worker.room += task.promised
+        task.promised = 0
+        self._mind.tables.assigned -= 1
         self._mind.placement.left(worker, task)
         task.run.running -= 1
         task.bucket.running -= 1
@@ -202,6 +228,7 @@ class Life:
             if not file.available:
                 came.append(file)
             file.size = size
+            self._mind.disk.learn(task, size)
             if result and message.payload:
                 file.at_manager = True
                 if "once" in task.spec.options:  # the worker has not kept it
@@ -285,6 +312,9 @@ class Life:
         task.run.unfinished -= 1
         task.bucket.unfinished -= 1
         self._mind.placement.drop_if_empty(task.bucket)
+        disk = self._mind.disk
+        if disk.refusals or disk.aside:
+            disk.forget(task)
 
     def check_run(self, run: Run) -> None:
         """End a run whose last task is over."""
@@ -324,7 +354,12 @@ class Life:
             self._discard(file)
         elif file.reusable:
             if file.replicas:
-                self._mind.tables.spare[file] = None
+                spare = self._mind.tables.spare
+                for worker in file.replicas:
+                    if file not in spare:
+                        worker.spare.pop(file, None)
+                    worker.spare[file] = None
+                spare[file] = None
         elif file.producer is not None and (file.replicas or file.at_manager or file.fetching):
             if not file.wanted:
                 self._mind.transfers.forget(file)
@@ -394,6 +429,9 @@ class Life:
             ),
         )
         larger = message.kind == "exhausted" and mind.placement.larger(task, message.info)
+        if message.kind == "disk":
+            mind.disk.refused(task, worker, message.info)
+            return
         self.leave(task)
         if larger:
             mind.placement.change_bucket(task)
@@ -470,7 +508,7 @@ class Life:
         reads = task.state != RETRIEVING  # else it has read all it needs
         worker = task.worker
         if task.state == READY:
-            self._unqueue(task.bucket)
+            self.void(task.bucket)
         if worker is not None and worker.tasks.get(task.ticket) is task:
             self._mind.cancel(task)
             self.leave(task)

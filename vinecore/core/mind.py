@@ -3,7 +3,7 @@
 `Mind.handle` takes what happened and the time, changes the tables, and returns what is to be done, in order. It does no I/O, starts no
 thread, reads no clock and draws no random number, so the same object runs under the manager, under the tests and in a simulation.
 The work is shared between `Life` (the states of tasks), `Placement` (who runs what), `Transfers` (who gets what from whom) and
-`Recovery` (what to do about losses) and `Balance` (what to take back), which all read and write the one set of `Tables`.
+`Recovery` (what to do about losses), `Balance` (what to take back) and `Disk` (what fits where, and what goes), which all read and write the one set of `Tables`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from vinecore.core import events as e
 from vinecore.core.allocation import Category, Resources
 from vinecore.core.balance import Balance
+from vinecore.core.disk import Disk
 from vinecore.core.instructions import (
     INFO,
     WARNING,
@@ -60,6 +61,7 @@ class Mind:
         self.placement = Placement(self)
         self.transfers = Transfers(self)
         self.recovery = Recovery(self)
+        self.disk = Disk(self)
         self.balance = Balance(self)
         self._handlers: dict[type, Callable[[Any], None]] = {
             e.FilesDeclared: self._files_declared,
@@ -101,7 +103,11 @@ class Mind:
         self.now = now
         for event in happened:
             self._handlers[type(event)](event)
+        if self.disk.waiting:
+            self.disk.again()
         if self.placement.dirty:
+            self.placement.pump()
+        while self.disk.waiting and not self.tables.assigned and self.disk.force():
             self.placement.pump()
         while self._to_flush:
             self.flush(self._to_flush.popitem()[0])
@@ -407,6 +413,7 @@ class Mind:
         if not worker.python_ok:
             text = f"worker {worker.id} on {worker.name} runs Python {worker.python}, the manager {self.python}: it gets only work with an environment"
             self.emit(Note(WARNING, text))
+        self.disk.worker_joined(worker)
         self.placement.worker_joined(worker)
         self.balance.joined(worker)
 
@@ -461,6 +468,7 @@ class Mind:
 
     def _tick(self, _event: e.Tick) -> None:
         self.transfers.tick()
+        self.disk.tick()
         self.placement.wake_all()
         self.placement.pump()
         self._say_what_is_missing()
@@ -468,17 +476,15 @@ class Mind:
     def _say_what_is_missing(self) -> None:
         text = ""
         for bucket in list(self.tables.buckets.values()):
-            if bucket.running or not bucket.ready:  # it was pumped just now: what is at its front is ready
+            if bucket.running or not bucket.urgent:  # it was pumped just now: what is at its front is ready
                 continue
             text, hopeless = self.placement.explain(bucket)
-            everybody_is_here = (
-                self.expected_workers is not None and len(self.tables.workers) >= self.expected_workers
-            )
-            if hopeless and everybody_is_here:
-                self._give_up([entry[2] for entry in bucket.ready], text)
+            if hopeless and self.all_are_here():
+                self._give_up([entry[2] for entry in (*bucket.ready, *bucket.roots)], text)
                 text = ""
             if text:
                 break
+        text = text or self.disk.missing()
         if text and not self.missing and self._missing_since is None:
             self._missing_since = self.now
         elif not text:
@@ -487,6 +493,10 @@ class Mind:
         if text != self.missing and not patient:
             self.missing = text
             self.emit(Missing(text))
+
+    def all_are_here(self) -> bool:
+        """Whether all workers that there will ever be are connected."""
+        return self.expected_workers is not None and len(self.tables.workers) >= self.expected_workers
 
     def _give_up(self, tasks: list[Task], text: str) -> None:
         for task in tasks:

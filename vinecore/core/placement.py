@@ -11,7 +11,7 @@ successors of what runs on a worker, which start there without asking.
 from __future__ import annotations
 
 import math
-from heapq import heappop
+from heapq import heappop, heappush
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ class Placement:
         self.policy = "files"
         self.steady_n = 25  # tasks of a category that are measured before it learns
         self._turn = 0
+        self._need = 0  # bytes of disk that the task needs which is being placed
         self._largest: Resources | None = None  # of the workers
         self._with_idle: dict[Worker, None] = {}  # workers with libraries that may be idle
 
@@ -78,7 +79,12 @@ class Placement:
         """Forget a bucket that no unfinished task is in; that of a library stays as long as the library."""
         if not bucket.unfinished and bucket.library is None:
             self._mind.tables.buckets.pop(bucket.key, None)
-            self.dirty.pop(bucket, None)
+            self._leave_alone(bucket)
+
+    def _leave_alone(self, bucket: Bucket) -> None:
+        """There is nothing to do for a bucket any more."""
+        self.dirty.pop(bucket, None)
+        self._mind.disk.waiting.pop(bucket, None)
 
     def change_bucket(self, task: Task) -> None:
         """A task asks for something else now."""
@@ -126,7 +132,7 @@ class Placement:
     def _refresh(self, worker: Worker, bucket: Bucket) -> None:
         if self._has_room(worker, bucket):
             bucket.open[worker] = None
-            if bucket.ready:
+            if bucket.ready or bucket.roots:
                 self.dirty[bucket] = None
         else:
             bucket.open.pop(worker, None)
@@ -169,21 +175,87 @@ class Placement:
 
     def _place_first(self, bucket: Bucket) -> bool:
         """Place the first task of a bucket; whether it is worth looking at the next one."""
-        ready = bucket.ready
-        while ready and ready[0][2].state != READY:
-            bucket.stale = max(0, bucket.stale - 1)
-            heappop(ready)
-        if not ready or not (bucket.open or self._make_room(bucket)):
+        for queue in (bucket.ready, bucket.roots):
+            while queue and queue[0][2].state != READY:
+                bucket.stale = max(0, bucket.stale - 1)
+                heappop(queue)
+        queue = bucket.urgent
+        if not queue or not (bucket.open or self._make_room(bucket)):
             return False
-        task = ready[0][2]
+        disk = self._mind.disk
+        disk.short = False
+        if self._place_front(queue, bucket):
+            return True
+        if not disk.short:  # it asks for more of the open workers than they seemed to be asked for
+            return bucket.library is None and self._make_room(bucket)
+        if queue is bucket.roots and bucket.ready and self._place_front(bucket.ready, bucket):
+            return True
+        return self._place_further(bucket) or disk.wait(bucket)
+
+    def _place_front(self, queue: list[tuple[float, int, Task]], bucket: Bucket) -> bool:
+        task = queue[0][2]
         worker = self._choose(task, bucket)
+        if worker is None and self._mind.disk.short:
+            worker = self._choose_with_eviction(task, bucket)
         if worker is None:
             return False
-        heappop(ready)
+        heappop(queue)
         self._assign(task, worker, bucket)
         return True
 
+    def _place_further(self, bucket: Bucket) -> bool:
+        """The most urgent task waits for disk: place one of the next that leaves more room than it takes."""
+        disk, placed = self._mind.disk, False
+        passed: list[tuple[float, int, Task]] = []
+        while bucket.ready and len(passed) < LOOK_AT and not placed:
+            entry = heappop(bucket.ready)
+            task = entry[2]
+            if task.state != READY:
+                continue
+            worker = self._choose(task, bucket) if disk.frees_more(task) else None
+            if worker is not None:
+                self._assign(task, worker, bucket)
+                placed = True
+            else:
+                passed.append(entry)
+        for entry in passed:
+            heappush(bucket.ready, entry)
+        return placed
+
+    def _choose_with_eviction(self, task: Task, bucket: Bucket) -> Worker | None:
+        """A worker that has room for a task without what is cheap to get again; those that hold what it reads come first."""
+        holders = (
+            holder for file in islice(task.inputs, LOOK_AT) for holder in islice(file.replicas, LOOK_AT)
+        )
+        for worker in dict.fromkeys(
+            [*(h for h in holders if h in bucket.open), *islice(bucket.open, LOOK_AT)]
+        ):
+            if self.suits(task, worker) and self._mind.disk.make_room(task, worker):
+                return worker
+        return None
+
+    def suits(self, task: Task, worker: Worker) -> bool:
+        """Whether a worker has what a task asks for, disk for its files aside."""
+        bucket = task.bucket
+        if bucket.library is not None:
+            return True
+        allocation = self._allocate(bucket, task.spec.task, worker)
+        return allocation is not None and allocation.fits(worker.free)
+
+    def place(self, task: Task, worker: Worker) -> None:
+        """Give a ready task to a worker out of turn."""
+        self._assign(task, worker, task.bucket)
+        self._mind.life.void(task.bucket)
+
+    def asked_disk(self, bucket: Bucket) -> int:
+        """MB of disk that the tasks of a bucket ask for in so many words."""
+        asked = bucket.request.disk
+        if asked is None and bucket.category is not None and not bucket.category.learns:
+            asked = bucket.category.maximum.disk
+        return asked or 0
+
     def _choose(self, task: Task, bucket: Bucket) -> Worker | None:
+        self._need = self._mind.disk.need(task)
         if self.policy != "files":
             return self._choose_by_policy(task, bucket)
         least: Worker | None = None
@@ -226,7 +298,7 @@ class Placement:
             )
             if worker in bucket.open or may_queue:
                 cost = self._cost(worker, bucket, total - held[worker])
-                if cost < best_cost and (may_queue or self._fits(task, worker, bucket)):
+                if cost < best_cost and self._fits(task, worker, bucket):
                     best, best_cost = worker, cost
         return best
 
@@ -255,7 +327,7 @@ class Placement:
         if self.policy == "worst":
             return max(fitting, key=lambda w: ((1 - self._load(w, bucket)) * w.total.cores, -len(w.tasks)))
         if self.policy == "disk":
-            return max(fitting, key=lambda w: w.total.disk * 1e6 - sum(max(f.size, 0) for f in w.files))
+            return max(fitting, key=lambda w: w.room)
         return min(
             fitting, key=lambda w: (w.wall_s is not None, w.wall_s or 0.0)
         )  # "time": who has not been tried, then the fastest
@@ -267,10 +339,9 @@ class Placement:
         return 0.5 if instance is None else instance.assigned / instance.slots
 
     def _fits(self, task: Task, worker: Worker, bucket: Bucket) -> bool:
-        if bucket.library is not None:
-            return True
-        allocation = self._allocate(bucket, task.spec.task, worker)
-        return allocation is not None and allocation.fits(worker.free)
+        if bucket.library is None and not self.suits(task, worker):
+            return False
+        return not self._need or self._mind.disk.fits(task, worker, self._need)
 
     def _assign(self, task: Task, worker: Worker, bucket: Bucket) -> None:
         if bucket.library is None:
@@ -295,6 +366,9 @@ class Placement:
         task.handed += 1
         task.run.running += 1
         task.bucket.running += 1
+        mind.tables.assigned += 1
+        task.promised = promised = mind.disk.expected(task)
+        worker.room -= promised
         worker.tasks[task.ticket] = task
         if worker.unlink and any(
             file.name in worker.unlink for file in task.outputs
@@ -353,6 +427,7 @@ class Placement:
                         successor.state == WAITING
                         and successor.bucket is maker.bucket
                         and self._follows(successor, worker)
+                        and self._has_disk(successor, worker)
                     ):
                         successor.ahead = True
                         instance.ahead += 1
@@ -368,6 +443,11 @@ class Placement:
             if not (made_here or worker in file.replicas or (file.available and not file.replicas)):
                 return False
         return True
+
+    def _has_disk(self, task: Task, worker: Worker) -> bool:
+        disk = self._mind.disk
+        need = disk.need(task)
+        return not need or disk.fits(task, worker, need)
 
     def caught_up(self, task: Task) -> None:
         """The inputs of a task that was sent ahead exist: it counts as queued now."""
@@ -408,13 +488,13 @@ class Placement:
     def wake_starved(self) -> None:
         """Try again those for whom there was no room."""
         for bucket in self._mind.tables.buckets.values():
-            if bucket.ready and not bucket.open:
+            if bucket.urgent and not bucket.open:
                 self.dirty[bucket] = None
 
     def wake_all(self) -> None:
         """Try again all who wait."""
         for bucket in self._mind.tables.buckets.values():
-            if bucket.ready:
+            if bucket.urgent:
                 self.dirty[bucket] = None
 
     def category_changed(self, category: Category) -> None:
@@ -507,7 +587,7 @@ class Placement:
                 self.remove_instance(worker, instance)
         bucket = self._mind.tables.buckets.pop((name,), None)
         if bucket is not None:
-            self.dirty.pop(bucket, None)
+            self._leave_alone(bucket)
 
     def library_failed(self, worker: Worker, message: m.LibraryFailed) -> None:
         """A library did not come up, or has died: try again elsewhere, a bounded number of times."""
@@ -587,7 +667,7 @@ class Placement:
                 f"other. Start workers with Python {self._mind.python}, or ship an environment with environment='my-env.tar.gz'"
             )
             return text, True
-        number = bucket.ready[0][2].spec.task if bucket.ready else 0
+        number = bucket.urgent[0][2].spec.task if bucket.urgent else 0
         if any(self._allocate(bucket, number, w) is not None for w in suitable):
             return "", False
         largest = max((w.total for w in suitable), key=_size)
@@ -602,7 +682,8 @@ class Placement:
 
 def _urgency(bucket: Bucket) -> tuple[float, int]:
     """Smaller goes first."""
-    return bucket.ready[0][:2] if bucket.ready else (math.inf, 0)
+    queue = bucket.urgent
+    return queue[0][:2] if queue else (math.inf, 0)
 
 
 def _size(total: Resources) -> tuple[float, ...]:

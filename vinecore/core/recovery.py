@@ -36,6 +36,7 @@ class Recovery:
             task.worker = None
         mind.transfers.worker_gone(worker)
         mind.placement.worker_gone(worker)
+        mind.disk.worker_gone(worker)
         files, worker.files = list(worker.files), {}
         for file in files:
             del file.replicas[worker]
@@ -65,7 +66,7 @@ class Recovery:
         if worker not in file.replicas:
             return
         del file.replicas[worker]
-        del worker.files[file]
+        self._mind.transfers.let_go(worker, file)
         self._mind.transfers.drop(worker, file)  # it may be only half lost
         self._mind.transfers.upload_lost(worker, file)
         if not file.available:

@@ -20,6 +20,11 @@ asleep
     a task is entered as done though it has never run: it is woken when somebody needs what it makes and nobody has that
 spare
     a reusable file that no task needs now: kept until its room is needed, or a later run asks for it
+room
+    bytes of a worker's disk that are neither taken by files, nor by files on their way, nor promised to its tasks; objects small enough
+    to stay in memory take none
+promised
+    bytes of disk that are kept free for what a task writes
 ahead
     a task was sent to the worker that is making its inputs before they exist
 ticket
@@ -34,10 +39,13 @@ from typing import Any, NamedTuple
 
 from vinecore.core.allocation import Category, Request, Resources
 from vinecore.core.transitions import ASSIGNED, DONE, WAITING
+from vinecore.protocol import INLINE_LIMIT
 
 UNSPECIFIED = Request(None, None, None, None)
 TICKET_SHIFT = 40
 MOST_FRONTIER = 1024
+MB = 1 << 20
+UNLIMITED = 1 << 62  # of a worker that does not say how much disk it has
 
 
 class FileSpec(NamedTuple):
@@ -127,7 +135,7 @@ class File:
         self.consumers: dict[Task, None] = {}
         self.replicas: dict[Worker, None] = {}  # who has a place free to serve it from is near the end
         self.fetching: dict[Worker, Worker | str] = {}
-        self.stalled: dict[Worker, None] | None = None
+        self.stalled: dict[Worker, int] | None = None  # with the bytes it will take there
         self.uploading: Worker | None = None
         self.pending = self.foretold = self.pins = 0
         self.wanted = False  # at the manager
@@ -146,11 +154,21 @@ class File:
         return f"<File {self.name} on {[w.id for w in self.replicas]}{' and manager' if self.at_manager else ''}>"
 
 
+def on_disk(size: int) -> int:
+    """Bytes that an object takes on a worker's disk."""
+    return size if size > INLINE_LIMIT else 0
+
+
+def is_root(task: Task) -> bool:
+    """Whether nothing that a task reads is made by another one."""
+    return all(file.producer is None for file in task.inputs)
+
+
 class Task:
     """What is known of one task."""
 
     __slots__ = ("ahead", "allocation", "attempts", "bucket", "evidence", "extra_files", "handed", "info", "inputs",
-                 "missing", "outputs", "remakes", "request", "run", "spec", "state", "told", "wall_s", "worker")  # fmt: skip
+                 "missing", "outputs", "promised", "remakes", "request", "run", "spec", "state", "told", "wall_s", "worker")  # fmt: skip
 
     def __init__(self, spec: TaskSpec, run: Run) -> None:
         self.spec, self.run = spec, run
@@ -158,7 +176,7 @@ class Task:
         self.inputs: list[File] = []  # what it reads, and has to exist before it can run
         self.extra_files: list[File] = []  # what many tasks share, and always exists: functions, environments
         self.outputs: list[File] = []
-        self.missing = self.attempts = self.remakes = self.handed = 0
+        self.missing = self.attempts = self.remakes = self.handed = self.promised = 0
         self.ahead = False
         self.told = False  # its end has been reported: it runs again because its result was lost
         self.wall_s = 0.0
@@ -223,8 +241,8 @@ class Instance:
 class Bucket:
     """Ready tasks that require the same thing, and the workers that have room for one more of them."""
 
-    __slots__ = ("category", "key", "library", "mean_s", "open", "python", "ready", "request", "running", "stale",
-                 "unfinished")  # fmt: skip
+    __slots__ = ("category", "key", "library", "mean_s", "open", "python", "ready", "request", "roots", "running",
+                 "stale", "unfinished")  # fmt: skip
 
     def __init__(
         self,
@@ -242,18 +260,27 @@ class Bucket:
             python,
         )
         self.ready: list[tuple[float, int, Task]] = []
+        self.roots: list[
+            tuple[float, int, Task]
+        ] = []  # ready, too: those that read nothing that a task has made
         self.open: dict[Worker, None] = {}
         self.mean_s: float | None = None
         self.running = 0
         self.unfinished = 0
-        self.stale = 0  # entries of `ready` whose tasks are over
+        self.stale = 0  # entries of these whose tasks are over
+
+    @property
+    def urgent(self) -> list[tuple[float, int, Task]]:
+        """The queue with the most urgent task at its front; empty if both are."""
+        ready, roots = self.ready, self.roots
+        return roots if roots and not (ready and ready[0] < roots[0]) else ready
 
 
 class Worker:
     """What is known of one connected worker."""
 
     __slots__ = ("cancel", "data_address", "fetching", "files", "free", "host", "id", "joined_at", "leaving", "libraries",
-                 "name", "outgoing", "python", "python_ok", "tasks", "total", "unlink", "wall_s")  # fmt: skip
+                 "name", "outgoing", "python", "python_ok", "room", "spare", "tasks", "total", "unlink", "wall_s")  # fmt: skip
 
     def __init__(
         self,
@@ -269,8 +296,12 @@ class Worker:
         self.data_address, self.python, self.joined_at = data_address, python, now
         self.python_ok = True
         self.leaving = False  # it has said goodbye: nobody is to blame
-        self.files: dict[File, None] = {}
-        self.fetching: dict[File, None] = {}
+        self.room = total.disk * MB or UNLIMITED
+        self.files: dict[File, int] = {}  # with the bytes of disk each takes
+        self.fetching: dict[File, int] = {}
+        self.spare: dict[
+            File, None
+        ] = {}  # of its files those that nobody needed at some time, that time's order
         self.tasks: dict[int, Task] = {}  # by ticket
         self.libraries: dict[str, Instance] = {}
         self.outgoing = 0  # transfers that it serves to peers
@@ -322,8 +353,9 @@ class Tables:
         self.buckets: dict[tuple[Any, ...], Bucket] = {}
         self.categories: dict[str, Category] = {}
         self.category_walls: dict[str, tuple[int, float]] = {}  # count and mean seconds
+        self.assigned = 0  # tasks that are on workers
         self.runs: dict[int, Run] = {0: Run(RunSpec(0, prune_depth=0))}
 
 
 __all__ = ["ASSIGNED", "DONE", "WAITING", "Bucket", "File", "FileSpec", "Instance", "Library", "LibrarySpec", "Run", "RunSpec",
-           "Tables", "Task", "TaskSpec", "Worker"]  # fmt: skip
+           "Tables", "Task", "TaskSpec", "Worker", "is_root", "on_disk"]  # fmt: skip

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from vinecore.core.instructions import WARNING, Forget, Note, Send, SendObject
+from vinecore.core.state import on_disk
 from vinecore.core.transitions import ASSIGNED
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
@@ -55,10 +56,16 @@ class Transfers:
         if worker in file.replicas or worker in file.fetching or not file.available:
             return
         if not self._get(worker, file):
-            if file.stalled is None:
-                file.stalled = {}
-            file.stalled[worker] = None
+            self._stall(worker, file)
+
+    def _stall(self, worker: Worker, file: File) -> None:
+        """Have a worker wait for a source; the place for the file is kept."""
+        if file.stalled is None:
+            file.stalled = {}
             self._stalled[file] = None
+        worker.room += file.stalled.pop(worker, 0)
+        file.stalled[worker] = taken = on_disk(file.size)
+        worker.room -= taken
 
     def _get(self, worker: Worker, file: File) -> bool:
         """Have a worker get a file, if there is a source for it that is free."""
@@ -66,25 +73,32 @@ class Transfers:
             self._mind.flush(worker)
         if file.at_manager and 0 <= file.size <= INLINE_LIMIT and not file.directory:
             self._mind.emit(SendObject(worker.id, file.name))
-            self._hold(worker, file)
+            self._hold(worker, file, 0)
         elif file.archive is not None:
             self.need(worker, file.archive)
             file.fetching[worker] = ARCHIVE
-            worker.fetching[file] = None
+            worker.fetching[file] = 0  # nobody knows how large it will be
             self._mind.emit(Send(worker.id, m.Unpack(file.name, file.archive.name)))
         else:
             return self._start(worker, file)
         return True
 
-    def _hold(self, worker: Worker, file: File) -> None:
+    def _hold(self, worker: Worker, file: File, size: int) -> None:
         file.replicas[worker] = None
-        worker.files[file] = None
+        taken = size if size > INLINE_LIMIT else 0
+        worker.room += worker.files.get(file, 0) - taken
+        worker.files[file] = taken
+
+    def let_go(self, worker: Worker, file: File) -> None:
+        """A worker does not hold a file any more, or is told not to."""
+        worker.room += worker.files.pop(file, 0)
+        worker.spare.pop(file, None)
 
     def made(self, worker: Worker, file: File) -> None:
         """A file was made on a worker."""
         if worker in file.fetching:
             self._end(worker, file)
-        self._hold(worker, file)
+        self._hold(worker, file, file.size)
 
     def drop(self, worker: Worker, file: File) -> None:
         """Have a worker forget its copy of a file, unless it is making another one: that must not be hit."""
@@ -98,7 +112,8 @@ class Transfers:
         if source is None:
             return False
         file.fetching[worker] = source
-        worker.fetching[file] = None
+        worker.fetching[file] = taken = on_disk(file.size)
+        worker.room -= taken
         self._serving[file, source] = self._serving.get((file, source), 0) + 1
         if isinstance(source, str):
             address = source
@@ -136,6 +151,10 @@ class Transfers:
         if not file.fetching:
             self._relay(file)
         return None
+
+    def serves(self, worker: Worker, file: File) -> bool:
+        """Whether a worker is sending a file to another one."""
+        return (file, worker) in self._serving
 
     def _avoided(self, worker: Worker, source: Worker | str) -> bool:
         until = self._avoid.get((worker, source))
@@ -205,7 +224,7 @@ class Transfers:
         self._peer_failures.pop(file, None)
         if file.size < 0:
             file.size = size
-        self._hold(worker, file)
+        self._hold(worker, file, max(size, file.size))
         if (
             source in file.replicas
         ):  # it has a place free again: to the end of the row, where sources are looked for
@@ -225,7 +244,9 @@ class Transfers:
         self._end(worker, file)
         what = f"worker {worker.id} on {worker.name} could not get {file.name} from {message.source}: {message.reason}"
         self._mind.emit(Note(WARNING, what))
-        if isinstance(source, str):
+        if message.room >= 0 and self._mind.disk.no_room(worker, file, message):
+            pass  # the source is not to blame
+        elif isinstance(source, str):
             self._failed_outside(worker, file, source, message)
         else:
             self._avoid[worker, source] = self._mind.now + AVOID_PAIR_S
@@ -262,7 +283,7 @@ class Transfers:
     def _end(self, worker: Worker, file: File) -> None:
         """A transfer is over, in whatever way."""
         source = file.fetching.pop(worker)
-        del worker.fetching[file]
+        worker.room += worker.fetching.pop(file)
         if source == ARCHIVE:
             return
         _count_down(self._serving, (file, source))
@@ -281,10 +302,10 @@ class Transfers:
             wanted = worker.id in self._mind.tables.workers and self.wanted_at(worker, file)
             there = worker in file.replicas or worker in file.fetching
             got = not wanted or there or not file.available or self._get(worker, file)
-            del waiting[worker]
+            worker.room += waiting.pop(worker)
             if not got:
                 missed += 1
-                waiting[worker] = None  # to the end of the row: others may find one
+                self._stall(worker, file)  # at the end of the row: others may find one
                 if missed > MOST_MISSED:
                     break
         if not waiting:
@@ -314,11 +335,13 @@ class Transfers:
     def free(self, file: File) -> None:
         """Free every copy of a file on workers."""
         for worker in file.replicas:
-            worker.files.pop(file, None)
+            self.let_go(worker, file)
             self.drop(worker, file)
         file.replicas.clear()
         for worker in list(file.fetching):
             self._end(worker, file)
+        for worker, taken in (file.stalled or {}).items():
+            worker.room += taken
         file.stalled = None
         file.uploading = None
         self._stalled.pop(file, None)

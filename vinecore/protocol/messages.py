@@ -152,7 +152,7 @@ class Failed(NamedTuple):
     """Worker: a task has not ended as it should.
 
     ``kind``: "exception" (payload: the pickled exception), "crash" (the process died), "exhausted" (a limit was
-    passed), "time", "output missing", "input" (an input could not be put in place), "library".
+    passed), "time", "disk" (no room for what it has made; info: size, room), "output missing", "input" (an input could not be put in place), "library".
     """
 
     task: int
@@ -182,6 +182,7 @@ class FetchFailed(NamedTuple):
     source: str
     reason: str
     gone: bool  # the source answered that it does not have it
+    room: int = -1  # bytes of disk that are left here, if that is too little
 
 
 class Uploaded(NamedTuple):

@@ -217,7 +217,7 @@ def holding(vine, size=100 * MB):
     vine.library("maker", request=Request(cores=1))
     learn(vine, wall_s=60.0)
     vine.submit(call(999))
-    second = vine.join()
+    second = vine.join(disk_mb=10_000)
     vine.declare("r1")
     vine.submit(call(1))
     vine.done(1, size=size, wall_s=60.0)
@@ -235,7 +235,7 @@ def test_a_task_goes_to_where_its_bytes_are(vine):
 
 
 def test_many_bytes_are_worth_a_short_wait(vine):
-    first, second = holding(vine, size=1000 * MB)
+    first, second = holding(vine, size=400 * MB)
     bucket = vine.tables.buckets["lib",]
     bucket.mean_s = 0.5
     vine.submit(call(2, "r1"))

@@ -24,13 +24,13 @@ from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.allocation import Request, Resources
 from vinecore.core.mind import Mind
-from vinecore.core.state import FileSpec, LibrarySpec, RunSpec, TaskSpec
+from vinecore.core.state import MB, FileSpec, LibrarySpec, RunSpec, TaskSpec, on_disk
 from vinecore.core.transfers import ARCHIVE
 from vinecore.core.transitions import ASSIGNED, READY, RETRIEVING, WAITING
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 
-SMALL, LARGE = 10, INLINE_LIMIT + 10
+SMALL, LARGE = 10, 300_000
 SETUP, FUNCTION, DATA, ADDRESS, ARCHIVED, UNPACKED = (
     "setup",
     "function",
@@ -56,6 +56,7 @@ MODES = ("fixed", "fixed", "max", "min waste", "greedy_bucketing")
 POLICIES = (*("files",) * 5, "time", "rand", "worst", "disk", "fcfs", "through the manager", "one at a time")
 PRIORITIES = ("", "", "", "FIFO", "LIFO", "depth-first", "breadth-first", "random", "longest-category-first",
               "shortest-category-first", "largest-input-first")  # fmt: skip
+DISKS = (1, 2, 1000)  # MB
 REQUESTS = (Request(), Request(cores=1), Request(cores=2, memory=100))
 
 
@@ -125,7 +126,7 @@ class SimulatedWorker:
         assert not set(x.names) & self.cache.keys() or True
 
     def _StartProcess(self, x: w.StartProcess) -> None:
-        assert set(w.needs(x.run)) <= self.cache.keys()
+        assert set(w.needs(x.run)) <= self.cache.keys(), (x.run, self.cache, self.state.objects)
         self.jobs.append(("process", x.run))
 
     def _KillProcess(self, x: w.KillProcess) -> None:
@@ -154,8 +155,9 @@ class SimulatedWorker:
 class World:
     """A manager's mind, some workers, and the queues between them."""
 
-    def __init__(self, mode: str, policy: str) -> None:
+    def __init__(self, mode: str, policy: str, disks: tuple[int, ...] = DISKS) -> None:
         self.mind = Mind("3.11")
+        self.disks = disks
         self.tables = self.mind.tables
         self.now = 0.0
         self.events: list[e.Event] = []  # for the mind, together with the next ones
@@ -172,7 +174,7 @@ class World:
         self.asked: Counter[str] = Counter()
         self.temporaries: list[str] = []  # declared by the user, made by tasks
         self.pinned: list[str] = []  # results of runs that the user holds
-        self.excuses: set[str] = set()
+        self.excuses: set[str] = {"too large", "input missing"} if min(disks) < 1000 else set()
         self.store = {spec.name: spec.size for spec in DECLARED if spec.at_manager}
         self.user(e.FilesDeclared(list(DECLARED)))
         for library in LIBRARIES:
@@ -423,13 +425,14 @@ class World:
     def join(self, shape: random.Random) -> None:
         self.worker_numbers += 1
         python = "3.11" if shape.random() < 0.85 else "3.9"
-        self._join(shape.choice((1, 2, 4)), shape.choice((0, 7, 7, 7)), python, shape.random() < 0.8)
+        cores, port, disk = shape.choice((1, 2, 4)), shape.choice((0, 7, 7, 7)), shape.choice(self.disks)
+        self._join(cores, port, python, disk, shape.random() < 0.8)
 
-    def _join(self, cores: int, port: int, python: str, reachable: bool = True) -> None:
+    def _join(self, cores: int, port: int, python: str, disk: int, reachable: bool = True) -> None:
         number = self.worker_numbers
         host = f"h{number}"
         self.workers[number] = SimulatedWorker(number, f"{host}:{port}", reachable)
-        hello = m.Hello(1, host, number, python, cores, 1000 * cores, 1000, 0, port, [], {})
+        hello = m.Hello(1, host, number, python, cores, 1000 * cores, disk, 0, port, [], {})
         self.events.append(e.WorkerJoined(number, host, hello))
         self.handle()
 
@@ -628,7 +631,7 @@ class World:
         """No more faults: everything has to come to its end."""
         if not any(x.number and self._suits_all(x.number) for x in self.workers.values()):
             self.worker_numbers += 1
-            self._join(4, 7, "3.11")
+            self._join(4, 7, "3.11", 1000)
         self.settle()
         alone = [number for number, spec in self.specs.items() if not spec.run]
         assert set(alone) == self.tasks_over.keys(), f"never over: {set(alone) - self.tasks_over.keys()}"
@@ -651,7 +654,9 @@ class World:
 
     def _suits_all(self, number: int) -> bool:
         worker = self.tables.workers.get(number)
-        return worker is not None and worker.python_ok and worker.total.cores >= 4
+        return (
+            worker is not None and worker.python_ok and worker.total.cores >= 4 and worker.total.disk >= 1000
+        )
 
     def tidy(self) -> None:
         """The user lets go of everything."""
@@ -820,7 +825,21 @@ def check_workers(mind: Mind) -> None:
                 assert_supplied(worker, file)
         assert worker.free.plus(taken) == worker.total
         assert min(worker.free) >= 0
+        check_disk(mind, worker)
     assert seen == running
+    assert mind.tables.assigned == len(running)
+
+
+def check_disk(mind: Mind, worker: Any) -> None:
+    """The running account of a disk against all that is on it, on its way to it, and promised."""
+    stalled = sum(file.stalled.get(worker, 0) for file in mind.transfers._stalled)
+    promised = sum(task.promised for task in worker.tasks.values())
+    unknown = mind.disk._unknown.get(worker, 0)
+    taken = sum(worker.files.values()) + sum(worker.fetching.values()) + stalled + promised + unknown
+    assert worker.room + taken == worker.total.disk * MB
+    for file, size in worker.files.items():
+        assert size == (on_disk(file.size) if file.size >= 0 or not file.directory else 0)
+    assert worker.spare.keys() <= worker.files.keys()
 
 
 def check_buckets(mind: Mind) -> None:
@@ -830,7 +849,7 @@ def check_buckets(mind: Mind) -> None:
         assert bucket.unfinished == len(own)
         assert bucket.running == sum(task.state == ASSIGNED for task in own)
         assert tables.buckets.get(bucket.key) is bucket
-        queued = {entry[2] for entry in bucket.ready}
+        queued = {entry[2] for entry in (*bucket.ready, *bucket.roots)} | mind.disk.aside.keys()
         ready = {task for task in own if task.state == READY}
         assert ready <= queued
         assert set(bucket.open) <= set(tables.workers.values())
@@ -841,7 +860,12 @@ def check_buckets(mind: Mind) -> None:
                 continue  # what is open is an estimate there
             if instance is None or not instance.assigned:  # a busy one is looked at again soon
                 assert room == (worker in bucket.open)
-        if ready and not (bucket.category is not None and bucket.category.learns):
+        waits = bucket in mind.disk.waiting
+        ready -= mind.disk.aside.keys()
+        bringing = any(task.state == RETRIEVING for task in tables.tasks.values())
+        stuck = mind.disk._stuck_since is not None
+        assert not (waits and ready and bucket.open) or mind.tables.assigned or bringing or stuck
+        if ready and not waits and not (bucket.category is not None and bucket.category.learns):
             assert not bucket.open, f"{ready} could run on {set(bucket.open)}"
 
 
@@ -877,10 +901,11 @@ class MindMachine(RuleBasedStateMachine):
     """Does to a world whatever could happen."""
 
     @initialize(
-        shape=seeds, workers=st.integers(0, 3), mode=st.sampled_from(MODES), policy=st.sampled_from(POLICIES)
-    )
-    def begin(self, shape, workers, mode, policy):
-        self.world = World(mode, policy)
+        shape=seeds, workers=st.integers(0, 3), mode=st.sampled_from(MODES), policy=st.sampled_from(POLICIES),
+        disks=st.sampled_from((DISKS, (1000,))),
+    )  # fmt: skip
+    def begin(self, shape, workers, mode, policy, disks):
+        self.world = World(mode, policy, disks)
         for _ in range(workers):
             self.world.join(shape)
         self.world.open_run(shape)
@@ -1034,7 +1059,8 @@ def live(seed: int) -> None:
     machine.losses = chance.choice((0, 1, 4, 10))
     machine.moods = chance.choice((0, 2, 8))
     mode, policy = chance.choice(MODES), chance.choice(POLICIES)
-    machine.begin(random.Random(chance.getrandbits(32)), chance.randint(0, 3), mode, policy)
+    disks = chance.choice((DISKS, (1000,)))
+    machine.begin(random.Random(chance.getrandbits(32)), chance.randint(0, 3), mode, policy, disks)
     for _ in range(chance.choice((20, 60, 200))):
         act(machine, chance)
     machine.teardown()

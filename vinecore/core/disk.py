@@ -344,9 +344,7 @@ class Disk:
 
     def no_room(self, worker: Worker, file: File, message: m.FetchFailed) -> bool:
         """A worker has no room for a file: the tasks that read it go elsewhere; whether there are any."""
-        readers = [
-            task for task in worker.tasks.values() if file in task.inputs or file in task.extra_files
-        ]
+        readers = [task for task in worker.tasks.values() if file in task.inputs or file in task.extra_files]
         info = {"room": message.room, "reason": message.reason, "kind": "input missing"}
         for task in readers:
             if task.worker is worker and task.state == ASSIGNED:  # not taken back with another one already

@@ -53,8 +53,6 @@ class Life:
     def read(self, task: Task, file: File) -> None:
         """Have a task read a file."""
         file.consumers[task] = None
-        if file.reusable:
-            self._mind.tables.spare.pop(file, None)
         self.count(task, file, +1)
 
     def ready(self, task: Task) -> None:
@@ -345,6 +343,8 @@ class Life:
                 older.pending += change
                 if change < 0:
                     self.settle(older)
+                elif older.reusable:
+                    self._mind.tables.spare.pop(older, None)
 
     def settle(self, file: File) -> None:
         """Free what nobody needs any more: the copies of a file that can be made again, or all that is known of it."""
@@ -395,7 +395,6 @@ class Life:
 
     def _discard(self, file: File) -> None:
         mind = self._mind
-        mind.tables.spare.pop(file, None)
         mind.transfers.forget(file)
         if file.at_manager:
             file.at_manager = False

@@ -209,8 +209,7 @@ class Mind:
     def _submit(self, spec: TaskSpec, run: Run) -> None:
         task = Task(spec, run)
         if spec.library and spec.library not in self.tables.libraries:
-            reason = f"library {spec.library} is not installed"
-            self.life.refuse(task, "library", {"reason": reason, "library": spec.library})
+            self._refuse_without_library(task)
             return
         if spec.asleep and not spec.run and self._made_already(spec):
             return
@@ -239,6 +238,10 @@ class Mind:
         """Whether the same file is declared a second time, and the task that makes it is known."""
         makers = [self._file(name).producer for name in (spec.result, *spec.outputs) if name]
         return all(maker is not None and maker.state not in (FAILED, CANCELLED) for maker in makers)
+
+    def _refuse_without_library(self, task: Task) -> None:
+        name = task.spec.library
+        self.life.refuse(task, "library", {"reason": f"library {name} is not installed", "library": name})
 
     def _lay_down(self, task: Task) -> None:
         """Enter a task as done that has never run; `Recovery` wakes it when what it makes is needed and nowhere."""
@@ -323,9 +326,12 @@ class Mind:
     def _ask_for(self, file: File) -> None:
         """Have what a sleeping task makes brought to the manager; wake the task only if there is no other way."""
         task = file.producer
+        assert task is not None
         if not file.replicas:
             self.recovery.remake(file)
-        elif task is not None and task.state == DONE:
+            if task.state == DONE:  # it cannot be woken
+                self._refuse_without_library(task)
+        elif task.state == DONE:
             self.life.move(task, "bring")
             task.run.done -= 1
             task.bucket = self.placement.bucket_of(task.spec, task.request)
@@ -342,9 +348,11 @@ class Mind:
         for file in run.files:
             file.foretold = 0
             file.pins -= pinned
+            if file.pins > 0:
+                continue
             if file.reusable and file.replicas:
                 self.life.spare(file)
-            elif file.pins <= 0:
+            else:
                 self.life.release(file, "the graph that makes it was closed")
         run.files.clear()
 

@@ -88,9 +88,11 @@ class Recovery:
                     life.recall(task)
         for file in files:
             producer = file.producer
-            if producer is None and file in self._mind.tables.spare:
-                life.drop_spare(file)
-                continue
+            if file in self._mind.tables.spare:
+                if producer is None:
+                    life.drop_spare(file)
+                    continue
+                del self._mind.tables.spare[file]
             retrieving = producer is not None and producer.state == RETRIEVING
             if file.consumers or file.asked or (file.wanted and retrieving):
                 self.remake(file)

@@ -338,6 +338,8 @@ class Transfers:
             self.let_go(worker, file)
             self.drop(worker, file)
         file.replicas.clear()
+        if file.reusable:
+            self._mind.tables.spare.pop(file, None)
         for worker in list(file.fetching):
             self._end(worker, file)
         for worker, taken in (file.stalled or {}).items():

@@ -410,9 +410,8 @@ class WorkerState:
             kept = not (sent and run.options.get("once"))
             if kept:
                 self._out.append(Keep(run.result, reply.payload) if inline else Adopt(run.result, run.task))
+                self._here(run.result, reply.size)  # what waits for it starts before the manager is told
             self._out.append(Say(m.Done(run.task, reply.size, reply.wall_s, reply.info, sent)))
-            if kept:
-                self._here(run.result, reply.size)
         else:
             self._out.append(Say(m.Failed(run.task, reply.kind, reply.info, reply.payload)))
 

@@ -265,6 +265,15 @@ def test_what_is_not_an_archive_fails_the_task(m, run):
     assert "not an archive" in str(task.error())
 
 
+def test_half_an_archive_fails_the_task_at_once(m, run, tmp_path, caplog):
+    archive = make_archive(tmp_path / "archive.tar.gz", a=os.urandom(100_000).hex())
+    os.truncate(archive, 50_000)
+    task = run(cat(m.declare_untar(m.declare_file(archive))))
+    assert task.result == "input missing"
+    assert "not an archive that can be unpacked" in str(task.error())
+    assert len([r for r in caplog.records if "could not get" in r.message]) == 1
+
+
 @pytest.mark.parametrize("name", ["../outside", "/tmp/vine-absolute"])
 def test_an_archive_that_would_be_unpacked_outside_is_refused(m, run, tmp_path, name):
     archive = make_archive(tmp_path / "evil.tar.gz", **{name: "evil"})

@@ -181,7 +181,7 @@ class FetchFailed(NamedTuple):
     name: str
     source: str
     reason: str
-    gone: bool  # the source answered that it does not have it
+    gone: bool  # the source answered that it does not have it, or an archive is broken: it is no use to ask again
     room: int = -1  # bytes of disk that are left here, if that is too little
 
 

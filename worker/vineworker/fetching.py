@@ -83,13 +83,14 @@ class Fetcher:
     def unpack(self, unpack: messages.Unpack) -> int:
         """Make a directory of an archive that is in the cache."""
         import tarfile
+        import zlib
 
         path = self._cache.temporary(unpack.name)
         os.mkdir(path)
         try:
             with tarfile.open(self._cache.path(unpack.archive)) as archive:
                 bulk.unpack_safely(archive, path)
-        except tarfile.TarError as error:
+        except (tarfile.TarError, EOFError, zlib.error) as error:
             bulk.remove(path)
             msg = f"not an archive that can be unpacked: {str(error).partition(':')[0]}"
             raise ValueError(msg) from error

@@ -284,7 +284,8 @@ class Session:
             if error is None:
                 self._happened(state.Arrived(unpack.name, size, True))
             else:
-                self.say(m.FetchFailed(unpack.name, unpack.archive, _say_error(error), False))
+                broken = isinstance(error, ValueError)  # and so it would be the next time
+                self.say(m.FetchFailed(unpack.name, unpack.archive, _say_error(error), broken))
 
         self._in_thread(lambda: fetcher.unpack(unpack), then)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vinecore.protocol import values
+from vinecore.protocol import digests, values
 
 if TYPE_CHECKING:
     from vinecore.manager import Manager
@@ -24,9 +24,8 @@ LEVELS = {
     "worker": "worker",
     "forever": "forever",
 }
-CHUNK = 1 << 20
 
-_hashes: dict[tuple[str, int, int, int], str] = {}
+_hashes: dict[tuple[str, int, int, int], tuple[str, str]] = {}
 
 
 class File:
@@ -114,35 +113,47 @@ def content_name(kind: str, data: bytes) -> str:
     return f"{kind}-{hashlib.sha256(data).hexdigest()[:40]}"
 
 
-def path_name(path: Path) -> str:
-    """Name a file or a directory tree by its content; a directory by its names, modes and links, too."""
+def path_name(path: Path) -> tuple[str, str]:
+    """Name a file or a directory tree by its content; a directory by its names, modes and links, too.
+
+    Returns
+    -------
+    name, digest
+        The digest is what a file is checked by when it has travelled; "" for a directory.
+    """
     if path.is_dir():
         digest = hashlib.sha256()
         for place, folders, names in sorted(os.walk(path)):
             for name in sorted([*folders, *names]):
                 entry = Path(place) / name
                 what = (
-                    os.readlink(entry) if entry.is_symlink() else "" if entry.is_dir() else _file_hash(entry)
+                    os.readlink(entry)
+                    if entry.is_symlink()
+                    else ""
+                    if entry.is_dir()
+                    else _file_hash(entry)[0]
                 )
                 digest.update(
                     f"{entry.relative_to(path)}|{entry.lstat().st_mode}|{what}\n".encode(
                         errors="surrogateescape"
                     )
                 )
-        return f"dir-{digest.hexdigest()[:40]}"
-    return f"file-{_file_hash(path)}"
+        return f"dir-{digest.hexdigest()[:40]}", ""
+    content, checked_by = _file_hash(path)
+    return f"file-{content}", checked_by
 
 
-def _file_hash(path: Path) -> str:
+def _file_hash(path: Path) -> tuple[str, str]:
     about = path.stat()
     key = (str(path.resolve()), about.st_size, about.st_mtime_ns, about.st_ino)
     known = _hashes.get(key)
     if known is None:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
         if len(_hashes) > 100_000:
             _hashes.clear()
-        known = _hashes[key] = digest.hexdigest()[:40]
+        content, digest = hashlib.sha256(), digests.Digest()
+        with path.open("rb") as file:
+            while chunk := file.read(digests.PIECE):
+                content.update(chunk)
+                digest.update(chunk)
+        known = _hashes[key] = content.hexdigest()[:40], str(digest)
     return known

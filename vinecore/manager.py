@@ -29,7 +29,7 @@ from vinecore.core.state import FileSpec
 from vinecore.files import File, content_name, level_of, path_name
 from vinecore.io.engine import Engine
 from vinecore.libraries import Context, LibraryTask
-from vinecore.protocol import bulk, values, xrootd
+from vinecore.protocol import bulk, digests, values, xrootd
 from vinecore.tasks import PythonTask, Task
 from vinecore.versions import explain_mismatch, package_versions, python_version
 
@@ -277,7 +277,7 @@ class Manager:
         place = Path(path).absolute()
         if place.exists():
             folder = place.is_dir()
-            name, size = path_name(place), -1 if folder else place.stat().st_size
+            (name, digest), size = path_name(place), -1 if folder else place.stat().st_size
             self._engine.store.declare(name, str(place))
             self._sources[name] = str(place)
             # what can be executed has to stay a file with its mode, however small: its size is not told
@@ -288,6 +288,7 @@ class Manager:
                     at_manager=True,
                     directory=folder,
                     peer_transfer=peer_transfer,
+                    digest=digest,
                 )
             )
         else:
@@ -312,7 +313,9 @@ class Manager:
             data = buffer.encode() if isinstance(buffer, str) else bytes(buffer)
             name, size = content_name("buffer", data), len(data)
             self._engine.store.declare(name, data)
-            self._declare(FileSpec(name, size, at_manager=True, peer_transfer=peer_transfer))
+            self._declare(
+                FileSpec(name, size, at_manager=True, peer_transfer=peer_transfer, digest=digests.of(data))
+            )
         file = File(self, "buffer", name, size=size, level=level_of(cache), peer_transfer=peer_transfer)
         file.filled = buffer is not None
         return file
@@ -600,7 +603,7 @@ class Manager:
         """Declare a serialized object that many tasks use."""
         name = content_name("object", data)
         if not self._engine.store.declared(name) and self._engine.store.declare(name, data):
-            self._declare(FileSpec(name, len(data), at_manager=True))
+            self._declare(FileSpec(name, len(data), at_manager=True, digest=digests.of(data)))
         return name
 
     def release_bytes(self, name: str) -> None:

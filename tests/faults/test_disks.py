@@ -171,3 +171,42 @@ def test_a_small_declared_file_stays_what_it_was_when_it_was_declared(yard):
     path.unlink()
     yard.workers(m, 1)
     assert one_result(m).output == "as declared"
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut"])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_copy_that_was_altered_on_a_disk_is_not_used_elsewhere_but_made_again(yard, caplog, how, large):
+    """By a peer that fetches it, and by the manager that is to relay it then."""
+    m = yard.manager()
+    size = (20 if large else 1) * MB
+    (first,) = yard.workers(m, 1)
+    data = m.declare_temp()
+    maker = Task(f"echo >> {yard.place('made')}; head -c {size} /dev/zero > out")
+    maker.add_output(data, "out")
+    m.submit(maker)
+    assert one_result(m).successful()
+    (copy,) = yard.workspace.glob(f"*/*/cache/{data.cache_name}")
+    if how == "cut":
+        os.truncate(copy, size // 2)
+    else:
+        with copy.open("r+b") as file:
+            file.seek(size // 2)
+            file.write(b"x")
+    holding = Task(f"touch {yard.place('held')}; while [ ! -e {yard.place('gate')} ]; do sleep 0.01; done")
+    holding.set_cores(2)
+    m.submit(holding)
+    until(yard.place("held").exists)
+    yard.workers(m, 1)
+    reader = Task("cksum < in")
+    reader.add_input(data, "in")
+    m.submit(reader)
+    task = one_result(m)
+    yard.place("gate").touch()
+    command = f"head -c {size} /dev/zero | cksum"
+    expected = subprocess.run(command, shell=True, capture_output=True, check=True)
+    assert task.output.encode() == expected.stdout
+    assert yard.count("made") == 2
+    assert f"could not get {data.cache_name} from" in caplog.text
+    assert f"could not send {data.cache_name}" in caplog.text
+    assert "altered" in caplog.text
+    assert first.process.poll() is None

@@ -29,14 +29,14 @@ def brought(store, name, data=b"data"):
     path = store.temporary(name)
     with open(path, "wb") as file:
         file.write(data)
-    store.store(name, path)
+    store.store(name, path, "digest")
     return path
 
 
 def test_what_a_worker_brings_is_found_and_told(store, news):
     path = brought(store, "result")
     assert store.find("result") == path
-    assert news == [("result", 4)]
+    assert news == [("result", 4, "digest")]
     store.forget("result")
     assert store.find("result") is None
     assert not os.path.exists(path)
@@ -106,8 +106,8 @@ def test_the_size_of_a_program_is_not_told_so_that_it_travels_as_a_file(store, n
     with open(path, "wb") as file:
         file.write(b"#!/bin/sh\n")
     os.chmod(path, 0o755)
-    store.store("program", path)
-    assert news == [("program", -1)]
+    store.store("program", path, "digest")
+    assert news == [("program", -1, "digest")]
 
 
 def test_what_comes_after_the_end_is_dropped(store, news):
@@ -118,6 +118,6 @@ def test_what_comes_after_the_end_is_dropped(store, news):
     late = store.folder + "-late"
     with open(late, "wb"):
         pass
-    store.store("late", late)
+    store.store("late", late, "digest")
     assert not os.path.exists(late)
-    assert [name for name, _size in news] == ["before"]
+    assert [name for name, _size, _digest in news] == ["before"]

@@ -96,6 +96,7 @@ class ObjectStored(NamedTuple):
 
     name: str
     size: int
+    digest: str = ""
 
 
 class CategorySet(NamedTuple):

@@ -217,12 +217,14 @@ class Life:
     def _outputs(self, task: Task, worker: Worker, message: m.Done) -> list[File]:
         """Enter what a task has made; give the files that did not exist before."""
         came = []
-        sizes = message.info.get("outputs", {})
+        info = message.info
+        sizes = info.get("outputs", {})
         for file in task.outputs:
             result = file.name == task.spec.result
             size = message.size if result else sizes.get(file.name)
             if size is None:
                 continue
+            digest = info.get("digest", "") if result else info.get("digests", {}).get(file.name, "")
             if not file.available:
                 came.append(file)
             file.size = size
@@ -231,7 +233,7 @@ class Life:
                 file.at_manager = True
                 if "once" in task.spec.options:  # the worker has not kept it
                     continue
-            self._mind.transfers.made(worker, file)
+            self._mind.transfers.made(worker, file, digest)
         return came
 
     def _learn(self, task: Task, worker: Worker, message: m.Done) -> None:

@@ -157,7 +157,7 @@ class Mind:
                 file.archive = self._file(spec.archive)
                 file.archive.pins += 1
             if spec.at_manager and not file.at_manager:
-                file.at_manager, file.size = True, spec.size
+                file.at_manager, file.size, file.digest = True, spec.size, spec.digest
             if spec.url:
                 file.url, file.validator = spec.url, spec.validator
             file.released = False
@@ -443,7 +443,7 @@ class Mind:
         if file is None:
             self.unlink(worker, message.name)
         else:
-            self.transfers.cached(worker, file, message.size)
+            self.transfers.cached(worker, file, message.size, message.digest)
 
     def _fetch_failed(self, worker: Worker, message: m.FetchFailed) -> None:
         file = self.tables.files.get(message.name)
@@ -470,7 +470,7 @@ class Mind:
         if file is None:
             self.emit(Forget(event.name))
         else:
-            self.transfers.stored(file, event.size)
+            self.transfers.stored(file, event.size, event.digest)
 
     # ---- time
 

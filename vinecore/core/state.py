@@ -59,6 +59,7 @@ class FileSpec(NamedTuple):
     directory: bool = False
     peer_transfer: bool = True
     validator: tuple[str, ...] = ()  # of a url: as in `protocol.messages.Fetch`
+    digest: str = ""  # of what the manager has
 
 
 class LibrarySpec(NamedTuple):
@@ -119,21 +120,19 @@ class TaskSpec(NamedTuple):
 class File:
     """What is known of one file."""
 
-    __slots__ = ("archive", "asked", "at_manager", "consumers", "directory", "fetching", "foretold", "name",
-                 "peer_transfer", "pending", "pins", "producer", "released", "replicas", "reusable", "size", "stalled",
-                 "uploading", "url", "validator", "wanted")  # fmt: skip
+    __slots__ = ("archive", "asked", "at_manager", "consumers", "digest", "directory", "fetching", "foretold",
+                 "name", "peer_transfer", "pending", "pins", "producer", "released", "replicas", "reusable", "size",
+                 "stalled", "uploading", "url", "validator", "wanted")  # fmt: skip
 
     def __init__(self, spec: FileSpec) -> None:
         self.name, self.size, self.at_manager, self.url = spec.name, spec.size, spec.at_manager, spec.url
-        self.directory, self.peer_transfer, self.validator = (
-            spec.directory,
-            spec.peer_transfer,
-            spec.validator,
-        )
+        self.directory, self.peer_transfer = spec.directory, spec.peer_transfer
+        self.validator, self.digest = spec.validator, spec.digest
         self.archive: File | None = None
         self.producer: Task | None = None
         self.consumers: dict[Task, None] = {}
-        self.replicas: dict[Worker, None] = {}  # who has a place free to serve it from is near the end
+        # and the digests of what they have; who has a place free to serve it from is near the end
+        self.replicas: dict[Worker, str] = {}
         self.fetching: dict[Worker, Worker | str] = {}
         self.stalled: dict[Worker, int] | None = None  # with the bytes it will take there
         self.uploading: Worker | None = None
@@ -279,8 +278,9 @@ class Bucket:
 class Worker:
     """What is known of one connected worker."""
 
-    __slots__ = ("cancel", "data_address", "fetching", "files", "free", "host", "id", "joined_at", "leaving", "libraries",
-                 "name", "outgoing", "python", "python_ok", "room", "spare", "tasks", "total", "unlink", "wall_s")  # fmt: skip
+    __slots__ = ("altered", "cancel", "data_address", "doubted_by", "fetching", "files", "free", "host", "id", "joined_at",
+                 "leaving", "libraries", "name", "outgoing", "python", "python_ok", "room", "shunned_until", "spare", "tasks",
+                 "total", "unlink", "wall_s")  # fmt: skip
 
     def __init__(
         self,
@@ -298,6 +298,7 @@ class Worker:
         self.leaving = False  # it has said goodbye: nobody is to blame
         self.room = total.disk * MB or UNLIMITED
         self.files: dict[File, int] = {}  # with the bytes of disk each takes
+        self.altered: set[File] = set()  # of its files those that have arrived somewhere as something else
         self.fetching: dict[File, int] = {}
         self.spare: dict[
             File, None
@@ -305,6 +306,8 @@ class Worker:
         self.tasks: dict[int, Task] = {}  # by ticket
         self.libraries: dict[str, Instance] = {}
         self.outgoing = 0  # transfers that it serves to peers
+        self.doubted_by = 0  # whose transfer from it has failed, with none after it that succeeded
+        self.shunned_until = 0.0  # when peers may ask it again
         self.wall_s: float | None = None  # mean duration of tasks here
         self.cancel: list[int] = []  # what it is told at the end of `Mind.handle`
         self.unlink: dict[str, None] = {}

@@ -1,9 +1,13 @@
 """Which source serves which worker, and when.
 
 Peers come before the manager. A source serves a bounded number of transfers, and only a few of one file at a time: so a popular file
-spreads as a tree in which every new holder becomes a source. A demand that finds no free source waits with its file. A pair that failed
-is left alone for a while; a file that no peer can deliver is brought to the manager and served from there. The manager and addresses
-outside are asked again after a pause that grows, and given up after a few failures in a row.
+spreads as a tree in which every new holder becomes a source, and the manager, or an address outside, is asked only for the first
+copies. A demand that finds no free source waits with its file. A pair that failed is left alone for a while, and a worker that fails
+two others is left alone by all; a file that no peer can deliver is brought to the manager and served from there. The manager and
+addresses outside are asked again after a pause that grows, and given up after a few failures in a row.
+
+With every copy its digest is kept, as whoever made or received it has computed it, and sent along to the next receiver, who compares.
+A copy that twice arrived as something else is as good as lost. Copies may differ: a task that is run again need not make the same bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ PER_SOURCE = 10
 PER_SOURCE_AND_FILE = 2
 LOOK_AT = 16  # holders compared for one transfer
 AVOID_PAIR_S = 15.0
+SHUN_S = 60.0  # for so long nobody asks a worker that failed two others
 PAUSE_S = 0.5  # before another try at the manager or at an address; doubles with every failure in a row
 MOST_FAILURES = 5  # in a row
 MOST_MISSED = 2  # who waits for a file and finds no source, before the others are not asked
@@ -73,7 +78,7 @@ class Transfers:
             self._mind.flush(worker)
         if file.at_manager and 0 <= file.size <= INLINE_LIMIT and not file.directory:
             self._mind.emit(SendObject(worker.id, file.name))
-            self._hold(worker, file, 0)
+            self._hold(worker, file, 0, "")
         elif file.archive is not None:
             self.need(worker, file.archive)
             file.fetching[worker] = ARCHIVE
@@ -83,8 +88,9 @@ class Transfers:
             return self._start(worker, file)
         return True
 
-    def _hold(self, worker: Worker, file: File, size: int) -> None:
-        file.replicas[worker] = None
+    def _hold(self, worker: Worker, file: File, size: int, digest: str) -> None:
+        file.replicas[worker] = digest
+        worker.altered.discard(file)
         taken = size if size > INLINE_LIMIT else 0
         worker.room += worker.files.get(file, 0) - taken
         worker.files[file] = taken
@@ -93,12 +99,13 @@ class Transfers:
         """A worker does not hold a file any more, or is told not to."""
         worker.room += worker.files.pop(file, 0)
         worker.spare.pop(file, None)
+        worker.altered.discard(file)
 
-    def made(self, worker: Worker, file: File) -> None:
+    def made(self, worker: Worker, file: File, digest: str) -> None:
         """A file was made on a worker."""
         if worker in file.fetching:
             self._end(worker, file)
-        self._hold(worker, file, file.size)
+        self._hold(worker, file, file.size, digest)
 
     def drop(self, worker: Worker, file: File) -> None:
         """Have a worker forget its copy of a file, unless it is making another one: that must not be hit."""
@@ -117,12 +124,16 @@ class Transfers:
         self._serving[file, source] = self._serving.get((file, source), 0) + 1
         if isinstance(source, str):
             address = source
+            digest = file.digest if source == MANAGER else ""
             self._outgoing[source] = self._outgoing.get(source, 0) + 1
         else:
             address = source.data_address
+            digest = file.replicas[source]
             source.outgoing += 1
         validator = file.validator if source == file.url else ()
-        self._mind.emit(Send(worker.id, m.Fetch(file.name, file.size, address, file.directory, validator)))
+        self._mind.emit(
+            Send(worker.id, m.Fetch(file.name, file.size, address, file.directory, validator, digest))
+        )
         return True
 
     def _source(self, worker: Worker, file: File) -> Worker | str | None:
@@ -133,16 +144,20 @@ class Transfers:
         elsewhere = MANAGER if file.at_manager else file.url
         if peers and not (hard and elsewhere):
             best: Worker | None = None
+            spreading = False
             for holder in islice(reversed(file.replicas), LOOK_AT):  # the last ones are free most probably
                 if (
                     holder.data_address
                     and holder.outgoing < self.worker_source_max
                     and (best is None or holder.outgoing < best.outgoing)
-                    and self._serving.get((file, holder), 0) < PER_SOURCE_AND_FILE
+                    and holder.shunned_until <= self._mind.now
                     and not self._avoided(worker, holder)
                 ):
-                    best = holder
-            if best is not None:
+                    if self._serving.get((file, holder), 0) < PER_SOURCE_AND_FILE:
+                        best = holder
+                    else:
+                        spreading = True
+            if best is not None or spreading:  # if there is no place now, there will be more than one soon
                 return best
         if elsewhere:
             free = self._outgoing.get(elsewhere, 0) < self.file_source_max
@@ -174,13 +189,13 @@ class Transfers:
             return
         holder = next(iter(file.replicas))
         file.uploading = holder
-        self._mind.emit(Send(holder.id, m.Upload(file.name)))
+        self._mind.emit(Send(holder.id, m.Upload(file.name, file.replicas[holder])))
 
-    def stored(self, file: File, size: int) -> None:
+    def stored(self, file: File, size: int, digest: str) -> None:
         """An upload is complete."""
         new = not file.available
         file.uploading = None
-        file.at_manager = True
+        file.at_manager, file.digest = True, digest
         if not file.directory:
             file.size = size
         self._mind.life.obtained(file)
@@ -211,7 +226,7 @@ class Transfers:
             if not file.replicas and file.producer is None:
                 self._mind.life.tell(file, NOWHERE)
 
-    def cached(self, worker: Worker, file: File, size: int) -> None:
+    def cached(self, worker: Worker, file: File, size: int, digest: str) -> None:
         """A fetch or an unpacking has ended well."""
         source = file.fetching.get(worker)
         if source is None:
@@ -224,11 +239,11 @@ class Transfers:
         self._peer_failures.pop(file, None)
         if file.size < 0:
             file.size = size
-        self._hold(worker, file, max(size, file.size))
-        if (
-            source in file.replicas
-        ):  # it has a place free again: to the end of the row, where sources are looked for
-            file.replicas[source] = file.replicas.pop(source)
+        self._hold(worker, file, max(size, file.size), digest)
+        if not isinstance(source, str):
+            source.doubted_by, source.shunned_until = 0, 0.0
+            if source in file.replicas:  # it has a place free again: to the end, where sources are looked for
+                file.replicas[source] = file.replicas.pop(source)
         self._mind.moved_bytes += max(size, 0)
         if new:  # its last holder was lost when it had just been sent
             self._mind.life.appeared(file)
@@ -249,14 +264,29 @@ class Transfers:
         elif isinstance(source, str):
             self._failed_outside(worker, file, source, message)
         else:
-            self._avoid[worker, source] = self._mind.now + AVOID_PAIR_S
-            if message.gone:
-                self._mind.recovery.replica_lost(file, source)
-            else:
-                self._peer_failures[file] = self._peer_failures.get(file, 0) + 1
+            self._failed_peer(worker, file, source, message)
         if self.wanted_at(worker, file):
             self.need(worker, file)
         self._retry_stalled(STALLED_AT_ONCE)
+
+    def _failed_peer(self, worker: Worker, file: File, source: Worker, message: m.FetchFailed) -> None:
+        self._avoid[worker, source] = self._mind.now + AVOID_PAIR_S
+        if message.gone:
+            self._mind.recovery.replica_lost(file, source)
+            return
+        self._peer_failures[file] = self._peer_failures.get(file, 0) + 1
+        first, source.doubted_by = source.doubted_by, source.doubted_by or worker.id
+        if first not in (0, worker.id):  # so it is not the receiver
+            source.shunned_until = self._mind.now + SHUN_S
+            text = f"nobody asks worker {source.id} on {source.name} for files for {SHUN_S:.0f} s: it has failed workers {first} and {worker.id}"
+            self._mind.emit(Note(WARNING, text))
+        if message.altered and file in source.files:
+            if file in source.altered:
+                text = f"the copy of {file.name} on worker {source.id} on {source.name} counts as lost: it arrived altered twice"
+                self._mind.emit(Note(WARNING, text))
+                self._mind.recovery.replica_lost(file, source)
+            else:
+                source.altered.add(file)
 
     def _failed_outside(self, worker: Worker, file: File, source: str, message: m.FetchFailed) -> None:
         failures = self._failures[file] = self._failures.get(file, 0) + 1

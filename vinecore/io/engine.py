@@ -85,7 +85,7 @@ class Engine:
         self._numbers = itertools.count(1)
         self._peer_key = secrets.token_bytes(32)
         self._listeners: dict[type, Callable[[Any], None]] = {}
-        self.store = Store(lambda stored, size: self.post(e.ObjectStored(stored, size)))
+        self.store = Store(lambda *stored: self.post(e.ObjectStored(*stored)))
         self._carriers: dict[type, Callable[[Any], None]] = {
             i.Send: self._send, i.SendObject: self._send_object, i.Keep: lambda x: self.store.keep(x.name, x.payload),
             i.Forget: lambda x: self.store.forget(x.name), i.Disconnect: self._disconnect, i.Note: lambda x: log.log(x.level, x.text),

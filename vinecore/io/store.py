@@ -22,7 +22,7 @@ class Store:
     Parameters
     ----------
     stored
-        Called, in the thread that received it, with the name and the size of an object that a worker has brought.
+        Called, in the thread that received it, with the name, size and digest of an object that a worker has brought.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Store:
         Names of outputs that could not be put where the user wants them, and why.
     """
 
-    def __init__(self, stored: Callable[[str, int], None]) -> None:
+    def __init__(self, stored: Callable[[str, int, str], None]) -> None:
         self._stored = stored
         self._contents: dict[str, bulk.Content] = {}
         self._own: set[str] = set()  # names of files that are ours to delete
@@ -127,10 +127,12 @@ class Store:
                 return os.path.join(parent, f".vine-{os.getpid()}-{number}.part")
         return os.path.join(self.folder, str(number))
 
-    def store(self, name: str, path: str) -> None:
+    def store(self, name: str, path: str, digest: str) -> None:
         """Take over what a worker has brought."""
         place = self._places.get(name)
         size = os.path.getsize(path)
+        if os.path.isdir(path):
+            digest = ""  # what travelled was an archive of it
         if os.path.isdir(path) or os.access(path, os.X_OK):
             size = (
                 -1
@@ -151,7 +153,7 @@ class Store:
         if closed:
             self.forget(name)
         else:
-            self._stored(name, size)
+            self._stored(name, size, digest)
 
     def forget(self, name: str) -> None:
         """Drop an object, unless the user has declared it; the user's own files stay."""

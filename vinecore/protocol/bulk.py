@@ -3,28 +3,40 @@
 After the handshake with role "bulk" the client asks, as often as it likes on one connection::
 
     {"get": name}             ->  {"size": n, "directory": false, "mode": m} and n bytes, or {"gone": reason}
-    {"put": name, "size": n, "mode": m}  and n bytes  ->  {"stored": n}
+    {"put": name, "size": n, "mode": m, "digest": d}  and n bytes  ->  {"stored": n} or {"altered": text}
 
 A directory travels as an uncompressed tar stream; what is a file at its source has its mode with it. A file that is being
 fetched has a temporary name until its last byte is here: a broken connection never leaves half an object behind under its name.
+
+Whoever receives computes a digest while the bytes arrive. It is compared with the one that was computed when the object was made,
+so that an alteration on a disk is found as well; of what has none, small objects and directories, with one that the sender computes
+and says in its answer.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
 import shutil
 import socket
+import struct
 import tempfile
 import threading
 import time
-from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Protocol, Union
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, NamedTuple, Protocol, Union
 
-from vinecore.protocol import handshake
+from vinecore.protocol import INLINE_LIMIT, digests, handshake
 
 if TYPE_CHECKING:
     import tarfile
 
 CHUNK = 1 << 20
+SEND_AT_ONCE = 1 << 28
+CONNECT_S = 5.0
+"""A peer that does not answer for so long cannot be reached: two lost packets are forgiven."""
 STALL_S = 60.0
 """A transfer that moves nothing for this long has failed."""
 IDLE_S = 60.0
@@ -39,6 +51,17 @@ class Gone(LookupError):
     """The source answered that it does not have the object."""
 
 
+class Altered(ValueError):
+    """What came is not what was made."""
+
+
+class Received(NamedTuple):
+    """What has come."""
+
+    size: int  # as it travelled
+    digest: str  # of the bytes as they travelled
+
+
 class Shelf(Protocol):
     """Where a bulk server finds and puts objects; called from several threads."""
 
@@ -48,7 +71,7 @@ class Shelf(Protocol):
     def temporary(self, name: str) -> str:
         """Give a fresh path for something incomplete."""
 
-    def store(self, name: str, path: str) -> None:
+    def store(self, name: str, path: str, digest: str) -> None:
         """Take over what is complete."""
 
 
@@ -64,6 +87,9 @@ def serve(sock: socket.socket, shelf: Shelf) -> None:
                     _send(sock, shelf.find(str(request["get"])))
                 else:
                     _receive_put(sock, shelf, request)
+            except Altered as error:
+                handshake.send_line(sock, {"altered": str(error)})
+                return
             except (OSError, ValueError, KeyError):
                 return
 
@@ -81,8 +107,7 @@ def _send(sock: socket.socket, content: Content | None) -> None:
     if content is None:
         handshake.send_line(sock, {"gone": "no such object"})
     elif isinstance(content, bytes):
-        handshake.send_line(sock, {"size": len(content), "directory": False})
-        sock.sendall(content)
+        _send_bytes(sock, content, {})
     elif os.path.isdir(content):
         _send_directory(sock, content)
     else:
@@ -93,49 +118,100 @@ def _send(sock: socket.socket, content: Content | None) -> None:
             return
         with file:
             about = os.fstat(file.fileno())
-            handshake.send_line(
-                sock, {"size": about.st_size, "directory": False, "mode": about.st_mode & 0o777}
-            )
-            sock.sendfile(file)
+            mode = {"mode": about.st_mode & 0o777}
+            if about.st_size <= INLINE_LIMIT:
+                _send_bytes(sock, file.read(), mode)
+            else:
+                handshake.send_line(sock, {"size": about.st_size, "directory": False, **mode})
+                _send_file(sock, file, about.st_size)
+
+
+def _send_bytes(sock: socket.socket, content: bytes, more: dict[str, Any]) -> None:
+    head = {"size": len(content), "directory": False, "digest": digests.of(content), **more}
+    handshake.send_line(sock, head)
+    sock.sendall(content)
+
+
+def _send_file(sock: socket.socket, file: BinaryIO, size: int) -> None:
+    _block(sock)
+    sent = 0
+    while sent < size:
+        try:
+            more = os.sendfile(sock.fileno(), file.fileno(), sent, min(size - sent, SEND_AT_ONCE))
+        except BlockingIOError:
+            msg = f"nothing could be sent for {STALL_S:.0f} s"
+            raise TimeoutError(msg) from None
+        if not more:
+            msg = f"the file has become {size - sent} bytes shorter while it was sent"
+            raise OSError(msg)
+        sent += more
+
+
+def _block(sock: socket.socket) -> None:
+    """Have calls wait in the kernel, for a bounded time, which costs less than asking before each whether it would wait."""
+    limit = struct.pack("ll", int(STALL_S), int(STALL_S % 1 * 1e6))
+    sock.settimeout(None)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 def _send_directory(sock: socket.socket, folder: str) -> None:
     with tempfile.TemporaryFile() as packed:
-        handshake.send_line(sock, {"size": _pack(folder, packed), "directory": True})
-        sock.sendfile(packed)
+        size, digest = _pack(folder, packed)
+        handshake.send_line(sock, {"size": size, "directory": True, "digest": digest})
+        _send_file(sock, packed, size)
 
 
-def _pack(folder: str, packed: BinaryIO) -> int:
+def _pack(folder: str, packed: BinaryIO) -> Received:
     import tarfile  # seldom needed, and long to import
 
     with tarfile.open(fileobj=packed, mode="w") as archive:
         archive.add(folder, arcname=".")
     size = packed.tell()
     packed.seek(0)
-    return size
+    packed.flush()
+    return Received(size, digests.Follower(packed.fileno()).digest(size))
 
 
 def _receive_put(sock: socket.socket, shelf: Shelf, request: dict[str, Any]) -> None:
     name, size = str(request["put"]), int(request["size"])
     path = shelf.temporary(name)
+    directory, expected = bool(request.get("directory")), str(request.get("digest", ""))
     try:
-        receive_content(sock, size, bool(request.get("directory")), path, request.get("mode"))
+        digest = receive_content(sock, size, directory, path, request.get("mode"), expected)
     except BaseException:
         remove(path)
         raise
-    shelf.store(name, path)
+    shelf.store(name, path, digest)
     handshake.send_line(sock, {"stored": size})
 
 
 def receive_content(
-    sock: socket.socket, size: int, directory: bool, path: str, mode: Union[int, None] = None
-) -> None:
-    """Receive exactly ``size`` bytes into ``path``; unpack them there if they are a directory."""
+    sock: socket.socket,
+    size: int,
+    directory: bool,
+    path: str,
+    mode: Union[int, None] = None,
+    expected: str = "",
+) -> str:
+    """Receive exactly ``size`` bytes into ``path``; unpack them there if they are a directory.
+
+    Returns
+    -------
+    str
+        The digest of the bytes.
+
+    Raises
+    ------
+    Altered
+        It is not the expected one.
+    """
     if directory:
         import tarfile
 
         with tempfile.TemporaryFile(dir=os.path.dirname(path)) as packed:
-            _receive_bytes(sock, size, packed)
+            digest = _receive_bytes(sock, size, packed.fileno())
+            _compare(digest, expected)
             packed.seek(0)
             os.mkdir(path)
             try:
@@ -144,28 +220,85 @@ def receive_content(
             except tarfile.TarError as error:
                 msg = f"what came instead of a directory cannot be unpacked: {error}"
                 raise ValueError(msg) from error
-        return
-    with open(path, "wb", buffering=0) as file:
-        _receive_bytes(sock, size, file)
+        return digest
+    with open(path, "w+b", buffering=0) as file:
+        digest = _receive_bytes(sock, size, file.fileno())
+    _compare(digest, expected)
     if mode is not None:
         os.chmod(path, mode & 0o777 | 0o400)
+    return digest
 
 
-def _receive_bytes(sock: socket.socket, size: int, file: Any) -> None:
+def _compare(digest: str, expected: str) -> None:
+    if expected and digest != expected:
+        msg = f"what came was altered: its digest is {digest}, it should be {expected}"
+        raise Altered(msg)
+
+
+def _receive_bytes(sock: socket.socket, size: int, file: int) -> str:
     if size < 0:
         msg = f"an object of {size} bytes"
         raise ValueError(msg)
-    view = memoryview(bytearray(min(CHUNK, max(size, 1))))
-    left = size
-    while left:
-        got = sock.recv_into(view[: min(left, CHUNK)])
-        if not got:
+    _block(sock)
+    bring = _splice if size > CHUNK and hasattr(os, "splice") else _copy
+    with contextlib.closing(digests.Follower(file)) as follower:
+        left = size
+        try:
+            for came in bring(sock, size, file):
+                left -= came
+                follower.follow(size - left)
+        except BlockingIOError:
+            msg = f"nothing has come for {STALL_S:.0f} s, {left} bytes before the end of the object"
+            raise TimeoutError(msg) from None
+        if left:
             msg = f"the connection ended {left} bytes before the end of the object"
             raise ConnectionError(msg)
-        part = view[:got]
-        while part:  # a disk that fills up takes a part, and refuses the rest
-            part = part[file.write(part) :]
+        return follower.digest(size)
+
+
+def _copy(sock: socket.socket, size: int, file: int) -> Iterator[int]:
+    """Bring bytes from a socket to a file; say each time how many."""
+    view, left = memoryview(bytearray(min(CHUNK, size))), size
+    while left and (got := sock.recv_into(view[:left])):
+        _write(file, view[:got])
         left -= got
+        yield got
+
+
+def _splice(sock: socket.socket, size: int, file: int) -> Iterator[int]:
+    """As `_copy`, within the kernel."""
+    outlet, inlet = os.pipe()
+    try:
+        try:
+            fcntl.fcntl(inlet, fcntl.F_SETPIPE_SZ, CHUNK)
+        except OSError:  # this user has too many large ones: it will be a small one
+            pass
+        left = size
+        while left and (got := os.splice(sock.fileno(), inlet, min(left, CHUNK))):
+            _empty(outlet, file, got)
+            left -= got
+            yield got
+    finally:
+        os.close(inlet)
+        os.close(outlet)
+
+
+def _empty(outlet: int, file: int, size: int) -> None:
+    """Have what is in a pipe go to a file."""
+    while size:
+        try:
+            size -= os.splice(outlet, file, size)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            data = os.read(outlet, size)  # a file system that cannot do that
+            _write(file, memoryview(data))
+            size -= len(data)
+
+
+def _write(file: int, piece: memoryview) -> None:
+    while piece:  # a disk that fills up takes a part, and refuses the rest
+        piece = piece[os.write(file, piece) :]
 
 
 def unpack_safely(archive: tarfile.TarFile, folder: str) -> None:
@@ -222,8 +355,8 @@ def remove(path: str) -> None:
 class Client:
     """One bulk connection to another end; closed by the first error."""
 
-    def __init__(self, host: str, port: int, secret: bytes, connect_timeout_s: float = 10.0) -> None:
-        self.sock = socket.create_connection((host, port), timeout=connect_timeout_s)
+    def __init__(self, host: str, port: int, secret: bytes) -> None:
+        self.sock = socket.create_connection((host, port), timeout=CONNECT_S)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             handshake.dial(self.sock, secret, "bulk")
@@ -232,18 +365,20 @@ class Client:
             raise
         self.sock.settimeout(STALL_S)
 
-    def get(self, name: str, path: str) -> int:
+    def get(self, name: str, path: str, expected: str = "") -> Received:
         """Fetch an object into ``path``.
 
-        Returns
-        -------
-        int
-            Its size in bytes as it travelled.
+        Parameters
+        ----------
+        expected
+            The digest of a file as it was made; "" for one of which none is known, and for a directory.
 
         Raises
         ------
         Gone
             The source does not have it.
+        Altered
+            All of it came, and it is not what it was.
         OSError, ValueError
             The connection broke, or what came makes no sense; ``path`` may hold a part.
         """
@@ -252,33 +387,50 @@ class Client:
         self.sock.settimeout(STALL_S)
         if "gone" in answer:
             raise Gone(str(answer["gone"]))
-        size, directory, mode = answer.get("size"), answer.get("directory"), answer.get("mode")
+        size, directory, mode = answer.get("size"), bool(answer.get("directory")), answer.get("mode")
         if not isinstance(size, int) or not isinstance(mode, (int, type(None))):
             msg = f"an answer that makes no sense: {str(answer)[:200]}"
             raise ValueError(msg)  # noqa: TRY004 - what a stranger sent, not an argument
-        receive_content(self.sock, size, bool(directory), path, mode)
-        return size
+        if directory or not expected:
+            expected = str(answer.get("digest", ""))
+        return Received(size, receive_content(self.sock, size, directory, path, mode, expected))
 
-    def put(self, name: str, content: Content) -> None:
-        """Bring an object to the other end; returns when it has all of it."""
+    def put(self, name: str, content: Content, digest: str = "") -> None:
+        """Bring an object to the other end; returns when it has all of it.
+
+        Parameters
+        ----------
+        digest
+            Of a file as it was made; "" if none is known.
+
+        Raises
+        ------
+        Altered
+            It came, or is kept here, as something else.
+        OSError
+            The connection broke, or the other end could not keep it.
+        """
         if isinstance(content, bytes):
-            handshake.send_line(self.sock, {"put": name, "size": len(content)})
+            head = {"put": name, "size": len(content), "digest": digests.of(content)}
+            handshake.send_line(self.sock, head)
             self.sock.sendall(content)
         elif os.path.isdir(content):
             with tempfile.TemporaryFile() as packed:
+                size, digest = _pack(content, packed)
                 handshake.send_line(
-                    self.sock, {"put": name, "size": _pack(content, packed), "directory": True}
+                    self.sock, {"put": name, "size": size, "directory": True, "digest": digest}
                 )
-                self.sock.sendfile(packed)
+                _send_file(self.sock, packed, size)
         else:
             with open(content, "rb") as file:
                 about = os.fstat(file.fileno())
-                handshake.send_line(
-                    self.sock, {"put": name, "size": about.st_size, "mode": about.st_mode & 0o777}
-                )
-                self.sock.sendfile(file)
-        handshake.read_line(self.sock, time.monotonic() + STALL_S)
+                head = {"put": name, "size": about.st_size, "mode": about.st_mode & 0o777, "digest": digest}
+                handshake.send_line(self.sock, head)
+                _send_file(self.sock, file, about.st_size)
+        answer = handshake.read_line(self.sock, time.monotonic() + STALL_S)
         self.sock.settimeout(STALL_S)
+        if "altered" in answer:
+            raise Altered(str(answer["altered"]))
 
     def close(self) -> None:
         """Close the connection."""

@@ -54,6 +54,7 @@ class Fetch(NamedTuple):
     source: str  # "host:port", "manager", or a URL
     directory: bool
     validator: Sequence[str] = ()  # of a URL: ETag and date of what was declared, if its server told
+    digest: str = ""  # of what the source should have, "" where nobody knows (see `digests`)
 
 
 class Unpack(NamedTuple):
@@ -67,6 +68,7 @@ class Upload(NamedTuple):
     """Manager: bring this object to me, over a connection that you open."""
 
     name: str
+    digest: str = ""
 
 
 class Unlink(NamedTuple):
@@ -144,7 +146,9 @@ class Done(NamedTuple):
     task: int
     size: int  # bytes of the result
     wall_s: float
-    info: dict[str, Any]  # exit_code, outputs {name: size}, measured, modules, ...
+    info: dict[
+        str, Any
+    ]  # digest (of a large result), digests {name: digest}, exit_code, outputs {name: size}, measured, ...
     payload: bytes  # the result itself if it was to be kept and is small
 
 
@@ -173,6 +177,7 @@ class Cached(NamedTuple):
 
     name: str
     size: int
+    digest: str = ""
 
 
 class FetchFailed(NamedTuple):
@@ -183,6 +188,7 @@ class FetchFailed(NamedTuple):
     reason: str
     gone: bool  # the source answered that it does not have it, or an archive is broken: it is no use to ask again
     room: int = -1  # bytes of disk that are left here, if that is too little
+    altered: bool = False  # all of it came, and it is not what was made
 
 
 class Uploaded(NamedTuple):

@@ -68,7 +68,7 @@ class Cache:
         if stale is not None:
             bulk.remove(stale)
 
-    def store(self, name: str, path: str) -> None:
+    def store(self, name: str, path: str, _digest: str = "") -> None:
         """Take over a complete file or directory."""
         target = self.path_for(name)
         if os.path.isdir(path) or os.path.isdir(target):

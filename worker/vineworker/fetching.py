@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
 import time
 from typing import Any, Callable
 
-from vinecore.protocol import bulk, messages
+from vinecore.protocol import bulk, digests, messages
 from vineworker.addresses import Addresses
 from vineworker.cache import Cache
 from vineworker.warden import Warden
+
+log = logging.getLogger("vine_worker")
 
 MOST_IDLE_PER_PEER = 2
 MOST_IDLE_S = bulk.IDLE_S / 2
@@ -42,43 +45,51 @@ class Fetcher:
         self._closed = False
         self._lock = threading.Lock()
 
-    def fetch(self, fetch: messages.Fetch) -> int:
-        """Get an object; returns its size, -1 for a directory.
+    def fetch(self, fetch: messages.Fetch) -> bulk.Received:
+        """Get an object; the size of a directory is -1.
 
         Raises
         ------
         bulk.Gone
             The source does not have it.
+        bulk.Altered
+            It is not what was made, or announced.
         OSError, ValueError
             It could not be had for another reason.
         """
-        path = self._cache.temporary(fetch.name)
+        path, begun = self._cache.temporary(fetch.name), time.monotonic()
         try:
             if "://" in fetch.source:
                 self._addresses.fetch(fetch.source, path, fetch.size, fetch.validator)
-                size = os.path.getsize(path)
+                received = bulk.Received(os.path.getsize(path), digests.of_file(path))
             else:
-                size = self._from_peer(fetch, path)
+                received = self._from_peer(fetch, path)
             if os.path.isdir(path):
-                size = -1  # what travelled was an archive of it
-            elif 0 <= fetch.size != size and not fetch.directory:
-                msg = f"{size} bytes came, {fetch.size} were announced"
-                raise ValueError(msg)
+                received = bulk.Received(-1, "")  # what travelled was an archive of it
+            elif not fetch.digest and 0 <= fetch.size != received.size and not fetch.directory:
+                msg = f"{received.size} bytes came, {fetch.size} were announced"
+                raise bulk.Altered(msg)
         except BaseException:
             bulk.remove(path)
             raise
         self._cache.store(fetch.name, path)
-        return size
+        log.debug("got %s from %s in %.3f s", fetch.name, fetch.source, time.monotonic() - begun)
+        return received
 
-    def _from_peer(self, fetch: messages.Fetch, path: str) -> int:
-        return int(self._talk(fetch.source, lambda client: client.get(fetch.name, path)))
+    def _from_peer(self, fetch: messages.Fetch, path: str) -> bulk.Received:
+        def get(client: bulk.Client) -> bulk.Received:
+            return client.get(fetch.name, path, fetch.digest)
 
-    def upload(self, name: str) -> None:
+        received = self._talk(fetch.source, get)
+        assert isinstance(received, bulk.Received)
+        return received
+
+    def upload(self, name: str, digest: str) -> None:
         """Bring an object to the manager."""
         content = self._cache.find(name)
         if content is None:
             raise FileNotFoundError(name)
-        self._talk("manager", lambda client: client.put(name, content))
+        self._talk("manager", lambda client: client.put(name, content, digest))
 
     def unpack(self, unpack: messages.Unpack) -> int:
         """Make a directory of an archive that is in the cache."""

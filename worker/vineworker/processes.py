@@ -128,12 +128,13 @@ def finish_command(
     # of what was cancelled nothing may come into the cache: the same objects may be in the making, or made, by another task
     outputs = [] if killed == "cancelled" else run.options.get("outputs", [])
     try:
-        sizes, missing = sandbox.collect(command.folder, outputs, cache, failed=failed)
+        sizes, sums, missing = sandbox.collect(command.folder, outputs, cache, failed=failed)
         info: dict[str, Any] = {
             "exit_code": code if code >= 0 else 9 if killed else -code,
             "signal": -code if code < 0 else 0,
             "output": sandbox.read_end(command.output),
             "outputs": sizes,
+            "digests": sums,
             "measured": measured(peak),
         }
     finally:
@@ -169,7 +170,7 @@ def finish_single(
     """Collect what a single Python call has left; runs in a helper thread."""
     failed = reply.kind != "done"
     try:
-        sizes, missing = sandbox.collect(folder, run.options.get("outputs", []), cache, failed=failed)
+        sizes, sums, missing = sandbox.collect(folder, run.options.get("outputs", []), cache, failed=failed)
         printed = sandbox.read_end(output)
     finally:
         bulk.remove(folder)
@@ -178,7 +179,14 @@ def finish_single(
     if reply.wall_s >= SAMPLE_S and "cpu_s" in reply.info:
         use["cores"] = max(use.get("cores") or 0, reply.info["cpu_s"] / reply.wall_s)
     use["memory"] = use.get("memory") or reply.info.pop("grown_mb", 0)
-    info = {**reply.info, "exit_code": int(failed), "output": printed, "outputs": sizes, "measured": use}
+    info = {
+        **reply.info,
+        "exit_code": int(failed),
+        "output": printed,
+        "outputs": sizes,
+        "digests": sums,
+        "measured": use,
+    }
     info.pop("modules", None)
     if failed:
         return m.Failed(run.task, reply.kind, info, reply.payload), sizes

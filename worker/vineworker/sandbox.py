@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
-from vinecore.protocol import messages
+from vinecore.protocol import digests, messages
 from vineworker.cache import Cache
 
 OUTPUT_LIMIT = 1 << 20
@@ -80,22 +80,24 @@ def _link_or_copy(source: str, target: str, **_options: Any) -> str:
     return target
 
 
-def collect(
-    folder: str, outputs: list[Any], cache: Cache, *, failed: bool
-) -> tuple[dict[str, int], list[str]]:
+class Collected(NamedTuple):
+    """What a task has left."""
+
+    sizes: dict[str, int]  # bytes of each object
+    digests: dict[str, str]  # of those that are files
+    missing: list[str]  # remote names of what should be there and is not
+
+
+def collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> Collected:
     """Move a task's outputs into the cache.
 
     Parameters
     ----------
     outputs
         ``[remote name, object name, on]`` with ``on`` one of "always", "success", "failure".
-
-    Returns
-    -------
-    sizes, missing
-        Bytes of each object; remote names of what should be there and is not.
     """
     sizes: dict[str, int] = {}
+    sums: dict[str, str] = {}
     missing: list[str] = []
     for remote, name, when in outputs:
         if when == ("success" if failed else "failure"):
@@ -109,9 +111,11 @@ def collect(
             os.path.realpath(folder), os.path.relpath(path, folder)
         ):  # a link, or behind one: what it points to stays there
             path = _copied(real, os.path.join(folder, f".vine-copy-{len(sizes)}"))
+        if not os.path.isdir(path):
+            sums[name] = digests.of_file(path)
         cache.store(name, path)
         sizes[name] = cache.size(name)
-    return sizes, missing
+    return Collected(sizes, sums, missing)
 
 
 def _copied(source: str, target: str) -> str:

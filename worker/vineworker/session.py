@@ -266,13 +266,12 @@ class Session:
         fetch, fetcher = instruction.fetch, self._fetcher
         assert fetcher is not None
 
-        def then(size: Any, error: Optional[BaseException]) -> None:
+        def then(received: Any, error: Optional[BaseException]) -> None:
             if error is None:
-                self._happened(state.Arrived(fetch.name, size, True))
+                self._happened(state.Arrived(fetch.name, received.size, True, received.digest))
             else:
-                self.say(
-                    m.FetchFailed(fetch.name, fetch.source, _say_error(error), isinstance(error, bulk.Gone))
-                )
+                gone, altered = isinstance(error, bulk.Gone), isinstance(error, bulk.Altered)
+                self.say(m.FetchFailed(fetch.name, fetch.source, _say_error(error), gone, altered=altered))
 
         self._in_thread(lambda: fetcher.fetch(fetch), then, self._transfers)
 
@@ -290,13 +289,13 @@ class Session:
         self._in_thread(lambda: fetcher.unpack(unpack), then)
 
     def _start_upload(self, instruction: state.StartUpload) -> None:
-        name, fetcher = instruction.name, self._fetcher
+        name, digest, fetcher = instruction.name, instruction.digest, self._fetcher
         assert fetcher is not None
 
         def then(_nothing: Any, error: Optional[BaseException]) -> None:
             self.say(m.Uploaded(name) if error is None else m.UploadFailed(name, _say_error(error)))
 
-        self._in_thread(lambda: fetcher.upload(name), then, self._transfers)
+        self._in_thread(lambda: fetcher.upload(name, digest), then, self._transfers)
 
     # ---- hosts and slots
 

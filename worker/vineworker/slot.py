@@ -22,7 +22,7 @@ import time
 import traceback
 from typing import Any, Callable
 
-from vinecore.protocol import INLINE_LIMIT, values
+from vinecore.protocol import INLINE_LIMIT, digests, values
 from vinecore.protocol.frames import FrameReader, encode
 from vineworker.calls import TO_SLOT, Call, Drop, Object, Reply
 
@@ -183,7 +183,7 @@ class Slot:
             if size <= INLINE_LIMIT:
                 payload = b"".join(parts)
             else:
-                write_parts(call.result, parts)
+                info["digest"] = write_parts(call.result, parts)
         except BaseException as error:  # the caller gets whatever the user's code raised, SystemExit included
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -214,20 +214,23 @@ class Slot:
         return values.load_file(path) if path else values.loads(raw[name])
 
 
-def write_parts(path: str, parts: list[Any]) -> None:
-    """Write an object so that it appears under its name only when it is whole."""
-    temporary = f"{path}.part"
+def write_parts(path: str, parts: list[Any]) -> str:
+    """Write an object so that it appears under its name only when it is whole; give its digest."""
+    temporary, digest = f"{path}.part", digests.Digest()
     try:
         with open(temporary, "wb", buffering=0) as file:
             for part in parts:
                 view = memoryview(part).cast("B")
                 while view:
-                    view = view[file.write(view) :]
+                    size = file.write(view[: digests.PIECE])
+                    digest.update(view[:size])
+                    view = view[size:]
         os.rename(temporary, path)
     except OSError:
         if os.path.exists(temporary):
             os.unlink(temporary)  # a disk that is full has better uses
         raise
+    return str(digest)
 
 
 def dump_result(result: Any) -> list[Any]:

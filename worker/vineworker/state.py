@@ -38,6 +38,7 @@ class Arrived(NamedTuple):
     name: str
     size: int
     asked: bool  # the manager waits for the news
+    digest: str = ""
 
 
 class HostUp(NamedTuple):
@@ -130,6 +131,7 @@ class StartUnpack(NamedTuple):
 
 class StartUpload(NamedTuple):
     name: str
+    digest: str = ""
 
 
 class Keep(NamedTuple):
@@ -266,7 +268,7 @@ class WorkerState:
 
     def _arrived(self, event: Arrived) -> None:
         if event.asked:
-            self._out.append(Say(m.Cached(event.name, event.size)))
+            self._out.append(Say(m.Cached(event.name, event.size, event.digest)))
         self._here(event.name, event.size)
 
     def _here(self, name: str, size: int) -> None:
@@ -292,7 +294,7 @@ class WorkerState:
 
     def _upload(self, event: m.Upload) -> None:
         if event.name in self.objects:
-            self._out.append(StartUpload(event.name))
+            self._out.append(StartUpload(event.name, event.digest))
         else:
             self._out.append(Say(m.UploadFailed(event.name, "this worker does not have it")))
 

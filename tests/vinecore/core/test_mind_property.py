@@ -43,9 +43,9 @@ SETUP, FUNCTION, DATA, ADDRESS, ARCHIVED, UNPACKED = (
 DECLARED = (
     FileSpec(SETUP, SMALL, at_manager=True),
     FileSpec(FUNCTION, SMALL, at_manager=True),
-    FileSpec(DATA, LARGE, at_manager=True),
+    FileSpec(DATA, LARGE, at_manager=True, digest="declared"),
     FileSpec(ADDRESS, url="https://example.org/data"),
-    FileSpec(ARCHIVED, LARGE, at_manager=True),
+    FileSpec(ARCHIVED, LARGE, at_manager=True, digest="declared"),
     FileSpec(UNPACKED, archive=ARCHIVED, directory=True),
 )
 LIBRARIES = (
@@ -77,6 +77,10 @@ class SimulatedWorker:
         self.inbox: deque[m.Message] = deque()
         self.outbox: deque[m.Message] = deque()
         self.cache: dict[str, int] = {}
+        self.contents: dict[
+            str, str
+        ] = {}  # digests of what is in the cache; of what was altered since, another one
+        self.made = 0
         self.jobs: list[tuple[str, Any]] = []
         self.slots: dict[
             int, tuple[str, deque[m.Run], m.Run | None]
@@ -140,13 +144,19 @@ class SimulatedWorker:
         self.jobs.append(("unpack", x.unpack))
 
     def _StartUpload(self, x: w.StartUpload) -> None:
-        self.jobs.append(("upload", x.name))
+        self.jobs.append(("upload", (x.name, x.digest)))
 
     def _Keep(self, x: w.Keep) -> None:
-        self.cache[x.name] = len(x.payload)
+        self.cache[x.name], self.contents[x.name] = len(x.payload), ""
 
     def _Adopt(self, x: w.Adopt) -> None:
-        self.cache[x.name] = LARGE
+        self.cache[x.name], self.contents[x.name] = LARGE, f"{self.number}.{x.task}"
+
+    def make(self, name: str, size: int) -> str:
+        """A task leaves something here; give its digest."""
+        self.made += 1
+        self.cache[name], self.contents[name] = size, f"{self.number}-{self.made}" if size == LARGE else ""
+        return self.contents[name]
 
     def _Delete(self, x: w.Delete) -> None:
         for name in x.names:
@@ -179,6 +189,7 @@ class World:
         self.pinned: list[str] = []  # results of runs that the user holds
         self.excuses: set[str] = {"too large", "input missing"} if min(disks) < 1000 else set()
         self.store = {spec.name: spec.size for spec in DECLARED if spec.at_manager}
+        self.stored = {spec.name: spec.digest for spec in DECLARED if spec.at_manager}
         self.user(e.FilesDeclared(list(DECLARED)))
         for library in LIBRARIES:
             self.user(e.LibraryInstalled(library))
@@ -204,7 +215,7 @@ class World:
         events, self.events = self.events, []
         for event in events:
             if type(event) is e.ObjectStored:
-                self.store[event.name] = event.size
+                self.store[event.name], self.stored[event.name] = event.size, event.digest
         for instruction in self.mind.handle(events, self.now):
             getattr(self, f"_{type(instruction).__name__}")(instruction)
         for known in self.tables.files.values():
@@ -221,7 +232,7 @@ class World:
             self.workers[x.worker].inbox.append(m.Put(x.name, bytes(self.store[x.name])))
 
     def _Keep(self, x: i.Keep) -> None:
-        self.store[x.name] = len(x.payload)
+        self.store[x.name], self.stored[x.name] = len(x.payload), ""
 
     def _Forget(self, x: i.Forget) -> None:
         assert x.name in self.store
@@ -537,7 +548,9 @@ class World:
 
     def _reply(self, run: m.Run, worker: SimulatedWorker) -> Reply:
         size, wall = self._size_of(run), (0.001, 0.02, 0.2)[run.task % 3]
-        return Reply(run.task, "done", size, wall, {}, bytes(size) if size <= INLINE_LIMIT else b"")
+        if size <= INLINE_LIMIT:
+            return Reply(run.task, "done", size, wall, {}, bytes(size))
+        return Reply(run.task, "done", size, wall, {"digest": f"{worker.number}.{run.task}"}, b"")
 
     def _size_of(self, run: m.Run) -> int:
         return int(run.options["size"])
@@ -561,8 +574,8 @@ class World:
         info: dict[str, Any] = {
             "outputs": sizes,
             "measured": {"cores": 1, "memory": 10 * (run.task % 100), "disk": 1},
+            "digests": {name: worker.make(name, size) for name, size in sizes.items()},
         }
-        worker.cache.update(sizes)
         if killed or ending.kind != "well":
             kind = "cancelled" if killed else "crash" if ending.kind == "worse" else "exception"
             if kind == "crash" and ending.count > 1:
@@ -576,7 +589,7 @@ class World:
             size = self._size_of(run)
             payload = bytes(size) if run.keep and size <= INLINE_LIMIT else b""
             if not (payload and run.options.get("once")):
-                worker.cache[run.result] = size
+                info["digest"] = worker.make(run.result, size)
                 sizes = {**sizes, run.result: size}
             worker.feed([w.TaskOver(run.task, m.Done(run.task, size, 0.1, info, payload), sizes)])
         else:
@@ -584,29 +597,31 @@ class World:
 
     def _end_fetch(self, worker: SimulatedWorker, index: int, fetch: m.Fetch, ending: Ending) -> None:
         del worker.jobs[index]
-        reason, gone = "", False
+        reason, gone, content = "", False, ""
         if ending.kind != "well":
             reason = "the connection broke"
             self.excuses |= {"input missing", "library"}
         elif fetch.source == "manager":
-            size = self.store.get(fetch.name)
+            size, content = self.store.get(fetch.name), self.stored.get(fetch.name, "")
             gone = size is None
         elif "://" in fetch.source:
-            size = LARGE
+            size, content = LARGE, "from outside"
         else:
             peer = next((p for p in self.workers.values() if p.address == fetch.source), None)
             if peer is None or not peer.reachable:
                 reason = "connection refused"
             else:
-                size = peer.cache.get(fetch.name)
+                size, content = peer.cache.get(fetch.name), peer.contents.get(fetch.name, "")
                 gone = size is None
-        if reason or gone:
-            worker.outbox.append(m.FetchFailed(fetch.name, fetch.source, reason, gone))
+        altered = not (reason or gone) and bool(fetch.digest) and content != fetch.digest
+        if reason or gone or altered:
+            worker.outbox.append(m.FetchFailed(fetch.name, fetch.source, reason, gone, altered=altered))
             return
         assert size is not None
         assert fetch.size in (-1, size)
-        worker.cache[fetch.name] = size
-        worker.feed([w.Arrived(fetch.name, size, True)])
+        assert content != "altered"
+        worker.cache[fetch.name], worker.contents[fetch.name] = size, content
+        worker.feed([w.Arrived(fetch.name, size, True, content)])
 
     def _end_unpack(self, worker: SimulatedWorker, index: int, unpack: m.Unpack, ending: Ending) -> None:
         del worker.jobs[index]
@@ -614,15 +629,18 @@ class World:
             self.excuses |= {"input missing", "library"}
             worker.outbox.append(m.FetchFailed(unpack.name, unpack.archive, "it is no archive", False))
             return
-        worker.cache[unpack.name] = 0
+        worker.cache[unpack.name], worker.contents[unpack.name] = 0, ""
         worker.feed([w.Arrived(unpack.name, 0, True)])
 
-    def _end_upload(self, worker: SimulatedWorker, index: int, name: str, ending: Ending) -> None:
+    def _end_upload(self, worker: SimulatedWorker, index: int, what: tuple[str, str], ending: Ending) -> None:
         del worker.jobs[index]
-        if ending.kind != "well" or name not in worker.cache:
-            worker.outbox.append(m.UploadFailed(name, "the connection broke"))
+        name, digest = what
+        altered = bool(digest) and worker.contents.get(name) != digest
+        if ending.kind != "well" or name not in worker.cache or altered:
+            worker.outbox.append(m.UploadFailed(name, "it is altered" if altered else "the connection broke"))
             return
-        self.events.append(e.ObjectStored(name, worker.cache[name]))
+        assert worker.contents[name] != "altered"
+        self.events.append(e.ObjectStored(name, worker.cache[name], worker.contents[name]))
         worker.outbox.append(m.Uploaded(name))
 
     # ---- time, and the end
@@ -679,6 +697,10 @@ class World:
                 f"{number} holds {worker.cache.keys()}, the tables say {known}"
             )
             assert worker.cache.keys() == worker.state.objects.keys()
+            for file, digest in (
+                (f, f.replicas[self.tables.workers[number]]) for f in self.tables.workers[number].files
+            ):
+                assert worker.contents[file.name] in (digest, "altered")
             assert not worker.state.tasks
             assert not self.tables.workers[number].tasks
         at_manager = {file.name for file in self.tables.files.values() if file.at_manager}
@@ -1022,6 +1044,15 @@ class MindMachine(RuleBasedStateMachine):
             worker.feed([m.Unlink([name])])
             worker.outbox.append(m.Lost([name]))
 
+    @rule(number=which, shape=seeds)
+    def alter(self, number, shape):
+        """An object is altered where a worker keeps it, and nobody notices."""
+        worker = self.world.workers.get(self._worker(number))
+        names = [name for name, size in worker.cache.items() if size == LARGE] if worker is not None else []
+        if names:
+            worker.contents[shape.choice(names)] = "altered"
+            self.world.excuses |= {"input missing", "library"}
+
     @rule(seconds=st.sampled_from((0.25, 1.0, 20.0)))
     def tick(self, seconds):
         self.world.tick(seconds)
@@ -1082,6 +1113,7 @@ def act(machine: MindMachine, chance: random.Random) -> None:
         (machine.losses, lambda: machine.lose(number(), now)),
         (machine.losses / 4, lambda: machine.leave(number())),
         (1, lambda: machine.damage(number(), shape())),
+        (machine.losses / 2, lambda: machine.alter(number(), shape())),
         (6, lambda: machine.tick(chance.choice((0.25, 1.0, 20.0)))),
         (machine.moods, lambda: machine.user_changes_their_mind(
             shape(), chance.choice(("hold", "release", "prune", "want", "want", "close", "cancel", "cancel", "library")))),

@@ -52,7 +52,7 @@ def test_a_file_with_another_copy_is_not_made_again(vine):
     vine.done(1, size=LARGE)
     second = vine.join()
     vine.say(first, m.Failed(vine.place(3)[1], "crash", {}, b""))
-    vine.file("r1").replicas[vine.worker(second)] = None
+    vine.file("r1").replicas[vine.worker(second)] = ""
     vine.worker(second).files[vine.file("r1")] = None
     vine.lose(first)
     assert not made_again(vine)
@@ -120,7 +120,7 @@ def test_making_again_stops_at_what_is_still_there(vine):
     second = vine.join()
     third = vine.join()
     r2 = vine.file("r2")
-    r2.replicas[vine.worker(third)] = None
+    r2.replicas[vine.worker(third)] = ""
     vine.worker(third).files[r2] = None
     vine.done(3, size=LARGE)
     vine.lose(first)
@@ -251,7 +251,7 @@ def test_a_wanted_result_with_another_copy_is_brought_from_there(vine):
     first = vine.join()
     vine.done(1, size=LARGE)
     second = vine.join()
-    vine.file("r1").replicas[vine.worker(second)] = None
+    vine.file("r1").replicas[vine.worker(second)] = ""
     vine.worker(second).files[vine.file("r1")] = None
     vine.lose(first)
     assert vine.sent(m.Upload) == [(second, m.Upload("r1"))]

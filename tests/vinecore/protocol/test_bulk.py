@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import json
 import os
 import socket
 import stat
@@ -13,8 +15,8 @@ import time
 
 import pytest
 
-from vinecore.protocol import bulk, handshake
-from vinecore.protocol.bulk import Client, Door, Gone, unpack_safely
+from vinecore.protocol import bulk, digests, handshake
+from vinecore.protocol.bulk import Altered, Client, Door, Gone, unpack_safely
 
 SECRET = b"secret"
 SIZES = [0, 1, bulk.CHUNK - 1, bulk.CHUNK, bulk.CHUNK + 1, 3 * bulk.CHUNK + 17]
@@ -26,6 +28,7 @@ class Shelf:
     def __init__(self, folder):
         self.folder = folder
         self.contents = {}
+        self.digests = {}
         self.begun = []
         self.stored = threading.Event()
 
@@ -37,8 +40,9 @@ class Shelf:
         self.begun.append(path)
         return path
 
-    def store(self, name, path):
+    def store(self, name, path, digest):
         self.contents[name] = path
+        self.digests[name] = digest
         self.stored.set()
 
 
@@ -146,7 +150,7 @@ def test_what_is_fetched_is_what_is_there(shelf, client, tmp_path, size, kind):
     else:
         shelf.contents["x"] = data
     target = tmp_path / "target"
-    assert client.get("x", str(target)) == size
+    assert client.get("x", str(target)) == (size, digests.of(data))
     assert target.read_bytes() == data
 
 
@@ -163,7 +167,7 @@ def test_a_file_has_its_mode_with_it(shelf, client, tmp_path, mode):
 def test_a_directory_is_fetched_with_all_that_is_in_it(shelf, client, tmp_path):
     make_tree(tmp_path / "source")
     shelf.contents["x"] = str(tmp_path / "source")
-    assert client.get("x", str(tmp_path / "target")) > 100_000
+    assert client.get("x", str(tmp_path / "target")).size > 100_000
     assert listing(tmp_path / "target") == listing(tmp_path / "source")
     assert set(os.listdir(tmp_path)) == {"shelf", "source", "target"}, "and nothing is left beside it"
 
@@ -367,6 +371,133 @@ def test_a_client_that_asks_nothing_is_let_go(shelf, port, monkeypatch):
     monkeypatch.setattr(bulk, "IDLE_S", 0.05)
     with raw(port) as sock:
         assert sock.recv(1) == b""
+
+
+# ---- what is altered
+
+LARGE = 2 * digests.LUMP + 17
+
+
+def flipped(data):
+    """The same with one bit that is another one, in the middle."""
+    where = len(data) // 2
+    return data[:where] + bytes([data[where] ^ 1]) + data[where + 1 :]
+
+
+@pytest.fixture(params=["within the kernel", "through this process", "not to this disk"])
+def way(request, monkeypatch):
+    """The ways bytes may take from a socket to a file."""
+    if request.param == "through this process":
+        monkeypatch.delattr(os, "splice", raising=False)
+    elif request.param == "not to this disk":
+        splice = os.splice
+
+        def not_to_files(source, target, size):
+            if stat.S_ISREG(os.fstat(target).st_mode):
+                raise OSError(errno.EINVAL, "cannot be spliced to")
+            return splice(source, target, size)
+
+        monkeypatch.setattr(os, "splice", not_to_files)
+
+
+@pytest.mark.parametrize("size", [bulk.CHUNK + 1, LARGE])
+def test_a_large_file_comes_whole_and_with_its_digest(shelf, client, tmp_path, way, size):
+    data = noise(size)
+    shelf.contents["x"] = str(tmp_path / "source")
+    (tmp_path / "source").write_bytes(data)
+    received = client.get("x", str(tmp_path / "target"), digests.of(data))
+    assert received == (size, digests.of(data))
+    assert (tmp_path / "target").read_bytes() == data
+
+
+@pytest.mark.parametrize("size", [1, 1000, bulk.CHUNK + 1, LARGE])
+def test_a_file_that_was_altered_where_it_is_kept_is_refused(shelf, client, tmp_path, way, size):
+    data = noise(size)
+    shelf.contents["x"] = str(tmp_path / "source")
+    (tmp_path / "source").write_bytes(flipped(data))
+    with pytest.raises(Altered, match=f"its digest is {digests.of(flipped(data))}"):
+        client.get("x", str(tmp_path / "target"), digests.of(data))
+
+
+@pytest.mark.parametrize("directory", [False, True])
+def test_what_was_altered_on_its_way_is_refused(tmp_path, directory):
+    data = archive_of(("file", noise(1000)))
+    head = {"size": len(data), "directory": directory, "digest": digests.of(data)}
+    port = fake_server(json.dumps(head).encode() + b"\n" + flipped(data))
+    client = Client("127.0.0.1", port, SECRET)
+    with pytest.raises(Altered):
+        client.get("x", str(tmp_path / "target"))
+    client.close()
+    assert not (tmp_path / "target").is_dir(), "nothing is unpacked before it is known to be right"
+
+
+def test_a_small_object_says_what_it_is_itself(shelf, port):
+    shelf.contents["x"] = b"data"
+    with raw(port) as sock:
+        handshake.send_line(sock, {"get": "x"})
+        assert handshake.read_line(sock, time.monotonic() + 60)["digest"] == digests.of(b"data")
+
+
+def test_a_directory_is_not_held_to_the_digest_of_something_else(shelf, client, tmp_path):
+    make_tree(tmp_path / "source")
+    shelf.contents["x"] = str(tmp_path / "source")
+    client.get("x", str(tmp_path / "target"), "of one file")
+    assert listing(tmp_path / "target") == listing(tmp_path / "source")
+
+
+@pytest.mark.parametrize("size", [1000, LARGE])
+def test_what_is_brought_is_stored_with_its_digest(shelf, client, tmp_path, size):
+    data = noise(size)
+    (tmp_path / "source").write_bytes(data)
+    client.put("x", str(tmp_path / "source"), digests.of(data))
+    assert shelf.digests["x"] == digests.of(data)
+    client.put("y", data)
+    assert shelf.digests["y"] == digests.of(data)
+
+
+def test_what_is_brought_and_is_not_what_was_made_is_not_stored(shelf, client, tmp_path):
+    data = noise(1000)
+    (tmp_path / "source").write_bytes(flipped(data))
+    with pytest.raises(Altered, match=digests.of(data)):
+        client.put("x", str(tmp_path / "source"), digests.of(data))
+    assert not shelf.contents
+    assert not os.listdir(shelf.folder)
+
+
+def test_a_directory_that_is_altered_on_its_way_is_not_stored(shelf, port):
+    data = archive_of(("file", noise(1000)))
+    with raw(port) as sock:
+        head = {"put": "x", "size": len(data), "directory": True, "digest": digests.of(data)}
+        handshake.send_line(sock, head)
+        sock.sendall(flipped(data))
+        assert "altered" in handshake.read_line(sock, time.monotonic() + 60)
+    assert not shelf.contents
+    until(lambda: not os.listdir(shelf.folder))
+
+
+@pytest.mark.parametrize("kept", [0, 1000, digests.LUMP + 1])
+def test_a_large_file_that_is_cut_off_is_refused(tmp_path, way, kept):
+    port = fake_server(b'{"size": %d, "directory": false}\n' % LARGE + noise(LARGE)[:kept])
+    client = Client("127.0.0.1", port, SECRET)
+    with pytest.raises(ConnectionError, match=f"{LARGE - kept} bytes before the end"):
+        client.get("x", str(tmp_path / "target"))
+    client.close()
+
+
+def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(shelf, port, tmp_path):
+    source = tmp_path / "source"
+    source.touch()
+    os.truncate(source, 256 << 20)  # more than the sockets take
+    shelf.contents["x"] = str(source)
+    with raw(port) as sock:
+        handshake.send_line(sock, {"get": "x"})
+        handshake.read_line(sock, time.monotonic() + 60)
+        os.truncate(source, 1 << 20)
+        sock.settimeout(60)
+        came = 0
+        while data := sock.recv(1 << 20):
+            came += len(data)
+    assert came < 256 << 20
 
 
 # ---- the door

@@ -1,0 +1,110 @@
+"""Digests: how what was altered on its way, or on a disk, is told from what was made.
+
+CRC-32, because the whole budget of a transfer is a fifth of the time that the kernel takes for it: on two cores that move 2.4 GB/s
+from file to file, zlib.crc32 does 3.7 GB/s, adler32 3.1, SHA-256 with the processor's own instructions 1.6 (without, 0.4), BLAKE2b
+0.8. It is meant for accidents, of which it misses one in four billion; against people there are the keys that peers have to prove.
+
+It is computed in a thread of its own that reads the file behind whoever writes it. That is faster than to look at the bytes between
+the socket and the file, which are then not spliced but copied twice, and it is the file itself that is checked.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from queue import SimpleQueue
+from typing import Optional, Union
+
+PIECE = 1 << 18
+"""What is looked at at once: so little that it is still in the processor's cache."""
+LUMP = 1 << 22
+"""What is handed to the thread at once; objects up to this size need none."""
+
+Bytes = Union[bytes, bytearray, memoryview]
+
+
+class Digest:
+    """The digest of what it has been given; its text is what is kept and sent."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: Bytes) -> None:
+        """Count in some more bytes."""
+        self._value = zlib.crc32(data, self._value)
+
+    def __str__(self) -> str:
+        return f"{self._value:08x}"
+
+
+def of(data: Bytes) -> str:
+    """The digest of some bytes."""
+    digest = Digest()
+    digest.update(data)
+    return str(digest)
+
+
+def of_file(path: str) -> str:
+    """The digest of a file's content."""
+    with open(path, "rb", buffering=0) as file:
+        return Follower(file.fileno()).digest(os.fstat(file.fileno()).st_size)
+
+
+class Follower:
+    """Computes the digest of a file while it is written.
+
+    Parameters
+    ----------
+    descriptor
+        The file, open for reading.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._digest = descriptor, Digest()
+        self._piece = memoryview(bytearray(PIECE))
+        self._told = self._done = 0
+        self._ends: SimpleQueue[Optional[int]] = SimpleQueue()
+        self._thread: Optional[threading.Thread] = None
+        self._error: Optional[OSError] = None
+
+    def follow(self, end: int) -> None:
+        """Say how much of the file is written."""
+        if end - self._told >= LUMP:
+            self._told = end
+            self._ends.put(end)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="vine-digest", daemon=True)
+                self._thread.start()
+
+    def digest(self, end: int) -> str:
+        """Give the digest of the file, which is written up to there."""
+        self.close()
+        if self._error is not None:
+            raise self._error
+        self._count_in(end)
+        return str(self._digest)
+
+    def close(self) -> None:
+        """End the thread, if there is one."""
+        if self._thread is not None:
+            self._ends.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        try:
+            while (end := self._ends.get()) is not None:
+                self._count_in(end)
+        except OSError as error:
+            self._error = error
+
+    def _count_in(self, end: int) -> None:
+        while self._done < end:
+            piece = self._piece[: end - self._done]
+            size = os.preadv(self._descriptor, [piece], self._done)
+            if not size:
+                msg = f"the file ends after {self._done} bytes"
+                raise OSError(msg)
+            self._digest.update(piece[:size])
+            self._done += size

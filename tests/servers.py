@@ -138,13 +138,10 @@ class XRootDServer:
     ----------
     data
         The folder that it exports.
-    url
-        The address of that folder.
     """
 
     def __init__(self, folder):
-        self.folder, self.data, self.port = folder, folder / "data", free_port()
-        self.url = f"root://127.0.0.1:{self.port}//data"
+        self.folder, self.data, self.port = folder, folder / "data", 0
         for name in ("data", "admin", "run"):
             (folder / name).mkdir()
             if os.geteuid() == 0:  # as which it refuses to run
@@ -153,7 +150,7 @@ class XRootDServer:
             path.chmod(0o755)
         (folder / "config").write_text(
             f"all.export /data r/o\noss.localroot {folder}\nall.adminpath {folder}/admin\nall.pidpath {folder}/run\n"
-            f"xrd.port {self.port}\nxrd.network nodnr\n"
+            "xrd.port any\nxrd.network nodnr\n"
         )
         self.process = None
 
@@ -172,15 +169,21 @@ class XRootDServer:
                 ["xrootd", "-c", self.folder / "config", *user],
                 cwd=self.folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
-        until(self._listens, "XRootD's server to listen")
+        self.port = int(until(self._port, "XRootD's server to listen"))
 
-    def _listens(self):
+    def _port(self):
+        """Where it says that it listens, once it does."""
+        said = (self.folder / "output").read_text(errors="replace")
         if self.process.poll() is not None:
-            said = (self.folder / "output").read_text(errors="replace")
             msg = f"XRootD's server has ended with code {self.process.returncode}:\n{said}"
             raise AssertionError(msg)
-        with socket.socket() as door:
-            return door.connect_ex(("127.0.0.1", self.port)) == 0
+        up = re.search(r":(\d+) initialization completed", said)
+        return up and up[1]
+
+    @property
+    def url(self):
+        """The address of the folder that it exports."""
+        return f"root://127.0.0.1:{self.port}//data"
 
     def stop(self):
         """End it."""

@@ -249,9 +249,10 @@ def test_a_file_is_fetched_from_an_xrootd_server(by, xrootd):
 
 
 @both
-def test_what_an_xrootd_server_does_not_have_fails_the_task_at_once(by, xrootd):
+def test_what_an_xrootd_server_does_not_have_fails_the_task_at_once(by, xrootd, caplog):
     url = f"{xrootd.url}/nothing"
     error = str(by(url).error())
+    assert sum("could not get" in line for line in caplog.messages) == 1
     assert url in error
     assert "No such file" in error or "no such file" in error
 

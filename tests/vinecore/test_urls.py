@@ -11,7 +11,7 @@ import socket
 import pytest
 
 from tests.servers import Relay, free_port, web_server, xrootd_server
-from tests.support import until
+from tests.support import alive, until
 from vinecore import PythonTask, Task, addresses
 from vinecore.protocol import INLINE_LIMIT
 
@@ -147,6 +147,7 @@ def test_a_file_that_has_moved_is_found(m, run, web):
     expected = place(web, "file")
     file = m.declare_url(f"{web.url}/moved/file")
     assert len(file) == LARGE
+    assert {method for method, _path in web.asked} == {"HEAD"}
     assert run(checksum(file)).output.split()[0] == expected
 
 
@@ -292,7 +293,8 @@ def test_a_file_on_an_xrootd_server_is_named_by_its_date_and_length(m, xrootd):
     assert len(absent) == 2
 
 
-def test_a_process_that_fetches_ends_with_its_worker(yard, xrootd):
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_process_that_fetches_ends_with_its_worker(yard, xrootd, killed):
     """The server accepts and says nothing, so the client waits."""
     if shutil.which("xrdcp") is None:
         pytest.skip("needs xrdcp: apt-get install xrootd-client")
@@ -304,5 +306,13 @@ def test_a_process_that_fetches_ends_with_its_worker(yard, xrootd):
         addresses._silent[f"127.0.0.1:{silent.getsockname()[1]}"] = float("inf")
         m.submit(checksum(m.declare_url(url)))
         (client,) = until(lambda: [child for child in worker.family if "xrdcp" in child.name()])
-        worker.kill()
-        until(lambda: not client.is_running(), "the client to end with its worker")
+        client.suspend()  # so that it does not end by itself
+        try:
+            if killed:
+                worker.kill()
+            else:
+                m.close()
+            until(lambda: not alive(client), "the client to end with its worker")
+        finally:
+            if client.is_running():
+                client.kill()

@@ -6,9 +6,13 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from vineworker.addresses import Addresses
+from vineworker.warden import Warden
 
 from tests.servers import Relay, free_port, web_server, xrootd_server
 from tests.support import alive, until
@@ -316,3 +320,20 @@ def test_a_process_that_fetches_ends_with_its_worker(yard, xrootd, killed):
         finally:
             if client.is_running():
                 client.kill()
+
+
+def test_a_process_that_fetches_ends_when_its_manager_is_left(tmp_path):
+    """The worker lives on, for another manager."""
+    warden = Warden(str(tmp_path / "worker"))
+    fetching = Addresses(warden)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as threads:
+            url = f"root://127.0.0.1:{silent.getsockname()[1]}//data/file"
+            fetched = threads.submit(fetching.fetch, url, str(tmp_path / "file"), -1, ())
+            (child,) = until(lambda: list(fetching._children))
+            child.send_signal(signal.SIGSTOP)  # so that it does not end by itself
+            fetching.close()
+            with pytest.raises(OSError, match="ended with code -9"):
+                fetched.result(60)
+    finally:
+        warden.close()

@@ -110,3 +110,16 @@ PERSISTENT = [
     "import sys\nfrom vineworker import cli\nsys.argv.remove('--single-shot')\ncli.main()",
 ]
 """The command of a worker that outlives its manager."""
+
+
+def make_block(first, size):
+    """Bytes of which the first counts."""
+    return bytes([first % 256]) + bytes(size - 1)
+
+
+def add_blocks(blocks):
+    return make_block(sum(block[0] for block in blocks), len(blocks[0]))
+
+
+def first_of_block(block):
+    return block[0]

@@ -113,6 +113,9 @@ def explain(kind: str, info: dict[str, Any], payload: bytes, what: str, where: s
         return LibraryError(f"library {info.get('library', '')} could not be started: {reason}")
     if kind == "too large":
         return InsufficientResources(reason)
+    if kind == "disk":
+        text = f"{place}: {reason}: start workers with more disk (--disk), or more workers"
+        return InsufficientResources(text)
     if kind == "exhausted":
         text = f"{place}: it used {info.get('peak')} MB of {info.get('resource')}, its limit is {info.get('limit')} MB: "
         return TaskFailed(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vinecore.manager import Manager
 
 RESULTS = {"time": "max wall time", "exhausted": "resource exhaustion", "crash": "forsaken", "library": "missing library",
-           "too large": "resource exhaustion", "input": "input missing"}  # fmt: skip
+           "too large": "resource exhaustion", "disk": "resource exhaustion", "input": "input missing"}  # fmt: skip
 MADE = ("file", "buffer", "temp")  # what a task may fill
 PLAIN = (int, float, str, bytes, bool, type(None))
 

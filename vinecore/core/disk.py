@@ -245,6 +245,8 @@ class Disk:
             key=lambda entry: entry[:2],
         )
         for _priority, _number, task in entries:
+            if self._in_vain(task):
+                return True
             open_ = list(islice(task.bucket.open, LOOK_AT))
             for worker in sorted(open_, key=lambda worker: self._there(task, worker), reverse=True):
                 if self._force(task, worker):
@@ -254,6 +256,15 @@ class Disk:
             self._give_up(entries[0][2])
         else:
             self.waiting.clear()
+        return False
+
+    def _in_vain(self, task: Task) -> bool:
+        """Fail who reads what a task makes, if that and all else it reads would never fit on one worker."""
+        mind = self._mind
+        for reader in [reader for file in task.outputs for reader in islice(file.consumers, LOOK_AT)]:
+            if _reads(reader) > self._largest and mind.all_are_here():
+                mind.life.fail(reader, "too large", {"reason": self.explain(reader)}, b"")
+                return True
         return False
 
     def _force(self, task: Task, worker: Worker) -> bool:

@@ -5,9 +5,13 @@ Also the shelf that the bulk server serves peers from, so it is safe to use from
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+import shutil
 import threading
+from collections.abc import Iterator
 from typing import Union
 from urllib.parse import quote
 
@@ -15,6 +19,31 @@ from vinecore.protocol import INLINE_LIMIT, bulk
 
 MEMORY_LIMIT = 256 * 1024 * 1024
 LONGEST_NAME = 160
+MB = 1 << 20
+
+
+class DiskFull(OSError):
+    """There is no room for something, within what this worker may use."""
+
+    def __init__(self, what: str, size: int, room: int) -> None:
+        mb = -(-size // MB)
+        super().__init__(
+            errno.ENOSPC, f"{what} takes {mb} MB, and {max(room, 0) // MB} MB of this worker's disk are left"
+        )
+        self.size = size
+
+
+def is_full(error: object) -> bool:
+    """Whether it was the disk that was too small."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def tree_size(path: str) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    if not os.path.isdir(path):
+        return os.path.getsize(path)
+    files = (os.path.join(folder, name) for folder, _folders, names in os.walk(path) for name in names)
+    return sum(os.lstat(file).st_size for file in files)
 
 
 class Cache:
@@ -26,9 +55,11 @@ class Cache:
         Where files are kept; made if it is not there.
     memory_limit
         Bytes of small objects kept in memory; more go to files.
+    disk_limit
+        Bytes of files; 0: as many as there is room for on the disk.
     """
 
-    def __init__(self, folder: str, memory_limit: int = MEMORY_LIMIT) -> None:
+    def __init__(self, folder: str, memory_limit: int = MEMORY_LIMIT, disk_limit: int = 0) -> None:
         self._folder, self._incoming = os.path.join(folder, "cache"), os.path.join(folder, "incoming")
         os.makedirs(self._folder, mode=0o700)
         os.makedirs(self._incoming, mode=0o700)
@@ -36,8 +67,55 @@ class Cache:
         self._files: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
         self._in_memory, self._memory_limit = 0, memory_limit
+        self._taken: dict[str, int] = {}  # bytes on the disk
+        self._on_disk = self._coming = 0
+        self._disk_limit = disk_limit
         self._counter = 0
         self._lock = threading.Lock()
+
+    @property
+    def on_disk(self) -> int:
+        """Bytes of all files."""
+        return self._on_disk
+
+    def taken(self, name: str) -> int:
+        """Bytes of the disk that an object takes."""
+        return self._taken.get(name, 0)
+
+    def room(self) -> int:
+        """Bytes that may still come: what is left of the limit, or of the disk if that is less."""
+        free = shutil.disk_usage(self._folder).free
+        return min(free, self._disk_limit - self._on_disk - self._coming) if self._disk_limit else free
+
+    def check(self, what: str, size: int) -> None:
+        """Make sure that something fits.
+
+        Raises
+        ------
+        DiskFull
+            It does not.
+        """
+        left = self._disk_limit - self._on_disk - self._coming
+        if self._disk_limit and size > left:
+            raise DiskFull(what, size, left)
+
+    @contextlib.contextmanager
+    def expecting(self, name: str, size: int) -> Iterator[None]:
+        """Keep room for something that comes; see `check`."""
+        size = max(size, 0)
+        with self._lock:
+            self.check(name, size)
+            self._coming += size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._coming -= size
+
+    def _account(self, name: str, size: int) -> None:
+        self._on_disk += size - self._taken.pop(name, 0)
+        if size:
+            self._taken[name] = size
 
     def path_for(self, name: str) -> str:
         """Where an object's file would be; the name cannot climb out of the folder."""
@@ -65,6 +143,7 @@ class Cache:
             self._memory[name] = payload
             self._sizes[name] = len(payload)
             stale = self._files.pop(name, None)
+            self._account(name, 0)
         if stale is not None:
             bulk.remove(stale)
 
@@ -74,11 +153,13 @@ class Cache:
         if os.path.isdir(path) or os.path.isdir(target):
             bulk.remove(target)  # what is not a directory is replaced at once by the next line
         os.rename(path, target)
+        size = tree_size(target)
         with self._lock:
+            self._account(name, size)
             self._in_memory -= len(self._memory.pop(name, b""))
             self._files[name] = target
             # of a directory nobody knows a size: as it travels it has another one
-            self._sizes[name] = -1 if os.path.isdir(target) else os.path.getsize(target)
+            self._sizes[name] = -1 if os.path.isdir(target) else size
 
     def find(self, name: str) -> Union[bytes, str, None]:
         """Give an object's bytes, or its path, or None."""
@@ -103,6 +184,7 @@ class Cache:
                     path = self.path_for(name)
                     os.rename(whole, path)
                     self._files[name] = path
+                    self._account(name, len(data))
                 else:
                     os.unlink(whole)
         try:
@@ -126,5 +208,6 @@ class Cache:
                 self._in_memory -= len(data)
             path = self._files.pop(name, None)
             self._sizes.pop(name, None)
+            self._account(name, 0)
         if path is not None:
             bulk.remove(path)

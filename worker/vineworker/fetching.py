@@ -11,7 +11,7 @@ from typing import Any, Callable
 
 from vinecore.protocol import bulk, digests, messages
 from vineworker.addresses import Addresses
-from vineworker.cache import Cache
+from vineworker.cache import Cache, tree_size
 from vineworker.warden import Warden
 
 log = logging.getLogger("vine_worker")
@@ -46,7 +46,7 @@ class Fetcher:
         self._lock = threading.Lock()
 
     def fetch(self, fetch: messages.Fetch) -> bulk.Received:
-        """Get an object; the size of a directory is -1.
+        """Get an object, if there is room for it; the size of a directory is -1.
 
         Raises
         ------
@@ -57,6 +57,10 @@ class Fetcher:
         OSError, ValueError
             It could not be had for another reason.
         """
+        with self._cache.expecting(fetch.name, fetch.size):
+            return self._fetch(fetch)
+
+    def _fetch(self, fetch: messages.Fetch) -> bulk.Received:
         path, begun = self._cache.temporary(fetch.name), time.monotonic()
         try:
             if "://" in fetch.source:
@@ -69,6 +73,8 @@ class Fetcher:
             elif not fetch.digest and 0 <= fetch.size != received.size and not fetch.directory:
                 msg = f"{received.size} bytes came, {fetch.size} were announced"
                 raise bulk.Altered(msg)
+            if fetch.size < 0:
+                self._cache.check(fetch.name, tree_size(path))
         except BaseException:
             bulk.remove(path)
             raise
@@ -101,6 +107,7 @@ class Fetcher:
         try:
             with tarfile.open(self._cache.path(unpack.archive)) as archive:
                 bulk.unpack_safely(archive, path)
+            self._cache.check(unpack.name, tree_size(path))
         except (tarfile.TarError, EOFError, zlib.error) as error:
             bulk.remove(path)
             msg = f"not an archive that can be unpacked: {str(error).partition(':')[0]}"

@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional, Union
 from vinecore.protocol import INLINE_LIMIT, bulk
 from vinecore.protocol import messages as m
 from vineworker import sandbox
-from vineworker.cache import Cache
+from vineworker.cache import Cache, DiskFull
 from vineworker.calls import Reply
 from vineworker.measuring import Exceeded, Peak, Sampler
 
@@ -20,18 +20,31 @@ SAMPLE_S = 0.2
 
 
 class Measuring:
-    """Samples the tasks that have limits, in a thread that sleeps while there are none."""
+    """Samples the tasks, in a thread that sleeps while there are none.
 
-    def __init__(self, exceeded: Callable[[Exceeded], None]) -> None:
-        self._sampler, self._exceeded = Sampler(), exceeded
+    Parameters
+    ----------
+    exceeded
+        Told who has passed a limit.
+    disk_mb
+        What no task may exceed in its sandbox, whatever it has asked for; 0: no limit.
+    """
+
+    def __init__(self, exceeded: Callable[[Exceeded], None], disk_mb: int = 0) -> None:
+        self._sampler, self._exceeded, self._disk_mb = Sampler(), exceeded, disk_mb
         self._watched: set[int] = set()
+        self._unasked: set[int] = set()
         self._wake = threading.Event()
         self._closing = False
         self._thread: Optional[threading.Thread] = None
 
     def watch(self, task: int, pid: int, options: dict[str, Any], folder: str) -> None:
-        """Begin to measure a task."""
-        self._sampler.watch(task, pid, options.get("limits") or {}, folder)
+        """Begin to measure a task; none may write more than what the worker has."""
+        limits = dict(options.get("limits") or {})
+        if self._disk_mb and "disk" not in limits:
+            limits["disk"] = self._disk_mb
+            self._unasked.add(task)
+        self._sampler.watch(task, pid, limits, folder)
         self._watched.add(task)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="vine-measuring", daemon=True)
@@ -45,7 +58,11 @@ class Measuring:
         self._watched.discard(task)
         if not self._watched:
             self._wake.clear()
-        return self._sampler.unwatch(task)
+        peak = self._sampler.unwatch(task)
+        if task in self._unasked:  # who has set no limit does not want to know
+            self._unasked.discard(task)
+            peak = peak._replace(disk_mb=None)
+        return peak
 
     def _run(self) -> None:
         while not self._closing:
@@ -170,8 +187,13 @@ def finish_single(
     """Collect what a single Python call has left; runs in a helper thread."""
     failed = reply.kind != "done"
     try:
+        if not failed and reply.size > INLINE_LIMIT:
+            cache.check("what it returned", reply.size)
         sizes, sums, missing = sandbox.collect(folder, run.options.get("outputs", []), cache, failed=failed)
         printed = sandbox.read_end(output)
+    except DiskFull:
+        bulk.remove(result)
+        raise
     finally:
         bulk.remove(folder)
         bulk.remove(output)

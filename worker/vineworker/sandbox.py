@@ -12,7 +12,7 @@ import stat
 from typing import Any, NamedTuple, Union
 
 from vinecore.protocol import digests, messages
-from vineworker.cache import Cache
+from vineworker.cache import Cache, tree_size
 
 OUTPUT_LIMIT = 1 << 20
 """Bytes of a task's output (its end) that are sent to the manager."""
@@ -96,6 +96,12 @@ def collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> C
     outputs
         ``[remote name, object name, on]`` with ``on`` one of "always", "success", "failure".
     """
+    left = [
+        inside(folder, remote)
+        for remote, _name, when in outputs
+        if when != ("success" if failed else "failure")
+    ]
+    cache.check("what it has made", sum(tree_size(path) for path in left if os.path.exists(path)))
     sizes: dict[str, int] = {}
     sums: dict[str, str] = {}
     missing: list[str] = []

@@ -19,12 +19,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, NamedTuple, Optional
 
-from vinecore.protocol import VERSION, bulk
+from vinecore.protocol import INLINE_LIMIT, VERSION, bulk
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import Channel
 from vineworker import fetching, processes, sandbox, state
-from vineworker.cache import Cache
-from vineworker.calls import Call, Drop, Object
+from vineworker.cache import MB, Cache, DiskFull, is_full
+from vineworker.calls import Call, Drop, Object, Reply
 from vineworker.hosting import HostProcess, SlotProcess, environment_prefix, remove_files
 from vineworker.measuring import Exceeded
 from vineworker.resources import Detected
@@ -74,9 +74,10 @@ class Session:
         # of their own, because a transfer may wait long for the other end, and no task shall wait for it
         self._transfers = ThreadPoolExecutor(TRANSFER_THREADS, "vine-transfer")
         self._threads = ThreadPoolExecutor(DISK_THREADS, "vine-disk")
-        self._measuring = processes.Measuring(lambda exceeded: self._soon(self._exceeded, exceeded))
+        disk_mb = settings.resources.disk_mb
+        self._measuring = processes.Measuring(lambda exceeded: self._soon(self._exceeded, exceeded), disk_mb)
         self._state = state.WorkerState()
-        self.cache = Cache(self._folder)
+        self.cache = Cache(self._folder, disk_limit=disk_mb * MB)
         self.peer_key = os.urandom(32)  # until the manager says which one its workers share
         self._hosts: dict[str, HostProcess] = {}
         self._preparing: dict[str, str] = {}  # host -> folder that is being made for it
@@ -203,11 +204,30 @@ class Session:
                     self._lose(reply.info.get("lost", ()))
             if event.slot in self._singles:
                 self._single_replied(event)
+            else:
+                event = event._replace(replies=[self._admit(reply) for reply in event.replies])
         elif kind is state.SlotDown:
             self._single_ended(event, self._slots.pop(event.slot))
         elif kind is state.HostDown:
             self._stop_host(event)
         self._obey(self._state.handle((event,)))
+
+    def _admit(self, reply: Reply) -> Reply:
+        """Take a large result only if there is room for it."""
+        if reply.kind == "done" and reply.size > INLINE_LIMIT:
+            try:
+                self.cache.check("what it returned", reply.size)
+            except DiskFull as error:
+                self._threads.submit(bulk.remove, self._result_path(reply.task))
+                return Reply(reply.task, "disk", 0, reply.wall_s, self._about_disk(error), b"")
+        return reply
+
+    def _about_disk(self, error: BaseException) -> dict[str, Any]:
+        """What the manager should know of a disk that is full."""
+        about = {"reason": _say_error(error), "room": max(0, self.cache.room())}
+        if isinstance(error, DiskFull):
+            about["size"] = error.size
+        return about
 
     def _obey(self, instructions: list[Any]) -> None:
         table = self._instructions
@@ -262,6 +282,10 @@ class Session:
             self._obey(self._state.handle((m.Unlink(list(names)),)))
             self.say(m.Lost(list(names)))
 
+    def _room(self, error: BaseException) -> int:
+        """What is left of the disk, if that was too little; else -1."""
+        return max(0, self.cache.room()) if is_full(error) else -1
+
     def _start_fetch(self, instruction: state.StartFetch) -> None:
         fetch, fetcher = instruction.fetch, self._fetcher
         assert fetcher is not None
@@ -271,7 +295,8 @@ class Session:
                 self._happened(state.Arrived(fetch.name, received.size, True, received.digest))
             else:
                 gone, altered = isinstance(error, bulk.Gone), isinstance(error, bulk.Altered)
-                self.say(m.FetchFailed(fetch.name, fetch.source, _say_error(error), gone, altered=altered))
+                reason, room = _say_error(error), self._room(error)
+                self.say(m.FetchFailed(fetch.name, fetch.source, reason, gone, room, altered))
 
         self._in_thread(lambda: fetcher.fetch(fetch), then, self._transfers)
 
@@ -283,8 +308,8 @@ class Session:
             if error is None:
                 self._happened(state.Arrived(unpack.name, size, True))
             else:
-                broken = isinstance(error, ValueError)  # and so it would be the next time
-                self.say(m.FetchFailed(unpack.name, unpack.archive, _say_error(error), broken))
+                broken, room = isinstance(error, ValueError), self._room(error)  # and so it would be the next time
+                self.say(m.FetchFailed(unpack.name, unpack.archive, _say_error(error), broken, room))
 
         self._in_thread(lambda: fetcher.unpack(unpack), then)
 
@@ -386,7 +411,10 @@ class Session:
             if content is None or (isinstance(content, str) and not os.path.exists(content))
         ]
         self._lose(lost)
-        failed = m.Failed(run.task, "crash" if lost else "input", {"reason": _say_error(error)}, b"")
+        if is_full(error):
+            failed = m.Failed(run.task, "disk", self._about_disk(error), b"")
+        else:
+            failed = m.Failed(run.task, "crash" if lost else "input", {"reason": _say_error(error)}, b"")
         self._happened(state.TaskOver(run.task, failed, {}))
 
     def _set_alarm(self, run: m.Run, kill: Callable[[], None]) -> None:
@@ -456,8 +484,10 @@ class Session:
 
     def _over(self, run: m.Run, result: Any, error: Optional[BaseException]) -> None:
         if error is not None:
-            failed = m.Failed(run.task, "output missing", {"reason": _say_error(error)}, b"")
-            result = (failed, {})
+            kind, info = "output missing", {"reason": _say_error(error)}
+            if is_full(error):
+                kind, info = "disk", self._about_disk(error)
+            result = (m.Failed(run.task, kind, info, b""), {})
         self._forget(run)
         self._happened(state.TaskOver(run.task, *result))
 

@@ -242,15 +242,28 @@ def test_an_intermediate_is_given_up_when_nothing_else_can_run_and_made_again_be
 
 
 def test_giving_up_is_bounded_and_ends_with_the_numbers(vine):
-    """Each of two results is larger than what the other leaves, and both are needed at once: there is no way."""
-    vine.feed(e.Tuned("expected-workers", 1))
+    """Each of two results is larger than what the other leaves, and both are needed at once: there is no way, here at least."""
     vine.join(disk_mb=100)
     vine.compute(call(1, category="1"), call(2, category="2"), call(3, "r1", "r2", category="3"))
     order = finish(vine, {1: 60 * MB, 2: 60 * MB}, most=10 * MOST_EVICTIONS)
-    assert endings(vine) == {1: "too large"}
+    assert not endings(vine)
     assert len(order) <= 4 * MOST_EVICTIONS
+    vine.tick(STUCK_S + 1)
+    assert endings(vine) == {1: "too large"}
     assert "100 MB" in reason(vine)
     assert "60 MB" in reason(vine)
+
+
+def test_what_would_never_fit_together_is_not_made_again_and_again(vine):
+    vine.feed(e.Tuned("expected-workers", 1))
+    vine.join(disk_mb=100)
+    vine.compute(call(1, category="1"), call(2, category="2"), call(3, "r1", "r2", category="3"))
+    order = finish(vine, {1: 60 * MB, 2: 60 * MB})
+    assert endings(vine) == {1: "too large"}
+    assert order == [1]  # of the other one the worker has told how large it is
+    assert reason(vine).startswith(
+        "t3 needs 120 MB of inputs on one worker; the largest worker has 100 MB of disk"
+    )
 
 
 def test_inputs_that_fit_on_no_disk_are_refused_with_numbers(vine):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
-import time
 
 import pytest
 
@@ -87,7 +85,7 @@ def test_inputs_that_fit_on_no_disk_are_refused_with_numbers():
         assert "needs 40 MB of inputs on one worker; the largest worker has 30 MB of disk" in str(
             task.error()
         )
-        graph = {n: (chores.make_bytes, 20 * MB) for n in ("a", "b")}
+        graph = dict.fromkeys(("a", "b"), (chores.make_bytes, 20 * MB))
         graph["end"] = (chores.length, ["a", "b"])
         with pytest.raises(InsufficientResources, match="end needs 41 MB of inputs on one worker"):
             m.get(graph, "end", task_mode="function-calls", progress_disable=True)

@@ -308,7 +308,10 @@ class Session:
             if error is None:
                 self._happened(state.Arrived(unpack.name, size, True))
             else:
-                broken, room = isinstance(error, ValueError), self._room(error)  # and so it would be the next time
+                broken, room = (
+                    isinstance(error, ValueError),
+                    self._room(error),
+                )  # and so it would be the next time
                 self.say(m.FetchFailed(unpack.name, unpack.archive, _say_error(error), broken, room))
 
         self._in_thread(lambda: fetcher.unpack(unpack), then)

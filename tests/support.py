@@ -107,6 +107,7 @@ class Yard:
         *options: str,
         command: Sequence[str] | None = None,
         secret: Path | None = None,
+        host: str = "127.0.0.1",
         **env: str,
     ) -> WorkerProcess:
         """Start a worker.
@@ -119,6 +120,8 @@ class Yard:
             Of ``vine_worker``, added to the usual ones.
         command
             What runs the worker instead of this Python.
+        host
+            The address of the manager.
         **env
             Variables of its environment.
         """
@@ -130,7 +133,7 @@ class Yard:
         program = command or [sys.executable, "-m", "vineworker"]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*program, "127.0.0.1", str(port), *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                [*program, host, str(port), *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **env}, cwd=self.folder,
             )  # fmt: skip
         worker = WorkerProcess(process, log)

@@ -48,7 +48,8 @@ class Transfers:
         self._mind = mind
         self._outgoing: dict[str, int] = {}  # manager and URLs -> transfers under way
         self._serving: dict[tuple[File, Worker | str], int] = {}  # transfers of one file from one source
-        self._avoid: dict[tuple[Worker, Worker | str], float] = {}
+        # who does not ask a source, or what it is not asked for -> until when
+        self._avoid: dict[tuple[Worker | File, Worker | str], float] = {}
         self._stalled: dict[File, None] = {}
         self._failures: dict[File, int] = {}  # failures in a row, at the manager or an address
         self._peer_failures: dict[File, int] = {}  # failures in a row, between workers
@@ -162,7 +163,8 @@ class Transfers:
         if elsewhere:
             free = self._outgoing.get(elsewhere, 0) < self.file_source_max
             few = not peers or self._serving.get((file, elsewhere), 0) < PER_SOURCE_AND_FILE
-            return elsewhere if free and few and not self._avoided(worker, elsewhere) else None
+            avoided = self._avoided(worker, elsewhere) or self._avoided(file, elsewhere)
+            return elsewhere if free and few and not avoided else None
         if not file.fetching:
             self._relay(file)
         return None
@@ -171,8 +173,8 @@ class Transfers:
         """Whether a worker is sending a file to another one."""
         return (file, worker) in self._serving
 
-    def _avoided(self, worker: Worker, source: Worker | str) -> bool:
-        until = self._avoid.get((worker, source))
+    def _avoided(self, who: Worker | File, source: Worker | str) -> bool:
+        until = self._avoid.get((who, source))
         return until is not None and until > self._mind.now
 
     def _relay(self, file: File) -> None:
@@ -235,7 +237,8 @@ class Transfers:
             return
         self._end(worker, file)
         new = not file.available
-        self._failures.pop(file, None)
+        if self._failures.pop(file, None):
+            self._avoid.pop((file, file.url), None)
         self._peer_failures.pop(file, None)
         if file.size < 0:
             file.size = size
@@ -289,6 +292,8 @@ class Transfers:
                 source.altered.add(file)
 
     def _failed_outside(self, worker: Worker, file: File, source: str, message: m.FetchFailed) -> None:
+        if self._avoided(file, source) and not message.gone:
+            return  # it had been asked for when the address failed another worker: that counts once
         failures = self._failures[file] = self._failures.get(file, 0) + 1
         if failures > MOST_FAILURES or message.gone:
             del self._failures[file]
@@ -297,7 +302,10 @@ class Transfers:
                 file, f"{where} could not be brought to worker {worker.id} ({worker.name}): {message.reason}"
             )
         elif source != ARCHIVE:
-            self._avoid[worker, source] = self._mind.now + min(PAUSE_S * 2 ** (failures - 1), AVOID_PAIR_S)
+            until = self._mind.now + min(PAUSE_S * 2 ** (failures - 1), AVOID_PAIR_S)
+            self._avoid[worker, source] = until
+            if source == file.url and failures > 1:  # it is probably down for all
+                self._avoid[file, source] = until
 
     def wanted_at(self, worker: Worker, file: File) -> bool:
         """Whether something on a worker reads a file."""

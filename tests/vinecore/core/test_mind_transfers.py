@@ -380,6 +380,26 @@ def test_an_address_that_fails_is_tried_again_after_a_pause_and_given_up_after_a
     assert "no route" in ended.info["reason"]
 
 
+def test_an_address_that_is_down_is_down_for_all_workers_and_is_given_up_as_late():
+    """A server that comes back within seconds fails nobody, however many workers it has failed meanwhile."""
+    vine = Vine()
+    vine.declare("data", url=URL)
+    readers(vine, 20)
+    asked = vine.fetches()
+    while vine.now < 10:
+        assert len(asked) <= 2, "two at a time"
+        for worker, _name, _source in asked:
+            vine.fetch_failed(worker, "data", URL)
+        asked = vine.fetches() or (vine.tick(0.25) and vine.fetches())
+        assert not outcomes(vine)
+    while not asked:
+        asked = vine.tick(0.25) and vine.fetches()
+    for worker, _name, _source in asked:
+        vine.cached(worker, "data")
+    assert len(vine.holders("data")) == len(asked)
+    assert not outcomes(vine)
+
+
 def test_an_address_that_does_not_exist_is_given_up_at_once():
     vine = Vine()
     vine.declare("data", url=URL)

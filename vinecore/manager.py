@@ -38,7 +38,13 @@ log = logging.getLogger("vinecore")
 DEFAULT_PORT = 9123
 SCHEDULERS = ("files", "time", "rand", "worst", "disk", "fcfs")
 CACHE_NAME = re.compile(r"(?:untar-)?((?:xrootd-)?(?:file|dir|url|minitask)-[0-9a-f]{40})(?:-for-\d+)?")
-TUNABLE = ("worker-source-max-transfers", "file-source-max-transfers", "category-steady-n-tasks")
+TUNABLE = {
+    "worker-source-max-transfers": 1,
+    "file-source-max-transfers": 1,
+    "category-steady-n-tasks": 1,
+    "temp-replica-count": 1,
+}
+"""What can be tuned, and the least value of each."""
 
 
 class Manager:
@@ -725,6 +731,9 @@ class Manager:
         """
         if name not in TUNABLE:
             return -1
+        if value < TUNABLE[name]:
+            msg = f"{name}={value!r}: use {TUNABLE[name]} or more"
+            raise ValueError(msg)
         self._engine.post(e.Tuned(name, value))
         return 0
 

@@ -213,6 +213,7 @@ class Life:
             if not (file.available or file.released):
                 self._absent(task, file, message.info)
             self.settle(file)
+        mind.copies.spread(task.outputs)
 
     def _outputs(self, task: Task, worker: Worker, message: m.Done) -> list[File]:
         """Enter what a task has made; give the files that did not exist before."""

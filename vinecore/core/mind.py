@@ -14,6 +14,7 @@ from typing import Any
 from vinecore.core import events as e
 from vinecore.core.allocation import Category, Resources
 from vinecore.core.balance import Balance
+from vinecore.core.copies import Copies
 from vinecore.core.disk import Disk
 from vinecore.core.instructions import (
     INFO,
@@ -63,6 +64,7 @@ class Mind:
         self.recovery = Recovery(self)
         self.disk = Disk(self)
         self.balance = Balance(self)
+        self.copies = Copies(self)
         self._handlers: dict[type, Callable[[Any], None]] = {
             e.FilesDeclared: self._files_declared,
             e.LibraryInstalled: self._library_installed,
@@ -408,6 +410,8 @@ class Mind:
             self.expected_workers = event.value
         elif event.name == "category-steady-n-tasks":
             self.placement.steady_n = int(event.value)
+        elif event.name == "temp-replica-count":
+            self.copies.count = int(event.value)
 
     # ---- what workers do
 
@@ -424,6 +428,7 @@ class Mind:
         self.disk.worker_joined(worker)
         self.placement.worker_joined(worker)
         self.balance.joined(worker)
+        self.copies.joined(worker)
 
     def _worker_said(self, event: e.WorkerSaid) -> None:
         worker = self.tables.workers.get(event.worker)

@@ -37,6 +37,7 @@ class Recovery:
         mind.transfers.worker_gone(worker)
         mind.placement.worker_gone(worker)
         mind.disk.worker_gone(worker)
+        mind.copies.left(worker)
         files, worker.files = list(worker.files), {}
         for file in files:
             del file.replicas[worker]
@@ -47,6 +48,7 @@ class Recovery:
             if task.state == WAITING:  # not failed with another one meanwhile
                 blame = f"worker {worker.id} on {worker.name} was lost ({reason})" if task in suspects else ""
                 mind.life.again(task, blame)
+        mind.copies.spread(files)
 
     def _suspects(self, worker: Worker) -> set[Task]:
         """The tasks that were probably running: the oldest of each library, as many as it has slots, and all others."""

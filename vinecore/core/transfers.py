@@ -64,6 +64,10 @@ class Transfers:
         if not self._get(worker, file):
             self._stall(worker, file)
 
+    def fetch(self, worker: Worker, file: File) -> bool:
+        """Have a worker get a copy of a file that it does not need, if there is a source that is free; whether there is."""
+        return self._get(worker, file)
+
     def _stall(self, worker: Worker, file: File) -> None:
         """Have a worker wait for a source; the place for the file is kept."""
         if file.stalled is None:
@@ -270,6 +274,8 @@ class Transfers:
             self._failed_peer(worker, file, source, message)
         if self.wanted_at(worker, file):
             self.need(worker, file)
+        else:
+            self._mind.copies.spread((file,))
         self._retry_stalled(STALLED_AT_ONCE)
 
     def _failed_peer(self, worker: Worker, file: File, source: Worker, message: m.FetchFailed) -> None:

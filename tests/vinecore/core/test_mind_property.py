@@ -54,7 +54,17 @@ LIBRARIES = (
     LibrarySpec("archived", SETUP, 1, Request(cores=1), environment=UNPACKED),
 )
 MODES = ("fixed", "fixed", "max", "min waste", "greedy_bucketing")
-POLICIES = (*("files",) * 5, "time", "rand", "worst", "disk", "fcfs", "through the manager", "one at a time")
+POLICIES = (
+    *("files",) * 5,
+    "time",
+    "rand",
+    "worst",
+    "disk",
+    "fcfs",
+    "through the manager",
+    "one at a time",
+    "two copies",
+)
 PRIORITIES = ("", "", "", "FIFO", "LIFO", "depth-first", "breadth-first", "random", "longest-category-first",
               "shortest-category-first", "largest-input-first")  # fmt: skip
 DISKS = (1, 2, 1000)  # MB
@@ -200,6 +210,8 @@ class World:
         elif policy == "one at a time":
             self.user(e.Tuned("worker-source-max-transfers", 1))
             self.user(e.Tuned("file-source-max-transfers", 1))
+        elif policy == "two copies":
+            self.user(e.Tuned("temp-replica-count", 2))
         else:
             self.user(e.Tuned("scheduler", policy))
         self.removed: set[str] = set()

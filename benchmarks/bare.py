@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import data
 from benchmarks.contenders import Contestant
 from benchmarks.jobs import Job, Prepare
 from benchmarks.pipeline import Pipeline
@@ -26,6 +29,30 @@ class Bare:
 
     def chain(self) -> contextlib.AbstractContextManager[Prepare]:
         return _pipeline(1, 1, lambda size: size.hops)
+
+    @contextlib.contextmanager
+    def transfer(self) -> Iterator[Prepare]:
+        """A process sends a file with sendfile; this one receives it into a new file."""
+        with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+            folder, ports = Path(name), dict[int, int]()
+
+            def prepare(size: Size, _part: str) -> Job:
+                if size.file_mb not in ports:
+                    source = data.write_noise(folder / f"source{size.file_mb}", size.file_mb)
+                    ports[size.file_mb] = stack.enter_context(data.sender(source))
+                target = folder / "target"
+                target.unlink(missing_ok=True)
+                port, expected = ports[size.file_mb], size.file_mb * data.MB
+                return Job(expected / 1e9, lambda: data.receive(port, target), expected)
+
+            yield prepare
+
+    @contextlib.contextmanager
+    def load(self) -> Iterator[Prepare]:
+        """An array is loaded with plain pickle."""
+        with tempfile.TemporaryDirectory() as name:
+            path = Path(name) / "array"
+            yield lambda size, _part: Job(1, lambda: data.grown_by_pickle(path, size.array_mb), measures=True)
 
     @contextlib.contextmanager
     def adl(self) -> Iterator[Prepare]:

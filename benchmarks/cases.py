@@ -25,7 +25,7 @@ class Case:
     title
         What the row is called; of a group, the beginning.
     unit
-        "calls/s", "vertices/s": more is better; "ms", "s": less is better.
+        "calls/s", "vertices/s", "GB/s": more is better; "ms", "s", "MB", "bytes": less is better.
     contenders
         Who takes part, in the order of their turns.
     against
@@ -33,7 +33,7 @@ class Case:
     budget
         At least so much of a rate, at most so much of a time; None for a yardstick.
     relative
-        Whether the budget is a part of the time of ``against``.
+        Whether the budget is a part of the time, or of the rate, of ``against``.
     parts
         The rows of a group.
     warm
@@ -60,15 +60,15 @@ class Case:
         """The parts, and the total of a group."""
         return self.parts if len(self.parts) == 1 else (*self.parts, TOTAL)
 
-    def value(self, seconds: float, amount: int) -> float:
+    def value(self, seconds: float, amount: float) -> float:
         """A measured time in the unit of the row."""
         if self.is_rate:
             return amount / seconds
         return seconds / amount * (1e3 if self.unit == "ms" else 1.0)
 
     def ratio(self, own: float, other: float) -> float:
-        """Seconds of both: how many times as fast; with a relative budget, the part of the other's time."""
-        return own / other if self.relative else other / own
+        """Seconds of both: how many times as fast; with a relative budget of time, the part of the other's time."""
+        return own / other if self.relative and not self.is_rate else other / own
 
     def met(self, value: float, ratio: float | None) -> bool | None:
         """Whether the budget is met; None if that cannot be said."""
@@ -88,6 +88,9 @@ CASES: Final = (
     Case("tasks", 'task_mode="tasks"', "vertices/s", ("daskvine",), "", 150),
     Case("warm", "warm compute of one vertex", "ms", EVERYBODY, "distributed", 10),
     Case("cold", "start, compute, close", "s", ("daskvine", "distributed"), "distributed", 1, warm=False),
+    Case("transfer", "peer transfer of a file", "GB/s", ("daskvine", "bare"), "bare", 0.8, relative=True),
+    Case("load", "private memory for a loaded array", "MB", ("daskvine", "bare"), "", 25),
+    Case("sent", "sent per vertex that shares a layout", "bytes", ("daskvine",), "", 2_000),
     Case("adl", "ADL", "s", (*EVERYBODY, "bare"), "synchronous", 0.6, relative=True, parts=ADL),
 )
 

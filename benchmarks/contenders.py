@@ -37,8 +37,8 @@ GRACE_S = 30.0
 class Outcome(NamedTuple):
     """What came of one run."""
 
-    seconds: float
-    amount: int
+    seconds: float  # or what else was measured
+    amount: float
     result: Any
 
 
@@ -141,6 +141,8 @@ def _run(job: Job) -> Outcome:
     start = time.perf_counter()
     result = job.run()
     seconds = time.perf_counter() - start
+    if job.measures:
+        return Outcome(result, job.amount, None)
     if job.expected is None:
         return Outcome(seconds, job.amount, result)
     if result != job.expected:

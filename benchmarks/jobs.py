@@ -27,11 +27,14 @@ class Job:
         Does it.
     expected
         What it should return; None if the contenders are compared with each other instead.
+    measures
+        Whether it returns what is to be shown, instead of the time it has taken.
     """
 
-    amount: int
+    amount: float
     run: Callable[[], Any]
     expected: Any = None
+    measures: bool = False
 
 
 Prepare = Callable[[Size, str], Job]

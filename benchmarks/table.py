@@ -46,7 +46,7 @@ def table(rows: list[Row], size: Size, rounds: int) -> Table:
 
 
 def record(rows: list[Row], machine: dict[str, Any], size: Size, rounds: int) -> dict[str, Any]:
-    """Everything that was measured, in seconds per call, vertex or compute."""
+    """Everything that was measured, in seconds per call, vertex, compute or GB, or in the unit of the row."""
     return {
         "machine": machine,
         "rounds": rounds,
@@ -83,6 +83,9 @@ def _title(row: Row, size: Size) -> str:
         "chain": f"{size.hops:,} hops",
         "tasks": f"{size.tasks} vertices",
         "warm": f"{size.computes} times",
+        "transfer": f"{size.file_mb} MB",
+        "load": f"{size.array_mb} MB",
+        "sent": f"{size.branches:,} branches",
     }
     if row.case.name == "adl":
         if row.part == TOTAL:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import tempfile
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import jobs, work
+from benchmarks import data, jobs, work
 from benchmarks.jobs import Get, Job, Prepare
 from benchmarks.sizes import SLOTS, Size
 from daskvine import DaskVine
-from vinecore import Factory, FunctionCall, Manager
+from vinecore import Factory, File, FunctionCall, Manager, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,9 +80,117 @@ class Vine:
         yield lambda _size, _part: Job(1, run, 2)
 
     @contextlib.contextmanager
+    def transfer(self) -> Iterator[Prepare]:
+        """A file goes from one worker to another one, and is checked there."""
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Manager(port=0, address="127.0.0.1") as m,
+            Factory("local", manager=m, min_workers=2, cores=1),
+        ):
+            m.wait_for_workers(2)
+            yield functools.partial(_transfer, _Course(m, Path(folder)))
+
+    @contextlib.contextmanager
+    def load(self) -> Iterator[Prepare]:
+        """A vertex gets an array that another one has made."""
+        with DaskVine.local(cores=1) as m:
+
+            def prepare(size: Size, _part: str) -> Job:
+                graph = {
+                    "array": (data.array, size.array_mb),
+                    "loaded": (data.length, "array"),
+                    "before": (data.private_mb, "loaded"),
+                    "grown": (data.grown_mb, "array", "before"),
+                }
+                one = {"cores": 1, "slots": 1}
+                get = functools.partial(
+                    m.get, task_mode="function-calls", lib_resources=one, progress_disable=True
+                )
+                return Job(1, lambda: max(get(graph, "grown"), 0.0), measures=True)
+
+            yield prepare
+
+    @contextlib.contextmanager
+    def sent(self) -> Iterator[Prepare]:
+        """All that a manager sends to a new worker for a graph whose vertices share a large object."""
+
+        def run(graph: dict[Any, Any], key: Any, value: int) -> int:
+            with (
+                DaskVine(port=0, address="127.0.0.1") as m,
+                contextlib.closing(data.Counter(m.port)) as counter,
+                data.worker(counter.port, m.password_file, SLOTS),
+            ):
+                if m.get(graph, key, **CALLS) != value:
+                    raise AssertionError
+                return counter.sent
+
+        def prepare(size: Size, _part: str) -> Job:
+            graph, key, value = data.analysis(size.partitions, size.branches)
+            return Job(len(graph), lambda: run(graph, key, value), measures=True)
+
+        yield prepare
+
+    @contextlib.contextmanager
     def adl(self) -> Iterator[Prepare]:
         with _get(**CALLS, lazy_transfers=True, import_modules=HEP_MODULES) as get:
             yield jobs.queries(get)
+
+
+class _Course:
+    """Two workers with one core each: one has the file and is kept busy, the other one gets it."""
+
+    def __init__(self, m: Manager, folder: Path) -> None:
+        self.m, self.folder = m, folder
+        self.file: File | None = None
+        self._gates = (folder / f"gate{n}" for n in itertools.count())
+        self._gate = next(self._gates)
+
+    def begin(self, megabytes: int) -> None:
+        """Make a new file on a worker, and forget the one before."""
+        self._gate.touch()
+        while not self.m.empty():
+            self._end()
+        if self.file is not None:
+            self.m.undeclare_file(self.file)
+        source = self.folder / f"source{megabytes}"
+        if not source.exists():
+            data.write_noise(source, megabytes)
+        self.file = self.m.declare_temp()
+        making = Task(f"cp {source} out")
+        making.add_output(self.file, "out")
+        self.m.submit(making)
+        self._end()
+        self._gate, held = next(self._gates), self.folder / "held"
+        held.unlink(missing_ok=True)
+        self.m.submit(self._reader(f"touch {held}; while [ ! -e {self._gate} ]; do sleep 0.1; done"))
+        while not held.exists():
+            time.sleep(0.001)
+
+    def _reader(self, command: str) -> Task:
+        assert self.file is not None
+        task = Task(command)
+        task.set_cores(1)
+        task.add_input(self.file, "in", mount_symlink=True)
+        return task
+
+    def _end(self) -> None:
+        task = self.m.wait()
+        if task is None or not task.successful():
+            msg = f"a task has failed: {task and task.error()}"
+            raise RuntimeError(msg)
+
+    def run(self) -> int:
+        """Wait until the other worker has it; give the number of those who have."""
+        assert self.file is not None
+        self.m.submit(self._reader("true"))
+        while (count := self.m.get_file_replica_count(self.file)) < 2:
+            time.sleep(0.001)
+        return count
+
+
+def _transfer(course: _Course, size: Size, _part: str) -> Job:
+    course.begin(size.file_mb)
+    return Job(size.file_mb * data.MB / 1e9, course.run, 2)
 
 
 @contextlib.contextmanager

@@ -47,6 +47,20 @@ def test_prints_a_row_writes_a_record_and_leaves_nothing_behind(tmp_path):
     assert not left
 
 
+def test_what_is_moved_loaded_and_sent_is_measured(tmp_path):
+    record = tmp_path / "bench.json"
+    rows = [option for name in ("transfer", "load", "sent") for option in ("--only", name)]
+    done, left = bench(tmp_path, "--quick", "--rounds", "1", *rows, "--json", str(record))
+    assert done.returncode == 0, done.stderr
+    transfer, load, sent = json.loads(record.read_text())["rows"]
+    assert set(transfer["seconds"]) == {"daskvine", "bare"}
+    assert transfer["ratio"] > 0
+    assert load["medians"]["bare"] > 0.9 * QUICK.array_mb > load["medians"]["daskvine"]
+    assert 0 < sent["medians"]["daskvine"] < 10_000
+    assert sent["met"] in (True, False)
+    assert not left
+
+
 def test_an_unknown_case_is_named_with_the_known_ones(tmp_path):
     done, _left = bench(tmp_path, "--only", "colls")
     assert done.returncode == 2
@@ -82,6 +96,15 @@ def test_a_relative_budget_is_judged_by_the_part_of_the_time():
     row = Row(case, "Q1", {"daskvine": [0.5], "synchronous": [1.0]})
     assert row.ratio() == pytest.approx(0.5)
     assert row.meets() is True
+
+
+def test_a_relative_budget_of_a_rate_is_judged_by_the_part_of_the_rate():
+    case = Case("transfer", "transfer", "GB/s", ("daskvine", "bare"), "bare", budget=0.8, relative=True)
+    row = Row(case, "", {"daskvine": [1.0], "bare": [0.9]})
+    assert row.ratio() == pytest.approx(0.9)
+    assert row.meets() is True
+    row.seconds["bare"] = [0.7]
+    assert row.meets() is False
 
 
 def test_where_bare_misses_the_budget_too_the_verdict_says_so():

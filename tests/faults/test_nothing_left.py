@@ -69,7 +69,7 @@ def test_after_close_no_process_socket_thread_or_file_is_left(yard, family):
         assert m.wait(60).output == 3
         started = family()
         assert started
-    assert not any(map(alive, started))
+    until(lambda: not any(map(alive, started)), "what was killed to be gone")
     assert (vine_threads(), listening()) == before[:2]
     assert len(os.listdir("/proc/self/fd")) <= before[2]
     assert files_in(yard.folder / "tmp") == []

@@ -120,7 +120,7 @@ def test_a_python_task_that_is_killed_once_succeeds_the_second_time(yard, m):
 
 
 def test_a_shell_command_that_is_killed_reports_the_signal_and_is_not_run_again(yard, m):
-    task = Task(f"echo $$ >> {yard.place('shell')}; echo before; sleep 1000; echo after")
+    task = Task(f"echo before; echo $$ >> {yard.place('shell')}; sleep 1000; echo after")
     task.set_cores(1)
     m.submit(task)
     until(lambda: yard.count("shell"), "the command to be running")

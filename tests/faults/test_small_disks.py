@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import threading
+from pathlib import Path
 
+import dask
 import pytest
 
 from daskvine import DaskVine
@@ -22,27 +26,29 @@ def one_result(m):
     return task
 
 
-class Gauge:
-    """The most disk that was ever used below a folder, by looking again and again."""
+def used_below(top):
+    total = 0
+    for folder, _folders, names in os.walk(top):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total
 
-    def __init__(self, folder):
-        self._folder, self.peak = folder, 0
+
+class Gauge:
+    """The most disk that one of the workers below a folder has ever used, by looking again and again."""
+
+    def __init__(self, folder, every_s=0.01):
+        self._folder, self._every_s, self.peak = folder, every_s, 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look)
 
     def _look(self):
-        while not self._over.wait(0.005):
+        while not self._over.wait(self._every_s):
             self.peak = max(self.peak, self.used())
 
     def used(self):
-        total = 0
-        for folder, _folders, names in os.walk(self._folder):
-            for name in names:
-                try:
-                    total += os.lstat(os.path.join(folder, name)).st_size
-                except FileNotFoundError:
-                    pass
-        return total
+        return max(map(used_below, Path(self._folder).glob("vine-worker-*")), default=0)
 
     def __enter__(self):
         self._thread.start()
@@ -133,3 +139,93 @@ def test_a_task_that_fills_its_sandbox_fails_alone(yard):
     assert greedy.result == "resource exhaustion"
     assert "disk" in str(greedy.error())
     assert "20 MB" in str(greedy.error())
+
+
+# ---- an analysis that makes more than all disks together hold
+
+EVENTS, FILES, TIMES = 110_000, 3, 4  # in a file; files; how often each of them is read
+DISK_MB, WORKERS = 300, 3
+
+
+@pytest.fixture(scope="module")
+def analysis(tmp_path_factory):
+    """Query 6 on 1.3 million events, and what it should find."""
+    pytest.importorskip("coffea")
+    from daskvine.demo.nanoaod import write_dataset
+    from daskvine.demo.queries import QUERIES, open_events
+    from daskvine.demo.reference import compute_reference
+
+    folder = tmp_path_factory.mktemp("events")
+    files = write_dataset(folder, FILES, EVENTS)
+    links = [folder / f"again-{n}-{file.name}" for n in range(TIMES) for file in files]
+    for n, link in enumerate(links):
+        os.link(files[n % FILES], link)
+    expected = [part * TIMES for part in compute_reference(files, ["Q6"])["Q6"]]
+    return QUERIES["Q6"].histograms(open_events(links)), expected
+
+
+def written(m):
+    """Count the bytes that vertices write to disks."""
+    counts = []
+    disk = m._engine.call(lambda mind: mind.disk)
+    learn = disk.learn
+    disk.learn = lambda task, size: (counts.append(size), learn(task, size))
+    return counts
+
+
+class Killer:
+    """Kills a worker every two seconds, the one that holds most, until half of them are gone; the factory starts others."""
+
+    def __init__(self, m, most):
+        self._m, self._most, self.killed = m, most, 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self):
+        while self.killed < self._most and not self._over.wait(2.0):
+            until(self._kill, "a worker with something to lose")
+            self.killed += 1
+
+    def _kill(self):
+        if self._over.is_set():
+            return True
+        held = self._m._engine.call(
+            lambda mind: {w.id: sum(w.files.values()) for w in mind.tables.workers.values()}
+        )
+        number = max(held, key=held.__getitem__, default=None)
+        peer = self._m._engine._peers.get(number)
+        if peer is None or held[number] < MB:
+            return False
+        os.kill(peer.hello.pid, signal.SIGKILL)
+        return True
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("kills", [0, (WORKERS + 1) // 2])
+def test_an_analysis_finds_the_same_where_not_all_it_makes_fits_and_workers_die(analysis, kills):
+    from daskvine.demo.reference import same
+
+    lazy, expected = analysis
+    with DaskVine.local(workers=WORKERS, cores=1, disk_mb=DISK_MB) as m:
+        m.wait_for_workers(WORKERS, 60)
+        made = written(m)
+        with Gauge(m.factory._folder, 0.05) as gauge, Killer(m, kills) as killer:
+            found = dask.compute(*lazy, scheduler=m.get, task_mode="function-calls", progress_disable=True)
+        assert same(found, expected)
+        run = m.last_run
+        print(
+            f"{run.vertices} vertices, {run.remade} made again, {sum(made) / MB:.0f} MB made, at most {gauge.peak / MB:.0f} MB on a disk"
+        )
+        assert sum(made) > WORKERS * DISK_MB * MB
+        assert gauge.peak <= DISK_MB * MB
+        assert killer.killed == kills
+        # who dies may have had a part of all that was done, but not more than its share, and not what was not yet begun
+        assert bool(run.remade) == bool(kills)
+        assert run.remade <= kills * run.vertices // 2

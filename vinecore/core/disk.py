@@ -356,7 +356,8 @@ class Disk:
     def no_room(self, worker: Worker, file: File, message: m.FetchFailed) -> bool:
         """A worker has no room for a file: the tasks that read it go elsewhere; whether there are any."""
         readers = [task for task in worker.tasks.values() if file in task.inputs or file in task.extra_files]
-        info = {"room": message.room, "reason": message.reason, "kind": "input missing"}
+        self._believe(worker, message.room)
+        info = {"reason": message.reason, "kind": "input missing"}
         for task in readers:
             if task.worker is worker and task.state == ASSIGNED:  # not taken back with another one already
                 self.refused(task, worker, info)
@@ -371,9 +372,7 @@ class Disk:
             for file in task.outputs:
                 if file.name == task.spec.result and not file.available:
                     file.size = size
-        room = info.get("room")
-        if room is not None and room < worker.room:
-            self._account(worker, self._unknown.get(worker, 0) + worker.room - room)
+        self._believe(worker, info.get("room", worker.room))
         count = self.refusals[task] = self.refusals.get(task, 0) + 1
         reason = f"worker {worker.id} on {worker.name} has no room on its disk: {info.get('reason', '')}"
         mind.emit(Note(INFO, f"{task.spec.label} goes elsewhere, or waits: {reason}"))
@@ -381,6 +380,11 @@ class Disk:
             mind.life.fail(task, info.get("kind", "disk"), {"reason": f"{reason} ({count} times)"}, b"")
         else:
             mind.life.recall(task)
+
+    def _believe(self, worker: Worker, room: int) -> None:
+        """A worker says how much room it has: not more than that, for a while."""
+        if room < worker.room:
+            self._account(worker, self._unknown.get(worker, 0) + worker.room - room)
 
     def _account(self, worker: Worker, unknown: int) -> None:
         """Take notice of how much of a worker's disk is taken by what is not known here."""

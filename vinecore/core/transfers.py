@@ -267,9 +267,11 @@ class Transfers:
         what = f"worker {worker.id} on {worker.name} could not get {file.name} from {message.source}: {message.reason}"
         self._mind.emit(Note(WARNING, what))
         if message.room >= 0 and self._mind.disk.no_room(worker, file, message):
-            pass  # the source is not to blame
+            pass  # those who read it go elsewhere
         elif isinstance(source, str):
             self._failed_outside(worker, file, source, message)
+        elif message.room >= 0:  # the source is not to blame
+            self._avoid[worker, source] = self._mind.now + AVOID_PAIR_S
         else:
             self._failed_peer(worker, file, source, message)
         if self.wanted_at(worker, file):

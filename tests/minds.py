@@ -169,7 +169,15 @@ class Vine:
         return [run.task & (1 << 40) - 1 for _worker, run in self.sent(m.Run, out)]
 
     def unlinked(self, out: Iterable[i.Instruction] | None = None) -> set[tuple[int, str]]:
-        return {(worker, name) for worker, message in self.sent(m.Unlink, out) for name in message.names}
+        messages = [*self.sent(m.Unlink, out), *self.sent(m.Purge, out)]
+        return {(worker, name) for worker, message in messages for name in message.names}
+
+    def retained(self, out: Iterable[i.Instruction] | None = None) -> set[tuple[int, str, bool]]:
+        return {
+            (worker, name, message.forever)
+            for worker, message in self.sent(m.Retain, out)
+            for name in message.names
+        }
 
     def fetches(self, out: Iterable[i.Instruction] | None = None) -> list[tuple[int, str, str]]:
         """Worker, object and source of the transfers that were asked for."""

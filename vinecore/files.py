@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vinecore.core.state import FOREVER, TASK, WORKER, WORKFLOW
 from vinecore.protocol import digests, values
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ LEVELS = {
     "worker": "worker",
     "forever": "forever",
 }
+LEVEL_NUMBERS = {"task": TASK, "workflow": WORKFLOW, "worker": WORKER, "forever": FOREVER}
 
 _hashes: dict[tuple[str, int, int, int], tuple[str, str]] = {}
 

@@ -25,8 +25,8 @@ from vinecore.addresses import Look
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.allocation import Request, parse_mode
-from vinecore.core.state import FileSpec
-from vinecore.files import File, content_name, level_of, path_name
+from vinecore.core.state import WORKFLOW, FileSpec
+from vinecore.files import LEVEL_NUMBERS, File, content_name, level_of, path_name
 from vinecore.io.engine import Engine
 from vinecore.libraries import Context, LibraryTask
 from vinecore.protocol import bulk, digests, values, xrootd
@@ -93,7 +93,6 @@ class Manager:
         self._libraries: dict[str, tuple[str, list[str]]] = {}
         self._worker_names: dict[int, str] = {}
         self._sources: dict[str, str] = {}  # cache names -> what the user calls them: paths and addresses
-        self._scratch: set[File] = set()  # whose paths are removed with them
         self._missing = ""
         self._warned: set[str] = set()
         self._submitted = self._done = self._failed = 0
@@ -122,8 +121,6 @@ class Manager:
         for closer in reversed(closers):
             closer()
         self._engine.close(release=self._shutdown)
-        while self._scratch:
-            bulk.remove(self._scratch.pop().source)
         with self._news:
             self._news.notify_all()
 
@@ -278,8 +275,24 @@ class Manager:
     ) -> File:
         """Name a file or a directory of this machine, as an input, or as the place an output is brought to.
 
-        With ``unlink_when_done`` it is removed from the disk when it is undeclared, or at the manager's end.
+        Parameters
+        ----------
+        cache
+            How long workers keep it: False or "task", until the tasks that need it are over; True or "workflow", until it is undeclared or
+            the manager ends; "worker", until the worker ends; "forever", for later workers, too, if they are started with
+            ``--workspace DIR --keep-workspace``. The last two are for inputs, which are named by their content.
+        peer_transfer
+            Whether workers may fetch it from each other.
+        unlink_when_done
+            Whether the file is to be removed from this machine when it has been undeclared and no task needs it any more, or when the
+            manager ends.
+
+        Raises
+        ------
+        ValueError
+            There is no such cache level.
         """
+        level = level_of(cache)
         place = Path(path).absolute()
         if place.exists():
             folder = place.is_dir()
@@ -295,34 +308,35 @@ class Manager:
                     directory=folder,
                     peer_transfer=peer_transfer,
                     digest=digest,
+                    level=self._level(name, level),
                 )
             )
         else:
             name, size = self._fresh("out"), -1
             self._engine.store.deliver(name, str(place))
-            self._declare(FileSpec(name, peer_transfer=peer_transfer))
-        file = File(self, "file", name, source=str(place), size=size, level=level_of(cache), peer_transfer=peer_transfer,
+            self._declare(FileSpec(name, peer_transfer=peer_transfer, level=self._level(name, level)))
+        if unlink_when_done:
+            self._engine.store.doom(name, str(place))
+        file = File(self, "file", name, source=str(place), size=size, level=level, peer_transfer=peer_transfer,
                     unlink_when_done=unlink_when_done)  # fmt: skip
         file.filled = place.exists()
-        if unlink_when_done:
-            self._scratch.add(file)
         return file
 
     def declare_buffer(
         self, buffer: str | bytes | None = None, cache: bool | str = False, peer_transfer: bool = True
     ) -> File:
         """Name some bytes, or, with None, a buffer that a task will fill."""
+        level = level_of(cache)
         if buffer is None:
             name, size = self._fresh("buffer"), -1
-            self._declare(FileSpec(name, peer_transfer=peer_transfer))
+            self._declare(FileSpec(name, peer_transfer=peer_transfer, level=self._level(name, level)))
         else:
             data = buffer.encode() if isinstance(buffer, str) else bytes(buffer)
             name, size = content_name("buffer", data), len(data)
             self._engine.store.declare(name, data)
-            self._declare(
-                FileSpec(name, size, at_manager=True, peer_transfer=peer_transfer, digest=digests.of(data))
-            )
-        file = File(self, "buffer", name, size=size, level=level_of(cache), peer_transfer=peer_transfer)
+            spec = FileSpec(name, size, at_manager=True, peer_transfer=peer_transfer, digest=digests.of(data))
+            self._declare(spec._replace(level=self._level(name, level)))
+        file = File(self, "buffer", name, size=size, level=level, peer_transfer=peer_transfer)
         file.filled = buffer is not None
         return file
 
@@ -351,16 +365,25 @@ class Manager:
             look = Look()
         size = look.known_size
         self._sources[name] = url
-        self._declare(FileSpec(name, size, url=url, peer_transfer=peer_transfer, validator=look.validator))
+        # where nobody says what the content is a copy is worth nothing to a later manager
+        number = LEVEL_NUMBERS[level] if look.validator else min(LEVEL_NUMBERS[level], WORKFLOW)
+        spec = FileSpec(
+            name, size, url=url, peer_transfer=peer_transfer, validator=look.validator, level=number
+        )
+        self._declare(spec)
         return File(self, "url", name, source=url, size=size, level=level, peer_transfer=peer_transfer)
 
     def declare_untar(self, tarball: File, cache: bool | str = False, peer_transfer: bool = True) -> File:
         """Name the directory that an archive unpacks to; it is unpacked on the workers, once."""
+        level = level_of(cache)
         name = f"untar-{tarball.cache_name}"
-        self._declare(FileSpec(name, archive=tarball.cache_name, directory=True, peer_transfer=peer_transfer))
-        return File(
-            self, "untar", name, source=tarball.source, level=level_of(cache), peer_transfer=peer_transfer
+        number = self._level(name, level)
+        self._declare(
+            FileSpec(
+                name, archive=tarball.cache_name, directory=True, peer_transfer=peer_transfer, level=number
+            )
         )
+        return File(self, "untar", name, source=tarball.source, level=level, peer_transfer=peer_transfer)
 
     def declare_poncho(
         self, package: File | str | Path, cache: bool | str = True, peer_transfer: bool = True
@@ -489,22 +512,25 @@ class Manager:
         number = next(self._numbers)
         spec = task.on_demand(self, number, file, source, what)
         self._sources[name] = what
-        self._declare(FileSpec(name, peer_transfer=peer_transfer))
+        self._declare(FileSpec(name, peer_transfer=peer_transfer, level=LEVEL_NUMBERS[level]))
         self._engine.post(e.TasksSubmitted([spec]))
         return file
 
     def undeclare_file(self, file: File) -> None:
-        """Say that a file is not needed any more; it is removed from the workers."""
-        self._engine.store.release(file.cache_name)
+        """Say that a file is not needed any more.
+
+        As soon as no task needs it either it is removed from the workers, unless its cache level is "worker" or "forever", and from this
+        machine if it was declared with ``unlink_when_done``.
+        """
+        self._engine.store.release(file.cache_name, file.source if file.unlink_when_done else "")
         self._engine.post(e.FilesReleased([file.cache_name], prune=False))
-        if file in self._scratch:
-            self._scratch.discard(file)
-            bulk.remove(file.source)
+        if file.unlink_when_done and not self._engine.closed:
+            self._engine.call(lambda _mind: None)  # what no task needs is gone on return
 
     remove_file = undeclare_file
 
     def prune_file(self, file: File) -> None:
-        """Remove all replicas of a file from the workers, and keep its name."""
+        """Remove all replicas of a file from the workers, whatever its cache level, and keep its name."""
         self._engine.post(e.FilesReleased([file.cache_name], prune=True))
 
     def fetch_file(self, file: File) -> str:
@@ -529,7 +555,7 @@ class Manager:
         FileNotFoundError
             It is nowhere, and nothing can make it.
         """
-        if file.kind == "url" and not self.get_file_replica_count(file):  # nobody has fetched it yet
+        if file.kind == "url" and not self.get_file_replica_count(file):  # nobody has it now
             copy = Task("cp in out")
             copy.add_input(file, "in")
             fetched = self._make_later(copy, "out", "minitask", "", f"a copy of {file.source}", False, True)
@@ -575,12 +601,20 @@ class Manager:
             file.cache_name, file.size = self._fresh(file.kind), -1
             if file.kind == "file":
                 self._engine.store.deliver(file.cache_name, file.source)
-            self._declare(FileSpec(file.cache_name, peer_transfer=file.peer_transfer))
+                if file.unlink_when_done:
+                    self._engine.store.doom(file.cache_name, file.source)
+            level = self._level(file.cache_name, file.level)
+            self._declare(FileSpec(file.cache_name, peer_transfer=file.peer_transfer, level=level))
         file.filled = True
 
     def _declare(self, spec: FileSpec) -> None:
         self._engine.check()
         self._engine.post(e.FilesDeclared([spec]))
+
+    def _level(self, name: str, level: str) -> int:
+        """How long workers keep a file: of a name that is new in every manager no longer than there is this one."""
+        number = LEVEL_NUMBERS[level]
+        return min(number, WORKFLOW) if f"-{self._session}-" in name else number
 
     def _fresh(self, kind: str) -> str:
         return f"{kind}-{self._session}-{next(self._numbers)}"

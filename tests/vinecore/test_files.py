@@ -412,7 +412,7 @@ def test_an_address_cannot_be_an_output(m):
 
 def test_a_pruned_file_keeps_its_name_and_is_brought_again(m, run, tmp_path):
     (tmp_path / "file").write_bytes(bytes(LARGE))
-    file = m.declare_file(tmp_path / "file")
+    file = m.declare_file(tmp_path / "file", cache=True)
     run(cat(file, "true"))
     assert m.get_file_replica_count(file) == 1
     m.prune_file(file)
@@ -432,7 +432,7 @@ def test_a_pruned_temporary_file_is_made_again(m, run, shared_yard):
 
 def test_an_undeclared_file_is_removed_from_the_worker(m, run, shared_yard):
     data = os.urandom(LARGE)
-    file = m.declare_buffer(data)
+    file = m.declare_buffer(data, cache=True)
     run(cat(file, "true"))
     cached = [
         path for path in shared_yard.workspace.glob("*/session-*/cache/*") if path.name == file.cache_name

@@ -35,7 +35,7 @@ def lines(path):
 def test_a_file_is_made_when_it_is_needed_and_once(m, run, place):
     maker = Task(f"echo made >> {place}; tr a-z A-Z < in > out")
     maker.add_input(m.declare_buffer("text"), "in")
-    file = m.declare_minitask(maker, "out")
+    file = m.declare_minitask(maker, "out", cache=True)
     run(Task("true"))
     assert lines(place) == 0
     assert {task.output for task in run(*[reading(file) for _ in range(4)])} == {"TEXT"}
@@ -43,6 +43,14 @@ def test_a_file_is_made_when_it_is_needed_and_once(m, run, place):
     assert m.get_file_replica_count(file) == 1
     assert run(reading(file)).output == "TEXT"
     assert lines(place) == 1
+
+
+def test_a_file_of_level_task_is_made_for_each_task_that_comes_alone(m, run, place):
+    file = m.declare_minitask(Task(f"echo made | tee -a {place} > out"), "out")
+    for turn in range(1, 25):  # far more often than what is lost is made again
+        assert run(reading(file)).output == "made\n"
+        assert lines(place) == turn
+        assert m.get_file_replica_count(file) == 0
 
 
 def test_what_is_declared_twice_is_made_once(m, run, place):
@@ -119,7 +127,7 @@ def test_workers_get_it_from_each_other(yard):
     m = yard.manager()
     yard.workers(m, 3)
     file = m.declare_minitask(
-        Task(f"echo made >> {yard.place('made')}; head -c 300000 /dev/zero > out"), "out"
+        Task(f"echo made >> {yard.place('made')}; head -c 300000 /dev/zero > out"), "out", cache=True
     )
     wait = "echo x >> {0}; while [ $(wc -l < {0}) -lt 3 ]; do sleep 0.02; done; wc -c < in"
     for _ in range(3):  # each has a worker of its own

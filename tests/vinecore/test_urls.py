@@ -160,7 +160,7 @@ def test_workers_fetch_a_file_from_each_other_unless_they_may_not(yard, web, pee
     expected = place(web, "file")
     m = yard.manager()
     yard.workers(m, 4)
-    file = m.declare_url(f"{web.url}/file", peer_transfer=peers)
+    file = m.declare_url(f"{web.url}/file", cache=True, peer_transfer=peers)
     wait = "echo x >> {0}/here; while [ $(wc -l < {0}/here) -lt {1} ]; do sleep 0.02; done; sha256sum < in"
     for count in (1, 5):  # first one, then all of them: each has a worker of its own
         tasks = [Task(wait.format(yard.folder, count)) for _ in range(1 if count == 1 else 4)]

@@ -230,7 +230,7 @@ class Disk:
         mind = self._mind
         del file.replicas[worker]
         mind.transfers.let_go(worker, file)
-        mind.transfers.drop(worker, file)
+        mind.transfers.drop(worker, file, purge=True)
         if not file.available:
             mind.recovery.gone([file])
         if not file.replicas:

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from vinecore.core.instructions import FileObtained, Forget, Keep, RunEnded, TaskEnded, VertexEnded
-from vinecore.core.state import is_root
+from vinecore.core.state import TASK, WORKFLOW, is_root
 from vinecore.core.transitions import ASSIGNED, READY, RETRIEVING, UNFINISHED, WAITING, step
 from vinecore.protocol import messages as m
 
@@ -337,21 +337,25 @@ class Life:
     def count(self, task: Task, file: File, change: int) -> None:
         """Count a task in or out of those that need a file and, where the run prunes deeper, the files behind it."""
         generation = [file]
-        for level in range(max(task.run.spec.prune_depth, 1)):
-            if level:
-                generation = [
-                    older for f in generation if f.producer is not None for older in f.producer.inputs
-                ]
+        depth = task.run.spec.prune_depth
+        while generation:
+            depth -= 1  # the next generation first: a file that is settled may lose its producer
+            behind = [f.producer.inputs for f in generation if f.producer is not None] if depth > 0 else ()
             for older in generation:
                 older.pending += change
                 if change < 0:
                     self.settle(older)
                 elif older.reusable:
                     self._mind.tables.spare.pop(older, None)
+            generation = [older for inputs in behind for older in inputs]
 
     def settle(self, file: File) -> None:
         """Free what nobody needs any more: the copies of a file that can be made again, or all that is known of it."""
-        if file.pending or file.foretold or file.pins > 0:
+        if file.pending or file.foretold:
+            return
+        if file.pins > 0:
+            if file.level == TASK and file.replicas:
+                self._mind.transfers.leave(file)
             return
         if file.released:
             self._discard(file)
@@ -363,6 +367,9 @@ class Life:
                         worker.spare.pop(file, None)
                     worker.spare[file] = None
                 spare[file] = None
+                if file.at_manager and file.producer is None:  # it came when nobody wanted it any more
+                    file.at_manager = False
+                    self._mind.emit(Forget(file.name))
         elif file.producer is not None and (file.replicas or file.at_manager or file.fetching):
             if not file.wanted:
                 self._mind.transfers.forget(file)
@@ -379,12 +386,23 @@ class Life:
             file.at_manager = False
             mind.emit(Forget(file.name))
         self.settle(file)
-        while len(mind.tables.spare) > MOST_SPARE:
-            self.drop_spare(next(iter(mind.tables.spare)))
+        self.limit_spare()
+
+    def limit_spare(self) -> None:
+        """Do without what was kept longest for a later run, if that is too much."""
+        spare = self._mind.tables.spare
+        while len(spare) > MOST_SPARE:
+            self.drop_spare(next(iter(spare)))
+
+    def sleep(self, task: Task) -> None:
+        """What a task has made on demand is not needed now: as if it had never run."""
+        task.remakes = -1
+        task.run.asleep += 1
 
     def drop_spare(self, file: File) -> None:
         """Do without a file that was kept for a later run."""
         del self._mind.tables.spare[file]
+        self._mind.transfers.free(file)
         file.released = True
         self.settle(file)
 
@@ -398,15 +416,26 @@ class Life:
 
     def _discard(self, file: File) -> None:
         mind = self._mind
+        lasting = (file.level > WORKFLOW or file.reusable) and file.replicas
+        if lasting and mind.tables.files.setdefault(file.name, file) is file:
+            # workers keep it, and somebody may declare it or make it again
+            file.released, file.reusable = False, True
+            self._loosen(file)
+            self.spare(file)
+            return
         mind.transfers.forget(file)
         if file.at_manager:
             file.at_manager = False
             mind.emit(Forget(file.name))
         if mind.tables.files.get(file.name) is file:
             del mind.tables.files[file.name]
+        self._loosen(file)
+
+    def _loosen(self, file: File) -> None:
+        """A file does not need the archive that it is made of any more."""
         if file.archive is not None:
             archive, file.archive = file.archive, None
-            mind.unpin(archive, "it was undeclared")
+            self._mind.unpin(archive, "it was undeclared")
 
     def tell(self, file: File, reason: str) -> None:
         """Tell who asked for a file that it is at the manager, or why it will not be."""
@@ -427,7 +456,9 @@ class Life:
             *(
                 f.name
                 for f in task.outputs
-                if worker not in f.replicas and f.name in message.info.get("outputs", ())
+                if f.name in message.info.get("outputs", ())
+                and worker not in f.replicas
+                and worker not in f.fetching
             ),
         )
         larger = message.kind == "exhausted" and mind.placement.larger(task, message.info)

@@ -30,7 +30,18 @@ from vinecore.core.instructions import (
 from vinecore.core.life import Life
 from vinecore.core.placement import Placement
 from vinecore.core.recovery import Recovery
-from vinecore.core.state import File, FileSpec, Library, Run, Tables, Task, TaskSpec, Worker
+from vinecore.core.state import (
+    FOREVER,
+    WORKFLOW,
+    File,
+    FileSpec,
+    Library,
+    Run,
+    Tables,
+    Task,
+    TaskSpec,
+    Worker,
+)
 from vinecore.core.transfers import NOWHERE, Transfers
 from vinecore.core.transitions import CANCELLED, DONE, FAILED, READY, WAITING
 from vinecore.protocol import messages as m
@@ -88,6 +99,7 @@ class Mind:
             m.Done: self.life.done,
             m.Failed: self.life.failed,
             m.Cached: self._cached,
+            m.Have: self._have,
             m.FetchFailed: self._fetch_failed,
             m.UploadFailed: self._upload_failed,
             m.Uploaded: lambda _worker, _message: None,  # the hands have said ObjectStored
@@ -123,6 +135,28 @@ class Mind:
         if names and worker.id in self.tables.workers:
             worker.unlink.update(dict.fromkeys(names))
             self._to_flush[worker] = None
+            if worker.retain:
+                for name in names:
+                    worker.retain.pop(name, None)
+
+    def purge(self, worker: Worker, name: str) -> None:
+        """Have a worker forget an object, whatever its level; sent once per `handle`."""
+        if worker.id in self.tables.workers:
+            worker.unlink[name] = worker.purge[name] = None
+            worker.retain.pop(name, None)
+            self._to_flush[worker] = None
+
+    def retain(self, worker: Worker, file: File) -> None:
+        """Have a worker keep a file, which it has, beyond this manager; sent once per `handle`."""
+        if worker.id in self.tables.workers:
+            worker.retain[file.name] = file.level, file.replicas.get(worker, "")
+            self._to_flush[worker] = None
+
+    def _retain_copies(self, file: File) -> None:
+        """A file may be of another level now: tell those who have it."""
+        if file.level > WORKFLOW:
+            for worker in file.replicas:
+                self.retain(worker, file)
 
     def cancel(self, task: Task) -> None:
         """Have a task's worker drop it, and what it has made if it was faster; sent once per `handle`."""
@@ -130,16 +164,29 @@ class Mind:
         if worker is not None and worker.id in self.tables.workers:
             worker.cancel.append(task.ticket)
             self._to_flush[worker] = None
-            self.unlink(worker, *(file.name for file in task.outputs if worker not in file.replicas))
+            # what it holds, or is fetching because another worker had it, is not what this task has made
+            made = [f for f in task.outputs if worker not in f.replicas and worker not in f.fetching]
+            self.unlink(worker, *(file.name for file in made))
 
     def flush(self, worker: Worker) -> None:
         """Send what a worker has to drop."""
         if worker.cancel:
             self.emit(Send(worker.id, m.Cancel(worker.cancel)))
             worker.cancel = []
+        if worker.purge:
+            for name in worker.purge:
+                del worker.unlink[name]
+            self.emit(Send(worker.id, m.Purge(list(worker.purge))))
+            worker.purge.clear()
         if worker.unlink:
             self.emit(Send(worker.id, m.Unlink(list(worker.unlink))))
             worker.unlink.clear()
+        if worker.retain:
+            for forever in (False, True):
+                told = {n: d for n, (level, d) in worker.retain.items() if (level == FOREVER) == forever}
+                if told:
+                    self.emit(Send(worker.id, m.Retain(list(told), forever, list(told.values()))))
+            worker.retain.clear()
 
     # ---- what the user does
 
@@ -155,6 +202,12 @@ class Mind:
             if file is None:
                 file = self.tables.files[spec.name] = File(spec)
             new = not file.available
+            if file.pins <= 0 and file.producer is None:  # nobody else needs it so far
+                file.level, file.peer_transfer, file.reusable = spec.level, spec.peer_transfer, False
+                self.tables.spare.pop(file, None)
+            else:
+                file.level = max(file.level, spec.level)
+            self._retain_copies(file)
             if spec.archive and file.archive is None:
                 file.archive = self._file(spec.archive)
                 file.archive.pins += 1
@@ -189,6 +242,7 @@ class Mind:
         library.made = [file.name for file in library.files if file.producer is not None]
         for file in library.files:
             file.pins += 1
+            file.level = max(file.level, WORKFLOW)  # needed as long as the library is installed
 
     def _library_removed(self, event: e.LibraryRemoved) -> None:
         library = self.tables.libraries.pop(event.name, None)
@@ -220,6 +274,9 @@ class Mind:
                 self._output(task, name, run)
         for name in spec.wanted:
             self._file(name).wanted = True
+        if spec.environment:  # a warm Python runs in it when the task is over
+            environment = self._file(spec.environment)
+            environment.level = max(environment.level, WORKFLOW)
         if spec.asleep:
             self._lay_down(task)
             return
@@ -249,9 +306,8 @@ class Mind:
         """Enter a task as done that has never run; `Recovery` wakes it when what it makes is needed and nowhere."""
         task.state = DONE
         task.told = not task.run.spec.run  # nobody waits for it
-        task.remakes = -1
-        task.run.asleep += 1
         task.run.done += 1
+        self.life.sleep(task)
         spec = task.spec
         read: dict[File, None] = {}
         made = self.tables.libraries[spec.library].made if spec.library else ()
@@ -269,7 +325,12 @@ class Mind:
         file = self._file(name)
         file.producer = task
         file.peer_transfer = task.spec.peer_transfer
-        file.reusable = task.spec.reusable
+        if file.reusable:
+            self.tables.spare.pop(file, None)
+        if task.spec.level > file.level:
+            file.level = task.spec.level
+            self._retain_copies(file)
+        file.reusable = task.spec.reusable or file.level > WORKFLOW
         task.outputs.append(file)
         if run.spec.run:
             run.files.append(file)
@@ -352,7 +413,7 @@ class Mind:
             file.pins -= pinned
             if file.pins > 0:
                 continue
-            if file.reusable and file.replicas:
+            if file.reusable and file.replicas and not file.pending:
                 self.life.spare(file)
             else:
                 self.life.release(file, "the graph that makes it was closed")
@@ -369,11 +430,15 @@ class Mind:
             if not event.prune:
                 self.unpin(file, "it was undeclared")
             elif not file.pending and (file.at_manager or not file.wanted):
-                self.transfers.free(file)
+                forgotten = file.producer is None and file in self.tables.spare
+                self.transfers.purge(file)
+                if forgotten:
+                    self.life.release(file, "it was pruned")
 
     def _file_wanted(self, event: e.FileWanted) -> None:
         file = self.tables.files.get(event.name)
-        if file is None or file.released:
+        forgotten = file is not None and file.producer is None and file in self.tables.spare
+        if file is None or file.released or forgotten:
             self.emit(FileObtained(event.name, "no such file is declared"))
         elif file.at_manager:
             self.emit(FileObtained(event.name, ""))
@@ -449,6 +514,17 @@ class Mind:
             self.unlink(worker, message.name)
         else:
             self.transfers.cached(worker, file, message.size, message.digest)
+
+    def _have(self, worker: Worker, message: m.Have) -> None:
+        """A worker has something from before; what nobody has declared yet may still be."""
+        files = self.tables.files
+        for name, size, digest in zip(*message, strict=True):
+            file = files.get(name)
+            if file is None:
+                file = files[name] = File(FileSpec(name, size, directory=size < 0, level=FOREVER))
+                file.reusable = True
+            self.transfers.found(worker, file, size, digest)
+        self.life.limit_spare()
 
     def _fetch_failed(self, worker: Worker, message: m.FetchFailed) -> None:
         file = self.tables.files.get(message.name)

@@ -69,7 +69,7 @@ class Recovery:
             return
         del file.replicas[worker]
         self._mind.transfers.let_go(worker, file)
-        self._mind.transfers.drop(worker, file)  # it may be only half lost
+        self._mind.transfers.drop(worker, file, purge=True)  # it may be only half lost
         self._mind.transfers.upload_lost(worker, file)
         if not file.available:
             self.gone([file])
@@ -139,8 +139,15 @@ class Recovery:
         else:
             run.asleep -= 1
         task.missing = 0
-        for file in (*task.inputs, *task.extra_files, *task.outputs):
-            mind.tables.files.setdefault(file.name, file)  # it may be one that nobody can name any more
+        for file in (
+            *task.inputs,
+            *task.extra_files,
+            *task.outputs,
+        ):  # it may be one that nobody can name any more
+            known = mind.tables.files.setdefault(file.name, file)
+            if known is not file and known in mind.tables.spare:  # and that a worker has found again since
+                mind.life.drop_spare(known)
+                mind.tables.files[file.name] = file
         for file in task.extra_files:
             file.pending += 1
             if not file.available:

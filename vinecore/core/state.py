@@ -14,6 +14,9 @@ foretold
     how many tasks that will read a file have not been submitted yet
 pins
     how many reasons beside tasks there are to keep a file (the user's references, a run that prunes nothing)
+level
+    how long workers keep a file: `TASK`, until the task is over that needed it; `WORKFLOW`, until nobody can name it; `WORKER` and
+    `FOREVER`, longer than there is this manager
 released
     nobody can name a file any more: all that is known of it goes when no task needs it
 asleep
@@ -44,6 +47,7 @@ from vinecore.protocol import INLINE_LIMIT
 UNSPECIFIED = Request(None, None, None, None)
 TICKET_SHIFT = 40
 MOST_FRONTIER = 1024
+TASK, WORKFLOW, WORKER, FOREVER = range(4)
 MB = 1 << 20
 UNLIMITED = 1 << 62  # of a worker that does not say how much disk it has
 
@@ -60,6 +64,7 @@ class FileSpec(NamedTuple):
     peer_transfer: bool = True
     validator: tuple[str, ...] = ()  # of a url: as in `protocol.messages.Fetch`
     digest: str = ""  # of what the manager has
+    level: int = WORKFLOW
 
 
 class LibrarySpec(NamedTuple):
@@ -114,19 +119,20 @@ class TaskSpec(NamedTuple):
     reusable: bool = (
         False  # its result is named after all that it depends on: whoever makes it makes the same
     )
+    level: int = TASK  # of its result; below WORKFLOW that is as it was declared
     options: dict[str, Any] = {}  # noqa: RUF012 - read only, and encoded as it is
 
 
 class File:
     """What is known of one file."""
 
-    __slots__ = ("archive", "asked", "at_manager", "consumers", "digest", "directory", "fetching", "foretold",
+    __slots__ = ("archive", "asked", "at_manager", "consumers", "digest", "directory", "fetching", "foretold", "level",
                  "name", "peer_transfer", "pending", "pins", "producer", "released", "replicas", "reusable", "size",
                  "stalled", "uploading", "url", "validator", "wanted")  # fmt: skip
 
     def __init__(self, spec: FileSpec) -> None:
         self.name, self.size, self.at_manager, self.url = spec.name, spec.size, spec.at_manager, spec.url
-        self.directory, self.peer_transfer = spec.directory, spec.peer_transfer
+        self.directory, self.peer_transfer, self.level = spec.directory, spec.peer_transfer, spec.level
         self.validator, self.digest = spec.validator, spec.digest
         self.archive: File | None = None
         self.producer: Task | None = None
@@ -279,8 +285,8 @@ class Worker:
     """What is known of one connected worker."""
 
     __slots__ = ("altered", "cancel", "data_address", "doubted_by", "fetching", "files", "free", "host", "id", "joined_at",
-                 "leaving", "libraries", "name", "outgoing", "python", "python_ok", "room", "shunned_until", "spare", "tasks",
-                 "total", "unlink", "wall_s")  # fmt: skip
+                 "leaving", "libraries", "name", "outgoing", "purge", "python", "python_ok", "retain", "room",
+                 "shunned_until", "spare", "tasks", "total", "unlink", "wall_s")  # fmt: skip
 
     def __init__(
         self,
@@ -311,6 +317,8 @@ class Worker:
         self.wall_s: float | None = None  # mean duration of tasks here
         self.cancel: list[int] = []  # what it is told at the end of `Mind.handle`
         self.unlink: dict[str, None] = {}
+        self.purge: dict[str, None] = {}  # of these, whatever their level
+        self.retain: dict[str, tuple[int, str]] = {}  # with their levels and digests
 
     def __repr__(self) -> str:
         return f"<Worker {self.id} on {self.name}>"
@@ -360,5 +368,5 @@ class Tables:
         self.runs: dict[int, Run] = {0: Run(RunSpec(0, prune_depth=0))}
 
 
-__all__ = ["ASSIGNED", "DONE", "WAITING", "Bucket", "File", "FileSpec", "Instance", "Library", "LibrarySpec", "Run", "RunSpec",
-           "Tables", "Task", "TaskSpec", "Worker", "is_root", "on_disk"]  # fmt: skip
+__all__ = ["ASSIGNED", "DONE", "FOREVER", "TASK", "WAITING", "WORKER", "WORKFLOW", "Bucket", "File", "FileSpec", "Instance",
+           "Library", "LibrarySpec", "Run", "RunSpec", "Tables", "Task", "TaskSpec", "Worker", "is_root", "on_disk"]  # fmt: skip

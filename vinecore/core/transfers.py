@@ -16,8 +16,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from vinecore.core.instructions import WARNING, Forget, Note, Send, SendObject
-from vinecore.core.state import on_disk
-from vinecore.core.transitions import ASSIGNED
+from vinecore.core.state import WORKFLOW, on_disk
+from vinecore.core.transitions import ASSIGNED, DONE
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 
@@ -94,6 +94,11 @@ class Transfers:
         return True
 
     def _hold(self, worker: Worker, file: File, size: int, digest: str) -> None:
+        self._enter(worker, file, size, digest)
+        if file.level > WORKFLOW:
+            self._mind.retain(worker, file)
+
+    def _enter(self, worker: Worker, file: File, size: int, digest: str) -> None:
         file.replicas[worker] = digest
         worker.altered.discard(file)
         taken = size if size > INLINE_LIMIT else 0
@@ -106,16 +111,42 @@ class Transfers:
         worker.spare.pop(file, None)
         worker.altered.discard(file)
 
+    def found(self, worker: Worker, file: File, size: int, digest: str) -> None:
+        """A worker has a file from before, which it has compared with what it was then."""
+        if worker in file.replicas or worker in file.fetching:
+            return
+        if 0 <= file.size != size >= 0:  # it was something else
+            self._mind.purge(worker, file.name)
+            return
+        new = not file.available
+        self._enter(worker, file, size, digest)
+        if file.pins > 0 and file.level > WORKFLOW:
+            self._mind.retain(worker, file)
+        if file.size < 0 and not file.at_manager:
+            file.size = size
+        if new:
+            self._mind.life.appeared(file)
+        self.retry(file)
+        if file.pins <= 0:
+            self._mind.life.settle(file)
+
     def made(self, worker: Worker, file: File, digest: str) -> None:
         """A file was made on a worker."""
         if worker in file.fetching:
             self._end(worker, file)
         self._hold(worker, file, file.size, digest)
 
-    def drop(self, worker: Worker, file: File) -> None:
-        """Have a worker forget its copy of a file, unless it is making another one: that must not be hit."""
+    def drop(self, worker: Worker, file: File, *, purge: bool = False) -> None:
+        """Have a worker forget its copy of a file, unless it is making another one: that must not be hit.
+
+        What it has kept from before stays there, except where that is to be purged, too.
+        """
         maker = file.producer
-        if maker is None or maker.worker is not worker or maker.state != ASSIGNED:
+        if maker is not None and maker.worker is worker and maker.state == ASSIGNED:
+            return
+        if purge:
+            self._mind.purge(worker, file.name)
+        else:
             self._mind.unlink(worker, file.name)
 
     def _start(self, worker: Worker, file: File) -> bool:
@@ -236,7 +267,9 @@ class Transfers:
         """A fetch or an unpacking has ended well."""
         source = file.fetching.get(worker)
         if source is None:
-            if worker not in file.replicas:  # it was pruned while it travelled
+            if worker in file.replicas:  # it was made there, too: what came last counts
+                file.replicas[worker] = digest
+            else:  # it was pruned while it travelled
                 self.drop(worker, file)
             return
         self._end(worker, file)
@@ -379,10 +412,11 @@ class Transfers:
             del self._avoid[pair]
 
     def free(self, file: File) -> None:
-        """Free every copy of a file on workers."""
+        """Free every copy of a file on workers; what is to outlive this manager stays there."""
         for worker in file.replicas:
             self.let_go(worker, file)
-            self.drop(worker, file)
+            if file.level <= WORKFLOW:
+                self.drop(worker, file)
         file.replicas.clear()
         if file.reusable:
             self._mind.tables.spare.pop(file, None)
@@ -395,6 +429,24 @@ class Transfers:
         self._stalled.pop(file, None)
         self._failures.pop(file, None)
         self._peer_failures.pop(file, None)
+
+    def purge(self, file: File) -> None:
+        """Free every copy of a file on workers, whatever its level."""
+        for worker in file.replicas:
+            self.let_go(worker, file)
+            self.drop(worker, file, purge=True)
+        file.replicas.clear()
+        self.free(file)
+
+    def leave(self, file: File) -> None:
+        """The last task that needed a file is over: free the copies on workers of what can be brought there again."""
+        if file.wanted and not file.at_manager:
+            return
+        if file.at_manager or file.url or file.archive is not None:
+            self.free(file)
+        elif file.producer is not None and file.producer.spec.asleep and file.producer.state == DONE:
+            self.free(file)
+            self._mind.life.sleep(file.producer)
 
     def forget(self, file: File) -> None:
         """Free every copy of a file, the manager's included if it came from a worker."""

@@ -37,6 +37,8 @@ class Store:
         self._users: Counter[str] = Counter()  # declarations that have not been taken back
         self._looks: dict[str, tuple[int, ...]] = {}  # of the user's files, when they were declared
         self._places: dict[str, str] = {}  # where the user wants outputs
+        # paths of the user's that go when nobody needs the object any more
+        self._doomed: dict[str, set[str]] = {}
         self.undelivered: dict[str, str] = {}
         self._lock = threading.Lock()
         self._folder: str | None = None
@@ -78,15 +80,29 @@ class Store:
         """Whether the user has declared this."""
         return self._users[name] > 0
 
-    def release(self, name: str) -> None:
-        """Take a declaration back; what the engine asks to forget from now on may go."""
+    def release(self, name: str, path: str = "") -> None:
+        """Take a declaration back; what the engine asks to forget from now on may go.
+
+        A path that is to be removed goes at once if the same content has been declared from elsewhere.
+        """
         with self._lock:
             if self._users[name] > 0:
                 self._users[name] -= 1
+            doomed = self._doomed.get(name, set())
+            at_once = path in doomed and self._users[name] > 0 and self._contents.get(name) != path
+            if at_once:
+                doomed.discard(path)
+        if at_once:
+            bulk.remove(path)
 
     def deliver(self, name: str, place: str) -> None:
         """Say where the user wants an output."""
         self._places[name] = place
+
+    def doom(self, name: str, path: str) -> None:
+        """Remove this file or directory of the user's when nobody needs the object any more."""
+        with self._lock:
+            self._doomed.setdefault(name, set()).add(path)
 
     # ---- all
 
@@ -156,7 +172,7 @@ class Store:
             self._stored(name, size, digest)
 
     def forget(self, name: str) -> None:
-        """Drop an object, unless the user has declared it; the user's own files stay."""
+        """Drop an object, unless the user has declared it; the user's own files stay, except those that were to go with it."""
         with self._lock:
             if self._users[name] > 0:
                 return
@@ -165,8 +181,11 @@ class Store:
             self._looks.pop(name, None)
             own = name in self._own
             self._own.discard(name)
+            doomed = self._doomed.pop(name, set())
         if own and isinstance(content, str):
-            bulk.remove(content)
+            doomed.add(content)
+        for path in doomed:
+            bulk.remove(path)
 
     def close(self) -> None:
         """Remove the staging folder and what is in it; what the user has on his own disk stays known."""
@@ -174,9 +193,11 @@ class Store:
             self._closed = True
             own = {name: self._contents.pop(name) for name in list(self._own) if name in self._contents}
             self._own.clear()
-        for content in own.values():
-            if isinstance(content, str):
-                bulk.remove(content)
+            doomed = [path for paths in self._doomed.values() for path in paths]
+            self._doomed.clear()
+        doomed += [content for content in own.values() if isinstance(content, str)]
+        for path in doomed:
+            bulk.remove(path)
         if self._folder is not None:
             bulk.remove(self._folder)
 

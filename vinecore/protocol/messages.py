@@ -77,6 +77,20 @@ class Unlink(NamedTuple):
     names: list[str]
 
 
+class Purge(NamedTuple):
+    """Manager: forget these objects, also those that you keep beyond this manager."""
+
+    names: list[str]
+
+
+class Retain(NamedTuple):
+    """Manager: keep these objects, which you have, beyond this manager."""
+
+    names: list[str]
+    forever: bool  # for the next worker in your workspace, too
+    digests: list[str]  # of the objects, as in `Fetch`
+
+
 class Library(NamedTuple):
     """Manager: start this library, or grow it to that many slots."""
 
@@ -180,6 +194,14 @@ class Cached(NamedTuple):
     digest: str = ""
 
 
+class Have(NamedTuple):
+    """Worker: I have kept these objects from before, and they are what they were."""
+
+    names: list[str]
+    sizes: list[int]  # bytes, -1 for a directory
+    digests: list[str]  # as in `Cached`
+
+
 class FetchFailed(NamedTuple):
     """Worker: I could not get this object from there."""
 
@@ -234,8 +256,8 @@ class Leaving(NamedTuple):
 
 
 Message = Union[
-    Hello, Welcome, Put, Fetch, Unpack, Upload, Unlink, Library, RemoveLibrary, Run, Cancel, Recall, Release, Ping, Pong,
-    Done, Failed, Recalled, Cached, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed, Leaving,
+    Hello, Welcome, Put, Fetch, Unpack, Upload, Unlink, Purge, Retain, Library, RemoveLibrary, Run, Cancel, Recall, Release, Ping, Pong,
+    Done, Failed, Recalled, Cached, Have, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed, Leaving,
 ]  # fmt: skip
 
 FROM_MANAGER = (
@@ -245,6 +267,8 @@ FROM_MANAGER = (
     Unpack,
     Upload,
     Unlink,
+    Purge,
+    Retain,
     Library,
     RemoveLibrary,
     Run,
@@ -254,5 +278,5 @@ FROM_MANAGER = (
     Ping,
     Pong,
 )
-FROM_WORKER = (Hello, Done, Failed, Recalled, Cached, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed,
+FROM_WORKER = (Hello, Done, Failed, Recalled, Cached, Have, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed,
                Leaving, Ping, Pong)  # fmt: skip

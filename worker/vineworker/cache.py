@@ -118,11 +118,8 @@ class Cache:
             self._taken[name] = size
 
     def path_for(self, name: str) -> str:
-        """Where an object's file would be; the name cannot climb out of the folder."""
-        plain = quote(name, safe="")
-        if len(plain) > LONGEST_NAME:  # two long names that begin alike must stay two
-            plain = f"{plain[:LONGEST_NAME]}%{hashlib.sha256(name.encode()).hexdigest()}"
-        return os.path.join(self._folder, "%2E" + plain[1:] if plain.startswith(".") else plain or "%")
+        """Where an object's file would be."""
+        return os.path.join(self._folder, file_name(name))
 
     def temporary(self, _name: str) -> str:
         """A fresh path for something incomplete."""
@@ -144,7 +141,7 @@ class Cache:
             self._sizes[name] = len(payload)
             stale = self._files.pop(name, None)
             self._account(name, 0)
-        if stale is not None:
+        if stale is not None and self._is_own(stale):
             bulk.remove(stale)
 
     def store(self, name: str, path: str, _digest: str = "") -> None:
@@ -160,6 +157,33 @@ class Cache:
             self._files[name] = target
             # of a directory nobody knows a size: as it travels it has another one
             self._sizes[name] = -1 if os.path.isdir(target) else size
+
+    def adopt(self, name: str, path: str, taken: int) -> int:
+        """Serve an object from where it is kept, unless there is one of its name; it stays there whatever becomes of this one.
+
+        Parameters
+        ----------
+        taken
+            Bytes that it takes.
+
+        Returns
+        -------
+        int
+            Its size as `size` gives it.
+        """
+        with self._lock:
+            if name not in self._sizes:
+                self._files[name], self._sizes[name] = path, -1 if os.path.isdir(path) else taken
+                self._account(name, taken)
+            return self._sizes[name]
+
+    def adopted(self, name: str) -> bool:
+        """Whether an object is served from a place outside."""
+        path = self._files.get(name)
+        return path is not None and not self._is_own(path)
+
+    def _is_own(self, path: str) -> bool:
+        return os.path.dirname(path) == self._folder
 
     def find(self, name: str) -> Union[bytes, str, None]:
         """Give an object's bytes, or its path, or None."""
@@ -209,5 +233,13 @@ class Cache:
             path = self._files.pop(name, None)
             self._sizes.pop(name, None)
             self._account(name, 0)
-        if path is not None:
+        if path is not None and self._is_own(path):
             bulk.remove(path)
+
+
+def file_name(name: str) -> str:
+    """Name the file of an object; the name cannot climb out of a folder, and two objects never share one."""
+    plain = quote(name, safe="")
+    if len(plain) > LONGEST_NAME:  # two long names that begin alike must stay two
+        plain = f"{plain[:LONGEST_NAME]}%{hashlib.sha256(name.encode()).hexdigest()}"
+    return "%2E" + plain[1:] if plain.startswith(".") else plain or "%"

@@ -60,6 +60,12 @@ def parser() -> argparse.ArgumentParser:
         "-s", "--workspace", metavar="DIR", help="where to keep files (default: the temporary folder)"
     )
     p.add_argument(
+        "--keep-workspace",
+        action="store_true",
+        help="leave files of the cache level 'forever' in the workspace, in the folder vine-kept, for the next worker "
+        "that has the same --workspace and secret; no more of them than --disk allows",
+    )
+    p.add_argument(
         "--single-shot",
         action="store_true",
         help="leave when the manager does, instead of waiting for the next one",
@@ -135,6 +141,8 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         host, port = parse_address(options.address)
     except ValueError as error:
         p.error(str(error))
+    if options.keep_workspace and not options.workspace:
+        p.error("--keep-workspace needs a workspace that the next worker can name: add --workspace DIR")
     path = options.password or secret_file()
     try:
         with open(path, "rb") as file:
@@ -168,6 +176,7 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         options.single_shot,
         tuple(options.feature),
         options.parent_death,
+        options.keep_workspace,
     )
     _raise_limit_of_files()
     try:

@@ -26,12 +26,15 @@ from vineworker import fetching, processes, sandbox, state
 from vineworker.cache import MB, Cache, DiskFull, is_full
 from vineworker.calls import Call, Drop, Object, Reply
 from vineworker.hosting import HostProcess, SlotProcess, environment_prefix, remove_files
+from vineworker.keeping import Keeper, Kept
 from vineworker.measuring import Exceeded
 from vineworker.resources import Detected
 from vineworker.warden import Warden
 
 log = logging.getLogger("vine_worker")
 
+TOGETHER_S = 0.02
+"""What is found within this time is told together."""
 TRANSFER_THREADS = 8
 DISK_THREADS = 4
 
@@ -48,6 +51,7 @@ class Settings(NamedTuple):
     single_shot: bool = False
     features: tuple[str, ...] = ()
     parent: Optional[int] = None  # process to live no longer than
+    keep_workspace: bool = False  # for the next worker in it
 
 
 class Session:
@@ -61,14 +65,21 @@ class Session:
         Where a folder for the session is made.
     warden
         Is told of process groups.
+    keeper
+        Has what was kept before, and keeps what shall be.
     leave
         Called with the reason, and whether the worker shall not come back, when the manager sends it away.
     """
 
     def __init__(
-        self, settings: Settings, folder: str, warden: Warden, leave: Callable[[str, bool], None]
+        self,
+        settings: Settings,
+        folder: str,
+        warden: Warden,
+        keeper: Keeper,
+        leave: Callable[[str, bool], None],
     ) -> None:
-        self._settings, self._warden, self._leave = settings, warden, leave
+        self._settings, self._warden, self._keeper, self._leave = settings, warden, keeper, leave
         self._folder = tempfile.mkdtemp(prefix="session-", dir=folder)
         self._loop = asyncio.get_running_loop()
         # of their own, because a transfer may wait long for the other end, and no task shall wait for it
@@ -87,6 +98,7 @@ class Session:
         self._killed: dict[int, tuple[str, Optional[Exceeded]]] = {}
         self._alarms: dict[int, asyncio.TimerHandle] = {}
         self._counter = 0
+        self._found: list[Kept] = []  # not told yet
         self._channel: Optional[Channel] = None
         self._fetcher: Optional[fetching.Fetcher] = None
         self._python = ""
@@ -97,7 +109,8 @@ class Session:
             state.StartSlot: self._start_slot, state.KillSlot: self._kill_slot, state.SendCall: self._send_call,
             state.DropShared: self._drop_shared, state.StartProcess: self._start_process, state.KillProcess: self._kill_process,
             state.StartFetch: self._start_fetch, state.StartUnpack: self._start_unpack, state.StartUpload: self._start_upload,
-            state.Keep: self._keep, state.Adopt: self._adopt, state.Delete: self._delete, state.Exit: lambda x: self._leave(x.reason, x.final),
+            state.Keep: self._keep, state.Adopt: self._adopt, state.Delete: self._delete,
+            state.Retain: self._retain, state.Unkeep: self._unkeep, state.Exit: lambda x: self._leave(x.reason, x.final),
         }  # fmt: skip
 
     # ---- life
@@ -130,6 +143,8 @@ class Session:
                 {},
             )
         )
+        self._found = self._keeper.attach(lambda what, kept: self._soon(self._keeper_said, what, kept))
+        self._tell_found()
         return await over
 
     @property
@@ -155,6 +170,7 @@ class Session:
     def close(self) -> None:
         """End everything that was started for this manager, and remove its files."""
         self._closed = True
+        self._keeper.detach()
         for host in self._hosts.values():
             host.close()
         for command in self._commands.values():
@@ -167,7 +183,10 @@ class Session:
         self._measuring.close()
         for threads in (self._transfers, self._threads):
             threads.shutdown(wait=False, cancel_futures=True)
-        bulk.remove(self._folder)
+        if self._keeper.busy:  # it still takes things out of the folder
+            self._keeper.later(lambda: bulk.remove(self._folder))
+        else:
+            bulk.remove(self._folder)
 
     # ---- events
 
@@ -279,12 +298,60 @@ class Session:
         """Some objects cannot be read any more: let the manager find or make them again."""
         if names:
             log.warning("lost %s", ", ".join(names))
-            self._obey(self._state.handle((m.Unlink(list(names)),)))
+            self._obey(self._state.handle((m.Purge(list(names)),)))
             self.say(m.Lost(list(names)))
 
     def _room(self, error: BaseException) -> int:
         """What is left of the disk, if that was too little; else -1."""
         return max(0, self.cache.room()) if is_full(error) else -1
+
+    def _retain(self, instruction: state.Retain) -> None:
+        name, forever, digest = instruction
+        content = self.cache.find(name)
+        if content is not None:
+            self._keeper.keep(name, content, forever=forever, digest=digest)
+
+    def _unkeep(self, instruction: state.Unkeep) -> None:
+        for name in instruction.names:
+            self._keeper.drop(name)
+
+    def _keeper_said(self, what: str, kept: Kept) -> None:
+        if what == "found":
+            if not self._found:
+                self._loop.call_later(TOGETHER_S, self._now, self._tell_found)
+            self._found.append(kept)
+        elif what == "kept":
+            self._obey(self._state.handle((state.Kept(kept.name, kept.digest),)))
+        else:
+            self._keep_less()
+
+    def _tell_found(self) -> None:
+        """Have at hand what was kept before, and tell the manager."""
+        found, self._found = self._found, []
+        sizes = [self.cache.adopt(kept.name, kept.path, kept.size) for kept in found]
+        names, digests = [kept.name for kept in found], [kept.digest for kept in found]
+        self._obey(self._state.handle((state.Found(names, sizes, digests),)))
+
+    def _keep_less(self) -> None:
+        """Too much is kept: do without what is oldest and not needed now."""
+        needed = {name for task in self._state.tasks.values() for name in state.needs(task.run)}
+        for host in self._state.hosts.values():
+            needed.add(host.environment)
+            if host.library is not None:
+                needed.add(host.library.setup)
+        for kept in self._keeper.surplus(needed):
+            if self.cache.adopted(kept.name):
+                self._lose([kept.name])
+            else:
+                self._state.kept.pop(kept.name, None)
+                self._keeper.drop(kept.name)
+
+    def _kept_before(self, name: str) -> Optional[bulk.Received]:
+        """Look, in a helper thread, whether an object that is asked for has been kept."""
+        kept = self._keeper.check(name)
+        if kept is None:
+            return None
+        return bulk.Received(self.cache.adopt(name, kept.path, kept.size), kept.digest)
 
     def _start_fetch(self, instruction: state.StartFetch) -> None:
         fetch, fetcher = instruction.fetch, self._fetcher
@@ -298,7 +365,10 @@ class Session:
                 reason, room = _say_error(error), self._room(error)
                 self.say(m.FetchFailed(fetch.name, fetch.source, reason, gone, room, altered))
 
-        self._in_thread(lambda: fetcher.fetch(fetch), then, self._transfers)
+        def work() -> bulk.Received:
+            return self._kept_before(fetch.name) or fetcher.fetch(fetch)
+
+        self._in_thread(work, then, self._transfers)
 
     def _start_unpack(self, instruction: state.StartUnpack) -> None:
         unpack, fetcher = instruction.unpack, self._fetcher
@@ -314,7 +384,11 @@ class Session:
                 )  # and so it would be the next time
                 self.say(m.FetchFailed(unpack.name, unpack.archive, _say_error(error), broken, room))
 
-        self._in_thread(lambda: fetcher.unpack(unpack), then)
+        def work() -> int:
+            kept = self._kept_before(unpack.name)
+            return fetcher.unpack(unpack) if kept is None else kept.size
+
+        self._in_thread(work, then)
 
     def _start_upload(self, instruction: state.StartUpload) -> None:
         name, digest, fetcher = instruction.name, instruction.digest, self._fetcher

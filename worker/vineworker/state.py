@@ -41,6 +41,21 @@ class Arrived(NamedTuple):
     digest: str = ""
 
 
+class Found(NamedTuple):
+    """Objects that were kept before are here; names, and sizes and digests as in `Arrived`."""
+
+    names: list[str]
+    sizes: list[int]
+    digests: list[str]
+
+
+class Kept(NamedTuple):
+    """An object will outlive this session."""
+
+    name: str
+    digest: str
+
+
 class HostUp(NamedTuple):
     host: str
     wall_s: float
@@ -150,6 +165,16 @@ class Delete(NamedTuple):
     names: list[str]
 
 
+class Retain(NamedTuple):
+    name: str
+    forever: bool
+    digest: str
+
+
+class Unkeep(NamedTuple):
+    names: list[str]
+
+
 class Exit(NamedTuple):
     reason: str
     final: bool
@@ -230,6 +255,7 @@ class WorkerState:
 
     def __init__(self) -> None:
         self.objects: dict[str, int] = {}
+        self.kept: dict[str, str] = {}  # of these, those that outlive the session, with their digests
         self.tasks: dict[int, Task] = {}
         self.hosts: dict[str, Host] = {}
         self.slots: dict[int, Slot] = {}
@@ -240,10 +266,10 @@ class WorkerState:
         self._out: list[Any] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
             m.Run: self._run, m.Put: self._put, m.Fetch: self._fetch, m.Unpack: self._unpack, m.Upload: self._upload,
-            m.Unlink: self._unlink, m.Library: self._library, m.RemoveLibrary: self._remove_library, m.Cancel: self._cancel,
+            m.Unlink: self._unlink, m.Purge: self._purge, m.Retain: self._retain, m.Library: self._library, m.RemoveLibrary: self._remove_library, m.Cancel: self._cancel,
             m.Recall: self._recall, m.Release: lambda e: self._out.append(Exit(e.reason, e.final)),
             m.Ping: lambda _e: self._out.append(Say(m.Pong())), m.Pong: lambda _e: None, m.Welcome: lambda _e: None,
-            Arrived: self._arrived, HostUp: self._host_up, HostDown: self._host_down, Replied: self._replied,
+            Arrived: self._arrived, Found: self._found, Kept: self._is_kept, HostUp: self._host_up, HostDown: self._host_down, Replied: self._replied,
             SlotDown: self._slot_down, TaskOver: self._task_over,
         }  # fmt: skip
 
@@ -283,8 +309,29 @@ class WorkerState:
             host.missing.discard(name)
             self._start_if_complete(host)
 
+    def _found(self, event: Found) -> None:
+        new = [found for found in zip(*event) if found[0] not in self.objects]
+        if new:
+            self._out.append(Say(m.Have(*map(list, zip(*new)))))
+        for name, size, _digest in new:
+            self._here(name, size)
+        self.kept.update(zip(event.names, event.digests))
+
+    def _is_kept(self, event: Kept) -> None:
+        if event.name in self.objects:
+            self.kept[event.name] = event.digest
+
+    def _retain(self, event: m.Retain) -> None:
+        for name, digest in zip(event.names, event.digests):
+            if name in self.objects:
+                self._out.append(Retain(name, event.forever, digest))
+
     def _fetch(self, event: m.Fetch) -> None:
-        self._out.append(StartFetch(event))
+        name = event.name
+        if name in self.objects:  # found just now
+            self._out.append(Say(m.Cached(name, self.objects[name], self.kept.get(name, ""))))
+        else:
+            self._out.append(StartFetch(event))
 
     def _unpack(self, event: m.Unpack) -> None:
         if event.archive in self.objects:
@@ -299,7 +346,37 @@ class WorkerState:
             self._out.append(Say(m.UploadFailed(event.name, "this worker does not have it")))
 
     def _unlink(self, event: m.Unlink) -> None:
-        names = [name for name in event.names if self.objects.pop(name, None) is not None]
+        self._forget([name for name in event.names if name not in self.kept])
+
+    def _purge(self, event: m.Purge) -> None:
+        gone = self.objects.keys() & event.names
+        for name in event.names:
+            self.kept.pop(name, None)
+        self._forget(event.names)
+        self._out.append(Unkeep(event.names))
+        if gone:
+            self._wait_again(gone)
+
+    def _wait_again(self, gone: set[str]) -> None:
+        """Have tasks that have not begun wait for objects that have gone; they may come again."""
+        for task in self.tasks.values():
+            lacking = gone.intersection(needs(task.run))
+            if not lacking or (not task.missing and not self._unqueued(task)):
+                continue
+            task.missing += len(lacking)
+            for name in lacking:
+                self._waiting.setdefault(name, []).append(task)
+
+    def _unqueued(self, task: Task) -> bool:
+        """Take a task out of its queue, if it is in one."""
+        for host in self.hosts.values():
+            if task in host.queue:
+                host.queue.remove(task)
+                return True
+        return False
+
+    def _forget(self, names: list[str]) -> None:
+        names = [name for name in names if self.objects.pop(name, None) is not None]
         gone = set(names)
         for slot in self.slots.values():
             if slot.known and not slot.known.isdisjoint(gone):

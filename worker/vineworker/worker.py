@@ -17,6 +17,7 @@ from typing import Any, Optional
 
 from vinecore.protocol import bulk, handshake
 from vinecore.protocol import messages as m
+from vineworker.keeping import Keeper, open_home
 from vineworker.session import Session, Settings
 from vineworker.warden import Warden
 
@@ -44,6 +45,9 @@ class Worker:
         self._settings = settings
         self._folder = tempfile.mkdtemp(prefix=f"vine-worker-{os.getpid()}-", dir=settings.workspace)
         self._warden = Warden(self._folder)
+        home = open_home(settings.workspace, settings.secret) if settings.keep_workspace else None
+        kept = os.path.join(self._folder, "kept")
+        self._keeper = Keeper(kept, settings.resources.disk_mb << 20, home)
         self._loop: asyncio.AbstractEventLoop
         self._stopping: asyncio.Future[None]
         self._session: Optional[Session] = None
@@ -55,6 +59,7 @@ class Worker:
         try:
             return asyncio.run(self._run())
         finally:
+            self._keeper.close()
             bulk.remove(self._folder)
             self._warden.close()
 
@@ -171,7 +176,9 @@ class Worker:
         self._reason = ""
         self._last_busy = time.monotonic()
         try:
-            session = self._session = Session(self._settings, self._folder, self._warden, self._leave)
+            session = self._session = Session(
+                self._settings, self._folder, self._warden, self._keeper, self._leave
+            )
         except BaseException:
             sock.close()
             raise

@@ -25,7 +25,17 @@ from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.allocation import Request, Resources
 from vinecore.core.mind import Mind
-from vinecore.core.state import MB, FileSpec, LibrarySpec, RunSpec, TaskSpec, on_disk
+from vinecore.core.state import (
+    FOREVER,
+    MB,
+    TASK,
+    WORKER,
+    FileSpec,
+    LibrarySpec,
+    RunSpec,
+    TaskSpec,
+    on_disk,
+)
 from vinecore.core.transfers import ARCHIVE
 from vinecore.core.transitions import ASSIGNED, READY, RETRIEVING, WAITING
 from vinecore.protocol import INLINE_LIMIT
@@ -40,6 +50,7 @@ SETUP, FUNCTION, DATA, ADDRESS, ARCHIVED, UNPACKED = (
     "archive",
     "unpacked",
 )
+BRIEF, LASTING = "brief", "lasting"
 DECLARED = (
     FileSpec(SETUP, SMALL, at_manager=True),
     FileSpec(FUNCTION, SMALL, at_manager=True),
@@ -47,6 +58,8 @@ DECLARED = (
     FileSpec(ADDRESS, url="https://example.org/data"),
     FileSpec(ARCHIVED, LARGE, at_manager=True, digest="declared"),
     FileSpec(UNPACKED, archive=ARCHIVED, directory=True),
+    FileSpec(BRIEF, LARGE, at_manager=True, digest="declared", level=TASK),
+    FileSpec(LASTING, LARGE, at_manager=True, digest="declared", level=FOREVER),
 )
 LIBRARIES = (
     LibrarySpec("whole", SETUP),
@@ -96,6 +109,8 @@ class SimulatedWorker:
             int, tuple[str, deque[m.Run], m.Run | None]
         ] = {}  # host, calls in the socket, single task
         self.killed: set[int] = set()  # processes
+        self.disk: dict[str, tuple[int, str]] = {}  # what it keeps forever: sizes and contents
+        self.to_keep: set[str] = set()
 
     def receive(self, count: int) -> None:
         """Give some messages of the manager to the state machine, together."""
@@ -168,6 +183,15 @@ class SimulatedWorker:
         self.cache[name], self.contents[name] = size, f"{self.number}-{self.made}" if size == LARGE else ""
         return self.contents[name]
 
+    def _Retain(self, x: w.Retain) -> None:
+        self.jobs.append(("keep", x))
+        self.to_keep.add(x.name)
+
+    def _Unkeep(self, x: w.Unkeep) -> None:
+        self.jobs = [job for job in self.jobs if not (job[0] == "keep" and job[1].name in x.names)]
+        for name in x.names:
+            self.disk.pop(name, None)
+
     def _Delete(self, x: w.Delete) -> None:
         for name in x.names:
             self.cache.pop(name, None)
@@ -215,6 +239,8 @@ class World:
         else:
             self.user(e.Tuned("scheduler", policy))
         self.removed: set[str] = set()
+        self.left_behind: deque[dict[str, tuple[int, str]]] = deque()  # of workers that were lost
+        self.undeclared: set[str] = set()
 
     # ---- the mind
 
@@ -371,7 +397,7 @@ class World:
             if outside and shape.random() < 0.15:
                 inputs.append(shape.choice(outside))
             if shape.random() < 0.2:
-                inputs.append(shape.choice((DATA, ADDRESS)))
+                inputs.append(shape.choice((DATA, ADDRESS, BRIEF, LASTING)))
             if shape.random() < 0.1 and inputs:
                 inputs.append(inputs[0])
             library = shape.choice((*[library.name for library in LIBRARIES], "")) if alone is None else alone
@@ -401,6 +427,7 @@ class World:
                 depth=len(graph),
                 retries=shape.choice((0, 50)),
                 python=shape.random() < 0.8,
+                level=shape.choice((*[TASK] * 8, WORKER, FOREVER)),
                 environment=UNPACKED if not library and shape.random() < 0.2 else "",
                 options=options,
             )
@@ -438,6 +465,16 @@ class World:
                 (self.temporaries if name in self.temporaries else self.pinned).remove(name)
             self.excuses.add("input missing")
             self.unsent.append(e.FilesReleased([name], prune))
+
+    def declare_again(self, name: str) -> None:
+        """Undeclare a file, or declare it again."""
+        self.excuses |= {"input missing", "library"}
+        self.undeclared ^= {name}
+        if name in self.undeclared:
+            self.user(e.FilesReleased([name], prune=False))
+        else:
+            self.store[name], self.stored[name] = LARGE, "declared"
+            self.user(e.FilesDeclared([spec for spec in DECLARED if spec.name == name]))
 
     def want(self, shape: random.Random) -> None:
         if self.tables.files:
@@ -489,11 +526,15 @@ class World:
         hello = m.Hello(1, host, number, python, cores, 1000 * cores, disk, 0, port, [], {})
         self.events.append(e.WorkerJoined(number, host, hello))
         self.handle()
+        if self.left_behind:
+            worker = self.workers[number]
+            worker.disk = self.left_behind.popleft()
+            worker.jobs.append(("find", dict(worker.disk)))
 
     def lose(self, number: int) -> None:
         """A worker is gone; what it had said and what had been said to it is gone with it, or was heard just before."""
         self.excuses |= {"crash", "input missing"}
-        del self.workers[number]
+        self.left_behind.append(self.workers.pop(number).disk)
         self.events.append(e.WorkerLost(number, "it broke"))
 
     def receive(self, number: int, count: int) -> None:
@@ -655,6 +696,25 @@ class World:
         self.events.append(e.ObjectStored(name, worker.cache[name], worker.contents[name]))
         worker.outbox.append(m.Uploaded(name))
 
+    def _end_keep(self, worker: SimulatedWorker, index: int, keep: w.Retain, ending: Ending) -> None:
+        del worker.jobs[index]
+        name = keep.name
+        as_it_was = keep.digest in ("", worker.contents.get(name))
+        if ending.kind == "well" and name in worker.cache and as_it_was:
+            worker.disk[name] = worker.cache[name], worker.contents[name]
+            worker.feed([w.Kept(name, worker.contents[name])])
+
+    def _end_find(self, worker: SimulatedWorker, index: int, found: dict[str, Any], ending: Ending) -> None:
+        """What is damaged is not told of."""
+        del worker.jobs[index]
+        if ending.kind == "well":
+            found = {name: worker.disk[name] for name in found if name in worker.disk}
+            for name, (size, content) in found.items():
+                if name not in worker.cache:
+                    worker.cache[name], worker.contents[name] = size, content
+            sizes, digests = [size for size, _content in found.values()], [c for _size, c in found.values()]
+            worker.feed([w.Found(list(found), sizes, digests)])
+
     # ---- time, and the end
 
     def tick(self, seconds: float) -> None:
@@ -705,7 +765,8 @@ class World:
         assert not self.tables.tasks
         for number, worker in self.workers.items():
             known = {file.name for file in self.tables.workers[number].files}
-            assert known == worker.cache.keys(), (
+            # what is kept from before stays there, though no task of this manager needs it
+            assert known <= worker.cache.keys() <= known | worker.state.kept.keys(), (
                 f"{number} holds {worker.cache.keys()}, the tables say {known}"
             )
             assert worker.cache.keys() == worker.state.objects.keys()
@@ -738,12 +799,17 @@ class World:
             if not spec.run and spec.wanted and spec.result in self.store
         ]
         self.unsent.append(e.FilesReleased(alone, prune=False))
-        self.unsent.append(e.FilesReleased([spec.name for spec in reversed(DECLARED)], prune=False))
+        declared = [spec.name for spec in reversed(DECLARED) if spec.name not in self.undeclared]
+        self.unsent.append(e.FilesReleased(declared, prune=False))
         self.settle()
+        # a name that was not declared when a task was submitted that reads it stays a name
+        left = {name: file for name, file in self.tables.files.items() if name not in self.undeclared}
+        assert left.keys() == {file.name for file in self.tables.spare} - self.undeclared, "files are left"
+        assert all(file.reusable and file.replicas for file in left.values())
         for file in list(self.tables.spare):
             self.mind.life.drop_spare(file)
         self.settle()
-        assert not self.tables.files, "files are left"
+        assert self.tables.files.keys() <= self.undeclared, "files are left"
         assert not self.tables.spare
         assert not self.tables.buckets
         assert set(self.tables.runs) == {0}
@@ -751,15 +817,16 @@ class World:
         for number, worker in self.workers.items():
             record = self.tables.workers[number]
             assert record.free == record.total
-            assert not worker.cache
-            assert not worker.state.objects
+            assert worker.cache.keys() == worker.state.objects.keys()
+            assert worker.cache.keys() <= worker.to_keep | worker.state.kept.keys()
             assert not worker.state._waiting
             assert not worker.slots or all(
                 host.startswith("python:") for host, _c, _s in worker.slots.values()
             )
         transfers = self.mind.transfers
         assert not (transfers._outgoing or transfers._serving or transfers._stalled)
-        assert not (transfers._failures or transfers._peer_failures)
+        left_over = transfers._failures.keys() | transfers._peer_failures.keys()
+        assert {file.name for file in left_over} <= self.undeclared
 
 
 # ---- what must hold at any time
@@ -1053,7 +1120,7 @@ class MindMachine(RuleBasedStateMachine):
         worker = self.world.workers.get(number)
         if worker is not None and worker.cache and not worker.state.tasks and not worker.state.hosts:
             name = shape.choice(list(worker.cache))
-            worker.feed([m.Unlink([name])])
+            worker.feed([m.Purge([name])])
             worker.outbox.append(m.Lost([name]))
 
     @rule(number=which, shape=seeds)
@@ -1070,7 +1137,8 @@ class MindMachine(RuleBasedStateMachine):
         self.world.tick(seconds)
 
     @rule(
-        shape=seeds, what=st.sampled_from(("hold", "release", "prune", "want", "close", "cancel", "library"))
+        shape=seeds,
+        what=st.sampled_from(("hold", "release", "prune", "want", "close", "cancel", "library", "again")),
     )
     def user_changes_their_mind(self, shape, what):
         world = self.world
@@ -1080,6 +1148,8 @@ class MindMachine(RuleBasedStateMachine):
             world.release(shape, prune=what == "prune")
         elif what == "library":
             world.remove_library(shape)
+        elif what == "again":
+            world.declare_again(shape.choice((BRIEF, LASTING)))
         else:
             getattr(world, what)(shape)
 
@@ -1128,7 +1198,7 @@ def act(machine: MindMachine, chance: random.Random) -> None:
         (machine.losses / 2, lambda: machine.alter(number(), shape())),
         (6, lambda: machine.tick(chance.choice((0.25, 1.0, 20.0)))),
         (machine.moods, lambda: machine.user_changes_their_mind(
-            shape(), chance.choice(("hold", "release", "prune", "want", "want", "close", "cancel", "cancel", "library")))),
+            shape(), chance.choice(("hold", "release", "prune", "want", "want", "close", "cancel", "cancel", "library", "again")))),
     )  # fmt: skip
     weights, actions = zip(*steps, strict=True)
     chance.choices(actions, weights)[0]()

@@ -494,7 +494,7 @@ def test_what_is_forgotten_and_needed_in_one_breath_arrives_after_it_was_forgott
         for x in vine.out
         if isinstance(x, (i.SendObject, i.Send))
     ]
-    assert order == ["Unlink", "SendObject", "Run"]
+    assert order == ["Purge", "Unlink", "SendObject", "Run"]
 
 
 def test_workers_that_get_nowhere_do_not_keep_others_from_their_turn():

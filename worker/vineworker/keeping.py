@@ -1,0 +1,500 @@
+"""Objects that outlive the manager they came for.
+
+Those of level ``worker`` stay until this worker ends. Those of level ``forever`` stay for the next worker that has the same workspace and
+the same secret, in a folder that no other worker uses meanwhile::
+
+    DIR/vine-kept/<hash of the secret>-<number>/lock
+                                               /objects/<name>     a file or a directory
+                                               /records/<name>     JSON: name, size, digest, ...
+                                               /incoming/<number>  incomplete
+
+An object comes to its place by a rename, and after it its record by another: what has no record is removed by the next worker. What has
+one is compared with it, content and all, before anybody hears of it. A kept object shares its blocks with the one in the cache of a
+session, as a hard link. All slow work is done in one thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import json
+import logging
+import os
+import queue
+import re
+import shutil
+import stat
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Collection
+from typing import Any, Callable, NamedTuple, Optional
+
+from vinecore.protocol import bulk, digests
+from vineworker.cache import file_name
+
+log = logging.getLogger("vine_worker")
+
+MOST_HOMES = 64
+"""Workers that share one workspace and keep something in it."""
+MOST_WAITING = 10_000
+CLOSE_S = 20.0
+CHUNK = 1 << 20
+BY_CONTENT = re.compile(r"(?:file|buffer|object)-([0-9a-f]{40})")
+"""Names that are digests of what they name."""
+
+
+class Kept(NamedTuple):
+    """An object as it is kept."""
+
+    name: str
+    size: int  # bytes it takes
+    directory: bool
+    path: str
+    forever: bool
+    digest: str  # by which transfers are checked, "" of a directory
+
+
+Listener = Callable[[str, Kept], None]
+"""Called with "found" (an old one is as it was), "kept" (a new one is kept) or "full" (others have to go), in any thread."""
+
+
+class Home:
+    """A folder that is this worker's alone, and in which another one may find what it has left.
+
+    Parameters
+    ----------
+    folder
+        Where objects, records and what is incomplete are.
+    lock
+        An open file whose lock is held as long as the process lives.
+    """
+
+    def __init__(self, folder: str, lock: int) -> None:
+        self.folder, self._lock = folder, lock
+
+    def close(self) -> None:
+        """Let another worker have it."""
+        os.close(self._lock)
+
+
+def open_home(workspace: str, secret: bytes) -> Optional[Home]:
+    """Find a folder for what is kept forever that no other worker uses now; None, and a line in the log, if there is none."""
+    top = os.path.join(workspace, "vine-kept")
+    owner = hmac.new(secret, b"vine-kept", hashlib.sha256).hexdigest()[:20]
+    try:
+        os.makedirs(top, mode=0o700, exist_ok=True)
+        about = os.lstat(top)
+        if about.st_uid != os.geteuid() or not stat.S_ISDIR(about.st_mode):
+            log.warning(
+                "nothing will be kept: %s is not a folder of this user; choose another --workspace", top
+            )
+            return None
+        os.chmod(top, 0o700)
+        for number in range(1, MOST_HOMES + 1):
+            folder = os.path.join(top, f"{owner}-{number}")
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(lock)
+                if not isinstance(error, BlockingIOError):
+                    raise
+                log.info("another worker uses %s now; looking for a folder beside it", folder)
+            else:
+                return Home(folder, lock)
+        log.warning("nothing will be kept: %d workers use %s already", MOST_HOMES, top)
+    except OSError as error:
+        log.warning("nothing will be kept: %s cannot be used: %s", top, error)
+    return None
+
+
+class Keeper:
+    """Keeps objects. Its methods may be called from any thread.
+
+    Parameters
+    ----------
+    folder
+        For what is kept as long as this worker lives; need not exist.
+    limit_bytes
+        How much is kept at most; the oldest goes first.
+    home
+        For what is kept forever; None to keep that, too, as long as this worker lives.
+    """
+
+    def __init__(self, folder: str, limit_bytes: int, home: Optional[Home] = None) -> None:
+        self._home, self._limit = home, limit_bytes
+        self._folders = {False: folder, True: folder if home is None else home.folder}
+        self._held: OrderedDict[str, Kept] = OrderedDict()  # the oldest first
+        self._total = 0
+        self._wanted: set[str] = set()  # to be kept, and not kept yet
+        self._listener: Optional[Listener] = None
+        self._counter = 0
+        self._lock = threading.Lock()  # short
+        self._checking = threading.Lock()  # as long as it takes to read an object
+        self._jobs: queue.SimpleQueue[Optional[Callable[[], None]]] = queue.SimpleQueue()
+        self._thread: Optional[threading.Thread] = None
+        if home is not None:
+            self._start()
+
+    # ---- for the session
+
+    def attach(self, listener: Listener) -> list[Kept]:
+        """Have news told from now on; give what is known until now."""
+        with self._lock:
+            self._listener = listener
+            return list(self._held.values())
+
+    def detach(self) -> None:
+        """Tell nobody any more."""
+        with self._lock:
+            self._listener = None
+
+    def keep(self, name: str, content: bulk.Content, *, forever: bool, digest: str = "") -> None:
+        """Keep an object from now on, soon; if there is a digest, and it is a file, only if it still is what it was."""
+        with self._lock:
+            if len(self._wanted) >= MOST_WAITING:
+                log.warning("%s is not kept: too many others wait to be kept", name)
+                return
+            self._wanted.add(name)
+        self._start()
+        self._jobs.put(lambda: self._keep(name, content, forever and self._home is not None, digest))
+
+    def drop(self, name: str) -> None:
+        """Keep an object no longer."""
+        with self._lock:
+            self._wanted.discard(name)
+            kept = self._held.pop(name, None)
+            if kept is not None:
+                self._total -= kept.size
+            elif self._home is None:
+                return
+            trash = self._put_away(name, forever=kept is None or kept.forever)
+        self.later(lambda: bulk.remove(trash))
+
+    def surplus(self, but: Collection[str] = ()) -> list[Kept]:
+        """Give the oldest objects, without some, that are too many."""
+        with self._lock:
+            over = self._total - self._limit
+            found: list[Kept] = []
+            for name, kept in self._held.items():
+                if over <= 0:
+                    break
+                if name not in but:
+                    found.append(kept)
+                    over -= kept.size
+        return found
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is still to be kept."""
+        return bool(self._wanted)
+
+    def later(self, job: Callable[[], None]) -> None:
+        """Do something when all is kept that has been asked for until now."""
+        self._start()
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        """Keep what has been asked for, within some time, and end."""
+        self.detach()
+        self._jobs.put(None)
+        if self._thread is not None and self.busy:
+            self._thread.join(CLOSE_S)
+
+    # ---- what was kept before
+
+    def check(self, name: str) -> Optional[Kept]:
+        """Give an object that is kept and is what it was; one that is not is removed."""
+        with self._lock:
+            kept = self._held.get(name)
+        if kept is not None or self._home is None:
+            return kept
+        with self._checking:
+            with self._lock:
+                kept = self._held.get(name)
+            if kept is not None:
+                return kept
+            try:
+                with open(self._place("records", name, forever=True), encoding="utf-8") as file:
+                    record = json.load(file)
+            except FileNotFoundError:
+                return None
+            except (OSError, ValueError):
+                record = None
+            kept = self._verified(name, record)
+            if kept is None:
+                log.warning("%s, kept from before, is damaged; it is removed", name)
+                self.drop(name)
+                return None
+        with self._lock:
+            if not os.path.exists(self._place("records", name, forever=True)):  # dropped meanwhile
+                return None
+            self._enter(kept)
+            self._held.move_to_end(name, last=False)
+        self._tell("found", kept)
+        return kept
+
+    def _verified(self, name: str, record: Any) -> Optional[Kept]:
+        path = self._place("objects", name, forever=True)
+        if not isinstance(record, dict) or record.get("name") != name:
+            return None
+        try:
+            about = os.lstat(path)
+            if record.get("directory") != stat.S_ISDIR(about.st_mode):
+                return None
+            if not record["directory"] and record.get("size") != about.st_size:
+                return None
+            if record != _describe(name, path):
+                return None
+        except OSError:
+            return None
+        return Kept(name, record["size"], record["directory"], path, True, record["transfer"])
+
+    def _left(self) -> list[str]:
+        """Remove what is incomplete or too much; give the names of the rest, the one that was used last at the end."""
+        found: list[tuple[int, int, str]] = []
+        records = os.path.join(self._folders[True], "records")
+        bulk.remove(os.path.join(self._folders[True], "incoming"))
+        for part in ("objects", "records", "incoming"):
+            os.makedirs(os.path.join(self._folders[True], part), mode=0o700, exist_ok=True)
+        with os.scandir(records) as entries:
+            for entry in entries:
+                try:
+                    with open(entry.path, encoding="utf-8") as file:
+                        record = json.load(file)
+                    found.append((entry.stat().st_mtime_ns, int(record["size"]), str(record["name"])))
+                except (OSError, ValueError, KeyError, TypeError):
+                    bulk.remove(entry.path)
+        with os.scandir(os.path.join(self._folders[True], "objects")) as entries:
+            for entry in entries:
+                if not os.path.exists(os.path.join(records, entry.name)):
+                    bulk.remove(entry.path)
+        found.sort()
+        left, names = self._limit, []
+        for _used, size, name in reversed(found):
+            left -= size
+            if left < 0:
+                self.drop(name)
+            else:
+                names.append(name)
+        return names[::-1]
+
+    # ---- the thread
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="vine-keeper", daemon=True)
+                self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._do_jobs()
+        finally:
+            if self._home is not None:
+                self._home.close()
+
+    def _do_jobs(self) -> None:
+        names: list[str] = []
+        if self._home is not None:
+            try:
+                names = self._left()
+            except OSError as error:
+                log.warning("what was kept in %s cannot be read: %s", self._folders[True], error)
+        while True:
+            try:
+                job = self._jobs.get(block=not names)
+                if job is None:
+                    return
+                job()
+            except queue.Empty:
+                self.check(names.pop())
+            except OSError as error:
+                log.warning("an object could not be kept: %s", error)
+
+    def _keep(self, name: str, content: bulk.Content, forever: bool, digest: str) -> None:
+        known = self.check(name)
+        if known is not None and known.forever >= forever:
+            self._use(known)
+            return
+        path = self._incoming(forever)
+        try:
+            if isinstance(content, bytes):
+                with open(path, "wb") as file:
+                    file.write(content)
+            else:
+                _link(content, path)
+            record = _describe(name, path, digest=forever)
+            if self._acceptable(record, digest):
+                self._commit(record, path, forever)
+        finally:
+            with self._lock:
+                self._wanted.discard(name)
+            bulk.remove(path)
+
+    def _acceptable(self, record: dict[str, Any], digest: str) -> bool:
+        if digest and record["transfer"] not in ("", digest):
+            log.warning("%s is not kept: it has been altered since it came", record["name"])
+            return False
+        content = BY_CONTENT.fullmatch(record["name"])
+        if content is not None and record["digest"] and not record["digest"].startswith(content[1]):
+            log.warning("%s is not kept: its content is not the one it is named after", record["name"])
+            return False
+        if record["size"] > self._limit:
+            log.warning(
+                "%s is not kept: it takes %d MB, and %d MB of disk may be used",
+                record["name"],
+                record["size"] >> 20,
+                self._limit >> 20,
+            )
+            return False
+        return True
+
+    def _commit(self, record: dict[str, Any], path: str, forever: bool) -> None:
+        name = record["name"]
+        note = self._incoming(forever)
+        if forever:
+            with open(note, "w", encoding="utf-8") as file:
+                json.dump(record, file)
+            _stamp(note)
+        with self._lock:
+            if name not in self._wanted:  # dropped meanwhile
+                return
+            place = self._place("objects", name, forever=forever)
+            if os.path.lexists(place):
+                bulk.remove(place)
+            os.rename(path, place)
+            if forever:
+                os.rename(note, self._place("records", name, forever=True))
+            kept = Kept(name, record["size"], record["directory"], place, forever, record["transfer"])
+            self._enter(kept)
+            self._wanted.discard(name)
+            full = self._total > self._limit
+        self._tell("kept", kept)
+        if full and not self._tell("full", kept):
+            for old in self.surplus():
+                self.drop(old.name)
+
+    def _use(self, kept: Kept) -> None:
+        """An object is asked for again: it goes last."""
+        with self._lock:
+            self._wanted.discard(kept.name)
+            if kept.name in self._held:
+                self._held.move_to_end(kept.name)
+        if kept.forever:
+            _stamp(self._place("records", kept.name, forever=True))
+        self._tell("kept", kept)
+
+    # ---- the tables, with the lock held, and the folders
+
+    def _enter(self, kept: Kept) -> None:
+        before = self._held.pop(kept.name, None)
+        self._total += kept.size - (0 if before is None else before.size)
+        self._held[kept.name] = kept
+
+    def _put_away(self, name: str, *, forever: bool) -> str:
+        """Take an object out of its place, its record first; give the path to remove."""
+        if forever:
+            bulk.remove(self._place("records", name, forever=True))
+        self._counter += 1
+        trash = os.path.join(self._part("incoming", forever=forever), f"old-{self._counter}")
+        try:
+            os.rename(self._place("objects", name, forever=forever), trash)
+        except FileNotFoundError:
+            pass
+        return trash
+
+    def _tell(self, what: str, kept: Kept) -> bool:
+        listener = self._listener
+        if listener is not None:
+            listener(what, kept)
+        return listener is not None
+
+    def _incoming(self, forever: bool) -> str:
+        with self._lock:
+            self._counter += 1
+            return os.path.join(self._part("incoming", forever=forever), str(self._counter))
+
+    def _place(self, part: str, name: str, *, forever: bool) -> str:
+        return os.path.join(self._part(part, forever=forever), file_name(name))
+
+    def _part(self, part: str, *, forever: bool) -> str:
+        folder = os.path.join(self._folders[forever], part)
+        if not os.path.isdir(folder):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        return folder
+
+
+def _stamp(path: str) -> None:
+    """Say that an object was used now; what the file system would say is too coarse."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+
+
+def _link(source: str, target: str) -> None:
+    """Have an object at another place, too, without another copy where that is possible."""
+    if os.path.isdir(source):
+        shutil.copytree(source, target, symlinks=True, copy_function=_link_file)
+    else:
+        _link_file(source, target)
+
+
+def _link_file(source: str, target: str, **_options: Any) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
+def _describe(name: str, path: str, *, digest: bool = True) -> dict[str, Any]:
+    """Make the record of an object. Permissions to write do not count: those of cached files are taken away."""
+    directory = os.path.isdir(path)
+    if not directory:
+        about = os.stat(path)
+        content, transfer = _digests_of_file(path) if digest else ("", "")
+        return {
+            "name": name,
+            "size": about.st_size,
+            "directory": False,
+            "mode": about.st_mode & 0o555,
+            "digest": content,
+            "transfer": transfer,
+        }
+    size, tree = 0, hashlib.sha256()
+    for place, folders, files in os.walk(path):
+        folders.sort()
+        for entry in sorted([*folders, *files]):
+            inner = os.path.join(place, entry)
+            about = os.lstat(inner)
+            what, mode = "", about.st_mode
+            if stat.S_ISLNK(mode):
+                what = os.readlink(inner)
+            elif not stat.S_ISDIR(mode):
+                size += about.st_size
+                mode &= ~0o222
+                what = _digests_of_file(inner)[0] if digest else ""
+            line = "\0".join((os.path.relpath(inner, path), oct(mode), what))
+            tree.update(line.encode(errors="surrogateescape") + b"\0\n")
+    mode = os.stat(path).st_mode & 0o777
+    return {
+        "name": name,
+        "size": size,
+        "directory": True,
+        "mode": mode,
+        "digest": tree.hexdigest() if digest else "",
+        "transfer": "",
+    }
+
+
+def _digests_of_file(path: str) -> tuple[str, str]:
+    """What tells a file from any other, and what transfers are checked by."""
+    content, transfer = hashlib.sha256(), digests.Digest()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            content.update(chunk)
+            transfer.update(chunk)
+    return content.hexdigest(), str(transfer)

@@ -46,6 +46,9 @@ class Disk:
 
     def __init__(self, mind: Mind) -> None:
         self._mind = mind
+        self.concerned = (
+            False  # there are files that are not small: as long as there are none nothing has to be counted
+        )
         self.short = False  # a task could not be placed because of disk; reset before each try
         self.waiting: dict[Bucket, None] = {}  # buckets in which somebody waits for disk
         self.aside: dict[Task, None] = {}  # ready tasks whose inputs are larger than any disk
@@ -65,6 +68,7 @@ class Disk:
             self._means[category] = mean + SMOOTHING * (on_disk(size) - mean)
         elif size > INLINE_LIMIT:
             self._means[category] = size
+            self.concerned = True
 
     def expected(self, task: Task) -> int:
         """Bytes that a task will write, as far as one can know, or has asked for."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vinecore.core.instructions import FileObtained, Forget, Keep, RunEnded, TaskEnded, VertexEnded
 from vinecore.core.state import TASK, WORKFLOW, is_root
 from vinecore.core.transitions import ASSIGNED, READY, RETRIEVING, UNFINISHED, WAITING, step
+from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 
 if TYPE_CHECKING:
@@ -125,8 +126,9 @@ class Life:
         worker = task.worker
         assert worker is not None
         del worker.tasks[task.ticket]
-        worker.room += task.promised
-        task.promised = 0
+        if task.promised:
+            worker.room += task.promised
+            task.promised = 0
         self._mind.tables.assigned -= 1
         self._mind.placement.left(worker, task)
         task.run.running -= 1
@@ -229,7 +231,8 @@ class Life:
             if not file.available:
                 came.append(file)
             file.size = size
-            self._mind.disk.learn(task, size)
+            if size > INLINE_LIMIT or self._mind.disk.concerned:
+                self._mind.disk.learn(task, size)
             if result and message.payload:
                 file.at_manager = True
                 if "once" in task.spec.options:  # the worker has not kept it

@@ -44,6 +44,7 @@ from vinecore.core.state import (
 )
 from vinecore.core.transfers import NOWHERE, Transfers
 from vinecore.core.transitions import CANCELLED, DONE, FAILED, READY, WAITING
+from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 
 PATIENCE_S = 2.0  # how long nothing may run before a person is told: workers take a moment to connect
@@ -215,6 +216,7 @@ class Mind:
                 file.at_manager, file.size, file.digest = True, spec.size, spec.digest
             if spec.url:
                 file.url, file.validator = spec.url, spec.validator
+            self.disk.concerned |= spec.size > INLINE_LIMIT
             file.released = False
             file.pins += 1
             if new and file.available:

@@ -70,6 +70,7 @@ class Placement:
                     spec.category, Category(spec.category, steady_n=self.steady_n)
                 )
                 bucket = Bucket(key, None, category, request, python)
+                self._mind.disk.concerned |= self.asked_disk(bucket) > 0
             tables.buckets[key] = bucket
             for worker in tables.workers.values():
                 self._refresh(worker, bucket)
@@ -175,24 +176,38 @@ class Placement:
 
     def _place_first(self, bucket: Bucket) -> bool:
         """Place the first task of a bucket; whether it is worth looking at the next one."""
-        for queue in (bucket.ready, bucket.roots):
-            while queue and queue[0][2].state != READY:
-                bucket.stale = max(0, bucket.stale - 1)
-                heappop(queue)
-        queue = bucket.urgent
+        ready, roots = bucket.ready, bucket.roots
+        while ready and ready[0][2].state != READY:
+            bucket.stale = max(0, bucket.stale - 1)
+            heappop(ready)
+        while roots and roots[0][2].state != READY:
+            bucket.stale = max(0, bucket.stale - 1)
+            heappop(roots)
+        queue = roots if roots and not (ready and ready[0] < roots[0]) else ready
         if not queue or not (bucket.open or self._make_room(bucket)):
             return False
-        disk = self._mind.disk
+        task, disk = queue[0][2], self._mind.disk
         disk.short = False
-        if self._place_front(queue, bucket):
+        worker = self._choose(task, bucket)
+        if worker is not None:
+            heappop(queue)
+            self._assign(task, worker, bucket)
             return True
+        return self._place_otherwise(queue, bucket)
+
+    def _place_otherwise(self, queue: list[tuple[float, int, Task]], bucket: Bucket) -> bool:
+        """No worker has room for the most urgent task of a bucket; whether it is worth looking again."""
+        disk = self._mind.disk
         if not disk.short:  # it asks for more of the open workers than they seemed to be asked for
             return bucket.library is None and self._make_room(bucket)
+        if self._place_front(queue, bucket):
+            return True
         if queue is bucket.roots and bucket.ready and self._place_front(bucket.ready, bucket):
             return True
         return self._place_further(bucket) or disk.wait(bucket)
 
     def _place_front(self, queue: list[tuple[float, int, Task]], bucket: Bucket) -> bool:
+        """Place the most urgent task of a queue, if that can be done with the room that is or can be made."""
         task = queue[0][2]
         worker = self._choose(task, bucket)
         if worker is None and self._mind.disk.short:
@@ -255,7 +270,8 @@ class Placement:
         return asked or 0
 
     def _choose(self, task: Task, bucket: Bucket) -> Worker | None:
-        self._need = self._mind.disk.need(task)
+        disk = self._mind.disk
+        self._need = disk.need(task) if disk.concerned else 0
         if self.policy != "files":
             return self._choose_by_policy(task, bucket)
         least: Worker | None = None
@@ -367,8 +383,9 @@ class Placement:
         task.run.running += 1
         task.bucket.running += 1
         mind.tables.assigned += 1
-        task.promised = promised = mind.disk.expected(task)
-        worker.room -= promised
+        if mind.disk.concerned:
+            task.promised = promised = mind.disk.expected(task)
+            worker.room -= promised
         worker.tasks[task.ticket] = task
         if worker.unlink and any(
             file.name in worker.unlink for file in task.outputs
@@ -446,7 +463,7 @@ class Placement:
 
     def _has_disk(self, task: Task, worker: Worker) -> bool:
         disk = self._mind.disk
-        need = disk.need(task)
+        need = disk.need(task) if disk.concerned else 0
         return not need or disk.fits(task, worker, need)
 
     def caught_up(self, task: Task) -> None:
@@ -499,6 +516,7 @@ class Placement:
 
     def category_changed(self, category: Category) -> None:
         """The tasks of a category get more or less than before."""
+        self._mind.disk.concerned |= bool(category.maximum.disk)
         for bucket in self._mind.tables.buckets.values():
             if bucket.category is category:
                 for worker in self._mind.tables.workers.values():

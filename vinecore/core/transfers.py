@@ -104,6 +104,8 @@ class Transfers:
         taken = size if size > INLINE_LIMIT else 0
         worker.room += worker.files.get(file, 0) - taken
         worker.files[file] = taken
+        if taken:
+            self._mind.disk.concerned = True
 
     def let_go(self, worker: Worker, file: File) -> None:
         """A worker does not hold a file any more, or is told not to."""

@@ -634,3 +634,61 @@ def test_a_worker_is_idle_when_it_has_no_task(worker):
     assert not worker.state.idle
     worker.feed(w.TaskOver(1, m.Done(1, 0, 0.1, {}, b""), {}))
     assert worker.state.idle
+
+
+# ---- what outlives the session
+
+
+def test_what_was_kept_before_is_here_and_told_together(worker):
+    worker.feed(m.Put("b", b"x"), call(1, "a", library=""))
+    worker.feed(w.Found(["a", "b", "tree"], [10, 1, -1], ["1234", "5678", ""]))
+    assert worker.said(m.Have) == [m.Have(["a", "tree"], [10, -1], ["1234", ""])]
+    assert worker.told(w.StartHost)
+    assert worker.state.objects == {"a": 10, "b": 1, "tree": -1}
+
+
+def test_nothing_is_told_where_nothing_was_kept(worker):
+    assert worker.feed(w.Found([], [], [])) == []
+
+
+def test_what_is_to_outlive_the_session_is_kept_if_it_is_here(worker):
+    worker.feed(*put("a"))
+    worker.feed(m.Retain(["a", "b"], True, ["1234", ""]))
+    assert worker.out == [w.Retain("a", True, "1234")]
+
+
+def test_what_is_kept_is_not_unlinked_but_purged(worker):
+    worker.feed(*put("a", "b"), w.Kept("a", "1234"))
+    worker.feed(m.Unlink(["a", "b"]))
+    assert worker.out == [w.Delete(["b"])]
+    worker.feed(m.Purge(["a"]))
+    assert worker.out == [w.Delete(["a"]), w.Unkeep(["a"])]
+    assert worker.state.objects == {}
+    worker.feed(*put("a"))
+    worker.feed(m.Unlink(["a"]))
+    assert worker.out == [w.Delete(["a"])]
+
+
+def test_what_went_before_it_was_kept_counts_as_gone(worker):
+    worker.feed(*put("a"), m.Unlink(["a"]), w.Kept("a", ""))
+    assert worker.state.kept == {}
+
+
+def test_what_is_here_is_not_fetched(worker):
+    worker.feed(w.Found(["a"], [10], ["1234"]))
+    worker.feed(m.Fetch("a", 10, "manager", False))
+    assert worker.out == [w.Say(m.Cached("a", 10, "1234"))]
+
+
+@pytest.mark.parametrize("library", ["", "lib"])
+def test_a_task_that_has_not_begun_waits_for_an_input_that_was_purged(worker, library):
+    worker.library()
+    worker.feed(call(1, library="lib"))
+    worker.feed(*put("a"), call(2, "a", library=library), call(3, "a", "b", library=library))
+    worker.feed(m.Purge(["a"]))
+    worker.feed(*put("b"))
+    worker.feed(w.HostUp("python:", 0.1, {}))
+    worker.reply(1, 1)
+    assert worker.sent() == []
+    worker.feed(*put("a"))
+    assert sorted(task for _slot, task in worker.sent())[:1] in ([2], [3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -102,6 +103,14 @@ def test_a_forever_file_is_found_by_a_later_manager_on_a_later_worker(yard, inpu
     assert moved(m) == 0
 
 
+SLOW = [
+    sys.executable,
+    "-c",
+    "from vineworker import cli, keeping\nkeeping.Keeper._left = lambda self: []\ncli.main()",
+]
+"""The command of a worker that has not come to looking through what is kept yet."""
+
+
 def test_a_task_that_does_not_wait_until_files_are_found_has_them_nevertheless(yard, inputs):
     worker, output = fill(yard, inputs)
     worker.wait()
@@ -109,9 +118,21 @@ def test_a_task_that_does_not_wait_until_files_are_found_has_them_nevertheless(y
     task = look(declare(m, inputs, "forever"))
     (inputs / "large").unlink()
     m.submit(task)
-    keeper(yard, m)
+    yard.worker(m, "--keep-workspace", command=SLOW)
     assert m.wait(60) is task
     assert task.output == output
+
+
+def test_a_worker_keeps_what_it_was_told_to_before_it_leaves(yard, inputs):
+    os.truncate(inputs / "large", 1000 * LARGE)
+    m = yard.manager()
+    worker = keeper(yard, m)
+    run(m, look(declare(m, inputs, "workflow")))
+    declare(m, inputs, "forever")
+    m.close()
+    worker.wait()
+    assert len(records(yard)) == 3
+    assert os.listdir(yard.workspace) == ["vine-kept"]
 
 
 def test_a_damaged_file_is_not_used_but_brought_again(yard, inputs):

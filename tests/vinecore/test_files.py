@@ -17,8 +17,8 @@ import pytest
 
 from tests import chores
 from tests.support import until
-from vinecore import PythonTask, Task
-from vinecore.protocol import INLINE_LIMIT
+from vinecore import FunctionCall, PythonTask, Task
+from vinecore.protocol import INLINE_LIMIT, digests
 
 LARGE = 3 * INLINE_LIMIT
 
@@ -524,3 +524,39 @@ def test_without_peer_transfers_everything_goes_through_the_manager(yard):
     assert m._engine.call(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
     yard.place("gate").touch()
     assert m.wait(60) is blocker
+
+
+# ---- what is known of it
+
+
+@pytest.mark.parametrize("how", ["a call", "a call in a child", "a Python task", "a command", "a peer"])
+def test_whoever_makes_or_receives_an_object_tells_its_digest(yard, how):
+    m = yard.manager()
+    yard.workers(m, 2 if how == "a peer" else 1)
+    size, held, gate = 5_000_000, yard.place("held"), yard.place("gate")
+    if how.startswith("a call"):
+        mode = "fork" if how.endswith("child") else "direct"
+        m.install_library(m.create_library_from_functions("lib", chores.make_bytes, exec_mode=mode))
+        task = FunctionCall("lib", "make_bytes", size)
+        task.enable_temp_output()
+    elif how == "a Python task":
+        task = PythonTask(chores.make_bytes, size)
+        task.enable_temp_output()
+    else:
+        task = Task(f"yes | head -c {size} > out")
+        task.add_output(m.declare_temp(), "out")
+    m.submit(task)
+    assert m.wait(60).successful()
+    file = task.output_file if isinstance(task, PythonTask) else task.outputs[0]
+    if how == "a peer":
+        for number in (1, 2):
+            reader = cat(file, f"echo >> {held}; while [ ! -e {gate} ]; do sleep 0.01; done")
+            reader.set_cores(2)
+            m.submit(reader)
+            until(lambda count=number: yard.count("held") == count)
+        gate.touch()
+        assert m.wait(60).successful() and m.wait(60).successful()
+    told = m._engine.call(lambda mind: list(mind.tables.files[file.cache_name].replicas.values()))
+    kept = [digests.of_file(str(path)) for path in yard.workspace.glob(f"*/*/cache/{file.cache_name}")]
+    assert told == kept
+    assert len(told) == (2 if how == "a peer" else 1)

@@ -88,7 +88,8 @@ def serve(sock: socket.socket, shelf: Shelf) -> None:
                 else:
                     _receive_put(sock, shelf, request)
             except Altered as error:
-                handshake.send_line(sock, {"altered": str(error)})
+                with contextlib.suppress(OSError):
+                    handshake.send_line(sock, {"altered": str(error)})
                 return
             except (OSError, ValueError, KeyError):
                 return

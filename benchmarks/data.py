@@ -57,7 +57,7 @@ def send(descriptor: int, path: str) -> None:
 
 def receive(port: int, path: Path) -> int:
     """Receive that file, and write it; give its size."""
-    piece, size = memoryview(bytearray(PIECE)), 0
+    piece, size = memoryview(bytearray(MB)), 0
     with socket.create_connection(("127.0.0.1", port)) as sock, path.open("wb", buffering=0) as file:
         while got := sock.recv_into(piece):
             file.write(piece[:got])

@@ -5,7 +5,8 @@ from file to file, zlib.crc32 does 3.7 GB/s, adler32 3.1, SHA-256 with the proce
 0.8. It is meant for accidents, of which it misses one in four billion; against people there are the keys that peers have to prove.
 
 It is computed in a thread of its own that reads the file behind whoever writes it. That is faster than to look at the bytes between
-the socket and the file, which are then not spliced but copied twice, and it is the file itself that is checked.
+the socket and the file (0.85 of a bare sendfile into a file, against 0.65), because then they cannot be spliced from one to the other.
+And it is the file itself that is checked.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Optional, Union
 
 PIECE = 1 << 18
 """What is looked at at once: so little that it is still in the processor's cache."""
-LUMP = 1 << 22
-"""What is handed to the thread at once; objects up to this size need none."""
+LUMP = 1 << 24
+"""What is handed to the thread at once, because to wake it is dear; objects below this size need none."""
 
 Bytes = Union[bytes, bytearray, memoryview]
 

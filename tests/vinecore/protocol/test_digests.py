@@ -11,9 +11,17 @@ import zlib
 import pytest
 
 from vinecore.protocol import digests
-from vinecore.protocol.digests import LUMP, PIECE, Digest, Follower
+from vinecore.protocol.digests import PIECE, Digest, Follower
+
+LUMP = 1 << 20
 
 SIZES = [0, 1, PIECE - 1, PIECE, PIECE + 1, LUMP - 1, LUMP, LUMP + 1, 2 * LUMP + 17]
+
+
+@pytest.fixture(autouse=True)
+def small_lumps(monkeypatch):
+    """Files need not be so large for a thread to be started."""
+    monkeypatch.setattr(digests, "LUMP", LUMP)
 
 
 def noise(size):

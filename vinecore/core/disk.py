@@ -244,6 +244,8 @@ class Disk:
 
     def force(self) -> bool:
         """Nothing runs, and somebody waits for disk: give up what can be made again; whether there is something new to try."""
+        if any(self._mind.placement.make_room(bucket) for bucket in list(self.waiting)):
+            return True  # without a library that is idle, on its worker and its disk
         entries = sorted(
             (entry for bucket in self.waiting for entry in chain(_first(bucket.ready), _first(bucket.roots))),
             key=lambda entry: entry[:2],
@@ -257,9 +259,8 @@ class Disk:
                     self._stuck_since = None
                     return True
         if entries:
-            self._give_up(entries[0][2])
-        else:
-            self.waiting.clear()
+            return self._give_up(entries[0][2])
+        self.waiting.clear()
         return False
 
     def _in_vain(self, task: Task) -> bool:
@@ -308,17 +309,19 @@ class Disk:
             return False
         return not maker.spec.library or maker.spec.library in self._mind.tables.libraries
 
-    def _give_up(self, task: Task) -> None:
+    def _give_up(self, task: Task) -> bool:
         """Fail a task for which there is no room, though nothing runs, unless something is still on its way."""
         mind = self._mind
         if self._stuck_since is None:
             self._stuck_since = mind.now
         patient = not mind.all_are_here() and mind.now - self._stuck_since < STUCK_S
         if patient or self._unknown:
-            return
-        if not any(other.state == RETRIEVING for other in mind.tables.tasks.values()):
-            self._stuck_since = None
-            mind.life.fail(task, "too large", {"reason": self._numbers(task)}, b"")
+            return False
+        if any(other.state == RETRIEVING for other in mind.tables.tasks.values()):
+            return False
+        self._stuck_since = None
+        mind.life.fail(task, "too large", {"reason": self._numbers(task)}, b"")
+        return True
 
     def _numbers(self, task: Task) -> str:
         workers = self._mind.tables.workers.values()

@@ -123,6 +123,7 @@ class Mind:
         if self.placement.dirty:
             self.placement.pump()
         while self.disk.waiting and not self.tables.assigned and self.disk.force():
+            self.disk.again()
             self.placement.pump()
         while self._to_flush:
             self.flush(self._to_flush.popitem()[0])

@@ -184,7 +184,7 @@ class Placement:
             bucket.stale = max(0, bucket.stale - 1)
             heappop(roots)
         queue = roots if roots and not (ready and ready[0] < roots[0]) else ready
-        if not queue or not (bucket.open or self._make_room(bucket)):
+        if not queue or not (bucket.open or self.make_room(bucket)):
             return False
         task, disk = queue[0][2], self._mind.disk
         disk.short = False
@@ -199,7 +199,7 @@ class Placement:
         """No worker has room for the most urgent task of a bucket; whether it is worth looking again."""
         disk = self._mind.disk
         if not disk.short:  # it asks for more of the open workers than they seemed to be asked for
-            return bucket.library is None and self._make_room(bucket)
+            return bucket.library is None and self.make_room(bucket)
         if self._place_front(queue, bucket):
             return True
         if queue is bucket.roots and bucket.ready and self._place_front(bucket.ready, bucket):
@@ -560,7 +560,7 @@ class Placement:
     def _slots(self, slots: int | None, unit: Resources) -> int:
         return slots if slots is not None else max(1, int(unit.cores))
 
-    def _make_room(self, bucket: Bucket) -> bool:
+    def make_room(self, bucket: Bucket) -> bool:
         """Stop idle libraries somewhere, if that makes room for a task of this bucket."""
         for worker in list(islice(self._with_idle, LOOK_FURTHER)):
             del self._with_idle[worker]

@@ -80,6 +80,8 @@ class DaskVine(Manager):
         cores: int | None = None,
         memory_mb: int | None = None,
         disk_mb: int | None = None,
+        *,
+        workspace: str | Path | None = None,
         **more: Any,
     ) -> DaskVine:
         """Start a manager on this machine, with workers of its own.
@@ -90,6 +92,9 @@ class DaskVine(Manager):
             How many worker processes; one that dies is replaced.
         cores, memory_mb, disk_mb
             What each worker offers; None for an equal share of what this machine has.
+        workspace
+            A folder in which the workers leave what a later manager can use: results of ``reuse=True``, and files of the cache level
+            "forever". None leaves nothing.
         **more
             As those of `DaskVine`.
 
@@ -100,6 +105,9 @@ class DaskVine(Manager):
         """
         folder = Path(tempfile.mkdtemp(prefix="daskvine-"))
         secret = folder / "secret"
+        if workspace is not None:  # who has another secret does not get what is kept there
+            Path(workspace).mkdir(parents=True, exist_ok=True, mode=0o700)
+            secret = Path(workspace) / "secret"
         password.write_secret(secret)
         try:
             m = cls(**{"port": 0, "address": "127.0.0.1", "shutdown": True, "password_file": secret, **more})
@@ -111,7 +119,14 @@ class DaskVine(Manager):
             cores = max(1, _available_cores() // workers)
         try:
             m.factory = Factory(
-                "local", manager=m, min_workers=workers, cores=cores, memory=memory_mb, disk=disk_mb
+                "local",
+                manager=m,
+                min_workers=workers,
+                cores=cores,
+                memory=memory_mb,
+                disk=disk_mb,
+                workspace=workspace,
+                keep_workspace=workspace is not None,
             ).start()
         except BaseException:
             m.close()

@@ -21,7 +21,7 @@ from daskvine.recipes import RECIPE, Recipes
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.allocation import Request
-from vinecore.core.state import RunSpec, TaskSpec
+from vinecore.core.state import FOREVER, TASK, RunSpec, TaskSpec
 from vinecore.errors import note
 from vinecore.protocol import values
 
@@ -249,6 +249,7 @@ class GraphRun:
         except Exception as error:
             note(error, f"vertex {key!r} cannot be run")
             raise
+        reusable = result.startswith(RECIPE)
         settings = self._settings
         category = funcname(getattr(self._graph.vertices[key], "func", type(self._graph.vertices[key])))
         request: Request = settings.request
@@ -269,7 +270,7 @@ class GraphRun:
             task, str(key), result, self.number, self._library, call.function, call.payload, call.shared, call.inputs,
             mounts=settings.mounts, wanted=(result,) if wanted else (), category=category, request=request, priority=rank, depth=depth,
             environment=environment, peer_transfer=self._options.worker_transfers, readers=self._readers[key], options=options,
-            asleep=bool(self._twins), reusable=result.startswith(RECIPE),
+            asleep=bool(self._twins), reusable=reusable, level=FOREVER if reusable else TASK,
         )  # fmt: skip
 
     # ---- meanwhile

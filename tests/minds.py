@@ -80,7 +80,13 @@ class Vine:
 
     def join(self, cores: int = 1, port: int = 7, python: str = "3.11", **hello: Any) -> int:
         self._workers += 1
-        about: dict[str, Any] = {"memory_mb": 1000 * cores, "disk_mb": 1000, "gpus": 0, **hello}
+        about: dict[str, Any] = {
+            "memory_mb": 1000 * cores,
+            "disk_mb": 1000,
+            "gpus": 0,
+            "features": [],
+            **hello,
+        }
         host = f"host{self._workers}"
         said = m.Hello(
             protocol=1,
@@ -89,7 +95,6 @@ class Vine:
             python=python,
             cores=cores,
             data_port=port,
-            features=[],
             versions={},
             **about,
         )

@@ -135,8 +135,28 @@ def test_after_an_error_what_was_made_is_found(m):
     assert m.last_run.executed == 1
 
 
-def test_an_edited_query_runs_alone(m, tmp_path):
-    """Eight queries on the same events; one of them is changed, as in a notebook, where everything is defined again."""
+def test_a_later_manager_finds_what_workers_have_kept(tmp_path, task_mode):
+    graph = {"a": (v.inc, 1), "large": (v.make_bytes, 300_000, "a"), "end": (v.length, "large")}
+    options = {"task_mode": task_mode, "reuse": True}
+    for executed in (3, 0):
+        with DaskVine.local(
+            workers=2, cores=1, memory_mb=1000, disk_mb=1000, workspace=tmp_path / "kept"
+        ) as m:
+            assert m.get(graph, "end", **options) == 300_000
+            assert m.last_run.executed == executed
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"secret", "vine-kept"}
+
+
+def test_a_later_manager_does_not_find_what_was_not_to_be_kept(tmp_path):
+    graph = {"a": (v.inc, 1), "end": (v.inc, "a")}
+    for _ in range(2):
+        with DaskVine.local(cores=1, memory_mb=1000, disk_mb=1000) as m:
+            assert m.get(graph, "end", task_mode="function-calls", reuse=True) == 3
+            assert m.last_run.executed == 2
+
+
+def test_an_edited_query_runs_alone(tmp_path):
+    """Eight queries on the same events; one of them is changed, as in a notebook, where everything is defined again, or in a new program."""
     pytest.importorskip(
         "coffea.nanoevents", reason="the queries need coffea with dask-awkward", exc_type=ImportError
     )
@@ -148,7 +168,7 @@ def test_an_edited_query_runs_alone(m, tmp_path):
 
     files = write_dataset(tmp_path, files=2, events=500)
 
-    def compute(changed):
+    def compute(m, changed):
         events = open_events(files, steps_per_file=2)
         counts = {}
         for name, query in QUERIES.items():
@@ -163,9 +183,15 @@ def test_an_edited_query_runs_alone(m, tmp_path):
     def changed(events):
         return (hist.dask.Hist.new.Reg(100, 15, 215, name="x").Double().fill(ak.flatten(events.Jet.pt) + 1),)
 
-    first = compute(None)
-    assert all(first.values())
-    assert set(compute(None).values()) == {0}
-    after = compute(changed)
-    assert after.pop("Q2") > 0
-    assert set(after.values()) == {0}
+    def manager():
+        return DaskVine.local(workers=1, cores=2, memory_mb=2000, disk_mb=2000, workspace=tmp_path / "kept")
+
+    with manager() as m:
+        first = compute(m, None)
+        assert all(first.values())
+        assert set(compute(m, None).values()) == {0}
+    with manager() as m:
+        after = compute(m, changed)
+        assert after.pop("Q2") > 0
+        assert set(after.values()) == {0}
+        assert set(compute(m, changed).values()) == {0}

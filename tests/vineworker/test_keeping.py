@@ -26,7 +26,15 @@ class Shelf:
     def __init__(self, workspace, limit=10 * MB, secret=SECRET):
         self.keeper = Keeper(str(workspace / "worker"), limit, open_home(str(workspace), secret))
         self.said = []
-        self.known = self.keeper.attach(lambda what, kept: self.said.append((what, kept.name)))
+        self.is_all = False
+        self.known, is_all = self.keeper.attach(self.hear)
+        self.is_all = self.is_all or is_all
+
+    def hear(self, what, kept):
+        if kept is None:
+            self.is_all = True
+        else:
+            self.said.append((what, kept.name))
 
     def keep(self, name, content, forever=True):
         self.keeper.keep(name, content, forever=forever)
@@ -64,6 +72,16 @@ def shelf(tmp_path):
 
 def home(tmp_path, part):
     return sorted((tmp_path / "vine-kept").glob(f"*/{part}/*"))
+
+
+def test_it_says_when_that_is_all(tmp_path, shelf):
+    first = shelf()
+    first.keep("one", b"1")
+    first.keep("two", b"2")
+    first.close()
+    second = shelf()
+    until(lambda: second.is_all, "all to be told")
+    assert {kept.name for kept in second.known} | {name for _what, name in second.said} == {"one", "two"}
 
 
 def text_of(kept):

@@ -30,6 +30,7 @@ from vinecore.core.instructions import (
 from vinecore.core.life import Life
 from vinecore.core.placement import Placement
 from vinecore.core.recovery import Recovery
+from vinecore.core.sleepers import Sleepers
 from vinecore.core.state import (
     FOREVER,
     WORKFLOW,
@@ -43,7 +44,7 @@ from vinecore.core.state import (
     Worker,
 )
 from vinecore.core.transfers import NOWHERE, Transfers
-from vinecore.core.transitions import CANCELLED, DONE, FAILED, READY, WAITING
+from vinecore.core.transitions import READY, WAITING
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 
@@ -77,6 +78,7 @@ class Mind:
         self.disk = Disk(self)
         self.balance = Balance(self)
         self.copies = Copies(self)
+        self.sleepers = Sleepers(self)
         self._handlers: dict[type, Callable[[Any], None]] = {
             e.FilesDeclared: self._files_declared,
             e.LibraryInstalled: self._library_installed,
@@ -101,6 +103,7 @@ class Mind:
             m.Failed: self.life.failed,
             m.Cached: self._cached,
             m.Have: self._have,
+            m.Announced: self._announced,
             m.FetchFailed: self._fetch_failed,
             m.UploadFailed: self._upload_failed,
             m.Uploaded: lambda _worker, _message: None,  # the hands have said ObjectStored
@@ -192,7 +195,8 @@ class Mind:
 
     # ---- what the user does
 
-    def _file(self, name: str) -> File:
+    def file(self, name: str) -> File:
+        """Find or make the record of a file."""
         file = self.tables.files.get(name)
         if file is None:
             file = self.tables.files[name] = File(FileSpec(name))
@@ -211,7 +215,7 @@ class Mind:
                 file.level = max(file.level, spec.level)
             self._retain_copies(file)
             if spec.archive and file.archive is None:
-                file.archive = self._file(spec.archive)
+                file.archive = self.file(spec.archive)
                 file.archive.pins += 1
             if spec.at_manager and not file.at_manager:
                 file.at_manager, file.size, file.digest = True, spec.size, spec.digest
@@ -240,7 +244,7 @@ class Mind:
             return
         library = self.tables.libraries[spec.name] = Library(spec)
         names = (spec.setup, spec.environment, *spec.files)
-        library.files = [self._file(name) for name in names if name]
+        library.files = [self.file(name) for name in names if name]
         library.files += [file.archive for file in library.files if file.archive is not None]
         library.made = [file.name for file in library.files if file.producer is not None]
         for file in library.files:
@@ -268,20 +272,20 @@ class Mind:
     def _submit(self, spec: TaskSpec, run: Run) -> None:
         task = Task(spec, run)
         if spec.library and spec.library not in self.tables.libraries:
-            self._refuse_without_library(task)
+            self.refuse_without_library(task)
             return
-        if spec.asleep and not spec.run and self._made_already(spec):
+        if spec.asleep and not spec.run and self.sleepers.made_already(spec):
             return
         for name in (spec.result, *spec.outputs):
             if name:
                 self._output(task, name, run)
         for name in spec.wanted:
-            self._file(name).wanted = True
+            self.file(name).wanted = True
         if spec.environment:  # a warm Python runs in it when the task is over
-            environment = self._file(spec.environment)
+            environment = self.file(spec.environment)
             environment.level = max(environment.level, WORKFLOW)
         if spec.asleep:
-            self._lay_down(task)
+            self.sleepers.lay_down(task)
             return
         task.bucket = self.placement.bucket_of(spec, spec.request)
         self.life.enter(task)
@@ -296,36 +300,13 @@ class Mind:
         elif task.state == WAITING and not task.missing:
             self.life.ready(task)
 
-    def _made_already(self, spec: TaskSpec) -> bool:
-        """Whether the same file is declared a second time, and the task that makes it is known."""
-        makers = [self._file(name).producer for name in (spec.result, *spec.outputs) if name]
-        return all(maker is not None and maker.state not in (FAILED, CANCELLED) for maker in makers)
-
-    def _refuse_without_library(self, task: Task) -> None:
+    def refuse_without_library(self, task: Task) -> None:
+        """A task needs a library that is not there."""
         name = task.spec.library
         self.life.refuse(task, "library", {"reason": f"library {name} is not installed", "library": name})
 
-    def _lay_down(self, task: Task) -> None:
-        """Enter a task as done that has never run; `Recovery` wakes it when what it makes is needed and nowhere."""
-        task.state = DONE
-        task.told = not task.run.spec.run  # nobody waits for it
-        task.run.done += 1
-        self.life.sleep(task)
-        spec = task.spec
-        read: dict[File, None] = {}
-        made = self.tables.libraries[spec.library].made if spec.library else ()
-        for name in dict.fromkeys((*spec.inputs, *spec.mounts, *spec.shared, spec.environment, *made)):
-            file = self._file(name) if name else None
-            if file is not None and name in spec.shared and file.producer is None and file.archive is None:
-                task.extra_files.append(file)
-                continue
-            while file is not None:  # and the archive it is made of
-                read[file] = None
-                file = file.archive
-        task.inputs.extend(read)
-
     def _output(self, task: Task, name: str, run: Run) -> None:
-        file = self._file(name)
+        file = self.file(name)
         file.producer = task
         file.peer_transfer = task.spec.peer_transfer
         if file.reusable:
@@ -344,7 +325,7 @@ class Mind:
 
     def _input(self, task: Task, name: str) -> bool:
         """Link a file that a task reads; whether it exists, will exist, or can be made again."""
-        file = self._file(name)
+        file = self.file(name)
         if task.state != WAITING or task in file.consumers:
             return True
         task.inputs.append(file)
@@ -363,7 +344,7 @@ class Mind:
 
     def _shared(self, task: Task, name: str) -> bool:
         """Link a file that many tasks share."""
-        file = self._file(name)
+        file = self.file(name)
         if (
             task.state != WAITING
             or file.producer is not None
@@ -379,36 +360,26 @@ class Mind:
         run = self.tables.runs.get(event.run)
         if run is None:
             return
+        if run.asleep:
+            self.sleepers.submitted(run)
+        else:
+            self.complete(run)
+            self.life.check_run(run)
+
+    def complete(self, run: Run) -> None:
+        """All tasks of a run are there, and it is known what has to be done."""
         run.complete = True
         if run.spec.prune_depth > 1:
             for file in run.files:
                 file.pins -= 1
                 self.life.settle(file)
-        if run.asleep:
-            for file in [file for file in run.files if file.wanted and not file.at_manager]:
-                self._ask_for(file)
-        self.life.check_run(run)
-
-    def _ask_for(self, file: File) -> None:
-        """Have what a sleeping task makes brought to the manager; wake the task only if there is no other way."""
-        task = file.producer
-        assert task is not None
-        if not file.replicas:
-            self.recovery.remake(file)
-            if task.state == DONE:  # it cannot be woken
-                self._refuse_without_library(task)
-        elif task.state == DONE:
-            self.life.move(task, "bring")
-            task.run.done -= 1
-            task.bucket = self.placement.bucket_of(task.spec, task.request)
-            self.life.enter(task)
-            self.transfers.upload(file)
 
     def _run_closed(self, event: e.RunClosed) -> None:
         run = self.tables.runs.pop(event.run, None)
         if run is None:
             return
         run.ended = run.closed = True
+        self.sleepers.runs.pop(run, None)
         self.life.cancel(list(run.tasks.values()))
         pinned = run.spec.prune_depth == 0 or (run.spec.prune_depth > 1 and not run.complete)
         for file in run.files:
@@ -497,6 +468,8 @@ class Mind:
         self.placement.worker_joined(worker)
         self.balance.joined(worker)
         self.copies.joined(worker)
+        worker.announcing = m.KEEPING in hello.features
+        self.sleepers.look()
 
     def _worker_said(self, event: e.WorkerSaid) -> None:
         worker = self.tables.workers.get(event.worker)
@@ -528,6 +501,10 @@ class Mind:
                 file.reusable = True
             self.transfers.found(worker, file, size, digest)
         self.life.limit_spare()
+
+    def _announced(self, worker: Worker, _message: m.Announced) -> None:
+        worker.announcing = False
+        self.sleepers.look()
 
     def _fetch_failed(self, worker: Worker, message: m.FetchFailed) -> None:
         file = self.tables.files.get(message.name)
@@ -561,6 +538,7 @@ class Mind:
     def _tick(self, _event: e.Tick) -> None:
         self.transfers.tick()
         self.disk.tick()
+        self.sleepers.look()
         self.placement.wake_all()
         self.placement.pump()
         self._say_what_is_missing()
@@ -576,7 +554,7 @@ class Mind:
                 text = ""
             if text:
                 break
-        text = text or self.disk.missing()
+        text = text or self.disk.missing() or self.sleepers.missing()
         if text and not self.missing and self._missing_since is None:
             self._missing_since = self.now
         elif not text:

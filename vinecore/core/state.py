@@ -287,7 +287,7 @@ class Bucket:
 class Worker:
     """What is known of one connected worker."""
 
-    __slots__ = ("altered", "cancel", "data_address", "doubted_by", "fetching", "files", "free", "host", "id", "joined_at",
+    __slots__ = ("altered", "announcing", "cancel", "data_address", "doubted_by", "fetching", "files", "free", "host", "id", "joined_at",
                  "leaving", "libraries", "name", "outgoing", "purge", "python", "python_ok", "retain", "room",
                  "shunned_until", "spare", "tasks", "total", "unlink", "wall_s")  # fmt: skip
 
@@ -304,6 +304,7 @@ class Worker:
         self.id, self.host, self.name, self.total, self.free = number, host, hostname, total, total
         self.data_address, self.python, self.joined_at = data_address, python, now
         self.python_ok = True
+        self.announcing = False  # it looks through what it has from before, and has not told all of it yet
         self.leaving = False  # it has said goodbye: nobody is to blame
         self.room = total.disk * MB or UNLIMITED
         self.files: dict[File, int] = {}  # with the bytes of disk each takes

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vinecore.manager import Manager
 
 GRACE_S = 3.0
+KEEPING_GRACE_S = 30.0  # for workers that have something to keep
 LOOK_S = 0.2
 SHORT_LIFE_S = 5.0
 MOST_PAUSE_S = 30.0
@@ -38,6 +39,10 @@ class Factory:
         How many; as many as ``min_workers`` are started and kept.
     cores, memory, disk : int or None
         What each offers; None for what the machine has.
+    workspace : path or None
+        Where workers make their folders; None for the system's place for temporary files.
+    keep_workspace : bool
+        Whether files of the cache level "forever" stay in the workspace for later workers.
 
     Examples
     --------
@@ -46,7 +51,8 @@ class Factory:
     """
 
     def __init__(self, batch_type: str = "local", manager: Manager | None = None, *, min_workers: int = 1, max_workers: int | None = None,
-                 cores: int | None = None, memory: int | None = None, disk: int | None = None, workspace: str | Path | None = None) -> None:  # fmt: skip
+                 cores: int | None = None, memory: int | None = None, disk: int | None = None, workspace: str | Path | None = None,
+                 keep_workspace: bool = False) -> None:  # fmt: skip
         if batch_type != "local":
             msg = f"batch_type={batch_type!r}: only 'local' is there; start workers elsewhere with the command vine_worker HOST PORT"
             raise ValueError(msg)
@@ -56,9 +62,14 @@ class Factory:
         if min_workers < 1 or (max_workers is not None and max_workers < min_workers):
             msg = f"min_workers={min_workers}, max_workers={max_workers}: use 1 or more, and not more than max_workers"
             raise ValueError(msg)
+        if keep_workspace and workspace is None:
+            msg = (
+                "keep_workspace=True needs a workspace that later workers can name: add workspace='my-folder'"
+            )
+            raise ValueError(msg)
         self._manager, self.min_workers, self.max_workers = manager, min_workers, max_workers or min_workers
         self.cores, self.memory, self.disk = cores, memory, disk
-        self._base = workspace
+        self._base, self._keep_workspace = workspace, keep_workspace
         self._folder: str | None = None
         self._pid = os.getpid()
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -67,6 +78,8 @@ class Factory:
 
     def start(self, *, replace: bool = True) -> Self:
         """Start the workers; with ``replace``, start another one when one dies."""
+        if self._base is not None:
+            Path(self._base).mkdir(parents=True, exist_ok=True)
         self._folder = tempfile.mkdtemp(prefix="vine-local-", dir=self._base)
         self._stopping.clear()
         self._manager._closers.append(
@@ -83,7 +96,12 @@ class Factory:
         """Start one more worker."""
         assert self._folder is not None
         command = [sys.executable, "-m", "vineworker", "127.0.0.1", str(self._manager.port), "--single-shot", "--parent-death", str(self._pid),
-                   "--timeout", "1000000", "--password", str(self._manager.password_file), "--workspace", self._folder]  # fmt: skip
+                   "--timeout", "1000000", "--password", str(self._manager.password_file)]  # fmt: skip
+        command += (
+            ["--workspace", str(self._base), "--keep-workspace"]
+            if self._keep_workspace
+            else ["--workspace", self._folder]
+        )
         for option, value in (("--cores", self.cores), ("--memory", self.memory), ("--disk", self.disk)):
             if value is not None:
                 command += [option, str(value)]
@@ -133,7 +151,7 @@ class Factory:
             self._manager._closers.remove(self.stop)
         for process in self.processes:
             process.terminate()
-        deadline = time.monotonic() + GRACE_S
+        deadline = time.monotonic() + (KEEPING_GRACE_S if self._keep_workspace else GRACE_S)
         for process in self.processes:
             try:
                 process.wait(max(0.01, deadline - time.monotonic()))

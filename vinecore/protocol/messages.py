@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Union
 
+KEEPING = "keeping"
+"""The feature of a worker that has a place for what shall outlive it."""
+
 
 class Hello(NamedTuple):
     """Worker: who I am and what I have. The first message of a worker."""
@@ -202,6 +205,10 @@ class Have(NamedTuple):
     digests: list[str]  # as in `Cached`
 
 
+class Announced(NamedTuple):
+    """Worker: that was all that I have kept from before; said once, by a worker with the feature `KEEPING`."""
+
+
 class FetchFailed(NamedTuple):
     """Worker: I could not get this object from there."""
 
@@ -257,7 +264,7 @@ class Leaving(NamedTuple):
 
 Message = Union[
     Hello, Welcome, Put, Fetch, Unpack, Upload, Unlink, Purge, Retain, Library, RemoveLibrary, Run, Cancel, Recall, Release, Ping, Pong,
-    Done, Failed, Recalled, Cached, Have, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed, Leaving,
+    Done, Failed, Recalled, Cached, Have, Announced, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed, Leaving,
 ]  # fmt: skip
 
 FROM_MANAGER = (
@@ -278,5 +285,5 @@ FROM_MANAGER = (
     Ping,
     Pong,
 )
-FROM_WORKER = (Hello, Done, Failed, Recalled, Cached, Have, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed,
+FROM_WORKER = (Hello, Done, Failed, Recalled, Cached, Have, Announced, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed,
                Leaving, Ping, Pong)  # fmt: skip

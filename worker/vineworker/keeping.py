@@ -56,8 +56,9 @@ class Kept(NamedTuple):
     digest: str  # by which transfers are checked, "" of a directory
 
 
-Listener = Callable[[str, Kept], None]
-"""Called with "found" (an old one is as it was), "kept" (a new one is kept) or "full" (others have to go), in any thread."""
+Listener = Callable[[str, Optional[Kept]], None]
+"""Called with "found" (an old one is as it was), "kept" (a new one is kept), "full" (others have to go), or, without one, "all" (there are
+no more old ones), in any thread."""
 
 
 class Home:
@@ -134,6 +135,7 @@ class Keeper:
         self._counter = 0
         self._lock = threading.Lock()  # short
         self._checking = threading.Lock()  # as long as it takes to read an object
+        self._all_checked = home is None
         self._jobs: queue.SimpleQueue[Optional[Callable[[], None]]] = queue.SimpleQueue()
         self._thread: Optional[threading.Thread] = None
         if home is not None:
@@ -141,11 +143,11 @@ class Keeper:
 
     # ---- for the session
 
-    def attach(self, listener: Listener) -> list[Kept]:
-        """Have news told from now on; give what is known until now."""
+    def attach(self, listener: Listener) -> tuple[list[Kept], bool]:
+        """Have news told from now on; give what is known until now, and whether that is all there is from before."""
         with self._lock:
             self._listener = listener
-            return list(self._held.values())
+            return list(self._held.values()), self._all_checked
 
     def detach(self) -> None:
         """Tell nobody any more."""
@@ -306,6 +308,8 @@ class Keeper:
                 log.warning("what was kept in %s cannot be read: %s", self._folders[True], error)
         while True:
             try:
+                if not names and not self._all_checked:
+                    self._say_all()
                 job = self._jobs.get(block=not names)
                 if job is None:
                     return
@@ -314,6 +318,12 @@ class Keeper:
                 self.check(names.pop())
             except OSError as error:
                 log.warning("an object could not be kept: %s", error)
+
+    def _say_all(self) -> None:
+        with self._lock:
+            self._all_checked = True
+            if self._listener is not None:
+                self._listener("all", None)
 
     def _keep(self, name: str, content: bulk.Content, forever: bool, digest: str) -> None:
         known = self.check(name)

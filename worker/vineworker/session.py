@@ -127,7 +127,7 @@ class Session:
         await self._loop.create_connection(lambda: channel, sock=sock)
         r = self._settings.resources
         python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        features = list(self._settings.features)
+        features = [*self._settings.features, *([m.KEEPING] if self._settings.keep_workspace else [])]
         self.say(
             m.Hello(
                 VERSION,
@@ -143,8 +143,12 @@ class Session:
                 {},
             )
         )
-        self._found = self._keeper.attach(lambda what, kept: self._soon(self._keeper_said, what, kept))
+        self._found, is_all = self._keeper.attach(
+            lambda what, kept: self._soon(self._keeper_said, what, kept)
+        )
         self._tell_found()
+        if is_all and m.KEEPING in features:
+            self.say(m.Announced())
         return await over
 
     @property
@@ -315,8 +319,11 @@ class Session:
         for name in instruction.names:
             self._keeper.drop(name)
 
-    def _keeper_said(self, what: str, kept: Kept) -> None:
-        if what == "found":
+    def _keeper_said(self, what: str, kept: Optional[Kept]) -> None:
+        if kept is None:
+            self._tell_found()
+            self.say(m.Announced())
+        elif what == "found":
             if not self._found:
                 self._loop.call_later(TOGETHER_S, self._now, self._tell_found)
             self._found.append(kept)

@@ -8,6 +8,8 @@ from tests.minds import LARGE, Vine, call, endings, outcomes, single
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core import life
+from vinecore.core.mind import PATIENCE_S
+from vinecore.core.sleepers import ANNOUNCE_S, GATHER_S
 from vinecore.protocol import messages as m
 
 
@@ -149,6 +151,51 @@ def test_the_result_of_an_ordinary_vertex_is_not_kept(vine):
     finish(vine)
     close(vine, 1)
     assert "r5" not in vine.tables.files
+
+
+def test_a_graph_waits_until_a_worker_has_said_what_it_has(vine):
+    worker = vine.join(features=[m.KEEPING])
+    vine.compute(*line(1, "a", "b"))
+    assert not vine.where()
+    vine.say(worker, m.Have(["b"], [LARGE], [""]), m.Announced())
+    assert vine.sent(m.Upload) == [(worker, m.Upload("b"))]
+    assert finish(vine) == []
+    assert vine.run().asleep == 2
+
+
+def test_a_graph_waits_for_the_first_worker_and_says_so(vine):
+    vine.compute(*line(1, "a"))
+    vine.tick()
+    vine.tick(PATIENCE_S)
+    assert vine.mind.missing == "no worker is connected"
+    vine.join()
+    assert vine.where()
+
+
+def test_a_graph_waits_for_the_workers_that_will_be_there_but_not_for_long(vine):
+    vine.feed(e.Tuned("expected-workers", 2))
+    vine.join()
+    vine.compute(*line(1, "a"))
+    assert not vine.where()
+    vine.tick(GATHER_S)
+    assert vine.where()
+
+
+def test_a_graph_does_not_wait_for_ever_for_a_worker_that_looks_through_much(vine):
+    vine.join(features=[m.KEEPING])
+    vine.compute(*line(1, "a"))
+    vine.tick(1.0)
+    assert not vine.where()
+    vine.tick(ANNOUNCE_S)
+    assert vine.where()
+
+
+def test_a_graph_that_is_closed_before_it_is_asked_for_leaves_nothing(vine):
+    vine.compute(*line(1, "a"))
+    close(vine, 1)
+    vine.join()
+    assert not vine.where()
+    assert "a" not in vine.tables.files
 
 
 def test_a_single_task_that_sleeps_is_woken_by_its_first_reader(vine):

@@ -1,0 +1,98 @@
+"""Tasks that are entered as done though they have never run, and woken when somebody needs what they make and nobody has it.
+
+A file made on demand is such a task, which its first reader wakes. So is every task of a graph whose results are named by recipes:
+the graph is laid down whole, and then its targets are asked for. `Recovery`, which finds what is lost and wakes those who make it, and those
+who make what they lack, wakes what nobody has. It is asked when the workers have said what they have from before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vinecore.core.transitions import CANCELLED, DONE, FAILED
+
+if TYPE_CHECKING:
+    from vinecore.core.mind import Mind
+    from vinecore.core.state import File, Run, Task, TaskSpec
+
+GATHER_S = 2.0  # how long those are waited for who should be there
+ANNOUNCE_S = 10.0  # how long a worker may look through what it has kept
+
+
+class Sleepers:
+    """Lays tasks down and wakes them. One of the mind's parts."""
+
+    def __init__(self, mind: Mind) -> None:
+        self._mind = mind
+        self.runs: dict[Run, float] = {}  # laid down whole, not asked for yet -> since when
+
+    def made_already(self, spec: TaskSpec) -> bool:
+        """Whether the same file is declared a second time, and the task that makes it is known."""
+        files = [self._mind.tables.files.get(name) for name in (spec.result, *spec.outputs) if name]
+        makers = [None if file is None else file.producer for file in files]
+        return all(maker is not None and maker.state not in (FAILED, CANCELLED) for maker in makers)
+
+    def lay_down(self, task: Task) -> None:
+        """Enter a task whose outputs are known as done."""
+        mind, spec = self._mind, task.spec
+        task.state = DONE
+        task.told = not task.run.spec.run  # nobody waits for it
+        task.run.done += 1
+        mind.life.sleep(task)
+        read: dict[File, None] = {}
+        made = mind.tables.libraries[spec.library].made if spec.library else ()
+        for name in dict.fromkeys((*spec.inputs, *spec.mounts, *spec.shared, spec.environment, *made)):
+            file = mind.file(name) if name else None
+            if file is not None and name in spec.shared and file.producer is None and file.archive is None:
+                task.extra_files.append(file)
+                continue
+            while file is not None:  # and the archive it is made of
+                read[file] = None
+                file = file.archive
+        task.inputs.extend(read)
+
+    def submitted(self, run: Run) -> None:
+        """All of a graph is there."""
+        self.runs[run] = self._mind.now
+        self.look()
+
+    def look(self) -> None:
+        """Ask for the targets of the graphs that wait, if it is known by now what is there."""
+        for run in [run for run, since in self.runs.items() if self._all_is_known(since)]:
+            del self.runs[run]
+            if run.ended:
+                continue
+            self._mind.complete(run)
+            for file in [file for file in run.files if file.wanted and not file.at_manager]:
+                self._ask_for(file)
+            self._mind.life.check_run(run)
+
+    def missing(self) -> str:
+        """Why graphs wait that nobody has asked for yet."""
+        return "no worker is connected" if self.runs and not self._mind.tables.workers else ""
+
+    def _all_is_known(self, since: float) -> bool:
+        mind = self._mind
+        workers = mind.tables.workers.values()
+        if not workers:  # nothing can run anyway
+            return False
+        first = min(worker.joined_at for worker in workers)
+        missing = len(workers) < (mind.expected_workers or 1)
+        if missing and mind.now - max(first, since) < GATHER_S:
+            return False
+        return not any(w.announcing and mind.now - w.joined_at < ANNOUNCE_S for w in workers)
+
+    def _ask_for(self, file: File) -> None:
+        """Have what a sleeping task makes brought to the manager; wake the task only if there is no other way."""
+        mind, task = self._mind, file.producer
+        assert task is not None
+        if not file.replicas:
+            mind.recovery.remake(file)
+            if task.state == DONE:  # it cannot be woken
+                mind.refuse_without_library(task)
+        elif task.state == DONE:
+            mind.life.move(task, "bring")
+            task.run.done -= 1
+            task.bucket = mind.placement.bucket_of(task.spec, task.request)
+            mind.life.enter(task)
+            mind.transfers.upload(file)

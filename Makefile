@@ -5,13 +5,14 @@
 #   make test-newest   the tests again, with the newest dask and without dask-awkward
 #   make lint types    ruff; mypy
 #   make bench         the benchmarks
+#   make fuzz          ten minutes of random lives of a simulated vine
 #   make clean         remove environments, caches and what runs left behind
 
 PYTHON ?= python3
 HEP := .venv
 NEWEST := .venv-newest
 
-.PHONY: demo test test-newest lint types bench clean
+.PHONY: demo test test-newest lint types bench fuzz clean
 
 demo: $(HEP)/.stamp
 	$(HEP)/bin/python -m daskvine.demo
@@ -31,6 +32,9 @@ types: $(HEP)/.stamp
 
 bench: $(HEP)/.stamp
 	$(HEP)/bin/python -m benchmarks $(ARGS)
+
+fuzz: $(HEP)/.stamp
+	$(HEP)/bin/python -m tests.fuzz $(ARGS)
 
 $(HEP)/.stamp: EXTRAS := .[hep,dev]
 # where there is no wheel of it, it would have to be compiled: then its tests are skipped

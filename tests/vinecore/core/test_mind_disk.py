@@ -101,6 +101,8 @@ def test_a_file_that_waits_for_a_source_has_its_place_already(vine):
     vine.submit(call(1, "one", "two"))
     assert len(vine.fetches()) == 1
     assert taken(vine, worker) == 70
+    vine.feed(e.TasksCancelled([1]), e.FilesReleased(["one", "two"], prune=False))
+    assert taken(vine, worker) == 0
 
 
 def test_a_url_of_unknown_size_takes_what_came(vine):
@@ -339,7 +341,8 @@ def test_a_wide_graph_stays_flat_and_nothing_of_it_is_made_twice(vine, mode):
     assert endings(vine) == {1: "success"}
     assert done == len(specs)
     assert vine.run().remade == 0
-    assert most <= 100
+
+    assert most <= 100 * MARK + 5
 
 
 def test_a_root_is_not_withheld_where_nothing_else_can_be_done(vine):
@@ -349,7 +352,6 @@ def test_a_root_is_not_withheld_where_nothing_else_can_be_done(vine):
     assert order == [1, 2, 3, 4]
     assert endings(vine) == {1: "success"}
     assert taken(vine, worker) == 0
-    assert MARK < 0.9
 
 
 # ---- workers that have less than they should

@@ -50,6 +50,8 @@ class Sleepers:
                 read[file] = None
                 file = file.archive
         task.inputs.extend(read)
+        for file in task.outputs:  # which may be there, and can go until somebody needs it
+            mind.life.settle(file)
 
     def submitted(self, run: Run) -> None:
         """All of a graph is there."""
@@ -86,10 +88,10 @@ class Sleepers:
         """Have what a sleeping task makes brought to the manager; wake the task only if there is no other way."""
         mind, task = self._mind, file.producer
         assert task is not None
-        if not file.replicas:
+        if task.spec.library and task.spec.library not in mind.tables.libraries:
+            mind.refuse_without_library(task)
+        elif not file.replicas:
             mind.recovery.remake(file)
-            if task.state == DONE:  # it cannot be woken
-                mind.refuse_without_library(task)
         elif task.state == DONE:
             mind.life.move(task, "bring")
             task.run.done -= 1

@@ -105,9 +105,10 @@ class DaskVine(Manager):
         """
         folder = Path(tempfile.mkdtemp(prefix="daskvine-"))
         secret = folder / "secret"
-        if workspace is not None:  # who has another secret does not get what is kept there
-            Path(workspace).mkdir(parents=True, exist_ok=True, mode=0o700)
-            secret = Path(workspace) / "secret"
+        if workspace is not None:
+            workspace = Path(workspace).expanduser()
+            workspace.mkdir(parents=True, exist_ok=True, mode=0o700)
+            secret = workspace / "secret"  # who has another one does not get what is kept there
         password.write_secret(secret)
         try:
             m = cls(**{"port": 0, "address": "127.0.0.1", "shutdown": True, "password_file": secret, **more})

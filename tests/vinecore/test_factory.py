@@ -120,3 +120,14 @@ def test_workers_import_what_the_user_can_import(yard, tmp_path, monkeypatch):
 def test_what_makes_no_sense_is_refused(m, options, words):
     with pytest.raises(ValueError, match=words):
         Factory(**{"manager": m, **options})
+
+
+def test_a_workspace_is_made_where_it_is_wanted_and_needed_to_keep_something(yard, monkeypatch):
+    m = yard.manager()
+    monkeypatch.setenv("HOME", str(yard.folder))
+    with Factory("local", manager=m, cores=1, workspace="~/deep/place"):
+        m.wait_for_workers(1, 60)
+        assert [path.name.partition("-local-")[0] for path in yard.place("deep/place").iterdir()] == ["vine"]
+    assert not [*yard.place("deep/place").iterdir()]
+    with pytest.raises(ValueError, match="keep_workspace=True needs a workspace"):
+        Factory("local", manager=m, keep_workspace=True)

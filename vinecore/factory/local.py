@@ -69,7 +69,8 @@ class Factory:
             raise ValueError(msg)
         self._manager, self.min_workers, self.max_workers = manager, min_workers, max_workers or min_workers
         self.cores, self.memory, self.disk = cores, memory, disk
-        self._base, self._keep_workspace = workspace, keep_workspace
+        self._base = None if workspace is None else Path(workspace).expanduser()
+        self._keep_workspace = keep_workspace
         self._folder: str | None = None
         self._pid = os.getpid()
         self.processes: list[subprocess.Popen[bytes]] = []

@@ -241,6 +241,7 @@ class World:
         self.removed: set[str] = set()
         self.left_behind: deque[dict[str, tuple[int, str]]] = deque()  # of workers that were lost
         self.undeclared: set[str] = set()
+        self.held = {BRIEF, LASTING}  # declared by the user, and may be released
 
     # ---- the mind
 
@@ -274,7 +275,8 @@ class World:
 
     def _Forget(self, x: i.Forget) -> None:
         assert x.name in self.store
-        del self.store[x.name]
+        if x.name not in self.held:  # else the user has declared it again meanwhile
+            del self.store[x.name]
 
     def _TaskEnded(self, x: i.TaskEnded) -> None:
         assert x.task not in self.tasks_over, f"task {x.task} ends twice"
@@ -470,6 +472,7 @@ class World:
         """Undeclare a file, or declare it again."""
         self.excuses |= {"input missing", "library"}
         self.undeclared ^= {name}
+        self.held ^= {name}
         if name in self.undeclared:
             self.user(e.FilesReleased([name], prune=False))
         else:
@@ -801,6 +804,7 @@ class World:
         ]
         self.unsent.append(e.FilesReleased(alone, prune=False))
         declared = [spec.name for spec in reversed(DECLARED) if spec.name not in self.undeclared]
+        self.held.clear()
         self.unsent.append(e.FilesReleased(declared, prune=False))
         self.settle()
         # a name that was not declared when a task was submitted that reads it stays a name

@@ -583,8 +583,6 @@ class World:
             self._slot_dies(worker, slot, calls[0].task if calls and ending.count % 2 else -1)
 
     def _end_single(self, worker: SimulatedWorker, index: int, slot: int, run: m.Run, ending: Ending) -> None:
-        if run.task in worker.state.tasks:
-            assert set(w.needs(run)) <= worker.cache.keys()
         if ending.kind == "worse":
             self.excuses |= {"crash", "input missing"}
             if ending.count % 2:

@@ -63,6 +63,7 @@ class DaskVine(Manager):
         self.objects = SharedObjects(self)
         self.last_run: GraphRun | None = None
         self.factory: Factory | None = None
+        self.workers_outlive_it = True  # and so may what they keep
         self._runs: dict[int, GraphRun] = {}
         self._run_numbers = itertools.count(1)
         self._learning: set[str] = set()
@@ -133,6 +134,7 @@ class DaskVine(Manager):
             m.close()
             raise
         m._closers.append(m.factory.stop)
+        m.workers_outlive_it = workspace is not None
         m._engine.post(e.Tuned("expected-workers", workers))
         return m
 

@@ -270,7 +270,7 @@ class GraphRun:
             task, str(key), result, self.number, self._library, call.function, call.payload, call.shared, call.inputs,
             mounts=settings.mounts, wanted=(result,) if wanted else (), category=category, request=request, priority=rank, depth=depth,
             environment=environment, peer_transfer=self._options.worker_transfers, readers=self._readers[key], options=options,
-            asleep=bool(self._twins), reusable=reusable, level=FOREVER if reusable else TASK,
+            asleep=bool(self._twins), reusable=reusable, level=FOREVER if reusable and self._manager.workers_outlive_it else TASK,
         )  # fmt: skip
 
     # ---- meanwhile

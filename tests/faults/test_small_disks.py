@@ -227,5 +227,4 @@ def test_an_analysis_finds_the_same_where_not_all_it_makes_fits_and_workers_die(
         assert gauge.peak <= DISK_MB * MB
         assert killer.killed == kills
         # who dies may have had a part of all that was done, but not more than its share, and not what was not yet begun
-        assert bool(run.remade) == bool(kills)
         assert run.remade <= kills * run.vertices // 2

@@ -363,21 +363,28 @@ class Life:
         if file.released:
             self._discard(file)
         elif file.reusable:
-            if file.replicas:
-                spare = self._mind.tables.spare
-                for worker in file.replicas:
-                    if file not in spare:
-                        worker.spare.pop(file, None)
-                    worker.spare[file] = None
-                spare[file] = None
-                if file.at_manager and file.producer is None:  # it came when nobody wanted it any more
-                    file.at_manager = False
-                    self._mind.emit(Forget(file.name))
+            self._lay_aside(file)
         elif file.producer is not None and (file.replicas or file.at_manager or file.fetching):
             if not file.wanted:
                 self._mind.transfers.forget(file)
             elif file.at_manager:
                 self._mind.transfers.free(file)
+
+    def _lay_aside(self, file: File) -> None:
+        """Keep what workers have of a reusable file that nobody needs now, until its room is needed."""
+        if file.replicas:
+            spare = self._mind.tables.spare
+            for worker in file.replicas:
+                if file not in spare:
+                    worker.spare.pop(file, None)
+                worker.spare[file] = None
+            spare[file] = None
+            if file.at_manager and file.producer is None:  # it came when nobody wanted it any more
+                file.at_manager = False
+                self._mind.emit(Forget(file.name))
+        elif file.producer is None and not file.available:  # its last copy was lost while somebody needed it
+            file.released = True
+            self._discard(file)
 
     def spare(self, file: File) -> None:
         """The run that has made a reusable file is closed: keep what the workers have of it, for the next one."""

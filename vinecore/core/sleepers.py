@@ -50,8 +50,11 @@ class Sleepers:
                 read[file] = None
                 file = file.archive
         task.inputs.extend(read)
-        for file in task.outputs:  # which may be there, and can go until somebody needs it
-            mind.life.settle(file)
+        for file in task.outputs:
+            if file.consumers and not file.available:
+                mind.recovery.remake(file)
+            else:  # it may be there, and can go until somebody needs it
+                mind.life.settle(file)
 
     def submitted(self, run: Run) -> None:
         """All of a graph is there."""

@@ -821,7 +821,7 @@ class World:
             record = self.tables.workers[number]
             assert record.free == record.total
             assert worker.cache.keys() == worker.state.objects.keys()
-            assert worker.cache.keys() <= worker.to_keep | worker.state.kept.keys()
+            assert worker.cache.keys() <= worker.to_keep | worker.state.kept.keys() | self.undeclared
             assert not worker.state._waiting
             assert not worker.slots or all(
                 host.startswith("python:") for host, _c, _s in worker.slots.values()

@@ -195,6 +195,11 @@ def call(number: int, *inputs: str, library: str = "lib", **spec: Any) -> TaskSp
     return TaskSpec(number, f"t{number}", library=library, inputs=inputs, **spec)
 
 
+def chain(length: int, **spec: Any) -> list[TaskSpec]:
+    """Calls of which each reads what the one before has made."""
+    return [call(n, *([f"r{n - 1}"] if n > 1 else []), **spec) for n in range(1, length + 1)]
+
+
 def single(number: int, *inputs: str, **spec: Any) -> TaskSpec:
     """A task with a process of its own."""
     return call(number, *inputs, library="", **{"request": ONE_CORE, **spec})

@@ -35,20 +35,12 @@ def used_below(top):
     return total
 
 
-class Gauge:
-    """The most disk that one of the workers below a folder has ever used, by looking again and again."""
+class Meanwhile:
+    """Does something in a thread of its own, until it is told that it is over."""
 
-    def __init__(self, folder, every_s=0.01):
-        self._folder, self._every_s, self.peak = folder, every_s, 0
+    def __init__(self):
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def _look(self):
-        while not self._over.wait(self._every_s):
-            self.peak = max(self.peak, self.used())
-
-    def used(self):
-        return max(map(used_below, Path(self._folder).glob("vine-worker-*")), default=0)
+        self._thread = threading.Thread(target=self._run)
 
     def __enter__(self):
         self._thread.start()
@@ -57,6 +49,21 @@ class Gauge:
     def __exit__(self, *_):
         self._over.set()
         self._thread.join()
+
+
+class Gauge(Meanwhile):
+    """The most disk that one of the workers below a folder has ever used, by looking again and again."""
+
+    def __init__(self, folder, every_s=0.01):
+        super().__init__()
+        self._folder, self._every_s, self.peak = folder, every_s, 0
+
+    def _run(self):
+        while not self._over.wait(self._every_s):
+            self.peak = max(self.peak, self.used())
+
+    def used(self):
+        return max(map(used_below, Path(self._folder).glob("vine-worker-*")), default=0)
 
 
 def test_a_wide_graph_needs_little_disk(yard):
@@ -173,13 +180,12 @@ def written(m):
     return counts
 
 
-class Killer:
+class Killer(Meanwhile):
     """Kills a worker every two seconds, the one that holds most, until half of them are gone; the factory starts others."""
 
     def __init__(self, m, most):
+        super().__init__()
         self._m, self._most, self.killed = m, most, 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
     def _run(self):
         while self.killed < self._most and not self._over.wait(2.0):
@@ -198,14 +204,6 @@ class Killer:
             return False
         os.kill(peer.hello.pid, signal.SIGKILL)
         return True
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._over.set()
-        self._thread.join()
 
 
 @pytest.mark.parametrize("kills", [0, (WORKERS + 1) // 2])

@@ -388,13 +388,9 @@ class Life:
 
     def spare(self, file: File) -> None:
         """The run that has made a reusable file is closed: keep what the workers have of it, for the next one."""
-        mind = self._mind
         file.producer = None
         file.wanted = False
         self.tell(file, "the graph that makes it was closed")
-        if file.at_manager:
-            file.at_manager = False
-            mind.emit(Forget(file.name))
         self.settle(file)
         self.limit_spare()
 

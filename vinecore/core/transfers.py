@@ -61,12 +61,8 @@ class Transfers:
         """Make sure that a file is on a worker, or on its way there; a file that exists nowhere is left to whoever makes it."""
         if worker in file.replicas or worker in file.fetching or not file.available:
             return
-        if not self._get(worker, file):
+        if not self.fetch(worker, file):
             self._stall(worker, file)
-
-    def fetch(self, worker: Worker, file: File) -> bool:
-        """Have a worker get a copy of a file that it does not need, if there is a source that is free; whether there is."""
-        return self._get(worker, file)
 
     def _stall(self, worker: Worker, file: File) -> None:
         """Have a worker wait for a source; the place for the file is kept."""
@@ -77,8 +73,8 @@ class Transfers:
         file.stalled[worker] = taken = on_disk(file.size)
         worker.room -= taken
 
-    def _get(self, worker: Worker, file: File) -> bool:
-        """Have a worker get a file, if there is a source for it that is free."""
+    def fetch(self, worker: Worker, file: File) -> bool:
+        """Have a worker get a file, if there is a source for it that is free; whether there is."""
         if file.name in worker.unlink:  # which has to come before
             self._mind.flush(worker)
         if file.at_manager and 0 <= file.size <= INLINE_LIMIT and not file.directory:
@@ -382,7 +378,7 @@ class Transfers:
         for worker in list(waiting):
             wanted = worker.id in self._mind.tables.workers and self.wanted_at(worker, file)
             there = worker in file.replicas or worker in file.fetching
-            got = not wanted or there or not file.available or self._get(worker, file)
+            got = not wanted or there or not file.available or self.fetch(worker, file)
             worker.room += waiting.pop(worker)
             if not got:
                 missed += 1

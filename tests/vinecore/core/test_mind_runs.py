@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.minds import LARGE, Vine, call, endings
+from tests.minds import LARGE, Vine, call, chain, endings
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.protocol import messages as m
@@ -15,10 +15,6 @@ def vine():
     vine = Vine()
     vine.library()
     return vine
-
-
-def chain(length, **spec):
-    return [call(n, *([f"r{n - 1}"] if n > 1 else []), **spec) for n in range(1, length + 1)]
 
 
 def held(vine):

@@ -1,0 +1,86 @@
+"""Simulated workers: the mind of a real one, with hands that do everything at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vineworker import state
+from vineworker.calls import Reply
+
+from benchmarks.scaling.shapes import VALUE
+from vinecore.protocol import VERSION
+from vinecore.protocol import messages as m
+from vinecore.versions import package_versions, python_version
+
+DISK_MB = 100_000
+NOBODY = 9  # the port of the discard service: what a simulated worker fetches is there without asking
+
+VERSIONS = package_versions()
+
+
+class Worker:
+    """A worker whose calls take no time.
+
+    Parameters
+    ----------
+    number
+        For its name.
+    cores
+        As many as it says it has.
+    result_bytes
+        The size that it gives to results; there is nothing behind it.
+    call_s
+        How long it says that a call has taken.
+    """
+
+    def __init__(self, number: int, cores: int, result_bytes: int, call_s: float) -> None:
+        self._mind = state.WorkerState()
+        self._result_bytes, self._call_s = result_bytes, call_s
+        self.done = self.fetched = 0
+        self.hello = m.Hello(
+            VERSION,
+            f"simulated{number}",
+            0,
+            python_version(),
+            cores,
+            2000 * cores,
+            DISK_MB,
+            0,
+            NOBODY,
+            [],
+            {},
+        )
+
+    def hear(self, messages: list[m.Message]) -> list[m.Message]:
+        """Do what the manager says; give what there is to answer."""
+        said: list[m.Message] = []
+        happened: list[Any] = list(messages)
+        while happened:
+            replies: dict[int, list[Reply]] = {}
+            doings = self._mind.handle(happened)
+            happened = []
+            for doing in doings:
+                if type(doing) is state.Say:
+                    said.append(doing.message)
+                elif type(doing) is state.SendCall:
+                    replies.setdefault(doing.slot, []).append(self._reply(doing.run))
+                elif type(doing) in _AT_ONCE:
+                    happened.append(_AT_ONCE[type(doing)](doing))
+                    self.fetched += type(doing) is state.StartFetch
+            happened += [state.Replied(slot, calls) for slot, calls in replies.items()]
+            self.done += sum(map(len, replies.values()))
+        return said
+
+    def _reply(self, run: m.Run) -> Reply:
+        """What a slot answers: a value that can be loaded where the manager wants it."""
+        size, payload = (len(VALUE), VALUE) if run.keep else (self._result_bytes, b"")
+        return Reply(run.task, "done", size, self._call_s, {}, payload)
+
+
+_AT_ONCE: dict[type, Callable[[Any], Any]] = {
+    state.StartHost: lambda doing: state.HostUp(doing.host, 0.0, VERSIONS),
+    state.StartFetch: lambda doing: state.Arrived(doing.fetch.name, max(doing.fetch.size, 0), True, doing.fetch.digest),
+    state.StartUnpack: lambda doing: state.Arrived(doing.unpack.name, 0, True),
+    state.KillSlot: lambda doing: state.SlotDown(doing.slot, -1, {}),
+}  # fmt: skip

@@ -1,0 +1,94 @@
+"""The scaling benchmark measures every cell. Nothing here depends on how fast anything is."""
+
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dask.core import get_dependencies
+
+from benchmarks.scaling import files, report
+from benchmarks.scaling.shapes import SHAPES, dask_graph
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(tmp_path, workers, *arguments):
+    """Measure small cells; temporary files go where they can be counted."""
+    scratch, record = tmp_path / "scratch", tmp_path / "scaling.json"
+    scratch.mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.scaling",
+        "--tasks",
+        "300",
+        "--workers",
+        workers,
+        "--json",
+        record,
+    ]
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, env={**os.environ, "TMPDIR": str(scratch)}, capture_output=True, text=True,
+        timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not list(scratch.iterdir())
+    cells = json.loads(record.read_text())["cells"]
+    return done.stdout, [cell["rounds"][0] for cell in cells]
+
+
+def test_every_cell_is_measured_and_no_worker_is_lost(tmp_path):
+    picture = tmp_path / "scaling.png"
+    drawing = ["--plot", picture] if importlib.util.find_spec("matplotlib") else []
+    said, cells = bench(tmp_path, "2,20", *drawing)
+    assert len(cells) == 2
+    assert "largest /" in said
+    for cell in cells:
+        assert cell["lost"] == 0
+        assert cell["vertices"] >= 300
+        assert cell["loop_us"] > 0
+        assert cell["rate"] > 0
+    assert not drawing or picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_dask_graph_is_measured_from_the_call_of_get_on(tmp_path):
+    _said, (cell,) = bench(tmp_path, "3", "--door", "get", "--shape", "flat")
+    assert cell["lost"] == 0
+    assert cell["vertices"] == 300
+    assert cell["user_us"] > 0
+
+
+def test_the_mind_is_measured_by_itself(tmp_path):
+    _said, (cell,) = bench(tmp_path, "3", "--door", "mind")
+    assert cell["loop_us"] > 0
+
+
+@pytest.mark.parametrize("count", [10, 100, 1000, 4321])
+def test_a_tree_ends_in_one_vertex_that_everything_leads_to(count):
+    graph, (target,) = dask_graph(SHAPES["tree"](count))
+    assert count <= len(graph) <= count + 10
+    seen, stack = set(), [target]
+    while stack:
+        key = stack.pop()
+        assert key not in seen  # every result is read once
+        seen.add(key)
+        stack.extend(get_dependencies(graph, key))
+    assert seen == graph.keys()
+
+
+def test_flat_is_what_the_largest_is_of_the_smallest():
+    rows = [{"loop_us": 50.0}, {"loop_us": 60.0}, {"loop_us": 40.0}]
+    assert report.spread(rows, "loop_us") == pytest.approx(1.5)
+
+
+def test_more_open_files_than_the_system_allows_are_refused_with_the_number():
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        pytest.skip("it allows any number")
+    with pytest.raises(OSError, match=f"{hard + 1} open files are needed"):
+        files.allow(hard + 1)

@@ -1,0 +1,112 @@
+"""Workloads: what is generated, what is read, and what is refused."""
+
+import json
+
+import pytest
+
+from vinecore.simulate import GRAPHS, File, Job, Workload, WorkloadError, generate, load
+
+
+def keys(workload):
+    return [job.key for job in workload.jobs]
+
+
+def test_makers_come_before_readers_and_all_else_keeps_its_order():
+    jobs = [Job("sum", ("b", "a")), Job("other"), Job("a"), Job("b", ("data",))]
+    assert keys(Workload(jobs, [File("data", 10)])) == ["b", "a", "sum", "other"]
+
+
+def test_a_chain_of_any_length_is_put_in_order():
+    jobs = [Job(f"t{n}", (f"t{n - 1}",) if n else ()) for n in reversed(range(5000))]
+    assert keys(Workload(jobs))[-1] == "t4999"
+
+
+def test_results_that_nobody_reads_are_wanted():
+    workload = Workload([Job("a"), Job("b", ("a",)), Job("c")])
+    assert [job.key for job in workload.jobs if job.wanted] == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "files", "what"),
+    [
+        ([], [], "without tasks"),
+        ([Job("a"), Job("a")], [], "two tasks called a"),
+        ([Job("a")], [File("f"), File("f")], "two files called f"),
+        ([Job("a")], [File("a")], "the same name"),
+        ([Job("a", ("x", "y"))], [], "task a reads x, y, which no task makes"),
+        ([Job("c"), Job("a", ("b",)), Job("b", ("a",))], [], "wait for each other: a, b"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(jobs, files, what):
+    with pytest.raises(WorkloadError, match=what):
+        Workload(jobs, files)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("tasks", [1, 2, 9, 100])
+def test_every_graph_has_the_tasks_that_were_asked_for(graph, tasks):
+    workload = generate(graph, tasks, fan_in=3)
+    assert tasks - 1 <= len(workload.jobs) <= tasks
+    assert len(workload.jobs) >= 1
+
+
+def test_a_tree_has_one_end_and_merges_no_more_than_it_should():
+    workload = generate("tree", 1000, fan_in=7, reads=5.0)
+    assert sum(job.wanted for job in workload.jobs) == 1
+    assert max(len(job.inputs) for job in workload.jobs) == 7
+    leaves = [job for job in workload.jobs if not job.inputs]
+    assert {job.reads for job in leaves} == {5}
+    read = [name for job in workload.jobs for name in job.inputs]
+    assert len(read) == len(set(read)) == len(workload.jobs) - 1
+
+
+def test_the_same_seed_draws_the_same():
+    durations = [
+        [job.seconds for job in generate(tasks=50, spread=0.5, seed=seed).jobs] for seed in (1, 1, 2)
+    ]
+    assert durations[0] == durations[1] != durations[2]
+    assert 0.7 < sum(durations[0]) / 50 < 1.4
+
+
+def test_a_description_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "mine.json"
+    jobs = [Job("a", ("data",), 2.5, 10, 7, "lib", "kind"), Job("b", ("a",), cores=2.0, wanted=True)]
+    said = Workload(jobs, [File("data", 100, "manager")])
+    path.write_text(json.dumps(said.describe()))
+    read = load(path)
+    assert (read.jobs, read.files) == (said.jobs, said.files)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", 'expected {"tasks"'),
+        ('{"tasks": []}', "without tasks"),
+        ('{"tasks": [7]}', "task number 0: 7 is not an object"),
+        ('{"tasks": [{"seconds": 1}]}', 'task number 0 has no "key"'),
+        ('{"tasks": [{"key": "a", "second": 1}]}', "task a: second is not known; there are key"),
+        ('{"tasks": [{"key": "a", "seconds": -1}]}', "task a: seconds is -1"),
+        ('{"tasks": [{"key": "a", "size": "1"}]}', "task a: size is '1'"),
+        ('{"tasks": [{"key": "a", "inputs": "b"}]}', "task a: inputs='b' is not a list"),
+        ('{"tasks": [{"key": "a"}], "files": ["f"]}', '"files" has to map'),
+        ('{"tasks": [{"key": "a"}], "files": {"f": {"at": "home"}}}', "file f: it is at 'home'"),
+    ],
+)
+def test_a_description_that_is_wrong_is_refused_with_its_place(tmp_path, text, what):
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(WorkloadError) as caught:
+        load(path)
+    assert what in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_description_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(WorkloadError, match=r"nothing\.json"):
+        load(tmp_path / "nothing.json")
+
+
+def test_a_graph_that_nobody_knows_is_refused_with_those_that_are_known():
+    with pytest.raises(WorkloadError, match=r"'three': there are tree"):
+        generate("three")

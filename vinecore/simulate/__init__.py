@@ -1,0 +1,16 @@
+"""The same mind with simulated workers, clock, network and failures.
+
+`simulate` runs the manager's real `Mind` and, for every worker, the worker's real state machine. Simulated is what surrounds them: messages
+take time, links are shared, tasks last as long as the workload says, processes and imports cost what they were measured to cost, and
+workers come late or are lost. Nothing is computed and nothing is moved, so a thousand workers fit into one process.
+
+``python -m vinecore.simulate --help`` is the same from the command line.
+"""
+
+from vinecore.simulate.report import Report
+from vinecore.simulate.settings import Cluster, Costs, Failures, Storage
+from vinecore.simulate.workload import GRAPHS, File, Job, Workload, WorkloadError, generate, load
+from vinecore.simulate.world import Stuck, simulate
+
+__all__ = ["GRAPHS", "Cluster", "Costs", "Failures", "File", "Job", "Report", "Storage", "Stuck", "Workload", "WorkloadError", "generate",
+           "load", "simulate"]  # fmt: skip

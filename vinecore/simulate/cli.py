@@ -1,0 +1,288 @@
+"""The command ``python -m vinecore.simulate``."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from vinecore.simulate.settings import Cluster, Costs, Failures, Storage
+from vinecore.simulate.workload import GRAPHS, Workload, WorkloadError, generate, load
+from vinecore.simulate.world import Stuck, simulate
+
+WIDTH = 120  # of a table that is written to a file or a pipe
+EPILOG = """\b
+Examples:
+  python -m vinecore.simulate --graph tree --tasks 10000 --seconds 2 --workers 50 --cores 8
+  python -m vinecore.simulate --workload mine.json --losses-per-hour 2 --replaced-after 60 --seed 7 --json -
+
+\b
+mine.json is as:
+  {"files": {"data.root": {"size": 2e9, "at": "storage"}},
+   "tasks": [{"key": "a", "inputs": ["data.root"], "seconds": 4.0, "size": 1e6, "library": "analysis"},
+             {"key": "sum", "inputs": ["a"], "seconds": 0.1, "size": 1e6}]}
+
+Of a task only the key is needed; "library" is the library whose function it calls, without it the task gets a process of its own; "reads" is what it
+streams from the storage while it runs. Times are in seconds, sizes in bytes.
+"""
+CLUSTER, COSTS, STORAGE = Cluster(), Costs(), Storage()
+UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+
+def amount(value: str | float) -> float:
+    """Read a number of 0 or more, which may be infinite and may have a unit: 10k, 1.5GB."""
+    said = str(value).strip().lower().removesuffix("b")
+    unit = UNITS.get(said[-1:], 1.0)
+    try:
+        number = float(said[:-1] if unit > 1 else said) * unit
+    except ValueError:
+        number = math.nan
+    if not number >= 0:
+        msg = f"{str(value)!r} is not a number of 0 or more, such as 0.5, 2e9 or 2G"
+        raise click.BadParameter(msg)
+    return number
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}, epilog=EPILOG
+)
+@click.option(
+    "--workload",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Run this description in JSON.",
+)
+@click.option(
+    "--graph", type=click.Choice([*GRAPHS]), help="Run a graph that is generated. The default is a tree."
+)
+@click.option("--tasks", default=1000, show_default=True, type=click.IntRange(1), help="Of the graph: tasks.")
+@click.option(
+    "--seconds", default=1.0, show_default=True, type=amount, help="Of the graph: how long a task computes."
+)
+@click.option(
+    "--spread",
+    default=0.0,
+    show_default=True,
+    type=amount,
+    help="Of the graph: how much that differs (sigma of a lognormal).",
+)
+@click.option("--size", default=1e6, show_default="1M", type=amount, help="Of the graph: bytes of a result.")
+@click.option(
+    "--reads",
+    default=0.0,
+    show_default=True,
+    type=amount,
+    help="Of the graph: bytes the first tasks read from the storage.",
+)
+@click.option(
+    "--fan-in",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Of the graph: results that are merged; chains.",
+)
+@click.option(
+    "--mode",
+    default="calls",
+    show_default=True,
+    type=click.Choice(["calls", "tasks"]),
+    help="Of the graph: function calls, or a process each.",
+)
+@click.option(
+    "--workers", default=CLUSTER.workers, show_default=True, type=click.IntRange(1), help="Workers."
+)
+@click.option(
+    "--cores", default=CLUSTER.cores, show_default=True, type=click.IntRange(1), help="Cores of each."
+)
+@click.option(
+    "--memory-mb",
+    default=CLUSTER.memory_mb,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Memory of each, in MB.",
+)
+@click.option(
+    "--disk-mb",
+    default=CLUSTER.disk_mb,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Disk of each, in MB.",
+)
+@click.option(
+    "--bandwidth",
+    default=CLUSTER.bandwidth,
+    show_default="1.25G",
+    type=amount,
+    help="Of a worker's link, bytes/s each way.",
+)
+@click.option(
+    "--manager-bandwidth",
+    default=CLUSTER.manager_bandwidth,
+    show_default="1.25G",
+    type=amount,
+    help="Of the manager's link, shared by all workers.",
+)
+@click.option(
+    "--latency",
+    default=CLUSTER.latency_s,
+    show_default=True,
+    type=amount,
+    help="Seconds a message is under way.",
+)
+@click.option(
+    "--storage-bandwidth",
+    default=STORAGE.bandwidth,
+    show_default="5G",
+    type=amount,
+    help="Of the storage, for all readers together.",
+)
+@click.option(
+    "--storage-stream",
+    default=STORAGE.stream,
+    show_default=True,
+    type=amount,
+    help="Of the storage, for one reader at most.",
+)
+@click.option(
+    "--peer-transfers/--no-peer-transfers",
+    default=True,
+    show_default=True,
+    help="Workers fetch from each other.",
+)
+@click.option("--results-to-manager", is_flag=True, help="Every result is brought to the manager.")
+@click.option(
+    "--scheduler",
+    default=CLUSTER.scheduler,
+    show_default=True,
+    help="files, time, rand, worst, disk or fcfs.",
+)
+@click.option(
+    "--copies",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="On how many workers every result shall be.",
+)
+@click.option(
+    "--turn",
+    default=COSTS.turn_s,
+    show_default=True,
+    type=amount,
+    help="Seconds of the manager for a turn of its loop.",
+)
+@click.option(
+    "--event",
+    default=COSTS.event_s,
+    show_default=True,
+    type=amount,
+    help="Seconds of the manager for an event.",
+)
+@click.option(
+    "--message",
+    default=COSTS.message_s,
+    show_default=True,
+    type=amount,
+    help="Seconds of the manager for a message to a worker.",
+)
+@click.option(
+    "--interpreter",
+    default=COSTS.interpreter_s,
+    show_default=True,
+    type=amount,
+    help="Seconds until an interpreter has started.",
+)
+@click.option(
+    "--imports",
+    default=COSTS.imports_s,
+    show_default=True,
+    type=amount,
+    help="Seconds until the tasks' modules are imported.",
+)
+@click.option(
+    "--warm/--cold",
+    default=COSTS.warm,
+    show_default=True,
+    help="Tasks with a process of their own: forked from a warm Python, or not.",
+)
+@click.option(
+    "--losses-per-hour", default=0.0, show_default=True, type=amount, help="How often each worker is lost."
+)
+@click.option(
+    "--replaced-after",
+    default=math.inf,
+    show_default="never",
+    type=amount,
+    help="Seconds until another worker comes instead.",
+)
+@click.option(
+    "--arrive", default=0.0, show_default=True, type=amount, help="Seconds over which workers arrive."
+)
+@click.option(
+    "--retries",
+    default=5,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Losses of its worker that a task survives.",
+)
+@click.option("--seed", default=0, show_default=True, type=int, help="Of all that is drawn.")
+@click.option(
+    "--json",
+    "record",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Write the report here as JSON; - for the standard output.",
+)
+def main(
+    workload: Path | None, graph: str | None, record: str | None, retries: int, seed: int, **o: Any
+) -> None:
+    """Simulate a run: the real minds of a manager and of its workers, with simulated machines, links, clock and failures.
+
+    What it reports: makespan, utilisation, bytes moved, what had to run again, and what the manager's mind costs. The defaults of what things cost were
+    measured on this code; see docs/simulate.md.
+    """
+    if workload is not None and graph is not None:
+        msg = "--workload and --graph: give one of them"
+        raise click.UsageError(msg)
+    try:
+        what = load(workload) if workload is not None else _generated(graph or "tree", seed, o)
+        cluster, costs, failures = _settings(o)
+        report = simulate(what, cluster, costs, failures, retries=retries, seed=seed)
+    except (WorkloadError, ValueError) as error:
+        raise click.UsageError(str(error)) from None
+    except Stuck as error:
+        raise click.ClickException(str(error)) from None
+    title = f"{workload or graph or 'tree'}: {report.tasks:,} tasks on {cluster.workers:,} workers of {cluster.cores} cores, simulated"
+    if record is not None:
+        text = json.dumps(report.record(), indent=1)
+        click.echo(text) if record == "-" else Path(record).write_text(text + "\n")
+    if record != "-":
+        Console(width=None if sys.stdout.isatty() else WIDTH).print(report.table(title))
+    if report.outcome != "success":
+        msg = f"the run has failed: {report.outcome}: {report.reason}"
+        raise click.ClickException(msg)
+
+
+def _generated(graph: str, seed: int, o: dict[str, Any]) -> Workload:
+    library = "library" if o["mode"] == "calls" else ""
+    sizes = {"size": o["size"], "reads": o["reads"], "spread": o["spread"], "fan_in": o["fan_in"]}
+    return generate(graph, o["tasks"], seconds=o["seconds"], library=library, seed=seed, **sizes)
+
+
+def _settings(o: dict[str, Any]) -> tuple[Cluster, Costs, Failures]:
+    cluster = Cluster(
+        o["workers"], o["cores"], o["memory_mb"], o["disk_mb"], o["bandwidth"], o["manager_bandwidth"], o["latency"],
+        Storage(o["storage_bandwidth"], o["storage_stream"]), o["peer_transfers"], o["results_to_manager"], o["scheduler"], o["copies"],
+    )  # fmt: skip
+    costs = Costs(
+        turn_s=o["turn"],
+        event_s=o["event"],
+        message_s=o["message"],
+        interpreter_s=o["interpreter"],
+        imports_s=o["imports"],
+        warm=o["warm"],
+    )
+    failures = Failures(o["losses_per_hour"], o["replaced_after"], arrive_s=o["arrive"])
+    return cluster, costs, failures

@@ -1,0 +1,409 @@
+"""What is to be computed: tasks, the files they read, how long they take and how much they make.
+
+A workload comes from a generator (`generate`), from a description in JSON (`load`), or from anybody who makes `Job` and `File` records::
+
+    {
+        "files": {"events.root": {"size": 2e9, "at": "storage"}},
+        "tasks": [
+            {"key": "a", "inputs": ["events.root"], "seconds": 4.0, "size": 1e6, "library": "analysis"},
+            {"key": "b", "seconds": 4.0, "size": 1e6, "reads": 5e8},
+            {"key": "sum", "inputs": ["a", "b"], "seconds": 0.1, "size": 1e6},
+        ],
+    }
+
+Only ``key`` is needed. A file is ``"at"`` the ``"manager"`` or in the ``"storage"`` that all workers reach; as an input it is fetched, kept and passed on by workers. What a
+task ``"reads"`` it streams itself from the storage while it runs, and nobody keeps it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+MANAGER, STORAGE = "manager", "storage"
+MOST_NAMED = 5
+
+
+class WorkloadError(ValueError):
+    """A workload cannot be what it says."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that exists before the first task runs.
+
+    Attributes
+    ----------
+    name : str
+        What tasks call it.
+    size : int
+        Bytes.
+    at : str
+        "manager" or "storage".
+    """
+
+    name: str
+    size: int = 0
+    at: str = STORAGE
+
+    def __post_init__(self) -> None:
+        if self.at not in (MANAGER, STORAGE):
+            msg = f"file {self.name}: it is at {self.at!r}, and has to be at {MANAGER!r} or {STORAGE!r}"
+            raise WorkloadError(msg)
+        object.__setattr__(self, "size", int(_number(self.size, f"file {self.name}: size")))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task.
+
+    Attributes
+    ----------
+    key : str
+        Its name, and that of its result.
+    inputs : tuple of str
+        The tasks and files it reads.
+    seconds : float
+        How long it computes, without what it reads from the storage.
+    size : int
+        Bytes of its result.
+    reads : int
+        Bytes it streams from the storage while it runs.
+    library : str
+        The library whose function it calls; "" for a process of its own.
+    category : str
+        Tasks of a kind.
+    cores : float
+        What a task with a process of its own takes.
+    wanted : bool
+        Whether the user wants its result. The results of tasks that nobody reads are wanted in any case.
+    """
+
+    key: str
+    inputs: tuple[str, ...] = ()
+    seconds: float = 1.0
+    size: int = 1000
+    reads: int = 0
+    library: str = ""
+    category: str = "default"
+    cores: float = 1.0
+    wanted: bool = False
+
+    def __post_init__(self) -> None:
+        where = f"task {self.key}"
+        if isinstance(self.inputs, str) or not all(isinstance(name, str) for name in self.inputs):
+            msg = f"{where}: inputs={self.inputs!r} is not a list of names"
+            raise WorkloadError(msg)
+        object.__setattr__(self, "inputs", tuple(dict.fromkeys(self.inputs)))
+        for name in ("seconds", "cores"):
+            object.__setattr__(self, name, _number(getattr(self, name), f"{where}: {name}"))
+        for name in ("size", "reads"):
+            object.__setattr__(self, name, int(_number(getattr(self, name), f"{where}: {name}")))
+
+
+class Workload:
+    """Tasks in an order in which they can run, and the files they read.
+
+    Parameters
+    ----------
+    jobs
+        The tasks, in any order; those that can run are submitted in this order.
+    files
+        What exists before.
+
+    Raises
+    ------
+    WorkloadError
+        Names that occur twice, inputs that nobody makes, or tasks that wait for each other.
+    """
+
+    def __init__(self, jobs: Iterable[Job], files: Iterable[File] = ()) -> None:
+        self.files = _by_name(files, lambda file: file.name, "file")
+        jobs = list(jobs)
+        by_key = _by_name(jobs, lambda job: job.key, "task")
+        if not by_key:
+            msg = "a workload without tasks: there is nothing to simulate"
+            raise WorkloadError(msg)
+        both = [key for key in by_key if key in self.files]
+        if both:
+            msg = f"{_some(both)}: a task and a file have the same name"
+            raise WorkloadError(msg)
+        for job in jobs:
+            unknown = [name for name in job.inputs if name not in by_key and name not in self.files]
+            if unknown:
+                msg = f"task {job.key} reads {_some(unknown)}, which no task makes and no file is"
+                raise WorkloadError(msg)
+        self.jobs = _in_order(by_key)
+        read = {name for job in jobs for name in job.inputs}
+        self.jobs = [job if job.wanted or job.key in read else replace(job, wanted=True) for job in self.jobs]
+
+    @property
+    def libraries(self) -> list[str]:
+        """The libraries that are called."""
+        return list(dict.fromkeys(job.library for job in self.jobs if job.library))
+
+    def describe(self) -> dict[str, Any]:
+        """The description that `load` reads."""
+        plain = Job("")
+        tasks = []
+        for job in self.jobs:
+            said = {
+                one.name: getattr(job, one.name)
+                for one in fields(job)
+                if getattr(job, one.name) != getattr(plain, one.name)
+            }
+            tasks.append({**said, "inputs": list(job.inputs)} if job.inputs else said)
+        return {
+            "files": {file.name: {"size": file.size, "at": file.at} for file in self.files.values()},
+            "tasks": tasks,
+        }
+
+
+def load(path: str | os.PathLike[str]) -> Workload:
+    """Read a workload from its description in JSON.
+
+    Parameters
+    ----------
+    path
+        A file as the one that is shown at the top of this module.
+
+    Raises
+    ------
+    WorkloadError
+        It is not such a file; the message says where.
+    """
+    try:
+        said = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        msg = f"{path} cannot be read as JSON: {error}"
+        raise WorkloadError(msg) from None
+    try:
+        return _understand(said)
+    except WorkloadError as error:
+        msg = f"{path}: {error}"
+        raise WorkloadError(msg) from None
+
+
+def _understand(said: Any) -> Workload:
+    if not isinstance(said, dict) or not isinstance(said.get("tasks"), list):
+        msg = 'expected {"tasks": [...], "files": {...}}'
+        raise WorkloadError(msg)
+    declared = said.get("files", {})
+    if not isinstance(declared, dict):
+        msg = '"files" has to map names to {"size": bytes, "at": "manager" or "storage"}'
+        raise WorkloadError(msg)
+    files = [
+        _record(File, {"name": name, **_an_object(about, f"file {name}")}, f"file {name}")
+        for name, about in declared.items()
+    ]
+    jobs = []
+    for number, about in enumerate(said["tasks"]):
+        where = f"task number {number}"
+        about = _an_object(about, where)  # noqa: PLW2901 - the same, checked
+        if not isinstance(about.get("key"), str):
+            msg = f'{where} has no "key"'
+            raise WorkloadError(msg)
+        jobs.append(_record(Job, about, f"task {about['key']}"))
+    return Workload(jobs, files)
+
+
+def _an_object(value: Any, where: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    msg = f"{where}: {value!r} is not an object"
+    raise WorkloadError(msg)
+
+
+def _record(kind: Callable[..., Any], about: dict[str, Any], where: str) -> Any:
+    known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+    unknown = [name for name in about if name not in known]
+    if unknown:
+        msg = f"{where}: {_some(unknown)} is not known; there are {', '.join(known)}"
+        raise WorkloadError(msg)
+    return kind(**about)
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        msg = f"{where} is {value!r}, and has to be a number of 0 or more"
+        raise WorkloadError(msg)
+    return float(value)
+
+
+def _by_name(things: Iterable[Any], name_of: Callable[[Any], str], what: str) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for thing in things:
+        if name_of(thing) in named:
+            msg = f"there are two {what}s called {name_of(thing)}"
+            raise WorkloadError(msg)
+        named[name_of(thing)] = thing
+    return named
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:MOST_NAMED]) + (
+        f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    )
+
+
+def _in_order(by_key: dict[str, Job]) -> list[Job]:
+    """Put makers before readers, and change nothing else."""
+    ordered: dict[str, Job] = {}
+    for first in by_key.values():
+        stack = [(first, iter(first.inputs))]
+        on_path = {first.key: None}
+        while stack and first.key not in ordered:
+            job, rest = stack[-1]
+            name = next((n for n in rest if n in by_key and n not in ordered), None)
+            if name is None:
+                ordered[job.key] = job
+                on_path.pop(job.key)
+                stack.pop()
+            elif name in on_path:
+                msg = f"tasks wait for each other: {_some([*on_path][[*on_path].index(name) :])}"
+                raise WorkloadError(msg)
+            else:
+                on_path[name] = None
+                stack.append((by_key[name], iter(by_key[name].inputs)))
+    return list(ordered.values())
+
+
+# ---- made from nothing
+
+
+class _Draw:
+    """Durations and sizes that spread around a mean."""
+
+    def __init__(self, seed: int, spread: float) -> None:
+        self.random, self._spread = random.Random(seed), spread
+
+    def around(self, mean: float) -> float:
+        """Draw from a lognormal distribution with this mean."""
+        if not self._spread:
+            return mean
+        return mean * self.random.lognormvariate(-(self._spread**2) / 2, self._spread)
+
+
+def generate(
+    graph: str = "tree",
+    tasks: int = 1000,
+    *,
+    seconds: float = 1.0,
+    reduce_seconds: float | None = None,
+    size: float = 1e6,
+    reads: float = 0.0,
+    fan_in: int = 8,
+    spread: float = 0.0,
+    library: str = "library",
+    seed: int = 0,
+) -> Workload:
+    """Make a workload.
+
+    Parameters
+    ----------
+    graph
+        "tree", tasks whose results are merged ``fan_in`` at a time until one is left, in the order in which dask would run it: depth first;
+        "independent", tasks that read nothing of each other, and whose results are all wanted;
+        "chains", ``fan_in`` chains side by side; "random", tasks that read up to ``fan_in`` of those before them.
+    tasks
+        How many, all together; a tree may have one less.
+    seconds, reduce_seconds
+        How long each computes; merges of a tree, if that is something else.
+    size
+        Bytes of each result.
+    reads
+        Bytes that each task at the beginning of the graph streams from the storage.
+    fan_in
+        How many results are merged at a time.
+    spread
+        Standard deviation of the logarithm of the seconds; 0 if all are the same.
+    library
+        The library that is called; "" for a process for each task.
+    seed
+        Of what is drawn.
+
+    Raises
+    ------
+    WorkloadError
+        There is no such graph, or a number means nothing.
+    """
+    if graph not in GRAPHS:
+        msg = f"graph={graph!r}: there are {', '.join(GRAPHS)}"
+        raise WorkloadError(msg)
+    if tasks < 1 or fan_in < 1 + (graph == "tree"):
+        msg = f"tasks={tasks}, fan_in={fan_in}: there has to be a task, and a tree merges two or more"
+        raise WorkloadError(msg)
+    draw = _Draw(seed, spread)
+    merge_seconds = seconds if reduce_seconds is None else reduce_seconds
+
+    def job(number: int, inputs: Iterable[str] = (), *, merge: bool = False) -> Job:
+        inputs = tuple(inputs)
+        duration = draw.around(merge_seconds if merge else seconds)
+        kind = "merge" if merge else "map"
+        return Job(
+            f"{kind}-{number}", inputs, duration, int(size), 0 if inputs else int(reads), library, kind
+        )
+
+    return Workload(GRAPHS[graph](tasks, fan_in, job, draw.random))
+
+
+def _tree(tasks: int, fan_in: int, job: Callable[..., Job], _random: random.Random) -> list[Job]:
+    leaves = tasks
+    while leaves > 1 and leaves + -(-(leaves - 1) // (fan_in - 1)) > tasks:  # so many merges does it take
+        leaves -= 1
+    jobs: list[Job] = []
+    levels: list[list[str]] = [[]]  # results that wait to be merged, of each height
+
+    def merge(height: int) -> None:
+        made = job(len(jobs), levels[height], merge=True)
+        jobs.append(made)
+        levels[height] = []
+        if len(levels) == height + 1:
+            levels.append([])
+        levels[height + 1].append(made.key)
+
+    for _ in range(leaves):
+        jobs.append(job(len(jobs)))
+        levels[0].append(jobs[-1].key)
+        height = 0
+        while len(levels[height]) == fan_in:
+            merge(height)
+            height += 1
+    rest = [key for level in levels for key in level]
+    while len(rest) > 1:
+        made = job(len(jobs), rest[:fan_in], merge=True)
+        jobs.append(made)
+        rest = [*rest[fan_in:], made.key]
+    return jobs
+
+
+def _independent(tasks: int, _fan_in: int, job: Callable[..., Job], _random: random.Random) -> list[Job]:
+    return [job(number) for number in range(tasks)]
+
+
+def _chains(tasks: int, fan_in: int, job: Callable[..., Job], _random: random.Random) -> list[Job]:
+    jobs: list[Job] = []
+    for number in range(tasks):
+        jobs.append(job(number, [jobs[number - fan_in].key] if number >= fan_in else []))
+    return jobs
+
+
+def _random_graph(tasks: int, fan_in: int, job: Callable[..., Job], chance: random.Random) -> list[Job]:
+    jobs: list[Job] = []
+    for number in range(tasks):
+        count = min(number, chance.randint(0, fan_in))
+        recent = range(max(0, number - 10 * fan_in), number)
+        jobs.append(job(number, [jobs[n].key for n in chance.sample(recent, min(count, len(recent)))]))
+    return jobs
+
+
+GRAPHS: dict[str, Callable[..., list[Job]]] = {
+    "tree": _tree, "independent": _independent, "chains": _chains, "random": _random_graph,
+}  # fmt: skip
+"""The graphs that `generate` knows."""

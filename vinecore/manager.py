@@ -28,6 +28,7 @@ from vinecore.core.allocation import Request, parse_mode
 from vinecore.core.state import WORKFLOW, FileSpec
 from vinecore.files import LEVEL_NUMBERS, File, content_name, level_of, path_name
 from vinecore.io.engine import Engine
+from vinecore.io.scribe import Scribe
 from vinecore.libraries import Context, LibraryTask
 from vinecore.protocol import bulk, digests, values, xrootd
 from vinecore.tasks import PythonTask, Task
@@ -62,6 +63,9 @@ class Manager:
         File with the secret; None for the one of this user, which is made the first time.
     address : str
         Address to listen on; "" for all.
+    run_info_path : path, bool or None
+        A folder for a journal of what happens (``docs/journal.md``), in a folder named by the time; True for "vine-run-info" here. None
+        for what the variable VINE_RUN_INFO_PATH of the environment says; without that, and with False, no journal is written.
     init_fn : callable or None
         Called with the manager once it is up.
 
@@ -73,15 +77,17 @@ class Manager:
     """
 
     def __init__(self, port: int | Sequence[int] = DEFAULT_PORT, name: str | None = None, shutdown: bool = False, *,
-                 password_file: str | Path | None = None, address: str = "", init_fn: Callable[[Any], None] | None = None) -> None:  # fmt: skip
+                 password_file: str | Path | None = None, address: str = "", run_info_path: str | Path | bool | None = None,
+                 init_fn: Callable[[Any], None] | None = None) -> None:  # fmt: skip
         self.name = name or f"vine-{os.getpid()}"
         self._shutdown, self._pid = shutdown, os.getpid()
         if password_file is None:
             secret, self.password_file = password.user_secret()
         else:
             secret, self.password_file = password.read_secret(password_file), Path(password_file)
-        self._engine = Engine(_port_range(port), address, secret, self.name, python_version())
         self._session = secrets.token_hex(4)
+        self._scribe = self._make_scribe(run_info_path)
+        self._engine = Engine(_port_range(port), address, secret, self.name, python_version(), self._scribe)
         self._numbers = itertools.count(1)
         self._tasks: dict[int, Task] = {}
         self._ended: deque[Task] = deque()
@@ -109,6 +115,19 @@ class Manager:
     def port(self) -> int:
         """Where workers connect."""
         return self._engine.port
+
+    @property
+    def journal(self) -> Path | None:
+        """The journal that is written, if ``run_info_path`` asked for one."""
+        return None if self._scribe is None else self._scribe.path
+
+    def _make_scribe(self, run_info_path: str | Path | bool | None) -> Scribe | None:
+        if run_info_path is None:
+            run_info_path = os.environ.get("VINE_RUN_INFO_PATH") or False
+        if run_info_path is False:
+            return None
+        folder = "vine-run-info" if run_info_path is True else run_info_path
+        return Scribe(folder, manager=self.name, session=self._session, packages=package_versions())
 
     # ---- life
 

@@ -59,6 +59,13 @@ class VertexEnded(NamedTuple):
     info: dict[str, Any]  # what the worker said
 
 
+class Woken(NamedTuple):
+    """A task that counts as done is to run: for the first time, or again, because what it made was lost."""
+
+    task: int
+    again: bool
+
+
 class RunEnded(NamedTuple):
     """All tasks of a run are done and what was wanted of it is at the manager; or it has failed."""
 
@@ -111,6 +118,7 @@ Instruction = (
     | Forget
     | TaskEnded
     | VertexEnded
+    | Woken
     | RunEnded
     | FileObtained
     | LibraryUp

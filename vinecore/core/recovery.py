@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vinecore.core.instructions import INFO, Note
+from vinecore.core.instructions import INFO, Note, Woken
 from vinecore.core.transitions import ASSIGNED, CANCELLED, DONE, FAILED, READY, RETRIEVING, WAITING
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ class Recovery:
             task.bucket = mind.placement.bucket_of(task.spec, task.request)
             mind.life.enter(task)
             run.done -= 1
+        mind.emit(Woken(task.spec.task, bool(task.remakes)))
         if task.remakes:
             run.remade += 1
             mind.emit(Note(INFO, f"making {task.spec.label} again: its result was lost"))

@@ -24,6 +24,7 @@ import msgspec
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.mind import Mind
+from vinecore.io.scribe import Scribe
 from vinecore.io.store import Store
 from vinecore.protocol import VERSION, bulk
 from vinecore.protocol import messages as m
@@ -66,6 +67,8 @@ class Engine:
         The manager's name.
     python
         Version of the Python that pickles the functions.
+    scribe
+        Who writes the journal, if there is to be one.
 
     Attributes
     ----------
@@ -73,7 +76,15 @@ class Engine:
         After how long without a word a worker is asked whether it is there, and given up.
     """
 
-    def __init__(self, ports: tuple[int, int], address: str, secret: bytes, name: str, python: str) -> None:
+    def __init__(
+        self,
+        ports: tuple[int, int],
+        address: str,
+        secret: bytes,
+        name: str,
+        python: str,
+        scribe: Scribe | None = None,
+    ) -> None:
         self._secret, self._name = secret, name
         self._pid = os.getpid()
         self.ping_s, self.silence_s = PING_S, SILENCE_S
@@ -92,6 +103,9 @@ class Engine:
         }  # fmt: skip
         listener = _listen(ports, address)
         self.port: int = listener.getsockname()[1]
+        self._scribe = scribe
+        if scribe is not None:
+            scribe.start(self.port)
         self._loop = asyncio.new_event_loop()
         self.closed = False
         self.defect: Exception | None = None
@@ -167,6 +181,8 @@ class Engine:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._say_goodbye, release)
         self._thread.join()
+        if self._scribe is not None:
+            self._scribe.close()
         self.store.close()
 
     # ---- the loop
@@ -208,8 +224,9 @@ class Engine:
 
     def _handle(self, events: list[e.Event]) -> None:
         carriers, listeners = self._carriers, self._listeners
+        now = time.monotonic()
         try:
-            instructions = self._mind.handle(events, time.monotonic())
+            instructions = self._mind.handle(events, now)
         except Exception as error:
             self.defect = error
             log.critical("a defect in the manager, which stops here; it came with %.2000s", events)
@@ -217,6 +234,8 @@ class Engine:
                 peer.channel.abort("the manager has a defect")
             self._loop.call_soon(self._loop.stop)
             raise
+        if self._scribe is not None:
+            self._scribe.turn(now, events, instructions)
         for instruction in instructions:
             kind = type(instruction)
             carry = carriers.get(kind) or listeners.get(kind)

@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from vineworker import state as w
 from vineworker.calls import Reply
 
+from vinecore import journal as j
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.allocation import Request, Resources
@@ -38,6 +39,7 @@ from vinecore.core.state import (
 )
 from vinecore.core.transfers import ARCHIVE
 from vinecore.core.transitions import ASSIGNED, READY, RETRIEVING, WAITING
+from vinecore.io.scribe import Teller
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 
@@ -205,6 +207,8 @@ class World:
         self.disks = disks
         self.tables = self.mind.tables
         self.now = 0.0
+        self.teller = Teller(0.0)
+        self.stays: set[tuple[int, int, int]] = set()  # of tasks on workers, as the journal has it
         self.events: list[e.Event] = []  # for the mind, together with the next ones
         self.unsent: deque[e.Event] = deque()  # of the user, in order
         self.workers: dict[int, SimulatedWorker] = {}
@@ -255,11 +259,27 @@ class World:
         for event in events:
             if type(event) is e.ObjectStored:
                 self.store[event.name], self.stored[event.name] = event.size, event.digest
-        for instruction in self.mind.handle(events, self.now):
+        instructions = self.mind.handle(events, self.now)
+        self.write_down(self.teller.turn(self.now, events, instructions))
+        for instruction in instructions:
             getattr(self, f"_{type(instruction).__name__}")(instruction)
         for known in self.tables.files.values():
             assert not known.at_manager or known.name in self.store
         check(self.mind)
+
+    def write_down(self, records: list[j.Record]) -> None:
+        """What the journal says of where tasks are is what the mind knows."""
+        for record in records:
+            if type(record) is j.TaskDispatched:
+                stay = (record.worker, record.task, record.attempt)
+                assert stay not in self.stays
+                self.stays.add(stay)
+            elif type(record) in (j.TaskDone, j.TaskFailed, j.TaskBack):
+                self.stays.remove((record.worker, record.task, record.attempt))
+        workers = self.tables.workers.values()
+        assert self.stays == {
+            (worker.id, task.spec.task, task.handed) for worker in workers for task in worker.tasks.values()
+        }
 
     def _Send(self, x: i.Send) -> None:
         if x.worker in self.workers:
@@ -316,7 +336,7 @@ class World:
     def _Note(self, _x: i.Note) -> None:
         pass
 
-    _Missing = _LibraryUp = _Note
+    _Missing = _LibraryUp = _Woken = _Note
 
     # ---- the user
 

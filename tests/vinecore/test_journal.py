@@ -1,0 +1,353 @@
+"""What a manager writes down of its run, and what is read from that."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from daskvine import DaskVine
+from tests import chores
+from tests.support import until, workers_of
+from vinecore import FunctionCall, PythonTask, Task, journal
+
+PAGE = Path(__file__).parents[2] / "docs" / "journal.md"
+OVER = (journal.TaskDone, journal.TaskFailed, journal.TaskBack)
+
+
+def finish(m):
+    """Wait for all tasks; give them by number."""
+    ended = {}
+    while not m.empty():
+        task = m.wait(60)
+        assert task is not None
+        ended[task.id] = task
+    return ended
+
+
+def of(path, *kinds):
+    return [record for record in journal.read(path) if type(record) in kinds]
+
+
+@pytest.fixture(scope="module")
+def story(shared_yard):
+    """The journal of a run with all kinds of tasks on two workers, one of which is killed; and what its manager knew."""
+    m = shared_yard.manager(DaskVine, run_info_path=shared_yard.place("info"))
+    first, _second = shared_yard.workers(m, 2)
+    m.install_library(m.create_library_from_functions("lib", chores.add, exec_mode="direct"))
+    large = m.declare_buffer(b"x" * 300_000)
+    ends = {}
+
+    def submit(task, end):
+        ends[m.submit(task)] = end
+        return task
+
+    for number in range(10):
+        submit(FunctionCall("lib", "add", number, 1), "success")
+    reader = submit(Task("wc -c < in > out"), "success")
+    reader.add_input(large, "in")
+    counted = m.declare_temp()
+    reader.add_output(counted, "out")
+    submit(Task("exit 3"), "success")
+    submit(PythonTask(chores.add, 1, "x"), "exception")
+    bytes_task = submit(PythonTask(bytes, 200_000), "success")
+    crashing = PythonTask(chores.leaves, str(shared_yard.folder), "leaves")
+    crashing.set_retries(1)
+    submit(crashing, "crash")
+    finish(m)
+    assert len(bytes_task.output) == 200_000
+
+    graph = {f"a{n}": (bytes, 100_000 + n) for n in range(8)}
+    graph["all"] = (len, [*graph])
+    assert m.get(graph, "all", task_mode="function-calls", progress_disable=True) == 8
+
+    name = str(shared_yard.folder)
+    victims = [PythonTask(chores.held, name, f"held{n}", "gate") for n in range(2)]
+    for task in victims:
+        task.set_cores(2)  # so each worker has one
+        submit(task, "success")
+    until(lambda: all(shared_yard.count(f"held{n}") for n in range(2)), "both to run")
+    first.kill()
+    until(lambda: m.workers_connected == 1, "the manager to notice")
+    shared_yard.place("gate").touch()
+    finish(m)
+    doomed = PythonTask(chores.add, 1, 1)
+    doomed.set_cores(1000)
+    submit(doomed, "cancelled")
+    m.cancel_all()
+    finish(m)
+    moved = m._engine.call(lambda mind: mind.moved_bytes)
+    path = m.journal
+    m.close()
+    return path, ends, moved
+
+
+# ---- what is written
+
+
+def test_without_being_asked_for_there_is_no_journal(yard, monkeypatch):
+    monkeypatch.chdir(yard.folder)
+    assert yard.manager().journal is None
+    assert not yard.place("vine-run-info").exists()
+
+
+@pytest.mark.parametrize("how", ["true", "variable"])
+def test_a_journal_is_asked_for_by_an_option_or_a_variable(yard, monkeypatch, how):
+    monkeypatch.chdir(yard.folder)
+    if how == "variable":
+        monkeypatch.setenv("VINE_RUN_INFO_PATH", "vine-run-info")
+        assert yard.manager(run_info_path=False).journal is None
+    m = yard.manager(run_info_path=True if how == "true" else None)
+    assert m.journal.parent.parent == yard.place("vine-run-info")
+    assert journal.find("vine-run-info").samefile(m.journal)
+
+
+def test_the_first_record_says_who_wrote_it(story):
+    path, *_ = story
+    first, *_, last = journal.read(path)
+    assert isinstance(first, journal.Journal)
+    assert (first.version, first.pid) == (journal.VERSION, os.getpid())
+    assert "cloudpickle" in first.packages
+    assert isinstance(last, journal.Closed)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_every_task_that_was_submitted_comes_to_its_end(story):
+    path, ends, _moved = story
+    history = journal.load(path)
+    alone = {number: task for number, task in history.tasks.items() if not task.submitted.graph}
+    assert {number: task.outcome for number, task in alone.items()} == ends
+    vertices = [task for task in history.tasks.values() if task.submitted.graph]
+    assert [task.outcome for task in vertices] == ["success"] * 9
+    assert history.graphs[1].ended.outcome == "success"
+    assert history.graphs[1].closed is not None
+
+
+def test_every_stay_on_a_worker_ends_once(story):
+    path, *_ = story
+    stays = Counter((r.task, r.attempt, r.worker) for r in of(path, journal.TaskDispatched))
+    ends = Counter((r.task, r.attempt, r.worker) for r in of(path, *OVER))
+    assert stays == ends
+    assert set(stays.values()) == {1}
+
+
+def test_times_never_run_backwards(story):
+    path, *_ = story
+    times = [record.t for record in journal.read(path)]
+    assert times == sorted(times)
+
+
+def test_the_bytes_of_the_transfers_are_those_that_the_manager_counts(story):
+    path, _ends, moved = story
+    transfers = journal.load(path).transfers
+    assert sum(t.bytes for t in transfers if t.to != journal.MANAGER) == moved >= 300_000
+    begun = Counter((r.file, r.to) for r in of(path, journal.TransferStarted))
+    over = Counter((r.file, r.to) for r in of(path, journal.TransferEnded, journal.TransferFailed))
+    assert begun == over
+    [brought] = [t for t in transfers if t.to == journal.MANAGER and t.bytes > 200_000]
+    assert brought.source in (1, 2)
+
+
+def test_sizes_of_what_tasks_read_and_make_are_known(story):
+    path, *_ = story
+    history = journal.load(path)
+    for task in history.tasks.values():
+        if task.outcome == "success":
+            for name in (*task.submitted.inputs, *task.submitted.shared, *task.outputs):
+                assert history.files[name].size >= 0, name
+            assert task.done.wall_s >= 0
+            assert task.done.worker in history.workers
+    [last] = [task for task in history.tasks.values() if task.submitted.label == "all"]
+    assert min(history.files[name].size for name in last.submitted.inputs) >= 100_000
+    assert {history.tasks[history.files[name].task].submitted.graph for name in last.submitted.inputs} == {1}
+
+
+def test_a_worker_that_was_killed_shows_with_what_it_was_running(story):
+    path, *_ = story
+    history = journal.load(path)
+    [lost] = of(path, journal.WorkerLost)[:1]
+    assert lost.worker == 1
+    assert history.workers[1].lost == lost
+    assert history.workers[1].joined.cores == 2
+    back = [r for r in of(path, journal.TaskBack) if r.worker == 1]
+    assert [r.reason for r in back] == ["the worker was lost"]
+    task = history.tasks[back[0].task]
+    assert [attempt.how for attempt in task.attempts] == ["back", "done"]
+    assert task.attempts[1].worker == 2
+
+
+def test_failures_say_what_they_were(story):
+    path, *_ = story
+    failures = {r.failure: r for r in of(path, journal.TaskFailed)}
+    assert set(failures) == {"exception", "crash"}
+    assert "unsupported operand" in failures["exception"].reason
+    crashed = journal.load(path).tasks[failures["crash"].task]
+    assert [attempt.how for attempt in crashed.attempts] == ["crash", "crash"]
+
+
+def test_single_tasks_say_what_they_used_and_function_calls_what_they_were(story):
+    path, *_ = story
+    history = journal.load(path)
+    single = next(
+        task
+        for task in history.tasks.values()
+        if task.done and task.submitted.shared and not task.submitted.library
+    )
+    assert single.done.memory_mb > 0
+    assert single.done.cpu_s > 0
+    call = history.tasks[1]
+    assert call.submitted.function == "add"
+    assert call.submitted.library.startswith("lib-")
+
+
+def test_a_result_that_is_lost_and_made_again_shows(yard):
+    m = yard.manager(DaskVine, run_info_path=yard.place("info"))
+    workers = yard.workers(m, 2)
+    made = PythonTask(bytes, 100_000)
+    made.enable_temp_output()
+    m.submit(made)
+    finish(m)
+    name = made.output_file.cache_name
+    [holder] = m._engine.call(lambda mind: [worker.id for worker in mind.tables.files[name].replicas])
+    workers[holder - 1].kill()
+    until(lambda: m.workers_connected == 1, "the manager to notice")
+    m.submit(PythonTask(len, made.output_file))
+    assert next(iter(finish(m).values())).output == 100_000
+    m.close()
+    task = journal.load(m.journal).tasks[made.id]
+    assert task.woken == 1
+    assert [attempt.how for attempt in task.attempts] == ["done", "done"]
+
+
+# ---- when it cannot be written
+
+
+def test_a_folder_that_cannot_be_made_gives_a_warning_and_the_run_goes_on(yard, caplog):
+    yard.place("file").touch()
+    m = yard.manager(run_info_path=yard.place("file") / "info")
+    assert m.journal is None
+    yard.worker(m)
+    m.submit(Task("echo fine"))
+    assert m.wait(60).output == "fine\n"
+    warnings = [r.getMessage() for r in caplog.records if "journal" in r.getMessage()]
+    assert len(warnings) == 1
+    assert "goes on" in warnings[0]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full disk to write to")
+def test_a_disk_that_gets_full_gives_a_warning_and_the_run_goes_on(yard, caplog):
+    m = yard.manager(run_info_path=yard.place("info"))
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, m._scribe._file)
+    os.close(full)
+    yard.worker(m)
+    until(lambda: m._scribe._file < 0, "the scribe to notice")
+    m.submit(Task("echo fine"))
+    assert m.wait(60).output == "fine\n"
+    m.close()
+    warnings = [r.getMessage() for r in caplog.records if "journal" in r.getMessage()]
+    assert len(warnings) == 1
+    assert "No space left on device" in warnings[0]
+
+
+def test_a_disk_that_is_too_slow_ends_the_journal_and_it_says_so(yard, caplog, monkeypatch):
+    monkeypatch.setattr("vinecore.io.scribe.MOST_WAITING", 20)
+    monkeypatch.setattr("vinecore.io.scribe.LOOK_S", 60.0)
+    m = yard.manager(run_info_path=yard.place("info"))
+    for number in range(30):
+        m.declare_buffer(b"%d" % number)
+    until(lambda: m._scribe._full, "the bound to be reached")
+    m.close()
+    *_, last = journal.read(m.journal)
+    assert isinstance(last, journal.Stopped)
+    assert sum("journal ends" in r.getMessage() for r in caplog.records) == 1
+
+
+# ---- reading
+
+
+def lines_of(path):
+    return path.read_bytes().splitlines(keepends=True)
+
+
+def test_half_a_line_at_the_end_is_left_out(story, tmp_path):
+    path, *_ = story
+    copy = tmp_path / journal.FILE
+    lines = lines_of(path)
+    copy.write_bytes(b"".join(lines)[:-5])
+    assert list(journal.read(copy)) == list(journal.read(path))[:-1]
+    assert not journal.load(tmp_path).closed
+
+
+def test_a_journal_that_is_still_being_written_can_be_read(yard):
+    m = yard.manager(run_info_path=yard.place("info"))
+    yard.worker(m)
+    joined = until(lambda: of(m.journal, journal.WorkerJoined), "the worker in the journal")
+    assert joined[0].worker == workers_of(m)[0]["id"]
+
+
+def test_another_version_is_refused(tmp_path):
+    path = tmp_path / journal.FILE
+    path.write_text(json.dumps({"kind": "journal", "t": 0, "version": 99, "daskvine": "7.0"}) + "\n")
+    with pytest.raises(journal.NotAJournal, match=r"version 99.*reads version 1.*7\.0"):
+        list(journal.read(path))
+
+
+@pytest.mark.parametrize("text", ["hello\n", "[1]\n", '{"kind": "note", "t": 1}\n'])
+def test_what_is_no_journal_is_refused(tmp_path, text):
+    path = tmp_path / "thing"
+    path.write_text(text)
+    with pytest.raises(journal.NotAJournal, match="is not a journal"):
+        list(journal.read(path))
+
+
+def test_a_damaged_line_is_named(story, tmp_path):
+    path, *_ = story
+    lines = lines_of(path)
+    lines[4] = b"{}\n"
+    copy = tmp_path / "copy"
+    copy.write_bytes(b"".join(lines))
+    with pytest.raises(journal.NotAJournal, match="line 5"):
+        list(journal.read(copy))
+
+
+def test_where_there_is_no_journal_it_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no journal in it"):
+        list(journal.read(tmp_path))
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        list(journal.read(tmp_path / "nowhere"))
+
+
+# ---- the page
+
+
+def described():
+    """The fields of each kind with their defaults, as the page has them."""
+    found = {}
+    for section in re.split(r"^### ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
+        rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|", section, flags=re.MULTILINE)
+        found[section.split()[0]] = {name: default.strip().strip("`") for name, default in rows}
+    return found
+
+
+def default_of(field):
+    value = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    if value is msgspec.NODEFAULT:
+        return ""
+    return "none" if value is None else msgspec.json.encode(value).decode().replace("0.0", "0")
+
+
+def test_the_page_describes_every_kind_and_field():
+    code = {
+        record.__struct_config__.tag: {
+            field.name: default_of(field) for field in msgspec.structs.fields(record) if field.name != "t"
+        }
+        for record in journal.RECORDS
+    }
+    assert described() == code

@@ -1,0 +1,495 @@
+"""Writes the journal of a run: what happened, as the engine hands it over, becomes lines in a file.
+
+The engine's thread only puts what it has into a queue, as it is, once for each of its turns. A thread of its own makes records of that
+and writes them, once in half a second or when there is a megabyte. Where it cannot write, or the disk is so slow that more than
+`MOST_WAITING` things wait, it says so once, the journal ends, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import platform
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vinecore import __version__
+from vinecore import journal as j
+from vinecore.core import events as e
+from vinecore.core import instructions as i
+from vinecore.core.state import TICKET_SHIFT
+from vinecore.files import LEVEL_NUMBERS
+from vinecore.protocol import messages as m
+
+log = logging.getLogger("vinecore")
+
+LOOK_S = 0.1
+INTERVAL_S = 0.5
+MOST_UNWRITTEN = 1 << 20  # bytes
+MOST_WAITING = 400_000  # events and instructions that no record has been made of
+AT_ONCE = 16  # turns of the engine, before others may run
+MOST_WORDS = 2000  # of a reason
+
+_NUMBER = (1 << TICKET_SHIFT) - 1
+_LEVELS = {number: name for name, number in LEVEL_NUMBERS.items()}
+_encode_lines = msgspec.json.Encoder().encode_lines
+
+
+class _Worker:
+    """What a connected worker is at."""
+
+    def __init__(self) -> None:
+        self.tickets: dict[int, None] = {}
+        self.fetching: dict[str, tuple[j.Place, float]] = {}
+        self.address = ""
+
+
+class Teller:
+    """Tells in records what the mind was told and what it asked for.
+
+    Its tables hold no more than what is on the workers now.
+
+    Parameters
+    ----------
+    start
+        The time that counts as 0, on the clock of the mind.
+    """
+
+    def __init__(self, start: float) -> None:
+        self._start = start
+        self._t = 0.0
+        self._workers: dict[int, _Worker] = {}
+        self._addresses: dict[str, int] = {}
+        self._uploads: dict[str, tuple[int, float]] = {}
+        self._records: list[j.Record] = []
+        self._say = self._records.append
+        self._events: dict[type, Callable[[Any], None]] = {
+            e.FilesDeclared: self._files_declared, e.LibraryInstalled: self._library_installed,
+            e.LibraryRemoved: lambda x: self._say(j.LibraryRemoved(self._t, x.name)),
+            e.RunOpened: lambda x: self._say(j.GraphOpened(self._t, x.run.run, x.run.label)),
+            e.TasksSubmitted: self._tasks_submitted, e.RunSubmitted: lambda x: self._say(j.GraphSubmitted(self._t, x.run)),
+            e.RunClosed: lambda x: self._say(j.GraphClosed(self._t, x.run)),
+            e.WorkerJoined: self._worker_joined, e.WorkerLost: self._worker_lost, e.ObjectStored: self._object_stored,
+        }  # fmt: skip
+        self._messages: dict[type, Callable[[int, _Worker, Any], None]] = {
+            m.Failed: self._failed, m.Recalled: self._recalled, m.Cached: self._cached, m.FetchFailed: self._fetch_failed,
+            m.UploadFailed: self._upload_failed, m.Have: self._have, m.Lost: self._lost, m.LibraryReady: self._library_ready,
+            m.LibraryFailed: self._library_failed,
+        }  # fmt: skip
+        self._instructions: dict[type, Callable[[Any], None]] = {
+            i.SendObject: lambda x: self._say(j.ObjectSent(self._t, x.name, x.worker)),
+            i.Woken: lambda x: self._say(j.TaskWoken(self._t, x.task, x.again)),
+            i.TaskEnded: self._task_ended, i.RunEnded: self._run_ended, i.Missing: lambda x: self._say(j.Missing(self._t, x.text)),
+            i.Note: lambda x: self._say(j.Note(self._t, logging.getLevelName(x.level).lower(), x.text)),
+        }  # fmt: skip
+        self._orders: dict[type, Callable[[int, _Worker, Any], None]] = {
+            m.Run: self._run, m.Cancel: self._cancel, m.Fetch: self._fetch, m.Unpack: self._unpack, m.Upload: self._upload,
+            m.Unlink: self._drop, m.Purge: self._drop, m.Library: self._library, m.RemoveLibrary: self._remove_library,
+        }  # fmt: skip
+
+    def turn(self, now: float, events: list[e.Event], instructions: list[i.Instruction]) -> list[j.Record]:
+        """Give the records of one call of `Mind.handle`."""
+        self._t = round(now - self._start, 6)
+        # what is cancelled now was not over for the mind, whatever its worker has said meanwhile
+        void: set[int] = set()
+        for order in instructions:
+            if type(order) is i.Send and type(order.message) is m.Cancel:
+                void.update(order.message.tasks)
+        for event in events:
+            if type(event) is e.WorkerSaid:
+                self._said(event.worker, event.message, void)
+            elif type(event) in self._events:
+                self._events[type(event)](event)
+        workers, orders, others = self._workers, self._orders, self._instructions
+        for order in instructions:
+            if type(order) is not i.Send:
+                if type(order) in others:
+                    others[type(order)](order)
+            elif type(order.message) in orders and order.worker in workers:
+                orders[type(order.message)](order.worker, workers[order.worker], order.message)
+        records, self._records = self._records, []
+        self._say = self._records.append
+        return records
+
+    def _said(self, number: int, message: m.Message, void: set[int]) -> None:
+        worker = self._workers.get(number)
+        if worker is None:
+            return
+        if type(message) is m.Done:
+            if message.task in worker.tickets and message.task not in void:
+                self._done(number, worker, message)
+        elif type(message) in self._messages:
+            self._messages[type(message)](number, worker, message)
+
+    # ---- the user
+
+    def _files_declared(self, event: e.FilesDeclared) -> None:
+        for spec in event.files:
+            self._say(
+                j.FileDeclared(
+                    self._t,
+                    spec.name,
+                    spec.size,
+                    spec.at_manager,
+                    spec.url,
+                    spec.archive,
+                    spec.directory,
+                    _LEVELS[spec.level],
+                )
+            )
+
+    def _library_installed(self, event: e.LibraryInstalled) -> None:
+        spec = event.library
+        label = str(spec.options.get("label", ""))
+        files = tuple(name for name in (spec.setup, spec.environment, *spec.files) if name)
+        self._say(
+            j.LibraryInstalled(
+                self._t,
+                spec.name,
+                label,
+                spec.slots,
+                spec.request.cores,
+                spec.request.memory,
+                spec.exec_mode,
+                files,
+            )
+        )
+
+    def _tasks_submitted(self, event: e.TasksSubmitted) -> None:
+        t, say = self._t, self._say
+        for spec in event.tasks:
+            shared = (*spec.shared, spec.environment) if spec.environment else spec.shared
+            inputs = spec.inputs + spec.mounts if spec.mounts else spec.inputs
+            cores, memory, disk, gpus = spec.request
+            function = "" if spec.function in shared else spec.function
+            say(j.TaskSubmitted(t, spec.task, spec.label, spec.category, spec.run, spec.library, function, inputs, shared, spec.result,
+                                spec.outputs, spec.wanted, cores, memory, disk, gpus, spec.priority or 0.0, spec.asleep))  # fmt: skip
+
+    def _task_ended(self, end: i.TaskEnded) -> None:
+        if end.outcome != "success":
+            self._say(j.TaskEnded(self._t, end.task, end.outcome, _reason(end.info)))
+
+    def _run_ended(self, end: i.RunEnded) -> None:
+        self._say(j.GraphEnded(self._t, end.run, end.outcome, end.task, _reason(end.info)))
+
+    # ---- workers
+
+    def _worker_joined(self, event: e.WorkerJoined) -> None:
+        hello = event.hello
+        worker = self._workers[event.worker] = _Worker()
+        if hello.data_port:
+            worker.address = f"{event.host}:{hello.data_port}"
+            self._addresses[worker.address] = event.worker
+        self._say(j.WorkerJoined(self._t, event.worker, hello.hostname, event.host, hello.python, hello.cores, hello.memory_mb, hello.disk_mb,
+                                 hello.gpus))  # fmt: skip
+
+    def _worker_lost(self, event: e.WorkerLost) -> None:
+        worker = self._workers.pop(event.worker, None)
+        if worker is None:
+            return
+        if self._addresses.get(worker.address) == event.worker:
+            del self._addresses[worker.address]
+        for name in [name for name, (holder, _t) in self._uploads.items() if holder == event.worker]:
+            self._uploaded(name, "its worker was lost")
+        for name in list(worker.fetching):
+            self._fetched(event.worker, worker, name, "the worker was lost")
+        for ticket in list(worker.tickets):
+            self._back(event.worker, worker, ticket, "the worker was lost")
+        self._say(j.WorkerLost(self._t, event.worker, event.reason))
+
+    def _have(self, number: int, _worker: _Worker, message: m.Have) -> None:
+        self._say(j.FilesFound(self._t, number, tuple(message.names), tuple(message.sizes)))
+
+    def _lost(self, number: int, _worker: _Worker, message: m.Lost) -> None:
+        self._say(j.FilesLost(self._t, number, tuple(message.names)))
+
+    def _drop(self, number: int, worker: _Worker, message: m.Unlink | m.Purge) -> None:
+        if worker.fetching:
+            for name in message.names:
+                self._fetched(number, worker, name, "nobody needs it any more")
+        self._say(j.FilesDropped(self._t, number, tuple(message.names)))
+
+    # ---- tasks
+
+    def _run(self, number: int, worker: _Worker, message: m.Run) -> None:
+        ticket = message.task
+        worker.tickets[ticket] = None
+        allocation = message.options.get("allocation")
+        cores = None if allocation is None else allocation.cores
+        self._say(j.TaskDispatched(self._t, ticket & _NUMBER, number, (ticket >> TICKET_SHIFT) + 1, cores))
+
+    def _done(self, number: int, worker: _Worker, message: m.Done) -> None:
+        ticket, info = message.task, message.info
+        del worker.tickets[ticket]
+        done = j.TaskDone(
+            self._t,
+            ticket & _NUMBER,
+            number,
+            round(message.wall_s, 6),
+            message.size,
+            (ticket >> TICKET_SHIFT) + 1,
+        )
+        done.returned = len(message.payload)
+        if info:
+            done.outputs = info.get("outputs") or {}
+            done.exit_code = info.get("exit_code", 0)
+            used = info.get("measured")
+            if used:
+                done.cpu_s = info.get("cpu_s") or used.get("cores", 0) * message.wall_s or None
+                done.memory_mb, done.disk_mb = used.get("memory"), used.get("disk")
+        self._say(done)
+
+    def _failed(self, number: int, worker: _Worker, message: m.Failed) -> None:
+        ticket, info = message.task, message.info
+        if ticket in worker.tickets:
+            del worker.tickets[ticket]
+            wall = info.get("wall_s") or (info.get("measured") or {}).get("wall_s")
+            self._say(j.TaskFailed(self._t, ticket & _NUMBER, number, message.kind, _reason(info), (ticket >> TICKET_SHIFT) + 1, wall))  # fmt: skip
+
+    def _recalled(self, number: int, worker: _Worker, message: m.Recalled) -> None:
+        for ticket in message.tasks:
+            self._back(number, worker, ticket, "given back to be run elsewhere")
+
+    def _cancel(self, number: int, worker: _Worker, message: m.Cancel) -> None:
+        for ticket in message.tasks:
+            self._back(number, worker, ticket, "taken back")
+
+    def _back(self, number: int, worker: _Worker, ticket: int, reason: str) -> None:
+        if ticket in worker.tickets:
+            del worker.tickets[ticket]
+            self._say(j.TaskBack(self._t, ticket & _NUMBER, number, reason, (ticket >> TICKET_SHIFT) + 1))
+
+    # ---- transfers
+
+    def _fetch(self, number: int, worker: _Worker, message: m.Fetch) -> None:
+        source = self._addresses.get(message.source, message.source)
+        worker.fetching[message.name] = source, self._t
+        self._say(j.TransferStarted(self._t, message.name, source, number, message.size))
+
+    def _unpack(self, number: int, worker: _Worker, message: m.Unpack) -> None:
+        worker.fetching[message.name] = j.ARCHIVE, self._t
+        self._say(j.TransferStarted(self._t, message.name, j.ARCHIVE, number))
+
+    def _cached(self, number: int, worker: _Worker, message: m.Cached) -> None:
+        began = worker.fetching.pop(message.name, None)
+        if began is not None:
+            seconds = round(self._t - began[1], 6)
+            self._say(j.TransferEnded(self._t, message.name, began[0], number, max(message.size, 0), seconds))
+
+    def _fetch_failed(self, number: int, worker: _Worker, message: m.FetchFailed) -> None:
+        self._fetched(number, worker, message.name, message.reason)
+
+    def _fetched(self, number: int, worker: _Worker, name: str, reason: str) -> None:
+        began = worker.fetching.pop(name, None)
+        if began is not None:
+            seconds = round(self._t - began[1], 6)
+            self._say(j.TransferFailed(self._t, name, began[0], number, seconds, reason[:MOST_WORDS]))
+
+    def _upload(self, number: int, _worker: _Worker, message: m.Upload) -> None:
+        self._uploads[message.name] = number, self._t
+        self._say(j.TransferStarted(self._t, message.name, number, j.MANAGER))
+
+    def _object_stored(self, event: e.ObjectStored) -> None:
+        began = self._uploads.pop(event.name, None)
+        if began is not None:
+            seconds = round(self._t - began[1], 6)
+            self._say(j.TransferEnded(self._t, event.name, began[0], j.MANAGER, max(event.size, 0), seconds))
+
+    def _upload_failed(self, _number: int, _worker: _Worker, message: m.UploadFailed) -> None:
+        self._uploaded(message.name, message.reason)
+
+    def _uploaded(self, name: str, reason: str) -> None:
+        began = self._uploads.pop(name, None)
+        if began is not None:
+            seconds = round(self._t - began[1], 6)
+            self._say(j.TransferFailed(self._t, name, began[0], j.MANAGER, seconds, reason[:MOST_WORDS]))
+
+    # ---- libraries
+
+    def _library(self, number: int, worker: _Worker, message: m.Library) -> None:
+        cores = float(message.options.get("cores") or message.slots)
+        self._say(j.LibraryStarted(self._t, message.name, number, message.slots, cores))
+
+    def _library_ready(self, number: int, worker: _Worker, message: m.LibraryReady) -> None:
+        self._say(j.LibraryUp(self._t, message.name, number, round(message.wall_s, 6)))
+
+    def _library_failed(self, number: int, worker: _Worker, message: m.LibraryFailed) -> None:
+        self._say(j.LibraryFailed(self._t, message.name, number, message.reason[:MOST_WORDS]))
+
+    def _remove_library(self, number: int, worker: _Worker, message: m.RemoveLibrary) -> None:
+        self._say(j.LibraryStopped(self._t, message.name, number))
+
+
+class Scribe:
+    """Writes a journal, in a thread of its own.
+
+    Parameters
+    ----------
+    run_info_path
+        The folder that gets a folder with the journal, named by the time.
+    **about
+        Fields of the first record: what the manager knows of itself.
+
+    Attributes
+    ----------
+    path : Path or None
+        The journal; None until `start` has made it, or if it could not.
+    """
+
+    def __init__(self, run_info_path: str | Path, **about: Any) -> None:
+        self._parent, self._about = Path(run_info_path).expanduser().absolute(), about
+        self.path: Path | None = None
+        self._file = -1
+        self._queue: deque[tuple[float, list[e.Event], list[i.Instruction]]] = deque()
+        self._given = self._taken = (
+            0  # events and instructions: counted by the engine's thread, and by this one
+        )
+        self._pending: list[bytes] = []
+        self._unwritten = 0  # bytes of that
+        self._closing = threading.Event()
+        self._full = ""
+        self._began = time.monotonic()
+        self._teller = Teller(self._began)
+        self._thread = threading.Thread(target=self._work, name="vine-journal", daemon=True)
+
+    def start(self, port: int) -> None:
+        """Begin the journal; where that cannot be there is a warning, and no journal."""
+        header = j.Journal(0.0, j.VERSION, time.time(), socket.gethostname(), os.getpid(), port=port, daskvine=__version__,
+                           python=platform.python_version(), **self._about)  # fmt: skip
+        path = self._parent
+        try:
+            path = _fresh_folder(self._parent) / j.FILE
+            self._file = os.open(
+                path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
+            )
+            _write(self._file, _encode_lines([header]))
+        except OSError as error:
+            self._end()
+            log.warning(
+                "no journal is written, the run goes on without: %s: %s", path, error.strerror or error
+            )
+            return
+        self.path = path
+        _point(self._parent / j.MOST_RECENT, path.parent.name)
+        self._thread.start()
+
+    # ---- the engine's thread
+
+    def turn(self, now: float, events: list[e.Event], instructions: list[i.Instruction]) -> None:
+        """Take what has happened, to be written soon."""
+        if self._file < 0 or self._full:
+            return
+        if self._given - self._taken > MOST_WAITING:
+            self._full = f"{self.path} takes what happens more slowly than it happens"
+            log.warning("the journal ends, the run goes on without: %s", self._full)
+            return
+        self._given += len(events) + len(instructions)
+        self._queue.append((now, events, instructions))
+
+    def close(self) -> None:
+        """Write what is left, and end the journal."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # ---- the thread that writes
+
+    def _work(self) -> None:
+        written = time.monotonic()
+        while self._file >= 0:
+            closing = self._closing.wait(LOOK_S)
+            full = self._full  # before the queue is looked at: nothing comes after it
+            self._tell()
+            t = round(time.monotonic() - self._began, 6)
+            if full:
+                self._add([j.Stopped(t, full)])
+            elif closing:
+                self._add([j.Closed(t)])
+            if full or closing or time.monotonic() - written > INTERVAL_S:
+                self._flush()
+                written = time.monotonic()
+            if full or closing:
+                self._end()
+
+    def _tell(self) -> None:
+        """Make lines of all that waits."""
+        queue, tell = self._queue, self._teller.turn
+        while queue:
+            records: list[j.Record] = []
+            for _ in range(min(len(queue), AT_ONCE)):
+                now, events, instructions = queue.popleft()
+                records += tell(now, events, instructions)
+                self._taken += len(events) + len(instructions)
+            self._add(records)
+            if self._unwritten >= MOST_UNWRITTEN:
+                self._flush()
+            time.sleep(0)  # the engine goes first
+
+    def _add(self, records: list[j.Record]) -> None:
+        if records:
+            lines = _encode_lines(records)
+            self._pending.append(lines)
+            self._unwritten += len(lines)
+
+    def _flush(self) -> None:
+        lines, self._pending, self._unwritten = b"".join(self._pending), [], 0
+        if self._file < 0:
+            return
+        try:
+            _write(self._file, lines)
+        except OSError as error:
+            self._end()
+            log.warning(
+                "the journal ends, the run goes on without: %s: %s", self.path, error.strerror or error
+            )
+
+    def _end(self) -> None:
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+        self._queue.clear()
+
+
+def _write(file: int, lines: bytes) -> None:
+    rest = memoryview(lines)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+
+
+def _fresh_folder(parent: Path) -> Path:
+    """Make a folder that is named by the time."""
+    name = datetime.now().astimezone().strftime("%Y-%m-%dT%H%M%S")
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(2):
+        folder = parent / name
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            name = f"{name[:17]}-{number}"
+        else:
+            break
+    return folder
+
+
+def _point(link: Path, name: str) -> None:
+    """Have a link lead to a folder beside it; where that cannot be, it is done without."""
+    fresh = link.with_name(f".{link.name}-{name}")
+    try:
+        fresh.symlink_to(name)
+        fresh.replace(link)
+    except OSError:
+        pass
+
+
+def _reason(info: dict[str, Any]) -> str:
+    evidence = info.get("evidence")
+    return str("; ".join(evidence) if evidence else info.get("reason") or info.get("text", ""))[:MOST_WORDS]

@@ -1,0 +1,686 @@
+"""The journal of a manager's run: its records, and how they are read.
+
+A journal is a file of JSON lines: the first is a `Journal`, each of the others is one of the records below, by its ``kind``. The page
+``docs/journal.md`` describes every kind and field. `vinecore.io.scribe` writes it, `read` gives its records, `load` what they add up to.
+
+Examples
+--------
+>>> for record in read("vine-run-info"):  # doctest: +SKIP
+...     if isinstance(record, TaskDone):
+...         print(record.task, record.worker, record.wall_s)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Union
+
+import msgspec
+
+VERSION = 1
+FILE = "journal.jsonl"
+MOST_RECENT = "most-recent"
+MANAGER = "manager"
+ARCHIVE = "archive"
+
+Place = int | str
+"""Where a file comes from or goes to: the number of a worker, "manager", "archive" for what is unpacked there, or an address."""
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+class Record(msgspec.Struct, tag_field="kind", tag=_kind, omit_defaults=True, gc=False):
+    """What all records have: ``t``, seconds since the journal began."""
+
+    t: float
+
+
+class Journal(Record):
+    """The first line."""
+
+    version: int
+    time: float
+    host: str
+    pid: int
+    manager: str
+    port: int
+    daskvine: str
+    python: str
+    packages: dict[str, str]
+    session: str = ""
+
+
+class WorkerJoined(Record):
+    """A worker is connected."""
+
+    worker: int
+    host: str
+    address: str
+    python: str
+    cores: int
+    memory_mb: int
+    disk_mb: int
+    gpus: int = 0
+
+
+class WorkerLost(Record):
+    """A worker's connection has ended, and what it had is gone."""
+
+    worker: int
+    reason: str
+
+
+class LibraryInstalled(Record):
+    """A library is available."""
+
+    library: str
+    label: str = ""
+    slots: int | None = None
+    cores: float | None = None
+    memory_mb: int | None = None
+    exec_mode: str = "direct"
+    files: tuple[str, ...] = ()
+
+
+class LibraryRemoved(Record):
+    """A library is not available any more."""
+
+    library: str
+
+
+class LibraryStarted(Record):
+    """A worker was told to start a library, or to grow it."""
+
+    library: str
+    worker: int
+    slots: int
+    cores: float
+
+
+class LibraryUp(Record):
+    """A library has started on a worker."""
+
+    library: str
+    worker: int
+    seconds: float
+
+
+class LibraryFailed(Record):
+    """A library did not come up on a worker, or has died there."""
+
+    library: str
+    worker: int
+    reason: str
+
+
+class LibraryStopped(Record):
+    """A worker was told to stop a library."""
+
+    library: str
+    worker: int
+
+
+class GraphOpened(Record):
+    """A graph begins to arrive."""
+
+    graph: int
+    label: str = ""
+
+
+class GraphSubmitted(Record):
+    """The last task of a graph was submitted."""
+
+    graph: int
+
+
+class GraphEnded(Record):
+    """A graph is computed, or has failed."""
+
+    graph: int
+    outcome: str
+    task: int = 0
+    reason: str = ""
+
+
+class GraphClosed(Record):
+    """Nobody needs a graph any more: what was unfinished is cancelled."""
+
+    graph: int
+
+
+class TaskSubmitted(Record):
+    """A task is to be done."""
+
+    task: int
+    label: str
+    category: str = "default"
+    graph: int = 0
+    library: str = ""
+    function: str = ""
+    inputs: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    result: str = ""
+    outputs: tuple[str, ...] = ()
+    wanted: tuple[str, ...] = ()
+    cores: float | None = None
+    memory_mb: int | None = None
+    disk_mb: int | None = None
+    gpus: float | None = None
+    priority: float = 0.0
+    asleep: bool = False
+
+
+class TaskWoken(Record):
+    """A task that counted as done is to run."""
+
+    task: int
+    again: bool = False
+
+
+class TaskDispatched(Record):
+    """A task was sent to a worker."""
+
+    task: int
+    worker: int
+    attempt: int = 1
+    cores: float | None = None
+
+
+class TaskDone(Record):
+    """A task has ended well on a worker."""
+
+    task: int
+    worker: int
+    wall_s: float
+    size: int = 0
+    attempt: int = 1
+    outputs: dict[str, int] = {}
+    returned: int = 0
+    cpu_s: float | None = None
+    memory_mb: int | None = None
+    disk_mb: int | None = None
+    exit_code: int = 0
+
+
+class TaskFailed(Record):
+    """A task has not ended well on a worker."""
+
+    task: int
+    worker: int
+    failure: str
+    reason: str = ""
+    attempt: int = 1
+    wall_s: float | None = None
+
+
+class TaskBack(Record):
+    """A task has left a worker without having ended there."""
+
+    task: int
+    worker: int
+    reason: str
+    attempt: int = 1
+
+
+class TaskEnded(Record):
+    """A task that was submitted by itself is over, and not well."""
+
+    task: int
+    outcome: str
+    reason: str = ""
+
+
+class FileDeclared(Record):
+    """The user has named a file."""
+
+    file: str
+    size: int = -1
+    at_manager: bool = False
+    url: str = ""
+    archive: str = ""
+    directory: bool = False
+    level: str = "workflow"
+
+
+class FilesFound(Record):
+    """A worker has files from before."""
+
+    worker: int
+    files: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+
+class FilesDropped(Record):
+    """A worker was told to remove files: nobody needs them there, or their room is needed."""
+
+    worker: int
+    files: tuple[str, ...]
+
+
+class FilesLost(Record):
+    """A worker says that files are damaged or gone."""
+
+    worker: int
+    files: tuple[str, ...]
+
+
+class ObjectSent(Record):
+    """The manager has sent a small object along with its messages."""
+
+    file: str
+    to: int
+
+
+class TransferStarted(Record):
+    """A file begins to travel."""
+
+    file: str
+    source: Place
+    to: Place
+    size: int = -1
+
+
+class TransferEnded(Record):
+    """A file has arrived."""
+
+    file: str
+    source: Place
+    to: Place
+    bytes: int
+    seconds: float
+
+
+class TransferFailed(Record):
+    """A file has not arrived."""
+
+    file: str
+    source: Place
+    to: Place
+    seconds: float
+    reason: str = ""
+
+
+class Note(Record):
+    """Something a person should know."""
+
+    level: str
+    text: str
+
+
+class Missing(Record):
+    """Why nothing can run; empty when that is over."""
+
+    text: str
+
+
+class Stopped(Record):
+    """The journal ends here, though the run went on."""
+
+    reason: str
+
+
+class Closed(Record):
+    """The manager has ended."""
+
+
+RECORDS: tuple[type[Record], ...] = tuple(Record.__subclasses__())
+
+_decode = msgspec.json.Decoder(Union[RECORDS]).decode  # noqa: UP007 - there is no other way to spell it
+
+
+class NotAJournal(ValueError):
+    """What was to be read is no journal, or one of another version."""
+
+
+# ---- reading
+
+
+def find(path: str | Path) -> Path:
+    """Give the journal that a path means: that file, or the one in that folder, or the most recent one of a ``run_info_path``.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    for place in (path / FILE, path / MOST_RECENT / FILE):
+        if place.is_file():
+            return place
+    why = "there is no journal in it" if path.is_dir() else "it does not exist"
+    msg = f"{path}: {why}. A manager writes one if it is told where: DaskVine(run_info_path='vine-run-info')"
+    raise FileNotFoundError(msg)
+
+
+def read(path: str | Path) -> Iterator[Record]:
+    """Give the records of a journal, in their order, as far as they are written.
+
+    The manager may still be writing, or have died while it did: half a line at the end is left out.
+
+    Parameters
+    ----------
+    path
+        As for `find`.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no journal.
+    NotAJournal
+        It is something else, or has another version, or is damaged.
+    """
+    path = find(path)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            if number == 1:
+                yield _header(line, path)
+                continue
+            try:
+                yield _decode(line)
+            except msgspec.MsgspecError as error:
+                msg = f"{path}, line {number} is not a record of a journal ({error}): {line[:100]!r}"
+                raise NotAJournal(msg) from None
+
+
+def _header(line: bytes, path: Path) -> Journal:
+    try:
+        said = msgspec.json.decode(line)
+        version = said["version"] if said["kind"] == "journal" else None
+    except (msgspec.MsgspecError, LookupError, TypeError):
+        version = None
+    if version is None:
+        msg = f"{path} is not a journal: its first line is {line[:100]!r}"
+        raise NotAJournal(msg)
+    if version != VERSION:
+        msg = f"{path} is a journal of version {version}, and this daskvine reads version {VERSION}: read it with the daskvine that wrote it ({said.get('daskvine', 'unknown')})"
+        raise NotAJournal(msg)
+    header = _decode(line)
+    assert isinstance(header, Journal)
+    return header
+
+
+# ---- what the records add up to
+
+
+class Attempt(msgspec.Struct):
+    """One stay of a task on a worker.
+
+    Attributes
+    ----------
+    dispatched, ended : float
+        When it was sent there, and when the manager knew that it was over; None if the journal does not say.
+    how : str
+        "done", "back", the kind of the failure, or "" while it is there.
+    wall_s : float or None
+        How long it ran; None if nobody has measured that.
+    cores : float
+        What it had of its worker.
+    """
+
+    worker: int
+    number: int
+    dispatched: float
+    cores: float = 1.0
+    ended: float | None = None
+    how: str = ""
+    reason: str = ""
+    wall_s: float | None = None
+    cpu_s: float | None = None
+    memory_mb: int | None = None
+
+    @property
+    def started(self) -> float | None:
+        """When it began to run, if that is known."""
+        if self.ended is None or self.wall_s is None:
+            return None
+        return max(self.dispatched, self.ended - self.wall_s)
+
+
+class TaskHistory(msgspec.Struct):
+    """What became of a task.
+
+    Attributes
+    ----------
+    submitted : TaskSubmitted
+        As it was submitted.
+    woken : int
+        How often it was made again because what it had made was lost and needed.
+    outcome : str
+        "success", the kind of its failure, "cancelled", or "" as long as it is not over.
+    """
+
+    submitted: TaskSubmitted
+    attempts: list[Attempt] = []
+    woken: int = 0
+    outcome: str = ""
+    reason: str = ""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All files that it makes, its result first."""
+        said = self.submitted
+        return (said.result, *said.outputs) if said.result else said.outputs
+
+    @property
+    def done(self) -> Attempt | None:
+        """The last attempt that ended well."""
+        return next((attempt for attempt in reversed(self.attempts) if attempt.how == "done"), None)
+
+
+class FileHistory(msgspec.Struct):
+    """What is known of a file.
+
+    Attributes
+    ----------
+    size : int
+        Bytes; -1 where nobody has said.
+    task : int
+        What makes it; 0 for what was declared.
+    """
+
+    file: str
+    size: int = -1
+    task: int = 0
+    at_manager: bool = False
+    url: str = ""
+    archive: str = ""
+
+
+class WorkerHistory(msgspec.Struct):
+    """What became of a worker."""
+
+    joined: WorkerJoined
+    lost: WorkerLost | None = None
+
+
+class GraphHistory(msgspec.Struct):
+    """What became of a graph."""
+
+    opened: GraphOpened
+    ended: GraphEnded | None = None
+    closed: float | None = None
+    tasks: int = 0
+
+
+class History:
+    """All that the records of a journal add up to.
+
+    Attributes
+    ----------
+    journal : Journal
+        The first record.
+    tasks, files, workers, graphs : dict
+        `TaskHistory` by number, `FileHistory` by name, `WorkerHistory` and `GraphHistory` by number.
+    transfers : list of TransferEnded
+        What has moved, except small objects.
+    failed_transfers : list of TransferFailed
+        What has not arrived.
+    sent : list of ObjectSent
+        What the manager has sent along with messages; how large they are is in `files`.
+    returned_bytes : int
+        What came to the manager in the messages that a task is done.
+    others : list of Record
+        Notes, libraries, files that were dropped or lost.
+    end : float
+        The time of the last record.
+    closed : bool
+        Whether the manager has ended in order.
+    """
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self.journal: Journal
+        self.tasks: dict[int, TaskHistory] = {}
+        self.files: dict[str, FileHistory] = {}
+        self.workers: dict[int, WorkerHistory] = {}
+        self.graphs: dict[int, GraphHistory] = {}
+        self.transfers: list[TransferEnded] = []
+        self.failed_transfers: list[TransferFailed] = []
+        self.sent: list[ObjectSent] = []
+        self.returned_bytes = 0
+        self.others: list[Record] = []
+        self.end = 0.0
+        self.closed = False
+        self._here: dict[tuple[int, int], Attempt] = {}  # by task and number of the attempt
+        self._cores: dict[tuple[int, str], float] = {}  # of one slot of a library
+        takers: dict[type[Record], Any] = {
+            Journal: self._journal, WorkerJoined: self._joined, WorkerLost: self._lost, GraphOpened: self._opened, GraphEnded: self._graph_ended,
+            GraphClosed: self._graph_closed, TaskSubmitted: self._submitted, TaskWoken: self._woken, TaskDispatched: self._dispatched,
+            TaskDone: self._done, TaskFailed: self._failed, TaskBack: self._back, TaskEnded: self._ended, FileDeclared: self._declared,
+            FilesFound: self._found, TransferEnded: self._transferred, TransferFailed: self.failed_transfers.append,
+            ObjectSent: self.sent.append, LibraryStarted: self._library_started, Closed: self._closed,
+        }  # fmt: skip
+        for record in records:
+            takers.get(type(record), self.others.append)(record)
+            self.end = record.t
+
+    def file(self, name: str) -> FileHistory:
+        """Find or make what is known of a file."""
+        file = self.files.get(name)
+        if file is None:
+            file = self.files[name] = FileHistory(name)
+        return file
+
+    def _journal(self, record: Journal) -> None:
+        self.journal = record
+
+    def _closed(self, _record: Closed) -> None:
+        self.closed = True
+
+    def _joined(self, record: WorkerJoined) -> None:
+        self.workers[record.worker] = WorkerHistory(record)
+
+    def _lost(self, record: WorkerLost) -> None:
+        if record.worker in self.workers:
+            self.workers[record.worker].lost = record
+
+    def _library_started(self, record: LibraryStarted) -> None:
+        self._cores[record.worker, record.library] = record.cores / max(record.slots, 1)
+        self.others.append(record)
+
+    def _opened(self, record: GraphOpened) -> None:
+        self.graphs[record.graph] = GraphHistory(record)
+
+    def _graph_ended(self, record: GraphEnded) -> None:
+        if record.graph in self.graphs:
+            self.graphs[record.graph].ended = record
+        task = self.tasks.get(record.task)
+        if task is not None:
+            task.outcome, task.reason = record.outcome, record.reason
+
+    def _graph_closed(self, record: GraphClosed) -> None:
+        if record.graph in self.graphs:
+            self.graphs[record.graph].closed = record.t
+
+    def _submitted(self, record: TaskSubmitted) -> None:
+        task = self.tasks[record.task] = TaskHistory(record)
+        for name in task.outputs:
+            self.file(name).task = record.task
+        if record.graph in self.graphs:
+            self.graphs[record.graph].tasks += 1
+
+    def _woken(self, record: TaskWoken) -> None:
+        if record.task in self.tasks:
+            self.tasks[record.task].woken += record.again
+
+    def _dispatched(self, record: TaskDispatched) -> None:
+        task = self.tasks.get(record.task)
+        if task is None:
+            return
+        cores = record.cores
+        if cores is None:
+            cores = self._cores.get((record.worker, task.submitted.library), 1.0)
+        attempt = Attempt(record.worker, record.attempt, record.t, cores)
+        task.attempts.append(attempt)
+        self._here[record.task, record.attempt] = attempt
+
+    def _over(self, record: TaskDone | TaskFailed | TaskBack, how: str, reason: str) -> Attempt | None:
+        attempt = self._here.pop((record.task, record.attempt), None)
+        if attempt is not None:
+            attempt.ended, attempt.how, attempt.reason = record.t, how, reason
+        return attempt
+
+    def _done(self, record: TaskDone) -> None:
+        self.returned_bytes += record.returned
+        task = self.tasks.get(record.task)
+        attempt = self._over(record, "done", "")
+        if attempt is not None:
+            attempt.wall_s, attempt.cpu_s, attempt.memory_mb = record.wall_s, record.cpu_s, record.memory_mb
+        if task is not None:
+            task.outcome = "success"
+            if task.submitted.result:
+                self.file(task.submitted.result).size = record.size
+        for name, size in record.outputs.items():
+            self.file(name).size = size
+
+    def _failed(self, record: TaskFailed) -> None:
+        attempt = self._over(record, record.failure, record.reason)
+        if attempt is not None:
+            attempt.wall_s = record.wall_s
+
+    def _back(self, record: TaskBack) -> None:
+        self._over(record, "back", record.reason)
+
+    def _ended(self, record: TaskEnded) -> None:
+        task = self.tasks.get(record.task)
+        if task is not None:
+            task.outcome, task.reason = record.outcome, record.reason
+
+    def _declared(self, record: FileDeclared) -> None:
+        file = self.file(record.file)
+        file.size = max(file.size, record.size)
+        file.at_manager |= record.at_manager
+        file.url, file.archive = record.url or file.url, record.archive or file.archive
+
+    def _found(self, record: FilesFound) -> None:
+        for name, size in zip(record.files, record.sizes, strict=True):
+            self.file(name).size = size
+        self.others.append(record)
+
+    def _transferred(self, record: TransferEnded) -> None:
+        self.transfers.append(record)
+        file = self.file(record.file)
+        file.size = max(file.size, record.bytes)
+
+
+def load(path: str | Path) -> History:
+    """Read a journal and add up its records.
+
+    Parameters
+    ----------
+    path
+        As for `find`.
+
+    Raises
+    ------
+    FileNotFoundError, NotAJournal
+        As `read`.
+    """
+    return History(read(path))

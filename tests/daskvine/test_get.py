@@ -260,6 +260,29 @@ def test_only_what_is_needed_is_computed(m, tmp_path):
     assert m.last_run.vertices == 1
 
 
+def steps(*more):
+    """A chain whose calls are short, and whose results are small and large."""
+    return {("step", n): (v.grow, ("step", n - 1) if n else 100_000, n, *more) for n in range(300)}
+
+
+def test_a_chain_with_small_and_large_results(m):
+    for _ in range(2):  # the second time it is known how short they are
+        assert m.get(steps(), ("step", 298), **CALLS) == 100_299
+
+
+def test_an_exception_in_the_middle_of_a_chain(m):
+    m.get(steps(), ("step", 100), **CALLS)
+    with pytest.raises(ArithmeticError, match="step 150"):
+        m.get(steps("", 150), ("step", 298), **CALLS)
+    assert m.get(steps(), ("step", 298), **CALLS) == 100_299
+
+
+def test_a_process_that_dies_in_the_middle_of_a_chain(m, tmp_path):
+    m.get(steps(), ("step", 100), **CALLS)
+    assert m.get(steps(str(tmp_path / "once"), 150), ("step", 298), **CALLS) == 100_299
+    assert (tmp_path / "once").read_text() == "died\n"
+
+
 def test_a_chain_of_ten_thousand(m):
     graph = {0: (v.inc, -1), **{n: (v.inc, n - 1) for n in range(1, 10_000)}}
     assert m.get(graph, 9_999, **CALLS) == 9_999

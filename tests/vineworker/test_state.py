@@ -332,6 +332,111 @@ def test_a_successor_starts_without_the_manager_the_moment_its_input_is_made(wor
     assert names.index("Adopt") < names.index("SendCall")
 
 
+@pytest.fixture
+def quick(worker):
+    """A worker with a library of two slots, whose calls are known to be short."""
+    worker.library(slots=2)
+    worker.feed(call(0))
+    worker.reply(1, 0, wall_s=0.00001)
+    return worker
+
+
+def fed(worker):
+    """The calls that were written behind what feeds them: slot, task, and the task that makes its input."""
+    return [(x.slot, x.run.task, x.fed[1]) for x in worker.told(w.SendCall) if x.fed]
+
+
+def test_a_short_call_is_written_behind_the_one_that_makes_its_last_input(quick):
+    quick.feed(call(1), call(2, "r1"), call(3, "r2"))
+    slot = quick.sent()[0][0]
+    assert fed(quick) == [(slot, 2, 1), (slot, 3, 2)]
+    quick.reply(slot, 1, 2, wall_s=0.00001)
+    assert not quick.sent(), "they are on their way already"
+    assert [done.task for done in quick.said(m.Done)] == [1, 2]
+    quick.feed(call(4, "r3"))
+    assert fed(quick) == [(slot, 4, 3)]
+
+
+def test_what_feeds_a_call_is_in_flight_whichever_came_first(quick):
+    quick.feed(call(2, "r1"))
+    assert not quick.sent()
+    quick.feed(call(1))
+    assert [task for _, task in quick.sent()] == [1, 2]
+
+
+def test_only_the_first_reader_is_fed_because_others_may_run_beside_it(quick):
+    quick.feed(call(1), call(2, "r1"), call(3, "r1"))
+    slot = quick.sent()[0][0]
+    assert fed(quick) == [(slot, 2, 1)]
+    quick.reply(slot, 1, wall_s=0.00001)
+    assert quick.sent() == [(3 - slot, 3)]
+
+
+def test_a_call_that_lacks_more_than_one_input_is_not_fed(quick):
+    quick.feed(call(1), call(2), call(3, "r1", "r2"))
+    assert not fed(quick)
+
+
+@pytest.mark.parametrize("which", ["maker", "reader"])
+def test_no_call_that_may_be_long_is_fed_or_feeds(quick, which):
+    maker, reader = call(1), call(2, "r1")
+    maker = maker._replace(function="unknown") if which == "maker" else maker
+    reader = reader._replace(function="unknown") if which == "reader" else reader
+    quick.feed(maker, reader)
+    assert [task for _, task in quick.sent()] == [1]
+
+
+def test_a_slot_is_fed_no_more_than_calls_may_be_in_flight(quick):
+    quick.feed(*(call(n, f"r{n - 1}") if n > 1 else call(n) for n in range(1, 100)))
+    slot = quick.sent()[0][0]
+    assert len(quick.sent()) == w.MOST_IN_FLIGHT
+    quick.reply(slot, 1, 2, 3, wall_s=0.00001)
+    assert fed(quick) == [(slot, 17, 16), (slot, 18, 17), (slot, 19, 18)]
+
+
+def test_a_call_that_could_not_be_fed_waits_for_its_input(quick):
+    quick.feed(call(1), call(2, "r1"))
+    slot = quick.sent()[0][0]
+    quick.reply(slot, 1, kind="exception")
+    quick.reply(slot, 2, kind="unfed", size=0)
+    assert not quick.out, "nobody is told: it has not begun"
+    quick.feed(m.Put("r1", b"made elsewhere"))
+    ((_slot, task),) = quick.sent()
+    assert task == 2
+    assert not fed(quick)
+
+
+def test_when_a_slot_dies_what_it_was_to_feed_waits_and_is_not_blamed(quick):
+    quick.feed(call(1), call(2, "r1"), call(3, "r2"))
+    slot = quick.sent()[0][0]
+    quick.die(slot, running=1)
+    (failed,) = quick.said(m.Failed)
+    assert (failed.task, failed.kind) == (1, "crash")
+    assert not quick.sent()
+    quick.feed(call(1)._replace(task=4))
+    assert [task for _, task in quick.sent()] == [4, 2, 3]
+
+
+def test_when_a_slot_dies_in_a_fed_call_what_came_before_is_there(quick):
+    quick.feed(call(1), call(2, "r1"), call(3, "r2"))
+    slot = quick.sent()[0][0]
+    quick.reply(slot, 1, wall_s=0.00001)
+    quick.die(slot, running=2)
+    assert [failed.task for failed in quick.said(m.Failed)] == [2]
+    quick.feed(call(2, "r1")._replace(task=5))
+    assert [task for _, task in quick.sent()] == [5, 3]
+
+
+def test_a_fed_call_that_is_cancelled_does_not_hurt_what_feeds_it(quick):
+    quick.feed(call(1), call(2, "r1"))
+    slot = quick.sent()[0][0]
+    quick.feed(m.Cancel([2]))
+    assert not quick.out
+    quick.reply(slot, 1, wall_s=0.00001)
+    assert quick.told(w.KillSlot) == [w.KillSlot(slot)]
+    assert [done.task for done in quick.said(m.Done)] == [1]
+
+
 def test_what_became_ready_by_work_done_here_goes_before_what_waits_already(worker):
     worker.library()
     worker.feed(call(1), call(5), call(6), call(2, "r1"))

@@ -16,7 +16,8 @@ class Object(NamedTuple):
 class Call(NamedTuple):
     """Worker: run this function.
 
-    ``shared`` and ``inputs`` are pairs of a name and the path of a file, or "" for what came as an `Object`.
+    ``shared`` and ``inputs`` are pairs of a name and the path of a file, or "" for what came as an `Object`. The option
+    ``fed`` names the input that an earlier call to this slot makes, and the task of that call.
     """
 
     task: int
@@ -38,7 +39,8 @@ class Drop(NamedTuple):
 class Reply(NamedTuple):
     """Slot: a call is over.
 
-    ``kind`` is "done" (payload: the result if it is small), "exception" (payload: the pickled exception) or "crash".
+    ``kind`` is "done" (payload: the result if it is small), "exception" (payload: the pickled exception), "crash", or "unfed": it was
+    not run, because the call that it was to get an input from has failed.
     """
 
     task: int

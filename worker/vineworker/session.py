@@ -521,10 +521,16 @@ class Session:
         if instruction.slot not in self._singles:  # a single call is sent when its sandbox is there
             slot = self._slots.get(instruction.slot)
             if slot is not None:
-                self._call(slot, instruction.run, instruction.new_shared, "", {})
+                self._call(slot, instruction.run, instruction.new_shared, "", {}, instruction.fed)
 
     def _call(
-        self, slot: SlotProcess, run: m.Run, new_shared: list[str], folder: str, variables: dict[str, str]
+        self,
+        slot: SlotProcess,
+        run: m.Run,
+        new_shared: list[str],
+        folder: str,
+        variables: dict[str, str],
+        fed: Optional[tuple[str, int]] = None,
     ) -> None:
         fresh = new_shared if not folder else run.shared
         shared = [(name, self._hand_over(slot, name, name in fresh, True)) for name in run.shared]
@@ -532,6 +538,8 @@ class Session:
         options: dict[str, Any] = {"env": variables} if variables else {}
         if run.options.get("raw"):
             options["raw"] = True
+        if fed is not None:
+            options["fed"] = fed
         call = Call(
             run.task, run.function, shared, inputs, self._result_path(run.task), folder, options, run.payload
         )

@@ -20,13 +20,15 @@ import struct
 import sys
 import time
 import traceback
-from typing import Any, Callable
+from typing import Any, Callable, Union
 
 from vinecore.protocol import INLINE_LIMIT, digests, values
 from vinecore.protocol.frames import FrameReader, encode
 from vineworker.calls import TO_SLOT, Call, Drop, Object, Reply
 
 PATIENCE_S = 0.001
+MOST_MADE = 16
+"""Results kept for the calls behind theirs; as many calls are in flight."""
 PROGRESS = struct.Struct(">q")
 MODULES_TO_TELL = 200
 
@@ -54,6 +56,7 @@ class Slot:
         self._shared: dict[str, Any] = {}
         self._raw_shared: dict[str, bytes] = {}  # came as messages, not loaded yet
         self._raw_inputs: dict[str, bytes] = {}  # of the next call
+        self._made: dict[int, Union[bytes, str]] = {}  # task -> its result, or the file it has written
         self._replies: list[Reply] = []
         self._first_reply = 0.0
         if fork:  # here, once, and not in every child
@@ -91,6 +94,10 @@ class Slot:
         self.begin(call)
         reply = self._in_child(call) if self._fork else self.run(call)
         self._raw_inputs.clear()
+        if reply.kind == "done":
+            self._made[call.task] = reply.payload if reply.size <= INLINE_LIMIT else call.result
+            if len(self._made) > MOST_MADE:
+                del self._made[next(iter(self._made))]
         PROGRESS.pack_into(self._progress, 0, -1)
         now = time.monotonic()
         if not self._replies:
@@ -150,12 +157,20 @@ class Slot:
     def run(self, call: Call) -> Reply:
         """Load what a call needs, call, and serialize what it returns or raises."""
         start = time.perf_counter()
+        fed: tuple[str, int] | None = call.options.get("fed")
+        if fed is not None and fed[1] not in self._made:
+            return Reply(call.task, "unfed", 0, 0.0, {}, b"")
         try:
             if call.sandbox:
                 os.chdir(call.sandbox)
             try:
                 shared = [self._load_shared(name, path) for name, path in call.shared]
-                inputs = [self._load(name, path, self._raw_inputs) for name, path in call.inputs]
+                inputs = [
+                    self._load_made(fed[1], path)
+                    if fed and name == fed[0]
+                    else self._load(name, path, self._raw_inputs)
+                    for name, path in call.inputs
+                ]
             except FileNotFoundError as error:  # somebody has cleaned up the cache: not the task's fault
                 lost = [
                     name for name, path in (*call.shared, *call.inputs) if path and not os.path.exists(path)
@@ -209,6 +224,16 @@ class Slot:
             self._shared[name] = self._load(name, path, self._raw_shared)
             self._raw_shared.pop(name, None)
         return self._shared[name]
+
+    def _load_made(self, task: int, path: str) -> Any:
+        """Load what a call before this one has made; a file is at its path when the worker has taken it over."""
+        made = self._made[task]
+        if isinstance(made, bytes):
+            return values.loads(made)
+        try:
+            return values.load_file(made)
+        except FileNotFoundError:
+            return values.load_file(path)
 
     def _load(self, name: str, path: str, raw: dict[str, bytes]) -> Any:
         return values.load_file(path) if path else values.loads(raw[name])

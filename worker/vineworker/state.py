@@ -1,12 +1,15 @@
 """The worker's mind: messages and happenings in, instructions out. No I/O, no clock, no threads.
 
 A task waits until all objects it reads are here, then queues for a slot of its library, or gets a process of its own. A task whose
-inputs are made on this worker starts the moment they are, without asking the manager. Vocabulary:
+inputs are made on this worker starts the moment they are, without asking the manager; and where calls are short, one that lacks nothing but
+what another one makes is written behind that to the same slot, so that a chain runs there without a word. Vocabulary:
 
 host
     a process that forks: one for each library, and one for each Python environment that single tasks run in
 slot
     a process forked by a host: serves many calls of a library, or one single task
+fed
+    a call in flight behind the one that makes its last missing input, which the slot hands from one to the other
 in flight
     calls written to a slot's socket and not answered yet; only the first of them can be running, and the others cannot be
     taken back: so nothing is put behind a call, or goes behind one, whose function is not known to be short
@@ -121,6 +124,7 @@ class SendCall(NamedTuple):
     slot: int
     run: m.Run
     new_shared: list[str]  # shared objects this slot has not been given yet
+    fed: Optional[tuple[str, int]] = None  # the input that the slot has by then, and the task that makes it
 
 
 class DropShared(NamedTuple):
@@ -185,8 +189,8 @@ class Task:
 
     __slots__ = ("missing", "run", "slot")
 
-    def __init__(self, run: m.Run, missing: int) -> None:
-        self.run, self.missing = run, missing
+    def __init__(self, run: m.Run) -> None:
+        self.run, self.missing = run, 0
         self.slot: Slot | None = None
 
 
@@ -261,6 +265,7 @@ class WorkerState:
         self.slots: dict[int, Slot] = {}
         self.processes: set[int] = set()
         self._waiting: dict[str, list[Task]] = {}  # object -> tasks that lack it
+        self._making: dict[str, Task] = {}  # object -> the call in flight that makes it
         self._unpacks: dict[str, list[m.Unpack]] = {}  # archive -> what is to be made of it
         self._next_slot = 0
         self._out: list[Any] = []
@@ -303,7 +308,7 @@ class WorkerState:
             self._out.append(StartUnpack(unpack))
         for task in self._waiting.pop(name, ()):
             task.missing -= 1
-            if not task.missing and self.tasks.get(task.run.task) is task:
+            if not task.missing and task.slot is None and self.tasks.get(task.run.task) is task:
                 self._ready(task, first=True)
         for host in [h for h in self.hosts.values() if name in h.missing]:
             host.missing.discard(name)
@@ -361,7 +366,7 @@ class WorkerState:
         """Have tasks that have not begun wait for objects that have gone; they may come again."""
         for task in self.tasks.values():
             lacking = gone.intersection(needs(task.run))
-            if not lacking or (not task.missing and not self._unqueued(task)):
+            if not lacking or task.slot is not None or (not task.missing and not self._unqueued(task)):
                 continue
             task.missing += len(lacking)
             for name in lacking:
@@ -391,12 +396,19 @@ class WorkerState:
         if event.library and event.library not in self.hosts:  # it died while this was on its way
             self._no_library(event)
             return
-        lacking = [name for name in needs(event) if name not in self.objects]
-        task = self.tasks[event.task] = Task(event, len(lacking))
+        task = self.tasks[event.task] = Task(event)
+        self._enter(task, first=False)
+
+    def _enter(self, task: Task, *, first: bool) -> None:
+        """Have a task wait for what is not here, or queue."""
+        lacking = [name for name in needs(task.run) if name not in self.objects]
+        task.missing = len(lacking)
         for name in lacking:
             self._waiting.setdefault(name, []).append(task)
         if not lacking:
-            self._ready(task, first=False)
+            self._ready(task, first=first)
+        elif len(lacking) == 1 and lacking[0] in self._making:
+            self._feed(self._making[lacking[0]])
 
     def _ready(self, task: Task, *, first: bool) -> None:
         run = task.run
@@ -445,13 +457,36 @@ class WorkerState:
             slot.short = depth > 1
             self._call(slot, queue.popleft())
 
-    def _call(self, slot: Slot, task: Task) -> None:
+    def _call(self, slot: Slot, task: Task, fed: tuple[str, int] | None = None) -> None:
         task.slot = slot
         slot.in_flight.append(task)
         run = task.run
         new = [name for name in run.shared if name not in slot.known]
         slot.known.update(new)
-        self._out.append(SendCall(slot.id, run, new))
+        self._out.append(SendCall(slot.id, run, new, fed))
+        if slot.host.library is not None:
+            self._making[run.result] = task
+            self._feed(task)
+
+    def _feed(self, maker: Task) -> None:
+        """Write the first that waits for what a call in flight makes, and for nothing else, behind it to the same slot.
+
+        Only the first: what else waits for it may run beside that one, in other slots.
+        """
+        waiting, slot = self._waiting.get(maker.run.result), maker.slot
+        if not waiting or slot is None or slot.killed or not slot.short:
+            return
+        task = waiting[0]
+        run, host = task.run, slot.host
+        if (
+            task.missing == 1
+            and task.slot is None
+            and run.library == host.name
+            and maker.run.result in run.inputs
+            and 1 < host.depth(run.function) > len(slot.in_flight)
+            and self.tasks.get(maker.run.task) is maker
+        ):
+            self._call(slot, task, (maker.run.result, maker.run.task))
 
     def _new_slot(self, host: Host, run: m.Run | None) -> Slot:
         self._next_slot += 1
@@ -469,6 +504,10 @@ class WorkerState:
             host.empty_deaths = 0
             if host.library is None:
                 continue  # its outputs are collected first; then it comes back as TaskOver
+            self._landed(task)
+            if reply.kind == "unfed":
+                self._enter_again(task)
+                continue
             host.learn(task.run.function, reply.wall_s)
             slot.short = slot.short or not slot.in_flight
             if self.tasks.get(reply.task) is task:
@@ -480,7 +519,22 @@ class WorkerState:
                     Delete([task.run.result]),
                 ]  # its file has to go
         self._kill_if_cancelled(slot)
+        if slot.in_flight:
+            self._feed(slot.in_flight[-1])
         self._dispatch(host)
+
+    def _landed(self, task: Task) -> None:
+        """A call is not in flight any more."""
+        task.slot = None
+        if self._making.get(task.run.result) is task:
+            del self._making[task.run.result]
+        if task.missing:  # it was to be fed, and whatever it has got was not kept
+            self._stop_waiting(task)
+
+    def _enter_again(self, task: Task) -> None:
+        """A call that was in flight has not been run."""
+        if self.tasks.get(task.run.task) is task:
+            self._enter(task, first=True)
 
     def _finish(self, run: m.Run, reply: Reply) -> None:
         if reply.kind == "done":
@@ -510,6 +564,7 @@ class WorkerState:
             if task is None:
                 continue
             if task.slot is not None:
+                self._stop_waiting(task)
                 self._kill_if_cancelled(task.slot)
             elif number in self.processes:
                 self._out.append(KillProcess(number))
@@ -581,9 +636,7 @@ class WorkerState:
         host = self.hosts.pop(event.host, None)
         if host is None:
             return
-        for slot in host.slots.values():
-            del self.slots[slot.id]
-            self._out.append(KillSlot(slot.id))
+        self._kill_slots(host)
         lost = [task for task in self.tasks.values() if self._belongs(task, host)]
         for task in lost:
             del self.tasks[task.run.task]
@@ -595,6 +648,13 @@ class WorkerState:
                 kind = "input" if event.final else "library" if task.slot is None else "crash"
                 self._out.append(Say(m.Failed(task.run.task, kind, {"reason": event.reason}, b"")))
 
+    def _kill_slots(self, host: Host) -> None:
+        for slot in host.slots.values():
+            del self.slots[slot.id]
+            self._out.append(KillSlot(slot.id))
+            for task in slot.in_flight if host.library is not None else ():
+                self._landed(task)
+
     def _belongs(self, task: Task, host: Host) -> bool:
         if host.library is not None:
             return task.run.library == host.name
@@ -604,9 +664,7 @@ class WorkerState:
         host = self.hosts.pop(event.name, None)
         if host is None:
             return
-        for slot in host.slots.values():
-            del self.slots[slot.id]
-            self._out.append(KillSlot(slot.id))
+        self._kill_slots(host)
         for task in [task for task in self.tasks.values() if task.run.library == event.name]:
             del self.tasks[task.run.task]
             self._stop_waiting(task)
@@ -624,10 +682,13 @@ class WorkerState:
             return
         if event.running < 0 and not slot.killed:
             host.empty_deaths += 1
+        for task in slot.in_flight:
+            self._landed(task)
         for task in reversed(slot.in_flight):
-            task.slot = None
             if task.run.task == event.running and not slot.killed:
                 self._crashed(task, event)
+            elif task.missing:
+                self._enter_again(task)
             elif self.tasks.get(task.run.task) is task:
                 host.queue.appendleft(task)
         if host.empty_deaths > MOST_EMPTY_DEATHS:

@@ -110,6 +110,10 @@ class SimulatedWorker:
         self.slots: dict[
             int, tuple[str, deque[m.Run], m.Run | None]
         ] = {}  # host, calls in the socket, single task
+        self.fed: dict[
+            int, tuple[str, int]
+        ] = {}  # of calls in sockets: the input that a slot has by then, and who makes it
+        self.done: dict[int, set[int]] = {}  # slot -> what it has done
         self.killed: set[int] = set()  # processes
         self.disk: dict[str, tuple[int, str]] = {}  # what it keeps forever: sizes and contents
         self.to_keep: set[str] = set()
@@ -149,10 +153,19 @@ class SimulatedWorker:
             self.jobs.append(("kill", x.slot))
 
     def _SendCall(self, x: w.SendCall) -> None:
-        assert {*x.run.shared, *x.run.inputs} <= self.cache.keys(), (
+        calls = self.slots[x.slot][1]
+        coming = set()
+        self.fed.pop(x.run.task, None)
+        if x.fed is not None:
+            self.fed[x.run.task] = x.fed
+            coming = {x.fed[0]}
+            assert x.fed in [(run.result, run.task) for run in calls], (
+                "what feeds it is not in flight before it"
+            )
+        assert {*x.run.shared, *x.run.inputs} - self.cache.keys() == coming, (
             f"a slot is sent {x.run} without its inputs"
         )
-        self.slots[x.slot][1].append(x.run)
+        calls.append(x.run)
 
     def _DropShared(self, x: w.DropShared) -> None:
         assert not set(x.names) & self.cache.keys() or True
@@ -405,7 +418,7 @@ class World:
         return sorted(specs.values(), key=lambda spec: order[spec.result])
 
     def _graph(self, shape: random.Random, run: int) -> list[TaskSpec]:
-        chain = shape.random() < 0.3
+        chain, function = shape.random() < 0.3, shape.choice(("quick", "slow"))
         alone = shape.choice((*[library.name for library in LIBRARIES], "", None))
         graph: list[TaskSpec] = []
         for _ in range(shape.randint(1, 7)):
@@ -436,7 +449,7 @@ class World:
                 "" if command and more and shape.random() < 0.5 else name,
                 run,
                 library,
-                "f",
+                function,
                 b"",
                 shared=() if command else (FUNCTION,),
                 inputs=() if command else tuple(inputs),
@@ -594,10 +607,16 @@ class World:
         elif ending.kind == "well":
             if calls:
                 count = min(ending.count, len(calls))
-                worker.feed([w.Replied(slot, [self._reply(calls.popleft(), worker) for _ in range(count)])])
+                worker.feed(
+                    [w.Replied(slot, [self._reply(calls.popleft(), worker, slot) for _ in range(count)])]
+                )
         elif ending.kind == "badly" and calls:
             self.excuses |= {"exception", "input missing"}
-            worker.feed([w.Replied(slot, [Reply(calls.popleft().task, "exception", 0, 0.1, {}, b"error")])])
+            replies = [Reply(calls.popleft().task, "exception", 0, 0.1, {}, b"error")]
+            replies += [
+                self._reply(calls.popleft(), worker, slot) for _ in range(min(ending.count, len(calls)))
+            ]
+            worker.feed([w.Replied(slot, replies)])
         else:
             self.excuses |= {"crash", "library", "input missing"}
             self._slot_dies(worker, slot, calls[0].task if calls and ending.count % 2 else -1)
@@ -620,8 +639,14 @@ class World:
         _host, calls, _single = worker.slots[slot]
         self._slot_dies(worker, slot, calls[0].task if calls and ending.count % 2 else -1)
 
-    def _reply(self, run: m.Run, worker: SimulatedWorker) -> Reply:
-        size, wall = self._size_of(run), (0.001, 0.02, 0.2)[run.task % 3]
+    def _reply(self, run: m.Run, worker: SimulatedWorker, slot: int) -> Reply:
+        fed = worker.fed.pop(run.task, None)
+        done = worker.done.setdefault(slot, set())
+        if fed is not None and fed[1] not in done:
+            return Reply(run.task, "unfed", 0, 0.0, {}, b"")
+        done.add(run.task)
+        size = self._size_of(run)
+        wall = 0.0001 if run.function == "quick" else (0.001, 0.02, 0.2)[run.task % 3]
         if size <= INLINE_LIMIT:
             return Reply(run.task, "done", size, wall, {}, bytes(size))
         return Reply(run.task, "done", size, wall, {"digest": f"{worker.number}.{run.task}"}, b"")

@@ -23,7 +23,7 @@ from vinecore.errors import note
 from vinecore.manager import Manager
 from vinecore.protocol import INLINE_LIMIT, values
 
-PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), slice, values.Input, values.Shared})
+PLAIN = values.PLAIN | {slice, values.Input, values.Shared}
 WORTH_SHARING = 256
 """Bytes; a smaller object travels with each vertex."""
 
@@ -276,7 +276,7 @@ class Compiler:
 
 def dump_call(args: list[Any], kwargs: dict[str, Any], *, plain: bool) -> bytes:
     """Serialize arguments; ``plain`` says that plain pickle can take them."""
-    return values.dumps((tuple(args), kwargs)) if plain else dumps((tuple(args), kwargs))
+    return values.dumps((tuple(args), kwargs), plain=True) if plain else dumps((tuple(args), kwargs))
 
 
 def dumps(value: Any) -> bytes:

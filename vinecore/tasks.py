@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RESULTS = {"time": "max wall time", "exhausted": "resource exhaustion", "crash": "forsaken", "library": "missing library",
            "too large": "resource exhaustion", "disk": "resource exhaustion", "input": "input missing"}  # fmt: skip
 MADE = ("file", "buffer", "temp")  # what a task may fill
-PLAIN = (int, float, str, bytes, bool, type(None))
+PLAIN = values.PLAIN | {values.Input}
 
 
 class Task:
@@ -428,4 +428,4 @@ def dump_arguments(args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[bytes, 
     plain = all(type(value) in PLAIN for value in args) and all(
         type(value) in PLAIN for value in kwargs.values()
     )
-    return values.dumps((args, kwargs), by_value=not plain), tuple(inputs)
+    return values.dumps((args, kwargs), by_value=not plain, plain=plain), tuple(inputs)

@@ -33,6 +33,8 @@ from typing import Any, Callable, NamedTuple, Union
 MAGIC = b"VINEVAL1"
 HEADER = struct.Struct(">8sII")
 ALIGNMENT = 64
+PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
+"""What pickle takes by itself, in a tenth of the time."""
 OUT_OF_BAND = 4096
 """Buffers below this many bytes stay in the pickle."""
 
@@ -48,7 +50,7 @@ def cloudpickle_dumps(value: Any, **options: Any) -> bytes:
     return dumps(value, **options)
 
 
-def dump(value: Any, *, by_value: bool = False) -> list[Any]:
+def dump(value: Any, *, by_value: bool = False, plain: bool = False) -> list[Any]:
     """Serialize a value.
 
     Parameters
@@ -57,12 +59,16 @@ def dump(value: Any, *, by_value: bool = False) -> list[Any]:
         Anything that pickle or cloudpickle can take.
     by_value
         Use cloudpickle at once: for what the user's own session defines, which a worker could not import.
+    plain
+        There is nothing in it but containers, placeholders, and what is `PLAIN`.
 
     Returns
     -------
     list of bytes-like
         The parts of the object, to be written one after another.
     """
+    if plain or type(value) in PLAIN:
+        return _lay_out(pickle.dumps(value, protocol=5), [])
     attempts: list[tuple[Callable[..., bytes], int]] = [(cloudpickle_dumps, 5), (cloudpickle_dumps, 4)]
     if not by_value:
         attempts.insert(0, (_plain_dumps, 5))
@@ -165,6 +171,8 @@ def _collect(buffer: pickle.PickleBuffer, keep: list[memoryview]) -> bool:
 
 
 def _lay_out(text: bytes, buffers: list[memoryview]) -> list[Any]:
+    if not buffers:
+        return [HEADER.pack(MAGIC, len(text), 0) + text]
     lengths = struct.pack(f">{len(buffers)}Q", *(b.nbytes for b in buffers))
     parts: list[Any] = [HEADER.pack(MAGIC, len(text), len(buffers)) + lengths + text]
     position = len(parts[0])
@@ -180,9 +188,9 @@ def size_of(parts: list[Any]) -> int:
     return sum(len(part) for part in parts)
 
 
-def dumps(value: Any, *, by_value: bool = False) -> bytes:
+def dumps(value: Any, *, by_value: bool = False, plain: bool = False) -> bytes:
     """Serialize a value into one byte string."""
-    return b"".join(dump(value, by_value=by_value))
+    return b"".join(dump(value, by_value=by_value, plain=plain))
 
 
 def loads(data: Readable) -> Any:

@@ -26,7 +26,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     """Files of a folder, with ETags and ranges; ``server.asked`` are the requests.
 
     What a path does beside that: ``/half/...`` sends half of the file and closes; ``/half-once/...`` does so the first time;
-    ``/plain/...`` says nothing of what it has; ``/said/...`` says ``server.headers``; ``/refused/...`` does not answer HEAD.
+    ``/plain/...`` says nothing of what it has; ``/said/...`` says ``server.headers``; ``/refused/...`` does not answer HEAD;
+    ``/late/...`` sends nothing before ``server.gate`` is set.
     """
 
     protocol_version = "HTTP/1.1"
@@ -42,7 +43,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.server.asked.append((self.command, self.path))
             times = self.server.asked.count((self.command, self.path))
         way, _, rest = self.path[1:].partition("/")
-        ways = ("half", "half-once", "plain", "said", "refused", "moved")
+        ways = ("half", "half-once", "plain", "said", "refused", "moved", "late")
         way, name = (way, rest) if way in ways else ("", self.path[1:])
         path = self.server.folder / name
         if way == "refused" and not body:
@@ -76,6 +77,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.send_header("Last-Modified", self.date_time_string(path.stat().st_mtime))
         self.end_headers()
         if body:
+            if way == "late":
+                self.server.gate.wait(240)
             content = data[first : last + 1]
             if way == "half" or (way == "half-once" and times == 1):
                 self.wfile.write(content[: len(content) // 2])
@@ -102,6 +105,7 @@ class WebServer(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
         self.folder, self.asked, self.lock = Path(folder), [], threading.Lock()
         self.headers = {}
+        self.gate = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def count(self, method, path):

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from vineworker.addresses import Addresses
+from vineworker.session import TRANSFER_THREADS as FETCHES
 from vineworker.warden import Warden
 
 from tests.servers import Relay, free_port, web_server, xrootd_server
@@ -337,3 +338,19 @@ def test_a_process_that_fetches_ends_when_its_manager_is_left(tmp_path):
                 fetched.result(60)
     finally:
         warden.close()
+
+
+def test_what_a_worker_fetches_does_not_hold_up_what_it_brings_to_the_manager(yard, web):
+    m = yard.manager()
+    yard.worker(m, "--cores", str(FETCHES + 1))
+    for number in range(FETCHES):
+        place(web, f"file{number}")
+        m.submit(checksum(m.declare_url(f"{web.url}/late/file{number}")))
+    until(lambda: sum(method == "GET" for method, _path in web.asked) == FETCHES)
+    made = PythonTask(bytes, LARGE)
+    made.set_cores(1)
+    m.submit(made)
+    assert m.wait(60) is made
+    assert made.output == bytes(LARGE)
+    web.gate.set()
+    assert all(m.wait(60).successful() for _ in range(FETCHES))

@@ -19,7 +19,7 @@ from vinecore.simulate.network import Flow, Link
 if TYPE_CHECKING:
     from vinecore.simulate.world import World
 
-TRANSFERS = 8  # at a time, as many as a worker has threads for them
+TRANSFERS = 8  # at a time in each direction, as many as a worker has threads for them
 MESSAGE_BYTES = 400  # of one without a payload
 
 
@@ -50,12 +50,34 @@ class Slot:
 class Transfer:
     """An object on its way, from or to this worker, as this worker has been told."""
 
-    __slots__ = ("flow", "name", "over", "size", "source")
+    __slots__ = ("flow", "name", "over", "size", "source", "threads")
 
-    def __init__(self, name: str, size: int, source: Node | None) -> None:
-        self.name, self.size, self.source = name, size, source
+    def __init__(self, name: str, size: int, source: Node | None, threads: Threads) -> None:
+        self.name, self.size, self.source, self.threads = name, size, source, threads
         self.flow: Flow | None = None
         self.over = False
+
+
+class Threads:
+    """So many transfers at a time; the others wait in a row."""
+
+    def __init__(self, count: int) -> None:
+        self._free, self._row = count, deque[Callable[[], None]]()
+
+    def submit(self, begin: Callable[[], None]) -> None:
+        """Begin as soon as there is a thread for it."""
+        if self._free:
+            self._free -= 1
+            begin()
+        else:
+            self._row.append(begin)
+
+    def done(self) -> None:
+        """A thread has ended what it did."""
+        if self._row:
+            self._row.popleft()()
+        else:
+            self._free += 1
 
 
 class Node:
@@ -77,11 +99,11 @@ class Node:
         self._slots: dict[int, Slot] = {}
         self._serving: dict[Transfer, Node] = {}  # transfers from here, and to whom
         self._transfers: dict[Transfer, None] = {}
-        self._queue: deque[Callable[[], None]] = deque()
+        self._fetches, self._uploads = Threads(TRANSFERS), Threads(TRANSFERS)
         self._hands: dict[str, Callable[[Any], None]] = {
             "Say": lambda x: self._say.append(x.message), "StartHost": self._start_host, "StopHost": lambda x: self._stop_host(x.host),
             "StartSlot": self._start_slot, "KillSlot": self._kill_slot, "SendCall": self._send_call, "DropShared": lambda _x: None,
-            "StartFetch": lambda x: self._in_turn(lambda: self._fetch(x.fetch)), "StartUpload": lambda x: self._in_turn(lambda: self._upload(x.name)),
+            "StartFetch": lambda x: self._fetches.submit(lambda: self._fetch(x.fetch)), "StartUpload": lambda x: self._uploads.submit(lambda: self._upload(x.name)),
             "Keep": lambda x: self._store(x.name, len(x.payload)), "Adopt": lambda x: self._store(x.name, world.size_of(x.name)),
             "Delete": lambda x: self._delete(x.names), "Retain": lambda _x: None, "Unkeep": lambda _x: None,
         }  # fmt: skip
@@ -267,30 +289,23 @@ class Node:
         for name in names:
             self.disk_used -= on_disk(self.objects.pop(name, 0))
 
-    def _in_turn(self, begin: Callable[[], None]) -> None:
-        """Begin a transfer as soon as there is a thread for it."""
-        if len(self._transfers) < TRANSFERS:
-            begin()
-        else:
-            self._queue.append(begin)
-
     def _over(self, transfer: Transfer) -> None:
         """A transfer has ended, in whatever way: the next one may begin."""
         transfer.over = True
         del self._transfers[transfer]
         if transfer.source is not None:
             transfer.source._serving.pop(transfer, None)  # noqa: SLF001 - another one of this kind
-        while self._queue and len(self._transfers) < TRANSFERS:
-            self._queue.popleft()()
+        transfer.threads.done()
 
     def _fetch(self, fetch: m.Fetch) -> None:
         world = self.world
         source = world.by_address.get(fetch.source)
         if source is None and ":" in fetch.source and "://" not in fetch.source:
             self.tell(m.FetchFailed(fetch.name, fetch.source, "no route", False))
+            self._fetches.done()
             return
         size = world.size_of(fetch.name)
-        transfer = Transfer(fetch.name, size, source)
+        transfer = Transfer(fetch.name, size, source, self._fetches)
         self._transfers[transfer] = None
         kind, link, wait = "to_workers", world.manager_up, 2 * world.cluster.latency_s
         if source is not None:
@@ -311,7 +326,10 @@ class Node:
             self._over(transfer)
             self.tell(m.FetchFailed(fetch.name, fetch.source, "no room", False, self._room()))
         else:
-            self.world.report.moved(kind, transfer.size)
+            if kind == "storage":
+                self.world.report.moved(kind, transfer.size)
+            else:
+                self.world.moved(kind, transfer.size, source.number if source is not None else 0, self.number)
             transfer.flow = Flow(links, transfer.size, lambda: self._arrived(transfer))
 
     def failed(self, transfer: Transfer, reason: str) -> None:
@@ -330,14 +348,15 @@ class Node:
     def _upload(self, name: str) -> None:
         if name not in self.objects:
             self.tell(m.UploadFailed(name, "it is not there"))
+            self._uploads.done()
             return
-        world, transfer = self.world, Transfer(name, self.objects[name], None)
+        world, transfer = self.world, Transfer(name, self.objects[name], None, self._uploads)
         self._transfers[transfer] = None
         world.clock.after(2 * world.cluster.latency_s, self._bring, transfer)
 
     def _bring(self, transfer: Transfer) -> None:
         if not transfer.over:
-            self.world.report.moved("to_manager", transfer.size)
+            self.world.moved("to_manager", transfer.size, self.number, 0)
             transfer.flow = Flow(
                 (self.up, self.world.manager_down), transfer.size, lambda: self._brought(transfer)
             )

@@ -37,6 +37,8 @@ class Report:
         a task computed whose result counted.
     bytes_moved, transfers : dict
         How much was moved, and how often, in each way (`KINDS`); small results in messages count.
+    most_between_two : int
+        The most bytes that were moved between two machines, in both directions; the storage is none.
     manager_busy_s : float
         How long the manager was busy, by `Costs`.
     manager_cpu_s : float
@@ -65,6 +67,7 @@ class Report:
     useful_core_s: float = 0.0
     bytes_moved: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     transfers: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    most_between_two: int = 0
     manager_busy_s: float = 0.0
     manager_cpu_s: float = 0.0
     events: int = 0
@@ -117,6 +120,7 @@ class Report:
             ("cores with a task", f"{self.utilisation:.1%}"),
             ("cores that computed what counted", f"{self.useful:.1%}"),
             *((f"moved {meaning}", f"{_bytes(self.bytes_moved[kind])} in {self.transfers[kind]:,}") for kind, meaning in KINDS.items()),
+            ("most between two machines", _bytes(self.most_between_two)),
             ("most on one worker's disk", _bytes(self.peak_disk_bytes)),
             ("manager busy", f"{self.manager_busy_s:,.3f} s, {self.manager_load:.1%}"),
             ("events, messages to workers", f"{self.events:,}, {self.messages:,}"),

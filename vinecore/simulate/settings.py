@@ -99,6 +99,8 @@ class Costs:
         One event in the mind, a message that came or a task that was submitted, with its decoding.
     message_s : float
         One message to a worker, with its encoding.
+    task_s : float
+        What a manager spends on every task that it hands out beside that: nothing here, and what makes another manager than this one.
     submit_s : float
         One task, in the user's thread, before it is submitted.
     connect_s : float
@@ -121,6 +123,7 @@ class Costs:
     turn_s: float = 100 * US
     event_s: float = 25 * US
     message_s: float = 2 * US
+    task_s: float = 0.0
     submit_s: float = 20 * US
     connect_s: float = 0.2
     interpreter_s: float = 0.02

@@ -120,6 +120,9 @@ class World:
         }
         self._begun: Counter[int] = Counter()
         self._useful: dict[int, float] = {}
+        self._between: Counter[tuple[int, int]] = (
+            Counter()
+        )  # bytes, by the numbers of both ends; 0 is the manager
         self._submit(workload, retries)
         for number in range(cluster.workers):
             self.clock.at(costs.connect_s + failures.arrive_s * number / cluster.workers, self._join)
@@ -135,6 +138,7 @@ class World:
         for node in self._nodes.values():
             self._account(node)
         report.run_again = sum(times - 1 for times in self._begun.values())
+        report.most_between_two = max(self._between.values(), default=0)
         report.useful_core_s = sum(self._useful.values())
         report.took_s = time.perf_counter() - started
         scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
@@ -214,7 +218,9 @@ class World:
         for x in out:
             self._carry(x, letters)
         messages = sum(map(len, letters.values()))
-        busy = self.costs.turn_s + self.costs.event_s * count + self.costs.message_s * messages
+        tasks = sum(type(message) is m.Run for letter in letters.values() for message in letter)
+        costs = self.costs
+        busy = costs.turn_s + costs.event_s * count + costs.message_s * messages + costs.task_s * tasks
         self._free_at = self.clock.now + busy
         report = self.report
         report.manager_busy_s += busy
@@ -229,10 +235,10 @@ class World:
             letters.setdefault(x.worker, []).append(x.message)
         elif isinstance(x, i.SendObject):
             size = self.size_of(x.name)
-            self.report.moved("to_workers", size)
+            self.moved("to_workers", size, 0, x.worker)
             letters.setdefault(x.worker, []).append(m.Put(x.name, bytes(size)))
         elif isinstance(x, i.Keep):
-            self.report.moved("to_manager", len(x.payload))
+            self.report.moved("to_manager", len(x.payload))  # small, and nobody says whose it was
         elif isinstance(x, i.Disconnect):
             self.clock.after(0.0, self._lose, x.worker, x.reason)
         elif isinstance(x, i.RunEnded):
@@ -265,6 +271,11 @@ class World:
     def _arrive(self, node: Node, messages: list[m.Message]) -> None:
         if node.number in self._nodes:
             self._post(*(e.WorkerSaid(node.number, message) for message in messages))
+
+    def moved(self, kind: str, size: int, one: int, other: int) -> None:
+        """Count a transfer between two ends; the manager is number 0."""
+        self.report.moved(kind, size)
+        self._between[min(one, other), max(one, other)] += size
 
     def stored(self, name: str, size: int) -> None:
         """The manager has all of an object."""

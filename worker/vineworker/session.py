@@ -35,7 +35,7 @@ log = logging.getLogger("vine_worker")
 
 TOGETHER_S = 0.02
 """What is found within this time is told together."""
-TRANSFER_THREADS = 8
+TRANSFER_THREADS = 8  # for what comes, and as many for what is brought to the manager
 DISK_THREADS = 4
 
 
@@ -84,6 +84,8 @@ class Session:
         self._loop = asyncio.get_running_loop()
         # of their own, because a transfer may wait long for the other end, and no task shall wait for it
         self._transfers = ThreadPoolExecutor(TRANSFER_THREADS, "vine-transfer")
+        # others than those: what a task waits for must not stand in line behind results that all workers bring to one manager
+        self._uploads = ThreadPoolExecutor(TRANSFER_THREADS, "vine-upload")
         self._threads = ThreadPoolExecutor(DISK_THREADS, "vine-disk")
         disk_mb = settings.resources.disk_mb
         self._measuring = processes.Measuring(lambda exceeded: self._soon(self._exceeded, exceeded), disk_mb)
@@ -185,7 +187,7 @@ class Session:
         if self._fetcher is not None:
             self._fetcher.close()
         self._measuring.close()
-        for threads in (self._transfers, self._threads):
+        for threads in (self._transfers, self._uploads, self._threads):
             threads.shutdown(wait=False, cancel_futures=True)
         if self._keeper.busy:  # it still takes things out of the folder
             self._keeper.later(lambda: bulk.remove(self._folder))
@@ -404,7 +406,7 @@ class Session:
         def then(_nothing: Any, error: Optional[BaseException]) -> None:
             self.say(m.Uploaded(name) if error is None else m.UploadFailed(name, _say_error(error)))
 
-        self._in_thread(lambda: fetcher.upload(name, digest), then, self._transfers)
+        self._in_thread(lambda: fetcher.upload(name, digest), then, self._uploads)
 
     # ---- hosts and slots
 

@@ -86,6 +86,16 @@ def test_results_go_from_worker_to_worker_or_through_the_manager():
     assert hub.bytes_moved["peers"] == 0
     assert hub.bytes_moved["to_manager"] == 2 * 10**6 + 10
     assert hub.bytes_moved["to_workers"] == 10**6
+    assert peers.most_between_two == 10**6
+    assert hub.most_between_two >= 2 * 10**6
+
+
+def test_what_workers_bring_to_the_manager_does_not_hold_up_what_they_fetch():
+    jobs = [Job(f"t{n}", seconds=0.0, size=10**6, wanted=True) for n in range(20)]
+    jobs += [Job("late", ("data",), seconds=15.0)]
+    cluster = dataclasses.replace(NEAR, cores=30, manager_bandwidth=1e6)
+    report = run(jobs, cluster, files=[File("data", 10**6)])
+    assert report.makespan_s == pytest.approx(20.0, abs=0.5)  # which is what it takes to bring them all
 
 
 def test_a_slow_manager_is_what_all_wait_for():
@@ -95,6 +105,12 @@ def test_a_slow_manager_is_what_all_wait_for():
     assert report.makespan_s > 200 * 2 * 0.05
     assert report.manager_load > 0.95
     assert report.manager_busy_s <= report.makespan_s + 0.1
+
+
+def test_another_manager_spends_more_on_a_task():
+    costs = dataclasses.replace(FREE, task_s=0.1)
+    report = run(independent(50, seconds=0.001), costs=costs)
+    assert report.makespan_s > 49 * 0.1
 
 
 def test_a_process_for_each_task_pays_for_each_what_a_library_pays_once():

@@ -23,7 +23,7 @@ NAMES = ", ".join((*(case.name for case in CASES), "Q1 to Q8"))
 WITHOUT_HEP = "The ADL queries need the HEP stack, which is not installed: pip install 'daskvine[hep]'"
 NOTE = (
     "A ratio is how many times as fast daskvine is; of the ADL queries, the part of the other's time. "
-    "Bare: no scheduler, only the processes (calls), a sendfile from one to the other (transfer), plain pickle (load), "
+    "Bare: no scheduler, only the processes (calls), a sendfile from one to the other (transfers), plain pickle (load), "
     "or each of them with its share of the files (ADL). "
     "The machine may be shared: what else runs on it changes the numbers, and leaves less of a core to "
     "those that use two; bare says what was to be had ('nor bare': too little to judge by). "

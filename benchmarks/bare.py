@@ -47,6 +47,8 @@ class Bare:
 
             yield prepare
 
+    compared = transfer  # nothing compares, nobody waits
+
     @contextlib.contextmanager
     def load(self) -> Iterator[Prepare]:
         """An array is loaded with plain pickle."""

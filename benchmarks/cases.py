@@ -89,6 +89,7 @@ CASES: Final = (
     Case("warm", "warm compute of one vertex", "ms", EVERYBODY, "distributed", 10),
     Case("cold", "start, compute, close", "s", ("daskvine", "distributed"), "distributed", 1, warm=False),
     Case("transfer", "peer transfer of a file", "GB/s", ("daskvine", "bare"), "bare", 0.8, relative=True),
+    Case("compared", "the same, until a task there may read it", "GB/s", ("daskvine", "bare"), "bare"),
     Case("load", "private memory for a loaded array", "MB", ("daskvine", "bare"), "", 25),
     Case("sent", "sent per vertex that shares a layout", "bytes", ("daskvine",), "", 2_000),
     Case("adl", "ADL", "s", (*EVERYBODY, "bare"), "synchronous", 0.6, relative=True, parts=ADL),

@@ -84,6 +84,7 @@ def _title(row: Row, size: Size) -> str:
         "tasks": f"{size.tasks} vertices",
         "warm": f"{size.computes} times",
         "transfer": f"{size.file_mb} MB",
+        "compared": f"{size.file_mb} MB",
         "load": f"{size.array_mb} MB",
         "sent": f"{size.branches:,} branches",
     }

@@ -79,16 +79,23 @@ class Vine:
 
         yield lambda _size, _part: Job(1, run, 2)
 
+    def transfer(self) -> contextlib.AbstractContextManager[Prepare]:
+        """A file goes from one worker to another one."""
+        return self._course(compared=False)
+
+    def compared(self) -> contextlib.AbstractContextManager[Prepare]:
+        """A file goes from one worker to another one, is compared there with what was made, and a task begins that reads it."""
+        return self._course(compared=True)
+
     @contextlib.contextmanager
-    def transfer(self) -> Iterator[Prepare]:
-        """A file goes from one worker to another one, and is checked there."""
+    def _course(self, *, compared: bool) -> Iterator[Prepare]:
         with (
             tempfile.TemporaryDirectory() as folder,
             Manager(port=0, address="127.0.0.1") as m,
             Factory("local", manager=m, min_workers=2, cores=1),
         ):
             m.wait_for_workers(2)
-            yield functools.partial(_transfer, _Course(m, Path(folder)))
+            yield functools.partial(_transfer, _Course(m, Path(folder)), compared)
 
     @contextlib.contextmanager
     def load(self) -> Iterator[Prepare]:
@@ -179,18 +186,21 @@ class _Course:
             msg = f"a task has failed: {task and task.error()}"
             raise RuntimeError(msg)
 
-    def run(self) -> int:
-        """Wait until the other worker has it; give the number of those who have."""
+    def run(self, compared: bool) -> float:
+        """Give the seconds until the other worker has all of it, or until a task there may read it."""
         assert self.file is not None
+        start = time.perf_counter()
         self.m.submit(self._reader("true"))
-        while (count := self.m.get_file_replica_count(self.file)) < 2:
+        while self.m.get_file_replica_count(self.file) < 2:
             time.sleep(0.001)
-        return count
+        moved = time.perf_counter() - start
+        self._end()  # also where that is not measured: nobody else's turn begins before
+        return time.perf_counter() - start if compared else moved
 
 
-def _transfer(course: _Course, size: Size, _part: str) -> Job:
+def _transfer(course: _Course, compared: bool, size: Size, _part: str) -> Job:
     course.begin(size.file_mb)
-    return Job(size.file_mb * data.MB / 1e9, course.run, 2)
+    return Job(size.file_mb * data.MB / 1e9, lambda: course.run(compared), measures=True)
 
 
 @contextlib.contextmanager

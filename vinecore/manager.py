@@ -557,7 +557,7 @@ class Manager:
         return self.read_file(file).decode()
 
     def get_file_replica_count(self, file: File) -> int:
-        """Count the workers that have a file."""
+        """Count the workers that have a file, also those that still compare it with what was made."""
         return self._engine.call(
             lambda mind: (
                 len(mind.tables.files[file.cache_name].replicas)

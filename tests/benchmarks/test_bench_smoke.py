@@ -49,12 +49,13 @@ def test_prints_a_row_writes_a_record_and_leaves_nothing_behind(tmp_path):
 
 def test_what_is_moved_loaded_and_sent_is_measured(tmp_path):
     record = tmp_path / "bench.json"
-    rows = [option for name in ("transfer", "load", "sent") for option in ("--only", name)]
+    rows = [option for name in ("transfer", "compared", "load", "sent") for option in ("--only", name)]
     done, left = bench(tmp_path, "--quick", "--rounds", "1", *rows, "--json", str(record))
     assert done.returncode == 0, done.stderr
-    transfer, load, sent = json.loads(record.read_text())["rows"]
-    assert set(transfer["seconds"]) == {"daskvine", "bare"}
-    assert transfer["ratio"] > 0
+    transfer, compared, load, sent = json.loads(record.read_text())["rows"]
+    for row in (transfer, compared):
+        assert set(row["seconds"]) == {"daskvine", "bare"}
+        assert row["ratio"] > 0
     assert load["medians"]["bare"] > 0.9 * QUICK.array_mb > load["medians"]["daskvine"]
     assert 0 < sent["medians"]["daskvine"] < 10_000
     assert sent["met"] in (True, False)

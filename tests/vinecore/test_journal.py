@@ -16,6 +16,10 @@ from daskvine import DaskVine
 from tests import chores
 from tests.support import until, workers_of
 from vinecore import FunctionCall, PythonTask, Task, journal
+from vinecore.core import events as e
+from vinecore.core import instructions as i
+from vinecore.io.scribe import Teller
+from vinecore.protocol import messages
 
 PAGE = Path(__file__).parents[2] / "docs" / "journal.md"
 OVER = (journal.TaskDone, journal.TaskFailed, journal.TaskBack)
@@ -351,3 +355,17 @@ def test_the_page_describes_every_kind_and_field():
         for record in journal.RECORDS
     }
     assert described() == code
+
+
+def test_a_file_that_came_and_was_altered_is_lost_and_the_next_transfer_of_it_goes_on():
+    teller = Teller(0.0)
+    hello = messages.Hello(1, "node", 1, "3.11", 1, 1000, 1000, 0, 7, [], {})
+    fetch = messages.Fetch("data", 1 << 30, "manager", False, digest="d1")
+    cached = messages.Cached("data", 1 << 30, "d1", compared=False)
+    altered = messages.FetchFailed("data", "manager", "altered", gone=False, altered=True, cached=True)
+    teller.turn(0.0, [e.WorkerJoined(1, "node", hello)], [i.Send(1, fetch)])
+    records = teller.turn(1.0, [e.WorkerSaid(1, cached)], [i.Send(1, fetch)])
+    records += teller.turn(2.0, [e.WorkerSaid(1, altered)], [])
+    records += teller.turn(3.0, [e.WorkerSaid(1, cached), e.WorkerSaid(1, messages.Compared("data"))], [])
+    kinds = [journal.TransferEnded, journal.TransferStarted, journal.FilesLost, journal.TransferEnded]
+    assert [type(record) for record in records] == kinds

@@ -152,6 +152,37 @@ def test_a_damaged_file_is_not_used_but_brought_again(yard, inputs):
     until(lambda: len(records(yard)) == 3, "all to be kept again")
 
 
+def test_what_comes_altered_is_not_kept(yard, inputs, caplog):
+    data = os.urandom(20 << 20)
+    (inputs / "large").write_bytes(data)
+    m = yard.manager()
+    keeper(yard, m, "--cores", "1")
+    file = m.declare_file(inputs / "large", cache="forever")
+
+    def task():
+        reading = Task("sha256sum < large", cores=1)
+        reading.add_input(file, "large")
+        return reading
+
+    output = run(m, task())
+    until(lambda: len(records(yard)) == 1, "it to be kept")
+    (copy,) = yard.workspace.glob(f"*/*/cache/{file.cache_name}")
+    altered = yard.place("altered")
+    altered.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.replace(altered, copy)
+    hold = f"touch {yard.place('held')}; while [ ! -e {yard.place('gate')} ]; do sleep 0.01; done"
+    m.submit(Task(hold, cores=1))
+    until(yard.place("held").exists)
+    keeper(yard, m, "--cores", "1")
+    m.wait_for_workers(2, 60)
+    assert run(m, task()) == output
+    assert "altered" in caplog.text
+    until(lambda: len(records(yard)) == 2, "it to be kept there, too")
+    yard.place("gate").touch()
+    kept = [path.read_bytes() for path in yard.workspace.glob("vine-kept/*/objects/*")]
+    assert kept == [data, data]
+
+
 def test_a_worker_with_another_secret_finds_nothing(yard, inputs):
     worker, output = fill(yard, inputs)
     worker.wait()

@@ -118,3 +118,75 @@ def test_what_is_removed_is_gone_from_memory_and_disk(cache):
     assert cache.find("object") is None
     with pytest.raises(FileNotFoundError, match="not on this worker"):
         cache.path("object")
+
+
+def came(cache, data):
+    """A file that has just come."""
+    path = cache.temporary("object")
+    with open(path, "wb") as file:
+        file.write(data)
+    return path
+
+
+def read(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def test_what_is_offered_is_for_others_until_it_is_accepted(cache):
+    path = came(cache, b"new")
+    assert cache.offer("object", path)
+    assert read(cache.find("object")) == b"new"
+    assert cache.content("object") is None
+    assert "object" not in cache
+    with pytest.raises(FileNotFoundError):
+        cache.path("object")
+    cache.accept("object", path)
+    assert read(cache.path("object")) == b"new"
+    assert (cache.content("object"), cache.on_disk) == (cache.path("object"), 3)
+
+
+def test_what_is_refused_is_gone(cache):
+    path = came(cache, b"wrong")
+    assert cache.offer("object", path)
+    place = cache.find("object")
+    cache.refuse("object", path)
+    assert cache.find("object") is None
+    assert not os.path.exists(place)
+
+
+def test_nothing_is_offered_in_place_of_what_is_there(cache):
+    first, second = came(cache, b"first"), came(cache, b"second")
+    assert cache.offer("object", first)
+    assert not cache.offer("object", second)
+    cache.accept("object", first)
+    assert not cache.offer("object", second)
+    assert read(cache.path("object")) == b"first"
+
+
+@pytest.mark.parametrize("how", ["stored", "kept", "adopted", "removed", "offered again"])
+@pytest.mark.parametrize("right", [False, True])
+def test_what_is_found_out_later_counts_only_for_what_was_offered(cache, tmp_path, how, right):
+    path = came(cache, b"offered")
+    assert cache.offer("object", path)
+    if how == "stored":
+        stored(cache, "object", b"new")
+    elif how == "kept":
+        cache.keep("object", b"new")
+    elif how == "adopted":
+        (tmp_path / "outside").write_bytes(b"new")
+        cache.adopt("object", str(tmp_path / "outside"), 3)
+    else:
+        cache.remove("object")
+        assert cache.find("object") is None
+    if how == "offered again":
+        assert cache.offer("object", came(cache, b"new"))
+    (cache.accept if right else cache.refuse)("object", path)
+    if how == "offered again":
+        assert cache.content("object") is None
+        assert read(cache.find("object")) == b"new"
+    elif how == "removed":
+        assert cache.find("object") is None
+    else:
+        assert read(cache.path("object")) == b"new"
+        assert cache.size("object") == 3

@@ -99,6 +99,119 @@ def test_an_object_is_brought_to_the_manager_if_it_is_here(worker):
     assert failed == w.Say(m.UploadFailed("b", "this worker does not have it"))
 
 
+# ---- what is here and not compared yet
+
+
+def arrive(worker, name="a", size=LARGE):
+    """All of a file is here; gives the arrival."""
+    arrival = w.Arrived(name, size, True, "d1", compared=False)
+    worker.feed(arrival)
+    return arrival
+
+
+def altered(name="a"):
+    return m.FetchFailed(name, "host:1", "it was altered", gone=False, altered=True, cached=True)
+
+
+def test_a_file_is_announced_before_it_is_compared_and_nothing_uses_it_before_that(worker):
+    worker.library()
+    other = m.Library("other", "a", "", 1, "direct", {})
+    unpack = m.Unpack("folder", "a")
+    environment = call(5, library="", environment="a")
+    early = [call(1, "a"), call(2, shared=["a"]), command(3, "a"), call(4, "a", library="")]
+    worker.feed(*early, unpack, m.Fetch("a", LARGE, "host:1", False, digest="d1"))
+    arrival = arrive(worker)
+    assert worker.out == [w.Say(m.Cached("a", LARGE, "d1", compared=False))]
+    assert worker.feed(call(6, "a"), m.Unpack("late", "a"), other, environment) == []
+    assert worker.feed(m.Retain(["a"], True, ["d1"])) == []
+    worker.feed(w.Compared(arrival))
+    assert worker.said(m.Compared) == [m.Compared("a")]
+    assert worker.told(w.Retain) == [w.Retain("a", True, "d1")]
+    assert [x.unpack.name for x in worker.told(w.StartUnpack)] == ["folder", "late"]
+    assert {x.host for x in worker.told(w.StartHost)} == {"python:", "python:a", "other"}
+    assert [x.run.task for x in worker.told(w.StartProcess)] == [3]
+    assert worker.sent() == [(1, 1)]
+    assert worker.state.objects["a"] == LARGE
+
+
+def test_a_file_that_turns_out_to_be_altered_was_never_here_and_is_waited_for(worker):
+    worker.feed(command(1, "a"))
+    arrival = arrive(worker)
+    worker.feed(m.Retain(["a"], True, ["d1"]))
+    assert worker.feed(w.Compared(arrival, altered())) == [w.Say(altered())]
+    assert "a" not in worker.state.objects
+    fetch = m.Fetch("a", LARGE, "host:2", False, digest="d1")
+    assert worker.feed(fetch) == [w.StartFetch(fetch)]
+    again = arrive(worker)
+    worker.feed(w.Compared(again))
+    assert [x.run.task for x in worker.told(w.StartProcess)] == [1]
+    assert not worker.told(w.Retain), "what is to be kept of the new one will be said"
+
+
+def test_a_file_that_is_not_compared_yet_is_brought_to_the_manager_who_compares(worker):
+    arrive(worker)
+    assert worker.feed(m.Upload("a", "d1")) == [w.StartUpload("a", "d1")]
+
+
+def test_a_file_that_is_not_compared_yet_is_not_fetched_again(worker):
+    arrive(worker)
+    fetch = m.Fetch("a", LARGE, "host:2", False, digest="d1")
+    assert worker.feed(fetch) == [w.Say(m.Cached("a", LARGE, "d1", compared=False))]
+
+
+@pytest.mark.parametrize("forget", [m.Unlink, m.Purge])
+def test_what_was_forgotten_while_it_was_compared_is_gone_and_its_comparison_counts_for_no_other(
+    worker, forget
+):
+    first = arrive(worker)
+    worker.feed(m.Retain(["a"], True, ["d1"]), forget(["a"]))
+    assert worker.told(w.Delete) == [w.Delete(["a"])]
+    second = arrive(worker)
+    assert second == first
+    assert worker.feed(w.Compared(first)) == []
+    assert worker.feed(w.Compared(first, altered())) == []
+    assert "a" not in worker.state.objects
+    assert worker.feed(w.Compared(second)) == [w.Say(m.Compared("a"))]
+
+
+def test_what_is_made_here_while_another_copy_is_compared_can_be_used_at_once(worker):
+    worker.library()
+    worker.feed(call(1), command(2, "r1"))
+    arrival = arrive(worker, "r1")
+    worker.reply(1, 1, size=LARGE)
+    assert [x.run.task for x in worker.told(w.StartProcess)] == [2]
+    assert worker.feed(w.Compared(arrival, altered("r1"))) == []
+    assert "r1" in worker.state.objects
+
+
+def test_what_was_found_meanwhile_stays_and_what_came_is_not_waited_for(worker):
+    worker.feed(m.Fetch("a", LARGE, "host:1", False, digest="d1"), w.Found(["a"], [LARGE], ["d2"]))
+    arrival = arrive(worker)
+    assert worker.out == [w.Say(m.Cached("a", LARGE, "d2"))]
+    assert worker.feed(w.Compared(arrival, altered())) == []
+    assert worker.state.objects == {"a": LARGE}
+
+
+def test_what_a_cancelled_call_has_made_does_not_take_away_what_came(worker):
+    worker.library()
+    worker.feed(call(1), m.Cancel([1]))
+    arrival = arrive(worker, "r1")
+    worker.reply(1, 1, size=LARGE)
+    assert not worker.told(w.Delete)
+    worker.feed(w.Compared(arrival))
+    assert "r1" in worker.state.objects
+
+
+def test_what_a_cancelled_command_has_made_does_not_take_away_what_came(worker):
+    worker.feed(command(1), m.Cancel([1]))
+    arrival = arrive(worker, "out")
+    failed = m.Failed(1, "cancelled", {}, b"")
+    worker.feed(w.TaskOver(1, failed, {"out": LARGE, "log": 1}))
+    assert worker.out == [w.Delete(["log"])]
+    worker.feed(w.Compared(arrival))
+    assert "out" in worker.state.objects
+
+
 def test_forgotten_objects_are_deleted_and_those_that_were_never_here_are_not(worker):
     worker.feed(*put("a", "b"))
     assert worker.feed(m.Unlink(["a", "nothing"])) == [w.Delete(["a"])]

@@ -195,8 +195,11 @@ class Disk:
         return True
 
     def _cheap(self, worker: Worker, busy: set[File], *, spare_only: bool = False) -> Iterator[File]:
-        """What a worker could do without: spare files, then what others have as well; the rest goes to the end of the row."""
-        spare = self._mind.tables.spare
+        """What a worker could do without: spare files, then what others have as well; the rest goes to the end of the row.
+
+        What only others have whose copies are not compared yet comes last.
+        """
+        spare, late = self._mind.tables.spare, []
         for file in list(worker.spare):
             if file not in spare:
                 del worker.spare[file]
@@ -208,9 +211,13 @@ class Disk:
                 and (len(file.replicas) > 1 or elsewhere(file))
                 and self._free_to_go(worker, file, busy)
             ):
-                yield file
+                if elsewhere(file) or _is_sure(file, worker):
+                    yield file
+                else:
+                    late.append(file)
             else:
                 worker.files[file] = worker.files.pop(file)
+        yield from late
 
     def _free_to_go(self, worker: Worker, file: File, busy: set[File]) -> bool:
         return (
@@ -403,6 +410,11 @@ class Disk:
 def elsewhere(file: File) -> bool:
     """Whether a file can be had from outside of the workers."""
     return file.at_manager or bool(file.url) or (file.archive is not None and elsewhere(file.archive))
+
+
+def _is_sure(file: File, but: Worker) -> bool:
+    """Whether another worker has a file and has compared it."""
+    return any(holder is not but and file not in holder.unproven for holder in file.replicas)
 
 
 def _reads(task: Task) -> int:

@@ -102,6 +102,7 @@ class Mind:
             m.Done: self.life.done,
             m.Failed: self.life.failed,
             m.Cached: self._cached,
+            m.Compared: self._compared,
             m.Have: self._have,
             m.Announced: self._announced,
             m.FetchFailed: self._fetch_failed,
@@ -489,7 +490,12 @@ class Mind:
         if file is None:
             self.unlink(worker, message.name)
         else:
-            self.transfers.cached(worker, file, message.size, message.digest)
+            self.transfers.cached(worker, file, message)
+
+    def _compared(self, worker: Worker, message: m.Compared) -> None:
+        file = self.tables.files.get(message.name)
+        if file is not None:
+            self.transfers.compared(worker, file)
 
     def _have(self, worker: Worker, message: m.Have) -> None:
         """A worker has something from before; what nobody has declared yet may still be."""

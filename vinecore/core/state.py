@@ -28,6 +28,8 @@ room
     to stay in memory take none
 promised
     bytes of disk that are kept free for what a task writes
+unproven
+    a worker has said that a file is there, and not yet that it is what it should be: other workers may fetch it, tasks there still wait
 ahead
     a task was sent to the worker that is making its inputs before they exist
 ticket
@@ -289,7 +291,7 @@ class Worker:
 
     __slots__ = ("altered", "announcing", "cancel", "data_address", "doubted_by", "fetching", "files", "free", "host", "id", "joined_at",
                  "leaving", "libraries", "name", "outgoing", "purge", "python", "python_ok", "retain", "room",
-                 "shunned_until", "spare", "tasks", "total", "unlink", "wall_s")  # fmt: skip
+                 "shunned_until", "spare", "tasks", "total", "unlink", "unproven", "wall_s")  # fmt: skip
 
     def __init__(
         self,
@@ -309,6 +311,7 @@ class Worker:
         self.room = total.disk * MB or UNLIMITED
         self.files: dict[File, int] = {}  # with the bytes of disk each takes
         self.altered: set[File] = set()  # of its files those that have arrived somewhere as something else
+        self.unproven: dict[File, Worker | str] = {}  # with the sources they came from
         self.fetching: dict[File, int] = {}
         self.spare: dict[
             File, None

@@ -8,6 +8,11 @@ addresses outside are asked again after a pause that grows, and given up after a
 
 With every copy its digest is kept, as whoever made or received it has computed it, and sent along to the next receiver, who compares.
 A copy that twice arrived as something else is as good as lost. Copies may differ: a task that is run again need not make the same bytes.
+
+A large file is compared after its transfer, and its copy counts before that: the place at its source is free, and it is a source itself, for
+receivers who compare with what was made, and not with what it is. So a tree spreads as fast as bytes move. On its worker nothing uses it before.
+If it turns out to be altered that copy is lost, and where it came from is blamed, not who was served from it; and as long as a file fails
+to arrive as it was only copies that are compared serve it.
 """
 
 from __future__ import annotations
@@ -97,6 +102,8 @@ class Transfers:
     def _enter(self, worker: Worker, file: File, size: int, digest: str) -> None:
         file.replicas[worker] = digest
         worker.altered.discard(file)
+        if worker.unproven:
+            worker.unproven.pop(file, None)
         taken = size if size > INLINE_LIMIT else 0
         worker.room += worker.files.get(file, 0) - taken
         worker.files[file] = taken
@@ -108,6 +115,8 @@ class Transfers:
         worker.room += worker.files.pop(file, 0)
         worker.spare.pop(file, None)
         worker.altered.discard(file)
+        if worker.unproven:
+            worker.unproven.pop(file, None)
 
     def found(self, worker: Worker, file: File, size: int, digest: str) -> None:
         """A worker has a file from before, which it has compared with what it was then."""
@@ -172,7 +181,8 @@ class Transfers:
 
     def _source(self, worker: Worker, file: File) -> Worker | str | None:
         peers = file.peer_transfer and self.peer_transfers
-        hard = self._peer_failures.get(file, 0) >= MOST_PEER_FAILURES
+        failures = self._peer_failures.get(file, 0)
+        hard = failures >= MOST_PEER_FAILURES
         if hard and not file.at_manager and not file.url:
             self.upload(file)
         elsewhere = MANAGER if file.at_manager else file.url
@@ -186,6 +196,7 @@ class Transfers:
                     and (best is None or holder.outgoing < best.outgoing)
                     and holder.shunned_until <= self._mind.now
                     and not self._avoided(worker, holder)
+                    and not (failures and file in holder.unproven)
                 ):
                     if self._serving.get((file, holder), 0) < PER_SOURCE_AND_FILE:
                         best = holder
@@ -261,27 +272,27 @@ class Transfers:
             if not file.replicas and file.producer is None:
                 self._mind.life.tell(file, NOWHERE)
 
-    def cached(self, worker: Worker, file: File, size: int, digest: str) -> None:
-        """A fetch or an unpacking has ended well."""
-        source = file.fetching.get(worker)
+    def cached(self, worker: Worker, file: File, message: m.Cached) -> None:
+        """A fetch or an unpacking has ended well, or will have when the file has been compared."""
+        source, size = file.fetching.get(worker), message.size
         if source is None:
             if worker in file.replicas:  # it was made there, too: what came last counts
-                file.replicas[worker] = digest
+                file.replicas[worker] = message.digest
             else:  # it was pruned while it travelled
                 self.drop(worker, file)
             return
         self._end(worker, file)
         new = not file.available
-        if self._failures.pop(file, None):
-            self._avoid.pop((file, file.url), None)
-        self._peer_failures.pop(file, None)
+        if message.compared:
+            self._trust(file, source)
         if file.size < 0:
             file.size = size
-        self._hold(worker, file, max(size, file.size), digest)
-        if not isinstance(source, str):
-            source.doubted_by, source.shunned_until = 0, 0.0
-            if source in file.replicas:  # it has a place free again: to the end, where sources are looked for
-                file.replicas[source] = file.replicas.pop(source)
+        self._hold(worker, file, max(size, file.size), message.digest)
+        if not message.compared:
+            worker.unproven[file] = source
+        if not isinstance(source, str) and source in file.replicas:
+            # it has a place free again: to the end, where sources are looked for
+            file.replicas[source] = file.replicas.pop(source)
         self._mind.moved_bytes += max(size, 0)
         if new:  # its last holder was lost when it had just been sent
             self._mind.life.appeared(file)
@@ -289,12 +300,28 @@ class Transfers:
         self._mind.life.settle(file)
         self._retry_stalled(STALLED_AT_ONCE)
 
+    def compared(self, worker: Worker, file: File) -> None:
+        """What a worker holds is what it should be."""
+        source = worker.unproven.pop(file, None)
+        if source is not None:
+            self._trust(file, source)
+            self.retry(file)
+
+    def _trust(self, file: File, source: Worker | str) -> None:
+        """A file came from there, and is what it should be."""
+        if self._failures.pop(file, None):
+            self._avoid.pop((file, file.url), None)
+        self._peer_failures.pop(file, None)
+        if not isinstance(source, str):
+            source.doubted_by, source.shunned_until = 0, 0.0
+
     def failed(self, worker: Worker, file: File, message: m.FetchFailed) -> None:
-        """A fetch has not ended well: look for another way."""
-        source = file.fetching.get(worker)
-        if source is None:
+        """A fetch has not ended well, or what came was not what it should be: look for another way."""
+        source = worker.unproven.get(file) if message.cached else file.fetching.get(worker)
+        if source is None:  # it was pruned meanwhile
             return
-        self._end(worker, file)
+        if not message.cached:
+            self._end(worker, file)
         what = f"worker {worker.id} on {worker.name} could not get {file.name} from {message.source}: {message.reason}"
         self._mind.emit(Note(WARNING, what))
         if message.room >= 0 and self._mind.disk.no_room(worker, file, message):
@@ -305,6 +332,8 @@ class Transfers:
             self._avoid[worker, source] = self._mind.now + AVOID_PAIR_S
         else:
             self._failed_peer(worker, file, source, message)
+        if message.cached:
+            self._mind.recovery.replica_lost(file, worker)
         if self.wanted_at(worker, file):
             self.need(worker, file)
         else:
@@ -317,6 +346,8 @@ class Transfers:
             self._mind.recovery.replica_lost(file, source)
             return
         self._peer_failures[file] = self._peer_failures.get(file, 0) + 1
+        if message.altered and (file in source.unproven or file not in source.files):
+            return  # as it came there already, perhaps
         first, source.doubted_by = source.doubted_by, source.doubted_by or worker.id
         if first not in (0, worker.id):  # so it is not the receiver
             source.shunned_until = self._mind.now + SHUN_S

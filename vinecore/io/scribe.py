@@ -286,7 +286,10 @@ class Teller:
             self._say(j.TransferEnded(self._t, message.name, began[0], number, max(message.size, 0), seconds))
 
     def _fetch_failed(self, number: int, worker: _Worker, message: m.FetchFailed) -> None:
-        self._fetched(number, worker, message.name, message.reason)
+        if message.cached:  # that transfer had ended
+            self._say(j.FilesLost(self._t, number, (message.name,)))
+        else:
+            self._fetched(number, worker, message.name, message.reason)
 
     def _fetched(self, number: int, worker: _Worker, name: str, reason: str) -> None:
         began = worker.fetching.pop(name, None)

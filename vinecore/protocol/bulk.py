@@ -8,9 +8,10 @@ After the handshake with role "bulk" the client asks, as often as it likes on on
 A directory travels as an uncompressed tar stream; what is a file at its source has its mode with it. A file that is being
 fetched has a temporary name until its last byte is here: a broken connection never leaves half an object behind under its name.
 
-Whoever receives computes a digest while the bytes arrive. It is compared with the one that was computed when the object was made,
-so that an alteration on a disk is found as well; of what has none, small objects and directories, with one that the sender computes
-and says in its answer.
+Whoever receives computes a digest of it. It is compared with the one that was computed when the object was made, so that an alteration on
+a disk is found as well; of what has none, small objects and directories, with one that the sender computes and says in its answer. A large
+file is compared when the transfer is over (`Client.bring`), because sender, receiver and digest together may want more processors than
+there are; who has some to spare computes its digest while the bytes arrive.
 """
 
 from __future__ import annotations
@@ -60,6 +61,44 @@ class Received(NamedTuple):
 
     size: int  # as it travelled
     digest: str  # of the bytes as they travelled
+
+
+class Proof:
+    """That a file which is here is what it should be; has still to be found out.
+
+    Parameters
+    ----------
+    file
+        Open for reading and writing; is closed with this.
+    size, expected
+        What it should be.
+    """
+
+    def __init__(self, file: BinaryIO, size: int, expected: str) -> None:
+        self.file, self._size, self._expected = file, size, expected
+        self._follower = digests.Follower(file.fileno())
+
+    def follow(self, end: int) -> None:
+        """Say how much of the file is written: if there is a processor to spare it looks at that already."""
+        if digests.beside():
+            self._follower.follow(end)
+
+    def compare(self) -> None:
+        """Look at the file, or at the rest of it.
+
+        Raises
+        ------
+        Altered
+            It is something else.
+        OSError
+            It cannot be read.
+        """
+        _compare(self._follower.digest(self._size), self._expected)
+
+    def close(self) -> None:
+        """Look no further."""
+        self._follower.close()
+        self.file.close()
 
 
 class Shelf(Protocol):
@@ -225,9 +264,27 @@ def receive_content(
     with open(path, "w+b", buffering=0) as file:
         digest = _receive_bytes(sock, size, file.fileno())
     _compare(digest, expected)
+    _set_mode(path, mode)
+    return digest
+
+
+def _set_mode(path: str, mode: Union[int, None]) -> None:
     if mode is not None:
         os.chmod(path, mode & 0o777 | 0o400)
-    return digest
+
+
+def _receive_unproven(
+    sock: socket.socket, size: int, path: str, mode: Union[int, None], expected: str
+) -> Proof:
+    """Receive a file whose digest is compared later."""
+    proof = Proof(open(path, "w+b", buffering=0), size, expected)  # noqa: SIM115 - closed with the proof
+    try:
+        _bring(sock, size, proof.file.fileno(), proof.follow)
+        _set_mode(path, mode)
+    except BaseException:
+        proof.close()
+        raise
+    return proof
 
 
 def _compare(digest: str, expected: str) -> None:
@@ -240,21 +297,26 @@ def _receive_bytes(sock: socket.socket, size: int, file: int) -> str:
     if size < 0:
         msg = f"an object of {size} bytes"
         raise ValueError(msg)
+    with contextlib.closing(digests.Follower(file)) as follower:
+        _bring(sock, size, file, follower.follow)
+        return follower.digest(size)
+
+
+def _bring(sock: socket.socket, size: int, file: int, follow: Callable[[int], None]) -> None:
+    """Have bytes go from a socket to a file; say each time how many are there."""
     _block(sock)
     bring = _splice if size > CHUNK and hasattr(os, "splice") else _copy
-    with contextlib.closing(digests.Follower(file)) as follower:
-        left = size
-        try:
-            for came in bring(sock, size, file):
-                left -= came
-                follower.follow(size - left)
-        except BlockingIOError:
-            msg = f"nothing has come for {STALL_S:.0f} s, {left} bytes before the end of the object"
-            raise TimeoutError(msg) from None
-        if left:
-            msg = f"the connection ended {left} bytes before the end of the object"
-            raise ConnectionError(msg)
-        return follower.digest(size)
+    left = size
+    try:
+        for came in bring(sock, size, file):
+            left -= came
+            follow(size - left)
+    except BlockingIOError:
+        msg = f"nothing has come for {STALL_S:.0f} s, {left} bytes before the end of the object"
+        raise TimeoutError(msg) from None
+    if left:
+        msg = f"the connection ended {left} bytes before the end of the object"
+        raise ConnectionError(msg)
 
 
 def _copy(sock: socket.socket, size: int, file: int) -> Iterator[int]:
@@ -367,7 +429,7 @@ class Client:
         self.sock.settimeout(STALL_S)
 
     def get(self, name: str, path: str, expected: str = "") -> Received:
-        """Fetch an object into ``path``.
+        """Fetch an object into ``path``, and compare it.
 
         Parameters
         ----------
@@ -383,6 +445,14 @@ class Client:
         OSError, ValueError
             The connection broke, or what came makes no sense; ``path`` may hold a part.
         """
+        received, proof = self.bring(name, path, expected)
+        if proof is not None:
+            with contextlib.closing(proof):
+                proof.compare()
+        return received
+
+    def bring(self, name: str, path: str, expected: str = "") -> tuple[Received, Union[Proof, None]]:
+        """As `get`, but leave it to the caller to compare a large file whose digest is known."""
         handshake.send_line(self.sock, {"get": name})
         answer = handshake.read_line(self.sock, time.monotonic() + STALL_S)
         self.sock.settimeout(STALL_S)
@@ -394,7 +464,9 @@ class Client:
             raise ValueError(msg)  # noqa: TRY004 - what a stranger sent, not an argument
         if directory or not expected:
             expected = str(answer.get("digest", ""))
-        return Received(size, receive_content(self.sock, size, directory, path, mode, expected))
+        if size > CHUNK and expected and not directory:
+            return Received(size, expected), _receive_unproven(self.sock, size, path, mode, expected)
+        return Received(size, receive_content(self.sock, size, directory, path, mode, expected)), None
 
     def put(self, name: str, content: Content, digest: str = "") -> None:
         """Bring an object to the other end; returns when it has all of it.

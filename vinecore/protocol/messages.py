@@ -195,6 +195,15 @@ class Cached(NamedTuple):
     name: str
     size: int
     digest: str = ""
+    compared: bool = (
+        True  # else peers may have it, nothing here uses it yet, and `Compared` or `FetchFailed` follows
+    )
+
+
+class Compared(NamedTuple):
+    """Worker: the object that was here before it was compared is what it should be."""
+
+    name: str
 
 
 class Have(NamedTuple):
@@ -218,6 +227,7 @@ class FetchFailed(NamedTuple):
     gone: bool  # the source answered that it does not have it, or an archive is broken: it is no use to ask again
     room: int = -1  # bytes of disk that are left here, if that is too little
     altered: bool = False  # all of it came, and it is not what was made
+    cached: bool = False  # I had said `Cached` of it: that copy is gone again
 
 
 class Uploaded(NamedTuple):
@@ -264,7 +274,7 @@ class Leaving(NamedTuple):
 
 Message = Union[
     Hello, Welcome, Put, Fetch, Unpack, Upload, Unlink, Purge, Retain, Library, RemoveLibrary, Run, Cancel, Recall, Release, Ping, Pong,
-    Done, Failed, Recalled, Cached, Have, Announced, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed, Leaving,
+    Done, Failed, Recalled, Cached, Compared, Have, Announced, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed, Leaving,
 ]  # fmt: skip
 
 FROM_MANAGER = (
@@ -285,5 +295,5 @@ FROM_MANAGER = (
     Ping,
     Pong,
 )
-FROM_WORKER = (Hello, Done, Failed, Recalled, Cached, Have, Announced, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed,
-               Leaving, Ping, Pong)  # fmt: skip
+FROM_WORKER = (Hello, Done, Failed, Recalled, Cached, Compared, Have, Announced, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady,
+               LibraryFailed, Leaving, Ping, Pong)  # fmt: skip

@@ -1,6 +1,7 @@
 """The objects a worker holds: small ones in memory, the others as files in the cache folder.
 
-Also the shelf that the bulk server serves peers from, so it is safe to use from several threads.
+Also the shelf that the bulk server serves peers from, so it is safe to use from several threads. Peers, who compare what they get, find there
+also files that have arrived and are still being compared: those are offered, and not in the cache before they are accepted.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Cache:
         self._memory: dict[str, bytes] = {}
         self._files: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
+        self._offered: dict[str, str] = {}  # what is not compared yet, with the path where it came
         self._in_memory, self._memory_limit = 0, memory_limit
         self._taken: dict[str, int] = {}  # bytes on the disk
         self._on_disk = self._coming = 0
@@ -141,6 +143,7 @@ class Cache:
             self._sizes[name] = len(payload)
             stale = self._files.pop(name, None)
             self._account(name, 0)
+            self._withdraw(name)
         if stale is not None and self._is_own(stale):
             bulk.remove(stale)
 
@@ -148,15 +151,46 @@ class Cache:
         """Take over a complete file or directory."""
         target = self.path_for(name)
         if os.path.isdir(path) or os.path.isdir(target):
-            bulk.remove(target)  # what is not a directory is replaced at once by the next line
-        os.rename(path, target)
-        size = tree_size(target)
+            bulk.remove(target)  # what is not a directory is replaced at once by the rename
+        size = tree_size(path)
         with self._lock:
-            self._account(name, size)
-            self._in_memory -= len(self._memory.pop(name, b""))
-            self._files[name] = target
-            # of a directory nobody knows a size: as it travels it has another one
-            self._sizes[name] = -1 if os.path.isdir(target) else size
+            os.rename(path, target)
+            self._offered.pop(name, None)
+            self._enter(name, target, size)
+
+    def _enter(self, name: str, target: str, size: int) -> None:
+        self._account(name, size)
+        self._in_memory -= len(self._memory.pop(name, b""))
+        self._files[name] = target
+        # of a directory nobody knows a size: as it travels it has another one
+        self._sizes[name] = -1 if os.path.isdir(target) else size
+
+    def offer(self, name: str, path: str) -> bool:
+        """Let peers have a complete file, which may not be used here before it is accepted; not if there is one of its name."""
+        with self._lock:
+            if name in self._sizes or name in self._offered:
+                return False
+            os.rename(path, self.path_for(name))
+            self._offered[name] = path
+            return True
+
+    def accept(self, name: str, path: str) -> None:
+        """The file that has been offered from there is right: take it over, unless it has gone or has been replaced meanwhile."""
+        with self._lock:
+            if self._offered.get(name) == path:
+                del self._offered[name]
+                target = self.path_for(name)
+                self._enter(name, target, os.path.getsize(target))
+
+    def refuse(self, name: str, path: str) -> None:
+        """The file that has been offered from there is wrong."""
+        with self._lock:
+            if self._offered.get(name) == path:
+                self._withdraw(name)
+
+    def _withdraw(self, name: str) -> None:
+        if self._offered.pop(name, None) is not None:
+            bulk.remove(self.path_for(name))
 
     def adopt(self, name: str, path: str, taken: int) -> int:
         """Serve an object from where it is kept, unless there is one of its name; it stays there whatever becomes of this one.
@@ -173,6 +207,7 @@ class Cache:
         """
         with self._lock:
             if name not in self._sizes:
+                self._withdraw(name)
                 self._files[name], self._sizes[name] = path, -1 if os.path.isdir(path) else taken
                 self._account(name, taken)
             return self._sizes[name]
@@ -186,6 +221,11 @@ class Cache:
         return os.path.dirname(path) == self._folder
 
     def find(self, name: str) -> Union[bytes, str, None]:
+        """Give, to others, an object's bytes, or its path, or None; also what is offered."""
+        content = self.content(name)
+        return self.path_for(name) if content is None and name in self._offered else content
+
+    def content(self, name: str) -> Union[bytes, str, None]:
         """Give an object's bytes, or its path, or None."""
         data = self._memory.get(name)
         return data if data is not None else self._files.get(name)
@@ -233,6 +273,7 @@ class Cache:
             path = self._files.pop(name, None)
             self._sizes.pop(name, None)
             self._account(name, 0)
+            self._withdraw(name)
         if path is not None and self._is_own(path):
             bulk.remove(path)
 

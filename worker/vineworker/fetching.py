@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from vinecore.protocol import bulk, digests, messages
 from vineworker.addresses import Addresses
@@ -45,8 +45,16 @@ class Fetcher:
         self._closed = False
         self._lock = threading.Lock()
 
-    def fetch(self, fetch: messages.Fetch) -> bulk.Received:
+    def fetch(self, fetch: messages.Fetch, arrived: Callable[[bulk.Received], None]) -> bulk.Received:
         """Get an object, if there is room for it; the size of a directory is -1.
+
+        Parameters
+        ----------
+        fetch
+            What the manager has asked for.
+        arrived
+            Called, perhaps, when a large file is here and has still to be compared with what it should be: peers may have it from then on,
+            and it may be used here when this returns.
 
         Raises
         ------
@@ -58,16 +66,17 @@ class Fetcher:
             It could not be had for another reason.
         """
         with self._cache.expecting(fetch.name, fetch.size):
-            return self._fetch(fetch)
+            return self._fetch(fetch, arrived)
 
-    def _fetch(self, fetch: messages.Fetch) -> bulk.Received:
+    def _fetch(self, fetch: messages.Fetch, arrived: Callable[[bulk.Received], None]) -> bulk.Received:
         path, begun = self._cache.temporary(fetch.name), time.monotonic()
+        proof = None
         try:
             if "://" in fetch.source:
                 self._addresses.fetch(fetch.source, path, fetch.size, fetch.validator)
                 received = bulk.Received(os.path.getsize(path), digests.of_file(path))
             else:
-                received = self._from_peer(fetch, path)
+                received, proof = self._from_peer(fetch, path)
             if os.path.isdir(path):
                 received = bulk.Received(-1, "")  # what travelled was an archive of it
             elif not fetch.digest and 0 <= fetch.size != received.size and not fetch.directory:
@@ -75,20 +84,38 @@ class Fetcher:
                 raise bulk.Altered(msg)
             if fetch.size < 0:
                 self._cache.check(fetch.name, tree_size(path))
+            log.debug("got %s from %s in %.3f s", fetch.name, fetch.source, time.monotonic() - begun)
+            as_long = fetch.size in (-1, received.size)  # another one may be right, too: copies may differ
+            if proof is not None and as_long and self._cache.offer(fetch.name, path):
+                arrived(received)
+                self._prove(fetch.name, path, proof)
+                return received
+            if proof is not None:
+                proof.compare()
         except BaseException:
             bulk.remove(path)
             raise
+        finally:
+            if proof is not None:
+                proof.close()
         self._cache.store(fetch.name, path)
-        log.debug("got %s from %s in %.3f s", fetch.name, fetch.source, time.monotonic() - begun)
         return received
 
-    def _from_peer(self, fetch: messages.Fetch, path: str) -> bulk.Received:
-        def get(client: bulk.Client) -> bulk.Received:
-            return client.get(fetch.name, path, fetch.digest)
+    def _prove(self, name: str, path: str, proof: bulk.Proof) -> None:
+        """Take over what is offered, if it is what it should be."""
+        try:
+            proof.compare()
+        except BaseException:
+            self._cache.refuse(name, path)
+            raise
+        self._cache.accept(name, path)
 
-        received = self._talk(fetch.source, get)
-        assert isinstance(received, bulk.Received)
-        return received
+    def _from_peer(self, fetch: messages.Fetch, path: str) -> tuple[bulk.Received, Optional[bulk.Proof]]:
+        def bring(client: bulk.Client) -> tuple[bulk.Received, Optional[bulk.Proof]]:
+            return client.bring(fetch.name, path, fetch.digest)
+
+        received, proof = self._talk(fetch.source, bring)
+        return received, proof
 
     def upload(self, name: str, digest: str) -> None:
         """Bring an object to the manager."""

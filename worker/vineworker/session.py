@@ -313,7 +313,7 @@ class Session:
 
     def _retain(self, instruction: state.Retain) -> None:
         name, forever, digest = instruction
-        content = self.cache.find(name)
+        content = self.cache.content(name)
         if content is not None:
             self._keeper.keep(name, content, forever=forever, digest=digest)
 
@@ -366,16 +366,30 @@ class Session:
         fetch, fetcher = instruction.fetch, self._fetcher
         assert fetcher is not None
 
+        arrivals: list[state.Arrived] = []
+
+        def arrived(received: bulk.Received) -> None:
+            """All of it is here; it will be compared in the same helper thread."""
+            arrivals.append(state.Arrived(fetch.name, received.size, True, received.digest, compared=False))
+            self._soon(self._happened, arrivals[0])
+
         def then(received: Any, error: Optional[BaseException]) -> None:
-            if error is None:
-                self._happened(state.Arrived(fetch.name, received.size, True, received.digest))
-            else:
+            failure = None
+            if error is not None:
                 gone, altered = isinstance(error, bulk.Gone), isinstance(error, bulk.Altered)
                 reason, room = _say_error(error), self._room(error)
-                self.say(m.FetchFailed(fetch.name, fetch.source, reason, gone, room, altered))
+                failure = m.FetchFailed(
+                    fetch.name, fetch.source, reason, gone, room, altered, cached=bool(arrivals)
+                )
+            if arrivals:
+                self._happened(state.Compared(arrivals[0], failure))
+            elif failure is not None:
+                self.say(failure)
+            else:
+                self._happened(state.Arrived(fetch.name, received.size, True, received.digest))
 
         def work() -> bulk.Received:
-            return self._kept_before(fetch.name) or fetcher.fetch(fetch)
+            return self._kept_before(fetch.name) or fetcher.fetch(fetch, arrived)
 
         self._in_thread(work, then, self._transfers)
 
@@ -490,7 +504,7 @@ class Session:
 
     def _not_begun(self, run: m.Run, error: BaseException) -> None:
         """A task could not get its inputs or its process; where an input has vanished that is not its fault."""
-        found = [(name, self.cache.find(name)) for name in state.needs(run)]
+        found = [(name, self.cache.content(name)) for name in state.needs(run)]
         lost = [
             name
             for name, content in found
@@ -549,7 +563,7 @@ class Session:
 
     def _hand_over(self, slot: SlotProcess, name: str, send: bool, shared: bool) -> str:
         """Give the path of an object, or send it beside the call and give "". One that has vanished has a path where nothing is."""
-        content = self.cache.find(name)
+        content = self.cache.content(name)
         if not isinstance(content, bytes):
             return content or self.cache.path_for(name)
         if send:

@@ -13,6 +13,9 @@ fed
 in flight
     calls written to a slot's socket and not answered yet; only the first of them can be running, and the others cannot be
     taken back: so nothing is put behind a call, or goes behind one, whose function is not known to be short
+unproven
+    all of a file has arrived, and it is still being compared with what it should be: peers and the manager, who compare for themselves,
+    may have it, and whatever needs it here waits as if it were on its way
 """
 
 from __future__ import annotations
@@ -42,6 +45,14 @@ class Arrived(NamedTuple):
     size: int
     asked: bool  # the manager waits for the news
     digest: str = ""
+    compared: bool = True  # with what it should be; else `Compared` follows
+
+
+class Compared(NamedTuple):
+    """A file that was here already has been compared with what it should be."""
+
+    arrival: Arrived
+    failure: Optional[m.FetchFailed] = None  # what the manager is told if it is not that, and has gone again
 
 
 class Found(NamedTuple):
@@ -260,6 +271,8 @@ class WorkerState:
     def __init__(self) -> None:
         self.objects: dict[str, int] = {}
         self.kept: dict[str, str] = {}  # of these, those that outlive the session, with their digests
+        self._unproven: dict[str, Arrived] = {}  # none of `objects`
+        self._retains: dict[str, Retain] = {}  # of these, those that are to outlive the session
         self.tasks: dict[int, Task] = {}
         self.hosts: dict[str, Host] = {}
         self.slots: dict[int, Slot] = {}
@@ -274,7 +287,7 @@ class WorkerState:
             m.Unlink: self._unlink, m.Purge: self._purge, m.Retain: self._retain, m.Library: self._library, m.RemoveLibrary: self._remove_library, m.Cancel: self._cancel,
             m.Recall: self._recall, m.Release: lambda e: self._out.append(Exit(e.reason, e.final)),
             m.Ping: lambda _e: self._out.append(Say(m.Pong())), m.Pong: lambda _e: None, m.Welcome: lambda _e: None,
-            Arrived: self._arrived, Found: self._found, Kept: self._is_kept, HostUp: self._host_up, HostDown: self._host_down, Replied: self._replied,
+            Arrived: self._arrived, Compared: self._compared, Found: self._found, Kept: self._is_kept, HostUp: self._host_up, HostDown: self._host_down, Replied: self._replied,
             SlotDown: self._slot_down, TaskOver: self._task_over,
         }  # fmt: skip
 
@@ -298,12 +311,40 @@ class WorkerState:
         self._here(event.name, len(event.payload))
 
     def _arrived(self, event: Arrived) -> None:
-        if event.asked:
-            self._out.append(Say(m.Cached(event.name, event.size, event.digest)))
-        self._here(event.name, event.size)
+        name, size, asked, digest, compared = event
+        if not compared and name in self.objects:  # there is one that need not be compared: that stays
+            asked, size, digest, compared = (
+                name in self.kept,
+                self.objects[name],
+                self.kept.get(name, ""),
+                True,
+            )
+        if asked:
+            self._out.append(Say(m.Cached(name, size, digest, compared)))
+        if compared:
+            self._here(name, size)
+        else:
+            self._unproven[name] = event
+
+    def _compared(self, event: Compared) -> None:
+        arrival, failure = event
+        name = arrival.name
+        if self._unproven.get(name) is not arrival:  # it was forgotten, or one came that need not be compared
+            return
+        if failure is None:
+            self._here(name, arrival.size)
+        else:
+            del self._unproven[name]
+            self._retains.pop(name, None)
+            self._out.append(Say(failure))
 
     def _here(self, name: str, size: int) -> None:
         self.objects[name] = size
+        if name in self._unproven:
+            del self._unproven[name]
+            self._out.append(Say(m.Compared(name)))
+            if name in self._retains:
+                self._out.append(self._retains.pop(name))
         for unpack in self._unpacks.pop(name, ()):
             self._out.append(StartUnpack(unpack))
         for task in self._waiting.pop(name, ()):
@@ -330,11 +371,16 @@ class WorkerState:
         for name, digest in zip(event.names, event.digests):
             if name in self.objects:
                 self._out.append(Retain(name, event.forever, digest))
+            elif name in self._unproven:
+                self._retains[name] = Retain(name, event.forever, digest)
 
     def _fetch(self, event: m.Fetch) -> None:
         name = event.name
         if name in self.objects:  # found just now
             self._out.append(Say(m.Cached(name, self.objects[name], self.kept.get(name, ""))))
+        elif name in self._unproven:  # it came just now
+            _name, size, _asked, digest, _compared = self._unproven[name]
+            self._out.append(Say(m.Cached(name, size, digest, compared=False)))
         else:
             self._out.append(StartFetch(event))
 
@@ -345,7 +391,7 @@ class WorkerState:
             self._unpacks.setdefault(event.archive, []).append(event)
 
     def _upload(self, event: m.Upload) -> None:
-        if event.name in self.objects:
+        if self._holds(event.name):
             self._out.append(StartUpload(event.name, event.digest))
         else:
             self._out.append(Say(m.UploadFailed(event.name, "this worker does not have it")))
@@ -361,6 +407,10 @@ class WorkerState:
         self._out.append(Unkeep(event.names))
         if gone:
             self._wait_again(gone)
+
+    def _holds(self, name: str) -> bool:
+        """Whether there is an object, compared or not."""
+        return name in self.objects or name in self._unproven
 
     def _wait_again(self, gone: set[str]) -> None:
         """Have tasks that have not begun wait for objects that have gone; they may come again."""
@@ -381,7 +431,11 @@ class WorkerState:
         return False
 
     def _forget(self, names: list[str]) -> None:
-        names = [name for name in names if self.objects.pop(name, None) is not None]
+        names = [name for name in names if self._holds(name)]
+        for name in names:
+            self.objects.pop(name, None)
+            self._unproven.pop(name, None)
+            self._retains.pop(name, None)
         gone = set(names)
         for slot in self.slots.values():
             if slot.known and not slot.known.isdisjoint(gone):
@@ -513,7 +567,7 @@ class WorkerState:
             if self.tasks.get(reply.task) is task:
                 del self.tasks[reply.task]
                 self._finish(task.run, reply)
-            elif reply.kind == "done" and not _inline(reply) and task.run.result not in self.objects:
+            elif reply.kind == "done" and not _inline(reply) and not self._holds(task.run.result):
                 self._out += [
                     Adopt(task.run.result, reply.task),
                     Delete([task.run.result]),
@@ -552,7 +606,7 @@ class WorkerState:
         self.processes.discard(event.task)
         if self.tasks.pop(event.task, None) is None:
             # it was cancelled; what it should have made may have been made by another one since
-            self._out.append(Delete([name for name in event.outputs if name not in self.objects]))
+            self._out.append(Delete([name for name in event.outputs if not self._holds(name)]))
             return
         self._out.append(Say(event.message))
         for name, size in event.outputs.items():

@@ -209,6 +209,29 @@ def test_spare_files_go_first_those_used_longest_ago_before_the_others(vine):
     assert "b" not in vine.tables.files
 
 
+def test_copies_go_last_where_the_other_one_is_not_compared_yet(vine):
+    names = ("doubtful", "sure")
+    for name in names:
+        vine.declare(name)
+    first = vine.join(cores=2)
+    vine.submit(*(single(n, result=name) for n, name in enumerate(names)))
+    for number in (0, 1):
+        vine.done(number, size=100 * MB)
+    vine.submit(*(single(10 + n) for n in (0, 1)))
+    second = vine.join(cores=2)
+    vine.submit(*(single(20 + n, name) for n, name in enumerate(names)))
+    for name in names:
+        vine.say(second, m.Cached(name, 100 * MB, "d1", compared=False))
+    vine.say(second, m.Compared("sure"))
+
+    def cheap():
+        return [file.name for file in vine.mind.disk._cheap(vine.worker(first), set())]
+
+    assert cheap() == ["sure", "doubtful"]
+    vine.say(second, m.Compared("doubtful"))
+    assert sorted(cheap()) == ["doubtful", "sure"]
+
+
 def test_the_last_copy_of_what_is_needed_stays_while_something_runs(vine):
     """Only what is elsewhere goes: here the one that came from the first worker."""
     vine.library("two", 2)

@@ -105,6 +105,7 @@ class SimulatedWorker:
         self.contents: dict[
             str, str
         ] = {}  # digests of what is in the cache; of what was altered since, another one
+        self.offered: dict[str, tuple[w.Arrived, int, str]] = {}  # not compared yet: only others may have it
         self.made = 0
         self.jobs: list[tuple[str, Any]] = []
         self.slots: dict[
@@ -186,16 +187,27 @@ class SimulatedWorker:
     def _StartUpload(self, x: w.StartUpload) -> None:
         self.jobs.append(("upload", (x.name, x.digest)))
 
+    def hold(self, name: str, size: int, content: str) -> None:
+        """An object is here that may be used."""
+        self.offered.pop(name, None)
+        self.cache[name], self.contents[name] = size, content
+
+    def find(self, name: str) -> tuple[int | None, str]:
+        """What others get."""
+        if name in self.offered:
+            return self.offered[name][1:]
+        return self.cache.get(name), self.contents.get(name, "")
+
     def _Keep(self, x: w.Keep) -> None:
-        self.cache[x.name], self.contents[x.name] = len(x.payload), ""
+        self.hold(x.name, len(x.payload), "")
 
     def _Adopt(self, x: w.Adopt) -> None:
-        self.cache[x.name], self.contents[x.name] = LARGE, f"{self.number}.{x.task}"
+        self.hold(x.name, LARGE, f"{self.number}.{x.task}")
 
     def make(self, name: str, size: int) -> str:
         """A task leaves something here; give its digest."""
         self.made += 1
-        self.cache[name], self.contents[name] = size, f"{self.number}-{self.made}" if size == LARGE else ""
+        self.hold(name, size, f"{self.number}-{self.made}" if size == LARGE else "")
         return self.contents[name]
 
     def _Retain(self, x: w.Retain) -> None:
@@ -210,6 +222,7 @@ class SimulatedWorker:
     def _Delete(self, x: w.Delete) -> None:
         for name in x.names:
             self.cache.pop(name, None)
+            self.offered.pop(name, None)
 
 
 class World:
@@ -698,8 +711,9 @@ class World:
         del worker.jobs[index]
         reason, gone, content = "", False, ""
         if ending.kind != "well":
-            reason = "the connection broke"
             self.excuses |= {"input missing", "library"}
+        if ending.kind == "badly":
+            reason = "the connection broke"
         elif fetch.source == "manager":
             size, content = self.store.get(fetch.name), self.stored.get(fetch.name, "")
             gone = size is None
@@ -710,17 +724,47 @@ class World:
             if peer is None or not peer.reachable:
                 reason = "connection refused"
             else:
-                size, content = peer.cache.get(fetch.name), peer.contents.get(fetch.name, "")
+                size, content = peer.find(fetch.name)
                 gone = size is None
+        if ending.kind == "worse" and fetch.digest:
+            content = "altered"
         altered = not (reason or gone) and bool(fetch.digest) and content != fetch.digest
+        if not (reason or gone) and fetch.digest and fetch.name not in {**worker.cache, **worker.offered}:
+            arrival = w.Arrived(fetch.name, size, True, fetch.digest, compared=False)
+            worker.offered[fetch.name] = arrival, size, content
+            worker.jobs.append(("compare", (arrival, fetch, altered)))
+            worker.feed([arrival])
+            return
         if reason or gone or altered:
             worker.outbox.append(m.FetchFailed(fetch.name, fetch.source, reason, gone, altered=altered))
             return
         assert size is not None
         assert fetch.size in (-1, size)
         assert content != "altered"
-        worker.cache[fetch.name], worker.contents[fetch.name] = size, content
+        worker.hold(fetch.name, size, content)
         worker.feed([w.Arrived(fetch.name, size, True, content)])
+
+    def _end_compare(
+        self, worker: SimulatedWorker, index: int, what: tuple[w.Arrived, m.Fetch, bool], ending: Ending
+    ) -> None:
+        """As `vineworker.fetching`: what is offered may be used if it is what it should be and has not gone meanwhile."""
+        del worker.jobs[index]
+        arrival, fetch, altered = what
+        unreadable = ending.kind == "badly"
+        if unreadable:
+            self.excuses |= {"input missing", "library"}
+        failure = None
+        if altered or unreadable:
+            failure = m.FetchFailed(
+                fetch.name, fetch.source, "", gone=False, altered=not unreadable, cached=True
+            )
+        found, size, content = worker.offered.get(fetch.name, (None, 0, ""))
+        if found is arrival:
+            del worker.offered[fetch.name]
+            if failure is None:
+                assert content == fetch.digest
+                worker.hold(fetch.name, size, content)
+        worker.feed([w.Compared(arrival, failure)])
 
     def _end_unpack(self, worker: SimulatedWorker, index: int, unpack: m.Unpack, ending: Ending) -> None:
         del worker.jobs[index]
@@ -728,18 +772,19 @@ class World:
             self.excuses |= {"input missing", "library"}
             worker.outbox.append(m.FetchFailed(unpack.name, unpack.archive, "it is no archive", False))
             return
-        worker.cache[unpack.name], worker.contents[unpack.name] = 0, ""
+        worker.hold(unpack.name, 0, "")
         worker.feed([w.Arrived(unpack.name, 0, True)])
 
     def _end_upload(self, worker: SimulatedWorker, index: int, what: tuple[str, str], ending: Ending) -> None:
         del worker.jobs[index]
         name, digest = what
-        altered = bool(digest) and worker.contents.get(name) != digest
-        if ending.kind != "well" or name not in worker.cache or altered:
+        size, content = worker.find(name)
+        altered = bool(digest) and content != digest
+        if ending.kind != "well" or size is None or altered:
             worker.outbox.append(m.UploadFailed(name, "it is altered" if altered else "the connection broke"))
             return
-        assert worker.contents[name] != "altered"
-        self.events.append(e.ObjectStored(name, worker.cache[name], worker.contents[name]))
+        assert content != "altered"
+        self.events.append(e.ObjectStored(name, size, content))
         worker.outbox.append(m.Uploaded(name))
 
     def _end_keep(self, worker: SimulatedWorker, index: int, keep: w.Retain, ending: Ending) -> None:
@@ -757,7 +802,7 @@ class World:
             found = {name: worker.disk[name] for name in found if name in worker.disk}
             for name, (size, content) in found.items():
                 if name not in worker.cache:
-                    worker.cache[name], worker.contents[name] = size, content
+                    worker.hold(name, size, content)
             sizes, digests = [size for size, _content in found.values()], [c for _size, c in found.values()]
             worker.feed([w.Found(list(found), sizes, digests)])
 
@@ -816,6 +861,7 @@ class World:
                 f"{number} holds {worker.cache.keys()}, the tables say {known}"
             )
             assert worker.cache.keys() == worker.state.objects.keys()
+            assert not (worker.offered or worker.state._unproven or self.tables.workers[number].unproven)
             for file, digest in (
                 (f, f.replicas[self.tables.workers[number]]) for f in self.tables.workers[number].files
             ):
@@ -867,7 +913,7 @@ class World:
             assert record.free == record.total
             assert worker.cache.keys() == worker.state.objects.keys()
             assert worker.cache.keys() <= worker.to_keep | worker.state.kept.keys() | self.undeclared
-            assert not worker.state._waiting
+            assert not (worker.state._waiting or worker.state._retains)
             assert not worker.slots or all(
                 host.startswith("python:") for host, _c, _s in worker.slots.values()
             )
@@ -1030,6 +1076,7 @@ def check_disk(mind: Mind, worker: Any) -> None:
     for file, size in worker.files.items():
         assert size == (on_disk(file.size) if file.size >= 0 or not file.directory else 0)
     assert worker.spare.keys() <= worker.files.keys()
+    assert worker.unproven.keys() <= worker.files.keys()
 
 
 def check_buckets(mind: Mind) -> None:

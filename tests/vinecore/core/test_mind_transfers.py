@@ -657,6 +657,149 @@ def test_the_copy_that_arrives_altered_at_the_manager_counts_as_lost_at_once():
     assert "d2" in vine.file("r1").replicas.values()
 
 
+# ---- what is compared after it has come
+
+
+def came(vine, worker, name="r1", digest="d1"):
+    """All of a file is on a worker."""
+    return vine.say(worker, m.Cached(name, LARGE, digest, compared=False))
+
+
+def wrong(vine, worker, name="r1", source="host1:7"):
+    """What came there is not what it should be."""
+    failed = m.FetchFailed(name, source, "it was altered", gone=False, altered=True, cached=True)
+    return vine.say(worker, failed)
+
+
+def test_a_copy_counts_and_serves_others_before_it_is_compared():
+    vine = Vine()
+    second, third, fourth, fifth = made(vine, 3, 4, 5, 6)
+    assert {worker for worker, _fetch in vine.sent(m.Fetch, vine.log)} == {second, third}
+    came(vine, second)
+    assert vine.holders("r1") == {1, second}
+    assert vine.worker(1).outgoing == 2, "the place at the source is free, and taken again"
+    assert sorted(vine.fetches()) == [(fourth, "r1", "host2:7"), (fifth, "r1", "host1:7")]
+    vine.say(second, m.Compared("r1"))
+    assert not vine.worker(second).unproven
+
+
+def test_a_copy_that_turns_out_to_be_altered_is_lost_and_comes_from_elsewhere():
+    vine = Vine()
+    second, third = made(vine, 3, 4)
+    came(vine, second)
+    vine.say(second, m.Compared("r1"))
+    came(vine, third)
+    assert vine.holders("r1") == {1, second, third}
+    wrong(vine, third)
+    assert vine.holders("r1") == {1, second}
+    assert vine.sent(m.Fetch) == [(third, m.Fetch("r1", LARGE, "host2:7", False, digest="d1"))]
+    assert (vine.worker(1).doubted_by, vine.worker(1).altered) == (third, {vine.file("r1")})
+    assert "it was altered" in vine.told(i.Note)[0].text
+
+
+def test_a_copy_that_is_altered_wherever_it_comes_counts_as_lost_and_is_made_again():
+    vine = Vine()
+    second, third = made(vine, 3, 4)
+    came(vine, second)
+    came(vine, third)
+    wrong(vine, second)
+    assert vine.holders("r1") == {1, third}
+    wrong(vine, third)
+    assert vine.holders("r1") == set()
+    assert vine.state(1) == "assigned", "it is made again"
+    vine.done(1, size=LARGE, digest="d2")
+    assert {fetch.digest for _worker, fetch in vine.sent(m.Fetch)} == {"d2"}
+
+
+def test_an_altered_copy_that_was_the_only_one_is_made_again():
+    vine = Vine()
+    (second,) = made(vine, 3)
+    came(vine, second)
+    vine.lose(1)
+    vine.join()
+    assert vine.holders("r1") == {second}
+    wrong(vine, second)
+    assert vine.holders("r1") == set()
+    assert vine.state(1) == "assigned"
+
+
+def test_who_passed_on_what_came_altered_is_not_blamed():
+    vine = Vine()
+    second, *_others = made(vine, 3, 4, 5, 6, 7)
+    came(vine, second)
+    served = [worker for worker, _name, source in vine.fetches() if source == "host2:7"]
+    assert len(served) == 2
+    altered(vine, served[0], "r1", "host2:7")
+    wrong(vine, second)
+    altered(vine, served[1], "r1", "host2:7")
+    assert vine.worker(second).doubted_by == 0
+    assert not any("nobody asks" in note.text for note in vine.told(i.Note, vine.log))
+    assert vine.worker(1).doubted_by == second
+
+
+def test_where_copies_come_altered_only_those_that_are_compared_serve():
+    vine = Vine()
+    second, third, fourth = made(vine, 3, 4, 5)
+    came(vine, second)
+    assert {worker.id for worker in vine.file("r1").fetching} == {third, fourth}
+    altered(vine, third, "r1", "host1:7")
+    assert (third, "r1", "host2:7") not in vine.fetches()
+    vine.say(second, m.Compared("r1"))
+    assert (third, "r1", "host2:7") in vine.fetches(), "what came is right: it is a source now"
+
+
+def test_the_manager_is_given_up_if_what_it_has_comes_altered_again_and_again():
+    vine = Vine()
+    vine.declare("data", size=LARGE, at_manager=True, digest="declared")
+    (worker,) = readers(vine, 1)
+    for _ in range(MOST_FAILURES + 1):
+        assert not outcomes(vine)
+        vine.tick(AVOID_PAIR_S + 1)
+        assert worker in {w.id for w in vine.file("data").fetching}
+        came(vine, worker, "data", "declared")
+        wrong(vine, worker, "data", "manager")
+    assert outcomes(vine) == {100: "input missing"}
+
+
+def test_a_comparison_that_ends_after_the_copy_was_pruned_is_no_news():
+    vine = Vine()
+    (second,) = made(vine, 3)
+    came(vine, second)
+    vine.mind.disk._drop(vine.worker(second), vine.file("r1"))
+    vine.mind.transfers.need(vine.worker(second), vine.file("r1"))
+    assert vine.file("r1").fetching
+    wrong(vine, second)
+    assert not vine.told(i.Note)
+    assert vine.file("r1").fetching, "the copy that is on its way is another one"
+    vine.say(second, m.Compared("r1"))
+    came(vine, second)
+    assert vine.worker(second).unproven == {vine.file("r1"): vine.worker(1)}
+
+
+def test_the_upload_of_a_copy_that_turns_out_to_be_altered_is_asked_of_another_one():
+    vine = Vine()
+    second, third = made(vine, 3, 4)
+    came(vine, second)
+    came(vine, third)
+    vine.lose(1)
+    vine.feed(e.FileWanted("r1"))
+    assert vine.sent(m.Upload) == [(second, m.Upload("r1", "d1"))]
+    wrong(vine, second)
+    assert vine.sent(m.Upload) == [(third, m.Upload("r1", "d1"))]
+    vine.say(second, m.UploadFailed("r1", "it was altered"))
+    assert vine.holders("r1") == {third}
+
+
+def test_a_source_has_its_good_name_back_when_what_came_from_it_is_compared():
+    vine = Vine()
+    second, third = made(vine, 3, 4)
+    vine.fetch_failed(third, "r1", "host1:7")
+    came(vine, second)
+    assert vine.worker(1).doubted_by == third
+    vine.say(second, m.Compared("r1"))
+    assert vine.worker(1).doubted_by == 0
+
+
 def test_a_worker_that_fails_two_others_is_left_alone_by_all_for_a_while():
     vine = Vine()
     vine.declare("data", size=LARGE, at_manager=True)

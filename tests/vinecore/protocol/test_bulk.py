@@ -421,6 +421,46 @@ def test_a_file_that_was_altered_where_it_is_kept_is_refused(shelf, client, tmp_
         client.get("x", str(tmp_path / "target"), digests.of(data))
 
 
+@pytest.mark.parametrize("spare", [False, True])
+@pytest.mark.parametrize("size", [bulk.CHUNK + 1, LARGE])
+def test_a_large_file_is_here_before_it_is_compared(shelf, client, tmp_path, monkeypatch, way, size, spare):
+    """The connection may serve others meanwhile, and the file may have another place."""
+    monkeypatch.setattr(digests, "beside", lambda: spare)
+    data = noise(size)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(data)
+    shelf.contents["x"] = str(source)
+    for expected in (digests.of(data), digests.of(flipped(data))):
+        received, proof = client.bring("x", str(target), expected)
+        assert received == (size, expected)
+        followed = any(thread.name == "vine-digest" for thread in threading.enumerate())
+        assert followed == spare or size < LARGE
+        assert target.read_bytes() == data
+        target.unlink()
+        client.get("x", str(tmp_path / "other"))
+        if expected == digests.of(data):
+            proof.compare()
+        else:
+            with pytest.raises(Altered, match=f"its digest is {digests.of(data)}"):
+                proof.compare()
+        proof.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "vine-digest"]
+
+
+def test_what_is_small_a_directory_or_of_no_known_digest_is_compared_when_it_comes(shelf, client, tmp_path):
+    make_tree(tmp_path / "tree")
+    (tmp_path / "large").write_bytes(noise(LARGE))
+    (tmp_path / "small").write_bytes(noise(bulk.CHUNK))
+    for name in ("tree", "large", "small"):
+        shelf.contents[name] = str(tmp_path / name)
+    small = digests.of(noise(bulk.CHUNK))
+    for name, expected in (("tree", ""), ("tree", small), ("large", ""), ("small", small)):
+        _received, proof = client.bring(name, str(tmp_path / f"target-{name}-{expected}"), expected)
+        assert proof is None
+    with pytest.raises(Altered):
+        client.bring("small", str(tmp_path / "target"), "another")
+
+
 @pytest.mark.parametrize("directory", [False, True])
 def test_what_was_altered_on_its_way_is_refused(tmp_path, directory):
     data = archive_of(("file", noise(1000)))

@@ -19,6 +19,7 @@ from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 
 from daskvine import vertex
 from daskvine.graph import Graph, Key
+from daskvine.merge import Merge, read
 from vinecore.errors import note
 from vinecore.manager import Manager
 from vinecore.protocol import INLINE_LIMIT, values
@@ -29,7 +30,14 @@ WORTH_SHARING = 256
 
 KEPT_BYTES = 512 * 1024 * 1024
 KEPT_OBJECTS = 4096
-HELPERS = (vertex.apply, vertex.apply_packed, vertex.evaluate, vertex.evaluate_parts, vertex.wrapped)
+HELPERS = (
+    vertex.apply,
+    vertex.apply_packed,
+    vertex.evaluate,
+    vertex.evaluate_parts,
+    vertex.merge_parts,
+    vertex.wrapped,
+)
 cloudpickle.register_pickle_by_value(vertex)  # workers need not have this package
 MODULE_NAME = re.compile(rb"\x8c.([A-Za-z_][A-Za-z0-9_.]*)")
 
@@ -159,6 +167,9 @@ class Compiler:
             return self._nested(key, vertex.wrapped, [self._wrapper], [node, self._asked(node)], inputs)
         if type(node) is not Task or inspect.iscoroutinefunction(node.func):
             return self._nested(key, vertex.evaluate, [], [node, self._asked(node)], inputs)
+        merge = read(node, {})
+        if merge is not None and _is_plain(merge):
+            return self._merge(merge, dependencies, inputs)
         if any(
             isinstance(part, GraphNode) and type(part) not in (Alias, DataNode)
             for part in (*node.args, *node.kwargs.values())
@@ -189,7 +200,7 @@ class Compiler:
 
         def place(arg: Any) -> Any:
             if type(arg) is Alias or type(arg) is TaskRef:
-                return values.Input(where[self._graph.resolve(arg.target if type(arg) is Alias else arg.key)])
+                return values.Input(where[self._graph.resolve(referred(arg))])
             return self._placed(arg, shared)
 
         args = [place(arg) for arg in node.args]
@@ -209,6 +220,21 @@ class Compiler:
             shared.append(function)
             return self._packed([values.Shared(len(shared) - 1), *args], kwargs, shared, inputs)
         return Call(function, payload, (*shared, function), inputs)
+
+    def _merge(self, merge: Merge, dependencies: list[Key], inputs: tuple[str, ...]) -> Call:
+        """A merge, whose inputs are not loaded before their turn."""
+        where = {d: number for number, d in enumerate(dependencies)}
+        shared: list[str] = []
+        function: Any = merge.function
+        if self._count.get(id(function), 0) > 1:
+            name = self._name(function)
+            assert name is not None
+            shared.append(name)
+            function = values.Shared(0)
+        parts = [values.Later(where[self._graph.resolve(referred(part))]) for part in merge.parts]
+        return self._finish(
+            vertex.merge_parts, [function, merge.how, merge.keywords, *parts], {}, shared, inputs
+        )
 
     def _placed(self, arg: Any, shared: list[str]) -> Any:
         """An argument as it travels: itself, or the placeholder of a shared object."""
@@ -262,7 +288,9 @@ class Compiler:
     ) -> Call:
         """Put the arguments into an object of their own: they are too large for a message."""
         packed = self._acquire(dump_call(args, kwargs, plain=False))
-        rest = [*map(values.Shared, range(len(shared))), *(values.Input(n + 1) for n in range(len(inputs)))]
+        later = {arg.index for arg in args if type(arg) is values.Later}
+        kinds = [values.Later if n in later else values.Input for n in range(len(inputs))]
+        rest = [*map(values.Shared, range(len(shared))), *(kind(n + 1) for n, kind in enumerate(kinds))]
         payload = dump_call([values.Input(0), len(shared), *rest], {}, plain=True)
         return self._helper_call(vertex.apply_packed, payload, shared, (packed, *inputs))
 
@@ -272,6 +300,20 @@ class Compiler:
         name = self._name(helper)
         assert name is not None
         return Call(name, payload, (*shared, name), inputs)
+
+
+def referred(ref: Alias | TaskRef) -> Key:
+    """The key that a reference names."""
+    return ref.target if type(ref) is Alias else ref.key
+
+
+def _is_plain(merge: Merge) -> bool:
+    """Whether all that a merge takes from other vertices is partial results."""
+    return (
+        all(type(part) in (Alias, TaskRef) for part in merge.parts)
+        and isinstance(merge.keywords, dict)
+        and not any(isinstance(value, (GraphNode, TaskRef)) for value in merge.keywords.values())
+    )
 
 
 def dump_call(args: list[Any], kwargs: dict[str, Any], *, plain: bool) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import dask
 
 from daskvine import vertex
-from daskvine.compiling import SharedObjects, dumps
+from daskvine.compiling import HELPERS, SharedObjects, dumps
 from daskvine.graph import Graph, annotations_of, flat_keys, nested, normalize
 from daskvine.merge import rewrite
 from daskvine.options import Options
@@ -30,7 +30,6 @@ from vinecore.libraries import LibraryTask
 from vinecore.manager import DEFAULT_PORT, Manager
 
 LIBRARY = "Dask-Library"
-FUNCTIONS = (vertex.apply, vertex.apply_packed, vertex.evaluate, vertex.evaluate_parts, vertex.wrapped)
 
 
 class Settings(NamedTuple):
@@ -170,8 +169,8 @@ class DaskVine(Manager):
         options = Options.parse(kwargs)
         annotations = annotations_of(dsk)
         nodes = normalize(dsk)
-        if options.reconstruct:
-            nodes = rewrite(nodes, options.merge_size)
+        if options.reconstruct is not False:
+            nodes = rewrite(nodes, options.merge_size if options.reconstruct else None)
         graph = Graph(nodes, flat_keys(keys))
         graph.annotations = annotations
         run = GraphRun(self, graph, options, next(self._run_numbers))
@@ -283,7 +282,7 @@ class DaskVine(Manager):
         extra = options.lib_extra_functions or ()
         library = LibraryTask(
             LIBRARY,
-            [*FUNCTIONS, *extra],
+            [*HELPERS, *extra],
             modules=options.lib_modules or (),
             exec_mode="direct",
             before=[vertex.load_dask],

@@ -1,4 +1,4 @@
-"""Wide merges as trees: `daskvine_merge` marks a function, `rewrite` spreads its vertices.
+"""Wide merges as trees, and large ones in little memory: which vertices are merges, and how they are rewritten.
 
 A vertex that merges a thousand partial results has to wait for all of them, and needs all of them on one
 worker. Where the function is associative the same result is the root of a tree of small merges, which run as
@@ -9,11 +9,14 @@ soon as their few inputs exist and on whichever worker has them::
 The rewriting keeps the order of the inputs, so the function need not be commutative, and the key of the
 vertex, so nothing that refers to it changes.
 
-Two forms are understood, as arguments of their own and as one list::
+Merges are functions that `daskvine_merge` has marked, the aggregation of dask-histogram, coffea's ``accumulate``, and
+``sum``. Two forms are understood, as arguments of their own and as one list::
 
     merge(a, b, c, ...)         merge([a, b, c, ...])
 
 Keywords, as in ``merge(a, b, c, weights=w)``, go to every merge of the tree.
+
+However wide it is, a merge of large partial results loads them one after another (`daskvine.vertex.merge_parts`).
 """
 
 from __future__ import annotations
@@ -28,12 +31,24 @@ from dask.utils import apply
 if TYPE_CHECKING:
     from dask.typing import Key
 
-__all__ = ["daskvine_merge", "is_merge", "rewrite"]
+__all__ = ["Merge", "daskvine_merge", "is_merge", "read", "rewrite"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # An attribute of the function, not its identity: it is still there after a trip through cloudpickle.
 _MARK = "__daskvine_merge__"
+
+WIDTH = 8
+"""Inputs of a merge whose width nobody has chosen; dask-histogram's own trees have the same."""
+
+# Functions of others that merge a list, by module and name: how `daskvine.vertex.merge_parts` does it.
+_KNOWN = {
+    ("dask_histogram.core", "hist_safe_sum"): "histograms",
+    ("coffea.processor.accumulator", "accumulate"): "accumulate",
+    ("builtins", "sum"): "sum",
+}
+# Those that are meant to be grouped in any way; a sum is not, because rounding depends on it.
+_FREE = ("histograms", "accumulate")
 
 
 def daskvine_merge(func: F) -> F:
@@ -74,15 +89,16 @@ def is_merge(func: object) -> bool:
     return getattr(func, _MARK, False) is True
 
 
-def rewrite(graph: Mapping[Key, GraphNode], merge_size: int) -> dict[Key, GraphNode]:
+def rewrite(graph: Mapping[Key, GraphNode], merge_size: int | None) -> dict[Key, GraphNode]:
     """Replace each wide merge by a tree of merges of at most ``merge_size`` inputs.
 
     Parameters
     ----------
     graph : Mapping[key, GraphNode]
         A graph as ``dask._task_spec.convert_legacy_graph`` makes it.
-    merge_size : int
-        The largest number of inputs of one merge, 2 or more.
+    merge_size : int or None
+        The largest number of inputs of one merge, 2 or more. None leaves all merges as they are but those of
+        histograms and of coffea's accumulators, which get trees of `WIDTH`.
 
     Returns
     -------
@@ -91,27 +107,45 @@ def rewrite(graph: Mapping[Key, GraphNode], merge_size: int) -> dict[Key, GraphN
         others have keys made from it, the same ones each time. A list vertex that only fed a merge may be
         left without use: cull afterwards.
     """
-    if merge_size < 2:
+    if merge_size is not None and merge_size < 2:
         msg = f"merge_size is 2 or more; got {merge_size}"
         raise ValueError(msg)
+    size = merge_size or WIDTH
     rewritten: dict[Key, GraphNode] = {}
     for key, node in graph.items():
-        merge = _read(node, graph)
-        if merge is not None and len(merge.parts) > merge_size:
-            rewritten.update(_tree(key, merge, merge_size, graph))
+        merge = read(node, graph)
+        if merge is not None and len(merge.parts) > size and (merge_size or merge.how in _FREE):
+            rewritten.update(_tree(key, merge, size, graph))
         else:
             rewritten[key] = node
     return rewritten
 
 
-class _Merge(NamedTuple):
-    """One merge, apart from the form it was written in."""
+class Merge(NamedTuple):
+    """One merge, apart from the form it was written in.
+
+    Attributes
+    ----------
+    parts : Sequence
+        What is merged: references, constants, nodes.
+    node : Callable
+        Makes the same merge of other parts and under another key.
+    function : Callable
+        What merges.
+    how : str
+        "arguments" and "list" say how a marked function takes them; the others are known.
+    keywords : object
+        What else the function gets: a dict, or a node that makes one.
+    """
 
     parts: Sequence[Any]
-    node: Callable[[Key, Sequence[Any]], Task]  # the same merge, of other parts and under another key
+    node: Callable[[Key, Sequence[Any]], Task]
+    function: Callable[..., Any]
+    how: str
+    keywords: Any
 
 
-def _tree(key: Key, merge: _Merge, size: int, taken: Mapping[Key, GraphNode]) -> Iterator[tuple[Key, Task]]:
+def _tree(key: Key, merge: Merge, size: int, taken: Mapping[Key, GraphNode]) -> Iterator[tuple[Key, Task]]:
     parts, level = list(merge.parts), 0
     while len(parts) > size:
         level += 1
@@ -143,42 +177,92 @@ def _child_key(key: Key, level: int, index: int, taken: Mapping[Key, GraphNode])
         suffix = f"-merge{suffix}"
 
 
-def _read(node: GraphNode, graph: Mapping[Key, GraphNode]) -> _Merge | None:
+def read(node: GraphNode, graph: Mapping[Key, GraphNode]) -> Merge | None:
+    """Read a vertex as a merge; None if it is none.
+
+    Parameters
+    ----------
+    node : GraphNode
+        The vertex.
+    graph : Mapping[key, GraphNode]
+        Where lists are looked up that are vertices of their own.
+    """
     if not isinstance(node, Task):
         return None
     if is_merge(node.func):
         return _direct(node, graph)
-    if node.func is apply and node.args and is_merge(node.args[0]):
-        return _applied(node, graph)
+    if node.func is apply:
+        return _applied(node, graph) if node.args and is_merge(node.args[0]) else None
+    if len(node.args) == 1 and not node.kwargs:
+        how = _KNOWN.get(_origin(node.func))
+        return _listed(node, node.func, how, graph) if how else None
+    if _origin(node.func)[1] == "pipe":
+        return _piped(node, graph)
     return None
 
 
-def _direct(node: Task, graph: Mapping[Key, GraphNode]) -> _Merge:
+def _origin(function: object) -> tuple[Any, Any]:
+    return getattr(function, "__module__", None), getattr(function, "__name__", None)
+
+
+def _direct(node: Task, graph: Mapping[Key, GraphNode]) -> Merge:
     """Read ``func(*parts, **keywords)`` or ``func([*parts], **keywords)``."""
-    parts, positional = _parts(node.args, graph)
-    return _Merge(parts, lambda key, group: Task(key, node.func, *positional(group), **node.kwargs))
+    parts, how, positional = _parts(node.args, graph)
+    return Merge(
+        parts,
+        lambda key, group: Task(key, node.func, *positional(group), **node.kwargs),
+        node.func,
+        how,
+        node.kwargs,
+    )
 
 
-def _applied(node: Task, graph: Mapping[Key, GraphNode]) -> _Merge | None:
+def _applied(node: Task, graph: Mapping[Key, GraphNode]) -> Merge | None:
     """Read ``apply(func, arguments, keywords)``: how dask 2025.3 writes a delayed call with keywords."""
     func, *rest = node.args
     arguments = _items(rest[0]) if rest else None
     if arguments is None:
         return None
-    parts, positional = _parts(arguments, graph)
-    return _Merge(parts, lambda key, group: Task(key, apply, func, List(*positional(group)), *rest[1:]))
+    parts, how, positional = _parts(arguments, graph)
+    return Merge(
+        parts,
+        lambda key, group: Task(key, apply, func, List(*positional(group)), *rest[1:]),
+        func,
+        how,
+        rest[1] if rest[1:] else {},
+    )
+
+
+def _piped(node: Task, graph: Mapping[Key, GraphNode]) -> Merge | None:
+    """Read ``pipe([*parts], func, identity)``: how dask-histogram writes each vertex of its trees."""
+    _list, func, *others = node.args
+    if _KNOWN.get(_origin(func)) != "histograms" or any(_origin(other)[1] != "identity" for other in others):
+        return None
+    return _listed(node, func, "histograms", graph)
+
+
+def _listed(node: Task, func: Any, how: str, graph: Mapping[Key, GraphNode]) -> Merge | None:
+    """Read a call whose first argument is the list of the parts."""
+    first, *others = node.args
+    listed = _listed_items(first, graph)
+    if listed is None:
+        return None
+    return Merge(listed, lambda key, group: Task(key, node.func, List(*group), *others), func, how, {})
 
 
 def _parts(
     args: Sequence[Any], graph: Mapping[Key, GraphNode]
-) -> tuple[Sequence[Any], Callable[[Sequence[Any]], Sequence[Any]]]:
-    """Return the partial results among positional arguments, and how to write others in the same form."""
+) -> tuple[Sequence[Any], str, Callable[[Sequence[Any]], Sequence[Any]]]:
+    """Return the partial results among positional arguments, their form, and how to write others in it."""
     if len(args) == 1:
-        (arg,) = args
-        listed = _items(graph.get(_target(arg), arg) if isinstance(arg, Alias | TaskRef) else arg)
+        listed = _listed_items(args[0], graph)
         if listed is not None:
-            return listed, lambda group: (List(*group),)
-    return args, lambda group: group
+            return listed, "list", lambda group: (List(*group),)
+    return args, "arguments", lambda group: group
+
+
+def _listed_items(arg: Any, graph: Mapping[Key, GraphNode]) -> Sequence[Any] | None:
+    return _items(graph.get(_target(arg), arg) if isinstance(arg, Alias | TaskRef) else arg)
 
 
 def _target(ref: Alias | TaskRef) -> Key:

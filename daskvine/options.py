@@ -263,14 +263,18 @@ class Options:
     )
     progress_disable: bool = _option(False, "True or False", "Show no progress.", checks.boolean)
     progress_label: str = _option("[green]tasks", "text", "Label of the progress bar.", checks.text)
-    reconstruct: bool = _option(
-        False,
-        "True or False",
-        "Spread vertices made with daskvine_merge over a tree of merges.",
+    reconstruct: bool | None = _option(
+        None,
+        "True, False or None",
+        "Spread wide merges over trees: with True those of daskvine_merge, of dask-histogram, of coffea's accumulate, and sums of lists; with "
+        "False none; by default those of dask-histogram and accumulate that have more than 8 inputs.",
         checks.boolean,
     )
     merge_size: int = _option(
-        2, "an integer, 2 or more", "Inputs of each merge of that tree.", checks.integer(least=2)
+        2,
+        "an integer, 2 or more",
+        "Inputs of each merge of those trees, with reconstruct=True.",
+        checks.integer(least=2),
     )
     wrapper: Callable[..., Any] | None = _option(
         None,

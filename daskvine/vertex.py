@@ -62,6 +62,120 @@ def wrapped(wrapper: Any, node: Any, keys: list[Any], *inputs: Any) -> Any:
     return values.Annotated(result, values.dumps(extra))
 
 
+AT_ONCE = 64 * 1024 * 1024
+
+
+def merge_parts(function: Any, how: str, keywords: dict[str, Any], *parts: values.Stored) -> Any:
+    """Merge partial results, and where they are large in little more memory than two of them take.
+
+    Parameters
+    ----------
+    function
+        What merges them, in the form that ``how`` names; see `daskvine.merge.Merge`.
+    parts
+        The partial results, not loaded yet. Small ones go to the function all at once, as they would without this. Where all together would
+        take more than `AT_ONCE` they are loaded one after another, or as many as that is, and go to the function with what was merged before.
+        What is known of a function is done in place.
+    """
+    compute_here()
+    if len(parts) > 1 and sum(part.size for part in parts) > AT_ONCE:
+        if how == "histograms":
+            return _total(parts, skip=tuple)
+        if how == "sum":
+            return _total(parts)
+        if how == "accumulate":
+            return _accumulated(parts, function)
+        return _folded(function, how, keywords, [*parts])
+    loaded = [part.load() for part in parts]
+    return function(*loaded, **keywords) if how == "arguments" else function(loaded, **keywords)
+
+
+def _folded(function: Any, how: str, keywords: dict[str, Any], parts: list[values.Stored]) -> Any:
+    parts.reverse()
+    batch = [parts.pop().load()]
+    while parts:
+        room = AT_ONCE
+        while parts and (len(batch) < 2 or parts[-1].size <= room):
+            room -= parts[-1].size
+            batch.append(parts.pop().load())
+        batch = [function(*batch, **keywords) if how == "arguments" else function(batch, **keywords)]
+    return batch[0]
+
+
+def _total(parts: Any, skip: Any = ()) -> Any:
+    """What ``sum`` gives; histograms are added in place, for they are this task's own."""
+    total = 0
+    for part in parts:
+        total = _plus(total, part.load(), skip)
+    return total
+
+
+def _plus(total: Any, part: Any, skip: Any) -> Any:
+    if isinstance(part, skip):
+        return total
+    if _is_histogram(part):
+        if type(total) is int and total == 0:
+            return part
+        if type(total) is type(part):
+            total += part
+            return total
+    return total + part
+
+
+def _is_histogram(value: Any) -> bool:
+    """Whether a value is a histogram of boost-histogram or hist, with their addition."""
+    known = sys.modules.get("boost_histogram")
+    return (
+        known is not None
+        and isinstance(value, known.Histogram)
+        and type(value).__add__ is known.Histogram.__add__
+        and type(value).__iadd__ is known.Histogram.__iadd__
+    )
+
+
+def _accumulated(parts: Any, accumulate: Any) -> Any:
+    """What coffea's ``accumulate`` gives; histograms in dictionaries are added in place, unless one of them is there twice."""
+    add = sys.modules[accumulate.__module__].add
+    total = None
+    for part in parts:
+        total = _accumulated_with(total, part.load(), add)
+    return total
+
+
+def _accumulated_with(total: Any, part: Any, add: Any) -> Any:
+    if part is None or total is None:
+        return total if part is None else part
+    mutable = [*_mutable(total)]
+    if len(set(map(id, mutable))) < len(mutable):
+        return add(total, part)
+    return _added_in_place(total, part, add)
+
+
+def _mutable(value: Any) -> Any:
+    """Dictionaries and histograms in a value."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _mutable(inner)
+    elif not _is_histogram(value):
+        return
+    yield value
+
+
+def _added_in_place(total: Any, part: Any, add: Any) -> Any:
+    if type(total) is not type(part):
+        return add(total, part)
+    if _is_histogram(total):
+        total += part
+        return total
+    if not isinstance(total, dict) or hasattr(total, "__add__"):
+        return add(total, part)
+    for key in total:
+        if key in part:
+            total[key] = _added_in_place(total[key], part.pop(key), add)
+    total.update(part)
+    return total
+
+
 def compute_here() -> None:
     """Have a ``compute`` inside a vertex run in that vertex's own process, if it comes to that."""
     if "dask" not in sys.modules:

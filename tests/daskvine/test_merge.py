@@ -6,12 +6,16 @@ from collections.abc import Mapping
 
 import cloudpickle
 import dask
+import numpy as np
 import pytest
+import toolz
 from dask._task_spec import List, Task, TaskRef, convert_legacy_graph
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskvine.merge import daskvine_merge, is_merge, rewrite
+from daskvine import vertex
+from daskvine.merge import daskvine_merge, is_merge, read, rewrite
+from vinecore.protocol import values
 
 
 @daskvine_merge
@@ -175,3 +179,207 @@ def test_the_mark_survives_cloudpickle_and_leaves_the_function_alone():
 def test_builtins_and_partial_functions_can_be_marked():
     assert daskvine_merge(max)(1, 2) == 2
     assert daskvine_merge(functools.partial(functools.reduce, operator.add))([1, 2, 3]) == 6
+
+
+# ---- functions of others
+
+
+def known(how, parts):
+    """A vertex that merges a list by a function that needs no mark."""
+    listed = List(*map(TaskRef, parts))
+    if how == "histograms":
+        histograms = pytest.importorskip("dask_histogram.core")
+        return Task("top", toolz.pipe, listed, histograms.hist_safe_sum, histograms.identity)
+    if how == "accumulate":
+        return Task("top", pytest.importorskip("coffea.processor").accumulate, listed)
+    return Task("top", sum, listed)
+
+
+def numbers(count):
+    return {f"leaf-{i}": Task(f"leaf-{i}", float, i) for i in range(count)}
+
+
+@pytest.mark.parametrize("how", ["histograms", "accumulate", "sum"])
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_known_merges_become_trees_on_request(how, size):
+    graph = numbers(30)
+    graph["top"] = known(how, graph)
+    assert read(graph["top"], {}).how == how
+    rewritten = rewrite(graph, size)
+    assert dask.get(rewritten, "top") == sum(range(30))
+    assert max(len(node.dependencies) for node in rewritten.values()) == size
+
+
+@pytest.mark.parametrize(
+    ("how", "count", "widest"), [("histograms", 100, 8), ("accumulate", 100, 8), ("histograms", 8, 8), ("sum", 100, 100)]
+)  # fmt: skip
+def test_only_what_may_be_grouped_in_any_way_does_so_by_itself(how, count, widest):
+    graph = numbers(count)
+    graph["top"] = known(how, graph)
+    rewritten = rewrite(graph, None)
+    assert dask.get(rewritten, "top") == sum(range(count))
+    assert max(len(node.dependencies) for node in rewritten.values()) == widest
+
+
+def test_marked_merges_are_left_alone_unless_that_was_asked_for():
+    graph = numbers(100)
+    graph["top"] = Task("top", join_list, List(*map(TaskRef, graph)))
+    assert rewrite(graph, None) == graph
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        Task("top", sum, List(TaskRef("leaf-0"), TaskRef("leaf-1"), TaskRef("leaf-2")), 1.0),
+        Task("top", sum, TaskRef("leaf-0")),
+        Task("top", max, List(TaskRef("leaf-0"), TaskRef("leaf-1"), TaskRef("leaf-2"))),
+        Task("top", toolz.pipe, List(TaskRef("leaf-0"), TaskRef("leaf-1"), TaskRef("leaf-2")), sum, float),
+        Task("top", toolz.pipe, List(TaskRef("leaf-0"), TaskRef("leaf-1"), TaskRef("leaf-2")), max),
+    ],
+    ids=str,
+)
+def test_what_only_looks_like_a_known_merge_is_none(node):
+    assert rewrite({**numbers(3), "top": node}, 2)["top"] is node
+
+
+# ---- inside of a vertex
+
+
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """Have every partial result count as large."""
+    monkeypatch.setattr(vertex, "AT_ONCE", 0)
+
+
+def stored(*parts):
+    return [values.Stored(values.dumps(part)) for part in parts]
+
+
+def merged(how, function, *parts, **keywords):
+    return vertex.merge_parts(function, how, keywords, *stored(*parts))
+
+
+def test_small_parts_are_merged_at_once_and_large_ones_two_at_a_time(monkeypatch):
+    calls = []
+
+    def merge(parts):
+        calls.append(len(parts))
+        return [n for part in parts for n in part]
+
+    parts = [[n] for n in range(7)]
+    assert merged("list", merge, *parts) == list(range(7))
+    monkeypatch.setattr(vertex, "AT_ONCE", 0)
+    assert merged("list", merge, *parts) == list(range(7))
+    assert calls == [7, *[2] * 6]
+
+
+def test_as_many_large_parts_are_merged_at_once_as_have_room(monkeypatch):
+    calls = []
+
+    def merge(*parts):
+        calls.append(len(parts))
+        return np.concatenate(parts)
+
+    parts = [np.full(1000, n, "f8") for n in range(10)]
+    monkeypatch.setattr(vertex, "AT_ONCE", 26_000)
+    assert np.array_equal(merged("arguments", merge, *parts), np.concatenate(parts))
+    assert calls == [4, 4, 4]
+
+
+def test_a_single_part_goes_through_the_function(one_by_one):
+    assert merged("list", tuple, "a") == ("a",)
+
+
+def test_keywords_go_to_every_merge(one_by_one):
+    def merge(*parts, prefix):
+        return prefix + "".join(parts)
+
+    assert merged("arguments", merge, "a", "b", "c", prefix="-") == "--abc"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [[1, 2, 3], [0.1, 0.2, 0.3], [np.arange(3), np.arange(3.0)], [np.int8(100), np.int8(27)]],
+    ids=str,
+)
+def test_sums_are_those_of_sum(one_by_one, parts):
+    mine, theirs = merged("sum", sum, *parts), sum(parts)
+    assert type(mine) is type(theirs)
+    assert np.array_equal(mine, theirs)
+
+
+def test_sums_of_what_cannot_be_added_to_zero_fail_as_those_of_sum(one_by_one):
+    with pytest.raises(TypeError, match="unsupported operand"):
+        merged("sum", sum, [1], [2])
+
+
+def histograms(count):
+    hist = pytest.importorskip("hist")
+    rng = np.random.default_rng(1)
+    made = []
+    for number in range(count):
+        one = hist.Hist.new.Reg(200, 0, 1, name="x").StrCat([], growth=True, name="c").Weight()
+        one.fill(rng.random(1000), rng.choice(["a", "b", f"only {number}"], 1000), weight=rng.random(1000))
+        made.append(one)
+    return made
+
+
+def same(one, other):
+    return (
+        type(one) is type(other) and one == other and one.view(True).tobytes() == other.view(True).tobytes()
+    )
+
+
+def test_histograms_are_added_as_sum_adds_them(one_by_one):
+    parts = histograms(5)
+    assert same(merged("sum", sum, *parts), sum(parts))
+    hist_safe_sum = pytest.importorskip("dask_histogram.core").hist_safe_sum
+    assert same(merged("histograms", hist_safe_sum, parts[0], (), *parts[1:]), sum(parts))
+    assert merged("histograms", hist_safe_sum, (), ()) == 0
+
+
+def test_a_histogram_that_adds_in_its_own_way_is_added_so(one_by_one):
+    hist = pytest.importorskip("hist")
+
+    class Counted(hist.Hist):
+        def __add__(self, other):
+            result = super().__add__(other)
+            result.label = (self.label or 0) + 1
+            return result
+
+    parts = [Counted(hist.axis.Regular(3, 0, 1)) for _ in range(3)]
+    assert merged("sum", sum, *parts).label == sum(parts).label == 3
+
+
+def test_accumulators_are_those_of_coffea(one_by_one):
+    accumulate = pytest.importorskip("coffea.processor").accumulate
+    a, b, c, d = histograms(4)
+    parts = [
+        {"h": a, "cutflow": {"all": 1}, "names": {"x"}, "values": np.arange(3), "lists": [1]},
+        None,
+        {"h": b, "cutflow": {"all": 2, "some": 1.5}, "names": {"y"}, "values": np.ones(3), "lists": [2]},
+        {"new": d, "h": c, "cutflow": {"other": 7}, "names": set(), "values": np.ones(3), "lists": []},
+    ]
+    mine, theirs = merged("accumulate", accumulate, *parts), accumulate(parts)
+    assert list(mine) == list(theirs)
+    assert same(mine["h"], theirs["h"])
+    assert same(mine["new"], theirs["new"])
+    assert mine["cutflow"] == theirs["cutflow"]
+    assert mine["names"] == theirs["names"]
+    assert mine["lists"] == theirs["lists"]
+    assert np.array_equal(mine["values"], theirs["values"])
+    assert merged("accumulate", accumulate, None, None) is None
+
+
+def test_a_histogram_that_is_there_twice_is_added_to_once(one_by_one):
+    accumulate = pytest.importorskip("coffea.processor").accumulate
+    parts = [{"one": h, "other": h} for h in histograms(3)]
+    mine, theirs = merged("accumulate", accumulate, *parts), accumulate(parts)
+    assert same(mine["one"], theirs["one"])
+    assert same(mine["other"], theirs["other"])
+
+
+def test_accumulators_that_do_not_fit_fail_as_those_of_coffea(one_by_one):
+    accumulate = pytest.importorskip("coffea.processor").accumulate
+    with pytest.raises(ValueError, match="incompatible type"):
+        merged("accumulate", accumulate, {"a": {}}, {"a": set()})

@@ -37,7 +37,7 @@ DEFAULTS = {
     "env_per_task": False,
     "progress_disable": False,
     "progress_label": "[green]tasks",
-    "reconstruct": False,
+    "reconstruct": None,
     "merge_size": 2,
     "wrapper": None,
     "wrapper_proc": print,

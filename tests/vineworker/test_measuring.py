@@ -249,6 +249,17 @@ def test_memory_is_dirty_pages_and_swap_and_not_mapped_files(tmp_path):
     assert LinuxProbe(str(tmp_path)).memory(7) == expected
 
 
+def test_a_mapped_file_that_was_just_written_is_not_the_processs_memory(tmp_path):
+    (tmp_path / "7").mkdir()
+    dirty = ROLLUP.replace("Private_Dirty:     20000", "Private_Dirty:    700000").replace(
+        "Anonymous:        100000", "Anonymous:         40000"
+    )
+    (tmp_path / "7/smaps_rollup").write_text(dirty)
+    memory = LinuxProbe(str(tmp_path)).memory(7)
+    assert memory.private == (40_000 + 5000 + 2048 + 1000) * 1024
+    assert memory.inherited == 0
+
+
 def test_an_older_kernel_does_not_tell_the_shares_by_kind(tmp_path):
     (tmp_path / "7").mkdir()
     lines = [line for line in ROLLUP.splitlines() if not line.startswith(("Pss_", "SwapPss"))]

@@ -5,12 +5,17 @@
     8 bytes       magic
     4 + 4 bytes   length of the pickle, number of buffers
     8 bytes each  lengths of the buffers
+    8 bytes each  how long they are when they are unpacked, if any is packed: then the magic is another one
     pickle        protocol 5
     buffers       each starting at a multiple of 64 bytes
 
 Large buffers (NumPy and awkward arrays) stay out of the pickle, so that a reader can map the file privately and load the
 arrays where they are: no copy, and the consumer may still write to them. Plain pickle is tried first; cloudpickle, where it is
-installed, takes what plain pickle cannot. A type that cannot do protocol 5 out of band falls back to protocol 4.
+installed, takes what plain pickle cannot. A type that cannot do protocol 5 out of band falls back to protocol 4. A buffer that is
+mostly zeros is packed; see `vinecore.protocol.sparse`.
+
+A large histogram of boost-histogram would copy all its bins to be pickled, and once more, from an array, to be loaded. Here its bins are a
+buffer like others, so that it takes no memory beside itself.
 
 Coffea gives each of its arrays a read-only mapping of a thousand functions, its behavior, which only cloudpickle can take, in some ten
 milliseconds. Such a mapping is serialized once in a process, carried along in that form, and loaded once in a process.
@@ -30,11 +35,16 @@ import types
 import zlib
 from typing import Any, Callable, NamedTuple, Union
 
+from vinecore.protocol import histograms, sparse
+
 MAGIC = b"VINEVAL1"
+MAGIC_PACKED = b"VINEVAL2"
 HEADER = struct.Struct(">8sII")
 ALIGNMENT = 64
 PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 """What pickle takes by itself, in a tenth of the time."""
+IN_PLACE = 1 << 63
+"""In the table of unpacked lengths: what loads this buffer unpacks it, too."""
 OUT_OF_BAND = 4096
 """Buffers below this many bytes stay in the pickle."""
 
@@ -44,10 +54,35 @@ Readable = Union[bytes, bytearray, memoryview, mmap.mmap]
 def cloudpickle_dumps(value: Any, **options: Any) -> bytes:
     """Pickle by value what cannot be imported; plain pickle where cloudpickle is not installed."""
     try:
-        dumps: Callable[..., bytes] = importlib.import_module("cloudpickle").dumps
+        pickler = _cloudpickler()
     except ImportError:
-        dumps = pickle.dumps
-    return dumps(value, **options)
+        return pickle.dumps(value, **options)
+    return _text(pickler, value, options, histograms.reducers())
+
+
+@functools.cache
+def _cloudpickler() -> Any:
+    base: Any = importlib.import_module("cloudpickle").Pickler
+
+    class Cloudpickler(base):  # type: ignore[misc]
+        reducers: dict[type, Callable[[Any], Any]]
+
+        def reducer_override(self, obj: Any) -> Any:
+            reduce = self.reducers.get(type(obj))
+            reduced = NotImplemented if reduce is None else reduce(obj)
+            return super().reducer_override(obj) if reduced is NotImplemented else reduced
+
+    return Cloudpickler
+
+
+def _text(
+    kind: Any, value: Any, options: dict[str, Any], reducers: dict[type, Callable[[Any], Any]]
+) -> bytes:
+    text = io.BytesIO()
+    pickler = kind(text, **options)
+    pickler.reducers = reducers
+    pickler.dump(value)
+    return text.getvalue()
 
 
 def dump(value: Any, *, by_value: bool = False, plain: bool = False) -> list[Any]:
@@ -89,16 +124,17 @@ def dump(value: Any, *, by_value: bool = False, plain: bool = False) -> list[Any
 
 def _plain_dumps(value: Any, **options: Any) -> bytes:
     """Pickle, with read-only mappings in the form in which they have been pickled before."""
-    text = io.BytesIO()
-    _Pickler(text, **options).dump(value)
-    return text.getvalue()
+    return _text(
+        _Pickler, value, options, {types.MappingProxyType: _reduced_mapping, **histograms.reducers()}
+    )
 
 
 class _Pickler(pickle.Pickler):
+    reducers: dict[type, Callable[[Any], Any]]
+
     def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is not types.MappingProxyType:
-            return NotImplemented
-        return read_only_mapping, _packed_mapping(obj)
+        reduce = self.reducers.get(type(obj))
+        return NotImplemented if reduce is None else reduce(obj)
 
 
 class _Packed(NamedTuple):
@@ -111,6 +147,10 @@ _packed_mappings: list[_Packed] = []  # those this process has serialized, the m
 _loaded_mappings: dict[bytes, Any] = {}
 _MOST_MAPPINGS = 16
 _LASTING = (types.FunctionType, types.BuiltinFunctionType, type, str, bytes, int, float, type(None))
+
+
+def _reduced_mapping(mapping: Any) -> Any:
+    return read_only_mapping, _packed_mapping(mapping)
 
 
 def _packed_mapping(mapping: Any) -> tuple[bytes, bytes]:
@@ -173,14 +213,26 @@ def _collect(buffer: pickle.PickleBuffer, keep: list[memoryview]) -> bool:
 def _lay_out(text: bytes, buffers: list[memoryview]) -> list[Any]:
     if not buffers:
         return [HEADER.pack(MAGIC, len(text), 0) + text]
-    lengths = struct.pack(f">{len(buffers)}Q", *(b.nbytes for b in buffers))
-    parts: list[Any] = [HEADER.pack(MAGIC, len(text), len(buffers)) + lengths + text]
+    magic, count, sizes = MAGIC, len(buffers), [b.nbytes for b in buffers]
+    packed: dict[int, list[memoryview]] = {}
+    for number, size in enumerate(sizes):
+        if size >= sparse.LEAST and (content := sparse.pack(buffers[number])):
+            packed[number], sizes[number] = content, size_of(content)
+    table = struct.pack(f">{count}Q", *sizes)
+    if packed:
+        magic = MAGIC_PACKED
+        table += struct.pack(f">{count}Q", *map(_unpacked_size, buffers))
+    parts: list[Any] = [HEADER.pack(magic, len(text), count) + table + text]
     position = len(parts[0])
-    for buffer in buffers:
+    for number, buffer in enumerate(buffers):
         padding = -position % ALIGNMENT
-        parts += [bytes(padding), buffer]
-        position += padding + buffer.nbytes
+        parts += [bytes(padding), *packed.get(number, (buffer,))]
+        position += padding + sizes[number]
     return parts
+
+
+def _unpacked_size(buffer: memoryview) -> int:
+    return buffer.nbytes | (IN_PLACE if histograms.is_bins(buffer) else 0)
 
 
 def size_of(parts: list[Any]) -> int:
@@ -195,31 +247,65 @@ def dumps(value: Any, *, by_value: bool = False, plain: bool = False) -> bytes:
 
 def loads(data: Readable) -> Any:
     """Load a value; its arrays share memory with ``data`` if that may be written to, else with a copy of it."""
-    if len(data) < HEADER.size or bytes(data[: len(MAGIC)]) != MAGIC:
-        msg = f"these {len(data)} bytes are not a serialized value"
-        raise ValueError(msg)
-    _magic, size, count = HEADER.unpack_from(data, 0)
-    start = HEADER.size + 8 * count
+    magic, start, size, count = _read_head(data)
     if not count:
         return pickle.loads(memoryview(data)[start : start + size])
-    lengths = struct.unpack_from(f">{count}Q", data, HEADER.size)
+    start, sizes, unpacked = _read_table(data, magic, start, count)
     view = memoryview(bytearray(data) if isinstance(data, bytes) else data)
     position = start + size
-    buffers = []
-    for length in lengths:
+    buffers: list[Any] = []
+    for length, whole in zip(sizes, unpacked):
         position += -position % ALIGNMENT
-        buffers.append(view[position : position + length])
+        content = view[position : position + length]
         position += length
+        if whole & ~IN_PLACE == length:
+            buffers.append(content)
+        else:
+            packed = sparse.Packed(content, whole & ~IN_PLACE)
+            buffers.append(packed if whole & IN_PLACE else packed.unpacked())
     return pickle.loads(view[start : start + size], buffers=buffers)
+
+
+def _read_head(data: Readable) -> tuple[bytes, int, int, int]:
+    """Give the magic, where the head ends, the length of the pickle, and the number of buffers."""
+    if len(data) >= HEADER.size:
+        magic, size, count = HEADER.unpack_from(data, 0)
+        if magic in (MAGIC, MAGIC_PACKED):
+            return magic, HEADER.size, size, count
+    msg = f"these {len(data)} bytes are not a serialized value"
+    raise ValueError(msg)
+
+
+def _read_table(
+    data: Readable, magic: bytes, start: int, count: int
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Where the table ends, and the lengths of the buffers, as they are and unpacked."""
+    table = struct.Struct(f">{count}Q")
+    sizes = table.unpack_from(data, start)
+    start += table.size
+    if magic == MAGIC:
+        return start, sizes, sizes
+    return start + table.size, sizes, table.unpack_from(data, start)
+
+
+def memory_of(data: Readable) -> int:
+    """Bytes that a value takes when it is loaded: its pickle and its buffers, unpacked."""
+    magic, start, size, count = _read_head(data)
+    _start, _sizes, unpacked = _read_table(data, magic, start, count)
+    return size + sum(whole & ~IN_PLACE for whole in unpacked)
 
 
 def load_file(path: str) -> Any:
     """Load a value from a file through a private, copy-on-write map."""
+    return loads(map_file(path))
+
+
+def map_file(path: str) -> Readable:
+    """Map a file so that it can be loaded from, and what is loaded be written to."""
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:  # which cannot be mapped
-            return loads(b"")
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return loads(data)
+            return b""
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 class Placeholder:
@@ -243,6 +329,12 @@ class Input(Placeholder):
     __slots__ = ()
 
 
+class Later(Placeholder):
+    """The call's input with this number, as a `Stored` that the function loads when it comes to it."""
+
+    __slots__ = ()
+
+
 class Shared(Placeholder):
     """The call's shared object with this number, loaded once in a slot."""
 
@@ -256,11 +348,33 @@ def fill(
 
     def replace(value: Any) -> Any:
         kind = type(value)
-        if kind is Input:
+        if kind is Input or kind is Later:
             return inputs[value.index]
         return shared[value.index] if kind is Shared else value
 
     return [replace(a) for a in args], ({k: replace(v) for k, v in kwargs.items()} if kwargs else kwargs)
+
+
+class Stored:
+    """A value that has not been loaded: until then it lies in a mapped file, and takes no memory.
+
+    Attributes
+    ----------
+    size : int
+        Bytes of memory that it takes when it is loaded.
+    """
+
+    __slots__ = ("_data", "size")
+
+    def __init__(self, data: Readable) -> None:
+        self._data: Readable | None = data
+        self.size = memory_of(data)
+
+    def load(self) -> Any:
+        """Load it, once: the map goes with what was loaded."""
+        data, self._data = self._data, None
+        assert data is not None
+        return loads(data)
 
 
 class Annotated:

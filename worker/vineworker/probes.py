@@ -131,7 +131,9 @@ class LinuxProbe:
         if b"Private_Dirty:" not in sizes:
             return None
         swap = sizes.get(b"SwapPss:", sizes.get(b"Swap:", 0))
-        private = sizes[b"Private_Dirty:"] + sizes.get(b"Private_Hugetlb:", 0) + swap
+        # Pages of a mapped file that was just written are dirty, too, but they are the file's.
+        own = sizes[b"Anonymous:"] + sizes.get(b"Pss_Shmem:", sizes[b"Private_Dirty:"])
+        private = min(sizes[b"Private_Dirty:"], own) + sizes.get(b"Private_Hugetlb:", 0) + swap
         share = sizes.get(b"Pss_Anon:", 0) + sizes.get(b"Pss_Shmem:", 0) + swap
         inherited = sizes.get(b"Anonymous:", 0) - sizes[b"Private_Dirty:"]
         return Memory(private, max(private, share), max(0, inherited))

@@ -163,13 +163,13 @@ class Slot:
         try:
             if call.sandbox:
                 os.chdir(call.sandbox)
+            args, kwargs = values.loads(call.payload)
+            later = {arg.index for arg in args if type(arg) is values.Later}
             try:
                 shared = [self._load_shared(name, path) for name, path in call.shared]
                 inputs = [
-                    self._load_made(fed[1], path)
-                    if fed and name == fed[0]
-                    else self._load(name, path, self._raw_inputs)
-                    for name, path in call.inputs
+                    values.Stored(data) if number in later else values.loads(data)
+                    for number, data in enumerate(self._open(name, path, fed) for name, path in call.inputs)
                 ]
             except FileNotFoundError as error:  # somebody has cleaned up the cache: not the task's fault
                 lost = [
@@ -183,7 +183,6 @@ class Slot:
             function = self._functions.get(call.function)
             if function is None:
                 function = self._find(call)
-            args, kwargs = values.loads(call.payload)
             args, kwargs = values.fill(args, kwargs, shared, inputs)
             del inputs
             result = function(*args, **kwargs)
@@ -221,22 +220,21 @@ class Slot:
 
     def _load_shared(self, name: str, path: str) -> Any:
         if name not in self._shared:
-            self._shared[name] = self._load(name, path, self._raw_shared)
+            self._shared[name] = values.load_file(path) if path else values.loads(self._raw_shared[name])
             self._raw_shared.pop(name, None)
         return self._shared[name]
 
-    def _load_made(self, task: int, path: str) -> Any:
-        """Load what a call before this one has made; a file is at its path when the worker has taken it over."""
-        made = self._made[task]
-        if isinstance(made, bytes):
-            return values.loads(made)
-        try:
-            return values.load_file(made)
-        except FileNotFoundError:
-            return values.load_file(path)
-
-    def _load(self, name: str, path: str, raw: dict[str, bytes]) -> Any:
-        return values.load_file(path) if path else values.loads(raw[name])
+    def _open(self, name: str, path: str, fed: tuple[str, int] | None) -> values.Readable:
+        """Find an input; what a call before this one has made is a file at its path when the worker has taken it over."""
+        if fed and name == fed[0]:
+            made = self._made[fed[1]]
+            if isinstance(made, bytes):
+                return made
+            try:
+                return values.map_file(made)
+            except FileNotFoundError:
+                pass
+        return values.map_file(path) if path else self._raw_inputs[name]
 
 
 def write_parts(path: str, parts: list[Any]) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vinecore.core.allocation import Category, Request, Resources, allocate, too_large
 from vinecore.core.instructions import WARNING, LibraryUp, Note, Send
-from vinecore.core.state import UNSPECIFIED, Bucket, File, Instance, Library, Task, TaskSpec, Worker
+from vinecore.core.state import UNSPECIFIED, Bucket, File, Instance, Library, Task, TaskSpec, Worker, is_root
 from vinecore.core.transitions import ASSIGNED, READY, WAITING
 from vinecore.protocol import messages as m
 
@@ -374,6 +374,32 @@ class Placement:
         bucket.open.pop(worker, None)
         self._refresh(worker, bucket)
         self._expand(task, worker, instance)
+        if len(self._mind.tables.workers) > 1 and is_root(task):
+            self._gather(task, worker, instance)
+
+    def _gather(self, root: Task, worker: Worker, instance: Instance) -> None:
+        """Queue the other roots that a root's first reader waits for on the same worker, where nobody idles: that will find all it reads there."""
+        bucket = root.bucket
+        if self.policy != "files" or root.run.spec.priority_mode not in AHEAD_WITH:
+            return
+        reader = next((reader for file in root.outputs for reader in file.consumers), None)
+        if reader is None or not 1 < len(reader.inputs) <= MOST_INPUTS_AHEAD:
+            return
+        if any(self._load(other, bucket) < 1 for other in islice(bucket.open, LOOK_AT)):
+            return
+        disk = self._mind.disk
+        for file in reader.inputs:
+            task = file.producer
+            if task is None or task.state != READY or task.bucket is not bucket or not is_root(task):
+                continue
+            self._need = disk.need(task) if disk.concerned else 0
+            if not self._fits(task, worker, bucket):
+                break
+            instance.assigned += 1
+            self._hand_over(task, worker, "assign")
+            self._mind.life.void(bucket)
+            self._expand(task, worker, instance)
+        self._refresh(worker, bucket)
 
     def _hand_over(self, task: Task, worker: Worker, event: str) -> None:
         mind = self._mind

@@ -265,6 +265,74 @@ def test_of_several_inputs_the_larger_one_decides(vine):
     assert vine.where() == {6: second}
 
 
+def merges(groups, fan_in, first=1):
+    """Groups of roots, each with a reader of all of them, in the order of a walk in depth."""
+    specs = []
+    for group in range(groups):
+        number = first + group * (fan_in + 1)
+        roots = [call(number + n, priority=number + n) for n in range(fan_in)]
+        reader = call(number + fan_in, *(root.result for root in roots), priority=number + fan_in)
+        specs += [*roots, reader]
+    return specs
+
+
+def busy(vine, workers, wall_s=60.0):
+    """Workers of one core that all have something to do, and take long for it."""
+    learn(vine, wall_s)
+    for _ in range(workers - 1):
+        vine.join()
+    vine.submit(*(call(2000 + n, priority=-1) for n in range(workers)))
+    assert len(vine.where()) == workers
+
+
+def test_roots_with_a_reader_in_common_are_queued_together_where_nobody_idles(vine):
+    busy(vine, 3)
+    vine.compute(*merges(3, 4))
+    for number in (2000, 2001, 2002):
+        vine.done(number, wall_s=60.0)
+    where = vine.where()
+    places = [{where[number] for number in range(first, first + 4)} for first in (1, 6, 11)]
+    assert sorted(map(min, places)) == [1, 2, 3]
+    assert all(len(place) == 1 for place in places)
+    for number in range(1, 5):
+        vine.done(number, size=LARGE, wall_s=60.0)
+    assert vine.where()[5] in places[0], "the reader finds all it reads"
+    assert not vine.fetches(vine.log)
+
+
+def test_roots_are_spread_where_somebody_idles_whoever_reads_them(vine):
+    learn(vine, 60.0)
+    for _ in range(3):
+        vine.join()
+    vine.compute(*merges(1, 4))
+    assert sorted(vine.where().values()) == [1, 2, 3, 4]
+
+
+def test_roots_whose_reader_reads_many_are_not_queued_together(vine):
+    busy(vine, 2)
+    vine.compute(*merges(1, 100))
+    vine.done(2000, wall_s=60.0)
+    assert len(vine.where()) == 2
+
+
+def test_queued_roots_are_taken_back_when_another_worker_has_nothing_to_do(vine):
+    busy(vine, 2)
+    vine.compute(*merges(1, 4))
+    vine.done(2000, wall_s=60.0)
+    holder = vine.where()[1]
+    assert [vine.where()[number] for number in range(1, 5)] == [holder] * 4
+    vine.done(2001, wall_s=60.0)
+    ((worker, recall),) = vine.sent(m.Recall)
+    assert (worker, recall.most) == (holder, 1)
+
+
+def test_the_order_that_a_user_has_asked_for_is_not_changed_for_common_readers(vine):
+    busy(vine, 2)
+    vine.compute(*merges(2, 4), priority_mode="FIFO")
+    vine.done(2000, wall_s=60.0)
+    assert len(vine.where()) == 2
+
+
 def test_a_single_task_goes_to_where_its_bytes_are_too():
     vine = Vine()
     vine.declare("data", size=100 * MB, at_manager=True)

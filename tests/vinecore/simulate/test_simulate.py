@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from vinecore.core import placement
 from vinecore.simulate import (
     Cluster,
     Costs,
@@ -213,3 +214,16 @@ def test_what_can_never_fit_fails_with_the_numbers():
 def test_settings_that_mean_nothing_are_refused(kind, about, what):
     with pytest.raises(ValueError, match=what):
         kind(**about)
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.02, 1.0])
+def test_a_tree_moves_a_fraction_of_what_it_makes_and_no_more_for_looking_ahead(monkeypatch, seconds):
+    tree = generate("tree", 1000, fan_in=8, seconds=seconds, spread=0.3, size=1e6)
+    cluster = Cluster(workers=8, cores=4)
+    ahead = simulate(tree, cluster)
+    monkeypatch.setattr(placement, "MOST_EXTRA", 0)
+    without = simulate(tree, cluster)
+    made = 1000 * 1e6
+    assert ahead.bytes_moved["peers"] < 0.35 * made
+    assert ahead.bytes_moved["peers"] <= 1.05 * without.bytes_moved["peers"]
+    assert ahead.makespan_s <= 1.05 * without.makespan_s

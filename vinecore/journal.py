@@ -435,6 +435,7 @@ class Attempt(msgspec.Struct):
     wall_s: float | None = None
     cpu_s: float | None = None
     memory_mb: int | None = None
+    exit_code: int = 0
 
     @property
     def started(self) -> float | None:
@@ -633,6 +634,7 @@ class History:
         attempt = self._over(record, "done", "")
         if attempt is not None:
             attempt.wall_s, attempt.cpu_s, attempt.memory_mb = record.wall_s, record.cpu_s, record.memory_mb
+            attempt.exit_code = record.exit_code
         if task is not None:
             task.outcome = "success"
             if task.submitted.result:

@@ -6,11 +6,15 @@ import json
 import os
 import re
 import stat
+import subprocess
+import sys
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from daskvine import DaskVine
 from tests import chores
@@ -20,6 +24,7 @@ from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.io.scribe import Teller
 from vinecore.protocol import messages
+from vinecore.report import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "journal.md"
 OVER = (journal.TaskDone, journal.TaskFailed, journal.TaskBack)
@@ -54,10 +59,10 @@ def story(shared_yard):
 
     for number in range(10):
         submit(FunctionCall("lib", "add", number, 1), "success")
-    reader = submit(Task("wc -c < in > out"), "success")
+    reader = Task("wc -c < in > out")
     reader.add_input(large, "in")
-    counted = m.declare_temp()
-    reader.add_output(counted, "out")
+    reader.add_output(m.declare_temp(), "out")
+    submit(reader, "success")
     submit(Task("exit 3"), "success")
     submit(PythonTask(chores.add, 1, "x"), "exception")
     bytes_task = submit(PythonTask(bytes, 200_000), "success")
@@ -151,6 +156,7 @@ def test_the_bytes_of_the_transfers_are_those_that_the_manager_counts(story):
     path, _ends, moved = story
     transfers = journal.load(path).transfers
     assert sum(t.bytes for t in transfers if t.to != journal.MANAGER) == moved >= 300_000
+    assert [t.bytes for t in transfers if t.source == journal.MANAGER] == [300_000]
     begun = Counter((r.file, r.to) for r in of(path, journal.TransferStarted))
     over = Counter((r.file, r.to) for r in of(path, journal.TransferEnded, journal.TransferFailed))
     assert begun == over
@@ -326,6 +332,82 @@ def test_where_there_is_no_journal_it_says_so(tmp_path):
         list(journal.read(tmp_path))
     with pytest.raises(FileNotFoundError, match="does not exist"):
         list(journal.read(tmp_path / "nowhere"))
+
+
+# ---- the report
+
+
+def report(*arguments):
+    ended = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
+    return ended
+
+
+def test_the_report_says_what_was_run_and_what_went_wrong(story):
+    path, *_ = story
+    text = " ".join(report(path.parents[1]).output.split())
+    assert "tasks 27: 24 done, 2 failed, 1 cancelled" in text
+    assert "workers 2, at most 2 with 4 cores at a time; 1 lost" in text
+    assert "bytes 8 8 " in text  # a category, of which 8 were submitted and 8 ran
+    assert "from the manager 1 300 kB" in text
+    assert "to the manager 1 200 kB" in text
+    assert "tasks that ended with an exit code: 1 3" in text
+    assert "workers that were lost: 1 worker 1, after" in text
+    assert "unsupported operand" in text
+    assert "2 times: task 16: its process exited with code 3" in text
+
+
+def test_the_command_is_there_for_the_shell(story):
+    path, *_ = story
+    command = [sys.executable, "-m", "vinecore.report", str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == report(path).output
+    assert "makespan" in ended.stdout
+
+
+def test_the_report_of_a_run_that_goes_on_says_so(story, tmp_path):
+    path, *_ = story
+    copy = tmp_path / journal.FILE
+    copy.write_bytes(b"".join(lines_of(path)[:30]))
+    text = report(tmp_path).output
+    assert "it still runs, or was killed" in text
+    assert "unfinished" in text
+
+
+def test_the_report_of_a_run_without_tasks_is_short(yard):
+    m = yard.manager(run_info_path=yard.place("info"))
+    m.close()
+    ended = report(m.journal)
+    assert ended.exit_code == 0
+    assert "none" in ended.output
+    if find_spec("matplotlib"):
+        drawn = report(m.journal, "--plot", yard.place("run.png"))
+        assert drawn.exit_code == 1
+        assert "nothing to draw" in drawn.output
+
+
+@pytest.mark.parametrize("most_bars", [5000, 3])
+def test_a_run_is_drawn(story, tmp_path, monkeypatch, most_bars):
+    pytest.importorskip("matplotlib", reason="plots need matplotlib")
+    monkeypatch.setattr("vinecore.report.MOST_BARS", most_bars)
+    path, *_ = story
+    ended = report(path, "--plot", tmp_path / "run.png")
+    assert ended.exit_code == 0, ended.output
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_a_plot_says_what_to_install(story, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    path, *_ = story
+    ended = report(path, "--plot", tmp_path / "run.png")
+    assert ended.exit_code == 1
+    assert "pip install matplotlib" in ended.output
+
+
+def test_where_there_is_no_journal_the_report_says_so(tmp_path):
+    ended = report(tmp_path)
+    assert ended.exit_code == 1
+    assert "no journal in it" in ended.output
 
 
 # ---- the page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -277,6 +278,27 @@ def test_a_disk_that_is_too_slow_ends_the_journal_and_it_says_so(yard, caplog, m
     *_, last = journal.read(m.journal)
     assert isinstance(last, journal.Stopped)
     assert sum("journal ends" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_a_disk_that_hangs_holds_up_neither_the_run_nor_the_end(yard, caplog, monkeypatch):
+    monkeypatch.setattr("vinecore.io.scribe.CLOSE_S", 0.1)
+    m = yard.manager(run_info_path=yard.place("info"))
+    hangs, full = os.pipe()
+    os.set_blocking(full, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(full, bytes(1 << 16))
+    os.set_blocking(full, True)
+    os.dup2(full, m._scribe._file)
+    os.close(full)
+    yard.worker(m)
+    m.submit(Task("echo fine"))
+    assert m.wait(60).output == "fine\n"
+    m.close()
+    assert "it is not complete" in caplog.text
+    os.close(hangs)
+    m._scribe._thread.join(60)
+    assert not m._scribe._thread.is_alive()
 
 
 # ---- reading

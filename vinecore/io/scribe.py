@@ -36,6 +36,7 @@ LOOK_S = 0.1
 INTERVAL_S = 0.5
 MOST_UNWRITTEN = 1 << 20  # bytes
 MOST_WAITING = 400_000  # events and instructions that no record has been made of
+CLOSE_S = 10.0  # how long the end of the journal is waited for
 AT_ONCE = 16  # turns of the engine, before others may run
 MOST_WORDS = 2000  # of a reason
 
@@ -402,7 +403,9 @@ class Scribe:
         """Write what is left, and end the journal."""
         self._closing.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(CLOSE_S)
+            if self._thread.is_alive():
+                log.warning("%s does not take what is left of the journal: it is not complete", self.path)
 
     # ---- the thread that writes
 

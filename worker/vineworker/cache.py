@@ -155,8 +155,8 @@ class Cache:
         size = tree_size(path)
         with self._lock:
             os.rename(path, target)
-            self._offered.pop(name, None)
             self._enter(name, target, size)
+            self._offered.pop(name, None)
 
     def _enter(self, name: str, target: str, size: int) -> None:
         self._account(name, size)
@@ -178,9 +178,9 @@ class Cache:
         """The file that has been offered from there is right: take it over, unless it has gone or has been replaced meanwhile."""
         with self._lock:
             if self._offered.get(name) == path:
-                del self._offered[name]
                 target = self.path_for(name)
                 self._enter(name, target, os.path.getsize(target))
+                del self._offered[name]
 
     def refuse(self, name: str, path: str) -> None:
         """The file that has been offered from there is wrong."""
@@ -222,8 +222,9 @@ class Cache:
 
     def find(self, name: str) -> Union[bytes, str, None]:
         """Give, to others, an object's bytes, or its path, or None; also what is offered."""
+        offered = name in self._offered  # before the others: it may be accepted meanwhile
         content = self.content(name)
-        return self.path_for(name) if content is None and name in self._offered else content
+        return self.path_for(name) if content is None and offered else content
 
     def content(self, name: str) -> Union[bytes, str, None]:
         """Give an object's bytes, or its path, or None."""

@@ -105,10 +105,10 @@ class Fetcher:
         """Take over what is offered, if it is what it should be."""
         try:
             proof.compare()
+            self._cache.accept(name, path)
         except BaseException:
             self._cache.refuse(name, path)
             raise
-        self._cache.accept(name, path)
 
     def _from_peer(self, fetch: messages.Fetch, path: str) -> tuple[bulk.Received, Optional[bulk.Proof]]:
         def bring(client: bulk.Client) -> tuple[bulk.Received, Optional[bulk.Proof]]:

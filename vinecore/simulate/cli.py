@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
+from vinecore.simulate.replay import Recording, record_of
 from vinecore.simulate.settings import Cluster, Costs, Failures, Storage
-from vinecore.simulate.workload import GRAPHS, Workload, WorkloadError, generate, load
+from vinecore.simulate.workload import GRAPHS, Workload, generate, load
 from vinecore.simulate.world import Stuck, simulate
 
 WIDTH = 120  # of a table that is written to a file or a pipe
 EPILOG = """\b
 Examples:
   python -m vinecore.simulate --graph tree --tasks 10000 --seconds 2 --workers 50 --cores 8
+  python -m vinecore.simulate --journal vine-run-info --workers 100
   python -m vinecore.simulate --workload mine.json --losses-per-hour 2 --replaced-after 60 --seed 7 --json -
 
 \b
@@ -30,6 +33,9 @@ mine.json is as:
 Of a task only the key is needed; "library" is the library whose function it calls, without it the task gets a process of its own; "reads" is what it
 streams from the storage while it runs. Times are in seconds, sizes in bytes.
 """
+MACHINES = ("workers", "cores", "memory_mb", "disk_mb")
+LIVES = {"workers", "losses_per_hour", "replaced_after", "arrive"}
+"""Options that make the workers others than those of a journal."""
 CLUSTER, COSTS, STORAGE = Cluster(), Costs(), Storage()
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
@@ -55,6 +61,11 @@ def amount(value: str | float) -> float:
     "--workload",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Run this description in JSON.",
+)
+@click.option(
+    "--journal",
+    type=click.Path(exists=True, path_type=Path),
+    help="Run what this journal of a run says, or the last one in this run_info_path.",
 )
 @click.option(
     "--graph", type=click.Choice([*GRAPHS]), help="Run a graph that is generated. The default is a tree."
@@ -235,31 +246,56 @@ def amount(value: str | float) -> float:
     type=click.Path(dir_okay=False, allow_dash=True),
     help="Write the report here as JSON; - for the standard output.",
 )
+@click.pass_context
 def main(
-    workload: Path | None, graph: str | None, record: str | None, retries: int, seed: int, **o: Any
+    ctx: click.Context,
+    /,
+    workload: Path | None,
+    journal: Path | None,
+    graph: str | None,
+    record: str | None,
+    retries: int,
+    seed: int,
+    **o: Any,
 ) -> None:
     """Simulate a run: the real minds of a manager and of its workers, with simulated machines, links, clock and failures.
 
     What it reports: makespan, utilisation, bytes moved, what had to run again, and what the manager's mind costs. The defaults of what things cost were
     measured on this code; see docs/simulate.md.
+
+    A journal says also on what machines it ran, and when they came and went; options for these are a question: what if it had been otherwise?
     """
-    if workload is not None and graph is not None:
-        msg = "--workload and --graph: give one of them"
+    if sum(source is not None for source in (workload, journal, graph)) > 1:
+        msg = "--workload, --journal and --graph: give one of them"
         raise click.UsageError(msg)
+    given = {name for name in o if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    recording: Recording | None = None
     try:
-        what = load(workload) if workload is not None else _generated(graph or "tree", seed, o)
+        if journal is not None:
+            recording = record_of(journal)
+            what = recording.workload
+            o |= {name: getattr(recording.cluster, name) for name in MACHINES if name not in given}
+        else:
+            what = load(workload) if workload is not None else _generated(graph or "tree", seed, o)
         cluster, costs, failures = _settings(o)
+        if recording is not None and not given & LIVES:
+            failures = recording.failures
         report = simulate(what, cluster, costs, failures, retries=retries, seed=seed)
-    except (WorkloadError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise click.UsageError(str(error)) from None
     except Stuck as error:
         raise click.ClickException(str(error)) from None
-    title = f"{workload or graph or 'tree'}: {report.tasks:,} tasks on {cluster.workers:,} workers of {cluster.cores} cores, simulated"
+    title = f"{workload or journal or graph or 'tree'}: {report.tasks:,} tasks on {cluster.workers:,} workers of {cluster.cores} cores, simulated"
     if record is not None:
-        text = json.dumps(report.record(), indent=1)
+        really = {"recorded_s": recording.makespan_s, "left_out": recording.left_out} if recording else {}
+        text = json.dumps({**report.record(), **really}, indent=1)
         click.echo(text) if record == "-" else Path(record).write_text(text + "\n")
     if record != "-":
         Console(width=None if sys.stdout.isatty() else WIDTH).print(report.table(title))
+        if recording is not None:
+            click.echo(
+                f"The run itself took {recording.makespan_s:,.3f} s; tasks that it did not do: {recording.left_out:,}."
+            )
     if report.outcome != "success":
         msg = f"the run has failed: {report.outcome}: {report.reason}"
         raise click.ClickException(msg)

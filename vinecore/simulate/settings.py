@@ -151,12 +151,15 @@ class Failures:
         When the manager knows that a worker is lost, beside the way of the news.
     arrive_s : float
         Over how long the workers arrive, one after another.
+    lives : tuple of (float, float)
+        When each worker comes and when it is lost, as in the journal of a run; instead of ``Cluster.workers`` and of what is drawn, where there is any.
     """
 
     losses_per_hour: float = 0.0
     replaced_after_s: float = math.inf
     noticed_after_s: float = 0.0
     arrive_s: float = 0.0
+    lives: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         _check(self)

@@ -1,6 +1,7 @@
 """What is to be computed: tasks, the files they read, how long they take and how much they make.
 
-A workload comes from a generator (`generate`), from a description in JSON (`load`), or from anybody who makes `Job` and `File` records::
+A workload comes from a generator (`generate`), from a description in JSON (`load`), from the journal of a run (`record_of`), or from anybody who makes
+`Job` and `File` records::
 
     {
         "files": {"events.root": {"size": 2e9, "at": "storage"}},
@@ -83,6 +84,8 @@ class Job:
         What a task with a process of its own takes.
     wanted : bool
         Whether the user wants its result. The results of tasks that nobody reads are wanted in any case.
+    submitted_s : float
+        When it is submitted, in seconds after the beginning, if that is later than those before it are.
     """
 
     key: str
@@ -94,6 +97,7 @@ class Job:
     category: str = "default"
     cores: float = 1.0
     wanted: bool = False
+    submitted_s: float = 0.0
 
     def __post_init__(self) -> None:
         where = f"task {self.key}"
@@ -101,7 +105,7 @@ class Job:
             msg = f"{where}: inputs={self.inputs!r} is not a list of names"
             raise WorkloadError(msg)
         object.__setattr__(self, "inputs", tuple(dict.fromkeys(self.inputs)))
-        for name in ("seconds", "cores"):
+        for name in ("seconds", "cores", "submitted_s"):
             object.__setattr__(self, name, _number(getattr(self, name), f"{where}: {name}"))
         for name in ("size", "reads"):
             object.__setattr__(self, name, int(_number(getattr(self, name), f"{where}: {name}")))

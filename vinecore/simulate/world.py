@@ -15,6 +15,7 @@ import resource
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from vinecore.core import events as e
@@ -124,8 +125,12 @@ class World:
             Counter()
         )  # bytes, by the numbers of both ends; 0 is the manager
         self._submit(workload, retries)
-        for number in range(cluster.workers):
-            self.clock.at(costs.connect_s + failures.arrive_s * number / cluster.workers, self._join)
+        if failures.lives:
+            for came, lost in failures.lives:
+                self.clock.at(came, self._join, lost)
+        else:
+            for number in range(cluster.workers):
+                self.clock.at(costs.connect_s + failures.arrive_s * number / cluster.workers, self._join)
         self.clock.at(TICK_S, self._tick, background=True)
 
     def run(self) -> Report:
@@ -163,10 +168,12 @@ class World:
         )
         self._post(e.RunOpened(RunSpec(RUN, "simulated", retries)))
         tasks = self._specs(workload)
-        for start in range(0, len(tasks), SLICE):
-            part = tasks[start : start + SLICE]
-            self.clock.at((start + len(part)) * self.costs.submit_s, self._post, e.TasksSubmitted(part))
-        self.clock.at(len(tasks) * self.costs.submit_s, self._post, e.RunSubmitted(RUN))
+        end = 0.0
+        for part in _slices(tasks, workload.jobs):
+            begin = max(end, workload.jobs[part[0].task - 1].submitted_s)
+            end = begin + len(part) * self.costs.submit_s
+            self.clock.at(end, self._post, e.TasksSubmitted(part))
+        self.clock.at(end, self._post, e.RunSubmitted(RUN))
 
     def _specs(self, workload: Workload) -> list[TaskSpec]:
         readers = Counter(name for job in workload.jobs for name in job.inputs)
@@ -294,7 +301,7 @@ class World:
 
     # ---- workers
 
-    def _join(self) -> None:
+    def _join(self, lost_at: float | None = None) -> None:
         number = next(self._numbers)
         node = self._nodes[number] = Node(self, number)
         self.by_address[node.address] = node
@@ -304,7 +311,10 @@ class World:
         host = node.address.partition(":")[0]
         hello = m.Hello(1, host, 1, PYTHON, cluster.cores, cluster.memory_mb, cluster.disk_mb, 0, 1, [], {})
         self.clock.after(cluster.latency_s, self._post, e.WorkerJoined(number, host, hello))
-        if self.failures.losses_per_hour:
+        if lost_at is not None:
+            if lost_at < math.inf:
+                self.clock.at(lost_at, self._lose, number, "it was lost", background=True)
+        elif self.failures.losses_per_hour:
             lives = self._chance.expovariate(self.failures.losses_per_hour / 3600)
             self.clock.at(self.clock.now + lives, self._lose, number, "it was lost", background=True)
 
@@ -319,7 +329,7 @@ class World:
         self.clock.after(
             self.failures.noticed_after_s + self.cluster.latency_s, self._post, e.WorkerLost(number, reason)
         )
-        if self.failures.replaced_after_s < math.inf:
+        if self.failures.replaced_after_s < math.inf and not self.failures.lives:
             self.clock.after(self.failures.replaced_after_s + self.costs.connect_s, self._join)
 
     def _account(self, node: Node) -> None:
@@ -346,6 +356,17 @@ class World:
     @staticmethod
     def _cores(job: Job) -> float:
         return 1.0 if job.library else job.cores
+
+
+def _slices(specs: list[TaskSpec], jobs: list[Job]) -> Iterator[list[TaskSpec]]:
+    """What is submitted together: bounded in number, and at one time."""
+    part: list[TaskSpec] = []
+    for spec, job in zip(specs, jobs, strict=True):
+        if part and (len(part) == SLICE or job.submitted_s != jobs[part[0].task - 1].submitted_s):
+            yield part
+            part = []
+        part.append(spec)
+    yield part
 
 
 def _declared(file: File) -> FileSpec:

@@ -473,7 +473,10 @@ class TaskHistory(msgspec.Struct):
     @property
     def done(self) -> Attempt | None:
         """The last attempt that ended well."""
-        return next((attempt for attempt in reversed(self.attempts) if attempt.how == "done"), None)
+        for attempt in reversed(self.attempts):
+            if attempt.how == "done":
+                return attempt
+        return None
 
 
 class FileHistory(msgspec.Struct):

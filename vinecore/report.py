@@ -43,18 +43,48 @@ class Window(NamedTuple):
         return self.end - self.start
 
 
-def window(history: j.History) -> Window:
-    """Give the part of a run that counts."""
+class Run:
+    """A run as it is reported.
+
+    Attributes
+    ----------
+    history : journal.History
+        What the journal says.
+    span : Window
+        The part of it that counts.
+    uses : list of Use
+        The time that tasks have run on workers, where it is known, in the order of their starts.
+    lost : list of WorkerLost
+        The workers that were lost before the run was over.
+    """
+
+    def __init__(self, history: j.History) -> None:
+        self.history = history
+        self.span = _window(history)
+        self.uses = sorted(_uses(history), key=lambda use: use.start)
+        gone = [worker.lost for worker in history.workers.values() if worker.lost is not None]
+        self.lost = [record for record in gone if record.t <= self.span.end]
+
+    def there(self, worker: j.WorkerHistory) -> float:
+        """How long a worker was connected, within the part that counts."""
+        end = self.span.end if worker.lost is None else min(worker.lost.t, self.span.end)
+        return max(0.0, end - max(worker.joined.t, self.span.start))
+
+
+def _window(history: j.History) -> Window:
     tasks = history.tasks.values()
     start = min((task.submitted.t for task in tasks), default=0.0)
-    ends = [attempt.ended for task in tasks for attempt in task.attempts if attempt.ended is not None]
-    running = any(attempt.ended is None for task in tasks for attempt in task.attempts)
-    end = history.end if running or not ends else max(ends)
-    return Window(start, max(start, end))
+    end, running = start, False
+    for task in tasks:
+        for attempt in task.attempts:
+            if attempt.ended is None:
+                running = True
+            elif attempt.ended > end:
+                end = attempt.ended
+    return Window(start, history.end if running else end)
 
 
-def uses(history: j.History) -> Iterator[Use]:
-    """Give the time that tasks have run on workers, where it is known."""
+def _uses(history: j.History) -> Iterator[Use]:
     for task in history.tasks.values():
         for attempt in task.attempts:
             start, end = attempt.started, attempt.ended
@@ -67,14 +97,16 @@ def uses(history: j.History) -> Iterator[Use]:
 # ---- as text
 
 
-def summary(history: j.History) -> str:
+def summary(run: Run) -> str:
     """Describe a run in words and tables."""
-    parts = [_head(history), _categories(history), _moved(history), _trouble(history), _busiest(history)]
+    history = run.history
+    parts = [_head(run), _categories(history), _moved(history), _trouble(run), _busiest(run)]
     return "\n\n".join(part for part in parts if part)
 
 
-def _head(history: j.History) -> str:
-    about, tasks, span = history.journal, history.tasks.values(), window(history)
+def _head(run: Run) -> str:
+    history, span = run.history, run.span
+    about, tasks = history.journal, history.tasks.values()
     began = datetime.fromtimestamp(about.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     stopped = next((record for record in history.others if type(record) is j.Stopped), None)
     end = f"it ended after {duration(history.end)}"
@@ -99,10 +131,10 @@ def _head(history: j.History) -> str:
         )
         rows.append(("graphs", ", ".join(f"{count} {name}" for name, count in ended.most_common())))
     if history.workers:
-        rows.append(("workers", _workers(history)))
-    there = sum(_there(worker, span) * worker.joined.cores for worker in history.workers.values())
+        rows.append(("workers", _workers(run)))
+    there = sum(run.there(worker) * worker.joined.cores for worker in history.workers.values())
     if there > 0:
-        busy = sum((use.end - use.start) * use.cores for use in uses(history))
+        busy = sum((use.end - use.start) * use.cores for use in run.uses)
         text = f"{100 * busy / there:.1f} % in use: tasks ran for {duration(busy)} of the {duration(there)} that cores were there"
         rows.append(("cores", text))
     if not tasks:
@@ -124,7 +156,8 @@ def _outcome(task: j.TaskHistory, history: j.History) -> str:
     return "cancelled" if over else "unfinished"
 
 
-def _workers(history: j.History) -> str:
+def _workers(run: Run) -> str:
+    history = run.history
     changes: list[tuple[float, int, int]] = []
     for worker in history.workers.values():
         changes.append((worker.joined.t, 1, worker.joined.cores))
@@ -134,23 +167,10 @@ def _workers(history: j.History) -> str:
     for _t, one, amount in sorted(changes):
         number, cores = number + one, cores + amount
         most, most_cores = max(most, number), max(most_cores, cores)
-    lost = len(_lost_early(history))
+    lost = len(run.lost)
     return f"{len(history.workers):,}, at most {most:,} with {most_cores:,} cores at a time" + (
         f"; {lost} lost" if lost else ""
     )
-
-
-def _lost_early(history: j.History) -> list[j.WorkerLost]:
-    """The workers that were lost before the run was over."""
-    end = window(history).end
-    return [
-        worker.lost for worker in history.workers.values() if worker.lost is not None and worker.lost.t <= end
-    ]
-
-
-def _there(worker: j.WorkerHistory, span: Window) -> float:
-    end = span.end if worker.lost is None else min(worker.lost.t, span.end)
-    return max(0.0, end - max(worker.joined.t, span.start))
 
 
 def _categories(history: j.History) -> str:
@@ -209,10 +229,10 @@ def _way(source: j.Place, to: j.Place) -> str:
     return {j.MANAGER: "from the manager", j.ARCHIVE: "unpacked on workers"}.get(source, "from addresses")
 
 
-def _trouble(history: j.History) -> str:
-    start = window(history).start
+def _trouble(run: Run) -> str:
+    history, start = run.history, run.span.start
     tasks = history.tasks.values()
-    lost = _lost_early(history)
+    lost = run.lost
     back = sum(attempt.reason == "the worker was lost" for task in tasks for attempt in task.attempts)
     again = sum(task.woken for task in tasks)
     cut = Counter(f"{_way(t.source, t.to)}: {t.reason}" for t in history.failed_transfers)
@@ -277,11 +297,11 @@ def _group(what: str, count: int, details: Sequence[str] = ()) -> Iterator[str]:
             yield f"      and {len(details) - MOST_REASONS:,} more"
 
 
-def _busiest(history: j.History) -> str:
-    span = window(history)
+def _busiest(run: Run) -> str:
+    history = run.history
     busy: Counter[int] = Counter()
     count: Counter[int] = Counter()
-    for use in uses(history):
+    for use in run.uses:
         busy[use.worker] += (use.end - use.start) * use.cores  # type: ignore[assignment]
         count[use.worker] += 1
     into: Counter[int] = Counter()
@@ -298,7 +318,7 @@ def _busiest(history: j.History) -> str:
         worker = history.workers.get(number)
         if worker is None:
             continue
-        there = _there(worker, span)
+        there = run.there(worker)
         used = (
             f"{100 * seconds / (there * worker.joined.cores):.0f} %" if there and worker.joined.cores else "-"
         )
@@ -363,7 +383,7 @@ COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#b
 FAILED = "#c0392b"
 
 
-def plot(history: j.History, path: str | Path) -> None:
+def plot(run: Run, path: str | Path) -> None:
     """Draw a run: tasks, cores and workers over time, and what each worker did.
 
     Raises
@@ -380,6 +400,7 @@ def plot(history: j.History, path: str | Path) -> None:
         raise ImportError(msg) from None
     from matplotlib.figure import Figure
 
+    history = run.history
     if not history.tasks or not history.workers:
         msg = f"there is nothing to draw: {len(history.tasks)} tasks, {len(history.workers)} workers"
         raise ValueError(msg)
@@ -387,7 +408,7 @@ def plot(history: j.History, path: str | Path) -> None:
         figure = Figure(figsize=(11, 11), layout="constrained")
         heights = [2.0, 1.6, 0.8, 4.0]
         tasks, cores, workers, lanes = figure.subplots(4, 1, sharex=True, height_ratios=heights)
-        drawing = _Drawing(history)
+        drawing = _Drawing(run)
         drawing.tasks(tasks)
         drawing.cores(cores)
         drawing.workers(workers)
@@ -405,14 +426,13 @@ def plot(history: j.History, path: str | Path) -> None:
 class _Drawing:
     """The panels of a picture. Times are in `unit`, since the first submission."""
 
-    def __init__(self, history: j.History) -> None:
-        self.history, self.span = history, window(history)
+    def __init__(self, run: Run) -> None:
+        self.run, self.history, self.span, self.uses = run, run.history, run.span, run.uses
         seconds = self.span.seconds
         self.unit, self.scale = (
             ("s", 1.0) if seconds < 300 else ("min", 60.0) if seconds < 10_800 else ("h", 3600.0)
         )
         self.length = max(seconds, 1e-6) / self.scale
-        self.uses = sorted(uses(history), key=lambda use: use.start)
 
     def at(self, t: float) -> float:
         """Where a time is drawn."""
@@ -497,7 +517,7 @@ class _Drawing:
         """Workers that are connected, and when some were lost."""
         times, levels = self._steps(self._presence(cores=False))
         axes.step(times, levels, where="post", color="black", linewidth=1.2)
-        lost = [self.at(lost.t) for lost in _lost_early(self.history)]
+        lost = [self.at(lost.t) for lost in self.run.lost]
         if lost:
             axes.plot(lost, [0] * len(lost), "x", color=FAILED, clip_on=False, label="worker lost")
             axes.legend(loc="upper left", frameon=False, bbox_to_anchor=(0, 1.3), borderaxespad=0)
@@ -626,10 +646,10 @@ def main(path: Path, picture: Path | None) -> None:
     (default: vine-run-info). The run may still be going on.
     """
     try:
-        history = j.load(path)
-        click.echo(summary(history))
+        run = Run(j.load(path))
+        click.echo(summary(run))
         if picture is not None:
-            plot(history, picture)
+            plot(run, picture)
             click.echo(f"\ndrawn: {picture}")
     except (OSError, ValueError, ImportError) as error:
         raise click.ClickException(str(error)) from None

@@ -6,13 +6,14 @@
 #   make lint types    ruff; mypy
 #   make bench         the benchmarks
 #   make fuzz          ten minutes of random lives of a simulated vine
+#   make worker        the worker as one file, dist/vine_worker.pyz
 #   make clean         remove environments, caches and what runs left behind
 
 PYTHON ?= python3
 HEP := .venv
 NEWEST := .venv-newest
 
-.PHONY: demo test test-newest lint types bench fuzz clean
+.PHONY: demo test test-newest lint types bench fuzz worker clean
 
 demo: $(HEP)/.stamp
 	$(HEP)/bin/python -m daskvine.demo
@@ -35,6 +36,11 @@ bench: $(HEP)/.stamp
 
 fuzz: $(HEP)/.stamp
 	$(HEP)/bin/python -m tests.fuzz $(ARGS)
+
+# the same bytes from every Python, which needs no environment for it
+worker:
+	mkdir -p dist
+	PYTHONPATH=.:worker $(PYTHON) -m vineworker --pyz dist
 
 $(HEP)/.stamp: EXTRAS := .[hep,dev]
 # where there is no wheel of it, it would have to be compiled: then its tests are skipped

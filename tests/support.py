@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import pytest
 
 from vinecore import Manager
 from vinecore.secrets import write_secret
@@ -203,3 +205,17 @@ def vine_threads() -> list[str]:
 def workers_of(manager: Any) -> list[dict[str, Any]]:
     """What the manager knows of its workers, the oldest first."""
     return sorted(manager.summarize_workers(), key=lambda worker: worker["id"])
+
+
+def find_python(version: str) -> str:
+    """Find an interpreter of a version, with nothing of ours installed; skip the test if there is none."""
+    found = shutil.which(f"python{version}")
+    candidates = [found] if found else []
+    candidates += sorted(map(str, (Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python")))
+    code = "import sys; print('%d.%d' % sys.version_info[:2], sys.executable)"  # which is not a shim any more
+    for path in candidates:
+        probe = subprocess.run([path, "-I", "-c", code], capture_output=True, text=True, check=False)
+        known, _, executable = probe.stdout.strip().partition(" ")
+        if known == version:
+            return executable
+    pytest.skip(f"there is no python{version} on this machine")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +15,7 @@ import vineworker
 from vineworker.cli import parse_address
 
 from tests import chores
-from tests.support import alive, until, workers_of
+from tests.support import alive, find_python, until, workers_of
 from vinecore import Factory, PythonTask, Task
 
 ROOT = Path(__file__).parents[2]
@@ -331,28 +330,9 @@ THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
 OTHERS = ["3.9", "3.10", "3.12", "3.13", "3.14"]
 
 
-def find_python(version):
-    """An interpreter of that version with nothing of ours installed."""
-    found = shutil.which(f"python{version}")
-    candidates = [found] if found else []
-    candidates += sorted(map(str, (Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python")))
-    for path in candidates:
-        probe = subprocess.run(
-            [path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if probe.stdout.strip() == version:
-            return path
-    return None
-
-
 @pytest.mark.parametrize("version", [v for v in OTHERS if v != THIS])
 def test_a_bare_python_of_another_version_runs_commands_and_gets_no_functions(yard, version, caplog):
     python = find_python(version)
-    if python is None:
-        pytest.skip(f"there is no python{version} on this machine")
     m = yard.manager()
     worker = yard.worker(m, command=[python, "-m", "vineworker"], PYTHONPATH=ALONE)
     m.wait_for_workers(1, 60)

@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         usage="vine_worker [options] HOST PORT | HOST:PORT",
     )
     p.add_argument(
-        "address", nargs="+", metavar="HOST PORT", help="where the manager is: HOST PORT, or HOST:PORT"
+        "address", nargs="*", metavar="HOST PORT", help="where the manager is: HOST PORT, or HOST:PORT"
     )
     p.add_argument("--cores", type=_amount, help="cores to offer (default: what affinity and cgroups allow)")
     p.add_argument(
@@ -85,6 +85,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="say that this worker has something special (may be repeated)",
     )
+    p.add_argument(
+        "--pyz",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help="run no worker, but write one as a single file that any Python from 3.9 runs, and print where it is: at PATH, "
+        "or in your cache folder",
+    )
     p.add_argument("-d", "--debug", action="store_true", help="say what happens, in detail")
     p.add_argument("--version", action="version", version=f"vine_worker {__version__}")
     return p
@@ -113,6 +121,9 @@ def parse_address(words: Sequence[str]) -> tuple[str, int]:
     ValueError
         It is neither.
     """
+    if not words:
+        msg = "no address: give HOST PORT or HOST:PORT, such as localhost:9123"
+        raise ValueError(msg)
     host, separator, port = (words[0], ":", words[1]) if len(words) == 2 else words[0].rpartition(":")
     if len(words) > 2 or not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
         msg = f"{' '.join(words)!r} is not an address: give HOST PORT or HOST:PORT, such as localhost:9123"
@@ -137,6 +148,8 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
     options = p.parse_args(arguments)
     level = logging.DEBUG if options.debug else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s vine_worker: %(message)s", stream=sys.stderr)
+    if options.pyz is not None:
+        return _write_pyz(p, options)
     try:
         host, port = parse_address(options.address)
     except ValueError as error:
@@ -184,6 +197,21 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
     except OSError as error:
         p.error(f"the workspace {workspace} cannot be used: {error.strerror}")
     return worker.run()
+
+
+def _write_pyz(p: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """Write the worker as one file; give the exit code."""
+    from vineworker import packing
+
+    if options.address:
+        p.error("--pyz runs no worker: leave out the address")
+    try:
+        print(packing.write(options.pyz))
+    except OSError as error:
+        p.error(
+            f"{options.pyz or error.filename} cannot be written: {error.strerror}; name another place with --pyz PATH"
+        )
+    return 0
 
 
 def _raise_limit_of_files() -> None:

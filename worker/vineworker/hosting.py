@@ -7,7 +7,6 @@ import json
 import mmap
 import os
 import shlex
-import shutil
 import signal
 import socket
 import struct
@@ -17,11 +16,9 @@ import tempfile
 from collections import deque
 from typing import Any, Callable, Optional
 
-import vinecore
-import vineworker
 from vinecore.protocol import bulk
 from vinecore.protocol.channel import Channel
-from vineworker import state
+from vineworker import packing, state
 from vineworker.cache import Cache
 from vineworker.calls import FROM_SLOT
 from vineworker.sandbox import read_end
@@ -367,14 +364,10 @@ def _variables(environment: str, folder: str, options: dict[str, Any]) -> dict[s
 
 def _import_path(environment: str, folder: str) -> str:
     """Where a host finds this code: the worker's own path, or copies beside the sandbox for an environment that has other packages."""
-    if not environment:
+    home = packing.home()
+    if not environment and not home:
         return os.pathsep.join(p for p in sys.path if p)
     library = folder + ".lib"
-    ours, shared = os.path.dirname(str(vineworker.__file__)), os.path.dirname(str(vinecore.__file__))
-    skip = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ours, os.path.join(library, "vineworker"), ignore=skip)
-    shutil.copytree(
-        os.path.join(shared, "protocol"), os.path.join(library, "vinecore", "protocol"), ignore=skip
-    )
-    shutil.copy(os.path.join(shared, "__init__.py"), os.path.join(library, "vinecore"))
-    return library
+    packing.copy_to(library)
+    others = [] if environment else [p for p in sys.path if p and p != home]
+    return os.pathsep.join([library, *others])

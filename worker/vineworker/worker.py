@@ -17,6 +17,7 @@ from typing import Any, Optional
 
 from vinecore.protocol import bulk, handshake
 from vinecore.protocol import messages as m
+from vineworker import packing
 from vineworker.keeping import Keeper, open_home
 from vineworker.session import Session, Settings
 from vineworker.warden import Warden
@@ -45,6 +46,8 @@ class Worker:
         self._settings = settings
         self._folder = tempfile.mkdtemp(prefix=f"vine-worker-{os.getpid()}-", dir=settings.workspace)
         self._warden = Warden(self._folder)
+        if packing.home():  # while it is what this worker was started from
+            packing.sources()
         home = open_home(settings.workspace, settings.secret) if settings.keep_workspace else None
         kept = os.path.join(self._folder, "kept")
         self._keeper = Keeper(kept, settings.resources.disk_mb << 20, home)

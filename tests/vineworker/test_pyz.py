@@ -1,0 +1,176 @@
+"""The worker as one file, on Pythons that have nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from vineworker import packing
+
+from tests.support import find_python
+from vinecore import FunctionCall, PythonTask, Task
+
+THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
+VERSIONS = ["3.9", "3.10", "3.11", "3.12", "3.13", "3.14"]
+
+
+@pytest.fixture(scope="session")
+def pyz(tmp_path_factory):
+    """The file, alone in a folder that nobody may write to and whose name has spaces."""
+    folder = tmp_path_factory.mktemp("one file") / "all alone: a worker"
+    folder.mkdir()
+    path = packing.write(str(folder))
+    folder.chmod(0o555)
+    yield path
+    folder.chmod(0o755)
+    assert [entry.name for entry in folder.iterdir()] == [packing.NAME]
+
+
+def bare(python, path, home):
+    """The command that runs the file from its own folder, with next to no environment variables."""
+    folder, name = os.path.split(path)
+    variables = [f"{key}={value}" for key, value in (("PATH", os.defpath), ("HOME", home), ("TMPDIR", home))]
+    return ["env", "-i", *variables, "/bin/sh", "-c", 'cd "$0" && exec "$@"', folder, python, name]
+
+
+def command(*arguments, **env):
+    """Run ``vine_worker`` to its end."""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **env}
+    return subprocess.run(
+        [sys.executable, "-m", "vineworker", *map(str, arguments)],
+        capture_output=True, text=True, timeout=60, env=variables, check=False,
+    )  # fmt: skip
+
+
+def functions():
+    """Two that are sent by value: the workers cannot import this module."""
+
+    def look_around():
+        import only_in_archive
+
+        return only_in_archive.WORD, sys.version_info[:2]
+
+    def double(x):
+        return 2 * x
+
+    return look_around, double
+
+
+# ---- the file
+
+
+def test_the_command_prints_where_the_file_is_which_is_named_by_its_content(tmp_path):
+    first, second = (command("--pyz", XDG_CACHE_HOME=str(tmp_path / "cache")) for _ in range(2))
+    assert (first.returncode, first.stderr, first.stdout) == (0, "", second.stdout)
+    (entry,) = (tmp_path / "cache" / "daskvine").iterdir()
+    assert (str(entry), entry.read_bytes()) == (first.stdout.strip(), packing.build())
+    assert os.access(entry, os.X_OK)
+
+
+def test_what_was_altered_in_the_cache_is_written_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = packing.write()
+    with open(path, "ab") as file:
+        file.write(b"more")
+    assert packing.write() == path
+    with open(path, "rb") as file:
+        assert file.read() == packing.build()
+
+
+def test_the_command_writes_the_file_where_it_is_told_to(tmp_path):
+    for place in (tmp_path, tmp_path / "my worker.pyz"):
+        written = tmp_path / "vine_worker.pyz" if place == tmp_path else place
+        assert command("--pyz", place).stdout == f"{written}\n"
+        assert written.read_bytes() == packing.build()
+    ended = command("--pyz", tmp_path / "no" / "such" / "folder")
+    assert (ended.returncode, "cannot be written: No such file" in ended.stderr) == (2, True)
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_file_makes_itself(pyz, tmp_path):
+    copy = tmp_path / "copy.pyz"
+    subprocess.run([sys.executable, "-I", pyz, "--pyz", copy], check=True, timeout=60)
+    with open(pyz, "rb") as file:
+        assert copy.read_bytes() == file.read()
+
+
+def test_the_file_holds_the_source_of_the_worker_and_nothing_of_this_machine(pyz):
+    with zipfile.ZipFile(pyz) as archive:
+        names = archive.namelist()
+        assert {entry.date_time for entry in archive.infolist()} == {packing.OLDEST}
+    assert names == sorted(names)
+    assert {
+        "__main__.py",
+        "vineworker/host.py",
+        "vinecore/__init__.py",
+        "vinecore/protocol/frames.py",
+    } <= set(names)
+    assert {name.rpartition("/")[0] for name in names} == {"", "vineworker", "vinecore", "vinecore/protocol"}
+    assert all(name.endswith(".py") for name in names)
+
+
+def test_a_python_that_is_too_old_says_so(pyz):
+    ended = subprocess.run([find_python("3.8"), pyz], capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("vine_worker needs Python 3.9 or newer; this is Python 3.8: /")
+
+
+# ---- a worker from it
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_bare_python_runs_commands_at_once_and_functions_in_an_environment(yard, pyz, packed, version):
+    python = find_python(version)
+    m = yard.manager()
+    worker = yard.worker(m, command=bare(python, pyz, yard.folder))
+    m.wait_for_workers(1, 60)
+    shell = Task("echo from the shell", cores=1)
+    m.submit(shell)
+    assert m.wait(60) is shell
+    assert shell.output == "from the shell\n"
+
+    look_around, double = functions()
+    environment = m.declare_poncho(packed)
+    task = PythonTask(look_around)
+    task.add_environment(environment)
+    library = m.create_library_from_functions("doubling", double, poncho_env=environment, exec_mode="direct")
+    library.set_cores(1)
+    m.install_library(library)
+    call = FunctionCall("doubling", "double", 21)
+    for each in (task, call):
+        each.set_cores(1)
+        m.submit(each)
+    assert {m.wait(60), m.wait(60)} == {task, call}
+    assert (task.output, call.output) == (("packed", sys.version_info[:2]), 42)
+
+    family = worker.family
+    assert family
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert "Traceback" not in worker.log
+    assert list(yard.workspace.iterdir()) == []
+
+
+def test_the_file_may_go_or_change_while_its_worker_runs(yard, tmp_path):
+    path = packing.write(str(tmp_path))
+    m = yard.manager()
+    packages = os.pathsep.join(p for p in sys.path if p.endswith("-packages"))
+    worker = yard.worker(m, command=[sys.executable, path], PYTHONPATH=packages)
+    m.wait_for_workers(1, 60)
+    with open(path, "r+b") as file:
+        file.write(bytes(1 << 20))
+    task = PythonTask(functions()[1], 4)
+    m.submit(task)
+    assert m.wait(60).output == 8, "in the worker's own Python, which has what it takes"
+    os.unlink(path)
+    url = yard.place("data")
+    url.write_text("of a file")
+    reader = Task("cat in", cores=1)
+    reader.add_input(m.declare_url(f"file://{url}"), "in")
+    m.submit(reader)
+    assert m.wait(60).output == "of a file"
+    assert worker.process.poll() is None

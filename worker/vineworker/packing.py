@@ -1,0 +1,124 @@
+"""The worker as one file, ``vine_worker.pyz``: all its code, for a node where nothing is installed but Python.
+
+It holds Python source and nothing that belongs to a version or a machine, so any Python from 3.9 runs it; its bytes depend on
+nothing but that source. The processes that a worker starts do not import from the file: it may be on a slow disk, may be replaced
+while the worker runs, and has a path that may not fit into ``PYTHONPATH``. They get copies.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import stat
+import tempfile
+import zipfile
+
+import vinecore
+import vineworker
+
+NAME = "vine_worker.pyz"
+OLDEST = (1980, 1, 1, 0, 0, 0)  # that an archive can say
+MAIN = b"""\
+import sys
+
+if sys.version_info < (3, 9):
+    sys.exit("vine_worker needs Python 3.9 or newer; this is Python %d.%d: %s" % (sys.version_info[:2] + (sys.executable,)))
+
+from vineworker.cli import main
+
+main()
+"""
+"""Runs first; also a Python that is too old has to understand it."""
+
+
+def home() -> str:
+    """The one file that this code has been imported from; "" if that is a folder."""
+    loader = getattr(vineworker.__spec__, "loader", None)
+    return str(getattr(loader, "archive", ""))
+
+
+@functools.cache
+def sources() -> dict[str, bytes]:
+    """All code of the worker, by its path. Read once: what is there later may be another version."""
+    found = {}
+    if home():
+        with zipfile.ZipFile(home()) as archive:
+            for name in archive.namelist():
+                if name != "__main__.py":
+                    found[name] = archive.read(name)
+        return found
+    ours, shared = os.path.dirname(str(vineworker.__file__)), os.path.dirname(str(vinecore.__file__))
+    folders = {"vineworker": ours, "vinecore/protocol": os.path.join(shared, "protocol")}
+    paths = {
+        f"{name}/{file}": os.path.join(folder, file)
+        for name, folder in folders.items()
+        for file in os.listdir(folder)
+    }
+    paths["vinecore/__init__.py"] = os.path.join(shared, "__init__.py")
+    for name in sorted(paths):
+        if name.endswith(".py"):
+            with open(paths[name], "rb") as source:
+                found[name] = source.read()
+    return found
+
+
+def copy_to(folder: str) -> None:
+    """Write the code into a folder, which processes can have on their path."""
+    for name, source in sources().items():
+        path = os.path.join(folder, *name.split("/"))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(source)
+
+
+def build() -> bytes:
+    """Make the file. Nothing is compressed: how that is done differs between Pythons."""
+    file = io.BytesIO(b"#!/usr/bin/env python3\n")
+    file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file, "a") as archive:
+        for name, source in sorted({**sources(), "__main__.py": MAIN}.items()):
+            entry = zipfile.ZipInfo(name, OLDEST)
+            entry.create_system, entry.external_attr = 3, (stat.S_IFREG | 0o644) << 16
+            archive.writestr(entry, source)
+    return file.getvalue()
+
+
+def write(path: str = "") -> str:
+    """Put the file somewhere, complete or not at all; give its path.
+
+    Parameters
+    ----------
+    path
+        Its own path, or a folder for it; "" for the user's cache folder, under a name that its content has.
+    """
+    content = build()
+    if not path:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        path = os.path.join(base, "daskvine", f"vine_worker-{digest}.pyz")
+        if _holds(path, content):
+            return path
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    elif os.path.isdir(path):
+        path = os.path.join(path, NAME)
+    path = os.path.abspath(path)
+    number, temporary = tempfile.mkstemp(prefix=".vine_worker-", dir=os.path.dirname(path))
+    try:
+        with os.fdopen(number, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o755)  # noqa: S103 - anybody may run it
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def _holds(path: str, content: bytes) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read() == content
+    except OSError:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -15,6 +16,7 @@ import click
 from vinecore import journal as j
 
 MOST_CATEGORIES = 15
+MOST_GRAPHS = 15
 MOST_WORKERS = 10
 MOST_REASONS = 5
 MOST_WORDS = 140
@@ -100,7 +102,7 @@ def _uses(history: j.History) -> Iterator[Use]:
 def summary(run: Run) -> str:
     """Describe a run in words and tables."""
     history = run.history
-    parts = [_head(run), _categories(history), _moved(history), _trouble(run), _busiest(run)]
+    parts = [_head(run), _graphs(run), _categories(history), _moved(history), _trouble(run), _busiest(run)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -127,7 +129,8 @@ def _head(run: Run) -> str:
         ]
     if history.graphs:
         ended = Counter(
-            graph.ended.outcome if graph.ended else "unfinished" for graph in history.graphs.values()
+            graph.ended.outcome if graph.ended else "unfinished" if graph.closed is None else "cancelled"
+            for graph in history.graphs.values()
         )
         rows.append(("graphs", ", ".join(f"{count} {name}" for name, count in ended.most_common())))
     if history.workers:
@@ -173,6 +176,23 @@ def _workers(run: Run) -> str:
     )
 
 
+def _graphs(run: Run) -> str:
+    graphs = run.history.graphs
+    if len(graphs) < 2:
+        return ""
+    rows = [("graphs", "tasks", "began after", "took", "outcome")]
+    for number, graph in list(graphs.items())[:MOST_GRAPHS]:
+        began = graph.opened.t
+        label = re.sub(r"\[[^]]*\]", "", graph.opened.label)  # without its colours
+        end = graph.ended.t if graph.ended else graph.closed
+        took = "-" if end is None else duration(end - began)
+        outcome = graph.ended.outcome if graph.ended else "unfinished" if end is None else "cancelled"
+        name = _short(f"{number} {label}", 40)
+        rows.append((name, f"{graph.tasks:,}", duration(max(began - run.span.start, 0.0)), took, outcome))
+    more = len(graphs) - MOST_GRAPHS
+    return _table(rows) + (f"\nand {more:,} more graphs" if more > 0 else "")
+
+
 def _categories(history: j.History) -> str:
     walls: dict[str, list[float]] = defaultdict(list)
     counts: Counter[str] = Counter()
@@ -197,7 +217,7 @@ def _categories(history: j.History) -> str:
         rows.append((_short(name, 40), f"{counts[name]:,}", f"{len(found):,}", *times, size(sizes[name])))
     text = _table(rows)
     more = len(order) - MOST_CATEGORIES
-    return f"{text}\nand {more} more categories" if more > 0 else text
+    return f"{text}\nand {more:,} more categories" if more > 0 else text
 
 
 def _moved(history: j.History) -> str:
@@ -405,14 +425,16 @@ def plot(run: Run, path: str | Path) -> None:
         msg = f"there is nothing to draw: {len(history.tasks)} tasks, {len(history.workers)} workers"
         raise ValueError(msg)
     with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 11), layout="constrained")
-        heights = [2.0, 1.6, 0.8, 4.0]
+        cores_at_all = sum(max(worker.joined.cores, 1) + 1 for worker in history.workers.values())
+        heights = [2.2, 1.8, 0.9, min(max(0.25 * cores_at_all, 1.2), 4.5)]
+        figure = Figure(figsize=(11, 2 + sum(heights)), layout="constrained")
         tasks, cores, workers, lanes = figure.subplots(4, 1, sharex=True, height_ratios=heights)
         drawing = _Drawing(run)
         drawing.tasks(tasks)
         drawing.cores(cores)
         drawing.workers(workers)
         drawing.lanes(lanes, figure)
+        figure.align_ylabels()
         lanes.set_xlim(0, drawing.length)
         lanes.set_xlabel(f"time since the first submission [{drawing.unit}]")
         about = history.journal
@@ -536,11 +558,11 @@ class _Drawing:
         """What each worker did: every task if there are few, else how much of its cores was in use."""
         lanes = sum(max(worker.joined.cores, 1) for worker in self.history.workers.values())
         if len(self.uses) <= MOST_BARS and lanes <= MOST_LANES:
-            self._bars(axes)
+            self._bars(axes, figure)
         else:
             self._shades(axes, figure)
 
-    def _bars(self, axes: Any) -> None:
+    def _bars(self, axes: Any, figure: Any) -> None:
         time: Counter[str] = Counter()
         for use in self.uses:
             time[use.category] += use.end - use.start  # type: ignore[assignment]
@@ -589,15 +611,15 @@ class _Drawing:
         for name, found in bars.items():
             edges = ["none" if well else FAILED for *_rest, well in found]
             axes.barh([lane for _s, _l, lane, _w in found], [length for _s, length, _lane, _w in found], 0.9, [start for start, *_rest in found],
-                      color=colours.get(name, "#888888"), edgecolor=edges, linewidth=1.2, label=_short(name, 30))  # fmt: skip
+                      color=colours.get(name, "#888888"), edgecolor=edges, linewidth=1.2, label=_short(name.lstrip("_"), 30))  # fmt: skip
         if not all(use.well for use in self.uses):
             axes.barh([0], [0], color="white", edgecolor=FAILED, linewidth=1.2, label="failed")
         if starts:
             axes.barh([0], [0], color="#d5d0e5", label="a library starts")
         axes.set_yticks([place for place, _name in ticks], [name for _place, name in ticks])
         axes.set_ylim(row - 1, -1)
-        axes.set_ylabel("workers, a row for each core")
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=6, frameon=False, borderaxespad=0)
+        axes.set_ylabel("each worker")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=6, frameon=False)
 
     def _shades(self, axes: Any, figure: Any) -> None:
         import numpy as np

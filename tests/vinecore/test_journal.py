@@ -25,7 +25,7 @@ from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.io.scribe import Teller
 from vinecore.protocol import messages
-from vinecore.report import main
+from vinecore.report import Run, main, summary
 
 PAGE = Path(__file__).parents[2] / "docs" / "journal.md"
 OVER = (journal.TaskDone, journal.TaskFailed, journal.TaskBack)
@@ -377,6 +377,22 @@ def test_the_report_says_what_was_run_and_what_went_wrong(story):
     assert "workers that were lost: 1 worker 1, after" in text
     assert "unsupported operand" in text
     assert "2 times: task 16: its process exited with code 3" in text
+
+
+def test_the_report_lists_graphs_if_there_are_several():
+    records = [
+        journal.Journal(0.0, journal.VERSION, 0.0, "node", 1, "m", 1, "0", "3.11", {}),
+        journal.GraphOpened(1.0, 1, "[green]tasks"),
+        journal.TaskSubmitted(1.0, 1, "x", graph=1),
+        journal.GraphEnded(3.0, 1, "success"),
+        journal.GraphOpened(4.0, 2, "fit"),
+        journal.GraphClosed(4.5, 2),
+        journal.GraphOpened(5.0, 3, "plot"),
+    ]
+    lines = [" ".join(line.split()) for line in summary(Run(journal.History(records))).splitlines()]
+    assert "1 tasks 1 0 ms 2.0 s success" in lines
+    assert "2 fit 0 3.0 s 500 ms cancelled" in lines
+    assert "3 plot 0 4.0 s - unfinished" in lines
 
 
 def test_the_command_is_there_for_the_shell(story):

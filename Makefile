@@ -7,13 +7,14 @@
 #   make bench         the benchmarks
 #   make fuzz          ten minutes of random lives of a simulated vine
 #   make worker        the worker as one file, dist/vine_worker.pyz
+#   make lies          a million odd messages to both ends of the protocol
 #   make clean         remove environments, caches and what runs left behind
 
 PYTHON ?= python3
 HEP := .venv
 NEWEST := .venv-newest
 
-.PHONY: demo test test-newest lint types bench fuzz worker clean
+.PHONY: demo test test-newest lint types bench fuzz lies worker clean
 
 demo: $(HEP)/.stamp
 	$(HEP)/bin/python -m daskvine.demo
@@ -41,6 +42,9 @@ fuzz: $(HEP)/.stamp
 worker:
 	mkdir -p dist
 	PYTHONPATH=.:worker $(PYTHON) -m vineworker --pyz dist
+
+lies: $(HEP)/.stamp
+	$(HEP)/bin/python -m tests.lies $(ARGS)
 
 $(HEP)/.stamp: EXTRAS := .[hep,dev]
 # where there is no wheel of it, it would have to be compiled: then its tests are skipped

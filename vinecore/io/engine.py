@@ -28,7 +28,7 @@ from vinecore.io.scribe import Scribe
 from vinecore.io.store import Store
 from vinecore.protocol import VERSION, bulk
 from vinecore.protocol import messages as m
-from vinecore.protocol.channel import Channel
+from vinecore.protocol.channel import PROTOCOL_ERROR, Channel
 
 log = logging.getLogger("vinecore")
 T = TypeVar("T")
@@ -325,9 +325,13 @@ class Engine:
             self._loop.call_soon(self._drain)
 
     def _lost(self, peer: Peer, reason: str) -> None:
-        if self._peers.pop(peer.number, None) is not None and peer.hello is not None:
+        if self._peers.pop(peer.number, None) is None:
+            return
+        if peer.hello is not None:
             self._inbox.append(e.WorkerLost(peer.number, reason))
             self._drain()
+        elif reason.startswith(PROTOCOL_ERROR):
+            self._refused(peer.host, reason)
 
     def _send(self, instruction: i.Send) -> None:
         peer = self._peers.get(instruction.worker)

@@ -10,6 +10,9 @@ from typing import Callable, Union, cast
 from vinecore.protocol.frames import Dumps, FrameReader, Loads, ProtocolError, encode, json_dumps
 from vinecore.protocol.messages import Message
 
+PROTOCOL_ERROR = "protocol error"
+"""How the reason begins for which a connection has ended on which something impossible was said."""
+
 
 class Channel(asyncio.Protocol):
     """Sends and receives messages over one stream.
@@ -54,7 +57,7 @@ class Channel(asyncio.Protocol):
         try:
             messages = self._reader.feed(data)
         except ProtocolError as error:
-            self.close(f"protocol error: {error}")
+            self.close(f"{PROTOCOL_ERROR}: {error}")
             return
         if messages:
             self._received(messages)

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterable
 from typing import Any, Callable
 
+from vinecore.protocol import forms
 from vinecore.protocol.messages import Message
 
 LENGTH = struct.Struct(">I")
@@ -78,9 +79,13 @@ class FrameReader:
         The message classes the other end may send; anything else is a `ProtocolError`.
     loads
         A JSON decoder.
+    trusted
+        Whether the other end is known to say in each field what belongs there.
     """
 
-    def __init__(self, kinds: Iterable[Any], loads: Loads = json.loads) -> None:
+    def __init__(self, kinds: Iterable[Any], loads: Loads = json.loads, *, trusted: bool = False) -> None:
+        kinds = tuple(kinds)
+        self._forms = {kind.__name__: forms.anything if trusted else forms.of(kind) for kind in kinds}
         self._kinds = {kind.__name__: kind for kind in kinds}
         self._with_payload = {
             kind.__name__ for kind in self._kinds.values() if kind._fields[-1:] == ("payload",)
@@ -138,9 +143,13 @@ class FrameReader:
                     size = next(lengths)
                     payload = bytes(self._buffer[position : position + size])
                     position += size
-                    messages.append(self._kinds[kind](*item[1:], payload))
+                    message = self._kinds[kind](*item[1:], payload)
                 else:
-                    messages.append(self._kinds[kind](*item[1:]))
+                    message = self._kinds[kind](*item[1:])
+                if not self._forms[kind](message):
+                    msg = f"a message with a field that cannot be: {str(message)[:200]}"
+                    raise ProtocolError(msg)
+                messages.append(message)
         except (KeyError, TypeError, IndexError, StopIteration) as error:
             msg = (
                 f"a message that is not in the protocol: {str(item)[:200]} ({type(error).__name__}: {error})"

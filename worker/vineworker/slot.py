@@ -64,7 +64,7 @@ class Slot:
 
     def serve(self) -> None:
         """Work until the worker closes the socket."""
-        reader = FrameReader(TO_SLOT)
+        reader = FrameReader(TO_SLOT, trusted=True)
         while True:
             data = self._sock.recv(1 << 18)
             if not data:
@@ -346,7 +346,7 @@ def run_single(sock: socket.socket, progress: int) -> None:
     """Run one call in a process of its own and tell which modules it had to import, so that the next fork has them."""
     before, held = set(sys.modules), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     slot = Slot(sock, {}, progress, fork=False)
-    reader = FrameReader(TO_SLOT)
+    reader = FrameReader(TO_SLOT, trusted=True)
     while data := sock.recv(1 << 18):
         for message in reader.feed(data):
             if not isinstance(message, Call):

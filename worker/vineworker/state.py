@@ -33,6 +33,7 @@ MOST_IN_FLIGHT = 16
 MOST_EMPTY_DEATHS = 5  # slots of a library that die one after another without a call
 MOST_WALLS = 10_000
 SMOOTHING = 0.2
+ODD_ANSWER = "its process gave an answer that belongs to no call"
 
 
 # ---- what happens, beside messages
@@ -554,6 +555,9 @@ class WorkerState:
             return
         host = slot.host
         for reply in event.replies:
+            if not slot.in_flight or slot.in_flight[0].run.task != reply.task:
+                self._distrust(slot)
+                return
             task = slot.in_flight.popleft()
             host.empty_deaths = 0
             if host.library is None:
@@ -576,6 +580,16 @@ class WorkerState:
         if slot.in_flight:
             self._feed(slot.in_flight[-1])
         self._dispatch(host)
+
+    def _distrust(self, slot: Slot) -> None:
+        """A slot answers what it was not asked: what it runs has written to its socket."""
+        if not slot.killed:
+            slot.killed = True
+            self._out.append(KillSlot(slot.id))
+            if slot.in_flight:
+                task = slot.in_flight.popleft()
+                self._landed(task)
+                self._crashed(task, SlotDown(slot.id, task.run.task, {"reason": ODD_ANSWER}))
 
     def _landed(self, task: Task) -> None:
         """A call is not in flight any more."""

@@ -236,6 +236,25 @@ def test_a_result_that_is_lost_and_made_again_shows(yard):
     assert [attempt.how for attempt in task.attempts] == ["done", "done"]
 
 
+def test_names_that_are_no_text_are_written_as_well_as_they_can_be(yard):
+    m = yard.manager(DaskVine, run_info_path=yard.place("info"))
+    yard.worker(m)
+    assert m.get({"x\udc80": (chores.square, 3)}, "x\udc80", progress_disable=True) == 9
+    m.close()
+    [task] = of(m.journal, journal.TaskSubmitted)
+    assert task.label == "x?"
+
+
+def test_a_defect_ends_the_journal_and_not_the_run(yard, caplog, monkeypatch):
+    m = yard.manager(run_info_path=yard.place("info"))
+    monkeypatch.setattr(m._scribe._teller, "turn", None)
+    yard.worker(m)
+    m.submit(Task("echo fine"))
+    assert m.wait(60).output == "fine\n"
+    m.close()
+    assert "please report it" in caplog.text
+
+
 # ---- when it cannot be written
 
 

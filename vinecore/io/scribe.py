@@ -108,15 +108,15 @@ class Teller:
         for event in events:
             if type(event) is e.WorkerSaid:
                 self._said(event.worker, event.message, void)
-            elif type(event) in self._events:
-                self._events[type(event)](event)
-        workers, orders, others = self._workers, self._orders, self._instructions
+            elif tell := self._events.get(type(event)):
+                tell(event)
         for order in instructions:
-            if type(order) is not i.Send:
-                if type(order) in others:
-                    others[type(order)](order)
-            elif type(order.message) in orders and order.worker in workers:
-                orders[type(order.message)](order.worker, workers[order.worker], order.message)
+            if type(order) is i.Send:
+                worker = self._workers.get(order.worker)
+                if worker is not None and (carry := self._orders.get(type(order.message))):
+                    carry(order.worker, worker, order.message)
+            elif tell := self._instructions.get(type(order)):
+                tell(order)
         records, self._records = self._records, []
         self._say = self._records.append
         return records
@@ -410,6 +410,13 @@ class Scribe:
     # ---- the thread that writes
 
     def _work(self) -> None:
+        try:
+            self._write_all()
+        except Exception:
+            self._end()
+            log.exception("the journal ends, the run goes on without: a defect in daskvine, please report it")
+
+    def _write_all(self) -> None:
         written = time.monotonic()
         while self._file >= 0:
             closing = self._closing.wait(LOOK_S)
@@ -442,7 +449,7 @@ class Scribe:
 
     def _add(self, records: list[j.Record]) -> None:
         if records:
-            lines = _encode_lines(records)
+            lines = _lines(records)
             self._pending.append(lines)
             self._unwritten += len(lines)
 
@@ -463,6 +470,21 @@ class Scribe:
         if file >= 0:
             os.close(file)
         self._queue.clear()
+
+
+def _lines(records: list[j.Record]) -> bytes:
+    try:
+        return _encode_lines(records)
+    except UnicodeEncodeError:  # names of files and keys can be what is no text
+        return _encode_lines([_legible(msgspec.to_builtins(record)) for record in records])
+
+
+def _legible(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {_legible(key): _legible(item) for key, item in value.items()}
+    return [_legible(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _write(file: int, lines: bytes) -> None:

@@ -113,7 +113,7 @@ def _total(parts: Any, skip: Any = ()) -> Any:
 def _plus(total: Any, part: Any, skip: Any) -> Any:
     if isinstance(part, skip):
         return total
-    if _is_histogram(part):
+    if _is_histogram(part) and _adds_as_usual(part):
         if type(total) is int and total == 0:
             return part
         if type(total) is type(part):
@@ -123,14 +123,15 @@ def _plus(total: Any, part: Any, skip: Any) -> Any:
 
 
 def _is_histogram(value: Any) -> bool:
-    """Whether a value is a histogram of boost-histogram or hist, with their addition."""
+    """Whether a value is a histogram of boost-histogram or hist, or of a class made from those."""
     known = sys.modules.get("boost_histogram")
-    return (
-        known is not None
-        and isinstance(value, known.Histogram)
-        and type(value).__add__ is known.Histogram.__add__
-        and type(value).__iadd__ is known.Histogram.__iadd__
-    )
+    return known is not None and isinstance(value, known.Histogram)
+
+
+def _adds_as_usual(histogram: Any) -> bool:
+    """Whether ``+`` is a copy and then ``+=``."""
+    kind, usual = type(histogram), sys.modules["boost_histogram"].Histogram
+    return kind.__add__ is usual.__add__ and kind.__iadd__ is usual.__iadd__
 
 
 def _accumulated(parts: Any, accumulate: Any) -> Any:

@@ -120,3 +120,24 @@ def test_where_bare_misses_the_budget_too_the_verdict_says_so():
 def test_contenders_that_disagree_are_named():
     results = {"daskvine": [np.ones(3)], "synchronous": [np.ones(3)], "threads": [np.zeros(3)]}
     assert disagreements("Q1", results) == ["Q1: threads and daskvine"]
+
+
+def test_a_packed_histogram_and_its_merge_in_turn_take_less(tmp_path):
+    pytest.importorskip("dask_histogram")
+    script = (
+        "import json; from benchmarks.accumulation import Variant, measure; "
+        "print(json.dumps([measure(Variant('scattered', new, new, 20, 0.15, 4))._asdict() for new in (True, False)]))"
+    )
+    environment = {
+        **os.environ,
+        "TMPDIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    new, old = json.loads(done.stdout)
+    assert new["stored"] < old["stored"] / 5
+    assert new["merge_mb"] < old["merge_mb"] / 2
+    assert not list(tmp_path.iterdir())

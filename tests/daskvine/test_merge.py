@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
+import resource
 from collections.abc import Mapping
 
 import cloudpickle
@@ -252,7 +254,7 @@ def one_by_one(monkeypatch):
 
 
 def stored(*parts):
-    return [values.Stored(values.dumps(part)) for part in parts]
+    return [values.Stored(functools.partial(values.dumps, part)) for part in parts]
 
 
 def merged(how, function, *parts, **keywords):
@@ -288,6 +290,19 @@ def test_as_many_large_parts_are_merged_at_once_as_have_room(monkeypatch):
 
 def test_a_single_part_goes_through_the_function(one_by_one):
     assert merged("list", tuple, "a") == ("a",)
+
+
+def test_more_large_parts_are_merged_than_files_may_be_open(one_by_one, tmp_path):
+    path = tmp_path / "part"
+    path.write_bytes(values.dumps(np.ones(10_000)))
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd"))) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest, most))
+    try:
+        parts = [values.Stored(functools.partial(values.map_file, str(path))) for _ in range(highest + 1)]
+        assert vertex.merge_parts(sum, "sum", {}, *parts).tolist() == [len(parts)] * 10_000
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least, most))
 
 
 def test_keywords_go_to_every_merge(one_by_one):
@@ -369,6 +384,19 @@ def test_accumulators_are_those_of_coffea(one_by_one):
     assert mine["lists"] == theirs["lists"]
     assert np.array_equal(mine["values"], theirs["values"])
     assert merged("accumulate", accumulate, None, None) is None
+
+
+def test_accumulators_add_in_place_to_histograms_that_do_so_in_their_own_way(one_by_one):
+    accumulate = pytest.importorskip("coffea.processor").accumulate
+    hist = pytest.importorskip("hist")
+
+    class Counted(hist.Hist):
+        def __iadd__(self, other):
+            self.label = (self.label or 0) + 1
+            return super().__iadd__(other)
+
+    parts = [{"h": Counted(hist.axis.Regular(3, 0, 1))} for _ in range(4)]
+    assert merged("accumulate", accumulate, *parts)["h"].label == accumulate(parts)["h"].label == 3
 
 
 def test_a_histogram_that_is_there_twice_is_added_to_once(one_by_one):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import threading
 
 import pytest
 
-from daskvine import DaskVine
+from daskvine import DaskVine, daskvine_merge, vertex
 from tests import chores
 from tests.support import until
 from vinecore import PythonTask, Task
@@ -144,6 +145,31 @@ def test_an_intermediate_that_somebody_has_removed_is_made_again(yard, task_mode
         assert (found[0], len(found[1])) == (expected, expected)
     finally:
         cleaner.join()
+
+
+@pytest.mark.parametrize("task_mode", ["function-calls", "tasks"])
+def test_an_input_that_somebody_has_removed_while_others_are_merged_is_made_again(
+    yard, monkeypatch, task_mode
+):
+    monkeypatch.setattr(vertex, "AT_ONCE", 0)  # so that each is loaded when its turn comes
+    m = yard.manager(DaskVine)
+    yard.workers(m, 1)
+    caches, marker = f"{yard.workspace}/vine-worker-*/session-*/cache/*", str(yard.place("removed"))
+
+    @daskvine_merge
+    def merge(parts):
+        if not os.path.exists(marker):
+            with open(marker, "w"):
+                pass
+            for path in glob.glob(caches):
+                os.unlink(path)
+        return b"".join(parts)
+
+    parts = {("part", number): (chores.make_bytes, MB) for number in range(4)}
+    whole = m.get({**parts, "all": (merge, [*parts])}, "all", task_mode=task_mode)
+    assert os.path.exists(marker)
+    assert whole == chores.make_bytes(MB) * 4
+    assert m.last_run.remade > 0
 
 
 def test_a_declared_file_that_is_changed_before_it_is_used_is_not_used(yard, caplog):

@@ -356,7 +356,12 @@ def fill(
 
 
 class Stored:
-    """A value that has not been loaded: until then it lies in a mapped file, and takes no memory.
+    """A value that has not been loaded, and until then takes neither memory nor an open file.
+
+    Parameters
+    ----------
+    data
+        Gives what it is loaded from.
 
     Attributes
     ----------
@@ -366,15 +371,13 @@ class Stored:
 
     __slots__ = ("_data", "size")
 
-    def __init__(self, data: Readable) -> None:
-        self._data: Readable | None = data
-        self.size = memory_of(data)
+    def __init__(self, data: Callable[[], Readable]) -> None:
+        self._data = data
+        self.size = memory_of(data())
 
     def load(self) -> Any:
-        """Load it, once: the map goes with what was loaded."""
-        data, self._data = self._data, None
-        assert data is not None
-        return loads(data)
+        """Load it, afresh each time; what one may do to it is as with an input."""
+        return loads(self._data())
 
 
 class Annotated:

@@ -20,6 +20,7 @@ import struct
 import sys
 import time
 import traceback
+from functools import partial
 from typing import Any, Callable, Union
 
 from vinecore.protocol import INLINE_LIMIT, digests, values
@@ -157,6 +158,7 @@ class Slot:
     def run(self, call: Call) -> Reply:
         """Load what a call needs, call, and serialize what it returns or raises."""
         start = time.perf_counter()
+        later: set[int] = set()  # inputs that the function itself loads
         fed: tuple[str, int] | None = call.options.get("fed")
         if fed is not None and fed[1] not in self._made:
             return Reply(call.task, "unfed", 0, 0.0, {}, b"")
@@ -168,18 +170,16 @@ class Slot:
             try:
                 shared = [self._load_shared(name, path) for name, path in call.shared]
                 inputs = [
-                    values.Stored(data) if number in later else values.loads(data)
-                    for number, data in enumerate(self._open(name, path, fed) for name, path in call.inputs)
+                    values.Stored(partial(self._open, name, path, fed))
+                    if number in later
+                    else values.loads(self._open(name, path, fed))
+                    for number, (name, path) in enumerate(call.inputs)
                 ]
-            except FileNotFoundError as error:  # somebody has cleaned up the cache: not the task's fault
-                lost = [
-                    name for name, path in (*call.shared, *call.inputs) if path and not os.path.exists(path)
-                ]
-                if not lost:
+            except FileNotFoundError as error:
+                lost = _lost(call, error)
+                if lost is None:
                     raise
-                return Reply(
-                    call.task, "crash", 0, 0.0, {"reason": f"an input is gone: {error}", "lost": lost}, b""
-                )
+                return lost
             function = self._functions.get(call.function)
             if function is None:
                 function = self._find(call)
@@ -201,6 +201,8 @@ class Slot:
         except BaseException as error:  # the caller gets whatever the user's code raised, SystemExit included
             if isinstance(error, KeyboardInterrupt):
                 raise
+            if later and isinstance(error, FileNotFoundError) and (lost := _lost(call, error)):
+                return lost
             return Reply(
                 call.task,
                 "exception",
@@ -235,6 +237,14 @@ class Slot:
             except FileNotFoundError:
                 pass
         return values.map_file(path) if path else self._raw_inputs[name]
+
+
+def _lost(call: Call, error: FileNotFoundError) -> Reply | None:
+    """Say which inputs are gone, if any is: somebody has cleaned up the cache, which is not the task's fault."""
+    lost = [name for name, path in (*call.shared, *call.inputs) if path and not os.path.exists(path)]
+    if not lost:
+        return None
+    return Reply(call.task, "crash", 0, 0.0, {"reason": f"an input is gone: {error}", "lost": lost}, b"")
 
 
 def write_parts(path: str, parts: list[Any]) -> str:

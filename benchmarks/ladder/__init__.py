@@ -1,0 +1,1 @@
+"""The published ladder of four stacks, in simulation."""

@@ -189,8 +189,8 @@ class Node:
         self._end(slot)
 
     def _end(self, slot: Slot) -> None:
-        """Break off what a slot is doing."""
-        execution, slot.now = slot.now, None
+        """Break off what a slot is doing; it does nothing more."""
+        execution, slot.now, slot.up = slot.now, None, False
         if execution is not None:
             execution.over = True
             if execution.flow is not None:

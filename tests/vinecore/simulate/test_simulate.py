@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from vinecore.core import placement
+from vinecore.protocol import messages as m
 from vinecore.simulate import (
     Cluster,
     Costs,
@@ -17,6 +18,7 @@ from vinecore.simulate import (
     generate,
     simulate,
 )
+from vinecore.simulate.world import World
 
 FREE = Costs(**{one.name: 0 for one in dataclasses.fields(Costs) if one.name != "warm"})
 NEAR = Cluster(workers=1, cores=2, latency_s=0)
@@ -227,3 +229,18 @@ def test_a_tree_moves_a_fraction_of_what_it_makes_and_no_more_for_looking_ahead(
     assert ahead.bytes_moved["peers"] < 0.35 * made
     assert ahead.bytes_moved["peers"] <= 1.05 * without.bytes_moved["peers"]
     assert ahead.makespan_s <= 1.05 * without.makespan_s
+
+
+def test_a_slot_that_was_killed_begins_nothing_more():
+    world = World(Workload(independent(20, seconds=0.0001)), NEAR, FREE, Failures(), retries=5, seed=0)
+    found = None
+    while found is None:
+        world.clock.step()
+        slots = [(node, slot) for node in world._nodes.values() for slot in node._slots.values()]
+        found = next((pair for pair in slots if pair[1].calls and pair[1].now), None)
+    node, slot = found
+    begun = world.report.executions
+    node.feed(m.Cancel([slot.now.run.task]))
+    node._next(slot)
+    assert slot.id not in node._slots
+    assert world.report.executions == begun

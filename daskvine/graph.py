@@ -3,12 +3,17 @@
 dask up to 2025.3 gives a `HighLevelGraph` or a dict, with legacy tuples among the tasks, and nested keys; newer versions give an
 expression and flat keys. Both become ``Graph``: nodes of `dask._task_spec` by key, in the order in which dask itself would run them. An alias costs
 nothing: who asks for it gets its target. Data in the graph is not a vertex either.
+
+dask takes seconds to put a hundred thousand vertices in order. So of a large graph the first ones go depth first, which is nearly the same and takes no time,
+and the others are put in order while those run.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+import gc
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from dask._task_spec import Alias, DataNode, GraphNode, convert_legacy_graph
@@ -17,6 +22,9 @@ from dask.order import order
 
 Key = Any
 
+LARGE = 10_000  # vertices of a graph whose order takes too long to wait for
+FIRST = 8_192  # vertices of such a graph that go depth first
+
 
 class Graph:
     """A graph that is ready to run.
@@ -24,7 +32,7 @@ class Graph:
     Attributes
     ----------
     vertices : dict
-        Key to task, in the order in which they should run; a vertex comes after what it depends on.
+        Key to task; a vertex comes after what it depends on. `in_order` gives the order in which they should run.
     data : dict
         Key to value, of the nodes that are data.
     dependencies : dict
@@ -53,8 +61,11 @@ class Graph:
         self.dependencies: dict[Key, list[Key]] = {
             key: list(dict.fromkeys(map(self.resolve, node.dependencies))) for key, node in tasks.items()
         }
-        self.vertices: dict[Key, GraphNode] = self._in_order(tasks, needed)
         self.targets = list(dict.fromkeys(self.resolve(key) for key in wanted))
+        self._unordered: dict[
+            Key, GraphNode
+        ] = {}  # with the aliases: dask's order looks at the nodes themselves
+        self.vertices: dict[Key, GraphNode] = self._arranged(tasks, needed)
         self.annotations: dict[Key, dict[str, Any]] = {}
 
     def resolve(self, key: Key) -> Key:
@@ -68,11 +79,47 @@ class Graph:
                 raise ValueError(msg)
         return key
 
-    def _in_order(self, tasks: dict[Key, GraphNode], needed: dict[Key, GraphNode]) -> dict[Key, GraphNode]:
+    def _arranged(self, tasks: dict[Key, GraphNode], needed: dict[Key, GraphNode]) -> dict[Key, GraphNode]:
         if not any(self.dependencies.values()):
             return tasks
-        ranks: dict[Key, int] = order(needed)  # with the aliases: dask's order looks at the nodes themselves
-        return dict(sorted(tasks.items(), key=lambda item: ranks[item[0]]))
+        if len(tasks) > LARGE:
+            self._unordered = needed
+            return {key: tasks[key] for key in self._depth_first()}
+        ranks: dict[Key, int] = order(needed)
+        return {key: tasks[key] for key in sorted(tasks, key=ranks.__getitem__)}
+
+    def _depth_first(self) -> list[Key]:
+        """Every vertex after what it depends on, and that just before it."""
+        dependencies, order_ = self.dependencies, []
+        begun: set[Key] = set()
+        given = set(self.data)
+        stack = self.targets[::-1]
+        while stack:
+            key = stack.pop()
+            if key in given:
+                continue
+            missing = [d for d in dependencies[key] if d not in given]
+            if not missing:
+                given.add(key)
+                order_.append(key)
+                continue
+            if key in begun:
+                order(self._unordered)  # says where the circle is
+            begun.add(key)
+            stack.append(key)
+            stack += missing[::-1]
+        return order_
+
+    def in_order(self) -> Iterator[Key]:
+        """Give the vertices in the order in which they should run."""
+        if not self._unordered:
+            yield from self.vertices
+            return
+        first = dict.fromkeys(islice(self.vertices, FIRST))
+        yield from first
+        ranks: dict[Key, int] = order(self._unordered)
+        gc.collect()  # what `order` leaves is in cycles, and as large as the graph
+        yield from sorted((key for key in self.vertices if key not in first), key=ranks.__getitem__)
 
     def depths(self) -> dict[Key, int]:
         """Give every vertex its distance from the roots."""

@@ -184,10 +184,15 @@ class GraphRun:
         needs_depth = self._options.task_priority_mode in ("depth-first", "breadth-first")
         checkpoint = self._options.checkpoint_fn
         targets = set(self._graph.targets)
-        for number, key in enumerate(self._graph.vertices):
-            twins = self._twins.get(self._results[key], [key]) if self._twins else [key]
-            if twins[0] is not key:
-                continue
+        met: set[Key] = set()  # twins of which one has been submitted
+        for number, key in enumerate(self._graph.in_order()):
+            twins = [key]
+            if self._twins:
+                twins = self._twins[self._results[key]]
+                if twins[0] not in met:
+                    met.add(twins[0])
+                else:
+                    continue
             wanted = not self._options.worker_transfers or any(twin in targets for twin in twins)
             if not wanted and checkpoint is not None:
                 wanted = any(checkpoint(depths, twin) for twin in twins)
@@ -229,9 +234,7 @@ class GraphRun:
     def _hand_over(self, specs: list[TaskSpec], state: _CallbackState | None) -> None:
         for key in (self._keys[spec.task] for spec in specs) if self._callbacks else ():
             self._call_back(2, key, self._graph.vertices, state)
-        self._engine.post(e.TasksSubmitted(specs))
-        if self._options.submit_per_cycle is not None:
-            self._engine.call(lambda _mind: None)  # one turn of the engine's loop is the cycle
+        self._engine.submit(specs)  # one turn of the engine's loop is the cycle of ``submit_per_cycle``
 
     def _unfinished(self) -> int:
         return self._engine.call(

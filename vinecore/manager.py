@@ -100,7 +100,7 @@ class Manager:
         self._worker_names: dict[int, str] = {}
         self._sources: dict[str, str] = {}  # cache names -> what the user calls them: paths and addresses
         self._missing = ""
-        self._warned: set[str] = set()
+        self._versions_seen: set[frozenset[tuple[str, str]]] = set()
         self._submitted = self._done = self._failed = 0
         self._engine.listen(i.TaskEnded, self._task_ended)
         self._engine.listen(i.FileObtained, self._file_obtained)
@@ -748,13 +748,16 @@ class Manager:
         return known[0]
 
     def _library_up(self, up: i.LibraryUp) -> None:
-        """Warn, before the first task, of versions that will not understand each other's pickles."""
+        """Warn, before the first task, of versions that will not understand each other's pickles: once, however many workers have them."""
+        versions = frozenset(up.versions.items())
+        if versions in self._versions_seen:
+            return
+        self._versions_seen.add(versions)
         packages = {name: version for name, version in up.versions.items() if name != "python"}
         text = explain_mismatch(
             {"packages": package_versions()}, {"packages": packages}, f"worker {up.worker}"
         )
-        if text is not None and text not in self._warned:
-            self._warned.add(text)
+        if text is not None:
             log.warning("%s", text)
 
     # ---- policy

@@ -27,6 +27,7 @@ from vinecore.core.state import RunSpec
 
 PER_CROWD = 500  # workers of one process
 LOOK_S = 0.01
+MOST_TURNS = 5  # of the warm-up
 SPARE_FILES = 200
 PATIENCE_S = 120.0
 
@@ -108,8 +109,7 @@ def measure(cell: Cell) -> Measured:
             m.wait_for_workers(cell.workers, PATIENCE_S)
             connect_s = time.perf_counter() - begun - starting_s
             door = DOORS[cell.door](m, cell)
-            door.prepare(cell.workers * cell.cores)
-            door.run()  # libraries are up, buffers are there
+            _warm_up(m, door, cell)
             count = door.prepare(cell.tasks)
             gc.collect()
             before, peak = resident(), reset_peak()
@@ -123,6 +123,15 @@ def measure(cell: Cell) -> Measured:
         msg = f"workers have done {done} of {count} tasks"
         raise RuntimeError(msg)
     return Measured(count, max(most, waiting, before) - before, connect_s, lost, *timed)
+
+
+def _warm_up(m: DaskVine, door: Door, cell: Cell) -> None:
+    """Have the library up on every worker, and buffers where they are needed."""
+    for _turn in range(MOST_TURNS):
+        door.prepare(2 * cell.workers * cell.cores)
+        door.run()
+        if all(worker["libraries"] for worker in m.summarize_workers()):
+            break
 
 
 def _wait(door: Door, crowds: Crowds) -> int:
@@ -196,7 +205,7 @@ class EngineDoor:
         tasks = specs(self._shape(self._count), self._run, self._first, self._library, self._function)
         while slice_ := list(itertools.islice(tasks, SLICE)):
             self._first = slice_[-1].task + 1
-            self._engine.post(e.TasksSubmitted(slice_))
+            self._engine.submit(slice_)
         self._engine.post(e.RunSubmitted(self._run))
         self._engine.call(lambda _mind: None)
 

@@ -74,10 +74,12 @@ def specs(
     vertices: Iterator[Vertex], run: int, first: int, library: str, function: str
 ) -> Iterator[TaskSpec]:
     """The tasks that `DaskVine.get` would submit; the first one has that number, and all call the same shared function."""
+    results: list[str] = []
     for rank, vertex in enumerate(vertices):
         number = first + rank
         result = f"result-5f93b1a8-{number}"
-        inputs = tuple([f"result-5f93b1a8-{first + n}" for n in vertex.inputs])
+        results.append(result)
+        inputs = tuple([results[n] for n in vertex.inputs])
         payload = values.dumps((([values.Input(n) for n in range(len(inputs))], rank), {}))
         yield TaskSpec(
             number, str(vertex.key), result, run, library, function, payload, (function,), inputs,

@@ -8,6 +8,7 @@ The work is shared between `Life` (the states of tasks), `Placement` (who runs w
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -48,6 +49,7 @@ from vinecore.core.transitions import READY, WAITING
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 
+MOST_CLOSED = 20_000  # files of graphs that are closed, in one `Mind.handle`
 PATIENCE_S = 2.0  # how long nothing may run before a person is told: workers take a moment to connect
 
 
@@ -69,6 +71,7 @@ class Mind:
         self.missing = ""
         self._missing_since: float | None = None
         self._out: list[Instruction] = []
+        self.closing: deque[Run] = deque()  # closed, and not all of their files are forgotten
         self._to_flush: dict[Worker, None] = {}  # who has to be told what to drop
         self.emit = self._out.append
         self.life = Life(self)
@@ -118,10 +121,15 @@ class Mind:
         }
 
     def handle(self, happened: Iterable[e.Event], now: float) -> list[Instruction]:
-        """Take events in order; give the instructions that follow from them."""
+        """Take events in order; give the instructions that follow from them.
+
+        As long as there is something in `closing` this wants to be called again soon, with or without events.
+        """
         self.now = now
         for event in happened:
             self._handlers[type(event)](event)
+        if self.closing:
+            self._close(MOST_CLOSED)
         if self.disk.waiting:
             self.disk.again()
         if self.placement.dirty:
@@ -386,13 +394,34 @@ class Mind:
         for file in run.files:
             file.foretold = 0
             file.pins -= pinned
-            if file.pins > 0:
-                continue
-            if file.reusable and file.replicas and not file.pending:
-                self.life.spare(file)
-            else:
-                self.life.release(file, "the graph that makes it was closed")
-        run.files.clear()
+        run.files.reverse()  # they are taken from the end
+        self.closing.append(run)
+        if any(file.pins > 0 or file.pending or file.reusable for file in run.files):
+            self._close(len(run.files))  # another run may name, or need, some of them
+        else:
+            run.alone = True
+
+    def _close(self, most: int) -> None:
+        """Forget files of graphs that are closed; a very large graph bit by bit, so that the workers are heard meanwhile."""
+        while self.closing and most > 0:
+            run = self.closing[-1]
+            while run.files and most > 0:
+                most -= 1
+                self._close_file(run.files.pop(), run)
+            if not run.files:
+                self.closing.pop()
+
+    def _close_file(self, file: File, run: Run) -> None:
+        if file.pins > 0:
+            return
+        if file.reusable and file.replicas and not file.pending:
+            self.life.spare(file)
+        else:
+            self.life.release(file, "the graph that makes it was closed")
+            if (
+                run.alone
+            ):  # nothing descends from it: its records go at once, and not when Python looks for garbage
+                file.producer = None
 
     def _tasks_cancelled(self, event: e.TasksCancelled) -> None:
         self.life.cancel([self.tables.tasks[number] for number in event.tasks if number in self.tables.tasks])

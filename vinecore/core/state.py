@@ -335,6 +335,7 @@ class Run:
     """A graph that is being computed; run 0 holds the tasks that were submitted by themselves."""
 
     __slots__ = (
+        "alone",
         "asleep",
         "closed",
         "complete",
@@ -357,6 +358,7 @@ class Run:
         self.complete = False  # all its tasks have been submitted
         self.ended = False  # whoever computes it has been told
         self.closed = False
+        self.alone = False  # closed, and nobody else needs one of its files
 
 
 class Tables:

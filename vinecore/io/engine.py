@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import itertools
 import logging
 import os
@@ -24,6 +25,7 @@ import msgspec
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.mind import Mind
+from vinecore.core.state import TaskSpec
 from vinecore.io.scribe import Scribe
 from vinecore.io.store import Store
 from vinecore.protocol import VERSION, bulk
@@ -37,6 +39,8 @@ TICK_S = 0.25
 PING_S = 30.0
 SILENCE_S = 300.0
 GOODBYE_S = 2.0
+TURN = 1024  # events, or tasks among them, that the mind takes at once; then it is the connections' turn
+GROWTH = 5_000  # files more than before, when Python's collector is told to leave alone what there is
 
 _dumps = msgspec.json.Encoder().encode
 _loads = msgspec.json.Decoder().decode
@@ -50,6 +54,21 @@ class Peer:
         self.hello: m.Hello | None = None
         self.heard_at = time.monotonic()
         self.pinged_at = 0.0
+
+
+class Question:
+    """A function of the mind that another thread wants the value of, when everything posted before has been handled."""
+
+    def __init__(self, function: Callable[[Mind], Any]) -> None:
+        self._function = function
+        self.answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def ask(self, mind: Mind) -> None:
+        """Find the answer."""
+        try:
+            self.answer.set_result(self._function(mind))
+        except BaseException as error:  # noqa: BLE001 - belongs to who asked
+            self.answer.set_exception(error)
 
 
 class Engine:
@@ -89,7 +108,7 @@ class Engine:
         self._pid = os.getpid()
         self.ping_s, self.silence_s = PING_S, SILENCE_S
         self._mind = Mind(python)
-        self._inbox: deque[e.Event] = deque()
+        self._inbox: deque[e.Event | Question] = deque()
         self._awake = False
         self._peers: dict[int, Peer] = {}
         self._adoptions: set[asyncio.Task[None]] = set()
@@ -107,6 +126,7 @@ class Engine:
         if scribe is not None:
             scribe.start(self.port)
         self._loop = asyncio.new_event_loop()
+        self._frozen = 0  # files that there were when the collector was told to leave them alone
         self.closed = False
         self.defect: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="vine-manager", daemon=True)
@@ -119,7 +139,7 @@ class Engine:
         """Have instructions of a kind given to a function, in the engine's thread."""
         self._listeners[kind] = listener
 
-    def post(self, event: e.Event) -> None:
+    def post(self, event: e.Event | Question) -> None:
         """Tell the mind of an event; when it is closed there is nobody to tell."""
         self._inbox.append(event)
         if not self._awake:
@@ -130,21 +150,23 @@ class Engine:
                 if not self.closed:
                     raise
 
+    def submit(self, tasks: list[TaskSpec]) -> None:
+        """Post tasks, and wait until the mind has taken them.
+
+        A thread that makes one slice after another would hold Python's lock for milliseconds whenever the loop lets go of it, which it does with
+        every write to a connection.
+        """
+        self.post(e.TasksSubmitted(tasks))
+        self.call(lambda _mind: None)
+
     def call(self, function: Callable[[Mind], T]) -> T:
         """Run a function on the mind in the engine's thread, after everything posted before, and wait for what it returns."""
         self.check()
         if threading.current_thread() is self._thread:
             return function(self._mind)
-        answer: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-        def run() -> None:
-            self._drain()
-            try:
-                answer.set_result(function(self._mind))
-            except BaseException as error:  # noqa: BLE001 - belongs to who asked
-                answer.set_exception(error)
-
-        self._loop.call_soon_threadsafe(run)
+        question = Question(function)
+        answer: concurrent.futures.Future[T] = question.answer
+        self.post(question)
         while True:
             try:
                 return answer.result(1.0)
@@ -195,6 +217,8 @@ class Engine:
         finally:
             self._loop.run_until_complete(asyncio.sleep(0))
             self._loop.close()
+            if self._frozen:
+                gc.unfreeze()
 
     def _say_goodbye(self, release: bool) -> None:
         for peer in list(self._peers.values()):
@@ -214,13 +238,22 @@ class Engine:
 
     def _drain(self) -> None:
         self._awake = False
-        inbox = self._inbox
-        if not inbox:
-            return
-        events = []
-        while inbox:
-            events.append(inbox.popleft())
+        inbox, room = self._inbox, TURN
+        events: list[e.Event] = []
+        while inbox and room > 0:
+            event = inbox.popleft()
+            if isinstance(event, Question):
+                self._handle(events)
+                events = []
+                event.ask(self._mind)
+            else:
+                events.append(event)
+                room -= len(event.tasks) if type(event) is e.TasksSubmitted else 1
         self._handle(events)
+        self._spare_the_collector()
+        if (inbox or self._mind.closing) and not self._awake:
+            self._awake = True
+            self._loop.call_soon(self._drain)
 
     def _handle(self, events: list[e.Event]) -> None:
         carriers, listeners = self._carriers, self._listeners
@@ -253,7 +286,24 @@ class Engine:
             elif quiet > self.ping_s and now - peer.pinged_at > self.ping_s:
                 peer.pinged_at = now
                 peer.channel.send(m.Ping())
+            else:
+                peer.channel.push()
         self._loop.call_later(TICK_S, self._tick)
+
+    def _spare_the_collector(self) -> None:
+        """Have Python's garbage collector pass over the records of many tasks: none of them is garbage before its run is closed.
+
+        It would look through all objects again and again as they become more: with a million tasks that takes as long as all else, and seconds
+        at a time.
+        """
+        count = len(self._mind.tables.files)
+        if count > self._frozen + GROWTH:
+            gc.collect(1)
+            gc.freeze()
+            self._frozen = count
+        elif 2 * count < self._frozen:
+            gc.unfreeze()
+            self._frozen = 0
 
     # ---- workers
 
@@ -335,7 +385,11 @@ class Engine:
 
     def _send(self, instruction: i.Send) -> None:
         peer = self._peers.get(instruction.worker)
-        if peer is not None:
+        if peer is None:
+            return
+        if type(instruction.message) is m.Unlink and not self._mind.disk.concerned:
+            peer.channel.send_along(instruction.message)  # no disk waits for that
+        else:
             peer.channel.send(instruction.message)
 
     def _send_object(self, instruction: i.SendObject) -> None:

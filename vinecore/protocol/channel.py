@@ -40,6 +40,7 @@ class Channel(asyncio.Protocol):
         self._reader = FrameReader(kinds, loads)
         self._received, self._lost, self._dumps = received, lost, dumps
         self._outgoing: list[Message] = []
+        self._leaving = False  # what is outgoing leaves in this turn of the loop
         self._transport: Union[asyncio.Transport, None] = None
         self._loop: Union[asyncio.AbstractEventLoop, None] = None
         self._reason = "the connection was closed"
@@ -69,11 +70,21 @@ class Channel(asyncio.Protocol):
 
     def send(self, message: Message) -> None:
         """Queue a message; it leaves at the end of this turn of the loop."""
-        if not self._outgoing and self._loop is not None:
-            self._loop.call_soon(self._flush)
+        self._outgoing.append(message)
+        self.push()
+
+    def send_along(self, message: Message) -> None:
+        """Queue a message that nobody waits for; it leaves with the next one, or with `push`."""
         self._outgoing.append(message)
 
+    def push(self) -> None:
+        """Have everything that is queued leave at the end of this turn of the loop."""
+        if self._outgoing and not self._leaving and self._loop is not None:
+            self._leaving = True
+            self._loop.call_soon(self._flush)
+
     def _flush(self) -> None:
+        self._leaving = False
         outgoing, self._outgoing = self._outgoing, []
         if self._transport is not None and outgoing:
             self._transport.write(b"".join(encode(outgoing, self._dumps)))

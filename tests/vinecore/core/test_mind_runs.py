@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from tests.minds import LARGE, Vine, call, chain, endings
 from vinecore.core import events as e
 from vinecore.core import instructions as i
+from vinecore.core import mind
+from vinecore.core.state import Task
 from vinecore.protocol import messages as m
 
 
@@ -185,3 +189,35 @@ def test_the_same_graph_twice_leaves_as_little_as_once(vine):
     assert endings(vine) == dict.fromkeys(range(1, 6), "success")
     assert set(vine.tables.files) == {"setup"}
     assert {f.name for f in vine.worker(worker).files} == {"setup"}
+
+
+def test_a_very_large_graph_is_forgotten_bit_by_bit(vine, monkeypatch):
+    monkeypatch.setattr(mind, "MOST_CLOSED", 10)
+    vine.join()
+    vine.compute(*chain(25))
+    for number in range(1, 26):
+        vine.done(number)
+    known = set(vine.tables.files)
+    vine.feed(e.RunClosed(1))
+    assert len(known - set(vine.tables.files)) == 10
+    vine.feed()
+    vine.feed()
+    assert not vine.mind.closing
+    assert not any(name.startswith("r") for name in vine.tables.files)
+
+
+def test_what_is_forgotten_does_not_wait_for_pythons_garbage_collector(vine):
+    vine.join()
+    gc.collect()
+    gc.disable()
+    try:
+        vine.compute(*chain(5))
+        for number in range(1, 6):
+            vine.done(number)
+        vine.feed(e.RunClosed(1))
+        vine.log.clear()
+        for instance in vine.worker(1).libraries.values():
+            instance.frontier.clear()
+        assert not [thing for thing in gc.get_objects() if type(thing) is Task and thing.run.spec.run == 1]
+    finally:
+        gc.enable()

@@ -295,6 +295,7 @@ class Mind:
             environment.level = max(environment.level, WORKFLOW)
         if spec.asleep:
             self.sleepers.lay_down(task)
+            task.seal()
             return
         task.bucket = self.placement.bucket_of(spec, spec.request)
         self.life.enter(task)
@@ -303,6 +304,7 @@ class Mind:
         if spec.library:
             for name in self.tables.libraries[spec.library].made:
                 self._input(task, name)
+        task.seal()
         if lost:
             reason = f"{', '.join(lost)}: pruned or never declared, and no task makes it"
             self.life.fail(task, "input missing", {"reason": reason}, b"")

@@ -1,0 +1,69 @@
+"""The order in which the vertices of a graph are handed over."""
+
+from __future__ import annotations
+
+import pytest
+from dask.order import order
+
+from daskvine import graph as graphs
+from daskvine.graph import Graph, normalize
+
+
+def tree(leaves):
+    graph = {("leaf", n): (abs, n) for n in range(leaves)}
+    level, number = list(graph), 0
+    while len(level) > 1:
+        level, parts = [], [level[n : n + 4] for n in range(0, len(level), 4)]
+        for part in parts:
+            number += 1
+            graph["sum", number] = (sum, part)
+            level.append(("sum", number))
+    return graph, level[0]
+
+
+def test_a_graph_runs_in_the_order_of_dask():
+    graph, target = tree(40)
+    nodes = normalize(graph)
+    ranks = order(nodes)
+    assert [ranks[key] for key in Graph(nodes, [target]).in_order()] == list(range(len(graph)))
+
+
+def test_a_large_graph_begins_depth_first_and_goes_on_in_the_order_of_dask(monkeypatch):
+    monkeypatch.setattr(graphs, "LARGE", 30)
+    monkeypatch.setattr(graphs, "FIRST", 10)
+    graph, target = tree(40)
+    nodes = normalize(graph)
+    ranks = order(nodes)
+    found = Graph(nodes, [target])
+    given = list(found.in_order())
+    assert len(given) == len(graph)
+    assert set(given) == set(graph)
+    seen = set()
+    for key in given:
+        assert seen.issuperset(found.dependencies[key]), f"{key} comes before what it depends on"
+        seen.add(key)
+    assert [key[0] for key in given[:10]] == [*4 * ["leaf"], "sum", *4 * ["leaf"], "sum"]
+    assert [ranks[key] for key in given[10:]] == sorted(ranks[key] for key in given[10:])
+
+
+def test_a_large_graph_is_not_put_in_order_before_its_first_vertices_are_given(monkeypatch):
+    monkeypatch.setattr(graphs, "LARGE", 30)
+    monkeypatch.setattr(graphs, "FIRST", 10)
+    graph, target = tree(40)
+
+    def too_soon(_nodes):
+        raise AssertionError
+
+    monkeypatch.setattr(graphs, "order", too_soon)
+    given = Graph(normalize(graph), [target]).in_order()
+    for _n in range(10):
+        next(given)
+    with pytest.raises(AssertionError):
+        next(given)
+
+
+def test_a_circle_in_a_large_graph_is_refused(monkeypatch):
+    monkeypatch.setattr(graphs, "LARGE", 2)
+    graph = {"a": (abs, "c"), "b": (abs, "a"), "c": (abs, "b"), "d": (abs, "c")}
+    with pytest.raises(RuntimeError, match="Cycle"):
+        Graph(normalize(graph), ["d"])

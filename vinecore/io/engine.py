@@ -281,9 +281,12 @@ class Engine:
         self._drain()
         for peer in list(self._peers.values()):
             quiet = now - peer.heard_at
-            if quiet > self.silence_s:
+            asked = peer.pinged_at > peer.heard_at
+            if asked and quiet > self.silence_s and now - peer.pinged_at > self.silence_s - self.ping_s:
                 peer.channel.abort(f"silent for {quiet:.0f} s")
-            elif quiet > self.ping_s and now - peer.pinged_at > self.ping_s:
+            elif (
+                quiet > self.ping_s and not asked
+            ):  # this process may have slept as well: then nobody was asked
                 peer.pinged_at = now
                 peer.channel.send(m.Ping())
             else:

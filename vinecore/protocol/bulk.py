@@ -20,6 +20,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import socket
 import struct
@@ -42,6 +43,7 @@ STALL_S = 60.0
 """A transfer that moves nothing for this long has failed."""
 IDLE_S = 60.0
 """A server closes a connection that has asked nothing for this long."""
+QUIET_S = 30.0  # after a complaint about what hinders everybody
 CLOSE_S = 5.0
 
 Content = Union[bytes, str]
@@ -540,6 +542,7 @@ class Door:
         self._open: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         self._closing = False
+        self._quiet_until = 0.0
         self._thread = threading.Thread(target=self._accept, name="vine-door", daemon=True)
         self._thread.start()
 
@@ -551,8 +554,7 @@ class Door:
             except OSError as error:
                 self._places.release()
                 if not self._closing:  # such as too many open files: that may pass
-                    self._refused("somebody", str(error))
-                    time.sleep(0.1)
+                    self._cannot_accept(error)
                 continue
             guest = threading.Thread(
                 target=self._receive, args=(sock, str(address[0])), name="vine-guest", daemon=True
@@ -563,6 +565,21 @@ class Door:
                     return
                 self._open[sock] = guest
                 guest.start()
+
+    def _cannot_accept(self, error: OSError) -> None:
+        """Say why, but not again and again, and have those who knock wait."""
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + QUIET_S
+            reason = str(error)
+            if error.errno == errno.EMFILE:
+                limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+                reason = (
+                    f"this process may have no more than {limit} files open, connections among them, and has that many: allow more with "
+                    f"'ulimit -n {most}' before it starts. Who knocks now has to wait"
+                )
+            self._refused("somebody", reason)
+        time.sleep(0.1)
 
     def _receive(self, sock: socket.socket, address: str) -> None:
         try:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import socket
 import stat
 import tarfile
@@ -577,6 +578,25 @@ def test_a_door_that_closes_cuts_what_is_being_served(shelf, tmp_path):
     client.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), 60)
+
+
+def test_where_no_more_files_may_be_open_that_is_said_once_and_who_knocks_waits(port, refusals):
+    knocking = socket.socket()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first_free = os.dup(0)
+    os.close(first_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, hard))
+    try:
+        knocking.connect(("127.0.0.1", port))
+        until(lambda: refusals)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    handshake.dial(knocking, SECRET, "bulk")
+    knocking.close()
+    ((who, reason),) = refusals
+    assert who == "somebody"
+    assert f"no more than {first_free} files open" in reason
+    assert f"ulimit -n {hard}" in reason
 
 
 # ---- unpacking

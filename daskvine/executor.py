@@ -184,6 +184,9 @@ class DaskVine(Manager):
 
     __call__ = get
 
+    def _shows_missing(self) -> bool:
+        return bool(self._runs)  # in their progress
+
     def _run_ended(self, end: i.RunEnded) -> None:
         run = self._runs.get(end.run)
         if run is not None:

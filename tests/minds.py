@@ -34,8 +34,8 @@ class Vine:
         What it asked for in answer to the last `feed`.
     """
 
-    def __init__(self, python: str = "3.11") -> None:
-        self.mind = Mind(python)
+    def __init__(self, python: str = "3.11", needs: tuple[str, ...] = ()) -> None:
+        self.mind = Mind(python, needs)
         self.tables = self.mind.tables
         self.now = 0.0
         self.log: list[i.Instruction] = []
@@ -78,7 +78,14 @@ class Vine:
 
     # ---- the workers
 
-    def join(self, cores: int = 1, port: int = 7, python: str = "3.11", **hello: Any) -> int:
+    def join(
+        self,
+        cores: int = 1,
+        port: int = 7,
+        python: str = "3.11",
+        versions: dict[str, str] | None = None,
+        **hello: Any,
+    ) -> int:
         self._workers += 1
         about: dict[str, Any] = {
             "memory_mb": 1000 * cores,
@@ -95,7 +102,7 @@ class Vine:
             python=python,
             cores=cores,
             data_port=port,
-            versions={},
+            versions=versions or {},
             **about,
         )
         self.feed(e.WorkerJoined(self._workers, host, said))

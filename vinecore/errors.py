@@ -99,6 +99,11 @@ def explain(kind: str, info: dict[str, Any], payload: bytes, what: str, where: s
                 )
             note(error, f"library {info.get('library', '')} could not be started")
         else:
+            if isinstance(error, ImportError):
+                note(
+                    error,
+                    "a worker could not import this: install it there, or ship environment='my-env.tar.gz'",
+                )
             note(error, place)
         return error
     reason = info.get("reason", "")

@@ -32,7 +32,7 @@ from vinecore.io.scribe import Scribe
 from vinecore.libraries import Context, LibraryTask
 from vinecore.protocol import bulk, digests, values, xrootd
 from vinecore.tasks import PythonTask, Task
-from vinecore.versions import explain_mismatch, package_versions, python_version
+from vinecore.versions import REQUIRED, explain_mismatch, package_versions, python_version
 
 log = logging.getLogger("vinecore")
 
@@ -87,7 +87,9 @@ class Manager:
             secret, self.password_file = password.read_secret(password_file), Path(password_file)
         self._session = secrets.token_hex(4)
         self._scribe = self._make_scribe(run_info_path)
-        self._engine = Engine(_port_range(port), address, secret, self.name, python_version(), self._scribe)
+        self._engine = Engine(
+            _port_range(port), address, secret, self.name, python_version(), REQUIRED, self._scribe
+        )
         self._numbers = itertools.count(1)
         self._tasks: dict[int, Task] = {}
         self._ended: deque[Task] = deque()
@@ -809,6 +811,12 @@ class Manager:
 
     def _something_missing(self, missing: i.Missing) -> None:
         self._missing = missing.text
+        if missing.text and not self._shows_missing():
+            log.warning("%s", missing.text)
+
+    def _shows_missing(self) -> bool:
+        """Whether something else tells the user why nothing can run."""
+        return False
 
     @property
     def missing(self) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import venv
 import zipfile
 
+import cloudpickle
 import pytest
 from vineworker import packing
 
-from tests.support import find_python
+from tests.support import find_python, until
 from vinecore import FunctionCall, PythonTask, Task
 
 THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -119,6 +124,14 @@ def test_a_python_that_is_too_old_says_so(pyz):
     assert ended.stderr.startswith("vine_worker needs Python 3.9 or newer; this is Python 3.8: /")
 
 
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory):
+    """A Python of this version and no packages."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, symlinks=True)
+    return str(folder / "bin" / "python")
+
+
 # ---- a worker from it
 
 
@@ -174,3 +187,68 @@ def test_the_file_may_go_or_change_while_its_worker_runs(yard, tmp_path):
     m.submit(reader)
     assert m.wait(60).output == "of a file"
     assert worker.process.poll() is None
+
+
+# ---- where its Python will not do
+
+
+def test_the_user_is_told_what_the_workers_python_lacks_before_anything_runs(yard, pyz, bare_python, caplog):
+    m = yard.manager()
+    yard.workers(m, 1, command=bare(bare_python, pyz, yard.folder))
+    double = functions()[1]
+    library = m.create_library_from_functions("doubling", double, exec_mode="direct")
+    library.set_cores(1)
+    m.install_library(library)
+    task, call = PythonTask(double, 3), FunctionCall("doubling", "double", 21)
+    for each in (task, call):
+        each.set_cores(1)
+        m.submit(each)
+    shell = Task("echo fine", cores=1)
+    m.submit(shell)
+    assert m.wait(60) is shell
+    text = until(lambda: m.missing, "the manager to say what is missing")
+    assert "the workers' own Python has no cloudpickle" in text
+    assert "Install cloudpickle there, or ship an environment with environment='my-env.tar.gz'" in text
+    assert text in caplog.text
+    assert m.wait(0) is None
+    yard.worker(m)  # one that has it
+    assert {m.wait(60), m.wait(60)} == {task, call}
+    assert (task.output, call.output) == (6, 42)
+
+
+def test_an_environment_without_cloudpickle_is_named_at_once(yard, pyz, bare_python, tmp_path):
+    archive = tmp_path / "bare.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(os.path.dirname(os.path.dirname(bare_python)), ".")
+    m = yard.manager()
+    yard.workers(m, 1, command=bare(bare_python, pyz, yard.folder))
+    environment, double = m.declare_poncho(archive), functions()[1]
+    task = PythonTask(double, 1)
+    task.add_environment(environment)
+    m.install_library(m.create_library_from_functions("doubling", double, poncho_env=environment))
+    call = FunctionCall("doubling", "double", 1)
+    for each in (task, call):
+        m.submit(each)
+        assert m.wait(60) is each
+        assert "has no cloudpickle, without which it can load no functions" in str(each.error())
+        assert "bin/python" in str(each.error())
+
+
+def test_without_tblib_an_exception_is_still_itself_and_its_traceback_a_note(
+    yard, pyz, bare_python, tmp_path
+):
+    shutil.copytree(os.path.dirname(cloudpickle.__file__), tmp_path / "packages" / "cloudpickle")
+    m = yard.manager()
+    yard.workers(m, 1, command=[bare_python, pyz], PYTHONPATH=str(tmp_path / "packages"))
+
+    def fails():
+        importlib.import_module("no_such_module_at_all")
+
+    task = PythonTask(fails)
+    m.submit(task)
+    assert m.wait(60) is task
+    error = task.error()
+    assert type(error) is ModuleNotFoundError
+    notes = "\n".join(error.__notes__)
+    assert ", in fails" in notes
+    assert "install it there, or ship environment='my-env.tar.gz'" in notes

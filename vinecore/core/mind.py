@@ -60,10 +60,12 @@ class Mind:
     ----------
     python
         Major and minor version of the Python that pickles the functions, such as "3.11".
+    needs
+        Packages without which a worker's own Python can run none of them.
     """
 
-    def __init__(self, python: str) -> None:
-        self.python = python
+    def __init__(self, python: str, needs: tuple[str, ...] = ()) -> None:
+        self.python, self.needs = python, needs
         self.tables = Tables()
         self.now = 0.0
         self.moved_bytes = 0
@@ -492,10 +494,16 @@ class Mind:
         address = f"{event.host}:{hello.data_port}" if hello.data_port else ""
         worker = Worker(event.worker, event.host, hello.hostname, total, address, hello.python, self.now)
         worker.python_ok = hello.python == self.python
+        if hello.versions:
+            worker.lacks = tuple(name for name in self.needs if name not in hello.versions)
         self.tables.workers[worker.id] = worker
         if not worker.python_ok:
             text = f"worker {worker.id} on {worker.name} runs Python {worker.python}, the manager {self.python}: it gets only work with an environment"
             self.emit(Note(WARNING, text))
+        elif worker.lacks:
+            what = " and ".join(worker.lacks)
+            text = f"worker {worker.id} on {worker.name} has no {what} in its own Python: it gets only commands and work with an environment"
+            self.emit(Note(INFO, text))
         self.disk.worker_joined(worker)
         self.placement.worker_joined(worker)
         self.balance.joined(worker)

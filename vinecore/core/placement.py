@@ -143,7 +143,7 @@ class Placement:
             self._refresh(worker, bucket)
 
     def _has_room(self, worker: Worker, bucket: Bucket) -> bool:
-        if bucket.python and not worker.python_ok:
+        if not _can_load(worker, bucket):
             return False
         if bucket.library is None:  # an estimate: tasks of a category that learns do not all get the same
             allocation = self._allocate(bucket, 0, worker)
@@ -601,7 +601,7 @@ class Placement:
 
     def _evict(self, worker: Worker, bucket: Bucket, idle: list[Instance]) -> bool:
         """Stop as many of these libraries as it takes, if it helps."""
-        if not idle or (bucket.python and not worker.python_ok):
+        if not idle or not _can_load(worker, bucket):
             return False
         wanted = self._allocate(bucket, 0, worker)
         free = worker.free
@@ -703,14 +703,9 @@ class Placement:
         workers = list(self._mind.tables.workers.values())
         if not workers:
             return "no worker is connected", False
-        suitable = [w for w in workers if w.python_ok] if bucket.python else workers
+        suitable = [w for w in workers if _can_load(w, bucket)]
         if not suitable:
-            theirs = ", ".join(sorted({w.python for w in workers}))
-            text = (
-                f"the manager runs Python {self._mind.python} and the workers run {theirs}: functions pickled by one cannot be loaded by the "
-                f"other. Start workers with Python {self._mind.python}, or ship an environment with environment='my-env.tar.gz'"
-            )
-            return text, True
+            return self._explain_python(workers), True
         number = bucket.urgent[0][2].spec.task if bucket.urgent else 0
         if any(self._allocate(bucket, number, w) is not None for w in suitable):
             return "", False
@@ -722,6 +717,31 @@ class Placement:
         if bucket.library is not None:
             what = f"library {bucket.library.spec.options.get('label') or bucket.library.spec.name}"
         return f"no worker is large enough for {what}: {too_large(request, largest)}", True
+
+    def _explain_python(self, workers: list[Worker]) -> str:
+        """Say why the own Python of none of these will do."""
+        lacks = sorted({name for w in workers if w.python_ok for name in w.lacks})
+        if lacks:
+            what = " and ".join(lacks)
+            return (
+                f"the workers' own Python has no {what}, without which it cannot load the functions. Install {what} there, or ship an "
+                "environment with environment='my-env.tar.gz'"
+            )
+        theirs = ", ".join(sorted({w.python for w in workers}))
+        return (
+            f"the manager runs Python {self._mind.python} and the workers run {theirs}: functions pickled by one cannot be loaded by the "
+            f"other. Start workers with Python {self._mind.python}, or ship an environment with environment='my-env.tar.gz'"
+        )
+
+
+def _can_load(worker: Worker, bucket: Bucket) -> bool:
+    """Whether the worker's own Python will do, where there is no other one."""
+    if not bucket.python:
+        return True
+    if not worker.python_ok:
+        return False
+    # what a command of the user's starts may have other packages, in a container for one
+    return not worker.lacks or bool(bucket.library and bucket.library.spec.options.get("command"))
 
 
 def _urgency(bucket: Bucket) -> tuple[float, int]:

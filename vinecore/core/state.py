@@ -296,7 +296,7 @@ class Worker:
     """What is known of one connected worker."""
 
     __slots__ = ("altered", "announcing", "cancel", "data_address", "doubted_by", "fetching", "files", "free", "host", "id", "joined_at",
-                 "leaving", "libraries", "name", "outgoing", "purge", "python", "python_ok", "retain", "room",
+                 "lacks", "leaving", "libraries", "name", "outgoing", "purge", "python", "python_ok", "retain", "room",
                  "shunned_until", "spare", "tasks", "total", "unlink", "unproven", "wall_s")  # fmt: skip
 
     def __init__(
@@ -312,6 +312,7 @@ class Worker:
         self.id, self.host, self.name, self.total, self.free = number, host, hostname, total, total
         self.data_address, self.python, self.joined_at = data_address, python, now
         self.python_ok = True
+        self.lacks: tuple[str, ...] = ()  # of the packages that its own Python needs
         self.announcing = False  # it looks through what it has from before, and has not told all of it yet
         self.leaving = False  # it has said goodbye: nobody is to blame
         self.room = total.disk * MB or UNLIMITED

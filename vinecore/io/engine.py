@@ -86,6 +86,8 @@ class Engine:
         The manager's name.
     python
         Version of the Python that pickles the functions.
+    needs
+        Packages without which a worker's own Python can run none of them.
     scribe
         Who writes the journal, if there is to be one.
 
@@ -102,12 +104,13 @@ class Engine:
         secret: bytes,
         name: str,
         python: str,
+        needs: tuple[str, ...] = (),
         scribe: Scribe | None = None,
     ) -> None:
         self._secret, self._name = secret, name
         self._pid = os.getpid()
         self.ping_s, self.silence_s = PING_S, SILENCE_S
-        self._mind = Mind(python)
+        self._mind = Mind(python, needs)
         self._inbox: deque[e.Event | Question] = deque()
         self._awake = False
         self._peers: dict[int, Peer] = {}

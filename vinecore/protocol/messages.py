@@ -14,6 +14,10 @@ KEEPING = "keeping"
 """The feature of a worker that has a place for what shall outlive it."""
 
 
+LOADING = ("cloudpickle", "dask", "numpy", "pandas", "awkward")
+"""Packages that matter to what can be loaded."""
+
+
 class Hello(NamedTuple):
     """Worker: who I am and what I have. The first message of a worker."""
 
@@ -27,7 +31,9 @@ class Hello(NamedTuple):
     gpus: int
     data_port: int  # where peers fetch from; 0 if nobody can
     features: list[str]
-    versions: dict[str, str]  # package -> version, of the worker's own interpreter
+    versions: dict[
+        str, str
+    ]  # of the worker's own interpreter: "python", and what it has of `LOADING`; {} if nobody has looked
 
 
 class Welcome(NamedTuple):

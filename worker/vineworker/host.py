@@ -18,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import select
@@ -28,6 +29,7 @@ import time
 from typing import Any, Callable
 
 from vinecore.protocol import context, values
+from vinecore.protocol.messages import LOADING
 from vineworker import slot
 
 PR_SET_PDEATHSIG = 1
@@ -93,6 +95,10 @@ class Host:
                     "final": True,
                 }
             )
+            return
+        if importlib.util.find_spec("cloudpickle") is None:
+            text = f"its Python, {sys.executable}, has no cloudpickle, without which it can load no functions: install cloudpickle there"
+            self._tell({"failed": f"{text}, or use an environment that has it", "final": True})
             return
         try:
             if request["setup"]:
@@ -224,7 +230,7 @@ def versions() -> dict[str, str]:
     """Versions of what matters to pickles."""
     found = {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
     metadata = importlib.import_module("importlib.metadata")
-    for name in ("cloudpickle", "dask", "numpy", "pandas", "awkward"):
+    for name in LOADING:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -10,6 +10,7 @@ runs in this process, and nothing is unpickled here.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import os
 import socket
@@ -142,7 +143,7 @@ class Session:
                 r.gpus,
                 data_port,
                 features,
-                {},
+                own_packages(),
             )
         )
         self._found, is_all = self._keeper.attach(
@@ -681,6 +682,12 @@ class Session:
         for number, run in self._singles.items():
             if run.task == task:
                 self._slots[number].kill()
+
+
+def own_packages() -> dict[str, str]:
+    """What this Python has of what matters to pickles. Which versions, "" here, takes longer to find out; hosts tell that."""
+    found = [name for name in m.LOADING if importlib.util.find_spec(name) is not None]
+    return {"python": f"{sys.version_info[0]}.{sys.version_info[1]}", **dict.fromkeys(found, "")}
 
 
 def _say_error(error: BaseException) -> str:

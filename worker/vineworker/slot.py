@@ -305,8 +305,13 @@ def pickle_exception(error: BaseException) -> bytes:
 
 
 def _make_picklable(error: BaseException) -> None:
-    """Teach pickle an exception, all that is behind it, and their tracebacks."""
-    support = importlib.import_module("tblib.pickling_support")
+    """Teach pickle an exception, all that is behind it, and their tracebacks; without tblib these come as text."""
+    try:
+        support = importlib.import_module("tblib.pickling_support")
+    except ImportError:
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        error.__notes__ = [*getattr(error, "__notes__", ()), f"on the worker:\n{text}"]
+        return
     support.install(error)
 
     def from_arguments(one: BaseException) -> tuple[Any, ...]:

@@ -551,6 +551,58 @@ def test_a_worker_with_another_python_gets_commands_and_what_brings_its_own_envi
     assert vine.where() == {1: worker, 2: worker, 3: worker}
 
 
+@pytest.fixture
+def choosy():
+    """A vine whose functions need cloudpickle; its libraries are "lib" and "wrapped", which a command starts."""
+    vine = Vine(needs=("cloudpickle",))
+    vine.library()
+    vine.library("wrapped", options={"command": "apptainer exec image.sif"})
+    return vine
+
+
+def test_a_python_without_a_package_that_is_needed_gets_no_functions(choosy):
+    choosy.submit(call(1), single(2))
+    choosy.join(cores=2, versions={"python": "3.11", "numpy": ""})
+    (note,) = choosy.told(i.Note)
+    assert "worker 1 on host1 has no cloudpickle in its own Python" in note.text
+    assert not choosy.where()
+    text = missing(choosy)
+    assert "the workers' own Python has no cloudpickle" in text
+    assert "Install cloudpickle there, or ship an environment with environment=" in text
+    assert not outcomes(choosy), "a better worker may still come"
+    worker = choosy.join(cores=2, versions={"python": "3.11", "cloudpickle": ""})
+    assert choosy.where() == {1: worker, 2: worker}
+
+
+def test_a_python_without_packages_gets_commands_and_what_brings_or_starts_another_one(choosy):
+    choosy.declare("env.tar", size=LARGE, at_manager=True)
+    choosy.declare("env", archive="env.tar", directory=True)
+    choosy.library("own", environment="env")
+    worker = choosy.join(cores=4, versions={"python": "3.11"})
+    choosy.submit(
+        single(1, python=False),
+        single(2, environment="env"),
+        call(3, library="own"),
+        call(4, library="wrapped"),
+    )
+    assert choosy.where() == dict.fromkeys((1, 2, 3, 4), worker)
+
+
+def test_a_worker_that_has_not_looked_what_it_has_is_trusted(choosy):
+    worker = choosy.join()
+    choosy.submit(single(1))
+    assert choosy.where() == {1: worker}
+
+
+def test_where_all_workers_are_here_and_lack_something_the_tasks_fail_with_what_it_is(choosy):
+    choosy.feed(e.Tuned("expected-workers", 1))
+    choosy.compute(single(1))
+    choosy.join(versions={"python": "3.11"})
+    choosy.tick()
+    (ended,) = choosy.told(i.RunEnded)
+    assert "no cloudpickle" in ended.info["reason"]
+
+
 def test_a_task_that_is_too_large_for_every_worker_is_named_with_what_would_fit():
     vine = Vine()
     vine.join(cores=2)

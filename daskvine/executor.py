@@ -61,7 +61,6 @@ class DaskVine(Manager):
         super().__init__(port, name, **more)
         self.objects = SharedObjects(self)
         self.last_run: GraphRun | None = None
-        self.factory: Factory | None = None
         self.workers_outlive_it = True  # and so may what they keep
         self._runs: dict[int, GraphRun] = {}
         self._run_numbers = itertools.count(1)

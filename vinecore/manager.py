@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vinecore import addresses, errors
 from vinecore import secrets as password
@@ -33,6 +33,9 @@ from vinecore.libraries import Context, LibraryTask
 from vinecore.protocol import bulk, digests, values, xrootd
 from vinecore.tasks import PythonTask, Task
 from vinecore.versions import REQUIRED, explain_mismatch, package_versions, python_version
+
+if TYPE_CHECKING:
+    from vinecore.factory import Factory
 
 log = logging.getLogger("vinecore")
 
@@ -109,6 +112,7 @@ class Manager:
         self._engine.listen(i.LibraryUp, self._library_up)
         self._engine.listen(i.Missing, self._something_missing)
         self._closers: list[Callable[[], None]] = []
+        self.factory: Factory | None = None
         atexit.register(self.close)
         if init_fn is not None:
             init_fn(self)
@@ -872,6 +876,31 @@ class Manager:
                 msg = f"{self.workers_connected} of {count} workers are connected after {timeout} s"
                 raise TimeoutError(msg)
             time.sleep(0.01)
+
+    def scale(self, count: int) -> None:
+        """Have so many workers, from now on: its factory submits what lacks, and lets idle ones go that are too many.
+
+        Raises
+        ------
+        RuntimeError
+            No factory has been started for this manager.
+        """
+        self.adapt(count, count)
+
+    def adapt(self, minimum: int, maximum: int) -> None:
+        """Have as many workers as there is work for, from now on, within these bounds.
+
+        Raises
+        ------
+        RuntimeError
+            No factory has been started for this manager.
+        """
+        if self.factory is None:
+            msg = "no factory brings workers to this manager: start one with Factory('local', manager=m).start(), or 'condor'"
+            raise RuntimeError(msg)
+        self.factory.change(min_workers=minimum, max_workers=maximum)
+        if self._engine.call(lambda mind: mind.expected_workers) is not None:
+            self._engine.post(e.Tuned("expected-workers", maximum))
 
     def summarize_workers(self) -> list[dict[str, Any]]:
         """Describe each worker: id, host, what it has, what is free, how many tasks and files are there."""

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from vinecore.factory.local import Factory
+from vinecore.factory.factory import Factory
 
 __all__ = ["Factory"]

@@ -24,6 +24,7 @@ import msgspec
 
 from vinecore.core import events as e
 from vinecore.core import instructions as i
+from vinecore.core.demand import Demand, demand, dispensable
 from vinecore.core.mind import Mind
 from vinecore.core.state import TaskSpec
 from vinecore.io.scribe import Scribe
@@ -41,6 +42,7 @@ SILENCE_S = 300.0
 GOODBYE_S = 2.0
 TURN = 1024  # events, or tasks among them, that the mind takes at once; then it is the connections' turn
 GROWTH = 5_000  # files more than before, when Python's collector is told to leave alone what there is
+STATUS_S = 30.0
 
 _dumps = msgspec.json.Encoder().encode
 _loads = msgspec.json.Decoder().decode
@@ -327,8 +329,54 @@ class Engine:
                 self._loop.call_soon_threadsafe(self._adopt_soon, sock, host)
             except RuntimeError:  # the manager has just ended
                 sock.close()
+        elif greeting["role"] == "status":
+            self._say_status(sock)
         else:
             sock.close()
+
+    def _say_status(self, sock: socket.socket) -> None:
+        """Tell somebody who knows the secret what there is to do."""
+        with sock:
+            sock.settimeout(STATUS_S)
+            sock.sendall(_dumps({"name": self._name, "protocol": VERSION, **self.demand()._asdict()}) + b"\n")
+
+    def demand(self) -> Demand:
+        """What there is to do, and which pilots are connected."""
+
+        def look(mind: Mind) -> Demand:
+            features = [
+                feature
+                for peer in self._peers.values()
+                if peer.hello is not None
+                for feature in peer.hello.features
+            ]
+            pilots = tuple(feature[len(m.PILOT) :] for feature in features if feature.startswith(m.PILOT))
+            return demand(mind)._replace(pilots=pilots)
+
+        return self.call(look)
+
+    def release(self, count: int, pilots: str) -> int:
+        """Let up to so many idle workers go, of those whose pilots are called so; give how many."""
+
+        def let_go(mind: Mind) -> int:
+            chosen: list[Peer] = []
+            for peer in self._peers.values():
+                features = () if peer.hello is None else peer.hello.features
+                worker = mind.tables.workers.get(peer.number)
+                if (
+                    len(chosen) < count
+                    and worker is not None
+                    and any(feature.startswith(m.PILOT + pilots) for feature in features)
+                    and dispensable(worker)
+                ):
+                    worker.leaving = True
+                    chosen.append(peer)
+            for peer in chosen:
+                peer.channel.send(m.Release("fewer workers are wanted", True))
+                peer.channel.close("fewer workers are wanted")
+            return len(chosen)
+
+        return self.call(let_go)
 
     def _adopt_soon(self, sock: socket.socket, host: str) -> None:
         adoption = self._loop.create_task(self._adopt(sock, host))

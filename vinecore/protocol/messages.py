@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Union
 
 KEEPING = "keeping"
 """The feature of a worker that has a place for what shall outlive it."""
+PILOT = "pilot:"
+"""With what follows, a feature of a worker that a factory has started: the factory's name, a slash, and what that calls it."""
 
 
 LOADING = ("cloudpickle", "dask", "numpy", "pandas", "awkward")

@@ -50,22 +50,19 @@ def test_without_replacement_a_worker_that_dies_stays_dead(yard):
         factory.stop()
 
 
-def test_workers_that_die_at_once_are_not_started_as_fast_as_possible(yard, monkeypatch):
+def test_workers_that_die_at_once_are_not_started_as_fast_as_possible(yard, caplog):
     m = yard.manager()
-    monkeypatch.setattr("vinecore.factory.local.LOOK_S", 0.001)
     m.password_file = yard.place("no-such-file")
-    pauses = []
-    factory = Factory("local", manager=m, cores=1)
-    wait = factory._stopping.wait
-
-    def noted(seconds):
-        pauses.append(seconds)
-        return wait(min(seconds, 0.02))
-
-    monkeypatch.setattr(factory._stopping, "wait", noted)
-    with factory:
-        until(lambda: max(pauses, default=0) >= 0.016, "the pauses to grow")
-    assert sorted(set(pauses)) == [0.001 * 2**n for n in range(len(set(pauses)))]
+    with Factory("local", manager=m, cores=1, factory_period=0.01) as factory:
+        until(lambda: caplog.text.count("others in") >= 3, "pauses")
+        assert factory._mind.pause_s >= 1.6
+    told = [r.getMessage() for r in caplog.records if "others in" in r.getMessage()][:3]
+    assert [text.rpartition("; ")[2] for text in told] == [
+        "others in 0.4 s",
+        "others in 0.8 s",
+        "others in 1.6 s",
+    ]
+    assert all("before connecting: its exit code is 2: " in text and "no secret at" in text for text in told)
 
 
 def test_a_worker_that_does_not_listen_is_ended_all_the_same(yard, monkeypatch):

@@ -1,0 +1,65 @@
+"""What a manager could use: the numbers that a factory decides by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from vinecore.core.mind import Mind
+    from vinecore.core.state import Worker
+
+HANDLING_S = 1e-4  # the manager's own time for one task, with its share of what goes in and out
+
+
+class Demand(NamedTuple):
+    """What there is to do.
+
+    Attributes
+    ----------
+    waiting : int
+        Tasks that could run now, if somebody had room.
+    running : int
+        Tasks that are on workers.
+    workers : int
+        Workers that are connected.
+    cores : float
+        Cores that the waiting tasks ask for; one for each that does not say.
+    capacity : int
+        As many tasks as the manager could keep running at once, judged by how long they take; 0 if that is not known.
+    pilots : tuple of str or None
+        Connected workers that a factory has started, as the factory calls them; None if nobody has looked.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    workers: int = 0
+    cores: float = 0.0
+    capacity: int = 0
+    pilots: tuple[str, ...] | None = None
+
+
+def demand(mind: Mind) -> Demand:
+    """Count what waits and what runs; asked for every few seconds, never on the way of a task."""
+    waiting = weighed = 0
+    cores = total_s = 0.0
+    for bucket in mind.tables.buckets.values():
+        ready = max(0, len(bucket.ready) + len(bucket.roots) - bucket.stale)
+        waiting += ready
+        cores += ready * (bucket.request.cores or 1.0)
+        if bucket.mean_s is not None and ready + bucket.running:
+            weighed += ready + bucket.running
+            total_s += (ready + bucket.running) * bucket.mean_s
+    capacity = max(1, int(total_s / weighed / HANDLING_S)) if weighed else 0
+    return Demand(waiting, mind.tables.assigned, len(mind.tables.workers), cores, capacity)
+
+
+def dispensable(worker: Worker) -> bool:
+    """Whether a worker does nothing, and has nothing that only it has and somebody needs."""
+    if worker.tasks or worker.fetching or worker.outgoing or worker.leaving:
+        return False
+    return not any(
+        len(file.replicas) == 1
+        and not (file.at_manager or file.url)
+        and (file.pending or file.foretold or file.pins or file.wanted)
+        for file in worker.files
+    )

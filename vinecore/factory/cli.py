@@ -1,0 +1,191 @@
+"""The command ``vine_factory``."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vinecore.factory.batch import BatchError
+from vinecore.factory.factory import LATER, Factory
+
+TYPES = ("local", "condor")
+
+
+def _address(words: Sequence[str]) -> str:
+    where = ":".join(words)
+    host, _, port = where.rpartition(":")
+    if len(words) == 1 and not port.isdigit():
+        msg = f"{where!r} is not an address: give HOST PORT or HOST:PORT; managers are not found by name yet"
+        raise click.UsageError(msg)
+    if len(words) > 2 or not host or not port.isdigit():
+        msg = f"{' '.join(words)!r} is not an address: give HOST PORT or HOST:PORT, such as localhost:9123"
+        raise click.UsageError(msg)
+    return where
+
+
+def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str] | None:
+    for value in values:
+        if "=" not in value:
+            msg = f"{value!r}: give VAR=VALUE"
+            raise click.BadParameter(msg)
+    return {name: text for name, _, text in (value.partition("=") for value in values)} or None
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("address", nargs=-1, metavar="HOST PORT | HOST:PORT")
+@click.option("-T", "--batch-type", metavar="TYPE", required=True, help="Where workers run: local or condor.")
+@click.option("-M", "--manager-name", metavar="NAME", help="Not yet: give the manager's address.")
+@click.option("-w", "--min-workers", type=int, metavar="N", help="So many at least (default: 5; local: 1).")
+@click.option(
+    "-W",
+    "--max-workers",
+    type=int,
+    metavar="N",
+    help="So many at most (default: 100; local: as --min-workers).",
+)
+@click.option(
+    "--workers-per-cycle",
+    type=int,
+    metavar="N",
+    help="Submit so many in one period at most (default: 0, as many as are needed).",
+)
+@click.option(
+    "--factory-period", type=float, metavar="S", help="Seconds between two looks (default: 5; local: 0.2)."
+)
+@click.option(
+    "-t",
+    "--timeout",
+    type=float,
+    metavar="S",
+    help="A worker leaves after so long without work (default: 300).",
+)
+@click.option(
+    "--factory-timeout",
+    type=float,
+    metavar="S",
+    help="End when there was no work, or no manager, for so long (default: never).",
+)
+@click.option("--cores", type=int, metavar="N", help="Cores of each worker (condor: 1).")
+@click.option("--memory", type=int, metavar="MB", help="Memory of each worker (condor: 1024).")
+@click.option("--disk", type=int, metavar="MB", help="Disk of each worker (condor: 1024).")
+@click.option("--gpus", type=int, metavar="N", help="GPUs of each worker (condor: 0).")
+@click.option(
+    "--tasks-per-worker",
+    type=int,
+    metavar="N",
+    help="Tasks that one worker is counted for (default: one for each core).",
+)
+@click.option(
+    "-c",
+    "--capacity",
+    is_flag=True,
+    default=None,
+    help="Start no more workers than the manager can keep busy.",
+)
+@click.option(
+    "--condor-requirements",
+    multiple=True,
+    metavar="EXPR",
+    help="A condition on the machine; may be repeated, then all have to hold.",
+)
+@click.option(
+    "--condor-spool", is_flag=True, help="Have HTCondor take a copy of all files when a pilot is submitted."
+)
+@click.option(
+    "-B",
+    "--batch-options",
+    metavar="TEXT",
+    help="Lines for the batch system, such as '+JobFlavour = \"longlunch\"'.",
+)
+@click.option(
+    "--env",
+    multiple=True,
+    callback=_pairs,
+    metavar="VAR=VAL",
+    help="A variable of the workers' environment; may be repeated.",
+)
+@click.option("--wrapper", metavar="COMMAND", help="A command that runs the worker's command.")
+@click.option("--python-env", "--poncho-env", "--python-package", metavar="ARCHIVE",
+              type=click.Path(exists=True, dir_okay=False), help="An environment for the worker's own Python.")  # fmt: skip
+@click.option(
+    "-P",
+    "--password",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="File with the manager's secret.",
+)
+@click.option("-E", "--extra-options", metavar="TEXT", help="Further options of vine_worker.")
+@click.option(
+    "-S",
+    "--scratch-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where to keep files (default: the temporary folder).",
+)
+@click.option("-C", "--config-file", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+              help="A JSON file with settings, named as these options; read again when it changes.")  # fmt: skip
+@click.option("-d", "--debug", is_flag=True, help="Say what happens, in detail.")
+def command(
+    address: tuple[str, ...], batch_type: str, manager_name: str | None, debug: bool, **options: Any
+) -> None:
+    """Keep workers running for a manager, and remove them all at the end."""
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO,
+        format="%(asctime)s vine_factory: %(message)s",
+        stream=sys.stderr,
+    )
+    if batch_type not in TYPES:
+        known = LATER.get(batch_type)
+        msg = f"-T {batch_type}: {known or 'there is no such batch system'}; there are {' and '.join(TYPES)}"
+        raise click.UsageError(msg)
+    if manager_name is not None or not address:
+        msg = "managers are not found by name yet: give HOST PORT or HOST:PORT"
+        raise click.UsageError(msg)
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if batch_type == "local":
+        given.pop("condor_spool")
+    try:
+        factory = Factory(batch_type, manager_host_port=_address(address), **given)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    try:
+        run(factory)
+    except BatchError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def run(factory: Factory) -> None:
+    """Keep a factory until it ends, or a signal says so."""
+    log = logging.getLogger("vinecore")
+
+    def leave(number: int, _frame: Any) -> None:
+        log.info("got %s", signal.Signals(number).name)
+        factory.ended.set()
+
+    before = {
+        number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
+    try:
+        with factory:
+            factory.ended.wait()
+            if factory.why_ended:
+                log.info("ends: %s", factory.why_ended)
+            log.info("removing all workers")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    """Run the command."""
+    command()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""Workers as jobs of an HTCondor pool, by its command line: condor_submit, condor_q, condor_rm, and the user log.
+
+No filesystem is shared with the nodes: each job brings the worker as one file, and the secret. The jobs of a factory have its name as an attribute,
+so that they are found whatever was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vinecore.factory.batch import BatchError, Order
+from vinecore.factory.mind import GONE, HELD, IDLE, RUNNING, Job
+from vinecore.protocol import bulk
+from vinecore.protocol.messages import PILOT
+
+log = logging.getLogger("vinecore")
+
+COMMAND_S = 300.0
+CLOSE_S = 30.0
+AT_ONCE = 500  # jobs in one command line
+MOST_WORDS = 500
+
+STATES = {1: IDLE, 2: RUNNING, 3: GONE, 4: GONE, 5: HELD, 6: RUNNING, 7: RUNNING}
+EVENT = re.compile(r"(\d{3}) \((\d+)\.(\d+)\.\d+\)[^\n]*\n(.*?)^\.\.\.\n", re.MULTILINE | re.DOTALL)
+TERMINATED, ABORTED = "005", "009"
+RETURNED = re.compile(r"return value (-?\d+)")
+
+PILOT_SCRIPT = """\
+#!/bin/sh
+# Starts a worker of {factory}; its argument is the number of this job.
+umask 077
+here=$PWD
+chmod 600 vine_secret
+{env}
+{find}
+exec {wrapper} "$python" "$here/vine_worker.pyz" {host} {port} --password "$here/vine_secret" --workspace "$here" \\
+    --feature "{feature}/$1" {options}
+"""
+FIND_PYTHON = """\
+for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 /usr/bin/python3; do
+    "$python" -c "import sys; sys.exit(sys.version_info < (3, 9))" 2>/dev/null && break
+    python=
+done
+if [ -z "$python" ]; then
+    echo "there is no Python 3.9 or newer on $(hostname); bring one: --python-env ARCHIVE" >&2
+    exit 127
+fi"""
+UNPACK_PYTHON = """\
+mkdir vine-env && tar -xf {archive} -C vine-env && rm -f {archive} || exit 126
+python=$here/vine-env/bin/python
+PATH=$here/vine-env/bin:$PATH
+[ ! -x vine-env/bin/conda-unpack ] || "$python" vine-env/bin/conda-unpack || exit 126"""
+
+
+def pilot_file(folder: Path) -> Path:
+    """Make the worker as one file in a folder."""
+    made = subprocess.run(
+        [sys.executable, "-m", "vineworker", "--pyz", str(folder)], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+    )  # fmt: skip
+    path = folder / "vine_worker.pyz"
+    if made.returncode or not path.exists():
+        msg = f"the worker's file cannot be made: {made.stderr.strip()[-MOST_WORDS:]}"
+        raise BatchError(msg)
+    return path
+
+
+class Condor:
+    """Submits pilots to HTCondor.
+
+    Parameters
+    ----------
+    scratch_dir : path or None
+        Where a folder is made for all that pilots bring and leave; None for the system's place for temporary files.
+    spool : bool
+        Whether the schedd takes a copy of all files when a pilot is submitted.
+    """
+
+    def __init__(self, scratch_dir: str | Path | None = None, *, spool: bool = False) -> None:
+        for command in ("condor_submit", "condor_q", "condor_rm"):
+            if shutil.which(command) is None:
+                msg = f"there is no command {command} here: use a machine from which HTCondor jobs can be submitted"
+                raise BatchError(msg)
+        if scratch_dir is not None:
+            Path(scratch_dir).expanduser().mkdir(parents=True, exist_ok=True)
+        base = None if scratch_dir is None else Path(scratch_dir).expanduser().absolute()
+        self.folder = Path(tempfile.mkdtemp(prefix="vine-condor-", dir=base))
+        self._spool = spool
+        self._log, self._read = self.folder / "jobs.log", 0
+        self._ends: dict[str, Job] = {}
+        self._live: set[str] = set()
+        self._constraint = ""  # none has been submitted yet
+        try:
+            pilot_file(self.folder)
+        except BaseException:
+            bulk.remove(str(self.folder))
+            raise
+
+    def submit(self, count: int, order: Order) -> list[str]:
+        """Submit a cluster of so many jobs."""
+        secret = self.folder / "vine_secret"
+        descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(order.password_file.read_bytes())
+        script = self.folder / "vine_pilot.sh"
+        script.write_text(self._script(order))
+        script.chmod(0o700)
+        description = self.folder / "pilots.submit"
+        description.write_text(self._description(count, order))
+        self._constraint = f'VineFactory == "{order.factory}"'
+        command = ["condor_submit", "-terse", *(["-spool"] if self._spool else []), str(description)]
+        said = _run(*command)
+        found = re.search(r"(\d+)\.(\d+) - (\d+)\.(\d+)", said)
+        if found is None:
+            msg = f"condor_submit says nothing that can be understood: {said[-MOST_WORDS:]}"
+            raise BatchError(msg)
+        cluster, first, _, last = map(int, found.groups())
+        names = [f"{cluster}.{number}" for number in range(first, last + 1)]
+        self._live.update(names)
+        return names
+
+    def _script(self, order: Order) -> str:
+        settings = order.settings
+        options = ["--timeout", str(settings.timeout)]
+        for option in ("cores", "memory", "disk", "gpus"):
+            value = getattr(settings, option)
+            if value is not None:
+                options += [f"--{option}", str(value)]
+        options += shlex.split(settings.extra_options)
+        archive = shlex.quote(os.path.basename(settings.python_env))
+        return PILOT_SCRIPT.format(
+            factory=order.factory,
+            env="\n".join(
+                f"export {name}={shlex.quote(value)}" for name, value in (settings.env or {}).items()
+            ),
+            find=UNPACK_PYTHON.format(archive=archive) if settings.python_env else FIND_PYTHON,
+            wrapper=settings.wrapper,
+            host=shlex.quote(order.host),
+            port=order.port,
+            feature=f"{PILOT}{order.factory}",
+            options=shlex.join(options),
+        )
+
+    def _description(self, count: int, order: Order) -> str:
+        settings = order.settings
+        inputs = [self.folder / "vine_worker.pyz", self.folder / "vine_secret"]
+        if settings.python_env:
+            inputs.append(Path(settings.python_env).expanduser().absolute())
+        lines = {
+            "universe": "vanilla",
+            "executable": self.folder / "vine_pilot.sh",
+            "arguments": "$(ClusterId).$(ProcId)",
+            "transfer_executable": "true",
+            "transfer_input_files": ", ".join(map(str, inputs)),
+            "should_transfer_files": "YES",
+            "when_to_transfer_output": "ON_EXIT",
+            "transfer_output_files": '""',
+            "error": self.folder / "pilot-$(ClusterId).$(ProcId).err",
+            "log": self._log,
+            "request_cpus": settings.cores or 1,
+            "request_memory": settings.memory or 1024,
+            "request_disk": (settings.disk or 1024) * 1024,
+            "notification": "never",
+            "leave_in_queue": "false",
+            "batch_name": order.factory,
+            "+VineFactory": f'"{order.factory}"',
+        }
+        if settings.gpus:
+            lines["request_gpus"] = settings.gpus
+        if settings.condor_requirements:
+            lines["requirements"] = " && ".join(f"({text})" for text in settings.condor_requirements)
+        text = "\n".join(f"{name} = {value}" for name, value in lines.items())
+        return f"{text}\n{settings.batch_options}\nqueue {count}\n"
+
+    def status(self) -> dict[str, Job]:
+        """Ask the queue, and read the log for those that are not in it any more."""
+        if not self._constraint:
+            return {}
+        queue = self._queue()
+        self._read_log()
+        found: dict[str, Job] = {}
+        for name in sorted(self._live):
+            about = queue.pop(name, None)
+            state = GONE if about is None else STATES.get(about.get("JobStatus", 0), IDLE)
+            if state != GONE:
+                found[name] = Job(state, str((about or {}).get("HoldReason", ""))[:MOST_WORDS])
+                continue
+            self._live.discard(name)
+            found[name] = self._end_of(name, about or {})
+        strays = [name for name, about in queue.items() if about.get("JobStatus") not in (3, 4)]
+        if strays:  # taken out before, or submitted by a command that did not come back
+            self.remove(strays)
+        return found
+
+    def _queue(self) -> dict[str, dict[str, Any]]:
+        said = _run("condor_q", "-json", "-constraint", self._constraint, "-attributes",
+                    "ClusterId,ProcId,JobStatus,HoldReason,RemoveReason").strip()  # fmt: skip
+        try:
+            return {f"{job['ClusterId']}.{job['ProcId']}": job for job in json.loads(said or "[]")}
+        except (ValueError, TypeError, KeyError):
+            msg = f"condor_q says nothing that can be understood: {said[:MOST_WORDS]}"
+            raise BatchError(msg) from None
+
+    def _read_log(self) -> None:
+        """Read what the log has got since the last time."""
+        try:
+            with open(self._log, "rb") as file:
+                file.seek(self._read)
+                news = file.read()
+        except OSError:
+            return
+        end = news.rfind(b"\n...\n") + 5
+        if end < 5:
+            return
+        self._read += end
+        for kind, cluster, number, body in EVENT.findall(news[:end].decode(errors="replace")):
+            name = f"{int(cluster)}.{int(number)}"
+            first = body.strip().partition("\n")[0].strip()
+            if kind == TERMINATED:
+                code = RETURNED.search(body)
+                clean = code is not None and int(code[1]) == 0
+                self._ends[name] = Job(GONE, f"exit code {code[1]}" if code is not None else first, clean)
+            elif kind == ABORTED:
+                self._ends[name] = Job(GONE, first or "it was removed")
+
+    def _end_of(self, name: str, about: dict[str, Any]) -> Job:
+        end = self._ends.pop(name, None) or Job(
+            GONE, str(about.get("RemoveReason", "")) or "it has left the queue"
+        )
+        path = self.folder / f"pilot-{name}.err"
+        if path.exists():
+            with open(path, "rb") as file:
+                file.seek(max(0, path.stat().st_size - MOST_WORDS))
+                words = file.read().decode(errors="replace").strip().splitlines()
+            path.unlink()
+            if words and end.reason.startswith("exit code") and not end.clean:
+                end = end._replace(reason=f"{end.reason}: {words[-1]}")
+        return end
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Take jobs out; a later look takes out those that are still there."""
+        self._live.difference_update(names)
+        for start in range(0, len(names), AT_ONCE):
+            _run("condor_rm", *names[start : start + AT_ONCE], check=False)
+
+    def close(self) -> None:
+        """Take all jobs of this factory out, and wait until they are."""
+        if self._constraint and not self._emptied():
+            log.error(
+                "some pilots may still be in the queue; take them out with: condor_rm -constraint %s",
+                shlex.quote(self._constraint),
+            )
+        bulk.remove(str(self.folder))
+
+    def _emptied(self) -> bool:
+        deadline, forced = time.monotonic() + CLOSE_S, False
+        while time.monotonic() < deadline:
+            try:
+                queue = self._queue()
+                if not queue:
+                    return True
+                if any(about.get("JobStatus") != 3 for about in queue.values()):
+                    _run("condor_rm", "-constraint", self._constraint, check=False)
+                elif not forced and time.monotonic() > deadline - CLOSE_S / 3:
+                    forced = True
+                    _run("condor_rm", "-forcex", "-constraint", self._constraint, check=False)
+            except BatchError as error:
+                log.warning("%s", error)
+            time.sleep(0.3)
+        return False
+
+
+def _run(*command: str, check: bool = True) -> str:
+    """Run a command of HTCondor, away from the terminal's interrupts; give what it prints."""
+    try:
+        ended = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, timeout=COMMAND_S, stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        msg = f"{command[0]} has not answered for {COMMAND_S:.0f} s"
+        raise BatchError(msg) from None
+    if ended.returncode and check:
+        msg = f"{command[0]}: {(ended.stderr.strip() or ended.stdout.strip())[-MOST_WORDS:] or f'exit code {ended.returncode}'}"
+        raise BatchError(msg)
+    return ended.stdout

@@ -1,0 +1,296 @@
+"""Keeps asking a batch system for workers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from vinecore.factory.batch import Batch, BatchError, Order
+from vinecore.factory.local import Local
+from vinecore.factory.mind import Mind
+from vinecore.factory.settings import Settings, from_json, unknown
+from vinecore.factory.sources import Far, Near, Source
+from vinecore.secrets import user_secret
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from vinecore.manager import Manager
+
+log = logging.getLogger("vinecore")
+
+LOOK_S = 0.2
+CONDOR_DEFAULTS = {"cores": 1, "memory": 1024, "disk": 1024, "gpus": 0}
+LATER = {
+    "slurm": "sbatch is not spoken yet; in a job of your own run vine_worker HOST PORT",
+    "dask": "dask clusters are not used yet; on their nodes run vine_worker HOST PORT",
+    **dict.fromkeys(("uge", "sge", "pbs", "torque", "moab", "lsf", "flux", "amazon", "k8s"), "run vine_worker HOST PORT in a job of your own"),
+}  # fmt: skip
+
+
+class Factory:
+    """Keeps workers running for a manager.
+
+    What is set by name can be changed while it works: ``factory.max_workers = 50``.
+
+    Parameters
+    ----------
+    batch_type : {"local", "condor"}
+        Where workers run: on this machine, or in an HTCondor pool.
+    manager : Manager or None
+        Whom they work for.
+    manager_host_port : str or None
+        Where workers find the manager, as HOST:PORT; needed for a manager in another process, or where this machine has several names.
+    password : path or None
+        File with the secret, for a manager in another process; None for the secret of this user.
+    scratch_dir : path or None
+        Where the factory keeps its files; None for a temporary folder.
+    config_file : path or None
+        A JSON file with further settings, which is read again when it changes.
+    workspace : path or None
+        Where workers of this machine make their folders; None for the system's place for temporary files.
+    keep_workspace : bool
+        Whether files of the cache level "forever" stay in the workspace for later workers.
+    condor_spool : bool
+        Whether HTCondor takes a copy of all files when a pilot is submitted.
+    **settings
+        As in `vinecore.factory.settings.Settings`: min_workers, max_workers, cores, memory, disk, timeout and so on.
+
+    Examples
+    --------
+    >>> with Factory("condor", manager=m, max_workers=200, cores=4):  # doctest: +SKIP
+    ...     hist.compute(scheduler=m.get)
+    """
+
+    def __init__(self, batch_type: str = "local", manager: Manager | None = None, manager_host_port: str | None = None, *,
+                 password: str | Path | None = None, scratch_dir: str | Path | None = None, config_file: str | Path | None = None,
+                 workspace: str | Path | None = None, keep_workspace: bool = False, condor_spool: bool = False, **settings: Any) -> None:  # fmt: skip
+        self._make_batch: Callable[[], Batch]
+        if batch_type == "local":
+            defaults = {"min_workers": settings.get("min_workers", 1), "factory_period": LOOK_S}
+            defaults["max_workers"] = settings.get("max_workers") or defaults["min_workers"]
+            settings.pop("max_workers", None)
+            self._make_batch = lambda: Local(workspace, keep_workspace)
+        elif batch_type == "condor":
+            from vinecore.factory.condor import Condor
+
+            defaults = dict(CONDOR_DEFAULTS)
+            self._make_batch = lambda: Condor(scratch_dir, spool=condor_spool)
+        else:
+            what = LATER.get(batch_type, "there are 'local' and 'condor'")
+            msg = f"batch_type={batch_type!r}: {what}"
+            raise ValueError(msg)
+        if keep_workspace and workspace is None:
+            msg = (
+                "keep_workspace=True needs a workspace that later workers can name: add workspace='my-folder'"
+            )
+            raise ValueError(msg)
+        given = {name: value for name, value in settings.items() if value is not None}
+        self._base = Settings().changed(**{**defaults, **given})
+        self._source = _source(manager, manager_host_port, password, batch_type == "local")
+        self._config = None if config_file is None else Path(config_file).expanduser()
+        self._config_look: tuple[int, ...] = ()
+        self._settings = self._base
+        self._read_config(first=True)
+        self._manager = manager
+        self._pid = os.getpid()
+        self._id = f"vine-{socket.gethostname().partition('.')[0]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._mind = Mind()
+        self._batch: Batch | None = None
+        self._replace = True
+        self._news = threading.Event()
+        self._stopping = False
+        self._keeper: threading.Thread | None = None
+        self._silent = ""
+        self.ended = threading.Event()
+        self.why_ended = ""
+
+    # ---- what can be changed meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        settings = self.__dict__.get("_settings")
+        if settings is not None and name in Settings.__dataclass_fields__:
+            return getattr(settings, name)
+        batch = self.__dict__.get("_batch")
+        if isinstance(batch, Local) and name in ("processes", "log"):
+            return getattr(batch, name)
+        if name in ("processes", "log"):
+            return [] if name == "processes" else ""
+        raise AttributeError(unknown(name, Settings.__dataclass_fields__))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in Settings.__dataclass_fields__:
+            self.change(**{name: value})
+        elif name.startswith("_") or name in ("ended", "why_ended"):
+            object.__setattr__(self, name, value)
+        else:
+            raise AttributeError(unknown(name, Settings.__dataclass_fields__))
+
+    def change(self, **settings: Any) -> None:
+        """Change several settings at once.
+
+        Raises
+        ------
+        ValueError
+            There is no such setting, or a value makes no sense; then nothing has changed.
+        """
+        new = self._settings.changed(**settings)
+        self._base = self._base.changed(**settings)
+        self._settings = new
+        self._news.set()
+
+    def _read_config(self, *, first: bool = False) -> None:
+        """Read the configuration file if it is new; what is wrong in it changes nothing."""
+        if self._config is None:
+            return
+        try:
+            about = self._config.stat()
+            look = about.st_mtime_ns, about.st_size, about.st_ino
+            if look == self._config_look:
+                return
+            self._config_look = look
+            self._settings = self._base.changed(**from_json(json.loads(self._config.read_text())))
+        except (OSError, ValueError) as error:
+            if first:
+                msg = f"{self._config}: {error}"
+                raise ValueError(msg) from None
+            if self._config_look or not isinstance(error, OSError):
+                log.warning("%s: %s; the settings stay as they were", self._config, error)
+            if isinstance(error, OSError):
+                self._config_look = ()
+
+    # ---- life
+
+    def start(self, *, replace: bool = True) -> Self:
+        """Start; with ``replace``, look after the workers from then on."""
+        if self._batch is not None:
+            msg = "this factory has been started already"
+            raise RuntimeError(msg)
+        self._stopping, self._mind = False, Mind()
+        self._batch = self._make_batch()
+        if self._manager is not None:
+            # who forgets to stop a factory must not find its workers days later
+            self._manager._closers.append(self.stop)
+            self._manager.factory = self
+        if isinstance(self._batch, Local):
+            self._turn()
+        if replace:
+            self._keeper = threading.Thread(target=self._keep, name="vine-factory", daemon=True)
+            self._keeper.start()
+        return self
+
+    def _keep(self) -> None:
+        while not self._stopping:
+            began = time.monotonic()
+            try:
+                self._turn()
+            except Exception:
+                log.exception("a defect in the factory")
+            if not self.why_ended:
+                self._news.wait(max(0.0, self._period() - (time.monotonic() - began)))
+                self._news.clear()
+            else:
+                break
+
+    def _period(self) -> float:
+        return float(self._settings.factory_period)
+
+    def _turn(self) -> None:
+        """Look once, and do what follows."""
+        batch, mind = self._batch, self._mind
+        assert batch is not None
+        self._read_config()
+        settings, problems = self._settings, []
+        try:
+            demand = self._source.ask(settings, self._id)
+        except (OSError, ValueError, RuntimeError) as error:
+            demand = None
+            problems.append(
+                f"the manager at {self._source.host}:{self._source.port} does not answer: {error}"
+            )
+        try:
+            jobs = batch.status()
+        except BatchError as error:
+            jobs = None
+            problems.append(str(error))
+        step = mind.step(time.monotonic(), settings, demand, jobs)
+        for text in step.says:
+            log.warning("%s", text)
+        try:
+            if step.remove:
+                batch.remove(step.remove)
+        except BatchError as error:
+            problems.append(str(error))
+        if step.release:
+            self._source.release(step.release, self._id)
+        if step.submit and not self._stopping:
+            order = Order(
+                settings, self._source.host, self._source.port, self._source.password_file, self._id
+            )
+            try:
+                mind.submitted(batch.submit(step.submit, order))
+            except (BatchError, OSError) as error:
+                for text in mind.refused(str(error), time.monotonic()):
+                    log.warning("%s", text)
+        self._tell("; ".join(problems))
+        if step.ended:
+            self.why_ended = step.ended
+            self.ended.set()
+
+    def _tell(self, problem: str) -> None:
+        """Say what is wrong once, and when it is over."""
+        if problem and problem != self._silent:
+            log.warning("%s", problem)
+        elif self._silent and not problem:
+            log.info("all answer again")
+        self._silent = problem
+
+    def stop(self) -> None:
+        """Remove all pilots, and all files; a second call does nothing."""
+        if self._batch is None or os.getpid() != self._pid:
+            return
+        self._stopping = True
+        self._news.set()
+        if self._keeper is not None:
+            self._keeper.join()
+            self._keeper = None
+        if self._manager is not None and self.stop in self._manager._closers:
+            self._manager._closers.remove(self.stop)
+        self._batch.close()
+        self._batch = None
+        if self._manager is not None and self._manager.factory is self:
+            self._manager.factory = None
+        self.ended.set()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _source(manager: Manager | None, where: str | None, password: str | Path | None, local: bool) -> Source:
+    host, port = "", 0
+    if where is not None:
+        host, _, digits = where.rpartition(":")
+        if not host or not digits.isdigit() or not 0 < int(digits) < 65536:
+            msg = f"manager_host_port={where!r}: give HOST:PORT, such as 'localhost:9123'"
+            raise ValueError(msg)
+        host, port = host.strip("[]"), int(digits)
+    if manager is not None:
+        return Near(manager, host or ("127.0.0.1" if local else socket.getfqdn()))
+    if where is None:
+        msg = "give the manager that the workers are for: Factory('local', manager=m), or manager_host_port='HOST:PORT'"
+        raise ValueError(msg)
+    return Far(host, port, Path(password).expanduser() if password is not None else user_secret()[1])

@@ -1,0 +1,229 @@
+"""The factory's mind: what managers want and what became of the pilots goes in, what to do comes out.
+
+No I/O, no clock: `Mind.step` is given the time. A pilot is a job of a batch system that becomes a worker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from vinecore.core.demand import Demand
+from vinecore.factory.settings import Settings
+
+IDLE, RUNNING, HELD, GONE = "idle", "running", "held", "gone"
+
+FIRST_PAUSE_S, MOST_PAUSE_S = 0.4, 300.0
+SETTLED_S = 5.0  # who has run for so long counts as connected, where the manager is not asked
+SURPLUS_S = 30.0  # for how long queued pilots are too many before they are taken back
+
+
+class Job(NamedTuple):
+    """What a batch system says of a job."""
+
+    state: str
+    reason: str = ""
+    clean: bool = False  # gone by itself, as a worker goes that has nothing to do
+
+
+class Step(NamedTuple):
+    """What is to be done now.
+
+    Attributes
+    ----------
+    submit : int
+        How many pilots to submit, in one submission.
+    remove : tuple of str
+        Jobs to take out of the batch system.
+    release : int
+        How many idle workers to let go.
+    says : tuple of str
+        What a person should know.
+    ended : str
+        Why the factory has nothing more to do; "" if it has.
+    """
+
+    submit: int = 0
+    remove: tuple[str, ...] = ()
+    release: int = 0
+    says: tuple[str, ...] = ()
+    ended: str = ""
+
+
+class _Pilot:
+    __slots__ = ("connected", "running_since", "state")
+
+    def __init__(self) -> None:
+        self.state = IDLE
+        self.running_since: float | None = None
+        self.connected = False
+
+
+class Mind:
+    """Decides how many pilots there are.
+
+    Attributes
+    ----------
+    pause_s : float
+        For how long nothing is submitted after the last trouble; each doubles it, until a pilot connects.
+    """
+
+    def __init__(self) -> None:
+        self.pause_s = 0.0
+        self._pilots: dict[str, _Pilot] = {}
+        self._rest_until = 0.0
+        self._surplus_since: float | None = None
+        self._cycle_began = -math.inf
+        self._cycle_submitted = 0
+        self._busy_at: float | None = None
+
+    @property
+    def pilots(self) -> int:
+        """How many are wanted to work: queued or running."""
+        return len(self._pilots)
+
+    def submitted(self, names: Iterable[str]) -> None:
+        """These have been submitted."""
+        for name in names:
+            self._pilots[name] = _Pilot()
+            self._cycle_submitted += 1
+
+    def refused(self, reason: str, now: float) -> tuple[str, ...]:
+        """The batch system has not taken a submission."""
+        self._trouble(now)
+        return (f"nothing could be submitted: {reason}; again in {_duration(self.pause_s)}",)
+
+    def step(
+        self, now: float, settings: Settings, demand: Demand | None, jobs: Mapping[str, Job] | None
+    ) -> Step:
+        """Decide.
+
+        Parameters
+        ----------
+        now
+            Seconds, of any clock that does not jump.
+        settings
+            What the user wants.
+        demand
+            What the manager says; None if it does not answer.
+        jobs
+            What the batch system says of each pilot; one that is not named is gone. None if it does not answer.
+        """
+        if jobs is None:
+            return Step(ended=self._over(now, settings, demand))
+        says, troubled = self._news(now, demand, jobs)
+        remove = [name for name, pilot in self._pilots.items() if pilot.state == HELD]
+        self._forget(remove)
+        if troubled:
+            self._trouble(now)
+            says = [f"{text}; others in {_duration(self.pause_s)}" for text in says]
+        target = self.target(settings, demand)
+        surplus, submit = len(self._pilots) - target, 0
+        if demand is None:  # nobody to work for
+            self._surplus_since = None
+        elif surplus > 0:
+            remove += self._surplus(now, settings, surplus)
+        else:
+            self._surplus_since = None
+            submit = self._room(now, settings, -surplus)
+        release = max(0, len(self._pilots) - settings.max_workers)
+        return Step(submit, tuple(remove), release, tuple(says), self._over(now, settings, demand))
+
+    def target(self, settings: Settings, demand: Demand | None) -> int:
+        """How many pilots there should be."""
+        if settings.fixed:
+            return settings.max_workers
+        if demand is None:
+            return settings.min_workers
+        each = settings.tasks_per_worker or settings.cores or 1
+        tasks = demand.waiting + demand.running
+        if settings.capacity and demand.capacity:
+            tasks = min(tasks, demand.capacity)
+        wanted = math.ceil(tasks / each)
+        if settings.cores and not settings.tasks_per_worker and not settings.capacity:
+            wanted = max(wanted, math.ceil((demand.cores + demand.running) / settings.cores))
+        return max(settings.min_workers, min(settings.max_workers, wanted))
+
+    # ---- what became of the pilots
+
+    def _news(self, now: float, demand: Demand | None, jobs: Mapping[str, Job]) -> tuple[list[str], bool]:
+        """Enter what is new; give what to say of it, and whether it is a reason to rest."""
+        pilots = None if demand is None else demand.pilots
+        connected = set(pilots or ())
+        told: Counter[tuple[str, str]] = Counter()
+        joined = False
+        for name, pilot in list(self._pilots.items()):
+            job = jobs.get(name) or Job(GONE, "the batch system does not know it any more")
+            if job.state == RUNNING and pilot.running_since is None:
+                pilot.running_since = now
+            settled = pilot.running_since is not None and now - pilot.running_since >= SETTLED_S
+            if not pilot.connected and (name in connected or (settled and pilots is None)):
+                pilot.connected = joined = True
+            if job.state == HELD:
+                told["held", job.reason] += 1
+            elif job.state == GONE:
+                if not job.clean and not pilot.connected and pilot.running_since is not None:
+                    told["gone before connecting", job.reason] += 1
+                elif not job.clean:
+                    told["gone", job.reason] += 1
+                del self._pilots[name]
+            elif job.state == IDLE and pilot.state == RUNNING:
+                told["queued again", job.reason or "the batch system has taken its place"] += 1
+                pilot.running_since, pilot.connected = None, False
+            pilot.state = job.state
+        troubled = any(what != "queued again" for what, _reason in told)
+        if joined and not troubled:
+            self.pause_s = 0.0
+        return [
+            f"{_pilots(n)} {what}: {reason or 'no reason is known'}" for (what, reason), n in told.items()
+        ], troubled
+
+    def _trouble(self, now: float) -> None:
+        self.pause_s = min(2 * self.pause_s or FIRST_PAUSE_S, MOST_PAUSE_S)
+        self._rest_until = now + self.pause_s
+
+    def _forget(self, names: Iterable[str]) -> None:
+        for name in names:
+            del self._pilots[name]
+
+    # ---- more and less
+
+    def _surplus(self, now: float, settings: Settings, surplus: int) -> list[str]:
+        """Which queued pilots to take back: those above the most that may be at once, others when they have been too many for a while."""
+        if self._surplus_since is None:
+            self._surplus_since = now
+        if now - self._surplus_since < SURPLUS_S:
+            surplus = len(self._pilots) - settings.max_workers
+        queued = [name for name, pilot in self._pilots.items() if pilot.state == IDLE]
+        chosen = queued[-surplus:] if surplus > 0 else []
+        self._forget(chosen)
+        return chosen
+
+    def _room(self, now: float, settings: Settings, lacking: int) -> int:
+        """How many of those that lack may be submitted now."""
+        if now - self._cycle_began >= settings.factory_period:
+            self._cycle_began, self._cycle_submitted = now, 0
+        if now < self._rest_until:
+            return 0
+        if settings.workers_per_cycle:
+            lacking = min(lacking, settings.workers_per_cycle - self._cycle_submitted)
+        return max(0, lacking)
+
+    def _over(self, now: float, settings: Settings, demand: Demand | None) -> str:
+        """Why there is nothing more to do."""
+        if self._busy_at is None or (demand is not None and demand.waiting + demand.running):
+            self._busy_at = now
+        if settings.factory_timeout and now - self._busy_at >= settings.factory_timeout:
+            what = "no manager has answered" if demand is None else "there was nothing to do"
+            return f"{what} for {_duration(settings.factory_timeout)}"
+        return ""
+
+
+def _pilots(count: int) -> str:
+    return f"{count} pilot{'s are' if count > 1 else ' is'}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,191 @@
+"""What a factory can be told: names as in TaskVine, each value checked."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+LATER = (
+    "foremen-name",
+    "autosize",
+    "transfer-port",
+    "factory-name",
+    "workers-blocked",
+    "manager-name",
+    "master-name",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a factory works by.
+
+    Attributes
+    ----------
+    min_workers, max_workers : int
+        How many workers there are at least and at most.
+    workers_per_cycle : int
+        How many are submitted in one period at most; 0 for as many as are needed.
+    factory_period : float
+        Seconds between two looks.
+    tasks_per_worker : int or None
+        How many tasks one worker is counted for; None: one for each core.
+    capacity : bool
+        Start no more workers than the manager can keep busy.
+    timeout : float
+        A worker leaves after so many seconds without work.
+    factory_timeout : float
+        The factory ends when there was no work, or no manager, for so many seconds; 0: never.
+    cores, memory, disk, gpus : int or None
+        What each worker offers, and asks the batch system for; memory and disk in MB.
+    condor_requirements : tuple of str
+        Further conditions on the machine, all of which have to hold.
+    batch_options : str
+        Lines for the batch system, passed on as they are.
+    env : mapping
+        Variables of the workers' environment.
+    wrapper : str
+        A command that runs the worker's command.
+    python_env : str
+        An archive with an environment for the worker's own Python.
+    extra_options : str
+        Further options of ``vine_worker``.
+    """
+
+    min_workers: int = 5
+    max_workers: int = 100
+    workers_per_cycle: int = 0
+    factory_period: float = 5.0
+    tasks_per_worker: int | None = None
+    capacity: bool = False
+    timeout: float = 300.0
+    factory_timeout: float = 0.0
+    cores: int | None = None
+    memory: int | None = None
+    disk: int | None = None
+    gpus: int | None = None
+    condor_requirements: tuple[str, ...] = ()
+    batch_options: str = ""
+    env: Mapping[str, str] | None = None
+    wrapper: str = ""
+    python_env: str = ""
+    extra_options: str = ""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether there are always as many workers, whatever there is to do."""
+        return self.min_workers == self.max_workers
+
+    def changed(self, **values: Any) -> Settings:
+        """Give these settings with some of them changed.
+
+        Raises
+        ------
+        ValueError
+            There is no such setting, or a value makes no sense.
+        """
+        checked = {}
+        for name, value in values.items():
+            if name not in _CHECKS:
+                raise ValueError(unknown(name, _CHECKS))
+            checked[name] = _CHECKS[name](name, value)
+        new = replace(self, **checked)
+        if new.max_workers < max(1, new.min_workers):
+            msg = f"min_workers={new.min_workers}, max_workers={new.max_workers}: use 1 or more, and not more than max_workers"
+            raise ValueError(msg)
+        return new
+
+
+def from_json(values: Any) -> dict[str, Any]:
+    """Understand what a configuration file says; names are those of the command's options.
+
+    Raises
+    ------
+    ValueError
+    """
+    if not isinstance(values, dict):
+        msg = 'a configuration is an object, such as {"max-workers": 10}'
+        raise ValueError(msg)  # noqa: TRY004 - as all that may be wrong with it
+    found = {}
+    known = [*(name.replace("_", "-") for name in _CHECKS if name != "extra_options"), "worker-extra-options"]
+    for key, value in values.items():
+        if key in LATER:
+            msg = f"{key!r} cannot be set yet"
+            raise ValueError(msg)
+        if key not in known:
+            raise ValueError(unknown(key, known))
+        found["extra_options" if key == "worker-extra-options" else key.replace("-", "_")] = value
+    return found
+
+
+def unknown(name: str, known: Any) -> str:
+    """Say that there is no such name, and which one may have been meant."""
+    near = difflib.get_close_matches(name, list(known), 1, 0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known))}"
+    return f"there is no setting {name!r}; {hint}"
+
+
+def _number(least: float, kind: type, none: bool = False) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if value is None and none:
+            return None
+        whole = kind is not int or (
+            isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        )
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not whole
+            or not least <= value < 1e15
+        ):
+            what = "a whole number" if kind is int else "a number"
+            msg = f"{name}={value!r}: use {what} of {least:g} or more"
+            raise ValueError(msg)
+        return kind(value)
+
+    return check
+
+
+def _flag(name: str, value: Any) -> bool:
+    if value not in (True, False):
+        msg = f"{name}={value!r}: use true or false"
+        raise ValueError(msg)
+    return bool(value)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        msg = f"{name}={value!r}: use a text"
+        raise ValueError(msg)
+    return value
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, (list, tuple)) or not all(isinstance(v, str) and "\n" not in v for v in values):
+        msg = f"{name}={value!r}: use a text of one line, or several"
+        raise ValueError(msg)
+    return tuple(v for v in values if v.strip())
+
+
+def _env(name: str, value: Any) -> dict[str, str]:
+    pairs = dict(value) if isinstance(value, Mapping) else None
+    if pairs is None or not all(
+        isinstance(k, str) and k.isidentifier() and isinstance(v, str) and "\n" not in v
+        for k, v in pairs.items()
+    ):
+        msg = f"{name}={value!r}: use names and texts of one line, such as {{'VAR': 'value'}}"
+        raise ValueError(msg)
+    return pairs
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "min_workers": _number(0, int), "max_workers": _number(0, int), "workers_per_cycle": _number(0, int),
+    "factory_period": _number(0.01, float), "tasks_per_worker": _number(1, int, none=True), "capacity": _flag,
+    "timeout": _number(1, float), "factory_timeout": _number(0, float), "cores": _number(1, int, none=True),
+    "memory": _number(1, int, none=True), "disk": _number(1, int, none=True), "gpus": _number(0, int, none=True),
+    "condor_requirements": _texts, "batch_options": _text, "env": _env, "wrapper": _text, "python_env": _text, "extra_options": _text,
+}  # fmt: skip
+assert set(_CHECKS) == {field.name for field in fields(Settings)}

@@ -109,20 +109,20 @@ def measure(cell: Cell) -> Measured:
             m.wait_for_workers(cell.workers, PATIENCE_S)
             connect_s = time.perf_counter() - begun - starting_s
             door = DOORS[cell.door](m, cell)
+            waiting = _wait(door, crowds, cell)
             _warm_up(m, door, cell)
             count = door.prepare(cell.tasks)
             gc.collect()
             before, peak = resident(), reset_peak()
-            waiting = _wait(door, crowds)
             timed = _run(m, door, count)
             lost = cell.workers - m.workers_connected
-            most = peak()
+            running = peak() - before
             m.close()
             done = crowds.join()["done"]
     if done < count:
         msg = f"workers have done {done} of {count} tasks"
         raise RuntimeError(msg)
-    return Measured(count, max(most, waiting, before) - before, connect_s, lost, *timed)
+    return Measured(count, max(waiting, running), connect_s, lost, *timed)
 
 
 def _warm_up(m: DaskVine, door: Door, cell: Cell) -> None:
@@ -134,17 +134,19 @@ def _warm_up(m: DaskVine, door: Door, cell: Cell) -> None:
             break
 
 
-def _wait(door: Door, crowds: Crowds) -> int:
-    """Memory while all tasks wait, and none of them is ever done."""
+def _wait(door: Door, crowds: Crowds, cell: Cell) -> int:
+    """Memory that is needed while all tasks wait, and none of them is ever done; first of all, so that there is none to be used again."""
     if not isinstance(door, EngineDoor):
         return 0
     crowds.obey("hold")
+    door.prepare(cell.tasks)
+    gc.collect()
+    before = resident()
     door.submit()
-    most = resident()
+    needed = resident() - before
     door.close()
     crowds.obey("go")
-    gc.collect()
-    return most
+    return needed
 
 
 def _run(m: DaskVine, door: Door, count: int) -> tuple[float, ...]:

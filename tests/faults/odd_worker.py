@@ -83,6 +83,19 @@ def stalling():
 
 
 @fault
+def forging():
+    """Asks its peers for objects with tickets that it has made up."""
+    bring = bulk.Client.bring
+
+    def forged(self, name, path, expected="", **ticket):
+        if ticket:
+            ticket["ticket"] = "00" * 32
+        return bring(self, name, path, expected, **ticket)
+
+    bulk.Client.bring = forged
+
+
+@fault
 def impatient():
     """Gives a silent peer up after half a second."""
     bulk.STALL_S = 0.5

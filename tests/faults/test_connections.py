@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -20,7 +21,7 @@ import pytest
 from tests import chores
 from tests.support import until, vine_threads, workers_of
 from vinecore import PythonTask, Task
-from vinecore.protocol import VERSION, bulk, handshake
+from vinecore.protocol import VERSION, bulk, handshake, tickets
 from vinecore.secrets import read_secret, write_secret
 
 ODD = str(Path(__file__).with_name("odd_worker.py"))
@@ -159,7 +160,7 @@ def test_a_worker_that_takes_nothing_any_more_does_not_hold_what_it_was_sent(yar
 def made_and_moved(yard, fault, other=None, size=LARGE):
     """Have a faulty worker make an object and another one read it."""
     m = yard.manager()
-    yard.worker(m, command=odd(fault))
+    yard.worker(m, command=odd(fault) if fault else None)
     m.wait_for_workers(1, 60)
     maker = PythonTask(chores.make_bytes, size)
     maker.enable_temp_output()
@@ -429,3 +430,55 @@ def test_transfers_that_hang_keep_no_task_waiting(yard):
         assert {one_result(m).result for _ in range(12)} == {"cancelled"}
         worker.send(signal.SIGTERM)
         assert worker.wait() == 0  # and does not wait for them either
+
+
+# ---- what peers may have
+
+
+def door_of(m, number):
+    """The port on which a worker listens for its peers, and its key."""
+    address = m._engine.call(lambda mind: mind.tables.workers[number].data_address)
+    return int(address.rpartition(":")[2]), m._engine._peers[number].key
+
+
+def test_a_worker_gives_a_file_to_whom_the_manager_has_sent_and_to_nobody_else(yard, tmp_path):
+    m = yard.manager()
+    [worker] = yard.workers(m, 1)
+    task = PythonTask(chores.make_bytes, LARGE)
+    task.enable_temp_output()
+    m.submit(task)
+    assert one_result(m) is task
+    name = task.output_file.cache_name
+    port, key = door_of(m, 1)
+    good = {"ticket": tickets.issue(key, 2, name, 60), "expires": 60}
+    refused = {
+        "a request without a ticket": {},
+        "the ticket is not for": {"ticket": tickets.issue(key, 2, "another", 60), "expires": 60},
+        "has expired": {"ticket": tickets.issue(key, 2, name, -1), "expires": -1},
+    }
+
+    secret = tickets.pair_key(key, 2)
+
+    def client(secret=secret):
+        return contextlib.closing(bulk.Client("127.0.0.1", port, secret, peer=2))
+
+    for reason, ticket in refused.items():
+        with client() as peer, pytest.raises(handshake.Refused, match=reason):
+            peer.bring(name, str(tmp_path / "got"), **ticket)
+        worker.says(reason)
+    for wrong in (read_secret(yard.secret), key, tickets.pair_key(key, 3)):
+        with pytest.raises(handshake.Refused, match="wrong secret"):
+            client(wrong)
+    with client() as peer, pytest.raises(handshake.Refused, match="a request without a ticket"):
+        peer.put("planted", b"x")
+    with client() as peer:
+        received, proof = peer.bring(name, str(tmp_path / "got"), **good)
+        assert received.size >= LARGE
+        assert proof is None
+
+
+def test_a_worker_that_forges_tickets_gets_its_input_through_the_manager(yard, caplog):
+    caplog.set_level(logging.WARNING, "vinecore")
+    m, maker = made_and_moved(yard, None, "forging")
+    assert "the ticket is not for" in caplog.text
+    assert m._engine.call(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)

@@ -167,15 +167,15 @@ class Transfers:
         self._serving[file, source] = self._serving.get((file, source), 0) + 1
         if isinstance(source, str):
             address = source
-            digest = file.digest if source == MANAGER else ""
+            digest, peer = (file.digest if source == MANAGER else ""), 0
             self._outgoing[source] = self._outgoing.get(source, 0) + 1
         else:
             address = source.data_address
-            digest = file.replicas[source]
+            digest, peer = file.replicas[source], source.id
             source.outgoing += 1
         validator = file.validator if source == file.url else ()
         self._mind.emit(
-            Send(worker.id, m.Fetch(file.name, file.size, address, file.directory, validator, digest))
+            Send(worker.id, m.Fetch(file.name, file.size, address, file.directory, validator, digest, peer))
         )
         return True
 

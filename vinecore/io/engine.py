@@ -29,7 +29,7 @@ from vinecore.core.mind import Mind
 from vinecore.core.state import TaskSpec
 from vinecore.io.scribe import Scribe
 from vinecore.io.store import Store
-from vinecore.protocol import VERSION, bulk
+from vinecore.protocol import VERSION, bulk, tickets
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import PROTOCOL_ERROR, Channel
 
@@ -56,6 +56,8 @@ class Peer:
         self.hello: m.Hello | None = None
         self.heard_at = time.monotonic()
         self.pinged_at = 0.0
+        self.key = b""
+        self.welcomed_at = 0.0
 
 
 class Question:
@@ -118,7 +120,7 @@ class Engine:
         self._peers: dict[int, Peer] = {}
         self._adoptions: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
-        self._peer_key = secrets.token_bytes(32)
+        self._session_key = secrets.token_bytes(32)
         self._listeners: dict[type, Callable[[Any], None]] = {}
         self.store = Store(lambda *stored: self.post(e.ObjectStored(*stored)))
         self._carriers: dict[type, Callable[[Any], None]] = {
@@ -136,7 +138,7 @@ class Engine:
         self.defect: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="vine-manager", daemon=True)
         self._thread.start()
-        self._door = bulk.Door(listener, lambda: self._secret, self._welcome, self._refused)
+        self._door = bulk.Door(listener, lambda _greeting: self._secret, self._welcome, self._refused)
 
     # ---- for other threads
 
@@ -420,7 +422,8 @@ class Engine:
                 peer.channel.close("protocol mismatch")
                 return
             peer.hello = hello
-            peer.channel.send(m.Welcome(peer.number, self._name, self._peer_key.hex(), self._mind.python))
+            peer.key, peer.welcomed_at = tickets.key_of(self._session_key, peer.number), tickets.clock()
+            peer.channel.send(m.Welcome(peer.number, self._name, peer.key.hex(), self._mind.python))
             self._inbox.append(e.WorkerJoined(peer.number, peer.host, hello))
         number = peer.number
         self._inbox.extend([e.WorkerSaid(number, message) for message in messages])
@@ -441,10 +444,13 @@ class Engine:
         peer = self._peers.get(instruction.worker)
         if peer is None:
             return
-        if type(instruction.message) is m.Unlink and not self._mind.disk.concerned:
-            peer.channel.send_along(instruction.message)  # no disk waits for that
-        else:
-            peer.channel.send(instruction.message)
+        message = instruction.message
+        if type(message) is m.Unlink and not self._mind.disk.concerned:
+            peer.channel.send_along(message)  # no disk waits for that
+            return
+        if type(message) is m.Fetch and message.peer in self._peers:
+            message = _with_ticket(message, peer.number, self._peers[message.peer])
+        peer.channel.send(message)
 
     def _send_object(self, instruction: i.SendObject) -> None:
         peer = self._peers.get(instruction.worker)
@@ -463,6 +469,16 @@ class Engine:
         peer = self._peers.get(instruction.worker)
         if peer is not None:
             peer.channel.close(instruction.reason)
+
+
+def _with_ticket(fetch: m.Fetch, receiver: int, source: Peer) -> m.Fetch:
+    """Add what the source will ask for."""
+    expires = int(tickets.clock() - source.welcomed_at + tickets.VALID_S)
+    return fetch._replace(
+        pair_key=tickets.pair_key(source.key, receiver).hex(),
+        ticket=tickets.issue(source.key, receiver, fetch.name, expires),
+        expires=expires,
+    )
 
 
 def _plausible(hello: m.Hello) -> bool:

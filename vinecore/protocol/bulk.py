@@ -5,6 +5,8 @@ After the handshake with role "bulk" the client asks, as often as it likes on on
     {"get": name}             ->  {"size": n, "directory": false, "mode": m} and n bytes, or {"gone": reason}
     {"put": name, "size": n, "mode": m, "digest": d}  and n bytes  ->  {"stored": n} or {"altered": text}
 
+A worker answers only a "get" with a ticket of the manager's (see `tickets`), and {"refused": reason} to everything else.
+
 A directory travels as an uncompressed tar stream; what is a file at its source has its mode with it. A file that is being
 fetched has a temporary name until its last byte is here: a broken connection never leaves half an object behind under its name.
 
@@ -116,15 +118,35 @@ class Shelf(Protocol):
         """Take over what is complete."""
 
 
-def serve(sock: socket.socket, shelf: Shelf) -> None:
-    """Answer requests on one connection until the client closes it."""
+def serve(
+    sock: socket.socket, shelf: Shelf, objection: Callable[[dict[str, Any]], str] = lambda _request: ""
+) -> None:
+    """Answer requests on one connection until the client closes it.
+
+    Parameters
+    ----------
+    sock
+        The connection.
+    shelf
+        Where the objects are.
+    objection
+        Says why a request is refused; "" if it is not.
+
+    Raises
+    ------
+    handshake.Refused
+        A request was refused, which ends the connection.
+    """
     with sock:
         while True:
             try:
                 request = _next_request(sock)
                 if request is None:
                     return
-                if "get" in request:
+                refusal = objection(request)
+                if refusal:
+                    handshake.send_line(sock, {"refused": refusal})
+                elif "get" in request:
                     _send(sock, shelf.find(str(request["get"])))
                 else:
                     _receive_put(sock, shelf, request)
@@ -134,6 +156,8 @@ def serve(sock: socket.socket, shelf: Shelf) -> None:
                 return
             except (OSError, ValueError, KeyError):
                 return
+            if refusal:
+                raise handshake.Refused(refusal)
 
 
 def _next_request(sock: socket.socket) -> dict[str, Any] | None:
@@ -418,13 +442,23 @@ def remove(path: str) -> None:
 
 
 class Client:
-    """One bulk connection to another end; closed by the first error."""
+    """One bulk connection to another end; closed by the first error.
 
-    def __init__(self, host: str, port: int, secret: bytes) -> None:
+    Parameters
+    ----------
+    host, port
+        The other end.
+    secret
+        What both ends know.
+    **greeting
+        What the other end should know of this one.
+    """
+
+    def __init__(self, host: str, port: int, secret: bytes, **greeting: Any) -> None:
         self.sock = socket.create_connection((host, port), timeout=CONNECT_S)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            handshake.dial(self.sock, secret, "bulk")
+            handshake.dial(self.sock, secret, "bulk", **greeting)
         except BaseException:
             self.sock.close()
             raise
@@ -453,11 +487,15 @@ class Client:
                 proof.compare()
         return received
 
-    def bring(self, name: str, path: str, expected: str = "") -> tuple[Received, Union[Proof, None]]:
-        """As `get`, but leave it to the caller to compare a large file whose digest is known."""
-        handshake.send_line(self.sock, {"get": name})
+    def bring(
+        self, name: str, path: str, expected: str = "", **ticket: Any
+    ) -> tuple[Received, Union[Proof, None]]:
+        """As `get`, with what else the request shall say, but leave it to the caller to compare a large file whose digest is known."""
+        handshake.send_line(self.sock, {"get": name, **ticket})
         answer = handshake.read_line(self.sock, time.monotonic() + STALL_S)
         self.sock.settimeout(STALL_S)
+        if "refused" in answer:
+            raise handshake.Refused(str(answer["refused"]))
         if "gone" in answer:
             raise Gone(str(answer["gone"]))
         size, directory, mode = answer.get("size"), bool(answer.get("directory")), answer.get("mode")
@@ -504,6 +542,8 @@ class Client:
                 _send_file(self.sock, file, about.st_size)
         answer = handshake.read_line(self.sock, time.monotonic() + STALL_S)
         self.sock.settimeout(STALL_S)
+        if "refused" in answer:
+            raise handshake.Refused(str(answer["refused"]))
         if "altered" in answer:
             raise Altered(str(answer["altered"]))
 
@@ -520,7 +560,7 @@ class Door:
     listener
         A bound, listening socket.
     secret
-        A function that gives the secret to ask for now.
+        A function that gives the secret to ask for now, from who greets like that.
     welcome
         Called in the connection's thread with the socket and the client's greeting; owns the socket from then on.
     refused
@@ -532,7 +572,7 @@ class Door:
     def __init__(
         self,
         listener: socket.socket,
-        secret: Callable[[], bytes],
+        secret: Callable[[dict[str, Any]], bytes],
         welcome: Callable[[socket.socket, dict[str, Any]], None],
         refused: Callable[[str, str], None],
         most: int = 256,
@@ -585,7 +625,7 @@ class Door:
         try:
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                greeting = handshake.serve(sock, self._secret())
+                greeting = handshake.serve(sock, self._secret)
             finally:
                 self._places.release()  # who has proved the secret takes no place from those who still have to
             self._welcome(sock, greeting)

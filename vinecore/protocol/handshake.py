@@ -18,7 +18,7 @@ import json
 import os
 import socket
 import time
-from typing import Any
+from typing import Any, Callable, Union
 
 from vinecore.protocol import VERSION
 
@@ -65,8 +65,15 @@ def send_line(sock: socket.socket, value: dict[str, Any]) -> None:
     sock.sendall(json.dumps(value).encode() + b"\n")
 
 
-def serve(sock: socket.socket, secret: bytes) -> dict[str, Any]:
+def serve(sock: socket.socket, secret: Union[bytes, Callable[[dict[str, Any]], bytes]]) -> dict[str, Any]:
     """Challenge a client and answer its challenge.
+
+    Parameters
+    ----------
+    sock
+        The connection.
+    secret
+        What the client has to know, or a function that tells it from the client's greeting.
 
     Returns
     -------
@@ -88,6 +95,8 @@ def serve(sock: socket.socket, secret: bytes) -> dict[str, Any]:
     ):
         msg = "not a greeting"
         raise Refused(msg)
+    if callable(secret):
+        secret = secret(greeting)
     if not hmac.compare_digest(proof.encode(), _proof(secret, "client", role, nonce, theirs).encode()):
         send_line(sock, {"refused": "wrong secret"})
         msg = "wrong secret"

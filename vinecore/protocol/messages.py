@@ -39,14 +39,14 @@ class Hello(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """Manager: you are in; this is your number, and the key that peers of this session share.
+    """Manager: you are in; this is your number, and the key from which come the tickets of who fetches from you (see `tickets`).
 
     ``python`` is the version that pickles the functions: a host that runs another one refuses to load them.
     """
 
     worker: int
     manager: str
-    peer_key: str  # hexadecimal
+    key: str  # hexadecimal
     python: str  # "3.11"
 
 
@@ -66,6 +66,10 @@ class Fetch(NamedTuple):
     directory: bool
     validator: Sequence[str] = ()  # of a URL: ETag and date of what was declared, if its server told
     digest: str = ""  # of what the source should have, "" where nobody knows (see `digests`)
+    peer: int = 0  # the number of the worker that is the source; what follows is for it (see `tickets`)
+    pair_key: str = ""  # hexadecimal
+    ticket: str = ""
+    expires: int = 0
 
 
 class Unpack(NamedTuple):

@@ -7,9 +7,9 @@ import os
 import socket
 import threading
 import time
-from typing import Any, Callable, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
-from vinecore.protocol import bulk, digests, messages
+from vinecore.protocol import bulk, digests, handshake, messages
 from vineworker.addresses import Addresses
 from vineworker.cache import Cache, tree_size
 from vineworker.warden import Warden
@@ -18,6 +18,16 @@ log = logging.getLogger("vine_worker")
 
 MOST_IDLE_PER_PEER = 2
 MOST_IDLE_S = bulk.IDLE_S / 2
+
+
+class Source(NamedTuple):
+    """The manager, or a peer: a worker that comes back is another one, at the same address."""
+
+    address: str
+    pair_key: str = ""
+
+
+MANAGER = Source("manager")
 
 
 class Fetcher:
@@ -29,18 +39,20 @@ class Fetcher:
         Where objects are read from and stored.
     manager
         Address of the manager.
-    secret, peer_key
-        What the manager, and what the peers of this session ask for.
+    secret
+        What the manager asks for.
+    number
+        The one that the manager has given to this worker.
     warden
         Is told of the processes that fetch for it.
     """
 
     def __init__(
-        self, cache: Cache, manager: tuple[str, int], secret: bytes, peer_key: bytes, warden: Warden
+        self, cache: Cache, manager: tuple[str, int], secret: bytes, number: int, warden: Warden
     ) -> None:
-        self._cache, self._manager, self._secret, self._peer_key = cache, manager, secret, peer_key
+        self._cache, self._manager, self._secret, self._number = cache, manager, secret, number
         self._addresses = Addresses(warden)
-        self._idle: dict[str, list[tuple[float, bulk.Client]]] = {}
+        self._idle: dict[Source, list[tuple[float, bulk.Client]]] = {}
         self._busy: set[bulk.Client] = set()
         self._closed = False
         self._lock = threading.Lock()
@@ -112,9 +124,11 @@ class Fetcher:
 
     def _from_peer(self, fetch: messages.Fetch, path: str) -> tuple[bulk.Received, Optional[bulk.Proof]]:
         def bring(client: bulk.Client) -> tuple[bulk.Received, Optional[bulk.Proof]]:
-            return client.bring(fetch.name, path, fetch.digest)
+            if not fetch.peer:
+                return client.bring(fetch.name, path, fetch.digest)
+            return client.bring(fetch.name, path, fetch.digest, ticket=fetch.ticket, expires=fetch.expires)
 
-        received, proof = self._talk(fetch.source, bring)
+        received, proof = self._talk(Source(fetch.source, fetch.pair_key), bring)
         return received, proof
 
     def upload(self, name: str, digest: str) -> None:
@@ -122,7 +136,7 @@ class Fetcher:
         content = self._cache.find(name)
         if content is None:
             raise FileNotFoundError(name)
-        self._talk("manager", lambda client: client.put(name, content, digest))
+        self._talk(MANAGER, lambda client: client.put(name, content, digest))
 
     def unpack(self, unpack: messages.Unpack) -> int:
         """Make a directory of an archive that is in the cache."""
@@ -145,17 +159,19 @@ class Fetcher:
         self._cache.store(unpack.name, path)
         return 0
 
-    def _talk(self, source: str, work: Callable[[bulk.Client], Any]) -> Any:
+    def _talk(self, source: Source, work: Callable[[bulk.Client], Any]) -> Any:
         """Use a connection to a source, an idle one if there is one; the other end may have closed that."""
         client = self._idle_client(source)
         if client is not None:
             try:
                 return self._use(source, client, work)
+            except handshake.Refused:
+                raise
             except ConnectionError:
                 pass
         return self._use(source, self._new_client(source), work)
 
-    def _use(self, source: str, client: bulk.Client, work: Callable[[bulk.Client], Any]) -> Any:
+    def _use(self, source: Source, client: bulk.Client, work: Callable[[bulk.Client], Any]) -> Any:
         with self._lock:
             self._busy.add(client)
         try:
@@ -174,7 +190,7 @@ class Fetcher:
         self._give_back(source, client)
         return answer
 
-    def _idle_client(self, source: str) -> bulk.Client | None:
+    def _idle_client(self, source: Source) -> bulk.Client | None:
         with self._lock:
             self._drop_old()
             idle = self._idle.get(source)
@@ -189,13 +205,13 @@ class Fetcher:
             if not idle:
                 del self._idle[source]
 
-    def _new_client(self, source: str) -> bulk.Client:
-        if source == "manager":
+    def _new_client(self, source: Source) -> bulk.Client:
+        if source == MANAGER:
             return bulk.Client(*self._manager, self._secret)
-        host, _, port = source.rpartition(":")
-        return bulk.Client(host, int(port), self._peer_key)
+        host, _, port = source.address.rpartition(":")
+        return bulk.Client(host, int(port), bytes.fromhex(source.pair_key), peer=self._number)
 
-    def _give_back(self, source: str, client: bulk.Client) -> None:
+    def _give_back(self, source: Source, client: bulk.Client) -> None:
         with self._lock:
             self._busy.discard(client)
             idle = self._idle.setdefault(source, [])

@@ -20,7 +20,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, NamedTuple, Optional
 
-from vinecore.protocol import INLINE_LIMIT, VERSION, bulk
+from vinecore.protocol import INLINE_LIMIT, VERSION, bulk, tickets
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import Channel
 from vineworker import fetching, processes, sandbox, state
@@ -92,7 +92,9 @@ class Session:
         self._measuring = processes.Measuring(lambda exceeded: self._soon(self._exceeded, exceeded), disk_mb)
         self._state = state.WorkerState()
         self.cache = Cache(self._folder, disk_limit=disk_mb * MB)
-        self.peer_key = os.urandom(32)  # until the manager says which one its workers share
+        self.gate = tickets.Gate(
+            os.urandom(32)
+        )  # closed until the manager says what its tickets are made with
         self._hosts: dict[str, HostProcess] = {}
         self._preparing: dict[str, str] = {}  # host -> folder that is being made for it
         self._slots: dict[int, SlotProcess] = {}
@@ -211,13 +213,13 @@ class Session:
     def _received(self, messages: list[m.Message]) -> None:
         self.heard_at = time.monotonic()
         if self._fetcher is None and messages and type(messages[0]) is m.Welcome:
-            self.peer_key = bytes.fromhex(messages[0].peer_key)
-            self._python = messages[0].python
+            welcome = messages[0]
+            self.gate, self._python = tickets.Gate(bytes.fromhex(welcome.key)), welcome.python
             manager = (self._settings.host, self._settings.port)
             self._fetcher = fetching.Fetcher(
-                self.cache, manager, self._settings.secret, self.peer_key, self._warden
+                self.cache, manager, self._settings.secret, welcome.worker, self._warden
             )
-            log.info("worker %d of manager %s", messages[0].worker, messages[0].manager)
+            log.info("worker %d of manager %s", welcome.worker, welcome.manager)
         self._obey(self._state.handle(messages))
 
     def _happened(self, event: Any) -> None:

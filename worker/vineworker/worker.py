@@ -158,18 +158,21 @@ class Worker:
         self._data_port = listener.getsockname()[1]
         nobody = os.urandom(32)
 
-        def key() -> bytes:
-            return nobody if self._session is None else self._session.peer_key
+        def secret(greeting: dict[str, Any]) -> bytes:
+            session = self._session
+            return nobody if session is None else session.gate.secret(greeting)
 
-        def welcome(sock: socket.socket, _greeting: dict[str, Any]) -> None:
-            if self._session is None:
+        def welcome(sock: socket.socket, greeting: dict[str, Any]) -> None:
+            session = self._session
+            if session is None:
                 sock.close()
             else:
-                bulk.serve(sock, self._session.cache)
+                gate = session.gate
+                bulk.serve(sock, session.cache, lambda request: gate.objection(greeting, request))
 
         return bulk.Door(
             listener,
-            key,
+            secret,
             welcome,
             lambda address, reason: log.warning("refused a peer at %s: %s", address, reason),
         )

@@ -556,7 +556,7 @@ def made(vine, *readers, digest="d1"):
 def test_a_receiver_is_told_the_digest_of_the_copy_that_it_is_sent_to():
     vine = Vine()
     (second,) = made(vine, 3)
-    assert vine.sent(m.Fetch) == [(second, m.Fetch("r1", LARGE, "host1:7", False, digest="d1"))]
+    assert vine.sent(m.Fetch) == [(second, m.Fetch("r1", LARGE, "host1:7", False, digest="d1", peer=1))]
 
 
 def test_a_copy_has_the_digest_that_its_receiver_has_computed():
@@ -567,7 +567,7 @@ def test_a_copy_has_the_digest_that_its_receiver_has_computed():
     vine.say(first, m.Cached("data", LARGE, "d1"))
     second = vine.join()
     vine.submit(single(1, "data"))
-    assert vine.sent(m.Fetch) == [(second, m.Fetch("data", LARGE, "host1:7", False, digest="d1"))]
+    assert vine.sent(m.Fetch) == [(second, m.Fetch("data", LARGE, "host1:7", False, digest="d1", peer=1))]
 
 
 def test_what_the_manager_has_is_checked_by_what_it_was_when_it_was_declared_or_brought():
@@ -598,7 +598,7 @@ def test_outputs_beside_the_result_have_digests_too():
     vine.submit(single(2))
     second = vine.join()
     vine.submit(single(3, "out"))
-    assert vine.sent(m.Fetch) == [(second, m.Fetch("out", LARGE, "host1:7", False, digest="d2"))]
+    assert vine.sent(m.Fetch) == [(second, m.Fetch("out", LARGE, "host1:7", False, digest="d2", peer=1))]
 
 
 def test_a_result_that_is_made_again_may_have_another_digest_and_each_copy_keeps_its_own():
@@ -617,7 +617,7 @@ def test_a_copy_that_arrives_altered_once_is_tried_elsewhere_and_stays():
     second, third = made(vine, 3, 4)
     vine.say(second, m.Cached("r1", LARGE, "d1"))
     altered(vine, third, "r1", "host1:7")
-    assert vine.sent(m.Fetch) == [(third, m.Fetch("r1", LARGE, "host2:7", False, digest="d1"))]
+    assert vine.sent(m.Fetch) == [(third, m.Fetch("r1", LARGE, "host2:7", False, digest="d1", peer=2))]
     assert vine.holders("r1") == {1, second}
     assert "it was altered" in vine.told(i.Note)[0].text
 
@@ -692,7 +692,7 @@ def test_a_copy_that_turns_out_to_be_altered_is_lost_and_comes_from_elsewhere():
     assert vine.holders("r1") == {1, second, third}
     wrong(vine, third)
     assert vine.holders("r1") == {1, second}
-    assert vine.sent(m.Fetch) == [(third, m.Fetch("r1", LARGE, "host2:7", False, digest="d1"))]
+    assert vine.sent(m.Fetch) == [(third, m.Fetch("r1", LARGE, "host2:7", False, digest="d1", peer=2))]
     assert (vine.worker(1).doubted_by, vine.worker(1).altered) == (third, {vine.file("r1")})
     assert "it was altered" in vine.told(i.Note)[0].text
 

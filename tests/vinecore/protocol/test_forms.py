@@ -42,6 +42,7 @@ def test_every_kind_of_message_has_a_form(kind):
             b"",
         ),
         m.Fetch("a", 1, "host:1", False, ("tag", "date"), "d"),
+        m.Fetch("a", 1, "host:1", False, (), "d", 3, "00", "00", 14400),
         Reply(1, "done", 3, 0.1, {"digest": "d"}, b""),
     ],
 )

@@ -201,7 +201,7 @@ def test_another_version_is_named_with_what_to_do(ends):
     server, client = ends
     handshake.send_line(server, {"vine": 999, "nonce": "x"})
     with pytest.raises(
-        Refused, match="speaks protocol 999, this one speaks 1: use the same version of daskvine"
+        Refused, match=f"speaks protocol 999, this one speaks {VERSION}: use the same version of daskvine"
     ):
         handshake.dial(client, b"secret", "worker")
 

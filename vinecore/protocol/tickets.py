@@ -1,0 +1,80 @@
+"""What a worker shows to a peer from which it fetches: that the manager has sent it, and for which file.
+
+Each worker has a key of its own, which it shares with the manager only. From the key of the worker that serves, the manager makes two things for the one
+that fetches: a key for this pair, with which both prove who they are when they connect, and a ticket for each file. A ticket is good for one
+file, one receiver, and some hours. These are counted from the server's `Welcome`, which the manager and the server both know: no clock has to be right.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from typing import Any
+
+VALID_S = 4 * 3600.0
+"""A fetch may wait so long behind others on the worker that was asked to do it."""
+
+
+def clock() -> float:
+    """Give seconds that pass on all machines alike, also while they sleep."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def _mac(key: bytes, text: str) -> bytes:
+    return hmac.digest(key, text.encode(), "sha256")
+
+
+def key_of(session_key: bytes, worker: int) -> bytes:
+    """Make the key of a worker."""
+    return _mac(session_key, f"worker|{worker}")
+
+
+def pair_key(key: bytes, receiver: int) -> bytes:
+    """Make what a worker with this key and a receiver have to know when they meet."""
+    return _mac(key, f"peer|{receiver}")
+
+
+def issue(key: bytes, receiver: int, name: str, expires: int) -> str:
+    """Make a ticket for a file of the worker with this key; ``expires`` are seconds after its `Welcome`."""
+    return _mac(key, f"fetch|{receiver}|{expires}|{name}").hex()
+
+
+class Gate:
+    """What a worker asks of its peers.
+
+    Parameters
+    ----------
+    key
+        Its own.
+
+    Attributes
+    ----------
+    opened_at : float
+        When it was welcomed, by `clock`.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self.opened_at = clock()
+
+    def secret(self, greeting: dict[str, Any]) -> bytes:
+        """Give what who greets like this has to know."""
+        return pair_key(self._key, _receiver(greeting))
+
+    def objection(self, greeting: dict[str, Any], request: dict[str, Any]) -> str:
+        """Say why a request is refused to who has greeted like this; "" if it is not."""
+        name, expires, ticket = (request.get(field) for field in ("get", "expires", "ticket"))
+        if not (type(name) is str and type(expires) is int and type(ticket) is str):
+            return "a request without a ticket"
+        if not hmac.compare_digest(
+            ticket.encode(errors="replace"), issue(self._key, _receiver(greeting), name, expires).encode()
+        ):
+            return f"the ticket is not for {name[:200]}, or not for this worker"
+        if clock() - self.opened_at > expires:
+            return f"the ticket for {name[:200]} has expired"
+        return ""
+
+
+def _receiver(greeting: dict[str, Any]) -> int:
+    number = greeting.get("peer")
+    return number if type(number) is int else 0

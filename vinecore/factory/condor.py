@@ -231,7 +231,9 @@ class Condor:
             if kind == TERMINATED:
                 code = RETURNED.search(body)
                 clean = code is not None and int(code[1]) == 0
-                self._ends[name] = Job(GONE, f"exit code {code[1]}" if code is not None else first, clean)
+                self._ends[name] = Job(
+                    GONE, f"exit code {code[1]}" if code is not None else first, clean, ran=True
+                )
             elif kind == ABORTED:
                 self._ends[name] = Job(GONE, first or "it was removed")
 

@@ -182,7 +182,11 @@ class Factory:
             self._manager._closers.append(self.stop)
             self._manager.factory = self
         if isinstance(self._batch, Local):
-            self._turn()
+            try:
+                self._turn()
+            except BaseException:
+                self.stop()
+                raise
         if replace:
             self._keeper = threading.Thread(target=self._keep, name="vine-factory", daemon=True)
             self._keeper.start()

@@ -100,7 +100,7 @@ class Local:
                     if code < 0
                     else f"its exit code is {code}: {self._last_words()}"
                 )
-                found[name] = Job(GONE, what, code == 0)
+                found[name] = Job(GONE, what, code == 0, ran=True)
         return found
 
     def _last_words(self) -> str:

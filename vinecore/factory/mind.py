@@ -26,6 +26,7 @@ class Job(NamedTuple):
     state: str
     reason: str = ""
     clean: bool = False  # gone by itself, as a worker goes that has nothing to do
+    ran: bool = False  # gone, and it had been running
 
 
 class Step(NamedTuple):
@@ -164,7 +165,7 @@ class Mind:
             if job.state == HELD:
                 told["held", job.reason] += 1
             elif job.state == GONE:
-                if not job.clean and not pilot.connected and pilot.running_since is not None:
+                if not job.clean and not pilot.connected and (job.ran or pilot.running_since is not None):
                     told["gone before connecting", job.reason] += 1
                 elif not job.clean:
                     told["gone", job.reason] += 1

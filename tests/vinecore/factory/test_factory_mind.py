@@ -123,6 +123,12 @@ def test_a_pilot_that_dies_before_connecting_is_told_as_such():
     )
 
 
+def test_a_pilot_that_was_never_seen_running_may_have_died_before_connecting_all_the_same():
+    site = Site(min_workers=1)
+    site.step()
+    assert "before connecting: exit code 3" in site.step(j1=Job(GONE, "exit code 3", ran=True)).says[0]
+
+
 def test_a_worker_that_leaves_by_itself_is_no_trouble():
     site = Site(min_workers=1)
     site.step()

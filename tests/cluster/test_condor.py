@@ -1,0 +1,155 @@
+"""Pilots in a real HTCondor pool, submitted by an ordinary user who has no file in common with the manager."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import debian
+from tests.cluster.condor_pool import CORES, pool
+from tests.support import until, workers_of, yard_in
+from vinecore import FunctionCall, Task
+
+LONG_S = 120.0  # for what the pool has to find a place for
+
+
+@pytest.fixture(scope="module")
+def condor(tmp_path_factory):
+    """The pool."""
+    if reason := debian.missing():
+        pytest.skip(reason)
+    with pool(tmp_path_factory.mktemp("condor")) as condor:
+        yield condor
+
+
+@pytest.fixture
+def yard(tmp_path, monkeypatch):
+    with yard_in(tmp_path, monkeypatch) as yard:
+        yield yard
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """This Python, with what calls need, as an archive that works wherever it is unpacked."""
+    archive = tmp_path_factory.mktemp("archive") / "python.tar"
+    base = Path(sys.base_prefix)
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    library, packages = base / "lib" / version, Path(sysconfig.get_paths()["purelib"])
+    large = {
+        "test",
+        "idlelib",
+        "tkinter",
+        "ensurepip",
+        "lib2to3",
+        "site-packages",
+        "__pycache__",
+        "turtledemo",
+    }
+
+    def chosen(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        parts = Path(entry.name).parts
+        return None if large & set(parts[2:]) or entry.name.endswith(".a") else entry
+
+    # it may have its library where it was built
+    start = tmp_path_factory.mktemp("start") / "python"
+    start.write_text(
+        '#!/bin/sh\nbin=$(dirname "$(readlink -f "$0")")\nLD_LIBRARY_PATH=$bin/../lib exec "$bin/python3" "$@"\n'
+    )
+    start.chmod(0o755)
+    with tarfile.open(archive, "w") as tar:
+        tar.add(start, "bin/python")
+        tar.add(os.path.realpath(sys.executable), "bin/python3")
+        tar.add(library, f"lib/{version}", filter=chosen)
+        for shared in (base / "lib").glob(f"libpython{sys.version_info[0]}.{sys.version_info[1]}*.so*"):
+            tar.add(os.path.realpath(shared), f"lib/{shared.name}")
+        for package in (path for name in ("cloudpickle", "tblib") for path in packages.glob(f"{name}*")):
+            tar.add(package, f"lib/{version}/site-packages/{package.name}")
+    return archive
+
+
+@pytest.fixture
+def factory(condor, yard):
+    """Start ``vine_factory`` for a manager, as the user."""
+    secret = condor.give(yard.secret, "secret")
+
+    def start(m, *options):
+        return condor.factory("-T", "condor", "127.0.0.1", str(m.port), "-P", secret, "--factory-period", "1", "--memory", "500", "--disk", "500",
+                              "-S", "/home/scientist/scratch", *options)  # fmt: skip
+
+    return start
+
+
+def test_calls_run_on_pilots_half_of_which_are_removed_in_the_middle(condor, factory, yard, environment):
+    def slow_square(x):  # pickled by value: the nodes have no file of these tests
+        import time
+
+        time.sleep(0.05)
+        return x * x
+
+    m = yard.manager()
+    calls = 2000
+    m.install_library(m.create_library_from_functions("work", slow_square, exec_mode="direct"))
+    python = condor.give(environment, "python.tar")
+    with factory(m, "-w", "0", "-W", str(CORES), "--python-env", python) as running:
+        for number in range(calls):
+            m.submit(FunctionCall("work", "slow_square", number))
+        results = []
+        while len(results) < 200:
+            results.append(m.wait(LONG_S).output)
+        until(lambda: m.workers_connected == CORES, "all pilots to be connected", LONG_S)
+        half = condor.pilots()[: CORES // 2]
+        before = {worker["id"] for worker in workers_of(m)}
+        condor.run("condor_rm", *half)
+        while len(results) < calls:
+            results.append(m.wait(LONG_S).output)
+        assert sorted(results) == [number * number for number in range(calls)]
+        assert {worker["id"] for worker in workers_of(m)} - before, (
+            "somebody has come for those who were removed"
+        )
+        until(lambda: "via condor_rm (by user scientist)" in running.log, "a word about the removed pilots")
+        assert running.end() == 0
+        assert condor.queue() == []
+        assert not list((condor.root.path / "home/scientist/scratch").iterdir())
+    until(lambda: m.workers_connected == 0, "the workers to be gone")
+
+
+def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(condor, factory, yard):
+    m = yard.manager()
+    with factory(
+        m,
+        "-w",
+        "1",
+        "-W",
+        "1",
+        "--env",
+        "COLOUR=blue",
+        "--condor-requirements",
+        "Cpus >= 1",
+        "--condor-requirements",
+        'OpSys == "LINUX"',
+    ) as running:
+        m.wait_for_workers(1, LONG_S)
+        m.submit(Task('id -un; echo "$COLOUR"'))
+        assert m.wait(LONG_S).output == "scientist\nblue\n"
+        [first] = condor.pilots()
+        condor.run("condor_hold", "-reason", "the machine is needed", first)
+        until(lambda: "1 pilot is held: the machine is needed" in running.log, "the reason", LONG_S)
+        until(lambda: condor.pilots() not in ([], [first]), "another pilot", LONG_S)
+        assert first not in condor.pilots(5)
+        assert running.end() == 0
+    assert condor.queue() == []
+
+
+def test_pilots_that_cannot_start_are_told_with_their_last_words_and_not_submitted_as_fast_as_possible(
+    condor, factory, yard
+):
+    m = yard.manager()
+    with factory(m, "-w", "1", "-W", "1", "--wrapper", "sh -c 'echo no licence >&2; exit 3'") as running:
+        until(lambda: running.log.count("exit code 3: no licence; others in") >= 2, "what is wrong", LONG_S)
+        assert "1 pilot is gone before connecting: exit code 3: no licence; others in 0.8 s" in running.log
+    assert condor.queue() == []

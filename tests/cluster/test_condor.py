@@ -145,11 +145,16 @@ def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(condor, fact
     assert condor.queue() == []
 
 
-def test_pilots_that_cannot_start_are_told_with_their_last_words_and_not_submitted_as_fast_as_possible(
-    condor, factory, yard
+@pytest.mark.parametrize(("spool", "words"), [((), ": no licence"), (("--condor-spool",), "")])
+def test_pilots_that_cannot_start_are_told_and_not_submitted_as_fast_as_possible(
+    condor, factory, yard, spool, words
 ):
     m = yard.manager()
-    with factory(m, "-w", "1", "-W", "1", "--wrapper", "sh -c 'echo no licence >&2; exit 3'") as running:
-        until(lambda: running.log.count("exit code 3: no licence; others in") >= 2, "what is wrong", LONG_S)
-        assert "1 pilot is gone before connecting: exit code 3: no licence; others in 0.8 s" in running.log
+    with factory(
+        m, "-w", "1", "-W", "1", "--wrapper", "sh -c 'echo no licence >&2; exit 3'", *spool
+    ) as running:
+        said = f"1 pilot is gone before connecting: exit code 3{words}; others in"
+        until(
+            lambda: f"{said} 0.4 s" in running.log and f"{said} 0.8 s" in running.log, "what is wrong", LONG_S
+        )
     assert condor.queue() == []

@@ -32,6 +32,7 @@ CLOSE_S = 30.0
 AT_ONCE = 500  # jobs in one command line
 MOST_WORDS = 500
 
+SPOOLING = 16  # why a job is held whose files are still on their way to the schedd
 STATES = {1: IDLE, 2: RUNNING, 3: GONE, 4: GONE, 5: HELD, 6: RUNNING, 7: RUNNING}
 EVENT = re.compile(r"(\d{3}) \((\d+)\.(\d+)\.\d+\)[^\n]*\n(.*?)^\.\.\.\n", re.MULTILINE | re.DOTALL)
 TERMINATED, ABORTED = "005", "009"
@@ -190,10 +191,14 @@ class Condor:
             return {}
         queue = self._queue()
         self._read_log()
+        if self._spool and (gone := [name for name in self._live - queue.keys() if name not in self._ends]):
+            self._read_history(len(gone))
         found: dict[str, Job] = {}
         for name in sorted(self._live):
             about = queue.pop(name, None)
             state = GONE if about is None else STATES.get(about.get("JobStatus", 0), IDLE)
+            if state == HELD and about is not None and about.get("HoldReasonCode") == SPOOLING:
+                state = IDLE
             if state != GONE:
                 found[name] = Job(state, str((about or {}).get("HoldReason", ""))[:MOST_WORDS])
                 continue
@@ -206,7 +211,7 @@ class Condor:
 
     def _queue(self) -> dict[str, dict[str, Any]]:
         said = _run("condor_q", "-json", "-constraint", self._constraint, "-attributes",
-                    "ClusterId,ProcId,JobStatus,HoldReason,RemoveReason").strip()  # fmt: skip
+                    "ClusterId,ProcId,JobStatus,HoldReason,HoldReasonCode,RemoveReason").strip()  # fmt: skip
         try:
             return {f"{job['ClusterId']}.{job['ProcId']}": job for job in json.loads(said or "[]")}
         except (ValueError, TypeError, KeyError):
@@ -236,6 +241,21 @@ class Condor:
                 )
             elif kind == ABORTED:
                 self._ends[name] = Job(GONE, first or "it was removed")
+
+    def _read_history(self, count: int) -> None:
+        """Ask the schedd what became of the last jobs, whose log it has kept to itself."""
+        said = _run("condor_history", "-json", "-constraint", self._constraint, "-limit", str(2 * count), "-attributes",
+                    "ClusterId,ProcId,ExitCode,RemoveReason", check=False).strip()  # fmt: skip
+        try:
+            jobs = json.loads(said or "[]")
+        except ValueError:
+            return
+        for job in jobs:
+            name, code = f"{job.get('ClusterId')}.{job.get('ProcId')}", job.get("ExitCode")
+            if name in self._live and code is not None:
+                self._ends[name] = Job(GONE, f"exit code {code}", code == 0, ran=True)
+            elif name in self._live:
+                self._ends[name] = Job(GONE, str(job.get("RemoveReason", ""))[:MOST_WORDS])
 
     def _end_of(self, name: str, about: dict[str, Any]) -> Job:
         end = self._ends.pop(name, None) or Job(

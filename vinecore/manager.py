@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vinecore import addresses, errors
+from vinecore import addresses, certificates, errors
 from vinecore import secrets as password
 from vinecore.addresses import Look
 from vinecore.core import events as e
@@ -30,7 +30,7 @@ from vinecore.files import LEVEL_NUMBERS, File, content_name, level_of, path_nam
 from vinecore.io.engine import Engine
 from vinecore.io.scribe import Scribe
 from vinecore.libraries import Context, LibraryTask
-from vinecore.protocol import bulk, digests, values, xrootd
+from vinecore.protocol import bulk, digests, tls, values, xrootd
 from vinecore.tasks import PythonTask, Task
 from vinecore.versions import REQUIRED, explain_mismatch, package_versions, python_version
 
@@ -69,8 +69,17 @@ class Manager:
     run_info_path : path, bool or None
         A folder for a journal of what happens (``docs/journal.md``), in a folder named by the time; True for "vine-run-info" here. None
         for what the variable VINE_RUN_INFO_PATH of the environment says; without that, and with False, no journal is written.
+    ssl : bool or (path, path)
+        Whether all connections are protected by TLS: with a certificate of this user's that is made the first time, or with this key and
+        certificate. Both take the extra ``daskvine[ssl]``, because each worker gets a certificate, too. Workers need ``--ssl``; they take no other certificate
+        than one whose fingerprint is in the file beside the secret, ``<password file>.fingerprint``, or given as ``--ssl-fingerprint``.
     init_fn : callable or None
         Called with the manager once it is up.
+
+    Attributes
+    ----------
+    ssl_fingerprint : str
+        Of the certificate; "" without TLS.
 
     Examples
     --------
@@ -81,7 +90,7 @@ class Manager:
 
     def __init__(self, port: int | Sequence[int] = DEFAULT_PORT, name: str | None = None, shutdown: bool = False, *,
                  password_file: str | Path | None = None, address: str = "", run_info_path: str | Path | bool | None = None,
-                 init_fn: Callable[[Any], None] | None = None) -> None:  # fmt: skip
+                 ssl: bool | Sequence[str | Path] = False, init_fn: Callable[[Any], None] | None = None) -> None:  # fmt: skip
         self.name = name or f"vine-{os.getpid()}"
         self._shutdown, self._pid = shutdown, os.getpid()
         if password_file is None:
@@ -90,8 +99,10 @@ class Manager:
             secret, self.password_file = password.read_secret(password_file), Path(password_file)
         self._session = secrets.token_hex(4)
         self._scribe = self._make_scribe(run_info_path)
+        self.ssl_fingerprint = ""
+        context = self._make_tls(ssl) if ssl else None
         self._engine = Engine(
-            _port_range(port), address, secret, self.name, python_version(), REQUIRED, self._scribe
+            _port_range(port), address, secret, self.name, python_version(), REQUIRED, self._scribe, context
         )
         self._numbers = itertools.count(1)
         self._tasks: dict[int, Task] = {}
@@ -134,6 +145,32 @@ class Manager:
             return None
         folder = "vine-run-info" if run_info_path is True else run_info_path
         return Scribe(folder, manager=self.name, session=self._session, packages=package_versions())
+
+    def _make_tls(self, ssl: Any) -> Any:
+        """Prepare TLS, and tell workers by which certificate they know this manager."""
+        certificates.make()  # if that cannot be, it is said before anything is started: each worker gets one
+        if ssl is True:
+            key = certificate = certificates.of_user()
+        else:
+            try:
+                key, certificate = map(Path, ssl)
+            except (TypeError, ValueError):
+                msg = f"ssl={ssl!r}: use True, or the paths of a key and of its certificate: ssl=('key.pem', 'certificate.pem')"
+                raise ValueError(msg) from None
+        self.ssl_fingerprint = f"sha256:{certificates.fingerprint_of(certificate)}"
+        try:
+            context = tls.server_context(str(certificate), str(key))
+        except OSError as error:
+            msg = f"ssl: {key} and {certificate} are not a key and its certificate in PEM, without a passphrase: {error}"
+            raise ValueError(msg) from error
+        try:
+            certificates.publish(self.ssl_fingerprint, self.password_file)
+        except OSError as error:
+            log.warning(
+                "no file with the fingerprint can be put beside %s (%s): start workers with --ssl-fingerprint %s",
+                self.password_file, error.strerror, self.ssl_fingerprint,
+            )  # fmt: skip
+        return context
 
     # ---- life
 

@@ -22,6 +22,7 @@ class Order(NamedTuple):
     port: int
     password_file: Path
     factory: str  # which factory they belong to
+    fingerprint: str = ""  # of the manager's certificate, where there is TLS
 
 
 class Batch(Protocol):

@@ -139,6 +139,8 @@ class Condor:
             value = getattr(settings, option)
             if value is not None:
                 options += [f"--{option}", str(value)]
+        if order.fingerprint:
+            options += ["--ssl-fingerprint", order.fingerprint]
         options += shlex.split(settings.extra_options)
         archive = shlex.quote(os.path.basename(settings.python_env))
         return PILOT_SCRIPT.format(

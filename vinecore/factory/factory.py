@@ -238,7 +238,12 @@ class Factory:
             self._source.release(step.release, self._id)
         if step.submit and not self._stopping:
             order = Order(
-                settings, self._source.host, self._source.port, self._source.password_file, self._id
+                settings,
+                self._source.host,
+                self._source.port,
+                self._source.password_file,
+                self._id,
+                self._source.fingerprint,
             )
             try:
                 mind.submitted(batch.submit(step.submit, order))

@@ -62,6 +62,8 @@ class Local:
         timeout_s = FOR_EVER_S if settings.fixed else settings.timeout
         command = [*shlex.split(settings.wrapper), sys.executable, "-m", "vineworker", order.host, str(order.port), "--single-shot",
                    "--timeout", str(timeout_s), "--password", str(order.password_file), "--feature", f"{PILOT}{order.factory}/{name}"]  # fmt: skip
+        if order.fingerprint:
+            command += ["--ssl-fingerprint", order.fingerprint]
         if not settings.wrapper:  # whose child the worker may be
             command += ["--parent-death", str(os.getpid())]
         command += (

@@ -51,6 +51,7 @@ class Source(Protocol):
     host: str
     port: int
     password_file: Path
+    fingerprint: str
 
     def ask(self, settings: Settings, factory: str) -> Demand:
         """What there is to do, with the pilots of that factory that are connected.
@@ -71,6 +72,7 @@ class Far:
 
     def __init__(self, host: str, port: int, password_file: Path) -> None:
         self.host, self.port, self.password_file = host, port, password_file
+        self.fingerprint = ""
 
     def ask(self, settings: Settings, factory: str) -> Demand:
         """Ask over the network."""
@@ -91,6 +93,7 @@ class Near:
     def __init__(self, manager: Manager, host: str) -> None:
         self._manager = manager
         self.host, self.port, self.password_file = host, manager.port, manager.password_file
+        self.fingerprint = manager.ssl_fingerprint
 
     def ask(self, settings: Settings, factory: str) -> Demand:
         """Ask the tables; where nothing depends on it, do not even ask."""

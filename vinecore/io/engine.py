@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import gc
 import itertools
 import logging
 import os
 import secrets
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -22,6 +24,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from vinecore import certificates
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.demand import Demand, demand, dispensable
@@ -29,7 +32,7 @@ from vinecore.core.mind import Mind
 from vinecore.core.state import TaskSpec
 from vinecore.io.scribe import Scribe
 from vinecore.io.store import Store
-from vinecore.protocol import VERSION, bulk, tickets
+from vinecore.protocol import VERSION, bulk, tickets, tls
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import PROTOCOL_ERROR, Channel
 
@@ -58,6 +61,7 @@ class Peer:
         self.pinged_at = 0.0
         self.key = b""
         self.welcomed_at = 0.0
+        self.certificate = self.fingerprint = ""
 
 
 class Question:
@@ -94,6 +98,8 @@ class Engine:
         Packages without which a worker's own Python can run none of them.
     scribe
         Who writes the journal, if there is to be one.
+    tls_context
+        What TLS is spoken with, if it is.
 
     Attributes
     ----------
@@ -110,6 +116,7 @@ class Engine:
         python: str,
         needs: tuple[str, ...] = (),
         scribe: Scribe | None = None,
+        tls_context: ssl.SSLContext | None = None,
     ) -> None:
         self._secret, self._name = secret, name
         self._pid = os.getpid()
@@ -138,7 +145,14 @@ class Engine:
         self.defect: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="vine-manager", daemon=True)
         self._thread.start()
-        self._door = bulk.Door(listener, lambda _greeting: self._secret, self._welcome, self._refused)
+        self._cover: tls.Cover | None = None
+        covering: bulk.Cover | None = None
+        if tls_context is not None:
+            self._cover = tls.Cover()
+            covering = functools.partial(self._cover.serve, context=tls_context)
+        self._door = bulk.Door(
+            listener, lambda _greeting: self._secret, self._welcome, self._refused, cover=covering
+        )
 
     # ---- for other threads
 
@@ -212,6 +226,8 @@ class Engine:
         self._thread.join()
         if self._scribe is not None:
             self._scribe.close()
+        if self._cover is not None:
+            self._cover.finish(GOODBYE_S)
         self.store.close()
 
     # ---- the loop
@@ -320,15 +336,15 @@ class Engine:
     def _refused(self, address: str, reason: str) -> None:
         log.warning("refused a connection from %s: %s", address, reason)
 
-    def _welcome(self, sock: socket.socket, greeting: dict[str, Any]) -> None:
+    def _welcome(self, sock: socket.socket, greeting: dict[str, Any], host: str) -> None:
         """A client has proved that it knows the secret; runs in its own thread."""
         if greeting["role"] == "bulk":
             bulk.serve(sock, self.store)
         elif greeting["role"] == "worker":
             sock.setblocking(False)
-            host = sock.getpeername()[0]
+            certificate = ("", "") if self._cover is None else certificates.make()
             try:
-                self._loop.call_soon_threadsafe(self._adopt_soon, sock, host)
+                self._loop.call_soon_threadsafe(self._adopt_soon, sock, host, certificate)
             except RuntimeError:  # the manager has just ended
                 sock.close()
         elif greeting["role"] == "status":
@@ -380,12 +396,12 @@ class Engine:
 
         return self.call(let_go)
 
-    def _adopt_soon(self, sock: socket.socket, host: str) -> None:
-        adoption = self._loop.create_task(self._adopt(sock, host))
+    def _adopt_soon(self, sock: socket.socket, host: str, certificate: tuple[str, str]) -> None:
+        adoption = self._loop.create_task(self._adopt(sock, host, certificate))
         self._adoptions.add(adoption)
         adoption.add_done_callback(self._adoptions.discard)
 
-    async def _adopt(self, sock: socket.socket, host: str) -> None:
+    async def _adopt(self, sock: socket.socket, host: str, certificate: tuple[str, str]) -> None:
         number = next(self._numbers)
         channel = Channel(
             m.FROM_WORKER,
@@ -395,6 +411,7 @@ class Engine:
             _loads,
         )
         peer = self._peers[number] = Peer(number, host, channel)
+        peer.certificate, peer.fingerprint = certificate
         await self._loop.create_connection(lambda: channel, sock=sock)
         if self.closed:
             channel.close()
@@ -423,7 +440,10 @@ class Engine:
                 return
             peer.hello = hello
             peer.key, peer.welcomed_at = tickets.key_of(self._session_key, peer.number), tickets.clock()
-            peer.channel.send(m.Welcome(peer.number, self._name, peer.key.hex(), self._mind.python))
+            peer.channel.send(
+                m.Welcome(peer.number, self._name, peer.key.hex(), self._mind.python, peer.certificate)
+            )
+            peer.certificate = ""
             self._inbox.append(e.WorkerJoined(peer.number, peer.host, hello))
         number = peer.number
         self._inbox.extend([e.WorkerSaid(number, message) for message in messages])
@@ -478,6 +498,7 @@ def _with_ticket(fetch: m.Fetch, receiver: int, source: Peer) -> m.Fetch:
         pair_key=tickets.pair_key(source.key, receiver).hex(),
         ticket=tickets.issue(source.key, receiver, fetch.name, expires),
         expires=expires,
+        fingerprint=source.fingerprint,
     )
 
 

@@ -48,6 +48,9 @@ IDLE_S = 60.0
 QUIET_S = 30.0  # after a complaint about what hinders everybody
 CLOSE_S = 5.0
 
+Cover = Callable[[socket.socket], socket.socket]
+"""Turns a connection into what is spoken on instead, and owns it from then on (see `tls`)."""
+
 Content = Union[bytes, str]
 """An object as it is held: its bytes, or the path of the file or directory."""
 
@@ -450,14 +453,20 @@ class Client:
         The other end.
     secret
         What both ends know.
+    cover
+        Puts TLS over the connection, if there is to be any.
     **greeting
         What the other end should know of this one.
     """
 
-    def __init__(self, host: str, port: int, secret: bytes, **greeting: Any) -> None:
+    def __init__(
+        self, host: str, port: int, secret: bytes, cover: Union[Cover, None] = None, **greeting: Any
+    ) -> None:
         self.sock = socket.create_connection((host, port), timeout=CONNECT_S)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
+            if cover is not None:
+                self.sock = cover(self.sock)
             handshake.dial(self.sock, secret, "bulk", **greeting)
         except BaseException:
             self.sock.close()
@@ -562,21 +571,25 @@ class Door:
     secret
         A function that gives the secret to ask for now, from who greets like that.
     welcome
-        Called in the connection's thread with the socket and the client's greeting; owns the socket from then on.
+        Called in the connection's thread with the socket, the client's greeting and its address; owns the socket from then on.
     refused
         Called with the peer's address and the reason.
     most
         Handshakes at once; further ones wait in the kernel's queue.
+    cover
+        Puts TLS over each connection, if there is to be any.
     """
 
     def __init__(
         self,
         listener: socket.socket,
         secret: Callable[[dict[str, Any]], bytes],
-        welcome: Callable[[socket.socket, dict[str, Any]], None],
+        welcome: Callable[[socket.socket, dict[str, Any], str], None],
         refused: Callable[[str, str], None],
         most: int = 256,
+        cover: Union[Cover, None] = None,
     ) -> None:
+        self._cover = cover
         self._listener, self._secret, self._welcome, self._refused = listener, secret, welcome, refused
         self._places = threading.BoundedSemaphore(most)
         self._open: dict[socket.socket, threading.Thread] = {}
@@ -621,21 +634,24 @@ class Door:
             self._refused("somebody", reason)
         time.sleep(0.1)
 
-    def _receive(self, sock: socket.socket, address: str) -> None:
+    def _receive(self, outer: socket.socket, address: str) -> None:
+        sock = outer
         try:
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._cover is not None:
+                    sock = self._cover(sock)
                 greeting = handshake.serve(sock, self._secret)
             finally:
                 self._places.release()  # who has proved the secret takes no place from those who still have to
-            self._welcome(sock, greeting)
+            self._welcome(sock, greeting, address)
         except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes lead to is the stranger's problem
             sock.close()
             if not self._closing:
                 self._refused(address, str(error) or type(error).__name__)
         finally:
             with self._lock:
-                del self._open[sock]
+                del self._open[outer]
 
     def close(self) -> None:
         """Stop listening and cut what is still being served."""

@@ -6,6 +6,9 @@
     client: {"role": R, "nonce": C, "proof": HMAC(secret, "client" R S C), ...}
     server: {"proof": HMAC(secret, "server" R S C)}      or {"refused": reason}
 
+Where there is TLS (see `tls`) the server says {"vine": 1, "tls": true} before it begins, and all of this inside of it. A client that wants the other
+kind of connection answers {"wants": "tls"} or {"wants": "no tls"}, and goes.
+
 One line of JSON each, at most `LINE_LIMIT` bytes, within `TIMEOUT_S`. Nothing is unpickled, started or stored before both
 proofs have held. The nonces make a recorded handshake worthless. Blocking sockets: callers run this in a thread.
 """
@@ -89,6 +92,9 @@ def serve(sock: socket.socket, secret: Union[bytes, Callable[[dict[str, Any]], b
     nonce = os.urandom(16).hex()
     send_line(sock, {"vine": VERSION, "nonce": nonce})
     greeting = read_line(sock, deadline)
+    if greeting.get("wants") == "tls":
+        msg = "it wants TLS, which this manager does not speak: start the manager with ssl=True, or vine_worker without --ssl"
+        raise Refused(msg)
     role, theirs, proof = (greeting.get(field) for field in ("role", "nonce", "proof"))
     if not (
         isinstance(role, str) and isinstance(theirs, str) and isinstance(proof, str) and len(theirs) >= 16
@@ -106,6 +112,29 @@ def serve(sock: socket.socket, secret: Union[bytes, Callable[[dict[str, Any]], b
     return greeting
 
 
+def read_challenge(sock: socket.socket, deadline: float, *, tls: bool = False) -> dict[str, Any]:
+    """Read what a server begins with.
+
+    Raises
+    ------
+    Refused, OSError
+        It speaks another protocol; or TLS, where this end does not, or the reverse.
+    """
+    challenge = read_line(sock, deadline)
+    if challenge.get("vine") != VERSION:
+        msg = f"the other end speaks protocol {challenge.get('vine')!r}, this one speaks {VERSION}: use the same version of daskvine"
+        raise Refused(msg)
+    if bool(challenge.get("tls")) != tls:
+        send_line(sock, {"wants": "tls" if tls else "no tls"})
+        msg = (
+            "it does not speak TLS: start the manager with ssl=True, or this end without --ssl"
+            if tls
+            else "this manager wants TLS: use --ssl"
+        )
+        raise Refused(msg)
+    return challenge
+
+
 def dial(sock: socket.socket, secret: bytes, role: str, **more: Any) -> None:
     """Answer a server's challenge and challenge it.
 
@@ -115,10 +144,7 @@ def dial(sock: socket.socket, secret: bytes, role: str, **more: Any) -> None:
         The server does not know the secret, refuses ours, or speaks another protocol.
     """
     deadline = time.monotonic() + TIMEOUT_S
-    challenge = read_line(sock, deadline)
-    if challenge.get("vine") != VERSION:
-        msg = f"the other end speaks protocol {challenge.get('vine')!r}, this one speaks {VERSION}: use the same version of daskvine"
-        raise Refused(msg)
+    challenge = read_challenge(sock, deadline)
     server, nonce = str(challenge.get("nonce")), os.urandom(16).hex()
     send_line(
         sock, {"role": role, "nonce": nonce, "proof": _proof(secret, "client", role, server, nonce), **more}

@@ -48,6 +48,7 @@ class Welcome(NamedTuple):
     manager: str
     key: str  # hexadecimal
     python: str  # "3.11"
+    certificate: str = ""  # in PEM, with its private key: for the data port, where there is TLS
 
 
 class Put(NamedTuple):
@@ -70,6 +71,7 @@ class Fetch(NamedTuple):
     pair_key: str = ""  # hexadecimal
     ticket: str = ""
     expires: int = 0
+    fingerprint: str = ""  # of the source's certificate, where there is TLS
 
 
 class Unpack(NamedTuple):

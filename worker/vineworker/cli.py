@@ -57,6 +57,18 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("-P", "--password", metavar="FILE", help="file with the manager's secret")
     p.add_argument(
+        "--ssl",
+        action="store_true",
+        help="speak TLS with a manager that has a certificate whose fingerprint is in the file beside the secret, SECRET.fingerprint",
+    )
+    p.add_argument(
+        "--ssl-fingerprint",
+        action="append",
+        default=[],
+        metavar="SHA256",
+        help="speak TLS with a manager that has this certificate (may be repeated)",
+    )
+    p.add_argument(
         "-s", "--workspace", metavar="DIR", help="where to keep files (default: the temporary folder)"
     )
     p.add_argument(
@@ -164,6 +176,7 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         p.error(
             f"no secret at {path} ({error.strerror}): start the manager on this machine first, or copy its password file here and name it with --password FILE"
         )
+    fingerprints = _fingerprints(p, options, path)
     workspace = os.path.abspath(options.workspace or tempfile.gettempdir())
     try:
         os.makedirs(workspace, exist_ok=True)
@@ -190,6 +203,7 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         tuple(options.feature),
         options.parent_death,
         options.keep_workspace,
+        fingerprints,
     )
     _raise_limit_of_files()
     try:
@@ -197,6 +211,28 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
     except OSError as error:
         p.error(f"the workspace {workspace} cannot be used: {error.strerror}")
     return worker.run()
+
+
+def _fingerprints(p: argparse.ArgumentParser, options: argparse.Namespace, secret: str) -> tuple[str, ...]:
+    """Find which certificates the manager may have; none without TLS."""
+    if not (options.ssl or options.ssl_fingerprint):
+        return ()
+    from vinecore.protocol import tls
+
+    found, path = options.ssl_fingerprint, secret + ".fingerprint"
+    try:
+        if not found:
+            with open(path, encoding="utf-8") as file:
+                found = file.read().split()
+        if not found:
+            p.error(f"there is no fingerprint in {path}: name the manager's with --ssl-fingerprint")
+        return tuple(map(tls.parse_fingerprint, found))
+    except OSError as error:
+        p.error(
+            f"no fingerprint at {path} ({error.strerror}): copy the file from beside the manager's password file, or name the fingerprint with --ssl-fingerprint"
+        )
+    except ValueError as error:
+        p.error(str(error))
 
 
 def _write_pyz(p: argparse.ArgumentParser, options: argparse.Namespace) -> int:

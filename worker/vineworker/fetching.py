@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
 from vinecore.protocol import bulk, digests, handshake, messages
@@ -25,6 +26,7 @@ class Source(NamedTuple):
 
     address: str
     pair_key: str = ""
+    fingerprint: str = ""
 
 
 MANAGER = Source("manager")
@@ -43,14 +45,24 @@ class Fetcher:
         What the manager asks for.
     number
         The one that the manager has given to this worker.
+    cover, fingerprints
+        A `tls.Cover`, where there is TLS, and those of certificates that the manager may have.
     warden
         Is told of the processes that fetch for it.
     """
 
     def __init__(
-        self, cache: Cache, manager: tuple[str, int], secret: bytes, number: int, warden: Warden
+        self,
+        cache: Cache,
+        manager: tuple[str, int],
+        secret: bytes,
+        number: int,
+        warden: Warden,
+        cover: Any = None,
+        fingerprints: Sequence[str] = (),
     ) -> None:
         self._cache, self._manager, self._secret, self._number = cache, manager, secret, number
+        self._cover, self._fingerprints = cover, fingerprints
         self._addresses = Addresses(warden)
         self._idle: dict[Source, list[tuple[float, bulk.Client]]] = {}
         self._busy: set[bulk.Client] = set()
@@ -128,7 +140,7 @@ class Fetcher:
                 return client.bring(fetch.name, path, fetch.digest)
             return client.bring(fetch.name, path, fetch.digest, ticket=fetch.ticket, expires=fetch.expires)
 
-        received, proof = self._talk(Source(fetch.source, fetch.pair_key), bring)
+        received, proof = self._talk(Source(fetch.source, fetch.pair_key, fetch.fingerprint), bring)
         return received, proof
 
     def upload(self, name: str, digest: str) -> None:
@@ -207,9 +219,21 @@ class Fetcher:
 
     def _new_client(self, source: Source) -> bulk.Client:
         if source == MANAGER:
-            return bulk.Client(*self._manager, self._secret)
+            return bulk.Client(*self._manager, self._secret, self._covering(self._fingerprints))
         host, _, port = source.address.rpartition(":")
-        return bulk.Client(host, int(port), bytes.fromhex(source.pair_key), peer=self._number)
+        return bulk.Client(
+            host,
+            int(port),
+            bytes.fromhex(source.pair_key),
+            self._covering((source.fingerprint,)),
+            peer=self._number,
+        )
+
+    def _covering(self, fingerprints: Sequence[str]) -> Optional[bulk.Cover]:
+        if self._cover is None:
+            return None
+        cover = self._cover
+        return lambda sock: cover.dial(sock, fingerprints)
 
     def _give_back(self, source: Source, client: bulk.Client) -> None:
         with self._lock:

@@ -53,6 +53,7 @@ class Settings(NamedTuple):
     features: tuple[str, ...] = ()
     parent: Optional[int] = None  # process to live no longer than
     keep_workspace: bool = False  # for the next worker in it
+    fingerprints: tuple[str, ...] = ()  # of certificates that the manager may have; with any there is TLS
 
 
 class Session:
@@ -70,6 +71,8 @@ class Session:
         Has what was kept before, and keeps what shall be.
     leave
         Called with the reason, and whether the worker shall not come back, when the manager sends it away.
+    cover
+        A `tls.Cover`, where there is TLS.
     """
 
     def __init__(
@@ -79,7 +82,10 @@ class Session:
         warden: Warden,
         keeper: Keeper,
         leave: Callable[[str, bool], None],
+        cover: Any = None,
     ) -> None:
+        self._cover = cover
+        self.tls_context: Any = None  # of the data port
         self._settings, self._warden, self._keeper, self._leave = settings, warden, keeper, leave
         self._folder = tempfile.mkdtemp(prefix="session-", dir=folder)
         self._loop = asyncio.get_running_loop()
@@ -217,10 +223,29 @@ class Session:
             self.gate, self._python = tickets.Gate(bytes.fromhex(welcome.key)), welcome.python
             manager = (self._settings.host, self._settings.port)
             self._fetcher = fetching.Fetcher(
-                self.cache, manager, self._settings.secret, welcome.worker, self._warden
+                self.cache,
+                manager,
+                self._settings.secret,
+                welcome.worker,
+                self._warden,
+                self._cover,
+                self._settings.fingerprints,
             )
+            if self._cover is not None:
+                self.tls_context = self._make_context(welcome.certificate)
             log.info("worker %d of manager %s", welcome.worker, welcome.manager)
         self._obey(self._state.handle(messages))
+
+    def _make_context(self, certificate: str) -> Any:
+        from vinecore.protocol import tls
+
+        path = os.path.join(self._folder, "certificate.pem")
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(certificate)
+        try:
+            return tls.server_context(path)
+        finally:
+            os.unlink(path)
 
     def _happened(self, event: Any) -> None:
         if self._closed:

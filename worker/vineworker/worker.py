@@ -28,6 +28,7 @@ log = logging.getLogger("vine_worker")
 
 BACKOFF_S = (0.2, 5.0)
 CONNECT_S = 10.0
+GOODBYE_S = 2.0
 PING_S = 60.0
 SILENCE_S = 300.0
 """A manager that says nothing for this long, though it is asked, is gone: its machine or the network has died without a word."""
@@ -51,6 +52,11 @@ class Worker:
         home = open_home(settings.workspace, settings.secret) if settings.keep_workspace else None
         kept = os.path.join(self._folder, "kept")
         self._keeper = Keeper(kept, settings.resources.disk_mb << 20, home)
+        self._cover: Any = None
+        if settings.fingerprints:
+            from vinecore.protocol import tls  # not needed elsewhere, and long to import
+
+            self._cover = tls.Cover()
         self._loop: asyncio.AbstractEventLoop
         self._stopping: asyncio.Future[None]
         self._session: Optional[Session] = None
@@ -62,6 +68,8 @@ class Worker:
         try:
             return asyncio.run(self._run())
         finally:
+            if self._cover is not None:
+                self._cover.finish(GOODBYE_S)
             self._keeper.close()
             bulk.remove(self._folder)
             self._warden.close()
@@ -145,6 +153,8 @@ class Worker:
         sock = socket.create_connection((self._settings.host, self._settings.port), timeout=CONNECT_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
+            if self._cover is not None:
+                sock = self._cover.dial(sock, self._settings.fingerprints)
             handshake.dial(sock, self._settings.secret, "worker")
         except BaseException:
             sock.close()
@@ -162,7 +172,15 @@ class Worker:
             session = self._session
             return nobody if session is None else session.gate.secret(greeting)
 
-        def welcome(sock: socket.socket, greeting: dict[str, Any]) -> None:
+        def cover(sock: socket.socket) -> socket.socket:
+            session = self._session
+            if session is None or session.tls_context is None:
+                msg = "this worker has no manager now"
+                raise handshake.Refused(msg)
+            covered: socket.socket = self._cover.serve(sock, session.tls_context)
+            return covered
+
+        def welcome(sock: socket.socket, greeting: dict[str, Any], _address: str) -> None:
             session = self._session
             if session is None:
                 sock.close()
@@ -175,6 +193,7 @@ class Worker:
             secret,
             welcome,
             lambda address, reason: log.warning("refused a peer at %s: %s", address, reason),
+            cover=cover if self._cover is not None else None,
         )
 
     async def _serve(self, sock: socket.socket) -> None:
@@ -183,7 +202,7 @@ class Worker:
         self._last_busy = time.monotonic()
         try:
             session = self._session = Session(
-                self._settings, self._folder, self._warden, self._keeper, self._leave
+                self._settings, self._folder, self._warden, self._keeper, self._leave, self._cover
             )
         except BaseException:
             sock.close()

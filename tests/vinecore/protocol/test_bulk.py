@@ -66,7 +66,7 @@ def port(shelf, refusals):
     door = Door(
         listener,
         lambda _greeting: SECRET,
-        lambda sock, _greeting: bulk.serve(sock, shelf),
+        lambda sock, _greeting, _address: bulk.serve(sock, shelf),
         lambda address, reason: refusals.append((address, reason)),
     )
     yield listener.getsockname()[1]
@@ -569,7 +569,9 @@ def test_garbage_at_the_door_is_refused_and_others_still_come_in(port, refusals,
 
 def test_a_door_that_closes_cuts_what_is_being_served(shelf, tmp_path):
     listener = socket.create_server(("127.0.0.1", 0))
-    door = Door(listener, lambda _greeting: SECRET, lambda sock, _g: bulk.serve(sock, shelf), lambda *_: None)
+    door = Door(
+        listener, lambda _greeting: SECRET, lambda sock, _g, _a: bulk.serve(sock, shelf), lambda *_: None
+    )
     port = listener.getsockname()[1]
     client = Client("127.0.0.1", port, SECRET)
     door.close()

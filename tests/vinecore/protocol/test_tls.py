@@ -1,0 +1,200 @@
+"""TLS over real sockets: what goes in comes out, and whoever is not who he should be hears nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from vinecore.protocol import handshake, tls
+
+SECRET = b"secret"
+
+
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory):
+    """A context and its fingerprint."""
+    folder = tmp_path_factory.mktemp("certificate")
+    return make_identity(folder)
+
+
+def make_identity(folder):
+    key, certificate = str(folder / "key.pem"), str(folder / "certificate.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=x", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    der = tls.ssl.PEM_cert_to_DER_cert((folder / "certificate.pem").read_text())
+    return tls.server_context(certificate, key), tls.fingerprint(der)
+
+
+def in_thread(function, *arguments):
+    """Call a function in a thread; give a function that waits for what it returns."""
+    answer = []
+
+    def run():
+        try:
+            answer.append(function(*arguments))
+        except Exception as error:  # noqa: BLE001 - looked at by the test
+            answer.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def wait():
+        thread.join(60)
+        assert answer, "it has not ended"
+        return answer[0]
+
+    return wait
+
+
+@pytest.fixture
+def network():
+    """Two ends of a connection over TCP."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _address = listener.accept()
+    yield near, far
+    near.close()
+    far.close()
+
+
+@pytest.fixture
+def pair(network, identity):
+    """Two ends of a covered one."""
+    near, far = network
+    context, fingerprint = identity
+    cover = tls.Cover()
+    served = in_thread(cover.serve, far, context)
+    client = cover.dial(near, [fingerprint])
+    server = served()
+    yield client, server
+    client.close()
+    server.close()
+    cover.finish(10)
+
+
+def read_all(sock):
+    digest, size = hashlib.sha256(), 0
+    while data := sock.recv(1 << 16):
+        digest.update(data)
+        size += len(data)
+    return size, digest.hexdigest()
+
+
+def test_much_goes_both_ways_at_once_and_ends_where_it_ends(pair):
+    noise = hashlib.shake_128(b"x").digest(8_000_000)
+    waits = [in_thread(read_all, sock) for sock in pair]
+
+    def say(sock):
+        sock.sendall(noise)
+        sock.shutdown(socket.SHUT_WR)
+
+    said = [in_thread(say, sock) for sock in pair]
+    for wait in (*said, *waits):
+        wait()
+    assert [wait() for wait in waits] == [(len(noise), hashlib.sha256(noise).hexdigest())] * 2
+
+
+def test_one_direction_may_end_long_before_the_other(pair):
+    client, server = pair
+    client.sendall(b"question")
+    client.shutdown(socket.SHUT_WR)
+    assert read_all(server)[0] == 8
+    noise = hashlib.shake_128(b"y").digest(3_000_000)
+    said = in_thread(server.sendall, noise)
+    assert client.recv(1)
+    said_all = in_thread(read_all, client)
+    said()
+    server.close()
+    assert said_all()[0] == len(noise) - 1
+
+
+def test_what_was_said_before_it_was_closed_arrives(pair):
+    client, server = pair
+    noise = hashlib.shake_128(b"z").digest(150_000)
+    client.sendall(noise)
+    client.close()
+    assert read_all(server) == (len(noise), hashlib.sha256(noise).hexdigest())
+
+
+def test_who_sends_more_than_is_read_waits(pair):
+    client, server = pair
+    client.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        while True:
+            client.sendall(bytes(1 << 20))
+    server.close()
+
+
+def test_a_connection_that_is_cut_ends_at_both_ends(pair, network):
+    client, server = pair
+    client.settimeout(60)
+    server.settimeout(60)
+    network[0].shutdown(socket.SHUT_RDWR)
+    assert client.recv(1) == b""
+    assert server.recv(1) == b""
+
+
+def test_another_certificate_is_refused_before_anything_is_said(network, identity, tmp_path):
+    near, far = network
+    other, _fingerprint = make_identity(tmp_path)
+    cover = tls.Cover()
+    served = in_thread(cover.serve, far, other)
+    with pytest.raises(handshake.Refused, match="not the one that was expected"):
+        cover.dial(near, [identity[1]])
+    near.close()
+    covered = served()
+    with covered:
+        assert covered.recv(1) == b""
+    cover.finish(10)
+
+
+def test_a_client_without_tls_is_told_so_and_so_is_the_server(network, identity):
+    near, far = network
+    served = in_thread(tls.Cover().serve, far, identity[0])
+    with pytest.raises(handshake.Refused, match="this manager wants TLS: use --ssl"):
+        handshake.dial(near, SECRET, "worker")
+    assert "start vine_worker with --ssl" in str(served())
+
+
+def test_a_server_without_tls_is_told_so_and_so_is_the_client(network, identity):
+    near, far = network
+    served = in_thread(handshake.serve, far, SECRET)
+    with pytest.raises(handshake.Refused, match="it does not speak TLS"):
+        tls.Cover().dial(near, [identity[1]])
+    assert "start the manager with ssl=True" in str(served())
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x16", b"\x16" * 5000, b"\x16\x03\x01\xff\xff" + bytes(70000), b"GET /", b""]
+)
+def test_garbage_is_refused(network, identity, garbage):
+    near, far = network
+    served = in_thread(tls.Cover().serve, far, identity[0])
+    near.sendall(garbage)
+    near.shutdown(socket.SHUT_WR)
+    assert isinstance(served(), OSError)
+
+
+def test_who_stalls_in_the_handshake_is_given_up(network, identity, monkeypatch):
+    monkeypatch.setattr(handshake, "TIMEOUT_S", 0.5)
+    near, far = network
+    begun = time.monotonic()
+    served = in_thread(tls.Cover().serve, far, identity[0])
+    near.sendall(b"\x16\x03\x01")
+    assert isinstance(served(), TimeoutError)
+    assert time.monotonic() - begun < 30
+
+
+def test_fingerprints_are_understood_as_people_write_them():
+    plain = "0a" * 32
+    assert tls.parse_fingerprint("SHA256:" + ":".join(["0A"] * 32) + "\n") == plain
+    assert tls.parse_fingerprint(plain) == plain
+    with pytest.raises(ValueError, match="not a fingerprint"):
+        tls.parse_fingerprint("0a" * 20)

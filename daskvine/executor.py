@@ -68,7 +68,7 @@ class DaskVine(Manager):
         self.reuse_lock = (
             threading.Lock()
         )  # who names results by recipes must not meet another one who makes the same
-        self._closers.append(_shuffle_by_tasks())
+        self._closers.append(_SHUFFLING.begin())
         self._engine.listen(i.RunEnded, self._run_ended)
         self._engine.listen(i.VertexEnded, self._vertex_ended)
 
@@ -323,16 +323,42 @@ class _Resolved(dict[Any, Any]):
         return self[self._graph.resolve(key)]
 
 
-def _shuffle_by_tasks() -> Callable[[], None]:
-    """Have dask shuffle by tasks, unless the user has chosen something, until the function that this returns is called.
+class _Shuffling:
+    """Has dask shuffle by tasks while any manager is open, unless the user has chosen something.
 
     Without a client of distributed it would shuffle through a folder, which workers need not share. It decides that when a bag is
     grouped, or a dataframe is optimized, so long before `DaskVine.get` sees the graph.
     """
-    if dask.config.get("dataframe.shuffle.method", None) is not None:
-        return lambda: None
-    chosen = dask.config.set({"dataframe.shuffle.method": "tasks"})
-    return lambda: chosen.__exit__(None, None, None)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._settings: dict[
+            object, Any
+        ] = {}  # of each open manager, what it has set in dask's configuration
+
+    def begin(self) -> Callable[[], None]:
+        """A manager opens; call what this returns when it closes."""
+        manager = object()
+        with self._lock:
+            self._settings[manager] = self._set()
+        return lambda: self._end(manager)
+
+    def _set(self) -> Any:
+        if dask.config.get("dataframe.shuffle.method", None) is not None:
+            return None
+        return dask.config.set({"dataframe.shuffle.method": "tasks"})
+
+    def _end(self, manager: object) -> None:
+        with self._lock:
+            setting = self._settings.pop(manager)
+            if setting is None:
+                return
+            setting.__exit__(None, None, None)
+            if self._settings and not any(self._settings.values()):  # another one relied on it
+                self._settings[next(iter(self._settings))] = self._set()
+
+
+_SHUFFLING = _Shuffling()
 
 
 def _available_cores() -> int:

@@ -6,7 +6,9 @@ import asyncio
 import multiprocessing
 import os
 import pickle
+import subprocess
 import sys
+import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from operator import add, mul
@@ -91,6 +93,23 @@ def test_a_shuffle_of_dataframes_through_a_folder_is_refused(m):
 def test_a_manager_leaves_the_shuffle_that_the_user_chose():
     with dask.config.set({"dataframe.shuffle.method": "disk"}), DaskVine(port=0):
         assert dask.config.get("dataframe.shuffle.method") == "disk"
+
+
+def test_the_shuffle_stays_as_long_as_a_manager_is_open_whichever_ends_first():
+    program = """
+        import dask
+        from daskvine import DaskVine
+        method = lambda: dask.config.get("dataframe.shuffle.method", None)
+        first, second = DaskVine(port=0), DaskVine(port=0)
+        first.close()
+        print(method())
+        second.close()
+        print(method())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split() == ["tasks", "None"], done.stderr
 
 
 def test_the_shuffle_is_as_before_when_the_manager_ends():

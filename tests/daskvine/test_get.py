@@ -107,9 +107,13 @@ def test_the_shuffle_stays_as_long_as_a_manager_is_open_whichever_ends_first():
         print(method())
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(program)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    assert done.stdout.split() == ["tasks", "None"], done.stderr
+    assert done.stdout.split() == ["tasks", "None"]
 
 
 def test_the_shuffle_is_as_before_when_the_manager_ends():

@@ -214,7 +214,7 @@ def test_an_analysis_finds_the_same_where_not_all_it_makes_fits_and_workers_die(
     with DaskVine.local(workers=WORKERS, cores=1, disk_mb=DISK_MB) as m:
         m.wait_for_workers(WORKERS, 60)
         made = written(m)
-        with Gauge(m.factory._folder, 0.05) as gauge, Killer(m, kills) as killer:
+        with Gauge(m.factory._batch.folder, 0.05) as gauge, Killer(m, kills) as killer:
             found = dask.compute(*lazy, scheduler=m.get, task_mode="function-calls", progress_disable=True)
         assert same(found, expected)
         run = m.last_run

@@ -132,7 +132,7 @@ _PLAIN: dict[Any, Form] = {int: whole, float: number, str: text, bool: truth, by
 
 
 @functools.cache
-def of(kind: type) -> Callable[[Any], bool]:
+def of(kind: type) -> Form:
     """Make what tells whether a message of a kind is one.
 
     Parameters
@@ -142,7 +142,7 @@ def of(kind: type) -> Callable[[Any], bool]:
 
     Returns
     -------
-    Callable
+    Form
         Takes a message.
     """
     hints: dict[str, Any] = typing.get_type_hints(kind)

@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from vinecore.report import size
+
 KINDS = {
     "peers": "from worker to worker",
     "to_workers": "from the manager to workers",
@@ -119,9 +121,9 @@ class Report:
             ("cores at the most", f"{self.cores:,}"),
             ("cores with a task", f"{self.utilisation:.1%}"),
             ("cores that computed what counted", f"{self.useful:.1%}"),
-            *((f"moved {meaning}", f"{_bytes(self.bytes_moved[kind])} in {self.transfers[kind]:,}") for kind, meaning in KINDS.items()),
-            ("most between two machines", _bytes(self.most_between_two)),
-            ("most on one worker's disk", _bytes(self.peak_disk_bytes)),
+            *((f"moved {meaning}", f"{size(self.bytes_moved[kind])} in {self.transfers[kind]:,}") for kind, meaning in KINDS.items()),
+            ("most between two machines", size(self.most_between_two)),
+            ("most on one worker's disk", size(self.peak_disk_bytes)),
             ("manager busy", f"{self.manager_busy_s:,.3f} s, {self.manager_load:.1%}"),
             ("events, messages to workers", f"{self.events:,}, {self.messages:,}"),
             ("CPU time of the mind, really", f"{self.manager_cpu_s:.3f} s, {self.manager_cpu_us_per_task:.1f} us per task"),
@@ -131,11 +133,3 @@ class Report:
         for row in rows:
             table.add_row(*row)
         return table
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"

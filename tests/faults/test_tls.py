@@ -7,11 +7,15 @@ import hashlib
 import logging
 import socket
 
+import dask
 import pytest
+from click.testing import CliRunner
 
+from daskvine import DaskVine
 from tests import chores
 from tests.support import until
 from vinecore import Factory, PythonTask, Task, certificates
+from vinecore.factory.cli import command
 from vinecore.protocol import bulk, tls
 from vinecore.secrets import read_secret
 
@@ -125,6 +129,45 @@ def test_a_local_factory_uses_tls_where_its_manager_does(yard):
     with Factory("local", manager=m, min_workers=1, max_workers=1, cores=1):
         m.submit(Task("echo fine"))
         assert one_result(m).output == "fine\n"
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["from the file", "named"])
+def test_a_factory_speaks_tls_with_a_manager_of_another_process_and_so_do_its_workers(yard, named):
+    m = yard.manager(ssl=True)
+    how = {"ssl_fingerprint": m.ssl_fingerprint} if named else {"ssl": True}
+    where = f"127.0.0.1:{m.port}"
+    with Factory("local", manager_host_port=where, password=yard.secret, max_workers=2, cores=1, **how):
+        m.submit(Task("echo fine"))
+        assert one_result(m).output == "fine\n"
+
+
+def test_a_factory_without_tls_says_what_to_do_and_one_with_another_certificate_does_not_believe(
+    yard, caplog
+):
+    m = yard.manager(ssl=True)
+    where = {"manager_host_port": f"127.0.0.1:{m.port}", "password": yard.secret}
+    with Factory("local", min_workers=0, max_workers=1, **where):
+        until(lambda: "this manager wants TLS: use --ssl" in caplog.text)
+    with Factory("local", min_workers=0, max_workers=1, ssl_fingerprint="00" * 32, **where):
+        until(lambda: "its certificate is not the one that was expected" in caplog.text)
+    assert m.workers_connected == 0
+
+
+def test_a_factory_that_knows_no_fingerprint_says_what_to_do(yard):
+    words = ["-T", "local", "localhost", "9123", "-P", str(yard.secret)]
+    for more, said in (
+        [("--ssl",), "copy the file from beside"],
+        [("--ssl-fingerprint", "00"), "64 hexadecimal"],
+    ):
+        result = CliRunner().invoke(command, [*words, *more])
+        assert result.exit_code == 2
+        assert said in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_vine_of_this_machine_speaks_tls(yard):
+    with DaskVine.local(cores=1, ssl=True) as m:
+        assert m.ssl_fingerprint
+        assert dask.delayed(chores.add)(1, 2).compute(scheduler=m.get) == 3
 
 
 def test_many_connections_stay_open_and_keep_nobody_out(yard):

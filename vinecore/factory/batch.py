@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -22,7 +23,35 @@ class Order(NamedTuple):
     port: int
     password_file: Path
     factory: str  # which factory they belong to
-    fingerprint: str = ""  # of the manager's certificate, where there is TLS
+    fingerprints: tuple[str, ...] = ()  # of certificates that the manager may have, where there is TLS
+
+
+def worker_words(order: Order, timeout_s: float | None = None) -> list[str]:
+    """Give what every worker is told, whatever starts it, as words of the command line of ``vine_worker``: whom to work for, and what to offer.
+
+    A batch system adds what depends on it: the secret (``--password``), a folder (``--workspace``), and which job it is (``--feature``).
+
+    Parameters
+    ----------
+    order
+        What pilots are to do.
+    timeout_s
+        After how long without work a worker leaves, if that is not what the settings say.
+    """
+    settings = order.settings
+    words = [
+        order.host,
+        str(order.port),
+        "--timeout",
+        str(settings.timeout if timeout_s is None else timeout_s),
+    ]
+    for option in ("cores", "memory", "disk", "gpus"):
+        value = getattr(settings, option)
+        if value is not None:
+            words += [f"--{option}", str(value)]
+    for fingerprint in order.fingerprints:
+        words += ["--ssl-fingerprint", fingerprint]
+    return words + shlex.split(settings.extra_options)
 
 
 class Batch(Protocol):

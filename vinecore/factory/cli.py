@@ -120,6 +120,17 @@ def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str]
     metavar="FILE",
     help="File with the manager's secret.",
 )
+@click.option(
+    "--ssl",
+    is_flag=True,
+    help="Speak TLS with a manager whose fingerprint is in the file beside its secret, SECRET.fingerprint; so do the workers.",
+)
+@click.option(
+    "--ssl-fingerprint",
+    multiple=True,
+    metavar="SHA256",
+    help="Speak TLS with a manager that has this certificate; may be repeated.",
+)
 @click.option("-E", "--extra-options", metavar="TEXT", help="Further options of vine_worker.")
 @click.option(
     "-S",

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vinecore.factory.batch import BatchError, Order
+from vinecore.factory.batch import BatchError, Order, worker_words
 from vinecore.factory.mind import GONE, HELD, IDLE, RUNNING, Job
 from vinecore.protocol import bulk
 from vinecore.protocol.messages import PILOT
@@ -46,8 +46,8 @@ here=$PWD
 chmod 600 vine_secret
 {env}
 {find}
-exec {wrapper} "$python" "$here/vine_worker.pyz" {host} {port} --password "$here/vine_secret" --workspace "$here" \\
-    --feature "{feature}/$1" {options}
+exec {wrapper} "$python" "$here/vine_worker.pyz" --password "$here/vine_secret" --workspace "$here" \\
+    --feature "{feature}/$1" {words}
 """
 FIND_PYTHON = """\
 for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 /usr/bin/python3; do
@@ -134,14 +134,6 @@ class Condor:
 
     def _script(self, order: Order) -> str:
         settings = order.settings
-        options = ["--timeout", str(settings.timeout)]
-        for option in ("cores", "memory", "disk", "gpus"):
-            value = getattr(settings, option)
-            if value is not None:
-                options += [f"--{option}", str(value)]
-        if order.fingerprint:
-            options += ["--ssl-fingerprint", order.fingerprint]
-        options += shlex.split(settings.extra_options)
         archive = shlex.quote(os.path.basename(settings.python_env))
         return PILOT_SCRIPT.format(
             factory=order.factory,
@@ -150,10 +142,8 @@ class Condor:
             ),
             find=UNPACK_PYTHON.format(archive=archive) if settings.python_env else FIND_PYTHON,
             wrapper=settings.wrapper,
-            host=shlex.quote(order.host),
-            port=order.port,
             feature=f"{PILOT}{order.factory}",
-            options=shlex.join(options),
+            words=shlex.join(worker_words(order)),
         )
 
     def _description(self, count: int, order: Order) -> str:

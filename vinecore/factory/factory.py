@@ -9,7 +9,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from vinecore.factory.local import Local
 from vinecore.factory.mind import Mind
 from vinecore.factory.settings import Settings, from_json, unknown
 from vinecore.factory.sources import Far, Near, Source
+from vinecore.protocol import tls
 from vinecore.secrets import user_secret
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ class Factory:
         Where workers find the manager, as HOST:PORT; needed for a manager in another process, or where this machine has several names.
     password : path or None
         File with the secret, for a manager in another process; None for the secret of this user.
+    ssl : bool
+        Whether a manager in another process wants TLS; its fingerprint is in the file beside the secret, ``<password file>.fingerprint``. One that is
+        given as ``manager`` is asked.
+    ssl_fingerprint : str or sequence of str
+        Of the certificate of such a manager, instead of that file.
     scratch_dir : path or None
         Where the factory keeps its files; None for a temporary folder.
     config_file : path or None
@@ -72,7 +78,8 @@ class Factory:
     """
 
     def __init__(self, batch_type: str = "local", manager: Manager | None = None, manager_host_port: str | None = None, *,
-                 password: str | Path | None = None, scratch_dir: str | Path | None = None, config_file: str | Path | None = None,
+                 password: str | Path | None = None, ssl: bool = False, ssl_fingerprint: str | Sequence[str] = (),
+                 scratch_dir: str | Path | None = None, config_file: str | Path | None = None,
                  workspace: str | Path | None = None, keep_workspace: bool = False, condor_spool: bool = False, **settings: Any) -> None:  # fmt: skip
         self._make_batch: Callable[[], Batch]
         if batch_type == "local":
@@ -96,7 +103,9 @@ class Factory:
             raise ValueError(msg)
         given = {name: value for name, value in settings.items() if value is not None}
         self._base = Settings().changed(**{**defaults, **given})
-        self._source = _source(manager, manager_host_port, password, batch_type == "local")
+        self._source = _source(
+            manager, manager_host_port, password, ssl, ssl_fingerprint, batch_type == "local"
+        )
         self._config = None if config_file is None else Path(config_file).expanduser()
         self._config_look: tuple[int, ...] = ()
         self._settings = self._base
@@ -243,7 +252,7 @@ class Factory:
                 self._source.port,
                 self._source.password_file,
                 self._id,
-                self._source.fingerprint,
+                self._source.fingerprints,
             )
             try:
                 mind.submitted(batch.submit(step.submit, order))
@@ -289,7 +298,14 @@ class Factory:
         self.stop()
 
 
-def _source(manager: Manager | None, where: str | None, password: str | Path | None, local: bool) -> Source:
+def _source(
+    manager: Manager | None,
+    where: str | None,
+    password: str | Path | None,
+    ssl: bool,
+    ssl_fingerprint: str | Sequence[str],
+    local: bool,
+) -> Source:
     host, port = "", 0
     if where is not None:
         host, _, digits = where.rpartition(":")
@@ -302,4 +318,9 @@ def _source(manager: Manager | None, where: str | None, password: str | Path | N
     if where is None:
         msg = "give the manager that the workers are for: Factory('local', manager=m), or manager_host_port='HOST:PORT'"
         raise ValueError(msg)
-    return Far(host, port, Path(password).expanduser() if password is not None else user_secret()[1])
+    secret = Path(password).expanduser() if password is not None else user_secret()[1]
+    given = [ssl_fingerprint] if isinstance(ssl_fingerprint, str) else ssl_fingerprint
+    fingerprints = tuple(map(tls.parse_fingerprint, given))
+    if ssl and not fingerprints:
+        fingerprints = tls.known_fingerprints(str(secret))
+    return Far(host, port, secret, fingerprints)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vinecore.factory.batch import Order
+from vinecore.factory.batch import Order, worker_words
 from vinecore.factory.mind import GONE, RUNNING, Job
 from vinecore.protocol import bulk
 from vinecore.protocol.messages import PILOT
@@ -59,11 +59,9 @@ class Local:
 
     def _start(self, order: Order) -> str:
         name, settings = str(next(self._numbers)), order.settings
-        timeout_s = FOR_EVER_S if settings.fixed else settings.timeout
-        command = [*shlex.split(settings.wrapper), sys.executable, "-m", "vineworker", order.host, str(order.port), "--single-shot",
-                   "--timeout", str(timeout_s), "--password", str(order.password_file), "--feature", f"{PILOT}{order.factory}/{name}"]  # fmt: skip
-        if order.fingerprint:
-            command += ["--ssl-fingerprint", order.fingerprint]
+        words = worker_words(order, FOR_EVER_S if settings.fixed else None)
+        command = [*shlex.split(settings.wrapper), sys.executable, "-m", "vineworker", "--single-shot",
+                   "--password", str(order.password_file), "--feature", f"{PILOT}{order.factory}/{name}"]  # fmt: skip
         if not settings.wrapper:  # whose child the worker may be
             command += ["--parent-death", str(os.getpid())]
         command += (
@@ -71,11 +69,7 @@ class Local:
             if self._keep_workspace
             else ["--workspace", self.folder]
         )
-        for option in ("cores", "memory", "disk", "gpus"):
-            value = getattr(settings, option)
-            if value is not None:
-                command += [f"--{option}", str(value)]
-        command += shlex.split(settings.extra_options)
+        command += words
         with open(Path(self.folder) / "workers.log", "ab") as log:
             # what the user can import, tasks can, too; the working folder of a script is on its path, but not on a worker's
             paths = os.pathsep.join(p or os.getcwd() for p in sys.path)

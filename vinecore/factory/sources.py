@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vinecore.core.demand import Demand
 from vinecore.factory.settings import Settings
-from vinecore.protocol import handshake
+from vinecore.protocol import handshake, tls
 
 if TYPE_CHECKING:
     from vinecore.manager import Manager
@@ -19,8 +21,17 @@ MOST_BYTES = 1 << 26
 ASK_S = 20.0
 
 
-def ask(host: str, port: int, secret: bytes) -> dict[str, Any]:
+def ask(host: str, port: int, secret: bytes, fingerprints: Collection[str] = ()) -> dict[str, Any]:
     """Ask a manager what it does; give its answer.
+
+    Parameters
+    ----------
+    host, port
+        Where it is.
+    secret
+        What it knows.
+    fingerprints
+        Of certificates that it may have; with any there is TLS.
 
     Raises
     ------
@@ -28,7 +39,10 @@ def ask(host: str, port: int, secret: bytes) -> dict[str, Any]:
         It does not answer, refuses, or is no manager.
     """
     deadline = time.monotonic() + ASK_S
-    with socket.create_connection((host, port), timeout=ASK_S) as sock:
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.create_connection((host, port), timeout=ASK_S))
+        if fingerprints:
+            sock = stack.enter_context(tls.Cover().dial(sock, fingerprints))
         handshake.dial(sock, secret, "status")
         answer = bytearray()
         while not answer.endswith(b"\n"):
@@ -51,7 +65,7 @@ class Source(Protocol):
     host: str
     port: int
     password_file: Path
-    fingerprint: str
+    fingerprints: tuple[str, ...]
 
     def ask(self, settings: Settings, factory: str) -> Demand:
         """What there is to do, with the pilots of that factory that are connected.
@@ -70,13 +84,12 @@ class Source(Protocol):
 class Far:
     """A manager behind an address."""
 
-    def __init__(self, host: str, port: int, password_file: Path) -> None:
-        self.host, self.port, self.password_file = host, port, password_file
-        self.fingerprint = ""
+    def __init__(self, host: str, port: int, password_file: Path, fingerprints: tuple[str, ...] = ()) -> None:
+        self.host, self.port, self.password_file, self.fingerprints = host, port, password_file, fingerprints
 
     def ask(self, settings: Settings, factory: str) -> Demand:
         """Ask over the network."""
-        answer = ask(self.host, self.port, self.password_file.read_bytes().strip())
+        answer = ask(self.host, self.port, self.password_file.read_bytes().strip(), self.fingerprints)
         numbers = {name: answer[name] for name in Demand._fields if name != "pilots" and name in answer}
         if not all(isinstance(number, (int, float)) for number in numbers.values()):
             msg = f"it says impossible things: {numbers}"
@@ -93,7 +106,7 @@ class Near:
     def __init__(self, manager: Manager, host: str) -> None:
         self._manager = manager
         self.host, self.port, self.password_file = host, manager.port, manager.password_file
-        self.fingerprint = manager.ssl_fingerprint
+        self.fingerprints: tuple[str, ...] = (manager.ssl_fingerprint,) if manager.ssl_fingerprint else ()
 
     def ask(self, settings: Settings, factory: str) -> Demand:
         """Ask the tables; where nothing depends on it, do not even ask."""

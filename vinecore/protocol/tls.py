@@ -49,6 +49,32 @@ def parse_fingerprint(text: str) -> str:
     return digits
 
 
+def known_fingerprints(secret: str) -> tuple[str, ...]:
+    """Read the fingerprints that managers have written beside their secret.
+
+    Parameters
+    ----------
+    secret
+        The path of the secret.
+
+    Raises
+    ------
+    ValueError
+        There are none, or what is there is none; says what to do.
+    """
+    path = f"{secret}.fingerprint"
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = file.read().split()
+    except OSError as error:
+        msg = f"no fingerprint at {path} ({error.strerror}): copy the file from beside the manager's password file, or name the fingerprint with --ssl-fingerprint"
+        raise ValueError(msg) from None
+    if not found:
+        msg = f"there is no fingerprint in {path}: name the manager's with --ssl-fingerprint"
+        raise ValueError(msg)
+    return tuple(map(parse_fingerprint, found))
+
+
 def server_context(certfile: str, keyfile: Union[str, None] = None) -> ssl.SSLContext:
     """Make what a server needs, from files with a certificate and its key."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -219,18 +219,10 @@ def _fingerprints(p: argparse.ArgumentParser, options: argparse.Namespace, secre
         return ()
     from vinecore.protocol import tls
 
-    found, path = options.ssl_fingerprint, secret + ".fingerprint"
     try:
-        if not found:
-            with open(path, encoding="utf-8") as file:
-                found = file.read().split()
-        if not found:
-            p.error(f"there is no fingerprint in {path}: name the manager's with --ssl-fingerprint")
-        return tuple(map(tls.parse_fingerprint, found))
-    except OSError as error:
-        p.error(
-            f"no fingerprint at {path} ({error.strerror}): copy the file from beside the manager's password file, or name the fingerprint with --ssl-fingerprint"
-        )
+        if options.ssl_fingerprint:
+            return tuple(map(tls.parse_fingerprint, options.ssl_fingerprint))
+        return tls.known_fingerprints(secret)
     except ValueError as error:
         p.error(str(error))
 

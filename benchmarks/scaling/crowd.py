@@ -18,7 +18,7 @@ import msgspec
 
 from benchmarks.scaling import files
 from benchmarks.scaling.workers import Worker
-from vinecore.protocol import handshake
+from vinecore.protocol import handshake, seals
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import Channel
 
@@ -75,12 +75,12 @@ class Crowd:
         for hear in held:
             hear()
 
-    def _dial(self) -> socket.socket:
+    def _dial(self) -> tuple[socket.socket, bytes]:
         sock = socket.create_connection(("127.0.0.1", self._orders.port), timeout=PATIENCE_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        handshake.dial(sock, self._orders.secret.encode(), "worker")
+        key = handshake.dial(sock, self._orders.secret.encode(), "worker")
         sock.setblocking(False)
-        return sock
+        return sock, key
 
     async def _serve(self, worker: Worker, dialled: Any) -> None:
         def received(messages: list[m.Message]) -> None:
@@ -90,8 +90,8 @@ class Crowd:
             for message in worker.hear(messages):
                 channel.send(message)
 
-        channel = Channel(m.FROM_MANAGER, received, self._lost, _dumps, _loads)
-        sock = await dialled
+        sock, key = await dialled
+        channel = Channel(m.FROM_MANAGER, received, self._lost, _dumps, _loads, seals.pair(key, "client"))
         await asyncio.get_running_loop().create_connection(lambda: channel, sock=sock)
         channel.send(worker.hello)
 

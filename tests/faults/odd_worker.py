@@ -9,7 +9,7 @@ import sys
 from vineworker import cli
 from vineworker.worker import Worker
 
-from vinecore.protocol import bulk, handshake
+from vinecore.protocol import bulk
 
 FAULTS = {}
 
@@ -51,10 +51,10 @@ def no_door():
 def truncating():
     """Sends half of every object to its peers, and closes the connection."""
 
-    def half(sock, content):
+    def half(words, content, **_more):
         data = content if isinstance(content, bytes) else open(content, "rb").read()
-        handshake.send_line(sock, {"size": len(data), "directory": False})
-        sock.sendall(data[: len(data) // 2])
+        words.say({"size": len(data), "directory": False})
+        words.sock.sendall(data[: len(data) // 2])
         message = "cut"
         raise ConnectionError(message)
 
@@ -65,8 +65,8 @@ def truncating():
 def denying():
     """Has none of the objects that it said it had."""
 
-    def gone(sock, content):
-        handshake.send_line(sock, {"gone": "no such object"})
+    def gone(words, content, **_more):
+        words.say({"gone": "no such object"})
 
     bulk._send = gone
 
@@ -75,9 +75,9 @@ def denying():
 def stalling():
     """Announces an object and then sends nothing."""
 
-    def silence(sock, content):
-        handshake.send_line(sock, {"size": 1 << 20, "directory": False})
-        sock.recv(1)
+    def silence(words, content, **_more):
+        words.say({"size": 1 << 20, "directory": False})
+        words.sock.recv(1)
 
     bulk._send = silence
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vinecore.core.demand import Demand
 from vinecore.factory.settings import Settings
 from vinecore.protocol import handshake, tls
+from vinecore.protocol.seals import Words
 
 if TYPE_CHECKING:
     from vinecore.manager import Manager
@@ -43,7 +44,7 @@ def ask(host: str, port: int, secret: bytes, fingerprints: Collection[str] = ())
         sock = stack.enter_context(socket.create_connection((host, port), timeout=ASK_S))
         if fingerprints:
             sock = stack.enter_context(tls.Cover().dial(sock, fingerprints))
-        handshake.dial(sock, secret, "status")
+        words = Words(sock, handshake.dial(sock, secret, "status"), "client")
         answer = bytearray()
         while not answer.endswith(b"\n"):
             sock.settimeout(max(0.001, deadline - time.monotonic()))
@@ -52,7 +53,7 @@ def ask(host: str, port: int, secret: bytes, fingerprints: Collection[str] = ())
             if not part or len(answer) > MOST_BYTES:
                 msg = "it does not say what it does"
                 raise ConnectionError(msg)
-    value = json.loads(answer)
+    value = json.loads(words.open(bytes(answer[:-1])))
     if not isinstance(value, dict):
         msg = "it does not say what it does"
         raise ConnectionError(msg)

@@ -13,7 +13,6 @@ import gc
 import itertools
 import logging
 import os
-import secrets
 import socket
 import ssl
 import threading
@@ -32,7 +31,7 @@ from vinecore.core.mind import Mind
 from vinecore.core.state import TaskSpec
 from vinecore.io.scribe import Scribe
 from vinecore.io.store import Store
-from vinecore.protocol import VERSION, bulk, tickets, tls
+from vinecore.protocol import VERSION, bulk, seals, tickets, tls
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import PROTOCOL_ERROR, Channel
 
@@ -54,12 +53,12 @@ _loads = msgspec.json.Decoder().decode
 class Peer:
     """A connected worker, as the hands see it."""
 
-    def __init__(self, number: int, host: str, channel: Channel) -> None:
-        self.number, self.host, self.channel = number, host, channel
+    def __init__(self, number: int, host: str, channel: Channel, session: bytes) -> None:
+        self.number, self.host, self.channel, self.session = number, host, channel, session
         self.hello: m.Hello | None = None
         self.heard_at = time.monotonic()
         self.pinged_at = 0.0
-        self.key = b""
+        self.key = tickets.key_of(session)
         self.welcomed_at = 0.0
         self.certificate = self.fingerprint = ""
 
@@ -127,7 +126,6 @@ class Engine:
         self._peers: dict[int, Peer] = {}
         self._adoptions: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
-        self._session_key = secrets.token_bytes(32)
         self._listeners: dict[type, Callable[[Any], None]] = {}
         self.store = Store(lambda *stored: self.post(e.ObjectStored(*stored)))
         self._carriers: dict[type, Callable[[Any], None]] = {
@@ -339,24 +337,26 @@ class Engine:
     def _welcome(self, sock: socket.socket, greeting: dict[str, Any], host: str) -> None:
         """A client has proved that it knows the secret; runs in its own thread."""
         if greeting["role"] == "bulk":
-            bulk.serve(sock, self.store)
+            bulk.serve(seals.Words(sock, greeting["session"], "server"), self.store)
         elif greeting["role"] == "worker":
             sock.setblocking(False)
             certificate = ("", "") if self._cover is None else certificates.make()
             try:
-                self._loop.call_soon_threadsafe(self._adopt_soon, sock, host, certificate)
+                self._loop.call_soon_threadsafe(
+                    self._adopt_soon, sock, host, greeting["session"], certificate
+                )
             except RuntimeError:  # the manager has just ended
                 sock.close()
         elif greeting["role"] == "status":
-            self._say_status(sock)
+            self._say_status(seals.Words(sock, greeting["session"], "server"))
         else:
             sock.close()
 
-    def _say_status(self, sock: socket.socket) -> None:
+    def _say_status(self, words: seals.Words) -> None:
         """Tell somebody who knows the secret what there is to do."""
-        with sock:
+        with words.sock as sock:
             sock.settimeout(STATUS_S)
-            sock.sendall(_dumps({"name": self._name, "protocol": VERSION, **self.demand()._asdict()}) + b"\n")
+            words.say({"name": self._name, "protocol": VERSION, **self.demand()._asdict()})
 
     def demand(self) -> Demand:
         """What there is to do, and which pilots are connected."""
@@ -396,12 +396,16 @@ class Engine:
 
         return self.call(let_go)
 
-    def _adopt_soon(self, sock: socket.socket, host: str, certificate: tuple[str, str]) -> None:
-        adoption = self._loop.create_task(self._adopt(sock, host, certificate))
+    def _adopt_soon(
+        self, sock: socket.socket, host: str, session: bytes, certificate: tuple[str, str]
+    ) -> None:
+        adoption = self._loop.create_task(self._adopt(sock, host, session, certificate))
         self._adoptions.add(adoption)
         adoption.add_done_callback(self._adoptions.discard)
 
-    async def _adopt(self, sock: socket.socket, host: str, certificate: tuple[str, str]) -> None:
+    async def _adopt(
+        self, sock: socket.socket, host: str, session: bytes, certificate: tuple[str, str]
+    ) -> None:
         number = next(self._numbers)
         channel = Channel(
             m.FROM_WORKER,
@@ -409,8 +413,9 @@ class Engine:
             lambda reason: self._lost(peer, reason),
             _dumps,
             _loads,
+            seals.pair(session, "server"),
         )
-        peer = self._peers[number] = Peer(number, host, channel)
+        peer = self._peers[number] = Peer(number, host, channel, session)
         peer.certificate, peer.fingerprint = certificate
         await self._loop.create_connection(lambda: channel, sock=sock)
         if self.closed:
@@ -439,10 +444,8 @@ class Engine:
                 peer.channel.close("protocol mismatch")
                 return
             peer.hello = hello
-            peer.key, peer.welcomed_at = tickets.key_of(self._session_key, peer.number), tickets.clock()
-            peer.channel.send(
-                m.Welcome(peer.number, self._name, peer.key.hex(), self._mind.python, peer.certificate)
-            )
+            peer.welcomed_at = tickets.clock()
+            peer.channel.send(m.Welcome(peer.number, self._name, self._mind.python, peer.certificate))
             peer.certificate = ""
             self._inbox.append(e.WorkerJoined(peer.number, peer.host, hello))
         number = peer.number
@@ -469,7 +472,7 @@ class Engine:
             peer.channel.send_along(message)  # no disk waits for that
             return
         if type(message) is m.Fetch and message.peer in self._peers:
-            message = _with_ticket(message, peer.number, self._peers[message.peer])
+            message = _with_ticket(message, peer, self._peers[message.peer])
         peer.channel.send(message)
 
     def _send_object(self, instruction: i.SendObject) -> None:
@@ -491,12 +494,14 @@ class Engine:
             peer.channel.close(instruction.reason)
 
 
-def _with_ticket(fetch: m.Fetch, receiver: int, source: Peer) -> m.Fetch:
+def _with_ticket(fetch: m.Fetch, receiver: Peer, source: Peer) -> m.Fetch:
     """Add what the source will ask for."""
     expires = int(tickets.clock() - source.welcomed_at + tickets.VALID_S)
     return fetch._replace(
-        pair_key=tickets.pair_key(source.key, receiver).hex(),
-        ticket=tickets.issue(source.key, receiver, fetch.name, expires),
+        pair_key=tickets.cover(
+            receiver.session, source.number, tickets.pair_key(source.key, receiver.number)
+        ).hex(),
+        ticket=tickets.issue(source.key, receiver.number, fetch.name, expires),
         expires=expires,
         fingerprint=source.fingerprint,
     )

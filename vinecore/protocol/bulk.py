@@ -1,6 +1,6 @@
 """Bulk data: whole objects over connections of their own, with blocking sockets.
 
-After the handshake with role "bulk" the client asks, as often as it likes on one connection::
+After the handshake with role "bulk" the client asks, as often as it likes on one connection, and each line is sealed (see `seals`)::
 
     {"get": name}             ->  {"size": n, "directory": false, "mode": m} and n bytes, or {"gone": reason}
     {"put": name, "size": n, "mode": m, "digest": d}  and n bytes  ->  {"stored": n} or {"altered": text}
@@ -11,8 +11,8 @@ A directory travels as an uncompressed tar stream; what is a file at its source 
 fetched has a temporary name until its last byte is here: a broken connection never leaves half an object behind under its name.
 
 Whoever receives computes a digest of it. It is compared with the one that was computed when the object was made, so that an alteration on
-a disk is found as well; of what has none, small objects and directories, with one that the sender computes and says in its answer. A large
-file is compared when the transfer is over (`Client.bring`), because sender, receiver and digest together may want more processors than
+a disk is found as well; of what has none, such as small objects and directories, with one that the sender computes and says in its answer:
+of a large file it does if the request says {"prove": true}. A large file is compared when the transfer is over (`Client.bring`), because sender, receiver and digest together may want more processors than
 there are; who has some to spare computes its digest while the bytes arrive.
 """
 
@@ -33,6 +33,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Callable, NamedTuple, Protocol, Union
 
 from vinecore.protocol import INLINE_LIMIT, digests, handshake
+from vinecore.protocol.seals import Words
 
 if TYPE_CHECKING:
     import tarfile
@@ -122,13 +123,13 @@ class Shelf(Protocol):
 
 
 def serve(
-    sock: socket.socket, shelf: Shelf, objection: Callable[[dict[str, Any]], str] = lambda _request: ""
+    words: Words, shelf: Shelf, objection: Callable[[dict[str, Any]], str] = lambda _request: ""
 ) -> None:
     """Answer requests on one connection until the client closes it.
 
     Parameters
     ----------
-    sock
+    words
         The connection.
     shelf
         Where the objects are.
@@ -140,65 +141,69 @@ def serve(
     handshake.Refused
         A request was refused, which ends the connection.
     """
-    with sock:
+    with words.sock:
         while True:
             try:
-                request = _next_request(sock)
+                request = _next_request(words)
                 if request is None:
                     return
                 refusal = objection(request)
                 if refusal:
-                    handshake.send_line(sock, {"refused": refusal})
+                    words.say({"refused": refusal})
                 elif "get" in request:
-                    _send(sock, shelf.find(str(request["get"])))
+                    _send(words, shelf.find(str(request["get"])), prove=bool(request.get("prove")))
                 else:
-                    _receive_put(sock, shelf, request)
+                    _receive_put(words, shelf, request)
             except Altered as error:
                 with contextlib.suppress(OSError):
-                    handshake.send_line(sock, {"altered": str(error)})
+                    words.say({"altered": str(error)})
                 return
+            except handshake.Refused:
+                raise
             except (OSError, ValueError, KeyError):
                 return
             if refusal:
                 raise handshake.Refused(refusal)
 
 
-def _next_request(sock: socket.socket) -> dict[str, Any] | None:
+def _next_request(words: Words) -> dict[str, Any] | None:
+    sock = words.sock
     sock.settimeout(IDLE_S)
     if not sock.recv(1, socket.MSG_PEEK):
         return None
-    request = handshake.read_line(sock, time.monotonic() + STALL_S)
+    request = words.hear(time.monotonic() + STALL_S)
     sock.settimeout(STALL_S)
     return request
 
 
-def _send(sock: socket.socket, content: Content | None) -> None:
+def _send(words: Words, content: Content | None, *, prove: bool = False) -> None:
     if content is None:
-        handshake.send_line(sock, {"gone": "no such object"})
+        words.say({"gone": "no such object"})
     elif isinstance(content, bytes):
-        _send_bytes(sock, content, {})
+        _send_bytes(words, content, {})
     elif os.path.isdir(content):
-        _send_directory(sock, content)
+        _send_directory(words, content)
     else:
         try:
             file = open(content, "rb")  # noqa: SIM115 - closed below
         except FileNotFoundError:
-            handshake.send_line(sock, {"gone": "no such object"})
+            words.say({"gone": "no such object"})
             return
         with file:
             about = os.fstat(file.fileno())
             mode = {"mode": about.st_mode & 0o777}
             if about.st_size <= INLINE_LIMIT:
-                _send_bytes(sock, file.read(), mode)
+                _send_bytes(words, file.read(), mode)
             else:
-                handshake.send_line(sock, {"size": about.st_size, "directory": False, **mode})
-                _send_file(sock, file, about.st_size)
+                proof = {"digest": digests.Follower(file.fileno()).digest(about.st_size)} if prove else {}
+                words.say({"size": about.st_size, "directory": False, **mode, **proof})
+                _send_file(words.sock, file, about.st_size)
 
 
-def _send_bytes(sock: socket.socket, content: bytes, more: dict[str, Any]) -> None:
+def _send_bytes(words: Words, content: bytes, more: dict[str, Any]) -> None:
     head = {"size": len(content), "directory": False, "digest": digests.of(content), **more}
-    handshake.send_line(sock, head)
-    sock.sendall(content)
+    words.say(head)
+    words.sock.sendall(content)
 
 
 def _send_file(sock: socket.socket, file: BinaryIO, size: int) -> None:
@@ -224,11 +229,11 @@ def _block(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
-def _send_directory(sock: socket.socket, folder: str) -> None:
+def _send_directory(words: Words, folder: str) -> None:
     with tempfile.TemporaryFile() as packed:
         size, digest = _pack(folder, packed)
-        handshake.send_line(sock, {"size": size, "directory": True, "digest": digest})
-        _send_file(sock, packed, size)
+        words.say({"size": size, "directory": True, "digest": digest})
+        _send_file(words.sock, packed, size)
 
 
 def _pack(folder: str, packed: BinaryIO) -> Received:
@@ -242,17 +247,17 @@ def _pack(folder: str, packed: BinaryIO) -> Received:
     return Received(size, digests.Follower(packed.fileno()).digest(size))
 
 
-def _receive_put(sock: socket.socket, shelf: Shelf, request: dict[str, Any]) -> None:
+def _receive_put(words: Words, shelf: Shelf, request: dict[str, Any]) -> None:
     name, size = str(request["put"]), int(request["size"])
     path = shelf.temporary(name)
     directory, expected = bool(request.get("directory")), str(request.get("digest", ""))
     try:
-        digest = receive_content(sock, size, directory, path, request.get("mode"), expected)
+        digest = receive_content(words.sock, size, directory, path, request.get("mode"), expected)
     except BaseException:
         remove(path)
         raise
     shelf.store(name, path, digest)
-    handshake.send_line(sock, {"stored": size})
+    words.say({"stored": size})
 
 
 def receive_content(
@@ -467,10 +472,11 @@ class Client:
         try:
             if cover is not None:
                 self.sock = cover(self.sock)
-            handshake.dial(self.sock, secret, "bulk", **greeting)
+            key = handshake.dial(self.sock, secret, "bulk", **greeting)
         except BaseException:
             self.sock.close()
             raise
+        self._words = Words(self.sock, key, "client")
         self.sock.settimeout(STALL_S)
 
     def get(self, name: str, path: str, expected: str = "") -> Received:
@@ -500,20 +506,21 @@ class Client:
         self, name: str, path: str, expected: str = "", **ticket: Any
     ) -> tuple[Received, Union[Proof, None]]:
         """As `get`, with what else the request shall say, but leave it to the caller to compare a large file whose digest is known."""
-        handshake.send_line(self.sock, {"get": name, **ticket})
-        answer = handshake.read_line(self.sock, time.monotonic() + STALL_S)
+        self._words.say({"get": name, **({} if expected else {"prove": True}), **ticket})
+        answer = self._words.hear(time.monotonic() + STALL_S)
         self.sock.settimeout(STALL_S)
         if "refused" in answer:
-            raise handshake.Refused(str(answer["refused"]))
+            raise handshake.Refused(handshake.printable(answer["refused"]))
         if "gone" in answer:
             raise Gone(str(answer["gone"]))
         size, directory, mode = answer.get("size"), bool(answer.get("directory")), answer.get("mode")
         if not isinstance(size, int) or not isinstance(mode, (int, type(None))):
             msg = f"an answer that makes no sense: {str(answer)[:200]}"
             raise ValueError(msg)  # noqa: TRY004 - what a stranger sent, not an argument
+        later = size > CHUNK and expected and not directory
         if directory or not expected:
             expected = str(answer.get("digest", ""))
-        if size > CHUNK and expected and not directory:
+        if later:
             return Received(size, expected), _receive_unproven(self.sock, size, path, mode, expected)
         return Received(size, receive_content(self.sock, size, directory, path, mode, expected)), None
 
@@ -534,25 +541,24 @@ class Client:
         """
         if isinstance(content, bytes):
             head = {"put": name, "size": len(content), "digest": digests.of(content)}
-            handshake.send_line(self.sock, head)
+            self._words.say(head)
             self.sock.sendall(content)
         elif os.path.isdir(content):
             with tempfile.TemporaryFile() as packed:
                 size, digest = _pack(content, packed)
-                handshake.send_line(
-                    self.sock, {"put": name, "size": size, "directory": True, "digest": digest}
-                )
+                self._words.say({"put": name, "size": size, "directory": True, "digest": digest})
                 _send_file(self.sock, packed, size)
         else:
             with open(content, "rb") as file:
                 about = os.fstat(file.fileno())
+                digest = digest or digests.Follower(file.fileno()).digest(about.st_size)
                 head = {"put": name, "size": about.st_size, "mode": about.st_mode & 0o777, "digest": digest}
-                handshake.send_line(self.sock, head)
+                self._words.say(head)
                 _send_file(self.sock, file, about.st_size)
-        answer = handshake.read_line(self.sock, time.monotonic() + STALL_S)
+        answer = self._words.hear(time.monotonic() + STALL_S)
         self.sock.settimeout(STALL_S)
         if "refused" in answer:
-            raise handshake.Refused(str(answer["refused"]))
+            raise handshake.Refused(handshake.printable(answer["refused"]))
         if "altered" in answer:
             raise Altered(str(answer["altered"]))
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable
-from typing import Callable, Union, cast
+from typing import TYPE_CHECKING, Callable, Union, cast
 
 from vinecore.protocol.frames import Dumps, FrameReader, Loads, ProtocolError, encode, json_dumps
 from vinecore.protocol.messages import Message
+
+if TYPE_CHECKING:
+    from vinecore.protocol.seals import Seal
 
 PROTOCOL_ERROR = "protocol error"
 """How the reason begins for which a connection has ended on which something impossible was said."""
@@ -27,6 +30,8 @@ class Channel(asyncio.Protocol):
         Called once, with the reason, when the connection has ended.
     dumps, loads
         JSON encoder and decoder.
+    seals
+        What this end seals its frames with, and the other end its own, if they do.
     """
 
     def __init__(
@@ -36,8 +41,10 @@ class Channel(asyncio.Protocol):
         lost: Callable[[str], None],
         dumps: Dumps = json_dumps,
         loads: Loads = json.loads,
+        seals: tuple[Union[Seal, None], Union[Seal, None]] = (None, None),
     ) -> None:
-        self._reader = FrameReader(kinds, loads)
+        self._seal, theirs = seals
+        self._reader = FrameReader(kinds, loads, seal=theirs)
         self._received, self._lost, self._dumps = received, lost, dumps
         self._outgoing: list[Message] = []
         self._leaving = False  # what is outgoing leaves in this turn of the loop
@@ -87,7 +94,10 @@ class Channel(asyncio.Protocol):
         self._leaving = False
         outgoing, self._outgoing = self._outgoing, []
         if self._transport is not None and outgoing:
-            self._transport.write(b"".join(encode(outgoing, self._dumps)))
+            parts = encode(outgoing, self._dumps)
+            if self._seal is not None:
+                parts.append(self._seal.make(parts))
+            self._transport.write(b"".join(parts))
 
     def close(self, reason: str = "closed") -> None:
         """Send what is queued and end the connection."""

@@ -5,6 +5,7 @@
     4 bytes   length of the JSON text, big endian
     JSON      [[length of each payload, ...], message, message, ...]
     bytes     the payloads, one after another
+    16 bytes  the seal of all that, between a worker and its manager (see `seals`)
 
 A message is ``[kind, field, ...]``. This module never touches a socket: `encode` gives bytes, `FrameReader` takes them.
 """
@@ -14,10 +15,13 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Union
 
 from vinecore.protocol import forms
 from vinecore.protocol.messages import Message
+
+if TYPE_CHECKING:  # what runs in slots has no use for it
+    from vinecore.protocol.seals import Seal
 
 LENGTH = struct.Struct(">I")
 MAX_TEXT = 64 * 1024 * 1024
@@ -81,9 +85,18 @@ class FrameReader:
         A JSON decoder.
     trusted
         Whether the other end is known to say in each field what belongs there.
+    seal
+        What the other end seals its frames with, if it does.
     """
 
-    def __init__(self, kinds: Iterable[Any], loads: Loads = json.loads, *, trusted: bool = False) -> None:
+    def __init__(
+        self,
+        kinds: Iterable[Any],
+        loads: Loads = json.loads,
+        *,
+        trusted: bool = False,
+        seal: Union[Seal, None] = None,
+    ) -> None:
         kinds = tuple(kinds)
         self._forms = {kind.__name__: forms.anything if trusted else forms.of(kind) for kind in kinds}
         self._kinds = {kind.__name__: kind for kind in kinds}
@@ -92,6 +105,7 @@ class FrameReader:
         }
         self._loads = loads
         self._buffer = bytearray()
+        self._seal, self._text = seal, b""
         self._body: list[Any] | None = None
         self._need = LENGTH.size
 
@@ -109,11 +123,15 @@ class FrameReader:
                 if end - position < LENGTH.size + size:
                     self._need = LENGTH.size + size
                     break
-                position += LENGTH.size
-                self._body = self._parse(bytes(self._buffer[position : position + size]))
-                position += size
+                text = bytes(self._buffer[position : position + LENGTH.size + size])
+                self._body = self._parse(text[LENGTH.size :])
+                position += len(text)
                 self._need = sum(self._body[0])
+                if self._seal is not None:
+                    self._need, self._text = self._need + self._seal.size, text
             else:
+                if self._seal is not None:
+                    self._check(self._seal, position)
                 position = self._take(position, messages)
         if position:
             del self._buffer[:position]
@@ -160,4 +178,13 @@ class FrameReader:
             raise ProtocolError(msg)
         self._body = None
         self._need = LENGTH.size
-        return position
+        return position if self._seal is None else position + self._seal.size
+
+    def _check(self, seal: Seal, position: int) -> None:
+        """Look at the seal before anything that was said counts."""
+        end = position + self._need
+        start = end - seal.size
+        payloads = bytes(self._buffer[position:start])
+        if not seal.fits(bytes(self._buffer[start:end]), (self._text, payloads)):
+            msg = "a frame whose seal does not fit: it is not what was sent, or not what was to come now. Somebody between both ends alters what they say"
+            raise ProtocolError(msg)

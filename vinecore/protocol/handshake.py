@@ -10,7 +10,8 @@ Where there is TLS (see `tls`) the server says {"vine": 1, "tls": true} before i
 kind of connection answers {"wants": "tls"} or {"wants": "no tls"}, and goes.
 
 One line of JSON each, at most `LINE_LIMIT` bytes, within `TIMEOUT_S`. Nothing is unpickled, started or stored before both
-proofs have held. The nonces make a recorded handshake worthless. Blocking sockets: callers run this in a thread.
+proofs have held. The nonces make a recorded handshake worthless, and so is one that is relayed: what is said after it is sealed (see `seals`).
+Blocking sockets: callers run this in a thread.
 """
 
 from __future__ import annotations
@@ -38,8 +39,18 @@ def _proof(secret: bytes, side: str, role: str, server: str, client: str) -> str
     return hmac.new(secret, text, hashlib.sha256).hexdigest()
 
 
+def session_key(secret: bytes, role: str, server: str, client: str) -> bytes:
+    """Make the key that both ends have after the handshake, and nobody who has only heard it."""
+    return hmac.digest(secret, f"session|{role}|{server}|{client}".encode(), "sha256")
+
+
 def read_line(sock: socket.socket, deadline: float) -> dict[str, Any]:
-    """Read one line of JSON, byte by byte, so that nothing behind it is swallowed."""
+    """Read one line of JSON."""
+    return parse_line(read_bytes(sock, deadline))
+
+
+def read_bytes(sock: socket.socket, deadline: float) -> bytes:
+    """Read up to the end of a line, and nothing behind it."""
     line = bytearray()
     while not line.endswith(b"\n"):
         sock.settimeout(max(0.001, deadline - time.monotonic()))
@@ -52,6 +63,11 @@ def read_line(sock: socket.socket, deadline: float) -> dict[str, Any]:
         if len(line) > LINE_LIMIT:
             msg = f"a handshake line of more than {LINE_LIMIT} bytes"
             raise Refused(msg)
+    return bytes(line)
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """Understand one line of JSON."""
     try:
         value = json.loads(line.decode())
     except (ValueError, RecursionError):
@@ -61,6 +77,11 @@ def read_line(sock: socket.socket, deadline: float) -> dict[str, Any]:
         msg = "a handshake line that is not an object"
         raise Refused(msg)
     return value
+
+
+def printable(text: Any) -> str:
+    """What somebody has said, for a log: on one line, not long, and without a terminal's commands."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:500])
 
 
 def send_line(sock: socket.socket, value: dict[str, Any]) -> None:
@@ -81,7 +102,7 @@ def serve(sock: socket.socket, secret: Union[bytes, Callable[[dict[str, Any]], b
     Returns
     -------
     dict
-        The client's greeting; ``role`` is a string.
+        The client's greeting; ``role`` is a string, and ``session`` the key that both ends have from now on.
 
     Raises
     ------
@@ -109,7 +130,7 @@ def serve(sock: socket.socket, secret: Union[bytes, Callable[[dict[str, Any]], b
         raise Refused(msg)
     send_line(sock, {"proof": _proof(secret, "server", role, nonce, theirs)})
     sock.settimeout(None)
-    return greeting
+    return {**greeting, "session": session_key(secret, role, nonce, theirs)}
 
 
 def read_challenge(sock: socket.socket, deadline: float, *, tls: bool = False) -> dict[str, Any]:
@@ -122,7 +143,7 @@ def read_challenge(sock: socket.socket, deadline: float, *, tls: bool = False) -
     """
     challenge = read_line(sock, deadline)
     if challenge.get("vine") != VERSION:
-        msg = f"the other end speaks protocol {challenge.get('vine')!r}, this one speaks {VERSION}: use the same version of daskvine"
+        msg = f"the other end speaks protocol {printable(challenge.get('vine'))}, this one speaks {VERSION}: use the same version of daskvine"
         raise Refused(msg)
     if bool(challenge.get("tls")) != tls:
         send_line(sock, {"wants": "tls" if tls else "no tls"})
@@ -135,8 +156,8 @@ def read_challenge(sock: socket.socket, deadline: float, *, tls: bool = False) -
     return challenge
 
 
-def dial(sock: socket.socket, secret: bytes, role: str, **more: Any) -> None:
-    """Answer a server's challenge and challenge it.
+def dial(sock: socket.socket, secret: bytes, role: str, **more: Any) -> bytes:
+    """Answer a server's challenge and challenge it; give the key that both ends have from now on.
 
     Raises
     ------
@@ -151,10 +172,11 @@ def dial(sock: socket.socket, secret: bytes, role: str, **more: Any) -> None:
     )
     answer = read_line(sock, deadline)
     if "refused" in answer:
-        raise Refused(str(answer["refused"]))
+        raise Refused(printable(answer["refused"]))
     if not hmac.compare_digest(
         str(answer.get("proof")).encode(), _proof(secret, "server", role, server, nonce).encode()
     ):
         msg = "the other end does not know the secret"
         raise Refused(msg)
     sock.settimeout(None)
+    return session_key(secret, role, server, nonce)

@@ -39,14 +39,13 @@ class Hello(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """Manager: you are in; this is your number, and the key from which come the tickets of who fetches from you (see `tickets`).
+    """Manager: you are in; this is your number.
 
     ``python`` is the version that pickles the functions: a host that runs another one refuses to load them.
     """
 
     worker: int
     manager: str
-    key: str  # hexadecimal
     python: str  # "3.11"
     certificate: str = ""  # in PEM, with its private key: for the data port, where there is TLS
 
@@ -68,7 +67,7 @@ class Fetch(NamedTuple):
     validator: Sequence[str] = ()  # of a URL: ETag and date of what was declared, if its server told
     digest: str = ""  # of what the source should have, "" where nobody knows (see `digests`)
     peer: int = 0  # the number of the worker that is the source; what follows is for it (see `tickets`)
-    pair_key: str = ""  # hexadecimal
+    pair_key: str = ""  # hexadecimal, for the two ends of this connection only
     ticket: str = ""
     expires: int = 0
     fingerprint: str = ""  # of the source's certificate, where there is TLS

@@ -1,6 +1,6 @@
 """What a worker shows to a peer from which it fetches: that the manager has sent it, and for which file.
 
-Each worker has a key of its own, which it shares with the manager only. From the key of the worker that serves, the manager makes two things for the one
+Each worker has a key of its own, which it and the manager make from that of their connection, so that it never travels. From the key of the worker that serves, the manager makes two things for the one
 that fetches: a key for this pair, with which both prove who they are when they connect, and a ticket for each file. A ticket is good for one
 file, one receiver, and some hours. These are counted from the server's `Welcome`, which the manager and the server both know: no clock has to be right.
 """
@@ -24,9 +24,14 @@ def _mac(key: bytes, text: str) -> bytes:
     return hmac.digest(key, text.encode(), "sha256")
 
 
-def key_of(session_key: bytes, worker: int) -> bytes:
-    """Make the key of a worker."""
-    return _mac(session_key, f"worker|{worker}")
+def key_of(session: bytes) -> bytes:
+    """Make the key of a worker from that of its connection to the manager."""
+    return _mac(session, "worker")
+
+
+def cover(session: bytes, peer: int, secret: bytes) -> bytes:
+    """Make a pair's key unreadable, or readable again, for who does not have the key of the connection on which it is told."""
+    return bytes(a ^ b for a, b in zip(secret, _mac(session, f"pair|{peer}")))
 
 
 def pair_key(key: bytes, receiver: int) -> bytes:

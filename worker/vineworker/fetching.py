@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
-from vinecore.protocol import bulk, digests, handshake, messages
+from vinecore.protocol import bulk, digests, handshake, messages, tickets
 from vineworker.addresses import Addresses
 from vineworker.cache import Cache, tree_size
 from vineworker.warden import Warden
@@ -45,6 +45,8 @@ class Fetcher:
         What the manager asks for.
     number
         The one that the manager has given to this worker.
+    key
+        Of the connection on which it says from whom to fetch.
     cover, fingerprints
         A `tls.Cover`, where there is TLS, and those of certificates that the manager may have.
     warden
@@ -57,11 +59,13 @@ class Fetcher:
         manager: tuple[str, int],
         secret: bytes,
         number: int,
+        key: bytes,
         warden: Warden,
         cover: Any = None,
         fingerprints: Sequence[str] = (),
     ) -> None:
         self._cache, self._manager, self._secret, self._number = cache, manager, secret, number
+        self._key = key
         self._cover, self._fingerprints = cover, fingerprints
         self._addresses = Addresses(warden)
         self._idle: dict[Source, list[tuple[float, bulk.Client]]] = {}
@@ -140,7 +144,10 @@ class Fetcher:
                 return client.bring(fetch.name, path, fetch.digest)
             return client.bring(fetch.name, path, fetch.digest, ticket=fetch.ticket, expires=fetch.expires)
 
-        received, proof = self._talk(Source(fetch.source, fetch.pair_key, fetch.fingerprint), bring)
+        pair_key = ""
+        if fetch.peer:
+            pair_key = tickets.cover(self._key, fetch.peer, bytes.fromhex(fetch.pair_key)).hex()
+        received, proof = self._talk(Source(fetch.source, pair_key, fetch.fingerprint), bring)
         return received, proof
 
     def upload(self, name: str, digest: str) -> None:

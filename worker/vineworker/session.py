@@ -20,7 +20,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, NamedTuple, Optional
 
-from vinecore.protocol import INLINE_LIMIT, VERSION, bulk, tickets
+from vinecore.protocol import INLINE_LIMIT, VERSION, bulk, seals, tickets
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import Channel
 from vineworker import fetching, processes, sandbox, state
@@ -113,6 +113,7 @@ class Session:
         self._channel: Optional[Channel] = None
         self._fetcher: Optional[fetching.Fetcher] = None
         self._python = ""
+        self._key = b""
         self._closed = False
         self.heard_at = time.monotonic()
         self._instructions: dict[type, Callable[[Any], None]] = {
@@ -126,7 +127,7 @@ class Session:
 
     # ---- life
 
-    async def serve(self, sock: socket.socket, data_port: int) -> str:
+    async def serve(self, sock: socket.socket, key: bytes, data_port: int) -> str:
         """Work until the connection ends; give the reason."""
         over: asyncio.Future[str] = self._loop.create_future()
 
@@ -134,7 +135,10 @@ class Session:
             if not over.done():
                 over.set_result(reason)
 
-        channel = self._channel = Channel(m.FROM_MANAGER, self._received, lost)
+        channel = self._channel = Channel(
+            m.FROM_MANAGER, self._received, lost, seals=seals.pair(key, "client")
+        )
+        self._key = key
         await self._loop.create_connection(lambda: channel, sock=sock)
         r = self._settings.resources
         python = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -220,13 +224,14 @@ class Session:
         self.heard_at = time.monotonic()
         if self._fetcher is None and messages and type(messages[0]) is m.Welcome:
             welcome = messages[0]
-            self.gate, self._python = tickets.Gate(bytes.fromhex(welcome.key)), welcome.python
+            self.gate, self._python = tickets.Gate(tickets.key_of(self._key)), welcome.python
             manager = (self._settings.host, self._settings.port)
             self._fetcher = fetching.Fetcher(
                 self.cache,
                 manager,
                 self._settings.secret,
                 welcome.worker,
+                self._key,
                 self._warden,
                 self._cover,
                 self._settings.fingerprints,

@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Any, Optional
 
-from vinecore.protocol import bulk, handshake
+from vinecore.protocol import bulk, handshake, seals
 from vinecore.protocol import messages as m
 from vineworker import packing
 from vineworker.keeping import Keeper, open_home
@@ -25,6 +25,9 @@ from vineworker.warden import Warden
 __all__ = ["Settings", "Worker"]
 
 log = logging.getLogger("vine_worker")
+
+Dialled = tuple[socket.socket, bytes]
+"""A connection to a manager, and the key that both ends have."""
 
 BACKOFF_S = (0.2, 5.0)
 CONNECT_S = 10.0
@@ -97,9 +100,9 @@ class Worker:
         while not self._stopping.done():
             started = time.monotonic()
             try:
-                sock = await self._connect()
-                if sock is not None:
-                    await self._serve(sock)
+                dialled = await self._connect()
+                if dialled is not None:
+                    await self._serve(*dialled)
                 if settings.single_shot:
                     return 0
                 deadline = time.monotonic() + settings.timeout_s
@@ -116,26 +119,26 @@ class Worker:
             wait = min(2 * wait, BACKOFF_S[1])
         return 0
 
-    async def _connect(self) -> Optional[socket.socket]:
+    async def _connect(self) -> Optional[Dialled]:
         """Dial the manager in a thread, which nobody waits for when the worker shall leave; then the answer is None."""
-        dialled: asyncio.Future[socket.socket] = self._loop.create_future()
+        dialled: asyncio.Future[Dialled] = self._loop.create_future()
 
-        def tell(sock: Optional[socket.socket], error: Optional[Exception]) -> None:
+        def tell(found: Optional[Dialled], error: Optional[Exception]) -> None:
             if dialled.cancelled():
-                if sock is not None:
-                    sock.close()
+                if found is not None:
+                    found[0].close()
             elif error is not None:
                 dialled.set_exception(error)
-            elif sock is not None:
-                dialled.set_result(sock)
+            elif found is not None:
+                dialled.set_result(found)
 
         def dial() -> None:
             try:
-                sock = self._dial()
+                found = self._dial()
             except Exception as error:  # noqa: BLE001 - raised where the socket is waited for
                 news: tuple[Any, Any] = (None, error)
             else:
-                news = (sock, None)
+                news = (found, None)
             try:
                 self._loop.call_soon_threadsafe(tell, *news)
             except RuntimeError:  # the worker has left
@@ -149,18 +152,18 @@ class Worker:
             return None
         return dialled.result()
 
-    def _dial(self) -> socket.socket:
+    def _dial(self) -> Dialled:
         sock = socket.create_connection((self._settings.host, self._settings.port), timeout=CONNECT_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             if self._cover is not None:
                 sock = self._cover.dial(sock, self._settings.fingerprints)
-            handshake.dial(sock, self._settings.secret, "worker")
+            key = handshake.dial(sock, self._settings.secret, "worker")
         except BaseException:
             sock.close()
             raise
         sock.setblocking(False)
-        return sock
+        return sock, key
 
     def _open_door(self) -> bulk.Door:
         """Listen for peers that fetch."""
@@ -186,7 +189,8 @@ class Worker:
                 sock.close()
             else:
                 gate = session.gate
-                bulk.serve(sock, session.cache, lambda request: gate.objection(greeting, request))
+                words = seals.Words(sock, greeting["session"], "server")
+                bulk.serve(words, session.cache, lambda request: gate.objection(greeting, request))
 
         return bulk.Door(
             listener,
@@ -196,7 +200,7 @@ class Worker:
             cover=cover if self._cover is not None else None,
         )
 
-    async def _serve(self, sock: socket.socket) -> None:
+    async def _serve(self, sock: socket.socket, key: bytes) -> None:
         """Work for one manager until the connection ends."""
         self._reason = ""
         self._last_busy = time.monotonic()
@@ -208,7 +212,7 @@ class Worker:
             sock.close()
             raise
         try:
-            reason = await session.serve(sock, self._data_port)
+            reason = await session.serve(sock, key, self._data_port)
             log.info("the manager is gone: %s", self._reason or reason)
         finally:
             self._session = None

@@ -18,6 +18,7 @@ import pytest
 
 from vinecore.protocol import bulk, digests, handshake
 from vinecore.protocol.bulk import Altered, Client, Door, Gone, unpack_safely
+from vinecore.protocol.seals import Words
 
 SECRET = b"secret"
 SIZES = [0, 1, bulk.CHUNK - 1, bulk.CHUNK, bulk.CHUNK + 1, 3 * bulk.CHUNK + 17]
@@ -66,7 +67,7 @@ def port(shelf, refusals):
     door = Door(
         listener,
         lambda _greeting: SECRET,
-        lambda sock, _greeting, _address: bulk.serve(sock, shelf),
+        lambda sock, greeting, _address: bulk.serve(Words(sock, greeting["session"], "server"), shelf),
         lambda address, reason: refusals.append((address, reason)),
     )
     yield listener.getsockname()[1]
@@ -80,11 +81,19 @@ def client(port):
     client.close()
 
 
-def raw(port):
+class Raw(Words):
     """A connection that has shown the secret, to misbehave on."""
-    sock = socket.create_connection(("127.0.0.1", port), 60)
-    handshake.dial(sock, SECRET, "bulk")
-    return sock
+
+    def __init__(self, port):
+        sock = socket.create_connection(("127.0.0.1", port), 60)
+        super().__init__(sock, handshake.dial(sock, SECRET, "bulk"), "client")
+        self.recv, self.sendall = sock.recv, sock.sendall
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_error):
+        self.sock.close()
 
 
 def until(condition):
@@ -245,8 +254,8 @@ def test_putting_returns_when_all_of_it_is_stored(shelf, client):
 @pytest.mark.parametrize("sent", [0, 1, 500, 999])
 @pytest.mark.parametrize("directory", [False, True])
 def test_what_was_cut_off_is_never_stored(shelf, port, sent, directory):
-    with raw(port) as sock:
-        handshake.send_line(sock, {"put": "x", "size": 1000, "directory": directory})
+    with Raw(port) as sock:
+        sock.say({"put": "x", "size": 1000, "directory": directory})
         sock.sendall(b"a" * sent)
         until(lambda: shelf.begun)
     until(lambda: not os.listdir(shelf.folder))
@@ -254,8 +263,8 @@ def test_what_was_cut_off_is_never_stored(shelf, port, sent, directory):
 
 
 def test_a_directory_that_is_no_archive_is_never_stored(shelf, port):
-    with raw(port) as sock:
-        handshake.send_line(sock, {"put": "x", "size": 1000, "directory": True})
+    with Raw(port) as sock:
+        sock.say({"put": "x", "size": 1000, "directory": True})
         sock.sendall(b"a" * 1000)
         assert sock.recv(1) == b"", "the connection ends"
     until(lambda: not os.listdir(shelf.folder))
@@ -264,8 +273,8 @@ def test_a_directory_that_is_no_archive_is_never_stored(shelf, port):
 
 def test_an_archive_that_climbs_out_is_never_stored(shelf, port, tmp_path):
     data = archive_of(("../../climbed", b"x"))
-    with raw(port) as sock:
-        handshake.send_line(sock, {"put": "x", "size": len(data), "directory": True})
+    with Raw(port) as sock:
+        sock.say({"put": "x", "size": len(data), "directory": True})
         sock.sendall(data)
         assert sock.recv(1) == b""
     until(lambda: not os.listdir(shelf.folder))
@@ -286,8 +295,8 @@ def test_an_archive_that_climbs_out_is_never_stored(shelf, port, tmp_path):
     ],
 )
 def test_a_request_without_sense_ends_the_connection(shelf, port, request_):
-    with raw(port) as sock:
-        handshake.send_line(sock, request_)
+    with Raw(port) as sock:
+        sock.say(request_)
         assert sock.recv(1) == b""
     assert not shelf.contents
     until(lambda: not os.listdir(shelf.folder))
@@ -295,7 +304,7 @@ def test_a_request_without_sense_ends_the_connection(shelf, port, request_):
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", b"\n", b"[]\n", b"x" * 10_000])
 def test_garbage_after_the_handshake_ends_the_connection(port, said):
-    with raw(port) as sock:
+    with Raw(port) as sock:
         sock.sendall(said)
         try:
             assert sock.recv(1) == b""
@@ -311,10 +320,13 @@ def fake_server(*answers):
         with listener:
             sock, _address = listener.accept()
             with sock:
-                handshake.serve(sock, SECRET)
+                words = Words(sock, handshake.serve(sock, SECRET)["session"], "server")
                 for answer in answers:
-                    handshake.read_line(sock, time.monotonic() + 60)
-                    sock.sendall(answer)
+                    words.hear(time.monotonic() + 60)
+                    line, end, content = answer.partition(b"\n")
+                    sock.sendall(
+                        (line + words._mine.make((line,)).hex().encode() if end else line) + end + content
+                    )
 
     threading.Thread(target=serve, daemon=True).start()
     return listener.getsockname()[1]
@@ -352,9 +364,10 @@ def test_a_source_that_falls_silent_is_given_up(tmp_path, monkeypatch):
     def serve():
         sock, _address = listener.accept()
         with sock:
-            handshake.serve(sock, SECRET)
-            handshake.read_line(sock, time.monotonic() + 60)
-            sock.sendall(b'{"size": 10, "directory": false}\n123')
+            words = Words(sock, handshake.serve(sock, SECRET)["session"], "server")
+            words.hear(time.monotonic() + 60)
+            words.say({"size": 10, "directory": False})
+            sock.sendall(b"123")
             over.wait(60)
 
     thread = threading.Thread(target=serve)
@@ -370,7 +383,7 @@ def test_a_source_that_falls_silent_is_given_up(tmp_path, monkeypatch):
 
 def test_a_client_that_asks_nothing_is_let_go(shelf, port, monkeypatch):
     monkeypatch.setattr(bulk, "IDLE_S", 0.05)
-    with raw(port) as sock:
+    with Raw(port) as sock:
         assert sock.recv(1) == b""
 
 
@@ -476,9 +489,9 @@ def test_what_was_altered_on_its_way_is_refused(tmp_path, directory):
 
 def test_a_small_object_says_what_it_is_itself(shelf, port):
     shelf.contents["x"] = b"data"
-    with raw(port) as sock:
-        handshake.send_line(sock, {"get": "x"})
-        assert handshake.read_line(sock, time.monotonic() + 60)["digest"] == digests.of(b"data")
+    with Raw(port) as sock:
+        sock.say({"get": "x"})
+        assert sock.hear(time.monotonic() + 60)["digest"] == digests.of(b"data")
 
 
 def test_a_directory_is_not_held_to_the_digest_of_something_else(shelf, client, tmp_path):
@@ -509,11 +522,11 @@ def test_what_is_brought_and_is_not_what_was_made_is_not_stored(shelf, client, t
 
 def test_a_directory_that_is_altered_on_its_way_is_not_stored(shelf, port):
     data = archive_of(("file", noise(1000)))
-    with raw(port) as sock:
+    with Raw(port) as sock:
         head = {"put": "x", "size": len(data), "directory": True, "digest": digests.of(data)}
-        handshake.send_line(sock, head)
+        sock.say(head)
         sock.sendall(flipped(data))
-        assert "altered" in handshake.read_line(sock, time.monotonic() + 60)
+        assert "altered" in sock.hear(time.monotonic() + 60)
     assert not shelf.contents
     until(lambda: not os.listdir(shelf.folder))
 
@@ -532,11 +545,11 @@ def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(shelf, port, t
     source.touch()
     os.truncate(source, 256 << 20)  # more than the sockets take
     shelf.contents["x"] = str(source)
-    with raw(port) as sock:
-        handshake.send_line(sock, {"get": "x"})
-        handshake.read_line(sock, time.monotonic() + 60)
+    with Raw(port) as sock:
+        sock.say({"get": "x"})
+        sock.hear(time.monotonic() + 60)
         os.truncate(source, 1 << 20)
-        sock.settimeout(60)
+        sock.sock.settimeout(60)
         came = 0
         while data := sock.recv(1 << 20):
             came += len(data)
@@ -570,7 +583,10 @@ def test_garbage_at_the_door_is_refused_and_others_still_come_in(port, refusals,
 def test_a_door_that_closes_cuts_what_is_being_served(shelf, tmp_path):
     listener = socket.create_server(("127.0.0.1", 0))
     door = Door(
-        listener, lambda _greeting: SECRET, lambda sock, _g, _a: bulk.serve(sock, shelf), lambda *_: None
+        listener,
+        lambda _greeting: SECRET,
+        lambda sock, greeting, _a: bulk.serve(Words(sock, greeting["session"], "server"), shelf),
+        lambda *_: None,
     )
     port = listener.getsockname()[1]
     client = Client("127.0.0.1", port, SECRET)

@@ -50,8 +50,10 @@ def line_of(sock):
 def test_two_ends_with_the_same_secret_meet(ends):
     server, client = ends
     greeting = in_thread(handshake.serve, server, b"secret")
-    handshake.dial(client, b"secret", "worker", more=[1, 2])
+    key = handshake.dial(client, b"secret", "worker", more=[1, 2], session="its own")
     told = greeting()
+    assert told["session"] == key
+    assert len(key) == 32
     assert told["role"] == "worker"
     assert told["more"] == [1, 2]
     assert server.gettimeout() is None is client.gettimeout()
@@ -120,6 +122,7 @@ def test_a_recorded_greeting_is_worthless(ends):
     greeting = in_thread(handshake.serve, server, b"secret")
     handshake.dial(client, b"secret", "worker")
     recorded = greeting()
+    del recorded["session"]
     again, thief = socket.socketpair()
     with again, thief:
         answer = in_thread(handshake.serve, again, b"secret")
@@ -211,8 +214,10 @@ def test_nothing_secret_is_sent(ends):
     answer = in_thread(handshake.serve, server, b"a very secret word")
     seen = [client.recv(4096, socket.MSG_PEEK)]
     handshake.dial(client, b"a very secret word", "worker")
-    seen.append(json.dumps(answer()).encode())
-    assert not any(b"secret" in text for text in seen)
+    greeting = answer()
+    key = greeting.pop("session")
+    seen.append(json.dumps(greeting).encode())
+    assert not any(b"secret" in text or key.hex().encode() in text for text in seen)
 
 
 def test_a_server_does_not_wait_for_ever(ends, monkeypatch):

@@ -1,0 +1,107 @@
+"""What each frame and each line after the handshake ends with, so that nobody on the way can alter, add, leave out, swap or repeat one.
+
+Both ends make a key from the secret and the nonces of their handshake (`handshake.session_key`), which never travels: who relays or records all of it does not
+have it. A seal is a keyed hash of what is said, of how much was said before, and of which end says it. What is sealed can still be read by others: against that there
+is TLS (see `tls`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import socket
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+from vinecore.protocol import handshake
+
+SIZE = 16
+WRITTEN = 2 * SIZE
+"""How long a seal is in hexadecimal, as on a line."""
+_COUNT = struct.Struct(">Q")
+
+
+class Seal:
+    """Seals what one end of a connection says, one after another.
+
+    Parameters
+    ----------
+    key
+        What the two ends know.
+    side
+        Which end it is: "server" or "client".
+    """
+
+    size = SIZE
+
+    def __init__(self, key: bytes, side: str) -> None:
+        self._base = hashlib.blake2b(key=key, digest_size=SIZE, person=side.encode())
+        self._count = 0
+
+    def make(self, parts: Iterable[Any]) -> bytes:
+        """Make the seal of what is said next."""
+        seal = self._base.copy()
+        seal.update(_COUNT.pack(self._count))
+        for part in parts:
+            seal.update(part)
+        self._count += 1
+        return seal.digest()
+
+    def fits(self, seal: bytes, parts: Iterable[Any]) -> bool:
+        """Whether that is the seal of what is said next."""
+        return hmac.compare_digest(seal, self.make(parts))
+
+
+def pair(key: bytes, side: str) -> tuple[Seal, Seal]:
+    """Give what one end seals with, and what it expects of the other one."""
+    return Seal(key, side), Seal(key, "client" if side == "server" else "server")
+
+
+class Words:
+    """Lines of JSON on a connection after the handshake, each with its seal in hexadecimal behind it.
+
+    Parameters
+    ----------
+    sock
+        The connection.
+    key
+        What the two ends know.
+    side
+        Which end this is: "server" or "client".
+    """
+
+    def __init__(self, sock: socket.socket, key: bytes, side: str) -> None:
+        self.sock = sock
+        self._mine, self._theirs = pair(key, side)
+
+    def say(self, value: dict[str, Any]) -> None:
+        """Send a line."""
+        line = json.dumps(value).encode()
+        self.sock.sendall(line + self._mine.make((line,)).hex().encode() + b"\n")
+
+    def hear(self, deadline: float) -> dict[str, Any]:
+        """Read a line.
+
+        Raises
+        ------
+        handshake.Refused, OSError
+            It is none, its seal does not fit, or it does not come.
+        """
+        line = handshake.read_bytes(self.sock, deadline)[:-1]
+        return handshake.parse_line(self.open(line))
+
+    def open(self, line: bytes) -> bytes:
+        """Give what is said on a line, without its seal.
+
+        Raises
+        ------
+        handshake.Refused
+            The seal does not fit.
+        """
+        said, seal = line[:-WRITTEN], line[-WRITTEN:]
+        if not hmac.compare_digest(seal, self._theirs.make((said,)).hex().encode()):
+            msg = "a line whose seal does not fit: somebody between both ends alters what they say"
+            raise handshake.Refused(msg)
+        return said

@@ -117,7 +117,7 @@ class Yard:
         Parameters
         ----------
         where
-            A manager, or the port of one.
+            A manager, or the port of one; None for no address.
         *options
             Of ``vine_worker``, added to the usual ones.
         command
@@ -129,13 +129,14 @@ class Yard:
         """
         self._count += 1
         log = self.folder / f"worker-{self._count}.log"
-        port = where if isinstance(where, int) else where.port
+        port = where if isinstance(where, int) else getattr(where, "port", 0)
+        address = () if where is None else (host, str(port))
         arguments = ["--password", str(secret or self.secret), "--workspace", str(self.workspace), "--cores", "2", "--memory", "2000", "--disk", "2000",
                      "--gpus", "0", "--single-shot", *options]  # fmt: skip
         program = command or [sys.executable, "-m", "vineworker"]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*program, host, str(port), *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                [*program, *address, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **env}, cwd=self.folder,
             )  # fmt: skip
         worker = WorkerProcess(process, log)
@@ -190,6 +191,9 @@ def yard_in(folder: Path, monkeypatch: Any) -> Iterator[Yard]:
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+    monkeypatch.delenv("VINE_REGISTRY", raising=False)
+    monkeypatch.delenv("CATALOG_HOST", raising=False)
     yard = Yard(folder)
     try:
         yield yard

@@ -30,7 +30,9 @@ from vinecore.files import LEVEL_NUMBERS, File, content_name, level_of, path_nam
 from vinecore.io.engine import Engine
 from vinecore.io.scribe import Scribe
 from vinecore.libraries import Context, LibraryTask
-from vinecore.protocol import bulk, digests, tls, values, xrootd
+from vinecore.protocol import bulk, digests, records, tls, values, xrootd
+from vinecore.protocol.catalog import configured, parse_servers
+from vinecore.protocol.registry import place
 from vinecore.tasks import PythonTask, Task
 from vinecore.versions import REQUIRED, explain_mismatch, package_versions, python_version
 
@@ -59,7 +61,7 @@ class Manager:
     port : int or (int, int)
         Where workers connect; 0 for any free port, a pair for the first free one of a range.
     name : str or None
-        A name for people.
+        A name, by which people know it and workers find it: ``vine_worker -M NAME``. A manager without one is not announced.
     shutdown : bool
         Whether workers shall leave for good when the manager ends, instead of waiting for the next one.
     password_file : path or None
@@ -75,6 +77,12 @@ class Manager:
         than one whose fingerprint is in the file beside the secret, ``<password file>.fingerprint``, or given as ``--ssl-fingerprint``.
     init_fn : callable or None
         Called with the manager once it is up.
+    registry : path, bool or None
+        The folder in which a manager that has a name is entered, so that workers of the same user find it; None for what the variable VINE_REGISTRY
+        says, or the usual one. With False it is not entered.
+    catalog : str, bool or None
+        Catalog servers that a manager that has a name reports to, as HOST:PORT, or several with commas; None for what the variable CATALOG_HOST says. Without
+        that, and with False, there are none.
 
     Attributes
     ----------
@@ -90,8 +98,14 @@ class Manager:
 
     def __init__(self, port: int | Sequence[int] = DEFAULT_PORT, name: str | None = None, shutdown: bool = False, *,
                  password_file: str | Path | None = None, address: str = "", run_info_path: str | Path | bool | None = None,
-                 ssl: bool | Sequence[str | Path] = False, init_fn: Callable[[Any], None] | None = None) -> None:  # fmt: skip
-        self.name = name or f"vine-{os.getpid()}"
+                 ssl: bool | Sequence[str | Path] = False, init_fn: Callable[[Any], None] | None = None, registry: str | Path | bool | None = None,
+                 catalog: str | bool | None = None) -> None:  # fmt: skip
+        self.name = records.check_name(name) if name else f"vine-{os.getpid()}"
+        servers = (
+            ()
+            if catalog is False
+            else parse_servers(configured("" if catalog in (None, True) else str(catalog)))
+        )
         self._shutdown, self._pid = shutdown, os.getpid()
         if password_file is None:
             secret, self.password_file = password.user_secret()
@@ -123,6 +137,10 @@ class Manager:
         self._engine.listen(i.LibraryUp, self._library_up)
         self._engine.listen(i.Missing, self._something_missing)
         self._closers: list[Callable[[], None]] = []
+        if name:
+            self._announce(
+                "" if registry is False else place("" if registry in (None, True) else str(registry)), servers
+            )
         self.factory: Factory | None = None
         atexit.register(self.close)
         if init_fn is not None:
@@ -171,6 +189,30 @@ class Manager:
                 self.password_file, error.strerror, self.ssl_fingerprint,
             )  # fmt: skip
         return context
+
+    def _announce(self, folder: str, servers: tuple[tuple[str, int], ...]) -> None:
+        """Tell where this manager is, from now on until it is closed."""
+        from vinecore.announcing import Announcer, describe
+
+        engine = self._engine
+        about = describe(
+            name=self.name, key=secrets.token_hex(16), bound=engine.bound, port=engine.port, ssl=bool(self.ssl_fingerprint),
+        )  # fmt: skip
+
+        def figures() -> dict[str, Any]:
+            demand = engine.demand()
+            return {
+                "tasks_waiting": demand.waiting,
+                "tasks_running": demand.running,
+                "tasks_on_workers": demand.running,
+                "tasks_left": demand.waiting + demand.running,
+                "tasks_total_cores": demand.cores,
+                "capacity_tasks": demand.capacity,
+                "workers": demand.workers,
+                "workers_connected": demand.workers,
+            }
+
+        self._closers.append(Announcer(about, figures, folder, servers).close)
 
     # ---- life
 

@@ -46,7 +46,8 @@ def one_result(m):
 
 
 def only_files(folder):
-    return [path for path in folder.rglob("*") if path.is_file()]
+    # os.walk takes no offence at what goes meanwhile
+    return [Path(base) / name for base, _folders, names in os.walk(folder) for name in names]
 
 
 # ---- arguments

@@ -102,6 +102,8 @@ class Engine:
 
     Attributes
     ----------
+    bound, port : str, int
+        Where it listens.
     ping_s, silence_s : float
         After how long without a word a worker is asked whether it is there, and given up.
     """
@@ -133,6 +135,7 @@ class Engine:
             i.Forget: lambda x: self.store.forget(x.name), i.Disconnect: self._disconnect, i.Note: lambda x: log.log(x.level, x.text),
         }  # fmt: skip
         listener = _listen(ports, address)
+        self.bound: str = listener.getsockname()[0]
         self.port: int = listener.getsockname()[1]
         self._scribe = scribe
         if scribe is not None:
@@ -149,7 +152,12 @@ class Engine:
             self._cover = tls.Cover()
             covering = functools.partial(self._cover.serve, context=tls_context)
         self._door = bulk.Door(
-            listener, lambda _greeting: self._secret, self._welcome, self._refused, cover=covering
+            listener,
+            lambda _greeting: self._secret,
+            self._welcome,
+            self._refused,
+            cover=covering,
+            name=name,
         )
 
     # ---- for other threads

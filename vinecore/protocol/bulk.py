@@ -584,6 +584,8 @@ class Door:
         Handshakes at once; further ones wait in the kernel's queue.
     cover
         Puts TLS over each connection, if there is to be any.
+    name
+        What is told to who has proved the secret.
     """
 
     def __init__(
@@ -594,8 +596,9 @@ class Door:
         refused: Callable[[str, str], None],
         most: int = 256,
         cover: Union[Cover, None] = None,
+        name: str = "",
     ) -> None:
-        self._cover = cover
+        self._cover, self._name = cover, name
         self._listener, self._secret, self._welcome, self._refused = listener, secret, welcome, refused
         self._places = threading.BoundedSemaphore(most)
         self._open: dict[socket.socket, threading.Thread] = {}
@@ -647,7 +650,7 @@ class Door:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._cover is not None:
                     sock = self._cover(sock)
-                greeting = handshake.serve(sock, self._secret)
+                greeting = handshake.serve(sock, self._secret, self._name)
             finally:
                 self._places.release()  # who has proved the secret takes no place from those who still have to
             self._welcome(sock, greeting, address)

@@ -4,7 +4,7 @@
 
     server: {"vine": 1, "nonce": S}
     client: {"role": R, "nonce": C, "proof": HMAC(secret, "client" R S C), ...}
-    server: {"proof": HMAC(secret, "server" R S C)}      or {"refused": reason}
+    server: {"proof": HMAC(secret, "server" R S C N), "name": N}   without N if it has no name;   or {"refused": reason}
 
 Where there is TLS (see `tls`) the server says {"vine": 1, "tls": true} before it begins, and all of this inside of it. A client that wants the other
 kind of connection answers {"wants": "tls"} or {"wants": "no tls"}, and goes.
@@ -34,14 +34,14 @@ class Refused(ConnectionError):
     """The other end is not who it should be, or does not want us."""
 
 
-def _proof(secret: bytes, side: str, role: str, server: str, client: str) -> str:
-    text = f"{side}|{role}|{server}|{client}".encode()
+def _proof(secret: bytes, side: str, role: str, server: str, client: str, name: str = "") -> str:
+    text = f"{side}|{role}|{server}|{client}{'|' if name else ''}{name}".encode("utf-8", "surrogatepass")
     return hmac.new(secret, text, hashlib.sha256).hexdigest()
 
 
 def session_key(secret: bytes, role: str, server: str, client: str) -> bytes:
     """Make the key that both ends have after the handshake, and nobody who has only heard it."""
-    return hmac.digest(secret, f"session|{role}|{server}|{client}".encode(), "sha256")
+    return hmac.digest(secret, f"session|{role}|{server}|{client}".encode("utf-8", "surrogatepass"), "sha256")
 
 
 def read_line(sock: socket.socket, deadline: float) -> dict[str, Any]:
@@ -89,7 +89,9 @@ def send_line(sock: socket.socket, value: dict[str, Any]) -> None:
     sock.sendall(json.dumps(value).encode() + b"\n")
 
 
-def serve(sock: socket.socket, secret: Union[bytes, Callable[[dict[str, Any]], bytes]]) -> dict[str, Any]:
+def serve(
+    sock: socket.socket, secret: Union[bytes, Callable[[dict[str, Any]], bytes]], name: str = ""
+) -> dict[str, Any]:
     """Challenge a client and answer its challenge.
 
     Parameters
@@ -98,6 +100,8 @@ def serve(sock: socket.socket, secret: Union[bytes, Callable[[dict[str, Any]], b
         The connection.
     secret
         What the client has to know, or a function that tells it from the client's greeting.
+    name
+        What this end is called, for clients that look for a certain one.
 
     Returns
     -------
@@ -128,7 +132,8 @@ def serve(sock: socket.socket, secret: Union[bytes, Callable[[dict[str, Any]], b
         send_line(sock, {"refused": "wrong secret"})
         msg = "wrong secret"
         raise Refused(msg)
-    send_line(sock, {"proof": _proof(secret, "server", role, nonce, theirs)})
+    answer = {"proof": _proof(secret, "server", role, nonce, theirs, name)}
+    send_line(sock, {**answer, "name": name} if name else answer)
     sock.settimeout(None)
     return {**greeting, "session": session_key(secret, role, nonce, theirs)}
 
@@ -156,8 +161,28 @@ def read_challenge(sock: socket.socket, deadline: float, *, tls: bool = False) -
     return challenge
 
 
-def dial(sock: socket.socket, secret: bytes, role: str, **more: Any) -> bytes:
+def dial(
+    sock: socket.socket,
+    secret: bytes,
+    role: str,
+    *,
+    suits: Union[Callable[[str], bool], None] = None,
+    **more: Any,
+) -> bytes:
     """Answer a server's challenge and challenge it; give the key that both ends have from now on.
+
+    Parameters
+    ----------
+    sock
+        The connection.
+    secret
+        What both ends have to know.
+    role
+        What this end wants.
+    suits
+        Says whether a server that is called so is the one that is looked for.
+    **more
+        What else is in the greeting.
 
     Raises
     ------
@@ -173,10 +198,15 @@ def dial(sock: socket.socket, secret: bytes, role: str, **more: Any) -> bytes:
     answer = read_line(sock, deadline)
     if "refused" in answer:
         raise Refused(printable(answer["refused"]))
+    name = str(answer.get("name", ""))
     if not hmac.compare_digest(
-        str(answer.get("proof")).encode(), _proof(secret, "server", role, server, nonce).encode()
+        ascii(answer.get("proof")).encode(),
+        ascii(_proof(secret, "server", role, server, nonce, name)).encode(),
     ):
         msg = "the other end does not know the secret"
+        raise Refused(msg)
+    if suits is not None and not suits(name):
+        msg = f"the manager there is called {printable(name)!r}"
         raise Refused(msg)
     sock.settimeout(None)
     return session_key(secret, role, server, nonce)

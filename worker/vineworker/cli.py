@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Sequence
 from typing import Optional
 
+from vinecore.protocol import catalog, registry
+from vinecore.protocol.finding import Finder
 from vineworker import __version__
 from vineworker.resources import detect
 
@@ -28,10 +30,28 @@ def parser() -> argparse.ArgumentParser:
         prog="vine_worker",
         description="Run tasks for a vine manager on this machine.",
         epilog=EPILOG,
-        usage="vine_worker [options] HOST PORT | HOST:PORT",
+        usage="vine_worker [options] HOST PORT | HOST:PORT[;HOST:PORT...] | -M NAME",
     )
     p.add_argument(
         "address", nargs="*", metavar="HOST PORT", help="where the manager is: HOST PORT, or HOST:PORT"
+    )
+    p.add_argument(
+        "-M",
+        "--manager-name",
+        metavar="NAME",
+        help="work for a manager that is called so, wherever it is; NAME may be a regular expression that has to match the whole name. With an "
+        "address, too, that is where it is looked for first",
+    )
+    p.add_argument(
+        "--registry",
+        metavar="DIR",
+        help="folder in which managers with a name are entered (default: what VINE_REGISTRY says, or the usual one of this user)",
+    )
+    p.add_argument(
+        "-C",
+        "--catalog",
+        metavar="HOST:PORT",
+        help="also look for managers at a catalog server, or several, with commas (default: what CATALOG_HOST says, or none)",
     )
     p.add_argument("--cores", type=_amount, help="cores to offer (default: what affinity and cgroups allow)")
     p.add_argument(
@@ -125,6 +145,19 @@ def secret_file() -> str:
     return os.path.join(base, "daskvine", "secret")
 
 
+def parse_addresses(words: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """Understand HOST PORT, HOST:PORT and several of the latter with semicolons between.
+
+    Raises
+    ------
+    ValueError
+        It is none of them.
+    """
+    if len(words) == 1 and ";" in words[0]:
+        return tuple(parse_address([word]) for word in words[0].split(";") if word)
+    return (parse_address(words),)
+
+
 def parse_address(words: Sequence[str]) -> tuple[str, int]:
     """Understand HOST PORT and HOST:PORT.
 
@@ -134,7 +167,7 @@ def parse_address(words: Sequence[str]) -> tuple[str, int]:
         It is neither.
     """
     if not words:
-        msg = "no address: give HOST PORT or HOST:PORT, such as localhost:9123"
+        msg = "no address: give HOST PORT or HOST:PORT, such as localhost:9123, or the manager's name with -M NAME"
         raise ValueError(msg)
     host, separator, port = (words[0], ":", words[1]) if len(words) == 2 else words[0].rpartition(":")
     if len(words) > 2 or not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
@@ -162,10 +195,7 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
     logging.basicConfig(level=level, format="%(asctime)s vine_worker: %(message)s", stream=sys.stderr)
     if options.pyz is not None:
         return _write_pyz(p, options)
-    try:
-        host, port = parse_address(options.address)
-    except ValueError as error:
-        p.error(str(error))
+    addresses, finder = _whereabouts(p, options)
     if options.keep_workspace and not options.workspace:
         p.error("--keep-workspace needs a workspace that the next worker can name: add --workspace DIR")
     path = options.password or secret_file()
@@ -187,14 +217,13 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         os.environ.pop(name, None)  # they were defaults for this worker; tasks get their own
     for note in resources.notes:
         logging.getLogger("vine_worker").info(note)
+    from vineworker.search import Search
     from vineworker.worker import (  # asyncio takes longest to import: say what is wrong with the arguments before
         Settings,
         Worker,
     )
 
     settings = Settings(
-        host,
-        port,
         secret,
         resources,
         workspace,
@@ -203,14 +232,33 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         tuple(options.feature),
         options.parent_death,
         options.keep_workspace,
-        fingerprints,
     )
     _raise_limit_of_files()
+
+    def known() -> tuple[str, ...]:
+        from vinecore.protocol import tls
+
+        return tls.known_fingerprints(path)
+
     try:
-        worker = Worker(settings)
+        worker = Worker(settings, Search(secret, addresses, finder, fingerprints, known))
     except OSError as error:
         p.error(f"the workspace {workspace} cannot be used: {error.strerror}")
     return worker.run()
+
+
+def _whereabouts(
+    p: argparse.ArgumentParser, options: argparse.Namespace
+) -> tuple[tuple[tuple[str, int], ...], Optional[Finder]]:
+    """Understand where the manager may be: addresses, and how to find it by its name."""
+    try:
+        addresses = () if options.manager_name and not options.address else parse_addresses(options.address)
+        if not options.manager_name:
+            return addresses, None
+        servers = catalog.parse_servers(catalog.configured(options.catalog or ""))
+        return addresses, Finder(options.manager_name, registry.place(options.registry or ""), servers)
+    except ValueError as error:
+        p.error(str(error))
 
 
 def _fingerprints(p: argparse.ArgumentParser, options: argparse.Namespace, secret: str) -> tuple[str, ...]:

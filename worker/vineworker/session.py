@@ -30,6 +30,7 @@ from vineworker.hosting import HostProcess, SlotProcess, environment_prefix, rem
 from vineworker.keeping import Keeper, Kept
 from vineworker.measuring import Exceeded
 from vineworker.resources import Detected
+from vineworker.search import Manager
 from vineworker.warden import Warden
 
 log = logging.getLogger("vine_worker")
@@ -43,8 +44,6 @@ DISK_THREADS = 4
 class Settings(NamedTuple):
     """What the command line says."""
 
-    host: str
-    port: int
     secret: bytes
     resources: Detected
     workspace: str
@@ -53,7 +52,6 @@ class Settings(NamedTuple):
     features: tuple[str, ...] = ()
     parent: Optional[int] = None  # process to live no longer than
     keep_workspace: bool = False  # for the next worker in it
-    fingerprints: tuple[str, ...] = ()  # of certificates that the manager may have; with any there is TLS
 
 
 class Session:
@@ -62,7 +60,9 @@ class Session:
     Parameters
     ----------
     settings
-        What may be used, and where the manager is.
+        What may be used.
+    manager
+        Where the manager is, and how to speak with it.
     folder
         Where a folder for the session is made.
     warden
@@ -71,20 +71,18 @@ class Session:
         Has what was kept before, and keeps what shall be.
     leave
         Called with the reason, and whether the worker shall not come back, when the manager sends it away.
-    cover
-        A `tls.Cover`, where there is TLS.
     """
 
     def __init__(
         self,
         settings: Settings,
+        manager: Manager,
         folder: str,
         warden: Warden,
         keeper: Keeper,
         leave: Callable[[str, bool], None],
-        cover: Any = None,
     ) -> None:
-        self._cover = cover
+        self.manager = manager
         self.tls_context: Any = None  # of the data port
         self._settings, self._warden, self._keeper, self._leave = settings, warden, keeper, leave
         self._folder = tempfile.mkdtemp(prefix="session-", dir=folder)
@@ -225,18 +223,17 @@ class Session:
         if self._fetcher is None and messages and type(messages[0]) is m.Welcome:
             welcome = messages[0]
             self.gate, self._python = tickets.Gate(tickets.key_of(self._key)), welcome.python
-            manager = (self._settings.host, self._settings.port)
             self._fetcher = fetching.Fetcher(
                 self.cache,
-                manager,
+                self.manager.address,
                 self._settings.secret,
                 welcome.worker,
                 self._key,
                 self._warden,
-                self._cover,
-                self._settings.fingerprints,
+                self.manager.cover,
+                self.manager.fingerprints,
             )
-            if self._cover is not None:
+            if self.manager.cover is not None:
                 self.tls_context = self._make_context(welcome.certificate)
             log.info("worker %d of manager %s", welcome.worker, welcome.manager)
         self._obey(self._state.handle(messages))

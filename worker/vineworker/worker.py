@@ -19,6 +19,7 @@ from vinecore.protocol import bulk, handshake, seals
 from vinecore.protocol import messages as m
 from vineworker import packing
 from vineworker.keeping import Keeper, open_home
+from vineworker.search import Dialled, Manager, Search
 from vineworker.session import Session, Settings
 from vineworker.warden import Warden
 
@@ -26,11 +27,7 @@ __all__ = ["Settings", "Worker"]
 
 log = logging.getLogger("vine_worker")
 
-Dialled = tuple[socket.socket, bytes]
-"""A connection to a manager, and the key that both ends have."""
-
 BACKOFF_S = (0.2, 5.0)
-CONNECT_S = 10.0
 GOODBYE_S = 2.0
 PING_S = 60.0
 SILENCE_S = 300.0
@@ -43,11 +40,13 @@ class Worker:
     Parameters
     ----------
     settings
-        Where the manager is and what may be used.
+        What may be used.
+    search
+        Where a manager may be.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, search: Search) -> None:
+        self._settings, self._search = settings, search
         self._folder = tempfile.mkdtemp(prefix=f"vine-worker-{os.getpid()}-", dir=settings.workspace)
         self._warden = Warden(self._folder)
         if packing.home():  # while it is what this worker was started from
@@ -55,11 +54,6 @@ class Worker:
         home = open_home(settings.workspace, settings.secret) if settings.keep_workspace else None
         kept = os.path.join(self._folder, "kept")
         self._keeper = Keeper(kept, settings.resources.disk_mb << 20, home)
-        self._cover: Any = None
-        if settings.fingerprints:
-            from vinecore.protocol import tls  # not needed elsewhere, and long to import
-
-            self._cover = tls.Cover()
         self._loop: asyncio.AbstractEventLoop
         self._stopping: asyncio.Future[None]
         self._session: Optional[Session] = None
@@ -71,8 +65,7 @@ class Worker:
         try:
             return asyncio.run(self._run())
         finally:
-            if self._cover is not None:
-                self._cover.finish(GOODBYE_S)
+            self._search.close(GOODBYE_S)
             self._keeper.close()
             bulk.remove(self._folder)
             self._warden.close()
@@ -96,7 +89,8 @@ class Worker:
     async def _work(self) -> int:
         settings = self._settings
         wait, deadline = BACKOFF_S[0], time.monotonic() + settings.timeout_s
-        log.info("looking for a manager at %s:%d", settings.host, settings.port)
+        log.info("looking for a manager %s", self._search)
+        told = ""
         while not self._stopping.done():
             started = time.monotonic()
             try:
@@ -107,12 +101,15 @@ class Worker:
                     return 0
                 deadline = time.monotonic() + settings.timeout_s
             except handshake.Refused as error:
-                log.error("the manager at %s:%d refuses this worker: %s", settings.host, settings.port, error)
+                log.error("the manager %s refuses this worker: %s", self._search, error)
                 return 1
             except OSError as error:
                 if time.monotonic() > deadline:
-                    log.error("no manager at %s:%d: %s", settings.host, settings.port, error)
+                    log.error("no manager %s: %s", self._search, error)
                     return 1
+                if str(error) != told:
+                    told = str(error)
+                    log.info("no manager %s yet: %s", self._search, error)
             if time.monotonic() - started > BACKOFF_S[1]:
                 wait = BACKOFF_S[0]
             await asyncio.wait({self._stopping}, timeout=wait)
@@ -134,11 +131,9 @@ class Worker:
 
         def dial() -> None:
             try:
-                found = self._dial()
+                news: tuple[Any, Any] = (self._search.dial(), None)
             except Exception as error:  # noqa: BLE001 - raised where the socket is waited for
-                news: tuple[Any, Any] = (None, error)
-            else:
-                news = (found, None)
+                news = (None, error)
             try:
                 self._loop.call_soon_threadsafe(tell, *news)
             except RuntimeError:  # the worker has left
@@ -152,19 +147,6 @@ class Worker:
             return None
         return dialled.result()
 
-    def _dial(self) -> Dialled:
-        sock = socket.create_connection((self._settings.host, self._settings.port), timeout=CONNECT_S)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            if self._cover is not None:
-                sock = self._cover.dial(sock, self._settings.fingerprints)
-            key = handshake.dial(sock, self._settings.secret, "worker")
-        except BaseException:
-            sock.close()
-            raise
-        sock.setblocking(False)
-        return sock, key
-
     def _open_door(self) -> bulk.Door:
         """Listen for peers that fetch."""
         listener = socket.create_server(("", 0), backlog=128)
@@ -177,10 +159,12 @@ class Worker:
 
         def cover(sock: socket.socket) -> socket.socket:
             session = self._session
+            if session is not None and session.manager.cover is None:
+                return sock
             if session is None or session.tls_context is None:
                 msg = "this worker has no manager now"
                 raise handshake.Refused(msg)
-            covered: socket.socket = self._cover.serve(sock, session.tls_context)
+            covered: socket.socket = session.manager.cover.serve(sock, session.tls_context)
             return covered
 
         def welcome(sock: socket.socket, greeting: dict[str, Any], _address: str) -> None:
@@ -197,16 +181,16 @@ class Worker:
             secret,
             welcome,
             lambda address, reason: log.warning("refused a peer at %s: %s", address, reason),
-            cover=cover if self._cover is not None else None,
+            cover=cover,
         )
 
-    async def _serve(self, sock: socket.socket, key: bytes) -> None:
+    async def _serve(self, sock: socket.socket, key: bytes, manager: Manager) -> None:
         """Work for one manager until the connection ends."""
         self._reason = ""
         self._last_busy = time.monotonic()
         try:
             session = self._session = Session(
-                self._settings, self._folder, self._warden, self._keeper, self._leave, self._cover
+                self._settings, manager, self._folder, self._warden, self._keeper, self._leave
             )
         except BaseException:
             sock.close()

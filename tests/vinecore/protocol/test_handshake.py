@@ -59,6 +59,35 @@ def test_two_ends_with_the_same_secret_meet(ends):
     assert server.gettimeout() is None is client.gettimeout()
 
 
+def test_a_server_says_what_it_is_called_and_who_looks_for_another_one_leaves(ends):
+    server, client = ends
+    in_thread(handshake.serve, server, b"secret", "mine")
+    seen = []
+    handshake.dial(client, b"secret", "worker", suits=lambda name: seen.append(name) or True)
+    assert seen == ["mine"]
+    in_thread(handshake.serve, server, b"secret", "mi\x1bne")
+    with pytest.raises(Refused, match=r"the manager there is called 'mi\\\\x1bne'"):
+        handshake.dial(client, b"secret", "worker", suits=lambda name: name == "other")
+
+
+@pytest.mark.parametrize("name", ["another", "", "\ud800", None])
+def test_a_name_that_was_changed_on_its_way_is_not_believed(ends, name):
+    server, client = ends
+
+    def serve_and_change(sock):
+        between, behind = socket.socketpair()
+        with between, behind:
+            real = in_thread(handshake.serve, behind, b"secret", "mine")
+            handshake.send_line(sock, line_of(between))
+            handshake.send_line(between, line_of(sock))
+            handshake.send_line(sock, {**line_of(between), "name": name})
+            real()
+
+    in_thread(serve_and_change, server)
+    with pytest.raises(Refused, match="does not know the secret"):
+        handshake.dial(client, b"secret", "worker")
+
+
 def test_what_is_sent_right_after_the_handshake_is_not_swallowed_by_it(ends):
     server, client = ends
     greeting = in_thread(handshake.serve, server, b"secret")

@@ -1,0 +1,141 @@
+"""Looking for a manager, at addresses, by its name, or both; and dialling it. Blocking work for a thread."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any, Callable, NamedTuple, Optional
+
+from vinecore.protocol import handshake
+from vinecore.protocol.finding import Finder
+
+CONNECT_S = 10.0
+Address = tuple[str, int]
+
+
+class Manager(NamedTuple):
+    """A manager that takes this worker.
+
+    Attributes
+    ----------
+    address : (str, int)
+        Where it is.
+    fingerprints : tuple of str
+        Of certificates that it may have; with any there is TLS.
+    cover : tls.Cover or None
+        With which TLS is spoken, if it is.
+    """
+
+    address: Address
+    fingerprints: tuple[str, ...] = ()
+    cover: Any = None
+
+
+Dialled = tuple[socket.socket, bytes, Manager]
+"""A connection to a manager, and the key that both ends have."""
+
+
+class Search:
+    """Knows where a manager may be.
+
+    Parameters
+    ----------
+    secret
+        What it has to know.
+    addresses
+        Where it may be.
+    finder
+        Finds it by its name; None where nothing but an address was given.
+    fingerprints
+        Of certificates that it may have; with any there has to be TLS.
+    known
+        Gives those of managers that say by themselves that they speak TLS; a ValueError says why it cannot.
+    """
+
+    def __init__(
+        self,
+        secret: bytes,
+        addresses: tuple[Address, ...],
+        finder: Optional[Finder] = None,
+        fingerprints: tuple[str, ...] = (),
+        known: Callable[[], tuple[str, ...]] = tuple,
+    ) -> None:
+        self._secret, self._addresses, self._finder = secret, addresses, finder
+        self._fingerprints, self._known = fingerprints, known
+        self._cover: Any = None
+
+    def __str__(self) -> str:
+        places = " or ".join(f"{host}:{port}" for host, port in self._addresses)
+        name = f"called {self._finder.pattern}" if self._finder is not None else ""
+        return " ".join(filter(None, (name, f"at {places}" if places and not name else "")))
+
+    def dial(self) -> Dialled:
+        """Try one place after another; give the connection to the first manager that takes this worker.
+
+        Raises
+        ------
+        handshake.Refused
+            It is there, and nothing would change if it were asked again.
+        OSError
+            There is none now.
+        """
+        if self._finder is None and len(self._addresses) == 1:
+            return self._dial(self._addresses[0], bool(self._fingerprints))
+        problems, final = [], self._finder is None
+        for address, ssl in self._places():
+            try:
+                return self._dial(address, ssl)
+            except OSError as error:
+                problems.append(f"{address[0]}:{address[1]}: {error}")
+                final = final and isinstance(error, handshake.Refused)
+        if final:
+            raise handshake.Refused("; ".join(problems))
+        if self._finder is not None:
+            problems = sorted(problems) or [f"there is none {self._finder.where}"]
+            problems += filter(None, [self._finder.problem])
+        raise ConnectionError("; ".join(problems))
+
+    def _places(self) -> Iterator[tuple[Address, bool]]:
+        """Where to try, and whether TLS is spoken there."""
+        forced = bool(self._fingerprints)
+        for address in self._addresses:
+            yield address, forced
+        if self._finder is not None:
+            for found in self._finder.look():
+                for address in found.addresses:
+                    yield address, forced or found.ssl
+
+    def _dial(self, address: Address, ssl: bool) -> Dialled:
+        manager = Manager(address)
+        if ssl:
+            manager = Manager(address, self._fingerprints or self._read_known(), self._make_cover())
+        sock = socket.create_connection(address, timeout=CONNECT_S)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if ssl:
+                sock = manager.cover.dial(sock, manager.fingerprints)
+            suits = None if self._finder is None else self._finder.suits
+            key = handshake.dial(sock, self._secret, "worker", suits=suits)
+        except BaseException:
+            sock.close()
+            raise
+        sock.setblocking(False)
+        return sock, key, manager
+
+    def _read_known(self) -> tuple[str, ...]:
+        try:
+            return self._known()
+        except ValueError as error:
+            raise ConnectionError(str(error)) from None
+
+    def _make_cover(self) -> Any:
+        if self._cover is None:
+            from vinecore.protocol import tls  # not needed elsewhere, and long to import
+
+            self._cover = tls.Cover()
+        return self._cover
+
+    def close(self, seconds: float) -> None:
+        """Wait until all is sent that was said under TLS, but no longer than so."""
+        if self._cover is not None:
+            self._cover.finish(seconds)

@@ -1,0 +1,344 @@
+"""The catalog server, those who use it, and those who abuse it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tests.support import PATIENCE_S, find_python, until
+from vinecore import Task
+from vinecore.announcing import describe
+from vinecore.catalog_server import MOST_CONNECTIONS_OF_ONE, MOST_OF_ONE, Records, parse_filter
+from vinecore.protocol import catalog
+from vinecore.protocol.catalog import Catalog, parse_servers
+from vinecore.protocol.records import MOST_BYTES
+
+
+def record(name="mine", key="0123", **more):
+    return {**describe(name=name, key=key, bound="127.0.0.1", port=9123, ssl=False), **more}
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A catalog server; gives its port."""
+    log = tmp_path / "catalog.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vinecore.catalog_server", "--address", "127.0.0.1", "--port", "0"], stdout=output, stderr=output,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )  # fmt: skip
+    try:
+        yield int(until(lambda: re.search(r"queries at port (\d+)", log.read_text()))[1])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+        assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def ask(port, path="/query.json", head=None):
+    """Ask, as any client of HTTP does; give the status and the content."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as sock:
+        sock.sendall(head or f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: sock.recv(1 << 16), b""))
+    status, _, body = answer.partition(b"\r\n\r\n")
+    assert not answer or b"Content-Length: %d\r\n" % len(body) in status + b"\r\n"
+    return status.partition(b"\r\n")[0][9:12].decode(), body
+
+
+def report(port, content):
+    with socket.create_connection(("127.0.0.1", port + 1), PATIENCE_S) as sock:
+        try:
+            sock.sendall(content if isinstance(content, bytes) else json.dumps(content).encode())
+            sock.shutdown(socket.SHUT_WR)
+            sock.recv(1)  # until it has been read
+        except OSError:  # it has been cut off
+            pass
+
+
+# ---- managers and workers
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_a_worker_finds_its_manager_at_a_catalog_which_forgets_it_at_its_end(yard, server, how, monkeypatch):
+    where = f"127.0.0.1:{server}"
+    if how == "variable":
+        monkeypatch.setenv("CATALOG_HOST", where)
+    given = where if how == "option" else None
+    options = ("-C", where) if how == "option" else ()
+    m = yard.manager(name="mine", registry=False, catalog=given)
+    until(lambda: json.loads(ask(server)[1]))
+    worker = yard.worker(None, "-M", "m.*", *options)
+    m.wait_for_workers(1, PATIENCE_S)
+    m.submit(Task("echo fine"))
+    assert m.wait(PATIENCE_S).output == "fine\n"
+    m.close()
+    assert worker.wait() == 0
+    until(lambda: json.loads(ask(server)[1]) == [], "the catalog to forget a manager that has ended")
+
+
+def test_the_one_file_asks_a_catalog_too(yard, server):
+    from vineworker import packing
+
+    python, path = find_python("3.9"), packing.write(str(yard.folder))
+    m = yard.manager(name="mine", registry=False, catalog=f"127.0.0.1:{server}")
+    until(lambda: json.loads(ask(server)[1]))
+    yard.worker(None, "-M", "mine", "-C", f"127.0.0.1:{server}", command=[python, path], PYTHONPATH="")
+    m.wait_for_workers(1, PATIENCE_S)
+
+
+def test_what_is_reported_is_what_others_expect_and_no_secret(yard, server):
+    m = yard.manager(name="mine", registry=False, catalog=f"127.0.0.1:{server}")
+    m.submit(Task("true"))
+    [about] = until(lambda: json.loads(ask(server)[1]))
+    assert (about["type"], about["project"], about["port"], about["ssl"]) == (
+        "vine_manager",
+        "mine",
+        m.port,
+        False,
+    )
+    assert about["address"] == "127.0.0.1"
+    assert {
+        "owner",
+        "version",
+        "protocol",
+        "starttime",
+        "priority",
+        "network_interfaces",
+        "taskvine_uuid",
+    } <= set(about)
+    assert {"tasks_waiting", "tasks_running", "tasks_left", "workers_connected", "lastheardfrom"} <= set(
+        about
+    )
+    assert yard.secret.read_text().strip() not in str(about)
+
+
+def test_nothing_is_reported_that_nobody_has_asked_for(yard, server, monkeypatch):
+    monkeypatch.setenv("CATALOG_HOST", f"127.0.0.1:{server}")
+    yard.manager()
+    yard.manager(name="hidden", catalog=False)
+    yard.manager(name="seen")
+    [about] = until(lambda: json.loads(ask(server)[1]))
+    assert about["project"] == "seen"
+
+
+def test_a_catalog_that_is_away_is_told_of_and_harms_nobody(yard, caplog):
+    m = yard.manager(name="mine", catalog="127.0.0.1:1")
+    yard.worker(None, "-M", "mine", "-C", "127.0.0.1:1")
+    m.wait_for_workers(1, PATIENCE_S)
+    until(lambda: "cannot report to the catalog at 127.0.0.1:1" in caplog.text)
+    worker = yard.worker(None, "-M", "other", "-C", "127.0.0.1:1", "--timeout", "100")
+    worker.says("no catalog answers: 127.0.0.1:1: [Errno 111] Connection refused")
+
+
+# ---- the client
+
+
+def test_servers_are_named_as_in_cctools(monkeypatch):
+    monkeypatch.delenv("CATALOG_PORT", raising=False)
+    assert parse_servers("") == ()
+    assert parse_servers("a.org, b:1234,[::1]:77,[::1]") == (
+        ("a.org", 9097),
+        ("b", 1234),
+        ("::1", 77),
+        ("::1", 9097),
+    )
+    monkeypatch.setenv("CATALOG_PORT", "4000")
+    assert parse_servers("a") == (("a", 4000),)
+    for text in ("a:", "a:b", "a:70000", "a:65535", "::1", "a b", "a:0"):
+        with pytest.raises(ValueError, match="is not a catalog server"):
+            parse_servers(text)
+
+
+def test_the_next_server_is_asked_where_one_does_not_answer(server):
+    report(server, record())
+    both = Catalog((("127.0.0.1", 1), ("127.0.0.1", server)))
+    assert [about["project"] for about in both.ask()] == ["mine"]
+    assert both._down.keys() == {("127.0.0.1", 1)}
+
+
+class OddServer:
+    """Answers each connection with what it is told to."""
+
+    def __init__(self, *answers):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port, self.asked = self.listener.getsockname()[1], []
+        self._thread = threading.Thread(target=self._serve, args=(answers,), daemon=True)
+        self._thread.start()
+
+    def _serve(self, answers):
+        for answer in answers:
+            sock, _ = self.listener.accept()
+            with sock:
+                self.asked.append(sock.recv(4096))
+                try:
+                    sock.sendall(answer)
+                except OSError:
+                    pass
+
+    def close(self):
+        self._thread.join(PATIENCE_S)
+        self.listener.close()
+
+
+OK = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([b""], "does not speak HTTP"),
+        ([b"SSH-2.0\r\n"], "does not speak HTTP"),
+        ([OK + b"{}"], "not a list"),
+        ([OK + b"[1"], "not a list"),
+        ([OK + b"[" * 100_000], "not a list"),
+        ([OK + b"\xff"], "not a list"),
+        ([OK + b"[" + b" " * 3_000_000], "more than 2000000 bytes"),
+        ([b"HTTP/1.1 500 no\r\n\r\n"] * 2, "does not know /query.json"),
+    ],
+)
+def test_an_odd_server_is_left_with_a_reason(answers, said, monkeypatch):
+    monkeypatch.setattr(catalog, "MOST_BYTES", 2_000_000)
+    server = OddServer(*answers)
+    with pytest.raises(OSError, match=said):
+        Catalog((("127.0.0.1", server.port),)).ask()
+    server.close()
+
+
+def test_a_server_that_knows_no_expressions_is_asked_for_all():
+    server = OddServer(b"HTTP/1.0 501 no\r\n\r\n", OK + b'[{"a": 1}]')
+    assert Catalog((("127.0.0.1", server.port),)).ask() == [{"a": 1}]
+    server.close()
+    first, second = (line.split(b" ")[1].decode() for line in server.asked)
+    assert base64.b64decode(first.removeprefix("/query/")) == b'type=="vine_manager"'
+    assert second == "/query.json"
+
+
+def test_a_server_that_stalls_is_not_waited_for_long(monkeypatch):
+    monkeypatch.setattr(catalog, "ASK_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(OSError, match="timed out"):
+        Catalog((("127.0.0.1", listener.getsockname()[1]),)).ask()
+
+
+# ---- the server
+
+
+def test_records_are_given_as_they_are_asked_for(server):
+    for name in ("a", "b"):
+        report(server, record(name, key=name))
+    report(server, {"type": "vine_factory", "port": -77, "project_regex": "a.*"})
+    expression = lambda text: f"/query/{base64.b64encode(text.encode()).decode()}"  # noqa: E731
+    names = lambda path: sorted(about.get("project", "") for about in json.loads(ask(server, path)[1]))  # noqa: E731
+    assert names("/query.json") == ["", "a", "b"]
+    assert names(expression('type=="vine_manager"')) == ["a", "b"]
+    assert names(expression('((type == "vine_manager") && (project=="b"))')) == ["b"]
+    assert names(expression("port==9123 && ssl==false")) == ["a", "b"]
+    assert ask(server, "/")[0] == "200"
+    report(server, record("b", key="b", tasks_waiting=5))
+    waiting = [about["tasks_waiting"] for about in json.loads(ask(server)[1]) if about.get("project") == "b"]
+    assert waiting == [5]
+
+
+@pytest.mark.parametrize("text", ["", "type", "type==", 'type=="a" &&', "a==b", "a<1", '"a"==1', "a==1 || b==2", "a==" + "9" * 400, "a==1&&" * 16 + "a==1", "a\u0000==1"])  # fmt: skip
+def test_expressions_that_are_not_understood_are_refused(text):
+    with pytest.raises(ValueError, match="only comparisons"):
+        parse_filter(text)
+
+
+def test_hostile_requests_and_reports_are_refused_and_the_server_goes_on(server):
+    draw = random.Random(3)
+    report(server, record())
+    garbage = [b"", b"\x00" * 100, b"GET", b"GET / HTTP/1.1\r\n", b"POST /query.json HTTP/1.1\r\n\r\n", b"GET /../../etc/passwd HTTP/1.1\r\n\r\n",
+               b"GET /query/%ff%00 HTTP/1.1\r\n\r\n", b"GET /query/" + b"A" * 7000 + b" HTTP/1.1\r\n\r\n", b"x" * 1_000_000,
+               *(draw.randbytes(300) for _ in range(100))]  # fmt: skip
+    for data in garbage:
+        with socket.create_connection(("127.0.0.1", server), PATIENCE_S) as sock:
+            try:
+                sock.sendall(data)
+                sock.shutdown(socket.SHUT_WR)
+                said = sock.recv(1 << 16)
+                assert not said or said.startswith(b"HTTP/1.1 4"), said
+            except OSError:
+                pass
+    deep = b'{"type": "x", "port": 1, "a": ' + b"[" * 30_000 + b"]" * 30_000 + b"}"
+    less_deep = b'{"type": "x", "port": 1, "a": ' + b"[" * 30 + b"]" * 30 + b"}"
+    for data in [*garbage, deep, less_deep, b"[]", b"null", b'{"port": 1}', b'{"type": 1, "port": 1}', b'{"type": "x"}', b'{"type": "x", "port": NaN}',
+                 b'{"type": "x", "port": 1, "a": 1e999}', b'{"type": "x", "port": 1' + b"0" * 5000 + b"}", b'{"type": "\xff", "port": 1}',
+                 json.dumps(record(more="a" * MOST_BYTES)).encode()]:  # fmt: skip
+        report(server, data)
+    assert [about["project"] for about in json.loads(ask(server)[1])] == ["mine"]
+    assert json.loads(ask(server)[1])[0]["address"] == "127.0.0.1"
+
+
+def test_one_who_opens_many_connections_and_says_nothing_takes_no_more_than_a_part(server):
+    report(server, record())
+    idle = [socket.create_connection(("127.0.0.1", server), PATIENCE_S) for _ in range(300)]
+    try:
+        closed = [sock for sock in idle[MOST_CONNECTIONS_OF_ONE:] if sock.recv(1) == b""]
+        assert len(closed) == len(idle) - MOST_CONNECTIONS_OF_ONE
+    finally:
+        for sock in idle:
+            sock.close()
+    until(lambda: ask(server)[1])
+
+
+# ---- what is kept
+
+
+def kept(records, now=0.0):
+    return [json.loads(text) for text in records.select(lambda _record: True, now)]
+
+
+def test_records_expire():
+    records = Records(100)
+    records.enter(json.dumps(record()).encode(), "10.0.0.1", 0, 1000)
+    records.enter(json.dumps(record(key="brief", lifetime=5)).encode(), "10.0.0.1", 0, 1000)
+    assert [about["lastheardfrom"] for about in kept(records, 4)] == [1000, 1000]
+    assert [about["taskvine_uuid"] for about in kept(records, 6)] == ["0123"]
+    for now in range(1, 1000):
+        records.enter(json.dumps(record()).encode(), "10.0.0.1", now, 1000)
+    assert len(records._expiry) < 110
+    assert len(kept(records, 1098)) == 1
+    assert kept(records, 1100) == []
+    assert (records._bytes, records._of_one) == (0, {})
+
+
+def test_what_is_kept_is_bounded(monkeypatch):
+    records = Records()
+    text = lambda key: json.dumps(record(key=str(key))).encode()  # noqa: E731
+    for key in range(MOST_OF_ONE):
+        records.enter(text(key), "10.0.0.1", 0, 0)
+    with pytest.raises(ValueError, match="too many records of one address"):
+        records.enter(text("one more"), "10.0.0.1", 0, 0)
+    records.enter(text(0), "10.0.0.1", 0, 0)
+    records.enter(text(0), "10.0.0.2", 0, 0)
+    monkeypatch.setattr("vinecore.catalog_server.MOST_RECORDS", MOST_OF_ONE + 1)
+    with pytest.raises(ValueError, match="no room"):
+        records.enter(text(1), "10.0.0.2", 0, 0)
+    monkeypatch.setattr("vinecore.catalog_server.MOST_TOTAL", records._bytes + 10)
+    with pytest.raises(ValueError, match="no room"):
+        records.enter(text(0), "10.0.0.2", 0, 0)
+    assert len(kept(records)) == MOST_OF_ONE + 1
+
+
+def test_the_command_says_what_is_wrong():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for words, said in (
+            [["--address", "127.0.0.1", "--port", str(port)], "cannot listen"],
+            [["--port", "65535"], "use a port"],
+        ):
+            ended = subprocess.run(
+                [sys.executable, "-m", "vinecore.catalog_server", *words], capture_output=True, text=True, timeout=60, check=False,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            )  # fmt: skip
+            assert (ended.returncode, said in ended.stderr, "Traceback" in ended.stderr) == (2, True, False)

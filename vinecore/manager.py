@@ -221,6 +221,7 @@ class Manager:
         if os.getpid() != self._pid:  # a forked child that ends must not take away what its parent uses
             return
         atexit.unregister(self.close)
+        self._engine.hurry()
         closers, self._closers = self._closers, []
         for closer in reversed(closers):
             closer()

@@ -32,6 +32,7 @@ class Balance:
         if (
             bucket.library is None
             or bucket.urgent
+            or worker.draining
             or len(workers) < 2
             or (bucket.mean_s or WORTH_S) < WORTH_S
         ):

@@ -39,7 +39,7 @@ class Copies:
         self._row[worker] = None
 
     def left(self, worker: Worker) -> None:
-        """A worker has gone."""
+        """A worker has gone, or will soon."""
         self._row.pop(worker, None)
 
     def spread(self, files: Iterable[File]) -> None:
@@ -50,9 +50,10 @@ class Copies:
             needed = file.pending or file.foretold or file.pins > 0
             lacking = self.count - len(file.replicas) - len(file.fetching)
             if needed and lacking > 0 and file.replicas and file.producer is not None and not file.at_manager:
-                self._copy(file, lacking)
+                self.copy(file, lacking)
 
-    def _copy(self, file: File, lacking: int) -> None:
+    def copy(self, file: File, lacking: int) -> None:
+        """Have a file brought to so many more workers, of those with room for it that are asked first."""
         for worker in list(islice(self._row, LOOK_AT)):
             del self._row[worker]
             self._row[worker] = None

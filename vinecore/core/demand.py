@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from vinecore.core.farewells import is_safe, needed
+
 if TYPE_CHECKING:
     from vinecore.core.mind import Mind
     from vinecore.core.state import Worker
@@ -55,11 +57,6 @@ def demand(mind: Mind) -> Demand:
 
 def dispensable(worker: Worker) -> bool:
     """Whether a worker does nothing, and has nothing that only it has and somebody needs."""
-    if worker.tasks or worker.fetching or worker.outgoing or worker.leaving:
+    if worker.tasks or worker.fetching or worker.outgoing or worker.leaving or worker.draining:
         return False
-    return not any(
-        len(file.replicas) == 1
-        and not (file.at_manager or file.url)
-        and (file.pending or file.foretold or file.pins or file.wanted)
-        for file in worker.files
-    )
+    return not any(needed(file) and not is_safe(file, worker) for file in worker.files)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from vinecore.core.instructions import INFO, Note
 from vinecore.core.recovery import MOST_REMAKES
-from vinecore.core.state import MB, UNLIMITED, is_root, on_disk
+from vinecore.core.state import MB, UNLIMITED, elsewhere, is_root, on_disk
 from vinecore.core.transitions import ASSIGNED, DONE, READY, RETRIEVING
 from vinecore.protocol import INLINE_LIMIT
 
@@ -405,11 +405,6 @@ class Disk:
         worker.room -= unknown - self._unknown.pop(worker, 0)
         if unknown:
             self._unknown[worker] = unknown
-
-
-def elsewhere(file: File) -> bool:
-    """Whether a file can be had from outside of the workers."""
-    return file.at_manager or bool(file.url) or (file.archive is not None and elsewhere(file.archive))
 
 
 def _is_sure(file: File, but: Worker) -> bool:

@@ -116,6 +116,10 @@ class Tuned(NamedTuple):
     value: Any
 
 
+class Closing(NamedTuple):
+    """The user is about to close the manager: nobody needs anything any more."""
+
+
 class Tick(NamedTuple):
     """Some time has passed."""
 
@@ -137,5 +141,6 @@ Event = (
     | ObjectStored
     | CategorySet
     | Tuned
+    | Closing
     | Tick
 )

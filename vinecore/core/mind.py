@@ -3,7 +3,8 @@
 `Mind.handle` takes what happened and the time, changes the tables, and returns what is to be done, in order. It does no I/O, starts no
 thread, reads no clock and draws no random number, so the same object runs under the manager, under the tests and in a simulation.
 The work is shared between `Life` (the states of tasks), `Placement` (who runs what), `Transfers` (who gets what from whom) and
-`Recovery` (what to do about losses), `Balance` (what to take back) and `Disk` (what fits where, and what goes), which all read and write the one set of `Tables`.
+`Recovery` (what to do about losses), `Balance` (what to take back), `Disk` (what fits where, and what goes) and `Farewells` (what a worker that
+leaves must not take with it), which all read and write the one set of `Tables`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from vinecore.core.allocation import Category, Resources
 from vinecore.core.balance import Balance
 from vinecore.core.copies import Copies
 from vinecore.core.disk import Disk
+from vinecore.core.farewells import Farewells
 from vinecore.core.instructions import (
     INFO,
     WARNING,
@@ -83,6 +85,7 @@ class Mind:
         self.disk = Disk(self)
         self.balance = Balance(self)
         self.copies = Copies(self)
+        self.farewells = Farewells(self)
         self.sleepers = Sleepers(self)
         self._handlers: dict[type, Callable[[Any], None]] = {
             e.FilesDeclared: self._files_declared,
@@ -101,6 +104,7 @@ class Mind:
             e.ObjectStored: self._object_stored,
             e.CategorySet: self._category_set,
             e.Tuned: self._tuned,
+            e.Closing: lambda _event: self.farewells.hurry(),
             e.Tick: self._tick,
         }
         self._worker_handlers: dict[type, Callable[[Worker, Any], None]] = {
@@ -139,6 +143,8 @@ class Mind:
         while self.disk.waiting and not self.tables.assigned and self.disk.force():
             self.disk.again()
             self.placement.pump()
+        if self.farewells.dirty:
+            self.farewells.look()
         while self._to_flush:
             self.flush(self._to_flush.popitem()[0])
         out = self._out
@@ -496,6 +502,8 @@ class Mind:
         worker.python_ok = hello.python == self.python
         if hello.versions:
             worker.lacks = tuple(name for name in self.needs if name not in hello.versions)
+        if hello.time_left_s > 0:
+            worker.ends_at = self.now + hello.time_left_s
         self.tables.workers[worker.id] = worker
         if not worker.python_ok:
             text = f"worker {worker.id} on {worker.name} runs Python {worker.python}, the manager {self.python}: it gets only work with an environment"
@@ -508,6 +516,7 @@ class Mind:
         self.placement.worker_joined(worker)
         self.balance.joined(worker)
         self.copies.joined(worker)
+        self.farewells.joined(worker)
         worker.announcing = m.KEEPING in hello.features
         self.sleepers.look()
 
@@ -568,6 +577,9 @@ class Mind:
                 self.recovery.replica_lost(file, worker)
 
     def _leaving(self, worker: Worker, message: m.Leaving) -> None:
+        if message.within_s > 0:
+            self.farewells.begin(worker, message.reason, message.within_s)
+            return
         worker.leaving = True
         self.emit(Disconnect(worker.id, message.reason))
 
@@ -583,6 +595,7 @@ class Mind:
     def _tick(self, _event: e.Tick) -> None:
         self.transfers.tick()
         self.disk.tick()
+        self.farewells.tick()
         self.sleepers.look()
         self.placement.wake_all()
         self.placement.pump()

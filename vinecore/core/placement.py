@@ -143,7 +143,9 @@ class Placement:
             self._refresh(worker, bucket)
 
     def _has_room(self, worker: Worker, bucket: Bucket) -> bool:
-        if not _can_load(worker, bucket):
+        if worker.draining or not _can_load(worker, bucket):
+            return False
+        if worker.ends_at is not None and self._too_long(worker, bucket, bucket.mean_s):
             return False
         if bucket.library is None:  # an estimate: tasks of a category that learns do not all get the same
             allocation = self._allocate(bucket, 0, worker)
@@ -311,6 +313,7 @@ class Placement:
                 bucket.library is not None
                 and bucket.library.spec.name in worker.libraries
                 and least is not None
+                and not worker.draining
             )
             if worker in bucket.open or may_queue:
                 cost = self._cost(worker, bucket, total - held[worker])
@@ -357,7 +360,31 @@ class Placement:
     def _fits(self, task: Task, worker: Worker, bucket: Bucket) -> bool:
         if bucket.library is None and not self.suits(task, worker):
             return False
+        if worker.ends_at is not None and self._too_long(worker, bucket, self._duration(task)):
+            return False
         return not self._need or self._mind.disk.fits(task, worker, self._need)
+
+    def _duration(self, task: Task) -> float | None:
+        """How long a task will take: as its like have taken, else as long as it may; None if nobody knows."""
+        mean = task.bucket.mean_s
+        if mean is None and task.bucket.library is None:
+            _count, mean = self._mind.tables.category_walls.get(task.spec.category, (0, None))
+        return mean if mean is not None else task.spec.options.get("time_max")
+
+    def _too_long(self, worker: Worker, bucket: Bucket, duration_s: float | None) -> bool:
+        """Whether a task of this duration would not be over before its worker begins to leave."""
+        if worker.ends_at is None or duration_s is None:
+            return False
+        turns, instance = 1, None
+        if bucket.library is not None:
+            instance = worker.libraries.get(bucket.library.spec.name)
+        if instance is not None:
+            turns += instance.assigned // instance.slots
+        return self._mind.now + turns * duration_s > worker.ends_at
+
+    def refresh(self, worker: Worker) -> None:
+        """Look again at what a worker has room, and time, for."""
+        self._refresh_all(worker)
 
     def _assign(self, task: Task, worker: Worker, bucket: Bucket) -> None:
         if bucket.library is None:
@@ -455,7 +482,7 @@ class Placement:
 
     def _expand(self, task: Task, worker: Worker, instance: Instance) -> None:
         """Send the successors of a task after it, if all they lack is being made on the same worker."""
-        if task.run.spec.priority_mode not in AHEAD_WITH:
+        if task.run.spec.priority_mode not in AHEAD_WITH or worker.draining:
             return
         frontier = instance.frontier
         frontier.append(task)
@@ -601,7 +628,7 @@ class Placement:
 
     def _evict(self, worker: Worker, bucket: Bucket, idle: list[Instance]) -> bool:
         """Stop as many of these libraries as it takes, if it helps."""
-        if not idle or not _can_load(worker, bucket):
+        if not idle or worker.draining or not _can_load(worker, bucket):
             return False
         wanted = self._allocate(bucket, 0, worker)
         free = worker.free
@@ -700,15 +727,20 @@ class Placement:
 
     def explain(self, bucket: Bucket) -> tuple[str, bool]:
         """Say why nothing of a bucket can run, and whether no worker of those connected could ever run it."""
-        workers = list(self._mind.tables.workers.values())
+        workers = [w for w in self._mind.tables.workers.values() if not w.draining]
         if not workers:
-            return "no worker is connected", False
+            leaving = len(self._mind.tables.workers)
+            return (
+                "no worker is connected" if not leaving else "all workers that are connected are leaving",
+                False,
+            )
         suitable = [w for w in workers if _can_load(w, bucket)]
         if not suitable:
             return self._explain_python(workers), True
         number = bucket.urgent[0][2].spec.task if bucket.urgent else 0
-        if any(self._allocate(bucket, number, w) is not None for w in suitable):
-            return "", False
+        fitting = [w for w in suitable if self._allocate(bucket, number, w) is not None]
+        if fitting:
+            return self._explain_time(bucket, fitting), False
         largest = max((w.total for w in suitable), key=_size)
         request = self._request(bucket, number)
         if bucket.category is not None:
@@ -717,6 +749,17 @@ class Placement:
         if bucket.library is not None:
             what = f"library {bucket.library.spec.options.get('label') or bucket.library.spec.name}"
         return f"no worker is large enough for {what}: {too_large(request, largest)}", True
+
+    def _explain_time(self, bucket: Bucket, workers: list[Worker]) -> str:
+        """Say that no worker stays long enough, if that is so."""
+        duration_s = self._duration(bucket.urgent[0][2]) if bucket.urgent else None
+        left = [math.inf if w.ends_at is None else w.ends_at - self._mind.now for w in workers]
+        if duration_s is None or max(left) >= duration_s:
+            return ""
+        return (
+            f"no worker stays long enough: tasks take {duration_s:.3g} s, and the workers leave within {max(0.0, *left):.3g} s. Start "
+            "workers with a longer --wall-time"
+        )
 
     def _explain_python(self, workers: list[Worker]) -> str:
         """Say why the own Python of none of these will do."""

@@ -28,7 +28,7 @@ class Recovery:
     def worker_lost(self, worker: Worker, reason: str) -> None:
         """Take a worker, which is out of the table of workers already, out of every other; send its work elsewhere."""
         mind = self._mind
-        suspects = set() if worker.leaving else self._suspects(worker)
+        suspects = set() if worker.leaving or worker.draining else self._suspects(worker)
         tasks = list(worker.tasks.values())
         for task in tasks:  # all of them first: what follows must not count on any
             mind.life.leave(task)
@@ -38,6 +38,7 @@ class Recovery:
         mind.placement.worker_gone(worker)
         mind.disk.worker_gone(worker)
         mind.copies.left(worker)
+        mind.farewells.gone(worker)
         files, worker.files = list(worker.files), {}
         for file in files:
             del file.replicas[worker]

@@ -30,6 +30,8 @@ promised
     bytes of disk that are kept free for what a task writes
 unproven
     a worker has said that a file is there, and not yet that it is what it should be: other workers may fetch it, tasks there still wait
+draining
+    a worker will leave: it gets nothing more, and what only it has is brought elsewhere
 ahead
     a task was sent to the worker that is making its inputs before they exist
 ticket
@@ -166,6 +168,11 @@ def on_disk(size: int) -> int:
     return size if size > INLINE_LIMIT else 0
 
 
+def elsewhere(file: File) -> bool:
+    """Whether a file can be had from outside of the workers."""
+    return file.at_manager or bool(file.url) or (file.archive is not None and elsewhere(file.archive))
+
+
 def is_root(task: Task) -> bool:
     """Whether nothing that a task reads is made by another one."""
     for file in task.inputs:  # noqa: SIM110 - this is asked for every task
@@ -295,8 +302,8 @@ class Bucket:
 class Worker:
     """What is known of one connected worker."""
 
-    __slots__ = ("altered", "announcing", "cancel", "data_address", "doubted_by", "fetching", "files", "free", "host", "id", "joined_at",
-                 "lacks", "leaving", "libraries", "name", "outgoing", "purge", "python", "python_ok", "retain", "room",
+    __slots__ = ("altered", "announcing", "cancel", "data_address", "doubted_by", "draining", "ends_at", "fetching", "files", "free", "host",
+                 "id", "joined_at", "lacks", "leaving", "libraries", "name", "outgoing", "purge", "python", "python_ok", "retain", "room",
                  "shunned_until", "spare", "tasks", "total", "unlink", "unproven", "wall_s")  # fmt: skip
 
     def __init__(
@@ -315,6 +322,8 @@ class Worker:
         self.lacks: tuple[str, ...] = ()  # of the packages that its own Python needs
         self.announcing = False  # it looks through what it has from before, and has not told all of it yet
         self.leaving = False  # it has said goodbye: nobody is to blame
+        self.draining = False
+        self.ends_at: float | None = None  # when it will begin to leave, where that is known
         self.room = total.disk * MB or UNLIMITED
         self.files: dict[File, int] = {}  # with the bytes of disk each takes
         self.altered: set[File] = set()  # of its files those that have arrived somewhere as something else

@@ -240,6 +240,8 @@ class Transfers:
     def stored(self, file: File, size: int, digest: str) -> None:
         """An upload is complete."""
         new = not file.available
+        if file.uploading is not None and file.uploading.draining:
+            self._mind.farewells.look_at(file.uploading)
         file.uploading = None
         file.at_manager, file.digest = True, digest
         if not file.directory:
@@ -306,6 +308,8 @@ class Transfers:
         if source is not None:
             self._trust(file, source)
             self.retry(file)
+            if not isinstance(source, str) and source.draining:
+                self._mind.farewells.look_at(source)
 
     def _trust(self, file: File, source: Worker | str) -> None:
         """A file came from there, and is what it should be."""
@@ -399,6 +403,8 @@ class Transfers:
             _count_down(self._outgoing, source)
         else:
             source.outgoing -= 1
+            if source.draining:
+                self._mind.farewells.look_at(source)
 
     def retry(self, file: File) -> None:
         """Serve those who wait for a source of this file."""

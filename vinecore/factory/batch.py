@@ -45,6 +45,8 @@ def worker_words(order: Order, timeout_s: float | None = None) -> list[str]:
         "--timeout",
         str(settings.timeout if timeout_s is None else timeout_s),
     ]
+    if settings.wall_time is not None:
+        words += ["--wall-time", f"{settings.wall_time:g}"]
     for option in ("cores", "memory", "disk", "gpus"):
         value = getattr(settings, option)
         if value is not None:

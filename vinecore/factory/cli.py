@@ -71,6 +71,12 @@ def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str]
     metavar="S",
     help="End when there was no work, or no manager, for so long (default: never).",
 )
+@click.option(
+    "--wall-time",
+    type=float,
+    metavar="S",
+    help="A worker ends after so long, having handed over what only it has; it is replaced if there is work (default: no limit).",
+)
 @click.option("--cores", type=int, metavar="N", help="Cores of each worker (condor: 1).")
 @click.option("--memory", type=int, metavar="MB", help="Memory of each worker (condor: 1024).")
 @click.option("--disk", type=int, metavar="MB", help="Disk of each worker (condor: 1024).")

@@ -17,8 +17,7 @@ from vinecore.factory.mind import GONE, RUNNING, Job
 from vinecore.protocol import bulk
 from vinecore.protocol.messages import PILOT
 
-GRACE_S = 3.0
-KEEPING_GRACE_S = 30.0  # for workers that have something to keep
+GRACE_S = 30.0  # to hand over what only they have, where the manager stays, and to keep what is to be kept
 FOR_EVER_S = 1_000_000.0
 
 
@@ -109,7 +108,7 @@ class Local:
     def _end(self, processes: list[subprocess.Popen[bytes]]) -> None:
         for process in processes:
             process.terminate()
-        deadline = time.monotonic() + (KEEPING_GRACE_S if self._keep_workspace else GRACE_S)
+        deadline = time.monotonic() + GRACE_S
         for process in processes:
             try:
                 process.wait(max(0.01, deadline - time.monotonic()))

@@ -38,6 +38,8 @@ class Settings:
         A worker leaves after so many seconds without work.
     factory_timeout : float
         The factory ends when there was no work, or no manager, for so many seconds; 0: never.
+    wall_time : float or None
+        How many seconds a worker lives: it hands over what only it has before, and is replaced if there is work. None: as long as it has work.
     cores, memory, disk, gpus : int or None
         What each worker offers, and asks the batch system for; memory and disk in MB.
     condor_requirements : tuple of str
@@ -62,6 +64,7 @@ class Settings:
     capacity: bool = False
     timeout: float = 300.0
     factory_timeout: float = 0.0
+    wall_time: float | None = None
     cores: int | None = None
     memory: int | None = None
     disk: int | None = None
@@ -184,7 +187,7 @@ def _env(name: str, value: Any) -> dict[str, str]:
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "min_workers": _number(0, int), "max_workers": _number(0, int), "workers_per_cycle": _number(0, int),
     "factory_period": _number(0.01, float), "tasks_per_worker": _number(1, int, none=True), "capacity": _flag,
-    "timeout": _number(1, float), "factory_timeout": _number(0, float), "cores": _number(1, int, none=True),
+    "timeout": _number(1, float), "wall_time": _number(1, float, none=True), "factory_timeout": _number(0, float), "cores": _number(1, int, none=True),
     "memory": _number(1, int, none=True), "disk": _number(1, int, none=True), "gpus": _number(0, int, none=True),
     "condor_requirements": _texts, "batch_options": _text, "env": _env, "wrapper": _text, "python_env": _text, "extra_options": _text,
 }  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import gc
 import itertools
@@ -176,6 +177,11 @@ class Engine:
             except RuntimeError:
                 if not self.closed:
                     raise
+
+    def hurry(self) -> None:
+        """Tell the mind that all is about to be closed."""
+        with contextlib.suppress(RuntimeError):  # it has stopped with a defect
+            self.post(e.Closing())
 
     def submit(self, tasks: list[TaskSpec]) -> None:
         """Post tasks, and wait until the mind has taken them.

@@ -36,6 +36,7 @@ class Hello(NamedTuple):
     versions: dict[
         str, str
     ]  # of the worker's own interpreter: "python", and what it has of `LOADING`; {} if nobody has looked
+    time_left_s: float = 0.0  # until it begins to leave; 0 if it stays
 
 
 class Welcome(NamedTuple):
@@ -280,9 +281,14 @@ class LibraryFailed(NamedTuple):
 
 
 class Leaving(NamedTuple):
-    """Worker: I go, and why."""
+    """Worker: I go, and why.
+
+    With ``within_s`` it goes when the manager sends `Release`, because all is elsewhere that only it has and somebody needs, and after so
+    many seconds in any case; what it was to run is the manager's again at once.
+    """
 
     reason: str
+    within_s: float = 0.0  # 0: now
 
 
 Message = Union[

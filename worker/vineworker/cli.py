@@ -17,6 +17,8 @@ from vineworker import __version__
 from vineworker.resources import detect
 
 MOST_FILES = 65536
+GRACE_S = 25.0
+"""Batch systems kill what has not left 30 s after they have asked it to."""
 
 EPILOG = """
 The secret: a worker of the same user on the same machine (or a shared home) finds the manager's secret by itself;
@@ -74,6 +76,32 @@ def parser() -> argparse.ArgumentParser:
         default=900.0,
         metavar="S",
         help="leave after so long without work or manager (default: 900)",
+    )
+    p.add_argument(
+        "--idle-timeout",
+        type=float,
+        metavar="S",
+        help="leave after so long without work (default: --timeout)",
+    )
+    p.add_argument(
+        "--connect-timeout",
+        type=float,
+        metavar="S",
+        help="give up after so long without a manager (default: --timeout)",
+    )
+    p.add_argument(
+        "--wall-time",
+        type=_seconds,
+        metavar="S",
+        help="end after so long: takes no task that would not be over by then, and hands over what only it has before",
+    )
+    p.add_argument(
+        "--grace",
+        type=_seconds,
+        default=GRACE_S,
+        metavar="S",
+        help="for handing over what only it has when it gets SIGTERM or SIGINT, its wall time is over or it was idle; a second signal ends "
+        f"it at once (default: {GRACE_S:g})",
     )
     p.add_argument("-P", "--password", metavar="FILE", help="file with the manager's secret")
     p.add_argument(
@@ -136,6 +164,14 @@ def _amount(text: str) -> Optional[int]:
     value = int(text)
     if value < 0:
         return None
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        msg = f"{text!r} is not a number of seconds"
+        raise argparse.ArgumentTypeError(msg)
     return value
 
 
@@ -227,11 +263,14 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         secret,
         resources,
         workspace,
-        options.timeout,
+        options.timeout if options.idle_timeout is None else options.idle_timeout,
         options.single_shot,
         tuple(options.feature),
         options.parent_death,
         options.keep_workspace,
+        options.timeout if options.connect_timeout is None else options.connect_timeout,
+        options.wall_time,
+        options.grace,
     )
     _raise_limit_of_files()
 

@@ -47,11 +47,14 @@ class Settings(NamedTuple):
     secret: bytes
     resources: Detected
     workspace: str
-    timeout_s: float = 900.0
+    idle_timeout_s: float = 900.0
     single_shot: bool = False
     features: tuple[str, ...] = ()
     parent: Optional[int] = None  # process to live no longer than
     keep_workspace: bool = False  # for the next worker in it
+    connect_timeout_s: float = 900.0
+    wall_time_s: Optional[float] = None  # how long it may live
+    grace_s: float = 25.0  # for handing over what only this worker has
 
 
 class Session:
@@ -125,7 +128,7 @@ class Session:
 
     # ---- life
 
-    async def serve(self, sock: socket.socket, key: bytes, data_port: int) -> str:
+    async def serve(self, sock: socket.socket, key: bytes, data_port: int, time_left_s: float = 0.0) -> str:
         """Work until the connection ends; give the reason."""
         over: asyncio.Future[str] = self._loop.create_future()
 
@@ -154,6 +157,7 @@ class Session:
                 data_port,
                 features,
                 own_packages(),
+                time_left_s,
             )
         )
         self._found, is_all = self._keeper.attach(

@@ -1,5 +1,7 @@
-"""The worker's life: find the manager, work for it, and go when there is nothing more to do.
+"""The worker's life: find the manager, work for it, and go when there is nothing more to do or the time is over.
 
+Whoever ends it (a batch system with SIGTERM, its wall time, having been idle for long) gives it a grace period in which it stays with its
+manager, which has brought elsewhere what only this worker has and then lets it go.
 One asyncio loop talks to the manager and to the slots; all work is done in a `Session`.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -59,6 +62,10 @@ class Worker:
         self._session: Optional[Session] = None
         self._last_busy = time.monotonic()
         self._reason = ""
+        self._going = False  # it has told its manager that it wants to go
+        self._begins_to_leave = math.inf
+        if settings.wall_time_s is not None:
+            self._begins_to_leave = time.monotonic() + settings.wall_time_s - self._wall_grace()
 
     def run(self) -> int:
         """Work until there is nothing more to do; give the exit code."""
@@ -75,9 +82,9 @@ class Worker:
         self._loop.set_exception_handler(self._defect)
         self._stopping = self._loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(
-                number, self._leave, f"the worker got {signal.Signals(number).name}", True
-            )
+            self._loop.add_signal_handler(number, self._told_to_end, signal.Signals(number).name)
+        if self._settings.wall_time_s is not None:
+            self._loop.call_later(self._begins_to_leave - time.monotonic(), self._time_is_over)
         door = self._open_door()
         watch = self._loop.create_task(self._watch())
         try:
@@ -88,7 +95,7 @@ class Worker:
 
     async def _work(self) -> int:
         settings = self._settings
-        wait, deadline = BACKOFF_S[0], time.monotonic() + settings.timeout_s
+        wait, deadline = BACKOFF_S[0], time.monotonic() + settings.connect_timeout_s
         log.info("looking for a manager %s", self._search)
         told = ""
         while not self._stopping.done():
@@ -97,9 +104,9 @@ class Worker:
                 dialled = await self._connect()
                 if dialled is not None:
                     await self._serve(*dialled)
-                if settings.single_shot:
+                if settings.single_shot or self._going:
                     return 0
-                deadline = time.monotonic() + settings.timeout_s
+                deadline = time.monotonic() + settings.connect_timeout_s
             except handshake.Refused as error:
                 log.error("the manager %s refuses this worker: %s", self._search, error)
                 return 1
@@ -196,13 +203,42 @@ class Worker:
             sock.close()
             raise
         try:
-            reason = await session.serve(sock, key, self._data_port)
+            left_s = self._begins_to_leave - time.monotonic()
+            time_left_s = 0.0 if left_s == math.inf else max(left_s, 0.01)
+            reason = await session.serve(sock, key, self._data_port, time_left_s)
             log.info("the manager is gone: %s", self._reason or reason)
         finally:
             self._session = None
             session.close()
 
     # ---- when to go
+
+    def _told_to_end(self, name: str) -> None:
+        """A signal has come: the first one is a request, the next one an order."""
+        if self._going:
+            self._leave(f"the worker got {name} again", True)
+        else:
+            self._hand_over(f"the worker got {name}", self._settings.grace_s)
+
+    def _time_is_over(self) -> None:
+        self._hand_over(f"its wall time of {self._settings.wall_time_s:g} s is over", self._wall_grace())
+
+    def _wall_grace(self) -> float:
+        """How much of its time is for leaving."""
+        assert self._settings.wall_time_s is not None
+        return min(self._settings.grace_s, self._settings.wall_time_s / 2)
+
+    def _hand_over(self, reason: str, grace_s: float) -> None:
+        """Go as soon as the manager has all that only this worker has, or other workers have; and when the grace is over."""
+        if self._going:
+            return
+        self._going = True
+        if self._session is None or grace_s <= 0:
+            self._leave(reason, True)
+            return
+        log.info("%s: leaving within %g s", reason, grace_s)
+        self._session.say(m.Leaving(reason, grace_s))
+        self._loop.call_later(grace_s, self._leave, f"{reason}, and its grace of {grace_s:g} s is over", True)
 
     def _leave(self, reason: str, final: bool) -> None:
         """End the session and, if that is final, the worker."""
@@ -216,7 +252,7 @@ class Worker:
     async def _watch(self) -> None:
         pinged_at = 0.0
         while True:
-            await asyncio.sleep(min(1.0, self._settings.timeout_s / 4))
+            await asyncio.sleep(min(1.0, self._settings.idle_timeout_s / 4))
             now, session = time.monotonic(), self._session
             if self._settings.parent not in (None, os.getppid()):
                 self._leave("the process that has started this worker is gone", True)
@@ -231,8 +267,8 @@ class Worker:
                 session.say(m.Ping())
             if not session.idle:
                 self._last_busy = now
-            elif now - self._last_busy > self._settings.timeout_s:
-                self._leave(f"idle for {self._settings.timeout_s:.0f} s", True)
+            elif now - self._last_busy > self._settings.idle_timeout_s:
+                self._hand_over(f"idle for {self._settings.idle_timeout_s:.0f} s", self._settings.grace_s)
 
     def _defect(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Something in this program is wrong: give the tasks to somebody else rather than keep them for ever."""

@@ -9,6 +9,7 @@ closed nothing is left anywhere.
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
 from collections import Counter, deque
@@ -25,6 +26,7 @@ from vinecore import journal as j
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.allocation import Request, Resources
+from vinecore.core.farewells import is_safe, needed
 from vinecore.core.mind import Mind
 from vinecore.core.state import (
     FOREVER,
@@ -117,6 +119,7 @@ class SimulatedWorker:
         self.done: dict[int, set[int]] = {}  # slot -> what it has done
         self.killed: set[int] = set()  # processes
         self.disk: dict[str, tuple[int, str]] = {}  # what it keeps forever: sizes and contents
+        self.leaves_at, self.dies_at = math.inf, math.inf  # when it begins to leave, and is gone in any case
         self.to_keep: set[str] = set()
 
     def receive(self, count: int) -> None:
@@ -268,6 +271,7 @@ class World:
             self.user(e.Tuned("temp-replica-count", 2))
         else:
             self.user(e.Tuned("scheduler", policy))
+        self.released = 0
         self.removed: set[str] = set()
         self.left_behind: deque[dict[str, tuple[int, str]]] = deque()  # of workers that were lost
         self.undeclared: set[str] = set()
@@ -357,6 +361,12 @@ class World:
 
     def _Disconnect(self, x: i.Disconnect) -> None:
         if x.worker in self.workers:
+            record, worker = self.tables.workers[x.worker], self.workers[x.worker]
+            if worker.inbox and type(worker.inbox[-1]) is m.Release and self.now < worker.dies_at:
+                self.released += 1
+                assert not record.tasks
+                for file in record.files:
+                    assert not needed(file) or is_safe(file, record), f"{x.worker} is sent away with {file}"
             self.lose(x.worker)
 
     def _Note(self, _x: i.Note) -> None:
@@ -566,13 +576,18 @@ class World:
         self.worker_numbers += 1
         python = "3.11" if shape.random() < 0.85 else "3.9"
         cores, port, disk = shape.choice((1, 2, 4)), shape.choice((0, 7, 7, 7)), shape.choice(self.disks)
-        self._join(cores, port, python, disk, shape.random() < 0.8)
+        left_s = shape.choice((0.0, 0.0, 0.0, 1.0, 30.0))
+        self._join(cores, port, python, disk, shape.random() < 0.8, left_s)
 
-    def _join(self, cores: int, port: int, python: str, disk: int, reachable: bool = True) -> None:
+    def _join(
+        self, cores: int, port: int, python: str, disk: int, reachable: bool = True, left_s: float = 0.0
+    ) -> None:
         number = self.worker_numbers
         host = f"h{number}"
         self.workers[number] = SimulatedWorker(number, f"{host}:{port}", reachable)
-        hello = m.Hello(1, host, number, python, cores, 1000 * cores, disk, 0, port, [], {})
+        hello = m.Hello(1, host, number, python, cores, 1000 * cores, disk, 0, port, [], {}, left_s)
+        if left_s:
+            self.workers[number].leaves_at = self.now + left_s
         self.events.append(e.WorkerJoined(number, host, hello))
         self.handle()
         if self.left_behind:
@@ -585,6 +600,14 @@ class World:
         self.excuses |= {"crash", "input missing"}
         self.left_behind.append(self.workers.pop(number).disk)
         self.events.append(e.WorkerLost(number, "it broke"))
+
+    def drain(self, number: int, within_s: float) -> None:
+        """A worker begins to leave."""
+        worker = self.workers[number]
+        worker.leaves_at = math.inf
+        if worker.dies_at == math.inf:
+            worker.dies_at = self.now + within_s
+            worker.outbox.append(m.Leaving("its time is over", within_s))
 
     def receive(self, number: int, count: int) -> None:
         self.workers[number].receive(count)
@@ -810,6 +833,11 @@ class World:
 
     def tick(self, seconds: float) -> None:
         self.now += seconds
+        for number, worker in list(self.workers.items()):
+            if self.now >= worker.leaves_at:
+                self.drain(number, 25.0)
+            elif self.now >= worker.dies_at:
+                self.lose(number)
         self.events.append(e.Tick())
         self.handle()
 
@@ -876,7 +904,12 @@ class World:
     def _suits_all(self, number: int) -> bool:
         worker = self.tables.workers.get(number)
         return (
-            worker is not None and worker.python_ok and worker.total.cores >= 4 and worker.total.disk >= 1000
+            worker is not None
+            and worker.python_ok
+            and worker.total.cores >= 4
+            and worker.total.disk >= 1000
+            and not worker.draining
+            and worker.ends_at is None
         )
 
     def tidy(self) -> None:
@@ -1091,6 +1124,8 @@ def check_buckets(mind: Mind) -> None:
         assert ready <= queued
         assert set(bucket.open) <= set(tables.workers.values())
         for worker in tables.workers.values():
+            if worker.ends_at is not None:
+                continue  # what there is time for changes with the time
             room = mind.placement._has_room(worker, bucket)
             instance = worker.libraries.get(bucket.library.spec.name) if bucket.library else None
             if bucket.category is not None and bucket.category.learns:
@@ -1103,7 +1138,8 @@ def check_buckets(mind: Mind) -> None:
         stuck = mind.disk._stuck_since is not None
         assert not (waits and ready and bucket.open) or mind.tables.assigned or bringing or stuck
         if ready and not waits and not (bucket.category is not None and bucket.category.learns):
-            assert not bucket.open, f"{ready} could run on {set(bucket.open)}"
+            open_ = {worker for worker in bucket.open if worker.ends_at is None}
+            assert not open_, f"{ready} could run on {open_}"
 
 
 def check_transfers(mind: Mind) -> None:
@@ -1124,6 +1160,7 @@ def check_transfers(mind: Mind) -> None:
     assert transfers._outgoing == {source: n for source, n in outgoing.items() if isinstance(source, str)}
     for worker in mind.tables.workers.values():
         assert worker.outgoing == outgoing[worker]
+        assert not (worker.draining and any(worker in bucket.open for bucket in mind.tables.buckets.values()))
 
 
 # ---- the machine
@@ -1206,6 +1243,14 @@ class MindMachine(RuleBasedStateMachine):
             self.world.workers[number].outbox.append(m.Leaving("idle"))
             self.world.hear(number, 50)
             self.world.handle()
+            self.world.handle()
+
+    @rule(number=which, within_s=st.sampled_from((5.0, 60.0)))
+    def drain(self, number, within_s):
+        number = self._worker(number)
+        if number is not None:
+            self.world.drain(number, within_s)
+            self.world.hear(number, 50)
             self.world.handle()
 
     @rule(number=which, shape=seeds)
@@ -1294,6 +1339,7 @@ def act(machine: MindMachine, chance: random.Random) -> None:
         (20, lambda: machine.progress(number(), chance.randint(1, 20))),
         (machine.losses, lambda: machine.lose(number(), now)),
         (machine.losses / 4, lambda: machine.leave(number())),
+        (machine.losses / 2, lambda: machine.drain(number(), chance.choice((5.0, 60.0)))),
         (1, lambda: machine.damage(number(), shape())),
         (machine.losses / 2, lambda: machine.alter(number(), shape())),
         (6, lambda: machine.tick(chance.choice((0.25, 1.0, 20.0)))),

@@ -203,6 +203,23 @@ def test_a_worker_that_finds_no_manager_leaves_after_its_timeout(yard):
     assert only_files(yard.workspace) == []
 
 
+def test_the_two_timeouts_can_be_set_apart(yard):
+    lost = yard.worker(free_port(), "--idle-timeout", "1000", "--connect-timeout", "0.5")
+    assert lost.wait() == 1
+    m = yard.manager()
+    [idle] = yard.workers(m, 1, "--idle-timeout", "0.5", "--connect-timeout", "1000")
+    assert idle.wait() == 0
+
+
+def test_a_worker_without_a_manager_ends_when_its_time_is_over_or_it_is_told_to(yard):
+    timed = yard.worker(free_port(), "--wall-time", "0.5")
+    assert timed.wait() == 0
+    told = yard.worker(free_port())
+    told.says("looking for a manager")
+    told.send(signal.SIGTERM)
+    assert told.wait() == 0
+
+
 def test_an_idle_worker_leaves_after_its_timeout(yard):
     m = yard.manager()
     [worker] = yard.workers(m, 1, "--timeout", "0.5")

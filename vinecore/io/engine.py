@@ -44,6 +44,7 @@ PING_S = 30.0
 SILENCE_S = 300.0
 GOODBYE_S = 2.0
 TURN = 1024  # events, or tasks among them, that the mind takes at once; then it is the connections' turn
+YOUNG = 50_000  # objects more than before, when it looks through the new ones meanwhile
 GROWTH = 5_000  # files more than before, when Python's collector is told to leave alone what there is
 STATUS_S = 30.0
 
@@ -253,7 +254,7 @@ class Engine:
             self._loop.run_until_complete(asyncio.sleep(0))
             self._loop.close()
             if self._frozen:
-                gc.unfreeze()
+                self._remind_the_collector()
 
     def _say_goodbye(self, release: bool) -> None:
         for peer in list(self._peers.values()):
@@ -336,12 +337,19 @@ class Engine:
         """
         count = len(self._mind.tables.files)
         if count > self._frozen + GROWTH:
+            if not self._frozen:
+                self._thresholds = gc.get_threshold()
+                gc.set_threshold(max(YOUNG, self._thresholds[0]), *self._thresholds[1:])
             gc.collect(1)
             gc.freeze()
             self._frozen = count
         elif 2 * count < self._frozen:
-            gc.unfreeze()
-            self._frozen = 0
+            self._remind_the_collector()
+
+    def _remind_the_collector(self) -> None:
+        gc.unfreeze()
+        gc.set_threshold(*self._thresholds)
+        self._frozen = 0
 
     # ---- workers
 
@@ -511,13 +519,13 @@ class Engine:
 def _with_ticket(fetch: m.Fetch, receiver: Peer, source: Peer) -> m.Fetch:
     """Add what the source will ask for."""
     expires = int(tickets.clock() - source.welcomed_at + tickets.VALID_S)
-    return fetch._replace(
-        pair_key=tickets.cover(
-            receiver.session, source.number, tickets.pair_key(source.key, receiver.number)
-        ).hex(),
-        ticket=tickets.issue(source.key, receiver.number, fetch.name, expires),
-        expires=expires,
-        fingerprint=source.fingerprint,
+    pair_key = tickets.pair_key(source.key, receiver.number)
+    return m.Fetch(
+        *fetch[:-4],
+        tickets.cover(receiver.session, source.number, pair_key).hex(),
+        tickets.issue(source.key, receiver.number, fetch.name, expires),
+        expires,
+        source.fingerprint,
     )
 
 

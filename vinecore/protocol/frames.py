@@ -29,6 +29,7 @@ MAX_PAYLOAD = 1024 * 1024 * 1024
 
 Dumps = Callable[[Any], bytes]
 Loads = Callable[[bytes], Any]
+Bytes = Union[bytes, bytearray]
 
 
 class ProtocolError(Exception):
@@ -111,19 +112,22 @@ class FrameReader:
 
     def feed(self, data: bytes) -> list[Message]:
         """Take what arrived; give the messages that are complete, in order."""
-        self._buffer += data
         messages: list[Message] = []
-        position, end = 0, len(self._buffer)
+        source: Bytes = data  # mostly it is whole frames
+        if self._buffer:
+            self._buffer += data
+            source = self._buffer
+        position, end = 0, len(source)
         while end - position >= self._need:
             if self._body is None:
-                (size,) = LENGTH.unpack_from(self._buffer, position)
+                (size,) = LENGTH.unpack_from(source, position)
                 if size > MAX_TEXT:
                     msg = f"a frame of {size} bytes; at most {MAX_TEXT} are allowed"
                     raise ProtocolError(msg)
                 if end - position < LENGTH.size + size:
                     self._need = LENGTH.size + size
                     break
-                text = bytes(self._buffer[position : position + LENGTH.size + size])
+                text = bytes(source[position : position + LENGTH.size + size])
                 self._body = self._parse(text[LENGTH.size :])
                 position += len(text)
                 self._need = sum(self._body[0])
@@ -131,10 +135,12 @@ class FrameReader:
                     self._need, self._text = self._need + self._seal.size, text
             else:
                 if self._seal is not None:
-                    self._check(self._seal, position)
-                position = self._take(position, messages)
-        if position:
+                    self._check(self._seal, source, position)
+                position = self._take(source, position, messages)
+        if source is self._buffer:
             del self._buffer[:position]
+        elif position < end:
+            self._buffer += data[position:]
         return messages
 
     def _parse(self, text: bytes) -> list[Any]:
@@ -151,7 +157,7 @@ class FrameReader:
             raise ProtocolError(msg)
         return body
 
-    def _take(self, position: int, messages: list[Message]) -> int:
+    def _take(self, source: Bytes, position: int, messages: list[Message]) -> int:
         assert self._body is not None
         lengths = iter(self._body[0])
         try:
@@ -159,7 +165,7 @@ class FrameReader:
                 kind = item[0]
                 if kind in self._with_payload:
                     size = next(lengths)
-                    payload = bytes(self._buffer[position : position + size])
+                    payload = bytes(source[position : position + size])
                     position += size
                     message = self._kinds[kind](*item[1:], payload)
                 else:
@@ -180,11 +186,11 @@ class FrameReader:
         self._need = LENGTH.size
         return position if self._seal is None else position + self._seal.size
 
-    def _check(self, seal: Seal, position: int) -> None:
+    def _check(self, seal: Seal, source: Bytes, position: int) -> None:
         """Look at the seal before anything that was said counts."""
         end = position + self._need
         start = end - seal.size
-        payloads = bytes(self._buffer[position:start])
-        if not seal.fits(bytes(self._buffer[start:end]), (self._text, payloads)):
+        payloads = bytes(source[position:start])
+        if not seal.fits(bytes(source[start:end]), (self._text, payloads)):
             msg = "a frame whose seal does not fit: it is not what was sent, or not what was to come now. Somebody between both ends alters what they say"
             raise ProtocolError(msg)

@@ -30,6 +30,12 @@ export PATH="$0/bin:$PATH" LD_LIBRARY_PATH="$0/lib${LD_LIBRARY_PATH:+:$LD_LIBRAR
 exec "$@"
 """
 """Runs a command as a package made by starch runs its own."""
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+    "MALLOC_TOP_PAD_": str(32 << 20),
+}
+"""How glibc keeps memory in a library's processes: arrays that come and go do not ask the kernel for zeroed pages each time."""
 PROGRESS = struct.Struct(">q")
 MOMENT_S = 0.2
 
@@ -358,6 +364,8 @@ def _variables(environment: str, folder: str, options: dict[str, Any]) -> dict[s
         for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM"):
             variables.setdefault(f"{name}_NUM_THREADS", "1")
         variables["CORES"] = cores
+    for name, value in ALLOCATOR.items():
+        variables.setdefault(name, value)
     variables.update(options.get("env", {}))
     return variables
 

@@ -24,6 +24,8 @@ class Order(NamedTuple):
     password_file: Path
     factory: str  # which factory they belong to
     fingerprints: tuple[str, ...] = ()  # of certificates that the manager may have, where there is TLS
+    others: tuple[tuple[str, int], ...] = ()  # further addresses of the manager
+    find: tuple[str, ...] = ()  # words that say how to find a manager by its name
 
 
 def worker_words(order: Order, timeout_s: float | None = None) -> list[str]:
@@ -39,12 +41,11 @@ def worker_words(order: Order, timeout_s: float | None = None) -> list[str]:
         After how long without work a worker leaves, if that is not what the settings say.
     """
     settings = order.settings
-    words = [
-        order.host,
-        str(order.port),
-        "--timeout",
-        str(settings.timeout if timeout_s is None else timeout_s),
-    ]
+    where = [order.host, str(order.port)]
+    if order.others:
+        places = ((order.host, order.port), *order.others)
+        where = [";".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in places)]
+    words = [*where, *order.find, "--timeout", str(settings.timeout if timeout_s is None else timeout_s)]
     if settings.wall_time is not None:
         words += ["--wall-time", f"{settings.wall_time:g}"]
     for option in ("cores", "memory", "disk", "gpus"):

@@ -21,7 +21,9 @@ def _address(words: Sequence[str]) -> str:
     where = ":".join(words)
     host, _, port = where.rpartition(":")
     if len(words) == 1 and not port.isdigit():
-        msg = f"{where!r} is not an address: give HOST PORT or HOST:PORT; managers are not found by name yet"
+        msg = (
+            f"{where!r} is not an address: give HOST PORT or HOST:PORT, or the manager's name with -M {where}"
+        )
         raise click.UsageError(msg)
     if len(words) > 2 or not host or not port.isdigit():
         msg = f"{' '.join(words)!r} is not an address: give HOST PORT or HOST:PORT, such as localhost:9123"
@@ -38,9 +40,25 @@ def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("address", nargs=-1, metavar="HOST PORT | HOST:PORT")
+@click.argument("address", nargs=-1, metavar="HOST PORT | HOST:PORT | -M NAME")
 @click.option("-T", "--batch-type", metavar="TYPE", required=True, help="Where workers run: local or condor.")
-@click.option("-M", "--manager-name", metavar="NAME", help="Not yet: give the manager's address.")
+@click.option(
+    "-M",
+    "--manager-name",
+    metavar="NAME",
+    help="Instead of an address: for all managers that are called so, wherever they are; NAME may be a regular expression that has to match the whole name.",
+)
+@click.option(
+    "--registry",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Folder in which managers with a name are entered (default: what VINE_REGISTRY says, or the usual one).",
+)
+@click.option(
+    "--catalog",
+    metavar="HOST:PORT",
+    help="Look for managers also at a catalog server, or several, with commas (default: what CATALOG_HOST says, or none).",
+)
 @click.option("-w", "--min-workers", type=int, metavar="N", help="So many at least (default: 5; local: 1).")
 @click.option(
     "-W",
@@ -161,14 +179,15 @@ def command(
         known = LATER.get(batch_type)
         msg = f"-T {batch_type}: {known or 'there is no such batch system'}; there are {' and '.join(TYPES)}"
         raise click.UsageError(msg)
-    if manager_name is not None or not address:
-        msg = "managers are not found by name yet: give HOST PORT or HOST:PORT"
+    if (manager_name is None) == (not address):
+        msg = "give either the manager's address, HOST PORT or HOST:PORT, or its name, -M NAME"
         raise click.UsageError(msg)
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if batch_type == "local":
         given.pop("condor_spool")
     try:
-        factory = Factory(batch_type, manager_host_port=_address(address), **given)
+        where = _address(address) if address else None
+        factory = Factory(batch_type, manager_host_port=where, manager_name=manager_name, **given)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:

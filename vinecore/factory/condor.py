@@ -6,6 +6,7 @@ so that they are found whatever was interrupted.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -115,11 +116,12 @@ class Condor:
         descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(order.password_file.read_bytes())
-        script = self.folder / "vine_pilot.sh"
-        script.write_text(self._script(order))
+        text = self._script(order)  # which those that wait in the queue may have another one of
+        script = self.folder / f"vine_pilot-{hashlib.sha256(text.encode()).hexdigest()[:12]}.sh"
+        script.write_text(text)
         script.chmod(0o700)
         description = self.folder / "pilots.submit"
-        description.write_text(self._description(count, order))
+        description.write_text(self._description(count, order, script))
         self._constraint = f'VineFactory == "{order.factory}"'
         command = ["condor_submit", "-terse", *(["-spool"] if self._spool else []), str(description)]
         said = _run(*command)
@@ -146,14 +148,14 @@ class Condor:
             words=shlex.join(worker_words(order)),
         )
 
-    def _description(self, count: int, order: Order) -> str:
+    def _description(self, count: int, order: Order, script: Path) -> str:
         settings = order.settings
         inputs = [self.folder / "vine_worker.pyz", self.folder / "vine_secret"]
         if settings.python_env:
             inputs.append(Path(settings.python_env).expanduser().absolute())
         lines = {
             "universe": "vanilla",
-            "executable": self.folder / "vine_pilot.sh",
+            "executable": script,
             "arguments": "$(ClusterId).$(ProcId)",
             "transfer_executable": "true",
             "transfer_input_files": ", ".join(map(str, inputs)),

@@ -18,8 +18,11 @@ from vinecore.factory.batch import Batch, BatchError, Order
 from vinecore.factory.local import Local
 from vinecore.factory.mind import Mind
 from vinecore.factory.settings import Settings, from_json, unknown
-from vinecore.factory.sources import Far, Near, Source
+from vinecore.factory.sources import Far, Named, Near, Source
 from vinecore.protocol import tls
+from vinecore.protocol.catalog import configured, parse_servers
+from vinecore.protocol.finding import Finder
+from vinecore.protocol.registry import place
 from vinecore.secrets import user_secret
 
 if TYPE_CHECKING:
@@ -51,6 +54,13 @@ class Factory:
         Whom they work for.
     manager_host_port : str or None
         Where workers find the manager, as HOST:PORT; needed for a manager in another process, or where this machine has several names.
+    manager_name : str or None
+        The name of a manager in another process, or a regular expression that has to match the whole name: workers are started for all managers that
+        are called so, wherever they are.
+    registry : path or None
+        The folder in which managers with a name are entered; None for what the variable VINE_REGISTRY says, or the usual one.
+    catalog : str or None
+        Catalog servers that know managers, too, as HOST:PORT, or several with commas; None for what the variable CATALOG_HOST says, or none.
     password : path or None
         File with the secret, for a manager in another process; None for the secret of this user.
     ssl : bool
@@ -77,7 +87,9 @@ class Factory:
     ...     hist.compute(scheduler=m.get)
     """
 
-    def __init__(self, batch_type: str = "local", manager: Manager | None = None, manager_host_port: str | None = None, *,
+    def __init__(self, batch_type: str = "local", manager: Manager | None = None, manager_host_port: str | None = None,
+                 manager_name: str | None = None, *, registry: str | Path | None = None,
+                 catalog: str | None = None,
                  password: str | Path | None = None, ssl: bool = False, ssl_fingerprint: str | Sequence[str] = (),
                  scratch_dir: str | Path | None = None, config_file: str | Path | None = None,
                  workspace: str | Path | None = None, keep_workspace: bool = False, condor_spool: bool = False, **settings: Any) -> None:  # fmt: skip
@@ -103,9 +115,16 @@ class Factory:
             raise ValueError(msg)
         given = {name: value for name, value in settings.items() if value is not None}
         self._base = Settings().changed(**{**defaults, **given})
-        self._source = _source(
-            manager, manager_host_port, password, ssl, ssl_fingerprint, batch_type == "local"
-        )
+        if sum(given is not None for given in (manager or manager_host_port, manager_name)) != 1:
+            msg = "give the manager that the workers are for: Factory('local', manager=m), or manager_host_port='HOST:PORT', or manager_name='NAME'"
+            raise ValueError(msg)
+        secret = None if password is None else Path(password).expanduser()
+        if manager_name is None:
+            self._source = _source(
+                manager, manager_host_port, secret, ssl, ssl_fingerprint, batch_type == "local"
+            )
+        else:
+            self._source = _named(manager_name, registry, catalog, secret, ssl, ssl_fingerprint)
         self._config = None if config_file is None else Path(config_file).expanduser()
         self._config_look: tuple[int, ...] = ()
         self._settings = self._base
@@ -227,9 +246,7 @@ class Factory:
             demand = self._source.ask(settings, self._id)
         except (OSError, ValueError, RuntimeError) as error:
             demand = None
-            problems.append(
-                f"the manager at {self._source.host}:{self._source.port} does not answer: {error}"
-            )
+            problems.append(f"{self._source.where} does not answer: {error}")
         try:
             jobs = batch.status()
         except BatchError as error:
@@ -246,23 +263,26 @@ class Factory:
         if step.release:
             self._source.release(step.release, self._id)
         if step.submit and not self._stopping:
-            order = Order(
-                settings,
-                self._source.host,
-                self._source.port,
-                self._source.password_file,
-                self._id,
-                self._source.fingerprints,
-            )
-            try:
-                mind.submitted(batch.submit(step.submit, order))
-            except (BatchError, OSError) as error:
-                for text in mind.refused(str(error), time.monotonic()):
-                    log.warning("%s", text)
+            self._submit(batch, step.submit)
         self._tell("; ".join(problems))
         if step.ended:
             self.why_ended = step.ended
             self.ended.set()
+
+    def _submit(self, batch: Batch, count: int) -> None:
+        """Submit so many, with one submission for each manager that they are for."""
+        mind, settings = self._mind, self._settings
+        try:
+            for number, target in self._source.share(count, settings, mind.names):
+                order = Order(
+                    settings, target.host, target.port, target.password_file, self._id, target.fingerprints, target.others, target.find,
+                )  # fmt: skip
+                names = batch.submit(number, order)
+                mind.submitted(names)
+                self._source.submitted(target, names)
+        except (BatchError, OSError) as error:
+            for text in mind.refused(str(error), time.monotonic()):
+                log.warning("%s", text)
 
     def _tell(self, problem: str) -> None:
         """Say what is wrong once, and when it is over."""
@@ -301,7 +321,7 @@ class Factory:
 def _source(
     manager: Manager | None,
     where: str | None,
-    password: str | Path | None,
+    password: Path | None,
     ssl: bool,
     ssl_fingerprint: str | Sequence[str],
     local: bool,
@@ -315,12 +335,29 @@ def _source(
         host, port = host.strip("[]"), int(digits)
     if manager is not None:
         return Near(manager, host or ("127.0.0.1" if local else socket.getfqdn()))
-    if where is None:
-        msg = "give the manager that the workers are for: Factory('local', manager=m), or manager_host_port='HOST:PORT'"
-        raise ValueError(msg)
-    secret = Path(password).expanduser() if password is not None else user_secret()[1]
-    given = [ssl_fingerprint] if isinstance(ssl_fingerprint, str) else ssl_fingerprint
-    fingerprints = tuple(map(tls.parse_fingerprint, given))
-    if ssl and not fingerprints:
-        fingerprints = tls.known_fingerprints(str(secret))
-    return Far(host, port, secret, fingerprints)
+    secret = password or user_secret()[1]
+    return Far(host, port, secret, _fingerprints(secret, ssl, ssl_fingerprint))
+
+
+def _named(
+    name: str,
+    registry: str | Path | None,
+    servers: str | None,
+    password: Path | None,
+    ssl: bool,
+    ssl_fingerprint: str | Sequence[str],
+) -> Source:
+    secret, words = password or user_secret()[1], ["-M", name]
+    folder, servers = str(registry or os.environ.get("VINE_REGISTRY", "")), configured(servers or "")
+    if folder:
+        folder = place(folder)
+        words += ["--registry", folder]
+    if servers:
+        words += ["--catalog", servers]
+    finder = Finder(name, place(folder), parse_servers(servers))
+    return Named(finder, secret, _fingerprints(secret, ssl, ssl_fingerprint), tuple(words))
+
+
+def _fingerprints(secret: Path, ssl: bool, given: str | Sequence[str]) -> tuple[str, ...]:
+    found = tuple(map(tls.parse_fingerprint, [given] if isinstance(given, str) else given))
+    return tls.known_fingerprints(str(secret)) if ssl and not found else found

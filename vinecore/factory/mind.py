@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from vinecore.core.demand import Demand
@@ -85,6 +85,11 @@ class Mind:
         """How many are wanted to work: queued or running."""
         return len(self._pilots)
 
+    @property
+    def names(self) -> Collection[str]:
+        """Those, as the batch system calls them."""
+        return self._pilots.keys()
+
     def submitted(self, names: Iterable[str]) -> None:
         """These have been submitted."""
         for name in names:
@@ -138,14 +143,7 @@ class Mind:
             return settings.max_workers
         if demand is None:
             return settings.min_workers
-        each = settings.tasks_per_worker or settings.cores or 1
-        tasks = demand.waiting + demand.running
-        if settings.capacity and demand.capacity:
-            tasks = min(tasks, demand.capacity)
-        wanted = math.ceil(tasks / each)
-        if settings.cores and not settings.tasks_per_worker and not settings.capacity:
-            wanted = max(wanted, math.ceil((demand.cores + demand.running) / settings.cores))
-        return max(settings.min_workers, min(settings.max_workers, wanted))
+        return max(settings.min_workers, min(settings.max_workers, wanted(settings, demand)))
 
     # ---- what became of the pilots
 
@@ -220,6 +218,18 @@ class Mind:
             what = "no manager has answered" if demand is None else "there was nothing to do"
             return f"{what} for {_duration(settings.factory_timeout)}"
         return ""
+
+
+def wanted(settings: Settings, demand: Demand) -> int:
+    """How many pilots there is work for."""
+    each = settings.tasks_per_worker or settings.cores or 1
+    tasks = demand.waiting + demand.running
+    if settings.capacity and demand.capacity:
+        tasks = min(tasks, demand.capacity)
+    count = math.ceil(tasks / each)
+    if settings.cores and not settings.tasks_per_worker and not settings.capacity:
+        count = max(count, math.ceil((demand.cores + demand.running) / settings.cores))
+    return count
 
 
 def _pilots(count: int) -> str:

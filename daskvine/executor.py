@@ -250,7 +250,7 @@ class DaskVine(Manager):
     def private_environment(self, path: str, task: int) -> str:
         """Declare an environment that one vertex unpacks for itself."""
         archive = self.declare_file(path, cache=True)
-        name = f"{archive.cache_name}-for-{task}"
+        name = f"{archive.cache_name}-for-{self._session}-{task}"
         self._engine.post(
             e.FilesDeclared([FileSpec(name, archive=archive.cache_name, directory=True, peer_transfer=False)])
         )

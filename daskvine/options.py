@@ -285,11 +285,12 @@ class Options:
     wrapper_proc: Callable[[Any], object] = _option(
         print, "a function of one argument", "Called with what wrapper returned as extra.", checks.function
     )
-    reuse: bool | Callable[..., Any] = _option(
-        False,
+    reuse: bool | Callable[..., Any] | None = _option(
+        None,
         "True, False, or a function (key) that says which vertices make the same each time",
         "A vertex whose code, arguments, inputs, environment and packages are those of an earlier computation is not run "
-        "again where workers still have its result. Results stay on the workers as long as there is room.",
+        "again where workers still have its result. Results stay on the workers as long as there is room. Where it is not given, a manager with resume=True does so, but its "
+        "workers keep nothing when it ends in order.",
         checks.boolean_or_function,
     )
     prune_depth: int = _option(

@@ -93,6 +93,9 @@ class GraphRun:
         self.executed = self.vertices
         self._twins: dict[str, list[Key]] = {}  # vertices that make the same, by the name of that
         self._callbacks: list[Any] = []
+        self._reuse = manager.resume if options.reuse is None else options.reuse
+        lasts = bool(options.reuse) and manager.workers_outlive_it
+        self._level = FOREVER if lasts else TASK  # of results named by recipes
 
     # ---- from the engine's thread
 
@@ -111,7 +114,7 @@ class GraphRun:
         """Run everything; give the value of each target."""
         options, graph = self._options, self._graph
         with (
-            self._manager.reuse_lock if options.reuse else nullcontext(),
+            self._manager.reuse_lock if self._reuse else nullcontext(),
             local_callbacks(None) as callbacks,
             make_progress(options.progress_label, options.progress_disable) as progress,
         ):
@@ -136,7 +139,7 @@ class GraphRun:
             compiler: Compiler | None = None
             try:
                 compiler = self._compiler()
-                if options.reuse:
+                if self._reuse:
                     self._name_by_recipe()
                 self._submit(compiler, progress, state)
                 self._engine.post(e.RunSubmitted(self.number))
@@ -169,7 +172,7 @@ class GraphRun:
     def _name_by_recipe(self) -> None:
         """Name results so that the next computation finds them."""
         manager, options = self._manager, self._options
-        deterministic = options.reuse if callable(options.reuse) else lambda _key: True
+        deterministic = self._reuse if callable(self._reuse) else lambda _key: True
         recipes = Recipes(self._graph, manager.circumstances(options), deterministic)
         for key in self._graph.vertices:
             name = recipes.name(key) or manager.result_name(next(manager._numbers))
@@ -273,7 +276,7 @@ class GraphRun:
             task, str(key), result, self.number, self._library, call.function, call.payload, call.shared, call.inputs,
             mounts=settings.mounts, wanted=(result,) if wanted else (), category=category, request=request, priority=rank, depth=depth,
             environment=environment, peer_transfer=self._options.worker_transfers, readers=self._readers[key], options=options,
-            asleep=bool(self._twins), reusable=reusable, level=FOREVER if reusable and self._manager.workers_outlive_it else TASK,
+            asleep=bool(self._twins), reusable=reusable, level=self._level if reusable else TASK,
         )  # fmt: skip
 
     # ---- meanwhile

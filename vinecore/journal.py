@@ -52,6 +52,7 @@ class Journal(Record):
     python: str
     packages: dict[str, str]
     session: str = ""
+    resumes: str = ""
 
 
 class WorkerJoined(Record):
@@ -65,6 +66,7 @@ class WorkerJoined(Record):
     memory_mb: int
     disk_mb: int
     gpus: int = 0
+    pid: int = 0
 
 
 class WorkerLost(Record):
@@ -204,6 +206,8 @@ class TaskDone(Record):
     memory_mb: int | None = None
     disk_mb: int | None = None
     exit_code: int = 0
+    digest: str = ""
+    digests: dict[str, str] = {}
 
 
 class TaskFailed(Record):
@@ -292,6 +296,7 @@ class TransferEnded(Record):
     to: Place
     bytes: int
     seconds: float
+    digest: str = ""
 
 
 class TransferFailed(Record):
@@ -358,7 +363,7 @@ def find(path: str | Path) -> Path:
     raise FileNotFoundError(msg)
 
 
-def read(path: str | Path) -> Iterator[Record]:
+def read(path: str | Path, *kinds: type[Record]) -> Iterator[Record]:
     """Give the records of a journal, in their order, as far as they are written.
 
     The manager may still be writing, or have died while it did: half a line at the end is left out.
@@ -367,6 +372,8 @@ def read(path: str | Path) -> Iterator[Record]:
     ----------
     path
         As for `find`.
+    *kinds
+        Which records, the first one aside; none for all. The others take no time.
 
     Raises
     ------
@@ -376,12 +383,15 @@ def read(path: str | Path) -> Iterator[Record]:
         It is something else, or has another version, or is damaged.
     """
     path = find(path)
+    wanted = tuple(b'{"kind":"%s"' % _kind(kind.__name__).encode() for kind in kinds) or b""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
             if number == 1:
                 yield _header(line, path)
+                continue
+            if not line.startswith(wanted):
                 continue
             try:
                 yield _decode(line)

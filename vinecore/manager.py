@@ -28,6 +28,7 @@ from vinecore.core.allocation import Request, parse_mode
 from vinecore.core.state import WORKFLOW, FileSpec
 from vinecore.files import LEVEL_NUMBERS, File, content_name, level_of, path_name
 from vinecore.io.engine import Engine
+from vinecore.io.past import look_back, sweep
 from vinecore.io.scribe import Scribe
 from vinecore.libraries import Context, LibraryTask
 from vinecore.protocol import bulk, digests, records, tls, values, xrootd
@@ -43,7 +44,9 @@ log = logging.getLogger("vinecore")
 
 DEFAULT_PORT = 9123
 SCHEDULERS = ("files", "time", "rand", "worst", "disk", "fcfs")
-CACHE_NAME = re.compile(r"(?:untar-)?((?:xrootd-)?(?:file|dir|url|minitask)-[0-9a-f]{40})(?:-for-\d+)?")
+CACHE_NAME = re.compile(
+    r"(?:untar-)?((?:xrootd-)?(?:file|dir|url|minitask)-[0-9a-f]{40})(?:-for-[0-9a-f]{8}-\d+)?"
+)
 TUNABLE = {
     "worker-source-max-transfers": 1,
     "file-source-max-transfers": 1,
@@ -71,6 +74,10 @@ class Manager:
     run_info_path : path, bool or None
         A folder for a journal of what happens (``docs/journal.md``), in a folder named by the time; True for "vine-run-info" here. None
         for what the variable VINE_RUN_INFO_PATH of the environment says; without that, and with False, no journal is written.
+    resume : bool
+        Whether to go on where a manager with this name (with any, if there is no ``name``) has died that wrote its journal in the same
+        ``run_info_path``; and whether workers shall keep for the next one what they have, should this one die. It listens on the same port as
+        that one, if ``port`` leaves a choice. What is not run again is on the page ``docs/journal.md``.
     ssl : bool or (path, path)
         Whether all connections are protected by TLS: with a certificate of this user's that is made the first time, or with this key and
         certificate. Both take the extra ``daskvine[ssl]``, because each worker gets a certificate, too. Workers need ``--ssl``; they take no other certificate
@@ -86,6 +93,8 @@ class Manager:
 
     Attributes
     ----------
+    resumed : Path or None
+        The journal of the manager that this one goes on from, if there is one.
     ssl_fingerprint : str
         Of the certificate; "" without TLS.
 
@@ -97,7 +106,7 @@ class Manager:
     """
 
     def __init__(self, port: int | Sequence[int] = DEFAULT_PORT, name: str | None = None, shutdown: bool = False, *,
-                 password_file: str | Path | None = None, address: str = "", run_info_path: str | Path | bool | None = None,
+                 password_file: str | Path | None = None, address: str = "", run_info_path: str | Path | bool | None = None, resume: bool = False,
                  ssl: bool | Sequence[str | Path] = False, init_fn: Callable[[Any], None] | None = None, registry: str | Path | bool | None = None,
                  catalog: str | bool | None = None) -> None:  # fmt: skip
         self.name = records.check_name(name) if name else f"vine-{os.getpid()}"
@@ -112,12 +121,26 @@ class Manager:
         else:
             secret, self.password_file = password.read_secret(password_file), Path(password_file)
         self._session = secrets.token_hex(4)
-        self._scribe = self._make_scribe(run_info_path)
+        folder = _journal_folder(run_info_path)
+        if resume and folder is None:
+            msg = "resume=True needs a journal: say where it is kept, with run_info_path='vine-run-info'"
+            raise ValueError(msg)
+        self.resume = resume
+        past = look_back(folder, name) if resume and folder is not None else None
+        self.resumed = None if past is None else past.journal
+        if past is not None:
+            sweep(past)
+            log.info(
+                "going on from %s: %d results are known, %d workers may be back soon",
+                past.journal, len(past.results), len(past.workers),
+            )  # fmt: skip
+        self._scribe = self._make_scribe(folder)
         self.ssl_fingerprint = ""
         context = self._make_tls(ssl) if ssl else None
         self._engine = Engine(
-            _port_range(port), address, secret, self.name, python_version(), REQUIRED, self._scribe, context
-        )
+            _port_range(port), address, secret, self.name, python_version(), REQUIRED, self._scribe, context,
+            session=self._session if resume else "", past=past,
+        )  # fmt: skip
         self._numbers = itertools.count(1)
         self._tasks: dict[int, Task] = {}
         self._ended: deque[Task] = deque()
@@ -156,13 +179,11 @@ class Manager:
         """The journal that is written, if ``run_info_path`` asked for one."""
         return None if self._scribe is None else self._scribe.path
 
-    def _make_scribe(self, run_info_path: str | Path | bool | None) -> Scribe | None:
-        if run_info_path is None:
-            run_info_path = os.environ.get("VINE_RUN_INFO_PATH") or False
-        if run_info_path is False:
+    def _make_scribe(self, folder: Path | None) -> Scribe | None:
+        if folder is None:
             return None
-        folder = "vine-run-info" if run_info_path is True else run_info_path
-        return Scribe(folder, manager=self.name, session=self._session, packages=package_versions())
+        about = {"manager": self.name, "session": self._session, "packages": package_versions()}
+        return Scribe(folder, durable=self.resume, resumes=str(self.resumed or ""), **about)
 
     def _make_tls(self, ssl: Any) -> Any:
         """Prepare TLS, and tell workers by which certificate they know this manager."""
@@ -998,6 +1019,15 @@ class Manager:
         return (
             f"<{type(self).__name__} {self.name} port={self.port}{' closed' if self._engine.closed else ''}>"
         )
+
+
+def _journal_folder(run_info_path: str | Path | bool | None) -> Path | None:
+    """Where folders with journals are, if there are to be any."""
+    if run_info_path is None:
+        run_info_path = os.environ.get("VINE_RUN_INFO_PATH") or False
+    if run_info_path is False:
+        return None
+    return Path("vine-run-info" if run_info_path is True else run_info_path).expanduser().absolute()
 
 
 def _port_range(port: int | Sequence[int]) -> tuple[int, int]:

@@ -42,7 +42,7 @@ DEFAULTS = {
     "wrapper": None,
     "wrapper_proc": print,
     "prune_depth": 1,
-    "reuse": False,  # which TaskVine does not have
+    "reuse": None,  # which TaskVine does not have
 }
 
 

@@ -190,3 +190,27 @@ def test_what_is_found_out_later_counts_only_for_what_was_offered(cache, tmp_pat
     else:
         assert read(cache.path("object")) == b"new"
         assert cache.size("object") == 3
+
+
+def test_a_cache_gives_its_objects_to_the_next_one(tmp_path):
+    first, second = (Cache(str(tmp_path / name)) for name in ("first", "second"))
+    first.keep("small", b"x")
+    stored(first, "large", b"y" * (INLINE_LIMIT + 1))
+    tree = first.temporary("tree")
+    os.mkdir(tree)
+    with open(os.path.join(tree, "file"), "w") as file:
+        file.write("z")
+    first.store("tree", tree)
+    stored(first, "other", b"y")
+    (tmp_path / "kept").write_text("kept")
+    first.adopt("kept", str(tmp_path / "kept"), 4)
+    (tmp_path / "estate").mkdir()
+    about = (["small", "large", "tree", "kept", "gone"], [1, INLINE_LIMIT + 1, -1, 4, 1], [""] * 5)
+    estate = first.bequeath(about, str(tmp_path / "estate"))
+    assert second.inherit(estate) == ["small", "large", "tree"]
+    assert second.find("small") == b"x"
+    assert [second.size(name) for name in about[0]] == [1, INLINE_LIMIT + 1, -1, 0, 0]
+    assert second.on_disk == INLINE_LIMIT + 2
+    assert os.listdir(second.find("tree")) == ["file"]
+    assert not (tmp_path / "estate").exists()
+    assert (tmp_path / "kept").exists()

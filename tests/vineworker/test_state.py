@@ -910,3 +910,42 @@ def test_a_task_that_has_not_begun_waits_for_an_input_that_was_purged(worker, li
     assert worker.sent() == []
     worker.feed(*put("a"))
     assert sorted(task for _slot, task in worker.sent())[:1] in ([2], [3])
+
+
+# ---- what the next manager may want
+
+
+def test_what_is_not_named_after_the_manager_is_left_to_the_next_one(worker):
+    worker.library()
+    worker.feed(
+        call(1), call(2)._replace(result="result-5e55-2"), m.Put("a", b"x"), w.Found(["k"], [10], ["12"])
+    )
+    worker.feed(w.Replied(1, [Reply(1, "done", LARGE, 0.01, {"digest": "1234"}, b"")]))
+    worker.reply(1, 2)
+    worker.feed(w.Arrived("b", LARGE, True, "5678"), w.Arrived("c", LARGE, True, "9", compared=False))
+    names, sizes, digests = worker.state.estate("5e55")
+    found = {name: (size, digest) for name, size, digest in zip(names, sizes, digests, strict=True)}
+    assert found == {"setup": (1, ""), "a": (1, ""), "r1": (LARGE, "1234"), "b": (LARGE, "5678")}
+
+
+def test_outputs_of_a_command_are_left_with_their_digests(worker):
+    worker.feed(call(1, library=""), command(2))
+    worker.feed(w.TaskOver(1, m.Done(1, LARGE, 0.1, {"digest": "12"}, b""), {"r1": LARGE}))
+    worker.feed(w.TaskOver(2, m.Done(2, 0, 0.1, {"digests": {"out": "34"}}, b""), {"out": LARGE}))
+    assert worker.state.estate("5e55") == (["r1", "out"], [LARGE, LARGE], ["12", "34"])
+
+
+def test_what_was_forgotten_or_replaced_is_not_left(worker):
+    worker.feed(w.Arrived("a", LARGE, True, "12"), w.Arrived("b", LARGE, True, "34"))
+    worker.feed(m.Unlink(["a"]), m.Put("b", b"x"))
+    assert worker.state.estate("5e55") == (["b"], [1], [""])
+
+
+def test_what_was_left_is_here_and_told_in_parts(worker):
+    names = [f"n{n}" for n in range(w.MOST_TOLD + 1)]
+    worker.feed(w.Inherited(names, [LARGE] * len(names), ["12"] * len(names)))
+    first, second = worker.said(m.Left)
+    assert first.names + second.names == names
+    assert len(second.digests) == 1
+    assert worker.feed(m.Fetch("n0", LARGE, "manager", False)) == [w.Say(m.Cached("n0", LARGE, "12"))]
+    assert worker.state.estate("5e55").names == names

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 from vinecore.core.state import FileSpec, LibrarySpec, RunSpec, TaskSpec
@@ -67,6 +69,13 @@ class FileWanted(NamedTuple):
     """The user wants the content of a file at the manager."""
 
     name: str
+
+
+class Resumed(NamedTuple):
+    """Should this manager die, another one may go on; and, if one has died before this one, what its journal knows."""
+
+    results: AbstractSet[tuple[str, int, str]] = frozenset()  # as `restart.result` gives them
+    workers: Sequence[tuple[str, int]] = ()  # machine and process of those that were connected
 
 
 class WorkerJoined(NamedTuple):
@@ -135,6 +144,7 @@ Event = (
     | TasksCancelled
     | FilesReleased
     | FileWanted
+    | Resumed
     | WorkerJoined
     | WorkerSaid
     | WorkerLost

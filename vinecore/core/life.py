@@ -397,7 +397,7 @@ class Life:
     def limit_spare(self) -> None:
         """Do without what was kept longest for a later run, if that is too much."""
         spare = self._mind.tables.spare
-        while len(spare) > MOST_SPARE:
+        while len(spare) > max(MOST_SPARE, len(self._mind.restart.known)):
             self.drop_spare(next(iter(spare)))
 
     def sleep(self, task: Task) -> None:

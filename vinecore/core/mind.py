@@ -3,8 +3,8 @@
 `Mind.handle` takes what happened and the time, changes the tables, and returns what is to be done, in order. It does no I/O, starts no
 thread, reads no clock and draws no random number, so the same object runs under the manager, under the tests and in a simulation.
 The work is shared between `Life` (the states of tasks), `Placement` (who runs what), `Transfers` (who gets what from whom) and
-`Recovery` (what to do about losses), `Balance` (what to take back), `Disk` (what fits where, and what goes) and `Farewells` (what a worker that
-leaves must not take with it), which all read and write the one set of `Tables`.
+`Recovery` (what to do about losses), `Balance` (what to take back), `Disk` (what fits where, and what goes), `Farewells` (what a worker that
+leaves must not take with it) and `Restart` (what a manager that has died leaves to this one), which all read and write the one set of `Tables`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from vinecore.core.instructions import (
 from vinecore.core.life import Life
 from vinecore.core.placement import Placement
 from vinecore.core.recovery import Recovery
+from vinecore.core.restart import Restart
 from vinecore.core.sleepers import Sleepers
 from vinecore.core.state import (
     FOREVER,
@@ -87,6 +88,7 @@ class Mind:
         self.copies = Copies(self)
         self.farewells = Farewells(self)
         self.sleepers = Sleepers(self)
+        self.restart = Restart(self)
         self._handlers: dict[type, Callable[[Any], None]] = {
             e.FilesDeclared: self._files_declared,
             e.LibraryInstalled: self._library_installed,
@@ -98,6 +100,7 @@ class Mind:
             e.TasksCancelled: self._tasks_cancelled,
             e.FilesReleased: self._files_released,
             e.FileWanted: self._file_wanted,
+            e.Resumed: self.restart.resumed,
             e.WorkerJoined: self._worker_joined,
             e.WorkerSaid: self._worker_said,
             e.WorkerLost: self._worker_lost,
@@ -113,6 +116,7 @@ class Mind:
             m.Cached: self._cached,
             m.Compared: self._compared,
             m.Have: self._have,
+            m.Left: self._left,
             m.Announced: self._announced,
             m.FetchFailed: self._fetch_failed,
             m.UploadFailed: self._upload_failed,
@@ -517,7 +521,8 @@ class Mind:
         self.balance.joined(worker)
         self.copies.joined(worker)
         self.farewells.joined(worker)
-        worker.announcing = m.KEEPING in hello.features
+        worker.announcing = m.KEEPING in hello.features or self.restart.active
+        self.restart.joined(hello)
         self.sleepers.look()
 
     def _worker_said(self, event: e.WorkerSaid) -> None:
@@ -546,15 +551,22 @@ class Mind:
             self.transfers.compared(worker, file)
 
     def _have(self, worker: Worker, message: m.Have) -> None:
-        """A worker has something from before; what nobody has declared yet may still be."""
-        files = self.tables.files
+        """A worker has something from before."""
         for name, size, digest in zip(*message, strict=True):
-            file = files.get(name)
-            if file is None:
-                file = files[name] = File(FileSpec(name, size, directory=size < 0, level=FOREVER))
-                file.reusable = True
-            self.transfers.found(worker, file, size, digest)
+            self.found(worker, name, size, digest, FOREVER)
         self.life.limit_spare()
+
+    def _left(self, worker: Worker, message: m.Left) -> None:
+        self.restart.left(worker, message)
+        self.life.limit_spare()
+
+    def found(self, worker: Worker, name: str, size: int, digest: str, level: int) -> None:
+        """A worker has a file from before; one that nobody has declared yet may still be."""
+        file = self.tables.files.get(name)
+        if file is None:
+            file = self.tables.files[name] = File(FileSpec(name, size, directory=size < 0, level=level))
+            file.reusable = True
+        self.transfers.found(worker, file, size, digest)
 
     def _announced(self, worker: Worker, _message: m.Announced) -> None:
         worker.announcing = False

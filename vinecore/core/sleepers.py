@@ -74,7 +74,11 @@ class Sleepers:
 
     def missing(self) -> str:
         """Why graphs wait that nobody has asked for yet."""
-        return "no worker is connected" if self.runs and not self._mind.tables.workers else ""
+        if not self.runs:
+            return ""
+        if not self._mind.tables.workers:
+            return "no worker is connected"
+        return self._mind.restart.missing() if self._mind.restart.awaited else ""
 
     def _all_is_known(self, since: float) -> bool:
         mind = self._mind
@@ -84,6 +88,8 @@ class Sleepers:
         first = min(worker.joined_at for worker in workers)
         missing = len(workers) < (mind.expected_workers or 1)
         if missing and mind.now - max(first, since) < GATHER_S:
+            return False
+        if mind.restart.waits(first):
             return False
         return not any(w.announcing and mind.now - w.joined_at < ANNOUNCE_S for w in workers)
 

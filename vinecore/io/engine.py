@@ -30,6 +30,7 @@ from vinecore.core import instructions as i
 from vinecore.core.demand import Demand, demand, dispensable
 from vinecore.core.mind import Mind
 from vinecore.core.state import TaskSpec
+from vinecore.io.past import Past
 from vinecore.io.scribe import Scribe
 from vinecore.io.store import Store
 from vinecore.protocol import VERSION, bulk, seals, tickets, tls
@@ -101,6 +102,10 @@ class Engine:
         Who writes the journal, if there is to be one.
     tls_context
         What TLS is spoken with, if it is.
+    session
+        What names of this manager's own files have in common, if workers shall keep the others for the next manager, should this one vanish.
+    past
+        What is known of a manager that has vanished, if this one goes on.
 
     Attributes
     ----------
@@ -120,8 +125,11 @@ class Engine:
         needs: tuple[str, ...] = (),
         scribe: Scribe | None = None,
         tls_context: ssl.SSLContext | None = None,
+        *,
+        session: str = "",
+        past: Past | None = None,
     ) -> None:
-        self._secret, self._name = secret, name
+        self._secret, self._name, self._session = secret, name, session
         self._pid = os.getpid()
         self.ping_s, self.silence_s = PING_S, SILENCE_S
         self._mind = Mind(python, needs)
@@ -131,12 +139,14 @@ class Engine:
         self._adoptions: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
         self._listeners: dict[type, Callable[[Any], None]] = {}
-        self.store = Store(lambda *stored: self.post(e.ObjectStored(*stored)))
+        self.store = Store(lambda *stored: self.post(e.ObjectStored(*stored)), session)
         self._carriers: dict[type, Callable[[Any], None]] = {
             i.Send: self._send, i.SendObject: self._send_object, i.Keep: lambda x: self.store.keep(x.name, x.payload),
             i.Forget: lambda x: self.store.forget(x.name), i.Disconnect: self._disconnect, i.Note: lambda x: log.log(x.level, x.text),
         }  # fmt: skip
-        listener = _listen(ports, address)
+        if session:
+            self._inbox.append(e.Resumed() if past is None else e.Resumed(past.results, past.workers))
+        listener = _listen(ports, address, 0 if past is None else past.port)
         self.bound: str = listener.getsockname()[0]
         self.port: int = listener.getsockname()[1]
         self._scribe = scribe
@@ -467,7 +477,9 @@ class Engine:
                 return
             peer.hello = hello
             peer.welcomed_at = tickets.clock()
-            peer.channel.send(m.Welcome(peer.number, self._name, self._mind.python, peer.certificate))
+            peer.channel.send(
+                m.Welcome(peer.number, self._name, self._mind.python, peer.certificate, self._session)
+            )
             peer.certificate = ""
             self._inbox.append(e.WorkerJoined(peer.number, peer.host, hello))
         number = peer.number
@@ -538,8 +550,14 @@ def _plausible(hello: m.Hello) -> bool:
     )
 
 
-def _listen(ports: tuple[int, int], address: str) -> socket.socket:
+def _listen(ports: tuple[int, int], address: str, rather: int = 0) -> socket.socket:
+    """Listen on one of these ports; where there is a choice, rather on that one."""
     low, high = ports
+    if rather and (high == 0 or low < rather <= high):
+        try:
+            return socket.create_server((address, rather), backlog=1024)
+        except OSError:
+            pass
     for port in range(low, high + 1):
         try:
             return socket.create_server((address, port), backlog=1024)

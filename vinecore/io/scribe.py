@@ -7,6 +7,7 @@ and writes them, once in half a second or when there is a megabyte. Where it can
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import logging
 import os
@@ -28,6 +29,7 @@ from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.state import TICKET_SHIFT
 from vinecore.files import LEVEL_NUMBERS
+from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 
 log = logging.getLogger("vinecore")
@@ -83,7 +85,7 @@ class Teller:
         }  # fmt: skip
         self._messages: dict[type, Callable[[int, _Worker, Any], None]] = {
             m.Failed: self._failed, m.Recalled: self._recalled, m.Cached: self._cached, m.FetchFailed: self._fetch_failed,
-            m.UploadFailed: self._upload_failed, m.Have: self._have, m.Lost: self._lost, m.LibraryReady: self._library_ready,
+            m.UploadFailed: self._upload_failed, m.Have: self._have, m.Left: self._have, m.Lost: self._lost, m.LibraryReady: self._library_ready,
             m.LibraryFailed: self._library_failed,
         }  # fmt: skip
         self._instructions: dict[type, Callable[[Any], None]] = {
@@ -191,7 +193,7 @@ class Teller:
             worker.address = f"{event.host}:{hello.data_port}"
             self._addresses[worker.address] = event.worker
         self._say(j.WorkerJoined(self._t, event.worker, hello.hostname, event.host, hello.python, hello.cores, hello.memory_mb, hello.disk_mb,
-                                 hello.gpus))  # fmt: skip
+                                 hello.gpus, hello.pid))  # fmt: skip
 
     def _worker_lost(self, event: e.WorkerLost) -> None:
         worker = self._workers.pop(event.worker, None)
@@ -207,7 +209,7 @@ class Teller:
             self._back(event.worker, worker, ticket, "the worker was lost")
         self._say(j.WorkerLost(self._t, event.worker, event.reason))
 
-    def _have(self, number: int, _worker: _Worker, message: m.Have) -> None:
+    def _have(self, number: int, _worker: _Worker, message: m.Have | m.Left) -> None:
         self._say(j.FilesFound(self._t, number, tuple(message.names), tuple(message.sizes)))
 
     def _lost(self, number: int, _worker: _Worker, message: m.Lost) -> None:
@@ -242,6 +244,14 @@ class Teller:
         done.returned = len(message.payload)
         if info:
             done.outputs = info.get("outputs") or {}
+            done.digest = info.get("digest", "")
+            digests = info.get("digests")
+            if digests:
+                done.digests = {
+                    name: digest
+                    for name, digest in digests.items()
+                    if done.outputs.get(name, 0) > INLINE_LIMIT
+                }
             done.exit_code = info.get("exit_code", 0)
             used = info.get("measured")
             if used:
@@ -284,7 +294,10 @@ class Teller:
         began = worker.fetching.pop(message.name, None)
         if began is not None:
             seconds = round(self._t - began[1], 6)
-            self._say(j.TransferEnded(self._t, message.name, began[0], number, max(message.size, 0), seconds))
+            ended = j.TransferEnded(self._t, message.name, began[0], number, max(message.size, 0), seconds)
+            if message.size > INLINE_LIMIT:
+                ended.digest = message.digest
+            self._say(ended)
 
     def _fetch_failed(self, number: int, worker: _Worker, message: m.FetchFailed) -> None:
         if message.cached:  # that transfer had ended
@@ -340,6 +353,8 @@ class Scribe:
     ----------
     run_info_path
         The folder that gets a folder with the journal, named by the time.
+    durable
+        Whether it shall survive that this machine loses its power, but for the last second.
     **about
         Fields of the first record: what the manager knows of itself.
 
@@ -349,8 +364,8 @@ class Scribe:
         The journal; None until `start` has made it, or if it could not.
     """
 
-    def __init__(self, run_info_path: str | Path, **about: Any) -> None:
-        self._parent, self._about = Path(run_info_path).expanduser().absolute(), about
+    def __init__(self, run_info_path: str | Path, *, durable: bool = False, **about: Any) -> None:
+        self._parent, self._about, self._durable = Path(run_info_path).expanduser().absolute(), about, durable
         self.path: Path | None = None
         self._file = -1
         self._queue: deque[tuple[float, list[e.Event], list[i.Instruction]]] = deque()
@@ -375,6 +390,7 @@ class Scribe:
             self._file = os.open(
                 path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
             )
+            _lock(self._file)
             _write(self._file, _encode_lines([header]))
         except OSError as error:
             self._end()
@@ -459,6 +475,8 @@ class Scribe:
             return
         try:
             _write(self._file, lines)
+            if self._durable:
+                os.fdatasync(self._file)
         except OSError as error:
             self._end()
             log.warning(
@@ -491,6 +509,14 @@ def _write(file: int, lines: bytes) -> None:
     rest = memoryview(lines)
     while rest:
         rest = rest[os.write(file, rest) :]
+
+
+def _lock(file: int) -> None:
+    """Show that whoever writes this is alive."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # a file system without locks
+        pass
 
 
 def _fresh_folder(parent: Path) -> Path:

@@ -23,6 +23,8 @@ class Store:
     ----------
     stored
         Called, in the thread that received it, with the name, size and digest of an object that a worker has brought.
+    session
+        What the staging folder is called by, if the next manager is to find it.
 
     Attributes
     ----------
@@ -30,8 +32,8 @@ class Store:
         Names of outputs that could not be put where the user wants them, and why.
     """
 
-    def __init__(self, stored: Callable[[str, int, str], None]) -> None:
-        self._stored = stored
+    def __init__(self, stored: Callable[[str, int, str], None], session: str = "") -> None:
+        self._stored, self._prefix = stored, staging(session)
         self._contents: dict[str, bulk.Content] = {}
         self._own: set[str] = set()  # names of files that are ours to delete
         self._users: Counter[str] = Counter()  # declarations that have not been taken back
@@ -50,7 +52,7 @@ class Store:
         """The staging folder; made when it is first needed."""
         with self._lock:
             if self._folder is None:
-                self._folder = tempfile.mkdtemp(prefix="vine-manager-")
+                self._folder = tempfile.mkdtemp(prefix=self._prefix)
             return self._folder
 
     # ---- the user's own
@@ -200,6 +202,11 @@ class Store:
             bulk.remove(path)
         if self._folder is not None:
             bulk.remove(self._folder)
+
+
+def staging(session: str) -> str:
+    """What the name of a staging folder begins with."""
+    return f"vine-manager-{session}-" if session else "vine-manager-"
 
 
 def _look(path: str) -> tuple[int, ...]:

@@ -116,7 +116,11 @@ options = record(
 """What is known to be in the ``options`` of `Run` and `Library`."""
 
 _BY_NAME: dict[str, Form] = {"info": info, "options": options, "slots": some, "cores": some, "gpus": some}
-_ALIKE = {"Have": ("names", "sizes", "digests"), "Retain": ("names", "digests")}
+_ALIKE = {
+    "Have": ("names", "sizes", "digests"),
+    "Left": ("names", "sizes", "digests"),
+    "Retain": ("names", "digests"),
+}
 """Lists of a kind of messages that belong together."""
 _IN_WORDS: dict[Form, str] = {
     whole: "type(m[{0}]) is int and -MOST < m[{0}] < MOST",

@@ -49,6 +49,7 @@ class Welcome(NamedTuple):
     manager: str
     python: str  # "3.11"
     certificate: str = ""  # in PEM, with its private key: for the data port, where there is TLS
+    session: str = ""  # if there is one: should I vanish, keep for the next manager what you have and what is not named after this
 
 
 class Put(NamedTuple):
@@ -228,8 +229,16 @@ class Have(NamedTuple):
     digests: list[str]  # as in `Cached`
 
 
+class Left(NamedTuple):
+    """Worker: I still hold these objects from the manager before, which has vanished."""
+
+    names: list[str]
+    sizes: list[int]  # bytes, -1 for a directory
+    digests: list[str]  # of those that are large, as they were made or compared
+
+
 class Announced(NamedTuple):
-    """Worker: that was all that I have kept from before; said once, by a worker with the feature `KEEPING`."""
+    """Worker: that was all that I have from before; said once, by a worker with the feature `KEEPING`, and to a manager that has a `session`."""
 
 
 class FetchFailed(NamedTuple):
@@ -293,7 +302,8 @@ class Leaving(NamedTuple):
 
 Message = Union[
     Hello, Welcome, Put, Fetch, Unpack, Upload, Unlink, Purge, Retain, Library, RemoveLibrary, Run, Cancel, Recall, Release, Ping, Pong,
-    Done, Failed, Recalled, Cached, Compared, Have, Announced, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed, Leaving,
+    Done, Failed, Recalled, Cached, Compared, Have, Left, Announced, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed,
+    Leaving,
 ]  # fmt: skip
 
 FROM_MANAGER = (
@@ -314,5 +324,5 @@ FROM_MANAGER = (
     Ping,
     Pong,
 )
-FROM_WORKER = (Hello, Done, Failed, Recalled, Cached, Compared, Have, Announced, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady,
+FROM_WORKER = (Hello, Done, Failed, Recalled, Cached, Compared, Have, Left, Announced, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady,
                LibraryFailed, Leaving, Ping, Pong)  # fmt: skip

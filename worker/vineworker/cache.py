@@ -12,8 +12,8 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Iterator
-from typing import Union
+from collections.abc import Iterator, Sequence
+from typing import Any, Union
 from urllib.parse import quote
 
 from vinecore.protocol import INLINE_LIMIT, bulk
@@ -45,6 +45,30 @@ def tree_size(path: str) -> int:
         return os.path.getsize(path)
     files = (os.path.join(folder, name) for folder, _folders, names in os.walk(path) for name in names)
     return sum(os.lstat(file).st_size for file in files)
+
+
+class Estate:
+    """Objects of a session whose manager has vanished, until the next one says whether it wants them.
+
+    Parameters
+    ----------
+    folder
+        Where those are that are files.
+    contents
+        Their bytes, or paths, by name.
+    about
+        Names, sizes and digests.
+    """
+
+    def __init__(
+        self, folder: str, contents: dict[str, Union[bytes, str]], about: Sequence[list[Any]]
+    ) -> None:
+        self._folder, self.contents, self.about = folder, contents, about
+
+    def close(self) -> None:
+        """Do without what is left of it."""
+        self.contents = {}
+        bulk.remove(self._folder)
 
 
 class Cache:
@@ -211,6 +235,46 @@ class Cache:
                 self._files[name], self._sizes[name] = path, -1 if os.path.isdir(path) else taken
                 self._account(name, taken)
             return self._sizes[name]
+
+    def bequeath(self, about: Sequence[list[Any]], folder: str) -> Estate:
+        """Give away objects, those that are files in a folder; what is kept elsewhere is left out.
+
+        Parameters
+        ----------
+        about
+            Names, sizes and digests.
+        """
+        contents: dict[str, Union[bytes, str]] = {}
+        with self._lock:
+            for name in about[0]:
+                content = self.content(name)
+                if isinstance(content, str):
+                    path = os.path.join(folder, os.path.basename(content))
+                    if not self._is_own(content):
+                        continue
+                    try:
+                        os.rename(content, path)
+                    except OSError:  # then it is not there any more, or cannot be moved
+                        continue
+                    content = path
+                if content is not None:
+                    contents[name] = content
+        return Estate(folder, contents, about)
+
+    def inherit(self, estate: Estate) -> list[str]:
+        """Take over what another cache has given away; give the names."""
+        names = []
+        for name, content in estate.contents.items():
+            try:
+                if isinstance(content, bytes):
+                    self.keep(name, content)
+                else:
+                    self.store(name, content)
+            except OSError:
+                continue
+            names.append(name)
+        estate.close()
+        return names
 
     def adopted(self, name: str) -> bool:
         """Whether an object is served from a place outside."""

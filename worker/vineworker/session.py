@@ -1,7 +1,8 @@
 """The worker's hands: carry out what `WorkerState` asks for, and turn what happens into events for it.
 
 A session is all that is done for one manager: its objects, processes and files. When the connection ends so does the session, with everything
-in it, and what still comes from its threads and processes finds nobody who listens: the next manager's session is another object.
+in it, and what still comes from its threads and processes finds nobody who listens: the next manager's session is another object. Only a
+manager that has asked for it, and then vanished without a goodbye, has its objects handed to the next session.
 
 Everything that blocks (transfers, sandboxes, unpacking) runs in a few helper threads, which give their news to the loop. User code never
 runs in this process, and nothing is unpickled here.
@@ -24,7 +25,7 @@ from vinecore.protocol import INLINE_LIMIT, VERSION, bulk, seals, tickets
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import Channel
 from vineworker import fetching, processes, sandbox, state
-from vineworker.cache import MB, Cache, DiskFull, is_full
+from vineworker.cache import MB, Cache, DiskFull, Estate, is_full
 from vineworker.calls import Call, Drop, Object, Reply
 from vineworker.hosting import HostProcess, SlotProcess, environment_prefix, remove_files
 from vineworker.keeping import Keeper, Kept
@@ -74,6 +75,8 @@ class Session:
         Has what was kept before, and keeps what shall be.
     leave
         Called with the reason, and whether the worker shall not come back, when the manager sends it away.
+    estate
+        What the session before has left, if its manager has vanished.
     """
 
     def __init__(
@@ -84,8 +87,11 @@ class Session:
         warden: Warden,
         keeper: Keeper,
         leave: Callable[[str, bool], None],
+        estate: Optional[Estate] = None,
     ) -> None:
-        self.manager = manager
+        self.manager, self._estate = manager, estate
+        self._manager_session = ""  # of a manager that wants its objects to be kept if it vanishes
+        self.welcomed = self._goodbye = False
         self.tls_context: Any = None  # of the data port
         self._settings, self._warden, self._keeper, self._leave = settings, warden, keeper, leave
         self._folder = tempfile.mkdtemp(prefix="session-", dir=folder)
@@ -160,13 +166,34 @@ class Session:
                 time_left_s,
             )
         )
+        return await over
+
+    def _announce(self) -> None:
+        """Tell the manager what is here from before."""
+        estate, self._estate = self._estate, None
+        if estate is not None and self._manager_session:
+            names = set(self.cache.inherit(estate))
+            about = [found for found in zip(*estate.about) if found[0] in names]
+            self._obey(self._state.handle((state.Inherited(*map(list, zip(*about))),) if about else ()))
+        elif estate is not None:
+            self._threads.submit(estate.close)
         self._found, is_all = self._keeper.attach(
             lambda what, kept: self._soon(self._keeper_said, what, kept)
         )
         self._tell_found()
-        if is_all and m.KEEPING in features:
+        if is_all and (self._settings.keep_workspace or self._manager_session):
             self.say(m.Announced())
-        return await over
+
+    def bequeath(self) -> Optional[Estate]:
+        """Give away what the next session may want, if the manager has vanished."""
+        if not self.welcomed:  # it may still be wanted
+            return self._estate
+        if self._goodbye or not self._manager_session:
+            return None
+        about = self._state.estate(self._manager_session)
+        return self.cache.bequeath(
+            about, tempfile.mkdtemp(prefix="estate-", dir=os.path.dirname(self._folder))
+        )
 
     @property
     def idle(self) -> bool:
@@ -179,7 +206,8 @@ class Session:
             self._channel.send(message)
 
     def end(self, reason: str) -> None:
-        """End the connection; what is queued still leaves."""
+        """End the connection, in order; what is queued still leaves."""
+        self._goodbye = True
         if self._channel is not None:
             self._channel.close(reason)
 
@@ -226,6 +254,7 @@ class Session:
         self.heard_at = time.monotonic()
         if self._fetcher is None and messages and type(messages[0]) is m.Welcome:
             welcome = messages[0]
+            self.welcomed, self._manager_session = True, welcome.session
             self.gate, self._python = tickets.Gate(tickets.key_of(self._key)), welcome.python
             self._fetcher = fetching.Fetcher(
                 self.cache,
@@ -240,6 +269,7 @@ class Session:
             if self.manager.cover is not None:
                 self.tls_context = self._make_context(welcome.certificate)
             log.info("worker %d of manager %s", welcome.worker, welcome.manager)
+            self._announce()
         self._obey(self._state.handle(messages))
 
     def _make_context(self, certificate: str) -> Any:

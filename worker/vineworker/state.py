@@ -32,6 +32,7 @@ SHORT_S = 0.001  # calls up to this long are written to a slot ahead of need
 MOST_IN_FLIGHT = 16
 MOST_EMPTY_DEATHS = 5  # slots of a library that die one after another without a call
 MOST_WALLS = 10_000
+MOST_TOLD = 1_000  # objects in one message
 SMOOTHING = 0.2
 ODD_ANSWER = "its process gave an answer that belongs to no call"
 
@@ -58,6 +59,14 @@ class Compared(NamedTuple):
 
 class Found(NamedTuple):
     """Objects that were kept before are here; names, and sizes and digests as in `Arrived`."""
+
+    names: list[str]
+    sizes: list[int]
+    digests: list[str]
+
+
+class Inherited(NamedTuple):
+    """Objects of the session before, whose manager has vanished, are here; fields as in `Found`."""
 
     names: list[str]
     sizes: list[int]
@@ -272,6 +281,7 @@ class WorkerState:
     def __init__(self) -> None:
         self.objects: dict[str, int] = {}
         self.kept: dict[str, str] = {}  # of these, those that outlive the session, with their digests
+        self._digests: dict[str, str] = {}  # of these, those that are known
         self._unproven: dict[str, Arrived] = {}  # none of `objects`
         self._retains: dict[str, Retain] = {}  # of these, those that are to outlive the session
         self.tasks: dict[int, Task] = {}
@@ -288,7 +298,8 @@ class WorkerState:
             m.Unlink: self._unlink, m.Purge: self._purge, m.Retain: self._retain, m.Library: self._library, m.RemoveLibrary: self._remove_library, m.Cancel: self._cancel,
             m.Recall: self._recall, m.Release: lambda e: self._out.append(Exit(e.reason, e.final)),
             m.Ping: lambda _e: self._out.append(Say(m.Pong())), m.Pong: lambda _e: None, m.Welcome: lambda _e: None,
-            Arrived: self._arrived, Compared: self._compared, Found: self._found, Kept: self._is_kept, HostUp: self._host_up, HostDown: self._host_down, Replied: self._replied,
+            Arrived: self._arrived, Compared: self._compared, Found: self._found,
+            Inherited: self._inherited, Kept: self._is_kept, HostUp: self._host_up, HostDown: self._host_down, Replied: self._replied,
             SlotDown: self._slot_down, TaskOver: self._task_over,
         }  # fmt: skip
 
@@ -304,6 +315,14 @@ class WorkerState:
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self.tasks
+
+    def estate(self, session: str) -> Inherited:
+        """What the next manager may want if this one has vanished: what is neither named after it nor kept anyway."""
+        own = f"-{session}-"
+        names = [name for name in self.objects if own not in name and name not in self.kept]
+        return Inherited(
+            names, [self.objects[name] for name in names], [self._digests.get(name, "") for name in names]
+        )
 
     # ---- objects
 
@@ -323,7 +342,7 @@ class WorkerState:
         if asked:
             self._out.append(Say(m.Cached(name, size, digest, compared)))
         if compared:
-            self._here(name, size)
+            self._here(name, size, digest)
         else:
             self._unproven[name] = event
 
@@ -333,14 +352,18 @@ class WorkerState:
         if self._unproven.get(name) is not arrival:  # it was forgotten, or one came that need not be compared
             return
         if failure is None:
-            self._here(name, arrival.size)
+            self._here(name, arrival.size, arrival.digest)
         else:
             del self._unproven[name]
             self._retains.pop(name, None)
             self._out.append(Say(failure))
 
-    def _here(self, name: str, size: int) -> None:
+    def _here(self, name: str, size: int, digest: str = "") -> None:
         self.objects[name] = size
+        if digest:
+            self._digests[name] = digest
+        elif self._digests:
+            self._digests.pop(name, None)
         if name in self._unproven:
             del self._unproven[name]
             self._out.append(Say(m.Compared(name)))
@@ -360,9 +383,16 @@ class WorkerState:
         new = [found for found in zip(*event) if found[0] not in self.objects]
         if new:
             self._out.append(Say(m.Have(*map(list, zip(*new)))))
-        for name, size, _digest in new:
-            self._here(name, size)
+        for found in new:
+            self._here(*found)
         self.kept.update(zip(event.names, event.digests))
+
+    def _inherited(self, event: Inherited) -> None:
+        for place in range(0, len(event.names), MOST_TOLD):
+            part = slice(place, place + MOST_TOLD)
+            self._out.append(Say(m.Left(event.names[part], event.sizes[part], event.digests[part])))
+        for found in zip(*event):
+            self._here(*found)
 
     def _is_kept(self, event: Kept) -> None:
         if event.name in self.objects:
@@ -378,7 +408,8 @@ class WorkerState:
     def _fetch(self, event: m.Fetch) -> None:
         name = event.name
         if name in self.objects:  # found just now
-            self._out.append(Say(m.Cached(name, self.objects[name], self.kept.get(name, ""))))
+            digest = self.kept.get(name) or self._digests.get(name, "")
+            self._out.append(Say(m.Cached(name, self.objects[name], digest)))
         elif name in self._unproven:  # it came just now
             _name, size, _asked, digest, _compared = self._unproven[name]
             self._out.append(Say(m.Cached(name, size, digest, compared=False)))
@@ -435,6 +466,7 @@ class WorkerState:
         names = [name for name in names if self._holds(name)]
         for name in names:
             self.objects.pop(name, None)
+            self._digests.pop(name, None)
             self._unproven.pop(name, None)
             self._retains.pop(name, None)
         gone = set(names)
@@ -611,20 +643,25 @@ class WorkerState:
             kept = not (sent and run.options.get("once"))
             if kept:
                 self._out.append(Keep(run.result, reply.payload) if inline else Adopt(run.result, run.task))
-                self._here(run.result, reply.size)  # what waits for it starts before the manager is told
+                self._here(
+                    run.result, reply.size, reply.info.get("digest", "")
+                )  # what waits for it starts before the manager is told
             self._out.append(Say(m.Done(run.task, reply.size, reply.wall_s, reply.info, sent)))
         else:
             self._out.append(Say(m.Failed(run.task, reply.kind, reply.info, reply.payload)))
 
     def _task_over(self, event: TaskOver) -> None:
         self.processes.discard(event.task)
-        if self.tasks.pop(event.task, None) is None:
+        task = self.tasks.pop(event.task, None)
+        if task is None:
             # it was cancelled; what it should have made may have been made by another one since
             self._out.append(Delete([name for name in event.outputs if not self._holds(name)]))
             return
         self._out.append(Say(event.message))
+        info = event.message.info
+        digests = {**info.get("digests", {}), task.run.result: info.get("digest", "")}
         for name, size in event.outputs.items():
-            self._here(name, size)
+            self._here(name, size, digests.get(name, ""))
 
     def _cancel(self, event: m.Cancel) -> None:
         for number in event.tasks:

@@ -21,6 +21,7 @@ from typing import Any, Optional
 from vinecore.protocol import bulk, handshake, seals
 from vinecore.protocol import messages as m
 from vineworker import packing
+from vineworker.cache import Estate
 from vineworker.keeping import Keeper, open_home
 from vineworker.search import Dialled, Manager, Search
 from vineworker.session import Session, Settings
@@ -60,6 +61,7 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop
         self._stopping: asyncio.Future[None]
         self._session: Optional[Session] = None
+        self._estate: Optional[Estate] = None  # of a manager that has vanished
         self._last_busy = time.monotonic()
         self._reason = ""
         self._going = False  # it has told its manager that it wants to go
@@ -99,11 +101,10 @@ class Worker:
         log.info("looking for a manager %s", self._search)
         told = ""
         while not self._stopping.done():
-            started = time.monotonic()
             try:
                 dialled = await self._connect()
-                if dialled is not None:
-                    await self._serve(*dialled)
+                if dialled is not None and await self._serve(*dialled):
+                    wait = BACKOFF_S[0]
                 if settings.single_shot or self._going:
                     return 0
                 deadline = time.monotonic() + settings.connect_timeout_s
@@ -117,8 +118,6 @@ class Worker:
                 if str(error) != told:
                     told = str(error)
                     log.info("no manager %s yet: %s", self._search, error)
-            if time.monotonic() - started > BACKOFF_S[1]:
-                wait = BACKOFF_S[0]
             await asyncio.wait({self._stopping}, timeout=wait)
             wait = min(2 * wait, BACKOFF_S[1])
         return 0
@@ -191,13 +190,13 @@ class Worker:
             cover=cover,
         )
 
-    async def _serve(self, sock: socket.socket, key: bytes, manager: Manager) -> None:
-        """Work for one manager until the connection ends."""
+    async def _serve(self, sock: socket.socket, key: bytes, manager: Manager) -> bool:
+        """Work for one manager until the connection ends; give whether it had one."""
         self._reason = ""
         self._last_busy = time.monotonic()
         try:
             session = self._session = Session(
-                self._settings, manager, self._folder, self._warden, self._keeper, self._leave
+                self._settings, manager, self._folder, self._warden, self._keeper, self._leave, self._estate
             )
         except BaseException:
             sock.close()
@@ -209,7 +208,9 @@ class Worker:
             log.info("the manager is gone: %s", self._reason or reason)
         finally:
             self._session = None
+            self._estate = session.bequeath()
             session.close()
+        return session.welcomed
 
     # ---- when to go
 

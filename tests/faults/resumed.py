@@ -1,0 +1,58 @@
+"""The script of a user whose manager is killed again and again: it computes a graph, and goes on where the one before has died."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+from daskvine import DaskVine
+
+CHAINS, LENGTH, FAN_IN = 100, 2, 4
+CALL_S = 0.05
+LARGE = 100_000
+
+
+def step(log, name, *inputs):
+    """Add up some numbers, and leave a line when that is done; results of every third one are large."""
+    time.sleep(CALL_S)
+    total = 1 + sum(value for value, _ballast in inputs)
+    line = os.open(log.partition(":")[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(line, f"{name[1:]}\n".encode())
+    os.close(line)
+    return total, bytes(LARGE if total % 3 == 0 else 10)
+
+
+def graph_of(log):
+    """Chains, and a tree that reduces them; give it, its last key, and what comes out."""
+    log = f"to:{log}"  # a path would be part of the names of results, with its time of change
+    graph, ends = {}, []
+    for chain in range(CHAINS):
+        for place in range(LENGTH):
+            name = f"step-{chain}-{place}"
+            graph[name] = (step, log, f"+{name}", *([f"step-{chain}-{place - 1}"] if place else []))
+        ends.append(f"step-{chain}-{LENGTH - 1}")
+    while len(ends) > 1:
+        groups = [ends[n : n + FAN_IN] for n in range(0, len(ends), FAN_IN)]
+        ends = []
+        for group in groups:
+            name = f"sum-{len(graph)}"
+            graph[name] = (step, log, f"+{name}", *group)
+            ends.append(name)
+    return graph, ends[0], len(graph)
+
+
+def main(port, secret, info, log, answer, resume):
+    """Compute it."""
+    with DaskVine(
+        port=int(port), address="127.0.0.1", password_file=secret, run_info_path=info, resume=resume == "yes"
+    ) as m:
+        graph, end, _expected = graph_of(log)
+        total, _ballast = m.get(graph, end, task_mode="function-calls", progress_disable=True)
+        with open(answer, "w") as file:
+            json.dump([total, m.last_run.executed], file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,139 @@
+"""Managers are killed, and others go on where they were."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from tests import chores
+from tests.faults import resumed
+from tests.support import until
+from vinecore import journal
+
+WORKERS = 3
+KILLS = 10
+
+
+def free_port():
+    """A port that nothing else takes between two managers: not one of those that outgoing connections get."""
+    for port in random.Random(os.getpid()).sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError
+
+
+def only_files(folder):
+    return [name for _place, _folders, files in os.walk(folder) for name in files]
+
+
+class Script:
+    """The user's script, started as often as it takes."""
+
+    def __init__(self, yard):
+        self._yard, self.port = yard, free_port()
+        self.log, self.answer, self.info = yard.place("log"), yard.place("answer"), yard.place("info")
+        self.process = None
+
+    def start(self, resume="yes"):
+        places = (self._yard.secret, self.info, self.log, self.answer)
+        with self._yard.place("script.log").open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.resumed", str(self.port), *map(str, places), resume], stdin=subprocess.DEVNULL,
+                stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            )  # fmt: skip
+
+    def worker(self):
+        """Start one that outlives its managers."""
+        return self._yard.worker(self.port, "--timeout", "300", command=chores.PERSISTENT)
+
+    def kill(self):
+        """Kill it; nothing of it is left to write."""
+        self.process.kill()
+        self.process.wait()
+
+    def executions(self):
+        """How often each vertex has been run to its end."""
+        return Counter(self.log.read_text().splitlines()) if self.log.exists() else Counter()
+
+    def finished(self):
+        """The vertices that are done according to the journals."""
+        done = set()
+        for path in self.info.glob(f"2*/{journal.FILE}"):
+            labels = {}
+            for record in journal.read(path):
+                if type(record) is journal.TaskSubmitted:
+                    labels[record.task] = record.label
+                elif type(record) is journal.TaskDone:
+                    done.add(labels[record.task])
+        return done
+
+
+@pytest.fixture
+def script(yard):
+    script = Script(yard)
+    yield script
+    if script.process is not None:
+        script.kill()
+
+
+def test_a_manager_that_is_killed_again_and_again_repeats_nothing_that_is_finished(yard, script):
+    chance = random.Random(1)
+    _graph, _end, expected = resumed.graph_of(script.log)
+    workers = [
+        yard.worker(script.port, "--timeout", "300", command=chores.PERSISTENT) for _ in range(WORKERS)
+    ]
+    before = {}  # vertices that are finished and in a journal -> how often they have been run
+    for _ in range(KILLS):
+        more = chance.uniform(0, 0.35) * (expected - len(before))
+        enough = script.executions().total() + more
+        script.start()
+        until(lambda: script.executions().total() >= enough or script.process.poll() is not None)  # noqa: B023
+        assert script.process.poll() is None, yard.place("script.log").read_text()
+        script.kill()
+        counts = script.executions()
+        before.update({name: counts[name] for name in script.finished() - before.keys()})
+    script.start()
+    assert script.process.wait(60) == 0, yard.place("script.log").read_text()
+    total, executed = json.loads(script.answer.read_text())
+    counts = script.executions()
+    assert total == expected == len(counts)
+    assert {name: counts[name] for name in before} == before
+    assert executed <= expected - len(before)
+    for worker in workers:
+        worker.send(15)
+        assert worker.wait() == 0
+    assert list(yard.workspace.iterdir()) == []
+    assert [path.name for path in yard.place("tmp").iterdir() if path.name.startswith("vine")] == []
+
+
+def test_what_workers_hold_goes_when_the_next_manager_does_not_want_it(yard, script):
+    script.worker()
+    script.start()
+    until(lambda: script.executions().total() >= 30)
+    script.kill()
+    left = lambda: only_files(next(yard.workspace.glob("*/estate-*"), "nowhere"))  # noqa: E731
+    until(left, "the worker to keep what it has")
+    with yard.manager(port=script.port) as m:
+        m.wait_for_workers(1, 60)
+        until(lambda: not left(), "the worker to let it go")
+        assert m._engine.call(lambda mind: mind.tables.files) == {}
+
+
+def test_workers_of_a_manager_that_asks_for_nothing_keep_nothing(yard, script):
+    worker = script.worker()
+    script.start("no")
+    until(lambda: script.executions().total() >= 30)
+    script.kill()
+    worker.says("the manager is gone")
+    until(lambda: only_files(yard.workspace) == [])

@@ -1,0 +1,133 @@
+"""A manager goes on where one before it has died: what its journal and its workers agree on is not made again."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.minds import LARGE, Vine, call, endings
+from vinecore.core import events as e
+from vinecore.core.mind import PATIENCE_S
+from vinecore.core.restart import RETURN_S
+from vinecore.protocol import messages as m
+
+A, B = ("a", LARGE, "12"), ("b", LARGE, "34")
+
+
+@pytest.fixture
+def vine():
+    vine = Vine()
+    vine.library()
+    return vine
+
+
+def resume(vine, *results, workers=()):
+    vine.feed(e.Resumed(frozenset(results), workers))
+
+
+def compute(vine, *names):
+    """A chain of vertices that make these files, the last of which is wanted."""
+    vine.compute(
+        *(
+            call(n, *names[n - 2 : n - 1], result=name, asleep=True, reusable=True, wanted=names[-1:] * (n == len(names)))
+            for n, name in enumerate(names, 1)
+        )
+    )  # fmt: skip
+
+
+def left(*found):
+    return m.Left(*map(list, zip(*found, strict=True)))
+
+
+def made(vine):
+    """Let everything run to its end; give what was made."""
+    names = []
+    while running := vine.where():
+        names.append(vine.task(min(running)).spec.result)
+        vine.done(min(running), size=LARGE)
+    for file in [f for f in vine.tables.files.values() if f.uploading is not None]:
+        vine.feed(e.ObjectStored(file.name, LARGE))
+    return names
+
+
+def test_what_a_worker_still_has_is_not_made_again(vine):
+    resume(vine, A, B)
+    worker = vine.join()
+    compute(vine, "a", "b", "c")
+    assert not vine.where()
+    vine.say(worker, left(B), m.Announced())
+    assert made(vine) == ["c"]
+    assert endings(vine) == {1: "success"}
+
+
+@pytest.mark.parametrize(
+    "claim", [("b", LARGE, "99"), ("b", LARGE + 1, "34"), ("x", LARGE, "34"), ("b", LARGE, "")]
+)
+def test_what_the_journal_does_not_have_like_that_does_not_count(vine, claim):
+    resume(vine, A, B)
+    worker = vine.join()
+    compute(vine, "a", "b", "c")
+    vine.say(worker, left(A, claim), m.Announced())
+    assert (worker, claim[0]) in vine.unlinked()
+    assert made(vine) == ["b", "c"]
+
+
+def test_small_objects_have_no_digest(vine):
+    resume(vine, ("a", 10, ""))
+    worker = vine.join()
+    compute(vine, "a", "b")
+    vine.say(worker, left(("a", 10, "12")), m.Announced())
+    assert made(vine) == ["b"]
+
+
+def test_without_a_journal_nothing_counts(vine):
+    worker = vine.join()
+    vine.say(worker, left(A))
+    assert vine.unlinked() == {(worker, "a")}
+
+
+def test_what_is_refused_is_not_taken_from_who_makes_it_or_got_it_meanwhile(vine):
+    resume(vine)
+    vine.declare("shared", size=10, at_manager=True)
+    worker = vine.join()
+    vine.submit(call(1, shared=("shared",)))
+    vine.say(worker, m.LibraryReady("lib", 0.1, {}))
+    assert vine.where() == {1: worker}
+    vine.say(worker, left(("r1", LARGE, "12"), ("shared", 10, "")))
+    assert vine.unlinked() == set()
+
+
+def test_a_graph_waits_for_the_workers_of_before(vine):
+    resume(vine, A, B, workers=[("host1", 1), ("host2", 1)])
+    first = vine.join()
+    vine.say(first, left(A), m.Announced())
+    compute(vine, "a", "b", "c")
+    vine.tick(PATIENCE_S)
+    vine.tick(PATIENCE_S)
+    assert not vine.where()
+    assert vine.mind.missing == "waiting for workers of the manager before, on host2"
+    second = vine.join()
+    vine.say(second, left(B), m.Announced())
+    assert made(vine) == ["c"]
+    vine.tick()
+    assert not vine.mind.missing
+
+
+def test_a_graph_does_not_wait_for_ever(vine):
+    resume(vine, A, B, workers=[("host1", 1), ("host2", 1)])
+    worker = vine.join()
+    vine.say(worker, left(A), m.Announced())
+    compute(vine, "a", "b")
+    vine.tick(RETURN_S)
+    assert made(vine) == ["b"]
+    late = vine.join()
+    vine.say(late, left(B), m.Announced())
+    assert late in vine.holders("b")
+
+
+def test_what_nobody_asks_for_is_spare(vine):
+    resume(vine, A)
+    worker = vine.join()
+    vine.say(worker, left(A), m.Announced())
+    assert {file.name for file in vine.tables.spare} == {"a"}
+    vine.lose(worker)
+    assert not vine.tables.files.keys() & {"a"}

@@ -1,0 +1,191 @@
+"""What a manager reads in the journals of those that have died."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from tests.support import alive
+from vinecore import Manager, journal
+from vinecore import journal as j
+from vinecore.io.past import look_back, sweep
+
+HERE = socket.gethostname()
+LARGE = 1 << 20
+encode = msgspec.json.Encoder().encode_lines
+
+
+@pytest.fixture(scope="module")
+def dead():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert not alive(process.pid)
+    return process.pid
+
+
+@pytest.fixture
+def write(tmp_path, dead):
+    """Write a journal, and give its path."""
+
+    def write(name, *records, tail=b"", **about):
+        known = {"time": float(len(list(tmp_path.iterdir()))), "host": HERE, "pid": dead, "manager": "m", "port": 7, "daskvine": "0", "python": "3",
+                 "packages": {}, "session": f"5e55{name}", **about}  # fmt: skip
+        path = tmp_path / name / journal.FILE
+        path.parent.mkdir()
+        path.write_bytes(encode([j.Journal(0.0, journal.VERSION, **known), *records]) + tail)
+        return path
+
+    return write
+
+
+def made(number, name, size=LARGE, digest="12", t=1.0, **more):
+    return [
+        j.TaskSubmitted(t, number, f"t{number}", result=name),
+        j.TaskDone(t, number, 1, 0.1, size, digest=digest, **more),
+    ]
+
+
+def joined(number, host="elsewhere", pid=1, t=1.0):
+    return j.WorkerJoined(t, number, host, "127.0.0.1", "3.11", 1, 1, 1, pid=pid)
+
+
+def test_what_was_made_and_what_has_arrived_is_known(tmp_path, write):
+    path = write(
+        "1", *made(1, "a"), *made(2, "result-5e551-2"), *made(3, "b", 10, "12"), j.TaskSubmitted(1.0, 4, "t4", result="c"),
+        *made(5, "result-5e551-5", outputs={"o": LARGE, "d": -1, "temp-5e551-1": LARGE}, digests={"o": "34"}),
+        j.FileDeclared(1.0, "small", 5), j.FileDeclared(1.0, "large", LARGE), j.FileDeclared(1.0, "tree", archive="large"),
+        j.TransferEnded(1.0, "large", "manager", 1, LARGE, 0.1, "56"),
+    )  # fmt: skip
+    past = look_back(tmp_path, "m")
+    assert (past.journal, past.port) == (path, 7)
+    assert past.results == {
+        ("a", LARGE, "12"), ("b", 10, ""), ("o", LARGE, "34"), ("d", -1, ""), ("small", 5, ""), ("large", LARGE, "56"), ("tree", -1, ""),
+    }  # fmt: skip
+
+
+def test_all_that_was_ever_made_under_a_name_is_known(tmp_path, write):
+    write("1", *made(1, "a", digest="12"), *made(2, "a", digest="34"))
+    assert look_back(tmp_path, None).results == {("a", LARGE, "12"), ("a", LARGE, "34")}
+
+
+@pytest.mark.parametrize(
+    "tail", [b'{"kind":"task_done","t":2.0,"ta', b'{"kind":"task_done"}\n', bytes(100), bytes(100) + b"\n"]
+)
+def test_what_was_not_written_to_its_end_is_left_out(tmp_path, write, tail):
+    write("1", *made(1, "a"), tail=tail)
+    assert look_back(tmp_path, None).results == {("a", LARGE, "12")}
+
+
+def test_nothing_is_gone_on_with_where_nothing_was_begun_or_all_has_ended(tmp_path, write):
+    assert look_back(tmp_path / "nowhere", None) is None
+    write("1", *made(1, "a"))
+    write("2", *made(2, "b"), j.Closed(2.0))
+    assert look_back(tmp_path, None) is None
+
+
+def test_a_name_tells_one_manager_from_another(tmp_path, write):
+    mine = write("1", *made(1, "a"))
+    other = write("2", manager="other")
+    assert look_back(tmp_path, "m").journal == mine
+    assert look_back(tmp_path, None).journal == other
+    assert look_back(tmp_path, "nobody") is None
+
+
+def test_journals_of_one_run_are_added_up(tmp_path, write):
+    first = write("1", *made(1, "a"), joined(1, "x"), joined(2, "y"), joined(3, "z"))
+    second = write("2", *made(1, "b"), joined(1, "y"), j.WorkerLost(2.0, 1, "it broke"), resumes=str(first))
+    write("3", joined(1, "w"), resumes=str(second))
+    past = look_back(tmp_path, None)
+    assert {name for name, _size, _digest in past.results} == {"a", "b"}
+    assert sorted(past.workers) == [("w", 1), ("x", 1), ("z", 1)]
+    assert past.sessions == ["5e553", "5e552", "5e551"]
+    first.unlink()
+    assert {name for name, _size, _digest in look_back(tmp_path, None).results} == {"b"}
+
+
+def test_workers_that_have_ended_or_stayed_away_are_not_waited_for(tmp_path, write, dead):
+    first = write(
+        "1", joined(1, "stayed away"), joined(2, "came"), joined(3, HERE, dead), joined(4, HERE, os.getpid())
+    )
+    write("2", joined(1, "came"), joined(2, HERE, os.getpid()), joined(3, "new", t=100.0), resumes=str(first))
+    assert sorted(look_back(tmp_path, None).workers) == sorted([("came", 1), ("new", 1), (HERE, os.getpid())])
+
+
+def test_a_manager_that_still_runs_is_let_alone(tmp_path, write, caplog):
+    path = write("1", *made(1, "a"), pid=os.getpid())
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert look_back(tmp_path, None) is None
+        assert "still runs" in caplog.text
+    assert look_back(tmp_path, None) is not None
+
+
+def test_a_lock_that_outlives_its_manager_says_nothing(tmp_path, write):
+    """Processes that it has forked may hold it."""
+    path = write("1", *made(1, "a"))
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert look_back(tmp_path, None) is not None
+
+
+def test_what_is_no_journal_is_passed_over(tmp_path, write, caplog):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / journal.FILE).write_text("what?\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / journal.FILE).touch()
+    path = write("1", *made(1, "a"))
+    assert look_back(tmp_path, None).journal == path
+    assert "is not a journal" in caplog.text
+
+
+def test_what_a_killed_manager_has_left_in_the_temporary_folder_goes(tmp_path, write, monkeypatch):
+    temporary = tmp_path / "tmp"
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    for name in ("vine-manager-5e551-xyz", "vine-manager-other-xyz", "vine-manager-xyz"):
+        (temporary / name).mkdir(parents=True)
+    write("1")
+    sweep(look_back(tmp_path, None))
+    assert {path.name for path in temporary.iterdir()} == {"vine-manager-other-xyz", "vine-manager-xyz"}
+    write("2", session="")
+    sweep(look_back(tmp_path, None))
+    assert len(list(temporary.iterdir())) == 2
+
+
+# ---- managers
+
+
+def test_a_running_manager_is_seen_and_its_end_as_well(yard):
+    info = yard.place("info")
+    m = yard.manager(name="m", run_info_path=info, resume=True)
+    assert m.resumed is None
+    assert yard.manager(name="m", run_info_path=info, resume=True).resumed is None
+    m.close()
+    assert yard.manager(name="m", run_info_path=info, resume=True).resumed is None
+
+
+def test_it_listens_where_the_dead_one_did(yard, dead):
+    info = yard.place("info")
+    m = yard.manager(name="m", run_info_path=info, resume=True)
+    port, path = m.port, m.journal
+    m.close()
+    lines = (
+        path.read_bytes()
+        .replace(f'"pid":{os.getpid()}'.encode(), f'"pid":{dead}'.encode())
+        .splitlines(keepends=True)
+    )
+    path.write_bytes(b"".join(line for line in lines if b'"closed"' not in line))
+    second = yard.manager(name="m", run_info_path=info, resume=True)
+    assert (second.resumed, second.port) == (path, port)
+    assert next(journal.read(second.journal)).resumes == str(path)
+
+
+def test_without_a_journal_there_is_nothing_to_go_on_with(yard):
+    with pytest.raises(ValueError, match="resume=True needs a journal"):
+        Manager(0, resume=True, run_info_path=False)

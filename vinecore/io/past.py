@@ -1,0 +1,198 @@
+"""What is known of managers that have died: read from their journals by the one that goes on.
+
+Those of one run are a chain: each journal names the one that it goes on from. One that has ended in order ends the chain: then the workers
+have been sent away, and have nothing any more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from vinecore import journal as j
+from vinecore.core.restart import RETURN_S, Result, result
+from vinecore.io.store import staging
+from vinecore.protocol import INLINE_LIMIT, bulk
+
+log = logging.getLogger("vinecore")
+
+MOST_JOURNALS = 1000  # of one chain
+
+
+class Past(NamedTuple):
+    """What a manager that goes on has to know.
+
+    Attributes
+    ----------
+    journal
+        The last one of the chain.
+    port
+        Where its manager listened.
+    results
+        What was made, or has arrived somewhere.
+    workers
+        Machine and process of those that were connected in the end, and may still be there.
+    sessions
+        Of the managers of this machine.
+    """
+
+    journal: Path
+    port: int
+    results: set[Result]
+    workers: list[tuple[str, int]]
+    sessions: list[str]
+
+
+def look_back(run_info_path: Path, name: str | None) -> Past | None:
+    """Find the newest journal of managers with a name, or of any, and tell what it knows if its manager has died.
+
+    Parameters
+    ----------
+    run_info_path
+        The folder with the folders of journals.
+    name
+        Of the manager; None for any.
+    """
+    found = _newest(run_info_path, name)
+    if found is None:
+        return None
+    path, header = found
+    if is_being_written(path, header):
+        log.warning("nothing is gone on with: the manager of %s still runs", path)
+        return None
+    past = _Reader()
+    chain = _chain(path)
+    for older, _header in reversed(chain):
+        past.read(older)
+    if past.closed:
+        return None
+    sessions = [header.session for _older, header in chain if header.host == socket.gethostname()]
+    workers = [worker for worker in past.there if not _has_ended(*worker)]
+    return Past(path, header.port, past.results, workers, sessions)
+
+
+def sweep(past: Past) -> None:
+    """Remove what managers that were killed have left in the temporary folder."""
+    for session in filter(str.isalnum, past.sessions):
+        for folder in Path(tempfile.gettempdir()).glob(f"{staging(session)}*"):
+            bulk.remove(str(folder))
+
+
+def is_being_written(path: Path, header: j.Journal) -> bool:
+    """Whether the manager that writes a journal is alive; it holds a lock on it, and so may processes that it has forked."""
+    if _has_ended(header.host, header.pid):
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False
+
+
+def _newest(run_info_path: Path, name: str | None) -> tuple[Path, j.Journal] | None:
+    found: list[tuple[float, str, Path, j.Journal]] = []
+    for path in run_info_path.glob(f"*/{j.FILE}"):
+        header = _header(path)
+        if header is not None and path.parent.name != j.MOST_RECENT and name in (None, header.manager):
+            found.append((header.time, path.parent.name, path, header))
+    return max(found)[2:] if found else None
+
+
+def _header(path: Path) -> j.Journal | None:
+    try:
+        first = next(j.read(path), None)
+    except (OSError, j.NotAJournal) as error:
+        log.warning("a journal cannot be read: %s", error)
+        return None
+    return first if isinstance(first, j.Journal) else None
+
+
+def _chain(path: Path) -> list[tuple[Path, j.Journal]]:
+    """The journals that one goes on from, the newest first, with their first lines; some may have been removed."""
+    chain: list[tuple[Path, j.Journal]] = []
+    while path.is_file() and len(chain) < MOST_JOURNALS:
+        header = _header(path)
+        if header is None:
+            break
+        chain.append((path, header))
+        if not header.resumes:
+            break
+        path = Path(header.resumes)
+    return chain
+
+
+def _has_ended(host: str, process: int) -> bool:
+    return host == socket.gethostname() and not psutil.pid_exists(process)
+
+
+class _Reader:
+    """Adds up the journals of one chain, the oldest first."""
+
+    def __init__(self) -> None:
+        self.results: set[Result] = set()
+        self.there: set[tuple[str, int]] = set()
+        self.closed = False
+        self._takers: dict[type[j.Record], Callable[[Any], None]] = {
+            j.Journal: self._journal, j.Closed: self._closed, j.WorkerJoined: self._joined, j.WorkerLost: self._lost,
+            j.TaskSubmitted: self._submitted, j.TaskDone: self._done, j.FileDeclared: self._declared, j.TransferEnded: self._arrived,
+        }  # fmt: skip
+
+    def read(self, path: Path) -> None:
+        """Add one journal, as far as it can be read."""
+        self._made: dict[int, str] = {}
+        self._workers: dict[int, tuple[str, int]] = {}
+        self._own, self._t, self.closed = "-", 0.0, False
+        before = frozenset(self.there)
+        try:
+            for record in j.read(path, *self._takers):
+                self._t = record.t
+                self._takers[type(record)](record)
+        except (OSError, j.NotAJournal) as error:
+            log.warning("the rest of a journal cannot be read: %s", error)
+        if self._t > RETURN_S:  # who has not come back by then is not waited for any more
+            self.there -= before.difference(self._workers.values())
+
+    def _journal(self, record: j.Journal) -> None:
+        self._own = f"-{record.session}-"
+
+    def _closed(self, _record: j.Closed) -> None:
+        self.closed = True
+
+    def _joined(self, record: j.WorkerJoined) -> None:
+        worker = self._workers[record.worker] = record.host, record.pid
+        self.there.add(worker)
+
+    def _lost(self, record: j.WorkerLost) -> None:
+        self.there.discard(self._workers.get(record.worker, ("", 0)))
+
+    def _submitted(self, record: j.TaskSubmitted) -> None:
+        if record.result and self._own not in record.result:
+            self._made[record.task] = record.result
+
+    def _done(self, record: j.TaskDone) -> None:
+        name = self._made.get(record.task)
+        if name is not None:
+            self.results.add(result(name, record.size, record.digest))
+        for output, size in record.outputs.items():
+            if self._own not in output and output != name:
+                self.results.add(result(output, size, record.digests.get(output, "")))
+
+    def _declared(self, record: j.FileDeclared) -> None:
+        if record.directory or record.archive:
+            self.results.add(result(record.file, -1, ""))
+        elif 0 <= record.size <= INLINE_LIMIT:
+            self.results.add(result(record.file, record.size, ""))
+
+    def _arrived(self, record: j.TransferEnded) -> None:
+        if self._own not in record.file:
+            self.results.add(result(record.file, record.bytes, record.digest))

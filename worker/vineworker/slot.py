@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 from functools import partial
+from itertools import islice
 from typing import Any, Callable, Union
 
 from vinecore.protocol import INLINE_LIMIT, digests, values
@@ -359,7 +360,7 @@ def flush_output() -> None:
 
 def run_single(sock: socket.socket, progress: int) -> None:
     """Run one call in a process of its own and tell which modules it had to import, so that the next fork has them."""
-    before, held = set(sys.modules), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before, held = len(sys.modules), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     slot = Slot(sock, {}, progress, fork=False)
     reader = FrameReader(TO_SLOT, trusted=True)
     while data := sock.recv(1 << 18):
@@ -381,12 +382,18 @@ def run_single(sock: socket.socket, progress: int) -> None:
             reply.info["grown_mb"] = 1 + (usage.ru_maxrss - held) // 1024
             flush_output()
             sock.sendall(b"".join(encode([reply])))
-            return
+            os._exit(0)  # to tidy up here is to write to, and so to copy, pages shared with the host
 
 
-def _imported_since(before: set[str]) -> list[str]:
-    """Top-level modules that this process has imported and another one could import, too."""
-    new = [name for name in list(sys.modules) if name not in before and not name.startswith("_")]
-    return [name for name in new if "." not in name and getattr(sys.modules[name], "__spec__", None)][
-        :MODULES_TO_TELL
+def _imported_since(before: int) -> list[str]:
+    """Top-level modules that this process has imported after so many, and another one could import, too.
+
+    The names of the others are not looked at: each would cost a copy of the page it is on, which this process shares with the host.
+    """
+    new = islice(reversed(sys.modules), max(0, len(sys.modules) - before))
+    found = [
+        name
+        for name in new
+        if "." not in name and not name.startswith("_") and getattr(sys.modules[name], "__spec__", None)
     ]
+    return found[::-1][:MODULES_TO_TELL]

@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 
+from tests.cluster import adl, carried
 from tests.cluster.hosts import Hosts, missing
 from tests.support import yard_in
 
@@ -22,3 +23,17 @@ def yard(hosts, tmp_path, monkeypatch):
     """Starts managers and workers, and ends them before their hosts go."""
     with yard_in(tmp_path, monkeypatch) as yard:
         yield yard
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """This Python, with what calls need."""
+    return carried.write(tmp_path_factory.mktemp("archive") / "python.tar", ("cloudpickle", "tblib"))
+
+
+@pytest.fixture(scope="session")
+def queries(tmp_path_factory):
+    """The queries of the demo, and an environment for them."""
+    pytest.importorskip("coffea", reason="the demo needs the HEP stack (coffea with dask-awkward, hist)")
+    with adl.queries(tmp_path_factory.mktemp("adl")) as queries:
+        yield queries

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import sysconfig
-import tarfile
-from pathlib import Path
-
 import pytest
 
+from daskvine import DaskVine
 from tests.cluster import debian
 from tests.cluster.condor_pool import CORES, pool
 from tests.support import until, workers_of, yard_in
@@ -31,45 +26,6 @@ def condor(tmp_path_factory):
 def yard(tmp_path, monkeypatch):
     with yard_in(tmp_path, monkeypatch) as yard:
         yield yard
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """This Python, with what calls need, as an archive that works wherever it is unpacked."""
-    archive = tmp_path_factory.mktemp("archive") / "python.tar"
-    base = Path(sys.base_prefix)
-    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    library, packages = base / "lib" / version, Path(sysconfig.get_paths()["purelib"])
-    large = {
-        "test",
-        "idlelib",
-        "tkinter",
-        "ensurepip",
-        "lib2to3",
-        "site-packages",
-        "__pycache__",
-        "turtledemo",
-    }
-
-    def chosen(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        parts = Path(entry.name).parts
-        return None if large & set(parts[2:]) or entry.name.endswith(".a") else entry
-
-    # it may have its library where it was built
-    start = tmp_path_factory.mktemp("start") / "python"
-    start.write_text(
-        '#!/bin/sh\nbin=$(dirname "$(readlink -f "$0")")\nLD_LIBRARY_PATH=$bin/../lib exec "$bin/python3" "$@"\n'
-    )
-    start.chmod(0o755)
-    with tarfile.open(archive, "w") as tar:
-        tar.add(start, "bin/python")
-        tar.add(os.path.realpath(sys.executable), "bin/python3")
-        tar.add(library, f"lib/{version}", filter=chosen)
-        for shared in (base / "lib").glob(f"libpython{sys.version_info[0]}.{sys.version_info[1]}*.so*"):
-            tar.add(os.path.realpath(shared), f"lib/{shared.name}")
-        for package in (path for name in ("cloudpickle", "tblib") for path in packages.glob(f"{name}*")):
-            tar.add(package, f"lib/{version}/site-packages/{package.name}")
-    return archive
 
 
 @pytest.fixture
@@ -114,8 +70,19 @@ def test_calls_run_on_pilots_half_of_which_are_removed_in_the_middle(condor, fac
         until(lambda: "via condor_rm (by user scientist)" in running.log, "a word about the removed pilots")
         assert running.end() == 0
         assert condor.queue() == []
-        assert not list((condor.root.path / "home/scientist/scratch").iterdir())
+        assert not list((condor.home / "scratch").iterdir())
     until(lambda: m.workers_connected == 0, "the workers to be gone")
+
+
+def test_the_queries_of_the_demo_come_out_the_same_on_pilots_that_have_only_a_python(
+    condor, factory, yard, queries
+):
+    m = yard.manager(DaskVine)
+    with factory(m, "-w", "2", "-W", "2", "--cores", "2", "--memory", "3000", "--disk", "6000") as running:
+        m.wait_for_workers(2, LONG_S)
+        assert queries.differing(m) == []
+        assert running.end() == 0
+    assert condor.queue() == []
 
 
 def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(condor, factory, yard):

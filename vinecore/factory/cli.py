@@ -14,7 +14,7 @@ import click
 from vinecore.factory.batch import BatchError
 from vinecore.factory.factory import LATER, Factory
 
-TYPES = ("local", "condor")
+TYPES = ("local", "condor", "slurm")
 
 
 def _address(words: Sequence[str]) -> str:
@@ -41,7 +41,9 @@ def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str]
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("address", nargs=-1, metavar="HOST PORT | HOST:PORT | -M NAME")
-@click.option("-T", "--batch-type", metavar="TYPE", required=True, help="Where workers run: local or condor.")
+@click.option(
+    "-T", "--batch-type", metavar="TYPE", required=True, help="Where workers run: local, condor or slurm."
+)
 @click.option(
     "-M",
     "--manager-name",
@@ -95,10 +97,12 @@ def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str]
     metavar="S",
     help="A worker ends after so long, having handed over what only it has; it is replaced if there is work (default: no limit).",
 )
-@click.option("--cores", type=int, metavar="N", help="Cores of each worker (condor: 1).")
-@click.option("--memory", type=int, metavar="MB", help="Memory of each worker (condor: 1024).")
-@click.option("--disk", type=int, metavar="MB", help="Disk of each worker (condor: 1024).")
-@click.option("--gpus", type=int, metavar="N", help="GPUs of each worker (condor: 0).")
+@click.option("--cores", type=int, metavar="N", help="Cores of each worker (condor, slurm: 1).")
+@click.option("--memory", type=int, metavar="MB", help="Memory of each worker (condor, slurm: 1024).")
+@click.option(
+    "--disk", type=int, metavar="MB", help="Disk of each worker (condor: 1024; slurm: what is free)."
+)
+@click.option("--gpus", type=int, metavar="N", help="GPUs of each worker (condor, slurm: 0).")
 @click.option(
     "--tasks-per-worker",
     type=int,
@@ -122,10 +126,15 @@ def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str]
     "--condor-spool", is_flag=True, help="Have HTCondor take a copy of all files when a pilot is submitted."
 )
 @click.option(
+    "--slurm-shared",
+    is_flag=True,
+    help="Slurm's nodes find the archive of --python-env at the same path as this machine.",
+)
+@click.option(
     "-B",
     "--batch-options",
     metavar="TEXT",
-    help="Lines for the batch system, such as '+JobFlavour = \"longlunch\"'.",
+    help="For the batch system as it is: lines of a submit file (condor: '+JobFlavour = \"longlunch\"'), or options of sbatch (slurm: '--partition=short').",
 )
 @click.option(
     "--env",
@@ -177,14 +186,12 @@ def command(
     )
     if batch_type not in TYPES:
         known = LATER.get(batch_type)
-        msg = f"-T {batch_type}: {known or 'there is no such batch system'}; there are {' and '.join(TYPES)}"
+        msg = f"-T {batch_type}: {known or 'there is no such batch system'}; there are {', '.join(TYPES)}"
         raise click.UsageError(msg)
     if (manager_name is None) == (not address):
         msg = "give either the manager's address, HOST PORT or HOST:PORT, or its name, -M NAME"
         raise click.UsageError(msg)
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    if batch_type == "local":
-        given.pop("condor_spool")
     try:
         where = _address(address) if address else None
         factory = Factory(batch_type, manager_host_port=where, manager_name=manager_name, **given)

@@ -13,8 +13,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,15 +21,14 @@ from typing import Any
 
 from vinecore.factory.batch import BatchError, Order, worker_words
 from vinecore.factory.mind import GONE, HELD, IDLE, RUNNING, Job
+from vinecore.factory.pilot import FIND_PYTHON, MOST_WORDS, UNPACK_PYTHON, exports, pilot_file, run
 from vinecore.protocol import bulk
 from vinecore.protocol.messages import PILOT
 
 log = logging.getLogger("vinecore")
 
-COMMAND_S = 300.0
 CLOSE_S = 30.0
 AT_ONCE = 500  # jobs in one command line
-MOST_WORDS = 500
 
 SPOOLING = 16  # why a job is held whose files are still on their way to the schedd
 STATES = {1: IDLE, 2: RUNNING, 3: GONE, 4: GONE, 5: HELD, 6: RUNNING, 7: RUNNING}
@@ -50,33 +47,6 @@ chmod 600 vine_secret
 exec {wrapper} "$python" "$here/vine_worker.pyz" --password "$here/vine_secret" --workspace "$here" \\
     --feature "{feature}/$1" {words}
 """
-FIND_PYTHON = """\
-for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 /usr/bin/python3; do
-    "$python" -c "import sys; sys.exit(sys.version_info < (3, 9))" 2>/dev/null && break
-    python=
-done
-if [ -z "$python" ]; then
-    echo "there is no Python 3.9 or newer on $(hostname); bring one: --python-env ARCHIVE" >&2
-    exit 127
-fi"""
-UNPACK_PYTHON = """\
-mkdir vine-env && tar -xf {archive} -C vine-env && rm -f {archive} || exit 126
-python=$here/vine-env/bin/python
-PATH=$here/vine-env/bin:$PATH
-[ ! -x vine-env/bin/conda-unpack ] || "$python" vine-env/bin/conda-unpack || exit 126"""
-
-
-def pilot_file(folder: Path) -> Path:
-    """Make the worker as one file in a folder."""
-    made = subprocess.run(
-        [sys.executable, "-m", "vineworker", "--pyz", str(folder)], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
-    )  # fmt: skip
-    path = folder / "vine_worker.pyz"
-    if made.returncode or not path.exists():
-        msg = f"the worker's file cannot be made: {made.stderr.strip()[-MOST_WORDS:]}"
-        raise BatchError(msg)
-    return path
 
 
 class Condor:
@@ -124,7 +94,7 @@ class Condor:
         description.write_text(self._description(count, order, script))
         self._constraint = f'VineFactory == "{order.factory}"'
         command = ["condor_submit", "-terse", *(["-spool"] if self._spool else []), str(description)]
-        said = _run(*command)
+        said = run(*command)
         found = re.search(r"(\d+)\.(\d+) - (\d+)\.(\d+)", said)
         if found is None:
             msg = f"condor_submit says nothing that can be understood: {said[-MOST_WORDS:]}"
@@ -139,10 +109,10 @@ class Condor:
         archive = shlex.quote(os.path.basename(settings.python_env))
         return PILOT_SCRIPT.format(
             factory=order.factory,
-            env="\n".join(
-                f"export {name}={shlex.quote(value)}" for name, value in (settings.env or {}).items()
-            ),
-            find=UNPACK_PYTHON.format(archive=archive) if settings.python_env else FIND_PYTHON,
+            env=exports(settings),
+            find=f"{UNPACK_PYTHON}\nrm -f {{archive}}".format(archive=archive)
+            if settings.python_env
+            else FIND_PYTHON,
             wrapper=settings.wrapper,
             feature=f"{PILOT}{order.factory}",
             words=shlex.join(worker_words(order)),
@@ -204,8 +174,8 @@ class Condor:
         return found
 
     def _queue(self) -> dict[str, dict[str, Any]]:
-        said = _run("condor_q", "-json", "-constraint", self._constraint, "-attributes",
-                    "ClusterId,ProcId,JobStatus,HoldReason,HoldReasonCode,RemoveReason").strip()  # fmt: skip
+        said = run("condor_q", "-json", "-constraint", self._constraint, "-attributes",
+                   "ClusterId,ProcId,JobStatus,HoldReason,HoldReasonCode,RemoveReason").strip()  # fmt: skip
         try:
             return {f"{job['ClusterId']}.{job['ProcId']}": job for job in json.loads(said or "[]")}
         except (ValueError, TypeError, KeyError):
@@ -238,8 +208,8 @@ class Condor:
 
     def _read_history(self, count: int) -> None:
         """Ask the schedd what became of the last jobs, whose log it has kept to itself."""
-        said = _run("condor_history", "-json", "-constraint", self._constraint, "-limit", str(2 * count), "-attributes",
-                    "ClusterId,ProcId,ExitCode,RemoveReason", check=False).strip()  # fmt: skip
+        said = run("condor_history", "-json", "-constraint", self._constraint, "-limit", str(2 * count), "-attributes",
+                   "ClusterId,ProcId,ExitCode,RemoveReason", check=False).strip()  # fmt: skip
         try:
             jobs = json.loads(said or "[]")
         except ValueError:
@@ -269,7 +239,7 @@ class Condor:
         """Take jobs out; a later look takes out those that are still there."""
         self._live.difference_update(names)
         for start in range(0, len(names), AT_ONCE):
-            _run("condor_rm", *names[start : start + AT_ONCE], check=False)
+            run("condor_rm", *names[start : start + AT_ONCE], check=False)
 
     def close(self) -> None:
         """Take all jobs of this factory out, and wait until they are."""
@@ -288,27 +258,11 @@ class Condor:
                 if not queue:
                     return True
                 if any(about.get("JobStatus") != 3 for about in queue.values()):
-                    _run("condor_rm", "-constraint", self._constraint, check=False)
+                    run("condor_rm", "-constraint", self._constraint, check=False)
                 elif not forced and time.monotonic() > deadline - CLOSE_S / 3:
                     forced = True
-                    _run("condor_rm", "-forcex", "-constraint", self._constraint, check=False)
+                    run("condor_rm", "-forcex", "-constraint", self._constraint, check=False)
             except BatchError as error:
                 log.warning("%s", error)
             time.sleep(0.3)
         return False
-
-
-def _run(*command: str, check: bool = True) -> str:
-    """Run a command of HTCondor, away from the terminal's interrupts; give what it prints."""
-    try:
-        ended = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False, timeout=COMMAND_S, stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        msg = f"{command[0]} has not answered for {COMMAND_S:.0f} s"
-        raise BatchError(msg) from None
-    if ended.returncode and check:
-        msg = f"{command[0]}: {(ended.stderr.strip() or ended.stdout.strip())[-MOST_WORDS:] or f'exit code {ended.returncode}'}"
-        raise BatchError(msg)
-    return ended.stdout

@@ -34,8 +34,8 @@ log = logging.getLogger("vinecore")
 
 LOOK_S = 0.2
 CONDOR_DEFAULTS = {"cores": 1, "memory": 1024, "disk": 1024, "gpus": 0}
+SLURM_DEFAULTS = {"cores": 1, "memory": 1024, "gpus": 0}
 LATER = {
-    "slurm": "sbatch is not spoken yet; in a job of your own run vine_worker HOST PORT",
     "dask": "dask clusters are not used yet; on their nodes run vine_worker HOST PORT",
     **dict.fromkeys(("uge", "sge", "pbs", "torque", "moab", "lsf", "flux", "amazon", "k8s"), "run vine_worker HOST PORT in a job of your own"),
 }  # fmt: skip
@@ -48,8 +48,8 @@ class Factory:
 
     Parameters
     ----------
-    batch_type : {"local", "condor"}
-        Where workers run: on this machine, or in an HTCondor pool.
+    batch_type : {"local", "condor", "slurm"}
+        Where workers run: on this machine, or as jobs of HTCondor or Slurm.
     manager : Manager or None
         Whom they work for.
     manager_host_port : str or None
@@ -78,6 +78,8 @@ class Factory:
         Whether files of the cache level "forever" stay in the workspace for later workers.
     condor_spool : bool
         Whether HTCondor takes a copy of all files when a pilot is submitted.
+    slurm_shared : bool
+        Whether Slurm's nodes find the archive of ``python_env`` at the same path as this machine; if not, each pilot is sent a copy.
     **settings
         As in `vinecore.factory.settings.Settings`: min_workers, max_workers, cores, memory, disk, timeout and so on.
 
@@ -92,7 +94,7 @@ class Factory:
                  catalog: str | None = None,
                  password: str | Path | None = None, ssl: bool = False, ssl_fingerprint: str | Sequence[str] = (),
                  scratch_dir: str | Path | None = None, config_file: str | Path | None = None,
-                 workspace: str | Path | None = None, keep_workspace: bool = False, condor_spool: bool = False, **settings: Any) -> None:  # fmt: skip
+                 workspace: str | Path | None = None, keep_workspace: bool = False, condor_spool: bool = False, slurm_shared: bool = False, **settings: Any) -> None:  # fmt: skip
         self._make_batch: Callable[[], Batch]
         if batch_type == "local":
             defaults = {"min_workers": settings.get("min_workers", 1), "factory_period": LOOK_S}
@@ -104,8 +106,13 @@ class Factory:
 
             defaults = dict(CONDOR_DEFAULTS)
             self._make_batch = lambda: Condor(scratch_dir, spool=condor_spool)
+        elif batch_type == "slurm":
+            from vinecore.factory.slurm import Slurm
+
+            defaults = dict(SLURM_DEFAULTS)
+            self._make_batch = lambda: Slurm(shared=slurm_shared)
         else:
-            what = LATER.get(batch_type, "there are 'local' and 'condor'")
+            what = LATER.get(batch_type, "there are 'local', 'condor' and 'slurm'")
             msg = f"batch_type={batch_type!r}: {what}"
             raise ValueError(msg)
         if keep_workspace and workspace is None:

@@ -17,6 +17,7 @@ IDLE, RUNNING, HELD, GONE = "idle", "running", "held", "gone"
 
 FIRST_PAUSE_S, MOST_PAUSE_S = 0.4, 300.0
 SETTLED_S = 5.0  # who has run for so long counts as connected, where the manager is not asked
+WAITING_S = 30.0  # for how long a pilot is queued before it is said what it waits for
 SURPLUS_S = 30.0  # for how long queued pilots are too many before they are taken back
 
 
@@ -54,10 +55,11 @@ class Step(NamedTuple):
 
 
 class _Pilot:
-    __slots__ = ("connected", "running_since", "state")
+    __slots__ = ("connected", "idle_since", "running_since", "state")
 
     def __init__(self) -> None:
         self.state = IDLE
+        self.idle_since: float | None = None
         self.running_since: float | None = None
         self.connected = False
 
@@ -79,6 +81,7 @@ class Mind:
         self._cycle_began = -math.inf
         self._cycle_submitted = 0
         self._busy_at: float | None = None
+        self._waiting_for: set[str] = set()  # what has been said of those that wait
 
     @property
     def pilots(self) -> int:
@@ -125,6 +128,7 @@ class Mind:
         if troubled:
             self._trouble(now)
             says = [f"{text}; others in {_duration(self.pause_s)}" for text in says]
+        says += self._waiting(now, jobs)
         target = self.target(settings, demand)
         surplus, submit = len(self._pilots) - target, 0
         if demand is None:  # nobody to work for
@@ -178,6 +182,20 @@ class Mind:
         return [
             f"{_pilots(n)} {what}: {reason or 'no reason is known'}" for (what, reason), n in told.items()
         ], troubled
+
+    def _waiting(self, now: float, jobs: Mapping[str, Job]) -> list[str]:
+        """Say once what pilots wait for that have been queued for long, if the batch system knows."""
+        told: Counter[str] = Counter()
+        for name, pilot in self._pilots.items():
+            if pilot.state != IDLE:
+                pilot.idle_since = None
+            elif pilot.idle_since is None:
+                pilot.idle_since = now
+            elif now - pilot.idle_since >= WAITING_S and name in jobs and jobs[name].reason:
+                told[jobs[name].reason] += 1
+        new = [reason for reason in told if reason not in self._waiting_for]
+        self._waiting_for = self._waiting_for | set(told) if told else set()
+        return [f"{_pilots(told[reason])} still queued: {reason}" for reason in new]
 
     def _trouble(self, now: float) -> None:
         self.pause_s = min(2 * self.pause_s or FIRST_PAUSE_S, MOST_PAUSE_S)

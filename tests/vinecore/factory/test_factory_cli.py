@@ -109,8 +109,11 @@ def test_a_manager_says_what_there_is_to_do_to_who_knows_the_secret(yard):
     ("words", "said"),
     [
         (["localhost", "9123"], "Missing option '-T'"),
-        (["-T", "slurm", "localhost", "9123"], "sbatch is not spoken yet"),
-        (["-T", "cloud", "localhost", "9123"], "there is no such batch system; there are local and condor"),
+        (["-T", "pbs", "localhost", "9123"], "run vine_worker HOST PORT in a job of your own"),
+        (
+            ["-T", "cloud", "localhost", "9123"],
+            "there is no such batch system; there are local, condor, slurm",
+        ),
         (["-T", "local"], "give either the manager's address"),
         (["-T", "local", "-M", "mine", "localhost", "9123"], "or its name, -M NAME"),
         (["-T", "local", "-M", "("], "neither a name nor a regular expression"),
@@ -129,8 +132,9 @@ def test_what_cannot_be_understood_is_refused_with_what_to_do(words, said):
     assert said in " ".join(result.output.replace("│", " ").split())
 
 
-def test_without_the_commands_of_htcondor_the_error_says_so(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("batch", "missing"), [("condor", "condor_submit"), ("slurm", "sbatch")])
+def test_without_the_commands_of_the_batch_system_the_error_says_so(monkeypatch, tmp_path, batch, missing):
     monkeypatch.setenv("PATH", str(tmp_path))
-    result = CliRunner().invoke(command, ["-T", "condor", "localhost", "9123"])
+    result = CliRunner().invoke(command, ["-T", batch, "localhost", "9123"])
     assert result.exit_code == 1
-    assert "there is no command condor_submit here" in result.output
+    assert f"there is no command {missing} here" in result.output

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from vinecore.core.demand import Demand
-from vinecore.factory.mind import FIRST_PAUSE_S, GONE, HELD, IDLE, MOST_PAUSE_S, RUNNING, SURPLUS_S, Job, Mind
+from vinecore.factory.mind import (
+    FIRST_PAUSE_S,
+    GONE,
+    HELD,
+    IDLE,
+    MOST_PAUSE_S,
+    RUNNING,
+    SURPLUS_S,
+    WAITING_S,
+    Job,
+    Mind,
+)
 from vinecore.factory.settings import Settings
 
 CALM = Demand()
@@ -101,6 +112,21 @@ def test_a_pilot_that_is_lost_is_told_and_replaced_after_a_pause(job, said):
     assert lost.remove == (("j1",) if job.state == HELD else ())
     assert site.step(later=FIRST_PAUSE_S).submit == 1
     assert site.step(later=100.0) == (0, (), 0, (), "")
+
+
+def test_what_pilots_wait_for_is_said_once_when_they_have_waited_for_long():
+    site = Site(min_workers=2, max_workers=2)
+    site.step()
+    jobs = {"j1": Job(IDLE, "Priority"), "j2": Job(IDLE, "Resources")}
+    assert not site.step(**jobs).says
+    assert site.step(later=WAITING_S, **jobs).says == (
+        "1 pilot is still queued: Priority",
+        "1 pilot is still queued: Resources",
+    )
+    assert not site.step(later=WAITING_S, **jobs).says
+    assert site.step(j1=Job(RUNNING), j2=Job(IDLE, "PartitionDown")).says == (
+        "1 pilot is still queued: PartitionDown",
+    )
 
 
 def test_equal_fates_are_told_once():

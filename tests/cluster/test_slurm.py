@@ -1,0 +1,157 @@
+"""Pilots in a real Slurm, submitted by an ordinary user who has no file in common with the manager."""
+
+from __future__ import annotations
+
+import base64
+import re
+
+import pytest
+
+from daskvine import DaskVine
+from tests.cluster import debian
+from tests.cluster.slurm_pool import CORES, MOST_IN_ARRAY, pool
+from tests.support import until, workers_of, yard_in
+from vinecore import FunctionCall, Task
+
+LONG_S = 120.0  # for what Slurm has to find a place for
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """The pool."""
+    if reason := debian.missing():
+        pytest.skip(reason)
+    with pool(tmp_path_factory.mktemp("slurm")) as slurm:
+        yield slurm
+
+
+@pytest.fixture
+def yard(tmp_path, monkeypatch):
+    with yard_in(tmp_path, monkeypatch) as yard:
+        yield yard
+
+
+@pytest.fixture
+def factory(slurm, yard):
+    """Start ``vine_factory`` for a manager, as the user; nothing is left of any pilot afterwards."""
+    secret = slurm.give(yard.secret, "secret")
+
+    def start(m, *options):
+        return slurm.factory("-T", "slurm", "127.0.0.1", str(m.port), "-P", secret, "--factory-period", "1", "--memory", "500", "--disk", "500",
+                             *options)  # fmt: skip
+
+    yield start
+    assert slurm.queue() == []
+    assert [path.name for path in (slurm.root.path / "tmp").iterdir() if "vine" in path.name] == []
+
+
+def test_calls_run_on_pilots_half_of_which_are_cancelled_in_the_middle(slurm, factory, yard, environment):
+    def slow_square(x):  # pickled by value: the nodes have no file of these tests
+        import time
+
+        time.sleep(0.03)
+        return x * x
+
+    m = yard.manager()
+    calls = 2000
+    m.install_library(m.create_library_from_functions("work", slow_square, exec_mode="direct"))
+    python = slurm.give(environment, "python.tar")
+    with factory(m, "-w", "0", "-W", str(CORES), "--python-env", python) as running:
+        for number in range(calls):
+            m.submit(FunctionCall("work", "slow_square", number))
+        results = []
+        while len(results) < 200:
+            results.append(m.wait(LONG_S).output)
+        until(lambda: m.workers_connected == CORES, "all pilots to be connected", LONG_S)
+        secret = yard.secret.read_text().strip()
+        assert secret not in slurm.root.run("ps", "axeww")
+        forms = ("-e", secret, "-e", base64.b64encode(yard.secret.read_bytes()).decode()[:40])
+        places = ("/home", "/run", "/tmp", "/var")
+        assert slurm.root.run("grep", "-rlsF", *forms, *places, user="daemon", check=False) == "", (
+            "others can read it"
+        )
+        assert slurm.root.run("grep", "-rlsF", *forms, "/tmp", "/var/lib/slurm").split(), (
+            "that is how it would be found"
+        )
+        half = slurm.queue("RUNNING")[: CORES // 2]
+        before = {worker["id"] for worker in workers_of(m)}
+        slurm.run("scancel", *half)
+        while len(results) < calls:
+            results.append(m.wait(LONG_S).output)
+        assert sorted(results) == [number * number for number in range(calls)]
+        assert {worker["id"] for worker in workers_of(m)} - before, (
+            "somebody has come for those who were removed"
+        )
+        until(lambda: "gone: it was cancelled (scancel)" in running.log, "a word about the cancelled pilots")
+        assert running.end() == 0
+    until(lambda: m.workers_connected == 0, "the workers to be gone")
+    assert {int(name.partition("_")[2]) for name in slurm.queue("all")} <= set(range(MOST_IN_ARRAY))
+
+
+def test_the_queries_of_the_demo_come_out_the_same_on_pilots_that_have_only_a_python(factory, yard, queries):
+    m = yard.manager(DaskVine)
+    with factory(m, "-w", "2", "-W", "2", "--cores", "2", "--memory", "3000", "--disk", "6000") as running:
+        m.wait_for_workers(2, LONG_S)
+        assert queries.differing(m) == []
+        assert running.end() == 0
+
+
+def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(slurm, factory, yard):
+    m = yard.manager()
+    with factory(
+        m,
+        "-w",
+        "5",
+        "-W",
+        "5",
+        "--env",
+        "COLOUR=blue",
+        "--batch-options",
+        "--comment='for the thesis' --time=60",
+    ) as running:
+        m.wait_for_workers(CORES, LONG_S)
+        m.submit(Task('id -un; echo "$COLOUR"'))
+        assert m.wait(LONG_S).output == "scientist\nblue\n"
+        assert re.search(r"--wall-time 3[45]\d\d ", slurm.root.run("ps", "axww")), (
+            "workers know when their jobs end"
+        )
+        [waiting] = slurm.queue("PENDING")
+        slurm.run("scontrol", "hold", waiting)
+        until(
+            lambda: "1 pilot is held: its owner holds it (scontrol hold): JobHeldUser; others in" in running.log,
+            "the reason", LONG_S,
+        )  # fmt: skip
+        until(lambda: slurm.queue("PENDING") not in ([], [waiting]), "another pilot", LONG_S)
+        [running_one, *_] = slurm.queue("RUNNING")
+        slurm.run("scontrol", "requeuehold", running_one)
+        until(
+            lambda: running_one not in slurm.queue(),
+            "the pilot that was held while it ran to be taken out",
+            LONG_S,
+        )
+        m.wait_for_workers(CORES, LONG_S)
+        assert running.end() == 0
+
+
+def test_pilots_that_cannot_start_are_told_and_not_submitted_as_fast_as_possible(slurm, factory, yard):
+    slurm.run("sh", "-c", "mkdir /tmp/vine-pilot-killed && touch /tmp/vine-pilot-killed/alive")
+    m = yard.manager()
+    with factory(m, "-w", "1", "-W", "1", "--wrapper", "sh -c 'echo no licence >&2; exit 3'") as running:
+        said = "1 pilot is gone before connecting: exit code 3: no licence; others in"
+        until(
+            lambda: f"{said} 0.4 s" in running.log and f"{said} 0.8 s" in running.log, "what is wrong", LONG_S
+        )
+        assert running.end() == 0
+
+
+def test_what_slurm_refuses_is_told_in_its_own_words(factory, yard):
+    m = yard.manager()
+    with factory(m, "-w", "1", "-W", "1", "--batch-options=--partition=quick") as running:
+        until(
+            lambda: (
+                "nothing could be submitted: sbatch: " in running.log
+                and "invalid partition specified: quick" in running.log
+            ),
+            "its words",
+        )
+        assert running.end() == 0

@@ -1,0 +1,332 @@
+"""Workers as jobs of Slurm, by its command line: sbatch, squeue, scancel, sacct where there is accounting, and sbcast for an environment.
+
+No filesystem is shared with the nodes: the worker and the secret are in the batch script, which sbatch reads from its standard input and Slurm shows to
+nobody but its owner and its operators. The jobs of a factory have its name, so that they are found whatever was interrupted.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import re
+import secrets
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vinecore.factory.batch import BatchError, Order, worker_words
+from vinecore.factory.mind import GONE, HELD, IDLE, RUNNING, Job
+from vinecore.factory.pilot import FIND_PYTHON, MOST_WORDS, UNPACK_PYTHON, exports, pilot_file, run
+from vinecore.protocol.messages import PILOT
+
+log = logging.getLogger("vinecore")
+
+CLOSE_S = 90.0
+SPARE_S = 30  # so much earlier than the end of its job a pilot has left
+AT_ONCE = 500  # jobs in one command line
+MOST_IN_ARRAY = 1001  # unless Slurm says otherwise
+SENDING_S = 20.0  # for how long environments are sent before the next look
+ARRIVING_S = 900  # for how long a pilot waits for its environment
+
+COLUMNS = {"JobArrayID": 40, "JobID": 15, "State": 20, "exit_code": 12, "Reason": 200, "Comment": 400}
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED"}
+WORKING = {"RUNNING", "COMPLETING", "CONFIGURING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}  # fmt: skip
+HOLDING = {"REQUEUE_HOLD", "SPECIAL_EXIT"}
+HELD_REASON = re.compile(r"held|JobHold", re.IGNORECASE)
+REASONS = {
+    "JobHeldUser": "its owner holds it (scontrol hold)",
+    "JobHeldAdmin": "an administrator holds it",
+    "BOOT_FAIL": "its node could not be started",
+    "CANCELLED": "it was cancelled (scancel)",
+    "DEADLINE": "its deadline is over",
+    "NODE_FAIL": "its node has failed",
+    "OUT_OF_MEMORY": "it has used more memory than --memory asks for",
+    "PREEMPTED": "others were preferred",
+    "TIMEOUT": "its time limit is over",
+}  # fmt: skip
+NEVER_RAN = {"BOOT_FAIL", "CANCELLED", "DEADLINE", "REVOKED"}
+SAID = "vine: "  # how a pilot begins its job's comment
+
+SCRIPT = """\
+#!/bin/sh
+# Starts a worker of {factory}.
+umask 077
+archive={archive}
+place=${{TMPDIR:-/tmp}}
+[ -d "$place" ] && [ -w "$place" ] || place=/tmp
+# who holds the lock is alive; what others have left who were killed is removed
+new=$(mktemp -d "$place/vine-new-XXXXXXXX") || exit 125
+exec 9> "$new/alive" && flock 9
+here=$place/vine-pilot-${{new##*-}}
+mv "$new" "$here" && cd "$here" || exit 125
+for left in "$place"/vine-pilot-*; do
+    [ ! -O "$left/alive" ] || flock --nonblock "$left/alive" rm -rf "$left"
+done
+ending=
+trap 'cd /; rm -rf "$here"{remove}' EXIT
+trap 'ending=1' TERM INT HUP
+base64 -d > vine_worker.pyz <<'{mark}'
+{worker}{mark}
+base64 -d > vine_secret <<'{mark}'
+{secret}{mark}
+{arrive}
+(
+{env}
+{find}
+{wall}
+exec {wrapper} "$python" "$here/vine_worker.pyz" --password "$here/vine_secret" --workspace "$here" \\
+    --feature "{feature}/${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID" $wall {words}
+) 2> words
+code=$?
+if [ "$code" != 0 ] && [ -z "$ending" ]; then
+    said=$(tail -n 1 words | LC_ALL=C tr -cd '[:print:]' | cut -c 1-300)
+    scontrol update "JobId=$SLURM_JOB_ID" "Comment={said}$said" >/dev/null 2>&1
+fi
+exit "$code"
+"""
+WALL = """\
+wall=
+left=$((${{SLURM_JOB_END_TIME:-0}} - $(date +%s) - {spare}))
+[ "$left" -lt 1 ] || wall="--wall-time $left"
+"""
+ARRIVE = """\
+waited=0
+while [ "$(wc -c 2>/dev/null < "$archive")" != {size} ]; do
+    [ -z "$ending" ] || exit 0
+    if [ "$waited" -ge {patience} ]; then
+        scontrol update "JobId=$SLURM_JOB_ID" "Comment={said}the environment has not arrived in {patience} s" >/dev/null 2>&1
+        exit 126
+    fi
+    waited=$((waited + 1))
+    sleep 1
+done"""
+
+
+class _Row(NamedTuple):
+    """What squeue says of a job."""
+
+    number: str
+    state: str
+    code: str
+    reason: str
+    comment: str
+
+
+class Slurm:
+    """Submits pilots to Slurm.
+
+    Parameters
+    ----------
+    shared : bool
+        Whether the nodes find the archive of ``python_env`` at the same path as this machine; if not, each pilot is sent a copy, by sbcast.
+    """
+
+    def __init__(self, *, shared: bool = False) -> None:
+        for command in ("sbatch", "squeue", "scancel"):
+            if shutil.which(command) is None:
+                msg = f"there is no command {command} here: use a machine from which Slurm jobs can be submitted"
+                raise BatchError(msg)
+        self._shared = shared
+        self._factory = ""  # none has been submitted yet
+        self._live: set[str] = set()
+        self._most = 0
+        self._archive, self._sent = "", set[str]()
+        with tempfile.TemporaryDirectory(prefix="vine-slurm-") as folder:
+            self._worker = base64.encodebytes(pilot_file(Path(folder)).read_bytes()).decode()
+
+    def submit(self, count: int, order: Order) -> list[str]:
+        """Submit an array of so many jobs, or several where Slurm takes no array of that size."""
+        settings = order.settings
+        self._archive = (
+            os.path.abspath(os.path.expanduser(settings.python_env)) if settings.python_env else ""
+        )
+        script = self._script(order)
+        command = [
+            "sbatch", "--parsable", f"--job-name={order.factory}", "--output=/dev/null", "--error=/dev/null", "--chdir=/tmp", "--requeue",
+            "--nodes=1", "--ntasks=1", f"--cpus-per-task={settings.cores or 1}", f"--mem={settings.memory or 1024}M",
+        ]  # fmt: skip
+        if settings.disk:
+            command.append(f"--tmp={settings.disk}M")
+        if settings.gpus:
+            command.append(f"--gres=gpu:{settings.gpus}")
+        command += shlex.split(settings.batch_options)
+        self._factory = order.factory
+        names: list[str] = []
+        while len(names) < count:
+            size = min(count - len(names), self._most_in_array())
+            try:
+                said = run(*command, f"--array=0-{size - 1}", given=script)
+            except BatchError as error:
+                if not names:
+                    raise
+                log.warning("%d of %d pilots could not be submitted: %s", count - len(names), count, error)
+                break
+            found = re.match(r"(\d+)(;|$)", said.strip())
+            if found is None:
+                msg = f"sbatch says nothing that can be understood: {said[-MOST_WORDS:]}"
+                raise BatchError(msg)
+            names += [f"{found[1]}_{number}" for number in range(size)]
+            self._live.update(names)
+        return names
+
+    def _most_in_array(self) -> int:
+        if not self._most:
+            said = re.search(r"MaxArraySize\s*=\s*(\d+)", run("scontrol", "show", "config", check=False))
+            self._most = max(1, int(said[1]) if said else MOST_IN_ARRAY)
+        return self._most
+
+    def _script(self, order: Order) -> str:
+        settings, archive, arrive, find, remove = order.settings, "''", "", FIND_PYTHON, ""
+        if self._archive:
+            find = "unset PYTHONPATH PYTHONHOME\n" + UNPACK_PYTHON.format(archive='"$archive"')
+        if self._archive and self._shared:
+            archive = shlex.quote(self._archive)
+        elif self._archive:
+            archive, remove = f"{self._place(order.factory, '$SLURM_JOB_ID')}", ' "$archive"'
+            find += '\nrm -f "$archive"'
+            arrive = ARRIVE.format(size=os.path.getsize(self._archive), patience=ARRIVING_S, said=SAID)
+        return SCRIPT.format(
+            factory=order.factory, archive=archive, remove=remove, mark=f"end-{secrets.token_hex(8)}", worker=self._worker,
+            secret=base64.encodebytes(order.password_file.read_bytes()).decode(), arrive=arrive, env=exports(settings), find=find,
+            wrapper=settings.wrapper, feature=f"{PILOT}{order.factory}", words=shlex.join(worker_words(order)), said=SAID,
+            wall=WALL.format(spare=SPARE_S) if settings.wall_time is None else "wall=",
+        )  # fmt: skip
+
+    @staticmethod
+    def _place(factory: str, number: str) -> str:
+        """Where a pilot finds the environment that it was sent."""
+        return f"/tmp/{factory}-{number}.env"  # noqa: S108 - nobody can guess the name
+
+    def status(self) -> dict[str, Job]:
+        """Ask the queue, and the accounting for those that are not in it any more."""
+        if not self._factory:
+            return {}
+        queue = self._queue("--states=all")
+        ends = self._ends([name for name in self._live if name not in queue])
+        found: dict[str, Job] = {}
+        for name in sorted(self._live):
+            found[name] = job = (
+                _job(queue[name]) if name in queue else ends.get(name) or Job(GONE, "it has left the queue")
+            )
+            if job.state == GONE:
+                self._live.discard(name)
+        strays = [
+            name
+            for name, row in queue.items()
+            if name not in found and _job(row).state != GONE and row.state != "COMPLETING"
+        ]
+        if strays:  # taken out before, or submitted by a command that did not come back
+            self.remove(strays)
+        if self._archive and not self._shared:
+            self._send(
+                {row.number: row.state for row in (queue[name] for name in self._live if name in queue)}
+            )
+        return found
+
+    def _queue(self, *options: str) -> dict[str, _Row]:
+        columns = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
+        said = run(
+            "squeue",
+            "--noheader",
+            "--array",
+            f"--user={os.getuid()}",
+            f"--name={self._factory}",
+            *options,
+            "--Format",
+            columns,
+        )
+        rows = {}
+        for line in said.splitlines():
+            words, at = [], 0
+            for width in COLUMNS.values():
+                words.append(line[at : at + width].strip())
+                at += width
+            rows[words[0]] = _Row(*words[1:])
+        return rows
+
+    def _ends(self, names: Sequence[str]) -> dict[str, Job]:
+        """What the accounting knows of jobs that Slurm itself has forgotten."""
+        ends: dict[str, Job] = {}
+        if shutil.which("sacct") is None:
+            return ends
+        for start in range(0, len(names), AT_ONCE):
+            said = run("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode",
+                       "--jobs", ",".join(names[start : start + AT_ONCE]), check=False)  # fmt: skip
+            for line in said.splitlines():
+                name, state, code = [*line.split("|"), "", ""][:3]
+                job = _job(_Row(name, state.partition(" ")[0], code, "", ""))
+                if job.state == GONE:
+                    ends[name] = job
+        return ends
+
+    def _send(self, states: dict[str, str]) -> None:
+        """Send the environment to pilots that have started, as many as there is time for."""
+        self._sent &= {number for number, state in states.items() if state == "RUNNING"}
+        until = time.monotonic() + SENDING_S
+        for number, state in states.items():
+            if state != "RUNNING" or number in self._sent or time.monotonic() > until:
+                continue
+            try:
+                run(
+                    "sbcast",
+                    "--force",
+                    "--preserve",
+                    f"--jobid={number}",
+                    self._archive,
+                    self._place(self._factory, number),
+                )
+                self._sent.add(number)
+            except (BatchError, OSError) as error:
+                log.warning("the environment cannot be sent to job %s: %s", number, error)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Take jobs out; a later look takes out those that are still there."""
+        self._live.difference_update(names)
+        for start in range(0, len(names), AT_ONCE):
+            run("scancel", *names[start : start + AT_ONCE], check=False)
+
+    def close(self) -> None:
+        """Take all jobs of this factory out, and wait until they are."""
+        if self._factory and not self._emptied():
+            log.error(
+                "some pilots may still be in the queue; take them out with: scancel --name=%s", self._factory
+            )
+
+    def _emptied(self) -> bool:
+        deadline = time.monotonic() + CLOSE_S
+        while time.monotonic() < deadline:
+            try:
+                queue = self._queue()
+                if not queue:
+                    return True
+                if any(row.state != "COMPLETING" for row in queue.values()):
+                    run("scancel", f"--user={os.getuid()}", f"--name={self._factory}", check=False)
+            except BatchError as error:
+                log.warning("%s", error)
+            time.sleep(0.3)
+        return False
+
+
+def _job(row: _Row) -> Job:
+    """What a row means."""
+    state, reason = row.state, "" if row.reason in ("None", "(null)") else row.reason
+    if state in HOLDING or (state in WAITING and HELD_REASON.search(reason)):
+        words = REASONS.get(reason)
+        return Job(HELD, f"{words}: {reason}" if words else reason or state)
+    if state in WAITING:
+        return Job(IDLE, reason)
+    if state in WORKING:
+        return Job(RUNNING)
+    if state == "COMPLETED":
+        return Job(GONE, clean=True, ran=True)
+    if state == "FAILED":
+        code, _, signal = row.code.partition(":")
+        end = f"signal {signal}" if signal not in ("", "0") else f"exit code {code}"
+        words = row.comment.removeprefix(SAID) if row.comment.startswith(SAID) else ""
+        return Job(GONE, f"{end}: {words}" if words else end, ran=True)
+    return Job(GONE, REASONS.get(state) or state, ran=state not in NEVER_RAN)

@@ -44,7 +44,7 @@ worker:
 	PYTHONPATH=.:worker $(PYTHON) -m vineworker --pyz dist
 
 lies: $(HEP)/.stamp
-	$(HEP)/bin/python -m tests.lies $(ARGS)
+	$(HEP)/bin/python -m tests.hostile.lies $(ARGS)
 
 $(HEP)/.stamp: EXTRAS := .[hep,dev]
 # where there is no wheel of it, it would have to be compiled: then its tests are skipped

@@ -101,6 +101,36 @@ def impatient():
     bulk.STALL_S = 0.5
 
 
+def relayed(alter):
+    """Have somebody stand before its port, who alters what it sends."""
+    from tests.proxy import Proxy
+
+    class Altering(Proxy):
+        def passes(self, data, to_server):
+            return data if to_server else alter(data)
+
+    open_door = Worker._open_door
+
+    def wrong_door(self):
+        door = open_door(self)
+        self._data_port = Altering(self._data_port).port
+        return door
+
+    Worker._open_door = wrong_door
+
+
+@fault
+def altered_heads():
+    """Somebody alters what it says of the objects that it sends."""
+    relayed(lambda data: data.replace(b'"directory": false', b'"directory": null '))
+
+
+@fault
+def altered_contents():
+    """Somebody alters the objects that it sends, which do not end with a line."""
+    relayed(lambda data: data if data.endswith(b"\n") else data[:-1] + bytes([data[-1] ^ 1]))
+
+
 if __name__ == "__main__":
     FAULTS[sys.argv.pop(1)]()
     os.environ["PYTHONUNBUFFERED"] = "1"

@@ -48,6 +48,11 @@ IDLE_S = 60.0
 """A server closes a connection that has asked nothing for this long."""
 QUIET_S = 30.0  # after a complaint about what hinders everybody
 CLOSE_S = 5.0
+PATIENCE_S = 2.0
+"""Who has not proved the secret for so long makes room, where all places are taken and somebody else knocks."""
+STRANGERS = 256  # at once
+SHARE = 8  # of the files that a process may have open, one part for strangers
+REFUSALS = 20  # said in `QUIET_S`; further ones are counted
 
 Cover = Callable[[socket.socket], socket.socket]
 """Turns a connection into what is spoken on instead, and owns it from then on (see `tls`)."""
@@ -567,6 +572,12 @@ class Client:
         self.sock.close()
 
 
+def most_strangers(most: int = STRANGERS) -> int:
+    """Give how many strangers may be here at once without taking the descriptors that others need."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return most if limit == resource.RLIM_INFINITY else max(1, min(most, limit // SHARE))
+
+
 class Door:
     """A listening socket whose connections prove the secret, each in a thread of its own, before they count.
 
@@ -581,7 +592,8 @@ class Door:
     refused
         Called with the peer's address and the reason.
     most
-        Handshakes at once; further ones wait in the kernel's queue.
+        Handshakes at once, but no more than an eighth of the files that this process may have open. Further ones wait in the kernel's queue, until somebody
+        has proved the secret, has been refused, or has taken long.
     cover
         Puts TLS over each connection, if there is to be any.
     name
@@ -594,15 +606,21 @@ class Door:
         secret: Callable[[dict[str, Any]], bytes],
         welcome: Callable[[socket.socket, dict[str, Any], str], None],
         refused: Callable[[str, str], None],
-        most: int = 256,
+        most: int = STRANGERS,
         cover: Union[Cover, None] = None,
         name: str = "",
     ) -> None:
         self._cover, self._name = cover, name
         self._listener, self._secret, self._welcome, self._refused = listener, secret, welcome, refused
-        self._places = threading.BoundedSemaphore(most)
+        self._most = most_strangers(most)
+        self._patience_s = PATIENCE_S * self._most / most  # fewer places: then nobody waits longer for one
+        self._strangers: dict[socket.socket, float] = {}  # since when they are here, the first of them first
+        self._evicted: set[socket.socket] = set()
         self._open: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._told: list[float] = []  # when the last refusals were said
+        self._untold = 0
         self._closing = False
         self._quiet_until = 0.0
         self._thread = threading.Thread(target=self._accept, name="vine-door", daemon=True)
@@ -610,23 +628,42 @@ class Door:
 
     def _accept(self) -> None:
         while not self._closing:
-            self._places.acquire()
             try:
                 sock, address = self._listener.accept()
             except OSError as error:
-                self._places.release()
                 if not self._closing:  # such as too many open files: that may pass
                     self._cannot_accept(error)
                 continue
             guest = threading.Thread(
                 target=self._receive, args=(sock, str(address[0])), name="vine-guest", daemon=True
             )
-            with self._lock:
+            with self._room:
+                self._make_room()
                 if self._closing:
                     sock.close()
                     return
-                self._open[sock] = guest
-                guest.start()
+                self._open[sock], self._strangers[sock] = guest, time.monotonic()
+                try:
+                    guest.start()
+                except RuntimeError as error:  # no more threads: that may pass
+                    del self._open[sock], self._strangers[sock]
+                    sock.close()
+                    self._cannot_accept(OSError(errno.EAGAIN, str(error)))
+
+    def _make_room(self) -> None:
+        """Wait until there is a place for one more; if that takes long, who has had one for longest goes."""
+        while len(self._strangers) >= self._most and not self._closing:
+            oldest, since = next(iter(self._strangers.items()))
+            patience = since + self._patience_s - time.monotonic()
+            if patience > 0:
+                self._room.wait(patience)
+                continue
+            del self._strangers[oldest]
+            self._evicted.add(oldest)
+            try:
+                oldest.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
 
     def _cannot_accept(self, error: OSError) -> None:
         """Say why, but not again and again, and have those who knock wait."""
@@ -643,6 +680,26 @@ class Door:
             self._refused("somebody", reason)
         time.sleep(0.1)
 
+    def _refuse(self, address: str, reason: str) -> None:
+        """Say that somebody was refused; where there are many they are only counted, so that nobody fills a disk with what is said of him."""
+        now = time.monotonic()
+        with self._lock:
+            self._told = [at for at in self._told if now - at < QUIET_S]
+            if len(self._told) >= REFUSALS:
+                self._untold += 1
+                if self._untold > 1:
+                    return
+                address, reason = (
+                    "many",
+                    f"{REFUSALS} have been refused in {QUIET_S:.0f} s; further ones are counted",
+                )
+            else:
+                self._told.append(now)
+                if self._untold:
+                    reason += f" (and {self._untold} others before)"
+                    self._untold = 0
+        self._refused(address, reason)
+
     def _receive(self, outer: socket.socket, address: str) -> None:
         sock = outer
         try:
@@ -652,15 +709,21 @@ class Door:
                     sock = self._cover(sock)
                 greeting = handshake.serve(sock, self._secret, self._name)
             finally:
-                self._places.release()  # who has proved the secret takes no place from those who still have to
+                with self._room:  # who has proved the secret takes no place from those who still have to
+                    self._strangers.pop(outer, None)
+                    self._room.notify()
             self._welcome(sock, greeting, address)
         except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes lead to is the stranger's problem
             sock.close()
             if not self._closing:
-                self._refused(address, str(error) or type(error).__name__)
+                reason = str(error) or type(error).__name__
+                if outer in self._evicted:
+                    reason = f"it has said too little for {self._patience_s:.2g} s, and others were waiting for its place"
+                self._refuse(address, reason)
         finally:
             with self._lock:
                 del self._open[outer]
+                self._evicted.discard(outer)
 
     def close(self) -> None:
         """Stop listening and cut what is still being served."""
@@ -670,8 +733,9 @@ class Door:
         except OSError:
             pass
         self._listener.close()
-        with self._lock:
+        with self._room:
             guests = dict(self._open)
+            self._room.notify_all()
         for sock in guests:
             try:
                 sock.shutdown(socket.SHUT_RDWR)

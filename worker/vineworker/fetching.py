@@ -166,6 +166,7 @@ class Fetcher:
         os.mkdir(path)
         try:
             with tarfile.open(self._cache.path(unpack.archive)) as archive:
+                self._cache.check(unpack.name, sum(member.size for member in archive.getmembers()))
                 bulk.unpack_safely(archive, path)
             self._cache.check(unpack.name, tree_size(path))
         except (tarfile.TarError, EOFError, zlib.error) as error:

@@ -35,6 +35,8 @@ def make(folder: str, mounts: list[Any], cache: Cache) -> None:
     os.mkdir(folder, mode=0o700)
     for name, remote, symlink in mounts:
         target = inside(folder, remote)
+        if os.path.dirname(target) != folder or os.path.lexists(target):
+            _refuse_links(folder, remote, target)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         source = cache.path(name)
         if symlink:
@@ -60,6 +62,19 @@ def inside(folder: str, remote: str) -> str:
         msg = f"the name {remote!r} would be outside of the task's sandbox"
         raise ValueError(msg)
     return path
+
+
+def _refuse_links(folder: str, remote: str, target: str) -> None:
+    """Make sure that nothing is written through a link, or over something, that an input has brought."""
+    way = os.path.dirname(target)
+    if os.path.realpath(way) != os.path.join(
+        os.path.realpath(folder), os.path.relpath(way, folder)
+    ).removesuffix("/."):
+        msg = f"the name {remote!r} leads through a link of another input"
+        raise ValueError(msg)
+    if os.path.lexists(target):
+        msg = f"the name {remote!r} is taken: another input has something there"
+        raise ValueError(msg)
 
 
 def _protect(source: str) -> None:
@@ -109,7 +124,7 @@ def collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> C
         if when == ("success" if failed else "failure"):
             continue
         path = inside(folder, remote)
-        if not os.path.exists(path):
+        if not (os.path.isfile(path) or os.path.isdir(path)):  # a pipe or a device has no end
             missing.append(remote)
             continue
         real = os.path.realpath(path)

@@ -155,7 +155,7 @@ class Worker:
 
     def _open_door(self) -> bulk.Door:
         """Listen for peers that fetch."""
-        listener = socket.create_server(("", 0), backlog=128)
+        listener = socket.create_server(("", 0), backlog=1024)
         self._data_port = listener.getsockname()[1]
         nobody = os.urandom(32)
 

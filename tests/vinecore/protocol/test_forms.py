@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from vineworker.calls import FROM_SLOT, TO_SLOT, Reply
 
-from tests import lies
+from tests.hostile import lies
 from vinecore.protocol import forms
 from vinecore.protocol import messages as m
 from vinecore.protocol.frames import FrameReader, ProtocolError, encode

@@ -1,4 +1,4 @@
-"""What a peer that knows the secret may say if it is broken, or lies: `python -m tests.lies --inputs 1000000`.
+"""What a peer that knows the secret may say if it is broken, or lies: `python -m tests.hostile.lies --inputs 1000000`.
 
 Bytes go to the frame parser of both ends; what it lets through goes to the mind of a manager with work to do, and to the mind of a worker. Whatever was
 said, neither raises anything but the parser's own refusal, and when the liars are gone the rest of the work is done.

@@ -251,7 +251,7 @@ class Disk:
 
     def force(self) -> bool:
         """Nothing runs, and somebody waits for disk: give up what can be made again; whether there is something new to try."""
-        if any(self._mind.placement.make_room(bucket) for bucket in list(self.waiting)):
+        if any(self._mind.instances.make_room(bucket) for bucket in list(self.waiting)):
             return True  # without a library that is idle, on its worker and its disk
         entries = sorted(
             (entry for bucket in self.waiting for entry in chain(_first(bucket.ready), _first(bucket.roots))),

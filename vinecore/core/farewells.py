@@ -78,12 +78,12 @@ class Farewells:
             return
         self._drain(worker, reason)
         self._farewells[worker].deadline = self._mind.now + within_s + MARGIN_S
-        life, placement = self._mind.life, self._mind.placement
+        life, instances = self._mind.life, self._mind.instances
         for task in list(worker.tasks.values()):
             if task.worker is worker and task.state == ASSIGNED:  # not taken back with another one already
                 life.recall(task)
         for instance in list(worker.libraries.values()):
-            placement.remove_instance(worker, instance)
+            instances.remove(worker, instance)
 
     def _drain(self, worker: Worker, reason: str) -> None:
         """Give a worker nothing more; what it runs may end."""

@@ -527,7 +527,7 @@ class Life:
             users = [task for task in self._mind.tables.tasks.values() if file in task.extra_files]
         for task in users:
             self.fail(task, "input missing", {"reason": reason}, b"")
-        self._mind.placement.library_input_failed(file, reason)
+        self._mind.instances.input_failed(file, reason)
 
     def cancel(self, tasks: Iterable[Task]) -> None:
         """Drop tasks wherever they are; what others wanted of them has failed."""

@@ -18,7 +18,9 @@ from vinecore.core.allocation import Category, Resources
 from vinecore.core.balance import Balance
 from vinecore.core.copies import Copies
 from vinecore.core.disk import Disk
+from vinecore.core.explanations import Explanations
 from vinecore.core.farewells import Farewells
+from vinecore.core.instances import Instances
 from vinecore.core.instructions import (
     INFO,
     WARNING,
@@ -81,6 +83,8 @@ class Mind:
         self.emit = self._out.append
         self.life = Life(self)
         self.placement = Placement(self)
+        self.instances = Instances(self)
+        self.explanations = Explanations(self)
         self.transfers = Transfers(self)
         self.recovery = Recovery(self)
         self.disk = Disk(self)
@@ -123,8 +127,8 @@ class Mind:
             m.Uploaded: lambda _worker, _message: None,  # the hands have said ObjectStored
             m.Recalled: self.balance.recalled,
             m.Lost: self._lost,
-            m.LibraryReady: self.placement.library_ready,
-            m.LibraryFailed: self.placement.library_failed,
+            m.LibraryReady: self.instances.ready,
+            m.LibraryFailed: self.instances.failed,
             m.Leaving: self._leaving,
             m.Ping: lambda worker, _message: self.emit(Send(worker.id, m.Pong())),
             m.Pong: lambda _worker, _message: None,
@@ -276,8 +280,8 @@ class Mind:
         library = self.tables.libraries.pop(event.name, None)
         if library is None:
             return
-        self.placement.fail_calls(library, "the library was removed", b"")
-        self.placement.remove_library(library)
+        self.instances.fail_calls(library, "the library was removed", b"")
+        self.instances.remove_everywhere(library)
         for file in library.files:
             self.unpin(file, "the library was removed")
 
@@ -618,7 +622,7 @@ class Mind:
         for bucket in list(self.tables.buckets.values()):
             if bucket.running or not bucket.urgent:  # it was pumped just now: what is at its front is ready
                 continue
-            text, hopeless = self.placement.explain(bucket)
+            text, hopeless = self.explanations.why(bucket)
             if hopeless and self.all_are_here():
                 self._give_up([entry[2] for entry in (*bucket.ready, *bucket.roots)], text)
                 text = ""

@@ -15,9 +15,9 @@ from heapq import heappop, heappush
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from vinecore.core.allocation import Category, Request, Resources, allocate, too_large
-from vinecore.core.instructions import WARNING, LibraryUp, Note, Send
-from vinecore.core.state import UNSPECIFIED, Bucket, File, Instance, Library, Task, TaskSpec, Worker, is_root
+from vinecore.core.allocation import Category, Request, Resources, allocate
+from vinecore.core.instructions import Send
+from vinecore.core.state import UNSPECIFIED, Bucket, Instance, Task, TaskSpec, Worker, is_root
 from vinecore.core.transitions import ASSIGNED, READY, WAITING
 from vinecore.protocol import messages as m
 
@@ -33,7 +33,6 @@ MOST_INPUTS_AHEAD = 32
 BANDWIDTH = 250e6  # bytes/s between workers, assumed
 LATENCY_S = 0.002  # per transfer, assumed
 ASSUMED_S = 0.02  # duration of a call nobody has measured yet
-MOST_LIBRARY_FAILURES = 5
 AHEAD_WITH = (
     "",
     "depth-first",
@@ -51,7 +50,6 @@ class Placement:
         self._turn = 0
         self._need = 0  # bytes of disk that the task needs which is being placed
         self._largest: Resources | None = None  # of the workers
-        self._with_idle: dict[Worker, None] = {}  # workers with libraries that may be idle
 
     # ---- buckets
 
@@ -80,9 +78,9 @@ class Placement:
         """Forget a bucket that no unfinished task is in; that of a library stays as long as the library."""
         if not bucket.unfinished and bucket.library is None:
             self._mind.tables.buckets.pop(bucket.key, None)
-            self._leave_alone(bucket)
+            self.leave_alone(bucket)
 
-    def _leave_alone(self, bucket: Bucket) -> None:
+    def leave_alone(self, bucket: Bucket) -> None:
         """There is nothing to do for a bucket any more."""
         self.dirty.pop(bucket, None)
         self._mind.disk.waiting.pop(bucket, None)
@@ -95,7 +93,7 @@ class Placement:
         old.unfinished -= 1
         self.drop_if_empty(old)
 
-    def _request(self, bucket: Bucket, number: int) -> Request:
+    def request(self, bucket: Bucket, number: int) -> Request:
         """What a task asks for: its own words, then what its category says or has learned."""
         category = bucket.category
         if category is None:
@@ -107,10 +105,10 @@ class Placement:
             learned = learned.at_most(Request(*self._largest))
         return bucket.request.over(learned)
 
-    def _allocate(self, bucket: Bucket, number: int, worker: Worker) -> Resources | None:
+    def allocate(self, bucket: Bucket, number: int, worker: Worker) -> Resources | None:
         """What a task would get of a worker; None if it is too large for it."""
         minimum = UNSPECIFIED if bucket.category is None else bucket.category.minimum
-        return allocate(self._request(bucket, number), worker.total, minimum)
+        return allocate(self.request(bucket, number), worker.total, minimum)
 
     def record(self, category: Category, measured: dict[str, Any], wall_s: float) -> None:
         """Let a category learn from a finished task."""
@@ -138,17 +136,18 @@ class Placement:
         else:
             bucket.open.pop(worker, None)
 
-    def _refresh_all(self, worker: Worker) -> None:
+    def refresh(self, worker: Worker) -> None:
+        """See which buckets a worker has room for now."""
         for bucket in self._mind.tables.buckets.values():
             self._refresh(worker, bucket)
 
     def _has_room(self, worker: Worker, bucket: Bucket) -> bool:
-        if worker.draining or not _can_load(worker, bucket):
+        if worker.draining or not can_load(worker, bucket):
             return False
         if worker.ends_at is not None and self._too_long(worker, bucket, bucket.mean_s):
             return False
         if bucket.library is None:  # an estimate: tasks of a category that learns do not all get the same
-            allocation = self._allocate(bucket, 0, worker)
+            allocation = self.allocate(bucket, 0, worker)
             return allocation is not None and allocation.fits(worker.free)
         instance = worker.libraries.get(bucket.library.spec.name)
         if instance is not None:
@@ -186,7 +185,7 @@ class Placement:
             bucket.stale = max(0, bucket.stale - 1)
             heappop(roots)
         queue = roots if roots and not (ready and ready[0] < roots[0]) else ready
-        if not queue or not (bucket.open or self.make_room(bucket)):
+        if not queue or not (bucket.open or self._mind.instances.make_room(bucket)):
             return False
         task, disk = queue[0][2], self._mind.disk
         disk.short = False
@@ -201,7 +200,7 @@ class Placement:
         """No worker has room for the most urgent task of a bucket; whether it is worth looking again."""
         disk = self._mind.disk
         if not disk.short:  # it asks for more of the open workers than they seemed to be asked for
-            return bucket.library is None and self.make_room(bucket)
+            return bucket.library is None and self._mind.instances.make_room(bucket)
         if self._place_front(queue, bucket):
             return True
         if queue is bucket.roots and bucket.ready and self._place_front(bucket.ready, bucket):
@@ -256,7 +255,7 @@ class Placement:
         bucket = task.bucket
         if bucket.library is not None:
             return True
-        allocation = self._allocate(bucket, task.spec.task, worker)
+        allocation = self.allocate(bucket, task.spec.task, worker)
         return allocation is not None and allocation.fits(worker.free)
 
     def place(self, task: Task, worker: Worker) -> None:
@@ -360,11 +359,11 @@ class Placement:
     def _fits(self, task: Task, worker: Worker, bucket: Bucket) -> bool:
         if bucket.library is None and not self.suits(task, worker):
             return False
-        if worker.ends_at is not None and self._too_long(worker, bucket, self._duration(task)):
+        if worker.ends_at is not None and self._too_long(worker, bucket, self.duration(task)):
             return False
         return not self._need or self._mind.disk.fits(task, worker, self._need)
 
-    def _duration(self, task: Task) -> float | None:
+    def duration(self, task: Task) -> float | None:
         """How long a task will take: as its like have taken, else as long as it may; None if nobody knows."""
         mean = task.bucket.mean_s
         if mean is None and task.bucket.library is None:
@@ -382,19 +381,15 @@ class Placement:
             turns += instance.assigned // instance.slots
         return self._mind.now + turns * duration_s > worker.ends_at
 
-    def refresh(self, worker: Worker) -> None:
-        """Look again at what a worker has room, and time, for."""
-        self._refresh_all(worker)
-
     def _assign(self, task: Task, worker: Worker, bucket: Bucket) -> None:
         if bucket.library is None:
-            task.allocation = self._allocate(bucket, task.spec.task, worker)
+            task.allocation = self.allocate(bucket, task.spec.task, worker)
             assert task.allocation is not None
             worker.free = worker.free.minus(task.allocation)
             self._hand_over(task, worker, "assign")
-            self._refresh_all(worker)
+            self.refresh(worker)
             return
-        instance = self._instance(worker, bucket)
+        instance = self._mind.instances.get(worker, bucket)
         instance.assigned += 1
         self._hand_over(task, worker, "assign")
         # move the worker to the end of the row, so that the next look starts with others
@@ -474,7 +469,7 @@ class Placement:
 
     def _limits(self, task: Task) -> dict[str, float]:
         """What is enforced: what the task or its category said, not what was rounded up for it."""
-        asked, got = self._request(task.bucket, task.spec.task), task.allocation
+        asked, got = self.request(task.bucket, task.spec.task), task.allocation
         assert got is not None
         return {name: getattr(got, name) for name in ("memory", "disk") if getattr(asked, name) is not None}
 
@@ -539,7 +534,7 @@ class Placement:
             return
         if allocation is not None:
             worker.free = worker.free.plus(allocation)
-            self._refresh_all(worker)
+            self.refresh(worker)
             return
         instance = worker.libraries.get(task.spec.library)
         if instance is None:
@@ -552,7 +547,7 @@ class Placement:
         if instance.assigned < instance.slots:
             self._mind.balance.idle(worker, task.bucket)
         if instance.idle:  # its room may serve others
-            self._with_idle[worker] = None
+            self._mind.instances.may_be_idle(worker)
             self.wake_starved()
 
     def wake_starved(self) -> None:
@@ -575,209 +570,25 @@ class Placement:
                 for worker in self._mind.tables.workers.values():
                     self._refresh(worker, bucket)
 
-    # ---- libraries on workers
-
-    def _instance(self, worker: Worker, bucket: Bucket) -> Instance:
-        assert bucket.library is not None
-        library, mind = bucket.library, self._mind
-        spec = library.spec
-        instance = worker.libraries.get(spec.name)
-        if instance is None:
-            unit = allocate(spec.request, worker.total)
-            assert unit is not None
-            instance = Instance(library, unit, self._slots(spec.slots, unit))
-            worker.libraries[spec.name] = instance
-        elif instance.assigned >= instance.slots and instance.unit.fits(worker.free):
-            unit = instance.unit
-            instance.allocation = instance.allocation.plus(unit)
-            instance.slots += self._slots(spec.slots, unit)
-        else:
-            return instance
-        worker.free = worker.free.minus(unit)
-        for file in library.files:
-            mind.transfers.need(worker, file)
-        options: dict[str, Any] = {
-            **spec.options,
-            "cores": instance.allocation.cores,
-            "memory": instance.allocation.memory,
-        }
-        mind.emit(
-            Send(
-                worker.id,
-                m.Library(spec.name, spec.setup, spec.environment, instance.slots, spec.exec_mode, options),
-            )
-        )
-        self._refresh_all(worker)
-        return instance
-
-    def _slots(self, slots: int | None, unit: Resources) -> int:
-        return slots if slots is not None else max(1, int(unit.cores))
-
-    def make_room(self, bucket: Bucket) -> bool:
-        """Stop idle libraries somewhere, if that makes room for a task of this bucket."""
-        for worker in list(islice(self._with_idle, LOOK_FURTHER)):
-            del self._with_idle[worker]
-            instances = [i for i in worker.libraries.values() if i.idle]
-            if not instances:
-                continue
-            self._with_idle[worker] = None  # at the end of the row
-            idle = [instance for instance in instances if instance.library is not bucket.library]
-            if self._evict(worker, bucket, idle):
-                return True
-        return False
-
-    def _evict(self, worker: Worker, bucket: Bucket, idle: list[Instance]) -> bool:
-        """Stop as many of these libraries as it takes, if it helps."""
-        if not idle or worker.draining or not _can_load(worker, bucket):
-            return False
-        wanted = self._allocate(bucket, 0, worker)
-        free = worker.free
-        for instance in idle:
-            free = free.plus(instance.allocation)
-        if wanted is None or not wanted.fits(free):
-            return False
-        for instance in idle:
-            self.remove_instance(worker, instance)
-            if worker in bucket.open:
-                return True
-        return False
-
-    def remove_instance(self, worker: Worker, instance: Instance) -> None:
-        """Stop a library on a worker."""
-        del worker.libraries[instance.library.spec.name]
-        worker.free = worker.free.plus(instance.allocation)
-        self._mind.emit(Send(worker.id, m.RemoveLibrary(instance.library.spec.name)))
-        self._refresh_all(worker)
-
-    def remove_library(self, library: Library) -> None:
-        """Stop a library everywhere."""
-        name = library.spec.name
-        for worker in self._mind.tables.workers.values():
-            instance = worker.libraries.get(name)
-            if instance is not None:
-                self.remove_instance(worker, instance)
-        bucket = self._mind.tables.buckets.pop((name,), None)
-        if bucket is not None:
-            self._leave_alone(bucket)
-
-    def library_failed(self, worker: Worker, message: m.LibraryFailed) -> None:
-        """A library did not come up, or has died: try again elsewhere, a bounded number of times."""
-        library = self._mind.tables.libraries.get(message.name)
-        instance = worker.libraries.get(message.name)
-        if library is None or instance is None:
-            return
-        library.failures += 1
-        what = f"library {message.name} failed on worker {worker.id} ({worker.name}): {message.reason}"
-        self._mind.emit(Note(WARNING, what))
-        self._take_back(worker, message.name)
-        self.remove_instance(worker, instance)
-        if message.final or library.failures > MOST_LIBRARY_FAILURES:
-            self.fail_calls(library, message.reason, message.payload)
-
-    def _take_back(self, worker: Worker, name: str) -> None:
-        """Have all calls that a worker has of a library run elsewhere, or later."""
-        life = self._mind.life
-        for task in [task for task in worker.tasks.values() if task.spec.library == name]:
-            if task.worker is worker and task.state == ASSIGNED:  # not taken back with another one already
-                life.recall(task)
-
-    def fail_calls(self, library: Library, reason: str, payload: bytes) -> None:
-        """Fail all calls of a library."""
-        calls = [task for task in self._mind.tables.tasks.values() if task.spec.library == library.spec.name]
-        for task in calls:
-            self._mind.life.fail(task, "library", {"reason": reason, "library": library.spec.name}, payload)
-        library.failures = 0
-
-    def library_input_failed(self, file: File, reason: str) -> None:
-        """A file that a library needs cannot be had."""
-        for library in list(self._mind.tables.libraries.values()):
-            if file in library.files:
-                self.fail_calls(library, reason, b"")
-                for worker in self._mind.tables.workers.values():
-                    instance = worker.libraries.get(library.spec.name)
-                    if instance is not None:
-                        self.remove_instance(worker, instance)
-
-    def library_ready(self, worker: Worker, message: m.LibraryReady) -> None:
-        """A library is up."""
-        instance = worker.libraries.get(message.name)
-        if instance is not None:
-            instance.ready = True
-            self._mind.emit(LibraryUp(worker.id, message.name, message.versions))
-
     # ---- workers
 
     def worker_joined(self, worker: Worker) -> None:
         """There is a new worker."""
-        if self._largest is None or _size(worker.total) > _size(self._largest):
+        if self._largest is None or size_of(worker.total) > size_of(self._largest):
             self._largest = worker.total
-        self._refresh_all(worker)
+        self.refresh(worker)
 
     def worker_gone(self, worker: Worker) -> None:
         """A worker has left."""
         for bucket in self._mind.tables.buckets.values():
             bucket.open.pop(worker, None)
-        worker.libraries.clear()
-        self._with_idle.pop(worker, None)
+        self._mind.instances.worker_gone(worker)
         if worker.total == self._largest:
             totals = (w.total for w in self._mind.tables.workers.values())
-            self._largest = max(totals, key=_size, default=None)
-
-    # ---- what is missing
-
-    def explain(self, bucket: Bucket) -> tuple[str, bool]:
-        """Say why nothing of a bucket can run, and whether no worker of those connected could ever run it."""
-        workers = [w for w in self._mind.tables.workers.values() if not w.draining]
-        if not workers:
-            leaving = len(self._mind.tables.workers)
-            return (
-                "no worker is connected" if not leaving else "all workers that are connected are leaving",
-                False,
-            )
-        suitable = [w for w in workers if _can_load(w, bucket)]
-        if not suitable:
-            return self._explain_python(workers), True
-        number = bucket.urgent[0][2].spec.task if bucket.urgent else 0
-        fitting = [w for w in suitable if self._allocate(bucket, number, w) is not None]
-        if fitting:
-            return self._explain_time(bucket, fitting), False
-        largest = max((w.total for w in suitable), key=_size)
-        request = self._request(bucket, number)
-        if bucket.category is not None:
-            request = request.at_least(bucket.category.minimum)
-        what = "the tasks"
-        if bucket.library is not None:
-            what = f"library {bucket.library.spec.options.get('label') or bucket.library.spec.name}"
-        return f"no worker is large enough for {what}: {too_large(request, largest)}", True
-
-    def _explain_time(self, bucket: Bucket, workers: list[Worker]) -> str:
-        """Say that no worker stays long enough, if that is so."""
-        duration_s = self._duration(bucket.urgent[0][2]) if bucket.urgent else None
-        left = [math.inf if w.ends_at is None else w.ends_at - self._mind.now for w in workers]
-        if duration_s is None or max(left) >= duration_s:
-            return ""
-        return (
-            f"no worker stays long enough: tasks take {duration_s:.3g} s, and the workers leave within {max(0.0, *left):.3g} s. Start "
-            "workers with a longer --wall-time"
-        )
-
-    def _explain_python(self, workers: list[Worker]) -> str:
-        """Say why the own Python of none of these will do."""
-        lacks = sorted({name for w in workers if w.python_ok for name in w.lacks})
-        if lacks:
-            what = " and ".join(lacks)
-            return (
-                f"the workers' own Python has no {what}, without which it cannot load the functions. Install {what} there, or ship an "
-                "environment with environment='my-env.tar.gz'"
-            )
-        theirs = ", ".join(sorted({w.python for w in workers}))
-        return (
-            f"the manager runs Python {self._mind.python} and the workers run {theirs}: functions pickled by one cannot be loaded by the "
-            f"other. Start workers with Python {self._mind.python}, or ship an environment with environment='my-env.tar.gz'"
-        )
+            self._largest = max(totals, key=size_of, default=None)
 
 
-def _can_load(worker: Worker, bucket: Bucket) -> bool:
+def can_load(worker: Worker, bucket: Bucket) -> bool:
     """Whether the worker's own Python will do, where there is no other one."""
     if not bucket.python:
         return True
@@ -793,5 +604,6 @@ def _urgency(bucket: Bucket) -> tuple[float, int]:
     return queue[0][:2] if queue else (math.inf, 0)
 
 
-def _size(total: Resources) -> tuple[float, ...]:
+def size_of(total: Resources) -> tuple[float, ...]:
+    """Compare workers by this."""
     return (total.cores, total.memory, total.disk, total.gpus)

@@ -134,9 +134,7 @@ def test_it_gets_nothing_more(vine):
     leave(vine, first)
     vine.submit(single(11), call(12))
     assert vine.where() == {}
-    assert (
-        vine.mind.placement.explain(vine.task(11).bucket)[0] == "all workers that are connected are leaving"
-    )
+    assert vine.mind.explanations.why(vine.task(11).bucket)[0] == "all workers that are connected are leaving"
 
 
 def test_it_is_not_waited_for_when_its_grace_is_over(vine):

@@ -8,7 +8,7 @@ from tests.minds import LARGE, ONE_CORE, Vine, call, endings, outcomes, single
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.allocation import Request
-from vinecore.core.placement import MOST_LIBRARY_FAILURES
+from vinecore.core.instances import MOST_LIBRARY_FAILURES
 from vinecore.core.state import LibrarySpec
 from vinecore.protocol import messages as m
 

@@ -1,0 +1,166 @@
+"""Libraries on workers: started where a call goes, stopped where they are idle and something else wants the room."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from vinecore.core.allocation import Resources, allocate
+from vinecore.core.instructions import WARNING, LibraryUp, Note, Send
+from vinecore.core.placement import LOOK_FURTHER, can_load
+from vinecore.core.state import Instance
+from vinecore.core.transitions import ASSIGNED
+from vinecore.protocol import messages as m
+
+if TYPE_CHECKING:
+    from vinecore.core.mind import Mind
+    from vinecore.core.state import Bucket, File, Library, Worker
+
+MOST_LIBRARY_FAILURES = 5
+
+
+class Instances:
+    """Knows which libraries run where. One of the mind's parts."""
+
+    def __init__(self, mind: Mind) -> None:
+        self._mind, self._placement = mind, mind.placement
+        self._with_idle: dict[Worker, None] = {}  # workers with libraries that may be idle
+
+    def may_be_idle(self, worker: Worker) -> None:
+        """A library of this worker has nothing to do at the moment."""
+        self._with_idle[worker] = None
+
+    def worker_gone(self, worker: Worker) -> None:
+        """A worker has left."""
+        worker.libraries.clear()
+        self._with_idle.pop(worker, None)
+
+    def get(self, worker: Worker, bucket: Bucket) -> Instance:
+        """Give the library's instance on a worker; start it, or have it take more of the worker, if all its slots are busy."""
+        assert bucket.library is not None
+        library, mind = bucket.library, self._mind
+        spec = library.spec
+        instance = worker.libraries.get(spec.name)
+        if instance is None:
+            unit = allocate(spec.request, worker.total)
+            assert unit is not None
+            instance = Instance(library, unit, _slots(spec.slots, unit))
+            worker.libraries[spec.name] = instance
+        elif instance.assigned >= instance.slots and instance.unit.fits(worker.free):
+            unit = instance.unit
+            instance.allocation = instance.allocation.plus(unit)
+            instance.slots += _slots(spec.slots, unit)
+        else:
+            return instance
+        worker.free = worker.free.minus(unit)
+        for file in library.files:
+            mind.transfers.need(worker, file)
+        options: dict[str, Any] = {
+            **spec.options,
+            "cores": instance.allocation.cores,
+            "memory": instance.allocation.memory,
+        }
+        mind.emit(
+            Send(
+                worker.id,
+                m.Library(spec.name, spec.setup, spec.environment, instance.slots, spec.exec_mode, options),
+            )
+        )
+        self._placement.refresh(worker)
+        return instance
+
+    def make_room(self, bucket: Bucket) -> bool:
+        """Stop idle libraries somewhere, if that makes room for a task of this bucket."""
+        for worker in list(islice(self._with_idle, LOOK_FURTHER)):
+            del self._with_idle[worker]
+            instances = [i for i in worker.libraries.values() if i.idle]
+            if not instances:
+                continue
+            self._with_idle[worker] = None  # at the end of the row
+            idle = [instance for instance in instances if instance.library is not bucket.library]
+            if self._evict(worker, bucket, idle):
+                return True
+        return False
+
+    def _evict(self, worker: Worker, bucket: Bucket, idle: list[Instance]) -> bool:
+        """Stop as many of these libraries as it takes, if it helps."""
+        if not idle or worker.draining or not can_load(worker, bucket):
+            return False
+        wanted = self._placement.allocate(bucket, 0, worker)
+        free = worker.free
+        for instance in idle:
+            free = free.plus(instance.allocation)
+        if wanted is None or not wanted.fits(free):
+            return False
+        for instance in idle:
+            self.remove(worker, instance)
+            if worker in bucket.open:
+                return True
+        return False
+
+    def remove(self, worker: Worker, instance: Instance) -> None:
+        """Stop a library on a worker."""
+        del worker.libraries[instance.library.spec.name]
+        worker.free = worker.free.plus(instance.allocation)
+        self._mind.emit(Send(worker.id, m.RemoveLibrary(instance.library.spec.name)))
+        self._placement.refresh(worker)
+
+    def remove_everywhere(self, library: Library) -> None:
+        """Stop a library everywhere."""
+        name = library.spec.name
+        for worker in self._mind.tables.workers.values():
+            instance = worker.libraries.get(name)
+            if instance is not None:
+                self.remove(worker, instance)
+        bucket = self._mind.tables.buckets.pop((name,), None)
+        if bucket is not None:
+            self._placement.leave_alone(bucket)
+
+    def failed(self, worker: Worker, message: m.LibraryFailed) -> None:
+        """A library did not come up, or has died: try again elsewhere, a bounded number of times."""
+        library = self._mind.tables.libraries.get(message.name)
+        instance = worker.libraries.get(message.name)
+        if library is None or instance is None:
+            return
+        library.failures += 1
+        what = f"library {message.name} failed on worker {worker.id} ({worker.name}): {message.reason}"
+        self._mind.emit(Note(WARNING, what))
+        self._take_back(worker, message.name)
+        self.remove(worker, instance)
+        if message.final or library.failures > MOST_LIBRARY_FAILURES:
+            self.fail_calls(library, message.reason, message.payload)
+
+    def _take_back(self, worker: Worker, name: str) -> None:
+        """Have all calls that a worker has of a library run elsewhere, or later."""
+        life = self._mind.life
+        for task in [task for task in worker.tasks.values() if task.spec.library == name]:
+            if task.worker is worker and task.state == ASSIGNED:  # not taken back with another one already
+                life.recall(task)
+
+    def fail_calls(self, library: Library, reason: str, payload: bytes) -> None:
+        """Fail all calls of a library."""
+        calls = [task for task in self._mind.tables.tasks.values() if task.spec.library == library.spec.name]
+        for task in calls:
+            self._mind.life.fail(task, "library", {"reason": reason, "library": library.spec.name}, payload)
+        library.failures = 0
+
+    def input_failed(self, file: File, reason: str) -> None:
+        """A file that a library needs cannot be had."""
+        for library in list(self._mind.tables.libraries.values()):
+            if file in library.files:
+                self.fail_calls(library, reason, b"")
+                for worker in self._mind.tables.workers.values():
+                    instance = worker.libraries.get(library.spec.name)
+                    if instance is not None:
+                        self.remove(worker, instance)
+
+    def ready(self, worker: Worker, message: m.LibraryReady) -> None:
+        """A library is up."""
+        instance = worker.libraries.get(message.name)
+        if instance is not None:
+            instance.ready = True
+            self._mind.emit(LibraryUp(worker.id, message.name, message.versions))
+
+
+def _slots(slots: int | None, unit: Resources) -> int:
+    return slots if slots is not None else max(1, int(unit.cores))

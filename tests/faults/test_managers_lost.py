@@ -117,6 +117,19 @@ def test_a_manager_that_is_killed_again_and_again_repeats_nothing_that_is_finish
     assert [path.name for path in yard.place("tmp").iterdir() if path.name.startswith("vine")] == []
 
 
+def test_what_was_lost_together_with_the_manager_is_made_again(yard, script):
+    workers = [script.worker() for _ in range(2)]
+    script.start()
+    until(lambda: len(script.finished()) >= 50)
+    workers[0].kill()
+    script.kill()
+    script.start()
+    assert script.process.wait(60) == 0, yard.place("script.log").read_text()
+    total, executed = json.loads(script.answer.read_text())
+    assert total == resumed.graph_of(script.log)[2]
+    assert executed < total
+
+
 def test_what_workers_hold_goes_when_the_next_manager_does_not_want_it(yard, script):
     script.worker()
     script.start()

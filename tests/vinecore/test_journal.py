@@ -327,6 +327,12 @@ def lines_of(path):
     return path.read_bytes().splitlines(keepends=True)
 
 
+def test_some_kinds_of_records_can_be_asked_for(story):
+    path, _ends, _moved = story
+    kinds = (journal.TaskDone, journal.WorkerLost)
+    assert list(journal.read(path, *kinds)) == of(path, journal.Journal, *kinds)
+
+
 def test_half_a_line_at_the_end_is_left_out(story, tmp_path):
     path, *_ = story
     copy = tmp_path / journal.FILE

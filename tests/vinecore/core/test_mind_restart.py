@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from tests.minds import LARGE, Vine, call, endings
@@ -131,3 +133,46 @@ def test_what_nobody_asks_for_is_spare(vine):
     assert {file.name for file in vine.tables.spare} == {"a"}
     vine.lose(worker)
     assert not vine.tables.files.keys() & {"a"}
+
+
+KINDS = {
+    "unfinished": (False, ""),
+    "kept": (True, "12"),
+    "lost with its worker": (True, ""),
+    "not in the journal": (False, "12"),
+    "something else": (True, "99"),
+}
+"""What became of a vertex: whether the journal has it with the digest 12, and with which digest a worker has it."""
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_of_any_graph_that_is_made_which_is_needed_and_nobody_has(vine, seed):
+    chance = random.Random(seed)
+    names = [f"v{n}" for n in range(30)]
+    reads = [chance.sample(names[:n], min(n, chance.randrange(4))) for n in range(30)]
+    fates = dict(zip(names, chance.choices([*KINDS], weights=(3, 6, 2, 1, 1), k=30), strict=True))
+    resume(vine, *((name, LARGE, "12") for name in names if KINDS[fates[name]][0]))
+    workers = [vine.join() for _ in range(3)]
+    messages = {worker: [] for worker in workers}
+    for name in names:
+        if digest := KINDS[fates[name]][1]:
+            messages[chance.choice(workers)].append((name, LARGE, digest))
+    graph = [
+        call(n, *reads[n - 1], result=name, asleep=True, reusable=True, wanted=names[-1:] * (n == 30))
+        for n, name in enumerate(names, 1)
+    ]
+    if chance.random() < 0.5:
+        vine.compute(*graph)
+    for worker, found in messages.items():
+        vine.say(worker, *([left(*found)] if found else []), m.Announced())
+    if 1 not in vine.tables.runs:
+        vine.compute(*graph)
+
+    needed, stack = set(), names[-1:]
+    while stack:
+        name = stack.pop()
+        if fates[name] != "kept" and name not in needed:
+            needed.add(name)
+            stack += reads[names.index(name)]
+    assert sorted(made(vine)) == sorted(needed)
+    assert endings(vine) == {1: "success"}

@@ -110,7 +110,9 @@ class DaskVine(Manager):
             secret = workspace / "secret"  # who has another one does not get what is kept there
         password.write_secret(secret)
         try:
-            m = cls(**{"port": 0, "address": "127.0.0.1", "shutdown": True, "password_file": secret, **more})
+            # announced to nobody, because nobody else has its secret
+            own = {"password_file": secret, "registry": False, "catalog": False}
+            m = cls(**{"port": 0, "address": "127.0.0.1", "shutdown": True, **own, **more})
         except BaseException:
             shutil.rmtree(folder)
             raise

@@ -11,13 +11,14 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
-from tests.support import until
+from tests.support import PATIENCE_S, until
 
 XROOTD_MISSING = "needs XRootD's server: apt-get install xrootd-server"
 
@@ -275,3 +276,22 @@ class Relay:
         """Wait until all its threads have ended."""
         for thread in self._threads:
             thread.join()
+
+
+@contextlib.contextmanager
+def catalog_server(folder):
+    """Run ``vine_catalog`` on loopback; give its port."""
+    log = folder / "catalog.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vinecore.catalog_server", "--address", "127.0.0.1", "--port", "0"], stdin=subprocess.DEVNULL,
+            stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )  # fmt: skip
+    try:
+        yield int(
+            until(lambda: re.search(r"queries at port (\d+)", log.read_text()), "the catalog to listen")[1]
+        )
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+        assert "Traceback" not in log.read_text(), log.read_text()

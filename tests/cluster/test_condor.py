@@ -7,6 +7,7 @@ import pytest
 from daskvine import DaskVine
 from tests.cluster import debian
 from tests.cluster.condor_pool import CORES, pool
+from tests.servers import catalog_server
 from tests.support import until, workers_of, yard_in
 from vinecore import FunctionCall, Task
 
@@ -124,4 +125,24 @@ def test_pilots_that_cannot_start_are_told_and_not_submitted_as_fast_as_possible
         until(
             lambda: f"{said} 0.4 s" in running.log and f"{said} 0.8 s" in running.log, "what is wrong", LONG_S
         )
+    assert condor.queue() == []
+
+
+def test_pilots_find_their_managers_by_name_at_a_catalog_and_go_on_with_another_one(condor, yard):
+    secret = condor.give(yard.secret, "secret")
+    with catalog_server(yard.folder) as port:
+        catalog = f"127.0.0.1:{port}"
+        first, second = (yard.manager(name=f"run-{n}", registry=False, catalog=catalog) for n in (1, 2))
+        for m in (first, second):
+            m.submit(Task("id -un"))
+        words = ("-T", "condor", "-M", "run-.", "--catalog", catalog, "-P", secret, "--factory-period", "1", "--memory", "500", "--disk", "500",
+                 "-w", "0", "-W", "2", "-S", "/home/scientist/scratch")  # fmt: skip
+        with condor.factory(*words) as running:
+            assert [m.wait(LONG_S).output for m in (first, second)] == ["scientist\n"] * 2
+            assert first.workers_connected == second.workers_connected == 1
+            pilots = condor.pilots()
+            first.close()
+            second.wait_for_workers(2, LONG_S)
+            assert condor.pilots() == pilots
+            assert running.end() == 0
     assert condor.queue() == []

@@ -642,6 +642,14 @@ def test_a_manager_cannot_be_pickled(m):
         pickle.dumps(m)
 
 
+def test_a_vine_of_this_machine_is_announced_to_nobody_unless_that_is_wanted(tmp_path, monkeypatch):
+    monkeypatch.setenv("VINE_REGISTRY", str(tmp_path / "managers"))
+    with DaskVine.local(cores=1, name="mine"):
+        assert not (tmp_path / "managers").exists()
+    with DaskVine.local(cores=1, name="mine", registry=True):
+        assert len(list((tmp_path / "managers").iterdir())) == 1
+
+
 def test_a_closed_manager_says_so():
     m = DaskVine.local(cores=1)
     m.close()

@@ -6,8 +6,6 @@ import base64
 import json
 import os
 import random
-import re
-import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +13,7 @@ import threading
 
 import pytest
 
+from tests.servers import catalog_server
 from tests.support import PATIENCE_S, find_python, until
 from vinecore import Task
 from vinecore.announcing import describe
@@ -31,18 +30,8 @@ def record(name="mine", key="0123", **more):
 @pytest.fixture
 def server(tmp_path):
     """A catalog server; gives its port."""
-    log = tmp_path / "catalog.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vinecore.catalog_server", "--address", "127.0.0.1", "--port", "0"], stdout=output, stderr=output,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )  # fmt: skip
-    try:
-        yield int(until(lambda: re.search(r"queries at port (\d+)", log.read_text()))[1])
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_S) == 0
-        assert "Traceback" not in log.read_text(), log.read_text()
+    with catalog_server(tmp_path) as port:
+        yield port
 
 
 def ask(port, path="/query.json", head=None):

@@ -9,12 +9,13 @@ import resource
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
-from vinecore.protocol import catalog, registry
-from vinecore.protocol.finding import Finder
 from vineworker import __version__
 from vineworker.resources import detect
+
+if TYPE_CHECKING:
+    from vinecore.protocol.finding import Finder
 
 MOST_FILES = 65536
 GRACE_S = 25.0
@@ -294,6 +295,9 @@ def _whereabouts(
         addresses = () if options.manager_name and not options.address else parse_addresses(options.address)
         if not options.manager_name:
             return addresses, None
+        from vinecore.protocol import catalog, registry  # not needed elsewhere
+        from vinecore.protocol.finding import Finder
+
         servers = catalog.parse_servers(catalog.configured(options.catalog or ""))
         return addresses, Finder(options.manager_name, registry.place(options.registry or ""), servers)
     except ValueError as error:

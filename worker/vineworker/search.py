@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from typing import Any, Callable, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 from vinecore.protocol import handshake
-from vinecore.protocol.finding import Finder
+
+if TYPE_CHECKING:
+    from vinecore.protocol.finding import Finder
 
 CONNECT_S = 10.0
 Address = tuple[str, int]

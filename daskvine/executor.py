@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import shutil
 import tempfile
@@ -28,6 +29,8 @@ from vinecore.factory import Factory
 from vinecore.files import File
 from vinecore.libraries import LibraryTask
 from vinecore.manager import DEFAULT_PORT, Manager
+
+log = logging.getLogger("daskvine")
 
 LIBRARY = "Dask-Library"
 
@@ -62,6 +65,7 @@ class DaskVine(Manager):
         self.objects = SharedObjects(self)
         self.last_run: GraphRun | None = None
         self.workers_outlive_it = True  # and so may what they keep
+        self.workers_end_with_it = False  # but not what they keep for ever
         self._runs: dict[int, GraphRun] = {}
         self._run_numbers = itertools.count(1)
         self._learning: set[str] = set()
@@ -134,7 +138,11 @@ class DaskVine(Manager):
             m.close()
             raise
         m._closers.append(m.factory.stop)
-        m.workers_outlive_it = workspace is not None
+        m.workers_outlive_it, m.workers_end_with_it = workspace is not None, True
+        if m.resume and workspace is None:
+            log.warning(
+                "resume=True finds nothing after these workers, which end with their manager: add workspace='my-cache', or start workers with vine_worker"
+            )
         m._engine.post(e.Tuned("expected-workers", workers))
         return m
 

@@ -94,7 +94,7 @@ class GraphRun:
         self._twins: dict[str, list[Key]] = {}  # vertices that make the same, by the name of that
         self._callbacks: list[Any] = []
         self._reuse = manager.resume if options.reuse is None else options.reuse
-        lasts = bool(options.reuse) and manager.workers_outlive_it
+        lasts = manager.workers_outlive_it and (bool(options.reuse) or manager.workers_end_with_it)
         self._level = FOREVER if lasts else TASK  # of results named by recipes
 
     # ---- from the engine's thread

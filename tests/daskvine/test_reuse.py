@@ -155,6 +155,16 @@ def test_a_later_manager_does_not_find_what_was_not_to_be_kept(tmp_path):
             assert m.last_run.executed == 2
 
 
+def test_a_manager_that_can_be_resumed_finds_results_unless_told_otherwise(tmp_path, caplog):
+    graph = {"a": (v.inc, 1), "end": (v.inc, "a")}
+    options = {"run_info_path": tmp_path / "info", "resume": True}
+    with DaskVine.local(cores=1, memory_mb=1000, disk_mb=1000, **options) as m:
+        for executed, more in ((2, {}), (0, {}), (2, {"reuse": False}), (2, {"reuse": lambda _key: False})):
+            assert m.get(graph, "end", task_mode="function-calls", **more) == 3
+            assert m.last_run.executed == executed
+    assert "resume=True finds nothing after these workers" in caplog.text
+
+
 def test_an_edited_query_runs_alone(tmp_path):
     """Eight queries on the same events; one of them is changed, as in a notebook, where everything is defined again, or in a new program."""
     pytest.importorskip(

@@ -43,11 +43,14 @@ def graph_of(log):
     return graph, ends[0], len(graph)
 
 
-def main(port, secret, info, log, answer, resume):
-    """Compute it."""
-    with DaskVine(
-        port=int(port), address="127.0.0.1", password_file=secret, run_info_path=info, resume=resume == "yes"
-    ) as m:
+def main(port, secret, info, log, answer, resume, workspace):
+    """Compute it, with workers that connect or, if there is a workspace, with own ones."""
+    options = {"run_info_path": info, "resume": resume == "yes"}
+    if workspace:
+        m = DaskVine.local(cores=4, memory_mb=1000, disk_mb=1000, workspace=workspace, **options)
+    else:
+        m = DaskVine(port=int(port), address="127.0.0.1", password_file=secret, **options)
+    with m:
         graph, end, _expected = graph_of(log)
         total, _ballast = m.get(graph, end, task_mode="function-calls", progress_disable=True)
         with open(answer, "w") as file:

@@ -10,11 +10,12 @@ import subprocess
 import sys
 from collections import Counter
 
+import psutil
 import pytest
 
 from tests import chores
 from tests.faults import resumed
-from tests.support import until
+from tests.support import alive, until
 from vinecore import journal
 
 WORKERS = 3
@@ -45,11 +46,12 @@ class Script:
         self.log, self.answer, self.info = yard.place("log"), yard.place("answer"), yard.place("info")
         self.process = None
 
-    def start(self, resume="yes"):
+    def start(self, resume="yes", workspace=""):
+        """Start it, with workers of its own if there is a workspace."""
         places = (self._yard.secret, self.info, self.log, self.answer)
         with self._yard.place("script.log").open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.resumed", str(self.port), *map(str, places), resume], stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "tests.faults.resumed", str(self.port), *map(str, places), resume, str(workspace)], stdin=subprocess.DEVNULL,
                 stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             )  # fmt: skip
 
@@ -124,6 +126,19 @@ def test_what_was_lost_together_with_the_manager_is_made_again(yard, script):
     workers[0].kill()
     script.kill()
     script.start()
+    assert script.process.wait(60) == 0, yard.place("script.log").read_text()
+    total, executed = json.loads(script.answer.read_text())
+    assert total == resumed.graph_of(script.log)[2]
+    assert executed < total
+
+
+def test_what_own_workers_have_left_in_their_workspace_is_found(yard, script):
+    script.start(workspace=yard.place("kept"))
+    until(lambda: len(script.finished()) >= 50)
+    family = psutil.Process(script.process.pid).children(recursive=True)
+    script.kill()
+    until(lambda: not any(map(alive, family)), "its workers to notice")
+    script.start(workspace=yard.place("kept"))
     assert script.process.wait(60) == 0, yard.place("script.log").read_text()
     total, executed = json.loads(script.answer.read_text())
     assert total == resumed.graph_of(script.log)[2]

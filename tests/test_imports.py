@@ -134,6 +134,11 @@ def test_the_protocol_is_imported_without_the_engine():
     assert not modules & {"msgspec", "dask", "psutil", "cloudpickle", "numpy", "vinecore.manager"}
 
 
+def test_the_factory_loads_dask_only_when_it_is_asked_for():
+    modules = modules_after("import vinecore.factory.cli, vinecore.factory.condor, vinecore.factory.slurm")
+    assert not modules & {"dask", "distributed", "daskvine"}
+
+
 def test_the_worker_starts_without_the_engine():
     modules = modules_after("import vineworker.cli")
     assert not modules & {"msgspec", "dask", "cloudpickle", "numpy", "rich", "click", "vinecore.manager"}

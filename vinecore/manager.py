@@ -997,7 +997,7 @@ class Manager:
             No factory has been started for this manager.
         """
         if self.factory is None:
-            msg = "no factory brings workers to this manager: start one with Factory('local', manager=m).start(), or 'condor'"
+            msg = "no factory brings workers to this manager: start one with Factory('local', manager=m).start(), or 'condor', or 'dask'"
             raise RuntimeError(msg)
         self.factory.change(min_workers=minimum, max_workers=maximum)
         if self._engine.call(lambda mind: mind.expected_workers) is not None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,55 @@ def vine_worker(*arguments, **env):
         timeout=60,
         env={**os.environ, "PYTHONPATH": ALONE, **env},
         check=False,
+        stdin=subprocess.DEVNULL,
     )
+
+
+def on_a_leash(m, yard, seconds):
+    """Start a worker on a leash, and give it with the pipe that holds it."""
+    log = yard.place("leash.log")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vineworker", "127.0.0.1", str(m.port), "--password", "-", "--leash", str(seconds),
+             "--workspace", str(yard.workspace), "--cores", "1"],
+            stdin=subprocess.PIPE, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": ALONE},
+        )  # fmt: skip
+    process.stdin.write(yard.secret.read_bytes())
+    process.stdin.flush()
+    m.wait_for_workers(1, 60)
+    return process, log
+
+
+def test_a_worker_on_a_leash_leaves_when_that_ends(yard):
+    m = yard.manager()
+    process, log = on_a_leash(m, yard, 300)
+    with process:
+        m.submit(Task("echo fine; cat"))
+        assert m.wait(60).output == "fine\n"
+        process.stdin.close()
+        assert process.wait(60) == 0
+    assert "has let it go" in log.read_text()
+
+
+def test_a_worker_on_a_leash_leaves_when_nobody_pulls_it(yard):
+    m = yard.manager()
+    process, log = on_a_leash(m, yard, 5)
+    with process:
+        m.submit(Task("sleep 1.5"))
+        assert m.wait(60).successful()
+        pulled = time.monotonic()
+        process.stdin.write(b".")
+        process.stdin.flush()
+        assert process.wait(60) == 0
+        assert time.monotonic() - pulled >= 5
+    assert "has not been heard for 5 s" in log.read_text()
+
+
+def test_a_leash_is_a_pipe_and_a_secret_that_is_announced_comes(tmp_path):
+    ended = vine_worker("localhost", 1, "--password", "-", "--workspace", tmp_path)
+    assert (ended.returncode, "no secret came from standard input" in ended.stderr) == (2, True)
+    ended = vine_worker("localhost", 1, "--leash", 5, "--workspace", tmp_path)
+    assert (ended.returncode, "--leash needs a pipe" in ended.stderr) == (2, True)
 
 
 def free_port():

@@ -19,7 +19,7 @@ class Order(NamedTuple):
     """What pilots are to do."""
 
     settings: Settings
-    host: str
+    host: str  # of the manager; "" where the batch system knows what its nodes call this machine
     port: int
     password_file: Path
     factory: str  # which factory they belong to

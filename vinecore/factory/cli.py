@@ -14,7 +14,7 @@ import click
 from vinecore.factory.batch import BatchError
 from vinecore.factory.factory import LATER, Factory
 
-TYPES = ("local", "condor", "slurm")
+TYPES = ("local", "condor", "slurm", "dask")
 
 
 def _address(words: Sequence[str]) -> str:
@@ -42,7 +42,11 @@ def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str]
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("address", nargs=-1, metavar="HOST PORT | HOST:PORT | -M NAME")
 @click.option(
-    "-T", "--batch-type", metavar="TYPE", required=True, help="Where workers run: local, condor or slurm."
+    "-T",
+    "--batch-type",
+    metavar="TYPE",
+    required=True,
+    help="Where workers run: local, condor, slurm or dask.",
 )
 @click.option(
     "-M",
@@ -61,13 +65,19 @@ def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str]
     metavar="HOST:PORT",
     help="Look for managers also at a catalog server, or several, with commas (default: what CATALOG_HOST says, or none).",
 )
-@click.option("-w", "--min-workers", type=int, metavar="N", help="So many at least (default: 5; local: 1).")
+@click.option(
+    "-w",
+    "--min-workers",
+    type=int,
+    metavar="N",
+    help="So many at least (default: 5; local: 1; dask: as --max-workers).",
+)
 @click.option(
     "-W",
     "--max-workers",
     type=int,
     metavar="N",
-    help="So many at most (default: 100; local: as --min-workers).",
+    help="So many at most (default: 100; local: as --min-workers; dask: one on each node).",
 )
 @click.option(
     "--workers-per-cycle",
@@ -129,6 +139,12 @@ def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str]
     "--slurm-shared",
     is_flag=True,
     help="Slurm's nodes find the archive of --python-env at the same path as this machine.",
+)
+@click.option(
+    "--dask-scheduler",
+    metavar="ADDRESS",
+    help="The scheduler of the Dask cluster whose nodes are used: tcp://HOST:PORT, tls://HOST:PORT, or the path of its file "
+    "(default: scheduler-address of dask's configuration).",
 )
 @click.option(
     "-B",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -33,10 +34,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("vinecore")
 
 LOOK_S = 0.2
+EVERY_NODE, DASK_LOOK_S = 1000, 2.0
+ABOVE = "daskvine.nodes"  # knows Dask, which the engine does not; loaded when it is asked for
 CONDOR_DEFAULTS = {"cores": 1, "memory": 1024, "disk": 1024, "gpus": 0}
 SLURM_DEFAULTS = {"cores": 1, "memory": 1024, "gpus": 0}
+THERE_ARE = "there are 'local', 'condor', 'slurm' and 'dask'"
 LATER = {
-    "dask": "dask clusters are not used yet; on their nodes run vine_worker HOST PORT",
     **dict.fromkeys(("uge", "sge", "pbs", "torque", "moab", "lsf", "flux", "amazon", "k8s"), "run vine_worker HOST PORT in a job of your own"),
 }  # fmt: skip
 
@@ -48,8 +51,8 @@ class Factory:
 
     Parameters
     ----------
-    batch_type : {"local", "condor", "slurm"}
-        Where workers run: on this machine, or as jobs of HTCondor or Slurm.
+    batch_type : {"local", "condor", "slurm", "dask"}
+        Where workers run: on this machine, as jobs of HTCondor or Slurm, or one on each node of a Dask cluster.
     manager : Manager or None
         Whom they work for.
     manager_host_port : str or None
@@ -80,6 +83,10 @@ class Factory:
         Whether HTCondor takes a copy of all files when a pilot is submitted.
     slurm_shared : bool
         Whether Slurm's nodes find the archive of ``python_env`` at the same path as this machine; if not, each pilot is sent a copy.
+    client : distributed.Client or None
+        A client of the Dask cluster whose nodes are used.
+    dask_scheduler : str or None
+        Instead of a client, where the cluster's scheduler is: its address, or the path of its file.
     **settings
         As in `vinecore.factory.settings.Settings`: min_workers, max_workers, cores, memory, disk, timeout and so on.
 
@@ -94,8 +101,11 @@ class Factory:
                  catalog: str | None = None,
                  password: str | Path | None = None, ssl: bool = False, ssl_fingerprint: str | Sequence[str] = (),
                  scratch_dir: str | Path | None = None, config_file: str | Path | None = None,
-                 workspace: str | Path | None = None, keep_workspace: bool = False, condor_spool: bool = False, slurm_shared: bool = False, **settings: Any) -> None:  # fmt: skip
+                 workspace: str | Path | None = None, keep_workspace: bool = False, condor_spool: bool = False, slurm_shared: bool = False,
+                 client: Any = None, dask_scheduler: str | None = None, **settings: Any) -> None:  # fmt: skip
         self._make_batch: Callable[[], Batch]
+        _check_workspace(workspace, keep_workspace)
+        _check_nodes(batch_type, client, dask_scheduler, settings)
         if batch_type == "local":
             defaults = {"min_workers": settings.get("min_workers", 1), "factory_period": LOOK_S}
             defaults["max_workers"] = settings.get("max_workers") or defaults["min_workers"]
@@ -111,24 +121,28 @@ class Factory:
 
             defaults = dict(SLURM_DEFAULTS)
             self._make_batch = lambda: Slurm(shared=slurm_shared)
+        elif batch_type == "dask":
+            every = settings.get("max_workers") or EVERY_NODE
+            defaults = {"min_workers": every, "max_workers": every, "factory_period": DASK_LOOK_S}
+            self._make_batch = lambda: importlib.import_module(ABOVE).Dask(client, dask_scheduler or "")
         else:
-            what = LATER.get(batch_type, "there are 'local', 'condor' and 'slurm'")
-            msg = f"batch_type={batch_type!r}: {what}"
-            raise ValueError(msg)
-        if keep_workspace and workspace is None:
-            msg = (
-                "keep_workspace=True needs a workspace that later workers can name: add workspace='my-folder'"
-            )
+            msg = f"batch_type={batch_type!r}: {LATER.get(batch_type, THERE_ARE)}"
             raise ValueError(msg)
         given = {name: value for name, value in settings.items() if value is not None}
         self._base = Settings().changed(**{**defaults, **given})
+        host = {"local": "127.0.0.1", "dask": ""}.get(batch_type)  # of a Dask cluster it is found out
         if sum(given is not None for given in (manager or manager_host_port, manager_name)) != 1:
             msg = "give the manager that the workers are for: Factory('local', manager=m), or manager_host_port='HOST:PORT', or manager_name='NAME'"
             raise ValueError(msg)
         secret = None if password is None else Path(password).expanduser()
         if manager_name is None:
             self._source = _source(
-                manager, manager_host_port, secret, ssl, ssl_fingerprint, batch_type == "local"
+                manager,
+                manager_host_port,
+                secret,
+                ssl,
+                ssl_fingerprint,
+                socket.getfqdn() if host is None else host,
             )
         else:
             self._source = _named(manager_name, registry, catalog, secret, ssl, ssl_fingerprint)
@@ -325,13 +339,35 @@ class Factory:
         self.stop()
 
 
+def _check_workspace(workspace: str | Path | None, keep: bool) -> None:
+    if keep and workspace is None:
+        msg = "keep_workspace=True needs a workspace that later workers can name: add workspace='my-folder'"
+        raise ValueError(msg)
+
+
+def _check_nodes(batch_type: str, client: Any, scheduler: str | None, settings: dict[str, Any]) -> None:
+    """Refuse what has no meaning on the nodes of a Dask cluster, and what has one only there."""
+    if batch_type != "dask":
+        if not (client is None and scheduler is None):
+            msg = f"client and dask_scheduler are for 'dask', not for {batch_type!r}"
+            raise ValueError(msg)
+        return
+    for name in ("python_env", "batch_options", "condor_requirements"):
+        if settings.get(name):
+            msg = f"{name} is not for 'dask': its nodes are there already, and vine workers run in the Python of the Dask workers"
+            raise ValueError(msg)
+    if client is not None and getattr(client, "asynchronous", False):
+        msg = "client is asynchronous: make one without asynchronous=True, or name its address with dask_scheduler"
+        raise ValueError(msg)
+
+
 def _source(
     manager: Manager | None,
     where: str | None,
     password: Path | None,
     ssl: bool,
     ssl_fingerprint: str | Sequence[str],
-    local: bool,
+    default: str,
 ) -> Source:
     host, port = "", 0
     if where is not None:
@@ -341,7 +377,7 @@ def _source(
             raise ValueError(msg)
         host, port = host.strip("[]"), int(digits)
     if manager is not None:
-        return Near(manager, host or ("127.0.0.1" if local else socket.getfqdn()))
+        return Near(manager, host or default)
     secret = password or user_secret()[1]
     return Far(host, port, secret, _fingerprints(secret, ssl, ssl_fingerprint))
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import resource
+import stat
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 MOST_FILES = 65536
 GRACE_S = 25.0
 """Batch systems kill what has not left 30 s after they have asked it to."""
+MOST_SECRET = 4096
 
 EPILOG = """
 The secret: a worker of the same user on the same machine (or a shared home) finds the manager's secret by itself;
@@ -104,7 +106,12 @@ def parser() -> argparse.ArgumentParser:
         help="for handing over what only it has when it gets SIGTERM or SIGINT, its wall time is over or it was idle; a second signal ends "
         f"it at once (default: {GRACE_S:g})",
     )
-    p.add_argument("-P", "--password", metavar="FILE", help="file with the manager's secret")
+    p.add_argument(
+        "-P",
+        "--password",
+        metavar="FILE",
+        help="file with the manager's secret; - for the first line of standard input",
+    )
     p.add_argument(
         "--ssl",
         action="store_true",
@@ -138,6 +145,12 @@ def parser() -> argparse.ArgumentParser:
         const=os.getppid(),
         metavar="PID",
         help="leave when the process that has started this one is gone",
+    )
+    p.add_argument(
+        "--leash",
+        type=float,
+        metavar="S",
+        help="leave when standard input ends, or when nothing has come from it for so long",
     )
     p.add_argument(
         "--feature",
@@ -236,13 +249,16 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
     if options.keep_workspace and not options.workspace:
         p.error("--keep-workspace needs a workspace that the next worker can name: add --workspace DIR")
     path = options.password or secret_file()
+    if options.leash is not None and not stat.S_ISFIFO(os.fstat(0).st_mode):
+        p.error("--leash needs a pipe as standard input, which is held by what has started the worker")
     try:
-        with open(path, "rb") as file:
-            secret = file.read().strip()
+        secret = _read_secret(path)
     except OSError as error:
         p.error(
             f"no secret at {path} ({error.strerror}): start the manager on this machine first, or copy its password file here and name it with --password FILE"
         )
+    if path == "-" and not secret:
+        p.error("no secret came from standard input, as --password - has announced")
     fingerprints = _fingerprints(p, options, path)
     workspace = os.path.abspath(options.workspace or tempfile.gettempdir())
     try:
@@ -272,6 +288,7 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         options.timeout if options.connect_timeout is None else options.connect_timeout,
         options.wall_time,
         options.grace,
+        options.leash,
     )
     _raise_limit_of_files()
 
@@ -302,6 +319,17 @@ def _whereabouts(
         return addresses, Finder(options.manager_name, registry.place(options.registry or ""), servers)
     except ValueError as error:
         p.error(str(error))
+
+
+def _read_secret(path: str) -> bytes:
+    """Read the secret from a file, or from standard input up to the end of a line, and no further."""
+    if path != "-":
+        with open(path, "rb") as file:
+            return file.read().strip()
+    secret = b""
+    while len(secret) < MOST_SECRET and (byte := os.read(0, 1)) not in (b"", b"\n"):
+        secret += byte
+    return secret.strip()
 
 
 def _fingerprints(p: argparse.ArgumentParser, options: argparse.Namespace, secret: str) -> tuple[str, ...]:

@@ -56,6 +56,7 @@ class Settings(NamedTuple):
     connect_timeout_s: float = 900.0
     wall_time_s: Optional[float] = None  # how long it may live
     grace_s: float = 25.0  # for handing over what only this worker has
+    leash_s: Optional[float] = None  # who has started it says something on standard input at least so often
 
 
 class Session:

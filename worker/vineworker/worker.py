@@ -62,7 +62,7 @@ class Worker:
         self._stopping: asyncio.Future[None]
         self._session: Optional[Session] = None
         self._estate: Optional[Estate] = None  # of a manager that has vanished
-        self._last_busy = time.monotonic()
+        self._last_busy = self._held_at = time.monotonic()
         self._reason = ""
         self._going = False  # it has told its manager that it wants to go
         self._begins_to_leave = math.inf
@@ -87,6 +87,9 @@ class Worker:
             self._loop.add_signal_handler(number, self._told_to_end, signal.Signals(number).name)
         if self._settings.wall_time_s is not None:
             self._loop.call_later(self._begins_to_leave - time.monotonic(), self._time_is_over)
+        if self._settings.leash_s is not None:
+            os.set_blocking(0, False)
+            self._loop.add_reader(0, self._hold)
         door = self._open_door()
         watch = self._loop.create_task(self._watch())
         try:
@@ -250,6 +253,14 @@ class Worker:
             self._session.say(m.Leaving(reason))
             self._session.end(reason)
 
+    def _hold(self) -> None:
+        """Something has come from standard input, or it has ended."""
+        if os.read(0, 1 << 12):
+            self._held_at = time.monotonic()
+        else:
+            self._loop.remove_reader(0)
+            self._hand_over("what has started this worker is gone, or has let it go", self._settings.grace_s)
+
     async def _watch(self) -> None:
         pinged_at = 0.0
         while True:
@@ -257,6 +268,11 @@ class Worker:
             now, session = time.monotonic(), self._session
             if self._settings.parent not in (None, os.getppid()):
                 self._leave("the process that has started this worker is gone", True)
+            if self._settings.leash_s is not None and now - self._held_at > self._settings.leash_s:
+                self._leave(
+                    f"what has started this worker has not been heard for {self._settings.leash_s:.0f} s",
+                    True,
+                )
             if session is None:
                 continue
             quiet = now - session.heard_at

@@ -112,7 +112,7 @@ def test_a_manager_says_what_there_is_to_do_to_who_knows_the_secret(yard):
         (["-T", "pbs", "localhost", "9123"], "run vine_worker HOST PORT in a job of your own"),
         (
             ["-T", "cloud", "localhost", "9123"],
-            "there is no such batch system; there are local, condor, slurm",
+            "there is no such batch system; there are local, condor, slurm, dask",
         ),
         (["-T", "local"], "give either the manager's address"),
         (["-T", "local", "-M", "mine", "localhost", "9123"], "or its name, -M NAME"),

@@ -1,0 +1,133 @@
+"""What runs inside a Dask worker: it starts the vine worker of its node, and ends it.
+
+Sent by value, as nothing of this package need be installed there; so it refers to nothing else in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distributed import WorkerPlugin
+
+GRACE_S = 30.0  # for a vine worker that is let go, and hands over what only it has
+MOST_WORDS = 500
+
+
+class About(NamedTuple):
+    """What one Dask worker says of itself."""
+
+    node: tuple[str, ...]
+    cores: int
+    memory: int  # in bytes; 0 without a limit
+
+
+class Parcel(NamedTuple):
+    """All that a pilot needs on its node. Shows nothing of what is in it: Dask prints what it cannot run."""
+
+    name: str  # of the pilot's plugin
+    file: bytes  # the worker as one file
+    secret: bytes
+    wrapper: tuple[str, ...]
+    options: tuple[str, ...]
+    env: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"<what {self.name} needs>"
+
+
+def probe(dask_worker: Any) -> About:
+    """Say on which node a Dask worker is, and what it may use there.
+
+    Workers of one node have the host's name, the address and the control group in common: so it is also what a batch system
+    limits and ends as one, and two of its jobs on one host are two nodes.
+    """
+    try:
+        group = Path("/proc/self/cgroup").read_text(errors="replace")
+    except OSError:  # not on macOS
+        group = ""
+    host = dask_worker.address.partition("://")[2].rpartition(":")[0]
+    limit = dask_worker.memory_manager.memory_limit
+    return About((socket.gethostname(), host, group), dask_worker.state.nthreads, limit or 0)
+
+
+async def start(parcel: Parcel, dask_worker: Any) -> str:
+    """Start the vine worker of this node; say why that cannot be done."""
+    if parcel.name in dask_worker.plugins:
+        await dask_worker.plugin_remove(name=parcel.name)
+    try:
+        pilot = Pilot(parcel, dask_worker.local_directory)
+    except OSError as error:
+        return f"{error.strerror}: {error.filename}"
+    await dask_worker.plugin_add(plugin=pilot, name=parcel.name)
+    return ""
+
+
+class Pilot(WorkerPlugin):
+    """A vine worker as a child of a Dask worker.
+
+    It is on a leash, a pipe that ends with the Dask worker, however that ends. The secret goes through the pipe, and is in no file.
+    """
+
+    def __init__(self, parcel: Parcel, folder: str) -> None:
+        self.name = parcel.name
+        self._folder = tempfile.mkdtemp(prefix="vine-", dir=folder)
+        try:
+            file = os.path.join(self._folder, "vine_worker.pyz")
+            Path(file).write_bytes(parcel.file)
+            command = [*parcel.wrapper, sys.executable, file, *parcel.options, "--workspace", self._folder]
+            # what the Dask worker can import, tasks can, too
+            paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+            with open(os.path.join(self._folder, "log"), "wb") as log:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=self._folder, start_new_session=True,
+                    env={**os.environ, "PYTHONPATH": paths, **parcel.env},
+                )  # fmt: skip
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        assert self._process.stdin is not None
+        self._leash = self._process.stdin.fileno()
+        os.set_blocking(self._leash, False)
+        self._pull(parcel.secret + b"\n")
+
+    def _pull(self, said: bytes) -> None:
+        try:
+            os.write(self._leash, said)
+        except OSError:  # it has ended, or does not listen now
+            pass
+
+    def setup(self, worker: Any) -> None:
+        """Answer those who look; called by Dask."""
+        worker.handlers[self.name] = self.look
+
+    def look(self) -> dict[str, Any]:
+        """Say whether the vine worker runs; it goes on as long as somebody looks."""
+        code = self._process.poll()
+        if code is None:
+            self._pull(b".")
+            return {"code": None, "words": ""}
+        with open(os.path.join(self._folder, "log"), "rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - MOST_WORDS))
+            lines = log.read().decode(errors="replace").strip().splitlines()
+        return {"code": code, "words": lines[-1] if lines else ""}
+
+    async def teardown(self, worker: Any) -> None:
+        """Let the vine worker go, and see that it does; called by Dask, also when the Dask worker is closed."""
+        worker.handlers.pop(self.name, None)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        deadline = time.monotonic() + GRACE_S
+        while self._process.poll() is None:
+            if time.monotonic() > deadline:
+                self._process.kill()
+            await asyncio.sleep(0.02)
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,259 @@
+"""Vine workers on the nodes of Dask clusters that are there already."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+
+import dask
+import psutil
+import pytest
+
+pytest.importorskip("distributed")
+
+from daskvine import DaskVine
+from tests.cluster import dask_clusters
+from tests.cluster.dask_clusters import MEMORY_MB, pilots
+from tests.support import alive, until, workers_of, yard_in
+from vinecore import Factory, FunctionCall, PythonTask, Task
+from vinecore.factory.batch import BatchError
+
+LONG_S = 120.0
+CALLS = 2000
+ON_LOCAL, ON_JOBS = (pytest.mark.parametrize("cluster", [kind], indirect=True) for kind in ("local", "jobs"))
+
+# what Dask's own processes and sockets leave to the garbage collector
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(scope="module", params=["local", "jobs"])
+def cluster(request, tmp_path_factory):
+    """A Dask cluster: two workers on one node, or two jobs with a node each."""
+    if request.param == "jobs":
+        pytest.importorskip("dask_jobqueue")
+    folder = tmp_path_factory.mktemp("dask")
+    config = {"temporary-directory": str(folder)}
+    if request.param == "jobs":  # which have no nanny left that starts another worker
+        config["distributed.deploy.lost-worker-timeout"] = "500ms"
+    with dask.config.set(config):
+        cluster = dask_clusters.local() if request.param == "local" else dask_clusters.jobs(folder)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+
+
+@pytest.fixture
+def yard(tmp_path, monkeypatch):
+    with yard_in(tmp_path, monkeypatch) as yard:
+        yield yard
+
+
+@pytest.fixture
+def start(cluster):
+    """Start factories; when the test ends nothing of them is left, and the Dask cluster works."""
+    started = []
+
+    def start(m, **options):
+        factory = Factory(
+            "dask", client=cluster.client, manager=m, **{"factory_period": 0.5, **options}
+        ).start()
+        started.append(factory)
+        return factory
+
+    yield start
+    there = [
+        process for factory in started for pilot in pilots(factory) for process in (pilot, *children(pilot))
+    ]
+    for factory in started:
+        factory.stop()
+        assert pilots(factory) == []
+    until(lambda: not any(map(alive, there)), "the end of all that vine workers have started")
+    assert cluster.client.submit(sum, [1, 2], pure=False).result(LONG_S) == 3
+
+
+def children(process):
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def test_there_is_one_vine_worker_on_each_node_with_what_its_dask_workers_have(cluster, start, yard, caplog):
+    m = yard.manager()
+    secret = yard.secret.read_text().strip()
+    with caplog.at_level(logging.DEBUG):
+        factory = start(m, disk=500)
+        m.wait_for_workers(cluster.nodes, LONG_S)
+        until(lambda: len(pilots(factory)) == cluster.nodes, "the vine workers")
+    assert [(w["total"]["cores"], w["total"]["memory"], w["total"]["disk"]) for w in workers_of(m)] == [
+        (cluster.cores, cluster.cores * MEMORY_MB, 500)
+    ] * cluster.nodes
+    m.submit(PythonTask(lambda: __import__("sys").executable))
+    assert m.wait(LONG_S).output == sys.executable
+    shown = [word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or ()]
+    assert factory._id in cluster.logs
+    assert secret not in "".join([*shown, cluster.logs, caplog.text])
+    for pilot in pilots(factory):
+        assert secret not in str(pilot.environ())
+
+
+def test_calls_do_not_notice_that_half_of_the_cluster_is_killed_in_the_middle(cluster, start, yard):
+    def slow_square(x):  # pickled by value: the nodes have no file of these tests
+        import time
+
+        time.sleep(0.005)
+        return x * x
+
+    m = yard.manager()
+    m.install_library(m.create_library_from_functions("work", slow_square, exec_mode="direct"))
+    factory = start(m)
+    for number in range(CALLS):
+        m.submit(FunctionCall("work", "slow_square", number))
+    results = [m.wait(LONG_S).output for _ in range(200)]
+    m.wait_for_workers(cluster.nodes, LONG_S)
+    known = {worker["id"] for worker in workers_of(m)}
+    before = cluster.lose_half(factory)
+    until(lambda: not alive(before[0]), "the end of the vine worker whose Dask worker was killed")
+    while len(results) < CALLS:
+        results.append(m.wait(LONG_S).output)
+    assert sorted(results) == [number * number for number in range(CALLS)]
+    until(
+        lambda: m.workers_connected == cluster.nodes and {w["id"] for w in workers_of(m)} - known,
+        "another vine worker",
+        LONG_S,
+    )
+
+
+def test_the_queries_of_the_demo_do_not_notice_it_either(cluster, start, yard, tmp_path_factory):
+    pytest.importorskip("coffea", reason="the demo needs the HEP stack (coffea with dask-awkward, hist)")
+    from daskvine.demo.nanoaod import write_dataset
+    from daskvine.demo.queries import QUERIES, open_events
+    from daskvine.demo.reference import compute_reference, same
+    from daskvine.demo.runner import run_queries
+
+    dataset = write_dataset(tmp_path_factory.mktemp("nanoaod"), files=2, events=1000, seed=7)
+    references = compute_reference(dataset)
+    m = yard.manager(DaskVine)
+    factory = start(m)
+    m.wait_for_workers(cluster.nodes, LONG_S)
+    events = open_events(dataset, steps_per_file=2)
+    results = run_queries(m.get, events, task_mode="function-calls", progress_disable=True)
+    done = [next(results) for _ in range(3)]
+    cluster.lose_half(factory)
+    done += results
+    assert [result.query.name for result in done] == list(QUERIES)
+    assert all(same(result.histograms, references[result.query.name]) for result in done)
+
+
+@ON_JOBS
+def test_a_manager_scales_over_the_nodes_that_are_there(start, cluster, yard):
+    m = yard.manager()
+    factory = start(m, min_workers=0, max_workers=5)
+    assert not m.workers_connected
+    m.submit(Task("echo fine"))
+    assert m.wait(LONG_S).output == "fine\n"
+    m.scale(3)
+    m.wait_for_workers(cluster.nodes, LONG_S)
+    before = pilots(factory)
+    assert len(before) == cluster.nodes
+    m.scale(1)
+    until(lambda: len(pilots(factory)) == 1, "those that are too many to go", LONG_S)
+    m.adapt(1, 5)
+    os.kill(pilots(factory)[0].pid, signal.SIGKILL)
+    until(lambda: pilots(factory) and not set(pilots(factory)) & set(before), "another vine worker", LONG_S)
+    m.submit(Task("echo fine"))
+    assert m.wait(LONG_S).output == "fine\n"
+
+
+@ON_JOBS
+def test_a_client_that_leaves_ends_its_vine_workers(cluster, yard, monkeypatch, caplog):
+    from distributed import Client
+
+    monkeypatch.setattr("daskvine.nodes.LEASH_S", 4.0)
+    m = yard.manager()
+    with Client(cluster.client.scheduler.address, set_as_default=False) as client:
+        factory = Factory("dask", client=client, manager=m, factory_period=0.5).start()
+        m.wait_for_workers(cluster.nodes, LONG_S)
+        there = pilots(factory)
+    try:
+        until(lambda: not any(map(alive, there)), "the end of the vine workers")
+        until(lambda: "the Dask client is closed" in caplog.text, "a word about the client")
+    finally:
+        factory.stop()
+    assert m.workers_connected == 0
+
+
+@ON_LOCAL
+def test_what_cannot_start_is_told_with_the_reason_and_not_started_as_fast_as_possible(
+    cluster, start, yard, caplog
+):
+    start(yard.manager(), wrapper="sh -c 'echo no licence >&2; exit 3'")
+    until(
+        lambda: all(f"exit code 3: no licence; others in {pause} s" in caplog.text for pause in (0.4, 0.8)),
+        "what is wrong",
+        LONG_S,
+    )
+
+
+@ON_LOCAL
+def test_the_command_uses_a_cluster_by_its_address(cluster, yard):
+    m = yard.manager()
+    log = yard.place("factory.log")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vinecore.factory.cli", "-T", "dask", "--dask-scheduler", cluster.client.scheduler.address, "127.0.0.1", str(m.port),
+             "-P", str(yard.secret), "--max-workers", "1"],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )  # fmt: skip
+    with process:
+        try:
+            m.wait_for_workers(1, LONG_S)
+            m.submit(Task("echo fine"))
+            assert m.wait(LONG_S).output == "fine\n"
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert (process.returncode, "removing all workers" in log.read_text()) == (0, True), log.read_text()
+    until(lambda: m.workers_connected == 0, "the vine worker to go")
+
+
+def test_what_makes_no_sense_is_refused(yard, monkeypatch):
+    from distributed import Client
+
+    m = yard.manager()
+    with pytest.raises(ValueError, match="python_env is not for 'dask'"):
+        Factory("dask", manager=m, python_env="env.tar")
+    with pytest.raises(ValueError, match="for 'dask', not for 'local'"):
+        Factory("local", manager=m, dask_scheduler="tcp://127.0.0.1:1")
+
+    async def with_its_client():
+        Factory(
+            "dask", manager=m, client=Client("tcp://127.0.0.1:1", asynchronous=True, set_as_default=False)
+        )
+
+    with pytest.raises(ValueError, match="client is asynchronous"):
+        asyncio.run(with_its_client())
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+    with dask.config.set({"scheduler-address": None}), pytest.raises(BatchError, match="which Dask cluster"):
+        Factory("dask", manager=m).start()
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),
+        pytest.raises(BatchError, match="no Dask scheduler at tcp"),
+    ):
+        Factory("dask", manager=m, dask_scheduler="tcp://127.0.0.1:1").start()
+
+
+def test_without_distributed_the_error_says_what_to_install():
+    program = "import sys; sys.modules['distributed'] = None; from vinecore.factory.cli import main; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "-T", "dask", "--dask-scheduler", "tcp://localhost:8786", "localhost", "9123"],
+        capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "pip install 'daskvine[distributed]'" in ended.stderr

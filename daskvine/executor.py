@@ -16,7 +16,7 @@ import dask
 
 from daskvine import vertex
 from daskvine.compiling import HELPERS, SharedObjects, dumps
-from daskvine.graph import Graph, annotations_of, flat_keys, nested, normalize
+from daskvine.graph import Graph, annotations_of, flat_keys, nested, normalize, without_collector
 from daskvine.merge import rewrite
 from daskvine.options import Options
 from daskvine.run import GraphRun
@@ -176,12 +176,13 @@ class DaskVine(Manager):
             return self.get
         self._engine.check()
         options = Options.parse(kwargs)
-        annotations = annotations_of(dsk)
-        nodes = normalize(dsk)
-        if options.reconstruct is not False:
-            nodes = rewrite(nodes, options.merge_size if options.reconstruct else None)
-        graph = Graph(nodes, flat_keys(keys))
-        graph.annotations = annotations
+        with without_collector():
+            annotations = annotations_of(dsk)
+            nodes = normalize(dsk)
+            if options.reconstruct is not False:
+                nodes = rewrite(nodes, options.merge_size if options.reconstruct else None)
+            graph = Graph(nodes, flat_keys(keys))
+            graph.annotations = annotations
         run = GraphRun(self, graph, options, next(self._run_numbers))
         self._runs[run.number] = run
         self.last_run = run

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -24,6 +25,18 @@ Key = Any
 
 LARGE = 10_000  # vertices of a graph whose order takes too long to wait for
 FIRST = 8_192  # vertices of such a graph that go depth first
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Keep Python's garbage collector away while a graph is made: nothing of it is garbage, and looking through it again and again takes as long as all else."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class Graph:
@@ -117,7 +130,8 @@ class Graph:
             return
         first = dict.fromkeys(islice(self.vertices, FIRST))
         yield from first
-        ranks: dict[Key, int] = order(self._unordered)
+        with without_collector():
+            ranks: dict[Key, int] = order(self._unordered)
         gc.collect()  # what `order` leaves is in cycles, and as large as the graph
         yield from sorted((key for key in self.vertices if key not in first), key=ranks.__getitem__)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from dask.order import order
 
 from daskvine import graph as graphs
-from daskvine.graph import Graph, normalize
+from daskvine.graph import Graph, normalize, without_collector
 
 
 def tree(leaves):
@@ -67,3 +69,17 @@ def test_a_circle_in_a_large_graph_is_refused(monkeypatch):
     graph = {"a": (abs, "c"), "b": (abs, "a"), "c": (abs, "b"), "d": (abs, "c")}
     with pytest.raises(RuntimeError, match="Cycle"):
         Graph(normalize(graph), ["d"])
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_garbage_collector_is_as_it_was_when_a_graph_is_made_or_is_not(on):
+    before = gc.isenabled()
+    try:
+        (gc.enable if on else gc.disable)()
+        with without_collector():
+            assert not gc.isenabled()
+        with pytest.raises(KeyError), without_collector():
+            Graph({}, ["x"])
+        assert gc.isenabled() is on
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -106,7 +106,7 @@ def test_a_manager_that_is_killed_again_and_again_repeats_nothing_that_is_finish
         counts = script.executions()
         before.update({name: counts[name] for name in script.finished() - before.keys()})
     script.start()
-    assert script.process.wait(60) == 0, yard.place("script.log").read_text()
+    assert script.process.wait(120) == 0, yard.place("script.log").read_text()
     total, executed = json.loads(script.answer.read_text())
     counts = script.executions()
     assert total == expected == len(counts)
@@ -126,7 +126,7 @@ def test_what_was_lost_together_with_the_manager_is_made_again(yard, script):
     workers[0].kill()
     script.kill()
     script.start()
-    assert script.process.wait(60) == 0, yard.place("script.log").read_text()
+    assert script.process.wait(120) == 0, yard.place("script.log").read_text()
     total, executed = json.loads(script.answer.read_text())
     assert total == resumed.graph_of(script.log)[2]
     assert executed < total
@@ -139,7 +139,7 @@ def test_what_own_workers_have_left_in_their_workspace_is_found(yard, script):
     script.kill()
     until(lambda: not any(map(alive, family)), "its workers to notice")
     script.start(workspace=yard.place("kept"))
-    assert script.process.wait(60) == 0, yard.place("script.log").read_text()
+    assert script.process.wait(120) == 0, yard.place("script.log").read_text()
     total, executed = json.loads(script.answer.read_text())
     assert total == resumed.graph_of(script.log)[2]
     assert executed < total

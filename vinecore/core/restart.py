@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vinecore.core.state import Worker
     from vinecore.protocol import messages as m
 
-RETURN_S = 10.0  # how long workers are waited for, from the first on; they dial at least every five seconds
+RETURN_S = 15.0  # how long workers are waited for, from the first on; they dial at least every five seconds
 
 Result = tuple[str, int, str]
 

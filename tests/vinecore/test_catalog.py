@@ -21,10 +21,14 @@ from vinecore.catalog_server import MOST_CONNECTIONS_OF_ONE, MOST_OF_ONE, Record
 from vinecore.protocol import catalog
 from vinecore.protocol.catalog import Catalog, parse_servers
 from vinecore.protocol.records import MOST_BYTES
+from vinecore.secrets import write_secret
 
 
 def record(name="mine", key="0123", **more):
     return {**describe(name=name, key=key, bound="127.0.0.1", port=9123, ssl=False), **more}
+
+
+OK = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
 @pytest.fixture
@@ -129,6 +133,27 @@ def test_a_catalog_that_is_away_is_told_of_and_harms_nobody(yard, caplog):
     worker.says("no catalog answers: 127.0.0.1:1: [Errno 111] Connection refused")
 
 
+def test_a_catalog_that_lies_sends_a_worker_to_strangers_and_not_into_trouble(yard, tmp_path, caplog):
+    write_secret(tmp_path / "theirs")
+    thief = yard.manager(name="mine", registry=False, password_file=tmp_path / "theirs")
+    m = yard.manager(name="mine", registry=False)
+    stranger = OddServer(*[b"\x16\x03\x01" + b"[" * 2000 + b"\n"] * 20, hears=False)
+    port = stranger.port
+    told = [None, 7, [[]], {}, {"type": "vine_manager"}, record(port="x"), *(record(project=n) for n in (None, [], "x" * 10_000)),
+            *(record(key=f"stranger-{n}", port=port, tasks_waiting=9) for n in range(3)), record(key="thief", port=thief.port, tasks_waiting=9)]  # fmt: skip
+    true = record(key="true", port=m.port)
+    liar = OddServer(*[OK + json.dumps([*told, true]).encode()] * 20)
+    worker = yard.worker(None, "-M", "mine", "-C", f"127.0.0.1:{liar.port}", "--timeout", "100")
+    m.wait_for_workers(1, PATIENCE_S)
+    m.submit(Task("echo fine"))
+    assert m.wait(PATIENCE_S).output == "fine\n"
+    assert thief.workers_connected == 0
+    assert "wrong secret" in caplog.text
+    assert "Traceback" not in worker.log
+    for server in (liar, stranger):
+        server.close()
+
+
 # ---- the client
 
 
@@ -156,9 +181,10 @@ def test_the_next_server_is_asked_where_one_does_not_answer(server):
 
 
 class OddServer:
-    """Answers each connection with what it is told to."""
+    """Answers each connection with what it is told to, after it has heard something."""
 
-    def __init__(self, *answers):
+    def __init__(self, *answers, hears=True):
+        self._hears = hears
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port, self.asked = self.listener.getsockname()[1], []
         self._thread = threading.Thread(target=self._serve, args=(answers,), daemon=True)
@@ -166,20 +192,22 @@ class OddServer:
 
     def _serve(self, answers):
         for answer in answers:
-            sock, _ = self.listener.accept()
+            try:
+                sock, _ = self.listener.accept()
+            except OSError:  # closed
+                return
             with sock:
-                self.asked.append(sock.recv(4096))
+                if self._hears:
+                    self.asked.append(sock.recv(4096))
                 try:
                     sock.sendall(answer)
                 except OSError:
                     pass
 
     def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
         self._thread.join(PATIENCE_S)
         self.listener.close()
-
-
-OK = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 from vineworker import packing
+from vineworker.search import Search
 
 from tests import chores
 from tests.support import PATIENCE_S, find_python, until
 from vinecore import Manager, Task
-from vinecore.protocol import registry
-from vinecore.secrets import write_secret
+from vinecore.announcing import describe
+from vinecore.protocol import handshake, registry
+from vinecore.protocol.finding import Finder
+from vinecore.secrets import read_secret, write_secret
 
 
 @pytest.fixture
@@ -215,3 +218,24 @@ def test_what_cannot_be_understood_is_refused_with_what_to_do(yard, words, said)
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )  # fmt: skip
     assert (ended.returncode, said in " ".join(ended.stderr.split())) == (2, True)
+
+
+def test_who_does_not_answer_in_time_is_tried_last_the_next_time(yard, monkeypatch):
+    monkeypatch.setattr(handshake, "TIMEOUT_S", 0.3)
+    folder = str(yard.place("managers"))
+
+    def enter(key, port, **more):
+        about = describe(name="mine", key=key, bound="127.0.0.1", port=port, ssl=False)
+        registry.write(folder, key, {**about, **more})
+
+    search = Search(read_secret(yard.secret), (), Finder("mine", folder))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        enter("silent", port, tasks_waiting=9)
+        with pytest.raises(ConnectionError, match=f"127.0.0.1:{port}: timed out"):
+            search.dial()
+        m = yard.manager(name="mine", registry=folder)
+        assert [address[1] for address, _ssl in search._places()] == [m.port, port]
+        sock, _key, manager = search.dial()
+        sock.close()
+    assert manager.address == ("127.0.0.1", m.port)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 from vinecore.protocol import handshake
@@ -64,6 +63,7 @@ class Search:
     ) -> None:
         self._secret, self._addresses, self._finder = secret, addresses, finder
         self._fingerprints, self._known = fingerprints, known
+        self._slow: set[Address] = set()
         self._cover: Any = None
 
     def __str__(self) -> str:
@@ -88,6 +88,8 @@ class Search:
             try:
                 return self._dial(address, ssl)
             except OSError as error:
+                if isinstance(error, socket.timeout):
+                    self._slow.add(address)
                 problems.append(f"{address[0]}:{address[1]}: {error}")
                 final = final and isinstance(error, handshake.Refused)
         if final:
@@ -97,15 +99,16 @@ class Search:
             problems += filter(None, [self._finder.problem])
         raise ConnectionError("; ".join(problems))
 
-    def _places(self) -> Iterator[tuple[Address, bool]]:
-        """Where to try, and whether TLS is spoken there."""
+    def _places(self) -> list[tuple[Address, bool]]:
+        """Where to try, and whether TLS is spoken there; what did not answer in time before comes last."""
         forced = bool(self._fingerprints)
-        for address in self._addresses:
-            yield address, forced
+        places = dict.fromkeys(self._addresses, forced)
         if self._finder is not None:
             for found in self._finder.look():
                 for address in found.addresses:
-                    yield address, forced or found.ssl
+                    places.setdefault(address, forced or found.ssl)
+        self._slow.intersection_update(places)
+        return sorted(places.items(), key=lambda place: place[0] in self._slow)
 
     def _dial(self, address: Address, ssl: bool) -> Dialled:
         manager = Manager(address)

@@ -65,6 +65,9 @@ def run(*command: str, check: bool = True, given: str | None = None) -> str:
         msg = f"{command[0]} has not answered for {COMMAND_S:.0f} s"
         raise BatchError(msg) from None
     if ended.returncode and check:
-        msg = f"{command[0]}: {(ended.stderr.strip() or ended.stdout.strip())[-MOST_WORDS:] or f'exit code {ended.returncode}'}"
+        words = (ended.stderr.strip() or ended.stdout.strip()).replace(f"{command[0]}: error: ", "")
+        msg = (
+            f"{command[0]}: {'; '.join(words.splitlines())[-MOST_WORDS:] or f'exit code {ended.returncode}'}"
+        )
         raise BatchError(msg)
     return ended.stdout

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("vinecore")
 
 DEFAULT_PORT = 9123
+PORT_VARIABLES = {"VINE_PORT", "VINE_LOW_PORT", "VINE_HIGH_PORT", "TCP_LOW_PORT", "TCP_HIGH_PORT"}
 SCHEDULERS = ("files", "time", "rand", "worst", "disk", "fcfs")
 CACHE_NAME = re.compile(
     r"(?:untar-)?((?:xrootd-)?(?:file|dir|url|minitask)-[0-9a-f]{40})(?:-for-[0-9a-f]{8}-\d+)?"
@@ -62,7 +63,8 @@ class Manager:
     Parameters
     ----------
     port : int or (int, int)
-        Where workers connect; 0 for any free port, a pair for the first free one of a range.
+        Where workers connect; 0 for any free port, a pair for the first free one of a range. For 0 the variables VINE_PORT, or TCP_LOW_PORT and
+        TCP_HIGH_PORT (or VINE_LOW_PORT and VINE_HIGH_PORT), say which ports are meant where they are set.
     name : str or None
         A name, by which people know it and workers find it: ``vine_worker -M NAME``. A manager without one is not announced.
     shutdown : bool
@@ -1031,8 +1033,27 @@ def _journal_folder(run_info_path: str | Path | bool | None) -> Path | None:
 
 
 def _port_range(port: int | Sequence[int]) -> tuple[int, int]:
+    if port == 0 and os.environ.keys() & PORT_VARIABLES:
+        return _port_range_of_environment()
     low, high = (port, port) if isinstance(port, int) else (int(port[0]), int(port[-1]))
     if not 0 <= low <= high < 65536:
         msg = f"port={port!r}: use a number from 0 (any) to 65535, or a pair such as (9000, 9100)"
+        raise ValueError(msg)
+    return low, high
+
+
+def _port_range_of_environment() -> tuple[int, int]:
+    """Read the ports that "any" means where this runs, under the names that cctools have for them."""
+    found = {name: os.environ[name].strip() for name in sorted(PORT_VARIABLES) if name in os.environ}
+    for name, text in found.items():
+        if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+            msg = f"the variable {name} is {text!r}: set it to a port from 1 to 65535, or unset it"
+            raise ValueError(msg)
+    if "VINE_PORT" in found:
+        return int(found["VINE_PORT"]), int(found["VINE_PORT"])
+    low = int(found.get("TCP_LOW_PORT") or found.get("VINE_LOW_PORT") or 1024)
+    high = int(found.get("TCP_HIGH_PORT") or found.get("VINE_HIGH_PORT") or 65535)
+    if low > high:
+        msg = f"the variables {' and '.join(found)} leave no port: {low} is above {high}"
         raise ValueError(msg)
     return low, high

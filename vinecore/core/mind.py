@@ -505,7 +505,9 @@ class Mind:
     def _worker_joined(self, event: e.WorkerJoined) -> None:
         hello = event.hello
         total = Resources(float(hello.cores), hello.memory_mb, hello.disk_mb, float(hello.gpus))
-        address = f"{event.host}:{hello.data_port}" if hello.data_port else ""
+        contact, _, port = hello.contact.rpartition(":")
+        port = port or str(hello.data_port or "")
+        address = f"{contact or event.host}:{port}" if port else ""
         worker = Worker(event.worker, event.host, hello.hostname, total, address, hello.python, self.now)
         worker.python_ok = hello.python == self.python
         if hello.versions:

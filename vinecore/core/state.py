@@ -302,9 +302,9 @@ class Bucket:
 class Worker:
     """What is known of one connected worker."""
 
-    __slots__ = ("altered", "announcing", "cancel", "data_address", "doubted_by", "draining", "ends_at", "fetching", "files", "free", "host",
-                 "id", "joined_at", "lacks", "leaving", "libraries", "name", "outgoing", "purge", "python", "python_ok", "retain", "room",
-                 "shunned_until", "spare", "tasks", "total", "unlink", "unproven", "wall_s")  # fmt: skip
+    __slots__ = ("alone_until", "altered", "announcing", "cancel", "data_address", "doubted_by", "draining", "ends_at", "fetching", "files", "free", "host",
+                 "id", "joined_at", "lacks", "leaving", "libraries", "missed", "name", "outgoing", "purge", "python", "python_ok", "retain", "room",
+                 "shunned", "shunned_until", "spare", "tasks", "total", "unlink", "unproven", "wall_s")  # fmt: skip
 
     def __init__(
         self,
@@ -337,6 +337,9 @@ class Worker:
         self.outgoing = 0  # transfers that it serves to peers
         self.doubted_by = 0  # whose transfer from it has failed, with none after it that succeeded
         self.shunned_until = 0.0  # when peers may ask it again
+        self.shunned = 0  # how often they were told not to, with nothing that succeeded since
+        self.missed = 0  # peers that it could not reach, with none since that it could
+        self.alone_until = 0.0  # when it may ask peers again
         self.wall_s: float | None = None  # mean duration of tasks here
         self.cancel: list[int] = []  # what it is told at the end of `Mind.handle`
         self.unlink: dict[str, None] = {}

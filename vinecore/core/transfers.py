@@ -3,7 +3,8 @@
 Peers come before the manager. A source serves a bounded number of transfers, and only a few of one file at a time: so a popular file
 spreads as a tree in which every new holder becomes a source, and the manager, or an address outside, is asked only for the first
 copies. A demand that finds no free source waits with its file. A pair that failed is left alone for a while, and a worker that fails
-two others is left alone by all; a file that no peer can deliver is brought to the manager and served from there. The manager and
+two others is left alone by all; a file that no peer can deliver is brought to the manager and served from there. Who cannot be reached, behind a
+firewall for one, is tried again after pauses that grow, and who can reach no peer gets everything through the manager. The manager and
 addresses outside are asked again after a pause that grows, and given up after a few failures in a row.
 
 With every copy its digest is kept, as whoever made or received it has computed it, and sent along to the next receiver, who compares.
@@ -36,7 +37,9 @@ PER_SOURCE = 10
 PER_SOURCE_AND_FILE = 2
 LOOK_AT = 16  # holders compared for one transfer
 AVOID_PAIR_S = 15.0
-SHUN_S = 60.0  # for so long nobody asks a worker that failed two others
+SHUN_S = 60.0  # for so long nobody asks a worker that failed two others; four times longer with each time
+MOST_AVOID_S = 3600.0
+MOST_MISSED_PEERS = 3  # that cannot be reached, before a worker gets everything from the manager for a while
 PAUSE_S = 0.5  # before another try at the manager or at an address; doubles with every failure in a row
 MOST_FAILURES = 5  # in a row
 MOST_MISSED = 2  # who waits for a file and finds no source, before the others are not asked
@@ -55,6 +58,9 @@ class Transfers:
         self._serving: dict[tuple[File, Worker | str], int] = {}  # transfers of one file from one source
         # who does not ask a source, or what it is not asked for -> until when
         self._avoid: dict[tuple[Worker | File, Worker | str], float] = {}
+        self._unreached: dict[
+            tuple[Worker, Worker], int
+        ] = {}  # who could not reach whom, and how often in a row
         self._stalled: dict[File, None] = {}
         self._failures: dict[File, int] = {}  # failures in a row, at the manager or an address
         self._peer_failures: dict[File, int] = {}  # failures in a row, between workers
@@ -180,7 +186,7 @@ class Transfers:
         return True
 
     def _source(self, worker: Worker, file: File) -> Worker | str | None:
-        peers = file.peer_transfer and self.peer_transfers
+        peers = file.peer_transfer and self.peer_transfers and worker.alone_until <= self._mind.now
         failures = self._peer_failures.get(file, 0)
         hard = failures >= MOST_PEER_FAILURES
         if hard and not file.at_manager and not file.url:
@@ -295,6 +301,8 @@ class Transfers:
         if not isinstance(source, str) and source in file.replicas:
             # it has a place free again: to the end, where sources are looked for
             file.replicas[source] = file.replicas.pop(source)
+        if worker.missed and not isinstance(source, str):
+            self._reached(worker, source)
         self._mind.moved_bytes += max(size, 0)
         if new:  # its last holder was lost when it had just been sent
             self._mind.life.appeared(file)
@@ -317,7 +325,7 @@ class Transfers:
             self._avoid.pop((file, file.url), None)
         self._peer_failures.pop(file, None)
         if not isinstance(source, str):
-            source.doubted_by, source.shunned_until = 0, 0.0
+            source.doubted_by, source.shunned, source.shunned_until = 0, 0, 0.0
 
     def failed(self, worker: Worker, file: File, message: m.FetchFailed) -> None:
         """A fetch has not ended well, or what came was not what it should be: look for another way."""
@@ -345,17 +353,25 @@ class Transfers:
         self._retry_stalled(STALLED_AT_ONCE)
 
     def _failed_peer(self, worker: Worker, file: File, source: Worker, message: m.FetchFailed) -> None:
-        self._avoid[worker, source] = self._mind.now + AVOID_PAIR_S
+        known = message.unreachable and self._avoided(worker, source)
+        if not known:
+            self._avoid[worker, source] = self._mind.now + AVOID_PAIR_S
         if message.gone:
             self._mind.recovery.replica_lost(file, source)
             return
         self._peer_failures[file] = self._peer_failures.get(file, 0) + 1
+        if known:
+            return  # it had been asked for before that was found out
+        if message.unreachable:
+            self._missed(worker, source)
         if message.altered and (file in source.unproven or file not in source.files):
             return  # as it came there already, perhaps
         first, source.doubted_by = source.doubted_by, source.doubted_by or worker.id
         if first not in (0, worker.id):  # so it is not the receiver
-            source.shunned_until = self._mind.now + SHUN_S
-            text = f"nobody asks worker {source.id} on {source.name} for files for {SHUN_S:.0f} s: it has failed workers {first} and {worker.id}"
+            source.shunned += 1
+            pause = min(SHUN_S * 4 ** (source.shunned - 1), MOST_AVOID_S)
+            source.shunned_until = self._mind.now + pause
+            text = f"nobody asks worker {source.id} on {source.name} for files for {pause:.0f} s: it has failed workers {first} and {worker.id}"
             self._mind.emit(Note(WARNING, text))
         if message.altered and file in source.files:
             if file in source.altered:
@@ -364,6 +380,23 @@ class Transfers:
                 self._mind.recovery.replica_lost(file, source)
             else:
                 source.altered.add(file)
+
+    def _missed(self, worker: Worker, source: Worker) -> None:
+        """A worker cannot reach another one; each time that it has tried in vain it waits longer before it tries again."""
+        times = self._unreached[worker, source] = self._unreached.get((worker, source), 0) + 1
+        now = self._mind.now
+        self._avoid[worker, source] = now + min(AVOID_PAIR_S * 4 ** (times - 1), MOST_AVOID_S)
+        worker.missed += times == 1
+        if worker.missed >= MOST_MISSED_PEERS and worker.alone_until <= now:
+            pause = min(SHUN_S * 4 ** (worker.missed - MOST_MISSED_PEERS), MOST_AVOID_S)
+            worker.alone_until = now + pause
+            text = f"worker {worker.id} on {worker.name} gets all files through the manager for {pause:.0f} s: it can reach none of {worker.missed} others"
+            self._mind.emit(Note(WARNING, text))
+
+    def _reached(self, worker: Worker, source: Worker) -> None:
+        """A worker could reach another one: it is not its own network that is to blame for what it could not."""
+        worker.missed, worker.alone_until = 0, 0.0
+        self._unreached.pop((worker, source), None)
 
     def _failed_outside(self, worker: Worker, file: File, source: str, message: m.FetchFailed) -> None:
         if self._avoided(file, source) and not message.gone:
@@ -445,6 +478,12 @@ class Transfers:
             self._end(worker, file)
         for pair in [pair for pair in self._avoid if worker in pair]:
             del self._avoid[pair]
+        for receiver, source in [pair for pair in self._unreached if worker in pair]:
+            del self._unreached[receiver, source]
+            if receiver.missed and source is worker:  # it was dead, perhaps
+                receiver.missed -= 1
+                if receiver.missed < MOST_MISSED_PEERS:
+                    receiver.alone_until = 0.0
 
     def free(self, file: File) -> None:
         """Free every copy of a file on workers; what is to outlive this manager stays there."""

@@ -130,7 +130,9 @@ class Factory:
             raise ValueError(msg)
         given = {name: value for name, value in settings.items() if value is not None}
         self._base = Settings().changed(**{**defaults, **given})
-        host = {"local": "127.0.0.1", "dask": ""}.get(batch_type)  # of a Dask cluster it is found out
+        host = {"local": _own_address(manager), "dask": ""}.get(
+            batch_type
+        )  # of a Dask cluster it is found out
         if sum(given is not None for given in (manager or manager_host_port, manager_name)) != 1:
             msg = "give the manager that the workers are for: Factory('local', manager=m), or manager_host_port='HOST:PORT', or manager_name='NAME'"
             raise ValueError(msg)
@@ -406,3 +408,9 @@ def _named(
 def _fingerprints(secret: Path, ssl: bool, given: str | Sequence[str]) -> tuple[str, ...]:
     found = tuple(map(tls.parse_fingerprint, [given] if isinstance(given, str) else given))
     return tls.known_fingerprints(str(secret)) if ssl and not found else found
+
+
+def _own_address(manager: Manager | None) -> str:
+    """Where a worker of this machine finds a manager of this process."""
+    bound = "::" if manager is None else manager._engine.bound
+    return "127.0.0.1" if bound in ("0.0.0.0", "::") else bound  # noqa: S104 - compared

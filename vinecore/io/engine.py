@@ -36,6 +36,7 @@ from vinecore.io.store import Store
 from vinecore.protocol import VERSION, bulk, seals, tickets, tls
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import PROTOCOL_ERROR, Channel
+from vinecore.protocol.ports import is_loopback, listen
 
 log = logging.getLogger("vinecore")
 T = TypeVar("T")
@@ -64,6 +65,7 @@ class Peer:
         self.key = tickets.key_of(session)
         self.welcomed_at = 0.0
         self.certificate = self.fingerprint = ""
+        self.here = ""  # this machine's address, as the worker has reached it
 
 
 class Question:
@@ -146,7 +148,8 @@ class Engine:
         }  # fmt: skip
         if session:
             self._inbox.append(e.Resumed() if past is None else e.Resumed(past.results, past.workers))
-        listener = _listen(ports, address, 0 if past is None else past.port)
+        hint = "Choose another with port=..., or port=0 for any"
+        listener = listen(address, ports, 1024, hint, rather=0 if past is None else past.port)
         self.bound: str = listener.getsockname()[0]
         self.port: int = listener.getsockname()[1]
         self._scribe = scribe
@@ -373,10 +376,9 @@ class Engine:
         elif greeting["role"] == "worker":
             sock.setblocking(False)
             certificate = ("", "") if self._cover is None else certificates.make()
+            at = host, greeting["here"]
             try:
-                self._loop.call_soon_threadsafe(
-                    self._adopt_soon, sock, host, greeting["session"], certificate
-                )
+                self._loop.call_soon_threadsafe(self._adopt_soon, sock, at, greeting["session"], certificate)
             except RuntimeError:  # the manager has just ended
                 sock.close()
         elif greeting["role"] == "status":
@@ -429,14 +431,14 @@ class Engine:
         return self.call(let_go)
 
     def _adopt_soon(
-        self, sock: socket.socket, host: str, session: bytes, certificate: tuple[str, str]
+        self, sock: socket.socket, at: tuple[str, str], session: bytes, certificate: tuple[str, str]
     ) -> None:
-        adoption = self._loop.create_task(self._adopt(sock, host, session, certificate))
+        adoption = self._loop.create_task(self._adopt(sock, at, session, certificate))
         self._adoptions.add(adoption)
         adoption.add_done_callback(self._adoptions.discard)
 
     async def _adopt(
-        self, sock: socket.socket, host: str, session: bytes, certificate: tuple[str, str]
+        self, sock: socket.socket, at: tuple[str, str], session: bytes, certificate: tuple[str, str]
     ) -> None:
         number = next(self._numbers)
         channel = Channel(
@@ -447,7 +449,8 @@ class Engine:
             _loads,
             seals.pair(session, "server"),
         )
-        peer = self._peers[number] = Peer(number, host, channel, session)
+        peer = self._peers[number] = Peer(number, at[0], channel, session)
+        peer.here = at[1]
         peer.certificate, peer.fingerprint = certificate
         await self._loop.create_connection(lambda: channel, sock=sock)
         if self.closed:
@@ -529,7 +532,10 @@ class Engine:
 
 
 def _with_ticket(fetch: m.Fetch, receiver: Peer, source: Peer) -> m.Fetch:
-    """Add what the source will ask for."""
+    """Add what the source will ask for; and if that is a neighbour of the manager, how the receiver knows their machine."""
+    host, _, port = fetch.source.rpartition(":")
+    if is_loopback(host) and not is_loopback(receiver.host):
+        fetch = fetch._replace(source=f"{receiver.here}:{port}")
     expires = int(tickets.clock() - source.welcomed_at + tickets.VALID_S)
     pair_key = tickets.pair_key(source.key, receiver.number)
     return m.Fetch(
@@ -541,29 +547,16 @@ def _with_ticket(fetch: m.Fetch, receiver: Peer, source: Peer) -> m.Fetch:
     )
 
 
+def _is_contact(contact: str) -> bool:
+    port = contact.rpartition(":")[2]
+    return not contact or (port.isascii() and port.isdigit() and 0 < int(port) < 65536)
+
+
 def _plausible(hello: m.Hello) -> bool:
     amounts = (hello.cores, hello.memory_mb, hello.disk_mb, hello.gpus, hello.data_port, hello.pid)
     return (
         all(isinstance(n, int) and n >= 0 for n in amounts)
         and isinstance(hello.hostname, str)
         and isinstance(hello.python, str)
+        and _is_contact(hello.contact)
     )
-
-
-def _listen(ports: tuple[int, int], address: str, rather: int = 0) -> socket.socket:
-    """Listen on one of these ports; where there is a choice, rather on that one."""
-    low, high = ports
-    if rather and (high == 0 or low < rather <= high):
-        try:
-            return socket.create_server((address, rather), backlog=1024)
-        except OSError:
-            pass
-    for port in range(low, high + 1):
-        try:
-            return socket.create_server((address, port), backlog=1024)
-        except OSError as error:
-            if port == high:
-                msg = f"cannot listen on port {low if low == high else f'{low} to {high}'}: {error.strerror}. Choose another with port=..., or port=0 for any"
-                raise OSError(error.errno, msg) from None
-    msg = f"no port between {low} and {high}"
-    raise ValueError(msg)

@@ -33,6 +33,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Callable, NamedTuple, Protocol, Union
 
 from vinecore.protocol import INLINE_LIMIT, digests, handshake
+from vinecore.protocol.ports import plain
 from vinecore.protocol.seals import Words
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ class Gone(LookupError):
 
 class Altered(ValueError):
     """What came is not what was made."""
+
+
+class Unreachable(ConnectionError):
+    """Nobody answers at the address of the source, or nothing gets there."""
 
 
 class Received(NamedTuple):
@@ -472,7 +477,10 @@ class Client:
     def __init__(
         self, host: str, port: int, secret: bytes, cover: Union[Cover, None] = None, **greeting: Any
     ) -> None:
-        self.sock = socket.create_connection((host, port), timeout=CONNECT_S)
+        try:
+            self.sock = socket.create_connection((host, port), timeout=CONNECT_S)
+        except OSError as error:
+            raise Unreachable(f"{type(error).__name__}: {error}") from error  # noqa: EM102 - in the words of the error
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             if cover is not None:
@@ -588,7 +596,8 @@ class Door:
     secret
         A function that gives the secret to ask for now, from who greets like that.
     welcome
-        Called in the connection's thread with the socket, the client's greeting and its address; owns the socket from then on.
+        Called in the connection's thread with the socket, the client's greeting and its address; owns the socket from then on. The
+        greeting also says as "here" which address of this machine the client has dialled.
     refused
         Called with the peer's address and the reason.
     most
@@ -635,7 +644,7 @@ class Door:
                     self._cannot_accept(error)
                 continue
             guest = threading.Thread(
-                target=self._receive, args=(sock, str(address[0])), name="vine-guest", daemon=True
+                target=self._receive, args=(sock, plain(str(address[0]))), name="vine-guest", daemon=True
             )
             with self._room:
                 self._make_room()
@@ -708,6 +717,7 @@ class Door:
                 if self._cover is not None:
                     sock = self._cover(sock)
                 greeting = handshake.serve(sock, self._secret, self._name)
+                greeting["here"] = plain(str(outer.getsockname()[0]))
             finally:
                 with self._room:  # who has proved the secret takes no place from those who still have to
                     self._strangers.pop(outer, None)

@@ -37,6 +37,7 @@ class Hello(NamedTuple):
         str, str
     ]  # of the worker's own interpreter: "python", and what it has of `LOADING`; {} if nobody has looked
     time_left_s: float = 0.0  # until it begins to leave; 0 if it stays
+    contact: str = ""  # "host:port" where peers are to dial, ":port" for the address that the manager sees; "" for that and `data_port`
 
 
 class Welcome(NamedTuple):
@@ -251,6 +252,7 @@ class FetchFailed(NamedTuple):
     room: int = -1  # bytes of disk that are left here, if that is too little
     altered: bool = False  # all of it came, and it is not what was made
     cached: bool = False  # I had said `Cached` of it: that copy is gone again
+    unreachable: bool = False  # nobody has answered there
 
 
 class Uploaded(NamedTuple):

@@ -139,6 +139,20 @@ def parser() -> argparse.ArgumentParser:
         help="leave when the manager does, instead of waiting for the next one",
     )
     p.add_argument(
+        "--transfer-port",
+        type=_ports,
+        default=(0, 0),
+        metavar="PORT|LOW:HIGH",
+        help="where other workers fetch files from this one: a port, or the first free one of a range (default: any)",
+    )
+    p.add_argument(
+        "--contact-hostport",
+        type=_contact,
+        default="",
+        metavar="HOST:PORT",
+        help="what other workers are told to dial, if that is not what the manager sees, such as a forwarded port; :PORT for another port only",
+    )
+    p.add_argument(
         "--parent-death",
         type=int,
         nargs="?",
@@ -179,6 +193,25 @@ def _amount(text: str) -> Optional[int]:
     if value < 0:
         return None
     return value
+
+
+def _ports(text: str) -> tuple[int, int]:
+    from vinecore.protocol.ports import parse_ports
+
+    try:
+        return parse_ports(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _contact(text: str) -> str:
+    host, separator, port = text.rpartition(":")
+    if not text:
+        return ""
+    if not separator or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        msg = f"{text!r} is not an address: give HOST:PORT, or :PORT"
+        raise argparse.ArgumentTypeError(msg)
+    return f"{host.strip('[]')}:{port}"
 
 
 def _seconds(text: str) -> float:
@@ -289,6 +322,8 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         options.wall_time,
         options.grace,
         options.leash,
+        options.transfer_port,
+        options.contact_hostport,
     )
     _raise_limit_of_files()
 

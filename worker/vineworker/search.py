@@ -20,7 +20,7 @@ class Manager(NamedTuple):
     Attributes
     ----------
     address : (str, int)
-        Where it is.
+        Where it is: the one of its addresses that has answered.
     fingerprints : tuple of str
         Of certificates that it may have; with any there is TLS.
     cover : tls.Cover or None
@@ -111,6 +111,19 @@ class Search:
         return sorted(places.items(), key=lambda place: place[0] in self._slow)
 
     def _dial(self, address: Address, ssl: bool) -> Dialled:
+        """Try one after another of the addresses that a name has."""
+        problems: list[OSError] = []
+        for _family, _kind, _protocol, _name, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+            try:
+                return self._dial_there((str(place[0]), int(place[1])), ssl)
+            except OSError as error:
+                problems.append(error)
+        if len(problems) == 1 or all(isinstance(error, handshake.Refused) for error in problems):
+            raise problems[-1]
+        msg = ", and ".join(dict.fromkeys(map(str, problems)))
+        raise ConnectionError(msg) from problems[-1]
+
+    def _dial_there(self, address: Address, ssl: bool) -> Dialled:
         manager = Manager(address)
         if ssl:
             manager = Manager(address, self._fingerprints or self._read_known(), self._make_cover())

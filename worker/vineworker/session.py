@@ -57,6 +57,8 @@ class Settings(NamedTuple):
     wall_time_s: Optional[float] = None  # how long it may live
     grace_s: float = 25.0  # for handing over what only this worker has
     leash_s: Optional[float] = None  # who has started it says something on standard input at least so often
+    transfer_ports: tuple[int, int] = (0, 0)  # the lowest and the highest for peers; zeros for any
+    contact: str = ""  # where peers are to dial, as in `messages.Hello`
 
 
 class Session:
@@ -165,6 +167,7 @@ class Session:
                 features,
                 own_packages(),
                 time_left_s,
+                self._settings.contact,
             )
         )
         return await over
@@ -444,7 +447,14 @@ class Session:
                 gone, altered = isinstance(error, bulk.Gone), isinstance(error, bulk.Altered)
                 reason, room = _say_error(error), self._room(error)
                 failure = m.FetchFailed(
-                    fetch.name, fetch.source, reason, gone, room, altered, cached=bool(arrivals)
+                    fetch.name,
+                    fetch.source,
+                    reason,
+                    gone,
+                    room,
+                    altered,
+                    bool(arrivals),
+                    isinstance(error, bulk.Unreachable),
                 )
             if arrivals:
                 self._happened(state.Compared(arrivals[0], failure))

@@ -18,7 +18,7 @@ import threading
 import time
 from typing import Any, Optional
 
-from vinecore.protocol import bulk, handshake, seals
+from vinecore.protocol import bulk, handshake, ports, seals
 from vinecore.protocol import messages as m
 from vineworker import packing
 from vineworker.cache import Estate
@@ -90,7 +90,11 @@ class Worker:
         if self._settings.leash_s is not None:
             os.set_blocking(0, False)
             self._loop.add_reader(0, self._hold)
-        door = self._open_door()
+        try:
+            door = self._open_door()
+        except OSError as error:
+            log.error("peers cannot fetch from this worker: %s", error)
+            return 2
         watch = self._loop.create_task(self._watch())
         try:
             return await self._work()
@@ -158,7 +162,8 @@ class Worker:
 
     def _open_door(self) -> bulk.Door:
         """Listen for peers that fetch."""
-        listener = socket.create_server(("", 0), backlog=1024)
+        hint = "Choose another with --transfer-port"
+        listener = ports.listen("", self._settings.transfer_ports, 1024, hint)
         self._data_port = listener.getsockname()[1]
         nobody = os.urandom(32)
 

@@ -36,6 +36,14 @@ AT_ONCE = 100  # nodes that are sent the worker's file at the same time
 LEASH_S = 120.0  # how long a vine worker goes on when nobody looks at it
 
 
+class _About(NamedTuple):
+    """What one Dask worker has said of itself."""
+
+    node: tuple[str, ...]
+    cores: int
+    memory: int  # in bytes; 0 without a limit
+
+
 class _Pilot(NamedTuple):
     node: tuple[str, ...]
     address: str  # of the Dask worker that holds it
@@ -67,7 +75,7 @@ class Dask:
         self._numbers = itertools.count(1)
         self._pilots: dict[str, _Pilot] = {}
         self._failed: dict[str, Job] = {}
-        self._workers: dict[str, Any] = {}  # what each Dask worker has said of itself
+        self._workers: dict[str, _About] = {}
         self._changed: dict[tuple[str, ...], float] = {}  # when a node has got or lost a Dask worker
         self._name = ""  # of the pilots' plugin
 
@@ -156,15 +164,15 @@ class Dask:
         new = present.keys() - self._workers.keys()
         for address, answer in self._ask({address: _running(self._there.probe) for address in new}).items():
             about = _result(answer)
-            if isinstance(about, self._there.About):
-                self._workers[address] = about
-                self._changed[about.node] = now
+            if isinstance(about, tuple):  # not a problem in words; it is asked again
+                self._workers[address] = _About(*about)
+                self._changed[self._workers[address].node] = now
         used = {about.node for about in self._workers.values()}
         self._changed = {node: changed for node, changed in self._changed.items() if node in used}
 
-    def _members(self) -> dict[tuple[str, ...], dict[str, Any]]:
+    def _members(self) -> dict[tuple[str, ...], dict[str, _About]]:
         """Group the Dask workers by their nodes."""
-        found: dict[tuple[str, ...], dict[str, Any]] = {}
+        found: dict[tuple[str, ...], dict[str, _About]] = {}
         for address, about in self._workers.items():
             found.setdefault(about.node, {})[address] = about
         return found
@@ -178,7 +186,7 @@ class Dask:
     # ---- talking
 
     def _ask(self, wishes: dict[str, dict[str, Any]], timeout_s: float = ASK_S) -> dict[str, Any]:
-        """Ask Dask workers, each for something, all at once; give the answers of those that answer in time."""
+        """Ask Dask workers, each for something, all at once; give the answers of those that answer, in time."""
         if not wishes:
             return {}
         scheduler = self._scheduler
@@ -186,7 +194,7 @@ class Dask:
         async def one(address: str, wish: dict[str, Any]) -> dict[str, Any]:
             said = scheduler.broadcast(msg=wish, workers=[address], on_error="ignore")
             try:
-                return {address: None, **await asyncio.wait_for(said, timeout_s)}
+                return dict(await asyncio.wait_for(said, timeout_s))
             except asyncio.TimeoutError:
                 return {}
 
@@ -251,7 +259,7 @@ def _result(answer: Any) -> Any:
     return answer["result"]
 
 
-def _options(order: Order, name: str, members: Iterable[Any]) -> list[str]:
+def _options(order: Order, name: str, members: Iterable[_About]) -> list[str]:
     """Give options of a node's vine worker: what the Dask workers of the node may use together, unless the settings say it."""
     settings, members = order.settings, list(members)
     cores = settings.cores or max(1, sum(about.cores for about in members))

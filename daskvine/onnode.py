@@ -22,14 +22,6 @@ GRACE_S = 30.0  # for a vine worker that is let go, and hands over what only it 
 MOST_WORDS = 500
 
 
-class About(NamedTuple):
-    """What one Dask worker says of itself."""
-
-    node: tuple[str, ...]
-    cores: int
-    memory: int  # in bytes; 0 without a limit
-
-
 class Parcel(NamedTuple):
     """All that a pilot needs on its node. Shows nothing of what is in it: Dask prints what it cannot run."""
 
@@ -44,8 +36,8 @@ class Parcel(NamedTuple):
         return f"<what {self.name} needs>"
 
 
-def probe(dask_worker: Any) -> About:
-    """Say on which node a Dask worker is, and what it may use there.
+def probe(dask_worker: Any) -> tuple[tuple[str, ...], int, int]:
+    """Say on which node a Dask worker is, and how many cores and bytes of memory it may use there; 0 without a limit.
 
     Workers of one node have the host's name, the address and the control group in common: so it is also what a batch system
     limits and ends as one, and two of its jobs on one host are two nodes.
@@ -56,7 +48,7 @@ def probe(dask_worker: Any) -> About:
         group = ""
     host = dask_worker.address.partition("://")[2].rpartition(":")[0]
     limit = dask_worker.memory_manager.memory_limit
-    return About((socket.gethostname(), host, group), dask_worker.state.nthreads, limit or 0)
+    return (socket.gethostname(), host, group), dask_worker.state.nthreads, limit or 0
 
 
 async def start(parcel: Parcel, dask_worker: Any) -> str:
@@ -115,9 +107,11 @@ class Pilot(WorkerPlugin):
         if code is None:
             self._pull(b".")
             return {"code": None, "words": ""}
-        with open(os.path.join(self._folder, "log"), "rb") as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - MOST_WORDS))
-            lines = log.read().decode(errors="replace").strip().splitlines()
+        try:
+            said = Path(self._folder, "log").read_bytes()[-MOST_WORDS:]
+        except OSError as error:  # with the Dask worker's folder
+            said = str(error).encode()
+        lines = said.decode(errors="replace").strip().splitlines()
         return {"code": code, "words": lines[-1] if lines else ""}
 
     async def teardown(self, worker: Any) -> None:

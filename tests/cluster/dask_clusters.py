@@ -33,6 +33,8 @@ kill -s KILL -- "-$1" 2>/dev/null || true
 """
 PYTHON = """\
 #!/bin/sh
+export PYTHONPATH={folder}/nothing
+cd {folder}
 exec {python} "$@" --host "127.1.$(($$ / 250 % 250)).$(($$ % 250 + 1))"
 """
 
@@ -122,6 +124,10 @@ def jobs(folder: Path) -> Cluster:
         path = folder / name
         path.write_text(text.format(folder=folder, python=sys.executable))
         path.chmod(0o700)
+
+    for name in ("daskvine", "vinecore", "vineworker"):  # of which the nodes have nothing
+        (folder / "nothing" / name).mkdir(parents=True)
+        (folder / "nothing" / name / "__init__.py").write_text("raise ImportError('not on this node')")
 
     class ScriptJob(Job):  # type: ignore[misc]
         config_name = "local"

@@ -98,6 +98,7 @@ def test_there_is_one_vine_worker_on_each_node_with_what_its_dask_workers_have(c
     m.submit(PythonTask(lambda: __import__("sys").executable))
     assert m.wait(LONG_S).output == sys.executable
     shown = [word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or ()]
+    assert "a defect" not in caplog.text
     assert factory._id in cluster.logs
     assert secret not in "".join([*shown, cluster.logs, caplog.text])
     for pilot in pilots(factory):

@@ -303,8 +303,11 @@ class Factory:
                 names = batch.submit(number, order)
                 mind.submitted(names)
                 self._source.submitted(target, names)
-                last = f" to {names[-1]}" if names[1:] else ""
-                log.info("submitted %s%s, for the manager at %s:%d", names[0], last, target.host, target.port)
+                if names:  # a batch system may have no more nodes
+                    last = f" to {names[-1]}" if names[1:] else ""
+                    log.info(
+                        "submitted %s%s, for the manager at %s:%d", names[0], last, target.host, target.port
+                    )
         except (BatchError, OSError) as error:
             for text in mind.refused(str(error), time.monotonic()):
                 log.warning("%s", text)

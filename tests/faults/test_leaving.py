@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+
+import psutil
 
 from daskvine import DaskVine
 from tests import chores
 from tests.faults.test_workers_lost import InThread
 from tests.support import until, workers_of
-from vinecore import Task
+from vinecore import FunctionCall, Task
 
 PARTS = 6
 
@@ -121,6 +125,38 @@ def test_a_second_signal_ends_it_at_once(yard):
     finally:
         second.send(signal.SIGCONT)
     finish(yard, run)
+
+
+def test_only_the_worker_answers_when_all_processes_of_a_job_are_asked_to_end(yard):
+    m = yard.manager(DaskVine)
+    [first] = yard.workers(m, 1)
+    run = half_way(yard, m)
+    wait_for_parts(yard, m, run)
+    yard.workers(m, 1)
+    family = first.family
+    first.send(signal.SIGTERM)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    assert first.wait() == 0
+    finish(yard, run)
+    assert made(yard) == [1] * PARTS
+
+
+def test_a_library_does_not_end_when_it_is_asked_to_but_what_it_runs_does(yard):
+    m = yard.manager()
+    yard.workers(m, 1)
+    library = m.create_library_from_functions("chores", chores.who, chores.dies_once, exec_mode="direct")
+    library.set_cores(1)
+    m.install_library(library)
+    m.submit(FunctionCall("chores", "who"))
+    _slot, host = m.wait(60).output
+    os.kill(host, signal.SIGTERM)
+    m.submit(FunctionCall("chores", "dies_once", str(yard.folder), "call", int(signal.SIGTERM)))
+    assert m.wait(60).output == "call"
+    assert yard.count("call") == 2
+    m.submit(FunctionCall("chores", "who"))
+    assert m.wait(60).output[1] == host
 
 
 def test_an_idle_worker_leaves_what_is_needed_with_the_manager(yard):

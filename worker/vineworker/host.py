@@ -59,6 +59,8 @@ class Host:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # a batch system may ask all processes of a job to end: the worker answers for this one
+        signal.signal(signal.SIGTERM, lambda _signal, _frame: None)
 
     def serve(self) -> None:
         """Obey the worker until it closes the socket."""
@@ -158,6 +160,7 @@ class Host:
             self._control.close()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._become_slot(request, channel, progress)
             status = 0
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from daskvine.options import describe
@@ -20,3 +21,16 @@ def test_every_file_that_the_design_page_names_is_there() -> None:
     names = {word for word in page.replace(":", " ").split() if word.endswith(".py")}
     known = {path.name for room in ("daskvine", "vinecore", "worker") for path in (ROOT / room).rglob("*.py")}
     assert names <= known
+
+
+def test_every_test_that_the_page_on_security_names_is_there() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    assert len(named) > 30
+    assert named <= there
+    assert all((ROOT / path).exists() for path in re.findall(r"`(tests/[\w/]+\.py)`", page))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 
 from daskvine import DaskVine
@@ -145,4 +146,26 @@ def test_pilots_find_their_managers_by_name_at_a_catalog_and_go_on_with_another_
             second.wait_for_workers(2, LONG_S)
             assert condor.pilots() == pilots
             assert running.end() == 0
+    assert condor.queue() == []
+
+
+def test_what_a_killed_factory_has_left_is_taken_out_by_one_of_the_same_name(condor, factory, yard):
+    m = yard.manager()
+    options = ("-w", "1", "-W", "1", "--factory-name", "night", "--feature", "own", "--wrapper-input", "/etc/hostname",
+               "--wrapper", "sh -c 'test -e hostname && exec \"$@\"' wrapper")  # fmt: skip
+    with factory(m, *options) as running:
+        m.wait_for_workers(1, LONG_S)
+        [first] = condor.pilots()
+        for inside in psutil.Process(running.process.pid).children():
+            inside.kill()
+        running.process.wait(60)
+    assert condor.pilots() == [first]
+    with factory(m, *options) as running:
+        until(
+            lambda: condor.pilots() not in ([], [first]) and first not in condor.pilots(),
+            "another pilot",
+            LONG_S,
+        )
+        assert len(condor.pilots()) == 1
+        assert running.end() == 0
     assert condor.queue() == []

@@ -52,6 +52,8 @@ def worker_words(order: Order, timeout_s: float | None = None) -> list[str]:
         value = getattr(settings, option)
         if value is not None:
             words += [f"--{option}", str(value)]
+    for feature in settings.feature:
+        words += ["--feature", feature]
     for fingerprint in order.fingerprints:
         words += ["--ssl-fingerprint", fingerprint]
     return words + shlex.split(settings.extra_options)

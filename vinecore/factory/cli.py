@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import click
 
 from vinecore.factory.batch import BatchError
 from vinecore.factory.factory import LATER, Factory
+from vinecore.factory.settings import REFUSED
 
 TYPES = ("local", "condor", "slurm", "dask")
 
@@ -39,7 +41,22 @@ def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str]
     return {name: text for name, _, text in (value.partition("=") for value in values)} or None
 
 
+def _refuse(_context: Any, option: Any, value: str | None) -> None:
+    """Say of an option of TaskVine's that there is none, and what to do instead."""
+    if value is not None:
+        name = max(option.opts, key=len)
+        raise click.UsageError(f"{name}: {REFUSED[name.removeprefix('--')]}")  # noqa: EM102
+
+
+def _refused(command: Any) -> Any:
+    for name in REFUSED:
+        short = {"foremen-name": ("-F",), "debug-file": ("-o",), "debug-rotate-max": ("-O",)}.get(name, ())
+        command = click.option(f"--{name}", *short, f"__{name.replace('-', '_')}", hidden=True, is_flag=False, flag_value="", expose_value=False, is_eager=True, callback=_refuse)(command)  # fmt: skip
+    return command
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@_refused
 @click.argument("address", nargs=-1, metavar="HOST PORT | HOST:PORT | -M NAME")
 @click.option(
     "-T",
@@ -159,6 +176,17 @@ def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str]
     metavar="VAR=VAL",
     help="A variable of the workers' environment; may be repeated.",
 )
+@click.option(
+    "--factory-name",
+    metavar="NAME",
+    help="What this factory is called: when it starts it takes out what one with the same name has left in the queue.",
+)
+@click.option(
+    "--feature", multiple=True, metavar="NAME", help="What workers say that they have; may be repeated."
+)
+@click.option("--wrapper-input", multiple=True, metavar="FILE", type=click.Path(exists=True, dir_okay=False),
+              help="A file that the wrapper needs (condor); may be repeated.")  # fmt: skip
+@click.option("--parent-death", is_flag=True, help="End when the process that has started this is gone.")
 @click.option("--wrapper", metavar="COMMAND", help="A command that runs the worker's command.")
 @click.option("--python-env", "--poncho-env", "--python-package", metavar="ARCHIVE",
               type=click.Path(exists=True, dir_okay=False), help="An environment for the worker's own Python.")  # fmt: skip
@@ -192,7 +220,12 @@ def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str]
               help="A JSON file with settings, named as these options; read again when it changes.")  # fmt: skip
 @click.option("-d", "--debug", is_flag=True, help="Say what happens, in detail.")
 def command(
-    address: tuple[str, ...], batch_type: str, manager_name: str | None, debug: bool, **options: Any
+    address: tuple[str, ...],
+    batch_type: str,
+    manager_name: str | None,
+    debug: bool,
+    parent_death: bool,
+    **options: Any,
 ) -> None:
     """Keep workers running for a manager, and remove them all at the end."""
     logging.basicConfig(
@@ -204,7 +237,7 @@ def command(
         known = LATER.get(batch_type)
         msg = f"-T {batch_type}: {known or 'there is no such batch system'}; there are {', '.join(TYPES)}"
         raise click.UsageError(msg)
-    if (manager_name is None) == (not address):
+    if bool(manager_name) + bool(address) > 1 or not (manager_name or address or options["config_file"]):
         msg = "give either the manager's address, HOST PORT or HOST:PORT, or its name, -M NAME"
         raise click.UsageError(msg)
     given = {name: value for name, value in options.items() if value not in (None, ())}
@@ -214,13 +247,13 @@ def command(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:
-        run(factory)
+        run(factory, parent=os.getppid() if parent_death else None)
     except BatchError as error:
         raise click.ClickException(str(error)) from None
 
 
-def run(factory: Factory) -> None:
-    """Keep a factory until it ends, or a signal says so."""
+def run(factory: Factory, parent: int | None = None) -> None:
+    """Keep a factory until it ends, a signal says so, or its parent is gone."""
     log = logging.getLogger("vinecore")
 
     def leave(number: int, _frame: Any) -> None:
@@ -232,7 +265,10 @@ def run(factory: Factory) -> None:
     }
     try:
         with factory:
-            factory.ended.wait()
+            while not factory.ended.wait(None if parent is None else 1.0):
+                if os.getppid() != parent:
+                    log.info("ends: the process that has started this is gone")
+                    break
             if factory.why_ended:
                 log.info("ends: %s", factory.why_ended)
             log.info("removing all workers")

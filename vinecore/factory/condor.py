@@ -58,9 +58,13 @@ class Condor:
         Where a folder is made for all that pilots bring and leave; None for the system's place for temporary files.
     spool : bool
         Whether the schedd takes a copy of all files when a pilot is submitted.
+    leftover : str
+        The name of a factory whose jobs, as far as there are any, are taken out at the first look; "" for none.
     """
 
-    def __init__(self, scratch_dir: str | Path | None = None, *, spool: bool = False) -> None:
+    def __init__(
+        self, scratch_dir: str | Path | None = None, *, spool: bool = False, leftover: str = ""
+    ) -> None:
         for command in ("condor_submit", "condor_q", "condor_rm"):
             if shutil.which(command) is None:
                 msg = f"there is no command {command} here: use a machine from which HTCondor jobs can be submitted"
@@ -73,7 +77,7 @@ class Condor:
         self._log, self._read = self.folder / "jobs.log", 0
         self._ends: dict[str, Job] = {}
         self._live: set[str] = set()
-        self._constraint = ""  # none has been submitted yet
+        self._constraint = _of(leftover) if leftover else ""  # none has been submitted yet
         try:
             pilot_file(self.folder)
         except BaseException:
@@ -92,7 +96,7 @@ class Condor:
         script.chmod(0o700)
         description = self.folder / "pilots.submit"
         description.write_text(self._description(count, order, script))
-        self._constraint = f'VineFactory == "{order.factory}"'
+        self._constraint = _of(order.factory)
         command = ["condor_submit", "-terse", *(["-spool"] if self._spool else []), str(description)]
         said = run(*command)
         found = re.search(r"(\d+)\.(\d+) - (\d+)\.(\d+)", said)
@@ -121,8 +125,8 @@ class Condor:
     def _description(self, count: int, order: Order, script: Path) -> str:
         settings = order.settings
         inputs = [self.folder / "vine_worker.pyz", self.folder / "vine_secret"]
-        if settings.python_env:
-            inputs.append(Path(settings.python_env).expanduser().absolute())
+        own = [settings.python_env] if settings.python_env else []
+        inputs += [Path(path).expanduser().absolute() for path in (*own, *settings.wrapper_input)]
         lines = {
             "universe": "vanilla",
             "executable": script,
@@ -144,8 +148,12 @@ class Condor:
         }
         if settings.gpus:
             lines["request_gpus"] = settings.gpus
-        if settings.condor_requirements:
-            lines["requirements"] = " && ".join(f"({text})" for text in settings.condor_requirements)
+        requirements = [
+            *settings.condor_requirements,
+            *(f'Machine != "{host}"' for host in settings.workers_blocked),
+        ]
+        if requirements:
+            lines["requirements"] = " && ".join(f"({text})" for text in requirements)
         text = "\n".join(f"{name} = {value}" for name, value in lines.items())
         return f"{text}\n{settings.batch_options}\nqueue {count}\n"
 
@@ -266,3 +274,8 @@ class Condor:
                 log.warning("%s", error)
             time.sleep(0.3)
         return False
+
+
+def _of(factory: str) -> str:
+    """Say which jobs are those of a factory."""
+    return f'VineFactory == "{factory}"'

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vinecore.factory.batch import Batch, BatchError, Order
 from vinecore.factory.local import Local
 from vinecore.factory.mind import Mind
-from vinecore.factory.settings import Settings, from_json, unknown
+from vinecore.factory.settings import Settings, at_start, check_name, from_json, unknown
 from vinecore.factory.sources import Far, Named, Near, Source
 from vinecore.protocol import tls
 from vinecore.protocol.catalog import configured, parse_servers
@@ -42,6 +42,25 @@ THERE_ARE = "there are 'local', 'condor', 'slurm' and 'dask'"
 LATER = {
     **dict.fromkeys(("uge", "sge", "pbs", "torque", "moab", "lsf", "flux", "amazon", "k8s"), "run vine_worker HOST PORT in a job of your own"),
 }  # fmt: skip
+
+
+USELESS = {
+    "local": ("batch_options", "condor_requirements", "workers_blocked", "wrapper_input"),
+    "slurm": ("condor_requirements", "wrapper_input"),
+    "dask": ("python_env", "batch_options", "condor_requirements", "workers_blocked", "wrapper_input"),
+}
+"""What has no effect on workers of a type."""
+
+
+def _check_manager(*given: Any) -> None:
+    if sum(one is not None for one in given) != 1:
+        msg = "give the manager that the workers are for: Factory('local', manager=m), or manager_host_port='HOST:PORT', or manager_name='NAME'"
+        raise ValueError(msg)
+
+
+def _new_id() -> str:
+    """A name that no other factory has."""
+    return f"vine-{socket.gethostname().partition('.')[0]}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 class Factory:
@@ -75,6 +94,9 @@ class Factory:
         Where the factory keeps its files; None for a temporary folder.
     config_file : path or None
         A JSON file with further settings, which is read again when it changes.
+    factory_name : str or None
+        What the factory is called, and its jobs are marked with; None for a name that nobody else has. One with a name takes out, when it starts, what
+        another one with that name has left in the queue: two of them cannot work at the same time.
     workspace : path or None
         Where workers of this machine make their folders; None for the system's place for temporary files.
     keep_workspace : bool
@@ -101,8 +123,15 @@ class Factory:
                  catalog: str | None = None,
                  password: str | Path | None = None, ssl: bool = False, ssl_fingerprint: str | Sequence[str] = (),
                  scratch_dir: str | Path | None = None, config_file: str | Path | None = None,
+                 factory_name: str | None = None,
                  workspace: str | Path | None = None, keep_workspace: bool = False, condor_spool: bool = False, slurm_shared: bool = False,
                  client: Any = None, dask_scheduler: str | None = None, **settings: Any) -> None:  # fmt: skip
+        self._config = None if config_file is None else Path(config_file).expanduser()
+        self._at_start = self._read_names()
+        if manager is None and manager_host_port is None:
+            manager_name = manager_name or self._at_start.get("manager_name")
+        leftover = check_name(factory_name or self._at_start.get("factory_name") or "")
+        self._batch_type, self._useless = batch_type, USELESS.get(batch_type, ())
         self._make_batch: Callable[[], Batch]
         _check_workspace(workspace, keep_workspace)
         _check_nodes(batch_type, client, dask_scheduler, settings)
@@ -115,12 +144,12 @@ class Factory:
             from vinecore.factory.condor import Condor
 
             defaults = dict(CONDOR_DEFAULTS)
-            self._make_batch = lambda: Condor(scratch_dir, spool=condor_spool)
+            self._make_batch = lambda: Condor(scratch_dir, spool=condor_spool, leftover=leftover)
         elif batch_type == "slurm":
             from vinecore.factory.slurm import Slurm
 
             defaults = dict(SLURM_DEFAULTS)
-            self._make_batch = lambda: Slurm(shared=slurm_shared)
+            self._make_batch = lambda: Slurm(shared=slurm_shared, leftover=leftover)
         elif batch_type == "dask":
             every = settings.get("max_workers") or EVERY_NODE
             defaults = {"min_workers": every, "max_workers": every, "factory_period": DASK_LOOK_S}
@@ -130,12 +159,11 @@ class Factory:
             raise ValueError(msg)
         given = {name: value for name, value in settings.items() if value is not None}
         self._base = Settings().changed(**{**defaults, **given})
+        self._base.none_of(batch_type, self._useless)
         host = {"local": _own_address(manager), "dask": ""}.get(
             batch_type
         )  # of a Dask cluster it is found out
-        if sum(given is not None for given in (manager or manager_host_port, manager_name)) != 1:
-            msg = "give the manager that the workers are for: Factory('local', manager=m), or manager_host_port='HOST:PORT', or manager_name='NAME'"
-            raise ValueError(msg)
+        _check_manager(manager or manager_host_port, manager_name)
         secret = None if password is None else Path(password).expanduser()
         if manager_name is None:
             self._source = _source(
@@ -148,13 +176,12 @@ class Factory:
             )
         else:
             self._source = _named(manager_name, registry, catalog, secret, ssl, ssl_fingerprint)
-        self._config = None if config_file is None else Path(config_file).expanduser()
         self._config_look: tuple[int, ...] = ()
         self._settings = self._base
         self._read_config(first=True)
         self._manager = manager
         self._pid = os.getpid()
-        self._id = f"vine-{socket.gethostname().partition('.')[0]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._id = leftover or _new_id()
         self._mind = Mind()
         self._batch: Batch | None = None
         self._replace = True
@@ -195,9 +222,17 @@ class Factory:
             There is no such setting, or a value makes no sense; then nothing has changed.
         """
         new = self._settings.changed(**settings)
+        new.none_of(self._batch_type, self._useless)
         self._base = self._base.changed(**settings)
         self._settings = new
         self._news.set()
+
+    def _read_names(self) -> dict[str, str]:
+        """Read from the configuration file what it says once; what is wrong in it is said later."""
+        try:
+            return {} if self._config is None else at_start(json.loads(self._config.read_text()))
+        except (OSError, ValueError):
+            return {}
 
     def _read_config(self, *, first: bool = False) -> None:
         """Read the configuration file if it is new; what is wrong in it changes nothing."""
@@ -209,7 +244,15 @@ class Factory:
             if look == self._config_look:
                 return
             self._config_look = look
-            self._settings = self._base.changed(**from_json(json.loads(self._config.read_text())))
+            said = json.loads(self._config.read_text())
+            new = self._base.changed(**from_json(said))
+            new.none_of(self._batch_type, self._useless)
+            if at_start(said) != self._at_start:
+                log.warning(
+                    "%s: what the manager or the factory is called changes when this is started again",
+                    self._config,
+                )
+            self._settings = new
         except (OSError, ValueError) as error:
             if first:
                 msg = f"{self._config}: {error}"

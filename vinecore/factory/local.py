@@ -7,13 +7,15 @@ import os
 import shlex
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vinecore.factory.batch import Order, worker_words
+from vinecore.factory.batch import BatchError, Order, worker_words
 from vinecore.factory.mind import GONE, RUNNING, Job
+from vinecore.factory.pilot import pilot_file
 from vinecore.protocol import bulk
 from vinecore.protocol.messages import PILOT
 
@@ -36,6 +38,7 @@ class Local:
         self._base = None if workspace is None else Path(workspace).expanduser()
         self._keep_workspace = keep_workspace
         self._numbers = itertools.count(1)
+        self._unpacked: dict[Path, list[str]] = {}
         self._named: dict[str, subprocess.Popen[bytes]] = {}
         if self._base is not None:
             self._base.mkdir(parents=True, exist_ok=True)
@@ -59,10 +62,9 @@ class Local:
     def _start(self, order: Order) -> str:
         name, settings = str(next(self._numbers)), order.settings
         words = worker_words(order, FOR_EVER_S if settings.fixed else None)
-        command = [*shlex.split(settings.wrapper), sys.executable, "-m", "vineworker", "--single-shot",
+        command = [*shlex.split(settings.wrapper), *self._program(settings.python_env), "--single-shot",
                    "--password", str(order.password_file), "--feature", f"{PILOT}{order.factory}/{name}"]  # fmt: skip
-        if not settings.wrapper:  # whose child the worker may be
-            command += ["--parent-death", str(os.getpid())]
+        command += ["--parent-death", str(os.getpid())]
         command += (
             ["--workspace", str(self._base), "--keep-workspace"]
             if self._keep_workspace
@@ -72,6 +74,8 @@ class Local:
         with open(Path(self.folder) / "workers.log", "ab") as log:
             # what the user can import, tasks can, too; the working folder of a script is on its path, but not on a worker's
             paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
+            if settings.python_env:
+                paths = ""  # another Python has its own
             self._named[name] = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -80,6 +84,35 @@ class Local:
                 env={**os.environ, "PYTHONPATH": paths, **(settings.env or {})},
             )
         return name
+
+    def _program(self, archive: str) -> list[str]:
+        """Say what runs a worker: this Python, or one that is in an archive."""
+        if not archive:
+            return [sys.executable, "-m", "vineworker"]
+        path = Path(archive).expanduser().absolute()
+        if path not in self._unpacked:
+            self._unpacked[path] = self._unpack(path)
+        return self._unpacked[path]
+
+    def _unpack(self, archive: Path) -> list[str]:
+        folder = Path(tempfile.mkdtemp(prefix="env-", dir=self.folder))
+        pyz = pilot_file(folder)
+        python = folder / "bin" / "python"
+        try:
+            with tarfile.open(archive) as tar:
+                bulk.unpack_safely(tar, str(folder))
+            if not os.access(python, os.X_OK):
+                msg = "it has no bin/python"
+                raise ValueError(msg)
+            if (folder / "bin" / "conda-unpack").exists():
+                subprocess.run(
+                    [str(python), str(folder / "bin" / "conda-unpack")], check=True, capture_output=True
+                )
+        except (OSError, ValueError, tarfile.TarError, subprocess.CalledProcessError) as error:
+            bulk.remove(str(folder))
+            msg = f"the environment {archive} cannot be used: {error}"
+            raise BatchError(msg) from error
+        return [str(python), str(pyz)]
 
     def status(self) -> dict[str, Job]:
         """Say which of them run."""

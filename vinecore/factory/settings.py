@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-LATER = (
-    "foremen-name",
-    "autosize",
-    "transfer-port",
-    "factory-name",
-    "workers-blocked",
-    "manager-name",
-    "master-name",
-)
+WORKERS_OWN = "it is an option of vine_worker: set worker-extra-options (-E)"
+REFUSED = {
+    "foremen-name": "there are no foremen, because workers get files from each other: leave it out",
+    "autosize": "a worker offers what its job asked for: set cores, memory and disk to the size of a slot",
+    "transfer-port": f'{WORKERS_OWN}, such as "--transfer-port 9000:9010"',
+    "single-shot": f'{WORKERS_OWN} to "--single-shot"',
+    "debug-workers": f'{WORKERS_OWN} to "--debug"',
+    "worker-binary": "a factory brings its own worker, as one file; for another Python set python-env",
+    "task-wrapper": "tasks run as they were submitted: put what shall run them into their commands, or into an environment",
+    "disable-afs-check": "nothing is checked of AFS: leave it out",
+    "debug-file": "all that is said goes to stderr: add 2> FILE",
+    "debug-rotate-max": "all that is said goes to stderr: add 2> FILE",
+    "tls-sni": "a certificate is known by its fingerprint, whatever it is called: set ssl or ssl-fingerprint",
+    "amazon-config": "there is no such batch system here: run vine_worker HOST PORT on such a machine",
+    "k8s-image": "there is no such batch system here: run vine_worker HOST PORT in a pod",
+    "k8s-worker-image": "there is no such batch system here: run vine_worker HOST PORT in a pod",
+}
+"""What TaskVine has and this has not, with the reason and what to do instead."""
+AT_START = {"manager-name": "manager_name", "master-name": "manager_name", "factory-name": "factory_name"}
+"""What a configuration may say, too, and a factory does not change while it works."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,12 @@ class Settings:
         An archive with an environment for the worker's own Python.
     extra_options : str
         Further options of ``vine_worker``.
+    feature : tuple of str
+        What workers say that they have.
+    workers_blocked : tuple of str
+        Machines that get no worker (condor).
+    wrapper_input : tuple of str
+        Files that the wrapper needs (condor).
     """
 
     min_workers: int = 5
@@ -75,6 +93,9 @@ class Settings:
     wrapper: str = ""
     python_env: str = ""
     extra_options: str = ""
+    feature: tuple[str, ...] = ()
+    workers_blocked: tuple[str, ...] = ()
+    wrapper_input: tuple[str, ...] = ()
 
     @property
     def fixed(self) -> bool:
@@ -100,6 +121,35 @@ class Settings:
             raise ValueError(msg)
         return new
 
+    def none_of(self, batch_type: str, names: tuple[str, ...]) -> None:
+        """Make sure that nothing is set that a batch system has no use for.
+
+        Raises
+        ------
+        ValueError
+        """
+        for name in names:
+            if getattr(self, name):
+                msg = f"{name}={getattr(self, name)!r}: it has no effect on workers of type {batch_type!r}, leave it out"
+                raise ValueError(msg)
+
+
+def at_start(values: Any) -> dict[str, str]:
+    """Find in a configuration what a factory is told once.
+
+    Raises
+    ------
+    ValueError
+    """
+    found: dict[str, str] = {}
+    for key, name in AT_START.items():
+        if isinstance(values, dict) and key in values:
+            if name in found:
+                msg = f"{key!r} and another name of it are both there"
+                raise ValueError(msg)
+            found[name] = _text(key, values[key])
+    return found
+
 
 def from_json(values: Any) -> dict[str, Any]:
     """Understand what a configuration file says; names are those of the command's options.
@@ -112,10 +162,16 @@ def from_json(values: Any) -> dict[str, Any]:
         msg = 'a configuration is an object, such as {"max-workers": 10}'
         raise ValueError(msg)  # noqa: TRY004 - as all that may be wrong with it
     found = {}
-    known = [*(name.replace("_", "-") for name in _CHECKS if name != "extra_options"), "worker-extra-options"]
+    known = [
+        *AT_START,
+        *(name.replace("_", "-") for name in _CHECKS if name != "extra_options"),
+        "worker-extra-options",
+    ]
     for key, value in values.items():
-        if key in LATER:
-            msg = f"{key!r} cannot be set yet"
+        if key in AT_START:
+            continue
+        if key in REFUSED:
+            msg = f"{key!r} cannot be set: {REFUSED[key]}"
             raise ValueError(msg)
         if key not in known:
             raise ValueError(unknown(key, known))
@@ -173,6 +229,33 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     return tuple(v for v in values if v.strip())
 
 
+def _words(pattern: str, what: str) -> Callable[[str, Any], tuple[str, ...]]:
+    """Texts with one word each, or one text with several."""
+
+    def check(name: str, value: Any) -> tuple[str, ...]:
+        words = [word for text in _texts(name, value) for word in text.split()]
+        for word in words:
+            if re.fullmatch(pattern, word) is None:
+                msg = f"{name}={value!r}: {word!r} is not {what}"
+                raise ValueError(msg)
+        return tuple(words)
+
+    return check
+
+
+def check_name(name: str) -> str:
+    """Make sure that a factory can be called so, if it has a name.
+
+    Raises
+    ------
+    ValueError
+    """
+    if name and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is None:
+        msg = f"factory_name={name!r}: use letters, digits, and . _ - between them, such as 'my-factory'"
+        raise ValueError(msg)
+    return name
+
+
 def _env(name: str, value: Any) -> dict[str, str]:
     pairs = dict(value) if isinstance(value, Mapping) else None
     if pairs is None or not all(
@@ -190,5 +273,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "timeout": _number(1, float), "wall_time": _number(1, float, none=True), "factory_timeout": _number(0, float), "cores": _number(1, int, none=True),
     "memory": _number(1, int, none=True), "disk": _number(1, int, none=True), "gpus": _number(0, int, none=True),
     "condor_requirements": _texts, "batch_options": _text, "env": _env, "wrapper": _text, "python_env": _text, "extra_options": _text,
+    "feature": _words(r"[^\s/]+", "one word without a slash"), "workers_blocked": _words(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", "the name of a machine"),
+    "wrapper_input": _texts,
 }  # fmt: skip
 assert set(_CHECKS) == {field.name for field in fields(Settings)}

@@ -124,15 +124,18 @@ class Slurm:
     ----------
     shared : bool
         Whether the nodes find the archive of ``python_env`` at the same path as this machine; if not, each pilot is sent a copy, by sbcast.
+    leftover : str
+        The name of a factory whose jobs, as far as there are any, are taken out at the first look; "" for none.
     """
 
-    def __init__(self, *, shared: bool = False) -> None:
+    def __init__(self, *, shared: bool = False, leftover: str = "") -> None:
         for command in ("sbatch", "squeue", "scancel"):
             if shutil.which(command) is None:
                 msg = f"there is no command {command} here: use a machine from which Slurm jobs can be submitted"
                 raise BatchError(msg)
         self._shared = shared
-        self._factory = ""  # none has been submitted yet
+        self._factory = leftover  # "": none has been submitted yet
+        self._mark = secrets.token_hex(8)
         self._live: set[str] = set()
         self._most = 0
         self._archive, self._sent = "", set[str]()
@@ -154,6 +157,8 @@ class Slurm:
             command.append(f"--tmp={settings.disk}M")
         if settings.gpus:
             command.append(f"--gres=gpu:{settings.gpus}")
+        if settings.workers_blocked:
+            command.append(f"--exclude={','.join(settings.workers_blocked)}")
         command += shlex.split(settings.batch_options)
         self._factory = order.factory
         names: list[str] = []
@@ -187,7 +192,7 @@ class Slurm:
         if self._archive and self._shared:
             archive = shlex.quote(self._archive)
         elif self._archive:
-            archive, remove = f"{self._place(order.factory, '$SLURM_JOB_ID')}", ' "$archive"'
+            archive, remove = f"{self._place('$SLURM_JOB_ID')}", ' "$archive"'
             find += '\nrm -f "$archive"'
             arrive = ARRIVE.format(size=os.path.getsize(self._archive), patience=ARRIVING_S, said=SAID)
         return SCRIPT.format(
@@ -197,10 +202,9 @@ class Slurm:
             wall=WALL.format(spare=SPARE_S) if settings.wall_time is None else "wall=",
         )  # fmt: skip
 
-    @staticmethod
-    def _place(factory: str, number: str) -> str:
+    def _place(self, number: str) -> str:
         """Where a pilot finds the environment that it was sent."""
-        return f"/tmp/{factory}-{number}.env"  # noqa: S108 - nobody can guess the name
+        return f"/tmp/vine-{self._mark}-{number}.env"  # noqa: S108 - nobody can guess the name
 
     def status(self) -> dict[str, Job]:
         """Ask the queue, and the accounting for those that are not in it any more."""
@@ -278,7 +282,7 @@ class Slurm:
                     "--preserve",
                     f"--jobid={number}",
                     self._archive,
-                    self._place(self._factory, number),
+                    self._place(number),
                 )
                 self._sent.add(number)
             except (BatchError, OSError) as error:

@@ -158,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         const=os.getppid(),
         metavar="PID",
-        help="leave when the process that has started this one is gone",
+        help="leave when the process that has started this one, perhaps through others, is gone",
     )
     p.add_argument(
         "--leash",

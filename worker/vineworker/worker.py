@@ -63,6 +63,7 @@ class Worker:
         self._session: Optional[Session] = None
         self._estate: Optional[Estate] = None  # of a manager that has vanished
         self._last_busy = self._held_at = time.monotonic()
+        self._is_child = os.getppid() == settings.parent
         self._reason = ""
         self._going = False  # it has told its manager that it wants to go
         self._begins_to_leave = math.inf
@@ -266,12 +267,27 @@ class Worker:
             self._loop.remove_reader(0)
             self._hand_over("what has started this worker is gone, or has let it go", self._settings.grace_s)
 
+    def _is_orphan(self) -> bool:
+        """Whether the process that this one shall not outlive is gone; it may have started this one through others."""
+        parent = self._settings.parent
+        if parent is None or os.getppid() == parent:
+            return False
+        if self._is_child:
+            return True
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # it belongs to somebody else
+            pass
+        return False
+
     async def _watch(self) -> None:
         pinged_at = 0.0
         while True:
             await asyncio.sleep(min(1.0, self._settings.idle_timeout_s / 4))
             now, session = time.monotonic(), self._session
-            if self._settings.parent not in (None, os.getppid()):
+            if self._is_orphan():
                 self._leave("the process that has started this worker is gone", True)
             if self._settings.leash_s is not None and now - self._held_at > self._settings.leash_s:
                 self._leave(

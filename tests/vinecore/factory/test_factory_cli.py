@@ -139,3 +139,48 @@ def test_without_the_commands_of_the_batch_system_the_error_says_so(monkeypatch,
     result = CliRunner().invoke(command, ["-T", batch, "localhost", "9123"])
     assert result.exit_code == 1
     assert f"there is no command {missing} here" in result.output
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("--wrapper", "sh -c '\"$@\"; true' wrapper")], ids=["plain", "wrapped"]
+)
+def test_when_it_is_killed_its_workers_of_this_machine_leave(yard, factory, more):
+    m = yard.manager()
+    process = factory(*options_for(m, yard, "-w", "2", "-W", "2", *more))
+    m.wait_for_workers(2, PATIENCE_S)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait(PATIENCE_S)
+    until(lambda: m.workers_connected == 0, "the workers to leave")
+    until(lambda: not any(map(alive, family)), "the end of all processes")
+
+
+def test_it_ends_with_the_process_that_has_started_it(yard):
+    m = yard.manager()
+    words = [
+        sys.executable,
+        "-m",
+        "vinecore.factory.cli",
+        *options_for(m, yard, "-w", "1", "-W", "1", "--parent-death"),
+    ]
+    program = (
+        "import subprocess, sys, time\nprint(subprocess.Popen(sys.argv[1:]).pid, flush=True)\ntime.sleep(600)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
+    )
+    pid = int(parent.stdout.readline())
+    m.wait_for_workers(1, PATIENCE_S)
+    parent.kill()
+    parent.communicate(timeout=PATIENCE_S)
+    until(lambda: not alive(pid), "the factory to end")
+    until(lambda: m.workers_connected == 0, "the worker to leave")
+
+
+def test_it_ends_when_there_was_nothing_to_do_for_long_enough(yard, factory):
+    m = yard.manager()
+    process = factory(*options_for(m, yard, "-w", "0", "-W", "1", "--factory-timeout", "1"))
+    assert process.wait(PATIENCE_S) == 0
+    assert "there was nothing to do for 1 s" in process.log.read_text()
+    assert m.workers_connected == 0

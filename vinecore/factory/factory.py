@@ -179,9 +179,12 @@ class Factory:
         self._config_look: tuple[int, ...] = ()
         self._settings = self._base
         self._read_config(first=True)
+        self._begin(manager, leftover or _new_id())
+
+    def _begin(self, manager: Manager | None, name: str) -> None:
         self._manager = manager
         self._pid = os.getpid()
-        self._id = leftover or _new_id()
+        self._id = name
         self._mind = Mind()
         self._batch: Batch | None = None
         self._replace = True

@@ -118,6 +118,16 @@ def test_the_file_holds_the_source_of_the_worker_and_nothing_of_this_machine(pyz
     assert all(name.endswith(".py") for name in names)
 
 
+def test_a_function_can_import_daskvine_beside_the_workers_own_code(tmp_path):
+    packing.copy_to(str(tmp_path))
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    found = subprocess.run(
+        [sys.executable, "-c", "import daskvine, vinecore.protocol.frames as ours; print(daskvine.DaskVine.__name__, ours.__file__)"],
+        capture_output=True, text=True, timeout=60, cwd="/", env={**os.environ, "PYTHONPATH": path}, check=False,
+    )  # fmt: skip
+    assert found.stdout.split() == ["DaskVine", str(tmp_path / "vinecore/protocol/frames.py")], found.stderr
+
+
 def test_a_python_that_is_too_old_says_so(pyz):
     ended = subprocess.run([find_python("3.8"), pyz], capture_output=True, text=True, check=False, timeout=60)
     assert ended.returncode == 1

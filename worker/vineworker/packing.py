@@ -31,6 +31,12 @@ from vineworker.cli import main
 main()
 """
 """Runs first; also a Python that is too old has to understand it."""
+REST = b"""
+import pkgutil
+
+__path__ = pkgutil.extend_path(__path__, __name__)
+"""
+"""Lets a function import daskvine where its environment has that: what a worker has no part of is found there."""
 
 
 def home() -> str:
@@ -65,8 +71,10 @@ def sources() -> dict[str, bytes]:
 
 
 def copy_to(folder: str) -> None:
-    """Write the code into a folder, which processes can have on their path."""
+    """Write the code into a folder, which processes can have on their path, also before another daskvine."""
     for name, source in sources().items():
+        if name == "vinecore/__init__.py":
+            source += REST
         path = os.path.join(folder, *name.split("/"))
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as file:

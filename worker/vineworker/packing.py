@@ -72,9 +72,8 @@ def sources() -> dict[str, bytes]:
 
 def copy_to(folder: str) -> None:
     """Write the code into a folder, which processes can have on their path, also before another daskvine."""
-    for name, source in sources().items():
-        if name == "vinecore/__init__.py":
-            source += REST
+    here = sources()
+    for name, source in {**here, "vinecore/__init__.py": here["vinecore/__init__.py"] + REST}.items():
         path = os.path.join(folder, *name.split("/"))
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as file:

@@ -42,7 +42,10 @@ MaxArraySize=MOST_IN_ARRAY
 KillWait=60
 ReturnToService=2
 NodeName=HOST NodeAddr=127.0.0.1 CPUs={CORES} RealMemory=8000 TmpDisk=16000 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 MOST_IN_ARRAY = 3  # so that four pilots are more than one submission can have
 

@@ -82,7 +82,7 @@ def test_calls_run_on_pilots_half_of_which_are_cancelled_in_the_middle(slurm, fa
         assert {worker["id"] for worker in workers_of(m)} - before, (
             "somebody has come for those who were removed"
         )
-        until(lambda: "gone: it was cancelled (scancel)" in running.log, "a word about the cancelled pilots")
+        until(lambda: ": it was cancelled (scancel)" in running.log, "a word about the cancelled pilots")
         assert running.end() == 0
     until(lambda: m.workers_connected == 0, "the workers to be gone")
     assert {int(name.partition("_")[2]) for name in slurm.queue("all")} <= set(range(MOST_IN_ARRAY))
@@ -129,6 +129,31 @@ def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(slurm, facto
             "the pilot that was held while it ran to be taken out",
             LONG_S,
         )
+        m.wait_for_workers(CORES, LONG_S)
+        assert running.end() == 0
+
+
+def test_pilots_that_others_take_the_place_of_are_replaced_when_there_is_room(slurm, factory, yard):
+    m = yard.manager()
+    with factory(m, "-w", str(CORES), "-W", str(CORES)) as running:
+        m.wait_for_workers(CORES, LONG_S)
+        urgent = slurm.run(
+            "sbatch",
+            "--parsable",
+            "--partition=urgent",
+            "--mem=100",
+            "--output=/dev/null",
+            "--wrap=sleep 1000",
+        )
+        until(
+            lambda: ": others were preferred; others in" in running.log,
+            "a word about it",
+            LONG_S,
+        )
+        until(
+            lambda: m.workers_connected == CORES - 1 and slurm.queue("PENDING"), "another one to wait", LONG_S
+        )
+        slurm.run("scancel", urgent.strip())
         m.wait_for_workers(CORES, LONG_S)
         assert running.end() == 0
 

@@ -127,9 +127,10 @@ class Compiler:
             return
         count = self._count
         count[id(node.func)] = count.get(id(node.func), 0) + 1
-        for arg in (*node.args, *node.kwargs.values()):
+        for arg in (*node.args, *node.kwargs.values()) if node.kwargs else node.args:
             value = arg.value if type(arg) is DataNode else arg
-            if type(value) not in PLAIN and not isinstance(value, (GraphNode, TaskRef)):
+            kind = type(value)
+            if kind is not TaskRef and kind not in PLAIN and not isinstance(value, (GraphNode, TaskRef)):
                 count[id(value)] = count.get(id(value), 0) + 1
 
     # ---- objects

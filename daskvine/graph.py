@@ -62,17 +62,17 @@ class Graph:
                 raise KeyError(key)
         needed = _cull(nodes, wanted)
         _refuse_folders(needed)
-        self._aliases = {
-            key: node.target for key, node in needed.items() if type(node) is Alias and node.target in needed
-        }
-        self.data: dict[Key, Any] = {
-            key: node.value for key, node in needed.items() if type(node) is DataNode
-        }
-        tasks = {
-            key: node for key, node in needed.items() if key not in self._aliases and key not in self.data
-        }
+        self.data: dict[Key, Any] = {}
+        tasks: dict[Key, GraphNode] = {}
+        for key, node in needed.items():
+            if isinstance(node, DataNode):
+                self.data[key] = node.value
+            elif isinstance(node, Alias) and node.target in needed:
+                self._aliases[key] = node.target
+            else:
+                tasks[key] = node
         self.dependencies: dict[Key, list[Key]] = {
-            key: list(dict.fromkeys(map(self.resolve, node.dependencies))) for key, node in tasks.items()
+            key: self._resolved(node.dependencies) for key, node in tasks.items()
         }
         self.targets = list(dict.fromkeys(self.resolve(key) for key in wanted))
         self._unordered: dict[
@@ -80,6 +80,9 @@ class Graph:
         ] = {}  # with the aliases: dask's order looks at the nodes themselves
         self.vertices: dict[Key, GraphNode] = self._arranged(tasks, needed)
         self.annotations: dict[Key, dict[str, Any]] = {}
+
+    def _resolved(self, keys: Iterable[Key]) -> list[Key]:
+        return list(dict.fromkeys(map(self.resolve, keys))) if self._aliases else list(keys)
 
     def resolve(self, key: Key) -> Key:
         """Give the key that an alias, or an alias of an alias, stands for."""
@@ -111,7 +114,8 @@ class Graph:
             key = stack.pop()
             if key in given:
                 continue
-            missing = [d for d in dependencies[key] if d not in given]
+            found = dependencies[key]
+            missing = [d for d in found if d not in given] if found else found
             if not missing:
                 given.add(key)
                 order_.append(key)
@@ -186,8 +190,12 @@ def _refuse_folders(nodes: Mapping[Key, GraphNode]) -> None:
     ValueError
         It would lose data silently where workers do not share that folder.
     """
+    seen: set[int] = set()  # there are few functions, and many vertices that call them
     for key, node in nodes.items():
         function = getattr(node, "func", None)
+        if id(function) in seen:
+            continue
+        seen.add(id(function))
         while isinstance(function, functools.partial):
             function = function.func
         kind = function if isinstance(function, type) else type(function)

@@ -112,7 +112,14 @@ def rewrite(graph: Mapping[Key, GraphNode], merge_size: int | None) -> dict[Key,
         raise ValueError(msg)
     size = merge_size or WIDTH
     rewritten: dict[Key, GraphNode] = {}
+    dull: set[int] = set()  # functions that merge nothing: there are few, and many vertices that call them
     for key, node in graph.items():
+        func = getattr(node, "func", None)
+        if id(func) in dull:
+            rewritten[key] = node
+            continue
+        if not _may_merge(func):
+            dull.add(id(func))
         merge = read(node, graph)
         if merge is not None and len(merge.parts) > size and (merge_size or merge.how in _FREE):
             rewritten.update(_tree(key, merge, size, graph))
@@ -199,6 +206,11 @@ def read(node: GraphNode, graph: Mapping[Key, GraphNode]) -> Merge | None:
     if _origin(node.func)[1] == "pipe":
         return _piped(node, graph)
     return None
+
+
+def _may_merge(func: object) -> bool:
+    origin = _origin(func)
+    return is_merge(func) or func is apply or origin in _KNOWN or origin[1] == "pipe"
 
 
 def _origin(function: object) -> tuple[Any, Any]:

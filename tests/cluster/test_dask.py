@@ -36,7 +36,9 @@ pytestmark = pytest.mark.filterwarnings(
 def cluster(request, tmp_path_factory):
     """A Dask cluster: two workers on one node, or two jobs with a node each."""
     if request.param == "jobs":
+        answer = signal.getsignal(signal.SIGINT)
         pytest.importorskip("dask_jobqueue")
+        signal.signal(signal.SIGINT, answer)  # on import it takes interrupts for itself
     folder = tmp_path_factory.mktemp("dask")
     config = {"temporary-directory": str(folder)}
     if request.param == "jobs":  # which have no nanny left that starts another worker

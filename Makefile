@@ -2,7 +2,8 @@
 #
 #   make demo          a small analysis from end to end on this machine
 #   make test          the tests, with the newest dask that dask-awkward works with
-#   make test-newest   the tests again, with the newest dask and without dask-awkward
+#   make test-cluster  those with batch systems, Dask clusters, other machines and networks
+#   make test-newest   what has to do with dask again, with the newest dask and without dask-awkward
 #   make lint types    ruff; mypy
 #   make bench         the benchmarks
 #   make fuzz          ten minutes of random lives of a simulated vine
@@ -14,16 +15,23 @@ PYTHON ?= python3
 HEP := .venv
 NEWEST := .venv-newest
 
-.PHONY: demo test test-newest lint types bench fuzz lies worker clean
+# the engine and its worker do not import dask
+WITH_DASK := tests/daskvine tests/conformance tests/notebooks tests/faults tests/benchmarks tests/cluster/test_dask.py \
+	tests/test_docs.py tests/test_exports.py tests/test_imports.py
+
+.PHONY: demo test test-cluster test-newest lint types bench fuzz lies worker clean
 
 demo: $(HEP)/.stamp
 	$(HEP)/bin/python -m daskvine.demo
 
 test: $(HEP)/.stamp
-	$(HEP)/bin/python -m pytest $(ARGS)
+	$(HEP)/bin/python -m pytest --ignore=tests/cluster $(ARGS)
+
+test-cluster: $(HEP)/.stamp
+	$(HEP)/bin/python -m pytest tests/cluster $(ARGS)
 
 test-newest: $(NEWEST)/.stamp
-	$(NEWEST)/bin/python -m pytest $(ARGS)
+	$(NEWEST)/bin/python -m pytest $(WITH_DASK) $(ARGS)
 
 lint: $(HEP)/.stamp
 	$(HEP)/bin/ruff check .

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from vinecore import Manager
+from tests import chores
+from vinecore import Manager, PythonTask
 from vinecore.secrets import write_secret
 
 if TYPE_CHECKING:
@@ -223,3 +224,22 @@ def find_python(version: str) -> str:
         if known == version:
             return executable
     pytest.skip(f"there is no python{version} on this machine")
+
+
+def one_result(m):
+    """Give the next task that is over."""
+    task = m.wait(60)
+    assert task is not None
+    return task
+
+
+def made_and_held(yard, m, size):
+    """Have the only worker make something, and be too busy then to read it itself, until ``gate`` is there; give the two tasks."""
+    maker = PythonTask(chores.make_bytes, size)
+    maker.enable_temp_output()
+    m.submit(maker)
+    assert one_result(m).successful()
+    blocker = PythonTask(chores.held, str(yard.folder), "blocker", "gate")
+    m.submit(blocker)
+    until(lambda: yard.count("blocker"), "the first worker to be busy")
+    return maker, blocker

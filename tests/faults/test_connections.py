@@ -13,7 +13,7 @@ import pytest
 
 from tests import chores
 from tests.proxy import Proxy
-from tests.support import until, vine_threads, workers_of
+from tests.support import made_and_held, one_result, until, vine_threads, workers_of
 from vinecore import PythonTask, Task
 from vinecore.protocol import bulk
 
@@ -23,12 +23,6 @@ LARGE = 1_000_000
 
 def odd(fault):
     return [sys.executable, ODD, fault]
-
-
-def one_result(m):
-    task = m.wait(60)
-    assert task is not None
-    return task
 
 
 # ---- the connection to the manager
@@ -150,13 +144,7 @@ def test_many_workers_that_cannot_reach_one_do_not_make_its_files_unobtainable(y
     m = yard.manager()
     yard.worker(m, "--cores", "1", command=odd("unreachable"))
     m.wait_for_workers(1, 60)
-    maker = PythonTask(chores.make_bytes, LARGE)
-    maker.enable_temp_output()
-    m.submit(maker)
-    assert one_result(m).successful()
-    blocker = PythonTask(chores.held, str(yard.folder), "blocker", "gate")
-    m.submit(blocker)
-    until(lambda: yard.count("blocker"), "the first worker to be busy")
+    maker, blocker = made_and_held(yard, m, LARGE)
     for _ in range(8):
         yard.worker(m, "--cores", "1")
     m.wait_for_workers(9, 60)

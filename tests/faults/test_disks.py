@@ -13,16 +13,10 @@ import pytest
 
 from daskvine import DaskVine, daskvine_merge, vertex
 from tests import chores
-from tests.support import until
+from tests.support import one_result, until
 from vinecore import PythonTask, Task
 
 MB = 1 << 20
-
-
-def one_result(m):
-    task = m.wait(60)
-    assert task is not None
-    return task
 
 
 @pytest.fixture

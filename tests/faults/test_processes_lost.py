@@ -9,17 +9,11 @@ import pytest
 
 from daskvine import DaskVine
 from tests import chores
-from tests.support import alive, until
+from tests.support import alive, one_result, until
 from vinecore import FunctionCall, PythonTask, Task, TaskCrashed
 from vinecore.errors import LibraryError
 
 SLOTS = {"cores": 2, "slots": 2}
-
-
-def one_result(m):
-    task = m.wait(60)
-    assert task is not None
-    return task
 
 
 @pytest.fixture

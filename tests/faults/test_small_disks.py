@@ -13,17 +13,11 @@ import pytest
 
 from daskvine import DaskVine
 from tests import chores
-from tests.support import until
+from tests.support import one_result, until
 from vinecore import PythonTask, Task
 from vinecore.errors import InsufficientResources
 
 MB = 1 << 20
-
-
-def one_result(m):
-    task = m.wait(60)
-    assert task is not None
-    return task
 
 
 def used_below(top):

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from daskvine import DaskVine
 from tests import chores
-from tests.support import until
+from tests.support import made_and_held, one_result, until
 from vinecore import Factory, PythonTask, Task, certificates
 from vinecore.factory.cli import command
 from vinecore.protocol import bulk, tls
@@ -23,22 +23,10 @@ pytest.importorskip("cryptography")
 LARGE = 5_000_000
 
 
-def one_result(m):
-    task = m.wait(60)
-    assert task is not None
-    return task
-
-
 def test_a_run_over_tls_with_a_transfer_between_peers(yard):
     m = yard.manager(ssl=True)
     yard.workers(m, 1, "--ssl")
-    maker = PythonTask(chores.make_bytes, LARGE)
-    maker.enable_temp_output()
-    m.submit(maker)
-    assert one_result(m).successful()
-    blocker = PythonTask(chores.held, str(yard.folder), "blocker", "gate")
-    m.submit(blocker)
-    until(lambda: yard.count("blocker"), "the first worker to be busy")
+    maker, blocker = made_and_held(yard, m, LARGE)
     yard.workers(m, 1, "--ssl-fingerprint", m.ssl_fingerprint)
     reader = PythonTask(chores.digest, maker.output_file)
     m.submit(reader)

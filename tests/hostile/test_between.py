@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests import chores
-from tests.hostile.watch import one_result, unharmed, works
+from tests.hostile.watch import unharmed, works
 from tests.proxy import Proxy
-from tests.support import until
+from tests.support import made_and_held, one_result, until
 from vinecore import PythonTask, Task, certificates
 from vinecore.protocol import VERSION, handshake, tls
 from vinecore.protocol import messages as m_
@@ -252,13 +252,7 @@ def test_what_is_altered_between_two_workers_is_had_from_elsewhere(yard, caplog,
     m = yard.manager()
     yard.worker(m, command=[sys.executable, ODD, f"altered_{what}"])
     m.wait_for_workers(1, 60)
-    maker = PythonTask(chores.make_bytes, size)
-    maker.enable_temp_output()
-    m.submit(maker)
-    assert one_result(m).successful()
-    blocker = PythonTask(chores.held, str(yard.folder), "blocker", "gate")
-    m.submit(blocker)
-    until(lambda: yard.count("blocker"), "the first worker to be busy")
+    maker, blocker = made_and_held(yard, m, size)
     yard.workers(m, 1)
     reader = PythonTask(len, maker.output_file)
     m.submit(reader)

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from tests.hostile.watch import one_result
-from tests.support import until
+from tests.support import one_result, until
 from vinecore import Task
 
 

@@ -8,7 +8,8 @@ import logging
 import pytest
 
 from tests import chores
-from tests.faults.test_connections import LARGE, made_and_moved, one_result
+from tests.faults.test_connections import LARGE, made_and_moved
+from tests.support import one_result
 from vinecore import PythonTask
 from vinecore.protocol import bulk, handshake, tickets
 from vinecore.secrets import read_secret

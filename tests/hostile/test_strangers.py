@@ -16,9 +16,9 @@ import threading
 import pytest
 
 from tests import chores
-from tests.hostile.watch import crowd, many_files, one_result, unharmed, works
+from tests.hostile.watch import crowd, many_files, unharmed, works
 from tests.proxy import Proxy
-from tests.support import until
+from tests.support import made_and_held, one_result, until
 from vinecore import PythonTask, Task
 from vinecore.protocol import bulk, handshake
 from vinecore.secrets import read_secret, write_secret
@@ -171,20 +171,15 @@ def test_who_says_a_byte_now_and_then_keeps_nobody_out(yard, whose):
 
 def moved_between_workers(yard, m):
     """Have a new worker read what the first one makes and is too busy to read itself."""
-    maker = PythonTask(chores.make_bytes, LARGE)
-    maker.enable_temp_output()
-    m.submit(maker)
-    assert one_result(m).successful()
-    blocker = PythonTask(chores.held, str(yard.folder), "blocker", "gate.txt")
-    m.submit(blocker)
-    until(lambda: yard.count("blocker"), "the first worker to be busy")
+    maker, blocker = made_and_held(yard, m, LARGE)
     yard.workers(m, 1)
     reader = PythonTask(chores.digest, maker.output_file)
     m.submit(reader)
     assert one_result(m) is reader
-    yard.place("gate.txt").touch()
+    yard.place("gate").touch()
     assert one_result(m) is blocker
-    yard.place("blocker").unlink()
+    for mark in ("blocker", "gate"):
+        yard.place(mark).unlink()
 
 
 def test_two_thousand_silent_connections_to_a_worker_stop_neither_its_tasks_nor_its_files(yard):

@@ -8,7 +8,8 @@ import tarfile
 
 import pytest
 
-from tests.hostile.watch import one_result, unharmed
+from tests.hostile.watch import unharmed
+from tests.support import one_result
 from vinecore import Task
 
 

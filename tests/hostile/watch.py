@@ -10,16 +10,10 @@ import threading
 
 import psutil
 
-from tests.support import until
+from tests.support import one_result, until
 from vinecore import Task
 
 MOST_GROWTH = 64 << 20
-
-
-def one_result(m):
-    task = m.wait(60)
-    assert task is not None
-    return task
 
 
 def works(m):

@@ -16,7 +16,7 @@ import vineworker
 from vineworker.cli import parse_address
 
 from tests import chores
-from tests.support import alive, find_python, until, workers_of
+from tests.support import alive, find_python, one_result, until, workers_of
 from vinecore import Factory, PythonTask, Task
 
 ROOT = Path(__file__).parents[2]
@@ -86,12 +86,6 @@ def test_a_leash_is_a_pipe_and_a_secret_that_is_announced_comes(tmp_path):
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
-
-
-def one_result(m):
-    task = m.wait(60)
-    assert task is not None
-    return task
 
 
 def only_files(folder):

@@ -133,6 +133,7 @@ class GraphRun:
                         options.prune_depth,
                         mode,
                         tell,
+                        self.vertices,
                     )
                 )
             )

@@ -203,7 +203,7 @@ class EngineDoor:
         """Hand all of them over."""
         self._over.clear()
         self._run += 1
-        self._engine.post(e.RunOpened(RunSpec(self._run, "scaling")))
+        self._engine.post(e.RunOpened(RunSpec(self._run, "scaling", size=self._count)))
         tasks = specs(self._shape(self._count), self._run, self._first, self._library, self._function)
         while slice_ := list(itertools.islice(tasks, SLICE)):
             self._first = slice_[-1].task + 1

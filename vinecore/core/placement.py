@@ -2,7 +2,7 @@
 
 Ready tasks wait in buckets by what they require; every bucket knows the workers that have room for one more. A task goes where it would
 start first: where most of its input bytes are if that saves more than waiting there costs, else to the least loaded of a few open
-workers. Cost of an event: a handful of workers and the few buckets there are, however many tasks wait.
+workers; but roots that follow each other fill the slots of one worker after the other, where a graph will need all of them. Cost of an event: a handful of workers and the few buckets there are, however many tasks wait.
 
 Calls are sent ahead of need: as many beyond a library's slots as cover the way to the manager and back, from measured durations; and
 successors of what runs on a worker, which start there without asking.
@@ -275,6 +275,10 @@ class Placement:
         self._need = disk.need(task) if disk.concerned else 0
         if self.policy != "files":
             return self._choose_by_policy(task, bucket)
+        if bucket.library is not None and is_root(task):
+            neighbour = self._neighbour(task, bucket)
+            if neighbour is not None:
+                return neighbour
         least: Worker | None = None
         least_load = math.inf
         for worker in islice(bucket.open, LOOK_AT):
@@ -286,6 +290,17 @@ class Placement:
         if not task.inputs or len(self._mind.tables.workers) == 1:
             return least
         return self._nearest(task, bucket, least)
+
+    def _neighbour(self, task: Task, bucket: Bucket) -> Worker | None:
+        """The worker of the root before, as long as a slot is free there, if all slots will be needed: neighbours mostly have a common reader."""
+        worker = bucket.neighbour
+        if worker is None or worker not in bucket.open:
+            return None
+        instance = worker.libraries.get(bucket.key[0])
+        if instance is None or instance.assigned >= instance.slots or not self._fits(task, worker, bucket):
+            return None
+        expected = max(task.run.spec.size, bucket.unfinished)
+        return worker if expected > instance.slots * len(self._mind.tables.workers) else None
 
     def _first_that_fits(self, task: Task, bucket: Bucket) -> Worker | None:
         """Look further where the estimate behind `Bucket.open` was wrong; who is too small goes to the end of the row."""
@@ -397,6 +412,7 @@ class Placement:
         self._refresh(worker, bucket)
         self._expand(task, worker, instance)
         if len(self._mind.tables.workers) > 1 and is_root(task):
+            bucket.neighbour = worker
             self._gather(task, worker, instance)
 
     def _gather(self, root: Task, worker: Worker, instance: Instance) -> None:
@@ -582,6 +598,8 @@ class Placement:
         """A worker has left."""
         for bucket in self._mind.tables.buckets.values():
             bucket.open.pop(worker, None)
+            if bucket.neighbour is worker:
+                bucket.neighbour = None
         self._mind.instances.worker_gone(worker)
         if worker.total == self._largest:
             totals = (w.total for w in self._mind.tables.workers.values())

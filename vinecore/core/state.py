@@ -93,6 +93,7 @@ class RunSpec(NamedTuple):
     prune_depth: int = 1
     priority_mode: str = ""
     tell: bool = False  # whether every vertex is reported
+    size: int = 0  # how many tasks will be submitted, if that is known
 
 
 class TaskSpec(NamedTuple):
@@ -264,7 +265,7 @@ class Instance:
 class Bucket:
     """Ready tasks that require the same thing, and the workers that have room for one more of them."""
 
-    __slots__ = ("category", "key", "library", "mean_s", "open", "python", "ready", "request", "roots", "running",
+    __slots__ = ("category", "key", "library", "mean_s", "neighbour", "open", "python", "ready", "request", "roots", "running",
                  "stale", "unfinished")  # fmt: skip
 
     def __init__(
@@ -287,6 +288,7 @@ class Bucket:
             tuple[float, int, Task]
         ] = []  # ready, too: those that read nothing that a task has made
         self.open: dict[Worker, None] = {}
+        self.neighbour: Worker | None = None  # who got the last root
         self.mean_s: float | None = None
         self.running = 0
         self.unfinished = 0

@@ -42,6 +42,7 @@ log = logging.getLogger("vinecore")
 T = TypeVar("T")
 
 TICK_S = 0.25
+PUSH_TICKS = 8  # after so many, what waits for the next message to a worker goes without one
 PING_S = 30.0
 SILENCE_S = 300.0
 GOODBYE_S = 2.0
@@ -324,7 +325,7 @@ class Engine:
             if carry is not None:
                 carry(instruction)
 
-    def _tick(self) -> None:
+    def _tick(self, ticks: int = 0) -> None:
         now = time.monotonic()
         self._inbox.append(e.Tick())
         self._drain()
@@ -338,9 +339,9 @@ class Engine:
             ):  # this process may have slept as well: then nobody was asked
                 peer.pinged_at = now
                 peer.channel.send(m.Ping())
-            else:
+            elif (peer.number + ticks) % PUSH_TICKS == 0:
                 peer.channel.push()
-        self._loop.call_later(TICK_S, self._tick)
+        self._loop.call_later(TICK_S, self._tick, ticks + 1)
 
     def _spare_the_collector(self) -> None:
         """Have Python's garbage collector pass over the records of many tasks: none of them is garbage before its run is closed.

@@ -93,8 +93,8 @@ class Link:
     def _plan(self) -> None:
         while self._ends and self._ends[0][2] not in self._active:
             heappop(self._ends)
+        self._plans += 1  # also where nothing is left: what was planned for it does not count any more
         if self._ends:
-            self._plans += 1
             seconds = max(0.0, self._ends[0][0] - self._share) / self._rate()
             self._clock.after(seconds, self._due, self._plans)
 

@@ -166,7 +166,7 @@ class World:
         self._post(
             *(e.LibraryInstalled(LibrarySpec(name, f"setup of {name}")) for name in workload.libraries)
         )
-        self._post(e.RunOpened(RunSpec(RUN, "simulated", retries)))
+        self._post(e.RunOpened(RunSpec(RUN, "simulated", retries, size=len(workload.jobs))))
         tasks = self._specs(workload)
         end = 0.0
         for part in _slices(tasks, workload.jobs):

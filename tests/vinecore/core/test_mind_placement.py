@@ -308,6 +308,40 @@ def test_roots_are_spread_where_somebody_idles_whoever_reads_them(vine):
     assert sorted(vine.where().values()) == [1, 2, 3, 4]
 
 
+def lots(workers, cores):
+    """Workers with a library that has a slot for each of their cores."""
+    vine = Vine()
+    vine.library(slots=cores, request=Request(cores=cores))
+    for _ in range(workers):
+        vine.join(cores=cores)
+    return vine
+
+
+def test_roots_of_a_graph_that_will_need_all_slots_fill_those_of_one_worker_after_the_other():
+    vine = lots(workers=4, cores=2)
+    vine.open(size=9)
+    vine.submit(*(call(n, run=1) for n in range(1, 5)))
+    where = vine.where()
+    assert where[1] == where[2] != where[3] == where[4]
+
+
+def test_roots_of_a_graph_that_leaves_slots_free_are_spread():
+    vine = lots(workers=4, cores=2)
+    vine.open(size=8)
+    vine.submit(*(call(n, run=1) for n in range(1, 5)))
+    assert sorted(vine.where().values()) == [1, 2, 3, 4]
+
+
+def test_roots_go_on_elsewhere_when_the_worker_of_the_one_before_is_lost():
+    vine = lots(workers=2, cores=2)
+    vine.open(size=100)
+    vine.submit(call(1, run=1))
+    vine.lose(vine.where()[1])
+    vine.submit(call(2, run=1))
+    (left,) = vine.tables.workers
+    assert vine.where() == {1: left, 2: left}
+
+
 def test_roots_whose_reader_reads_many_are_not_queued_together(vine):
     busy(vine, 2)
     vine.compute(*merges(1, 100))

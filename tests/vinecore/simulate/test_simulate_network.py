@@ -84,6 +84,14 @@ def test_what_is_cancelled_leaves_its_share_to_the_others(wire):
     assert wire.run() == {"stays": 12.0}
 
 
+def test_a_transfer_that_is_cancelled_when_it_has_the_link_for_itself_leaves_nothing_to_come(wire):
+    link = wire.link(10)
+    gone = Flow((link,), 100, lambda: wire.over.__setitem__("gone", 0))
+    wire.clock.at(4.0, gone.cancel)
+    wire.send("next", 10, link, at=20.0)
+    assert wire.run() == {"next": 21.0}
+
+
 def test_a_thousand_transfers_take_as_long_together_as_one_of_their_size(wire):
     link = wire.link(7e6)
     for number in range(1000):

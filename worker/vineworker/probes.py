@@ -19,6 +19,7 @@ import os
 from typing import Any, NamedTuple, Protocol
 
 KB = 1024
+PIECE = 1 << 16
 
 
 class Look(NamedTuple):
@@ -188,10 +189,18 @@ def best_probe() -> Probe | None:
 def _read(path: str) -> bytes:
     # Without a buffer, a short file is one read, and so of one moment.
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall() or b""
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
+    parts = []
+    try:
+        while part := os.read(file, PIECE):
+            parts.append(part)
+    except OSError:  # its process has just ended
+        return b""
+    finally:
+        os.close(file)
+    return b"".join(parts)
 
 
 def _entries(folder: str) -> list[str]:

@@ -155,7 +155,7 @@ def finish_command(
             "measured": measured(peak),
         }
     finally:
-        bulk.remove(command.folder)
+        sandbox.clear(command.folder)
         bulk.remove(command.output)
     return ended(run, info, wall, killed, limit, missing), sizes
 
@@ -195,7 +195,7 @@ def finish_single(
         bulk.remove(result)
         raise
     finally:
-        bulk.remove(folder)
+        sandbox.clear(folder)
         bulk.remove(output)
     use = measured(peak) or {}
     if reply.wall_s >= SAMPLE_S and "cpu_s" in reply.info:

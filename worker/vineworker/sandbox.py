@@ -11,9 +11,10 @@ import shutil
 import stat
 from typing import Any, NamedTuple, Union
 
-from vinecore.protocol import digests, messages
+from vinecore.protocol import bulk, digests, messages
 from vineworker.cache import Cache, tree_size
 
+TEMPORARY = ".vine-tmp"
 OUTPUT_LIMIT = 1 << 20
 """Bytes of a task's output (its end) that are sent to the manager."""
 
@@ -139,6 +140,15 @@ def collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> C
     return Collected(sizes, sums, missing)
 
 
+def clear(folder: str) -> None:
+    """Remove a sandbox; mostly nothing is left in it but the empty folder for temporary files."""
+    try:
+        os.rmdir(os.path.join(folder, TEMPORARY))
+        os.rmdir(folder)
+    except OSError:
+        bulk.remove(folder)
+
+
 def _copied(source: str, target: str) -> str:
     if os.path.isdir(source):
         shutil.copytree(source, target, symlinks=True)
@@ -150,6 +160,8 @@ def _copied(source: str, target: str) -> str:
 def read_end(path: str, limit: int = OUTPUT_LIMIT) -> str:
     """Read the end of a log."""
     try:
+        if not os.path.getsize(path):  # mostly
+            return ""
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - limit))
@@ -172,7 +184,7 @@ def environment(options: dict[str, Any], sandbox: str) -> dict[str, str]:
         )
         for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM"):
             variables[f"{name}_NUM_THREADS"] = str(cores)
-    temporary = os.path.join(sandbox, ".vine-tmp")
+    temporary = os.path.join(sandbox, TEMPORARY)
     os.makedirs(temporary, exist_ok=True)
     variables.update(TMPDIR=temporary, TMP=temporary, TEMP=temporary)
     variables.update(options.get("env", {}))

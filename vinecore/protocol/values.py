@@ -18,7 +18,8 @@ A large histogram of boost-histogram would copy all its bins to be pickled, and 
 buffer like others, so that it takes no memory beside itself.
 
 Coffea gives each of its arrays a read-only mapping of a thousand functions, its behavior, which only cloudpickle can take, in some ten
-milliseconds. Such a mapping is serialized once in a process, carried along in that form, and loaded once in a process.
+milliseconds; what reads its files has it, too, as a dictionary. Such a mapping is serialized once in a process, carried along in that form, and
+loaded once in a process.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 """What pickle takes by itself, in a tenth of the time."""
 IN_PLACE = 1 << 63
 """In the table of unpacked lengths: what loads this buffer unpacks it, too."""
+LARGE_BEHAVIOR = 100
+"""A dictionary of so many functions is worth to be serialized once only."""
 OUT_OF_BAND = 4096
 """Buffers below this many bytes stay in the pickle."""
 
@@ -57,7 +60,7 @@ def cloudpickle_dumps(value: Any, **options: Any) -> bytes:
         pickler = _cloudpickler()
     except ImportError:
         return pickle.dumps(value, **options)
-    return _text(pickler, value, options, histograms.reducers())
+    return _text(pickler, value, options)
 
 
 @functools.cache
@@ -68,19 +71,30 @@ def _cloudpickler() -> Any:
         reducers: dict[type, Callable[[Any], Any]]
 
         def reducer_override(self, obj: Any) -> Any:
-            reduce = self.reducers.get(type(obj))
-            reduced = NotImplemented if reduce is None else reduce(obj)
+            reduced = _reduced(self.reducers, obj)
             return super().reducer_override(obj) if reduced is NotImplemented else reduced
 
     return Cloudpickler
 
 
-def _text(
-    kind: Any, value: Any, options: dict[str, Any], reducers: dict[type, Callable[[Any], Any]]
-) -> bytes:
+def _reduced(reducers: dict[type, Callable[[Any], Any]], obj: Any) -> Any:
+    reduce = reducers.get(type(obj))
+    if reduce is not None:
+        return reduce(obj)
+    own = getattr(obj, "__dict__", None)
+    if (
+        type(own) is dict
+        and type(behavior := own.get("behavior")) is dict
+        and len(behavior) >= LARGE_BEHAVIOR
+    ):
+        return _reduced_with_behavior(obj, behavior)
+    return NotImplemented
+
+
+def _text(kind: Any, value: Any, options: dict[str, Any]) -> bytes:
     text = io.BytesIO()
     pickler = kind(text, **options)
-    pickler.reducers = reducers
+    pickler.reducers = {types.MappingProxyType: _reduced_mapping, **histograms.reducers()}
     pickler.dump(value)
     return text.getvalue()
 
@@ -124,17 +138,14 @@ def dump(value: Any, *, by_value: bool = False, plain: bool = False) -> list[Any
 
 def _plain_dumps(value: Any, **options: Any) -> bytes:
     """Pickle, with read-only mappings in the form in which they have been pickled before."""
-    return _text(
-        _Pickler, value, options, {types.MappingProxyType: _reduced_mapping, **histograms.reducers()}
-    )
+    return _text(_Pickler, value, options)
 
 
 class _Pickler(pickle.Pickler):
     reducers: dict[type, Callable[[Any], Any]]
 
     def reducer_override(self, obj: Any) -> Any:
-        reduce = self.reducers.get(type(obj))
-        return NotImplemented if reduce is None else reduce(obj)
+        return _reduced(self.reducers, obj)
 
 
 class _Packed(NamedTuple):
@@ -151,6 +162,24 @@ _LASTING = (types.FunctionType, types.BuiltinFunctionType, type, str, bytes, int
 
 def _reduced_mapping(mapping: Any) -> Any:
     return read_only_mapping, _packed_mapping(mapping)
+
+
+def _reduced_with_behavior(owner: Any, behavior: dict[Any, Any]) -> Any:
+    reduced = owner.__reduce_ex__(4)
+    state = reduced[2] if isinstance(reduced, tuple) and len(reduced) > 2 else None
+    if type(state) is not dict or state.get("behavior") is not behavior:
+        return NotImplemented
+    return *reduced[:2], {**state, "behavior": _Behavior(behavior)}, *reduced[3:]
+
+
+class _Behavior:
+    """Stands for the behavior of an object while that is pickled."""
+
+    def __init__(self, behavior: dict[Any, Any]) -> None:
+        self._behavior = behavior
+
+    def __reduce__(self) -> Any:
+        return own_mapping, _packed_mapping(self._behavior)
 
 
 def _packed_mapping(mapping: Any) -> tuple[bytes, bytes]:
@@ -179,10 +208,10 @@ def _same_item(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
 
 
 def _lasts(value: Any) -> bool:
-    """Whether a value is what it was, as long as it is the same object."""
+    """Whether a value is what it was, as long as it is the same object; what a user writes in a session may find other values the next time."""
     if isinstance(value, functools.partial):
         return all(map(_lasts, (value.func, *value.args, *value.keywords.values())))
-    return isinstance(value, _LASTING)
+    return isinstance(value, _LASTING) and getattr(value, "__module__", "") != "__main__"
 
 
 def read_only_mapping(digest: bytes, data: bytes) -> Any:
@@ -196,6 +225,11 @@ def read_only_mapping(digest: bytes, data: bytes) -> Any:
             del _loaded_mappings[next(iter(_loaded_mappings))]
         _loaded_mappings[digest] = mapping
     return mapping
+
+
+def own_mapping(digest: bytes, data: bytes) -> dict[Any, Any]:
+    """Give the mapping that was serialized, another one each time."""
+    return dict(read_only_mapping(digest, data))
 
 
 def _collect(buffer: pickle.PickleBuffer, keep: list[memoryview]) -> bool:

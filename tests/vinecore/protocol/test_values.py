@@ -259,3 +259,53 @@ class TestReadOnlyMappings:
         _, mapping = self.behavior()
         data = values.dumps(mapping)
         assert values.dumps(values.loads(data)) == data
+
+    @pytest.mark.parametrize("by_value", [False, True])
+    def test_a_large_behavior_of_an_object_is_serialized_once_and_stays_its_own(self, by_value, monkeypatch):
+        pickled = count_pickles(monkeypatch)
+        reader = Reader({("add", n): (lambda x, n=n: x + n) for n in range(values.LARGE_BEHAVIOR)})
+        first = values.loads(values.dumps([reader, 1], by_value=by_value))[0]
+        second = values.loads(values.dumps([reader, 2], by_value=by_value))[0]
+        assert len(pickled) == 1
+        first.behavior["add", 7] = None
+        assert second.behavior["add", 7](1) == 8
+        assert type(second) is Reader
+        assert second.path == "events.root"
+
+    def test_a_behavior_with_what_a_session_defines_is_serialized_each_time(self, monkeypatch):
+        session = types.ModuleType("__main__")
+        exec("cut = 5\ndef above(x): return x > cut", session.__dict__)
+        reader = Reader({("above", n): session.above for n in range(values.LARGE_BEHAVIOR)})
+        monkeypatch.setitem(sys.modules, "__main__", session)
+        assert not values.loads(values.dumps(reader, by_value=True)).behavior["above", 0](5)
+        session.cut = 4
+        assert values.loads(values.dumps(reader, by_value=True)).behavior["above", 0](5)
+
+    def test_what_makes_itself_is_left_to_it(self):
+        reader = SelfMade(dict.fromkeys(range(values.LARGE_BEHAVIOR), str))
+        assert values.loads(values.dumps(reader, by_value=True)).behavior == "made again"
+
+
+class Reader:
+    """As coffea reads with."""
+
+    def __init__(self, behavior):
+        self.path, self.behavior = "events.root", behavior
+
+
+class SelfMade(Reader):
+    def __reduce__(self):
+        return SelfMade, ("made again",)
+
+
+def count_pickles(monkeypatch):
+    """The dictionaries that have been pickled as behavior."""
+    pickled, pickle_it = [], values.cloudpickle_dumps
+
+    def counted(value, **options):
+        if type(value) is dict:
+            pickled.append(value)
+        return pickle_it(value, **options)
+
+    monkeypatch.setattr(values, "cloudpickle_dumps", counted)
+    return pickled

@@ -25,6 +25,7 @@ def bench(tmp_path, workers, *arguments):
         sys.executable,
         "-m",
         "benchmarks.scaling",
+        "--quick",
         "--tasks",
         "300",
         "--workers",

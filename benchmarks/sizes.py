@@ -40,7 +40,7 @@ class Size:
     paths: tuple[str, ...] = ()
 
 
-FULL = Size(calls=10_000, vertices=10_000, hops=2_000, tasks=400, computes=20, files=8, events=50_000,
+FULL = Size(calls=10_000, vertices=10_000, hops=2_000, tasks=400, computes=20, files=20, events=50_000,
             file_mb=512, array_mb=500, partitions=1_000, branches=1_500)  # fmt: skip
 QUICK = Size(calls=1_000, vertices=1_000, hops=200, tasks=40, computes=5, files=2, events=10_000,
              file_mb=64, array_mb=50, partitions=200, branches=1_500)  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
+import numpy as np
+
 GATE_S = 60.0
 
 
@@ -128,3 +130,43 @@ def grow(value, number, path="", at=None):
             os._exit(3)
     counted = len(value) if isinstance(value, bytes) else value
     return bytes(counted + 1) if number % 3 == 0 and counted else counted + 1
+
+
+# ---- with large arrays
+
+
+def count_up(length, start):
+    return np.arange(start, start + length)
+
+
+def twice(array):
+    return 2 * array
+
+
+def from_memory(array):
+    """An array of the same size, of ones if the one it was given does not come from a file."""
+    owner = array
+    while getattr(owner, "base", None) is not None:
+        owner = owner.base
+    kind = type(owner.obj if isinstance(owner, memoryview) else owner)
+    return np.full(len(array), int(kind is bytearray))
+
+
+def overwrite(array):
+    array[:] = 0
+    return array
+
+
+def sums(first, second):
+    return int(first.sum()), int(second.sum())
+
+
+def die_once(array, flag):
+    if not os.path.exists(flag):
+        with open(flag, "w"):
+            os._exit(1)
+    return 2 * array
+
+
+def refuse(array):
+    return len(array) // 0

@@ -70,6 +70,10 @@ class Disk:
             self._means[category] = size
             self.concerned = True
 
+    def writes_much(self, task: Task) -> bool:
+        """Whether tasks of its category make what is too large for a message."""
+        return task.spec.category in self._means
+
     def expected(self, task: Task) -> int:
         """Bytes that a task will write, as far as one can know, or has asked for."""
         mean, expected = self._means.get(task.spec.category), 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vinecore.core.allocation import Category, Request, Resources, allocate
 from vinecore.core.instructions import Send
-from vinecore.core.state import UNSPECIFIED, Bucket, Instance, Task, TaskSpec, Worker, is_root
+from vinecore.core.state import UNSPECIFIED, WORKFLOW, Bucket, Instance, Task, TaskSpec, Worker, is_root
 from vinecore.core.transitions import ASSIGNED, READY, WAITING
 from vinecore.protocol import messages as m
 
@@ -469,6 +469,8 @@ class Placement:
                 task.bucket.category.learns or task.request != UNSPECIFIED
             ):
                 options["limits"] = self._limits(task)
+        if mind.disk.concerned and (readers := self._readers(task)):
+            options = {**options, "readers": readers}
         keep = bool(spec.result) and task.outputs[0].wanted
         run = m.Run(
             task.ticket,
@@ -482,6 +484,14 @@ class Placement:
             spec.payload,
         )
         mind.emit(Send(worker.id, run))
+
+    def _readers(self, task: Task) -> int:
+        """How many calls of its graph will read the large result of a call; 0 where somebody else may want it."""
+        if task.bucket.library is None or not task.run.spec.run or not self._mind.disk.writes_much(task):
+            return 0
+        file = task.outputs[0]
+        private = not (file.wanted or file.pins or file.reusable or file.level > WORKFLOW)
+        return len(file.consumers) + file.foretold if private and self._mind.copies.count < 2 else 0
 
     def _limits(self, task: Task) -> dict[str, float]:
         """What is enforced: what the task or its category said, not what was rounded up for it."""

@@ -17,7 +17,8 @@ class Call(NamedTuple):
     """Worker: run this function.
 
     ``shared`` and ``inputs`` are pairs of a name and the path of a file, or "" for what came as an `Object`. The option
-    ``fed`` names the input that an earlier call to this slot makes, and the task of that call.
+    ``fed`` names the input that an earlier call to this slot makes, and the task of that call; ``held`` are pairs of an input and the task that
+    has made it, for those that the slot holds in memory; it may hold the result, and answers so, if that does not make more than ``hold`` bytes.
     """
 
     task: int
@@ -36,11 +37,24 @@ class Drop(NamedTuple):
     names: list[str]
 
 
+class Write(NamedTuple):
+    """Worker: write what these calls have made, to where they were told to, and answer for each."""
+
+    tasks: list[int]
+
+
+class Release(NamedTuple):
+    """Worker: forget what these calls have made."""
+
+    tasks: list[int]
+
+
 class Reply(NamedTuple):
     """Slot: a call is over.
 
     ``kind`` is "done" (payload: the result if it is small), "exception" (payload: the pickled exception), "crash", or "unfed": it was
-    not run, because the call that it was to get an input from has failed.
+    not run, because the call that it was to get an input from has failed. And "wrote": what an earlier call made, and the slot held, is in a file;
+    or "unwritten": it could not be written.
     """
 
     task: int
@@ -51,5 +65,5 @@ class Reply(NamedTuple):
     payload: bytes
 
 
-TO_SLOT = (Object, Call, Drop)
+TO_SLOT = (Object, Call, Drop, Write, Release)
 FROM_SLOT = (Reply,)

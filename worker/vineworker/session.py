@@ -24,9 +24,9 @@ from typing import Any, Callable, NamedTuple, Optional
 from vinecore.protocol import INLINE_LIMIT, VERSION, bulk, seals, tickets
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import Channel
-from vineworker import fetching, processes, sandbox, state
+from vineworker import families, fetching, processes, sandbox, state
 from vineworker.cache import MB, Cache, DiskFull, Estate, is_full
-from vineworker.calls import Call, Drop, Object, Reply
+from vineworker.calls import Call, Drop, Object, Release, Reply, Write
 from vineworker.hosting import HostProcess, SlotProcess, environment_prefix, remove_files
 from vineworker.keeping import Keeper, Kept
 from vineworker.measuring import Exceeded
@@ -129,7 +129,7 @@ class Session:
         self._instructions: dict[type, Callable[[Any], None]] = {
             state.Say: lambda x: self.say(x.message), state.StartHost: self._start_host, state.StopHost: self._stop_host,
             state.StartSlot: self._start_slot, state.KillSlot: self._kill_slot, state.SendCall: self._send_call,
-            state.DropShared: self._drop_shared, state.StartProcess: self._start_process, state.KillProcess: self._kill_process,
+            state.DropShared: self._drop_shared, families.Write: self._write_held, families.Release: self._release_held, state.StartProcess: self._start_process, state.KillProcess: self._kill_process,
             state.StartFetch: self._start_fetch, state.StartUnpack: self._start_unpack, state.StartUpload: self._start_upload,
             state.Keep: self._keep, state.Adopt: self._adopt, state.Delete: self._delete,
             state.Retain: self._retain, state.Unkeep: self._unkeep, state.Exit: lambda x: self._leave(x.reason, x.final),
@@ -307,7 +307,10 @@ class Session:
 
     def _admit(self, reply: Reply) -> Reply:
         """Take a large result only if there is room for it."""
-        if reply.kind == "done" and reply.size > INLINE_LIMIT:
+        if reply.kind == "unwritten":
+            about = {"reason": reply.info["reason"], "room": max(0, self.cache.room())}
+            return Reply(reply.task, "disk", 0, reply.wall_s, about, b"")
+        if reply.kind in ("done", "wrote") and reply.size > INLINE_LIMIT and "held" not in reply.info:
             try:
                 self.cache.check("what it returned", reply.size)
             except DiskFull as error:
@@ -575,7 +578,7 @@ class Session:
                 slot.host.tell({"modules": run.options["preload"]})
             slot.fork(folder, slot.log)
             self._set_alarm(run, slot.kill)
-            self._call(slot, run, [], folder, variables)
+            self._call(slot, run, run.shared, folder, {"env": variables} if variables else {})
 
     def _not_begun(self, run: m.Run, error: BaseException) -> None:
         """A task could not get its inputs or its process; where an input has vanished that is not its fault."""
@@ -612,25 +615,25 @@ class Session:
         if instruction.slot not in self._singles:  # a single call is sent when its sandbox is there
             slot = self._slots.get(instruction.slot)
             if slot is not None:
-                self._call(slot, instruction.run, instruction.new_shared, "", {}, instruction.fed)
+                options: dict[str, Any] = {}
+                if instruction.fed is not None:
+                    options["fed"] = instruction.fed
+                if instruction.hold:
+                    options["hold"] = instruction.hold
+                if instruction.held:
+                    options["held"] = instruction.held
+                self._call(slot, instruction.run, instruction.new_shared, "", options)
 
     def _call(
-        self,
-        slot: SlotProcess,
-        run: m.Run,
-        new_shared: list[str],
-        folder: str,
-        variables: dict[str, str],
-        fed: Optional[tuple[str, int]] = None,
+        self, slot: SlotProcess, run: m.Run, fresh: list[str], folder: str, options: dict[str, Any]
     ) -> None:
-        fresh = new_shared if not folder else run.shared
         shared = [(name, self._hand_over(slot, name, name in fresh, True)) for name in run.shared]
-        inputs = [(name, self._hand_over(slot, name, True, False)) for name in run.inputs]
-        options: dict[str, Any] = {"env": variables} if variables else {}
+        held = {name for name, _task in options.get("held", ())}
+        inputs = [
+            (name, "" if name in held else self._hand_over(slot, name, True, False)) for name in run.inputs
+        ]
         if run.options.get("raw"):
             options["raw"] = True
-        if fed is not None:
-            options["fed"] = fed
         call = Call(
             run.task, run.function, shared, inputs, self._result_path(run.task), folder, options, run.payload
         )
@@ -649,6 +652,16 @@ class Session:
         slot = self._slots.get(instruction.slot)
         if slot is not None:
             slot.channel.send(Drop(instruction.names))  # type: ignore[arg-type]
+
+    def _write_held(self, instruction: families.Write) -> None:
+        slot = self._slots.get(instruction.slot)
+        if slot is not None:
+            slot.channel.send(Write(instruction.tasks))  # type: ignore[arg-type]
+
+    def _release_held(self, instruction: families.Release) -> None:
+        slot = self._slots.get(instruction.slot)
+        if slot is not None:
+            slot.channel.send(Release(instruction.tasks))  # type: ignore[arg-type]
 
     # ---- tasks with a process of their own
 

@@ -26,7 +26,7 @@ from typing import Any, Callable, Union
 
 from vinecore.protocol import INLINE_LIMIT, digests, values
 from vinecore.protocol.frames import FrameReader, encode
-from vineworker.calls import TO_SLOT, Call, Drop, Object, Reply
+from vineworker.calls import TO_SLOT, Call, Drop, Object, Release, Reply, Write
 
 PATIENCE_S = 0.001
 MOST_MADE = 16
@@ -59,6 +59,7 @@ class Slot:
         self._raw_shared: dict[str, bytes] = {}  # came as messages, not loaded yet
         self._raw_inputs: dict[str, bytes] = {}  # of the next call
         self._made: dict[int, Union[bytes, str]] = {}  # task -> its result, or the file it has written
+        self._held: dict[int, tuple[str, list[Any]]] = {}  # task -> where to write its result, and its parts
         self._replies: list[Reply] = []
         self._first_reply = 0.0
         if fork:  # here, once, and not in every child
@@ -83,6 +84,12 @@ class Slot:
         elif kind is Object:
             raw = self._raw_shared if message.shared else self._raw_inputs
             raw[message.name] = message.payload
+        elif kind is Write:
+            for task in message.tasks:
+                self._write(task)
+        elif kind is Release:
+            for task in message.tasks:
+                self._held.pop(task, None)
         elif kind is Drop:
             for name in message.names:
                 self._shared.pop(name, None)
@@ -96,11 +103,14 @@ class Slot:
         self.begin(call)
         reply = self._in_child(call) if self._fork else self.run(call)
         self._raw_inputs.clear()
-        if reply.kind == "done":
+        if reply.kind == "done" and "held" not in reply.info:
             self._made[call.task] = reply.payload if reply.size <= INLINE_LIMIT else call.result
             if len(self._made) > MOST_MADE:
                 del self._made[next(iter(self._made))]
         PROGRESS.pack_into(self._progress, 0, -1)
+        self._answer(reply)
+
+    def _answer(self, reply: Reply) -> None:
         now = time.monotonic()
         if not self._replies:
             self._first_reply = now
@@ -112,6 +122,24 @@ class Slot:
         if self._replies:
             replies, self._replies = self._replies, []
             self._sock.sendall(b"".join(encode(replies)))  # type: ignore[arg-type]
+
+    def _hold(self, call: Call, parts: list[Any], size: int) -> bool:
+        """Keep a result in memory, if that is asked for and there is room."""
+        taken = sum(values.size_of(other) for _path, other in self._held.values())
+        if taken + size > call.options.get("hold", 0):
+            return False
+        self._held[call.task] = call.result, parts
+        return True
+
+    def _write(self, task: int) -> None:
+        """Write a result that is held."""
+        path, parts = self._held.pop(task)
+        try:
+            digest = write_parts(path, parts)
+        except OSError as error:
+            self._answer(Reply(task, "unwritten", 0, 0.0, {"reason": short(error)}, b""))
+        else:
+            self._answer(Reply(task, "wrote", values.size_of(parts), 0.0, {"digest": digest}, b""))
 
     def _in_child(self, call: Call) -> Reply:
         """Run a call in a child process; only the child suffers from what the call does to its process."""
@@ -171,9 +199,9 @@ class Slot:
             try:
                 shared = [self._load_shared(name, path) for name, path in call.shared]
                 inputs = [
-                    values.Stored(partial(self._open, name, path, fed))
+                    values.Stored(partial(self._open, name, path, call))
                     if number in later
-                    else values.loads(self._open(name, path, fed))
+                    else values.loads(self._open(name, path, call))
                     for number, (name, path) in enumerate(call.inputs)
                 ]
             except FileNotFoundError as error:
@@ -197,6 +225,8 @@ class Slot:
             payload = b""
             if size <= INLINE_LIMIT:
                 payload = b"".join(parts)
+            elif self._hold(call, parts, size):
+                info["held"] = True
             else:
                 info["digest"] = write_parts(call.result, parts)
         except BaseException as error:  # the caller gets whatever the user's code raised, SystemExit included
@@ -227,8 +257,12 @@ class Slot:
             self._raw_shared.pop(name, None)
         return self._shared[name]
 
-    def _open(self, name: str, path: str, fed: tuple[str, int] | None) -> values.Readable:
+    def _open(self, name: str, path: str, call: Call) -> values.Readable:
         """Find an input; what a call before this one has made is a file at its path when the worker has taken it over."""
+        for held, task in call.options.get("held", ()):
+            if name == held:  # a copy: who reads it may write to what it gets
+                return bytearray().join(self._held[task][1])
+        fed: tuple[str, int] | None = call.options.get("fed")
         if fed and name == fed[0]:
             made = self._made[fed[1]]
             if isinstance(made, bytes):

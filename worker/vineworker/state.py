@@ -13,6 +13,8 @@ fed
 in flight
     calls written to a slot's socket and not answered yet; only the first of them can be running, and the others cannot be
     taken back: so nothing is put behind a call, or goes behind one, whose function is not known to be short
+family
+    calls that run one after another in the slot that holds what they read; see `vineworker.families`
 unproven
     all of a file has arrived, and it is still being compared with what it should be: peers and the manager, who compare for themselves,
     may have it, and whatever needs it here waits as if it were on its way
@@ -21,12 +23,13 @@ unproven
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Callable, NamedTuple, Optional, Union
 
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 from vineworker.calls import Reply
+from vineworker.families import Families, Family
 
 SHORT_S = 0.001  # calls up to this long are written to a slot ahead of need
 MOST_IN_FLIGHT = 16
@@ -146,6 +149,8 @@ class SendCall(NamedTuple):
     run: m.Run
     new_shared: list[str]  # shared objects this slot has not been given yet
     fed: Optional[tuple[str, int]] = None  # the input that the slot has by then, and the task that makes it
+    hold: int = 0  # bytes that the slot may hold, with the result
+    held: Sequence[tuple[str, int]] = ()  # inputs that the slot holds, and the tasks that have made them
 
 
 class DropShared(NamedTuple):
@@ -218,7 +223,7 @@ class Task:
 class Slot:
     """A forked process."""
 
-    __slots__ = ("host", "id", "in_flight", "killed", "known", "short")
+    __slots__ = ("family", "host", "id", "in_flight", "killed", "known", "short")
 
     def __init__(self, number: int, host: Host) -> None:
         self.id, self.host = number, host
@@ -226,6 +231,7 @@ class Slot:
         self.short = True  # all that is in flight is expected to be over soon
         self.killed = False  # by this worker: nobody is to blame
         self.known: set[str] = set()
+        self.family: Family | None = None
 
 
 class Host:
@@ -292,6 +298,7 @@ class WorkerState:
         self._making: dict[str, Task] = {}  # object -> the call in flight that makes it
         self._unpacks: dict[str, list[m.Unpack]] = {}  # archive -> what is to be made of it
         self._next_slot = 0
+        self._families = Families(self)
         self._out: list[Any] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
             m.Run: self._run, m.Put: self._put, m.Fetch: self._fetch, m.Unpack: self._unpack, m.Upload: self._upload,
@@ -477,6 +484,18 @@ class WorkerState:
                 self._out.append(DropShared(slot.id, sorted(drop)))
         self._out.append(Delete(names))
 
+    def waiting_for(self, name: str) -> list[Task]:
+        """The tasks that lack an object."""
+        return list(self._waiting.get(name, ()))
+
+    def lacking(self, task: Task) -> list[str]:
+        """What a task reads and is not here."""
+        return [name for name in needs(task.run) if name not in self.objects]
+
+    def instruct(self, instruction: Any) -> None:
+        """Have something done."""
+        self._out.append(instruction)
+
     # ---- tasks
 
     def _run(self, event: m.Run) -> None:
@@ -488,7 +507,7 @@ class WorkerState:
 
     def _enter(self, task: Task, *, first: bool) -> None:
         """Have a task wait for what is not here, or queue."""
-        lacking = [name for name in needs(task.run) if name not in self.objects]
+        lacking = self.lacking(task)
         task.missing = len(lacking)
         for name in lacking:
             self._waiting.setdefault(name, []).append(task)
@@ -511,6 +530,11 @@ class WorkerState:
         (host.queue.appendleft if first else host.queue.append)(task)
         self._dispatch(host)
 
+    def queue_first(self, host: Host, tasks: Iterable[Task]) -> None:
+        """Have these go before all others, in this order."""
+        for task in reversed(list(tasks)):
+            self._ready(task, first=True)
+
     def _no_library(self, run: m.Run) -> None:
         info = {"reason": "the library is not on this worker"}
         self._out.append(Say(m.Failed(run.task, "library", info, b"")))
@@ -531,7 +555,7 @@ class WorkerState:
             while queue:
                 task = queue.popleft()
                 if self.tasks.get(task.run.task) is task:
-                    self._call(self._new_slot(host, task.run), task)
+                    self.call(self._new_slot(host, task.run), task)
             return
         while queue and host.slots:
             if self.tasks.get(queue[0].run.task) is not queue[0]:
@@ -539,18 +563,20 @@ class WorkerState:
                 continue
             slot = min(host.slots.values(), key=_load)
             depth = host.depth(queue[0].run.function)
-            if slot.killed or len(slot.in_flight) >= (depth if slot.short else 1):
+            if slot.killed or slot.family or len(slot.in_flight) >= (depth if slot.short else 1):
                 return
             slot.short = depth > 1
-            self._call(slot, queue.popleft())
+            self.call(slot, queue.popleft())
 
-    def _call(self, slot: Slot, task: Task, fed: tuple[str, int] | None = None) -> None:
-        task.slot = slot
-        slot.in_flight.append(task)
+    def call(self, slot: Slot, task: Task, fed: tuple[str, int] | None = None) -> None:
+        """Have a slot run a call."""
         run = task.run
         new = [name for name in run.shared if name not in slot.known]
         slot.known.update(new)
-        self._out.append(SendCall(slot.id, run, new, fed))
+        hold, held = self._families.may_hold(slot, task), self._families.held_for(slot, task)
+        task.slot = slot
+        slot.in_flight.append(task)
+        self._out.append(SendCall(slot.id, run, new, fed, hold, held))
         if slot.host.library is not None:
             self._making[run.result] = task
             self._feed(task)
@@ -573,7 +599,7 @@ class WorkerState:
             and 1 < host.depth(run.function) > len(slot.in_flight)
             and self.tasks.get(maker.run.task) is maker
         ):
-            self._call(slot, task, (maker.run.result, maker.run.task))
+            self.call(slot, task, (maker.run.result, maker.run.task))
 
     def _new_slot(self, host: Host, run: m.Run | None) -> Slot:
         self._next_slot += 1
@@ -587,6 +613,8 @@ class WorkerState:
             return
         host = slot.host
         for reply in event.replies:
+            if self._families.wrote(slot, reply):
+                continue
             if not slot.in_flight or slot.in_flight[0].run.task != reply.task:
                 self._distrust(slot)
                 return
@@ -600,6 +628,8 @@ class WorkerState:
                 continue
             host.learn(task.run.function, reply.wall_s)
             slot.short = slot.short or not slot.in_flight
+            if self._families.ended(slot, task, reply):
+                continue
             if self.tasks.get(reply.task) is task:
                 del self.tasks[reply.task]
                 self._finish(task.run, reply)
@@ -611,6 +641,7 @@ class WorkerState:
         self._kill_if_cancelled(slot)
         if slot.in_flight:
             self._feed(slot.in_flight[-1])
+        self._families.settle(slot)
         self._dispatch(host)
 
     def _distrust(self, slot: Slot) -> None:
@@ -629,7 +660,7 @@ class WorkerState:
         if self._making.get(task.run.result) is task:
             del self._making[task.run.result]
         if task.missing:  # it was to be fed, and whatever it has got was not kept
-            self._stop_waiting(task)
+            self.stop_waiting(task)
 
     def _enter_again(self, task: Task) -> None:
         """A call that was in flight has not been run."""
@@ -638,14 +669,30 @@ class WorkerState:
 
     def _finish(self, run: m.Run, reply: Reply) -> None:
         if reply.kind == "done":
+            self.store(run, reply)
+            self.made(run, reply)  # what waits for it starts before the manager is told
+        self.say_over(run, reply)
+
+    def store(self, run: m.Run, reply: Reply) -> None:
+        """Put a result where it is looked for."""
+        if _kept(run, reply):
             inline = _inline(reply)
+            self._out.append(Keep(run.result, reply.payload) if inline else Adopt(run.result, run.task))
+
+    def made(self, run: m.Run, reply: Reply) -> None:
+        """A result that is where it is looked for is here for all."""
+        if _kept(run, reply):
+            self._here(run.result, reply.size, reply.info.get("digest", ""))
+
+    def discard(self, run: m.Run) -> None:
+        """Nobody needs a result that was stored."""
+        if not self._holds(run.result):
+            self._out.append(Delete([run.result]))
+
+    def say_over(self, run: m.Run, reply: Reply) -> None:
+        """Tell the manager how a call has ended."""
+        if reply.kind == "done":
             sent = reply.payload if run.keep else b""
-            kept = not (sent and run.options.get("once"))
-            if kept:
-                self._out.append(Keep(run.result, reply.payload) if inline else Adopt(run.result, run.task))
-                self._here(
-                    run.result, reply.size, reply.info.get("digest", "")
-                )  # what waits for it starts before the manager is told
             self._out.append(Say(m.Done(run.task, reply.size, reply.wall_s, reply.info, sent)))
         else:
             self._out.append(Say(m.Failed(run.task, reply.kind, reply.info, reply.payload)))
@@ -669,14 +716,15 @@ class WorkerState:
             if task is None:
                 continue
             if task.slot is not None:
-                self._stop_waiting(task)
+                self.stop_waiting(task)
                 self._kill_if_cancelled(task.slot)
             elif number in self.processes:
                 self._out.append(KillProcess(number))
             else:
-                self._stop_waiting(task)
+                self.stop_waiting(task)
 
-    def _stop_waiting(self, task: Task) -> None:
+    def stop_waiting(self, task: Task) -> None:
+        """Have a task wait for nothing any more."""
         for name in needs(task.run) if task.missing else ():
             waiting = self._waiting.get(name, [])
             if task in waiting:
@@ -745,7 +793,7 @@ class WorkerState:
         lost = [task for task in self.tasks.values() if self._belongs(task, host)]
         for task in lost:
             del self.tasks[task.run.task]
-            self._stop_waiting(task)
+            self.stop_waiting(task)
         if host.library is not None:
             self._out.append(Say(m.LibraryFailed(host.name, event.reason, event.final, event.payload)))
         else:
@@ -757,6 +805,7 @@ class WorkerState:
         for slot in host.slots.values():
             del self.slots[slot.id]
             self._out.append(KillSlot(slot.id))
+            self._families.lost(slot)
             for task in slot.in_flight if host.library is not None else ():
                 self._landed(task)
 
@@ -772,7 +821,7 @@ class WorkerState:
         self._kill_slots(host)
         for task in [task for task in self.tasks.values() if task.run.library == event.name]:
             del self.tasks[task.run.task]
-            self._stop_waiting(task)
+            self.stop_waiting(task)
         self._out.append(StopHost(event.name))
 
     def _slot_down(self, event: SlotDown) -> None:
@@ -789,13 +838,16 @@ class WorkerState:
             host.empty_deaths += 1
         for task in slot.in_flight:
             self._landed(task)
+        anew = self._families.lost(slot)
         for task in reversed(slot.in_flight):
             if task.run.task == event.running and not slot.killed:
                 self._crashed(task, event)
-            elif task.missing:
+            elif task.missing or self.lacking(task):
                 self._enter_again(task)
             elif self.tasks.get(task.run.task) is task:
                 host.queue.appendleft(task)
+        for task in reversed(anew):
+            self._enter_again(task)
         if host.empty_deaths > MOST_EMPTY_DEATHS:
             self._out.append(StopHost(host.name))
             self._host_down(HostDown(host.name, f"its slots die: {event.info.get('reason')}", False, b""))
@@ -809,7 +861,12 @@ class WorkerState:
 
 
 def _load(slot: Slot) -> tuple[bool, bool, int]:
-    return slot.killed, not slot.short, len(slot.in_flight)
+    return slot.killed or slot.family is not None, not slot.short, len(slot.in_flight)
+
+
+def _kept(run: m.Run, reply: Reply) -> bool:
+    """Whether a result stays here: not if only the manager wants it, which it is sent to."""
+    return not (run.keep and reply.payload and run.options.get("once"))
 
 
 def _inline(reply: Reply) -> bool:

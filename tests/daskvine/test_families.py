@@ -1,0 +1,86 @@
+"""Large results between short calls: they stay in the slot, and nobody can tell by what is computed."""
+
+from __future__ import annotations
+
+import pytest
+
+from daskvine import DaskVine
+from tests.daskvine import vertices as v
+
+CALLS = {"task_mode": "function-calls", "progress_disable": True}
+LENGTH = 1_000_000  # 8 MB: it takes a few milliseconds to make, and not a second
+
+
+@pytest.fixture(scope="module")
+def m():
+    with DaskVine.local(workers=1, cores=2) as m:
+        yield m
+
+
+def twice(n):
+    """The sum of twice an array of these tests."""
+    return 2 * sum(range(n, n + LENGTH))
+
+
+def diamonds(count, change=v.from_memory):
+    """Arrays of which each is read by two, who make others, which are read by one."""
+    graph = {}
+    for n in range(count):
+        graph |= {
+            ("array", n): (v.count_up, LENGTH, n),
+            ("first", n): (change, ("array", n)),
+            ("second", n): (v.twice, ("array", n)),
+            ("end", n): (v.sums, ("first", n), ("second", n)),
+        }
+    return graph, [("end", n) for n in range(count)]
+
+
+def learned(m, **shape):
+    """What is computed when it is known how long calls take and how large their results are."""
+    graph, keys = diamonds(6, **shape)
+    m.get(graph, keys, **CALLS)
+    return list(m.get(graph, keys, **CALLS))
+
+
+def test_what_short_calls_read_of_each_other_is_read_from_memory(m):
+    assert learned(m) == [(LENGTH, twice(n)) for n in range(6)]
+
+
+def test_who_writes_to_what_it_reads_writes_to_its_own(m):
+    assert learned(m, change=v.overwrite) == [(0, twice(n)) for n in range(6)]
+
+
+def test_a_result_that_is_asked_for_comes_to_the_manager_though_others_read_it(m):
+    graph, keys = diamonds(4)
+    m.get(graph, keys, **CALLS)
+    *ends, array = m.get(graph, [*keys, ("array", 1)], **CALLS)
+    assert 2 * array.sum() == twice(1)
+    assert [end[1] for end in ends] == [twice(n) for n in range(4)]
+
+
+def test_what_a_slot_held_is_made_again_when_its_process_dies(m, tmp_path):
+    flag = tmp_path / "has died"
+    graph, keys = diamonds(6)
+    m.get(graph, keys, **CALLS)
+    graph["second", 3] = (v.die_once, ("array", 3), str(flag))
+    ends = m.get(graph, keys, **CALLS)
+    assert flag.exists()
+    assert [end[1] for end in ends] == [twice(n) for n in range(6)]
+
+
+def test_an_error_among_them_is_that_of_its_vertex(m):
+    graph, keys = diamonds(6)
+    m.get(graph, keys, **CALLS)
+    graph["second", 3] = (v.refuse, ("array", 3))
+    with pytest.raises(ZeroDivisionError) as caught:
+        m.get(graph, keys, **CALLS)
+    assert any("('second', 3)" in note for note in caught.value.__notes__)
+    assert [end[1] for end in m.get(*diamonds(2), **CALLS)] == [twice(0), twice(1)]
+
+
+def test_nothing_of_them_is_left_with_the_worker(m):
+    learned(m)
+    (worker,) = m.summarize_workers()
+    assert worker["tasks"] == 0
+    left = m._engine.call(lambda mind: [name for name in mind.tables.files if name.startswith("result-")])
+    assert left == []

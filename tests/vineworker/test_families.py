@@ -1,0 +1,335 @@
+"""Results that stay in the memory of the slot that made them: which, for how long, and what the manager is told meanwhile."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from vineworker import state as w
+from vineworker.calls import Reply
+from vineworker.families import LONG_S, SHORT_S, Release, Write
+
+from vinecore.protocol import INLINE_LIMIT
+from vinecore.protocol import messages as m
+
+LARGE = INLINE_LIMIT + 1
+QUICK_S = SHORT_S / 10
+
+
+class Worker:
+    """A worker's mind with a library that is up, and what it asked for in answer to the last events."""
+
+    def __init__(self, slots=1, mode="direct"):
+        self.state = w.WorkerState()
+        self.log = []
+        self.feed(
+            m.Put("setup", b"s"),
+            m.Library("lib", "setup", "", slots, mode, {"memory": 1000 * slots}),
+            w.HostUp("lib", 0.1, {}),
+        )
+        self.slots = [x.slot for x in self.out if type(x) is w.StartSlot]
+        self.learn("quick", QUICK_S)
+
+    def learn(self, function, wall_s):
+        """Have calls of a function take so long."""
+        self.feed(call(1000, function=function))
+        self.end(1000, wall_s=wall_s)
+        self.feed(m.Unlink(["r1000"]))
+
+    def feed(self, *events):
+        self.out = self.state.handle(events)
+        self.log += self.out
+        return self.out
+
+    def told(self, kind):
+        return [x for x in self.out if type(x) is kind]
+
+    def said(self):
+        """The tasks that the manager has been told of, and how they have ended."""
+        return [
+            (type(x.message).__name__, x.message.task)
+            for x in self.told(w.Say)
+            if type(x.message) in (m.Done, m.Failed)
+        ]
+
+    def sent(self):
+        """Task, and which inputs its slot is said to hold, of the calls that were given to slots."""
+        return [(x.run.task, [name for name, _task in x.held]) for x in self.told(w.SendCall)]
+
+    def slot_of(self, task):
+        return self.state.tasks[task].slot.id
+
+    def end(self, task, kind="done", size=1, wall_s=QUICK_S, **info):
+        """A call ends where it runs."""
+        payload = b"x" * size if size <= INLINE_LIMIT else b""
+        return self.feed(w.Replied(self.slot_of(task), [Reply(task, kind, size, wall_s, info, payload)]))
+
+    def hold(self, task):
+        """A call ends, and its slot holds what it has made."""
+        return self.end(task, size=LARGE, held=True)
+
+    def wrote(self, slot, *tasks):
+        return self.feed(
+            w.Replied(slot, [Reply(task, "wrote", LARGE, 0.0, {"digest": "d"}, b"") for task in tasks])
+        )
+
+
+def call(task, *inputs, readers=0, function="quick"):
+    options = {"readers": readers} if readers else {}
+    return m.Run(task, "lib", function, [], list(inputs), f"r{task}", False, options, b"args")
+
+
+@pytest.fixture
+def worker():
+    return Worker()
+
+
+def test_what_all_readers_of_a_result_can_read_in_its_slot_is_never_written(worker):
+    worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1"))
+    assert worker.told(w.SendCall)[0].hold == 50 * 1024 * 1024, "a twentieth of its memory"
+    worker.hold(1)
+    assert worker.sent() == [(2, ["r1"])]
+    worker.end(2)
+    assert worker.sent() == [(3, ["r1"])]
+    assert not worker.said(), "the manager would believe that there is a file"
+    worker.end(3)
+    assert worker.told(Release) == [Release(worker.slots[0], [1])]
+    assert worker.said() == [("Done", 1), ("Done", 2), ("Done", 3)]
+    assert not any(type(x) is Write for x in worker.log)
+    assert set(worker.state.objects) == {"setup", "r2", "r3"}
+    assert worker.state.idle
+
+
+def test_a_diamond_runs_in_one_slot_beside_other_work(worker):
+    worker = Worker(slots=2)
+    worker.feed(
+        call(1, readers=2),
+        call(9, function="unknown"),
+        call(2, "r1", readers=1),
+        call(3, "r1", readers=1),
+        call(4, "r2", "r3"),
+    )
+    slot = worker.slot_of(1)
+    for task, held in ((1, ["r1"]), (2, ["r1"]), (3, ["r2", "r3"])):
+        worker.hold(task)
+        ((_next, inputs),) = worker.sent()
+        assert inputs == held
+    worker.end(4)
+    assert worker.said() == [("Done", n) for n in (1, 2, 3, 4)]
+    assert {x.slot for x in worker.log if type(x) is w.SendCall and x.run.task < 9} == {slot}
+
+
+def test_what_a_slot_made_of_a_held_result_is_for_others_when_the_manager_knows_it():
+    worker = Worker(slots=2)
+    worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1"), call(4, "r2"))
+    worker.hold(1)
+    worker.end(2)
+    assert worker.sent() == [(3, ["r1"])], "4 would be told of before 2, in another slot"
+    worker.end(3)
+    assert worker.sent() == [(4, [])]
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [],
+        [call(2, "r1")],
+        [call(2, "r1"), call(3, "r1", function="unknown")],
+        [call(2, "r1"), call(3, "r1", function="slow")],
+    ],
+    ids=["nobody reads it here", "one reader is not here", "one may take long", "one takes long"],
+)
+def test_what_is_not_worth_to_be_held_is_written_at_once(worker, others):
+    worker.learn("slow", 2 * SHORT_S)
+    worker.feed(call(1, readers=2), *others)
+    worker.hold(1)
+    assert worker.out == [Write(worker.slots[0], [1])]
+    worker.wrote(worker.slots[0], 1)
+    assert w.Adopt("r1", 1) in worker.out
+    assert worker.told(w.Say)[0].message.info == {"digest": "d"}
+    assert worker.state.objects["r1"] == LARGE
+    assert [task for task, _held in worker.sent()] == [run.task for run in others][:1]
+
+
+def test_a_result_that_is_small_or_that_the_slot_has_written_is_told_at_once(worker):
+    worker.feed(call(1, readers=1), call(2, "r1"))
+    worker.end(1, size=LARGE, digest="d")
+    assert worker.said() == [("Done", 1)]
+    assert worker.sent() == [(2, [])]
+
+
+def test_nothing_is_held_behind_another_call_or_for_who_says_nothing_of_readers(worker):
+    worker.feed(call(1), call(2, readers=1))
+    assert [x.hold for x in worker.log if type(x) is w.SendCall][-1] == 0
+
+
+def test_nothing_is_held_where_every_call_has_a_process_of_its_own():
+    worker = Worker(mode="fork")
+    worker.feed(call(1, readers=1), call(2, "r1"))
+    assert worker.told(w.SendCall)[0].hold == 0
+
+
+def test_a_family_that_waits_for_something_from_elsewhere_ends(worker):
+    worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1", "elsewhere"), call(5))
+    worker.hold(1)
+    worker.end(2)
+    assert worker.out == [w.Keep("r2", b"x"), Write(worker.slots[0], [1])]
+    worker.wrote(worker.slots[0], 1)
+    assert worker.said() == [("Done", 1), ("Done", 2)]
+    assert worker.sent() == [(5, [])]
+    worker.end(5)
+    worker.feed(w.Arrived("elsewhere", 1, False))
+    assert worker.sent() == [(3, [])]
+
+
+def test_a_family_that_goes_on_and_on_ends(worker):
+    worker.feed(*(call(n, *([f"r{n - 1}"] if n > 1 else []), readers=1) for n in range(1, 30)))
+    task = 1
+    while not worker.told(Write):
+        worker.end(task, size=LARGE, held=True, wall_s=SHORT_S / 2)
+        task += 1
+    assert task <= 2 + 2 * LONG_S / SHORT_S
+    worker.wrote(worker.slots[0], task - 1)
+    assert worker.said() == [("Done", n) for n in range(1, task)]
+
+
+def test_a_reader_that_fails_is_told_after_what_it_read_was_written(worker):
+    worker.feed(call(1, readers=1), call(2, "r1"))
+    worker.hold(1)
+    worker.end(2, kind="exception")
+    assert worker.out == [Write(worker.slots[0], [1])]
+    worker.wrote(worker.slots[0], 1)
+    assert worker.said() == [("Done", 1), ("Failed", 2)]
+    assert "r1" in worker.state.objects
+
+
+def test_what_cannot_be_written_has_failed(worker):
+    worker.feed(call(1, readers=1))
+    worker.hold(1)
+    worker.feed(w.Replied(worker.slots[0], [Reply(1, "disk", 0, 0.0, {"reason": "full"}, b"")]))
+    assert worker.said() == [("Failed", 1)]
+    assert "r1" not in worker.state.objects
+    assert worker.state.idle
+
+
+def test_a_slot_that_dies_takes_what_it_held_and_its_family_runs_again(worker):
+    worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1"))
+    worker.hold(1)
+    worker.end(2)
+    worker.feed(w.SlotDown(worker.slots[0], 3, {"reason": "signal 9"}))
+    assert worker.said() == [("Failed", 3)], "nobody else is to blame"
+    assert w.Delete(["r2"]) in worker.out
+    assert worker.sent() == [(1, [])]
+    worker.end(1, size=LARGE, digest="d")
+    assert worker.sent() == [(2, [])]
+
+
+def test_a_cancelled_family_leaves_nothing(worker):
+    worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1"))
+    worker.hold(1)
+    worker.feed(m.Cancel([1, 2, 3]))
+    assert worker.told(w.KillSlot), "2 was running"
+    worker.feed(w.SlotDown(worker.slots[0], 2, {}))
+    assert not any(
+        type(x) is w.Say and type(x.message) in (m.Done, m.Failed) and x.message.task < 9 for x in worker.log
+    )
+    assert worker.state.idle
+    assert set(worker.state.objects) == {"setup"}
+
+
+def test_a_held_result_of_a_cancelled_call_is_forgotten(worker):
+    worker.feed(call(1, readers=1))
+    slot = worker.slot_of(1)
+    worker.feed(m.Cancel([1]))
+    worker.feed(w.Replied(slot, [Reply(1, "done", LARGE, QUICK_S, {"held": True}, b"")]))
+    assert Release(slot, [1]) in worker.out
+    assert worker.state.idle
+
+
+# ---- random lives
+
+
+class Hands:
+    """Slots that do what they are told, and may die; and the place where results are."""
+
+    def __init__(self, worker, seed):
+        self.worker, self.random = worker, random.Random(seed)
+        self.stored = set()
+        self.waiting = {slot: [] for slot in worker.slots}  # what a slot has been told and not done
+        self.held = {slot: set() for slot in worker.slots}
+        self.ends = []
+
+    def obey(self, out):
+        for x in out:
+            if type(x) in (w.Keep, w.Adopt):
+                self.stored.add(x.name)
+            elif type(x) is w.Delete:
+                self.stored -= set(x.names)
+            elif type(x) is w.StartSlot:
+                self.waiting[x.slot], self.held[x.slot] = [], set()
+            elif type(x) in (w.SendCall, Write, Release):
+                self.waiting[x.slot].append(x)
+            elif type(x) is w.Say and type(x.message) in (m.Done, m.Failed):
+                self.ends.append((type(x.message).__name__, x.message.task))
+
+    def step(self):
+        """Let a slot do something; whether there was anything."""
+        busy = [slot for slot, orders in self.waiting.items() if orders]
+        if not busy:
+            return False
+        slot = self.random.choice(busy)
+        order = self.waiting[slot].pop(0)
+        if type(order) is Release:
+            self.held[slot] -= set(order.tasks)
+        elif type(order) is Write:
+            assert self.held[slot] >= set(order.tasks), "it was asked to write what it does not hold"
+            self.held[slot] -= set(order.tasks)
+            self.obey(self.worker.wrote(slot, *order.tasks))
+        elif self.random.random() < 0.03:
+            del self.waiting[slot], self.held[slot]
+            self.obey(self.worker.feed(w.SlotDown(slot, order.run.task, {})))
+        else:
+            self.run(slot, order)
+        return True
+
+    def run(self, slot, order):
+        held = dict(order.held)
+        for name in order.run.inputs:
+            assert held[name] in self.held[slot] if name in held else name in self.stored, (
+                f"{name} is not there"
+            )
+        size = self.random.choice([1, LARGE])
+        holds = order.hold and size == LARGE and self.random.random() < 0.9
+        if holds:
+            self.held[slot].add(order.run.task)
+        payload = b"" if size == LARGE else b"x"
+        reply = Reply(order.run.task, "done", size, QUICK_S, {"held": True} if holds else {}, payload)
+        self.obey(self.worker.feed(w.Replied(slot, [reply])))
+
+
+def random_graph(rng, count):
+    """Calls of which each reads a few that come before it, and how many read each."""
+    reads = [sorted(rng.sample(range(n), min(n, rng.choice([0, 1, 1, 2, 3])))) for n in range(count)]
+    readers = [sum(n in inputs for inputs in reads) for n in range(count)]
+    return [call(n, *(f"r{i}" for i in reads[n]), readers=readers[n]) for n in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_whatever_happens_every_call_is_told_of_once_and_after_what_it_reads(seed):
+    worker = Worker(slots=2)
+    hands, rng = Hands(worker, seed), random.Random(seed)
+    runs = {run.task: run for run in random_graph(rng, 25)}
+    hands.obey(worker.feed(*runs.values()))
+    for _turn in range(5000):
+        again = [runs[task] for kind, task in hands.ends if kind == "Failed"]
+        hands.ends = [end for end in hands.ends if end[0] == "Done"]
+        if again:  # who was to blame is sent once more, as the manager would
+            hands.obey(worker.feed(*again))
+        if not hands.step():
+            break
+    order = [task for _kind, task in hands.ends]
+    assert sorted(order) == sorted(runs)
+    for run in runs.values():
+        assert all(order.index(int(name[1:])) < order.index(run.task) for name in run.inputs)
+    assert worker.state.idle
+    assert not any(hands.held.values())

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def rungs():
     measured = Measured(Costs(imports_s=1.0), ("numpy",), 5000.0, 50.0)
     said = []
-    found = study.climb(measured, Scale(300, 4, 12, 300 * 86e6), 0, said.append)
+    found = study.climb(measured, Scale(300, 8, 12, 300 * 86e6), 0, said.append)
     assert len(said) == len(stacks.STACKS)
     return {rung.stack.name: rung for rung in found}
 

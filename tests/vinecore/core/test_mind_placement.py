@@ -9,6 +9,7 @@ from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.allocation import Request, Resources
 from vinecore.core.mind import PATIENCE_S
+from vinecore.core.state import FOREVER
 from vinecore.core.transitions import READY
 from vinecore.protocol import messages as m
 
@@ -283,6 +284,35 @@ def busy(vine, workers, wall_s=60.0):
         vine.join()
     vine.submit(*(call(2000 + n, priority=-1) for n in range(workers)))
     assert len(vine.where()) == workers
+
+
+def said_readers(vine):
+    """Task -> how many calls are said to read what it makes, of those that were sent now."""
+    return {run.task: run.options.get("readers") for _worker, run in vine.sent(m.Run)}
+
+
+def test_a_call_of_a_kind_that_makes_large_results_says_how_many_of_its_graph_read_it(vine):
+    vine.join()
+    vine.compute(call(1), call(2, "r1"), call(3, "r1"))
+    assert said_readers(vine) == {1: None, 2: None, 3: None}
+    for number in (1, 2, 3):
+        vine.done(number, size=LARGE)
+    vine.compute(call(11), call(12, "r11"), call(13, "r11"), run=2)
+    assert said_readers(vine) == {11: 2, 12: None, 13: None}
+
+
+def test_what_somebody_else_may_want_is_not_said_to_be_read_by_so_many(vine):
+    for _ in range(8):
+        vine.join()
+    vine.submit(call(1))
+    vine.done(1, size=LARGE)
+    vine.compute(call(11, wanted=("r11",)), call(12, "r11"))
+    vine.compute(call(21, level=FOREVER), call(22, "r21"), run=2)
+    vine.compute(call(31), call(32, "r31"), run=3, prune_depth=0)
+    vine.submit(call(41), call(42, "r41"))
+    sent = [run for _worker, run in vine.sent(m.Run, vine.log) if run.task > 10]
+    assert len(sent) == 8
+    assert not any("readers" in run.options for run in sent)
 
 
 def test_roots_with_a_reader_in_common_are_queued_together_where_nobody_idles(vine):

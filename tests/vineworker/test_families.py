@@ -86,7 +86,7 @@ def worker():
 
 def test_what_all_readers_of_a_result_can_read_in_its_slot_is_never_written(worker):
     worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1"))
-    assert worker.told(w.SendCall)[0].hold == 50 * 1024 * 1024, "a twentieth of its memory"
+    assert worker.told(w.SendCall)[0].hold == 100 * 1024 * 1024, "a tenth of its memory"
     worker.hold(1)
     assert worker.sent() == [(2, ["r1"])]
     worker.end(2)

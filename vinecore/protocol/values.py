@@ -81,7 +81,8 @@ def _reduced(reducers: dict[type, Callable[[Any], Any]], obj: Any) -> Any:
     reduce = reducers.get(type(obj))
     if reduce is not None:
         return reduce(obj)
-    own = getattr(obj, "__dict__", None)
+    # an object of a type that is not written in Python may get a dictionary by being asked for it, and so be pickled as something else
+    own = getattr(obj, "__dict__", None) if type(type(obj).__init__) is types.FunctionType else None
     if (
         type(own) is dict
         and type(behavior := own.get("behavior")) is dict

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MB = 1024 * 1024
 MOST_HELD = 256 * MB  # in a slot
-PART_HELD = 20  # of a slot's memory no more than one part of so many
+PART_HELD = 10  # of a slot's memory no more than one part of so many
 SHORT_S = 0.25  # all calls together that read a held result: for so long other slots may have nothing to do
 LONG_S = 1.0  # all calls of a family: what the manager is not told, and is lost with the slot
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import subprocess
 import sys
@@ -280,6 +281,12 @@ class TestReadOnlyMappings:
         assert not values.loads(values.dumps(reader, by_value=True)).behavior["above", 0](5)
         session.cut = 4
         assert values.loads(values.dumps(reader, by_value=True)).behavior["above", 0](5)
+
+    def test_what_is_serialized_is_not_changed_by_that(self):
+        partial = functools.partial(int, base=2)
+        before = partial.__reduce__()
+        values.dumps(partial, by_value=True)
+        assert partial.__reduce__() == before
 
     def test_what_makes_itself_is_left_to_it(self):
         reader = SelfMade(dict.fromkeys(range(values.LARGE_BEHAVIOR), str))

@@ -22,11 +22,8 @@ from benchmarks.scaling.shapes import SHAPES
 
 TASKS, WORKERS = "1e4,1e5,1e6", "10,100,1000"
 QUICK_TASKS, QUICK_WORKERS = "1e3,4e3", "4,40"
-MEASURED = {
-    500_000: 1,
-    50_000: 3,
-    0: 5,
-}  # how often cells with so many tasks are: the smaller, the more of a moment is what they show
+# how often cells with at least so many tasks are measured: the smaller, the more of a moment is what they show
+MEASURED = {500_000: 1, 50_000: 3, 0: 5}
 WIDTH = 150
 CALMEST = ("loop_us", "user_us", "connect_s", "first_s", "away_s")  # what other programs can only make larger
 NOTE = (

@@ -275,10 +275,9 @@ class Placement:
         self._need = disk.need(task) if disk.concerned else 0
         if self.policy != "files":
             return self._choose_by_policy(task, bucket)
-        if bucket.library is not None and is_root(task):
-            neighbour = self._neighbour(task, bucket)
-            if neighbour is not None:
-                return neighbour
+        neighbour = self._neighbour(task, bucket)
+        if neighbour is not None:
+            return neighbour
         least: Worker | None = None
         least_load = math.inf
         for worker in islice(bucket.open, LOOK_AT):
@@ -292,9 +291,9 @@ class Placement:
         return self._nearest(task, bucket, least)
 
     def _neighbour(self, task: Task, bucket: Bucket) -> Worker | None:
-        """The worker of the root before, as long as a slot is free there, if all slots will be needed: neighbours mostly have a common reader."""
+        """For a root, the worker of the one before, as long as a slot is free there, if all slots will be needed: neighbours mostly have a common reader."""
         worker = bucket.neighbour
-        if worker is None or worker not in bucket.open:
+        if worker is None or worker not in bucket.open or not is_root(task):
             return None
         instance = worker.libraries.get(bucket.key[0])
         if instance is None or instance.assigned >= instance.slots or not self._fits(task, worker, bucket):

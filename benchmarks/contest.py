@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.cases import JUDGED, TOTAL, Case
 from benchmarks.contenders import Contestant
-from benchmarks.sizes import WARM_UP, Size
+from benchmarks.sizes import SLOTS, WARM_UP, Size
 
 Tell = Callable[[str], None]
 
@@ -99,7 +99,7 @@ def hold(case: Case, size: Size, rounds: int, tell: Tell) -> Result:
 
 
 def _warm_up(case: Case, size: Size, contestants: dict[str, Contestant], tell: Tell) -> None:
-    small = replace(WARM_UP, steps=size.steps, paths=size.paths[:1])
+    small = replace(WARM_UP, steps=size.steps, paths=size.paths[:SLOTS])  # each process reads one
     for name, contestant in contestants.items():
         for part in case.parts:
             tell(f"{case.title}: warming up, {name} {part}")

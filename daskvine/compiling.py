@@ -17,7 +17,7 @@ from typing import Any
 import cloudpickle
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 
-from daskvine import vertex
+from daskvine import ttrees, vertex
 from daskvine.graph import Graph, Key
 from daskvine.merge import Merge, read
 from vinecore.errors import note
@@ -38,7 +38,8 @@ HELPERS = (
     vertex.merge_parts,
     vertex.wrapped,
 )
-cloudpickle.register_pickle_by_value(vertex)  # workers need not have this package
+for travels in (vertex, ttrees):  # workers need not have this package
+    cloudpickle.register_pickle_by_value(travels)
 MODULE_NAME = re.compile(rb"\x8c.([A-Za-z_][A-Za-z0-9_.]*)")
 
 

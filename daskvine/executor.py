@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import dask
 
-from daskvine import vertex
+from daskvine import ttrees, vertex
 from daskvine.compiling import HELPERS, SharedObjects, dumps
 from daskvine.graph import Graph, annotations_of, flat_keys, nested, normalize, without_collector
 from daskvine.merge import rewrite
@@ -298,7 +298,7 @@ class DaskVine(Manager):
             [*HELPERS, *extra],
             modules=options.lib_modules or (),
             exec_mode="direct",
-            before=[vertex.load_dask],
+            before=[vertex.load_dask, ttrees.keep],
         )
         resources = dict(options.lib_resources or {})
         slots = resources.pop("slots", None)

@@ -216,7 +216,7 @@ class Compiler:
         ):  # what a library does once before its first fork, a process for one vertex does by itself
             shared.append(function)
             return self._finish(vertex.apply, [values.Shared(len(shared) - 1), *args], kwargs, shared, inputs)
-        plain = all(type(a) in PLAIN for a in args) and all(type(a) in PLAIN for a in kwargs.values())
+        plain = PLAIN.issuperset(map(type, (*args, *kwargs.values())))
         payload = dump_call(args, kwargs, plain=plain)
         if len(payload) > INLINE_LIMIT:
             shared.append(function)

@@ -374,8 +374,9 @@ class Manager:
         assert task._ended is not None
         assert task.id is not None
         content: bulk.Content | None = task._ended.payload
-        name = self.result_name(task.id)
+        released = bool(content)  # what came with the news of the end is nowhere else
         if not content:
+            name = self.result_name(task.id)
             content = (
                 self._content(task.output_file)
                 if task.output_file is not None
@@ -388,7 +389,7 @@ class Manager:
             value: Any = Path(content).read_bytes() if isinstance(content, str) else content
         else:
             value = values.load_file(content) if isinstance(content, str) else values.loads(content)
-        if task.output_file is None:
+        if task.output_file is None and not released:
             self._engine.post(e.FilesReleased([name], prune=False))
         return value
 

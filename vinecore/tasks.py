@@ -423,9 +423,10 @@ def dump_arguments(args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[bytes, 
             return values.Input(len(inputs) - 1)
         return value
 
-    args = tuple(map(replace, args))
-    kwargs = {key: replace(value) for key, value in kwargs.items()}
-    plain = all(type(value) in PLAIN for value in args) and all(
-        type(value) in PLAIN for value in kwargs.values()
-    )
+    args = tuple(args)
+    plain = PLAIN.issuperset(map(type, (*args, *kwargs.values())))
+    if not plain:
+        args = tuple(map(replace, args))
+        kwargs = {key: replace(value) for key, value in kwargs.items()}
+        plain = PLAIN.issuperset(map(type, (*args, *kwargs.values())))
     return values.dumps((args, kwargs), by_value=not plain, plain=plain), tuple(inputs)

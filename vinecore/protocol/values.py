@@ -100,7 +100,7 @@ def _text(kind: Any, value: Any, options: dict[str, Any]) -> bytes:
     return text.getvalue()
 
 
-def dump(value: Any, *, by_value: bool = False, plain: bool = False) -> list[Any]:
+def dump(value: Any, *, by_value: bool = False) -> list[Any]:
     """Serialize a value.
 
     Parameters
@@ -109,15 +109,13 @@ def dump(value: Any, *, by_value: bool = False, plain: bool = False) -> list[Any
         Anything that pickle or cloudpickle can take.
     by_value
         Use cloudpickle at once: for what the user's own session defines, which a worker could not import.
-    plain
-        There is nothing in it but containers, placeholders, and what is `PLAIN`.
 
     Returns
     -------
     list of bytes-like
         The parts of the object, to be written one after another.
     """
-    if plain or type(value) in PLAIN:
+    if type(value) in PLAIN:
         return _lay_out(pickle.dumps(value, protocol=5), [])
     attempts: list[tuple[Callable[..., bytes], int]] = [(cloudpickle_dumps, 5), (cloudpickle_dumps, 4)]
     if not by_value:
@@ -276,8 +274,11 @@ def size_of(parts: list[Any]) -> int:
 
 
 def dumps(value: Any, *, by_value: bool = False, plain: bool = False) -> bytes:
-    """Serialize a value into one byte string."""
-    return b"".join(dump(value, by_value=by_value, plain=plain))
+    """Serialize a value into one byte string; in a plain one is nothing but containers, placeholders, and what is `PLAIN`."""
+    if plain:
+        text = pickle.dumps(value, protocol=5)
+        return HEADER.pack(MAGIC, len(text), 0) + text
+    return b"".join(dump(value, by_value=by_value))
 
 
 def loads(data: Readable) -> Any:

@@ -365,7 +365,7 @@ class Session:
         self.cache.store(instruction.name, self._result_path(instruction.task))
 
     def _result_path(self, task: int) -> str:
-        return os.path.join(self._folder, "incoming", f"result-{task}")
+        return f"{self._folder}/incoming/result-{task}"
 
     def _delete(self, instruction: state.Delete) -> None:
         for name in instruction.names:

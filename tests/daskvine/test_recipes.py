@@ -280,7 +280,7 @@ def test_the_version_of_a_package_counts(module, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "thing",
     [threading.Lock(), sys.stdout, (n for n in ()), types.SimpleNamespace(inside=threading.Lock())],
-    ids=repr,
+    ids=["lock", "stream", "generator", "lock inside"],
 )
 def test_what_cannot_be_described_has_no_name_and_neither_has_what_depends_on_it(thing):
     found = names(

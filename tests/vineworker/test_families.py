@@ -7,7 +7,7 @@ import random
 import pytest
 from vineworker import state as w
 from vineworker.calls import Reply
-from vineworker.families import LONG_S, SHORT_S, Release, Write
+from vineworker.families import LONG_S, MB, SHORT_S, Release, Write
 
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
@@ -86,7 +86,7 @@ def worker():
 
 def test_what_all_readers_of_a_result_can_read_in_its_slot_is_never_written(worker):
     worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1"))
-    assert worker.told(w.SendCall)[0].hold == 100 * 1024 * 1024, "a tenth of its memory"
+    assert worker.told(w.SendCall)[0].hold == (100 * MB, 100 * MB // 8), "a tenth of its memory"
     worker.hold(1)
     assert worker.sent() == [(2, ["r1"])]
     worker.end(2)
@@ -160,13 +160,13 @@ def test_a_result_that_is_small_or_that_the_slot_has_written_is_told_at_once(wor
 
 def test_nothing_is_held_behind_another_call_or_for_who_says_nothing_of_readers(worker):
     worker.feed(call(1), call(2, readers=1))
-    assert [x.hold for x in worker.log if type(x) is w.SendCall][-1] == 0
+    assert [x.hold for x in worker.log if type(x) is w.SendCall][-1] == (0, 0)
 
 
 def test_nothing_is_held_where_every_call_has_a_process_of_its_own():
     worker = Worker(mode="fork")
     worker.feed(call(1, readers=1), call(2, "r1"))
-    assert worker.told(w.SendCall)[0].hold == 0
+    assert worker.told(w.SendCall)[0].hold == (0, 0)
 
 
 def test_a_family_that_waits_for_something_from_elsewhere_ends(worker):

@@ -18,8 +18,8 @@ class Call(NamedTuple):
 
     ``shared`` and ``inputs`` are pairs of a name and the path of a file, or "" for what came as an `Object`. The option
     ``fed`` names the input that an earlier call to this slot makes, and the task of that call; ``held`` are pairs of an input and the task that
-    has made it, for those that the slot holds in memory. It may hold the result, and answers so, if that does not make more than ``hold`` bytes
-    and takes an eighth of these at most.
+    has made it, for those that the slot holds in memory. It may hold the result, and answers so, if that does not make more than the
+    first number of ``hold`` bytes, and is not larger than the second.
     """
 
     task: int

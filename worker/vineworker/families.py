@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 MB = 1024 * 1024
 MOST_HELD = 256 * MB  # in a slot
 PART_HELD = 10  # of a slot's memory no more than one part of so many
+PART_OF_HELD = 8  # of that, for one result: who reads it has a copy
 SHORT_S = 0.25  # all calls together that read a held result: for so long other slots may have nothing to do
 LONG_S = 1.0  # all calls of a family: what the manager is not told, and is lost with the slot
+
+
+NOTHING = (0, 0)
 
 
 class Write(NamedTuple):
@@ -88,8 +92,8 @@ class Families:
     def __init__(self, state: WorkerState) -> None:
         self._state = state
 
-    def may_hold(self, slot: Slot, task: Task) -> int:
-        """How many bytes a slot may hold, with what a call makes; 0 if that is not to be held even for a moment."""
+    def may_hold(self, slot: Slot, task: Task) -> tuple[int, int]:
+        """How many bytes a slot may hold, with what a call makes, and how many that may be; 0 if it is not to be held even for a moment."""
         library = slot.host.library
         if (
             not task.run.options.get("readers")
@@ -98,9 +102,10 @@ class Families:
             or slot.in_flight
             or slot.host.depth(task.run.function) > 1  # others may be written behind it
         ):
-            return 0
+            return NOTHING
         memory = int(library.options.get("memory") or 0) * MB // max(library.slots, 1)
-        return min(MOST_HELD, memory // PART_HELD)
+        room = min(MOST_HELD, memory // PART_HELD)
+        return room, room // PART_OF_HELD
 
     def held_for(self, slot: Slot, task: Task) -> list[tuple[str, int]]:
         """Which inputs of a call its slot holds, and which calls have made them."""

@@ -31,8 +31,6 @@ from vineworker.calls import TO_SLOT, Call, Drop, Object, Release, Reply, Write
 PATIENCE_S = 0.001
 MOST_MADE = 16
 """Results kept for the calls behind theirs; as many calls are in flight."""
-PART_OF_HELD = 8
-"""A result that is held may take one part of so many of what may be held."""
 PROGRESS = struct.Struct(">q")
 MODULES_TO_TELL = 200
 
@@ -126,10 +124,10 @@ class Slot:
             self._sock.sendall(b"".join(encode(replies)))  # type: ignore[arg-type]
 
     def _hold(self, call: Call, parts: list[Any], size: int) -> bool:
-        """Keep a result in memory, if that is asked for and there is room; none may take more than a part of it, for who reads it has a copy."""
+        """Keep a result in memory, if that is asked for and there is room."""
         taken = sum(values.size_of(other) for _path, other in self._held.values())
-        room = call.options.get("hold", 0)
-        if taken + size > room or size > room // PART_OF_HELD:
+        room, most = call.options.get("hold", (0, 0))
+        if taken + size > room or size > most:
             return False
         self._held[call.task] = call.result, parts
         return True

@@ -34,9 +34,6 @@ SHORT_S = 0.25  # all calls together that read a held result: for so long other 
 LONG_S = 1.0  # all calls of a family: what the manager is not told, and is lost with the slot
 
 
-NOTHING = (0, 0)
-
-
 class Write(NamedTuple):
     """Have a slot write what it holds."""
 
@@ -92,8 +89,8 @@ class Families:
     def __init__(self, state: WorkerState) -> None:
         self._state = state
 
-    def may_hold(self, slot: Slot, task: Task) -> tuple[int, int]:
-        """How many bytes a slot may hold, with what a call makes, and how many that may be; 0 if it is not to be held even for a moment."""
+    def may_hold(self, slot: Slot, task: Task) -> tuple[int, int] | None:
+        """How many bytes a slot may hold, with what a call makes, and how many that may be; None if it is not to be held even for a moment."""
         library = slot.host.library
         if (
             not task.run.options.get("readers")
@@ -102,7 +99,7 @@ class Families:
             or slot.in_flight
             or slot.host.depth(task.run.function) > 1  # others may be written behind it
         ):
-            return NOTHING
+            return None
         memory = int(library.options.get("memory") or 0) * MB // max(library.slots, 1)
         room = min(MOST_HELD, memory // PART_HELD)
         return room, room // PART_OF_HELD

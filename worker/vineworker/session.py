@@ -618,7 +618,7 @@ class Session:
                 options: dict[str, Any] = {}
                 if instruction.fed is not None:
                     options["fed"] = instruction.fed
-                if any(instruction.hold):
+                if instruction.hold:
                     options["hold"] = instruction.hold
                 if instruction.held:
                     options["held"] = instruction.held

@@ -29,7 +29,7 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 from vineworker.calls import Reply
-from vineworker.families import NOTHING, Families, Family
+from vineworker.families import Families, Family
 
 SHORT_S = 0.001  # calls up to this long are written to a slot ahead of need
 MOST_IN_FLIGHT = 16
@@ -149,9 +149,7 @@ class SendCall(NamedTuple):
     run: m.Run
     new_shared: list[str]  # shared objects this slot has not been given yet
     fed: Optional[tuple[str, int]] = None  # the input that the slot has by then, and the task that makes it
-    hold: tuple[int, int] = (
-        NOTHING  # bytes that the slot may hold with the result, and that the result may have
-    )
+    hold: Optional[tuple[int, int]] = None  # bytes the slot may hold with the result; bytes of that
     held: Sequence[tuple[str, int]] = ()  # inputs that the slot holds, and the tasks that have made them
 
 

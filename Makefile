@@ -19,19 +19,22 @@ NEWEST := .venv-newest
 WITH_DASK := tests/daskvine tests/conformance tests/notebooks tests/faults tests/benchmarks tests/cluster/test_dask.py \
 	tests/test_docs.py tests/test_exports.py tests/test_imports.py
 
+# many tests start processes of their own, and all of them come out right on two cores
+TWO_AT_A_TIME := -n 2 --dist worksteal
+
 .PHONY: demo test test-cluster test-newest lint types bench fuzz lies worker clean
 
 demo: $(HEP)/.stamp
 	$(HEP)/bin/python -m daskvine.demo
 
 test: $(HEP)/.stamp
-	$(HEP)/bin/python -m pytest --ignore=tests/cluster $(ARGS)
+	$(HEP)/bin/python -m pytest $(TWO_AT_A_TIME) --ignore=tests/cluster $(ARGS)
 
 test-cluster: $(HEP)/.stamp
 	$(HEP)/bin/python -m pytest tests/cluster $(ARGS)
 
 test-newest: $(NEWEST)/.stamp
-	$(NEWEST)/bin/python -m pytest $(WITH_DASK) $(ARGS)
+	$(NEWEST)/bin/python -m pytest $(TWO_AT_A_TIME) $(WITH_DASK) $(ARGS)
 
 lint: $(HEP)/.stamp
 	$(HEP)/bin/ruff check .

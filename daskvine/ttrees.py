@@ -90,24 +90,11 @@ class Kept:
         self._bytes = 0
         self.hits = 0
 
-    def read(
-        self,
-        usual: Any,
-        chunk: Any,
-        cursor: Any,
-        context: Any,
-        file: Any,
-        selffile: Any,
-        parent: Any,
-        **rest: Any,
-    ) -> Any:
-        """Read a tree as ``usual`` does, from what is known if it is."""
-        if (
-            selffile is not file
-            or context.get("TKey") is not parent
-            or any(v is not None for v in rest.values())
-        ):
-            return usual(chunk, cursor, context, file, selffile, parent, **rest)
+    def read(self, usual: Any, chunk: Any, cursor: Any, context: Any, file: Any, selffile: Any, parent: Any,
+             concrete: Any = None) -> Any:  # fmt: skip
+        """Read a tree as ``usual`` does, from what is known if it is; what is no object of a file by itself is left alone."""
+        if selffile is not file or context.get("TKey") is not parent or concrete is not None:
+            return usual(chunk, cursor, context, file, selffile, parent, concrete=concrete)
         digest = hashlib.blake2b(chunk.raw_data, digest_size=16).digest()
         key = digest, file.uuid, cursor.index, cursor.origin
         things = [file, chunk, parent]
@@ -120,7 +107,7 @@ class Kept:
             description, classes = known
             with _without_collector():
                 return _Unpickler(description, things + classes).load()
-        tree = usual(chunk, cursor, context, file, selffile, parent, **rest)
+        tree = usual(chunk, cursor, context, file, selffile, parent)
         description, classes = describe(tree, things)
         with self._lock:
             if key not in self._known and 0 < len(description) <= MOST_BYTES:

@@ -6,13 +6,12 @@ import psutil
 import pytest
 
 from daskvine import DaskVine
-from tests.cluster import debian
+from tests.cluster import debian, squares
 from tests.cluster.condor_pool import CORES, pool
+from tests.cluster.squares import LONG_S
 from tests.servers import catalog_server
 from tests.support import until, workers_of, yard_in
-from vinecore import FunctionCall, Task
-
-LONG_S = 120.0  # for what the pool has to find a place for
+from vinecore import Task
 
 
 @pytest.fixture(scope="module")
@@ -43,29 +42,15 @@ def factory(condor, yard):
 
 
 def test_calls_run_on_pilots_half_of_which_are_removed_in_the_middle(condor, factory, yard, environment):
-    def slow_square(x):  # pickled by value: the nodes have no file of these tests
-        import time
-
-        time.sleep(0.05)
-        return x * x
-
     m = yard.manager()
-    calls = 2000
-    m.install_library(m.create_library_from_functions("work", slow_square, exec_mode="direct"))
     python = condor.give(environment, "python.tar")
     with factory(m, "-w", "0", "-W", str(CORES), "--python-env", python) as running:
-        for number in range(calls):
-            m.submit(FunctionCall("work", "slow_square", number))
-        results = []
-        while len(results) < 200:
-            results.append(m.wait(LONG_S).output)
+        results = squares.begin(m, 0.05)
         until(lambda: m.workers_connected == CORES, "all pilots to be connected", LONG_S)
         half = condor.pilots()[: CORES // 2]
         before = {worker["id"] for worker in workers_of(m)}
         condor.run("condor_rm", *half)
-        while len(results) < calls:
-            results.append(m.wait(LONG_S).output)
-        assert sorted(results) == [number * number for number in range(calls)]
+        squares.finish(m, results)
         assert {worker["id"] for worker in workers_of(m)} - before, (
             "somebody has come for those who were removed"
         )

@@ -16,14 +16,13 @@ import pytest
 pytest.importorskip("distributed")
 
 from daskvine import DaskVine
-from tests.cluster import dask_clusters
+from tests.cluster import dask_clusters, squares
 from tests.cluster.dask_clusters import MEMORY_MB, pilots
+from tests.cluster.squares import LONG_S
 from tests.support import alive, until, workers_of, yard_in
-from vinecore import Factory, FunctionCall, PythonTask, Task
+from vinecore import Factory, PythonTask, Task
 from vinecore.factory.batch import BatchError
 
-LONG_S = 120.0
-CALLS = 2000
 ON_LOCAL, ON_JOBS = (pytest.mark.parametrize("cluster", [kind], indirect=True) for kind in ("local", "jobs"))
 
 # what Dask's own processes and sockets leave to the garbage collector
@@ -108,25 +107,14 @@ def test_there_is_one_vine_worker_on_each_node_with_what_its_dask_workers_have(c
 
 
 def test_calls_do_not_notice_that_half_of_the_cluster_is_killed_in_the_middle(cluster, start, yard):
-    def slow_square(x):  # pickled by value: the nodes have no file of these tests
-        import time
-
-        time.sleep(0.005)
-        return x * x
-
     m = yard.manager()
-    m.install_library(m.create_library_from_functions("work", slow_square, exec_mode="direct"))
     factory = start(m)
-    for number in range(CALLS):
-        m.submit(FunctionCall("work", "slow_square", number))
-    results = [m.wait(LONG_S).output for _ in range(200)]
+    results = squares.begin(m, 0.005)
     m.wait_for_workers(cluster.nodes, LONG_S)
     known = {worker["id"] for worker in workers_of(m)}
     before = cluster.lose_half(factory)
     until(lambda: not alive(before[0]), "the end of the vine worker whose Dask worker was killed")
-    while len(results) < CALLS:
-        results.append(m.wait(LONG_S).output)
-    assert sorted(results) == [number * number for number in range(CALLS)]
+    squares.finish(m, results)
     until(
         lambda: m.workers_connected == cluster.nodes and {w["id"] for w in workers_of(m)} - known,
         "another vine worker",

@@ -8,12 +8,11 @@ import re
 import pytest
 
 from daskvine import DaskVine
-from tests.cluster import debian
+from tests.cluster import debian, squares
 from tests.cluster.slurm_pool import CORES, MOST_IN_ARRAY, pool
+from tests.cluster.squares import LONG_S
 from tests.support import until, workers_of, yard_in
-from vinecore import FunctionCall, Task
-
-LONG_S = 120.0  # for what Slurm has to find a place for
+from vinecore import Task
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +45,10 @@ def factory(slurm, yard):
 
 
 def test_calls_run_on_pilots_half_of_which_are_cancelled_in_the_middle(slurm, factory, yard, environment):
-    def slow_square(x):  # pickled by value: the nodes have no file of these tests
-        import time
-
-        time.sleep(0.03)
-        return x * x
-
     m = yard.manager()
-    calls = 2000
-    m.install_library(m.create_library_from_functions("work", slow_square, exec_mode="direct"))
     python = slurm.give(environment, "python.tar")
     with factory(m, "-w", "0", "-W", str(CORES), "--python-env", python) as running:
-        for number in range(calls):
-            m.submit(FunctionCall("work", "slow_square", number))
-        results = []
-        while len(results) < 200:
-            results.append(m.wait(LONG_S).output)
+        results = squares.begin(m, 0.03)
         until(lambda: m.workers_connected == CORES, "all pilots to be connected", LONG_S)
         secret = yard.secret.read_text().strip()
         assert secret not in slurm.root.run("ps", "axeww")
@@ -76,9 +63,7 @@ def test_calls_run_on_pilots_half_of_which_are_cancelled_in_the_middle(slurm, fa
         half = slurm.queue("RUNNING")[: CORES // 2]
         before = {worker["id"] for worker in workers_of(m)}
         slurm.run("scancel", *half)
-        while len(results) < calls:
-            results.append(m.wait(LONG_S).output)
-        assert sorted(results) == [number * number for number in range(calls)]
+        squares.finish(m, results)
         assert {worker["id"] for worker in workers_of(m)} - before, (
             "somebody has come for those who were removed"
         )

@@ -100,6 +100,41 @@ def test_what_all_readers_of_a_result_can_read_in_its_slot_is_never_written(work
     assert worker.state.idle
 
 
+def test_who_comes_late_for_what_all_have_read_has_it_made_again(worker):
+    """A task that had read it, and whose own result was lost, runs again."""
+    worker.feed(call(1, readers=1), call(2, "r1"))
+    worker.hold(1)
+    worker.end(2)
+    assert worker.said() == [("Done", 1), ("Done", 2)]
+    worker.feed(call(3, "r1"))
+    assert worker.told(w.Say) == [w.Say(m.Lost(["r1"]))]
+    worker.feed(call(4, "r1"))
+    assert not worker.told(w.Say), "once is enough"
+    worker.feed(m.Cancel([3, 4]), m.Purge(["r1"]), call(5), call(6, "r5"))
+    worker.end(5)
+    assert worker.sent() == [(6, [])]
+
+
+def test_who_comes_while_the_others_read_it_has_it_made_again(worker):
+    worker.feed(call(1, readers=1), call(2, "r1"))
+    worker.hold(1)
+    worker.feed(call(3, "r1"))
+    worker.end(2)
+    assert [type(x.message).__name__ for x in worker.told(w.Say)] == ["Done", "Done", "Lost"]
+    assert worker.told(w.Say)[-1].message.names == ["r1"]
+
+
+def test_what_was_read_and_then_made_again_is_here(worker):
+    worker.feed(call(1, readers=1), call(2, "r1"))
+    worker.hold(1)
+    worker.end(2)
+    worker.feed(call(1))
+    worker.end(1)
+    worker.feed(call(3, "r1"))
+    assert worker.sent() == [(3, [])]
+    assert not worker.told(w.Say)
+
+
 def test_a_diamond_runs_in_one_slot_beside_other_work(worker):
     worker = Worker(slots=2)
     worker.feed(

@@ -15,6 +15,10 @@ untold
 
 A slot with a family runs nothing else. When none of the family can run, or it has taken long, what has not been read by all is written, which takes a
 moment, and the family is over. What a slot held is lost with the slot: then the calls of its family run again.
+
+spent
+    a result that was held, and read by all who would, so that it is nowhere any more, though the manager has been told that it was made. Mostly it forgets it
+    at once. But if something else was lost meanwhile, a call that has to run again may need it: then it is told that it is lost
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vineworker.calls import Reply
     from vineworker.state import Slot, Task, WorkerState
 
@@ -88,6 +94,7 @@ class Families:
 
     def __init__(self, state: WorkerState) -> None:
         self._state = state
+        self._spent: set[str] = set()
 
     def may_hold(self, slot: Slot, task: Task) -> tuple[int, int] | None:
         """How many bytes a slot may hold, with what a call makes, and how many that may be; None if it is not to be held even for a moment."""
@@ -185,6 +192,13 @@ class Families:
             slot.family = None
             for ended in family.untold:
                 self._tell(ended)
+            self.missed(
+                [
+                    ended.task.run.result
+                    for ended in family.untold
+                    if self._state.waiting_for(ended.task.run.result)
+                ]
+            )
             self._state.queue_first(slot.host, family.ready)
             return
         unasked = [ended for ended in needed if not ended.writing]
@@ -203,7 +217,21 @@ class Families:
         del state.tasks[run.task]
         if there:
             state.made(run, reply)
+        elif reply.kind == "done":
+            self._spent.add(run.result)
         state.say_over(run, reply)
+
+    def missed(self, names: Iterable[str]) -> None:
+        """Somebody waits for these: the manager has to know which of them will not come."""
+        spent = [name for name in names if name in self._spent]
+        if spent:
+            self.forget(spent)
+            self._state.say_lost(spent)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """The manager does not think any more that these are here, or they are."""
+        if self._spent:
+            self._spent.difference_update(names)
 
     def wrote(self, slot: Slot, reply: Reply) -> bool:
         """A slot has written what it held, or could not; whether it was asked to."""

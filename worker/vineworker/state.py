@@ -367,6 +367,7 @@ class WorkerState:
 
     def _here(self, name: str, size: int, digest: str = "") -> None:
         self.objects[name] = size
+        self._families.forget([name])
         if digest:
             self._digests[name] = digest
         elif self._digests:
@@ -436,12 +437,14 @@ class WorkerState:
             self._out.append(Say(m.UploadFailed(event.name, "this worker does not have it")))
 
     def _unlink(self, event: m.Unlink) -> None:
+        self._families.forget(event.names)
         self._forget([name for name in event.names if name not in self.kept])
 
     def _purge(self, event: m.Purge) -> None:
         gone = self.objects.keys() & event.names
         for name in event.names:
             self.kept.pop(name, None)
+        self._families.forget(event.names)
         self._forget(event.names)
         self._out.append(Unkeep(event.names))
         if gone:
@@ -513,7 +516,9 @@ class WorkerState:
             self._waiting.setdefault(name, []).append(task)
         if not lacking:
             self._ready(task, first=first)
-        elif len(lacking) == 1 and lacking[0] in self._making:
+            return
+        self._families.missed(lacking)
+        if len(lacking) == 1 and lacking[0] in self._making:
             self._feed(self._making[lacking[0]])
 
     def _ready(self, task: Task, *, first: bool) -> None:
@@ -696,6 +701,10 @@ class WorkerState:
             self._out.append(Say(m.Done(run.task, reply.size, reply.wall_s, reply.info, sent)))
         else:
             self._out.append(Say(m.Failed(run.task, reply.kind, reply.info, reply.payload)))
+
+    def say_lost(self, names: list[str]) -> None:
+        """Tell the manager that objects are not here."""
+        self._out.append(Say(m.Lost(names)))
 
     def _task_over(self, event: TaskOver) -> None:
         self.processes.discard(event.task)

@@ -293,6 +293,7 @@ class Hands:
         self.waiting = {slot: [] for slot in worker.slots}  # what a slot has been told and not done
         self.held = {slot: set() for slot in worker.slots}
         self.ends = []
+        self.lost = []
 
     def obey(self, out):
         for x in out:
@@ -306,6 +307,8 @@ class Hands:
                 self.waiting[x.slot].append(x)
             elif type(x) is w.Say and type(x.message) in (m.Done, m.Failed):
                 self.ends.append((type(x.message).__name__, x.message.task))
+            elif type(x) is w.Say and type(x.message) is m.Lost:
+                self.lost += x.message.names
 
     def step(self):
         """Let a slot do something; whether there was anything."""
@@ -368,3 +371,28 @@ def test_whatever_happens_every_call_is_told_of_once_and_after_what_it_reads(see
         assert all(order.index(int(name[1:])) < order.index(run.task) for name in run.inputs)
     assert worker.state.idle
     assert not any(hands.held.values())
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_whoever_comes_late_gets_what_he_reads(seed):
+    worker = Worker(slots=2)
+    hands, rng = Hands(worker, seed), random.Random(seed)
+    runs = {run.task: run for run in random_graph(rng, 25)}
+    hands.obey(worker.feed(*runs.values()))
+    done, late, turn = [], 100, 0
+    while hands.step() and turn < 5000:
+        turn += 1
+        failed = [runs[task] for kind, task in hands.ends if kind == "Failed"]
+        done += [task for kind, task in hands.ends if kind == "Done"]
+        hands.ends = []
+        hands.obey(worker.feed(*failed))
+        if done and late < 120 and rng.random() < 0.3:
+            runs[late] = call(late, f"r{rng.choice([task for task in done if task < 100])}")
+            hands.obey(worker.feed(runs[late]))
+            late += 1
+        for name in hands.lost:  # it is made again, from nothing, as far as this worker can tell
+            runs[int(name[1:])] = call(int(name[1:]))
+            hands.obey(worker.feed(m.Purge([name]), runs[int(name[1:])]))
+        hands.lost = []
+    assert set(done) == runs.keys()
+    assert worker.state.idle

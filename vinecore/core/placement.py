@@ -28,7 +28,8 @@ LOOK_AT = 8  # workers compared for one task
 LOOK_FURTHER = 64  # workers looked at where none of those will do
 COVER_S = 0.010  # work queued on a worker beyond its slots, to cover the round trip
 LONG_S = 0.1  # calls of this length wait at the manager instead: one queued in the wrong place costs more than a round trip
-MOST_EXTRA = 32  # calls per slot
+MOST_EXTRA = 256  # calls per slot
+MOST_AHEAD = 32  # calls per slot whose inputs are still being made
 MOST_INPUTS_AHEAD = 32
 BANDWIDTH = 250e6  # bytes/s between workers, assumed
 LATENCY_S = 0.002  # per transfer, assumed
@@ -161,8 +162,10 @@ class Placement:
             extra = 1
         elif mean > LONG_S:
             extra = 0
+        elif mean * MOST_EXTRA <= COVER_S:
+            extra = MOST_EXTRA
         else:
-            extra = min(MOST_EXTRA, math.ceil(COVER_S / max(mean, 1e-6)))
+            extra = math.ceil(COVER_S / mean)
         return instance.slots * (1 + extra)
 
     # ---- placing
@@ -506,7 +509,7 @@ class Placement:
             return
         frontier = instance.frontier
         frontier.append(task)
-        most = instance.slots * (MOST_EXTRA if (task.bucket.mean_s or 0.0) < LONG_S else 1)
+        most = instance.slots * (MOST_AHEAD if (task.bucket.mean_s or 0.0) < LONG_S else 1)
         while frontier and instance.ahead < most:
             maker = frontier.popleft()
             if maker.worker is not worker or maker.state != ASSIGNED:

@@ -214,7 +214,7 @@ class Task:
     @property
     def ticket(self) -> int:
         """Its number, and above that how often it has been handed out before."""
-        return self.spec.task + (max(self.handed - 1, 0) << TICKET_SHIFT)
+        return self.spec.task if self.handed <= 1 else self.spec.task + ((self.handed - 1) << TICKET_SHIFT)
 
     def __repr__(self) -> str:
         return f"<Task {self.spec.task} {self.spec.label} {self.state}>"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+MOST_IN_FLIGHT = 64
+"""Calls that are written to a slot before it has answered the first of them, at most."""
+
 
 class Object(NamedTuple):
     """Worker: an object that lives in memory; a shared one is kept until it is dropped."""

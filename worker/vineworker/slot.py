@@ -26,11 +26,9 @@ from typing import Any, Callable, Union
 
 from vinecore.protocol import INLINE_LIMIT, digests, values
 from vinecore.protocol.frames import FrameReader, encode
-from vineworker.calls import TO_SLOT, Call, Drop, Object, Release, Reply, Write
+from vineworker.calls import MOST_IN_FLIGHT, TO_SLOT, Call, Drop, Object, Release, Reply, Write
 
 PATIENCE_S = 0.001
-MOST_MADE = 16
-"""Results kept for the calls behind theirs; as many calls are in flight."""
 PROGRESS = struct.Struct(">q")
 MODULES_TO_TELL = 200
 
@@ -105,7 +103,7 @@ class Slot:
         self._raw_inputs.clear()
         if reply.kind == "done" and "held" not in reply.info:
             self._made[call.task] = reply.payload if reply.size <= INLINE_LIMIT else call.result
-            if len(self._made) > MOST_MADE:
+            if len(self._made) > MOST_IN_FLIGHT:
                 del self._made[next(iter(self._made))]
         PROGRESS.pack_into(self._progress, 0, -1)
         self._answer(reply)

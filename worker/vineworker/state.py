@@ -28,11 +28,11 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
-from vineworker.calls import Reply
+from vineworker.calls import MOST_IN_FLIGHT, Reply
 from vineworker.families import Families, Family
 
 SHORT_S = 0.001  # calls up to this long are written to a slot ahead of need
-MOST_IN_FLIGHT = 16
+IN_FLIGHT_S = 0.002  # and as many as take so long together
 MOST_EMPTY_DEATHS = 5  # slots of a library that die one after another without a call
 MOST_WALLS = 10_000
 MOST_TOLD = 1_000  # objects in one message
@@ -261,7 +261,9 @@ class Host:
     def depth(self, function: str) -> int:
         """How many calls may be in flight to a slot with one of this function as the last of them."""
         wall = self.walls.get(function, SHORT_S)
-        return 1 if wall >= SHORT_S else min(MOST_IN_FLIGHT, max(2, int(2 * SHORT_S / max(wall, 1e-6))))
+        if wall >= SHORT_S:
+            return 1
+        return MOST_IN_FLIGHT if wall * MOST_IN_FLIGHT <= IN_FLIGHT_S else int(IN_FLIGHT_S / wall)
 
     def learn(self, function: str, wall: float) -> None:
         """Take notice of how long a call took."""
@@ -531,9 +533,12 @@ class WorkerState:
             return
         else:
             host = self._single_host(run.options.get("environment", ""))
-        # what became ready by work done here goes first: finish what was begun
-        (host.queue.appendleft if first else host.queue.append)(task)
-        self._dispatch(host)
+        if first:  # it became ready by work done here: finish what was begun
+            host.queue.appendleft(task)
+        else:
+            host.queue.append(task)
+        if first or len(host.queue) == 1:  # else others wait already, because no slot has room
+            self._dispatch(host)
 
     def queue_first(self, host: Host, tasks: Iterable[Task]) -> None:
         """Have these go before all others, in this order."""

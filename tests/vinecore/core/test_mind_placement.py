@@ -9,6 +9,7 @@ from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.allocation import Request, Resources
 from vinecore.core.mind import PATIENCE_S
+from vinecore.core.placement import MOST_EXTRA
 from vinecore.core.state import FOREVER
 from vinecore.core.transitions import READY
 from vinecore.protocol import messages as m
@@ -201,7 +202,7 @@ def test_short_calls_are_queued_ahead_to_cover_the_way_there_and_back(vine):
 def test_very_short_calls_are_queued_in_numbers_that_are_bounded(vine):
     learn(vine, wall_s=0.00001)
     vine.submit(*(call(n) for n in range(1, 1000)))
-    assert len(vine.where()) == 33
+    assert len(vine.where()) == 1 + MOST_EXTRA
 
 
 def test_long_calls_wait_at_the_manager(vine):

@@ -224,6 +224,7 @@ def test_a_tree_moves_a_fraction_of_what_it_makes_and_no_more_for_looking_ahead(
     cluster = Cluster(workers=8, cores=4)
     ahead = simulate(tree, cluster)
     monkeypatch.setattr(placement, "MOST_EXTRA", 0)
+    monkeypatch.setattr(placement, "MOST_AHEAD", 0)
     without = simulate(tree, cluster)
     made = 1000 * 1e6
     assert ahead.bytes_moved["peers"] < 0.35 * made

@@ -344,5 +344,5 @@ def modules_in(data: bytes) -> set[str]:
     return {
         name
         for name in names
-        if name in sys.modules and name != "__main__" and not name.startswith("daskvine")
+        if name in sys.modules and name != "__main__" and not name.startswith("daskvine") and name != "dask"
     }

@@ -339,10 +339,9 @@ def dumps(value: Any) -> bytes:
 
 
 def modules_in(data: bytes) -> set[str]:
-    """Name the modules that a pickle refers to, so that a library can import them before it forks."""
-    names = {match.decode() for match in MODULE_NAME.findall(data)}
-    return {
-        name
-        for name in names
-        if name in sys.modules and name != "__main__" and not name.startswith("daskvine") and name != "dask"
-    }
+    """Name the modules that a pickle refers to, so that a library can import them before it forks.
+
+    Dask alone does not count: what runs a vertex looks for it by name where it is loaded already.
+    """
+    names = {match.decode() for match in MODULE_NAME.findall(data)} - {"__main__", "dask"}
+    return {name for name in names if name in sys.modules and not name.startswith("daskvine")}

@@ -399,6 +399,14 @@ def test_shared_objects_are_sent_and_loaded_once(m, listen_to, tmp_path):
     assert len(log.read_text().split()) <= 2
 
 
+def test_a_task_that_does_not_need_dask_does_not_load_it():
+    loaded = (eval, "'dask' in __import__('sys').modules")
+    computed = (eval, "__import__('dask').delayed(int)('1').compute()")
+    with DaskVine.local(cores=1) as m:
+        assert m.get({"x": loaded}, "x", task_mode="tasks") is False
+        assert m.get({"x": computed}, "x", task_mode="tasks") == 1
+
+
 def test_the_second_compute_finds_the_library_running(m, listen_to):
     options = {**CALLS, "import_modules": ["json"]}
     first = m.get({"x": (v.parent,)}, "x", **options)

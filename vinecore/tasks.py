@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from vinecore.core.allocation import Request
+from vinecore.core.allocation import UNSPECIFIED, Request
 from vinecore.core.instructions import TaskEnded
 from vinecore.core.state import TaskSpec
 from vinecore.files import File
@@ -21,6 +22,8 @@ RESULTS = {"time": "max wall time", "exhausted": "resource exhaustion", "crash":
            "too large": "resource exhaustion", "disk": "resource exhaustion", "input": "input missing"}  # fmt: skip
 MADE = ("file", "buffer", "temp")  # what a task may fill
 PLAIN = values.PLAIN | {values.Input}
+ONCE = {"once": True}
+NOTHING = object()
 
 
 class Task:
@@ -34,39 +37,40 @@ class Task:
         As the setters.
     """
 
+    # of most tasks this is all there is to say; whoever has more to say puts something else in its place
+    id: int | None = None
+    _manager: Manager | None = None
+    _ended: TaskEnded | None = None
+    _request = UNSPECIFIED
+    _mounts: tuple[tuple[File, str, bool], ...] = ()
+    _outputs: tuple[tuple[File, str, str], ...] = ()
+    _inputs: tuple[str, ...] = ()  # cache names, as they were when it was submitted
+    _variables: Mapping[str, str | None] = MappingProxyType({})
+
     def __init__(self, command: str = "", *, inputs: dict[File, str] | None = None, outputs: dict[File, str] | None = None,
                  env: dict[str, str] | None = None, tag: str = "", category: str = "default", priority: float = 0.0, retries: int = 5,
                  cores: float | None = None, memory: int | None = None, disk: int | None = None, gpus: float | None = None,
                  time_max: float | None = None, environment: File | None = None) -> None:  # fmt: skip
         self.command, self.tag, self.category, self.priority = command, tag, category, priority
-        self.id: int | None = None
-        self._manager: Manager | None = None
-        self._ended: TaskEnded | None = None
-        self._request: dict[str, float | None] = {
-            "cores": cores,
-            "memory": memory,
-            "disk": disk,
-            "gpus": gpus,
-        }
-        self._mounts: list[tuple[File, str, bool]] = []
-        self._outputs: list[tuple[File, str, str]] = []
-        self._inputs: tuple[str, ...] = ()  # cache names, as they were when it was submitted
-        self._variables: dict[str, str | None] = {}
-        self._time_max = time_max
-        self._environment = environment
+        self._time_max, self._environment = time_max, environment
         self.set_retries(retries)
-        for variable, value in (env or {}).items():
-            self.set_env_var(variable, value)
-        for file, name in (inputs or {}).items():
-            self.add_input(file, name)
-        for file, name in (outputs or {}).items():
-            self.add_output(file, name)
+        if (cores, memory, disk, gpus) != UNSPECIFIED:
+            self._request = Request(cores, memory, disk, gpus)
+        if env:
+            for variable, value in env.items():
+                self.set_env_var(variable, value)
+        if inputs:
+            for file, name in inputs.items():
+                self.add_input(file, name)
+        if outputs:
+            for file, name in outputs.items():
+                self.add_output(file, name)
 
     # ---- before it is submitted
 
     def add_input(self, file: File, remote_name: str, *, mount_symlink: bool = False) -> None:
         """Have a file in the task's folder under a name."""
-        self._mounts.append((self._checked(file), inside(remote_name), mount_symlink))
+        self._mounts += ((self._checked(file), inside(remote_name), mount_symlink),)
 
     def add_output(
         self, file: File, remote_name: str, *, success_only: bool = False, failure_only: bool = False
@@ -76,7 +80,7 @@ class Task:
         if self._checked(file).kind not in MADE:
             msg = f"{file!r} cannot be an output: use a file, a buffer or a temp"
             raise TypeError(msg)
-        self._outputs.append((file, inside(remote_name), when))
+        self._outputs += ((file, inside(remote_name), when),)
 
     def _checked(self, file: Any) -> File:
         if not isinstance(file, File):
@@ -106,23 +110,23 @@ class Task:
         ):
             msg = f"{name!r}={value!r} cannot be an environment variable: use strings"
             raise ValueError(msg)
-        self._variables[name] = value
+        self._variables = {**self._variables, name: value}
 
     def set_cores(self, cores: float) -> None:
         """Cores it needs. A task that says nothing of its needs gets a whole worker."""
-        self._request["cores"] = cores
+        self._request = self._request._replace(cores=cores)
 
     def set_memory(self, memory_mb: int) -> None:
         """Megabytes of memory it needs, and may use."""
-        self._request["memory"] = memory_mb
+        self._request = self._request._replace(memory=memory_mb)
 
     def set_disk(self, disk_mb: int) -> None:
         """Megabytes of disk it needs, and may use."""
-        self._request["disk"] = disk_mb
+        self._request = self._request._replace(disk=disk_mb)
 
     def set_gpus(self, gpus: float) -> None:
         """Gpus it needs."""
-        self._request["gpus"] = gpus
+        self._request = self._request._replace(gpus=gpus)
 
     def set_category(self, category: str) -> None:
         """Count it among tasks that are alike."""
@@ -237,8 +241,8 @@ class Task:
 
     def on_demand(self, manager: Manager, number: int, file: File, source: str, what: str) -> TaskSpec:
         """Describe it to the mind as one that runs only when the file that it makes is needed."""
-        self._outputs.append((file, inside(source), "success"))
-        if not any(value is not None for value in self._request.values()):
+        self._outputs += ((file, inside(source), "success"),)
+        if self._request == UNSPECIFIED:
             self.set_cores(1)
         spec = self.spec(manager, number)
         self.id, self._manager = number, manager
@@ -271,7 +275,7 @@ class Task:
             wanted += (result,)
         return TaskSpec(
             number, f"task {number}", result, mounts=self._inputs, outputs=outputs,
-            wanted=wanted, category=self.category, request=Request(**self._request), priority=-self.priority, retries=self._retries,  # type: ignore[arg-type]
+            wanted=wanted, category=self.category, request=self._request, priority=-self.priority, retries=self._retries,
             environment=self._environment.cache_name if self._environment else "", **more,
         )  # fmt: skip
 
@@ -290,14 +294,16 @@ class PythonTask(Task):
         Files among them are replaced by the values that they hold.
     """
 
+    output_file: File | None = None
+    _temp_output = _raw = False
+    _value: Any = NOTHING
+
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         super().__init__()
         if not callable(function):
             msg = f"{function!r} cannot be called: give the function itself, then its arguments"
             raise TypeError(msg)
         self._function, self._args, self._kwargs = function, args, kwargs
-        self._temp_output, self._raw = False, False
-        self.output_file: File | None = None
 
     def enable_temp_output(self) -> None:
         """Leave the result on the worker, as `output_file`, which may be the argument of further tasks."""
@@ -319,7 +325,7 @@ class PythonTask(Task):
             return None
         if ended.outcome != "success":
             return self.error()
-        if not hasattr(self, "_value"):
+        if self._value is NOTHING:
             assert self._manager is not None
             self._value = self._manager.load_result(self, raw=self._raw)
         return self._value
@@ -329,7 +335,7 @@ class PythonTask(Task):
         function = manager.share(self._function)
         payload, inputs = dump_arguments(self._args, self._kwargs)
         options = self._common(manager)
-        self.__dict__.pop("_value", None)
+        self._value = NOTHING
         if self._raw:
             options["raw"] = True
         result = manager.result_name(number)
@@ -355,8 +361,6 @@ class FunctionCall(PythonTask):
     def __init__(self, library: str, function: str, *args: Any, **kwargs: Any) -> None:
         Task.__init__(self)
         self._library, self._name, self._args, self._kwargs = library, function, args, kwargs
-        self._temp_output, self._raw = False, False
-        self.output_file = None
 
     def add_input(self, file: File, remote_name: str, *, mount_symlink: bool = False) -> None:
         """Not for function calls: slots have no folder of their own.
@@ -380,14 +384,14 @@ class FunctionCall(PythonTask):
         library = manager.library_of(self._library, self._name)
         payload, inputs = dump_arguments(self._args, self._kwargs)
         result = manager.result_name(number)
-        self.__dict__.pop("_value", None)
-        options: dict[str, Any] = {"raw": True} if self._raw else {}
+        self._value = NOTHING
+        wanted: tuple[str, ...] = (result,)
+        options: dict[str, Any] = ONCE
         if self._temp_output:
             self.output_file = manager.adopt_result(result)
-            wanted: tuple[str, ...] = ()
-        else:
-            options["once"] = True
-            wanted = (result,)
+            wanted, options = (), {}
+        if self._raw:
+            options = {**options, "raw": True}
         return TaskSpec(number, f"{self._name} (task {number})", result, 0, library, self._name, payload, (), inputs, (), (), wanted,
                         self.category, priority=-self.priority, retries=self._retries, options=options)  # fmt: skip
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vineworker import events as e
+from vineworker import instructions as i
 from vineworker import state
 from vineworker.calls import Reply
 
@@ -61,14 +63,14 @@ class Worker:
             doings = self._mind.handle(happened)
             happened = []
             for doing in doings:
-                if type(doing) is state.Say:
+                if type(doing) is i.Say:
                     said.append(doing.message)
-                elif type(doing) is state.SendCall:
+                elif type(doing) is i.SendCall:
                     replies.setdefault(doing.slot, []).append(self._reply(doing.run))
                 elif type(doing) in _AT_ONCE:
                     happened.append(_AT_ONCE[type(doing)](doing))
-                    self.fetched += type(doing) is state.StartFetch
-            happened += [state.Replied(slot, calls) for slot, calls in replies.items()]
+                    self.fetched += type(doing) is i.StartFetch
+            happened += [e.Replied(slot, calls) for slot, calls in replies.items()]
             self.done += sum(map(len, replies.values()))
         return said
 
@@ -79,8 +81,8 @@ class Worker:
 
 
 _AT_ONCE: dict[type, Callable[[Any], Any]] = {
-    state.StartHost: lambda doing: state.HostUp(doing.host, 0.0, VERSIONS),
-    state.StartFetch: lambda doing: state.Arrived(doing.fetch.name, max(doing.fetch.size, 0), True, doing.fetch.digest),
-    state.StartUnpack: lambda doing: state.Arrived(doing.unpack.name, 0, True),
-    state.KillSlot: lambda doing: state.SlotDown(doing.slot, -1, {}),
+    i.StartHost: lambda doing: e.HostUp(doing.host, 0.0, VERSIONS),
+    i.StartFetch: lambda doing: e.Arrived(doing.fetch.name, max(doing.fetch.size, 0), True, doing.fetch.digest),
+    i.StartUnpack: lambda doing: e.Arrived(doing.unpack.name, 0, True),
+    i.KillSlot: lambda doing: e.SlotDown(doing.slot, -1, {}),
 }  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import msgspec
+from vineworker import events as we
 from vineworker import state as w
 from vineworker.calls import FROM_SLOT
 
@@ -255,7 +256,7 @@ class Worker:
         self.slots = Liar(seed + 1, FROM_SLOT)
         self.state = w.WorkerState()
         self.state.handle(
-            [m.Put("setup", b"s"), m.Library("lib", "setup", "", 2, "direct", {}), w.HostUp("lib", 0.1, {})]
+            [m.Put("setup", b"s"), m.Library("lib", "setup", "", 2, "direct", {}), we.HostUp("lib", 0.1, {})]
         )
 
     def listen(self, count: int) -> int:
@@ -269,7 +270,7 @@ class Worker:
                     answers = FrameReader(FROM_SLOT)
                     continue
                 slot = chance.choice(list(self.state.slots))
-                self.state.handle([w.Replied(slot, said)])
+                self.state.handle([we.Replied(slot, said)])
             else:
                 said = parse(reader, self.liar.frame())
                 if said is None:

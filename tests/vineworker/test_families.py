@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from vineworker import events as e
+from vineworker import instructions as i
 from vineworker import state as w
 from vineworker.calls import Reply
 from vineworker.families import LONG_S, MB, SHORT_S, Release, Write
@@ -25,9 +27,9 @@ class Worker:
         self.feed(
             m.Put("setup", b"s"),
             m.Library("lib", "setup", "", slots, mode, {"memory": 1000 * slots}),
-            w.HostUp("lib", 0.1, {}),
+            e.HostUp("lib", 0.1, {}),
         )
-        self.slots = [x.slot for x in self.out if type(x) is w.StartSlot]
+        self.slots = [x.slot for x in self.out if type(x) is i.StartSlot]
         self.learn("quick", QUICK_S)
 
     def learn(self, function, wall_s):
@@ -48,13 +50,13 @@ class Worker:
         """The tasks that the manager has been told of, and how they have ended."""
         return [
             (type(x.message).__name__, x.message.task)
-            for x in self.told(w.Say)
+            for x in self.told(i.Say)
             if type(x.message) in (m.Done, m.Failed)
         ]
 
     def sent(self):
         """Task, and which inputs its slot is said to hold, of the calls that were given to slots."""
-        return [(x.run.task, [name for name, _task in x.held]) for x in self.told(w.SendCall)]
+        return [(x.run.task, [name for name, _task in x.held]) for x in self.told(i.SendCall)]
 
     def slot_of(self, task):
         return self.state.tasks[task].slot.id
@@ -62,7 +64,7 @@ class Worker:
     def end(self, task, kind="done", size=1, wall_s=QUICK_S, **info):
         """A call ends where it runs."""
         payload = b"x" * size if size <= INLINE_LIMIT else b""
-        return self.feed(w.Replied(self.slot_of(task), [Reply(task, kind, size, wall_s, info, payload)]))
+        return self.feed(e.Replied(self.slot_of(task), [Reply(task, kind, size, wall_s, info, payload)]))
 
     def hold(self, task):
         """A call ends, and its slot holds what it has made."""
@@ -70,7 +72,7 @@ class Worker:
 
     def wrote(self, slot, *tasks):
         return self.feed(
-            w.Replied(slot, [Reply(task, "wrote", LARGE, 0.0, {"digest": "d"}, b"") for task in tasks])
+            e.Replied(slot, [Reply(task, "wrote", LARGE, 0.0, {"digest": "d"}, b"") for task in tasks])
         )
 
 
@@ -86,7 +88,7 @@ def worker():
 
 def test_what_all_readers_of_a_result_can_read_in_its_slot_is_never_written(worker):
     worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1"))
-    assert worker.told(w.SendCall)[0].hold == (100 * MB, 100 * MB // 8), "a tenth of its memory"
+    assert worker.told(i.SendCall)[0].hold == (100 * MB, 100 * MB // 8), "a tenth of its memory"
     worker.hold(1)
     assert worker.sent() == [(2, ["r1"])]
     worker.end(2)
@@ -107,9 +109,9 @@ def test_who_comes_late_for_what_all_have_read_has_it_made_again(worker):
     worker.end(2)
     assert worker.said() == [("Done", 1), ("Done", 2)]
     worker.feed(call(3, "r1"))
-    assert worker.told(w.Say) == [w.Say(m.Lost(["r1"]))]
+    assert worker.told(i.Say) == [i.Say(m.Lost(["r1"]))]
     worker.feed(call(4, "r1"))
-    assert not worker.told(w.Say), "once is enough"
+    assert not worker.told(i.Say), "once is enough"
     worker.feed(m.Cancel([3, 4]), m.Purge(["r1"]), call(5), call(6, "r5"))
     worker.end(5)
     assert worker.sent() == [(6, [])]
@@ -120,8 +122,8 @@ def test_who_comes_while_the_others_read_it_has_it_made_again(worker):
     worker.hold(1)
     worker.feed(call(3, "r1"))
     worker.end(2)
-    assert [type(x.message).__name__ for x in worker.told(w.Say)] == ["Done", "Done", "Lost"]
-    assert worker.told(w.Say)[-1].message.names == ["r1"]
+    assert [type(x.message).__name__ for x in worker.told(i.Say)] == ["Done", "Done", "Lost"]
+    assert worker.told(i.Say)[-1].message.names == ["r1"]
 
 
 def test_what_was_read_and_then_made_again_is_here(worker):
@@ -132,7 +134,7 @@ def test_what_was_read_and_then_made_again_is_here(worker):
     worker.end(1)
     worker.feed(call(3, "r1"))
     assert worker.sent() == [(3, [])]
-    assert not worker.told(w.Say)
+    assert not worker.told(i.Say)
 
 
 def test_a_diamond_runs_in_one_slot_beside_other_work(worker):
@@ -151,7 +153,7 @@ def test_a_diamond_runs_in_one_slot_beside_other_work(worker):
         assert inputs == held
     worker.end(4)
     assert worker.said() == [("Done", n) for n in (1, 2, 3, 4)]
-    assert {x.slot for x in worker.log if type(x) is w.SendCall and x.run.task < 9} == {slot}
+    assert {x.slot for x in worker.log if type(x) is i.SendCall and x.run.task < 9} == {slot}
 
 
 def test_what_a_slot_made_of_a_held_result_is_for_others_when_the_manager_knows_it():
@@ -180,8 +182,8 @@ def test_what_is_not_worth_to_be_held_is_written_at_once(worker, others):
     worker.hold(1)
     assert worker.out == [Write(worker.slots[0], [1])]
     worker.wrote(worker.slots[0], 1)
-    assert w.Adopt("r1", 1) in worker.out
-    assert worker.told(w.Say)[0].message.info == {"digest": "d"}
+    assert i.Adopt("r1", 1) in worker.out
+    assert worker.told(i.Say)[0].message.info == {"digest": "d"}
     assert worker.state.objects["r1"] == LARGE
     assert [task for task, _held in worker.sent()] == [run.task for run in others][:1]
 
@@ -195,25 +197,25 @@ def test_a_result_that_is_small_or_that_the_slot_has_written_is_told_at_once(wor
 
 def test_nothing_is_held_behind_another_call_or_for_who_says_nothing_of_readers(worker):
     worker.feed(call(1), call(2, readers=1))
-    assert [x.hold for x in worker.log if type(x) is w.SendCall][-1] is None
+    assert [x.hold for x in worker.log if type(x) is i.SendCall][-1] is None
 
 
 def test_nothing_is_held_where_every_call_has_a_process_of_its_own():
     worker = Worker(mode="fork")
     worker.feed(call(1, readers=1), call(2, "r1"))
-    assert worker.told(w.SendCall)[0].hold is None
+    assert worker.told(i.SendCall)[0].hold is None
 
 
 def test_a_family_that_waits_for_something_from_elsewhere_ends(worker):
     worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1", "elsewhere"), call(5))
     worker.hold(1)
     worker.end(2)
-    assert worker.out == [w.Keep("r2", b"x"), Write(worker.slots[0], [1])]
+    assert worker.out == [i.Keep("r2", b"x"), Write(worker.slots[0], [1])]
     worker.wrote(worker.slots[0], 1)
     assert worker.said() == [("Done", 1), ("Done", 2)]
     assert worker.sent() == [(5, [])]
     worker.end(5)
-    worker.feed(w.Arrived("elsewhere", 1, False))
+    worker.feed(e.Arrived("elsewhere", 1, False))
     assert worker.sent() == [(3, [])]
 
 
@@ -241,7 +243,7 @@ def test_a_reader_that_fails_is_told_after_what_it_read_was_written(worker):
 def test_what_cannot_be_written_has_failed(worker):
     worker.feed(call(1, readers=1))
     worker.hold(1)
-    worker.feed(w.Replied(worker.slots[0], [Reply(1, "disk", 0, 0.0, {"reason": "full"}, b"")]))
+    worker.feed(e.Replied(worker.slots[0], [Reply(1, "disk", 0, 0.0, {"reason": "full"}, b"")]))
     assert worker.said() == [("Failed", 1)]
     assert "r1" not in worker.state.objects
     assert worker.state.idle
@@ -251,9 +253,9 @@ def test_a_slot_that_dies_takes_what_it_held_and_its_family_runs_again(worker):
     worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1"))
     worker.hold(1)
     worker.end(2)
-    worker.feed(w.SlotDown(worker.slots[0], 3, {"reason": "signal 9"}))
+    worker.feed(e.SlotDown(worker.slots[0], 3, {"reason": "signal 9"}))
     assert worker.said() == [("Failed", 3)], "nobody else is to blame"
-    assert w.Delete(["r2"]) in worker.out
+    assert i.Delete(["r2"]) in worker.out
     assert worker.sent() == [(1, [])]
     worker.end(1, size=LARGE, digest="d")
     assert worker.sent() == [(2, [])]
@@ -263,10 +265,10 @@ def test_a_cancelled_family_leaves_nothing(worker):
     worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1"))
     worker.hold(1)
     worker.feed(m.Cancel([1, 2, 3]))
-    assert worker.told(w.KillSlot), "2 was running"
-    worker.feed(w.SlotDown(worker.slots[0], 2, {}))
+    assert worker.told(i.KillSlot), "2 was running"
+    worker.feed(e.SlotDown(worker.slots[0], 2, {}))
     assert not any(
-        type(x) is w.Say and type(x.message) in (m.Done, m.Failed) and x.message.task < 9 for x in worker.log
+        type(x) is i.Say and type(x.message) in (m.Done, m.Failed) and x.message.task < 9 for x in worker.log
     )
     assert worker.state.idle
     assert set(worker.state.objects) == {"setup"}
@@ -276,7 +278,7 @@ def test_a_held_result_of_a_cancelled_call_is_forgotten(worker):
     worker.feed(call(1, readers=1))
     slot = worker.slot_of(1)
     worker.feed(m.Cancel([1]))
-    worker.feed(w.Replied(slot, [Reply(1, "done", LARGE, QUICK_S, {"held": True}, b"")]))
+    worker.feed(e.Replied(slot, [Reply(1, "done", LARGE, QUICK_S, {"held": True}, b"")]))
     assert Release(slot, [1]) in worker.out
     assert worker.state.idle
 
@@ -297,17 +299,17 @@ class Hands:
 
     def obey(self, out):
         for x in out:
-            if type(x) in (w.Keep, w.Adopt):
+            if type(x) in (i.Keep, i.Adopt):
                 self.stored.add(x.name)
-            elif type(x) is w.Delete:
+            elif type(x) is i.Delete:
                 self.stored -= set(x.names)
-            elif type(x) is w.StartSlot:
+            elif type(x) is i.StartSlot:
                 self.waiting[x.slot], self.held[x.slot] = [], set()
-            elif type(x) in (w.SendCall, Write, Release):
+            elif type(x) in (i.SendCall, Write, Release):
                 self.waiting[x.slot].append(x)
-            elif type(x) is w.Say and type(x.message) in (m.Done, m.Failed):
+            elif type(x) is i.Say and type(x.message) in (m.Done, m.Failed):
                 self.ends.append((type(x.message).__name__, x.message.task))
-            elif type(x) is w.Say and type(x.message) is m.Lost:
+            elif type(x) is i.Say and type(x.message) is m.Lost:
                 self.lost += x.message.names
 
     def step(self):
@@ -325,7 +327,7 @@ class Hands:
             self.obey(self.worker.wrote(slot, *order.tasks))
         elif self.random.random() < 0.03:
             del self.waiting[slot], self.held[slot]
-            self.obey(self.worker.feed(w.SlotDown(slot, order.run.task, {})))
+            self.obey(self.worker.feed(e.SlotDown(slot, order.run.task, {})))
         else:
             self.run(slot, order)
         return True
@@ -342,7 +344,7 @@ class Hands:
             self.held[slot].add(order.run.task)
         payload = b"" if size == LARGE else b"x"
         reply = Reply(order.run.task, "done", size, QUICK_S, {"held": True} if holds else {}, payload)
-        self.obey(self.worker.feed(w.Replied(slot, [reply])))
+        self.obey(self.worker.feed(e.Replied(slot, [reply])))
 
 
 def random_graph(rng, count):

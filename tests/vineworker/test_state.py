@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from vineworker import events as e
+from vineworker import instructions as i
 from vineworker import state as w
 from vineworker.calls import Reply
 
@@ -26,24 +28,24 @@ class Worker:
     def library(self, name="lib", slots=1, **more):
         """A library that is up."""
         self.feed(m.Put("setup", b"s"), m.Library(name, "setup", "", slots, "direct", more))
-        return self.feed(w.HostUp(name, 0.1, {"numpy": "2"}))
+        return self.feed(e.HostUp(name, 0.1, {"numpy": "2"}))
 
     def told(self, kind):
         return [x for x in self.out if isinstance(x, kind)]
 
     def said(self, kind):
-        return [x.message for x in self.told(w.Say) if isinstance(x.message, kind)]
+        return [x.message for x in self.told(i.Say) if isinstance(x.message, kind)]
 
     def sent(self):
         """Slot and task of the calls that were given to slots."""
-        return [(x.slot, x.run.task) for x in self.told(w.SendCall)]
+        return [(x.slot, x.run.task) for x in self.told(i.SendCall)]
 
     def reply(self, slot, *tasks, size=1, wall_s=0.01, kind="done"):
         payload = b"x" * size if size <= INLINE_LIMIT else b""
-        return self.feed(w.Replied(slot, [Reply(t, kind, size, wall_s, {}, payload) for t in tasks]))
+        return self.feed(e.Replied(slot, [Reply(t, kind, size, wall_s, {}, payload) for t in tasks]))
 
     def die(self, slot, running=-1):
-        return self.feed(w.SlotDown(slot, running, {"reason": "signal 9"}))
+        return self.feed(e.SlotDown(slot, running, {"reason": "signal 9"}))
 
 
 @pytest.fixture
@@ -69,34 +71,34 @@ def put(*names):
 
 
 def test_a_small_object_is_kept(worker):
-    assert worker.feed(m.Put("a", b"abc")) == [w.Keep("a", b"abc")]
+    assert worker.feed(m.Put("a", b"abc")) == [i.Keep("a", b"abc")]
     assert worker.state.objects == {"a": 3}
 
 
 def test_an_object_is_fetched_and_announced_when_it_is_here(worker):
     fetch = m.Fetch("a", 10, "host:1", False)
-    assert worker.feed(fetch) == [w.StartFetch(fetch)]
-    assert worker.feed(w.Arrived("a", 10, True)) == [w.Say(m.Cached("a", 10))]
+    assert worker.feed(fetch) == [i.StartFetch(fetch)]
+    assert worker.feed(e.Arrived("a", 10, True)) == [i.Say(m.Cached("a", 10))]
 
 
 def test_an_archive_that_is_here_is_unpacked_at_once(worker):
     unpack = m.Unpack("folder", "archive")
     worker.feed(*put("archive"))
-    assert worker.feed(unpack) == [w.StartUnpack(unpack)]
+    assert worker.feed(unpack) == [i.StartUnpack(unpack)]
 
 
 def test_an_archive_that_is_on_its_way_is_unpacked_when_it_arrives(worker):
     first, second = m.Unpack("one", "archive"), m.Unpack("two", "archive")
     assert worker.feed(first, second) == []
-    worker.feed(w.Arrived("archive", 5, True))
-    assert worker.told(w.StartUnpack) == [w.StartUnpack(first), w.StartUnpack(second)]
+    worker.feed(e.Arrived("archive", 5, True))
+    assert worker.told(i.StartUnpack) == [i.StartUnpack(first), i.StartUnpack(second)]
 
 
 def test_an_object_is_brought_to_the_manager_if_it_is_here(worker):
     worker.feed(*put("a"))
-    assert worker.feed(m.Upload("a")) == [w.StartUpload("a")]
+    assert worker.feed(m.Upload("a")) == [i.StartUpload("a")]
     (failed,) = worker.feed(m.Upload("b"))
-    assert failed == w.Say(m.UploadFailed("b", "this worker does not have it"))
+    assert failed == i.Say(m.UploadFailed("b", "this worker does not have it"))
 
 
 # ---- what is here and not compared yet
@@ -104,7 +106,7 @@ def test_an_object_is_brought_to_the_manager_if_it_is_here(worker):
 
 def arrive(worker, name="a", size=LARGE):
     """All of a file is here; gives the arrival."""
-    arrival = w.Arrived(name, size, True, "d1", compared=False)
+    arrival = e.Arrived(name, size, True, "d1", compared=False)
     worker.feed(arrival)
     return arrival
 
@@ -121,15 +123,15 @@ def test_a_file_is_announced_before_it_is_compared_and_nothing_uses_it_before_th
     early = [call(1, "a"), call(2, shared=["a"]), command(3, "a"), call(4, "a", library="")]
     worker.feed(*early, unpack, m.Fetch("a", LARGE, "host:1", False, digest="d1"))
     arrival = arrive(worker)
-    assert worker.out == [w.Say(m.Cached("a", LARGE, "d1", compared=False))]
+    assert worker.out == [i.Say(m.Cached("a", LARGE, "d1", compared=False))]
     assert worker.feed(call(6, "a"), m.Unpack("late", "a"), other, environment) == []
     assert worker.feed(m.Retain(["a"], True, ["d1"])) == []
-    worker.feed(w.Compared(arrival))
+    worker.feed(e.Compared(arrival))
     assert worker.said(m.Compared) == [m.Compared("a")]
-    assert worker.told(w.Retain) == [w.Retain("a", True, "d1")]
-    assert [x.unpack.name for x in worker.told(w.StartUnpack)] == ["folder", "late"]
-    assert {x.host for x in worker.told(w.StartHost)} == {"python:", "python:a", "other"}
-    assert [x.run.task for x in worker.told(w.StartProcess)] == [3]
+    assert worker.told(i.Retain) == [i.Retain("a", True, "d1")]
+    assert [x.unpack.name for x in worker.told(i.StartUnpack)] == ["folder", "late"]
+    assert {x.host for x in worker.told(i.StartHost)} == {"python:", "python:a", "other"}
+    assert [x.run.task for x in worker.told(i.StartProcess)] == [3]
     assert worker.sent() == [(1, 1)]
     assert worker.state.objects["a"] == LARGE
 
@@ -138,25 +140,25 @@ def test_a_file_that_turns_out_to_be_altered_was_never_here_and_is_waited_for(wo
     worker.feed(command(1, "a"))
     arrival = arrive(worker)
     worker.feed(m.Retain(["a"], True, ["d1"]))
-    assert worker.feed(w.Compared(arrival, altered())) == [w.Say(altered())]
+    assert worker.feed(e.Compared(arrival, altered())) == [i.Say(altered())]
     assert "a" not in worker.state.objects
     fetch = m.Fetch("a", LARGE, "host:2", False, digest="d1")
-    assert worker.feed(fetch) == [w.StartFetch(fetch)]
+    assert worker.feed(fetch) == [i.StartFetch(fetch)]
     again = arrive(worker)
-    worker.feed(w.Compared(again))
-    assert [x.run.task for x in worker.told(w.StartProcess)] == [1]
-    assert not worker.told(w.Retain), "what is to be kept of the new one will be said"
+    worker.feed(e.Compared(again))
+    assert [x.run.task for x in worker.told(i.StartProcess)] == [1]
+    assert not worker.told(i.Retain), "what is to be kept of the new one will be said"
 
 
 def test_a_file_that_is_not_compared_yet_is_brought_to_the_manager_who_compares(worker):
     arrive(worker)
-    assert worker.feed(m.Upload("a", "d1")) == [w.StartUpload("a", "d1")]
+    assert worker.feed(m.Upload("a", "d1")) == [i.StartUpload("a", "d1")]
 
 
 def test_a_file_that_is_not_compared_yet_is_not_fetched_again(worker):
     arrive(worker)
     fetch = m.Fetch("a", LARGE, "host:2", False, digest="d1")
-    assert worker.feed(fetch) == [w.Say(m.Cached("a", LARGE, "d1", compared=False))]
+    assert worker.feed(fetch) == [i.Say(m.Cached("a", LARGE, "d1", compared=False))]
 
 
 @pytest.mark.parametrize("forget", [m.Unlink, m.Purge])
@@ -165,13 +167,13 @@ def test_what_was_forgotten_while_it_was_compared_is_gone_and_its_comparison_cou
 ):
     first = arrive(worker)
     worker.feed(m.Retain(["a"], True, ["d1"]), forget(["a"]))
-    assert worker.told(w.Delete) == [w.Delete(["a"])]
+    assert worker.told(i.Delete) == [i.Delete(["a"])]
     second = arrive(worker)
     assert second == first
-    assert worker.feed(w.Compared(first)) == []
-    assert worker.feed(w.Compared(first, altered())) == []
+    assert worker.feed(e.Compared(first)) == []
+    assert worker.feed(e.Compared(first, altered())) == []
     assert "a" not in worker.state.objects
-    assert worker.feed(w.Compared(second)) == [w.Say(m.Compared("a"))]
+    assert worker.feed(e.Compared(second)) == [i.Say(m.Compared("a"))]
 
 
 def test_what_is_made_here_while_another_copy_is_compared_can_be_used_at_once(worker):
@@ -179,16 +181,16 @@ def test_what_is_made_here_while_another_copy_is_compared_can_be_used_at_once(wo
     worker.feed(call(1), command(2, "r1"))
     arrival = arrive(worker, "r1")
     worker.reply(1, 1, size=LARGE)
-    assert [x.run.task for x in worker.told(w.StartProcess)] == [2]
-    assert worker.feed(w.Compared(arrival, altered("r1"))) == []
+    assert [x.run.task for x in worker.told(i.StartProcess)] == [2]
+    assert worker.feed(e.Compared(arrival, altered("r1"))) == []
     assert "r1" in worker.state.objects
 
 
 def test_what_was_found_meanwhile_stays_and_what_came_is_not_waited_for(worker):
-    worker.feed(m.Fetch("a", LARGE, "host:1", False, digest="d1"), w.Found(["a"], [LARGE], ["d2"]))
+    worker.feed(m.Fetch("a", LARGE, "host:1", False, digest="d1"), e.Found(["a"], [LARGE], ["d2"]))
     arrival = arrive(worker)
-    assert worker.out == [w.Say(m.Cached("a", LARGE, "d2"))]
-    assert worker.feed(w.Compared(arrival, altered())) == []
+    assert worker.out == [i.Say(m.Cached("a", LARGE, "d2"))]
+    assert worker.feed(e.Compared(arrival, altered())) == []
     assert worker.state.objects == {"a": LARGE}
 
 
@@ -197,8 +199,8 @@ def test_what_a_cancelled_call_has_made_does_not_take_away_what_came(worker):
     worker.feed(call(1), m.Cancel([1]))
     arrival = arrive(worker, "r1")
     worker.reply(1, 1, size=LARGE)
-    assert not worker.told(w.Delete)
-    worker.feed(w.Compared(arrival))
+    assert not worker.told(i.Delete)
+    worker.feed(e.Compared(arrival))
     assert "r1" in worker.state.objects
 
 
@@ -206,15 +208,15 @@ def test_what_a_cancelled_command_has_made_does_not_take_away_what_came(worker):
     worker.feed(command(1), m.Cancel([1]))
     arrival = arrive(worker, "out")
     failed = m.Failed(1, "cancelled", {}, b"")
-    worker.feed(w.TaskOver(1, failed, {"out": LARGE, "log": 1}))
-    assert worker.out == [w.Delete(["log"])]
-    worker.feed(w.Compared(arrival))
+    worker.feed(e.TaskOver(1, failed, {"out": LARGE, "log": 1}))
+    assert worker.out == [i.Delete(["log"])]
+    worker.feed(e.Compared(arrival))
     assert "out" in worker.state.objects
 
 
 def test_forgotten_objects_are_deleted_and_those_that_were_never_here_are_not(worker):
     worker.feed(*put("a", "b"))
-    assert worker.feed(m.Unlink(["a", "nothing"])) == [w.Delete(["a"])]
+    assert worker.feed(m.Unlink(["a", "nothing"])) == [i.Delete(["a"])]
     assert worker.state.objects == {"b": 1}
 
 
@@ -223,12 +225,12 @@ def test_forgetting_drops_shared_objects_from_the_slots_that_have_them(worker):
     worker.feed(*put("f", "g"), call(1, shared=["f", "g"]), call(2, shared=["g"]))
     one, two = (slot for slot, _ in worker.sent())
     worker.feed(m.Unlink(["f"]))
-    assert worker.told(w.DropShared) == [w.DropShared(one, ["f"])]
+    assert worker.told(i.DropShared) == [i.DropShared(one, ["f"])]
     worker.feed(m.Unlink(["g"]))
-    assert worker.told(w.DropShared) == [w.DropShared(one, ["g"]), w.DropShared(two, ["g"])]
+    assert worker.told(i.DropShared) == [i.DropShared(one, ["g"]), i.DropShared(two, ["g"])]
     worker.reply(one, 1)
     worker.feed(*put("f"), call(3, shared=["f"]))
-    (sent,) = worker.told(w.SendCall)
+    (sent,) = worker.told(i.SendCall)
     assert sent.new_shared == ["f"], "it has to be sent again"
 
 
@@ -238,30 +240,30 @@ def test_forgetting_drops_shared_objects_from_the_slots_that_have_them(worker):
 def test_a_library_starts_when_all_it_needs_is_here(worker):
     library = m.Library("lib", "setup", "env", 2, "fork", {"mounts": [["data", "d.txt", False]]})
     assert worker.feed(library) == []
-    assert worker.feed(m.Put("setup", b"s")) == [w.Keep("setup", b"s")]
-    worker.feed(w.Arrived("env", 1, True))
-    assert not worker.told(w.StartHost)
-    worker.feed(w.Arrived("data", 1, True))
-    assert worker.told(w.StartHost) == [w.StartHost("lib", library, "env")]
+    assert worker.feed(m.Put("setup", b"s")) == [i.Keep("setup", b"s")]
+    worker.feed(e.Arrived("env", 1, True))
+    assert not worker.told(i.StartHost)
+    worker.feed(e.Arrived("data", 1, True))
+    assert worker.told(i.StartHost) == [i.StartHost("lib", library, "env")]
 
 
 def test_a_library_that_is_up_says_so_and_forks_its_slots(worker):
     worker.library(slots=3)
-    assert worker.out[0] == w.Say(m.LibraryReady("lib", 0.1, {"numpy": "2"}))
-    assert [(x.host, x.run) for x in worker.told(w.StartSlot)] == [("lib", None)] * 3
+    assert worker.out[0] == i.Say(m.LibraryReady("lib", 0.1, {"numpy": "2"}))
+    assert [(x.host, x.run) for x in worker.told(i.StartSlot)] == [("lib", None)] * 3
 
 
 def test_a_library_grows_to_the_slots_it_is_told(worker):
     worker.library(slots=1)
     worker.feed(m.Library("lib", "setup", "", 3, "direct", {}))
-    assert len(worker.told(w.StartSlot)) == 2
-    assert not worker.told(w.StartHost)
+    assert len(worker.told(i.StartSlot)) == 2
+    assert not worker.told(i.StartHost)
 
 
 def test_calls_wait_for_their_library_to_come_up(worker):
     worker.feed(m.Put("setup", b"s"), m.Library("lib", "setup", "", 1, "direct", {}), call(1))
-    assert not worker.told(w.SendCall)
-    worker.feed(w.HostUp("lib", 0.1, {}))
+    assert not worker.told(i.SendCall)
+    worker.feed(e.HostUp("lib", 0.1, {}))
     assert [task for _, task in worker.sent()] == [1]
 
 
@@ -276,8 +278,8 @@ def test_a_removed_library_takes_its_slots_and_calls_with_it(worker):
     worker.library(slots=2)
     worker.feed(call(1), call(2), call(3), call(4, "never"))
     worker.feed(m.RemoveLibrary("lib"))
-    assert len(worker.told(w.KillSlot)) == 2
-    assert worker.told(w.StopHost) == [w.StopHost("lib")]
+    assert len(worker.told(i.KillSlot)) == 2
+    assert worker.told(i.StopHost) == [i.StopHost("lib")]
     assert worker.state.idle
     assert not worker.state.slots
     assert not worker.state._waiting
@@ -288,20 +290,20 @@ def test_a_removed_library_takes_its_slots_and_calls_with_it(worker):
 def test_a_library_that_dies_is_reported_and_its_calls_are_the_managers_again(worker):
     worker.library(slots=2)
     worker.feed(call(1), call(2), call(3), call(4, "never"))
-    worker.feed(w.HostDown("lib", "it was killed", False, b"e"))
+    worker.feed(e.HostDown("lib", "it was killed", False, b"e"))
     assert worker.said(m.LibraryFailed) == [m.LibraryFailed("lib", "it was killed", False, b"e")]
     assert not worker.said(m.Failed)
     assert worker.state.idle
     assert not worker.state.slots
-    assert worker.feed(w.HostDown("lib", "again", False, b"")) == []
+    assert worker.feed(e.HostDown("lib", "again", False, b"")) == []
 
 
 def test_a_library_can_be_started_again_after_it_died(worker):
     worker.library()
-    worker.feed(w.HostDown("lib", "it was killed", False, b""))
+    worker.feed(e.HostDown("lib", "it was killed", False, b""))
     worker.feed(m.Library("lib", "setup", "", 1, "direct", {}))
-    assert len(worker.told(w.StartHost)) == 1
-    worker.feed(w.HostUp("lib", 0.1, {}), call(1))
+    assert len(worker.told(i.StartHost)) == 1
+    worker.feed(e.HostUp("lib", 0.1, {}), call(1))
     assert len(worker.sent()) == 1
 
 
@@ -314,7 +316,7 @@ def test_a_call_waits_for_everything_it_reads(worker):
     for name in ("a", "f"):
         worker.feed(*put(name))
         assert not worker.sent()
-    worker.feed(w.Arrived("b", 5, True))
+    worker.feed(e.Arrived("b", 5, True))
     assert [task for _, task in worker.sent()] == [1]
 
 
@@ -328,10 +330,10 @@ def test_the_same_input_twice_is_waited_for_once(worker):
 def test_a_slot_is_given_a_shared_object_once(worker):
     worker.library()
     worker.feed(*put("f"), call(1, shared=["f"]))
-    assert worker.told(w.SendCall)[0].new_shared == ["f"]
+    assert worker.told(i.SendCall)[0].new_shared == ["f"]
     worker.reply(1, 1)
     worker.feed(call(2, shared=["f"]))
-    assert worker.told(w.SendCall)[0].new_shared == []
+    assert worker.told(i.SendCall)[0].new_shared == []
 
 
 def test_calls_are_spread_over_the_slots_and_the_others_wait(worker):
@@ -389,12 +391,12 @@ def test_a_small_result_is_kept_and_sent_only_if_the_manager_wants_it(worker):
     worker.library()
     worker.feed(call(1))
     worker.reply(1, 1, size=3)
-    assert worker.told(w.Keep) == [w.Keep("r1", b"xxx")]
+    assert worker.told(i.Keep) == [i.Keep("r1", b"xxx")]
     assert worker.said(m.Done) == [m.Done(1, 3, 0.01, {}, b"")]
     worker.feed(call(2, keep=True))
     worker.reply(1, 2, size=3)
     assert worker.said(m.Done)[0].payload == b"xxx"
-    assert worker.told(w.Keep) == [w.Keep("r2", b"xxx")]
+    assert worker.told(i.Keep) == [i.Keep("r2", b"xxx")]
 
 
 def test_a_result_for_one_reader_only_is_not_kept(worker):
@@ -402,7 +404,7 @@ def test_a_result_for_one_reader_only_is_not_kept(worker):
     worker.feed(call(1, keep=True, once=True))
     worker.reply(1, 1, size=3)
     assert worker.said(m.Done)[0].payload == b"xxx"
-    assert not worker.told(w.Keep)
+    assert not worker.told(i.Keep)
     assert "r1" not in worker.state.objects
 
 
@@ -410,10 +412,10 @@ def test_an_empty_result_is_a_result(worker):
     worker.library()
     worker.feed(call(1, keep=True, once=True))
     worker.reply(1, 1, size=0)
-    assert worker.told(w.Keep) == [w.Keep("r1", b"")], (
+    assert worker.told(i.Keep) == [i.Keep("r1", b"")], (
         "there is no file to take, and it does not ride with the message"
     )
-    assert not worker.told(w.Adopt)
+    assert not worker.told(i.Adopt)
     assert worker.state.objects["r1"] == 0
 
 
@@ -421,15 +423,15 @@ def test_a_large_result_is_taken_from_its_file(worker):
     worker.library()
     worker.feed(call(1, keep=True))
     worker.reply(1, 1, size=LARGE)
-    assert worker.told(w.Adopt) == [w.Adopt("r1", 1)]
+    assert worker.told(i.Adopt) == [i.Adopt("r1", 1)]
     assert worker.said(m.Done) == [m.Done(1, LARGE, 0.01, {}, b"")]
-    assert worker.out.index(w.Adopt("r1", 1)) < worker.out.index(w.Say(worker.said(m.Done)[0]))
+    assert worker.out.index(i.Adopt("r1", 1)) < worker.out.index(i.Say(worker.said(m.Done)[0]))
 
 
 def test_an_exception_is_passed_on(worker):
     worker.library()
     worker.feed(call(1))
-    worker.feed(w.Replied(1, [Reply(1, "exception", 0, 0.1, {"text": "no"}, b"pickled")]))
+    worker.feed(e.Replied(1, [Reply(1, "exception", 0, 0.1, {"text": "no"}, b"pickled")]))
     assert worker.said(m.Failed) == [m.Failed(1, "exception", {"text": "no"}, b"pickled")]
     assert worker.state.idle
 
@@ -457,7 +459,7 @@ def quick(worker):
 
 def fed(worker):
     """The calls that were written behind what feeds them: slot, task, and the task that makes its input."""
-    return [(x.slot, x.run.task, x.fed[1]) for x in worker.told(w.SendCall) if x.fed]
+    return [(x.slot, x.run.task, x.fed[1]) for x in worker.told(i.SendCall) if x.fed]
 
 
 def test_a_short_call_is_written_behind_the_one_that_makes_its_last_input(quick):
@@ -548,7 +550,7 @@ def test_a_fed_call_that_is_cancelled_does_not_hurt_what_feeds_it(quick):
     quick.feed(m.Cancel([2]))
     assert not quick.out
     quick.reply(slot, 1, wall_s=0.00001)
-    assert quick.told(w.KillSlot) == [w.KillSlot(slot)]
+    assert quick.told(i.KillSlot) == [i.KillSlot(slot)]
     assert [done.task for done in quick.said(m.Done)] == [1]
 
 
@@ -602,7 +604,7 @@ def test_only_the_running_call_is_blamed_and_the_others_run_in_another_slot(work
     assert [task for _, task in worker.sent()] == [2, 3, 4, 5]
     worker.die(1, running=2)
     assert worker.said(m.Failed) == [m.Failed(2, "crash", {"reason": "signal 9"}, b"")]
-    assert [x.host for x in worker.told(w.StartSlot)] == ["lib"]
+    assert [x.host for x in worker.told(i.StartSlot)] == ["lib"]
     assert worker.sent() == [(2, 3), (2, 4), (2, 5)], "in the order in which they were"
 
 
@@ -610,7 +612,7 @@ def test_a_new_slot_has_no_shared_objects(worker):
     worker.library()
     worker.feed(*put("f"), call(1, shared=["f"]), call(2, shared=["f"]))
     worker.die(1, running=1)
-    assert worker.told(w.SendCall)[0].new_shared == ["f"]
+    assert worker.told(i.SendCall)[0].new_shared == ["f"]
 
 
 def test_a_slot_that_dies_between_calls_blames_nobody(worker):
@@ -628,7 +630,7 @@ def test_slots_that_die_before_they_do_anything_take_the_library_down(worker, bu
     if busy:
         worker.feed(call(1))
     slot, died = 1, 0
-    while not worker.told(w.StopHost):
+    while not worker.told(i.StopHost):
         died += 1
         assert died < 50
         worker.die(slot)
@@ -649,7 +651,7 @@ def test_a_slot_that_answers_shows_that_slots_live(worker):
         worker.reply(slot, number)
         worker.die(slot)
         slot += 1
-        assert not worker.told(w.StopHost)
+        assert not worker.told(i.StopHost)
 
 
 def test_news_of_a_slot_that_is_gone_changes_nothing(worker):
@@ -683,7 +685,7 @@ def test_a_running_call_that_is_cancelled_costs_its_slot_and_blames_nobody(worke
     worker.library()
     worker.feed(call(1), call(2))
     worker.feed(m.Cancel([1]))
-    assert worker.out == [w.KillSlot(1)]
+    assert worker.out == [i.KillSlot(1)]
     worker.die(1, running=1)
     assert not worker.said(m.Failed)
     assert worker.sent() == [(2, 2)]
@@ -697,7 +699,7 @@ def test_a_call_behind_another_one_is_cancelled_without_hurting_that(worker):
     assert worker.out == [], "2 is running in this slot"
     worker.reply(1, 2, wall_s=0.0001)
     assert worker.said(m.Done)[0].task == 2
-    assert worker.told(w.KillSlot) == [w.KillSlot(1)], "now it would be its turn"
+    assert worker.told(i.KillSlot) == [i.KillSlot(1)], "now it would be its turn"
     worker.die(1, running=3)
     assert not worker.said(m.Failed)
     assert [task for _, task in worker.sent()] == [4, 5]
@@ -708,7 +710,7 @@ def test_the_call_that_happens_to_run_when_a_slot_is_killed_for_another_runs_aga
     worker.feed(call(1), call(2))
     worker.reply(1, 1, wall_s=0.0001)
     worker.feed(call(3), m.Cancel([2]))
-    assert worker.told(w.KillSlot)
+    assert worker.told(i.KillSlot)
     worker.die(1, running=3)
     assert not worker.said(m.Failed), "2 was over before the signal came"
     assert worker.sent() == [(2, 3)]
@@ -729,7 +731,7 @@ def test_slots_that_were_killed_on_purpose_do_not_take_the_library_down(worker):
         worker.feed(call(number))
         worker.feed(m.Cancel([number]))
         worker.die(number)
-        assert not worker.told(w.StopHost)
+        assert not worker.told(i.StopHost)
 
 
 def test_a_cancelled_call_that_was_faster_leaves_no_result(worker):
@@ -741,8 +743,8 @@ def test_a_cancelled_call_that_was_faster_leaves_no_result(worker):
     assert "r1" not in worker.state.objects
     worker.library("other")
     worker.feed(call(3, library="other"), m.Cancel([3]))
-    worker.feed(w.Replied(2, [Reply(3, "done", LARGE, 0.1, {}, b"")]))
-    assert worker.out == [w.Adopt("r3", 3), w.Delete(["r3"])], "the file that it has written"
+    worker.feed(e.Replied(2, [Reply(3, "done", LARGE, 0.1, {}, b"")]))
+    assert worker.out == [i.Adopt("r3", 3), i.Delete(["r3"])], "the file that it has written"
 
 
 def test_cancelling_what_is_not_here_does_nothing(worker):
@@ -756,28 +758,28 @@ def test_a_command_gets_a_process_when_its_files_are_here(worker):
     run = command(1, "a")
     assert worker.feed(run) == []
     worker.feed(*put("a"))
-    assert worker.told(w.StartProcess) == [w.StartProcess(run)]
+    assert worker.told(i.StartProcess) == [i.StartProcess(run)]
 
 
 def test_the_outputs_of_a_task_start_who_waits_for_them_here(worker):
     done = m.Done(1, 0, 0.1, {"outputs": {"out": 5}}, b"")
     worker.feed(command(1), command(2, "out"))
-    worker.feed(w.TaskOver(1, done, {"out": 5}))
-    assert worker.out[0] == w.Say(done)
-    assert [x.run.task for x in worker.told(w.StartProcess)] == [2]
+    worker.feed(e.TaskOver(1, done, {"out": 5}))
+    assert worker.out[0] == i.Say(done)
+    assert [x.run.task for x in worker.told(i.StartProcess)] == [2]
 
 
 def test_a_cancelled_command_is_killed_and_what_it_made_is_deleted(worker):
     worker.feed(command(1))
-    assert worker.feed(m.Cancel([1])) == [w.KillProcess(1)]
-    assert worker.feed(w.TaskOver(1, m.Failed(1, "cancelled", {}, b""), {"out": 5})) == [w.Delete(["out"])]
+    assert worker.feed(m.Cancel([1])) == [i.KillProcess(1)]
+    assert worker.feed(e.TaskOver(1, m.Failed(1, "cancelled", {}, b""), {"out": 5})) == [i.Delete(["out"])]
 
 
 def test_what_a_cancelled_command_made_late_does_not_take_away_what_its_successor_made(worker):
     worker.feed(command(1), m.Cancel([1]), command(2))
-    worker.feed(w.TaskOver(2, m.Done(2, 0, 0.1, {"outputs": {"out": 5}}, b""), {"out": 5}))
-    worker.feed(w.TaskOver(1, m.Failed(1, "cancelled", {}, b""), {"out": 5}))
-    assert "out" not in [name for x in worker.told(w.Delete) for name in x.names]
+    worker.feed(e.TaskOver(2, m.Done(2, 0, 0.1, {"outputs": {"out": 5}}, b""), {"out": 5}))
+    worker.feed(e.TaskOver(1, m.Failed(1, "cancelled", {}, b""), {"out": 5}))
+    assert "out" not in [name for x in worker.told(i.Delete) for name in x.names]
     assert "out" in worker.state.objects
 
 
@@ -785,58 +787,58 @@ def test_a_python_task_gets_a_fork_of_a_warm_python_of_its_environment(worker):
     own = call(1, library="")
     other = call(2, library="", environment="env")
     worker.feed(own, other)
-    assert worker.told(w.StartHost) == [w.StartHost("python:", None, "")]
-    worker.feed(w.Arrived("env", 0, True))
-    assert worker.told(w.StartHost) == [w.StartHost("python:env", None, "env")]
-    worker.feed(w.HostUp("python:", 0.1, {}))
-    assert worker.told(w.StartSlot) == [w.StartSlot("python:", 1, own)]
+    assert worker.told(i.StartHost) == [i.StartHost("python:", None, "")]
+    worker.feed(e.Arrived("env", 0, True))
+    assert worker.told(i.StartHost) == [i.StartHost("python:env", None, "env")]
+    worker.feed(e.HostUp("python:", 0.1, {}))
+    assert worker.told(i.StartSlot) == [i.StartSlot("python:", 1, own)]
     assert not worker.said(m.LibraryReady)
     worker.feed(call(3, library=""))
-    assert not worker.told(w.StartHost), "it is warm"
+    assert not worker.told(i.StartHost), "it is warm"
 
 
 def test_a_python_task_is_over_when_its_outputs_have_been_collected(worker):
-    worker.feed(call(1, library=""), w.HostUp("python:", 0.1, {}))
+    worker.feed(call(1, library=""), e.HostUp("python:", 0.1, {}))
     worker.reply(1, 1)
     assert not worker.said(m.Done)
     worker.die(1)
     assert not worker.said(m.Failed)
     done = m.Done(1, 1, 0.1, {}, b"")
-    worker.feed(w.TaskOver(1, done, {"r1": 1}))
+    worker.feed(e.TaskOver(1, done, {"r1": 1}))
     assert worker.said(m.Done) == [done]
     assert worker.state.objects == {"r1": 1}
 
 
 def test_a_python_task_whose_process_dies_has_crashed(worker):
-    worker.feed(call(1, library=""), w.HostUp("python:", 0.1, {}))
+    worker.feed(call(1, library=""), e.HostUp("python:", 0.1, {}))
     worker.die(1, running=1)
     assert worker.said(m.Failed) == [m.Failed(1, "crash", {"reason": "signal 9"}, b"")]
 
 
 def test_a_cancelled_python_task_is_killed_or_never_forked(worker):
-    worker.feed(call(1, library=""), call(2, library=""), m.Cancel([2]), w.HostUp("python:", 0.1, {}))
-    assert [x.run.task for x in worker.told(w.StartSlot)] == [1]
-    assert worker.feed(m.Cancel([1])) == [w.KillSlot(1)]
+    worker.feed(call(1, library=""), call(2, library=""), m.Cancel([2]), e.HostUp("python:", 0.1, {}))
+    assert [x.run.task for x in worker.told(i.StartSlot)] == [1]
+    assert worker.feed(m.Cancel([1])) == [i.KillSlot(1)]
     assert worker.die(1, running=1) == []
 
 
 def test_a_warm_python_that_does_not_start_gives_its_tasks_back(worker):
     worker.feed(call(1, library=""), call(2, library=""))
-    worker.feed(w.HostDown("python:", "no memory", False, b""))
+    worker.feed(e.HostDown("python:", "no memory", False, b""))
     assert [(x.task, x.kind) for x in worker.said(m.Failed)] == [(1, "library"), (2, "library")]
     worker.feed(call(3, library=""))
-    assert len(worker.told(w.StartHost)) == 1, "with the next task it is tried again"
+    assert len(worker.told(i.StartHost)) == 1, "with the next task it is tried again"
 
 
 def test_a_warm_python_that_dies_takes_what_runs_with_it(worker):
-    worker.feed(call(1, library=""), w.HostUp("python:", 0.1, {}))
-    worker.feed(w.HostDown("python:", "it was killed", False, b""))
+    worker.feed(call(1, library=""), e.HostUp("python:", 0.1, {}))
+    worker.feed(e.HostDown("python:", "it was killed", False, b""))
     assert [(x.task, x.kind) for x in worker.said(m.Failed)] == [(1, "crash")]
 
 
 def test_a_warm_python_that_can_never_start_is_the_inputs_fault(worker):
     worker.feed(call(1, library=""))
-    worker.feed(w.HostDown("python:", "it runs Python 3.9", True, b""))
+    worker.feed(e.HostDown("python:", "it runs Python 3.9", True, b""))
     assert [(x.task, x.kind) for x in worker.said(m.Failed)] == [(1, "input")]
 
 
@@ -844,15 +846,15 @@ def test_a_warm_python_that_can_never_start_is_the_inputs_fault(worker):
 
 
 def test_the_manager_is_answered_and_obeyed(worker):
-    assert worker.feed(m.Ping(), m.Pong()) == [w.Say(m.Pong())]
-    assert worker.feed(m.Release("the manager has ended", True)) == [w.Exit("the manager has ended", True)]
+    assert worker.feed(m.Ping(), m.Pong()) == [i.Say(m.Pong())]
+    assert worker.feed(m.Release("the manager has ended", True)) == [i.Exit("the manager has ended", True)]
 
 
 def test_a_worker_is_idle_when_it_has_no_task(worker):
     assert worker.state.idle
     worker.feed(command(1))
     assert not worker.state.idle
-    worker.feed(w.TaskOver(1, m.Done(1, 0, 0.1, {}, b""), {}))
+    worker.feed(e.TaskOver(1, m.Done(1, 0, 0.1, {}, b""), {}))
     assert worker.state.idle
 
 
@@ -861,43 +863,43 @@ def test_a_worker_is_idle_when_it_has_no_task(worker):
 
 def test_what_was_kept_before_is_here_and_told_together(worker):
     worker.feed(m.Put("b", b"x"), call(1, "a", library=""))
-    worker.feed(w.Found(["a", "b", "tree"], [10, 1, -1], ["1234", "5678", ""]))
+    worker.feed(e.Found(["a", "b", "tree"], [10, 1, -1], ["1234", "5678", ""]))
     assert worker.said(m.Have) == [m.Have(["a", "tree"], [10, -1], ["1234", ""])]
-    assert worker.told(w.StartHost)
+    assert worker.told(i.StartHost)
     assert worker.state.objects == {"a": 10, "b": 1, "tree": -1}
 
 
 def test_nothing_is_told_where_nothing_was_kept(worker):
-    assert worker.feed(w.Found([], [], [])) == []
+    assert worker.feed(e.Found([], [], [])) == []
 
 
 def test_what_is_to_outlive_the_session_is_kept_if_it_is_here(worker):
     worker.feed(*put("a"))
     worker.feed(m.Retain(["a", "b"], True, ["1234", ""]))
-    assert worker.out == [w.Retain("a", True, "1234")]
+    assert worker.out == [i.Retain("a", True, "1234")]
 
 
 def test_what_is_kept_is_not_unlinked_but_purged(worker):
-    worker.feed(*put("a", "b"), w.Kept("a", "1234"))
+    worker.feed(*put("a", "b"), e.Kept("a", "1234"))
     worker.feed(m.Unlink(["a", "b"]))
-    assert worker.out == [w.Delete(["b"])]
+    assert worker.out == [i.Delete(["b"])]
     worker.feed(m.Purge(["a"]))
-    assert worker.out == [w.Delete(["a"]), w.Unkeep(["a"])]
+    assert worker.out == [i.Delete(["a"]), i.Unkeep(["a"])]
     assert worker.state.objects == {}
     worker.feed(*put("a"))
     worker.feed(m.Unlink(["a"]))
-    assert worker.out == [w.Delete(["a"])]
+    assert worker.out == [i.Delete(["a"])]
 
 
 def test_what_went_before_it_was_kept_counts_as_gone(worker):
-    worker.feed(*put("a"), m.Unlink(["a"]), w.Kept("a", ""))
+    worker.feed(*put("a"), m.Unlink(["a"]), e.Kept("a", ""))
     assert worker.state.kept == {}
 
 
 def test_what_is_here_is_not_fetched(worker):
-    worker.feed(w.Found(["a"], [10], ["1234"]))
+    worker.feed(e.Found(["a"], [10], ["1234"]))
     worker.feed(m.Fetch("a", 10, "manager", False))
-    assert worker.out == [w.Say(m.Cached("a", 10, "1234"))]
+    assert worker.out == [i.Say(m.Cached("a", 10, "1234"))]
 
 
 @pytest.mark.parametrize("library", ["", "lib"])
@@ -907,7 +909,7 @@ def test_a_task_that_has_not_begun_waits_for_an_input_that_was_purged(worker, li
     worker.feed(*put("a"), call(2, "a", library=library), call(3, "a", "b", library=library))
     worker.feed(m.Purge(["a"]))
     worker.feed(*put("b"))
-    worker.feed(w.HostUp("python:", 0.1, {}))
+    worker.feed(e.HostUp("python:", 0.1, {}))
     worker.reply(1, 1)
     assert worker.sent() == []
     worker.feed(*put("a"))
@@ -920,11 +922,11 @@ def test_a_task_that_has_not_begun_waits_for_an_input_that_was_purged(worker, li
 def test_what_is_not_named_after_the_manager_is_left_to_the_next_one(worker):
     worker.library()
     worker.feed(
-        call(1), call(2)._replace(result="result-5e55-2"), m.Put("a", b"x"), w.Found(["k"], [10], ["12"])
+        call(1), call(2)._replace(result="result-5e55-2"), m.Put("a", b"x"), e.Found(["k"], [10], ["12"])
     )
-    worker.feed(w.Replied(1, [Reply(1, "done", LARGE, 0.01, {"digest": "1234"}, b"")]))
+    worker.feed(e.Replied(1, [Reply(1, "done", LARGE, 0.01, {"digest": "1234"}, b"")]))
     worker.reply(1, 2)
-    worker.feed(w.Arrived("b", LARGE, True, "5678"), w.Arrived("c", LARGE, True, "9", compared=False))
+    worker.feed(e.Arrived("b", LARGE, True, "5678"), e.Arrived("c", LARGE, True, "9", compared=False))
     names, sizes, digests = worker.state.estate("5e55")
     found = {name: (size, digest) for name, size, digest in zip(names, sizes, digests, strict=True)}
     assert found == {"setup": (1, ""), "a": (1, ""), "r1": (LARGE, "1234"), "b": (LARGE, "5678")}
@@ -932,22 +934,22 @@ def test_what_is_not_named_after_the_manager_is_left_to_the_next_one(worker):
 
 def test_outputs_of_a_command_are_left_with_their_digests(worker):
     worker.feed(call(1, library=""), command(2))
-    worker.feed(w.TaskOver(1, m.Done(1, LARGE, 0.1, {"digest": "12"}, b""), {"r1": LARGE}))
-    worker.feed(w.TaskOver(2, m.Done(2, 0, 0.1, {"digests": {"out": "34"}}, b""), {"out": LARGE}))
+    worker.feed(e.TaskOver(1, m.Done(1, LARGE, 0.1, {"digest": "12"}, b""), {"r1": LARGE}))
+    worker.feed(e.TaskOver(2, m.Done(2, 0, 0.1, {"digests": {"out": "34"}}, b""), {"out": LARGE}))
     assert worker.state.estate("5e55") == (["r1", "out"], [LARGE, LARGE], ["12", "34"])
 
 
 def test_what_was_forgotten_or_replaced_is_not_left(worker):
-    worker.feed(w.Arrived("a", LARGE, True, "12"), w.Arrived("b", LARGE, True, "34"))
+    worker.feed(e.Arrived("a", LARGE, True, "12"), e.Arrived("b", LARGE, True, "34"))
     worker.feed(m.Unlink(["a"]), m.Put("b", b"x"))
     assert worker.state.estate("5e55") == (["b"], [1], [""])
 
 
 def test_what_was_left_is_here_and_told_in_parts(worker):
     names = [f"n{n}" for n in range(w.MOST_TOLD + 1)]
-    worker.feed(w.Inherited(names, [LARGE] * len(names), ["12"] * len(names)))
+    worker.feed(e.Inherited(names, [LARGE] * len(names), ["12"] * len(names)))
     first, second = worker.said(m.Left)
     assert first.names + second.names == names
     assert len(second.digests) == 1
-    assert worker.feed(m.Fetch("n0", LARGE, "manager", False)) == [w.Say(m.Cached("n0", LARGE, "12"))]
+    assert worker.feed(m.Fetch("n0", LARGE, "manager", False)) == [i.Say(m.Cached("n0", LARGE, "12"))]
     assert worker.state.estate("5e55").names == names

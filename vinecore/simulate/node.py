@@ -92,7 +92,7 @@ class Node:
         self.heard_until = self.said_until = 0.0  # when what was sent last arrives, in both directions
         self.objects: dict[str, int] = {}
         self.disk_used = 0
-        self._mind = world.worker.WorkerState()
+        self._mind = world.worker_mind()
         self._say: list[m.Message] = []
         self._hosts: dict[str, object] = {}
         self._warm: set[str] = set()  # hosts that know what their tasks import
@@ -150,7 +150,7 @@ class Node:
 
     def _host_up(self, host: str, token: object, seconds: float) -> None:
         if self._hosts.get(host) is token:
-            self.feed(self.world.worker.HostUp(host, seconds, {}))
+            self.feed(self.world.happens.HostUp(host, seconds, {}))
 
     def _stop_host(self, host: str) -> None:
         self._hosts.pop(host, None)
@@ -181,7 +181,7 @@ class Node:
         if slot is not None:
             running = slot.now.run.task if slot.now is not None else -1
             self._remove(slot)
-            down = self.world.worker.SlotDown(slot.id, running, {"reason": "it was killed"})
+            down = self.world.happens.SlotDown(slot.id, running, {"reason": "it was killed"})
             self.world.clock.after(0.0, self.feed, down)
 
     def _remove(self, slot: Slot) -> None:
@@ -244,18 +244,18 @@ class Node:
         world.ended(execution, well=fits)
         wall = world.clock.now - execution.began
         payload = _zeros(size) if size <= INLINE_LIMIT else b""
-        reply = world.worker.Reply(run.task, "done", size, wall, {}, payload)
+        reply = world.reply(run.task, "done", size, wall, {}, payload)
         if not fits:
-            reply = world.worker.Reply(run.task, "disk", 0, wall, {"size": size, "room": self._room()}, b"")
+            reply = world.reply(run.task, "disk", 0, wall, {"size": size, "room": self._room()}, b"")
         if slot.single is None:
-            self.feed(world.worker.Replied(slot.id, [reply]))
+            self.feed(world.happens.Replied(slot.id, [reply]))
             self._next(slot)
         else:
             self._single_over(slot, reply)
 
     def _single_over(self, slot: Slot, reply: Any) -> None:
         """A process that was started for one task has ended."""
-        worker, run = self.world.worker, slot.single
+        happens, run = self.world.happens, slot.single
         assert run is not None
         del self._slots[slot.id]
         self._warm.add(slot.host)
@@ -267,9 +267,9 @@ class Node:
             outputs = {run.result: reply.size}
             self._store(run.result, reply.size)
         self.feed(
-            worker.Replied(slot.id, [reply]),
-            worker.SlotDown(slot.id, -1, {}),
-            worker.TaskOver(run.task, over, outputs),
+            happens.Replied(slot.id, [reply]),
+            happens.SlotDown(slot.id, -1, {}),
+            happens.TaskOver(run.task, over, outputs),
         )
 
     # ---- objects
@@ -343,7 +343,7 @@ class Node:
     def _arrived(self, transfer: Transfer) -> None:
         self._over(transfer)
         self._store(transfer.name, transfer.size)
-        self.feed(self.world.worker.Arrived(transfer.name, transfer.size, True, ""))
+        self.feed(self.world.happens.Arrived(transfer.name, transfer.size, True, ""))
 
     def _upload(self, name: str) -> None:
         if name not in self.objects:

@@ -38,6 +38,7 @@ SETUP_BYTES = 2000
 QUIET_S = 300.0  # nothing has happened, and nothing is to come: nothing ever will
 NUMBER = (1 << 40) - 1  # of a ticket, what is the task's own
 PYTHON = "3.11"
+WORKER = ("vineworker.state", "vineworker.events", "vineworker.calls")
 
 
 class Stuck(RuntimeError):
@@ -103,7 +104,7 @@ class World:
         self.cluster, self.costs, self.failures = cluster, costs, failures
         self.clock = Clock()
         self.report = Report(tasks=len(workload.jobs))
-        self.worker = _mind_of_workers()
+        self.worker_mind, self.happens, self.reply = _worker()
         self.storage = Link(self.clock, cluster.storage.bandwidth, cluster.storage.stream)
         self.manager_up, self.manager_down = (Link(self.clock, cluster.manager_bandwidth) for _ in range(2))
         self.by_address: dict[str, Node] = {}
@@ -375,11 +376,11 @@ def _declared(file: File) -> FileSpec:
     return FileSpec(file.name, file.size, url=f"storage://{file.name}")
 
 
-def _mind_of_workers() -> Any:
-    """The worker's state machine, and the reply of its slots."""
+def _worker() -> tuple[Any, Any, Any]:
+    """The worker's mind, what can happen to it, and the reply of its slots."""
     try:
-        state = importlib.import_module("vineworker.state")
+        state, happens, calls = map(importlib.import_module, WORKER)
     except ImportError as error:
         msg = f"the simulator runs the worker's own state machine, and the package vineworker is not installed: {error}"
         raise RuntimeError(msg) from error
-    return state
+    return state.WorkerState, happens, calls.Reply

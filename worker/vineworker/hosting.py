@@ -18,7 +18,9 @@ from typing import Any, Callable, Optional
 
 from vinecore.protocol import bulk
 from vinecore.protocol.channel import Channel
-from vineworker import packing, state
+from vineworker import events as e
+from vineworker import instructions as i
+from vineworker import packing
 from vineworker.cache import Cache
 from vineworker.calls import FROM_SLOT
 from vineworker.sandbox import read_end
@@ -59,7 +61,7 @@ class HostProcess:
 
     def __init__(
         self,
-        start: state.StartHost,
+        start: i.StartHost,
         folder: str,
         cache: Cache,
         happened: Callable[[Any], None],
@@ -148,7 +150,7 @@ class HostProcess:
             return
         news = json.loads(data)
         if "up" in news:
-            self._happened(state.HostUp(self.name, news["wall_s"], news["up"]))
+            self._happened(e.HostUp(self.name, news["wall_s"], news["up"]))
         elif "failed" in news:
             self._failed = news
         elif "forked" in news:
@@ -191,7 +193,7 @@ class HostProcess:
                 else f"ended with code {code}"
             )
             reason = f"the library's process {how}: {read_end(self.log, 2000)}".rstrip(": ")
-        self._happened(state.HostDown(self.name, reason, self._failed is not None, payload))
+        self._happened(e.HostDown(self.name, reason, self._failed is not None, payload))
 
     def _exit_code(self) -> Optional[int]:
         try:
@@ -291,7 +293,7 @@ class SlotProcess:
         self.exited({"reason": reason})
 
     def _heard(self, replies: list[Any]) -> None:
-        self._happened(state.Replied(self.id, replies))
+        self._happened(e.Replied(self.id, replies))
 
     def _lost(self, _reason: str) -> None:
         self._closed = True
@@ -311,7 +313,7 @@ class SlotProcess:
         (running,) = PROGRESS.unpack_from(self._progress, 0)
         self._progress.close()
         self._file.close()
-        self._happened(state.SlotDown(self.id, running, self._exit))
+        self._happened(e.SlotDown(self.id, running, self._exit))
 
 
 def _shared_file() -> Any:

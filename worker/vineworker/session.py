@@ -24,7 +24,9 @@ from typing import Any, Callable, NamedTuple, Optional
 from vinecore.protocol import INLINE_LIMIT, VERSION, bulk, seals, tickets
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import Channel
+from vineworker import events as e
 from vineworker import families, fetching, processes, sandbox, state
+from vineworker import instructions as i
 from vineworker.cache import MB, Cache, DiskFull, Estate, is_full
 from vineworker.calls import Call, Drop, Object, Release, Reply, Write
 from vineworker.hosting import HostProcess, SlotProcess, environment_prefix, remove_files
@@ -127,12 +129,12 @@ class Session:
         self._closed = False
         self.heard_at = time.monotonic()
         self._instructions: dict[type, Callable[[Any], None]] = {
-            state.Say: lambda x: self.say(x.message), state.StartHost: self._start_host, state.StopHost: self._stop_host,
-            state.StartSlot: self._start_slot, state.KillSlot: self._kill_slot, state.SendCall: self._send_call,
-            state.DropShared: self._drop_shared, families.Write: self._write_held, families.Release: self._release_held, state.StartProcess: self._start_process, state.KillProcess: self._kill_process,
-            state.StartFetch: self._start_fetch, state.StartUnpack: self._start_unpack, state.StartUpload: self._start_upload,
-            state.Keep: self._keep, state.Adopt: self._adopt, state.Delete: self._delete,
-            state.Retain: self._retain, state.Unkeep: self._unkeep, state.Exit: lambda x: self._leave(x.reason, x.final),
+            i.Say: lambda x: self.say(x.message), i.StartHost: self._start_host, i.StopHost: self._stop_host,
+            i.StartSlot: self._start_slot, i.KillSlot: self._kill_slot, i.SendCall: self._send_call,
+            i.DropShared: self._drop_shared, families.Write: self._write_held, families.Release: self._release_held, i.StartProcess: self._start_process, i.KillProcess: self._kill_process,
+            i.StartFetch: self._start_fetch, i.StartUnpack: self._start_unpack, i.StartUpload: self._start_upload,
+            i.Keep: self._keep, i.Adopt: self._adopt, i.Delete: self._delete,
+            i.Retain: self._retain, i.Unkeep: self._unkeep, i.Exit: lambda x: self._leave(x.reason, x.final),
         }  # fmt: skip
 
     # ---- life
@@ -178,7 +180,7 @@ class Session:
         if estate is not None and self._manager_session:
             names = set(self.cache.inherit(estate))
             about = [found for found in zip(*estate.about) if found[0] in names]
-            self._obey(self._state.handle((state.Inherited(*map(list, zip(*about))),) if about else ()))
+            self._obey(self._state.handle((e.Inherited(*map(list, zip(*about))),) if about else ()))
         elif estate is not None:
             self._threads.submit(estate.close)
         self._found, is_all = self._keeper.attach(
@@ -291,7 +293,7 @@ class Session:
         if self._closed:
             return
         kind = type(event)
-        if kind is state.Replied:
+        if kind is e.Replied:
             for reply in event.replies:
                 if reply.kind == "crash":
                     self._lose(reply.info.get("lost", ()))
@@ -299,9 +301,9 @@ class Session:
                 self._single_replied(event)
             else:
                 event = event._replace(replies=[self._admit(reply) for reply in event.replies])
-        elif kind is state.SlotDown:
+        elif kind is e.SlotDown:
             self._single_ended(event, self._slots.pop(event.slot))
-        elif kind is state.HostDown:
+        elif kind is e.HostDown:
             self._stop_host(event)
         self._obey(self._state.handle((event,)))
 
@@ -331,7 +333,7 @@ class Session:
             try:
                 table[type(instruction)](instruction)
             except OSError as error:
-                if type(instruction) not in (state.Keep, state.Adopt):
+                if type(instruction) not in (i.Keep, i.Adopt):
                     raise
                 log.error("cannot keep %s: %s", instruction.name, error)
                 # the next instructions say that it is here: take that back after them
@@ -358,16 +360,16 @@ class Session:
 
     # ---- objects
 
-    def _keep(self, instruction: state.Keep) -> None:
+    def _keep(self, instruction: i.Keep) -> None:
         self.cache.keep(instruction.name, instruction.payload)
 
-    def _adopt(self, instruction: state.Adopt) -> None:
+    def _adopt(self, instruction: i.Adopt) -> None:
         self.cache.store(instruction.name, self._result_path(instruction.task))
 
     def _result_path(self, task: int) -> str:
         return f"{self._folder}/incoming/result-{task}"
 
-    def _delete(self, instruction: state.Delete) -> None:
+    def _delete(self, instruction: i.Delete) -> None:
         for name in instruction.names:
             self.cache.remove(name)
 
@@ -382,13 +384,13 @@ class Session:
         """What is left of the disk, if that was too little; else -1."""
         return max(0, self.cache.room()) if is_full(error) else -1
 
-    def _retain(self, instruction: state.Retain) -> None:
+    def _retain(self, instruction: i.Retain) -> None:
         name, forever, digest = instruction
         content = self.cache.content(name)
         if content is not None:
             self._keeper.keep(name, content, forever=forever, digest=digest)
 
-    def _unkeep(self, instruction: state.Unkeep) -> None:
+    def _unkeep(self, instruction: i.Unkeep) -> None:
         for name in instruction.names:
             self._keeper.drop(name)
 
@@ -401,7 +403,7 @@ class Session:
                 self._loop.call_later(TOGETHER_S, self._now, self._tell_found)
             self._found.append(kept)
         elif what == "kept":
-            self._obey(self._state.handle((state.Kept(kept.name, kept.digest),)))
+            self._obey(self._state.handle((e.Kept(kept.name, kept.digest),)))
         else:
             self._keep_less()
 
@@ -410,7 +412,7 @@ class Session:
         found, self._found = self._found, []
         sizes = [self.cache.adopt(kept.name, kept.path, kept.size) for kept in found]
         names, digests = [kept.name for kept in found], [kept.digest for kept in found]
-        self._obey(self._state.handle((state.Found(names, sizes, digests),)))
+        self._obey(self._state.handle((e.Found(names, sizes, digests),)))
 
     def _keep_less(self) -> None:
         """Too much is kept: do without what is oldest and not needed now."""
@@ -433,15 +435,15 @@ class Session:
             return None
         return bulk.Received(self.cache.adopt(name, kept.path, kept.size), kept.digest)
 
-    def _start_fetch(self, instruction: state.StartFetch) -> None:
+    def _start_fetch(self, instruction: i.StartFetch) -> None:
         fetch, fetcher = instruction.fetch, self._fetcher
         assert fetcher is not None
 
-        arrivals: list[state.Arrived] = []
+        arrivals: list[e.Arrived] = []
 
         def arrived(received: bulk.Received) -> None:
             """All of it is here; it will be compared in the same helper thread."""
-            arrivals.append(state.Arrived(fetch.name, received.size, True, received.digest, compared=False))
+            arrivals.append(e.Arrived(fetch.name, received.size, True, received.digest, compared=False))
             self._soon(self._happened, arrivals[0])
 
         def then(received: Any, error: Optional[BaseException]) -> None:
@@ -460,24 +462,24 @@ class Session:
                     isinstance(error, bulk.Unreachable),
                 )
             if arrivals:
-                self._happened(state.Compared(arrivals[0], failure))
+                self._happened(e.Compared(arrivals[0], failure))
             elif failure is not None:
                 self.say(failure)
             else:
-                self._happened(state.Arrived(fetch.name, received.size, True, received.digest))
+                self._happened(e.Arrived(fetch.name, received.size, True, received.digest))
 
         def work() -> bulk.Received:
             return self._kept_before(fetch.name) or fetcher.fetch(fetch, arrived)
 
         self._in_thread(work, then, self._transfers)
 
-    def _start_unpack(self, instruction: state.StartUnpack) -> None:
+    def _start_unpack(self, instruction: i.StartUnpack) -> None:
         unpack, fetcher = instruction.unpack, self._fetcher
         assert fetcher is not None
 
         def then(size: Any, error: Optional[BaseException]) -> None:
             if error is None:
-                self._happened(state.Arrived(unpack.name, size, True))
+                self._happened(e.Arrived(unpack.name, size, True))
             else:
                 broken, room = (
                     isinstance(error, ValueError),
@@ -491,7 +493,7 @@ class Session:
 
         self._in_thread(work, then)
 
-    def _start_upload(self, instruction: state.StartUpload) -> None:
+    def _start_upload(self, instruction: i.StartUpload) -> None:
         name, digest, fetcher = instruction.name, instruction.digest, self._fetcher
         assert fetcher is not None
 
@@ -506,7 +508,7 @@ class Session:
         self._counter += 1
         return os.path.join(self._folder, f"t{self._counter}")
 
-    def _start_host(self, instruction: state.StartHost) -> None:
+    def _start_host(self, instruction: i.StartHost) -> None:
         name, folder = instruction.host, self._new_folder()
         options = instruction.library.options if instruction.library else {}
         self._preparing[name] = folder
@@ -525,9 +527,7 @@ class Session:
             except Exception as problem:  # noqa: BLE001 - told to the manager
                 final = isinstance(problem, ValueError)  # what is asked for cannot be done, here or elsewhere
                 self._happened(
-                    state.HostDown(
-                        name, f"the library could not be started: {_say_error(problem)}", final, b""
-                    )
+                    e.HostDown(name, f"the library could not be started: {_say_error(problem)}", final, b"")
                 )
                 self._threads.submit(remove_files, folder)
 
@@ -540,7 +540,7 @@ class Session:
             host.close()
             self._threads.submit(remove_files, host.folder)
 
-    def _start_slot(self, instruction: state.StartSlot) -> None:
+    def _start_slot(self, instruction: i.StartSlot) -> None:
         host = self._hosts.get(instruction.host)
         if host is None:  # its end has been told
             return
@@ -593,7 +593,7 @@ class Session:
             failed = m.Failed(run.task, "disk", self._about_disk(error), b"")
         else:
             failed = m.Failed(run.task, "crash" if lost else "input", {"reason": _say_error(error)}, b"")
-        self._happened(state.TaskOver(run.task, failed, {}))
+        self._happened(e.TaskOver(run.task, failed, {}))
 
     def _set_alarm(self, run: m.Run, kill: Callable[[], None]) -> None:
         seconds = run.options.get("time_max")
@@ -606,12 +606,12 @@ class Session:
         if seconds is not None:
             self._alarms[run.task] = self._loop.call_later(max(0.0, seconds), alarm)
 
-    def _kill_slot(self, instruction: state.KillSlot) -> None:
+    def _kill_slot(self, instruction: i.KillSlot) -> None:
         slot = self._slots.get(instruction.slot)
         if slot is not None:
             slot.kill()
 
-    def _send_call(self, instruction: state.SendCall) -> None:
+    def _send_call(self, instruction: i.SendCall) -> None:
         if instruction.slot not in self._singles:  # a single call is sent when its sandbox is there
             slot = self._slots.get(instruction.slot)
             if slot is not None:
@@ -648,7 +648,7 @@ class Session:
             slot.channel.send(Object(name, shared, content))  # type: ignore[arg-type]
         return ""
 
-    def _drop_shared(self, instruction: state.DropShared) -> None:
+    def _drop_shared(self, instruction: i.DropShared) -> None:
         slot = self._slots.get(instruction.slot)
         if slot is not None:
             slot.channel.send(Drop(instruction.names))  # type: ignore[arg-type]
@@ -665,7 +665,7 @@ class Session:
 
     # ---- tasks with a process of their own
 
-    def _single_replied(self, event: state.Replied) -> None:
+    def _single_replied(self, event: e.Replied) -> None:
         run, slot, reply = self._singles.pop(event.slot), self._slots[event.slot], event.replies[0]
         modules = reply.info.get("modules")
         if modules:
@@ -685,7 +685,7 @@ class Session:
                 kind, info = "disk", self._about_disk(error)
             result = (m.Failed(run.task, kind, info, b""), {})
         self._forget(run)
-        self._happened(state.TaskOver(run.task, *result))
+        self._happened(e.TaskOver(run.task, *result))
 
     def _forget(self, run: m.Run) -> tuple[str, Optional[Exceeded]]:
         alarm = self._alarms.pop(run.task, None)
@@ -693,7 +693,7 @@ class Session:
             alarm.cancel()
         return self._killed.pop(run.task, ("", None))
 
-    def _single_ended(self, event: state.SlotDown, slot: SlotProcess) -> None:
+    def _single_ended(self, event: e.SlotDown, slot: SlotProcess) -> None:
         """A process ended without an answer: say why, and clean up."""
         run = self._singles.pop(event.slot, None)
         if run is None:
@@ -709,11 +709,11 @@ class Session:
                 "measured": processes.measured(peak),
             }
             ended = processes.ended(run, info, 0.0, killed, limit, [])
-            self._obey(self._state.handle((state.TaskOver(run.task, ended, {}),)))
+            self._obey(self._state.handle((e.TaskOver(run.task, ended, {}),)))
         self._threads.submit(bulk.remove, slot.log)
         self._threads.submit(bulk.remove, slot.log + ".d")
 
-    def _start_process(self, instruction: state.StartProcess) -> None:
+    def _start_process(self, instruction: i.StartProcess) -> None:
         run = instruction.run
         output = self._new_folder()
         folder = output + ".d"
@@ -753,7 +753,7 @@ class Session:
         work = lambda: processes.finish_command(command, code, peak, killed, limit, self.cache)  # noqa: E731
         self._in_thread(work, lambda result, error: self._over(run, result, error))
 
-    def _kill_process(self, instruction: state.KillProcess) -> None:
+    def _kill_process(self, instruction: i.KillProcess) -> None:
         command = self._commands.get(instruction.task)
         if command is not None:
             self._killed[instruction.task] = ("cancelled", None)

@@ -23,11 +23,13 @@ unproven
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Any, Callable, NamedTuple, Optional, Union
+from collections.abc import Iterable
+from typing import Any, Callable
 
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
+from vineworker import events as e
+from vineworker import instructions as i
 from vineworker.calls import MOST_IN_FLIGHT, Reply
 from vineworker.families import Families, Family
 
@@ -38,176 +40,6 @@ MOST_WALLS = 10_000
 MOST_TOLD = 1_000  # objects in one message
 SMOOTHING = 0.2
 ODD_ANSWER = "its process gave an answer that belongs to no call"
-
-
-# ---- what happens, beside messages
-
-
-class Arrived(NamedTuple):
-    """An object is here: fetched, unpacked or put."""
-
-    name: str
-    size: int
-    asked: bool  # the manager waits for the news
-    digest: str = ""
-    compared: bool = True  # with what it should be; else `Compared` follows
-
-
-class Compared(NamedTuple):
-    """A file that was here already has been compared with what it should be."""
-
-    arrival: Arrived
-    failure: Optional[m.FetchFailed] = None  # what the manager is told if it is not that, and has gone again
-
-
-class Found(NamedTuple):
-    """Objects that were kept before are here; names, and sizes and digests as in `Arrived`."""
-
-    names: list[str]
-    sizes: list[int]
-    digests: list[str]
-
-
-class Inherited(NamedTuple):
-    """Objects of the session before, whose manager has vanished, are here; fields as in `Found`."""
-
-    names: list[str]
-    sizes: list[int]
-    digests: list[str]
-
-
-class Kept(NamedTuple):
-    """An object will outlive this session."""
-
-    name: str
-    digest: str
-
-
-class HostUp(NamedTuple):
-    host: str
-    wall_s: float
-    versions: dict[str, str]
-
-
-class HostDown(NamedTuple):
-    host: str
-    reason: str
-    final: bool
-    payload: bytes
-
-
-class Replied(NamedTuple):
-    slot: int
-    replies: list[Reply]
-
-
-class SlotDown(NamedTuple):
-    """A slot has died; ``running`` is the task it was running, or -1."""
-
-    slot: int
-    running: int
-    info: dict[str, Any]
-
-
-class TaskOver(NamedTuple):
-    """A task with a process of its own is over: ``message`` is its `Done` or `Failed`, ``outputs`` the sizes of its objects."""
-
-    task: int
-    message: Union[m.Done, m.Failed]
-    outputs: dict[str, int]
-
-
-# ---- what is to be done
-
-
-class Say(NamedTuple):
-    message: m.Message
-
-
-class StartHost(NamedTuple):
-    host: str
-    library: Optional[m.Library]
-    environment: str
-
-
-class StopHost(NamedTuple):
-    host: str
-
-
-class StartSlot(NamedTuple):
-    host: str
-    slot: int
-    run: Optional[m.Run]  # the single task it is for
-
-
-class KillSlot(NamedTuple):
-    slot: int
-
-
-class SendCall(NamedTuple):
-    slot: int
-    run: m.Run
-    new_shared: list[str]  # shared objects this slot has not been given yet
-    fed: Optional[tuple[str, int]] = None  # the input that the slot has by then, and the task that makes it
-    hold: Optional[tuple[int, int]] = None  # bytes the slot may hold with the result; bytes of that
-    held: Sequence[tuple[str, int]] = ()  # inputs that the slot holds, and the tasks that have made them
-
-
-class DropShared(NamedTuple):
-    slot: int
-    names: list[str]
-
-
-class StartProcess(NamedTuple):
-    run: m.Run
-
-
-class KillProcess(NamedTuple):
-    task: int
-
-
-class StartFetch(NamedTuple):
-    fetch: m.Fetch
-
-
-class StartUnpack(NamedTuple):
-    unpack: m.Unpack
-
-
-class StartUpload(NamedTuple):
-    name: str
-    digest: str = ""
-
-
-class Keep(NamedTuple):
-    name: str
-    payload: bytes
-
-
-class Adopt(NamedTuple):
-    """Take the file that a slot has written as this object."""
-
-    name: str
-    task: int
-
-
-class Delete(NamedTuple):
-    names: list[str]
-
-
-class Retain(NamedTuple):
-    name: str
-    forever: bool
-    digest: str
-
-
-class Unkeep(NamedTuple):
-    names: list[str]
-
-
-class Exit(NamedTuple):
-    reason: str
-    final: bool
 
 
 class Task:
@@ -290,8 +122,8 @@ class WorkerState:
         self.objects: dict[str, int] = {}
         self.kept: dict[str, str] = {}  # of these, those that outlive the session, with their digests
         self._digests: dict[str, str] = {}  # of these, those that are known
-        self._unproven: dict[str, Arrived] = {}  # none of `objects`
-        self._retains: dict[str, Retain] = {}  # of these, those that are to outlive the session
+        self._unproven: dict[str, e.Arrived] = {}  # none of `objects`
+        self._retains: dict[str, i.Retain] = {}  # of these, those that are to outlive the session
         self.tasks: dict[int, Task] = {}
         self.hosts: dict[str, Host] = {}
         self.slots: dict[int, Slot] = {}
@@ -305,11 +137,11 @@ class WorkerState:
         self._handlers: dict[type, Callable[[Any], None]] = {
             m.Run: self._run, m.Put: self._put, m.Fetch: self._fetch, m.Unpack: self._unpack, m.Upload: self._upload,
             m.Unlink: self._unlink, m.Purge: self._purge, m.Retain: self._retain, m.Library: self._library, m.RemoveLibrary: self._remove_library, m.Cancel: self._cancel,
-            m.Recall: self._recall, m.Release: lambda e: self._out.append(Exit(e.reason, e.final)),
-            m.Ping: lambda _e: self._out.append(Say(m.Pong())), m.Pong: lambda _e: None, m.Welcome: lambda _e: None,
-            Arrived: self._arrived, Compared: self._compared, Found: self._found,
-            Inherited: self._inherited, Kept: self._is_kept, HostUp: self._host_up, HostDown: self._host_down, Replied: self._replied,
-            SlotDown: self._slot_down, TaskOver: self._task_over,
+            m.Recall: self._recall, m.Release: lambda said: self._out.append(i.Exit(said.reason, said.final)),
+            m.Ping: lambda _e: self._out.append(i.Say(m.Pong())), m.Pong: lambda _e: None, m.Welcome: lambda _e: None,
+            e.Arrived: self._arrived, e.Compared: self._compared, e.Found: self._found,
+            e.Inherited: self._inherited, e.Kept: self._is_kept, e.HostUp: self._host_up, e.HostDown: self._host_down, e.Replied: self._replied,
+            e.SlotDown: self._slot_down, e.TaskOver: self._task_over,
         }  # fmt: skip
 
     def handle(self, events: Iterable[Any]) -> list[Any]:
@@ -325,21 +157,21 @@ class WorkerState:
         """Whether there is nothing to do."""
         return not self.tasks
 
-    def estate(self, session: str) -> Inherited:
+    def estate(self, session: str) -> e.Inherited:
         """What the next manager may want if this one has vanished: what is neither named after it nor kept anyway."""
         own = f"-{session}-"
         names = [name for name in self.objects if own not in name and name not in self.kept]
-        return Inherited(
+        return e.Inherited(
             names, [self.objects[name] for name in names], [self._digests.get(name, "") for name in names]
         )
 
     # ---- objects
 
     def _put(self, event: m.Put) -> None:
-        self._out.append(Keep(event.name, event.payload))
+        self._out.append(i.Keep(event.name, event.payload))
         self._here(event.name, len(event.payload))
 
-    def _arrived(self, event: Arrived) -> None:
+    def _arrived(self, event: e.Arrived) -> None:
         name, size, asked, digest, compared = event
         if not compared and name in self.objects:  # there is one that need not be compared: that stays
             asked, size, digest, compared = (
@@ -349,13 +181,13 @@ class WorkerState:
                 True,
             )
         if asked:
-            self._out.append(Say(m.Cached(name, size, digest, compared)))
+            self._out.append(i.Say(m.Cached(name, size, digest, compared)))
         if compared:
             self._here(name, size, digest)
         else:
             self._unproven[name] = event
 
-    def _compared(self, event: Compared) -> None:
+    def _compared(self, event: e.Compared) -> None:
         arrival, failure = event
         name = arrival.name
         if self._unproven.get(name) is not arrival:  # it was forgotten, or one came that need not be compared
@@ -365,7 +197,7 @@ class WorkerState:
         else:
             del self._unproven[name]
             self._retains.pop(name, None)
-            self._out.append(Say(failure))
+            self._out.append(i.Say(failure))
 
     def _here(self, name: str, size: int, digest: str = "") -> None:
         self.objects[name] = size
@@ -376,11 +208,11 @@ class WorkerState:
             self._digests.pop(name, None)
         if name in self._unproven:
             del self._unproven[name]
-            self._out.append(Say(m.Compared(name)))
+            self._out.append(i.Say(m.Compared(name)))
             if name in self._retains:
                 self._out.append(self._retains.pop(name))
         for unpack in self._unpacks.pop(name, ()):
-            self._out.append(StartUnpack(unpack))
+            self._out.append(i.StartUnpack(unpack))
         for task in self._waiting.pop(name, ()):
             task.missing -= 1
             if not task.missing and task.slot is None and self.tasks.get(task.run.task) is task:
@@ -389,54 +221,54 @@ class WorkerState:
             host.missing.discard(name)
             self._start_if_complete(host)
 
-    def _found(self, event: Found) -> None:
+    def _found(self, event: e.Found) -> None:
         new = [found for found in zip(*event) if found[0] not in self.objects]
         if new:
-            self._out.append(Say(m.Have(*map(list, zip(*new)))))
+            self._out.append(i.Say(m.Have(*map(list, zip(*new)))))
         for found in new:
             self._here(*found)
         self.kept.update(zip(event.names, event.digests))
 
-    def _inherited(self, event: Inherited) -> None:
+    def _inherited(self, event: e.Inherited) -> None:
         for place in range(0, len(event.names), MOST_TOLD):
             part = slice(place, place + MOST_TOLD)
-            self._out.append(Say(m.Left(event.names[part], event.sizes[part], event.digests[part])))
+            self._out.append(i.Say(m.Left(event.names[part], event.sizes[part], event.digests[part])))
         for found in zip(*event):
             self._here(*found)
 
-    def _is_kept(self, event: Kept) -> None:
+    def _is_kept(self, event: e.Kept) -> None:
         if event.name in self.objects:
             self.kept[event.name] = event.digest
 
     def _retain(self, event: m.Retain) -> None:
         for name, digest in zip(event.names, event.digests):
             if name in self.objects:
-                self._out.append(Retain(name, event.forever, digest))
+                self._out.append(i.Retain(name, event.forever, digest))
             elif name in self._unproven:
-                self._retains[name] = Retain(name, event.forever, digest)
+                self._retains[name] = i.Retain(name, event.forever, digest)
 
     def _fetch(self, event: m.Fetch) -> None:
         name = event.name
         if name in self.objects:  # found just now
             digest = self.kept.get(name) or self._digests.get(name, "")
-            self._out.append(Say(m.Cached(name, self.objects[name], digest)))
+            self._out.append(i.Say(m.Cached(name, self.objects[name], digest)))
         elif name in self._unproven:  # it came just now
             _name, size, _asked, digest, _compared = self._unproven[name]
-            self._out.append(Say(m.Cached(name, size, digest, compared=False)))
+            self._out.append(i.Say(m.Cached(name, size, digest, compared=False)))
         else:
-            self._out.append(StartFetch(event))
+            self._out.append(i.StartFetch(event))
 
     def _unpack(self, event: m.Unpack) -> None:
         if event.archive in self.objects:
-            self._out.append(StartUnpack(event))
+            self._out.append(i.StartUnpack(event))
         else:
             self._unpacks.setdefault(event.archive, []).append(event)
 
     def _upload(self, event: m.Upload) -> None:
         if self._holds(event.name):
-            self._out.append(StartUpload(event.name, event.digest))
+            self._out.append(i.StartUpload(event.name, event.digest))
         else:
-            self._out.append(Say(m.UploadFailed(event.name, "this worker does not have it")))
+            self._out.append(i.Say(m.UploadFailed(event.name, "this worker does not have it")))
 
     def _unlink(self, event: m.Unlink) -> None:
         self._families.forget(event.names)
@@ -448,7 +280,7 @@ class WorkerState:
             self.kept.pop(name, None)
         self._families.forget(event.names)
         self._forget(event.names)
-        self._out.append(Unkeep(event.names))
+        self._out.append(i.Unkeep(event.names))
         if gone:
             self._wait_again(gone)
 
@@ -486,8 +318,8 @@ class WorkerState:
             if slot.known and not slot.known.isdisjoint(gone):
                 drop = slot.known & gone
                 slot.known -= drop
-                self._out.append(DropShared(slot.id, sorted(drop)))
-        self._out.append(Delete(names))
+                self._out.append(i.DropShared(slot.id, sorted(drop)))
+        self._out.append(i.Delete(names))
 
     def waiting_for(self, name: str) -> list[Task]:
         """The tasks that lack an object."""
@@ -529,7 +361,7 @@ class WorkerState:
             host = self.hosts[run.library]
         elif run.options.get("command"):
             self.processes.add(run.task)
-            self._out.append(StartProcess(run))
+            self._out.append(i.StartProcess(run))
             return
         else:
             host = self._single_host(run.options.get("environment", ""))
@@ -547,14 +379,14 @@ class WorkerState:
 
     def _no_library(self, run: m.Run) -> None:
         info = {"reason": "the library is not on this worker"}
-        self._out.append(Say(m.Failed(run.task, "library", info, b"")))
+        self._out.append(i.Say(m.Failed(run.task, "library", info, b"")))
 
     def _single_host(self, environment: str) -> Host:
         name = f"python:{environment}"
         host = self.hosts.get(name)
         if host is None:
             host = self.hosts[name] = Host(name, None, environment)
-            self._out.append(StartHost(name, None, environment))
+            self._out.append(i.StartHost(name, None, environment))
         return host
 
     def _dispatch(self, host: Host) -> None:
@@ -586,7 +418,7 @@ class WorkerState:
         hold, held = self._families.may_hold(slot, task), self._families.held_for(slot, task)
         task.slot = slot
         slot.in_flight.append(task)
-        self._out.append(SendCall(slot.id, run, new, fed, hold, held))
+        self._out.append(i.SendCall(slot.id, run, new, fed, hold, held))
         if slot.host.library is not None:
             self._making[run.result] = task
             self._feed(task)
@@ -614,10 +446,10 @@ class WorkerState:
     def _new_slot(self, host: Host, run: m.Run | None) -> Slot:
         self._next_slot += 1
         slot = self.slots[self._next_slot] = host.slots[self._next_slot] = Slot(self._next_slot, host)
-        self._out.append(StartSlot(host.name, slot.id, run))
+        self._out.append(i.StartSlot(host.name, slot.id, run))
         return slot
 
-    def _replied(self, event: Replied) -> None:
+    def _replied(self, event: e.Replied) -> None:
         slot = self.slots.get(event.slot)
         if slot is None:
             return
@@ -631,7 +463,7 @@ class WorkerState:
             task = slot.in_flight.popleft()
             host.empty_deaths = 0
             if host.library is None:
-                continue  # its outputs are collected first; then it comes back as TaskOver
+                continue  # its outputs are collected first; then it comes back as e.TaskOver
             self._landed(task)
             if reply.kind == "unfed":
                 self._enter_again(task)
@@ -645,8 +477,8 @@ class WorkerState:
                 self._finish(task.run, reply)
             elif reply.kind == "done" and not _inline(reply) and not self._holds(task.run.result):
                 self._out += [
-                    Adopt(task.run.result, reply.task),
-                    Delete([task.run.result]),
+                    i.Adopt(task.run.result, reply.task),
+                    i.Delete([task.run.result]),
                 ]  # its file has to go
         self._kill_if_cancelled(slot)
         if slot.in_flight:
@@ -658,11 +490,11 @@ class WorkerState:
         """A slot answers what it was not asked: what it runs has written to its socket."""
         if not slot.killed:
             slot.killed = True
-            self._out.append(KillSlot(slot.id))
+            self._out.append(i.KillSlot(slot.id))
             if slot.in_flight:
                 task = slot.in_flight.popleft()
                 self._landed(task)
-                self._crashed(task, SlotDown(slot.id, task.run.task, {"reason": ODD_ANSWER}))
+                self._crashed(task, e.SlotDown(slot.id, task.run.task, {"reason": ODD_ANSWER}))
 
     def _landed(self, task: Task) -> None:
         """A call is not in flight any more."""
@@ -687,7 +519,7 @@ class WorkerState:
         """Put a result where it is looked for."""
         if _kept(run, reply):
             inline = _inline(reply)
-            self._out.append(Keep(run.result, reply.payload) if inline else Adopt(run.result, run.task))
+            self._out.append(i.Keep(run.result, reply.payload) if inline else i.Adopt(run.result, run.task))
 
     def made(self, run: m.Run, reply: Reply) -> None:
         """A result that is where it is looked for is here for all."""
@@ -697,28 +529,28 @@ class WorkerState:
     def discard(self, run: m.Run) -> None:
         """Nobody needs a result that was stored."""
         if not self._holds(run.result):
-            self._out.append(Delete([run.result]))
+            self._out.append(i.Delete([run.result]))
 
     def say_over(self, run: m.Run, reply: Reply) -> None:
         """Tell the manager how a call has ended."""
         if reply.kind == "done":
             sent = reply.payload if run.keep else b""
-            self._out.append(Say(m.Done(run.task, reply.size, reply.wall_s, reply.info, sent)))
+            self._out.append(i.Say(m.Done(run.task, reply.size, reply.wall_s, reply.info, sent)))
         else:
-            self._out.append(Say(m.Failed(run.task, reply.kind, reply.info, reply.payload)))
+            self._out.append(i.Say(m.Failed(run.task, reply.kind, reply.info, reply.payload)))
 
     def say_lost(self, names: list[str]) -> None:
         """Tell the manager that objects are not here."""
-        self._out.append(Say(m.Lost(names)))
+        self._out.append(i.Say(m.Lost(names)))
 
-    def _task_over(self, event: TaskOver) -> None:
+    def _task_over(self, event: e.TaskOver) -> None:
         self.processes.discard(event.task)
         task = self.tasks.pop(event.task, None)
         if task is None:
             # it was cancelled; what it should have made may have been made by another one since
-            self._out.append(Delete([name for name in event.outputs if not self._holds(name)]))
+            self._out.append(i.Delete([name for name in event.outputs if not self._holds(name)]))
             return
-        self._out.append(Say(event.message))
+        self._out.append(i.Say(event.message))
         info = event.message.info
         digests = {**info.get("digests", {}), task.run.result: info.get("digest", "")}
         for name, size in event.outputs.items():
@@ -733,7 +565,7 @@ class WorkerState:
                 self.stop_waiting(task)
                 self._kill_if_cancelled(task.slot)
             elif number in self.processes:
-                self._out.append(KillProcess(number))
+                self._out.append(i.KillProcess(number))
             else:
                 self.stop_waiting(task)
 
@@ -752,7 +584,7 @@ class WorkerState:
             first = slot.in_flight[0]
             if self.tasks.get(first.run.task) is not first:
                 slot.killed = True
-                self._out.append(KillSlot(slot.id))
+                self._out.append(i.KillSlot(slot.id))
 
     def _recall(self, event: m.Recall) -> None:
         host = self.hosts.get(event.library)
@@ -761,7 +593,7 @@ class WorkerState:
             task = host.queue.pop()
             if self.tasks.pop(task.run.task, None) is not None:
                 given.append(task.run.task)
-        self._out.append(Say(m.Recalled(event.library, given)))
+        self._out.append(i.Say(m.Recalled(event.library, given)))
 
     # ---- hosts and slots
 
@@ -780,7 +612,7 @@ class WorkerState:
 
     def _start_if_complete(self, host: Host) -> None:
         if not host.missing and host.library is not None and not host.up:
-            self._out.append(StartHost(host.name, host.library, host.environment))
+            self._out.append(i.StartHost(host.name, host.library, host.environment))
 
     def _fill_slots(self, host: Host) -> None:
         if host.library is not None and host.up:
@@ -788,18 +620,18 @@ class WorkerState:
                 self._new_slot(host, None)
             self._dispatch(host)
 
-    def _host_up(self, event: HostUp) -> None:
+    def _host_up(self, event: e.HostUp) -> None:
         host = self.hosts.get(event.host)
         if host is None:
             return
         host.up = True
         if host.library is not None:
-            self._out.append(Say(m.LibraryReady(host.name, event.wall_s, event.versions)))
+            self._out.append(i.Say(m.LibraryReady(host.name, event.wall_s, event.versions)))
             self._fill_slots(host)
         else:
             self._dispatch(host)
 
-    def _host_down(self, event: HostDown) -> None:
+    def _host_down(self, event: e.HostDown) -> None:
         host = self.hosts.pop(event.host, None)
         if host is None:
             return
@@ -809,16 +641,16 @@ class WorkerState:
             del self.tasks[task.run.task]
             self.stop_waiting(task)
         if host.library is not None:
-            self._out.append(Say(m.LibraryFailed(host.name, event.reason, event.final, event.payload)))
+            self._out.append(i.Say(m.LibraryFailed(host.name, event.reason, event.final, event.payload)))
         else:
             for task in lost:
                 kind = "input" if event.final else "library" if task.slot is None else "crash"
-                self._out.append(Say(m.Failed(task.run.task, kind, {"reason": event.reason}, b"")))
+                self._out.append(i.Say(m.Failed(task.run.task, kind, {"reason": event.reason}, b"")))
 
     def _kill_slots(self, host: Host) -> None:
         for slot in host.slots.values():
             del self.slots[slot.id]
-            self._out.append(KillSlot(slot.id))
+            self._out.append(i.KillSlot(slot.id))
             self._families.lost(slot)
             for task in slot.in_flight if host.library is not None else ():
                 self._landed(task)
@@ -836,9 +668,9 @@ class WorkerState:
         for task in [task for task in self.tasks.values() if task.run.library == event.name]:
             del self.tasks[task.run.task]
             self.stop_waiting(task)
-        self._out.append(StopHost(event.name))
+        self._out.append(i.StopHost(event.name))
 
-    def _slot_down(self, event: SlotDown) -> None:
+    def _slot_down(self, event: e.SlotDown) -> None:
         slot = self.slots.pop(event.slot, None)
         if slot is None:
             return
@@ -863,15 +695,15 @@ class WorkerState:
         for task in reversed(anew):
             self._enter_again(task)
         if host.empty_deaths > MOST_EMPTY_DEATHS:
-            self._out.append(StopHost(host.name))
-            self._host_down(HostDown(host.name, f"its slots die: {event.info.get('reason')}", False, b""))
+            self._out.append(i.StopHost(host.name))
+            self._host_down(e.HostDown(host.name, f"its slots die: {event.info.get('reason')}", False, b""))
         else:
             self._fill_slots(host)
 
-    def _crashed(self, task: Task, event: SlotDown) -> None:
+    def _crashed(self, task: Task, event: e.SlotDown) -> None:
         if self.tasks.get(task.run.task) is task:
             del self.tasks[task.run.task]
-            self._out.append(Say(m.Failed(task.run.task, "crash", event.info, b"")))
+            self._out.append(i.Say(m.Failed(task.run.task, "crash", event.info, b"")))
 
 
 def _load(slot: Slot) -> tuple[bool, bool, int]:

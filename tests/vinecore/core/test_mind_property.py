@@ -19,6 +19,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from vineworker import events as we
+from vineworker import instructions as wi
 from vineworker import state as w
 from vineworker.calls import Reply
 
@@ -107,7 +109,7 @@ class SimulatedWorker:
         self.contents: dict[
             str, str
         ] = {}  # digests of what is in the cache; of what was altered since, another one
-        self.offered: dict[str, tuple[w.Arrived, int, str]] = {}  # not compared yet: only others may have it
+        self.offered: dict[str, tuple[we.Arrived, int, str]] = {}  # not compared yet: only others may have it
         self.made = 0
         self.jobs: list[tuple[str, Any]] = []
         self.slots: dict[
@@ -130,16 +132,16 @@ class SimulatedWorker:
         for instruction in self.state.handle(events):
             getattr(self, f"_{type(instruction).__name__}")(instruction)
 
-    def _Say(self, x: w.Say) -> None:
+    def _Say(self, x: wi.Say) -> None:
         self.outbox.append(x.message)
 
-    def _StartHost(self, x: w.StartHost) -> None:
+    def _StartHost(self, x: wi.StartHost) -> None:
         assert ("host", x.host) not in self.jobs
         if x.library is not None:
             assert {x.library.setup, *filter(None, [x.environment])} <= self.cache.keys()
         self.jobs.append(("host", x.host))
 
-    def _StopHost(self, x: w.StopHost) -> None:
+    def _StopHost(self, x: wi.StopHost) -> None:
         self.jobs = [job for job in self.jobs if job != ("host", x.host)]
         for slot in [slot for slot, (host, _calls, _single) in self.slots.items() if host == x.host]:
             self._slot_gone(slot)
@@ -148,15 +150,15 @@ class SimulatedWorker:
         del self.slots[slot]
         self.jobs = [job for job in self.jobs if job not in (("slot", slot), ("kill", slot))]
 
-    def _StartSlot(self, x: w.StartSlot) -> None:
+    def _StartSlot(self, x: wi.StartSlot) -> None:
         self.slots[x.slot] = (x.host, deque(), x.run)
         self.jobs.append(("slot", x.slot))
 
-    def _KillSlot(self, x: w.KillSlot) -> None:
+    def _KillSlot(self, x: wi.KillSlot) -> None:
         if x.slot in self.slots:
             self.jobs.append(("kill", x.slot))
 
-    def _SendCall(self, x: w.SendCall) -> None:
+    def _SendCall(self, x: wi.SendCall) -> None:
         calls = self.slots[x.slot][1]
         coming = set()
         self.fed.pop(x.run.task, None)
@@ -171,23 +173,23 @@ class SimulatedWorker:
         )
         calls.append(x.run)
 
-    def _DropShared(self, x: w.DropShared) -> None:
+    def _DropShared(self, x: wi.DropShared) -> None:
         assert not set(x.names) & self.cache.keys() or True
 
-    def _StartProcess(self, x: w.StartProcess) -> None:
+    def _StartProcess(self, x: wi.StartProcess) -> None:
         assert set(w.needs(x.run)) <= self.cache.keys(), (x.run, self.cache, self.state.objects)
         self.jobs.append(("process", x.run))
 
-    def _KillProcess(self, x: w.KillProcess) -> None:
+    def _KillProcess(self, x: wi.KillProcess) -> None:
         self.killed.add(x.task)
 
-    def _StartFetch(self, x: w.StartFetch) -> None:
+    def _StartFetch(self, x: wi.StartFetch) -> None:
         self.jobs.append(("fetch", x.fetch))
 
-    def _StartUnpack(self, x: w.StartUnpack) -> None:
+    def _StartUnpack(self, x: wi.StartUnpack) -> None:
         self.jobs.append(("unpack", x.unpack))
 
-    def _StartUpload(self, x: w.StartUpload) -> None:
+    def _StartUpload(self, x: wi.StartUpload) -> None:
         self.jobs.append(("upload", (x.name, x.digest)))
 
     def hold(self, name: str, size: int, content: str) -> None:
@@ -201,10 +203,10 @@ class SimulatedWorker:
             return self.offered[name][1:]
         return self.cache.get(name), self.contents.get(name, "")
 
-    def _Keep(self, x: w.Keep) -> None:
+    def _Keep(self, x: wi.Keep) -> None:
         self.hold(x.name, len(x.payload), "")
 
-    def _Adopt(self, x: w.Adopt) -> None:
+    def _Adopt(self, x: wi.Adopt) -> None:
         self.hold(x.name, LARGE, f"{self.number}.{x.task}")
 
     def make(self, name: str, size: int) -> str:
@@ -213,16 +215,16 @@ class SimulatedWorker:
         self.hold(name, size, f"{self.number}-{self.made}" if size == LARGE else "")
         return self.contents[name]
 
-    def _Retain(self, x: w.Retain) -> None:
+    def _Retain(self, x: wi.Retain) -> None:
         self.jobs.append(("keep", x))
         self.to_keep.add(x.name)
 
-    def _Unkeep(self, x: w.Unkeep) -> None:
+    def _Unkeep(self, x: wi.Unkeep) -> None:
         self.jobs = [job for job in self.jobs if not (job[0] == "keep" and job[1].name in x.names)]
         for name in x.names:
             self.disk.pop(name, None)
 
-    def _Delete(self, x: w.Delete) -> None:
+    def _Delete(self, x: wi.Delete) -> None:
         for name in x.names:
             self.cache.pop(name, None)
             self.offered.pop(name, None)
@@ -630,10 +632,10 @@ class World:
     def _end_host(self, worker: SimulatedWorker, index: int, host: str, ending: Ending) -> None:
         del worker.jobs[index]
         if ending.kind == "well":
-            worker.feed([w.HostUp(host, 0.1, {})])
+            worker.feed([we.HostUp(host, 0.1, {})])
         else:
             self.excuses |= {"library", "crash", "input", "input missing"}
-            worker.feed([w.HostDown(host, "it does not start", ending.kind == "worse", b"")])
+            worker.feed([we.HostDown(host, "it does not start", ending.kind == "worse", b"")])
 
     def _end_slot(self, worker: SimulatedWorker, index: int, slot: int, ending: Ending) -> None:
         """A slot answers some of its calls, or dies."""
@@ -644,7 +646,7 @@ class World:
             if calls:
                 count = min(ending.count, len(calls))
                 worker.feed(
-                    [w.Replied(slot, [self._reply(calls.popleft(), worker, slot) for _ in range(count)])]
+                    [we.Replied(slot, [self._reply(calls.popleft(), worker, slot) for _ in range(count)])]
                 )
         elif ending.kind == "badly" and calls:
             self.excuses |= {"exception", "input missing"}
@@ -652,7 +654,7 @@ class World:
             replies += [
                 self._reply(calls.popleft(), worker, slot) for _ in range(min(ending.count, len(calls)))
             ]
-            worker.feed([w.Replied(slot, replies)])
+            worker.feed([we.Replied(slot, replies)])
         else:
             self.excuses |= {"crash", "library", "input missing"}
             self._slot_dies(worker, slot, calls[0].task if calls and ending.count % 2 else -1)
@@ -663,13 +665,13 @@ class World:
             if ending.count % 2:
                 self._slot_dies(worker, slot, run.task)
                 return
-        worker.feed([w.Replied(slot, [Reply(run.task, "done", SMALL, 0.1, {}, b"")])])
+        worker.feed([we.Replied(slot, [Reply(run.task, "done", SMALL, 0.1, {}, b"")])])
         self._slot_dies(worker, slot, -1)
         self._task_over(worker, run, ending)
 
     def _slot_dies(self, worker: SimulatedWorker, slot: int, running: int) -> None:
         worker._slot_gone(slot)
-        worker.feed([w.SlotDown(slot, running, {"reason": "it died"})])
+        worker.feed([we.SlotDown(slot, running, {"reason": "it died"})])
 
     def _end_kill(self, worker: SimulatedWorker, index: int, slot: int, ending: Ending) -> None:
         _host, calls, _single = worker.slots[slot]
@@ -717,7 +719,7 @@ class World:
                 kind = "exhausted"
                 info["resource"] = "memory"
             self.excuses |= {kind, "input missing"}
-            worker.feed([w.TaskOver(run.task, m.Failed(run.task, kind, info, b""), sizes)])
+            worker.feed([we.TaskOver(run.task, m.Failed(run.task, kind, info, b""), sizes)])
             return
         payload = b""
         if run.result:
@@ -726,9 +728,9 @@ class World:
             if not (payload and run.options.get("once")):
                 info["digest"] = worker.make(run.result, size)
                 sizes = {**sizes, run.result: size}
-            worker.feed([w.TaskOver(run.task, m.Done(run.task, size, 0.1, info, payload), sizes)])
+            worker.feed([we.TaskOver(run.task, m.Done(run.task, size, 0.1, info, payload), sizes)])
         else:
-            worker.feed([w.TaskOver(run.task, m.Done(run.task, 0, 0.1, info, b""), sizes)])
+            worker.feed([we.TaskOver(run.task, m.Done(run.task, 0, 0.1, info, b""), sizes)])
 
     def _end_fetch(self, worker: SimulatedWorker, index: int, fetch: m.Fetch, ending: Ending) -> None:
         del worker.jobs[index]
@@ -753,7 +755,7 @@ class World:
             content = "altered"
         altered = not (reason or gone) and bool(fetch.digest) and content != fetch.digest
         if not (reason or gone) and fetch.digest and fetch.name not in {**worker.cache, **worker.offered}:
-            arrival = w.Arrived(fetch.name, size, True, fetch.digest, compared=False)
+            arrival = we.Arrived(fetch.name, size, True, fetch.digest, compared=False)
             worker.offered[fetch.name] = arrival, size, content
             worker.jobs.append(("compare", (arrival, fetch, altered)))
             worker.feed([arrival])
@@ -765,10 +767,10 @@ class World:
         assert fetch.size in (-1, size)
         assert content != "altered"
         worker.hold(fetch.name, size, content)
-        worker.feed([w.Arrived(fetch.name, size, True, content)])
+        worker.feed([we.Arrived(fetch.name, size, True, content)])
 
     def _end_compare(
-        self, worker: SimulatedWorker, index: int, what: tuple[w.Arrived, m.Fetch, bool], ending: Ending
+        self, worker: SimulatedWorker, index: int, what: tuple[we.Arrived, m.Fetch, bool], ending: Ending
     ) -> None:
         """As `vineworker.fetching`: what is offered may be used if it is what it should be and has not gone meanwhile."""
         del worker.jobs[index]
@@ -787,7 +789,7 @@ class World:
             if failure is None:
                 assert content == fetch.digest
                 worker.hold(fetch.name, size, content)
-        worker.feed([w.Compared(arrival, failure)])
+        worker.feed([we.Compared(arrival, failure)])
 
     def _end_unpack(self, worker: SimulatedWorker, index: int, unpack: m.Unpack, ending: Ending) -> None:
         del worker.jobs[index]
@@ -796,7 +798,7 @@ class World:
             worker.outbox.append(m.FetchFailed(unpack.name, unpack.archive, "it is no archive", False))
             return
         worker.hold(unpack.name, 0, "")
-        worker.feed([w.Arrived(unpack.name, 0, True)])
+        worker.feed([we.Arrived(unpack.name, 0, True)])
 
     def _end_upload(self, worker: SimulatedWorker, index: int, what: tuple[str, str], ending: Ending) -> None:
         del worker.jobs[index]
@@ -810,13 +812,13 @@ class World:
         self.events.append(e.ObjectStored(name, size, content))
         worker.outbox.append(m.Uploaded(name))
 
-    def _end_keep(self, worker: SimulatedWorker, index: int, keep: w.Retain, ending: Ending) -> None:
+    def _end_keep(self, worker: SimulatedWorker, index: int, keep: wi.Retain, ending: Ending) -> None:
         del worker.jobs[index]
         name = keep.name
         as_it_was = keep.digest in ("", worker.contents.get(name))
         if ending.kind == "well" and name in worker.cache and as_it_was:
             worker.disk[name] = worker.cache[name], worker.contents[name]
-            worker.feed([w.Kept(name, worker.contents[name])])
+            worker.feed([we.Kept(name, worker.contents[name])])
 
     def _end_find(self, worker: SimulatedWorker, index: int, found: dict[str, Any], ending: Ending) -> None:
         """What is damaged is not told of."""
@@ -827,7 +829,7 @@ class World:
                 if name not in worker.cache:
                     worker.hold(name, size, content)
             sizes, digests = [size for size, _content in found.values()], [c for _size, c in found.values()]
-            worker.feed([w.Found(list(found), sizes, digests)])
+            worker.feed([we.Found(list(found), sizes, digests)])
 
     # ---- time, and the end
 

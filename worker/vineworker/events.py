@@ -1,0 +1,88 @@
+"""What happens to a worker, beside messages of its manager."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Optional, Union
+
+from vinecore.protocol import messages as m
+from vineworker.calls import Reply
+
+
+class Arrived(NamedTuple):
+    """An object is here: fetched, unpacked or put."""
+
+    name: str
+    size: int
+    asked: bool  # the manager waits for the news
+    digest: str = ""
+    compared: bool = True  # with what it should be; else `Compared` follows
+
+
+class Compared(NamedTuple):
+    """A file that was here already has been compared with what it should be."""
+
+    arrival: Arrived
+    failure: Optional[m.FetchFailed] = None  # what the manager is told if it is not that, and has gone again
+
+
+class Found(NamedTuple):
+    """Objects that were kept before are here; names, and sizes and digests as in `Arrived`."""
+
+    names: list[str]
+    sizes: list[int]
+    digests: list[str]
+
+
+class Inherited(NamedTuple):
+    """Objects of the session before, whose manager has vanished, are here; fields as in `Found`."""
+
+    names: list[str]
+    sizes: list[int]
+    digests: list[str]
+
+
+class Kept(NamedTuple):
+    """An object will outlive this session."""
+
+    name: str
+    digest: str
+
+
+class HostUp(NamedTuple):
+    """A host has loaded its library, in so many seconds, with these versions of packages."""
+
+    host: str
+    wall_s: float
+    versions: dict[str, str]
+
+
+class HostDown(NamedTuple):
+    """A host has ended, or could not begin; ``final`` if it never will, ``payload`` the pickled exception if there is one."""
+
+    host: str
+    reason: str
+    final: bool
+    payload: bytes
+
+
+class Replied(NamedTuple):
+    """A slot has answered calls, in their order."""
+
+    slot: int
+    replies: list[Reply]
+
+
+class SlotDown(NamedTuple):
+    """A slot has died; ``running`` is the task it was running, or -1."""
+
+    slot: int
+    running: int
+    info: dict[str, Any]
+
+
+class TaskOver(NamedTuple):
+    """A task with a process of its own is over: ``message`` is its `Done` or `Failed`, ``outputs`` the sizes of its objects."""
+
+    task: int
+    message: Union[m.Done, m.Failed]
+    outputs: dict[str, int]

@@ -1,0 +1,132 @@
+"""What a worker's mind wants to have done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+from vinecore.protocol import messages as m
+
+
+class Say(NamedTuple):
+    """Send a message to the manager."""
+
+    message: m.Message
+
+
+class StartHost(NamedTuple):
+    """Start the process that forks, for a library, or for single tasks in an environment."""
+
+    host: str
+    library: Optional[m.Library]
+    environment: str
+
+
+class StopHost(NamedTuple):
+    """End a host and all its slots."""
+
+    host: str
+
+
+class StartSlot(NamedTuple):
+    """Fork a slot."""
+
+    host: str
+    slot: int
+    run: Optional[m.Run]  # the single task it is for
+
+
+class KillSlot(NamedTuple):
+    """Kill the process of a slot."""
+
+    slot: int
+
+
+class SendCall(NamedTuple):
+    """Write a call to a slot."""
+
+    slot: int
+    run: m.Run
+    new_shared: list[str]  # shared objects this slot has not been given yet
+    fed: Optional[tuple[str, int]] = None  # the input that the slot has by then, and the task that makes it
+    hold: Optional[tuple[int, int]] = None  # bytes the slot may hold with the result; bytes of that
+    held: Sequence[tuple[str, int]] = ()  # inputs that the slot holds, and the tasks that have made them
+
+
+class DropShared(NamedTuple):
+    """Have a slot forget shared objects."""
+
+    slot: int
+    names: list[str]
+
+
+class StartProcess(NamedTuple):
+    """Run the command of a task."""
+
+    run: m.Run
+
+
+class KillProcess(NamedTuple):
+    """Kill what runs the command of a task."""
+
+    task: int
+
+
+class StartFetch(NamedTuple):
+    """Bring an object from where the message says."""
+
+    fetch: m.Fetch
+
+
+class StartUnpack(NamedTuple):
+    """Unpack an archive."""
+
+    unpack: m.Unpack
+
+
+class StartUpload(NamedTuple):
+    """Send an object to the manager."""
+
+    name: str
+    digest: str = ""
+
+
+class Keep(NamedTuple):
+    """Take these bytes as an object."""
+
+    name: str
+    payload: bytes
+
+
+class Adopt(NamedTuple):
+    """Take the file that a slot has written as this object."""
+
+    name: str
+    task: int
+
+
+class Delete(NamedTuple):
+    """Remove objects."""
+
+    names: list[str]
+
+
+class Retain(NamedTuple):
+    """Have an object outlive this session; ``forever``: and this worker."""
+
+    name: str
+    forever: bool
+    digest: str
+
+
+class Unkeep(NamedTuple):
+    """Have objects outlive nothing any more."""
+
+    names: list[str]
+
+
+class Exit(NamedTuple):
+    """End the session."""
+
+    reason: str
+    final: bool

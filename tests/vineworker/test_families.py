@@ -9,7 +9,7 @@ from vineworker import events as e
 from vineworker import instructions as i
 from vineworker import state as w
 from vineworker.calls import Reply
-from vineworker.families import LONG_S, MB, SHORT_S, Release, Write
+from vineworker.families import LONG_S, MB, SHORT_S
 
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
@@ -95,9 +95,9 @@ def test_what_all_readers_of_a_result_can_read_in_its_slot_is_never_written(work
     assert worker.sent() == [(3, ["r1"])]
     assert not worker.said(), "the manager would believe that there is a file"
     worker.end(3)
-    assert worker.told(Release) == [Release(worker.slots[0], [1])]
+    assert worker.told(i.Release) == [i.Release(worker.slots[0], [1])]
     assert worker.said() == [("Done", 1), ("Done", 2), ("Done", 3)]
-    assert not any(type(x) is Write for x in worker.log)
+    assert not any(type(x) is i.Write for x in worker.log)
     assert set(worker.state.objects) == {"setup", "r2", "r3"}
     assert worker.state.idle
 
@@ -180,7 +180,7 @@ def test_what_is_not_worth_to_be_held_is_written_at_once(worker, others):
     worker.learn("slow", 2 * SHORT_S)
     worker.feed(call(1, readers=2), *others)
     worker.hold(1)
-    assert worker.out == [Write(worker.slots[0], [1])]
+    assert worker.out == [i.Write(worker.slots[0], [1])]
     worker.wrote(worker.slots[0], 1)
     assert i.Adopt("r1", 1) in worker.out
     assert worker.told(i.Say)[0].message.info == {"digest": "d"}
@@ -210,7 +210,7 @@ def test_a_family_that_waits_for_something_from_elsewhere_ends(worker):
     worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1", "elsewhere"), call(5))
     worker.hold(1)
     worker.end(2)
-    assert worker.out == [i.Keep("r2", b"x"), Write(worker.slots[0], [1])]
+    assert worker.out == [i.Keep("r2", b"x"), i.Write(worker.slots[0], [1])]
     worker.wrote(worker.slots[0], 1)
     assert worker.said() == [("Done", 1), ("Done", 2)]
     assert worker.sent() == [(5, [])]
@@ -222,7 +222,7 @@ def test_a_family_that_waits_for_something_from_elsewhere_ends(worker):
 def test_a_family_that_goes_on_and_on_ends(worker):
     worker.feed(*(call(n, *([f"r{n - 1}"] if n > 1 else []), readers=1) for n in range(1, 30)))
     task = 1
-    while not worker.told(Write):
+    while not worker.told(i.Write):
         worker.end(task, size=LARGE, held=True, wall_s=SHORT_S / 2)
         task += 1
     assert task <= 2 + 2 * LONG_S / SHORT_S
@@ -234,7 +234,7 @@ def test_a_reader_that_fails_is_told_after_what_it_read_was_written(worker):
     worker.feed(call(1, readers=1), call(2, "r1"))
     worker.hold(1)
     worker.end(2, kind="exception")
-    assert worker.out == [Write(worker.slots[0], [1])]
+    assert worker.out == [i.Write(worker.slots[0], [1])]
     worker.wrote(worker.slots[0], 1)
     assert worker.said() == [("Done", 1), ("Failed", 2)]
     assert "r1" in worker.state.objects
@@ -279,7 +279,7 @@ def test_a_held_result_of_a_cancelled_call_is_forgotten(worker):
     slot = worker.slot_of(1)
     worker.feed(m.Cancel([1]))
     worker.feed(e.Replied(slot, [Reply(1, "done", LARGE, QUICK_S, {"held": True}, b"")]))
-    assert Release(slot, [1]) in worker.out
+    assert i.Release(slot, [1]) in worker.out
     assert worker.state.idle
 
 
@@ -294,8 +294,7 @@ class Hands:
         self.stored = set()
         self.waiting = {slot: [] for slot in worker.slots}  # what a slot has been told and not done
         self.held = {slot: set() for slot in worker.slots}
-        self.ends = []
-        self.lost = []
+        self.done, self.failed, self.lost = [], [], []
 
     def obey(self, out):
         for x in out:
@@ -305,12 +304,19 @@ class Hands:
                 self.stored -= set(x.names)
             elif type(x) is i.StartSlot:
                 self.waiting[x.slot], self.held[x.slot] = [], set()
-            elif type(x) in (i.SendCall, Write, Release):
+            elif type(x) in (i.SendCall, i.Write, i.Release):
                 self.waiting[x.slot].append(x)
-            elif type(x) is i.Say and type(x.message) in (m.Done, m.Failed):
-                self.ends.append((type(x.message).__name__, x.message.task))
+            elif type(x) is i.Say and type(x.message) is m.Done:
+                self.done.append(x.message.task)
+            elif type(x) is i.Say and type(x.message) is m.Failed:
+                self.failed.append(x.message.task)
             elif type(x) is i.Say and type(x.message) is m.Lost:
                 self.lost += x.message.names
+
+    def send_again(self, runs):
+        """Have what has failed run once more, as the manager would."""
+        failed, self.failed = self.failed, []
+        self.obey(self.worker.feed(*(runs[task] for task in failed)))
 
     def step(self):
         """Let a slot do something; whether there was anything."""
@@ -319,9 +325,9 @@ class Hands:
             return False
         slot = self.random.choice(busy)
         order = self.waiting[slot].pop(0)
-        if type(order) is Release:
+        if type(order) is i.Release:
             self.held[slot] -= set(order.tasks)
-        elif type(order) is Write:
+        elif type(order) is i.Write:
             assert self.held[slot] >= set(order.tasks), "it was asked to write what it does not hold"
             self.held[slot] -= set(order.tasks)
             self.obey(self.worker.wrote(slot, *order.tasks))
@@ -354,20 +360,24 @@ def random_graph(rng, count):
     return [call(n, *(f"r{i}" for i in reads[n]), readers=readers[n]) for n in range(count)]
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_whatever_happens_every_call_is_told_of_once_and_after_what_it_reads(seed):
+def begin(seed):
+    """A worker, its hands, and a random graph that has been handed over."""
     worker = Worker(slots=2)
     hands, rng = Hands(worker, seed), random.Random(seed)
     runs = {run.task: run for run in random_graph(rng, 25)}
     hands.obey(worker.feed(*runs.values()))
+    return worker, hands, rng, runs
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_whatever_happens_every_call_is_told_of_once_and_after_what_it_reads(seed):
+    worker, hands, _rng, runs = begin(seed)
     for _turn in range(5000):
-        again = [runs[task] for kind, task in hands.ends if kind == "Failed"]
-        hands.ends = [end for end in hands.ends if end[0] == "Done"]
-        if again:  # who was to blame is sent once more, as the manager would
-            hands.obey(worker.feed(*again))
+        hands.send_again(runs)
         if not hands.step():
             break
-    order = [task for _kind, task in hands.ends]
+    order = hands.done
+    assert not hands.failed
     assert sorted(order) == sorted(runs)
     for run in runs.values():
         assert all(order.index(int(name[1:])) < order.index(run.task) for name in run.inputs)
@@ -377,24 +387,18 @@ def test_whatever_happens_every_call_is_told_of_once_and_after_what_it_reads(see
 
 @pytest.mark.parametrize("seed", range(100))
 def test_whoever_comes_late_gets_what_he_reads(seed):
-    worker = Worker(slots=2)
-    hands, rng = Hands(worker, seed), random.Random(seed)
-    runs = {run.task: run for run in random_graph(rng, 25)}
-    hands.obey(worker.feed(*runs.values()))
-    done, late, turn = [], 100, 0
+    worker, hands, rng, runs = begin(seed)
+    late, turn = 100, 0
     while hands.step() and turn < 5000:
         turn += 1
-        failed = [runs[task] for kind, task in hands.ends if kind == "Failed"]
-        done += [task for kind, task in hands.ends if kind == "Done"]
-        hands.ends = []
-        hands.obey(worker.feed(*failed))
-        if done and late < 120 and rng.random() < 0.3:
-            runs[late] = call(late, f"r{rng.choice([task for task in done if task < 100])}")
+        hands.send_again(runs)
+        if hands.done and late < 120 and rng.random() < 0.3:
+            runs[late] = call(late, f"r{rng.choice([task for task in hands.done if task < 100])}")
             hands.obey(worker.feed(runs[late]))
             late += 1
         for name in hands.lost:  # it is made again, from nothing, as far as this worker can tell
             runs[int(name[1:])] = call(int(name[1:]))
             hands.obey(worker.feed(m.Purge([name]), runs[int(name[1:])]))
         hands.lost = []
-    assert set(done) == runs.keys()
+    assert set(hands.done) == runs.keys()
     assert worker.state.idle

@@ -15,9 +15,9 @@ from heapq import heappop, heappush
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from vinecore.core.allocation import Category, Request, Resources, allocate
+from vinecore.core.allocation import UNSPECIFIED, Category, Request, Resources, allocate
 from vinecore.core.instructions import Send
-from vinecore.core.state import UNSPECIFIED, WORKFLOW, Bucket, Instance, Task, TaskSpec, Worker, is_root
+from vinecore.core.state import WORKFLOW, Bucket, Instance, Task, TaskSpec, Worker, is_root
 from vinecore.core.transitions import ASSIGNED, READY, WAITING
 from vinecore.protocol import messages as m
 

@@ -44,11 +44,10 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, NamedTuple
 
-from vinecore.core.allocation import Category, Request, Resources
+from vinecore.core.allocation import UNSPECIFIED, Category, Request, Resources
 from vinecore.core.transitions import ASSIGNED, DONE, WAITING
 from vinecore.protocol import INLINE_LIMIT
 
-UNSPECIFIED = Request(None, None, None, None)
 TICKET_SHIFT = 40
 MOST_FRONTIER = 1024
 TASK, WORKFLOW, WORKER, FOREVER = range(4)

@@ -24,7 +24,9 @@ spent
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from vineworker import instructions as i
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,20 +40,6 @@ PART_HELD = 10  # of a slot's memory no more than one part of so many
 PART_OF_HELD = 8  # of that, for one result: who reads it has a copy
 SHORT_S = 0.25  # all calls together that read a held result: for so long other slots may have nothing to do
 LONG_S = 1.0  # all calls of a family: what the manager is not told, and is lost with the slot
-
-
-class Write(NamedTuple):
-    """Have a slot write what it holds."""
-
-    slot: int
-    tasks: list[int]
-
-
-class Release(NamedTuple):
-    """Have a slot forget what it holds."""
-
-    slot: int
-    tasks: list[int]
 
 
 class Ended:
@@ -123,7 +111,7 @@ class Families:
         family, held = slot.family, bool(reply.info.pop("held", False))
         if self._state.tasks.get(reply.task) is not task:  # it was cancelled
             if held:
-                self._state.instruct(Release(slot.id, [reply.task]))
+                self._state.instruct(i.Release(slot.id, [reply.task]))
             return held
         if family is None:
             if not held:
@@ -148,7 +136,7 @@ class Families:
             if ended is not None and ended.held:
                 ended.unread -= 1
                 if ended.unread <= 0:
-                    self._state.instruct(Release(slot.id, [ended.task.run.task]))
+                    self._state.instruct(i.Release(slot.id, [ended.task.run.task]))
 
     def _worth(self, slot: Slot, ended: Ended) -> bool:
         """Whether all that will read a result is here, and takes a moment only."""
@@ -205,7 +193,7 @@ class Families:
         for ended in unasked:
             ended.writing = True
         if unasked:
-            self._state.instruct(Write(slot.id, [ended.task.run.task for ended in unasked]))
+            self._state.instruct(i.Write(slot.id, [ended.task.run.task for ended in unasked]))
 
     def _tell(self, ended: Ended) -> None:
         state, run, reply = self._state, ended.task.run, ended.reply

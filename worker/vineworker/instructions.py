@@ -60,6 +60,20 @@ class DropShared(NamedTuple):
     names: list[str]
 
 
+class Write(NamedTuple):
+    """Have a slot write what it holds."""
+
+    slot: int
+    tasks: list[int]
+
+
+class Release(NamedTuple):
+    """Have a slot forget what it holds."""
+
+    slot: int
+    tasks: list[int]
+
+
 class StartProcess(NamedTuple):
     """Run the command of a task."""
 

@@ -25,7 +25,7 @@ from vinecore.protocol import INLINE_LIMIT, VERSION, bulk, seals, tickets
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import Channel
 from vineworker import events as e
-from vineworker import families, fetching, processes, sandbox, state
+from vineworker import fetching, processes, sandbox, state
 from vineworker import instructions as i
 from vineworker.cache import MB, Cache, DiskFull, Estate, is_full
 from vineworker.calls import Call, Drop, Object, Release, Reply, Write
@@ -131,7 +131,7 @@ class Session:
         self._instructions: dict[type, Callable[[Any], None]] = {
             i.Say: lambda x: self.say(x.message), i.StartHost: self._start_host, i.StopHost: self._stop_host,
             i.StartSlot: self._start_slot, i.KillSlot: self._kill_slot, i.SendCall: self._send_call,
-            i.DropShared: self._drop_shared, families.Write: self._write_held, families.Release: self._release_held, i.StartProcess: self._start_process, i.KillProcess: self._kill_process,
+            i.DropShared: self._drop_shared, i.Write: self._write_held, i.Release: self._release_held, i.StartProcess: self._start_process, i.KillProcess: self._kill_process,
             i.StartFetch: self._start_fetch, i.StartUnpack: self._start_unpack, i.StartUpload: self._start_upload,
             i.Keep: self._keep, i.Adopt: self._adopt, i.Delete: self._delete,
             i.Retain: self._retain, i.Unkeep: self._unkeep, i.Exit: lambda x: self._leave(x.reason, x.final),
@@ -653,12 +653,12 @@ class Session:
         if slot is not None:
             slot.channel.send(Drop(instruction.names))  # type: ignore[arg-type]
 
-    def _write_held(self, instruction: families.Write) -> None:
+    def _write_held(self, instruction: i.Write) -> None:
         slot = self._slots.get(instruction.slot)
         if slot is not None:
             slot.channel.send(Write(instruction.tasks))  # type: ignore[arg-type]
 
-    def _release_held(self, instruction: families.Release) -> None:
+    def _release_held(self, instruction: i.Release) -> None:
         slot = self._slots.get(instruction.slot)
         if slot is not None:
             slot.channel.send(Release(instruction.tasks))  # type: ignore[arg-type]

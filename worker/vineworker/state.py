@@ -271,14 +271,12 @@ class WorkerState:
             self._out.append(i.Say(m.UploadFailed(event.name, "this worker does not have it")))
 
     def _unlink(self, event: m.Unlink) -> None:
-        self._families.forget(event.names)
         self._forget([name for name in event.names if name not in self.kept])
 
     def _purge(self, event: m.Purge) -> None:
         gone = self.objects.keys() & event.names
         for name in event.names:
             self.kept.pop(name, None)
-        self._families.forget(event.names)
         self._forget(event.names)
         self._out.append(i.Unkeep(event.names))
         if gone:
@@ -307,6 +305,7 @@ class WorkerState:
         return False
 
     def _forget(self, names: list[str]) -> None:
+        self._families.forget(names)
         names = [name for name in names if self._holds(name)]
         for name in names:
             self.objects.pop(name, None)
@@ -463,7 +462,7 @@ class WorkerState:
             task = slot.in_flight.popleft()
             host.empty_deaths = 0
             if host.library is None:
-                continue  # its outputs are collected first; then it comes back as e.TaskOver
+                continue  # its outputs are collected first; then it comes back as `TaskOver`
             self._landed(task)
             if reply.kind == "unfed":
                 self._enter_again(task)

@@ -1,0 +1,119 @@
+"""Which modules belong to the environment, and which to the user's own program.
+
+A module of the environment is part of the interpreter, or is below a folder that packages are installed into. It is imported once, before a
+process forks, and is taken to be what it is until the environment changes. All others are the user's own: they may open files, start threads or
+draw random numbers when they are imported, and they are edited while a program runs. So each process imports them for itself, and they are known by
+their text. Packages that are installed in editable mode are the user's own, because their files are elsewhere.
+
+Nothing here imports a module to decide.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import sys
+import sysconfig
+import time
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import Any, Optional
+
+INSTALLED = ("site-packages", "dist-packages")
+"""Names of the folders that packages are installed into."""
+ENGINE = frozenset({"daskvine", "vinecore", "vineworker"})
+"""This project, wherever it is: never the user's."""
+MOST_FILES_KNOWN = 10_000
+SETTLED_NS = 2_000_000_000
+"""A file that has been changed so lately may be changed again without another time of change."""
+
+_digests: dict[str, tuple[tuple[int, ...], str]] = {}  # file -> its state when it was read, and its digest
+
+
+@functools.lru_cache(maxsize=1)
+def _interpreter_folders() -> tuple[str, ...]:
+    """Where the standard library of this interpreter is, each folder as it is spelled and as it is."""
+    version = f"python{sys.version_info[0]}{sys.version_info[1]}.zip"
+    found = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
+    found += [os.path.join(os.path.dirname(folder), version) for folder in found]
+    found += [os.path.realpath(folder) for folder in found]
+    return tuple({folder + os.sep for folder in found})
+
+
+def is_package_file(path: str) -> bool:
+    """Whether a file, as it is spelled, is part of the interpreter or of an installed package."""
+    path = os.path.abspath(path)
+    return path.startswith(_interpreter_folders()) or not set(INSTALLED).isdisjoint(path.split(os.sep))
+
+
+def is_package_module(name: str) -> bool:
+    """Whether a module, which need not have been imported, belongs to the environment of this interpreter.
+
+    What it is part of decides: a package that is spread over several folders belongs to the environment if all of them do.
+    """
+    top = name.partition(".")[0]
+    if top in ENGINE:
+        return True
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # the latter for `__main__`, and for modules that were made by hand
+        return False
+    return spec is not None and _is_package_spec(spec)
+
+
+def _is_package_spec(spec: Any) -> bool:
+    if spec.origin in ("built-in", "frozen"):
+        return True
+    places = [spec.origin] if spec.has_location else [*(spec.submodule_search_locations or ())]
+    return bool(places) and all(is_package_file(place) for place in places)
+
+
+def source_of(module: ModuleType) -> Optional[str]:
+    """The file that a module was imported from; None for what has none."""
+    file = getattr(module, "__file__", None)
+    return os.path.abspath(file) if isinstance(file, str) else None
+
+
+def is_own_module(module: ModuleType) -> bool:
+    """Whether a module that has been imported is the user's own: it has a file, which no package has installed."""
+    name = getattr(module, "__name__", "__main__")
+    if not isinstance(name, str) or name == "__main__" or name.partition(".")[0] in ENGINE:
+        return False
+    file = source_of(module)
+    return file is not None and not is_package_file(file)
+
+
+def own_modules(modules: Optional[Iterable[Any]] = None) -> Iterator[ModuleType]:
+    """The user's own ones among these modules, or among all that this process has imported."""
+    for module in list(sys.modules.values()) if modules is None else modules:
+        if isinstance(module, ModuleType) and is_own_module(module):
+            yield module
+
+
+def digest_of_file(path: str) -> str:
+    """Digest of what is in a file now, which is read again only if the file has changed; "" if it cannot be read."""
+    try:
+        found = os.stat(path)
+        state = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev)
+        known = _digests.get(path)
+        if known is not None and known[0] == state:
+            return known[1]
+        with open(path, "rb") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+    except OSError:
+        return ""
+    if time.time_ns() - max(state[:2]) > SETTLED_NS:
+        if len(_digests) >= MOST_FILES_KNOWN:
+            _digests.clear()
+        _digests[path] = state, digest
+    return digest
+
+
+def digest_of_own(modules: Optional[Iterable[Any]] = None) -> str:
+    """One digest of the texts of the user's own modules, as their files are now; "" if there are none."""
+    texts = {
+        f"{module.__name__}\0{digest_of_file(source_of(module) or '')}" for module in own_modules(modules)
+    }
+    return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest() if texts else ""

@@ -16,6 +16,7 @@ from tests import chores
 from tests.support import one_result, until
 from vinecore import PythonTask, Task
 from vinecore.errors import InsufficientResources
+from vinecore.protocol import messages
 
 MB = 1 << 20
 
@@ -29,10 +30,11 @@ def used_below(top):
     return total
 
 
-class Meanwhile:
-    """Does something in a thread of its own, until it is told that it is over."""
+class Gauge:
+    """The most disk that one of the workers below a folder has ever used, by looking again and again."""
 
-    def __init__(self):
+    def __init__(self, folder, every_s=0.01):
+        self._folder, self._every_s, self.peak = folder, every_s, 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -43,14 +45,6 @@ class Meanwhile:
     def __exit__(self, *_):
         self._over.set()
         self._thread.join()
-
-
-class Gauge(Meanwhile):
-    """The most disk that one of the workers below a folder has ever used, by looking again and again."""
-
-    def __init__(self, folder, every_s=0.01):
-        super().__init__()
-        self._folder, self._every_s, self.peak = folder, every_s, 0
 
     def _run(self):
         while not self._over.wait(self._every_s):
@@ -174,30 +168,53 @@ def written(m):
     return counts
 
 
-class Killer(Meanwhile):
-    """Kills a worker every two seconds, the one that holds most, until half of them are gone; the factory starts others."""
+class Killer:
+    """Kills the worker that holds most, each time a third of a run is done, before the manager goes on; the factory starts others.
+
+    Attributes
+    ----------
+    killed : set of int
+        The processes.
+    done_at_losses : list of int
+        How many vertices were done when the manager noticed.
+    """
 
     def __init__(self, m, most):
-        super().__init__()
-        self._m, self._most, self.killed = m, most, 0
+        self._engine, self._most = m._engine, most
+        self.killed, self.done_at_losses = set(), []
+        self._engine.call(self._watch)
 
-    def _run(self):
-        while self.killed < self._most and not self._over.wait(2.0):
-            until(self._kill, "a worker with something to lose")
-            self.killed += 1
+    def _watch(self, mind):
+        handlers, recovery = mind._worker_handlers, mind.recovery
+        finish, lose = handlers[messages.Done], recovery.worker_lost
 
-    def _kill(self):
-        if self._over.is_set():
-            return True
-        held = self._m._engine.call(
-            lambda mind: {w.id: sum(w.files.values()) for w in mind.tables.workers.values()}
-        )
-        number = max(held, key=held.__getitem__, default=None)
-        peer = self._m._engine._peers.get(number)
-        if peer is None or held[number] < MB:
-            return False
-        os.kill(peer.hello.pid, signal.SIGKILL)
-        return True
+        def finish_and_look(worker, message):
+            finish(worker, message)
+            runs = mind.tables.runs.values()
+            if self._due(sum(run.done for run in runs), sum(run.done + run.unfinished for run in runs)):
+                self._kill(mind)
+
+        def lose_and_count(worker, reason):
+            self.done_at_losses.append(sum(run.done for run in mind.tables.runs.values()))
+            lose(worker, reason)
+
+        handlers[messages.Done], recovery.worker_lost = finish_and_look, lose_and_count
+
+    def _due(self, done, vertices):
+        """Whether it is time for the next one: after the first and the second third, where there are two to kill."""
+        killed = len(self.killed)
+        return killed < self._most and done * (self._most + 1) >= vertices * (killed + 1)
+
+    def _kill(self, mind):
+        held = {}
+        for worker in mind.tables.workers.values():
+            pid = self._engine._peers[worker.id].hello.pid
+            if pid not in self.killed:
+                held[pid] = sum(worker.files.values())
+        victim = max(held, key=held.__getitem__, default=None)
+        if victim is not None and held[victim] >= MB:
+            os.kill(victim, signal.SIGKILL)
+            self.killed.add(victim)
 
 
 @pytest.mark.parametrize("kills", [0, (WORKERS + 1) // 2])
@@ -208,7 +225,8 @@ def test_an_analysis_finds_the_same_where_not_all_it_makes_fits_and_workers_die(
     with DaskVine.local(workers=WORKERS, cores=1, disk_mb=DISK_MB) as m:
         m.wait_for_workers(WORKERS, 60)
         made = written(m)
-        with Gauge(m.factory._batch.folder, 0.05) as gauge, Killer(m, kills) as killer:
+        killer = Killer(m, kills)
+        with Gauge(m.factory._batch.folder, 0.05) as gauge:
             found = dask.compute(*lazy, scheduler=m.get, task_mode="function-calls", progress_disable=True)
         assert same(found, expected)
         run = m.last_run
@@ -217,6 +235,6 @@ def test_an_analysis_finds_the_same_where_not_all_it_makes_fits_and_workers_die(
         )
         assert sum(made) > WORKERS * DISK_MB * MB
         assert gauge.peak <= DISK_MB * MB
-        assert killer.killed == kills
-        # who dies may have had a part of all that was done, but not more than its share, and not what was not yet begun
-        assert run.remade <= kills * run.vertices // 2
+        assert len(killer.killed) == len(killer.done_at_losses) == kills
+        # who dies may have had a part of all that was done, and nothing of what was not yet begun
+        assert run.remade <= sum(killer.done_at_losses)

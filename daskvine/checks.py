@@ -63,6 +63,15 @@ def integer(*, least: int) -> Check:
     return check
 
 
+def number(value: Any) -> float:
+    """Take a finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError
+    if not math.isfinite(value):
+        raise ValueError
+    return float(value)
+
+
 def limit(value: Any) -> int | None:
     """Take an integer; below 1 is no limit."""
     number = _integer(value)

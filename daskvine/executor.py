@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import dask
 
 from daskvine import ttrees, vertex
+from daskvine.annotations import collect_annotations, read_annotations
 from daskvine.compiling import HELPERS, SharedObjects, dumps
-from daskvine.graph import Graph, annotations_of, flat_keys, nested, normalize, without_collector
+from daskvine.graph import Graph, flat_keys, nested, normalize, without_collector
 from daskvine.merge import rewrite
 from daskvine.options import Options
 from daskvine.run import GraphRun
@@ -177,13 +178,13 @@ class DaskVine(Manager):
         self._engine.check()
         options = Options.parse(kwargs)
         with without_collector():
-            annotations = annotations_of(dsk)
+            annotated = collect_annotations(dsk)
             nodes = normalize(dsk)
             if options.reconstruct is not False:
                 nodes = rewrite(nodes, options.merge_size if options.reconstruct else None)
             graph = Graph(nodes, flat_keys(keys))
-            graph.annotations = annotations
-        run = GraphRun(self, graph, options, next(self._run_numbers))
+        annotations = read_annotations(annotated, graph, options)
+        run = GraphRun(self, graph, options, next(self._run_numbers), annotations)
         self._runs[run.number] = run
         self.last_run = run
         try:

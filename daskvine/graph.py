@@ -79,7 +79,6 @@ class Graph:
             Key, GraphNode
         ] = {}  # with the aliases: dask's order looks at the nodes themselves
         self.vertices: dict[Key, GraphNode] = self._arranged(tasks, needed)
-        self.annotations: dict[Key, dict[str, Any]] = {}
 
     def _resolved(self, keys: Iterable[Key]) -> list[Key]:
         return list(dict.fromkeys(map(self.resolve, keys))) if self._aliases else list(keys)
@@ -165,21 +164,6 @@ def normalize(dsk: Any) -> dict[Key, GraphNode]:
         dsk = dsk.__dask_graph__()
     converted: dict[Key, GraphNode] = convert_legacy_graph(dict(dsk))
     return converted
-
-
-def annotations_of(dsk: Any) -> dict[Key, dict[str, Any]]:
-    """Collect the annotations that have survived dask's optimization, as far as there are any: key to {name: value}."""
-    found: dict[Key, dict[str, Any]] = {}
-    collect = getattr(dsk, "__dask_annotations__", None)
-    if collect is not None:
-        for name, per_key in collect().items():
-            for key, value in per_key.items():
-                found.setdefault(key, {})[name] = value
-    for layer in getattr(dsk, "layers", {}).values():
-        for name, value in (getattr(layer, "annotations", None) or {}).items():
-            for key in layer:
-                found.setdefault(key, {})[name] = value(key) if callable(value) else value
-    return found
 
 
 def _refuse_folders(nodes: Mapping[Key, GraphNode]) -> None:

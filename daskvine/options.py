@@ -234,12 +234,13 @@ class Options:
         "the one with most free resources, the one with most free disk, the first that fits.",
         checks.one_of(SCHEDULING_MODES),
     )
-    retries: int = _option(
-        5,
-        "an integer, 1 or more",
-        "Attempts at a vertex whose worker, sandbox or memory failed. An exception of the vertex itself is "
-        "raised at once.",
-        checks.integer(least=1),
+    retries: int | None = _option(
+        None,
+        "an integer, 0 or more",
+        "How often a vertex is run again that has raised an exception, or whose worker, process or sandbox failed. "
+        "By default an exception is raised at once, and failures of workers are tried 4 times more. "
+        "`dask.annotate(retries=n)` says it of single vertices.",
+        checks.integer(least=0),
     )
     submit_per_cycle: int | None = _option(
         None,

@@ -5,17 +5,17 @@ from __future__ import annotations
 import base64
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dask.callbacks import local_callbacks
 from dask.utils import funcname
 
-from daskvine import checks
+from daskvine.annotations import NOTHING, VertexAnnotations
 from daskvine.compiling import Compiler
 from daskvine.graph import Graph, Key
-from daskvine.options import RESOURCES, Options
+from daskvine.options import Options
 from daskvine.progress import Snapshot, make_progress
 from daskvine.recipes import RECIPE, Recipes
 from vinecore.core import events as e
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SLICE = 256
 LOOK_S = 0.1
+WORKER_RETRIES = 4  # of a vertex whose worker, process or sandbox failed, where the option says nothing
+PRIORITY_STEP = 2.0**32  # between annotated priorities: more than there are vertices in a graph
 FIRST = 16  # tasks that carry the modules to import: one for each core of a few workers
 
 
@@ -76,8 +78,16 @@ class GraphRun:
         How many were run again because their result was lost.
     """
 
-    def __init__(self, manager: DaskVine, graph: Graph, options: Options, number: int) -> None:
+    def __init__(
+        self,
+        manager: DaskVine,
+        graph: Graph,
+        options: Options,
+        number: int,
+        annotations: Mapping[Key, VertexAnnotations],
+    ) -> None:
         self._manager, self._graph, self._options, self.number = manager, graph, options, number
+        self._annotations = annotations
         self._engine = manager._engine
         self._over = threading.Event()
         self._end: i.RunEnded | None = None
@@ -129,7 +139,7 @@ class GraphRun:
                     RunSpec(
                         self.number,
                         str(options.progress_label),
-                        options.retries - 1,
+                        WORKER_RETRIES if options.retries is None else options.retries,
                         options.prune_depth,
                         mode,
                         tell,
@@ -264,8 +274,11 @@ class GraphRun:
         if settings.varying:
             chosen = self._manager.variables(settings.varying, Vertex(task, key, category))
             options = {**options, "env": {**options.get("env", {}), **chosen}}
-        if key in self._graph.annotations:
-            request = _annotated(key, self._graph.annotations[key]).over(request)
+        annotated = self._annotations.get(key, NOTHING)
+        priority: float = rank
+        if annotated.priority is not None:
+            priority -= annotated.priority * PRIORITY_STEP
+        retries = self._options.retries if annotated.retries is None else annotated.retries
         if settings.environment_path:
             environment = self._manager.private_environment(settings.environment_path, task)
             self._temporary.append(environment)
@@ -275,9 +288,9 @@ class GraphRun:
             category = self._manager.learn_category(category, self._options)
         return TaskSpec(
             task, str(key), result, self.number, self._library, call.function, call.payload, call.shared, call.inputs,
-            mounts=settings.mounts, wanted=(result,) if wanted else (), category=category, request=request, priority=rank, depth=depth,
+            mounts=settings.mounts, wanted=(result,) if wanted else (), category=category, request=annotated.request.over(request), priority=priority, depth=depth,
             environment=environment, peer_transfer=self._options.worker_transfers, readers=self._readers[key], options=options,
-            asleep=bool(self._twins), reusable=reusable, level=self._level if reusable else TASK,
+            asleep=bool(self._twins), reusable=reusable, level=self._level if reusable else TASK, exception_retries=retries or 0,
         )  # fmt: skip
 
     # ---- meanwhile
@@ -347,16 +360,6 @@ class GraphRun:
                 note(error, f"vertex {key!r} has a result that could not be loaded here")
                 raise
             yield key, value
-
-
-def _annotated(key: Key, annotations: dict[str, Any]) -> Request:
-    """What `dask.annotate` says of the resources of a vertex; its other annotations are for other schedulers."""
-    said = {name: annotations[name] for name in RESOURCES if name in annotations}
-    try:
-        return Request(**checks.resources(RESOURCES)(said))
-    except (TypeError, ValueError) as error:
-        msg = f"vertex {key!r} is annotated with {said}: {error}"
-        raise type(error)(msg) from None
 
 
 class _CallbackState(dict[str, Any]):

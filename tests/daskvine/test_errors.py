@@ -230,7 +230,7 @@ def test_a_vertex_that_ends_its_process_fails_with_the_evidence(m, task_mode):
         os._exit(7)
 
     with pytest.raises(TaskCrashed) as caught:
-        m.get({"x": (die,)}, "x", task_mode=task_mode, retries=2)
+        m.get({"x": (die,)}, "x", task_mode=task_mode, retries=1)
     text = str(caught.value)
     assert text.startswith("vertex 'x' failed")
     assert "tried 2 times" in text
@@ -240,7 +240,7 @@ def test_a_vertex_that_ends_its_process_fails_with_the_evidence(m, task_mode):
 
 def test_a_vertex_that_is_killed_fails_with_the_signal(m, task_mode):
     with pytest.raises(TaskCrashed, match="killed by signal 11"):
-        m.get({"x": (lambda: os.kill(os.getpid(), signal.SIGSEGV),)}, "x", task_mode=task_mode, retries=1)
+        m.get({"x": (lambda: os.kill(os.getpid(), signal.SIGSEGV),)}, "x", task_mode=task_mode, retries=0)
 
 
 def test_only_the_vertex_that_dies_is_blamed(m):
@@ -250,7 +250,7 @@ def test_only_the_vertex_that_dies_is_blamed(m):
         return n
 
     graph = {("x", n): (die, 100 + n) for n in range(10)}
-    options = {**CALLS, "lib_resources": {"cores": 2, "slots": 1}, "retries": 4}
+    options = {**CALLS, "lib_resources": {"cores": 2, "slots": 1}, "retries": 3}
     with pytest.raises(TaskCrashed, match=r"vertex \('x', 5\) failed.*tried 4 times"):
         m.get(graph, list(graph), **options)
 
@@ -264,7 +264,7 @@ def test_calls_that_wait_behind_one_that_dies_are_run_elsewhere(m, tmp_path):
         return n
 
     graph = {("x", n): (die_twice, 100 + n) for n in range(50)}
-    options = {**CALLS, "lib_resources": {"cores": 2, "slots": 1}, "retries": 3}
+    options = {**CALLS, "lib_resources": {"cores": 2, "slots": 1}, "retries": 2}
     assert m.get(graph, list(graph), **options) == tuple(range(100, 150))
 
 
@@ -272,7 +272,7 @@ def test_the_library_survives_a_slot_that_dies(m):
     options = {**CALLS, "lib_resources": {"cores": 2, "slots": 2}}
     before = m.get({"x": (v.parent,)}, "x", **options)
     with pytest.raises(TaskCrashed):
-        m.get({"x": (lambda: os._exit(1),)}, "x", **options, retries=1)
+        m.get({"x": (lambda: os._exit(1),)}, "x", **options, retries=0)
     assert m.get({"x": (v.parent,)}, "x", **options) == before
 
 

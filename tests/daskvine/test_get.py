@@ -509,25 +509,6 @@ def test_coroutine_functions(m, task_mode):
 # ---- what surrounds a compute
 
 
-def test_annotations_say_what_a_vertex_needs(m):
-    with dask.annotate(cores=2, memory=500):
-        x = dask.delayed(v.variable)("CORES")
-        y = dask.delayed(v.variable)("MEMORY")
-    z = dask.delayed(v.variable)("CORES")
-    assert dask.compute(x, y, z, scheduler=m.get) == ("2", "500", "1")
-
-
-def test_annotations_that_cannot_be_are_errors(m):
-    with dask.annotate(cores=64):
-        large = dask.delayed(v.inc)(1)
-    with pytest.raises(InsufficientResources, match="at most 2 cores"):
-        large.compute(scheduler=m.get)
-    with dask.annotate(cores="many", priority=3):
-        wrong = dask.delayed(v.inc)(1)
-    with pytest.raises(TypeError, match=r"annotated with .*'many'"):
-        wrong.compute(scheduler=m.get)
-
-
 class Counts(Callback):
     def __init__(self):
         self.calls = []

@@ -142,7 +142,7 @@ def test_a_vertex_that_kills_every_worker_it_runs_on_is_blamed(yard):
     with Factory("local", manager=m, cores=1, memory=500, disk=500):
         graph = {"bad": (chores.kills_its_worker, str(yard.folder), "murders"), "good": (chores.add, 1, 2)}
         with pytest.raises(TaskCrashed) as caught:
-            m.get(graph, ["bad", "good"], task_mode="function-calls", retries=3, progress_disable=True)
+            m.get(graph, ["bad", "good"], task_mode="function-calls", retries=2, progress_disable=True)
         assert yard.count("murders") == 3
         assert "'bad'" in str(caught.value)
         assert str(caught.value).count("was lost") == 4  # the headline, and each of the three tries

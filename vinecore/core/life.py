@@ -11,7 +11,16 @@ from heapq import heapify, heappush
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from vinecore.core.instructions import FileObtained, Forget, Keep, RunEnded, TaskEnded, VertexEnded
+from vinecore.core.instructions import (
+    INFO,
+    FileObtained,
+    Forget,
+    Keep,
+    Note,
+    RunEnded,
+    TaskEnded,
+    VertexEnded,
+)
 from vinecore.core.state import TASK, WORKFLOW, is_root
 from vinecore.core.transitions import ASSIGNED, READY, RETRIEVING, UNFINISHED, WAITING, step
 from vinecore.protocol import INLINE_LIMIT
@@ -482,8 +491,14 @@ class Life:
             )
         elif message.kind == "library":  # it was on its way while the library was removed
             self.back(task, "")
+        elif message.kind == "exception" and task.raised < task.spec.exception_retries:
+            task.raised += 1
+            text = f"{task.spec.label} raised {message.info.get('text', 'an exception')} on worker {worker.id} ({worker.name})"
+            mind.emit(Note(INFO, f"{text}; it is run again, {task.raised} of {task.spec.exception_retries}"))
+            self.back(task, "")
         else:
-            self.fail(task, message.kind, {**message.info, "attempt": task.attempts + 1}, message.payload)
+            attempt = task.attempts + task.raised + 1
+            self.fail(task, message.kind, {**message.info, "attempt": attempt}, message.payload)
 
     def refuse(self, task: Task, kind: str, info: dict[str, Any]) -> None:
         """A task cannot be taken at all."""

@@ -115,6 +115,7 @@ class TaskSpec(NamedTuple):
     priority: float = 0.0  # smaller runs first
     depth: int = 0
     retries: int = 5
+    exception_retries: int = 0  # how often it runs again after its function has raised
     python: bool = True  # runs pickled functions, so versions matter
     environment: str = ""
     peer_transfer: bool = True  # whether workers may fetch its outputs from each other
@@ -185,7 +186,7 @@ class Task:
     """What is known of one task."""
 
     __slots__ = ("ahead", "allocation", "attempts", "bucket", "evidence", "extra_files", "handed", "info", "inputs",
-                 "missing", "outputs", "promised", "remakes", "request", "run", "spec", "state", "told", "wall_s", "worker")  # fmt: skip
+                 "missing", "outputs", "promised", "raised", "remakes", "request", "run", "spec", "state", "told", "wall_s", "worker")  # fmt: skip
 
     def __init__(self, spec: TaskSpec, run: Run) -> None:
         self.spec, self.run = spec, run
@@ -193,7 +194,7 @@ class Task:
         self.inputs: list[File] = []  # what it reads, and has to exist before it can run
         self.extra_files: list[File] = []  # what many tasks share, and always exists: functions, environments
         self.outputs: list[File] = []
-        self.missing = self.attempts = self.remakes = self.handed = self.promised = 0
+        self.missing = self.attempts = self.raised = self.remakes = self.handed = self.promised = 0
         self.ahead = False
         self.told = False  # its end has been reported: it runs again because its result was lost
         self.wall_s = 0.0

@@ -206,6 +206,18 @@ def test_retries_are_bounded_and_every_lost_worker_is_in_the_evidence(vine):
     ]
 
 
+def test_a_task_that_raises_runs_again_as_often_as_it_asks_for(vine):
+    vine.join()
+    vine.compute(call(1, exception_retries=2), retries=0)
+    for again in (1, 2):
+        vine.failed(1, "exception", b"error", text="OSError: busy")
+        assert not endings(vine)
+        assert f"it is run again, {again} of 2" in vine.told(i.Note)[0].text
+    vine.failed(1, "exception", b"the last", text="OSError: busy")
+    (ended,) = vine.told(i.RunEnded)
+    assert (ended.outcome, ended.info["attempt"], ended.payload) == ("exception", 3, b"the last")
+
+
 def test_a_worker_that_says_goodbye_blames_nobody(vine):
     vine.compute(call(1), retries=0)
     worker = vine.join()

@@ -2,6 +2,7 @@
 #
 #   make demo          a small analysis from end to end on this machine
 #   make test          the tests, with the newest dask that dask-awkward works with
+#   make test-unprivileged   what touches files again, as a user without privileges, if root says so
 #   make test-cluster  those with batch systems, Dask clusters, other machines and networks
 #   make test-newest   what has to do with dask again, with the newest dask and without dask-awkward
 #   make lint types    ruff; mypy
@@ -22,13 +23,21 @@ WITH_DASK := tests/daskvine tests/conformance tests/notebooks tests/faults tests
 # many tests start processes of their own, and all of them come out right on two cores
 TWO_AT_A_TIME := -n 2 --dist worksteal
 
-.PHONY: demo test test-cluster test-newest lint types bench fuzz lies worker clean
+# what files, folders and disks are to a user who is not root
+WITH_FILES := tests/vineworker tests/vinecore/test_files.py tests/vinecore/test_trees.py tests/vinecore/test_directories.py \
+	tests/vinecore/test_levels.py tests/vinecore/test_minitasks.py tests/vinecore/test_store.py tests/vinecore/test_tasks.py \
+	tests/vinecore/protocol/test_bulk.py tests/faults/test_disks.py tests/faults/test_small_disks.py tests/faults/test_nothing_left.py
+
+.PHONY: demo test test-unprivileged test-cluster test-newest lint types bench fuzz lies worker clean
 
 demo: $(HEP)/.stamp
 	$(HEP)/bin/python -m daskvine.demo
 
 test: $(HEP)/.stamp
 	$(HEP)/bin/python -m pytest $(TWO_AT_A_TIME) --ignore=tests/cluster $(ARGS)
+
+test-unprivileged:
+	PYTHON=$(PYTHON) .ci/as-another-user $(WITH_FILES) $(ARGS)
 
 test-cluster: $(HEP)/.stamp
 	$(HEP)/bin/python -m pytest tests/cluster $(ARGS)

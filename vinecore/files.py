@@ -6,13 +6,13 @@ A file is immutable and has a cache name made from its content; a temporary file
 from __future__ import annotations
 
 import hashlib
-import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vinecore.core.state import FOREVER, TASK, WORKER, WORKFLOW
-from vinecore.protocol import digests, values
+from vinecore.protocol import digests, trees, values
 
 if TYPE_CHECKING:
     from vinecore.manager import Manager
@@ -27,7 +27,7 @@ LEVELS = {
 }
 LEVEL_NUMBERS = {"task": TASK, "workflow": WORKFLOW, "worker": WORKER, "forever": FOREVER}
 
-_hashes: dict[tuple[str, int, int, int], tuple[str, str]] = {}
+_hashes: dict[tuple[str, int, int, int, int], tuple[str, str]] = {}
 
 
 class File:
@@ -116,38 +116,43 @@ def content_name(kind: str, data: bytes) -> str:
 
 
 def path_name(path: Path) -> tuple[str, str]:
-    """Name a file or a directory tree by its content; a directory by its names, modes and links, too.
+    """Name a file or a directory tree by all of it that a task can see; what a tree leaves out is said in `trees`.
 
     Returns
     -------
     name, digest
         The digest is what a file is checked by when it has travelled; "" for a directory.
+
+    Raises
+    ------
+    ValueError
+        It has no content that can travel.
+    OSError
+        It cannot be read.
     """
     if path.is_dir():
-        digest = hashlib.sha256()
-        for place, folders, names in sorted(os.walk(path)):
-            for name in sorted([*folders, *names]):
-                entry = Path(place) / name
-                what = (
-                    os.readlink(entry)
-                    if entry.is_symlink()
-                    else ""
-                    if entry.is_dir()
-                    else _file_hash(entry)[0]
-                )
-                digest.update(
-                    f"{entry.relative_to(path)}|{entry.lstat().st_mode}|{what}\n".encode(
-                        errors="surrogateescape"
-                    )
-                )
+        digest = hashlib.sha256(f"{trees.folder_mode(path.stat().st_mode):o}".encode())
+        for entry in trees.entries(str(path), follow=True):
+            mode, what = entry.about.st_mode, ""
+            if entry.link is not None:
+                about = f"link {entry.link}"
+            elif stat.S_ISDIR(mode):
+                about = f"folder {trees.folder_mode(mode):o}"
+            else:
+                about = f"file {trees.shown_mode(mode):o} {entry.about.st_mtime_ns}"
+                what = _file_hash(Path(entry.path))[0]
+            digest.update(f"{entry.name}\0{about}\0{what}\0\n".encode(errors="surrogateescape"))
         return f"dir-{digest.hexdigest()[:40]}", ""
+    mode = path.stat().st_mode
+    trees.check_kind(str(path), mode)
     content, checked_by = _file_hash(path)
-    return f"file-{content}", checked_by
+    shown = trees.shown_mode(mode)
+    return f"file-{content}" + ("" if shown == trees.PLAIN else f"-{shown:o}"), checked_by
 
 
 def _file_hash(path: Path) -> tuple[str, str]:
     about = path.stat()
-    key = (str(path.resolve()), about.st_size, about.st_mtime_ns, about.st_ino)
+    key = (str(path.resolve()), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
     known = _hashes.get(key)
     if known is None:
         if len(_hashes) > 100_000:

@@ -31,7 +31,7 @@ from vinecore.io.engine import Engine
 from vinecore.io.past import look_back, sweep
 from vinecore.io.scribe import Scribe
 from vinecore.libraries import Context, LibraryTask
-from vinecore.protocol import bulk, digests, records, tls, values, xrootd
+from vinecore.protocol import bulk, digests, records, tls, trees, values, xrootd
 from vinecore.protocol.catalog import configured, parse_servers
 from vinecore.protocol.registry import place
 from vinecore.tasks import PythonTask, Task
@@ -419,20 +419,23 @@ class Manager:
         Raises
         ------
         ValueError
-            There is no such cache level.
+            There is no such cache level; or it, or something in the directory, is a pipe, a socket or a device.
+        OSError
+            It cannot be read.
         """
         level = level_of(cache)
         place = Path(path).absolute()
         if place.exists():
             folder = place.is_dir()
-            (name, digest), size = path_name(place), -1 if folder else place.stat().st_size
+            (name, digest), about = path_name(place), place.stat()
+            size, plain = -1 if folder else about.st_size, trees.shown_mode(about.st_mode) == trees.PLAIN
             self._engine.store.declare(name, str(place))
             self._sources[name] = str(place)
-            # what can be executed has to stay a file with its mode, however small: its size is not told
+            # what has another mode than most has to stay a file with its mode, however small: its size is not told
             self._declare(
                 FileSpec(
                     name,
-                    -1 if os.access(place, os.X_OK) else size,
+                    size if plain else -1,
                     at_manager=True,
                     directory=folder,
                     peer_transfer=peer_transfer,

@@ -116,6 +116,7 @@ def test_a_directory_and_a_file_of_it_are_named_by_what_they_hold(m, tmp_path):
     for name in "ab":
         (tmp_path / name / "sub").mkdir(parents=True)
         (tmp_path / name / "sub" / "file").write_text("same")
+        os.utime(tmp_path / name / "sub" / "file", (1e9, 1e9))
     first, second = (m.declare_file(tmp_path / name).cache_name for name in "ab")
     assert first == second
     (tmp_path / "b" / "sub" / "file").chmod(0o755)

@@ -373,7 +373,7 @@ class Engine:
     def _welcome(self, sock: socket.socket, greeting: dict[str, Any], host: str) -> None:
         """A client has proved that it knows the secret; runs in its own thread."""
         if greeting["role"] == "bulk":
-            bulk.serve(seals.Words(sock, greeting["session"], "server"), self.store)
+            bulk.serve(seals.Words(sock, greeting["session"], "server"), self.store, follow=True)
         elif greeting["role"] == "worker":
             sock.setblocking(False)
             certificate = ("", "") if self._cover is None else certificates.make()

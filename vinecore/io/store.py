@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from vinecore.protocol import INLINE_LIMIT, bulk
+from vinecore.protocol import INLINE_LIMIT, bulk, trees
 
 log = logging.getLogger("vinecore")
 
@@ -37,12 +40,13 @@ class Store:
         self._contents: dict[str, bulk.Content] = {}
         self._own: set[str] = set()  # names of files that are ours to delete
         self._users: Counter[str] = Counter()  # declarations that have not been taken back
-        self._looks: dict[str, tuple[int, ...]] = {}  # of the user's files, when they were declared
+        self._looks: dict[str, tuple[Any, ...]] = {}  # of the user's files, when they were declared
         self._places: dict[str, str] = {}  # where the user wants outputs
         # paths of the user's that go when nobody needs the object any more
         self._doomed: dict[str, set[str]] = {}
         self.undelivered: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._umask = _umask()
         self._folder: str | None = None
         self._counter = 0
         self._closed = False
@@ -65,18 +69,37 @@ class Store:
         bool
             Whether it is new.
         """
-        if isinstance(content, str) and not os.path.isdir(content):
-            look = _look(content)
-            if look[0] <= INLINE_LIMIT and not os.access(content, os.X_OK):
-                content = Path(
-                    content
-                ).read_bytes()  # small: whatever becomes of the file, this is what was declared
+        copied = ""
+        if isinstance(content, str):
+            about = os.stat(content)
+            if not stat.S_ISREG(about.st_mode) or about.st_size > INLINE_LIMIT:
+                self._looks[name] = _look(content)
+            # small: whatever becomes of the file, this is what was declared
+            elif trees.shown_mode(about.st_mode) == trees.PLAIN:
+                content = Path(content).read_bytes()
             else:
-                self._looks[name] = look
+                content = copied = self._copy(content, about.st_mode)
         with self._lock:
-            self._contents[name] = content
+            if not copied or name not in self._own:
+                self._contents[name] = content
+                if copied:
+                    self._own.add(name)
+                    copied = ""
             self._users[name] += 1
-            return self._users[name] == 1
+            new = self._users[name] == 1
+        if copied:  # there is one already
+            bulk.remove(copied)
+        return new
+
+    def _copy(self, path: str, mode: int) -> str:
+        """Take a small file whose mode matters as it is now."""
+        with self._lock:
+            self._counter += 1
+            number = self._counter
+        target = os.path.join(self.folder, str(number))
+        shutil.copyfile(path, target)
+        os.chmod(target, trees.shown_mode(mode))
+        return target
 
     def declared(self, name: str) -> bool:
         """Whether the user has declared this."""
@@ -115,7 +138,7 @@ class Store:
         if look is not None and isinstance(content, str):
             try:
                 same = _look(content) == look
-            except OSError:
+            except (OSError, ValueError):
                 same = False
             if not same:
                 log.warning(
@@ -148,10 +171,11 @@ class Store:
     def store(self, name: str, path: str, digest: str) -> None:
         """Take over what a worker has brought."""
         place = self._places.get(name)
-        size = os.path.getsize(path)
-        if os.path.isdir(path):
+        about = os.stat(path)
+        size = about.st_size
+        if stat.S_ISDIR(about.st_mode):
             digest = ""  # what travelled was an archive of it
-        if os.path.isdir(path) or os.access(path, os.X_OK):
+        if stat.S_ISDIR(about.st_mode) or trees.shown_mode(about.st_mode) != trees.PLAIN:
             size = (
                 -1
             )  # of unknown size: it is fetched as what it is, with its mode, and never put into memory
@@ -159,6 +183,7 @@ class Store:
             try:
                 if os.path.isdir(path) or os.path.isdir(place):
                     bulk.remove(place)
+                self._give(path)
                 shutil.move(path, place)
                 path = place
             except OSError as error:
@@ -172,6 +197,10 @@ class Store:
             self.forget(name)
         else:
             self._stored(name, size, digest)
+
+    def _give(self, path: str) -> None:
+        """Make a file, or all of a directory, such as this user's own programs leave them: theirs to change, and for others as the umask says."""
+        trees.set_modes(path, lambda mode: (mode | 0o200) & ~self._umask)
 
     def forget(self, name: str) -> None:
         """Drop an object, unless the user has declared it; the user's own files stay, except those that were to go with it."""
@@ -209,6 +238,23 @@ def staging(session: str) -> str:
     return f"vine-manager-{session}-" if session else "vine-manager-"
 
 
-def _look(path: str) -> tuple[int, ...]:
+def _look(path: str) -> tuple[Any, ...]:
+    """Give what is another one when a file, or anything in a directory, has been changed; of a directory no content is read."""
+    if os.path.isdir(path):
+        return (hashlib.sha256(repr(trees.look(path)).encode(errors="surrogateescape")).hexdigest(),)
     about = os.stat(path)
-    return about.st_size, about.st_mtime_ns, about.st_ino
+    return about.st_size, about.st_mtime_ns, about.st_ino, trees.shown_mode(about.st_mode)
+
+
+def _umask() -> int:
+    """Give this process's umask; where the system does not tell, it has to be set for a moment."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("Umask:"):
+                    return int(line.split()[1], 8)
+    except OSError:
+        pass
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask

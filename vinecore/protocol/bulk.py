@@ -25,6 +25,7 @@ import os
 import resource
 import shutil
 import socket
+import stat
 import struct
 import tempfile
 import threading
@@ -32,7 +33,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Callable, NamedTuple, Protocol, Union
 
-from vinecore.protocol import INLINE_LIMIT, digests, handshake
+from vinecore.protocol import INLINE_LIMIT, digests, handshake, trees
 from vinecore.protocol.ports import plain
 from vinecore.protocol.seals import Words
 
@@ -133,7 +134,11 @@ class Shelf(Protocol):
 
 
 def serve(
-    words: Words, shelf: Shelf, objection: Callable[[dict[str, Any]], str] = lambda _request: ""
+    words: Words,
+    shelf: Shelf,
+    objection: Callable[[dict[str, Any]], str] = lambda _request: "",
+    *,
+    follow: bool = False,
 ) -> None:
     """Answer requests on one connection until the client closes it.
 
@@ -145,6 +150,8 @@ def serve(
         Where the objects are.
     objection
         Says why a request is refused; "" if it is not.
+    follow
+        Send for links that lead out of a directory what they point to; see `trees.entries`.
 
     Raises
     ------
@@ -161,7 +168,8 @@ def serve(
                 if refusal:
                     words.say({"refused": refusal})
                 elif "get" in request:
-                    _send(words, shelf.find(str(request["get"])), prove=bool(request.get("prove")))
+                    content = shelf.find(str(request["get"]))
+                    _send(words, content, prove=bool(request.get("prove")), follow=follow)
                 else:
                     _receive_put(words, shelf, request)
             except Altered as error:
@@ -186,13 +194,13 @@ def _next_request(words: Words) -> dict[str, Any] | None:
     return request
 
 
-def _send(words: Words, content: Content | None, *, prove: bool = False) -> None:
+def _send(words: Words, content: Content | None, *, prove: bool, follow: bool) -> None:
     if content is None:
         words.say({"gone": "no such object"})
     elif isinstance(content, bytes):
         _send_bytes(words, content, {})
     elif os.path.isdir(content):
-        _send_directory(words, content)
+        _send_directory(words, content, follow=follow)
     else:
         try:
             file = open(content, "rb")  # noqa: SIM115 - closed below
@@ -239,22 +247,44 @@ def _block(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
-def _send_directory(words: Words, folder: str) -> None:
+def _send_directory(words: Words, folder: str, *, follow: bool) -> None:
     with tempfile.TemporaryFile() as packed:
-        size, digest = _pack(folder, packed)
+        size, digest = _pack(folder, packed, follow=follow)
         words.say({"size": size, "directory": True, "digest": digest})
         _send_file(words.sock, packed, size)
 
 
-def _pack(folder: str, packed: BinaryIO) -> Received:
+def _pack(folder: str, packed: BinaryIO, *, follow: bool = False) -> Received:
     import tarfile  # seldom needed, and long to import
 
     with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.add(folder, arcname=".")
+        archive.addfile(_member(".", os.stat(folder)))
+        for entry in trees.entries(folder, follow=follow):
+            member = _member(entry.name, entry.about, entry.link)
+            if member.isreg():
+                with open(entry.path, "rb") as file:
+                    archive.addfile(member, file)
+            else:
+                archive.addfile(member)
     size = packed.tell()
     packed.seek(0)
     packed.flush()
     return Received(size, digests.Follower(packed.fileno()).digest(size))
+
+
+def _member(name: str, about: os.stat_result, link: Union[str, None] = None) -> tarfile.TarInfo:
+    """Describe a part of a tree to who unpacks it: no more than what tasks may see."""
+    import tarfile
+
+    member = tarfile.TarInfo(name)
+    member.mtime = about.st_mtime
+    if link is not None:
+        member.type, member.linkname = tarfile.SYMTYPE, link
+    elif stat.S_ISDIR(about.st_mode):
+        member.type, member.mode = tarfile.DIRTYPE, trees.folder_mode(about.st_mode)
+    else:
+        member.mode, member.size = about.st_mode & 0o777 | 0o400, about.st_size
+    return member
 
 
 def _receive_put(words: Words, shelf: Shelf, request: dict[str, Any]) -> None:
@@ -313,8 +343,9 @@ def receive_content(
 
 
 def _set_mode(path: str, mode: Union[int, None]) -> None:
-    if mode is not None:
-        os.chmod(path, mode & 0o777 | 0o400)
+    """Give a file the mode it has at its source; what was no file there has the usual one, whatever the umask is here."""
+    with contextlib.suppress(PermissionError):  # some file systems have no modes
+        os.chmod(path, 0o644 if mode is None else mode & 0o777 | 0o400)
 
 
 def _receive_unproven(
@@ -437,11 +468,15 @@ def unpack_safely(archive: tarfile.TarFile, folder: str) -> None:
                     f"the archive member {member.name!r} links to {member.linkname!r}, outside of its folder"
                 )
                 raise ValueError(msg)
+        # who unpacks owns it, and can look into it; nothing runs with the rights of somebody else
+        member.uid, member.gid, member.uname, member.gname = os.geteuid(), os.getegid(), "", ""
+        member.mode = member.mode & 0o777 | 0o400
         archive.extract(member, folder, set_attrs=not member.isdir(), **trusted)
         if member.isdir():
-            folders.append((place, member.mode))
+            folders.append((place, trees.folder_mode(member.mode)))
     for place, mode in reversed(folders):  # last, because nothing can be put into one that is read-only
-        os.chmod(place, mode & 0o7777)
+        os.chmod(place, mode | os.stat(place).st_mode & stat.S_ISGID)
+        os.utime(place, (trees.SINGLE_FILE_TIME_S, trees.SINGLE_FILE_TIME_S))
 
 
 def remove(path: str) -> None:
@@ -449,13 +484,25 @@ def remove(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, ignore_errors=True)
         if os.path.isdir(path):
-            for place, _folders, _files in os.walk(path):
-                os.chmod(place, 0o700)
+            _open_folders(path)
             shutil.rmtree(path, ignore_errors=True)
     else:
         try:
             os.unlink(path)
         except FileNotFoundError:
+            pass
+
+
+def _open_folders(path: str) -> None:
+    """Have all folders of a tree such that they can be looked into and emptied, each before what is in it."""
+    waiting = [path]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            os.chmod(folder, 0o700)
+            with os.scandir(folder) as inner:
+                waiting += [entry.path for entry in inner if entry.is_dir(follow_symlinks=False)]
+        except OSError:  # somebody else's, or gone meanwhile
             pass
 
 

@@ -41,7 +41,7 @@ MOST_HOMES = 64
 MOST_WAITING = 10_000
 CLOSE_S = 20.0
 CHUNK = 1 << 20
-BY_CONTENT = re.compile(r"(?:file|buffer|object)-([0-9a-f]{40})")
+BY_CONTENT = re.compile(r"(?:file|buffer|object)-([0-9a-f]{40})(?:-[0-7]{3})?")
 """Names that are digests of what they name."""
 
 

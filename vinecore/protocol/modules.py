@@ -54,8 +54,8 @@ def is_package_module(name: str) -> bool:
     What it is part of decides: a package that is spread over several folders belongs to the environment if all of them do.
     """
     top = name.partition(".")[0]
-    if top in ENGINE:
-        return True
+    if top in ENGINE or top == "__main__":
+        return top != "__main__"
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):  # the latter for `__main__`, and for modules that were made by hand

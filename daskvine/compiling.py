@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import types
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
@@ -23,6 +24,7 @@ from daskvine.merge import Merge, read
 from vinecore.errors import note
 from vinecore.manager import Manager
 from vinecore.protocol import INLINE_LIMIT, values
+from vinecore.protocol.modules import is_own_module
 
 PLAIN = values.PLAIN | {slice, values.Input, values.Shared}
 WORTH_SHARING = 256
@@ -40,6 +42,7 @@ HELPERS = (
 )
 for travels in (vertex, ttrees):  # workers need not have this package
     cloudpickle.register_pickle_by_value(travels)
+CODE = (type, types.FunctionType, types.BuiltinFunctionType)
 MODULE_NAME = re.compile(rb"\x8c.([A-Za-z_][A-Za-z0-9_.]*)")
 
 
@@ -339,9 +342,33 @@ def dumps(value: Any) -> bytes:
 
 
 def modules_in(data: bytes) -> set[str]:
-    """Name the modules that a pickle refers to, so that a library can import them before it forks.
+    """Name the modules that a pickle refers to, so that a process can import them before it forks.
 
+    The user's own modules are imported after the fork, but the packages that they refer to need not be.
     Dask alone does not count: what runs a vertex looks for it by name where it is loaded already.
     """
     names = {match.decode() for match in MODULE_NAME.findall(data)} - {"__main__", "dask"}
-    return {name for name in names if name in sys.modules and not name.startswith("daskvine")}
+    found: set[str] = set()
+    for name in names & sys.modules.keys():
+        found |= modules_behind(sys.modules[name])
+    return {name for name in found if not name.startswith("daskvine")}
+
+
+def modules_behind(module: types.ModuleType) -> set[str]:
+    """Name a module; of one that is the user's own also what it refers to, through others of the user's."""
+    found, waiting = {module.__name__}, [module]
+    while waiting:
+        one = waiting.pop()
+        if not is_own_module(one):
+            continue
+        for value in list(vars(one).values()):
+            name = value.__name__ if isinstance(value, types.ModuleType) else _origin(value)
+            if name not in found and isinstance(other := sys.modules.get(name), types.ModuleType):
+                found.add(name)
+                waiting.append(other)
+    return found - {"__main__"}
+
+
+def _origin(value: Any) -> str:
+    name = getattr(value, "__module__", None) if isinstance(value, CODE) else None
+    return name if isinstance(name, str) else ""

@@ -102,6 +102,30 @@ def test_the_context_is_built_once_and_seen_by_all_calls(install, run, shared_ya
     assert "it has: base, names" in str(output)
 
 
+@MODES
+def test_calls_draw_random_numbers_of_their_own(install, run, exec_mode):
+    pytest.importorskip("numpy")
+
+    def context():
+        import random
+
+        from numpy.random import default_rng
+
+        return {"generator": default_rng(), "plain": random.Random()}
+
+    def draw():
+        import random
+
+        import numpy as np
+
+        return random.random(), np.random.random(), generator.random(), plain.random()  # noqa: F821, NPY002 - of the context
+
+    info = [context, [], {}]
+    install("lib", draw, exec_mode=exec_mode, hoisting_modules=["numpy.random"], library_context_info=info)
+    found = [task.output for task in run(*(FunctionCall("lib", "draw") for _ in range(20)))]
+    assert [len(set(values)) for values in zip(*found, strict=True)] == [20] * 4
+
+
 def test_modules_are_imported_before_the_first_slot_is_forked(m, run, tmp_path, shared_yard):
     counter = shared_yard.place("imports")
     (tmp_path / "hoisted.py").write_text(

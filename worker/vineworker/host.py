@@ -28,9 +28,9 @@ import sys
 import time
 from typing import Any, Callable
 
-from vinecore.protocol import context, values
+from vinecore.protocol import context, modules, values
 from vinecore.protocol.messages import LOADING
-from vineworker import slot
+from vineworker import fork_state, slot
 
 PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
@@ -112,21 +112,22 @@ class Host:
                 file.write(slot.pickle_exception(error))
             self._tell({"failed": slot.short(error), "final": True})
             return
-        gc.collect()
-        gc.freeze()  # a collection in a slot must not touch, and so copy, the pages shared with this process
+        _settle()
         self._tell({"up": versions(), "wall_s": time.monotonic() - start})
 
     def _preload(self, names: list[str]) -> None:
+        """Import these now, but for the user's own modules, which each process imports for itself."""
         new = [name for name in names if name not in sys.modules and name not in self._tried]
         for name in new:
             self._tried.add(name)
+            if not modules.is_package_module(name):
+                continue
             try:
                 importlib.import_module(name)
             except BaseException:  # noqa: BLE001, S110 - only a head start: the task that needs it will say what is wrong
                 pass
         if new:  # a collection takes long where much is loaded, and there is one request for every few tasks
-            gc.collect()
-            gc.freeze()
+            _settle()
 
     def _load(self, setup: dict[str, Any]) -> None:
         for name in setup["modules"]:
@@ -157,6 +158,7 @@ class Host:
         status = 1
         try:
             die_with_parent()
+            fork_state.renew()
             self._control.close()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -230,6 +232,13 @@ class Host:
             sys.exit(0)  # the worker is gone
 
 
+def _settle() -> None:
+    """Make ready to fork: a collection in a slot must not touch, and so copy, the pages shared with this process."""
+    gc.collect()
+    fork_state.find_generators()
+    gc.freeze()
+
+
 def versions() -> dict[str, str]:
     """Versions of what matters to pickles."""
     found = {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
@@ -245,6 +254,7 @@ def versions() -> dict[str, str]:
 def main() -> None:
     """Run a host on the descriptor given on the command line."""
     die_with_parent()
+    fork_state.watch()
     Host(socket.socket(fileno=int(sys.argv[1]))).serve()
 
 

@@ -26,6 +26,7 @@ from typing import Any, Callable, Union
 
 from vinecore.protocol import INLINE_LIMIT, digests, values
 from vinecore.protocol.frames import FrameReader, encode
+from vineworker import fork_state
 from vineworker.calls import MOST_IN_FLIGHT, TO_SLOT, Call, Drop, Object, Release, Reply, Write
 
 PATIENCE_S = 0.001
@@ -143,7 +144,6 @@ class Slot:
     def _in_child(self, call: Call) -> Reply:
         """Run a call in a child process; only the child suffers from what the call does to its process."""
         start = time.monotonic()
-        self._load_for_children(call)
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -151,6 +151,7 @@ class Slot:
             try:
                 os.close(read)
                 self._die_with_parent()
+                fork_state.renew()
                 reply = self.run(call)
                 with os.fdopen(write, "wb") as pipe:
                     pipe.write(b"".join(encode([reply])))  # type: ignore[list-item]
@@ -172,16 +173,6 @@ class Slot:
         return Reply(
             call.task, "crash", 0, time.monotonic() - start, {"reason": describe_status(status)}, b""
         )
-
-    def _load_for_children(self, call: Call) -> None:
-        """Load shared objects here, once, so that every child has them; what goes wrong is told by the child."""
-        for name, path in call.shared:
-            try:
-                self._load_shared(name, path)
-            except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-                return
 
     def run(self, call: Call) -> Reply:
         """Load what a call needs, call, and serialize what it returns or raises."""
@@ -407,6 +398,7 @@ def run_single(sock: socket.socket, progress: int) -> None:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+            fork_state.forget_temporary_folder()
             reply = slot.run(message)
             reply.info["modules"] = _imported_since(before)
             usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -1,0 +1,128 @@
+"""Modules of the user's own: each process imports them for itself, as they are now."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import textwrap
+
+import dask
+import numpy as np
+import pytest
+
+from daskvine import DaskVine
+from daskvine.compiling import modules_behind
+
+TASKS = 30
+OWN = """
+    import asyncio, os, pathlib, queue, threading
+    import numpy as np
+
+    IMPORTED_BY = os.getpid()
+    HERE = pathlib.Path(__file__).parent
+    handle = open(HERE / "numbers.bin", "rb", buffering=0)
+    archive = np.load(HERE / "arrays.npz")
+    asked, answers = queue.Queue(), queue.Queue()
+
+
+    def answer():
+        while True:
+            answers.put(asked.get() ** 2)
+
+
+    threading.Thread(target=answer, daemon=True).start()
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+
+
+    def from_handle(number):
+        found = []
+        for place in range(100):
+            handle.seek(8 * (number + place))
+            found.append(int.from_bytes(handle.read(8), "big") - place)
+        return found == [number] * 100
+
+
+    def from_archive(number):
+        return bool((archive[f"a{number}"] == number).all())
+
+
+    def through_thread(number):
+        asked.put(number)
+        return answers.get(timeout=60) == number**2
+
+
+    async def double(number):
+        return 2 * number
+
+
+    def through_loop(number):
+        return asyncio.run_coroutine_threadsafe(double(number), loop).result(60) == 2 * number
+
+
+    def imported_here(number):
+        return IMPORTED_BY == os.getpid()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of the user's, on the path of imports of this process and of its workers."""
+    folder = tmp_path_factory.mktemp("analysis")
+    folder.joinpath("numbers.bin").write_bytes(b"".join(n.to_bytes(8, "big") for n in range(TASKS + 100)))
+    np.savez(folder / "arrays.npz", **{f"a{n}": np.full(5_000, n) for n in range(TASKS)})
+    before = set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setenv("PYTHONPATH", str(folder), prepend=":")
+        yield folder
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and str(folder) in sys.modules[name].__file__:
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def m(folder):
+    with DaskVine.local(cores=2) as m:
+        yield m
+
+
+def write(folder, name, text):
+    folder.joinpath(f"{name}.py").write_text(textwrap.dedent(text))
+    importlib.invalidate_caches()
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize(
+    "function", ["from_handle", "from_archive", "through_thread", "through_loop", "imported_here"]
+)
+def test_what_a_module_opens_or_starts_when_it_is_imported_works_in_every_task(
+    m, folder, task_mode, function
+):
+    function = getattr(write(folder, "mine_opens", OWN), function)
+    options = {"scheduler": m.get, "task_mode": task_mode}
+    dask.compute(*(dask.delayed(function)(n, pure=False) for n in range(2)), **options)  # had it be learnt
+    found = dask.compute(*(dask.delayed(function)(n, pure=False) for n in range(TASKS)), **options)
+    assert found == (True,) * TASKS
+
+
+def test_a_module_that_is_asked_for_is_imported_before_the_fork(m, folder):
+    module = write(
+        folder, "mine_hoisted", "import os\nPID = os.getpid()\ndef pid(n):\n    return PID, os.getppid()"
+    )
+    calls = [dask.delayed(module.pid)(n) for n in range(4)]
+    found = dask.compute(*calls, scheduler=m.get, task_mode="function-calls", import_modules=["mine_hoisted"])
+    assert all(pid == parent for pid, parent in found)
+
+
+def test_packages_that_own_modules_refer_to_are_imported_before_the_fork(m, folder, task_mode):
+    write(
+        folder, "mine_near", "import sys\nBEFORE = 'colorsys' in sys.modules\nfrom colorsys import hsv_to_rgb"
+    )
+    module = write(folder, "mine_far", "import mine_near\ndef before(n):\n    return mine_near.BEFORE")
+    assert modules_behind(module) == {"mine_far", "mine_near", "colorsys", "sys"}
+    assert modules_behind(np) == {"numpy"}
+    options = {"import_modules": ["this"]} if task_mode == "function-calls" else {}  # a library that is new
+    calls = [dask.delayed(module.before)(n) for n in range(4)]
+    dask.compute(*calls, scheduler=m.get, task_mode=task_mode, **options)
+    assert all(dask.compute(*calls, scheduler=m.get, task_mode=task_mode, **options))

@@ -1,0 +1,148 @@
+"""Random numbers that nobody has seeded differ from task to task, as they do with dask's own schedulers; seeded ones are what was asked for."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import sys
+import textwrap
+
+import dask
+import numpy as np
+import pytest
+
+from daskvine import DaskVine
+
+TASKS = 20
+PACKAGE = """
+    import os, random
+    import numpy as np
+
+    IMPORTED_BY = os.getpid()
+    generator = np.random.default_rng()
+    state = np.random.RandomState()
+    state.normal()  # the second of a pair is kept
+    sequence = np.random.SeedSequence()
+    child = np.random.default_rng(np.random.SeedSequence().spawn(1)[0])
+    philox = np.random.Generator(np.random.Philox())
+    plain = random.Random()
+    copied = random.Random()
+    copied.setstate(random.Random(7).getstate())
+    np.random.normal()
+
+    seeded = {
+        "generator": np.random.default_rng(42),
+        "large": np.random.default_rng(0x3034C61A9AE04FF8CB62AB8EC2C4B501),
+        "state": np.random.RandomState(42),
+        "plain": random.Random(42),
+    }
+
+    DRAWS = {
+        "numpy": lambda: np.random.normal(),
+        "python": random.random,
+        "generator": generator.random,
+        "spawned": lambda: generator.spawn(1)[0].random(),
+        "state": state.normal,
+        "sequence": lambda: np.random.default_rng(sequence.spawn(1)[0]).random(),
+        "child": child.random,
+        "philox": philox.random,
+        "plain": plain.random,
+    }
+
+
+    def draw(kind, number):
+        return DRAWS[kind](), IMPORTED_BY == os.getpid()
+
+
+    def draw_seeded(number):
+        return *(float(one.random()) for one in (*seeded.values(), copied)), os.getpid()
+"""
+KINDS = ["numpy", "python", "generator", "spawned", "state", "sequence", "child", "philox", "plain"]
+TORCH = """
+    import torch
+
+    own = torch.Generator()
+    seeded = torch.Generator().manual_seed(42)
+
+
+    def draw(kind, number):
+        return float(torch.rand(1, generator={"default": None, "own": own, "seeded": seeded}[kind]))
+"""
+
+
+@pytest.fixture(scope="module")
+def m(tmp_path_factory):
+    """A vine that has packages of its own, which are imported before any process forks."""
+    folder = tmp_path_factory.mktemp("env") / "lib" / "site-packages"
+    folder.mkdir(parents=True)
+    for name, text in (("vine_draws", PACKAGE), ("vine_torch_draws", TORCH)):
+        (folder / f"{name}.py").write_text(textwrap.dedent(text))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setenv("PYTHONPATH", str(folder), prepend=":")
+        with DaskVine.local(cores=2) as m:
+            yield m
+    sys.modules.pop("vine_draws", None)
+
+
+@pytest.fixture
+def warm(m, task_mode):
+    """Compute something, when the process that forks has imported the package."""
+
+    def compute(function, *args):
+        options = {"scheduler": m.get, "task_mode": task_mode, "progress_disable": True}
+        if task_mode == "function-calls":
+            options["import_modules"] = [function.__module__]
+        dask.compute(dask.delayed(function)(*args, -1), **options)
+        return dask.compute(*(dask.delayed(function)(*args, n, pure=False) for n in range(TASKS)), **options)
+
+    return compute
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_seeded_differs_in_each_task(warm, kind):
+    draws = importlib.import_module("vine_draws")
+    found = warm(draws.draw, kind)
+    assert len({value for value, _here in found}) == TASKS
+    assert not any(here for _value, here in found), "it was to be imported before the fork"
+
+
+def test_what_is_seeded_draws_what_its_seed_gives(warm):
+    draws = importlib.import_module("vine_draws")
+    of_each = {}
+    for *values, pid in warm(draws.draw_seeded):
+        of_each.setdefault(pid, []).append(values)
+    expected = [
+        np.random.default_rng(42),
+        np.random.default_rng(0x3034C61A9AE04FF8CB62AB8EC2C4B501),
+        np.random.RandomState(42),
+        random.Random(42),
+        random.Random(7),
+    ]
+    whole = [[float(one.random()) for one in expected] for _ in range(TASKS + 2)]
+    for found in of_each.values():
+        start = whole.index(found[0])  # an earlier computation may have drawn before
+        assert found == whole[start : start + len(found)]
+        assert start <= 1
+
+
+@pytest.mark.parametrize("kind", ["default", "own"])
+def test_what_pytorch_draws_unseeded_differs_in_each_task(warm, kind):
+    pytest.importorskip("torch")
+    draws = importlib.import_module("vine_torch_draws")
+    assert len(set(warm(draws.draw, kind))) == TASKS
+
+
+def test_what_pytorch_draws_seeded_is_what_its_seed_gives(warm, task_mode):
+    torch = pytest.importorskip("torch")
+    draws = importlib.import_module("vine_torch_draws")
+    first = float(torch.rand(1, generator=torch.Generator().manual_seed(42)))
+    assert set(warm(draws.draw, "seeded")) >= {first}
+
+
+def test_numpy_in_functions_of_the_script_differs_in_each_task(m, task_mode):
+    def draw(number):
+        return np.random.random()  # noqa: NPY002 - the state that all share is the subject
+
+    found = dask.compute(*(dask.delayed(draw)(n) for n in range(TASKS)), scheduler=m.get, task_mode=task_mode)
+    assert len(set(found)) == TASKS

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import pickle
 from typing import Any
 
-from vinecore.protocol import values
+from vinecore.protocol import exceptions
+from vinecore.protocol.exceptions import note as note  # noqa: PLC0414 - for who imports it from here
 
 
 class VineError(Exception):
@@ -14,7 +13,7 @@ class VineError(Exception):
 
 
 class RemoteError(VineError):
-    """A task raised an exception that could not be brought here as itself; its text and traceback are in the message."""
+    """A task raised an exception whose class cannot be loaded here; a class with its name, made from this one, stands in for it."""
 
 
 class TaskFailed(VineError):
@@ -33,46 +32,14 @@ class InsufficientResources(VineError):
     """No worker, of all that there will be, is large enough."""
 
 
-def note(error: BaseException, text: str) -> None:
-    """Add a line to what is shown with an exception."""
-    if hasattr(error, "add_note"):
-        error.add_note(text)
-    else:  # Python 3.10 shows no notes, but keeps them for who looks
-        error.__notes__ = [*getattr(error, "__notes__", []), text]
-
-
 def unpack(payload: bytes) -> BaseException:
-    """Rebuild the exception that a slot has pickled."""
+    """Rebuild the exception that a slot has serialized."""
     try:
-        if payload.startswith(values.MAGIC):
-            error, kind, text, formatted = values.loads(payload)
-        else:
-            error, kind, text, formatted = pickle.loads(payload)
-    except Exception as problem:  # noqa: BLE001 - whatever its class does when it is rebuilt
+        return exceptions.load(payload, RemoteError)
+    except Exception as problem:  # noqa: BLE001 - it came from another process
         return RemoteError(
             f"a task raised an exception that cannot be loaded here: {type(problem).__name__}: {problem}"
         )
-    if isinstance(error, BaseException):
-        _complete(error, set())
-        return error
-    return RemoteError(f"{kind}: {text}\n\n{formatted}")
-
-
-def _complete(error: BaseException, seen: set[int]) -> None:
-    """Set what the constructors of some builtin exceptions set besides ``args``, such as the code of SystemExit; tblib leaves that out."""
-    seen.add(id(error))
-    kind = type(error)
-    maker = next(base for base in kind.__mro__ if "__init__" in vars(base))
-    if (
-        maker.__module__ == "builtins"
-        and kind.__reduce__ is BaseException.__reduce__
-        and maker is not BaseException
-    ):
-        with contextlib.suppress(TypeError):
-            maker.__init__(error, *error.args)  # type: ignore[misc]
-    for other in (error.__cause__, error.__context__, *getattr(error, "exceptions", ())):
-        if isinstance(other, BaseException) and id(other) not in seen:
-            _complete(other, seen)
 
 
 def explain(kind: str, info: dict[str, Any], payload: bytes, what: str, where: str) -> BaseException:

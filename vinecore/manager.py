@@ -369,8 +369,8 @@ class Manager:
             with self._news:
                 self._news.notify_all()
 
-    def load_result(self, task: PythonTask, *, raw: bool) -> Any:
-        """Load what a Python task has returned."""
+    def load_result(self, task: PythonTask, *, raw: bool) -> tuple[Any, Exception | None]:
+        """Load what a Python task has returned; give what its class raised if that went wrong."""
         assert task._ended is not None
         assert task.id is not None
         content: bulk.Content | None = task._ended.payload
@@ -385,13 +385,19 @@ class Manager:
             if content is None:
                 msg = f"the result of task {task.id} went with the manager: read its output before the manager is closed"
                 raise FileNotFoundError(msg)
-        if raw:
-            value: Any = Path(content).read_bytes() if isinstance(content, str) else content
-        else:
-            value = values.load_file(content) if isinstance(content, str) else values.loads(content)
+        value: Any = None
+        problem: Exception | None = None
+        try:
+            if raw:
+                value = Path(content).read_bytes() if isinstance(content, str) else content
+            else:
+                value = values.load_file(content) if isinstance(content, str) else values.loads(content)
+        except Exception as error:  # noqa: BLE001 - code of what it returned
+            errors.note(error, f"task {task.id} has a result that could not be loaded here")
+            problem = error
         if task.output_file is None and not released:
             self._engine.post(e.FilesReleased([name], prune=False))
-        return value
+        return value, problem
 
     # ---- files
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -297,6 +298,7 @@ class PythonTask(Task):
     output_file: File | None = None
     _temp_output = _raw = False
     _value: Any = NOTHING
+    _problem: Exception | None = None  # of a result that could not be loaded here
 
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -319,23 +321,41 @@ class PythonTask(Task):
 
     @property
     def output(self) -> Any:
-        """What the function returned; the exception that it raised; None while it runs or where it could not run."""
+        """What the function returned; the exception that it raised, or that was raised where its result was loaded; None while it runs or where it could not run."""
         ended = self._ended
         if ended is None:
             return None
         if ended.outcome != "success":
             return self.error()
-        if self._value is NOTHING:
+        self._load()
+        return self._value if self._problem is None else self._problem
+
+    def successful(self) -> bool:
+        """Whether the function has returned something that can be loaded here; what stays on a worker is not looked at."""
+        return super().successful() and self._problem_of_result() is None
+
+    def error(self) -> BaseException | None:
+        """Why it did not succeed, as an exception; None if it did."""
+        return super().error() or self._problem_of_result()
+
+    def _problem_of_result(self) -> Exception | None:
+        if self._ended is not None and self._ended.outcome == "success" and not self._temp_output:
+            with contextlib.suppress(FileNotFoundError):  # it went with the manager
+                self._load()
+        return self._problem
+
+    def _load(self) -> None:
+        """Load the result, once."""
+        if self._value is NOTHING and self._problem is None:
             assert self._manager is not None
-            self._value = self._manager.load_result(self, raw=self._raw)
-        return self._value
+            self._value, self._problem = self._manager.load_result(self, raw=self._raw)
 
     def spec(self, manager: Manager, number: int) -> TaskSpec:
         """Describe it to the mind."""
         function = manager.share(self._function)
         payload, inputs = dump_arguments(self._args, self._kwargs)
         options = self._common(manager)
-        self._value = NOTHING
+        self._value, self._problem = NOTHING, None
         if self._raw:
             options["raw"] = True
         result = manager.result_name(number)
@@ -384,7 +404,7 @@ class FunctionCall(PythonTask):
         library = manager.library_of(self._library, self._name)
         payload, inputs = dump_arguments(self._args, self._kwargs)
         result = manager.result_name(number)
-        self._value = NOTHING
+        self._value, self._problem = NOTHING, None
         wanted: tuple[str, ...] = (result,)
         options: dict[str, Any] = ONCE
         if self._temp_output:

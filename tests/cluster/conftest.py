@@ -28,7 +28,7 @@ def yard(hosts, tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
     """This Python, with what calls need."""
-    return carried.write(tmp_path_factory.mktemp("archive") / "python.tar", ("cloudpickle", "tblib"))
+    return carried.write(tmp_path_factory.mktemp("archive") / "python.tar", ("cloudpickle",))
 
 
 @pytest.fixture(scope="session")

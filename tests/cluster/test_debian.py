@@ -88,7 +88,7 @@ def carried(tmp_path_factory):
         if os.path.exists(shared):
             tar.add(os.path.realpath(shared), f"lib/{os.path.basename(shared)}")
         tar.add(sysconfig.get_path("stdlib"), library, filter=wanted)
-        for name in ("cloudpickle", "tblib"):
+        for name in ("cloudpickle",):
             tar.add(os.path.dirname(__import__(name).__file__), f"{library}/site-packages/{name}")
     return archive
 

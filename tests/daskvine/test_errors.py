@@ -14,7 +14,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.daskvine import vertices as v
-from vinecore.errors import RemoteError, TaskCrashed
+from vinecore.errors import TaskCrashed
 
 CALLS = {"task_mode": "function-calls"}
 
@@ -119,15 +119,18 @@ def test_an_exception_class_that_cannot_be_imported(m, task_mode):
     assert type(caught.value).__name__ == "SelectionError"
 
 
-def test_an_exception_that_cannot_be_pickled_is_told_in_words(m, task_mode):
+def test_what_an_exception_holds_and_cannot_be_pickled_is_told_in_words(m, task_mode):
     def fail():
         error = ValueError("holds a lock")
-        error.lock = threading.Lock()
+        error.lock, error.file = threading.Lock(), "x.root"
         raise error
 
-    with pytest.raises(RemoteError, match="ValueError: holds a lock") as caught:
+    with pytest.raises(ValueError, match="holds a lock") as caught:
         m.get({"x": (fail,)}, "x", task_mode=task_mode)
-    assert "in fail" in str(caught.value)
+    assert type(caught.value) is ValueError
+    assert caught.value.file == "x.root"
+    assert repr(caught.value.lock).startswith("<unlocked _thread.lock")
+    assert "its attribute 'lock', a lock, cannot be pickled" in notes_of(caught.value)
     assert "vertex 'x' failed" in notes_of(caught.value)
 
 
@@ -157,6 +160,58 @@ def test_system_exit_is_an_exception_as_any_other(m, task_mode):
         m.get({"x": (sys.exit, 3)}, "x", task_mode=task_mode)
     assert caught.value.code == 3
     assert m.get({"x": (v.inc, 1)}, "x", task_mode=task_mode) == 2
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit, StopIteration, RecursionError])
+def test_what_is_no_common_exception_comes_back_once_and_as_itself(m, task_mode, tmp_path, kind):
+    def fail():
+        v.write_down(tmp_path / "log", "ran")
+        raise kind("said so")
+
+    with pytest.raises(kind) as caught:
+        m.get({"x": (fail,)}, "x", task_mode=task_mode)
+    assert (type(caught.value), caught.value.args) == (kind, ("said so",))
+    assert ", in fail" in "".join(traceback.format_tb(caught.value.__traceback__))
+    assert (tmp_path / "log").read_text() == "ran\n"
+
+
+def test_a_recursion_without_end_in_users_code(m, task_mode):
+    def deeper(n):
+        return deeper(n + 1)
+
+    with pytest.raises(RecursionError) as caught:
+        m.get({"x": (deeper, 0)}, "x", task_mode=task_mode)
+    assert type(caught.value) is RecursionError
+    assert "Previous line repeated" in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_exception_whose_text_raises(m, task_mode):
+    class Speechless(Exception):
+        def __str__(self):
+            raise RuntimeError("no words")
+
+    def fail():
+        raise Speechless(7)
+
+    with pytest.raises(Speechless) as caught:
+        m.get({"x": (fail,)}, "x", task_mode=task_mode)
+    assert caught.value.args == (7,)
+    assert "vertex 'x' failed" in notes_of(caught.value)
+
+
+def test_a_class_of_the_program_is_caught_by_itself(m, task_mode):
+    class SelectionError(Exception):
+        def __init__(self, cut, events):
+            super().__init__(f"{cut} leaves {events} events")
+            self.cut, self.events = cut, events
+
+    def fail():
+        raise SelectionError("pt > 30", 0) from KeyError("pt")
+
+    with pytest.raises(SelectionError, match="pt > 30 leaves 0 events") as caught:
+        m.get({"x": (fail,)}, "x", task_mode=task_mode)
+    assert (caught.value.cut, caught.value.events) == ("pt > 30", 0)
+    assert type(caught.value.__cause__) is KeyError
 
 
 def test_an_error_while_arguments_are_loaded(m, task_mode):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 import pytest
 
@@ -67,6 +68,30 @@ def test_an_exception_is_the_output_and_harms_no_other_call(install, run, exec_m
     bad, good = run(FunctionCall("lib", "add", 1, None), FunctionCall("lib", "add", 1, 2))
     assert isinstance(bad.output, TypeError)
     assert (bad.completed(), bad.successful(), good.output) == (True, False, 3)
+
+
+@MODES
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, RecursionError])
+def test_whatever_a_function_raises_comes_back_once(install, run, tmp_path, exec_mode, kind):
+    def fail(log):
+        chores.note(log, "ran")
+        raise kind("said so")
+
+    install("lib", fail, exec_mode=exec_mode, cores=1)
+    call = run(FunctionCall("lib", "fail", tmp_path / "log"))
+    assert (type(call.output), call.output.args, call.successful()) == (kind, ("said so",), False)
+    assert (tmp_path / "log").read_text() == "ran\n"
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, RecursionError])
+def test_whatever_a_context_raises_is_why_the_library_could_not_be_started(install, run, kind):
+    def build():
+        raise kind("said so")
+
+    install("lib", chores.add, exec_mode="direct", library_context_info=[build])
+    error = run(FunctionCall("lib", "add", 1, y=2)).error()
+    assert (type(error), error.args) == (kind, ("said so",))
+    assert ", in build" in "".join(traceback.format_tb(error.__traceback__))
 
 
 @MODES

@@ -12,7 +12,7 @@ import pytest
 
 from tests import chores
 from tests.support import until
-from vinecore import InsufficientResources, PythonTask, RemoteError, Task, TaskFailed
+from vinecore import InsufficientResources, PythonTask, Task, TaskFailed
 from vinecore.protocol import INLINE_LIMIT
 
 LARGE = 3 * INLINE_LIMIT
@@ -298,7 +298,7 @@ def test_an_exception_is_the_output_with_its_type_and_traceback(run):
     assert "fail" in frames
 
 
-def test_an_exception_that_cannot_be_sent_is_told_in_words(run):
+def test_what_an_exception_holds_that_cannot_be_sent_is_told_in_words(run):
     class Odd(Exception):
         def __init__(self):
             super().__init__("odd words")
@@ -308,8 +308,42 @@ def test_an_exception_that_cannot_be_sent_is_told_in_words(run):
         raise Odd
 
     output = run(PythonTask(fail)).output
-    assert isinstance(output, RemoteError)
-    assert "Odd: odd words" in str(output)
+    assert type(output).__name__ == "Odd"
+    assert output.args == ("odd words",)
+    assert "its attribute 'lock'" in output.__notes__[0]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit, SystemExit, RecursionError])
+def test_whatever_a_function_raises_comes_back_once(run, tmp_path, kind):
+    def fail():
+        with open(tmp_path / "log", "a") as log:
+            log.write("ran\n")
+        raise kind("said so")
+
+    task = run(PythonTask(fail))
+    assert (type(task.output), task.output.args, task.successful()) == (kind, ("said so",), False)
+    assert (tmp_path / "log").read_text() == "ran\n"
+
+
+@pytest.mark.parametrize("size", [1, 1_000_000])
+def test_a_result_that_cannot_be_loaded_here_is_no_success(run, size):
+    here = os.getpid()
+
+    class OnlyThere:
+        def __reduce__(self):
+            return only_elsewhere, (here, b"x" * size)
+
+    def only_elsewhere(pid, _content):
+        if os.getpid() == pid:
+            raise RuntimeError("not in this process")
+        return OnlyThere()
+
+    task = run(PythonTask(OnlyThere))
+    assert task.completed()
+    assert not task.successful()
+    assert isinstance(task.output, RuntimeError)
+    assert task.error() is task.output
+    assert f"task {task.id} has a result that could not be loaded here" in task.output.__notes__
 
 
 @pytest.mark.parametrize("code", [0, 5, "words"])

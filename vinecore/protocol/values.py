@@ -46,6 +46,8 @@ PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 """What pickle takes by itself, in a tenth of the time."""
 IN_PLACE = 1 << 63
 """In the table of unpacked lengths: what loads this buffer unpacks it, too."""
+UNNAMED = "<dynamic-code>"
+"""What cloudpickle says in the place of the name of a file."""
 LARGE_BEHAVIOR = 100
 """A dictionary of so many functions is worth to be serialized once only."""
 OUT_OF_BAND = 4096
@@ -71,16 +73,26 @@ def _cloudpickler() -> Any:
         reducers: dict[type, Callable[[Any], Any]]
 
         def reducer_override(self, obj: Any) -> Any:
+            if type(obj) is types.CodeType:
+                return _reduced_code(self.dispatch_table[types.CodeType], obj)
             reduced = _reduced(self.reducers, obj)
             return super().reducer_override(obj) if reduced is NotImplemented else reduced
 
     return Cloudpickler
 
 
+def _reduced_code(reduce: Callable[[types.CodeType], Any], code: types.CodeType) -> Any:
+    """Reduce code with the name of its file, which cloudpickle leaves out: tracebacks and warnings lead to what the user has written."""
+    make, parts = reduce(code)
+    return make, tuple(code.co_filename if part == UNNAMED else part for part in parts)
+
+
 def _reduced(reducers: dict[type, Callable[[Any], Any]], obj: Any) -> Any:
     reduce = reducers.get(type(obj))
     if reduce is not None:
         return reduce(obj)
+    if isinstance(obj, BaseException):
+        return importlib.import_module("vinecore.protocol.exceptions").reduced(obj)
     # an object of a type that is not written in Python may get a dictionary by being asked for it, and so be pickled as something else
     own = getattr(obj, "__dict__", None) if type(type(obj).__init__) is types.FunctionType else None
     if (

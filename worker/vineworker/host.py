@@ -28,7 +28,7 @@ import sys
 import time
 from typing import Any, Callable
 
-from vinecore.protocol import context, modules, values
+from vinecore.protocol import context, exceptions, modules, values
 from vinecore.protocol.messages import LOADING
 from vineworker import fork_state, slot
 
@@ -109,8 +109,8 @@ class Host:
             self._preload(request["preload"])
         except BaseException as error:  # noqa: BLE001 - whatever the user's modules raise is told, not lost
             with open(request["error"], "wb") as file:
-                file.write(slot.pickle_exception(error))
-            self._tell({"failed": slot.short(error), "final": True})
+                file.write(exceptions.dump(error))
+            self._tell({"failed": exceptions.short(error), "final": True})
             return
         _settle()
         self._tell({"up": versions(), "wall_s": time.monotonic() - start})
@@ -165,8 +165,6 @@ class Host:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._become_slot(request, channel, progress)
             status = 0
-        except KeyboardInterrupt:
-            pass
         except BaseException:  # noqa: BLE001 - the library's log is where a person looks
             sys.excepthook(*sys.exc_info())
         finally:

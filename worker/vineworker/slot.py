@@ -8,23 +8,20 @@ call was running when a slot dies, and blames no other.
 from __future__ import annotations
 
 import base64
-import copyreg
 import importlib
 import inspect
 import mmap
 import os
-import pickle
 import resource
 import socket
 import struct
 import sys
 import time
-import traceback
 from functools import partial
 from itertools import islice
 from typing import Any, Callable, Union
 
-from vinecore.protocol import INLINE_LIMIT, digests, values
+from vinecore.protocol import INLINE_LIMIT, digests, exceptions, values
 from vinecore.protocol.frames import FrameReader, encode
 from vineworker import fork_state
 from vineworker.calls import MOST_IN_FLIGHT, TO_SLOT, Call, Drop, Object, Release, Reply, Write
@@ -137,7 +134,7 @@ class Slot:
         try:
             digest = write_parts(path, parts)
         except OSError as error:
-            self._answer(Reply(task, "unwritten", 0, 0.0, {"reason": short(error)}, b""))
+            self._answer(Reply(task, "unwritten", 0, 0.0, {"reason": exceptions.short(error)}, b""))
         else:
             self._answer(Reply(task, "wrote", values.size_of(parts), 0.0, {"digest": digest}, b""))
 
@@ -219,9 +216,8 @@ class Slot:
                 info["held"] = True
             else:
                 info["digest"] = write_parts(call.result, parts)
-        except BaseException as error:  # the caller gets whatever the user's code raised, SystemExit included
-            if isinstance(error, KeyboardInterrupt):
-                raise
+        # the caller gets whatever the user's code raised: SystemExit, and KeyboardInterrupt, which no signal makes here (see the host)
+        except BaseException as error:  # noqa: BLE001
             if later and isinstance(error, FileNotFoundError) and (lost := _lost(call, error)):
                 return lost
             return Reply(
@@ -229,8 +225,8 @@ class Slot:
                 "exception",
                 0,
                 time.perf_counter() - start,
-                {"text": short(error)},
-                pickle_exception(error),
+                {"text": exceptions.short(error)},
+                exceptions.dump(error),
             )
         return Reply(call.task, "done", size, time.perf_counter() - start, info, payload)
 
@@ -298,70 +294,8 @@ def dump_result(result: Any) -> list[Any]:
     except Exception as error:
         what = f"{type(result).__module__}.{type(result).__qualname__}".replace("builtins.", "")
         hint = "; return a list of what it yields" if inspect.isgenerator(result) else ""
-        error.__notes__ = [
-            *getattr(error, "__notes__", ()),
-            f"what it returned cannot be sent: a {what} cannot be pickled{hint}",
-        ]
+        exceptions.note(error, f"what it returned cannot be sent: a {what} cannot be pickled{hint}")
         raise
-
-
-def short(error: BaseException) -> str:
-    """Type and message in one line."""
-    return f"{type(error).__name__}: {error}"[:500]
-
-
-def pickle_exception(error: BaseException) -> bytes:
-    """Serialize an exception with its cause and traceback, or, if it does not survive that, what can be said about it.
-
-    Returns
-    -------
-    bytes
-        A value: ``(exception or None, type name, text, formatted traceback)``.
-    """
-    formatted = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    about = (type(error).__name__, str(error), formatted)
-    try:
-        _make_picklable(error)
-        data = values.dumps((error, *about))
-        values.loads(data)
-    except Exception:  # noqa: BLE001 - it does not survive pickling: then its words must do
-        return pickle.dumps((None, *about), protocol=4)
-    return data
-
-
-def _make_picklable(error: BaseException) -> None:
-    """Teach pickle an exception, all that is behind it, and their tracebacks; without tblib these come as text."""
-    try:
-        support = importlib.import_module("tblib.pickling_support")
-    except ImportError:
-        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        error.__notes__ = [*getattr(error, "__notes__", ()), f"on the worker:\n{text}"]
-        return
-    support.install(error)
-
-    def from_arguments(one: BaseException) -> tuple[Any, ...]:
-        about = (
-            type(one),
-            one.args,
-            one.__cause__,
-            one.__traceback__,
-            one.__context__,
-            one.__suppress_context__,
-            getattr(one, "__notes__", None),
-        )
-        return support.unpickle_exception, about, one.__dict__ or None
-
-    waiting, seen = [error], set()
-    while waiting:
-        one = waiting.pop()
-        seen.add(id(one))
-        kind = type(one)
-        # those that Python itself initializes, such as SystemExit and UnicodeDecodeError, are empty if they are not made from their arguments
-        if type(kind.__init__) is type(object.__init__) and kind.__reduce__ is BaseException.__reduce__:
-            copyreg.pickle(kind, from_arguments)
-        waiting += [
-            other for other in (one.__cause__, one.__context__) if other is not None and id(other) not in seen
-        ]
 
 
 def describe_status(status: int) -> str:

@@ -12,11 +12,12 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
-from pathlib import PurePosixPath
 from types import ModuleType
 from typing import Any
 
+from vinecore import checks
 from vinecore.files import File
+from vinecore.tasks import inside
 
 Check = Callable[[Any], Any]
 
@@ -41,9 +42,12 @@ def merged(values: list[tuple[str, ...] | None]) -> tuple[str, ...]:
 
 def boolean(value: object) -> bool:
     """Take True or False."""
-    if not isinstance(value, bool):
+    if not isinstance(value, bool) and type(value).__name__ not in (
+        "bool_",
+        "bool",
+    ):  # the latter are NumPy's
         raise TypeError
-    return value
+    return bool(value)
 
 
 def boolean_or_function(value: object) -> object:
@@ -84,7 +88,7 @@ def text(value: object) -> str:
         raise TypeError
     if not value:
         raise ValueError
-    return value
+    return checks.text("text", value)
 
 
 def function(value: object) -> Callable[..., Any]:
@@ -140,24 +144,18 @@ def env_vars(value: object) -> dict[str, str | Callable[..., str]]:
         if not isinstance(name, str) or not (isinstance(setting, str) or callable(setting)):
             msg = f"not so for {name!r}"
             raise TypeError(msg)
-        if not name or "=" in name or "\0" in name:
-            msg = f"{name!r} cannot be the name of a variable"
-            raise ValueError(msg)
+        checks.variable(name, setting if isinstance(setting, str) else "")
     return variables
 
 
 def extra_files(value: object) -> dict[Any, str]:
     """Take a dict of declared files and the names they get in a sandbox, which stay inside of it."""
     files = _mapping(value)
-    for file, name in files.items():
-        if not isinstance(file, File) or not isinstance(name, str):
+    for file in files:
+        if not isinstance(file, File):
             msg = f"not so for {file!r}; declare it first, for instance with declare_file"
             raise TypeError(msg)
-        path = PurePosixPath(name)
-        if not path.parts or path.is_absolute() or ".." in path.parts:
-            msg = f"{name!r} is not a name inside a sandbox"
-            raise ValueError(msg)
-    return files
+    return {file: inside(name) for file, name in files.items()}
 
 
 def environment(value: object) -> Any:
@@ -210,14 +208,12 @@ def _resource(name: object, amount: object, names: tuple[str, ...]) -> float:
         hint = nearest(name, names) if isinstance(name, str) else ""
         msg = f"{name!r} is not known{hint}"
         raise ValueError(msg)
-    if isinstance(amount, bool) or not isinstance(amount, Real):
-        msg = f"{name} is not a number"
-        raise TypeError(msg)
-    amount = float(amount)
-    if not (math.isfinite(amount) and amount >= 0):
-        msg = f"{name} is not a finite number, 0 or more"
-        raise ValueError(msg)
-    if name == "slots" and (amount < 1 or not amount.is_integer()):
-        msg = "slots is not an integer, 1 or more"
-        raise ValueError(msg)
-    return int(amount) if amount.is_integer() else amount
+    check: Callable[..., Any] = _AMOUNTS.get(str(name), checks.number)
+    return check(str(name), amount)  # type: ignore[no-any-return]
+
+
+_AMOUNTS: dict[str, Callable[..., Any]] = {
+    "memory": checks.megabytes,
+    "disk": checks.megabytes,
+    "slots": checks.slots,
+}

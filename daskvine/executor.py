@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 import os
@@ -21,6 +22,7 @@ from daskvine.graph import Graph, flat_keys, nested, normalize, without_collecto
 from daskvine.merge import rewrite
 from daskvine.options import Options
 from daskvine.run import GraphRun
+from vinecore import checks
 from vinecore import secrets as password
 from vinecore.core import events as e
 from vinecore.core import instructions as i
@@ -34,6 +36,15 @@ from vinecore.manager import DEFAULT_PORT, Manager
 log = logging.getLogger("daskvine")
 
 LIBRARY = "Dask-Library"
+MOST_LOCAL = 10_000
+ELSEWHERE = {
+    **dict.fromkeys(("n_workers", "num_workers", "nworkers", "processes"), "workers"),
+    **dict.fromkeys(("threads_per_worker", "nthreads", "threads", "ncores"), "cores"),
+    **dict.fromkeys(("memory", "memory_limit"), "memory_mb"),
+    **dict.fromkeys(("disk", "disk_limit"), "disk_mb"),
+    **dict.fromkeys(("local_directory", "scratch_dir"), "workspace"),
+}
+"""What other ways of starting workers call the options of `DaskVine.local`."""
 
 
 class Settings(NamedTuple):
@@ -93,7 +104,7 @@ class DaskVine(Manager):
         Parameters
         ----------
         workers
-            How many worker processes; one that dies is replaced.
+            How many worker processes; one that dies is replaced. With 0 there are none until `scale` asks for some.
         cores, memory_mb, disk_mb
             What each worker offers; None for an equal share of what this machine has.
         workspace
@@ -107,6 +118,12 @@ class DaskVine(Manager):
         DaskVine
             To be used in a ``with`` statement, or closed with `close`: that ends the workers and removes all their files.
         """
+        _check_options(more)
+        workers = checks.whole("workers", workers, 0, MOST_LOCAL)
+        cores = None if cores is None else checks.whole("cores", cores, 1)
+        memory_mb, disk_mb = checks.megabytes("memory_mb", memory_mb), checks.megabytes("disk_mb", disk_mb)
+        if workspace is not None:
+            workspace = checks.path("workspace", workspace)
         folder = Path(tempfile.mkdtemp(prefix="daskvine-"))
         secret = folder / "secret"
         if workspace is not None:
@@ -123,7 +140,7 @@ class DaskVine(Manager):
             raise
         m._closers.append(lambda: shutil.rmtree(folder, ignore_errors=True))
         if cores is None:
-            cores = max(1, _available_cores() // workers)
+            cores = max(1, _available_cores() // max(1, workers))
         try:
             m.factory = Factory(
                 "local",
@@ -371,6 +388,28 @@ class _Shuffling:
 
 
 _SHUFFLING = _Shuffling()
+
+
+def _check_options(given: Mapping[str, Any]) -> None:
+    """Make sure that `DaskVine.local` knows these.
+
+    Raises
+    ------
+    TypeError
+        It does not know one; the message says which one may have been meant.
+    """
+    own = list(inspect.signature(DaskVine.local).parameters)
+    known = [
+        name
+        for name in (*own, *inspect.signature(Manager.__init__).parameters)
+        if name not in ("self", "more")
+    ]
+    for name in given:
+        if name not in known:
+            meant = ELSEWHERE.get(name)
+            hint = f"; use {meant}=..." if meant else checks.nearest(name, known)
+            msg = f"DaskVine.local has no option {name!r}{hint or '; it has: ' + ', '.join(known)}"
+            raise TypeError(msg)
 
 
 def _available_cores() -> int:

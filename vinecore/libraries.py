@@ -7,13 +7,16 @@ import types
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from vinecore import checks
 from vinecore.core.allocation import Request
 from vinecore.core.state import LibrarySpec
 from vinecore.protocol import values
 from vinecore.protocol.context import variables
-from vinecore.tasks import inside
+from vinecore.tasks import declared, inside
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vinecore.files import File
 
 Context = tuple[Callable[..., dict[str, Any]], list[Any], dict[str, Any]]
@@ -44,15 +47,15 @@ class LibraryTask:
         if exec_mode not in ("fork", "direct"):
             msg = f"exec_mode={exec_mode!r}: use 'fork' (a child process for each call) or 'direct' (one call after another in a slot)"
             raise ValueError(msg)
-        self.name, self.exec_mode = name, exec_mode
+        self.name, self.exec_mode = checks.label("name", name), exec_mode
         self.setup: dict[str, Any] = {
             "modules": module_names(modules),
-            "functions": {function.__name__: function for function in functions},
+            "functions": by_name(functions),
             "context": context,
             "before": list(before),
         }
         self._slots: int | None = None
-        self._request: dict[str, float] = {}
+        self._request: dict[str, float | None] = {}
         self._files: list[tuple[File, str]] = []
         self._environment: File | None = None
         self._variables: dict[str, str] = {}
@@ -61,42 +64,40 @@ class LibraryTask:
 
     def set_cores(self, cores: float) -> None:
         """Cores that one unit of the library takes; the default is the whole worker."""
-        self._request["cores"] = cores
+        self._request["cores"] = checks.amount("cores", cores)
 
     def set_memory(self, memory_mb: int) -> None:
         """Megabytes of memory that one unit takes."""
-        self._request["memory"] = memory_mb
+        self._request["memory"] = checks.megabytes("memory", memory_mb)
 
     def set_disk(self, disk_mb: int) -> None:
         """Megabytes of disk that one unit takes."""
-        self._request["disk"] = disk_mb
+        self._request["disk"] = checks.megabytes("disk", disk_mb)
 
     def set_gpus(self, gpus: float) -> None:
         """Gpus that one unit takes."""
-        self._request["gpus"] = gpus
+        self._request["gpus"] = checks.amount("gpus", gpus)
 
     def set_function_slots(self, slots: int) -> None:
         """Calls that run at the same time in one unit; the default is one for each core."""
-        if slots < 1:
-            msg = f"slots={slots}: a library needs at least one"
-            raise ValueError(msg)
-        self._slots = slots
+        self._slots = checks.slots("slots", slots)
 
-    def add_input(self, file: File, remote_name: str) -> None:
+    def add_input(self, file: File, remote_name: str | Path) -> None:
         """Have a file in the folder that the library runs in."""
-        self._files.append((file, inside(remote_name)))
+        self._files.append((declared(file), inside(remote_name)))
 
     def add_environment(self, file: File) -> None:
         """Run the library in this environment (`Manager.declare_poncho`)."""
-        self._environment = file
+        self._environment = declared(file)
 
     def set_env_var(self, name: str, value: str) -> None:
         """Set an environment variable."""
-        self._variables[name] = value
+        name, checked = checks.variable(name, value)
+        self._variables[name] = str(checked)
 
     def set_command(self, prefix: str) -> None:
         """Put a command before the one that starts the library."""
-        self._command = prefix
+        self._command = checks.text("prefix", prefix)
 
     def dump(self) -> bytes:
         """Serialize what the library loads."""
@@ -129,6 +130,37 @@ class LibraryTask:
             options["preload"] = self.preload
         files = tuple(file.cache_name for file, _remote in self._files)
         return LibrarySpec(name, setup, self._slots, request, environment, self.exec_mode, files, options)
+
+
+def by_name(functions: Iterable[Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """Give functions by the names that calls know them by.
+
+    Raises
+    ------
+    TypeError
+        Something cannot be called, or has no name.
+    ValueError
+        Two of them have the same name.
+    """
+    named: dict[str, Callable[..., Any]] = {}
+    for function in functions:
+        name = getattr(function, "__name__", None)
+        if not callable(function) or not isinstance(name, str):
+            what = "has no name to call it by" if callable(function) else "cannot be called"
+            msg = f"{function!r} {what}: a library takes functions, such as those that def makes"
+            raise TypeError(msg)
+        other = named.setdefault(name, function)
+        if other is not function:
+            hint = "give each a name of its own, with def" if name == "<lambda>" else "rename one of them"
+            msg = f"two functions of a library are called {name!r}: {_place(other)} and {_place(function)}. Calls could not tell them apart: {hint}"
+            raise ValueError(msg)
+    return named
+
+
+def _place(function: Callable[..., Any]) -> str:
+    """Say where a function was defined."""
+    code = getattr(function, "__code__", None)
+    return repr(function) if code is None else f"line {code.co_firstlineno} of {code.co_filename}"
 
 
 def module_names(modules: Iterable[types.ModuleType | str]) -> list[str]:

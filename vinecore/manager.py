@@ -19,12 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vinecore import addresses, certificates, errors
+from vinecore import addresses, certificates, checks, errors
 from vinecore import secrets as password
 from vinecore.addresses import Look
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.allocation import Request, parse_mode
+from vinecore.core.allocation import parse_mode
 from vinecore.core.state import WORKFLOW, FileSpec
 from vinecore.files import LEVEL_NUMBERS, File, content_name, level_of, path_name
 from vinecore.io.engine import Engine
@@ -34,10 +34,12 @@ from vinecore.libraries import Context, LibraryTask
 from vinecore.protocol import bulk, digests, records, tls, trees, values, xrootd
 from vinecore.protocol.catalog import configured, parse_servers
 from vinecore.protocol.registry import place
-from vinecore.tasks import PythonTask, Task
+from vinecore.tasks import PythonTask, Task, declared
 from vinecore.versions import REQUIRED, explain_mismatch, package_versions, python_version
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from vinecore.factory import Factory
 
 log = logging.getLogger("vinecore")
@@ -111,23 +113,25 @@ class Manager:
                  password_file: str | Path | None = None, address: str = "", run_info_path: str | Path | bool | None = None, resume: bool = False,
                  ssl: bool | Sequence[str | Path] = False, init_fn: Callable[[Any], None] | None = None, registry: str | Path | bool | None = None,
                  catalog: str | bool | None = None) -> None:  # fmt: skip
-        self.name = records.check_name(name) if name else f"vine-{os.getpid()}"
-        servers = (
-            ()
-            if catalog is False
-            else parse_servers(configured("" if catalog in (None, True) else str(catalog)))
-        )
-        self._shutdown, self._pid = shutdown, os.getpid()
-        if password_file is None:
-            secret, self.password_file = password.user_secret()
-        else:
-            secret, self.password_file = password.read_secret(password_file), Path(password_file)
+        if not callable(init_fn or callable):
+            checks.refuse("init_fn", init_fn, "a function that takes the manager", TypeError)
+        ports, address = _port_range(port), checks.text("address", "" if address is None else address)
+        self.name = records.check_name(name) if name not in (None, "") else f"vine-{os.getpid()}"
+        entered, servers = _registry_folder(registry), _catalog_servers(catalog)
+        if not callable(init_fn or callable):
+            checks.refuse("init_fn", init_fn, "a function that takes the manager", TypeError)
+        ports, address = _port_range(port), checks.text("address", "" if address is None else address)
+        self.name = records.check_name(name) if name not in (None, "") else f"vine-{os.getpid()}"
+        named = "" if catalog is None or isinstance(catalog, bool) else checks.text("catalog", catalog)
+        servers = () if catalog is False else parse_servers(configured(named))
+        self._shutdown, self._pid = checks.flag("shutdown", shutdown), os.getpid()
+        secret, self.password_file = _secret_of(password_file)
         self._session = secrets.token_hex(4)
         folder = _journal_folder(run_info_path)
+        self.resume = resume = checks.flag("resume", resume)
         if resume and folder is None:
             msg = "resume=True needs a journal: say where it is kept, with run_info_path='vine-run-info'"
             raise ValueError(msg)
-        self.resume = resume
         past = look_back(folder, name) if resume and folder is not None else None
         self.resumed = None if past is None else past.journal
         if past is not None:
@@ -140,7 +144,7 @@ class Manager:
         self.ssl_fingerprint = ""
         context = self._make_tls(ssl) if ssl else None
         self._engine = Engine(
-            _port_range(port), address, secret, self.name, python_version(), REQUIRED, self._scribe, context,
+            ports, address, secret, self.name, python_version(), REQUIRED, self._scribe, context,
             session=self._session if resume else "", past=past,
         )  # fmt: skip
         self._numbers = itertools.count(1)
@@ -157,19 +161,20 @@ class Manager:
         self._missing = ""
         self._versions_seen: set[frozenset[tuple[str, str]]] = set()
         self._submitted = self._done = self._failed = 0
-        self._engine.listen(i.TaskEnded, self._task_ended)
-        self._engine.listen(i.FileObtained, self._file_obtained)
-        self._engine.listen(i.LibraryUp, self._library_up)
-        self._engine.listen(i.Missing, self._something_missing)
+        self._listen()
         self._closers: list[Callable[[], None]] = []
         if name:
-            self._announce(
-                "" if registry is False else place("" if registry in (None, True) else str(registry)), servers
-            )
+            self._announce(entered, servers)
         self.factory: Factory | None = None
         atexit.register(self.close)
         if init_fn is not None:
             init_fn(self)
+
+    def _listen(self) -> None:
+        self._engine.listen(i.TaskEnded, self._task_ended)
+        self._engine.listen(i.FileObtained, self._file_obtained)
+        self._engine.listen(i.LibraryUp, self._library_up)
+        self._engine.listen(i.Missing, self._something_missing)
 
     @property
     def port(self) -> int:
@@ -290,26 +295,33 @@ class Manager:
         self._engine.post(e.TasksSubmitted([spec]))
         return number
 
-    def wait(self, timeout: float | str = "wait_forever") -> Task | None:
-        """Give a task that has ended, or None if none does within so many seconds."""
+    def wait(self, timeout: float | timedelta | str | None = "wait_forever") -> Task | None:
+        """Give a task that has ended, or None if none does within so many seconds (or a timedelta)."""
+        if timeout != checks.FOREVER:
+            timeout = checks.timeout("timeout", timeout)
         try:
             return self._ended.popleft()
         except IndexError:
             return self._wait_for(lambda _task: True, timeout)
 
-    def wait_for_tag(self, tag: str, timeout: float | str = "wait_forever") -> Task | None:
+    def wait_for_tag(self, tag: str, timeout: float | timedelta | str | None = "wait_forever") -> Task | None:
         """As `wait`, among the tasks with a tag."""
+        tag = checks.text("tag", tag)
         return self._wait_for(lambda task: task.tag == tag, timeout)
 
-    def wait_for_task_id(self, task_id: int, timeout: float | str = "wait_forever") -> Task | None:
+    def wait_for_task_id(
+        self, task_id: int, timeout: float | timedelta | str | None = "wait_forever"
+    ) -> Task | None:
         """As `wait`, for one task."""
+        task_id = checks.whole("task_id", task_id)
         return self._wait_for(lambda task: task.id == task_id, timeout)
 
-    def _wait_for(self, suits: Callable[[Task], bool], timeout: float | str) -> Task | None:
+    def _wait_for(
+        self, suits: Callable[[Task], bool], timeout: float | timedelta | str | None
+    ) -> Task | None:
         self._engine.check()
-        deadline = (
-            None if timeout == "wait_forever" or float(timeout) < 0 else time.monotonic() + float(timeout)
-        )
+        seconds = checks.timeout("timeout", timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
         with self._news:
             self._waiting += 1
             try:
@@ -339,7 +351,7 @@ class Manager:
 
     def cancel_by_task_id(self, task_id: int) -> None:
         """Cancel a task; it comes back through `wait` with the result "cancelled"."""
-        self._engine.post(e.TasksCancelled([task_id]))
+        self._engine.post(e.TasksCancelled([checks.whole("task_id", task_id)]))
 
     def cancel_all(self) -> None:
         """Cancel all tasks that were submitted."""
@@ -429,8 +441,9 @@ class Manager:
         OSError
             It cannot be read.
         """
-        level = level_of(cache)
-        place = Path(path).absolute()
+        level, place = level_of(cache), Path(checks.path("path", path)).absolute()
+        peer_transfer = checks.flag("peer_transfer", peer_transfer)
+        unlink_when_done = checks.flag("unlink_when_done", unlink_when_done)
         if place.exists():
             folder = place.is_dir()
             (name, digest), about = path_name(place), place.stat()
@@ -464,12 +477,12 @@ class Manager:
         self, buffer: str | bytes | None = None, cache: bool | str = False, peer_transfer: bool = True
     ) -> File:
         """Name some bytes, or, with None, a buffer that a task will fill."""
-        level = level_of(cache)
+        level, peer_transfer = level_of(cache), checks.flag("peer_transfer", peer_transfer)
         if buffer is None:
             name, size = self._fresh("buffer"), -1
             self._declare(FileSpec(name, peer_transfer=peer_transfer, level=self._level(name, level)))
         else:
-            data = buffer.encode() if isinstance(buffer, str) else bytes(buffer)
+            data = _bytes_of(buffer)
             name, size = content_name("buffer", data), len(data)
             self._engine.store.declare(name, data)
             spec = FileSpec(name, size, at_manager=True, peer_transfer=peer_transfer, digest=digests.of(data))
@@ -495,7 +508,9 @@ class Manager:
         ValueError
             It is not such an address.
         """
-        level, look = level_of(cache), addresses.look(url)
+        level, url = level_of(cache), checks.label("url", url)
+        peer_transfer = checks.flag("peer_transfer", peer_transfer)
+        look = addresses.look(url)
         name = addresses.name(url, look)
         if (
             url[:5].lower() == "file:"
@@ -513,8 +528,8 @@ class Manager:
 
     def declare_untar(self, tarball: File, cache: bool | str = False, peer_transfer: bool = True) -> File:
         """Name the directory that an archive unpacks to; it is unpacked on the workers, once."""
-        level = level_of(cache)
-        name = f"untar-{tarball.cache_name}"
+        level, peer_transfer = level_of(cache), checks.flag("peer_transfer", peer_transfer)
+        name = f"untar-{declared(tarball).cache_name}"
         number = self._level(name, level)
         self._declare(
             FileSpec(
@@ -534,7 +549,7 @@ class Manager:
             There is no such archive.
         """
         if not isinstance(package, File):
-            if not Path(package).is_file():
+            if not Path(checks.path("package", package)).is_file():
                 msg = f"the environment {package} does not exist: pack one with conda-pack, venv-pack or poncho_package_create"
                 raise FileNotFoundError(msg)
             package = self.declare_file(package, cache)
@@ -595,7 +610,7 @@ class Manager:
         ValueError
             It is no such address.
         """
-        if addresses.check(source) not in xrootd.SCHEMES:
+        if addresses.check(checks.label("source", source)) not in xrootd.SCHEMES:
             msg = f"{source!r} is not the address of a file on an XRootD server: root://server//path"
             raise ValueError(msg)
         if proxy is None and env is None:
@@ -621,7 +636,7 @@ class Manager:
             There is no such package.
         """
         if not isinstance(starch, File):
-            if not Path(starch).is_file():
+            if not Path(checks.path("starch", starch)).is_file():
                 msg = f"the package {starch} does not exist: make one with starch"
                 raise FileNotFoundError(msg)
             starch = self.declare_file(starch, cache, peer_transfer)
@@ -636,7 +651,7 @@ class Manager:
         self, task: Task, source: str, kind: str, name: str, what: str, cache: bool | str, peer_transfer: bool
     ) -> File:
         """Declare what a task makes, and hand the task over to be run when that is needed."""
-        level = level_of(cache)
+        level, peer_transfer = level_of(cache), checks.flag("peer_transfer", peer_transfer)
         if type(task) is not Task or task.outputs:
             msg = (
                 f"{task!r} cannot make a file on demand: use a Task, a shell command, that has no outputs yet"
@@ -660,6 +675,7 @@ class Manager:
         As soon as no task needs it either it is removed from the workers, unless its cache level is "worker" or "forever", and from this
         machine if it was declared with ``unlink_when_done``.
         """
+        declared(file)
         self._engine.store.release(file.cache_name, file.source if file.unlink_when_done else "")
         self._engine.post(e.FilesReleased([file.cache_name], prune=False))
         if file.unlink_when_done and not self._engine.closed:
@@ -669,7 +685,7 @@ class Manager:
 
     def prune_file(self, file: File) -> None:
         """Remove all replicas of a file from the workers, whatever its cache level, and keep its name."""
-        self._engine.post(e.FilesReleased([file.cache_name], prune=True))
+        self._engine.post(e.FilesReleased([declared(file).cache_name], prune=True))
 
     def fetch_file(self, file: File) -> str:
         """Give the content of a file as text."""
@@ -677,6 +693,7 @@ class Manager:
 
     def get_file_replica_count(self, file: File) -> int:
         """Count the workers that have a file, also those that still compare it with what was made."""
+        declared(file)
         return self._engine.call(
             lambda mind: (
                 len(mind.tables.files[file.cache_name].replicas)
@@ -693,7 +710,7 @@ class Manager:
         FileNotFoundError
             It is nowhere, and nothing can make it.
         """
-        if file.kind == "url" and not self.get_file_replica_count(file):  # nobody has it now
+        if declared(file).kind == "url" and not self.get_file_replica_count(file):  # nobody has it now
             copy = Task("cp in out")
             copy.add_input(file, "in")
             fetched = self._make_later(copy, "out", "minitask", "", f"a copy of {file.source}", False, True)
@@ -830,6 +847,10 @@ class Manager:
         ValueError
             Another library has that name.
         """
+        if not isinstance(library, LibraryTask):
+            checks.refuse(
+                "library", library, "a LibraryTask, as m.create_library_from_functions makes it", TypeError
+            )
         setup = self.share_bytes(library.dump())
         spec = library.spec(setup)
         known = self._libraries.get(library.name)
@@ -841,7 +862,7 @@ class Manager:
 
     def remove_library(self, name: str) -> None:
         """Stop a library everywhere; its unfinished calls come back as "missing library"."""
-        known = self._libraries.pop(name, None)
+        known = self._libraries.pop(checks.text("name", name), None)
         if known is not None:
             self._engine.post(e.LibraryRemoved(known[0]))
 
@@ -906,23 +927,23 @@ class Manager:
         """
         if name not in TUNABLE:
             return -1
-        if value < TUNABLE[name]:
-            msg = f"{name}={value!r}: use {TUNABLE[name]} or more"
-            raise ValueError(msg)
-        self._engine.post(e.Tuned(name, value))
+        self._engine.post(e.Tuned(name, checks.whole(name, value, TUNABLE[name])))
         return 0
 
     def set_category_mode(self, category: str | None, mode: str) -> None:
         """Choose how a category learns what its tasks need: fixed, max, min waste, max throughput, or a bucketing mode."""
-        self._engine.post(e.CategorySet(category or "default", parse_mode(mode), None, None, None))
+        known = parse_mode(checks.text("mode", mode))
+        self._engine.post(e.CategorySet(checks.category("category", category), known, None, None, None))
 
     def set_category_resources_max(self, category: str, resources: dict[str, float]) -> None:
         """Set what the tasks of a category get at most, and where they say nothing."""
-        self._engine.post(e.CategorySet(category, None, Request(**resources), None, None))  # type: ignore[arg-type]
+        most = checks.request("resources", resources)
+        self._engine.post(e.CategorySet(checks.category("category", category), None, most, None, None))
 
     def set_category_resources_min(self, category: str, resources: dict[str, float]) -> None:
         """Set what the tasks of a category get at least."""
-        self._engine.post(e.CategorySet(category, None, None, Request(**resources), None))  # type: ignore[arg-type]
+        least = checks.request("resources", resources)
+        self._engine.post(e.CategorySet(checks.category("category", category), None, None, least, None))
 
     # ---- what is going on
 
@@ -976,13 +997,14 @@ class Manager:
         """Count the workers."""
         return self._engine.call(lambda mind: len(mind.tables.workers))
 
-    def wait_for_workers(self, count: int = 1, timeout: float | None = None) -> None:
+    def wait_for_workers(self, count: int = 1, timeout: float | timedelta | str | None = None) -> None:
         """Wait until so many workers are connected.
 
         Raises
         ------
         TimeoutError
         """
+        count, timeout = checks.whole("count", count), checks.timeout("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.workers_connected < count:
             if deadline is not None and time.monotonic() > deadline:
@@ -991,13 +1013,14 @@ class Manager:
             time.sleep(0.01)
 
     def scale(self, count: int) -> None:
-        """Have so many workers, from now on: its factory submits what lacks, and lets idle ones go that are too many.
+        """Have so many workers, from now on: its factory submits what lacks, and lets idle ones go that are too many. With 0 there are none.
 
         Raises
         ------
         RuntimeError
             No factory has been started for this manager.
         """
+        count = checks.whole("count", count)
         self.adapt(count, count)
 
     def adapt(self, minimum: int, maximum: int) -> None:
@@ -1011,6 +1034,7 @@ class Manager:
         if self.factory is None:
             msg = "no factory brings workers to this manager: start one with Factory('local', manager=m).start(), or 'condor', or 'dask'"
             raise RuntimeError(msg)
+        minimum, maximum = checks.whole("minimum", minimum), checks.whole("maximum", maximum)
         self.factory.change(min_workers=minimum, max_workers=maximum)
         if self._engine.call(lambda mind: mind.expected_workers) is not None:
             self._engine.post(e.Tuned("expected-workers", maximum))
@@ -1039,16 +1063,63 @@ def _journal_folder(run_info_path: str | Path | bool | None) -> Path | None:
         run_info_path = os.environ.get("VINE_RUN_INFO_PATH") or False
     if run_info_path is False:
         return None
-    return Path("vine-run-info" if run_info_path is True else run_info_path).expanduser().absolute()
+    path = "vine-run-info" if run_info_path is True else checks.path("run_info_path", run_info_path)
+    return Path(path).expanduser().absolute()
+
+
+def _secret_of(password_file: Any) -> tuple[bytes, Path]:
+    """The secret in a file, or that of this user, and where it is."""
+    if password_file is None:
+        return password.user_secret()
+    path = Path(checks.path("password_file", password_file))
+    return password.read_secret(path), path
+
+
+def _registry_folder(registry: Any) -> str:
+    """Where a manager with a name is entered; "" for nowhere."""
+    usual = registry is None or registry is True
+    return "" if registry is False else place("" if usual else checks.path("registry", registry))
+
+
+def _catalog_servers(catalog: Any) -> tuple[tuple[str, int], ...]:
+    """The catalog servers that a manager with a name reports to."""
+    usual = catalog is None or catalog is True
+    return (
+        ()
+        if catalog is False
+        else parse_servers(configured("" if usual else checks.text("catalog", catalog)))
+    )
+
+
+def _bytes_of(buffer: Any) -> bytes:
+    """Give the bytes of a text, or of what has bytes."""
+    if isinstance(buffer, str):
+        try:
+            return buffer.encode()
+        except UnicodeEncodeError as error:
+            msg = f"this text has no bytes in UTF-8 ({error}): give bytes, such as text.encode(errors='surrogateescape')"
+            raise ValueError(msg) from error
+    try:
+        return bytes(memoryview(buffer))
+    except TypeError:
+        checks.refuse(
+            "buffer", buffer, "bytes, or text (str), or None for a buffer that a task fills", TypeError
+        )
 
 
 def _port_range(port: int | Sequence[int]) -> tuple[int, int]:
     if port == 0 and os.environ.keys() & PORT_VARIABLES:
         return _port_range_of_environment()
-    low, high = (port, port) if isinstance(port, int) else (int(port[0]), int(port[-1]))
-    if not 0 <= low <= high < 65536:
-        msg = f"port={port!r}: use a number from 0 (any) to 65535, or a pair such as (9000, 9100)"
-        raise ValueError(msg)
+    allowed = "a number from 0 (any) to 65535, or a pair such as (9000, 9100)"
+    pair = list(port) if isinstance(port, Sequence) and not isinstance(port, str | bytes) else [port, port]
+    if len(pair) != 2:
+        checks.refuse("port", port, allowed)
+    try:
+        low, high = (checks.whole("port", one, 0, 65535) for one in pair)
+    except (TypeError, ValueError) as error:
+        checks.refuse("port", port, allowed, type(error))
+    if low > high:
+        checks.refuse("port", port, allowed)
     return low, high
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import posixpath
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from vinecore.core.allocation import UNSPECIFIED, Request
+from vinecore import checks
+from vinecore.core.allocation import UNSPECIFIED
 from vinecore.core.instructions import TaskEnded
 from vinecore.core.state import TaskSpec
 from vinecore.files import File
@@ -16,6 +18,8 @@ from vinecore.protocol import values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import timedelta
+    from pathlib import Path
 
     from vinecore.manager import Manager
 
@@ -25,6 +29,14 @@ MADE = ("file", "buffer", "temp")  # what a task may fill
 PLAIN = values.PLAIN | {values.Input}
 ONCE = {"once": True}
 NOTHING = object()
+
+
+def checked(name: str, check: Callable[[str, Any], Any]) -> Any:
+    """Make an attribute of a task that is checked whenever it is set."""
+    slot = f"_{name}"
+    return property(
+        lambda task: getattr(task, slot), lambda task, value: setattr(task, slot, check(name, value))
+    )
 
 
 class Task:
@@ -47,16 +59,30 @@ class Task:
     _outputs: tuple[tuple[File, str, str], ...] = ()
     _inputs: tuple[str, ...] = ()  # cache names, as they were when it was submitted
     _variables: Mapping[str, str | None] = MappingProxyType({})
+    _environment: File | None = None
+    _time_max: float | None = None
+    _command = _tag = ""
+    _category, _priority, _retries = "default", 0.0, 5
+
+    command = checked("command", checks.text)
+    tag = checked("tag", checks.text)
+    category = checked("category", checks.category)
+    priority = checked("priority", checks.priority)
 
     def __init__(self, command: str = "", *, inputs: dict[File, str] | None = None, outputs: dict[File, str] | None = None,
                  env: dict[str, str] | None = None, tag: str = "", category: str = "default", priority: float = 0.0, retries: int = 5,
                  cores: float | None = None, memory: int | None = None, disk: int | None = None, gpus: float | None = None,
                  time_max: float | None = None, environment: File | None = None) -> None:  # fmt: skip
         self.command, self.tag, self.category, self.priority = command, tag, category, priority
-        self._time_max, self._environment = time_max, environment
         self.set_retries(retries)
+        if time_max is not None:
+            self.set_time_max(time_max)
+        if environment is not None:
+            self.add_environment(environment)
         if (cores, memory, disk, gpus) != UNSPECIFIED:
-            self._request = Request(cores, memory, disk, gpus)
+            self._request = checks.request(
+                "resources", {"cores": cores, "memory": memory, "disk": disk, "gpus": gpus}
+            )
         if env:
             for variable, value in env.items():
                 self.set_env_var(variable, value)
@@ -69,65 +95,52 @@ class Task:
 
     # ---- before it is submitted
 
-    def add_input(self, file: File, remote_name: str, *, mount_symlink: bool = False) -> None:
+    def add_input(self, file: File, remote_name: str | Path, *, mount_symlink: bool = False) -> None:
         """Have a file in the task's folder under a name."""
-        self._mounts += ((self._checked(file), inside(remote_name), mount_symlink),)
+        symlink = checks.flag("mount_symlink", mount_symlink)
+        self._mounts += ((declared(file), inside(remote_name), symlink),)
 
     def add_output(
-        self, file: File, remote_name: str, *, success_only: bool = False, failure_only: bool = False
+        self, file: File, remote_name: str | Path, *, success_only: bool = False, failure_only: bool = False
     ) -> None:
         """Take a file out of the task's folder when it has ended."""
         when = "success" if success_only else "failure" if failure_only else "always"
-        if self._checked(file).kind not in MADE:
+        if declared(file).kind not in MADE:
             msg = f"{file!r} cannot be an output: use a file, a buffer or a temp"
             raise TypeError(msg)
         self._outputs += ((file, inside(remote_name), when),)
 
-    def _checked(self, file: Any) -> File:
-        if not isinstance(file, File):
-            msg = f"{file!r} is not a file: declare it first, such as m.declare_file({str(file)!r})"
-            raise TypeError(msg)
-        return file
-
     def add_environment(self, file: File) -> None:
         """Run in this environment (`Manager.declare_poncho`)."""
-        self._environment = self._checked(file)
+        self._environment = declared(file)
 
     def add_starch_package(self, file: File) -> None:
         """Run with the programs and libraries of this package (`Manager.declare_starch`)."""
-        if self._checked(file).kind != "starch":
+        if declared(file).kind != "starch":
             msg = f"{file!r} is not an extracted package: declare it first with m.declare_starch"
             raise TypeError(msg)
         self.add_environment(file)
 
     def set_env_var(self, name: str, value: str | None = None) -> None:
         """Set an environment variable; None takes it away."""
-        if (
-            not isinstance(name, str)
-            or not isinstance(value, str | None)
-            or not name
-            or "=" in name
-            or "\0" in name + (value or "")
-        ):
-            msg = f"{name!r}={value!r} cannot be an environment variable: use strings"
-            raise ValueError(msg)
+        name, value = checks.variable(name, value, none=True)
         self._variables = {**self._variables, name: value}
 
     def set_cores(self, cores: float) -> None:
         """Cores it needs. A task that says nothing of its needs gets a whole worker."""
-        self._request = self._request._replace(cores=cores)
+        self._request = self._request._replace(cores=checks.amount("cores", cores))
 
     def set_memory(self, memory_mb: int) -> None:
         """Megabytes of memory it needs, and may use."""
-        self._request = self._request._replace(memory=memory_mb)
+        self._request = self._request._replace(memory=checks.megabytes("memory", memory_mb))
 
     def set_disk(self, disk_mb: int) -> None:
         """Megabytes of disk it needs, and may use."""
-        self._request = self._request._replace(disk=disk_mb)
+        self._request = self._request._replace(disk=checks.megabytes("disk", disk_mb))
 
     def set_gpus(self, gpus: float) -> None:
         """Gpus it needs."""
-        self._request = self._request._replace(gpus=gpus)
+        self._request = self._request._replace(gpus=checks.amount("gpus", gpus))
 
     def set_category(self, category: str) -> None:
         """Count it among tasks that are alike."""
@@ -143,14 +156,11 @@ class Task:
 
     def set_retries(self, retries: int) -> None:
         """How often it is run again after its process or worker was lost. What the task itself does wrong is never run again."""
-        if retries < 0:
-            msg = f"retries={retries}: use 0 or more"
-            raise ValueError(msg)
-        self._retries = retries
+        self._retries = checks.whole("retries", retries)
 
-    def set_time_max(self, seconds: float) -> None:
-        """Kill it when it has run for so long."""
-        self._time_max = seconds
+    def set_time_max(self, seconds: float | timedelta | None) -> None:
+        """Kill it when it has run for so long: seconds, or a timedelta; None for as long as it likes."""
+        self._time_max = checks.time_max("time_max", seconds)
 
     # ---- after it has ended
 
@@ -227,10 +237,7 @@ class Task:
 
     def spec(self, manager: Manager, number: int) -> TaskSpec:
         """Describe it to the mind."""
-        if "\0" in self.command:
-            msg = "a command cannot hold a NUL character"
-            raise ValueError(msg)
-        self.command.encode()  # what cannot be encoded could not be sent either
+        checks.label("command", self.command)  # one without would do nothing, and be a success
         options: dict[str, Any] = {"command": self.command, **self._common(manager)}
         return self._spec(number, options=options, python=False)
 
@@ -301,7 +308,6 @@ class PythonTask(Task):
     _problem: Exception | None = None  # of a result that could not be loaded here
 
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        super().__init__()
         if not callable(function):
             msg = f"{function!r} cannot be called: give the function itself, then its arguments"
             raise TypeError(msg)
@@ -379,10 +385,11 @@ class FunctionCall(PythonTask):
     """
 
     def __init__(self, library: str, function: str, *args: Any, **kwargs: Any) -> None:
-        Task.__init__(self)
+        if type(library) is not str or type(function) is not str:
+            library, function = checks.label("library", library), checks.label("function", function)
         self._library, self._name, self._args, self._kwargs = library, function, args, kwargs
 
-    def add_input(self, file: File, remote_name: str, *, mount_symlink: bool = False) -> None:
+    def add_input(self, file: File, remote_name: str | Path, *, mount_symlink: bool = False) -> None:
         """Not for function calls: slots have no folder of their own.
 
         Raises
@@ -394,7 +401,7 @@ class FunctionCall(PythonTask):
         raise TypeError(msg)
 
     def add_output(
-        self, file: File, remote_name: str, *, success_only: bool = False, failure_only: bool = False
+        self, file: File, remote_name: str | Path, *, success_only: bool = False, failure_only: bool = False
     ) -> None:
         """Not for function calls: see `add_input`."""
         self.add_input(file, remote_name)
@@ -416,20 +423,35 @@ class FunctionCall(PythonTask):
                         self.category, priority=-self.priority, retries=self._retries, options=options)  # fmt: skip
 
 
-def inside(remote_name: str) -> str:
-    """Check the name that a file has in a task's folder.
+def declared(file: Any) -> File:
+    """Make sure that something is a declared file.
 
     Raises
     ------
-    ValueError
+    TypeError
+        It is something else, such as a path.
+    """
+    if not isinstance(file, File):
+        msg = f"{file!r} is not a file: declare it first, such as m.declare_file({str(file)!r})"
+        raise TypeError(msg)
+    return file
+
+
+def inside(remote_name: str | os.PathLike[str]) -> str:
+    """Check the name that a file has in a task's folder: a text, or a relative Path.
+
+    Raises
+    ------
+    TypeError, ValueError
         It is absolute, or leads out of the folder, or cannot be the name of a file.
     """
-    path = posixpath.normpath(remote_name)
-    if not remote_name or path == "." or path.startswith(("/", "../")) or path == ".." or "\0" in path:
-        msg = f"{remote_name!r} is not a name inside of a task's folder: use one such as 'data/input.root'"
+    given = os.fspath(remote_name) if isinstance(remote_name, os.PathLike) else remote_name
+    name = checks.text("remote_name", given)
+    path = posixpath.normpath(name)
+    if not name or path == "." or path.startswith(("/", "../")) or path == "..":
+        msg = f"{name!r} is not a name inside of a task's folder: use one such as 'data/input.root'"
         raise ValueError(msg)
-    remote_name.encode()  # UnicodeEncodeError is a ValueError
-    return remote_name
+    return name
 
 
 def dump_arguments(args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[bytes, tuple[str, ...]]:

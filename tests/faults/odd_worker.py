@@ -101,6 +101,14 @@ def impatient():
     bulk.STALL_S = 0.5
 
 
+@fault
+def unspeakable():
+    """Says of what the tasks of one core have used what cannot be said."""
+    from vineworker import processes
+
+    processes.measured = lambda _peak: {"cores": float("nan"), "memory": 0, "disk": 0, "wall_s": 0.0}
+
+
 def relayed(alter):
     """Have somebody stand before its port, who alters what it sends."""
     from tests.proxy import Proxy

@@ -14,8 +14,8 @@ import pytest
 from tests import chores
 from tests.proxy import Proxy
 from tests.support import made_and_held, one_result, until, vine_threads, workers_of
-from vinecore import PythonTask, Task
-from vinecore.protocol import bulk
+from vinecore import FunctionCall, PythonTask, Task
+from vinecore.protocol import bulk, frames
 
 ODD = str(Path(__file__).with_name("odd_worker.py"))
 LARGE = 1_000_000
@@ -200,3 +200,75 @@ def test_transfers_that_hang_keep_no_task_waiting(yard):
         assert {one_result(m).result for _ in range(12)} == {"cancelled"}
         worker.send(signal.SIGTERM)
         assert worker.wait() == 0  # and does not wait for them either
+
+
+class Odd(Task):
+    """A task with an option that cannot be sent."""
+
+    def spec(self, manager, number):
+        spec = super().spec(manager, number)
+        return spec._replace(options={**spec.options, "odd": object()})
+
+
+def test_a_task_that_cannot_be_sent_costs_only_itself(yard):
+    m = yard.manager()
+    yard.workers(m, 1, "--cores", "8")
+    others = [Task(f"echo {number}", cores=1) for number in range(6)]
+    odd = Odd("true", cores=1)
+    tasks = [*others[:3], odd, *others[3:]]
+    # at once, so that they share a frame
+    m._engine.call(lambda _mind: [m.submit(task) for task in tasks])
+    ended = [one_result(m) for _ in tasks]
+    assert sorted(task.output for task in ended if task is not odd) == [f"{number}\n" for number in range(6)]
+    assert odd.result == "not sent"
+    assert "object is unsupported" in str(odd.error())
+    assert [worker["id"] for worker in m.summarize_workers()] == [1]
+
+
+def test_arguments_that_are_too_large_for_one_frame_go_in_several_and_what_is_too_large_for_any_fails(
+    yard, monkeypatch
+):
+    m = yard.manager()
+    yard.workers(m, 1, "--cores", "8")
+    monkeypatch.setattr(frames, "MAX_PAYLOAD", 100_000)
+    tasks = [PythonTask(len, bytes(40_000 + number)) for number in range(6)]
+    large = PythonTask(len, bytes(200_000))
+    for task in (*tasks, large):
+        task.set_cores(1)
+    m._engine.call(lambda _mind: [m.submit(task) for task in (*tasks, large)])
+    ended = [one_result(m) for _ in (*tasks, large)]
+    assert sorted(task.output for task in ended if task is not large) == [
+        40_000 + number for number in range(6)
+    ]
+    assert "it takes 200," in str(large.error())
+    assert [worker["id"] for worker in m.summarize_workers()] == [1]
+
+
+def test_a_call_whose_answer_cannot_be_sent_costs_only_itself(yard):
+    m = yard.manager()
+    yard.worker(m, command=odd("unspeakable"))
+    m.submit(Task("echo spoken"))
+    task = one_result(m)
+    assert task.result == "not sent"
+    assert "what its worker says of it cannot be sent" in str(task.error())
+    assert [worker["id"] for worker in m.summarize_workers()] == [1]
+
+
+def test_an_exception_with_half_a_surrogate_pair_is_the_exception(yard):
+    m = yard.manager()
+    yard.workers(m, 1)
+    library = m.create_library_from_functions(
+        "lib", chores.add, library_context_info=[raise_odd_text, [], {}]
+    )
+    m.install_library(library)
+    for task in (PythonTask(raise_odd_text), FunctionCall("lib", "add", 1, 2)):
+        m.submit(task)
+        assert one_result(m) is task
+        assert type(task.output) is ValueError
+        assert task.output.args == ("half \udc80",)
+    assert [worker["id"] for worker in m.summarize_workers()] == [1]
+
+
+def raise_odd_text():
+    msg = "half \udc80"
+    raise ValueError(msg)

@@ -112,7 +112,7 @@ class CategorySet(NamedTuple):
     """How much of a worker the tasks of a category get."""
 
     name: str
-    mode: str
+    mode: str | None
     maximum: Any  # allocation.Request
     minimum: Any
     first_guess: Any

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from vinecore import checks
+
+MOST = 10**15
 WORKERS_OWN = "it is an option of vine_worker: set worker-extra-options (-E)"
 REFUSED = {
     "foremen-name": "there are no foremen, because workers get files from each other: leave it out",
@@ -116,8 +119,10 @@ class Settings:
                 raise ValueError(unknown(name, _CHECKS))
             checked[name] = _CHECKS[name](name, value)
         new = replace(self, **checked)
-        if new.max_workers < max(1, new.min_workers):
-            msg = f"min_workers={new.min_workers}, max_workers={new.max_workers}: use 1 or more, and not more than max_workers"
+        if new.max_workers < new.min_workers:
+            msg = (
+                f"min_workers={new.min_workers}, max_workers={new.max_workers}: use no more than max_workers"
+            )
             raise ValueError(msg)
         return new
 
@@ -186,32 +191,25 @@ def unknown(name: str, known: Any) -> str:
     return f"there is no setting {name!r}; {hint}"
 
 
-def _number(least: float, kind: type, none: bool = False) -> Callable[[str, Any], Any]:
+def _number(least: float, kind: type, none: bool = False, time: bool = False) -> Callable[[str, Any], Any]:
     def check(name: str, value: Any) -> Any:
         if value is None and none:
             return None
-        whole = kind is not int or (
-            isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-        )
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not whole
-            or not least <= value < 1e15
-        ):
-            what = "a whole number" if kind is int else "a number"
-            msg = f"{name}={value!r}: use {what} of {least:g} or more"
-            raise ValueError(msg)
-        return kind(value)
+        try:
+            if kind is int:
+                return checks.whole(name, value, int(least), MOST)
+            return float((checks.seconds if time else checks.number)(name, value, least))
+        except TypeError as error:
+            raise ValueError(str(error)) from None  # as all that may be wrong with a setting
 
     return check
 
 
 def _flag(name: str, value: Any) -> bool:
-    if value not in (True, False):
-        msg = f"{name}={value!r}: use true or false"
-        raise ValueError(msg)
-    return bool(value)
+    try:
+        return checks.flag(name, value)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _text(name: str, value: Any) -> str:
@@ -269,8 +267,9 @@ def _env(name: str, value: Any) -> dict[str, str]:
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "min_workers": _number(0, int), "max_workers": _number(0, int), "workers_per_cycle": _number(0, int),
-    "factory_period": _number(0.01, float), "tasks_per_worker": _number(1, int, none=True), "capacity": _flag,
-    "timeout": _number(1, float), "wall_time": _number(1, float, none=True), "factory_timeout": _number(0, float), "cores": _number(1, int, none=True),
+    "factory_period": _number(0.01, float, time=True), "tasks_per_worker": _number(1, int, none=True), "capacity": _flag,
+    "timeout": _number(1, float, time=True), "wall_time": _number(1, float, none=True, time=True),
+    "factory_timeout": _number(0, float, time=True), "cores": _number(1, int, none=True),
     "memory": _number(1, int, none=True), "disk": _number(1, int, none=True), "gpus": _number(0, int, none=True),
     "condor_requirements": _texts, "batch_options": _text, "env": _env, "wrapper": _text, "python_env": _text, "extra_options": _text,
     "feature": _words(r"[^\s/]+", "one word without a slash"), "workers_blocked": _words(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", "the name of a machine"),

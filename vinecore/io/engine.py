@@ -449,6 +449,7 @@ class Engine:
             _dumps,
             _loads,
             seals.pair(session, "server"),
+            lambda message, reason: self._not_sent(peer, message, reason),
         )
         peer = self._peers[number] = Peer(number, at[0], channel, session)
         peer.here = at[1]
@@ -526,10 +527,30 @@ class Engine:
                 content = file.read()
         peer.channel.send(m.Put(instruction.name, content))
 
+    def _not_sent(self, peer: Peer, message: m.Message, reason: str) -> None:
+        """A message could not be sent: as if its worker had answered that it cannot do what it asks for."""
+        answer = refusal(message, reason)
+        if answer is None:
+            log.error("a message to worker %d could not be sent: %s", peer.number, reason)
+        elif peer.number in self._peers:
+            self.post(e.WorkerSaid(peer.number, answer))
+
     def _disconnect(self, instruction: i.Disconnect) -> None:
         peer = self._peers.get(instruction.worker)
         if peer is not None:
             peer.channel.close(instruction.reason)
+
+
+def refusal(message: m.Message, reason: str) -> m.Message | None:
+    """What a worker would say that cannot do what a message asks for; None if there is nothing that it would say."""
+    why = f"it cannot be sent to a worker: {reason}"
+    if isinstance(message, m.Run):
+        return m.Failed(message.task, "not sent", {"reason": why}, b"")
+    if isinstance(message, m.Library):
+        return m.LibraryFailed(message.name, why, True, b"")
+    if isinstance(message, m.Fetch):
+        return m.FetchFailed(message.name, message.source, why, True)
+    return None
 
 
 def _with_ticket(fetch: m.Fetch, receiver: Peer, source: Peer) -> m.Fetch:

@@ -17,6 +17,9 @@ PROTOCOL_ERROR = "protocol error"
 """How the reason begins for which a connection has ended on which something impossible was said."""
 
 
+MOST_REASON = 500
+
+
 class Channel(asyncio.Protocol):
     """Sends and receives messages over one stream.
 
@@ -32,6 +35,8 @@ class Channel(asyncio.Protocol):
         JSON encoder and decoder.
     seals
         What this end seals its frames with, and the other end its own, if they do.
+    unsent
+        Called with a message that cannot be sent, and the reason, later in the loop. All others of the same turn leave.
     """
 
     def __init__(
@@ -42,10 +47,11 @@ class Channel(asyncio.Protocol):
         dumps: Dumps = json_dumps,
         loads: Loads = json.loads,
         seals: tuple[Union[Seal, None], Union[Seal, None]] = (None, None),
+        unsent: Union[Callable[[Message, str], None], None] = None,
     ) -> None:
         self._seal, theirs = seals
         self._reader = FrameReader(kinds, loads, seal=theirs)
-        self._received, self._lost, self._dumps = received, lost, dumps
+        self._received, self._lost, self._dumps, self._unsent = received, lost, dumps, unsent
         self._outgoing: list[Message] = []
         self._leaving = False  # what is outgoing leaves in this turn of the loop
         self._transport: Union[asyncio.Transport, None] = None
@@ -93,11 +99,28 @@ class Channel(asyncio.Protocol):
     def _flush(self) -> None:
         self._leaving = False
         outgoing, self._outgoing = self._outgoing, []
-        if self._transport is not None and outgoing:
-            parts = encode(outgoing, self._dumps)
-            if self._seal is not None:
-                parts.append(self._seal.make(parts))
-            self._transport.write(b"".join(parts))
+        if outgoing:
+            self._write(outgoing)
+
+    def _write(self, messages: list[Message]) -> None:
+        """Write messages as one frame; where that cannot be, each half of them by itself: what cannot be said is the fault of one of them."""
+        if self._transport is None:
+            return
+        try:
+            parts = encode(messages, self._dumps)
+        except Exception as error:  # noqa: BLE001 - whatever an encoder says of values that it does not know
+            if len(messages) > 1:
+                middle = len(messages) // 2
+                self._write(messages[:middle])
+                self._write(messages[middle:])
+            elif self._unsent is not None and self._loop is not None:
+                self._loop.call_soon(
+                    self._unsent, messages[0], f"{type(error).__name__}: {error}"[:MOST_REASON]
+                )
+            return
+        if self._seal is not None:
+            parts.append(self._seal.make(parts))
+        self._transport.write(b"".join(parts))
 
     def close(self, reason: str = "closed") -> None:
         """Send what is queued and end the connection."""

@@ -91,7 +91,8 @@ def text_of(error: BaseException) -> str:
 
 def short(error: BaseException) -> str:
     """Type and message in one line."""
-    return f"{type(error).__name__}: {text_of(error)}"[:500]
+    words = f"{type(error).__name__}: {text_of(error)}"[:500]
+    return words.encode(errors="backslashreplace").decode()  # half of a surrogate pair cannot be sent
 
 
 def _own(error: BaseException, name: str) -> Any:

@@ -39,9 +39,25 @@ class ProtocolError(Exception):
 _encoder = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
 
+_strict_encoder = json.JSONEncoder(
+    separators=(",", ":"), check_circular=False, ensure_ascii=False, allow_nan=False
+)
+
+
 def json_dumps(value: Any) -> bytes:
-    """Encode with the standard library."""
+    """Encode with the standard library; it takes what only Python's own decoder understands, too."""
     return _encoder.encode(value).encode()
+
+
+def strict_json_dumps(value: Any) -> bytes:
+    """Encode with the standard library what any decoder understands; in texts, half of a surrogate pair becomes a question mark.
+
+    Raises
+    ------
+    ValueError
+        There is an infinite number, or one that is none.
+    """
+    return _strict_encoder.encode(value).encode(errors="replace")
 
 
 def encode(messages: Iterable[Message], dumps: Dumps = json_dumps) -> list[bytes]:
@@ -58,6 +74,11 @@ def encode(messages: Iterable[Message], dumps: Dumps = json_dumps) -> list[bytes
     -------
     list of bytes
         The parts of the frame, to be written one after another.
+
+    Raises
+    ------
+    ValueError
+        Together they are larger than what the other end takes. A JSON encoder may raise other errors.
     """
     lengths: list[int] = []
     payloads: list[bytes] = []
@@ -72,6 +93,9 @@ def encode(messages: Iterable[Message], dumps: Dumps = json_dumps) -> list[bytes
         else:
             body.append((type(message).__name__, *fields))
     text = dumps(body)
+    if len(text) > MAX_TEXT or sum(lengths) > MAX_PAYLOAD:
+        msg = f"it takes {len(text) + sum(lengths):,} bytes, and a message may have {MAX_TEXT:,}, and {MAX_PAYLOAD:,} of arguments or results"
+        raise ValueError(msg)
     return [LENGTH.pack(len(text)), text, *payloads]
 
 

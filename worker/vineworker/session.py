@@ -24,6 +24,7 @@ from typing import Any, Callable, NamedTuple, Optional
 from vinecore.protocol import INLINE_LIMIT, VERSION, bulk, seals, tickets
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import Channel
+from vinecore.protocol.frames import strict_json_dumps
 from vineworker import events as e
 from vineworker import fetching, processes, sandbox, state
 from vineworker import instructions as i
@@ -148,7 +149,12 @@ class Session:
                 over.set_result(reason)
 
         channel = self._channel = Channel(
-            m.FROM_MANAGER, self._received, lost, seals=seals.pair(key, "client")
+            m.FROM_MANAGER,
+            self._received,
+            lost,
+            strict_json_dumps,
+            seals=seals.pair(key, "client"),
+            unsent=self._not_sent,
         )
         self._key = key
         await self._loop.create_connection(lambda: channel, sock=sock)
@@ -205,6 +211,19 @@ class Session:
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return self._state.idle
+
+    def _not_sent(self, message: m.Message, reason: str) -> None:
+        """An answer could not be sent: have its task fail, rather than wait for it for ever."""
+        log.error("%s cannot be sent: %s", type(message).__name__, reason)
+        if isinstance(message, (m.Done, m.Failed)):
+            why = f"what its worker says of it cannot be sent: {reason}"
+            self.say(m.Failed(message.task, "not sent", {"reason": why}, b""))
+        elif isinstance(message, m.LibraryFailed):
+            self.say(
+                message._replace(
+                    payload=b"", reason=f"{message.reason[:1000]} (its exception cannot be sent: {reason})"
+                )
+            )
 
     def say(self, message: m.Message) -> None:
         """Send a message to the manager."""

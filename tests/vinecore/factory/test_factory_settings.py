@@ -24,7 +24,7 @@ from vinecore.factory.settings import REFUSED, Settings, from_json
         ("timeout", "soon", "timeout='soon': use a number"),
         ("timeout", float("nan"), "a number"),
         ("cores", 0, "1 or more"),
-        ("capacity", "yes", "true or false"),
+        ("capacity", "yes", "True or False"),
         ("env", {"A B": "c"}, "use names"),
         ("env", {"A": "b\nc"}, "one line"),
         ("condor_requirements", "a\nb", "one line"),

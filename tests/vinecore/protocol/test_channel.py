@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 
+import msgspec
+import pytest
+
+from vinecore.protocol import frames
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import Channel
+from vinecore.protocol.frames import json_dumps, strict_json_dumps
 
 
 def test_what_nobody_waits_for_leaves_with_the_next_message_or_when_it_is_pushed():
@@ -32,3 +38,64 @@ def test_what_nobody_waits_for_leaves_with_the_next_message_or_when_it_is_pushed
         await asyncio.wait_for(lost.wait(), 60)
 
     asyncio.run(talk())
+
+
+def deep():
+    value: list = []
+    for _ in range(100_000):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("dumps", "value"),
+    [(msgspec.json.encode, object()), (msgspec.json.encode, "\udc80"), (msgspec.json.encode, deep()), (json_dumps, b"bytes"), (json_dumps, deep()),
+     (strict_json_dumps, math.nan), (strict_json_dumps, {1j: 1})],
+    ids=["object", "surrogate", "deep", "bytes", "deep for Python", "NaN", "key"],
+)  # fmt: skip
+@pytest.mark.parametrize("place", range(5))
+def test_a_message_that_cannot_be_encoded_costs_only_itself(dumps, value, place):
+    said = [m.Cancel([number]) for number in range(5)]
+    odd = said[place] = m.Cancel(value)
+    arrived, refused = asyncio.run(exchange(said, dumps))
+    assert arrived == [message for message in said if message is not odd]
+    ((message, reason),) = refused
+    assert message is odd
+    assert 0 < len(reason) <= 600
+
+
+def test_messages_that_are_too_large_together_go_apart_and_one_that_is_too_large_alone_does_not_go(
+    monkeypatch,
+):
+    monkeypatch.setattr(frames, "MAX_PAYLOAD", 1000)
+    said = [m.Put(f"object-{number}", b"x" * 400) for number in range(7)]
+    arrived, refused = asyncio.run(exchange([*said, m.Put("large", b"x" * 1001)], json_dumps))
+    assert arrived == said
+    assert [message.name for message, _reason in refused] == ["large"]
+    assert "1,0" in refused[0][1]
+
+
+def test_half_a_surrogate_pair_arrives_as_a_question_mark_where_any_decoder_has_to_understand():
+    arrived, refused = asyncio.run(exchange([m.Cancel(["a\udc80b", "\N{SNOWMAN}"])], strict_json_dumps))
+    assert (arrived, refused) == ([m.Cancel(["a?b", "\N{SNOWMAN}"])], [])
+
+
+async def exchange(said, dumps):
+    """Say something in one turn of the loop, and give what arrives, and what could not be sent, with the reasons."""
+    arrived, refused = [], []
+    ours, theirs = socket.socketpair()
+    lost = asyncio.Event()
+    here = Channel(
+        (), lambda _said: None, lambda _reason: None, dumps, unsent=lambda *what: refused.append(what)
+    )
+    there = Channel((m.Cancel, m.Put), arrived.extend, lambda _reason: lost.set())
+    there._reader._forms = {"Cancel": lambda _any: True, "Put": lambda _any: True}
+    loop = asyncio.get_running_loop()
+    await loop.create_connection(lambda: there, sock=theirs)
+    await loop.create_connection(lambda: here, sock=ours)
+    for message in said:
+        here.send(message)
+    await asyncio.sleep(0)
+    here.close()
+    await asyncio.wait_for(lost.wait(), 60)
+    return arrived, refused

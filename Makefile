@@ -8,6 +8,7 @@
 #   make lint types    ruff; mypy
 #   make bench         the benchmarks
 #   make fuzz          ten minutes of random lives of a simulated vine
+#   make random-graphs two thousand random graphs, computed again after edits, compared with dask's own scheduler
 #   make worker        the worker as one file, dist/vine_worker.pyz
 #   make lies          a million odd messages to both ends of the protocol
 #   make clean         remove environments, caches and what runs left behind
@@ -57,6 +58,9 @@ bench: $(HEP)/.stamp
 
 fuzz: $(HEP)/.stamp
 	$(HEP)/bin/python -m tests.fuzz $(ARGS)
+
+random-graphs: $(HEP)/.stamp
+	$(HEP)/bin/python -m tests.random_graphs $(ARGS)
 
 # the same bytes from every Python, which needs no environment for it
 worker:

@@ -9,9 +9,10 @@ import subprocess
 import sys
 
 import msgspec
+import psutil
 import pytest
 
-from tests.support import alive
+from tests.support import alive, until
 from vinecore import Manager, journal
 from vinecore import journal as j
 from vinecore.io.past import look_back, sweep
@@ -116,6 +117,14 @@ def test_workers_that_have_ended_or_stayed_away_are_not_waited_for(tmp_path, wri
     )
     write("2", joined(1, "came"), joined(2, HERE, os.getpid()), joined(3, "new", t=100.0), resumes=str(first))
     assert sorted(look_back(tmp_path, None).workers) == sorted([("came", 1), ("new", 1), (HERE, os.getpid())])
+
+
+def test_a_worker_that_has_ended_and_that_nobody_has_waited_for_is_not_waited_for(tmp_path, write):
+    """As in a container, whose first process takes no notice of what ends."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        until(lambda: psutil.Process(ended.pid).status() == psutil.STATUS_ZOMBIE, "its end")
+        write("1", joined(1, HERE, ended.pid), joined(2, HERE, os.getpid()))
+        assert look_back(tmp_path, None).workers == [(HERE, os.getpid())]
 
 
 def test_a_manager_that_still_runs_is_let_alone(tmp_path, write, caplog):

@@ -132,7 +132,13 @@ def _chain(path: Path) -> list[tuple[Path, j.Journal]]:
 
 
 def _has_ended(host: str, process: int) -> bool:
-    return host == socket.gethostname() and not psutil.pid_exists(process)
+    """Whether a process of this machine is over; also if nobody has waited for it, as in a container whose first process waits for none."""
+    if host != socket.gethostname():
+        return False
+    try:
+        return bool(psutil.Process(process).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 class _Reader:

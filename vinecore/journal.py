@@ -13,9 +13,9 @@ Examples
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Union
+from typing import Annotated, Any, Union
 
 import msgspec
 
@@ -25,7 +25,16 @@ MOST_RECENT = "most-recent"
 MANAGER = "manager"
 ARCHIVE = "archive"
 
-Place = int | str
+# what is outside of these has been damaged: whoever reckons with the records need not expect it
+_MOST = 1 << 62
+_AGES = 1e12  # seconds
+Number = Annotated[int, msgspec.Meta(ge=-_MOST, le=_MOST)]
+Amount = Annotated[float, msgspec.Meta(ge=-1e18, le=1e18)]
+Seconds = Annotated[float, msgspec.Meta(ge=-_AGES, le=_AGES)]
+Pid = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Cores = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
+Place = Number | str
 """Where a file comes from or goes to: the number of a worker, "manager", "archive" for what is unpacked there, or an address."""
 
 
@@ -36,18 +45,18 @@ def _kind(name: str) -> str:
 class Record(msgspec.Struct, tag_field="kind", tag=_kind, omit_defaults=True, gc=False):
     """What all records have: ``t``, seconds since the journal began."""
 
-    t: float
+    t: Seconds
 
 
 class Journal(Record):
     """The first line."""
 
-    version: int
-    time: float
+    version: Number
+    time: Annotated[float, msgspec.Meta(ge=0, le=1e11)]
     host: str
-    pid: int
+    pid: Pid
     manager: str
-    port: int
+    port: Port
     daskvine: str
     python: str
     packages: dict[str, str]
@@ -58,21 +67,21 @@ class Journal(Record):
 class WorkerJoined(Record):
     """A worker is connected."""
 
-    worker: int
+    worker: Number
     host: str
     address: str
     python: str
-    cores: int
-    memory_mb: int
-    disk_mb: int
-    gpus: int = 0
-    pid: int = 0
+    cores: Cores
+    memory_mb: Number
+    disk_mb: Number
+    gpus: Number = 0
+    pid: Pid = 0
 
 
 class WorkerLost(Record):
     """A worker's connection has ended, and what it had is gone."""
 
-    worker: int
+    worker: Number
     reason: str
 
 
@@ -81,9 +90,9 @@ class LibraryInstalled(Record):
 
     library: str
     label: str = ""
-    slots: int | None = None
-    cores: float | None = None
-    memory_mb: int | None = None
+    slots: Number | None = None
+    cores: Amount | None = None
+    memory_mb: Number | None = None
     exec_mode: str = "direct"
     files: tuple[str, ...] = ()
 
@@ -98,24 +107,24 @@ class LibraryStarted(Record):
     """A worker was told to start a library, or to grow it."""
 
     library: str
-    worker: int
-    slots: int
-    cores: float
+    worker: Number
+    slots: Number
+    cores: Amount
 
 
 class LibraryUp(Record):
     """A library has started on a worker."""
 
     library: str
-    worker: int
-    seconds: float
+    worker: Number
+    seconds: Seconds
 
 
 class LibraryFailed(Record):
     """A library did not come up on a worker, or has died there."""
 
     library: str
-    worker: int
+    worker: Number
     reason: str
 
 
@@ -123,44 +132,44 @@ class LibraryStopped(Record):
     """A worker was told to stop a library."""
 
     library: str
-    worker: int
+    worker: Number
 
 
 class GraphOpened(Record):
     """A graph begins to arrive."""
 
-    graph: int
+    graph: Number
     label: str = ""
 
 
 class GraphSubmitted(Record):
     """The last task of a graph was submitted."""
 
-    graph: int
+    graph: Number
 
 
 class GraphEnded(Record):
     """A graph is computed, or has failed."""
 
-    graph: int
+    graph: Number
     outcome: str
-    task: int = 0
+    task: Number = 0
     reason: str = ""
 
 
 class GraphClosed(Record):
     """Nobody needs a graph any more: what was unfinished is cancelled."""
 
-    graph: int
+    graph: Number
 
 
 class TaskSubmitted(Record):
     """A task is to be done."""
 
-    task: int
+    task: Number
     label: str
     category: str = "default"
-    graph: int = 0
+    graph: Number = 0
     library: str = ""
     function: str = ""
     inputs: tuple[str, ...] = ()
@@ -168,44 +177,44 @@ class TaskSubmitted(Record):
     result: str = ""
     outputs: tuple[str, ...] = ()
     wanted: tuple[str, ...] = ()
-    cores: float | None = None
-    memory_mb: int | None = None
-    disk_mb: int | None = None
-    gpus: float | None = None
-    priority: float = 0.0
+    cores: Amount | None = None
+    memory_mb: Number | None = None
+    disk_mb: Number | None = None
+    gpus: Amount | None = None
+    priority: Amount = 0.0
     asleep: bool = False
 
 
 class TaskWoken(Record):
     """A task that counted as done is to run."""
 
-    task: int
+    task: Number
     again: bool = False
 
 
 class TaskDispatched(Record):
     """A task was sent to a worker."""
 
-    task: int
-    worker: int
-    attempt: int = 1
-    cores: float | None = None
+    task: Number
+    worker: Number
+    attempt: Number = 1
+    cores: Amount | None = None
 
 
 class TaskDone(Record):
     """A task has ended well on a worker."""
 
-    task: int
-    worker: int
-    wall_s: float
-    size: int = 0
-    attempt: int = 1
-    outputs: dict[str, int] = {}
-    returned: int = 0
-    cpu_s: float | None = None
-    memory_mb: int | None = None
-    disk_mb: int | None = None
-    exit_code: int = 0
+    task: Number
+    worker: Number
+    wall_s: Seconds
+    size: Number = 0
+    attempt: Number = 1
+    outputs: dict[str, Number] = {}
+    returned: Number = 0
+    cpu_s: Seconds | None = None
+    memory_mb: Number | None = None
+    disk_mb: Number | None = None
+    exit_code: Number = 0
     digest: str = ""
     digests: dict[str, str] = {}
 
@@ -213,27 +222,27 @@ class TaskDone(Record):
 class TaskFailed(Record):
     """A task has not ended well on a worker."""
 
-    task: int
-    worker: int
+    task: Number
+    worker: Number
     failure: str
     reason: str = ""
-    attempt: int = 1
-    wall_s: float | None = None
+    attempt: Number = 1
+    wall_s: Seconds | None = None
 
 
 class TaskBack(Record):
     """A task has left a worker without having ended there."""
 
-    task: int
-    worker: int
+    task: Number
+    worker: Number
     reason: str
-    attempt: int = 1
+    attempt: Number = 1
 
 
 class TaskEnded(Record):
     """A task that was submitted by itself is over, and not well."""
 
-    task: int
+    task: Number
     outcome: str
     reason: str = ""
 
@@ -242,7 +251,7 @@ class FileDeclared(Record):
     """The user has named a file."""
 
     file: str
-    size: int = -1
+    size: Number = -1
     at_manager: bool = False
     url: str = ""
     archive: str = ""
@@ -253,22 +262,22 @@ class FileDeclared(Record):
 class FilesFound(Record):
     """A worker has files from before."""
 
-    worker: int
+    worker: Number
     files: tuple[str, ...]
-    sizes: tuple[int, ...]
+    sizes: tuple[Number, ...]
 
 
 class FilesDropped(Record):
     """A worker was told to remove files: nobody needs them there, or their room is needed."""
 
-    worker: int
+    worker: Number
     files: tuple[str, ...]
 
 
 class FilesLost(Record):
     """A worker says that files are damaged or gone."""
 
-    worker: int
+    worker: Number
     files: tuple[str, ...]
 
 
@@ -276,7 +285,7 @@ class ObjectSent(Record):
     """The manager has sent a small object along with its messages."""
 
     file: str
-    to: int
+    to: Number
 
 
 class TransferStarted(Record):
@@ -285,7 +294,7 @@ class TransferStarted(Record):
     file: str
     source: Place
     to: Place
-    size: int = -1
+    size: Number = -1
 
 
 class TransferEnded(Record):
@@ -294,8 +303,8 @@ class TransferEnded(Record):
     file: str
     source: Place
     to: Place
-    bytes: int
-    seconds: float
+    bytes: Number
+    seconds: Seconds
     digest: str = ""
 
 
@@ -305,7 +314,7 @@ class TransferFailed(Record):
     file: str
     source: Place
     to: Place
-    seconds: float
+    seconds: Seconds
     reason: str = ""
 
 
@@ -363,7 +372,9 @@ def find(path: str | Path) -> Path:
     raise FileNotFoundError(msg)
 
 
-def read(path: str | Path, *kinds: type[Record]) -> Iterator[Record]:
+def read(
+    path: str | Path, *kinds: type[Record], damaged: Callable[[int, str], None] | None = None
+) -> Iterator[Record]:
     """Give the records of a journal, in their order, as far as they are written.
 
     The manager may still be writing, or have died while it did: half a line at the end is left out.
@@ -374,13 +385,15 @@ def read(path: str | Path, *kinds: type[Record]) -> Iterator[Record]:
         As for `find`.
     *kinds
         Which records, the first one aside; none for all. The others take no time.
+    damaged
+        Called with the number of each line that is no record, and what is wrong with it; such lines are left out. None makes them an error.
 
     Raises
     ------
     FileNotFoundError
         There is no journal.
     NotAJournal
-        It is something else, or has another version, or is damaged.
+        It is something else, or has another version, or its first line is damaged, or another one and nobody is told.
     """
     path = find(path)
     wanted = tuple(b'{"kind":"%s"' % _kind(kind.__name__).encode() for kind in kinds) or b""
@@ -395,26 +408,29 @@ def read(path: str | Path, *kinds: type[Record]) -> Iterator[Record]:
                 continue
             try:
                 yield _decode(line)
-            except msgspec.MsgspecError as error:
-                msg = f"{path}, line {number} is not a record of a journal ({error}): {line[:100]!r}"
-                raise NotAJournal(msg) from None
+            except (ValueError, RecursionError) as error:
+                what = f"line {number} is not a record of a journal ({error}): {line[:100]!r}"
+                if damaged is None:
+                    msg = f"{path}, {what}"
+                    raise NotAJournal(msg) from None
+                damaged(number, what)
 
 
 def _header(line: bytes, path: Path) -> Journal:
+    said: Any = None
     try:
         said = msgspec.json.decode(line)
         version = said["version"] if said["kind"] == "journal" else None
-    except (msgspec.MsgspecError, LookupError, TypeError):
-        version = None
-    if version is None:
+        header = _decode(line) if version == VERSION else None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        version = header = None
+    if isinstance(header, Journal):
+        return header
+    if version is None or version == VERSION:
         msg = f"{path} is not a journal: its first line is {line[:100]!r}"
         raise NotAJournal(msg)
-    if version != VERSION:
-        msg = f"{path} is a journal of version {version}, and this daskvine reads version {VERSION}: read it with the daskvine that wrote it ({said.get('daskvine', 'unknown')})"
-        raise NotAJournal(msg)
-    header = _decode(line)
-    assert isinstance(header, Journal)
-    return header
+    msg = f"{path} is a journal of version {str(version)[:100]}, and this daskvine reads version {VERSION}: read it with the daskvine that wrote it ({str(said.get('daskvine', 'unknown'))[:100]})"
+    raise NotAJournal(msg)
 
 
 # ---- what the records add up to
@@ -547,10 +563,13 @@ class History:
         The time of the last record.
     closed : bool
         Whether the manager has ended in order.
+    damaged : list of str
+        What is wrong with the lines that could not be read, where those are left out.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
         self.journal: Journal
+        self.damaged: list[str] = []
         self.tasks: dict[int, TaskHistory] = {}
         self.files: dict[str, FileHistory] = {}
         self.workers: dict[int, WorkerHistory] = {}
@@ -675,7 +694,7 @@ class History:
         file.url, file.archive = record.url or file.url, record.archive or file.archive
 
     def _found(self, record: FilesFound) -> None:
-        for name, size in zip(record.files, record.sizes, strict=True):
+        for name, size in zip(record.files, record.sizes, strict=False):  # a line may be damaged
             self.file(name).size = size
         self.others.append(record)
 
@@ -685,17 +704,27 @@ class History:
         file.size = max(file.size, record.bytes)
 
 
-def load(path: str | Path) -> History:
+def load(path: str | Path, *, damaged_too: bool = False) -> History:
     """Read a journal and add up its records.
 
     Parameters
     ----------
     path
         As for `find`.
+    damaged_too
+        Whether one with damaged lines is read as well, as if these had never been written; `History.damaged` has them.
 
     Raises
     ------
     FileNotFoundError, NotAJournal
         As `read`.
     """
-    return History(read(path))
+    damaged: list[str] = []
+    history = History(
+        read(path, damaged=(lambda _number, what: damaged.append(what)) if damaged_too else None)
+    )
+    if not hasattr(history, "journal"):
+        msg = f"{path} is empty: its manager was killed while it began, or its disk was full"
+        raise NotAJournal(msg)
+    history.damaged = damaged
+    return history

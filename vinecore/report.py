@@ -102,8 +102,24 @@ def _uses(history: j.History) -> Iterator[Use]:
 def summary(run: Run) -> str:
     """Describe a run in words and tables."""
     history = run.history
-    parts = [_head(run), _graphs(run), _categories(history), _moved(history), _trouble(run), _busiest(run)]
+    parts = [
+        _damage(history),
+        _head(run),
+        _graphs(run),
+        _categories(history),
+        _moved(history),
+        _trouble(run),
+        _busiest(run),
+    ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _damage(history: j.History) -> str:
+    """Say which lines are damaged, because what they said is missing below."""
+    if not history.damaged:
+        return ""
+    lines = _group("lines of the journal are damaged, and left out", len(history.damaged), history.damaged)
+    return "\n".join(["damaged", *lines])
 
 
 def _head(run: Run) -> str:
@@ -668,7 +684,7 @@ def main(path: Path, picture: Path | None) -> None:
     (default: vine-run-info). The run may still be going on.
     """
     try:
-        run = Run(j.load(path))
+        run = Run(j.load(path, damaged_too=True))
         click.echo(summary(run))
         if picture is not None:
             plot(run, picture)

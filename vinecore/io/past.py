@@ -89,13 +89,13 @@ def is_being_written(path: Path, header: j.Journal) -> bool:
     """Whether the manager that writes a journal is alive; it holds a lock on it, and so may processes that it has forked."""
     if _has_ended(header.host, header.pid):
         return False
-    with path.open("rb") as file:
-        try:
+    try:
+        with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks
-            return False
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks, or a journal that has just gone
+        return False
     return False
 
 
@@ -119,16 +119,23 @@ def _header(path: Path) -> j.Journal | None:
 
 def _chain(path: Path) -> list[tuple[Path, j.Journal]]:
     """The journals that one goes on from, the newest first, with their first lines; some may have been removed."""
-    chain: list[tuple[Path, j.Journal]] = []
-    while path.is_file() and len(chain) < MOST_JOURNALS:
+    chain: dict[Path, j.Journal] = {}
+    while len(chain) < MOST_JOURNALS and path not in chain and _is_file(path):
         header = _header(path)
         if header is None:
             break
-        chain.append((path, header))
+        chain[path] = header
         if not header.resumes:
             break
         path = Path(header.resumes)
-    return chain
+    return list(chain.items())
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no path at all: what names it is damaged
+        return False
 
 
 def _has_ended(host: str, process: int) -> bool:
@@ -159,12 +166,16 @@ class _Reader:
         self._workers: dict[int, tuple[str, int]] = {}
         self._own, self._t, self.closed = "-", 0.0, False
         before = frozenset(self.there)
+        damaged: list[str] = []
         try:
-            for record in j.read(path, *self._takers):
+            for record in j.read(path, *self._takers, damaged=lambda _number, what: damaged.append(what)):
                 self._t = record.t
                 self._takers[type(record)](record)
         except (OSError, j.NotAJournal) as error:
             log.warning("the rest of a journal cannot be read: %s", error)
+        if damaged:
+            log.warning("%s is damaged, and what these lines say is not gone on with: %d in all, the first is %s",
+                        path, len(damaged), damaged[0])  # fmt: skip
         if self._t > RETURN_S:  # who has not come back by then is not waited for any more
             self.there -= before.difference(self._workers.values())
 

@@ -64,11 +64,10 @@ class Addresses:
 
     def _from_xrootd(self, url: str, path: str) -> None:
         variables = {**xrootd.SETTINGS, **{k: v for k, v in os.environ.items() if k != "DISPLAY"}}
-        process = subprocess.Popen(
-            xrootd.command(url, path, sys.executable), cwd="/", env=variables, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
+        process = self._warden.start(
+            xrootd.command(url, path, sys.executable), variables, cwd="/",
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
         )  # fmt: skip
-        self._warden.watch(process.pid)
         try:
             with self._lock:
                 self._children.add(process)
@@ -78,7 +77,7 @@ class Addresses:
         finally:
             with self._lock:
                 self._children.discard(process)
-            self._warden.unwatch(process.pid)
+            self._warden.ended(process.pid)
         if process.returncode == xrootd.NOTHING:
             raise bulk.Gone(xrootd.MISSING)
         if process.returncode:

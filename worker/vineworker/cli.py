@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Optional
 
-from vineworker import __version__
+from vineworker import __version__, inheritance
 from vineworker.resources import detect
 
 if TYPE_CHECKING:
@@ -261,6 +261,7 @@ def parse_address(words: Sequence[str]) -> tuple[str, int]:
 
 def main() -> None:
     """Run the command, and leave without waiting for helper threads: whatever they wait for, all that was theirs has been removed."""
+    inheritance.put_right()
     try:
         code = run()
     except KeyboardInterrupt:  # before the worker has a loop that takes the signal

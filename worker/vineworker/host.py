@@ -15,7 +15,6 @@ or None, "config": {...}}``.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import importlib.util
@@ -30,16 +29,7 @@ from typing import Any, Callable
 
 from vinecore.protocol import context, exceptions, modules, values
 from vinecore.protocol.messages import LOADING
-from vineworker import fork_state, slot
-
-PR_SET_PDEATHSIG = 1
-_prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies, where the kernel can."""
-    if _prctl is not None:
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+from vineworker import descendants, fork_state, slot
 
 
 class Host:
@@ -50,6 +40,7 @@ class Host:
         self._functions: dict[str, Callable[..., Any]] = {}
         self._children: dict[int, int] = {}  # pid -> slot
         self._singles: set[int] = set()  # those that lead a process group
+        self._own: set[int] = set()  # processes that the user's modules or context have started here
         self._tried: set[str] = (
             set()
         )  # modules that somebody wanted here, whether or not they could be imported
@@ -58,9 +49,11 @@ class Host:
         os.set_blocking(self._wake_write, False)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # a batch system may ask all processes of a job to end: the worker answers for this one
-        signal.signal(signal.SIGTERM, lambda _signal, _frame: None)
+        # a batch system may ask all processes of a job to end: the worker answers for this one. Not ignored, because what is
+        # started here would inherit that
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda _signal, _frame: None)
+        descendants.adopt()
 
     def serve(self) -> None:
         """Obey the worker until it closes the socket."""
@@ -112,12 +105,14 @@ class Host:
                 file.write(exceptions.dump(error))
             self._tell({"failed": exceptions.short(error), "final": True})
             return
+        self._own.update(descendants.families(descendants.children_of(os.getpid())))
         _settle()
         self._tell({"up": versions(), "wall_s": time.monotonic() - start})
 
     def _preload(self, names: list[str]) -> None:
         """Import these now, but for the user's own modules, which each process imports for itself."""
         new = [name for name in names if name not in sys.modules and name not in self._tried]
+        before = set(descendants.children_of(os.getpid())) if new else set()
         for name in new:
             self._tried.add(name)
             if not modules.is_package_module(name):
@@ -126,8 +121,9 @@ class Host:
                 importlib.import_module(name)
             except BaseException:  # noqa: BLE001, S110 - only a head start: the task that needs it will say what is wrong
                 pass
-        if new:  # a collection takes long where much is loaded, and there is one request for every few tasks
-            _settle()
+        if new:
+            self._own.update(set(descendants.children_of(os.getpid())) - before)
+            _settle()  # a collection takes long where much is loaded, and there is one request for every few tasks
 
     def _load(self, setup: dict[str, Any]) -> None:
         for name in setup["modules"]:
@@ -157,12 +153,14 @@ class Host:
             return
         status = 1
         try:
-            die_with_parent()
+            descendants.die_with_parent()
+            descendants.adopt()
             fork_state.renew()
             self._control.close()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             self._become_slot(request, channel, progress)
             status = 0
         except BaseException:  # noqa: BLE001 - the library's log is where a person looks
@@ -197,14 +195,13 @@ class Host:
                     pass
 
     def _reap(self) -> None:
-        while self._children:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is None:
-                return
+        """Take leave of what has ended; what it has left behind are children of this process now, and end."""
+        while (ended := _next_ended()) is not None:
             pid = ended.si_pid
             if pid in self._singles:
                 self._singles.discard(pid)
                 self._kill_what_is_left_of(pid)
+            descendants.kill_strays(self._own | self._children.keys())
             _pid, status, usage = os.wait4(pid, 0)
             number = self._children.pop(pid, None)
             if number is not None:
@@ -237,6 +234,14 @@ def _settle() -> None:
     gc.freeze()
 
 
+def _next_ended() -> Any:
+    """Look for a child that has ended, and leave it as it is: so long its number is its own."""
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+
+
 def versions() -> dict[str, str]:
     """Versions of what matters to pickles."""
     found = {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
@@ -251,7 +256,7 @@ def versions() -> dict[str, str]:
 
 def main() -> None:
     """Run a host on the descriptor given on the command line."""
-    die_with_parent()
+    descendants.die_with_parent()
     fork_state.watch()
     Host(socket.socket(fileno=int(sys.argv[1]))).serve()
 

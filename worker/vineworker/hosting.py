@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import deque
 from typing import Any, Callable, Optional
 
@@ -88,15 +89,16 @@ class HostProcess:
         ]
         try:
             with theirs, open(self.log, "ab") as log:
-                self.process = subprocess.Popen(
-                    command, cwd=folder, env=_variables(start.environment, folder, options), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                    pass_fds=[theirs.fileno()], start_new_session=True,
+                self.process = warden.start(
+                    command, _variables(start.environment, folder, options), cwd=folder, stdout=log, stderr=log,
+                    pass_fds=[theirs.fileno()],
                 )  # fmt: skip
         except BaseException:
             self._control.close()
             raise
-        warden.watch(self.process.pid)
         self._loop.add_reader(self._control, self._hear)
+        # the end of file at its socket may never come: what it has started may have inherited the other end
+        threading.Thread(target=self._wait, name="vine-host", daemon=True).start()
         fork = start.library is not None and start.library.exec_mode == "fork"
         self.tell(
             {
@@ -138,16 +140,29 @@ class HostProcess:
         for descriptor in self._unsent.popleft()[1]:
             os.close(descriptor)
 
-    def _hear(self) -> None:
+    def _wait(self) -> None:
+        try:
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+            self._loop.call_soon_threadsafe(self._hear_all)
+        except (ChildProcessError, RuntimeError):  # it has been ended from here, or the loop has ended
+            pass
+
+    def _hear_all(self) -> None:
+        """The process has ended: what it has said before comes first."""
+        while not self.ended and self._hear():
+            pass
+        self._end()
+
+    def _hear(self) -> bool:
         try:
             data = self._control.recv(1 << 17)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if not data:
             self._end()
-            return
+            return False
         news = json.loads(data)
         if "up" in news:
             self._happened(e.HostUp(self.name, news["wall_s"], news["up"]))
@@ -171,6 +186,7 @@ class HostProcess:
                 )
         if self._failed is not None:
             self._end()
+        return True
 
     def _end(self) -> None:
         if self.ended:
@@ -197,7 +213,7 @@ class HostProcess:
 
     def _exit_code(self) -> Optional[int]:
         try:
-            return self.process.wait(MOMENT_S)  # its sockets are closed a moment before it is a zombie
+            return int(self.process.wait(MOMENT_S))  # its sockets are closed a moment before it is a zombie
         except subprocess.TimeoutExpired:
             return None
 
@@ -219,6 +235,8 @@ class HostProcess:
                 self._kill(slot.pid)
         self._kill(self.process.pid)
         self.process.wait()
+        self._warden.ended(self.process.pid)
+        self._warden.end_strays()
         for slot in slots.values():
             slot.exited({"reason": reason, "log": read_end(slot.log, 4000)})
 
@@ -303,7 +321,20 @@ class SlotProcess:
         """The host has seen the process end, or has gone itself."""
         self._exit = info
         self._theirs.close()  # where nobody has forked: the end of the channel is waited for
+        if not self._closed:
+            self._end_channel()
         self._tell_if_over()
+
+    def _end_channel(self) -> None:
+        """Let what the process has written come, and no more: others may have inherited its end of the socket."""
+        loop = asyncio.get_running_loop()
+        try:
+            if sys.platform == "linux":  # where what is in the socket survives that
+                self._ours.shutdown(socket.SHUT_RD)
+        except OSError:  # it is closed
+            pass
+        # calls that nobody reads any more must not be waited for
+        loop.call_later(MOMENT_S, self.channel.abort, "its process has ended")
 
     def _tell_if_over(self) -> None:
         """Replies that are still in the socket come before the news of the death, so wait for both."""

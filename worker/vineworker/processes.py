@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 import time
 from typing import Any, Callable, Optional, Union
 
 from vinecore.protocol import INLINE_LIMIT, bulk
 from vinecore.protocol import messages as m
-from vineworker import sandbox
+from vineworker import descendants, sandbox
 from vineworker.cache import Cache, DiskFull
 from vineworker.calls import Reply
 from vineworker.measuring import Exceeded, Peak, Sampler
+from vineworker.warden import Warden
 
 SAMPLE_S = 0.2
+MOMENT_S = 1.0
 
 
 class Measuring:
@@ -82,16 +83,24 @@ class Command:
 
     Parameters
     ----------
+    warden
+        Starts its process.
     over
         Called in the waiting thread with the exit code: negative for a signal, as `subprocess` has it.
     """
 
     def __init__(
-        self, run: m.Run, folder: str, output: str, prefix: list[str], over: Callable[[Command, int], None]
+        self,
+        run: m.Run,
+        folder: str,
+        output: str,
+        prefix: list[str],
+        warden: Warden,
+        over: Callable[[Command, int], None],
     ) -> None:
         self.run, self.folder, self.output = run, folder, output
         self.started = time.monotonic()
-        self._over = over
+        self._over, self._warden = over, warden
         self._lock = threading.Lock()
         variables = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
         for name, value in sandbox.environment(run.options, folder).items():
@@ -100,9 +109,9 @@ class Command:
             else:
                 variables[name] = value
         with open(output, "ab") as log:
-            self.process = subprocess.Popen(
-                [*prefix, "/bin/sh", "-c", run.options["command"]],
-                cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            self.process = warden.start(
+                [*prefix, "/bin/sh", "-c", run.options["command"]], variables, cwd=folder, stdout=log, stderr=log,
+                preexec_fn=descendants.adopt,
             )  # fmt: skip
         threading.Thread(target=self._wait, name=f"vine-task-{run.task}", daemon=True).start()
 
@@ -110,7 +119,9 @@ class Command:
         os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
             self._kill_group()  # what it has started and left behind
+            self._warden.end_strays(MOMENT_S)  # also what has left its group
             code = self.process.wait()
+            self._warden.ended(self.process.pid)
         self._over(self, code)
 
     def kill(self) -> None:

@@ -249,7 +249,6 @@ class Session:
             host.close()
         for command in self._commands.values():
             command.kill()
-            self._warden.unwatch(command.process.pid)
         for alarm in self._alarms.values():
             alarm.cancel()
         if self._fetcher is not None:
@@ -751,21 +750,24 @@ class Session:
                 raise error
             prefix = environment_prefix(run.options.get("environment", ""), self.cache)
             command = processes.Command(
-                run, folder, output, prefix, lambda c, code: self._soon(self._command_over, c, code)
+                run,
+                folder,
+                output,
+                prefix,
+                self._warden,
+                lambda c, code: self._soon(self._command_over, c, code),
             )
         except Exception as problem:  # noqa: BLE001 - told to the manager
             self._not_begun(run, problem)
             self._threads.submit(bulk.remove, folder)
             self._threads.submit(bulk.remove, output)
             return
-        self._warden.watch(command.process.pid)
         self._commands[run.task] = command
         self._measuring.watch(run.task, command.process.pid, run.options, folder)
         self._set_alarm(run, command.kill)
 
     def _command_over(self, command: processes.Command, code: int) -> None:
         run = command.run
-        self._warden.unwatch(command.process.pid)
         del self._commands[run.task]
         peak = self._measuring.unwatch(run.task)
         killed, limit = self._forget(run)

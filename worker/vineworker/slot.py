@@ -8,7 +8,6 @@ call was running when a slot dies, and blames no other.
 from __future__ import annotations
 
 import base64
-import importlib
 import inspect
 import mmap
 import os
@@ -23,7 +22,7 @@ from typing import Any, Callable, Union
 
 from vinecore.protocol import INLINE_LIMIT, digests, exceptions, values
 from vinecore.protocol.frames import FrameReader, encode
-from vineworker import fork_state
+from vineworker import descendants, fork_state, forks
 from vineworker.calls import MOST_IN_FLIGHT, TO_SLOT, Call, Drop, Object, Release, Reply, Write
 
 PATIENCE_S = 0.001
@@ -58,8 +57,6 @@ class Slot:
         self._held: dict[int, tuple[str, list[Any]]] = {}  # task -> where to write its result, and its parts
         self._replies: list[Reply] = []
         self._first_reply = 0.0
-        if fork:  # here, once, and not in every child
-            self._die_with_parent = importlib.import_module("vineworker.host").die_with_parent
 
     def serve(self) -> None:
         """Work until the worker closes the socket."""
@@ -142,14 +139,17 @@ class Slot:
         """Run a call in a child process; only the child suffers from what the call does to its process."""
         start = time.monotonic()
         read, write = os.pipe()
+        known = descendants.children_of(os.getpid()) if descendants.has_children() else ()
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
                 os.close(read)
-                self._die_with_parent()
+                descendants.die_with_parent()
+                descendants.adopt()
                 fork_state.renew()
                 reply = self.run(call)
+                descendants.end_all()
                 with os.fdopen(write, "wb") as pipe:
                     pipe.write(b"".join(encode([reply])))  # type: ignore[list-item]
                 flush_output()
@@ -157,16 +157,14 @@ class Slot:
             finally:  # whatever happens, the child must not go on as if it were the slot
                 os._exit(status)
         os.close(write)
-        reader = FrameReader([Reply])
-        replies: list[Any] = []
-        with os.fdopen(
-            read, "rb", buffering=0
-        ) as pipe:  # not to its end, which processes that the call has left behind keep open
-            while not replies and (data := pipe.read(1 << 18)):
-                replies = reader.feed(data)
+        try:
+            answer = forks.reply_of_child(read, pid)
+        finally:
+            os.close(read)
         _pid, status, _usage = os.wait4(pid, 0)
-        if replies:
-            return replies[0]  # type: ignore[no-any-return]
+        descendants.end_all(known)
+        if answer is not None:
+            return answer
         return Reply(
             call.task, "crash", 0, time.monotonic() - start, {"reason": describe_status(status)}, b""
         )
@@ -201,7 +199,7 @@ class Slot:
                 function = self._find(call)
             args, kwargs = values.fill(args, kwargs, shared, inputs)
             del inputs
-            result = function(*args, **kwargs)
+            result = forks.call(function, args, kwargs, flush_output)
             del args, kwargs
             info: dict[str, Any] = {}
             if type(result) is values.Annotated:
@@ -340,6 +338,7 @@ def run_single(sock: socket.socket, progress: int) -> None:
             # what counts if it is over before somebody has looked at it
             reply.info["grown_mb"] = 1 + (usage.ru_maxrss - held) // 1024
             flush_output()
+            descendants.end_all()  # nobody writes any more to what is taken out of the sandbox now
             sock.sendall(b"".join(encode([reply])))
             os._exit(0)  # to tidy up here is to write to, and so to copy, pages shared with the host
 

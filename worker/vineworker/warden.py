@@ -2,7 +2,10 @@
 
 A worker that gets SIGKILL can clean up nothing, and the kernel ends at most the direct children of a process with it. So every worker has a
 warden: it is told the process groups of all that is started, and when its input ends, because the worker has, it kills those that are left
-and removes the worker's folder. After an orderly end it finds nothing to do. What leaves its process group (a daemon) escapes it.
+and removes the worker's folder. After an orderly end it finds nothing to do. What has left its process group (a daemon) is known by a variable that
+all processes of a worker have had in their environment when they, or those they were forked from, were executed.
+
+It also starts these processes, and so knows which children the worker has; every other child is what one of these has left behind.
 """
 
 from __future__ import annotations
@@ -11,7 +14,13 @@ import os
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
+from typing import Any
 
+from vineworker import descendants
+
+MARK = "VINE_WORKER"
+"""The variable; its value is the worker's folder."""
 SCRIPT = r"""
 while read -r change group; do
     case $change in
@@ -23,6 +32,14 @@ set | while IFS== read -r name _value; do
     case $name in
         group_*) kill -s KILL -- "-${name#group_}" ;;
     esac
+done
+rounds=0
+while found=$(grep -lsF -- "VINE_WORKER=$1" /proc/[0-9]*/environ); [ -n "$found" ] && [ $rounds -lt 20 ]; do
+    for path in $found; do
+        path=${path#/proc/}
+        kill -s KILL "${path%/environ}"
+    done
+    rounds=$((rounds + 1))
 done
 rm -rf -- "$1" || { chmod -R u+rwx -- "$1"; rm -rf -- "$1"; }
 """
@@ -50,7 +67,45 @@ class Warden:
         self._pipe = self._shell.stdin.fileno()
         os.set_blocking(self._pipe, False)
         self._unsaid = b""
+        self._folder = folder
         self._lock = threading.Lock()  # the threads that fetch start processes, too
+        self._starting = threading.Lock()
+        self._known = set(descendants.children_of(os.getpid()))  # the shell, and what has been here before
+
+    def start(self, command: Sequence[str], env: dict[str, str], **options: Any) -> Any:
+        """Start a process in a session of its own.
+
+        Parameters
+        ----------
+        **options
+            As those of `subprocess.Popen`.
+
+        Returns
+        -------
+        Popen
+        """
+        with self._starting:
+            process = subprocess.Popen(
+                command, env={**env, MARK: self._folder}, stdin=subprocess.DEVNULL, start_new_session=True, **options
+            )  # fmt: skip
+            self._known.add(process.pid)
+        self.watch(process.pid)
+        return process
+
+    def ended(self, pid: int) -> None:
+        """A process that was started has ended and been waited for."""
+        self.unwatch(pid)
+        self._known.discard(pid)
+
+    def end_strays(self, patience_s: float = 0.0) -> None:
+        """End what processes have left behind that have ended."""
+        if self._starting.acquire(blocking=patience_s > 0):  # else what is being started is not known yet
+            try:
+                descendants.reap(descendants.kill_strays(self._known))
+                if patience_s:
+                    descendants.end_all(self._known, patience_s)
+            finally:
+                self._starting.release()
 
     def watch(self, group: int) -> None:
         """A process group has been started."""

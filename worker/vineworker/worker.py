@@ -20,7 +20,7 @@ from typing import Any, Optional
 
 from vinecore.protocol import bulk, handshake, ports, seals
 from vinecore.protocol import messages as m
-from vineworker import packing
+from vineworker import descendants, packing
 from vineworker.cache import Estate
 from vineworker.keeping import Keeper, open_home
 from vineworker.search import Dialled, Manager, Search
@@ -72,11 +72,13 @@ class Worker:
 
     def run(self) -> int:
         """Work until there is nothing more to do; give the exit code."""
+        descendants.adopt()
         try:
             return asyncio.run(self._run())
         finally:
             self._search.close(GOODBYE_S)
             self._keeper.close()
+            self._warden.end_strays(GOODBYE_S)
             bulk.remove(self._folder)
             self._warden.close()
 
@@ -86,6 +88,7 @@ class Worker:
         self._stopping = self._loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._told_to_end, signal.Signals(number).name)
+        self._loop.add_signal_handler(signal.SIGCHLD, self._warden.end_strays)
         if self._settings.wall_time_s is not None:
             self._loop.call_later(self._begins_to_leave - time.monotonic(), self._time_is_over)
         if self._settings.leash_s is not None:
@@ -287,6 +290,7 @@ class Worker:
         while True:
             await asyncio.sleep(min(1.0, self._settings.idle_timeout_s / 4))
             now, session = time.monotonic(), self._session
+            self._warden.end_strays()
             if self._is_orphan():
                 self._leave("the process that has started this worker is gone", True)
             if self._settings.leash_s is not None and now - self._held_at > self._settings.leash_s:

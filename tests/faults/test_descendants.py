@@ -1,0 +1,269 @@
+"""What a task has started ends with it, wherever it has gone; and the end of a process is its end, whoever else holds what it has written to."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from daskvine import DaskVine
+from tests import chores
+from tests.support import alive, one_result, until
+from vinecore import FunctionCall, PythonTask, Task
+
+DAEMON = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        with open(sys.argv[1] + ".tmp", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(sys.argv[1] + ".tmp", sys.argv[1])
+        time.sleep(1000)
+    os._exit(0)
+os.wait()
+"""
+MODES = ["function-calls", "tasks"]
+
+
+def starts_daemon(path):
+    """Start what leaves its parent, its group and its session; give its number."""
+    subprocess.run([sys.executable, "-c", DAEMON, path], check=True)
+    chores.wait_for(path)
+    with open(path) as file:
+        return int(file.read())
+
+
+def forks_sleeper(folder, name):
+    """Fork a child, without executing anything, that holds all that this process has open."""
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        time.sleep(1000)
+        os._exit(0)
+    chores.note(f"{folder}/{name}", pid)
+    return pid
+
+
+def dies_before_its_child(folder, name, once):
+    first = not os.path.exists(f"{folder}/{name}")
+    pid = forks_sleeper(folder, name)
+    if first or not once:
+        os._exit(3)
+    return pid
+
+
+def has_daemon_and_sleeps(folder):
+    chores.note(f"{folder}/daemons", starts_daemon(f"{folder}/daemon-{os.getpid()}"))
+    time.sleep(1000)
+
+
+def uses_pool(n):
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return pool.map(chores.square, range(n))
+
+
+def comes_back_twice(folder, how):
+    pid = os.fork()
+    chores.note(f"{folder}/processes", os.getpid())
+    if pid == 0 and how == "raises":
+        raise ValueError("only in the child")
+    if pid == 0 and how == "exits":
+        sys.exit(7)
+    if pid == 0:
+        return "the child's"
+    _pid, status = os.waitpid(pid, 0)
+    return os.WEXITSTATUS(status)
+
+
+@pytest.fixture
+def m(yard):
+    m = yard.manager(DaskVine)
+    m.worker = yard.workers(m, 1)[0]
+    return m
+
+
+def install(m, *functions, exec_mode="direct", slots=1):
+    library = m.create_library_from_functions("chores", *functions, exec_mode=exec_mode)
+    library.set_cores(2)
+    library.set_function_slots(slots)
+    m.install_library(library)
+
+
+def numbers(yard, name):
+    path = yard.place(name)
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def get(m, vertex, task_mode, **more):
+    return m.get({"x": vertex}, "x", task_mode=task_mode, progress_disable=True, **more)
+
+
+@pytest.mark.parametrize("task_mode", MODES)
+def test_a_vertex_that_exits_before_its_child_is_run_again(yard, m, task_mode):
+    left = get(m, (dies_before_its_child, str(yard.folder), "children", True), task_mode)
+    first, second = numbers(yard, "children")
+    assert left == second
+    until(lambda: not alive(first), "the child of the process that has exited to be gone")
+
+
+@pytest.mark.parametrize("exec_mode", ["direct", "fork"])
+def test_a_call_that_exits_before_its_child_is_run_again(yard, m, exec_mode):
+    install(m, dies_before_its_child, exec_mode=exec_mode)
+    m.submit(FunctionCall("chores", "dies_before_its_child", str(yard.folder), "children", True))
+    assert one_result(m).output == numbers(yard, "children")[1]
+    until(lambda: not alive(numbers(yard, "children")[0]), "the first child to be gone")
+
+
+@pytest.mark.parametrize("exec_mode", ["direct", "fork"])
+def test_what_a_call_has_started_ends_with_its_process(yard, m, exec_mode):
+    install(m, starts_daemon, forks_sleeper, chores.who, exec_mode=exec_mode)
+    m.submit(FunctionCall("chores", "starts_daemon", str(yard.place("daemon"))))
+    m.submit(FunctionCall("chores", "forks_sleeper", str(yard.folder), "sleeper"))
+    left = [one_result(m).output for _ in range(2)]
+    if exec_mode == "direct":  # the slot may hand it to the next call
+        assert all(map(alive, left))
+        m.submit(FunctionCall("chores", "who"))
+        assert one_result(m).successful()
+        m.remove_library("chores")
+    until(lambda: not any(map(alive, left)), "what the calls have started to be gone")
+
+
+def test_what_a_slot_has_left_behind_ends_and_its_neighbours_do_not(yard, m):
+    install(m, starts_daemon, chores.held, slots=2)
+    m.submit(FunctionCall("chores", "held", str(yard.folder), "neighbour", "gate"))
+    until(lambda: yard.count("neighbour"))
+    m.submit(FunctionCall("chores", "starts_daemon", str(yard.place("daemon"))))
+    daemon = one_result(m).output
+    neighbour = numbers(yard, "neighbour")[0]
+    [slot] = [p.pid for p in m.worker.family if p.ppid() == chores_parent(neighbour) and p.pid != neighbour]
+    assert alive(daemon)
+    os.kill(slot, signal.SIGKILL)
+    until(lambda: not alive(daemon), "the daemon of the slot that was killed to be gone")
+    assert alive(neighbour)
+    yard.place("gate").touch()
+    assert one_result(m).output == "neighbour"
+
+
+def chores_parent(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize("end", ["time_max", "cancel", "result", "exit"])
+def test_a_daemon_of_a_python_task_ends_with_it(yard, m, end):
+    if end in ("result", "exit"):
+        task = PythonTask(starts_daemon, str(yard.place("daemon")))
+        if end == "exit":
+            task = PythonTask(lambda path: (starts_daemon(path), os._exit(3)), str(yard.place("daemon")))
+            task.set_retries(1)
+    else:
+        task = PythonTask(has_daemon_and_sleeps, str(yard.folder))
+    if end == "time_max":
+        task.set_time_max(1.0)
+    m.submit(task)
+    if end == "cancel":
+        until(lambda: numbers(yard, "daemons"), "the daemon to run")
+        m.cancel_by_task_id(task.id)
+    assert one_result(m).successful() == (end == "result")
+    left = numbers(yard, "daemons" if end in ("time_max", "cancel") else "daemon")
+    if end == "result":
+        assert not any(map(alive, left))  # before it is told that the task is over
+    until(lambda: not any(map(alive, left)), "its daemon to be gone")
+
+
+@pytest.mark.parametrize("end", ["time_max", "cancel", "exit"])
+def test_a_daemon_of_a_command_ends_with_it(yard, m, end):
+    yard.place("daemon.py").write_text(DAEMON)
+    start = f"{sys.executable} {yard.place('daemon.py')} {yard.place('daemon')}"
+    wait = f"while [ ! -e {yard.place('daemon')} ]; do sleep 0.01; done"
+    task = Task(f"env -i {start}; {wait}{'' if end == 'exit' else '; sleep 1000'}")
+    other = Task(
+        f"env -i {start}-2; while [ ! -e {yard.place('gate')} ]; do sleep 0.01; done; kill -0 $(cat {yard.place('daemon-2')})"
+    )
+    for each in (task, other):
+        each.set_cores(1)
+    if end == "time_max":
+        task.set_time_max(1.0)
+    m.submit(other)
+    until(lambda: numbers(yard, "daemon-2"))
+    m.submit(task)
+    if end == "cancel":
+        until(lambda: numbers(yard, "daemon"), "the daemon to run")
+        m.cancel_by_task_id(task.id)
+    assert one_result(m) is task
+    daemons = numbers(yard, "daemon")
+    until(lambda: not any(map(alive, daemons)), "its daemon to be gone")
+    yard.place("gate").touch()
+    assert one_result(m).successful()  # its own is there
+    until(lambda: not any(map(alive, numbers(yard, "daemon-2"))), "the daemon of the other to be gone, too")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_daemons_end_with_their_worker(yard, m, number):
+    install(m, starts_daemon)
+    m.submit(FunctionCall("chores", "starts_daemon", str(yard.place("of-call"))))
+    assert one_result(m).successful()
+    m.remove_library("chores")
+    install(m, starts_daemon)
+    m.submit(FunctionCall("chores", "starts_daemon", str(yard.place("of-call-2"))))
+    assert one_result(m).successful()
+    task = PythonTask(has_daemon_and_sleeps, str(yard.folder))
+    m.remove_library("chores")
+    m.submit(task)
+    until(lambda: numbers(yard, "daemons"), "the daemon of the task to run")
+    left = [pid for name in ("of-call", "of-call-2", "daemons") for pid in numbers(yard, name)]
+    m.worker.send(number)
+    if number == signal.SIGTERM:
+        m.worker.send(number)
+    m.worker.wait()
+    until(lambda: not any(map(alive, left)), "all daemons to be gone")
+
+
+def test_a_library_that_ends_is_started_again_though_its_context_has_a_child(yard, m):
+    folder = str(yard.folder)
+
+    def context():
+        forks_sleeper(folder, "children")
+        return {}
+
+    library = m.create_library_from_functions(
+        "chores", chores.who, chores.leaves, exec_mode="direct", library_context_info=[context, [], {}]
+    )
+    m.install_library(library)
+    m.submit(FunctionCall("chores", "who"))
+    host = one_result(m).output[1]
+    m.submit(
+        FunctionCall("chores", "leaves", folder, "exits", 3)
+    )  # a slot that ends takes nothing of its library's with it
+    until(lambda: yard.count("exits"))
+    assert alive(numbers(yard, "children")[0])
+    m.cancel_all()
+    one_result(m)
+    os.kill(host, signal.SIGKILL)
+    m.submit(FunctionCall("chores", "who"))
+    assert one_result(m).output[1] != host
+    until(lambda: not alive(numbers(yard, "children")[0]), "the child of the first context to be gone")
+
+
+@pytest.mark.parametrize("how", ["returns", "raises", "exits"])
+@pytest.mark.parametrize("kind", ["direct", "fork", "task"])
+def test_only_the_process_that_was_asked_answers(yard, m, kind, how):
+    if kind == "task":
+        call = PythonTask(comes_back_twice, str(yard.folder), how)
+    else:
+        install(m, comes_back_twice, exec_mode=kind)
+        call = FunctionCall("chores", "comes_back_twice", str(yard.folder), how)
+    m.submit(call)
+    assert one_result(m).output == {"returns": 0, "raises": 1, "exits": 7}[how]
+    assert yard.count("processes") == 2
+
+
+@pytest.mark.parametrize("task_mode", MODES)
+def test_a_pool_in_a_vertex_works_and_leaves_nothing(yard, m, task_mode):
+    assert get(m, (uses_pool, 20), task_mode) == [n * n for n in range(20)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,16 @@ from daskvine import DaskVine, ttrees
 np = pytest.importorskip("numpy", reason="reads ROOT files: pip install uproot")
 ak = pytest.importorskip("awkward", reason="reads ROOT files: pip install uproot")
 uproot = pytest.importorskip("uproot", reason="reads ROOT files: pip install uproot")
+
+
+SAMPLES = Path(__file__).parents[1] / "data"
+TREES = [
+    ("treemaker.root", "PreSelection"),
+    ("edm4hep.root", "events"),
+    ("edm4hep.root", "podio_metadata"),
+    ("p8_ee_WW_ecm240_edm4hep.root", "events"),
+    ("pduneana.root", "pduneana/beamana"),
+]
 
 
 @pytest.fixture
@@ -133,8 +146,8 @@ def test_trees_of_one_file_are_told_apart(kept, tmp_path):
 
 def test_those_not_asked_for_longest_go_when_there_are_too_many(kept, tmp_path, monkeypatch):
     paths = [write(tmp_path / f"{n}.root") for n in range(3)]
-    description, _classes = ttrees.describe(tree := read(paths[0]), [tree.file, tree.chunk, tree.parent])
-    monkeypatch.setattr(ttrees, "MOST_BYTES", int(2.5 * len(description)))
+    description = ttrees.describe(tree := read(paths[0]), [tree.file, tree.chunk, tree.parent])
+    monkeypatch.setattr(ttrees, "MOST_BYTES", int(2.5 * len(description.text)))
     for n in (0, 1, 0, 2):  # 1 goes
         read(paths[n])
     hits = kept.hits
@@ -172,6 +185,117 @@ def test_whenever_uproot_is_imported(order):
         "assert sys.meta_path == before, sys.meta_path",
     ]
     subprocess.run([sys.executable, "-c", "\n".join(program)], check=True)
+
+
+def digests(path, name, columns):
+    """Open a file and read columns one after another; give digests of their contents, or the type of error that reading one raises."""
+    tree, found = read(path, name), []
+    for column in columns:
+        try:
+            form, length, parts = ak.to_buffers(ak.Array(tree[column].array()))
+        except Exception as error:  # noqa: BLE001
+            found.append((column, type(error).__name__))
+        else:
+            digest = hashlib.sha256(f"{form} {length}".encode())
+            for part in sorted(parts):
+                digest.update(parts[part].dtype.str.encode() + parts[part].tobytes())
+            found.append((column, digest.hexdigest()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """What uproot itself finds in a tree."""
+    known = {}
+
+    def plain(path, name):
+        if (path, name) not in known:
+            known[path, name] = dict(digests(path, name, read(path, name).keys(recursive=True)))
+        return known[path, name]
+
+    return plain
+
+
+@pytest.fixture(scope="module")
+def vine():
+    with DaskVine.local(workers=1, cores=2) as m:
+        yield m
+
+
+@pytest.mark.parametrize(("mode", "size"), [("function-calls", 40), ("tasks", 200)])
+@pytest.mark.parametrize(("file", "name"), TREES, ids=[f"{file}:{name}" for file, name in TREES])
+def test_all_columns_of_real_files_are_what_uproot_reads_each_time_and_in_any_order(
+    vine, plain, file, name, mode, size
+):
+    path = SAMPLES / file
+    expected = plain(path, name)
+    order = 2 * [*expected]
+    random.Random(file + mode).shuffle(order)
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    graph = {("part", n): (digests, str(path), name, columns) for n, columns in enumerate(parts)}
+    found = vine.get(graph, [*graph], task_mode=mode, progress_disable=True)
+    wrong = {column for part in found for column, digest in part if digest != expected[column]}
+    assert not wrong
+    assert sorted(column for part in found for column, _digest in part) == sorted(order)
+
+
+def test_trees_with_texts_of_root_are_kept(kept):
+    """They are strings in Python, which have their text beside their dictionary."""
+    for file, name in TREES:
+        before = kept.hits
+        first, second = read(SAMPLES / file, name), read(SAMPLES / file, name)
+        assert kept.hits == before + 1
+        for one, other in zip(first.itervalues(), second.itervalues(), strict=True):
+            assert one.all_members.keys() == other.all_members.keys()
+            for member, value in one.all_members.items():
+                if isinstance(value, str):
+                    assert (type(other.member(member)), str(other.member(member))) == (
+                        type(value),
+                        str(value),
+                    )
+
+
+def test_one_collection_of_coffea_after_another(vine):
+    nanoevents = pytest.importorskip("coffea.nanoevents", reason="needs coffea: pip install 'daskvine[hep]'")
+    pytest.importorskip("dask_awkward", reason="needs dask-awkward: pip install 'daskvine[hep]'")
+    events = nanoevents.NanoEventsFactory.from_root(
+        {str(SAMPLES / "treemaker.root"): "PreSelection"},
+        schemaclass=nanoevents.TreeMakerSchema,
+        mode="dask",
+    ).events()
+    for name in ("Electrons", "Photons", "Jets", "Electrons", "Muons"):
+        found = events[name].pt.compute(scheduler=vine.get, task_mode="function-calls", progress_disable=True)
+        assert found.to_list() == events[name].pt.compute(scheduler="synchronous").to_list()
+
+
+def test_a_file_that_needs_classes_of_its_own_is_read_each_time(kept, tmp_path):
+    path = write(tmp_path / "file.root")
+    read(path)
+    for _ in range(2):
+        file = uproot.reading.ReadOnlyFile(path, object_cache=None, array_cache=None)
+        file.remove_class_definition("TLeafD")  # as uproot does where its own definition does not fit
+        assert file.root_directory["Events"]["x"].array().to_list() == [*range(100)] * 2
+    assert kept.hits == 0
+
+
+def test_what_is_known_does_not_count_once_uproot_takes_another_class(kept, tmp_path, monkeypatch):
+    path = write(tmp_path / "file.root")
+    read(path)
+    usual = type(read(path)["x"].member("fLeaves")[0])
+    other = type(usual.__name__, (usual,), {"__module__": usual.__module__})
+    monkeypatch.setitem(uproot.classes["TLeafD"].known_versions, usual.class_version.fget(usual()), other)
+    hits = kept.hits
+    assert type(read(path)["x"].member("fLeaves")[0]) is other
+    assert kept.hits == hits
+
+
+@pytest.mark.parametrize("minimal", [True, False])
+def test_what_the_options_of_a_file_leave_out_is_left_out(kept, tmp_path, minimal):
+    path = write(tmp_path / "file.root")
+    read(path)
+    with uproot.open(path, minimal_ttree_metadata=minimal) as file:
+        assert file["Events"].has_member("fIndexValues") is not minimal
+        assert file["Events"].arrays().to_list() == read(path).arrays().to_list()
 
 
 def hits():

@@ -146,6 +146,7 @@ class DaskVine(Manager):
                 "local",
                 manager=m,
                 min_workers=workers,
+                max_workers=workers,
                 cores=cores,
                 memory=memory_mb,
                 disk=disk_mb,

@@ -49,6 +49,12 @@ def held(folder, name, gate):
     return name
 
 
+def held_length(folder, name, gate, value):
+    """As `held`; give how long a value is."""
+    held(folder, name, gate)
+    return len(value)
+
+
 def dies_once(folder, name, number=signal.SIGKILL):
     """Die by a signal the first time, work the second."""
     first = not os.path.exists(f"{folder}/{name}")

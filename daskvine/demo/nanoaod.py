@@ -109,7 +109,7 @@ def _write_marker(folder: Path, parameters: dict[str, int], paths: list[Path]) -
 def _read_marker(folder: Path) -> dict[str, Any]:
     try:
         marker = json.loads((folder / MARKER).read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return marker if isinstance(marker, dict) else {}
 

@@ -187,6 +187,28 @@ def test_what_a_crash_leaves_half_done_is_removed(tmp_path, shelf):
     assert set(second.found(1)) == {"good"}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [b"[" * 200_000, b'{"name": ' * 100_000, b'{"name": "odd", "size": Infinity}', b'{"name": "odd", "size": ' + b"9" * 4000 + b"}", b'{"name": "odd", "size": 1e999}',
+     b'{"name": "a\\u0000b", "size": 1}', b'{"name": "\\ud800", "size": 1}', b'{"name": ["odd"], "size": 1}', b'{"size": 1}', b"\xff\xfe", b" " * 200_000, b"NaN",
+     b'{"name": "odd", "size": -5, "directory": "x"}'],
+    ids=lambda text: repr(text[:30]),
+)  # fmt: skip
+def test_a_record_that_is_none_costs_only_its_own_object(tmp_path, shelf, text):
+    first = shelf()
+    for name in ("one", "odd", "two"):
+        first.keep(name, name.encode())
+    first.close()
+    next(path for path in home(tmp_path, "records") if path.name == "odd").write_bytes(text)
+    second = shelf()
+    until(lambda: second.is_all, "all to be found")
+    assert second.found(2) == {"one", "two"}
+    assert second.keeper.check("odd") is None
+    assert {path.name for path in home(tmp_path, "records")} == {"one", "two"}
+    second.keep("odd", b"again")
+    assert second.keeper.check("odd") is not None
+
+
 def test_a_record_names_size_and_digest(tmp_path, shelf):
     shelf().keep("x", b"content")
     (record,) = home(tmp_path, "records")

@@ -186,7 +186,7 @@ class Condor:
                    "ClusterId,ProcId,JobStatus,HoldReason,HoldReasonCode,RemoveReason").strip()  # fmt: skip
         try:
             return {f"{job['ClusterId']}.{job['ProcId']}": job for job in json.loads(said or "[]")}
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             msg = f"condor_q says nothing that can be understood: {said[:MOST_WORDS]}"
             raise BatchError(msg) from None
 
@@ -220,7 +220,7 @@ class Condor:
                    "ClusterId,ProcId,ExitCode,RemoveReason", check=False).strip()  # fmt: skip
         try:
             jobs = json.loads(said or "[]")
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         for job in jobs:
             name, code = f"{job.get('ClusterId')}.{job.get('ProcId')}", job.get("ExitCode")

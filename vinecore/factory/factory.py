@@ -23,6 +23,7 @@ from vinecore.factory.sources import Far, Named, Near, Source
 from vinecore.protocol import tls
 from vinecore.protocol.catalog import configured, parse_servers
 from vinecore.protocol.finding import Finder
+from vinecore.protocol.ports import is_loopback
 from vinecore.protocol.registry import place
 from vinecore.secrets import user_secret
 
@@ -50,6 +51,14 @@ USELESS = {
     "dask": ("python_env", "batch_options", "condor_requirements", "workers_blocked", "wrapper_input"),
 }
 """What has no effect on workers of a type."""
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except RecursionError:
+        msg = "it is nested too deep"
+        raise ValueError(msg) from None
 
 
 def _check_manager(*given: Any) -> None:
@@ -136,10 +145,13 @@ class Factory:
         _check_workspace(workspace, keep_workspace)
         _check_nodes(batch_type, client, dask_scheduler, settings)
         if batch_type == "local":
-            defaults = {"min_workers": settings.get("min_workers", 1), "factory_period": LOOK_S}
-            defaults["max_workers"] = settings.get("max_workers") or defaults["min_workers"]
-            settings.pop("max_workers", None)
-            self._make_batch = lambda: Local(workspace, keep_workspace)
+            least, most = settings.get("min_workers", 1), settings.pop("max_workers", None)
+            if most is None and least == 0:
+                msg = "min_workers=0: say how many there may be as well, with max_workers"
+                raise ValueError(msg)
+            most = least if most is None else most
+            defaults = {"min_workers": least, "max_workers": most, "factory_period": LOOK_S}
+            self._make_batch = lambda: Local(workspace, keep_workspace, _loopback_of(manager))
         elif batch_type == "condor":
             from vinecore.factory.condor import Condor
 
@@ -233,7 +245,7 @@ class Factory:
     def _read_names(self) -> dict[str, str]:
         """Read from the configuration file what it says once; what is wrong in it is said later."""
         try:
-            return {} if self._config is None else at_start(json.loads(self._config.read_text()))
+            return {} if self._config is None else at_start(_read_json(self._config))
         except (OSError, ValueError):
             return {}
 
@@ -247,7 +259,7 @@ class Factory:
             if look == self._config_look:
                 return
             self._config_look = look
-            said = json.loads(self._config.read_text())
+            said = _read_json(self._config)
             new = self._base.changed(**from_json(said))
             new.none_of(self._batch_type, self._useless)
             if at_start(said) != self._at_start:
@@ -457,6 +469,12 @@ def _named(
 def _fingerprints(secret: Path, ssl: bool, given: str | Sequence[str]) -> tuple[str, ...]:
     found = tuple(map(tls.parse_fingerprint, [given] if isinstance(given, str) else given))
     return tls.known_fingerprints(str(secret)) if ssl and not found else found
+
+
+def _loopback_of(manager: Manager | None) -> str:
+    """Where workers of this machine meet, if their manager is there for nobody else; "" on all addresses."""
+    bound = "" if manager is None else manager._engine.bound
+    return bound if is_loopback(bound) else ""
 
 
 def _own_address(manager: Manager | None) -> str:

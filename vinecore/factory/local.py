@@ -32,11 +32,15 @@ class Local:
         Where workers make their folders; None for the system's place for temporary files.
     keep_workspace : bool
         Whether files of the cache level "forever" stay in the workspace for later workers.
+    transfer_address : str
+        On which workers fetch from each other; "" for all addresses of this machine.
     """
 
-    def __init__(self, workspace: str | Path | None = None, keep_workspace: bool = False) -> None:
+    def __init__(
+        self, workspace: str | Path | None = None, keep_workspace: bool = False, transfer_address: str = ""
+    ) -> None:
         self._base = None if workspace is None else Path(workspace).expanduser()
-        self._keep_workspace = keep_workspace
+        self._keep_workspace, self._transfer_address = keep_workspace, transfer_address
         self._numbers = itertools.count(1)
         self._unpacked: dict[Path, list[str]] = {}
         self._named: dict[str, subprocess.Popen[bytes]] = {}
@@ -70,6 +74,8 @@ class Local:
             if self._keep_workspace
             else ["--workspace", self.folder]
         )
+        if self._transfer_address:
+            command += ["--transfer-address", self._transfer_address]
         command += words
         with open(Path(self.folder) / "workers.log", "ab") as log:
             # what the user can import, tasks can, too; the working folder of a script is on its path, but not on a worker's

@@ -70,7 +70,10 @@ def ask(
             if not part or len(answer) > MOST_BYTES:
                 msg = "it does not say what it does"
                 raise ConnectionError(msg)
-    value = json.loads(words.open(bytes(answer[:-1])))
+    try:
+        value = json.loads(words.open(bytes(answer[:-1])))
+    except (ValueError, RecursionError):
+        value = None
     if not isinstance(value, dict):
         msg = "it does not say what it does"
         raise ConnectionError(msg)

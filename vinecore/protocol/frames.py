@@ -99,6 +99,13 @@ def encode(messages: Iterable[Message], dumps: Dumps = json_dumps) -> list[bytes
     return [LENGTH.pack(len(text)), text, *payloads]
 
 
+def _shown(value: Any) -> str:
+    try:
+        return str(value)[:200]
+    except RecursionError:
+        return "something that is nested too deep to be shown"
+
+
 class FrameReader:
     """Collects bytes and gives back whole messages.
 
@@ -195,13 +202,11 @@ class FrameReader:
                 else:
                     message = self._kinds[kind](*item[1:])
                 if not self._forms[kind](message):
-                    msg = f"a message with a field that cannot be: {str(message)[:200]}"
+                    msg = f"a message with a field that cannot be: {_shown(message)}"
                     raise ProtocolError(msg)
                 messages.append(message)
-        except (KeyError, TypeError, IndexError, StopIteration) as error:
-            msg = (
-                f"a message that is not in the protocol: {str(item)[:200]} ({type(error).__name__}: {error})"
-            )
+        except (KeyError, TypeError, IndexError, StopIteration, RecursionError) as error:
+            msg = f"a message that is not in the protocol: {_shown(item)} ({type(error).__name__}: {error})"
             raise ProtocolError(msg) from None
         if next(lengths, None) is not None:
             msg = "a frame with payloads that belong to no message"

@@ -19,6 +19,7 @@ STALE_S = 900.0
 """A manager of another machine that has not written for so long is gone; clocks of machines may differ by some minutes."""
 FORGET_S = 7 * 86400.0
 """What is older is removed by whoever sees it."""
+MOST_TIME = 1 << 40
 MOST_FILES = 1000
 END = ".json"
 
@@ -88,7 +89,7 @@ def read(folder: str) -> list[dict[str, Any]]:
 
 def _is_there(about: dict[str, Any], path: str) -> bool:
     heard, pid, machine = about.get("lastheardfrom"), about.get("pid"), _machine()
-    if type(heard) is not int or type(pid) is not int:
+    if type(heard) is not int or type(pid) is not int or not 0 <= heard < MOST_TIME:
         return False
     age = time.time() - heard
     if machine and about.get("machine") == machine:

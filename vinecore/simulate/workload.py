@@ -184,7 +184,7 @@ def load(path: str | os.PathLike[str]) -> Workload:
     """
     try:
         said = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         msg = f"{path} cannot be read as JSON: {error}"
         raise WorkloadError(msg) from None
     try:

@@ -146,6 +146,12 @@ def parser() -> argparse.ArgumentParser:
         help="where other workers fetch files from this one: a port, or the first free one of a range (default: any)",
     )
     p.add_argument(
+        "--transfer-address",
+        default="",
+        metavar="ADDRESS",
+        help="the address of this machine on which other workers fetch files from this one, such as 127.0.0.1 (default: all)",
+    )
+    p.add_argument(
         "--contact-hostport",
         type=_contact,
         default="",
@@ -325,6 +331,7 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         options.leash,
         options.transfer_port,
         options.contact_hostport,
+        options.transfer_address,
     )
     _raise_limit_of_files()
 

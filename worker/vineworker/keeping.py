@@ -39,6 +39,7 @@ log = logging.getLogger("vine_worker")
 MOST_HOMES = 64
 """Workers that share one workspace and keep something in it."""
 MOST_WAITING = 10_000
+MOST_RECORD = 1 << 16
 CLOSE_S = 20.0
 CHUNK = 1 << 20
 BY_CONTENT = re.compile(r"(?:file|buffer|object)-([0-9a-f]{40})(?:-[0-7]{3})?")
@@ -220,8 +221,7 @@ class Keeper:
             if kept is not None:
                 return kept
             try:
-                with open(self._place("records", name, forever=True), encoding="utf-8") as file:
-                    record = json.load(file)
+                record = _read_record(self._place("records", name, forever=True))
             except FileNotFoundError:
                 return None
             except (OSError, ValueError):
@@ -265,11 +265,13 @@ class Keeper:
         with os.scandir(records) as entries:
             for entry in entries:
                 try:
-                    with open(entry.path, encoding="utf-8") as file:
-                        record = json.load(file)
-                    found.append((entry.stat().st_mtime_ns, int(record["size"]), str(record["name"])))
-                except (OSError, ValueError, KeyError, TypeError):
-                    bulk.remove(entry.path)
+                    record = _read_record(entry.path)
+                    if file_name(record["name"]) == entry.name and 0 <= record["size"] <= self._limit:
+                        found.append((entry.stat().st_mtime_ns, record["size"], record["name"]))
+                        continue
+                except (OSError, ValueError):
+                    pass
+                bulk.remove(entry.path)
         with os.scandir(os.path.join(self._folders[True], "objects")) as entries:
             for entry in entries:
                 if not os.path.exists(os.path.join(records, entry.name)):
@@ -316,8 +318,8 @@ class Keeper:
                 job()
             except queue.Empty:
                 self.check(names.pop())
-            except OSError as error:
-                log.warning("an object could not be kept: %s", error)
+            except Exception as error:  # noqa: BLE001 - the others are kept, and found, all the same
+                log.warning("an object could not be kept: %s: %s", type(error).__name__, error)
 
     def _say_all(self) -> None:
         with self._lock:
@@ -498,6 +500,31 @@ def _describe(name: str, path: str, *, digest: bool = True) -> dict[str, Any]:
         "digest": tree.hexdigest() if digest else "",
         "transfer": "",
     }
+
+
+def _read_record(path: str) -> dict[str, Any]:
+    """Read what is known of a kept object.
+
+    Raises
+    ------
+    ValueError
+        It is no record.
+    """
+    with open(path, "rb") as file:
+        text = file.read(MOST_RECORD + 1)
+    try:
+        record = json.loads(text) if len(text) <= MOST_RECORD else None
+    except RecursionError:
+        record = None
+    if (
+        not isinstance(record, dict)
+        or type(record.get("name")) is not str
+        or type(record.get("size")) is not int
+    ):
+        msg = f"{path} is not the record of an object"
+        raise ValueError(msg)
+    record["name"].encode()  # UnicodeEncodeError is a ValueError
+    return record
 
 
 def _digests_of_file(path: str) -> tuple[str, str]:

@@ -62,6 +62,7 @@ class Settings(NamedTuple):
     leash_s: Optional[float] = None  # who has started it says something on standard input at least so often
     transfer_ports: tuple[int, int] = (0, 0)  # the lowest and the highest for peers; zeros for any
     contact: str = ""  # where peers are to dial, as in `messages.Hello`
+    transfer_address: str = ""  # on which peers are listened for; "" for all
 
 
 class Session:

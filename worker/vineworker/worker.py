@@ -167,7 +167,8 @@ class Worker:
     def _open_door(self) -> bulk.Door:
         """Listen for peers that fetch."""
         hint = "Choose another with --transfer-port"
-        listener = ports.listen("", self._settings.transfer_ports, 1024, hint)
+        address = self._settings.transfer_address
+        listener = ports.listen(address, self._settings.transfer_ports, 1024, hint)
         self._data_port = listener.getsockname()[1]
         nobody = os.urandom(32)
 

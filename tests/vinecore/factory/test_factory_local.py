@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 
+import psutil
 import pytest
 
 from tests import chores
-from tests.support import alive, until, workers_of
+from tests.support import alive, one_result, until, workers_of
 from vinecore import Factory, PythonTask, Task
 
 
@@ -138,3 +139,43 @@ def test_a_workspace_is_made_where_it_is_wanted_and_needed_to_keep_something(yar
     assert not [*yard.place("deep/place").iterdir()]
     with pytest.raises(ValueError, match="keep_workspace=True needs a workspace"):
         Factory("local", manager=m, keep_workspace=True)
+
+
+def listening(process):
+    """The addresses on which a process listens."""
+    return {
+        found.laddr.ip
+        for found in psutil.Process(process.pid).net_connections()
+        if found.status == psutil.CONN_LISTEN
+    }
+
+
+def test_workers_of_a_manager_on_loopback_listen_there_only(yard):
+    m = yard.manager()
+    with Factory("local", manager=m, min_workers=2, cores=1) as factory:
+        m.wait_for_workers(2, 60)
+        assert [listening(process) for process in factory.processes] == [{"127.0.0.1"}] * 2
+        maker = PythonTask(chores.make_bytes, 200_000)
+        maker.enable_temp_output()
+        maker.set_cores(1)
+        m.submit(maker)
+        assert one_result(m).successful()
+        # one reads where it was made, the other one has fetched it
+        readers = [
+            PythonTask(chores.held_length, str(yard.folder), f"reader-{number}", "gate", maker.output_file)
+            for number in range(2)
+        ]
+        for reader in readers:
+            reader.set_cores(1)
+            m.submit(reader)
+        until(lambda: sum(yard.count(f"reader-{number}") for number in range(2)) == 2, "both to have it")
+        yard.place("gate").touch()
+        assert [one_result(m).output for _ in readers] == [len(chores.make_bytes(200_000))] * 2
+        assert m.get_file_replica_count(maker.output_file) == 2
+
+
+def test_workers_of_a_manager_for_everybody_listen_everywhere(yard):
+    m = yard.manager(address="")
+    with Factory("local", manager=m, min_workers=1, cores=1) as factory:
+        m.wait_for_workers(1, 60)
+        assert all(listening(process) & {"::", "0.0.0.0"} for process in factory.processes)

@@ -60,6 +60,13 @@ def test_a_configuration_that_cannot_be_understood_is_refused(value, words):
         from_json(value)
 
 
+def test_a_configuration_that_is_nested_too_deep_is_refused(yard):
+    path = yard.place("config.json")
+    path.write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="nested too deep"):
+        Factory("local", manager=yard.manager(), config_file=path)
+
+
 def test_a_configuration_is_read_again_when_it_changes_and_a_broken_one_changes_nothing(yard, caplog):
     m = yard.manager()
     config = yard.place("config.json")

@@ -159,3 +159,14 @@ def test_a_frame_that_announces_too_much_is_refused_before_it_comes():
 def test_the_refusal_shows_what_came():
     with pytest.raises(ProtocolError, match="Nonsense"):
         FrameReader(everything()).feed(raw(b'[[], ["Nonsense", 1]]'))
+
+
+def test_a_message_that_is_nested_too_deep_to_be_shown_is_refused_as_any_other():
+    depth = 900  # which can be parsed, and not be written down
+    for text in (
+        b'["Nobody",' + b"[" * depth + b"]" * depth + b"]",
+        b'["Ping",' + b"[" * depth + b"]" * depth + b"]",
+    ):
+        for loads in (json.loads, msgspec.json.Decoder().decode):
+            with pytest.raises(ProtocolError):
+                FrameReader([m.Ping], loads).feed(raw(b"[[]," + text + b"]"))

@@ -151,7 +151,18 @@ def test_a_manager_of_another_machine_is_judged_by_when_it_was_heard(tmp_path, a
 
 def test_what_else_lies_there_does_no_harm(tmp_path):
     for n, content in enumerate(
-        [b"", b"\xff", b"[" * 100_000, b"[]", b"{}", b'"x"', b" " * 70_000, b'{"pid": NaN}']
+        [
+            b"",
+            b"\xff",
+            b"[" * 100_000,
+            b"[]",
+            b"{}",
+            b'"x"',
+            b" " * 70_000,
+            b'{"pid": NaN}',
+            b'{"pid": 1, "lastheardfrom": 1' + b"0" * 4000 + b"}",
+            b'{"a":' * 10_000,
+        ]
     ):
         (tmp_path / f"{n}.json").write_bytes(content)
     (tmp_path / "folder.json").mkdir()

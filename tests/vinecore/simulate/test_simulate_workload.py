@@ -81,6 +81,7 @@ def test_a_description_is_read_as_it_was_written(tmp_path):
     ("text", "what"),
     [
         ("{", "cannot be read as JSON"),
+        ("[" * 200_000, "cannot be read as JSON"),
         ("[]", 'expected {"tasks"'),
         ('{"tasks": []}', "without tasks"),
         ('{"tasks": [7]}', "task number 0: 7 is not an object"),

@@ -139,7 +139,8 @@ class Compiler:
 
     # ---- objects
 
-    def _acquire(self, data: bytes) -> str:
+    def acquire(self, data: bytes) -> str:
+        """Declare an object that is needed as long as this graph runs."""
         name = self._objects.acquire(data)
         self.names.append(name)
         return name
@@ -150,7 +151,7 @@ class Compiler:
         if key not in self._by_id or (self._by_id[key] is None and not least):
             self._alive.append(value)
             data = dumps(value)
-            self._by_id[key] = None if len(data) < least else self._acquire(data)
+            self._by_id[key] = None if len(data) < least else self.acquire(data)
             self.modules.update(modules_in(data))
         return self._by_id[key]
 
@@ -158,7 +159,7 @@ class Compiler:
         """Name the object that holds a value of the graph."""
         name = self._results.get(key)
         if name is None:
-            name = self._results[key] = self._acquire(dumps(self._graph.data[key]))
+            name = self._results[key] = self.acquire(dumps(self._graph.data[key]))
         return name
 
     # ---- calls
@@ -292,7 +293,7 @@ class Compiler:
         self, args: list[Any], kwargs: dict[str, Any], shared: list[str], inputs: tuple[str, ...]
     ) -> Call:
         """Put the arguments into an object of their own: they are too large for a message."""
-        packed = self._acquire(dump_call(args, kwargs, plain=False))
+        packed = self.acquire(dump_call(args, kwargs, plain=False))
         later = {arg.index for arg in args if type(arg) is values.Later}
         kinds = [values.Later if n in later else values.Input for n in range(len(inputs))]
         rest = [*map(values.Shared, range(len(shared))), *(kind(n + 1) for n, kind in enumerate(kinds))]

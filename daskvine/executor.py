@@ -21,6 +21,7 @@ from daskvine.compiling import HELPERS, SharedObjects, dumps
 from daskvine.graph import Graph, flat_keys, nested, normalize, without_collector
 from daskvine.merge import rewrite
 from daskvine.options import Options
+from daskvine.program_folder import ProgramFolders
 from daskvine.run import GraphRun
 from vinecore import checks
 from vinecore import secrets as password
@@ -32,6 +33,7 @@ from vinecore.factory import Factory
 from vinecore.files import File
 from vinecore.libraries import LibraryTask
 from vinecore.manager import DEFAULT_PORT, Manager
+from vinecore.protocol.modules import is_package_module
 
 log = logging.getLogger("daskvine")
 
@@ -45,6 +47,7 @@ ELSEWHERE = {
     **dict.fromkeys(("local_directory", "scratch_dir"), "workspace"),
 }
 """What other ways of starting workers call the options of `DaskVine.local`."""
+LOOPBACK = "127.0.0.1"
 
 
 class Settings(NamedTuple):
@@ -85,6 +88,8 @@ class DaskVine(Manager):
             threading.Lock()
         )  # who names results by recipes must not meet another one who makes the same
         self._closers.append(_SHUFFLING.begin())
+        self.folders = ProgramFolders()
+        self._closers.append(self.folders.close)
         self._engine.listen(i.RunEnded, self._run_ended)
         self._engine.listen(i.VertexEnded, self._vertex_ended)
 
@@ -134,11 +139,12 @@ class DaskVine(Manager):
         try:
             # announced to nobody, because nobody else has its secret
             own = {"password_file": secret, "registry": False, "catalog": False}
-            m = cls(**{"port": 0, "address": "127.0.0.1", "shutdown": True, **own, **more})
+            m = cls(**{"port": 0, "address": LOOPBACK, "shutdown": True, **own, **more})
         except BaseException:
             shutil.rmtree(folder)
             raise
         m._closers.append(lambda: shutil.rmtree(folder, ignore_errors=True))
+        m.folders.here_only = more.get("address", LOOPBACK) == LOOPBACK
         if cores is None:
             cores = max(1, _available_cores() // max(1, workers))
         try:
@@ -238,7 +244,7 @@ class DaskVine(Manager):
             if options.resources_mode is None
             else Request()
         )
-        task_options: dict[str, Any] = {}
+        task_options: dict[str, Any] = {"program": True}  # the last of its shared objects
         variables = {} if in_library else dict(options.env_vars or {})
         mounts: list[str] = []
         if not in_library:
@@ -319,6 +325,8 @@ class DaskVine(Manager):
             exec_mode="direct",
             before=[vertex.load_dask, ttrees.keep],
         )
+        if not all(map(is_package_module, options.lib_modules or ())):
+            library.setup["program"] = self.folders.program()  # where they are found
         resources = dict(options.lib_resources or {})
         slots = resources.pop("slots", None)
         if slots is not None:

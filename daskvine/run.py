@@ -13,9 +13,11 @@ from dask.callbacks import local_callbacks
 from dask.utils import funcname
 
 from daskvine.annotations import NOTHING, VertexAnnotations
-from daskvine.compiling import Compiler
+from daskvine.compiling import Compiler, dumps
 from daskvine.graph import Graph, Key
 from daskvine.options import Options
+from daskvine.output import Output
+from daskvine.program_folder import explain_unseen
 from daskvine.progress import Snapshot, make_progress
 from daskvine.recipes import RECIPE, Recipes
 from vinecore.core import events as e
@@ -102,6 +104,7 @@ class GraphRun:
         self.done = self.remade = self.moved_bytes = 0
         self.executed = self.vertices
         self._twins: dict[str, list[Key]] = {}  # vertices that make the same, by the name of that
+        self._output = Output()
         self._callbacks: list[Any] = []
         self._reuse = manager.resume if options.reuse is None else options.reuse
         lasts = manager.workers_outlive_it and (bool(options.reuse) or manager.workers_end_with_it)
@@ -177,6 +180,8 @@ class GraphRun:
             self._graph, self._results, self._manager.objects, in_library=in_library, wrapper=options.wrapper
         )
         self._settings = self._manager.prepare(options)
+        program = self._manager.folders.program(has_files=bool(options.extra_files))
+        self._program = compiler.acquire(dumps(program))
         self._readers = Counter(d for found in self._graph.dependencies.values() for d in found)
         return compiler
 
@@ -287,7 +292,7 @@ class GraphRun:
         if self._options.resources_mode is not None and self._options.task_mode == "tasks":
             category = self._manager.learn_category(category, self._options)
         return TaskSpec(
-            task, str(key), result, self.number, self._library, call.function, call.payload, call.shared, call.inputs,
+            task, str(key), result, self.number, self._library, call.function, call.payload, (*call.shared, self._program), call.inputs,
             mounts=settings.mounts, wanted=(result,) if wanted else (), category=category, request=annotated.request.over(request), priority=priority, depth=depth,
             environment=environment, peer_transfer=self._options.worker_transfers, readers=self._readers[key], options=options,
             asleep=bool(self._twins), reusable=reusable, level=self._level if reusable else TASK, exception_retries=retries or 0,
@@ -300,6 +305,7 @@ class GraphRun:
         while self._news:
             news = self._news.popleft()
             key = self._keys[news.task]
+            self._output.show(key, news.info)
             if self._options.verbose:
                 print(f"{key} ran on {self._manager.worker_name(news.worker)}")
             if "note" in news.info:
@@ -342,9 +348,11 @@ class GraphRun:
         assert end is not None
         if end.outcome != "success":
             key = self._keys.get(end.task)
-            raise self._manager.explain(
-                end.outcome, end.info, end.payload, f"vertex {key!r}", end.info.get("worker", 0)
-            )
+            worker = end.info.get("worker", 0)
+            error = self._manager.explain(end.outcome, end.info, end.payload, f"vertex {key!r}", worker)
+            where = self._manager.worker_name(worker) if worker else ""
+            explain_unseen(error, end.info.get("unseen"), where)
+            raise error
         return dict(self._load())
 
     def _load(self) -> Iterator[tuple[Key, Any]]:

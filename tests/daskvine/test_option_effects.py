@@ -323,7 +323,7 @@ def test_a_vertex_that_uses_too_much_memory_fails_with_the_numbers(m):
 
 def test_a_vertex_that_uses_too_much_disk_fails_with_the_numbers(m):
     def use_disk():
-        with open("large", "wb") as file:
+        with open(f"{os.environ['VINE_SANDBOX']}/large", "wb") as file:
             file.write(bytes(40 << 20))
         signal.pause()
 

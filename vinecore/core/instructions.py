@@ -51,7 +51,7 @@ class TaskEnded(NamedTuple):
 
 
 class VertexEnded(NamedTuple):
-    """A vertex of a run that asked to be told is over."""
+    """A vertex of a run is over: one that has said something, or any of a run that asked to be told."""
 
     run: int
     task: int

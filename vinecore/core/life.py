@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from vinecore.core.mind import Mind
     from vinecore.core.state import Bucket, File, Run, Task, Worker
 
+SAID = frozenset({"output", "errors", "warnings", "left"})
+"""What a worker tells of a vertex that has said something; its user wants to see that."""
+
 SMOOTHING = 0.2  # weight of the newest duration in a mean
 MOST_EVIDENCE = 10
 MOST_LAST_WORDS = 500
@@ -210,9 +213,10 @@ class Life:
             self.tell(task.outputs[0], "")
             payload = b""
         self.move(task, "hold" if awaited else "done")
-        if task.run.spec.tell and not task.told:
+        about = task.run.spec
+        if not task.told and (about.tell or (about.run and not SAID.isdisjoint(message.info))):
             task.told = True
-            mind.emit(VertexEnded(task.run.spec.run, task.spec.task, worker.id, message.info))
+            mind.emit(VertexEnded(about.run, task.spec.task, worker.id, message.info))
         self._read(task)
         if awaited:
             task.info = message.info

@@ -30,6 +30,7 @@ from typing import Any, Callable
 from vinecore.protocol import context, exceptions, modules, values
 from vinecore.protocol.messages import LOADING
 from vineworker import descendants, fork_state, slot
+from vineworker.program_folder import add_imports
 
 
 class Host:
@@ -126,6 +127,8 @@ class Host:
             _settle()  # a collection takes long where much is loaded, and there is one request for every few tasks
 
     def _load(self, setup: dict[str, Any]) -> None:
+        if "program" in setup:
+            add_imports(setup["program"], os.getcwd())
         for name in setup["modules"]:
             importlib.import_module(name)
         self._functions = dict(setup["functions"])

@@ -390,7 +390,7 @@ def environment_prefix(environment: str, cache: Cache) -> list[str]:
 
 def _variables(environment: str, folder: str, options: dict[str, Any]) -> dict[str, str]:
     variables = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
-    variables["PYTHONPATH"] = _import_path(environment, folder)
+    variables.update(PYTHONPATH=_import_path(environment, folder), VINE_SANDBOX=folder)
     cores = str(max(1, int(options["cores"]))) if options.get("cores") else ""
     if cores:
         # the slots share the library's cores; each call counts on one unless the user says otherwise

@@ -215,11 +215,12 @@ def finish_single(
     info = {
         **reply.info,
         "exit_code": int(failed),
-        "output": printed,
         "outputs": sizes,
         "digests": sums,
         "measured": use,
     }
+    if printed:
+        info["output"] = printed
     info.pop("modules", None)
     if failed:
         return m.Failed(run.task, reply.kind, info, reply.payload), sizes

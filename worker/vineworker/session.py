@@ -651,8 +651,9 @@ class Session:
         inputs = [
             (name, "" if name in held else self._hand_over(slot, name, True, False)) for name in run.inputs
         ]
-        if run.options.get("raw"):
-            options["raw"] = True
+        for option in ("raw", "program"):
+            if option in run.options:
+                options[option] = True
         call = Call(
             run.task, run.function, shared, inputs, self._result_path(run.task), folder, options, run.payload
         )

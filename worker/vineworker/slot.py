@@ -24,6 +24,7 @@ from vinecore.protocol import INLINE_LIMIT, digests, exceptions, values
 from vinecore.protocol.frames import FrameReader, encode
 from vineworker import descendants, fork_state, forks
 from vineworker.calls import MOST_IN_FLIGHT, TO_SLOT, Call, Drop, Object, Release, Reply, Write
+from vineworker.program_folder import StartingFolder
 
 PATIENCE_S = 0.001
 PROGRESS = struct.Struct(">q")
@@ -57,6 +58,7 @@ class Slot:
         self._held: dict[int, tuple[str, list[Any]]] = {}  # task -> where to write its result, and its parts
         self._replies: list[Reply] = []
         self._first_reply = 0.0
+        self._folder = StartingFolder()
 
     def serve(self) -> None:
         """Work until the worker closes the socket."""
@@ -95,6 +97,7 @@ class Slot:
     def _call(self, call: Call) -> None:
         self.begin(call)
         reply = self._in_child(call) if self._fork else self.run(call)
+        self.report(reply)
         self._raw_inputs.clear()
         if reply.kind == "done" and "held" not in reply.info:
             self._made[call.task] = reply.payload if reply.size <= INLINE_LIMIT else call.result
@@ -102,6 +105,10 @@ class Slot:
                 del self._made[next(iter(self._made))]
         PROGRESS.pack_into(self._progress, 0, -1)
         self._answer(reply)
+
+    def report(self, reply: Reply) -> None:
+        """Add to an answer what is known only when the call is over."""
+        self._folder.report(reply)
 
     def _answer(self, reply: Reply) -> None:
         now = time.monotonic()
@@ -177,11 +184,13 @@ class Slot:
         if fed is not None and fed[1] not in self._made:
             return Reply(call.task, "unfed", 0, 0.0, {}, b"")
         try:
-            if call.sandbox:
-                os.chdir(call.sandbox)
-            args, kwargs = values.loads(call.payload)
-            later = {arg.index for arg in args if type(arg) is values.Later}
             try:
+                program = self._load_shared(*call.shared[-1]) if "program" in call.options else None
+                self._folder.enter(
+                    program
+                )  # before anything is loaded: that may import the program's modules
+                args, kwargs = values.loads(call.payload)
+                later = {arg.index for arg in args if type(arg) is values.Later}
                 shared = [self._load_shared(name, path) for name, path in call.shared]
                 inputs = [
                     values.Stored(partial(self._open, name, path, call))
@@ -199,7 +208,10 @@ class Slot:
                 function = self._find(call)
             args, kwargs = values.fill(args, kwargs, shared, inputs)
             del inputs
-            result = forks.call(function, args, kwargs, flush_output)
+            try:
+                result = forks.call(function, args, kwargs, flush_output)
+            finally:
+                self._folder.leave()
             del args, kwargs
             info: dict[str, Any] = {}
             if type(result) is values.Annotated:
@@ -332,6 +344,7 @@ def run_single(sock: socket.socket, progress: int) -> None:
                     os.environ[name] = value
             fork_state.forget_temporary_folder()
             reply = slot.run(message)
+            slot.report(reply)
             reply.info["modules"] = _imported_since(before)
             usage = resource.getrusage(resource.RUSAGE_SELF)
             reply.info["cpu_s"] = usage.ru_utime + usage.ru_stime

@@ -1,0 +1,263 @@
+"""The folder of the program, as its vertices get to know it, and what is said where a worker does not see that.
+
+In a vertex a relative path means the working folder of the program, and its modules are found where the program finds them. What proves to a worker
+that it sees the same folders is in `vinecore.protocol.programs`. Where workers on other machines may come, this side puts a small hidden
+file into each of these folders, locks it, and takes it away when the manager closes. What a killed program has left is not locked any more:
+the next manager of the same user takes it away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from vinecore.errors import note
+from vinecore.protocol import modules
+from vinecore.protocol.programs import Folder, Program, describe_folder, running_kernel
+
+TOKEN = ".daskvine-"  # noqa: S105 - the beginning of a file's name
+STALE_S = 7 * 24 * 3600
+"""What is as old as this, and not locked, belongs to a program that was killed on another machine."""
+
+
+class Token(NamedTuple):
+    """A file that this process has put into a folder."""
+
+    name: str
+    content: str
+    descriptor: int  # holds the lock
+    identity: tuple[int, int]
+
+
+class ProgramFolders:
+    """Describes the folders of this program.
+
+    Parameters
+    ----------
+    here_only
+        Whether all workers are on this machine, where the kernel says enough, and nothing has to be written.
+    """
+
+    def __init__(self, here_only: bool = False) -> None:
+        self.here_only = here_only
+        self._tokens: dict[str, Token] = {}
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def program(self, *, has_files: bool = False) -> Program:
+        """Describe where this program is now, and what it can import."""
+        with self._lock:
+            first, last = self._imports()
+            return Program(self._folder(_working_folder()), first, last, has_files)
+
+    def folder(self, path: str) -> Folder | None:
+        """Describe a folder; None if there is no such folder."""
+        with self._lock:
+            return self._folder(path)
+
+    def close(self) -> None:
+        """Take away what was put into the folders."""
+        with self._lock:
+            tokens, self._tokens = self._tokens, {}
+        if os.getpid() != self._process:  # a child of this program must not take away what is its parent's
+            return
+        for path, token in tokens.items():
+            _remove(os.path.join(path, token.name), token)
+
+    def _imports(self) -> tuple[tuple[Folder, ...], tuple[Folder, ...]]:
+        own: tuple[list[Folder], list[Folder]] = ([], [])
+        seen: set[str] = set()
+        after = False
+        for entry in sys.path:
+            path = os.path.join(_working_folder(), entry)
+            if modules.is_package_file(os.path.join(path, "module.py")):
+                after = True
+            elif path not in seen and (folder := self._folder(path)) is not None:
+                seen.add(path)
+                own[after].append(folder)
+        return tuple(own[0]), tuple(own[1])
+
+    def _folder(self, path: str) -> Folder | None:
+        if not path or not os.path.exists(path):
+            return None
+        path = os.path.abspath(path)
+        try:
+            if self.here_only and running_kernel():
+                return describe_folder(path)
+            token = self._token(path)
+            if token is None:
+                return describe_folder(path, listed=True)
+            return describe_folder(path, token.name, token.content)
+        except OSError:
+            return None
+
+    def _token(self, path: str) -> Token | None:
+        """The token in a folder, made if it is not there; None if nothing can be written there."""
+        found = self._tokens.get(path)
+        if found is not None:
+            if _identity(os.path.join(path, found.name)) == found.identity:
+                return found
+            os.close(found.descriptor)  # somebody has cleaned up, or the folder is another one
+            del self._tokens[path]
+        if not os.path.isdir(path):
+            return None
+        _remove_stale(path)
+        made = _make_token(path)
+        if made is not None:
+            self._tokens[path] = made
+        return made
+
+
+def _working_folder() -> str:
+    """The working folder of this program; "" if it has been removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
+# ---- tokens
+
+
+def _make_token(path: str) -> Token | None:
+    name = TOKEN + secrets.token_hex(8)
+    content = f"{secrets.token_hex(16)} of {socket.gethostname()}\n"
+    whole = os.path.join(path, name)
+    try:
+        descriptor = os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError:
+        return None
+    try:
+        with contextlib.suppress(OSError):  # not all file systems have locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(descriptor, content.encode())
+        os.fsync(descriptor)
+        found = os.fstat(descriptor)
+    except OSError:  # such as a disk that is full
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.unlink(whole)
+        return None
+    return Token(name, content, descriptor, (found.st_dev, found.st_ino))
+
+
+def _remove(path: str, token: Token) -> None:
+    if _identity(path) == token.identity:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    os.close(token.descriptor)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the tokens of programs of this user that were killed."""
+    try:
+        with os.scandir(path) as entries:
+            names = [entry.name for entry in entries if entry.name.startswith(TOKEN)]
+    except OSError:
+        return
+    for name in names:
+        with contextlib.suppress(OSError):
+            _remove_if_stale(os.path.join(path, name))
+
+
+def _remove_if_stale(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        found = os.fstat(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # who lives holds it
+        content = os.read(descriptor, 1000).decode(errors="replace")
+        ours = content.endswith(f" of {socket.gethostname()}\n")
+        if found.st_uid == os.getuid() and (ours or time.time() - found.st_mtime > STALE_S):
+            os.unlink(path)
+    finally:
+        os.close(descriptor)
+
+
+# ---- what is said where a worker does not see it
+
+
+def explain_unseen(error: BaseException, unseen: str | None, worker: str) -> None:
+    """Add to an exception of a vertex that its worker does not see the program's folder, if that may be why.
+
+    Parameters
+    ----------
+    unseen
+        The folder, "" if it has been removed, or None if the worker sees it.
+    """
+    if unseen is None:
+        return
+    for one in _chain(error):
+        if isinstance(one, FileNotFoundError) and not os.path.isabs(str(one.filename or "")):
+            note(error, _about_files(unseen, worker))
+            return
+        if isinstance(one, ModuleNotFoundError) and _is_own(one.name):
+            note(error, _about_modules(str(one.name).partition(".")[0], unseen, worker))
+            return
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    waiting: list[Any] = [error]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, BaseException) and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            waiting += [one.__context__, one.__cause__]
+
+
+def _is_own(name: str | None) -> bool:
+    if not name:
+        return False
+    try:
+        return name.partition(".")[0] in sys.modules and not modules.is_package_module(name)
+    except (ImportError, ValueError):
+        return False
+
+
+def _reason(unseen: str, worker: str) -> str:
+    if not unseen:
+        return "the folder of this program has been removed, so the vertex ran in a folder of its process"
+    return f"{worker or 'the worker'} does not see that folder, so the vertex ran in a folder of its process"
+
+
+def _about_files(unseen: str, worker: str) -> str:
+    return (
+        f"a relative path means the folder of this program{f', {unseen}' if unseen else ''}; {_reason(unseen, worker)}. "
+        "Use an absolute path on a file system that the workers share, or an XRootD URL (root://...); or have the file beside each "
+        "vertex with extra_files={m.declare_file('nano.root'): 'nano.root'}"
+    )
+
+
+def _about_modules(name: str, unseen: str, worker: str) -> str:
+    return (
+        f"{name} is a module of this program's own, and {_reason(unseen, worker)}. Send it by value with "
+        f"cloudpickle.register_pickle_by_value({name}), or as a file with extra_files={{m.declare_file({name}.__file__): '{name}.py'}}, or "
+        "in an environment with environment='my-env.tar.gz'"
+    )
+
+
+def warn_of_files_left(names: list[str], unseen: str) -> str:
+    """What is said of files that a vertex has written under relative names where the program's folder is not seen."""
+    listed = ", ".join(names)
+    return (
+        f"wrote {listed} under a relative name, and its worker does not see {unseen or 'the folder of this program'}: these "
+        "files are removed with the folder of its process. Use an absolute path on a file system that the workers share, or return "
+        "what was written"
+    )

@@ -1,0 +1,318 @@
+"""A relative path in a vertex means the folder of the program, and its modules are found, wherever a worker sees these folders."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+
+import cloudpickle
+import pytest
+from dask import delayed
+
+from daskvine import DaskVine
+from daskvine.program_folder import TOKEN
+from tests.support import yard_in
+from vinecore import PythonTask
+
+
+@delayed(pure=False)
+def read(name):
+    with open(name) as file:
+        return file.read()
+
+
+@delayed(pure=False)
+def write(name, text="written"):
+    with open(name, "w") as file:
+        file.write(text)
+    return os.path.abspath(name)
+
+
+@delayed(pure=False)
+def value_of(name):
+    return importlib.import_module(name).VALUE
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder of the program."""
+    folder = tmp_path / "analysis"
+    folder.mkdir()
+    (folder / "cuts").write_text("1")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def yard(tmp_path, monkeypatch):
+    with yard_in(tmp_path, monkeypatch) as yard:
+        yield yard
+
+
+@pytest.fixture
+def own_modules():
+    """Modules that a test has imported are forgotten."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("own_"):
+            del sys.modules[name]
+
+
+def hidden_from(folder):
+    """A command that runs a worker for which there is another folder of this name."""
+    probe = subprocess.run(
+        ["unshare", "-Urm", "mount", "-t", "tmpfs", "none", str(folder)], check=False, capture_output=True
+    )
+    if probe.returncode:
+        pytest.skip("this user may not make a namespace in which a folder is another one")
+    mount = f"mount -t tmpfs none '{folder}' && exec \"$@\""
+    return ["unshare", "-Urm", "sh", "-c", mount, "sh", sys.executable, "-m", "vineworker"]
+
+
+def tokens(folder):
+    return [name for name in os.listdir(folder) if name.startswith(TOKEN)]
+
+
+def notes(caught):
+    return " ".join(caught.value.__notes__)
+
+
+# ---- where it is seen
+
+
+def test_relative_paths_are_those_of_the_program(m, folder, task_mode):
+    assert read("cuts").compute(scheduler=m.get, task_mode=task_mode) == "1"
+    assert write("made").compute(scheduler=m.get, task_mode=task_mode) == str(folder / "made")
+    assert (folder / "made").read_text() == "written"
+    assert tokens(folder) == []  # a worker on this machine needs none
+
+
+def test_a_program_may_change_its_folder(m, folder, task_mode):
+    for name in ("first", "second", "first"):
+        (folder / name).mkdir(exist_ok=True)
+        os.chdir(folder / name)
+        path = write(f"made-by-{name}").compute(scheduler=m.get, task_mode=task_mode)
+        assert path == str(folder / name / f"made-by-{name}")
+        assert os.path.exists(path)
+
+
+def test_a_vertex_that_changes_its_folder_harms_no_other_one(m, folder, task_mode):
+    wander = delayed(os.chdir, pure=False)
+    for _ in range(3):
+        wander("/").compute(scheduler=m.get, task_mode=task_mode)
+        assert read("cuts").compute(scheduler=m.get, task_mode=task_mode) == "1"
+
+
+def test_tasks_and_calls_that_belong_to_no_graph_keep_a_folder_of_their_own(m, folder):
+    task = PythonTask(os.getcwd)
+    m.submit(task)
+    assert m.wait(60) is task
+    assert task.output != str(folder)
+
+
+def test_the_own_folder_of_the_process_has_a_name(m, folder, task_mode):
+    own = delayed(os.getenv)("VINE_SANDBOX").compute(scheduler=m.get, task_mode=task_mode)
+    assert os.path.isabs(own)
+    assert own != str(folder)
+
+
+def test_with_extra_files_both_are_found(m, folder, tmp_path, task_mode):
+    (tmp_path / "extra").write_text("extra")
+    (tmp_path / "beside").write_text("beside")
+    extra = {m.declare_file(str(tmp_path / "extra")): "extra.txt"}
+
+    @delayed(pure=False)
+    def look(number):
+        os.makedirs("plots", exist_ok=True)
+        for name in (f"plots/{number}", f"made{number}"):
+            with open(name, "w") as file:
+                file.write(name)
+        texts = []
+        for name in ("cuts", "extra.txt", "../beside"):
+            with open(name) as file:
+                texts.append(file.read())
+        if number == 2:
+            os.remove("cuts")
+            raise ValueError(number)
+        return texts
+
+    options = {"scheduler": m.get, "task_mode": task_mode, "extra_files": extra}
+    assert delayed(list)([look(0), look(1)]).compute(**options) == [["1", "extra", "beside"]] * 2
+    with pytest.raises(ValueError, match="2"):
+        look(2).compute(**options)
+    assert sorted(os.listdir(folder)) == ["made0", "made1", "made2", "plots"]
+    assert sorted(os.listdir(folder / "plots")) == ["0", "1", "2"]
+
+
+# ---- where it is not
+
+
+def test_a_folder_of_the_same_name_is_not_the_programs(m, folder):
+    @delayed(pure=False)
+    def replace(name):
+        os.rename(name, f"{name}-as-it-was")
+        os.mkdir(name)
+        return "cuts"
+
+    with pytest.raises(FileNotFoundError) as caught:
+        read(replace(str(folder))).compute(scheduler=m.get, task_mode="tasks")
+    assert str(folder) in notes(caught)
+    assert "does not see that folder" in notes(caught)
+
+
+def test_where_the_programs_folder_has_been_removed_an_error_and_a_warning_say_so(m, folder, task_mode):
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError) as caught:
+        read("cuts").compute(scheduler=m.get, task_mode=task_mode)
+    assert "the folder of this program has been removed" in notes(caught)
+    assert "extra_files=" in notes(caught)
+    with pytest.warns(UserWarning, match=r"wrote made under a relative name"):
+        path = write("made").compute(scheduler=m.get, task_mode=task_mode)
+    assert os.path.dirname(path) != str(folder)
+
+
+def test_a_worker_that_does_not_see_the_folder_says_what_to_do(yard, folder, task_mode, own_modules):
+    (folder / "own_beside.py").write_text("VALUE = 1")
+    m = yard.manager(DaskVine)
+    yard.worker(m, command=hidden_from(folder))
+    options = {"scheduler": m.get, "task_mode": task_mode}
+    with pytest.raises(FileNotFoundError) as caught:
+        read("cuts").compute(**options)
+    assert f"{folder}; " in notes(caught)
+    assert "root://" in notes(caught)
+    assert "extra_files=" in notes(caught)
+    assert len(tokens(folder)) == 1
+    with pytest.warns(UserWarning, match=r"wrote made under a relative name"):
+        write("made").compute(**options)
+    extra = {m.declare_file("cuts"): "cuts"}
+    assert read("cuts").compute(**options, extra_files=extra) == "1"
+    sys.path.insert(0, str(folder))
+    try:
+        own = importlib.import_module("own_beside")
+    finally:
+        sys.path.remove(str(folder))
+    with pytest.raises(ModuleNotFoundError) as caught:
+        value_of("own_beside").compute(**options)
+    assert "register_pickle_by_value(own_beside)" in notes(caught)
+    brought = {m.declare_file(own.__file__): "own_beside.py"}
+    assert value_of("own_beside").compute(**options, extra_files=brought) == 1
+
+
+def test_an_error_for_another_reason_says_nothing_of_folders(m, folder, task_mode):
+    with pytest.raises(FileNotFoundError) as caught:
+        read("not-there").compute(scheduler=m.get, task_mode=task_mode)
+    assert "folder" not in notes(caught)
+
+
+# ---- tokens
+
+
+def test_a_worker_that_may_be_elsewhere_sees_a_token_which_is_taken_away(yard, folder, task_mode):
+    m = yard.manager(DaskVine)
+    yard.worker(m)
+    assert read("cuts").compute(scheduler=m.get, task_mode=task_mode) == "1"
+    first = tokens(folder)
+    assert len(first) == 1
+    (folder / first[0]).unlink()  # somebody cleans up
+    assert read("cuts").compute(scheduler=m.get, task_mode=task_mode) == "1"
+    assert len(tokens(folder)) == 1
+    m.close()
+    assert tokens(folder) == []
+
+
+def test_several_managers_have_tokens_of_their_own(yard, folder):
+    managers = [yard.manager(DaskVine) for _ in range(2)]
+    for m in managers:
+        m.folders.program()
+    assert len(tokens(folder)) == 2
+    managers[0].close()
+    assert len(tokens(folder)) == 1
+    managers[1].close()
+    assert tokens(folder) == []
+
+
+def test_what_a_killed_program_has_left_is_removed_by_the_next_one(yard, folder):
+    program = """
+import signal, sys
+from daskvine.program_folder import ProgramFolders
+folders = ProgramFolders()
+folders.program()
+print("there", flush=True)
+signal.pause()
+"""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=variables) as other:
+        assert other.stdout.readline() == b"there\n"
+        theirs = tokens(folder)
+        m = yard.manager(DaskVine)
+        m.folders.program()
+        assert set(theirs) < set(tokens(folder))  # who lives keeps it
+        m.close()
+        other.send_signal(signal.SIGKILL)
+    m = yard.manager(DaskVine)
+    m.folders.program()
+    assert len(tokens(folder)) == 1
+    assert not set(theirs) & set(tokens(folder))
+
+
+# ---- own modules
+
+
+@pytest.fixture
+def path_of_imports(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return sys.path
+
+
+def test_modules_from_folders_that_were_added_later_are_found(
+    m, folder, tmp_path, task_mode, path_of_imports, own_modules
+):
+    assert read("cuts").compute(scheduler=m.get, task_mode=task_mode) == "1"  # processes are running
+    for number, entry in enumerate([str(folder / "absolute"), "relative", str(tmp_path / "elsewhere")]):
+        os.makedirs(entry)
+        name = f"own_{task_mode[:4]}_{number}"
+        with open(f"{entry}/{name}.py", "w") as file:
+            file.write(f"VALUE = {number}")
+        path_of_imports.insert(0, entry)
+        assert value_of(name).compute(scheduler=m.get, task_mode=task_mode) == number
+        os.chdir(folder)
+
+
+def test_a_function_of_a_module_that_was_added_later_is_found(
+    m, folder, task_mode, path_of_imports, own_modules
+):
+    name = f"own_function_{task_mode[:4]}"
+    (folder / f"{name}.py").write_text("def double(x):\n    return 2 * x\n")
+    path_of_imports.append(str(folder))
+    own = importlib.import_module(name)
+    assert delayed(own.double)(2).compute(scheduler=m.get, task_mode=task_mode) == 4
+
+
+def test_a_module_that_was_added_later_can_be_imported_before_the_fork(
+    m, folder, path_of_imports, own_modules
+):
+    (folder / "own_hoisted.py").write_text("VALUE = 5")
+    path_of_imports.insert(0, "")
+    options = {"task_mode": "function-calls", "import_modules": ["own_hoisted"]}
+    assert value_of("own_hoisted").compute(scheduler=m.get, **options) == 5
+
+
+def test_a_module_goes_by_value_where_that_is_asked_for(m, folder, task_mode, path_of_imports, own_modules):
+    name = f"own_value_{task_mode[:4]}"
+    (folder / f"{name}.py").write_text("def triple(x):\n    return 3 * x\n")
+    path_of_imports.insert(0, str(folder))
+    own = importlib.import_module(name)
+    cloudpickle.register_pickle_by_value(own)
+    try:
+        shutil.rmtree(folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert delayed(own.triple)(2).compute(scheduler=m.get, task_mode=task_mode) == 6
+    finally:
+        cloudpickle.unregister_pickle_by_value(own)

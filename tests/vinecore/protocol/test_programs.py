@@ -1,0 +1,66 @@
+"""A folder is the same elsewhere if that is proved, and not because it has the same name."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from vinecore.protocol import programs
+
+
+def from_elsewhere(folder):
+    """What another machine gets to know of it."""
+    return folder._replace(kernel="another", identity=(0, 0))
+
+
+@pytest.fixture
+def token(tmp_path):
+    (tmp_path / "token").write_text("word")
+    return "token", "word"
+
+
+def test_under_the_same_kernel_a_folder_is_its_inode(tmp_path):
+    (tmp_path / "here").mkdir()
+    folder = programs.describe_folder(str(tmp_path / "here"))
+    assert programs.is_seen(folder)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert not programs.is_seen(folder)
+    (tmp_path / "here").mkdir()
+    assert not programs.is_seen(folder)
+
+
+def test_on_another_machine_the_token_is_what_counts(tmp_path, token):
+    folder = from_elsewhere(programs.describe_folder(str(tmp_path), *token))
+    assert programs.is_seen(folder)
+    (tmp_path / "token").write_text("words")
+    assert not programs.is_seen(folder)
+    (tmp_path / "token").write_bytes(b"\xff")
+    assert not programs.is_seen(folder)
+    (tmp_path / "token").unlink()
+    assert not programs.is_seen(folder)
+
+
+def test_the_name_alone_is_not_enough(tmp_path):
+    (tmp_path / "data").write_text("1")
+    assert not programs.is_seen(from_elsewhere(programs.describe_folder(str(tmp_path))))
+
+
+def test_where_nothing_can_be_written_the_content_counts(tmp_path):
+    (tmp_path / "data").write_text("1")
+    (tmp_path / "below").mkdir()
+    folder = from_elsewhere(programs.describe_folder(str(tmp_path), listed=True))
+    assert programs.is_seen(folder)
+    (tmp_path / "__pycache__").mkdir()
+    assert programs.is_seen(folder)
+    os.utime(tmp_path / "data", ns=(0, 1))
+    assert not programs.is_seen(folder)
+
+
+def test_an_empty_folder_proves_nothing(tmp_path):
+    assert not programs.is_seen(from_elsewhere(programs.describe_folder(str(tmp_path), listed=True)))
+
+
+def test_what_is_not_there_is_not_seen(tmp_path):
+    folder = programs.describe_folder(str(tmp_path))._replace(path=str(tmp_path / "gone"))
+    assert not programs.is_seen(folder)

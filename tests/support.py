@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 
 from tests import chores
 from vinecore import Manager, PythonTask
+from vinecore.protocol import messages
 from vinecore.secrets import write_secret
 
 if TYPE_CHECKING:
@@ -231,6 +233,50 @@ def one_result(m):
     task = m.wait(60)
     assert task is not None
     return task
+
+
+def after_each_done(m: Any, react: Callable[[Any], None]) -> None:
+    """Call a function with the manager's mind whenever a task is done, before anything else happens."""
+
+    def watch(mind: Any) -> None:
+        handlers = mind._worker_handlers
+        finish = handlers[messages.Done]
+
+        def finish_and_react(worker: Any, message: Any) -> None:
+            finish(worker, message)
+            react(mind)
+
+        handlers[messages.Done] = finish_and_react
+
+    m._engine.call(watch)
+
+
+def pass_time(m: Any, worker: int, seconds: float = 400.0) -> None:
+    """Have the manager believe that it has heard nothing of a worker for longer than it has, and asked it as long ago."""
+
+    def shift(_mind: Any) -> None:
+        peer = m._engine._peers.get(worker)
+        if peer is not None:
+            peer.heard_at -= seconds
+            peer.pinged_at -= seconds
+
+    m._engine.call(shift)
+
+
+@contextlib.contextmanager
+def interrupt_when(condition: Callable[[], Any]) -> Iterator[None]:
+    """Interrupt the main thread, as Ctrl-C does, as soon as a condition holds."""
+
+    def interrupt() -> None:
+        until(condition, "what is to be interrupted to be under way")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def made_and_held(yard, m, size):

@@ -14,6 +14,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.daskvine import vertices as v
+from tests.support import interrupt_when
 from vinecore.errors import TaskCrashed
 
 CALLS = {"task_mode": "function-calls"}
@@ -422,8 +423,9 @@ def test_an_interrupt_in_a_terminal_reaches_the_script_only(tmp_path, run_script
 
 def test_an_interrupt_while_nothing_is_connected():
     with DaskVine(port=0) as m:
-        with pytest.raises(KeyboardInterrupt):
-            threading.Timer(0, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with (
+            pytest.raises(KeyboardInterrupt),
+            interrupt_when(lambda: m._engine.call(lambda mind: list(mind.tables.tasks))),
+        ):
             dask.delayed(v.inc)(1).compute(scheduler=m.get, progress_disable=True)
-            threading.Event().wait(30)
         assert m._engine.call(lambda mind: list(mind.tables.tasks)) == []

@@ -97,8 +97,8 @@ def forging():
 
 @fault
 def impatient():
-    """Gives a silent peer up after half a second."""
-    bulk.STALL_S = 0.5
+    """Gives a silent peer up after two seconds."""
+    bulk.STALL_S = 2.0
 
 
 @fault

@@ -13,7 +13,7 @@ import pytest
 
 from tests import chores
 from tests.proxy import Proxy
-from tests.support import made_and_held, one_result, until, vine_threads, workers_of
+from tests.support import made_and_held, one_result, pass_time, until, vine_threads, workers_of
 from vinecore import FunctionCall, PythonTask, Task
 from vinecore.protocol import bulk, frames
 
@@ -60,12 +60,11 @@ cli.main()
 
 def test_a_worker_that_is_stopped_is_given_up_and_comes_back(yard):
     m = yard.manager()
-    m._engine.ping_s, m._engine.silence_s = 0.3, 1.5
     [worker] = yard.workers(m, 1, "--timeout", "60", command=[sys.executable, "-c", WITHOUT_SINGLE_SHOT])
     m.submit(PythonTask(chores.held, str(yard.folder), "held", "gate"))
     until(lambda: yard.count("held") == 1, "the task to be running")
     worker.send(signal.SIGSTOP)
-    until(lambda: m.workers_connected == 0, "the manager to give the worker up")
+    until(lambda: pass_time(m, 1) or m.workers_connected == 0, "the manager to give the worker up")
     worker.send(signal.SIGCONT)
     until(lambda: yard.count("held") == 2, "the task to be running again")
     yard.place("gate").touch()
@@ -74,7 +73,6 @@ def test_a_worker_that_is_stopped_is_given_up_and_comes_back(yard):
 
 def test_a_worker_that_takes_nothing_any_more_does_not_hold_what_it_was_sent(yard):
     m = yard.manager()
-    m._engine.ping_s, m._engine.silence_s = 0.3, 1.5
     first, _second = yard.workers(m, 2)
     first.send(signal.SIGSTOP)
     payload = b"x" * 60_000
@@ -84,6 +82,7 @@ def test_a_worker_that_takes_nothing_any_more_does_not_hold_what_it_was_sent(yar
     for task in tasks:
         task.set_cores(0.01)
         m.submit(task)
+    until(lambda: pass_time(m, 1) or m.workers_connected == 1, "the manager to give the worker up")
     assert {one_result(m).output for _ in tasks} <= {60_001, 60_002, 60_003}
     assert len(workers_of(m)) == 1
 
@@ -171,7 +170,14 @@ def test_a_worker_of_another_protocol_is_sent_away_with_the_reason(yard):
 
 
 def test_a_peer_that_asks_nothing_for_long_is_cut_off_and_comes_back(yard, monkeypatch):
-    monkeypatch.setattr(bulk, "IDLE_S", 0.05)
+    ask, known = bulk._next_request, set()
+
+    def wait_briefly_for_the_second(words):
+        monkeypatch.setattr(bulk, "IDLE_S", 0.05 if words in known else 60.0)
+        known.add(words)
+        return ask(words)
+
+    monkeypatch.setattr(bulk, "_next_request", wait_briefly_for_the_second)
     m = yard.manager()
     yard.workers(m, 1)
     for _ in range(3):  # each over a connection that the manager has closed meanwhile

@@ -161,11 +161,12 @@ def test_a_library_does_not_end_when_it_is_asked_to_but_what_it_runs_does(yard):
 
 def test_an_idle_worker_leaves_what_is_needed_with_the_manager(yard):
     m = yard.manager()
-    [worker] = yard.workers(m, 1, "--idle-timeout", "1")
     temp = m.declare_temp()
     maker = Task(f"echo made >> {yard.place('makers')}; echo precious > out")
     maker.add_output(temp, "out")
     m.submit(maker)
+    # it begins to idle after this
+    worker = yard.worker(m, "--idle-timeout", "1")
     assert m.wait(60).successful()
     assert worker.wait() == 0
     assert "idle for 1 s" in worker.log

@@ -13,10 +13,9 @@ import pytest
 
 from daskvine import DaskVine
 from tests import chores
-from tests.support import one_result, until
+from tests.support import after_each_done, one_result, until
 from vinecore import PythonTask, Task
 from vinecore.errors import InsufficientResources
-from vinecore.protocol import messages
 
 MB = 1 << 20
 
@@ -182,23 +181,23 @@ class Killer:
     def __init__(self, m, most):
         self._engine, self._most = m._engine, most
         self.killed, self.done_at_losses = set(), []
-        self._engine.call(self._watch)
+        after_each_done(m, self._kill_if_due)
+        self._engine.call(self._count_losses)
 
-    def _watch(self, mind):
-        handlers, recovery = mind._worker_handlers, mind.recovery
-        finish, lose = handlers[messages.Done], recovery.worker_lost
-
-        def finish_and_look(worker, message):
-            finish(worker, message)
-            runs = mind.tables.runs.values()
-            if self._due(sum(run.done for run in runs), sum(run.done + run.unfinished for run in runs)):
-                self._kill(mind)
+    def _count_losses(self, mind):
+        recovery = mind.recovery
+        lose = recovery.worker_lost
 
         def lose_and_count(worker, reason):
             self.done_at_losses.append(sum(run.done for run in mind.tables.runs.values()))
             lose(worker, reason)
 
-        handlers[messages.Done], recovery.worker_lost = finish_and_look, lose_and_count
+        recovery.worker_lost = lose_and_count
+
+    def _kill_if_due(self, mind):
+        runs = mind.tables.runs.values()
+        if self._due(sum(run.done for run in runs), sum(run.done + run.unfinished for run in runs)):
+            self._kill(mind)
 
     def _due(self, done, vertices):
         """Whether it is time for the next one: after the first and the second third, where there are two to kill."""

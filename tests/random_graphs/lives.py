@@ -6,6 +6,7 @@ wrong; the last case of a life that is to die kills it when half of its vertices
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -20,8 +21,7 @@ from daskvine import DaskVine
 from tests.random_graphs.cases import Case, make_case
 from tests.random_graphs.program import Program
 from tests.random_graphs.runner import Runs, home_in
-from tests.support import alive, until
-from vinecore.protocol import messages
+from tests.support import after_each_done, alive, until
 
 LIVES = 3
 A_LIFE_S = 300.0
@@ -111,19 +111,8 @@ class Life:
 
     def die_after(self, count: int) -> None:
         """Kill this process when so many vertices more are done."""
-
-        def hook(mind: Any) -> None:
-            finish, left = mind._worker_handlers[messages.Done], [count]
-
-            def finish_and_die(worker: Any, message: Any) -> None:
-                finish(worker, message)
-                left[0] -= 1
-                if not left[0]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            mind._worker_handlers[messages.Done] = finish_and_die
-
-        self._m._engine.call(hook)
+        left = itertools.count(count - 1, -1)
+        after_each_done(self._m, lambda _mind: next(left) or os.kill(os.getpid(), signal.SIGKILL))
 
 
 @click.command()

@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from tests import chores
-from tests.support import alive, until, workers_of
+from tests.support import alive, interrupt_when, until, workers_of
 from vinecore import FunctionCall, Manager, PythonTask, Task
 from vinecore.core.allocation import MODES
 
@@ -128,11 +128,8 @@ def test_progress_is_made_while_nobody_waits(m):
 def test_control_c_gets_through_to_who_waits(yard):
     m = yard.manager()
     m.submit(Task("true"))
-    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), interrupt_when(lambda: m._waiting):
         m.wait(60)
-    timer.join()
     yard.workers(m, 1)
     assert m.wait(60).successful()
 

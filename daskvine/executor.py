@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from daskvine.merge import rewrite
 from daskvine.options import Options
 from daskvine.program_folder import ProgramFolders
 from daskvine.run import GraphRun
+from daskvine.surroundings import look
 from vinecore import checks
 from vinecore import secrets as password
 from vinecore.core import events as e
@@ -33,6 +35,7 @@ from vinecore.factory import Factory
 from vinecore.files import File
 from vinecore.libraries import LibraryTask
 from vinecore.manager import DEFAULT_PORT, Manager
+from vinecore.protocol import usage
 from vinecore.protocol.modules import is_package_module
 
 log = logging.getLogger("daskvine")
@@ -84,6 +87,7 @@ class DaskVine(Manager):
         self._runs: dict[int, GraphRun] = {}
         self._run_numbers = itertools.count(1)
         self._learning: set[str] = set()
+        self.graphs: Counter[str] = Counter()  # that were computed, by what they make
         self.reuse_lock = (
             threading.Lock()
         )  # who names results by recipes must not meet another one who makes the same
@@ -258,8 +262,20 @@ class DaskVine(Manager):
         varying = {name: value for name, value in variables.items() if callable(value)}
         return Settings(request, environment, path, tuple(mounts), task_options, varying)
 
-    def circumstances(self, options: Options) -> Any:
-        """Give what the result of any vertex depends on beside its own code and inputs."""
+    def surroundings(self, options: Options) -> tuple[Any, frozenset[str], dict[str, str]]:
+        """Look at what any vertex depends on beside its own code and inputs.
+
+        Returns
+        -------
+        tuple
+            What belongs to names, the files and variables whose states are among that, and the environment of vertices.
+        """
+        variables = dict(os.environ)
+        variables.update({k: v for k, v in (options.env_vars or {}).items() if isinstance(v, str)})
+        found = look(variables)
+        return (found.digest, self._circumstances(options)), found.things, variables
+
+    def _circumstances(self, options: Options) -> Any:
         environment = options.environment
         if environment is not None and not isinstance(environment, File):
             environment = os.path.abspath(environment)
@@ -304,13 +320,15 @@ class DaskVine(Manager):
             )
         return name
 
-    def start_library(self, options: Options, modules: set[str]) -> str:
+    def start_library(self, options: Options, modules: set[str], *, records: bool = False) -> str:
         """Install the library that runs vertices; the same options give the same library, which may be running already.
 
         Parameters
         ----------
         modules
             What the graph's functions refer to: imported before the first fork, if the library is not running yet.
+        records
+            Whether its processes record from their start what they use.
 
         Returns
         -------
@@ -342,6 +360,8 @@ class DaskVine(Manager):
         environment = self._environment(options)
         if environment:
             library.add_environment(File(self, "poncho", environment))
+        if records:
+            library.set_env_var(usage.RECORDS, "1")
         library.preload = sorted(modules)
         setup = self.share_bytes(dumps(library.setup))
         spec = library.spec(setup)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ from vinecore.core import instructions as i
 from vinecore.core.allocation import Request
 from vinecore.core.state import FOREVER, TASK, RunSpec, TaskSpec
 from vinecore.errors import note
-from vinecore.protocol import values
+from vinecore.protocol import usage, values
 
 if TYPE_CHECKING:
     from daskvine.executor import DaskVine
@@ -103,8 +104,12 @@ class GraphRun:
         self.vertices = len(graph.vertices)
         self.done = self.remade = self.moved_bytes = 0
         self.executed = self.vertices
-        self._twins: dict[str, list[Key]] = {}  # vertices that make the same, by the name of that
         self._output = Output()
+        self._recipes: Recipes | None = None  # if results are named by them
+        self._tolerated: frozenset[str] = (
+            frozenset()
+        )  # things that vertices may use though no name tells of them
+        self._identity = ""  # of what the graph makes, if it may be gone on with
         self._callbacks: list[Any] = []
         self._reuse = manager.resume if options.reuse is None else options.reuse
         lasts = manager.workers_outlive_it and (bool(options.reuse) or manager.workers_end_with_it)
@@ -147,6 +152,7 @@ class GraphRun:
                         mode,
                         tell,
                         self.vertices,
+                        self.covers if self._reuse else None,
                     )
                 )
             )
@@ -162,6 +168,7 @@ class GraphRun:
                     self._look(progress, state)
                 self._look(progress, state)
                 results = self._collect()
+                self._manager.graphs[self._identity] += bool(self._identity)
                 self._call_back(4, graph.vertices, state, False)
             except BaseException:
                 self._call_back(4, graph.vertices, state, True)
@@ -182,6 +189,9 @@ class GraphRun:
         self._settings = self._manager.prepare(options)
         program = self._manager.folders.program(has_files=bool(options.extra_files))
         self._program = compiler.acquire(dumps(program))
+        if self._reuse:
+            recorded = {**self._settings.task_options, "record": True}
+            self._settings = self._settings._replace(task_options=recorded)
         self._readers = Counter(d for found in self._graph.dependencies.values() for d in found)
         return compiler
 
@@ -189,12 +199,34 @@ class GraphRun:
         """Name results so that the next computation finds them."""
         manager, options = self._manager, self._options
         deterministic = self._reuse if callable(self._reuse) else lambda _key: True
-        recipes = Recipes(self._graph, manager.circumstances(options), deterministic)
-        for key in self._graph.vertices:
-            name = recipes.name(key) or manager.result_name(next(manager._numbers))
-            self._results[key] = name
-            self._twins.setdefault(name, []).append(key)
-        self.vertices = self.executed = len(self._twins)
+        context, things, variables = manager.surroundings(options)
+        resumes, vouched = options.reuse is None, callable(self._reuse)
+        if resumes or vouched:
+            self._tolerated = usage.SAME_GRAPH if resumes else frozenset({usage.RANDOM})
+        recipes = Recipes(self._graph, context, deterministic, things, variables, trusted=resumes or vouched)
+        names = {key: recipes.name(key) for key in self._graph.vertices}
+        if resumes:
+            names = self._for_this_graph(names)
+        for key, name in names.items():
+            self._results[key] = name or manager.result_name(next(manager._numbers))
+        self._recipes = recipes
+
+    def _for_this_graph(self, names: dict[Key, str | None]) -> dict[Key, str | None]:
+        """Have names be those of this graph alone: whoever goes on with it finds what it has made, and no other graph does."""
+        made = repr([names.get(self._graph.resolve(key)) for key in self._graph.targets])
+        self._identity = hashlib.sha256(made.encode()).hexdigest()
+        graph = f"{self._identity} {self._manager.graphs[self._identity]}"
+        return {
+            key: name and RECIPE + hashlib.sha256(f"{name} {graph}".encode()).hexdigest()[:40]
+            for key, name in names.items()
+        }
+
+    def covers(self, task: int, used: list[str]) -> bool:
+        """Whether the name of what a task makes tells of all that it has used; called in the engine's thread."""
+        if self._recipes is None:
+            return True
+        used = [one for one in used if one not in self._tolerated]
+        return self._recipes.covers(self._keys[task], used)
 
     def _submit(self, compiler: Compiler, progress: Any, state: _CallbackState | None) -> None:
         size = min(SLICE, self._options.submit_per_cycle or SLICE)
@@ -203,18 +235,10 @@ class GraphRun:
         needs_depth = self._options.task_priority_mode in ("depth-first", "breadth-first")
         checkpoint = self._options.checkpoint_fn
         targets = set(self._graph.targets)
-        met: set[Key] = set()  # twins of which one has been submitted
         for number, key in enumerate(self._graph.in_order()):
-            twins = [key]
-            if self._twins:
-                twins = self._twins[self._results[key]]
-                if twins[0] not in met:
-                    met.add(twins[0])
-                else:
-                    continue
-            wanted = not self._options.worker_transfers or any(twin in targets for twin in twins)
+            wanted = not self._options.worker_transfers or key in targets
             if not wanted and checkpoint is not None:
-                wanted = any(checkpoint(depths, twin) for twin in twins)
+                wanted = bool(checkpoint(depths, key))
             slice_.append(
                 self._spec(compiler, number, key, wanted, depths.depth_of(key) if needs_depth else 0)
             )
@@ -231,7 +255,9 @@ class GraphRun:
     ) -> None:
         options = self._options
         if options.task_mode == "function-calls" and not self._library:
-            self._library = self._manager.start_library(options, compiler.modules)
+            self._library = self._manager.start_library(
+                options, compiler.modules, records=self._recipes is not None
+            )
             slice_ = [spec._replace(library=self._library) for spec in slice_]
         elif (
             options.task_mode == "tasks" and not self._told
@@ -295,7 +321,7 @@ class GraphRun:
             task, str(key), result, self.number, self._library, call.function, call.payload, (*call.shared, self._program), call.inputs,
             mounts=settings.mounts, wanted=(result,) if wanted else (), category=category, request=annotated.request.over(request), priority=priority, depth=depth,
             environment=environment, peer_transfer=self._options.worker_transfers, readers=self._readers[key], options=options,
-            asleep=bool(self._twins), reusable=reusable, level=self._level if reusable else TASK, exception_retries=retries or 0,
+            asleep=self._recipes is not None, reusable=reusable, level=self._level if reusable else TASK, exception_retries=retries or 0,
         )  # fmt: skip
 
     # ---- meanwhile

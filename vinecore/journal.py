@@ -217,6 +217,7 @@ class TaskDone(Record):
     exit_code: Number = 0
     digest: str = ""
     digests: dict[str, str] = {}
+    single_use: bool = False
 
 
 class TaskFailed(Record):

@@ -10,21 +10,24 @@ import pathlib
 import subprocess
 import sys
 import threading
-import time
 import types
 
+import cloudpickle
 import numpy as np
 import pytest
 from dask._task_spec import Alias, DataNode, List, Task, TaskRef
 
+from daskvine.digests import Digests, NoRecipe
 from daskvine.graph import Graph, flat_keys, normalize
-from daskvine.recipes import Digests, NoRecipe, Recipes
+from daskvine.recipes import Recipes
+from daskvine.surroundings import look, packages
 from tests.daskvine import vertices as v
 
 
 def names(graph, *keys, context=(), deterministic=lambda _key: True):
     graph = Graph(normalize(graph), keys or list(graph))
-    recipes = Recipes(graph, context, deterministic)
+    around = look(os.environ)
+    recipes = Recipes(graph, (context, around.digest), deterministic, around.things)
     return {key: recipes.name(key) for key in graph.vertices}
 
 
@@ -252,11 +255,6 @@ def test_the_text_of_the_users_own_module_counts(module, monkeypatch):
     assert name_of(module("CUT = 5\ndef f(x): return x + 1").f, 1) != one
 
 
-def test_a_module_that_has_changed_while_the_program_runs_has_no_name(module):
-    assert name_of(module("def f(x): return x + 1", written=time.time()).f, 1) is None
-    assert name_of(module("def f(x): return x + 1").f, 1) is not None
-
-
 def test_the_users_modules_behind_a_module_count(module, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     found = []
@@ -264,17 +262,6 @@ def test_the_users_modules_behind_a_module_count(module, monkeypatch):
         module(f"CUT = {cut}", name="own_cuts")
         found.append(name_of(module("import own_cuts\ndef f(x): return x + own_cuts.CUT").f, 1))
     assert found[0] != found[1]
-
-
-def test_the_version_of_a_package_counts(module, tmp_path, monkeypatch):
-    place = tmp_path / "site-packages"
-    place.mkdir()
-    monkeypatch.syspath_prepend(place)
-    found = []
-    for version in ("1.0", "1.1", "1.0"):
-        package = module(f"__version__ = {version!r}\ndef f(x): return x", name="packaged", into=place)
-        found.append(name_of(package.f, 1))
-    assert found[0] == found[2] != found[1]
 
 
 @pytest.mark.parametrize(
@@ -295,6 +282,173 @@ def test_what_cannot_be_described_has_no_name_and_neither_has_what_depends_on_it
 def test_what_the_user_calls_random_has_no_name_and_neither_has_what_depends_on_it():
     found = names({"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, 2)}, deterministic=lambda key: key != "a")
     assert [found[key] is None for key in "abc"] == [True, True, False]
+
+
+def test_vertices_of_one_graph_that_are_the_same_are_numbered():
+    graph = {"a": Task("a", v.inc, 1), "b": Task("b", v.inc, 1), "c": Task("c", v.inc, TaskRef("a")), "d": Task("d", v.inc, TaskRef("b"))}  # fmt: skip
+    found = names(graph)
+    assert len(set(found.values())) == 4
+    assert [*names(graph).values()] == [*found.values()]
+
+
+def test_one_value_that_is_there_twice_is_told_from_two_equal_ones():
+    x = [1, 2]
+    one = [
+        name_of(v.inc, [x, x]), name_of(v.inc, x, [x]), name_of(v.inc, {"a": x, "b": (x,)}), name_of(v.inc, Counter(x), x),
+    ]  # fmt: skip
+    two = [
+        name_of(v.inc, [x, x.copy()]), name_of(v.inc, x, [x.copy()]), name_of(v.inc, {"a": x, "b": (x.copy(),)}),
+        name_of(v.inc, Counter(x), x.copy()),
+    ]  # fmt: skip
+    assert None not in one
+    assert len({*one, *two}) == 8
+    y = np.zeros(3)
+    assert name_of(v.inc, y, y) != name_of(v.inc, y, y.copy())
+    assert name_of(v.inc, "text", "text") == name_of(v.inc, "text", str(b"text", "ascii"))
+
+
+def test_a_module_that_was_made_by_hand_or_travels_by_value_counts_with_its_variables(module):
+    cuts = types.ModuleType("cuts_made_by_hand")
+    found = []
+    for cut in (1, 2, 1):
+        cuts.CUT = cut
+        found.append(name_of(by_value("def f(x): return x + cuts.CUT", cuts=cuts), 1))
+    own = module("CUT = 1\ndef f(x): return x + CUT")
+    cloudpickle.register_pickle_by_value(own)
+    try:
+        for cut in (1, 2, 1):
+            own.CUT = cut
+            found.append(name_of(own.f, 1))
+            found.append(name_of(by_value("def f(x): return x + own.CUT", own=own), 1))
+    finally:
+        cloudpickle.unregister_pickle_by_value(own)
+    assert None not in found
+    assert [found.index(name) for name in found] == [0, 1, 0, 3, 4, 5, 6, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import time\ndef f(x): return time.time()",
+        "from time import time\ndef f(x): return time()",
+        "def f(x):\n    import time\n    return time.time()",
+        "import datetime\ndef f(x): return datetime.datetime.now()",
+        "from datetime import date\ndef f(x): return date.today()",
+        "import uuid\ndef f(x): return uuid.uuid4()",
+        "import os\ndef f(x): return os.urandom(3)",
+        "import os\ndef g(): return os.getpid()\ndef f(x): return g()",
+        "import os\nclass A:\n    def g(self): return os.getpid()\ndef f(x): return A().g()",
+        "import os\ndef g(): return os.getpid()\nTABLE = {'g': g}\ndef f(x): return TABLE[x]()",
+    ],
+)
+def test_code_that_asks_for_the_time_or_the_like_has_no_name(module, text):
+    assert name_of(by_value(text), 1) is None
+    assert name_of(module(text, name="own_chance").f, 1) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["import time\ndef f(x): return time.sleep(x)", "def f(events): return events.time", "import datetime\ndef f(x): return datetime.timedelta(x)"]
+)  # fmt: skip
+def test_code_that_only_sounds_like_it_has_one(text):
+    assert name_of(by_value(text), 1) is not None
+
+
+def test_naming_takes_a_time_in_proportion_to_what_there_is():
+    """Counted in values that are looked into; each of these refers to all others, by ways whose number is exponential."""
+
+    class Node:
+        def __init__(self):
+            self.others = []
+
+    def web(size):
+        nodes = [Node() for _ in range(size)]
+        for node in nodes:
+            node.others = nodes
+        return nodes
+
+    def looked_into(size):
+        digests = Digests()
+        digests.of(web(size))
+        return len(digests._known)
+
+    assert looked_into(40) - looked_into(20) == looked_into(60) - looked_into(40)
+
+
+FORMS = {
+    "an absolute path": "{folder}/data.root",
+    "a tree in a file": "{folder}/data.root:Events",
+    "an address": "file:{folder}/data.root",
+    "an address with slashes": "file://{folder}/data.root",
+    "a home": "~/data.root",
+    "a relative path": "data.root",
+    "a relative path to a tree": "./data.root:Events",
+    "a pattern": "{folder}/*.root",
+    "a relative pattern": "da*.root",
+    "a folder": "{folder}",
+    "what is above": "{folder}/..",
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_file_counts_however_it_is_named(form, tmp_path, monkeypatch):
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    (folder / "data.root").write_bytes(b"1")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    text = form.format(folder=folder)
+    first = name_of(v.inc, text)
+    assert name_of(v.inc, text) == first
+    (folder / "data.root").write_bytes(b"22")
+    changed = name_of(v.inc, text)
+    assert len({first, changed, None}) == 3
+    (folder / "data.root").unlink()
+    assert name_of(v.inc, text) not in (first, changed)
+
+
+def test_what_is_below_a_folder_counts(tmp_path):
+    inner = tmp_path / "table.zarr" / "0"
+    inner.mkdir(parents=True)
+    found = [name_of(v.inc, str(tmp_path / "table.zarr"))]
+    for content in (b"1", b"22"):
+        (inner / "0.0").write_bytes(content)
+        found += [name_of(v.inc, str(tmp_path / "table.zarr")), name_of(v.inc, tmp_path / "table.zarr")]
+    assert len(set(found)) == 5
+
+
+def test_packages_count_by_what_their_installer_has_left(tmp_path, monkeypatch):
+    place = tmp_path / "site-packages"
+    record = place / "packaged-1.0.dist-info" / "RECORD"
+    record.parent.mkdir(parents=True)
+    (place / "packaged").mkdir()
+    (place / "packaged" / "__init__.py").write_text("")
+    (place / "unknown").mkdir()
+    (place / "unknown" / "part.py").write_text("")
+    record.write_text("packaged/__init__.py,,\n")
+    monkeypatch.syspath_prepend(place)
+    found = [packages()]
+    record.write_text("packaged/__init__.py,,\npackaged/more.py,,\n")
+    found.append(packages())
+    (place / "packaged" / "__pycache__").mkdir()
+    found.append(packages())
+    record.parent.rename(place / "packaged-1.1.dist-info")
+    found.append(packages())
+    (place / "unknown" / "part.py").write_text("1")
+    found.append(packages())
+    assert [found.index(one) for one in found] == [0, 1, 1, 3, 4]
+
+
+def test_files_and_variables_that_an_own_module_names_count(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "cuts.json").write_text("1")
+    own = module("def f(x): return open(HERE / 'cuts.json'), os.environ['OWN_CUT'], os.getenv('own_cut')")
+    found = [name_of(own.f, 1)]
+    (tmp_path / "cuts.json").write_text("22")
+    found.append(name_of(own.f, 1))
+    for variable in ("OWN_CUT", "own_cut", "ANOTHER"):
+        monkeypatch.setenv(variable, "1")
+        found.append(name_of(own.f, 1))
+    assert [found.index(one) for one in found] == [0, 1, 2, 3, 3]
 
 
 def test_a_cycle_is_told_from_another():

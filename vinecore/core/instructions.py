@@ -59,6 +59,12 @@ class VertexEnded(NamedTuple):
     info: dict[str, Any]  # what the worker said
 
 
+class SingleUse(NamedTuple):
+    """What a task has made is not to be used by a later graph: it has used something that its name does not tell of."""
+
+    task: int
+
+
 class Woken(NamedTuple):
     """A task that counts as done is to run: for the first time, or again, because what it made was lost."""
 
@@ -118,6 +124,7 @@ Instruction = (
     | Forget
     | TaskEnded
     | VertexEnded
+    | SingleUse
     | Woken
     | RunEnded
     | FileObtained

@@ -18,6 +18,7 @@ from vinecore.core.instructions import (
     Keep,
     Note,
     RunEnded,
+    SingleUse,
     TaskEnded,
     VertexEnded,
 )
@@ -200,6 +201,8 @@ class Life:
         self.leave(task)
         task.wall_s = message.wall_s
         self._learn(task, worker, message)
+        if task.spec.reusable and self._is_single_use(task, message.info):
+            self._use_once(task)
         came = self._outputs(task, worker, message)
         awaited = [file for file in task.outputs if file.wanted and not file.at_manager and file.replicas]
         for file in awaited:
@@ -229,6 +232,25 @@ class Life:
                 self._absent(task, file, message.info)
             self.settle(file)
         mind.copies.spread(task.outputs)
+
+    def _is_single_use(self, task: Task, info: dict[str, Any]) -> bool:
+        """Whether a task may make something else the next time, under the same name."""
+        used = info.pop("used", None)
+        covers = task.run.spec.covers
+        if used and covers is not None and not covers(task.spec.task, used):
+            return True
+        return any(
+            not file.reusable and file.producer is not None and file.producer.spec.reusable
+            for file in task.inputs
+        )
+
+    def _use_once(self, task: Task) -> None:
+        """What a task makes is for this graph, and not for a later one; neither is what is made of it."""
+        self._mind.emit(SingleUse(task.spec.task))
+        for file in task.outputs:
+            if file.reusable:
+                self._mind.tables.spare.pop(file, None)
+            file.reusable, file.level = False, TASK
 
     def _outputs(self, task: Task, worker: Worker, message: m.Done) -> list[File]:
         """Enter what a task has made; give the files that did not exist before."""

@@ -42,6 +42,7 @@ ticket
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vinecore.core.allocation import UNSPECIFIED, Category, Request, Resources
@@ -93,6 +94,8 @@ class RunSpec(NamedTuple):
     priority_mode: str = ""
     tell: bool = False  # whether every vertex is reported
     size: int = 0  # how many tasks will be submitted, if that is known
+    # whether the name of what a task makes tells of all these things, which it has used; asked for reusable results only
+    covers: Callable[[int, list[str]], bool] | None = None
 
 
 class TaskSpec(NamedTuple):

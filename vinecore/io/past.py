@@ -197,6 +197,8 @@ class _Reader:
             self._made[record.task] = record.result
 
     def _done(self, record: j.TaskDone) -> None:
+        if record.single_use:
+            return
         name = self._made.get(record.task)
         if name is not None:
             self.results.add(result(name, record.size, record.digest))

@@ -74,6 +74,7 @@ class Teller:
         self._addresses: dict[str, int] = {}
         self._uploads: dict[str, tuple[int, float]] = {}
         self._records: list[j.Record] = []
+        self._single_use: set[int] = set()  # tasks of this turn
         self._say = self._records.append
         self._events: dict[type, Callable[[Any], None]] = {
             e.FilesDeclared: self._files_declared, e.LibraryInstalled: self._library_installed,
@@ -104,8 +105,11 @@ class Teller:
         self._t = round(now - self._start, 6)
         # what is cancelled now was not over for the mind, whatever its worker has said meanwhile
         void: set[int] = set()
+        self._single_use.clear()
         for order in instructions:
-            if type(order) is i.Send and type(order.message) is m.Cancel:
+            if type(order) is i.SingleUse:
+                self._single_use.add(order.task)
+            elif type(order) is i.Send and type(order.message) is m.Cancel:
                 void.update(order.message.tasks)
         for event in events:
             if type(event) is e.WorkerSaid:
@@ -242,6 +246,7 @@ class Teller:
             (ticket >> TICKET_SHIFT) + 1,
         )
         done.returned = len(message.payload)
+        done.single_use = done.task in self._single_use
         if info:
             done.outputs = info.get("outputs") or {}
             done.digest = info.get("digest", "")

@@ -27,9 +27,9 @@ import sys
 import time
 from typing import Any, Callable
 
-from vinecore.protocol import context, exceptions, modules, values
+from vinecore.protocol import context, exceptions, modules, usage, values
 from vinecore.protocol.messages import LOADING
-from vineworker import descendants, fork_state, slot
+from vineworker import descendants, fork_state, recording, slot
 from vineworker.program_folder import add_imports
 
 
@@ -261,6 +261,8 @@ def main() -> None:
     """Run a host on the descriptor given on the command line."""
     descendants.die_with_parent()
     fork_state.watch()
+    if os.environ.pop(usage.RECORDS, ""):
+        recording.start()
     Host(socket.socket(fileno=int(sys.argv[1]))).serve()
 
 

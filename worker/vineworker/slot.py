@@ -22,7 +22,7 @@ from typing import Any, Callable, Union
 
 from vinecore.protocol import INLINE_LIMIT, digests, exceptions, values
 from vinecore.protocol.frames import FrameReader, encode
-from vineworker import descendants, fork_state, forks
+from vineworker import descendants, fork_state, forks, recording
 from vineworker.calls import MOST_IN_FLIGHT, TO_SLOT, Call, Drop, Object, Release, Reply, Write
 from vineworker.program_folder import StartingFolder
 
@@ -189,6 +189,7 @@ class Slot:
                 self._folder.enter(
                     program
                 )  # before anything is loaded: that may import the program's modules
+                recorder = recording.begin(call) if "record" in call.options else None
                 args, kwargs = values.loads(call.payload)
                 later = {arg.index for arg in args if type(arg) is values.Later}
                 shared = [self._load_shared(name, path) for name, path in call.shared]
@@ -210,10 +211,13 @@ class Slot:
             del inputs
             try:
                 result = forks.call(function, args, kwargs, flush_output)
+                used = recorder.end(call.payload) if recorder is not None else []
             finally:
                 self._folder.leave()
             del args, kwargs
             info: dict[str, Any] = {}
+            if used:
+                info["used"] = used
             if type(result) is values.Annotated:
                 info["note"] = base64.b64encode(result.note).decode()
                 result = result.value
@@ -228,6 +232,7 @@ class Slot:
                 info["digest"] = write_parts(call.result, parts)
         # the caller gets whatever the user's code raised: SystemExit, and KeyboardInterrupt, which no signal makes here (see the host)
         except BaseException as error:  # noqa: BLE001
+            recording.cancel()
             if later and isinstance(error, FileNotFoundError) and (lost := _lost(call, error)):
                 return lost
             return Reply(

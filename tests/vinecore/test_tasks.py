@@ -563,3 +563,27 @@ def test_the_mode_of_a_file_survives_every_way_it_can_take(m, run, shared_yard):
         task = Task("./program")
         task.add_input(file, "program")
         assert run(task).output == "made\n"
+
+
+# ---- who needs more than is ever free at once
+
+
+def test_an_urgent_task_that_needs_a_whole_worker_does_not_wait_for_all_small_ones(m, shared_yard):
+    holders = [
+        PythonTask(chores.held, str(shared_yard.folder), f"small-{n}", f"small-gate-{n}") for n in range(4)
+    ]
+    for task in holders:
+        task.set_cores(1)
+        m.submit(task)
+    until(lambda: all(shared_yard.count(f"small-{n}") for n in range(4)), "all cores to be taken")
+    small = [Task("true", cores=1) for _ in range(30)]
+    for task in small:
+        m.submit(task)
+    whole = Task("echo $CORES", priority=1)
+    m.submit(whole)
+    for n in range(4):
+        shared_yard.place(f"small-gate-{n}").touch()
+    order = [m.wait(60) for _ in (*holders, *small, whole)]
+    assert whole.output == "4\n"
+    assert order.index(whole) < 15
+    assert all(task.successful() for task in order)

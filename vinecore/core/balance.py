@@ -33,6 +33,7 @@ class Balance:
             bucket.library is None
             or bucket.urgent
             or worker.draining
+            or self._mind.reservation.excludes(worker, bucket)
             or len(workers) < 2
             or (bucket.mean_s or WORTH_S) < WORTH_S
         ):

@@ -93,6 +93,7 @@ class Farewells:
         worker.draining = True
         self._timed.pop(worker, None)
         mind.copies.left(worker)
+        mind.reservation.gone(worker)
         mind.placement.refresh(worker)
         farewell = self._farewells[worker] = _Farewell(reason)
         farewell.waiting = self._only_there(worker)

@@ -86,6 +86,8 @@ class Instances:
         """Stop as many of these libraries as it takes, if it helps."""
         if not idle or worker.draining or not can_load(worker, bucket):
             return False
+        if self._mind.reservation.excludes(worker, bucket):
+            return False
         wanted = self._placement.allocate(bucket, 0, worker)
         free = worker.free
         for instance in idle:

@@ -4,7 +4,7 @@
 thread, reads no clock and draws no random number, so the same object runs under the manager, under the tests and in a simulation.
 The work is shared between `Life` (the states of tasks), `Placement` (who runs what), `Transfers` (who gets what from whom) and
 `Recovery` (what to do about losses), `Balance` (what to take back), `Disk` (what fits where, and what goes), `Farewells` (what a worker that
-leaves must not take with it) and `Restart` (what a manager that has died leaves to this one), which all read and write the one set of `Tables`.
+leaves must not take with it), `Reservation` (room for who would starve) and `Restart` (what a manager that has died leaves to this one), which all read and write the one set of `Tables`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from vinecore.core.instructions import (
 from vinecore.core.life import Life
 from vinecore.core.placement import Placement
 from vinecore.core.recovery import Recovery
+from vinecore.core.reservation import Reservation
 from vinecore.core.restart import Restart
 from vinecore.core.sleepers import Sleepers
 from vinecore.core.state import (
@@ -82,6 +83,7 @@ class Mind:
         self._to_flush: dict[Worker, None] = {}  # who has to be told what to drop
         self.emit = self._out.append
         self.life = Life(self)
+        self.reservation = Reservation(self)
         self.placement = Placement(self)
         self.instances = Instances(self)
         self.explanations = Explanations(self)
@@ -615,6 +617,7 @@ class Mind:
         self.disk.tick()
         self.farewells.tick()
         self.sleepers.look()
+        self.reservation.tick()
         self.placement.wake_all()
         self.placement.pump()
         self._say_what_is_missing()

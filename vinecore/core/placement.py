@@ -85,6 +85,7 @@ class Placement:
         """There is nothing to do for a bucket any more."""
         self.dirty.pop(bucket, None)
         self._mind.disk.waiting.pop(bucket, None)
+        self._mind.reservation.forget(bucket)
 
     def change_bucket(self, task: Task) -> None:
         """A task asks for something else now."""
@@ -143,7 +144,7 @@ class Placement:
             self._refresh(worker, bucket)
 
     def _has_room(self, worker: Worker, bucket: Bucket) -> bool:
-        if worker.draining or not can_load(worker, bucket):
+        if worker.draining or not can_load(worker, bucket) or self._mind.reservation.excludes(worker, bucket):
             return False
         if worker.ends_at is not None and self._too_long(worker, bucket, bucket.mean_s):
             return False
@@ -188,14 +189,19 @@ class Placement:
             bucket.stale = max(0, bucket.stale - 1)
             heappop(roots)
         queue = roots if roots and not (ready and ready[0] < roots[0]) else ready
-        if not queue or not (bucket.open or self._mind.instances.make_room(bucket)):
+        if not queue:
+            return False
+        if not (
+            bucket.open or self._mind.instances.make_room(bucket) or self._mind.reservation.starves(bucket)
+        ):
             return False
         task, disk = queue[0][2], self._mind.disk
         disk.short = False
         worker = self._choose(task, bucket)
         if worker is not None:
-            heappop(queue)
+            urgency = heappop(queue)[:2]
             self._assign(task, worker, bucket)
+            self._mind.reservation.placed(bucket, urgency)
             return True
         return self._place_otherwise(queue, bucket)
 
@@ -203,7 +209,11 @@ class Placement:
         """No worker has room for the most urgent task of a bucket; whether it is worth looking again."""
         disk = self._mind.disk
         if not disk.short:  # it asks for more of the open workers than they seemed to be asked for
-            return bucket.library is None and self._mind.instances.make_room(bucket)
+            made = bucket.library is None and self._mind.instances.make_room(bucket)
+            return made or (
+                self._mind.reservation.starves(bucket) and self._choose(queue[0][2], bucket) is not None
+            )
+        self._mind.reservation.forget(bucket)  # a worker of its own would not help
         if self._place_front(queue, bucket):
             return True
         if queue is bucket.roots and bucket.ready and self._place_front(bucket.ready, bucket):
@@ -330,6 +340,7 @@ class Placement:
                 and bucket.library.spec.name in worker.libraries
                 and least is not None
                 and not worker.draining
+                and not self._mind.reservation.excludes(worker, bucket)
             )
             if worker in bucket.open or may_queue:
                 cost = self._cost(worker, bucket, total - held[worker])
@@ -379,6 +390,11 @@ class Placement:
         if worker.ends_at is not None and self._too_long(worker, bucket, self.duration(task)):
             return False
         return not self._need or self._mind.disk.fits(task, worker, self._need)
+
+    def can_take(self, worker: Worker, task: Task) -> bool:
+        """Whether a worker has the Python that a task needs, and stays long enough."""
+        bucket = task.bucket
+        return can_load(worker, bucket) and not self._too_long(worker, bucket, self.duration(task))
 
     def duration(self, task: Task) -> float | None:
         """How long a task will take: as its like have taken, else as long as it may; None if nobody knows."""
@@ -507,6 +523,8 @@ class Placement:
         """Send the successors of a task after it, if all they lack is being made on the same worker."""
         if task.run.spec.priority_mode not in AHEAD_WITH or worker.draining:
             return
+        if self._mind.reservation.excludes(worker, task.bucket):
+            return
         frontier = instance.frontier
         frontier.append(task)
         most = instance.slots * (MOST_AHEAD if (task.bucket.mean_s or 0.0) < LONG_S else 1)
@@ -552,6 +570,7 @@ class Placement:
             instance.ahead -= 1
             instance.assigned += 1
             self._refresh(worker, task.bucket)
+            self._mind.reservation.placed(task.bucket, (task.spec.priority, math.inf))
             self._expand(task, worker, instance)
 
     def left(self, worker: Worker, task: Task) -> None:
@@ -604,6 +623,7 @@ class Placement:
         """There is a new worker."""
         if self._largest is None or size_of(worker.total) > size_of(self._largest):
             self._largest = worker.total
+        self._mind.reservation.joined(worker)
         self.refresh(worker)
 
     def worker_gone(self, worker: Worker) -> None:
@@ -613,6 +633,7 @@ class Placement:
             if bucket.neighbour is worker:
                 bucket.neighbour = None
         self._mind.instances.worker_gone(worker)
+        self._mind.reservation.gone(worker)
         if worker.total == self._largest:
             totals = (w.total for w in self._mind.tables.workers.values())
             self._largest = max(totals, key=size_of, default=None)

@@ -1,4 +1,7 @@
-"""The script of a user whose manager is killed again and again: it computes a graph, and goes on where the one before has died."""
+"""The script of a user whose manager is killed again and again: it computes a graph, and goes on where the one before has died.
+
+The last vertex waits for a file, so that the script cannot be through before it is killed.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import sys
 import time
 
 from daskvine import DaskVine
+from tests import chores
 
 CHAINS, LENGTH, FAN_IN = 100, 2, 4
 CALL_S = 0.05
@@ -17,6 +21,8 @@ LARGE = 100_000
 def step(log, name, *inputs):
     """Add up some numbers, and leave a line when that is done; results of every third one are large."""
     time.sleep(CALL_S)
+    if name == "+end":
+        chores.wait_for(f"{log.partition(':')[2]}.gate", 240.0)
     total = 1 + sum(value for value, _ballast in inputs)
     line = os.open(log.partition(":")[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.write(line, f"{name[1:]}\n".encode())
@@ -37,7 +43,7 @@ def graph_of(log):
         groups = [ends[n : n + FAN_IN] for n in range(0, len(ends), FAN_IN)]
         ends = []
         for group in groups:
-            name = f"sum-{len(graph)}"
+            name = f"sum-{len(graph)}" if len(groups) > 1 else "end"
             graph[name] = (step, log, f"+{name}", *group)
             ends.append(name)
     return graph, ends[0], len(graph)

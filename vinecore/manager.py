@@ -48,7 +48,7 @@ DEFAULT_PORT = 9123
 PORT_VARIABLES = {"VINE_PORT", "VINE_LOW_PORT", "VINE_HIGH_PORT", "TCP_LOW_PORT", "TCP_HIGH_PORT"}
 SCHEDULERS = ("files", "time", "rand", "worst", "disk", "fcfs")
 CACHE_NAME = re.compile(
-    r"(?:untar-)?((?:xrootd-)?(?:file|dir|url|minitask)-[0-9a-f]{40})(?:-for-[0-9a-f]{8}-\d+)?"
+    r"(?:untar-)?((?:xrootd-)?(?:file|dir|url|minitask)-[0-9a-f]{40}|out-[0-9a-f]{8}-\d+)(?:-for-[0-9a-f]{8}-\d+)?"
 )
 TUNABLE = {
     "worker-source-max-transfers": 1,
@@ -171,6 +171,7 @@ class Manager:
             init_fn(self)
 
     def _listen(self) -> None:
+        self._engine.in_words = self.in_words
         self._engine.listen(i.TaskEnded, self._task_ended)
         self._engine.listen(i.FileObtained, self._file_obtained)
         self._engine.listen(i.LibraryUp, self._library_up)
@@ -464,6 +465,7 @@ class Manager:
             )
         else:
             name, size = self._fresh("out"), -1
+            self._sources[name] = str(place)
             self._engine.store.deliver(name, str(place))
             self._declare(FileSpec(name, peer_transfer=peer_transfer, level=self._level(name, level)))
         if unlink_when_done:
@@ -480,7 +482,8 @@ class Manager:
         level, peer_transfer = level_of(cache), checks.flag("peer_transfer", peer_transfer)
         if buffer is None:
             name, size = self._fresh("buffer"), -1
-            self._declare(FileSpec(name, peer_transfer=peer_transfer, level=self._level(name, level)))
+            level_number = self._level(name, level)
+            self._declare(FileSpec(name, peer_transfer=peer_transfer, level=level_number, awaited=True))
         else:
             data = _bytes_of(buffer)
             name, size = content_name("buffer", data), len(data)
@@ -494,7 +497,7 @@ class Manager:
     def declare_temp(self) -> File:
         """Name something that a task will make and that stays on the workers."""
         name = self._fresh("temp")
-        self._declare(FileSpec(name))
+        self._declare(FileSpec(name, awaited=True))
         return File(self, "temp", name, level="workflow")
 
     def declare_url(self, url: str, cache: bool | str = False, peer_transfer: bool = True) -> File:
@@ -728,7 +731,9 @@ class Manager:
             reason = self._obtain(name)
             content = self._engine.store.find(name)
             if content is None:
-                msg = f"{file!r} cannot be had: {reason or 'it is not at the manager any more'}"
+                msg = (
+                    f"{file!r} cannot be had: {self.in_words(reason) or 'it is not at the manager any more'}"
+                )
                 raise FileNotFoundError(msg)
         return content
 
@@ -948,9 +953,9 @@ class Manager:
     # ---- what is going on
 
     def _something_missing(self, missing: i.Missing) -> None:
-        self._missing = missing.text
-        if missing.text and not self._shows_missing():
-            log.warning("%s", missing.text)
+        self._missing = self.in_words(missing.text)
+        if self._missing and not self._shows_missing():
+            log.warning("%s", self._missing)
 
     def _shows_missing(self) -> bool:
         """Whether something else tells the user why nothing can run."""
@@ -981,16 +986,16 @@ class Manager:
         what
             The task, in the user's words.
         """
-
-        def in_words(text: Any) -> str:
-            return CACHE_NAME.sub(lambda found: self._sources.get(found[1], found[0]), str(text))
-
         told = {
-            "reason": in_words(info.get("reason", "")),
-            "evidence": [in_words(line) for line in info.get("evidence") or ()],
+            "reason": self.in_words(info.get("reason", "")),
+            "evidence": [self.in_words(line) for line in info.get("evidence") or ()],
         }
         where = self.worker_name(worker) if worker else ""
         return errors.explain(outcome, {**info, **told}, payload, what, where)
+
+    def in_words(self, text: Any) -> str:
+        """Call files in a text by the names that the user has given them."""
+        return CACHE_NAME.sub(lambda found: self._sources.get(found[1], found[0]), str(text))
 
     @property
     def workers_connected(self) -> int:

@@ -561,3 +561,38 @@ def test_whoever_makes_or_receives_an_object_tells_its_digest(yard, how):
     kept = [digests.of_file(str(path)) for path in yard.workspace.glob(f"*/*/cache/{file.cache_name}")]
     assert told == kept
     assert len(told) == (2 if how == "a peer" else 1)
+
+
+# ---- what is not there yet, or never will be
+
+
+def test_a_task_may_be_submitted_before_the_one_that_makes_its_input(m, run):
+    temp, buffer, copy = m.declare_temp(), m.declare_buffer(), m.declare_buffer()
+    reader = Task("cat a b > c", inputs={temp: "a", buffer: "b"}, outputs={copy: "c"}, cores=1)
+    m.submit(reader)
+    until(lambda: "no task makes yet" in m.missing, "the manager to say what is waited for")
+    assert m.wait(0) is None
+    writer = Task(
+        "printf 'made '; printf 'made ' > x; printf here > y", outputs={temp: "x", buffer: "y"}, cores=1
+    )
+    m.submit(writer)
+    assert {m.wait(60).id, m.wait(60).id} == {reader.id, writer.id}
+    assert m.fetch_file(copy) == "made here"
+    until(lambda: not m.missing, "the complaint to end")
+
+
+def test_an_input_that_is_not_there_is_called_by_its_path(m, run, tmp_path):
+    task = Task("cat in", inputs={m.declare_file(tmp_path / "mistyped.root"): "in"})
+    assert run(task).result == "input missing"
+    text = str(task.error())
+    assert str(tmp_path / "mistyped.root") in text
+    assert "not there when it was declared" in text
+    assert "out-" not in text
+
+
+def test_what_a_task_has_not_made_is_called_by_its_name_there(m, run):
+    temp = m.declare_temp()
+    maker, reader = Task("true", outputs={temp: "sub/result.txt"}), Task("cat in", inputs={temp: "in"})
+    run(maker, reader)
+    assert "did not make sub/result.txt" in str(reader.error())
+    assert temp.cache_name not in str(reader.error())

@@ -306,7 +306,7 @@ class Life:
 
     def _absent(self, task: Task, file: File, info: dict[str, Any]) -> None:
         """A task has ended well without making one of its files: who reads that can never run."""
-        reason = f"{task.spec.label} has ended without making {file.name}{_last_words(info)}"
+        reason = f"{task.spec.label} has ended without making {_own_name(task, file)}{_last_words(info)}"
         self.tell(file, reason)
         for reader in list(file.consumers):
             self.fail(reader, "input missing", {"reason": reason}, b"")
@@ -449,6 +449,8 @@ class Life:
 
     def release(self, file: File, reason: str) -> None:
         """Nobody can name a file any more."""
+        if file.consumers and file.producer is None and not file.available:
+            self._mind.unmade.given_up(file, reason)
         file.released = True
         file.wanted = False
         self.tell(file, reason)
@@ -602,6 +604,22 @@ class Life:
             if not task.run.spec.run and not file.pins:  # the result of a task that was submitted by itself
                 file.released = True
             self.settle(file)
+
+
+def title(file: File) -> str:
+    """Call a file by what people know of it: the task that makes it, and its name there."""
+    task = file.producer
+    return file.name if task is None else f"{_own_name(task, file)} of {task.spec.label}"
+
+
+def _own_name(task: Task, file: File) -> str:
+    """What a file is called by the task that makes it."""
+    if file.name == task.spec.result:
+        return "the result"
+    return next(
+        (repr(remote) for remote, name, _when in task.spec.options.get("outputs", ()) if name == file.name),
+        file.name,
+    )
 
 
 def _last_words(info: dict[str, Any]) -> str:

@@ -52,6 +52,7 @@ from vinecore.core.state import (
 )
 from vinecore.core.transfers import NOWHERE, Transfers
 from vinecore.core.transitions import READY, WAITING
+from vinecore.core.unmade import Unmade
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 
@@ -94,6 +95,7 @@ class Mind:
         self.copies = Copies(self)
         self.farewells = Farewells(self)
         self.sleepers = Sleepers(self)
+        self.unmade = Unmade(self)
         self.restart = Restart(self)
         self._handlers: dict[type, Callable[[Any], None]] = {
             e.FilesDeclared: self._files_declared,
@@ -250,6 +252,7 @@ class Mind:
                 file.url, file.validator = spec.url, spec.validator
             self.disk.concerned |= spec.size > INLINE_LIMIT
             file.released = False
+            file.awaited |= spec.awaited
             file.pins += 1
             if new and file.available:
                 self.life.appeared(file)
@@ -273,7 +276,7 @@ class Mind:
         names = (spec.setup, spec.environment, *spec.files)
         library.files = [self.file(name) for name in names if name]
         library.files += [file.archive for file in library.files if file.archive is not None]
-        library.made = [file.name for file in library.files if file.producer is not None]
+        library.made = [file.name for file in library.files if file.producer is not None or file.awaited]
         for file in library.files:
             file.pins += 1
             file.level = max(file.level, WORKFLOW)  # needed as long as the library is installed
@@ -324,10 +327,23 @@ class Mind:
                 self._input(task, name)
         task.seal()
         if lost:
-            reason = f"{', '.join(lost)}: pruned or never declared, and no task makes it"
+            reason = self._explain_lost(lost)
             self.life.fail(task, "input missing", {"reason": reason}, b"")
         elif task.state == WAITING and not task.missing:
             self.life.ready(task)
+
+    def _explain_lost(self, names: list[str]) -> str:
+        """Say why inputs cannot be had that no task makes."""
+        declared = [name for name in names if self.file(name).pins > 0]
+        others = [name for name in names if name not in declared]
+        texts = []
+        if declared:
+            texts.append(
+                f"{', '.join(declared)}: not there when it was declared, and no task that was submitted before this one makes it"
+            )
+        if others:
+            texts.append(f"{', '.join(others)}: pruned or never declared, and no task makes it")
+        return "; ".join(texts)
 
     def refuse_without_library(self, task: Task) -> None:
         """A task needs a library that is not there."""
@@ -367,7 +383,7 @@ class Mind:
             return True
         task.missing += 1
         if file.producer is None:
-            return False
+            return self.unmade.waits_for(file)
         self.recovery.remake(file)
         return True
 
@@ -633,7 +649,7 @@ class Mind:
                 text = ""
             if text:
                 break
-        text = text or self.disk.missing() or self.sleepers.missing()
+        text = text or self.disk.missing() or self.sleepers.missing() or self.unmade.missing()
         if text and not self.missing and self._missing_since is None:
             self._missing_since = self.now
         elif not text:

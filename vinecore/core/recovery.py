@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vinecore.core.instructions import INFO, Note, Woken
+from vinecore.core.life import title
 from vinecore.core.transitions import ASSIGNED, CANCELLED, DONE, FAILED, READY, RETRIEVING, WAITING
 
 if TYPE_CHECKING:
@@ -107,12 +108,13 @@ class Recovery:
             lost = stack.pop()
             producer = lost.producer
             if producer is None:
-                self._mind.life.input_failed(lost, f"{lost.name} is gone and nothing can make it again")
+                if not self._mind.unmade.waits_for(lost):
+                    self._mind.life.input_failed(lost, f"{lost.name} is gone and nothing can make it again")
             elif producer.state in (DONE, RETRIEVING):
                 self._wake(producer, lost, stack)
             elif producer.state in (FAILED, CANCELLED):
                 self._mind.life.input_failed(
-                    lost, f"{lost.name} is gone and its task {producer.spec.label} was {producer.state}"
+                    lost, f"{title(lost)} is gone, and that task was {producer.state}"
                 )
 
     def _wake(self, task: Task, lost: File, stack: list[File]) -> None:
@@ -122,9 +124,7 @@ class Recovery:
             mind.life.input_failed(lost, f"the result of {task.spec.label} was lost {task.remakes} times")
             return
         if task.spec.library and task.spec.library not in mind.tables.libraries:
-            mind.life.input_failed(
-                lost, f"{lost.name} is gone, and the library of {task.spec.label}, which made it, was removed"
-            )
+            mind.life.input_failed(lost, f"{title(lost)} is gone, and the library that made it was removed")
             return
         was_done = task.state == DONE
         mind.life.move(task, "again")

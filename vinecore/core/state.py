@@ -69,6 +69,7 @@ class FileSpec(NamedTuple):
     validator: tuple[str, ...] = ()  # of a url: as in `protocol.messages.Fetch`
     digest: str = ""  # of what the manager has
     level: int = WORKFLOW
+    awaited: bool = False  # a task will make it, which may be submitted later
 
 
 class LibrarySpec(NamedTuple):
@@ -134,14 +135,14 @@ class TaskSpec(NamedTuple):
 class File:
     """What is known of one file."""
 
-    __slots__ = ("archive", "asked", "at_manager", "consumers", "digest", "directory", "fetching", "foretold", "level",
+    __slots__ = ("archive", "asked", "at_manager", "awaited", "consumers", "digest", "directory", "fetching", "foretold", "level",
                  "name", "peer_transfer", "pending", "pins", "producer", "released", "replicas", "reusable", "size",
                  "stalled", "uploading", "url", "validator", "wanted")  # fmt: skip
 
     def __init__(self, spec: FileSpec) -> None:
         self.name, self.size, self.at_manager, self.url = spec.name, spec.size, spec.at_manager, spec.url
         self.directory, self.peer_transfer, self.level = spec.directory, spec.peer_transfer, spec.level
-        self.validator, self.digest = spec.validator, spec.digest
+        self.validator, self.digest, self.awaited = spec.validator, spec.digest, spec.awaited
         self.archive: File | None = None
         self.producer: Task | None = None
         self.consumers: dict[Task, None] = {}

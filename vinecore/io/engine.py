@@ -116,6 +116,8 @@ class Engine:
         Where it listens.
     ping_s, silence_s : float
         After how long without a word a worker is asked whether it is there, and given up.
+    in_words : callable
+        Says what the mind says as people say it, with the user's names of files.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class Engine:
         self._secret, self._name, self._session = secret, name, session
         self._pid = os.getpid()
         self.ping_s, self.silence_s = PING_S, SILENCE_S
+        self.in_words: Callable[[str], str] = str
         self._mind = Mind(python, needs)
         self._inbox: deque[e.Event | Question] = deque()
         self._awake = False
@@ -145,7 +148,7 @@ class Engine:
         self.store = Store(lambda *stored: self.post(e.ObjectStored(*stored)), session)
         self._carriers: dict[type, Callable[[Any], None]] = {
             i.Send: self._send, i.SendObject: self._send_object, i.Keep: lambda x: self.store.keep(x.name, x.payload),
-            i.Forget: lambda x: self.store.forget(x.name), i.Disconnect: self._disconnect, i.Note: lambda x: log.log(x.level, x.text),
+            i.Forget: lambda x: self.store.forget(x.name), i.Disconnect: self._disconnect, i.Note: lambda x: log.log(x.level, self.in_words(x.text)),
         }  # fmt: skip
         if session:
             self._inbox.append(e.Resumed() if past is None else e.Resumed(past.results, past.workers))

@@ -343,7 +343,7 @@ def test_a_lost_file_that_cannot_be_made_again_fails_who_needs_it_and_says_so(vi
     vine.submit(call(2, "r1", library="new"))
     (ended,) = vine.told(i.TaskEnded)
     assert ended.outcome == "input missing"
-    assert "the library of t1, which made it, was removed" in ended.info["reason"]
+    assert "the result of t1 is gone, and the library that made it was removed" in ended.info["reason"]
 
 
 def test_a_file_that_is_damaged_on_a_worker_is_sent_again_from_the_manager(vine):

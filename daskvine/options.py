@@ -255,6 +255,12 @@ class Options:
         checks.limit,
     )
     verbose: bool = _option(False, "True or False", "Print where each vertex ran.", checks.boolean)
+    show_output: bool = _option(
+        True,
+        "True or False",
+        "Show what vertices print, log and warn, with the key of the vertex; the end of it, where it is much.",
+        checks.boolean,
+    )
     env_per_task: bool = _option(
         False,
         "True or False",

@@ -104,7 +104,7 @@ class GraphRun:
         self.vertices = len(graph.vertices)
         self.done = self.remade = self.moved_bytes = 0
         self.executed = self.vertices
-        self._output = Output()
+        self._output = Output(options.show_output)
         self._recipes: Recipes | None = None  # if results are named by them
         self._tolerated: frozenset[str] = (
             frozenset()
@@ -167,6 +167,7 @@ class GraphRun:
                     self._engine.check()
                     self._look(progress, state)
                 self._look(progress, state)
+                self._output.end()
                 results = self._collect()
                 self._manager.graphs[self._identity] += bool(self._identity)
                 self._call_back(4, graph.vertices, state, False)
@@ -375,6 +376,7 @@ class GraphRun:
         if end.outcome != "success":
             key = self._keys.get(end.task)
             worker = end.info.get("worker", 0)
+            self._output.show(key, end.info)
             error = self._manager.explain(end.outcome, end.info, end.payload, f"vertex {key!r}", worker)
             where = self._manager.worker_name(worker) if worker else ""
             explain_unseen(error, end.info.get("unseen"), where)

@@ -197,7 +197,8 @@ class Task:
     @property
     def std_output(self) -> str:
         """The end of what it printed, errors included."""
-        return "" if self._ended is None else str(self._ended.info.get("output", ""))
+        info = {} if self._ended is None else self._ended.info
+        return str(info.get("output", "")) + str(info.get("errors", ""))
 
     @property
     def output(self) -> Any:

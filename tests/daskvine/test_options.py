@@ -34,6 +34,7 @@ DEFAULTS = {
     "submit_per_cycle": None,
     "max_pending": None,
     "verbose": False,
+    "show_output": True,
     "env_per_task": False,
     "progress_disable": False,
     "progress_label": "[green]tasks",

@@ -16,7 +16,7 @@ from typing import Optional
 
 from vinecore.protocol import bulk
 
-PASSED_OVER = ".vine-"
+PASSED_OVER = ".vine"
 """Beginning of the names of what the worker itself puts into a folder."""
 SETTLED_NS = 2_000_000_000
 """A folder that has been changed so lately may be changed again without another time of change."""

@@ -3,7 +3,7 @@
 Started as ``python -m vineworker.host FD`` with one end of a sequenced-packet socket pair. The worker asks::
 
     {"setup": path or "", "error": path, "fork": bool, "python": version, "preload": [names]}  the first message
-    {"slot": number, "sandbox": folder, "single": bool}               with the slot's socket and progress file as descriptors
+    {"slot": number, "sandbox": folder, "single": bool, "output": path, "errors": path or ""}               with the slot's socket and progress file as descriptors
     {"modules": [names]}                                              import these before the next fork
     {"kill": number}                                                  end this slot, and all that a single task has started
 
@@ -29,7 +29,8 @@ from typing import Any, Callable
 
 from vinecore.protocol import context, exceptions, modules, usage, values
 from vinecore.protocol.messages import LOADING
-from vineworker import descendants, fork_state, recording, slot
+from vineworker import captured_output, descendants, fork_state, recording, slot
+from vineworker.captured_output import CapturedOutput
 from vineworker.program_folder import add_imports
 
 
@@ -142,7 +143,7 @@ class Host:
                 getattr(user_function, "__globals__", {}).update(variables)
 
     def _fork(self, request: dict[str, Any], descriptors: list[int]) -> None:
-        flush = slot.flush_output
+        flush = captured_output.flush
         flush()
         channel, progress = descriptors
         pid = os.fork()
@@ -178,13 +179,12 @@ class Host:
                 os.setsid()  # the task and all it starts can be killed together
                 os.chdir(request["sandbox"])
                 sys.path.insert(0, request["sandbox"])  # as for a script that was started there
-                output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-                os.dup2(output, 1)
-                os.dup2(output, 2)
-                os.close(output)
+                captured_output.redirect(request["output"], request["errors"])
                 slot.run_single(sock, progress)
             else:
-                slot.Slot(sock, self._functions, progress, self._fork_calls).serve()
+                own = captured_output.redirect(request["output"], request["errors"])
+                captured = CapturedOutput() if own else None
+                slot.Slot(sock, self._functions, progress, self._fork_calls, captured).serve()
 
     def _kill(self, number: int) -> None:
         for pid, slot_number in self._children.items():  # not reaped yet, so the pid is still its own
@@ -261,6 +261,7 @@ def main() -> None:
     """Run a host on the descriptor given on the command line."""
     descendants.die_with_parent()
     fork_state.watch()
+    captured_output.print_lines_at_once()
     if os.environ.pop(usage.RECORDS, ""):
         recording.start()
     Host(socket.socket(fileno=int(sys.argv[1]))).serve()

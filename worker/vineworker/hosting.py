@@ -41,6 +41,8 @@ ALLOCATOR = {
 """How glibc keeps memory in a library's processes: arrays that come and go do not ask the kernel for zeroed pages each time."""
 PROGRESS = struct.Struct(">q")
 MOMENT_S = 0.2
+LAST_WORDS = 4000
+"""Characters of what a process has written last that are told of its end."""
 
 
 class HostProcess:
@@ -181,7 +183,7 @@ class HostProcess:
                     {
                         "reason": news["reason"],
                         "max_rss_mb": news["max_rss_mb"],
-                        "log": read_end(slot.log, 4000),
+                        "log": slot.last_words(),
                     }
                 )
         if self._failed is not None:
@@ -238,7 +240,7 @@ class HostProcess:
         self._warden.ended(self.process.pid)
         self._warden.end_strays()
         for slot in slots.values():
-            slot.exited({"reason": reason, "log": read_end(slot.log, 4000)})
+            slot.exited({"reason": reason, "log": slot.last_words()})
 
     def _kill(self, group: int) -> None:
         try:
@@ -267,7 +269,10 @@ class SlotProcess:
     """
 
     def __init__(self, number: int, host: HostProcess, output: str, happened: Callable[[Any], None]) -> None:
-        self.id, self.host, self.log = number, host, output or host.log
+        self.id, self.host = number, host
+        self._single = bool(output)
+        self.log = output or os.path.join(host.folder, f".vine-stdout-{number}")
+        self.errors = "" if output else os.path.join(host.folder, f".vine-stderr-{number}")
         self._happened = happened
         self._exit: Optional[dict[str, Any]] = None
         self.pid: Optional[int] = None  # of a single task, which leads a process group
@@ -286,12 +291,18 @@ class SlotProcess:
         """Attach the channel to the loop."""
         await asyncio.get_running_loop().create_connection(lambda: self.channel, sock=self._ours)
 
-    def fork(self, sandbox: str, output: str) -> None:
+    def fork(self, sandbox: str = "") -> None:
         """Ask the host for the process."""
         if self.host.ended:
             self.exited({"reason": "its library's process ended"})
             return
-        request = {"slot": self.id, "sandbox": sandbox, "output": output, "single": bool(sandbox)}
+        request = {
+            "slot": self.id,
+            "sandbox": sandbox,
+            "output": self.log,
+            "errors": self.errors,
+            "single": self._single,
+        }
         self.host.tell(request, (self._theirs.fileno(), self._file.fileno()))
         self._theirs.close()
         self._file.close()  # the map of it stays
@@ -304,6 +315,11 @@ class SlotProcess:
     def kill(self) -> None:
         """Have the host kill the process; it knows best which one it is."""
         self.host.tell({"kill": self.id})
+
+    def last_words(self) -> str:
+        """The end of what the process has written."""
+        words = (read_end(path, LAST_WORDS) for path in (self.log, self.errors) if path)
+        return "".join(words)[-LAST_WORDS:]
 
     def abandon(self, reason: str) -> None:
         """There will be no process after all."""
@@ -341,6 +357,9 @@ class SlotProcess:
         if self._exit is None or not self._closed or self._told:
             return
         self._told = True
+        if not self._single:
+            for path in (self.log, self.errors):
+                bulk.remove(path)
         (running,) = PROGRESS.unpack_from(self._progress, 0)
         self._progress.close()
         self._file.close()

@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional, Union
 
 from vinecore.protocol import INLINE_LIMIT, bulk
 from vinecore.protocol import messages as m
-from vineworker import descendants, sandbox
+from vineworker import captured_output, descendants, sandbox
 from vineworker.cache import Cache, DiskFull
 from vineworker.calls import Reply
 from vineworker.measuring import Exceeded, Peak, Sampler
@@ -192,6 +192,14 @@ def measured(peak: Optional[Peak]) -> Optional[dict[str, Any]]:
     return {"cores": cores, "memory": peak.memory_mb or 0, "disk": peak.disk_mb or 0, "wall_s": peak.wall_s}
 
 
+def _said(run: m.Run, folder: str, output: str) -> dict[str, str]:
+    """What a Python call has printed: for who looks at it, its end; of a vertex, what is shown to its user."""
+    if "program" in run.options:
+        return captured_output.take_files(output, os.path.join(folder, captured_output.ERRORS))
+    printed = sandbox.read_end(output)
+    return {"output": printed} if printed else {}
+
+
 def finish_single(
     run: m.Run, reply: Reply, folder: str, output: str, result: str, peak: Optional[Peak], cache: Cache
 ) -> tuple[Union[m.Done, m.Failed], dict[str, int]]:
@@ -201,7 +209,7 @@ def finish_single(
         if not failed and reply.size > INLINE_LIMIT:
             cache.check("what it returned", reply.size)
         sizes, sums, missing = sandbox.collect(folder, run.options.get("outputs", []), cache, failed=failed)
-        printed = sandbox.read_end(output)
+        said = _said(run, folder, output)
     except DiskFull:
         bulk.remove(result)
         raise
@@ -214,13 +222,12 @@ def finish_single(
     use["memory"] = use.get("memory") or reply.info.pop("grown_mb", 0)
     info = {
         **reply.info,
+        **said,
         "exit_code": int(failed),
         "outputs": sizes,
         "digests": sums,
         "measured": use,
     }
-    if printed:
-        info["output"] = printed
     info.pop("modules", None)
     if failed:
         return m.Failed(run.task, reply.kind, info, reply.payload), sizes

@@ -18,7 +18,7 @@ from vineworker.folder_view import FolderView
 
 MOST_TOLD = 10
 """Names of files that are told to have been left in the process's own folder."""
-OURS = ".vine-"
+OURS = ".vine"
 """Beginning of the names of what the worker itself puts into a folder."""
 _OPEN = os.O_RDONLY | os.O_DIRECTORY
 
@@ -76,7 +76,7 @@ class StartingFolder:
             self._unseen = folder.path
         elif program.has_files:
             self._view = FolderView(
-                folder.path, self._home, os.path.join(self._home, f"{OURS}view-{os.getpid()}")
+                folder.path, self._home, os.path.join(self._home, f"{OURS}-view-{os.getpid()}")
             )
             self._place = os.open(self._view.path, _OPEN)
         else:

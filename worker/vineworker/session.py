@@ -30,6 +30,7 @@ from vineworker import fetching, processes, sandbox, state
 from vineworker import instructions as i
 from vineworker.cache import MB, Cache, DiskFull, Estate, is_full
 from vineworker.calls import Call, Drop, Object, Release, Reply, Write
+from vineworker.captured_output import ERRORS
 from vineworker.hosting import HostProcess, SlotProcess, environment_prefix, remove_files
 from vineworker.keeping import Keeper, Kept
 from vineworker.measuring import Exceeded
@@ -568,10 +569,12 @@ class Session:
         slot = self._slots[instruction.slot] = SlotProcess(instruction.slot, host, output, self._happened)
         self._loop.create_task(slot.connect())
         if run is None:
-            slot.fork("", "")
+            slot.fork()
             return
         self._singles[instruction.slot] = run
         folder = output + ".d"
+        if "program" in run.options:  # what it says is shown to its user
+            slot.errors = os.path.join(folder, ERRORS)
 
         def work() -> dict[str, str]:
             sandbox.make(folder, run.options.get("mounts", []), self.cache)
@@ -595,7 +598,7 @@ class Session:
             slot.forked = lambda pid: self._measuring.watch(run.task, pid, run.options, folder)
             if run.options.get("preload"):
                 slot.host.tell({"modules": run.options["preload"]})
-            slot.fork(folder, slot.log)
+            slot.fork(folder)
             self._set_alarm(run, slot.kill)
             self._call(slot, run, run.shared, folder, {"env": variables} if variables else {})
 

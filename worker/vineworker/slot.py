@@ -22,8 +22,9 @@ from typing import Any, Callable, Union
 
 from vinecore.protocol import INLINE_LIMIT, digests, exceptions, values
 from vinecore.protocol.frames import FrameReader, encode
-from vineworker import descendants, fork_state, forks, recording
+from vineworker import captured_output, descendants, fork_state, forks, recording
 from vineworker.calls import MOST_IN_FLIGHT, TO_SLOT, Call, Drop, Object, Release, Reply, Write
+from vineworker.captured_output import CapturedOutput
 from vineworker.program_folder import StartingFolder
 
 PATIENCE_S = 0.001
@@ -44,10 +45,17 @@ class Slot:
         A file of 8 bytes shared with the worker.
     fork
         Run every call in a child of its own.
+    captured
+        Takes what calls print, if this process has files of its own for that.
     """
 
     def __init__(
-        self, sock: socket.socket, functions: dict[str, Callable[..., Any]], progress: int, fork: bool
+        self,
+        sock: socket.socket,
+        functions: dict[str, Callable[..., Any]],
+        progress: int,
+        fork: bool,
+        captured: CapturedOutput | None = None,
     ) -> None:
         self._sock, self._functions, self._fork = sock, functions, fork
         self._progress = mmap.mmap(progress, PROGRESS.size)
@@ -59,6 +67,9 @@ class Slot:
         self._replies: list[Reply] = []
         self._first_reply = 0.0
         self._folder = StartingFolder()
+        self._captured = captured
+        if not fork:
+            captured_output.record_warnings()
 
     def serve(self) -> None:
         """Work until the worker closes the socket."""
@@ -109,6 +120,9 @@ class Slot:
     def report(self, reply: Reply) -> None:
         """Add to an answer what is known only when the call is over."""
         self._folder.report(reply)
+        captured_output.take_warnings(reply.info)
+        if self._captured is not None:
+            self._captured.take(reply.info)
 
     def _answer(self, reply: Reply) -> None:
         now = time.monotonic()
@@ -159,7 +173,7 @@ class Slot:
                 descendants.end_all()
                 with os.fdopen(write, "wb") as pipe:
                     pipe.write(b"".join(encode([reply])))  # type: ignore[list-item]
-                flush_output()
+                captured_output.flush()
                 status = 0
             finally:  # whatever happens, the child must not go on as if it were the slot
                 os._exit(status)
@@ -210,7 +224,7 @@ class Slot:
             args, kwargs = values.fill(args, kwargs, shared, inputs)
             del inputs
             try:
-                result = forks.call(function, args, kwargs, flush_output)
+                result = forks.call(function, args, kwargs, captured_output.flush)
                 used = recorder.end(call.payload) if recorder is not None else []
             finally:
                 self._folder.leave()
@@ -322,15 +336,6 @@ def describe_status(status: int) -> str:
     return f"its process exited with code {os.WEXITSTATUS(status)}"
 
 
-def flush_output() -> None:
-    """Write out what print() has buffered; os._exit does not."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            pass
-
-
 def run_single(sock: socket.socket, progress: int) -> None:
     """Run one call in a process of its own and tell which modules it had to import, so that the next fork has them."""
     before, held = len(sys.modules), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -355,7 +360,7 @@ def run_single(sock: socket.socket, progress: int) -> None:
             reply.info["cpu_s"] = usage.ru_utime + usage.ru_stime
             # what counts if it is over before somebody has looked at it
             reply.info["grown_mb"] = 1 + (usage.ru_maxrss - held) // 1024
-            flush_output()
+            captured_output.flush()
             descendants.end_all()  # nobody writes any more to what is taken out of the sandbox now
             sock.sendall(b"".join(encode([reply])))
             os._exit(0)  # to tidy up here is to write to, and so to copy, pages shared with the host

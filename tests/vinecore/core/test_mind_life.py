@@ -547,6 +547,7 @@ def test_pruning_frees_replicas_and_keeps_the_name(vine):
 
 
 def test_a_long_session_of_single_tasks_leaves_nothing_behind(vine):
+    before = count_tasks()  # of the other vines of this process
     vine.declare("data", size=10, at_manager=True)
     worker = vine.join(cores=2)
     for number in range(1, 200):
@@ -560,8 +561,12 @@ def test_a_long_session_of_single_tasks_leaves_nothing_behind(vine):
     assert not vine.file("data").consumers
     assert {file.name for file in vine.worker(worker).files} == {"data", "setup"}
     assert not vine.tables.tasks
+    assert count_tasks() < before + 10
+
+
+def count_tasks():
     gc.collect()
-    assert sum(type(thing) is Task for thing in gc.get_objects()) < 10
+    return sum(type(thing) is Task for thing in gc.get_objects())
 
 
 def test_buckets_of_many_different_requests_do_not_stay():

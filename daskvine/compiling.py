@@ -18,7 +18,7 @@ from typing import Any
 import cloudpickle
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 
-from daskvine import ttrees, vertex
+from daskvine import registries, ttrees, vertex
 from daskvine.graph import Graph, Key
 from daskvine.merge import Merge, read
 from vinecore.errors import note
@@ -40,7 +40,7 @@ HELPERS = (
     vertex.merge_parts,
     vertex.wrapped,
 )
-for travels in (vertex, ttrees):  # workers need not have this package
+for travels in (vertex, ttrees, registries):  # workers need not have this package
     cloudpickle.register_pickle_by_value(travels)
 CODE = (type, types.FunctionType, types.BuiltinFunctionType)
 MODULE_NAME = re.compile(rb"\x8c.([A-Za-z_][A-Za-z0-9_.]*)")
@@ -110,10 +110,19 @@ class Compiler:
         Whether the helper functions of `daskvine.vertex` are functions of the library, or objects that travel.
     wrapper
         The user's wrapper, or None.
+    registered
+        What is loaded before anything else of each call, serialized; nothing if there is nothing.
     """
 
     def __init__(
-        self, graph: Graph, results: dict[Key, str], objects: SharedObjects, *, in_library: bool, wrapper: Any
+        self,
+        graph: Graph,
+        results: dict[Key, str],
+        objects: SharedObjects,
+        *,
+        in_library: bool,
+        wrapper: Any,
+        registered: bytes = b"",
     ) -> None:
         self._graph, self._results, self._objects = graph, results, objects
         self._in_library = in_library
@@ -122,6 +131,7 @@ class Compiler:
         self._by_id: dict[int, str | None] = {}
         self._alive: list[Any] = []  # what was named by identity must not be freed meanwhile
         self._count: dict[int, int] = {}
+        self._first = [self.acquire(registered)] if registered else []
         self._wrapper = None if wrapper is None else self._name(wrapper)
         for node in graph.vertices.values():
             self._count_parts(node)
@@ -192,9 +202,9 @@ class Compiler:
     ) -> Call:
         asked = args[-1]
         where = {d: number for number, d in enumerate(self._graph.dependencies[key])}
-        names = [name for name in shared if name is not None]
+        names = [*self._first, *(name for name in shared if name is not None)]
         filled = [
-            *map(values.Shared, range(len(names))),
+            *map(values.Shared, range(len(self._first), len(names))),
             *args,
             *(values.Input(where[self._graph.resolve(d)]) for d in asked),
         ]
@@ -202,7 +212,7 @@ class Compiler:
 
     def _task(self, node: Task, dependencies: list[Key], inputs: tuple[str, ...]) -> Call:
         where = {d: number for number, d in enumerate(dependencies)}
-        shared: list[str] = []
+        shared = [*self._first]
 
         def place(arg: Any) -> Any:
             if type(arg) is Alias or type(arg) is TaskRef:
@@ -230,13 +240,13 @@ class Compiler:
     def _merge(self, merge: Merge, dependencies: list[Key], inputs: tuple[str, ...]) -> Call:
         """A merge, whose inputs are not loaded before their turn."""
         where = {d: number for number, d in enumerate(dependencies)}
-        shared: list[str] = []
+        shared = [*self._first]
         function: Any = merge.function
         if self._count.get(id(function), 0) > 1:
             name = self._name(function)
             assert name is not None
             shared.append(name)
-            function = values.Shared(0)
+            function = values.Shared(len(shared) - 1)
         parts = [values.Later(where[self._graph.resolve(referred(part))]) for part in merge.parts]
         return self._finish(
             vertex.merge_parts, [function, merge.how, merge.keywords, *parts], {}, shared, inputs
@@ -255,7 +265,7 @@ class Compiler:
     def _with_parts(self, node: Task, dependencies: list[Key], inputs: tuple[str, ...]) -> Call:
         """A task with others among its arguments: `dask` evaluates them, in the slot."""
         where = {d: number for number, d in enumerate(dependencies)}
-        shared: list[str] = []
+        shared = [*self._first]
         args = [
             arg
             if isinstance(arg, (GraphNode, TaskRef)) and type(arg) is not DataNode

@@ -23,6 +23,7 @@ from daskvine.graph import Graph, flat_keys, nested, normalize, without_collecto
 from daskvine.merge import rewrite
 from daskvine.options import Options
 from daskvine.program_folder import ProgramFolders
+from daskvine.registries import Registrations
 from daskvine.run import GraphRun
 from daskvine.surroundings import look
 from vinecore import checks
@@ -81,6 +82,7 @@ class DaskVine(Manager):
     def __init__(self, port: Any = DEFAULT_PORT, name: str | None = None, **more: Any) -> None:
         super().__init__(port, name, **more)
         self.objects = SharedObjects(self)
+        self.registrations = Registrations()
         self.last_run: GraphRun | None = None
         self.workers_outlive_it = True  # and so may what they keep
         self.workers_end_with_it = False  # but not what they keep for ever
@@ -281,7 +283,8 @@ class DaskVine(Manager):
             environment = os.path.abspath(environment)
         files = [(file.cache_name, remote) for file, remote in (options.extra_files or {}).items()]
         named = environment.cache_name if isinstance(environment, File) else environment
-        return named, files, dict(options.env_vars or {}), options.lib_command, options.wrapper
+        about = named, files, dict(options.env_vars or {}), options.lib_command, options.wrapper
+        return about, self.registrations.recipe()
 
     def variables(self, chosen: Mapping[str, str | Callable[..., str]], task: Any) -> dict[str, str]:
         """Give the environment variables of a task or library; functions are called with this manager and the task."""

@@ -14,7 +14,7 @@ from dask.callbacks import local_callbacks
 from dask.utils import funcname
 
 from daskvine.annotations import NOTHING, VertexAnnotations
-from daskvine.compiling import Compiler, dumps
+from daskvine.compiling import Compiler, dumps, modules_in
 from daskvine.graph import Graph, Key
 from daskvine.options import Options
 from daskvine.output import Output
@@ -185,8 +185,15 @@ class GraphRun:
         options = self._options
         in_library = options.task_mode == "function-calls"
         compiler = Compiler(
-            self._graph, self._results, self._manager.objects, in_library=in_library, wrapper=options.wrapper
+            self._graph,
+            self._results,
+            self._manager.objects,
+            in_library=in_library,
+            wrapper=options.wrapper,
+            registered=self._manager.registrations.dump(),
         )
+        for text in self._manager.registrations.texts():
+            compiler.modules.update(modules_in(text))
         self._settings = self._manager.prepare(options)
         program = self._manager.folders.program(has_files=bool(options.extra_files))
         self._program = compiler.acquire(dumps(program))

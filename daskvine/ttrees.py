@@ -19,7 +19,6 @@ import contextlib
 import copyreg
 import gc
 import hashlib
-import importlib.util
 import io
 import operator
 import pickle
@@ -28,6 +27,8 @@ import threading
 import types
 from collections.abc import Iterator
 from typing import Any
+
+from vinecore.protocol.arrivals import when_imported
 
 MOST_BYTES = 64 * 1024 * 1024
 """In each slot; a branch takes two to four kilobytes."""
@@ -38,30 +39,7 @@ _PLAIN = (type, types.FunctionType, types.BuiltinFunctionType)
 
 def keep() -> None:
     """Have this process, and those that are forked from it, keep the descriptions of TTrees, from whenever uproot is imported."""
-    if MODULE in sys.modules:
-        register(sys.modules[MODULE])
-    elif not any(type(finder).__name__ == Watch.__name__ for finder in sys.meta_path):
-        sys.meta_path.insert(0, Watch())
-
-
-class Watch:
-    """Waits for uproot to be imported; one of the finders of ``sys.meta_path``."""
-
-    def find_spec(self, name: str, _path: Any = None, _target: Any = None) -> Any:
-        """Leave the import to the others, and have it end with `register`."""
-        if name != MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_register(module: types.ModuleType) -> None:
-                execute(module)
-                register(module)
-
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
+    when_imported(MODULE, register)
 
 
 def register(module: Any) -> None:

@@ -36,7 +36,7 @@ import types
 import zlib
 from typing import Any, Callable, NamedTuple, Union
 
-from vinecore.protocol import histograms, sparse
+from vinecore.protocol import histograms, sparse, wrappers
 
 MAGIC = b"VINEVAL1"
 MAGIC_PACKED = b"VINEVAL2"
@@ -68,6 +68,7 @@ def cloudpickle_dumps(value: Any, **options: Any) -> bytes:
 @functools.cache
 def _cloudpickler() -> Any:
     base: Any = importlib.import_module("cloudpickle").Pickler
+    own = wrappers.reducers()
 
     class Cloudpickler(base):  # type: ignore[misc]
         reducers: dict[type, Callable[[Any], Any]]
@@ -75,7 +76,8 @@ def _cloudpickler() -> Any:
         def reducer_override(self, obj: Any) -> Any:
             if type(obj) is types.CodeType:
                 return _reduced_code(self.dispatch_table[types.CodeType], obj)
-            reduced = _reduced(self.reducers, obj)
+            wrapper = own.get(type(obj))
+            reduced = _reduced(self.reducers, obj) if wrapper is None else wrapper(obj)
             return super().reducer_override(obj) if reduced is NotImplemented else reduced
 
     return Cloudpickler
@@ -172,6 +174,8 @@ _LASTING = (types.FunctionType, types.BuiltinFunctionType, type, str, bytes, int
 
 
 def _reduced_mapping(mapping: Any) -> Any:
+    if len(mapping) < LARGE_BEHAVIOR:  # it may lead back to itself, as that of a generic function does
+        return types.MappingProxyType, (dict(mapping),)
     return read_only_mapping, _packed_mapping(mapping)
 
 

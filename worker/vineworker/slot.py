@@ -204,9 +204,10 @@ class Slot:
                     program
                 )  # before anything is loaded: that may import the program's modules
                 recorder = recording.begin(call) if "record" in call.options else None
+                # before the arguments: what a program has registered may decide what they are loaded as
+                shared = [self._load_shared(name, path) for name, path in call.shared]
                 args, kwargs = values.loads(call.payload)
                 later = {arg.index for arg in args if type(arg) is values.Later}
-                shared = [self._load_shared(name, path) for name, path in call.shared]
                 inputs = [
                     values.Stored(partial(self._open, name, path, call))
                     if number in later

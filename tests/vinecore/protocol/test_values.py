@@ -228,7 +228,7 @@ class TestReadOnlyMappings:
     """What coffea gives every one of its arrays."""
 
     def behavior(self):
-        content = {("add", n): (lambda x, n=n: x + n) for n in range(50)}
+        content = {("add", n): (lambda x, n=n: x + n) for n in range(values.LARGE_BEHAVIOR)}
         return content, types.MappingProxyType(content)
 
     def test_one_that_is_unchanged_is_serialized_and_loaded_once(self):

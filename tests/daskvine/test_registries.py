@@ -1,0 +1,240 @@
+"""What a script defines and registers is there in its vertices, as with dask's own schedulers."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("awkward", reason="registers behaviors: pip install awkward")
+
+HEAD = """
+import sys
+import dask
+from daskvine import DaskVine
+
+def everywhere(make, **options):
+    usual = make().compute(scheduler="synchronous")
+    for mode in ("tasks", "function-calls"):
+        found = make().compute(scheduler=m.get, task_mode=mode, progress_disable=True, **options)
+        assert found == usual, (mode, found, usual)
+    return usual
+"""
+
+
+@pytest.fixture
+def succeed(run_script):
+    """Run a script that says at its end that all is well."""
+
+    def succeed(text):
+        done = run_script(HEAD + text + "\n    print('well')\n")
+        assert done.stdout.endswith("well\n"), done.stdout + done.stderr
+
+    return succeed
+
+
+def test_functions_with_caches_and_generic_functions_travel(succeed):
+    succeed("""
+import functools
+
+@functools.cache
+def fibonacci(n):
+    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+@functools.lru_cache(maxsize=7, typed=True)
+def following(n):
+    return n + 1
+
+fibonacci.about = "rabbits"
+
+def calling(n):
+    return fibonacci(n), following(n), following.cache_parameters(), fibonacci.about
+
+@functools.singledispatch
+def generic(value):
+    return "any"
+
+@generic.register
+def _(value: int):
+    return "int"
+
+@generic.register
+def _(value: list):
+    return [generic(one) for one in value]
+
+class Detector:
+    @functools.lru_cache
+    def gain(self, n):
+        return 2 * n
+
+    @functools.cached_property
+    def area(self):
+        return 5
+
+    @functools.singledispatchmethod
+    def kind(self, value):
+        return "any"
+
+    @kind.register
+    def _(self, value: int):
+        return "int"
+
+def use(detector):
+    return detector.gain(3), detector.area, detector.area, detector.kind(1), detector.kind("")
+
+@functools.wraps(fibonacci)
+def wrapping(n):
+    return fibonacci(n)
+
+if __name__ == "__main__":
+    generic("")  # has used its cache
+    with DaskVine.local(cores=1) as m:
+        assert everywhere(lambda: dask.delayed(fibonacci)(30)) == 832040
+        assert everywhere(lambda: dask.delayed(sum)([dask.delayed(fibonacci)(n) for n in range(9)])) == 54
+        everywhere(lambda: dask.delayed(calling)(6))
+        assert everywhere(lambda: dask.delayed(generic)(["", 1, [2]])) == ["any", "int", ["int"]]
+        everywhere(lambda: dask.delayed(use)(Detector()))
+        everywhere(lambda: dask.delayed(wrapping)(10))
+        everywhere(lambda: dask.delayed(functools.partial(fibonacci, 9))())
+""")
+
+
+def test_behaviors_of_arrays_hold_in_vertices_whenever_they_are_registered(succeed):
+    succeed("""
+import awkward as ak
+import numpy as np
+
+points = ak.Array([[{"x": 3, "y": 4}], [], [{"x": 6, "y": 8}]])
+
+@ak.mixin_class(ak.behavior)
+class point:
+    @property
+    def r(self):
+        return np.hypot(self.x, self.y)
+
+def made(n):
+    return ak.sum(ak.zip({"x": [3, 6], "y": [4, 8]}, with_name="point").r) * n
+
+def given(points):
+    return points.r.to_list(), type(points).__name__
+
+def difference(pairs):
+    return (pairs[0] - pairs[1]).x.to_list()
+
+def known(n):
+    return sorted(name for name in ak.behavior if isinstance(name, str))
+
+if __name__ == "__main__":
+    with DaskVine.local(cores=1) as m:
+        assert everywhere(lambda: dask.delayed(made)(1)) == 15
+        assert everywhere(lambda: dask.delayed(given)(ak.with_name(points, "point")))[1] == "pointArray"
+        pairs = ak.with_name(points, "point"), ak.with_name(points, "point")
+        ak.behavior[np.subtract, "point", "point"] = lambda a, b: ak.zip({"x": a.x - b.x, "y": a.y - b.y})
+        assert everywhere(lambda: dask.delayed(difference)(pairs)) == [[0], [], [0]]
+        point.scale = 2
+        point.r = property(lambda self: self.scale * np.hypot(self.x, self.y))
+        assert everywhere(lambda: dask.delayed(made)(1)) == 30  # the class was edited
+        kept, calls = dict(ak.behavior), {"task_mode": "function-calls", "progress_disable": True}
+        for content in (kept, {}, kept, {"other": ak.Array}, {}, kept):
+            ak.behavior.clear()
+            ak.behavior.update(content)
+            assert everywhere(lambda: dask.delayed(known)(1)) == sorted(n for n in content if isinstance(n, str))
+""")
+
+
+def test_vectors_registered_by_the_script_are_vectors_in_vertices(succeed):
+    pytest.importorskip("vector", reason="pip install vector")
+    succeed("""
+import awkward as ak
+import vector
+
+vector.register_awkward()
+
+def mass(n):
+    muons = ak.Array([[{"pt": 10.0, "eta": 1.0, "phi": 0.0, "mass": 0.1}, {"pt": 9.0, "eta": 0.0, "phi": 3.0, "mass": 0.1}]])
+    muons = ak.with_name(muons, "Momentum4D")
+    return round(float((muons[:, 0] + muons[:, 1]).mass[0]), 6)
+
+if __name__ == "__main__":
+    with DaskVine.local(cores=1) as m:
+        assert everywhere(lambda: dask.delayed(mass)(1)) > 10
+""")
+
+
+def test_settings_of_dask_hold_in_vertices_as_long_as_they_hold_here(succeed):
+    succeed("""
+def found(*names):
+    return [dask.config.get(name, "nothing") for name in names]
+
+if __name__ == "__main__":
+    names = "array.chunk-size", "mine", "other.deep.one"
+    with DaskVine.local(cores=1) as m:
+        for settings in ({"mine": 1, "array.chunk-size": "1 MiB"}, {}, {"other.deep.one": [1, 2], "mine": 2}, {}):
+            with dask.config.set({**settings, "callback": print}):
+                everywhere(lambda: dask.delayed(found)(*names))
+""")
+
+
+def test_classes_for_uproot_and_pickles_of_own_types(succeed):
+    pytest.importorskip("uproot", reason="pip install uproot")
+    succeed("""
+import copyreg
+import uproot
+
+class Model_TMine(uproot.model.Model):
+    pass
+
+class Handle:
+    def __init__(self, path):
+        self.path, self.lines = path, (line for line in path)
+
+copyreg.pickle(Handle, lambda handle: (Handle, (handle.path,)))
+uproot.classes["TMine"] = Model_TMine
+
+def known(name):
+    return [uproot.classes[name].__name__ if name in uproot.classes else None]
+
+if __name__ == "__main__":
+    with DaskVine.local(cores=1) as m:
+        assert everywhere(lambda: dask.delayed(known)("TMine")) == ["Model_TMine"]
+        for mode in ("tasks", "function-calls"):
+            handle = dask.delayed(Handle)("x.root")
+            assert dask.delayed(getattr)(handle, "path").compute(scheduler=m.get, task_mode=mode) == "x.root"
+            assert handle.compute(scheduler=m.get, task_mode=mode).path == "x.root"
+""")
+
+
+def test_what_cannot_be_pickled_is_named_and_harms_nobody_else(succeed):
+    succeed("""
+import logging
+import awkward as ak
+
+lines = (line for line in "")
+ak.behavior["stuck"] = lambda: lines
+ak.behavior["fine"] = type("fine", (ak.Array,), {})
+
+def known(n):
+    return sorted(ak.behavior)
+
+if __name__ == "__main__":
+    said = []
+    logging.getLogger("daskvine").addFilter(lambda record: said.append(record.getMessage()))
+    with DaskVine.local(cores=1) as m:
+        for mode in ("tasks", "function-calls"):
+            assert dask.delayed(known)(1).compute(scheduler=m.get, task_mode=mode) == ["fine"]
+    assert ["'stuck' cannot be pickled" in text for text in said] == [True], said
+""")
+
+
+def test_what_has_been_registered_since_is_no_reason_to_find_an_old_result(succeed):
+    succeed("""
+import awkward as ak
+
+def known(n):
+    return sorted(ak.behavior)
+
+if __name__ == "__main__":
+    with DaskVine.local(cores=1) as m:
+        for name in ("one", "two", "three"):
+            ak.behavior[name] = ak.Array
+            for _ in range(2):
+                assert name in dask.delayed(known)(1, dask_key_name="x").compute(scheduler=m.get, reuse=True)
+""")

@@ -1,0 +1,68 @@
+"""What functools has wrapped around functions of the user's session, which cloudpickle takes by name or not at all.
+
+A function with a cache is found by its name where it was defined, and nowhere else if that is a script or a notebook: it travels by value, with an
+empty cache, as the function inside of it does. A generic function has a cache of weak references.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import weakref
+from typing import Any, Callable
+
+
+def reducers() -> dict[type, Callable[[Any], Any]]:
+    """Reducers by type, for what travels by value."""
+    return {
+        type(functools.lru_cache(abs)): _reduced_cache,
+        functools.cached_property: _reduced_cached_property,
+        weakref.WeakKeyDictionary: _reduced_weak,
+        weakref.WeakValueDictionary: _reduced_weak,
+    }
+
+
+def is_found_by_name(value: Any) -> bool:
+    """Whether another process can import a function or class by its name."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str) or module == "__main__":
+        return False
+    by_value = importlib.import_module("cloudpickle").list_registry_pickle_by_value()
+    parts = module.split(".")
+    if any(".".join(parts[: n + 1]) in by_value for n in range(len(parts))):
+        return False
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is value
+
+
+def _reduced_cache(cached: Any) -> Any:
+    if is_found_by_name(cached):
+        return NotImplemented
+    own = {
+        name: value
+        for name, value in vars(cached).items()
+        if name not in (*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters")
+    }
+    return _cached, (cached.__wrapped__, cached.cache_parameters()), own or None
+
+
+def _cached(function: Any, parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _reduced_cached_property(value: Any) -> Any:
+    """Leave out the lock that it has before Python 3.12."""
+    return _cached_property, (value.func, value.attrname)
+
+
+def _cached_property(function: Any, name: Any) -> Any:
+    made = functools.cached_property(function)
+    made.attrname = name
+    return made
+
+
+def _reduced_weak(value: Any) -> Any:
+    return type(value), (dict(value),)

@@ -288,7 +288,8 @@ class DaskVine(Manager):
 
     def variables(self, chosen: Mapping[str, str | Callable[..., str]], task: Any) -> dict[str, str]:
         """Give the environment variables of a task or library; functions are called with this manager and the task."""
-        return {name: str(value(self, task)) if callable(value) else value for name, value in chosen.items()}
+        texts = {name: str(value(self, task)) if callable(value) else value for name, value in chosen.items()}
+        return {name: str(checks.variable(name, text)[1]) for name, text in texts.items()}
 
     def _environment(self, options: Options) -> str:
         package = options.environment

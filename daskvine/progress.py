@@ -103,7 +103,7 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         if self._last is not None and (self._shown or self.elapsed_s >= self.patience_s):
-            self._finish(self._last)
+            self._finish(self._last, _how(kind))
 
     @property
     def elapsed_s(self) -> float:
@@ -124,8 +124,8 @@ class Progress:
         if news and snapshot.missing:
             logger.warning("%s", snapshot.missing)
 
-    def _finish(self, snapshot: Snapshot) -> None:
-        pass
+    def _finish(self, snapshot: Snapshot, how: str) -> None:
+        """Draw it for the last time; ``how`` it ended, "" for well."""
 
 
 class Lines(Progress):
@@ -141,9 +141,12 @@ class Lines(Progress):
         else:
             self._print(f"{snapshot.done} of {snapshot.total} done, {snapshot}, {self.elapsed_s:.0f} s")
 
-    def _finish(self, snapshot: Snapshot) -> None:
-        moved = _size(snapshot.moved_bytes)
-        self._print(f"{snapshot.done} of {snapshot.total} done in {self.elapsed_s:.1f} s, {moved} moved")
+    def _finish(self, snapshot: Snapshot, how: str) -> None:
+        done, moved = f"{snapshot.done} of {snapshot.total} done", _size(snapshot.moved_bytes)
+        if how:
+            self._print(f"{how} after {self.elapsed_s:.1f} s: {done}, the others are dropped; {moved} moved")
+        else:
+            self._print(f"{done} in {self.elapsed_s:.1f} s, {moved} moved")
 
     def _print(self, text: str) -> None:
         from rich.text import Text
@@ -178,15 +181,21 @@ class Bar(Progress):
                 self._live.stop()
 
     def _draw(self, snapshot: Snapshot, *, news: bool) -> None:
+        self._draw_bar(snapshot, str(snapshot))
+
+    def _draw_bar(self, snapshot: Snapshot, status: str) -> None:
         if self._bar is None:
             self._bar = self._make_bar()
         task = self._bar.task_ids[0]
-        self._bar.update(task, total=snapshot.total, completed=snapshot.done, status=str(snapshot))
+        self._bar.update(task, total=snapshot.total, completed=snapshot.done, status=status)
         self._show(self._renderable(snapshot))
 
-    def _finish(self, snapshot: Snapshot) -> None:
+    def _finish(self, snapshot: Snapshot, how: str) -> None:
         if self._shown:
-            self._draw(snapshot, news=False)
+            moved = f"{_size(snapshot.moved_bytes)} moved"
+            self._draw_bar(
+                snapshot, f"[red]{how}[/red], the others are dropped, {moved}" if how else str(snapshot)
+            )
 
     def _make_bar(self) -> Any:
         from rich import progress
@@ -282,6 +291,13 @@ def make_progress(label: str, disable: bool) -> Progress:
     if _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb":
         return Bar(label)
     return Lines(label)
+
+
+def _how(kind: type[BaseException] | None) -> str:
+    """Say how a computation has ended; "" if it has ended well."""
+    if kind is None:
+        return ""
+    return "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
 
 
 def _in_notebook() -> bool:

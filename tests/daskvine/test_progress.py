@@ -88,12 +88,18 @@ class TestLines:
             lines.update(snapshot())
         assert stream.getvalue().splitlines()[1].startswith("tasks: 0 of 10 done, 2 running")
 
-    def test_the_last_line_comes_after_an_error_too(self, lines, stream, clock):
-        with pytest.raises(ZeroDivisionError), lines:
+    @pytest.mark.parametrize(
+        ("kind", "how"), [(ZeroDivisionError, "failed"), (KeyboardInterrupt, "interrupted")]
+    )
+    def test_the_last_line_says_that_it_has_not_ended_well(self, lines, stream, clock, kind, how):
+        with pytest.raises(kind), lines:
             lines.update(snapshot(done=4))
             clock.advance(1)
-            raise ZeroDivisionError
-        assert stream.getvalue() == "tasks: 4 of 10 done in 1.0 s, 0 B moved\n"
+            raise kind
+        assert (
+            stream.getvalue()
+            == f"tasks: {how} after 1.0 s: 4 of 10 done, the others are dropped; 0 B moved\n"
+        )
 
     def test_standard_error_is_the_default(self, clock, capsys):
         with Lines("[/]broken [markup", clock=clock) as lines:
@@ -192,6 +198,14 @@ class TestNotebookBar:
         assert NO_WORKER in displayed[1]["text/plain"]
         assert displayed[1]["text/html"].startswith("<pre")
         assert "\x1b" not in displayed[1]["text/html"]
+
+    def test_the_last_display_says_that_it_was_interrupted(self, displayed, clock):
+        with pytest.raises(KeyboardInterrupt), NotebookBar("[green]tasks", clock=clock) as bar:
+            clock.advance(1)
+            bar.update(snapshot(done=4))
+            raise KeyboardInterrupt
+        assert "interrupted, the others are dropped" in displayed[-1]["text/plain"]
+        assert "running" not in displayed[-1]["text/plain"]
 
 
 class TestDisabled:

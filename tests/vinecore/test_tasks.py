@@ -12,7 +12,7 @@ import pytest
 
 from tests import chores
 from tests.support import until
-from vinecore import InsufficientResources, PythonTask, Task, TaskFailed
+from vinecore import FunctionCall, InsufficientResources, PythonTask, Task, TaskFailed
 from vinecore.protocol import INLINE_LIMIT
 
 LARGE = 3 * INLINE_LIMIT
@@ -205,12 +205,6 @@ def test_a_command_that_cannot_be_sent_is_refused_at_once(m, command):
     with pytest.raises(ValueError):  # noqa: PT011 - the second one cannot be encoded
         m.submit(Task(command))
     assert m.empty()
-
-
-def test_a_command_longer_than_the_system_allows_fails_and_says_so(run):
-    task = run(Task("true " + "x" * 200_000))
-    assert not task.completed()
-    assert "too long" in str(task.error())
 
 
 def test_what_is_not_a_file_cannot_be_an_input(m):
@@ -587,3 +581,51 @@ def test_an_urgent_task_that_needs_a_whole_worker_does_not_wait_for_all_small_on
     assert whole.output == "4\n"
     assert order.index(whole) < 15
     assert all(task.successful() for task in order)
+
+
+# ---- what is too large to start a program with
+
+
+def test_a_command_that_is_too_long_is_called_so_with_the_limit_and_the_way_out(run):
+    task = run(Task(f"echo {'x' * 200_000}"))
+    assert task.result == "not started"
+    assert not task.completed()
+    text = str(task.error())
+    assert "its command has 200,005 bytes, and this system takes 131,071 in one argument" in text
+    assert "m.declare_buffer" in text
+
+
+def test_a_variable_that_is_too_long_is_named(run):
+    task = run(Task("true", env={"SHORT": "x", "LONG": "y" * 200_000}))
+    assert task.result == "not started"
+    assert "its environment variable LONG has 200,005 bytes, and this system takes 131,071 for one" in str(
+        task.error()
+    )
+
+
+def test_many_variables_that_are_too_much_together_are_called_so(run):
+    task = run(Task("true", env={f"V{number}": "z" * 100_000 for number in range(80)}))
+    assert task.result == "not started"
+    assert "its command and its environment variables have 8," in str(task.error())
+
+
+def test_a_script_in_a_buffer_may_be_as_long_as_it_likes(m, run):
+    script = m.declare_buffer(f"echo {'x' * 200_000} | wc -c\n")
+    assert run(Task("sh script", inputs={script: "script"})).output.strip() == "200001"
+
+
+def test_a_python_task_starts_no_program_so_its_variables_may_be_long(run):
+    task = PythonTask(lambda: len(os.environ["LONG"]))
+    task.set_env_var("LONG", "y" * 200_000)
+    assert run(task).output == 200_000
+
+
+def test_a_library_with_a_variable_that_is_too_long_says_so_at_once(m):
+    library = m.create_library_from_functions("long", chores.add)
+    library.set_env_var("LONG", "y" * 200_000)
+    m.install_library(library)
+    call = FunctionCall("long", "add", 1, 2)
+    m.submit(call)
+    assert m.wait(60) is call
+    assert "its environment variable LONG has 200,005 bytes" in str(call.output)
+    m.remove_library("long")

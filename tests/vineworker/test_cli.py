@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import vineworker
-from vineworker.cli import parse_address
+from vineworker.cli import _amount, _megabytes, parse_address
 
 from tests import chores
 from tests.support import alive, find_python, one_result, until, workers_of
 from vinecore import Factory, PythonTask, Task
+from vinecore.protocol.amounts import parse_megabytes
 
 ROOT = Path(__file__).parents[2]
 ALONE = os.pathsep.join([str(ROOT), str(ROOT / "worker")])
@@ -415,3 +416,46 @@ def test_a_bare_python_of_another_version_runs_commands_and_gets_no_functions(ya
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
     assert "Traceback" not in worker.log
+
+
+# ---- amounts
+
+
+@pytest.mark.parametrize(
+    ("text", "megabytes"),
+    [("2000", 2000), ("2GB", 2000), ("2 gb", 2000), ("2G", 2000), ("2.5GB", 2500), ("512MB", 512), ("2GiB", 2048), ("1TB", 1_000_000), ("3000000kB", 3000),
+     ("5000000B", 5), ("0", 0)],
+)  # fmt: skip
+def test_amounts_have_units_or_are_megabytes(text, megabytes):
+    assert parse_megabytes(text) == megabytes
+    assert _megabytes(text) == megabytes
+
+
+@pytest.mark.parametrize("text", ["", "GB", "2XB", "two", "2GB 3", "1e3", "nan", "inf", "9" * 30, "0x10"])
+def test_what_is_no_amount_is_refused_with_an_example(text):
+    with pytest.raises(ValueError, match="such as 2GB"):
+        parse_megabytes(text)
+
+
+@pytest.mark.parametrize("text", ["all", "auto", "ALL", "-1"])
+def test_all_that_is_there_has_words_of_its_own(text):
+    assert _megabytes(text) is None
+    assert _amount(text) is None
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [("--memory", "2XB"), ("--disk", "much"), ("--cores", "2.5"), ("--cores", "nan"), ("--gpus", "x")],
+)
+def test_a_worker_refuses_what_is_no_amount(option, text):
+    ended = vine_worker("localhost", 1, option, text)
+    assert ended.returncode == 2
+    assert repr(text) in ended.stderr
+
+
+def test_a_worker_offers_what_it_was_told_in_gigabytes(yard):
+    m = yard.manager()
+    yard.worker(m, "--memory", "2GB", "--disk", "1.5GB")
+    m.wait_for_workers(1, 60)
+    total = m.summarize_workers()[0]["total"]
+    assert (total["memory"], total["disk"]) == (2000, 1500)

@@ -15,6 +15,7 @@ import click
 from vinecore.factory.batch import BatchError
 from vinecore.factory.factory import LATER, Factory
 from vinecore.factory.settings import REFUSED
+from vinecore.protocol.amounts import parse_megabytes
 
 TYPES = ("local", "condor", "slurm", "dask")
 
@@ -31,6 +32,19 @@ def _address(words: Sequence[str]) -> str:
         msg = f"{' '.join(words)!r} is not an address: give HOST PORT or HOST:PORT, such as localhost:9123"
         raise click.UsageError(msg)
     return where
+
+
+class Megabytes(click.ParamType):  # type: ignore[type-arg]
+    """An amount of memory or disk."""
+
+    name = "megabytes"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Understand what the user has written."""
+        try:
+            return value if isinstance(value, int) else parse_megabytes(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str] | None:
@@ -125,9 +139,17 @@ def _refused(command: Any) -> Any:
     help="A worker ends after so long, having handed over what only it has; it is replaced if there is work (default: no limit).",
 )
 @click.option("--cores", type=int, metavar="N", help="Cores of each worker (condor, slurm: 1).")
-@click.option("--memory", type=int, metavar="MB", help="Memory of each worker (condor, slurm: 1024).")
 @click.option(
-    "--disk", type=int, metavar="MB", help="Disk of each worker (condor: 1024; slurm: what is free)."
+    "--memory",
+    type=Megabytes(),
+    metavar="MB",
+    help="Memory of each worker, in MB, or with a unit, such as 2GB (condor, slurm: 1024).",
+)
+@click.option(
+    "--disk",
+    type=Megabytes(),
+    metavar="MB",
+    help="Disk of each worker, in MB, or with a unit, such as 20GB (condor: 1024; slurm: what is free).",
 )
 @click.option("--gpus", type=int, metavar="N", help="GPUs of each worker (condor, slurm: 0).")
 @click.option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import resource
 import stat
@@ -22,6 +23,7 @@ MOST_FILES = 65536
 GRACE_S = 25.0
 """Batch systems kill what has not left 30 s after they have asked it to."""
 MOST_SECRET = 4096
+MOST = 1 << 53
 
 EPILOG = """
 The secret: a worker of the same user on the same machine (or a shared home) finds the manager's secret by itself;
@@ -61,15 +63,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cores", type=_amount, help="cores to offer (default: what affinity and cgroups allow)")
     p.add_argument(
         "--memory",
-        type=_amount,
+        type=_megabytes,
         metavar="MB",
-        help="memory to offer (default: what the machine and cgroups allow)",
+        help="memory to offer, in MB, or with a unit, such as 2GB (default: what the machine and cgroups allow)",
     )
     p.add_argument(
         "--disk",
-        type=_amount,
+        type=_megabytes,
         metavar="MB",
-        help="disk to offer (default: half of what is free in the workspace)",
+        help="disk to offer, in MB, or with a unit, such as 20GB (default: half of what is free in the workspace)",
     )
     p.add_argument("--gpus", type=_amount, help="gpus to offer (default: what nvidia-smi lists)")
     p.add_argument(
@@ -193,12 +195,29 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _amount(text: str) -> Optional[int]:
-    if text in ("all", "auto"):
+    """Understand a number of cores or gpus; "all", "auto" and negative ones mean what is there."""
+    if text.strip().lower() in ("all", "auto"):
         return None
-    value = int(text)
-    if value < 0:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value.is_integer() or value > MOST:  # it is not of infinity and NaN either
+        msg = f"{text!r} is not a whole number, or 'all'"
+        raise argparse.ArgumentTypeError(msg)
+    return None if value < 0 else int(value)
+
+
+def _megabytes(text: str) -> Optional[int]:
+    """Understand an amount of memory or disk; "all", "auto" and negative numbers mean what is there."""
+    from vinecore.protocol.amounts import parse_megabytes
+
+    if text.strip().lower() in ("all", "auto") or text.strip().startswith("-"):
         return None
-    return value
+    try:
+        return parse_megabytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _ports(text: str) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from vinecore.protocol.frames import strict_json_dumps
 from vineworker import events as e
 from vineworker import fetching, processes, sandbox, state
 from vineworker import instructions as i
+from vineworker.arguments import TooLong
 from vineworker.cache import MB, Cache, DiskFull, Estate, is_full
 from vineworker.calls import Call, Drop, Object, Release, Reply, Write
 from vineworker.captured_output import ERRORS
@@ -613,6 +614,8 @@ class Session:
         self._lose(lost)
         if is_full(error):
             failed = m.Failed(run.task, "disk", self._about_disk(error), b"")
+        elif isinstance(error, TooLong):
+            failed = m.Failed(run.task, "not started", {"reason": str(error)}, b"")
         else:
             failed = m.Failed(run.task, "crash" if lost else "input", {"reason": _say_error(error)}, b"")
         self._happened(e.TaskOver(run.task, failed, {}))
@@ -804,4 +807,4 @@ def own_packages() -> dict[str, str]:
 
 
 def _say_error(error: BaseException) -> str:
-    return str(error) if isinstance(error, bulk.Gone) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, (bulk.Gone, TooLong)) else f"{type(error).__name__}: {error}"

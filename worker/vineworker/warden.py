@@ -10,6 +10,7 @@ It also starts these processes, and so knows which children the worker has; ever
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import threading
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vineworker import descendants
+from vineworker.arguments import TooLong, explain
 
 MARK = "VINE_WORKER"
 """The variable; its value is the worker's folder."""
@@ -83,11 +85,21 @@ class Warden:
         Returns
         -------
         Popen
+
+        Raises
+        ------
+        TooLong
+            Its arguments or its environment are too large.
         """
         with self._starting:
-            process = subprocess.Popen(
-                command, env={**env, MARK: self._folder}, stdin=subprocess.DEVNULL, start_new_session=True, **options
-            )  # fmt: skip
+            try:
+                process = subprocess.Popen(
+                    command, env={**env, MARK: self._folder}, stdin=subprocess.DEVNULL, start_new_session=True, **options
+                )  # fmt: skip
+            except OSError as error:
+                if error.errno == errno.E2BIG:
+                    raise TooLong(explain(command, env)) from None
+                raise
             self._known.add(process.pid)
         self.watch(process.pid)
         return process

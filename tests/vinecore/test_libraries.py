@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 
@@ -81,6 +82,16 @@ def test_whatever_a_function_raises_comes_back_once(install, run, tmp_path, exec
     call = run(FunctionCall("lib", "fail", tmp_path / "log"))
     assert (type(call.output), call.output.args, call.successful()) == (kind, ("said so",), False)
     assert (tmp_path / "log").read_text() == "ran\n"
+
+
+@MODES
+def test_an_interrupt_that_is_a_signal_ends_the_process_and_the_call_runs_again(
+    install, run, shared_yard, exec_mode
+):
+    install("lib", chores.dies_once, exec_mode=exec_mode, cores=1)
+    name = f"interrupted-{exec_mode}"
+    assert run(FunctionCall("lib", "dies_once", shared_yard.place("."), name, signal.SIGINT)).output == name
+    assert shared_yard.count(name) == 2
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, RecursionError])

@@ -29,7 +29,7 @@ from typing import Any, Callable
 
 from vinecore.protocol import context, exceptions, modules, usage, values
 from vinecore.protocol.messages import LOADING
-from vineworker import captured_output, descendants, fork_state, recording, slot
+from vineworker import captured_output, descendants, fork_state, interrupts, recording, slot
 from vineworker.captured_output import CapturedOutput
 from vineworker.program_folder import add_imports
 
@@ -164,7 +164,7 @@ class Host:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            interrupts.listen()
             self._become_slot(request, channel, progress)
             status = 0
         except BaseException:  # noqa: BLE001 - the library's log is where a person looks

@@ -22,7 +22,7 @@ from typing import Any, Callable, Union
 
 from vinecore.protocol import INLINE_LIMIT, digests, exceptions, values
 from vinecore.protocol.frames import FrameReader, encode
-from vineworker import captured_output, descendants, fork_state, forks, recording
+from vineworker import captured_output, descendants, fork_state, forks, interrupts, recording
 from vineworker.calls import MOST_IN_FLIGHT, TO_SLOT, Call, Drop, Object, Release, Reply, Write
 from vineworker.captured_output import CapturedOutput
 from vineworker.program_folder import StartingFolder
@@ -193,6 +193,7 @@ class Slot:
     def run(self, call: Call) -> Reply:
         """Load what a call needs, call, and serialize what it returns or raises."""
         start = time.perf_counter()
+        interrupts.forget()
         later: set[int] = set()  # inputs that the function itself loads
         fed: tuple[str, int] | None = call.options.get("fed")
         if fed is not None and fed[1] not in self._made:
@@ -245,8 +246,9 @@ class Slot:
                 info["held"] = True
             else:
                 info["digest"] = write_parts(call.result, parts)
-        # the caller gets whatever the user's code raised: SystemExit, and KeyboardInterrupt, which no signal makes here (see the host)
+        # the caller gets whatever the user's code raised, SystemExit and KeyboardInterrupt included
         except BaseException as error:  # noqa: BLE001
+            interrupts.obey(error)
             recording.cancel()
             if later and isinstance(error, FileNotFoundError) and (lost := _lost(call, error)):
                 return lost

@@ -1,0 +1,34 @@
+"""Tells a KeyboardInterrupt that a signal has made from one that user code raises.
+
+The latter is an exception as any other. The former is somebody's order to this process: what it was doing is lost with it, and done again elsewhere.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+_received = False
+
+
+def listen() -> None:
+    """Raise KeyboardInterrupt when the signal comes, as Python does, and remember it."""
+    signal.signal(signal.SIGINT, _take)
+
+
+def _take(_number: int, _frame: Any) -> None:
+    global _received  # noqa: PLW0603 - there is one process, and so one signal
+    _received = True
+    raise KeyboardInterrupt
+
+
+def forget() -> None:
+    """What comes from now on is about something else."""
+    global _received  # noqa: PLW0603
+    _received = False
+
+
+def obey(error: BaseException) -> None:
+    """Raise an exception again if it is what a signal has made."""
+    if _received and isinstance(error, KeyboardInterrupt):
+        raise error

@@ -6,8 +6,6 @@ import inspect
 import itertools
 import logging
 import os
-import shutil
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -36,7 +34,7 @@ from vinecore.factory import Factory
 from vinecore.files import File
 from vinecore.libraries import LibraryTask
 from vinecore.manager import DEFAULT_PORT, Manager
-from vinecore.protocol import usage
+from vinecore.protocol import folders, usage
 from vinecore.protocol.modules import is_package_module
 
 log = logging.getLogger("daskvine")
@@ -135,7 +133,7 @@ class DaskVine(Manager):
         memory_mb, disk_mb = checks.megabytes("memory_mb", memory_mb), checks.megabytes("disk_mb", disk_mb)
         if workspace is not None:
             workspace = checks.path("workspace", workspace)
-        folder = Path(tempfile.mkdtemp(prefix="daskvine-"))
+        folder = Path(folders.make("daskvine-"))
         secret = folder / "secret"
         if workspace is not None:
             workspace = Path(workspace).expanduser()
@@ -147,9 +145,9 @@ class DaskVine(Manager):
             own = {"password_file": secret, "registry": False, "catalog": False}
             m = cls(**{"port": 0, "address": LOOPBACK, "shutdown": True, **own, **more})
         except BaseException:
-            shutil.rmtree(folder)
+            folders.remove(str(folder))
             raise
-        m._closers.append(lambda: shutil.rmtree(folder, ignore_errors=True))
+        m._closers.append(lambda: folders.remove(str(folder)))
         m.folders.here_only = more.get("address", LOOPBACK) == LOOPBACK
         if cores is None:
             cores = max(1, _available_cores() // max(1, workers))

@@ -258,6 +258,15 @@ class Manager:
         with self._news:
             self._news.notify_all()
 
+    def _end_by_signal(self) -> None:
+        """Leave nothing behind; but what another manager is to go on with stays as it would after a death."""
+        if self.resume:
+            while self._closers:
+                self._closers.pop()()
+            self._engine.store.close()
+        else:
+            self.close()
+
     def __enter__(self) -> Any:
         return self
 

@@ -17,6 +17,7 @@ from tests import chores
 from tests.faults import resumed
 from tests.support import alive, until
 from vinecore import journal
+from vinecore.protocol.folders import OWNER
 
 WORKERS = 3
 KILLS = 7
@@ -35,7 +36,7 @@ def free_port():
 
 
 def only_files(folder):
-    return [name for _place, _folders, files in os.walk(folder) for name in files]
+    return [name for _place, _folders, files in os.walk(folder) for name in files if name != OWNER]
 
 
 class Script:

@@ -86,7 +86,7 @@ def test_what_cannot_be_an_environment_variable_is_refused_at_once(name, value):
 
 def test_a_task_sees_what_it_was_given_of_the_worker(run):
     task = Task(
-        "echo $CORES $MEMORY $DISK $GPUS $OMP_NUM_THREADS; test $TMPDIR -ef .vine-tmp && test $VINE_SANDBOX -ef . && echo inside"
+        "echo $CORES $MEMORY $DISK $GPUS $OMP_NUM_THREADS; test $TMPDIR -ef .vine && test $VINE_SANDBOX -ef . && echo inside"
     )
     task.set_cores(2)
     task.set_memory(300)

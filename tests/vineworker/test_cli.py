@@ -19,6 +19,7 @@ from tests import chores
 from tests.support import alive, find_python, one_result, until, workers_of
 from vinecore import Factory, PythonTask, Task
 from vinecore.protocol.amounts import parse_megabytes
+from vinecore.protocol.folders import OWNER
 
 ROOT = Path(__file__).parents[2]
 ALONE = os.pathsep.join([str(ROOT), str(ROOT / "worker")])
@@ -91,7 +92,7 @@ def free_port():
 
 def only_files(folder):
     # os.walk takes no offence at what goes meanwhile
-    return [Path(base) / name for base, _folders, names in os.walk(folder) for name in names]
+    return [Path(base) / name for base, _folders, names in os.walk(folder) for name in names if name != OWNER]
 
 
 # ---- arguments

@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 from vinecore.factory.batch import BatchError, Order, worker_words
 from vinecore.factory.mind import GONE, HELD, IDLE, RUNNING, Job
 from vinecore.factory.pilot import FIND_PYTHON, MOST_WORDS, UNPACK_PYTHON, exports, pilot_file, run
-from vinecore.protocol import bulk
+from vinecore.protocol import folders
 from vinecore.protocol.messages import PILOT
 
 log = logging.getLogger("vinecore")
@@ -72,7 +71,8 @@ class Condor:
         if scratch_dir is not None:
             Path(scratch_dir).expanduser().mkdir(parents=True, exist_ok=True)
         base = None if scratch_dir is None else Path(scratch_dir).expanduser().absolute()
-        self.folder = Path(tempfile.mkdtemp(prefix="vine-condor-", dir=base))
+        folders.remove_abandoned(None if base is None else str(base))
+        self.folder = Path(folders.make("vine-condor-", None if base is None else str(base)))
         self._spool = spool
         self._log, self._read = self.folder / "jobs.log", 0
         self._ends: dict[str, Job] = {}
@@ -81,7 +81,7 @@ class Condor:
         try:
             pilot_file(self.folder)
         except BaseException:
-            bulk.remove(str(self.folder))
+            folders.remove(str(self.folder))
             raise
 
     def submit(self, count: int, order: Order) -> list[str]:
@@ -256,7 +256,7 @@ class Condor:
                 "some pilots may still be in the queue; take them out with: condor_rm -constraint %s",
                 shlex.quote(self._constraint),
             )
-        bulk.remove(str(self.folder))
+        folders.remove(str(self.folder))
 
     def _emptied(self) -> bool:
         deadline, forced = time.monotonic() + CLOSE_S, False

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from vinecore import endings
 from vinecore.factory.batch import Batch, BatchError, Order
 from vinecore.factory.local import Local
 from vinecore.factory.mind import Mind
@@ -289,6 +290,8 @@ class Factory:
         if self._manager is not None:
             # who forgets to stop a factory must not find its workers days later
             self._manager._closers.append(self.stop)
+            if isinstance(self._batch, Local):
+                self._manager._closers.append(endings.register(self._manager._end_by_signal))
             self._manager.factory = self
         if isinstance(self._batch, Local):
             try:

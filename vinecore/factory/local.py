@@ -16,7 +16,7 @@ from pathlib import Path
 from vinecore.factory.batch import BatchError, Order, worker_words
 from vinecore.factory.mind import GONE, RUNNING, Job
 from vinecore.factory.pilot import pilot_file
-from vinecore.protocol import bulk
+from vinecore.protocol import bulk, folders
 from vinecore.protocol.messages import PILOT
 
 GRACE_S = 30.0  # to hand over what only they have, where the manager stays, and to keep what is to be kept
@@ -46,7 +46,9 @@ class Local:
         self._named: dict[str, subprocess.Popen[bytes]] = {}
         if self._base is not None:
             self._base.mkdir(parents=True, exist_ok=True)
-        self.folder = tempfile.mkdtemp(prefix="vine-local-", dir=self._base)
+        base = None if self._base is None else str(self._base)
+        self._cleaner = folders.begin_to_remove_abandoned(None, base)
+        self.folder = folders.make("vine-local-", base)
 
     @property
     def processes(self) -> list[subprocess.Popen[bytes]]:
@@ -88,6 +90,7 @@ class Local:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": paths, **(settings.env or {})},
+                start_new_session=True,  # Ctrl-C in the terminal is for the program, and not for its workers
             )
         return name
 
@@ -159,4 +162,5 @@ class Local:
         """End the workers and remove their files."""
         self._end(self.processes)
         self._named = {}
-        bulk.remove(self.folder)
+        folders.remove(self.folder)
+        self._cleaner.join(GRACE_S)

@@ -7,14 +7,13 @@ import logging
 import os
 import shutil
 import stat
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vinecore.protocol import INLINE_LIMIT, bulk, trees
+from vinecore.protocol import INLINE_LIMIT, bulk, folders, trees
 
 log = logging.getLogger("vinecore")
 
@@ -56,7 +55,7 @@ class Store:
         """The staging folder; made when it is first needed."""
         with self._lock:
             if self._folder is None:
-                self._folder = tempfile.mkdtemp(prefix=self._prefix)
+                self._folder = folders.make(self._prefix)
             return self._folder
 
     # ---- the user's own
@@ -230,7 +229,7 @@ class Store:
         for path in doomed:
             bulk.remove(path)
         if self._folder is not None:
-            bulk.remove(self._folder)
+            folders.remove(self._folder)
 
 
 def staging(session: str) -> str:

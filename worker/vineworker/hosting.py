@@ -24,7 +24,7 @@ from vineworker import instructions as i
 from vineworker import packing
 from vineworker.cache import Cache
 from vineworker.calls import FROM_SLOT
-from vineworker.sandbox import read_end
+from vineworker.sandbox import TEMPORARY, read_end
 from vineworker.warden import Warden
 
 STARCH = """
@@ -43,6 +43,8 @@ PROGRESS = struct.Struct(">q")
 MOMENT_S = 0.2
 LAST_WORDS = 4000
 """Characters of what a process has written last that are told of its end."""
+MOST_TEMPORARY = 60
+"""Characters of the path of a temporary folder in which sockets can be made, that have longer paths themselves."""
 
 
 class HostProcess:
@@ -54,6 +56,8 @@ class HostProcess:
         What the state machine asked for.
     folder
         Where the library runs; made by the caller.
+    short
+        A short path to it.
     happened
         Takes events for the state machine.
     python
@@ -66,6 +70,7 @@ class HostProcess:
         self,
         start: i.StartHost,
         folder: str,
+        short: str,
         cache: Cache,
         happened: Callable[[Any], None],
         python: str,
@@ -92,7 +97,7 @@ class HostProcess:
         try:
             with theirs, open(self.log, "ab") as log:
                 self.process = warden.start(
-                    command, _variables(start.environment, folder, options), cwd=folder, stdout=log, stderr=log,
+                    command, _variables(start.environment, folder, short, options), cwd=folder, stdout=log, stderr=log,
                     pass_fds=[theirs.fileno()],
                 )  # fmt: skip
         except BaseException:
@@ -407,8 +412,11 @@ def environment_prefix(environment: str, cache: Cache) -> list[str]:
     ]
 
 
-def _variables(environment: str, folder: str, options: dict[str, Any]) -> dict[str, str]:
+def _variables(environment: str, folder: str, short: str, options: dict[str, Any]) -> dict[str, str]:
     variables = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
+    if len(tempfile.gettempdir()) > MOST_TEMPORARY:
+        os.makedirs(os.path.join(folder, TEMPORARY), exist_ok=True)
+        variables.update(dict.fromkeys(("TMPDIR", "TMP", "TEMP"), os.path.join(short, TEMPORARY)))
     variables.update(PYTHONPATH=_import_path(environment, folder), VINE_SANDBOX=folder)
     cores = str(max(1, int(options["cores"]))) if options.get("cores") else ""
     if cores:

@@ -83,6 +83,8 @@ class Command:
 
     Parameters
     ----------
+    short
+        A short path to the folder, or "".
     warden
         Starts its process.
     over
@@ -95,6 +97,7 @@ class Command:
         folder: str,
         output: str,
         prefix: list[str],
+        short: str,
         warden: Warden,
         over: Callable[[Command, int], None],
     ) -> None:
@@ -103,7 +106,7 @@ class Command:
         self._over, self._warden = over, warden
         self._lock = threading.Lock()
         variables = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
-        for name, value in sandbox.environment(run.options, folder).items():
+        for name, value in sandbox.environment(run.options, folder, short).items():
             if value is None:
                 variables.pop(name, None)
             else:

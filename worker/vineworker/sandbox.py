@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Union
 from vinecore.protocol import bulk, digests, messages
 from vineworker.cache import Cache, tree_size
 
-TEMPORARY = ".vine-tmp"
+TEMPORARY = ".vine"
 OUTPUT_LIMIT = 1 << 20
 """Bytes of a task's output (its end) that are sent to the manager."""
 
@@ -170,10 +170,11 @@ def read_end(path: str, limit: int = OUTPUT_LIMIT) -> str:
         return ""
 
 
-def environment(options: dict[str, Any], sandbox: str) -> dict[str, str]:
+def environment(options: dict[str, Any], sandbox: str, short: str = "") -> dict[str, str]:
     """Variables for a task: what it may use, where it may write, and what the user set.
 
-    Names as TaskVine's: CORES, MEMORY, DISK, GPUS, thread limits of the numeric libraries, TMPDIR.
+    Names as TaskVine's: CORES, MEMORY, DISK, GPUS, thread limits of the numeric libraries, TMPDIR. This one begins with a short path to the sandbox,
+    if there is one: sockets that are made there must not have long paths.
     """
     variables: dict[str, str] = {"VINE_SANDBOX": sandbox}
     allocation = options.get("allocation")
@@ -186,6 +187,7 @@ def environment(options: dict[str, Any], sandbox: str) -> dict[str, str]:
             variables[f"{name}_NUM_THREADS"] = str(cores)
     temporary = os.path.join(sandbox, TEMPORARY)
     os.makedirs(temporary, exist_ok=True)
+    temporary = os.path.join(short or sandbox, TEMPORARY)
     variables.update(TMPDIR=temporary, TMP=temporary, TEMP=temporary)
     variables.update(options.get("env", {}))
     return variables

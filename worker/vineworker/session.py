@@ -21,7 +21,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, NamedTuple, Optional
 
-from vinecore.protocol import INLINE_LIMIT, VERSION, bulk, seals, tickets
+from vinecore.protocol import INLINE_LIMIT, VERSION, bulk, folders, seals, tickets
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import Channel
 from vinecore.protocol.frames import strict_json_dumps
@@ -104,6 +104,7 @@ class Session:
         self.tls_context: Any = None  # of the data port
         self._settings, self._warden, self._keeper, self._leave = settings, warden, keeper, leave
         self._folder = tempfile.mkdtemp(prefix="session-", dir=folder)
+        self._short = folders.point(warden.link, self._folder)
         self._loop = asyncio.get_running_loop()
         # of their own, because a transfer may wait long for the other end, and no task shall wait for it
         self._transfers = ThreadPoolExecutor(TRANSFER_THREADS, "vine-transfer")
@@ -525,6 +526,10 @@ class Session:
 
     # ---- hosts and slots
 
+    def _shorten(self, folder: str) -> str:
+        """Give a short path to a folder of this session."""
+        return os.path.join(self._short, os.path.basename(folder))
+
     def _new_folder(self) -> str:
         self._counter += 1
         return os.path.join(self._folder, f"t{self._counter}")
@@ -543,7 +548,13 @@ class Session:
                 if error is not None:
                     raise error
                 self._hosts[name] = HostProcess(
-                    instruction, folder, self.cache, self._happened, self._python, self._warden
+                    instruction,
+                    folder,
+                    self._shorten(folder),
+                    self.cache,
+                    self._happened,
+                    self._python,
+                    self._warden,
                 )
             except Exception as problem:  # noqa: BLE001 - told to the manager
                 final = isinstance(problem, ValueError)  # what is asked for cannot be done, here or elsewhere
@@ -579,7 +590,7 @@ class Session:
 
         def work() -> dict[str, str]:
             sandbox.make(folder, run.options.get("mounts", []), self.cache)
-            return sandbox.environment(run.options, folder)
+            return sandbox.environment(run.options, folder, self._shorten(folder))
 
         self._in_thread(work, lambda variables, error: self._begin_single(run, slot, variables, error))
 
@@ -762,6 +773,7 @@ class Session:
                 folder,
                 output,
                 prefix,
+                self._shorten(folder),
                 self._warden,
                 lambda c, code: self._soon(self._command_over, c, code),
             )

@@ -43,6 +43,7 @@ while found=$(grep -lsF -- "VINE_WORKER=$1" /proc/[0-9]*/environ); [ -n "$found"
     done
     rounds=$((rounds + 1))
 done
+[ -z "$2" ] || rm -f -- "$2"
 rm -rf -- "$1" || { chmod -R u+rwx -- "$1"; rm -rf -- "$1"; }
 """
 CLOSE_S = 5.0
@@ -55,13 +56,13 @@ class Warden:
 
     Parameters
     ----------
-    folder
-        What is removed in the end.
+    folder, link
+        What is removed in the end; the link is a short path to what is in the folder, if there is one.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, link: str = "") -> None:
         self._shell = subprocess.Popen(
-            ["/bin/sh", "-c", SCRIPT, "vine-warden", folder], cwd="/", stdin=subprocess.PIPE,
+            ["/bin/sh", "-c", SCRIPT, "vine-warden", folder, link], cwd="/", stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={"PATH": os.environ.get("PATH", os.defpath)},
             start_new_session=True,
         )  # fmt: skip
@@ -69,7 +70,7 @@ class Warden:
         self._pipe = self._shell.stdin.fileno()
         os.set_blocking(self._pipe, False)
         self._unsaid = b""
-        self._folder = folder
+        self._folder, self.link = folder, link
         self._lock = threading.Lock()  # the threads that fetch start processes, too
         self._starting = threading.Lock()
         self._known = set(descendants.children_of(os.getpid()))  # the shell, and what has been here before

@@ -13,12 +13,11 @@ import math
 import os
 import signal
 import socket
-import tempfile
 import threading
 import time
 from typing import Any, Optional
 
-from vinecore.protocol import bulk, handshake, ports, seals
+from vinecore.protocol import bulk, folders, handshake, ports, seals
 from vinecore.protocol import messages as m
 from vineworker import descendants, packing
 from vineworker.cache import Estate
@@ -51,8 +50,10 @@ class Worker:
 
     def __init__(self, settings: Settings, search: Search) -> None:
         self._settings, self._search = settings, search
-        self._folder = tempfile.mkdtemp(prefix=f"vine-worker-{os.getpid()}-", dir=settings.workspace)
-        self._warden = Warden(self._folder)
+        self._folder = folders.make(f"vine-worker-{os.getpid()}-", settings.workspace)
+        folders.begin_to_remove_abandoned(settings.workspace, None)
+        self._link = folders.link_to(self._folder)  # to the session's folder, while there is one
+        self._warden = Warden(self._folder, self._link)
         if packing.home():  # while it is what this worker was started from
             packing.sources()
         home = open_home(settings.workspace, settings.secret) if settings.keep_workspace else None
@@ -79,7 +80,9 @@ class Worker:
             self._search.close(GOODBYE_S)
             self._keeper.close()
             self._warden.end_strays(GOODBYE_S)
-            bulk.remove(self._folder)
+            folders.remove(self._folder)
+            if self._link:
+                bulk.remove(self._link)
             self._warden.close()
 
     async def _run(self) -> int:

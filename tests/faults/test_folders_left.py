@@ -1,0 +1,246 @@
+"""However a program with workers of its own ends, its folders go: with it, or with the next vine of the same user."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from daskvine import DaskVine
+from tests import chores
+from tests.support import alive, until
+from vinecore.protocol import folders
+
+PROGRAM = """
+import os, signal, sys, threading, time
+from daskvine import DaskVine
+from tests import chores
+place = sys.argv[1]
+{before}
+m = DaskVine.local(cores=1)
+m.declare_buffer(b"x" * 100_000)
+m.get({{"x": (chores.add, 1, 2)}}, "x", task_mode="function-calls", progress_disable=True)
+threading.Thread(target=m.get, args=({{"x": (chores.held, place, "vertex", "gate")}}, "x"), kwargs={{"progress_disable": True}}, daemon=True).start()
+chores.wait_for(place + "/vertex")
+m._engine.store.folder
+chores.note(place + "/ready")
+{then}
+time.sleep(1000)
+"""
+
+
+@pytest.fixture
+def program(yard):
+    """Starts a program with a vine of its own, and waits until it is busy."""
+    started = []
+
+    def start(before="", then=""):
+        text = PROGRAM.format(before=before, then=then)
+        process = subprocess.Popen(
+            [sys.executable, "-c", text, str(yard.folder)], start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        started.append(process)
+        until(lambda: yard.count("ready") or process.poll() is not None, "the program to be busy")
+        assert process.poll() is None, process.stderr.read().decode()
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def left(yard):
+    return sorted(path.name for path in (yard.folder / "tmp").iterdir())
+
+
+def links():
+    return {name for name in os.listdir("/tmp") if os.path.islink(f"/tmp/{name}")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_ends_the_program_and_all_that_is_its(yard, program, number):
+    before = links()
+    process = program()
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(left(yard)) == 3
+    process.send_signal(number)
+    assert process.wait(60) == -number
+    assert left(yard) == []
+    until(lambda: not any(map(alive, family)), "the end of all processes")
+    assert links() <= before
+
+
+def test_what_a_killed_program_has_left_is_removed_by_the_next_vine(yard, program):
+    process = program()
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    until(lambda: not any(map(alive, family)), "the end of its workers")
+    assert len(left(yard)) == 3
+    with DaskVine.local(cores=1):
+        pass
+    assert left(yard) == []
+
+
+def test_a_handler_of_the_users_stays_and_decides(yard, program):
+    process = program(
+        before="signal.signal(signal.SIGTERM, lambda *_: (chores.note(place + '/handled'), sys.exit(5)))"
+    )
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 5
+    assert yard.count("handled") == 1
+    assert left(yard) == []
+
+
+def test_a_child_of_its_fork_ends_by_a_signal_and_takes_nothing_away(yard):
+    with DaskVine.local(cores=1) as m:
+        context = multiprocessing.get_context("fork")
+        children = [context.Process(target=time.sleep, args=(1000,)) for _ in range(20)]
+        for child in children:
+            child.start()
+            child.terminate()  # however early that is
+        for child in children:
+            child.join()
+        assert {child.exitcode for child in children} == {-signal.SIGTERM}
+        assert m.get({"x": (chores.add, 1, 2)}, "x", progress_disable=True) == 3
+
+
+def test_what_signals_do_is_given_back(yard):
+    def handlers():
+        return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+
+    before = handlers()
+    first, second = DaskVine.local(cores=1), DaskVine.local(cores=1)
+    assert handlers() != before
+    second.close()
+    assert handlers() != before
+    first.close()
+    assert handlers() == before
+    in_thread = threading.Thread(target=lambda: DaskVine.local(cores=1).close())
+    in_thread.start()
+    in_thread.join()
+    assert handlers() == before
+
+
+def test_an_interrupt_in_the_terminal_is_for_the_program_and_not_for_its_workers(yard, program):
+    process = program(
+        then="""
+try:
+    while True:
+        time.sleep(0.01)
+except KeyboardInterrupt:
+    chores.note(place + "/gate")
+    chores.note(place + "/workers", len(m.summarize_workers()))
+    m.get({"x": (chores.counted, place, "after")}, "x", task_mode="function-calls", progress_disable=True)
+    m.close()
+    sys.exit(0)
+"""
+    )
+    host = next(
+        p for p in psutil.Process(process.pid).children(recursive=True) if "vineworker.host" in p.cmdline()
+    )
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 0, process.stderr.read().decode()
+    assert yard.place("workers").read_text() == "1\n"
+    assert yard.count("after") == 1
+    assert not alive(host)
+
+
+def abandoned(tmp_path, prefix="vine-local-"):
+    """A folder whose process has ended."""
+    code = "import sys; from vinecore.protocol import folders; print(folders.make(*sys.argv[1:]))"
+    said = subprocess.run(
+        [sys.executable, "-c", code, prefix, str(tmp_path)], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )  # fmt: skip
+    return said.stdout.strip()
+
+
+def test_only_what_is_certainly_abandoned_is_removed(tmp_path):
+    gone = abandoned(tmp_path)
+    os.makedirs(f"{gone}/inner/locked")
+    os.chmod(f"{gone}/inner/locked", 0)
+    alive_one = folders.make("vine-worker-", str(tmp_path))
+    holds_one = abandoned(tmp_path)
+    inner = folders.make("vine-worker-", holds_one)
+    foreign = abandoned(tmp_path, "something-")
+    elsewhere = abandoned(tmp_path)
+    Path(elsewhere, folders.OWNER).write_text("another-machine")
+    unmarked = tmp_path / "vine-kept"
+    unmarked.mkdir()
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / folders.OWNER).write_bytes(Path(foreign, folders.OWNER).read_bytes())
+    link = tmp_path / "vine-link"
+    link.symlink_to(target)
+    others = None
+    if os.geteuid() == 0:
+        others = abandoned(tmp_path)
+        os.chown(others, 12345, -1)
+    folders.remove_abandoned(str(tmp_path))
+    assert not os.path.exists(gone)
+    for path in filter(
+        None, (alive_one, holds_one, inner, foreign, elsewhere, unmarked, target, link, others)
+    ):
+        assert os.path.exists(path), path
+    folders.remove(inner)
+    folders.remove(alive_one)
+    folders.remove_abandoned(str(tmp_path))
+    assert not os.path.exists(holds_one)
+
+
+def test_two_that_remove_at_once_do_not_disturb_each_other(tmp_path):
+    gone = [abandoned(tmp_path) for _ in range(3)]
+    for folder in gone:
+        for n in range(200):
+            Path(folder, str(n)).touch()
+    threads = [threading.Thread(target=folders.remove_abandoned, args=(str(tmp_path),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    folders.remove_abandoned(str(tmp_path))
+    assert not any(map(os.path.exists, gone))
+
+
+def test_a_killed_workers_workspace_is_removed_by_the_next_worker_in_its_place(yard):
+    m = yard.manager(DaskVine)
+    [worker] = yard.workers(m, 1)
+    [warden] = [p for p in worker.family if "vine-warden" in p.cmdline()]
+    warden.kill()  # as a batch system does that kills all at once
+    worker.kill()
+    [folder] = yard.workspace.iterdir()
+    yard.workers(m, 1)
+    until(lambda: not folder.exists(), "the folder of the first worker to be removed")
+
+
+def test_a_local_factory_leaves_nothing_after_a_signal(yard):
+    text = """
+import sys, time
+from tests import chores
+from vinecore import Factory, Manager
+m = Manager(port=0, address="127.0.0.1", password_file=sys.argv[2])
+Factory("local", manager=m, min_workers=1, cores=1, memory=500, disk=500).start()
+m.wait_for_workers(1, 60)
+chores.note(sys.argv[1] + "/ready")
+time.sleep(1000)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", text, str(yard.folder), str(yard.secret)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    with process:
+        until(lambda: yard.count("ready"))
+        process.terminate()
+        assert process.wait(60) == -signal.SIGTERM
+    assert left(yard) == []

@@ -176,7 +176,7 @@ def test_a_worker_in_the_dark_leaves_at_once_when_it_is_told_to(by_name):
     worker = by_name("nobody")
     worker.says("there is none in")
     worker.send(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert worker.wait() == 0
     assert "Traceback" not in worker.log
 
 

@@ -75,11 +75,11 @@ def test_workers_come_when_there_is_work_and_all_are_gone_when_it_is_ended(yard,
 def test_it_ends_when_no_manager_answers_for_long_enough(yard, factory):
     m = yard.manager()
     m.submit(Task("sleep 1000"))  # so that nothing ends before the manager, however slow it starts
-    process = factory(*options_for(m, yard, "-w", "1", "-W", "1", "--factory-timeout", "1"))
+    process = factory(*options_for(m, yard, "-w", "1", "-W", "1", "--factory-timeout", "3"))
     m.wait_for_workers(1, PATIENCE_S)
     m.close()
     assert process.wait(PATIENCE_S) == 0
-    assert "no manager has answered for 1 s" in process.log.read_text()
+    assert "no manager has answered for 3 s" in process.log.read_text()
 
 
 def test_a_manager_says_what_there_is_to_do_to_who_knows_the_secret(yard):

@@ -41,11 +41,9 @@ def test_a_worker_that_dies_is_replaced(yard):
 def test_workers_with_a_wall_time_are_replaced_when_it_is_over(yard):
     m = yard.manager()
     with Factory("local", manager=m, cores=1, memory=100, disk=100, wall_time=2) as factory:
-        m.wait_for_workers(1, 60)
-        first = factory.processes[0]
+        first = until(lambda: factory.processes, "a worker")[0]
         assert first.wait(60) == 0
         until(lambda: factory.processes and factory.processes[0] is not first, "another worker")
-        m.wait_for_workers(1, 60)
 
 
 def test_without_replacement_a_worker_that_dies_stays_dead(yard):

@@ -6,7 +6,6 @@ import hashlib
 import socket
 import subprocess
 import threading
-import time
 
 import pytest
 
@@ -185,11 +184,9 @@ def test_garbage_is_refused(network, identity, garbage):
 def test_who_stalls_in_the_handshake_is_given_up(network, identity, monkeypatch):
     monkeypatch.setattr(handshake, "TIMEOUT_S", 0.5)
     near, far = network
-    begun = time.monotonic()
     served = in_thread(tls.Cover().serve, far, identity[0])
     near.sendall(b"\x16\x03\x01")
     assert isinstance(served(), TimeoutError)
-    assert time.monotonic() - begun < 30
 
 
 def test_fingerprints_are_understood_as_people_write_them():

@@ -12,6 +12,7 @@ can be changed are there more than once.
 from __future__ import annotations
 
 import copyreg
+import functools
 import hashlib
 import os
 import pathlib
@@ -122,6 +123,7 @@ class Digests:
             set: self._set, frozenset: self._set, types.FunctionType: self._function, types.BuiltinFunctionType: self._builtin,
             types.CodeType: self._code, types.CellType: self._cell, types.ModuleType: self._module, types.MethodType: self._method,
             staticmethod: self._wrapped, classmethod: self._wrapped, property: self._property, _Members: self._members,
+            type(functools.cache(abs)): self._cached,
         }  # fmt: skip
 
     def of(self, value: Any) -> bytes:
@@ -342,6 +344,13 @@ class Digests:
             parts += [name, part]
         return Part(b"function", parts, 0, self._named_variables(value.__code__, names), chance.varies(value))
 
+    def _cached(self, value: Any) -> Part:
+        """Describe a function with a cache, whose contents do not count."""
+        reference = self._reference(value)
+        if reference is not None:
+            return reference
+        return Part(b"cached", (value.__wrapped__, value.cache_parameters()))
+
     def _named_variables(self, code: types.CodeType, names: Iterable[str]) -> frozenset[str]:
         """Variables of the environment that code seems to read."""
         if not {"environ", "getenv"}.intersection(names):
@@ -409,7 +418,7 @@ class Digests:
             raise NoRecipe from error
         if isinstance(parts, str):
             module = getattr(value, "__module__", None) or type(value).__module__
-            if module not in sys.modules:
+            if module not in sys.modules or module == "__main__":  # a name says nothing of what is there
                 raise NoRecipe
             return self._named(module, parts)
         function, arguments, state, items, pairs, setter = [*parts, *[None] * 5][:6]

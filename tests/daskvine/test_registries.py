@@ -238,3 +238,17 @@ if __name__ == "__main__":
             for _ in range(2):
                 assert name in dask.delayed(known)(1, dask_key_name="x").compute(scheduler=m.get, reuse=True)
 """)
+
+
+def test_a_cached_function_that_was_edited_is_no_reason_to_find_an_old_result(succeed):
+    succeed("""
+import functools
+
+if __name__ == "__main__":
+    with DaskVine.local(cores=1) as m:
+        for n in (1, 2, 3):
+            exec(f"@functools.cache\\ndef scale(x): return {n} * x\\ndef call(x): return scale(x)")
+            for function in (scale, call):
+                found = dask.delayed(function)(5, dask_key_name="x").compute(scheduler=m.get, reuse=True)
+                assert found == 5 * n, (n, found)
+""")

@@ -312,14 +312,20 @@ class Keeper:
             try:
                 if not names and not self._all_checked:
                     self._say_all()
-                job = self._jobs.get(block=not names)
+                job = self._next_job(names)
                 if job is None:
                     return
                 job()
-            except queue.Empty:
-                self.check(names.pop())
             except Exception as error:  # noqa: BLE001 - the others are kept, and found, all the same
                 log.warning("an object could not be kept: %s: %s", type(error).__name__, error)
+
+    def _next_job(self, names: list[str]) -> Optional[Callable[[], Any]]:
+        """Give what is to be done next: what somebody waits for, else the next object that was left; None at the end."""
+        try:
+            return self._jobs.get(block=not names)
+        except queue.Empty:
+            name = names.pop()
+            return lambda: self.check(name)
 
     def _say_all(self) -> None:
         with self._lock:

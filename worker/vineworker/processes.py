@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -15,6 +16,8 @@ from vineworker.cache import Cache, DiskFull
 from vineworker.calls import Reply
 from vineworker.measuring import Exceeded, Peak, Sampler
 from vineworker.warden import Warden
+
+log = logging.getLogger("vine_worker")
 
 SAMPLE_S = 0.2
 MOMENT_S = 1.0
@@ -68,8 +71,11 @@ class Measuring:
     def _run(self) -> None:
         while not self._closing:
             self._wake.wait()
-            for exceeded in self._sampler.sample():
-                self._exceeded(exceeded)
+            try:
+                for exceeded in self._sampler.sample():
+                    self._exceeded(exceeded)
+            except Exception:  # the tasks go on, and are looked at again
+                log.exception("a defect where tasks are measured; please report it")
             time.sleep(SAMPLE_S)
 
     def close(self) -> None:
@@ -119,13 +125,19 @@ class Command:
         threading.Thread(target=self._wait, name=f"vine-task-{run.task}", daemon=True).start()
 
     def _wait(self) -> None:
-        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-        with self._lock:
-            self._kill_group()  # what it has started and left behind
-            self._warden.end_strays(MOMENT_S)  # also what has left its group
-            code = self.process.wait()
+        code = -int(signal.SIGKILL)
+        try:
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+            with self._lock:
+                self._kill_group()  # what it has started and left behind
+                self._warden.end_strays(MOMENT_S)  # also what has left its group
+                code = self.process.wait()
+        except Exception:
+            log.exception("how a command has ended cannot be told: it counts as killed")
+            self.kill()
+        finally:
             self._warden.ended(self.process.pid)
-        self._over(self, code)
+            self._over(self, code)
 
     def kill(self) -> None:
         """End the command and everything it has started."""

@@ -1,0 +1,109 @@
+"""What goes wrong in a helper thread is said, and neither a task nor what comes after it is lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+
+import pytest
+from vineworker.cache import Cache
+from vineworker.keeping import Keeper, open_home
+from vineworker.measuring import Sampler
+from vineworker.probes import LinuxProbe
+from vineworker.processes import Command, Measuring, finish_command
+from vineworker.warden import Warden
+
+from tests.support import until
+from vinecore.protocol import messages as m
+
+MB = 1 << 20
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts commands; what they end with is in a list."""
+    warden = Warden(str(tmp_path / "worker"))
+    ends = []
+
+    def start(text, **options):
+        folder = tmp_path / f"sandbox-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        run = m.Run(1, "", "", [], [], "result", False, {"command": text, **options}, b"")
+        over = lambda command, code: ends.append((command, code))  # noqa: E731
+        return Command(run, str(folder), f"{folder}.log", [], "", warden, over), ends
+
+    yield start
+    warden.close()
+
+
+def test_a_command_whose_end_somebody_else_has_been_told_is_over_all_the_same(start, tmp_path, caplog):
+    caplog.set_level(logging.ERROR)
+    command, ends = start("sleep 1000")
+    os.kill(command.process.pid, signal.SIGSTOP)  # its waiting thread is in its place, whenever that was
+    with command._lock:  # and cannot take leave of it first
+        os.kill(command.process.pid, signal.SIGKILL)
+        os.waitpid(command.process.pid, 0)
+    until(lambda: ends, "the command to be over")
+    cache = Cache(str(tmp_path / "cache-home"))
+    failed, _sizes = finish_command(command, ends[0][1], None, "", None, cache)
+    assert type(failed) in (m.Done, m.Failed)
+
+
+class FailsOnce(LinuxProbe):
+    """A probe that cannot look once it is asked to."""
+
+    fails = False
+
+    def begin(self):
+        if self.fails:
+            self.fails = False
+            raise ZeroDivisionError
+        super().begin()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_limits_are_watched_after_a_look_that_failed(start, tmp_path, caplog):
+    caplog.set_level(logging.ERROR)
+    exceeded = []
+    measuring, probe = Measuring(exceeded.append), FailsOnce()
+    measuring._sampler = Sampler(probe)
+    command, ends = start(
+        f"touch {tmp_path}/up; exec {sys.executable} -c 'x = bytearray(60 << 20); import time; time.sleep(1000)'"
+    )
+    probe.fails = True
+    measuring.watch(1, command.process.pid, {"limits": {"memory": 20}}, command.folder)
+    until(lambda: not probe.fails, "a look that fails")
+    until(lambda: exceeded, "the limit to be seen as exceeded")
+    assert "a defect where tasks are measured" in caplog.text
+    measuring.close()
+    command.kill()
+    until(lambda: ends)
+
+
+def test_what_was_kept_is_told_to_the_end_though_one_cannot_be(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    first = Keeper(str(tmp_path / "first"), 10 * MB, open_home(str(tmp_path), b"secret"))
+    first.attach(lambda *_: None)
+    for name in ("a", "b", "c"):
+        first.keep(name, b"content", forever=True)
+    done = threading.Event()
+    first.later(done.set)
+    assert done.wait(60)
+    first.close()
+    first._thread.join(60)
+    said = []
+
+    def listen(what, kept):
+        said.append(what if kept is None else kept.name)
+        if len(said) == 1:
+            raise ZeroDivisionError
+
+    second = Keeper(str(tmp_path / "second"), 10 * MB, open_home(str(tmp_path), b"secret"))
+    known, is_all = second.attach(listen)
+    until(lambda: is_all or "all" in said, "all that was kept to be told")
+    assert {kept.name for kept in known} | set(said) == {"a", "b", "c", "all"}
+    second.close()
+    second._thread.join(60)

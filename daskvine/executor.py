@@ -270,10 +270,11 @@ class DaskVine(Manager):
         tuple
             What belongs to names, the files and variables whose states are among that, and the environment of vertices.
         """
-        variables = dict(os.environ)
-        variables.update({k: v for k, v in (options.env_vars or {}).items() if isinstance(v, str)})
+        given = {name: value for name, value in (options.env_vars or {}).items() if isinstance(value, str)}
+        variables = {**os.environ, **given}
         found = look(variables)
-        return (found.digest, self._circumstances(options)), found.things, variables
+        things = found.things.union(usage.variable(name, value) for name, value in given.items())
+        return (found.digest, self._circumstances(options)), things, variables
 
     def _circumstances(self, options: Options) -> Any:
         environment = options.environment

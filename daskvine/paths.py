@@ -69,7 +69,7 @@ class Places:
         for one in dict.fromkeys((path, path.rpartition(":")[0])):
             if one and os.path.lexists(one):
                 return self._state(os.path.abspath(one))
-            if glob.has_magic(one):
+            if glob.has_magic(one) and re.search(r"\w", one):  # or else it fits whatever is in the folder
                 matches = list(itertools.islice(glob.iglob(one, recursive=True), MOST_BELOW))
                 if matches:
                     return self._matched(one, matches)

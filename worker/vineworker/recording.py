@@ -4,7 +4,8 @@ Python tells an audit hook which files are opened, which folders are listed, whi
 the environment, entropy of the system and the state of the shared generators of random numbers are watched where they are read. What the environment's packages read
 while they are imported counts as part of them. A hook cannot be taken away again, so it is set only in processes that are to record.
 
-What a vertex reads of files that it was not given stays in global variables, perhaps, where the next one in this process finds it: it counts for all that follow.
+What a vertex reads may stay in global variables of a module, where the next one in this process finds it. So what a function of the user's own modules has
+used counts for all that follow and may reach that module, and what others have used for those that share an object with them.
 
 Not seen: what libraries in other languages open. The kernel counts what a process reads: if it has read something though Python has opened
 nothing, or such a library is loaded and Python has opened something, too, the vertex has used something `UNSEEN`.
@@ -18,12 +19,14 @@ import pickle
 import random
 import sys
 import threading
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Callable, Optional
 
 from vinecore.protocol import modules, usage
 from vineworker.calls import Call
 
-MOST_AMBIENT = 1000
+MOST_LEFT = 1000
+MOST_OBJECTS = 1000
 MOST_FRAMES = 200
 READERS = ("h5py", "tables", "netCDF4", "ROOT", "XRootD", "correctionlib", "fitsio", "adios2", "tiledb", "rasterio", "osgeo")  # fmt: skip
 """Libraries that open files by themselves while Python may open others."""
@@ -41,12 +44,14 @@ OWN_VARIABLES = frozenset(
         "COLUMNS",
         "LINES",
         "LD_LIBRARY_PATH",
-        "PYTHONPATH",
-        "PYTHONHASHSEED",
     }
 )
-"""Variables that say where things are, which counts when they are used, or that are set for every task."""
+"""Variables that say where things are, which counts when they are used, or that are set for every task; and those of Python itself."""
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+QUIET = ("tempfile", "vineworker.fork_state")
+"""Modules that ask for entropy and make no results of it."""
+UNTOUCHED = (623, 624)
+"""Positions of NumPy's shared generator when it has been seeded, by the system or with a number."""
 CACHES = ("__pycache__", ".nv", "numba_cache")
 
 _CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.utime", "os.chown",
@@ -66,12 +71,17 @@ class Recorder:
     """What is used in this process."""
 
     def __init__(self) -> None:
-        self._ambient: dict[str, None] = {}  # for all that follow
-        self._call: Optional[dict[str, None]] = None  # by the call that runs
+        # what was left by calls, by module or shared object that may have it, which those that follow may get it from
+        self._of_modules: dict[str, dict[str, None]] = {}
+        self._of_objects: dict[str, dict[str, None]] = {}
+        self._contents: dict[str, bytes] = {}  # of shared objects that came as messages
+        self._call: Optional[dict[str, frozenset[str]]] = (
+            None  # what the call that runs has used -> modules that did it
+        )
         self._opened = 0
         self._busy = threading.local()
         self._reads = 0
-        self._states: tuple[Any, ...] = ()
+        self._states: dict[str, Any] = {}
         self._own_places: tuple[str, ...] = ()  # of the engine
         self._made: dict[str, None] = {}  # by this process, temporary files and folders
         self._handlers: dict[str, Callable[..., None]] = {
@@ -86,41 +96,74 @@ class Recorder:
             **dict.fromkeys(_STARTS, lambda *_about: self._note(usage.PROCESS)),
         }
 
-    def begin(self, places: tuple[str, ...]) -> None:
-        """A call begins; the engine's own files are in these places."""
-        self._own_places = places
+    def begin(self, call: Call) -> None:
+        """A call begins."""
+        paths = [call.result, *(path for _name, path in (*call.shared, *call.inputs) if path)]
+        self._own_places = tuple({os.path.dirname(path) + os.sep for path in paths if path})
         self._states, self._reads = _random_states(), _reads()
         self._call, self._opened = {}, 0
 
-    def end(self, payload: bytes) -> list[str]:
-        """A call is over: what it has used. What its payload names is its own, the rest may be found by those that follow."""
+    def end(self, message: Call, inputs: Mapping[str, bytes]) -> list[str]:
+        """A call is over: what it has used, and what it may have found that others have left.
+
+        Parameters
+        ----------
+        inputs
+            Contents of those that came as messages.
+        """
         call, self._call = self._call or {}, None
         opened = self._opened
         reads = _reads() - self._reads - 1
         if reads > 0 and (not opened or any(name in sys.modules for name in READERS)):
-            call[usage.UNSEEN] = None
-        if _random_states() != self._states:
-            call[usage.RANDOM] = None
-        used = list({**self._ambient, **call})
-        for thing in call:
+            call[usage.UNSEEN] = NOBODY
+        if _have_moved(self._states):
+            call[usage.RANDOM] = NOBODY
+        used: dict[str, Any] = dict(call)
+        for name, _path in _shared(message):
+            used.update(self._of_objects.get(name, {}))
+        if self._of_modules:
+            contents = list(self._contents_of(message, inputs))
+            for module, things in self._of_modules.items():
+                if not used.keys() >= things.keys() and _is_reached(module, contents):
+                    used.update(things)
+        self._leave(call, message)
+        return list(used)
+
+    def cancel(self, message: Call) -> None:
+        """A call has failed."""
+        call, self._call = self._call or {}, None
+        self._leave(call, message)
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Remember a shared object that came as a message."""
+        self._contents[name] = content
+        if len(self._contents) > MOST_OBJECTS:
+            del self._contents[next(iter(self._contents))]
+
+    def _contents_of(self, call: Call, inputs: Mapping[str, bytes]) -> Iterator[Optional[bytes]]:
+        """What a call is made of, in which the modules that it may reach are named; None for what is not at hand."""
+        yield call.payload
+        for name, path in (*_shared(call), *call.inputs):
+            if path:
+                try:
+                    with open(path, "rb") as file:
+                        yield file.read()
+                except OSError:
+                    yield None
+            else:
+                yield self._contents.get(name, inputs.get(name))
+
+    def _leave(self, call: dict[str, frozenset[str]], message: Call) -> None:
+        """Remember what a call may have left in this process, without the files that it alone was told of."""
+        for thing, owners in call.items():
             kind, _, rest = thing.partition(usage.SEPARATOR)
             name = os.path.basename(rest.partition(usage.SEPARATOR)[0])
-            if rest and not (kind == "file" and os.fsencode(name) in payload):
-                self._remember(thing)
-        return used
-
-    def cancel(self) -> None:
-        """A call has failed: what it has read may be found by those that follow."""
-        call, self._call = self._call or {}, None
-        for thing in call:
-            if usage.SEPARATOR in thing:
-                self._remember(thing)
-
-    def _remember(self, thing: str) -> None:
-        if len(self._ambient) < MOST_AMBIENT:
-            self._ambient[thing] = None
-        else:
-            self._ambient[usage.UNSEEN] = None
+            if not rest or (kind == "file" and os.fsencode(name) in message.payload):
+                continue
+            for owner in owners:
+                _remember(self._of_modules.setdefault(owner, {}), thing)
+            for object_, _path in () if owners else _shared(message):
+                _remember(self._of_objects.setdefault(object_, {}), thing)
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         """What Python tells of; it is called very often."""
@@ -138,12 +181,14 @@ class Recorder:
                 self._busy.now = False
 
     def _note(self, thing: str) -> None:
-        if _is_import_of_a_package():
+        owners = _owners()
+        if owners is None:
             return
         if self._call is not None:
-            self._call[thing] = None
+            self._call[thing] = owners | self._call.get(thing, NOBODY)
         elif usage.SEPARATOR in thing or thing == usage.RANDOM:
-            self._remember(thing)
+            for owner in owners:  # if there is none, the environment's packages have got ready
+                _remember(self._of_modules.setdefault(owner, {}), thing)
 
     def _open(self, path: Any, mode: Any, flags: Any) -> None:
         self._opened += 1
@@ -168,7 +213,9 @@ class Recorder:
 
     def _list(self, path: Any = None) -> None:
         place = self._place("." if path is None else path)
-        if place is None or _frame(2).f_code.co_filename.startswith("<frozen importlib"):
+        if place is None or _frame(2).f_code.co_filename.startswith(
+            ("<frozen importlib", "<frozen zipimport")
+        ):
             return
         self._note(usage.listing(place) or usage.UNSEEN)
 
@@ -181,7 +228,7 @@ class Recorder:
 
     def _make(self, path: Any) -> None:
         self._made[os.path.abspath(os.fsdecode(path))] = None
-        if len(self._made) > MOST_AMBIENT:
+        if len(self._made) > MOST_LEFT:
             del self._made[next(iter(self._made))]
 
     def _change(self, path: Any, *_more: Any) -> None:
@@ -195,7 +242,7 @@ class Recorder:
             place = os.path.abspath(os.fsdecode(os.fspath(path)))
         except (TypeError, ValueError, OSError):
             return None
-        if place.startswith((*SYSTEM, *self._own_places, *self._made, *_ENGINE)):
+        if place.endswith(_LIBRARY) or place.startswith((*SYSTEM, *self._own_places, *self._made, *_ENGINE)):
             return None
         return None if modules.is_package_file(place) else place
 
@@ -205,15 +252,25 @@ class Recorder:
             name = os.fsdecode(name)
         if isinstance(value, bytes):
             value = os.fsdecode(value)
-        if isinstance(name, str) and name not in OWN_VARIABLES:
+        if not isinstance(name, str) or name in OWN_VARIABLES or name.startswith("PYTHON"):
+            return
+        if not getattr(self._busy, "now", False):
             self._note(usage.variable(name, value))
 
     def variables(self) -> None:
         """All of them were read."""
-        self._note(usage.ENVIRONMENT)
+        if not _frame(1).f_code.co_filename.startswith(_ENGINE):
+            self._note(usage.ENVIRONMENT)
 
     def entropy(self) -> None:
-        """Entropy was asked for."""
+        """Entropy was asked for, and not by the engine for a process that it has forked."""
+        frame = _frame(1)
+        for _ in range(6):
+            if frame is None:
+                break
+            if frame.f_globals.get("__name__") in QUIET and frame.f_code.co_name != "randbits":
+                return
+            frame = frame.f_back
         self._note(usage.RANDOM)
 
 
@@ -221,6 +278,7 @@ _ENGINE = tuple(
     os.path.dirname(os.path.abspath(module.__file__ or "")) + os.sep
     for module in (sys.modules["vinecore"], sys.modules["vineworker"])
 )
+_LIBRARY = f"{os.sep}python{sys.version_info[0]}{sys.version_info[1]}.zip"
 _recorder: Optional[Recorder] = None
 
 
@@ -228,6 +286,7 @@ def start() -> Recorder:
     """Have this process, and all that are forked from it, record from now on."""
     global _recorder  # noqa: PLW0603 - a hook is for the whole process
     if _recorder is None:
+        modules.is_package_file(os.__file__)  # what that looks up must not be taken for somebody's reads
         _recorder = Recorder()
         sys.addaudithook(_recorder.hear)
         _watch_variables(_recorder)
@@ -238,15 +297,20 @@ def start() -> Recorder:
 def begin(call: Call) -> Recorder:
     """Record what a call uses."""
     recorder = start()
-    paths = [call.result, *(path for _name, path in (*call.shared, *call.inputs) if path)]
-    recorder.begin(tuple({os.path.dirname(path) + os.sep for path in paths if path}))
+    recorder.begin(call)
     return recorder
 
 
-def cancel() -> None:
-    """The call that runs has failed, if one is recorded."""
+def keep(name: str, content: bytes) -> None:
+    """Remember a shared object that came as a message, where somebody records."""
     if _recorder is not None:
-        _recorder.cancel()
+        _recorder.keep(name, content)
+
+
+def cancel(call: Call) -> None:
+    """The call that runs has failed, if it is recorded."""
+    if _recorder is not None:
+        _recorder.cancel(call)
 
 
 def _watch_variables(recorder: Recorder) -> None:
@@ -280,7 +344,7 @@ def _watch_entropy(recorder: Recorder) -> None:
     seed = random.Random.seed
 
     def seeded(self: random.Random, a: Any = None, *args: Any, **kwargs: Any) -> None:
-        if a is None and not _is_for_temporary_files():
+        if a is None:
             recorder.entropy()
         seed(self, a, *args, **kwargs)
 
@@ -292,25 +356,26 @@ def _frame(above: int) -> Any:
     return sys._getframe(above + 1)  # noqa: SLF001 - a hook is called by C code, for which there is no other way
 
 
-def _is_for_temporary_files() -> bool:
-    frame: Any = _frame(2)
-    for _ in range(4):
-        if frame is None or frame.f_globals.get("__name__") == "tempfile":
-            break
-        frame = frame.f_back
-    return frame is not None and frame.f_globals.get("__name__") == "tempfile"
-
-
-def _random_states() -> tuple[Any, ...]:
+def _random_states() -> dict[str, Any]:
     """States of the generators that all of a process shares."""
     legacy: Any = sys.modules.get("numpy.random.mtrand")
     torch: Any = sys.modules.get("torch")
-    states: list[Any] = [random.getstate()]
+    states: dict[str, Any] = {"random": random.getstate()}
     if legacy is not None:
-        states.append(pickle.dumps(legacy.get_state(legacy=False)))
+        states["numpy"] = pickle.dumps(legacy.get_state(legacy=False))
     if torch is not None:
-        states.append(torch.get_rng_state().numpy().tobytes())
-    return tuple(states)
+        states["torch"] = torch.get_rng_state().numpy().tobytes()
+    return states
+
+
+def _have_moved(before: dict[str, Any]) -> bool:
+    """Whether numbers were drawn from a generator that all of a process shares."""
+    now = _random_states()
+    if "numpy" in now and "numpy" not in before:
+        state = pickle.loads(now["numpy"])
+        if state.get("has_gauss") or state["state"].get("pos") not in UNTOUCHED:
+            return True
+    return any(now[name] != state for name, state in before.items())
 
 
 def _reads() -> int:
@@ -323,15 +388,61 @@ def _reads() -> int:
     return int(text.split(b"syscr:")[1].split(None, 1)[0])
 
 
-def _is_import_of_a_package() -> bool:
-    """Whether what happens now is part of importing a package of the environment."""
-    frame: Any = _frame(2)
+def _remember(things: dict[str, None], thing: str) -> None:
+    things[thing if len(things) < MOST_LEFT else usage.UNSEEN] = None
+
+
+def _shared(call: Call) -> list[tuple[str, str]]:
+    """Shared objects of a call, without the program's folder."""
+    return call.shared[:-1] if "program" in call.options else call.shared
+
+
+def _is_reached(module: str, contents: Iterable[Optional[bytes]]) -> bool:
+    """Whether what consists of this may use a module of the user's, directly or through others that name it."""
+    names = [name.rpartition(".")[2].encode() for name in _users_of(module)]
+    return any(content is None or any(name in content for name in names) for content in contents)
+
+
+def _users_of(module: str) -> set[str]:
+    """The user's own modules in whose texts a module is named, those in whose texts they are named, and so on."""
+    own = {found.__name__: modules.source_of(found) or "" for found in modules.own_modules()}
+    found, waiting = {module}, [module]
+    while waiting:
+        name = waiting.pop().rpartition(".")[2].encode()
+        for other in own.keys() - found:
+            if other not in _texts:
+                try:
+                    with open(own[other], "rb") as file:
+                        _texts[other] = file.read()
+                except OSError:
+                    _texts[other] = name
+            if name in _texts[other]:
+                found.add(other)
+                waiting.append(other)
+    return found
+
+
+NOBODY: frozenset[str] = frozenset()
+_packages: dict[str, bool] = {}
+_texts: dict[str, bytes] = {}
+
+
+def _owners() -> Optional[frozenset[str]]:
+    """The user's own modules that take part in what is done now; None if a package is imported, which belongs to the environment."""
+    owners: set[str] = set()
+    frame = _frame(2)
     for _ in range(MOST_FRAMES):
-        if frame is None:
-            return False
-        code = frame.f_code
-        if code.co_name == "<module>" and not code.co_filename.startswith("<"):
-            file = code.co_filename
-            return modules.is_package_file(file) and not file.startswith(_ENGINE)
+        if frame is None or frame.f_globals.get("__name__") == "vineworker.slot":
+            break
+        file, name = frame.f_code.co_filename, frame.f_globals.get("__name__")
+        if not file.startswith(("<", *_ENGINE)):
+            if file not in _packages:
+                _packages[file] = modules.is_package_file(file)
+            is_package = _packages[file]
+            if is_package and frame.f_code.co_name == "<module>" and not owners:
+                return None
+            if not is_package and name != "__main__":
+                stays = getattr(sys.modules.get(name), "__dict__", None) is frame.f_globals
+                owners.update([name] if stays else [])
         frame = frame.f_back
-    return False
+    return frozenset(owners)

@@ -668,7 +668,7 @@ class Session:
         inputs = [
             (name, "" if name in held else self._hand_over(slot, name, True, False)) for name in run.inputs
         ]
-        for option in ("raw", "program"):
+        for option in ("raw", "program", "record"):
             if option in run.options:
                 options[option] = True
         call = Call(

@@ -227,7 +227,7 @@ class Slot:
             del inputs
             try:
                 result = forks.call(function, args, kwargs, captured_output.flush)
-                used = recorder.end(call.payload) if recorder is not None else []
+                used = recorder.end(call, self._raw_inputs) if recorder is not None else []
             finally:
                 self._folder.leave()
             del args, kwargs
@@ -249,7 +249,7 @@ class Slot:
         # the caller gets whatever the user's code raised, SystemExit and KeyboardInterrupt included
         except BaseException as error:  # noqa: BLE001
             interrupts.obey(error)
-            recording.cancel()
+            recording.cancel(call)
             if later and isinstance(error, FileNotFoundError) and (lost := _lost(call, error)):
                 return lost
             return Reply(
@@ -272,7 +272,9 @@ class Slot:
     def _load_shared(self, name: str, path: str) -> Any:
         if name not in self._shared:
             self._shared[name] = values.load_file(path) if path else values.loads(self._raw_shared[name])
-            self._raw_shared.pop(name, None)
+            raw = self._raw_shared.pop(name, None)
+            if raw is not None:
+                recording.keep(name, raw)
         return self._shared[name]
 
     def _open(self, name: str, path: str, call: Call) -> values.Readable:

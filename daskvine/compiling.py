@@ -18,7 +18,7 @@ from typing import Any
 import cloudpickle
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 
-from daskvine import registries, ttrees, vertex
+from daskvine import registries, shuffles, ttrees, vertex
 from daskvine.graph import Graph, Key
 from daskvine.merge import Merge, read
 from vinecore.errors import note
@@ -40,7 +40,7 @@ HELPERS = (
     vertex.merge_parts,
     vertex.wrapped,
 )
-for travels in (vertex, ttrees, registries):  # workers need not have this package
+for travels in (vertex, ttrees, registries, shuffles):  # workers need not have this package
     cloudpickle.register_pickle_by_value(travels)
 CODE = (type, types.FunctionType, types.BuiltinFunctionType)
 MODULE_NAME = re.compile(rb"\x8c.([A-Za-z_][A-Za-z0-9_.]*)")

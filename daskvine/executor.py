@@ -20,9 +20,10 @@ from daskvine.compiling import HELPERS, SharedObjects, dumps
 from daskvine.graph import Graph, flat_keys, nested, normalize, without_collector
 from daskvine.merge import rewrite
 from daskvine.options import Options
-from daskvine.program_folder import ProgramFolders
+from daskvine.program_folder import ProgramFolders, working_folder
 from daskvine.registries import Registrations
 from daskvine.run import GraphRun
+from daskvine.shuffles import without_folders
 from daskvine.surroundings import look
 from vinecore import checks
 from vinecore import secrets as password
@@ -207,7 +208,7 @@ class DaskVine(Manager):
         options = Options.parse(kwargs)
         with without_collector():
             annotated = collect_annotations(dsk)
-            nodes = normalize(dsk)
+            nodes = without_folders(normalize(dsk))
             if options.reconstruct is not False:
                 nodes = rewrite(nodes, options.merge_size if options.reconstruct else None)
             graph = Graph(nodes, flat_keys(keys))
@@ -283,7 +284,8 @@ class DaskVine(Manager):
         files = [(file.cache_name, remote) for file, remote in (options.extra_files or {}).items()]
         named = environment.cache_name if isinstance(environment, File) else environment
         about = named, files, dict(options.env_vars or {}), options.lib_command, options.wrapper
-        return about, self.registrations.recipe()
+        # a relative path means another file in another folder
+        return about, self.registrations.recipe(), working_folder()
 
     def variables(self, chosen: Mapping[str, str | Callable[..., str]], task: Any) -> dict[str, str]:
         """Give the environment variables of a task or library; functions are called with this manager and the task."""

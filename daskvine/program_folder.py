@@ -56,7 +56,7 @@ class ProgramFolders:
         """Describe where this program is now, and what it can import."""
         with self._lock:
             first, last = self._imports()
-            return Program(self._folder(_working_folder()), first, last, has_files)
+            return Program(self._folder(working_folder()), first, last, has_files)
 
     def folder(self, path: str) -> Folder | None:
         """Describe a folder; None if there is no such folder."""
@@ -77,7 +77,7 @@ class ProgramFolders:
         seen: set[str] = set()
         after = False
         for entry in sys.path:
-            path = os.path.join(_working_folder(), entry)
+            path = os.path.join(working_folder(), entry)
             if modules.is_package_file(os.path.join(path, "module.py")):
                 after = True
             elif path not in seen and (folder := self._folder(path)) is not None:
@@ -116,7 +116,7 @@ class ProgramFolders:
         return made
 
 
-def _working_folder() -> str:
+def working_folder() -> str:
     """The working folder of this program; "" if it has been removed."""
     try:
         return os.getcwd()

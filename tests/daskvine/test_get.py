@@ -77,19 +77,6 @@ def test_bags_are_grouped_by_tasks(m):
     assert found == {0: [0, 3, 6, 9], 1: [1, 4, 7], 2: [2, 5, 8]}
 
 
-def test_a_shuffle_through_a_folder_is_refused(m, task_mode):
-    grouped = db.from_sequence(range(10), npartitions=3).groupby(lambda x: x % 3, shuffle="disk")
-    with pytest.raises(ValueError, match=r"partd.* through a folder.*shuffle='tasks'"):
-        grouped.compute(scheduler=m.get, task_mode=task_mode)
-
-
-def test_a_shuffle_of_dataframes_through_a_folder_is_refused(m):
-    frames = pytest.importorskip("dask.dataframe")
-    frame = frames.from_dict({"x": range(10)}, npartitions=3)
-    with pytest.raises(ValueError, match=r"through a folder.*shuffle_method='tasks'"):
-        frame.shuffle("x", shuffle_method="disk").compute(scheduler=m.get)
-
-
 def test_a_manager_leaves_the_shuffle_that_the_user_chose():
     with dask.config.set({"dataframe.shuffle.method": "disk"}), DaskVine(port=0):
         assert dask.config.get("dataframe.shuffle.method") == "disk"

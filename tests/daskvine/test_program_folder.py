@@ -102,6 +102,19 @@ def test_a_program_may_change_its_folder(m, folder, task_mode):
         assert os.path.exists(path)
 
 
+def test_what_was_computed_in_another_folder_is_not_used_again(m, folder, task_mode):
+    def look(name):
+        with open("cu" + name) as file:
+            return file.read()
+
+    for name in ("first", "second"):
+        (folder / name).mkdir()
+        (folder / name / "cuts").write_text(name)
+        os.chdir(folder / name)
+        for _ in range(2):
+            assert m.get({"x": (look, "ts")}, "x", task_mode=task_mode, reuse=True) == name
+
+
 def test_a_vertex_that_changes_its_folder_harms_no_other_one(m, folder, task_mode):
     wander = delayed(os.chdir, pure=False)
     for _ in range(3):

@@ -1,0 +1,170 @@
+"""Shuffles that dask does through a folder go through what vertices make.
+
+Dask's disk-based shuffles (``shuffle_method="disk"`` of dataframes, ``groupby(..., shuffle="disk")`` of bags) have one vertex that makes a folder, many
+that append to files in it, and many that read these when all have been written. Workers need not share a folder, and a vertex that is run again would append twice. So the
+graph is changed before it runs: what a vertex would append is its result, on the disk of its worker; those that read get all these results, map them,
+and take out of each what is theirs. How values become bytes stays partd's.
+"""
+
+from __future__ import annotations
+
+import functools
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+from dask._task_spec import Alias, GraphNode, Task, TaskRef
+
+Key = Any
+Parts = tuple[list[Any], bytes, Any]
+"""Names of parts, where each ends, and the bytes of all."""
+
+
+def without_folders(nodes: dict[Key, GraphNode]) -> dict[Key, GraphNode]:
+    """Give a graph that does the same, and shuffles through no folder as far as its form is known."""
+    encoders = _encoders(nodes)
+    if not encoders:
+        return nodes
+    users: dict[Key, list[Key]] = {folder: [] for folder in encoders}
+    for key, node in nodes.items():
+        for folder in node.dependencies & encoders.keys():
+            users[folder].append(key)
+    changed = dict(nodes)
+    for folder, found in users.items():
+        changed.update(_rewritten(nodes, folder, found, encoders[folder]))
+    return changed
+
+
+def _encoders(nodes: dict[Key, GraphNode]) -> dict[Key, Any]:
+    """Keys of the vertices that make such folders, and what has each of them write and read values."""
+    found: dict[Key, Any] = {}
+    known: dict[int, Any] = {}  # there are few functions, and many vertices that call them
+    for key, node in nodes.items():
+        function = getattr(node, "func", None)
+        if id(function) not in known:
+            known[id(function)] = _encoder(function)
+        if known[id(function)] is not None:
+            found[key] = known[id(function)]
+    return found
+
+
+def _encoder(function: Any) -> Any:
+    if type(function).__name__ == "maybe_buffered_partd":
+        return function.encode_cls
+    kind = function.func if isinstance(function, functools.partial) else function
+    if isinstance(kind, type) and kind.__module__ == "partd.encode":
+        return function
+    return None
+
+
+def _rewritten(
+    nodes: dict[Key, GraphNode], folder: Key, users: list[Key], encoder: Any
+) -> dict[Key, GraphNode]:
+    """The vertices that use one folder, without it; nothing if there are others among them than those known."""
+    own = set(users)
+    barriers = {key for key, node in nodes.items() if key not in own and node.dependencies & own}
+    reading = {key for key in users if nodes[key].dependencies & barriers}
+    writers = _in_order([key for key in users if key not in reading])
+    known: dict[tuple[int, Any], Any] = {}
+    made: dict[Key, GraphNode] = {}
+    for key in users:
+        node = nodes[key]
+        where = _position(node, folder)
+        if where is None:
+            return {}
+        reads = key in reading
+        name = (id(node.func), reads)  # type: ignore[attr-defined]
+        if name not in known:  # one function for all, as before
+            function = node.func  # type: ignore[attr-defined]
+            known[name] = (
+                functools.partial(read, function, encoder, where, len(writers))
+                if reads
+                else functools.partial(write, function, encoder, where)
+            )
+        gone = {folder, *barriers} if reads else {folder}
+        args = [None if _referred(arg) in gone else arg for arg in node.args]  # type: ignore[attr-defined]
+        more = [TaskRef(writer) for writer in writers] if reads else []
+        made[key] = Task(key, known[name], *args, *more, **node.kwargs)  # type: ignore[attr-defined]
+    return made
+
+
+def _in_order(keys: list[Key]) -> list[Key]:
+    """By partition, so that values stay in the order in which they were."""
+    try:
+        return sorted(keys)
+    except TypeError:
+        return keys
+
+
+def _position(node: GraphNode, folder: Key) -> int | None:
+    """Which argument of a vertex is the folder; None if it is in another place."""
+    if type(node) is not Task:
+        return None
+    found = [number for number, arg in enumerate(node.args) if _referred(arg) == folder]
+    return found[0] if len(found) == 1 else None
+
+
+_NOTHING = object()
+
+
+def _referred(arg: Any) -> Any:
+    if type(arg) is Alias:
+        return arg.target
+    return arg.key if type(arg) is TaskRef else _NOTHING
+
+
+# ---- in a vertex
+
+
+def write(function: Callable[..., Any], encoder: Any, where: int, *args: Any, **kwargs: Any) -> Parts:
+    """Call a function that appends to a folder; give what it would have appended."""
+    parts: dict[Any, list[bytes]] = {}
+
+    class Store:
+        def append(self, data: dict[Any, bytes], **_options: Any) -> None:
+            for name, text in data.items():
+                parts.setdefault(name, []).append(text)
+
+        def drop(self) -> None:
+            parts.clear()
+
+    function(*args[:where], encoder(Store()), *args[where + 1 :], **kwargs)
+    ends, size = array("Q"), 0
+    for texts in parts.values():
+        size += sum(map(len, texts))
+        ends.append(size)
+    whole: Any = b"".join(text for texts in parts.values() for text in texts)
+    try:
+        import numpy as np
+    except ImportError:
+        pass
+    else:
+        whole = np.frombuffer(whole, dtype=np.uint8)  # which is mapped, not loaded, where it is read
+    return list(parts), ends.tobytes(), whole
+
+
+def read(
+    function: Callable[..., Any], encoder: Any, where: int, count: int, *args: Any, **kwargs: Any
+) -> Any:
+    """Call a function that reads from a folder what others have appended to it."""
+    written: tuple[Parts, ...] = args[len(args) - count :]
+
+    def taken(name: Any) -> bytes:
+        found = []
+        for names, text, whole in written:
+            if name in names:
+                number = names.index(name)
+                ends = array("Q")
+                ends.frombytes(text)
+                found.append(bytes(whole[ends[number - 1] if number else 0 : ends[number]]))
+        return b"".join(found)
+
+    class Store:
+        def _get(self, names: list[Any], **_options: Any) -> list[bytes]:
+            return [taken(name) for name in names]
+
+        def drop(self) -> None:
+            pass
+
+    args = args[: len(args) - count]
+    return function(*args[:where], encoder(Store()), *args[where + 1 :], **kwargs)

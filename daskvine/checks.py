@@ -7,11 +7,9 @@ not, for instance which known choice is nearest. An empty message is fine.
 from __future__ import annotations
 
 import difflib
-import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Real
 from types import ModuleType
 from typing import Any
 
@@ -69,11 +67,7 @@ def integer(*, least: int) -> Check:
 
 def number(value: Any) -> float:
     """Take a finite number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError
-    if not math.isfinite(value):
-        raise ValueError
-    return float(value)
+    return float(checks.priority("value", value))
 
 
 def limit(value: Any) -> int | None:

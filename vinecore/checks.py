@@ -24,6 +24,8 @@ MOST = 1 << 53
 """No number is larger: up to here whole numbers survive being sent, and written to a journal."""
 RESOURCES = Request._fields
 FOREVER = "wait_forever"
+PLAIN_NUMBERS = (int, float)
+NOTHING: Mapping[Any, Any] = {}
 
 
 def refuse(name: str, value: object, allowed: str, kind: type[Exception] = ValueError) -> NoReturn:
@@ -56,6 +58,8 @@ def whole(name: str, value: Any, least: int = 0, most: int = MOST) -> int:
 
 
 def _bounded(name: str, value: Any, least: float, most: float, what: str, unit: str = "") -> float:
+    if type(value) in PLAIN_NUMBERS and least <= value <= most:  # mostly; the rest takes longer
+        return value  # type: ignore[no-any-return]
     allowed = (what if least <= -MOST else f"{what} of {least:,} or more") + unit
     if not _is_number(value):
         refuse(name, value, allowed, TypeError)
@@ -80,6 +84,17 @@ def amount(name: str, value: Any) -> float | None:
 def megabytes(name: str, value: Any) -> int | None:
     """Take how many megabytes are asked for, rounded up to whole ones; None leaves it unsaid."""
     return None if value is None else math.ceil(number(name, value, unit=" (MB)"))
+
+
+def mapping(name: str, value: Any, such_as: str) -> Mapping[Any, Any]:
+    """Take a dict; None for an empty one."""
+    if value is None:
+        return NOTHING
+    if type(value) is dict:
+        return value
+    if not isinstance(value, Mapping):
+        refuse(name, value, f"a dict, such as {such_as}", TypeError)
+    return value
 
 
 def request(name: str, value: Any) -> Request:
@@ -122,7 +137,8 @@ def time_max(name: str, value: Any) -> float | None:
 
 def timeout(name: str, value: Any) -> float | None:
     """Take how long to wait, at most; None for ever: that is what "wait_forever", None, infinity and a negative number say."""
-    if value is None or value in (FOREVER, math.inf):
+    forever = value == FOREVER if isinstance(value, str) else _is_number(value) and value == math.inf
+    if value is None or forever:
         return None
     waited = number(name, _total(value), -MOST, unit=f" of seconds, a timedelta, None or '{FOREVER}'")
     return None if waited < 0 else waited
@@ -152,6 +168,8 @@ def flag(name: str, value: Any) -> bool:
 
 def text(name: str, value: Any, *, empty: bool = True) -> str:
     """Take a text that can be sent, and given to a program."""
+    if type(value) is str and value.isascii() and "\0" not in value and (empty or value.strip()):
+        return value
     if not isinstance(value, str):
         refuse(name, value, "text (str)", TypeError)
     if "\0" in value:

@@ -142,6 +142,8 @@ def by_name(functions: Iterable[Callable[..., Any]]) -> dict[str, Callable[..., 
     ValueError
         Two of them have the same name.
     """
+    if callable(functions) or isinstance(functions, str) or not isinstance(functions, Iterable):
+        checks.refuse("functions", functions, "a list of functions", TypeError)
     named: dict[str, Callable[..., Any]] = {}
     for function in functions:
         name = getattr(function, "__name__", None)
@@ -171,6 +173,8 @@ def module_names(modules: Iterable[types.ModuleType | str]) -> list[str]:
     TypeError
         Something is neither a module nor a name.
     """
+    if isinstance(modules, str | bytes | types.ModuleType) or not isinstance(modules, Iterable):
+        checks.refuse("modules", modules, "a list of modules and names of modules", TypeError)
     names: list[str] = []
     for module in modules:
         if isinstance(module, types.ModuleType):

@@ -34,7 +34,7 @@ from vinecore.libraries import Context, LibraryTask
 from vinecore.protocol import bulk, digests, records, tls, trees, values, xrootd
 from vinecore.protocol.catalog import configured, parse_servers
 from vinecore.protocol.registry import place
-from vinecore.tasks import PythonTask, Task, declared
+from vinecore.tasks import PythonTask, Task, declared, inside
 from vinecore.versions import REQUIRED, explain_mismatch, package_versions, python_version
 
 if TYPE_CHECKING:
@@ -297,6 +297,10 @@ class Manager:
         if task.id is not None and task._ended is None:
             msg = f"task {task.id} has been submitted already and has not come back yet"
             raise ValueError(msg)
+        for file in task.files:
+            if file._manager is not self:
+                msg = f"{file!r} was declared with another manager: declare it with this one as well"
+                raise ValueError(msg)
         number = next(self._numbers)
         spec = task.spec(self, number)
         task.id, task._manager, task._ended = number, self, None
@@ -307,7 +311,7 @@ class Manager:
 
     def wait(self, timeout: float | timedelta | str | None = "wait_forever") -> Task | None:
         """Give a task that has ended, or None if none does within so many seconds (or a timedelta)."""
-        if timeout != checks.FOREVER:
+        if timeout is not checks.FOREVER:
             timeout = checks.timeout("timeout", timeout)
         try:
             return self._ended.popleft()
@@ -595,6 +599,7 @@ class Manager:
         >>> unzip.add_input(m.declare_url("https://example.org/data.gz"), "in")
         >>> data = m.declare_minitask(unzip, "out")
         """
+        source = inside(source)
         what = f"{source!r} of the mini task {task.command!r}" if isinstance(task, Task) else ""
         return self._make_later(task, source, "minitask", "", what, cache, peer_transfer)
 
@@ -842,8 +847,7 @@ class Manager:
         """
         context: Context | None = None
         if library_context_info is not None:
-            function, args, kwargs = [*library_context_info, [], {}][:3]
-            context = (function, list(args), dict(kwargs))
+            context = _context(library_context_info)
         library = LibraryTask(
             library_name, functions, modules=hoisting_modules or (), exec_mode=exec_mode, context=context
         )
@@ -882,7 +886,7 @@ class Manager:
 
     def check_library_exists(self, name: str) -> bool:
         """Whether a library of that name is installed."""
-        return name in self._libraries
+        return checks.text("name", name) in self._libraries
 
     def library_of(self, library: str, function: str) -> str:
         """Give the full name of an installed library.
@@ -939,7 +943,7 @@ class Manager:
         int
             0, or -1 for a name that is not known here.
         """
-        if name not in TUNABLE:
+        if checks.text("name", name) not in TUNABLE:
             return -1
         self._engine.post(e.Tuned(name, checks.whole(name, value, TUNABLE[name])))
         return 0
@@ -1087,6 +1091,17 @@ def _secret_of(password_file: Any) -> tuple[bytes, Path]:
         return password.user_secret()
     path = Path(checks.path("password_file", password_file))
     return password.read_secret(path), path
+
+
+def _context(given: Any) -> Context:
+    """Understand a function with its arguments."""
+    about: list[Any] = list(given) if isinstance(given, list | tuple) else []
+    function, args, kwargs = (*about, *(None, [], {})[len(about) :])[:3]
+    fits = callable(function) and isinstance(args, list | tuple) and isinstance(kwargs, dict)
+    if not fits or len(about) > 3:
+        allowed = "[function, args, kwargs], such as [load, ['a.json'], {}]"
+        checks.refuse("library_context_info", given, allowed, TypeError)
+    return function, list(args), dict(kwargs)
 
 
 def _registry_folder(registry: Any) -> str:

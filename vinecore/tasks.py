@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vinecore import checks
-from vinecore.core.allocation import UNSPECIFIED
+from vinecore.core.allocation import UNSPECIFIED, Request
 from vinecore.core.instructions import TaskEnded
 from vinecore.core.state import TaskSpec
 from vinecore.files import File
@@ -74,24 +74,21 @@ class Task:
                  cores: float | None = None, memory: int | None = None, disk: int | None = None, gpus: float | None = None,
                  time_max: float | None = None, environment: File | None = None) -> None:  # fmt: skip
         self.command, self.tag, self.category, self.priority = command, tag, category, priority
-        self.set_retries(retries)
+        self._retries = checks.whole("retries", retries)
         if time_max is not None:
             self.set_time_max(time_max)
         if environment is not None:
             self.add_environment(environment)
-        if (cores, memory, disk, gpus) != UNSPECIFIED:
-            self._request = checks.request(
-                "resources", {"cores": cores, "memory": memory, "disk": disk, "gpus": gpus}
-            )
-        if env:
-            for variable, value in env.items():
-                self.set_env_var(variable, value)
-        if inputs:
-            for file, name in inputs.items():
-                self.add_input(file, name)
-        if outputs:
-            for file, name in outputs.items():
-                self.add_output(file, name)
+        if not (cores is memory is disk is gpus is None):
+            self._request = Request(
+                checks.amount("cores", cores), checks.megabytes("memory", memory), checks.megabytes("disk", disk), checks.amount("gpus", gpus)
+            )  # fmt: skip
+        for variable, value in checks.mapping("env", env, "{'NAME': 'value'}").items():
+            self.set_env_var(variable, value)
+        for file, name in checks.mapping("inputs", inputs, "{file: 'in.txt'}").items():
+            self.add_input(file, name)
+        for file, name in checks.mapping("outputs", outputs, "{file: 'out.txt'}").items():
+            self.add_output(file, name)
 
     # ---- before it is submitted
 
@@ -214,6 +211,12 @@ class Task:
     def outputs(self) -> list[File]:
         """The files it fills."""
         return [file for file, _remote, _when in self._outputs]
+
+    @property
+    def files(self) -> list[File]:
+        """All files that it names, its environment among them."""
+        named = [file for file, _name, _how in (*self._mounts, *self._outputs)]
+        return named if self._environment is None else [*named, self._environment]
 
     @property
     def hostname(self) -> str:

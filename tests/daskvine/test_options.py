@@ -7,6 +7,7 @@ import warnings
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from daskvine.options import Options, describe, table
@@ -74,6 +75,11 @@ ACCEPTED = [
         {"cores": 1, "memory": 2.5, "disk": 0, "gpus": 0},
         {"cores": 1, "memory": 3, "disk": 0, "gpus": 0},
     ),
+    ("resources", {"cores": np.float64(2), "memory": np.int32(100)}, {"cores": 2, "memory": 100}),
+    ("lib_resources", {"slots": np.int64(4)}, {"slots": 4}),
+    ("retries", np.int64(2), 2),
+    ("verbose", np.True_, True),
+    ("extra_files", {FILE: Path("sub") / "a.json"}, {FILE: "sub/a.json"}),
     ("resources_mode", "min_waste", "min waste"),
     ("resources_mode", "min waste", "min waste"),
     ("resources_mode", "Max-Throughput", "max throughput"),
@@ -135,6 +141,10 @@ def test_accepted_values(spelling, given, canonical):
         ("resources", {"core": 4}, ValueError, "did you mean 'cores'?"),
         ("resources", {"slots": 4}, ValueError, "'slots' is not known"),
         ("resources", {3: 4}, ValueError, "3 is not known"),
+        ("resources", {"memory": 10**30}, ValueError, "or less"),
+        ("lib_resources", {"slots": 1 << 20}, ValueError, "65,536 or less"),
+        ("env_vars", {"A": "\udc80"}, ValueError, "cannot be an environment variable"),
+        ("lib_command", "nul\0", ValueError, "NUL"),
         ("resources", {"cores": "4"}, TypeError, "cores='4': use a number"),
         ("resources", {"cores": True}, TypeError, "cores=True: use a number"),
         ("resources", {"memory": -1}, ValueError, "0 or more"),

@@ -185,7 +185,35 @@ def test_environment_variables_that_cannot_be_sent_are_refused():
             LibraryTask("lib", [len]).set_env_var(name, value)
 
 
+@pytest.mark.parametrize("value", ["x", b"x", 5, ["x"], {5: "x"}, {"x": "y"}, np.arange(2)], ids=ids)
+def test_inputs_and_outputs_are_dicts_of_declared_files(value):
+    for name in ("inputs", "outputs"):
+        with pytest.raises(TypeError, match=r"use a dict|declare it first"):
+            Task("true", **{name: value})
+
+
+def test_a_file_of_another_manager_is_refused(m, yard):
+    other = yard.manager()
+    with pytest.raises(ValueError, match="declared with another manager"):
+        m.submit(Task("cat in", inputs={other.declare_buffer("x"): "in"}))
+    assert m.empty()
+
+
 # ---- libraries
+
+
+@pytest.mark.parametrize("value", ["f", len, 5, [len, [], {}, 1], [5], [len, {}], [len, [], []], []], ids=ids)
+def test_a_context_is_a_function_with_its_arguments(m, value):
+    with pytest.raises(TypeError, match=r"library_context_info=.*use \[function, args, kwargs\]"):
+        m.create_library_from_functions("lib", len, library_context_info=value)
+
+
+@pytest.mark.parametrize("value", ["numpy", np, 5, [5], None], ids=ids)
+def test_modules_are_a_list(value):
+    with pytest.raises(TypeError, match="modules"):
+        LibraryTask("lib", [len], modules=value)
+    with pytest.raises(TypeError, match="functions"):
+        LibraryTask("lib", value)
 
 
 def test_two_functions_of_one_name_are_refused_and_both_are_shown():
@@ -228,6 +256,8 @@ def test_a_manager_refuses_what_it_cannot_use_and_works_on(m, run):
         lambda: m.declare_poncho(5), lambda: m.declare_starch(b"x"), lambda: m.undeclare_file("x"), lambda: m.prune_file(None),
         lambda: m.get_file_replica_count("x"), lambda: m.fetch_file(5), lambda: m.install_library("lib"), lambda: m.remove_library(["lib"]),
         lambda: m.wait_for_workers("1"), lambda: m.wait_for_workers(1, "x"), lambda: m.set_scheduler([]), lambda: m.submit("true"),
+        lambda: m.tune([], 1), lambda: m.check_library_exists([]), lambda: m.declare_minitask(Task("true"), "\udc80"),
+        lambda: Factory("local", manager_host_port=5), lambda: Factory("local", manager=m, password=5), lambda: Factory([], manager=m),
         lambda: m.declare_minitask(Task("true"), 5), lambda: m.create_library_from_functions(5, len),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError)):

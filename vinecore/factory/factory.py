@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vinecore import endings
+from vinecore import checks, endings
 from vinecore.factory.batch import Batch, BatchError, Order
 from vinecore.factory.local import Local
 from vinecore.factory.mind import Mind
@@ -136,7 +136,10 @@ class Factory:
                  factory_name: str | None = None,
                  workspace: str | Path | None = None, keep_workspace: bool = False, condor_spool: bool = False, slurm_shared: bool = False,
                  client: Any = None, dask_scheduler: str | None = None, **settings: Any) -> None:  # fmt: skip
-        self._config = None if config_file is None else Path(config_file).expanduser()
+        batch_type = checks.text("batch_type", batch_type)
+        self._config = (
+            None if config_file is None else Path(checks.path("config_file", config_file)).expanduser()
+        )
         self._at_start = self._read_names()
         if manager is None and manager_host_port is None:
             manager_name = manager_name or self._at_start.get("manager_name")
@@ -177,7 +180,9 @@ class Factory:
             batch_type
         )  # of a Dask cluster it is found out
         _check_manager(manager or manager_host_port, manager_name)
-        secret = None if password is None else Path(password).expanduser()
+        secret = None if password is None else Path(checks.path("password", password)).expanduser()
+        if manager_host_port is not None:
+            manager_host_port = checks.text("manager_host_port", manager_host_port)
         if manager_name is None:
             self._source = _source(
                 manager,

@@ -248,7 +248,7 @@ def check_name(name: str) -> str:
     ------
     ValueError
     """
-    if name and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is None:
+    if name and (not isinstance(name, str) or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is None):
         msg = f"factory_name={name!r}: use letters, digits, and . _ - between them, such as 'my-factory'"
         raise ValueError(msg)
     return name

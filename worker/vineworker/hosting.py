@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import mmap
 import os
 import shlex
@@ -26,6 +27,8 @@ from vineworker.cache import Cache
 from vineworker.calls import FROM_SLOT
 from vineworker.sandbox import TEMPORARY, read_end
 from vineworker.warden import Warden
+
+log = logging.getLogger("vine_worker")
 
 STARCH = """
 for script in "$0"/env/*; do if [ -e "$script" ]; then . "$script"; fi; done
@@ -289,7 +292,7 @@ class SlotProcess:
         self._progress = mmap.mmap(self._file.fileno(), PROGRESS.size)
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
-        self.channel = Channel(FROM_SLOT, self._heard, self._lost)
+        self.channel = Channel(FROM_SLOT, self._heard, self._lost, unsent=self._not_sent)
         host.slots[number] = self
 
     async def connect(self) -> None:
@@ -333,6 +336,13 @@ class SlotProcess:
 
     def _heard(self, replies: list[Any]) -> None:
         self._happened(e.Replied(self.id, replies))
+
+    def _not_sent(self, message: Any, reason: str) -> None:
+        """Something could not be sent to the process, which would be waited for in vain: its end is noticed."""
+        log.error(
+            "slot %d ends, because a %s cannot be sent to it: %s", self.id, type(message).__name__, reason
+        )
+        self.kill()
 
     def _lost(self, _reason: str) -> None:
         self._closed = True

@@ -55,6 +55,14 @@ def test_the_traceback_leads_to_the_line_in_the_users_code(m, task_mode):
     assert "vertex 'x' failed" in lines
 
 
+def test_the_traceback_has_no_frames_of_the_worker(m, task_mode):
+    with pytest.raises(ZeroDivisionError) as caught:
+        m.get({"x": (v.in_between, 1)}, "x", task_mode=task_mode)
+    files = [os.path.basename(frame.filename) for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert files[-2:] == ["vertices.py", "vertices.py"]
+    assert {"slot.py", "forks.py", "vertex.py"}.isdisjoint(files)
+
+
 def test_the_cause_is_kept(m, task_mode):
     with pytest.raises(OSError, match="bad file") as caught:
         m.get({"x": (v.reread, "/store/1.root")}, "x", task_mode=task_mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 import types
@@ -10,18 +11,14 @@ from typing import Any, Callable
 
 def when_imported(name: str, then: Callable[[Any], Any]) -> None:
     """Call ``then`` with a module once that has been imported; what was to be done with it before under the same name is replaced."""
-    if name in sys.modules and not _is_being_imported(sys.modules[name]):
-        then(sys.modules[name])
+    if name in sys.modules:
+        then(importlib.import_module(name))  # which waits where another thread is at it
         return
     for finder in sys.meta_path:
         if isinstance(finder, Watch) and finder.name == name:
             finder.then = then
             return
     sys.meta_path.insert(0, Watch(name, then))
-
-
-def _is_being_imported(module: Any) -> bool:
-    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 class Watch:

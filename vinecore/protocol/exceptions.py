@@ -24,14 +24,8 @@ MOST_BYTES = 64 * 1024 * 1024
 LONGEST_TEXT = 10_000
 DEEPEST = 50
 """Of an exception that is a value among others, what is behind it is left out if that is more: pickle would go down too far."""
-OURS = (
-    "vineworker.slot",
-    "vineworker.host",
-    "vinecore.protocol.values",
-    "vinecore.protocol.exceptions",
-    "daskvine.vertex",
-)
-"""Modules whose frames say nothing to a user where a traceback begins with them."""
+OURS = ("vineworker.", "vinecore.", "daskvine.vertex")
+"""How the names of modules begin whose frames say nothing to a user where a traceback begins with them."""
 _TOO_HEAVY = (AttributeError, "obj")  # whose attribute was missing: anything, of any size
 _STATES = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 

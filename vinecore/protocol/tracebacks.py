@@ -44,13 +44,13 @@ def take(traceback: Optional[TracebackType], *, without: tuple[str, ...] = ()) -
     Parameters
     ----------
     without
-        Modules whose frames are left out where the traceback begins with them; not if there are no others.
+        How the names of modules begin whose frames are left out where the traceback begins with them; not if there are no others.
     """
     frames: list[TracebackType] = []
     while traceback is not None:
         frames.append(traceback)
         traceback = traceback.tb_next
-    users = itertools.dropwhile(lambda one: _module(one.tb_frame) in without, frames)
+    users = itertools.dropwhile(lambda one: _module(one.tb_frame).startswith(without), frames)
     frames = list(users) or frames
     if len(frames) > MOST_FRAMES:
         frames[MOST_FRAMES // 2 : -MOST_FRAMES // 2] = []

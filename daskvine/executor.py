@@ -371,7 +371,7 @@ class DaskVine(Manager):
         setup = self.share_bytes(dumps(library.setup))
         spec = library.spec(setup)
         self._engine.post(e.LibraryInstalled(spec))
-        self._libraries[LIBRARY] = (spec.name, library.functions)  # for FunctionCalls of the extra functions
+        self._enter_library(library, spec.name)  # also for FunctionCalls of the extra functions
         return spec.name
 
 

@@ -50,6 +50,7 @@ SCHEDULERS = ("files", "time", "rand", "worst", "disk", "fcfs")
 CACHE_NAME = re.compile(
     r"(?:untar-)?((?:xrootd-)?(?:file|dir|url|minitask)-[0-9a-f]{40}|out-[0-9a-f]{8}-\d+)(?:-for-[0-9a-f]{8}-\d+)?"
 )
+MOST_LABELS = 1000
 TUNABLE = {
     "worker-source-max-transfers": 1,
     "file-source-max-transfers": 1,
@@ -156,6 +157,7 @@ class Manager:
             str, list[list[str]]
         ] = {}  # files that somebody waits for -> where to write why they cannot be had
         self._libraries: dict[str, tuple[str, list[str]]] = {}
+        self._labels: dict[str, str] = {}  # full names of libraries -> what the user calls them
         self._worker_names: dict[int, str] = {}
         self._sources: dict[str, str] = {}  # cache names -> what the user calls them: paths and addresses
         self._missing = ""
@@ -875,8 +877,16 @@ class Manager:
         if known is not None and known[0] != spec.name:
             msg = f"there is another library with the name {library.name!r}: remove it first with m.remove_library({library.name!r})"
             raise ValueError(msg)
-        self._libraries[library.name] = (spec.name, library.functions)
+        self._enter_library(library, spec.name)
         self._engine.post(e.LibraryInstalled(spec))
+
+    def _enter_library(self, library: LibraryTask, full_name: str) -> None:
+        """Remember what a library is called, and what can be called in it."""
+        self._libraries[library.name] = (full_name, library.functions)
+        self._labels.pop(full_name, None)
+        self._labels[full_name] = library.name
+        if len(self._labels) > MOST_LABELS:
+            del self._labels[next(iter(self._labels))]
 
     def remove_library(self, name: str) -> None:
         """Stop a library everywhere; its unfinished calls come back as "missing library"."""
@@ -1002,13 +1012,17 @@ class Manager:
         told = {
             "reason": self.in_words(info.get("reason", "")),
             "evidence": [self.in_words(line) for line in info.get("evidence") or ()],
+            "library": self._labels.get(info.get("library", ""), info.get("library", "")),
         }
         where = self.worker_name(worker) if worker else ""
         return errors.explain(outcome, {**info, **told}, payload, what, where)
 
     def in_words(self, text: Any) -> str:
-        """Call files in a text by the names that the user has given them."""
-        return CACHE_NAME.sub(lambda found: self._sources.get(found[1], found[0]), str(text))
+        """Call files and libraries in a text by the names that the user has given them."""
+        said = CACHE_NAME.sub(lambda found: self._sources.get(found[1], found[0]), str(text))
+        for full_name, label in list(self._labels.items()) if "library" in said else ():
+            said = said.replace(full_name, label)
+        return said
 
     @property
     def workers_connected(self) -> int:

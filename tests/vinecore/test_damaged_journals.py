@@ -206,3 +206,11 @@ def test_a_manager_begins_whatever_has_become_of_the_journal(yard, sound, damage
     yard.worker(m)
     m.submit(Task("echo on"))
     assert one_result(m).output == "on\n"
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "file/below", "pipe"])
+def test_a_manager_begins_where_there_can_be_no_journals(yard, name):
+    yard.place("file").touch()
+    os.mkfifo(yard.place("pipe"))
+    m = yard.manager(name="m", run_info_path=yard.place(name), resume=True)
+    assert (m.resumed, m.journal) == (None, None)

@@ -361,3 +361,18 @@ def test_a_library_leaves_no_files_behind(install, m, run, shared_yard):
         f"only the cache to be left: {list(session.iterdir())}",
     )
     assert list((session / "incoming").iterdir()) == []
+
+
+def test_a_library_that_fails_is_called_by_its_name(m, caplog):
+    library = m.create_library_from_functions("my library", chores.add)
+    library.set_command("/bin/false")
+    m.install_library(library)
+    call = FunctionCall("my library", "add", 1, 2)
+    m.submit(call)
+    assert m.wait(60) is call
+    assert "library my library could not be started" in str(call.output)
+    (full_name, _functions) = m._libraries["my library"]
+    assert full_name not in str(call.output)
+    assert "library my library failed on worker" in caplog.text
+    assert full_name not in caplog.text
+    m.remove_library("my library")

@@ -11,6 +11,7 @@ from vinecore.core.placement import LOOK_FURTHER, can_load
 from vinecore.core.state import Instance
 from vinecore.core.transitions import ASSIGNED
 from vinecore.protocol import messages as m
+from vinecore.protocol.forms import MANY
 
 if TYPE_CHECKING:
     from vinecore.core.mind import Mind
@@ -49,7 +50,7 @@ class Instances:
         elif instance.assigned >= instance.slots and instance.unit.fits(worker.free):
             unit = instance.unit
             instance.allocation = instance.allocation.plus(unit)
-            instance.slots += _slots(spec.slots, unit)
+            instance.slots = min(instance.slots + _slots(spec.slots, unit), MANY)
         else:
             return instance
         worker.free = worker.free.minus(unit)

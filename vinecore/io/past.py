@@ -101,7 +101,12 @@ def is_being_written(path: Path, header: j.Journal) -> bool:
 
 def _newest(run_info_path: Path, name: str | None) -> tuple[Path, j.Journal] | None:
     found: list[tuple[float, str, Path, j.Journal]] = []
-    for path in run_info_path.glob(f"*/{j.FILE}"):
+    try:
+        paths = list(run_info_path.glob(f"*/{j.FILE}"))
+    except OSError as error:
+        log.warning("nothing is gone on with: journals in %s cannot be looked for: %s", run_info_path, error)
+        return None
+    for path in paths:
         header = _header(path)
         if header is not None and path.parent.name != j.MOST_RECENT and name in (None, header.manager):
             found.append((header.time, path.parent.name, path, header))

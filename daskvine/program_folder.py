@@ -1,8 +1,8 @@
 """The folder of the program, as its vertices get to know it, and what is said where a worker does not see that.
 
 In a vertex a relative path means the working folder of the program, and its modules are found where the program finds them. What proves to a worker
-that it sees the same folders is in `vinecore.protocol.programs`. Where workers on other machines may come, this side puts a small hidden
-file into each of these folders, locks it, and takes it away when the manager closes. What a killed program has left is not locked any more:
+that it sees the same folders is in `vinecore.protocol.programs`. Where workers on other machines may come, this side puts a small file
+in a hidden folder into each of these, locks it, and takes both away when the manager closes. What a killed program has left is not locked any more:
 the next manager of the same user takes it away.
 """
 
@@ -23,7 +23,9 @@ from vinecore.errors import note
 from vinecore.protocol import modules
 from vinecore.protocol.programs import Folder, Program, describe_folder, running_kernel
 
-TOKEN = ".daskvine-"  # noqa: S105 - the beginning of a file's name
+TOKEN = ".daskvine-"  # noqa: S105 - the beginning of a folder's name
+FILE, IGNORED = "token", ".gitignore"
+"""In that folder: the file that proves it, and one for which git does not see it."""
 STALE_S = 7 * 24 * 3600
 """What is as old as this, and not locked, belongs to a program that was killed on another machine."""
 
@@ -130,30 +132,38 @@ def working_folder() -> str:
 def _make_token(path: str) -> Token | None:
     name = TOKEN + secrets.token_hex(8)
     content = f"{secrets.token_hex(16)} of {socket.gethostname()}\n"
-    whole = os.path.join(path, name)
+    place = os.path.join(path, name)
     try:
-        descriptor = os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.mkdir(place, 0o700)
     except OSError:
         return None
     try:
+        with open(os.path.join(place, IGNORED), "w") as ignored:
+            ignored.write("*\n")
+        descriptor = os.open(os.path.join(place, FILE), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with contextlib.suppress(OSError):  # not all file systems have locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(descriptor, content.encode())
         os.fsync(descriptor)
-        found = os.fstat(descriptor)
     except OSError:  # such as a disk that is full
-        os.close(descriptor)
-        with contextlib.suppress(OSError):
-            os.unlink(whole)
+        _remove_files(place)
         return None
-    return Token(name, content, descriptor, (found.st_dev, found.st_ino))
+    found = os.fstat(descriptor)
+    return Token(os.path.join(name, FILE), content, descriptor, (found.st_dev, found.st_ino))
 
 
 def _remove(path: str, token: Token) -> None:
     if _identity(path) == token.identity:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        _remove_files(os.path.dirname(path))
     os.close(token.descriptor)
+
+
+def _remove_files(place: str) -> None:
+    with contextlib.suppress(OSError):
+        for name in (IGNORED, FILE):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(place, name))
+        os.rmdir(place)
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -168,23 +178,25 @@ def _remove_stale(path: str) -> None:
     """Remove the tokens of programs of this user that were killed."""
     try:
         with os.scandir(path) as entries:
-            names = [entry.name for entry in entries if entry.name.startswith(TOKEN)]
+            places = [entry.path for entry in entries if entry.name.startswith(TOKEN)]
     except OSError:
         return
-    for name in names:
+    for place in places:
         with contextlib.suppress(OSError):
-            _remove_if_stale(os.path.join(path, name))
+            if _is_stale(place):
+                _remove_files(place)
 
 
-def _remove_if_stale(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+def _is_stale(place: str) -> bool:
+    if os.lstat(place).st_uid != os.getuid():
+        return False
+    descriptor = os.open(os.path.join(place, FILE), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         found = os.fstat(descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # who lives holds it
         content = os.read(descriptor, 1000).decode(errors="replace")
         ours = content.endswith(f" of {socket.gethostname()}\n")
-        if found.st_uid == os.getuid() and (ours or time.time() - found.st_mtime > STALE_S):
-            os.unlink(path)
+        return ours or time.time() - found.st_mtime > STALE_S
     finally:
         os.close(descriptor)
 

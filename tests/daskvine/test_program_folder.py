@@ -232,11 +232,22 @@ def test_a_worker_that_may_be_elsewhere_sees_a_token_which_is_taken_away(yard, f
     assert read("cuts").compute(scheduler=m.get, task_mode=task_mode) == "1"
     first = tokens(folder)
     assert len(first) == 1
-    (folder / first[0]).unlink()  # somebody cleans up
+    shutil.rmtree(folder / first[0])  # somebody cleans up
     assert read("cuts").compute(scheduler=m.get, task_mode=task_mode) == "1"
     assert len(tokens(folder)) == 1
     m.close()
     assert tokens(folder) == []
+
+
+def test_git_does_not_see_a_token(yard, folder):
+    if shutil.which("git") is None:
+        pytest.skip("there is no git")
+    m = yard.manager(DaskVine)
+    m.folders.program()
+    assert len(tokens(folder)) == 1
+    subprocess.run(["git", "init", "-q"], check=True)
+    asked = ["git", "status", "--short", "--untracked-files=all"]
+    assert subprocess.run(asked, check=True, capture_output=True, text=True).stdout == "?? cuts\n"
 
 
 def test_several_managers_have_tokens_of_their_own(yard, folder):

@@ -8,7 +8,8 @@ token
 kernel and identity
     the same running kernel, and the same device and inode;
 listing
-    where nothing can be written: the same names, sizes and times of change of all that is in it.
+    where nothing can be written: the same file system of a network, with the same inode, names, sizes and times of change of all that is in it. On a
+    disk of its own another machine may have a copy of all that, which says nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -23,8 +25,14 @@ from typing import NamedTuple, Optional
 
 MOST_LISTED = 4096
 """Entries of a folder that are compared, in the order of their names."""
+NETWORKED = frozenset({"nfs", "nfs4", "lustre", "gpfs", "ceph", "afs", "cifs", "smb3", "beegfs", "glusterfs", "orangefs", "pvfs2", "9p", "virtiofs", "wekafs",
+                       "panfs", "fuse.glusterfs", "fuse.ceph", "fuse.juicefs", "fuse.sshfs", "fuse.eos", "fuse.eosxd", "fuse.cvmfs2", "fuse.daos"})  # fmt: skip
+"""File systems, as Linux calls them, that several machines may have."""
+MOUNTS = "/proc/self/mountinfo"
 PASSING = ("__pycache__", ".daskvine-")
 """Beginnings of names that come and go, and say nothing of a folder."""
+
+_OCTAL = re.compile(r"\\(\d{3})")  # how that table writes spaces
 
 
 class Folder(NamedTuple):
@@ -117,7 +125,52 @@ def _holds(folder: Folder) -> bool:
 
 
 def list_folder(path: str) -> str:
-    """Digest of what is in a folder, or of what a file is; "" if there is nothing in it, or it may not be read."""
+    """Digest of what is in a folder, or of what a file is, and of the file system of a network that it is on.
+
+    Returns
+    -------
+    str
+        "" if there is nothing in it, it may not be read, or it is on no such file system.
+    """
+    try:
+        system = find_file_system(os.path.realpath(path), _mounts())
+        return (
+            f"{system} {os.stat(path).st_ino} {digest}"
+            if system and (digest := digest_of_folder(path))
+            else ""
+        )
+    except OSError:
+        return ""
+
+
+def _mounts() -> str:
+    try:
+        with open(MOUNTS, errors="surrogateescape") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def find_file_system(path: str, mounts: str) -> str:
+    """Say what a path is on, in a table as Linux gives it, if that is a file system of a network; else ""."""
+    found = (-1, "")
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        fields, about = before.split(" "), after.split(" ")
+        if len(fields) < 5 or len(about) < 2:
+            continue
+        point = _OCTAL.sub(lambda code: chr(int(code[1], 8)), fields[4])
+        if path == point or path.startswith(
+            point.rstrip("/") + "/"
+        ):  # of those at one point the last is on top
+            networked = about[0] in NETWORKED
+            if len(point) >= found[0]:
+                found = len(point), f"{about[0]} {about[1]} {fields[3]}" if networked else ""
+    return found[1]
+
+
+def digest_of_folder(path: str) -> str:
+    """Digest of the names, sizes and times of change of what is in a folder, or of a file; "" if there is nothing."""
     try:
         found = os.stat(path)
         if not stat.S_ISDIR(found.st_mode):

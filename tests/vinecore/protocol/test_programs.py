@@ -49,16 +49,47 @@ def test_the_name_alone_is_not_enough(tmp_path):
 def test_where_nothing_can_be_written_the_content_counts(tmp_path):
     (tmp_path / "data").write_text("1")
     (tmp_path / "below").mkdir()
-    folder = from_elsewhere(programs.describe_folder(str(tmp_path), listed=True))
-    assert programs.is_seen(folder)
+    digest = programs.digest_of_folder(str(tmp_path))
     (tmp_path / "__pycache__").mkdir()
-    assert programs.is_seen(folder)
+    assert programs.digest_of_folder(str(tmp_path)) == digest
     os.utime(tmp_path / "data", ns=(0, 1))
-    assert not programs.is_seen(folder)
+    assert programs.digest_of_folder(str(tmp_path)) not in ("", digest)
+
+
+def test_a_copy_on_a_disk_of_its_own_proves_nothing(tmp_path):
+    (tmp_path / "data").write_text("1")
+    folder = programs.describe_folder(str(tmp_path), listed=True)
+    assert not programs.is_seen(from_elsewhere(folder))
 
 
 def test_an_empty_folder_proves_nothing(tmp_path):
-    assert not programs.is_seen(from_elsewhere(programs.describe_folder(str(tmp_path), listed=True)))
+    assert programs.digest_of_folder(str(tmp_path)) == ""
+
+
+MOUNTS = r"""
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+40 22 0:40 / /home rw,nosuid shared:20 - nfs4 server:/export/home rw,vers=4.2
+41 40 0:41 / /home/me/local rw - tmpfs tmpfs rw
+42 22 0:42 /part /with\040space ro - fuse.cvmfs2 cvmfs2 ro
+43 22 0:43 / /twice rw - nfs old:/x rw
+44 43 0:44 / /twice rw - nfs new:/x rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "system"),
+    [
+        ("/home", "nfs4 server:/export/home /"),
+        ("/home/me/analysis", "nfs4 server:/export/home /"),
+        ("/home/me/local/x", ""),
+        ("/homes", ""),
+        ("/etc", ""),
+        ("/with space/x", "fuse.cvmfs2 cvmfs2 /part"),
+        ("/twice", "nfs new:/x /"),
+    ],
+)
+def test_file_systems_of_networks_are_told_from_disks(path, system):
+    assert programs.find_file_system(path, MOUNTS) == system
 
 
 def test_what_is_not_there_is_not_seen(tmp_path):

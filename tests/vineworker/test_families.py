@@ -182,7 +182,7 @@ def test_what_is_not_worth_to_be_held_is_written_at_once(worker, others):
     worker.hold(1)
     assert worker.out == [i.Write(worker.slots[0], [1])]
     worker.wrote(worker.slots[0], 1)
-    assert i.Adopt("r1", 1) in worker.out
+    assert i.Adopt("r1", 1, "d") in worker.out
     assert worker.told(i.Say)[0].message.info == {"digest": "d"}
     assert worker.state.objects["r1"] == LARGE
     assert [task for task, _held in worker.sent()] == [run.task for run in others][:1]

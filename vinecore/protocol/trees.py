@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Union
 
 PLAIN = 0o444
 SINGLE_FILE_TIME_S = 946_684_800
@@ -140,10 +140,13 @@ def _stays(link: str, name: str) -> bool:
 
 
 def bring_in(tree: str, surrounding: str) -> None:
-    """Replace the links of a tree that point elsewhere into the folder around it, which will go, by what they point to."""
+    """Have what a tree shares with the folder around it, which will go, in the tree: what its links point to, and files that are linked elsewhere."""
     top, around = os.path.realpath(tree), os.path.realpath(surrounding)
     for entry in list(entries(tree, follow=False)):
         if entry.link is None:
+            if stat.S_ISREG(entry.about.st_mode) and entry.about.st_nlink > 1:
+                shutil.copy2(entry.path, entry.path + ".vine-copy")
+                os.replace(entry.path + ".vine-copy", entry.path)
             continue
         real = os.path.realpath(entry.path)
         if not _is_below(real, around) or not os.path.exists(real):
@@ -193,13 +196,19 @@ def look(folder: str) -> tuple[Any, ...]:
     )
 
 
-def set_modes(path: str, wanted: Callable[[int], int]) -> None:
-    """Change the permissions of a file, or of all files and folders of a tree, to what is wanted for those they have."""
-    _set_mode(path, os.stat(path), wanted)
-    if os.path.isdir(path):
-        for entry in entries(path, follow=False):
-            if entry.link is None:
-                _set_mode(entry.path, entry.about, wanted)
+def set_modes(
+    path: str, of_file: Callable[[int], int], of_folder: Union[Callable[[int], int], None] = None
+) -> None:
+    """Change the permissions of a file, or of all files and folders of a tree, to what is wanted for those they have; of a folder first, then of what is in it."""
+    about = os.stat(path)
+    of_folder = of_folder or of_file
+    if not stat.S_ISDIR(about.st_mode):
+        _set_mode(path, about, of_file)
+        return
+    _set_mode(path, about, of_folder)
+    for entry in entries(path, follow=False):
+        if entry.link is None:
+            _set_mode(entry.path, entry.about, of_folder if stat.S_ISDIR(entry.about.st_mode) else of_file)
 
 
 def _set_mode(path: str, about: os.stat_result, wanted: Callable[[int], int]) -> None:

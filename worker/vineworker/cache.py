@@ -9,17 +9,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, Union
+from typing import Any, Callable, Union
 from urllib.parse import quote
 
-from vinecore.protocol import INLINE_LIMIT, bulk
+from vinecore.protocol import INLINE_LIMIT, bulk, digests, trees
+from vineworker.looks import Changed, Looks
+
+log = logging.getLogger("vine_worker")
 
 MEMORY_LIMIT = 256 * 1024 * 1024
 LONGEST_NAME = 160
+PART_COPIED = 8  # of the disk limit, one part of so many for copies of inputs in sandboxes
 MB = 1 << 20
 
 
@@ -82,9 +87,17 @@ class Cache:
         Bytes of small objects kept in memory; more go to files.
     disk_limit
         Bytes of files; 0: as many as there is room for on the disk.
+    lost
+        Called, in any thread, with the names of objects that have been changed on the disk and are therefore removed.
     """
 
-    def __init__(self, folder: str, memory_limit: int = MEMORY_LIMIT, disk_limit: int = 0) -> None:
+    def __init__(
+        self,
+        folder: str,
+        memory_limit: int = MEMORY_LIMIT,
+        disk_limit: int = 0,
+        lost: Callable[[list[str]], None] = lambda _names: None,
+    ) -> None:
         self._folder, self._incoming = os.path.join(folder, "cache"), os.path.join(folder, "incoming")
         os.makedirs(self._folder, mode=0o700)
         os.makedirs(self._incoming, mode=0o700)
@@ -98,6 +111,8 @@ class Cache:
         self._disk_limit = disk_limit
         self._counter = 0
         self._lock = threading.Lock()
+        self.looks, self._lost = Looks(), lost
+        self._copied: dict[str, int] = {}  # sandbox -> bytes of copies in it
 
     @property
     def on_disk(self) -> int:
@@ -157,9 +172,8 @@ class Cache:
         """Hold a small object."""
         if len(payload) > INLINE_LIMIT or self._in_memory + len(payload) > self._memory_limit:
             path = self.temporary(name)
-            with open(path, "wb") as file:
-                file.write(payload)
-            self.store(name, path)
+            _write(path, payload)
+            self.store(name, path, digests.of(payload))
             return
         with self._lock:
             self._in_memory += len(payload) - len(self._memory.get(name, b""))
@@ -168,17 +182,21 @@ class Cache:
             stale = self._files.pop(name, None)
             self._account(name, 0)
             self._withdraw(name)
+            self.looks.forget(name)
         if stale is not None and self._is_own(stale):
             bulk.remove(stale)
 
-    def store(self, name: str, path: str, _digest: str = "") -> None:
+    def store(self, name: str, path: str, digest: str = "") -> None:
         """Take over a complete file or directory."""
-        target = self.path_for(name)
-        if os.path.isdir(path) or os.path.isdir(target):
+        target, directory = self.path_for(name), os.path.isdir(path)
+        if directory or os.path.isdir(target):
             bulk.remove(target)  # what is not a directory is replaced at once by the rename
-        size = tree_size(path)
+        if directory:
+            size = self.looks.record(name, path, place=target)
         with self._lock:
-            os.rename(path, target)
+            _move(path, target)
+            if not directory:
+                size = self.looks.record(name, target, digest)
             self._enter(name, target, size)
             self._offered.pop(name, None)
 
@@ -198,12 +216,12 @@ class Cache:
             self._offered[name] = path
             return True
 
-    def accept(self, name: str, path: str) -> None:
+    def accept(self, name: str, path: str, digest: str = "") -> None:
         """The file that has been offered from there is right: take it over, unless it has gone or has been replaced meanwhile."""
         with self._lock:
             if self._offered.get(name) == path:
                 target = self.path_for(name)
-                self._enter(name, target, os.path.getsize(target))
+                self._enter(name, target, self.looks.record(name, target, digest))
                 del self._offered[name]
 
     def refuse(self, name: str, path: str) -> None:
@@ -216,7 +234,7 @@ class Cache:
         if self._offered.pop(name, None) is not None:
             bulk.remove(self.path_for(name))
 
-    def adopt(self, name: str, path: str, taken: int) -> int:
+    def adopt(self, name: str, path: str, taken: int, digest: str = "") -> int:
         """Serve an object from where it is kept, unless there is one of its name; it stays there whatever becomes of this one.
 
         Parameters
@@ -232,7 +250,12 @@ class Cache:
         with self._lock:
             if name not in self._sizes:
                 self._withdraw(name)
-                self._files[name], self._sizes[name] = path, -1 if os.path.isdir(path) else taken
+                directory = os.path.isdir(path)
+                if (
+                    not directory
+                ):  # of a directory when it is first used: until then no task can have changed it
+                    self.looks.record(name, path, digest)
+                self._files[name], self._sizes[name] = path, -1 if directory else taken
                 self._account(name, taken)
             return self._sizes[name]
 
@@ -250,10 +273,10 @@ class Cache:
                 content = self.content(name)
                 if isinstance(content, str):
                     path = os.path.join(folder, os.path.basename(content))
-                    if not self._is_own(content):
+                    if not self._is_own(content) or not self.looks.is_intact(name):
                         continue
                     try:
-                        os.rename(content, path)
+                        _move(content, path)
                     except OSError:  # then it is not there any more, or cannot be moved
                         continue
                     content = path
@@ -263,13 +286,13 @@ class Cache:
 
     def inherit(self, estate: Estate) -> list[str]:
         """Take over what another cache has given away; give the names."""
-        names = []
+        names, known = [], dict(zip(estate.about[0], estate.about[2]))
         for name, content in estate.contents.items():
             try:
                 if isinstance(content, bytes):
                     self.keep(name, content)
                 else:
-                    self.store(name, content)
+                    self.store(name, content, known.get(name, ""))
             except OSError:
                 continue
             names.append(name)
@@ -288,7 +311,77 @@ class Cache:
         """Give, to others, an object's bytes, or its path, or None; also what is offered."""
         offered = name in self._offered  # before the others: it may be accepted meanwhile
         content = self.content(name)
-        return self.path_for(name) if content is None and offered else content
+        if content is None and offered:
+            return self.path_for(name)
+        if isinstance(content, str) and (self.looks.is_exposed(name) or not os.path.isdir(content)):
+            return content if self.is_intact(name) else None
+        return content
+
+    def is_intact(self, name: str) -> bool:
+        """Whether an object is what it was when it came; one that is not is removed, and that is told.
+
+        Of a large file that looks different in nothing but its time of change the content is read.
+        """
+        if self.looks.is_intact(name):
+            return True
+        if name not in self._files:  # it has been removed meanwhile
+            return True
+        log.warning("%s has been changed on this worker's disk since it came; it is removed", name)
+        self.looks.report(name)
+        self.remove(name)
+        self._lost([name])
+        return False
+
+    def checked_path(self, name: str) -> str:
+        """As `path`, if the object is what it was when it came.
+
+        Raises
+        ------
+        Changed
+            It is not.
+        FileNotFoundError
+            It is not here.
+        """
+        path = self.path(name)
+        if name not in self.looks:
+            self.looks.record(name, path)
+        elif not self.is_intact(name):
+            raise Changed([name], "has been changed on this worker's disk")
+        return path
+
+    def settle(self, folder: str, who: str) -> None:
+        """Find out whether a task that is over, in its sandbox, has changed what it has links of; that is removed.
+
+        Raises
+        ------
+        Changed
+            What it has read may have been changed by another one, so that what it has made is worth nothing.
+        """
+        try:
+            changed = self.looks.settle(folder)
+        except Changed as error:
+            for name in error.names:
+                self.is_intact(name)
+            raise
+        for name in changed:
+            log.warning("%s has changed its input %s: that copy is removed, others get copies", who, name)
+            self.is_intact(name)
+
+    def release(self, folder: str) -> None:
+        """A sandbox goes."""
+        self.looks.release(folder)
+        with self._lock:
+            self._copied.pop(folder, None)
+
+    def may_copy(self, folder: str, size: int) -> bool:
+        """Whether there is room for a copy in a sandbox, beside what is cached; then it is counted."""
+        with self._lock:
+            free = shutil.disk_usage(self._folder).free // PART_COPIED
+            most = min(free, self._disk_limit // PART_COPIED) if self._disk_limit else free
+            if size > most - sum(self._copied.values()):
+                return False
+            self._copied[folder] = self._copied.get(folder, 0) + size
+        return True
 
     def content(self, name: str) -> Union[bytes, str, None]:
         """Give an object's bytes, or its path, or None."""
@@ -306,12 +399,12 @@ class Cache:
         data = self._memory.get(name)
         if name not in self._files and data is not None:
             whole = self.temporary(name)
-            with open(whole, "wb") as file:
-                file.write(data)
+            _write(whole, data)
             with self._lock:  # another thread may have been faster: its file is linked into sandboxes and must stay as it is
                 if name in self._memory and name not in self._files:
                     path = self.path_for(name)
                     os.rename(whole, path)
+                    self.looks.record(name, path, digests.of(data))
                     self._files[name] = path
                     self._account(name, len(data))
                 else:
@@ -339,8 +432,27 @@ class Cache:
             self._sizes.pop(name, None)
             self._account(name, 0)
             self._withdraw(name)
+            self.looks.forget(name)
         if path is not None and self._is_own(path):
             bulk.remove(path)
+
+
+def _write(path: str, data: bytes) -> None:
+    """Make a file that all may read, whatever the umask is."""
+    with open(path, "wb") as file:
+        file.write(data)
+    os.chmod(path, trees.PLAIN)
+
+
+def _move(path: str, target: str) -> None:
+    """Rename a file or a folder, also a read-only one, which could not be told otherwise that it has another one above it."""
+    try:
+        os.rename(path, target)
+    except PermissionError:
+        mode = os.stat(path).st_mode
+        os.chmod(path, mode & 0o777 | 0o700)
+        os.rename(path, target)
+        os.chmod(target, mode & 0o777)
 
 
 def file_name(name: str) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
-from vinecore.protocol import bulk, digests, handshake, messages, tickets
+from vinecore.protocol import bulk, digests, handshake, messages, tickets, trees
 from vineworker.addresses import Addresses
 from vineworker.cache import Cache, tree_size
 from vineworker.warden import Warden
@@ -102,6 +102,9 @@ class Fetcher:
         try:
             if "://" in fetch.source:
                 self._addresses.fetch(fetch.source, path, fetch.size, fetch.validator)
+                os.chmod(
+                    path, trees.PLAIN
+                )  # who has fetched it may have gone by the umask, or by what is there
                 received = bulk.Received(os.path.getsize(path), digests.of_file(path))
             else:
                 received, proof = self._from_peer(fetch, path)
@@ -116,7 +119,7 @@ class Fetcher:
             as_long = fetch.size in (-1, received.size)  # another one may be right, too: copies may differ
             if proof is not None and as_long and self._cache.offer(fetch.name, path):
                 arrived(received)
-                self._prove(fetch.name, path, proof)
+                self._prove(fetch.name, path, proof, received.digest)
                 return received
             if proof is not None:
                 proof.compare()
@@ -126,14 +129,14 @@ class Fetcher:
         finally:
             if proof is not None:
                 proof.close()
-        self._cache.store(fetch.name, path)
+        self._cache.store(fetch.name, path, received.digest)
         return received
 
-    def _prove(self, name: str, path: str, proof: bulk.Proof) -> None:
+    def _prove(self, name: str, path: str, proof: bulk.Proof, digest: str) -> None:
         """Take over what is offered, if it is what it should be."""
         try:
             proof.compare()
-            self._cache.accept(name, path)
+            self._cache.accept(name, path, digest)
         except BaseException:
             self._cache.refuse(name, path)
             raise
@@ -165,7 +168,7 @@ class Fetcher:
         path = self._cache.temporary(unpack.name)
         os.mkdir(path)
         try:
-            with tarfile.open(self._cache.path(unpack.archive)) as archive:
+            with tarfile.open(self._cache.checked_path(unpack.archive)) as archive:
                 self._cache.check(unpack.name, sum(member.size for member in archive.getmembers()))
                 bulk.unpack_safely(archive, path)
             self._cache.check(unpack.name, tree_size(path))

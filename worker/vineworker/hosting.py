@@ -261,8 +261,9 @@ class HostProcess:
         self._warden.unwatch(group)
 
 
-def remove_files(folder: str) -> None:
+def remove_files(folder: str, cache: Cache) -> None:
     """Remove what a host has left on the disk: its folder and what is beside it."""
+    cache.release(folder)
     for suffix in ("", ".log", ".error", ".lib"):
         bulk.remove(folder + suffix)
 

@@ -117,6 +117,7 @@ class Adopt(NamedTuple):
 
     name: str
     task: int
+    digest: str = ""
 
 
 class Delete(NamedTuple):

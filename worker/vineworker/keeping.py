@@ -29,9 +29,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection
+from functools import partial
 from typing import Any, Callable, NamedTuple, Optional
 
-from vinecore.protocol import bulk, digests
+from vinecore.protocol import bulk, digests, trees
 from vineworker.cache import file_name
 
 log = logging.getLogger("vine_worker")
@@ -57,6 +58,7 @@ class Kept(NamedTuple):
     digest: str  # by which transfers are checked, "" of a directory
 
 
+Guard = Callable[[str, Callable[[], None]], None]
 Listener = Callable[[str, Optional[Kept]], None]
 """Called with "found" (an old one is as it was), "kept" (a new one is kept), "full" (others have to go), or, without one, "all" (there are
 no more old ones), in any thread."""
@@ -155,15 +157,29 @@ class Keeper:
         with self._lock:
             self._listener = None
 
-    def keep(self, name: str, content: bulk.Content, *, forever: bool, digest: str = "") -> None:
-        """Keep an object from now on, soon; if there is a digest, and it is a file, only if it still is what it was."""
+    def keep(
+        self,
+        name: str,
+        content: bulk.Content,
+        *,
+        forever: bool,
+        digest: str = "",
+        guard: Guard = lambda _name, link: link(),
+    ) -> None:
+        """Keep an object from now on, soon; if there is a digest, and it is a file, only if it still is what it was.
+
+        Parameters
+        ----------
+        guard
+            Called to have links of it made, with its name and what makes them.
+        """
         with self._lock:
             if len(self._wanted) >= MOST_WAITING:
                 log.warning("%s is not kept: too many others wait to be kept", name)
                 return
             self._wanted.add(name)
         self._start()
-        self._jobs.put(lambda: self._keep(name, content, forever and self._home is not None, digest))
+        self._jobs.put(lambda: self._keep(name, content, forever and self._home is not None, digest, guard))
 
     def drop(self, name: str) -> None:
         """Keep an object no longer."""
@@ -333,7 +349,7 @@ class Keeper:
             if self._listener is not None:
                 self._listener("all", None)
 
-    def _keep(self, name: str, content: bulk.Content, forever: bool, digest: str) -> None:
+    def _keep(self, name: str, content: bulk.Content, forever: bool, digest: str, guard: Guard) -> None:
         known = self.check(name)
         if known is not None and known.forever >= forever:
             self._use(known)
@@ -343,8 +359,9 @@ class Keeper:
             if isinstance(content, bytes):
                 with open(path, "wb") as file:
                     file.write(content)
+                os.chmod(path, trees.PLAIN)
             else:
-                _link(content, path)
+                guard(name, partial(_link, content, path))
             record = _describe(name, path, digest=forever)
             if self._acceptable(record, digest):
                 self._commit(record, path, forever)

@@ -106,7 +106,15 @@ class Sampler:
         self._round = threading.Lock()
         self._watches: dict[TaskId, _Watch] = {}
 
-    def watch(self, task_id: TaskId, pid: int, limits: Mapping[str, Any], sandbox: str | None = None) -> None:
+    def watch(
+        self,
+        task_id: TaskId,
+        pid: int,
+        limits: Mapping[str, Any],
+        sandbox: str | None = None,
+        output: str = "",
+        copies: Mapping[int, int] = {},
+    ) -> None:
         """Start to measure a task.
 
         Parameters
@@ -119,8 +127,13 @@ class Sampler:
             "memory" and "disk" in MB; None or absent: no limit. Other keys are ignored.
         sandbox : str or None
             The folder whose files count as disk, if there is a limit for that.
+        output : str
+            The file that takes what the task prints, which counts, too; "" if there is none.
+        copies : mapping
+            What in the folder does not count; see `used_bytes`.
         """
-        watch = _Watch(self._probe, pid, limits, sandbox, self._clock, self._cpu_clock)
+        disk = None if sandbox is None else (sandbox, output, copies)
+        watch = _Watch(self._probe, pid, limits, disk, self._clock, self._cpu_clock)
         with self._lock:
             self._watches[task_id] = watch
 
@@ -190,12 +203,13 @@ class _Watch:
         probe: Probe | None,
         pid: int,
         limits: Mapping[str, Any],
-        sandbox: str | None,
+        disk: tuple[str, str, Mapping[int, int]] | None,
         clock: Callable[[], float],
         cpu_clock: Callable[[], float],
     ) -> None:
         self.busy = threading.Lock()
-        self._probe, self._root, self._sandbox, self._clock = probe, pid, sandbox, clock
+        self._probe, self._root, self._place, self._clock = probe, pid, disk, clock
+        self._in_sandbox = 0
         asked = {resource: limits.get(resource) for resource in ("memory", "disk")}
         self._limits = {resource: limit for resource, limit in asked.items() if limit is not None}
         self._started = clock()
@@ -280,12 +294,14 @@ class _Watch:
         return max(private, share - (self._inherited or 0))
 
     def walk(self) -> None:
-        """Add up the sandbox, if there is a limit for it and it is time."""
-        if self._sandbox is None or "disk" not in self._limits:
+        """Add up the sandbox, if there is a limit for it and it is time, and what the task has printed."""
+        if self._place is None or "disk" not in self._limits:
             return
+        sandbox, output, copies = self._place
         if self._disk.due(DUTY, DISK_PERIOD_S):
             with self._disk:
-                self._raise("disk", used_bytes(self._sandbox))
+                self._in_sandbox = used_bytes(sandbox, copies=copies)
+        self._raise("disk", self._in_sandbox + file_size(output))
 
     def _raise(self, resource: str, value: int) -> None:
         self._peaks[resource] = max(value, self._peaks.get(resource, 0))
@@ -318,11 +334,24 @@ def _still_held(probe: Probe, pid: int, before: Look) -> int:
     return now.rss if now is not None and now.born == before.born else 0
 
 
-def used_bytes(folder: str, max_entries: int = MAX_ENTRIES) -> int:
+def file_size(path: str) -> int:
+    """Bytes of a file; 0 if there is none."""
+    try:
+        return os.stat(path).st_size if path else 0
+    except OSError:
+        return 0
+
+
+def used_bytes(folder: str, max_entries: int = MAX_ENTRIES, copies: Mapping[int, int] = {}) -> int:
     """Add up the sizes of the files below a folder.
 
     A file that is also linked from elsewhere, as the inputs from the cache are, belongs there and does not
     count. Symbolic links are not followed. After `max_entries` it stops: the sum is then a lower bound.
+
+    Parameters
+    ----------
+    copies
+        Files, by their numbers, that were there from the beginning, and their sizes then, which do not count.
     """
     total = seen = 0
     linked: dict[tuple[int, int], list[int]] = {}
@@ -342,7 +371,7 @@ def used_bytes(folder: str, max_entries: int = MAX_ENTRIES) -> int:
                 links = linked.setdefault((info.st_dev, info.st_ino), [info.st_nlink, info.st_size])
                 links[0] -= 1
             else:
-                total += info.st_size
+                total += max(0, info.st_size - copies.get(info.st_ino, 0)) if copies else info.st_size
             if seen >= max_entries:
                 break
     return total + sum(size for missing, size in linked.values() if missing <= 0)

@@ -14,6 +14,7 @@ from vinecore.protocol import messages as m
 from vineworker import captured_output, descendants, sandbox
 from vineworker.cache import Cache, DiskFull
 from vineworker.calls import Reply
+from vineworker.looks import Changed
 from vineworker.measuring import Exceeded, Peak, Sampler
 from vineworker.warden import Warden
 
@@ -42,13 +43,15 @@ class Measuring:
         self._closing = False
         self._thread: Optional[threading.Thread] = None
 
-    def watch(self, task: int, pid: int, options: dict[str, Any], folder: str) -> None:
+    def watch(
+        self, task: int, pid: int, options: dict[str, Any], folder: str, output: str, copies: dict[int, int]
+    ) -> None:
         """Begin to measure a task; none may write more than what the worker has."""
         limits = dict(options.get("limits") or {})
         if self._disk_mb and "disk" not in limits:
             limits["disk"] = self._disk_mb
             self._unasked.add(task)
-        self._sampler.watch(task, pid, limits, folder)
+        self._sampler.watch(task, pid, limits, folder, output, copies)
         self._watched.add(task)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="vine-measuring", daemon=True)
@@ -171,6 +174,7 @@ def finish_command(
     # of what was cancelled nothing may come into the cache: the same objects may be in the making, or made, by another task
     outputs = [] if killed == "cancelled" else run.options.get("outputs", [])
     try:
+        cache.settle(command.folder, f"task {run.task}")
         sizes, sums, missing = sandbox.collect(command.folder, outputs, cache, failed=failed)
         info: dict[str, Any] = {
             "exit_code": code if code >= 0 else 9 if killed else -code,
@@ -181,7 +185,7 @@ def finish_command(
             "measured": measured(peak),
         }
     finally:
-        sandbox.clear(command.folder)
+        sandbox.clear(command.folder, cache)
         bulk.remove(command.output)
     return ended(run, info, wall, killed, limit, missing), sizes
 
@@ -223,13 +227,14 @@ def finish_single(
     try:
         if not failed and reply.size > INLINE_LIMIT:
             cache.check("what it returned", reply.size)
+        cache.settle(folder, f"task {run.task}")
         sizes, sums, missing = sandbox.collect(folder, run.options.get("outputs", []), cache, failed=failed)
         said = _said(run, folder, output)
-    except DiskFull:
+    except (DiskFull, Changed):
         bulk.remove(result)
         raise
     finally:
-        sandbox.clear(folder)
+        sandbox.clear(folder, cache)
         bulk.remove(output)
     use = measured(peak) or {}
     if reply.wall_s >= SAMPLE_S and "cpu_s" in reply.info:
@@ -252,7 +257,7 @@ def finish_single(
         if reply.size <= INLINE_LIMIT:
             cache.keep(run.result, payload)
         else:
-            cache.store(run.result, result)
+            cache.store(run.result, result, reply.info.get("digest", ""))
         sizes[run.result] = reply.size
     done = m.Done(run.task, reply.size, reply.wall_s, info, payload if run.keep else b"")
     return sandbox.verdict(run, sizes, missing, done), sizes

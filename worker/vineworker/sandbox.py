@@ -1,30 +1,35 @@
-"""The folder a task runs in: its inputs are linked in, its outputs are taken out.
+"""The folder a task runs in: its inputs are put in, its outputs are taken out.
 
-Inputs are links to cached files with the write permission taken away, so that a task that damages its input cannot damage the cache;
-where links do not work, copies. Everything here touches the disk and runs in a helper thread.
+Inputs are copies, or, of large files, links to cached ones with the write permission taken away; where the file system can share the blocks of two files, large ones are copies,
+too. What a task does to a copy is its own affair; what it does to a link is found out when it is over (see `looks`). Everything here touches the disk and runs in a helper thread.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import stat
 from typing import Any, NamedTuple, Union
 
-from vinecore.protocol import bulk, digests, messages
+from vinecore.protocol import bulk, digests, messages, trees
 from vineworker.cache import Cache, tree_size
+from vineworker.looks import LINK_FROM, Changed
 
 TEMPORARY = ".vine"
 OUTPUT_LIMIT = 1 << 20
 """Bytes of a task's output (its end) that are sent to the manager."""
+FICLONE = 0x40049409
+"""Has a file share the blocks of another one until one of them is written to."""
 
 
 class MissingOutput(Exception):
     """A task has ended without making what it said it would."""
 
 
-def make(folder: str, mounts: list[Any], cache: Cache) -> None:
-    """Make a sandbox.
+def make(folder: str, mounts: list[Any], cache: Cache, *, link: bool = True) -> dict[int, int]:
+    """Make a sandbox; give what in it are copies of inputs, by the numbers of their files, and their sizes.
 
     Parameters
     ----------
@@ -32,22 +37,107 @@ def make(folder: str, mounts: list[Any], cache: Cache) -> None:
         Must not exist yet.
     mounts
         ``[name, remote name, symlink]`` for each input.
+    link
+        Whether there may be hard links to inputs; where there are, `Cache.settle` and `clear` have to follow.
+
+    Raises
+    ------
+    Changed
+        An input is not what it was when it came.
     """
     os.mkdir(folder, mode=0o700)
-    for name, remote, symlink in mounts:
-        target = inside(folder, remote)
-        if os.path.dirname(target) != folder or os.path.lexists(target):
-            _refuse_links(folder, remote, target)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        source = cache.path(name)
+    filling = _Filling(folder, cache, link)
+    try:
+        for name, remote, symlink in mounts:
+            target = inside(folder, remote)
+            if os.path.dirname(target) != folder or os.path.lexists(target):
+                _refuse_links(folder, remote, target)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            filling.put(name, target, symlink)
+    except BaseException:
+        cache.release(folder)
+        raise
+    return filling.copies
+
+
+class _Filling:
+    """Puts inputs into a sandbox."""
+
+    def __init__(self, folder: str, cache: Cache, link: bool) -> None:
+        self._folder, self._cache, self._link = folder, cache, link
+        self.copies: dict[int, int] = {}
+
+    def put(self, name: str, target: str, symlink: bool) -> None:
+        source = self._cache.checked_path(name)
         if symlink:
-            if not os.path.isdir(source):
-                _protect(source)
+            if self._link:
+                self._cache.looks.mention(self._folder, name)
+            else:
+                self._cache.looks.expose(name)
             os.symlink(source, target)
         elif os.path.isdir(source):
-            shutil.copytree(source, target, symlinks=True, copy_function=_link_or_copy)
+            self._put_tree(name, source, target)
         else:
-            _link_or_copy(source, target)
+            self._put_file(name, "", source, os.stat(source), target)
+        if not self._cache.is_intact(name):  # while it was copied
+            raise Changed([name], "has been changed on this worker's disk")
+
+    def _put_tree(self, name: str, source: str, target: str) -> None:
+        os.mkdir(target)
+        folders = [(target, os.stat(source).st_mode)]
+        for entry in trees.entries(source, follow=False):
+            place = os.path.join(target, entry.name)
+            if entry.link is not None:
+                os.symlink(entry.link, place)
+            elif stat.S_ISDIR(entry.about.st_mode):
+                os.mkdir(place)
+                folders.append((place, entry.about.st_mode))
+            else:
+                self._put_file(name, entry.name, entry.path, entry.about, place)
+        for place, mode in reversed(folders):  # last, because nothing can be put into one that is read-only
+            os.utime(place, (trees.SINGLE_FILE_TIME_S, trees.SINGLE_FILE_TIME_S))
+            _set_mode(place, trees.folder_mode(mode))
+
+    def _put_file(self, name: str, inner: str, source: str, about: os.stat_result, target: str) -> None:
+        size, cache = about.st_size, self._cache
+        large = size >= LINK_FROM
+        if not (large and _clone(source, target)):
+            wanted = large and os.geteuid() != 0  # for root nothing is read-only
+            may = self._link and cache.looks.may_link(name)
+            if (
+                may
+                and (wanted or not cache.may_copy(self._folder, size))
+                and self._try_link(name, inner, target)
+            ):
+                return
+            shutil.copyfile(source, target)
+        os.utime(target, ns=(about.st_atime_ns, about.st_mtime_ns))
+        _set_mode(target, trees.shown_mode(about.st_mode))
+        self.copies[os.stat(target).st_ino] = size
+
+    def _try_link(self, name: str, inner: str, target: str) -> bool:
+        try:
+            self._cache.looks.link(self._folder, name, inner, target)
+        except Changed:
+            raise
+        except OSError:  # there can be none on this file system, or not so many
+            return False
+        return True
+
+
+def _clone(source: str, target: str) -> bool:
+    """Have a file share its blocks with another one, where the file system can."""
+    with open(source, "rb") as file, open(target, "wb") as copy:
+        try:
+            fcntl.ioctl(copy.fileno(), FICLONE, file.fileno())
+        except OSError:
+            return False
+    return True
+
+
+def _set_mode(path: str, mode: int) -> None:
+    with contextlib.suppress(PermissionError):  # some file systems have no modes
+        os.chmod(path, mode)
 
 
 def inside(folder: str, remote: str) -> str:
@@ -78,24 +168,6 @@ def _refuse_links(folder: str, remote: str, target: str) -> None:
         raise ValueError(msg)
 
 
-def _protect(source: str) -> None:
-    mode = os.stat(source).st_mode
-    if mode & 0o222:
-        os.chmod(source, stat.S_IMODE(mode) & ~0o222)
-
-
-def _link_or_copy(source: str, target: str, **_options: Any) -> str:
-    _protect(source)
-    if os.geteuid() == 0:  # nothing is read-only for root: only a copy protects the cache
-        shutil.copy2(source, target)
-        return target
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
-
-
 class Collected(NamedTuple):
     """What a task has left."""
 
@@ -112,36 +184,64 @@ def collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> C
     outputs
         ``[remote name, object name, on]`` with ``on`` one of "always", "success", "failure".
     """
-    left = [
-        inside(folder, remote)
-        for remote, _name, when in outputs
-        if when != ("success" if failed else "failure")
+    wanted = [
+        (remote, name) for remote, name, when in outputs if when != ("success" if failed else "failure")
     ]
-    cache.check("what it has made", sum(tree_size(path) for path in left if os.path.exists(path)))
+    found: dict[str, str] = {}
+    missing: list[str] = []
+    for remote, name in wanted:
+        path = inside(folder, remote)
+        _open_way(folder, path)
+        if os.path.isfile(path) or os.path.isdir(path):  # a pipe or a device has no end
+            found[name] = path
+        else:
+            missing.append(remote)
+    for number, (name, path) in enumerate(found.items()):
+        found[name] = _taken(path, folder, number)
+    cache.check("what it has made", sum(map(tree_size, found.values())))
     sizes: dict[str, int] = {}
     sums: dict[str, str] = {}
-    missing: list[str] = []
-    for remote, name, when in outputs:
-        if when == ("success" if failed else "failure"):
-            continue
-        path = inside(folder, remote)
-        if not (os.path.isfile(path) or os.path.isdir(path)):  # a pipe or a device has no end
-            missing.append(remote)
-            continue
-        real = os.path.realpath(path)
-        if real != os.path.join(
-            os.path.realpath(folder), os.path.relpath(path, folder)
-        ):  # a link, or behind one: what it points to stays there
-            path = _copied(real, os.path.join(folder, f".vine-copy-{len(sizes)}"))
+    for name, path in found.items():
         if not os.path.isdir(path):
             sums[name] = digests.of_file(path)
-        cache.store(name, path)
+        cache.store(name, path, sums.get(name, ""))
         sizes[name] = cache.size(name)
     return Collected(sizes, sums, missing)
 
 
-def clear(folder: str) -> None:
+def _open_way(folder: str, path: str) -> None:
+    """Have a task's own folders on the way to an output such that this can be taken out."""
+    way = folder
+    for part in os.path.relpath(os.path.dirname(path), folder).split(os.sep):
+        way = os.path.normpath(os.path.join(way, part))
+        try:
+            about = os.lstat(way)
+        except OSError:
+            return
+        if not stat.S_ISDIR(about.st_mode):
+            return
+        if about.st_mode & 0o700 != 0o700:
+            os.chmod(way, about.st_mode & 0o777 | 0o700)
+
+
+def _taken(path: str, folder: str, number: int) -> str:
+    """Give an output such that it is whole and its own wherever it will be: nothing in it is a link into a folder that goes, or to a cached file."""
+    real = os.path.realpath(path)
+    behind = real != os.path.join(os.path.realpath(folder), os.path.relpath(path, folder))
+    if behind or (os.path.isfile(path) and os.stat(path).st_nlink > 1):  # what it is stays where it is
+        path = os.path.join(folder, f".vine-copy-{number}")
+        trees.copy(real, path)
+    if os.path.isdir(path):
+        trees.set_modes(path, lambda mode: mode | 0o400, lambda mode: mode | 0o500)
+        trees.bring_in(path, os.path.dirname(folder))
+    else:
+        trees.set_modes(path, lambda mode: mode | 0o400)
+    return path
+
+
+def clear(folder: str, cache: Cache) -> None:
     """Remove a sandbox; mostly nothing is left in it but the empty folder for temporary files."""
+    cache.release(folder)
     try:
         os.rmdir(os.path.join(folder, TEMPORARY))
         os.rmdir(folder)
@@ -149,12 +249,14 @@ def clear(folder: str) -> None:
         bulk.remove(folder)
 
 
-def _copied(source: str, target: str) -> str:
-    if os.path.isdir(source):
-        shutil.copytree(source, target, symlinks=True)
-    else:
-        shutil.copy2(source, target)
-    return target
+def abandon(folder: str, output: str, who: str, cache: Cache) -> None:
+    """Remove what is left of a task that has come to nothing."""
+    try:
+        with contextlib.suppress(Changed):
+            cache.settle(folder, who)
+    finally:
+        clear(folder, cache)
+        bulk.remove(output)
 
 
 def read_end(path: str, limit: int = OUTPUT_LIMIT) -> str:

@@ -34,6 +34,7 @@ from vineworker.calls import Call, Drop, Object, Release, Reply, Write
 from vineworker.captured_output import ERRORS
 from vineworker.hosting import HostProcess, SlotProcess, environment_prefix, remove_files
 from vineworker.keeping import Keeper, Kept
+from vineworker.looks import Changed
 from vineworker.measuring import Exceeded
 from vineworker.resources import Detected
 from vineworker.search import Manager
@@ -114,7 +115,9 @@ class Session:
         disk_mb = settings.resources.disk_mb
         self._measuring = processes.Measuring(lambda exceeded: self._soon(self._exceeded, exceeded), disk_mb)
         self._state = state.WorkerState()
-        self.cache = Cache(self._folder, disk_limit=disk_mb * MB)
+        self.cache = Cache(
+            self._folder, disk_limit=disk_mb * MB, lost=lambda names: self._soon(self._lose, names)
+        )
         self.gate = tickets.Gate(
             os.urandom(32)
         )  # closed until the manager says what its tickets are made with
@@ -386,7 +389,7 @@ class Session:
         self.cache.keep(instruction.name, instruction.payload)
 
     def _adopt(self, instruction: i.Adopt) -> None:
-        self.cache.store(instruction.name, self._result_path(instruction.task))
+        self.cache.store(instruction.name, self._result_path(instruction.task), instruction.digest)
 
     def _result_path(self, task: int) -> str:
         return f"{self._folder}/incoming/result-{task}"
@@ -410,7 +413,8 @@ class Session:
         name, forever, digest = instruction
         content = self.cache.content(name)
         if content is not None:
-            self._keeper.keep(name, content, forever=forever, digest=digest)
+            guard = self.cache.looks.while_linking
+            self._keeper.keep(name, content, forever=forever, digest=digest, guard=guard)
 
     def _unkeep(self, instruction: i.Unkeep) -> None:
         for name in instruction.names:
@@ -432,7 +436,7 @@ class Session:
     def _tell_found(self) -> None:
         """Have at hand what was kept before, and tell the manager."""
         found, self._found = self._found, []
-        sizes = [self.cache.adopt(kept.name, kept.path, kept.size) for kept in found]
+        sizes = [self.cache.adopt(kept.name, kept.path, kept.size, kept.digest) for kept in found]
         names, digests = [kept.name for kept in found], [kept.digest for kept in found]
         self._obey(self._state.handle((e.Found(names, sizes, digests),)))
 
@@ -455,7 +459,7 @@ class Session:
         kept = self._keeper.check(name)
         if kept is None:
             return None
-        return bulk.Received(self.cache.adopt(name, kept.path, kept.size), kept.digest)
+        return bulk.Received(self.cache.adopt(name, kept.path, kept.size, kept.digest), kept.digest)
 
     def _start_fetch(self, instruction: i.StartFetch) -> None:
         fetch, fetcher = instruction.fetch, self._fetcher
@@ -541,7 +545,7 @@ class Session:
 
         def then(_nothing: Any, error: Optional[BaseException]) -> None:
             if self._preparing.get(name) != folder:  # it has been stopped already
-                self._threads.submit(remove_files, folder)
+                self._threads.submit(remove_files, folder, self.cache)
                 return
             del self._preparing[name]
             try:
@@ -557,20 +561,27 @@ class Session:
                     self._warden,
                 )
             except Exception as problem:  # noqa: BLE001 - told to the manager
+                if isinstance(problem, Changed):
+                    self._lose(problem.names)
                 final = isinstance(problem, ValueError)  # what is asked for cannot be done, here or elsewhere
                 self._happened(
                     e.HostDown(name, f"the library could not be started: {_say_error(problem)}", final, b"")
                 )
-                self._threads.submit(remove_files, folder)
+                self._threads.submit(remove_files, folder, self.cache)
 
-        self._in_thread(lambda: sandbox.make(folder, options.get("mounts", []), self.cache), then)
+        def work() -> None:
+            sandbox.make(folder, options.get("mounts", []), self.cache, link=False)
+            if instruction.library is not None:
+                self.cache.checked_path(instruction.library.setup)
+
+        self._in_thread(work, then)
 
     def _stop_host(self, instruction: Any) -> None:
         self._preparing.pop(instruction.host, None)
         host = self._hosts.pop(instruction.host, None)
         if host is not None:
             host.close()
-            self._threads.submit(remove_files, host.folder)
+            self._threads.submit(remove_files, host.folder, self.cache)
 
     def _start_slot(self, instruction: i.StartSlot) -> None:
         host = self._hosts.get(instruction.host)
@@ -588,26 +599,27 @@ class Session:
         if "program" in run.options:  # what it says is shown to its user
             slot.errors = os.path.join(folder, ERRORS)
 
-        def work() -> dict[str, str]:
-            sandbox.make(folder, run.options.get("mounts", []), self.cache)
-            return sandbox.environment(run.options, folder, self._shorten(folder))
+        def work() -> tuple[dict[str, str], dict[int, int]]:
+            copies = sandbox.make(folder, run.options.get("mounts", []), self.cache)
+            return sandbox.environment(run.options, folder, self._shorten(folder)), copies
 
-        self._in_thread(work, lambda variables, error: self._begin_single(run, slot, variables, error))
+        self._in_thread(work, lambda made, error: self._begin_single(run, slot, made, error))
 
-    def _begin_single(
-        self, run: m.Run, slot: SlotProcess, variables: Any, error: Optional[BaseException]
-    ) -> None:
+    def _begin_single(self, run: m.Run, slot: SlotProcess, made: Any, error: Optional[BaseException]) -> None:
         """The sandbox of a single call is there."""
         folder = slot.log + ".d"
         if slot.id not in self._slots:  # its host has died
-            self._threads.submit(bulk.remove, folder)
+            self._threads.submit(sandbox.clear, folder, self.cache)
         elif run.task not in self._state.tasks:
             slot.abandon("it was cancelled")
         elif error is not None:
             self._not_begun(run, error)
             slot.abandon("its inputs could not be put in place")
         else:
-            slot.forked = lambda pid: self._measuring.watch(run.task, pid, run.options, folder)
+            variables, copies = made
+            slot.forked = lambda pid: self._measuring.watch(
+                run.task, pid, run.options, folder, slot.log, copies
+            )
             if run.options.get("preload"):
                 slot.host.tell({"modules": run.options["preload"]})
             slot.fork(folder)
@@ -616,11 +628,16 @@ class Session:
 
     def _not_begun(self, run: m.Run, error: BaseException) -> None:
         """A task could not get its inputs or its process; where an input has vanished that is not its fault."""
+        changed = error.names if isinstance(error, Changed) else []
         found = [(name, self.cache.content(name)) for name in state.needs(run)]
         lost = [
-            name
-            for name, content in found
-            if content is None or (isinstance(content, str) and not os.path.exists(content))
+            *changed,
+            *(
+                name
+                for name, content in found
+                if name not in changed
+                and (content is None or (isinstance(content, str) and not os.path.exists(content)))
+            ),
         ]
         self._lose(lost)
         if is_full(error):
@@ -677,10 +694,10 @@ class Session:
         slot.channel.send(call)  # type: ignore[arg-type]
 
     def _hand_over(self, slot: SlotProcess, name: str, send: bool, shared: bool) -> str:
-        """Give the path of an object, or send it beside the call and give "". One that has vanished has a path where nothing is."""
+        """Give the path of an object, or send it beside the call and give "". One that has vanished, or is not what it was, has a path where nothing is."""
         content = self.cache.content(name)
         if not isinstance(content, bytes):
-            return content or self.cache.path_for(name)
+            return content if content and self.cache.is_intact(name) else self.cache.path_for(name)
         if send:
             slot.channel.send(Object(name, shared, content))  # type: ignore[arg-type]
         return ""
@@ -720,6 +737,9 @@ class Session:
             kind, info = "output missing", {"reason": _say_error(error)}
             if is_full(error):
                 kind, info = "disk", self._about_disk(error)
+            elif isinstance(error, Changed):  # it has to run again, with what they should be
+                kind = "crash"
+                self._lose(error.names)
             result = (m.Failed(run.task, kind, info, b""), {})
         self._forget(run)
         self._happened(e.TaskOver(run.task, *result))
@@ -747,8 +767,7 @@ class Session:
             }
             ended = processes.ended(run, info, 0.0, killed, limit, [])
             self._obey(self._state.handle((e.TaskOver(run.task, ended, {}),)))
-        self._threads.submit(bulk.remove, slot.log)
-        self._threads.submit(bulk.remove, slot.log + ".d")
+        self._threads.submit(sandbox.abandon, slot.log + ".d", slot.log, f"task {run.task}", self.cache)
 
     def _start_process(self, instruction: i.StartProcess) -> None:
         run = instruction.run
@@ -756,10 +775,12 @@ class Session:
         folder = output + ".d"
         self._in_thread(
             lambda: sandbox.make(folder, run.options.get("mounts", []), self.cache),
-            lambda _nothing, error: self._begin_command(run, folder, output, error),
+            lambda copies, error: self._begin_command(run, folder, output, copies, error),
         )
 
-    def _begin_command(self, run: m.Run, folder: str, output: str, error: Optional[BaseException]) -> None:
+    def _begin_command(
+        self, run: m.Run, folder: str, output: str, copies: Any, error: Optional[BaseException]
+    ) -> None:
         """The sandbox of a shell command is there."""
         try:
             if run.task not in self._state.tasks:
@@ -779,11 +800,10 @@ class Session:
             )
         except Exception as problem:  # noqa: BLE001 - told to the manager
             self._not_begun(run, problem)
-            self._threads.submit(bulk.remove, folder)
-            self._threads.submit(bulk.remove, output)
+            self._threads.submit(sandbox.abandon, folder, output, f"task {run.task}", self.cache)
             return
         self._commands[run.task] = command
-        self._measuring.watch(run.task, command.process.pid, run.options, folder)
+        self._measuring.watch(run.task, command.process.pid, run.options, folder, output, copies)
         self._set_alarm(run, command.kill)
 
     def _command_over(self, command: processes.Command, code: int) -> None:

@@ -518,7 +518,11 @@ class WorkerState:
         """Put a result where it is looked for."""
         if _kept(run, reply):
             inline = _inline(reply)
-            self._out.append(i.Keep(run.result, reply.payload) if inline else i.Adopt(run.result, run.task))
+            self._out.append(
+                i.Keep(run.result, reply.payload)
+                if inline
+                else i.Adopt(run.result, run.task, reply.info.get("digest", ""))
+            )
 
     def made(self, run: m.Run, reply: Reply) -> None:
         """A result that is where it is looked for is here for all."""

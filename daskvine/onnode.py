@@ -81,7 +81,7 @@ class Pilot(WorkerPlugin):
             with open(os.path.join(self._folder, "log"), "wb") as log:
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=self._folder, start_new_session=True,
-                    env={**os.environ, "PYTHONPATH": paths, **parcel.env},
+                    env={**os.environ, "PYTHONPATH": paths, "VINE_PYTHONPATH": os.environ.get("PYTHONPATH", ""), **parcel.env},
                 )  # fmt: skip
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -16,11 +16,13 @@ from pathlib import Path
 from vinecore.factory.batch import BatchError, Order, worker_words
 from vinecore.factory.mind import GONE, RUNNING, Job
 from vinecore.factory.pilot import pilot_file
-from vinecore.protocol import bulk, folders
+from vinecore.protocol import bulk, folders, import_paths
 from vinecore.protocol.messages import PILOT
 
 GRACE_S = 30.0  # to hand over what only they have, where the manager stays, and to keep what is to be kept
 FOR_EVER_S = 1_000_000.0
+WORKER = "import sys; sys.path[:] = filter(None, sys.path); from vineworker.cli import main; main()"
+"""The program of a worker: without the working folder, where modules of the user may be called as some of Python's are."""
 
 
 class Local:
@@ -84,12 +86,14 @@ class Local:
             paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
             if settings.python_env:
                 paths = ""  # another Python has its own
+            chosen = settings.env or {}
+            paths = os.pathsep.join(filter(None, (chosen.get("PYTHONPATH"), paths)))
             self._named[name] = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": paths, **(settings.env or {})},
+                env=import_paths.lend(paths, {**os.environ, **chosen}),
                 start_new_session=True,  # Ctrl-C in the terminal is for the program, and not for its workers
             )
         return name
@@ -97,7 +101,7 @@ class Local:
     def _program(self, archive: str) -> list[str]:
         """Say what runs a worker: this Python, or one that is in an archive."""
         if not archive:
-            return [sys.executable, "-m", "vineworker"]
+            return [sys.executable, "-c", WORKER]
         path = Path(archive).expanduser().absolute()
         if path not in self._unpacked:
             self._unpacked[path] = self._unpack(path)

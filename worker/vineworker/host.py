@@ -27,7 +27,7 @@ import sys
 import time
 from typing import Any, Callable
 
-from vinecore.protocol import context, exceptions, modules, usage, values
+from vinecore.protocol import context, exceptions, import_paths, modules, usage, values
 from vinecore.protocol.messages import LOADING
 from vineworker import captured_output, descendants, fork_state, interrupts, recording, slot
 from vineworker.captured_output import CapturedOutput
@@ -260,6 +260,7 @@ def versions() -> dict[str, str]:
 def main() -> None:
     """Run a host on the descriptor given on the command line."""
     descendants.die_with_parent()
+    import_paths.give_back()
     fork_state.watch()
     captured_output.print_lines_at_once()
     if os.environ.pop(usage.RECORDS, ""):

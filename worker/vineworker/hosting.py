@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from typing import Any, Callable, Optional
 
-from vinecore.protocol import bulk
+from vinecore.protocol import bulk, import_paths
 from vinecore.protocol.channel import Channel
 from vineworker import events as e
 from vineworker import instructions as i
@@ -428,7 +428,8 @@ def _variables(environment: str, folder: str, short: str, options: dict[str, Any
     if len(tempfile.gettempdir()) > MOST_TEMPORARY:
         os.makedirs(os.path.join(folder, TEMPORARY), exist_ok=True)
         variables.update(dict.fromkeys(("TMPDIR", "TMP", "TEMP"), os.path.join(short, TEMPORARY)))
-    variables.update(PYTHONPATH=_import_path(environment, folder), VINE_SANDBOX=folder)
+    variables = import_paths.lend(_import_path(environment, folder), variables)
+    variables["VINE_SANDBOX"] = folder
     cores = str(max(1, int(options["cores"]))) if options.get("cores") else ""
     if cores:
         # the slots share the library's cores; each call counts on one unless the user says otherwise
@@ -437,7 +438,10 @@ def _variables(environment: str, folder: str, short: str, options: dict[str, Any
         variables["CORES"] = cores
     for name, value in ALLOCATOR.items():
         variables.setdefault(name, value)
-    variables.update(options.get("env", {}))
+    chosen = options.get("env", {})
+    variables.update(chosen)
+    if "PYTHONPATH" in chosen:
+        variables[import_paths.OWN] = chosen["PYTHONPATH"]
     return variables
 
 

@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 
+from vinecore.protocol import import_paths
+
 KEPT = {"SIGPIPE", "SIGXFSZ", "SIGXFZ", "SIGTTIN", "SIGTTOU", "SIGTSTP"}
 """Python ignores the first ones itself, and gives its children the default; the last ones are for whoever has the terminal."""
 
@@ -18,6 +20,7 @@ def put_right() -> None:
     """Make this process as it should be, at its start: before there are threads, files or children."""
     open_standard_streams()
     unblock_signals()
+    import_paths.give_back()
 
 
 def open_standard_streams() -> None:

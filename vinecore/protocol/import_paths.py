@@ -1,0 +1,33 @@
+"""What Python processes of ours are to import from, without telling all that they start.
+
+``PYTHONPATH`` is inherited. What a worker and its libraries need in it, among that the standard library of their own Python, would break another Python that a task
+starts. So the variable is lent for the start of a process, with what the user has in it beside, and given back by that process as soon as it runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+OWN = "VINE_PYTHONPATH"
+"""What the user has in ``PYTHONPATH``; empty for nothing."""
+
+
+def lend(paths: str, variables: Mapping[str, str]) -> dict[str, str]:
+    """Give the variables with which a process starts that imports from these paths.
+
+    Parameters
+    ----------
+    variables
+        As the user has them.
+    """
+    return {**variables, "PYTHONPATH": paths, OWN: variables.get("PYTHONPATH", "")}
+
+
+def give_back() -> None:
+    """Have ``PYTHONPATH`` be the user's again for all that this process starts."""
+    own = os.environ.pop(OWN, None)
+    if own:
+        os.environ["PYTHONPATH"] = own
+    elif own is not None:
+        os.environ.pop("PYTHONPATH", None)

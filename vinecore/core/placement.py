@@ -44,7 +44,7 @@ class Placement:
     """Matches ready tasks and workers. One of the mind's parts."""
 
     def __init__(self, mind: Mind) -> None:
-        self._mind = mind
+        self._mind, self._reservation = mind, mind.reservation
         self.dirty: dict[Bucket, None] = {}  # buckets with something new to try
         self.policy = "files"
         self.steady_n = 25  # tasks of a category that are measured before it learns
@@ -85,7 +85,7 @@ class Placement:
         """There is nothing to do for a bucket any more."""
         self.dirty.pop(bucket, None)
         self._mind.disk.waiting.pop(bucket, None)
-        self._mind.reservation.forget(bucket)
+        self._reservation.forget(bucket)
 
     def change_bucket(self, task: Task) -> None:
         """A task asks for something else now."""
@@ -144,7 +144,9 @@ class Placement:
             self._refresh(worker, bucket)
 
     def _has_room(self, worker: Worker, bucket: Bucket) -> bool:
-        if worker.draining or not can_load(worker, bucket) or self._mind.reservation.excludes(worker, bucket):
+        if worker.draining or not can_load(worker, bucket):
+            return False
+        if self._reservation.worker is worker and self._reservation.excludes(worker, bucket):
             return False
         if worker.ends_at is not None and self._too_long(worker, bucket, bucket.mean_s):
             return False
@@ -191,17 +193,16 @@ class Placement:
         queue = roots if roots and not (ready and ready[0] < roots[0]) else ready
         if not queue:
             return False
-        if not (
-            bucket.open or self._mind.instances.make_room(bucket) or self._mind.reservation.starves(bucket)
-        ):
+        if not (bucket.open or self._mind.instances.make_room(bucket) or self._reservation.starves(bucket)):
             return False
         task, disk = queue[0][2], self._mind.disk
         disk.short = False
         worker = self._choose(task, bucket)
         if worker is not None:
-            urgency = heappop(queue)[:2]
+            entry = heappop(queue)
             self._assign(task, worker, bucket)
-            self._mind.reservation.placed(bucket, urgency)
+            if self._reservation.starving is not None:
+                self._reservation.placed(bucket, entry[:2])
             return True
         return self._place_otherwise(queue, bucket)
 
@@ -211,9 +212,9 @@ class Placement:
         if not disk.short:  # it asks for more of the open workers than they seemed to be asked for
             made = bucket.library is None and self._mind.instances.make_room(bucket)
             return made or (
-                self._mind.reservation.starves(bucket) and self._choose(queue[0][2], bucket) is not None
+                self._reservation.starves(bucket) and self._choose(queue[0][2], bucket) is not None
             )
-        self._mind.reservation.forget(bucket)  # a worker of its own would not help
+        self._reservation.forget(bucket)  # a worker of its own would not help
         if self._place_front(queue, bucket):
             return True
         if queue is bucket.roots and bucket.ready and self._place_front(bucket.ready, bucket):
@@ -340,7 +341,7 @@ class Placement:
                 and bucket.library.spec.name in worker.libraries
                 and least is not None
                 and not worker.draining
-                and not self._mind.reservation.excludes(worker, bucket)
+                and not self._reservation.excludes(worker, bucket)
             )
             if worker in bucket.open or may_queue:
                 cost = self._cost(worker, bucket, total - held[worker])
@@ -523,7 +524,7 @@ class Placement:
         """Send the successors of a task after it, if all they lack is being made on the same worker."""
         if task.run.spec.priority_mode not in AHEAD_WITH or worker.draining:
             return
-        if self._mind.reservation.excludes(worker, task.bucket):
+        if self._reservation.worker is worker and self._reservation.excludes(worker, task.bucket):
             return
         frontier = instance.frontier
         frontier.append(task)
@@ -570,7 +571,8 @@ class Placement:
             instance.ahead -= 1
             instance.assigned += 1
             self._refresh(worker, task.bucket)
-            self._mind.reservation.placed(task.bucket, (task.spec.priority, math.inf))
+            if self._reservation.starving is not None:
+                self._reservation.placed(task.bucket, (task.spec.priority, math.inf))
             self._expand(task, worker, instance)
 
     def left(self, worker: Worker, task: Task) -> None:
@@ -623,7 +625,7 @@ class Placement:
         """There is a new worker."""
         if self._largest is None or size_of(worker.total) > size_of(self._largest):
             self._largest = worker.total
-        self._mind.reservation.joined(worker)
+        self._reservation.joined(worker)
         self.refresh(worker)
 
     def worker_gone(self, worker: Worker) -> None:
@@ -633,7 +635,7 @@ class Placement:
             if bucket.neighbour is worker:
                 bucket.neighbour = None
         self._mind.instances.worker_gone(worker)
-        self._mind.reservation.gone(worker)
+        self._reservation.gone(worker)
         if worker.total == self._largest:
             totals = (w.total for w in self._mind.tables.workers.values())
             self._largest = max(totals, key=size_of, default=None)

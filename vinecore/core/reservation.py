@@ -35,13 +35,15 @@ class Reservation:
     ----------
     worker, bucket
         Which worker is kept for the tasks of which bucket; None and None if none is.
+    starving
+        The bucket with the most urgent task that nobody had room for; None if there is none.
     """
 
     def __init__(self, mind: Mind) -> None:
         self._mind = mind
         self.worker: Worker | None = None
         self.bucket: Bucket | None = None
-        self._starving: Bucket | None = None  # the one with the most urgent task that nobody had room for
+        self.starving: Bucket | None = None
         self._since = 0.0  # when it was found to be
         self._look_again_at = 0.0
         self._row: dict[Worker, None] = {}  # of workers, those that were looked at last at the end
@@ -52,11 +54,11 @@ class Reservation:
 
     def starves(self, bucket: Bucket) -> bool:
         """No worker has room for the most urgent task of a bucket; whether one has now, because what it was kept for is less urgent."""
-        if bucket is self._starving or not _may_starve(bucket) or bucket in self._mind.disk.waiting:
+        if bucket is self.starving or not _may_starve(bucket) or bucket in self._mind.disk.waiting:
             return False
-        starving = self._starving
+        starving = self.starving
         if starving is None or not starving.urgent or _urgency(bucket) < _urgency(starving):
-            self._starving, self._since, self._look_again_at = bucket, self._mind.now, 0.0
+            self.starving, self._since, self._look_again_at = bucket, self._mind.now, 0.0
             if self.bucket is not None:
                 self._mind.placement.dirty[self.bucket] = None  # it is next
                 self.end()
@@ -65,9 +67,9 @@ class Reservation:
 
     def placed(self, bucket: Bucket, urgency: tuple[float, float]) -> None:
         """A task has got a worker, perhaps one that was less urgent than who starves."""
-        starving = self._starving
+        starving = self.starving
         if bucket is starving:
-            self._starving = None
+            self.starving = None
             self.end()
         elif starving is not None and self.worker is None and urgency > _urgency(starving):
             between_libraries = starving.library is not None and bucket.library is not None
@@ -112,8 +114,8 @@ class Reservation:
 
     def forget(self, bucket: Bucket) -> None:
         """A bucket has nothing to place any more, or waits for something else than room."""
-        if bucket is self._starving:
-            self._starving = None
+        if bucket is self.starving:
+            self.starving = None
         if bucket is self.bucket:
             self.end()
 

@@ -17,10 +17,10 @@ from __future__ import annotations
 import copyreg
 import functools
 import hashlib
-import itertools
 import logging
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,8 +49,6 @@ PACKAGES = {
 }
 """What has to be imported before something of a kind can be registered."""
 
-_numbers = itertools.count(1)
-
 
 # ---- here
 
@@ -62,6 +60,7 @@ class Registrations:
         self.current: dict[str, dict[Any, Any]] = {}
         self._texts: dict[str, bytes] = {}
         self._object = b""
+        self._time_ns = 0
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
@@ -72,8 +71,9 @@ class Registrations:
             if not _is_same(content, self.current):
                 texts = {kind: self._dump_kind(kind, part) for kind, part in content.items()}
                 if texts != self._texts:
-                    # the number makes another object of what was registered before, then was not, and now is again
-                    self._object = values.dumps(Arriving(texts, next(_numbers)), by_value=True)
+                    # the time makes another object of what was registered before, then was not, and now is again
+                    self._time_ns = max(time.time_ns(), self._time_ns + 1)
+                    self._object = values.dumps(Arriving(texts, self._time_ns), by_value=True)
                 self.current, self._texts = content, texts
             return self._object
 
@@ -199,15 +199,18 @@ def _is_package(name: str) -> bool:
 class Arriving:
     """What is registered when it is loaded."""
 
-    def __init__(self, texts: dict[str, bytes], number: int) -> None:
-        self._texts, self._number = texts, number
+    def __init__(self, texts: dict[str, bytes], time_ns: int) -> None:
+        self._texts, self._time_ns = texts, time_ns
 
     def __reduce__(self) -> Any:
-        return register, (self._texts, self._number)
+        return register, (self._texts, self._time_ns)
 
 
-def register(texts: dict[str, bytes], _number: int) -> None:
-    """Register what a program has registered, instead of what it had before."""
+def register(texts: dict[str, bytes], time_ns: int) -> None:
+    """Register what a program has registered, instead of what it had before; what is older than that comes from another thread of it, and too late."""
+    if time_ns < context.registered_ns[0]:
+        return
+    context.registered_ns[0] = time_ns
     for kind, package in PACKAGES.items():
         if kind in texts or kind in context.registered:
             when_imported(package, functools.partial(exchange, kind, texts.get(kind, b"")))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from daskvine.registries import Registrations
+from vinecore.protocol import context, values
+
 pytest.importorskip("awkward", reason="registers behaviors: pip install awkward")
 
 HEAD = """
@@ -252,3 +255,18 @@ if __name__ == "__main__":
                 found = dask.delayed(function)(5, dask_key_name="x").compute(scheduler=m.get, reuse=True)
                 assert found == 5 * n, (n, found)
 """)
+
+
+def test_what_was_registered_earlier_and_comes_late_does_not_count(monkeypatch):
+    ak = pytest.importorskip("awkward")
+    monkeypatch.setattr(ak, "behavior", {})
+    monkeypatch.setattr(context, "registered", {})
+    monkeypatch.setattr(context, "registered_ns", [0])
+    here, texts = Registrations(), []
+    for name in ("one", "two"):
+        ak.behavior[name] = ak.Array
+        texts.append(here.dump())
+    ak.behavior.clear()
+    for text in (texts[1], texts[0]):
+        values.loads(text)
+        assert sorted(ak.behavior) == ["one", "two"]

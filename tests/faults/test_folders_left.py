@@ -63,21 +63,23 @@ def left(yard):
     return sorted(path.name for path in (yard.folder / "tmp").iterdir())
 
 
-def links():
-    return {name for name in os.listdir("/tmp") if os.path.islink(f"/tmp/{name}")}
+def links(yard):
+    """Short paths to what is in the folder of a test."""
+    found = [path for path in Path("/tmp").glob("vine-*") if path.is_symlink()]
+    return [path for path in found if str(path.readlink()).startswith(str(yard.folder))]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_ends_the_program_and_all_that_is_its(yard, program, number):
-    before = links()
     process = program()
+    assert links(yard)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(left(yard)) == 3
     process.send_signal(number)
     assert process.wait(60) == -number
     assert left(yard) == []
     until(lambda: not any(map(alive, family)), "the end of all processes")
-    assert links() <= before
+    until(lambda: not links(yard), "the short paths to be removed")
 
 
 def test_what_a_killed_program_has_left_is_removed_by_the_next_vine(yard, program):

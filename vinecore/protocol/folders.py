@@ -132,7 +132,7 @@ def point(link: str, folder: str) -> str:
     if not link:
         return folder
     try:
-        os.unlink(link)
+        bulk.remove(link)
         os.symlink(folder, link)
     except OSError:
         return folder

@@ -263,6 +263,8 @@ class Session:
         self._measuring.close()
         for threads in (self._transfers, self._uploads, self._threads):
             threads.shutdown(wait=False, cancel_futures=True)
+        # whoever finds that it leads nowhere may remove it
+        folders.point(self._warden.link, os.path.dirname(self._folder))
         if self._keeper.busy:  # it still takes things out of the folder
             self._keeper.later(lambda: bulk.remove(self._folder))
         else:

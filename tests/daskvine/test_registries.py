@@ -7,8 +7,6 @@ import pytest
 from daskvine.registries import Registrations
 from vinecore.protocol import context, values
 
-pytest.importorskip("awkward", reason="registers behaviors: pip install awkward")
-
 HEAD = """
 import sys
 import dask
@@ -101,6 +99,7 @@ if __name__ == "__main__":
 
 
 def test_behaviors_of_arrays_hold_in_vertices_whenever_they_are_registered(succeed):
+    pytest.importorskip("awkward", reason="registers behaviors: pip install awkward")
     succeed("""
 import awkward as ak
 import numpy as np
@@ -189,6 +188,17 @@ class Handle:
     def __init__(self, path):
         self.path, self.lines = path, (line for line in path)
 
+class Mine(uproot.interpretation.Interpretation):
+    @classmethod
+    def match_branch(cls, branch, context, simplify):
+        return False
+
+def interpretations():
+    from uproot.interpretation import identify
+
+    return [kind.__name__ for kind in identify._registered_interpretations]
+
+uproot.register_interpretation(Mine)
 copyreg.pickle(Handle, lambda handle: (Handle, (handle.path,)))
 uproot.classes["TMine"] = Model_TMine
 
@@ -198,6 +208,7 @@ def known(name):
 if __name__ == "__main__":
     with DaskVine.local(cores=1) as m:
         assert everywhere(lambda: dask.delayed(known)("TMine")) == ["Model_TMine"]
+        assert everywhere(lambda: dask.delayed(interpretations)()) == ["Mine"]
         for mode in ("tasks", "function-calls"):
             handle = dask.delayed(Handle)("x.root")
             assert dask.delayed(getattr)(handle, "path").compute(scheduler=m.get, task_mode=mode) == "x.root"
@@ -206,6 +217,7 @@ if __name__ == "__main__":
 
 
 def test_what_cannot_be_pickled_is_named_and_harms_nobody_else(succeed):
+    pytest.importorskip("awkward", reason="registers behaviors: pip install awkward")
     succeed("""
 import logging
 import awkward as ak
@@ -228,6 +240,7 @@ if __name__ == "__main__":
 
 
 def test_what_has_been_registered_since_is_no_reason_to_find_an_old_result(succeed):
+    pytest.importorskip("awkward", reason="registers behaviors: pip install awkward")
     succeed("""
 import awkward as ak
 

@@ -42,7 +42,10 @@ def _kind(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-class Record(msgspec.Struct, tag_field="kind", tag=_kind, omit_defaults=True, gc=False):
+# a field that no record has is the damaged name of one, which would silently have its default
+class Record(
+    msgspec.Struct, tag_field="kind", tag=_kind, omit_defaults=True, gc=False, forbid_unknown_fields=True
+):
     """What all records have: ``t``, seconds since the journal began."""
 
     t: Seconds

@@ -174,6 +174,24 @@ def test_a_first_line_that_cannot_be_is_none(sound, about):
     assert "journal" in text
 
 
+def test_a_field_whose_name_is_damaged_does_not_silently_have_its_default(sound):
+    made = j.TaskSubmitted(0.7, 9, "t9", result="r9"), j.TaskDone(1.0, 9, 1, 0.5, 10, single_use=True)
+    line = encode(made)
+    assert line.count(b"single_use") == 1
+    for damaged in (line, line.replace(b"single_use", b"singlf_use"), line.replace(b"single_use", b"")):
+        results, _said = known_by(b"".join(sound) + damaged)
+        assert "r9" not in {name for name, _size, _digest in results}
+
+
+def test_two_tasks_with_one_number_have_no_results(sound):
+    odd = encode([j.TaskSubmitted(0.6, 3, "t33", result="r33")])
+    for place in (1, 10):
+        lines = [*sound[:place], odd, *sound[place:]]
+        names = {name for name, _size, _digest in known_by(b"".join(lines))[0]}
+        assert not names & {"r3", "r33"}
+        assert "r4" in names
+
+
 def test_journals_that_go_on_from_each_other_in_a_circle_are_read_once(tmp_path, sound, dead):
     paths = [tmp_path / name / journal.FILE for name in ("one", "two")]
     for path, other in (paths, paths[::-1]):

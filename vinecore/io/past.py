@@ -198,14 +198,15 @@ class _Reader:
         self.there.discard(self._workers.get(record.worker, ("", 0)))
 
     def _submitted(self, record: j.TaskSubmitted) -> None:
-        if record.result and self._own not in record.result:
-            self._made[record.task] = record.result
+        known = record.result if self._own not in record.result else ""
+        # a number comes once: of two tasks that have it, one is damaged, and nobody knows which
+        self._made[record.task] = "" if record.task in self._made else known
 
     def _done(self, record: j.TaskDone) -> None:
         if record.single_use:
             return
         name = self._made.get(record.task)
-        if name is not None:
+        if name:
             self.results.add(result(name, record.size, record.digest))
         for output, size in record.outputs.items():
             if self._own not in output and output != name:

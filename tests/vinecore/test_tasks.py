@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
 import sys
 import time
 
@@ -624,3 +625,24 @@ def test_a_library_with_a_variable_that_is_too_long_says_so_at_once(m):
     assert m.wait(60) is call
     assert "its environment variable LONG has 200,005 bytes" in str(call.output)
     m.remove_library("long")
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["over before anybody looks", "while it runs"])
+@pytest.mark.parametrize("function", [False, True])
+def test_what_a_task_prints_counts_as_disk(run, function, slow):
+    command = "head -c 20000000 /dev/zero" + ("; sleep 100" if slow else "")
+    task = PythonTask(subprocess.call, command, shell=True) if function else Task(command)
+    task.set_cores(1)
+    task.set_disk(10)
+    run(task)
+    assert task.result == "resource exhaustion"
+    assert "20 MB" in str(task.error())
+
+
+def test_inputs_do_not_count_as_what_a_task_writes(m, run):
+    file = m.declare_buffer(bytes(15_000_000))
+    task = Task("sleep 0.5; cat in in in in > /dev/null; head -c 5000000 /dev/zero > out")
+    task.set_cores(1)
+    task.set_disk(10)
+    task.add_input(file, "in")
+    assert run(task).successful()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 
 import pytest
 
@@ -177,3 +178,107 @@ def test_a_small_file_is_what_it_was_when_it_was_declared_whatever_its_mode(m, r
         ["700", "500"],
         ["755", "555"],
     ]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("umask", ["000", "077"])
+def test_inputs_and_outputs_are_the_same_whatever_the_umask_of_the_worker(yard, tmp_path, size, umask):
+    m = yard.manager()
+    yard.worker(
+        m, command=["/bin/sh", "-c", f'umask {umask}; exec "$0" "$@"', sys.executable, "-m", "vineworker"]
+    )
+    path = tmp_path / "input"
+    path.write_bytes(bytes(size))
+    path.chmod(0o644)
+    files = {"file": m.declare_file(path), "buffer": m.declare_buffer(bytes(size))}
+    task = Task(
+        "stat -c '%a %Y' file buffer; cp file out; chmod 640 out; mkdir -p d/e; cp file d/e/inner; chmod 2775 d",
+        cores=1,
+    )
+    for name, file in files.items():
+        task.add_input(file, name)
+    task.add_output(m.declare_file(tmp_path / "out"), "out")
+    task.add_output(m.declare_file(tmp_path / "d"), "d")
+    m.submit(task)
+    assert m.wait(60).output == "444 946684800\n" * 2
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "d").stat().st_mode & 0o7777 == 0o755
+    assert os.access(tmp_path / "d" / "e" / "inner", os.W_OK)
+
+
+def test_an_output_is_as_open_as_the_umask_of_the_manager_lets_it_be_and_has_the_group_of_its_folder(
+    yard, tmp_path
+):
+    before = os.umask(0o027)
+    try:
+        m = yard.manager()
+    finally:
+        os.umask(before)
+    yard.worker(m)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    os.chown(shared, -1, os.getgroups()[-1] if os.getgroups() else os.getgid())
+    shared.chmod(0o2770)
+    task = Task("mkdir d; echo > d/file; echo > out; chmod 777 out d", cores=1)
+    for name in ("out", "d"):
+        task.add_output(m.declare_file(shared / name), name)
+    m.submit(task)
+    assert m.wait(60).successful()
+    found = {path.name: path.stat() for path in (shared / "out", shared / "d", shared / "d" / "file")}
+    assert {name: about.st_mode & 0o777 for name, about in found.items()} == {
+        "out": 0o750,
+        "d": 0o750,
+        "file": 0o640,
+    }
+    assert {about.st_gid for about in found.values()} == {shared.stat().st_gid}
+    assert found["d"].st_mode & 0o2000
+
+
+# ---- outputs
+
+
+def test_links_of_an_output_into_the_tasks_folder_come_as_what_they_point_to(m, run):
+    made = m.declare_temp()
+    task = reading(
+        m.declare_buffer("input\n"),
+        "mkdir d; echo other > other; ln -s ../other d/link; ln -s ../in d/in; ln -s link d/inner; ln -s /dev/null d/away",
+    )
+    task.add_output(made, "d")
+    assert run(task).successful()
+    look = "cd in; cat link in inner; readlink away; test ! -L link && test ! -L in"
+    assert run(reading(made, look)).output.split() == ["other", "input", "other", "/dev/null"]
+
+
+CLOSED = {
+    "a read-only folder": ("mkdir d; echo x > d/file; chmod 555 d", "d", "cat in/file"),
+    "a file in a read-only folder": ("mkdir d; echo x > d/file; chmod 555 d .", "d/file", "cat in"),
+    "a folder with an unsearchable one": (
+        "mkdir -p d/e; echo x > d/e/file; chmod 000 d/e",
+        "d",
+        "cat in/e/file",
+    ),
+    "a file that cannot be read": ("echo x > file; chmod 000 file", "file", "cat in"),
+}
+
+
+@pytest.mark.parametrize(("command", "name", "look"), CLOSED.values(), ids=CLOSED)
+def test_an_output_may_be_closed(m, run, command, name, look):
+    made = m.declare_temp()
+    task = Task(command, cores=1)
+    task.add_output(made, name)
+    assert run(task).successful(), task.error()
+    assert run(reading(made, look)).output == "x\n"
+
+
+def test_nothing_closed_is_left_behind(m, run, shared_yard):
+    task = Task("mkdir -p a/b/c; echo x > a/b/c/file; chmod 000 a/b/c a/b; chmod 555 a .", cores=1)
+    assert run(task).successful()
+    until(lambda: not list(shared_yard.workspace.glob("*/*/t*.d")), "the sandbox to be removed")
+
+
+def test_an_output_with_a_pipe_in_it_is_refused_with_its_name(m, run):
+    task = Task("mkdir d; mkfifo d/odd", cores=1)
+    task.add_output(m.declare_temp(), "d")
+    run(task)
+    assert not task.successful()
+    assert "d/odd is a named pipe" in str(task.error())

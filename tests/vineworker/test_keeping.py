@@ -139,10 +139,12 @@ def test_a_directory_is_found_with_its_modes_links_and_empty_folders(tmp_path, s
 
 
 def damage_content(path):
+    path.chmod(0o644)
     path.write_bytes(b"DAMAGED")
 
 
 def damage_size(path):
+    path.chmod(0o644)
     path.write_bytes(b"")
 
 

@@ -22,7 +22,7 @@ from vinecore.protocol import bulk, import_paths
 from vinecore.protocol.channel import Channel
 from vineworker import events as e
 from vineworker import instructions as i
-from vineworker import packing
+from vineworker import logs, packing
 from vineworker.cache import Cache
 from vineworker.calls import FROM_SLOT
 from vineworker.sandbox import TEMPORARY, read_end
@@ -107,6 +107,7 @@ class HostProcess:
             self._control.close()
             raise
         self._loop.add_reader(self._control, self._hear)
+        self._look_at_logs()
         # the end of file at its socket may never come: what it has started may have inherited the other end
         threading.Thread(target=self._wait, name="vine-host", daemon=True).start()
         fork = start.library is not None and start.library.exec_mode == "fork"
@@ -119,6 +120,17 @@ class HostProcess:
                 "preload": options.get("preload", []),
             }
         )
+
+    def _look_at_logs(self) -> None:
+        """Have what the library and its slots print take a bounded part of the disk; of single tasks it counts as theirs."""
+        if self.ended:
+            return
+        logs.shorten(self.log)
+        for slot in self.slots.values():
+            if not slot.single:
+                logs.shorten(slot.log)
+                logs.shorten(slot.errors)
+        self._loop.call_later(logs.LOOK_S, self._look_at_logs)
 
     def tell(self, request: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
         """Send a request; a host that is gone will be noticed where it is heard."""
@@ -279,12 +291,13 @@ class SlotProcess:
 
     def __init__(self, number: int, host: HostProcess, output: str, happened: Callable[[Any], None]) -> None:
         self.id, self.host = number, host
-        self._single = bool(output)
+        self.single = bool(output)
         self.log = output or os.path.join(host.folder, f".vine-stdout-{number}")
         self.errors = "" if output else os.path.join(host.folder, f".vine-stderr-{number}")
         self._happened = happened
         self._exit: Optional[dict[str, Any]] = None
         self.pid: Optional[int] = None  # of a single task, which leads a process group
+        self.copies: dict[int, int] = {}  # what in the folder of a single task are inputs
         self.forked: Callable[[int], None] = lambda _pid: None
         self._closed = self._told = False
         self._file = _shared_file()
@@ -310,7 +323,7 @@ class SlotProcess:
             "sandbox": sandbox,
             "output": self.log,
             "errors": self.errors,
-            "single": self._single,
+            "single": self.single,
         }
         self.host.tell(request, (self._theirs.fileno(), self._file.fileno()))
         self._theirs.close()
@@ -373,7 +386,7 @@ class SlotProcess:
         if self._exit is None or not self._closed or self._told:
             return
         self._told = True
-        if not self._single:
+        if not self.single:
             for path in (self.log, self.errors):
                 bulk.remove(path)
         (running,) = PROGRESS.unpack_from(self._progress, 0)

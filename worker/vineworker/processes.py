@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, Callable, Optional, Union
 
 from vinecore.protocol import INLINE_LIMIT, bulk
@@ -15,7 +16,7 @@ from vineworker import captured_output, descendants, sandbox
 from vineworker.cache import Cache, DiskFull
 from vineworker.calls import Reply
 from vineworker.looks import Changed
-from vineworker.measuring import Exceeded, Peak, Sampler
+from vineworker.measuring import MB, Exceeded, Peak, Sampler, file_size, used_bytes
 from vineworker.warden import Warden
 
 log = logging.getLogger("vine_worker")
@@ -44,7 +45,13 @@ class Measuring:
         self._thread: Optional[threading.Thread] = None
 
     def watch(
-        self, task: int, pid: int, options: dict[str, Any], folder: str, output: str, copies: dict[int, int]
+        self,
+        task: int,
+        pid: int,
+        options: dict[str, Any],
+        folder: str,
+        output: str = "",
+        copies: Mapping[int, int] = {},
     ) -> None:
         """Begin to measure a task; none may write more than what the worker has."""
         limits = dict(options.get("limits") or {})
@@ -158,8 +165,23 @@ class Command:
             pass
 
 
+def find_excess(run: m.Run, folder: str, output: str, copies: Mapping[int, int]) -> Optional[Exceeded]:
+    """Look a last time how much a task that is over has written, if it has a limit for that: it may have been faster than who looks now and then."""
+    limit = (run.options.get("limits") or {}).get("disk")
+    if limit is None:
+        return None
+    used = used_bytes(folder, copies=copies) + file_size(output)
+    return Exceeded(run.task, "disk", limit, -(-used // MB)) if used > limit * MB else None
+
+
 def finish_command(
-    command: Command, code: int, peak: Optional[Peak], killed: str, limit: Optional[Exceeded], cache: Cache
+    command: Command,
+    code: int,
+    peak: Optional[Peak],
+    killed: str,
+    limit: Optional[Exceeded],
+    copies: Mapping[int, int],
+    cache: Cache,
 ) -> tuple[Any, dict[str, int]]:
     """Collect what a shell command has left; runs in a helper thread.
 
@@ -167,8 +189,13 @@ def finish_command(
     ----------
     killed
         Why this worker has killed it: "", "time", "exhausted" or "cancelled".
+    copies
+        What in its folder are copies of inputs; see `sandbox.make`.
     """
     run = command.run
+    if not killed:
+        limit = find_excess(run, command.folder, command.output, copies)
+        killed = "exhausted" if limit is not None else ""
     failed = code != 0 or bool(killed)
     wall = time.monotonic() - command.started
     # of what was cancelled nothing may come into the cache: the same objects may be in the making, or made, by another task
@@ -220,10 +247,18 @@ def _said(run: m.Run, folder: str, output: str) -> dict[str, str]:
 
 
 def finish_single(
-    run: m.Run, reply: Reply, folder: str, output: str, result: str, peak: Optional[Peak], cache: Cache
+    run: m.Run,
+    reply: Reply,
+    folder: str,
+    output: str,
+    result: str,
+    peak: Optional[Peak],
+    copies: Mapping[int, int],
+    cache: Cache,
 ) -> tuple[Union[m.Done, m.Failed], dict[str, int]]:
     """Collect what a single Python call has left; runs in a helper thread."""
-    failed = reply.kind != "done"
+    excess = find_excess(run, folder, output, copies)
+    failed = reply.kind != "done" or excess is not None
     try:
         if not failed and reply.size > INLINE_LIMIT:
             cache.check("what it returned", reply.size)
@@ -249,6 +284,9 @@ def finish_single(
         "measured": use,
     }
     info.pop("modules", None)
+    if excess is not None:
+        bulk.remove(result)
+        return ended(run, info, reply.wall_s, "exhausted", excess, []), sizes
     if failed:
         return m.Failed(run.task, reply.kind, info, reply.payload), sizes
     payload = reply.payload

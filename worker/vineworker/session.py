@@ -126,6 +126,7 @@ class Session:
         self._slots: dict[int, SlotProcess] = {}
         self._singles: dict[int, m.Run] = {}  # slot -> the one call that it is for
         self._commands: dict[int, processes.Command] = {}
+        self._copies: dict[int, dict[int, int]] = {}  # task with a command -> what in its folder are inputs
         self._killed: dict[int, tuple[str, Optional[Exceeded]]] = {}
         self._alarms: dict[int, asyncio.TimerHandle] = {}
         self._counter = 0
@@ -618,9 +619,9 @@ class Session:
             self._not_begun(run, error)
             slot.abandon("its inputs could not be put in place")
         else:
-            variables, copies = made
+            variables, slot.copies = made
             slot.forked = lambda pid: self._measuring.watch(
-                run.task, pid, run.options, folder, slot.log, copies
+                run.task, pid, run.options, folder, slot.log, slot.copies
             )
             if run.options.get("preload"):
                 slot.host.tell({"modules": run.options["preload"]})
@@ -730,7 +731,9 @@ class Session:
         folder, result = slot.log + ".d", self._result_path(run.task)
 
         def work() -> Any:
-            return processes.finish_single(run, reply, folder, slot.log, result, peak, self.cache)
+            return processes.finish_single(
+                run, reply, folder, slot.log, result, peak, slot.copies, self.cache
+            )
 
         self._in_thread(work, lambda result, error: self._over(run, result, error))
 
@@ -805,6 +808,7 @@ class Session:
             self._threads.submit(sandbox.abandon, folder, output, f"task {run.task}", self.cache)
             return
         self._commands[run.task] = command
+        self._copies[run.task] = copies
         self._measuring.watch(run.task, command.process.pid, run.options, folder, output, copies)
         self._set_alarm(run, command.kill)
 
@@ -813,7 +817,11 @@ class Session:
         del self._commands[run.task]
         peak = self._measuring.unwatch(run.task)
         killed, limit = self._forget(run)
-        work = lambda: processes.finish_command(command, code, peak, killed, limit, self.cache)  # noqa: E731
+        copies = self._copies.pop(run.task, {})
+
+        def work() -> Any:
+            return processes.finish_command(command, code, peak, killed, limit, copies, self.cache)
+
         self._in_thread(work, lambda result, error: self._over(run, result, error))
 
     def _kill_process(self, instruction: i.KillProcess) -> None:

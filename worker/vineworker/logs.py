@@ -1,0 +1,29 @@
+"""What processes print that run long: of a log that has become too long its end is kept."""
+
+from __future__ import annotations
+
+import os
+
+MOST_BYTES = 16 << 20
+KEPT_BYTES = 1 << 20
+LOOK_S = 0.25
+"""How often somebody looks how long logs are."""
+
+
+def shorten(path: str) -> None:
+    """Keep the end of a log, if it is too long. Who writes it does so at its end, wherever that is."""
+    try:
+        if os.stat(path).st_size <= MOST_BYTES:
+            return
+        log = os.open(path, os.O_RDWR | os.O_APPEND)
+    except OSError:  # there is none
+        return
+    try:
+        size = os.fstat(log).st_size
+        end = os.pread(log, KEPT_BYTES, max(0, size - KEPT_BYTES))
+        os.ftruncate(log, 0)
+        os.write(log, b"[what was here, %d bytes, is left out]\n" % (size - len(end)) + end)
+    except OSError:  # a disk that is full: then the end is gone, too
+        pass
+    finally:
+        os.close(log)

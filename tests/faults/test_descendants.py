@@ -204,6 +204,19 @@ def test_a_daemon_of_a_command_ends_with_it(yard, m, end):
     until(lambda: not any(map(alive, numbers(yard, "daemon-2"))), "the daemon of the other to be gone, too")
 
 
+@pytest.mark.parametrize("kind", ["task", "command"])
+def test_what_a_daemon_uses_counts_for_its_task(yard, m, kind):
+    yard.place("daemon.py").write_text(DAEMON.replace("time.sleep", "x = bytearray(200 << 20); time.sleep"))
+    words = [sys.executable, str(yard.place("daemon.py")), str(yard.place("daemon"))]
+    task = Task(f"{' '.join(words)}; sleep 1000")
+    if kind == "task":
+        task = PythonTask(lambda: (subprocess.run(words, check=True), time.sleep(1000)))
+    task.set_memory(100)
+    m.submit(task)
+    assert one_result(m).result == "resource exhaustion"
+    until(lambda: not any(map(alive, numbers(yard, "daemon"))), "its daemon to be gone")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 def test_daemons_end_with_their_worker(yard, m, number):
     install(m, starts_daemon)
@@ -246,6 +259,7 @@ def test_a_library_that_ends_is_started_again_though_its_context_has_a_child(yar
     m.cancel_all()
     one_result(m)
     os.kill(host, signal.SIGKILL)
+    until(lambda: not alive(host), "the library to be gone")
     m.submit(FunctionCall("chores", "who"))
     assert one_result(m).output[1] != host
     until(lambda: not alive(numbers(yard, "children")[0]), "the child of the first context to be gone")

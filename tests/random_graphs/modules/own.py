@@ -194,9 +194,7 @@ def logs(*values):
 
 
 def warns(*values):
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.warn("a vertex warns", stacklevel=2)
+    warnings.warn("a vertex warns", stacklevel=2)
     return total(values) + 2
 
 

@@ -137,11 +137,13 @@ class Command:
     def _wait(self) -> None:
         code = -int(signal.SIGKILL)
         try:
-            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+            ended = os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
             with self._lock:
                 self._kill_group()  # what it has started and left behind
                 self._warden.end_strays(MOMENT_S)  # also what has left its group
-                code = self.process.wait()
+                self.process.wait()  # which takes it for success if somebody else has waited for it
+            if ended is not None:
+                code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
         except Exception:
             log.exception("how a command has ended cannot be told: it counts as killed")
             self.kill()

@@ -66,6 +66,19 @@ def test_an_input_that_does_not_fit_on_the_disk_is_an_error_that_says_so(yard, s
     until(lambda: shutil.disk_usage(small_disk).used < MB, "what was half written to be removed")
 
 
+def test_a_worker_says_if_nothing_can_be_executed_in_its_workspace(yard, small_disk):
+    subprocess.run(["mount", "-o", "remount,noexec", small_disk], check=True)
+    m = yard.manager()
+    worker = yard.worker(m, "--workspace", str(small_disk))
+    program = Task("./in")
+    program.add_input(m.declare_buffer("#!/bin/sh\n"), "in")
+    m.submit(program)
+    assert one_result(m).exit_code == 126
+    m.submit(Task("echo fine"))
+    assert one_result(m).output == "fine\n"
+    assert "mounted with noexec" in worker.log
+
+
 def test_a_disk_that_is_full_of_other_things_lets_small_calls_go_on(yard, small_disk):
     m = yard.manager(DaskVine)
     yard.worker(m, "--workspace", str(small_disk))

@@ -248,7 +248,8 @@ def _block(sock: socket.socket) -> None:
 
 
 def _send_directory(words: Words, folder: str, *, follow: bool) -> None:
-    with tempfile.TemporaryFile() as packed:
+    # what is to be followed is the user's own, who wants nothing in it; a cache is where there is room
+    with tempfile.TemporaryFile(dir=None if follow else os.path.dirname(folder)) as packed:
         size, digest = _pack(folder, packed, follow=follow)
         words.say({"size": size, "directory": True, "digest": digest})
         _send_file(words.sock, packed, size)
@@ -563,9 +564,20 @@ class Client:
         return received
 
     def bring(
-        self, name: str, path: str, expected: str = "", **ticket: Any
+        self,
+        name: str,
+        path: str,
+        expected: str = "",
+        fits: Callable[[int], None] = lambda _size: None,
+        **ticket: Any,
     ) -> tuple[Received, Union[Proof, None]]:
-        """As `get`, with what else the request shall say, but leave it to the caller to compare a large file whose digest is known."""
+        """As `get`, with what else the request shall say, but leave it to the caller to compare a large file whose digest is known.
+
+        Parameters
+        ----------
+        fits
+            Called with the size that a directory is announced with, which nobody knew before; raises if there is no room for it.
+        """
         self._words.say({"get": name, **({} if expected else {"prove": True}), **ticket})
         answer = self._words.hear(time.monotonic() + STALL_S)
         self.sock.settimeout(STALL_S)
@@ -577,6 +589,8 @@ class Client:
         if not isinstance(size, int) or not isinstance(mode, (int, type(None))):
             msg = f"an answer that makes no sense: {str(answer)[:200]}"
             raise ValueError(msg)  # noqa: TRY004 - what a stranger sent, not an argument
+        if directory:
+            fits(size)
         later = size > CHUNK and expected and not directory
         if directory or not expected:
             expected = str(answer.get("digest", ""))
@@ -604,7 +618,7 @@ class Client:
             self._words.say(head)
             self.sock.sendall(content)
         elif os.path.isdir(content):
-            with tempfile.TemporaryFile() as packed:
+            with tempfile.TemporaryFile(dir=os.path.dirname(content)) as packed:
                 size, digest = _pack(content, packed)
                 self._words.say({"put": name, "size": size, "directory": True, "digest": digest})
                 _send_file(self.sock, packed, size)

@@ -144,8 +144,13 @@ class Fetcher:
     def _from_peer(self, fetch: messages.Fetch, path: str) -> tuple[bulk.Received, Optional[bulk.Proof]]:
         def bring(client: bulk.Client) -> tuple[bulk.Received, Optional[bulk.Proof]]:
             if not fetch.peer:
-                return client.bring(fetch.name, path, fetch.digest)
-            return client.bring(fetch.name, path, fetch.digest, ticket=fetch.ticket, expires=fetch.expires)
+                return client.bring(fetch.name, path, fetch.digest, fits=fits)
+            return client.bring(
+                fetch.name, path, fetch.digest, fits=fits, ticket=fetch.ticket, expires=fetch.expires
+            )
+
+        def fits(size: int) -> None:
+            self._cache.check(fetch.name, size)
 
         pair_key = ""
         if fetch.peer:

@@ -53,6 +53,12 @@ class Worker:
         self._folder = folders.make(f"vine-worker-{os.getpid()}-", settings.workspace)
         folders.begin_to_remove_abandoned(settings.workspace, None)
         self._link = folders.link_to(self._folder)  # to the session's folder, while there is one
+        if os.statvfs(self._folder).f_flag & getattr(os, "ST_NOEXEC", 0):
+            log.warning(
+                "nothing can be executed in %s, where the file system is mounted with noexec: tasks cannot run programs among their inputs, and packed "
+                "environments will not start; choose another place with --workspace",
+                settings.workspace,
+            )
         self._warden = Warden(self._folder, self._link)
         if packing.home():  # while it is what this worker was started from
             packing.sources()

@@ -182,6 +182,20 @@ def test_a_directory_is_fetched_with_all_that_is_in_it(shelf, client, tmp_path):
     assert set(os.listdir(tmp_path)) == {"shelf", "source", "target"}, "and nothing is left beside it"
 
 
+def test_a_directory_that_there_is_no_room_for_is_not_fetched(shelf, client, tmp_path):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "large").write_bytes(bytes(3 * bulk.CHUNK))
+    shelf.contents["tree"] = str(tmp_path / "tree")
+
+    def fits(size):
+        assert size > 3 * bulk.CHUNK
+        raise OSError("there is no room")
+
+    with pytest.raises(OSError, match="there is no room"):
+        client.bring("tree", str(tmp_path / "target"), fits=fits)
+    assert not (tmp_path / "target").exists()
+
+
 def test_what_is_not_there_is_gone_and_the_connection_goes_on(shelf, client, tmp_path):
     with pytest.raises(Gone):
         client.get("x", str(tmp_path / "target"))

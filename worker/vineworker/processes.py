@@ -182,8 +182,8 @@ def finish_command(
     peak: Optional[Peak],
     killed: str,
     limit: Optional[Exceeded],
-    copies: Mapping[int, int],
     cache: Cache,
+    copies: Mapping[int, int] = {},
 ) -> tuple[Any, dict[str, int]]:
     """Collect what a shell command has left; runs in a helper thread.
 
@@ -255,8 +255,8 @@ def finish_single(
     output: str,
     result: str,
     peak: Optional[Peak],
-    copies: Mapping[int, int],
     cache: Cache,
+    copies: Mapping[int, int] = {},
 ) -> tuple[Union[m.Done, m.Failed], dict[str, int]]:
     """Collect what a single Python call has left; runs in a helper thread."""
     excess = find_excess(run, folder, output, copies)

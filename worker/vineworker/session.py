@@ -732,7 +732,7 @@ class Session:
 
         def work() -> Any:
             return processes.finish_single(
-                run, reply, folder, slot.log, result, peak, slot.copies, self.cache
+                run, reply, folder, slot.log, result, peak, self.cache, slot.copies
             )
 
         self._in_thread(work, lambda result, error: self._over(run, result, error))
@@ -820,7 +820,7 @@ class Session:
         copies = self._copies.pop(run.task, {})
 
         def work() -> Any:
-            return processes.finish_command(command, code, peak, killed, limit, copies, self.cache)
+            return processes.finish_command(command, code, peak, killed, limit, self.cache, copies)
 
         self._in_thread(work, lambda result, error: self._over(run, result, error))
 

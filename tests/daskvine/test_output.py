@@ -145,7 +145,7 @@ def test_a_function_call_has_what_it_printed(m, exec_mode):
         calls = [FunctionCall("speaking", "speak", f"word-{n}") for n in range(3)]
         for call in calls:
             m.submit(call)
-        while m.wait(5):
+        while m.wait(60):
             pass
         assert [call.std_output for call in calls] == [f"word-{n}\n" * 2 for n in range(3)]
     finally:

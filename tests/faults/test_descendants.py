@@ -165,13 +165,14 @@ def test_a_daemon_of_a_python_task_ends_with_it(yard, m, end):
     else:
         task = PythonTask(has_daemon_and_sleeps, str(yard.folder))
     if end == "time_max":
-        task.set_time_max(1.0)
+        task.set_time_max(4.0)  # more than its daemon takes to start
     m.submit(task)
     if end == "cancel":
         until(lambda: numbers(yard, "daemons"), "the daemon to run")
         m.cancel_by_task_id(task.id)
     assert one_result(m).successful() == (end == "result")
     left = numbers(yard, "daemons" if end in ("time_max", "cancel") else "daemon")
+    assert left
     if end == "result":
         assert not any(map(alive, left))  # before it is told that the task is over
     until(lambda: not any(map(alive, left)), "its daemon to be gone")
@@ -189,7 +190,7 @@ def test_a_daemon_of_a_command_ends_with_it(yard, m, end):
     for each in (task, other):
         each.set_cores(1)
     if end == "time_max":
-        task.set_time_max(1.0)
+        task.set_time_max(4.0)  # more than its daemon takes to start
     m.submit(other)
     until(lambda: numbers(yard, "daemon-2"))
     m.submit(task)
@@ -198,6 +199,7 @@ def test_a_daemon_of_a_command_ends_with_it(yard, m, end):
         m.cancel_by_task_id(task.id)
     assert one_result(m) is task
     daemons = numbers(yard, "daemon")
+    assert daemons
     until(lambda: not any(map(alive, daemons)), "its daemon to be gone")
     yard.place("gate").touch()
     assert one_result(m).successful()  # its own is there

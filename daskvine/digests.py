@@ -52,6 +52,11 @@ class NoRecipe(Exception):
     """Something cannot be named by what it is."""
 
 
+Blocks = tuple[dict[int, int], ...]
+LARGE = 500
+"""Values in a block that is passed on as it is."""
+
+
 class Found(NamedTuple):
     """What is known of a value.
 
@@ -60,7 +65,7 @@ class Found(NamedTuple):
     digest
         Of its structure.
     mutable
-        The identities of the values in it that can be changed, in the order in which they are met.
+        The identities of the values in it that can be changed, with their places: in blocks that share none, large ones not copied.
     things
         What on this machine it names; see `daskvine.paths` and `vinecore.protocol.usage`.
     varies
@@ -68,7 +73,7 @@ class Found(NamedTuple):
     """
 
     digest: bytes
-    mutable: dict[int, int] | None = None
+    mutable: Blocks = ()
     things: frozenset[str] = _NONE
     varies: bool = False
 
@@ -118,6 +123,7 @@ class Digests:
         self._known: dict[int, Found] = {}
         self._alive: list[Any] = []  # what is known by identity must not be freed meanwhile
         self._texts: dict[str, Found] = {}
+        self._overlaps: dict[tuple[int, int], bool] = {}  # of blocks, by identity
         self._special: dict[type, Callable[[Any], Part]] = {
             tuple: self._sequence, list: self._sequence, dict: self._mapping, types.MappingProxyType: self._mapping,
             set: self._set, frozenset: self._set, types.FunctionType: self._function, types.BuiltinFunctionType: self._builtin,
@@ -143,11 +149,10 @@ class Digests:
 
     def join(self, tag: bytes, founds: Sequence[Found]) -> Found:
         """Put together what is known of several values."""
-        holders = [(n, found.mutable) for n, found in enumerate(founds) if found.mutable]
-        again, together = _repeated(holders, {})
+        again, together = self._repeated(founds, {})
         digest = _digest(tag, *(found.digest for found in founds), *([repr(again).encode()] if again else []))
         things = _NONE.union(*(found.things for found in founds if found.things))
-        return Found(digest, together or None, things, any(found.varies for found in founds))
+        return Found(digest, together, things, any(found.varies for found in founds))
 
     # ---- the search
 
@@ -164,7 +169,7 @@ class Digests:
 
     def _text(self, value: str) -> Found:
         state, things = self.places.of(value)
-        found = Found(_digest(b"str", value.encode(errors="surrogatepass"), state), None, things)
+        found = Found(_digest(b"str", value.encode(errors="surrogatepass"), state), (), things)
         self._texts[value] = found
         return found
 
@@ -218,16 +223,50 @@ class Digests:
         part = node.part
         founds: list[Any] = [self._leaf(value) for value in part.parts]
         digests = [found.digest for found in founds]
-        holders = [(n, found.mutable) for n, found in enumerate(founds) if found.mutable]
-        own = {id(node.value): 0} if _can_change(node.value) else {}
-        again, together = _repeated(holders, own) if holders else ((), own)
+        again, together = self._repeated(founds, {id(node.value): 0} if _can_change(node.value) else {})
         if again and part.group:  # the places of members are not those of another process
             again = [len(again)]
         rest = [repr(again).encode()] if again else []
         digest = _digest(part.tag, *_in_order(digests, part.group), *rest)
         things = part.things.union(*(found.things for found in founds if found.things))
         varies = part.varies or any(found.varies for found in founds)
-        return Found(digest, together or None, things, varies)
+        return Found(digest, together, things, varies)
+
+    def _repeated(self, founds: Sequence[Found], own: dict[int, int]) -> tuple[list[Any], Blocks]:
+        """Which values that can be changed are in several of these, by their places; and all of them together."""
+        again: list[Any] = []
+        large: list[dict[int, int]] = []
+        small = own
+        for n, found in enumerate(founds):
+            for block in found.mutable:
+                known = [(m + 1, other) for m, other in enumerate(large) if self._overlap(block, other)]
+                if not block.keys().isdisjoint(small.keys()):  # it grows, so nothing is remembered of it
+                    known.insert(0, (0, small))
+                for m, other in known:
+                    if other is block:
+                        again.append((n, m))
+                    else:
+                        fewer, more = sorted((block, other), key=len)
+                        again.append((n, m, sorted((block[one], other[one]) for one in fewer if one in more)))
+                rest = block
+                if known:
+                    rest = {one: k for one, k in block.items() if not any(one in o for _m, o in known)}
+                if len(rest) >= LARGE:
+                    large.append(rest)
+                for one in () if len(rest) >= LARGE else rest:
+                    small.setdefault(one, len(small))
+        return again, (*([small] if small else ()), *large)
+
+    def _overlap(self, one: dict[int, int], other: dict[int, int]) -> bool:
+        if one is other:
+            return True
+        if len(one) < LARGE or len(other) < LARGE:
+            return not one.keys().isdisjoint(other.keys())
+        pair = (id(one), id(other))
+        if pair not in self._overlaps:
+            self._overlaps[pair] = not one.keys().isdisjoint(other.keys())
+            self._alive += [one, other]
+        return self._overlaps[pair]
 
     def _close_cycle(self, members: list[_Node]) -> None:
         inside = {id(node.value): n for n, node in enumerate(members)}
@@ -260,17 +299,13 @@ class Digests:
             ]
         else:
             raise NoRecipe
-        mutable = {id(node.value): 0 for node in members if _can_change(node.value)}
-        for found in outside:
-            mutable.update(found.mutable or {})
-        mutable = {one: n for n, one in enumerate(mutable)}
+        own = {id(node.value): n for n, node in enumerate(members) if _can_change(node.value)}
+        again, mutable = self._repeated(outside, own)
         things = _NONE.union(*(found.things for found in outside), *(node.part.things for node in members))
         varies = any(found.varies for found in outside) or any(node.part.varies for node in members)
-        about = f"{len(members)} {len(mutable)}".encode()
+        about = f"{len(members)} {sum(map(len, mutable))} {len(again)}".encode()
         for node, colour in zip(members, colours, strict=True):
-            self._remember(
-                node.value, Found(_digest(b"cycle", about, colour), mutable or None, things, varies)
-            )
+            self._remember(node.value, Found(_digest(b"cycle", about, colour), mutable, things, varies))
 
     # ---- what values consist of
 
@@ -294,6 +329,10 @@ class Digests:
             and not value.is_tuple
         ):
             return self._record_form(value)
+        if kind.__module__.startswith("uproot.source.") and isinstance(
+            getattr(value, "file_path", None), str
+        ):  # it counts how often it was asked
+            return Part(_digest(b"source", kind.__qualname__.encode()), (value.file_path,))
         return self._object(value)
 
     def _sequence(self, value: Any) -> Part:
@@ -444,20 +483,6 @@ def _in_order(digests: list[bytes], group: int) -> list[bytes]:
     if not group:
         return digests
     return sorted(b"".join(digests[n : n + group]) for n in range(0, len(digests), group))
-
-
-def _repeated(
-    holders: Sequence[tuple[int, dict[int, int] | None]], together: dict[int, int]
-) -> tuple[list[Any], dict[int, int]]:
-    """Which values are in several of these, as places in the one and the other; and all of them together."""
-    again: list[Any] = []
-    for n, mutable in holders:
-        assert mutable is not None
-        if together and not mutable.keys().isdisjoint(together):
-            again.append((n, [(mutable[one], together[one]) for one in mutable if one in together]))
-        for one in mutable:
-            together.setdefault(one, len(together))
-    return again, together
 
 
 def _can_change(value: Any) -> bool:

@@ -112,7 +112,7 @@ class Recipes:
         if recipe is None:
             raise NoRecipe
         things = recipe.things if len(recipe.things) <= MOST_INHERITED else frozenset()
-        return Found(recipe.digest, None, things)
+        return Found(recipe.digest, (), things)
 
 
 class NodeDigests(Digests):

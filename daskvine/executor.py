@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import itertools
 import logging
@@ -284,8 +285,9 @@ class DaskVine(Manager):
         files = [(file.cache_name, remote) for file, remote in (options.extra_files or {}).items()]
         named = environment.cache_name if isinstance(environment, File) else environment
         about = named, files, dict(options.env_vars or {}), options.lib_command, options.wrapper
-        # a relative path means another file in another folder
-        return about, self.registrations.recipe(), working_folder()
+        # A relative path means another file in another folder. Its digest, because a path would count with all that is in that folder.
+        folder = hashlib.sha256(os.fsencode(working_folder())).hexdigest()
+        return about, self.registrations.recipe(), folder
 
     def variables(self, chosen: Mapping[str, str | Callable[..., str]], task: Any) -> dict[str, str]:
         """Give the environment variables of a task or library; functions are called with this manager and the task."""

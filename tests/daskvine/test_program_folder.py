@@ -115,6 +115,16 @@ def test_what_was_computed_in_another_folder_is_not_used_again(m, folder, task_m
             assert m.get({"x": (look, "ts")}, "x", task_mode=task_mode, reuse=True) == name
 
 
+def test_what_else_is_in_the_folder_of_the_program_changes_no_name(m, folder):
+    def add(a, b):
+        return a + b
+
+    for other in ("first", "second"):
+        (folder / other).write_text("not read by anybody")
+        assert m.get({"x": (add, 1, 2)}, "x", task_mode="function-calls", reuse=True) == 3
+    assert m.last_run.executed == 0
+
+
 def test_a_vertex_that_changes_its_folder_harms_no_other_one(m, folder, task_mode):
     wander = delayed(os.chdir, pure=False)
     for _ in range(3):

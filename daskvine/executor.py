@@ -23,6 +23,7 @@ from daskvine.merge import rewrite
 from daskvine.options import Options
 from daskvine.program_folder import ProgramFolders, working_folder
 from daskvine.registries import Registrations
+from daskvine.replacements import Replacements
 from daskvine.run import GraphRun
 from daskvine.shuffles import without_folders
 from daskvine.surroundings import look
@@ -90,6 +91,7 @@ class DaskVine(Manager):
         self._run_numbers = itertools.count(1)
         self._learning: set[str] = set()
         self.graphs: Counter[str] = Counter()  # that were computed, by what they make
+        self._replacements = Replacements(lambda name: self._engine.post(e.LibraryRetired(name)))
         self.reuse_lock = (
             threading.Lock()
         )  # who names results by recipes must not meet another one who makes the same
@@ -221,6 +223,7 @@ class DaskVine(Manager):
             results = run.compute()
         finally:
             del self._runs[run.number]
+            self._replacements.end(run.library)
         return nested(keys, _Resolved(graph, results))
 
     __call__ = get
@@ -328,7 +331,9 @@ class DaskVine(Manager):
         return name
 
     def start_library(self, options: Options, modules: set[str], *, records: bool = False) -> str:
-        """Install the library that runs vertices; the same options give the same library, which may be running already.
+        """Install the library that runs vertices; the same options and code give the same library, which may be running already.
+
+        The processes of one with the same options and other code end when no run needs them.
 
         Parameters
         ----------
@@ -372,7 +377,9 @@ class DaskVine(Manager):
         library.preload = sorted(modules)
         setup = self.share_bytes(dumps(library.setup))
         spec = library.spec(setup)
-        self._engine.post(e.LibraryInstalled(spec))
+        alike = spec._replace(name="", setup="", options={**spec.options, "preload": ()})
+        kind = repr((library.functions, library.setup["modules"], alike))
+        self._replacements.begin(kind, spec.name, lambda: self._engine.post(e.LibraryInstalled(spec)))
         self._enter_library(library, spec.name)  # also for FunctionCalls of the extra functions
         return spec.name
 

@@ -79,6 +79,8 @@ class GraphRun:
         How many of them were run; the others were found, or nobody needed them.
     remade : int
         How many were run again because their result was lost.
+    library : str
+        The full name of the library that its vertices are calls of, once it is known.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class GraphRun:
         self._keys: dict[int, Key] = {}
         self._results: dict[Key, str] = {}
         self._local: dict[Key, Any] = {}
-        self._library = ""
+        self.library = ""
         self._told = False
         self._temporary: list[str] = []
         self.vertices = len(graph.vertices)
@@ -262,11 +264,11 @@ class GraphRun:
         self, slice_: list[TaskSpec], compiler: Compiler, progress: Any, state: _CallbackState | None
     ) -> None:
         options = self._options
-        if options.task_mode == "function-calls" and not self._library:
-            self._library = self._manager.start_library(
+        if options.task_mode == "function-calls" and not self.library:
+            self.library = self._manager.start_library(
                 options, compiler.modules, records=self._recipes is not None
             )
-            slice_ = [spec._replace(library=self._library) for spec in slice_]
+            slice_ = [spec._replace(library=self.library) for spec in slice_]
         elif (
             options.task_mode == "tasks" and not self._told
         ):  # the first tasks say what the warm Python should import
@@ -326,7 +328,7 @@ class GraphRun:
         if self._options.resources_mode is not None and self._options.task_mode == "tasks":
             category = self._manager.learn_category(category, self._options)
         return TaskSpec(
-            task, str(key), result, self.number, self._library, call.function, call.payload, (*call.shared, self._program), call.inputs,
+            task, str(key), result, self.number, self.library, call.function, call.payload, (*call.shared, self._program), call.inputs,
             mounts=settings.mounts, wanted=(result,) if wanted else (), category=category, request=annotated.request.over(request), priority=priority, depth=depth,
             environment=environment, peer_transfer=self._options.worker_transfers, readers=self._readers[key], options=options,
             asleep=self._recipes is not None, reusable=reusable, level=self._level if reusable else TASK, exception_retries=retries or 0,

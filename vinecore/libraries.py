@@ -12,6 +12,7 @@ from vinecore.core.allocation import Request
 from vinecore.core.state import LibrarySpec
 from vinecore.protocol import values
 from vinecore.protocol.context import variables
+from vinecore.protocol.modules import count_loads, digest_of_own
 from vinecore.tasks import declared, inside
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class LibraryTask:
         self._variables: dict[str, str] = {}
         self._command = ""
         self.preload: list[str] = []
+        self.kind = ""
 
     def set_cores(self, cores: float) -> None:
         """Cores that one unit of the library takes; the default is the whole worker."""
@@ -125,7 +127,10 @@ class LibraryTask:
         environment = self._environment.cache_name if self._environment else ""
         request = Request(**self._request)  # type: ignore[arg-type]
         key = repr((setup, self._slots, request, environment, self.exec_mode, sorted(options.items())))
-        name = f"{self.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        self.kind = hashlib.sha256(key.encode()).hexdigest()
+        # The user's own modules are known by their text, and by when they were imported: new processes import what was edited or reloaded.
+        own = f"{digest_of_own()} {count_loads()}"
+        name = f"{self.name}-{hashlib.sha256((self.kind + own).encode()).hexdigest()[:16]}"
         if self.preload:  # only a head start for the first slots: not part of what the library is
             options["preload"] = self.preload
         files = tuple(file.cache_name for file, _remote in self._files)

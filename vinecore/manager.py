@@ -158,6 +158,7 @@ class Manager:
         ] = {}  # files that somebody waits for -> where to write why they cannot be had
         self._libraries: dict[str, tuple[str, list[str]]] = {}
         self._labels: dict[str, str] = {}  # full names of libraries -> what the user calls them
+        self._kinds: dict[str, str] = {}  # what each of them is, whatever the text of the user's own modules
         self._worker_names: dict[int, str] = {}
         self._sources: dict[str, str] = {}  # cache names -> what the user calls them: paths and addresses
         self._missing = ""
@@ -862,6 +863,8 @@ class Manager:
     def install_library(self, library: LibraryTask) -> None:
         """Make a library available; workers start it when the first call comes.
 
+        To install it again does nothing, unless one of the user's own modules has been edited: then new processes take the place of the old ones.
+
         Raises
         ------
         ValueError
@@ -874,9 +877,13 @@ class Manager:
         setup = self.share_bytes(library.dump())
         spec = library.spec(setup)
         known = self._libraries.get(library.name)
-        if known is not None and known[0] != spec.name:
+        if known is not None and known[0] != spec.name and self._kinds.get(library.name) == library.kind:
+            # the same, but for the text of the user's own modules
+            self._engine.post(e.LibraryRetired(known[0]))
+        elif known is not None and known[0] != spec.name:
             msg = f"there is another library with the name {library.name!r}: remove it first with m.remove_library({library.name!r})"
             raise ValueError(msg)
+        self._kinds[library.name] = library.kind
         self._enter_library(library, spec.name)
         self._engine.post(e.LibraryInstalled(spec))
 
@@ -893,6 +900,15 @@ class Manager:
         known = self._libraries.pop(checks.text("name", name), None)
         if known is not None:
             self._engine.post(e.LibraryRemoved(known[0]))
+
+    def restart(self) -> None:
+        """Have all that runs from now on run in new processes, on all workers.
+
+        Ends the processes of all libraries, and those that single tasks are forked from: what they have imported, opened or kept in memory
+        is gone, and the next call or task starts new ones. Calls that are running are run again there; single tasks that are
+        running go on. Edits of your own modules need no restart; an installed package that was changed meanwhile does.
+        """
+        self._engine.post(e.Restarted())
 
     def check_library_exists(self, name: str) -> bool:
         """Whether a library of that name is installed."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import dask
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from daskvine import DaskVine
 from daskvine.compiling import modules_behind
+from tests.daskvine import vertices as v
 
 TASKS = 30
 OWN = """
@@ -126,3 +129,85 @@ def test_packages_that_own_modules_refer_to_are_imported_before_the_fork(m, fold
     calls = [dask.delayed(module.before)(n) for n in range(4)]
     dask.compute(*calls, scheduler=m.get, task_mode=task_mode, **options)
     assert all(dask.compute(*calls, scheduler=m.get, task_mode=task_mode, **options))
+
+
+# ---- edits while the program runs
+
+
+def edited(folder, name, text):
+    """Write a module anew and reload it, as one does in a notebook."""
+    module = write(folder, name, text)
+    return importlib.reload(module)
+
+
+def test_a_module_that_is_edited_and_reloaded_runs_its_new_code(m, folder, task_mode):
+    name = f"mine_edited_{task_mode[:4]}"
+    for factor in range(1, 9):  # texts of the same length, within the same second
+        module = edited(folder, name, f"def scaled(n):\n    return {factor} * n\n")
+        calls = [dask.delayed(module.scaled)(n) for n in range(4)]
+        found = dask.compute(*calls, scheduler=m.get, task_mode=task_mode)
+        assert found == tuple(factor * n for n in range(4))
+
+
+def test_a_module_behind_another_one_that_is_edited_runs_its_new_code(m, folder, task_mode):
+    far, near = f"mine_far_{task_mode[:4]}", f"mine_near_{task_mode[:4]}"
+    for cut in range(1, 5):
+        edited(folder, near, f"CUT = {cut}\n")
+        module = edited(folder, far, f"from {near} import CUT\ndef cut():\n    return CUT\n")
+        assert dask.delayed(module.cut)().compute(scheduler=m.get, task_mode=task_mode) == cut
+
+
+def test_a_module_that_is_reloaded_reads_its_files_again(m, folder, task_mode):
+    text = "import pathlib\nCUT = pathlib.Path(__file__).with_name('cut.txt').read_text()\ndef cut():\n    return CUT\n"
+    for cut in ("one", "two", "six"):
+        folder.joinpath("cut.txt").write_text(cut)
+        module = edited(folder, "mine_reads", text)
+        assert dask.delayed(module.cut)().compute(scheduler=m.get, task_mode=task_mode) == cut
+
+
+def test_processes_of_the_code_before_an_edit_end(m, folder):
+    installed = set()
+    for number in range(5):
+        module = edited(folder, "mine_piled_up", f"def number():\n    return {number}\n")
+        vertex = dask.delayed(module.number)()
+        assert vertex.compute(scheduler=m.get, task_mode="function-calls") == number
+        installed.add(m._engine.call(lambda mind: len(mind.tables.libraries)))
+    assert len(installed) == 1
+    workers = m._engine.call(lambda mind: list(mind.tables.workers.values()))
+    assert [len(worker.libraries) for worker in workers] == [1]
+
+
+def test_an_edit_while_a_computation_runs_stops_neither_it_nor_the_next_one(m, folder, gate):
+    options = {"scheduler": m.get, "task_mode": "function-calls", "lib_resources": {"cores": 1, "slots": 1}}
+    module = edited(folder, "mine_meanwhile", "def number(*_):\n    return 1\n")
+    held = dask.delayed(module.number)(dask.delayed(v.stop_at)(gate.port, "held"))
+    with ThreadPoolExecutor(1) as threads:
+        computing = threads.submit(held.compute, **options)
+        gate.watch(computing)
+        gate.wait_for(1)
+        module = edited(folder, "mine_meanwhile", "def number(*_):\n    return 2\n")
+        assert dask.delayed(module.number)().compute(**options) == 2
+        gate.open()
+        computing.result(60)
+
+
+def test_restart_gives_new_processes(m, task_mode):
+    calls = [dask.delayed(os.getppid if task_mode == "tasks" else os.getpid, pure=False)() for _ in range(8)]
+    before = set(dask.compute(*calls, scheduler=m.get, task_mode=task_mode))
+    m.restart()
+    after = set(dask.compute(*calls, scheduler=m.get, task_mode=task_mode))
+    assert before
+    assert after
+    assert before.isdisjoint(after)
+
+
+def test_restart_while_calls_run_loses_none(m, gate, task_mode):
+    held = dask.delayed(v.stop_at)(gate.port, "held")
+    last = dask.delayed(v.inc)(dask.delayed(lambda number, _held: number)(41, held))
+    with ThreadPoolExecutor(1) as threads:
+        computing = threads.submit(last.compute, scheduler=m.get, task_mode=task_mode)
+        gate.watch(computing)
+        gate.wait_for(1)
+        m.restart()
+        gate.open()
+        assert computing.result(60) == 42

@@ -49,9 +49,6 @@ def test_a_graph_finds_what_dask_finds_each_time_after_an_edit(vine, home, first
     compute(vine, home, first, MODULES)
 
 
-@pytest.mark.xfail(
-    reason="processes that run keep the modules that they have imported, when those are edited"
-)
 def test_a_graph_finds_what_dask_finds_each_time_after_an_edit_of_a_module(vine, home):
     for first in range(1001, 1061, AT_ONCE):
         compute(vine, home, first, frozenset(EDITS) - MODULES)

@@ -22,6 +22,16 @@ class LibraryInstalled(NamedTuple):
     library: LibrarySpec
 
 
+class LibraryRetired(NamedTuple):
+    """Another library has taken the place of this one: it goes when its unfinished calls are over."""
+
+    name: str
+
+
+class Restarted(NamedTuple):
+    """The user wants new processes on all workers."""
+
+
 class LibraryRemoved(NamedTuple):
     """The user does not need a library any more."""
 
@@ -137,6 +147,8 @@ Event = (
     FilesDeclared
     | LibraryInstalled
     | LibraryRemoved
+    | LibraryRetired
+    | Restarted
     | RunOpened
     | TasksSubmitted
     | RunSubmitted

@@ -119,6 +119,37 @@ class Instances:
         if bucket is not None:
             self._placement.leave_alone(bucket)
 
+    def clear(self, library: Library) -> None:
+        """Stop a library that has been removed, and release its files."""
+        self.remove_everywhere(library)
+        for file in library.files:
+            self._mind.unpin(file, "the library was removed")
+
+    def retire(self, name: str) -> None:
+        """Remove a library as soon as it has nothing left to do."""
+        library = self._mind.tables.libraries.get(name)
+        if library is None:
+            return
+        library.retired = True
+        bucket = self._mind.tables.buckets.get((name,))
+        if bucket is None or not bucket.unfinished:
+            self.end(library)
+
+    def end(self, library: Library) -> None:
+        """Remove a library that has no calls."""
+        if self._mind.tables.libraries.pop(library.spec.name, None) is not None:
+            self.clear(library)
+
+    def restart(self) -> None:
+        """Stop all libraries, and what single tasks are forked from, on all workers; what they run now runs again."""
+        for library in self._mind.tables.libraries.values():
+            library.failures = 0
+        for worker in self._mind.tables.workers.values():
+            for name, instance in list(worker.libraries.items()):
+                self._take_back(worker, name)
+                self.remove(worker, instance)
+            self._mind.emit(Send(worker.id, m.Restart()))
+
     def failed(self, worker: Worker, message: m.LibraryFailed) -> None:
         """A library did not come up, or has died: try again elsewhere, a bounded number of times."""
         library = self._mind.tables.libraries.get(message.name)

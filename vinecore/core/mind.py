@@ -101,6 +101,8 @@ class Mind:
             e.FilesDeclared: self._files_declared,
             e.LibraryInstalled: self._library_installed,
             e.LibraryRemoved: self._library_removed,
+            e.LibraryRetired: lambda event: self.instances.retire(event.name),
+            e.Restarted: lambda _event: self.instances.restart(),
             e.RunOpened: self._run_opened,
             e.TasksSubmitted: self._tasks_submitted,
             e.RunSubmitted: self._run_submitted,
@@ -271,6 +273,7 @@ class Mind:
     def _library_installed(self, event: e.LibraryInstalled) -> None:
         spec = event.library
         if spec.name in self.tables.libraries:
+            self.tables.libraries[spec.name].retired = False
             return
         library = self.tables.libraries[spec.name] = Library(spec)
         names = (spec.setup, spec.environment, *spec.files)
@@ -285,10 +288,9 @@ class Mind:
         library = self.tables.libraries.pop(event.name, None)
         if library is None:
             return
+        library.retired = False
         self.instances.fail_calls(library, "the library was removed", b"")
-        self.instances.remove_everywhere(library)
-        for file in library.files:
-            self.unpin(file, "the library was removed")
+        self.instances.clear(library)
 
     def _run_opened(self, event: e.RunOpened) -> None:
         self.tables.runs[event.run.run] = Run(event.run)

@@ -76,10 +76,14 @@ class Placement:
         return bucket
 
     def drop_if_empty(self, bucket: Bucket) -> None:
-        """Forget a bucket that no unfinished task is in; that of a library stays as long as the library."""
-        if not bucket.unfinished and bucket.library is None:
+        """Forget a bucket that no unfinished task is in; that of a library goes with the library."""
+        if bucket.unfinished:
+            return
+        if bucket.library is None:
             self._mind.tables.buckets.pop(bucket.key, None)
             self.leave_alone(bucket)
+        elif bucket.library.retired:
+            self._mind.instances.end(bucket.library)
 
     def leave_alone(self, bucket: Bucket) -> None:
         """There is nothing to do for a bucket any more."""

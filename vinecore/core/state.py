@@ -227,11 +227,12 @@ class Task:
 class Library:
     """An installed library."""
 
-    __slots__ = ("failures", "files", "made", "spec")
+    __slots__ = ("failures", "files", "made", "retired", "spec")
 
     def __init__(self, spec: LibrarySpec) -> None:
         self.spec = spec
         self.failures = 0  # in a row, with no call that succeeded in between
+        self.retired = False  # it goes when nothing is left to do for it
         self.files: list[File] = []  # its setup, its environment, further files, and the archives of those
         self.made: list[str] = []  # those of them that tasks make: its calls wait for them
 

@@ -127,6 +127,10 @@ class RemoveLibrary(NamedTuple):
     name: str
 
 
+class Restart(NamedTuple):
+    """Manager: fork the single tasks that come from Pythons that start anew."""
+
+
 class Run(NamedTuple):
     """Manager: run this as soon as its inputs are here.
 
@@ -303,7 +307,7 @@ class Leaving(NamedTuple):
 
 
 Message = Union[
-    Hello, Welcome, Put, Fetch, Unpack, Upload, Unlink, Purge, Retain, Library, RemoveLibrary, Run, Cancel, Recall, Release, Ping, Pong,
+    Hello, Welcome, Put, Fetch, Unpack, Upload, Unlink, Purge, Retain, Library, RemoveLibrary, Restart, Run, Cancel, Recall, Release, Ping, Pong,
     Done, Failed, Recalled, Cached, Compared, Have, Left, Announced, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed,
     Leaving,
 ]  # fmt: skip
@@ -319,6 +323,7 @@ FROM_MANAGER = (
     Retain,
     Library,
     RemoveLibrary,
+    Restart,
     Run,
     Cancel,
     Recall,

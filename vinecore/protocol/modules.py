@@ -16,6 +16,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from types import ModuleType
@@ -29,6 +30,10 @@ MOST_FILES_KNOWN = 10_000
 SETTLED_NS = 2_000_000_000
 """A file that has been changed so lately may be changed again without another time of change."""
 
+_loads: dict[
+    str, tuple[Any, int]
+] = {}  # own module -> the spec of its last import, and how often that was another one
+_loads_lock = threading.Lock()
 _digests: dict[str, tuple[tuple[int, ...], str]] = {}  # file -> its state when it was read, and its digest
 
 
@@ -117,3 +122,16 @@ def digest_of_own(modules: Optional[Iterable[Any]] = None) -> str:
         f"{module.__name__}\0{digest_of_file(source_of(module) or '')}" for module in own_modules(modules)
     }
     return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest() if texts else ""
+
+
+def count_loads() -> list[tuple[str, int]]:
+    """List the user's own modules that this program has imported, each with how often it was imported again since this was asked first.
+
+    Each import, that of `importlib.reload` too, makes a spec of its own. A module that is imported again may have read other files meanwhile.
+    """
+    with _loads_lock:
+        for module in own_modules():
+            spec, (known, count) = module.__spec__, _loads.get(module.__name__, (None, -1))
+            if spec is not known or count < 0:
+                _loads[module.__name__] = spec, count + 1
+        return sorted((name, count) for name, (_spec, count) in _loads.items())

@@ -29,7 +29,7 @@ from typing import Any, Callable
 
 from vinecore.protocol import context, exceptions, import_paths, modules, usage, values
 from vinecore.protocol.messages import LOADING
-from vineworker import captured_output, descendants, fork_state, interrupts, recording, slot
+from vineworker import captured_output, descendants, fork_state, fresh_imports, interrupts, recording, slot
 from vineworker.captured_output import CapturedOutput
 from vineworker.program_folder import add_imports
 
@@ -262,6 +262,7 @@ def main() -> None:
     descendants.die_with_parent()
     import_paths.give_back()
     fork_state.watch()
+    fresh_imports.install()
     captured_output.print_lines_at_once()
     if os.environ.pop(usage.RECORDS, ""):
         recording.start()

@@ -132,11 +132,12 @@ class WorkerState:
         self._making: dict[str, Task] = {}  # object -> the call in flight that makes it
         self._unpacks: dict[str, list[m.Unpack]] = {}  # archive -> what is to be made of it
         self._next_slot = 0
+        self._restarts = 0
         self._families = Families(self)
         self._out: list[Any] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
             m.Run: self._run, m.Put: self._put, m.Fetch: self._fetch, m.Unpack: self._unpack, m.Upload: self._upload,
-            m.Unlink: self._unlink, m.Purge: self._purge, m.Retain: self._retain, m.Library: self._library, m.RemoveLibrary: self._remove_library, m.Cancel: self._cancel,
+            m.Unlink: self._unlink, m.Purge: self._purge, m.Retain: self._retain, m.Library: self._library, m.RemoveLibrary: self._remove_library, m.Restart: self._restart, m.Cancel: self._cancel,
             m.Recall: self._recall, m.Release: lambda said: self._out.append(i.Exit(said.reason, said.final)),
             m.Ping: lambda _e: self._out.append(i.Say(m.Pong())), m.Pong: lambda _e: None, m.Welcome: lambda _e: None,
             e.Arrived: self._arrived, e.Compared: self._compared, e.Found: self._found,
@@ -381,7 +382,7 @@ class WorkerState:
         self._out.append(i.Say(m.Failed(run.task, "library", info, b"")))
 
     def _single_host(self, environment: str) -> Host:
-        name = f"python:{environment}"
+        name = f"python{self._restarts or ''}:{environment}"
         host = self.hosts.get(name)
         if host is None:
             host = self.hosts[name] = Host(name, None, environment)
@@ -633,6 +634,7 @@ class WorkerState:
             self._fill_slots(host)
         else:
             self._dispatch(host)
+            self._end_if_old(host)
 
     def _host_down(self, event: e.HostDown) -> None:
         host = self.hosts.pop(event.host, None)
@@ -673,6 +675,18 @@ class WorkerState:
             self.stop_waiting(task)
         self._out.append(i.StopHost(event.name))
 
+    def _restart(self, _event: m.Restart) -> None:
+        """Fork the next single tasks from new processes; the old ones end when what they have forked is over."""
+        self._restarts += 1
+        for host in [host for host in self.hosts.values() if host.library is None]:
+            self._end_if_old(host)
+
+    def _end_if_old(self, host: Host) -> None:
+        current = f"python{self._restarts or ''}:{host.environment}"
+        if host.library is None and host.name != current and not host.slots and not host.queue:
+            del self.hosts[host.name]
+            self._out.append(i.StopHost(host.name))
+
     def _slot_down(self, event: e.SlotDown) -> None:
         slot = self.slots.pop(event.slot, None)
         if slot is None:
@@ -682,6 +696,7 @@ class WorkerState:
         if host.library is None:
             for task in slot.in_flight:
                 self._crashed(task, event)
+            self._end_if_old(host)
             return
         if event.running < 0 and not slot.killed:
             host.empty_deaths += 1

@@ -216,6 +216,48 @@ def test_a_removed_library_ends_everywhere_and_its_calls_with_it(vine):
     assert outcomes(vine)[3] == "library"
 
 
+def test_a_library_that_is_replaced_goes_when_its_calls_are_over(vine):
+    worker = vine.join()
+    vine.submit(call(1), call(2))
+    assert not vine.sent(m.RemoveLibrary, vine.feed(e.LibraryRetired("lib")))
+    vine.done(1)
+    assert not vine.sent(m.RemoveLibrary)
+    vine.done(2)
+    assert vine.sent(m.RemoveLibrary) == [(worker, m.RemoveLibrary("lib"))]
+    assert "lib" not in vine.tables.libraries
+    assert not vine.tables.buckets
+
+
+def test_a_library_without_calls_goes_at_once_when_it_is_replaced(vine):
+    worker = vine.join()
+    vine.submit(call(1))
+    vine.done(1)
+    vine.feed(e.LibraryRetired("lib"), e.LibraryRetired("nothing"))
+    assert vine.sent(m.RemoveLibrary) == [(worker, m.RemoveLibrary("lib"))]
+
+
+def test_a_library_that_is_installed_again_before_it_has_gone_stays(vine):
+    vine.join()
+    vine.submit(call(1))
+    spec = vine.tables.libraries["lib"].spec
+    vine.feed(e.LibraryRetired("lib"), e.LibraryInstalled(spec))
+    vine.done(1)
+    assert "lib" in vine.tables.libraries
+
+
+def test_a_restart_stops_all_libraries_and_runs_their_calls_again(vine):
+    worker = vine.join()
+    vine.submit(call(1), call(2))
+    vine.feed(e.Restarted())
+    assert (worker, m.RemoveLibrary("lib")) in vine.sent(m.RemoveLibrary)
+    assert vine.sent(m.Restart) == [(worker, m.Restart())]
+    assert set(vine.started()) == {1, 2}
+    assert vine.task(1).attempts == 0
+    vine.done(1)
+    vine.done(2)
+    assert outcomes(vine) == {1: "success", 2: "success"}
+
+
 def test_removing_a_library_that_is_not_there_does_nothing(vine):
     assert vine.feed(e.LibraryRemoved("nothing")) == []
 

@@ -96,3 +96,16 @@ def test_the_digest_of_own_modules_is_that_of_their_text(folder):
     path.unlink()
     assert modules.digest_of_own(own) not in ("", first)
     assert modules.digest_of_own([sys.modules["json"]]) == ""
+
+
+def test_it_is_counted_how_often_a_module_of_the_user_is_imported_again(folder):
+    place(folder, "mine_loads.py", "VALUE = 1")
+    module = importlib.import_module("mine_loads")
+    assert ("mine_loads", 0) in modules.count_loads()
+    assert ("mine_loads", 0) in modules.count_loads()
+    importlib.reload(module)
+    assert ("mine_loads", 1) in modules.count_loads()
+    del sys.modules["mine_loads"]
+    importlib.import_module("mine_loads")
+    assert ("mine_loads", 2) in modules.count_loads()
+    assert not {"json", "vinecore"} & dict(modules.count_loads()).keys()

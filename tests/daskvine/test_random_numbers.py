@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from daskvine import DaskVine
+from vinecore.protocol.values import dumps, loads
 
 TASKS = 20
 PACKAGE = """
@@ -146,3 +147,61 @@ def test_numpy_in_functions_of_the_script_differs_in_each_task(m, task_mode):
 
     found = dask.compute(*(dask.delayed(draw)(n) for n in range(TASKS)), scheduler=m.get, task_mode=task_mode)
     assert len(set(found)) == TASKS
+
+
+# ---- generators of a script, which functions of the script refer to
+
+SCRIPT = """
+    import numpy as np
+
+    generator = np.random.default_rng()
+    state = np.random.RandomState()
+    philox = np.random.Philox()
+    seeded = np.random.default_rng(42)
+
+
+    def draw(number, default=np.random.default_rng()):
+        drawn = generator.random(), again(), state.normal(), np.random.Generator(philox).random(), default.random()
+        return *map(float, drawn), float(seeded.random())
+
+
+    def again():
+        return generator.random()
+"""
+
+
+def script_functions():
+    script = {"__name__": "__main__"}
+    exec(textwrap.dedent(SCRIPT), script)
+    return script
+
+
+def test_unseeded_generators_of_a_script_differ_in_each_task(m, task_mode):
+    draw = script_functions()["draw"]
+    found = dask.compute(
+        *(dask.delayed(draw, pure=False)(n) for n in range(TASKS)), scheduler=m.get, task_mode=task_mode
+    )
+    assert [len(set(values)) for values in zip(*found, strict=True)][:-1] == [TASKS] * 5
+    assert np.random.default_rng(42).random() in {values[-1] for values in found}
+
+
+def test_an_unseeded_generator_of_an_enclosing_function_differs_in_each_task(m, task_mode):
+    generator = np.random.default_rng()
+    calls = [dask.delayed(lambda _: float(generator.random()), pure=False)(n) for n in range(TASKS)]
+    assert len(set(dask.compute(*calls, scheduler=m.get, task_mode=task_mode))) == TASKS
+
+
+def test_random_arrays_of_dask_are_the_same_each_time(m, task_mode):
+    array = pytest.importorskip("dask.array").random.default_rng().random(40, chunks=4)
+    options = {"scheduler": m.get, "task_mode": task_mode}
+    first = array.compute(**options)
+    assert (array.compute(**options) == first).all()
+    assert (array.compute(scheduler="synchronous") == first).all()
+
+
+def test_two_functions_that_share_a_generator_share_it_where_they_run():
+    script = script_functions()
+    draw, again = loads(dumps((script["draw"], script["again"]), by_value=True))
+    assert draw.__globals__["generator"] is again.__globals__["generator"]
+    assert draw.__globals__["generator"].random() != script["generator"].random()
+    assert draw.__globals__["seeded"].random() == script["seeded"].random()

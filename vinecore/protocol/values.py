@@ -36,7 +36,7 @@ import types
 import zlib
 from typing import Any, Callable, NamedTuple, Union
 
-from vinecore.protocol import histograms, sparse, wrappers
+from vinecore.protocol import generators, histograms, sparse, wrappers
 
 MAGIC = b"VINEVAL1"
 MAGIC_PACKED = b"VINEVAL2"
@@ -73,9 +73,21 @@ def _cloudpickler() -> Any:
     class Cloudpickler(base):  # type: ignore[misc]
         reducers: dict[type, Callable[[Any], Any]]
 
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.unseeded: dict[int, Any] = {}
+
         def reducer_override(self, obj: Any) -> Any:
-            if type(obj) is types.CodeType:
+            kind = type(obj)
+            if kind is types.CodeType:
                 return _reduced_code(self.dispatch_table[types.CodeType], obj)
+            if kind is types.FunctionType:
+                return generators.reduced_function(super().reducer_override(obj), self.unseeded)
+            if (
+                kind is types.CellType
+                and (cell := generators.reduced_cell(obj, self.unseeded)) is not NotImplemented
+            ):
+                return cell
             wrapper = own.get(type(obj))
             reduced = _reduced(self.reducers, obj) if wrapper is None else wrapper(obj)
             return super().reducer_override(obj) if reduced is NotImplemented else reduced

@@ -150,16 +150,24 @@ def _settings() -> dict[str, Any]:
     """Plain settings of dask that this program has made itself."""
     import dask
 
-    usual: dict[str, Any] = {}
-    for defaults in dask.config.defaults:
-        dask.config.update(usual, defaults, priority="old")
-    dask.config.update(usual, dask.config.collect())
-    before = dict(_flat(usual))
+    before = _usual_settings(len(dask.config.defaults))
     return {
         name: value
         for name, value in _flat(dask.config.config)
         if not name.startswith(OTHERS) and (name not in before or before[name] != value)
     }
+
+
+@functools.lru_cache(maxsize=1)
+def _usual_settings(_packages: int) -> dict[str, Any]:
+    """Settings that packages, files and the environment make; the files are read once for each number of packages that have defaults."""
+    import dask
+
+    usual: dict[str, Any] = {}
+    for defaults in dask.config.defaults:
+        dask.config.update(usual, defaults, priority="old")
+    dask.config.update(usual, dask.config.collect())
+    return dict(_flat(usual))
 
 
 def _flat(config: dict[str, Any], above: str = "") -> Any:

@@ -12,7 +12,7 @@ from vinecore.core.allocation import Request
 from vinecore.core.state import LibrarySpec
 from vinecore.protocol import values
 from vinecore.protocol.context import variables
-from vinecore.protocol.modules import count_loads, digest_of_own
+from vinecore.protocol.modules import count_loads, digest_of_own, own_modules
 from vinecore.tasks import declared, inside
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ class LibraryTask:
         key = repr((setup, self._slots, request, environment, self.exec_mode, sorted(options.items())))
         self.kind = hashlib.sha256(key.encode()).hexdigest()
         # The user's own modules are known by their text, and by when they were imported: new processes import what was edited or reloaded.
-        own = f"{digest_of_own()} {count_loads()}"
+        modules = list(own_modules())
+        own = f"{digest_of_own(modules)} {count_loads(modules)}"
         name = f"{self.name}-{hashlib.sha256((self.kind + own).encode()).hexdigest()[:16]}"
         if self.preload:  # only a head start for the first slots: not part of what the library is
             options["preload"] = self.preload

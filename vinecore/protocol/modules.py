@@ -49,7 +49,13 @@ def _interpreter_folders() -> tuple[str, ...]:
 
 def is_package_file(path: str) -> bool:
     """Whether a file, as it is spelled, is part of the interpreter or of an installed package."""
-    path = os.path.abspath(path)
+    return _is_package_path(path if os.path.isabs(path) else os.path.abspath(path))
+
+
+# each `get` asks this of all modules of the program
+@functools.lru_cache(maxsize=2 * MOST_FILES_KNOWN)
+def _is_package_path(path: str) -> bool:
+    path = os.path.normpath(path)
     return path.startswith(_interpreter_folders()) or not set(INSTALLED).isdisjoint(path.split(os.sep))
 
 
@@ -83,11 +89,11 @@ def source_of(module: ModuleType) -> Optional[str]:
 
 def is_own_module(module: ModuleType) -> bool:
     """Whether a module that has been imported is the user's own: it has a file, which no package has installed."""
-    name = getattr(module, "__name__", "__main__")
-    if not isinstance(name, str) or name == "__main__" or name.partition(".")[0] in ENGINE:
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str) or is_package_file(file):
         return False
-    file = source_of(module)
-    return file is not None and not is_package_file(file)
+    name = getattr(module, "__name__", "__main__")
+    return isinstance(name, str) and name != "__main__" and name.partition(".")[0] not in ENGINE
 
 
 def own_modules(modules: Optional[Iterable[Any]] = None) -> Iterator[ModuleType]:
@@ -124,13 +130,13 @@ def digest_of_own(modules: Optional[Iterable[Any]] = None) -> str:
     return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest() if texts else ""
 
 
-def count_loads() -> list[tuple[str, int]]:
-    """List the user's own modules that this program has imported, each with how often it was imported again since this was asked first.
+def count_loads(modules: Optional[Iterable[Any]] = None) -> list[tuple[str, int]]:
+    """List the user's own ones among these modules, or among all that this program has imported, each with how often it was imported again since this was asked first.
 
     Each import, that of `importlib.reload` too, makes a spec of its own. A module that is imported again may have read other files meanwhile.
     """
     with _loads_lock:
-        for module in own_modules():
+        for module in own_modules(modules):
             spec, (known, count) = module.__spec__, _loads.get(module.__name__, (None, -1))
             if spec is not known or count < 0:
                 _loads[module.__name__] = spec, count + 1

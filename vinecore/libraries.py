@@ -41,10 +41,14 @@ class LibraryTask:
         `load_variable_from_library`.
     before : iterable of callable
         Called once, after the imports.
+    context_per_slot : bool
+        Build the context in each slot, instead of once before slots are forked: for what does not survive a fork, such as threads, pools
+        of them, and CUDA. With ``exec_mode="fork"`` calls are forked from the slot, so use "direct".
     """
 
     def __init__(self, name: str, functions: Iterable[Callable[..., Any]], *, modules: Iterable[types.ModuleType | str] = (),
-                 exec_mode: str = "fork", context: Context | None = None, before: Iterable[Callable[[], Any]] = ()) -> None:  # fmt: skip
+                 exec_mode: str = "fork", context: Context | None = None, before: Iterable[Callable[[], Any]] = (),
+                 context_per_slot: bool = False) -> None:  # fmt: skip
         if exec_mode not in ("fork", "direct"):
             msg = f"exec_mode={exec_mode!r}: use 'fork' (a child process for each call) or 'direct' (one call after another in a slot)"
             raise ValueError(msg)
@@ -55,6 +59,8 @@ class LibraryTask:
             "context": context,
             "before": list(before),
         }
+        if checks.flag("context_per_slot", context_per_slot):
+            self.setup["context_per_slot"] = True
         self._slots: int | None = None
         self._request: dict[str, float | None] = {}
         self._files: list[tuple[File, str]] = []

@@ -832,7 +832,8 @@ class Manager:
 
     def create_library_from_functions(self, library_name: str, *functions: Callable[..., Any], poncho_env: File | str | None = None,
                                       hoisting_modules: Sequence[Any] | None = None, exec_mode: str = "fork",
-                                      library_context_info: Context | list[Any] | None = None) -> LibraryTask:  # fmt: skip
+                                      library_context_info: Context | list[Any] | None = None,
+                                      context_per_slot: bool = False) -> LibraryTask:  # fmt: skip
         """Make a library of functions, to be installed with `install_library`.
 
         Parameters
@@ -847,12 +848,20 @@ class Manager:
             "fork": each call in a child process. "direct": one after another in a slot, which is faster.
         library_context_info
             ``[function, args, kwargs]``: a function that returns the variables to keep in the library.
+        context_per_slot
+            Build the context in each slot, instead of once before slots are forked: for threads, pools and CUDA, which do not survive a
+            fork. Use it with exec_mode="direct": calls of "fork" are forked from their slot.
         """
         context: Context | None = None
         if library_context_info is not None:
             context = _context(library_context_info)
         library = LibraryTask(
-            library_name, functions, modules=hoisting_modules or (), exec_mode=exec_mode, context=context
+            library_name,
+            functions,
+            modules=hoisting_modules or (),
+            exec_mode=exec_mode,
+            context=context,
+            context_per_slot=context_per_slot,
         )
         if poncho_env is not None:
             library.add_environment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from vinecore.core.state import Bucket, File, Library, Worker
 
 MOST_LIBRARY_FAILURES = 5
+SLOW_S = 5.0
+"""What takes longer to start is told by workers, after each of these times anew."""
+MOST_WORDS = 1000
 
 
 class Instances:
@@ -26,6 +30,8 @@ class Instances:
     def __init__(self, mind: Mind) -> None:
         self._mind, self._placement = mind, mind.placement
         self._with_idle: dict[Worker, None] = {}  # workers with libraries that may be idle
+        # what takes long to start: since when, when that was last said, and where it is
+        self._slow: dict[tuple[Worker, str], tuple[float, float, str]] = {}
 
     def may_be_idle(self, worker: Worker) -> None:
         """A library of this worker has nothing to do at the moment."""
@@ -35,6 +41,8 @@ class Instances:
         """A worker has left."""
         worker.libraries.clear()
         self._with_idle.pop(worker, None)
+        for key in [key for key in self._slow if key[0] is worker]:
+            del self._slow[key]
 
     def get(self, worker: Worker, bucket: Bucket) -> Instance:
         """Give the library's instance on a worker; start it, or have it take more of the worker, if all its slots are busy."""
@@ -104,6 +112,7 @@ class Instances:
     def remove(self, worker: Worker, instance: Instance) -> None:
         """Stop a library on a worker."""
         del worker.libraries[instance.library.spec.name]
+        self._slow.pop((worker, instance.library.spec.name), None)
         worker.free = worker.free.plus(instance.allocation)
         self._mind.emit(Send(worker.id, m.RemoveLibrary(instance.library.spec.name)))
         self._placement.refresh(worker)
@@ -193,7 +202,31 @@ class Instances:
         instance = worker.libraries.get(message.name)
         if instance is not None:
             instance.ready = True
+            self._slow.pop((worker, message.name), None)
             self._mind.emit(LibraryUp(worker.id, message.name, message.versions))
+
+    def slow(self, worker: Worker, message: m.LibrarySlow) -> None:
+        """A library takes long to start, or a slot of it to build its context."""
+        key, now = (worker, message.name), self._mind.now
+        if not message.where or message.name not in worker.libraries:
+            self._slow.pop(key, None)
+            return
+        since = self._slow[key][0] if key in self._slow else now - SLOW_S
+        self._slow[key] = since, now, message.where[:MOST_WORDS]
+
+    def missing(self) -> str:
+        """Say which library has been starting for long, and where it is."""
+        for key, (since, said, where) in list(self._slow.items()):
+            now = self._mind.now
+            if now - said > 3 * SLOW_S:  # a slot that was killed meanwhile says no more
+                del self._slow[key]
+                continue
+            worker, name = key
+            label = worker.libraries[name].library.spec.options.get("label") or name
+            # in few steps: each new text is a line in the log
+            duration_s = SLOW_S * 2 ** int(math.log2(max(1.0, (now - since) / SLOW_S)))
+            return f"library {label} has been starting for more than {duration_s:.0f} s on worker {worker.id} ({worker.name}): {where}"
+        return ""
 
 
 def _slots(slots: int | None, unit: Resources) -> int:

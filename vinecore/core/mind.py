@@ -135,6 +135,7 @@ class Mind:
             m.Lost: self._lost,
             m.LibraryReady: self.instances.ready,
             m.LibraryFailed: self.instances.failed,
+            m.LibrarySlow: self.instances.slow,
             m.Leaving: self._leaving,
             m.Ping: lambda worker, _message: self.emit(Send(worker.id, m.Pong())),
             m.Pong: lambda _worker, _message: None,
@@ -652,6 +653,7 @@ class Mind:
             if text:
                 break
         text = text or self.disk.missing() or self.sleepers.missing() or self.unmade.missing()
+        text = text or self.instances.missing()
         if text and not self.missing and self._missing_since is None:
             self._missing_since = self.now
         elif not text:

@@ -295,6 +295,13 @@ class LibraryFailed(NamedTuple):
     payload: bytes  # the pickled exception, if there was one
 
 
+class LibrarySlow(NamedTuple):
+    """Worker: the library, or a slot of it, takes long to start, and where it is; "" when that is over."""
+
+    name: str
+    where: str
+
+
 class Leaving(NamedTuple):
     """Worker: I go, and why.
 
@@ -309,7 +316,7 @@ class Leaving(NamedTuple):
 Message = Union[
     Hello, Welcome, Put, Fetch, Unpack, Upload, Unlink, Purge, Retain, Library, RemoveLibrary, Restart, Run, Cancel, Recall, Release, Ping, Pong,
     Done, Failed, Recalled, Cached, Compared, Have, Left, Announced, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed,
-    Leaving,
+    Leaving, LibrarySlow,
 ]  # fmt: skip
 
 FROM_MANAGER = (
@@ -332,4 +339,4 @@ FROM_MANAGER = (
     Pong,
 )
 FROM_WORKER = (Hello, Done, Failed, Recalled, Cached, Compared, Have, Left, Announced, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady,
-               LibraryFailed, Leaving, Ping, Pong)  # fmt: skip
+               LibraryFailed, Leaving, Ping, Pong, LibrarySlow)  # fmt: skip

@@ -56,6 +56,13 @@ class HostUp(NamedTuple):
     versions: dict[str, str]
 
 
+class HostSlow(NamedTuple):
+    """A library, or a slot of it, takes long to start, and where it is; "" when that is over."""
+
+    host: str
+    where: str
+
+
 class HostDown(NamedTuple):
     """A host has ended, or could not begin; ``final`` if it never will, ``payload`` the pickled exception if there is one."""
 

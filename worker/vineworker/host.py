@@ -2,7 +2,7 @@
 
 Started as ``python -m vineworker.host FD`` with one end of a sequenced-packet socket pair. The worker asks::
 
-    {"setup": path or "", "error": path, "fork": bool, "python": version, "preload": [names]}  the first message
+    {"setup": path or "", "error": path, "stack": path, "fork": bool, "python": version, "preload": [names]}  the first message
     {"slot": number, "sandbox": folder, "single": bool, "output": path, "errors": path or ""}               with the slot's socket and progress file as descriptors
     {"modules": [names]}                                              import these before the next fork
     {"kill": number}                                                  end this slot, and all that a single task has started
@@ -10,7 +10,7 @@ Started as ``python -m vineworker.host FD`` with one end of a sequenced-packet s
 and is told ``{"up": versions, "wall_s": s}``, ``{"forked": slot, "pid": n}``, ``{"failed": reason, "final": true}``, ``{"exited": slot, "reason": text, "max_rss_mb": n}``.
 
 A setup is a value (see `vinecore.protocol.values`): ``{"modules": [...], "functions": {name: function}, "context": (function, args, kwargs)
-or None, "config": {...}}``.
+or None, "context_per_slot": bool, "config": {...}}``. The context is built once before slots are forked, or by each slot for itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ from typing import Any, Callable
 
 from vinecore.protocol import context, exceptions, import_paths, modules, usage, values
 from vinecore.protocol.messages import LOADING
-from vineworker import captured_output, descendants, fork_state, fresh_imports, interrupts, recording, slot
+from vineworker import (
+    captured_output,
+    descendants,
+    fork_state,
+    fresh_imports,
+    interrupts,
+    recording,
+    slot,
+    starting,
+)
 from vineworker.captured_output import CapturedOutput
 from vineworker.program_folder import add_imports
 
@@ -47,6 +56,8 @@ class Host:
             set()
         )  # modules that somebody wanted here, whether or not they could be imported
         self._fork_calls = False
+        self._slot_context: Any = None  # what each slot has to call for itself
+        self._error = self._stack = ""
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -84,6 +95,7 @@ class Host:
     def _set_up(self, request: dict[str, Any]) -> None:
         start = time.monotonic()
         self._fork_calls = bool(request["fork"])
+        self._error, self._stack = request["error"], request["stack"]
         own = f"{sys.version_info[0]}.{sys.version_info[1]}"
         if request["python"] and request["python"] != own:
             text = f"it runs Python {own}, the manager {request['python']}: functions pickled by one cannot be loaded by the other"
@@ -99,17 +111,24 @@ class Host:
             self._tell({"failed": f"{text}, or use an environment that has it", "final": True})
             return
         try:
-            if request["setup"]:
-                self._load(values.load_file(request["setup"]))
-            self._preload(request["preload"])
+            with starting.watched(self._stack):
+                if request["setup"]:
+                    self._load(values.load_file(request["setup"]))
+                self._preload(request["preload"])
         except BaseException as error:  # noqa: BLE001 - whatever the user's modules raise is told, not lost
-            with open(request["error"], "wb") as file:
-                file.write(exceptions.dump(error))
-            self._tell({"failed": exceptions.short(error), "final": True})
+            self._fail(error)
             return
         self._own.update(descendants.families(descendants.children_of(os.getpid())))
         _settle()
         self._tell({"up": versions(), "wall_s": time.monotonic() - start})
+
+    def _fail(self, error: BaseException) -> None:
+        """Tell the worker what the user's code has raised; slots may do so at the same time."""
+        temporary = f".vine-error-{os.getpid()}"
+        with open(temporary, "wb") as file:
+            file.write(exceptions.dump(error))
+        os.replace(temporary, self._error)
+        self._tell({"failed": exceptions.short(error), "final": True})
 
     def _preload(self, names: list[str]) -> None:
         """Import these now, but for the user's own modules, which each process imports for itself."""
@@ -130,17 +149,14 @@ class Host:
     def _load(self, setup: dict[str, Any]) -> None:
         if "program" in setup:
             add_imports(setup["program"], os.getcwd())
-        for name in setup["modules"]:
-            importlib.import_module(name)
+        import_modules(setup["modules"])
         self._functions = dict(setup["functions"])
         for function in setup.get("before", ()):
             function()
-        if setup.get("context") is not None:
-            function, args, kwargs = setup["context"]
-            variables = function(*args, **kwargs)
-            context.variables.update(variables)
-            for user_function in self._functions.values():
-                getattr(user_function, "__globals__", {}).update(variables)
+        if setup.get("context_per_slot"):
+            self._slot_context = setup["context"]
+        elif setup.get("context") is not None:
+            build_context(setup["context"], self._functions)
 
     def _fork(self, request: dict[str, Any], descriptors: list[int]) -> None:
         flush = captured_output.flush
@@ -160,11 +176,13 @@ class Host:
             descendants.die_with_parent()
             descendants.adopt()
             fork_state.renew()
-            self._control.close()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             interrupts.listen()
+            if self._slot_context is not None and not self._has_context():
+                return
+            self._control.close()
             self._become_slot(request, channel, progress)
             status = 0
         except BaseException:  # noqa: BLE001 - the library's log is where a person looks
@@ -172,6 +190,18 @@ class Host:
         finally:
             flush()
             os._exit(status)
+
+    def _has_context(self) -> bool:
+        """Build what each slot has of its own. What that raises ends the library, as it would before the fork."""
+        try:
+            with starting.watched(self._stack):
+                build_context(self._slot_context, self._functions)
+        except BaseException as error:  # noqa: BLE001 - whatever the user's function raises is told, not lost
+            self._fail(error)
+            return False
+        if self._fork_calls:
+            _settle()
+        return True
 
     def _become_slot(self, request: dict[str, Any], channel: int, progress: int) -> None:
         with socket.socket(fileno=channel) as sock:
@@ -228,6 +258,21 @@ class Host:
             self._control.send(json.dumps(news).encode())
         except OSError:
             sys.exit(0)  # the worker is gone
+
+
+def import_modules(names: list[str]) -> None:
+    """Import what the library names."""
+    for name in names:
+        importlib.import_module(name)
+
+
+def build_context(about: Any, functions: dict[str, Callable[..., Any]]) -> None:
+    """Call the context function, and give its variables to the functions."""
+    function, args, kwargs = about
+    variables = function(*args, **kwargs)
+    context.variables.update(variables)
+    for user_function in functions.values():
+        getattr(user_function, "__globals__", {}).update(variables)
 
 
 def _settle() -> None:

@@ -22,7 +22,7 @@ from vinecore.protocol import bulk, import_paths
 from vinecore.protocol.channel import Channel
 from vineworker import events as e
 from vineworker import instructions as i
-from vineworker import logs, packing
+from vineworker import logs, packing, starting
 from vineworker.cache import Cache
 from vineworker.calls import FROM_SLOT
 from vineworker.sandbox import TEMPORARY, read_end
@@ -115,6 +115,7 @@ class HostProcess:
             {
                 "setup": setup,
                 "error": folder + ".error",
+                "stack": folder + ".stack",
                 "fork": fork,
                 "python": python,
                 "preload": options.get("preload", []),
@@ -126,6 +127,8 @@ class HostProcess:
         if self.ended:
             return
         logs.shorten(self.log)
+        if self._library is not None and (where := starting.take(self.folder + ".stack")) is not None:
+            self._happened(e.HostSlow(self.name, where))
         for slot in self.slots.values():
             if not slot.single:
                 logs.shorten(slot.log)
@@ -276,7 +279,7 @@ class HostProcess:
 def remove_files(folder: str, cache: Cache) -> None:
     """Remove what a host has left on the disk: its folder and what is beside it."""
     cache.release(folder)
-    for suffix in ("", ".log", ".error", ".lib"):
+    for suffix in ("", ".log", ".error", ".stack", ".lib"):
         bulk.remove(folder + suffix)
 
 

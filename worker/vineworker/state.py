@@ -141,8 +141,8 @@ class WorkerState:
             m.Recall: self._recall, m.Release: lambda said: self._out.append(i.Exit(said.reason, said.final)),
             m.Ping: lambda _e: self._out.append(i.Say(m.Pong())), m.Pong: lambda _e: None, m.Welcome: lambda _e: None,
             e.Arrived: self._arrived, e.Compared: self._compared, e.Found: self._found,
-            e.Inherited: self._inherited, e.Kept: self._is_kept, e.HostUp: self._host_up, e.HostDown: self._host_down, e.Replied: self._replied,
-            e.SlotDown: self._slot_down, e.TaskOver: self._task_over,
+            e.Inherited: self._inherited, e.Kept: self._is_kept, e.HostUp: self._host_up, e.HostSlow: self._host_slow,
+            e.HostDown: self._host_down, e.Replied: self._replied, e.SlotDown: self._slot_down, e.TaskOver: self._task_over,
         }  # fmt: skip
 
     def handle(self, events: Iterable[Any]) -> list[Any]:
@@ -635,6 +635,10 @@ class WorkerState:
         else:
             self._dispatch(host)
             self._end_if_old(host)
+
+    def _host_slow(self, event: e.HostSlow) -> None:
+        if event.host in self.hosts:
+            self._out.append(i.Say(m.LibrarySlow(event.host, event.where)))
 
     def _host_down(self, event: e.HostDown) -> None:
         host = self.hosts.pop(event.host, None)

@@ -316,3 +316,38 @@ def test_an_environment_is_unpacked_on_the_worker_before_the_library_starts():
     vine.cached(worker, "env.tar")
     vine.cached(worker, "env", 0)
     assert vine.holders("env") == vine.holders("env.tar") == {worker}
+
+
+def test_a_library_that_takes_long_to_start_is_named_until_it_is_up(vine):
+    vine.library("own", options={"label": "fits"})
+    vine.submit(call(1, library="own"))
+    worker = vine.join()
+    vine.say(worker, m.LibrarySlow("own", "it builds its context: line 3 of a.py, in build"))
+    vine.tick()
+    vine.tick(3)
+    (missing,) = vine.told(i.Missing)
+    assert f"library fits has been starting for more than 5 s on worker {worker}" in missing.text
+    assert missing.text.endswith("it builds its context: line 3 of a.py, in build")
+    assert not vine.tick(0.5), "the text changes in few steps only"
+    vine.say(worker, m.LibraryReady("own", 9.0, {}))
+    vine.tick()
+    assert vine.mind.missing == ""
+
+
+@pytest.mark.parametrize("end", ["over", "silent", "failed", "lost"])
+def test_a_slot_that_has_started_after_all_is_named_no_more(vine, end):
+    vine.submit(call(1))
+    worker = vine.join()
+    vine.join()
+    vine.say(worker, m.LibraryReady("lib", 0.1, {}), m.LibrarySlow("lib", "it builds its context"))
+    vine.tick()
+    vine.tick(3)
+    assert "it builds its context" in vine.mind.missing
+    if end == "over":
+        vine.say(worker, m.LibrarySlow("lib", ""))
+    elif end == "failed":
+        vine.say(worker, m.LibraryFailed("lib", "no", True, b""))
+    elif end == "lost":
+        vine.feed(e.WorkerLost(worker, "it is gone"))
+    vine.tick(16 if end == "silent" else 1)
+    assert vine.mind.missing == ""

@@ -1,0 +1,63 @@
+"""What takes long to start says where it is: its stack goes to a file while it lasts, and the worker reads that."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import re
+import time
+from collections.abc import Iterator
+
+PATIENCE_S = 5.0
+"""What takes longer is told, again after each of these times."""
+MOST_FRAMES = 4
+MOST_BYTES = 1 << 16
+OVER = b"Over\n"
+FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$')
+STAGES = {"build_context": "it builds its context", "import_modules": "it imports its modules"}
+
+
+@contextlib.contextmanager
+def watched(path: str) -> Iterator[None]:
+    """Write to a file where the block is, if it lasts long.
+
+    This takes no lock of the interpreter, so C code that keeps that is seen, too; its thread has ended before anything is forked.
+    """
+    start = time.monotonic()
+    with open(path, "ab", buffering=0) as file:
+        faulthandler.dump_traceback_later(PATIENCE_S, repeat=True, file=file)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            if time.monotonic() - start >= PATIENCE_S:
+                file.write(OVER)
+
+
+def take(path: str) -> str | None:
+    """Read where something is that takes long, "" where it is over, and empty the file; None if there is nothing new."""
+    try:
+        if not os.stat(path).st_size:
+            return None
+        with open(path, "r+b") as file:
+            text = file.read(MOST_BYTES)
+            file.truncate(0)
+    except OSError:  # nothing has begun yet
+        return None
+    return "" if text.endswith(OVER) else describe(text.decode(errors="replace"))
+
+
+def describe(text: str) -> str:
+    """Say in a line what the first thread of a process does, which is the last in what the interpreter writes."""
+    frames = [
+        found.groups()
+        for line in text.rpartition("Thread 0x")[2].splitlines()
+        if (found := FRAME.match(line))
+    ]
+    own = [frame for frame in frames if "vineworker" not in frame[0].split(os.sep) and frame[0][:1] != "<"]
+    stage = next((STAGES[name] for _file, _line, name in frames if name in STAGES), "it loads its functions")
+    users = [frame for frame in own if "/lib/python" not in frame[0]]
+    shown = (users or own)[:MOST_FRAMES]
+    places = ", called from ".join(f"line {line} of {file}, in {name}" for file, line, name in shown)
+    return f"{stage}: {places}" if places else stage

@@ -953,3 +953,19 @@ def test_what_was_left_is_here_and_told_in_parts(worker):
     assert len(second.digests) == 1
     assert worker.feed(m.Fetch("n0", LARGE, "manager", False)) == [i.Say(m.Cached("n0", LARGE, "12"))]
     assert worker.state.estate("5e55").names == names
+
+
+def test_a_slot_that_ends_after_an_answer_is_replaced_and_nobody_is_to_blame(worker):
+    worker.library()
+    for task in range(1, 2 * w.MOST_EMPTY_DEATHS):
+        worker.feed(call(task))
+        worker.feed(call(1000 + task))
+        slot = next(iter(worker.state.slots))
+        worker.feed(e.Replied(slot, [Reply(task, "done", 2, 0.1, {"ends": "closed descriptors"}, b"ok")]))
+        assert [done.info for done in worker.said(m.Done)] == [{}]
+        assert [kill.slot for kill in worker.told(i.KillSlot)] == [slot]
+        worker.die(slot)
+        assert not worker.said(m.Failed)
+        (new,) = worker.state.slots
+        assert worker.sent() == [(new, 1000 + task)]
+        worker.feed(e.Replied(new, [Reply(1000 + task, "done", 2, 0.1, {}, b"ok")]))

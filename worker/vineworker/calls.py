@@ -58,7 +58,8 @@ class Reply(NamedTuple):
 
     ``kind`` is "done" (payload: the result if it is small), "exception" (payload: the pickled exception), "crash", or "unfed": it was
     not run, because the call that it was to get an input from has failed. And "wrote": what an earlier call made, and the slot held, is in a file;
-    or "unwritten": it could not be written.
+    or "unwritten": it could not be written. If ``info`` has ``ends``, the call has changed what cannot be put back (see
+    `vineworker.call_state`), and the slot ends.
     """
 
     task: int

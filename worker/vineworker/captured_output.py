@@ -13,6 +13,8 @@ import sys
 import warnings
 from typing import Any, Optional, TextIO
 
+from vineworker import call_state
+
 MOST_BYTES = 64 * 1024
 """The end of what one call has written that is told."""
 MOST_WARNINGS = 20
@@ -90,7 +92,10 @@ class CapturedOutput:
     """What the calls of a process write to its standard output and error, which are files of its own."""
 
     def __init__(self) -> None:
-        self._output, self._errors = os.dup(1), os.dup(2)  # whatever a call does to the originals
+        self._output, self._errors = (
+            call_state.reserve(1),
+            call_state.reserve(2),
+        )  # whatever a call does to the originals
 
     def take(self, info: dict[str, Any]) -> None:
         """Put what has been written since the last time into what is told of a call."""

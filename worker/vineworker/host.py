@@ -30,6 +30,7 @@ from typing import Any, Callable
 from vinecore.protocol import context, exceptions, import_paths, modules, usage, values
 from vinecore.protocol.messages import LOADING
 from vineworker import (
+    call_state,
     captured_output,
     descendants,
     fork_state,
@@ -204,6 +205,9 @@ class Host:
         return True
 
     def _become_slot(self, request: dict[str, Any], channel: int, progress: int) -> None:
+        if not request["single"]:
+            near, channel = channel, call_state.reserve(channel)
+            os.close(near)
         with socket.socket(fileno=channel) as sock:
             if request["single"]:
                 os.setsid()  # the task and all it starts can be killed together

@@ -13,6 +13,7 @@ from typing import Optional
 
 from vinecore.protocol import programs
 from vinecore.protocol.programs import Folder, Program
+from vineworker import call_state
 from vineworker.calls import Reply
 from vineworker.folder_view import FolderView
 
@@ -27,7 +28,7 @@ class StartingFolder:
     """The folder in which the calls of this process start; made in the process's own folder."""
 
     def __init__(self) -> None:
-        self._home, self._own = os.getcwd(), os.open(".", _OPEN)
+        self._home, self._own = os.getcwd(), _open(".")
         self._place = self._own
         self._program: Optional[Program] = None
         self._unseen: Optional[str] = None  # where the program is, which this process does not see
@@ -35,17 +36,17 @@ class StartingFolder:
         self._view: Optional[FolderView] = None
         self._added: list[str] = []  # to the path of imports
 
-    def enter(self, program: Optional[Program]) -> None:
-        """Go where the next call starts; None is a call of no program's."""
-        if program is not self._program:
+    def enter(self, program: Optional[Program]) -> bool:
+        """Go where the next call starts; None is a call of no program's. Tell whether this is another program than before."""
+        changes = program is not self._program
+        if changes:
             self._change(program)
-        elif program is None:
-            return
         os.fchdir(self._place)
         if self._unseen is not None:
             self._known = self._look_home()
         elif self._view is not None:
             self._view.refresh()
+        return changes
 
     def leave(self) -> None:
         """A call is over: what it has made in a view of the program's folder belongs into that folder."""
@@ -78,9 +79,9 @@ class StartingFolder:
             self._view = FolderView(
                 folder.path, self._home, os.path.join(self._home, f"{OURS}-view-{os.getpid()}")
             )
-            self._place = os.open(self._view.path, _OPEN)
+            self._place = _open(self._view.path)
         else:
-            self._place = os.open(folder.path, _OPEN)
+            self._place = _open(folder.path)
         self._added = add_imports(program, self._home)
 
     def _forget(self) -> None:
@@ -95,6 +96,15 @@ class StartingFolder:
     def _look_home(self) -> dict[str, tuple[int, int]]:
         with os.scandir(self._own) as entries:
             return {entry.name: _state(entry) for entry in entries if not entry.name.startswith(OURS)}
+
+
+def _open(path: str) -> int:
+    """Open a folder out of the way of calls that close what they find."""
+    found = os.open(path, _OPEN)
+    try:
+        return call_state.reserve(found)
+    finally:
+        os.close(found)
 
 
 def _state(entry: os.DirEntry[str]) -> tuple[int, int]:

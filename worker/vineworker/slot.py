@@ -23,6 +23,7 @@ from typing import Any, Callable, Union
 from vinecore.protocol import INLINE_LIMIT, digests, exceptions, values
 from vinecore.protocol.frames import FrameReader, encode
 from vineworker import captured_output, descendants, fork_state, forks, interrupts, recording
+from vineworker.call_state import CallState
 from vineworker.calls import MOST_IN_FLIGHT, TO_SLOT, Call, Drop, Object, Release, Reply, Write
 from vineworker.captured_output import CapturedOutput
 from vineworker.program_folder import StartingFolder
@@ -68,18 +69,24 @@ class Slot:
         self._first_reply = 0.0
         self._folder = StartingFolder()
         self._captured = captured
+        self._state: CallState | None = None  # where calls share this process
+        self._ends = False  # a call has left this process as no other may find it
         if not fork:
             captured_output.record_warnings()
 
     def serve(self) -> None:
         """Work until the worker closes the socket."""
         reader = FrameReader(TO_SLOT, trusted=True)
+        if not self._fork:
+            self._state = CallState()
         while True:
             data = self._sock.recv(1 << 18)
             if not data:
                 return
             for message in reader.feed(data):
                 self.take(message)
+                if self._ends:
+                    return
             self._flush()
 
     def take(self, message: Any) -> None:
@@ -107,7 +114,14 @@ class Slot:
 
     def _call(self, call: Call) -> None:
         self.begin(call)
-        reply = self._in_child(call) if self._fork else self.run(call)
+        if self._state is None:
+            reply = self._in_child(call) if self._fork else self.run(call)
+        else:
+            reply = self._state.run(self.run, call)
+            changed = self._state.restore()
+            if changed is not None:
+                self._end(call, reply, changed)
+                return
         self.report(reply)
         self._raw_inputs.clear()
         if reply.kind == "done" and "held" not in reply.info:
@@ -116,6 +130,21 @@ class Slot:
                 del self._made[next(iter(self._made))]
         PROGRESS.pack_into(self._progress, 0, -1)
         self._answer(reply)
+
+    def _end(self, call: Call, reply: Reply, changed: str) -> None:
+        """Answer a last time: the worker has another process do what was to come after this call."""
+        self._ends = True
+        if reply.info.pop("held", None):
+            _path, parts = self._held.pop(call.task)
+            reply.info["digest"] = write_parts(call.result, parts)
+        try:
+            self.report(reply)
+        except OSError:  # where that would be read is closed
+            pass
+        reply.info["ends"] = changed
+        self._replies.append(reply)
+        self._flush()
+        PROGRESS.pack_into(self._progress, 0, -1)  # until now it is this call's fault if there is no answer
 
     def report(self, reply: Reply) -> None:
         """Add to an answer what is known only when the call is over."""
@@ -200,13 +229,7 @@ class Slot:
             return Reply(call.task, "unfed", 0, 0.0, {}, b"")
         try:
             try:
-                program = self._load_shared(*call.shared[-1]) if "program" in call.options else None
-                self._folder.enter(
-                    program
-                )  # before anything is loaded: that may import the program's modules
-                recorder = recording.begin(call) if "record" in call.options else None
-                # before the arguments: what a program has registered may decide what they are loaded as
-                shared = [self._load_shared(name, path) for name, path in call.shared]
+                recorder, shared = self._get_ready(call)
                 args, kwargs = values.loads(call.payload)
                 later = {arg.index for arg in args if type(arg) is values.Later}
                 inputs = [
@@ -261,6 +284,19 @@ class Slot:
                 exceptions.dump(error),
             )
         return Reply(call.task, "done", size, time.perf_counter() - start, info, payload)
+
+    def _get_ready(self, call: Call) -> tuple[recording.Recorder | None, list[Any]]:
+        """Go where a call starts, and load what it shares with others."""
+        known = len(self._shared)
+        program = self._load_shared(*call.shared[-1]) if "program" in call.options else None
+        # before anything else is loaded: that may import the program's modules
+        moved = self._folder.enter(program)
+        recorder = recording.begin(call) if "record" in call.options else None
+        # before the arguments: what a program has registered may decide what they are loaded as
+        shared = [self._load_shared(name, path) for name, path in call.shared]
+        if self._state is not None and (moved or len(self._shared) > known):
+            self._state.accept()
+        return recorder, shared
 
     def _find(self, call: Call) -> Callable[..., Any]:
         if call.function in self._shared:

@@ -462,6 +462,10 @@ class WorkerState:
                 return
             task = slot.in_flight.popleft()
             host.empty_deaths = 0
+            if reply.info.pop("ends", None) and not slot.killed:
+                # its process is not fit for another call, and ends: nobody is to blame
+                slot.killed = True
+                self._out.append(i.KillSlot(slot.id))
             if host.library is None:
                 continue  # its outputs are collected first; then it comes back as `TaskOver`
             self._landed(task)

@@ -72,3 +72,10 @@ def test_a_slot_that_is_not_fit_for_the_next_call_is_replaced(library, run, text
     assert [task.successful() for task in found] == [True] * 14, [task.output for task in found]
     slots = [task.output[0] for task in found[::2]]
     assert len(set(slots)) == 7
+
+
+def test_a_call_that_closes_every_descriptor_fails_alone(library, run):
+    lost = FunctionCall(library, "change", "import os; os.closerange(0, 4096)")
+    lost.set_retries(1)
+    found = run(lost, *(FunctionCall(library, "look", "1") for _ in range(5)))
+    assert [task.successful() for task in found] == [False, True, True, True, True, True]

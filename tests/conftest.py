@@ -11,6 +11,8 @@ import pytest
 def pytest_configure():
     # A shell starts what it puts into the background with interrupts ignored, and so are they in all that starts from there.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # nohup starts what it runs with hang-ups ignored
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

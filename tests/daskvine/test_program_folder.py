@@ -121,7 +121,7 @@ def test_what_else_is_in_the_folder_of_the_program_changes_no_name(m, folder):
 
     for other in ("first", "second"):
         (folder / other).write_text("not read by anybody")
-        assert m.get({"x": (add, 1, 2)}, "x", task_mode="function-calls", reuse=True) == 3
+        assert m.get({"x": (add, 1, 2)}, "x", task_mode="tasks", reuse=True) == 3
     assert m.last_run.executed == 0
 
 

@@ -147,6 +147,7 @@ class Command:
         except Exception:
             log.exception("how a command has ended cannot be told: it counts as killed")
             self.kill()
+            self.process.poll()  # so that nobody takes the number for its own any more, where somebody else has waited for it
         finally:
             self._warden.ended(self.process.pid)
             self._over(self, code)

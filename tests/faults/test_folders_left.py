@@ -221,6 +221,7 @@ def test_a_killed_workers_workspace_is_removed_by_the_next_worker_in_its_place(y
     [warden] = [p for p in worker.family if "vine-warden" in p.cmdline()]
     warden.kill()  # as a batch system does that kills all at once
     worker.kill()
+    until(lambda: not m.workers_connected, "the manager to notice")
     [folder] = yard.workspace.iterdir()
     yard.workers(m, 1)
     until(lambda: not folder.exists(), "the folder of the first worker to be removed")

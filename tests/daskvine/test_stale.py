@@ -168,7 +168,7 @@ def limits(x): return LIMITS[x]
 def inside(x):
     import lazy
     return lazy.CUT + x
-def by_name(x): return importlib.import_module("la" + "ter").CUT + x
+def by_name(x): return importlib.import_module("after" + "wards").CUT + x
 def of_a_table(x): return table.TABLE[x]()
 def at_import(x): return beside.AT_IMPORT + x
 def later(x): return beside.load() + x
@@ -194,7 +194,7 @@ if __name__ == "__main__":
 MODULES = {
     "cuts.py": "CUT = 1\nLIMITS = {'low': 1}\nclass Cut:\n    STEP = 1\n    def __init__(self, start): self.start = start\n    def __call__(self, x): return self.start + self.STEP\n",
     "lazy.py": "CUT = 1\n",
-    "later.py": "CUT = 1\n",
+    "afterwards.py": "CUT = 1\n",
     "selections.py": "def a(): return 1\n",
     "table.py": "import selections\nTABLE = {'a': selections.a}\n",
     "beside.py": "import json\nfrom pathlib import Path\nHERE = Path(__file__).parent\nAT_IMPORT = json.loads((HERE / 'import.json').read_text())\n"
@@ -214,7 +214,7 @@ MODULES = {
 
 CHANGES = {
     "nothing": {},
-    "what nothing names": {"lazy.py": "CUT = 22\n", "later.py": "CUT = 22\n", "built.json": "22"},
+    "what nothing names": {"lazy.py": "CUT = 22\n", "afterwards.py": "CUT = 22\n", "built.json": "22"},
     "own modules": {
         "cuts.py": MODULES["cuts.py"].replace("1", "22"),
         "selections.py": "def a(): return 22\n",
@@ -259,3 +259,26 @@ def test_what_has_changed_between_two_programs_is_seen(tmp_path):
     variables["ANALYSIS_ERA"] = "2022"
     after, _executed = run("tasks")
     assert after != before
+
+
+def test_a_second_vertex_that_uses_a_module_which_the_first_has_imported_sees_its_edit(tmp_path, monkeypatch):
+    """The module is imported in the functions only, so the program does not have it."""
+    module = tmp_path / "imported_late.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def first():
+        from imported_late import K
+
+        return K
+
+    def second():
+        from imported_late import K
+
+        return K + 100
+
+    for value in (1, 2):
+        module.write_text(f"K = {value}\n")
+        with DaskVine.local(cores=1, workspace=tmp_path / "workspace") as m:
+            graphs = ({"x": (function,)} for function in (first, second))
+            found = [m.get(graph, "x", task_mode="function-calls", reuse=True) for graph in graphs]
+        assert found == [value, value + 100]

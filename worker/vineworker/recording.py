@@ -155,11 +155,18 @@ class Recorder:
 
     def _leave(self, call: dict[str, frozenset[str]], message: Call) -> None:
         """Remember what a call may have left in this process, without the files that it alone was told of."""
+        sources: Optional[dict[str, str]] = None
         for thing, owners in call.items():
             kind, _, rest = thing.partition(usage.SEPARATOR)
-            name = os.path.basename(rest.partition(usage.SEPARATOR)[0])
-            if not rest or (kind == "file" and os.fsencode(name) in message.payload):
+            path = rest.partition(usage.SEPARATOR)[0]
+            if not rest or (kind == "file" and os.fsencode(os.path.basename(path)) in message.payload):
                 continue
+            if kind == "file" and path.endswith(".py"):
+                # A module that this call has imported is there for the next, which reads its file no more.
+                if sources is None:
+                    sources = {modules.source_of(one) or "": one.__name__ for one in modules.own_modules()}
+                if path in sources:
+                    owners = owners | {sources[path]}  # noqa: PLW2901 - with one more
             for owner in owners:
                 _remember(self._of_modules.setdefault(owner, {}), thing)
             for object_, _path in () if owners else _shared(message):

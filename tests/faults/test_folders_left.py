@@ -117,21 +117,31 @@ def test_a_child_of_its_fork_ends_by_a_signal_and_takes_nothing_away(yard):
         assert m.get({"x": (chores.add, 1, 2)}, "x", progress_disable=True) == 3
 
 
-def test_what_signals_do_is_given_back(yard):
-    def handlers():
-        return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+SIGNALS = """
+import signal, threading
+from daskvine import DaskVine
 
-    before = handlers()
-    first, second = DaskVine.local(cores=1), DaskVine.local(cores=1)
-    assert handlers() != before
-    second.close()
-    assert handlers() != before
-    first.close()
-    assert handlers() == before
-    in_thread = threading.Thread(target=lambda: DaskVine.local(cores=1).close())
-    in_thread.start()
-    in_thread.join()
-    assert handlers() == before
+def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+
+before = handlers()
+first, second = DaskVine.local(cores=1), DaskVine.local(cores=1)
+assert handlers() != before
+second.close()
+assert handlers() != before
+first.close()
+assert handlers() == before
+in_thread = threading.Thread(target=lambda: DaskVine.local(cores=1).close())
+in_thread.start()
+in_thread.join()
+assert handlers() == before
+"""
+
+
+def test_what_signals_do_is_given_back(yard):
+    """In a process of its own: here other tests may have managers that are open."""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    subprocess.run([sys.executable, "-c", SIGNALS], env=variables, check=True, timeout=120)
 
 
 def test_an_interrupt_in_the_terminal_is_for_the_program_and_not_for_its_workers(yard, program):

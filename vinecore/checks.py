@@ -18,7 +18,7 @@ from numbers import Integral, Real
 from typing import Any, NoReturn
 
 from vinecore.core.allocation import Request
-from vinecore.protocol.forms import MANY
+from vinecore.protocol.forms import MANY, is_unicode
 
 MOST = 1 << 53
 """No number is larger: up to here whole numbers survive being sent, and written to a journal."""
@@ -174,7 +174,7 @@ def text(name: str, value: Any, *, empty: bool = True) -> str:
         refuse(name, value, "text (str)", TypeError)
     if "\0" in value:
         refuse(name, value, "text without a NUL character")
-    if not (value.isascii() or _is_unicode(value)):
+    if not (value.isascii() or is_unicode(value)):
         refuse(name, value, "text that can be written as UTF-8: it has half of a surrogate pair")
     if not (empty or value.strip()):
         refuse(name, value, "text that is not empty")
@@ -191,14 +191,6 @@ def category(name: str, value: Any) -> str:
     return "default" if value is None else label(name, value)
 
 
-def _is_unicode(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def path(name: str, value: Any) -> str:
     """Take a path of this machine, as text or as a Path."""
     if not isinstance(value, str | os.PathLike) or isinstance(place := os.fspath(value), bytes):
@@ -211,7 +203,7 @@ def path(name: str, value: Any) -> str:
 def variable(name: Any, value: Any, *, none: bool = False) -> tuple[str, str | None]:
     """Take the name and the value of an environment variable; where ``none`` says so, None takes it away."""
     for part in (name, value):
-        usable = isinstance(part, str) and "\0" not in part and _is_unicode(part)
+        usable = isinstance(part, str) and "\0" not in part and is_unicode(part)
         if not (usable or (none and part is None and part is value)):
             msg = f"{name!r}={value!r} cannot be an environment variable: use strings"
             raise ValueError(msg)

@@ -37,10 +37,11 @@ def some(value: Any) -> bool:
 
 def text(value: Any) -> bool:
     """A text that can be written to a file."""
-    return type(value) is str and (value.isascii() or _is_unicode(value))
+    return type(value) is str and (value.isascii() or is_unicode(value))
 
 
-def _is_unicode(value: str) -> bool:
+def is_unicode(value: str) -> bool:
+    """Whether a text can be encoded."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -150,7 +151,7 @@ def of(kind: type) -> Form:
         Takes a message.
     """
     hints: dict[str, Any] = typing.get_type_hints(kind)
-    names: dict[str, Any] = {"MOST": MOST, "is_unicode": _is_unicode}
+    names: dict[str, Any] = {"MOST": MOST, "is_unicode": is_unicode}
     conditions = []
     for place, field in enumerate(kind._fields):  # type: ignore[attr-defined]
         form = _BY_NAME.get(field) or _of_hint(hints[field])

@@ -75,8 +75,3 @@ def variable(name: str, value: Optional[str]) -> str:
     if value is not None:
         state = hashlib.blake2b(value.encode(errors="surrogateescape"), digest_size=10).hexdigest()
     return SEPARATOR.join(("variable", name, state))
-
-
-def kind_of(thing: str) -> str:
-    """What kind of thing this is."""
-    return thing.partition(SEPARATOR)[0]

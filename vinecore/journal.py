@@ -19,7 +19,7 @@ from typing import Annotated, Any, Union
 
 import msgspec
 
-VERSION = 1
+VERSION = 2
 FILE = "journal.jsonl"
 MOST_RECENT = "most-recent"
 MANAGER = "manager"

@@ -154,6 +154,17 @@ def test_what_is_no_journal_is_passed_over(tmp_path, write, caplog):
     assert "is not a journal" in caplog.text
 
 
+def test_journals_of_another_version_are_set_aside_with_one_line(tmp_path, write, caplog):
+    for name in ("1", "2", "3"):
+        path = write(name, *made(1, "a"))
+        path.write_bytes(path.read_bytes().replace(b'"version":2', b'"version":1', 1))
+    (tmp_path / j.MOST_RECENT).symlink_to("3")
+    assert look_back(tmp_path, None) is None
+    (line,) = caplog.messages
+    assert f"{path} is a journal of version 1, and this daskvine reads version 2" in line
+    assert line.endswith(", and 2 more")
+
+
 def test_what_a_killed_manager_has_left_in_the_temporary_folder_goes(tmp_path, write, monkeypatch):
     temporary = tmp_path / "tmp"
     monkeypatch.setattr("tempfile.tempdir", str(temporary))

@@ -11,7 +11,7 @@ import sys
 import threading
 
 import pytest
-from vineworker.keeping import Keeper, open_home
+from vineworker.keeping import FORMAT, Keeper, open_home
 
 from tests.support import until
 from vinecore.protocol import digests
@@ -211,10 +211,32 @@ def test_a_record_that_is_none_costs_only_its_own_object(tmp_path, shelf, text):
     assert second.keeper.check("odd") is not None
 
 
+def test_what_another_version_has_kept_is_removed_and_told_of_once(tmp_path, shelf, caplog):
+    """The first format, whose names of files said nothing of their modes: what was executable was found where the same text is not."""
+    first = shelf()
+    for name in ("one", "two", "three"):
+        first.keep(name, name.encode())
+    first.close()
+    for path in home(tmp_path, "records"):
+        if path.name != "three":
+            record = json.loads(path.read_text())
+            del record["format"]
+            path.write_text(json.dumps(record))
+    second = shelf()
+    until(lambda: second.is_all, "all to be found")
+    assert second.found(1) == {"three"}
+    assert [path.name for path in home(tmp_path, "objects")] == ["three"]
+    (line,) = caplog.messages
+    assert line.startswith("2 objects in ") and line.endswith(
+        "by another version of daskvine and are removed"
+    )
+
+
 def test_a_record_names_size_and_digest(tmp_path, shelf):
     shelf().keep("x", b"content")
     (record,) = home(tmp_path, "records")
     assert json.loads(record.read_text()) == {
+        "format": FORMAT,
         "name": "x",
         "size": 7,
         "directory": False,

@@ -106,18 +106,24 @@ def _newest(run_info_path: Path, name: str | None) -> tuple[Path, j.Journal] | N
     except OSError as error:
         log.warning("nothing is gone on with: journals in %s cannot be looked for: %s", run_info_path, error)
         return None
+    unread: list[str] = []
     for path in paths:
-        header = _header(path)
-        if header is not None and path.parent.name != j.MOST_RECENT and name in (None, header.manager):
+        if path.parent.name == j.MOST_RECENT:
+            continue
+        header = _header(path, unread.append)
+        if header is not None and name in (None, header.manager):
             found.append((header.time, path.parent.name, path, header))
+    if unread:
+        others = f", and {len(unread) - 1} more" if len(unread) > 1 else ""
+        log.warning("a journal cannot be gone on with: %s%s", max(unread), others)
     return max(found)[2:] if found else None
 
 
-def _header(path: Path) -> j.Journal | None:
+def _header(path: Path, tell: Callable[[str], object]) -> j.Journal | None:
     try:
         first = next(j.read(path), None)
     except (OSError, j.NotAJournal) as error:
-        log.warning("a journal cannot be read: %s", error)
+        tell(str(error))
         return None
     return first if isinstance(first, j.Journal) else None
 
@@ -126,7 +132,7 @@ def _chain(path: Path) -> list[tuple[Path, j.Journal]]:
     """The journals that one goes on from, the newest first, with their first lines; some may have been removed."""
     chain: dict[Path, j.Journal] = {}
     while len(chain) < MOST_JOURNALS and path not in chain and _is_file(path):
-        header = _header(path)
+        header = _header(path, lambda problem: log.warning("a journal cannot be read: %s", problem))
         if header is None:
             break
         chain[path] = header

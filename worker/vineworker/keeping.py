@@ -41,10 +41,16 @@ MOST_HOMES = 64
 """Workers that share one workspace and keep something in it."""
 MOST_WAITING = 10_000
 MOST_RECORD = 1 << 16
+FORMAT = 2
+"""Of records; it changes when the same name stands for something else, and what has another one is removed."""
 CLOSE_S = 20.0
 CHUNK = 1 << 20
 BY_CONTENT = re.compile(r"(?:file|buffer|object)-([0-9a-f]{40})(?:-[0-7]{3})?")
 """Names that are digests of what they name."""
+
+
+class OtherFormat(ValueError):
+    """The record was written by another version."""
 
 
 class Kept(NamedTuple):
@@ -274,6 +280,7 @@ class Keeper:
     def _left(self) -> list[str]:
         """Remove what is incomplete or too much; give the names of the rest, the one that was used last at the end."""
         found: list[tuple[int, int, str]] = []
+        others = 0
         records = os.path.join(self._folders[True], "records")
         bulk.remove(os.path.join(self._folders[True], "incoming"))
         for part in ("objects", "records", "incoming"):
@@ -285,9 +292,17 @@ class Keeper:
                     if file_name(record["name"]) == entry.name and 0 <= record["size"] <= self._limit:
                         found.append((entry.stat().st_mtime_ns, record["size"], record["name"]))
                         continue
+                except OtherFormat:
+                    others += 1
                 except (OSError, ValueError):
                     pass
                 bulk.remove(entry.path)
+        if others:
+            log.warning(
+                "%d objects in %s were kept by another version of daskvine and are removed",
+                others,
+                self._folders[True],
+            )
         with os.scandir(os.path.join(self._folders[True], "objects")) as entries:
             for entry in entries:
                 if not os.path.exists(os.path.join(records, entry.name)):
@@ -492,6 +507,7 @@ def _describe(name: str, path: str, *, digest: bool = True) -> dict[str, Any]:
         about = os.stat(path)
         content, transfer = _digests_of_file(path) if digest else ("", "")
         return {
+            "format": FORMAT,
             "name": name,
             "size": about.st_size,
             "directory": False,
@@ -516,6 +532,7 @@ def _describe(name: str, path: str, *, digest: bool = True) -> dict[str, Any]:
             tree.update(line.encode(errors="surrogateescape") + b"\0\n")
     mode = os.stat(path).st_mode & 0o777
     return {
+        "format": FORMAT,
         "name": name,
         "size": size,
         "directory": True,
@@ -546,6 +563,9 @@ def _read_record(path: str) -> dict[str, Any]:
     ):
         msg = f"{path} is not the record of an object"
         raise ValueError(msg)
+    if record.get("format") != FORMAT:
+        msg = f"{path} was written by another version"
+        raise OtherFormat(msg)
     record["name"].encode()  # UnicodeEncodeError is a ValueError
     return record
 

@@ -1,0 +1,37 @@
+"""What two versions of daskvine would understand differently has another number."""
+
+from __future__ import annotations
+
+import hashlib
+import typing
+
+import msgspec
+
+from vinecore import journal
+from vinecore.protocol import VERSION, messages
+
+PROTOCOL = {4: "e6392a9739ef63e7"}
+"""The digest of the kinds of messages and their fields, by the number of the protocol."""
+JOURNAL = {2: "f2b01e9b9ed3567f"}
+"""The digest of the kinds of records and their fields, by the version of the journal."""
+REMEDY = "what is said or written has changed: raise the number, which has old ends refused and old files set aside, and enter it here"
+
+
+def digest(kinds, fields):
+    text = "\n".join(sorted(f"{kind.__name__} {fields(kind)}" for kind in kinds))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_other_messages_are_another_protocol():
+    kinds = typing.get_args(messages.Message)
+    assert set(kinds) == {*messages.FROM_MANAGER, *messages.FROM_WORKER}
+    found = digest(kinds, lambda kind: list(kind._fields))
+    assert {VERSION: found} == PROTOCOL, REMEDY
+
+
+def test_other_records_are_another_version_of_the_journal():
+    kinds = [
+        kind for kind in vars(journal).values() if isinstance(kind, type) and issubclass(kind, journal.Record)
+    ]
+    found = digest(kinds, lambda kind: [field.encode_name for field in msgspec.structs.fields(kind)])
+    assert {journal.VERSION: found} == JOURNAL, REMEDY

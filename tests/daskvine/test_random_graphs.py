@@ -10,6 +10,7 @@ import pytest
 from daskvine import DaskVine
 from tests.random_graphs.cases import make_case
 from tests.random_graphs.kinds import EDITS, KINDS
+from tests.random_graphs.leftovers import nothing_left_in
 from tests.random_graphs.lives import compute_lives
 from tests.random_graphs.program import PLACES
 from tests.random_graphs.runner import home_in, run_case
@@ -30,8 +31,11 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def vine(home):
-    with DaskVine.local(workers=2, cores=1, memory_mb=2000, disk_mb=2000) as m:
+def vine(home, tmp_path_factory):
+    with (
+        nothing_left_in(tmp_path_factory.mktemp("temporary") / "tmp"),
+        DaskVine.local(workers=2, cores=1, memory_mb=2000, disk_mb=2000) as m,
+    ):
         yield m
 
 

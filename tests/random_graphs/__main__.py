@@ -6,6 +6,7 @@ that differ are printed; `--cases 1 --seed N` computes one of them again.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import tempfile
@@ -18,10 +19,14 @@ import click
 from daskvine import DaskVine
 from tests.random_graphs.cases import make_case
 from tests.random_graphs.kinds import EDITS, KINDS
+from tests.random_graphs.leftovers import nothing_left_in
 from tests.random_graphs.runner import home_in, run_case
 
 A_VINE = 250
 """Cases that are computed with one vine."""
+
+A_CASE_S = 600.0
+"""After so long a case hangs: where all threads are is printed, and that is the end."""
 
 
 @click.command()
@@ -50,7 +55,8 @@ def main(cases: int, seed: int, most: int, without: tuple[str, ...], reuse: bool
         some, seeds = seeds[:A_VINE], seeds[A_VINE:]
         with (
             tempfile.TemporaryDirectory() as folder,
-            home_in(Path(folder)) as home,
+            nothing_left_in(Path(folder) / "tmp"),
+            home_in(Path(folder) / "home") as home,
             DaskVine.local(workers=2, cores=1, memory_mb=2000, disk_mb=2000) as m,
         ):
             for number in some:
@@ -59,12 +65,14 @@ def main(cases: int, seed: int, most: int, without: tuple[str, ...], reuse: bool
                 case = make_case(number, frozenset(without), reuse)
                 if show:
                     print(case, flush=True)
+                faulthandler.dump_traceback_later(A_CASE_S, exit=True)
                 try:
                     run_case(m, case, home)
                 except Exception as error:  # noqa: BLE001 - any is a finding
                     wrong.append(number)
                     kinds.update({vertex.kind.name for vertex in case.vertices})
-                    print(f"{case}\n  {type(error).__name__}: {str(error)[:400]}", flush=True)
+                    print(f"seed {number}: {case}\n  {type(error).__name__}: {str(error)[:400]}", flush=True)
+        faulthandler.cancel_dump_traceback_later()
         print(f"up to seed {some[-1]}: {len(wrong)} wrong, {time.monotonic() - began:.0f} s", flush=True)
     print(f"{len(wrong)} wrong {wrong}\nkinds in them: {kinds.most_common()}")
     sys.stdout.flush()

@@ -23,6 +23,7 @@ IMPURE = ("random", "count", "time")
 def home_in(folder: Path) -> Iterator[Path]:
     """Have this process run in a folder, which is on the path, and where the home of the user is."""
     before = os.getcwd(), os.environ.get("HOME")
+    folder.mkdir(exist_ok=True)
     os.chdir(folder)
     os.environ["HOME"] = str(folder)
     sys.path.insert(0, str(folder))

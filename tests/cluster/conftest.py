@@ -1,12 +1,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import pytest
 
 from tests.cluster import adl, carried
 from tests.cluster.hosts import Hosts, missing
 from tests.support import yard_in
+
+
+def pytest_collection_modifyitems(items):
+    # The first test that needs a Debian or a pool makes it, which takes as long as a mirror and a disk take.
+    here = os.path.dirname(__file__)
+    for item in items:
+        if str(item.path).startswith(here):
+            item.add_marker(pytest.mark.timeout(1800))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests import chores
-from tests.support import alive, one_result, until
+from tests.support import HURRY_S, alive, one_result, until
 from vinecore import FunctionCall, PythonTask, Task
 
 DAEMON = """
@@ -84,7 +84,7 @@ def comes_back_twice(folder, how):
 @pytest.fixture
 def m(yard):
     m = yard.manager(DaskVine)
-    m.worker = yard.workers(m, 1)[0]
+    m.worker = yard.hurried_worker(m)
     return m
 
 
@@ -165,10 +165,13 @@ def test_a_daemon_of_a_python_task_ends_with_it(yard, m, end):
     else:
         task = PythonTask(has_daemon_and_sleeps, str(yard.folder))
     if end == "time_max":
-        task.set_time_max(4.0)  # more than its daemon takes to start
+        task.set_time_max(HURRY_S)
     m.submit(task)
-    if end == "cancel":
+    if end in ("time_max", "cancel"):
         until(lambda: numbers(yard, "daemons"), "the daemon to run")
+    if end == "time_max":
+        yard.hurry()
+    if end == "cancel":
         m.cancel_by_task_id(task.id)
     assert one_result(m).successful() == (end == "result")
     left = numbers(yard, "daemons" if end in ("time_max", "cancel") else "daemon")
@@ -190,12 +193,15 @@ def test_a_daemon_of_a_command_ends_with_it(yard, m, end):
     for each in (task, other):
         each.set_cores(1)
     if end == "time_max":
-        task.set_time_max(4.0)  # more than its daemon takes to start
+        task.set_time_max(HURRY_S)
     m.submit(other)
     until(lambda: numbers(yard, "daemon-2"))
     m.submit(task)
-    if end == "cancel":
+    if end in ("time_max", "cancel"):
         until(lambda: numbers(yard, "daemon"), "the daemon to run")
+    if end == "time_max":
+        yard.hurry()
+    if end == "cancel":
         m.cancel_by_task_id(task.id)
     assert one_result(m) is task
     daemons = numbers(yard, "daemon")

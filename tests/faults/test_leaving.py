@@ -11,7 +11,7 @@ import psutil
 from daskvine import DaskVine
 from tests import chores
 from tests.faults.test_workers_lost import InThread
-from tests.support import until, workers_of
+from tests.support import HURRY_S, until, workers_of
 from vinecore import FunctionCall, Task
 
 PARTS = 6
@@ -82,12 +82,13 @@ def test_where_there_is_no_other_worker_the_manager_takes_what_it_has(yard):
 
 def test_a_worker_whose_wall_time_is_over_takes_no_result_with_it(yard):
     m = yard.manager(DaskVine)
-    [first] = yard.workers(m, 1, "--wall-time", "14")
+    first = yard.hurried_worker(m, "--wall-time", str(HURRY_S))
     run = half_way(yard, m)
     wait_for_parts(yard, m, run)
     yard.workers(m, 1)
+    yard.hurry()
     assert first.wait() == 0
-    assert "its wall time of 14 s is over" in first.log
+    assert f"its wall time of {HURRY_S} s is over" in first.log
     finish(yard, run)
     assert made(yard) == [1] * PARTS
 
@@ -165,11 +166,11 @@ def test_an_idle_worker_leaves_what_is_needed_with_the_manager(yard):
     maker = Task(f"echo made >> {yard.place('makers')}; echo precious > out")
     maker.add_output(temp, "out")
     m.submit(maker)
-    # it begins to idle after this
-    worker = yard.worker(m, "--idle-timeout", "1")
+    worker = yard.hurried_worker(m, "--idle-timeout", str(HURRY_S - 50))
     assert m.wait(60).successful()
+    yard.hurry()
     assert worker.wait() == 0
-    assert "idle for 1 s" in worker.log
+    assert f"idle for {HURRY_S - 50} s" in worker.log
     until(lambda: not workers_of(m), "the manager to notice")
     yard.workers(m, 1)
     reader = Task("cat in")

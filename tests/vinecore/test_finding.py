@@ -221,7 +221,6 @@ def test_what_cannot_be_understood_is_refused_with_what_to_do(yard, words, said)
 
 
 def test_who_does_not_answer_in_time_is_tried_last_the_next_time(yard, monkeypatch):
-    monkeypatch.setattr(handshake, "TIMEOUT_S", 0.3)
     folder = str(yard.place("managers"))
 
     def enter(key, port, **more):
@@ -232,8 +231,10 @@ def test_who_does_not_answer_in_time_is_tried_last_the_next_time(yard, monkeypat
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         enter("silent", port, tasks_waiting=9)
-        with pytest.raises(ConnectionError, match=f"127.0.0.1:{port}: timed out"):
-            search.dial()
+        with monkeypatch.context() as soon:
+            soon.setattr(handshake, "TIMEOUT_S", 0.3)
+            with pytest.raises(ConnectionError, match=f"127.0.0.1:{port}: timed out"):
+                search.dial()
         m = yard.manager(name="mine", registry=folder)
         assert [address[1] for address, _ssl in search._places()] == [m.port, port]
         sock, _key, manager = search.dial()

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tests import chores
-from tests.support import until
+from tests.support import HURRY_S, until
 from vinecore import FunctionCall, InsufficientResources, PythonTask, Task, TaskFailed
 from vinecore.protocol import INLINE_LIMIT
 
@@ -134,13 +134,20 @@ def test_a_task_that_no_worker_can_ever_hold_fails(yard):
         assert isinstance(task.output, InsufficientResources)
 
 
-def test_what_runs_too_long_is_killed_and_what_it_has_said_is_kept(m):
-    command = Task("echo begun; sleep 1000")
-    function = PythonTask(lambda: (print("begun", flush=True), time.sleep(1000)))
+def test_what_runs_too_long_is_killed_and_what_it_has_said_is_kept(yard):
+    m = yard.manager()
+    yard.hurried_worker(m)
+    command = Task(f"echo begun; touch {yard.place('command')}; sleep 1000")
+    function = PythonTask(
+        lambda path: (print("begun", flush=True), chores.note(path), time.sleep(1000)),
+        str(yard.place("function")),
+    )
     for task in (command, function):
         task.set_cores(1)
-        task.set_time_max(3)  # more than it takes to say something
+        task.set_time_max(HURRY_S)
         m.submit(task)
+    until(lambda: yard.place("command").exists() and yard.count("function"), "both to have said something")
+    yard.hurry()
     assert {m.wait(60), m.wait(60)} == {command, function}
     assert {(task.result, task.exit_code, task.successful()) for task in (command, function)} == {
         ("max wall time", 9, False)

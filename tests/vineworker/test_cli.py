@@ -15,7 +15,7 @@ import vineworker
 from vineworker.cli import _amount, _megabytes, parse_address
 
 from tests import chores
-from tests.support import alive, find_python, one_result, until, workers_of
+from tests.support import HURRY_S, alive, find_python, one_result, until, workers_of
 from vinecore import Factory, PythonTask, Task
 from vinecore.protocol.amounts import parse_megabytes
 from vinecore.protocol.folders import OWNER
@@ -254,7 +254,8 @@ def test_the_two_timeouts_can_be_set_apart(yard):
     lost = yard.worker(free_port(), "--idle-timeout", "1000", "--connect-timeout", "0.5")
     assert lost.wait() == 1
     m = yard.manager()
-    [idle] = yard.workers(m, 1, "--idle-timeout", "0.5", "--connect-timeout", "1000")
+    idle = yard.hurried_worker(m, "--idle-timeout", str(HURRY_S - 50), "--connect-timeout", "1000")
+    yard.hurry()
     assert idle.wait() == 0
 
 
@@ -278,10 +279,18 @@ def test_an_idle_worker_leaves_after_its_timeout(yard):
 
 def test_a_worker_that_works_does_not_leave(yard):
     m = yard.manager()
-    m.submit(Task("sleep 1.5; echo done"))
-    worker = yard.worker(m, "--timeout", "0.5")
+    gate = yard.place("gate")
+    works = Task(f"until [ -e {gate} ]; do sleep 0.05; done; echo done", cores=1)
+    ends = Task(f"touch {yard.place('begun')}; sleep 1000", cores=1, time_max=HURRY_S - 50)
+    m.submit(works)
+    m.submit(ends)
+    worker = yard.hurried_worker(m, "--timeout", str(HURRY_S - 50))
+    until(yard.place("begun").exists, "both to run")
+    yard.hurry()
+    assert one_result(m) is ends  # so the worker has looked at its clock
+    gate.touch()
     assert one_result(m).output == "done\n"
-    assert worker.wait() == 0
+    assert worker.process.poll() is None
 
 
 def test_a_single_shot_worker_leaves_with_its_manager(yard):

@@ -88,6 +88,11 @@ def explain(kind: str, info: dict[str, Any], payload: bytes, what: str, where: s
     if kind == "disk":
         text = f"{place}: {reason}: start workers with more disk (--disk), or more workers"
         return InsufficientResources(text)
+    if kind == "time":
+        return TaskFailed(
+            f"{place}: it was ended, because it ran longer than its time_max of {info.get('limit')} s: "
+            "give it more with set_time_max, or None for no limit"
+        )
     if kind == "exhausted":
         text = f"{place}: it used {info.get('peak')} MB of {info.get('resource')}, its limit is {info.get('limit')} MB: "
         return TaskFailed(

@@ -7,7 +7,7 @@ import os
 import posixpath
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vinecore import checks
 from vinecore.core.allocation import UNSPECIFIED, Request
@@ -401,14 +401,39 @@ class FunctionCall(PythonTask):
         TypeError
             Always; it says what to do instead.
         """
-        msg = "a function call takes files as arguments, or through the library's add_input; a PythonTask has a folder of its own"
-        raise TypeError(msg)
+        refuse_for_call("add_input", "it takes files as arguments, or through the library's add_input")
 
     def add_output(
         self, file: File, remote_name: str | Path, *, success_only: bool = False, failure_only: bool = False
     ) -> None:
         """Not for function calls: see `add_input`."""
-        self.add_input(file, remote_name)
+        refuse_for_call("add_output", "what it returns is its output")
+
+    def add_environment(self, file: File) -> None:
+        """Not for function calls: they run in the environment of their library."""
+        refuse_for_call("add_environment", "it runs in its library's: library.add_environment(file)")
+
+    def add_starch_package(self, file: File) -> None:
+        """Not for function calls: see `add_environment`."""
+        refuse_for_call(
+            "add_starch_package", "it runs in its library's environment: library.add_environment(file)"
+        )
+
+    def set_cores(self, cores: float) -> None:
+        """Not for function calls: each takes one slot of its library."""
+        refuse_amount("cores")
+
+    def set_memory(self, memory_mb: int) -> None:
+        """Not for function calls: see `set_cores`."""
+        refuse_amount("memory")
+
+    def set_disk(self, disk_mb: int) -> None:
+        """Not for function calls: see `set_cores`."""
+        refuse_amount("disk")
+
+    def set_gpus(self, gpus: float) -> None:
+        """Not for function calls: see `set_cores`."""
+        refuse_amount("gpus")
 
     def spec(self, manager: Manager, number: int) -> TaskSpec:
         """Describe it to the mind."""
@@ -423,8 +448,24 @@ class FunctionCall(PythonTask):
             wanted, options = (), {}
         if self._raw:
             options = {**options, "raw": True}
+        if self._time_max is not None:
+            options = {**options, "time_max": self._time_max}
+        if self._variables:
+            options = {**options, "env": self._variables}
         return TaskSpec(number, f"{self._name} (task {number})", result, 0, library, self._name, payload, (), inputs, (), (), wanted,
                         self.category, priority=-self.priority, retries=self._retries, options=options)  # fmt: skip
+
+
+def refuse_for_call(setter: str, instead: str) -> NoReturn:
+    """Say that something is not for function calls, and what to do instead."""
+    msg = f"{setter} is not for a function call: {instead}. A PythonTask has a process, a folder and resources of its own"
+    raise TypeError(msg)
+
+
+def refuse_amount(resource: str) -> NoReturn:
+    """Say how a function call gets more of a resource."""
+    share = f"it takes one slot of its library, which shares what that has: library.set_{resource}(...), library.set_function_slots(...)"
+    refuse_for_call(f"set_{resource}", share)
 
 
 def declared(file: Any) -> File:

@@ -46,7 +46,8 @@ LIMITS = tuple(
     for name in ("NOFILE", "AS", "CPU", "FSIZE", "STACK", "DATA", "CORE", "NPROC")
     if hasattr(resource, f"RLIMIT_{name}")
 )
-TEMPORARY = (b"TMPDIR", b"TEMP", b"TMP")
+TEMPORARY_NAMES = frozenset(("TMPDIR", "TEMP", "TMP"))
+TEMPORARY = frozenset(map(str.encode, TEMPORARY_NAMES))
 
 
 class Piece(NamedTuple):
@@ -87,7 +88,7 @@ def _put_environment_back(before: Any) -> None:
     data.update(variables)
     if b"TZ" in changed:
         time.tzset()
-    if not set(TEMPORARY).isdisjoint(changed):
+    if not TEMPORARY.isdisjoint(changed):
         fork_state.forget_temporary_folder()
 
 

@@ -93,3 +93,9 @@ class TaskOver(NamedTuple):
     task: int
     message: Union[m.Done, m.Failed]
     outputs: dict[str, int]
+
+
+class Overrun(NamedTuple):
+    """A call in a slot of a library has exceeded a limit; ``message`` says which."""
+
+    message: Union[m.Done, m.Failed]

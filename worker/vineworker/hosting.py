@@ -10,7 +10,6 @@ import os
 import shlex
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from vineworker import events as e
 from vineworker import instructions as i
 from vineworker import logs, packing, starting
 from vineworker.cache import Cache
-from vineworker.calls import FROM_SLOT
+from vineworker.calls import FROM_SLOT, PROGRESS
 from vineworker.sandbox import TEMPORARY, read_end
 from vineworker.warden import Warden
 
@@ -42,7 +41,6 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(32 << 20),
 }
 """How glibc keeps memory in a library's processes: arrays that come and go do not ask the kernel for zeroed pages each time."""
-PROGRESS = struct.Struct(">q")
 MOMENT_S = 0.2
 LAST_WORDS = 4000
 """Characters of what a process has written last that are told of its end."""
@@ -304,7 +302,7 @@ class SlotProcess:
         self.forked: Callable[[int], None] = lambda _pid: None
         self._closed = self._told = False
         self._file = _shared_file()
-        self._file.write(PROGRESS.pack(-1))
+        self._file.write(PROGRESS.pack(-1, 0.0))
         self._file.flush()
         self._progress = mmap.mmap(self._file.fileno(), PROGRESS.size)
         self._ours, self._theirs = socket.socketpair()
@@ -340,6 +338,13 @@ class SlotProcess:
     def kill(self) -> None:
         """Have the host kill the process; it knows best which one it is."""
         self.host.tell({"kill": self.id})
+
+    def began(self, task: int) -> Optional[float]:
+        """When the process has begun with a call that is timed, by the clock of `time.monotonic`; None if it is not at that."""
+        if self._told:
+            return None
+        running, began = PROGRESS.unpack_from(self._progress, 0)
+        return began if running == task else None
 
     def last_words(self) -> str:
         """The end of what the process has written."""
@@ -392,7 +397,7 @@ class SlotProcess:
         if not self.single:
             for path in (self.log, self.errors):
                 bulk.remove(path)
-        (running,) = PROGRESS.unpack_from(self._progress, 0)
+        running, _began = PROGRESS.unpack_from(self._progress, 0)
         self._progress.close()
         self._file.close()
         self._happened(e.SlotDown(self.id, running, self._exit))

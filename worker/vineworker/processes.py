@@ -228,7 +228,8 @@ def ended(
         more = {"resource": limit.resource, "limit": limit.limit_mb, "peak": limit.peak_mb}
         return m.Failed(run.task, "exhausted", {**info, **more}, b"")
     if killed:
-        return m.Failed(run.task, killed, {**info, "wall_s": wall}, b"")
+        more = {"limit": run.options.get("time_max")} if killed == "time" else {}
+        return m.Failed(run.task, killed, {**info, "wall_s": wall, **more}, b"")
     return sandbox.verdict(run, info["outputs"], missing, m.Done(run.task, 0, wall, info, b""))
 
 

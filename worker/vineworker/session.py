@@ -328,8 +328,12 @@ class Session:
             if event.slot in self._singles:
                 self._single_replied(event)
             else:
+                if self._alarms:
+                    for reply in event.replies:
+                        self._end_alarm(reply.task)
                 event = event._replace(replies=[self._admit(reply) for reply in event.replies])
         elif kind is e.SlotDown:
+            self._end_alarm(event.running)
             self._single_ended(event, self._slots.pop(event.slot))
         elif kind is e.HostDown:
             self._stop_host(event)
@@ -662,6 +666,31 @@ class Session:
         if seconds is not None:
             self._alarms[run.task] = self._loop.call_later(max(0.0, seconds), alarm)
 
+    def _set_alarm_of_call(self, run: m.Run, slot: SlotProcess) -> None:
+        """End a call that runs too long; its time begins when the slot begins with it, which may have to be started yet."""
+        seconds = float(run.options["time_max"])
+
+        def alarm() -> None:
+            began = slot.began(run.task)
+            left = seconds if began is None else began + seconds - time.monotonic()
+            if run.task not in self._state.tasks or slot.id not in self._slots:
+                self._alarms.pop(run.task, None)
+            elif left > 0:
+                self._alarms[run.task] = self._loop.call_later(left, alarm)
+            else:
+                self._alarms.pop(run.task, None)
+                info = {"exit_code": 9, "output": slot.last_words(), "outputs": {}}
+                ended = processes.ended(run, info, seconds - left, "time", None, [])
+                self._happened(e.Overrun(ended))
+
+        self._end_alarm(run.task)
+        self._alarms[run.task] = self._loop.call_later(seconds, alarm)
+
+    def _end_alarm(self, task: int) -> None:
+        alarm = self._alarms.pop(task, None)
+        if alarm is not None:
+            alarm.cancel()
+
     def _kill_slot(self, instruction: i.KillSlot) -> None:
         slot = self._slots.get(instruction.slot)
         if slot is not None:
@@ -678,6 +707,9 @@ class Session:
                     options["hold"] = instruction.hold
                 if instruction.held:
                     options["held"] = instruction.held
+                if "time_max" in instruction.run.options:
+                    options["timed"] = True
+                    self._set_alarm_of_call(instruction.run, slot)
                 self._call(slot, instruction.run, instruction.new_shared, "", options)
 
     def _call(
@@ -688,9 +720,12 @@ class Session:
         inputs = [
             (name, "" if name in held else self._hand_over(slot, name, True, False)) for name in run.inputs
         ]
+        given = run.options
         for option in ("raw", "program", "record"):
-            if option in run.options:
+            if option in given:
                 options[option] = True
+        if "env" in given and not folder:
+            options["env"] = given["env"]
         call = Call(
             run.task, run.function, shared, inputs, self._result_path(run.task), folder, options, run.payload
         )
@@ -750,9 +785,7 @@ class Session:
         self._happened(e.TaskOver(run.task, *result))
 
     def _forget(self, run: m.Run) -> tuple[str, Optional[Exceeded]]:
-        alarm = self._alarms.pop(run.task, None)
-        if alarm is not None:
-            alarm.cancel()
+        self._end_alarm(run.task)
         return self._killed.pop(run.task, ("", None))
 
     def _single_ended(self, event: e.SlotDown, slot: SlotProcess) -> None:

@@ -22,14 +22,14 @@ from typing import Any, Callable, Union
 
 from vinecore.protocol import INLINE_LIMIT, digests, exceptions, values
 from vinecore.protocol.frames import FrameReader, encode
-from vineworker import captured_output, descendants, fork_state, forks, interrupts, recording
+from vineworker import call_state, captured_output, descendants, fork_state, forks, interrupts, recording
 from vineworker.call_state import CallState
-from vineworker.calls import MOST_IN_FLIGHT, TO_SLOT, Call, Drop, Object, Release, Reply, Write
+from vineworker.calls import MOST_IN_FLIGHT, PROGRESS, TO_SLOT, Call, Drop, Object, Release, Reply, Write
 from vineworker.captured_output import CapturedOutput
 from vineworker.program_folder import StartingFolder
 
 PATIENCE_S = 0.001
-PROGRESS = struct.Struct(">q")
+RUNNING = struct.Struct(">q")  # the first part of `PROGRESS`
 MODULES_TO_TELL = 200
 
 
@@ -43,7 +43,7 @@ class Slot:
     functions
         The library's functions by name.
     progress
-        A file of 8 bytes shared with the worker.
+        A file of the size of `PROGRESS`, shared with the worker.
     fork
         Run every call in a child of its own.
     captured
@@ -110,7 +110,10 @@ class Slot:
 
     def begin(self, call: Call) -> None:
         """Leave word that this call is the one that runs."""
-        PROGRESS.pack_into(self._progress, 0, call.task)
+        if "timed" in call.options:
+            PROGRESS.pack_into(self._progress, 0, call.task, time.monotonic())
+        else:
+            RUNNING.pack_into(self._progress, 0, call.task)
 
     def _call(self, call: Call) -> None:
         self.begin(call)
@@ -128,7 +131,7 @@ class Slot:
             self._made[call.task] = reply.payload if reply.size <= INLINE_LIMIT else call.result
             if len(self._made) > MOST_IN_FLIGHT:
                 del self._made[next(iter(self._made))]
-        PROGRESS.pack_into(self._progress, 0, -1)
+        RUNNING.pack_into(self._progress, 0, -1)
         self._answer(reply)
 
     def _end(self, call: Call, reply: Reply, changed: str) -> None:
@@ -144,7 +147,7 @@ class Slot:
         reply.info["ends"] = changed
         self._replies.append(reply)
         self._flush()
-        PROGRESS.pack_into(self._progress, 0, -1)  # until now it is this call's fault if there is no answer
+        RUNNING.pack_into(self._progress, 0, -1)  # until now it is this call's fault if there is no answer
 
     def report(self, reply: Reply) -> None:
         """Add to an answer what is known only when the call is over."""
@@ -296,6 +299,8 @@ class Slot:
         shared = [self._load_shared(name, path) for name, path in call.shared]
         if self._state is not None and (moved or len(self._shared) > known):
             self._state.accept()
+        if "env" in call.options:
+            set_variables(call.options["env"])
         return recorder, shared
 
     def _find(self, call: Call) -> Callable[..., Any]:
@@ -368,6 +373,19 @@ def dump_result(result: Any) -> list[Any]:
         raise
 
 
+def set_variables(variables: dict[str, Union[str, None]]) -> None:
+    """Set the environment variables that a call is to find."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if "TZ" in variables:
+        time.tzset()
+    if not call_state.TEMPORARY_NAMES.isdisjoint(variables):
+        fork_state.forget_temporary_folder()
+
+
 def describe_status(status: int) -> str:
     """Say how a process ended, from its wait status."""
     if os.WIFSIGNALED(status):
@@ -388,12 +406,7 @@ def run_single(sock: socket.socket, progress: int) -> None:
                 slot.take(message)
                 continue
             slot.begin(message)
-            for name, value in message.options.get("env", {}).items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
-            fork_state.forget_temporary_folder()
+            set_variables(message.options.pop("env", {}))
             reply = slot.run(message)
             slot.report(reply)
             reply.info["modules"] = _imported_since(before)

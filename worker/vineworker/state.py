@@ -55,13 +55,14 @@ class Task:
 class Slot:
     """A forked process."""
 
-    __slots__ = ("family", "host", "id", "in_flight", "killed", "known", "short")
+    __slots__ = ("family", "host", "id", "in_flight", "killed", "known", "short", "verdict")
 
     def __init__(self, number: int, host: Host) -> None:
         self.id, self.host = number, host
         self.in_flight: deque[Task] = deque()
         self.short = True  # all that is in flight is expected to be over soon
         self.killed = False  # by this worker: nobody is to blame
+        self.verdict: m.Done | m.Failed | None = None  # on the call for which it was killed
         self.known: set[str] = set()
         self.family: Family | None = None
 
@@ -96,6 +97,10 @@ class Host:
         if wall >= SHORT_S:
             return 1
         return MOST_IN_FLIGHT if wall * MOST_IN_FLIGHT <= IN_FLIGHT_S else int(IN_FLIGHT_S / wall)
+
+    def depth_for(self, run: m.Run) -> int:
+        """How many calls may be in flight to a slot with this one as the last of them: one that may be ended is alone, so that no other goes with it."""
+        return 1 if "time_max" in run.options else self.depth(run.function)
 
     def learn(self, function: str, wall: float) -> None:
         """Take notice of how long a call took."""
@@ -143,6 +148,7 @@ class WorkerState:
             e.Arrived: self._arrived, e.Compared: self._compared, e.Found: self._found,
             e.Inherited: self._inherited, e.Kept: self._is_kept, e.HostUp: self._host_up, e.HostSlow: self._host_slow,
             e.HostDown: self._host_down, e.Replied: self._replied, e.SlotDown: self._slot_down, e.TaskOver: self._task_over,
+            e.Overrun: self._overrun,
         }  # fmt: skip
 
     def handle(self, events: Iterable[Any]) -> list[Any]:
@@ -404,7 +410,7 @@ class WorkerState:
                 queue.popleft()  # it was cancelled
                 continue
             slot = min(host.slots.values(), key=_load)
-            depth = host.depth(queue[0].run.function)
+            depth = host.depth_for(queue[0].run)
             if slot.killed or slot.family or len(slot.in_flight) >= (depth if slot.short else 1):
                 return
             slot.short = depth > 1
@@ -438,7 +444,7 @@ class WorkerState:
             and task.slot is None
             and run.library == host.name
             and maker.run.result in run.inputs
-            and 1 < host.depth(run.function) > len(slot.in_flight)
+            and 1 < host.depth_for(run) > len(slot.in_flight)
             and self.tasks.get(maker.run.task) is maker
         ):
             self.call(slot, task, (maker.run.result, maker.run.task))
@@ -563,6 +569,18 @@ class WorkerState:
         digests = {**info.get("digests", {}), task.run.result: info.get("digest", "")}
         for name, size in event.outputs.items():
             self._here(name, size, digests.get(name, ""))
+
+    def _overrun(self, event: e.Overrun) -> None:
+        """A call is to be ended with its slot, whose place another process takes; when nothing of it runs any more it has failed."""
+        task = self.tasks.get(event.message.task)
+        if task is not None and task.slot is not None and not task.slot.killed:
+            task.slot.killed, task.slot.verdict = True, event.message
+            self._out.append(i.KillSlot(task.slot.id))
+
+    def _tell_verdict(self, slot: Slot) -> None:
+        """Tell of the call for which a slot was killed; if that was faster, it is over already."""
+        if slot.verdict is not None and self.tasks.pop(slot.verdict.task, None) is not None:
+            self._out.append(i.Say(slot.verdict))
 
     def _cancel(self, event: m.Cancel) -> None:
         for number in event.tasks:
@@ -701,6 +719,7 @@ class WorkerState:
             return
         host = slot.host
         del host.slots[slot.id]
+        self._tell_verdict(slot)
         if host.library is None:
             for task in slot.in_flight:
                 self._crashed(task, event)

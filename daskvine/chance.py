@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vinecore.protocol import seeds
 from vinecore.protocol.modules import is_own_module
 
 _OF_THE_TIME = frozenset(
@@ -127,6 +128,8 @@ def _asks(code: types.CodeType, variables: Mapping[str, Any]) -> bool:
     if (loaded | attributes | imported) & _ANYWHERE:
         return True
     values = [variables[name] for name in loaded if name in variables]
+    if any(seeds.is_unseeded(value) or seeds.is_unseeded(_owner(value)) for value in values):
+        return True
     knows_time = any(value is time for value in values) or "time" in imported
     if knows_time and (attributes | (loaded & imported)) & _OF_THE_TIME:
         return True
@@ -143,6 +146,12 @@ def _asks(code: types.CodeType, variables: Mapping[str, Any]) -> bool:
         and value.__name__ in _OF_THE_TIME
         for value in values
     )
+
+
+def _owner(value: Any) -> Any:
+    """What a method is bound to."""
+    is_method = isinstance(value, (types.MethodType, types.BuiltinMethodType))
+    return value.__self__ if is_method else None
 
 
 _known: dict[types.CodeType, tuple[frozenset[str], frozenset[str], frozenset[str]]] = {}

@@ -27,7 +27,7 @@ from dask._task_spec import GraphNode, TaskRef
 
 from daskvine import chance
 from daskvine.paths import Places
-from vinecore.protocol import usage
+from vinecore.protocol import seeds, usage
 from vinecore.protocol.modules import is_own_module
 
 _RECORD_FORM = ("awkward.forms.recordform", "RecordForm")
@@ -450,6 +450,8 @@ class Digests:
         return Part(b"record", (form.parameters, form.form_key, _Members(fields, 2)))
 
     def _object(self, value: Any) -> Part:
+        if seeds.is_unseeded(value):
+            return Part(_digest(b"generator", type(value).__qualname__.encode()), varies=True)
         reducer: Any = copyreg.dispatch_table.get(type(value))
         try:
             parts: Any = reducer(value) if reducer is not None else value.__reduce_ex__(4)

@@ -31,7 +31,7 @@ from vinecore.io.engine import Engine
 from vinecore.io.past import look_back, sweep
 from vinecore.io.scribe import Scribe
 from vinecore.libraries import Context, LibraryTask
-from vinecore.protocol import bulk, digests, records, tls, trees, values, xrootd
+from vinecore.protocol import bulk, digests, records, seeds, tls, trees, values, xrootd
 from vinecore.protocol.catalog import configured, parse_servers
 from vinecore.protocol.registry import place
 from vinecore.tasks import PythonTask, Task, declared, inside
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from vinecore.factory import Factory
 
 log = logging.getLogger("vinecore")
+# at once, because what the program has made before is only guessed
+seeds.watch()
 
 DEFAULT_PORT = 9123
 PORT_VARIABLES = {"VINE_PORT", "VINE_LOW_PORT", "VINE_HIGH_PORT", "TCP_LOW_PORT", "TCP_HIGH_PORT"}

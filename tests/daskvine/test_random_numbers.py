@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import random
+import secrets
 import sys
 import textwrap
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from daskvine import DaskVine
+from daskvine.digests import Digests
 from vinecore.protocol.values import dumps, loads
 
 TASKS = 20
@@ -71,12 +74,30 @@ TORCH = """
 """
 
 
+RESEEDED = """
+    import random
+    import numpy as np
+
+    np.random.seed(5)
+    np.random.seed()
+    random.seed()
+
+
+    def draw(number):
+        return np.random.normal(), random.random()
+"""
+
+
 @pytest.fixture(scope="module")
 def m(tmp_path_factory):
     """A vine that has packages of its own, which are imported before any process forks."""
     folder = tmp_path_factory.mktemp("env") / "lib" / "site-packages"
     folder.mkdir(parents=True)
-    for name, text in (("vine_draws", PACKAGE), ("vine_torch_draws", TORCH)):
+    for name, text in (
+        ("vine_draws", PACKAGE),
+        ("vine_torch_draws", TORCH),
+        ("vine_reseeded_draws", RESEEDED),
+    ):
         (folder / f"{name}.py").write_text(textwrap.dedent(text))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
@@ -106,6 +127,11 @@ def test_what_is_not_seeded_differs_in_each_task(warm, kind):
     found = warm(draws.draw, kind)
     assert len({value for value, _here in found}) == TASKS
     assert not any(here for _value, here in found), "it was to be imported before the fork"
+
+
+def test_what_is_seeded_with_nothing_differs_in_each_task(warm):
+    draws = importlib.import_module("vine_reseeded_draws")
+    assert [len(set(values)) for values in zip(*warm(draws.draw), strict=True)] == [TASKS, TASKS]
 
 
 def test_what_is_seeded_draws_what_its_seed_gives(warm):
@@ -191,8 +217,9 @@ def test_an_unseeded_generator_of_an_enclosing_function_differs_in_each_task(m, 
     assert len(set(dask.compute(*calls, scheduler=m.get, task_mode=task_mode))) == TASKS
 
 
-def test_random_arrays_of_dask_are_the_same_each_time(m, task_mode):
-    array = pytest.importorskip("dask.array").random.default_rng().random(40, chunks=4)
+@pytest.mark.parametrize("kind", ["default_rng", "RandomState"])
+def test_random_arrays_of_dask_are_the_same_each_time(m, task_mode, kind):
+    array = getattr(pytest.importorskip("dask.array").random, kind)().normal(size=40, chunks=4)
     options = {"scheduler": m.get, "task_mode": task_mode}
     first = array.compute(**options)
     assert (array.compute(**options) == first).all()
@@ -205,3 +232,161 @@ def test_two_functions_that_share_a_generator_share_it_where_they_run():
     assert draw.__globals__["generator"] is again.__globals__["generator"]
     assert draw.__globals__["generator"].random() != script["generator"].random()
     assert draw.__globals__["seeded"].random() == script["seeded"].random()
+
+
+# ---- generators that a script holds in something else
+
+HELD = """
+    import functools
+    import random
+    import secrets
+    import numpy as np
+
+
+    class Smearing:
+        shared = np.random.default_rng()
+
+        def __init__(self):
+            self.own = random.Random()
+
+        def __call__(self):
+            return self.own.random()
+
+        def draw(self):
+            return self.shared.random()
+
+
+    def enclosing():
+        generators = [random.Random(), np.random.default_rng()]
+        return lambda: generators[0].random() + generators[1].random()
+
+
+    def with_default(*, generator={"one": np.random.RandomState()}):
+        return generator["one"].normal()
+
+
+    smearing = Smearing()
+    plain, system, secret = random.Random(), random.SystemRandom(), secrets.SystemRandom()
+    known = {"generator": np.random.default_rng(), "list": [np.random.RandomState()]}
+    philox = np.random.Generator(np.random.Philox())
+    sequence = np.random.SeedSequence()
+
+    DRAWS = {
+        "dict": lambda: known["generator"].random(),
+        "list": lambda: known["list"][0].random_sample(),
+        "plain": lambda: plain.random(),
+        "gauss": plain.gauss,
+        "system": lambda: system.random(),
+        "secret": secret.random,
+        "callable": smearing,
+        "method": smearing.draw,
+        "class": lambda: Smearing.shared.random(),
+        "enclosing": enclosing(),
+        "default": with_default,
+        "bound": np.random.default_rng().random,
+        "partial": functools.partial(np.random.RandomState().normal, 5.0),
+        "of philox": philox.normal,
+        "of all": np.random.normal,
+        "of python": random.random,
+        "of python, too": random.normalvariate,
+        "sequence": lambda: np.random.default_rng(sequence.spawn(1)[0]).random(),
+    }
+
+
+    def draw(number):
+        return {kind: float(function()) for kind, function in DRAWS.items()}
+"""
+FROZEN = """
+    import scipy.stats
+
+    frozen = scipy.stats.norm()
+    draws = scipy.stats.expon.rvs
+
+
+    def draw(number):
+        return {"frozen": float(frozen.rvs()), "all": float(draws())}
+"""
+SEEDED = {
+    "generator": lambda: np.random.default_rng(42),
+    "large": lambda: np.random.default_rng(0x3034C61A9AE04FF8CB62AB8EC2C4B501),
+    "drawn by the program": lambda: np.random.default_rng(secrets.randbits(128)),
+    "state": lambda: np.random.RandomState(42),
+    "plain": lambda: random.Random(42),
+    "told its state": lambda: copy.copy(random.Random()),
+    "spawned": lambda: np.random.default_rng().spawn(1)[0],
+}
+
+
+def script_of(text):
+    script = {"__name__": "__main__"}
+    exec(textwrap.dedent(text), script)
+    return script
+
+
+def count_each(found):
+    return {kind: len({values[kind] for values in found}) for kind in found[0]}
+
+
+@pytest.mark.parametrize("text", [HELD, FROZEN])
+def test_unseeded_generators_differ_in_each_task_however_they_are_held(m, task_mode, text):
+    pytest.importorskip("scipy")
+    draw = script_of(text)["draw"]
+    number = TASKS if text is HELD else 5  # each task imports SciPy
+    calls = [dask.delayed(draw, pure=False)(n) for n in range(number)]
+    counts = count_each(dask.compute(*calls, scheduler=m.get, task_mode=task_mode))
+    assert counts == dict.fromkeys(counts, number)
+    assert counts == count_each(dask.compute(*calls, scheduler="synchronous"))
+
+
+def test_an_unseeded_generator_that_is_an_argument_differs_in_each_task(m, task_mode):
+    given = [np.random.default_rng(), np.random.RandomState(), random.Random(), random.SystemRandom()]
+
+    def draw(generators, number):
+        return {n: float(one.random()) for n, one in enumerate(generators)}
+
+    calls = [dask.delayed(draw, pure=False, traverse=False)(given, n) for n in range(TASKS)]
+    counts = count_each(dask.compute(*calls, scheduler=m.get, task_mode=task_mode))
+    assert counts == dict.fromkeys(counts, TASKS)
+
+
+def test_a_seeded_generator_that_is_an_argument_has_its_state_in_each_task(m, task_mode):
+    given = {kind: make() for kind, make in SEEDED.items()}
+
+    def draw(generators, number):
+        return {kind: float(one.random()) for kind, one in generators.items()}
+
+    calls = [dask.delayed(draw, pure=False)(dict(given), n) for n in range(4)]
+    found = dask.compute(*calls, scheduler=m.get, task_mode=task_mode)
+    assert list(found) == [draw(given, 0)] * 4
+
+
+@pytest.mark.parametrize("kind", SEEDED)
+def test_a_seeded_generator_has_one_name(kind):
+    generator = SEEDED[kind]()
+    one, other = Digests().find(generator), Digests().find(copy.copy(generator))
+    assert not one.varies
+    assert one.digest == other.digest
+
+
+def test_what_draws_from_an_unseeded_generator_is_not_reused():
+    assert all(Digests().find(draw).varies for draw in script_of(HELD)["DRAWS"].values())
+
+
+def test_the_generator_of_numpy_counts_as_seeded_until_it_is_seeded_with_nothing():
+    draw = np.random.random
+    state = np.random.get_state()  # noqa: NPY002 - the state that all share is the subject
+    try:
+        np.random.seed(42)  # noqa: NPY002
+        assert loads(dumps(draw, by_value=True))() == draw()
+        np.random.seed()  # noqa: NPY002
+        assert loads(dumps(draw, by_value=True)).__self__ is draw.__self__
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
+def test_a_generator_of_pytorch_without_a_seed_begins_anew():
+    torch = pytest.importorskip("torch")
+    first, other = (loads(dumps([torch.Generator()], by_value=True))[0] for _ in range(2))
+    assert first.initial_seed() != other.initial_seed()
+    seeded = torch.Generator().manual_seed(42)
+    assert loads(dumps([seeded], by_value=True))[0].initial_seed() == 42

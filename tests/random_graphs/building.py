@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ def function_of(program: Program, vertex: Vertex) -> tuple[Any, tuple[Any, ...]]
         "closure": (_closure(own, parameter), ()),
         "notebook": (program.notebook(), ()),
         "travels": (_call_shifted(own, program.travels), ()),
+        "given_generator": (own.drawn, ({0: np.random.default_rng()},)),
+        "given_random": (own.drawn, ({0: random.Random()},)),
+        "given_method": (own.called, (np.random.RandomState().normal,)),
+        "held_by_notebook": (program.drawing_notebook(), ()),
+        "seeded_generator": (own.drawn, ({0: np.random.default_rng(number)},)),
         "file_named": (own.file_named, (str(path),)),
         "file_as_path": (own.file_named, (Path(path),)),
         "file_found": (own.file_found, (number,)),

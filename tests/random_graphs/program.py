@@ -27,6 +27,17 @@ NOTEBOOK = """
 def notebook(*values):
     return own.total(values) + NUMBER + own.OFFSET
 """
+DRAWING_NOTEBOOK = """
+import random, numpy
+
+class Held:
+    generator = numpy.random.default_rng()
+
+held = {"draws": [random.Random().random, Held().generator.random]}
+
+def notebook(*values):
+    return sum(map(float, [draw() for draw in held["draws"]]))
+"""
 A_DAY_S = 86400.0
 WORD = "RANDOM_GRAPHS_WORD"
 
@@ -99,6 +110,12 @@ class Program:
         """Give a function that a cell of a notebook has defined."""
         namespace = {"__name__": "__main__", "own": self.own, "NUMBER": self.numbers["notebook"]}
         exec(NOTEBOOK, namespace)
+        return namespace["notebook"]
+
+    def drawing_notebook(self) -> Any:
+        """Give a function of a notebook that draws from generators in containers."""
+        namespace: dict[str, Any] = {"__name__": "__main__"}
+        exec(DRAWING_NOTEBOOK, namespace)
         return namespace["notebook"]
 
     @property

@@ -1,92 +1,78 @@
-"""Generators of random numbers that functions refer to which travel by value: as global variables, defaults, or of an enclosing function.
+"""How generators of random numbers travel, wherever they are held: in a variable, a container, an object, a partial, or as the owner of a method.
 
 A script that makes ``rng = numpy.random.default_rng()`` and draws from it in its functions asks for numbers that nobody has chosen. If the generator
-travelled with its state, every process that loads such a function would draw the same ones. So it travels as what it is, a generator without a
-seed, and begins anew in each process. One with a seed that somebody chose keeps its state, and so do generators that are arguments: dask puts one into each
-block of a random array.
+travelled with its state, every process that loads it would draw the same ones. So it travels as what it is, a generator without a
+seed, and begins anew where it is loaded. One with a seed that somebody chose keeps its state, and so do those that were spawned from another one, with or without
+a seed: they differ already, and dask puts one into each block of a random array. `vinecore.protocol.seeds` knows which is which.
 
-NumPy draws 128 bits for a generator that is given no seed. A larger seed than `MAX_CHOSEN_SEED` is taken for such a one.
+The generators behind the functions of `random` and `numpy.random`, to which methods such as ``numpy.random.normal`` lead, become those of the other process.
+`random.SystemRandom` has no state, and travels, too.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import random
 import sys
-import types
-from typing import Any
+from typing import Any, Callable
 
-MAX_CHOSEN_SEED = 1 << 64
-
-
-def without_seed(value: Any) -> bool:
-    """Whether a value is a generator of NumPy's that was given no seed."""
-    numpy: Any = sys.modules.get("numpy.random.bit_generator")
-    if numpy is None or not type(value).__module__.startswith("numpy.random"):
-        return False
-    bits = getattr(value, "bit_generator", None) or getattr(value, "_bit_generator", value)
-    sequence = getattr(bits, "_seed_seq", None)
-    if not isinstance(bits, numpy.BitGenerator) or not isinstance(sequence, numpy.SeedSequence):
-        return False
-    entropy = sequence.entropy
-    return isinstance(entropy, int) and entropy >= MAX_CHOSEN_SEED and not sequence.spawn_key
+from vinecore.protocol import seeds
 
 
-class Unseeded:
-    """Stands for a generator without a seed while a function is pickled."""
-
-    def __init__(self, generator: Any) -> None:
-        bits = getattr(generator, "bit_generator", None) or getattr(generator, "_bit_generator", None)
-        kinds = [type(generator)] if bits is None else [type(generator), type(bits)]
-        self._kinds = [(kind.__module__, kind.__qualname__) for kind in kinds]
-
-    def __reduce__(self) -> Any:
-        return make_unseeded, tuple(self._kinds)
+def reducers() -> dict[type, Callable[[Any], Any]]:
+    """Give what reduces the generators and seed sequences of the packages that are loaded; `reduced` does for those of `random`."""
+    return _reducers(bool(seeds.numpy_kinds()), "torch" in sys.modules)
 
 
-def make_unseeded(*kinds: tuple[str, str]) -> Any:
-    """Make a generator that nobody has seeded.
-
-    Parameters
-    ----------
-    *kinds
-        Module and name of the class of the generator, and of the bit generator inside, if it is not one itself.
-    """
-    made: Any = None
-    for module, name in reversed(kinds):
-        kind = getattr(importlib.import_module(module), name)
-        made = kind() if made is None else kind(made)
-    return made
+@functools.lru_cache(maxsize=4)
+def _reducers(has_numpy: bool, has_torch: bool) -> dict[type, Callable[[Any], Any]]:
+    found: dict[type, Callable[[Any], Any]] = {}
+    if has_numpy:
+        *kinds, bits = seeds.numpy_kinds()
+        for kind in (*kinds, *vars(sys.modules["numpy.random"]).values()):
+            if kind in kinds or (isinstance(kind, type) and issubclass(kind, bits)):
+                found[kind] = reduced
+    if has_torch and (kind := getattr(sys.modules["torch"], "Generator", None)) is not None:
+        found[kind] = reduced
+    return found
 
 
-def reduced_cell(cell: Any, known: dict[int, Unseeded]) -> Any:
-    """Reduce a variable of an enclosing function that is a generator without a seed; NotImplemented for all others."""
-    try:
-        value = cell.cell_contents
-    except ValueError:
+def reduced(value: Any) -> Any:
+    """Reduce a generator, or a seed sequence, so that it begins anew where it is loaded; NotImplemented if somebody has seeded it."""
+    if not seeds.is_unseeded(value):
         return NotImplemented
-    if not without_seed(value):
-        return NotImplemented
-    return types.CellType, (known.setdefault(id(value), Unseeded(value)),)
+    kind: Any = type(value)
+    if isinstance(value, random.SystemRandom):
+        return make_system_random, (kind, vars(value))
+    if value is seeds.global_random():
+        return find_global, ("random", "_inst")
+    if isinstance(value, random.Random):
+        return kind, ()
+    if seeds.is_global_numpy(value):
+        return find_global, seeds.GLOBAL_NUMPY
+    if isinstance(value, seeds.numpy_kinds()):
+        if hasattr(value, "pool_size"):  # a seed sequence
+            return functools.partial(kind, pool_size=value.pool_size), ()
+        bits = seeds.bits_of(value)
+        return kind, (seeds.sequence_of(bits) if bits is value else bits,)
+    return make_torch_generator, (str(value.device),)
 
 
-def reduced_function(reduced: Any, known: dict[int, Unseeded]) -> Any:
-    """Put `Unseeded` in the place of generators without a seed in a function, as cloudpickle has reduced it.
+def find_global(module: str, name: str) -> Any:
+    """Give the generator behind the functions of a module."""
+    return getattr(importlib.import_module(module), name)
 
-    Parameters
-    ----------
-    reduced
-        What cloudpickle gives to pickle for a function that travels by value; anything else is given back as it is.
-    known
-        What stands for which generator in this pickle, by identity: one that two functions share stays one.
-    """
-    if not isinstance(reduced, tuple) or len(reduced) < 3 or not isinstance(reduced[2], tuple):
-        return reduced
-    attributes, slots = reduced[2]
 
-    def fresh(value: Any) -> Any:
-        return known.setdefault(id(value), Unseeded(value)) if without_seed(value) else value
+def make_system_random(kind: type[random.SystemRandom], attributes: dict[str, Any]) -> random.SystemRandom:
+    """Make a generator that has no state, and refuses to be told one, as pickle would."""
+    generator = kind.__new__(kind)
+    vars(generator).update(attributes)
+    return generator
 
-    variables = {name: fresh(value) for name, value in (slots.get("__globals__") or {}).items()}
-    defaults = slots.get("__defaults__")
-    changed = {**slots, "__globals__": variables, "__defaults__": defaults and tuple(map(fresh, defaults))}
-    return (*reduced[:2], (attributes, changed), *reduced[3:])
+
+def make_torch_generator(device: str) -> Any:
+    """Make a generator of PyTorch's that nobody has seeded; it would always begin with the same number."""
+    generator = importlib.import_module("torch").Generator(device)
+    generator.seed()
+    return generator

@@ -31,6 +31,7 @@ import io
 import mmap
 import os
 import pickle
+import random
 import struct
 import types
 import zlib
@@ -73,22 +74,11 @@ def _cloudpickler() -> Any:
     class Cloudpickler(base):  # type: ignore[misc]
         reducers: dict[type, Callable[[Any], Any]]
 
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
-            self.unseeded: dict[int, Any] = {}
-
         def reducer_override(self, obj: Any) -> Any:
             kind = type(obj)
             if kind is types.CodeType:
                 return _reduced_code(self.dispatch_table[types.CodeType], obj)
-            if kind is types.FunctionType:
-                return generators.reduced_function(super().reducer_override(obj), self.unseeded)
-            if (
-                kind is types.CellType
-                and (cell := generators.reduced_cell(obj, self.unseeded)) is not NotImplemented
-            ):
-                return cell
-            wrapper = own.get(type(obj))
+            wrapper = own.get(kind)
             reduced = _reduced(self.reducers, obj) if wrapper is None else wrapper(obj)
             return super().reducer_override(obj) if reduced is NotImplemented else reduced
 
@@ -105,6 +95,8 @@ def _reduced(reducers: dict[type, Callable[[Any], Any]], obj: Any) -> Any:
     reduce = reducers.get(type(obj))
     if reduce is not None:
         return reduce(obj)
+    if isinstance(obj, random.Random):
+        return generators.reduced(obj)
     if isinstance(obj, BaseException):
         return importlib.import_module("vinecore.protocol.exceptions").reduced(obj)
     # an object of a type that is not written in Python may get a dictionary by being asked for it, and so be pickled as something else
@@ -121,7 +113,11 @@ def _reduced(reducers: dict[type, Callable[[Any], Any]], obj: Any) -> Any:
 def _text(kind: Any, value: Any, options: dict[str, Any]) -> bytes:
     text = io.BytesIO()
     pickler = kind(text, **options)
-    pickler.reducers = {types.MappingProxyType: _reduced_mapping, **histograms.reducers()}
+    pickler.reducers = {
+        types.MappingProxyType: _reduced_mapping,
+        **histograms.reducers(),
+        **generators.reducers(),
+    }
     pickler.dump(value)
     return text.getvalue()
 

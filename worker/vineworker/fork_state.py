@@ -4,9 +4,8 @@ Two processes that were forked from one would draw the same numbers. Python rese
 `random.Random` objects and the generators of PyTorch that are there when a process forks are reseeded here, unless they were seeded with a number
 that somebody chose: who says ``default_rng(42)`` gets what that gives. What tells:
 
-- NumPy draws the seed of a generator that is given none with `secrets.randbits`: that is remembered here. ``numpy.random.seed(n)`` and
-  ``RandomState(n)`` leave no such seed.
-- A `random.Random` that is seeded with something, or told its state, is remembered here.
+- What NumPy and `random.Random` were seeded with is remembered; see `vinecore.protocol.seeds`. ``numpy.random.seed(n)`` and
+  ``RandomState(n)`` leave no seed that was drawn.
 - PyTorch seeds a generator that nobody seeds with one fixed number, and its default one with 64 random bits.
 
 Objects are found once, before they are frozen out of the garbage collector's sight, so that a fork costs a few microseconds for each of them, and
@@ -17,61 +16,18 @@ from __future__ import annotations
 
 import gc
 import random
-import secrets
 import sys
-from typing import Any, Callable
+from typing import Any
 
-TORCH_UNSEEDED = 67280421310721
-"""What a ``torch.Generator()`` is seeded with."""
+from vinecore.protocol import seeds
+
 TORCH_MOST_CHOSEN = 1 << 32
 """The default generator of PyTorch has a larger seed, if nobody has chosen one."""
 AT_ONCE = 10_000
 
 
-class Seeds:
-    """What is known of the seeds of this process, as long as it is watched."""
-
-    def __init__(self) -> None:
-        self.watched = False
-        self.drawn: set[int] = set()  # those that the operating system has given
-        self.chosen: set[int] = (
-            set()
-        )  # identities of the `random.Random` objects that were seeded with something
-
-
-_seeds = Seeds()
 _found: dict[int, Any] = {}  # by identity: what may have to be renewed after a fork
 _verdicts: dict[type, bool] = {}
-
-
-def watch() -> None:
-    """Have this process remember which generators get no seed; before NumPy is imported."""
-    _seeds.watched = True
-    draw = secrets.randbits
-
-    def randbits(k: int) -> int:
-        bits = draw(k)
-        if _seeds.watched:
-            _seeds.drawn.add(bits)
-        return bits
-
-    secrets.randbits = randbits
-    loaded: Any = sys.modules.get("numpy.random.bit_generator")
-    if loaded is not None:
-        loaded.randbits = randbits
-    for name in ("seed", "setstate"):
-        _watch_method(name, getattr(random.Random, name))
-
-
-def _watch_method(name: str, usual: Callable[..., Any]) -> None:
-    def method(self: random.Random, *args: Any, **kwargs: Any) -> Any:
-        if _seeds.watched:
-            chosen = name == "setstate" or any(value is not None for value in (*args[:1], kwargs.get("a")))
-            (_seeds.chosen.add if chosen else _seeds.chosen.discard)(id(self))
-        return usual(self, *args, **kwargs)
-
-    method.__doc__ = usual.__doc__
-    setattr(random.Random, name, method)
 
 
 def find_generators() -> None:
@@ -107,15 +63,16 @@ def _is_generator(kind: type) -> bool:
 
 def renew() -> None:
     """Give this process, which has just been forked, random numbers of its own; Python itself has reseeded `random`."""
-    _seeds.watched = False  # nothing that is made from now on is copied
     if "numpy.random.mtrand" in sys.modules:
         _renew_numpy()
     torch: Any = sys.modules.get("torch")
     for one in _found.values():
         if isinstance(one, random.Random):
-            if id(one) not in _seeds.chosen:
+            if not seeds.known.chosen.get(id(one), False):
                 one.seed()
-        elif torch is not None and type(one) is torch.Generator and one.initial_seed() == TORCH_UNSEEDED:
+        elif (
+            torch is not None and type(one) is torch.Generator and one.initial_seed() == seeds.TORCH_UNSEEDED
+        ):
             one.seed()
     if torch is not None and torch.initial_seed() >= TORCH_MOST_CHOSEN:
         torch.seed()
@@ -130,6 +87,8 @@ def _renew_numpy() -> None:
     for one in _found.values():
         if isinstance(one, bits.BitGenerator) and id(sequence := getattr(one, "_seed_seq", None)) in renewed:
             one.state = type(one)(sequence).state
+    if seeds.known.is_numpy_unseeded:
+        getattr(legacy, seeds.GLOBAL_NUMPY[1]).seed()
     for one in _found.values():
         if isinstance(one, legacy.RandomState):
             made = getattr(one, "_bit_generator", None)
@@ -139,14 +98,14 @@ def _renew_numpy() -> None:
 
 def _renew_sequence(sequence: Any) -> bool:
     """Have a seed sequence begin with another seed, if the system gave it the one it has; what it is for others stays."""
-    if not isinstance(sequence.entropy, int) or sequence.entropy not in _seeds.drawn:
+    if not seeds.known.was_drawn(sequence.entropy):
         return False
     sequence.__init__(
         spawn_key=sequence.spawn_key,
         pool_size=sequence.pool_size,
         n_children_spawned=sequence.n_children_spawned,
     )
-    _seeds.drawn.add(sequence.entropy)  # of a process that forks, too
+    seeds.known.add_drawn(sequence.entropy)  # of a process that forks, too
     return True
 
 

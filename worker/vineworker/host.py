@@ -27,7 +27,7 @@ import sys
 import time
 from typing import Any, Callable
 
-from vinecore.protocol import context, exceptions, import_paths, modules, usage, values
+from vinecore.protocol import context, exceptions, import_paths, modules, seeds, usage, values
 from vinecore.protocol.messages import LOADING
 from vineworker import (
     call_state,
@@ -310,7 +310,7 @@ def main() -> None:
     """Run a host on the descriptor given on the command line."""
     descendants.die_with_parent()
     import_paths.give_back()
-    fork_state.watch()
+    seeds.watch()
     fresh_imports.install()
     captured_output.print_lines_at_once()
     if os.environ.pop(usage.RECORDS, ""):

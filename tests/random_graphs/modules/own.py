@@ -306,6 +306,14 @@ def own_generator(*values):
     return float(GENERATOR.random())
 
 
+def drawn(generator, *values):
+    return float(generator[0].random())
+
+
+def called(draw, *values):
+    return float(draw())
+
+
 def new_generator(*values):
     return float(np.random.default_rng().random())
 

@@ -60,6 +60,13 @@ def one_at_a_time(task_mode):
 # ---- environments and files
 
 
+@pytest.mark.parametrize("reuse", [False, True])
+def test_an_extra_file_that_is_not_there_fails_the_graph_with_its_path(m, tmp_path, task_mode, reuse):
+    extra = {m.declare_file(tmp_path / "missing.root"): "x"}
+    with pytest.raises(TaskFailed, match=r"input missing: .*missing\.root"):
+        m.get({"a": (add, 1, 2)}, "a", task_mode=task_mode, extra_files=extra, reuse=reuse)
+
+
 @pytest.mark.parametrize("declared", [False, True], ids=["path", "File"])
 def test_vertices_run_in_the_environment(m, task_mode, packed, declared):
     def look():

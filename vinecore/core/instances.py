@@ -180,18 +180,18 @@ class Instances:
             if task.worker is worker and task.state == ASSIGNED:  # not taken back with another one already
                 life.recall(task)
 
-    def fail_calls(self, library: Library, reason: str, payload: bytes) -> None:
+    def fail_calls(self, library: Library, reason: str, payload: bytes, kind: str = "library") -> None:
         """Fail all calls of a library."""
         calls = [task for task in self._mind.tables.tasks.values() if task.spec.library == library.spec.name]
         for task in calls:
-            self._mind.life.fail(task, "library", {"reason": reason, "library": library.spec.name}, payload)
+            self._mind.life.fail(task, kind, {"reason": reason, "library": library.spec.name}, payload)
         library.failures = 0
 
     def input_failed(self, file: File, reason: str) -> None:
         """A file that a library needs cannot be had."""
         for library in list(self._mind.tables.libraries.values()):
             if file in library.files:
-                self.fail_calls(library, reason, b"")
+                self.fail_calls(library, reason, b"", "input missing")
                 for worker in self._mind.tables.workers.values():
                     instance = worker.libraries.get(library.spec.name)
                     if instance is not None:

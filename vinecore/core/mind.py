@@ -280,7 +280,11 @@ class Mind:
         names = (spec.setup, spec.environment, *spec.files)
         library.files = [self.file(name) for name in names if name]
         library.files += [file.archive for file in library.files if file.archive is not None]
-        library.made = [file.name for file in library.files if file.producer is not None or file.awaited]
+        library.made = [
+            file.name
+            for file in library.files
+            if file.producer is not None or file.awaited or not file.available
+        ]
         for file in library.files:
             file.pins += 1
             file.level = max(file.level, WORKFLOW)  # needed as long as the library is installed
@@ -326,8 +330,7 @@ class Mind:
         lost = [name for name in (*spec.inputs, *spec.mounts) if not self._input(task, name)]
         lost += [name for name in (*spec.shared, spec.environment) if name and not self._shared(task, name)]
         if spec.library:
-            for name in self.tables.libraries[spec.library].made:
-                self._input(task, name)
+            lost += [name for name in self.tables.libraries[spec.library].made if not self._input(task, name)]
         task.seal()
         if lost:
             reason = self._explain_lost(lost)

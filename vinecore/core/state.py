@@ -234,7 +234,7 @@ class Library:
         self.failures = 0  # in a row, with no call that succeeded in between
         self.retired = False  # it goes when nothing is left to do for it
         self.files: list[File] = []  # its setup, its environment, further files, and the archives of those
-        self.made: list[str] = []  # those of them that tasks make: its calls wait for them
+        self.made: list[str] = []  # those of them that tasks make, or that are nowhere: its calls read them
 
 
 class Instance:

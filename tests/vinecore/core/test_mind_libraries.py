@@ -297,7 +297,7 @@ def test_a_library_whose_file_cannot_be_had_fails_its_calls_and_is_not_tried_for
     worker = vine.join()
     vine.submit(call(1, library="own"))
     vine.fetch_failed(worker, "data", "https://example.org/x", gone=True)
-    assert outcomes(vine) == {1: "library"}
+    assert outcomes(vine) == {1: "input missing"}
     assert vine.sent(m.RemoveLibrary) == [(worker, m.RemoveLibrary("own"))]
     for _ in range(10):
         assert not vine.tick(60.0)

@@ -13,6 +13,7 @@ from vinecore.core.state import LibrarySpec
 from vinecore.protocol import values
 from vinecore.protocol.context import variables
 from vinecore.protocol.modules import count_loads, digest_of_own, own_modules
+from vinecore.reloads import current
 from vinecore.tasks import declared, inside
 
 if TYPE_CHECKING:
@@ -106,6 +107,15 @@ class LibraryTask:
     def set_command(self, prefix: str) -> None:
         """Put a command before the one that starts the library."""
         self._command = checks.text("prefix", prefix)
+
+    def refresh(self) -> None:
+        """Take functions of modules that have been reloaded as they are now."""
+        setup = self.setup
+        setup["functions"] = {name: current(function) for name, function in setup["functions"].items()}
+        setup["before"] = [current(function) for function in setup["before"]]
+        if setup["context"] is not None:
+            function, *arguments = setup["context"]
+            setup["context"] = (current(function), *arguments)
 
     def dump(self) -> bytes:
         """Serialize what the library loads."""

@@ -28,12 +28,13 @@ from vinecore.core.allocation import parse_mode
 from vinecore.core.state import WORKFLOW, FileSpec
 from vinecore.files import LEVEL_NUMBERS, File, content_name, level_of, path_name
 from vinecore.io.engine import Engine
-from vinecore.io.past import look_back, sweep
+from vinecore.io.past import Past, look_back, sweep
 from vinecore.io.scribe import Scribe
 from vinecore.libraries import Context, LibraryTask
 from vinecore.protocol import bulk, digests, records, seeds, tls, trees, values, xrootd
 from vinecore.protocol.catalog import configured, parse_servers
 from vinecore.protocol.registry import place
+from vinecore.reloads import Renewals
 from vinecore.tasks import PythonTask, Task, declared, inside
 from vinecore.versions import REQUIRED, explain_mismatch, package_versions, python_version
 
@@ -135,14 +136,8 @@ class Manager:
         if resume and folder is None:
             msg = "resume=True needs a journal: say where it is kept, with run_info_path='vine-run-info'"
             raise ValueError(msg)
-        past = look_back(folder, name) if resume and folder is not None else None
+        past = _past(folder, name) if resume and folder is not None else None
         self.resumed = None if past is None else past.journal
-        if past is not None:
-            sweep(past)
-            log.info(
-                "going on from %s: %d results are known, %d workers may be back soon",
-                past.journal, len(past.results), len(past.workers),
-            )  # fmt: skip
         self._scribe = self._make_scribe(folder)
         self.ssl_fingerprint = ""
         context = self._make_tls(ssl) if ssl else None
@@ -160,6 +155,7 @@ class Manager:
         ] = {}  # files that somebody waits for -> where to write why they cannot be had
         self._libraries: dict[str, tuple[str, list[str]]] = {}
         self._labels: dict[str, str] = {}  # full names of libraries -> what the user calls them
+        self._renewals = Renewals(lambda library: self._install(library, renewed=True))
         self._kinds: dict[str, str] = {}  # what each of them is, whatever the text of the user's own modules
         self._worker_names: dict[int, str] = {}
         self._sources: dict[str, str] = {}  # cache names -> what the user calls them: paths and addresses
@@ -875,6 +871,7 @@ class Manager:
         """Make a library available; workers start it when the first call comes.
 
         To install it again does nothing, unless one of the user's own modules has been edited: then new processes take the place of the old ones.
+        When one has been reloaded, the next function call has that done.
 
         Raises
         ------
@@ -885,10 +882,20 @@ class Manager:
             checks.refuse(
                 "library", library, "a LibraryTask, as m.create_library_from_functions makes it", TypeError
             )
+        self._renewals.check()
+        self._install(library)
+        self._renewals.add(library)
+
+    def _install(self, library: LibraryTask, *, renewed: bool = False) -> None:
+        library.refresh()
         setup = self.share_bytes(library.dump())
         spec = library.spec(setup)
         known = self._libraries.get(library.name)
-        if known is not None and known[0] != spec.name and self._kinds.get(library.name) == library.kind:
+        if (
+            known is not None
+            and known[0] != spec.name
+            and (renewed or self._kinds.get(library.name) == library.kind)
+        ):
             # the same, but for the text of the user's own modules
             self._engine.post(e.LibraryRetired(known[0]))
         elif known is not None and known[0] != spec.name:
@@ -909,6 +916,7 @@ class Manager:
     def remove_library(self, name: str) -> None:
         """Stop a library everywhere; its unfinished calls come back as "missing library"."""
         known = self._libraries.pop(checks.text("name", name), None)
+        self._renewals.remove(name)
         if known is not None:
             self._engine.post(e.LibraryRemoved(known[0]))
 
@@ -933,6 +941,7 @@ class Manager:
         ValueError
             There is no such library, or it has no such function.
         """
+        self._renewals.check()
         known = self._libraries.get(library)
         if known is None:
             msg = f"no library {library!r} is installed; installed: {', '.join(self._libraries) or 'none'}"
@@ -1114,6 +1123,18 @@ class Manager:
         return (
             f"<{type(self).__name__} {self.name} port={self.port}{' closed' if self._engine.closed else ''}>"
         )
+
+
+def _past(folder: Path, name: str | None) -> Past | None:
+    """What the manager that this one goes on from has left; what nobody needs of that is removed."""
+    past = look_back(folder, name)
+    if past is not None:
+        sweep(past)
+        log.info(
+            "going on from %s: %d results are known, %d workers may be back soon",
+            past.journal, len(past.results), len(past.workers),
+        )  # fmt: skip
+    return past
 
 
 def _journal_folder(run_info_path: str | Path | bool | None) -> Path | None:

@@ -15,6 +15,7 @@ import pytest
 from daskvine import DaskVine
 from daskvine.compiling import modules_behind
 from tests.daskvine import vertices as v
+from vinecore import FunctionCall
 
 TASKS = 30
 OWN = """
@@ -211,3 +212,82 @@ def test_restart_while_calls_run_loses_none(m, gate, task_mode):
         m.restart()
         gate.open()
         assert computing.result(60) == 42
+
+
+@pytest.fixture
+def library(m, folder):
+    """A library whose functions are of a module of the user's, lead to it, or import it when they are called."""
+    module = edited(folder, "mine_called", "def scaled(n):\n    return 0 * n\n")
+
+    def through(n):
+        return module.scaled(n)
+
+    def late(n):
+        import mine_called
+
+        return mine_called.scaled(n)
+
+    library = m.create_library_from_functions("calls", module.scaled, through, late, exec_mode="direct")
+    library.set_function_slots(1)
+    m.install_library(library)
+    yield library
+    m.remove_library("calls")
+
+
+def called(m, name, n):
+    task = FunctionCall("calls", name, n)
+    m.submit(task)
+    assert m.wait(60) is task
+    assert task.successful(), task.output
+    return task.output
+
+
+def test_calls_of_a_library_run_the_new_code_of_a_module_that_is_reloaded(m, folder, library):
+    for factor in range(1, 4):
+        edited(folder, "mine_called", f"def scaled(n):\n    return {factor} * n\n")
+        assert [called(m, name, 7) for name in library.functions] == [7 * factor] * 3
+    assert len(m._engine.call(lambda mind: [n for n in mind.tables.libraries if n.startswith("calls-")])) == 1
+
+
+def test_a_library_is_installed_again_after_a_reload_and_stays_that_one(m, folder, library):
+    edited(folder, "mine_called", "def scaled(n):\n    return 5 * n\n")
+    m.install_library(library)
+    assert [called(m, name, 7) for name in library.functions] == [35] * 3
+    process = FunctionCall("calls", "scaled", 1)
+    edited(folder, "mine_other", "NUMBER = 1\n")  # imported now, and again: no business of what runs already
+    names = set(m._engine.call(lambda mind: list(mind.tables.libraries)))
+    importlib.import_module("mine_other")
+    m.submit(process)
+    m.wait(60)
+    assert names == set(m._engine.call(lambda mind: list(mind.tables.libraries)))
+
+
+def test_a_module_that_is_removed_and_imported_again_is_another_one(m, folder, library):
+    del sys.modules["mine_called"]
+    write(folder, "mine_called", "def scaled(n):\n    return 6 * n\n")
+    assert called(m, "late", 7) == 42
+
+
+def test_a_call_that_runs_while_its_module_is_reloaded_comes_back(m, folder, gate):
+    module = edited(folder, "mine_waits", "def number(*_):\n    return 1\n")
+
+    def held(port):
+        v.stop_at(port, "held")
+        return module.number()
+
+    library = m.create_library_from_functions("held", held, module.number, exec_mode="direct")
+    library.set_cores(1)
+    library.set_function_slots(1)
+    m.install_library(library)
+    first = FunctionCall("held", "held", gate.port)
+    m.submit(first)
+    gate.wait_for(1)
+    edited(folder, "mine_waits", "def number(*_):\n    return 2\n")
+    second = FunctionCall("held", "number")
+    m.submit(second)
+    assert m.wait(60) is second
+    assert second.output == 2
+    gate.open()
+    assert m.wait(60) is first
+    assert first.output == 1
+    m.remove_library("held")

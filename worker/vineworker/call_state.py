@@ -28,7 +28,7 @@ import time
 import warnings
 from typing import Any, Callable, NamedTuple, Optional
 
-from vineworker import fork_state
+from vineworker import fork_state, temporary
 
 RESERVED = 512
 """Descriptors of the slot itself are from here on, out of the way of those who close the first ones they find."""
@@ -46,8 +46,7 @@ LIMITS = tuple(
     for name in ("NOFILE", "AS", "CPU", "FSIZE", "STACK", "DATA", "CORE", "NPROC")
     if hasattr(resource, f"RLIMIT_{name}")
 )
-TEMPORARY_NAMES = frozenset(("TMPDIR", "TEMP", "TMP"))
-TEMPORARY = frozenset(map(str.encode, TEMPORARY_NAMES))
+TEMPORARY = frozenset(map(str.encode, temporary.NAMES))
 
 
 class Piece(NamedTuple):
@@ -122,8 +121,8 @@ def _put_limits_back(before: Any) -> None:
 
 
 def _look_at_descriptors() -> Any:
-    output, errors = os.fstat(1), os.fstat(2)
-    return output.st_ino, output.st_dev, errors.st_ino, errors.st_dev
+    given, output, errors = os.fstat(0), os.fstat(1), os.fstat(2)
+    return given.st_ino, given.st_dev, output.st_ino, output.st_dev, errors.st_ino, errors.st_dev
 
 
 def _look_at_owner() -> Any:
@@ -170,15 +169,26 @@ def _put_logging_back(before: Any) -> None:
     root.setLevel(level)  # forgets what loggers have concluded from all this
 
 
+_get_most_digits: Callable[[], Any] = getattr(sys, "get_int_max_str_digits", lambda: None)
+
+
+def _look_at_processors() -> Any:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+
+
+def _put_processors_back(before: Any) -> None:
+    os.sched_setaffinity(0, before)
+
+
 def _look_at_interpreter() -> Any:
     return (
         sys.getrecursionlimit(), sys.getswitchinterval(), sys.gettrace(), sys.getprofile(), sys.excepthook, sys.displayhook,
-        gc.isenabled(), gc.get_threshold(), socket.getdefaulttimeout(),
+        gc.isenabled(), gc.get_threshold(), socket.getdefaulttimeout(), _get_most_digits(),
     )  # fmt: skip
 
 
 def _put_interpreter_back(before: Any) -> None:
-    limit, interval, trace, profile, sys.excepthook, sys.displayhook, collects, thresholds, timeout = before
+    limit, interval, trace, profile, sys.excepthook, sys.displayhook, collects, thresholds, timeout, digits = before
     sys.setrecursionlimit(limit)
     sys.setswitchinterval(interval)
     sys.settrace(trace)
@@ -186,6 +196,8 @@ def _put_interpreter_back(before: Any) -> None:
     (gc.enable if collects else gc.disable)()
     gc.set_threshold(*thresholds)
     socket.setdefaulttimeout(timeout)
+    if digits is not None:
+        sys.set_int_max_str_digits(digits)
 
 
 def _put_paths_back(before: Any) -> None:
@@ -220,6 +232,7 @@ RARE = (
     Piece("timers", lambda: [*map(_signal.getitimer, TIMERS)], _put_timers_back),
     Piece("user and root folder", _look_at_owner, _cannot_be_put_back),
     Piece("resource limits", lambda: [*map(resource.getrlimit, LIMITS)], _put_limits_back),
+    Piece("processors", _look_at_processors, _put_processors_back),
     Piece("priority", lambda: os.getpriority(os.PRIO_PROCESS, 0), lambda n: os.setpriority(os.PRIO_PROCESS, 0, n)),
 )  # fmt: skip
 """Looked at only after a call of what changes them; to look at them takes system calls."""
@@ -227,7 +240,7 @@ CHANGERS: dict[Any, tuple[str, ...]] = {
     signal: ("alarm", "setitimer"),
     resource: ("setrlimit", "prlimit"),
     os: (
-        "chroot", "nice", "setpriority", "setuid", "seteuid", "setreuid", "setresuid", "setgid", "setegid", "setregid", "setresgid",
+        "chroot", "nice", "sched_setaffinity", "setpriority", "setuid", "seteuid", "setreuid", "setresuid", "setgid", "setegid", "setregid", "setresgid",
         "setgroups", "initgroups",
     ),
 }  # fmt: skip

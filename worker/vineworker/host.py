@@ -3,7 +3,7 @@
 Started as ``python -m vineworker.host FD`` with one end of a sequenced-packet socket pair. The worker asks::
 
     {"setup": path or "", "error": path, "stack": path, "fork": bool, "python": version, "preload": [names]}  the first message
-    {"slot": number, "sandbox": folder, "single": bool, "output": path, "errors": path or ""}               with the slot's socket and progress file as descriptors
+    {"slot": number, "sandbox": folder, "single": bool, "output": path, "errors": path or "", "temporary": folder or ""}               with the slot's socket and progress file as descriptors
     {"modules": [names]}                                              import these before the next fork
     {"kill": number}                                                  end this slot, and all that a single task has started
 
@@ -39,6 +39,7 @@ from vineworker import (
     recording,
     slot,
     starting,
+    temporary,
 )
 from vineworker.captured_output import CapturedOutput
 from vineworker.program_folder import add_imports
@@ -181,6 +182,8 @@ class Host:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             interrupts.listen()
+            if request["temporary"]:
+                temporary.enter(request["temporary"])
             if self._slot_context is not None and not self._has_context():
                 return
             self._control.close()
@@ -218,7 +221,8 @@ class Host:
             else:
                 own = captured_output.redirect(request["output"], request["errors"])
                 captured = CapturedOutput() if own else None
-                slot.Slot(sock, self._functions, progress, self._fork_calls, captured).serve()
+                folder = request["temporary"]
+                slot.Slot(sock, self._functions, progress, self._fork_calls, captured, folder).serve()
 
     def _kill(self, number: int) -> None:
         for pid, slot_number in self._children.items():  # not reaped yet, so the pid is still its own

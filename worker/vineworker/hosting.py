@@ -21,7 +21,7 @@ from vinecore.protocol import bulk, import_paths
 from vinecore.protocol.channel import Channel
 from vineworker import events as e
 from vineworker import instructions as i
-from vineworker import logs, packing, starting
+from vineworker import logs, packing, starting, temporary
 from vineworker.cache import Cache
 from vineworker.calls import FROM_SLOT, PROGRESS
 from vineworker.sandbox import TEMPORARY, read_end
@@ -44,8 +44,6 @@ ALLOCATOR = {
 MOMENT_S = 0.2
 LAST_WORDS = 4000
 """Characters of what a process has written last that are told of its end."""
-MOST_TEMPORARY = 60
-"""Characters of the path of a temporary folder in which sockets can be made, that have longer paths themselves."""
 
 
 class HostProcess:
@@ -85,6 +83,9 @@ class HostProcess:
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self.slots: dict[int, SlotProcess] = {}
         options = start.library.options if start.library else {}
+        # where slots have their temporary folders, unless the library's user has said where
+        own = temporary.NAMES[0] in options.get("env", {})
+        self.temporary = "" if own else os.path.join(short, TEMPORARY)
         setup = cache.path(start.library.setup) if start.library else ""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
@@ -295,6 +296,9 @@ class SlotProcess:
         self.single = bool(output)
         self.log = output or os.path.join(host.folder, f".vine-stdout-{number}")
         self.errors = "" if output else os.path.join(host.folder, f".vine-stderr-{number}")
+        self.temporary = (
+            os.path.join(host.temporary, str(number)) if host.temporary and not self.single else ""
+        )
         self._happened = happened
         self._exit: Optional[dict[str, Any]] = None
         self.pid: Optional[int] = None  # of a single task, which leads a process group
@@ -325,6 +329,7 @@ class SlotProcess:
             "output": self.log,
             "errors": self.errors,
             "single": self.single,
+            "temporary": self.temporary,
         }
         self.host.tell(request, (self._theirs.fileno(), self._file.fileno()))
         self._theirs.close()
@@ -446,9 +451,8 @@ def environment_prefix(environment: str, cache: Cache) -> list[str]:
 
 def _variables(environment: str, folder: str, short: str, options: dict[str, Any]) -> dict[str, str]:
     variables = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
-    if len(tempfile.gettempdir()) > MOST_TEMPORARY:
-        os.makedirs(os.path.join(folder, TEMPORARY), exist_ok=True)
-        variables.update(dict.fromkeys(("TMPDIR", "TMP", "TEMP"), os.path.join(short, TEMPORARY)))
+    os.makedirs(os.path.join(folder, TEMPORARY), exist_ok=True)
+    variables.update(dict.fromkeys(temporary.NAMES, os.path.join(short, TEMPORARY)))
     variables = import_paths.lend(_import_path(environment, folder), variables)
     variables["VINE_SANDBOX"] = folder
     cores = str(max(1, int(options["cores"]))) if options.get("cores") else ""

@@ -26,7 +26,7 @@ from vinecore.protocol import messages as m
 from vinecore.protocol.channel import Channel
 from vinecore.protocol.frames import strict_json_dumps
 from vineworker import events as e
-from vineworker import fetching, processes, sandbox, state
+from vineworker import fetching, processes, sandbox, state, temporary
 from vineworker import instructions as i
 from vineworker.arguments import TooLong
 from vineworker.cache import MB, Cache, DiskFull, Estate, is_full
@@ -791,6 +791,8 @@ class Session:
     def _single_ended(self, event: e.SlotDown, slot: SlotProcess) -> None:
         """A process ended without an answer: say why, and clean up."""
         run = self._singles.pop(event.slot, None)
+        if slot.temporary:
+            self._threads.submit(temporary.remove, slot.temporary)
         if run is None:
             return
         peak = self._measuring.unwatch(run.task)

@@ -22,7 +22,7 @@ from typing import Any, Callable, Union
 
 from vinecore.protocol import INLINE_LIMIT, digests, exceptions, values
 from vinecore.protocol.frames import FrameReader, encode
-from vineworker import call_state, captured_output, descendants, fork_state, forks, interrupts, recording
+from vineworker import captured_output, descendants, fork_state, forks, interrupts, recording, temporary
 from vineworker.call_state import CallState
 from vineworker.calls import MOST_IN_FLIGHT, PROGRESS, TO_SLOT, Call, Drop, Object, Release, Reply, Write
 from vineworker.captured_output import CapturedOutput
@@ -48,6 +48,8 @@ class Slot:
         Run every call in a child of its own.
     captured
         Takes what calls print, if this process has files of its own for that.
+    folder
+        The slot's folder for temporary files, in which each child gets one of its own; "" if it has none.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Slot:
         progress: int,
         fork: bool,
         captured: CapturedOutput | None = None,
+        folder: str = "",
     ) -> None:
         self._sock, self._functions, self._fork = sock, functions, fork
         self._progress = mmap.mmap(progress, PROGRESS.size)
@@ -69,6 +72,7 @@ class Slot:
         self._first_reply = 0.0
         self._folder = StartingFolder()
         self._captured = captured
+        self._temporary = os.path.join(folder, "call") if folder else ""
         self._state: CallState | None = None  # where calls share this process
         self._ends = False  # a call has left this process as no other may find it
         if not fork:
@@ -201,6 +205,8 @@ class Slot:
                 descendants.die_with_parent()
                 descendants.adopt()
                 fork_state.renew()
+                if self._temporary:
+                    temporary.enter(self._temporary)
                 reply = self.run(call)
                 descendants.end_all()
                 with os.fdopen(write, "wb") as pipe:
@@ -216,6 +222,8 @@ class Slot:
             os.close(read)
         _pid, status, _usage = os.wait4(pid, 0)
         descendants.end_all(known)
+        if self._temporary:
+            temporary.remove(self._temporary)
         if answer is not None:
             return answer
         return Reply(
@@ -345,19 +353,19 @@ def _lost(call: Call, error: FileNotFoundError) -> Reply | None:
 
 def write_parts(path: str, parts: list[Any]) -> str:
     """Write an object so that it appears under its name only when it is whole; give its digest."""
-    temporary, digest = f"{path}.part", digests.Digest()
+    part_path, digest = f"{path}.part", digests.Digest()
     try:
-        with open(temporary, "wb", buffering=0) as file:
+        with open(part_path, "wb", buffering=0) as file:
             for part in parts:
                 view = memoryview(part).cast("B")
                 while view:
                     size = file.write(view[: digests.PIECE])
                     digest.update(view[:size])
                     view = view[size:]
-        os.rename(temporary, path)
+        os.rename(part_path, path)
     except OSError:
-        if os.path.exists(temporary):
-            os.unlink(temporary)  # a disk that is full has better uses
+        if os.path.exists(part_path):
+            os.unlink(part_path)  # a disk that is full has better uses
         raise
     return str(digest)
 
@@ -382,7 +390,7 @@ def set_variables(variables: dict[str, Union[str, None]]) -> None:
             os.environ[name] = value
     if "TZ" in variables:
         time.tzset()
-    if not call_state.TEMPORARY_NAMES.isdisjoint(variables):
+    if not set(temporary.NAMES).isdisjoint(variables):
         fork_state.forget_temporary_folder()
 
 

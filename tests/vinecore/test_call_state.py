@@ -34,7 +34,10 @@ CASES = {
     "decimals": ("import decimal; decimal.getcontext().prec = 3", "decimal.getcontext().prec"),
     "output": ("import io, sys; sys.stdout = io.StringIO()", "type(sys.stdout)"),
     "log": ("import logging; logging.basicConfig(level=1)", "logging.root.level, logging.root.handlers"),
-    "processors": ("import os; os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])", "os.sched_getaffinity(0)"),
+    "processors": (
+        "import os; os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])",
+        "os.sched_getaffinity(0)",
+    ),
     "digits": ("import sys; sys.set_int_max_str_digits(1000)", "sys.get_int_max_str_digits()"),
     "warnings": ("import warnings; warnings.simplefilter('error')", "warnings.filters"),
 }

@@ -188,7 +188,18 @@ def _look_at_interpreter() -> Any:
 
 
 def _put_interpreter_back(before: Any) -> None:
-    limit, interval, trace, profile, sys.excepthook, sys.displayhook, collects, thresholds, timeout, digits = before
+    (
+        limit,
+        interval,
+        trace,
+        profile,
+        sys.excepthook,
+        sys.displayhook,
+        collects,
+        thresholds,
+        timeout,
+        digits,
+    ) = before
     sys.setrecursionlimit(limit)
     sys.setswitchinterval(interval)
     sys.settrace(trace)

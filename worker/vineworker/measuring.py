@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Union
 from vineworker.probes import Look, Probe, best_probe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 MB = 1 << 20
 
@@ -300,7 +300,8 @@ class _Watch:
         sandbox, output, copies = self._place
         if self._disk.due(DUTY, DISK_PERIOD_S):
             with self._disk:
-                self._in_sandbox = used_bytes(sandbox, copies=copies)
+                nameless = nameless_bytes(list(self._members), sandbox)
+                self._in_sandbox = used_bytes(sandbox, copies=copies) + nameless
         self._raise("disk", self._in_sandbox + file_size(output))
 
     def _raise(self, resource: str, value: int) -> None:
@@ -375,6 +376,24 @@ def used_bytes(folder: str, max_entries: int = MAX_ENTRIES, copies: Mapping[int,
             if seen >= max_entries:
                 break
     return total + sum(size for missing, size in linked.values() if missing <= 0)
+
+
+def nameless_bytes(processes: Iterable[int], folder: str) -> int:
+    """Add up what open files without a name take of the disk that a folder is on, where the system tells which those are."""
+    try:
+        disk = os.stat(folder).st_dev
+    except OSError:
+        return 0
+    found: dict[int, int] = {}
+    for pid in processes:
+        for entry in _scan(f"/proc/{pid}/fd"):
+            try:
+                info = os.stat(entry.path)
+            except OSError:  # it has been closed
+                continue
+            if info.st_nlink == 0 and info.st_dev == disk and stat.S_ISREG(info.st_mode):
+                found[info.st_ino] = info.st_blocks * 512
+    return sum(found.values())
 
 
 def _scan(folder: str) -> list[os.DirEntry[str]]:

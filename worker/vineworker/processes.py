@@ -168,12 +168,14 @@ class Command:
             pass
 
 
-def find_excess(run: m.Run, folder: str, output: str, copies: Mapping[int, int]) -> Optional[Exceeded]:
-    """Look a last time how much a task that is over has written, if it has a limit for that: it may have been faster than who looks now and then."""
+def find_excess(
+    run: m.Run, folder: str, output: str, copies: Mapping[int, int], result: int = 0
+) -> Optional[Exceeded]:
+    """Look a last time how much a task that is over has written, its result included, if it has a limit for that: it may have been faster than who looks now and then."""
     limit = (run.options.get("limits") or {}).get("disk")
     if limit is None:
         return None
-    used = used_bytes(folder, copies=copies) + file_size(output)
+    used = used_bytes(folder, copies=copies) + file_size(output) + result
     return Exceeded(run.task, "disk", limit, -(-used // MB)) if used > limit * MB else None
 
 
@@ -261,7 +263,7 @@ def finish_single(
     copies: Mapping[int, int] = {},
 ) -> tuple[Union[m.Done, m.Failed], dict[str, int]]:
     """Collect what a single Python call has left; runs in a helper thread."""
-    excess = find_excess(run, folder, output, copies)
+    excess = find_excess(run, folder, output, copies, reply.size if reply.size > INLINE_LIMIT else 0)
     failed = reply.kind != "done" or excess is not None
     try:
         if not failed and reply.size > INLINE_LIMIT:

@@ -856,7 +856,7 @@ class Manager:
         library = LibraryTask(
             library_name,
             functions,
-            modules=hoisting_modules or (),
+            modules=() if hoisting_modules is None else hoisting_modules,
             exec_mode=exec_mode,
             context=context,
             context_per_slot=context_per_slot,

@@ -271,6 +271,8 @@ def test_an_unknown_way_to_execute_is_refused(m):
 def test_what_is_not_a_module_cannot_be_hoisted(m):
     with pytest.raises(TypeError, match="neither a module nor"):
         m.create_library_from_functions("lib", chores.add, hoisting_modules=[3])
+    with pytest.raises(TypeError, match="a list of modules"):
+        m.create_library_from_functions("lib", chores.add, hoisting_modules=0)
 
 
 def test_a_name_that_leads_out_of_the_library_is_refused(m):

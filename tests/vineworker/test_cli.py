@@ -471,3 +471,14 @@ def test_a_worker_offers_what_it_was_told_in_gigabytes(yard):
     m.wait_for_workers(1, 60)
     total = m.summarize_workers()[0]["total"]
     assert (total["memory"], total["disk"]) == (2000, 1500)
+
+
+@pytest.mark.parametrize(
+    "option", ["--timeout", "--idle-timeout", "--connect-timeout", "--leash", "--wall-time", "--grace"]
+)
+@pytest.mark.parametrize("text", ["nan", "-1", "soon"])
+def test_what_is_no_duration_is_refused_with_its_option(option, text):
+    ended = subprocess.run([sys.executable, "-m", "vineworker", f"{option}={text}", "127.0.0.1", "1"], check=False, capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert ended.returncode == 2
+    assert f"{text!r} is not a number of seconds, 0 or more" in ended.stderr
+    assert option in ended.stderr

@@ -77,20 +77,20 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "-t",
         "--timeout",
-        type=float,
+        type=_patience,
         default=900.0,
         metavar="S",
         help="leave after so long without work or manager (default: 900)",
     )
     p.add_argument(
         "--idle-timeout",
-        type=float,
+        type=_patience,
         metavar="S",
         help="leave after so long without work (default: --timeout)",
     )
     p.add_argument(
         "--connect-timeout",
-        type=float,
+        type=_patience,
         metavar="S",
         help="give up after so long without a manager (default: --timeout)",
     )
@@ -170,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--leash",
-        type=float,
+        type=_patience,
         metavar="S",
         help="leave when standard input ends, or when nothing has come from it for so long",
     )
@@ -240,9 +240,22 @@ def _contact(text: str) -> str:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        msg = f"{text!r} is not a number of seconds"
+    """Understand a duration."""
+    value = _patience(text)
+    if value == math.inf:
+        msg = f"{text!r} is not a number of seconds, 0 or more"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _patience(text: str) -> float:
+    """Understand a duration that may be infinite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value >= 0:  # it is not of NaN either
+        msg = f"{text!r} is not a number of seconds, 0 or more (inf: for ever)"
         raise argparse.ArgumentTypeError(msg)
     return value
 

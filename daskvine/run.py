@@ -21,6 +21,7 @@ from daskvine.output import Output
 from daskvine.program_folder import explain_unseen
 from daskvine.progress import Snapshot, make_progress
 from daskvine.recipes import RECIPE, Recipes
+from daskvine.shared_files import explain_shared_files
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.allocation import Request
@@ -389,6 +390,7 @@ class GraphRun:
             error = self._manager.explain(end.outcome, end.info, end.payload, f"vertex {key!r}", worker)
             where = self._manager.worker_name(worker) if worker else ""
             explain_unseen(error, end.info.get("unseen"), where)
+            explain_shared_files(error, self._options.lib_modules or ())
             raise error
         return dict(self._load())
 

@@ -162,3 +162,34 @@ def test_an_option_of_the_other_mode_is_named(m, option, mode):
     value = ["math"] if option == "lib_modules" else {"cores": 1}
     with pytest.warns(UserWarning, match=f"{option}.* has no effect with task_mode='{mode}'"):
         assert dask.delayed(v.inc)(1).compute(scheduler=m.get, task_mode=mode, **{option: value}) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"), [({"optimize_graph": False}, {}), ({}, {"optimization.fuse.active": False})]
+)
+def test_annotations_of_arrays_are_there_where_dask_does_not_optimize_them_away(options, settings):
+    seen = []
+
+    def get(graph, keys, **_options):
+        seen.append(collect_annotations(graph))
+        return dask.get(graph, keys)
+
+    with dask.annotate(retries=2):
+        array = pytest.importorskip("dask.array").ones(8, chunks=4) + 1
+    with dask.config.set(settings):
+        array.compute(scheduler=get, **options)
+    assert set(map(str, seen[0].values())) == {"{'retries': 2}"}
+
+
+def test_annotations_around_the_computation_of_an_array_count_for_all_vertices(m, tmp_path, task_mode):
+    def raise_first(block):
+        with open(tmp_path / "runs", "a+") as runs:
+            runs.write("x")
+            runs.seek(0)
+            if len(runs.read()) == 1:
+                raise RuntimeError
+        return block
+
+    array = pytest.importorskip("dask.array").ones(4, chunks=4).map_blocks(raise_first, meta=np.empty(0))
+    with dask.annotate(retries=1):
+        assert array.sum().compute(scheduler=m.get, task_mode=task_mode) == 4

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import textwrap
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import dask
@@ -291,3 +292,18 @@ def test_a_call_that_runs_while_its_module_is_reloaded_comes_back(m, folder, gat
     assert m.wait(60) is first
     assert first.output == 1
     m.remove_library("held")
+
+
+@pytest.mark.parametrize(("named", "is_noted"), [(["vine_opening"], True), (["zipfile"], False)])
+def test_a_damaged_file_leads_to_the_own_modules_that_are_imported_before_the_fork(
+    m, tmp_path, monkeypatch, named, is_noted
+):
+    (tmp_path / "vine_opening.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def read():
+        raise zipfile.BadZipFile("Bad CRC-32")
+
+    with pytest.raises(zipfile.BadZipFile) as caught:
+        dask.delayed(read)().compute(scheduler=m.get, task_mode="function-calls", import_modules=named)
+    assert any("vine_opening" in text and "leave out" in text for text in caught.value.__notes__) is is_noted

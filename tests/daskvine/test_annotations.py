@@ -164,10 +164,8 @@ def test_an_option_of_the_other_mode_is_named(m, option, mode):
         assert dask.delayed(v.inc)(1).compute(scheduler=m.get, task_mode=mode, **{option: value}) == 2
 
 
-@pytest.mark.parametrize(
-    ("options", "settings"), [({"optimize_graph": False}, {}), ({}, {"optimization.fuse.active": False})]
-)
-def test_annotations_of_arrays_are_there_where_dask_does_not_optimize_them_away(options, settings):
+def annotations_that_arrive(make, options, settings):
+    """Give what the scheduler hears of vertices that were made with ``retries=2``."""
     seen = []
 
     def get(graph, keys, **_options):
@@ -175,10 +173,26 @@ def test_annotations_of_arrays_are_there_where_dask_does_not_optimize_them_away(
         return dask.get(graph, keys)
 
     with dask.annotate(retries=2):
-        array = pytest.importorskip("dask.array").ones(8, chunks=4) + 1
+        collection = make()
     with dask.config.set(settings):
-        array.compute(scheduler=get, **options)
-    assert set(map(str, seen[0].values())) == {"{'retries': 2}"}
+        collection.compute(scheduler=get, **options)
+    return set(map(str, seen[0].values()))
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"), [({"optimize_graph": False}, {}), ({}, {"optimization.fuse.active": False})]
+)
+def test_annotations_of_arrays_are_there_where_dask_does_not_optimize_them_away(options, settings):
+    ones = pytest.importorskip("dask.array").ones
+    assert annotations_that_arrive(lambda: ones(8, chunks=4) + 1, options, settings) == {"{'retries': 2}"}
+
+
+def test_annotations_of_bags_are_there_where_dask_does_not_optimize_them_away():
+    bags = pytest.importorskip("dask.bag")
+    found = annotations_that_arrive(
+        lambda: bags.from_sequence("ab", npartitions=2).map(str.upper).count(), {"optimize_graph": False}, {}
+    )
+    assert found == {"{'retries': 2}"}
 
 
 def test_annotations_around_the_computation_of_an_array_count_for_all_vertices(m, tmp_path, task_mode):

@@ -15,7 +15,7 @@ def note(path, text=""):
     os.close(descriptor)
 
 
-def wait_for(path, timeout_s=60.0):
+def wait_for(path, timeout_s=240.0):
     """Wait until a file exists."""
     deadline = time.monotonic() + timeout_s
     while not os.path.exists(path):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import click
 import psutil
 
+from tests.support import until
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -104,6 +106,7 @@ class Factory:
 
     def end(self) -> int:
         """End it as a person would; give its exit code."""
-        for inside in psutil.Process(self.process.pid).children():  # what has entered the pool has forked
+        process = psutil.Process(self.process.pid)
+        for inside in until(process.children, "what has entered the pool to have forked"):
             inside.terminate()
         return self.process.wait(120)

@@ -123,7 +123,7 @@ def listen_to():
 def run_script(tmp_path):
     """Run a script in a session of its own, as from a terminal; it finds what this process finds."""
 
-    def run(text, *arguments, timeout_s=60):
+    def run(text, *arguments):
         path = tmp_path / "script.py"
         path.write_text(textwrap.dedent(text))
         variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -134,7 +134,6 @@ def run_script(tmp_path):
             env=variables,
             start_new_session=True,
             text=True,
-            timeout=timeout_s,
         )
 
     return run

@@ -42,7 +42,7 @@ class Gate:
                     self._held[name] = sock
             self._arrived.put(name)
 
-    def wait_for(self, count, timeout_s=60.0):
+    def wait_for(self, count, timeout_s=240.0):
         """Give the names of the next vertices that arrive; raise what has ended the computation instead."""
         names = [self._arrived.get(timeout=timeout_s) for _ in range(count)]
         for name in names:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from daskvine import DaskVine
 from tests.daskvine import vertices as v
+from tests.support import yard_in
 
 CALLS = {"task_mode": "function-calls", "progress_disable": True}
-LENGTH = 1_000_000  # 8 MB: it takes a few milliseconds to make, and not a second
+LENGTH = 1_000_000  # 8 MB
+
+# what the machine does meanwhile shall not decide what is short
+ALL_IS_SHORT = """
+import math
+from vineworker import cli, families, state
+families.SHORT_S = families.LONG_S = math.inf
+state.SHORT_S = 0.0  # nothing is written to a slot ahead of need
+cli.main()
+"""
 
 
 @pytest.fixture(scope="module")
-def m():
-    with DaskVine.local(workers=1, cores=2) as m:
+def m(tmp_path_factory):
+    with (
+        pytest.MonkeyPatch.context() as monkeypatch,
+        yard_in(tmp_path_factory.mktemp("yard"), monkeypatch) as yard,
+    ):
+        m = yard.manager(DaskVine)
+        yard.workers(m, 1, command=[sys.executable, "-c", ALL_IS_SHORT])
         yield m
 
 

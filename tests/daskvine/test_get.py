@@ -98,7 +98,7 @@ def test_the_shuffle_stays_as_long_as_a_manager_is_open_whichever_ends_first():
         check=True,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.stdout.split() == ["tasks", "None"]
 

@@ -255,7 +255,7 @@ def test_an_error_of_the_checkpoint_function_is_raised(m):
     assert m.get({"a": (v.inc, 1)}, "a") == 2
 
 
-def until(condition, timeout_s=60.0):
+def until(condition, timeout_s=240.0):
     """Whether something becomes true while the manager goes on; every look is a turn of its loop."""
     deadline = time.monotonic() + timeout_s
     while not (true := condition()) and time.monotonic() < deadline:

@@ -54,7 +54,7 @@ OWN = """
 
     def through_thread(number):
         asked.put(number)
-        return answers.get(timeout=60) == number**2
+        return answers.get(timeout=240) == number**2
 
 
     async def double(number):

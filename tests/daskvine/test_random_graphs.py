@@ -53,9 +53,9 @@ def test_a_graph_finds_what_dask_finds_each_time_after_an_edit(vine, home, first
     compute(vine, home, first, MODULES)
 
 
-def test_a_graph_finds_what_dask_finds_each_time_after_an_edit_of_a_module(vine, home):
-    for first in range(1001, 1061, AT_ONCE):
-        compute(vine, home, first, frozenset(EDITS) - MODULES)
+@pytest.mark.parametrize("first", range(1001, 1061, AT_ONCE))
+def test_a_graph_finds_what_dask_finds_each_time_after_an_edit_of_a_module(vine, home, first):
+    compute(vine, home, first, frozenset(EDITS) - MODULES)
 
 
 def test_all_kinds_of_functions_and_edits_are_among_them():

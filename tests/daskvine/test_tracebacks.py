@@ -109,7 +109,7 @@ def test_at_the_prompt_of_the_interpreter(tmp_path):
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         text=True,
-        timeout=60,
+        timeout=240,
     )
     usual, *ours = map(end_of, done.stdout.split("=====")[:3])
     assert ours == [usual, usual]

@@ -7,7 +7,7 @@ import socket
 
 import numpy as np
 
-GATE_S = 60.0
+GATE_S = 240.0
 
 
 def inc(x):

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -278,9 +279,13 @@ def run(factory: Factory, parent: int | None = None) -> None:
     """Keep a factory until it ends, a signal says so, or its parent is gone."""
     log = logging.getLogger("vinecore")
 
-    def leave(number: int, _frame: Any) -> None:
+    def tell(number: int) -> None:
         log.info("got %s", signal.Signals(number).name)
         factory.ended.set()
+
+    def leave(number: int, _frame: Any) -> None:
+        # in a thread of its own, because this one may hold the lock of what it waits for
+        threading.Thread(target=tell, args=(number,), name="vine-signal", daemon=True).start()
 
     before = {
         number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import psutil
 import pytest
 from click.testing import CliRunner
 
 from tests.support import PATIENCE_S, alive, until
-from vinecore import Task
-from vinecore.factory.cli import command
+from vinecore import Factory, Task
+from vinecore.factory.cli import command, run
 from vinecore.factory.sources import Far, ask
 from vinecore.protocol import VERSION
 from vinecore.protocol.handshake import Refused
@@ -184,3 +185,20 @@ def test_it_ends_when_there_was_nothing_to_do_for_long_enough(yard, factory):
     assert process.wait(PATIENCE_S) == 0
     assert "there was nothing to do for 1 s" in process.log.read_text()
     assert m.workers_connected == 0
+
+
+class ToldInside(threading.Event):
+    """An event in whose own lock the signal comes that says that it has happened."""
+
+    def wait(self, timeout=None):
+        with self._cond:
+            signal.raise_signal(signal.SIGTERM)
+        return super().wait(timeout)
+
+
+def test_a_signal_ends_it_wherever_it_is_at_that_moment(yard):
+    m = yard.manager()
+    factory = Factory("local", manager=m, min_workers=1, cores=1)
+    factory.ended = ToldInside()
+    run(factory)
+    assert not factory.processes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import textwrap
 import zipfile
@@ -16,6 +17,7 @@ import pytest
 from daskvine import DaskVine
 from daskvine.compiling import modules_behind
 from tests.daskvine import vertices as v
+from tests.support import until
 from vinecore import FunctionCall
 
 TASKS = 30
@@ -307,3 +309,29 @@ def test_a_damaged_file_leads_to_the_own_modules_that_are_imported_before_the_fo
     with pytest.raises(zipfile.BadZipFile) as caught:
         dask.delayed(read)().compute(scheduler=m.get, task_mode="function-calls", import_modules=named)
     assert any("vine_opening" in text and "leave out" in text for text in caught.value.__notes__) is is_noted
+
+
+def backend():
+    import matplotlib as mpl
+
+    return mpl.get_backend()
+
+
+def test_an_import_that_waits_where_tasks_are_forked_is_named(tmp_path, monkeypatch):
+    # a pipe: what is imported reads it, and waits for somebody who writes
+    settings = tmp_path / "matplotlibrc"
+    os.mkfifo(settings)
+    monkeypatch.setenv("MATPLOTLIBRC", str(settings))
+    with DaskVine.local(cores=1) as m, ThreadPoolExecutor(1) as threads:
+        computing = threads.submit(dask.delayed(backend)().compute, scheduler=m.get)
+        settings.write_text("backend: svg")
+        assert computing.result(60) == "svg"
+        said = re.compile(
+            r"the Python that forks tasks has been starting for more than \d+ s on worker 1 .*: "
+            r"it imports what tasks need: line \d+ of \S+/matplotlib/__init__.py, in <module>"
+        )
+        until(lambda: said.match(m.missing), "the import to be named")
+        computing = threads.submit(dask.delayed(backend)().compute, scheduler=m.get)
+        settings.write_text("backend: pdf")
+        assert computing.result(60) == "pdf"
+        until(lambda: not m.missing)

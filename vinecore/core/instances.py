@@ -22,6 +22,8 @@ MOST_LIBRARY_FAILURES = 5
 SLOW_S = 5.0
 """What takes longer to start is told by workers, after each of these times anew."""
 MOST_WORDS = 1000
+PYTHON = "python"
+"""What the names of processes begin with that single tasks are forked from; libraries are looked for first."""
 
 
 class Instances:
@@ -206,9 +208,9 @@ class Instances:
             self._mind.emit(LibraryUp(worker.id, message.name, message.versions))
 
     def slow(self, worker: Worker, message: m.LibrarySlow) -> None:
-        """A library takes long to start, or a slot of it to build its context."""
+        """A library takes long to start, or a slot of it to build its context, or what forks single tasks to import something."""
         key, now = (worker, message.name), self._mind.now
-        if not message.where or message.name not in worker.libraries:
+        if not message.where or not (message.name in worker.libraries or message.name.startswith(PYTHON)):
             self._slow.pop(key, None)
             return
         since = self._slow[key][0] if key in self._slow else now - SLOW_S
@@ -222,10 +224,15 @@ class Instances:
                 del self._slow[key]
                 continue
             worker, name = key
-            label = worker.libraries[name].library.spec.options.get("label") or name
+            instance = worker.libraries.get(name)
+            what = (
+                f"library {instance.library.spec.options.get('label') or name}"
+                if instance
+                else "the Python that forks tasks"
+            )
             # in few steps: each new text is a line in the log
             duration_s = SLOW_S * 2 ** int(math.log2(max(1.0, (now - since) / SLOW_S)))
-            return f"library {label} has been starting for more than {duration_s:.0f} s on worker {worker.id} ({worker.name}): {where}"
+            return f"{what} has been starting for more than {duration_s:.0f} s on worker {worker.id} ({worker.name}): {where}"
         return ""
 
 

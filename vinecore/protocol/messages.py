@@ -296,7 +296,7 @@ class LibraryFailed(NamedTuple):
 
 
 class LibrarySlow(NamedTuple):
-    """Worker: the library, or a slot of it, takes long to start, and where it is; "" when that is over."""
+    """Worker: the library, a slot of it, or the Python that single tasks are forked from, takes long to start or to import something, and where it is; "" when that is over."""
 
     name: str
     where: str

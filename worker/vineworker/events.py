@@ -57,7 +57,7 @@ class HostUp(NamedTuple):
 
 
 class HostSlow(NamedTuple):
-    """A library, or a slot of it, takes long to start, and where it is; "" when that is over."""
+    """A library, a slot of it, or a Python that single tasks are forked from, takes long to start or to import something, and where it is; "" when that is over."""
 
     host: str
     where: str

@@ -90,7 +90,10 @@ class Host:
         elif "kill" in request:
             self._kill(request["kill"])
         elif "modules" in request:
-            self._preload(request["modules"])
+            new = [name for name in request["modules"] if name not in sys.modules and name not in self._tried]
+            if new:
+                with starting.watched(self._stack):
+                    self._preload(new)
         else:
             self._set_up(request)
 

@@ -126,7 +126,7 @@ class HostProcess:
         if self.ended:
             return
         logs.shorten(self.log)
-        if self._library is not None and (where := starting.take(self.folder + ".stack")) is not None:
+        if (where := starting.take(self.folder + ".stack")) is not None:
             self._happened(e.HostSlow(self.name, where))
         for slot in self.slots.values():
             if not slot.single:

@@ -24,10 +24,6 @@ FICLONE = 0x40049409
 """Has a file share the blocks of another one until one of them is written to."""
 
 
-class MissingOutput(Exception):
-    """A task has ended without making what it said it would."""
-
-
 def make(folder: str, mounts: list[Any], cache: Cache, *, link: bool = True) -> dict[int, int]:
     """Make a sandbox; give what in it are copies of inputs, by the numbers of their files, and their sizes.
 

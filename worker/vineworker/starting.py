@@ -15,7 +15,11 @@ MOST_FRAMES = 4
 MOST_BYTES = 1 << 16
 OVER = b"Over\n"
 FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$')
-STAGES = {"build_context": "it builds its context", "import_modules": "it imports its modules"}
+STAGES = {
+    "build_context": "it builds its context",
+    "import_modules": "it imports its modules",
+    "_preload": "it imports what tasks need",
+}
 
 
 @contextlib.contextmanager
@@ -58,6 +62,9 @@ def describe(text: str) -> str:
     own = [frame for frame in frames if "vineworker" not in frame[0].split(os.sep) and frame[0][:1] != "<"]
     stage = next((STAGES[name] for _file, _line, name in frames if name in STAGES), "it loads its functions")
     users = [frame for frame in own if "/lib/python" not in frame[0]]
+    imported = next((frame for frame in own if frame[2] == "<module>"), None)
+    if imported is not None and imported not in users:
+        users.insert(0, imported)  # whose import it is that takes long
     shown = (users or own)[:MOST_FRAMES]
     places = ", called from ".join(f"line {line} of {file}, in {name}" for file, line, name in shown)
     return f"{stage}: {places}" if places else stage

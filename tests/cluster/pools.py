@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import psutil
 
-from tests.support import until
+from tests.support import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,4 +109,4 @@ class Factory:
         process = psutil.Process(self.process.pid)
         for inside in until(process.children, "what has entered the pool to have forked"):
             inside.terminate()
-        return self.process.wait(120)
+        return self.process.wait(PATIENCE_S)

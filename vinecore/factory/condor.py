@@ -26,7 +26,10 @@ from vinecore.protocol.messages import PILOT
 
 log = logging.getLogger("vinecore")
 
-CLOSE_S = 30.0
+# What is taken out by force before it has ended leaves a starter behind that waits for 40 minutes for its shadow, and keeps
+# its slot meanwhile: so late that a worker has handed over what it has, whatever else its machine does.
+FORCE_S = 60.0
+CLOSE_S = 90.0
 AT_ONCE = 500  # jobs in one command line
 
 SPOOLING = 16  # why a job is held whose files are still on their way to the schedd
@@ -172,7 +175,7 @@ class Condor:
             if state == HELD and about is not None and about.get("HoldReasonCode") == SPOOLING:
                 state = IDLE
             if state != GONE:
-                found[name] = Job(state, str((about or {}).get("HoldReason", ""))[:MOST_WORDS])
+                found[name] = Job(state, _text_of(about or {}, "HoldReason"))
                 continue
             self._live.discard(name)
             found[name] = self._end_of(name, about or {})
@@ -227,11 +230,11 @@ class Condor:
             if name in self._live and code is not None:
                 self._ends[name] = Job(GONE, f"exit code {code}", code == 0, ran=True)
             elif name in self._live:
-                self._ends[name] = Job(GONE, str(job.get("RemoveReason", ""))[:MOST_WORDS])
+                self._ends[name] = Job(GONE, _text_of(job, "RemoveReason"))
 
     def _end_of(self, name: str, about: dict[str, Any]) -> Job:
         end = self._ends.pop(name, None) or Job(
-            GONE, str(about.get("RemoveReason", "")) or "it has left the queue"
+            GONE, _text_of(about, "RemoveReason") or "it has left the queue"
         )
         path = self.folder / f"pilot-{name}.err"
         if path.exists():
@@ -259,21 +262,26 @@ class Condor:
         folders.remove(str(self.folder))
 
     def _emptied(self) -> bool:
-        deadline, forced = time.monotonic() + CLOSE_S, False
-        while time.monotonic() < deadline:
+        begun, forced = time.monotonic(), False
+        while time.monotonic() < begun + CLOSE_S:
             try:
                 queue = self._queue()
                 if not queue:
                     return True
                 if any(about.get("JobStatus") != 3 for about in queue.values()):
                     run("condor_rm", "-constraint", self._constraint, check=False)
-                elif not forced and time.monotonic() > deadline - CLOSE_S / 3:
+                elif not forced and time.monotonic() > begun + FORCE_S:
                     forced = True
                     run("condor_rm", "-forcex", "-constraint", self._constraint, check=False)
             except BatchError as error:
                 log.warning("%s", error)
             time.sleep(0.3)
         return False
+
+
+def _text_of(about: dict[str, Any], attribute: str) -> str:
+    """Give a text; what a job has not may be missing or null."""
+    return str(about.get(attribute) or "")[:MOST_WORDS]
 
 
 def _of(factory: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import dis
+import functools
+import re
 import sys
 import time
 import types
@@ -27,11 +29,16 @@ _OF_THE_TIME = frozenset(
         "process_time",
         "process_time_ns",
         "thread_time",
+        "strftime",
+        "asctime",
     ]
 )
 _OF_A_DAY = frozenset({"now", "utcnow", "today"})
 _ANYWHERE = frozenset(
     [
+        "clock_gettime",
+        "clock_gettime_ns",
+        "getloadavg",
         "uuid1",
         "uuid4",
         "urandom",
@@ -51,12 +58,82 @@ _ANYWHERE = frozenset(
     ]
 )
 _DAYS = (dt.datetime, dt.date)
+_OF_AN_ARRAY = frozenset(
+    {"datetime64", "array", "asarray", "astype", "Timestamp", "to_datetime", "DatetimeIndex", "date_range", "Period", "full"}
+)  # fmt: skip
+"""What makes a time of the text ``now`` or ``today``."""
+_OF_THE_PROCESS = frozenset({"hash", "id"})
+"""Functions whose result is that of one process."""
+_BY_NAME = frozenset({"getattr", "attrgetter", "methodcaller"})
+_BY_TEXT = frozenset({"eval", "exec", "compile"})
+"""Functions that use what a text names, or says."""
+_UNSEEN = frozenset(
+    {
+        "__import__",
+        "memory_map",
+        "OSFile",
+        "MemoryMappedFile",
+        "input_stream",
+        "open_input_file",
+        "open_input_stream",
+    }
+)
+"""Functions of pyarrow that read a file so that neither Python nor the kernel's counts tell of it, and what gives a module that is there already."""
+_UNSEEN_MODULES = frozenset({"polars", "lmdb", "lance", "safetensors", "duckdb", "vaex", "datasets"})
+"""Libraries that map files, or read them in other languages."""
+_ASKING_MODULES = frozenset(
+    {
+        "time",
+        "os",
+        "posix",
+        "uuid",
+        "socket",
+        "_socket",
+        "platform",
+        "_thread",
+        "threading",
+        "secrets",
+        "datetime",
+    }
+)
+_WORD = re.compile(r"[A-Za-z_]\w*")
 _MOST_REACHED = 2000
 """Functions behind one that are looked at."""
 
 
-def varies(function: types.FunctionType) -> bool:
+def varies(function: Any) -> bool:
     """Whether a function, or one of the user's own that it refers to, asks for something that differs each time."""
+    return any(_asks(inner.__code__, inner.__globals__) for inner in _reached(function))
+
+
+def reads_unseen(function: Any) -> bool:
+    """Whether a function, or one of the user's own that it refers to, reads files in a way that nobody sees when it runs."""
+    return any(_maps(inner.__code__, inner.__globals__) for inner in _reached(function))
+
+
+def is_asking(value: Any) -> bool:
+    """Whether a function of a package or of the standard library itself asks for the time, the process, the machine or entropy."""
+    name, module = getattr(value, "__name__", None), getattr(value, "__module__", None)
+    if module in _ASKING_MODULES:
+        return name in _ANYWHERE or (module == "time" and name in _OF_THE_TIME)
+    if module == "builtins":
+        return name in _OF_THE_PROCESS
+    return name in _OF_A_DAY and isinstance(getattr(value, "__self__", None), type)
+
+
+def is_now(function: Any, argument: Any) -> bool:
+    """Whether a function of NumPy or pandas makes the time of a text."""
+    module = getattr(function, "__module__", None)
+    return (
+        isinstance(argument, str)
+        and argument in _OF_A_DAY
+        and isinstance(module, str)
+        and module.partition(".")[0] in ("numpy", "pandas")
+    )
+
+
+def _reached(function: Any) -> Iterator[types.FunctionType]:
+    """A function and those of the user's own that it refers to."""
     seen: set[int] = set()
     waiting: list[Any] = [function]
     while waiting and len(seen) < _MOST_REACHED:
@@ -65,10 +142,8 @@ def varies(function: types.FunctionType) -> bool:
             continue
         seen.add(id(found))
         for inner in _functions_of(found):
-            if _asks(inner.__code__, inner.__globals__):
-                return True
+            yield inner
             waiting += _referred(inner)
-    return False
 
 
 def _functions_of(value: Any) -> Iterator[types.FunctionType]:
@@ -127,6 +202,10 @@ def _asks(code: types.CodeType, variables: Mapping[str, Any]) -> bool:
     loaded, attributes, imported = _words(code)
     if (loaded | attributes | imported) & _ANYWHERE:
         return True
+    if (loaded | attributes) & _OF_AN_ARRAY and _constants(code) & _OF_A_DAY:
+        return True
+    if (_names_loaded(code) & _OF_THE_PROCESS) - variables.keys():
+        return True
     values = [variables[name] for name in loaded if name in variables]
     if any(seeds.is_unseeded(value) or seeds.is_unseeded(_owner(value)) for value in values):
         return True
@@ -154,6 +233,52 @@ def _owner(value: Any) -> Any:
     return value.__self__ if is_method else None
 
 
+def _maps(code: types.CodeType, variables: Mapping[str, Any]) -> bool:
+    loaded, attributes, imported = _words(code)
+    if (loaded | attributes | imported | _constants(code)) & _UNSEEN:
+        return True
+    if "modules" in attributes and ("sys" in imported or any(variables.get(name) is sys for name in loaded)):
+        return True
+    named = {value.__name__ for name in loaded if isinstance(value := variables.get(name), types.ModuleType)}
+    named |= {
+        module
+        for name in loaded
+        if isinstance(module := getattr(variables.get(name), "__module__", None), str)
+    }
+    return not _UNSEEN_MODULES.isdisjoint(name.partition(".")[0] for name in named | imported)
+
+
+def _constants(code: types.CodeType) -> frozenset[str]:
+    """Texts in code, names of keywords included."""
+    found: set[str] = set()
+    for constant in code.co_consts:
+        if type(constant) is str:
+            found.add(constant)
+        elif type(constant) in (tuple, frozenset):
+            found.update(part for part in constant if type(part) is str)
+        elif isinstance(constant, types.CodeType):
+            found |= _constants(constant)
+    return frozenset(found)
+
+
+def _names_loaded(code: types.CodeType) -> frozenset[str]:
+    """Global names in code, but for methods that say how a value is hashed."""
+    if code.co_name == "__hash__":
+        return frozenset()
+    inner = [_names_loaded(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return _globals_of(code).union(*inner)
+
+
+@functools.lru_cache(maxsize=20_000)
+def _globals_of(code: types.CodeType) -> frozenset[str]:
+    names = _OF_THE_PROCESS.intersection(code.co_names)
+    if not names:
+        return names
+    return frozenset(
+        str(step.argval) for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    )
+
+
 _known: dict[types.CodeType, tuple[frozenset[str], frozenset[str], frozenset[str]]] = {}
 
 
@@ -171,6 +296,12 @@ def _words(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozen
                 attributes.add(str(step.argval))
             elif step.opname in ("IMPORT_NAME", "IMPORT_FROM"):
                 imported.add(str(step.argval))
+        if (loaded | attributes) & (_BY_NAME | _BY_TEXT):
+            texts = _constants(code)
+            said = {text for text in texts if text.isidentifier()}
+            if loaded & _BY_TEXT:
+                said.update(word for text in texts for word in _WORD.findall(text))
+            loaded, attributes, imported = loaded | said, attributes | said, imported | said
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
                 inner = _words(constant)

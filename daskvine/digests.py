@@ -368,13 +368,18 @@ class Digests:
     def _named(self, module: str, name: str, value: Any = None) -> Part:
         """Describe what is imported by its name; what that stands for is told by the environment, or the texts of own modules."""
         tag = _digest(b"reference", module.encode(), name.encode())
-        own = value is not None and is_own_module(sys.modules[module])
-        return Part(tag, varies=own and chance.varies(value))
+        if value is None or not is_own_module(sys.modules[module]):
+            return Part(tag, varies=chance.is_asking(value))
+        if chance.reads_unseen(value):
+            raise NoRecipe
+        return Part(tag, varies=chance.varies(value))
 
     def _function(self, value: types.FunctionType) -> Part:
         reference = self._reference(value)
         if reference is not None:
             return reference
+        if chance.reads_unseen(value):
+            raise NoRecipe
         names = chance.names_in(value.__code__)
         used = {name: value.__globals__[name] for name in sorted(names) if name in value.__globals__}
         more = (value.__defaults__, value.__kwdefaults__, value.__closure__, value.__dict__)
@@ -399,7 +404,9 @@ class Digests:
 
     def _builtin(self, value: Any) -> Part:
         reference = self._reference(value)
-        return self._object(value) if reference is None else reference
+        if reference is not None:
+            return reference
+        return self._object(value)._replace(varies=chance.is_asking(value))
 
     def _code(self, code: types.CodeType) -> Part:
         counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)

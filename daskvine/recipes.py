@@ -23,6 +23,7 @@ from typing import Any
 from dask import _task_spec
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 
+from daskvine import chance
 from daskvine.digests import Digests, Found, NoRecipe, Part, digest
 from daskvine.graph import Graph, Key
 
@@ -154,6 +155,8 @@ class NodeDigests(Digests):
             for name in sorted(node.kwargs)
             for part in (name.encode(), self._node(node.kwargs[name], scope, founds))
         ]
+        if any(chance.is_now(node.func, getattr(one, "value", one)) for one in node.args):
+            founds.append(Found(b"now", varies=True))
         about = (type(node).__name__.encode(), function, str(len(arguments)).encode())
         return digest(b"task", *about, *arguments, *keywords)
 

@@ -347,7 +347,24 @@ def test_code_that_asks_for_the_time_or_the_like_has_no_name(module, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["import time\ndef f(x): return time.sleep(x)", "def f(events): return events.time", "import datetime\ndef f(x): return datetime.timedelta(x)"]
+    "text",
+    [
+        "import sys\ndef f(x): return sys.modules[x].CUT",
+        "def f(x): return __import__(x).CUT",
+        "import pyarrow.parquet as pq\ndef f(x): return pq.read_table(x, memory_map=True)",
+        "import pyarrow as pa\ndef g(x): return pa.OSFile(x).read()\ndef f(x): return g(x)",
+    ],
+)
+def test_code_that_reads_where_nobody_sees_it_has_no_name_even_for_who_vouches(module, text):
+    for f in (by_value(text), module(text, name="own_reads").f):
+        assert name_of(f, 1) is None
+        with pytest.raises(NoRecipe):
+            Digests().of(f)
+
+
+@pytest.mark.parametrize(
+    "text", ["import time\ndef f(x): return time.sleep(x)", "def f(events): return events.time", "import datetime\ndef f(x): return datetime.timedelta(x)",
+             "def f(x):\n    'Take a long time.'\n    return getattr(x, 'real')", "import re\ndef f(x): return re.compile('from time to time')"]
 )  # fmt: skip
 def test_code_that_only_sounds_like_it_has_one(text):
     assert name_of(by_value(text), 1) is not None

@@ -276,9 +276,14 @@ def test_a_second_vertex_that_uses_a_module_which_the_first_has_imported_sees_it
 
         return K + 100
 
+    def by_name():
+        import importlib
+
+        return importlib.import_module("".join(reversed("etal_detropmi"))).K + 200
+
     for value in (1, 2):
         module.write_text(f"K = {value}\n")
         with DaskVine.local(cores=1, workspace=tmp_path / "workspace") as m:
-            graphs = ({"x": (function,)} for function in (first, second))
+            graphs = ({"x": (function,)} for function in (first, second, by_name))
             found = [m.get(graph, "x", task_mode="function-calls", reuse=True) for graph in graphs]
-        assert found == [value, value + 100]
+        assert found == [value, value + 100, value + 200]

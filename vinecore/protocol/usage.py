@@ -20,7 +20,7 @@ RECORDS = "VINE_RECORDS_USAGE"
 """Variable of a library whose processes record what they use from their start."""
 
 RANDOM = "random"
-"""The state of a generator that all of a process shares was changed, or entropy of the system was asked for."""
+"""The state of a generator that all of a process shares was changed, or entropy, the time, the process or the machine was asked for."""
 WRITTEN = "written"
 """Something on a disk was written, moved or removed."""
 PROCESS = "process"
@@ -45,6 +45,15 @@ def state_of(path: str) -> str:
     if stat.S_ISDIR(about.st_mode):
         return "folder"
     return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_ino}"
+
+
+def is_settled(path: str) -> bool:
+    """Whether what is at a path, if anything, has contents that stay: it is no pipe, socket or device."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 def file(path: str) -> str:

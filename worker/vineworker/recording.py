@@ -8,11 +8,13 @@ What a vertex reads may stay in global variables of a module, where the next one
 used counts for all that follow and may reach that module, and what others have used for those that share an object with them.
 
 Not seen: what libraries in other languages open. The kernel counts what a process reads: if it has read something though Python has opened
-nothing, or such a library is loaded and Python has opened something, too, the vertex has used something `UNSEEN`.
+nothing, or such a library is loaded and Python has opened something, too, or pyarrow has asked for memory, the vertex has used something `UNSEEN`.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import os
 import pickle
@@ -23,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Callable, Optional
 
 from vinecore.protocol import modules, usage
+from vineworker import outside
 from vineworker.calls import Call
 
 MOST_LEFT = 1000
@@ -30,8 +33,12 @@ MOST_OBJECTS = 1000
 MOST_FRAMES = 200
 READERS = ("h5py", "tables", "netCDF4", "ROOT", "XRootD", "correctionlib", "fitsio", "adios2", "tiledb", "rasterio", "osgeo")  # fmt: skip
 """Libraries that open files by themselves while Python may open others."""
-SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/lib/", "/usr/lib64/", "/usr/share/", "/lib/", "/lib64/")
+SYSTEM = ("/etc/", "/usr/lib/", "/usr/lib64/", "/usr/share/", "/lib/", "/lib64/")
 """Where the machine keeps its own: part of the environment."""
+KERNEL = ("/proc/", "/sys/", "/dev/")
+"""Where no two reads give the same."""
+SHARED_MEMORY = "/dev/shm/"  # noqa: S108 - read about, not written to
+SILENT = ("/dev/null", "/dev/tty", "/dev/stdout", "/dev/stderr", SHARED_MEMORY.rstrip("/"))
 OWN_VARIABLES = frozenset(
     {
         "TMPDIR",
@@ -81,6 +88,9 @@ class Recorder:
         self._opened = 0
         self._busy = threading.local()
         self._reads = 0
+        self._allocations = 0
+        self._imports = False  # whether a package is imported
+        self._given: set[str] = set()  # own modules that `importlib` has given to the call that runs
         self._states: dict[str, Any] = {}
         self._own_places: tuple[str, ...] = ()  # of the engine
         self._made: dict[str, None] = {}  # by this process, temporary files and folders
@@ -91,6 +101,8 @@ class Recorder:
             "sqlite3.connect": self._database,
             "tempfile.mkstemp": self._make,
             "tempfile.mkdtemp": self._make,
+            "ctypes.dlopen": self._call_c,
+            "ctypes.dlsym": self._call_c,
             "socket.connect": lambda *_about: self._note(usage.NETWORK),
             **dict.fromkeys(_CHANGES, self._change),
             **dict.fromkeys(_STARTS, lambda *_about: self._note(usage.PROCESS)),
@@ -100,8 +112,8 @@ class Recorder:
         """A call begins."""
         paths = [call.result, *(path for _name, path in (*call.shared, *call.inputs) if path)]
         self._own_places = tuple({os.path.dirname(path) + os.sep for path in paths if path})
-        self._states, self._reads = _random_states(), _reads()
-        self._call, self._opened = {}, 0
+        self._states, self._reads, self._allocations = _random_states(), _reads(), _allocations()
+        self._call, self._opened, self._given = {}, 0, set()
 
     def end(self, message: Call, inputs: Mapping[str, bytes]) -> list[str]:
         """A call is over: what it has used, and what it may have found that others have left.
@@ -114,13 +126,20 @@ class Recorder:
         call, self._call = self._call or {}, None
         opened = self._opened
         reads = _reads() - self._reads - 1
-        if reads > 0 and (not opened or any(name in sys.modules for name in READERS)):
+        if reads > 0 and (
+            not opened
+            or any(name in sys.modules for name in READERS)
+            or self._allocations != (allocations := _allocations())
+            or allocations < 0
+        ):
             call[usage.UNSEEN] = NOBODY
         if _have_moved(self._states):
             call[usage.RANDOM] = NOBODY
         used: dict[str, Any] = dict(call)
         for name, _path in _shared(message):
             used.update(self._of_objects.get(name, {}))
+        for name in self._given:
+            used.update(self._of_modules.get(name, {}))
         if self._of_modules:
             contents = list(self._contents_of(message, inputs))
             for module, things in self._of_modules.items():
@@ -128,6 +147,24 @@ class Recorder:
                     used.update(things)
         self._leave(call, message)
         return list(used)
+
+    def give_module(self, module: Any) -> None:
+        """A module was imported by a name that its code need not tell; one that is there already is not read again."""
+        if self._call is not None and modules.is_own_module(module):
+            self._given.add(module.__name__)
+            self._note(usage.file(modules.source_of(module) or ""))
+
+    def watch_import(self, load: Callable[[], Any], name: str) -> Any:
+        """Import a module; what it takes to import a package of the environment is not what the call has read."""
+        if self._call is None or self._imports or not _is_package(name):
+            return load()
+        self._imports, opened, before = True, self._opened, _reads()
+        try:
+            return load()
+        finally:
+            # the second look counts, too
+            self._reads += _reads() - before + 1
+            self._imports, self._opened = False, opened
 
     def cancel(self, message: Call) -> None:
         """A call has failed."""
@@ -193,7 +230,7 @@ class Recorder:
             return
         if self._call is not None:
             self._call[thing] = owners | self._call.get(thing, NOBODY)
-        elif usage.SEPARATOR in thing or thing == usage.RANDOM:
+        elif usage.SEPARATOR in thing or thing in (usage.RANDOM, usage.UNSEEN):
             for owner in owners:  # if there is none, the environment's packages have got ready
                 _remember(self._of_modules.setdefault(owner, {}), thing)
 
@@ -201,6 +238,9 @@ class Recorder:
         self._opened += 1
         place = self._place(path)
         if place is None:
+            return
+        if place.startswith(KERNEL) and not place.startswith(SHARED_MEMORY):
+            self._note_kernel(place)
             return
         writes = (
             bool(flags & WRITES)
@@ -216,10 +256,43 @@ class Recorder:
                 place = importlib.util.source_from_cache(place)
             except ValueError:
                 pass
-        self._note(usage.file(place))
+        self._note(usage.file(place) if usage.is_settled(place) else usage.UNSEEN)
+
+    def _note_kernel(self, place: str) -> None:
+        """Something was read that the kernel makes up."""
+        if not place.startswith(SILENT):
+            self._note(usage.UNSEEN)
+
+    def note_outside(self, thing: str) -> None:
+        """Something of the outside was asked for by the user's own code."""
+        if not getattr(self._busy, "now", False):
+            self._note(thing)
+
+    def looked_at(self, path: Any) -> None:
+        """The user's own code has asked for a file without opening it; that a folder is there does not count."""
+        if getattr(self._busy, "now", False):
+            return
+        self._busy.now = True
+        try:
+            place = self._place(path)
+            if place is not None and not place.startswith(KERNEL) and not os.path.isdir(place):
+                self._note(usage.file(place))
+        finally:
+            self._busy.now = False
+
+    def _call_c(self, *_about: Any) -> None:
+        """The user's own code calls a library in another language by itself."""
+        if outside.asked_by_user():
+            self._note(usage.UNSEEN)
 
     def _list(self, path: Any = None) -> None:
+        if isinstance(path, int):  # an open folder
+            self._note(usage.UNSEEN)
+            return
         place = self._place("." if path is None else path)
+        if place is not None and place.startswith(KERNEL):
+            self._note_kernel(place)
+            return
         if place is None or _frame(2).f_code.co_filename.startswith(
             ("<frozen importlib", "<frozen zipimport")
         ):
@@ -298,6 +371,8 @@ def start() -> Recorder:
         sys.addaudithook(_recorder.hear)
         _watch_variables(_recorder)
         _watch_entropy(_recorder)
+        _watch_imports(_recorder)
+        outside.watch(_recorder)
     return _recorder
 
 
@@ -358,6 +433,41 @@ def _watch_entropy(recorder: Recorder) -> None:
     random.Random.seed = seeded  # type: ignore[method-assign]
 
 
+def _watch_imports(recorder: Recorder) -> None:
+    importer: Any = sys.modules["_frozen_importlib"]
+    find = importer._find_and_load  # noqa: SLF001 - what both the statement and `importlib.import_module` call for a module that is not there
+
+    def find_and_load(name: str, import_: Any) -> Any:
+        return recorder.watch_import(lambda: find(name, import_), name)
+
+    importer._find_and_load = find_and_load  # noqa: SLF001
+    import_module = importlib.import_module
+
+    @functools.wraps(import_module)
+    def import_by_name(name: str, package: Optional[str] = None) -> Any:
+        module = import_module(name, package)
+        recorder.give_module(module)
+        return module
+
+    importlib.import_module = import_by_name
+
+
+def _is_package(name: str) -> bool:
+    """Whether a module that is not there yet belongs to the environment."""
+    top = name.partition(".")[0]
+    if top not in _packages_by_name:
+        loaded = sys.modules.get(top)
+        _packages_by_name[top] = (
+            modules.is_package_module(top)
+            if loaded is None
+            else not modules.is_own_module(loaded) and top != "__main__"
+        )
+    return _packages_by_name[top]
+
+
+_packages_by_name: dict[str, bool] = {}
+
+
 def _frame(above: int) -> Any:
     """The frame of who called who called this, so many calls above."""
     return sys._getframe(above + 1)  # noqa: SLF001 - a hook is called by C code, for which there is no other way
@@ -393,6 +503,20 @@ def _reads() -> int:
     except OSError:
         return 0
     return int(text.split(b"syscr:")[1].split(None, 1)[0])
+
+
+def _allocations() -> int:
+    """How often pyarrow has asked for memory, as it does for whatever it reads; -1 where it does not count, and so may have read something.
+
+    That pyarrow is loaded says nothing: awkward, coffea and dask load it.
+    """
+    arrow: Any = sys.modules.get("pyarrow.lib")
+    if arrow is None:
+        return 0
+    try:
+        return int(arrow.default_memory_pool().num_allocations())
+    except AttributeError:
+        return -1
 
 
 def _remember(things: dict[str, None], thing: str) -> None:

@@ -6,6 +6,11 @@ import sys
 import tarfile
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# What a property test comes to does not depend on how fast the machine is.
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
 
 
 def pytest_configure():

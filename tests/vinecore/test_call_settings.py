@@ -5,22 +5,26 @@ from __future__ import annotations
 import inspect
 import os
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.support import alive, until
+from tests.support import until
 from vinecore import FunctionCall, PythonTask, Task, TaskFailed
 
 MODES = ("fork", "direct")
+SLOTS = 4  # one for each core of the worker
 
 
 def process():
     return os.getpid()
 
 
-def stay(started):
-    Path(started).write_text(str(os.getpid()))
+def parent():
+    return os.getppid()
+
+
+def stay():
     time.sleep(600)
 
 
@@ -38,7 +42,9 @@ def slow_context():
 @pytest.fixture(scope="module", params=MODES)
 def library(request, shared_manager):
     name = f"settings-{request.param}"
-    library = shared_manager.create_library_from_functions(name, process, stay, look, exec_mode=request.param)
+    library = shared_manager.create_library_from_functions(
+        name, process, parent, stay, look, exec_mode=request.param
+    )
     library.set_cores(1)
     library.set_function_slots(1)
     shared_manager.install_library(library)
@@ -46,9 +52,11 @@ def library(request, shared_manager):
     shared_manager.remove_library(name)
 
 
-def test_a_call_that_runs_too_long_is_ended_and_no_other_call_with_it(library, run, tmp_path):
+def test_a_call_that_runs_too_long_is_ended_and_no_other_call_with_it(library, run):
+    above = psutil.Process(run(FunctionCall(library, "parent")).output)
+    host = above if library.endswith("direct") else above.parent()
     before = [FunctionCall(library, "process") for _ in range(20)]
-    timed = FunctionCall(library, "stay", str(tmp_path / "started"))
+    timed = FunctionCall(library, "stay")
     timed.set_time_max(2)
     after = [FunctionCall(library, "process") for _ in range(20)]
     run(*before, timed, *after)
@@ -57,8 +65,9 @@ def test_a_call_that_runs_too_long_is_ended_and_no_other_call_with_it(library, r
     assert not timed.successful()
     assert isinstance(timed.output, TaskFailed)
     assert "time_max of 2" in str(timed.output)
-    process_number = int((tmp_path / "started").read_text())
-    until(lambda: not alive(process_number), "the end of the call")
+    until(
+        lambda: len(host.children(recursive=True)) == SLOTS, "the end of the call: nothing but slots is left"
+    )
 
 
 def test_a_call_that_is_in_time_is_as_any_other(library, run):

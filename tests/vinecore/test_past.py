@@ -206,6 +206,17 @@ def test_it_listens_where_the_dead_one_did(yard, dead):
     assert next(journal.read(second.journal)).resumes == str(path)
 
 
+def test_a_worker_that_ends_after_its_manager_is_not_waited_for(yard, tmp_path, write):
+    """As those of a program that was killed, which end with it, but not at once."""
+    worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    write("1", joined(1, HERE, worker.pid), joined(2, "elsewhere", 7))
+    m = yard.manager(name="m", run_info_path=tmp_path, resume=True)
+    awaited = lambda: m._engine.call(lambda mind: set(mind.restart.awaited))  # noqa: E731
+    assert awaited() == {(HERE, worker.pid), ("elsewhere", 7)}
+    worker.communicate(b"")
+    until(lambda: awaited() == {("elsewhere", 7)})
+
+
 def test_without_a_journal_there_is_nothing_to_go_on_with(yard):
     with pytest.raises(ValueError, match="resume=True needs a journal"):
         Manager(0, resume=True, run_info_path=False)

@@ -88,6 +88,12 @@ class Resumed(NamedTuple):
     workers: Sequence[tuple[str, int]] = ()  # machine and process of those that were connected
 
 
+class WorkersEnded(NamedTuple):
+    """Of the workers that a manager before had, those whose processes are over do not come back."""
+
+    workers: Sequence[tuple[str, int]]
+
+
 class WorkerJoined(NamedTuple):
     """A worker has proved who it is and said hello."""
 
@@ -157,6 +163,7 @@ Event = (
     | FilesReleased
     | FileWanted
     | Resumed
+    | WorkersEnded
     | WorkerJoined
     | WorkerSaid
     | WorkerLost

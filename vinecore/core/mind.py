@@ -111,6 +111,7 @@ class Mind:
             e.FilesReleased: self._files_released,
             e.FileWanted: self._file_wanted,
             e.Resumed: self.restart.resumed,
+            e.WorkersEnded: self.restart.ended,
             e.WorkerJoined: self._worker_joined,
             e.WorkerSaid: self._worker_said,
             e.WorkerLost: self._worker_lost,

@@ -51,6 +51,10 @@ class Restart:
         """Take notice of what the journal says, if there is one."""
         self.active, self.known, self.awaited = True, event.results, set(event.workers)
 
+    def ended(self, event: e.WorkersEnded) -> None:
+        """Those do not come back."""
+        self.awaited.difference_update(event.workers)
+
     def joined(self, hello: m.Hello) -> None:
         """There is a worker; it may be one of those."""
         self.awaited.discard((hello.hostname, hello.pid))

@@ -30,7 +30,7 @@ from vinecore.core import instructions as i
 from vinecore.core.demand import Demand, demand, dispensable
 from vinecore.core.mind import Mind
 from vinecore.core.state import TaskSpec
-from vinecore.io.past import Past
+from vinecore.io.past import Past, has_ended
 from vinecore.io.scribe import Scribe
 from vinecore.io.store import Store
 from vinecore.protocol import VERSION, bulk, seals, tickets, tls
@@ -42,6 +42,7 @@ log = logging.getLogger("vinecore")
 T = TypeVar("T")
 
 TICK_S = 0.25
+LOOK_TICKS = 400  # how long is looked whether workers of a manager before have ended
 PUSH_TICKS = 8  # after so many, what waits for the next message to a worker goes without one
 PING_S = 30.0
 SILENCE_S = 300.0
@@ -150,6 +151,7 @@ class Engine:
             i.Send: self._send, i.SendObject: self._send_object, i.Keep: lambda x: self.store.keep(x.name, x.payload),
             i.Forget: lambda x: self.store.forget(x.name), i.Disconnect: self._disconnect, i.Note: lambda x: log.log(x.level, self.in_words(x.text)),
         }  # fmt: skip
+        self._before = [] if past is None else past.workers  # which may end before they come back
         if session:
             self._inbox.append(e.Resumed() if past is None else e.Resumed(past.results, past.workers))
         hint = "Choose another with port=..., or port=0 for any"
@@ -330,6 +332,8 @@ class Engine:
 
     def _tick(self, ticks: int = 0) -> None:
         now = time.monotonic()
+        if self._before and ticks < LOOK_TICKS:
+            self._look_for_ends()
         self._inbox.append(e.Tick())
         self._drain()
         for peer in list(self._peers.values()):
@@ -345,6 +349,13 @@ class Engine:
             elif (peer.number + ticks) % PUSH_TICKS == 0:
                 peer.channel.push()
         self._loop.call_later(TICK_S, self._tick, ticks + 1)
+
+    def _look_for_ends(self) -> None:
+        """Tell which workers of a manager that has died have ended meanwhile, as those do that end with their program."""
+        ended = [worker for worker in self._before if has_ended(*worker)]
+        if ended:
+            self._before = [worker for worker in self._before if worker not in ended]
+            self._inbox.append(e.WorkersEnded(ended))
 
     def _spare_the_collector(self) -> None:
         """Have Python's garbage collector pass over the records of many tasks: none of them is garbage before its run is closed.

@@ -74,7 +74,7 @@ def look_back(run_info_path: Path, name: str | None) -> Past | None:
     if past.closed:
         return None
     sessions = [header.session for _older, header in chain if header.host == socket.gethostname()]
-    workers = [worker for worker in past.there if not _has_ended(*worker)]
+    workers = [worker for worker in past.there if not has_ended(*worker)]
     return Past(path, header.port, past.results, workers, sessions)
 
 
@@ -87,7 +87,7 @@ def sweep(past: Past) -> None:
 
 def is_being_written(path: Path, header: j.Journal) -> bool:
     """Whether the manager that writes a journal is alive; it holds a lock on it, and so may processes that it has forked."""
-    if _has_ended(header.host, header.pid):
+    if has_ended(header.host, header.pid):
         return False
     try:
         with path.open("rb") as file:
@@ -149,7 +149,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _has_ended(host: str, process: int) -> bool:
+def has_ended(host: str, process: int) -> bool:
     """Whether a process of this machine is over; also if nobody has waited for it, as in a container whose first process waits for none."""
     if host != socket.gethostname():
         return False

@@ -114,6 +114,18 @@ def test_a_graph_waits_for_the_workers_of_before(vine):
     assert not vine.mind.missing
 
 
+def test_a_graph_does_not_wait_for_workers_that_have_ended(vine):
+    resume(vine, A, B, workers=[("host1", 1), ("host2", 1)])
+    worker = vine.join()
+    vine.say(worker, left(A), m.Announced())
+    compute(vine, "a", "b")
+    vine.tick()
+    assert not vine.where()
+    vine.feed(e.WorkersEnded([("host2", 1)]))
+    vine.tick()
+    assert made(vine) == ["b"]
+
+
 def test_a_graph_does_not_wait_for_ever(vine):
     resume(vine, A, B, workers=[("host1", 1), ("host2", 1)])
     worker = vine.join()

@@ -6,25 +6,18 @@ not, for instance which known choice is nearest. An empty message is fine.
 
 from __future__ import annotations
 
-import difflib
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 from vinecore import checks
+from vinecore.checks import folded, nearest
 from vinecore.files import File
 from vinecore.tasks import inside
 
 Check = Callable[[Any], Any]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean '...'?"`` with the known name nearest to an unknown one, or an empty text."""
-    spellings = {_folded(choice): choice for choice in known}
-    close = difflib.get_close_matches(_folded(name), spellings, n=1, cutoff=0.5)
-    return f"; did you mean {spellings[close[0]]!r}?" if close else ""
 
 
 def only_one(values: list[Any]) -> Any:
@@ -110,14 +103,14 @@ def one_of_text(choices: tuple[str, ...]) -> str:
 
 def one_of(choices: tuple[str, ...]) -> Check:
     """Make a check that takes one of the choices, whatever the case and with ``-``, ``_`` or a space."""
-    spellings = {_folded(choice): choice for choice in choices}
+    spellings = {folded(choice): choice for choice in choices}
 
     def check(value: object) -> str:
         if not isinstance(value, str):
             raise TypeError
-        if _folded(value) not in spellings:
+        if folded(value) not in spellings:
             raise ValueError(nearest(value, choices).removeprefix("; "))
-        return spellings[_folded(value)]
+        return spellings[folded(value)]
 
     return check
 
@@ -159,10 +152,6 @@ def environment(value: object) -> Any:
     if not isinstance(value, str | os.PathLike):
         raise TypeError
     return text(os.fspath(value))
-
-
-def _folded(name: str) -> str:
-    return name.strip().lower().replace("_", "-").replace(" ", "-")
 
 
 def _integer(value: Any) -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from daskvine import checks
+from vinecore.checks import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -366,7 +367,7 @@ def _refuse_unknown(kwargs: Iterable[str], rows: list[Option]) -> None:
             continue
         hint = _ELSEWHERE.get(name)
         raise TypeError(
-            f"get() got an unknown option {name!r}" + (f": {hint}" if hint else checks.nearest(name, known))
+            f"get() got an unknown option {name!r}" + (f": {hint}" if hint else nearest(name, known))
         )
 
 

@@ -186,6 +186,13 @@ def label(name: str, value: Any) -> str:
     return text(name, value, empty=False)
 
 
+def command(name: str, value: Any) -> str:
+    """Take a shell command; one that is empty would do nothing, and be a success."""
+    if isinstance(value, str) and not value.strip():
+        refuse(name, value, "text that is not empty: a shell command, such as 'echo hello'")
+    return text(name, value)
+
+
 def category(name: str, value: Any) -> str:
     """Take the name of a category; None for the usual one."""
     return "default" if value is None else label(name, value)
@@ -214,6 +221,12 @@ def variable(name: Any, value: Any, *, none: bool = False) -> tuple[str, str | N
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
-    """Say which known name is nearest to an unknown one, if one is near."""
-    close = difflib.get_close_matches(str(name), list(known), 1, 0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """Say which known name is nearest to an unknown one, if one is near; the case and ``-``, ``_`` or a space are all the same."""
+    spellings = {folded(choice): choice for choice in known}
+    close = difflib.get_close_matches(folded(str(name)), spellings, 1, 0.5)
+    return f"; did you mean {spellings[close[0]]!r}?" if close else ""
+
+
+def folded(name: str) -> str:
+    """Give a name without what people write in different ways."""
+    return name.strip().lower().replace("_", "-").replace(" ", "-")

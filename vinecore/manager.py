@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vinecore import addresses, certificates, checks, errors
+from vinecore import addresses, certificates, checks, errors, keywords
 from vinecore import secrets as password
 from vinecore.addresses import Look
 from vinecore.core import events as e
@@ -113,6 +113,7 @@ class Manager:
     ...     print(m.wait().output)
     """
 
+    @keywords.refuse_unknown
     def __init__(self, port: int | Sequence[int] = DEFAULT_PORT, name: str | None = None, shutdown: bool = False, *,
                  password_file: str | Path | None = None, address: str = "", run_info_path: str | Path | bool | None = None, resume: bool = False,
                  ssl: bool | Sequence[str | Path] = False, init_fn: Callable[[Any], None] | None = None, registry: str | Path | bool | None = None,
@@ -122,12 +123,6 @@ class Manager:
         ports, address = _port_range(port), checks.text("address", "" if address is None else address)
         self.name = records.check_name(name) if name not in (None, "") else f"vine-{os.getpid()}"
         entered, servers = _registry_folder(registry), _catalog_servers(catalog)
-        if not callable(init_fn or callable):
-            checks.refuse("init_fn", init_fn, "a function that takes the manager", TypeError)
-        ports, address = _port_range(port), checks.text("address", "" if address is None else address)
-        self.name = records.check_name(name) if name not in (None, "") else f"vine-{os.getpid()}"
-        named = "" if catalog is None or isinstance(catalog, bool) else checks.text("catalog", catalog)
-        servers = () if catalog is False else parse_servers(configured(named))
         self._shutdown, self._pid = checks.flag("shutdown", shutdown), os.getpid()
         secret, self.password_file = _secret_of(password_file)
         self._session = secrets.token_hex(4)
@@ -428,6 +423,7 @@ class Manager:
 
     # ---- files
 
+    @keywords.refuse_unknown
     def declare_file(
         self,
         path: str | Path,
@@ -489,6 +485,7 @@ class Manager:
         file.filled = place.exists()
         return file
 
+    @keywords.refuse_unknown
     def declare_buffer(
         self, buffer: str | bytes | None = None, cache: bool | str = False, peer_transfer: bool = True
     ) -> File:
@@ -514,6 +511,7 @@ class Manager:
         self._declare(FileSpec(name, awaited=True))
         return File(self, "temp", name, level="workflow")
 
+    @keywords.refuse_unknown
     def declare_url(self, url: str, cache: bool | str = False, peer_transfer: bool = True) -> File:
         """Name something that workers fetch from an address: http, https, ftp, file (on the worker's disk) or root (XRootD).
 
@@ -543,6 +541,7 @@ class Manager:
         self._declare(spec)
         return File(self, "url", name, source=url, size=size, level=level, peer_transfer=peer_transfer)
 
+    @keywords.refuse_unknown
     def declare_untar(self, tarball: File, cache: bool | str = False, peer_transfer: bool = True) -> File:
         """Name the directory that an archive unpacks to; it is unpacked on the workers, once."""
         level, peer_transfer = level_of(cache), checks.flag("peer_transfer", peer_transfer)
@@ -555,6 +554,7 @@ class Manager:
         )
         return File(self, "untar", name, source=tarball.source, level=level, peer_transfer=peer_transfer)
 
+    @keywords.refuse_unknown
     def declare_poncho(
         self, package: File | str | Path, cache: bool | str = True, peer_transfer: bool = True
     ) -> File:
@@ -574,6 +574,7 @@ class Manager:
         file.kind = "poncho"
         return file
 
+    @keywords.refuse_unknown
     def declare_minitask(
         self, task: Task, source: str, cache: bool | str = False, peer_transfer: bool = True
     ) -> File:
@@ -604,6 +605,7 @@ class Manager:
         what = f"{source!r} of the mini task {task.command!r}" if isinstance(task, Task) else ""
         return self._make_later(task, source, "minitask", "", what, cache, peer_transfer)
 
+    @keywords.refuse_unknown
     def declare_xrootd(
         self,
         source: str,
@@ -643,6 +645,7 @@ class Manager:
         name = addresses.name(source, addresses.look(source))
         return self._make_later(task, "file", "xrootd", f"xrootd-{name}", source, cache, peer_transfer)
 
+    @keywords.refuse_unknown
     def declare_starch(
         self, starch: File | str | Path, cache: bool | str = True, peer_transfer: bool = True
     ) -> File:
@@ -828,6 +831,7 @@ class Manager:
 
     # ---- libraries
 
+    @keywords.refuse_unknown
     def create_library_from_functions(self, library_name: str, *functions: Callable[..., Any], poncho_env: File | str | None = None,
                                       hoisting_modules: Sequence[Any] | None = None, exec_mode: str = "fork",
                                       library_context_info: Context | list[Any] | None = None,
@@ -984,12 +988,16 @@ class Manager:
     def tune(self, name: str, value: float) -> int:
         """Set a number that policy depends on.
 
+        There are worker-source-max-transfers, file-source-max-transfers, category-steady-n-tasks and temp-replica-count.
+
         Returns
         -------
         int
-            0, or -1 for a name that is not known here.
+            0, or -1 for a name that is not known here: then nothing is set, and the log says so.
         """
         if checks.text("name", name) not in TUNABLE:
+            hint = checks.nearest(name, TUNABLE) or f"; there are: {', '.join(TUNABLE)}"
+            log.warning("tune(%r, %r) has set nothing: there is no such number here%s", name, value, hint)
             return -1
         self._engine.post(e.Tuned(name, checks.whole(name, value, TUNABLE[name])))
         return 0
@@ -1065,6 +1073,7 @@ class Manager:
         """Count the workers."""
         return self._engine.call(lambda mind: len(mind.tables.workers))
 
+    @keywords.refuse_unknown
     def wait_for_workers(self, count: int = 1, timeout: float | timedelta | str | None = None) -> None:
         """Wait until so many workers are connected.
 
@@ -1183,19 +1192,21 @@ def _catalog_servers(catalog: Any) -> tuple[tuple[str, int], ...]:
 
 
 def _bytes_of(buffer: Any) -> bytes:
-    """Give the bytes of a text, or of what has bytes."""
+    """Give the bytes of a text, or of bytes in any of Python's forms."""
     if isinstance(buffer, str):
         try:
             return buffer.encode()
         except UnicodeEncodeError as error:
             msg = f"this text has no bytes in UTF-8 ({error}): give bytes, such as text.encode(errors='surrogateescape')"
             raise ValueError(msg) from error
-    try:
-        return bytes(memoryview(buffer))
-    except TypeError:
-        checks.refuse(
-            "buffer", buffer, "bytes, or text (str), or None for a buffer that a task fills", TypeError
-        )
+    if isinstance(buffer, bytes | bytearray | memoryview):
+        return bytes(buffer)
+    # A number or an array of NumPy has bytes, too, but they do not say of which type and shape it is.
+    msg = (
+        f"buffer is of the type {type(buffer).__name__}: use bytes, or text (str), or None for a buffer that a task fills. For another value "
+        "give its text, such as str(x) or json.dumps(x), or the bytes that can be read back, such as pickle.dumps(x); for the raw memory of an array, x.tobytes()"
+    )
+    raise TypeError(msg)
 
 
 def _port_range(port: int | Sequence[int]) -> tuple[int, int]:

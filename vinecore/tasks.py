@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vinecore import checks
+from vinecore import checks, keywords
 from vinecore.core.allocation import UNSPECIFIED, Request
 from vinecore.core.instructions import TaskEnded
 from vinecore.core.state import TaskSpec
@@ -64,12 +64,13 @@ class Task:
     _command = _tag = ""
     _category, _priority, _retries = "default", 0.0, 5
 
-    command = checked("command", checks.text)
+    command = checked("command", checks.command)
     tag = checked("tag", checks.text)
     category = checked("category", checks.category)
     priority = checked("priority", checks.priority)
 
-    def __init__(self, command: str = "", *, inputs: dict[File, str] | None = None, outputs: dict[File, str] | None = None,
+    @keywords.refuse_unknown
+    def __init__(self, command: str, *, inputs: dict[File, str] | None = None, outputs: dict[File, str] | None = None,
                  env: dict[str, str] | None = None, tag: str = "", category: str = "default", priority: float = 0.0, retries: int = 5,
                  cores: float | None = None, memory: int | None = None, disk: int | None = None, gpus: float | None = None,
                  time_max: float | None = None, environment: File | None = None) -> None:  # fmt: skip
@@ -92,11 +93,13 @@ class Task:
 
     # ---- before it is submitted
 
+    @keywords.refuse_unknown
     def add_input(self, file: File, remote_name: str | Path, *, mount_symlink: bool = False) -> None:
         """Have a file in the task's folder under a name."""
         symlink = checks.flag("mount_symlink", mount_symlink)
         self._mounts += ((declared(file), inside(remote_name), symlink),)
 
+    @keywords.refuse_unknown
     def add_output(
         self, file: File, remote_name: str | Path, *, success_only: bool = False, failure_only: bool = False
     ) -> None:
@@ -241,7 +244,7 @@ class Task:
 
     def spec(self, manager: Manager, number: int) -> TaskSpec:
         """Describe it to the mind."""
-        checks.label("command", self.command)  # one without would do nothing, and be a success
+        checks.command("command", self.command)  # of a subclass that says nothing of it
         options: dict[str, Any] = {"command": self.command, **self._common(manager)}
         return self._spec(number, options=options, python=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from datetime import timedelta
 from fractions import Fraction
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from daskvine import DaskVine
 from tests import chores
 from tests.support import one_result, until
 from vinecore import Factory, FunctionCall, Manager, PythonTask, Task, checks
@@ -86,8 +88,8 @@ def test_what_is_no_time_is_refused(value):
 
 @pytest.mark.parametrize("value", [value for value in NO_NUMBERS if value is not None], ids=ids)
 @pytest.mark.parametrize("name", ["cores", "memory", "disk", "gpus"])
-@pytest.mark.parametrize("make", [lambda: Task("true"), lambda: PythonTask(len, ""), lambda: FunctionCall("lib", "f"),
-                                  lambda: LibraryTask("lib", [len])], ids=["Task", "PythonTask", "FunctionCall", "LibraryTask"])  # fmt: skip
+@pytest.mark.parametrize("make", [lambda: Task("true"), lambda: PythonTask(len, ""),
+                                  lambda: LibraryTask("lib", [len])], ids=["Task", "PythonTask", "LibraryTask"])  # fmt: skip
 def test_a_resource_is_a_number(make, name, value):
     with pytest.raises((TypeError, ValueError), match=f"{name}="):
         getattr(make(), f"set_{name}")(value)
@@ -159,9 +161,23 @@ def test_retries_are_a_whole_number(value):
 
 
 @pytest.mark.parametrize("command", ["", "  ", "\n"])
-def test_a_task_without_a_command_is_refused_when_it_is_submitted(m, command):
-    with pytest.raises(ValueError, match=r"command=.*use text that is not empty"):
-        m.submit(Task(command))
+def test_a_task_without_a_command_is_refused_when_it_is_made(command):
+    words = r"command=.*use text that is not empty: a shell command, such as 'echo hello'"
+    with pytest.raises(ValueError, match=words):
+        Task(command)
+    task = Task("true")
+    with pytest.raises(ValueError, match=words):
+        task.command = command
+    assert task.command == "true"
+
+
+def test_a_task_of_a_class_that_names_no_command_is_refused_when_it_is_submitted(m):
+    class Silent(Task):
+        def __init__(self):
+            pass
+
+    with pytest.raises(ValueError, match="command=''"):
+        m.submit(Silent())
     assert m.empty()
 
 
@@ -275,7 +291,57 @@ def test_what_a_manager_takes_may_come_from_numpy(m, run):
     task = m.wait(timedelta(minutes=1))
     assert task is not None
     m.cancel_by_task_id(np.int64(task.id))
-    assert m.declare_buffer(np.arange(3, dtype=np.uint8)).size == 3
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.float32(1.5), np.int64(3), np.arange(3), array("i", [1, 2]), 1.5, True, ["a"], {"a": 1}, Path("x")],
+    ids=ids,
+)
+def test_a_buffer_is_bytes_or_text_and_nothing_that_only_has_some_in_memory(m, value):
+    words = rf"buffer is of the type {type(value).__name__}: use bytes, or text.*str\(x\).*pickle\.dumps\(x\)"
+    with pytest.raises(TypeError, match=words):
+        m.declare_buffer(value)
+
+
+def test_bytes_in_every_form_and_texts_are_the_content_of_a_buffer(m):
+    for value in (b"abc", bytearray(b"abc"), memoryview(b"abc"), memoryview(b"axbxcx")[::2], "abc", np.str_("abc"), np.bytes_(b"abc")):  # fmt: skip
+        assert m.read_file(m.declare_buffer(value)) == b"abc"
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda _m: Manager(nam="x"), r"Manager has no option 'nam'; did you mean 'name'\?"),
+        (lambda _m: DaskVine(prot=1), r"DaskVine has no option 'prot'; did you mean 'port'\?"),
+        (lambda _m: DaskVine.local(worker=2), r"DaskVine\.local has no option 'worker'; did you mean 'workers'\?"),
+        (lambda _m: DaskVine.local(run_info_pth="x"), "did you mean 'run_info_path'"),
+        (lambda _m: Task("true", coers=1), r"Task has no option 'coers'; did you mean 'cores'\?"),
+        (lambda m: Task("true").add_input(m.declare_buffer("x"), "x", mount_symlnk=True), "add_input.* did you mean 'mount_symlink'"),
+        (lambda m: m.declare_file("x", peer_transfers=True), r"declare_file\(\) has no option 'peer_transfers'; did you mean 'peer_transfer'\?"),
+        (lambda m: m.declare_buffer("x", cahe=True), "did you mean 'cache'"),
+        (lambda m: m.create_library_from_functions("l", len, exec_mod="fork"), "did you mean 'exec_mode'"),
+        (lambda m: Factory("local", maneger=m), "did you mean 'manager'"),
+        (lambda m: Factory("local", manager=m, max_wrokers=2), "did you mean 'max_workers'"),
+        (lambda m: Task("true", zzz=m), "Task has no option 'zzz'; it has: command, inputs, .*environment"),
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_a_name_that_is_mistyped_is_told_with_the_right_one(m, call, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        call(m)
+
+
+def test_a_number_that_cannot_be_tuned_is_told_with_the_nearest_that_can(m, caplog):
+    assert m.tune("worker-source-max-transfer", 1) == -1
+    assert "did you mean 'worker-source-max-transfers'?" in caplog.text
+    caplog.clear()
+    assert m.tune("zzz", 1) == -1
+    assert "tune('zzz', 1) has set nothing" in caplog.text
+    assert "temp-replica-count" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -338,8 +404,6 @@ def test_a_vine_scales_to_no_workers_and_back():
     ({"memory_mb": "2000"}, "memory_mb='2000'"), ({"disk_mb": math.nan}, "disk_mb=nan"), ({"workspace": b"x"}, "workspace="),
 ])  # fmt: skip
 def test_a_local_vine_says_what_it_takes(options, words, tmp_path, monkeypatch):
-    from daskvine import DaskVine
-
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises((TypeError, ValueError), match=words):
         DaskVine.local(**options)

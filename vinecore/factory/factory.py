@@ -10,12 +10,12 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vinecore import checks, endings
+from vinecore import checks, endings, keywords
 from vinecore.factory.batch import Batch, BatchError, Order
 from vinecore.factory.local import Local
 from vinecore.factory.mind import Mind
@@ -148,6 +148,7 @@ class Factory:
         self._make_batch: Callable[[], Batch]
         _check_workspace(workspace, keep_workspace)
         _check_nodes(batch_type, client, dask_scheduler, settings)
+        _check_names(settings)
         if batch_type == "local":
             least, most = settings.get("min_workers", 1), settings.pop("max_workers", None)
             if most is None and least == 0:
@@ -416,6 +417,12 @@ def _check_workspace(workspace: str | Path | None, keep: bool) -> None:
     if keep and workspace is None:
         msg = "keep_workspace=True needs a workspace that later workers can name: add workspace='my-folder'"
         raise ValueError(msg)
+
+
+def _check_names(settings: Mapping[str, Any]) -> None:
+    for name in settings:
+        if name not in Settings.__dataclass_fields__:
+            raise ValueError(unknown(name, [*keywords.of(Factory), *Settings.__dataclass_fields__]))
 
 
 def _check_nodes(batch_type: str, client: Any, scheduler: str | None, settings: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -186,9 +185,8 @@ def from_json(values: Any) -> dict[str, Any]:
 
 def unknown(name: str, known: Any) -> str:
     """Say that there is no such name, and which one may have been meant."""
-    near = difflib.get_close_matches(name, list(known), 1, 0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known))}"
-    return f"there is no setting {name!r}; {hint}"
+    hint = checks.nearest(name, known) or f"; there are: {', '.join(sorted(known))}"
+    return f"there is no setting {name!r}{hint}"
 
 
 def _number(least: float, kind: type, none: bool = False, time: bool = False) -> Callable[[str, Any], Any]:

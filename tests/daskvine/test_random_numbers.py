@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
+import importlib.util
 import random
 import secrets
 import sys
@@ -15,6 +15,7 @@ import pytest
 
 from daskvine import DaskVine
 from daskvine.digests import Digests
+from tests.daskvine.conftest import MODES
 from vinecore.protocol.values import dumps, loads
 
 TASKS = 20
@@ -54,14 +55,13 @@ PACKAGE = """
     }
 
 
-    def draw(kind, number):
-        return DRAWS[kind](), IMPORTED_BY == os.getpid()
+    def draw(number):
+        return {kind: float(function()) for kind, function in DRAWS.items()}, IMPORTED_BY == os.getpid()
 
 
     def draw_seeded(number):
         return *(float(one.random()) for one in (*seeded.values(), copied)), os.getpid()
 """
-KINDS = ["numpy", "python", "generator", "spawned", "state", "sequence", "child", "philox", "plain"]
 TORCH = """
     import torch
 
@@ -88,6 +88,11 @@ RESEEDED = """
 """
 
 
+MODULES = ["vine_draws", "vine_reseeded_draws", "dask.array"]
+MODULES += [name for name in ("vine_torch_draws",) if importlib.util.find_spec("torch")]
+MODULES += [name for name in ("scipy.stats",) if importlib.util.find_spec("scipy")]
+
+
 @pytest.fixture(scope="module")
 def m(tmp_path_factory):
     """A vine that has packages of its own, which are imported before any process forks."""
@@ -107,26 +112,37 @@ def m(tmp_path_factory):
     sys.modules.pop("vine_draws", None)
 
 
+@pytest.fixture(scope="module", params=MODES)
+def task_mode(request):
+    """One mode after the other, because a library that is idle makes room for tasks, and takes its time to start again."""
+    return request.param
+
+
 @pytest.fixture
-def warm(m, task_mode):
+def calls(m, task_mode):
+    """Options of a computation in which all of the libraries and modules of this page are imported once, before any process forks."""
+    options = {"scheduler": m.get, "task_mode": task_mode, "progress_disable": True}
+    if task_mode == "function-calls":
+        options["import_modules"] = MODULES
+    return options
+
+
+@pytest.fixture
+def warm(calls):
     """Compute something, when the process that forks has imported the package."""
 
     def compute(function, *args):
-        options = {"scheduler": m.get, "task_mode": task_mode, "progress_disable": True}
-        if task_mode == "function-calls":
-            options["import_modules"] = [function.__module__]
-        dask.compute(dask.delayed(function)(*args, -1), **options)
-        return dask.compute(*(dask.delayed(function)(*args, n, pure=False) for n in range(TASKS)), **options)
+        dask.compute(dask.delayed(function)(*args, -1), **calls)
+        return dask.compute(*(dask.delayed(function)(*args, n, pure=False) for n in range(TASKS)), **calls)
 
     return compute
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_not_seeded_differs_in_each_task(warm, kind):
+def test_what_is_not_seeded_differs_in_each_task(warm):
     draws = importlib.import_module("vine_draws")
-    found = warm(draws.draw, kind)
-    assert len({value for value, _here in found}) == TASKS
-    assert not any(here for _value, here in found), "it was to be imported before the fork"
+    found = warm(draws.draw)
+    assert count_each([values for values, _here in found]) == dict.fromkeys(draws.DRAWS, TASKS)
+    assert not any(here for _values, here in found), "it was to be imported before the fork"
 
 
 def test_what_is_seeded_with_nothing_differs_in_each_task(warm):
@@ -167,11 +183,11 @@ def test_what_pytorch_draws_seeded_is_what_its_seed_gives(warm, task_mode):
     assert set(warm(draws.draw, "seeded")) >= {first}
 
 
-def test_numpy_in_functions_of_the_script_differs_in_each_task(m, task_mode):
+def test_numpy_in_functions_of_the_script_differs_in_each_task(calls):
     def draw(number):
         return np.random.random()  # noqa: NPY002 - the state that all share is the subject
 
-    found = dask.compute(*(dask.delayed(draw)(n) for n in range(TASKS)), scheduler=m.get, task_mode=task_mode)
+    found = dask.compute(*(dask.delayed(draw)(n) for n in range(TASKS)), **calls)
     assert len(set(found)) == TASKS
 
 
@@ -196,38 +212,29 @@ SCRIPT = """
 """
 
 
-def script_functions():
-    script = {"__name__": "__main__"}
-    exec(textwrap.dedent(SCRIPT), script)
-    return script
-
-
-def test_unseeded_generators_of_a_script_differ_in_each_task(m, task_mode):
-    draw = script_functions()["draw"]
-    found = dask.compute(
-        *(dask.delayed(draw, pure=False)(n) for n in range(TASKS)), scheduler=m.get, task_mode=task_mode
-    )
+def test_unseeded_generators_of_a_script_differ_in_each_task(calls):
+    draw = script_of(SCRIPT)["draw"]
+    found = dask.compute(*(dask.delayed(draw, pure=False)(n) for n in range(TASKS)), **calls)
     assert [len(set(values)) for values in zip(*found, strict=True)][:-1] == [TASKS] * 5
     assert np.random.default_rng(42).random() in {values[-1] for values in found}
 
 
-def test_an_unseeded_generator_of_an_enclosing_function_differs_in_each_task(m, task_mode):
+def test_an_unseeded_generator_of_an_enclosing_function_differs_in_each_task(calls):
     generator = np.random.default_rng()
-    calls = [dask.delayed(lambda _: float(generator.random()), pure=False)(n) for n in range(TASKS)]
-    assert len(set(dask.compute(*calls, scheduler=m.get, task_mode=task_mode))) == TASKS
+    vertices = [dask.delayed(lambda _: float(generator.random()), pure=False)(n) for n in range(TASKS)]
+    assert len(set(dask.compute(*vertices, **calls))) == TASKS
 
 
 @pytest.mark.parametrize("kind", ["default_rng", "RandomState"])
-def test_random_arrays_of_dask_are_the_same_each_time(m, task_mode, kind):
-    array = getattr(pytest.importorskip("dask.array").random, kind)().normal(size=40, chunks=4)
-    options = {"scheduler": m.get, "task_mode": task_mode}
-    first = array.compute(**options)
-    assert (array.compute(**options) == first).all()
+def test_random_arrays_of_dask_are_the_same_each_time(calls, kind):
+    array = getattr(pytest.importorskip("dask.array").random, kind)().normal(size=40, chunks=10)
+    first = array.compute(**calls)
+    assert (array.compute(**calls) == first).all()
     assert (array.compute(scheduler="synchronous") == first).all()
 
 
 def test_two_functions_that_share_a_generator_share_it_where_they_run():
-    script = script_functions()
+    script = script_of(SCRIPT)
     draw, again = loads(dumps((script["draw"], script["again"]), by_value=True))
     assert draw.__globals__["generator"] is again.__globals__["generator"]
     assert draw.__globals__["generator"].random() != script["generator"].random()
@@ -328,35 +335,35 @@ def count_each(found):
 
 
 @pytest.mark.parametrize("text", [HELD, FROZEN])
-def test_unseeded_generators_differ_in_each_task_however_they_are_held(m, task_mode, text):
-    pytest.importorskip("scipy")
+def test_unseeded_generators_differ_in_each_task_however_they_are_held(warm, text):
+    if text is FROZEN:
+        pytest.importorskip("scipy")
     draw = script_of(text)["draw"]
-    number = TASKS if text is HELD else 5  # each task imports SciPy
-    calls = [dask.delayed(draw, pure=False)(n) for n in range(number)]
-    counts = count_each(dask.compute(*calls, scheduler=m.get, task_mode=task_mode))
-    assert counts == dict.fromkeys(counts, number)
-    assert counts == count_each(dask.compute(*calls, scheduler="synchronous"))
+    counts = count_each(warm(draw))
+    assert counts == dict.fromkeys(counts, TASKS)
+    vertices = [dask.delayed(draw, pure=False)(n) for n in range(TASKS)]
+    assert counts == count_each(dask.compute(*vertices, scheduler="synchronous"))
 
 
-def test_an_unseeded_generator_that_is_an_argument_differs_in_each_task(m, task_mode):
+def test_an_unseeded_generator_that_is_an_argument_differs_in_each_task(calls):
     given = [np.random.default_rng(), np.random.RandomState(), random.Random(), random.SystemRandom()]
 
     def draw(generators, number):
         return {n: float(one.random()) for n, one in enumerate(generators)}
 
-    calls = [dask.delayed(draw, pure=False, traverse=False)(given, n) for n in range(TASKS)]
-    counts = count_each(dask.compute(*calls, scheduler=m.get, task_mode=task_mode))
+    vertices = [dask.delayed(draw, pure=False, traverse=False)(given, n) for n in range(TASKS)]
+    counts = count_each(dask.compute(*vertices, **calls))
     assert counts == dict.fromkeys(counts, TASKS)
 
 
-def test_a_seeded_generator_that_is_an_argument_has_its_state_in_each_task(m, task_mode):
+def test_a_seeded_generator_that_is_an_argument_has_its_state_in_each_task(calls):
     given = {kind: make() for kind, make in SEEDED.items()}
 
     def draw(generators, number):
         return {kind: float(one.random()) for kind, one in generators.items()}
 
-    calls = [dask.delayed(draw, pure=False)(dict(given), n) for n in range(4)]
-    found = dask.compute(*calls, scheduler=m.get, task_mode=task_mode)
+    vertices = [dask.delayed(draw, pure=False)(dict(given), n) for n in range(4)]
+    found = dask.compute(*vertices, **calls)
     assert list(found) == [draw(given, 0)] * 4
 
 

@@ -20,21 +20,24 @@ from typing import Any, Callable
 from vinecore.protocol import seeds
 
 
+def loaded_packages() -> tuple[bool, bool]:
+    """Tell whether the generators of NumPy and of PyTorch are there."""
+    # what numpy.random imports last
+    has_numpy = hasattr(sys.modules.get("numpy.random"), "RandomState")
+    return has_numpy, hasattr(sys.modules.get("torch"), "Generator")
+
+
 def reducers() -> dict[type, Callable[[Any], Any]]:
     """Give what reduces the generators and seed sequences of the packages that are loaded; `reduced` does for those of `random`."""
-    return _reducers(bool(seeds.numpy_kinds()), "torch" in sys.modules)
-
-
-@functools.lru_cache(maxsize=4)
-def _reducers(has_numpy: bool, has_torch: bool) -> dict[type, Callable[[Any], Any]]:
+    has_numpy, has_torch = loaded_packages()
     found: dict[type, Callable[[Any], Any]] = {}
     if has_numpy:
         *kinds, bits = seeds.numpy_kinds()
         for kind in (*kinds, *vars(sys.modules["numpy.random"]).values()):
             if kind in kinds or (isinstance(kind, type) and issubclass(kind, bits)):
                 found[kind] = reduced
-    if has_torch and (kind := getattr(sys.modules["torch"], "Generator", None)) is not None:
-        found[kind] = reduced
+    if has_torch:
+        found[sys.modules["torch"].Generator] = reduced
     return found
 
 

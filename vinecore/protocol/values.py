@@ -33,6 +33,7 @@ import os
 import pickle
 import random
 import struct
+import sys
 import types
 import zlib
 from typing import Any, Callable, NamedTuple, Union
@@ -91,13 +92,16 @@ def _reduced_code(reduce: Callable[[types.CodeType], Any], code: types.CodeType)
     return make, tuple(code.co_filename if part == UNNAMED else part for part in parts)
 
 
+_SEEDED_OR_RAISED = random.Random, BaseException  # each object is asked, so once for both
+
+
 def _reduced(reducers: dict[type, Callable[[Any], Any]], obj: Any) -> Any:
     reduce = reducers.get(type(obj))
     if reduce is not None:
         return reduce(obj)
-    if isinstance(obj, random.Random):
-        return generators.reduced(obj)
-    if isinstance(obj, BaseException):
+    if isinstance(obj, _SEEDED_OR_RAISED):
+        if isinstance(obj, random.Random):
+            return generators.reduced(obj)
         return importlib.import_module("vinecore.protocol.exceptions").reduced(obj)
     # an object of a type that is not written in Python may get a dictionary by being asked for it, and so be pickled as something else
     own = getattr(obj, "__dict__", None) if type(type(obj).__init__) is types.FunctionType else None
@@ -110,14 +114,16 @@ def _reduced(reducers: dict[type, Callable[[Any], Any]], obj: Any) -> Any:
     return NotImplemented
 
 
+@functools.cache
+def _reducers(*_loaded: bool) -> dict[type, Callable[[Any], Any]]:
+    """Give what reduces objects of packages, for those that are loaded: made once for each set of them."""
+    return {types.MappingProxyType: _reduced_mapping, **histograms.reducers(), **generators.reducers()}
+
+
 def _text(kind: Any, value: Any, options: dict[str, Any]) -> bytes:
     text = io.BytesIO()
     pickler = kind(text, **options)
-    pickler.reducers = {
-        types.MappingProxyType: _reduced_mapping,
-        **histograms.reducers(),
-        **generators.reducers(),
-    }
+    pickler.reducers = _reducers("boost_histogram._core" in sys.modules, *generators.loaded_packages())
     pickler.dump(value)
     return text.getvalue()
 

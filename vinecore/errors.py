@@ -94,6 +94,11 @@ def explain(kind: str, info: dict[str, Any], payload: bytes, what: str, where: s
             "give it more with set_time_max, or None for no limit"
         )
     if kind == "exhausted":
+        if "library" in info:
+            return TaskFailed(
+                f"{place}: its library used {info.get('peak')} MB of {info.get('resource')}, its limit is {info.get('limit')} MB, and the slot "
+                "of this call had written most: give the library more with set_disk, or lib_resources={'disk': ...}, or have calls remove their temporary files"
+            )
         text = f"{place}: it used {info.get('peak')} MB of {info.get('resource')}, its limit is {info.get('limit')} MB: "
         return TaskFailed(
             text

@@ -80,7 +80,7 @@ class LibraryTask:
         self._request["memory"] = checks.megabytes("memory", memory_mb)
 
     def set_disk(self, disk_mb: int) -> None:
-        """Megabytes of disk that one unit takes."""
+        """Megabytes of disk that one unit takes. If its slots write more than all its units have, the call in the slot that has written most fails."""
         self._request["disk"] = checks.megabytes("disk", disk_mb)
 
     def set_gpus(self, gpus: float) -> None:

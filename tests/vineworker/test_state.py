@@ -969,3 +969,42 @@ def test_a_slot_that_ends_after_an_answer_is_replaced_and_nobody_is_to_blame(wor
         (new,) = worker.state.slots
         assert worker.sent() == [(new, 1000 + task)]
         worker.feed(e.Replied(new, [Reply(1000 + task, "done", 2, 0.1, {}, b"ok")]))
+
+
+# ---- too much disk
+
+
+def too_much(slot):
+    return e.Exhausted(slot, {"resource": "disk", "limit": 10, "peak": 11})
+
+
+def test_the_call_of_a_slot_that_has_written_too_much_fails_when_its_process_has_ended(worker):
+    worker.library()
+    worker.feed(*map(call, (1, 2)))
+    [slot] = {slot for slot, _task in worker.sent()}
+    worker.feed(too_much(slot))
+    assert worker.out == [i.KillSlot(slot)]
+    assert worker.feed(too_much(slot)) == []
+    worker.die(slot, 1)
+    assert worker.said(m.Failed) == [m.Failed(1, "exhausted", too_much(slot).info, b"")]
+    [again] = [x.slot for x in worker.told(i.StartSlot)]
+    assert worker.sent() == [(again, 2)]
+
+
+def test_a_call_that_was_faster_is_done(worker):
+    worker.library()
+    worker.feed(call(1))
+    [(slot, _task)] = worker.sent()
+    worker.feed(too_much(slot))
+    worker.reply(slot, 1)
+    assert [x.task for x in worker.said(m.Done)] == [1]
+    worker.die(slot)
+    assert worker.said(m.Failed) == []
+
+
+def test_a_slot_without_a_call_is_replaced(worker):
+    [slot] = [x.slot for x in worker.library() if isinstance(x, i.StartSlot)]
+    assert worker.feed(too_much(slot)) == [i.KillSlot(slot)]
+    worker.die(slot)
+    assert len(worker.told(i.StartSlot)) == 1
+    assert worker.said(m.LibraryFailed) == []

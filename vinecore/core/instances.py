@@ -71,6 +71,8 @@ class Instances:
             "cores": instance.allocation.cores,
             "memory": instance.allocation.memory,
         }
+        if spec.request.disk is not None:  # what is enforced is what was asked for
+            options["disk"] = instance.allocation.disk
         mind.emit(
             Send(
                 worker.id,

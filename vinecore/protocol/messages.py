@@ -118,7 +118,7 @@ class Library(NamedTuple):
     environment: str  # directory object that holds the Python to use, or ""
     slots: int
     exec_mode: str  # "direct" or "fork"
-    options: dict[str, Any]  # env, command, mounts, cores
+    options: dict[str, Any]  # env, command, mounts, cores, memory, disk if it was asked for
 
 
 class RemoveLibrary(NamedTuple):

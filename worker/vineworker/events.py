@@ -95,6 +95,13 @@ class TaskOver(NamedTuple):
     outputs: dict[str, int]
 
 
+class Exhausted(NamedTuple):
+    """A slot has written most of what is too much for its library; ``info`` is of a `Failed`."""
+
+    slot: int
+    info: dict[str, Any]
+
+
 class Overrun(NamedTuple):
     """A call in a slot of a library has exceeded a limit; ``message`` says which."""
 

@@ -172,7 +172,7 @@ class Host:
             self._children[pid] = request["slot"]
             if request["single"]:
                 self._singles.add(pid)
-                self._tell({"forked": request["slot"], "pid": pid})
+            self._tell({"forked": request["slot"], "pid": pid, "single": request["single"]})
             os.close(channel)
             os.close(progress)
             return

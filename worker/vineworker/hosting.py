@@ -24,6 +24,7 @@ from vineworker import instructions as i
 from vineworker import logs, packing, starting, temporary
 from vineworker.cache import Cache
 from vineworker.calls import FROM_SLOT, PROGRESS
+from vineworker.library_disk import LibraryDisk, Writer
 from vineworker.sandbox import TEMPORARY, read_end
 from vineworker.warden import Warden
 
@@ -160,6 +161,18 @@ class HostProcess:
                 self._close_descriptors()
         self._loop.remove_writer(self._control)
 
+    def disk(self, limit: Callable[[], int], copies: dict[int, int]) -> LibraryDisk:
+        """What looks how much of the disk this takes; may be used in any thread."""
+
+        def slots() -> dict[int, Writer]:
+            return {
+                number: Writer(slot.writer, (slot.log, slot.errors))
+                for number, slot in list(self.slots.items())
+            }
+
+        own = Writer(self.process.pid, tuple(self.folder + suffix for suffix in (".log", ".error", ".stack")))
+        return LibraryDisk(self.folder, own, slots, limit, copies)
+
     def _close_descriptors(self) -> None:
         for descriptor in self._unsent.popleft()[1]:
             os.close(descriptor)
@@ -193,9 +206,7 @@ class HostProcess:
         elif "failed" in news:
             self._failed = news
         elif "forked" in news:
-            self._warden.watch(news["pid"])
-            if news["forked"] in self.slots:
-                self.slots[news["forked"]].started(news["pid"])
+            self._forked(self.slots.get(news["forked"]), news["pid"], news["single"])
         elif "exited" in news:
             slot = self.slots.pop(news["exited"], None)
             if slot is not None:
@@ -211,6 +222,12 @@ class HostProcess:
         if self._failed is not None:
             self._end()
         return True
+
+    def _forked(self, slot: Optional[SlotProcess], pid: int, single: bool) -> None:
+        if single:
+            self._warden.watch(pid)
+        if slot is not None:
+            slot.started(pid)
 
     def _end(self) -> None:
         if self.ended:
@@ -302,6 +319,7 @@ class SlotProcess:
         self._happened = happened
         self._exit: Optional[dict[str, Any]] = None
         self.pid: Optional[int] = None  # of a single task, which leads a process group
+        self.writer: Optional[int] = None  # the process of a library's slot
         self.copies: dict[int, int] = {}  # what in the folder of a single task are inputs
         self.forked: Callable[[int], None] = lambda _pid: None
         self._closed = self._told = False
@@ -336,9 +354,12 @@ class SlotProcess:
         self._file.close()  # the map of it stays
 
     def started(self, pid: int) -> None:
-        """The process of a single task is there."""
-        self.pid = pid
-        self.forked(pid)
+        """The process is there."""
+        if self.single:
+            self.pid = pid
+            self.forked(pid)
+        else:
+            self.writer = pid
 
     def kill(self) -> None:
         """Have the host kill the process; it knows best which one it is."""

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Union
 from vineworker.probes import Look, Probe, best_probe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
 MB = 1 << 20
 
@@ -174,7 +174,7 @@ class Sampler:
         return found
 
 
-class _Spacing:
+class Spacing:
     """When something that costs may be done again."""
 
     __slots__ = ("_clock", "_cost_s", "_cpu_clock", "_done_at", "_since")
@@ -185,6 +185,7 @@ class _Spacing:
         self._done_at = float("-inf")
 
     def due(self, duty: float, at_least_s: float = 0.0) -> bool:
+        """Whether it was not done for so long that it takes no more than this part of the time, and for that many seconds."""
         return self._clock() >= self._done_at + max(self._cost_s / duty, at_least_s)
 
     def __enter__(self) -> None:
@@ -219,7 +220,7 @@ class _Watch:
         self._inherited: int | None = None
         self._cpu_s: float | None = None
         self._processes = 0
-        self._families, self._memory, self._disk = (_Spacing(clock, cpu_clock) for _ in range(3))
+        self._families, self._memory, self._disk = (Spacing(clock, cpu_clock) for _ in range(3))
         first = probe.look(pid) if probe is not None else None
         self._cpu_before = first.cpu_s if first else 0.0
         self._rss_before = first.rss if first else 0
@@ -300,7 +301,7 @@ class _Watch:
         sandbox, output, copies = self._place
         if self._disk.due(DUTY, DISK_PERIOD_S):
             with self._disk:
-                nameless = nameless_bytes(list(self._members), sandbox)
+                nameless = sum(find_nameless(list(self._members), sandbox).values())
                 self._in_sandbox = used_bytes(sandbox, copies=copies) + nameless
         self._raise("disk", self._in_sandbox + file_size(output))
 
@@ -343,7 +344,12 @@ def file_size(path: str) -> int:
         return 0
 
 
-def used_bytes(folder: str, max_entries: int = MAX_ENTRIES, copies: Mapping[int, int] = {}) -> int:
+def used_bytes(
+    folder: str,
+    max_entries: int = MAX_ENTRIES,
+    copies: Mapping[int, int] = {},
+    left_out: Container[str] = (),
+) -> int:
     """Add up the sizes of the files below a folder.
 
     A file that is also linked from elsewhere, as the inputs from the cache are, belongs there and does not
@@ -353,6 +359,8 @@ def used_bytes(folder: str, max_entries: int = MAX_ENTRIES, copies: Mapping[int,
     ----------
     copies
         Files, by their numbers, that were there from the beginning, and their sizes then, which do not count.
+    left_out
+        Paths of files and folders below it that do not count.
     """
     total = seen = 0
     linked: dict[tuple[int, int], list[int]] = {}
@@ -360,6 +368,8 @@ def used_bytes(folder: str, max_entries: int = MAX_ENTRIES, copies: Mapping[int,
     while folders and seen < max_entries:
         for entry in _scan(folders.pop()):
             seen += 1
+            if left_out and entry.path in left_out:
+                continue
             try:
                 info = entry.stat(follow_symlinks=False)
             except OSError:
@@ -378,12 +388,12 @@ def used_bytes(folder: str, max_entries: int = MAX_ENTRIES, copies: Mapping[int,
     return total + sum(size for missing, size in linked.values() if missing <= 0)
 
 
-def nameless_bytes(processes: Iterable[int], folder: str) -> int:
-    """Add up what open files without a name take of the disk that a folder is on, where the system tells which those are."""
+def find_nameless(processes: Iterable[int], folder: str) -> dict[int, int]:
+    """Find open files without a name on the disk that a folder is on, by their numbers, and the bytes that they take, where the system tells."""
     try:
         disk = os.stat(folder).st_dev
     except OSError:
-        return 0
+        return {}
     found: dict[int, int] = {}
     for pid in processes:
         for entry in _scan(f"/proc/{pid}/fd"):
@@ -393,7 +403,7 @@ def nameless_bytes(processes: Iterable[int], folder: str) -> int:
                 continue
             if info.st_nlink == 0 and info.st_dev == disk and stat.S_ISREG(info.st_mode):
                 found[info.st_ino] = info.st_blocks * 512
-    return sum(found.values())
+    return found
 
 
 def _scan(folder: str) -> list[os.DirEntry[str]]:

@@ -15,6 +15,7 @@ from vinecore.protocol import messages as m
 from vineworker import captured_output, descendants, sandbox
 from vineworker.cache import Cache, DiskFull
 from vineworker.calls import Reply
+from vineworker.library_disk import LibraryDisk, TooMuch
 from vineworker.looks import Changed
 from vineworker.measuring import MB, Exceeded, Peak, Sampler, file_size, used_bytes
 from vineworker.warden import Warden
@@ -34,9 +35,18 @@ class Measuring:
         Told who has passed a limit.
     disk_mb
         What no task may exceed in its sandbox, whatever it has asked for; 0: no limit.
+    too_much
+        Told of a library, by its name, that takes too much of the disk.
     """
 
-    def __init__(self, exceeded: Callable[[Exceeded], None], disk_mb: int = 0) -> None:
+    def __init__(
+        self,
+        exceeded: Callable[[Exceeded], None],
+        disk_mb: int = 0,
+        too_much: Callable[[str, TooMuch], None] = lambda _library, _found: None,
+    ) -> None:
+        self._too_much = too_much
+        self._libraries: dict[str, LibraryDisk] = {}
         self._sampler, self._exceeded, self._disk_mb = Sampler(), exceeded, disk_mb
         self._watched: set[int] = set()
         self._unasked: set[int] = set()
@@ -60,6 +70,19 @@ class Measuring:
             self._unasked.add(task)
         self._sampler.watch(task, pid, limits, folder, output, copies)
         self._watched.add(task)
+        self._begin()
+
+    def watch_library(self, name: str, disk: LibraryDisk) -> None:
+        """Begin to look how much of the disk a library takes."""
+        self._libraries[name] = disk
+        self._begin()
+
+    def unwatch_library(self, name: str) -> None:
+        """Stop looking after a library."""
+        if self._libraries.pop(name, None) is not None:
+            self._rest()
+
+    def _begin(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="vine-measuring", daemon=True)
             self._thread.start()
@@ -70,13 +93,16 @@ class Measuring:
         if task not in self._watched:
             return None
         self._watched.discard(task)
-        if not self._watched:
-            self._wake.clear()
+        self._rest()
         peak = self._sampler.unwatch(task)
         if task in self._unasked:  # who has set no limit does not want to know
             self._unasked.discard(task)
             peak = peak._replace(disk_mb=None)
         return peak
+
+    def _rest(self) -> None:
+        if not self._watched and not self._libraries:
+            self._wake.clear()
 
     def _run(self) -> None:
         while not self._closing:
@@ -84,6 +110,10 @@ class Measuring:
             try:
                 for exceeded in self._sampler.sample():
                     self._exceeded(exceeded)
+                for name, disk in list(self._libraries.items()):
+                    found = disk.look()
+                    if found is not None:
+                        self._too_much(name, found)
             except Exception:  # the tasks go on, and are looked at again
                 log.exception("a defect where tasks are measured; please report it")
             time.sleep(SAMPLE_S)

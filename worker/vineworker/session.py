@@ -34,6 +34,7 @@ from vineworker.calls import Call, Drop, Object, Release, Reply, Write
 from vineworker.captured_output import ERRORS
 from vineworker.hosting import HostProcess, SlotProcess, environment_prefix, remove_files
 from vineworker.keeping import Keeper, Kept
+from vineworker.library_disk import TooMuch
 from vineworker.looks import Changed
 from vineworker.measuring import Exceeded
 from vineworker.resources import Detected
@@ -113,7 +114,11 @@ class Session:
         self._uploads = ThreadPoolExecutor(TRANSFER_THREADS, "vine-upload")
         self._threads = ThreadPoolExecutor(DISK_THREADS, "vine-disk")
         disk_mb = settings.resources.disk_mb
-        self._measuring = processes.Measuring(lambda exceeded: self._soon(self._exceeded, exceeded), disk_mb)
+        self._measuring = processes.Measuring(
+            lambda exceeded: self._soon(self._exceeded, exceeded),
+            disk_mb,
+            lambda library, found: self._soon(self._has_too_much, library, found),
+        )
         self._state = state.WorkerState()
         self.cache = Cache(
             self._folder, disk_limit=disk_mb * MB, lost=lambda names: self._soon(self._lose, names)
@@ -550,7 +555,7 @@ class Session:
         options = instruction.library.options if instruction.library else {}
         self._preparing[name] = folder
 
-        def then(_nothing: Any, error: Optional[BaseException]) -> None:
+        def then(copies: Any, error: Optional[BaseException]) -> None:
             if self._preparing.get(name) != folder:  # it has been stopped already
                 self._threads.submit(remove_files, folder, self.cache)
                 return
@@ -558,7 +563,7 @@ class Session:
             try:
                 if error is not None:
                     raise error
-                self._hosts[name] = HostProcess(
+                host = self._hosts[name] = HostProcess(
                     instruction,
                     folder,
                     self._shorten(folder),
@@ -567,6 +572,9 @@ class Session:
                     self._python,
                     self._warden,
                 )
+                if instruction.library is not None:
+                    disk = host.disk(lambda: self._disk_limit(name), copies)
+                    self._measuring.watch_library(name, disk)
             except Exception as problem:  # noqa: BLE001 - told to the manager
                 if isinstance(problem, Changed):
                     self._lose(problem.names)
@@ -576,14 +584,36 @@ class Session:
                 )
                 self._threads.submit(remove_files, folder, self.cache)
 
-        def work() -> None:
-            sandbox.make(folder, options.get("mounts", []), self.cache, link=False)
+        def work() -> dict[int, int]:
+            copies = sandbox.make(folder, options.get("mounts", []), self.cache, link=False)
             if instruction.library is not None:
                 self.cache.checked_path(instruction.library.setup)
+            return copies
 
         self._in_thread(work, then)
 
+    def _disk_limit(self, library: str) -> int:
+        """MB that a library may take of the disk: what was asked for, all units of it together; else, as for tasks, what this worker has."""
+        host = self._state.hosts.get(library)
+        asked = host.library.options.get("disk") if host is not None and host.library is not None else 0
+        return int(asked or self._settings.resources.disk_mb)
+
+    def _has_too_much(self, library: str, found: TooMuch) -> None:
+        """End the slot of a library that has written most, or the library where nothing else gives its disk back."""
+        host = self._hosts.get(library)
+        if host is None:
+            return
+        if found.slot is None:
+            reason = f"its folder and what it prints take {found.peak_mb} MB of disk, its limit is {found.limit_mb} MB: give the library more disk"
+            self._happened(e.HostDown(library, reason, False, b""))
+        elif found.slot in self._slots:
+            about = {"resource": "disk", "limit": found.limit_mb, "peak": found.peak_mb, "library": library}
+            words = self._slots[found.slot].last_words()
+            info = {"exit_code": 9, "output": words, "outputs": {}, **about}
+            self._happened(e.Exhausted(found.slot, info))
+
     def _stop_host(self, instruction: Any) -> None:
+        self._measuring.unwatch_library(instruction.host)
         self._preparing.pop(instruction.host, None)
         host = self._hosts.pop(instruction.host, None)
         if host is not None:

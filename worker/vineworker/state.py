@@ -148,7 +148,7 @@ class WorkerState:
             e.Arrived: self._arrived, e.Compared: self._compared, e.Found: self._found,
             e.Inherited: self._inherited, e.Kept: self._is_kept, e.HostUp: self._host_up, e.HostSlow: self._host_slow,
             e.HostDown: self._host_down, e.Replied: self._replied, e.SlotDown: self._slot_down, e.TaskOver: self._task_over,
-            e.Overrun: self._overrun,
+            e.Overrun: self._overrun, e.Exhausted: self._exhausted,
         }  # fmt: skip
 
     def handle(self, events: Iterable[Any]) -> list[Any]:
@@ -576,6 +576,16 @@ class WorkerState:
         if task is not None and task.slot is not None and not task.slot.killed:
             task.slot.killed, task.slot.verdict = True, event.message
             self._out.append(i.KillSlot(task.slot.id))
+
+    def _exhausted(self, event: e.Exhausted) -> None:
+        """A slot goes, with what it has written. The call that it runs, if there is one, has failed."""
+        slot = self.slots.get(event.slot)
+        if slot is None or slot.killed:
+            return
+        slot.killed = True
+        if slot.in_flight:
+            slot.verdict = m.Failed(slot.in_flight[0].run.task, "exhausted", event.info, b"")
+        self._out.append(i.KillSlot(slot.id))
 
     def _tell_verdict(self, slot: Slot) -> None:
         """Tell of the call for which a slot was killed; if that was faster, it is over already."""

@@ -71,6 +71,16 @@ def test_what_was_made_and_what_has_arrived_is_known(tmp_path, write):
     }  # fmt: skip
 
 
+def test_what_serves_one_graph_only_is_not_gone_on_with(tmp_path, write):
+    """Neither what a task has made whose name does not tell all that it has used, nor a copy of it; what is made under its name later is."""
+    write(
+        "1", *made(1, "a", single_use=True, outputs={"o": LARGE}, digests={"o": "34"}), j.TransferEnded(1.0, "a", "1", 2, LARGE, 0.1, "12"),
+        j.TransferEnded(1.0, "o", "1", 2, LARGE, 0.1, "34"), *made(2, "b", single_use=True), *made(3, "b", digest="56"), *made(4, "c", 10, single_use=True),
+        *made(5, "d", single_use=True), *made(6, "d"), j.TransferEnded(1.0, "d", "1", 2, LARGE, 0.1, "12"),
+    )  # fmt: skip
+    assert look_back(tmp_path, "m").results == {("b", LARGE, "56"), ("d", LARGE, "12")}
+
+
 def test_all_that_was_ever_made_under_a_name_is_known(tmp_path, write):
     write("1", *made(1, "a", digest="12"), *made(2, "a", digest="34"))
     assert look_back(tmp_path, None).results == {("a", LARGE, "12"), ("a", LARGE, "34")}

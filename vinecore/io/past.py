@@ -164,6 +164,9 @@ class _Reader:
 
     def __init__(self) -> None:
         self.results: set[Result] = set()
+        self._used_once: set[Result] = (
+            set()
+        )  # what served one graph only, under a name that something else may have
         self.there: set[tuple[str, int]] = set()
         self.closed = False
         self._takers: dict[type[j.Record], Callable[[Any], None]] = {
@@ -209,14 +212,18 @@ class _Reader:
         self._made[record.task] = "" if record.task in self._made else known
 
     def _done(self, record: j.TaskDone) -> None:
-        if record.single_use:
-            return
         name = self._made.get(record.task)
-        if name:
-            self.results.add(result(name, record.size, record.digest))
-        for output, size in record.outputs.items():
-            if self._own not in output and output != name:
-                self.results.add(result(output, size, record.digests.get(output, "")))
+        made = {result(name, record.size, record.digest)} if name else set()
+        made.update(
+            result(output, size, record.digests.get(output, ""))
+            for output, size in record.outputs.items()
+            if self._own not in output and output != name
+        )
+        if record.single_use:
+            self._used_once |= made - self.results
+        else:
+            self._used_once -= made
+            self.results |= made
 
     def _declared(self, record: j.FileDeclared) -> None:
         if record.directory or record.archive:
@@ -225,5 +232,6 @@ class _Reader:
             self.results.add(result(record.file, record.size, ""))
 
     def _arrived(self, record: j.TransferEnded) -> None:
-        if self._own not in record.file:
-            self.results.add(result(record.file, record.bytes, record.digest))
+        arrived = result(record.file, record.bytes, record.digest)
+        if self._own not in record.file and arrived not in self._used_once:
+            self.results.add(arrived)

@@ -22,7 +22,7 @@ from vinecore.core.instructions import (
     TaskEnded,
     VertexEnded,
 )
-from vinecore.core.state import TASK, WORKFLOW, is_root
+from vinecore.core.state import TASK, TICKET_SHIFT, WORKFLOW, is_root
 from vinecore.core.transitions import ASSIGNED, READY, RETRIEVING, UNFINISHED, WAITING, step
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
@@ -197,6 +197,7 @@ class Life:
         mind = self._mind
         task = worker.tasks.get(message.task)
         if task is None:  # it was taken back before the worker knew, who then forgets what it has made
+            self._replaced(worker, message)
             return
         self.leave(task)
         task.wall_s = message.wall_s
@@ -232,6 +233,18 @@ class Life:
                 self._absent(task, file, message.info)
             self.settle(file)
         mind.copies.spread(task.outputs)
+
+    def _replaced(self, worker: Worker, message: m.Done) -> None:
+        """What a worker had already of what an attempt makes that was taken back is not forgotten: what came last counts."""
+        digests = message.info.get("digests", {})
+        made = [(name, digests.get(name, "")) for name in message.info.get("outputs", {})]
+        task = self._mind.tables.tasks.get(message.task & (1 << TICKET_SHIFT) - 1)
+        if task is not None:
+            made.append((task.spec.result, message.info.get("digest", "")))
+        for name, digest in made:
+            file = self._mind.tables.files.get(name)
+            if file is not None and worker in file.replicas:
+                file.replicas[worker] = digest
 
     def _is_single_use(self, task: Task, info: dict[str, Any]) -> bool:
         """Whether a task may make something else the next time, under the same name."""

@@ -364,3 +364,20 @@ def test_losing_a_worker_in_the_middle_of_everything_fails_a_run_once(vine):
     assert vine.run().running == vine.run().unfinished == 0
     vine.join(cores=5)
     assert not vine.started()
+
+
+def test_an_output_that_is_replaced_by_an_attempt_that_was_taken_back_is_what_came_last():
+    vine = Vine()
+    vine.declare("a")
+    vine.declare("b")
+    vine.submit(single(1), single(2, "r1", result="", outputs=("a", "b")), single(3, "r1", "a", "b"))
+    worker = vine.join()
+    vine.done(1, size=LARGE)
+    vine.done(2, outputs={"a": LARGE, "b": LARGE}, digests={"a": "a 1", "b": "b 1"})
+    vine.say(worker, m.Lost(["a"]))
+    assert made_again(vine) == {"t2"}
+    _worker, ticket = vine.place(2)
+    again = {"outputs": {"a": LARGE, "b": LARGE}, "digests": {"a": "a 2", "b": "b 2"}}
+    vine.say(worker, m.Lost(["r1"]), m.Done(ticket, 0, 0.05, again, b""))
+    assert (worker, "b") not in vine.unlinked()
+    assert vine.file("b").replicas == {vine.worker(worker): "b 2"}

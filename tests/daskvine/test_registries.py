@@ -283,3 +283,39 @@ def test_what_was_registered_earlier_and_comes_late_does_not_count(monkeypatch):
     for text in (texts[1], texts[0]):
         values.loads(text)
         assert sorted(ak.behavior) == ["one", "two"]
+
+
+def test_single_tasks_and_libraries_register_for_themselves_in_the_way_that_the_page_says(succeed):
+    pytest.importorskip("awkward", reason="registers behaviors: pip install awkward")
+    succeed("""
+import awkward as ak
+from vinecore import FunctionCall, PythonTask
+
+mine = {}
+
+@ak.mixin_class(mine)
+class point:
+    @property
+    def twice(self):
+        return 2 * self.x
+
+def register():
+    ak.behavior.update(mine)
+    return {}
+
+def made(n):
+    return ak.sum(ak.zip({"x": [n, n]}, with_name="point").twice)
+
+def registered_and_made(n):
+    register()
+    return made(n)
+
+if __name__ == "__main__":
+    with DaskVine.local(cores=1) as m:
+        library = m.create_library_from_functions("points", made, library_context_info=[register, [], {}])
+        m.install_library(library)
+        for task in (PythonTask(registered_and_made, 3), FunctionCall("points", "made", 3)):
+            m.submit(task)
+            assert m.wait(60) is task
+            assert task.output == 12, task.output
+""")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import vineworker
-from vineworker.cli import _amount, _megabytes, parse_address
+from vineworker.cli import _cores, _gpus, _megabytes, parse_address
 
 from tests import chores
 from tests.support import HURRY_S, alive, find_python, one_result, until, workers_of
-from vinecore import Factory, PythonTask, Task
+from vinecore import Factory, Manager, PythonTask, Task
 from vinecore.protocol.amounts import parse_megabytes
 from vinecore.protocol.folders import OWNER
 
@@ -440,7 +441,7 @@ def test_a_bare_python_of_another_version_runs_commands_and_gets_no_functions(ya
 )  # fmt: skip
 def test_amounts_have_units_or_are_megabytes(text, megabytes):
     assert parse_megabytes(text) == megabytes
-    assert _megabytes(text) == megabytes
+    assert _megabytes(text) == (megabytes or None)
 
 
 @pytest.mark.parametrize("text", ["", "GB", "2XB", "two", "2GB 3", "1e3", "nan", "inf", "9" * 30, "0x10"])
@@ -452,17 +453,52 @@ def test_what_is_no_amount_is_refused_with_an_example(text):
 @pytest.mark.parametrize("text", ["all", "auto", "ALL", "-1"])
 def test_all_that_is_there_has_words_of_its_own(text):
     assert _megabytes(text) is None
-    assert _amount(text) is None
+    assert _cores(text) is None
+    assert _gpus(text) is None
+
+
+def test_nothing_means_all_that_is_there_but_of_gpus_as_with_taskvine():
+    assert (_cores("0"), _megabytes("0"), _megabytes("0GB"), _gpus("0")) == (None, None, None, 0)
 
 
 @pytest.mark.parametrize(
     ("option", "text"),
-    [("--memory", "2XB"), ("--disk", "much"), ("--cores", "2.5"), ("--cores", "nan"), ("--gpus", "x")],
-)
+    [("--memory", "2XB"), ("--disk", "much"), ("--cores", "2.5"), ("--cores", "nan"), ("--gpus", "x"), ("--gpus", "-2"),
+     ("--cores", "-3"), ("--memory", "-5"), ("--disk", "100kB"), ("--parent-death", "-5"), ("--parent-death", "0")],
+)  # fmt: skip
 def test_a_worker_refuses_what_is_no_amount(option, text):
     ended = vine_worker("localhost", 1, option, text)
     assert ended.returncode == 2
+    assert f"argument {option}" in ended.stderr
     assert repr(text) in ended.stderr
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "a..b", "a" * 100])
+def test_a_host_that_has_no_address_is_named_with_what_to_do(yard, host):
+    words = f"no address is known of the host {host!r} ("
+    for place in ((host, 9123), (host, 9123, "--transfer-address", "127.0.0.1")):
+        ended = vine_worker(*place, "--password", yard.secret, "--connect-timeout", 0)
+        assert ended.returncode == 1
+        assert words in ended.stderr
+        assert "check how it is spelled" in ended.stderr
+        assert "Traceback" not in ended.stderr
+    ended = vine_worker(
+        "localhost", 1, "--password", yard.secret, "--connect-timeout", 0, "--transfer-address", host
+    )
+    assert f"cannot listen on --transfer-address {host}: {words}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    with pytest.raises(OSError, match=re.escape(f"cannot listen on address={host}: {words}")):
+        Manager(0, address=host)
+    for look in ((f"{host}:99",), ("--catalog", f"{host}:99")):
+        ended = subprocess.run([sys.executable, "-m", "vinecore.status", *look], check=False, capture_output=True, text=True, timeout=60)  # fmt: skip
+        assert words in ended.stdout + ended.stderr
+
+
+def test_an_address_of_another_machine_is_named_with_what_to_do():
+    with pytest.raises(
+        OSError, match=r"cannot listen on address=203\.0\.113\.7: .*Use an address of this machine"
+    ):
+        Manager((20000, 60000), address="203.0.113.7")
 
 
 def test_a_worker_offers_what_it_was_told_in_gigabytes(yard):

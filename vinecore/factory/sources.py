@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -16,6 +15,7 @@ from vinecore.factory.mind import wanted
 from vinecore.factory.settings import Settings
 from vinecore.protocol import handshake, tls
 from vinecore.protocol.finding import Finder
+from vinecore.protocol.ports import connect
 from vinecore.protocol.records import Found
 from vinecore.protocol.seals import Words
 
@@ -58,7 +58,7 @@ def ask(
     """
     deadline = time.monotonic() + ASK_S
     with contextlib.ExitStack() as stack:
-        sock = stack.enter_context(socket.create_connection((host, port), timeout=patience_s))
+        sock = stack.enter_context(connect((host, port), patience_s))
         if fingerprints:
             sock = stack.enter_context(tls.Cover().dial(sock, fingerprints))
         words = Words(sock, handshake.dial(sock, secret, "status", suits=suits), "client")

@@ -9,11 +9,11 @@ import base64
 import json
 import os
 import re
-import socket
 import time
 from collections.abc import Mapping
 from typing import Any, Optional
 
+from vinecore.protocol.ports import connect
 from vinecore.protocol.records import KIND
 
 PORT = 9097
@@ -96,7 +96,7 @@ class Catalog:
         for server in self.servers:
             try:
                 host, port = server
-                with socket.create_connection((host, port + 1), timeout=timeout_s) as sock:
+                with connect((host, port + 1), timeout_s) as sock:
                     sock.sendall(content)
             except OSError as error:
                 problems.append(f"{_text(server)}: {error}")
@@ -108,7 +108,7 @@ class Catalog:
 def _get(server: tuple[str, int], path: str) -> Optional[list[Any]]:
     """Ask for a list in JSON; None if the server does not know what is asked for."""
     deadline, data = time.monotonic() + ASK_S, bytearray()
-    with socket.create_connection(server, timeout=ASK_S) as sock:
+    with connect(server, ASK_S) as sock:
         sock.sendall(
             f"GET {path} HTTP/1.0\r\nHost: {_text(server)}\r\nAccept: application/json\r\n\r\n".encode()
         )

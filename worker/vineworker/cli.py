@@ -60,20 +60,22 @@ def parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="also look for managers at a catalog server, or several, with commas (default: what CATALOG_HOST says, or none)",
     )
-    p.add_argument("--cores", type=_amount, help="cores to offer (default: what affinity and cgroups allow)")
+    p.add_argument(
+        "--cores", type=_cores, help="cores to offer (default, and with 0: what affinity and cgroups allow)"
+    )
     p.add_argument(
         "--memory",
         type=_megabytes,
         metavar="MB",
-        help="memory to offer, in MB, or with a unit, such as 2GB (default: what the machine and cgroups allow)",
+        help="memory to offer, in MB, or with a unit, such as 2GB (default, and with 0: what the machine and cgroups allow)",
     )
     p.add_argument(
         "--disk",
         type=_megabytes,
         metavar="MB",
-        help="disk to offer, in MB, or with a unit, such as 20GB (default: half of what is free in the workspace)",
+        help="disk to offer, in MB, or with a unit, such as 20GB (default, and with 0: half of what is free in the workspace)",
     )
-    p.add_argument("--gpus", type=_amount, help="gpus to offer (default: what nvidia-smi lists)")
+    p.add_argument("--gpus", type=_gpus, help="gpus to offer, 0 for none (default: what nvidia-smi lists)")
     p.add_argument(
         "-t",
         "--timeout",
@@ -162,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--parent-death",
-        type=int,
+        type=_pid,
         nargs="?",
         const=os.getppid(),
         metavar="PID",
@@ -194,30 +196,52 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def _amount(text: str) -> Optional[int]:
-    """Understand a number of cores or gpus; "all", "auto" and negative ones mean what is there."""
+def _cores(text: str) -> Optional[int]:
+    """Understand a number of cores; "all", "auto", 0 and -1 mean what is there, as with TaskVine's worker."""
+    return _count(text, "'all'", 0)
+
+
+def _gpus(text: str) -> Optional[int]:
+    """Understand a number of gpus; "all", "auto" and -1 mean what is there, 0 none."""
+    return _count(text, "0 for none, or 'all'", -1)
+
+
+def _count(text: str, allowed: str, everything: int) -> Optional[int]:
     if text.strip().lower() in ("all", "auto"):
         return None
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not value.is_integer() or value > MOST:  # it is not of infinity and NaN either
-        msg = f"{text!r} is not a whole number, or 'all'"
+    if not value.is_integer() or not -1 <= value <= MOST:  # it is not of infinity and NaN either
+        msg = f"{text!r} is not a whole number of 1 or more, or {allowed}"
         raise argparse.ArgumentTypeError(msg)
-    return None if value < 0 else int(value)
+    return None if value <= everything else int(value)
 
 
 def _megabytes(text: str) -> Optional[int]:
-    """Understand an amount of memory or disk; "all", "auto" and negative numbers mean what is there."""
+    """Understand an amount of memory or disk; "all", "auto", 0 and -1 mean what is there, as with TaskVine's worker."""
     from vinecore.protocol.amounts import parse_megabytes
 
-    if text.strip().lower() in ("all", "auto") or text.strip().startswith("-"):
+    if text.strip().lower() in ("all", "auto", "-1"):
         return None
     try:
-        return parse_megabytes(text)
+        value = parse_megabytes(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        msg = f"{error}; or 'all'"
+        raise argparse.ArgumentTypeError(msg) from None
+    if not value and not set(text).isdisjoint("123456789"):
+        msg = f"{text!r} is less than 1 MB: give megabytes, or 'all'"
+        raise argparse.ArgumentTypeError(msg)
+    return value or None
+
+
+def _pid(text: str) -> int:
+    """Understand the number of a process."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 31):
+        msg = f"{text!r} is not the number of a process: give its PID, or none for the one that starts this"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
 
 
 def _ports(text: str) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
-from vinecore.protocol import handshake
+from vinecore.protocol import handshake, ports
 
 if TYPE_CHECKING:
     from vinecore.protocol.finding import Finder
@@ -113,7 +113,7 @@ class Search:
     def _dial(self, address: Address, ssl: bool) -> Dialled:
         """Try one after another of the addresses that a name has."""
         problems: list[OSError] = []
-        for _family, _kind, _protocol, _name, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        for _family, _kind, _protocol, _name, place in ports.resolve(*address):
             try:
                 return self._dial_there((str(place[0]), int(place[1])), ssl)
             except OSError as error:

@@ -177,7 +177,9 @@ class Worker:
         """Listen for peers that fetch."""
         hint = "Choose another with --transfer-port"
         address = self._settings.transfer_address
-        listener = ports.listen(address, self._settings.transfer_ports, 1024, hint)
+        listener = ports.listen(
+            address, self._settings.transfer_ports, 1024, hint, option="--transfer-address "
+        )
         self._data_port = listener.getsockname()[1]
         nobody = os.urandom(32)
 

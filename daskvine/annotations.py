@@ -30,6 +30,10 @@ WITHOUT_EFFECT = {
 }
 
 
+MARKS = frozenset({"ak_output"})
+"""What libraries mark their own vertices with (dask-awkward and uproot those that write files): nobody is asked for anything."""
+
+
 class VertexAnnotations(NamedTuple):
     """What the annotations of one vertex ask for; fields are None where they say nothing."""
 
@@ -125,7 +129,7 @@ def _read_vertex(
                 retries = checks.integer(least=0)(value)
             elif name == "priority":
                 priority = checks.number(value)
-            else:
+            elif name not in MARKS:
                 ignored[name] = WITHOUT_EFFECT.get(name, "it has no meaning to this scheduler")
         request = Request(**checks.resources(RESOURCES)(asked))
     except (TypeError, ValueError) as error:

@@ -145,6 +145,15 @@ def test_an_annotation_without_effect_is_named(annotations, options, named):
         assert read(annotations, **options) == VertexAnnotations()
 
 
+def test_what_a_library_marks_its_own_vertices_with_warns_of_nothing(m, task_mode, tmp_path):
+    ak, dak = pytest.importorskip("awkward"), pytest.importorskip("dask_awkward")
+    array = dak.from_awkward(ak.Array([[1, 2], [], [3]]), npartitions=2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="annotations without effect")
+        dak.to_parquet(array, str(tmp_path), compute=False).compute(scheduler=m.get, task_mode=task_mode)
+    assert ak.from_parquet(str(tmp_path)).to_list() == [[1, 2], [], [3]]
+
+
 def test_an_annotation_that_is_honoured_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -339,6 +339,7 @@ class GraphRun:
 
     def _look(self, progress: Any, state: _CallbackState | None) -> None:
         """Tell what has happened since the last look."""
+        self._manager.say_that_it_waits()
         while self._news:
             news = self._news.popleft()
             key = self._keys[news.task]

@@ -145,6 +145,7 @@ class Manager:
         self._ended: deque[Task] = deque()
         self._news = threading.Condition()
         self._waiting = 0
+        self._has_absent_inputs = False  # tasks wait for files that may be a mistake, and the mind does not know that the program waits
         self._asked: dict[
             str, list[list[str]]
         ] = {}  # files that somebody waits for -> where to write why they cannot be had
@@ -171,6 +172,7 @@ class Manager:
         self._engine.listen(i.TaskEnded, self._task_ended)
         self._engine.listen(i.FileObtained, self._file_obtained)
         self._engine.listen(i.LibraryUp, self._library_up)
+        self._engine.listen(i.InputsAbsent, self._inputs_absent)
         self._engine.listen(i.Missing, self._something_missing)
 
     @property
@@ -340,6 +342,7 @@ class Manager:
                     for task in list(self._ended):
                         if suits(task) and self._take(task):
                             return task
+                    self.say_that_it_waits()
                     left = None if deadline is None else deadline - time.monotonic()
                     if (left is not None and left <= 0) or over:
                         return None
@@ -347,6 +350,17 @@ class Manager:
                     self._engine.check()
             finally:
                 self._waiting -= 1
+
+    def say_that_it_waits(self) -> None:
+        """The program waits for tasks: those that read what was not there, and what no task makes, fail. To be called again while it waits."""
+        if self._has_absent_inputs:
+            self._has_absent_inputs = False
+            self._engine.post(e.Waited())
+
+    def _inputs_absent(self, _absent: i.InputsAbsent) -> None:
+        with self._news:
+            self._has_absent_inputs = True
+            self._news.notify_all()
 
     def _take(self, task: Task) -> bool:
         try:
@@ -477,7 +491,10 @@ class Manager:
             name, size = self._fresh("out"), -1
             self._sources[name] = str(place)
             self._engine.store.deliver(name, str(place))
-            self._declare(FileSpec(name, peer_transfer=peer_transfer, level=self._level(name, level)))
+            number = self._level(name, level)
+            self._declare(
+                FileSpec(name, peer_transfer=peer_transfer, level=number, awaited=True, absent=True)
+            )
         if unlink_when_done:
             self._engine.store.doom(name, str(place))
         file = File(self, "file", name, source=str(place), size=size, level=level, peer_transfer=peer_transfer,
@@ -764,6 +781,7 @@ class Manager:
         with self._news:
             while not answer:
                 self._engine.check()
+                self.say_that_it_waits()
                 self._news.wait(1.0)
         return answer[0]
 

@@ -67,6 +67,18 @@ def test_an_extra_file_that_is_not_there_fails_the_graph_with_its_path(m, tmp_pa
         m.get({"a": (add, 1, 2)}, "a", task_mode=task_mode, extra_files=extra, reuse=reuse)
 
 
+def test_few_vertices_at_a_time_wait_no_longer_for_a_file_that_is_not_there(m, tmp_path, task_mode):
+    extra = {m.declare_file(tmp_path / "missing.root"): "x"}
+    with pytest.raises(TaskFailed, match=r"missing\.root: it did not exist .* no submitted task makes it"):
+        m.get(
+            {"a": (add, 1, 2), "b": (add, "a", 3)},
+            "b",
+            task_mode=task_mode,
+            extra_files=extra,
+            max_pending=1,
+        )
+
+
 @pytest.mark.parametrize("declared", [False, True], ids=["path", "File"])
 def test_vertices_run_in_the_environment(m, task_mode, packed, declared):
     def look():

@@ -586,8 +586,56 @@ def test_an_input_that_is_not_there_is_called_by_its_path(m, run, tmp_path):
     assert run(task).result == "input missing"
     text = str(task.error())
     assert str(tmp_path / "mistyped.root") in text
-    assert "not there when it was declared" in text
+    assert "did not exist when it was declared, and no submitted task makes it: check the path" in text
     assert "out-" not in text
+
+
+@pytest.mark.parametrize("waiting", ["wait", "wait for nothing", "tag", "number"])
+def test_a_path_may_be_read_before_the_task_that_makes_it_is_submitted(m, tmp_path, waiting):
+    middle, last, never = (m.declare_file(tmp_path / name) for name in ("middle", "last", "mistyped"))
+    reader = Task("cat in > out", inputs={middle: "in"}, outputs={last: "out"}, cores=1, tag="reader")
+    maker = Task("printf made > out", outputs={middle: "out"}, cores=1)
+    wrong = Task("cat in", inputs={never: "in"}, cores=1)
+    ended = []
+    for task in (wrong, reader, maker):
+        m.submit(task)
+    if waiting == "tag":
+        ended.append(m.wait_for_tag("reader", 60))
+    elif waiting == "number":
+        ended.append(m.wait_for_task_id(reader.id, 60))
+    while not m.empty():
+        task = m.wait(0 if waiting == "wait for nothing" else 60)
+        ended += [task] if task is not None else []
+    assert {task.id: task.result for task in ended} == {
+        wrong.id: "input missing",
+        reader.id: "success",
+        maker.id: "success",
+    }
+    assert (tmp_path / "last").read_text() == "made"
+
+
+def test_a_path_that_is_not_there_fails_its_task_also_where_no_worker_is(yard, tmp_path):
+    with yard.manager() as m:
+        m.submit(Task("cat in", inputs={m.declare_file(tmp_path / "mistyped.root"): "in"}))
+        assert m.wait(60).result == "input missing"
+
+
+def test_whoever_wants_the_output_of_a_task_waits_for_it(m, run, tmp_path):
+    temp = m.declare_temp()
+    reader = Task(
+        "cat in > out", inputs={m.declare_file(tmp_path / "mistyped.root"): "in"}, outputs={temp: "out"}
+    )
+    m.submit(reader)
+    with pytest.raises(FileNotFoundError, match=r"mistyped\.root"):
+        m.read_file(temp)
+    assert m.wait(60) is reader
+
+
+def test_a_task_that_reads_what_it_makes_is_told_so(m, run, tmp_path):
+    place = m.declare_file(tmp_path / "both")
+    task = Task("cat in > out", inputs={place: "in"}, outputs={place: "out"})
+    assert run(task).result == "input missing"
+    assert f"{tmp_path / 'both'} is made by the same task that reads it" in str(task.error())
 
 
 def test_what_a_task_has_not_made_is_called_by_its_name_there(m, run):

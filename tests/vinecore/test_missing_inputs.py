@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests import chores
+from tests.support import until
 from vinecore import FunctionCall, PythonTask, Task
 
 
@@ -36,6 +39,62 @@ def test_a_library_whose_file_is_not_there_fails_its_calls_with_its_path(m, call
     call = call_with(m.declare_file(path), environment=environment)
     assert call.result == "input missing"
     assert str(path) in str(call.output)
+
+
+def test_a_library_whose_environment_is_an_archive_that_is_not_there_fails_its_calls_with_its_path(
+    m, call_with, tmp_path
+):
+    path = tmp_path / "packed.tar.gz"
+    call = call_with(m.declare_poncho(m.declare_file(path)), environment=True)
+    assert call.result == "input missing"
+    assert str(path) in str(call.output)
+
+
+def test_a_library_whose_environment_goes_before_it_is_sent_fails_its_calls_with_its_path(
+    m, call_with, tmp_path
+):
+    path = tmp_path / "packed.tar.gz"
+    path.write_bytes(os.urandom(300_000))
+    environment = m.declare_poncho(path)
+    path.unlink()
+    call = call_with(environment, environment=True)
+    assert call.result == "input missing"
+    assert str(path) in str(call.output)
+
+
+def test_the_calls_of_a_library_may_be_submitted_before_the_task_that_makes_its_file(m, tmp_path):
+    place = m.declare_file(tmp_path / "made")
+    library = m.create_library_from_functions("early", chores.add, exec_mode="direct")
+    library.set_cores(1)
+    library.add_input(place, "in")
+    m.install_library(library)
+    call = FunctionCall("early", "add", 1, 2)
+    m.submit(call)
+    m.submit(Task("printf made > out", outputs={place: "out"}, cores=1))
+    assert m.wait_for_task_id(call.id, 60).output == 3
+    assert m.wait(60).successful()
+    m.remove_library("early")
+
+
+def test_a_file_that_goes_after_one_worker_has_it_fails_the_calls_on_the_next_with_its_path(yard, tmp_path):
+    path = tmp_path / "goes.root"
+    path.write_bytes(bytes(300_000))
+    with yard.manager() as m:
+        library = m.create_library_from_functions("reading", chores.add, exec_mode="direct")
+        library.set_cores(1)
+        library.add_input(m.declare_file(path, peer_transfer=False), "in")
+        m.install_library(library)
+        [first] = yard.workers(m, 1)
+        m.submit(FunctionCall("reading", "add", 1, 2))
+        assert m.wait(60).output == 3
+        path.unlink()
+        first.kill()
+        until(lambda: not m.workers_connected, "the first worker to be gone")
+        yard.workers(m, 1)
+        m.submit(FunctionCall("reading", "add", 1, 2))
+        call = m.wait(60)
+        assert call.result == "input missing"
+        assert str(path) in str(call.output)
 
 
 def test_a_library_whose_file_goes_before_it_is_sent_fails_its_calls_with_its_path(m, call_with, tmp_path):

@@ -75,6 +75,10 @@ class FilesReleased(NamedTuple):
     prune: bool
 
 
+class Waited(NamedTuple):
+    """The user waits for tasks, after an `instructions.InputsAbsent`: what they read has been submitted before, or is not there."""
+
+
 class FileWanted(NamedTuple):
     """The user wants the content of a file at the manager."""
 
@@ -162,6 +166,7 @@ Event = (
     | TasksCancelled
     | FilesReleased
     | FileWanted
+    | Waited
     | Resumed
     | WorkersEnded
     | WorkerJoined

@@ -89,6 +89,10 @@ class FileObtained(NamedTuple):
     reason: str
 
 
+class InputsAbsent(NamedTuple):
+    """Tasks read files that were not there when they were declared, and that no task makes yet: say `events.Waited` as soon as the user waits."""
+
+
 class LibraryUp(NamedTuple):
     """A library has started on a worker, which has these versions of packages that matter to pickles."""
 
@@ -128,6 +132,7 @@ Instruction = (
     | Woken
     | RunEnded
     | FileObtained
+    | InputsAbsent
     | LibraryUp
     | Disconnect
     | Note

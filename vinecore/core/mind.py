@@ -110,6 +110,7 @@ class Mind:
             e.TasksCancelled: self._tasks_cancelled,
             e.FilesReleased: self._files_released,
             e.FileWanted: self._file_wanted,
+            e.Waited: lambda _event: self.unmade.waited(),
             e.Resumed: self.restart.resumed,
             e.WorkersEnded: self.restart.ended,
             e.WorkerJoined: self._worker_joined,
@@ -257,6 +258,7 @@ class Mind:
             self.disk.concerned |= spec.size > INLINE_LIMIT
             file.released = False
             file.awaited |= spec.awaited
+            file.absent |= spec.absent
             file.pins += 1
             if new and file.available:
                 self.life.appeared(file)
@@ -336,8 +338,12 @@ class Mind:
         if lost:
             reason = self._explain_lost(lost)
             self.life.fail(task, "input missing", {"reason": reason}, b"")
-        elif task.state == WAITING and not task.missing:
+        elif task.state != WAITING:
+            return
+        elif not task.missing:
             self.life.ready(task)
+        elif reason := self.unmade.circle(task):
+            self.life.fail(task, "input missing", {"reason": reason}, b"")
 
     def _explain_lost(self, names: list[str]) -> str:
         """Say why inputs cannot be had that no task makes."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vinecore.core.instructions import INFO, Note, Woken
 from vinecore.core.life import title
 from vinecore.core.transitions import ASSIGNED, CANCELLED, DONE, FAILED, READY, RETRIEVING, WAITING
+from vinecore.core.unmade import never_there
 
 if TYPE_CHECKING:
     from vinecore.core.mind import Mind
@@ -109,7 +110,8 @@ class Recovery:
             producer = lost.producer
             if producer is None:
                 if not self._mind.unmade.waits_for(lost):
-                    self._mind.life.input_failed(lost, f"{lost.name} is gone and nothing can make it again")
+                    gone = f"{lost.name} is gone and nothing can make it again"
+                    self._mind.life.input_failed(lost, never_there(lost) if lost.absent else gone)
             elif producer.state in (DONE, RETRIEVING):
                 self._wake(producer, lost, stack)
             elif producer.state in (FAILED, CANCELLED):

@@ -70,6 +70,7 @@ class FileSpec(NamedTuple):
     digest: str = ""  # of what the manager has
     level: int = WORKFLOW
     awaited: bool = False  # a task will make it, which may be submitted later
+    absent: bool = False  # awaited, but it may be a mistake as well: nothing was where it was declared
 
 
 class LibrarySpec(NamedTuple):
@@ -135,7 +136,7 @@ class TaskSpec(NamedTuple):
 class File:
     """What is known of one file."""
 
-    __slots__ = ("archive", "asked", "at_manager", "awaited", "consumers", "digest", "directory", "fetching", "foretold", "level",
+    __slots__ = ("absent", "archive", "asked", "at_manager", "awaited", "consumers", "digest", "directory", "fetching", "foretold", "level",
                  "name", "peer_transfer", "pending", "pins", "producer", "released", "replicas", "reusable", "size",
                  "stalled", "uploading", "url", "validator", "wanted")  # fmt: skip
 
@@ -143,6 +144,7 @@ class File:
         self.name, self.size, self.at_manager, self.url = spec.name, spec.size, spec.at_manager, spec.url
         self.directory, self.peer_transfer, self.level = spec.directory, spec.peer_transfer, spec.level
         self.validator, self.digest, self.awaited = spec.validator, spec.digest, spec.awaited
+        self.absent = spec.absent
         self.archive: File | None = None
         self.producer: Task | None = None
         self.consumers: dict[Task, None] = {}

@@ -374,6 +374,10 @@ class World:
     def _Note(self, _x: i.Note) -> None:
         pass
 
+    def _InputsAbsent(self, _x: i.InputsAbsent) -> None:
+        self.excuses.add("input missing")
+        self.unsent.append(e.Waited())
+
     _Missing = _LibraryUp = _Woken = _Note
 
     # ---- the user
@@ -409,19 +413,28 @@ class World:
         self.unsent.append(e.RunSubmitted(spec.run))
 
     def submit_alone(self, shape: random.Random) -> None:
-        """Submit tasks by themselves; some leave their results on the workers."""
+        """Submit tasks by themselves; some leave their results on the workers, some come before those that make their inputs."""
         graph = []
+        late, absent = shape.random() < 0.4, shape.random() < 0.7
         for spec in self._graph(shape, 0):
             if spec.wanted:
                 options = {"once": True} if shape.random() < 0.7 else {}
                 graph.append(spec._replace(options={**spec.options, **options}))
             else:
-                self.unsent.append(e.FilesDeclared([FileSpec(spec.result)]))
+                self.unsent.append(e.FilesDeclared([FileSpec(spec.result, awaited=late, absent=absent)]))
                 self.temporaries.append(spec.result)
                 asleep = shape.random() < 0.2
                 self.sleepers |= {spec.task} if asleep else set()
                 graph.append(spec._replace(asleep=asleep))
-        self.unsent.append(e.TasksSubmitted(graph))
+        if late and shape.random() < 0.3:  # a path with a mistake
+            name = f"nowhere{graph[0].task}"
+            self.unsent.append(e.FilesDeclared([FileSpec(name, awaited=True, absent=True)]))
+            graph[0] = graph[0]._replace(inputs=(*graph[0].inputs, name))
+            self.temporaries.append(name)
+        if late:
+            self.unsent += [e.TasksSubmitted([spec]) for spec in reversed(graph)]
+        else:
+            self.unsent.append(e.TasksSubmitted(graph))
 
     def _by_recipe(self, graph: list[TaskSpec]) -> list[TaskSpec]:
         """Name results after what they are made of, so that later graphs make the same; all tasks sleep until they are needed."""
@@ -990,7 +1003,12 @@ def check_task(mind: Mind, task: Any) -> None:
     assert (task.state == ASSIGNED) == (task.worker is not None)
     for file in unavailable:
         maker = file.producer
-        assert maker is not None, f"nothing makes {file} for {task}"
+        if maker is None:
+            # it may be submitted later; the user is asked whether that is so
+            unmade = mind.unmade
+            assert file in unmade.files, f"nothing makes {file} for {task}"
+            assert unmade._told or not file.absent
+            continue
         assert maker.state in (WAITING, READY, ASSIGNED), (
             f"{maker}, which makes {file} for {task}, is not under way"
         )

@@ -57,6 +57,22 @@ class Piece(NamedTuple):
     put_back: Callable[[Any], Any]
 
 
+_kept: dict[
+    str, Any
+] = {}  # pieces as they were when they were looked at, until a function is called that changes them
+
+
+def keep(name: str, look: Callable[[], Any]) -> Callable[[], Any]:
+    """Look at a piece again only after a call of what changes it; else what was seen is given again, the same object, which compares at once."""
+
+    def look_if_changed() -> Any:
+        if name not in _kept:
+            _kept[name] = look()
+        return _kept[name]
+
+    return look_if_changed
+
+
 def reserve(descriptor: int) -> int:
     """Duplicate a descriptor to where calls do not tread."""
     try:
@@ -70,8 +86,11 @@ def reserve(descriptor: int) -> int:
 _environ: Any = os.environ
 
 
+_look_at_variables = keep("variables", _environ._data.copy)  # noqa: SLF001 - reads of the mapping itself may be recorded
+
+
 def _look_at_environment() -> Any:
-    return os.environ, _environ._data.copy()  # noqa: SLF001 - reads of the mapping itself may be recorded
+    return os.environ, _look_at_variables()
 
 
 def _put_environment_back(before: Any) -> None:
@@ -85,15 +104,19 @@ def _put_environment_back(before: Any) -> None:
             os.unsetenv(name)
     data.clear()
     data.update(variables)
+    _kept["variables"] = variables
     if b"TZ" in changed:
         time.tzset()
     if not TEMPORARY.isdisjoint(changed):
         fork_state.forget_temporary_folder()
 
 
+_umask = os.umask
+
+
 def _look_at_umask() -> int:
-    mask = os.umask(0o77)
-    os.umask(mask)
+    mask = _umask(0o77)
+    _umask(mask)
     return mask
 
 
@@ -120,9 +143,11 @@ def _put_limits_back(before: Any) -> None:
         resource.setrlimit(limit, values)
 
 
+_fstat = os.fstat
+
+
 def _look_at_descriptors() -> Any:
-    given, output, errors = os.fstat(0), os.fstat(1), os.fstat(2)
-    return given.st_ino, given.st_dev, output.st_ino, output.st_dev, errors.st_ino, errors.st_dev
+    return _fstat(0)[1:3], _fstat(1)[1:3], _fstat(2)[1:3]  # number of the file, and device
 
 
 def _look_at_owner() -> Any:
@@ -218,6 +243,8 @@ def _put_paths_back(before: Any) -> None:
 def _old_numpy() -> Any:
     """NumPy before 2.1, which keeps some of its settings where `contextvars` does not reach."""
     numpy: Any = sys.modules.get("numpy")
+    if numpy is None:
+        return None
     version = getattr(numpy, "__version__", "")
     return numpy if version.startswith(("1.", "2.0")) and hasattr(numpy, "set_printoptions") else None
 
@@ -256,8 +283,8 @@ CHANGERS: dict[Any, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 PIECES = (
-    Piece("blocked signals", lambda: _signal.pthread_sigmask(signal.SIG_BLOCK, ()), _put_mask_back),
-    Piece("signal handlers", lambda: [*map(_signal.getsignal, SIGNALS)], _put_handlers_back),
+    Piece("blocked signals", functools.partial(_signal.pthread_sigmask, signal.SIG_BLOCK.value, ()), _put_mask_back),
+    Piece("signal handlers", keep("handlers", lambda: [*map(_signal.getsignal, SIGNALS)]), _put_handlers_back),
     Piece("standard descriptors", _look_at_descriptors, _cannot_be_put_back),
     Piece("environment", _look_at_environment, _put_environment_back),
     Piece("umask", _look_at_umask, os.umask),
@@ -266,31 +293,43 @@ PIECES = (
     Piece("logging", _look_at_logging, _put_logging_back),
     Piece("interpreter", _look_at_interpreter, _put_interpreter_back),
     Piece("sys.path and sys.argv", lambda: (sys.path[:], sys.argv[:]), _put_paths_back),
-    Piece("locale", lambda: _locale.setlocale(_locale.LC_ALL), lambda name: _locale.setlocale(_locale.LC_ALL, name)),
+    Piece("locale", functools.partial(_locale.setlocale, _locale.LC_ALL), lambda name: _locale.setlocale(_locale.LC_ALL, name)),
     Piece("numpy", _look_at_numpy, _put_numpy_back),
 )  # fmt: skip
+KEEPERS: dict[Any, dict[str, str]] = {
+    _signal: {"signal": "handlers"},
+    os: {"putenv": "variables", "unsetenv": "variables", "reload_environ": "variables"},
+}
+"""The only functions, also below `signal.signal` and `os.environ`, that change pieces which are kept."""
 _touched: list[str] = []  # what of `CHANGERS` was called
 
 
 def _watch_changers() -> None:
     """Take notice of calls of what changes the rare pieces; before anybody's code has taken these functions by their names."""
-
-    def watch(change: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(change)
-        def changed(*args: Any, **kwargs: Any) -> Any:
-            _touched.append(change.__name__)
-            return change(*args, **kwargs)
-
-        return changed
-
     for module, names in CHANGERS.items():
         for name in names:
-            change = getattr(module, name, None)
-            if change is not None:
-                watched = watch(change)
-                setattr(module, name, watched)
-                # and where pickles of functions that name it look for it, as in "_signal" or "posix"
-                setattr(sys.modules[change.__module__], name, watched)
+            _watch(module, name, "")
+    for module, kept in KEEPERS.items():
+        for name, piece in kept.items():
+            _watch(module, name, piece)
+
+
+def _watch(module: Any, name: str, piece: str) -> None:
+    change = getattr(module, name, None)
+    if change is None:
+        return
+
+    @functools.wraps(change)
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        if piece:
+            _kept.pop(piece, None)
+        else:
+            _touched.append(name)
+        return change(*args, **kwargs)
+
+    setattr(module, name, changed)
+    # and where pickles of functions that name it look for it, as in "_signal" or "posix"
+    setattr(sys.modules[change.__module__], name, changed)
 
 
 _watch_changers()

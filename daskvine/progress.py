@@ -153,7 +153,9 @@ class Lines(Progress):
 
         # looked up each time: who captures standard error replaces it
         stream = self._stream or sys.stderr
-        print(f"{Text.from_markup(_markup(self.label)).plain}: {text}", file=stream, flush=True)
+        # at once, with its end: other threads of the program compute, too
+        stream.write(f"{Text.from_markup(_markup(self.label)).plain}: {text}\n")
+        stream.flush()
 
 
 class Bar(Progress):

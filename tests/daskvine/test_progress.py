@@ -58,6 +58,19 @@ class TestLines:
             lines.update(snapshot(done=10, running=0))
         assert stream.getvalue() == ""
 
+    def test_a_line_is_written_at_once_with_its_end(self, clock):
+        """Other threads of a program compute, too: their lines do not get in between."""
+        written = []
+
+        class Stream(io.StringIO):
+            def write(self, text):
+                written.append(text)
+
+        with Lines("[green]tasks", stream=Stream(), clock=clock) as lines:
+            clock.advance(2)
+            lines.update(snapshot(done=3))
+        assert [text.count("\n") for text in written] == [1] * len(written) != []
+
     def test_no_snapshot_prints_nothing(self, lines, stream, clock):
         with lines:
             clock.advance(100)

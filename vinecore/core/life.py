@@ -234,12 +234,12 @@ class Life:
             self.settle(file)
         mind.copies.spread(task.outputs)
 
-    def _replaced(self, worker: Worker, message: m.Done) -> None:
-        """What a worker had already of what an attempt makes that was taken back is not forgotten: what came last counts."""
+    def _replaced(self, worker: Worker, message: m.Done | m.Failed) -> None:
+        """What a worker had already of what an attempt makes that has failed or was taken back is not forgotten: what came last counts."""
         digests = message.info.get("digests", {})
         made = [(name, digests.get(name, "")) for name in message.info.get("outputs", {})]
         task = self._mind.tables.tasks.get(message.task & (1 << TICKET_SHIFT) - 1)
-        if task is not None:
+        if task is not None and isinstance(message, m.Done):
             made.append((task.spec.result, message.info.get("digest", "")))
         for name, digest in made:
             file = self._mind.tables.files.get(name)
@@ -505,6 +505,7 @@ class Life:
         """A worker reports that a task has not ended as it should."""
         mind = self._mind
         task = worker.tasks.get(message.task)
+        self._replaced(worker, message)
         if task is None:
             return
         mind.unlink(

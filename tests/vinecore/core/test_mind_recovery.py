@@ -366,7 +366,8 @@ def test_losing_a_worker_in_the_middle_of_everything_fails_a_run_once(vine):
     assert not vine.started()
 
 
-def test_an_output_that_is_replaced_by_an_attempt_that_was_taken_back_is_what_came_last():
+@pytest.mark.parametrize("end", ["done", "failed"])
+def test_an_output_that_is_replaced_by_an_attempt_that_was_taken_back_is_what_came_last(end):
     vine = Vine()
     vine.declare("a")
     vine.declare("b")
@@ -378,6 +379,7 @@ def test_an_output_that_is_replaced_by_an_attempt_that_was_taken_back_is_what_ca
     assert made_again(vine) == {"t2"}
     _worker, ticket = vine.place(2)
     again = {"outputs": {"a": LARGE, "b": LARGE}, "digests": {"a": "a 2", "b": "b 2"}}
-    vine.say(worker, m.Lost(["r1"]), m.Done(ticket, 0, 0.05, again, b""))
+    late = m.Done(ticket, 0, 0.05, again, b"") if end == "done" else m.Failed(ticket, "exception", again, b"")
+    vine.say(worker, m.Lost(["r1"]), late)
     assert (worker, "b") not in vine.unlinked()
     assert vine.file("b").replicas == {vine.worker(worker): "b 2"}

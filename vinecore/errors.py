@@ -89,12 +89,9 @@ def explain(kind: str, info: dict[str, Any], payload: bytes, what: str, where: s
         text = f"{place}: {reason}: start workers with more disk (--disk), or more workers"
         return InsufficientResources(text)
     if kind == "time":
-        return TaskFailed(
-            f"{place}: it was ended, because it ran longer than its time_max of {info.get('limit')} s: "
-            "give it more with set_time_max, or None for no limit"
-        )
+        return TaskFailed(f"{place}: {reason}: give it more with set_time_max, or None for no limit")
     if kind == "exhausted":
-        if "library" in info:
+        if info.get("library"):
             return TaskFailed(
                 f"{place}: its library used {info.get('peak')} MB of {info.get('resource')}, its limit is {info.get('limit')} MB, and the slot "
                 "of this call had written most: give the library more with set_disk, or lib_resources={'disk': ...}, or have calls remove their temporary files"

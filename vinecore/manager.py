@@ -51,7 +51,7 @@ DEFAULT_PORT = 9123
 PORT_VARIABLES = {"VINE_PORT", "VINE_LOW_PORT", "VINE_HIGH_PORT", "TCP_LOW_PORT", "TCP_HIGH_PORT"}
 SCHEDULERS = ("files", "time", "rand", "worst", "disk", "fcfs")
 CACHE_NAME = re.compile(
-    r"(?:untar-)?((?:xrootd-)?(?:file|dir|url|minitask)-[0-9a-f]{40}|out-[0-9a-f]{8}-\d+)(?:-for-[0-9a-f]{8}-\d+)?"
+    r"(?:untar-)?((?:xrootd-)?(?:file|dir|url|minitask|buffer)-[0-9a-f]{40}|(?:out|buffer|temp|result)-[0-9a-f]{8}-\d+)(?:-for-[0-9a-f]{8}-\d+)?"
 )
 MOST_LABELS = 1000
 TUNABLE = {
@@ -1081,7 +1081,9 @@ class Manager:
 
     def in_words(self, text: Any) -> str:
         """Call files and libraries in a text by the names that the user has given them."""
-        said = CACHE_NAME.sub(lambda found: self._sources.get(found[1], found[0]), str(text))
+        said = CACHE_NAME.sub(
+            lambda found: self._sources.get(found[1]) or _kind_in_words(found[1]), str(text)
+        )
         for full_name, label in list(self._labels.items()) if "library" in said else ():
             said = said.replace(full_name, label)
         return said
@@ -1207,6 +1209,14 @@ def _catalog_servers(catalog: Any) -> tuple[tuple[str, int], ...]:
         if catalog is False
         else parse_servers(configured("" if usual else checks.text("catalog", catalog)))
     )
+
+
+def _kind_in_words(name: str) -> str:
+    """Call a file that the user has given no name by what it is."""
+    kind, _, rest = name.partition("-")
+    if kind == "result":
+        return f"the result of task {rest.rpartition('-')[2]}"
+    return {"buffer": "a buffer", "temp": "a file of declare_temp"}.get(kind, name)
 
 
 def _bytes_of(buffer: Any) -> bytes:

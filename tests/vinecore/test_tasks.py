@@ -157,6 +157,61 @@ def test_what_runs_too_long_is_killed_and_what_it_has_said_is_kept(yard):
     assert (command.output, function.std_output) == ("begun\n", "begun\n")
 
 
+@pytest.mark.parametrize("kind", ["command", "function", "fork", "direct", "mini task"])
+def test_what_ran_too_long_names_its_limit_and_how_long_it_ran(m, run, kind):
+    if kind == "command":
+        task = Task("sleep 60", cores=1, time_max=0.25)
+    elif kind == "mini task":
+        made = m.declare_minitask(Task("sleep 60; touch out", time_max=0.25), "out")
+        task = Task("cat in", inputs={made: "in"}, cores=1)
+    elif kind == "function":
+        task = PythonTask(time.sleep, 60)
+        task.set_cores(1)
+        task.set_time_max(0.25)
+    else:
+        library = m.create_library_from_functions(f"sleep-{kind}", time.sleep, exec_mode=kind)
+        library.set_cores(1)
+        m.install_library(library)
+        task = FunctionCall(library.name, "sleep", 60)
+        task.set_time_max(0.25)
+    error = str(run(task).error())
+    if kind in ("fork", "direct"):
+        m.remove_library(f"sleep-{kind}")
+    assert re.search(r"ended after \d+\.\d s, because it ran longer than its time_max of 0\.25 s", error)
+    assert "memory" not in error
+    if kind != "mini task":
+        assert (task.result, task.exit_code) == ("max wall time", 9)
+        assert "give it more with set_time_max" in error
+
+
+@pytest.mark.parametrize(("command", "words"), [
+    ("mkfifo out", "out is a named pipe: only files"), ("mkdir out; mkfifo out/x", "out/x is a named pipe: only files"),
+    ("ln -s /dev/zero out", "out is a device: only files"), ("true", "the task did not make out"),
+])  # fmt: skip
+def test_an_output_that_cannot_be_one_is_named_as_the_task_knows_it(m, run, tmp_path, command, words):
+    for file in (m.declare_file(tmp_path / "o"), m.declare_temp()):
+        task = run(Task(command, cores=1, outputs={file: "out"}))
+        assert task.result == "output missing"
+        assert str(task.error()).endswith((f"output missing: {words}", f"output missing: {words}, folders and links in them can be inputs and outputs"))  # fmt: skip
+
+
+def test_files_without_a_name_are_called_what_they_are(m, run):
+    unpacked = m.declare_untar(m.declare_buffer("no archive"))
+    error = str(run(Task("ls in", cores=1, inputs={unpacked: "in"})).error())
+    assert "a buffer could not be brought to worker" in error
+    assert m.in_words("temp-48cd3c70-31, result-48cd3c70-7") == "a file of declare_temp, the result of task 7"
+
+
+def test_an_input_that_was_removed_after_it_was_declared_is_said_to_be(m, run, tmp_path):
+    path = tmp_path / "gone"
+    path.write_bytes(bytes(3_000_000))
+    file = m.declare_file(path)
+    path.unlink()
+    error = str(run(Task("wc in", cores=1, inputs={file: "in"})).error())
+    assert f"{path} could not be brought to worker" in error
+    assert "it was changed or removed" in error
+
+
 def test_time_that_is_not_used_up_does_no_harm(run):
     task = Task("echo fine")
     task.set_time_max(1000)

@@ -196,7 +196,7 @@ def _next_request(words: Words) -> dict[str, Any] | None:
 
 def _send(words: Words, content: Content | None, *, prove: bool, follow: bool) -> None:
     if content is None:
-        words.say({"gone": "no such object"})
+        words.say({"gone": "it is not there any more: it was changed or removed"})
     elif isinstance(content, bytes):
         _send_bytes(words, content, {})
     elif os.path.isdir(content):
@@ -205,7 +205,7 @@ def _send(words: Words, content: Content | None, *, prove: bool, follow: bool) -
         try:
             file = open(content, "rb")  # noqa: SIM115 - closed below
         except FileNotFoundError:
-            words.say({"gone": "no such object"})
+            words.say({"gone": "it is not there any more: it was changed or removed"})
             return
         with file:
             about = os.fstat(file.fileno())

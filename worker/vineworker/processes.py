@@ -260,7 +260,9 @@ def ended(
         more = {"resource": limit.resource, "limit": limit.limit_mb, "peak": limit.peak_mb}
         return m.Failed(run.task, "exhausted", {**info, **more}, b"")
     if killed:
-        more = {"limit": run.options.get("time_max")} if killed == "time" else {}
+        allowed = run.options.get("time_max")
+        reason = f"it was ended after {wall:.1f} s, because it ran longer than its time_max of {allowed} s"
+        more = {"limit": allowed, "reason": reason} if killed == "time" else {}
         return m.Failed(run.task, killed, {**info, "wall_s": wall, **more}, b"")
     return sandbox.verdict(run, info["outputs"], missing, m.Done(run.task, 0, wall, info, b""))
 

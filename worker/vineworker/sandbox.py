@@ -172,6 +172,10 @@ class Collected(NamedTuple):
     missing: list[str]  # remote names of what should be there and is not
 
 
+class NoOutput(ValueError):
+    """Something that a task has written cannot be an output; the text names it as the task knows it."""
+
+
 def collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> Collected:
     """Move a task's outputs into the cache.
 
@@ -179,19 +183,39 @@ def collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> C
     ----------
     outputs
         ``[remote name, object name, on]`` with ``on`` one of "always", "success", "failure".
+
+    Raises
+    ------
+    NoOutput
+        There is a pipe, a socket or a device in a folder.
     """
+    try:
+        return _collect(folder, outputs, cache, failed=failed)
+    except ValueError as error:
+        raise NoOutput(str(error).replace(os.path.join(folder, ""), "")) from error
+
+
+def _collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> Collected:
     wanted = [
         (remote, name) for remote, name, when in outputs if when != ("success" if failed else "failure")
     ]
     found: dict[str, str] = {}
-    missing: list[str] = []
+    absent: list[str] = []
+    odd: list[str] = []
     for remote, name in wanted:
         path = inside(folder, remote)
         _open_way(folder, path)
         if os.path.isfile(path) or os.path.isdir(path):  # a pipe or a device has no end
             found[name] = path
         else:
-            missing.append(remote)
+            try:
+                trees.check_kind(remote, os.stat(path).st_mode)
+            except ValueError as error:
+                odd.append(str(error))
+            except OSError:
+                pass
+            if not any(text.startswith(f"{remote} is ") for text in odd):
+                absent.append(remote)
     for number, (name, path) in enumerate(found.items()):
         found[name] = _taken(path, folder, number)
     cache.check("what it has made", sum(map(tree_size, found.values())))
@@ -202,7 +226,8 @@ def collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> C
             sums[name] = digests.of_file(path)
         cache.store(name, path, sums.get(name, ""))
         sizes[name] = cache.size(name)
-    return Collected(sizes, sums, missing)
+    missing = [f"the task did not make {', '.join(absent)}"] if absent else []
+    return Collected(sizes, sums, [*missing, *odd])
 
 
 def _open_way(folder: str, path: str) -> None:
@@ -296,7 +321,7 @@ def verdict(
 ) -> Union[messages.Done, messages.Failed]:
     """Done, unless an output is missing."""
     if missing:
-        reason = f"the task did not make {', '.join(missing)}"
+        reason = "; ".join(missing)
         return messages.Failed(
             run.task, "output missing", {**done.info, "reason": reason, "outputs": sizes}, b""
         )

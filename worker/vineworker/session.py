@@ -914,4 +914,8 @@ def own_packages() -> dict[str, str]:
 
 
 def _say_error(error: BaseException) -> str:
-    return str(error) if isinstance(error, (bulk.Gone, TooLong)) else f"{type(error).__name__}: {error}"
+    return (
+        str(error)
+        if isinstance(error, (bulk.Gone, TooLong, sandbox.NoOutput))
+        else f"{type(error).__name__}: {error}"
+    )

@@ -361,7 +361,9 @@ class Mind:
     def refuse_without_library(self, task: Task) -> None:
         """A task needs a library that is not there."""
         name = task.spec.library
-        self.life.refuse(task, "library", {"reason": f"library {name} is not installed", "library": name})
+        reason = f"library {name} is not installed"
+        self.life.refuse(task, "library", {"reason": reason, "library": name})
+        self.unmade.refused(task, reason)
 
     def _output(self, task: Task, name: str, run: Run) -> None:
         file = self.file(name)

@@ -51,6 +51,13 @@ class Unmade:
         self.files.pop(file, None)
         self._fail_readers(file, f"{file.name}, one of its inputs, was made by no task: {reason}")
 
+    def refused(self, task: Task, reason: str) -> None:
+        """A task was not taken: fail who was submitted before it and reads what it was to make."""
+        for name in (task.spec.result, *task.spec.outputs):
+            file = self._mind.tables.files.get(name)
+            if file is not None and file.consumers and file.producer is None and not file.available:
+                self.given_up(file, f"{task.spec.label} was to make it, but {reason}")
+
     def _fail_readers(self, file: File, reason: str) -> None:
         for reader in list(file.consumers):
             self._mind.life.fail(reader, "input missing", {"reason": reason}, b"")

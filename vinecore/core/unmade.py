@@ -52,10 +52,11 @@ class Unmade:
         self._fail_readers(file, f"{file.name}, one of its inputs, was made by no task: {reason}")
 
     def refused(self, task: Task, reason: str) -> None:
-        """A task was not taken: fail who was submitted before it and reads what it was to make."""
+        """A task was not taken: who reads what it was to make fails, as after a maker that has failed."""
         for name in (task.spec.result, *task.spec.outputs):
             file = self._mind.tables.files.get(name)
-            if file is not None and file.consumers and file.producer is None and not file.available:
+            if file is not None and file.producer is None and not file.available:
+                file.awaited = False
                 self.given_up(file, f"{task.spec.label} was to make it, but {reason}")
 
     def _fail_readers(self, file: File, reason: str) -> None:

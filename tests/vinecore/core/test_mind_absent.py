@@ -114,6 +114,8 @@ def test_a_maker_that_does_not_make_it_after_the_wait_fails_who_waited(vine, end
         vine.submit(call(2, library="nowhere", outputs=("place",)))
         assert outcomes(vine) == {1: "input missing", 2: "library"}
         assert "t2 was to make it, but library nowhere is not installed" in reasons(vine)[1]
+        vine.submit(single(3, "place"))
+        assert outcomes(vine)[3] == "input missing"
         return
     vine.submit(maker(2, "place"))
     vine.feed(e.Waited())

@@ -87,14 +87,14 @@ class Program:
         cloudpickle.register_pickle_by_value(self._modules["travels"])
 
     def end(self) -> None:
-        """Forget them, and remove all files."""
+        """Forget them, and remove the files; what a vertex still writes after its graph has failed goes with the folder around."""
         if "travels" in self._modules:
             cloudpickle.unregister_pickle_by_value(self._modules["travels"])
         for name in (*self._names.values(), self.folder.name):
             sys.modules.pop(name, None)
         if self.case.late:
             sys.path.remove(str(self.folder))
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def own(self) -> Any:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 from dask._task_spec import GraphNode, TaskRef
 
-from daskvine import chance
+from daskvine import chance, opened_trees
 from daskvine.paths import Places
 from vinecore.protocol import seeds, usage
 from vinecore.protocol.modules import is_own_module
@@ -329,6 +329,8 @@ class Digests:
             and not value.is_tuple
         ):
             return self._record_form(value)
+        if opened_trees.is_opened_tree(value) and (tree := opened_trees.describe(value)) is not None:
+            return Part(_digest(b"tree", tree.digest), tree.paths)
         if kind.__module__.startswith("uproot.source.") and isinstance(
             getattr(value, "file_path", None), str
         ):  # it counts how often it was asked

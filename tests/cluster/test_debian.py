@@ -129,8 +129,8 @@ def test_a_bare_debian_runs_functions_in_the_environment_that_is_sent_there(yard
     library.set_cores(1)
     m.install_library(library)
     calls = [FunctionCall("doubling", "double", n) for n in range(20)]
+    task.set_cores(1)
     for each in (task, *calls):
-        each.set_cores(1)
         m.submit(each)
     assert {m.wait(60) for _ in range(21)} == {task, *calls}
     assert task.output == (sys.version_info[:2], "13")

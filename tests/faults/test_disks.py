@@ -241,6 +241,6 @@ def test_a_copy_that_was_altered_on_a_disk_is_not_used_elsewhere_but_made_again(
     expected = subprocess.run(command, shell=True, capture_output=True, check=True)
     assert task.output.encode() == expected.stdout
     assert yard.count("made") == 2
-    assert f"could not get {data.cache_name} from" in caplog.text
+    assert "could not get a file of declare_temp from" in caplog.text
     assert f"{data.cache_name} has been changed on this worker's disk" in first.log
     assert first.process.poll() is None

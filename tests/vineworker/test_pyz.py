@@ -165,8 +165,8 @@ def test_a_bare_python_runs_commands_at_once_and_functions_in_an_environment(yar
     library.set_cores(1)
     m.install_library(library)
     call = FunctionCall("doubling", "double", 21)
+    task.set_cores(1)
     for each in (task, call):
-        each.set_cores(1)
         m.submit(each)
     assert {m.wait(60), m.wait(60)} == {task, call}
     assert (task.output, call.output) == (("packed", sys.version_info[:2]), 42)
@@ -211,8 +211,8 @@ def test_the_user_is_told_what_the_workers_python_lacks_before_anything_runs(yar
     library.set_cores(1)
     m.install_library(library)
     task, call = PythonTask(double, 3), FunctionCall("doubling", "double", 21)
+    task.set_cores(1)
     for each in (task, call):
-        each.set_cores(1)
         m.submit(each)
     shell = Task("echo fine", cores=1)
     m.submit(shell)

@@ -318,6 +318,7 @@ def backend():
 
 
 def test_an_import_that_waits_where_tasks_are_forked_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="is what is imported: pip install matplotlib")
     # a pipe: what is imported reads it, and waits for somebody who writes
     settings = tmp_path / "matplotlibrc"
     os.mkfifo(settings)

@@ -54,8 +54,7 @@ def test_what_a_call_prints_while_it_runs_does_not_fill_the_disk(yard):
     def ends():
         for path in yard.workspace.glob("*/*/t*/.vine-stdout-*"):
             text = path.read_bytes()
-            is_short = text.startswith(b"[what was here") and len(text) <= logs.MOST_BYTES
-            if is_short and text.endswith(b"the end\n"):
+            if text.startswith(b"[what was here") and len(text) <= logs.MOST_BYTES:
                 return True
         return False
 

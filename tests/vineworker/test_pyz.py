@@ -220,7 +220,7 @@ def test_the_user_is_told_what_the_workers_python_lacks_before_anything_runs(yar
     text = until(lambda: m.missing, "the manager to say what is missing")
     assert "the workers' own Python has no cloudpickle" in text
     assert "Install cloudpickle there, or ship an environment with environment='my-env.tar.gz'" in text
-    assert text in caplog.text
+    until(lambda: text in caplog.text, "the log to say it, too")
     assert m.wait(0) is None
     yard.worker(m)  # one that has it
     assert {m.wait(60), m.wait(60)} == {task, call}

@@ -6,6 +6,8 @@ import os
 
 MOST_BYTES = 16 << 20
 KEPT_BYTES = 1 << 20
+ATTEMPTS = 10
+"""To read an end that has not grown meanwhile."""
 LOOK_S = 0.25
 """How often somebody looks how long logs are."""
 
@@ -19,8 +21,13 @@ def shorten(path: str) -> None:
     except OSError:  # there is none
         return
     try:
-        size = os.fstat(log).st_size
-        end = os.pread(log, KEPT_BYTES, max(0, size - KEPT_BYTES))
+        size, end = 0, b""
+        for _ in range(ATTEMPTS):
+            size = os.fstat(log).st_size
+            end = os.pread(log, KEPT_BYTES, max(0, size - KEPT_BYTES))
+            # what is written between these two calls is lost
+            if os.fstat(log).st_size == size:
+                break
         os.ftruncate(log, 0)
         os.write(log, b"[what was here, %d bytes, is left out]\n" % (size - len(end)) + end)
     except OSError:  # a disk that is full: then the end is gone, too

@@ -212,6 +212,26 @@ def single(number: int, *inputs: str, **spec: Any) -> TaskSpec:
     return call(number, *inputs, library="", **{"request": ONE_CORE, **spec})
 
 
+def maker(number: int, *outputs: str, **spec: Any) -> TaskSpec:
+    """A single task with files as outputs."""
+    return single(
+        number,
+        outputs=outputs,
+        options={"outputs": [[f"out-{name}", name, "always"] for name in outputs]},
+        **spec,
+    )
+
+
+def end_without_output(vine: Vine, number: int, end: str) -> None:
+    """End a task, which does not make its output: by ``failure``, by ``cancel``, or as one that went well."""
+    if end == "failure":
+        vine.failed(number, "exception")
+    elif end == "cancel":
+        vine.feed(e.TasksCancelled([number]))
+    else:
+        vine.done(number)
+
+
 def outcomes(vine: Vine) -> dict[int, str]:
     """How tasks that were submitted by themselves have ended, all of them so far."""
     return {x.task: x.outcome for x in vine.told(i.TaskEnded, vine.log)}

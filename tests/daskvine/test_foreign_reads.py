@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from daskvine import DaskVine
-from tests.daskvine.test_outside import by_value, runs_again
+from tests.daskvine.test_outside import runs_again
+from tests.daskvine.vertices import by_value
 
 pa = pytest.importorskip("pyarrow")
 feather = pytest.importorskip("pyarrow.feather")

@@ -11,19 +11,13 @@ import numpy as np
 import pytest
 
 from daskvine import DaskVine
+from tests.daskvine.vertices import by_value
 
 
 @pytest.fixture(scope="module")
 def m():
     with DaskVine.local(workers=1, cores=1, memory_mb=2000, disk_mb=2000) as m:
         yield m
-
-
-def by_value(text, **more):
-    """A function as it is defined in a notebook."""
-    space = {"__name__": "__main__", **more}
-    exec(text, space)
-    return space["f"]
 
 
 BUILT = "'/'.join(PARTS)"  # a path that nothing names

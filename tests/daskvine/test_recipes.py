@@ -22,6 +22,7 @@ from daskvine.graph import Graph, flat_keys, normalize
 from daskvine.recipes import Recipes
 from daskvine.surroundings import look, packages
 from tests.daskvine import vertices as v
+from tests.daskvine.vertices import by_value
 
 
 def names(graph, *keys, context=(), deterministic=lambda _key: True):
@@ -33,13 +34,6 @@ def names(graph, *keys, context=(), deterministic=lambda _key: True):
 
 def name_of(function, *args, **kwargs):
     return names({"x": Task("x", function, *args, **kwargs)})["x"]
-
-
-def by_value(text, **more):
-    """A function as it is defined in a notebook."""
-    space = {"__name__": "__main__", **more}
-    exec(text, space)
-    return space["f"]
 
 
 class Counter:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from daskvine import DaskVine
+from tests.daskvine import vertices as v
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,10 +28,8 @@ def m():
 
 
 def by_value(text, **more):
-    """A function as it is defined in a notebook."""
-    space = {"__name__": "__main__", **more}
-    exec(f"{READ}\n{text}", space)
-    return space["f"]
+    """A function as it is defined in a notebook, which has `read` at hand."""
+    return v.by_value(f"{READ}\n{text}", **more)
 
 
 class Case(NamedTuple):

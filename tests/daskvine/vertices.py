@@ -10,6 +10,13 @@ import numpy as np
 GATE_S = 240.0
 
 
+def by_value(text, **more):
+    """A function as it is defined in a notebook."""
+    space = {"__name__": "__main__", **more}
+    exec(text, space)
+    return space["f"]
+
+
 def inc(x):
     return x + 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.minds import ONE_CORE, Vine, call, endings, outcomes, single
+from tests.minds import ONE_CORE, Vine, call, end_without_output, endings, maker, outcomes, single
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 
@@ -19,15 +19,6 @@ def vine():
     vine.join(cores=4)
     vine.declare("place", awaited=True, absent=True)
     return vine
-
-
-def maker(number, *outputs, **spec):
-    return single(
-        number,
-        outputs=outputs,
-        options={"outputs": [[f"out-{name}", name, "always"] for name in outputs]},
-        **spec,
-    )
 
 
 def reasons(vine):
@@ -119,12 +110,7 @@ def test_a_maker_that_does_not_make_it_after_the_wait_fails_who_waited(vine, end
         return
     vine.submit(maker(2, "place"))
     vine.feed(e.Waited())
-    if end == "failure":
-        vine.failed(2, "exception")
-    elif end == "cancel":
-        vine.feed(e.TasksCancelled([2]))
-    else:
-        vine.done(2)
+    end_without_output(vine, 2, end)
     assert outcomes(vine)[1] == "input missing"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.minds import LARGE, ONE_CORE, Vine, call, outcomes, single
+from tests.minds import LARGE, ONE_CORE, Vine, call, end_without_output, maker, outcomes, single
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core.mind import PATIENCE_S
@@ -21,15 +21,6 @@ def vine():
 def missing(vine):
     texts = [told.text for told in vine.told(i.Missing, vine.log)]
     return texts[-1] if texts else ""
-
-
-def maker(number, *outputs, **spec):
-    return single(
-        number,
-        outputs=outputs,
-        options={"outputs": [[f"out-{name}", name, "always"] for name in outputs]},
-        **spec,
-    )
 
 
 @pytest.mark.parametrize("how", ["inputs", "mounts"])
@@ -70,12 +61,7 @@ def test_a_maker_that_fails_fails_who_waited_for_it(vine, end):
     vine.declare("temp", awaited=True)
     vine.submit(single(1, "temp"))
     vine.submit(maker(2, "temp"))
-    if end == "failure":
-        vine.failed(2, "exception")
-    elif end == "cancel":
-        vine.feed(e.TasksCancelled([2]))
-    else:
-        vine.done(2)
+    end_without_output(vine, 2, end)
     assert outcomes(vine)[1] == "input missing"
 
 

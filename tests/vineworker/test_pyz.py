@@ -12,13 +12,14 @@ import tarfile
 import traceback
 import venv
 import zipfile
+from pathlib import Path
 
 import cloudpickle
 import pytest
 from vineworker import packing
 
 from tests.support import find_python, until
-from vinecore import FunctionCall, PythonTask, Task
+from vinecore import FunctionCall, PythonTask, Task, protocol
 
 THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
 VERSIONS = ["3.9", "3.10", "3.11", "3.12", "3.13", "3.14"]
@@ -117,6 +118,40 @@ def test_the_file_holds_the_source_of_the_worker_and_nothing_of_this_machine(pyz
     } <= set(names)
     assert {name.rpartition("/")[0] for name in names} == {"", "vineworker", "vinecore", "vinecore/protocol"}
     assert all(name.endswith(".py") for name in names)
+
+
+def test_the_file_holds_every_module_of_every_folder(pyz):
+    top = Path(packing.__file__).parents[1]
+    packages = {top: "vineworker", Path(protocol.__file__).parents[2]: "vinecore/protocol"}
+    of_folders = {
+        path.relative_to(base).as_posix()
+        for base, name in packages.items()
+        for path in (base / name).rglob("*.py")
+    }
+    with zipfile.ZipFile(pyz) as archive:
+        assert set(archive.namelist()) == of_folders | {"vinecore/__init__.py", "__main__.py"}
+
+
+def test_code_in_folders_below_comes_into_the_file(tmp_path):
+    top = Path(packing.__file__).parents[1]
+    for part in ("vineworker", "vinecore"):
+        source = top / part if part == "vineworker" else Path(protocol.__file__).parents[1]
+        shutil.copytree(source, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    below = tmp_path / "vineworker" / "below" / "further"
+    below.mkdir(parents=True)
+    for folder in (below.parent, below):
+        (folder / "__init__.py").write_text("")
+    (below / "added.py").write_text("VALUE = 1\n")
+    (below / "__pycache__").mkdir()
+    (below / "__pycache__" / "added.cpython-311.pyc").write_bytes(b"")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run([sys.executable, "-m", "vineworker", "--pyz", str(out)], check=True, env=environment)
+    with zipfile.ZipFile(out / packing.NAME) as archive:
+        names = archive.namelist()
+    assert "vineworker/below/further/added.py" in names
+    assert not [name for name in names if not name.endswith(".py")]
 
 
 def test_a_function_can_import_daskvine_beside_the_workers_own_code(tmp_path):

@@ -56,13 +56,11 @@ def sources() -> dict[str, bytes]:
                     found[name] = archive.read(name)
         return found
     ours, shared = os.path.dirname(str(vineworker.__file__)), os.path.dirname(str(vinecore.__file__))
-    folders = {"vineworker": ours, "vinecore/protocol": os.path.join(shared, "protocol")}
-    paths = {
-        f"{name}/{file}": os.path.join(folder, file)
-        for name, folder in folders.items()
-        for file in os.listdir(folder)
-    }
-    paths["vinecore/__init__.py"] = os.path.join(shared, "__init__.py")
+    paths = {"vinecore/__init__.py": os.path.join(shared, "__init__.py")}
+    for name, top in (("vineworker", ours), ("vinecore/protocol", os.path.join(shared, "protocol"))):
+        for folder, _, files in os.walk(top):
+            below = os.path.normpath(os.path.join(name, os.path.relpath(folder, top)))
+            paths.update((f"{below}/{file}", os.path.join(folder, file)) for file in files)
     for name in sorted(paths):
         if name.endswith(".py"):
             with open(paths[name], "rb") as source:

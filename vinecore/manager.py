@@ -54,6 +54,7 @@ CACHE_NAME = re.compile(
     r"(?:untar-)?((?:xrootd-)?(?:file|dir|url|minitask|buffer)-[0-9a-f]{40}|(?:out|buffer|temp|result)-[0-9a-f]{8}-\d+)(?:-for-[0-9a-f]{8}-\d+)?"
 )
 MOST_LABELS = 1000
+UNPACKED = ("untar", "poncho", "starch")  # files that are always directories
 TUNABLE = {
     "worker-source-max-transfers": 1,
     "file-source-max-transfers": 1,
@@ -746,9 +747,13 @@ class Manager:
         Raises
         ------
         FileNotFoundError
-            It is nowhere, and nothing can make it.
+            It is nowhere, and nothing can make it; the text has the reason of the task that should have made it.
+        IsADirectoryError
+            It is a directory.
         """
-        if declared(file).kind == "url" and not self.get_file_replica_count(file):  # nobody has it now
+        if declared(file).kind in UNPACKED:
+            raise _is_directory(file)
+        if file.kind == "url" and not self.get_file_replica_count(file):  # nobody has it now
             copy = Task("cp in out")
             copy.add_input(file, "in")
             fetched = self._make_later(copy, "out", "minitask", "", f"a copy of {file.source}", False, True)
@@ -757,6 +762,8 @@ class Manager:
             finally:
                 self.undeclare_file(fetched)
         content = self._content(file)
+        if isinstance(content, str) and Path(content).is_dir():
+            raise _is_directory(file)
         return Path(content).read_bytes() if isinstance(content, str) else content
 
     def _content(self, file: File) -> bulk.Content:
@@ -1209,6 +1216,11 @@ def _catalog_servers(catalog: Any) -> tuple[tuple[str, int], ...]:
         if catalog is False
         else parse_servers(configured("" if usual else checks.text("catalog", catalog)))
     )
+
+
+def _is_directory(file: File) -> IsADirectoryError:
+    msg = f"{file!r} is a directory, which has no bytes of its own: have a task read it, or declare what you need of it as an output of the task that makes it"
+    return IsADirectoryError(msg)
 
 
 def _kind_in_words(name: str) -> str:

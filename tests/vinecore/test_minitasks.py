@@ -123,6 +123,51 @@ def test_an_input_that_cannot_be_had_is_named(m, run):
     assert "/nowhere/at/all" in error
 
 
+def unread(m, file):
+    """Why a file cannot be read, asked twice: the second answer does not depend on what was running at the first."""
+    told = set()
+    for read in (m.read_file, m.fetch_file):
+        with pytest.raises(FileNotFoundError) as caught:
+            read(file)
+        told.add(str(caught.value).partition(" cannot be had: ")[2])
+    return told
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "reason"),
+    [
+        ("echo no luck >&2; exit 3", {}, "exit code 3, no luck"),
+        ("sleep 300", {"time_max": 0.1}, "time_max of 0.1 s"),
+        ("head -c 60000000 /dev/zero > out", {"cores": 1, "disk": 20}, "its limit is 20 MB"),
+    ],
+)
+def test_who_reads_a_file_that_could_not_be_made_is_told_why_each_time(m, command, settings, reason):
+    file = m.declare_minitask(Task(command, **settings), "out")
+    assert all(reason in told for told in unread(m, file))
+
+
+def test_who_reads_a_file_that_a_task_has_not_made_is_told_why(m, run):
+    file = m.declare_temp()
+    run(Task("echo no luck >&2; exit 3", outputs={file: "out"}, cores=1))
+    (told,) = unread(m, file)
+    assert "the task did not make out: exit code 3, no luck" in told
+
+
+def test_who_reads_the_result_of_a_function_that_raised_is_told_why(m, run):
+    task = PythonTask(int, "three")
+    task.enable_temp_output()
+    run(task)
+    (told,) = unread(m, task.output_file)
+    assert "ValueError: invalid literal" in told
+
+
+def test_who_reads_a_directory_is_told_what_else_to_do(m):
+    folder = m.declare_minitask(Task("mkdir out"), "out")
+    for file in (folder, m.declare_untar(folder)):
+        with pytest.raises(IsADirectoryError, match="have a task read it"):
+            m.read_file(file)
+
+
 def test_workers_get_it_from_each_other(yard):
     m = yard.manager()
     yard.workers(m, 3)

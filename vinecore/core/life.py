@@ -557,14 +557,15 @@ class Life:
             if task.state not in UNFINISHED:
                 continue
             worker = task.worker
-            reason = f"{task.spec.label}, which makes one of its inputs, has failed"
-            if info.get("reason"):
-                reason += f": {info['reason']}"
-            self._drop(task, "fail", reason)
+            why = _reason(kind, info)
+            # for who asks later for what it should have made
+            task.info = {"reason": why}
+            self._drop(task, "fail", f"{task.spec.label} has failed: {why}")
             if task.run.spec.run:
                 self._fail_run(task.run, task, kind, {**info, "worker": worker.id if worker else 0}, payload)
             else:
                 self._report(task, kind, worker, info, payload)
+            reason = f"{task.spec.label}, which makes one of its inputs, has failed: {why}"
             stack += [(reader, "input missing", {"reason": reason}, b"") for reader in _readers(task)]
 
     def _fail_run(self, run: Run, task: Task, kind: str, info: dict[str, Any], payload: bytes) -> None:
@@ -634,6 +635,14 @@ def _own_name(task: Task, file: File) -> str:
         (repr(remote) for remote, name, _when in task.spec.options.get("outputs", ()) if name == file.name),
         file.name,
     )
+
+
+def _reason(kind: str, info: dict[str, Any]) -> str:
+    """Say in one line why a task has failed."""
+    said = info.get("reason") or info.get("text") or ""
+    if kind == "exhausted" and not said:
+        said = f"it used {info.get('peak')} MB of {info.get('resource')}, its limit is {info.get('limit')} MB"
+    return f"{said or kind}{_last_words(info) if kind == 'output missing' else ''}"
 
 
 def _last_words(info: dict[str, Any]) -> str:

@@ -115,9 +115,9 @@ class Recovery:
             elif producer.state in (DONE, RETRIEVING):
                 self._wake(producer, lost, stack)
             elif producer.state in (FAILED, CANCELLED):
-                self._mind.life.input_failed(
-                    lost, f"{title(lost)} is gone, and that task was {producer.state}"
-                )
+                why = (producer.info or {}).get("reason", "")
+                ended = f"has failed: {why}" if why else f"was {producer.state}"
+                self._mind.life.input_failed(lost, f"{title(lost)} is not there, and that task {ended}")
 
     def _wake(self, task: Task, lost: File, stack: list[File]) -> None:
         mind = self._mind

@@ -85,6 +85,11 @@ class File:
         """Give the Python value that a task has left in this file."""
         return values.loads(self._manager.read_file(self))
 
+    def check_place(self) -> None:
+        """Make sure that it can be an output: see `Manager.check_place`."""
+        if self.kind == "file":
+            self._manager.check_place(self)
+
     def __len__(self) -> int:
         return max(self.size, 0)
 

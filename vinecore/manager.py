@@ -30,6 +30,7 @@ from vinecore.files import LEVEL_NUMBERS, File, content_name, level_of, path_nam
 from vinecore.io.engine import Engine
 from vinecore.io.past import Past, look_back, sweep
 from vinecore.io.scribe import Scribe
+from vinecore.io.store import in_the_way
 from vinecore.libraries import Context, LibraryTask
 from vinecore.protocol import bulk, digests, records, seeds, tls, trees, values, xrootd
 from vinecore.protocol.catalog import configured, parse_servers
@@ -798,8 +799,21 @@ class Manager:
                 answer.append(obtained.reason)
             self._news.notify_all()
 
+    def check_place(self, file: File) -> None:
+        """Make sure that a file can be an output: no directory of the user's is where it is to be put.
+
+        Raises
+        ------
+        FileExistsError
+            There is one, with something in it.
+        """
+        if not self._engine.store.may_replace(file.source):
+            msg = f"{file.source} cannot be the place of an output: {in_the_way(file.source)}"
+            raise FileExistsError(msg)
+
     def refill(self, file: File) -> None:
         """Name a file anew that already has, or will have, a content, because another task fills it: what was sent under its name stays what it was."""
+        file.check_place()
         if file.filled:
             file.cache_name, file.size = self._fresh(file.kind), -1
             if file.kind == "file":

@@ -103,11 +103,18 @@ class Task:
     def add_output(
         self, file: File, remote_name: str | Path, *, success_only: bool = False, failure_only: bool = False
     ) -> None:
-        """Take a file out of the task's folder when it has ended."""
+        """Take a file out of the task's folder when it has ended.
+
+        Raises
+        ------
+        FileExistsError
+            Where it is to be put there is a directory, with something in it that was put there by no output of this manager.
+        """
         when = "success" if success_only else "failure" if failure_only else "always"
         if declared(file).kind not in MADE:
             msg = f"{file!r} cannot be an output: use a file, a buffer or a temp"
             raise TypeError(msg)
+        file.check_place()
         self._outputs += ((file, inside(remote_name), when),)
 
     def add_environment(self, file: File) -> None:

@@ -353,7 +353,6 @@ def test_a_task_may_read_a_file_and_write_it_anew(m, run, tmp_path):
 def test_an_output_directory_is_where_it_was_declared(m, run, tmp_path):
     place = tmp_path / "out"
     place.mkdir()
-    (place / "old").write_text("old")
     task = Task(
         "mkdir -p out/sub; echo x > out/sub/program; chmod 750 out/sub/program; ln -s sub/program out/link"
     )
@@ -362,6 +361,60 @@ def test_an_output_directory_is_where_it_was_declared(m, run, tmp_path):
     assert sorted(path.name for path in place.iterdir()) == ["link", "sub"]
     assert stat.S_IMODE((place / "sub" / "program").stat().st_mode) == 0o750
     assert (place / "link").readlink() == (place / "sub" / "program").relative_to(place)
+
+
+def test_a_directory_with_something_in_it_is_no_place_of_an_output(m, tmp_path):
+    (tmp_path / "kept").write_text("kept")
+    file = m.declare_file(tmp_path)
+    for declare in (
+        lambda: Task("true").add_output(file, "out"),
+        lambda: Task("true", outputs={file: "out"}),
+    ):
+        with pytest.raises(
+            FileExistsError, match=f"{tmp_path} cannot be the place of an output.*declare another place"
+        ):
+            declare()
+    assert (tmp_path / "kept").read_text() == "kept"
+
+
+def test_a_directory_that_came_after_the_output_was_added_is_found_at_submit(m, tmp_path):
+    place = tmp_path / "out"
+    task = Task("true", outputs={m.declare_file(place): "out"})
+    place.mkdir()
+    (place / "kept").write_text("kept")
+    with pytest.raises(FileExistsError, match=str(place)):
+        m.submit(task)
+
+
+@pytest.mark.parametrize("made", ["echo x > out", "mkdir out; echo x > out/new"])
+def test_an_output_never_takes_the_place_of_a_directory_that_came_while_its_task_ran(m, run, tmp_path, made):
+    place = tmp_path / "out"
+    task = Task(f"{made}; mkdir {place}; echo kept > {place}/kept")
+    task.add_output(m.declare_file(place), "out")
+    ended = run(task)
+    assert ended.result == "output transfer error"
+    assert f"{place} cannot be written: there is a directory" in str(ended.error())
+    assert f"m.declare_file('{place}/out')" in str(ended.error())
+    assert [path.name for path in place.iterdir()] == ["kept"]
+
+
+def test_a_file_does_not_take_the_place_of_an_empty_directory(m, run, tmp_path):
+    place = tmp_path / "out"
+    place.mkdir()
+    task = Task("echo x > out", outputs={m.declare_file(place): "out"})
+    assert "there is a directory, and the task made a file" in str(run(task).error())
+    assert list(place.iterdir()) == []
+
+
+def test_a_directory_that_a_task_has_made_is_replaced_by_that_of_the_next(m, run, tmp_path):
+    place = tmp_path / "out"
+    file = m.declare_file(place)
+    for name in ("first", "second"):
+        assert run(Task(f"mkdir out; echo x > out/{name}", outputs={file: "out"})).successful()
+        assert [path.name for path in place.iterdir()] == [name]
+    again = m.declare_file(place)  # by its content
+    assert run(Task("mkdir out; echo x > out/third", outputs={again: "out"})).successful()
+    assert [path.name for path in place.iterdir()] == ["third"]
 
 
 def test_a_buffer_that_a_task_fills_has_its_content(m, run):

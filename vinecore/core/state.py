@@ -209,7 +209,9 @@ class Task:
         self.request = spec.request
         self.allocation: Resources | None = None
         self.evidence: list[str] | None = None
-        self.info: dict[str, Any] | None = None  # what the worker said, while the outputs are being brought; then why it has failed
+        self.info: dict[str, Any] | None = (
+            None  # what the worker said, while the outputs are being brought; then why it has failed
+        )
 
     def seal(self) -> None:
         """All its files are linked: tuples take half of the memory of lists."""

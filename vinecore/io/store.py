@@ -17,6 +17,8 @@ from vinecore.protocol import INLINE_LIMIT, bulk, folders, trees
 
 log = logging.getLogger("vinecore")
 
+NAME_A_FILE = ", or name a file in it, such as m.declare_file('{}/out')"
+
 
 class Store:
     """Objects by name. Thread-safe: the bulk connections read and write it, each in its own thread.
@@ -41,6 +43,7 @@ class Store:
         self._users: Counter[str] = Counter()  # declarations that have not been taken back
         self._looks: dict[str, tuple[Any, ...]] = {}  # of the user's files, when they were declared
         self._places: dict[str, str] = {}  # where the user wants outputs
+        self._brought: set[str] = set()  # directories that were put there
         # paths of the user's that go when nobody needs the object any more
         self._doomed: dict[str, set[str]] = {}
         self.undelivered: dict[str, str] = {}
@@ -123,6 +126,13 @@ class Store:
         """Say where the user wants an output."""
         self._places[name] = place
 
+    def may_replace(self, place: str) -> bool:
+        """Whether what is at a place may go for an output: anything but a directory with something in it that no task has made."""
+        if not os.path.isdir(place) or place in self._brought:
+            return True
+        with os.scandir(place) as entries:
+            return next(entries, None) is None
+
     def doom(self, name: str, path: str) -> None:
         """Remove this file or directory of the user's when nobody needs the object any more."""
         with self._lock:
@@ -180,10 +190,8 @@ class Store:
             )  # of unknown size: it is fetched as what it is, with its mode, and never put into memory
         if place is not None:
             try:
-                if os.path.isdir(path) or os.path.isdir(place):
-                    bulk.remove(place)
                 self._give(path)
-                shutil.move(path, place)
+                self._put(path, place)
                 path = place
             except OSError as error:
                 self.undelivered[name] = f"{place} cannot be written: {error.strerror or error}"
@@ -196,6 +204,22 @@ class Store:
             self.forget(name)
         else:
             self._stored(name, size, digest)
+
+    def _put(self, path: str, place: str) -> None:
+        """Move what was brought to where the user wants it; what is there goes if it may."""
+        folder = os.path.isdir(path)
+        if os.path.isdir(place) and not (folder and self.may_replace(place)):
+            # the engine reports it as any other place that cannot be written
+            raise OSError(
+                in_the_way(place)
+                if folder
+                else f"there is a directory, and the task made a file{NAME_A_FILE.format(place)}"
+            )
+        if folder:
+            bulk.remove(place)
+        shutil.move(path, place)
+        if folder:
+            self._brought.add(place)
 
     def _give(self, path: str) -> None:
         """Make a file, or all of a directory, such as this user's own programs leave them: theirs to change, and for others as the umask says."""
@@ -230,6 +254,11 @@ class Store:
             bulk.remove(path)
         if self._folder is not None:
             folders.remove(self._folder)
+
+
+def in_the_way(place: str) -> str:
+    """Say that there is a directory where an output should be, and what to do."""
+    return f"there is a directory that is not empty, and what is in it would be lost: remove or rename it, declare another place{NAME_A_FILE.format(place)}"
 
 
 def staging(session: str) -> str:

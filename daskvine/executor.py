@@ -39,6 +39,7 @@ from vinecore.libraries import LibraryTask
 from vinecore.manager import DEFAULT_PORT, Manager
 from vinecore.protocol import folders, usage
 from vinecore.protocol.modules import is_package_module
+from vinecore.protocol.programs import Program
 
 log = logging.getLogger("daskvine")
 
@@ -53,6 +54,8 @@ ELSEWHERE = {
 }
 """What other ways of starting workers call the options of `DaskVine.local`."""
 LOOPBACK = "127.0.0.1"
+MOST_SETUPS = 16
+"""Of libraries, that are remembered as they are serialized."""
 
 
 class Settings(NamedTuple):
@@ -375,13 +378,28 @@ class DaskVine(Manager):
         if records:
             library.set_env_var(usage.RECORDS, "1")
         library.preload = sorted(modules)
-        setup = self.share_bytes(dumps(library.setup))
+        setup = self.share_bytes(dumps(library.setup) if extra else _dump_usual(library))
         spec = library.spec(setup)
         alike = spec._replace(name="", setup="", options={**spec.options, "preload": ()})
         kind = repr((library.functions, library.setup["modules"], alike))
         self._replacements.begin(kind, spec.name, lambda: self._engine.post(e.LibraryInstalled(spec)))
         self._enter_library(library, spec.name)  # also for FunctionCalls of the extra functions
         return spec.name
+
+
+def _dump_usual(library: LibraryTask) -> bytes:
+    """Serialize the setup of a library that has no functions but this package's own, which stay what they are."""
+    setup = library.setup
+    key = tuple(setup["modules"]), setup.get("program")
+    found = _usual_setups.get(key)
+    if found is None:
+        if len(_usual_setups) >= MOST_SETUPS:
+            _usual_setups.clear()
+        found = _usual_setups[key] = dumps(setup)
+    return found
+
+
+_usual_setups: dict[tuple[tuple[str, ...], Program | None], bytes] = {}
 
 
 class _Resolved(dict[Any, Any]):

@@ -120,7 +120,7 @@ def collect() -> dict[str, dict[Any, Any]]:
         "behavior": dict(getattr(sys.modules.get("awkward"), "behavior", None) or {}),
         "uproot": _uproot_classes(),
         "interpretations": _interpretations(),
-        "copyreg": {kind: reduce for kind, reduce in copyreg.dispatch_table.items() if is_own(reduce)},
+        "copyreg": _reducers(),
         "dask": _settings(),
     }
     return {kind: content for kind, content in found.items() if content}
@@ -144,6 +144,14 @@ def _interpretations() -> dict[Any, Any]:
     identify = sys.modules.get("uproot.interpretation.identify")
     known = getattr(identify, "_registered_interpretations", ())  # not in older ones
     return dict.fromkeys(cls for cls in known if is_own(cls))
+
+
+def _reducers() -> dict[Any, Any]:
+    """What reduces types of the program; many of a package's share a module, which is looked at once."""
+    table = dict(copyreg.dispatch_table)
+    one_of_each = {getattr(reduce, "__module__", None): reduce for reduce in table.values()}
+    own = {name for name, reduce in one_of_each.items() if is_own(reduce)}
+    return {kind: reduce for kind, reduce in table.items() if getattr(reduce, "__module__", None) in own}
 
 
 def _settings() -> dict[str, Any]:

@@ -19,8 +19,9 @@ import sysconfig
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from operator import is_
 from types import ModuleType
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 INSTALLED = ("site-packages", "dist-packages")
 """Names of the folders that packages are installed into."""
@@ -98,9 +99,41 @@ def is_own_module(module: ModuleType) -> bool:
 
 def own_modules(modules: Optional[Iterable[Any]] = None) -> Iterator[ModuleType]:
     """The user's own ones among these modules, or among all that this process has imported."""
-    for module in list(sys.modules.values()) if modules is None else modules:
+    for module in _maybe_own() if modules is None else modules:
         if isinstance(module, ModuleType) and is_own_module(module):
             yield module
+
+
+class _Looked(NamedTuple):
+    modules: list[Any]
+    specs: list[Any]
+    others: list[Any]
+
+
+def _maybe_own() -> list[Any]:
+    """What this process has imported, without what certainly is not the user's own; that is looked for again after each import.
+
+    A module that is imported again, from another place perhaps, has another spec.
+    """
+    global _looked  # noqa: PLW0603 - one process has one table of modules
+    known, found = _looked, list(sys.modules.values())
+    specs = [getattr(module, "__spec__", None) for module in found]
+    if len(found) != len(known.modules) or not (
+        all(map(is_, found, known.modules)) and all(map(is_, specs, known.specs))
+    ):
+        _looked = known = _Looked(found, specs, [module for module in found if not _is_of_others(module)])
+    return known.others
+
+
+def _is_of_others(module: Any) -> bool:
+    if not isinstance(module, ModuleType):
+        return False
+    if isinstance(getattr(module, "__file__", None), str):
+        return not is_own_module(module)
+    return getattr(getattr(module, "__spec__", None), "origin", None) in ("built-in", "frozen")
+
+
+_looked = _Looked([], [], [])
 
 
 def digest_of_file(path: str) -> str:

@@ -109,3 +109,32 @@ def test_it_is_counted_how_often_a_module_of_the_user_is_imported_again(folder):
     importlib.import_module("mine_loads")
     assert ("mine_loads", 2) in modules.count_loads()
     assert not {"json", "vinecore"} & dict(modules.count_loads()).keys()
+
+
+def test_own_modules_are_those_that_there_are_at_each_moment(folder):
+    def found():
+        return {module.__name__ for module in modules.own_modules() if module.__name__.startswith("mine_")}
+
+    assert found() == set()
+    place(folder, "mine_first.py")
+    place(folder, "mine_second.py")
+    importlib.import_module("mine_first")
+    assert found() == {"mine_first"}
+    importlib.import_module("mine_second")
+    del sys.modules["mine_first"]  # as many as before
+    assert found() == {"mine_second"}
+    sys.modules["mine_second"] = types.ModuleType("mine_second")  # as many, with the same names
+    assert found() == set()
+    sys.modules["mine_second"].__file__ = str(folder / "mine_second.py")
+    assert found() == {"mine_second"}
+
+
+def test_a_module_of_a_package_that_is_imported_again_from_elsewhere_is_the_users_own(folder, monkeypatch):
+    place(folder, "lib/site-packages/mine_moved.py")
+    monkeypatch.syspath_prepend(str(folder / "lib/site-packages"))
+    module = importlib.import_module("mine_moved")
+    assert module not in modules.own_modules()
+    place(folder, "mine_moved.py")
+    monkeypatch.syspath_prepend(str(folder))
+    importlib.reload(module)
+    assert module in modules.own_modules()

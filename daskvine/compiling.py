@@ -23,7 +23,7 @@ from daskvine.graph import Graph, Key
 from daskvine.merge import Merge, read
 from vinecore.errors import note
 from vinecore.manager import Manager
-from vinecore.protocol import INLINE_LIMIT, values
+from vinecore.protocol import INLINE_LIMIT, unpicklable, values
 from vinecore.protocol.modules import is_own_module
 
 PLAIN = values.PLAIN | {slice, values.Input, values.Shared}
@@ -348,7 +348,7 @@ def dumps(value: Any) -> bytes:
     try:
         return values.dumps(value, by_value=True)
     except Exception as error:
-        note(error, f"this could not be sent to a worker, because it cannot be pickled: {value!r:.200}")
+        note(error, f"this could not be sent to a worker: {value!r:.200}: {unpicklable.describe(value)}")
         raise
 
 

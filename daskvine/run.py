@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,8 @@ from vinecore.protocol import usage, values
 
 if TYPE_CHECKING:
     from daskvine.executor import DaskVine
+
+log = logging.getLogger("daskvine")
 
 SLICE = 256
 LOOK_S = 0.1
@@ -392,6 +395,12 @@ class GraphRun:
             where = self._manager.worker_name(worker) if worker else ""
             explain_unseen(error, end.info.get("unseen"), where)
             explain_shared_files(error, self._options.lib_modules or ())
+            if isinstance(error, SystemExit):  # Python ends by it without a word
+                log.warning(
+                    "vertex %r raised SystemExit(%r), which ends this program, too, unless it is caught",
+                    key,
+                    error.code,
+                )
             raise error
         return dict(self._load())
 

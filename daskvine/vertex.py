@@ -59,7 +59,16 @@ def wrapped(wrapper: Any, node: Any, keys: list[Any], *inputs: Any) -> Any:
     """Run a vertex through the user's wrapper, which returns something extra beside the result."""
     compute_here()
     extra, result = wrapper(node, dict(zip(keys, inputs, strict=True)))
-    return values.Annotated(result, values.dumps(extra))
+    try:
+        note = values.dumps(extra)
+    except Exception as error:
+        from vinecore.protocol import exceptions, unpicklable
+
+        exceptions.note(
+            error, f"what wrapper returned as extra cannot be sent: {unpicklable.describe(extra)}"
+        )
+        raise
+    return values.Annotated(result, note)
 
 
 AT_ONCE = 64 * 1024 * 1024

@@ -32,6 +32,12 @@ class InsufficientResources(VineError):
     """No worker, of all that there will be, is large enough."""
 
 
+BY_ITSELF = (
+    "No exception was raised: something there ended the process itself (os._exit, a crash in C code, too little memory; or a lib_command that does not run the command line that it is given). "
+    "Do the same in a Python of your own on that machine to see it; have it raise an exception instead of ending the process"
+)
+
+
 def unpack(payload: bytes) -> BaseException:
     """Rebuild the exception that a slot has serialized."""
     try:
@@ -82,7 +88,9 @@ def explain(kind: str, info: dict[str, Any], payload: bytes, what: str, where: s
         log = info.get("log")
         return TaskCrashed(text + (f"\nlast lines of its log:\n{log}" if log else ""))
     if kind == "library":
-        return LibraryError(f"library {info.get('library', '')} could not be started: {reason}")
+        text = f"library {info.get('library', '')} could not be started: {reason}"
+        ended = "the library's process " in reason
+        return LibraryError(f"{text}\n{BY_ITSELF}" if ended else text)
     if kind == "too large":
         return InsufficientResources(reason)
     if kind == "disk":

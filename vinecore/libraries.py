@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vinecore import checks
 from vinecore.core.allocation import Request
 from vinecore.core.state import LibrarySpec
-from vinecore.protocol import values
+from vinecore.protocol import exceptions, unpicklable, values
 from vinecore.protocol.context import variables
 from vinecore.protocol.modules import count_loads, digest_of_own, own_modules
 from vinecore.reloads import current
@@ -119,7 +119,12 @@ class LibraryTask:
 
     def dump(self) -> bytes:
         """Serialize what the library loads."""
-        return values.dumps(self.setup, by_value=True)
+        try:
+            return values.dumps(self.setup, by_value=True)
+        except Exception as error:
+            what = unpicklable.describe(self.setup)
+            exceptions.note(error, f"library {self.name} cannot be sent to workers: {what}")
+            raise
 
     @property
     def files(self) -> list[File]:

@@ -32,7 +32,7 @@ from vinecore.io.past import Past, look_back, sweep
 from vinecore.io.scribe import Scribe
 from vinecore.io.store import in_the_way
 from vinecore.libraries import Context, LibraryTask
-from vinecore.protocol import bulk, digests, records, seeds, tls, trees, values, xrootd
+from vinecore.protocol import bulk, digests, records, seeds, tls, trees, unpicklable, values, xrootd
 from vinecore.protocol.catalog import configured, parse_servers
 from vinecore.protocol.registry import place
 from vinecore.reloads import Renewals
@@ -854,7 +854,12 @@ class Manager:
             Its cache name.
         """
         # serialized each time, because what a function refers to may have changed since
-        return self.share_bytes(values.dumps(value, by_value=True))
+        try:
+            data = values.dumps(value, by_value=True)
+        except Exception as error:
+            errors.note(error, f"{value!r:.200} cannot be sent to a worker: {unpicklable.describe(value)}")
+            raise
+        return self.share_bytes(data)
 
     def share_bytes(self, data: bytes) -> str:
         """Declare a serialized object that many tasks use."""

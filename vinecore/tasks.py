@@ -14,7 +14,7 @@ from vinecore.core.allocation import UNSPECIFIED, Request
 from vinecore.core.instructions import TaskEnded
 from vinecore.core.state import TaskSpec
 from vinecore.files import File
-from vinecore.protocol import values
+from vinecore.protocol import exceptions, unpicklable, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -243,9 +243,11 @@ class Task:
         if ended is None or ended.outcome == "success":
             return None
         assert self._manager is not None
-        return self._manager.explain(
-            ended.outcome, ended.info, ended.payload, f"task {self.id}", ended.worker
-        )
+        return self._manager.explain(ended.outcome, ended.info, ended.payload, self._title(), ended.worker)
+
+    def _title(self) -> str:
+        """What it is called in the text of an error."""
+        return f"task {self.id}"
 
     # ---- for the manager
 
@@ -358,6 +360,9 @@ class PythonTask(Task):
         """Why it did not succeed, as an exception; None if it did."""
         return super().error() or self._problem_of_result()
 
+    def _title(self) -> str:
+        return f"task {self.id} ({getattr(self._function, '__qualname__', type(self._function).__name__)})"
+
     def _problem_of_result(self) -> Exception | None:
         if self._ended is not None and self._ended.outcome == "success" and not self._temp_output:
             with contextlib.suppress(FileNotFoundError):  # it went with the manager
@@ -402,6 +407,9 @@ class FunctionCall(PythonTask):
         if type(library) is not str or type(function) is not str:
             library, function = checks.label("library", library), checks.label("function", function)
         self._library, self._name, self._args, self._kwargs = library, function, args, kwargs
+
+    def _title(self) -> str:
+        return f"task {self.id} ({self._name} of the library {self._library})"
 
     def add_input(self, file: File, remote_name: str | Path, *, mount_symlink: bool = False) -> None:
         """Not for function calls: slots have no folder of their own.
@@ -530,4 +538,16 @@ def dump_arguments(args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[bytes, 
         args = tuple(map(replace, args))
         kwargs = {key: replace(value) for key, value in kwargs.items()}
         plain = PLAIN.issuperset(map(type, (*args, *kwargs.values())))
-    return values.dumps((args, kwargs), by_value=not plain, plain=plain), tuple(inputs)
+    try:
+        return values.dumps((args, kwargs), by_value=not plain, plain=plain), tuple(inputs)
+    except Exception as error:
+        note_unpicklable(error, args, kwargs)
+        raise
+
+
+def note_unpicklable(error: Exception, args: Iterable[Any], kwargs: dict[str, Any]) -> None:
+    """Add to an error of pickle which argument it is, and what in it."""
+    named = [*((f"argument {number}", value) for number, value in enumerate(args, 1)), *kwargs.items()]
+    for name, value in named:
+        if not unpicklable.is_fine(value):
+            exceptions.note(error, f"{name} cannot be sent to a worker: {unpicklable.describe(value)}")

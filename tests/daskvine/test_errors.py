@@ -15,7 +15,7 @@ import pytest
 from daskvine import DaskVine
 from tests.daskvine import vertices as v
 from tests.support import interrupt_when
-from vinecore.errors import TaskCrashed
+from vinecore.errors import LibraryError, TaskCrashed
 
 CALLS = {"task_mode": "function-calls"}
 
@@ -164,10 +164,11 @@ def test_notes_of_the_user_are_kept(m):
     assert caught.value.__notes__[0] == "in file 7"
 
 
-def test_system_exit_is_an_exception_as_any_other(m, task_mode):
+def test_system_exit_is_an_exception_as_any_other(m, task_mode, caplog):
     with pytest.raises(SystemExit) as caught:
         m.get({"x": (sys.exit, 3)}, "x", task_mode=task_mode)
     assert caught.value.code == 3
+    assert "vertex 'x' raised SystemExit(3), which ends this program" in caplog.text
     assert m.get({"x": (v.inc, 1)}, "x", task_mode=task_mode) == 2
 
 
@@ -363,8 +364,9 @@ def test_a_module_that_raises_when_it_is_imported(m):
 
 def test_a_module_that_ends_the_process_when_it_is_imported(m):
     files = {m.declare_buffer("import os\nos._exit(9)\n"): "exits_at_import.py"}
-    with pytest.raises(Exception, match="ended with code 9"):
+    with pytest.raises(LibraryError, match="ended with code 9 while it imported exits_at_import") as caught:
         m.get({"x": (v.inc, 1)}, "x", **CALLS, import_modules=["exits_at_import"], extra_files=files)
+    assert "os._exit" in str(caught.value)
 
 
 def test_a_module_that_a_vertex_needs_and_a_worker_does_not_have(m, task_mode):

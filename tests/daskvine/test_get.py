@@ -463,6 +463,28 @@ def test_a_result_that_cannot_be_pickled_is_named(m, task_mode, make):
     assert "vertex 'wrong'" in notes
 
 
+def test_the_part_of_a_result_that_cannot_be_pickled_is_named_with_its_type(m, task_mode):
+    def make():
+        return {"jets": [1, threading.Lock()]}
+
+    with pytest.raises(TypeError, match="cannot pickle") as caught:
+        m.get({"wrong": (make,)}, "wrong", task_mode=task_mode)
+    assert (
+        "['jets'][1] is a _thread.lock: take what is needed of it as plain data" in caught.value.__notes__[0]
+    )
+
+
+def test_what_a_wrapper_returns_beside_the_result_is_named_where_it_cannot_be_pickled(m, task_mode):
+    def wrapper(_vertex, _arguments):
+        return threading.Lock(), 1
+
+    with pytest.raises(TypeError, match="cannot pickle") as caught:
+        m.get({"x": (v.inc, 1)}, "x", task_mode=task_mode, wrapper=wrapper)
+    assert "what wrapper returned as extra cannot be sent: a _thread.lock" in "\n".join(
+        caught.value.__notes__
+    )
+
+
 def test_a_generator_is_consumed_where_it_is_made(m):
     assert m.get({"a": (lambda: list(n for n in range(3)),)}, "a", **CALLS) == [0, 1, 2]  # noqa: C400
 

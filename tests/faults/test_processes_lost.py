@@ -174,5 +174,10 @@ def test_a_library_that_dies_while_it_starts_is_given_up_after_a_few_tries(yard,
     ended = [one_result(m) for _ in calls]
     assert {task.result for task in ended} == {"missing library"}
     assert all(isinstance(task.output, LibraryError) for task in ended)
-    assert "ended with code 7" in str(ended[0].output)
+    said = str(ended[0].output)
+    assert (
+        "library dying could not be started: the library's process ended with code 7 while it built its context"
+        in said
+    )
+    assert "raise an exception instead of ending the process" in said
     assert 1 < yard.count("starts") < 12

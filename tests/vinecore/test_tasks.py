@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -710,3 +711,44 @@ def test_inputs_do_not_count_as_what_a_task_writes(m, run):
     task.set_disk(10)
     task.add_input(file, "in")
     assert run(task).successful()
+
+
+# ---- what cannot be sent
+
+
+def test_an_argument_that_cannot_be_pickled_is_named(m):
+    for task, name in (
+        (PythonTask(chores.add, 1, {"a": threading.Lock()}), "argument 2"),
+        (PythonTask(chores.add, 1, y={"a": threading.Lock()}), "y"),
+    ):
+        with pytest.raises(TypeError) as caught:
+            m.submit(task)
+        (note,) = caught.value.__notes__
+        assert note.startswith(
+            f"{name} cannot be sent to a worker: a dict cannot be pickled, because ['a'] is a _thread.lock"
+        )
+
+
+def test_a_function_that_cannot_be_pickled_is_named(m):
+    lock = threading.Lock()
+    with pytest.raises(TypeError) as caught:
+        m.submit(PythonTask(lambda: lock))
+    assert "because lock is a _thread.lock" in " ".join(caught.value.__notes__)
+
+
+def test_a_result_that_cannot_be_pickled_is_told_with_the_function_and_the_type(run):
+    def make_lock():
+        return threading.Lock()
+
+    notes = "\n".join(run(PythonTask(make_lock)).error().__notes__)
+    assert "a _thread.lock cannot be pickled" in notes
+    assert "make_lock) failed" in notes
+
+
+@pytest.mark.parametrize("value", [5, "text", [1, 2]])
+def test_a_function_that_says_it_returns_bytes_and_does_not_is_told(run, value):
+    task = PythonTask(lambda: value)
+    task.disable_output_serialization()
+    error = run(task).error()
+    assert isinstance(error, TypeError)
+    assert f"it returned a {type(value).__name__}" in str(error)

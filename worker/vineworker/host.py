@@ -7,7 +7,7 @@ Started as ``python -m vineworker.host FD`` with one end of a sequenced-packet s
     {"modules": [names]}                                              import these before the next fork
     {"kill": number}                                                  end this slot, and all that a single task has started
 
-and is told ``{"up": versions, "wall_s": s}``, ``{"forked": slot, "pid": n}``, ``{"failed": reason, "final": true}``, ``{"exited": slot, "reason": text, "max_rss_mb": n}``.
+and is told ``{"doing": text}`` before what may end the process, ``{"up": versions, "wall_s": s}``, ``{"forked": slot, "pid": n}``, ``{"failed": reason, "final": true}``, ``{"exited": slot, "reason": text, "max_rss_mb": n}``.
 
 A setup is a value (see `vinecore.protocol.values`): ``{"modules": [...], "functions": {name: function}, "context": (function, args, kwargs)
 or None, "context_per_slot": bool, "config": {...}}``. The context is built once before slots are forked, or by each slot for itself.
@@ -118,6 +118,7 @@ class Host:
         try:
             with starting.watched(self._stack):
                 if request["setup"]:
+                    self._begins("it loaded its functions")
                     self._load(values.load_file(request["setup"]))
                 self._preload(request["preload"])
         except BaseException as error:  # noqa: BLE001 - whatever the user's modules raise is told, not lost
@@ -125,7 +126,12 @@ class Host:
             return
         self._own.update(descendants.families(descendants.children_of(os.getpid())))
         _settle()
+        self._begins("")
         self._tell({"up": versions(), "wall_s": time.monotonic() - start})
+
+    def _begins(self, what: str) -> None:
+        """Tell the worker what is done now: should the process end by itself, that is where."""
+        self._tell({"doing": what})
 
     def _fail(self, error: BaseException) -> None:
         """Tell the worker what the user's code has raised; slots may do so at the same time."""
@@ -143,24 +149,29 @@ class Host:
             self._tried.add(name)
             if not modules.is_package_module(name):
                 continue
+            self._begins(f"it imported {name}")
             try:
                 importlib.import_module(name)
             except BaseException:  # noqa: BLE001, S110 - only a head start: the task that needs it will say what is wrong
                 pass
         if new:
+            self._begins("")
             self._own.update(set(descendants.children_of(os.getpid())) - before)
             _settle()  # a collection takes long where much is loaded, and there is one request for every few tasks
 
     def _load(self, setup: dict[str, Any]) -> None:
         if "program" in setup:
             add_imports(setup["program"], os.getcwd())
-        import_modules(setup["modules"])
+        import_modules(setup["modules"], self._begins)
+        self._begins("it prepared its functions")
         self._functions = dict(setup["functions"])
         for function in setup.get("before", ()):
             function()
         if setup.get("context_per_slot"):
             self._slot_context = setup["context"]
         elif setup.get("context") is not None:
+            name = getattr(setup["context"][0], "__qualname__", "its function")
+            self._begins(f"it built its context with {name}")
             build_context(setup["context"], self._functions)
 
     def _fork(self, request: dict[str, Any], descriptors: list[int]) -> None:
@@ -271,9 +282,10 @@ class Host:
             sys.exit(0)  # the worker is gone
 
 
-def import_modules(names: list[str]) -> None:
-    """Import what the library names."""
+def import_modules(names: list[str], begins: Callable[[str], None]) -> None:
+    """Import what the library names; say of each that it begins."""
     for name in names:
+        begins(f"it imported {name}")
         importlib.import_module(name)
 
 

@@ -80,6 +80,7 @@ class HostProcess:
         self._happened, self._warden, self._loop = happened, warden, asyncio.get_running_loop()
         self._library = start.library
         self._failed: Optional[dict[str, Any]] = None
+        self._doing = ""  # what of the user's code is running in the process itself
         self.ended = False
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self.slots: dict[int, SlotProcess] = {}
@@ -203,6 +204,8 @@ class HostProcess:
         news = json.loads(data)
         if "up" in news:
             self._happened(e.HostUp(self.name, news["wall_s"], news["up"]))
+        elif "doing" in news:
+            self._doing = news["doing"]
         elif "failed" in news:
             self._failed = news
         elif "forked" in news:
@@ -249,7 +252,9 @@ class HostProcess:
                 if code < 0
                 else f"ended with code {code}"
             )
-            reason = f"the library's process {how}: {read_end(self.log, 2000)}".rstrip(": ")
+            when = f" while {self._doing}" if self._doing else ""
+            said = read_end(self.log, 2000).strip()
+            reason = f"the library's process {how}{when}{f'; it has said: {said}' if said else ''}"
         self._happened(e.HostDown(self.name, reason, self._failed is not None, payload))
 
     def _exit_code(self) -> Optional[int]:

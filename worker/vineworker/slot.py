@@ -8,7 +8,6 @@ call was running when a slot dies, and blames no other.
 from __future__ import annotations
 
 import base64
-import inspect
 import mmap
 import os
 import resource
@@ -271,7 +270,7 @@ class Slot:
             if type(result) is values.Annotated:
                 info["note"] = base64.b64encode(result.note).decode()
                 result = result.value
-            parts = [bytes(result)] if call.options.get("raw") else dump_result(result)
+            parts = [raw_bytes(result)] if call.options.get("raw") else dump_result(result)
             size = values.size_of(parts)
             payload = b""
             if size <= INLINE_LIMIT:
@@ -375,10 +374,20 @@ def dump_result(result: Any) -> list[Any]:
     try:
         return values.dump(result)
     except Exception as error:
-        what = f"{type(result).__module__}.{type(result).__qualname__}".replace("builtins.", "")
-        hint = "; return a list of what it yields" if inspect.isgenerator(result) else ""
-        exceptions.note(error, f"what it returned cannot be sent: a {what} cannot be pickled{hint}")
+        from vinecore.protocol import unpicklable
+
+        exceptions.note(error, f"what it returned cannot be sent: {unpicklable.describe(result)}")
         raise
+
+
+def raw_bytes(result: Any) -> bytes:
+    """Give the bytes of what a call has returned that says it returns bytes."""
+    if isinstance(result, (bytes, bytearray, memoryview)):
+        return bytes(result)
+    msg = (
+        f"it returned a {type(result).__name__}: with disable_output_serialization() a function returns bytes"
+    )
+    raise TypeError(msg)
 
 
 def set_variables(variables: dict[str, Union[str, None]]) -> None:

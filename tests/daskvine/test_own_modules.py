@@ -122,6 +122,14 @@ def test_a_module_that_is_asked_for_is_imported_before_the_fork(m, folder):
     assert all(pid == parent for pid, parent in found)
 
 
+def test_later_tasks_take_what_was_compiled_before_the_fork(m, folder):
+    text = (
+        "from vineworker import fresh_imports\ndef known():\n    return __file__ in fresh_imports._compiled\n"
+    )
+    module = write(folder, "mine_compiled", text)
+    until(lambda: dask.delayed(module.known)(pure=False).compute(scheduler=m.get, task_mode="tasks"))
+
+
 def test_packages_that_own_modules_refer_to_are_imported_before_the_fork(m, folder, task_mode):
     write(
         folder, "mine_near", "import sys\nBEFORE = 'colorsys' in sys.modules\nfrom colorsys import hsv_to_rgb"

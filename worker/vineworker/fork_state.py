@@ -34,8 +34,9 @@ def find_generators() -> None:
     """Find all generators of random numbers that the garbage collector knows of; before `gc.freeze`, which hides them."""
     _verdicts.clear()  # a class that was judged before NumPy was there
     known = gc.get_objects()
+    shared = seeds.global_random()  # which Python reseeds
     for one in known:
-        if _is_generator(type(one)):
+        if _is_generator(type(one)) and one is not shared:
             _found[id(one)] = one
     torch: Any = sys.modules.get("torch")
     if torch is not None:  # its generators are not known to the collector, but to those that refer to them

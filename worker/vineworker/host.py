@@ -4,7 +4,7 @@ Started as ``python -m vineworker.host FD`` with one end of a sequenced-packet s
 
     {"setup": path or "", "error": path, "stack": path, "fork": bool, "python": version, "preload": [names]}  the first message
     {"slot": number, "sandbox": folder, "single": bool, "output": path, "errors": path or "", "temporary": folder or ""}               with the slot's socket and progress file as descriptors
-    {"modules": [names]}                                              import these before the next fork
+    {"modules": [names], "sources": [paths]}                          import these, and compile these, before the next fork
     {"kill": number}                                                  end this slot, and all that a single task has started
 
 and is told ``{"doing": text}`` before what may end the process, ``{"up": versions, "wall_s": s}``, ``{"forked": slot, "pid": n}``, ``{"failed": reason, "final": true}``, ``{"exited": slot, "reason": text, "max_rss_mb": n}``.
@@ -15,6 +15,7 @@ or None, "context_per_slot": bool, "config": {...}}``. The context is built once
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import gc
 import importlib
 import importlib.util
@@ -27,7 +28,7 @@ import sys
 import time
 from typing import Any, Callable
 
-from vinecore.protocol import context, exceptions, import_paths, modules, seeds, usage, values
+from vinecore.protocol import context, exceptions, import_paths, modules, programs, seeds, usage, values
 from vinecore.protocol.messages import LOADING
 from vineworker import (
     call_state,
@@ -94,6 +95,8 @@ class Host:
             if new:
                 with starting.watched(self._stack):
                     self._preload(new)
+            if fresh_imports.compile_sources(request["sources"]):
+                _settle()
         else:
             self._set_up(request)
 
@@ -192,9 +195,9 @@ class Host:
             descendants.die_with_parent()
             descendants.adopt()
             fork_state.renew()
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            _signal.set_wakeup_fd(-1)
+            _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+            _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
             interrupts.listen()
             if request["temporary"]:
                 temporary.enter(request["temporary"])
@@ -256,7 +259,9 @@ class Host:
             if pid in self._singles:
                 self._singles.discard(pid)
                 self._kill_what_is_left_of(pid)
-            descendants.kill_strays(self._own | self._children.keys())
+            known = self._own | self._children.keys()
+            if descendants.may_have_strays(known):
+                descendants.kill_strays(known)
             _pid, status, usage = os.wait4(pid, 0)
             number = self._children.pop(pid, None)
             if number is not None:
@@ -329,6 +334,7 @@ def main() -> None:
     """Run a host on the descriptor given on the command line."""
     descendants.die_with_parent()
     import_paths.give_back()
+    programs.running_kernel()  # each fork wants to know
     seeds.watch()
     fresh_imports.install()
     captured_output.print_lines_at_once()

@@ -83,6 +83,7 @@ class HostProcess:
         self._doing = ""  # what of the user's code is running in the process itself
         self.ended = False
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._told: set[str] = set()  # modules that tasks need
         self.slots: dict[int, SlotProcess] = {}
         options = start.library.options if start.library else {}
         # where slots have their temporary folders, unless the library's user has said where
@@ -144,6 +145,14 @@ class HostProcess:
         self._unsent.append((json.dumps(request).encode(), [os.dup(d) for d in descriptors]))
         if len(self._unsent) == 1:
             self._send()
+
+    def prepare(self, wanted: dict[str, Any]) -> None:
+        """Have later forks find what tasks need: modules that the host has not been told of, and sources, which may have changed since."""
+        new = [name for name in wanted.get("modules", ()) if name not in self._told]
+        sources = wanted.get("sources", ())
+        if new or sources:
+            self._told.update(new)
+            self.tell({"modules": new, "sources": sources})
 
     def _send(self) -> None:
         try:

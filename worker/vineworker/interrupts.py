@@ -5,7 +5,7 @@ The latter is an exception as any other. The former is somebody's order to this 
 
 from __future__ import annotations
 
-import signal
+import _signal  # type: ignore[import-not-found]
 from typing import Any
 
 _received = False
@@ -13,7 +13,8 @@ _received = False
 
 def listen() -> None:
     """Raise KeyboardInterrupt when the signal comes, as Python does, and remember it."""
-    signal.signal(signal.SIGINT, _take)
+    # each fork does this: `signal` would look up enumerations, and so copy fifty pages
+    _signal.signal(_signal.SIGINT, _take)
 
 
 def _take(_number: int, _frame: Any) -> None:

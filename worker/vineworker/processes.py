@@ -322,6 +322,7 @@ def finish_single(
         "measured": use,
     }
     info.pop("modules", None)
+    info.pop("sources", None)
     if excess is not None:
         bulk.remove(result)
         return ended(run, info, reply.wall_s, "exhausted", excess, []), sizes

@@ -119,7 +119,7 @@ def add_imports(program: Program, home: str) -> list[str]:
         return [f.path for f in folders if f.path not in sys.path and programs.is_seen(f)]
 
     first = missing(program.first)
-    own = 1 if sys.path and os.path.realpath(sys.path[0]) == home else 0
+    own = 1 if sys.path and (sys.path[0] == home or os.path.realpath(sys.path[0]) == home) else 0
     sys.path[own:own] = first
     last = missing(program.last)
     sys.path += last

@@ -383,6 +383,11 @@ def begin(call: Call) -> Recorder:
     return recorder
 
 
+def is_on() -> bool:
+    """Whether this process records."""
+    return _recorder is not None
+
+
 def keep(name: str, content: bytes) -> None:
     """Remember a shared object that came as a message, where somebody records."""
     if _recorder is not None:

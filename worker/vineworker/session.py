@@ -657,8 +657,7 @@ class Session:
             slot.forked = lambda pid: self._measuring.watch(
                 run.task, pid, run.options, folder, slot.log, slot.copies
             )
-            if run.options.get("preload"):
-                slot.host.tell({"modules": run.options["preload"]})
+            slot.host.prepare({"modules": run.options.get("preload", [])})
             slot.fork(folder)
             self._set_alarm(run, slot.kill)
             self._call(slot, run, run.shared, folder, {"env": variables} if variables else {})
@@ -789,9 +788,7 @@ class Session:
 
     def _single_replied(self, event: e.Replied) -> None:
         run, slot, reply = self._singles.pop(event.slot), self._slots[event.slot], event.replies[0]
-        modules = reply.info.get("modules")
-        if modules:
-            slot.host.tell({"modules": modules})
+        slot.host.prepare(reply.info)
         peak = self._measuring.unwatch(run.task)
         folder, result = slot.log + ".d", self._result_path(run.task)
 

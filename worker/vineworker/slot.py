@@ -19,9 +19,18 @@ from functools import partial
 from itertools import islice
 from typing import Any, Callable, Union
 
-from vinecore.protocol import INLINE_LIMIT, digests, exceptions, values
+from vinecore.protocol import INLINE_LIMIT, digests, exceptions, modules, values
 from vinecore.protocol.frames import FrameReader, encode
-from vineworker import captured_output, descendants, fork_state, forks, interrupts, recording, temporary
+from vineworker import (
+    captured_output,
+    descendants,
+    fork_state,
+    forks,
+    fresh_imports,
+    interrupts,
+    recording,
+    temporary,
+)
 from vineworker.call_state import CallState
 from vineworker.calls import MOST_IN_FLIGHT, PROGRESS, TO_SLOT, Call, Drop, Object, Release, Reply, Write
 from vineworker.captured_output import CapturedOutput
@@ -30,6 +39,9 @@ from vineworker.program_folder import StartingFolder
 PATIENCE_S = 0.001
 RUNNING = struct.Struct(">q")  # the first part of `PROGRESS`
 MODULES_TO_TELL = 200
+
+
+_reader = FrameReader(TO_SLOT, trusted=True)  # made before the fork; there is one slot in a process
 
 
 class Slot:
@@ -79,14 +91,13 @@ class Slot:
 
     def serve(self) -> None:
         """Work until the worker closes the socket."""
-        reader = FrameReader(TO_SLOT, trusted=True)
         if not self._fork:
             self._state = CallState()
         while True:
             data = self._sock.recv(1 << 18)
             if not data:
                 return
-            for message in reader.feed(data):
+            for message in _reader.feed(data):
                 self.take(message)
                 if self._ends:
                     return
@@ -416,9 +427,8 @@ def run_single(sock: socket.socket, progress: int) -> None:
     """Run one call in a process of its own and tell which modules it had to import, so that the next fork has them."""
     before, held = len(sys.modules), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     slot = Slot(sock, {}, progress, fork=False)
-    reader = FrameReader(TO_SLOT, trusted=True)
     while data := sock.recv(1 << 18):
-        for message in reader.feed(data):
+        for message in _reader.feed(data):
             if not isinstance(message, Call):
                 slot.take(message)
                 continue
@@ -426,7 +436,7 @@ def run_single(sock: socket.socket, progress: int) -> None:
             set_variables(message.options.pop("env", {}))
             reply = slot.run(message)
             slot.report(reply)
-            reply.info["modules"] = _imported_since(before)
+            reply.info.update(_imported_since(before))
             usage = resource.getrusage(resource.RUSAGE_SELF)
             reply.info["cpu_s"] = usage.ru_utime + usage.ru_stime
             # what counts if it is over before somebody has looked at it
@@ -437,8 +447,8 @@ def run_single(sock: socket.socket, progress: int) -> None:
             os._exit(0)  # to tidy up here is to write to, and so to copy, pages shared with the host
 
 
-def _imported_since(before: int) -> list[str]:
-    """Top-level modules that this process has imported after so many, and another one could import, too.
+def _imported_since(before: int) -> dict[str, list[str]]:
+    """What this process has imported after so many modules: of packages, top-level modules that another one could import, too; of the user's own modules, their files.
 
     The names of the others are not looked at: each would cost a copy of the page it is on, which this process shares with the host.
     """
@@ -446,6 +456,10 @@ def _imported_since(before: int) -> list[str]:
     found = [
         name
         for name in new
-        if "." not in name and not name.startswith("_") and getattr(sys.modules[name], "__spec__", None)
+        if "." not in name
+        and not name.startswith("_")
+        and getattr(module := sys.modules[name], "__spec__", None)
+        and not modules.is_own_module(module)
     ]
-    return found[::-1][:MODULES_TO_TELL]
+    told = {"modules": found[::-1][:MODULES_TO_TELL], "sources": fresh_imports.loaded()}
+    return {kind: names for kind, names in told.items() if names}

@@ -187,12 +187,39 @@ def test_the_environment_gives_defaults(machine):
     found = machine.detect(environ=env, gpus=None, memory_mb=500)
     assert (found.cores, found.memory_mb, found.gpus) == (3, 500, 0)
     assert found.disk_mb > 0
-    assert found.notes == ["GPUS='lots' in the environment is not a number and was ignored."]
+    assert found.notes == ["GPUS='lots' in the environment is not a whole number, and was ignored."]
     assert machine.detect(environ={"CORES": "9"}).notes[0].startswith("9 cores are set by CORES, but only 8")
 
 
 def test_less_than_zero_means_find_out(machine):
     assert machine.detect(cores=-1).cores == 8
+
+
+def test_zero_cores_memory_or_disk_mean_find_out_and_zero_gpus_none(machine, nvidia_smi, tmp_path):
+    usual = machine.detect()
+    path = {"PATH": str(tmp_path / "bin")}
+    zeros = dict.fromkeys(("CORES", "MEMORY", "DISK", "GPUS"), "0")
+    for found in (
+        machine.detect(environ={**path, **zeros}, gpus=None),
+        machine.detect(cores=0, memory_mb=0, disk_mb=0, gpus=0, environ=path),
+    ):
+        assert found[:3] == (8, usual.memory_mb, found.disk_mb)
+        assert found.disk_mb > 0
+        assert (found.gpus, found.notes) == (0, usual.notes)
+
+
+def test_memory_and_disk_of_the_environment_may_have_a_unit(machine):
+    found = machine.detect(environ={"MEMORY": "1GB", "DISK": "2.5 g"})
+    assert (found.memory_mb, found.disk_mb) == (1000, 2500)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("CORES", "0.5"), ("CORES", "inf"), ("CORES", "1e300"), ("MEMORY", "nan"), ("DISK", "much")],
+)
+def test_what_the_environment_says_and_is_no_amount_is_noted(machine, name, value):
+    (note,) = machine.detect(environ={name: value}).notes
+    assert note.startswith(f"{name}={value!r} in the environment is not ")
 
 
 # Gpus

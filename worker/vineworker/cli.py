@@ -61,21 +61,27 @@ def parser() -> argparse.ArgumentParser:
         help="also look for managers at a catalog server, or several, with commas (default: what CATALOG_HOST says, or none)",
     )
     p.add_argument(
-        "--cores", type=_cores, help="cores to offer (default, and with 0: what affinity and cgroups allow)"
+        "--cores",
+        type=_cores,
+        help="cores to offer (default: what the variable CORES says; without it, and with 0: what affinity and cgroups allow)",
     )
     p.add_argument(
         "--memory",
         type=_megabytes,
         metavar="MB",
-        help="memory to offer, in MB, or with a unit, such as 2GB (default, and with 0: what the machine and cgroups allow)",
+        help="memory to offer, in MB, or with a unit, such as 2GB (default: MEMORY; without it, and with 0: what the machine and cgroups allow)",
     )
     p.add_argument(
         "--disk",
         type=_megabytes,
         metavar="MB",
-        help="disk to offer, in MB, or with a unit, such as 20GB (default, and with 0: half of what is free in the workspace)",
+        help="disk to offer, in MB, or with a unit, such as 20GB (default: DISK; without it, and with 0: half of what is free in the workspace)",
     )
-    p.add_argument("--gpus", type=_gpus, help="gpus to offer, 0 for none (default: what nvidia-smi lists)")
+    p.add_argument(
+        "--gpus",
+        type=_gpus,
+        help="gpus to offer, 0 for none (default: GPUS; without it: what nvidia-smi lists)",
+    )
     p.add_argument(
         "-t",
         "--timeout",

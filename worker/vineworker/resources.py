@@ -15,7 +15,7 @@ gpus
 
 What is said explicitly counts, even if it is more than was found: sometimes people know better. The same
 goes, as a default, for the environment variables ``CORES``, ``MEMORY``, ``DISK`` and ``GPUS``, which batch
-scripts set. Everything that a person may wonder about is said in the notes.
+scripts set. As with TaskVine's worker, 0 cores, memory or disk mean what was found, and 0 gpus none. Everything that a person may wonder about is said in the notes.
 
 Files are read below an injectable root, so that the machines of the tests are made of files.
 
@@ -31,6 +31,8 @@ import os
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, NamedTuple
+
+from vinecore.protocol.amounts import MOST, parse_megabytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -80,7 +82,7 @@ def detect(
     workspace : str
         The folder of the worker; need not exist yet.
     cores, memory_mb, disk_mb, gpus : int or None
-        What the user says; None or negative: find out.
+        What the user says; None or negative, and 0 but for gpus: find out.
     root : str
         Where ``proc`` and ``sys`` are.
     environ : mapping or None
@@ -111,9 +113,11 @@ def _settle(
     by = "asked for"
     if said is None:
         said, by = _from_environment(variable, env, notes), "set by " + variable
-    if said == 0 or said is None or said < 0:
-        # A zero needs no comparison: it saves the second that nvidia-smi takes on a machine with gpus.
-        return 0 if said == 0 else find()
+    if said == 0 and variable == "GPUS":
+        # no comparison: it saves the second that nvidia-smi takes on a machine with gpus
+        return 0
+    if said is None or said <= 0:
+        return find()
     found = find()
     if said > found:
         notes.append(f"{said} {what} are {by}, but only {found} were found here; {said} are offered.")
@@ -125,10 +129,16 @@ def _from_environment(variable: str, env: Mapping[str, str], notes: list[str]) -
     if not text or text.lower() in ("all", "auto"):
         return None
     try:
-        return int(float(text))
+        if variable in ("MEMORY", "DISK") and text[0] != "-":
+            return parse_megabytes(text)
+        number = float(text)
+        if number.is_integer() and number <= MOST:
+            return int(number)
     except (ValueError, OverflowError):
-        notes.append(f"{variable}={text!r} in the environment is not a number and was ignored.")
-        return None
+        pass
+    allowed = "an amount, such as 2000 or 2GB" if variable in ("MEMORY", "DISK") else "a whole number"
+    notes.append(f"{variable}={text!r} in the environment is not {allowed}, and was ignored.")
+    return None
 
 
 def available_cores(cgroups: list[Cgroup], notes: list[str]) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 from vinecore import checks
 
 MOST = 10**15
+MOST_S = 10**9
+"""Of a duration: more than thirty years, and a thread can wait for so long."""
 WORKERS_OWN = "it is an option of vine_worker: set worker-extra-options (-E)"
 REFUSED = {
     "foremen-name": "there are no foremen, because workers get files from each other: leave it out",
@@ -196,9 +198,12 @@ def _number(least: float, kind: type, none: bool = False, time: bool = False) ->
         try:
             if kind is int:
                 return checks.whole(name, value, int(least), MOST)
-            return float((checks.seconds if time else checks.number)(name, value, least))
+            plain = float((checks.seconds if time else checks.number)(name, value, least))
         except TypeError as error:
             raise ValueError(str(error)) from None  # as all that may be wrong with a setting
+        if time and plain > MOST_S:
+            checks.refuse(name, value, f"a number of {MOST_S:,} or less (seconds)")
+        return plain
 
     return check
 

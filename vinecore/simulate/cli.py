@@ -37,21 +37,51 @@ MACHINES = ("workers", "cores", "memory_mb", "disk_mb")
 LIVES = {"workers", "losses_per_hour", "replaced_after", "arrive"}
 """Options that make the workers others than those of a journal."""
 CLUSTER, COSTS, STORAGE = Cluster(), Costs(), Storage()
+MOST = 1e15
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
-def amount(value: str | float) -> float:
-    """Read a number of 0 or more, which may be infinite and may have a unit: 10k, 1.5GB."""
-    said = str(value).strip().lower().removesuffix("b")
-    unit = UNITS.get(said[-1:], 1.0)
-    try:
-        number = float(said[:-1] if unit > 1 else said) * unit
-    except ValueError:
-        number = math.nan
-    if not number >= 0:
-        msg = f"{str(value)!r} is not a number of 0 or more, such as 0.5, 2e9 or 2G"
-        raise click.BadParameter(msg)
-    return number
+class Amount(click.ParamType):  # type: ignore[type-arg]
+    """A number with a unit: 10k, 1.5GB.
+
+    Parameters
+    ----------
+    what
+        What it counts, as it is said of one that makes no sense.
+    positive
+        Whether it has to be more than 0.
+    infinite
+        What infinity means, where that makes sense.
+    """
+
+    name = "number"
+
+    def __init__(self, what: str, *, positive: bool = False, infinite: str = "") -> None:
+        self._positive, self._infinite = positive, infinite
+        least = "more than 0" if positive else "0 or more"
+        example = "0.5 or 60" if what.startswith(("second", "losses", "sigma")) else "500M, 2e9 or 2GB"
+        self._allowed = (
+            f"{what}: a number of {least}, such as {example}{f', or inf for {infinite}' if infinite else ''}"
+        )
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Understand what the user has written."""
+        said = str(value).strip().lower().removesuffix("b")
+        unit = UNITS.get(said[-1:], 1.0)
+        try:
+            number = float(said[:-1] if unit > 1 else said) * unit
+        except ValueError:
+            number = math.nan
+        fits = number > 0 if self._positive else number >= 0
+        # a finite number with which times or sizes would overflow is of no more use than infinity
+        if not fits or (number > MOST and not (self._infinite and number == math.inf)):
+            self.fail(f"{str(value)!r} is not {self._allowed}", param, ctx)
+        return number
+
+
+COUNT = click.IntRange(1, 10**8)
+SECONDS, BYTES = Amount("seconds"), Amount("bytes")
+RATE = Amount("bytes per second", positive=True, infinite="no limit")
 
 
 @click.command(
@@ -70,30 +100,30 @@ def amount(value: str | float) -> float:
 @click.option(
     "--graph", type=click.Choice([*GRAPHS]), help="Run a graph that is generated. The default is a tree."
 )
-@click.option("--tasks", default=1000, show_default=True, type=click.IntRange(1), help="Of the graph: tasks.")
+@click.option("--tasks", default=1000, show_default=True, type=COUNT, help="Of the graph: tasks.")
 @click.option(
-    "--seconds", default=1.0, show_default=True, type=amount, help="Of the graph: how long a task computes."
+    "--seconds", default=1.0, show_default=True, type=SECONDS, help="Of the graph: how long a task computes."
 )
 @click.option(
     "--spread",
     default=0.0,
     show_default=True,
-    type=amount,
+    type=Amount("sigma of a lognormal"),
     help="Of the graph: how much that differs (sigma of a lognormal).",
 )
-@click.option("--size", default=1e6, show_default="1M", type=amount, help="Of the graph: bytes of a result.")
+@click.option("--size", default=1e6, show_default="1M", type=BYTES, help="Of the graph: bytes of a result.")
 @click.option(
     "--reads",
     default=0.0,
     show_default=True,
-    type=amount,
+    type=BYTES,
     help="Of the graph: bytes the first tasks read from the storage.",
 )
 @click.option(
     "--fan-in",
     default=8,
     show_default=True,
-    type=click.IntRange(1),
+    type=COUNT,
     help="Of the graph: results that are merged; chains.",
 )
 @click.option(
@@ -103,59 +133,55 @@ def amount(value: str | float) -> float:
     type=click.Choice(["calls", "tasks"]),
     help="Of the graph: function calls, or a process each.",
 )
-@click.option(
-    "--workers", default=CLUSTER.workers, show_default=True, type=click.IntRange(1), help="Workers."
-)
-@click.option(
-    "--cores", default=CLUSTER.cores, show_default=True, type=click.IntRange(1), help="Cores of each."
-)
+@click.option("--workers", default=CLUSTER.workers, show_default=True, type=COUNT, help="Workers.")
+@click.option("--cores", default=CLUSTER.cores, show_default=True, type=COUNT, help="Cores of each.")
 @click.option(
     "--memory-mb",
     default=CLUSTER.memory_mb,
     show_default=True,
-    type=click.IntRange(1),
+    type=COUNT,
     help="Memory of each, in MB.",
 )
 @click.option(
     "--disk-mb",
     default=CLUSTER.disk_mb,
     show_default=True,
-    type=click.IntRange(1),
+    type=COUNT,
     help="Disk of each, in MB.",
 )
 @click.option(
     "--bandwidth",
     default=CLUSTER.bandwidth,
     show_default="1.25G",
-    type=amount,
+    type=RATE,
     help="Of a worker's link, bytes/s each way.",
 )
 @click.option(
     "--manager-bandwidth",
     default=CLUSTER.manager_bandwidth,
     show_default="1.25G",
-    type=amount,
+    type=RATE,
     help="Of the manager's link, shared by all workers.",
 )
 @click.option(
     "--latency",
     default=CLUSTER.latency_s,
     show_default=True,
-    type=amount,
+    type=SECONDS,
     help="Seconds a message is under way.",
 )
 @click.option(
     "--storage-bandwidth",
     default=STORAGE.bandwidth,
     show_default="5G",
-    type=amount,
+    type=RATE,
     help="Of the storage, for all readers together.",
 )
 @click.option(
     "--storage-stream",
     default=STORAGE.stream,
     show_default=True,
-    type=amount,
+    type=RATE,
     help="Of the storage, for one reader at most.",
 )
 @click.option(
@@ -175,42 +201,42 @@ def amount(value: str | float) -> float:
     "--copies",
     default=1,
     show_default=True,
-    type=click.IntRange(1),
+    type=COUNT,
     help="On how many workers every result shall be.",
 )
 @click.option(
     "--turn",
     default=COSTS.turn_s,
     show_default=True,
-    type=amount,
+    type=SECONDS,
     help="Seconds of the manager for a turn of its loop.",
 )
 @click.option(
     "--event",
     default=COSTS.event_s,
     show_default=True,
-    type=amount,
+    type=SECONDS,
     help="Seconds of the manager for an event.",
 )
 @click.option(
     "--message",
     default=COSTS.message_s,
     show_default=True,
-    type=amount,
+    type=SECONDS,
     help="Seconds of the manager for a message to a worker.",
 )
 @click.option(
     "--interpreter",
     default=COSTS.interpreter_s,
     show_default=True,
-    type=amount,
+    type=SECONDS,
     help="Seconds until an interpreter has started.",
 )
 @click.option(
     "--imports",
     default=COSTS.imports_s,
     show_default=True,
-    type=amount,
+    type=SECONDS,
     help="Seconds until the tasks' modules are imported.",
 )
 @click.option(
@@ -220,17 +246,21 @@ def amount(value: str | float) -> float:
     help="Tasks with a process of their own: forked from a warm Python, or not.",
 )
 @click.option(
-    "--losses-per-hour", default=0.0, show_default=True, type=amount, help="How often each worker is lost."
+    "--losses-per-hour",
+    default=0.0,
+    show_default=True,
+    type=Amount("losses per hour"),
+    help="How often each worker is lost.",
 )
 @click.option(
     "--replaced-after",
     default=math.inf,
     show_default="never",
-    type=amount,
+    type=Amount("seconds", infinite="never"),
     help="Seconds until another worker comes instead.",
 )
 @click.option(
-    "--arrive", default=0.0, show_default=True, type=amount, help="Seconds over which workers arrive."
+    "--arrive", default=0.0, show_default=True, type=SECONDS, help="Seconds over which workers arrive."
 )
 @click.option(
     "--retries",

@@ -87,7 +87,9 @@ class Link:
         return min(self._bandwidth / max(len(self._active), 1), self._stream)
 
     def _advance(self) -> None:
-        self._share += (self._clock.now - self._at) * self._rate() if self._active else 0.0
+        elapsed = self._clock.now - self._at
+        if elapsed and self._active:  # no time times an infinite rate would be no number
+            self._share += elapsed * self._rate()
         self._at = self._clock.now
 
     def _plan(self) -> None:

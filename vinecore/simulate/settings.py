@@ -8,6 +8,9 @@ from typing import Any
 
 GBIT = 1e9 / 8
 MS, US = 1e-3, 1e-6
+ENDLESS = {"bandwidth", "manager_bandwidth", "stream", "replaced_after_s"}
+"""What may be infinite: links and disks without a limit, and what never happens."""
+UNITS = {"_s": "(seconds)", "_mb": "(MB)", "bandwidth": "(bytes per second)", "stream": "(bytes per second)"}
 
 
 @dataclass(frozen=True)
@@ -169,9 +172,11 @@ def _check(settings: Any, positive: tuple[str, ...] = ()) -> None:
     """Refuse numbers that mean nothing."""
     for one in fields(settings):
         value = getattr(settings, one.name)
-        if isinstance(value, int | float) and (
-            value < 0 or math.isnan(value) or (one.name in positive and value <= 0)
-        ):
-            least = "more than 0" if one.name in positive else "0 or more"
-            msg = f"{one.name}={value}: has to be {least}"
+        if not isinstance(value, int | float):
+            continue
+        least = "more than 0" if one.name in positive else "0 or more"
+        fits = value > 0 if one.name in positive else value >= 0  # neither is true of NaN
+        if not fits or (value == math.inf and one.name not in ENDLESS):
+            unit = "".join(f" {words}" for end, words in UNITS.items() if one.name.endswith(end))
+            msg = f"{one.name}={value}: has to be{'' if one.name in ENDLESS else ' finite and'} {least}{unit}"
             raise ValueError(msg)

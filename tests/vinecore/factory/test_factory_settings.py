@@ -23,6 +23,12 @@ from vinecore.factory.settings import REFUSED, Settings, from_json
         ("max_workers", 1, "min_workers=5, max_workers=1"),
         ("timeout", "soon", "timeout='soon': use a number"),
         ("timeout", float("nan"), "a number"),
+        ("timeout", float("inf"), "timeout=inf: use a number of 1 or more .seconds."),
+        ("wall_time", 0, "wall_time=0: use a number of 1 or more .seconds."),
+        *(
+            (name, 1e12, f"{name}=1000000000000.0: use a number of 1,000,000,000 or less .seconds.")
+            for name in ("factory_period", "timeout", "wall_time", "factory_timeout")
+        ),
         ("cores", 0, "1 or more"),
         ("capacity", "yes", "True or False"),
         ("env", {"A B": "c"}, "use names"),

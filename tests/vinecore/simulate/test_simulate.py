@@ -205,12 +205,16 @@ def test_what_can_never_fit_fails_with_the_numbers():
 @pytest.mark.parametrize(
     ("kind", "about", "what"),
     [
-        (Cluster, {"workers": 0}, "workers=0: has to be more than 0"),
-        (Cluster, {"latency_s": -1}, "latency_s=-1: has to be 0 or more"),
+        (Cluster, {"workers": 0}, "workers=0: has to be finite and more than 0"),
+        (Cluster, {"latency_s": -1}, "latency_s=-1: has to be finite and 0 or more .seconds."),
+        (Cluster, {"latency_s": float("inf")}, "latency_s=inf: has to be finite"),
+        (Cluster, {"memory_mb": 0}, "memory_mb=0: has to be finite and more than 0 .MB."),
+        (Costs, {"imports_s": float("inf")}, "imports_s=inf: has to be finite"),
+        (Failures, {"losses_per_hour": float("inf")}, "losses_per_hour=inf: has to be finite"),
         (Cluster, {"scheduler": "best"}, "'best': there are files"),
         (Costs, {"event_s": float("nan")}, "event_s=nan"),
         (Failures, {"arrive_s": -1}, "arrive_s=-1"),
-        (Storage, {"bandwidth": 0}, "bandwidth=0"),
+        (Storage, {"bandwidth": 0}, "bandwidth=0: has to be more than 0 .bytes per second."),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(kind, about, what):

@@ -58,10 +58,19 @@ def test_a_description_is_run(tmp_path):
     ("arguments", "what"),
     [
         (["--graph", "three"], "'three' is not one of"),
-        (["--size", "3x"], "'3x' is not a number of 0 or more"),
+        (["--size", "3x"], "'3x' is not bytes: a number of 0 or more, such as 500M, 2e9 or 2GB"),
+        (["--seconds", "1e300"], "is not seconds: a number of 0 or more"),
+        (["--spread", "inf"], "is not sigma of a lognormal: a number of 0 or more"),
+        (["--losses-per-hour", "nan"], "is not losses per hour: a number of 0 or more"),
+        (
+            ["--replaced-after", "-1"],
+            "is not seconds: a number of 0 or more, such as 0.5 or 60, or inf for never",
+        ),
+        (["--memory-mb", "9" * 400], "is not in the range"),
+        (["--tasks", "10000000000000"], "is not in the range"),
         (["--workers", "0"], "0 is not in the range"),
-        (["--bandwidth", "0"], "bandwidth=0.0: has to be more than 0"),
-        (["--scheduler", "best"], "'best': there are files"),
+        (["--bandwidth", "0"], "'0' is not bytes per second: a number of more than 0"),
+        (["--scheduler", "best"], "there are files"),
         (["--graph", "tree", "--fan-in", "1"], "a tree merges two or more"),
         (["--workload", "nothing.json"], "does not exist"),
     ],
@@ -70,6 +79,29 @@ def test_bad_input_is_a_clear_error(arguments, what):
     result = said(*arguments)
     assert result.exit_code == 2
     assert what in result.output
+
+
+TIMES = ["seconds", "latency", "turn", "event", "message", "interpreter", "imports", "arrive"]
+RATES = ["bandwidth", "manager-bandwidth", "storage-bandwidth", "storage-stream"]
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_a_time_that_never_ends_is_refused_with_its_option_and_what_is_allowed(name):
+    for value in ("inf", "nan", "-1", "soon"):
+        result = said(f"--{name}", value)
+        assert result.exit_code == 2
+        assert (
+            f"Invalid value for '--{name}': '{value}' is not seconds: a number of 0 or more" in result.output
+        )
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_what_nothing_can_be_read_through_is_refused_and_what_has_no_limit_is_not(name):
+    result = said(f"--{name}", "0")
+    assert result.exit_code == 2
+    assert f"'--{name}': '0' is not bytes per second: a number of more than 0" in result.output
+    assert "inf for no limit" in result.output
+    assert said(*SMALL, "--reads", "1M", f"--{name}", "inf").exit_code == 0
 
 
 def test_a_description_goes_with_no_graph(tmp_path):

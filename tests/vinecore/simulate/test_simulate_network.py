@@ -1,5 +1,7 @@
 """Time, and links that are shared, against what can be reckoned by hand."""
 
+import math
+
 import pytest
 
 from vinecore.simulate.clock import Clock
@@ -98,3 +100,10 @@ def test_a_thousand_transfers_take_as_long_together_as_one_of_their_size(wire):
         wire.send(number, 1e6 / 3, link, at=number * 1e-3)
     wire.run()
     assert max(wire.over.values()) == pytest.approx(1000 * 1e6 / 3 / 7e6)
+
+
+def test_what_has_no_limit_passes_everything_at_once(wire):
+    link = wire.link(math.inf)
+    for name in "abc":
+        wire.send(name, 1e9, link, at=1.0)
+    assert wire.run() == {"a": 1.0, "b": 1.0, "c": 1.0}

@@ -3,7 +3,8 @@
 - behaviors of awkward arrays: ``ak.behavior[...] = ...``, ``ak.mixin_class``, ``vector.register_awkward()``. No package registers any by being imported.
 - classes and interpretations of its own for uproot.
 - how types of its own are pickled, in ``copyreg``.
-- settings of dask: plain ones that are not those of the defaults, files and variables.
+- settings of dask: plain ones that are not those of the defaults, files and variables;
+- settings of the process, as `numpy.seterr` and variables of the environment (see `vinecore.protocol.settings`).
 
 All of it is one shared object, so it travels to a worker once, and a process loads it once, before anything else of a call. It is collected anew for
 each computation: where something has changed it is another object, and what the last one has registered is taken back first. What belongs to a package
@@ -18,14 +19,15 @@ import copyreg
 import functools
 import hashlib
 import logging
+import os
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from daskvine.digests import Digests, NoRecipe
-from vinecore.protocol import context, modules, values
+from vinecore.protocol import context, modules, settings, values
 from vinecore.protocol.arrivals import when_imported
 
 log = logging.getLogger("daskvine")
@@ -46,6 +48,7 @@ PACKAGES = {
     "interpretations": "uproot.interpretation.identify",
     "copyreg": "copyreg",
     "dask": "dask",
+    **settings.PACKAGES,
 }
 """What has to be imported before something of a kind can be registered."""
 
@@ -59,15 +62,22 @@ class Registrations:
     def __init__(self) -> None:
         self.current: dict[str, dict[Any, Any]] = {}
         self._texts: dict[str, bytes] = {}
+        self._variables = dict(os.environ)  # workers on this machine inherit these
         self._object = b""
         self._time_ns = 0
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
-    def dump(self) -> bytes:
-        """Serialize all that is registered now, as what registers it when it is loaded; nothing if there never was anything."""
+    def dump(self, chosen: Collection[str] = ()) -> bytes:
+        """Serialize all that is registered now, as what registers it when it is loaded; nothing if there never was anything.
+
+        Parameters
+        ----------
+        chosen
+            Variables of the environment that vertices get otherwise.
+        """
         with self._lock:
-            content = collect()
+            content = {**collect(), **settings.collect(self._variables, chosen)}
             if not _is_same(content, self.current):
                 texts = {kind: self._dump_kind(kind, part) for kind, part in content.items()}
                 if texts != self._texts:
@@ -84,12 +94,15 @@ class Registrations:
     def recipe(self) -> str:
         """Name what is registered, for what depends on it; "" if there is nothing."""
         with self._lock:
-            if not self.current:
+            # which variables of the environment a vertex reads is recorded when it runs
+            counting = self.current.keys() - {"variables"}
+            if not counting:
                 return ""
             try:
-                return Digests().of(self.current).hex()
+                return Digests().of({kind: self.current[kind] for kind in sorted(counting)}).hex()
             except (NoRecipe, RecursionError):  # then it is the same only in this program
-                return hashlib.sha256(repr(sorted(self._texts.items())).encode()).hexdigest()
+                texts = [(kind, self._texts[kind]) for kind in sorted(counting)]
+                return hashlib.sha256(repr(texts).encode()).hexdigest()
 
     def _dump_kind(self, kind: str, content: dict[Any, Any]) -> bytes:
         try:
@@ -247,6 +260,8 @@ def exchange(kind: str, text: bytes, _package: Any = None) -> None:
 
 def _put(kind: str, name: Any, value: Any, missing: Any) -> Any:
     """Set an entry of a registry; give what was there."""
+    if kind in settings.PACKAGES:
+        return settings.put(kind, name, value)
     if kind == "interpretations":
         known: Any = sys.modules[PACKAGES[kind]]._registered_interpretations  # noqa: SLF001 - it has no other door for classes
         there = name if name in known else missing

@@ -196,7 +196,7 @@ class GraphRun:
             self._manager.objects,
             in_library=in_library,
             wrapper=options.wrapper,
-            registered=self._manager.registrations.dump(),
+            registered=self._manager.registrations.dump(options.env_vars or ()),
         )
         for text in self._manager.registrations.texts():
             compiler.modules.update(modules_in(text))

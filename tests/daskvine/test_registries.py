@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from daskvine.registries import Registrations
@@ -319,3 +322,89 @@ if __name__ == "__main__":
             assert m.wait(60) is task
             assert task.output == 12, task.output
 """)
+
+
+def test_settings_of_the_program_hold_in_vertices(succeed):
+    pytest.importorskip("pandas", reason="has options: pip install pandas")
+    succeed("""
+import decimal
+import os
+import numpy as np
+import pandas as pd
+
+def floats():
+    try:
+        return float(np.float64(1) / np.float64(0))
+    except FloatingPointError as error:
+        return str(error)
+
+def decimals():
+    context = decimal.getcontext()
+    try:
+        return str(decimal.Decimal(1) / 7), context.rounding, str(decimal.Decimal(1) / 0)
+    except decimal.DivisionByZero:
+        return "trapped"
+
+def options():
+    return pd.get_option("display.max_rows"), pd.get_option("future.infer_string"), str(pd.Series(["a"]).dtype)
+
+def depth(n):
+    return 0 if n == 0 else 1 + depth(n - 1)
+
+def variables():
+    return os.environ.get("VINE_OR_NOT"), os.environ.get("OF_THE_PROGRAM"), os.getenv("OF_THE_WORKER"), os.getenv("BOTH")
+
+def look():
+    return dask.delayed(list)([dask.delayed(one)() for one in (floats, decimals, options, variables)])
+
+def numbers():
+    return dask.delayed(len)(dask.delayed(str)(dask.delayed(pow)(10, 4999)))
+
+if __name__ == "__main__":
+    os.environ["OF_THE_WORKER"] = "inherited"
+    with DaskVine.local(cores=1) as m:
+        usual = everywhere(look)
+        os.environ["OF_THE_PROGRAM"] = "late"
+        del os.environ["OF_THE_WORKER"]
+        with np.errstate(all="raise"), decimal.localcontext() as context, pd.option_context(
+            "display.max_rows", 7, "future.infer_string", False
+        ):
+            context.prec, context.rounding, context.traps[decimal.DivisionByZero] = 40, decimal.ROUND_UP, False
+            assert everywhere(look) != usual
+            everywhere(look, reuse=True)
+        sys.setrecursionlimit(6000)
+        sys.set_int_max_str_digits(10000)
+        assert everywhere(lambda: dask.delayed(depth)(4000)) == 4000
+        assert everywhere(numbers) == 5000
+        os.environ["BOTH"] = "program"
+        for mode in ("tasks", "function-calls"):
+            given = dask.delayed(variables)()
+            found = given.compute(scheduler=m.get, task_mode=mode, env_vars={"BOTH": "vertex"}, progress_disable=True)
+            assert found == (None, "late", None, "vertex"), found
+        del os.environ["OF_THE_PROGRAM"], os.environ["BOTH"]
+        os.environ["OF_THE_WORKER"] = "inherited"
+        assert everywhere(look) == usual
+""")
+
+
+def test_what_waits_for_a_package_waits_on_while_somebody_only_looks_whether_it_is_there():
+    code = """
+import importlib.util
+import sys
+from vinecore.protocol.arrivals import Watch, when_imported
+
+arrived = []
+when_imported("json.decoder", arrived.append)
+when_imported("colorsys", arrived.append)
+for _ in range(2):
+    assert importlib.util.find_spec("colorsys").origin.endswith("colorsys.py")
+assert not arrived and importlib.util.find_spec("no_such_module_here") is None
+import colorsys
+assert arrived == [colorsys], arrived
+importlib.reload(colorsys)
+import json
+assert arrived == [colorsys, json.decoder], arrived
+assert not any(isinstance(finder, Watch) for finder in sys.meta_path)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 import types
 from typing import Any, Callable
@@ -27,18 +26,31 @@ class Watch:
     def __init__(self, name: str, then: Callable[[Any], Any]) -> None:
         self.name, self.then = name, then
 
-    def find_spec(self, name: str, _path: Any = None, _target: Any = None) -> Any:
-        """Leave the import to the others, and have it end with what is to be done."""
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Leave the import to the others, and have it end with what is to be done.
+
+        Who only asks whether the module could be imported, as `importlib.util.find_spec` does, gets the same answer, and the wait goes on.
+        """
         if name != self.name:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
+        for finder in sys.meta_path[:]:
+            find = None if finder is self else getattr(finder, "find_spec", None)
+            spec = None if find is None else find(name, path, target)
+            if spec is not None:
+                self._watch(spec)
+                return spec
+        return None
 
-            def execute_and_go_on(module: types.ModuleType) -> None:
-                execute(module)
+    def _watch(self, spec: Any) -> None:
+        execute = getattr(spec.loader, "exec_module", None)
+        if execute is None:
+            return
+
+        def execute_and_go_on(module: types.ModuleType) -> None:
+            execute(module)
+            # one loader may serve several modules
+            if module.__name__ == self.name and self in sys.meta_path:
+                sys.meta_path.remove(self)
                 self.then(module)
 
-            spec.loader.exec_module = execute_and_go_on  # type: ignore[method-assign]
-        return spec
+        spec.loader.exec_module = execute_and_go_on

@@ -74,17 +74,20 @@ def read_end(descriptor: int, size: int, most: int = MOST_BYTES) -> str:
 
 
 def take_files(output: str, errors: str) -> dict[str, str]:
-    """Read, and remove, what a task that is over has written; nothing of what is empty."""
+    """Read what a task that is over has written, nothing of what is empty, and remove what is in its folder."""
     said = {}
     for name, path in (("output", output), ("errors", errors)):
         try:
-            with open(path, "rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                if size:
-                    said[name] = read_end(file.fileno(), size)
-            os.unlink(path)
+            if os.stat(path).st_size:  # mostly there is nothing
+                with open(path, "rb") as file:
+                    if size := file.seek(0, os.SEEK_END):
+                        said[name] = read_end(file.fileno(), size)
         except FileNotFoundError:
             pass
+    try:
+        os.unlink(errors)
+    except FileNotFoundError:
+        pass
     return said
 
 

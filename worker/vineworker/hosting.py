@@ -228,7 +228,7 @@ class HostProcess:
                     {
                         "reason": news["reason"],
                         "max_rss_mb": news["max_rss_mb"],
-                        "log": slot.last_words(),
+                        "log": "" if slot.is_over else slot.last_words(),
                     }
                 )
         if self._failed is not None:
@@ -336,7 +336,7 @@ class SlotProcess:
         self.writer: Optional[int] = None  # the process of a library's slot
         self.copies: dict[int, int] = {}  # what in the folder of a single task are inputs
         self.forked: Callable[[int], None] = lambda _pid: None
-        self._closed = self._told = False
+        self._closed = self._told = self._answered = False
         self._file = _shared_file()
         self._file.write(PROGRESS.pack(-1, 0.0))
         self._file.flush()
@@ -396,7 +396,13 @@ class SlotProcess:
         self.host.slots.pop(self.id, None)
         self.exited({"reason": reason})
 
+    @property
+    def is_over(self) -> bool:
+        """Whether this was for one task, which has answered: nobody asks for its last words."""
+        return self.single and self._answered
+
     def _heard(self, replies: list[Any]) -> None:
+        self._answered = True
         self._happened(e.Replied(self.id, replies))
 
     def _not_sent(self, message: Any, reason: str) -> None:

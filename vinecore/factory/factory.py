@@ -26,6 +26,7 @@ from vinecore.protocol.catalog import configured, parse_servers
 from vinecore.protocol.finding import Finder
 from vinecore.protocol.ports import is_loopback
 from vinecore.protocol.registry import place
+from vinecore.protocol.reminders import Reminder
 from vinecore.secrets import user_secret
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ class Factory:
         self._news = threading.Event()
         self._stopping = False
         self._keeper: threading.Thread | None = None
-        self._silent = ""
+        self._silent, self._reminder = "", Reminder()
         self.ended = threading.Event()
         self.why_ended = ""
 
@@ -380,9 +381,10 @@ class Factory:
                 log.warning("%s", text)
 
     def _tell(self, problem: str) -> None:
-        """Say what is wrong once, and when it is over."""
-        if problem and problem != self._silent:
-            log.warning("%s", problem)
+        """Say what is wrong, again at growing intervals while it lasts, and when it is over."""
+        if self._reminder.is_due(problem, time.monotonic()):
+            again = problem == self._silent
+            log.warning("%s%s", "still: " if again else "", problem)
         elif self._silent and not problem:
             log.info("all answer again")
         self._silent = problem

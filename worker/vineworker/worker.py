@@ -19,6 +19,7 @@ from typing import Any, Optional
 
 from vinecore.protocol import bulk, folders, handshake, ports, seals
 from vinecore.protocol import messages as m
+from vinecore.protocol.reminders import Reminder
 from vineworker import descendants, packing
 from vineworker.cache import Estate
 from vineworker.keeping import Keeper, open_home
@@ -119,7 +120,7 @@ class Worker:
         settings = self._settings
         wait, deadline = BACKOFF_S[0], time.monotonic() + settings.connect_timeout_s
         log.info("looking for a manager %s", self._search)
-        told = ""
+        reminder = Reminder()
         while not self._stopping.done():
             try:
                 dialled = await self._connect()
@@ -135,8 +136,7 @@ class Worker:
                 if time.monotonic() > deadline:
                     log.error("no manager %s: %s", self._search, error)
                     return 1
-                if str(error) != told:
-                    told = str(error)
+                if reminder.is_due(str(error), time.monotonic()):
                     log.info("no manager %s yet: %s", self._search, error)
             await asyncio.wait({self._stopping}, timeout=wait)
             wait = min(2 * wait, BACKOFF_S[1])

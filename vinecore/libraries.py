@@ -108,6 +108,11 @@ class LibraryTask:
         """Put a command before the one that starts the library."""
         self._command = checks.text("prefix", prefix)
 
+    @property
+    def request(self) -> Request:
+        """What one unit of it asks for; None where it says nothing, and takes what the worker has."""
+        return Request(**self._request)  # type: ignore[arg-type]
+
     def refresh(self) -> None:
         """Take functions of modules that have been reloaded as they are now."""
         setup = self.setup

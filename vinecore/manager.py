@@ -24,7 +24,7 @@ from vinecore import secrets as password
 from vinecore.addresses import Look
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.allocation import parse_mode
+from vinecore.core.allocation import Request, parse_mode
 from vinecore.core.state import WORKFLOW, FileSpec
 from vinecore.files import LEVEL_NUMBERS, File, content_name, level_of, path_name
 from vinecore.io.engine import Engine
@@ -152,6 +152,7 @@ class Manager:
             str, list[list[str]]
         ] = {}  # files that somebody waits for -> where to write why they cannot be had
         self._libraries: dict[str, tuple[str, list[str]]] = {}
+        self._requests: dict[str, Request] = {}  # what each of them asks for
         self._labels: dict[str, str] = {}  # full names of libraries -> what the user calls them
         self._renewals = Renewals(lambda library: self._install(library, renewed=True))
         self._kinds: dict[str, str] = {}  # what each of them is, whatever the text of the user's own modules
@@ -956,6 +957,7 @@ class Manager:
     def _enter_library(self, library: LibraryTask, full_name: str) -> None:
         """Remember what a library is called, and what can be called in it."""
         self._libraries[library.name] = (full_name, library.functions)
+        self._requests[library.name] = library.request
         self._labels.pop(full_name, None)
         self._labels[full_name] = library.name
         if len(self._labels) > MOST_LABELS:
@@ -998,6 +1000,22 @@ class Manager:
             msg = f"library {library!r} has no function {function!r}; it has: {', '.join(known[1])}"
             raise ValueError(msg)
         return known[0]
+
+    def check_share(self, library: str, needs: Request) -> None:
+        """Make sure that a call needs no more than its library has.
+
+        Raises
+        ------
+        ValueError
+            It needs more.
+        """
+        for name, asked, has in zip(Request._fields, needs, self._requests[library], strict=True):
+            if asked is not None and has is not None and asked > has:
+                msg = (
+                    f"the call asks for {name}={asked}, but its library {library!r} has {name}={has}, which its calls share: "
+                    f"ask for no more, or give the library more with library.set_{name}(...); a PythonTask has resources of its own"
+                )
+                raise ValueError(msg)
 
     def _library_up(self, up: i.LibraryUp) -> None:
         """Warn, before the first task, of versions that will not understand each other's pickles: once, however many workers have them."""

@@ -401,6 +401,11 @@ class FunctionCall(PythonTask):
         The library's name.
     function : str
         The function's name.
+
+    Notes
+    -----
+    A call takes one slot of its library, and may use what the library has. ``set_cores``, ``set_memory``, ``set_disk`` and ``set_gpus`` say what it needs:
+    a call that needs more than its library asked for is refused at submit. They have no other effect.
     """
 
     def __init__(self, library: str, function: str, *args: Any, **kwargs: Any) -> None:
@@ -437,25 +442,11 @@ class FunctionCall(PythonTask):
             "add_starch_package", "it runs in its library's environment: library.add_environment(file)"
         )
 
-    def set_cores(self, cores: float) -> None:
-        """Not for function calls: each takes one slot of its library."""
-        refuse_amount("cores")
-
-    def set_memory(self, memory_mb: int) -> None:
-        """Not for function calls: see `set_cores`."""
-        refuse_amount("memory")
-
-    def set_disk(self, disk_mb: int) -> None:
-        """Not for function calls: see `set_cores`."""
-        refuse_amount("disk")
-
-    def set_gpus(self, gpus: float) -> None:
-        """Not for function calls: see `set_cores`."""
-        refuse_amount("gpus")
-
     def spec(self, manager: Manager, number: int) -> TaskSpec:
         """Describe it to the mind."""
         library = manager.library_of(self._library, self._name)
+        if self._request is not UNSPECIFIED:
+            manager.check_share(self._library, self._request)
         payload, inputs = dump_arguments(self._args, self._kwargs)
         result = manager.result_name(number)
         self._value, self._problem = NOTHING, None
@@ -478,12 +469,6 @@ def refuse_for_call(setter: str, instead: str) -> NoReturn:
     """Say that something is not for function calls, and what to do instead."""
     msg = f"{setter} is not for a function call: {instead}. A PythonTask has a process, a folder and resources of its own"
     raise TypeError(msg)
-
-
-def refuse_amount(resource: str) -> NoReturn:
-    """Say how a function call gets more of a resource."""
-    share = f"it takes one slot of its library, which shares what that has: library.set_{resource}(...), library.set_function_slots(...)"
-    refuse_for_call(f"set_{resource}", share)
 
 
 def declared(file: Any) -> File:

@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 
+from tests import chores
 from tests.support import until
 from vinecore import FunctionCall, PythonTask, Task, TaskFailed
 
@@ -122,7 +123,7 @@ def test_a_time_zone_of_a_task_counts_from_its_beginning(run):
 
 
 REFUSED = {
-    "set_cores": (1,), "set_memory": (100,), "set_disk": (100,), "set_gpus": (1,), "add_input": (None, "x"), "add_output": (None, "x"),
+    "add_input": (None, "x"), "add_output": (None, "x"),
     "add_environment": (None,), "add_starch_package": (None,),
 }  # fmt: skip
 
@@ -135,8 +136,27 @@ def test_what_a_call_cannot_have_is_refused_with_what_to_do_instead(setter, valu
         getattr(FunctionCall("any", "function"), setter)(*values)
 
 
+AMOUNTS = ("cores", "memory", "disk", "gpus")
+
+
+@pytest.mark.parametrize("name", AMOUNTS)
+def test_what_a_call_needs_has_to_fit_its_library_and_changes_nothing_else(m, run, name):
+    library = m.create_library_from_functions(f"with-{name}", chores.add)
+    library.set_cores(1)
+    getattr(library, f"set_{name}")(0 if name == "gpus" else 1 if name == "cores" else 400)
+    m.install_library(library)
+    fits, greedy = (FunctionCall(library.name, "add", 1, 2) for _ in range(2))
+    getattr(fits, f"set_{name}")(0 if name == "gpus" else 1)
+    getattr(greedy, f"set_{name}")(500)
+    assert run(fits).output == 3
+    with pytest.raises(ValueError, match=rf"asks for {name}=500, but its library .* library\.set_{name}"):
+        m.submit(greedy)
+    m.remove_library(library.name)
+
+
 def test_every_setter_of_a_task_is_known_to_calls():
     counts = {"set_category", "set_tag", "set_priority", "set_retries", "set_time_max", "set_env_var"}
+    counts |= {f"set_{name}" for name in AMOUNTS}
     setters = {
         name for name, _ in inspect.getmembers(Task, inspect.isfunction) if name.startswith(("set_", "add_"))
     }

@@ -38,7 +38,7 @@ import types
 import zlib
 from typing import Any, Callable, NamedTuple, Union
 
-from vinecore.protocol import generators, histograms, sparse, wrappers
+from vinecore.protocol import delegates, generators, histograms, sparse, wrappers
 
 MAGIC = b"VINEVAL1"
 MAGIC_PACKED = b"VINEVAL2"
@@ -111,7 +111,7 @@ def _reduced(reducers: dict[type, Callable[[Any], Any]], obj: Any) -> Any:
         and len(behavior) >= LARGE_BEHAVIOR
     ):
         return _reduced_with_behavior(obj, behavior)
-    return NotImplemented
+    return delegates.reduced(obj) if delegates.is_delegate(type(obj)) else NotImplemented
 
 
 @functools.cache

@@ -316,3 +316,64 @@ def count_pickles(monkeypatch):
 
     monkeypatch.setattr(values, "cloudpickle_dumps", counted)
     return pickled
+
+
+class Wrapper:
+    """As many write it: what it has not, the wrapped one has."""
+
+    def __init__(self, inner):
+        self._inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+
+class Record:
+    def __init__(self, **fields):
+        self.__dict__.update(fields)
+
+    def __getattr__(self, name):
+        return self.__dict__[name]
+
+
+class Stated(Record):
+    def __getstate__(self):
+        return {"x": 2 * self.__dict__["x"]}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+
+
+class Listed(list):
+    def __getattr__(self, name):
+        return self.__dict__[name]
+
+
+@pytest.mark.parametrize("how", [{}, {"by_value": True}])
+def test_objects_that_answer_for_what_they_have_not_come_as_they_were(how):
+    wrapper = there_and_back(Wrapper(Wrapper([1, 2])), **how)
+    assert type(wrapper) is Wrapper
+    assert wrapper.count(1) == 1
+    cycle = Record(x=np.arange(BIG))
+    cycle.me = cycle
+    record = there_and_back([cycle, cycle], **how)
+    assert record[0] is record[1] is record[0].me
+    assert record[0].x.tolist() == list(range(BIG))
+
+
+def test_objects_that_say_themselves_how_they_are_pickled_are_pickled_so():
+    assert there_and_back(Stated(x=1)).x == 2
+
+
+def test_an_opened_rntuple_is_read_in_another_process(tmp_path):
+    uproot = pytest.importorskip("uproot", reason="reads files: pip install uproot")
+    if not hasattr(uproot.WritableDirectory, "mkrntuple"):
+        pytest.skip("this uproot writes no RNTuples")
+    with uproot.recreate(tmp_path / "events.root") as file:
+        file.mkrntuple("Events", {"x": np.dtype("f8")}).extend({"x": np.arange(5.0)})
+    events = uproot.open(str(tmp_path / "events.root"))["Events"]
+    events["x"].array()  # it knows its columns now
+    data = values.dumps(events)
+    code = "import sys; from vinecore.protocol import values; print(values.loads(sys.stdin.buffer.read())['x'].array().tolist())"
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=False)
+    assert done.stdout == b"[0.0, 1.0, 2.0, 3.0, 4.0]\n", done.stderr

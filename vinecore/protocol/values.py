@@ -111,7 +111,8 @@ def _reduced(reducers: dict[type, Callable[[Any], Any]], obj: Any) -> Any:
         and len(behavior) >= LARGE_BEHAVIOR
     ):
         return _reduced_with_behavior(obj, behavior)
-    return delegates.reduced(obj) if delegates.is_delegate(type(obj)) else NotImplemented
+    kind: Any = type(obj)
+    return delegates.reduced(obj) if delegates.is_delegate(kind) else NotImplemented
 
 
 @functools.cache

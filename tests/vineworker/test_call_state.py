@@ -62,6 +62,7 @@ STAYS = {
 NOT_PUT_BACK = {
     "closed output": "os.close(1)",
     "other output": "os.dup2(os.open('/dev/null', os.O_WRONLY), 1)",
+    "other input": "os.dup2(os.open('/dev/null', os.O_RDONLY), 0)",
     "closed output and an import": "os.close(2); import this_does",
     "all closed": "os.closerange(3, 100)",
     "hard limit": "resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); refuse()",
@@ -168,6 +169,19 @@ def test_what_cannot_be_put_back_is_told(tmp_path, change):
     """
     told = run(tmp_path, text)
     assert told in ("closed descriptors", "standard descriptors", "resource limits")
+
+
+def test_another_output_is_told_where_what_is_open_cannot_be_marked(tmp_path):
+    text = """
+        import fcntl
+        vars(fcntl).pop("F_SETSIG", None)  # as on macOS
+        state = CallState()
+        state.run(int)
+        same = state.restore()
+        state.run(os.dup2, os.open('/dev/null', os.O_WRONLY), 1)
+        os.write(600, f"{same} {state.restore()}".encode())
+    """
+    assert run(tmp_path, text) == "None standard descriptors"
 
 
 def test_what_was_loaded_for_many_calls_stays_and_what_a_call_then_changes_does_not(tmp_path):

@@ -21,6 +21,7 @@ MOST_WARNINGS = 20
 MOST_OF_A_WARNING = 2000
 ERRORS = ".vine-stderr"
 """Name of the file, in the folder of a task, that takes its standard error."""
+_lseek = os.lseek
 
 
 class _Recorded:
@@ -103,8 +104,10 @@ class CapturedOutput:
     def take(self, info: dict[str, Any]) -> None:
         """Put what has been written since the last time into what is told of a call."""
         flush()
+        if not (_lseek(self._output, 0, os.SEEK_END) or _lseek(self._errors, 0, os.SEEK_END)):
+            return
         for name, descriptor in (("output", self._output), ("errors", self._errors)):
-            size = os.lseek(descriptor, 0, os.SEEK_END)
+            size = _lseek(descriptor, 0, os.SEEK_END)
             if size:
                 info[name] = read_end(descriptor, size)
                 os.ftruncate(descriptor, 0)

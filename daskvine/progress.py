@@ -55,6 +55,8 @@ class Snapshot:
         Bytes sent to, from and between workers so far.
     missing : str or None
         A sentence that says what is missing when nothing can run.
+    looking : bool
+        Whether it is not known yet which vertices have a result from before.
     """
 
     total: int
@@ -64,9 +66,12 @@ class Snapshot:
     workers: int
     moved_bytes: int
     missing: str | None = None
+    looking: bool = False
 
     def __str__(self) -> str:
         workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        if self.looking:
+            return f"looking for results of earlier computations, {workers}"
         return f"{self.running} running, {self.waiting} waiting, {workers}, {_size(self.moved_bytes)} moved"
 
 

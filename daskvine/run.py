@@ -362,9 +362,13 @@ class GraphRun:
             counts = (
                 (self.vertices, 0, 0, 0) if run is None else (run.done, run.running, run.remade, run.asleep)
             )
-            return (*counts, len(mind.tables.workers), mind.moved_bytes)
+            # a graph that is laid down asleep counts as done until its targets are asked for
+            looking = self._recipes is not None and run is not None and not run.complete
+            return (*counts, len(mind.tables.workers), mind.moved_bytes, looking)
 
-        self.done, running, self.remade, asleep, workers, self.moved_bytes = self._engine.call(read)
+        self.done, running, self.remade, asleep, workers, self.moved_bytes, looking = self._engine.call(read)
+        if looking:
+            self.done = 0
         self.executed = self.vertices - asleep
         waiting = max(0, self.vertices - self.done - running)
         return Snapshot(
@@ -375,6 +379,7 @@ class GraphRun:
             workers,
             self.moved_bytes,
             self._manager.missing or None,
+            bool(looking),
         )
 
     def _call_back(self, which: int, *args: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.daskvine import vertices as v
-from tests.support import until
+from tests.support import until, yard_in
 
 
 @pytest.fixture
@@ -206,3 +206,19 @@ def test_an_edited_query_runs_alone(tmp_path):
         assert after.pop("Q2") > 0
         assert set(after.values()) == {0}
         assert set(compute(m, changed).values()) == {0}
+
+
+def test_a_graph_that_looks_for_earlier_results_does_not_count_as_done(tmp_path, monkeypatch):
+    with yard_in(tmp_path, monkeypatch) as yard:
+        m = yard.manager(DaskVine)
+        graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "end": (v.inc, "b")}
+        with ThreadPoolExecutor(1) as pool:
+            result = pool.submit(m.get, graph, "end", task_mode="tasks", reuse=True, progress_disable=True)
+            laid_down = lambda mind: [run.asleep for run in mind.tables.runs.values()]  # noqa: E731
+            until(lambda: 3 in m._engine.call(laid_down), "the graph to be laid down")
+            snapshot = m.last_run._snapshot()
+            yard.worker(m)
+            assert result.result(240) == 4
+        assert (snapshot.done, snapshot.looking) == (0, True)
+        assert str(snapshot).startswith("looking for results of earlier computations, 0 workers")
+        assert (m.last_run.done, m.last_run.executed) == (3, 3)

@@ -98,8 +98,8 @@ def measure(variant: Variant) -> Measured:
     from vinecore.protocol import sparse, values
 
     if not variant.packed:
-        sparse.LEAST = EVERYTHING
-    vertex.AT_ONCE = 0 if variant.in_turn else EVERYTHING
+        sparse.MIN_BYTES = EVERYTHING
+    vertex.MAX_BYTES_LOADED_AT_ONCE = 0 if variant.in_turn else EVERYTHING
     made = histogram(variant)
     with tempfile.TemporaryDirectory(prefix="vine-bench-") as folder:
         path = str(Path(folder) / "histogram")
@@ -110,9 +110,9 @@ def measure(variant: Variant) -> Measured:
             loaded = values.load_file(path)
         assert loaded == made
         del loaded, made
-        stored = [values.Stored(partial(values.map_file, path)) for _ in range(variant.parts)]
+        stored = [values.LazyValue(partial(values.map_object, path)) for _ in range(variant.parts)]
         with _Watch() as merge:
-            vertex.merge_parts(hist_safe_sum, "histograms", {}, *stored)
+            vertex.reduce_partial_results(hist_safe_sum, "histograms", {}, *stored)
     return Measured(size / MB, write.seconds, write.mb, read.seconds, read.mb, merge.seconds, merge.mb)
 
 

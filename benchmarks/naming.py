@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from daskvine.compiling import Compiler
-from daskvine.graph import Graph, flat_keys, normalize
-from daskvine.recipes import Recipes
+from daskvine.graph import Graph, flat_keys, to_task_spec_graph
+from daskvine.recipes import ResultKeys
 from daskvine.surroundings import look
 
 
@@ -59,15 +59,15 @@ def graph_of(path: Path, vertices: int, *, open_files: bool) -> Graph:
         for one in total:
             graph.update(one.__dask_graph__())
         keys = [key for one in total for key in one.__dask_keys__()]
-        return Graph(normalize(graph), flat_keys(keys))
+        return Graph(to_task_spec_graph(graph), flat_keys(keys))
 
 
 def measure(graph: Graph) -> tuple[float, float]:
     """Time naming and compiling, in seconds of processor time, so that other work on the machine counts little."""
     start = time.process_time()
     around = look(os.environ)
-    recipes = Recipes(graph, around.digest, lambda _key: True, around.things)
-    names = [recipes.name(key) for key in graph.vertices]
+    recipes = ResultKeys(graph, around.digest, lambda _key: True, around.things)
+    names = [recipes.key_for(key) for key in graph.vertices]
     named = time.process_time()
     assert None not in names
     results = {key: str(number) for number, key in enumerate(graph.vertices)}

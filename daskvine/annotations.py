@@ -14,7 +14,7 @@ from dask.base import get_annotations
 from daskvine import checks
 from daskvine.graph import Graph, Key
 from daskvine.options import RESOURCES, Options
-from vinecore.core.allocation import Request
+from vinecore.core.allocation import ResourceRequest
 
 RESOURCE_NAMES = {name: name for name in RESOURCES} | {
     "cpu": "cores",
@@ -37,7 +37,7 @@ MARKS = frozenset({"ak_output"})
 class VertexAnnotations(NamedTuple):
     """What the annotations of one vertex ask for; fields are None where they say nothing."""
 
-    request: Request = Request()
+    request: ResourceRequest = ResourceRequest()
     retries: int | None = None
     priority: float | None = None
 
@@ -131,7 +131,7 @@ def _read_vertex(
                 priority = checks.number(value)
             elif name not in MARKS:
                 ignored[name] = WITHOUT_EFFECT.get(name, "it has no meaning to this scheduler")
-        request = Request(**checks.resources(RESOURCES)(asked))
+        request = ResourceRequest(**checks.resources(RESOURCES)(asked))
     except (TypeError, ValueError) as error:
         detail = f": {error}" if str(error) else ""
         msg = f"vertex {key!r} is annotated with {dict(given)}, which it cannot be{detail}"
@@ -140,7 +140,7 @@ def _read_vertex(
         ignored["resources"] = (
             "in task_mode='function-calls' a vertex has one slot; give lib_resources, or task_mode='tasks'"
         )
-        request = Request()
+        request = ResourceRequest()
     if priority is not None and options.task_priority_mode is not None:
         ignored["priority"] = f"task_priority_mode={options.task_priority_mode!r} decides the order"
         priority = None

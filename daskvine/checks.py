@@ -13,20 +13,20 @@ from types import ModuleType
 from typing import Any
 
 from vinecore import checks
-from vinecore.checks import folded, nearest
+from vinecore.checks import folded, suggest_name
 from vinecore.files import File
-from vinecore.tasks import inside
+from vinecore.tasks import check_sandbox_name
 
 Check = Callable[[Any], Any]
 
 
-def only_one(values: list[Any]) -> Any:
+def single_spelling(values: list[Any]) -> Any:
     """Return the value of an option that has one spelling."""
     (value,) = values
     return value
 
 
-def merged(values: list[tuple[str, ...] | None]) -> tuple[str, ...]:
+def merge_spellings(values: list[tuple[str, ...] | None]) -> tuple[str, ...]:
     """Return the entries of several tuples in order, each once."""
     return tuple(dict.fromkeys(entry for value in values for entry in value or ()))
 
@@ -63,7 +63,7 @@ def number(value: Any) -> float:
     return float(checks.priority("value", value))
 
 
-def limit(value: Any) -> int | None:
+def positive_or_none(value: Any) -> int | None:
     """Take an integer; below 1 is no limit."""
     number = _integer(value)
     return number if number >= 1 else None
@@ -95,7 +95,7 @@ def modules(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_module_name(entry) for entry in _entries(value)))
 
 
-def one_of_text(choices: tuple[str, ...]) -> str:
+def describe_choices(choices: tuple[str, ...]) -> str:
     """Say in words that one of the choices is taken."""
     *first, last = [repr(choice) for choice in choices]
     return f"{', '.join(first)} or {last}"
@@ -109,7 +109,7 @@ def one_of(choices: tuple[str, ...]) -> Check:
         if not isinstance(value, str):
             raise TypeError
         if folded(value) not in spellings:
-            raise ValueError(nearest(value, choices).removeprefix("; "))
+            raise ValueError(suggest_name(value, choices).removeprefix("; "))
         return spellings[folded(value)]
 
     return check
@@ -142,7 +142,7 @@ def extra_files(value: object) -> dict[Any, str]:
         if not isinstance(file, File):
             msg = f"not so for {file!r}; declare it first, for instance with declare_file"
             raise TypeError(msg)
-    return {file: inside(name) for file, name in files.items()}
+    return {file: check_sandbox_name(name) for file, name in files.items()}
 
 
 def environment(value: object) -> Any:
@@ -188,7 +188,7 @@ def _module_name(entry: object) -> str:
 
 def _resource(name: object, amount: object, names: tuple[str, ...]) -> float:
     if name not in names:
-        hint = nearest(name, names) if isinstance(name, str) else ""
+        hint = suggest_name(name, names) if isinstance(name, str) else ""
         msg = f"{name!r} is not known{hint}"
         raise ValueError(msg)
     check: Callable[..., Any] = _AMOUNTS.get(str(name), checks.number)

@@ -20,25 +20,25 @@ from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 
 from daskvine import registries, shuffles, ttrees, vertex
 from daskvine.graph import Graph, Key
-from daskvine.merge import Merge, read
-from vinecore.errors import note
+from daskvine.merge import Reduction, match_reduction
+from vinecore.errors import add_note
 from vinecore.manager import Manager
 from vinecore.protocol import INLINE_LIMIT, unpicklable, values
 from vinecore.protocol.modules import is_own_module
 
-PLAIN = values.PLAIN | {slice, values.Input, values.Shared}
-WORTH_SHARING = 256
+PLAIN_ARGUMENT_TYPES = values.PLAIN_PICKLE_TYPES | {slice, values.InputPlaceholder, values.SharedPlaceholder}
+MIN_SHARED_BYTES = 256
 """Bytes; a smaller object travels with each vertex."""
 
-KEPT_BYTES = 512 * 1024 * 1024
-KEPT_OBJECTS = 4096
+MAX_SHARED_BYTES = 512 * 1024 * 1024
+MAX_SHARED_OBJECTS = 4096
 HELPERS = (
     vertex.apply,
-    vertex.apply_packed,
-    vertex.evaluate,
-    vertex.evaluate_parts,
-    vertex.merge_parts,
-    vertex.wrapped,
+    vertex.call_packed,
+    vertex.evaluate_node,
+    vertex.evaluate_task,
+    vertex.reduce_partial_results,
+    vertex.call_wrapper,
 )
 for travels in (vertex, ttrees, registries, shuffles):  # workers need not have this package
     cloudpickle.register_pickle_by_value(travels)
@@ -62,7 +62,7 @@ class SharedObjects:
 
     def acquire(self, data: bytes) -> str:
         """Declare an object, or use the one that is there."""
-        name = self._manager.share_bytes(data)
+        name = self._manager.declare_shared_bytes(data)
         entry = self._objects.get(name)
         if entry is None:
             self._objects[name] = [len(data), 1]
@@ -78,13 +78,13 @@ class SharedObjects:
             self._objects[name][1] -= 1
         spare = [name for name, (_size, users) in self._objects.items() if not users]
         for name in spare:
-            if self._bytes <= KEPT_BYTES and len(self._objects) <= KEPT_OBJECTS:
+            if self._bytes <= MAX_SHARED_BYTES and len(self._objects) <= MAX_SHARED_OBJECTS:
                 break
             self._bytes -= self._objects.pop(name)[0]
-            self._manager.release_bytes(name)
+            self._manager.release_shared_bytes(name)
 
 
-class Call:
+class CompiledVertex:
     """A vertex as the engine takes it."""
 
     __slots__ = ("function", "inputs", "payload", "shared")
@@ -126,7 +126,7 @@ class Compiler:
     ) -> None:
         self._graph, self._results, self._objects = graph, results, objects
         self._in_library = in_library
-        self.names: list[str] = []  # objects acquired
+        self.acquired_objects: list[str] = []  # objects acquired
         self.modules: set[str] = set()
         self._by_id: dict[int, str | None] = {}
         self._alive: list[Any] = []  # what was named by identity must not be freed meanwhile
@@ -144,7 +144,11 @@ class Compiler:
         for arg in (*node.args, *node.kwargs.values()) if node.kwargs else node.args:
             value = arg.value if type(arg) is DataNode else arg
             kind = type(value)
-            if kind is not TaskRef and kind not in PLAIN and not isinstance(value, (GraphNode, TaskRef)):
+            if (
+                kind is not TaskRef
+                and kind not in PLAIN_ARGUMENT_TYPES
+                and not isinstance(value, (GraphNode, TaskRef))
+            ):
                 count[id(value)] = count.get(id(value), 0) + 1
 
     # ---- objects
@@ -152,7 +156,7 @@ class Compiler:
     def acquire(self, data: bytes) -> str:
         """Declare an object that is needed as long as this graph runs."""
         name = self._objects.acquire(data)
-        self.names.append(name)
+        self.acquired_objects.append(name)
         return name
 
     def _name(self, value: Any, *, least: int = 0) -> str | None:
@@ -162,10 +166,10 @@ class Compiler:
             self._alive.append(value)
             data = dumps(value)
             self._by_id[key] = None if len(data) < least else self.acquire(data)
-            self.modules.update(modules_in(data))
+            self.modules.update(modules_referenced(data))
         return self._by_id[key]
 
-    def datum(self, key: Key) -> str:
+    def declare_datum(self, key: Key) -> str:
         """Name the object that holds a value of the graph."""
         name = self._results.get(key)
         if name is None:
@@ -174,70 +178,82 @@ class Compiler:
 
     # ---- calls
 
-    def compile(self, key: Key) -> Call:
+    def compile(self, key: Key) -> CompiledVertex:
         """Make the call that runs a vertex."""
         node = self._graph.vertices[key]
         dependencies = self._graph.dependencies[key]
-        inputs = tuple(self._results[d] if d in self._graph.vertices else self.datum(d) for d in dependencies)
+        inputs = tuple(
+            self._results[d] if d in self._graph.vertices else self.declare_datum(d) for d in dependencies
+        )
         if self._wrapper is not None:
-            return self._nested(key, vertex.wrapped, [self._wrapper], [node, self._asked(node)], inputs)
+            return self._compile_with_helper(
+                key, vertex.call_wrapper, [self._wrapper], [node, self._input_keys(node)], inputs
+            )
         if type(node) is not Task or inspect.iscoroutinefunction(node.func):
-            return self._nested(key, vertex.evaluate, [], [node, self._asked(node)], inputs)
-        merge = read(node, {})
+            return self._compile_with_helper(
+                key, vertex.evaluate_node, [], [node, self._input_keys(node)], inputs
+            )
+        merge = match_reduction(node, {})
         if merge is not None and _is_plain(merge):
-            return self._merge(merge, dependencies, inputs)
+            return self._compile_reduction(merge, dependencies, inputs)
         if any(
             isinstance(part, GraphNode) and type(part) not in (Alias, DataNode)
             for part in (*node.args, *node.kwargs.values())
         ):
-            return self._with_parts(node, dependencies, inputs)
-        return self._task(node, dependencies, inputs)
+            return self._compile_nested_task(node, dependencies, inputs)
+        return self._compile_task(node, dependencies, inputs)
 
-    def _asked(self, node: GraphNode) -> list[Key]:
+    def _input_keys(self, node: GraphNode) -> list[Key]:
         """The keys by which a node asks for its inputs, in the order of the inputs; an alias is asked for by its own name."""
         return sorted(node.dependencies, key=repr)
 
-    def _nested(
+    def _compile_with_helper(
         self, key: Key, helper: Any, shared: list[str | None], args: list[Any], inputs: tuple[str, ...]
-    ) -> Call:
+    ) -> CompiledVertex:
         asked = args[-1]
         where = {d: number for number, d in enumerate(self._graph.dependencies[key])}
         names = [*self._first, *(name for name in shared if name is not None)]
         filled = [
-            *map(values.Shared, range(len(self._first), len(names))),
+            *map(values.SharedPlaceholder, range(len(self._first), len(names))),
             *args,
-            *(values.Input(where[self._graph.resolve(d)]) for d in asked),
+            *(values.InputPlaceholder(where[self._graph.resolve(d)]) for d in asked),
         ]
-        return self._finish(helper, filled, {}, names, inputs)
+        return self._make_call(helper, filled, {}, names, inputs)
 
-    def _task(self, node: Task, dependencies: list[Key], inputs: tuple[str, ...]) -> Call:
+    def _compile_task(self, node: Task, dependencies: list[Key], inputs: tuple[str, ...]) -> CompiledVertex:
         where = {d: number for number, d in enumerate(dependencies)}
         shared = [*self._first]
 
         def place(arg: Any) -> Any:
             if type(arg) is Alias or type(arg) is TaskRef:
-                return values.Input(where[self._graph.resolve(referred(arg))])
-            return self._placed(arg, shared)
+                return values.InputPlaceholder(where[self._graph.resolve(referenced_key(arg))])
+            return self._share_or_inline(arg, shared)
 
         args = [place(arg) for arg in node.args]
         kwargs = {name: place(arg) for name, arg in node.kwargs.items()}
         if self._count[id(node.func)] < 2:
-            return self._finish(vertex.apply, [node.func, *args], kwargs, shared, inputs)
+            return self._make_call(vertex.apply, [node.func, *args], kwargs, shared, inputs)
         function = self._name(node.func)
         assert function is not None
         if (
             not self._in_library
         ):  # what a library does once before its first fork, a process for one vertex does by itself
             shared.append(function)
-            return self._finish(vertex.apply, [values.Shared(len(shared) - 1), *args], kwargs, shared, inputs)
-        plain = PLAIN.issuperset(map(type, (*args, *kwargs.values())))
+            return self._make_call(
+                vertex.apply, [values.SharedPlaceholder(len(shared) - 1), *args], kwargs, shared, inputs
+            )
+        plain = PLAIN_ARGUMENT_TYPES.issuperset(map(type, (*args, *kwargs.values())))
         payload = dump_call(args, kwargs, plain=plain)
         if len(payload) > INLINE_LIMIT:
             shared.append(function)
-            return self._packed([values.Shared(len(shared) - 1), *args], kwargs, shared, inputs)
-        return Call(function, payload, (*shared, function), inputs)
+            return self._move_arguments_to_object(
+                [values.SharedPlaceholder(len(shared) - 1), *args], kwargs, shared, inputs
+            )
+        return CompiledVertex(function, payload, (*shared, function), inputs)
 
-    def _merge(self, merge: Merge, dependencies: list[Key], inputs: tuple[str, ...]) -> Call:
+    def _compile_reduction(
+        self, merge: Reduction, dependencies: list[Key], inputs: tuple[str, ...]
+    ) -> CompiledVertex:
         """A merge, whose inputs are not loaded before their turn."""
         where = {d: number for number, d in enumerate(dependencies)}
         shared = [*self._first]
@@ -246,30 +262,36 @@ class Compiler:
             name = self._name(function)
             assert name is not None
             shared.append(name)
-            function = values.Shared(len(shared) - 1)
-        parts = [values.Later(where[self._graph.resolve(referred(part))]) for part in merge.parts]
-        return self._finish(
-            vertex.merge_parts, [function, merge.how, merge.keywords, *parts], {}, shared, inputs
+            function = values.SharedPlaceholder(len(shared) - 1)
+        parts = [values.LazyInput(where[self._graph.resolve(referenced_key(part))]) for part in merge.inputs]
+        return self._make_call(
+            vertex.reduce_partial_results,
+            [function, merge.argument_style, merge.keywords, *parts],
+            {},
+            shared,
+            inputs,
         )
 
-    def _placed(self, arg: Any, shared: list[str]) -> Any:
+    def _share_or_inline(self, arg: Any, shared: list[str]) -> Any:
         """An argument as it travels: itself, or the placeholder of a shared object."""
         value = arg.value if type(arg) is DataNode else arg
-        if type(value) not in PLAIN and self._count.get(id(value), 0) > 1:
-            name = self._name(value, least=WORTH_SHARING)
+        if type(value) not in PLAIN_ARGUMENT_TYPES and self._count.get(id(value), 0) > 1:
+            name = self._name(value, least=MIN_SHARED_BYTES)
             if name is not None:
                 shared.append(name)
-                return values.Shared(len(shared) - 1)
+                return values.SharedPlaceholder(len(shared) - 1)
         return value
 
-    def _with_parts(self, node: Task, dependencies: list[Key], inputs: tuple[str, ...]) -> Call:
+    def _compile_nested_task(
+        self, node: Task, dependencies: list[Key], inputs: tuple[str, ...]
+    ) -> CompiledVertex:
         """A task with others among its arguments: `dask` evaluates them, in the slot."""
         where = {d: number for number, d in enumerate(dependencies)}
         shared = [*self._first]
         args = [
             arg
             if isinstance(arg, (GraphNode, TaskRef)) and type(arg) is not DataNode
-            else self._placed(arg, shared)
+            else self._share_or_inline(arg, shared)
             for arg in node.args
         ]
         function: Any = node.func
@@ -277,56 +299,63 @@ class Compiler:
             name = self._name(function)
             assert name is not None
             shared.append(name)
-            function = values.Shared(len(shared) - 1)
-        asked = self._asked(node)
-        found = [values.Input(where[self._graph.resolve(d)]) for d in asked]
-        return self._finish(
-            vertex.evaluate_parts,
+            function = values.SharedPlaceholder(len(shared) - 1)
+        asked = self._input_keys(node)
+        found = [values.InputPlaceholder(where[self._graph.resolve(d)]) for d in asked]
+        return self._make_call(
+            vertex.evaluate_task,
             [function, len(args), asked, node.kwargs, *args, *found],
             {},
             shared,
             inputs,
         )
 
-    def _finish(
+    def _make_call(
         self, helper: Any, args: list[Any], kwargs: dict[str, Any], shared: list[str], inputs: tuple[str, ...]
-    ) -> Call:
+    ) -> CompiledVertex:
         payload = dump_call(args, kwargs, plain=False)
         if len(payload) > INLINE_LIMIT:
             name = self._name(helper)
             assert name is not None
             shared.append(name)
-            return self._packed([values.Shared(len(shared) - 1), *args], kwargs, shared, inputs)
+            return self._move_arguments_to_object(
+                [values.SharedPlaceholder(len(shared) - 1), *args], kwargs, shared, inputs
+            )
         return self._helper_call(helper, payload, shared, inputs)
 
-    def _packed(
+    def _move_arguments_to_object(
         self, args: list[Any], kwargs: dict[str, Any], shared: list[str], inputs: tuple[str, ...]
-    ) -> Call:
+    ) -> CompiledVertex:
         """Put the arguments into an object of their own: they are too large for a message."""
         packed = self.acquire(dump_call(args, kwargs, plain=False))
-        later = {arg.index for arg in args if type(arg) is values.Later}
-        kinds = [values.Later if n in later else values.Input for n in range(len(inputs))]
-        rest = [*map(values.Shared, range(len(shared))), *(kind(n + 1) for n, kind in enumerate(kinds))]
-        payload = dump_call([values.Input(0), len(shared), *rest], {}, plain=True)
-        return self._helper_call(vertex.apply_packed, payload, shared, (packed, *inputs))
+        later = {arg.index for arg in args if type(arg) is values.LazyInput}
+        kinds = [values.LazyInput if n in later else values.InputPlaceholder for n in range(len(inputs))]
+        rest = [
+            *map(values.SharedPlaceholder, range(len(shared))),
+            *(kind(n + 1) for n, kind in enumerate(kinds)),
+        ]
+        payload = dump_call([values.InputPlaceholder(0), len(shared), *rest], {}, plain=True)
+        return self._helper_call(vertex.call_packed, payload, shared, (packed, *inputs))
 
-    def _helper_call(self, helper: Any, payload: bytes, shared: list[str], inputs: tuple[str, ...]) -> Call:
+    def _helper_call(
+        self, helper: Any, payload: bytes, shared: list[str], inputs: tuple[str, ...]
+    ) -> CompiledVertex:
         if self._in_library:
-            return Call(helper.__name__, payload, tuple(shared), inputs)
+            return CompiledVertex(helper.__name__, payload, tuple(shared), inputs)
         name = self._name(helper)
         assert name is not None
-        return Call(name, payload, (*shared, name), inputs)
+        return CompiledVertex(name, payload, (*shared, name), inputs)
 
 
-def referred(ref: Alias | TaskRef) -> Key:
+def referenced_key(ref: Alias | TaskRef) -> Key:
     """The key that a reference names."""
     return ref.target if type(ref) is Alias else ref.key
 
 
-def _is_plain(merge: Merge) -> bool:
+def _is_plain(merge: Reduction) -> bool:
     """Whether all that a merge takes from other vertices is partial results."""
     return (
-        all(type(part) in (Alias, TaskRef) for part in merge.parts)
+        all(type(part) in (Alias, TaskRef) for part in merge.inputs)
         and isinstance(merge.keywords, dict)
         and not any(isinstance(value, (GraphNode, TaskRef)) for value in merge.keywords.values())
     )
@@ -348,11 +377,11 @@ def dumps(value: Any) -> bytes:
     try:
         return values.dumps(value, by_value=True)
     except Exception as error:
-        note(error, f"this could not be sent to a worker: {value!r:.200}: {unpicklable.describe(value)}")
+        add_note(error, f"this could not be sent to a worker: {value!r:.200}: {unpicklable.describe(value)}")
         raise
 
 
-def modules_in(data: bytes) -> set[str]:
+def modules_referenced(data: bytes) -> set[str]:
     """Name the modules that a pickle refers to, so that a process can import them before it forks.
 
     The user's own modules are imported after the fork, but the packages that they refer to need not be.

@@ -48,7 +48,7 @@ _NONE: frozenset[str] = frozenset()
 _VARIABLE = re.compile(r"\w{1,200}")
 
 
-class NoRecipe(Exception):
+class NotFingerprintable(Exception):
     """Something cannot be named by what it is."""
 
 
@@ -108,7 +108,7 @@ class _Node:
         self.rest: Iterator[Any] = iter(part.parts)
 
 
-class Digests:
+class Fingerprinter:
     """Describes values, and remembers what it has described as long as it lives.
 
     Parameters
@@ -185,7 +185,7 @@ class Digests:
                 number = numbers.get(id(value))
                 if number is None:
                     if len(path) >= _DEEPEST:
-                        raise NoRecipe
+                        raise NotFingerprintable
                     path.append(self._enter(value, numbers))
                     open_.append(path[-1])
                     break
@@ -298,7 +298,7 @@ class Digests:
                 for colour, row, group in zip(colours, digests, groups, strict=True)
             ]
         else:
-            raise NoRecipe
+            raise NotFingerprintable
         own = {id(node.value): n for n, node in enumerate(members) if _can_change(node.value)}
         again, mutable = self._repeated(outside, own)
         things = _NONE.union(*(found.things for found in outside), *(node.part.things for node in members))
@@ -322,7 +322,7 @@ class Digests:
             state, things = self.places.of(str(value))
             return Part(_digest(b"path", kind.__name__.encode(), str(value).encode(), state), things=things)
         if isinstance(value, (GraphNode, TaskRef)):  # outside of a graph that says what it refers to
-            raise NoRecipe
+            raise NotFingerprintable
         if (
             (kind.__module__, kind.__qualname__) == _RECORD_FORM
             and value.fields is not None
@@ -373,7 +373,7 @@ class Digests:
         if value is None or not is_own_module(sys.modules[module]):
             return Part(tag, varies=chance.is_asking(value))
         if chance.reads_unseen(value):
-            raise NoRecipe
+            raise NotFingerprintable
         return Part(tag, varies=chance.varies(value))
 
     def _function(self, value: types.FunctionType) -> Part:
@@ -381,7 +381,7 @@ class Digests:
         if reference is not None:
             return reference
         if chance.reads_unseen(value):
-            raise NoRecipe
+            raise NotFingerprintable
         names = chance.names_in(value.__code__)
         used = {name: value.__globals__[name] for name in sorted(names) if name in value.__globals__}
         more = (value.__defaults__, value.__kwdefaults__, value.__closure__, value.__dict__)
@@ -465,11 +465,11 @@ class Digests:
         try:
             parts: Any = reducer(value) if reducer is not None else value.__reduce_ex__(4)
         except Exception as error:
-            raise NoRecipe from error
+            raise NotFingerprintable from error
         if isinstance(parts, str):
             module = getattr(value, "__module__", None) or type(value).__module__
             if module not in sys.modules or module == "__main__":  # a name says nothing of what is there
-                raise NoRecipe
+                raise NotFingerprintable
             return self._named(module, parts)
         function, arguments, state, items, pairs, setter = [*parts, *[None] * 5][:6]
         items, pairs = list(items or ()), [part for pair in pairs or () for part in pair]

@@ -18,20 +18,20 @@ import dask
 from daskvine import ttrees, vertex
 from daskvine.annotations import collect_annotations, read_annotations
 from daskvine.compiling import HELPERS, SharedObjects, dumps
-from daskvine.graph import Graph, flat_keys, nested, normalize, without_collector
-from daskvine.merge import rewrite
+from daskvine.graph import Graph, arrange_results, flat_keys, gc_disabled, to_task_spec_graph
+from daskvine.merge import rewrite_wide_reductions
 from daskvine.options import Options
 from daskvine.program_folder import ProgramFolders, working_folder
 from daskvine.registries import Registrations
 from daskvine.replacements import Replacements
-from daskvine.run import GraphRun
+from daskvine.run import GraphComputation
 from daskvine.shuffles import without_folders
 from daskvine.surroundings import look
 from vinecore import checks
 from vinecore import secrets as password
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.allocation import Request, parse_mode
+from vinecore.core.allocation import ResourceRequest, parse_mode
 from vinecore.core.state import FileSpec
 from vinecore.factory import Factory
 from vinecore.files import File
@@ -43,7 +43,7 @@ from vinecore.protocol.programs import Program
 
 log = logging.getLogger("daskvine")
 
-LIBRARY = "Dask-Library"
+LIBRARY_NAME = "Dask-Library"
 MOST_LOCAL = 10_000
 ELSEWHERE = {
     **dict.fromkeys(("n_workers", "num_workers", "nworkers", "processes"), "workers"),
@@ -58,15 +58,15 @@ MOST_SETUPS = 16
 """Of libraries, that are remembered as they are serialized."""
 
 
-class Settings(NamedTuple):
+class ExecutionSettings(NamedTuple):
     """What all vertices of one `get` have in common."""
 
-    request: Request
+    request: ResourceRequest
     environment: str
-    environment_path: str  # an archive that every vertex unpacks for itself
+    unpack_per_task: str  # an archive that every vertex unpacks for itself
     mounts: tuple[str, ...]
     task_options: dict[str, Any]
-    varying: dict[str, Callable[..., str]]  # variables that are chosen for each vertex
+    per_task_env_vars: dict[str, Callable[..., str]]  # variables that are chosen for each vertex
 
 
 class DaskVine(Manager):
@@ -85,24 +85,24 @@ class DaskVine(Manager):
 
     def __init__(self, port: Any = DEFAULT_PORT, name: str | None = None, **more: Any) -> None:
         super().__init__(port, name, **more)
-        self.objects = SharedObjects(self)
+        self.shared_objects = SharedObjects(self)
         self.registrations = Registrations()
-        self.last_run: GraphRun | None = None
-        self.workers_outlive_it = True  # and so may what they keep
-        self.workers_end_with_it = False  # but not what they keep for ever
-        self._runs: dict[int, GraphRun] = {}
-        self._run_numbers = itertools.count(1)
-        self._learning: set[str] = set()
+        self.last_run: GraphComputation | None = None
+        self.workers_survive_manager = True  # and so may what they keep
+        self.workers_stop_with_manager = False  # but not what they keep for ever
+        self._computations: dict[int, GraphComputation] = {}
+        self._computation_numbers = itertools.count(1)
+        self._adaptive_categories: set[str] = set()
         self.graphs: Counter[str] = Counter()  # that were computed, by what they make
-        self._replacements = Replacements(lambda name: self._engine.post(e.LibraryRetired(name)))
-        self.reuse_lock = (
+        self._replacements = Replacements(lambda name: self._engine.post_event(e.LibraryRetired(name)))
+        self.cache_key_lock = (
             threading.Lock()
         )  # who names results by recipes must not meet another one who makes the same
-        self._closers.append(_SHUFFLING.begin())
+        self._close_callbacks.append(_SHUFFLING.enable())
         self.folders = ProgramFolders()
-        self._closers.append(self.folders.close)
-        self._engine.listen(i.RunEnded, self._run_ended)
-        self._engine.listen(i.VertexEnded, self._vertex_ended)
+        self._close_callbacks.append(self.folders.close)
+        self._engine.subscribe(i.GraphFinished, self._on_graph_finished)
+        self._engine.subscribe(i.GraphTaskFinished, self._on_vertex_finished)
 
     @classmethod
     def local(
@@ -154,7 +154,7 @@ class DaskVine(Manager):
         except BaseException:
             folders.remove(str(folder))
             raise
-        m._closers.append(lambda: folders.remove(str(folder)))
+        m._close_callbacks.append(lambda: folders.remove(str(folder)))
         m.folders.here_only = more.get("address", LOOPBACK) == LOOPBACK
         if cores is None:
             cores = max(1, _available_cores() // max(1, workers))
@@ -173,13 +173,13 @@ class DaskVine(Manager):
         except BaseException:
             m.close()
             raise
-        m._closers.append(m.factory.stop)
-        m.workers_outlive_it, m.workers_end_with_it = workspace is not None, True
+        m._close_callbacks.append(m.factory.stop)
+        m.workers_survive_manager, m.workers_stop_with_manager = workspace is not None, True
         if m.resume and workspace is None:
             log.warning(
                 "resume=True finds nothing after these workers, which end with their manager: add workspace='my-cache', or start workers with vine_worker"
             )
-        m._engine.post(e.Tuned("expected-workers", workers))
+        m._engine.post_event(e.SettingChanged("expected-workers", workers))
         return m
 
     # ---- the dask door
@@ -210,51 +210,51 @@ class DaskVine(Manager):
         """
         if dsk is None:
             return self.get
-        self._engine.check()
+        self._engine.ensure_open()
         options = Options.parse(kwargs)
-        with without_collector():
+        with gc_disabled():
             annotated = collect_annotations(dsk)
-            nodes = without_folders(normalize(dsk))
+            nodes = without_folders(to_task_spec_graph(dsk))
             if options.reconstruct is not False:
-                nodes = rewrite(nodes, options.merge_size if options.reconstruct else None)
+                nodes = rewrite_wide_reductions(nodes, options.merge_size if options.reconstruct else None)
             graph = Graph(nodes, flat_keys(keys))
         annotations = read_annotations(annotated, graph, options)
-        run = GraphRun(self, graph, options, next(self._run_numbers), annotations)
-        self._runs[run.number] = run
+        run = GraphComputation(self, graph, options, next(self._computation_numbers), annotations)
+        self._computations[run.number] = run
         self.last_run = run
         try:
             results = run.compute()
         finally:
-            del self._runs[run.number]
+            del self._computations[run.number]
             self._replacements.end(run.library)
-        return nested(keys, _Resolved(graph, results))
+        return arrange_results(keys, _ResultsByKey(graph, results))
 
     __call__ = get
 
-    def _shows_missing(self) -> bool:
-        return bool(self._runs)  # in their progress
+    def _progress_reports_stalls(self) -> bool:
+        return bool(self._computations)  # in their progress
 
-    def _run_ended(self, end: i.RunEnded) -> None:
-        run = self._runs.get(end.run)
+    def _on_graph_finished(self, end: i.GraphFinished) -> None:
+        run = self._computations.get(end.run)
         if run is not None:
-            run.ended(end)
+            run.on_graph_finished(end)
 
-    def _vertex_ended(self, news: i.VertexEnded) -> None:
-        run = self._runs.get(news.run)
+    def _on_vertex_finished(self, news: i.GraphTaskFinished) -> None:
+        run = self._computations.get(news.run)
         if run is not None:
-            run.vertex_ended(news)
+            run.on_vertex_finished(news)
 
     # ---- what a run needs
 
-    def prepare(self, options: Options) -> Settings:
+    def prepare(self, options: Options) -> ExecutionSettings:
         """Declare what the vertices of a `get` have in common."""
         self.set_scheduler(options.scheduling_mode)
         in_library = options.task_mode == "function-calls"
-        environment = "" if in_library or options.env_per_task else self._environment(options)
+        environment = "" if in_library or options.env_per_task else self._declare_environment(options)
         request = (
-            Request(**dict(options.resources or {"cores": 1}))  # type: ignore[arg-type]
+            ResourceRequest(**dict(options.resources or {"cores": 1}))  # type: ignore[arg-type]
             if options.resources_mode is None
-            else Request()
+            else ResourceRequest()
         )
         task_options: dict[str, Any] = {"program": True}  # the last of its shared objects
         variables = {} if in_library else dict(options.env_vars or {})
@@ -268,7 +268,7 @@ class DaskVine(Manager):
                 mounts = [file.cache_name for file in options.extra_files]
         path = str(options.environment) if options.env_per_task and not in_library else ""
         varying = {name: value for name, value in variables.items() if callable(value)}
-        return Settings(request, environment, path, tuple(mounts), task_options, varying)
+        return ExecutionSettings(request, environment, path, tuple(mounts), task_options, varying)
 
     def surroundings(self, options: Options) -> tuple[Any, frozenset[str], dict[str, str]]:
         """Look at what any vertex depends on beside its own code and inputs.
@@ -295,12 +295,14 @@ class DaskVine(Manager):
         folder = hashlib.sha256(os.fsencode(working_folder())).hexdigest()
         return about, self.registrations.recipe(), folder
 
-    def variables(self, chosen: Mapping[str, str | Callable[..., str]], task: Any) -> dict[str, str]:
+    def environment_variables(
+        self, chosen: Mapping[str, str | Callable[..., str]], task: Any
+    ) -> dict[str, str]:
         """Give the environment variables of a task or library; functions are called with this manager and the task."""
         texts = {name: str(value(self, task)) if callable(value) else value for name, value in chosen.items()}
         return {name: str(checks.variable(name, text)[1]) for name, text in texts.items()}
 
-    def _environment(self, options: Options) -> str:
+    def _declare_environment(self, options: Options) -> str:
         package = options.environment
         if package is None:
             return ""
@@ -312,28 +314,28 @@ class DaskVine(Manager):
             )
         return self.declare_poncho(package).cache_name
 
-    def private_environment(self, path: str, task: int) -> str:
+    def declare_private_environment(self, path: str, task: int) -> str:
         """Declare an environment that one vertex unpacks for itself."""
         archive = self.declare_file(path, cache=True)
         name = f"{archive.cache_name}-for-{self._session}-{task}"
-        self._engine.post(
+        self._engine.post_event(
             e.FilesDeclared([FileSpec(name, archive=archive.cache_name, directory=True, peer_transfer=False)])
         )
         return name
 
-    def learn_category(self, category: str, options: Options) -> str:
+    def configure_category(self, category: str, options: Options) -> str:
         """Have the vertices of one kind learn what they need."""
         name = f"dask:{category}:{options.resources_mode}:{sorted((options.resources or {}).items())}"
-        if name not in self._learning:
-            self._learning.add(name)
-            self._engine.post(e.Tuned("category-steady-n-tasks", 1))
-            maximum = Request(**dict(options.resources or {}))  # type: ignore[arg-type]
-            self._engine.post(
+        if name not in self._adaptive_categories:
+            self._adaptive_categories.add(name)
+            self._engine.post_event(e.SettingChanged("category-steady-n-tasks", 1))
+            maximum = ResourceRequest(**dict(options.resources or {}))  # type: ignore[arg-type]
+            self._engine.post_event(
                 e.CategorySet(name, parse_mode(str(options.resources_mode)), maximum, None, None)
             )
         return name
 
-    def start_library(self, options: Options, modules: set[str], *, records: bool = False) -> str:
+    def install_function_library(self, options: Options, modules: set[str], *, records: bool = False) -> str:
         """Install the library that runs vertices; the same options and code give the same library, which may be running already.
 
         The processes of one with the same options and other code end when no run needs them.
@@ -352,44 +354,44 @@ class DaskVine(Manager):
         """
         extra = options.lib_extra_functions or ()
         library = LibraryTask(
-            LIBRARY,
+            LIBRARY_NAME,
             [*HELPERS, *extra],
             modules=options.lib_modules or (),
             exec_mode="direct",
-            before=[vertex.load_dask, ttrees.keep],
+            before=[vertex.load_dask, ttrees.install_ttree_cache],
         )
         if not all(map(is_package_module, options.lib_modules or ())):
-            library.setup["program"] = self.folders.program()  # where they are found
+            library.definition["program"] = self.folders.program()  # where they are found
         resources = dict(options.lib_resources or {})
         slots = resources.pop("slots", None)
         if slots is not None:
             library.set_function_slots(int(slots))
         for name, amount in resources.items():
             getattr(library, f"set_{name}")(amount)
-        for name, value in self.variables(options.env_vars or {}, library).items():
+        for name, value in self.environment_variables(options.env_vars or {}, library).items():
             library.set_env_var(name, value)
         for file, remote in (options.extra_files or {}).items():
             library.add_input(file, remote)
         if options.lib_command:
             library.set_command(options.lib_command)
-        environment = self._environment(options)
+        environment = self._declare_environment(options)
         if environment:
             library.add_environment(File(self, "poncho", environment))
         if records:
             library.set_env_var(usage.RECORDS, "1")
         library.preload = sorted(modules)
-        setup = self.share_bytes(dumps(library.setup) if extra else _dump_usual(library))
-        spec = library.spec(setup)
+        setup = self.declare_shared_bytes(dumps(library.definition) if extra else _dump_usual(library))
+        spec = library.make_spec(setup)
         alike = spec._replace(name="", setup="", options={**spec.options, "preload": ()})
-        kind = repr((library.functions, library.setup["modules"], alike))
-        self._replacements.begin(kind, spec.name, lambda: self._engine.post(e.LibraryInstalled(spec)))
+        kind = repr((library.functions, library.definition["modules"], alike))
+        self._replacements.begin(kind, spec.name, lambda: self._engine.post_event(e.LibraryInstalled(spec)))
         self._enter_library(library, spec.name)  # also for FunctionCalls of the extra functions
         return spec.name
 
 
 def _dump_usual(library: LibraryTask) -> bytes:
     """Serialize the setup of a library that has no functions but this package's own, which stay what they are."""
-    setup = library.setup
+    setup = library.definition
     key = tuple(setup["modules"]), setup.get("program")
     found = _usual_setups.get(key)
     if found is None:
@@ -402,7 +404,7 @@ def _dump_usual(library: LibraryTask) -> bytes:
 _usual_setups: dict[tuple[tuple[str, ...], Program | None], bytes] = {}
 
 
-class _Resolved(dict[Any, Any]):
+class _ResultsByKey(dict[Any, Any]):
     """Results by any key that was asked for, aliases included."""
 
     def __init__(self, graph: Graph, results: dict[Any, Any]) -> None:
@@ -413,7 +415,7 @@ class _Resolved(dict[Any, Any]):
         return self[self._graph.resolve(key)]
 
 
-class _Shuffling:
+class _ShuffleMethodOverride:
     """Has dask shuffle by tasks while any manager is open, unless the user has chosen something.
 
     Without a client of distributed it would shuffle through a folder, which workers need not share. It decides that when a bag is
@@ -426,7 +428,7 @@ class _Shuffling:
             object, Any
         ] = {}  # of each open manager, what it has set in dask's configuration
 
-    def begin(self) -> Callable[[], None]:
+    def enable(self) -> Callable[[], None]:
         """A manager opens; call what this returns when it closes."""
         manager = object()
         with self._lock:
@@ -448,7 +450,7 @@ class _Shuffling:
                 self._settings[next(iter(self._settings))] = self._set()
 
 
-_SHUFFLING = _Shuffling()
+_SHUFFLING = _ShuffleMethodOverride()
 
 
 def _check_options(given: Mapping[str, Any]) -> None:
@@ -468,7 +470,7 @@ def _check_options(given: Mapping[str, Any]) -> None:
     for name in given:
         if name not in known:
             meant = ELSEWHERE.get(name)
-            hint = f"; use {meant}=..." if meant else checks.nearest(name, known)
+            hint = f"; use {meant}=..." if meant else checks.suggest_name(name, known)
             msg = f"DaskVine.local has no option {name!r}{hint or '; it has: ' + ', '.join(known)}"
             raise TypeError(msg)
 

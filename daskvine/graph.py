@@ -23,12 +23,12 @@ from dask.order import order
 
 Key = Any
 
-LARGE = 10_000  # vertices of a graph whose order takes too long to wait for
-FIRST = 8_192  # vertices of such a graph that go depth first
+LARGE_GRAPH_VERTICES = 10_000  # vertices of a graph whose order takes too long to wait for
+FIRST_SLICE_VERTICES = 8_192  # vertices of such a graph that go depth first
 
 
 @contextmanager
-def without_collector() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """Keep Python's garbage collector away while a graph is made: nothing of it is garbage, and looking through it again and again takes as long as all else."""
     was = gc.isenabled()
     gc.disable()
@@ -61,7 +61,7 @@ class Graph:
             if key not in nodes:
                 raise KeyError(key)
         needed = _cull(nodes, wanted)
-        _refuse_folders(needed)
+        _reject_disk_shuffles(needed)
         self.data: dict[Key, Any] = {}
         tasks: dict[Key, GraphNode] = {}
         for key, node in needed.items():
@@ -78,7 +78,7 @@ class Graph:
         self._unordered: dict[
             Key, GraphNode
         ] = {}  # with the aliases: dask's order looks at the nodes themselves
-        self.vertices: dict[Key, GraphNode] = self._arranged(tasks, needed)
+        self.vertices: dict[Key, GraphNode] = self._topological_order(tasks, needed)
 
     def _resolved(self, keys: Iterable[Key]) -> list[Key]:
         return list(dict.fromkeys(map(self.resolve, keys))) if self._aliases else list(keys)
@@ -94,10 +94,12 @@ class Graph:
                 raise ValueError(msg)
         return key
 
-    def _arranged(self, tasks: dict[Key, GraphNode], needed: dict[Key, GraphNode]) -> dict[Key, GraphNode]:
+    def _topological_order(
+        self, tasks: dict[Key, GraphNode], needed: dict[Key, GraphNode]
+    ) -> dict[Key, GraphNode]:
         if not any(self.dependencies.values()):
             return tasks
-        if len(tasks) > LARGE:
+        if len(tasks) > LARGE_GRAPH_VERTICES:
             self._unordered = needed
             return {key: tasks[key] for key in self._depth_first()}
         ranks: dict[Key, int] = order(needed)
@@ -126,14 +128,14 @@ class Graph:
             stack += missing[::-1]
         return order_
 
-    def in_order(self) -> Iterator[Key]:
+    def in_priority_order(self) -> Iterator[Key]:
         """Give the vertices in the order in which they should run."""
         if not self._unordered:
             yield from self.vertices
             return
-        first = dict.fromkeys(islice(self.vertices, FIRST))
+        first = dict.fromkeys(islice(self.vertices, FIRST_SLICE_VERTICES))
         yield from first
-        with without_collector():
+        with gc_disabled():
             ranks: dict[Key, int] = order(self._unordered)
         gc.collect()  # what `order` leaves is in cycles, and as large as the graph
         yield from sorted((key for key in self.vertices if key not in first), key=ranks.__getitem__)
@@ -151,14 +153,14 @@ def flat_keys(keys: Any) -> list[Key]:
     return list(flatten([keys])) if isinstance(keys, list) else [keys]
 
 
-def nested(keys: Any, results: Mapping[Key, Any]) -> Any:
+def arrange_results(keys: Any, results: Mapping[Key, Any]) -> Any:
     """Arrange results as the keys were: a value for a key, a tuple for a list."""
     if isinstance(keys, list):
-        return tuple(nested(key, results) for key in keys)
+        return tuple(arrange_results(key, results) for key in keys)
     return results[keys]
 
 
-def normalize(dsk: Any) -> dict[Key, GraphNode]:
+def to_task_spec_graph(dsk: Any) -> dict[Key, GraphNode]:
     """Make a dict of nodes out of any form dask hands over."""
     if not isinstance(dsk, Mapping):
         dsk = dsk.__dask_graph__()
@@ -166,7 +168,7 @@ def normalize(dsk: Any) -> dict[Key, GraphNode]:
     return converted
 
 
-def _refuse_folders(nodes: Mapping[Key, GraphNode]) -> None:
+def _reject_disk_shuffles(nodes: Mapping[Key, GraphNode]) -> None:
     """Refuse a graph that moves data through a folder, as dask's disk-based shuffles do.
 
     Raises

@@ -31,24 +31,24 @@ from dask.utils import apply
 if TYPE_CHECKING:
     from dask.typing import Key
 
-__all__ = ["Merge", "daskvine_merge", "is_merge", "read", "rewrite"]
+__all__ = ["Reduction", "daskvine_merge", "is_merge", "match_reduction", "rewrite_wide_reductions"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # An attribute of the function, not its identity: it is still there after a trip through cloudpickle.
 _MARK = "__daskvine_merge__"
 
-WIDTH = 8
+DEFAULT_FAN_IN = 8
 """Inputs of a merge whose width nobody has chosen; dask-histogram's own trees have the same."""
 
 # Functions of others that merge a list, by module and name: how `daskvine.vertex.merge_parts` does it.
-_KNOWN = {
+_KNOWN_REDUCTIONS = {
     ("dask_histogram.core", "hist_safe_sum"): "histograms",
     ("coffea.processor.accumulator", "accumulate"): "accumulate",
     ("builtins", "sum"): "sum",
 }
 # Those that are meant to be grouped in any way; a sum is not, because rounding depends on it.
-_FREE = ("histograms", "accumulate")
+_ALWAYS_SPLIT = ("histograms", "accumulate")
 
 
 def daskvine_merge(func: F) -> F:
@@ -89,7 +89,7 @@ def is_merge(func: object) -> bool:
     return getattr(func, _MARK, False) is True
 
 
-def rewrite(graph: Mapping[Key, GraphNode], merge_size: int | None) -> dict[Key, GraphNode]:
+def rewrite_wide_reductions(graph: Mapping[Key, GraphNode], merge_size: int | None) -> dict[Key, GraphNode]:
     """Replace each wide merge by a tree of merges of at most ``merge_size`` inputs.
 
     Parameters
@@ -110,7 +110,7 @@ def rewrite(graph: Mapping[Key, GraphNode], merge_size: int | None) -> dict[Key,
     if merge_size is not None and merge_size < 2:
         msg = f"merge_size is 2 or more; got {merge_size}"
         raise ValueError(msg)
-    size = merge_size or WIDTH
+    size = merge_size or DEFAULT_FAN_IN
     rewritten: dict[Key, GraphNode] = {}
     dull: set[int] = set()  # functions that merge nothing: there are few, and many vertices that call them
     for key, node in graph.items():
@@ -118,17 +118,21 @@ def rewrite(graph: Mapping[Key, GraphNode], merge_size: int | None) -> dict[Key,
         if id(func) in dull:
             rewritten[key] = node
             continue
-        if not _may_merge(func):
+        if not _is_associative(func):
             dull.add(id(func))
-        merge = read(node, graph)
-        if merge is not None and len(merge.parts) > size and (merge_size or merge.how in _FREE):
+        merge = match_reduction(node, graph)
+        if (
+            merge is not None
+            and len(merge.inputs) > size
+            and (merge_size or merge.argument_style in _ALWAYS_SPLIT)
+        ):
             rewritten.update(_tree(key, merge, size, graph))
         else:
             rewritten[key] = node
     return rewritten
 
 
-class Merge(NamedTuple):
+class Reduction(NamedTuple):
     """One merge, apart from the form it was written in.
 
     Attributes
@@ -145,15 +149,17 @@ class Merge(NamedTuple):
         What else the function gets: a dict, or a node that makes one.
     """
 
-    parts: Sequence[Any]
+    inputs: Sequence[Any]
     node: Callable[[Key, Sequence[Any]], Task]
     function: Callable[..., Any]
-    how: str
+    argument_style: str
     keywords: Any
 
 
-def _tree(key: Key, merge: Merge, size: int, taken: Mapping[Key, GraphNode]) -> Iterator[tuple[Key, Task]]:
-    parts, level = list(merge.parts), 0
+def _tree(
+    key: Key, merge: Reduction, size: int, taken: Mapping[Key, GraphNode]
+) -> Iterator[tuple[Key, Task]]:
+    parts, level = list(merge.inputs), 0
     while len(parts) > size:
         level += 1
         groups = [parts[i : i + size] for i in range(0, len(parts), size)]
@@ -162,13 +168,13 @@ def _tree(key: Key, merge: Merge, size: int, taken: Mapping[Key, GraphNode]) -> 
             if len(group) == 1:  # nothing to merge yet: it goes up as it is
                 parts += group
                 continue
-            child = _child_key(key, level, index, taken)
+            child = _intermediate_key(key, level, index, taken)
             yield child, merge.node(child, group)
             parts.append(TaskRef(child))
     yield key, merge.node(key, parts)
 
 
-def _child_key(key: Key, level: int, index: int, taken: Mapping[Key, GraphNode]) -> Key:
+def _intermediate_key(key: Key, level: int, index: int, taken: Mapping[Key, GraphNode]) -> Key:
     suffix = f"-merge-{level}-{index}"
     while True:
         child: Key
@@ -184,7 +190,7 @@ def _child_key(key: Key, level: int, index: int, taken: Mapping[Key, GraphNode])
         suffix = f"-merge{suffix}"
 
 
-def read(node: GraphNode, graph: Mapping[Key, GraphNode]) -> Merge | None:
+def match_reduction(node: GraphNode, graph: Mapping[Key, GraphNode]) -> Reduction | None:
     """Read a vertex as a merge; None if it is none.
 
     Parameters
@@ -197,30 +203,30 @@ def read(node: GraphNode, graph: Mapping[Key, GraphNode]) -> Merge | None:
     if not isinstance(node, Task):
         return None
     if is_merge(node.func):
-        return _direct(node, graph)
+        return _match_direct_call(node, graph)
     if node.func is apply:
-        return _applied(node, graph) if node.args and is_merge(node.args[0]) else None
+        return _match_apply(node, graph) if node.args and is_merge(node.args[0]) else None
     if len(node.args) == 1 and not node.kwargs:
-        how = _KNOWN.get(_origin(node.func))
-        return _listed(node, node.func, how, graph) if how else None
+        how = _KNOWN_REDUCTIONS.get(_origin(node.func))
+        return _match_list_argument(node, node.func, how, graph) if how else None
     if _origin(node.func)[1] == "pipe":
-        return _piped(node, graph)
+        return _match_pipe(node, graph)
     return None
 
 
-def _may_merge(func: object) -> bool:
+def _is_associative(func: object) -> bool:
     origin = _origin(func)
-    return is_merge(func) or func is apply or origin in _KNOWN or origin[1] == "pipe"
+    return is_merge(func) or func is apply or origin in _KNOWN_REDUCTIONS or origin[1] == "pipe"
 
 
 def _origin(function: object) -> tuple[Any, Any]:
     return getattr(function, "__module__", None), getattr(function, "__name__", None)
 
 
-def _direct(node: Task, graph: Mapping[Key, GraphNode]) -> Merge:
+def _match_direct_call(node: Task, graph: Mapping[Key, GraphNode]) -> Reduction:
     """Read ``func(*parts, **keywords)`` or ``func([*parts], **keywords)``."""
-    parts, how, positional = _parts(node.args, graph)
-    return Merge(
+    parts, how, positional = _partial_results(node.args, graph)
+    return Reduction(
         parts,
         lambda key, group: Task(key, node.func, *positional(group), **node.kwargs),
         node.func,
@@ -229,14 +235,14 @@ def _direct(node: Task, graph: Mapping[Key, GraphNode]) -> Merge:
     )
 
 
-def _applied(node: Task, graph: Mapping[Key, GraphNode]) -> Merge | None:
+def _match_apply(node: Task, graph: Mapping[Key, GraphNode]) -> Reduction | None:
     """Read ``apply(func, arguments, keywords)``: how dask 2025.3 writes a delayed call with keywords."""
     func, *rest = node.args
     arguments = _items(rest[0]) if rest else None
     if arguments is None:
         return None
-    parts, how, positional = _parts(arguments, graph)
-    return Merge(
+    parts, how, positional = _partial_results(arguments, graph)
+    return Reduction(
         parts,
         lambda key, group: Task(key, apply, func, List(*positional(group)), *rest[1:]),
         func,
@@ -245,24 +251,26 @@ def _applied(node: Task, graph: Mapping[Key, GraphNode]) -> Merge | None:
     )
 
 
-def _piped(node: Task, graph: Mapping[Key, GraphNode]) -> Merge | None:
+def _match_pipe(node: Task, graph: Mapping[Key, GraphNode]) -> Reduction | None:
     """Read ``pipe([*parts], func, identity)``: how dask-histogram writes each vertex of its trees."""
     _list, func, *others = node.args
-    if _KNOWN.get(_origin(func)) != "histograms" or any(_origin(other)[1] != "identity" for other in others):
+    if _KNOWN_REDUCTIONS.get(_origin(func)) != "histograms" or any(
+        _origin(other)[1] != "identity" for other in others
+    ):
         return None
-    return _listed(node, func, "histograms", graph)
+    return _match_list_argument(node, func, "histograms", graph)
 
 
-def _listed(node: Task, func: Any, how: str, graph: Mapping[Key, GraphNode]) -> Merge | None:
+def _match_list_argument(node: Task, func: Any, how: str, graph: Mapping[Key, GraphNode]) -> Reduction | None:
     """Read a call whose first argument is the list of the parts."""
     first, *others = node.args
     listed = _listed_items(first, graph)
     if listed is None:
         return None
-    return Merge(listed, lambda key, group: Task(key, node.func, List(*group), *others), func, how, {})
+    return Reduction(listed, lambda key, group: Task(key, node.func, List(*group), *others), func, how, {})
 
 
-def _parts(
+def _partial_results(
     args: Sequence[Any], graph: Mapping[Key, GraphNode]
 ) -> tuple[Sequence[Any], str, Callable[[Sequence[Any]], Sequence[Any]]]:
     """Return the partial results among positional arguments, their form, and how to write others in it."""

@@ -20,23 +20,23 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 
-from vinecore.factory.batch import BatchError, Order, worker_words
-from vinecore.factory.local import FOR_EVER_S
-from vinecore.factory.mind import GONE, RUNNING, Job
-from vinecore.factory.pilot import pilot_file
-from vinecore.protocol.messages import PILOT
+from vinecore.factory.batch import BatchError, PilotSpec, worker_command_line
+from vinecore.factory.local import NEVER_S
+from vinecore.factory.mind import GONE, RUNNING, JobStatus
+from vinecore.factory.pilot import write_worker_zipapp
+from vinecore.protocol.messages import PILOT_FEATURE_PREFIX
 
 log = logging.getLogger("vinecore")
 
-MOST_S = 60.0  # for all that is asked at the same time
+MAX_WAIT_S = 60.0  # for all that is asked at the same time
 ASK_S = 15.0  # for one answer of a Dask worker, or of the Dask scheduler
-SETTLED_S = 1.5  # the Dask workers of a node do not all come at the same moment
+NODE_SETTLE_S = 1.5  # the Dask workers of a node do not all come at the same moment
 MOST_WORDS = 500
 AT_ONCE = 100  # nodes that are sent the worker's file at the same time
-LEASH_S = 120.0  # how long a vine worker goes on when nobody looks at it
+HEARTBEAT_TIMEOUT_S = 120.0  # how long a vine worker goes on when nobody looks at it
 
 
-class _About(NamedTuple):
+class _DaskWorkerInfo(NamedTuple):
     """What one Dask worker has said of itself."""
 
     node: tuple[str, ...]
@@ -49,7 +49,7 @@ class _Pilot(NamedTuple):
     address: str  # of the Dask worker that holds it
 
 
-class Dask:
+class DaskClusterBatchSystem:
     """Starts vine workers on the nodes of a Dask cluster.
 
     Parameters
@@ -69,53 +69,53 @@ class Dask:
         self._there = onnode
         cloudpickle.register_pickle_by_value(onnode)
         with tempfile.TemporaryDirectory(prefix="vine-dask-") as folder:
-            self._file = pilot_file(Path(folder)).read_bytes()
+            self._file = write_worker_zipapp(Path(folder)).read_bytes()
         self._own = client is None
         self._client = connect(scheduler) if client is None else client
         self._numbers = itertools.count(1)
         self._pilots: dict[str, _Pilot] = {}
-        self._failed: dict[str, Job] = {}
-        self._workers: dict[str, _About] = {}
+        self._failed: dict[str, JobStatus] = {}
+        self._workers: dict[str, _DaskWorkerInfo] = {}
         self._changed: dict[tuple[str, ...], float] = {}  # when a node has got or lost a Dask worker
         self._name = ""  # of the pilots' plugin
 
     # ---- what a factory asks for
 
-    def submit(self, count: int, order: Order) -> list[str]:
+    def submit(self, count: int, order: PilotSpec) -> list[str]:
         """Start vine workers on nodes that have none; there may be fewer than were asked for."""
         self._name = order.factory
         taken = {pilot.node for pilot in self._pilots.values()}
-        settled = time.monotonic() - SETTLED_S
+        settled = time.monotonic() - NODE_SETTLE_S
         free = [node for node, changed in self._changed.items() if node not in taken and changed < settled]
         chosen = {str(next(self._numbers)): node for node in free[: min(count, AT_ONCE)]}
         if not chosen:
             return []
-        secret, host = order.password_file.read_bytes().strip(), order.host or self._here()
+        secret, host = order.password_file.read_bytes().strip(), order.host or self._own_address()
         wrapper, env = tuple(shlex.split(order.settings.wrapper)), dict(order.settings.env or {})
         members = self._members()
         wishes, pilots = {}, {}
         for name, node in chosen.items():
             address = min(members[node])  # any of them would do
             options = _options(order._replace(host=host), name, members[node].values())
-            parcel = self._there.Parcel(order.factory, self._file, secret, wrapper, tuple(options), env)
-            wishes[address] = _running(partial(self._there.start, parcel))
+            parcel = self._there.PilotPayload(order.factory, self._file, secret, wrapper, tuple(options), env)
+            wishes[address] = _as_run_message(partial(self._there.start_pilot, parcel))
             pilots[name] = _Pilot(node, address)
         log.info("starting vine workers on %s", ", ".join(sorted(node[0] for node in chosen.values())))
-        answers = self._ask(wishes)
+        answers = self._run_on_workers(wishes)
         self._pilots.update(pilots)
         for name, pilot in pilots.items():
             # who has not answered may have started it all the same; the next look tells
-            problem = _result(answers[pilot.address]) if pilot.address in answers else ""
+            problem = _unpack_reply(answers[pilot.address]) if pilot.address in answers else ""
             if problem != "":
-                self._failed[name] = Job(
+                self._failed[name] = JobStatus(
                     GONE, f"on {pilot.node[0]}: {problem or 'it does not start'}", ran=True
                 )
                 del self._pilots[name]
         return list(pilots)
 
-    def status(self) -> dict[str, Job]:
+    def status(self) -> dict[str, JobStatus]:
         """Look at the nodes, and at the vine workers that are there."""
-        self._look_at_nodes()
+        self._update_nodes()
         jobs, self._failed = self._failed, {}
         for name, pilot in list(self._pilots.items()):
             if pilot.address not in self._workers:
@@ -124,13 +124,13 @@ class Dask:
                     pilot.address,
                     pilot.node[0],
                 )
-                jobs[name] = Job(GONE, "its Dask worker has left", clean=True, ran=True)
-        answers = self._ask(
+                jobs[name] = JobStatus(GONE, "its Dask worker has left", exited_cleanly=True, ran=True)
+        answers = self._run_on_workers(
             {pilot.address: {"op": self._name} for n, pilot in self._pilots.items() if n not in jobs}
         )
         for name, pilot in list(self._pilots.items()):
             if name not in jobs:
-                jobs[name] = _job(pilot, answers.get(pilot.address, {"code": None}))
+                jobs[name] = _pilot_status(pilot, answers.get(pilot.address, {"code": None}))
             if jobs[name].state == GONE:
                 del self._pilots[name]
         return jobs
@@ -138,7 +138,7 @@ class Dask:
     def remove(self, names: Sequence[str]) -> None:
         """End some vine workers."""
         ended = [self._pilots.pop(name).address for name in names if name in self._pilots]
-        self._ask(
+        self._run_on_workers(
             {address: {"op": "plugin-remove", "name": self._name} for address in ended},
             self._there.GRACE_S + ASK_S,
         )
@@ -148,13 +148,13 @@ class Dask:
         try:
             self.remove(list(self._pilots))
         except BatchError as error:
-            log.warning("%s; vine workers that are still there end within %.0f s", error, LEASH_S)
+            log.warning("%s; vine workers that are still there end within %.0f s", error, HEARTBEAT_TIMEOUT_S)
         if self._own:
             self._client.close()
 
     # ---- nodes
 
-    def _look_at_nodes(self) -> None:
+    def _update_nodes(self) -> None:
         """Find which Dask workers have come and which have left."""
         present = self._sync(self._scheduler.ncores)
         now = time.monotonic()
@@ -162,22 +162,24 @@ class Dask:
             node = self._workers.pop(address).node
             self._changed[node] = now
         new = present.keys() - self._workers.keys()
-        for address, answer in self._ask({address: _running(self._there.probe) for address in new}).items():
-            about = _result(answer)
+        for address, answer in self._run_on_workers(
+            {address: _as_run_message(self._there.probe_node) for address in new}
+        ).items():
+            about = _unpack_reply(answer)
             if isinstance(about, tuple):  # not a problem in words; it is asked again
-                self._workers[address] = _About(*about)
+                self._workers[address] = _DaskWorkerInfo(*about)
                 self._changed[self._workers[address].node] = now
         used = {about.node for about in self._workers.values()}
         self._changed = {node: changed for node, changed in self._changed.items() if node in used}
 
-    def _members(self) -> dict[tuple[str, ...], dict[str, _About]]:
+    def _members(self) -> dict[tuple[str, ...], dict[str, _DaskWorkerInfo]]:
         """Group the Dask workers by their nodes."""
-        found: dict[tuple[str, ...], dict[str, _About]] = {}
+        found: dict[tuple[str, ...], dict[str, _DaskWorkerInfo]] = {}
         for address, about in self._workers.items():
             found.setdefault(about.node, {})[address] = about
         return found
 
-    def _here(self) -> str:
+    def _own_address(self) -> str:
         """Give the address of this machine that the Dask scheduler sees."""
         from distributed.comm.addressing import get_address_host
 
@@ -185,7 +187,7 @@ class Dask:
 
     # ---- talking
 
-    def _ask(self, wishes: dict[str, dict[str, Any]], timeout_s: float = ASK_S) -> dict[str, Any]:
+    def _run_on_workers(self, wishes: dict[str, dict[str, Any]], timeout_s: float = ASK_S) -> dict[str, Any]:
         """Ask Dask workers, each for something, all at once; give the answers of those that answer, in time."""
         if not wishes:
             return {}
@@ -215,7 +217,7 @@ class Dask:
     def _sync(self, doing: Callable[[], Any]) -> Any:
         """Have the client's own thread do something, and wait for it."""
         try:
-            return self._client.sync(doing, callback_timeout=MOST_S)
+            return self._client.sync(doing, callback_timeout=MAX_WAIT_S)
         except (OSError, RuntimeError, asyncio.TimeoutError) as error:
             msg = f"the Dask scheduler does not answer: {error or type(error).__name__}"
             raise BatchError(msg) from None
@@ -243,12 +245,12 @@ def connect(scheduler: str) -> Any:
         raise BatchError(msg) from None
 
 
-def _running(function: Callable[..., Any]) -> dict[str, Any]:
+def _as_run_message(function: Callable[..., Any]) -> dict[str, Any]:
     """Give the message that has a Dask worker run a function, which goes there by value."""
     return {"op": "run", "function": cloudpickle.dumps(function), "wait": True}
 
 
-def _result(answer: Any) -> Any:
+def _unpack_reply(answer: Any) -> Any:
     """Give what a function has returned, or in words why it has not."""
     if not isinstance(answer, dict) or "result" not in answer:
         return (
@@ -259,7 +261,7 @@ def _result(answer: Any) -> Any:
     return answer["result"]
 
 
-def _options(order: Order, name: str, members: Iterable[_About]) -> list[str]:
+def _options(order: PilotSpec, name: str, members: Iterable[_DaskWorkerInfo]) -> list[str]:
     """Give options of a node's vine worker: what the Dask workers of the node may use together, unless the settings say it."""
     settings, members = order.settings, list(members)
     cores = settings.cores or max(1, sum(about.cores for about in members))
@@ -273,19 +275,19 @@ def _options(order: Order, name: str, members: Iterable[_About]) -> list[str]:
             "--password",
             "-",
             "--leash",
-            str(LEASH_S),
+            str(HEARTBEAT_TIMEOUT_S),
             "--feature",
-            f"{PILOT}{order.factory}/{name}",
+            f"{PILOT_FEATURE_PREFIX}{order.factory}/{name}",
         ),
-        *worker_words(order, FOR_EVER_S if settings.fixed else None),
+        *worker_command_line(order, NEVER_S if settings.fixed else None),
     ]
 
 
-def _job(pilot: _Pilot, answer: Any) -> Job:
+def _pilot_status(pilot: _Pilot, answer: Any) -> JobStatus:
     """Understand what a Dask worker says of its pilot."""
     if not isinstance(answer, dict) or "code" not in answer:
-        return Job(GONE, f"the Dask worker at {pilot.address} has lost it", ran=True)
+        return JobStatus(GONE, f"the Dask worker at {pilot.address} has lost it", ran=True)
     code = answer["code"]
     if code is None:
-        return Job(RUNNING)
-    return Job(GONE, f"on {pilot.node[0]}: exit code {code}: {answer['words']}", code == 0, ran=True)
+        return JobStatus(RUNNING)
+    return JobStatus(GONE, f"on {pilot.node[0]}: exit code {code}: {answer['words']}", code == 0, ran=True)

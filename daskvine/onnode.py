@@ -22,7 +22,7 @@ GRACE_S = 30.0  # for a vine worker that is let go, and hands over what only it 
 MOST_WORDS = 500
 
 
-class Parcel(NamedTuple):
+class PilotPayload(NamedTuple):
     """All that a pilot needs on its node. Shows nothing of what is in it: Dask prints what it cannot run."""
 
     name: str  # of the pilot's plugin
@@ -36,7 +36,7 @@ class Parcel(NamedTuple):
         return f"<what {self.name} needs>"
 
 
-def probe(dask_worker: Any) -> tuple[tuple[str, ...], int, int]:
+def probe_node(dask_worker: Any) -> tuple[tuple[str, ...], int, int]:
     """Say on which node a Dask worker is, and how many cores and bytes of memory it may use there; 0 without a limit.
 
     Workers of one node have the host's name, the address and the control group in common: so it is also what a batch system
@@ -51,25 +51,25 @@ def probe(dask_worker: Any) -> tuple[tuple[str, ...], int, int]:
     return (socket.gethostname(), host, group), dask_worker.state.nthreads, limit or 0
 
 
-async def start(parcel: Parcel, dask_worker: Any) -> str:
+async def start_pilot(parcel: PilotPayload, dask_worker: Any) -> str:
     """Start the vine worker of this node; say why that cannot be done."""
     if parcel.name in dask_worker.plugins:
         await dask_worker.plugin_remove(name=parcel.name)
     try:
-        pilot = Pilot(parcel, dask_worker.local_directory)
+        pilot = VineWorkerPlugin(parcel, dask_worker.local_directory)
     except OSError as error:
         return f"{error.strerror}: {error.filename}"
     await dask_worker.plugin_add(plugin=pilot, name=parcel.name)
     return ""
 
 
-class Pilot(WorkerPlugin):
+class VineWorkerPlugin(WorkerPlugin):
     """A vine worker as a child of a Dask worker.
 
     It is on a leash, a pipe that ends with the Dask worker, however that ends. The secret goes through the pipe, and is in no file.
     """
 
-    def __init__(self, parcel: Parcel, folder: str) -> None:
+    def __init__(self, parcel: PilotPayload, folder: str) -> None:
         self.name = parcel.name
         self._folder = tempfile.mkdtemp(prefix="vine-", dir=folder)
         try:
@@ -89,9 +89,9 @@ class Pilot(WorkerPlugin):
         assert self._process.stdin is not None
         self._leash = self._process.stdin.fileno()
         os.set_blocking(self._leash, False)
-        self._pull(parcel.secret + b"\n")
+        self._kill_group(parcel.secret + b"\n")
 
-    def _pull(self, said: bytes) -> None:
+    def _kill_group(self, said: bytes) -> None:
         try:
             os.write(self._leash, said)
         except OSError:  # it has ended, or does not listen now
@@ -99,13 +99,13 @@ class Pilot(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         """Answer those who look; called by Dask."""
-        worker.handlers[self.name] = self.look
+        worker.handlers[self.name] = self.poll
 
-    def look(self) -> dict[str, Any]:
+    def poll(self) -> dict[str, Any]:
         """Say whether the vine worker runs; it goes on as long as somebody looks."""
         code = self._process.poll()
         if code is None:
-            self._pull(b".")
+            self._kill_group(b".")
             return {"code": None, "words": ""}
         try:
             said = Path(self._folder, "log").read_bytes()[-MOST_WORDS:]

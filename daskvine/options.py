@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from daskvine import checks
-from vinecore.checks import nearest
+from vinecore.checks import suggest_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -54,7 +54,7 @@ PRIORITY_MODES = (
 RESOURCES = ("cores", "memory", "disk", "gpus")
 
 # What other dask schedulers are given, or what a former TaskVine took, and where the same wish goes here.
-_ELSEWHERE = {
+_OTHER_PLACES = {
     "num_workers": "the workers that connect to the manager decide; start them with "
     "DaskVine.local(workers=...), a factory or vine_worker",
     "pool": "vertices run on the manager's workers, never in a pool of this process",
@@ -92,13 +92,13 @@ class Option:
 
     name: str
     default: object
-    takes: str
+    accepts: str
     meaning: str
     check: checks.Check
     aliases: tuple[str, ...] = ()
-    combine: Callable[[list[Any]], Any] = checks.only_one
-    only: str | None = None
-    quiet: bool = False
+    combine: Callable[[list[Any]], Any] = checks.single_spelling
+    requires: str | None = None
+    no_warning: bool = False
 
     def read(self, given: Mapping[str, object]) -> Any:
         """Return the checked value among the given keywords, or the default."""
@@ -117,7 +117,7 @@ class Option:
         try:
             return self.check(value)
         except (TypeError, ValueError) as error:
-            msg = f"get() option {spelling!r} takes {self.takes}; got {value!r}"
+            msg = f"get() option {spelling!r} takes {self.accepts}; got {value!r}"
             detail = str(error)
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{msg}: {detail}" if detail else msg) from None
@@ -174,20 +174,20 @@ class Options:
         "a dict with any of cores, memory (MB), disk (MB), gpus",
         "What one vertex may use at most.",
         checks.resources(RESOURCES),
-        only="tasks",
+        requires="tasks",
     )
     resources_mode: str | None = _option(
         None,
-        checks.one_of_text(RESOURCES_MODES),
+        checks.describe_choices(RESOURCES_MODES),
         "How allocations are learnt from what was measured. The default is what resources says, or a whole "
         "worker.",
         checks.one_of(RESOURCES_MODES),
-        only="tasks",
-        quiet=True,
+        requires="tasks",
+        no_warning=True,
     )
     task_mode: str = _option(
         "tasks",
-        checks.one_of_text(TASK_MODES),
+        checks.describe_choices(TASK_MODES),
         "A process and a sandbox for each vertex, or calls of a library that is started once on each worker.",
         checks.one_of(TASK_MODES),
     )
@@ -196,21 +196,21 @@ class Options:
         "a list of functions",
         "Functions that the library offers besides the one that runs vertices.",
         checks.functions,
-        only="function-calls",
+        requires="function-calls",
     )
     lib_resources: Mapping[str, float] | None = _option(
         None,
         "a dict with any of cores, slots (1 or more), memory (MB), disk (MB), gpus",
         "What a library uses in total, and how many calls it runs at once (as many as cores, unless given).",
         checks.resources((*RESOURCES, "slots")),
-        only="function-calls",
+        requires="function-calls",
     )
     lib_command: str | None = _option(
         None,
         "a command line as text",
         "Command that starts the library's own.",
         checks.text,
-        only="function-calls",
+        requires="function-calls",
     )
     lib_modules: tuple[str, ...] | None = _option(
         None,
@@ -218,19 +218,19 @@ class Options:
         "Modules that the library imports once, for all its calls. Several spellings are merged.",
         checks.modules,
         aliases=("import_modules", "hoisting_modules"),
-        combine=checks.merged,
-        only="function-calls",
+        combine=checks.merge_spellings,
+        requires="function-calls",
     )
     task_priority_mode: str | None = _option(
         None,
-        checks.one_of_text(PRIORITY_MODES),
+        checks.describe_choices(PRIORITY_MODES),
         "Which ready vertex goes first. The default is dask's own order: depth first, finish what was "
         "started.",
         checks.one_of(PRIORITY_MODES),
     )
     scheduling_mode: str = _option(
         "files",
-        checks.one_of_text(SCHEDULING_MODES),
+        checks.describe_choices(SCHEDULING_MODES),
         "Which worker a vertex goes to: the one with most of its inputs, the fastest so far, a random one, "
         "the one with most free resources, the one with most free disk, the first that fits.",
         checks.one_of(SCHEDULING_MODES),
@@ -247,13 +247,13 @@ class Options:
         None,
         "an integer; below 1 is no limit",
         "Vertices that are handed to the engine at once.",
-        checks.limit,
+        checks.positive_or_none,
     )
     max_pending: int | None = _option(
         None,
         "an integer; below 1 is no limit",
         "Vertices that are submitted and have no result yet.",
-        checks.limit,
+        checks.positive_or_none,
     )
     verbose: bool = _option(False, "True or False", "Print where each vertex ran.", checks.boolean)
     show_output: bool = _option(
@@ -267,7 +267,7 @@ class Options:
         "True or False",
         "Each task unpacks the environment by itself; environment has to be a path.",
         checks.boolean,
-        only="tasks",
+        requires="tasks",
     )
     progress_disable: bool = _option(False, "True or False", "Show no progress.", checks.boolean)
     progress_label: str = _option("[green]tasks", "text", "Label of the progress bar.", checks.text)
@@ -355,8 +355,8 @@ def describe() -> str:
     for row in table():
         names = f"`{row.name}`" + "".join(f"<br>`{alias}`" for alias in row.aliases)
         default = "`print`" if row.default is print else f"`{row.default!r}`"
-        only = f" Only with `task_mode={row.only!r}`." if row.only else ""
-        lines.append(f"| {names} | {default} | {row.takes} | {row.meaning}{only} |")
+        only = f" Only with `task_mode={row.requires!r}`." if row.requires else ""
+        lines.append(f"| {names} | {default} | {row.accepts} | {row.meaning}{only} |")
     return "\n".join(lines) + "\n"
 
 
@@ -365,24 +365,24 @@ def _refuse_unknown(kwargs: Iterable[str], rows: list[Option]) -> None:
     for name in kwargs:
         if name in known:
             continue
-        hint = _ELSEWHERE.get(name)
+        hint = _OTHER_PLACES.get(name)
         raise TypeError(
-            f"get() got an unknown option {name!r}" + (f": {hint}" if hint else nearest(name, known))
+            f"get() got an unknown option {name!r}" + (f": {hint}" if hint else suggest_name(name, known))
         )
 
 
 def _warn_without_effect(kwargs: Mapping[str, Any], rows: list[Option], options: Options) -> None:
     for row in rows:
-        if row.only is None or row.only == options.task_mode:
+        if row.requires is None or row.requires == options.task_mode:
             continue
         for spelling in row.spellings:
             if not kwargs.get(spelling):
                 continue
             text = (
                 f"get() option {spelling!r} has no effect with task_mode={options.task_mode!r}; "
-                f"it belongs to task_mode={row.only!r}"
+                f"it belongs to task_mode={row.requires!r}"
             )
-            if row.quiet:
+            if row.no_warning:
                 logger.info(text)
             else:
                 warnings.warn(text, stacklevel=3)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from vinecore.errors import note
+from vinecore.errors import add_note
 from vinecore.protocol import modules
 from vinecore.protocol.programs import Folder, Program, describe_folder, running_kernel
 
@@ -216,10 +216,10 @@ def explain_unseen(error: BaseException, unseen: str | None, worker: str) -> Non
         return
     for one in _chain(error):
         if isinstance(one, FileNotFoundError) and not os.path.isabs(str(one.filename or "")):
-            note(error, _about_files(unseen, worker))
+            add_note(error, _about_files(unseen, worker))
             return
         if isinstance(one, ModuleNotFoundError) and _is_own(one.name):
-            note(error, _about_modules(str(one.name).partition(".")[0], unseen, worker))
+            add_note(error, _about_modules(str(one.name).partition(".")[0], unseen, worker))
             return
 
 

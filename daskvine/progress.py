@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from typing_extensions import Self
 
-__all__ = ["Progress", "Snapshot", "make_progress"]
+__all__ = ["ProgressSnapshot", "SilentProgress", "make_progress"]
 
 Clock = Callable[[], float]
 
@@ -42,7 +42,7 @@ logger = logging.getLogger("daskvine")
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class ProgressSnapshot:
     """The state of one graph at one moment.
 
     Attributes
@@ -65,7 +65,7 @@ class Snapshot:
     waiting: int
     workers: int
     moved_bytes: int
-    missing: str | None = None
+    stalled_reason: str | None = None
     looking: bool = False
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ class Snapshot:
         return f"{self.running} running, {self.waiting} waiting, {workers}, {_size(self.moved_bytes)} moved"
 
 
-class Progress:
+class SilentProgress:
     """Shows nothing but what is missing, which it logs; the other forms build on it.
 
     Parameters
@@ -95,7 +95,7 @@ class Progress:
         self._clock = clock
         self._started = clock()
         self._next_s = self._started + self.patience_s
-        self._last: Snapshot | None = None
+        self._last: ProgressSnapshot | None = None
         self._shown = False
 
     def __enter__(self) -> Self:
@@ -115,38 +115,38 @@ class Progress:
         """Seconds since this was made."""
         return self._clock() - self._started
 
-    def update(self, snapshot: Snapshot) -> None:
+    def update(self, snapshot: ProgressSnapshot) -> None:
         """Take the state of the graph, and draw it if it is time."""
-        news = snapshot.missing != (self._last.missing if self._last else None)
+        news = snapshot.stalled_reason != (self._last.stalled_reason if self._last else None)
         self._last = snapshot
         now = self._clock()
         if news or now >= self._next_s:
             self._next_s = now + self.interval_s
             self._shown = True
-            self._draw(snapshot, news=news)
+            self._render(snapshot, news=news)
 
-    def _draw(self, snapshot: Snapshot, *, news: bool) -> None:
-        if news and snapshot.missing:
-            logger.warning("%s", snapshot.missing)
+    def _render(self, snapshot: ProgressSnapshot, *, news: bool) -> None:
+        if news and snapshot.stalled_reason:
+            logger.warning("%s", snapshot.stalled_reason)
 
-    def _finish(self, snapshot: Snapshot, how: str) -> None:
+    def _finish(self, snapshot: ProgressSnapshot, how: str) -> None:
         """Draw it for the last time; ``how`` it ended, "" for well."""
 
 
-class Lines(Progress):
+class LineProgress(SilentProgress):
     """Lines of text, for logs and pipes."""
 
     def __init__(self, label: str, *, stream: TextIO | None = None, clock: Clock = time.monotonic) -> None:
         super().__init__(label, clock=clock)
         self._stream = stream
 
-    def _draw(self, snapshot: Snapshot, *, news: bool) -> None:
-        if news and snapshot.missing:
-            self._print(snapshot.missing)
+    def _render(self, snapshot: ProgressSnapshot, *, news: bool) -> None:
+        if news and snapshot.stalled_reason:
+            self._print(snapshot.stalled_reason)
         else:
             self._print(f"{snapshot.done} of {snapshot.total} done, {snapshot}, {self.elapsed_s:.0f} s")
 
-    def _finish(self, snapshot: Snapshot, how: str) -> None:
+    def _finish(self, snapshot: ProgressSnapshot, how: str) -> None:
         done, moved = f"{snapshot.done} of {snapshot.total} done", _size(snapshot.moved_bytes)
         if how:
             self._print(f"{how} after {self.elapsed_s:.1f} s: {done}, the others are dropped; {moved} moved")
@@ -163,7 +163,7 @@ class Lines(Progress):
         stream.flush()
 
 
-class Bar(Progress):
+class BarProgress(SilentProgress):
     """A bar in a terminal, with a line below it for what is missing."""
 
     patience_s = 0.2
@@ -187,17 +187,17 @@ class Bar(Progress):
             if self._live is not None:
                 self._live.stop()
 
-    def _draw(self, snapshot: Snapshot, *, news: bool) -> None:
+    def _render(self, snapshot: ProgressSnapshot, *, news: bool) -> None:
         self._draw_bar(snapshot, str(snapshot))
 
-    def _draw_bar(self, snapshot: Snapshot, status: str) -> None:
+    def _draw_bar(self, snapshot: ProgressSnapshot, status: str) -> None:
         if self._bar is None:
             self._bar = self._make_bar()
         task = self._bar.task_ids[0]
         self._bar.update(task, total=snapshot.total, completed=snapshot.done, status=status)
         self._show(self._renderable(snapshot))
 
-    def _finish(self, snapshot: Snapshot, how: str) -> None:
+    def _finish(self, snapshot: ProgressSnapshot, how: str) -> None:
         if self._shown:
             moved = f"{_size(snapshot.moved_bytes)} moved"
             self._draw_bar(
@@ -221,11 +221,11 @@ class Bar(Progress):
         bar.tasks[0].start_time = self._started
         return bar
 
-    def _renderable(self, snapshot: Snapshot) -> RenderableType:
+    def _renderable(self, snapshot: ProgressSnapshot) -> RenderableType:
         from rich.console import Group
         from rich.text import Text
 
-        missing = [Text(snapshot.missing, style="yellow")] if snapshot.missing else []
+        missing = [Text(snapshot.stalled_reason, style="yellow")] if snapshot.stalled_reason else []
         return Group(self._bar.get_renderable(), *missing)
 
     def _show(self, renderable: RenderableType) -> None:
@@ -247,7 +247,7 @@ class Bar(Progress):
         )
 
 
-class NotebookBar(Bar):
+class NotebookProgress(BarProgress):
     """The bar as HTML. It needs no widgets, and is still there when the notebook is opened again."""
 
     interval_s = 0.25
@@ -281,7 +281,7 @@ class NotebookBar(Bar):
         return {"text/html": html, "text/plain": console.export_text()}
 
 
-def make_progress(label: str, disable: bool) -> Progress:
+def make_progress(label: str, disable: bool) -> SilentProgress:
     """Return the form of progress that fits where this runs.
 
     Parameters
@@ -292,12 +292,12 @@ def make_progress(label: str, disable: bool) -> Progress:
         Show nothing, and log what is missing.
     """
     if disable:
-        return Progress(label)
+        return SilentProgress(label)
     if _in_notebook():
-        return NotebookBar(label)
+        return NotebookProgress(label)
     if _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb":
-        return Bar(label)
-    return Lines(label)
+        return BarProgress(label)
+    return LineProgress(label)
 
 
 def _how(kind: type[BaseException] | None) -> str:

@@ -24,10 +24,10 @@ from dask import _task_spec
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 
 from daskvine import chance
-from daskvine.digests import Digests, Found, NoRecipe, Part, digest
+from daskvine.digests import Fingerprinter, Found, NotFingerprintable, Part, digest
 from daskvine.graph import Graph, Key
 
-RECIPE = "vertex-"
+CACHE_KEY_PREFIX = "vertex-"
 """What the names of such results begin with."""
 MOST_INHERITED = 100
 """Things that a vertex covers because its inputs do."""
@@ -38,7 +38,7 @@ _REPACK = ("dask.base", "unpack_collections.<locals>.repack")
 _REPACK_CELLS = ("repack_dsk", "out", "collections_token")
 
 
-class Recipes:
+class ResultKeys:
     """Names the vertices of one graph.
 
     Parameters
@@ -74,10 +74,10 @@ class Recipes:
         self._recipes: dict[Key, Found | None] = {}
         self._equal: Counter[bytes] = Counter()
 
-    def name(self, key: Key) -> str | None:
+    def key_for(self, key: Key) -> str | None:
         """Name the result of a vertex, after those of its inputs; None if there is no telling."""
         self._recipes[key] = found = self._find(key)
-        return None if found is None else RECIPE + found.digest.hex()
+        return None if found is None else CACHE_KEY_PREFIX + found.digest.hex()
 
     def covers(self, key: Key, used: Iterable[str]) -> bool:
         """Whether the name of a vertex holds all of these things in this state."""
@@ -91,8 +91,8 @@ class Recipes:
         try:
             if not self._deterministic(key):
                 return None
-            found = self._digests.vertex(self._graph.vertices[key], self._input)
-        except (NoRecipe, RecursionError):
+            found = self._digests.vertex(self._graph.vertices[key], self._input_key)
+        except (NotFingerprintable, RecursionError):
             return None
         except Exception:  # noqa: BLE001 - of a value that does not even like to be looked at
             return None
@@ -105,18 +105,18 @@ class Recipes:
             recipe = digest(recipe, str(number).encode())
         return found._replace(digest=recipe)
 
-    def _input(self, key: Key) -> Found:
+    def _input_key(self, key: Key) -> Found:
         key = self._graph.resolve(key)
         if key in self._graph.data:
             return self._digests.find(self._graph.data[key])
         recipe = self._recipes.get(key)
         if recipe is None:
-            raise NoRecipe
+            raise NotFingerprintable
         things = recipe.things if len(recipe.things) <= MOST_INHERITED else frozenset()
         return Found(recipe.digest, (), things)
 
 
-class NodeDigests(Digests):
+class NodeDigests(Fingerprinter):
     """Digests of the nodes of a graph, whose references to other nodes are given by a scope."""
 
     def __init__(self, variables: Mapping[str, str] | None = None) -> None:
@@ -144,7 +144,7 @@ class NodeDigests(Digests):
             return self._value(node.value, founds)
         if not isinstance(node, Task):
             if isinstance(node, GraphNode):
-                raise NoRecipe
+                raise NotFingerprintable
             return self._value(node, founds)
         if _SUBGRAPH is not None and node.func is _SUBGRAPH:
             return self._subgraph(node, scope, founds)
@@ -185,7 +185,7 @@ class NodeDigests(Digests):
                 return Found(digest(b"argument", str(used.setdefault(key, len(used))).encode()))
             if key not in known:
                 if key not in inner:
-                    raise NoRecipe
+                    raise NotFingerprintable
                 known[key] = self._node(inner[key], scope, founds)
             return Found(known[key])
 
@@ -204,6 +204,6 @@ class NodeDigests(Digests):
         try:
             graph, target, argument = (cells[name].cell_contents for name in _REPACK_CELLS)
         except KeyError as error:
-            raise NoRecipe from error
+            raise NotFingerprintable from error
         found, _used = self._find_inner(graph, target, frozenset({argument}))
         return Part(digest(b"repack", found.digest), things=found.things, varies=found.varies)

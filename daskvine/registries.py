@@ -26,7 +26,7 @@ import time
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from daskvine.digests import Digests, NoRecipe
+from daskvine.digests import Fingerprinter, NotFingerprintable
 from vinecore.protocol import context, modules, settings, values
 from vinecore.protocol.arrivals import when_imported
 
@@ -99,8 +99,8 @@ class Registrations:
             if not counting:
                 return ""
             try:
-                return Digests().of({kind: self.current[kind] for kind in sorted(counting)}).hex()
-            except (NoRecipe, RecursionError):  # then it is the same only in this program
+                return Fingerprinter().of({kind: self.current[kind] for kind in sorted(counting)}).hex()
+            except (NotFingerprintable, RecursionError):  # then it is the same only in this program
                 texts = [(kind, self._texts[kind]) for kind in sorted(counting)]
                 return hashlib.sha256(repr(texts).encode()).hexdigest()
 

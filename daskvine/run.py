@@ -15,19 +15,19 @@ from dask.callbacks import local_callbacks
 from dask.utils import funcname
 
 from daskvine.annotations import NOTHING, VertexAnnotations
-from daskvine.compiling import Compiler, dumps, modules_in
+from daskvine.compiling import Compiler, dumps, modules_referenced
 from daskvine.graph import Graph, Key
 from daskvine.options import Options
 from daskvine.output import Output
 from daskvine.program_folder import explain_unseen
-from daskvine.progress import Snapshot, make_progress
-from daskvine.recipes import RECIPE, Recipes
+from daskvine.progress import ProgressSnapshot, make_progress
+from daskvine.recipes import CACHE_KEY_PREFIX, ResultKeys
 from daskvine.shared_files import explain_shared_files
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.allocation import Request
-from vinecore.core.state import FOREVER, TASK, RunSpec, TaskSpec
-from vinecore.errors import note
+from vinecore.core.allocation import ResourceRequest
+from vinecore.core.state import FOREVER, TASK, GraphSpec, TaskSpec
+from vinecore.errors import add_note
 from vinecore.protocol import usage, values
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("daskvine")
 
-SLICE = 256
-LOOK_S = 0.1
+MAX_TASKS_PER_SLICE = 256
+POLL_INTERVAL_S = 0.1
 WORKER_RETRIES = 4  # of a vertex whose worker, process or sandbox failed, where the option says nothing
 PRIORITY_STEP = 2.0**32  # between annotated priorities: more than there are vertices in a graph
-FIRST = 16  # tasks that carry the modules to import: one for each core of a few workers
+PRELOAD_HINT_TASKS = 16  # tasks that carry the modules to import: one for each core of a few workers
 
 
-class Dag:
+class CheckpointGraph:
     """What ``checkpoint_fn`` sees of a graph."""
 
     def __init__(self, graph: Graph) -> None:
@@ -64,7 +64,7 @@ class Dag:
         return set(self._graph.targets)
 
 
-class Vertex(NamedTuple):
+class TaskInfo(NamedTuple):
     """What functions in ``env_vars`` are told of the task they are called for."""
 
     id: int
@@ -72,7 +72,7 @@ class Vertex(NamedTuple):
     category: str
 
 
-class GraphRun:
+class GraphComputation:
     """Submits a graph, waits for it, and collects its results.
 
     Attributes
@@ -98,39 +98,39 @@ class GraphRun:
         self._manager, self._graph, self._options, self.number = manager, graph, options, number
         self._annotations = annotations
         self._engine = manager._engine
-        self._over = threading.Event()
-        self._end: i.RunEnded | None = None
-        self._news: deque[i.VertexEnded] = deque()
+        self._finished = threading.Event()
+        self._outcome: i.GraphFinished | None = None
+        self._finished_vertices: deque[i.GraphTaskFinished] = deque()
         self._keys: dict[int, Key] = {}
         self._results: dict[Key, str] = {}
         self._local: dict[Key, Any] = {}
         self.library = ""
-        self._told = False
-        self._temporary: list[str] = []
+        self._preload_sent = False
+        self._private_environments: list[str] = []
         self.vertices = len(graph.vertices)
-        self.done = self.remade = self.moved_bytes = 0
+        self.done = self.recomputed = self.moved_bytes = 0
         self.executed = self.vertices
         self._output = Output(options.show_output)
-        self._recipes: Recipes | None = None  # if results are named by them
+        self._recipes: ResultKeys | None = None  # if results are named by them
         self._tolerated: frozenset[str] = (
             frozenset()
         )  # things that vertices may use though no name tells of them
         self._identity = ""  # of what the graph makes, if it may be gone on with
         self._callbacks: list[Any] = []
         self._reuse = manager.resume if options.reuse is None else options.reuse
-        lasts = manager.workers_outlive_it and (bool(options.reuse) or manager.workers_end_with_it)
-        self._level = FOREVER if lasts else TASK  # of results named by recipes
+        lasts = manager.workers_survive_manager and (bool(options.reuse) or manager.workers_stop_with_manager)
+        self._cache_level = FOREVER if lasts else TASK  # of results named by recipes
 
     # ---- from the engine's thread
 
-    def vertex_ended(self, news: i.VertexEnded) -> None:
+    def on_vertex_finished(self, news: i.GraphTaskFinished) -> None:
         """One vertex is over."""
-        self._news.append(news)
+        self._finished_vertices.append(news)
 
-    def ended(self, end: i.RunEnded) -> None:
+    def on_graph_finished(self, end: i.GraphFinished) -> None:
         """The run is over."""
-        self._end = end
-        self._over.set()
+        self._outcome = end
+        self._finished.set()
 
     # ---- in the user's thread
 
@@ -138,19 +138,19 @@ class GraphRun:
         """Run everything; give the value of each target."""
         options, graph = self._options, self._graph
         with (
-            self._manager.reuse_lock if self._reuse else nullcontext(),
+            self._manager.cache_key_lock if self._reuse else nullcontext(),
             local_callbacks(None) as callbacks,
             make_progress(options.progress_label, options.progress_disable) as progress,
         ):
             self._callbacks = [c for c in callbacks or () if any(c)]
-            state = _CallbackState(graph) if self._callbacks else None
+            state = _DaskCallbackState(graph) if self._callbacks else None
             tell = bool(self._callbacks) or options.verbose or options.wrapper is not None
-            self._call_back(0, graph.vertices)
-            self._call_back(1, graph.vertices, state)
+            self._run_dask_callbacks(0, graph.vertices)
+            self._run_dask_callbacks(1, graph.vertices, state)
             mode = options.task_priority_mode or ""
-            self._engine.post(
-                e.RunOpened(
-                    RunSpec(
+            self._engine.post_event(
+                e.GraphOpened(
+                    GraphSpec(
                         self.number,
                         str(options.progress_label),
                         WORKER_RETRIES if options.retries is None else options.retries,
@@ -166,25 +166,25 @@ class GraphRun:
             try:
                 compiler = self._compiler()
                 if self._reuse:
-                    self._name_by_recipe()
+                    self._assign_cache_keys()
                 self._submit(compiler, progress, state)
-                self._engine.post(e.RunSubmitted(self.number))
-                while not self._over.wait(LOOK_S):
-                    self._engine.check()
-                    self._look(progress, state)
-                self._look(progress, state)
+                self._engine.post_event(e.GraphSubmitted(self.number))
+                while not self._finished.wait(POLL_INTERVAL_S):
+                    self._engine.ensure_open()
+                    self._poll(progress, state)
+                self._poll(progress, state)
                 self._output.end()
-                results = self._collect()
+                results = self._collect_results()
                 self._manager.graphs[self._identity] += bool(self._identity)
-                self._call_back(4, graph.vertices, state, False)
+                self._run_dask_callbacks(4, graph.vertices, state, False)
             except BaseException:
-                self._call_back(4, graph.vertices, state, True)
+                self._run_dask_callbacks(4, graph.vertices, state, True)
                 raise
             finally:
-                self._engine.post(e.RunClosed(self.number))
-                self._engine.post(e.FilesReleased(self._temporary, prune=False))
+                self._engine.post_event(e.GraphClosed(self.number))
+                self._engine.post_event(e.FilesReleased(self._private_environments, prune=False))
                 if compiler is not None:
-                    self._manager.objects.release(compiler.names)
+                    self._manager.shared_objects.release(compiler.acquired_objects)
         return results
 
     def _compiler(self) -> Compiler:
@@ -193,13 +193,13 @@ class GraphRun:
         compiler = Compiler(
             self._graph,
             self._results,
-            self._manager.objects,
+            self._manager.shared_objects,
             in_library=in_library,
             wrapper=options.wrapper,
             registered=self._manager.registrations.dump(options.env_vars or ()),
         )
         for text in self._manager.registrations.texts():
-            compiler.modules.update(modules_in(text))
+            compiler.modules.update(modules_referenced(text))
         self._settings = self._manager.prepare(options)
         program = self._manager.folders.program(has_files=bool(options.extra_files))
         self._program = compiler.acquire(dumps(program))
@@ -209,7 +209,7 @@ class GraphRun:
         self._readers = Counter(d for found in self._graph.dependencies.values() for d in found)
         return compiler
 
-    def _name_by_recipe(self) -> None:
+    def _assign_cache_keys(self) -> None:
         """Name results so that the next computation finds them."""
         manager, options = self._manager, self._options
         deterministic = self._reuse if callable(self._reuse) else lambda _key: True
@@ -217,8 +217,10 @@ class GraphRun:
         resumes, vouched = options.reuse is None, callable(self._reuse)
         if resumes or vouched:
             self._tolerated = usage.SAME_GRAPH if resumes else frozenset({usage.RANDOM})
-        recipes = Recipes(self._graph, context, deterministic, things, variables, trusted=resumes or vouched)
-        names = {key: recipes.name(key) for key in self._graph.vertices}
+        recipes = ResultKeys(
+            self._graph, context, deterministic, things, variables, trusted=resumes or vouched
+        )
+        names = {key: recipes.key_for(key) for key in self._graph.vertices}
         if resumes:
             names = self._for_this_graph(names)
         for key, name in names.items():
@@ -231,7 +233,7 @@ class GraphRun:
         self._identity = hashlib.sha256(made.encode()).hexdigest()
         graph = f"{self._identity} {self._manager.graphs[self._identity]}"
         return {
-            key: name and RECIPE + hashlib.sha256(f"{name} {graph}".encode()).hexdigest()[:40]
+            key: name and CACHE_KEY_PREFIX + hashlib.sha256(f"{name} {graph}".encode()).hexdigest()[:40]
             for key, name in names.items()
         }
 
@@ -242,65 +244,68 @@ class GraphRun:
         used = [one for one in used if one not in self._tolerated]
         return self._recipes.covers(self._keys[task], used)
 
-    def _submit(self, compiler: Compiler, progress: Any, state: _CallbackState | None) -> None:
-        size = min(SLICE, self._options.submit_per_cycle or SLICE)
+    def _submit(self, compiler: Compiler, progress: Any, state: _DaskCallbackState | None) -> None:
+        size = min(MAX_TASKS_PER_SLICE, self._options.submit_per_cycle or MAX_TASKS_PER_SLICE)
         slice_: list[TaskSpec] = []
-        depths = Dag(self._graph)
+        depths = CheckpointGraph(self._graph)
         needs_depth = self._options.task_priority_mode in ("depth-first", "breadth-first")
         checkpoint = self._options.checkpoint_fn
         targets = set(self._graph.targets)
-        for number, key in enumerate(self._graph.in_order()):
+        for number, key in enumerate(self._graph.in_priority_order()):
             wanted = not self._options.worker_transfers or key in targets
             if not wanted and checkpoint is not None:
                 wanted = bool(checkpoint(depths, key))
             slice_.append(
-                self._spec(compiler, number, key, wanted, depths.depth_of(key) if needs_depth else 0)
+                self._make_task_spec(
+                    compiler, number, key, wanted, depths.depth_of(key) if needs_depth else 0
+                )
             )
             if len(slice_) >= size:
-                self._send(slice_, compiler, progress, state)
+                self._submit_slice(slice_, compiler, progress, state)
                 slice_ = []
-            if self._over.is_set():
+            if self._finished.is_set():
                 return
         if slice_:
-            self._send(slice_, compiler, progress, state)
+            self._submit_slice(slice_, compiler, progress, state)
 
-    def _send(
-        self, slice_: list[TaskSpec], compiler: Compiler, progress: Any, state: _CallbackState | None
+    def _submit_slice(
+        self, slice_: list[TaskSpec], compiler: Compiler, progress: Any, state: _DaskCallbackState | None
     ) -> None:
         options = self._options
         if options.task_mode == "function-calls" and not self.library:
-            self.library = self._manager.start_library(
+            self.library = self._manager.install_function_library(
                 options, compiler.modules, records=self._recipes is not None
             )
             slice_ = [spec._replace(library=self.library) for spec in slice_]
         elif (
-            options.task_mode == "tasks" and not self._told
+            options.task_mode == "tasks" and not self._preload_sent
         ):  # the first tasks say what the warm Python should import
-            self._told = True
+            self._preload_sent = True
             preload = sorted(compiler.modules)
             slice_ = [
-                spec._replace(options={**spec.options, "preload": preload}) for spec in slice_[:FIRST]
-            ] + slice_[FIRST:]
-        while slice_ and not self._over.is_set():
+                spec._replace(options={**spec.options, "preload": preload})
+                for spec in slice_[:PRELOAD_HINT_TASKS]
+            ] + slice_[PRELOAD_HINT_TASKS:]
+        while slice_ and not self._finished.is_set():
             room = len(slice_) if options.max_pending is None else options.max_pending - self._unfinished()
             if room > 0:
-                self._hand_over(slice_[:room], state)
+                self._post_tasks(slice_[:room], state)
                 slice_ = slice_[room:]
             else:
-                self._over.wait(0.005)
-                self._look(progress, state)
+                self._finished.wait(0.005)
+                self._poll(progress, state)
 
-    def _hand_over(self, specs: list[TaskSpec], state: _CallbackState | None) -> None:
+    def _post_tasks(self, specs: list[TaskSpec], state: _DaskCallbackState | None) -> None:
         for key in (self._keys[spec.task] for spec in specs) if self._callbacks else ():
-            self._call_back(2, key, self._graph.vertices, state)
+            self._run_dask_callbacks(2, key, self._graph.vertices, state)
         self._engine.submit(specs)  # one turn of the engine's loop is the cycle of ``submit_per_cycle``
 
     def _unfinished(self) -> int:
-        return self._engine.call(
+        return self._engine.query(
             lambda mind: mind.tables.runs[self.number].unfinished if self.number in mind.tables.runs else 0
         )
 
-    def _spec(self, compiler: Compiler, rank: int, key: Key, wanted: bool, depth: int) -> TaskSpec:
+    def _make_task_spec(self, compiler: Compiler, rank: int, key: Key, wanted: bool, depth: int) -> TaskSpec:
         task = next(self._manager._numbers)
         self._keys[task] = key
         result = self._results.get(key)
@@ -309,42 +314,44 @@ class GraphRun:
         try:
             call = compiler.compile(key)
         except Exception as error:
-            note(error, f"vertex {key!r} cannot be run")
+            add_note(error, f"vertex {key!r} cannot be run")
             raise
-        reusable = result.startswith(RECIPE)
+        reusable = result.startswith(CACHE_KEY_PREFIX)
         settings = self._settings
         category = funcname(getattr(self._graph.vertices[key], "func", type(self._graph.vertices[key])))
-        request: Request = settings.request
+        request: ResourceRequest = settings.request
         environment, options = settings.environment, settings.task_options
-        if settings.varying:
-            chosen = self._manager.variables(settings.varying, Vertex(task, key, category))
+        if settings.per_task_env_vars:
+            chosen = self._manager.environment_variables(
+                settings.per_task_env_vars, TaskInfo(task, key, category)
+            )
             options = {**options, "env": {**options.get("env", {}), **chosen}}
         annotated = self._annotations.get(key, NOTHING)
         priority: float = rank
         if annotated.priority is not None:
             priority -= annotated.priority * PRIORITY_STEP
         retries = self._options.retries if annotated.retries is None else annotated.retries
-        if settings.environment_path:
-            environment = self._manager.private_environment(settings.environment_path, task)
-            self._temporary.append(environment)
+        if settings.unpack_per_task:
+            environment = self._manager.declare_private_environment(settings.unpack_per_task, task)
+            self._private_environments.append(environment)
         if environment:
             options = {**options, "environment": environment}
         if self._options.resources_mode is not None and self._options.task_mode == "tasks":
-            category = self._manager.learn_category(category, self._options)
+            category = self._manager.configure_category(category, self._options)
         return TaskSpec(
             task, str(key), result, self.number, self.library, call.function, call.payload, (*call.shared, self._program), call.inputs,
-            mounts=settings.mounts, wanted=(result,) if wanted else (), category=category, request=annotated.request.over(request), priority=priority, depth=depth,
-            environment=environment, peer_transfer=self._options.worker_transfers, readers=self._readers[key], options=options,
-            asleep=self._recipes is not None, reusable=reusable, level=self._level if reusable else TASK, exception_retries=retries or 0,
+            mounts=settings.mounts, wanted_at_manager=(result,) if wanted else (), category=category, request=annotated.request.with_defaults(request), priority=priority, depth=depth,
+            environment=environment, peer_transfer=self._options.worker_transfers, reader_count=self._readers[key], options=options,
+            on_demand=self._recipes is not None, content_addressed=reusable, level=self._cache_level if reusable else TASK, exception_retries=retries or 0,
         )  # fmt: skip
 
     # ---- meanwhile
 
-    def _look(self, progress: Any, state: _CallbackState | None) -> None:
+    def _poll(self, progress: Any, state: _DaskCallbackState | None) -> None:
         """Tell what has happened since the last look."""
         self._manager.say_that_it_waits()
-        while self._news:
-            news = self._news.popleft()
+        while self._finished_vertices:
+            news = self._finished_vertices.popleft()
             key = self._keys[news.task]
             self._output.show(key, news.info)
             if self._options.verbose:
@@ -353,50 +360,56 @@ class GraphRun:
                 self._options.wrapper_proc(values.loads(base64.b64decode(news.info["note"])))
             if state is not None:
                 state.finish(key)
-                self._call_back(3, key, None, self._graph.vertices, state, news.worker)
-        progress.update(self._snapshot())
+                self._run_dask_callbacks(3, key, None, self._graph.vertices, state, news.worker)
+        progress.update(self._progress_snapshot())
 
-    def _snapshot(self) -> Snapshot:
+    def _progress_snapshot(self) -> ProgressSnapshot:
         def read(mind: Any) -> tuple[int, ...]:
             run = mind.tables.runs.get(self.number)
             counts = (
-                (self.vertices, 0, 0, 0) if run is None else (run.done, run.running, run.remade, run.asleep)
+                (self.vertices, 0, 0, 0)
+                if run is None
+                else (run.done, run.running, run.recomputed, run.deferred)
             )
             # a graph that is laid down asleep counts as done until its targets are asked for
             looking = self._recipes is not None and run is not None and not run.complete
             return (*counts, len(mind.tables.workers), mind.moved_bytes, looking)
 
-        self.done, running, self.remade, asleep, workers, self.moved_bytes, looking = self._engine.call(read)
+        self.done, running, self.recomputed, asleep, workers, self.moved_bytes, looking = self._engine.query(
+            read
+        )
         if looking:
             self.done = 0
         self.executed = self.vertices - asleep
         waiting = max(0, self.vertices - self.done - running)
-        return Snapshot(
+        return ProgressSnapshot(
             self.vertices,
             self.done,
             running,
             waiting,
             workers,
             self.moved_bytes,
-            self._manager.missing or None,
+            self._manager.stalled_reason or None,
             bool(looking),
         )
 
-    def _call_back(self, which: int, *args: Any) -> None:
+    def _run_dask_callbacks(self, which: int, *args: Any) -> None:
         for callback in self._callbacks:
             if callback[which]:
                 callback[which](*args)
 
     # ---- the end
 
-    def _collect(self) -> dict[Key, Any]:
-        end = self._end
+    def _collect_results(self) -> dict[Key, Any]:
+        end = self._outcome
         assert end is not None
         if end.outcome != "success":
             key = self._keys.get(end.task)
             worker = end.info.get("worker", 0)
             self._output.show(key, end.info)
-            error = self._manager.explain(end.outcome, end.info, end.payload, f"vertex {key!r}", worker)
+            error = self._manager.make_exception(
+                end.outcome, end.info, end.payload, f"vertex {key!r}", worker
+            )
             where = self._manager.worker_name(worker) if worker else ""
             explain_unseen(error, end.info.get("unseen"), where)
             explain_shared_files(error, self._options.lib_modules or ())
@@ -407,24 +420,24 @@ class GraphRun:
                     error.code,
                 )
             raise error
-        return dict(self._load())
+        return dict(self._load_results())
 
-    def _load(self) -> Iterator[tuple[Key, Any]]:
+    def _load_results(self) -> Iterator[tuple[Key, Any]]:
         for key in self._graph.targets:
             if key in self._graph.data:
                 yield key, self._graph.data[key]
                 continue
-            content = self._engine.store.find(self._results[key])
+            content = self._engine.store.find_object(self._results[key])
             assert content is not None
             try:
                 value = values.load_file(content) if isinstance(content, str) else values.loads(content)
             except Exception as error:
-                note(error, f"vertex {key!r} has a result that could not be loaded here")
+                add_note(error, f"vertex {key!r} has a result that could not be loaded here")
                 raise
             yield key, value
 
 
-class _CallbackState(dict[str, Any]):
+class _DaskCallbackState(dict[str, Any]):
     """The part of dask's local scheduler state that callbacks such as ``ProgressBar`` read."""
 
     def __init__(self, graph: Graph) -> None:

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 
-from vinecore.errors import note
+from vinecore.errors import add_note
 from vinecore.protocol.modules import is_package_module
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, struct.error)
@@ -26,7 +26,7 @@ def explain_shared_files(error: BaseException, named: Sequence[str]) -> None:
     if not own or not isinstance(error, DAMAGED):
         return
     modules = ", ".join(own)
-    note(
+    add_note(
         error,
         f"import_modules names {modules}: imported once, before the slots are forked, so a file that is opened there has one position for all slots, and they "
         "read at each other's places; leave out of import_modules what opens files when it is imported (each slot imports it for itself then), or open the file in the function",

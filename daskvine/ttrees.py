@@ -37,12 +37,12 @@ MODULE = "uproot.models.TTree"
 _PLAIN = (type, types.FunctionType, types.BuiltinFunctionType)
 
 
-def keep() -> None:
+def install_ttree_cache() -> None:
     """Have this process, and those that are forked from it, keep the descriptions of TTrees, from whenever uproot is imported."""
-    when_imported(MODULE, register)
+    when_imported(MODULE, patch_uproot)
 
 
-def register(module: Any) -> None:
+def patch_uproot(module: Any) -> None:
     """Have uproot ask here for trees.
 
     Parameters
@@ -53,10 +53,10 @@ def register(module: Any) -> None:
     usual = module.uproot.classes["TTree"]
     if getattr(usual, "kept", None) is not None:
         return
-    kept = Kept()
+    kept = TTreeCache()
 
     def read(_cls: Any, *args: Any, **kwargs: Any) -> Any:
-        return kept.read(usual.read, *args, **kwargs)
+        return kept.read_ttree(usual.read, *args, **kwargs)
 
     # by the name uproot knows what the class stands for
     module.uproot.classes["TTree"] = type(
@@ -64,7 +64,7 @@ def register(module: Any) -> None:
     )
 
 
-class Kept:
+class TTreeCache:
     """Descriptions of trees, by the bytes they were read from; those that were not asked for longest go first."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Kept:
         self._bytes = 0
         self.hits = 0
 
-    def read(self, usual: Any, chunk: Any, cursor: Any, context: Any, file: Any, selffile: Any, parent: Any,
+    def read_ttree(self, usual: Any, chunk: Any, cursor: Any, context: Any, file: Any, selffile: Any, parent: Any,
              concrete: Any = None) -> Any:  # fmt: skip
         """Read a tree as ``usual`` does, from what is known if it is; what is no object of a file by itself is left alone."""
         if concrete is not None or not _is_usual(context, file, selffile, parent):
@@ -87,7 +87,7 @@ class Kept:
                 return _Unpickler(known.text, things + known.classes).load()
         tree = usual(chunk, cursor, context, file, selffile, parent)
         if file.custom_classes is None:
-            self._keep(key, describe(tree, things))
+            self._keep(key, pickle_ttree(tree, things))
         return tree
 
     def _find(self, key: Any) -> Description | None:
@@ -162,7 +162,7 @@ def _place_of(cls: type) -> tuple[str, int | None] | None:
     return (name, version) if _class_at(name, version) is cls else None
 
 
-def describe(tree: Any, things: list[Any]) -> Description | None:
+def pickle_ttree(tree: Any, things: list[Any]) -> Description | None:
     """Serialize a tree without what it was read from.
 
     Parameters
@@ -198,7 +198,7 @@ def _without_collector() -> Iterator[None]:
 
 
 # a pickle can only name functions that can be imported, and these cannot, where workers lack this package: others stand in for them
-_THING = operator.index  # for what gives one of the things
+_PERSISTENT_LOAD = operator.index  # for what gives one of the things
 _SET = operator.setitem  # for `_set`
 
 
@@ -245,7 +245,7 @@ class _Pickler(pickle.Pickler):
             number = self._numbers[id(thing)] = len(self.things)
             self.things.append(thing)
         if number is not None:
-            return _THING, (number,)
+            return _PERSISTENT_LOAD, (number,)
         if isinstance(thing, self._uproot.model.Model):
             content = _content(thing)
             return copyreg.__newobj__, (type(thing), *content), thing.__dict__, None, None, _SET  # type: ignore[attr-defined]
@@ -272,6 +272,6 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)
-        if found is _THING:
+        if found is _PERSISTENT_LOAD:
             return self._things.__getitem__
         return _set if found is _SET else found

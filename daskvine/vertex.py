@@ -17,11 +17,11 @@ from vinecore.protocol import values
 
 def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a function."""
-    compute_here()
+    force_synchronous_compute()
     return function(*args, **kwargs)
 
 
-def apply_packed(packed: Any, shared_count: int, *rest: Any) -> Any:
+def call_packed(packed: Any, shared_count: int, *rest: Any) -> Any:
     """Call what came in an object of its own, because its arguments are too large for a message.
 
     Parameters
@@ -32,49 +32,51 @@ def apply_packed(packed: Any, shared_count: int, *rest: Any) -> Any:
         How many of ``rest`` are shared objects; the others are inputs.
     """
     packed_args, packed_kwargs = packed
-    args, kwargs = values.fill(
+    args, kwargs = values.substitute_placeholders(
         packed_args, packed_kwargs, list(rest[:shared_count]), list(rest[shared_count:])
     )
     function, *args = args
-    compute_here()
+    force_synchronous_compute()
     return function(*args, **kwargs)
 
 
-def evaluate(node: Any, keys: list[Any], *inputs: Any) -> Any:
+def evaluate_node(node: Any, keys: list[Any], *inputs: Any) -> Any:
     """Run a vertex that has others inside of it, or whose function is a coroutine function."""
-    compute_here()
+    force_synchronous_compute()
     result = node(dict(zip(keys, inputs, strict=True)))
     return asyncio.run(result) if inspect.iscoroutine(result) else result
 
 
-def evaluate_parts(function: Any, count: int, keys: list[Any], kwargs: dict[str, Any], *rest: Any) -> Any:
+def evaluate_task(function: Any, count: int, keys: list[Any], kwargs: dict[str, Any], *rest: Any) -> Any:
     """Run a vertex that has others inside of it, and shares some of its arguments with other vertices."""
     from dask._task_spec import Task
 
-    compute_here()
+    force_synchronous_compute()
     return Task("vertex", function, *rest[:count], **kwargs)(dict(zip(keys, rest[count:], strict=True)))
 
 
-def wrapped(wrapper: Any, node: Any, keys: list[Any], *inputs: Any) -> Any:
+def call_wrapper(wrapper: Any, node: Any, keys: list[Any], *inputs: Any) -> Any:
     """Run a vertex through the user's wrapper, which returns something extra beside the result."""
-    compute_here()
+    force_synchronous_compute()
     extra, result = wrapper(node, dict(zip(keys, inputs, strict=True)))
     try:
         note = values.dumps(extra)
     except Exception as error:
         from vinecore.protocol import exceptions, unpicklable
 
-        exceptions.note(
+        exceptions.add_note(
             error, f"what wrapper returned as extra cannot be sent: {unpicklable.describe(extra)}"
         )
         raise
-    return values.Annotated(result, note)
+    return values.ResultWithMetadata(result, note)
 
 
-AT_ONCE = 64 * 1024 * 1024
+MAX_BYTES_LOADED_AT_ONCE = 64 * 1024 * 1024
 
 
-def merge_parts(function: Any, how: str, keywords: dict[str, Any], *parts: values.Stored) -> Any:
+def reduce_partial_results(
+    function: Any, how: str, keywords: dict[str, Any], *parts: values.LazyValue
+) -> Any:
     """Merge partial results, and where they are large in little more memory than two of them take.
 
     Parameters
@@ -86,24 +88,26 @@ def merge_parts(function: Any, how: str, keywords: dict[str, Any], *parts: value
         take more than `AT_ONCE` they are loaded one after another, or as many as that is, and go to the function with what was merged before.
         What is known of a function is done in place.
     """
-    compute_here()
-    if len(parts) > 1 and sum(part.size for part in parts) > AT_ONCE:
+    force_synchronous_compute()
+    if len(parts) > 1 and sum(part.size for part in parts) > MAX_BYTES_LOADED_AT_ONCE:
         if how == "histograms":
-            return _total(parts, skip=tuple)
+            return _sum(parts, skip=tuple)
         if how == "sum":
-            return _total(parts)
+            return _sum(parts)
         if how == "accumulate":
-            return _accumulated(parts, function)
-        return _folded(function, how, keywords, [*parts])
+            return _accumulate(parts, function)
+        return _reduce_in_batches(function, how, keywords, [*parts])
     loaded = [part.load() for part in parts]
     return function(*loaded, **keywords) if how == "arguments" else function(loaded, **keywords)
 
 
-def _folded(function: Any, how: str, keywords: dict[str, Any], parts: list[values.Stored]) -> Any:
+def _reduce_in_batches(
+    function: Any, how: str, keywords: dict[str, Any], parts: list[values.LazyValue]
+) -> Any:
     parts.reverse()
     batch = [parts.pop().load()]
     while parts:
-        room = AT_ONCE
+        room = MAX_BYTES_LOADED_AT_ONCE
         while parts and (len(batch) < 2 or parts[-1].size <= room):
             room -= parts[-1].size
             batch.append(parts.pop().load())
@@ -111,18 +115,18 @@ def _folded(function: Any, how: str, keywords: dict[str, Any], parts: list[value
     return batch[0]
 
 
-def _total(parts: Any, skip: Any = ()) -> Any:
+def _sum(parts: Any, skip: Any = ()) -> Any:
     """What ``sum`` gives; histograms are added in place, for they are this task's own."""
     total = 0
     for part in parts:
-        total = _plus(total, part.load(), skip)
+        total = _add(total, part.load(), skip)
     return total
 
 
-def _plus(total: Any, part: Any, skip: Any) -> Any:
+def _add(total: Any, part: Any, skip: Any) -> Any:
     if isinstance(part, skip):
         return total
-    if _is_histogram(part) and _adds_as_usual(part):
+    if _is_histogram(part) and _has_default_add(part):
         if type(total) is int and total == 0:
             return part
         if type(total) is type(part):
@@ -137,41 +141,41 @@ def _is_histogram(value: Any) -> bool:
     return known is not None and isinstance(value, known.Histogram)
 
 
-def _adds_as_usual(histogram: Any) -> bool:
+def _has_default_add(histogram: Any) -> bool:
     """Whether ``+`` is a copy and then ``+=``."""
     kind, usual = type(histogram), sys.modules["boost_histogram"].Histogram
     return kind.__add__ is usual.__add__ and kind.__iadd__ is usual.__iadd__
 
 
-def _accumulated(parts: Any, accumulate: Any) -> Any:
+def _accumulate(parts: Any, accumulate: Any) -> Any:
     """What coffea's ``accumulate`` gives; histograms in dictionaries are added in place, unless one of them is there twice."""
     add = sys.modules[accumulate.__module__].add
     total = None
     for part in parts:
-        total = _accumulated_with(total, part.load(), add)
+        total = _accumulate_one(total, part.load(), add)
     return total
 
 
-def _accumulated_with(total: Any, part: Any, add: Any) -> Any:
+def _accumulate_one(total: Any, part: Any, add: Any) -> Any:
     if part is None or total is None:
         return total if part is None else part
-    mutable = [*_mutable(total)]
+    mutable = [*_mutable_values(total)]
     if len(set(map(id, mutable))) < len(mutable):
         return add(total, part)
-    return _added_in_place(total, part, add)
+    return _add_in_place(total, part, add)
 
 
-def _mutable(value: Any) -> Any:
+def _mutable_values(value: Any) -> Any:
     """Dictionaries and histograms in a value."""
     if isinstance(value, dict):
         for inner in value.values():
-            yield from _mutable(inner)
+            yield from _mutable_values(inner)
     elif not _is_histogram(value):
         return
     yield value
 
 
-def _added_in_place(total: Any, part: Any, add: Any) -> Any:
+def _add_in_place(total: Any, part: Any, add: Any) -> Any:
     if type(total) is not type(part):
         return add(total, part)
     if _is_histogram(total):
@@ -181,12 +185,12 @@ def _added_in_place(total: Any, part: Any, add: Any) -> Any:
         return add(total, part)
     for key in total:
         if key in part:
-            total[key] = _added_in_place(total[key], part.pop(key), add)
+            total[key] = _add_in_place(total[key], part.pop(key), add)
     total.update(part)
     return total
 
 
-def compute_here() -> None:
+def force_synchronous_compute() -> None:
     """Have a ``compute`` inside a vertex run in that vertex's own process, if it comes to that."""
     if "dask" not in sys.modules:
         os.environ["DASK_SCHEDULER"] = "synchronous"

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from vineworker.state import WorkerState
+from vineworker.state import WorkerStateMachine
 
 from tests.vinecore.core import test_mind_property as property_test
 from tests.vinecore.core.test_mind_property import live
-from vinecore.core.mind import Mind
+from vinecore.core.mind import Scheduler
 
 
 class Stream:
@@ -71,7 +71,7 @@ def record(seed: int) -> list[str]:
 
         return wrapper
 
-    originals = [(machine, machine.handle) for machine in (Mind, WorkerState)]
+    originals = [(machine, machine.handle) for machine in (Scheduler, WorkerStateMachine)]
     for machine, handle in originals:
         machine.handle = recorded(handle)  # type: ignore[method-assign]
     try:

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.allocation import Request
-from vinecore.core.mind import Mind
-from vinecore.core.state import FileSpec, LibrarySpec, RunSpec, TaskSpec
+from vinecore.core.allocation import ResourceRequest
+from vinecore.core.mind import Scheduler
+from vinecore.core.state import FileSpec, GraphSpec, LibrarySpec, TaskSpec
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vinecore.core.state import File, Run, Task, Worker
+    from vinecore.core.state import FileState, GraphState, TaskState, WorkerState
 
 T = TypeVar("T")
-ONE_CORE = Request(cores=1)
+ONE_CORE = ResourceRequest(cores=1)
 LARGE = 10 * INLINE_LIMIT
 NEVER = "never"
 
@@ -35,7 +35,7 @@ class Vine:
     """
 
     def __init__(self, python: str = "3.11", needs: tuple[str, ...] = ()) -> None:
-        self.mind = Mind(python, needs)
+        self.mind = Scheduler(python, needs)
         self.tables = self.mind.tables
         self.now = 0.0
         self.log: list[i.Instruction] = []
@@ -62,7 +62,7 @@ class Vine:
         return self.feed(e.LibraryInstalled(LibrarySpec(name, "setup", slots, **spec)))
 
     def open(self, run: int = 1, **spec: Any) -> list[i.Instruction]:
-        return self.feed(e.RunOpened(RunSpec(run, f"run {run}", **spec)))
+        return self.feed(e.GraphOpened(GraphSpec(run, f"run {run}", **spec)))
 
     def submit(self, *specs: TaskSpec) -> list[i.Instruction]:
         return self.feed(e.TasksSubmitted(list(specs)))
@@ -71,9 +71,11 @@ class Vine:
         """Open a run, submit a graph, and say that this is all."""
         readers = [name for task in specs for name in {*task.inputs, *task.mounts}]
         return self.feed(
-            e.RunOpened(RunSpec(run, f"run {run}", **spec)),
-            e.TasksSubmitted([task._replace(run=run, readers=readers.count(task.result)) for task in specs]),
-            e.RunSubmitted(run),
+            e.GraphOpened(GraphSpec(run, f"run {run}", **spec)),
+            e.TasksSubmitted(
+                [task._replace(run=run, reader_count=readers.count(task.result)) for task in specs]
+            ),
+            e.GraphSubmitted(run),
         )
 
     # ---- the workers
@@ -105,27 +107,27 @@ class Vine:
             versions=versions or {},
             **about,
         )
-        self.feed(e.WorkerJoined(self._workers, host, said))
+        self.feed(e.WorkerConnected(self._workers, host, said))
         return self._workers
 
     def lose(self, worker: int, reason: str = "it broke") -> list[i.Instruction]:
-        return self.feed(e.WorkerLost(worker, reason))
+        return self.feed(e.WorkerDisconnected(worker, reason))
 
     def say(self, worker: int, *messages: m.Message) -> list[i.Instruction]:
-        return self.feed(*(e.WorkerSaid(worker, message) for message in messages))
+        return self.feed(*(e.MessageReceived(worker, message) for message in messages))
 
     def done(
         self, number: int, size: int = 10, payload: bytes = b"", wall_s: float = 0.05, **info: Any
     ) -> list[i.Instruction]:
         """A task ends well where it is."""
         worker, ticket = self.place(number)
-        return self.say(worker, m.Done(ticket, size, wall_s, info, payload))
+        return self.say(worker, m.TaskDone(ticket, size, wall_s, info, payload))
 
     def failed(
         self, number: int, kind: str = "crash", payload: bytes = b"", **info: Any
     ) -> list[i.Instruction]:
         worker, ticket = self.place(number)
-        return self.say(worker, m.Failed(ticket, kind, info, payload))
+        return self.say(worker, m.TaskFailed(ticket, kind, info, payload))
 
     def cached(self, worker: int, name: str, size: int = LARGE) -> list[i.Instruction]:
         return self.say(worker, m.Cached(name, size))
@@ -137,23 +139,23 @@ class Vine:
         """The worker that has a task, and its ticket there."""
         task = self.tables.tasks[number]
         assert task.worker is not None, f"{task} is on no worker"
-        return task.worker.id, task.ticket
+        return task.worker.id, task.dispatch_id
 
     # ---- what is known
 
-    def task(self, number: int) -> Task:
+    def task(self, number: int) -> TaskState:
         return self.tables.tasks[number]
 
     def state(self, number: int) -> str:
         return self.tables.tasks[number].state
 
-    def file(self, name: str) -> File:
+    def file(self, name: str) -> FileState:
         return self.tables.files[name]
 
-    def worker(self, number: int) -> Worker:
+    def worker(self, number: int) -> WorkerState:
         return self.tables.workers[number]
 
-    def run(self, number: int = 1) -> Run:
+    def run(self, number: int = 1) -> GraphState:
         return self.tables.runs[number]
 
     def holders(self, name: str) -> set[int]:
@@ -178,16 +180,16 @@ class Vine:
 
     def started(self, out: Iterable[i.Instruction] | None = None) -> list[int]:
         """Numbers of the tasks that were sent to a worker, in order."""
-        return [run.task & (1 << 40) - 1 for _worker, run in self.sent(m.Run, out)]
+        return [run.task & (1 << 40) - 1 for _worker, run in self.sent(m.RunTask, out)]
 
     def unlinked(self, out: Iterable[i.Instruction] | None = None) -> set[tuple[int, str]]:
-        messages = [*self.sent(m.Unlink, out), *self.sent(m.Purge, out)]
+        messages = [*self.sent(m.RemoveObjects, out), *self.sent(m.PurgeObjects, out)]
         return {(worker, name) for worker, message in messages for name in message.names}
 
     def retained(self, out: Iterable[i.Instruction] | None = None) -> set[tuple[int, str, bool]]:
         return {
             (worker, name, message.forever)
-            for worker, message in self.sent(m.Retain, out)
+            for worker, message in self.sent(m.RetainObjects, out)
             for name in message.names
         }
 
@@ -234,9 +236,9 @@ def end_without_output(vine: Vine, number: int, end: str) -> None:
 
 def outcomes(vine: Vine) -> dict[int, str]:
     """How tasks that were submitted by themselves have ended, all of them so far."""
-    return {x.task: x.outcome for x in vine.told(i.TaskEnded, vine.log)}
+    return {x.task: x.outcome for x in vine.told(i.TaskFinished, vine.log)}
 
 
 def endings(vine: Vine) -> dict[int, str]:
     """How runs have ended."""
-    return {x.run: x.outcome for x in vine.told(i.RunEnded, vine.log)}
+    return {x.run: x.outcome for x in vine.told(i.GraphFinished, vine.log)}

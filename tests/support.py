@@ -267,15 +267,15 @@ def after_each_done(m: Any, react: Callable[[Any], None]) -> None:
 
     def watch(mind: Any) -> None:
         handlers = mind._worker_handlers
-        finish = handlers[messages.Done]
+        finish = handlers[messages.TaskDone]
 
         def finish_and_react(worker: Any, message: Any) -> None:
             finish(worker, message)
             react(mind)
 
-        handlers[messages.Done] = finish_and_react
+        handlers[messages.TaskDone] = finish_and_react
 
-    m._engine.call(watch)
+    m._engine.query(watch)
 
 
 def pass_time(m: Any, worker: int, seconds: float = 400.0) -> None:
@@ -287,7 +287,7 @@ def pass_time(m: Any, worker: int, seconds: float = 400.0) -> None:
             peer.heard_at -= seconds
             peer.pinged_at -= seconds
 
-    m._engine.call(shift)
+    m._engine.query(shift)
 
 
 @contextlib.contextmanager

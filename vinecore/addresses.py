@@ -17,38 +17,38 @@ import urllib.parse
 from http.client import HTTPException
 from typing import Any, NamedTuple
 
-from vinecore.files import content_name
+from vinecore.files import hash_bytes
 from vinecore.protocol import xrootd
 
 SCHEMES = ("http", "https", "ftp", "file", *xrootd.SCHEMES)
-LOOK_S = 5.0
+HEAD_TIMEOUT_S = 5.0
 """How long a server may take to say what it has."""
-AVOID_S = 60.0
+RETRY_AFTER_S = 60.0
 """A server that did not answer is not asked again for so long: of a thousand files only the first one waits."""
 
-_silent: dict[str, float] = {}  # servers that did not answer -> when they may be asked again
+_unresponsive_until: dict[str, float] = {}  # servers that did not answer -> when they may be asked again
 _lock = threading.Lock()
 
 
-class Look(NamedTuple):
+class RemoteFileInfo(NamedTuple):
     """What a server says of a content; what it does not say is empty."""
 
-    tag: str = ""
-    date: str = ""
+    etag: str = ""
+    last_modified: str = ""
     size: int = -1
 
     @property
-    def known_size(self) -> int:
+    def verified_size(self) -> int:
         """Its bytes, if they are sure to be those that will come."""
         return self.size if self.validator else -1
 
     @property
     def validator(self) -> tuple[str, ...]:
         """What tells this content from another one at the same address; empty where nothing does."""
-        return (self.tag, self.date) if self.tag or (self.date and self.size >= 0) else ()
+        return (self.etag, self.last_modified) if self.etag or (self.last_modified and self.size >= 0) else ()
 
 
-def check(url: str) -> str:
+def validate_url(url: str) -> str:
     """Check an address; give its scheme.
 
     Raises
@@ -77,13 +77,13 @@ def check(url: str) -> str:
     return scheme
 
 
-def name(url: str, look: Look) -> str:
+def url_cache_name(url: str, look: RemoteFileInfo) -> str:
     """Name the content of an address."""
-    what = look.tag or f"{look.date} {look.size}" if look.validator else secrets.token_hex(16)
-    return content_name("url", f"{url}\n{what}".encode())
+    what = look.etag or f"{look.last_modified} {look.size}" if look.validator else secrets.token_hex(16)
+    return hash_bytes("url", f"{url}\n{what}".encode())
 
 
-def look(url: str) -> Look:
+def stat_url(url: str) -> RemoteFileInfo:
     """Ask the server of an address what it has; never fails.
 
     Raises
@@ -91,40 +91,40 @@ def look(url: str) -> Look:
     ValueError
         It is no address.
     """
-    scheme = check(url)
+    scheme = validate_url(url)
     server = urllib.parse.urlsplit(url).netloc
     if scheme == "file":
-        return _look_at_disk(url)
-    if scheme == "ftp" or _is_silent(server):
-        return Look()
+        return _stat_local_file(url)
+    if scheme == "ftp" or _is_unresponsive(server):
+        return RemoteFileInfo()
     try:
-        return _ask_xrootd(url) if scheme in xrootd.SCHEMES else _ask_web(url)
+        return _xrootd_stat(url) if scheme in xrootd.SCHEMES else _http_head(url)
     except (OSError, ValueError, HTTPException, subprocess.SubprocessError) as error:
         if not hasattr(error, "code"):  # it did not even refuse
             with _lock:
-                _silent[server] = time.monotonic() + AVOID_S
-        return Look()
+                _unresponsive_until[server] = time.monotonic() + RETRY_AFTER_S
+        return RemoteFileInfo()
 
 
-def _is_silent(server: str) -> bool:
+def _is_unresponsive(server: str) -> bool:
     with _lock:
-        until = _silent.get(server, 0.0)
+        until = _unresponsive_until.get(server, 0.0)
         if until <= time.monotonic():
-            _silent.pop(server, None)
+            _unresponsive_until.pop(server, None)
             return False
         return True
 
 
-def _look_at_disk(url: str) -> Look:
+def _stat_local_file(url: str) -> RemoteFileInfo:
     """Look at a file here, which workers find under the same path where the disk is a common one."""
     try:
         about = os.stat(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
     except (OSError, ValueError):
-        return Look()
-    return Look("", f"{about.st_mtime_ns} {about.st_ino}", about.st_size)
+        return RemoteFileInfo()
+    return RemoteFileInfo("", f"{about.st_mtime_ns} {about.st_ino}", about.st_size)
 
 
-def _ask_web(url: str) -> Look:
+def _http_head(url: str) -> RemoteFileInfo:
     import urllib.request
 
     class Redirects(urllib.request.HTTPRedirectHandler):
@@ -135,15 +135,15 @@ def _ask_web(url: str) -> Look:
             return request
 
     opener = urllib.request.build_opener(Redirects)
-    with opener.open(urllib.request.Request(url, method="HEAD"), timeout=LOOK_S) as answer:  # noqa: S310 - checked
+    with opener.open(urllib.request.Request(url, method="HEAD"), timeout=HEAD_TIMEOUT_S) as answer:  # noqa: S310 - checked
         headers = answer.headers
         length = headers.get("Content-Length", "")
         whole = length.isdigit() and headers.get("Content-Encoding", "identity") == "identity"
-        date = headers.get("Last-Modified", "") if _settled(headers) else ""
-        return Look(headers.get("ETag", ""), date, int(length) if whole else -1)
+        date = headers.get("Last-Modified", "") if _last_modified_is_strong(headers) else ""
+        return RemoteFileInfo(headers.get("ETag", ""), date, int(length) if whole else -1)
 
 
-def _settled(headers: Any) -> bool:
+def _last_modified_is_strong(headers: Any) -> bool:
     """Whether a content is so old that one of the next moment would have another date (RFC 9110, 8.8.2.2)."""
     from email.utils import parsedate_to_datetime
 
@@ -154,19 +154,19 @@ def _settled(headers: Any) -> bool:
         return False
 
 
-def _ask_xrootd(url: str) -> Look:
+def _xrootd_stat(url: str) -> RemoteFileInfo:
     """Ask with ``xrdfs``, if that is here."""
     program = shutil.which("xrdfs")
     if program is None:
-        return Look()
+        return RemoteFileInfo()
     parts = urllib.parse.urlsplit(url)
     server, path = f"{parts.scheme}://{parts.netloc}", "/" + parts.path.lstrip("/")
     answer = subprocess.run(
-        [program, server, "stat", path], capture_output=True, check=False, stdin=subprocess.DEVNULL, text=True, timeout=LOOK_S,
+        [program, server, "stat", path], capture_output=True, check=False, stdin=subprocess.DEVNULL, text=True, timeout=HEAD_TIMEOUT_S,
         env={**xrootd.SETTINGS, **os.environ},
     )  # fmt: skip
     lines = (line.partition(":") for line in answer.stdout.splitlines())
     said = {key.strip(): value.strip() for key, _colon, value in lines}
     if answer.returncode or not said.get("Size", "").isdigit():
-        return Look()
-    return Look("", said.get("MTime", ""), int(said["Size"]))
+        return RemoteFileInfo()
+    return RemoteFileInfo("", said.get("MTime", ""), int(said["Size"]))

@@ -15,7 +15,7 @@ import psutil
 
 from vinecore import __version__
 from vinecore.protocol import VERSION, catalog, registry
-from vinecore.protocol.records import KIND, MOST_ADDRESSES, SOFTWARE
+from vinecore.protocol.records import KIND, MOST_ADDRESSES, SOFTWARE_NAME
 
 log = logging.getLogger("vinecore")
 
@@ -24,11 +24,11 @@ LOOK_S = 5.0
 UPDATE_S = 60.0
 """How often it is told in any case."""
 GOODBYE_S = 2.0
-LAST_S = 1
+GOODBYE_LIFETIME_S = 1
 """A catalog forgets a manager that has ended after so long."""
 
 
-class Announcer:
+class ManagerAnnouncer:
     """Announces a manager, in a thread of its own, until it is closed.
 
     Parameters
@@ -52,15 +52,15 @@ class Announcer:
     ) -> None:
         self._about, self._figures, self._folder = about, figures, folder
         self._key: str = about["taskvine_uuid"]
-        self._catalog = catalog.Catalog(servers) if servers else None
+        self._catalog = catalog.CatalogClient(servers) if servers else None
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._problem = ""
-        self._enter(about)  # before anybody can look for it
+        self._write_registry(about)  # before anybody can look for it
         self._thread = threading.Thread(target=self._run, name="vine-announcer", daemon=True)
         self._thread.start()
 
-    def _enter(self, record: Mapping[str, Any]) -> str:
+    def _write_registry(self, record: Mapping[str, Any]) -> str:
         """Write the file; give what is wrong."""
         with self._lock:
             if self._over.is_set() or not self._folder:
@@ -84,20 +84,27 @@ class Announcer:
             has_work, now = bool(record.get("tasks_waiting")), time.monotonic()
             if has_work != had_work or now - told_at >= UPDATE_S:
                 told_at, had_work = now, has_work
-                self._say("; ".join(filter(None, (self._enter(record), self._tell(record, catalog.ASK_S)))))
+                self._log_problem(
+                    "; ".join(
+                        filter(
+                            None,
+                            (self._write_registry(record), self._report_to_catalog(record, catalog.ASK_S)),
+                        )
+                    )
+                )
             self._over.wait(LOOK_S)
-        self._tell({**record, "lifetime": LAST_S}, GOODBYE_S)
+        self._report_to_catalog({**record, "lifetime": GOODBYE_LIFETIME_S}, GOODBYE_S)
 
-    def _tell(self, record: Mapping[str, Any], timeout_s: float) -> str:
+    def _report_to_catalog(self, record: Mapping[str, Any], timeout_s: float) -> str:
         """Report to the catalog; give what is wrong."""
         try:
             if self._catalog is not None:
-                self._catalog.tell(record, timeout_s)
+                self._catalog.report(record, timeout_s)
         except OSError as error:
             return str(error)
         return ""
 
-    def _say(self, problem: str) -> None:
+    def _log_problem(self, problem: str) -> None:
         if problem and problem != self._problem:
             log.warning("%s", problem)
         self._problem = problem
@@ -112,7 +119,7 @@ class Announcer:
             self._thread.join(GOODBYE_S)
 
 
-def describe(*, name: str, key: str, bound: str, port: int, ssl: bool) -> dict[str, Any]:
+def make_record(*, name: str, key: str, bound: str, port: int, ssl: bool) -> dict[str, Any]:
     """Make the record of a manager, without its figures.
 
     Parameters
@@ -126,7 +133,7 @@ def describe(*, name: str, key: str, bound: str, port: int, ssl: bool) -> dict[s
     """
     return {
         "type": KIND,
-        "software": SOFTWARE,
+        "software": SOFTWARE_NAME,
         "version": __version__,
         "protocol": VERSION,
         "project": name,
@@ -155,12 +162,12 @@ def _addresses(bound: str) -> list[str]:
         return [bound]
     families = (socket.AF_INET, socket.AF_INET6) if bound == "::" else (socket.AF_INET,)
     found = [a.address for about in psutil.net_if_addrs().values() for a in about if a.family in families]
-    usual = [address for address in map(_outward, families) if address]
+    usual = [address for address in map(_outgoing_address, families) if address]
     far = [a for a in [*usual, *found] if not a.startswith(("127.", "fe80")) and a != "::1"]
     return list(dict.fromkeys(far))[:MOST_ADDRESSES] or [*found[:1]]
 
 
-def _outward(family: socket.AddressFamily) -> str:
+def _outgoing_address(family: socket.AddressFamily) -> str:
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         try:
             sock.connect(("192.0.2.1" if family == socket.AF_INET else "2001:db8::1", 9))  # nothing is sent

@@ -31,11 +31,11 @@ from vinecore.protocol.records import MOST_BYTES
 log = logging.getLogger("vine_catalog")
 
 LIFETIME_S = 1800.0
-TIME_S = 15.0
+REQUEST_TIMEOUT_S = 15.0
 """What one connection may take until all has been read, and for as much of an answer as is sent at once."""
 MOST_RECORDS = 10_000
 MOST_TOTAL = 64 << 20
-MOST_OF_ONE = 1_000
+MAX_RECORDS_PER_ADDRESS = 1_000
 MOST_CONNECTIONS, MOST_CONNECTIONS_OF_ONE = 256, 64
 MOST_DEPTH = 16
 MOST_HEAD = 8192
@@ -54,7 +54,7 @@ COMPARISON = re.compile(
 )
 
 
-class Records:
+class RecordStore:
     """What has been reported.
 
     Parameters
@@ -70,7 +70,7 @@ class Records:
         self._of_one: Counter[str] = Counter()
         self._bytes = 0
 
-    def enter(self, report: bytes, address: str, now: float, clock: float) -> None:
+    def add_report(self, report: bytes, address: str, now: float, clock: float) -> None:
         """Take a report.
 
         Parameters
@@ -89,7 +89,7 @@ class Records:
         ValueError
             It is none, or there is no room for it.
         """
-        record = _understand(report)
+        record = _parse_report(report)
         port, uuid = record.get("port"), record.get("taskvine_uuid", "")
         if type(port) is not int or abs(port) >= 1 << 32 or not isinstance(uuid, str):
             msg = "a report without a port, or with an odd one"
@@ -104,7 +104,9 @@ class Records:
         lifetime = min(self._lifetime_s, own) if type(own) is int and own > 0 else self._lifetime_s
         self.expire(now)
         before = self._records.get(key)
-        if before is None and (len(self._records) >= MOST_RECORDS or self._of_one[address] >= MOST_OF_ONE):
+        if before is None and (
+            len(self._records) >= MOST_RECORDS or self._of_one[address] >= MAX_RECORDS_PER_ADDRESS
+        ):
             msg = (
                 "there is no room for more records"
                 if len(self._records) >= MOST_RECORDS
@@ -143,7 +145,7 @@ class Records:
         return [text for _when, record, text in self._records.values() if wanted(record)]
 
 
-def _understand(report: bytes) -> dict[str, Any]:
+def _parse_report(report: bytes) -> dict[str, Any]:
     def refuse(name: str) -> Any:
         msg = f"a report with {name} in it"
         raise ValueError(msg)
@@ -188,7 +190,7 @@ def parse_filter(text: str) -> Callable[[dict[str, Any]], bool]:
     return lambda record: all(record.get(name) == value for name, value in wanted)
 
 
-class Server:
+class CatalogServer:
     """Answers queries on one port, and takes reports on the next one.
 
     Parameters
@@ -197,7 +199,7 @@ class Server:
         What has been reported.
     """
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: RecordStore) -> None:
         self._records = records
         self._guests: Counter[str] = Counter()
         self._quiet_until, self._untold = 0.0, 0
@@ -208,14 +210,16 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, over.set)
         servers = [
-            await asyncio.start_server(self._guard(serve), sock=sock, limit=MOST_HEAD, backlog=1024)
-            for serve, sock in ((self._answer, queries), (self._take, reports))
+            await asyncio.start_server(
+                self._limit_connections(serve), sock=sock, limit=MOST_HEAD, backlog=1024
+            )
+            for serve, sock in ((self._handle_query, queries), (self._handle_report, reports))
         ]
         await over.wait()
         for server in servers:
             server.close()
 
-    def _guard(self, serve: Callable[[Any, Any, str], Coroutine[Any, Any, None]]) -> Any:
+    def _limit_connections(self, serve: Callable[[Any, Any, str], Coroutine[Any, Any, None]]) -> Any:
         """Bound what one connection, those of one address, and all together may take."""
 
         async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -256,7 +260,7 @@ class Server:
         self._quiet_until, self._untold = now + QUIET_S, 0
         log.warning("refused what came from %s: %s%s", address, reason, more)
 
-    async def _take(self, reader: asyncio.StreamReader, _writer: Any, address: str) -> None:
+    async def _handle_report(self, reader: asyncio.StreamReader, _writer: Any, address: str) -> None:
         """Take a report."""
         report = bytearray()
 
@@ -267,17 +271,17 @@ class Server:
                     msg = f"a report of more than {MOST_BYTES} bytes"
                     raise ValueError(msg)
 
-        await asyncio.wait_for(read(), TIME_S)
-        self._records.enter(bytes(report), address, time.monotonic(), time.time())
+        await asyncio.wait_for(read(), REQUEST_TIMEOUT_S)
+        self._records.add_report(bytes(report), address, time.monotonic(), time.time())
 
-    async def _answer(
+    async def _handle_query(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _address: str
     ) -> None:
         """Answer one request."""
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), TIME_S)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), REQUEST_TIMEOUT_S)
         words = head.partition(b"\r\n")[0].decode("latin-1").split(" ")
         status, kind, found = (
-            self._look_up(*words[:2]) if len(words) == 3 else ("400 Bad Request", "text/plain", [b"?\n"])
+            self._route(*words[:2]) if len(words) == 3 else ("400 Bad Request", "text/plain", [b"?\n"])
         )
         lines = (
             f"HTTP/1.1 {status}",
@@ -294,7 +298,7 @@ class Server:
                 await _send(writer, waiting)
         await _send(writer, waiting)
 
-    def _look_up(self, method: str, path: str) -> tuple[str, str, list[bytes]]:
+    def _route(self, method: str, path: str) -> tuple[str, str, list[bytes]]:
         """Find what is asked for: a status, the kind of the content, and the content in pieces."""
         if method != "GET":
             return "405 Method Not Allowed", "text/plain", [b"only GET\n"]
@@ -318,7 +322,7 @@ class Server:
 async def _send(writer: asyncio.StreamWriter, waiting: bytearray) -> None:
     writer.write(bytes(waiting))
     waiting.clear()
-    await asyncio.wait_for(writer.drain(), TIME_S)
+    await asyncio.wait_for(writer.drain(), REQUEST_TIMEOUT_S)
 
 
 def listen(address: str, port: int) -> tuple[socket.socket, socket.socket]:
@@ -372,7 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     port = queries.getsockname()[1]
     log.info("queries at port %d, reports at port %d", port, port + 1)
     with suppress(KeyboardInterrupt):
-        asyncio.run(Server(Records(options.lifetime)).run(queries, reports))
+        asyncio.run(CatalogServer(RecordStore(options.lifetime)).run(queries, reports))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from pathlib import Path
 from vinecore.protocol import tls
 from vinecore.secrets import secret_path
 
-MISSING = "ssl needs the package cryptography, which makes certificates: install it, as in pip install 'daskvine[ssl]'"
+CRYPTOGRAPHY_MISSING = "ssl needs the package cryptography, which makes certificates: install it, as in pip install 'daskvine[ssl]'"
 
 
-def make() -> tuple[str, str]:
+def make_certificate() -> tuple[str, str]:
     """Make a certificate.
 
     Returns
@@ -35,7 +35,7 @@ def make() -> tuple[str, str]:
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
     except ImportError as error:
-        raise RuntimeError(MISSING) from error
+        raise RuntimeError(CRYPTOGRAPHY_MISSING) from error
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "daskvine")])
     made = (
@@ -57,11 +57,11 @@ def make() -> tuple[str, str]:
     return text, tls.fingerprint(made.public_bytes(serialization.Encoding.DER))
 
 
-def of_user() -> Path:
+def load_or_create_user_certificate() -> Path:
     """Give this user's certificate; make one the first time."""
     path = secret_path().with_name("certificate.pem")
     if not path.exists():
-        text, _fingerprint = make()
+        text, _fingerprint = make_certificate()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write(path, text, replace=False)
     return path
@@ -85,7 +85,7 @@ def fingerprint_of(path: str | Path) -> str:
     return tls.fingerprint(ssl.PEM_cert_to_DER_cert(begin + rest.partition(end)[0] + end))
 
 
-def publish(fingerprint: str, secret: Path) -> Path:
+def write_fingerprint(fingerprint: str, secret: Path) -> Path:
     """Write a fingerprint to the file beside a secret, where workers look; those of other managers with the same secret stay."""
     path = secret.with_name(secret.name + ".fingerprint")
     known = path.read_text().split() if path.exists() else []

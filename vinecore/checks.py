@@ -17,12 +17,12 @@ from datetime import timedelta
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
-from vinecore.core.allocation import Request
-from vinecore.protocol.forms import MANY, is_unicode
+from vinecore.core.allocation import ResourceRequest
+from vinecore.protocol.forms import MAX_MACHINE_AMOUNT, is_unicode
 
 MOST = 1 << 53
 """No number is larger: up to here whole numbers survive being sent, and written to a journal."""
-RESOURCES = Request._fields
+RESOURCES = ResourceRequest._fields
 FOREVER = "wait_forever"
 PLAIN_NUMBERS = (int, float)
 NOTHING: Mapping[Any, Any] = {}
@@ -97,15 +97,17 @@ def mapping(name: str, value: Any, such_as: str) -> Mapping[Any, Any]:
     return value
 
 
-def request(name: str, value: Any) -> Request:
+def request(name: str, value: Any) -> ResourceRequest:
     """Take a dict with any of cores, memory, disk and gpus."""
     allowed = f"a dict with any of {', '.join(RESOURCES)}, such as {{'cores': 1, 'memory': 2000}}"
     if not isinstance(value, Mapping):
         refuse(name, value, allowed, TypeError)
     for resource in value:
         if resource not in RESOURCES:
-            refuse(name, dict(value), f"{allowed}; {resource!r} is not known{nearest(resource, RESOURCES)}")
-    return Request(
+            refuse(
+                name, dict(value), f"{allowed}; {resource!r} is not known{suggest_name(resource, RESOURCES)}"
+            )
+    return ResourceRequest(
         amount("cores", value.get("cores")),
         megabytes("memory", value.get("memory")),
         megabytes("disk", value.get("disk")),
@@ -115,7 +117,7 @@ def request(name: str, value: Any) -> Request:
 
 def slots(name: str, value: Any) -> int:
     """Take how many calls of a library run at once."""
-    return whole(name, value, 1, MANY)
+    return whole(name, value, 1, MAX_MACHINE_AMOUNT)
 
 
 def seconds(name: str, value: Any, least: float = 0) -> float:
@@ -220,7 +222,7 @@ def variable(name: Any, value: Any, *, none: bool = False) -> tuple[str, str | N
     return str(name), None if value is None else str(value)
 
 
-def nearest(name: Any, known: Iterable[str]) -> str:
+def suggest_name(name: Any, known: Iterable[str]) -> str:
     """Say which known name is nearest to an unknown one, if one is near; the case and ``-``, ``_`` or a space are all the same."""
     spellings = {folded(choice): choice for choice in known}
     close = difflib.get_close_matches(folded(str(name)), spellings, 1, 0.5)

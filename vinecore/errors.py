@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vinecore.protocol import exceptions
-from vinecore.protocol.exceptions import note as note  # noqa: PLC0414 - for who imports it from here
+from vinecore.protocol.exceptions import add_note as add_note  # noqa: PLC0414 - for who imports it from here
 
 
 class VineError(Exception):
@@ -38,7 +38,7 @@ BY_ITSELF = (
 )
 
 
-def unpack(payload: bytes) -> BaseException:
+def load_exception(payload: bytes) -> BaseException:
     """Rebuild the exception that a slot has serialized."""
     try:
         return exceptions.load(payload, RemoteError)
@@ -48,7 +48,7 @@ def unpack(payload: bytes) -> BaseException:
         )
 
 
-def explain(kind: str, info: dict[str, Any], payload: bytes, what: str, where: str) -> BaseException:
+def exception_for(kind: str, info: dict[str, Any], payload: bytes, what: str, where: str) -> BaseException:
     """Make the exception that tells why a task has failed.
 
     Parameters
@@ -63,21 +63,21 @@ def explain(kind: str, info: dict[str, Any], payload: bytes, what: str, where: s
     attempt = info.get("attempt")
     place = f"{what} failed{f' on {where}' if where else ''}{f', attempt {attempt}' if attempt else ''}"
     if kind == "exception" or (kind == "library" and payload):
-        error = unpack(payload)
+        error = load_exception(payload)
         if kind == "library":
             if isinstance(error, ImportError):
-                note(
+                add_note(
                     error,
                     "a worker could not import this for the library: install it there, ship environment='my-env.tar.gz', or take it out of import_modules",
                 )
-            note(error, f"library {info.get('library', '')} could not be started")
+            add_note(error, f"library {info.get('library', '')} could not be started")
         else:
             if isinstance(error, ImportError):
-                note(
+                add_note(
                     error,
                     "a worker could not import this: install it there, or ship environment='my-env.tar.gz'",
                 )
-            note(error, place)
+            add_note(error, place)
         return error
     reason = info.get("reason", "")
     if kind == "crash":

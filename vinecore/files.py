@@ -17,7 +17,7 @@ from vinecore.protocol import digests, trees, values
 if TYPE_CHECKING:
     from vinecore.manager import Manager
 
-LEVELS = {
+CACHE_LEVELS = {
     False: "task",
     True: "workflow",
     "task": "task",
@@ -25,9 +25,9 @@ LEVELS = {
     "worker": "worker",
     "forever": "forever",
 }
-LEVEL_NUMBERS = {"task": TASK, "workflow": WORKFLOW, "worker": WORKER, "forever": FOREVER}
+CacheLevel = {"task": TASK, "workflow": WORKFLOW, "worker": WORKER, "forever": FOREVER}
 
-_hashes: dict[tuple[str, int, int, int, int], tuple[str, str]] = {}
+_hash_cache: dict[tuple[str, int, int, int, int], tuple[str, str]] = {}
 
 
 class File:
@@ -48,10 +48,10 @@ class File:
     __slots__ = (
         "__weakref__",
         "_manager",
+        "cache_level",
         "cache_name",
-        "filled",
+        "has_content",
         "kind",
-        "level",
         "peer_transfer",
         "size",
         "source",
@@ -67,8 +67,8 @@ class File:
             source,
             size,
         )
-        self.level, self.peer_transfer, self.unlink_when_done = level, peer_transfer, unlink_when_done
-        self.filled = False
+        self.cache_level, self.peer_transfer, self.unlink_when_done = level, peer_transfer, unlink_when_done
+        self.has_content = False
 
     def contents(self, unserializer: Callable[[bytes], Any] | None = None) -> Any:
         """Give the content, which is brought to the manager if it is elsewhere.
@@ -100,7 +100,7 @@ class File:
         return f"<File {self.kind} {self.source or self.cache_name}>"
 
 
-def level_of(cache: bool | str) -> str:
+def parse_cache_level(cache: bool | str) -> str:
     """Check a cache level.
 
     Raises
@@ -109,18 +109,18 @@ def level_of(cache: bool | str) -> str:
         It is none of False, True, "task", "workflow", "worker", "forever".
     """
     try:
-        return LEVELS[cache]
+        return CACHE_LEVELS[cache]
     except (KeyError, TypeError):
         msg = f"cache={cache!r} is not a cache level: use False or 'task', True or 'workflow', 'worker', 'forever'"
         raise ValueError(msg) from None
 
 
-def content_name(kind: str, data: bytes) -> str:
+def hash_bytes(kind: str, data: bytes) -> str:
     """Name bytes by what they are."""
     return f"{kind}-{hashlib.sha256(data).hexdigest()[:40]}"
 
 
-def path_name(path: Path) -> tuple[str, str]:
+def hash_path(path: Path) -> tuple[str, str]:
     """Name a file or a directory tree by all of it that a task can see; what a tree leaves out is said in `trees`.
 
     Returns
@@ -158,14 +158,14 @@ def path_name(path: Path) -> tuple[str, str]:
 def _file_hash(path: Path) -> tuple[str, str]:
     about = path.stat()
     key = (str(path.resolve()), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
-    known = _hashes.get(key)
+    known = _hash_cache.get(key)
     if known is None:
-        if len(_hashes) > 100_000:
-            _hashes.clear()
+        if len(_hash_cache) > 100_000:
+            _hash_cache.clear()
         content, digest = hashlib.sha256(), digests.Digest()
         with path.open("rb") as file:
-            while chunk := file.read(digests.PIECE):
+            while chunk := file.read(digests.CHUNK_BYTES):
                 content.update(chunk)
                 digest.update(chunk)
-        known = _hashes[key] = content.hexdigest()[:40], str(digest)
+        known = _hash_cache[key] = content.hexdigest()[:40], str(digest)
     return known

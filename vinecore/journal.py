@@ -51,7 +51,7 @@ class Record(
     t: Seconds
 
 
-class Journal(Record):
+class Header(Record):
     """The first line."""
 
     version: Number
@@ -67,7 +67,7 @@ class Journal(Record):
     resumes: str = ""
 
 
-class WorkerJoined(Record):
+class WorkerConnected(Record):
     """A worker is connected."""
 
     worker: Number
@@ -81,7 +81,7 @@ class WorkerJoined(Record):
     pid: Pid = 0
 
 
-class WorkerLost(Record):
+class WorkerDisconnected(Record):
     """A worker's connection has ended, and what it had is gone."""
 
     worker: Number
@@ -115,7 +115,7 @@ class LibraryStarted(Record):
     cores: Amount
 
 
-class LibraryUp(Record):
+class LibraryReady(Record):
     """A library has started on a worker."""
 
     library: str
@@ -185,14 +185,14 @@ class TaskSubmitted(Record):
     disk_mb: Number | None = None
     gpus: Amount | None = None
     priority: Amount = 0.0
-    asleep: bool = False
+    deferred: bool = False
 
 
-class TaskWoken(Record):
+class TaskActivated(Record):
     """A task that counted as done is to run."""
 
     task: Number
-    again: bool = False
+    rerun: bool = False
 
 
 class TaskDispatched(Record):
@@ -234,7 +234,7 @@ class TaskFailed(Record):
     wall_s: Seconds | None = None
 
 
-class TaskBack(Record):
+class TaskReturned(Record):
     """A task has left a worker without having ended there."""
 
     task: Number
@@ -271,7 +271,7 @@ class FilesFound(Record):
     sizes: tuple[Number, ...]
 
 
-class FilesDropped(Record):
+class FilesRemoved(Record):
     """A worker was told to remove files: nobody needs them there, or their room is needed."""
 
     worker: Number
@@ -289,7 +289,7 @@ class ObjectSent(Record):
     """The manager has sent a small object along with its messages."""
 
     file: str
-    to: Number
+    destination: Number
 
 
 class TransferStarted(Record):
@@ -297,7 +297,7 @@ class TransferStarted(Record):
 
     file: str
     source: Place
-    to: Place
+    destination: Place
     size: Number = -1
 
 
@@ -322,26 +322,26 @@ class TransferFailed(Record):
     reason: str = ""
 
 
-class Note(Record):
+class LogMessage(Record):
     """Something a person should know."""
 
     level: str
     text: str
 
 
-class Missing(Record):
+class Stalled(Record):
     """Why nothing can run; empty when that is over."""
 
     text: str
 
 
-class Stopped(Record):
+class JournalStopped(Record):
     """The journal ends here, though the run went on."""
 
     reason: str
 
 
-class Closed(Record):
+class ManagerClosed(Record):
     """The manager has ended."""
 
 
@@ -350,7 +350,7 @@ RECORDS: tuple[type[Record], ...] = tuple(Record.__subclasses__())
 _decode = msgspec.json.Decoder(Union[RECORDS]).decode  # noqa: UP007 - there is no other way to spell it
 
 
-class NotAJournal(ValueError):
+class InvalidJournalError(ValueError):
     """What was to be read is no journal, or one of another version."""
 
 
@@ -416,25 +416,25 @@ def read(
                 what = f"line {number} is not a record of a journal ({error}): {line[:100]!r}"
                 if damaged is None:
                     msg = f"{path}, {what}"
-                    raise NotAJournal(msg) from None
+                    raise InvalidJournalError(msg) from None
                 damaged(number, what)
 
 
-def _header(line: bytes, path: Path) -> Journal:
+def _header(line: bytes, path: Path) -> Header:
     said: Any = None
     try:
         said = msgspec.json.decode(line)
-        version = said["version"] if said["kind"] == "journal" else None
+        version = said["version"] if said["kind"] == "header" else None
         header = _decode(line) if version == VERSION else None
     except (ValueError, LookupError, TypeError, RecursionError):
         version = header = None
-    if isinstance(header, Journal):
+    if isinstance(header, Header):
         return header
     if version is None or version == VERSION:
         msg = f"{path} is not a journal: its first line is {line[:100]!r}"
-        raise NotAJournal(msg)
+        raise InvalidJournalError(msg)
     msg = f"{path} is a journal of version {str(version)[:100]}, and this daskvine reads version {VERSION}: read it with the daskvine that wrote it ({str(said.get('daskvine', 'unknown'))[:100]})"
-    raise NotAJournal(msg)
+    raise InvalidJournalError(msg)
 
 
 # ---- what the records add up to
@@ -460,7 +460,7 @@ class Attempt(msgspec.Struct):
     dispatched: float
     cores: float = 1.0
     ended: float | None = None
-    how: str = ""
+    outcome: str = ""
     reason: str = ""
     wall_s: float | None = None
     cpu_s: float | None = None
@@ -468,7 +468,7 @@ class Attempt(msgspec.Struct):
     exit_code: int = 0
 
     @property
-    def started(self) -> float | None:
+    def started_at(self) -> float | None:
         """When it began to run, if that is known."""
         if self.ended is None or self.wall_s is None:
             return None
@@ -504,7 +504,7 @@ class TaskHistory(msgspec.Struct):
     def done(self) -> Attempt | None:
         """The last attempt that ended well."""
         for attempt in reversed(self.attempts):
-            if attempt.how == "done":
+            if attempt.outcome == "done":
                 return attempt
         return None
 
@@ -531,8 +531,8 @@ class FileHistory(msgspec.Struct):
 class WorkerHistory(msgspec.Struct):
     """What became of a worker."""
 
-    joined: WorkerJoined
-    lost: WorkerLost | None = None
+    joined: WorkerConnected
+    lost: WorkerDisconnected | None = None
 
 
 class GraphHistory(msgspec.Struct):
@@ -572,7 +572,7 @@ class History:
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
-        self.journal: Journal
+        self.journal: Header
         self.damaged: list[str] = []
         self.tasks: dict[int, TaskHistory] = {}
         self.files: dict[str, FileHistory] = {}
@@ -588,11 +588,11 @@ class History:
         self._here: dict[tuple[int, int], Attempt] = {}  # by task and number of the attempt
         self._cores: dict[tuple[int, str], float] = {}  # of one slot of a library
         takers: dict[type[Record], Any] = {
-            Journal: self._journal, WorkerJoined: self._joined, WorkerLost: self._lost, GraphOpened: self._opened, GraphEnded: self._graph_ended,
-            GraphClosed: self._graph_closed, TaskSubmitted: self._submitted, TaskWoken: self._woken, TaskDispatched: self._dispatched,
-            TaskDone: self._done, TaskFailed: self._failed, TaskBack: self._back, TaskEnded: self._ended, FileDeclared: self._declared,
+            Header: self._journal, WorkerConnected: self._joined, WorkerDisconnected: self._lost, GraphOpened: self._opened, GraphEnded: self._graph_ended,
+            GraphClosed: self._graph_closed, TaskSubmitted: self._submitted, TaskActivated: self._woken, TaskDispatched: self._dispatched,
+            TaskDone: self._done, TaskFailed: self._failed, TaskReturned: self._back, TaskEnded: self._ended, FileDeclared: self._declared,
             FilesFound: self._found, TransferEnded: self._transferred, TransferFailed: self.failed_transfers.append,
-            ObjectSent: self.sent.append, LibraryStarted: self._library_started, Closed: self._closed,
+            ObjectSent: self.sent.append, LibraryStarted: self._library_started, ManagerClosed: self._closed,
         }  # fmt: skip
         for record in records:
             takers.get(type(record), self.others.append)(record)
@@ -605,16 +605,16 @@ class History:
             file = self.files[name] = FileHistory(name)
         return file
 
-    def _journal(self, record: Journal) -> None:
+    def _journal(self, record: Header) -> None:
         self.journal = record
 
-    def _closed(self, _record: Closed) -> None:
+    def _closed(self, _record: ManagerClosed) -> None:
         self.closed = True
 
-    def _joined(self, record: WorkerJoined) -> None:
+    def _joined(self, record: WorkerConnected) -> None:
         self.workers[record.worker] = WorkerHistory(record)
 
-    def _lost(self, record: WorkerLost) -> None:
+    def _lost(self, record: WorkerDisconnected) -> None:
         if record.worker in self.workers:
             self.workers[record.worker].lost = record
 
@@ -643,9 +643,9 @@ class History:
         if record.graph in self.graphs:
             self.graphs[record.graph].tasks += 1
 
-    def _woken(self, record: TaskWoken) -> None:
+    def _woken(self, record: TaskActivated) -> None:
         if record.task in self.tasks:
-            self.tasks[record.task].woken += record.again
+            self.tasks[record.task].woken += record.rerun
 
     def _dispatched(self, record: TaskDispatched) -> None:
         task = self.tasks.get(record.task)
@@ -658,16 +658,18 @@ class History:
         task.attempts.append(attempt)
         self._here[record.task, record.attempt] = attempt
 
-    def _over(self, record: TaskDone | TaskFailed | TaskBack, how: str, reason: str) -> Attempt | None:
+    def _attempt_ended(
+        self, record: TaskDone | TaskFailed | TaskReturned, how: str, reason: str
+    ) -> Attempt | None:
         attempt = self._here.pop((record.task, record.attempt), None)
         if attempt is not None:
-            attempt.ended, attempt.how, attempt.reason = record.t, how, reason
+            attempt.ended, attempt.outcome, attempt.reason = record.t, how, reason
         return attempt
 
     def _done(self, record: TaskDone) -> None:
         self.returned_bytes += record.returned
         task = self.tasks.get(record.task)
-        attempt = self._over(record, "done", "")
+        attempt = self._attempt_ended(record, "done", "")
         if attempt is not None:
             attempt.wall_s, attempt.cpu_s, attempt.memory_mb = record.wall_s, record.cpu_s, record.memory_mb
             attempt.exit_code = record.exit_code
@@ -679,12 +681,12 @@ class History:
             self.file(name).size = size
 
     def _failed(self, record: TaskFailed) -> None:
-        attempt = self._over(record, record.failure, record.reason)
+        attempt = self._attempt_ended(record, record.failure, record.reason)
         if attempt is not None:
             attempt.wall_s = record.wall_s
 
-    def _back(self, record: TaskBack) -> None:
-        self._over(record, "back", record.reason)
+    def _back(self, record: TaskReturned) -> None:
+        self._attempt_ended(record, "back", record.reason)
 
     def _ended(self, record: TaskEnded) -> None:
         task = self.tasks.get(record.task)
@@ -729,6 +731,6 @@ def load(path: str | Path, *, damaged_too: bool = False) -> History:
     )
     if not hasattr(history, "journal"):
         msg = f"{path} is empty: its manager was killed while it began, or its disk was full"
-        raise NotAJournal(msg)
+        raise InvalidJournalError(msg)
     history.damaged = damaged
     return history

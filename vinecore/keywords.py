@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
-from vinecore.checks import nearest
+from vinecore.checks import suggest_name
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -17,7 +17,7 @@ NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 def explain_unknown(what: str, name: str, known: Iterable[str]) -> str:
     """Say that ``what`` has no option of that name, and which one may have been meant, or which there are."""
     known = list(known)
-    hint = nearest(name, known) or f"; it has: {', '.join(known)}"
+    hint = suggest_name(name, known) or f"; it has: {', '.join(known)}"
     return f"{what} has no option {name!r}{hint}"
 
 

@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from vinecore import checks
-from vinecore.core.allocation import Request
+from vinecore.core.allocation import ResourceRequest
 from vinecore.core.state import LibrarySpec
 from vinecore.protocol import exceptions, unpicklable, values
-from vinecore.protocol.context import variables
+from vinecore.protocol.context import context_variables
 from vinecore.protocol.modules import count_loads, digest_of_own, own_modules
 from vinecore.reloads import current
-from vinecore.tasks import declared, inside
+from vinecore.tasks import check_sandbox_name, declared
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vinecore.files import File
 
-Context = tuple[Callable[..., dict[str, Any]], list[Any], dict[str, Any]]
+ContextFunction = tuple[Callable[..., dict[str, Any]], list[Any], dict[str, Any]]
 
 
 class LibraryTask:
@@ -48,20 +48,20 @@ class LibraryTask:
     """
 
     def __init__(self, name: str, functions: Iterable[Callable[..., Any]], *, modules: Iterable[types.ModuleType | str] = (),
-                 exec_mode: str = "fork", context: Context | None = None, before: Iterable[Callable[[], Any]] = (),
+                 exec_mode: str = "fork", context: ContextFunction | None = None, before: Iterable[Callable[[], Any]] = (),
                  context_per_slot: bool = False) -> None:  # fmt: skip
         if exec_mode not in ("fork", "direct"):
             msg = f"exec_mode={exec_mode!r}: use 'fork' (a child process for each call) or 'direct' (one call after another in a slot)"
             raise ValueError(msg)
         self.name, self.exec_mode = checks.label("name", name), exec_mode
-        self.setup: dict[str, Any] = {
+        self.definition: dict[str, Any] = {
             "modules": module_names(modules),
             "functions": by_name(functions),
             "context": context,
             "before": list(before),
         }
         if checks.flag("context_per_slot", context_per_slot):
-            self.setup["context_per_slot"] = True
+            self.definition["context_per_slot"] = True
         self._slots: int | None = None
         self._request: dict[str, float | None] = {}
         self._files: list[tuple[File, str]] = []
@@ -93,7 +93,7 @@ class LibraryTask:
 
     def add_input(self, file: File, remote_name: str | Path) -> None:
         """Have a file in the folder that the library runs in."""
-        self._files.append((declared(file), inside(remote_name)))
+        self._files.append((declared(file), check_sandbox_name(remote_name)))
 
     def add_environment(self, file: File) -> None:
         """Run the library in this environment (`Manager.declare_poncho`)."""
@@ -109,26 +109,26 @@ class LibraryTask:
         self._command = checks.text("prefix", prefix)
 
     @property
-    def request(self) -> Request:
+    def request(self) -> ResourceRequest:
         """What one unit of it asks for; None where it says nothing, and takes what the worker has."""
-        return Request(**self._request)  # type: ignore[arg-type]
+        return ResourceRequest(**self._request)  # type: ignore[arg-type]
 
     def refresh(self) -> None:
         """Take functions of modules that have been reloaded as they are now."""
-        setup = self.setup
+        setup = self.definition
         setup["functions"] = {name: current(function) for name, function in setup["functions"].items()}
         setup["before"] = [current(function) for function in setup["before"]]
         if setup["context"] is not None:
             function, *arguments = setup["context"]
             setup["context"] = (current(function), *arguments)
 
-    def dump(self) -> bytes:
+    def serialize(self) -> bytes:
         """Serialize what the library loads."""
         try:
-            return values.dumps(self.setup, by_value=True)
+            return values.dumps(self.definition, by_value=True)
         except Exception as error:
-            what = unpicklable.describe(self.setup)
-            exceptions.note(error, f"library {self.name} cannot be sent to workers: {what}")
+            what = unpicklable.describe(self.definition)
+            exceptions.add_note(error, f"library {self.name} cannot be sent to workers: {what}")
             raise
 
     @property
@@ -139,9 +139,9 @@ class LibraryTask:
     @property
     def functions(self) -> list[str]:
         """Names of the functions."""
-        return list(self.setup["functions"])
+        return list(self.definition["functions"])
 
-    def spec(self, setup: str) -> LibrarySpec:
+    def make_spec(self, setup: str) -> LibrarySpec:
         """Describe it to the mind; equal libraries get equal names."""
         options: dict[str, Any] = {"label": self.name}
         if self._variables:
@@ -151,7 +151,7 @@ class LibraryTask:
         if self._files:
             options["mounts"] = [[file.cache_name, remote, False] for file, remote in self._files]
         environment = self._environment.cache_name if self._environment else ""
-        request = Request(**self._request)  # type: ignore[arg-type]
+        request = ResourceRequest(**self._request)  # type: ignore[arg-type]
         key = repr((setup, self._slots, request, environment, self.exec_mode, sorted(options.items())))
         self.kind = hashlib.sha256(key.encode()).hexdigest()
         # The user's own modules are known by their text, and by when they were imported: new processes import what was edited or reloaded.
@@ -228,7 +228,7 @@ def load_variable_from_library(name: str) -> Any:
         There is no such variable here.
     """
     try:
-        return variables[name]
+        return context_variables[name]
     except KeyError:
-        msg = f"the library's context has no variable {name!r}; it has: {', '.join(sorted(variables)) or 'none'}"
+        msg = f"the library's context has no variable {name!r}; it has: {', '.join(sorted(context_variables)) or 'none'}"
         raise KeyError(msg) from None

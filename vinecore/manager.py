@@ -21,23 +21,23 @@ from typing import TYPE_CHECKING, Any
 
 from vinecore import addresses, certificates, checks, errors, keywords
 from vinecore import secrets as password
-from vinecore.addresses import Look
+from vinecore.addresses import RemoteFileInfo
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.allocation import Request, parse_mode
+from vinecore.core.allocation import ResourceRequest, parse_mode
 from vinecore.core.state import WORKFLOW, FileSpec
-from vinecore.files import LEVEL_NUMBERS, File, content_name, level_of, path_name
-from vinecore.io.engine import Engine
-from vinecore.io.past import Past, look_back, sweep
-from vinecore.io.scribe import Scribe
+from vinecore.files import CacheLevel, File, hash_bytes, hash_path, parse_cache_level
+from vinecore.io.engine import ManagerServer
+from vinecore.io.past import PreviousSession, find_previous_session, remove_leftover_staging
+from vinecore.io.scribe import JournalWriter
 from vinecore.io.store import in_the_way
-from vinecore.libraries import Context, LibraryTask
+from vinecore.libraries import ContextFunction, LibraryTask
 from vinecore.protocol import bulk, digests, records, seeds, tls, trees, unpicklable, values, xrootd
-from vinecore.protocol.catalog import configured, parse_servers
-from vinecore.protocol.registry import place
+from vinecore.protocol.catalog import configured_servers, parse_servers
+from vinecore.protocol.registry import registry_directory
 from vinecore.reloads import Renewals
-from vinecore.tasks import PythonTask, Task, declared, inside
-from vinecore.versions import REQUIRED, explain_mismatch, package_versions, python_version
+from vinecore.tasks import PythonTask, Task, check_sandbox_name, declared
+from vinecore.versions import REQUIRED_PACKAGES, explain_mismatch, package_versions, python_version
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -49,14 +49,14 @@ log = logging.getLogger("vinecore")
 seeds.watch()
 
 DEFAULT_PORT = 9123
-PORT_VARIABLES = {"VINE_PORT", "VINE_LOW_PORT", "VINE_HIGH_PORT", "TCP_LOW_PORT", "TCP_HIGH_PORT"}
-SCHEDULERS = ("files", "time", "rand", "worst", "disk", "fcfs")
-CACHE_NAME = re.compile(
+PORT_ENVIRONMENT_VARIABLES = {"VINE_PORT", "VINE_LOW_PORT", "VINE_HIGH_PORT", "TCP_LOW_PORT", "TCP_HIGH_PORT"}
+PLACEMENT_POLICIES = ("files", "time", "rand", "worst", "disk", "fcfs")
+CACHE_NAME_PATTERN = re.compile(
     r"(?:untar-)?((?:xrootd-)?(?:file|dir|url|minitask|buffer)-[0-9a-f]{40}|(?:out|buffer|temp|result)-[0-9a-f]{8}-\d+)(?:-for-[0-9a-f]{8}-\d+)?"
 )
 MOST_LABELS = 1000
 UNPACKED = ("untar", "poncho", "starch")  # files that are always directories
-TUNABLE = {
+TUNABLE_PARAMETERS = {
     "worker-source-max-transfers": 1,
     "file-source-max-transfers": 1,
     "category-steady-n-tasks": 1,
@@ -128,41 +128,43 @@ class Manager:
         self._shutdown, self._pid = checks.flag("shutdown", shutdown), os.getpid()
         secret, self.password_file = _secret_of(password_file)
         self._session = secrets.token_hex(4)
-        folder = _journal_folder(run_info_path)
+        folder = _journal_directory(run_info_path)
         self.resume = resume = checks.flag("resume", resume)
         if resume and folder is None:
             msg = "resume=True needs a journal: say where it is kept, with run_info_path='vine-run-info'"
             raise ValueError(msg)
         past = _past(folder, name) if resume and folder is not None else None
-        self.resumed = None if past is None else past.journal
-        self._scribe = self._make_scribe(folder)
+        self.resumed_from = None if past is None else past.journal
+        self._scribe = self._make_journal_writer(folder)
         self.ssl_fingerprint = ""
         context = self._make_tls(ssl) if ssl else None
-        self._engine = Engine(
-            ports, address, secret, self.name, python_version(), REQUIRED, self._scribe, context,
+        self._engine = ManagerServer(
+            ports, address, secret, self.name, python_version(), REQUIRED_PACKAGES, self._scribe, context,
             session=self._session if resume else "", past=past,
         )  # fmt: skip
         self._numbers = itertools.count(1)
         self._tasks: dict[int, Task] = {}
-        self._ended: deque[Task] = deque()
-        self._news = threading.Condition()
-        self._waiting = 0
+        self._finished: deque[Task] = deque()
+        self._finished_or_obtained = threading.Condition()
+        self._waiters = 0
         self._has_absent_inputs = False  # tasks wait for files that may be a mistake, and the mind does not know that the program waits
-        self._asked: dict[
+        self._content_requests: dict[
             str, list[list[str]]
         ] = {}  # files that somebody waits for -> where to write why they cannot be had
         self._libraries: dict[str, tuple[str, list[str]]] = {}
-        self._requests: dict[str, Request] = {}  # what each of them asks for
+        self._requests: dict[str, ResourceRequest] = {}  # what each of them asks for
         self._labels: dict[str, str] = {}  # full names of libraries -> what the user calls them
         self._renewals = Renewals(lambda library: self._install(library, renewed=True))
         self._kinds: dict[str, str] = {}  # what each of them is, whatever the text of the user's own modules
         self._worker_names: dict[int, str] = {}
-        self._sources: dict[str, str] = {}  # cache names -> what the user calls them: paths and addresses
+        self._display_names: dict[
+            str, str
+        ] = {}  # cache names -> what the user calls them: paths and addresses
         self._missing = ""
-        self._versions_seen: set[frozenset[tuple[str, str]]] = set()
-        self._submitted = self._done = self._failed = 0
+        self._reported_versions: set[frozenset[tuple[str, str]]] = set()
+        self._submitted = self._done_count = self._failed = 0
         self._listen()
-        self._closers: list[Callable[[], None]] = []
+        self._close_callbacks: list[Callable[[], None]] = []
         if name:
             self._announce(entered, servers)
         self.factory: Factory | None = None
@@ -172,11 +174,11 @@ class Manager:
 
     def _listen(self) -> None:
         self._engine.in_words = self.in_words
-        self._engine.listen(i.TaskEnded, self._task_ended)
-        self._engine.listen(i.FileObtained, self._file_obtained)
-        self._engine.listen(i.LibraryUp, self._library_up)
-        self._engine.listen(i.InputsAbsent, self._inputs_absent)
-        self._engine.listen(i.Missing, self._something_missing)
+        self._engine.subscribe(i.TaskFinished, self._on_task_finished)
+        self._engine.subscribe(i.FileAvailable, self._on_file_available)
+        self._engine.subscribe(i.LibraryStarted, self._on_library_started)
+        self._engine.subscribe(i.InputsAbsent, self._inputs_absent)
+        self._engine.subscribe(i.Stalled, self._on_stalled)
 
     @property
     def port(self) -> int:
@@ -188,17 +190,17 @@ class Manager:
         """The journal that is written, if ``run_info_path`` asked for one."""
         return None if self._scribe is None else self._scribe.path
 
-    def _make_scribe(self, folder: Path | None) -> Scribe | None:
+    def _make_journal_writer(self, folder: Path | None) -> JournalWriter | None:
         if folder is None:
             return None
         about = {"manager": self.name, "session": self._session, "packages": package_versions()}
-        return Scribe(folder, durable=self.resume, resumes=str(self.resumed or ""), **about)
+        return JournalWriter(folder, durable=self.resume, resumes=str(self.resumed_from or ""), **about)
 
     def _make_tls(self, ssl: Any) -> Any:
         """Prepare TLS, and tell workers by which certificate they know this manager."""
-        certificates.make()  # if that cannot be, it is said before anything is started: each worker gets one
+        certificates.make_certificate()  # if that cannot be, it is said before anything is started: each worker gets one
         if ssl is True:
-            key = certificate = certificates.of_user()
+            key = certificate = certificates.load_or_create_user_certificate()
         else:
             try:
                 key, certificate = map(Path, ssl)
@@ -212,7 +214,7 @@ class Manager:
             msg = f"ssl: {key} and {certificate} are not a key and its certificate in PEM, without a passphrase: {error}"
             raise ValueError(msg) from error
         try:
-            certificates.publish(self.ssl_fingerprint, self.password_file)
+            certificates.write_fingerprint(self.ssl_fingerprint, self.password_file)
         except OSError as error:
             log.warning(
                 "no file with the fingerprint can be put beside %s (%s): start workers with --ssl-fingerprint %s",
@@ -222,15 +224,15 @@ class Manager:
 
     def _announce(self, folder: str, servers: tuple[tuple[str, int], ...]) -> None:
         """Tell where this manager is, from now on until it is closed."""
-        from vinecore.announcing import Announcer, describe
+        from vinecore.announcing import ManagerAnnouncer, make_record
 
         engine = self._engine
-        about = describe(
+        about = make_record(
             name=self.name, key=secrets.token_hex(16), bound=engine.bound, port=engine.port, ssl=bool(self.ssl_fingerprint),
         )  # fmt: skip
 
         def figures() -> dict[str, Any]:
-            demand = engine.demand()
+            demand = engine.queue_stats()
             return {
                 "tasks_waiting": demand.waiting,
                 "tasks_running": demand.running,
@@ -242,7 +244,7 @@ class Manager:
                 "workers_connected": demand.workers,
             }
 
-        self._closers.append(Announcer(about, figures, folder, servers).close)
+        self._close_callbacks.append(ManagerAnnouncer(about, figures, folder, servers).close)
 
     # ---- life
 
@@ -251,19 +253,19 @@ class Manager:
         if os.getpid() != self._pid:  # a forked child that ends must not take away what its parent uses
             return
         atexit.unregister(self.close)
-        self._engine.hurry()
-        closers, self._closers = self._closers, []
+        self._engine.announce_close()
+        closers, self._close_callbacks = self._close_callbacks, []
         for closer in reversed(closers):
             closer()
         self._engine.close(release=self._shutdown)
-        with self._news:
-            self._news.notify_all()
+        with self._finished_or_obtained:
+            self._finished_or_obtained.notify_all()
 
     def _end_by_signal(self) -> None:
         """Leave nothing behind; but what another manager is to go on with stays as it would after a death."""
         if self.resume:
-            while self._closers:
-                self._closers.pop()()
+            while self._close_callbacks:
+                self._close_callbacks.pop()()
             self._engine.store.close()
         else:
             self.close()
@@ -291,11 +293,11 @@ class Manager:
         TypeError, ValueError
             It cannot be run as it is; nothing has been submitted.
         """
-        self._engine.check()
+        self._engine.ensure_open()
         if not isinstance(task, Task):
             msg = f"{task!r} is not a task"
             raise TypeError(msg)
-        if task.id is not None and task._ended is None:
+        if task.id is not None and task._outcome is None:
             msg = f"task {task.id} has been submitted already and has not come back yet"
             raise ValueError(msg)
         for file in task.files:
@@ -303,11 +305,11 @@ class Manager:
                 msg = f"{file!r} was declared with another manager: declare it with this one as well"
                 raise ValueError(msg)
         number = next(self._numbers)
-        spec = task.spec(self, number)
-        task.id, task._manager, task._ended = number, self, None
+        spec = task.make_spec(self, number)
+        task.id, task._manager, task._outcome = number, self, None
         self._tasks[number] = task
         self._submitted += 1
-        self._engine.post(e.TasksSubmitted([spec]))
+        self._engine.post_event(e.TasksSubmitted([spec]))
         return number
 
     def wait(self, timeout: float | timedelta | str | None = "wait_forever") -> Task | None:
@@ -315,7 +317,7 @@ class Manager:
         if timeout is not checks.FOREVER:
             timeout = checks.timeout("timeout", timeout)
         try:
-            return self._ended.popleft()
+            return self._finished.popleft()
         except IndexError:
             return self._wait_for(lambda _task: True, timeout)
 
@@ -334,57 +336,57 @@ class Manager:
     def _wait_for(
         self, suits: Callable[[Task], bool], timeout: float | timedelta | str | None
     ) -> Task | None:
-        self._engine.check()
+        self._engine.ensure_open()
         seconds = checks.timeout("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
-        with self._news:
-            self._waiting += 1
+        with self._finished_or_obtained:
+            self._waiters += 1
             try:
                 while True:
                     over = self._engine.closed or not self._tasks
-                    for task in list(self._ended):
-                        if suits(task) and self._take(task):
+                    for task in list(self._finished):
+                        if suits(task) and self._remove_finished(task):
                             return task
                     self.say_that_it_waits()
                     left = None if deadline is None else deadline - time.monotonic()
                     if (left is not None and left <= 0) or over:
                         return None
-                    self._news.wait(1.0 if left is None else min(left, 1.0))
-                    self._engine.check()
+                    self._finished_or_obtained.wait(1.0 if left is None else min(left, 1.0))
+                    self._engine.ensure_open()
             finally:
-                self._waiting -= 1
+                self._waiters -= 1
 
     def say_that_it_waits(self) -> None:
         """The program waits for tasks: those that read what was not there, and what no task makes, fail. To be called again while it waits."""
         if self._has_absent_inputs:
             self._has_absent_inputs = False
-            self._engine.post(e.Waited())
+            self._engine.post_event(e.Waited())
 
     def _inputs_absent(self, _absent: i.InputsAbsent) -> None:
-        with self._news:
+        with self._finished_or_obtained:
             self._has_absent_inputs = True
-            self._news.notify_all()
+            self._finished_or_obtained.notify_all()
 
-    def _take(self, task: Task) -> bool:
+    def _remove_finished(self, task: Task) -> bool:
         try:
-            self._ended.remove(task)
+            self._finished.remove(task)
         except ValueError:  # another thread has been faster
             return False
         return True
 
     def empty(self) -> bool:
         """Whether every submitted task has come back through `wait`."""
-        return not self._tasks and not self._ended
+        return not self._tasks and not self._finished
 
     def cancel_by_task_id(self, task_id: int) -> None:
         """Cancel a task; it comes back through `wait` with the result "cancelled"."""
-        self._engine.post(e.TasksCancelled([checks.whole("task_id", task_id)]))
+        self._engine.post_event(e.TasksCancelled([checks.whole("task_id", task_id)]))
 
     def cancel_all(self) -> None:
         """Cancel all tasks that were submitted."""
-        self._engine.post(e.TasksCancelled(list(self._tasks)))
+        self._engine.post_event(e.TasksCancelled(list(self._tasks)))
 
-    def _task_ended(self, ended: i.TaskEnded) -> None:
+    def _on_task_finished(self, ended: i.TaskFinished) -> None:
         task = self._tasks.get(ended.task)
         if task is None:
             return
@@ -397,29 +399,29 @@ class Manager:
                 ended = ended._replace(
                     outcome="output transfer error", info={**ended.info, "reason": "; ".join(reasons)}
                 )
-        task._ended = ended
-        self._done += 1
+        task._outcome = ended
+        self._done_count += 1
         self._failed += ended.outcome != "success"
-        self._ended.append(task)
+        self._finished.append(task)
         del self._tasks[
             ended.task
         ]  # last: who sees neither this nor the line above must be right to think that all is over
-        if self._waiting:
-            with self._news:
-                self._news.notify_all()
+        if self._waiters:
+            with self._finished_or_obtained:
+                self._finished_or_obtained.notify_all()
 
     def load_result(self, task: PythonTask, *, raw: bool) -> tuple[Any, Exception | None]:
         """Load what a Python task has returned; give what its class raised if that went wrong."""
-        assert task._ended is not None
+        assert task._outcome is not None
         assert task.id is not None
-        content: bulk.Content | None = task._ended.payload
+        content: bulk.Content | None = task._outcome.payload
         released = bool(content)  # what came with the news of the end is nowhere else
         if not content:
             name = self.result_name(task.id)
             content = (
-                self._content(task.output_file)
+                self._find_or_fetch(task.output_file)
                 if task.output_file is not None
-                else self._engine.store.find(name)
+                else self._engine.store.find_object(name)
             )
             if content is None:
                 msg = f"the result of task {task.id} went with the manager: read its output before the manager is closed"
@@ -432,10 +434,10 @@ class Manager:
             else:
                 value = values.load_file(content) if isinstance(content, str) else values.loads(content)
         except Exception as error:  # noqa: BLE001 - code of what it returned
-            errors.note(error, f"task {task.id} has a result that could not be loaded here")
+            errors.add_note(error, f"task {task.id} has a result that could not be loaded here")
             problem = error
         if task.output_file is None and not released:
-            self._engine.post(e.FilesReleased([name], prune=False))
+            self._engine.post_event(e.FilesReleased([name], prune=False))
         return value, problem
 
     # ---- files
@@ -469,15 +471,15 @@ class Manager:
         OSError
             It cannot be read.
         """
-        level, place = level_of(cache), Path(checks.path("path", path)).absolute()
+        level, place = parse_cache_level(cache), Path(checks.path("path", path)).absolute()
         peer_transfer = checks.flag("peer_transfer", peer_transfer)
         unlink_when_done = checks.flag("unlink_when_done", unlink_when_done)
         if place.exists():
             folder = place.is_dir()
-            (name, digest), about = path_name(place), place.stat()
+            (name, digest), about = hash_path(place), place.stat()
             size, plain = -1 if folder else about.st_size, trees.shown_mode(about.st_mode) == trees.PLAIN
             self._engine.store.declare(name, str(place))
-            self._sources[name] = str(place)
+            self._display_names[name] = str(place)
             # what has another mode than most has to stay a file with its mode, however small: its size is not told
             self._declare(
                 FileSpec(
@@ -487,22 +489,22 @@ class Manager:
                     directory=folder,
                     peer_transfer=peer_transfer,
                     digest=digest,
-                    level=self._level(name, level),
+                    level=self._effective_level(name, level),
                 )
             )
         else:
-            name, size = self._fresh("out"), -1
-            self._sources[name] = str(place)
-            self._engine.store.deliver(name, str(place))
-            number = self._level(name, level)
+            name, size = self._unique_name("out"), -1
+            self._display_names[name] = str(place)
+            self._engine.store.set_destination(name, str(place))
+            number = self._effective_level(name, level)
             self._declare(
                 FileSpec(name, peer_transfer=peer_transfer, level=number, awaited=True, absent=True)
             )
         if unlink_when_done:
-            self._engine.store.doom(name, str(place))
+            self._engine.store.unlink_on_release(name, str(place))
         file = File(self, "file", name, source=str(place), size=size, level=level, peer_transfer=peer_transfer,
                     unlink_when_done=unlink_when_done)  # fmt: skip
-        file.filled = place.exists()
+        file.has_content = place.exists()
         return file
 
     @keywords.refuse_unknown
@@ -510,24 +512,26 @@ class Manager:
         self, buffer: str | bytes | None = None, cache: bool | str = False, peer_transfer: bool = True
     ) -> File:
         """Name some bytes, or, with None, a buffer that a task will fill."""
-        level, peer_transfer = level_of(cache), checks.flag("peer_transfer", peer_transfer)
+        level, peer_transfer = parse_cache_level(cache), checks.flag("peer_transfer", peer_transfer)
         if buffer is None:
-            name, size = self._fresh("buffer"), -1
-            level_number = self._level(name, level)
+            name, size = self._unique_name("buffer"), -1
+            level_number = self._effective_level(name, level)
             self._declare(FileSpec(name, peer_transfer=peer_transfer, level=level_number, awaited=True))
         else:
             data = _bytes_of(buffer)
-            name, size = content_name("buffer", data), len(data)
+            name, size = hash_bytes("buffer", data), len(data)
             self._engine.store.declare(name, data)
-            spec = FileSpec(name, size, at_manager=True, peer_transfer=peer_transfer, digest=digests.of(data))
-            self._declare(spec._replace(level=self._level(name, level)))
+            spec = FileSpec(
+                name, size, at_manager=True, peer_transfer=peer_transfer, digest=digests.digest_bytes(data)
+            )
+            self._declare(spec._replace(level=self._effective_level(name, level)))
         file = File(self, "buffer", name, size=size, level=level, peer_transfer=peer_transfer)
-        file.filled = buffer is not None
+        file.has_content = buffer is not None
         return file
 
     def declare_temp(self) -> File:
         """Name something that a task will make and that stays on the workers."""
-        name = self._fresh("temp")
+        name = self._unique_name("temp")
         self._declare(FileSpec(name, awaited=True))
         return File(self, "temp", name, level="workflow")
 
@@ -543,18 +547,18 @@ class Manager:
         ValueError
             It is not such an address.
         """
-        level, url = level_of(cache), checks.label("url", url)
+        level, url = parse_cache_level(cache), checks.label("url", url)
         peer_transfer = checks.flag("peer_transfer", peer_transfer)
-        look = addresses.look(url)
-        name = addresses.name(url, look)
+        look = addresses.stat_url(url)
+        name = addresses.url_cache_name(url, look)
         if (
             url[:5].lower() == "file:"
         ):  # what other machines have under this path need not be what this one has
-            look = Look()
-        size = look.known_size
-        self._sources[name] = url
+            look = RemoteFileInfo()
+        size = look.verified_size
+        self._display_names[name] = url
         # where nobody says what the content is a copy is worth nothing to a later manager
-        number = LEVEL_NUMBERS[level] if look.validator else min(LEVEL_NUMBERS[level], WORKFLOW)
+        number = CacheLevel[level] if look.validator else min(CacheLevel[level], WORKFLOW)
         spec = FileSpec(
             name, size, url=url, peer_transfer=peer_transfer, validator=look.validator, level=number
         )
@@ -564,9 +568,9 @@ class Manager:
     @keywords.refuse_unknown
     def declare_untar(self, tarball: File, cache: bool | str = False, peer_transfer: bool = True) -> File:
         """Name the directory that an archive unpacks to; it is unpacked on the workers, once."""
-        level, peer_transfer = level_of(cache), checks.flag("peer_transfer", peer_transfer)
+        level, peer_transfer = parse_cache_level(cache), checks.flag("peer_transfer", peer_transfer)
         name = f"untar-{declared(tarball).cache_name}"
-        number = self._level(name, level)
+        number = self._effective_level(name, level)
         self._declare(
             FileSpec(
                 name, archive=tarball.cache_name, directory=True, peer_transfer=peer_transfer, level=number
@@ -621,9 +625,9 @@ class Manager:
         >>> unzip.add_input(m.declare_url("https://example.org/data.gz"), "in")
         >>> data = m.declare_minitask(unzip, "out")
         """
-        source = inside(source)
+        source = check_sandbox_name(source)
         what = f"{source!r} of the mini task {task.command!r}" if isinstance(task, Task) else ""
-        return self._make_later(task, source, "minitask", "", what, cache, peer_transfer)
+        return self._declare_on_demand(task, source, "minitask", "", what, cache, peer_transfer)
 
     @keywords.refuse_unknown
     def declare_xrootd(
@@ -650,7 +654,7 @@ class Manager:
         ValueError
             It is no such address.
         """
-        if addresses.check(checks.label("source", source)) not in xrootd.SCHEMES:
+        if addresses.validate_url(checks.label("source", source)) not in xrootd.SCHEMES:
             msg = f"{source!r} is not the address of a file on an XRootD server: root://server//path"
             raise ValueError(msg)
         if proxy is None and env is None:
@@ -662,8 +666,8 @@ class Manager:
             task.add_input(file, "proxy")
         if env is not None:
             task.add_environment(env if isinstance(env, File) else self.declare_poncho(env, cache))
-        name = addresses.name(source, addresses.look(source))
-        return self._make_later(task, "file", "xrootd", f"xrootd-{name}", source, cache, peer_transfer)
+        name = addresses.url_cache_name(source, addresses.stat_url(source))
+        return self._declare_on_demand(task, "file", "xrootd", f"xrootd-{name}", source, cache, peer_transfer)
 
     @keywords.refuse_unknown
     def declare_starch(
@@ -686,13 +690,13 @@ class Manager:
         )
         task.add_input(starch, "sfx")
         what = starch.source or starch.cache_name
-        return self._make_later(task, "package", "starch", "", what, cache, peer_transfer)
+        return self._declare_on_demand(task, "package", "starch", "", what, cache, peer_transfer)
 
-    def _make_later(
+    def _declare_on_demand(
         self, task: Task, source: str, kind: str, name: str, what: str, cache: bool | str, peer_transfer: bool
     ) -> File:
         """Declare what a task makes, and hand the task over to be run when that is needed."""
-        level, peer_transfer = level_of(cache), checks.flag("peer_transfer", peer_transfer)
+        level, peer_transfer = parse_cache_level(cache), checks.flag("peer_transfer", peer_transfer)
         if type(task) is not Task or task.outputs:
             msg = (
                 f"{task!r} cannot make a file on demand: use a Task, a shell command, that has no outputs yet"
@@ -701,13 +705,13 @@ class Manager:
         if task.id is not None:
             msg = f"task {task.id} has been submitted already: a task that makes a file on demand is not"
             raise ValueError(msg)
-        name = name or content_name("minitask", f"{source}\n{task.recipe()}".encode())
+        name = name or hash_bytes("minitask", f"{source}\n{task.fingerprint()}".encode())
         file = File(self, kind, name, source=what, level=level, peer_transfer=peer_transfer)
         number = next(self._numbers)
-        spec = task.on_demand(self, number, file, source, what)
-        self._sources[name] = what
-        self._declare(FileSpec(name, peer_transfer=peer_transfer, level=LEVEL_NUMBERS[level]))
-        self._engine.post(e.TasksSubmitted([spec]))
+        spec = task.make_on_demand_spec(self, number, file, source, what)
+        self._display_names[name] = what
+        self._declare(FileSpec(name, peer_transfer=peer_transfer, level=CacheLevel[level]))
+        self._engine.post_event(e.TasksSubmitted([spec]))
         return file
 
     def undeclare_file(self, file: File) -> None:
@@ -718,15 +722,15 @@ class Manager:
         """
         declared(file)
         self._engine.store.release(file.cache_name, file.source if file.unlink_when_done else "")
-        self._engine.post(e.FilesReleased([file.cache_name], prune=False))
+        self._engine.post_event(e.FilesReleased([file.cache_name], prune=False))
         if file.unlink_when_done and not self._engine.closed:
-            self._engine.call(lambda _mind: None)  # what no task needs is gone on return
+            self._engine.query(lambda _mind: None)  # what no task needs is gone on return
 
     remove_file = undeclare_file
 
     def prune_file(self, file: File) -> None:
         """Remove all replicas of a file from the workers, whatever its cache level, and keep its name."""
-        self._engine.post(e.FilesReleased([declared(file).cache_name], prune=True))
+        self._engine.post_event(e.FilesReleased([declared(file).cache_name], prune=True))
 
     def fetch_file(self, file: File) -> str:
         """Give the content of a file as text."""
@@ -735,7 +739,7 @@ class Manager:
     def get_file_replica_count(self, file: File) -> int:
         """Count the workers that have a file, also those that still compare it with what was made."""
         declared(file)
-        return self._engine.call(
+        return self._engine.query(
             lambda mind: (
                 len(mind.tables.files[file.cache_name].replicas)
                 if file.cache_name in mind.tables.files
@@ -758,22 +762,24 @@ class Manager:
         if file.kind == "url" and not self.get_file_replica_count(file):  # nobody has it now
             copy = Task("cp in out")
             copy.add_input(file, "in")
-            fetched = self._make_later(copy, "out", "minitask", "", f"a copy of {file.source}", False, True)
+            fetched = self._declare_on_demand(
+                copy, "out", "minitask", "", f"a copy of {file.source}", False, True
+            )
             try:
                 return self.read_file(fetched)
             finally:
                 self.undeclare_file(fetched)
-        content = self._content(file)
+        content = self._find_or_fetch(file)
         if isinstance(content, str) and Path(content).is_dir():
             raise _is_directory(file)
         return Path(content).read_bytes() if isinstance(content, str) else content
 
-    def _content(self, file: File) -> bulk.Content:
+    def _find_or_fetch(self, file: File) -> bulk.Content:
         name = file.cache_name
-        content = self._engine.store.find(name)
+        content = self._engine.store.find_object(name)
         if content is None:
-            reason = self._obtain(name)
-            content = self._engine.store.find(name)
+            reason = self._wait_until_available(name)
+            content = self._engine.store.find_object(name)
             if content is None:
                 msg = (
                     f"{file!r} cannot be had: {self.in_words(reason) or 'it is not at the manager any more'}"
@@ -781,24 +787,24 @@ class Manager:
                 raise FileNotFoundError(msg)
         return content
 
-    def _obtain(self, name: str) -> str:
+    def _wait_until_available(self, name: str) -> str:
         """Wait until a file has been brought here; give the reason if it cannot be."""
         answer: list[str] = []
-        with self._news:
-            self._asked.setdefault(name, []).append(answer)
-        self._engine.post(e.FileWanted(name))
-        with self._news:
+        with self._finished_or_obtained:
+            self._content_requests.setdefault(name, []).append(answer)
+        self._engine.post_event(e.FileRequested(name))
+        with self._finished_or_obtained:
             while not answer:
-                self._engine.check()
+                self._engine.ensure_open()
                 self.say_that_it_waits()
-                self._news.wait(1.0)
+                self._finished_or_obtained.wait(1.0)
         return answer[0]
 
-    def _file_obtained(self, obtained: i.FileObtained) -> None:
-        with self._news:
-            for answer in self._asked.pop(obtained.name, ()):
+    def _on_file_available(self, obtained: i.FileAvailable) -> None:
+        with self._finished_or_obtained:
+            for answer in self._content_requests.pop(obtained.name, ()):
                 answer.append(obtained.reason)
-            self._news.notify_all()
+            self._finished_or_obtained.notify_all()
 
     def check_place(self, file: File) -> None:
         """Make sure that a file can be an output: no directory of the user's is where it is to be put.
@@ -812,41 +818,41 @@ class Manager:
             msg = f"{file.source} cannot be the place of an output: {in_the_way(file.source)}"
             raise FileExistsError(msg)
 
-    def refill(self, file: File) -> None:
+    def rename_for_new_content(self, file: File) -> None:
         """Name a file anew that already has, or will have, a content, because another task fills it: what was sent under its name stays what it was."""
         file.check_place()
-        if file.filled:
-            file.cache_name, file.size = self._fresh(file.kind), -1
+        if file.has_content:
+            file.cache_name, file.size = self._unique_name(file.kind), -1
             if file.kind == "file":
-                self._engine.store.deliver(file.cache_name, file.source)
+                self._engine.store.set_destination(file.cache_name, file.source)
                 if file.unlink_when_done:
-                    self._engine.store.doom(file.cache_name, file.source)
-            level = self._level(file.cache_name, file.level)
+                    self._engine.store.unlink_on_release(file.cache_name, file.source)
+            level = self._effective_level(file.cache_name, file.cache_level)
             self._declare(FileSpec(file.cache_name, peer_transfer=file.peer_transfer, level=level))
-        file.filled = True
+        file.has_content = True
 
     def _declare(self, spec: FileSpec) -> None:
-        self._engine.check()
-        self._engine.post(e.FilesDeclared([spec]))
+        self._engine.ensure_open()
+        self._engine.post_event(e.FilesDeclared([spec]))
 
-    def _level(self, name: str, level: str) -> int:
+    def _effective_level(self, name: str, level: str) -> int:
         """How long workers keep a file: of a name that is new in every manager no longer than there is this one."""
-        number = LEVEL_NUMBERS[level]
+        number = CacheLevel[level]
         return min(number, WORKFLOW) if f"-{self._session}-" in name else number
 
-    def _fresh(self, kind: str) -> str:
+    def _unique_name(self, kind: str) -> str:
         return f"{kind}-{self._session}-{next(self._numbers)}"
 
     def result_name(self, number: int) -> str:
         """The cache name of what task ``number`` returns."""
         return f"result-{self._session}-{number}"
 
-    def adopt_result(self, name: str) -> File:
+    def declare_result(self, name: str) -> File:
         """Declare the result of a task as a file of the user's."""
         self._declare(FileSpec(name))
         return File(self, "temp", name, level="workflow")
 
-    def share(self, value: Any) -> str:
+    def declare_shared(self, value: Any) -> str:
         """Declare a function (or other object) that many tasks use; it travels to a worker once, and is loaded in a slot once.
 
         Returns
@@ -858,28 +864,30 @@ class Manager:
         try:
             data = values.dumps(value, by_value=True)
         except Exception as error:
-            errors.note(error, f"{value!r:.200} cannot be sent to a worker: {unpicklable.describe(value)}")
+            errors.add_note(
+                error, f"{value!r:.200} cannot be sent to a worker: {unpicklable.describe(value)}"
+            )
             raise
-        return self.share_bytes(data)
+        return self.declare_shared_bytes(data)
 
-    def share_bytes(self, data: bytes) -> str:
+    def declare_shared_bytes(self, data: bytes) -> str:
         """Declare a serialized object that many tasks use."""
-        name = content_name("object", data)
+        name = hash_bytes("object", data)
         if not self._engine.store.declared(name) and self._engine.store.declare(name, data):
-            self._declare(FileSpec(name, len(data), at_manager=True, digest=digests.of(data)))
+            self._declare(FileSpec(name, len(data), at_manager=True, digest=digests.digest_bytes(data)))
         return name
 
-    def release_bytes(self, name: str) -> None:
+    def release_shared_bytes(self, name: str) -> None:
         """Take back what `share_bytes` has declared."""
         self._engine.store.release(name)
-        self._engine.post(e.FilesReleased([name], prune=False))
+        self._engine.post_event(e.FilesReleased([name], prune=False))
 
     # ---- libraries
 
     @keywords.refuse_unknown
     def create_library_from_functions(self, library_name: str, *functions: Callable[..., Any], poncho_env: File | str | None = None,
                                       hoisting_modules: Sequence[Any] | None = None, exec_mode: str = "fork",
-                                      library_context_info: Context | list[Any] | None = None,
+                                      library_context_info: ContextFunction | list[Any] | None = None,
                                       context_per_slot: bool = False) -> LibraryTask:  # fmt: skip
         """Make a library of functions, to be installed with `install_library`.
 
@@ -899,7 +907,7 @@ class Manager:
             Build the context in each slot, instead of once before slots are forked: for threads, pools and CUDA, which do not survive a
             fork. Use it with exec_mode="direct": calls of "fork" are forked from their slot.
         """
-        context: Context | None = None
+        context: ContextFunction | None = None
         if library_context_info is not None:
             context = _context(library_context_info)
         library = LibraryTask(
@@ -937,8 +945,8 @@ class Manager:
 
     def _install(self, library: LibraryTask, *, renewed: bool = False) -> None:
         library.refresh()
-        setup = self.share_bytes(library.dump())
-        spec = library.spec(setup)
+        setup = self.declare_shared_bytes(library.serialize())
+        spec = library.make_spec(setup)
         known = self._libraries.get(library.name)
         if (
             known is not None
@@ -946,13 +954,13 @@ class Manager:
             and (renewed or self._kinds.get(library.name) == library.kind)
         ):
             # the same, but for the text of the user's own modules
-            self._engine.post(e.LibraryRetired(known[0]))
+            self._engine.post_event(e.LibraryRetired(known[0]))
         elif known is not None and known[0] != spec.name:
             msg = f"there is another library with the name {library.name!r}: remove it first with m.remove_library({library.name!r})"
             raise ValueError(msg)
         self._kinds[library.name] = library.kind
         self._enter_library(library, spec.name)
-        self._engine.post(e.LibraryInstalled(spec))
+        self._engine.post_event(e.LibraryInstalled(spec))
 
     def _enter_library(self, library: LibraryTask, full_name: str) -> None:
         """Remember what a library is called, and what can be called in it."""
@@ -968,7 +976,7 @@ class Manager:
         known = self._libraries.pop(checks.text("name", name), None)
         self._renewals.remove(name)
         if known is not None:
-            self._engine.post(e.LibraryRemoved(known[0]))
+            self._engine.post_event(e.LibraryRemoved(known[0]))
 
     def restart(self) -> None:
         """Have all that runs from now on run in new processes, on all workers.
@@ -977,13 +985,13 @@ class Manager:
         is gone, and the next call or task starts new ones. Calls that are running are run again there; single tasks that are
         running go on. Edits of your own modules need no restart; an installed package that was changed meanwhile does.
         """
-        self._engine.post(e.Restarted())
+        self._engine.post_event(e.Restarted())
 
     def check_library_exists(self, name: str) -> bool:
         """Whether a library of that name is installed."""
         return checks.text("name", name) in self._libraries
 
-    def library_of(self, library: str, function: str) -> str:
+    def full_library_name(self, library: str, function: str) -> str:
         """Give the full name of an installed library.
 
         Raises
@@ -1001,7 +1009,7 @@ class Manager:
             raise ValueError(msg)
         return known[0]
 
-    def check_share(self, library: str, needs: Request) -> None:
+    def check_share(self, library: str, needs: ResourceRequest) -> None:
         """Make sure that a call needs no more than its library has.
 
         Raises
@@ -1009,7 +1017,7 @@ class Manager:
         ValueError
             It needs more.
         """
-        for name, asked, has in zip(Request._fields, needs, self._requests[library], strict=True):
+        for name, asked, has in zip(ResourceRequest._fields, needs, self._requests[library], strict=True):
             if asked is not None and has is not None and asked > has:
                 msg = (
                     f"the call asks for {name}={asked}, but its library {library!r} has {name}={has}, which its calls share: "
@@ -1017,12 +1025,12 @@ class Manager:
                 )
                 raise ValueError(msg)
 
-    def _library_up(self, up: i.LibraryUp) -> None:
+    def _on_library_started(self, up: i.LibraryStarted) -> None:
         """Warn, before the first task, of versions that will not understand each other's pickles: once, however many workers have them."""
         versions = frozenset(up.versions.items())
-        if versions in self._versions_seen:
+        if versions in self._reported_versions:
             return
-        self._versions_seen.add(versions)
+        self._reported_versions.add(versions)
         packages = {name: version for name, version in up.versions.items() if name != "python"}
         text = explain_mismatch(
             {"packages": package_versions()}, {"packages": packages}, f"worker {up.worker}"
@@ -1034,18 +1042,18 @@ class Manager:
 
     def set_scheduler(self, name: str) -> None:
         """Choose how workers are chosen: files (most input bytes), time, rand, worst, disk, fcfs."""
-        if name not in SCHEDULERS:
-            msg = f"scheduler {name!r}: use one of {', '.join(SCHEDULERS)}"
+        if name not in PLACEMENT_POLICIES:
+            msg = f"scheduler {name!r}: use one of {', '.join(PLACEMENT_POLICIES)}"
             raise ValueError(msg)
-        self._engine.post(e.Tuned("scheduler", name))
+        self._engine.post_event(e.SettingChanged("scheduler", name))
 
     def enable_peer_transfers(self) -> None:
         """Let workers fetch from each other (the default)."""
-        self._engine.post(e.Tuned("peer-transfers", True))
+        self._engine.post_event(e.SettingChanged("peer-transfers", True))
 
     def disable_peer_transfers(self) -> None:
         """Have everything go through the manager."""
-        self._engine.post(e.Tuned("peer-transfers", False))
+        self._engine.post_event(e.SettingChanged("peer-transfers", False))
 
     def tune(self, name: str, value: float) -> int:
         """Set a number that policy depends on.
@@ -1057,41 +1065,44 @@ class Manager:
         int
             0, or -1 for a name that is not known here: then nothing is set, and the log says so.
         """
-        if checks.text("name", name) not in TUNABLE:
-            hint = checks.nearest(name, TUNABLE) or f"; there are: {', '.join(TUNABLE)}"
+        if checks.text("name", name) not in TUNABLE_PARAMETERS:
+            hint = (
+                checks.suggest_name(name, TUNABLE_PARAMETERS)
+                or f"; there are: {', '.join(TUNABLE_PARAMETERS)}"
+            )
             log.warning("tune(%r, %r) has set nothing: there is no such number here%s", name, value, hint)
             return -1
-        self._engine.post(e.Tuned(name, checks.whole(name, value, TUNABLE[name])))
+        self._engine.post_event(e.SettingChanged(name, checks.whole(name, value, TUNABLE_PARAMETERS[name])))
         return 0
 
     def set_category_mode(self, category: str | None, mode: str) -> None:
         """Choose how a category learns what its tasks need: fixed, max, min waste, max throughput, or a bucketing mode."""
         known = parse_mode(checks.text("mode", mode))
-        self._engine.post(e.CategorySet(checks.category("category", category), known, None, None, None))
+        self._engine.post_event(e.CategorySet(checks.category("category", category), known, None, None, None))
 
     def set_category_resources_max(self, category: str, resources: dict[str, float]) -> None:
         """Set what the tasks of a category get at most, and where they say nothing."""
         most = checks.request("resources", resources)
-        self._engine.post(e.CategorySet(checks.category("category", category), None, most, None, None))
+        self._engine.post_event(e.CategorySet(checks.category("category", category), None, most, None, None))
 
     def set_category_resources_min(self, category: str, resources: dict[str, float]) -> None:
         """Set what the tasks of a category get at least."""
         least = checks.request("resources", resources)
-        self._engine.post(e.CategorySet(checks.category("category", category), None, None, least, None))
+        self._engine.post_event(e.CategorySet(checks.category("category", category), None, None, least, None))
 
     # ---- what is going on
 
-    def _something_missing(self, missing: i.Missing) -> None:
+    def _on_stalled(self, missing: i.Stalled) -> None:
         self._missing = self.in_words(missing.text)
-        if self._missing and not self._shows_missing():
+        if self._missing and not self._progress_reports_stalls():
             log.warning("%s", self._missing)
 
-    def _shows_missing(self) -> bool:
+    def _progress_reports_stalls(self) -> bool:
         """Whether something else tells the user why nothing can run."""
         return False
 
     @property
-    def missing(self) -> str:
+    def stalled_reason(self) -> str:
         """Why nothing can run now; "" if something can, or nothing has to."""
         return self._missing
 
@@ -1099,11 +1110,11 @@ class Manager:
         """The host that a worker runs on."""
         if number not in self._worker_names and not self._engine.closed:
             self._worker_names.update(
-                self._engine.call(lambda mind: {w.id: w.name for w in mind.tables.workers.values()})
+                self._engine.query(lambda mind: {w.id: w.name for w in mind.tables.workers.values()})
             )
         return self._worker_names.get(number, f"worker {number}")
 
-    def explain(
+    def make_exception(
         self, outcome: str, info: dict[str, Any], payload: bytes, what: str, worker: int
     ) -> BaseException:
         """Make the exception that tells why a task has failed; files go by the names that the user has given them.
@@ -1121,12 +1132,12 @@ class Manager:
             "library": self._labels.get(info.get("library", ""), info.get("library", "")),
         }
         where = self.worker_name(worker) if worker else ""
-        return errors.explain(outcome, {**info, **told}, payload, what, where)
+        return errors.exception_for(outcome, {**info, **told}, payload, what, where)
 
     def in_words(self, text: Any) -> str:
         """Call files and libraries in a text by the names that the user has given them."""
-        said = CACHE_NAME.sub(
-            lambda found: self._sources.get(found[1]) or _kind_in_words(found[1]), str(text)
+        said = CACHE_NAME_PATTERN.sub(
+            lambda found: self._display_names.get(found[1]) or _kind_in_words(found[1]), str(text)
         )
         for full_name, label in list(self._labels.items()) if "library" in said else ():
             said = said.replace(full_name, label)
@@ -1135,7 +1146,7 @@ class Manager:
     @property
     def workers_connected(self) -> int:
         """Count the workers."""
-        return self._engine.call(lambda mind: len(mind.tables.workers))
+        return self._engine.query(lambda mind: len(mind.tables.workers))
 
     @keywords.refuse_unknown
     def wait_for_workers(self, count: int = 1, timeout: float | timedelta | str | None = None) -> None:
@@ -1177,12 +1188,12 @@ class Manager:
             raise RuntimeError(msg)
         minimum, maximum = checks.whole("minimum", minimum), checks.whole("maximum", maximum)
         self.factory.change(min_workers=minimum, max_workers=maximum)
-        if self._engine.call(lambda mind: mind.expected_workers) is not None:
-            self._engine.post(e.Tuned("expected-workers", maximum))
+        if self._engine.query(lambda mind: mind.expected_workers) is not None:
+            self._engine.post_event(e.SettingChanged("expected-workers", maximum))
 
     def summarize_workers(self) -> list[dict[str, Any]]:
         """Describe each worker: id, host, what it has, what is free, how many tasks and files are there."""
-        return self._engine.call(lambda mind: [
+        return self._engine.query(lambda mind: [
             {"id": w.id, "host": w.name, "total": w.total._asdict(), "free": w.free._asdict(), "tasks": len(w.tasks), "files": len(w.files),
              "libraries": {n: instance.slots for n, instance in w.libraries.items()}}
             for w in mind.tables.workers.values()
@@ -1198,11 +1209,11 @@ class Manager:
         )
 
 
-def _past(folder: Path, name: str | None) -> Past | None:
+def _past(folder: Path, name: str | None) -> PreviousSession | None:
     """What the manager that this one goes on from has left; what nobody needs of that is removed."""
-    past = look_back(folder, name)
+    past = find_previous_session(folder, name)
     if past is not None:
-        sweep(past)
+        remove_leftover_staging(past)
         log.info(
             "going on from %s: %d results are known, %d workers may be back soon",
             past.journal, len(past.results), len(past.workers),
@@ -1210,7 +1221,7 @@ def _past(folder: Path, name: str | None) -> Past | None:
     return past
 
 
-def _journal_folder(run_info_path: str | Path | bool | None) -> Path | None:
+def _journal_directory(run_info_path: str | Path | bool | None) -> Path | None:
     """Where folders with journals are, if there are to be any."""
     if run_info_path is None:
         run_info_path = os.environ.get("VINE_RUN_INFO_PATH") or False
@@ -1223,12 +1234,12 @@ def _journal_folder(run_info_path: str | Path | bool | None) -> Path | None:
 def _secret_of(password_file: Any) -> tuple[bytes, Path]:
     """The secret in a file, or that of this user, and where it is."""
     if password_file is None:
-        return password.user_secret()
+        return password.load_or_create_user_secret()
     path = Path(checks.path("password_file", password_file))
     return password.read_secret(path), path
 
 
-def _context(given: Any) -> Context:
+def _context(given: Any) -> ContextFunction:
     """Understand a function with its arguments."""
     about: list[Any] = list(given) if isinstance(given, list | tuple) else []
     function, args, kwargs = (*about, *(None, [], {})[len(about) :])[:3]
@@ -1242,7 +1253,7 @@ def _context(given: Any) -> Context:
 def _registry_folder(registry: Any) -> str:
     """Where a manager with a name is entered; "" for nowhere."""
     usual = registry is None or registry is True
-    return "" if registry is False else place("" if usual else checks.path("registry", registry))
+    return "" if registry is False else registry_directory("" if usual else checks.path("registry", registry))
 
 
 def _catalog_servers(catalog: Any) -> tuple[tuple[str, int], ...]:
@@ -1251,7 +1262,7 @@ def _catalog_servers(catalog: Any) -> tuple[tuple[str, int], ...]:
     return (
         ()
         if catalog is False
-        else parse_servers(configured("" if usual else checks.text("catalog", catalog)))
+        else parse_servers(configured_servers("" if usual else checks.text("catalog", catalog)))
     )
 
 
@@ -1287,7 +1298,7 @@ def _bytes_of(buffer: Any) -> bytes:
 
 
 def _port_range(port: int | Sequence[int]) -> tuple[int, int]:
-    if port == 0 and os.environ.keys() & PORT_VARIABLES:
+    if port == 0 and os.environ.keys() & PORT_ENVIRONMENT_VARIABLES:
         return _port_range_of_environment()
     allowed = "a number from 0 (any) to 65535, or a pair such as (9000, 9100)"
     pair = list(port) if isinstance(port, Sequence) and not isinstance(port, str | bytes) else [port, port]
@@ -1304,7 +1315,9 @@ def _port_range(port: int | Sequence[int]) -> tuple[int, int]:
 
 def _port_range_of_environment() -> tuple[int, int]:
     """Read the ports that "any" means where this runs, under the names that cctools have for them."""
-    found = {name: os.environ[name].strip() for name in sorted(PORT_VARIABLES) if name in os.environ}
+    found = {
+        name: os.environ[name].strip() for name in sorted(PORT_ENVIRONMENT_VARIABLES) if name in os.environ
+    }
     for name, text in found.items():
         if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
             msg = f"the variable {name} is {text!r}: set it to a port from 1 to 65535, or unset it"

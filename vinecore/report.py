@@ -22,7 +22,7 @@ MOST_REASONS = 5
 MOST_WORDS = 140
 
 
-class Use(NamedTuple):
+class TaskInterval(NamedTuple):
     """What a task had of a worker, and when."""
 
     worker: int
@@ -33,7 +33,7 @@ class Use(NamedTuple):
     well: bool
 
 
-class Window(NamedTuple):
+class TimeWindow(NamedTuple):
     """The part of a run that counts: from the first submission to the end of the last task."""
 
     start: float
@@ -45,7 +45,7 @@ class Window(NamedTuple):
         return self.end - self.start
 
 
-class Run:
+class ReportedRun:
     """A run as it is reported.
 
     Attributes
@@ -63,17 +63,17 @@ class Run:
     def __init__(self, history: j.History) -> None:
         self.history = history
         self.span = _window(history)
-        self.uses = sorted(_uses(history), key=lambda use: use.start)
+        self.uses = sorted(_task_intervals(history), key=lambda use: use.start)
         gone = [worker.lost for worker in history.workers.values() if worker.lost is not None]
         self.lost = [record for record in gone if record.t <= self.span.end]
 
-    def there(self, worker: j.WorkerHistory) -> float:
+    def connected_seconds(self, worker: j.WorkerHistory) -> float:
         """How long a worker was connected, within the part that counts."""
         end = self.span.end if worker.lost is None else min(worker.lost.t, self.span.end)
         return max(0.0, end - max(worker.joined.t, self.span.start))
 
 
-def _window(history: j.History) -> Window:
+def _window(history: j.History) -> TimeWindow:
     tasks = history.tasks.values()
     start = min((task.submitted.t for task in tasks), default=0.0)
     end, running = start, False
@@ -83,23 +83,28 @@ def _window(history: j.History) -> Window:
                 running = True
             elif attempt.ended > end:
                 end = attempt.ended
-    return Window(start, history.end if running else end)
+    return TimeWindow(start, history.end if running else end)
 
 
-def _uses(history: j.History) -> Iterator[Use]:
+def _task_intervals(history: j.History) -> Iterator[TaskInterval]:
     for task in history.tasks.values():
         for attempt in task.attempts:
-            start, end = attempt.started, attempt.ended
+            start, end = attempt.started_at, attempt.ended
             if start is not None and end is not None:
-                yield Use(
-                    attempt.worker, start, end, attempt.cores, task.submitted.category, attempt.how == "done"
+                yield TaskInterval(
+                    attempt.worker,
+                    start,
+                    end,
+                    attempt.cores,
+                    task.submitted.category,
+                    attempt.outcome == "done",
                 )
 
 
 # ---- as text
 
 
-def summary(run: Run) -> str:
+def summary(run: ReportedRun) -> str:
     """Describe a run in words and tables."""
     history = run.history
     parts = [
@@ -107,8 +112,8 @@ def summary(run: Run) -> str:
         _head(run),
         _graphs(run),
         _categories(history),
-        _moved(history),
-        _trouble(run),
+        _bytes_moved(history),
+        _problems(run),
         _busiest(run),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -122,16 +127,16 @@ def _damage(history: j.History) -> str:
     return "\n".join(["damaged", *lines])
 
 
-def _head(run: Run) -> str:
+def _head(run: ReportedRun) -> str:
     history, span = run.history, run.span
     about, tasks = history.journal, history.tasks.values()
     began = datetime.fromtimestamp(about.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    stopped = next((record for record in history.others if type(record) is j.Stopped), None)
-    end = f"it ended after {duration(history.end)}"
+    stopped = next((record for record in history.others if type(record) is j.JournalStopped), None)
+    end = f"it ended after {format_duration(history.end)}"
     if stopped is not None:
-        end = f"the journal ends after {duration(history.end)}: {stopped.reason}"
+        end = f"the journal ends after {format_duration(history.end)}: {stopped.reason}"
     elif not history.closed:
-        end = f"no end after {duration(history.end)}: it still runs, or was killed"
+        end = f"no end after {format_duration(history.end)}: it still runs, or was killed"
     outcomes = Counter(_outcome(task, history) for task in tasks)
     rows = [
         ("manager", f"{about.manager} on {about.host}, daskvine {about.daskvine}, Python {about.python}"),
@@ -140,7 +145,10 @@ def _head(run: Run) -> str:
     if tasks:
         said = ", ".join(f"{count:,} {name}" for name, count in outcomes.most_common())
         rows += [
-            ("makespan", f"{duration(span.seconds)} from the first submission to the end of the last task"),
+            (
+                "makespan",
+                f"{format_duration(span.seconds)} from the first submission to the end of the last task",
+            ),
             ("tasks", f"{len(tasks):,}: {said}"),
         ]
     if history.graphs:
@@ -151,10 +159,10 @@ def _head(run: Run) -> str:
         rows.append(("graphs", ", ".join(f"{count} {name}" for name, count in ended.most_common())))
     if history.workers:
         rows.append(("workers", _workers(run)))
-    there = sum(run.there(worker) * worker.joined.cores for worker in history.workers.values())
+    there = sum(run.connected_seconds(worker) * worker.joined.cores for worker in history.workers.values())
     if there > 0:
         busy = sum((use.end - use.start) * use.cores for use in run.uses)
-        text = f"{100 * busy / there:.1f} % in use: tasks ran for {duration(busy)} of the {duration(there)} that cores were there"
+        text = f"{100 * busy / there:.1f} % in use: tasks ran for {format_duration(busy)} of the {format_duration(there)} that cores were there"
         rows.append(("cores", text))
     if not tasks:
         rows.append(("tasks", "none"))
@@ -168,14 +176,14 @@ def _outcome(task: j.TaskHistory, history: j.History) -> str:
         return "cancelled"
     if task.outcome:
         return "failed"
-    if task.submitted.asleep:
+    if task.submitted.deferred:
         return "not needed"
     graph = history.graphs.get(task.submitted.graph)
     over = graph is not None and (graph.ended is not None or graph.closed is not None)
     return "cancelled" if over else "unfinished"
 
 
-def _workers(run: Run) -> str:
+def _workers(run: ReportedRun) -> str:
     history = run.history
     changes: list[tuple[float, int, int]] = []
     for worker in history.workers.values():
@@ -192,7 +200,7 @@ def _workers(run: Run) -> str:
     )
 
 
-def _graphs(run: Run) -> str:
+def _graphs(run: ReportedRun) -> str:
     graphs = run.history.graphs
     if len(graphs) < 2:
         return ""
@@ -201,10 +209,12 @@ def _graphs(run: Run) -> str:
         began = graph.opened.t
         label = re.sub(r"\[[^]]*\]", "", graph.opened.label)  # without its colours
         end = graph.ended.t if graph.ended else graph.closed
-        took = "-" if end is None else duration(end - began)
+        took = "-" if end is None else format_duration(end - began)
         outcome = graph.ended.outcome if graph.ended else "unfinished" if end is None else "cancelled"
-        name = _short(f"{number} {label}", 40)
-        rows.append((name, f"{graph.tasks:,}", duration(max(began - run.span.start, 0.0)), took, outcome))
+        name = _shorten(f"{number} {label}", 40)
+        rows.append(
+            (name, f"{graph.tasks:,}", format_duration(max(began - run.span.start, 0.0)), took, outcome)
+        )
     more = len(graphs) - MOST_GRAPHS
     return _table(rows) + (f"\nand {more:,} more graphs" if more > 0 else "")
 
@@ -216,7 +226,7 @@ def _categories(history: j.History) -> str:
     for task in history.tasks.values():
         category = task.submitted.category
         counts[category] += 1
-        walls[category] += [a.wall_s for a in task.attempts if a.how == "done" and a.wall_s is not None]
+        walls[category] += [a.wall_s for a in task.attempts if a.outcome == "done" and a.wall_s is not None]
         if task.done is not None:
             sizes[category] += sum(
                 max(history.files[name].size, 0) for name in task.outputs if name in history.files
@@ -229,14 +239,20 @@ def _categories(history: j.History) -> str:
     order = sorted(counts, key=lambda name: sum(walls[name]), reverse=True)
     for name in order[:MOST_CATEGORIES]:
         found = walls[name]
-        times = [duration(value) for value in (median(found), max(found), sum(found))] if found else ["-"] * 3
-        rows.append((_short(name, 40), f"{counts[name]:,}", f"{len(found):,}", *times, size(sizes[name])))
+        times = (
+            [format_duration(value) for value in (median(found), max(found), sum(found))]
+            if found
+            else ["-"] * 3
+        )
+        rows.append(
+            (_shorten(name, 40), f"{counts[name]:,}", f"{len(found):,}", *times, format_bytes(sizes[name]))
+        )
     text = _table(rows)
     more = len(order) - MOST_CATEGORIES
     return f"{text}\nand {more:,} more categories" if more > 0 else text
 
 
-def _moved(history: j.History) -> str:
+def _bytes_moved(history: j.History) -> str:
     moved: dict[str, list[float]] = {}
 
     def add(name: str, count: float, seconds: float = 0.0) -> None:
@@ -244,7 +260,7 @@ def _moved(history: j.History) -> str:
         row[0], row[1], row[2] = row[0] + 1, row[1] + count, row[2] + seconds
 
     for transfer in history.transfers:
-        add(_way(transfer.source, transfer.to), transfer.bytes, transfer.seconds)
+        add(_describe_route(transfer.source, transfer.to), transfer.bytes, transfer.seconds)
     for sent in history.sent:
         known = history.files.get(sent.file)
         add("from the manager, in messages", max(known.size, 0) if known else 0)
@@ -252,12 +268,12 @@ def _moved(history: j.History) -> str:
     if history.returned_bytes:
         moved["to the manager, in messages"] = [0, history.returned_bytes, 0.0]
     for name, (number, count, seconds) in sorted(moved.items(), key=lambda item: -item[1][1]):
-        mean = f"{duration(seconds / number)} each" if seconds else ""
-        rows.append((name, f"{number:,.0f}" if number else "", size(count), mean))
+        mean = f"{format_duration(seconds / number)} each" if seconds else ""
+        rows.append((name, f"{number:,.0f}" if number else "", format_bytes(count), mean))
     return _table(rows) if len(rows) > 1 else ""
 
 
-def _way(source: j.Place, to: j.Place) -> str:
+def _describe_route(source: j.Place, to: j.Place) -> str:
     if to == j.MANAGER:
         return "to the manager"
     if isinstance(source, int):
@@ -265,36 +281,36 @@ def _way(source: j.Place, to: j.Place) -> str:
     return {j.MANAGER: "from the manager", j.ARCHIVE: "unpacked on workers"}.get(source, "from addresses")
 
 
-def _trouble(run: Run) -> str:
+def _problems(run: ReportedRun) -> str:
     history, start = run.history, run.span.start
     tasks = history.tasks.values()
     lost = run.lost
     back = sum(attempt.reason == "the worker was lost" for task in tasks for attempt in task.attempts)
     again = sum(task.woken for task in tasks)
-    cut = Counter(f"{_way(t.source, t.to)}: {t.reason}" for t in history.failed_transfers)
+    cut = Counter(f"{_describe_route(t.source, t.to)}: {t.reason}" for t in history.failed_transfers)
     codes = Counter(str(task.done.exit_code) for task in tasks if task.done and task.done.exit_code)
     damaged = [record for record in history.others if type(record) is j.FilesLost]
     down = Counter(record.reason for record in history.others if type(record) is j.LibraryFailed)
-    waited = [record for record in history.others if type(record) is j.Missing and record.text]
+    waited = [record for record in history.others if type(record) is j.Stalled and record.text]
     lines = [
         *_group(
             "workers that were lost",
             len(lost),
-            [f"worker {x.worker}, after {duration(x.t - start)}: {x.reason}" for x in lost],
+            [f"worker {x.worker}, after {format_duration(x.t - start)}: {x.reason}" for x in lost],
         ),
         *_group("tasks that ran or waited on a worker that was lost", back),
         *_group("tasks that ran again because what they had made was lost", again),
     ]
     for kind, reasons in _failures(history).items():
-        lines += _group(f"attempts that ended with {kind!r}", reasons.total(), _counted(reasons))
+        lines += _group(f"attempts that ended with {kind!r}", reasons.total(), _count_by_reason(reasons))
     for kind, reasons in _never_ran(history).items():
-        lines += _group(f"tasks that failed with {kind!r}", reasons.total(), _counted(reasons))
+        lines += _group(f"tasks that failed with {kind!r}", reasons.total(), _count_by_reason(reasons))
     lines += [
-        *_group("tasks that ended with an exit code", codes.total(), _counted(codes)),
-        *_group("transfers that failed", cut.total(), _counted(cut)),
-        *_group("libraries that failed", down.total(), _counted(down)),
+        *_group("tasks that ended with an exit code", codes.total(), _count_by_reason(codes)),
+        *_group("transfers that failed", cut.total(), _count_by_reason(cut)),
+        *_group("libraries that failed", down.total(), _count_by_reason(down)),
         *_group("workers with files that are damaged or gone", len(damaged), [f"worker {x.worker}: {len(x.files):,} files" for x in damaged]),
-        *_group("times when nothing could run", len(waited), [f"after {duration(x.t - start)}: {x.text}" for x in waited]),
+        *_group("times when nothing could run", len(waited), [f"after {format_duration(x.t - start)}: {x.text}" for x in waited]),
     ]  # fmt: skip
     return "\n".join(["trouble", *lines]) if lines else ""
 
@@ -304,8 +320,8 @@ def _failures(history: j.History) -> dict[str, Counter[str]]:
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for task in history.tasks.values():
         for attempt in task.attempts:
-            if attempt.how not in ("done", "back", ""):
-                found[attempt.how][f"{task.submitted.label}: {attempt.reason}"] += 1
+            if attempt.outcome not in ("done", "back", ""):
+                found[attempt.outcome][f"{task.submitted.label}: {attempt.reason}"] += 1
     return found
 
 
@@ -313,13 +329,13 @@ def _never_ran(history: j.History) -> dict[str, Counter[str]]:
     """The tasks that failed and not by an attempt, by kind, with the reasons."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for task in history.tasks.values():
-        how = {attempt.how for attempt in task.attempts}
+        how = {attempt.outcome for attempt in task.attempts}
         if task.outcome not in ("", "success", "cancelled", *how):
             found[task.outcome][f"{task.submitted.label}: {task.reason}"] += 1
     return found
 
 
-def _counted(found: Counter[str]) -> list[str]:
+def _count_by_reason(found: Counter[str]) -> list[str]:
     return [f"{count:,} times: {text}" if count > 1 else text for text, count in found.most_common()]
 
 
@@ -328,12 +344,12 @@ def _group(what: str, count: int, details: Sequence[str] = ()) -> Iterator[str]:
     if count:
         yield f"  {what}: {count:,}"
         for text in details[:MOST_REASONS]:
-            yield f"      {_short(text, MOST_WORDS)}"
+            yield f"      {_shorten(text, MOST_WORDS)}"
         if len(details) > MOST_REASONS:
             yield f"      and {len(details) - MOST_REASONS:,} more"
 
 
-def _busiest(run: Run) -> str:
+def _busiest(run: ReportedRun) -> str:
     history = run.history
     busy: Counter[int] = Counter()
     count: Counter[int] = Counter()
@@ -354,12 +370,12 @@ def _busiest(run: Run) -> str:
         worker = history.workers.get(number)
         if worker is None:
             continue
-        there = run.there(worker)
+        there = run.connected_seconds(worker)
         used = (
             f"{100 * seconds / (there * worker.joined.cores):.0f} %" if there and worker.joined.cores else "-"
         )
-        rows.append((f"{number} on {_short(worker.joined.host, 30)}", str(worker.joined.cores), duration(there), f"{count[number]:,}",
-                     duration(seconds), used, size(into[number]), size(out[number])))  # fmt: skip
+        rows.append((f"{number} on {_shorten(worker.joined.host, 30)}", str(worker.joined.cores), format_duration(there), f"{count[number]:,}",
+                     format_duration(seconds), used, format_bytes(into[number]), format_bytes(out[number])))  # fmt: skip
     if len(rows) == 1:
         return ""
     more = len(history.workers) - len(rows) + 1
@@ -379,7 +395,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Say how long something took."""
     if seconds < 0.9995:
         return f"{1000 * seconds:.3g} ms"
@@ -390,7 +406,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:,.1f} h"
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Say how many bytes something has."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 999.5 or unit == "TB":
@@ -405,7 +421,7 @@ def size(count: float) -> str:
     )
 
 
-def _short(text: str, most: int) -> str:
+def _shorten(text: str, most: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
@@ -414,12 +430,12 @@ def _short(text: str, most: int) -> str:
 
 BINS = 400
 MOST_BARS = 5000
-MOST_LANES = 80
+MAX_WORKER_ROWS = 80
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf")
 FAILED = "#c0392b"
 
 
-def plot(run: Run, path: str | Path) -> None:
+def plot(run: ReportedRun, path: str | Path) -> None:
     """Draw a run: tasks, cores and workers over time, and what each worker did.
 
     Raises
@@ -445,26 +461,26 @@ def plot(run: Run, path: str | Path) -> None:
         heights = [2.2, 1.8, 0.9, min(max(0.25 * cores_at_all, 1.2), 4.5)]
         figure = Figure(figsize=(11, 2 + sum(heights)), layout="constrained")
         tasks, cores, workers, lanes = figure.subplots(4, 1, sharex=True, height_ratios=heights)
-        drawing = _Drawing(run)
+        drawing = _Plot(run)
         drawing.tasks(tasks)
         drawing.cores(cores)
         drawing.workers(workers)
-        drawing.lanes(lanes, figure)
+        drawing.worker_rows(lanes, figure)
         figure.align_ylabels()
         lanes.set_xlim(0, drawing.length)
         lanes.set_xlabel(f"time since the first submission [{drawing.unit}]")
         about = history.journal
         began = datetime.fromtimestamp(about.time).astimezone().strftime("%Y-%m-%d %H:%M")
         figure.suptitle(
-            f"{about.manager} on {about.host}, {began}: {len(history.tasks):,} tasks in {duration(drawing.span.seconds)}"
+            f"{about.manager} on {about.host}, {began}: {len(history.tasks):,} tasks in {format_duration(drawing.span.seconds)}"
         )
         figure.savefig(path, dpi=130)
 
 
-class _Drawing:
+class _Plot:
     """The panels of a picture. Times are in `unit`, since the first submission."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: ReportedRun) -> None:
         self.run, self.history, self.span, self.uses = run, run.history, run.span, run.uses
         seconds = self.span.seconds
         self.unit, self.scale = (
@@ -472,7 +488,7 @@ class _Drawing:
         )
         self.length = max(seconds, 1e-6) / self.scale
 
-    def at(self, t: float) -> float:
+    def to_unit(self, t: float) -> float:
         """Where a time is drawn."""
         return min(max((t - self.span.start) / self.scale, 0.0), self.length)
 
@@ -514,12 +530,12 @@ class _Drawing:
         grid = np.linspace(0, self.length, BINS + 1)
         submitted, running, done = [], [], []
         for task in self.history.tasks.values():
-            if task.submitted.asleep and not task.attempts:
+            if task.submitted.deferred and not task.attempts:
                 continue
-            submitted.append(self.at(task.submitted.t))
+            submitted.append(self.to_unit(task.submitted.t))
             if task.done is not None and task.done.ended is not None:
-                done.append(self.at(task.done.ended))
-        running = [(self.at(use.start), self.at(use.end)) for use in self.uses]
+                done.append(self.to_unit(task.done.ended))
+        running = [(self.to_unit(use.start), self.to_unit(use.end)) for use in self.uses]
         count = np.searchsorted(np.sort(submitted), grid, side="right")
         over = np.searchsorted(np.sort(done), grid, side="right")
         begun = np.searchsorted(np.sort([start for start, _end in running]), grid, side="right")
@@ -542,10 +558,10 @@ class _Drawing:
         """Cores that are there, and that are in use."""
         import numpy as np
 
-        mean = self._mean((self.at(use.start), self.at(use.end), use.cores) for use in self.uses)
+        mean = self._mean((self.to_unit(use.start), self.to_unit(use.end), use.cores) for use in self.uses)
         edges = np.linspace(0, self.length, BINS + 1)
         axes.stairs(mean, edges, fill=True, color="#e9b44c", alpha=0.8, label="in use")
-        times, levels = self._steps(self._presence(cores=True))
+        times, levels = self._steps(self._worker_intervals(cores=True))
         axes.step(times, levels, where="post", color="black", linewidth=1.2, label="connected")
         axes.set_ylabel("cores")
         axes.set_ylim(0, 1.1 * max(*levels, *mean, 1))
@@ -553,9 +569,9 @@ class _Drawing:
 
     def workers(self, axes: Any) -> None:
         """Workers that are connected, and when some were lost."""
-        times, levels = self._steps(self._presence(cores=False))
+        times, levels = self._steps(self._worker_intervals(cores=False))
         axes.step(times, levels, where="post", color="black", linewidth=1.2)
-        lost = [self.at(lost.t) for lost in self.run.lost]
+        lost = [self.to_unit(lost.t) for lost in self.run.lost]
         if lost:
             axes.plot(lost, [0] * len(lost), "x", color=FAILED, clip_on=False, label="worker lost")
             axes.legend(loc="upper left", frameon=False, bbox_to_anchor=(0, 1.3), borderaxespad=0)
@@ -563,22 +579,22 @@ class _Drawing:
         axes.set_ylim(0, 1.15 * max(levels))
         axes.yaxis.get_major_locator().set_params(integer=True)
 
-    def _presence(self, *, cores: bool) -> Iterator[tuple[float, float]]:
+    def _worker_intervals(self, *, cores: bool) -> Iterator[tuple[float, float]]:
         for worker in self.history.workers.values():
             amount = worker.joined.cores if cores else 1
-            yield self.at(worker.joined.t), amount
+            yield self.to_unit(worker.joined.t), amount
             if worker.lost is not None and worker.lost.t <= self.span.end:
-                yield self.at(worker.lost.t), -amount
+                yield self.to_unit(worker.lost.t), -amount
 
-    def lanes(self, axes: Any, figure: Any) -> None:
+    def worker_rows(self, axes: Any, figure: Any) -> None:
         """What each worker did: every task if there are few, else how much of its cores was in use."""
         lanes = sum(max(worker.joined.cores, 1) for worker in self.history.workers.values())
-        if len(self.uses) <= MOST_BARS and lanes <= MOST_LANES:
-            self._bars(axes, figure)
+        if len(self.uses) <= MOST_BARS and lanes <= MAX_WORKER_ROWS:
+            self._draw_task_bars(axes, figure)
         else:
-            self._shades(axes, figure)
+            self._draw_utilization(axes, figure)
 
-    def _bars(self, axes: Any, figure: Any) -> None:
+    def _draw_task_bars(self, axes: Any, figure: Any) -> None:
         time: Counter[str] = Counter()
         for use in self.uses:
             time[use.category] += use.end - use.start  # type: ignore[assignment]
@@ -591,21 +607,21 @@ class _Drawing:
             slots = max(worker.joined.cores, 1)
             free[number], first[number] = [0.0] * slots, row
             start, end = (
-                self.at(worker.joined.t),
-                self.length if worker.lost is None else self.at(worker.lost.t),
+                self.to_unit(worker.joined.t),
+                self.length if worker.lost is None else self.to_unit(worker.lost.t),
             )
             axes.broken_barh([(start, end - start)], (row - 0.5, slots), color="#f0f0f0", zorder=0)
-            ticks.append((row + (slots - 1) / 2, f"{number} ({_short(worker.joined.host, 20)})"))
+            ticks.append((row + (slots - 1) / 2, f"{number} ({_shorten(worker.joined.host, 20)})"))
             row += slots + 1
         starts = [
             r
             for r in self.history.others
-            if type(r) is j.LibraryUp and r.worker in first and r.t > self.span.start
+            if type(r) is j.LibraryReady and r.worker in first and r.t > self.span.start
         ]
         for record in starts:
-            begun = self.at(record.t - record.seconds)
+            begun = self.to_unit(record.t - record.seconds)
             axes.broken_barh(
-                [(begun, self.at(record.t) - begun)],
+                [(begun, self.to_unit(record.t) - begun)],
                 (first[record.worker] - 0.45, len(free[record.worker]) - 0.1),
                 color="#d5d0e5",
             )
@@ -618,8 +634,8 @@ class _Drawing:
             slots_free[lane] = use.end
             bars[use.category if use.category in colours else "others"].append(
                 (
-                    self.at(use.start),
-                    self.at(use.end) - self.at(use.start),
+                    self.to_unit(use.start),
+                    self.to_unit(use.end) - self.to_unit(use.start),
                     first[use.worker] + lane,
                     use.well,
                 )
@@ -627,7 +643,7 @@ class _Drawing:
         for name, found in bars.items():
             edges = ["none" if well else FAILED for *_rest, well in found]
             axes.barh([lane for _s, _l, lane, _w in found], [length for _s, length, _lane, _w in found], 0.9, [start for start, *_rest in found],
-                      color=colours.get(name, "#888888"), edgecolor=edges, linewidth=1.2, label=_short(name.lstrip("_"), 30))  # fmt: skip
+                      color=colours.get(name, "#888888"), edgecolor=edges, linewidth=1.2, label=_shorten(name.lstrip("_"), 30))  # fmt: skip
         if not all(use.well for use in self.uses):
             axes.barh([0], [0], color="white", edgecolor=FAILED, linewidth=1.2, label="failed")
         if starts:
@@ -637,18 +653,18 @@ class _Drawing:
         axes.set_ylabel("each worker")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=6, frameon=False)
 
-    def _shades(self, axes: Any, figure: Any) -> None:
+    def _draw_utilization(self, axes: Any, figure: Any) -> None:
         import numpy as np
 
         of: dict[int, list[tuple[float, float, float]]] = defaultdict(list)
         for use in self.uses:
-            of[use.worker].append((self.at(use.start), self.at(use.end), use.cores))
+            of[use.worker].append((self.to_unit(use.start), self.to_unit(use.end), use.cores))
         middles = (np.arange(BINS) + 0.5) * self.length / BINS
         rows = []
         for number, worker in self.history.workers.items():
             row = self._mean(of[number]) / max(worker.joined.cores, 1)
-            end = self.length if worker.lost is None else self.at(worker.lost.t)
-            row[(middles < self.at(worker.joined.t)) | (middles > end)] = math.nan
+            end = self.length if worker.lost is None else self.to_unit(worker.lost.t)
+            row[(middles < self.to_unit(worker.joined.t)) | (middles > end)] = math.nan
             rows.append(row)
         image = axes.imshow(np.array(rows), aspect="auto", interpolation="nearest", cmap="YlOrRd", vmin=0, vmax=1,
                             extent=(0, self.length, len(rows) + 0.5, 0.5))  # fmt: skip
@@ -684,7 +700,7 @@ def main(path: Path, picture: Path | None) -> None:
     (default: vine-run-info). The run may still be going on.
     """
     try:
-        run = Run(j.load(path, damaged_too=True))
+        run = ReportedRun(j.load(path, damaged_too=True))
         click.echo(summary(run))
         if picture is not None:
             plot(run, picture)

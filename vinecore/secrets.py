@@ -16,7 +16,7 @@ def secret_path() -> Path:
     return Path(base) / "daskvine" / "secret"
 
 
-def user_secret() -> tuple[bytes, Path]:
+def load_or_create_user_secret() -> tuple[bytes, Path]:
     """Read this user's secret; make one the first time."""
     path = secret_path()
     try:

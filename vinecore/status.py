@@ -11,20 +11,22 @@ from typing import Any
 
 import click
 
-from vinecore.factory.sources import CONNECT_S, ask
+from vinecore.factory.sources import CONNECT_S, query_status
 from vinecore.protocol import tls
-from vinecore.protocol.catalog import configured, parse_servers
-from vinecore.protocol.finding import Finder
+from vinecore.protocol.catalog import configured_servers, parse_servers
+from vinecore.protocol.finding import ManagerFinder
 from vinecore.protocol.handshake import printable
-from vinecore.protocol.records import Found
-from vinecore.protocol.registry import place
+from vinecore.protocol.records import DiscoveredManager
+from vinecore.protocol.registry import registry_directory
 from vinecore.secrets import secret_path
 
 AT_ONCE = 16
 FIGURES = ("waiting", "running", "workers")
 
 
-def look(one: Found, finder: Finder | None, secret: Path, fingerprints: tuple[str, ...]) -> dict[str, Any]:
+def query_manager(
+    one: DiscoveredManager, finder: ManagerFinder | None, secret: Path, fingerprints: tuple[str, ...]
+) -> dict[str, Any]:
     """Ask a manager that has been found; say what it has to do, or why nobody knows."""
     about: dict[str, Any] = {"name": one.name, "address": "", "problem": "it has no address"}
     try:
@@ -33,11 +35,11 @@ def look(one: Found, finder: Finder | None, secret: Path, fingerprints: tuple[st
             fingerprints = tls.known_fingerprints(str(secret))
     except (OSError, ValueError) as error:
         return {**about, "problem": printable(error)}
-    suits = None if finder is None else finder.suits
+    suits = None if finder is None else finder.matches
     for host, port in one.addresses:
         about["address"] = f"{host}:{port}"
         try:
-            answer = ask(host, port, known, fingerprints, suits, CONNECT_S)
+            answer = query_status(host, port, known, fingerprints, suits, CONNECT_S)
         except (OSError, ValueError) as error:
             about["problem"] = printable(error)
             continue
@@ -52,7 +54,7 @@ def look(one: Found, finder: Finder | None, secret: Path, fingerprints: tuple[st
     return about
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """Show what has been found, for people."""
     lines = [("MANAGER", "ADDRESS", *map(str.upper, FIGURES), "")]
     lines += [
@@ -100,24 +102,26 @@ def command(
             if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536 or manager_name:
                 msg = "give either one address, HOST PORT or HOST:PORT, or a name with -M, or neither"
                 raise ValueError(msg)
-            found = [Found("?", "", ((host.strip("[]"), int(port)),))]
+            found = [DiscoveredManager("?", "", ((host.strip("[]"), int(port)),))]
         else:
-            finder = Finder(
-                manager_name or ".*", place(registry or ""), parse_servers(configured(catalog or ""))
+            finder = ManagerFinder(
+                manager_name or ".*",
+                registry_directory(registry or ""),
+                parse_servers(configured_servers(catalog or "")),
             )
-            found = sorted(finder.look(), key=lambda one: one.name)
+            found = sorted(finder.find(), key=lambda one: one.name)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        rows = list(threads.map(lambda one: look(one, finder, secret, fingerprints), found))
+        rows = list(threads.map(lambda one: query_manager(one, finder, secret, fingerprints), found))
     if finder is not None and finder.problem:
         click.echo(printable(finder.problem), err=True)
     if as_json:
         click.echo(json.dumps(rows, indent=1))
     elif rows:
-        click.echo(table(rows))
+        click.echo(format_table(rows))
     elif finder is not None:
-        click.echo(f"there is no manager {finder.where}")
+        click.echo(f"there is no manager {finder.description}")
     sys.exit(0 if rows and not any(row["problem"] for row in rows) else 1)
 
 

@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vinecore import checks, keywords
-from vinecore.core.allocation import UNSPECIFIED, Request
-from vinecore.core.instructions import TaskEnded
+from vinecore.core.allocation import UNSPECIFIED, ResourceRequest
+from vinecore.core.instructions import TaskFinished
 from vinecore.core.state import TaskSpec
 from vinecore.files import File
 from vinecore.protocol import exceptions, unpicklable, values
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from vinecore.manager import Manager
 
-RESULTS = {"time": "max wall time", "exhausted": "resource exhaustion", "crash": "forsaken", "library": "missing library",
+TASKVINE_RESULT_NAMES = {"time": "max wall time", "exhausted": "resource exhaustion", "crash": "forsaken", "library": "missing library",
            "too large": "resource exhaustion", "disk": "resource exhaustion", "input": "input missing"}  # fmt: skip
-MADE = ("file", "buffer", "temp")  # what a task may fill
-PLAIN = values.PLAIN | {values.Input}
-ONCE = {"once": True}
-NOTHING = object()
+WRITABLE_KINDS = ("file", "buffer", "temp")  # what a task may fill
+PLAIN_ARGUMENT_TYPES = values.PLAIN_PICKLE_TYPES | {values.InputPlaceholder}
+DISCARD_RESULT = {"once": True}
+NOT_LOADED = object()
 
 
 def checked(name: str, check: Callable[[str, Any], Any]) -> Any:
@@ -53,9 +53,9 @@ class Task:
     # of most tasks this is all there is to say; whoever has more to say puts something else in its place
     id: int | None = None
     _manager: Manager | None = None
-    _ended: TaskEnded | None = None
+    _outcome: TaskFinished | None = None
     _request = UNSPECIFIED
-    _mounts: tuple[tuple[File, str, bool], ...] = ()
+    _inputs_with_names: tuple[tuple[File, str, bool], ...] = ()
     _outputs: tuple[tuple[File, str, str], ...] = ()
     _inputs: tuple[str, ...] = ()  # cache names, as they were when it was submitted
     _variables: Mapping[str, str | None] = MappingProxyType({})
@@ -81,7 +81,7 @@ class Task:
         if environment is not None:
             self.add_environment(environment)
         if not (cores is memory is disk is gpus is None):
-            self._request = Request(
+            self._request = ResourceRequest(
                 checks.amount("cores", cores), checks.megabytes("memory", memory), checks.megabytes("disk", disk), checks.amount("gpus", gpus)
             )  # fmt: skip
         for variable, value in checks.mapping("env", env, "{'NAME': 'value'}").items():
@@ -97,7 +97,7 @@ class Task:
     def add_input(self, file: File, remote_name: str | Path, *, mount_symlink: bool = False) -> None:
         """Have a file in the task's folder under a name."""
         symlink = checks.flag("mount_symlink", mount_symlink)
-        self._mounts += ((declared(file), inside(remote_name), symlink),)
+        self._inputs_with_names += ((declared(file), check_sandbox_name(remote_name), symlink),)
 
     @keywords.refuse_unknown
     def add_output(
@@ -111,11 +111,11 @@ class Task:
             Where it is to be put there is a directory, with something in it that was put there by no output of this manager.
         """
         when = "success" if success_only else "failure" if failure_only else "always"
-        if declared(file).kind not in MADE:
+        if declared(file).kind not in WRITABLE_KINDS:
             msg = f"{file!r} cannot be an output: use a file, a buffer or a temp"
             raise TypeError(msg)
         file.check_place()
-        self._outputs += ((file, inside(remote_name), when),)
+        self._outputs += ((file, check_sandbox_name(remote_name), when),)
 
     def add_environment(self, file: File) -> None:
         """Run in this environment (`Manager.declare_poncho`)."""
@@ -174,23 +174,23 @@ class Task:
     @property
     def state(self) -> str:
         """INITIAL, READY (submitted) or DONE."""
-        return "DONE" if self._ended else "INITIAL" if self.id is None else "READY"
+        return "DONE" if self._outcome else "INITIAL" if self.id is None else "READY"
 
     @property
     def result(self) -> str:
         """How it ended, in TaskVine's words: "success" if it ran to its end, whatever its exit code."""
-        if self._ended is None:
+        if self._outcome is None:
             return "unknown"
-        outcome = self._ended.outcome
-        return "success" if outcome == "exception" else RESULTS.get(outcome, outcome)
+        outcome = self._outcome.outcome
+        return "success" if outcome == "exception" else TASKVINE_RESULT_NAMES.get(outcome, outcome)
 
     @property
     def exit_code(self) -> int:
         """What the command returned; 9 if it was killed, -1 if it never ran."""
         return (
             -1
-            if self._ended is None
-            else int(self._ended.info.get("exit_code", 0 if self._ended.outcome == "success" else -1))
+            if self._outcome is None
+            else int(self._outcome.info.get("exit_code", 0 if self._outcome.outcome == "success" else -1))
         )
 
     def completed(self) -> bool:
@@ -204,7 +204,7 @@ class Task:
     @property
     def std_output(self) -> str:
         """The end of what it printed, errors included."""
-        info = {} if self._ended is None else self._ended.info
+        info = {} if self._outcome is None else self._outcome.info
         return str(info.get("output", "")) + str(info.get("errors", ""))
 
     @property
@@ -215,7 +215,7 @@ class Task:
     @property
     def resources_measured(self) -> dict[str, Any]:
         """What it used at most: cores, memory and disk in megabytes, seconds."""
-        return {} if self._ended is None else dict(self._ended.info.get("measured") or {})
+        return {} if self._outcome is None else dict(self._outcome.info.get("measured") or {})
 
     @property
     def outputs(self) -> list[File]:
@@ -225,7 +225,7 @@ class Task:
     @property
     def files(self) -> list[File]:
         """All files that it names, its environment among them."""
-        named = [file for file, _name, _how in (*self._mounts, *self._outputs)]
+        named = [file for file, _name, _how in (*self._inputs_with_names, *self._outputs)]
         return named if self._environment is None else [*named, self._environment]
 
     @property
@@ -233,17 +233,19 @@ class Task:
         """Where it ran."""
         return (
             ""
-            if self._ended is None or self._manager is None
-            else self._manager.worker_name(self._ended.worker)
+            if self._outcome is None or self._manager is None
+            else self._manager.worker_name(self._outcome.worker)
         )
 
     def error(self) -> BaseException | None:
         """Why it did not succeed, as an exception; None if it did."""
-        ended = self._ended
+        ended = self._outcome
         if ended is None or ended.outcome == "success":
             return None
         assert self._manager is not None
-        return self._manager.explain(ended.outcome, ended.info, ended.payload, self._title(), ended.worker)
+        return self._manager.make_exception(
+            ended.outcome, ended.info, ended.payload, self._title(), ended.worker
+        )
 
     def _title(self) -> str:
         """What it is called in the text of an error."""
@@ -251,34 +253,38 @@ class Task:
 
     # ---- for the manager
 
-    def spec(self, manager: Manager, number: int) -> TaskSpec:
+    def make_spec(self, manager: Manager, number: int) -> TaskSpec:
         """Describe it to the mind."""
         checks.command("command", self.command)  # of a subclass that says nothing of it
-        options: dict[str, Any] = {"command": self.command, **self._common(manager)}
+        options: dict[str, Any] = {"command": self.command, **self._common_options(manager)}
         return self._spec(number, options=options, python=False)
 
-    def recipe(self) -> str:
+    def fingerprint(self) -> str:
         """All that decides what it does, as text."""
         environment = self._environment.cache_name if self._environment else ""
-        mounts = [(file.cache_name, remote, symlink) for file, remote, symlink in self._mounts]
+        mounts = [(file.cache_name, remote, symlink) for file, remote, symlink in self._inputs_with_names]
         return repr((self.command, mounts, sorted(self._variables.items()), environment))
 
-    def on_demand(self, manager: Manager, number: int, file: File, source: str, what: str) -> TaskSpec:
+    def make_on_demand_spec(
+        self, manager: Manager, number: int, file: File, source: str, what: str
+    ) -> TaskSpec:
         """Describe it to the mind as one that runs only when the file that it makes is needed."""
-        self._outputs += ((file, inside(source), "success"),)
+        self._outputs += ((file, check_sandbox_name(source), "success"),)
         if self._request == UNSPECIFIED:
             self.set_cores(1)
-        spec = self.spec(manager, number)
+        spec = self.make_spec(manager, number)
         self.id, self._manager = number, manager
-        return spec._replace(label=f"what makes {what}", asleep=True, peer_transfer=file.peer_transfer)
+        return spec._replace(label=f"what makes {what}", on_demand=True, peer_transfer=file.peer_transfer)
 
-    def _common(self, manager: Manager) -> dict[str, Any]:
+    def _common_options(self, manager: Manager) -> dict[str, Any]:
         options: dict[str, Any] = {}
-        self._inputs = tuple(file.cache_name for file, _remote, _symlink in self._mounts)
-        if self._mounts:
-            options["mounts"] = [[file.cache_name, remote, symlink] for file, remote, symlink in self._mounts]
+        self._inputs = tuple(file.cache_name for file, _remote, _symlink in self._inputs_with_names)
+        if self._inputs_with_names:
+            options["mounts"] = [
+                [file.cache_name, remote, symlink] for file, remote, symlink in self._inputs_with_names
+            ]
         for file in dict.fromkeys(self.outputs):
-            manager.refill(file)
+            manager.rename_for_new_content(file)
         if self._outputs:
             options["outputs"] = [[remote, file.cache_name, when] for file, remote, when in self._outputs]
         if self._variables:
@@ -299,12 +305,12 @@ class Task:
             wanted += (result,)
         return TaskSpec(
             number, f"task {number}", result, mounts=self._inputs, outputs=outputs,
-            wanted=wanted, category=self.category, request=self._request, priority=-self.priority, retries=self._retries,
+            wanted_at_manager=wanted, category=self.category, request=self._request, priority=-self.priority, retries=self._retries,
             environment=self._environment.cache_name if self._environment else "", **more,
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.id} {self.state.lower()}{f' {self.result}' if self._ended else ''}>"
+        return f"<{type(self).__name__} {self.id} {self.state.lower()}{f' {self.result}' if self._outcome else ''}>"
 
 
 class PythonTask(Task):
@@ -320,7 +326,7 @@ class PythonTask(Task):
 
     output_file: File | None = None
     _temp_output = _raw = False
-    _value: Any = NOTHING
+    _value: Any = NOT_LOADED
     _problem: Exception | None = None  # of a result that could not be loaded here
 
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -344,7 +350,7 @@ class PythonTask(Task):
     @property
     def output(self) -> Any:
         """What the function returned; the exception that it raised, or that was raised where its result was loaded; None while it runs or where it could not run."""
-        ended = self._ended
+        ended = self._outcome
         if ended is None:
             return None
         if ended.outcome != "success":
@@ -364,28 +370,28 @@ class PythonTask(Task):
         return f"task {self.id} ({getattr(self._function, '__qualname__', type(self._function).__name__)})"
 
     def _problem_of_result(self) -> Exception | None:
-        if self._ended is not None and self._ended.outcome == "success" and not self._temp_output:
+        if self._outcome is not None and self._outcome.outcome == "success" and not self._temp_output:
             with contextlib.suppress(FileNotFoundError):  # it went with the manager
                 self._load()
         return self._problem
 
     def _load(self) -> None:
         """Load the result, once."""
-        if self._value is NOTHING and self._problem is None:
+        if self._value is NOT_LOADED and self._problem is None:
             assert self._manager is not None
             self._value, self._problem = self._manager.load_result(self, raw=self._raw)
 
-    def spec(self, manager: Manager, number: int) -> TaskSpec:
+    def make_spec(self, manager: Manager, number: int) -> TaskSpec:
         """Describe it to the mind."""
-        function = manager.share(self._function)
+        function = manager.declare_shared(self._function)
         payload, inputs = dump_arguments(self._args, self._kwargs)
-        options = self._common(manager)
-        self._value, self._problem = NOTHING, None
+        options = self._common_options(manager)
+        self._value, self._problem = NOT_LOADED, None
         if self._raw:
             options["raw"] = True
         result = manager.result_name(number)
         if self._temp_output:
-            self.output_file = manager.adopt_result(result)
+            self.output_file = manager.declare_result(result)
         else:
             options["once"] = True
         return self._spec(number, function=function, shared=(function,), inputs=inputs, payload=payload, result=result,
@@ -442,18 +448,18 @@ class FunctionCall(PythonTask):
             "add_starch_package", "it runs in its library's environment: library.add_environment(file)"
         )
 
-    def spec(self, manager: Manager, number: int) -> TaskSpec:
+    def make_spec(self, manager: Manager, number: int) -> TaskSpec:
         """Describe it to the mind."""
-        library = manager.library_of(self._library, self._name)
+        library = manager.full_library_name(self._library, self._name)
         if self._request is not UNSPECIFIED:
             manager.check_share(self._library, self._request)
         payload, inputs = dump_arguments(self._args, self._kwargs)
         result = manager.result_name(number)
-        self._value, self._problem = NOTHING, None
+        self._value, self._problem = NOT_LOADED, None
         wanted: tuple[str, ...] = (result,)
-        options: dict[str, Any] = ONCE
+        options: dict[str, Any] = DISCARD_RESULT
         if self._temp_output:
-            self.output_file = manager.adopt_result(result)
+            self.output_file = manager.declare_result(result)
             wanted, options = (), {}
         if self._raw:
             options = {**options, "raw": True}
@@ -485,7 +491,7 @@ def declared(file: Any) -> File:
     return file
 
 
-def inside(remote_name: str | os.PathLike[str]) -> str:
+def check_sandbox_name(remote_name: str | os.PathLike[str]) -> str:
     """Check the name that a file has in a task's folder: a text, or a relative Path.
 
     Raises
@@ -514,15 +520,15 @@ def dump_arguments(args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[bytes, 
     def replace(value: Any) -> Any:
         if isinstance(value, File):
             inputs.append(value.cache_name)
-            return values.Input(len(inputs) - 1)
+            return values.InputPlaceholder(len(inputs) - 1)
         return value
 
     args = tuple(args)
-    plain = PLAIN.issuperset(map(type, (*args, *kwargs.values())))
+    plain = PLAIN_ARGUMENT_TYPES.issuperset(map(type, (*args, *kwargs.values())))
     if not plain:
         args = tuple(map(replace, args))
         kwargs = {key: replace(value) for key, value in kwargs.items()}
-        plain = PLAIN.issuperset(map(type, (*args, *kwargs.values())))
+        plain = PLAIN_ARGUMENT_TYPES.issuperset(map(type, (*args, *kwargs.values())))
     try:
         return values.dumps((args, kwargs), by_value=not plain, plain=plain), tuple(inputs)
     except Exception as error:
@@ -535,4 +541,4 @@ def note_unpicklable(error: Exception, args: Iterable[Any], kwargs: dict[str, An
     named = [*((f"argument {number}", value) for number, value in enumerate(args, 1)), *kwargs.items()]
     for name, value in named:
         if not unpicklable.is_fine(value):
-            exceptions.note(error, f"{name} cannot be sent to a worker: {unpicklable.describe(value)}")
+            exceptions.add_note(error, f"{name} cannot be sent to a worker: {unpicklable.describe(value)}")

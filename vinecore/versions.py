@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 # How many leading parts of the version have to be the same.
-SENSITIVE = {"cloudpickle": 1, "dask": 2, "numpy": 1, "pandas": 1, "awkward": 1}
+PICKLE_SENSITIVE_PACKAGES = {"cloudpickle": 1, "dask": 2, "numpy": 1, "pandas": 1, "awkward": 1}
 
 # Without these on its side a worker can load nothing.
-REQUIRED = ("cloudpickle",)
+REQUIRED_PACKAGES = ("cloudpickle",)
 
 
 def python_version() -> str:
@@ -36,7 +36,7 @@ def python_version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def package_versions(names: Iterable[str] = tuple(SENSITIVE)) -> dict[str, str]:
+def package_versions(names: Iterable[str] = tuple(PICKLE_SENSITIVE_PACKAGES)) -> dict[str, str]:
     """The versions of installed packages; those that are not installed are left out."""
     found = {}
     for name in names:
@@ -71,7 +71,7 @@ def explain_mismatch(manager: Mapping[str, Any], worker: Mapping[str, Any], wher
         One text that names the difference, the consequence and the fix; None if they fit.
     """
     ours, theirs = str(manager.get("python") or ""), str(worker.get("python") or "")
-    if ours and theirs and _parts(ours, 2) != _parts(theirs, 2):
+    if ours and theirs and _numeric_prefix(ours, 2) != _numeric_prefix(theirs, 2):
         return (
             f"{where} runs Python {theirs} but the manager runs {ours}: functions pickled by one cannot be "
             f"loaded by the other. Start the worker with Python {_short(ours)}, or ship an environment with "
@@ -92,25 +92,25 @@ def _differences(ours: Mapping[str, str], theirs: Mapping[str, str] | None) -> l
     found: list[tuple[str, str]] = []
     if theirs is None:
         return found
-    for name, depth in SENSITIVE.items():
+    for name, depth in PICKLE_SENSITIVE_PACKAGES.items():
         mine, other = ours.get(name), theirs.get(name)
         if mine is None:
             continue
         if other is None:
-            if name in REQUIRED:
+            if name in REQUIRED_PACKAGES:
                 found.append((f"no {name} but the manager has {mine}", f"{name}=={mine}"))
-        elif _parts(mine, depth) != _parts(other, depth):
+        elif _numeric_prefix(mine, depth) != _numeric_prefix(other, depth):
             found.append((f"{name} {other} but the manager has {mine}", f"{name}=={mine}"))
     return found
 
 
-def _parts(version: str, depth: int) -> tuple[str, ...]:
+def _numeric_prefix(version: str, depth: int) -> tuple[str, ...]:
     """The first `depth` numbers of a version; ``2.0rc1`` is compared as 2.0, ``2025.03`` as 2025.3."""
     return tuple(str(int(number)) for number in re.findall(r"\d+", version)[:depth])
 
 
 def _short(version: str) -> str:
-    return ".".join(_parts(version, 2))
+    return ".".join(_numeric_prefix(version, 2))
 
 
 def _join(texts: Iterable[str]) -> str:

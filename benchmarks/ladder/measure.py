@@ -70,7 +70,7 @@ def measure(rounds: int = 5) -> Measured:
     event = max(0.0, (each - message) / 2)
     turn = max(0.0, (min(alone) / SEQUENTIAL - each) / 2)
     costs = Costs(
-        turn_s=turn,
+        loop_iteration_s=turn,
         event_s=event,
         message_s=message,
         interpreter_s=interpreter,
@@ -100,7 +100,7 @@ def _children() -> float:
 def _encoding() -> float:
     """Seconds to encode a call, in a frame with some others."""
     encode = msgspec.json.Encoder().encode
-    run = m.Run(
+    run = m.RunTask(
         1,
         "library-0123456789abcdef",
         "f",

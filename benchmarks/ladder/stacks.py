@@ -129,7 +129,9 @@ class Stack:
 
     def costs(self, measured: Costs, *, other_manager: bool = False) -> Costs:
         """What things cost, with this manager or with one as slow as the peer's."""
-        return dataclasses.replace(measured, warm=self.warm, task_s=1 / PEER_RATE if other_manager else 0.0)
+        return dataclasses.replace(
+            measured, warm_fork=self.warm, task_s=1 / PEER_RATE if other_manager else 0.0
+        )
 
 
 STACKS = (
@@ -156,7 +158,7 @@ def provenance(costs: Costs, modules: tuple[str, ...]) -> list[tuple[str, str, s
         ("a call beside its function", f"{costs.call_s * us:.0f} us", "measured", "no-op FunctionCalls, one slot"),
         ("manager, an event", f"{costs.event_s * us:.0f} us", "measured", "CPU time of its loop, of calls"),
         ("manager, a message", f"{costs.message_s * us:.1f} us", "measured", "encoding of a call"),
-        ("manager, a turn of its loop", f"{costs.turn_s * us:.0f} us", "measured", "calls one by one against calls together"),
+        ("manager, a turn of its loop", f"{costs.loop_iteration_s * us:.0f} us", "measured", "calls one by one against calls together"),
         ("another manager, a task", f"{ms / PEER_RATE:.1f} ms", "measured before", f"TaskVine's DaskVine, {PEER_RATE:.0f} vertices/s on two cores"),
         ("a map task computes", f"{CENTRAL.seconds:g} s ({LOW.seconds:g} to {HIGH.seconds:g})", "assumed", "see the README"),
         ("how much that differs", f"sigma {SPREAD}", "assumed", "lognormal"),

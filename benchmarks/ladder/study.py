@@ -85,7 +85,7 @@ def table(rungs: list[Rung], scale: Scale) -> Table:
             f"{rung.other.makespan_s:,.0f}",
             f"{central.utilisation:.0%}",
             f"{through / 1e9:,.1f}",
-            f"{pair}, {central.most_between_two / 1e9:.1f}",
+            f"{pair}, {central.max_pair_bytes / 1e9:.1f}",
         )
     return shown
 

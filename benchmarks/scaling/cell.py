@@ -19,11 +19,11 @@ from benchmarks.scaling import files
 from benchmarks.scaling.crowd import Orders
 from benchmarks.scaling.shapes import SHAPES, dask_graph, specs
 from daskvine import DaskVine
-from daskvine.run import SLICE
+from daskvine.run import MAX_TASKS_PER_SLICE
 from vinecore import LibraryTask
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.state import RunSpec
+from vinecore.core.state import GraphSpec
 
 PER_CROWD = 500  # workers of one process
 LOOK_S = 0.01
@@ -152,12 +152,16 @@ def _wait(door: Door, crowds: Crowds, cell: Cell) -> int:
 def _run(m: DaskVine, door: Door, count: int) -> tuple[float, ...]:
     """Have all tasks done; give the times, as `Measured` has them."""
     engine, watch = m._engine, Watch(m)
-    loop, user, begun = engine.call(lambda _mind: time.thread_time()), time.thread_time(), time.perf_counter()
+    loop, user, begun = (
+        engine.query(lambda _mind: time.thread_time()),
+        time.thread_time(),
+        time.perf_counter(),
+    )
     watch.start()
     door.run()
     seconds, user = time.perf_counter() - begun, time.thread_time() - user
     watch.stop()
-    loop = engine.call(lambda _mind: time.thread_time()) - loop
+    loop = engine.query(lambda _mind: time.thread_time()) - loop
     return 1e6 * loop / count, 1e6 * user / count, count / seconds, watch.first - begun, watch.longest
 
 
@@ -183,14 +187,14 @@ class EngineDoor:
         library.set_cores(cell.cores)
         library.set_function_slots(cell.cores)
         m.install_library(library)
-        self._library, self._function = m._libraries["scaling"][0], m.share_bytes(b"a function")
+        self._library, self._function = m._libraries["scaling"][0], m.declare_shared_bytes(b"a function")
         self._count = self._run = 0
         self._first = 1
         self._over = threading.Event()
-        self._end: i.RunEnded | None = None
-        self._engine.listen(i.RunEnded, self._ended)
+        self._end: i.GraphFinished | None = None
+        self._engine.subscribe(i.GraphFinished, self._ended)
 
-    def _ended(self, end: i.RunEnded) -> None:
+    def _ended(self, end: i.GraphFinished) -> None:
         self._end = end
         self._over.set()
 
@@ -203,27 +207,27 @@ class EngineDoor:
         """Hand all of them over."""
         self._over.clear()
         self._run += 1
-        self._engine.post(e.RunOpened(RunSpec(self._run, "scaling", size=self._count)))
+        self._engine.post_event(e.GraphOpened(GraphSpec(self._run, "scaling", size=self._count)))
         tasks = specs(self._shape(self._count), self._run, self._first, self._library, self._function)
-        while slice_ := list(itertools.islice(tasks, SLICE)):
+        while slice_ := list(itertools.islice(tasks, MAX_TASKS_PER_SLICE)):
             self._first = slice_[-1].task + 1
             self._engine.submit(slice_)
-        self._engine.post(e.RunSubmitted(self._run))
-        self._engine.call(lambda _mind: None)
+        self._engine.post_event(e.GraphSubmitted(self._run))
+        self._engine.query(lambda _mind: None)
 
     def run(self) -> None:
         """Have them done."""
         self.submit()
         while not self._over.wait(1.0):
-            self._engine.check()
+            self._engine.ensure_open()
         if self._end is None or self._end.outcome != "success":
             raise RuntimeError(self._end)
         self.close()
 
     def close(self) -> None:
         """Forget them, whether they are done or not."""
-        self._engine.post(e.RunClosed(self._run))
-        self._engine.call(lambda _mind: None)
+        self._engine.post_event(e.GraphClosed(self._run))
+        self._engine.query(lambda _mind: None)
 
 
 class GetDoor:

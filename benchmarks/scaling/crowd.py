@@ -20,7 +20,7 @@ from benchmarks.scaling import files
 from benchmarks.scaling.workers import Worker
 from vinecore.protocol import handshake, seals
 from vinecore.protocol import messages as m
-from vinecore.protocol.channel import Channel
+from vinecore.protocol.channel import MessageChannel
 
 DIALLING = 32  # connections that are made at the same time
 PATIENCE_S = 60.0
@@ -78,7 +78,7 @@ class Crowd:
     def _dial(self) -> tuple[socket.socket, bytes]:
         sock = socket.create_connection(("127.0.0.1", self._orders.port), timeout=PATIENCE_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        key = handshake.dial(sock, self._orders.secret.encode(), "worker")
+        key = handshake.connect(sock, self._orders.secret.encode(), "worker")
         sock.setblocking(False)
         return sock, key
 
@@ -91,7 +91,9 @@ class Crowd:
                 channel.send(message)
 
         sock, key = await dialled
-        channel = Channel(m.FROM_MANAGER, received, self._lost, _dumps, _loads, seals.pair(key, "client"))
+        channel = MessageChannel(
+            m.FROM_MANAGER, received, self._lost, _dumps, _loads, seals.sender_and_receiver(key, "client")
+        )
         await asyncio.get_running_loop().create_connection(lambda: channel, sock=sock)
         channel.send(worker.hello)
 

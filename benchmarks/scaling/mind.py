@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from benchmarks.scaling.cell import Cell
 from benchmarks.scaling.shapes import SHAPES, specs
 from benchmarks.scaling.workers import Worker
-from daskvine.run import SLICE
+from daskvine.run import MAX_TASKS_PER_SLICE
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.allocation import Request
-from vinecore.core.mind import Mind
-from vinecore.core.state import FileSpec, LibrarySpec, RunSpec, TaskSpec
+from vinecore.core.allocation import ResourceRequest
+from vinecore.core.mind import Scheduler
+from vinecore.core.state import FileSpec, GraphSpec, LibrarySpec, TaskSpec
 from vinecore.protocol import messages as m
 from vinecore.versions import python_version
 
@@ -35,14 +35,14 @@ class Vine:
     """
 
     def __init__(self, cell: Cell) -> None:
-        self.mind = Mind(python_version())
+        self.mind = Scheduler(python_version())
         self.spent_s = 0.0
-        self.ended: list[i.RunEnded] = []
+        self.ended: list[i.GraphFinished] = []
         self._now = 0.0
         self._workers = {n: Worker(n, *cell[4:]) for n in range(1, cell.workers + 1)}
         self._said: list[e.Event] = []
         for number, worker in self._workers.items():
-            self._said.append(e.WorkerJoined(number, "127.0.0.1", worker.hello))
+            self._said.append(e.WorkerConnected(number, "127.0.0.1", worker.hello))
 
     def turn(self, *happened: e.Event) -> bool:
         """One turn of the loop: the mind takes what there is, and the workers do what it says; whether anything came of it."""
@@ -56,11 +56,11 @@ class Vine:
             if type(instruction) is i.Send:
                 heard.setdefault(instruction.worker, []).append(instruction.message)
             elif type(instruction) is i.SendObject:
-                heard.setdefault(instruction.worker, []).append(m.Put(instruction.name, b"a function"))
-            elif type(instruction) is i.RunEnded:
+                heard.setdefault(instruction.worker, []).append(m.PutObject(instruction.name, b"a function"))
+            elif type(instruction) is i.GraphFinished:
                 self.ended.append(instruction)
         self._said = [
-            e.WorkerSaid(number, said)
+            e.MessageReceived(number, said)
             for number, messages in heard.items()
             for said in self._workers[number].hear(messages)
         ]
@@ -69,20 +69,20 @@ class Vine:
 
 def compute(vine: Vine, run: int, tasks: Iterator[TaskSpec]) -> None:
     """Have tasks computed, a slice in each turn."""
-    vine.turn(e.RunOpened(RunSpec(run, "scaling")))
+    vine.turn(e.GraphOpened(GraphSpec(run, "scaling")))
     turns = itertools.count(1)
-    while batch := list(itertools.islice(tasks, SLICE)):
+    while batch := list(itertools.islice(tasks, MAX_TASKS_PER_SLICE)):
         vine.turn(e.TasksSubmitted(batch))
         if not next(turns) % TICKS:
             vine.turn(e.Tick())
-    vine.turn(e.RunSubmitted(run))
+    vine.turn(e.GraphSubmitted(run))
     while not vine.ended:
         vine.turn()
         if not next(turns) % TICKS:
             vine.turn(e.Tick())
     if vine.ended.pop().outcome != "success":
         raise RuntimeError
-    vine.turn(e.RunClosed(run))
+    vine.turn(e.GraphClosed(run))
 
 
 def mind_us(cell: Cell) -> float:
@@ -91,7 +91,7 @@ def mind_us(cell: Cell) -> float:
     name, function = "library", "function"
     vine.turn(
         e.FilesDeclared([FileSpec(n, 10, at_manager=True) for n in (function, "setup")]),
-        e.LibraryInstalled(LibrarySpec(name, "setup", cell.cores, Request(cores=cell.cores))),
+        e.LibraryInstalled(LibrarySpec(name, "setup", cell.cores, ResourceRequest(cores=cell.cores))),
     )
     shape, warm = SHAPES[cell.shape], cell.workers * cell.cores
     compute(vine, 1, specs(shape(warm), 1, 1, name, function))

@@ -80,11 +80,11 @@ def specs(
         result = f"result-5f93b1a8-{number}"
         results.append(result)
         inputs = tuple([results[n] for n in vertex.inputs])
-        payload = values.dumps((([values.Input(n) for n in range(len(inputs))], rank), {}))
+        payload = values.dumps((([values.InputPlaceholder(n) for n in range(len(inputs))], rank), {}))
         yield TaskSpec(
             number, str(vertex.key), result, run, library, function, payload, (function,), inputs,
-            wanted=(result,) if vertex.wanted else (), category=NAMES[vertex.kind], priority=rank,
-            readers=0 if vertex.wanted else 1, level=TASK,
+            wanted_at_manager=(result,) if vertex.wanted else (), category=NAMES[vertex.kind], priority=rank,
+            reader_count=0 if vertex.wanted else 1, level=TASK,
         )  # fmt: skip
 
 

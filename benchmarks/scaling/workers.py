@@ -37,7 +37,7 @@ class Worker:
     """
 
     def __init__(self, number: int, cores: int, result_bytes: int, call_s: float) -> None:
-        self._mind = state.WorkerState()
+        self._mind = state.WorkerStateMachine()
         self._result_bytes, self._call_s = result_bytes, call_s
         self.done = self.fetched = 0
         self.hello = m.Hello(
@@ -63,26 +63,26 @@ class Worker:
             doings = self._mind.handle(happened)
             happened = []
             for doing in doings:
-                if type(doing) is i.Say:
+                if type(doing) is i.SendMessage:
                     said.append(doing.message)
                 elif type(doing) is i.SendCall:
                     replies.setdefault(doing.slot, []).append(self._reply(doing.run))
                 elif type(doing) in _AT_ONCE:
                     happened.append(_AT_ONCE[type(doing)](doing))
                     self.fetched += type(doing) is i.StartFetch
-            happened += [e.Replied(slot, calls) for slot, calls in replies.items()]
+            happened += [e.CallsReturned(slot, calls) for slot, calls in replies.items()]
             self.done += sum(map(len, replies.values()))
         return said
 
-    def _reply(self, run: m.Run) -> Reply:
+    def _reply(self, run: m.RunTask) -> Reply:
         """What a slot answers: a value that can be loaded where the manager wants it."""
-        size, payload = (len(VALUE), VALUE) if run.keep else (self._result_bytes, b"")
+        size, payload = (len(VALUE), VALUE) if run.return_result else (self._result_bytes, b"")
         return Reply(run.task, "done", size, self._call_s, {}, payload)
 
 
 _AT_ONCE: dict[type, Callable[[Any], Any]] = {
-    i.StartHost: lambda doing: e.HostUp(doing.host, 0.0, VERSIONS),
-    i.StartFetch: lambda doing: e.Arrived(doing.fetch.name, max(doing.fetch.size, 0), True, doing.fetch.digest),
-    i.StartUnpack: lambda doing: e.Arrived(doing.unpack.name, 0, True),
-    i.KillSlot: lambda doing: e.SlotDown(doing.slot, -1, {}),
+    i.StartForkServer: lambda doing: e.ForkServerReady(doing.host, 0.0, VERSIONS),
+    i.StartFetch: lambda doing: e.ObjectArrived(doing.fetch.name, max(doing.fetch.size, 0), True, doing.fetch.digest),
+    i.StartUnpack: lambda doing: e.ObjectArrived(doing.unpack.name, 0, True),
+    i.KillSlot: lambda doing: e.SlotExited(doing.slot, -1, {}),
 }  # fmt: skip

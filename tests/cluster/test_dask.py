@@ -167,7 +167,7 @@ def test_a_manager_scales_over_the_nodes_that_are_there(start, cluster, yard):
 def test_a_client_that_leaves_ends_its_vine_workers(cluster, yard, monkeypatch, caplog):
     from distributed import Client
 
-    monkeypatch.setattr("daskvine.nodes.LEASH_S", 4.0)
+    monkeypatch.setattr("daskvine.nodes.HEARTBEAT_TIMEOUT_S", 4.0)
     m = yard.manager()
     with Client(cluster.client.scheduler.address, set_as_default=False) as client:
         factory = Factory("dask", client=client, manager=m, factory_period=0.5).start()

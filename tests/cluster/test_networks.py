@@ -63,7 +63,7 @@ def test_a_worker_that_no_peer_can_reach_is_not_asked_again_and_again(yard, host
     assert addresses[0].startswith(router.address)
     silent.block(address_of(m, hidden[1])[1])
     files = make_on(yard, m, 2, "first")
-    makers = m._engine.call(
+    makers = m._engine.query(
         lambda mind: {w.id for f in files for w in mind.tables.files[f.cache_name].replicas}
     )
     assert makers == set(hidden)
@@ -78,7 +78,7 @@ def test_a_worker_that_no_peer_can_reach_is_not_asked_again_and_again(yard, host
     until(lambda: len(workers_of(m)) == 5, "all to be there")
     more = make_on(yard, m, 2, "second")
     read_everywhere(yard, m, more, "again", 5)
-    shunned = m._engine.call(
+    shunned = m._engine.query(
         lambda mind: all(mind.tables.workers[n].shunned_until > mind.now for n in hidden)
     )
     if shunned:  # else the machine was so slow that it is time for another try

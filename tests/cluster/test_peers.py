@@ -33,7 +33,7 @@ def worker_on(yard, m, host, manager, port=None):
 
 def address_of(m, number):
     """Where a worker can be fetched from, by its number."""
-    host, _, port = m._engine.call(lambda mind: mind.tables.workers[number].data_address).rpartition(":")
+    host, _, port = m._engine.query(lambda mind: mind.tables.workers[number].data_address).rpartition(":")
     return host, int(port)
 
 

@@ -36,7 +36,7 @@ def m(one_worker):
     """The shared manager; nothing of what a test computed is left in its tables."""
     one_worker.set_scheduler("files")
     yield one_worker
-    assert one_worker._engine.call(left_behind) == []
+    assert one_worker._engine.query(left_behind) == []
 
 
 def left_behind(mind):
@@ -75,11 +75,11 @@ class Wire:
 
     def __init__(self, m):
         self._engine = m._engine
-        self._carriers = dict(m._engine._carriers)
-        self._hear = m._engine._heard
+        self._carriers = dict(m._engine._executors)
+        self._hear = m._engine._on_messages
         self.sent, self.heard = [], []
-        m._engine._carriers |= {i.Send: self._send, i.SendObject: self._send_object}
-        m._engine._heard = self._heard
+        m._engine._executors |= {i.Send: self._send, i.SendObject: self._send_object}
+        m._engine._on_messages = self._heard
 
     def _send(self, instruction):
         self.sent.append(instruction.message)
@@ -102,8 +102,8 @@ class Wire:
         return [message for message in [*self.sent, *self.heard] if type(message) is kind]
 
     def cut(self):
-        self._engine._carriers |= self._carriers
-        self._engine._heard = self._hear
+        self._engine._executors |= self._carriers
+        self._engine._on_messages = self._hear
 
 
 @pytest.fixture

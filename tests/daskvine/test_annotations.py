@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from daskvine.annotations import RESOURCE_NAMES, VertexAnnotations, collect_annotations, read_annotations
-from daskvine.graph import Graph, normalize
+from daskvine.graph import Graph, to_task_spec_graph
 from daskvine.options import Options
 from tests.daskvine import vertices as v
-from vinecore.core.allocation import Request
+from vinecore.core.allocation import ResourceRequest
 from vinecore.errors import InsufficientResources
 
 
@@ -123,7 +123,7 @@ def test_vertices_of_higher_priority_run_first(m, tmp_path):
 def read(annotations, **options):
     with dask.annotate(**annotations):
         vertex = dask.delayed(v.inc)(1)
-    graph = Graph(normalize(vertex.dask), [vertex.key])
+    graph = Graph(to_task_spec_graph(vertex.dask), [vertex.key])
     found = read_annotations(collect_annotations(vertex.dask), graph, Options.parse(options))
     return found[vertex.key]
 
@@ -158,7 +158,7 @@ def test_an_annotation_that_is_honoured_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read({"retries": np.int64(2), "priority": np.float32(1), "resources": {"GPU": 1}}) == (
-            VertexAnnotations(Request(gpus=1), 2, 1.0)
+            VertexAnnotations(ResourceRequest(gpus=1), 2, 1.0)
         )
         assert set(RESOURCE_NAMES.values()) == {"cores", "memory", "disk", "gpus"}
 

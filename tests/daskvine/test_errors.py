@@ -395,7 +395,7 @@ def test_an_interrupt_cancels_what_is_computed(m, gate, options):
     graph = {("x", n): (v.stop_at, gate.port, str(n)) for n in range(4)}
     with pytest.raises(KeyboardInterrupt):
         m.get(graph, list(graph), **options)
-    assert m._engine.call(
+    assert m._engine.query(
         lambda mind: (list(mind.tables.tasks), [run for run in mind.tables.runs if run])
     ) == ([], [])
     assert m.get({"x": (v.inc, 1)}, "x", **options) == 2  # though the gate is still closed
@@ -435,7 +435,7 @@ def test_an_interrupt_while_nothing_is_connected():
     with DaskVine(port=0) as m:
         with (
             pytest.raises(KeyboardInterrupt),
-            interrupt_when(lambda: m._engine.call(lambda mind: list(mind.tables.tasks))),
+            interrupt_when(lambda: m._engine.query(lambda mind: list(mind.tables.tasks))),
         ):
             dask.delayed(v.inc)(1).compute(scheduler=m.get, progress_disable=True)
-        assert m._engine.call(lambda mind: list(mind.tables.tasks)) == []
+        assert m._engine.query(lambda mind: list(mind.tables.tasks)) == []

@@ -99,5 +99,5 @@ def test_nothing_of_them_is_left_with_the_worker(m):
     learned(m)
     (worker,) = m.summarize_workers()
     assert worker["tasks"] == 0
-    left = m._engine.call(lambda mind: [name for name in mind.tables.files if name.startswith("result-")])
+    left = m._engine.query(lambda mind: [name for name in mind.tables.files if name.startswith("result-")])
     assert left == []

@@ -370,7 +370,7 @@ def test_shared_objects_are_sent_and_loaded_once(m, listen_to, tmp_path):
     graph = {("x", n): Task(("x", n), use, schema, n) for n in range(50)}
     options = {**CALLS, "lib_resources": {"cores": 2, "slots": 2}}
     assert m.get(graph, list(graph), **options) == tuple(20_000 + n for n in range(50))
-    runs = wire.of(messages.Run)
+    runs = wire.of(messages.RunTask)
     assert len(runs) == 50
     assert max(len(run.payload) for run in runs) < 200
     sent = [
@@ -382,7 +382,7 @@ def test_shared_objects_are_sent_and_loaded_once(m, listen_to, tmp_path):
 
     before = len(wire.sent)
     assert m.get(graph, list(graph), **options) == tuple(20_000 + n for n in range(50))
-    assert {type(message) for message in wire.sent[before:]} <= {messages.Run, messages.Unlink}
+    assert {type(message) for message in wire.sent[before:]} <= {messages.RunTask, messages.RemoveObjects}
     assert len(log.read_text().split()) <= 2
 
 

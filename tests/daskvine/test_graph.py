@@ -8,7 +8,7 @@ import pytest
 from dask.order import order
 
 from daskvine import graph as graphs
-from daskvine.graph import Graph, normalize, without_collector
+from daskvine.graph import Graph, gc_disabled, to_task_spec_graph
 
 
 def tree(leaves):
@@ -25,19 +25,19 @@ def tree(leaves):
 
 def test_a_graph_runs_in_the_order_of_dask():
     graph, target = tree(40)
-    nodes = normalize(graph)
+    nodes = to_task_spec_graph(graph)
     ranks = order(nodes)
-    assert [ranks[key] for key in Graph(nodes, [target]).in_order()] == list(range(len(graph)))
+    assert [ranks[key] for key in Graph(nodes, [target]).in_priority_order()] == list(range(len(graph)))
 
 
 def test_a_large_graph_begins_depth_first_and_goes_on_in_the_order_of_dask(monkeypatch):
-    monkeypatch.setattr(graphs, "LARGE", 30)
-    monkeypatch.setattr(graphs, "FIRST", 10)
+    monkeypatch.setattr(graphs, "LARGE_GRAPH_VERTICES", 30)
+    monkeypatch.setattr(graphs, "FIRST_SLICE_VERTICES", 10)
     graph, target = tree(40)
-    nodes = normalize(graph)
+    nodes = to_task_spec_graph(graph)
     ranks = order(nodes)
     found = Graph(nodes, [target])
-    given = list(found.in_order())
+    given = list(found.in_priority_order())
     assert len(given) == len(graph)
     assert set(given) == set(graph)
     seen = set()
@@ -49,15 +49,15 @@ def test_a_large_graph_begins_depth_first_and_goes_on_in_the_order_of_dask(monke
 
 
 def test_a_large_graph_is_not_put_in_order_before_its_first_vertices_are_given(monkeypatch):
-    monkeypatch.setattr(graphs, "LARGE", 30)
-    monkeypatch.setattr(graphs, "FIRST", 10)
+    monkeypatch.setattr(graphs, "LARGE_GRAPH_VERTICES", 30)
+    monkeypatch.setattr(graphs, "FIRST_SLICE_VERTICES", 10)
     graph, target = tree(40)
 
     def too_soon(_nodes):
         raise AssertionError
 
     monkeypatch.setattr(graphs, "order", too_soon)
-    given = Graph(normalize(graph), [target]).in_order()
+    given = Graph(to_task_spec_graph(graph), [target]).in_priority_order()
     for _n in range(10):
         next(given)
     with pytest.raises(AssertionError):
@@ -65,10 +65,10 @@ def test_a_large_graph_is_not_put_in_order_before_its_first_vertices_are_given(m
 
 
 def test_a_circle_in_a_large_graph_is_refused(monkeypatch):
-    monkeypatch.setattr(graphs, "LARGE", 2)
+    monkeypatch.setattr(graphs, "LARGE_GRAPH_VERTICES", 2)
     graph = {"a": (abs, "c"), "b": (abs, "a"), "c": (abs, "b"), "d": (abs, "c")}
     with pytest.raises(RuntimeError, match="Cycle"):
-        Graph(normalize(graph), ["d"])
+        Graph(to_task_spec_graph(graph), ["d"])
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -76,9 +76,9 @@ def test_the_garbage_collector_is_as_it_was_when_a_graph_is_made_or_is_not(on):
     before = gc.isenabled()
     try:
         (gc.enable if on else gc.disable)()
-        with without_collector():
+        with gc_disabled():
             assert not gc.isenabled()
-        with pytest.raises(KeyError), without_collector():
+        with pytest.raises(KeyError), gc_disabled():
             Graph({}, ["x"])
         assert gc.isenabled() is on
     finally:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daskvine import vertex
-from daskvine.merge import daskvine_merge, is_merge, read, rewrite
+from daskvine.merge import daskvine_merge, is_merge, match_reduction, rewrite_wide_reductions
 from vinecore.protocol import values
 
 
@@ -52,7 +52,7 @@ def compute(collection, size):
 
     def get(dsk, keys, **_):
         graph = dsk if isinstance(dsk, Mapping) else dsk.__dask_graph__()
-        seen.update(rewrite(convert_legacy_graph(dict(graph)), size))
+        seen.update(rewrite_wide_reductions(convert_legacy_graph(dict(graph)), size))
         return dask.get(seen, keys)
 
     return collection.compute(scheduler=get, optimize_graph=False), seen
@@ -88,48 +88,48 @@ def test_same_result_with_few_inputs_each(call, size):
 def test_order_count_and_depth_of_any_tree(n, size):
     graph = {f"leaf-{i}": Task(f"leaf-{i}", letter, i) for i in range(n)}
     graph["top"] = Task("top", join, *map(TaskRef, list(graph)))
-    rewritten = rewrite(graph, size)
+    rewritten = rewrite_wide_reductions(graph, size)
     assert dask.get(rewritten, "top") == "".join(map(letter, range(n)))
     assert all(len(node.dependencies) <= size for node in rewritten.values())
     # no merge does more than it has to: none of a single part, except the one that was asked for
     assert all(len(node.dependencies) > 1 for key, node in merges(rewritten).items() if key != "top")
-    assert rewrite(graph, size).keys() == rewritten.keys()
+    assert rewrite_wide_reductions(graph, size).keys() == rewritten.keys()
 
 
 def test_a_narrow_merge_stays_as_it_is():
     graph = convert_legacy_graph({"a": "x", "b": "y", "top": (join, "a", "b")})
-    assert rewrite(graph, 2) == graph
+    assert rewrite_wide_reductions(graph, 2) == graph
 
 
 def test_unmarked_functions_stay_as_they_are():
     graph = convert_legacy_graph({**dict.fromkeys("abcd", 1), "top": (max, "a", "b", "c", "d")})
-    assert rewrite(graph, 2) == graph
+    assert rewrite_wide_reductions(graph, 2) == graph
 
 
 def test_a_list_that_is_a_vertex_of_its_own():
     graph = convert_legacy_graph(
         {**{c: c.upper() for c in "abcde"}, "parts": list("abcde"), "top": (join_list, "parts")}
     )
-    rewritten = rewrite(graph, 2)
+    rewritten = rewrite_wide_reductions(graph, 2)
     assert dask.get(rewritten, ["top", "parts"]) == ("ABCDE", list("ABCDE"))
     assert "parts" not in rewritten["top"].dependencies
 
 
 def test_a_reference_to_something_else_is_one_part():
     graph = convert_legacy_graph({"parts": (list, "abcde"), "top": (join_list, "parts")})
-    assert rewrite(graph, 2) == graph
+    assert rewrite_wide_reductions(graph, 2) == graph
     assert dask.get(graph, "top") == "abcde"
 
 
 def test_constants_and_nested_tasks_are_parts():
     graph = convert_legacy_graph({"a": "x", "top": (join, "a", "-", (letter, 3), "a")})
-    assert dask.get(rewrite(graph, 2), "top") == "x-dx"
+    assert dask.get(rewrite_wide_reductions(graph, 2), "top") == "x-dx"
 
 
 def test_list_node_as_an_argument():
     graph = {c: Task(c, str.upper, c) for c in "abc"}
     graph["top"] = Task("top", join_list, List(*map(TaskRef, "abc")))
-    assert dask.get(rewrite(graph, 2), "top") == "ABC"
+    assert dask.get(rewrite_wide_reductions(graph, 2), "top") == "ABC"
 
 
 @pytest.mark.parametrize("key", ["top", ("top", 0), ("top", 1, 2), b"top", 7, ("x",)])
@@ -137,7 +137,7 @@ def test_the_root_keeps_its_key_and_others_get_new_ones(key):
     graph = {f"leaf-{c}": Task(f"leaf-{c}", str.upper, c) for c in "abcde"}
     graph[key] = Task(key, join, *map(TaskRef, list(graph)))
     graph["last"] = Task("last", str.lower, TaskRef(key))
-    rewritten = rewrite(graph, 2)
+    rewritten = rewrite_wide_reductions(graph, 2)
     assert rewritten.keys() > graph.keys()
     assert all(node.key == name for name, node in rewritten.items())
     assert dask.get(rewritten, "last") == "abcde"
@@ -150,7 +150,7 @@ def test_new_keys_avoid_those_of_the_graph():
     parts = [TaskRef(key) for key in graph]
     graph["top-merge-1-0"] = Task("top-merge-1-0", letter, 25)
     graph["top"] = Task("top", join, *parts, TaskRef("top-merge-1-0"))
-    assert dask.get(rewrite(graph, 2), "top") == "ABCz"
+    assert dask.get(rewrite_wide_reductions(graph, 2), "top") == "ABCz"
 
 
 def test_trees_of_trees():
@@ -163,7 +163,7 @@ def test_trees_of_trees():
 
 def test_merge_size_is_at_least_two():
     with pytest.raises(ValueError, match="2 or more"):
-        rewrite({}, 1)
+        rewrite_wide_reductions({}, 1)
 
 
 def test_the_mark_survives_cloudpickle_and_leaves_the_function_alone():
@@ -206,8 +206,8 @@ def numbers(count):
 def test_known_merges_become_trees_on_request(how, size):
     graph = numbers(30)
     graph["top"] = known(how, graph)
-    assert read(graph["top"], {}).how == how
-    rewritten = rewrite(graph, size)
+    assert match_reduction(graph["top"], {}).argument_style == how
+    rewritten = rewrite_wide_reductions(graph, size)
     assert dask.get(rewritten, "top") == sum(range(30))
     assert max(len(node.dependencies) for node in rewritten.values()) == size
 
@@ -218,7 +218,7 @@ def test_known_merges_become_trees_on_request(how, size):
 def test_only_what_may_be_grouped_in_any_way_does_so_by_itself(how, count, widest):
     graph = numbers(count)
     graph["top"] = known(how, graph)
-    rewritten = rewrite(graph, None)
+    rewritten = rewrite_wide_reductions(graph, None)
     assert dask.get(rewritten, "top") == sum(range(count))
     assert max(len(node.dependencies) for node in rewritten.values()) == widest
 
@@ -226,7 +226,7 @@ def test_only_what_may_be_grouped_in_any_way_does_so_by_itself(how, count, wides
 def test_marked_merges_are_left_alone_unless_that_was_asked_for():
     graph = numbers(100)
     graph["top"] = Task("top", join_list, List(*map(TaskRef, graph)))
-    assert rewrite(graph, None) == graph
+    assert rewrite_wide_reductions(graph, None) == graph
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_marked_merges_are_left_alone_unless_that_was_asked_for():
     ids=str,
 )
 def test_what_only_looks_like_a_known_merge_is_none(node):
-    assert rewrite({**numbers(3), "top": node}, 2)["top"] is node
+    assert rewrite_wide_reductions({**numbers(3), "top": node}, 2)["top"] is node
 
 
 # ---- inside of a vertex
@@ -250,15 +250,15 @@ def test_what_only_looks_like_a_known_merge_is_none(node):
 @pytest.fixture
 def one_by_one(monkeypatch):
     """Have every partial result count as large."""
-    monkeypatch.setattr(vertex, "AT_ONCE", 0)
+    monkeypatch.setattr(vertex, "MAX_BYTES_LOADED_AT_ONCE", 0)
 
 
 def stored(*parts):
-    return [values.Stored(functools.partial(values.dumps, part)) for part in parts]
+    return [values.LazyValue(functools.partial(values.dumps, part)) for part in parts]
 
 
 def merged(how, function, *parts, **keywords):
-    return vertex.merge_parts(function, how, keywords, *stored(*parts))
+    return vertex.reduce_partial_results(function, how, keywords, *stored(*parts))
 
 
 def test_small_parts_are_merged_at_once_and_large_ones_two_at_a_time(monkeypatch):
@@ -270,7 +270,7 @@ def test_small_parts_are_merged_at_once_and_large_ones_two_at_a_time(monkeypatch
 
     parts = [[n] for n in range(7)]
     assert merged("list", merge, *parts) == list(range(7))
-    monkeypatch.setattr(vertex, "AT_ONCE", 0)
+    monkeypatch.setattr(vertex, "MAX_BYTES_LOADED_AT_ONCE", 0)
     assert merged("list", merge, *parts) == list(range(7))
     assert calls == [7, *[2] * 6]
 
@@ -283,7 +283,7 @@ def test_as_many_large_parts_are_merged_at_once_as_have_room(monkeypatch):
         return np.concatenate(parts)
 
     parts = [np.full(1000, n, "f8") for n in range(10)]
-    monkeypatch.setattr(vertex, "AT_ONCE", 26_000)
+    monkeypatch.setattr(vertex, "MAX_BYTES_LOADED_AT_ONCE", 26_000)
     assert np.array_equal(merged("arguments", merge, *parts), np.concatenate(parts))
     assert calls == [4, 4, 4]
 
@@ -299,8 +299,10 @@ def test_more_large_parts_are_merged_than_files_may_be_open(one_by_one, tmp_path
     highest = max(map(int, os.listdir("/proc/self/fd"))) + 20
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest, most))
     try:
-        parts = [values.Stored(functools.partial(values.map_file, str(path))) for _ in range(highest + 1)]
-        assert vertex.merge_parts(sum, "sum", {}, *parts).tolist() == [len(parts)] * 10_000
+        parts = [
+            values.LazyValue(functools.partial(values.map_object, str(path))) for _ in range(highest + 1)
+        ]
+        assert vertex.reduce_partial_results(sum, "sum", {}, *parts).tolist() == [len(parts)] * 10_000
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (least, most))
 

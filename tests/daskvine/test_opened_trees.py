@@ -10,8 +10,8 @@ import pytest
 from dask._task_spec import Task
 
 from daskvine import DaskVine, opened_trees
-from daskvine.graph import Graph, normalize
-from daskvine.recipes import Recipes
+from daskvine.graph import Graph, to_task_spec_graph
+from daskvine.recipes import ResultKeys
 from daskvine.surroundings import look
 
 uproot = pytest.importorskip("uproot", reason="opens ROOT files: pip install uproot")
@@ -33,9 +33,9 @@ def tree_in(path):
 
 
 def name_of(tree):
-    graph = Graph(normalize({"x": Task("x", len, tree)}), ["x"])
+    graph = Graph(to_task_spec_graph({"x": Task("x", len, tree)}), ["x"])
     around = look(os.environ)
-    return Recipes(graph, around.digest, lambda _key: True, around.things).name("x")
+    return ResultKeys(graph, around.digest, lambda _key: True, around.things).key_for("x")
 
 
 @pytest.fixture
@@ -95,10 +95,10 @@ def test_what_somebody_has_put_into_a_tree_counts(path):
 
 def test_a_tree_is_not_looked_into_branch_by_branch(tmp_path):
     def parts(branches):
-        from daskvine.digests import Digests
+        from daskvine.digests import Fingerprinter
 
         write(tmp_path / f"{branches}.root", 0.5, branches)
-        digests = Digests()
+        digests = Fingerprinter()
         digests.of(tree_in(tmp_path / f"{branches}.root"))
         return len(digests._known)
 

@@ -30,21 +30,21 @@ LARGE = 200_000  # bytes: too many for a message, so it is a file on the worker
 
 def running(m):
     """How many tasks are on workers now."""
-    return m._engine.call(lambda mind: sum(len(worker.tasks) for worker in mind.tables.workers.values()))
+    return m._engine.query(lambda mind: sum(len(worker.tasks) for worker in mind.tables.workers.values()))
 
 
 def copies(m, *keys):
     """How many workers hold the result of each vertex of the last graph now."""
     names = [m.last_run._results[key] for key in keys]
-    return m._engine.call(lambda mind: [len(mind.tables.files[name].replicas) for name in names])
+    return m._engine.query(lambda mind: [len(mind.tables.files[name].replicas) for name in names])
 
 
 def at_manager(m, key):
     """Whether the result of a vertex of the last graph is at the manager now."""
     name = m.last_run._results[key]
     return (
-        m._engine.call(lambda mind: mind.tables.files[name].at_manager)
-        and m._engine.store.find(name) is not None
+        m._engine.query(lambda mind: mind.tables.files[name].at_manager)
+        and m._engine.store.find_object(name) is not None
     )
 
 
@@ -118,7 +118,7 @@ def test_with_env_per_task_every_vertex_unpacks_its_own(m, packed):
     found = m.get(graph, list(graph), environment=packed, env_per_task=True)
     assert [word for word, _prefix in found] == ["packed", "packed"]
     assert len({prefix for _word, prefix in found}) == 2
-    assert m._engine.call(lambda mind: [name for name in mind.tables.files if "-for-" in name]) == []
+    assert m._engine.query(lambda mind: [name for name in mind.tables.files if "-for-" in name]) == []
 
 
 def test_a_broken_environment_is_named(m, task_mode, tmp_path):
@@ -174,7 +174,7 @@ def test_extra_files_may_come_from_a_server_or_be_made_when_they_are_needed(m, t
 def test_a_server_that_stops_half_way_is_named_where_a_vertex_needs_its_file(
     m, task_mode, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("vinecore.core.transfers.PAUSE_S", 0.01)  # between the tries
+    monkeypatch.setattr("vinecore.core.transfers.RETRY_DELAY_S", 0.01)  # between the tries
     (tmp_path / "lumi").write_bytes(bytes(1000))
     with web_server(tmp_path) as web:
         url = f"{web.url}/half/lumi"
@@ -222,14 +222,14 @@ def test_without_worker_transfers_small_results_come_with_the_news(m, listen_to,
     wire = listen_to(m)
     graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
     assert m.get(graph, "c", task_mode=task_mode, worker_transfers=False) == 4
-    assert [bool(done.payload) for done in wire.of(messages.Done)] == [True, True, True]
+    assert [bool(done.payload) for done in wire.of(messages.TaskDone)] == [True, True, True]
 
 
 def test_small_intermediates_stay_where_they_are(m, listen_to, task_mode):
     wire = listen_to(m)
     graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
     assert m.get(graph, "c", task_mode=task_mode) == 4
-    assert [bool(done.payload) for done in wire.of(messages.Done)] == [False, False, True]
+    assert [bool(done.payload) for done in wire.of(messages.TaskDone)] == [False, False, True]
 
 
 @pytest.mark.parametrize("size", [10, LARGE])
@@ -690,14 +690,14 @@ def test_a_vertex_that_dies_once_succeeds_with_another_attempt(m, tmp_path, task
 @pytest.fixture
 def submitted(m, monkeypatch):
     """How many vertices the engine was given at once, each time."""
-    sizes, post = [], m._engine.post
+    sizes, post = [], m._engine.post_event
 
     def listen(event):
         if type(event) is e.TasksSubmitted:
             sizes.append(len(event.tasks))
         post(event)
 
-    monkeypatch.setattr(m._engine, "post", listen)
+    monkeypatch.setattr(m._engine, "post_event", listen)
     return sizes
 
 
@@ -743,13 +743,13 @@ def test_nothing_is_printed_unless_asked_for(m, capsys):
 
 
 def test_progress_has_the_label(m, capsys, monkeypatch):
-    monkeypatch.setattr(progress.Progress, "patience_s", 0)
+    monkeypatch.setattr(progress.SilentProgress, "patience_s", 0)
     m.get({"a": (v.inc, 1)}, "a", progress_label="[red]muons")
     assert "muons: 1 of 1 done" in capsys.readouterr().err
 
 
 def test_progress_can_be_disabled(m, capsys, monkeypatch):
-    monkeypatch.setattr(progress.Progress, "patience_s", 0)
+    monkeypatch.setattr(progress.SilentProgress, "patience_s", 0)
     m.get({"a": (v.inc, 1)}, "a", progress_disable=True)
     assert capsys.readouterr().err == ""
 

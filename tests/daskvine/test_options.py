@@ -182,7 +182,7 @@ def test_bad_values_say_what_is_taken_and_what_was_given(name, given, error, wor
         Options.parse({name: given})
     text = str(caught.value)
     row = next(row for row in table() if name in row.spellings)
-    assert text.startswith(f"get() option {name!r} takes {row.takes}; got {given!r}")
+    assert text.startswith(f"get() option {name!r} takes {row.accepts}; got {given!r}")
     assert words in text
 
 

@@ -183,9 +183,9 @@ def test_processes_of_the_code_before_an_edit_end(m, folder):
         module = edited(folder, "mine_piled_up", f"def number():\n    return {number}\n")
         vertex = dask.delayed(module.number)()
         assert vertex.compute(scheduler=m.get, task_mode="function-calls") == number
-        installed.add(m._engine.call(lambda mind: len(mind.tables.libraries)))
+        installed.add(m._engine.query(lambda mind: len(mind.tables.libraries)))
     assert len(installed) == 1
-    workers = m._engine.call(lambda mind: list(mind.tables.workers.values()))
+    workers = m._engine.query(lambda mind: list(mind.tables.workers.values()))
     assert [len(worker.libraries) for worker in workers] == [1]
 
 
@@ -257,7 +257,9 @@ def test_calls_of_a_library_run_the_new_code_of_a_module_that_is_reloaded(m, fol
     for factor in range(1, 4):
         edited(folder, "mine_called", f"def scaled(n):\n    return {factor} * n\n")
         assert [called(m, name, 7) for name in library.functions] == [7 * factor] * 3
-    assert len(m._engine.call(lambda mind: [n for n in mind.tables.libraries if n.startswith("calls-")])) == 1
+    assert (
+        len(m._engine.query(lambda mind: [n for n in mind.tables.libraries if n.startswith("calls-")])) == 1
+    )
 
 
 def test_a_library_is_installed_again_after_a_reload_and_stays_that_one(m, folder, library):
@@ -266,11 +268,11 @@ def test_a_library_is_installed_again_after_a_reload_and_stays_that_one(m, folde
     assert [called(m, name, 7) for name in library.functions] == [35] * 3
     process = FunctionCall("calls", "scaled", 1)
     edited(folder, "mine_other", "NUMBER = 1\n")  # imported now, and again: no business of what runs already
-    names = set(m._engine.call(lambda mind: list(mind.tables.libraries)))
+    names = set(m._engine.query(lambda mind: list(mind.tables.libraries)))
     importlib.import_module("mine_other")
     m.submit(process)
     m.wait(60)
-    assert names == set(m._engine.call(lambda mind: list(mind.tables.libraries)))
+    assert names == set(m._engine.query(lambda mind: list(mind.tables.libraries)))
 
 
 def test_a_module_that_is_removed_and_imported_again_is_another_one(m, folder, library):
@@ -339,8 +341,8 @@ def test_an_import_that_waits_where_tasks_are_forked_is_named(tmp_path, monkeypa
             r"the Python that forks tasks has been starting for more than \d+ s on worker 1 .*: "
             r"it imports what tasks need: line \d+ of \S+/matplotlib/__init__.py, in <module>"
         )
-        until(lambda: said.match(m.missing), "the import to be named")
+        until(lambda: said.match(m.stalled_reason), "the import to be named")
         computing = threads.submit(dask.delayed(backend)().compute, scheduler=m.get)
         settings.write_text("backend: pdf")
         assert computing.result(60) == "pdf"
-        until(lambda: not m.missing)
+        until(lambda: not m.stalled_reason)

@@ -11,7 +11,14 @@ import pytest
 from rich.console import Console
 
 from daskvine import progress as module
-from daskvine.progress import Bar, Lines, NotebookBar, Progress, Snapshot, make_progress
+from daskvine.progress import (
+    BarProgress,
+    LineProgress,
+    NotebookProgress,
+    ProgressSnapshot,
+    SilentProgress,
+    make_progress,
+)
 
 NO_WORKER = "no worker is connected; start one with vine_worker"
 
@@ -34,7 +41,7 @@ def clock():
 
 def snapshot(done=0, missing=None, total=10, running=2, workers=1, moved_bytes=0):
     waiting = total - done - running
-    return Snapshot(total, done, running, waiting, workers, moved_bytes, missing)
+    return ProgressSnapshot(total, done, running, waiting, workers, moved_bytes, missing)
 
 
 def plain(text):
@@ -49,7 +56,7 @@ class TestLines:
 
     @pytest.fixture
     def lines(self, stream, clock):
-        return Lines("[green]tasks", stream=stream, clock=clock)
+        return LineProgress("[green]tasks", stream=stream, clock=clock)
 
     def test_a_short_run_prints_nothing(self, lines, stream, clock):
         with lines:
@@ -66,7 +73,7 @@ class TestLines:
             def write(self, text):
                 written.append(text)
 
-        with Lines("[green]tasks", stream=Stream(), clock=clock) as lines:
+        with LineProgress("[green]tasks", stream=Stream(), clock=clock) as lines:
             clock.advance(2)
             lines.update(snapshot(done=3))
         assert [text.count("\n") for text in written] == [1] * len(written) != []
@@ -115,7 +122,7 @@ class TestLines:
         )
 
     def test_standard_error_is_the_default(self, clock, capsys):
-        with Lines("[/]broken [markup", clock=clock) as lines:
+        with LineProgress("[/]broken [markup", clock=clock) as lines:
             lines.update(snapshot(missing=NO_WORKER))
         captured = capsys.readouterr()
         assert captured.err.startswith(f"[/]broken [markup: {NO_WORKER}\n")
@@ -129,7 +136,7 @@ class TestBar:
 
     @pytest.fixture
     def bar(self, console, clock):
-        return Bar("[green]tasks", console=console, clock=clock)
+        return BarProgress("[green]tasks", console=console, clock=clock)
 
     def test_a_short_run_draws_nothing(self, bar, console):
         with bar:
@@ -200,7 +207,7 @@ class TestNotebookBar:
         return shown
 
     def test_one_display_that_is_updated(self, displayed, clock):
-        with NotebookBar("[green]tasks", clock=clock) as bar:
+        with NotebookProgress("[green]tasks", clock=clock) as bar:
             for done in range(4):
                 clock.advance(1)
                 bar.update(snapshot(done=done, missing=NO_WORKER if done == 1 else None))
@@ -213,7 +220,7 @@ class TestNotebookBar:
         assert "\x1b" not in displayed[1]["text/html"]
 
     def test_the_last_display_says_that_it_was_interrupted(self, displayed, clock):
-        with pytest.raises(KeyboardInterrupt), NotebookBar("[green]tasks", clock=clock) as bar:
+        with pytest.raises(KeyboardInterrupt), NotebookProgress("[green]tasks", clock=clock) as bar:
             clock.advance(1)
             bar.update(snapshot(done=4))
             raise KeyboardInterrupt
@@ -223,7 +230,7 @@ class TestNotebookBar:
 
 class TestDisabled:
     def test_nothing_is_shown(self, capsys, caplog, clock):
-        with Progress("tasks", clock=clock) as progress:
+        with SilentProgress("tasks", clock=clock) as progress:
             for done in range(10):
                 clock.advance(60)
                 progress.update(snapshot(done=done, running=0))
@@ -231,7 +238,7 @@ class TestDisabled:
         assert caplog.records == []
 
     def test_what_is_missing_is_logged_once(self, capsys, caplog):
-        with Progress("tasks") as progress:
+        with SilentProgress("tasks") as progress:
             for _ in range(3):
                 progress.update(snapshot(missing=NO_WORKER))
         assert caplog.record_tuples == [("daskvine", logging.WARNING, NO_WORKER)]
@@ -240,16 +247,16 @@ class TestDisabled:
 
 class TestChoice:
     def test_disabled(self):
-        assert type(make_progress("tasks", disable=True)) is Progress
+        assert type(make_progress("tasks", disable=True)) is SilentProgress
 
     def test_lines_where_standard_error_is_no_terminal(self):
-        assert type(make_progress("tasks", disable=False)) is Lines
+        assert type(make_progress("tasks", disable=False)) is LineProgress
 
     def test_lines_where_there_is_no_standard_error(self, monkeypatch):
         monkeypatch.setattr(sys, "stderr", None)
-        assert type(make_progress("tasks", disable=False)) is Lines
+        assert type(make_progress("tasks", disable=False)) is LineProgress
 
-    @pytest.mark.parametrize(("term", "form"), [("xterm", Bar), ("dumb", Lines)])
+    @pytest.mark.parametrize(("term", "form"), [("xterm", BarProgress), ("dumb", LineProgress)])
     def test_a_terminal(self, monkeypatch, term, form):
         monkeypatch.setattr(module, "_is_terminal", lambda _: True)
         monkeypatch.setenv("TERM", term)
@@ -258,12 +265,12 @@ class TestChoice:
     def test_a_notebook(self, monkeypatch):
         shell = type("ZMQInteractiveShell", (), {})()
         monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
-        assert type(make_progress("tasks", disable=False)) is NotebookBar
+        assert type(make_progress("tasks", disable=False)) is NotebookProgress
 
     def test_a_terminal_with_ipython_is_no_notebook(self, monkeypatch):
         shell = type("TerminalInteractiveShell", (), {})()
         monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
-        assert type(make_progress("tasks", disable=False)) is Lines
+        assert type(make_progress("tasks", disable=False)) is LineProgress
 
 
 def test_rich_is_not_imported_before_something_is_drawn():

@@ -17,19 +17,19 @@ import numpy as np
 import pytest
 from dask._task_spec import Alias, DataNode, List, Task, TaskRef
 
-from daskvine.digests import Digests, NoRecipe
-from daskvine.graph import Graph, flat_keys, normalize
-from daskvine.recipes import Recipes
+from daskvine.digests import Fingerprinter, NotFingerprintable
+from daskvine.graph import Graph, flat_keys, to_task_spec_graph
+from daskvine.recipes import ResultKeys
 from daskvine.surroundings import look, packages
 from tests.daskvine import vertices as v
 from tests.daskvine.vertices import by_value
 
 
 def names(graph, *keys, context=(), deterministic=lambda _key: True):
-    graph = Graph(normalize(graph), keys or list(graph))
+    graph = Graph(to_task_spec_graph(graph), keys or list(graph))
     around = look(os.environ)
-    recipes = Recipes(graph, (context, around.digest), deterministic, around.things)
-    return {key: recipes.name(key) for key in graph.vertices}
+    recipes = ResultKeys(graph, (context, around.digest), deterministic, around.things)
+    return {key: recipes.key_for(key) for key in graph.vertices}
 
 
 def name_of(function, *args, **kwargs):
@@ -269,8 +269,8 @@ def test_what_cannot_be_described_has_no_name_and_neither_has_what_depends_on_it
     )
     assert (found["a"], found["b"]) == (None, None)
     assert found["c"] is not None
-    with pytest.raises(NoRecipe):
-        Digests().of(thing)
+    with pytest.raises(NotFingerprintable):
+        Fingerprinter().of(thing)
 
 
 def test_what_the_user_calls_random_has_no_name_and_neither_has_what_depends_on_it():
@@ -352,8 +352,8 @@ def test_code_that_asks_for_the_time_or_the_like_has_no_name(module, text):
 def test_code_that_reads_where_nobody_sees_it_has_no_name_even_for_who_vouches(module, text):
     for f in (by_value(text), module(text, name="own_reads").f):
         assert name_of(f, 1) is None
-        with pytest.raises(NoRecipe):
-            Digests().of(f)
+        with pytest.raises(NotFingerprintable):
+            Fingerprinter().of(f)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_naming_takes_a_time_in_proportion_to_what_there_is():
         return nodes
 
     def looked_into(size):
-        digests = Digests()
+        digests = Fingerprinter()
         digests.of(web(size))
         return len(digests._known)
 
@@ -476,7 +476,7 @@ def test_a_cycle_is_told_from_another():
     assert len(found) == 5
     inside = ring(1, 2)[1]
     assert name_of(v.inc, inside) == name_of(v.inc, ring(2, 1))
-    together = Digests()
+    together = Fingerprinter()
     assert together.of(ring(1, 2)) != together.of(inside)
 
 

@@ -48,7 +48,7 @@ def test_without_the_option_everything_runs_and_nothing_is_kept(m):
     for _ in range(2):
         assert m.get(graph, "end", task_mode="function-calls") == 3
         assert m.last_run.executed == 2
-    assert not m._engine.call(lambda mind: mind.tables.spare)
+    assert not m._engine.query(lambda mind: mind.tables.spare)
 
 
 def test_keys_do_not_matter(m):
@@ -87,7 +87,7 @@ def test_what_nobody_needs_any_more_is_not_made_again(m):
     options = {"task_mode": "function-calls", "reuse": True}
     graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
     assert m.get(graph, "b", **options) == 3
-    m._engine.call(
+    m._engine.query(
         lambda mind: mind.life.drop_spare(next(f for f in mind.tables.spare if f.size))
     )  # that of "a"
     assert m.get(graph, "c", **options) == 4
@@ -99,7 +99,7 @@ def test_what_is_lost_with_its_worker_is_made_again(m):
     graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
     assert m.get(graph, "b", **options) == 3
     m.factory.processes[0].kill()
-    until(lambda: not m._engine.call(lambda mind: mind.tables.spare), "the worker to be gone")
+    until(lambda: not m._engine.query(lambda mind: mind.tables.spare), "the worker to be gone")
     assert m.get(graph, "c", **options) == 4
     assert m.last_run.executed == 3
 
@@ -215,7 +215,7 @@ def test_a_graph_that_looks_for_earlier_results_does_not_count_as_done(tmp_path,
         with ThreadPoolExecutor(1) as pool:
             result = pool.submit(m.get, graph, "end", task_mode="tasks", reuse=True, progress_disable=True)
             laid_down = lambda mind: [run.asleep for run in mind.tables.runs.values()]  # noqa: E731
-            until(lambda: 3 in m._engine.call(laid_down), "the graph to be laid down")
+            until(lambda: 3 in m._engine.query(laid_down), "the graph to be laid down")
             snapshot = m.last_run._snapshot()
             yard.worker(m)
             assert result.result(240) == 4

@@ -8,7 +8,7 @@ import dask
 import dask.bag as db
 import pytest
 
-from daskvine.graph import normalize
+from daskvine.graph import to_task_spec_graph
 from daskvine.shuffles import without_folders
 
 HERE = {"scheduler": "synchronous"}
@@ -91,7 +91,7 @@ def test_what_a_vertex_raises_while_it_writes_or_reads_is_raised(options):
 
 
 def test_a_graph_without_such_shuffles_stays_what_it_is():
-    nodes = normalize({"a": (abs, 1), "b": (abs, "a")})
+    nodes = to_task_spec_graph({"a": (abs, 1), "b": (abs, "a")})
     assert without_folders(nodes) is nodes
 
 

@@ -31,7 +31,7 @@ TREES = [
 def kept(monkeypatch):
     """What is kept in this process, for the time of a test."""
     monkeypatch.setitem(uproot.classes, "TTree", uproot.classes["TTree"])
-    ttrees.keep()
+    ttrees.install_ttree_cache()
     return uproot.classes["TTree"].kept
 
 
@@ -146,7 +146,7 @@ def test_trees_of_one_file_are_told_apart(kept, tmp_path):
 
 def test_those_not_asked_for_longest_go_when_there_are_too_many(kept, tmp_path, monkeypatch):
     paths = [write(tmp_path / f"{n}.root") for n in range(3)]
-    description = ttrees.describe(tree := read(paths[0]), [tree.file, tree.chunk, tree.parent])
+    description = ttrees.pickle_ttree(tree := read(paths[0]), [tree.file, tree.chunk, tree.parent])
     monkeypatch.setattr(ttrees, "MOST_BYTES", int(2.5 * len(description.text)))
     for n in (0, 1, 0, 2):  # 1 goes
         read(paths[n])

@@ -22,7 +22,7 @@ def fault(function):
 @fault
 def unreachable():
     """Announces a port on which nobody listens, as behind a firewall that refuses."""
-    open_door = Worker._open_door
+    open_door = Worker._start_peer_server
 
     def wrong_door(self):
         door = open_door(self)
@@ -31,20 +31,20 @@ def unreachable():
             self._data_port = sock.getsockname()[1]
         return door
 
-    Worker._open_door = wrong_door
+    Worker._start_peer_server = wrong_door
 
 
 @fault
 def no_door():
     """Says that nobody can fetch from it."""
-    open_door = Worker._open_door
+    open_door = Worker._start_peer_server
 
     def no_port(self):
         door = open_door(self)
         self._data_port = 0
         return door
 
-    Worker._open_door = no_port
+    Worker._start_peer_server = no_port
 
 
 @fault
@@ -85,14 +85,14 @@ def stalling():
 @fault
 def forging():
     """Asks its peers for objects with tickets that it has made up."""
-    bring = bulk.Client.bring
+    bring = bulk.TransferClient.get_unverified
 
     def forged(self, name, path, expected="", **ticket):
         if ticket:
             ticket["ticket"] = "00" * 32
         return bring(self, name, path, expected, **ticket)
 
-    bulk.Client.bring = forged
+    bulk.TransferClient.get_unverified = forged
 
 
 @fault
@@ -106,7 +106,7 @@ def unspeakable():
     """Says of what the tasks of one core have used what cannot be said."""
     from vineworker import processes
 
-    processes.measured = lambda _peak: {"cores": float("nan"), "memory": 0, "disk": 0, "wall_s": 0.0}
+    processes.usage_for_message = lambda _peak: {"cores": float("nan"), "memory": 0, "disk": 0, "wall_s": 0.0}
 
 
 def relayed(alter):
@@ -117,14 +117,14 @@ def relayed(alter):
         def passes(self, data, to_server):
             return data if to_server else alter(data)
 
-    open_door = Worker._open_door
+    open_door = Worker._start_peer_server
 
     def wrong_door(self):
         door = open_door(self)
         self._data_port = Altering(self._data_port).port
         return door
 
-    Worker._open_door = wrong_door
+    Worker._start_peer_server = wrong_door
 
 
 @fault

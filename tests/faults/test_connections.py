@@ -118,7 +118,7 @@ def made_and_moved(yard, fault, other=None, size=LARGE):
 @pytest.mark.parametrize("fault", ["unreachable", "no_door"])
 def test_a_worker_whose_port_cannot_be_reached_is_relayed_by_the_manager(yard, fault):
     m, maker = made_and_moved(yard, fault)
-    assert m._engine.call(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
+    assert m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
 
 
 def test_a_truncated_object_is_had_from_elsewhere(yard, caplog):
@@ -211,7 +211,7 @@ def test_transfers_that_hang_keep_no_task_waiting(yard):
 class Odd(Task):
     """A task with an option that cannot be sent."""
 
-    def spec(self, manager, number):
+    def make_spec(self, manager, number):
         spec = super().spec(manager, number)
         return spec._replace(options={**spec.options, "odd": object()})
 
@@ -223,7 +223,7 @@ def test_a_task_that_cannot_be_sent_costs_only_itself(yard):
     odd = Odd("true", cores=1)
     tasks = [*others[:3], odd, *others[3:]]
     # at once, so that they share a frame
-    m._engine.call(lambda _mind: [m.submit(task) for task in tasks])
+    m._engine.query(lambda _mind: [m.submit(task) for task in tasks])
     ended = [one_result(m) for _ in tasks]
     assert sorted(task.output for task in ended if task is not odd) == [f"{number}\n" for number in range(6)]
     assert odd.result == "not sent"
@@ -241,7 +241,7 @@ def test_arguments_that_are_too_large_for_one_frame_go_in_several_and_what_is_to
     large = PythonTask(len, bytes(200_000))
     for task in (*tasks, large):
         task.set_cores(1)
-    m._engine.call(lambda _mind: [m.submit(task) for task in (*tasks, large)])
+    m._engine.query(lambda _mind: [m.submit(task) for task in (*tasks, large)])
     ended = [one_result(m) for _ in (*tasks, large)]
     assert sorted(task.output for task in ended if task is not large) == [
         40_000 + number for number in range(6)

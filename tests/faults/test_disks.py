@@ -50,7 +50,7 @@ def test_a_result_that_does_not_fit_on_the_disk_is_an_error_that_says_so_and_the
 
 
 def test_an_input_that_does_not_fit_on_the_disk_is_an_error_that_says_so(yard, small_disk, monkeypatch):
-    monkeypatch.setattr("vinecore.core.transfers.PAUSE_S", 0.01)  # between its tries
+    monkeypatch.setattr("vinecore.core.transfers.RETRY_DELAY_S", 0.01)  # between its tries
     m = yard.manager()
     worker = yard.worker(m, "--workspace", str(small_disk))
     m.wait_for_workers(1, 60)
@@ -158,7 +158,7 @@ def test_an_intermediate_that_somebody_has_removed_is_made_again(yard, task_mode
 def test_an_input_that_somebody_has_removed_while_others_are_merged_is_made_again(
     yard, monkeypatch, task_mode
 ):
-    monkeypatch.setattr(vertex, "AT_ONCE", 0)  # so that each is loaded when its turn comes
+    monkeypatch.setattr(vertex, "MAX_BYTES_LOADED_AT_ONCE", 0)  # so that each is loaded when its turn comes
     m = yard.manager(DaskVine)
     yard.workers(m, 1)
     caches, marker = f"{yard.workspace}/vine-worker-*/session-*/cache/*", str(yard.place("removed"))

@@ -44,7 +44,7 @@ def wait_for_parts(yard, m, run):
     def look(mind):
         return any(known.done >= PARTS for known in mind.tables.runs.values())
 
-    until(lambda: not run.running or (m._engine.call(look) and yard.count("held")), "the parts to be made")
+    until(lambda: not run.running or (m._engine.query(look) and yard.count("held")), "the parts to be made")
     assert run.running or run.result()
 
 

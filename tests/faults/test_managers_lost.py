@@ -159,7 +159,7 @@ def test_what_workers_hold_goes_when_the_next_manager_does_not_want_it(yard, scr
     with yard.manager(port=script.port) as m:
         m.wait_for_workers(1, 60)
         until(lambda: not left(), "the worker to let it go")
-        assert m._engine.call(lambda mind: mind.tables.files) == {}
+        assert m._engine.query(lambda mind: mind.tables.files) == {}
 
 
 def test_workers_of_a_manager_that_asks_for_nothing_keep_nothing(yard, script):

@@ -234,7 +234,7 @@ def test_tasks_that_have_ended_in_any_way_leave_no_files(yard):
             task.set_retries(1)
         m.submit(task)
     until(
-        lambda: m._engine.call(lambda mind: [*mind.tables.tasks] == [tasks[10].id]),
+        lambda: m._engine.query(lambda mind: [*mind.tables.tasks] == [tasks[10].id]),
         "all but one to have ended",
     )
     m.cancel_all()

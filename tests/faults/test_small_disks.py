@@ -161,7 +161,7 @@ def analysis(tmp_path_factory):
 def written(m):
     """Count the bytes that vertices write to disks."""
     counts = []
-    disk = m._engine.call(lambda mind: mind.disk)
+    disk = m._engine.query(lambda mind: mind.disk)
     learn = disk.learn
     disk.learn = lambda task, size: (counts.append(size), learn(task, size))
     return counts
@@ -182,7 +182,7 @@ class Killer:
         self._engine, self._most = m._engine, most
         self.killed, self.done_at_losses = set(), []
         after_each_done(m, self._kill_if_due)
-        self._engine.call(self._count_losses)
+        self._engine.query(self._count_losses)
 
     def _count_losses(self, mind):
         recovery = mind.recovery

@@ -34,7 +34,7 @@ def test_a_run_over_tls_with_a_transfer_between_peers(yard):
     yard.place("gate").touch()
     assert one_result(m) is blocker
     assert reader.output == hashlib.sha256(chores.make_bytes(LARGE)).hexdigest()
-    assert not m._engine.call(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
+    assert not m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
     m.submit(PythonTask(chores.make_bytes, LARGE))
     assert one_result(m).output == chores.make_bytes(LARGE)
 
@@ -92,7 +92,7 @@ def test_those_who_stall_in_the_handshake_keep_nobody_waiting(yard):
 
 
 def test_a_key_and_a_certificate_of_the_users_own_are_taken(yard):
-    text, fingerprint = certificates.make()
+    text, fingerprint = certificates.make_certificate()
     key, certificate = yard.place("key.pem"), yard.place("certificate.pem")
     end = text.index("-----BEGIN CERTIFICATE")
     key.write_text(text[:end])
@@ -160,10 +160,10 @@ def test_a_vine_of_this_machine_speaks_tls(yard):
 
 def test_many_connections_stay_open_and_keep_nobody_out(yard):
     m = yard.manager(ssl=True)
-    cover, fingerprint = tls.Cover(), tls.parse_fingerprint(m.ssl_fingerprint)
+    cover, fingerprint = tls.TlsTunnels(), tls.parse_fingerprint(m.ssl_fingerprint)
     secret = read_secret(yard.secret)
     clients = [
-        bulk.Client("127.0.0.1", m.port, secret, lambda sock: cover.dial(sock, [fingerprint]))
+        bulk.TransferClient("127.0.0.1", m.port, secret, lambda sock: cover.connect(sock, [fingerprint]))
         for _ in range(150)
     ]
     try:
@@ -173,4 +173,4 @@ def test_many_connections_stay_open_and_keep_nobody_out(yard):
     finally:
         for client in clients:
             client.close()
-        cover.finish(60)
+        cover.drain_and_close(60)

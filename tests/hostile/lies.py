@@ -177,7 +177,7 @@ class Manager:
         vine.declare("data", size=INLINE_LIMIT + 1, at_manager=True)
         vine.feed(e.CategorySet("learns", "max", None, None, None))
         self.liars = [vine.join(2, features=["keeping"]) for _ in range(2)]
-        vine.compute(*chain(4), call(6, "r1", "r2", "data"), call(7, "r6", wanted=("r7",)), run=1)
+        vine.compute(*chain(4), call(6, "r1", "r2", "data"), call(7, "r6", wanted_at_manager=("r7",)), run=1)
         vine.submit(single(20, "data"), single(21, "r20"), single(22, category="learns"), call(23))
 
     def listen(self, count: int) -> int:
@@ -207,11 +207,11 @@ class Manager:
         for number in self.liars:
             vine.lose(number)
         honest = Honest(vine)
-        vine.feed(e.RunClosed(1))
+        vine.feed(e.GraphClosed(1))
         for _ in range(100):
             vine.tick()
             honest.work()
-        assert not vine.tables.tasks or vine.mind.missing, f"never over: {vine.tables.tasks}"
+        assert not vine.tables.tasks or vine.mind.stalled_reason, f"never over: {vine.tables.tasks}"
         vine.feed(
             e.TasksCancelled(list(vine.tables.tasks))
         )  # such as one whose input, they said, is larger than any disk
@@ -235,17 +235,18 @@ class Honest:
             said = instruction.message
             if isinstance(said, m.Library):
                 self.vine.say(self.number, m.LibraryReady(said.name, 0.1, {}))
-            elif isinstance(said, m.Run):
+            elif isinstance(said, m.RunTask):
                 sizes = {name: 5 for _remote, name, _when in said.options.get("outputs", ())}
                 self.vine.say(
-                    self.number, m.Done(said.task, 5, 0.01, {"outputs": sizes}, b"x" if said.keep else b"")
+                    self.number,
+                    m.TaskDone(said.task, 5, 0.01, {"outputs": sizes}, b"x" if said.return_result else b""),
                 )
             elif isinstance(said, (m.Fetch, m.Unpack)):
                 self.vine.say(self.number, m.Cached(said.name, getattr(said, "size", 0), ""))
             elif isinstance(said, m.Upload):
                 self.vine.feed(e.ObjectStored(said.name, 5))
-            elif isinstance(said, m.Recall):
-                self.vine.say(self.number, m.Recalled(said.library, []))
+            elif isinstance(said, m.StealRequest):
+                self.vine.say(self.number, m.StealResponse(said.library, []))
 
 
 class Worker:
@@ -254,9 +255,13 @@ class Worker:
     def __init__(self, seed: int) -> None:
         self.liar = Liar(seed, [kind for kind in m.FROM_MANAGER if kind is not m.Welcome])
         self.slots = Liar(seed + 1, FROM_SLOT)
-        self.state = w.WorkerState()
+        self.state = w.WorkerStateMachine()
         self.state.handle(
-            [m.Put("setup", b"s"), m.Library("lib", "setup", "", 2, "direct", {}), we.HostUp("lib", 0.1, {})]
+            [
+                m.PutObject("setup", b"s"),
+                m.Library("lib", "setup", "", 2, "direct", {}),
+                we.ForkServerReady("lib", 0.1, {}),
+            ]
         )
 
     def listen(self, count: int) -> int:
@@ -270,7 +275,7 @@ class Worker:
                     answers = FrameReader(FROM_SLOT)
                     continue
                 slot = chance.choice(list(self.state.slots))
-                self.state.handle([we.Replied(slot, said)])
+                self.state.handle([we.CallsReturned(slot, said)])
             else:
                 said = parse(reader, self.liar.frame())
                 if said is None:

@@ -61,7 +61,7 @@ class Between(Proxy):
         to_manager = any(source is near for near, _far in self._pairs)
         try:
             for _ in range(1 if to_manager else 2):
-                sink.sendall(handshake.read_bytes(source, time.monotonic() + 60))
+                sink.sendall(handshake.read_raw_line(source, time.monotonic() + 60))
             source.settimeout(None)
             for number, frame in enumerate(frames_of(source)):
                 self.seen.append(frame)
@@ -114,7 +114,7 @@ def leave_out(towards_manager):
 def add_a_command(frame, to_manager, number):
     if to_manager or number != 1:
         return frame
-    run = m_.Run(
+    run = m_.RunTask(
         1 << 41, "", "", [], [], "r", False, {"command": "touch evil-ran", "mounts": [], "outputs": []}, b""
     )
     return frame + forged(run)
@@ -123,7 +123,7 @@ def add_a_command(frame, to_manager, number):
 def add_a_result(frame, to_manager, number):
     if not to_manager or number != 1:
         return frame
-    return frame + forged(m_.Done(1, 100, 0.1, {}, pickle.dumps(Touch("evil-ran"))))
+    return frame + forged(m_.TaskDone(1, 100, 0.1, {}, pickle.dumps(Touch("evil-ran"))))
 
 
 def throw_back(frame, to_manager, number):
@@ -141,7 +141,7 @@ def test_who_relays_the_handshake_can_cut_the_connection_and_nothing_else(yard, 
     monkeypatch.chdir(yard.folder)
     caplog.set_level(logging.INFO, "vinecore")
     m = yard.manager()
-    m._engine.ping_s = 0.3  # what is left out is missed when something else is said
+    m._engine.heartbeat_interval_s = 0.3  # what is left out is missed when something else is said
     between = Between(m.port, tamper)
     try:
         worker = yard.worker(between.port, "--timeout", "60", command=COMES_BACK)
@@ -222,10 +222,10 @@ def _submitted(m):
 def test_who_ends_tls_with_a_certificate_of_his_own_hears_no_challenge_answered(yard):
     pytest.importorskip("cryptography")
     yard.manager(ssl=True)  # whose fingerprint the worker knows
-    text, _fingerprint = certificates.make()
+    text, _fingerprint = certificates.make_certificate()
     yard.place("false.pem").write_text(text)
     context = tls.server_context(str(yard.place("false.pem")))
-    cover = tls.Cover()
+    cover = tls.TlsTunnels()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         worker = yard.worker(listener.getsockname()[1], "--ssl")
         sock, _address = listener.accept()
@@ -237,7 +237,7 @@ def test_who_ends_tls_with_a_certificate_of_his_own_hears_no_challenge_answered(
             assert covered.recv(1) == b"", "it proves nothing to a stranger"
     assert worker.wait() == 1
     assert "its certificate is not the one that was expected" in worker.log
-    cover.finish(60)
+    cover.drain_and_close(60)
 
 
 # ---- between two workers

@@ -17,7 +17,7 @@ from vinecore.secrets import read_secret
 
 def door_of(m, number):
     """The port on which a worker listens for its peers, and its key."""
-    address = m._engine.call(lambda mind: mind.tables.workers[number].data_address)
+    address = m._engine.query(lambda mind: mind.tables.workers[number].data_address)
     return int(address.rpartition(":")[2]), m._engine._peers[number].key
 
 
@@ -30,26 +30,26 @@ def test_a_worker_gives_a_file_to_whom_the_manager_has_sent_and_to_nobody_else(y
     assert one_result(m) is task
     name = task.output_file.cache_name
     port, key = door_of(m, 1)
-    good = {"ticket": tickets.issue(key, 2, name, 60), "expires": 60}
+    good = {"ticket": tickets.sign_token(key, 2, name, 60), "expires": 60}
     refused = {
         "a request without a ticket": {},
-        "the ticket is not for": {"ticket": tickets.issue(key, 2, "another", 60), "expires": 60},
-        "has expired": {"ticket": tickets.issue(key, 2, name, -1), "expires": -1},
+        "the ticket is not for": {"ticket": tickets.sign_token(key, 2, "another", 60), "expires": 60},
+        "has expired": {"ticket": tickets.sign_token(key, 2, name, -1), "expires": -1},
     }
 
     secret = tickets.pair_key(key, 2)
 
     def client(secret=secret):
-        return contextlib.closing(bulk.Client("127.0.0.1", port, secret, peer=2))
+        return contextlib.closing(bulk.TransferClient("127.0.0.1", port, secret, peer=2))
 
     for reason, ticket in refused.items():
-        with client() as peer, pytest.raises(handshake.Refused, match=reason):
+        with client() as peer, pytest.raises(handshake.HandshakeRejected, match=reason):
             peer.bring(name, str(tmp_path / "got"), **ticket)
         worker.says(reason)
     for wrong in (read_secret(yard.secret), key, tickets.pair_key(key, 3)):
-        with pytest.raises(handshake.Refused, match="wrong secret"):
+        with pytest.raises(handshake.HandshakeRejected, match="wrong secret"):
             client(wrong)
-    with client() as peer, pytest.raises(handshake.Refused, match="a request without a ticket"):
+    with client() as peer, pytest.raises(handshake.HandshakeRejected, match="a request without a ticket"):
         peer.put("planted", b"x")
     with client() as peer:
         received, proof = peer.bring(name, str(tmp_path / "got"), **good)
@@ -61,4 +61,4 @@ def test_a_worker_that_forges_tickets_gets_its_input_through_the_manager(yard, c
     caplog.set_level(logging.WARNING, "vinecore")
     m, maker = made_and_moved(yard, None, "forging")
     assert "the ticket is not for" in caplog.text
-    assert m._engine.call(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
+    assert m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)

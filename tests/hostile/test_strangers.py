@@ -31,7 +31,7 @@ def port_of(m, whose):
     """The manager's port, or that on which its first worker listens for peers."""
     if whose == "manager":
         return m.port
-    return m._engine.call(lambda mind: int(mind.tables.workers[1].data_address.rpartition(":")[2]))
+    return m._engine.query(lambda mind: int(mind.tables.workers[1].data_address.rpartition(":")[2]))
 
 
 GARBAGE = [
@@ -72,7 +72,7 @@ def test_garbage_on_a_port_is_refused_and_logged_and_does_no_harm(yard, caplog, 
     port = (
         m.port
         if whose == "manager"
-        else m._engine.call(lambda mind: int(mind.tables.workers[1].data_address.rpartition(":")[2]))
+        else m._engine.query(lambda mind: int(mind.tables.workers[1].data_address.rpartition(":")[2]))
     )
     for garbage in GARBAGE:
         answer = throw(port, garbage)
@@ -121,7 +121,7 @@ def test_a_recorded_handshake_opens_no_door(yard):
 def test_two_thousand_silent_connections_keep_nobody_out(yard, caplog, monkeypatch, ssl):
     if ssl:
         pytest.importorskip("cryptography")
-        monkeypatch.setattr(bulk, "PATIENCE_S", 0.5)
+        monkeypatch.setattr(bulk, "HANDSHAKE_GRACE_S", 0.5)
     options = ["--ssl"] if ssl else []
     m = yard.manager(ssl=ssl or None)
     yard.workers(m, 1, *options)
@@ -136,7 +136,7 @@ def test_two_thousand_who_know_the_secret_and_ask_nothing_keep_nobody_out(yard):
     yard.workers(m, 1)
     with many_files(IDLE * 4), unharmed(m, yard), contextlib.ExitStack() as stack:
         for _ in range(IDLE):
-            client = bulk.Client("127.0.0.1", m.port, read_secret(yard.secret))
+            client = bulk.TransferClient("127.0.0.1", m.port, read_secret(yard.secret))
             stack.callback(client.close)
         yard.workers(m, 1)
         maker = PythonTask(chores.make_bytes, LARGE)  # it comes over a connection of its own
@@ -159,7 +159,7 @@ def test_who_says_a_byte_now_and_then_keeps_nobody_out(yard, whose):
             if over.wait(0.2):
                 return
 
-    with unharmed(m, yard), crowd(port_of(m, whose), 2 * bulk.STRANGERS) as socks:
+    with unharmed(m, yard), crowd(port_of(m, whose), 2 * bulk.MAX_UNAUTHENTICATED) as socks:
         dripping = threading.Thread(target=drip, args=(socks,))
         dripping.start()
         try:
@@ -192,15 +192,15 @@ def test_two_thousand_silent_connections_to_a_worker_stop_neither_its_tasks_nor_
 def test_who_is_silent_makes_room_only_for_somebody_who_knocks(yard, caplog):
     caplog.set_level(logging.WARNING, "vinecore")
     m = yard.manager()
-    m._engine._door._most = 3
-    m._engine._door._patience_s = 0.05
+    m._engine._listener._most = 3
+    m._engine._listener._handshake_grace_s = 0.05
     with crowd(m.port, 3) as socks:
         for sock in socks:
             sock.setblocking(True)
             assert b"nonce" in sock.recv(4096)
-        until(lambda: len(m._engine._door._strangers) == 3, "all places to be taken")
+        until(lambda: len(m._engine._listener._unauthenticated) == 3, "all places to be taken")
         assert not caplog.text
-        client = bulk.Client("127.0.0.1", m.port, read_secret(yard.secret))
+        client = bulk.TransferClient("127.0.0.1", m.port, read_secret(yard.secret))
         until(lambda: "others were waiting for its place" in caplog.text, "a word about it")
         assert socks[0].recv(1) == b"", "who came first has had most time"
         client.close()
@@ -211,10 +211,10 @@ def test_many_who_are_refused_do_not_fill_the_log(yard, caplog):
     m = yard.manager()
     yard.workers(m, 1)
     with unharmed(m, yard, lambda: caplog.text):
-        for _ in range(3 * bulk.REFUSALS):
+        for _ in range(3 * bulk.MAX_LOGGED_REFUSALS):
             throw(m.port, b"nonsense\n")
     said = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
-    assert len(said) == bulk.REFUSALS + 1
+    assert len(said) == bulk.MAX_LOGGED_REFUSALS + 1
     assert "further ones are counted" in said[-1]
 
 
@@ -256,7 +256,7 @@ def test_a_manager_that_may_open_few_files_keeps_most_of_them_from_strangers(yar
 def as_worker(m, yard):
     """A connection of somebody who has proved that he is a worker."""
     sock = socket.create_connection(("127.0.0.1", m.port), 60)
-    handshake.dial(sock, read_secret(yard.secret), "worker")
+    handshake.connect(sock, read_secret(yard.secret), "worker")
     return sock
 
 
@@ -301,14 +301,14 @@ def test_who_asks_for_the_state_without_the_secret_is_told_nothing(yard, caplog)
     with unharmed(m, yard, lambda: caplog.text):
         with (
             socket.create_connection(("127.0.0.1", m.port), 60) as sock,
-            pytest.raises(handshake.Refused, match="wrong secret"),
+            pytest.raises(handshake.HandshakeRejected, match="wrong secret"),
         ):
-            handshake.dial(sock, b"guess", "status")
+            handshake.connect(sock, b"guess", "status")
         greeting = json.dumps({"role": "status", "nonce": "0" * 32, "proof": "0" * 64}).encode()
         assert b"analysis" not in throw(m.port, greeting + b"\n")
         silent = [socket.create_connection(("127.0.0.1", m.port), 60) for _ in range(20)]
         for sock in silent:  # who knows the secret, and does not read the answer
-            handshake.dial(sock, read_secret(yard.secret), "status")
+            handshake.connect(sock, read_secret(yard.secret), "status")
         works(m)
         for sock in silent:
             sock.close()
@@ -318,5 +318,5 @@ def test_a_role_that_there_is_not_gets_nothing(yard):
     m = yard.manager()
     yard.workers(m, 1)
     with unharmed(m, yard), socket.create_connection(("127.0.0.1", m.port), 60) as sock:
-        handshake.dial(sock, read_secret(yard.secret), "owner")
+        handshake.connect(sock, read_secret(yard.secret), "owner")
         assert sock.recv(1) == b""

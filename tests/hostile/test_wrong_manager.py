@@ -37,7 +37,9 @@ def test_a_worker_refuses_a_manager_with_another_secret(yard):
 
 
 CHALLENGE = json.dumps({"vine": VERSION, "nonce": "11" * 16}).encode() + b"\n"
-RUN = m.Run(1, "", "", [], [], "r", False, {"command": "touch evil-ran", "mounts": [], "outputs": []}, b"")
+RUN = m.RunTask(
+    1, "", "", [], [], "r", False, {"command": "touch evil-ran", "mounts": [], "outputs": []}, b""
+)
 EVIL = b"".join(encode([m.Welcome(1, "evil", "3.11"), RUN])) + bytes(16)
 QUICK = """
 from vinecore.protocol import handshake
@@ -76,7 +78,7 @@ def test_a_worker_does_nothing_for_who_has_not_proved_the_secret(yard, first, th
             try:
                 sock.sendall(first)
                 if then:
-                    handshake.read_bytes(sock, time.monotonic() + 60)
+                    handshake.read_raw_line(sock, time.monotonic() + 60)
                     sock.sendall(then)
                 sock.settimeout(60)
                 while heard := sock.recv(1 << 16):

@@ -16,16 +16,16 @@ import pytest
 from tests.servers import catalog_server
 from tests.support import PATIENCE_S, find_python, until
 from vinecore import Task
-from vinecore.announcing import describe
-from vinecore.catalog_server import MOST_OF_ONE, Records, parse_filter
+from vinecore.announcing import make_record
+from vinecore.catalog_server import MAX_RECORDS_PER_ADDRESS, RecordStore, parse_filter
 from vinecore.protocol import catalog
-from vinecore.protocol.catalog import Catalog, parse_servers
+from vinecore.protocol.catalog import CatalogClient, parse_servers
 from vinecore.protocol.records import MOST_BYTES
 from vinecore.secrets import write_secret
 
 
 def record(name="mine", key="0123", **more):
-    return {**describe(name=name, key=key, bound="127.0.0.1", port=9123, ssl=False), **more}
+    return {**make_record(name=name, key=key, bound="127.0.0.1", port=9123, ssl=False), **more}
 
 
 OK = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -175,8 +175,8 @@ def test_servers_are_named_as_in_cctools(monkeypatch):
 
 def test_the_next_server_is_asked_where_one_does_not_answer(server):
     report(server, record())
-    both = Catalog((("127.0.0.1", 1), ("127.0.0.1", server)))
-    assert [about["project"] for about in both.ask()] == ["mine"]
+    both = CatalogClient((("127.0.0.1", 1), ("127.0.0.1", server)))
+    assert [about["project"] for about in both.query()] == ["mine"]
     assert both._down.keys() == {("127.0.0.1", 1)}
 
 
@@ -227,13 +227,13 @@ def test_an_odd_server_is_left_with_a_reason(answers, said, monkeypatch):
     monkeypatch.setattr(catalog, "MOST_BYTES", 2_000_000)
     server = OddServer(*answers)
     with pytest.raises(OSError, match=said):
-        Catalog((("127.0.0.1", server.port),)).ask()
+        CatalogClient((("127.0.0.1", server.port),)).query()
     server.close()
 
 
 def test_a_server_that_knows_no_expressions_is_asked_for_all():
     server = OddServer(b"HTTP/1.0 501 no\r\n\r\n", OK + b'[{"a": 1}]')
-    assert Catalog((("127.0.0.1", server.port),)).ask() == [{"a": 1}]
+    assert CatalogClient((("127.0.0.1", server.port),)).query() == [{"a": 1}]
     server.close()
     first, second = (line.split(b" ")[1].decode() for line in server.asked)
     assert base64.b64decode(first.removeprefix("/query/")) == b'type=="vine_manager"'
@@ -243,7 +243,7 @@ def test_a_server_that_knows_no_expressions_is_asked_for_all():
 def test_a_server_that_stalls_is_not_waited_for_long(monkeypatch):
     monkeypatch.setattr(catalog, "ASK_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(OSError, match="timed out"):
-        Catalog((("127.0.0.1", listener.getsockname()[1]),)).ask()
+        CatalogClient((("127.0.0.1", listener.getsockname()[1]),)).query()
 
 
 # ---- the server
@@ -316,13 +316,13 @@ def kept(records, now=0.0):
 
 
 def test_records_expire():
-    records = Records(100)
-    records.enter(json.dumps(record()).encode(), "10.0.0.1", 0, 1000)
-    records.enter(json.dumps(record(key="brief", lifetime=5)).encode(), "10.0.0.1", 0, 1000)
+    records = RecordStore(100)
+    records.add_report(json.dumps(record()).encode(), "10.0.0.1", 0, 1000)
+    records.add_report(json.dumps(record(key="brief", lifetime=5)).encode(), "10.0.0.1", 0, 1000)
     assert [about["lastheardfrom"] for about in kept(records, 4)] == [1000, 1000]
     assert [about["taskvine_uuid"] for about in kept(records, 6)] == ["0123"]
     for now in range(1, 1000):
-        records.enter(json.dumps(record()).encode(), "10.0.0.1", now, 1000)
+        records.add_report(json.dumps(record()).encode(), "10.0.0.1", now, 1000)
     assert len(records._expiry) < 110
     assert len(kept(records, 1098)) == 1
     assert kept(records, 1100) == []
@@ -330,21 +330,21 @@ def test_records_expire():
 
 
 def test_what_is_kept_is_bounded(monkeypatch):
-    records = Records()
+    records = RecordStore()
     text = lambda key: json.dumps(record(key=str(key))).encode()  # noqa: E731
-    for key in range(MOST_OF_ONE):
-        records.enter(text(key), "10.0.0.1", 0, 0)
+    for key in range(MAX_RECORDS_PER_ADDRESS):
+        records.add_report(text(key), "10.0.0.1", 0, 0)
     with pytest.raises(ValueError, match="too many records of one address"):
-        records.enter(text("one more"), "10.0.0.1", 0, 0)
-    records.enter(text(0), "10.0.0.1", 0, 0)
-    records.enter(text(0), "10.0.0.2", 0, 0)
-    monkeypatch.setattr("vinecore.catalog_server.MOST_RECORDS", MOST_OF_ONE + 1)
+        records.add_report(text("one more"), "10.0.0.1", 0, 0)
+    records.add_report(text(0), "10.0.0.1", 0, 0)
+    records.add_report(text(0), "10.0.0.2", 0, 0)
+    monkeypatch.setattr("vinecore.catalog_server.MOST_RECORDS", MAX_RECORDS_PER_ADDRESS + 1)
     with pytest.raises(ValueError, match="no room"):
-        records.enter(text(1), "10.0.0.2", 0, 0)
+        records.add_report(text(1), "10.0.0.2", 0, 0)
     monkeypatch.setattr("vinecore.catalog_server.MOST_TOTAL", records._bytes + 10)
     with pytest.raises(ValueError, match="no room"):
-        records.enter(text(0), "10.0.0.2", 0, 0)
-    assert len(kept(records)) == MOST_OF_ONE + 1
+        records.add_report(text(0), "10.0.0.2", 0, 0)
+    assert len(kept(records)) == MAX_RECORDS_PER_ADDRESS + 1
 
 
 def test_the_command_says_what_is_wrong():

@@ -16,7 +16,7 @@ from daskvine import DaskVine
 from tests import chores
 from tests.support import one_result, until
 from vinecore import Factory, FunctionCall, Manager, PythonTask, Task, checks
-from vinecore.core.allocation import Request
+from vinecore.core.allocation import ResourceRequest
 from vinecore.libraries import LibraryTask
 
 NO_NUMBERS = [
@@ -113,7 +113,7 @@ def test_what_the_constructor_of_a_task_takes_its_setters_take():
     other.set_priority(-1)
     other.set_retries(3)
     assert vars(task) == vars(other)
-    assert task._request == Request(2, 100, None, 0)
+    assert task._request == ResourceRequest(2, 100, None, 0)
     for cores in ("2", math.nan, True):
         with pytest.raises((TypeError, ValueError), match="cores="):
             Task("true", cores=cores)

@@ -118,12 +118,12 @@ def test_a_context_that_waits_is_named_with_its_line(m, install, shared_yard, pe
     )
     install(library)
     m.submit(FunctionCall("waiting", "add", 1, 2))
-    said = until(lambda: "library waiting has been starting" in m.missing and m.missing)
+    said = until(lambda: "library waiting has been starting" in m.stalled_reason and m.stalled_reason)
     assert "it builds its context: " in said
     assert f"line {build_calibration.__code__.co_firstlineno + 1} of {__file__}, in build_calibration" in said
     open(gate, "w").close()
     assert one_result(m).output == 3
-    until(lambda: not m.missing)
+    until(lambda: not m.stalled_reason)
 
 
 def test_a_module_whose_import_waits_is_named(m, install, shared_yard, tmp_path):
@@ -134,7 +134,7 @@ def test_a_module_whose_import_waits_is_named(m, install, shared_yard, tmp_path)
     library.set_env_var("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
     install(library)
     m.submit(FunctionCall("importing", "add", 1, 2))
-    said = until(lambda: "library importing has been starting" in m.missing and m.missing)
+    said = until(lambda: "library importing has been starting" in m.stalled_reason and m.stalled_reason)
     assert "it imports its modules: line " in said
     assert f"of {module}, in <module>" in said
     open(gate, "w").close()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.support import one_result
 from vinecore import Task, journal, report
 from vinecore import journal as j
-from vinecore.io.past import look_back
+from vinecore.io.past import find_previous_session
 
 HERE = socket.gethostname()
 LARGE = 1 << 20
@@ -55,14 +55,14 @@ def header(pid, **about):
         "session": "5e551234",
         **about,
     }
-    return j.Journal(0.0, journal.VERSION, **known)
+    return j.Header(0.0, journal.VERSION, **known)
 
 
 def records():
-    yield j.WorkerJoined(0.1, 1, "elsewhere", "127.0.0.1", "3.11", 4, 1000, 1000, pid=17)
+    yield j.WorkerConnected(0.1, 1, "elsewhere", "127.0.0.1", "3.11", 4, 1000, 1000, pid=17)
     yield j.LibraryInstalled(0.2, "lib", "lib", 4, 4.0)
     yield j.LibraryStarted(0.2, "lib", 1, 4, 4.0)
-    yield j.LibraryUp(0.5, "lib", 1, 0.3)
+    yield j.LibraryReady(0.5, "lib", 1, 0.3)
     yield j.GraphOpened(0.6, 1, "graph")
     for number in range(1, 9):
         yield j.TaskSubmitted(
@@ -76,8 +76,8 @@ def records():
     yield j.TransferFailed(5.0, "lost", 1, 2, 1.0, "it broke")
     yield j.FilesFound(6.0, 1, ("x",), (5,))
     yield j.GraphEnded(12.0, 1, "success")
-    yield j.Missing(13.0, "no worker")
-    yield j.WorkerLost(20.0, 1, "it broke")
+    yield j.Stalled(13.0, "no worker")
+    yield j.WorkerDisconnected(20.0, 1, "it broke")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def known_by(data):
         path = Path(folder) / "run" / journal.FILE
         path.parent.mkdir()
         path.write_bytes(data)
-        past = look_back(Path(folder), "m")
+        past = find_previous_session(Path(folder), "m")
         said = CliRunner().invoke(report.main, [str(path)])
         assert said.exception is None or isinstance(said.exception, SystemExit), said.exception
         return (set() if past is None else past.results), said.output
@@ -197,7 +197,7 @@ def test_journals_that_go_on_from_each_other_in_a_circle_are_read_once(tmp_path,
     for path, other in (paths, paths[::-1]):
         path.parent.mkdir()
         path.write_bytes(encode([header(dead, resumes=str(other))]) + b"".join(sound[1:]))
-    assert len(look_back(tmp_path, "m").sessions) == 2
+    assert len(find_previous_session(tmp_path, "m").sessions) == 2
 
 
 def test_what_is_in_the_place_of_a_journal_is_passed_over(tmp_path, sound):
@@ -207,10 +207,10 @@ def test_what_is_in_the_place_of_a_journal_is_passed_over(tmp_path, sound):
     }.items():  # fmt: skip
         (tmp_path / name).mkdir()
         make(tmp_path / name / journal.FILE)
-    assert look_back(tmp_path, None) is None
+    assert find_previous_session(tmp_path, None) is None
     (tmp_path / "sound").mkdir()
     (tmp_path / "sound" / journal.FILE).write_bytes(b"".join(sound))
-    assert len(look_back(tmp_path, None).results) == 18
+    assert len(find_previous_session(tmp_path, None).results) == 18
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2] + b"\xff" + data[len(data) // 2 :], lambda data: b"\0" + data, lambda _data: b"",
@@ -231,4 +231,4 @@ def test_a_manager_begins_where_there_can_be_no_journals(yard, name):
     yard.place("file").touch()
     os.mkfifo(yard.place("pipe"))
     m = yard.manager(name="m", run_info_path=yard.place(name), resume=True)
-    assert (m.resumed, m.journal) == (None, None)
+    assert (m.resumed_from, m.journal) == (None, None)

@@ -30,7 +30,7 @@ def results(m):
     ended = []
     while not m.empty():
         ended.append(m.wait(60))
-        assert ended[-1] is not None, m.missing
+        assert ended[-1] is not None, m.stalled_reason
     return ended
 
 

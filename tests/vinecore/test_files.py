@@ -216,7 +216,7 @@ def test_an_address_where_nothing_is_fails_the_task_at_once(m, run, web, tmp_pat
 
 
 def test_an_address_that_sends_half_is_tried_again_and_never_used(m, run, web, monkeypatch):
-    monkeypatch.setattr("vinecore.core.transfers.PAUSE_S", 0.01)  # between its tries
+    monkeypatch.setattr("vinecore.core.transfers.RETRY_DELAY_S", 0.01)  # between its tries
     task = run(cat(m.declare_url(f"{web.url}/cut")))
     assert task.result == "input missing"
     assert "4 bytes" in str(task.error()) or "IncompleteRead" in str(task.error())
@@ -575,7 +575,7 @@ def test_without_peer_transfers_everything_goes_through_the_manager(yard):
     yard.workers(m, 1)
     m.submit(PythonTask(chores.length, maker.output_file))
     assert m.wait(60).output == len(chores.make_bytes(LARGE))
-    assert m._engine.call(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
+    assert m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
     yard.place("gate").touch()
     assert m.wait(60) is blocker
 
@@ -610,8 +610,8 @@ def test_whoever_makes_or_receives_an_object_tells_its_digest(yard, how):
             until(lambda count=number: yard.count("held") == count)
         gate.touch()
         assert m.wait(60).successful() and m.wait(60).successful()
-    told = m._engine.call(lambda mind: list(mind.tables.files[file.cache_name].replicas.values()))
-    kept = [digests.of_file(str(path)) for path in yard.workspace.glob(f"*/*/cache/{file.cache_name}")]
+    told = m._engine.query(lambda mind: list(mind.tables.files[file.cache_name].replicas.values()))
+    kept = [digests.digest_file(str(path)) for path in yard.workspace.glob(f"*/*/cache/{file.cache_name}")]
     assert told == kept
     assert len(told) == (2 if how == "a peer" else 1)
 
@@ -623,7 +623,7 @@ def test_a_task_may_be_submitted_before_the_one_that_makes_its_input(m, run):
     temp, buffer, copy = m.declare_temp(), m.declare_buffer(), m.declare_buffer()
     reader = Task("cat a b > c", inputs={temp: "a", buffer: "b"}, outputs={copy: "c"}, cores=1)
     m.submit(reader)
-    until(lambda: "no task makes yet" in m.missing, "the manager to say what is waited for")
+    until(lambda: "no task makes yet" in m.stalled_reason, "the manager to say what is waited for")
     assert m.wait(0) is None
     writer = Task(
         "printf 'made '; printf 'made ' > x; printf here > y", outputs={temp: "x", buffer: "y"}, cores=1
@@ -631,7 +631,7 @@ def test_a_task_may_be_submitted_before_the_one_that_makes_its_input(m, run):
     m.submit(writer)
     assert {m.wait(60).id, m.wait(60).id} == {reader.id, writer.id}
     assert m.fetch_file(copy) == "made here"
-    until(lambda: not m.missing, "the complaint to end")
+    until(lambda: not m.stalled_reason, "the complaint to end")
 
 
 def test_an_input_that_is_not_there_is_called_by_its_path(m, run, tmp_path):

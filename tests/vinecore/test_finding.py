@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 from vineworker import packing
-from vineworker.search import Search
+from vineworker.search import ManagerConnector
 
 from tests import chores
 from tests.support import PATIENCE_S, find_python, until
 from vinecore import Manager, Task
-from vinecore.announcing import describe
+from vinecore.announcing import make_record
 from vinecore.protocol import handshake, registry
-from vinecore.protocol.finding import Finder
+from vinecore.protocol.finding import ManagerFinder
 from vinecore.secrets import read_secret, write_secret
 
 
@@ -34,7 +34,7 @@ def by_name(yard):
 
 
 def entered():
-    return {about["project"]: about for about in registry.read(registry.place())}
+    return {about["project"]: about for about in registry.read(registry.registry_directory())}
 
 
 def works(m):
@@ -64,9 +64,9 @@ def test_a_manager_is_entered_while_it_is_open_and_holds_no_secret_there(yard):
     with yard.manager(name="my-analysis") as m:
         about = entered()["my-analysis"]
         assert (about["port"], about["pid"], about["name"]) == (m.port, os.getpid(), socket.gethostname())
-        [path] = Path(registry.place()).glob("[!.]*")  # but for what is being written
+        [path] = Path(registry.registry_directory()).glob("[!.]*")  # but for what is being written
         assert yard.secret.read_text().strip() not in path.read_text()
-    assert os.listdir(registry.place()) == []
+    assert os.listdir(registry.registry_directory()) == []
 
 
 def test_who_has_no_name_or_does_not_want_to_be_is_not_entered(yard):
@@ -111,7 +111,7 @@ def test_a_worker_waits_for_the_manager_and_follows_it_to_another_port(yard, by_
 def test_a_worker_that_finds_none_leaves_after_its_timeout_and_says_where_it_looked(yard, by_name):
     worker = by_name("mine", "--timeout", "0.5")
     assert worker.wait() == 1
-    assert f"no manager called mine: there is none in {registry.place()}" in worker.log
+    assert f"no manager called mine: there is none in {registry.registry_directory()}" in worker.log
 
 
 def test_one_that_was_killed_misleads_nobody(yard, by_name):
@@ -124,7 +124,7 @@ def test_one_that_was_killed_misleads_nobody(yard, by_name):
     with process:
         port = int(process.stdout.readline())
         process.kill()
-    [path] = Path(registry.place()).glob("[!.]*")  # but for what is being written
+    [path] = Path(registry.registry_directory()).glob("[!.]*")  # but for what is being written
     about = json.loads(path.read_text())
     other = yard.manager(name="other", port=port)
     worker = by_name("mine", "--timeout", "100")
@@ -224,19 +224,19 @@ def test_who_does_not_answer_in_time_is_tried_last_the_next_time(yard, monkeypat
     folder = str(yard.place("managers"))
 
     def enter(key, port, **more):
-        about = describe(name="mine", key=key, bound="127.0.0.1", port=port, ssl=False)
+        about = make_record(name="mine", key=key, bound="127.0.0.1", port=port, ssl=False)
         registry.write(folder, key, {**about, **more})
 
-    search = Search(read_secret(yard.secret), (), Finder("mine", folder))
+    search = ManagerConnector(read_secret(yard.secret), (), ManagerFinder("mine", folder))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         enter("silent", port, tasks_waiting=9)
         with monkeypatch.context() as soon:
             soon.setattr(handshake, "TIMEOUT_S", 0.3)
             with pytest.raises(ConnectionError, match=f"127.0.0.1:{port}: timed out"):
-                search.dial()
+                search.connect()
         m = yard.manager(name="mine", registry=folder)
-        assert [address[1] for address, _ssl in search._places()] == [m.port, port]
-        sock, _key, manager = search.dial()
+        assert [address[1] for address, _ssl in search._candidate_addresses()] == [m.port, port]
+        sock, _key, manager = search.connect()
         sock.close()
     assert manager.address == ("127.0.0.1", m.port)

@@ -23,12 +23,12 @@ from tests.support import until, workers_of
 from vinecore import FunctionCall, PythonTask, Task, journal
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.io.scribe import Teller
+from vinecore.io.scribe import JournalRecorder
 from vinecore.protocol import messages
-from vinecore.report import Run, main, summary
+from vinecore.report import ReportedRun, main, summary
 
 PAGE = Path(__file__).parents[2] / "docs" / "journal.md"
-OVER = (journal.TaskDone, journal.TaskFailed, journal.TaskBack)
+OVER = (journal.TaskDone, journal.TaskFailed, journal.TaskReturned)
 
 
 def finish(m):
@@ -92,7 +92,7 @@ def story(shared_yard):
     submit(doomed, "cancelled")
     m.cancel_all()
     finish(m)
-    moved = m._engine.call(lambda mind: mind.moved_bytes)
+    moved = m._engine.query(lambda mind: mind.moved_bytes)
     path = m.journal
     m.close()
     return path, ends, moved
@@ -121,10 +121,10 @@ def test_a_journal_is_asked_for_by_an_option_or_a_variable(yard, monkeypatch, ho
 def test_the_first_record_says_who_wrote_it(story):
     path, *_ = story
     first, *_, last = journal.read(path)
-    assert isinstance(first, journal.Journal)
+    assert isinstance(first, journal.Header)
     assert (first.version, first.pid) == (journal.VERSION, os.getpid())
     assert "cloudpickle" in first.packages
-    assert isinstance(last, journal.Closed)
+    assert isinstance(last, journal.ManagerClosed)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -158,7 +158,7 @@ def test_the_bytes_of_the_transfers_are_those_that_the_manager_counts(story):
     transfers = journal.load(path).transfers
     assert sum(t.bytes for t in transfers if t.to != journal.MANAGER) == moved >= 300_000
     assert [t.bytes for t in transfers if t.source == journal.MANAGER] == [300_000]
-    begun = Counter((r.file, r.to) for r in of(path, journal.TransferStarted))
+    begun = Counter((r.file, r.destination) for r in of(path, journal.TransferStarted))
     over = Counter((r.file, r.to) for r in of(path, journal.TransferEnded, journal.TransferFailed))
     assert begun == over
     [brought] = [t for t in transfers if t.to == journal.MANAGER and t.bytes > 200_000]
@@ -182,14 +182,14 @@ def test_sizes_of_what_tasks_read_and_make_are_known(story):
 def test_a_worker_that_was_killed_shows_with_what_it_was_running(story):
     path, *_ = story
     history = journal.load(path)
-    [lost] = of(path, journal.WorkerLost)[:1]
+    [lost] = of(path, journal.WorkerDisconnected)[:1]
     assert lost.worker == 1
     assert history.workers[1].lost == lost
     assert history.workers[1].joined.cores == 2
-    back = [r for r in of(path, journal.TaskBack) if r.worker == 1]
+    back = [r for r in of(path, journal.TaskReturned) if r.worker == 1]
     assert [r.reason for r in back] == ["the worker was lost"]
     task = history.tasks[back[0].task]
-    assert [attempt.how for attempt in task.attempts] == ["back", "done"]
+    assert [attempt.outcome for attempt in task.attempts] == ["back", "done"]
     assert task.attempts[1].worker == 2
 
 
@@ -199,7 +199,7 @@ def test_failures_say_what_they_were(story):
     assert set(failures) == {"exception", "crash"}
     assert "unsupported operand" in failures["exception"].reason
     crashed = journal.load(path).tasks[failures["crash"].task]
-    assert [attempt.how for attempt in crashed.attempts] == ["crash", "crash"]
+    assert [attempt.outcome for attempt in crashed.attempts] == ["crash", "crash"]
 
 
 def test_single_tasks_say_what_they_used_and_function_calls_what_they_were(story):
@@ -225,7 +225,7 @@ def test_a_result_that_is_lost_and_made_again_shows(yard):
     m.submit(made)
     finish(m)
     name = made.output_file.cache_name
-    [holder] = m._engine.call(lambda mind: [worker.id for worker in mind.tables.files[name].replicas])
+    [holder] = m._engine.query(lambda mind: [worker.id for worker in mind.tables.files[name].replicas])
     workers[holder - 1].kill()
     until(lambda: m.workers_connected == 1, "the manager to notice")
     m.submit(PythonTask(len, made.output_file))
@@ -233,7 +233,7 @@ def test_a_result_that_is_lost_and_made_again_shows(yard):
     m.close()
     task = journal.load(m.journal).tasks[made.id]
     assert task.woken == 1
-    assert [attempt.how for attempt in task.attempts] == ["done", "done"]
+    assert [attempt.outcome for attempt in task.attempts] == ["done", "done"]
 
 
 def test_names_that_are_no_text_are_written_as_well_as_they_can_be(yard):
@@ -247,7 +247,7 @@ def test_names_that_are_no_text_are_written_as_well_as_they_can_be(yard):
 
 def test_a_defect_ends_the_journal_and_not_the_run(yard, caplog, monkeypatch):
     m = yard.manager(run_info_path=yard.place("info"))
-    monkeypatch.setattr(m._scribe._teller, "turn", None)
+    monkeypatch.setattr(m._scribe._teller, "records_for", None)
     yard.worker(m)
     m.submit(Task("echo fine"))
     assert m.wait(60).output == "fine\n"
@@ -287,15 +287,15 @@ def test_a_disk_that_gets_full_gives_a_warning_and_the_run_goes_on(yard, caplog)
 
 
 def test_a_disk_that_is_too_slow_ends_the_journal_and_it_says_so(yard, caplog, monkeypatch):
-    monkeypatch.setattr("vinecore.io.scribe.MOST_WAITING", 20)
+    monkeypatch.setattr("vinecore.io.scribe.MAX_QUEUED_ITEMS", 20)
     monkeypatch.setattr("vinecore.io.scribe.LOOK_S", 60.0)
     m = yard.manager(run_info_path=yard.place("info"))
     for number in range(30):
         m.declare_buffer(b"%d" % number)
-    until(lambda: m._scribe._full, "the bound to be reached")
+    until(lambda: m._scribe._overflow, "the bound to be reached")
     m.close()
     *_, last = journal.read(m.journal)
-    assert isinstance(last, journal.Stopped)
+    assert isinstance(last, journal.JournalStopped)
     assert sum("journal ends" in r.getMessage() for r in caplog.records) == 1
 
 
@@ -329,8 +329,8 @@ def lines_of(path):
 
 def test_some_kinds_of_records_can_be_asked_for(story):
     path, _ends, _moved = story
-    kinds = (journal.TaskDone, journal.WorkerLost)
-    assert list(journal.read(path, *kinds)) == of(path, journal.Journal, *kinds)
+    kinds = (journal.TaskDone, journal.WorkerDisconnected)
+    assert list(journal.read(path, *kinds)) == of(path, journal.Header, *kinds)
 
 
 def test_half_a_line_at_the_end_is_left_out(story, tmp_path):
@@ -345,14 +345,14 @@ def test_half_a_line_at_the_end_is_left_out(story, tmp_path):
 def test_a_journal_that_is_still_being_written_can_be_read(yard):
     m = yard.manager(run_info_path=yard.place("info"))
     yard.worker(m)
-    joined = until(lambda: of(m.journal, journal.WorkerJoined), "the worker in the journal")
+    joined = until(lambda: of(m.journal, journal.WorkerConnected), "the worker in the journal")
     assert joined[0].worker == workers_of(m)[0]["id"]
 
 
 def test_another_version_is_refused(tmp_path):
     path = tmp_path / journal.FILE
     path.write_text(json.dumps({"kind": "journal", "t": 0, "version": 99, "daskvine": "7.0"}) + "\n")
-    with pytest.raises(journal.NotAJournal, match=r"version 99.*reads version 2.*7\.0"):
+    with pytest.raises(journal.InvalidJournalError, match=r"version 99.*reads version 2.*7\.0"):
         list(journal.read(path))
 
 
@@ -360,7 +360,7 @@ def test_another_version_is_refused(tmp_path):
 def test_what_is_no_journal_is_refused(tmp_path, text):
     path = tmp_path / "thing"
     path.write_text(text)
-    with pytest.raises(journal.NotAJournal, match="is not a journal"):
+    with pytest.raises(journal.InvalidJournalError, match="is not a journal"):
         list(journal.read(path))
 
 
@@ -370,7 +370,7 @@ def test_a_damaged_line_is_named(story, tmp_path):
     lines[4] = b"{}\n"
     copy = tmp_path / "copy"
     copy.write_bytes(b"".join(lines))
-    with pytest.raises(journal.NotAJournal, match="line 5"):
+    with pytest.raises(journal.InvalidJournalError, match="line 5"):
         list(journal.read(copy))
 
 
@@ -406,7 +406,7 @@ def test_the_report_says_what_was_run_and_what_went_wrong(story):
 
 def test_the_report_lists_graphs_if_there_are_several():
     records = [
-        journal.Journal(0.0, journal.VERSION, 0.0, "node", 1, "m", 1, "0", "3.11", {}),
+        journal.Header(0.0, journal.VERSION, 0.0, "node", 1, "m", 1, "0", "3.11", {}),
         journal.GraphOpened(1.0, 1, "[green]tasks"),
         journal.TaskSubmitted(1.0, 1, "x", graph=1),
         journal.GraphEnded(3.0, 1, "success"),
@@ -414,7 +414,7 @@ def test_the_report_lists_graphs_if_there_are_several():
         journal.GraphClosed(4.5, 2),
         journal.GraphOpened(5.0, 3, "plot"),
     ]
-    lines = [" ".join(line.split()) for line in summary(Run(journal.History(records))).splitlines()]
+    lines = [" ".join(line.split()) for line in summary(ReportedRun(journal.History(records))).splitlines()]
     assert "1 tasks 1 0 ms 2.0 s success" in lines
     assert "2 fit 0 3.0 s 500 ms cancelled" in lines
     assert "3 plot 0 4.0 s - unfinished" in lines
@@ -503,14 +503,18 @@ def test_the_page_describes_every_kind_and_field():
 
 
 def test_a_file_that_came_and_was_altered_is_lost_and_the_next_transfer_of_it_goes_on():
-    teller = Teller(0.0)
+    teller = JournalRecorder(0.0)
     hello = messages.Hello(1, "node", 1, "3.11", 1, 1000, 1000, 0, 7, [], {})
     fetch = messages.Fetch("data", 1 << 30, "manager", False, digest="d1")
-    cached = messages.Cached("data", 1 << 30, "d1", compared=False)
-    altered = messages.FetchFailed("data", "manager", "altered", gone=False, altered=True, cached=True)
-    teller.turn(0.0, [e.WorkerJoined(1, "node", hello)], [i.Send(1, fetch)])
-    records = teller.turn(1.0, [e.WorkerSaid(1, cached)], [i.Send(1, fetch)])
-    records += teller.turn(2.0, [e.WorkerSaid(1, altered)], [])
-    records += teller.turn(3.0, [e.WorkerSaid(1, cached), e.WorkerSaid(1, messages.Compared("data"))], [])
+    cached = messages.Cached("data", 1 << 30, "d1", verified=False)
+    altered = messages.FetchFailed(
+        "data", "manager", "altered", permanent=False, corrupt=True, was_cached=True
+    )
+    teller.records_for(0.0, [e.WorkerConnected(1, "node", hello)], [i.Send(1, fetch)])
+    records = teller.records_for(1.0, [e.MessageReceived(1, cached)], [i.Send(1, fetch)])
+    records += teller.records_for(2.0, [e.MessageReceived(1, altered)], [])
+    records += teller.records_for(
+        3.0, [e.MessageReceived(1, cached), e.MessageReceived(1, messages.Verified("data"))], []
+    )
     kinds = [journal.TransferEnded, journal.TransferStarted, journal.FilesLost, journal.TransferEnded]
     assert [type(record) for record in records] == kinds

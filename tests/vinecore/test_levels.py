@@ -46,7 +46,7 @@ def look(files):
 
 def run(m, task):
     m.submit(task)
-    assert m.wait(60) is task, m.missing
+    assert m.wait(60) is task, m.stalled_reason
     assert task.successful(), (task.result, task.output, task.error())
     return task.output
 
@@ -56,7 +56,7 @@ def counts(m, files):
 
 
 def moved(m):
-    return m._engine.call(lambda mind: mind.moved_bytes)
+    return m._engine.query(lambda mind: mind.moved_bytes)
 
 
 def records(yard):

@@ -128,7 +128,7 @@ def test_progress_is_made_while_nobody_waits(m):
 def test_control_c_gets_through_to_who_waits(yard):
     m = yard.manager()
     m.submit(Task("true"))
-    with pytest.raises(KeyboardInterrupt), interrupt_when(lambda: m._waiting):
+    with pytest.raises(KeyboardInterrupt), interrupt_when(lambda: m._waiters):
         m.wait(60)
     yard.workers(m, 1)
     assert m.wait(60).successful()
@@ -322,10 +322,10 @@ def test_waiting_for_workers_that_do_not_come_ends(yard):
 def test_without_workers_the_manager_says_so(yard):
     m = yard.manager()
     m.submit(Task("true"))
-    assert until(lambda: m.missing) == "no worker is connected"
+    assert until(lambda: m.stalled_reason) == "no worker is connected"
     yard.workers(m, 1)
     assert m.wait(60).successful()
-    until(lambda: not m.missing, "the complaint to end")
+    until(lambda: not m.stalled_reason, "the complaint to end")
 
 
 # ---- its end
@@ -370,7 +370,7 @@ def test_who_waits_in_another_thread_is_told_that_the_manager_is_closed(yard):
 
     thread = threading.Thread(target=wait)
     thread.start()
-    until(lambda: m._waiting, "the thread to be waiting")
+    until(lambda: m._waiters, "the thread to be waiting")
     m.close()
     thread.join(60)
     assert answers == [None] or "closed" in str(answers[0])

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import until, workers_of
 from vinecore import Manager, Task
-from vinecore.protocol.ports import parse_ports, plain
+from vinecore.protocol.ports import canonical_address, parse_ports
 
 RESOLVER = """
 import socket
@@ -84,7 +84,7 @@ def test_ports_are_one_or_a_range():
 
 
 def test_an_address_of_the_older_family_is_called_by_its_name():
-    assert [plain(a) for a in ("::ffff:10.0.0.1", "10.0.0.1", "::1", "fe80::1%eth0")] == ["10.0.0.1", "10.0.0.1", "::1", "fe80::1%eth0"]  # fmt: skip
+    assert [canonical_address(a) for a in ("::ffff:10.0.0.1", "10.0.0.1", "::1", "fe80::1%eth0")] == ["10.0.0.1", "10.0.0.1", "::1", "fe80::1%eth0"]  # fmt: skip
 
 
 def test_a_manager_takes_the_first_free_port_of_a_range(yard):
@@ -110,7 +110,7 @@ def test_a_manager_and_workers_that_have_only_the_newer_family(yard):
     needs_ipv6()
     m = yard.manager(address="::1")
     yard.workers(m, 2, host="::1")
-    addresses = m._engine.call(lambda mind: [worker.data_address for worker in mind.tables.workers.values()])
+    addresses = m._engine.query(lambda mind: [worker.data_address for worker in mind.tables.workers.values()])
     assert all(address.startswith("::1:") for address in addresses)
     assert run_on_each(m, yard.folder) == ["precious\n"] * 2
 
@@ -120,7 +120,7 @@ def test_a_manager_on_all_addresses_has_workers_of_both_families(yard):
     m = yard.manager(address="")
     yard.workers(m, 1, host="::1")
     yard.workers(m, 1, host="127.0.0.1")
-    hosts = m._engine.call(lambda mind: [worker.host for worker in mind.tables.workers.values()])
+    hosts = m._engine.query(lambda mind: [worker.host for worker in mind.tables.workers.values()])
     assert hosts == ["::1", "127.0.0.1"]
     assert run_on_each(m, yard.folder) == ["precious\n"] * 2
 
@@ -150,7 +150,7 @@ def test_peers_fetch_where_the_worker_was_told_to_listen(yard):
         assert f"cannot listen on port {first}" in refused.log
         assert "--transfer-port" in refused.log
     yard.workers(m, 1)
-    addresses = m._engine.call(lambda mind: [worker.data_address for worker in mind.tables.workers.values()])
+    addresses = m._engine.query(lambda mind: [worker.data_address for worker in mind.tables.workers.values()])
     assert addresses[0] == f"127.0.0.1:{free}"
     assert run_on_each(m, yard.folder) == ["precious\n"] * 2
 
@@ -164,6 +164,6 @@ def test_peers_dial_what_they_are_told_to(yard):
         yard.workers(m, 1, "--transfer-port", str(free), "--contact-hostport", f"localhost:{free}")
     yard.workers(m, 1)
     until(lambda: len(workers_of(m)) == 2, "both workers")
-    addresses = m._engine.call(lambda mind: [worker.data_address for worker in mind.tables.workers.values()])
+    addresses = m._engine.query(lambda mind: [worker.data_address for worker in mind.tables.workers.values()])
     assert addresses[0] == f"localhost:{free}" != f"localhost:{first}"
     assert run_on_each(m, yard.folder) == ["precious\n"] * 2

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from vinecore.io.store import Store
+from vinecore.io.store import ObjectStore
 from vinecore.protocol import INLINE_LIMIT
 
 
@@ -18,7 +18,7 @@ def news():
 @pytest.fixture
 def store(tmp_path, monkeypatch, news):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    store = Store(lambda *what: news.append(what))
+    store = ObjectStore(lambda *what: news.append(what))
     yield store
     store.close()
     assert not [name for name in os.listdir(tmp_path) if name.startswith("vine-manager-")]
@@ -35,10 +35,10 @@ def brought(store, name, data=b"data"):
 
 def test_what_a_worker_brings_is_found_and_told(store, news):
     path = brought(store, "result")
-    assert store.find("result") == path
+    assert store.find_object("result") == path
     assert news == [("result", 4, "digest")]
-    store.forget("result")
-    assert store.find("result") is None
+    store.remove("result")
+    assert store.find_object("result") is None
     assert not os.path.exists(path)
 
 
@@ -46,19 +46,19 @@ def test_what_the_user_has_declared_is_forgotten_only_when_all_declarations_are_
     assert store.declare("buffer", b"x")
     assert not store.declare("buffer", b"x")
     store.release("buffer")
-    store.forget("buffer")
-    assert store.find("buffer") == b"x"
+    store.remove("buffer")
+    assert store.find_object("buffer") == b"x"
     store.release("buffer")
-    store.forget("buffer")
-    assert store.find("buffer") is None
+    store.remove("buffer")
+    assert store.find_object("buffer") is None
 
 
 def test_a_late_order_to_forget_does_not_take_what_was_declared_anew(store):
     store.declare("buffer", b"x")
     store.release("buffer")  # the engine is told, and takes its time
     assert store.declare("buffer", b"x")
-    store.forget("buffer")
-    assert store.find("buffer") == b"x"
+    store.remove("buffer")
+    assert store.find_object("buffer") == b"x"
 
 
 def test_the_users_own_files_are_never_removed(store, tmp_path):
@@ -66,7 +66,7 @@ def test_the_users_own_files_are_never_removed(store, tmp_path):
     path.write_bytes(bytes(INLINE_LIMIT + 1))
     store.declare("file", str(path))
     store.release("file")
-    store.forget("file")
+    store.remove("file")
     assert path.exists()
 
 
@@ -74,30 +74,30 @@ def test_a_large_file_that_has_changed_is_not_given_away(store, tmp_path, caplog
     path = tmp_path / "file"
     path.write_bytes(bytes(INLINE_LIMIT + 1))
     store.declare("file", str(path))
-    assert store.find("file") == str(path)
+    assert store.find_object("file") == str(path)
     path.write_bytes(bytes(INLINE_LIMIT + 2))
-    assert store.find("file") is None
+    assert store.find_object("file") is None
     path.unlink()
-    assert store.find("file") is None
+    assert store.find_object("file") is None
     assert "has been changed or removed" in caplog.text
 
 
 def test_an_output_is_put_where_the_user_wants_it(store, tmp_path, news):
     place = tmp_path / "new" / "place"
-    store.deliver("out", str(place))
+    store.set_destination("out", str(place))
     brought(store, "out")
     assert place.read_bytes() == b"data"
     assert [path.name for path in place.parent.iterdir()] == ["place"]
-    store.forget("out")
+    store.remove("out")
     assert place.exists()
     assert store.undelivered == {}
 
 
 def test_an_output_that_cannot_be_put_there_is_kept_and_said_so(store, tmp_path):
     (tmp_path / "file").touch()
-    store.deliver("out", str(tmp_path / "file" / "below"))
+    store.set_destination("out", str(tmp_path / "file" / "below"))
     path = brought(store, "out")
-    assert store.find("out") == path
+    assert store.find_object("out") == path
     assert "cannot be written" in store.undelivered["out"]
 
 
@@ -114,7 +114,7 @@ def test_what_comes_after_the_end_is_dropped(store, news):
     path = brought(store, "before")
     store.close()
     assert not os.path.exists(path)
-    assert store.find("before") is None
+    assert store.find_object("before") is None
     late = store.folder + "-late"
     with open(late, "wb"):
         pass

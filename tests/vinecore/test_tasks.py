@@ -116,11 +116,11 @@ def test_a_task_that_no_worker_can_hold_waits_and_says_why(m):
     task = Task("true")
     task.set_cores(1000)
     m.submit(task)
-    assert "1000" in until(lambda: m.missing, "the manager to say what is missing")
+    assert "1000" in until(lambda: m.stalled_reason, "the manager to say what is missing")
     assert m.wait(0) is None
     m.cancel_by_task_id(task.id)
     assert m.wait(60).result == "cancelled"
-    until(lambda: not m.missing, "the complaint to end")
+    until(lambda: not m.stalled_reason, "the complaint to end")
 
 
 def test_a_task_that_no_worker_can_ever_hold_fails(yard):

@@ -11,9 +11,9 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from vineworker.addresses import Addresses
+from vineworker.addresses import Downloader
 from vineworker.session import TRANSFER_THREADS as FETCHES
-from vineworker.warden import Warden
+from vineworker.warden import ProcessReaper
 
 from tests.servers import Relay, free_port, web_server, xrootd_server
 from tests.support import alive, until
@@ -33,7 +33,7 @@ def web(tmp_path):
 @pytest.fixture
 def impatient(monkeypatch):
     """Short pauses between the tries at an address."""
-    monkeypatch.setattr("vinecore.core.transfers.PAUSE_S", 0.01)
+    monkeypatch.setattr("vinecore.core.transfers.RETRY_DELAY_S", 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,9 @@ def test_a_server_that_says_nothing_of_its_content_gets_a_new_name_each_time(m, 
 def test_what_tells_one_content_from_another(web, said, validator):
     (web.folder / "file").write_bytes(b"12345")
     web.headers = said
-    look = addresses.look(f"{web.url}/said/file")
+    look = addresses.stat_url(f"{web.url}/said/file")
     assert look.validator == validator
-    assert look.known_size == (5 if validator and "Content-Length" in said else -1)
+    assert look.verified_size == (5 if validator and "Content-Length" in said else -1)
 
 
 def test_a_file_on_a_disk_is_named_by_what_is_there_if_it_is_here_too(m, tmp_path):
@@ -114,7 +114,7 @@ def test_a_file_on_a_disk_is_named_by_what_is_there_if_it_is_here_too(m, tmp_pat
 
 
 def test_a_server_that_cannot_be_reached_from_here_is_no_error_and_is_asked_once(m, monkeypatch):
-    monkeypatch.setattr(addresses, "LOOK_S", 0.3)
+    monkeypatch.setattr(addresses, "HEAD_TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(60)
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -308,7 +308,7 @@ def test_a_process_that_fetches_ends_with_its_worker(yard, xrootd, killed):
     m.wait_for_workers(1, 60)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"root://127.0.0.1:{silent.getsockname()[1]}//data/file"
-        addresses._silent[f"127.0.0.1:{silent.getsockname()[1]}"] = float("inf")
+        addresses._unresponsive_until[f"127.0.0.1:{silent.getsockname()[1]}"] = float("inf")
         m.submit(checksum(m.declare_url(url)))
         (client,) = until(lambda: [child for child in worker.family if "xrdcp" in child.name()])
         client.suspend()  # so that it does not end by itself
@@ -325,8 +325,8 @@ def test_a_process_that_fetches_ends_with_its_worker(yard, xrootd, killed):
 
 def test_a_process_that_fetches_ends_when_its_manager_is_left(tmp_path):
     """The worker lives on, for another manager."""
-    warden = Warden(str(tmp_path / "worker"))
-    fetching = Addresses(warden)
+    warden = ProcessReaper(str(tmp_path / "worker"))
+    fetching = Downloader(warden)
     try:
         with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as threads:
             url = f"root://127.0.0.1:{silent.getsockname()[1]}//data/file"

@@ -6,7 +6,13 @@ import sys
 
 import pytest
 
-from vinecore.versions import SENSITIVE, describe, explain_mismatch, package_versions, python_version
+from vinecore.versions import (
+    PICKLE_SENSITIVE_PACKAGES,
+    describe,
+    explain_mismatch,
+    package_versions,
+    python_version,
+)
 
 MANAGER = {
     "python": "3.11",
@@ -24,7 +30,7 @@ def test_a_process_describes_itself():
     mine = describe()
     assert mine["python"] == python_version() == f"{sys.version_info[0]}.{sys.version_info[1]}"
     assert "cloudpickle" in mine["packages"]
-    assert set(mine["packages"]) <= set(SENSITIVE)
+    assert set(mine["packages"]) <= set(PICKLE_SENSITIVE_PACKAGES)
     assert explain_mismatch(mine, mine, WHERE) is None
 
 

@@ -24,23 +24,23 @@ def stored(cache, name, data):
 
 
 def test_small_objects_are_kept_in_memory_and_large_ones_are_files(cache):
-    cache.keep("small", b"x" * INLINE_LIMIT)
-    cache.keep("large", b"x" * (INLINE_LIMIT + 1))
-    assert cache.find("small") == b"x" * INLINE_LIMIT
-    assert os.path.getsize(cache.find("large")) == INLINE_LIMIT + 1
-    assert cache.find("missing") is None
+    cache.put_bytes("small", b"x" * INLINE_LIMIT)
+    cache.put_bytes("large", b"x" * (INLINE_LIMIT + 1))
+    assert cache.find_object("small") == b"x" * INLINE_LIMIT
+    assert os.path.getsize(cache.find_object("large")) == INLINE_LIMIT + 1
+    assert cache.find_object("missing") is None
     assert ("small" in cache, "missing" in cache, cache.size("large")) == (True, False, INLINE_LIMIT + 1)
 
 
 def test_memory_is_bounded(tmp_path):
     cache = Cache(str(tmp_path), memory_limit=100)
-    cache.keep("first", b"x" * 60)
-    cache.keep("second", b"x" * 60)
-    assert isinstance(cache.find("first"), bytes)
-    assert isinstance(cache.find("second"), str)
+    cache.put_bytes("first", b"x" * 60)
+    cache.put_bytes("second", b"x" * 60)
+    assert isinstance(cache.find_object("first"), bytes)
+    assert isinstance(cache.find_object("second"), str)
     cache.remove("first")
-    cache.keep("third", b"x" * 60)
-    assert isinstance(cache.find("third"), bytes)
+    cache.put_bytes("third", b"x" * 60)
+    assert isinstance(cache.find_object("third"), bytes)
 
 
 NAMES = ["..", ".", "", "/etc/passwd", "a/b", "../../x", "~", "a b", "Grüße", "a\nb", "%2E", ".hidden", "%"]
@@ -53,7 +53,7 @@ def test_any_names_have_files_of_their_own_in_the_folder(cache, tmp_path):
     for name in NAMES + LONG:
         stored(cache, name, name.encode())
     for name in NAMES + LONG:
-        path = cache.find(name)
+        path = cache.find_object(name)
         assert os.path.dirname(path) == str(tmp_path / "cache")
         with open(path, "rb") as file:
             assert file.read() == name.encode()
@@ -61,10 +61,10 @@ def test_any_names_have_files_of_their_own_in_the_folder(cache, tmp_path):
 
 def test_an_object_that_becomes_a_file_does_so_once(cache):
     """Its file may be linked into sandboxes: writing it again would change what tasks are reading."""
-    cache.keep("object", b"x" * 1000)
+    cache.put_bytes("object", b"x" * 1000)
     first = os.stat(cache.path("object"))
     assert os.stat(cache.path("object")) == first
-    assert cache.find("object") == b"x" * 1000
+    assert cache.find_object("object") == b"x" * 1000
 
 
 def test_threads_that_want_the_same_file_never_see_a_part_of_it(cache):
@@ -78,7 +78,7 @@ def test_threads_that_want_the_same_file_never_see_a_part_of_it(cache):
                 wrong.append(name)
 
     for n in range(20):
-        cache.keep(f"object-{n}", data)
+        cache.put_bytes(f"object-{n}", data)
         threads = [threading.Thread(target=read, args=(f"object-{n}",)) for _ in range(8)]
         for thread in threads:
             thread.start()
@@ -89,14 +89,14 @@ def test_threads_that_want_the_same_file_never_see_a_part_of_it(cache):
 
 
 def test_an_object_that_is_stored_again_is_the_new_one(cache):
-    cache.keep("object", b"first")
+    cache.put_bytes("object", b"first")
     cache.path("object")
     stored(cache, "object", b"second")
-    with open(cache.find("object"), "rb") as file:
+    with open(cache.find_object("object"), "rb") as file:
         assert file.read() == b"second"
-    cache.keep("object", b"third")
+    cache.put_bytes("object", b"third")
     with open(cache.path("object"), "rb") as file:
-        assert (cache.find("object"), file.read()) == (b"third", b"third")
+        assert (cache.find_object("object"), file.read()) == (b"third", b"third")
 
 
 def test_a_directory_replaces_a_file_and_a_file_a_directory(cache):
@@ -104,18 +104,18 @@ def test_a_directory_replaces_a_file_and_a_file_a_directory(cache):
         folder = cache.temporary("object")
         os.makedirs(os.path.join(folder, "inner"))
         cache.store("object", folder)
-        assert os.listdir(cache.find("object")) == ["inner"]
+        assert os.listdir(cache.find_object("object")) == ["inner"]
         stored(cache, "object", b"file")
-        assert os.path.isfile(cache.find("object"))
+        assert os.path.isfile(cache.find_object("object"))
 
 
 def test_what_is_removed_is_gone_from_memory_and_disk(cache):
-    cache.keep("object", b"x")
+    cache.put_bytes("object", b"x")
     path = cache.path("object")
     cache.remove("object")
     cache.remove("object")
     assert not os.path.exists(path)
-    assert cache.find("object") is None
+    assert cache.find_object("object") is None
     with pytest.raises(FileNotFoundError, match="not on this worker"):
         cache.path("object")
 
@@ -135,32 +135,32 @@ def read(path):
 
 def test_what_is_offered_is_for_others_until_it_is_accepted(cache):
     path = came(cache, b"new")
-    assert cache.offer("object", path)
-    assert read(cache.find("object")) == b"new"
-    assert cache.content("object") is None
+    assert cache.add_unverified("object", path)
+    assert read(cache.find_object("object")) == b"new"
+    assert cache.get("object") is None
     assert "object" not in cache
     with pytest.raises(FileNotFoundError):
         cache.path("object")
-    cache.accept("object", path)
+    cache.mark_verified("object", path)
     assert read(cache.path("object")) == b"new"
-    assert (cache.content("object"), cache.on_disk) == (cache.path("object"), 3)
+    assert (cache.get("object"), cache.on_disk) == (cache.path("object"), 3)
 
 
 def test_what_is_refused_is_gone(cache):
     path = came(cache, b"wrong")
-    assert cache.offer("object", path)
-    place = cache.find("object")
-    cache.refuse("object", path)
-    assert cache.find("object") is None
+    assert cache.add_unverified("object", path)
+    place = cache.find_object("object")
+    cache.discard_unverified("object", path)
+    assert cache.find_object("object") is None
     assert not os.path.exists(place)
 
 
 def test_nothing_is_offered_in_place_of_what_is_there(cache):
     first, second = came(cache, b"first"), came(cache, b"second")
-    assert cache.offer("object", first)
-    assert not cache.offer("object", second)
-    cache.accept("object", first)
-    assert not cache.offer("object", second)
+    assert cache.add_unverified("object", first)
+    assert not cache.add_unverified("object", second)
+    cache.mark_verified("object", first)
+    assert not cache.add_unverified("object", second)
     assert read(cache.path("object")) == b"first"
 
 
@@ -168,25 +168,25 @@ def test_nothing_is_offered_in_place_of_what_is_there(cache):
 @pytest.mark.parametrize("right", [False, True])
 def test_what_is_found_out_later_counts_only_for_what_was_offered(cache, tmp_path, how, right):
     path = came(cache, b"offered")
-    assert cache.offer("object", path)
+    assert cache.add_unverified("object", path)
     if how == "stored":
         stored(cache, "object", b"new")
     elif how == "kept":
-        cache.keep("object", b"new")
+        cache.put_bytes("object", b"new")
     elif how == "adopted":
         (tmp_path / "outside").write_bytes(b"new")
-        cache.adopt("object", str(tmp_path / "outside"), 3)
+        cache.serve_from("object", str(tmp_path / "outside"), 3)
     else:
         cache.remove("object")
-        assert cache.find("object") is None
+        assert cache.find_object("object") is None
     if how == "offered again":
-        assert cache.offer("object", came(cache, b"new"))
-    (cache.accept if right else cache.refuse)("object", path)
+        assert cache.add_unverified("object", came(cache, b"new"))
+    (cache.mark_verified if right else cache.discard_unverified)("object", path)
     if how == "offered again":
-        assert cache.content("object") is None
-        assert read(cache.find("object")) == b"new"
+        assert cache.get("object") is None
+        assert read(cache.find_object("object")) == b"new"
     elif how == "removed":
-        assert cache.find("object") is None
+        assert cache.find_object("object") is None
     else:
         assert read(cache.path("object")) == b"new"
         assert cache.size("object") == 3
@@ -194,7 +194,7 @@ def test_what_is_found_out_later_counts_only_for_what_was_offered(cache, tmp_pat
 
 def test_a_cache_gives_its_objects_to_the_next_one(tmp_path):
     first, second = (Cache(str(tmp_path / name)) for name in ("first", "second"))
-    first.keep("small", b"x")
+    first.put_bytes("small", b"x")
     stored(first, "large", b"y" * (INLINE_LIMIT + 1))
     tree = first.temporary("tree")
     os.mkdir(tree)
@@ -203,14 +203,14 @@ def test_a_cache_gives_its_objects_to_the_next_one(tmp_path):
     first.store("tree", tree)
     stored(first, "other", b"y")
     (tmp_path / "kept").write_text("kept")
-    first.adopt("kept", str(tmp_path / "kept"), 4)
+    first.serve_from("kept", str(tmp_path / "kept"), 4)
     (tmp_path / "estate").mkdir()
     about = (["small", "large", "tree", "kept", "gone"], [1, INLINE_LIMIT + 1, -1, 4, 1], [""] * 5)
-    estate = first.bequeath(about, str(tmp_path / "estate"))
-    assert second.inherit(estate) == ["small", "large", "tree"]
-    assert second.find("small") == b"x"
+    estate = first.detach(about, str(tmp_path / "estate"))
+    assert second.attach(estate) == ["small", "large", "tree"]
+    assert second.find_object("small") == b"x"
     assert [second.size(name) for name in about[0]] == [1, INLINE_LIMIT + 1, -1, 0, 0]
     assert second.on_disk == INLINE_LIMIT + 2
-    assert os.listdir(second.find("tree")) == ["file"]
+    assert os.listdir(second.find_object("tree")) == ["file"]
     assert not (tmp_path / "estate").exists()
     assert (tmp_path / "kept").exists()

@@ -420,7 +420,7 @@ def test_a_bare_python_of_another_version_runs_commands_and_gets_no_functions(ya
     assert output.contents() == b"of a bare Python\n"
     function = PythonTask(chores.add, 1, 2)
     m.submit(function)
-    text = until(lambda: m.missing, "the manager to say what is missing")
+    text = until(lambda: m.stalled_reason, "the manager to say what is missing")
     assert THIS in text
     assert version in text
     assert m.wait(0) is None

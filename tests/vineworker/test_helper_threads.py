@@ -9,11 +9,11 @@ import sys
 import threading
 
 import pytest
-from vineworker.keeping import Keeper, open_home
-from vineworker.measuring import Sampler
+from vineworker.keeping import PersistentCache, open_cache_directory
+from vineworker.measuring import ResourceMonitor
 from vineworker.probes import LinuxProbe
-from vineworker.processes import Command, Measuring
-from vineworker.warden import Warden
+from vineworker.processes import Command, ResourceMonitorThread
+from vineworker.warden import ProcessReaper
 
 from tests.support import until
 from vinecore.protocol import messages as m
@@ -24,13 +24,13 @@ MB = 1 << 20
 @pytest.fixture
 def start(tmp_path):
     """Starts commands; what they end with is in a list."""
-    warden = Warden(str(tmp_path / "worker"))
+    warden = ProcessReaper(str(tmp_path / "worker"))
     ends = []
 
     def start(text, **options):
         folder = tmp_path / f"sandbox-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        run = m.Run(1, "", "", [], [], "result", False, {"command": text, **options}, b"")
+        run = m.RunTask(1, "", "", [], [], "result", False, {"command": text, **options}, b"")
         over = lambda command, code: ends.append((command, code))  # noqa: E731
         return Command(run, str(folder), f"{folder}.log", [], "", warden, over), ends
 
@@ -66,8 +66,8 @@ class FailsOnce(LinuxProbe):
 def test_limits_are_watched_after_a_look_that_failed(start, tmp_path, caplog):
     caplog.set_level(logging.ERROR)
     exceeded = []
-    measuring, probe = Measuring(exceeded.append), FailsOnce()
-    measuring._sampler = Sampler(probe)
+    measuring, probe = ResourceMonitorThread(exceeded.append), FailsOnce()
+    measuring._sampler = ResourceMonitor(probe)
     command, ends = start(
         f"touch {tmp_path}/up; exec {sys.executable} -c 'x = bytearray(60 << 20); import time; time.sleep(1000)'"
     )
@@ -83,12 +83,12 @@ def test_limits_are_watched_after_a_look_that_failed(start, tmp_path, caplog):
 
 def test_what_was_kept_is_told_to_the_end_though_one_cannot_be(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
-    first = Keeper(str(tmp_path / "first"), 10 * MB, open_home(str(tmp_path), b"secret"))
-    first.attach(lambda *_: None)
+    first = PersistentCache(str(tmp_path / "first"), 10 * MB, open_cache_directory(str(tmp_path), b"secret"))
+    first.subscribe(lambda *_: None)
     for name in ("a", "b", "c"):
         first.keep(name, b"content", forever=True)
     done = threading.Event()
-    first.later(done.set)
+    first.run_after_pending(done.set)
     assert done.wait(60)
     first.close()
     first._thread.join(60)
@@ -99,8 +99,10 @@ def test_what_was_kept_is_told_to_the_end_though_one_cannot_be(tmp_path, caplog)
         if len(said) == 1:
             raise ZeroDivisionError
 
-    second = Keeper(str(tmp_path / "second"), 10 * MB, open_home(str(tmp_path), b"secret"))
-    known, is_all = second.attach(listen)
+    second = PersistentCache(
+        str(tmp_path / "second"), 10 * MB, open_cache_directory(str(tmp_path), b"secret")
+    )
+    known, is_all = second.subscribe(listen)
     until(lambda: is_all or "all" in said, "all that was kept to be told")
     assert {kept.name for kept in known} | set(said) == {"a", "b", "c", "all"}
     second.close()

@@ -11,7 +11,7 @@ import sys
 import threading
 
 import pytest
-from vineworker.keeping import FORMAT, Keeper, open_home
+from vineworker.keeping import FORMAT, PersistentCache, open_cache_directory
 
 from tests.support import until
 from vinecore.protocol import digests
@@ -24,10 +24,12 @@ class Shelf:
     """A keeper of forever things over a folder, and what it has said."""
 
     def __init__(self, workspace, limit=10 * MB, secret=SECRET):
-        self.keeper = Keeper(str(workspace / "worker"), limit, open_home(str(workspace), secret))
+        self.keeper = PersistentCache(
+            str(workspace / "worker"), limit, open_cache_directory(str(workspace), secret)
+        )
         self.said = []
         self.is_all = False
-        self.known, is_all = self.keeper.attach(self.hear)
+        self.known, is_all = self.keeper.subscribe(self.hear)
         self.is_all = self.is_all or is_all
 
     def hear(self, what, kept):
@@ -43,7 +45,7 @@ class Shelf:
     def rest(self):
         """Wait until it has done all that it was asked for."""
         done = threading.Event()
-        self.keeper.later(done.set)
+        self.keeper.run_after_pending(done.set)
         assert done.wait(60)
 
     def found(self, count):
@@ -242,7 +244,7 @@ def test_a_record_names_size_and_digest(tmp_path, shelf):
         "directory": False,
         "mode": json.loads(record.read_text())["mode"],
         "digest": hashlib.sha256(b"content").hexdigest(),
-        "transfer": digests.of(b"content"),
+        "transfer": digests.digest_bytes(b"content"),
     }
 
 
@@ -257,7 +259,7 @@ def test_what_is_not_what_its_name_says_is_not_kept(tmp_path, shelf, caplog):
 
 def test_what_was_altered_before_it_is_kept_is_not_kept(tmp_path, shelf, caplog):
     keeping = shelf()
-    keeping.keeper.keep("x", b"altered", forever=True, digest=digests.of(b"right"))
+    keeping.keeper.keep("x", b"altered", forever=True, digest=digests.digest_bytes(b"right"))
     keeping.keep("y", b"y")
     assert [path.name for path in home(tmp_path, "objects")] == ["y"]
     assert "x is not kept: it has been altered" in caplog.text
@@ -322,7 +324,7 @@ def test_what_a_worker_keeps_for_itself_can_be_kept_forever_later(tmp_path, shel
 
 
 def test_without_a_home_things_are_kept_beside_the_worker(tmp_path):
-    keeper = Keeper(str(tmp_path / "kept"), MB)
+    keeper = PersistentCache(str(tmp_path / "kept"), MB)
     try:
         keeper.keep("x", b"x", forever=True)
         until(lambda: not keeper.busy)
@@ -354,11 +356,11 @@ def test_the_lock_of_a_killed_worker_is_free(tmp_path):
     )
     with process:
         folder = process.stdout.readline().strip()
-        beside = open_home(str(tmp_path), b"x")
+        beside = open_cache_directory(str(tmp_path), b"x")
         assert beside.folder != folder
         process.kill()
         process.wait()
-        home = open_home(str(tmp_path), b"x")
+        home = open_cache_directory(str(tmp_path), b"x")
         assert home.folder == folder
     home.close()
     beside.close()
@@ -368,13 +370,13 @@ def test_a_folder_that_is_not_ours_is_not_used(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "vine-kept").symlink_to("elsewhere")
-    assert open_home(str(tmp_path), SECRET) is None
+    assert open_cache_directory(str(tmp_path), SECRET) is None
     assert "nothing will be kept" in caplog.text
     assert os.listdir(tmp_path / "elsewhere") == []
 
 
 def test_the_folder_is_for_its_user_only(tmp_path):
-    home = open_home(str(tmp_path), SECRET)
+    home = open_cache_directory(str(tmp_path), SECRET)
     home.close()
     assert (tmp_path / "vine-kept").stat().st_mode & 0o777 == 0o700
     assert SECRET.decode() not in home.folder

@@ -35,12 +35,14 @@ def stored(cache, name, data, digest=True):
     path = cache.temporary(name)
     with open(path, "wb") as file:
         file.write(data)
-    cache.store(name, path, digests.of(data) if digest else "")
+    cache.store(name, path, digests.digest_bytes(data) if digest else "")
 
 
 def made(cache, tmp_path, number, *mounts):
     folder = str(tmp_path / f"sandbox-{number}")
-    sandbox.make(folder, [[*mount, False] if len(mount) == 2 else list(mount) for mount in mounts], cache)
+    sandbox.create_sandbox(
+        folder, [[*mount, False] if len(mount) == 2 else list(mount) for mount in mounts], cache
+    )
     return folder
 
 
@@ -48,7 +50,7 @@ def end(cache, folder):
     try:
         cache.settle(folder, "task 1")
     finally:
-        sandbox.clear(folder, cache)
+        sandbox.remove_sandbox(folder, cache)
     assert not os.path.exists(folder)
 
 
@@ -75,8 +77,8 @@ def test_what_a_task_has_damaged_no_later_one_reads(cache, tmp_path, lost, damag
     end(cache, folder)
     hit = size == LARGE or symlink
     assert lost == (["data"] if hit else [])
-    assert cache.find("data") == (None if hit else cache.path_for("data"))
-    assert hit or digests.of_file(cache.path_for("data")) == digests.of(bytes(size))
+    assert cache.find_object("data") == (None if hit else cache.path_for("data"))
+    assert hit or digests.digest_file(cache.path_for("data")) == digests.digest_bytes(bytes(size))
     stored(cache, "data", bytes(size))
     folder = made(cache, tmp_path, 2, ("data", "in"))
     assert os.stat(os.path.join(folder, "in")).st_nlink == 1, "what was damaged once is copied"
@@ -94,7 +96,7 @@ def test_what_a_task_does_to_its_own_link_is_no_damage(cache, tmp_path, lost, co
         assert os.stat(os.path.join(folder, "in")).st_nlink == 2
         shell(folder, command)
         end(cache, folder)
-    assert cache.find("data") == cache.path_for("data")
+    assert cache.find_object("data") == cache.path_for("data")
     assert lost == []
 
 
@@ -152,11 +154,17 @@ def test_an_input_that_is_moved_to_be_an_output_is_another_file(cache, tmp_path,
     folder = made(cache, tmp_path, 1, ("data", "in"))
     shell(folder, "mkdir d; ln in d/same; mv in out")
     cache.settle(folder, "task 1")
-    sandbox.collect(folder, [["out", "moved", "success"], ["d", "folder", "success"]], cache, failed=False)
-    sandbox.clear(folder, cache)
+    sandbox.collect_outputs(
+        folder, [["out", "moved", "success"], ["d", "folder", "success"]], cache, failed=False
+    )
+    sandbox.remove_sandbox(folder, cache)
     numbers = {
         os.stat(path).st_ino
-        for path in (cache.find("data"), cache.find("moved"), os.path.join(cache.find("folder"), "same"))
+        for path in (
+            cache.find_object("data"),
+            cache.find_object("moved"),
+            os.path.join(cache.find_object("folder"), "same"),
+        )
     }
     assert len(numbers) == 3
     assert lost == []
@@ -179,7 +187,7 @@ def test_copies_in_sandboxes_take_no_more_than_a_part_of_the_disk(tmp_path, monk
 def test_what_a_task_sees_does_not_depend_on_the_umask(cache, tmp_path, umask):
     before = os.umask(umask)
     try:
-        cache.keep("memory", b"x")
+        cache.put_bytes("memory", b"x")
         stored(cache, "usual", b"x")
         folder = made(cache, tmp_path, 1, ("memory", "a"), ("usual", "deep/b"))
     finally:
@@ -192,7 +200,7 @@ def test_what_a_task_sees_does_not_depend_on_the_umask(cache, tmp_path, umask):
 
 def test_a_look_costs_no_reading(cache, tmp_path, monkeypatch):
     stored(cache, "data", bytes(LARGE))
-    monkeypatch.setattr(looks.digests, "of_file", lambda _path: pytest.fail("it was read"))
+    monkeypatch.setattr(looks.digests, "digest_file", lambda _path: pytest.fail("it was read"))
     for number in range(3):
         end(cache, made(cache, tmp_path, number, ("data", "in"), ("data", "again")))
-        assert cache.find("data")
+        assert cache.find_object("data")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from vineworker import measuring
-from vineworker.measuring import Exceeded, Peak, Sampler, used_bytes
-from vineworker.probes import LinuxProbe, Look, Memory, PsutilProbe
+from vineworker.measuring import LimitExceeded, Peak, ResourceMonitor, used_bytes
+from vineworker.probes import LinuxProbe, Memory, ProcessSample, PsutilProbe
 
 MB = 1 << 20
 linux = pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux 4.14")
@@ -48,8 +48,8 @@ class Child:
 @pytest.fixture
 def child(monkeypatch):
     """A process, and a sampler that always takes the time to look."""
-    monkeypatch.setattr(measuring, "DUTY", 1e9)
-    monkeypatch.setattr(measuring, "DUTY_IN_DOUBT", 1e9)
+    monkeypatch.setattr(measuring, "MAX_CPU_FRACTION", 1e9)
+    monkeypatch.setattr(measuring, "MAX_CPU_FRACTION_NEAR_LIMIT", 1e9)
     process = Child()
     yield process
     process.close()
@@ -69,7 +69,7 @@ FORK = (
 
 @linux
 def test_a_process_that_allocates_200_mb_is_seen_to_hold_them(child):
-    sampler = Sampler()
+    sampler = ResourceMonitor()
     sampler.watch(1, child.pid, {})
     child.run("data = b'x' * (200 << 20)")
     assert sampler.sample() == []
@@ -81,7 +81,7 @@ def test_a_process_that_allocates_200_mb_is_seen_to_hold_them(child):
 
 @linux
 def test_a_task_above_its_limit_is_told_once(child):
-    sampler = Sampler()
+    sampler = ResourceMonitor()
     sampler.watch("a", child.pid, {"memory": 100, "disk": None, "command": "ignored"})
     child.run("data = b'x' * (200 << 20)")
     (exceeded,) = sampler.sample()
@@ -92,7 +92,7 @@ def test_a_task_above_its_limit_is_told_once(child):
 
 @linux
 def test_the_peak_is_remembered_when_the_memory_is_given_back(child):
-    sampler = Sampler()
+    sampler = ResourceMonitor()
     sampler.watch(1, child.pid, {})
     child.run("data = b'x' * (200 << 20)")
     sampler.sample()
@@ -103,7 +103,7 @@ def test_the_peak_is_remembered_when_the_memory_is_given_back(child):
 
 @linux
 def test_a_task_too_short_to_be_sampled_is_looked_at_in_the_end(child):
-    sampler = Sampler()
+    sampler = ResourceMonitor()
     sampler.watch(1, child.pid, {})
     child.run("data = b'x' * (200 << 20)")
     assert sampler.unwatch(1).memory_mb >= 200
@@ -111,7 +111,7 @@ def test_a_task_too_short_to_be_sampled_is_looked_at_in_the_end(child):
 
 @linux
 def test_what_a_fork_has_from_its_library_is_not_its_own(child):
-    sampler = Sampler()
+    sampler = ResourceMonitor()
     child.run("data = bytearray(b'x' * (200 << 20))")
     fork = child.run(FORK.format(code="pass"))
     sampler.watch(1, fork, {"memory": 100})
@@ -121,7 +121,7 @@ def test_what_a_fork_has_from_its_library_is_not_its_own(child):
 
 @linux
 def test_what_a_fork_writes_to_becomes_its_own(child):
-    sampler = Sampler()
+    sampler = ResourceMonitor()
     child.run("data = bytearray(b'x' * (200 << 20))")
     code = "data[:150 << 20] = b'y' * (150 << 20); os.write(w2, b'.')"
     child.run("r2, w2 = os.pipe()")
@@ -133,7 +133,7 @@ def test_what_a_fork_writes_to_becomes_its_own(child):
 
 @linux
 def test_what_a_task_shares_with_its_own_forks_is_counted_once(child):
-    sampler = Sampler()
+    sampler = ResourceMonitor()
     sampler.watch(1, child.pid, {})
     sampler.sample()
     child.run("data = bytearray(b'x' * (200 << 20))")
@@ -147,7 +147,7 @@ def test_what_a_task_shares_with_its_own_forks_is_counted_once(child):
 
 @linux
 def test_a_descendant_counts_even_after_its_parent_has_gone(child):
-    sampler = Sampler()
+    sampler = ResourceMonitor()
     sampler.watch(1, child.pid, {"memory": 100})
     child.run("up, down = os.pipe(), os.pipe()")
     # A child with a child of its own, which allocates when it is told to.
@@ -178,9 +178,9 @@ def test_cpu_time_is_counted_from_the_start_of_the_watch(child):
     probe = LinuxProbe()
     spin = "import time\nuntil = time.process_time() + 0.2\nwhile time.process_time() < until: pass"
     child.run(spin)
-    before = probe.look(child.pid).cpu_s
+    before = probe.sample(child.pid).cpu_s
     assert before >= 0.18
-    sampler = Sampler(probe)
+    sampler = ResourceMonitor(probe)
     sampler.watch(1, child.pid, {})
     peak = sampler.unwatch(1)
     assert peak.cores_avg * peak.wall_s < 0.1
@@ -192,7 +192,7 @@ def test_psutil_sees_the_same(child):
     fork = child.run(FORK.format(code="pass"))
     probe.begin()
     assert probe.children(child.pid) == [fork]
-    sampler = Sampler(probe)
+    sampler = ResourceMonitor(probe)
     sampler.watch(1, child.pid, {})
     child.run("data = b'x' * (200 << 20)")
     sampler.sample()
@@ -203,7 +203,7 @@ def test_psutil_sees_the_same(child):
 
 def test_a_process_that_has_gone_is_no_error(child):
     child.close()
-    sampler = Sampler()
+    sampler = ResourceMonitor()
     sampler.watch(1, child.pid, {"memory": 1})
     assert sampler.sample() == []
     peak = sampler.unwatch(1)
@@ -211,13 +211,13 @@ def test_a_process_that_has_gone_is_no_error(child):
 
 
 def test_an_unknown_task_was_not_seen():
-    assert Sampler().unwatch("never") == Peak(None, None, None, 0.0, 0)
+    assert ResourceMonitor().unwatch("never") == Peak(None, None, None, 0.0, 0)
 
 
 def test_where_nothing_can_be_measured_the_wall_time_still_is(monkeypatch):
     monkeypatch.setattr(measuring, "best_probe", lambda: None)
     now = [5.0]
-    sampler = Sampler(clock=lambda: now[0])
+    sampler = ResourceMonitor(clock=lambda: now[0])
     sampler.watch(1, os.getpid(), {"memory": 1})
     now[0] = 7.5
     assert sampler.sample() == []
@@ -275,8 +275,8 @@ def test_a_program_may_have_any_name(tmp_path):
     numbers[18], numbers[20] = 4242, 10
     (tmp_path / "7/stat").write_text("7 (a) R 1 (b) S " + " ".join(map(str, numbers)))
     ticks = os.sysconf("SC_CLK_TCK")
-    look = LinuxProbe(str(tmp_path)).look(7)
-    assert look == Look(4242.0, pytest.approx(123 / ticks), 10 * os.sysconf("SC_PAGE_SIZE"))
+    look = LinuxProbe(str(tmp_path)).sample(7)
+    assert look == ProcessSample(4242.0, pytest.approx(123 / ticks), 10 * os.sysconf("SC_PAGE_SIZE"))
 
 
 # A made-up machine
@@ -287,7 +287,7 @@ class World:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.processes: dict[int, Look] = {}
+        self.processes: dict[int, ProcessSample] = {}
         self.family: dict[int, list[int]] = {}
         self.held: dict[int, Memory] = {}
         self.memory_cost_s = 0.0
@@ -299,7 +299,7 @@ class World:
     def begin(self) -> None:
         pass
 
-    def look(self, pid: int) -> Look | None:
+    def sample(self, pid: int) -> ProcessSample | None:
         return self.processes.get(pid)
 
     def children(self, pid: int) -> list[int]:
@@ -311,7 +311,7 @@ class World:
         return self.held.get(pid)
 
     def process(self, pid: int, mb: int, cpu_s: float = 0.0, born: float = 1.0) -> None:
-        self.processes[pid] = Look(born, cpu_s, mb * MB)
+        self.processes[pid] = ProcessSample(born, cpu_s, mb * MB)
         self.held[pid] = Memory(mb * MB, mb * MB, 0)
 
 
@@ -322,7 +322,7 @@ def world():
 
 @pytest.fixture
 def sampler(world):
-    return Sampler(world, world.clock, world.clock)
+    return ResourceMonitor(world, world.clock, world.clock)
 
 
 def test_the_cores_of_a_task_are_its_cpu_time_over_its_wall_time(world, sampler):
@@ -358,17 +358,17 @@ def test_a_task_that_has_forked_before_it_is_first_looked_at_has_not_inherited_w
     world.process(7, 30)
     sampler.watch(1, 7, {"memory": 100})
     for pid in (7, 8):
-        world.processes[pid] = Look(1.0, 0.0, 230 * MB)
+        world.processes[pid] = ProcessSample(1.0, 0.0, 230 * MB)
         world.held[pid] = Memory(private=1 * MB, share=115 * MB, inherited=229 * MB)
     world.family[7] = [8]
-    assert sampler.sample() == [Exceeded(1, "memory", 100, 200)]
+    assert sampler.sample() == [LimitExceeded(1, "memory", 100, 200)]
 
 
 def test_a_process_that_may_not_be_looked_into_counts_with_its_resident_set(world, sampler):
     world.process(7, 500)
     del world.held[7]
     sampler.watch(1, 7, {"memory": 100})
-    assert sampler.sample() == [Exceeded(1, "memory", 100, 500)]
+    assert sampler.sample() == [LimitExceeded(1, "memory", 100, 500)]
 
 
 def test_looking_at_memory_is_spaced_by_what_it_costs(world, sampler):
@@ -504,7 +504,7 @@ def test_a_full_sandbox_is_told_and_looked_at_seldom(world, sampler, tmp_path):
     Path(tmp_path, "out").write_bytes(b"x" * (3 * MB))
     assert sampler.sample() == []
     world.now += measuring.DISK_PERIOD_S
-    assert sampler.sample() == [Exceeded(1, "disk", 2, 3)]
+    assert sampler.sample() == [LimitExceeded(1, "disk", 2, 3)]
     assert sampler.unwatch(1).disk_mb == 3
 
 

@@ -34,7 +34,7 @@ def pyz(tmp_path_factory):
     folder.chmod(0o555)
     yield path
     folder.chmod(0o755)
-    assert [entry.name for entry in folder.iterdir()] == [packing.NAME]
+    assert [entry.name for entry in folder.iterdir()] == [packing.ZIPAPP_NAME]
 
 
 def bare(python, path, home):
@@ -108,7 +108,7 @@ def test_the_file_makes_itself(pyz, tmp_path):
 def test_the_file_holds_the_source_of_the_worker_and_nothing_of_this_machine(pyz):
     with zipfile.ZipFile(pyz) as archive:
         names = archive.namelist()
-        assert {entry.date_time for entry in archive.infolist()} == {packing.OLDEST}
+        assert {entry.date_time for entry in archive.infolist()} == {packing.EPOCH}
     assert names == sorted(names)
     assert {
         "__main__.py",
@@ -148,7 +148,7 @@ def test_code_in_folders_below_comes_into_the_file(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     subprocess.run([sys.executable, "-m", "vineworker", "--pyz", str(out)], check=True, env=environment)
-    with zipfile.ZipFile(out / packing.NAME) as archive:
+    with zipfile.ZipFile(out / packing.ZIPAPP_NAME) as archive:
         names = archive.namelist()
     assert "vineworker/below/further/added.py" in names
     assert not [name for name in names if not name.endswith(".py")]
@@ -252,7 +252,7 @@ def test_the_user_is_told_what_the_workers_python_lacks_before_anything_runs(yar
     shell = Task("echo fine", cores=1)
     m.submit(shell)
     assert m.wait(60) is shell
-    text = until(lambda: m.missing, "the manager to say what is missing")
+    text = until(lambda: m.stalled_reason, "the manager to say what is missing")
     assert "the workers' own Python has no cloudpickle" in text
     assert "Install cloudpickle there, or ship an environment with environment='my-env.tar.gz'" in text
     until(lambda: text in caplog.text, "the log to say it, too")

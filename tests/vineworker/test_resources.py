@@ -43,7 +43,7 @@ class Machine:
         self.mount("/sys/fs/cgroup/systemd", "cgroup", "rw,name=systemd")
         self.write("proc/self/cgroup", f"9:name=systemd:{path}\n4:memory:{path}\n3:cpu,cpuacct:{path}\n")
 
-    def detect(self, **said: object) -> resources.Detected:
+    def detect(self, **said: object) -> resources.DetectedResources:
         said = {"environ": {}, "gpus": 0, **said}
         return detect(str(self.root), root=str(self.root), **said)
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 
 import pytest
-from vineworker.warden import Warden
+from vineworker.warden import ProcessReaper
 
 from tests.support import alive, until
 
@@ -33,7 +33,7 @@ def test_in_the_end_it_kills_the_groups_that_are_left_and_removes_the_folder(tmp
     (folder / "locked").mkdir(parents=True)
     (folder / "locked" / "file").touch()
     (folder / "locked").chmod(0)
-    warden = Warden(str(folder))
+    warden = ProcessReaper(str(folder))
     watched, ended, others = groups("sleep 1000 & sleep 1000"), groups(), groups()
     for process in (watched, ended):
         warden.watch(process.pid)
@@ -47,7 +47,7 @@ def test_in_the_end_it_kills_the_groups_that_are_left_and_removes_the_folder(tmp
 
 
 def test_many_groups_are_remembered_as_they_are(tmp_path, groups):
-    warden = Warden(str(tmp_path / "folder"))
+    warden = ProcessReaper(str(tmp_path / "folder"))
     process = groups()
     for n in range(2000):  # numbers that begin and end alike
         warden.watch(10**7 + n)
@@ -61,7 +61,7 @@ def test_many_groups_are_remembered_as_they_are(tmp_path, groups):
 
 
 def test_one_that_does_not_listen_is_ended_before_what_it_knows_is_too_old(tmp_path, groups):
-    warden = Warden(str(tmp_path / "folder"))
+    warden = ProcessReaper(str(tmp_path / "folder"))
     process = groups()
     warden.watch(process.pid)
     os.kill(warden._shell.pid, signal.SIGSTOP)
@@ -73,7 +73,7 @@ def test_one_that_does_not_listen_is_ended_before_what_it_knows_is_too_old(tmp_p
 
 
 def test_one_that_has_been_killed_harms_nobody(tmp_path):
-    warden = Warden(str(tmp_path / "folder"))
+    warden = ProcessReaper(str(tmp_path / "folder"))
     pid = warden._shell.pid
     os.kill(pid, signal.SIGKILL)
     until(lambda: not alive(pid))

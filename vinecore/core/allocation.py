@@ -66,19 +66,19 @@ class Resources(NamedTuple):
     def plus(self, other: Resources) -> Resources:
         """Field by field."""
         return Resources(
-            _tidy(self.cores + other.cores),
+            _round_trip(self.cores + other.cores),
             self.memory + other.memory,
             self.disk + other.disk,
-            _tidy(self.gpus + other.gpus),
+            _round_trip(self.gpus + other.gpus),
         )
 
     def minus(self, other: Resources) -> Resources:
         """Field by field; may be negative."""
         return Resources(
-            _tidy(self.cores - other.cores),
+            _round_trip(self.cores - other.cores),
             self.memory - other.memory,
             self.disk - other.disk,
-            _tidy(self.gpus - other.gpus),
+            _round_trip(self.gpus - other.gpus),
         )
 
     def describe(self) -> str:
@@ -86,7 +86,7 @@ class Resources(NamedTuple):
         return ", ".join(_describe(name, getattr(self, name)) for name in self._fields)
 
 
-class Request(NamedTuple):
+class ResourceRequest(NamedTuple):
     """What is asked for, field by field as in `Resources`; None where nothing is said."""
 
     cores: float | None = None
@@ -94,27 +94,27 @@ class Request(NamedTuple):
     disk: int | None = None
     gpus: float | None = None
 
-    def over(self, other: Request) -> Request:
+    def with_defaults(self, other: ResourceRequest) -> ResourceRequest:
         """Complete from `other` what is not said here."""
-        return Request(
-            _said(self.cores, other.cores),
-            _said(self.memory, other.memory),
-            _said(self.disk, other.disk),
-            _said(self.gpus, other.gpus),
+        return ResourceRequest(
+            _first_given(self.cores, other.cores),
+            _first_given(self.memory, other.memory),
+            _first_given(self.disk, other.disk),
+            _first_given(self.gpus, other.gpus),
         )
 
-    def at_least(self, floor: Request) -> Request:
+    def at_least(self, floor: ResourceRequest) -> ResourceRequest:
         """Raise what is said to `floor`; what is not said stays so (`allocate` takes a floor of its own)."""
-        return Request(
+        return ResourceRequest(
             _higher(self.cores, floor.cores),
             _higher(self.memory, floor.memory),
             _higher(self.disk, floor.disk),
             _higher(self.gpus, floor.gpus),
         )
 
-    def at_most(self, ceiling: Request) -> Request:
+    def at_most(self, ceiling: ResourceRequest) -> ResourceRequest:
         """Lower what is said to `ceiling`."""
-        return Request(
+        return ResourceRequest(
             _lower(self.cores, ceiling.cores),
             _lower(self.memory, ceiling.memory),
             _lower(self.disk, ceiling.disk),
@@ -130,10 +130,12 @@ class Request(NamedTuple):
         )
 
 
-UNSPECIFIED = Request()
+UNSPECIFIED = ResourceRequest()
 
 
-def allocate(request: Request, total: Resources, minimum: Request = UNSPECIFIED) -> Resources | None:
+def allocate(
+    request: ResourceRequest, total: Resources, minimum: ResourceRequest = UNSPECIFIED
+) -> Resources | None:
     """Decide what a task gets on a worker.
 
     Nothing said is the whole worker, without its gpus. Something said: exactly that, and of the rest the same
@@ -165,7 +167,7 @@ def allocate(request: Request, total: Resources, minimum: Request = UNSPECIFIED)
     if largest > 1 + _SLACK:
         return None
     if largest == 0:
-        request, largest = Request(gpus=0), 1.0
+        request, largest = ResourceRequest(gpus=0), 1.0
     got = Resources(
         _cores(request, total, largest),
         math.floor(total.memory * largest + _SLACK) if request.memory is None else request.memory,
@@ -181,7 +183,7 @@ def allocate(request: Request, total: Resources, minimum: Request = UNSPECIFIED)
     return got if got.fits(total) else None
 
 
-def _cores(request: Request, total: Resources, share: float) -> float:
+def _cores(request: ResourceRequest, total: Resources, share: float) -> float:
     if request.cores is not None:
         return request.cores
     if request.gpus:
@@ -196,7 +198,7 @@ def _share(asked: float, has: float) -> float:
     return asked / has if has > 0 else math.inf
 
 
-def too_large(request: Request, total: Resources) -> str:
+def too_large(request: ResourceRequest, total: Resources) -> str:
     """Say why a request can never fit on a worker, and what would; empty if it can."""
     over = [
         name
@@ -273,9 +275,9 @@ class Category:
         self,
         name: str,
         mode: str = "fixed",
-        maximum: Request = UNSPECIFIED,
-        minimum: Request = UNSPECIFIED,
-        first_guess: Request = UNSPECIFIED,
+        maximum: ResourceRequest = UNSPECIFIED,
+        minimum: ResourceRequest = UNSPECIFIED,
+        first_guess: ResourceRequest = UNSPECIFIED,
         steady_n: int = 25,
     ) -> None:
         self.name = name
@@ -301,9 +303,9 @@ class Category:
         self,
         *,
         mode: str | None = None,
-        maximum: Request | None = None,
-        minimum: Request | None = None,
-        first_guess: Request | None = None,
+        maximum: ResourceRequest | None = None,
+        minimum: ResourceRequest | None = None,
+        first_guess: ResourceRequest | None = None,
         steady_n: int | None = None,
     ) -> None:
         """Change what is given; what was recorded stays and is planned from anew."""
@@ -324,20 +326,20 @@ class Category:
         for resource, histogram in self._histograms.items():
             histogram.add(getattr(measured, resource), wall_s)
 
-    def first_request(self, task_id: int) -> Request:
+    def initial_request(self, task_id: int) -> ResourceRequest:
         """What a task of this category asks for, where it does not say so itself."""
         if not self.learns:
             return self.maximum.at_least(self.minimum)
         if self._recorded < self.steady_n:
-            return self.first_guess.over(self.maximum).at_least(self.minimum)
+            return self.first_guess.with_defaults(self.maximum).at_least(self.minimum)
         self._learn()
         draw = _draw(self.name, task_id)
-        learned = Request(**{resource: plan.first(draw) for resource, plan in self._plans.items()})
-        return learned.at_most(self.maximum).over(self.maximum).at_least(self.minimum)
+        learned = ResourceRequest(**{resource: plan.first(draw) for resource, plan in self._plans.items()})
+        return learned.at_most(self.maximum).with_defaults(self.maximum).at_least(self.minimum)
 
     def retry_request(
         self, previous: Resources, exceeded: set[str], largest: Resources | None = None
-    ) -> Request | None:
+    ) -> ResourceRequest | None:
         """What a task asks for after it exceeded `previous`.
 
         What was exceeded grows to the next planned value; beyond the plan to the maximum if there is one,
@@ -362,17 +364,17 @@ class Category:
         self._learn()
         grown: dict[str, float] = {}
         for resource in exceeded:
-            more = self._more(resource, getattr(previous, resource), largest)
+            more = self._next_larger(resource, getattr(previous, resource), largest)
             if more is None:
                 return None
             grown[resource] = more
-        return Request(**(previous._asdict() | grown))
+        return ResourceRequest(**(previous._asdict() | grown))
 
-    def _more(self, resource: str, had: float, largest: Resources | None) -> float | None:
+    def _next_larger(self, resource: str, had: float, largest: Resources | None) -> float | None:
         maximum: float | None = getattr(self.maximum, resource)
         has: float | None = getattr(largest, resource, None)
         plan = self._plans.get(resource)
-        more: float | None = plan.after(had) if plan else None
+        more: float | None = plan.next_larger(had) if plan else None
         if more is None:
             more = maximum if maximum is not None else has
         if more is None:
@@ -432,7 +434,7 @@ def _draw(name: str, task_id: int) -> float:
     return int.from_bytes(digest, "big") / 2**48
 
 
-def _said(mine: Amount | None, theirs: Amount | None) -> Amount | None:
+def _first_given(mine: Amount | None, theirs: Amount | None) -> Amount | None:
     return theirs if mine is None else mine
 
 
@@ -450,6 +452,6 @@ def _describe(name: str, value: float) -> str:
     return f"{value:g} {name[:-1] if value == 1 else name}"
 
 
-def _tidy(value: float) -> float:
+def _round_trip(value: float) -> float:
     # Half a core given back ten thousand times must leave what was there before.
     return round(value, 6)

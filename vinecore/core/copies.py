@@ -9,18 +9,18 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from vinecore.core.state import on_disk
+from vinecore.core.state import disk_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vinecore.core.mind import Mind
-    from vinecore.core.state import File, Worker
+    from vinecore.core.mind import Scheduler
+    from vinecore.core.state import FileState, WorkerState
 
 LOOK_AT = 16  # workers asked to take copies of one file
 
 
-class Copies:
+class Replication:
     """Spreads files that tasks have made. One of the mind's parts.
 
     Attributes
@@ -29,35 +29,37 @@ class Copies:
         On how many workers a file shall be.
     """
 
-    def __init__(self, mind: Mind) -> None:
+    def __init__(self, mind: Scheduler) -> None:
         self._mind = mind
-        self.count = 1
-        self._row: dict[Worker, None] = {}  # the workers; who was asked last stands at the end
+        self.target_count = 1
+        self._workers_round_robin: dict[
+            WorkerState, None
+        ] = {}  # the workers; who was asked last stands at the end
 
-    def joined(self, worker: Worker) -> None:
+    def joined(self, worker: WorkerState) -> None:
         """There is a new worker."""
-        self._row[worker] = None
+        self._workers_round_robin[worker] = None
 
-    def left(self, worker: Worker) -> None:
+    def left(self, worker: WorkerState) -> None:
         """A worker has gone, or will soon."""
-        self._row.pop(worker, None)
+        self._workers_round_robin.pop(worker, None)
 
-    def spread(self, files: Iterable[File]) -> None:
+    def ensure_replicas(self, files: Iterable[FileState]) -> None:
         """Have files brought to as many workers as they shall be on."""
-        if self.count <= 1:
+        if self.target_count <= 1:
             return
         for file in files:
-            needed = file.pending or file.foretold or file.pins > 0
-            lacking = self.count - len(file.replicas) - len(file.fetching)
+            needed = file.pending_readers or file.unsubmitted_readers or file.pin_count > 0
+            lacking = self.target_count - len(file.replicas) - len(file.fetching)
             if needed and lacking > 0 and file.replicas and file.producer is not None and not file.at_manager:
-                self.copy(file, lacking)
+                self.add_replicas(file, lacking)
 
-    def copy(self, file: File, lacking: int) -> None:
+    def add_replicas(self, file: FileState, lacking: int) -> None:
         """Have a file brought to so many more workers, of those with room for it that are asked first."""
-        for worker in list(islice(self._row, LOOK_AT)):
-            del self._row[worker]
-            self._row[worker] = None
-            if worker in file.replicas or worker in file.fetching or on_disk(file.size) > worker.room:
+        for worker in list(islice(self._workers_round_robin, LOOK_AT)):
+            del self._workers_round_robin[worker]
+            self._workers_round_robin[worker] = None
+            if worker in file.replicas or worker in file.fetching or disk_bytes(file.size) > worker.free_disk:
                 continue
             lacking -= self._mind.transfers.fetch(worker, file)
             if not lacking:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from vinecore.core.farewells import is_safe, needed
+from vinecore.core.farewells import has_safe_replica, is_needed
 
 if TYPE_CHECKING:
-    from vinecore.core.mind import Mind
-    from vinecore.core.state import Worker
+    from vinecore.core.mind import Scheduler
+    from vinecore.core.state import WorkerState
 
-HANDLING_S = 1e-4  # the manager's own time for one task, with its share of what goes in and out
+MANAGER_SECONDS_PER_TASK = 1e-4  # the manager's own time for one task, with its share of what goes in and out
 
 
-class Demand(NamedTuple):
+class QueueStats(NamedTuple):
     """What there is to do.
 
     Attributes
@@ -40,23 +40,23 @@ class Demand(NamedTuple):
     pilots: tuple[str, ...] | None = None
 
 
-def demand(mind: Mind) -> Demand:
+def queue_stats(mind: Scheduler) -> QueueStats:
     """Count what waits and what runs; asked for every few seconds, never on the way of a task."""
     waiting = weighed = 0
     cores = total_s = 0.0
     for bucket in mind.tables.buckets.values():
-        ready = max(0, len(bucket.ready) + len(bucket.roots) - bucket.stale)
+        ready = max(0, len(bucket.ready) + len(bucket.roots) - bucket.stale_entries)
         waiting += ready
         cores += ready * (bucket.request.cores or 1.0)
         if bucket.mean_s is not None and ready + bucket.running:
             weighed += ready + bucket.running
             total_s += (ready + bucket.running) * bucket.mean_s
-    capacity = max(1, int(total_s / weighed / HANDLING_S)) if weighed else 0
-    return Demand(waiting, mind.tables.assigned, len(mind.tables.workers), cores, capacity)
+    capacity = max(1, int(total_s / weighed / MANAGER_SECONDS_PER_TASK)) if weighed else 0
+    return QueueStats(waiting, mind.tables.assigned, len(mind.tables.workers), cores, capacity)
 
 
-def dispensable(worker: Worker) -> bool:
+def is_idle_and_safe_to_remove(worker: WorkerState) -> bool:
     """Whether a worker does nothing, and has nothing that only it has and somebody needs."""
-    if worker.tasks or worker.fetching or worker.outgoing or worker.leaving or worker.draining:
+    if worker.tasks or worker.fetching or worker.outgoing or worker.disconnecting or worker.draining:
         return False
-    return not any(needed(file) and not is_safe(file, worker) for file in worker.files)
+    return not any(is_needed(file) and not has_safe_replica(file, worker) for file in worker.files)

@@ -17,75 +17,83 @@ from heapq import heappop, heappush
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from vinecore.core.instructions import INFO, Note
-from vinecore.core.recovery import MOST_REMAKES
-from vinecore.core.state import MB, UNLIMITED, elsewhere, is_root, on_disk
+from vinecore.core.instructions import INFO, LogMessage
+from vinecore.core.recovery import MAX_RECOMPUTATIONS
+from vinecore.core.state import MB, UNLIMITED, available_outside_workers, disk_bytes, is_root
 from vinecore.core.transitions import ASSIGNED, DONE, READY, RETRIEVING
 from vinecore.protocol import INLINE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vinecore.core.mind import Mind
-    from vinecore.core.state import Bucket, File, Task, Worker
+    from vinecore.core.mind import Scheduler
+    from vinecore.core.state import FileState, TaskQueue, TaskState, WorkerState
     from vinecore.protocol import messages as m
 
-MARK = 0.7  # of a disk in use, above which roots wait for what frees something
+HIGH_WATER_MARK = 0.7  # of a disk in use, above which roots wait for what frees something
 SMOOTHING = 0.2
 LOOK_FURTHER = 8  # tasks that are tried where the most urgent one waits for disk
 LOOK_AT = 64  # workers
-MOST_LOOKED_AT = 1024  # files of a worker, for some that can go
+MAX_FILES_SCANNED = 1024  # files of a worker, for some that can go
 FRUITLESS_S = 0.05  # where there were none nobody looks again so soon
-MOST_EVICTIONS = MOST_REMAKES // 2  # of what one task makes; the other half is for what really is lost
+MOST_EVICTIONS = MAX_RECOMPUTATIONS // 2  # of what one task makes; the other half is for what really is lost
 MOST_REFUSALS = 5  # of one task, by workers whose disks are fuller than they seem from here
-STUCK_S = 10.0  # how long a worker with more room is waited for, where nobody knows how many will come
+DISK_STALL_TIMEOUT_S = (
+    10.0  # how long a worker with more room is waited for, where nobody knows how many will come
+)
 
 
-class Disk:
+class DiskAccounts:
     """Decides what fits where, and what has to go. One of the mind's parts."""
 
-    def __init__(self, mind: Mind) -> None:
+    def __init__(self, mind: Scheduler) -> None:
         self._mind = mind
-        self.concerned = (
+        self.disk_tracked = (
             False  # there are files that are not small: as long as there are none nothing has to be counted
         )
-        self.short = False  # a task could not be placed because of disk; reset before each try
-        self.waiting: dict[Bucket, None] = {}  # buckets in which somebody waits for disk
-        self.aside: dict[Task, None] = {}  # ready tasks whose inputs are larger than any disk
+        self.last_placement_lacked_disk = (
+            False  # a task could not be placed because of disk; reset before each try
+        )
+        self.waiting_for_disk: dict[TaskQueue, None] = {}  # buckets in which somebody waits for disk
+        self.too_large_for_any_disk: dict[
+            TaskState, None
+        ] = {}  # ready tasks whose inputs are larger than any disk
         self._means: dict[str, float] = {}  # category -> bytes its tasks write, for those that write much
-        self.refusals: dict[Task, int] = {}
-        self._unknown: dict[Worker, int] = {}  # bytes that a worker has less room than its files account for
-        self._fruitless: dict[Worker, float] = {}
+        self.refusals: dict[TaskState, int] = {}
+        self._unaccounted_bytes: dict[
+            WorkerState, int
+        ] = {}  # bytes that a worker has less room than its files account for
+        self._last_failed_attempt: dict[WorkerState, float] = {}
         self._stuck_since: float | None = None
         self._largest = 0  # disk of a worker, in bytes
 
     # ---- what a task takes
 
-    def learn(self, task: Task, size: int) -> None:
+    def learn(self, task: TaskState, size: int) -> None:
         """A task has written this much."""
         category, mean = task.spec.category, self._means.get(task.spec.category)
         if mean is not None:
-            self._means[category] = mean + SMOOTHING * (on_disk(size) - mean)
+            self._means[category] = mean + SMOOTHING * (disk_bytes(size) - mean)
         elif size > INLINE_LIMIT:
             self._means[category] = size
-            self.concerned = True
+            self.disk_tracked = True
 
-    def writes_much(self, task: Task) -> bool:
+    def writes_much(self, task: TaskState) -> bool:
         """Whether tasks of its category make what is too large for a message."""
         return task.spec.category in self._means
 
-    def expected(self, task: Task) -> int:
+    def expected_output_bytes(self, task: TaskState) -> int:
         """Bytes that a task will write, as far as one can know, or has asked for."""
         mean, expected = self._means.get(task.spec.category), 0
         if mean is not None:
-            expected = int(mean) if any(file.size < 0 for file in task.outputs) else _known(task)
+            expected = int(mean) if any(file.size < 0 for file in task.outputs) else _known_output_bytes(task)
         if task.bucket.library is None:
-            expected = max(expected, self._mind.placement.asked_disk(task.bucket) * MB)
+            expected = max(expected, self._mind.placement.requested_disk_mb(task.bucket) * MB)
         return expected
 
-    def need(self, task: Task) -> int:
+    def required_bytes(self, task: TaskState) -> int:
         """Bytes of disk that a task needs on a worker that has nothing of what it reads."""
-        need = self.expected(task)
+        need = self.expected_output_bytes(task)
         for file in task.inputs:
             if file.size > INLINE_LIMIT:
                 need += file.size
@@ -94,7 +102,7 @@ class Disk:
                 need += file.size
         return need
 
-    def _there(self, task: Task, worker: Worker) -> int:
+    def _bytes_already_there(self, task: TaskState, worker: WorkerState) -> int:
         """Bytes of what a task reads that are on a worker, or have their place there."""
         return sum(
             file.size
@@ -103,25 +111,25 @@ class Disk:
             and (
                 worker in file.replicas
                 or worker in file.fetching
-                or (file.stalled and worker in file.stalled)
+                or (file.waiting_for_source and worker in file.waiting_for_source)
             )
         )
 
-    def fits(self, task: Task, worker: Worker, need: int) -> bool:
+    def fits(self, task: TaskState, worker: WorkerState, need: int) -> bool:
         """Whether a worker has room for a task now; ``need`` is what `need` says of it."""
-        left, kept = worker.room - need, (1 - MARK) * worker.total.disk * MB
+        left, kept = worker.free_disk - need, (1 - HIGH_WATER_MARK) * worker.total.disk * MB
         if left >= kept:
             return True
-        there = self._there(task, worker)
+        there = self._bytes_already_there(task, worker)
         if need == there:  # it takes nothing
             return True
         left += there
         if left >= 0 and (left >= kept or not is_root(task) or not self._frees_something(task, worker)):
             return True
-        self.short = True
+        self.last_placement_lacked_disk = True
         return False
 
-    def _frees_something(self, task: Task, worker: Worker) -> bool:
+    def _frees_something(self, task: TaskState, worker: WorkerState) -> bool:
         """Whether something on a worker, or for it, is better done before a root; roots are not queued there ahead of need either."""
         bucket = task.bucket
         if bucket.ready or not all(map(is_root, worker.tasks.values())):
@@ -129,93 +137,95 @@ class Disk:
         instance = worker.libraries.get(bucket.library.spec.name) if bucket.library is not None else None
         return instance is not None and instance.assigned >= instance.slots
 
-    def frees_more(self, task: Task) -> bool:
+    def frees_more(self, task: TaskState) -> bool:
         """Whether there is more room after a task than before: it may overtake one that waits for disk."""
         freed = sum(
-            on_disk(file.size)
+            disk_bytes(file.size)
             for file in task.inputs
-            if file.pending == 1 and not file.foretold and file.pins <= 0
+            if file.pending_readers == 1 and not file.unsubmitted_readers and file.pin_count <= 0
         )
-        return freed >= self.expected(task)
+        return freed >= self.expected_output_bytes(task)
 
     # ---- who waits
 
-    def wait(self, bucket: Bucket) -> bool:
+    def defer_for_disk(self, bucket: TaskQueue) -> bool:
         """The most urgent task of a bucket waits for disk; set it aside if it does so in vain, and tell whether that was so."""
-        queue = bucket.urgent
-        if _reads(queue[0][2]) > self._largest:
-            self.aside[heappop(queue)[2]] = None
+        queue = bucket.front
+        if _input_bytes(queue[0][2]) > self._largest:
+            self.too_large_for_any_disk[heappop(queue)[2]] = None
             return True
-        self.waiting[bucket] = None
+        self.waiting_for_disk[bucket] = None
         return False
 
-    def again(self) -> None:
+    def retry_waiting_for_disk(self) -> None:
         """Have those who wait tried again."""
-        self._mind.placement.dirty.update(self.waiting)
-        self.waiting.clear()
+        self._mind.placement.changed.update(self.waiting_for_disk)
+        self.waiting_for_disk.clear()
 
-    def worker_joined(self, worker: Worker) -> None:
+    def worker_joined(self, worker: WorkerState) -> None:
         """There is a new worker: those who were set aside may fit there."""
         self._largest = max(self._largest, worker.total.disk * MB or UNLIMITED)
         self._stuck_since = None
-        aside, self.aside = self.aside, {}
+        aside, self.too_large_for_any_disk = self.too_large_for_any_disk, {}
         for task in aside:
             if task.state == READY:
-                self._mind.life.queue(task)
+                self._mind.life.push(task)
 
-    def worker_gone(self, worker: Worker) -> None:
+    def worker_gone(self, worker: WorkerState) -> None:
         """A worker has left."""
-        self._unknown.pop(worker, None)
-        self._fruitless.pop(worker, None)
+        self._unaccounted_bytes.pop(worker, None)
+        self._last_failed_attempt.pop(worker, None)
         totals = [other.total.disk * MB or UNLIMITED for other in self._mind.tables.workers.values()]
         self._largest = max(totals, default=0)
 
-    def forget(self, task: Task) -> None:
+    def forget(self, task: TaskState) -> None:
         """A task is over."""
         self.refusals.pop(task, None)
-        self.aside.pop(task, None)
+        self.too_large_for_any_disk.pop(task, None)
 
     # ---- copies that nobody will miss
 
-    def make_room(self, task: Task, worker: Worker) -> bool:
+    def make_room(self, task: TaskState, worker: WorkerState) -> bool:
         """Drop from a worker what is cheap to get again, if that makes room for a task."""
         now = self._mind.now
-        if 0 < now - self._fruitless.get(worker, -math.inf) < FRUITLESS_S:
+        if 0 < now - self._last_failed_attempt.get(worker, -math.inf) < FRUITLESS_S:
             return False
-        need = self.need(task) - self._there(task, worker)
+        need = self.required_bytes(task) - self._bytes_already_there(task, worker)
         waits = is_root(task) and self._frees_something(task, worker)
-        aim = need + (int((1 - MARK) * worker.total.disk * MB) if waits else 0)
-        victims, gain = [], worker.room
-        for file in self._cheap(worker, self._busy(worker, task), spare_only=waits):
+        aim = need + (int((1 - HIGH_WATER_MARK) * worker.total.disk * MB) if waits else 0)
+        victims, gain = [], worker.free_disk
+        for file in self._replicated_or_evictable(worker, self._in_use(worker, task), spare_only=waits):
             if gain >= aim:
                 break
             victims.append(file)
             gain += worker.files[file]
         if gain < aim:
-            self._fruitless[worker] = now
+            self._last_failed_attempt[worker] = now
             return False
         for file in victims:
             self._drop(worker, file)
         return True
 
-    def _cheap(self, worker: Worker, busy: set[File], *, spare_only: bool = False) -> Iterator[File]:
+    def _replicated_or_evictable(
+        self, worker: WorkerState, busy: set[FileState], *, spare_only: bool = False
+    ) -> Iterator[FileState]:
         """What a worker could do without: spare files, then what others have as well; the rest goes to the end of the row.
 
         What only others have whose copies are not compared yet comes last.
         """
-        spare, late = self._mind.tables.spare, []
-        for file in list(worker.spare):
+        spare, late = self._mind.tables.evictable, []
+        for file in list(worker.evictable):
             if file not in spare:
-                del worker.spare[file]
-            elif self._free_to_go(worker, file, busy):
+                del worker.evictable[file]
+            elif self._is_removable(worker, file, busy):
                 yield file
-        for file in [] if spare_only else list(islice(worker.files, MOST_LOOKED_AT)):
+        for file in [] if spare_only else list(islice(worker.files, MAX_FILES_SCANNED)):
             if (
-                file not in worker.spare
-                and (len(file.replicas) > 1 or elsewhere(file))
-                and self._free_to_go(worker, file, busy)
+                file not in worker.evictable
+                and (len(file.replicas) > 1 or available_outside_workers(file))
+                and self._is_removable(worker, file, busy)
             ):
-                if elsewhere(file) or _is_sure(file, worker):
+                if available_outside_workers(file) or _has_verified_replica(file, worker):
                     yield file
                 else:
                     late.append(file)
@@ -223,15 +233,15 @@ class Disk:
                 worker.files[file] = worker.files.pop(file)
         yield from late
 
-    def _free_to_go(self, worker: Worker, file: File, busy: set[File]) -> bool:
+    def _is_removable(self, worker: WorkerState, file: FileState, busy: set[FileState]) -> bool:
         return (
             worker.files[file] > 0
             and file not in busy
             and file.uploading is not worker
-            and not self._mind.transfers.serves(worker, file)
+            and not self._mind.transfers.is_serving(worker, file)
         )
 
-    def _busy(self, worker: Worker, task: Task) -> set[File]:
+    def _in_use(self, worker: WorkerState, task: TaskState) -> set[FileState]:
         """What the tasks and libraries of a worker, and one more task, read or make."""
         busy = {*task.inputs, *task.extra_files}
         for one in worker.tasks.values():
@@ -240,104 +250,118 @@ class Disk:
             busy.update(instance.library.files)
         return busy
 
-    def _drop(self, worker: Worker, file: File) -> None:
+    def _drop(self, worker: WorkerState, file: FileState) -> None:
         """Have a worker forget its copy."""
         mind = self._mind
         del file.replicas[worker]
-        mind.transfers.let_go(worker, file)
-        mind.transfers.drop(worker, file, purge=True)
+        mind.transfers.discard(worker, file)
+        mind.transfers.remove(worker, file, purge=True)
         if not file.available:
-            mind.recovery.gone([file])
+            mind.recovery.files_lost([file])
         if not file.replicas:
-            mind.tables.spare.pop(file, None)
+            mind.tables.evictable.pop(file, None)
 
     # ---- when nothing else helps
 
-    def force(self) -> bool:
+    def evict_recomputable(self) -> bool:
         """Nothing runs, and somebody waits for disk: give up what can be made again; whether there is something new to try."""
-        if any(self._mind.instances.make_room(bucket) for bucket in list(self.waiting)):
+        if any(self._mind.instances.make_room(bucket) for bucket in list(self.waiting_for_disk)):
             return True  # without a library that is idle, on its worker and its disk
         entries = sorted(
-            (entry for bucket in self.waiting for entry in chain(_first(bucket.ready), _first(bucket.roots))),
+            (
+                entry
+                for bucket in self.waiting_for_disk
+                for entry in chain(_most_urgent(bucket.ready), _most_urgent(bucket.roots))
+            ),
             key=lambda entry: entry[:2],
         )
         for _priority, _number, task in entries:
-            if self._in_vain(task):
+            if self._fail_impossible_reader(task):
                 return True
-            open_ = list(islice(task.bucket.open, LOOK_AT))
-            for worker in sorted(open_, key=lambda worker: self._there(task, worker), reverse=True):
-                if self._force(task, worker):
+            open_ = list(islice(task.bucket.workers_with_room, LOOK_AT))
+            for worker in sorted(
+                open_, key=lambda worker: self._bytes_already_there(task, worker), reverse=True
+            ):
+                if self._place_by_eviction(task, worker):
                     self._stuck_since = None
                     return True
         if entries:
-            return self._give_up(entries[0][2])
-        self.waiting.clear()
+            return self._fail_for_lack_of_disk(entries[0][2])
+        self.waiting_for_disk.clear()
         return False
 
-    def _in_vain(self, task: Task) -> bool:
+    def _fail_impossible_reader(self, task: TaskState) -> bool:
         """Fail who reads what a task makes, if that and all else it reads would never fit on one worker."""
         mind = self._mind
         for reader in [reader for file in task.outputs for reader in islice(file.consumers, LOOK_AT)]:
-            if _reads(reader) > self._largest and mind.all_are_here():
+            if _input_bytes(reader) > self._largest and mind.all_expected_workers_connected():
                 mind.life.fail(reader, "too large", {"reason": self.explain(reader)}, b"")
                 return True
         return False
 
-    def _force(self, task: Task, worker: Worker) -> bool:
+    def _place_by_eviction(self, task: TaskState, worker: WorkerState) -> bool:
         """Place a task on a worker, whatever has to go for that; what it reads has to fit, and what it is known, not only expected, to make."""
-        if not self._mind.placement.suits(task, worker):
+        if not self._mind.placement.fits_resources(task, worker):
             return False
-        busy = self._busy(worker, task)
-        lacking = _reads(task) - self._there(task, worker)
-        need = lacking + self.expected(task)
-        sure = lacking + _known(task)
+        busy = self._in_use(worker, task)
+        lacking = _input_bytes(task) - self._bytes_already_there(task, worker)
+        need = lacking + self.expected_output_bytes(task)
+        sure = lacking + _known_output_bytes(task)
         victims = {
             file: None
-            for file in chain(self._cheap(worker, busy), self._dear(worker, busy))
+            for file in chain(self._replicated_or_evictable(worker, busy), self._recomputable(worker, busy))
             if file in worker.files
         }
-        if worker.room + sum(worker.files[file] for file in victims) < sure:
+        if worker.free_disk + sum(worker.files[file] for file in victims) < sure:
             return False
         for file in victims:
-            if worker.room >= need:
+            if worker.free_disk >= need:
                 break
             if file in worker.files:
                 self._drop(worker, file)
         if task.state == READY:
-            self._mind.placement.place(task, worker)
+            self._mind.placement.assign_to(task, worker)
         return True
 
-    def _dear(self, worker: Worker, busy: set[File]) -> list[File]:
+    def _recomputable(self, worker: WorkerState, busy: set[FileState]) -> list[FileState]:
         """The intermediates of a worker that could be made again, those that nobody needs and those that are needed last first."""
         found = [
-            file for file in worker.files if self._free_to_go(worker, file, busy) and self._can_be_made(file)
+            file
+            for file in worker.files
+            if self._is_removable(worker, file, busy) and self._can_be_made(file)
         ]
-        return sorted(found, key=_needed_at, reverse=True)
+        return sorted(found, key=_next_use, reverse=True)
 
-    def _can_be_made(self, file: File) -> bool:
+    def _can_be_made(self, file: FileState) -> bool:
         maker = file.producer
-        if maker is None or maker.state != DONE or maker.remakes >= MOST_EVICTIONS or file.fetching:
+        if maker is None or maker.state != DONE or maker.recomputations >= MOST_EVICTIONS or file.fetching:
             return False
         return not maker.spec.library or maker.spec.library in self._mind.tables.libraries
 
-    def _give_up(self, task: Task) -> bool:
+    def _fail_for_lack_of_disk(self, task: TaskState) -> bool:
         """Fail a task for which there is no room, though nothing runs, unless something is still on its way."""
         mind = self._mind
         if self._stuck_since is None:
             self._stuck_since = mind.now
-        patient = not mind.all_are_here() and mind.now - self._stuck_since < STUCK_S
-        if patient or self._unknown:
+        patient = (
+            not mind.all_expected_workers_connected() and mind.now - self._stuck_since < DISK_STALL_TIMEOUT_S
+        )
+        if patient or self._unaccounted_bytes:
             return False
         if any(other.state == RETRIEVING for other in mind.tables.tasks.values()):
             return False
         self._stuck_since = None
-        mind.life.fail(task, "too large", {"reason": self._numbers(task)}, b"")
+        mind.life.fail(task, "too large", {"reason": self._describe_shortage(task)}, b"")
         return True
 
-    def _numbers(self, task: Task) -> str:
+    def _describe_shortage(self, task: TaskState) -> str:
         workers = self._mind.tables.workers.values()
-        roomiest = max(workers, key=lambda worker: worker.room)
-        reads, writes, held = _reads(task), self.expected(task), sum(roomiest.files.values())
+        roomiest = max(workers, key=lambda worker: worker.free_disk)
+        reads, writes, held = (
+            _input_bytes(task),
+            self.expected_output_bytes(task),
+            sum(roomiest.files.values()),
+        )
         return (
             f"{task.spec.label} needs {_mb(reads + writes)} of disk on one worker ({_mb(reads)} of inputs, about {_mb(writes)} for what it "
             f"makes), and no worker can free that: worker {roomiest.id} ({roomiest.name}) has {roomiest.total.disk} MB, of which files take "
@@ -346,42 +370,42 @@ class Disk:
 
     def tick(self) -> None:
         """Some time has passed: fail who cannot be helped, and forget a little of what workers have complained about."""
-        for worker, unknown in list(self._unknown.items()):
+        for worker, unknown in list(self._unaccounted_bytes.items()):
             self._account(worker, unknown // 2 if unknown > MB else 0)
-        if self.aside and self._mind.all_are_here():
-            for task in list(self.aside):
+        if self.too_large_for_any_disk and self._mind.all_expected_workers_connected():
+            for task in list(self.too_large_for_any_disk):
                 if task.state == READY:
                     self._mind.life.fail(task, "too large", {"reason": self.explain(task)}, b"")
-            self.aside.clear()
+            self.too_large_for_any_disk.clear()
 
-    def explain(self, task: Task) -> str:
+    def explain(self, task: TaskState) -> str:
         """Say why a task that was set aside fits nowhere."""
         return (
-            f"{task.spec.label} needs {_mb(_reads(task))} of inputs on one worker; the largest worker has {self._largest // MB} MB of disk: "
+            f"{task.spec.label} needs {_mb(_input_bytes(task))} of inputs on one worker; the largest worker has {self._largest // MB} MB of disk: "
             "start a worker with more disk (--disk), or split what the task reads"
         )
 
     def missing(self) -> str:
         """What those who will never have room here wait for, "" if there are none."""
-        for task in list(self.aside):
+        for task in list(self.too_large_for_any_disk):
             if task.state == READY:
                 return self.explain(task)
-            del self.aside[task]
+            del self.too_large_for_any_disk[task]
         return ""
 
     # ---- workers that have less than they should
 
-    def no_room(self, worker: Worker, file: File, message: m.FetchFailed) -> bool:
+    def fetch_refused(self, worker: WorkerState, file: FileState, message: m.FetchFailed) -> bool:
         """A worker has no room for a file: the tasks that read it go elsewhere; whether there are any."""
         readers = [task for task in worker.tasks.values() if file in task.inputs or file in task.extra_files]
-        self._believe(worker, message.room)
+        self._apply_reported_free_disk(worker, message.free_disk)
         info = {"reason": message.reason, "kind": "input missing"}
         for task in readers:
             if task.worker is worker and task.state == ASSIGNED:  # not taken back with another one already
-                self.refused(task, worker, info)
+                self.task_refused(task, worker, info)
         return bool(readers)
 
-    def refused(self, task: Task, worker: Worker, info: dict[str, Any]) -> None:
+    def task_refused(self, task: TaskState, worker: WorkerState, info: dict[str, Any]) -> None:
         """A worker has no room for what a task that it has reads or has made: try elsewhere, or after eviction."""
         mind = self._mind
         size = info.get("size")
@@ -390,47 +414,47 @@ class Disk:
             for file in task.outputs:
                 if file.name == task.spec.result and not file.available:
                     file.size = size
-        self._believe(worker, info.get("room", worker.room))
+        self._apply_reported_free_disk(worker, info.get("room", worker.free_disk))
         count = self.refusals[task] = self.refusals.get(task, 0) + 1
         reason = f"worker {worker.id} on {worker.name} has no room on its disk: {info.get('reason', '')}"
-        mind.emit(Note(INFO, f"{task.spec.label} goes elsewhere, or waits: {reason}"))
+        mind.emit(LogMessage(INFO, f"{task.spec.label} goes elsewhere, or waits: {reason}"))
         if count > MOST_REFUSALS:
             mind.life.fail(task, info.get("kind", "disk"), {"reason": f"{reason} ({count} times)"}, b"")
         else:
-            mind.life.recall(task)
+            mind.life.cancel_and_requeue(task)
 
-    def _believe(self, worker: Worker, room: int) -> None:
+    def _apply_reported_free_disk(self, worker: WorkerState, room: int) -> None:
         """A worker says how much room it has: not more than that, for a while."""
-        if room < worker.room:
-            self._account(worker, self._unknown.get(worker, 0) + worker.room - room)
+        if room < worker.free_disk:
+            self._account(worker, self._unaccounted_bytes.get(worker, 0) + worker.free_disk - room)
 
-    def _account(self, worker: Worker, unknown: int) -> None:
+    def _account(self, worker: WorkerState, unknown: int) -> None:
         """Take notice of how much of a worker's disk is taken by what is not known here."""
-        worker.room -= unknown - self._unknown.pop(worker, 0)
+        worker.free_disk -= unknown - self._unaccounted_bytes.pop(worker, 0)
         if unknown:
-            self._unknown[worker] = unknown
+            self._unaccounted_bytes[worker] = unknown
 
 
-def _is_sure(file: File, but: Worker) -> bool:
+def _has_verified_replica(file: FileState, but: WorkerState) -> bool:
     """Whether another worker has a file and has compared it."""
-    return any(holder is not but and file not in holder.unproven for holder in file.replicas)
+    return any(holder is not but and file not in holder.unverified for holder in file.replicas)
 
 
-def _reads(task: Task) -> int:
-    return sum(on_disk(file.size) for file in chain(task.inputs, task.extra_files))
+def _input_bytes(task: TaskState) -> int:
+    return sum(disk_bytes(file.size) for file in chain(task.inputs, task.extra_files))
 
 
-def _known(task: Task) -> int:
-    return sum(on_disk(file.size) for file in task.outputs)
+def _known_output_bytes(task: TaskState) -> int:
+    return sum(disk_bytes(file.size) for file in task.outputs)
 
 
-def _needed_at(file: File) -> float:
+def _next_use(file: FileState) -> float:
     return min((task.spec.priority for task in islice(file.consumers, LOOK_AT)), default=math.inf)
 
 
-def _first(queue: list[tuple[float, int, Task]]) -> list[tuple[float, int, Task]]:
+def _most_urgent(queue: list[tuple[float, int, TaskState]]) -> list[tuple[float, int, TaskState]]:
     """The most urgent tasks of a queue."""
-    first: list[tuple[float, int, Task]] = []
+    first: list[tuple[float, int, TaskState]] = []
     while queue and len(first) < LOOK_FURTHER:
         entry = heappop(queue)
         if entry[2].state == READY:

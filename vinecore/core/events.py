@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
-from vinecore.core.state import FileSpec, LibrarySpec, RunSpec, TaskSpec
+from vinecore.core.state import FileSpec, GraphSpec, LibrarySpec, TaskSpec
 from vinecore.protocol.messages import Hello, Message
 
 
@@ -38,10 +38,10 @@ class LibraryRemoved(NamedTuple):
     name: str
 
 
-class RunOpened(NamedTuple):
+class GraphOpened(NamedTuple):
     """A graph begins to arrive."""
 
-    run: RunSpec
+    run: GraphSpec
 
 
 class TasksSubmitted(NamedTuple):
@@ -50,13 +50,13 @@ class TasksSubmitted(NamedTuple):
     tasks: list[TaskSpec]
 
 
-class RunSubmitted(NamedTuple):
+class GraphSubmitted(NamedTuple):
     """The last task of a graph has been submitted."""
 
     run: int
 
 
-class RunClosed(NamedTuple):
+class GraphClosed(NamedTuple):
     """Nobody needs this graph any more: cancel what is unfinished, forget its files."""
 
     run: int
@@ -79,13 +79,13 @@ class Waited(NamedTuple):
     """The user waits for tasks, after an `instructions.InputsAbsent`: what they read has been submitted before, or is not there."""
 
 
-class FileWanted(NamedTuple):
+class FileRequested(NamedTuple):
     """The user wants the content of a file at the manager."""
 
     name: str
 
 
-class Resumed(NamedTuple):
+class SessionResumed(NamedTuple):
     """Should this manager die, another one may go on; and, if one has died before this one, what its journal knows."""
 
     results: AbstractSet[tuple[str, int, str]] = frozenset()  # as `restart.result` gives them
@@ -98,7 +98,7 @@ class WorkersEnded(NamedTuple):
     workers: Sequence[tuple[str, int]]
 
 
-class WorkerJoined(NamedTuple):
+class WorkerConnected(NamedTuple):
     """A worker has proved who it is and said hello."""
 
     worker: int
@@ -106,14 +106,14 @@ class WorkerJoined(NamedTuple):
     hello: Hello
 
 
-class WorkerSaid(NamedTuple):
+class MessageReceived(NamedTuple):
     """A message from a worker."""
 
     worker: int
     message: Message
 
 
-class WorkerLost(NamedTuple):
+class WorkerDisconnected(NamedTuple):
     """A worker's connection has ended."""
 
     worker: int
@@ -138,14 +138,14 @@ class CategorySet(NamedTuple):
     first_guess: Any
 
 
-class Tuned(NamedTuple):
+class SettingChanged(NamedTuple):
     """A policy number or name has changed."""
 
     name: str
     value: Any
 
 
-class Closing(NamedTuple):
+class ShutdownAnnounced(NamedTuple):
     """The user is about to close the manager: nobody needs anything any more."""
 
 
@@ -159,22 +159,22 @@ Event = (
     | LibraryRemoved
     | LibraryRetired
     | Restarted
-    | RunOpened
+    | GraphOpened
     | TasksSubmitted
-    | RunSubmitted
-    | RunClosed
+    | GraphSubmitted
+    | GraphClosed
     | TasksCancelled
     | FilesReleased
-    | FileWanted
+    | FileRequested
     | Waited
-    | Resumed
+    | SessionResumed
     | WorkersEnded
-    | WorkerJoined
-    | WorkerSaid
-    | WorkerLost
+    | WorkerConnected
+    | MessageReceived
+    | WorkerDisconnected
     | ObjectStored
     | CategorySet
-    | Tuned
-    | Closing
+    | SettingChanged
+    | ShutdownAnnounced
     | Tick
 )

@@ -6,20 +6,20 @@ import math
 from typing import TYPE_CHECKING
 
 from vinecore.core.allocation import too_large
-from vinecore.core.placement import can_load, size_of
+from vinecore.core.placement import capacity_key, meets_python_requirements
 
 if TYPE_CHECKING:
-    from vinecore.core.mind import Mind
-    from vinecore.core.state import Bucket, Worker
+    from vinecore.core.mind import Scheduler
+    from vinecore.core.state import TaskQueue, WorkerState
 
 
-class Explanations:
+class Diagnostics:
     """Finds what is missing. One of the mind's parts."""
 
-    def __init__(self, mind: Mind) -> None:
+    def __init__(self, mind: Scheduler) -> None:
         self._mind, self._placement = mind, mind.placement
 
-    def why(self, bucket: Bucket) -> tuple[str, bool]:
+    def explain(self, bucket: TaskQueue) -> tuple[str, bool]:
         """Say why nothing of a bucket can run, and whether no worker of those connected could ever run it."""
         workers = [w for w in self._mind.tables.workers.values() if not w.draining]
         if not workers:
@@ -28,14 +28,14 @@ class Explanations:
                 "no worker is connected" if not leaving else "all workers that are connected are leaving",
                 False,
             )
-        suitable = [w for w in workers if can_load(w, bucket)]
+        suitable = [w for w in workers if meets_python_requirements(w, bucket)]
         if not suitable:
             return self._explain_python(workers), True
-        number = bucket.urgent[0][2].spec.task if bucket.urgent else 0
+        number = bucket.front[0][2].spec.task if bucket.front else 0
         fitting = [w for w in suitable if self._placement.allocate(bucket, number, w) is not None]
         if fitting:
             return self._explain_time(bucket, fitting), False
-        largest = max((w.total for w in suitable), key=size_of)
+        largest = max((w.total for w in suitable), key=capacity_key)
         request = self._placement.request(bucket, number)
         if bucket.category is not None:
             request = request.at_least(bucket.category.minimum)
@@ -44,9 +44,9 @@ class Explanations:
             what = f"library {bucket.library.spec.options.get('label') or bucket.library.spec.name}"
         return f"no worker is large enough for {what}: {too_large(request, largest)}", True
 
-    def _explain_time(self, bucket: Bucket, workers: list[Worker]) -> str:
+    def _explain_time(self, bucket: TaskQueue, workers: list[WorkerState]) -> str:
         """Say that no worker stays long enough, if that is so."""
-        duration_s = self._placement.duration(bucket.urgent[0][2]) if bucket.urgent else None
+        duration_s = self._placement.duration(bucket.front[0][2]) if bucket.front else None
         left = [math.inf if w.ends_at is None else w.ends_at - self._mind.now for w in workers]
         if duration_s is None or max(left) >= duration_s:
             return ""
@@ -55,9 +55,9 @@ class Explanations:
             "workers with a longer --wall-time"
         )
 
-    def _explain_python(self, workers: list[Worker]) -> str:
+    def _explain_python(self, workers: list[WorkerState]) -> str:
         """Say why the own Python of none of these will do."""
-        lacks = sorted({name for w in workers if w.python_ok for name in w.lacks})
+        lacks = sorted({name for w in workers if w.python_ok for name in w.missing_packages})
         if lacks:
             what = " and ".join(lacks)
             return (

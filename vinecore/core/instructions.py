@@ -24,20 +24,20 @@ class SendObject(NamedTuple):
     name: str
 
 
-class Keep(NamedTuple):
+class StoreObject(NamedTuple):
     """Hold the content of this object."""
 
     name: str
     payload: bytes
 
 
-class Forget(NamedTuple):
+class DropObject(NamedTuple):
     """The content of this object is not needed at the manager any more."""
 
     name: str
 
 
-class TaskEnded(NamedTuple):
+class TaskFinished(NamedTuple):
     """A task that was submitted by itself is over.
 
     ``outcome`` is "success" or the kind of failure; ``info`` and ``payload`` are what the worker said.
@@ -50,7 +50,7 @@ class TaskEnded(NamedTuple):
     payload: bytes
 
 
-class VertexEnded(NamedTuple):
+class GraphTaskFinished(NamedTuple):
     """A vertex of a run is over: one that has said something, or any of a run that asked to be told."""
 
     run: int
@@ -65,14 +65,14 @@ class SingleUse(NamedTuple):
     task: int
 
 
-class Woken(NamedTuple):
+class TaskActivated(NamedTuple):
     """A task that counts as done is to run: for the first time, or again, because what it made was lost."""
 
     task: int
     again: bool
 
 
-class RunEnded(NamedTuple):
+class GraphFinished(NamedTuple):
     """All tasks of a run are done and what was wanted of it is at the manager; or it has failed."""
 
     run: int
@@ -82,7 +82,7 @@ class RunEnded(NamedTuple):
     payload: bytes
 
 
-class FileObtained(NamedTuple):
+class FileAvailable(NamedTuple):
     """The content of a file that was wanted is at the manager; ``reason`` says why not."""
 
     name: str
@@ -93,7 +93,7 @@ class InputsAbsent(NamedTuple):
     """Tasks read files that were not there when they were declared, and that no task makes yet: say `events.Waited` as soon as the user waits."""
 
 
-class LibraryUp(NamedTuple):
+class LibraryStarted(NamedTuple):
     """A library has started on a worker, which has these versions of packages that matter to pickles."""
 
     worker: int
@@ -108,14 +108,14 @@ class Disconnect(NamedTuple):
     reason: str
 
 
-class Note(NamedTuple):
+class LogMessage(NamedTuple):
     """Something a person should know. The levels are `INFO` and `WARNING`."""
 
     level: int
     text: str
 
 
-class Missing(NamedTuple):
+class Stalled(NamedTuple):
     """Why nothing can run now; "" when that is over."""
 
     text: str
@@ -124,17 +124,17 @@ class Missing(NamedTuple):
 Instruction = (
     Send
     | SendObject
-    | Keep
-    | Forget
-    | TaskEnded
-    | VertexEnded
+    | StoreObject
+    | DropObject
+    | TaskFinished
+    | GraphTaskFinished
     | SingleUse
-    | Woken
-    | RunEnded
-    | FileObtained
+    | TaskActivated
+    | GraphFinished
+    | FileAvailable
     | InputsAbsent
-    | LibraryUp
+    | LibraryStarted
     | Disconnect
-    | Note
-    | Missing
+    | LogMessage
+    | Stalled
 )

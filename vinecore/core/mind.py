@@ -15,52 +15,54 @@ from typing import Any
 
 from vinecore.core import events as e
 from vinecore.core.allocation import Category, Resources
-from vinecore.core.balance import Balance
-from vinecore.core.copies import Copies
-from vinecore.core.disk import Disk
-from vinecore.core.explanations import Explanations
-from vinecore.core.farewells import Farewells
-from vinecore.core.instances import Instances
+from vinecore.core.balance import WorkStealing
+from vinecore.core.copies import Replication
+from vinecore.core.disk import DiskAccounts
+from vinecore.core.explanations import Diagnostics
+from vinecore.core.farewells import WorkerDraining
+from vinecore.core.instances import LibraryInstances
 from vinecore.core.instructions import (
     INFO,
     WARNING,
     Disconnect,
-    FileObtained,
-    Forget,
+    DropObject,
+    FileAvailable,
     Instruction,
-    Missing,
-    Note,
+    LogMessage,
     Send,
+    Stalled,
 )
-from vinecore.core.life import Life
+from vinecore.core.life import TaskLifecycle
 from vinecore.core.placement import Placement
 from vinecore.core.recovery import Recovery
 from vinecore.core.reservation import Reservation
-from vinecore.core.restart import Restart
-from vinecore.core.sleepers import Sleepers
+from vinecore.core.restart import ResumedSession
+from vinecore.core.sleepers import OnDemandTasks
 from vinecore.core.state import (
     FOREVER,
     WORKFLOW,
-    File,
     FileSpec,
-    Library,
-    Run,
-    Tables,
-    Task,
+    FileState,
+    GraphState,
+    LibraryState,
+    SchedulerState,
     TaskSpec,
-    Worker,
+    TaskState,
+    WorkerState,
 )
-from vinecore.core.transfers import NOWHERE, Transfers
+from vinecore.core.transfers import NO_SOURCE, Transfers
 from vinecore.core.transitions import READY, WAITING
 from vinecore.core.unmade import Unmade
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 
-MOST_CLOSED = 20_000  # files of graphs that are closed, in one `Mind.handle`
-PATIENCE_S = 2.0  # how long nothing may run before a person is told: workers take a moment to connect
+MAX_FILES_RELEASED_PER_BATCH = 20_000  # files of graphs that are closed, in one `Mind.handle`
+STALL_REPORT_DELAY_S = (
+    2.0  # how long nothing may run before a person is told: workers take a moment to connect
+)
 
 
-class Mind:
+class Scheduler:
     """Decides everything the manager does.
 
     Parameters
@@ -72,73 +74,75 @@ class Mind:
     """
 
     def __init__(self, python: str, needs: tuple[str, ...] = ()) -> None:
-        self.python, self.needs = python, needs
-        self.tables = Tables()
+        self.python, self.required_packages = python, needs
+        self.tables = SchedulerState()
         self.now = 0.0
         self.moved_bytes = 0
         self.expected_workers: int | None = None  # how many there will ever be, where that is known
-        self.missing = ""
+        self.stalled_reason = ""
         self._missing_since: float | None = None
         self._out: list[Instruction] = []
-        self.closing: deque[Run] = deque()  # closed, and not all of their files are forgotten
-        self._to_flush: dict[Worker, None] = {}  # who has to be told what to drop
+        self.graphs_being_released: deque[GraphState] = (
+            deque()
+        )  # closed, and not all of their files are forgotten
+        self._to_flush: dict[WorkerState, None] = {}  # who has to be told what to drop
         self.emit = self._out.append
-        self.life = Life(self)
+        self.life = TaskLifecycle(self)
         self.reservation = Reservation(self)
         self.placement = Placement(self)
-        self.instances = Instances(self)
-        self.explanations = Explanations(self)
+        self.instances = LibraryInstances(self)
+        self.explanations = Diagnostics(self)
         self.transfers = Transfers(self)
         self.recovery = Recovery(self)
-        self.disk = Disk(self)
-        self.balance = Balance(self)
-        self.copies = Copies(self)
-        self.farewells = Farewells(self)
-        self.sleepers = Sleepers(self)
+        self.disk = DiskAccounts(self)
+        self.balance = WorkStealing(self)
+        self.copies = Replication(self)
+        self.farewells = WorkerDraining(self)
+        self.sleepers = OnDemandTasks(self)
         self.unmade = Unmade(self)
-        self.restart = Restart(self)
+        self.restart = ResumedSession(self)
         self._handlers: dict[type, Callable[[Any], None]] = {
             e.FilesDeclared: self._files_declared,
             e.LibraryInstalled: self._library_installed,
             e.LibraryRemoved: self._library_removed,
             e.LibraryRetired: lambda event: self.instances.retire(event.name),
             e.Restarted: lambda _event: self.instances.restart(),
-            e.RunOpened: self._run_opened,
+            e.GraphOpened: self._run_opened,
             e.TasksSubmitted: self._tasks_submitted,
-            e.RunSubmitted: self._run_submitted,
-            e.RunClosed: self._run_closed,
+            e.GraphSubmitted: self._run_submitted,
+            e.GraphClosed: self._run_closed,
             e.TasksCancelled: self._tasks_cancelled,
             e.FilesReleased: self._files_released,
-            e.FileWanted: self._file_wanted,
+            e.FileRequested: self._file_wanted,
             e.Waited: lambda _event: self.unmade.waited(),
-            e.Resumed: self.restart.resumed,
+            e.SessionResumed: self.restart.resumed,
             e.WorkersEnded: self.restart.ended,
-            e.WorkerJoined: self._worker_joined,
-            e.WorkerSaid: self._worker_said,
-            e.WorkerLost: self._worker_lost,
+            e.WorkerConnected: self._worker_joined,
+            e.MessageReceived: self._worker_said,
+            e.WorkerDisconnected: self._worker_lost,
             e.ObjectStored: self._object_stored,
             e.CategorySet: self._category_set,
-            e.Tuned: self._tuned,
-            e.Closing: lambda _event: self.farewells.hurry(),
+            e.SettingChanged: self._tuned,
+            e.ShutdownAnnounced: lambda _event: self.farewells.release_at_once(),
             e.Tick: self._tick,
         }
-        self._worker_handlers: dict[type, Callable[[Worker, Any], None]] = {
-            m.Done: self.life.done,
-            m.Failed: self.life.failed,
+        self._worker_handlers: dict[type, Callable[[WorkerState, Any], None]] = {
+            m.TaskDone: self.life.on_task_done,
+            m.TaskFailed: self.life.on_task_failed,
             m.Cached: self._cached,
-            m.Compared: self._compared,
-            m.Have: self._have,
-            m.Left: self._left,
-            m.Announced: self._announced,
+            m.Verified: self._compared,
+            m.PersistentObjects: self._on_persistent_objects,
+            m.OrphanedObjects: self._on_orphaned_objects,
+            m.InventoryComplete: self._on_inventory_complete,
             m.FetchFailed: self._fetch_failed,
             m.UploadFailed: self._upload_failed,
             m.Uploaded: lambda _worker, _message: None,  # the hands have said ObjectStored
-            m.Recalled: self.balance.recalled,
-            m.Lost: self._lost,
-            m.LibraryReady: self.instances.ready,
-            m.LibraryFailed: self.instances.failed,
+            m.StealResponse: self.balance.on_calls_returned,
+            m.ObjectsLost: self._on_objects_lost,
+            m.LibraryReady: self.instances.on_library_ready,
+            m.LibraryFailed: self.instances.on_library_failed,
             m.LibrarySlow: self.instances.slow,
-            m.Leaving: self._leaving,
+            m.Draining: self._on_draining,
             m.Ping: lambda worker, _message: self.emit(Send(worker.id, m.Pong())),
             m.Pong: lambda _worker, _message: None,
         }
@@ -151,17 +155,17 @@ class Mind:
         self.now = now
         for event in happened:
             self._handlers[type(event)](event)
-        if self.closing:
-            self._close(MOST_CLOSED)
-        if self.disk.waiting:
-            self.disk.again()
-        if self.placement.dirty:
-            self.placement.pump()
-        while self.disk.waiting and not self.tables.assigned and self.disk.force():
-            self.disk.again()
-            self.placement.pump()
-        if self.farewells.dirty:
-            self.farewells.look()
+        if self.graphs_being_released:
+            self._release_closed_graphs(MAX_FILES_RELEASED_PER_BATCH)
+        if self.disk.waiting_for_disk:
+            self.disk.retry_waiting_for_disk()
+        if self.placement.changed:
+            self.placement.place_ready_tasks()
+        while self.disk.waiting_for_disk and not self.tables.assigned and self.disk.evict_recomputable():
+            self.disk.retry_waiting_for_disk()
+            self.placement.place_ready_tasks()
+        if self.farewells.draining_changed:
+            self.farewells.process_changed()
         while self._to_flush:
             self.flush(self._to_flush.popitem()[0])
         out = self._out
@@ -169,7 +173,7 @@ class Mind:
         self.emit = self._out.append
         return out
 
-    def unlink(self, worker: Worker, *names: str) -> None:
+    def remove_objects(self, worker: WorkerState, *names: str) -> None:
         """Have a worker forget objects; sent once per `handle`."""
         if names and worker.id in self.tables.workers:
             worker.unlink.update(dict.fromkeys(names))
@@ -178,36 +182,36 @@ class Mind:
                 for name in names:
                     worker.retain.pop(name, None)
 
-    def purge(self, worker: Worker, name: str) -> None:
+    def purge_object(self, worker: WorkerState, name: str) -> None:
         """Have a worker forget an object, whatever its level; sent once per `handle`."""
         if worker.id in self.tables.workers:
             worker.unlink[name] = worker.purge[name] = None
             worker.retain.pop(name, None)
             self._to_flush[worker] = None
 
-    def retain(self, worker: Worker, file: File) -> None:
+    def retain(self, worker: WorkerState, file: FileState) -> None:
         """Have a worker keep a file, which it has, beyond this manager; sent once per `handle`."""
         if worker.id in self.tables.workers:
             worker.retain[file.name] = file.level, file.replicas.get(worker, "")
             self._to_flush[worker] = None
 
-    def _retain_copies(self, file: File) -> None:
+    def _retain_replicas(self, file: FileState) -> None:
         """A file may be of another level now: tell those who have it."""
         if file.level > WORKFLOW:
             for worker in file.replicas:
                 self.retain(worker, file)
 
-    def cancel(self, task: Task) -> None:
+    def cancel_task(self, task: TaskState) -> None:
         """Have a task's worker drop it, and what it has made if it was faster; sent once per `handle`."""
         worker = task.worker
         if worker is not None and worker.id in self.tables.workers:
-            worker.cancel.append(task.ticket)
+            worker.cancel.append(task.dispatch_id)
             self._to_flush[worker] = None
             # what it holds, or is fetching because another worker had it, is not what this task has made
             made = [f for f in task.outputs if worker not in f.replicas and worker not in f.fetching]
-            self.unlink(worker, *(file.name for file in made))
+            self.remove_objects(worker, *(file.name for file in made))
 
-    def flush(self, worker: Worker) -> None:
+    def flush(self, worker: WorkerState) -> None:
         """Send what a worker has to drop."""
         if worker.cancel:
             self.emit(Send(worker.id, m.Cancel(worker.cancel)))
@@ -215,71 +219,71 @@ class Mind:
         if worker.purge:
             for name in worker.purge:
                 del worker.unlink[name]
-            self.emit(Send(worker.id, m.Purge(list(worker.purge))))
+            self.emit(Send(worker.id, m.PurgeObjects(list(worker.purge))))
             worker.purge.clear()
         if worker.unlink:
-            self.emit(Send(worker.id, m.Unlink(list(worker.unlink))))
+            self.emit(Send(worker.id, m.RemoveObjects(list(worker.unlink))))
             worker.unlink.clear()
         if worker.retain:
             for forever in (False, True):
                 told = {n: d for n, (level, d) in worker.retain.items() if (level == FOREVER) == forever}
                 if told:
-                    self.emit(Send(worker.id, m.Retain(list(told), forever, list(told.values()))))
+                    self.emit(Send(worker.id, m.RetainObjects(list(told), forever, list(told.values()))))
             worker.retain.clear()
 
     # ---- what the user does
 
-    def file(self, name: str) -> File:
+    def file(self, name: str) -> FileState:
         """Find or make the record of a file."""
         file = self.tables.files.get(name)
         if file is None:
-            file = self.tables.files[name] = File(FileSpec(name))
+            file = self.tables.files[name] = FileState(FileSpec(name))
         return file
 
     def _files_declared(self, event: e.FilesDeclared) -> None:
         for spec in event.files:
             file = self.tables.files.get(spec.name)
             if file is None:
-                file = self.tables.files[spec.name] = File(spec)
+                file = self.tables.files[spec.name] = FileState(spec)
             new = not file.available
-            if file.pins <= 0 and file.producer is None:  # nobody else needs it so far
+            if file.pin_count <= 0 and file.producer is None:  # nobody else needs it so far
                 file.level, file.peer_transfer, file.reusable = spec.level, spec.peer_transfer, False
-                self.tables.spare.pop(file, None)
+                self.tables.evictable.pop(file, None)
             else:
                 file.level = max(file.level, spec.level)
-            self._retain_copies(file)
+            self._retain_replicas(file)
             if spec.archive and file.archive is None:
                 file.archive = self.file(spec.archive)
-                file.archive.pins += 1
+                file.archive.pin_count += 1
             if spec.at_manager and not file.at_manager:
                 file.at_manager, file.size, file.digest = True, spec.size, spec.digest
             if spec.url:
                 file.url, file.validator = spec.url, spec.validator
-            self.disk.concerned |= spec.size > INLINE_LIMIT
+            self.disk.disk_tracked |= spec.size > INLINE_LIMIT
             file.released = False
             file.awaited |= spec.awaited
             file.absent |= spec.absent
-            file.pins += 1
+            file.pin_count += 1
             if new and file.available:
-                self.life.appeared(file)
+                self.life.file_available(file)
 
-    def unpin(self, file: File, reason: str) -> None:
+    def unpin(self, file: FileState, reason: str) -> None:
         """A reason beside tasks to keep a file is gone."""
-        file.pins -= 1
-        if file.pins > 0:
+        file.pin_count -= 1
+        if file.pin_count > 0:
             return
         run = file.producer.run if file.producer is not None else None
         if run is not None and run.spec.run and not run.closed:  # it stays with its run
-            self.life.settle(file)
+            self.life.release_if_unreferenced(file)
             return
-        self.life.release(file, reason)
+        self.life.undeclare(file, reason)
 
     def _library_installed(self, event: e.LibraryInstalled) -> None:
         spec = event.library
         if spec.name in self.tables.libraries:
             self.tables.libraries[spec.name].retired = False
             return
-        library = self.tables.libraries[spec.name] = Library(spec)
+        library = self.tables.libraries[spec.name] = LibraryState(spec)
         names = (spec.setup, spec.environment, *spec.files)
         library.files = [self.file(name) for name in names if name]
         library.files += [file.archive for file in library.files if file.archive is not None]
@@ -289,7 +293,7 @@ class Mind:
             if file.producer is not None or file.awaited or not file.available
         ]
         for file in library.files:
-            file.pins += 1
+            file.pin_count += 1
             file.level = max(file.level, WORKFLOW)  # needed as long as the library is installed
 
     def _library_removed(self, event: e.LibraryRemoved) -> None:
@@ -300,54 +304,60 @@ class Mind:
         self.instances.fail_calls(library, "the library was removed", b"")
         self.instances.clear(library)
 
-    def _run_opened(self, event: e.RunOpened) -> None:
-        self.tables.runs[event.run.run] = Run(event.run)
+    def _run_opened(self, event: e.GraphOpened) -> None:
+        self.tables.runs[event.run.run] = GraphState(event.run)
 
     def _tasks_submitted(self, event: e.TasksSubmitted) -> None:
         for spec in event.tasks:
             run = self.tables.runs.get(spec.run)
             if run is not None and not run.ended:
-                self._submit(spec, run)
+                self._submit_task(spec, run)
 
-    def _submit(self, spec: TaskSpec, run: Run) -> None:
-        task = Task(spec, run)
+    def _submit_task(self, spec: TaskSpec, run: GraphState) -> None:
+        task = TaskState(spec, run)
         if spec.library and spec.library not in self.tables.libraries:
-            self.refuse_without_library(task)
+            self.reject_without_library(task)
             return
-        if spec.asleep and not spec.run and self.sleepers.made_already(spec):
+        if spec.on_demand and not spec.run and self.sleepers.is_declared(spec):
             return
         for name in (spec.result, *spec.outputs):
             if name:
-                self._output(task, name, run)
-        for name in spec.wanted:
-            self.file(name).wanted = True
+                self._link_output(task, name, run)
+        for name in spec.wanted_at_manager:
+            self.file(name).wanted_at_manager = True
         if spec.environment:  # a warm Python runs in it when the task is over
             environment = self.file(spec.environment)
             environment.level = max(environment.level, WORKFLOW)
-        if spec.asleep:
-            self.sleepers.lay_down(task)
-            task.seal()
+        if spec.on_demand:
+            self.sleepers.register_deferred(task)
+            task.freeze()
             return
-        task.bucket = self.placement.bucket_of(spec, spec.request)
-        self.life.enter(task)
-        lost = [name for name in (*spec.inputs, *spec.mounts) if not self._input(task, name)]
-        lost += [name for name in (*spec.shared, spec.environment) if name and not self._shared(task, name)]
+        task.bucket = self.placement.queue_for(spec, spec.request)
+        self.life.register(task)
+        lost = [name for name in (*spec.inputs, *spec.mounts) if not self._link_input(task, name)]
+        lost += [
+            name
+            for name in (*spec.shared, spec.environment)
+            if name and not self._link_shared_object(task, name)
+        ]
         if spec.library:
-            lost += [name for name in self.tables.libraries[spec.library].made if not self._input(task, name)]
-        task.seal()
+            lost += [
+                name for name in self.tables.libraries[spec.library].made if not self._link_input(task, name)
+            ]
+        task.freeze()
         if lost:
             reason = self._explain_lost(lost)
             self.life.fail(task, "input missing", {"reason": reason}, b"")
         elif task.state != WAITING:
             return
-        elif not task.missing:
-            self.life.ready(task)
+        elif not task.missing_inputs:
+            self.life.mark_ready(task)
         elif reason := self.unmade.circle(task):
             self.life.fail(task, "input missing", {"reason": reason}, b"")
 
     def _explain_lost(self, names: list[str]) -> str:
         """Say why inputs cannot be had that no task makes."""
-        declared = [name for name in names if self.file(name).pins > 0]
+        declared = [name for name in names if self.file(name).pin_count > 0]
         others = [name for name in names if name not in declared]
         texts = []
         if declared:
@@ -358,51 +368,51 @@ class Mind:
             texts.append(f"{', '.join(others)}: pruned or never declared, and no task makes it")
         return "; ".join(texts)
 
-    def refuse_without_library(self, task: Task) -> None:
+    def reject_without_library(self, task: TaskState) -> None:
         """A task needs a library that is not there."""
         name = task.spec.library
         reason = f"library {name} is not installed"
-        self.life.refuse(task, "library", {"reason": reason, "library": name})
+        self.life.reject(task, "library", {"reason": reason, "library": name})
         self.unmade.refused(task, reason)
 
-    def _output(self, task: Task, name: str, run: Run) -> None:
+    def _link_output(self, task: TaskState, name: str, run: GraphState) -> None:
         file = self.file(name)
         file.producer = task
         file.peer_transfer = task.spec.peer_transfer
         if file.reusable:
-            self.tables.spare.pop(file, None)
+            self.tables.evictable.pop(file, None)
         if task.spec.level > file.level:
             file.level = task.spec.level
-            self._retain_copies(file)
-        file.reusable = task.spec.reusable or file.level > WORKFLOW
+            self._retain_replicas(file)
+        file.reusable = task.spec.content_addressed or file.level > WORKFLOW
         task.outputs.append(file)
         if run.spec.run:
             run.files.append(file)
             if run.spec.prune_depth == 1:
-                file.foretold = 0 if task.spec.asleep else task.spec.readers
+                file.unsubmitted_readers = 0 if task.spec.on_demand else task.spec.reader_count
             else:  # kept until all readers are known, or to the end
-                file.pins += 1
+                file.pin_count += 1
 
-    def _input(self, task: Task, name: str) -> bool:
+    def _link_input(self, task: TaskState, name: str) -> bool:
         """Link a file that a task reads; whether it exists, will exist, or can be made again."""
         file = self.file(name)
         if task.state != WAITING or task in file.consumers:
             return True
         task.inputs.append(file)
-        self.life.read(task, file)
-        if file.foretold and file.producer is not None and file.producer.run is task.run:
-            file.foretold -= 1
+        self.life.add_consumer(task, file)
+        if file.unsubmitted_readers and file.producer is not None and file.producer.run is task.run:
+            file.unsubmitted_readers -= 1
         if file.archive is not None:  # made of that wherever it is needed
-            return self._input(task, file.archive.name)
+            return self._link_input(task, file.archive.name)
         if file.available:
             return True
-        task.missing += 1
+        task.missing_inputs += 1
         if file.producer is None:
             return self.unmade.waits_for(file)
-        self.recovery.remake(file)
+        self.recovery.recompute(file)
         return True
 
-    def _shared(self, task: Task, name: str) -> bool:
+    def _link_shared_object(self, task: TaskState, name: str) -> bool:
         """Link a file that many tasks share."""
         file = self.file(name)
         if (
@@ -411,66 +421,66 @@ class Mind:
             or not file.available
             or file.archive is not None
         ):
-            return self._input(task, name)
+            return self._link_input(task, name)
         task.extra_files.append(file)
-        file.pending += 1
+        file.pending_readers += 1
         return True
 
-    def _run_submitted(self, event: e.RunSubmitted) -> None:
+    def _run_submitted(self, event: e.GraphSubmitted) -> None:
         run = self.tables.runs.get(event.run)
         if run is None:
             return
-        if run.asleep:
+        if run.deferred:
             self.sleepers.submitted(run)
         else:
-            self.complete(run)
-            self.life.check_run(run)
+            self.graph_submitted(run)
+            self.life.finish_graph_if_done(run)
 
-    def complete(self, run: Run) -> None:
+    def graph_submitted(self, run: GraphState) -> None:
         """All tasks of a run are there, and it is known what has to be done."""
-        run.complete = True
+        run.submitted = True
         if run.spec.prune_depth > 1:
             for file in run.files:
-                file.pins -= 1
-                self.life.settle(file)
+                file.pin_count -= 1
+                self.life.release_if_unreferenced(file)
 
-    def _run_closed(self, event: e.RunClosed) -> None:
+    def _run_closed(self, event: e.GraphClosed) -> None:
         run = self.tables.runs.pop(event.run, None)
         if run is None:
             return
         run.ended = run.closed = True
         self.sleepers.runs.pop(run, None)
         self.life.cancel(list(run.tasks.values()))
-        pinned = run.spec.prune_depth == 0 or (run.spec.prune_depth > 1 and not run.complete)
+        pinned = run.spec.prune_depth == 0 or (run.spec.prune_depth > 1 and not run.submitted)
         for file in run.files:
-            file.foretold = 0
-            file.pins -= pinned
+            file.unsubmitted_readers = 0
+            file.pin_count -= pinned
         run.files.reverse()  # they are taken from the end
-        self.closing.append(run)
-        if any(file.pins > 0 or file.pending or file.reusable for file in run.files):
-            self._close(len(run.files))  # another run may name, or need, some of them
+        self.graphs_being_released.append(run)
+        if any(file.pin_count > 0 or file.pending_readers or file.reusable for file in run.files):
+            self._release_closed_graphs(len(run.files))  # another run may name, or need, some of them
         else:
-            run.alone = True
+            run.unshared = True
 
-    def _close(self, most: int) -> None:
+    def _release_closed_graphs(self, most: int) -> None:
         """Forget files of graphs that are closed; a very large graph bit by bit, so that the workers are heard meanwhile."""
-        while self.closing and most > 0:
-            run = self.closing[-1]
+        while self.graphs_being_released and most > 0:
+            run = self.graphs_being_released[-1]
             while run.files and most > 0:
                 most -= 1
-                self._close_file(run.files.pop(), run)
+                self._release_graph_file(run.files.pop(), run)
             if not run.files:
-                self.closing.pop()
+                self.graphs_being_released.pop()
 
-    def _close_file(self, file: File, run: Run) -> None:
-        if file.pins > 0:
+    def _release_graph_file(self, file: FileState, run: GraphState) -> None:
+        if file.pin_count > 0:
             return
-        if file.reusable and file.replicas and not file.pending:
-            self.life.spare(file)
+        if file.reusable and file.replicas and not file.pending_readers:
+            self.life.keep_for_reuse(file)
         else:
-            self.life.release(file, "the graph that makes it was closed")
+            self.life.undeclare(file, "the graph that makes it was closed")
             if (
-                run.alone
+                run.unshared
             ):  # nothing descends from it: its records go at once, and not when Python looks for garbage
                 file.producer = None
 
@@ -484,27 +494,27 @@ class Mind:
                 continue
             if not event.prune:
                 self.unpin(file, "it was undeclared")
-            elif not file.pending and (file.at_manager or not file.wanted):
-                forgotten = file.producer is None and file in self.tables.spare
-                self.transfers.purge(file)
+            elif not file.pending_readers and (file.at_manager or not file.wanted_at_manager):
+                forgotten = file.producer is None and file in self.tables.evictable
+                self.transfers.purge_all(file)
                 if forgotten:
-                    self.life.release(file, "it was pruned")
+                    self.life.undeclare(file, "it was pruned")
 
-    def _file_wanted(self, event: e.FileWanted) -> None:
+    def _file_wanted(self, event: e.FileRequested) -> None:
         file = self.tables.files.get(event.name)
-        forgotten = file is not None and file.producer is None and file in self.tables.spare
+        forgotten = file is not None and file.producer is None and file in self.tables.evictable
         if file is None or file.released or forgotten:
-            self.emit(FileObtained(event.name, "no such file is declared"))
+            self.emit(FileAvailable(event.name, "no such file is declared"))
         elif file.at_manager:
-            self.emit(FileObtained(event.name, ""))
+            self.emit(FileAvailable(event.name, ""))
         elif not file.replicas and file.producer is None:
-            self.emit(FileObtained(event.name, NOWHERE))
+            self.emit(FileAvailable(event.name, NO_SOURCE))
         else:
-            file.wanted = file.asked = True
+            file.wanted_at_manager = file.requested = True
             if file.replicas:
                 self.transfers.upload(file)
             else:
-                self.recovery.remake(file)
+                self.recovery.recompute(file)
 
     def _category_set(self, event: e.CategorySet) -> None:
         category = self.tables.categories.get(event.name)
@@ -517,7 +527,7 @@ class Mind:
         )
         self.placement.category_changed(category)
 
-    def _tuned(self, event: e.Tuned) -> None:
+    def _tuned(self, event: e.SettingChanged) -> None:
         if event.name == "scheduler":
             self.placement.policy = event.value
         elif event.name == "peer-transfers":
@@ -531,115 +541,119 @@ class Mind:
         elif event.name == "category-steady-n-tasks":
             self.placement.steady_n = int(event.value)
         elif event.name == "temp-replica-count":
-            self.copies.count = int(event.value)
+            self.copies.target_count = int(event.value)
 
     # ---- what workers do
 
-    def _worker_joined(self, event: e.WorkerJoined) -> None:
+    def _worker_joined(self, event: e.WorkerConnected) -> None:
         hello = event.hello
         total = Resources(float(hello.cores), hello.memory_mb, hello.disk_mb, float(hello.gpus))
         contact, _, port = hello.contact.rpartition(":")
         port = port or str(hello.data_port or "")
         address = f"{contact or event.host}:{port}" if port else ""
-        worker = Worker(event.worker, event.host, hello.hostname, total, address, hello.python, self.now)
+        worker = WorkerState(event.worker, event.host, hello.hostname, total, address, hello.python, self.now)
         worker.python_ok = hello.python == self.python
         if hello.versions:
-            worker.lacks = tuple(name for name in self.needs if name not in hello.versions)
+            worker.missing_packages = tuple(
+                name for name in self.required_packages if name not in hello.versions
+            )
         if hello.time_left_s > 0:
             worker.ends_at = self.now + hello.time_left_s
         self.tables.workers[worker.id] = worker
         if not worker.python_ok:
             text = f"worker {worker.id} on {worker.name} runs Python {worker.python}, the manager {self.python}: it gets only work with an environment"
-            self.emit(Note(WARNING, text))
-        elif worker.lacks:
-            what = " and ".join(worker.lacks)
+            self.emit(LogMessage(WARNING, text))
+        elif worker.missing_packages:
+            what = " and ".join(worker.missing_packages)
             text = f"worker {worker.id} on {worker.name} has no {what} in its own Python: it gets only commands and work with an environment"
-            self.emit(Note(INFO, text))
+            self.emit(LogMessage(INFO, text))
         self.disk.worker_joined(worker)
         self.placement.worker_joined(worker)
-        self.balance.joined(worker)
+        self.balance.worker_connected(worker)
         self.copies.joined(worker)
         self.farewells.joined(worker)
-        worker.announcing = m.KEEPING in hello.features or self.restart.active
+        worker.inventory_pending = m.PERSISTENT_CACHE_FEATURE in hello.features or self.restart.active
         self.restart.joined(hello)
-        self.sleepers.look()
+        self.sleepers.request_targets()
 
-    def _worker_said(self, event: e.WorkerSaid) -> None:
+    def _worker_said(self, event: e.MessageReceived) -> None:
         worker = self.tables.workers.get(event.worker)
         if worker is not None:
             self._worker_handlers[type(event.message)](worker, event.message)
 
-    def _worker_lost(self, event: e.WorkerLost) -> None:
+    def _worker_lost(self, event: e.WorkerDisconnected) -> None:
         worker = self.tables.workers.pop(event.worker, None)
         if worker is not None:
             self._to_flush.pop(worker, None)
-            self.emit(Note(INFO, f"worker {worker.id} on {worker.name} is gone: {event.reason}"))
+            self.emit(LogMessage(INFO, f"worker {worker.id} on {worker.name} is gone: {event.reason}"))
             self.recovery.worker_lost(worker, event.reason)
-            self.placement.wake_starved()
+            self.placement.retry_starved()
 
-    def _cached(self, worker: Worker, message: m.Cached) -> None:
+    def _cached(self, worker: WorkerState, message: m.Cached) -> None:
         file = self.tables.files.get(message.name)
         if file is None:
-            self.unlink(worker, message.name)
+            self.remove_objects(worker, message.name)
         else:
-            self.transfers.cached(worker, file, message)
+            self.transfers.on_cached(worker, file, message)
 
-    def _compared(self, worker: Worker, message: m.Compared) -> None:
+    def _compared(self, worker: WorkerState, message: m.Verified) -> None:
         file = self.tables.files.get(message.name)
         if file is not None:
-            self.transfers.compared(worker, file)
+            self.transfers.on_verified(worker, file)
 
-    def _have(self, worker: Worker, message: m.Have) -> None:
+    def _on_persistent_objects(self, worker: WorkerState, message: m.PersistentObjects) -> None:
         """A worker has something from before."""
         for name, size, digest in zip(*message, strict=True):
-            self.found(worker, name, size, digest, FOREVER)
-        self.life.limit_spare()
+            self.add_recovered_replica(worker, name, size, digest, FOREVER)
+        self.life.trim_evictable()
 
-    def _left(self, worker: Worker, message: m.Left) -> None:
-        self.restart.left(worker, message)
-        self.life.limit_spare()
+    def _on_orphaned_objects(self, worker: WorkerState, message: m.OrphanedObjects) -> None:
+        self.restart.on_orphaned_objects(worker, message)
+        self.life.trim_evictable()
 
-    def found(self, worker: Worker, name: str, size: int, digest: str, level: int) -> None:
+    def add_recovered_replica(
+        self, worker: WorkerState, name: str, size: int, digest: str, level: int
+    ) -> None:
         """A worker has a file from before; one that nobody has declared yet may still be."""
         file = self.tables.files.get(name)
         if file is None:
-            file = self.tables.files[name] = File(FileSpec(name, size, directory=size < 0, level=level))
+            file = self.tables.files[name] = FileState(FileSpec(name, size, directory=size < 0, level=level))
             file.reusable = True
-        self.transfers.found(worker, file, size, digest)
+        self.transfers.add_recovered_replica(worker, file, size, digest)
 
-    def _announced(self, worker: Worker, _message: m.Announced) -> None:
-        worker.announcing = False
-        self.sleepers.look()
+    def _on_inventory_complete(self, worker: WorkerState, _message: m.InventoryComplete) -> None:
+        worker.inventory_pending = False
+        self.sleepers.request_targets()
 
-    def _fetch_failed(self, worker: Worker, message: m.FetchFailed) -> None:
+    def _fetch_failed(self, worker: WorkerState, message: m.FetchFailed) -> None:
         file = self.tables.files.get(message.name)
         if file is not None:
-            self.transfers.failed(worker, file, message)
+            self.transfers.on_fetch_failed(worker, file, message)
 
-    def _upload_failed(self, worker: Worker, message: m.UploadFailed) -> None:
+    def _upload_failed(self, worker: WorkerState, message: m.UploadFailed) -> None:
         file = self.tables.files.get(message.name)
         if file is not None:
             self.transfers.upload_failed(worker, file, message.reason)
 
-    def _lost(self, worker: Worker, message: m.Lost) -> None:
+    def _on_objects_lost(self, worker: WorkerState, message: m.ObjectsLost) -> None:
         for name in message.names:
             file = self.tables.files.get(name)
             if file is not None:
                 self.recovery.replica_lost(file, worker)
 
-    def _leaving(self, worker: Worker, message: m.Leaving) -> None:
+    def _on_draining(self, worker: WorkerState, message: m.Draining) -> None:
         if message.within_s > 0:
-            self.farewells.begin(worker, message.reason, message.within_s)
+            self.farewells.drain_within(worker, message.reason, message.within_s)
             return
-        worker.leaving = True
+        worker.disconnecting = True
         self.emit(Disconnect(worker.id, message.reason))
 
     def _object_stored(self, event: e.ObjectStored) -> None:
         file = self.tables.files.get(event.name)
         if file is None:
-            self.emit(Forget(event.name))
+            self.emit(DropObject(event.name))
         else:
-            self.transfers.stored(file, event.size, event.digest)
+            self.transfers.on_object_stored(file, event.size, event.digest)
 
     # ---- time
 
@@ -647,39 +661,39 @@ class Mind:
         self.transfers.tick()
         self.disk.tick()
         self.farewells.tick()
-        self.sleepers.look()
+        self.sleepers.request_targets()
         self.reservation.tick()
-        self.placement.wake_all()
-        self.placement.pump()
-        self._say_what_is_missing()
+        self.placement.retry_all()
+        self.placement.place_ready_tasks()
+        self._report_stall()
 
-    def _say_what_is_missing(self) -> None:
+    def _report_stall(self) -> None:
         text = ""
         for bucket in list(self.tables.buckets.values()):
-            if bucket.running or not bucket.urgent:  # it was pumped just now: what is at its front is ready
+            if bucket.running or not bucket.front:  # it was pumped just now: what is at its front is ready
                 continue
-            text, hopeless = self.explanations.why(bucket)
-            if hopeless and self.all_are_here():
-                self._give_up([entry[2] for entry in (*bucket.ready, *bucket.roots)], text)
+            text, hopeless = self.explanations.explain(bucket)
+            if hopeless and self.all_expected_workers_connected():
+                self._fail_unsatisfiable([entry[2] for entry in (*bucket.ready, *bucket.roots)], text)
                 text = ""
             if text:
                 break
-        text = text or self.disk.missing() or self.sleepers.missing() or self.unmade.missing()
+        text = text or self.disk.missing() or self.sleepers.stalled_reason() or self.unmade.missing()
         text = text or self.instances.missing()
-        if text and not self.missing and self._missing_since is None:
+        if text and not self.stalled_reason and self._missing_since is None:
             self._missing_since = self.now
         elif not text:
             self._missing_since = None
-        patient = self._missing_since is not None and self.now - self._missing_since < PATIENCE_S
-        if text != self.missing and not patient:
-            self.missing = text
-            self.emit(Missing(text))
+        patient = self._missing_since is not None and self.now - self._missing_since < STALL_REPORT_DELAY_S
+        if text != self.stalled_reason and not patient:
+            self.stalled_reason = text
+            self.emit(Stalled(text))
 
-    def all_are_here(self) -> bool:
+    def all_expected_workers_connected(self) -> bool:
         """Whether all workers that there will ever be are connected."""
         return self.expected_workers is not None and len(self.tables.workers) >= self.expected_workers
 
-    def _give_up(self, tasks: list[Task], text: str) -> None:
+    def _fail_unsatisfiable(self, tasks: list[TaskState], text: str) -> None:
         for task in tasks:
             if task.state == READY:
                 self.life.fail(task, "too large", {"reason": text}, b"")

@@ -19,8 +19,8 @@ from vinecore.core.allocation import allocate
 from vinecore.core.transitions import READY
 
 if TYPE_CHECKING:
-    from vinecore.core.mind import Mind
-    from vinecore.core.state import Bucket, Task, Worker
+    from vinecore.core.mind import Scheduler
+    from vinecore.core.state import TaskQueue, TaskState, WorkerState
 
 LOOK_AT = 64  # workers compared at a time
 FEW = 4
@@ -39,33 +39,33 @@ class Reservation:
         The bucket with the most urgent task that nobody had room for; None if there is none.
     """
 
-    def __init__(self, mind: Mind) -> None:
+    def __init__(self, mind: Scheduler) -> None:
         self._mind = mind
-        self.worker: Worker | None = None
-        self.bucket: Bucket | None = None
-        self.starving: Bucket | None = None
+        self.worker: WorkerState | None = None
+        self.bucket: TaskQueue | None = None
+        self.starving: TaskQueue | None = None
         self._since = 0.0  # when it was found to be
         self._look_again_at = 0.0
-        self._row: dict[Worker, None] = {}  # of workers, those that were looked at last at the end
+        self._row: dict[WorkerState, None] = {}  # of workers, those that were looked at last at the end
 
-    def excludes(self, worker: Worker, bucket: Bucket) -> bool:
+    def excludes(self, worker: WorkerState, bucket: TaskQueue) -> bool:
         """Whether a worker is kept for another bucket than this one."""
         return worker is self.worker and bucket is not self.bucket
 
-    def starves(self, bucket: Bucket) -> bool:
+    def starves(self, bucket: TaskQueue) -> bool:
         """No worker has room for the most urgent task of a bucket; whether one has now, because what it was kept for is less urgent."""
-        if bucket is self.starving or not _may_starve(bucket) or bucket in self._mind.disk.waiting:
+        if bucket is self.starving or not _may_starve(bucket) or bucket in self._mind.disk.waiting_for_disk:
             return False
         starving = self.starving
-        if starving is None or not starving.urgent or _urgency(bucket) < _urgency(starving):
+        if starving is None or not starving.front or _urgency(bucket) < _urgency(starving):
             self.starving, self._since, self._look_again_at = bucket, self._mind.now, 0.0
             if self.bucket is not None:
-                self._mind.placement.dirty[self.bucket] = None  # it is next
+                self._mind.placement.changed[self.bucket] = None  # it is next
                 self.end()
-                return bool(bucket.open)
+                return bool(bucket.workers_with_room)
         return False
 
-    def placed(self, bucket: Bucket, urgency: tuple[float, float]) -> None:
+    def placed(self, bucket: TaskQueue, urgency: tuple[float, float]) -> None:
         """A task has got a worker, perhaps one that was less urgent than who starves."""
         starving = self.starving
         if bucket is starving:
@@ -77,11 +77,11 @@ class Reservation:
             if more_urgent or self._mind.now - self._since >= PATIENCE_S:
                 self._reserve(starving)
 
-    def _reserve(self, bucket: Bucket) -> None:
+    def _reserve(self, bucket: TaskQueue) -> None:
         task, now = _front(bucket), self._mind.now
         if task is None or now < self._look_again_at:
             return
-        best: Worker | None = None
+        best: WorkerState | None = None
         for worker in list(islice(self._row, LOOK_AT)):
             del self._row[worker]
             self._row[worker] = None
@@ -91,12 +91,12 @@ class Reservation:
             self._look_again_at = now + AGAIN_S
             return
         self.worker, self.bucket = best, bucket
-        self._mind.placement.refresh(best)
+        self._mind.placement.update_worker_everywhere(best)
 
-    def _suits(self, worker: Worker, task: Task) -> bool:
+    def _suits(self, worker: WorkerState, task: TaskState) -> bool:
         """Whether a task could run on a worker that had nothing else to do."""
         placement, bucket = self._mind.placement, task.bucket
-        if worker.draining or worker.leaving or not placement.can_take(worker, task):
+        if worker.draining or worker.disconnecting or not placement.can_take(worker, task):
             return False
         if any(
             other.bucket is bucket for other in islice(worker.tasks.values(), FEW)
@@ -110,9 +110,9 @@ class Reservation:
         """Let others have the worker again."""
         worker, self.worker, self.bucket = self.worker, None, None
         if worker is not None and worker.id in self._mind.tables.workers:
-            self._mind.placement.refresh(worker)
+            self._mind.placement.update_worker_everywhere(worker)
 
-    def forget(self, bucket: Bucket) -> None:
+    def forget(self, bucket: TaskQueue) -> None:
         """A bucket has nothing to place any more, or waits for something else than room."""
         if bucket is self.starving:
             self.starving = None
@@ -129,36 +129,36 @@ class Reservation:
         elif not self._suits(self.worker, task):
             self.end()
 
-    def joined(self, worker: Worker) -> None:
+    def joined(self, worker: WorkerState) -> None:
         """There is a new worker."""
         self._row[worker] = None
         self._look_again_at = 0.0
 
-    def gone(self, worker: Worker) -> None:
+    def gone(self, worker: WorkerState) -> None:
         """A worker has left, or leaves."""
         self._row.pop(worker, None)
         if worker is self.worker:
             self.end()
 
 
-def _front(bucket: Bucket) -> Task | None:
+def _front(bucket: TaskQueue) -> TaskState | None:
     """The most urgent task of a bucket that is ready."""
-    queue = bucket.urgent
+    queue = bucket.front
     task = queue[0][2] if queue else None
     return task if task is not None and task.state == READY else None
 
 
-def _urgency(bucket: Bucket) -> tuple[float, float]:
-    queue = bucket.urgent
+def _urgency(bucket: TaskQueue) -> tuple[float, float]:
+    queue = bucket.front
     return queue[0][:2] if queue else (float("inf"), 0)
 
 
-def _may_starve(bucket: Bucket) -> bool:
+def _may_starve(bucket: TaskQueue) -> bool:
     """Calls of a library that is up somewhere get their turn there."""
     return bucket.library is None or not bucket.running
 
 
-def _rank(worker: Worker) -> tuple[float, int]:
+def _rank(worker: WorkerState) -> tuple[float, int]:
     """Smaller is sooner empty, as far as one can see."""
     busy = 1.0 - worker.free.cores / max(worker.total.cores, 1)
     return busy, len(worker.tasks)

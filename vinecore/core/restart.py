@@ -9,28 +9,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vinecore.core.instructions import INFO, Note
-from vinecore.core.state import TASK, on_disk
+from vinecore.core.instructions import INFO, LogMessage
+from vinecore.core.state import TASK, disk_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from vinecore.core import events as e
-    from vinecore.core.mind import Mind
-    from vinecore.core.state import Worker
+    from vinecore.core.mind import Scheduler
+    from vinecore.core.state import WorkerState
     from vinecore.protocol import messages as m
 
-RETURN_S = 15.0  # how long workers are waited for, from the first on; they dial at least every five seconds
+RECONNECT_TIMEOUT_S = (
+    15.0  # how long workers are waited for, from the first on; they dial at least every five seconds
+)
 
 Result = tuple[str, int, str]
 
 
-def result(name: str, size: int, digest: str) -> Result:
+def result_key(name: str, size: int, digest: str) -> Result:
     """What has to agree for an object to be the one that was made: small ones have no digest, they are compared on their way only."""
-    return name, size, digest if on_disk(size) else ""
+    return name, size, digest if disk_bytes(size) else ""
 
 
-class Restart:
+class ResumedSession:
     """Remembers a manager that has died. One of the mind's parts.
 
     Attributes
@@ -41,46 +43,46 @@ class Restart:
         Machine and process of the workers that are not back yet.
     """
 
-    def __init__(self, mind: Mind) -> None:
+    def __init__(self, mind: Scheduler) -> None:
         self._mind = mind
         self.active = False  # workers keep for the next manager what they have, should this one die
-        self.known: AbstractSet[Result] = frozenset()
-        self.awaited: set[tuple[str, int]] = set()
+        self.known_results: AbstractSet[Result] = frozenset()
+        self.expected_workers: set[tuple[str, int]] = set()
 
-    def resumed(self, event: e.Resumed) -> None:
+    def resumed(self, event: e.SessionResumed) -> None:
         """Take notice of what the journal says, if there is one."""
-        self.active, self.known, self.awaited = True, event.results, set(event.workers)
+        self.active, self.known_results, self.expected_workers = True, event.results, set(event.workers)
 
     def ended(self, event: e.WorkersEnded) -> None:
         """Those do not come back."""
-        self.awaited.difference_update(event.workers)
+        self.expected_workers.difference_update(event.workers)
 
     def joined(self, hello: m.Hello) -> None:
         """There is a worker; it may be one of those."""
-        self.awaited.discard((hello.hostname, hello.pid))
+        self.expected_workers.discard((hello.hostname, hello.pid))
 
-    def left(self, worker: Worker, message: m.Left) -> None:
+    def on_orphaned_objects(self, worker: WorkerState, message: m.OrphanedObjects) -> None:
         """A worker has something from the manager before."""
         mind = self._mind
         strange = 0
         for name, size, digest in zip(*message, strict=True):
-            if result(name, size, digest) in self.known:
-                mind.found(worker, name, size, digest, TASK)
+            if result_key(name, size, digest) in self.known_results:
+                mind.add_recovered_replica(worker, name, size, digest, TASK)
                 continue
             strange += 1
             file = mind.tables.files.get(name)
             if file is None:
-                mind.unlink(worker, name)
+                mind.remove_objects(worker, name)
             elif worker not in file.replicas and worker not in file.fetching:
-                mind.transfers.drop(worker, file)
+                mind.transfers.remove(worker, file)
         if strange:
-            mind.emit(Note(INFO, f"worker {worker.id} on {worker.name} has {strange} objects that the journal does not know: they are not used"))  # fmt: skip
+            mind.emit(LogMessage(INFO, f"worker {worker.id} on {worker.name} has {strange} objects that the journal does not know: they are not used"))  # fmt: skip
 
-    def waits(self, since: float) -> bool:
+    def still_waiting(self, since: float) -> bool:
         """Whether workers may still come back, if the first one is here since then."""
-        return bool(self.awaited) and self._mind.now - since < RETURN_S
+        return bool(self.expected_workers) and self._mind.now - since < RECONNECT_TIMEOUT_S
 
-    def missing(self) -> str:
+    def stalled_reason(self) -> str:
         """Which workers are waited for."""
-        names = sorted(host for host, _process in self.awaited)
+        names = sorted(host for host, _process in self.expected_workers)
         return f"waiting for workers of the manager before, on {', '.join(names[:3])}{', ...' if names[3:] else ''}"

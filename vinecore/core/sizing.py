@@ -58,7 +58,7 @@ class Bin(NamedTuple):
     wall_s: float
     weight: float
 
-    def joined(self, upper: Bin) -> Bin:
+    def merged_with(self, upper: Bin) -> Bin:
         """Merge with the next bin up; with its top, so that no merge makes an allocation too small."""
         return Bin(
             upper.top, self.tasks + upper.tasks, self.wall_s + upper.wall_s, self.weight + upper.weight
@@ -90,7 +90,7 @@ class Histogram:
         one = Bin(top, 1, max(wall_s, 0.0), float(self.count))
         at = bisect.bisect_left(self._bins, top, key=_top)
         if at < len(self._bins) and self._bins[at].top == top:
-            self._bins[at] = self._bins[at].joined(one)
+            self._bins[at] = self._bins[at].merged_with(one)
         else:
             self._bins.insert(at, one)
             self._compress()
@@ -101,7 +101,7 @@ class Histogram:
         # The closest pair, relative to its size: distinct groups of tasks stay apart, a smear is thinned out.
         gaps = [1.0 - low.top / high.top for low, high in pairwise(self._bins)]
         at = gaps.index(min(gaps))
-        self._bins[at : at + 2] = [self._bins[at].joined(self._bins[at + 1])]
+        self._bins[at : at + 2] = [self._bins[at].merged_with(self._bins[at + 1])]
 
     @property
     def bins(self) -> tuple[Bin, ...]:
@@ -137,7 +137,7 @@ class Plan(NamedTuple):
                 return value
         return self.values[-1]
 
-    def after(self, value: float) -> int | None:
+    def next_larger(self, value: float) -> int | None:
         """Give the next larger value, None above the last."""
         return next((v for v in self.values if v > value), None)
 

@@ -45,12 +45,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from vinecore.core.allocation import UNSPECIFIED, Category, Request, Resources
+from vinecore.core.allocation import UNSPECIFIED, Category, ResourceRequest, Resources
 from vinecore.core.transitions import ASSIGNED, DONE, WAITING
 from vinecore.protocol import INLINE_LIMIT
 
-TICKET_SHIFT = 40
-MOST_FRONTIER = 1024
+DISPATCH_ID_SHIFT = 40
+MAX_CHAIN_CANDIDATES = 1024
 TASK, WORKFLOW, WORKER, FOREVER = range(4)
 MB = 1 << 20
 UNLIMITED = 1 << 62  # of a worker that does not say how much disk it has
@@ -79,14 +79,14 @@ class LibrarySpec(NamedTuple):
     name: str
     setup: str  # file with what is loaded before the first fork
     slots: int | None = None  # None: one for each core
-    request: Request = UNSPECIFIED
+    request: ResourceRequest = UNSPECIFIED
     environment: str = ""
     exec_mode: str = "direct"
     files: tuple[str, ...] = ()  # further files it needs
     options: dict[str, Any] = {}  # noqa: RUF012 - read only, and encoded as it is
 
 
-class RunSpec(NamedTuple):
+class GraphSpec(NamedTuple):
     """A graph as it begins."""
 
     run: int
@@ -94,7 +94,7 @@ class RunSpec(NamedTuple):
     retries: int = 5
     prune_depth: int = 1
     priority_mode: str = ""
-    tell: bool = False  # whether every vertex is reported
+    report_each_task: bool = False  # whether every vertex is reported
     size: int = 0  # how many tasks will be submitted, if that is known
     # whether the name of what a task makes tells of all these things, which it has used; asked for reusable results only
     covers: Callable[[int, list[str]], bool] | None = None
@@ -114,9 +114,9 @@ class TaskSpec(NamedTuple):
     inputs: tuple[str, ...] = ()
     mounts: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()  # besides the result
-    wanted: tuple[str, ...] = ()  # outputs whose content the manager wants
+    wanted_at_manager: tuple[str, ...] = ()  # outputs whose content the manager wants
     category: str = "default"
-    request: Request = UNSPECIFIED
+    request: ResourceRequest = UNSPECIFIED
     priority: float = 0.0  # smaller runs first
     depth: int = 0
     retries: int = 5
@@ -124,38 +124,62 @@ class TaskSpec(NamedTuple):
     python: bool = True  # runs pickled functions, so versions matter
     environment: str = ""
     peer_transfer: bool = True  # whether workers may fetch its outputs from each other
-    readers: int = 0  # tasks of the same run that will read its result; known before they are submitted
-    asleep: bool = False
-    reusable: bool = (
+    reader_count: int = 0  # tasks of the same run that will read its result; known before they are submitted
+    on_demand: bool = False
+    content_addressed: bool = (
         False  # its result is named after all that it depends on: whoever makes it makes the same
     )
     level: int = TASK  # of its result; below WORKFLOW that is as it was declared
     options: dict[str, Any] = {}  # noqa: RUF012 - read only, and encoded as it is
 
 
-class File:
+class FileState:
     """What is known of one file."""
 
-    __slots__ = ("absent", "archive", "asked", "at_manager", "awaited", "consumers", "digest", "directory", "fetching", "foretold", "level",
-                 "name", "peer_transfer", "pending", "pins", "producer", "released", "replicas", "reusable", "size",
-                 "stalled", "uploading", "url", "validator", "wanted")  # fmt: skip
+    __slots__ = (
+        "absent",
+        "archive",
+        "at_manager",
+        "awaited",
+        "consumers",
+        "digest",
+        "directory",
+        "fetching",
+        "level",
+        "name",
+        "peer_transfer",
+        "pending_readers",
+        "pin_count",
+        "producer",
+        "released",
+        "replicas",
+        "requested",
+        "reusable",
+        "size",
+        "unsubmitted_readers",
+        "uploading",
+        "url",
+        "validator",
+        "waiting_for_source",
+        "wanted_at_manager",
+    )  # fmt: skip
 
     def __init__(self, spec: FileSpec) -> None:
         self.name, self.size, self.at_manager, self.url = spec.name, spec.size, spec.at_manager, spec.url
         self.directory, self.peer_transfer, self.level = spec.directory, spec.peer_transfer, spec.level
         self.validator, self.digest, self.awaited = spec.validator, spec.digest, spec.awaited
         self.absent = spec.absent
-        self.archive: File | None = None
-        self.producer: Task | None = None
-        self.consumers: dict[Task, None] = {}
+        self.archive: FileState | None = None
+        self.producer: TaskState | None = None
+        self.consumers: dict[TaskState, None] = {}
         # and the digests of what they have; who has a place free to serve it from is near the end
-        self.replicas: dict[Worker, str] = {}
-        self.fetching: dict[Worker, Worker | str] = {}
-        self.stalled: dict[Worker, int] | None = None  # with the bytes it will take there
-        self.uploading: Worker | None = None
-        self.pending = self.foretold = self.pins = 0
-        self.wanted = False  # at the manager
-        self.asked = False  # somebody waits to be told that it is there
+        self.replicas: dict[WorkerState, str] = {}
+        self.fetching: dict[WorkerState, WorkerState | str] = {}
+        self.waiting_for_source: dict[WorkerState, int] | None = None  # with the bytes it will take there
+        self.uploading: WorkerState | None = None
+        self.pending_readers = self.unsubmitted_readers = self.pin_count = 0
+        self.wanted_at_manager = False  # at the manager
+        self.requested = False  # somebody waits to be told that it is there
         self.released = False
         self.reusable = False
 
@@ -170,17 +194,21 @@ class File:
         return f"<File {self.name} on {[w.id for w in self.replicas]}{' and manager' if self.at_manager else ''}>"
 
 
-def on_disk(size: int) -> int:
+def disk_bytes(size: int) -> int:
     """Bytes that an object takes on a worker's disk."""
     return size if size > INLINE_LIMIT else 0
 
 
-def elsewhere(file: File) -> bool:
+def available_outside_workers(file: FileState) -> bool:
     """Whether a file can be had from outside of the workers."""
-    return file.at_manager or bool(file.url) or (file.archive is not None and elsewhere(file.archive))
+    return (
+        file.at_manager
+        or bool(file.url)
+        or (file.archive is not None and available_outside_workers(file.archive))
+    )
 
 
-def is_root(task: Task) -> bool:
+def is_root(task: TaskState) -> bool:
     """Whether nothing that a task reads is made by another one."""
     for file in task.inputs:  # noqa: SIM110 - this is asked for every task
         if file.producer is not None:
@@ -188,47 +216,76 @@ def is_root(task: Task) -> bool:
     return True
 
 
-class Task:
+class TaskState:
     """What is known of one task."""
 
-    __slots__ = ("ahead", "allocation", "attempts", "bucket", "evidence", "extra_files", "handed", "info", "inputs",
-                 "missing", "outputs", "promised", "raised", "remakes", "request", "run", "spec", "state", "told", "wall_s", "worker")  # fmt: skip
+    __slots__ = (
+        "allocation",
+        "attempts",
+        "bucket",
+        "chained",
+        "dispatch_count",
+        "extra_files",
+        "failure_history",
+        "info",
+        "inputs",
+        "missing_inputs",
+        "outputs",
+        "raised",
+        "recomputations",
+        "reported",
+        "request",
+        "reserved_disk",
+        "run",
+        "spec",
+        "state",
+        "wall_s",
+        "worker",
+    )  # fmt: skip
 
-    def __init__(self, spec: TaskSpec, run: Run) -> None:
+    def __init__(self, spec: TaskSpec, run: GraphState) -> None:
         self.spec, self.run = spec, run
         self.state: str = WAITING
-        self.inputs: list[File] = []  # what it reads, and has to exist before it can run
-        self.extra_files: list[File] = []  # what many tasks share, and always exists: functions, environments
-        self.outputs: list[File] = []
-        self.missing = self.attempts = self.raised = self.remakes = self.handed = self.promised = 0
-        self.ahead = False
-        self.told = False  # its end has been reported: it runs again because its result was lost
+        self.inputs: list[FileState] = []  # what it reads, and has to exist before it can run
+        self.extra_files: list[
+            FileState
+        ] = []  # what many tasks share, and always exists: functions, environments
+        self.outputs: list[FileState] = []
+        self.missing_inputs = self.attempts = self.raised = self.recomputations = self.dispatch_count = (
+            self.reserved_disk
+        ) = 0
+        self.chained = False
+        self.reported = False  # its end has been reported: it runs again because its result was lost
         self.wall_s = 0.0
-        self.bucket: Bucket
-        self.worker: Worker | None = None
+        self.bucket: TaskQueue
+        self.worker: WorkerState | None = None
         self.request = spec.request
         self.allocation: Resources | None = None
-        self.evidence: list[str] | None = None
+        self.failure_history: list[str] | None = None
         self.info: dict[str, Any] | None = (
             None  # what the worker said, while the outputs are being brought; then why it has failed
         )
 
-    def seal(self) -> None:
+    def freeze(self) -> None:
         """All its files are linked: tuples take half of the memory of lists."""
         self.inputs = tuple(self.inputs)  # type: ignore[assignment]
         self.extra_files = tuple(self.extra_files)  # type: ignore[assignment]
         self.outputs = tuple(self.outputs)  # type: ignore[assignment]
 
     @property
-    def ticket(self) -> int:
+    def dispatch_id(self) -> int:
         """Its number, and above that how often it has been handed out before."""
-        return self.spec.task if self.handed <= 1 else self.spec.task + ((self.handed - 1) << TICKET_SHIFT)
+        return (
+            self.spec.task
+            if self.dispatch_count <= 1
+            else self.spec.task + ((self.dispatch_count - 1) << DISPATCH_ID_SHIFT)
+        )
 
     def __repr__(self) -> str:
         return f"<Task {self.spec.task} {self.spec.label} {self.state}>"
 
 
-class Library:
+class LibraryState:
     """An installed library."""
 
     __slots__ = ("failures", "files", "made", "retired", "spec")
@@ -237,52 +294,67 @@ class Library:
         self.spec = spec
         self.failures = 0  # in a row, with no call that succeeded in between
         self.retired = False  # it goes when nothing is left to do for it
-        self.files: list[File] = []  # its setup, its environment, further files, and the archives of those
+        self.files: list[
+            FileState
+        ] = []  # its setup, its environment, further files, and the archives of those
         self.made: list[str] = []  # those of them that tasks make, or that are nowhere: its calls read them
 
 
-class Instance:
+class LibraryInstance:
     """A library on a worker."""
 
     __slots__ = (
-        "ahead",
         "allocation",
+        "allocation_unit",
         "assigned",
-        "frontier",
+        "chain_candidates",
+        "chained",
         "library",
         "ready",
-        "recalling",
         "slots",
-        "unit",
+        "steal_pending",
     )
 
-    def __init__(self, library: Library, unit: Resources, slots: int) -> None:
-        self.library, self.unit, self.allocation = library, unit, unit
+    def __init__(self, library: LibraryState, unit: Resources, slots: int) -> None:
+        self.library, self.allocation_unit, self.allocation = library, unit, unit
         self.slots = slots
-        self.assigned = self.ahead = 0
+        self.assigned = self.chained = 0
         self.ready = False
-        self.recalling = False  # asked to give calls back, and not answered yet
+        self.steal_pending = False  # asked to give calls back, and not answered yet
         # tasks whose successors could not be sent ahead yet
-        self.frontier: deque[Task] = deque(maxlen=MOST_FRONTIER)
+        self.chain_candidates: deque[TaskState] = deque(maxlen=MAX_CHAIN_CANDIDATES)
 
     @property
     def idle(self) -> bool:
         """Whether it could be stopped without harm."""
-        return not self.assigned and not self.ahead
+        return not self.assigned and not self.chained
 
 
-class Bucket:
+class TaskQueue:
     """Ready tasks that require the same thing, and the workers that have room for one more of them."""
 
-    __slots__ = ("category", "key", "library", "mean_s", "neighbour", "open", "python", "ready", "request", "roots", "running",
-                 "stale", "unfinished")  # fmt: skip
+    __slots__ = (
+        "category",
+        "key",
+        "last_root_worker",
+        "library",
+        "mean_s",
+        "python",
+        "ready",
+        "request",
+        "roots",
+        "running",
+        "stale_entries",
+        "unfinished",
+        "workers_with_room",
+    )  # fmt: skip
 
     def __init__(
         self,
         key: tuple[Any, ...],
-        library: Library | None,
+        library: LibraryState | None,
         category: Category | None,
-        request: Request,
+        request: ResourceRequest,
         python: bool,
     ) -> None:
         self.key, self.library, self.category, self.request, self.python = (
@@ -292,30 +364,62 @@ class Bucket:
             request,
             python,
         )
-        self.ready: list[tuple[float, int, Task]] = []
+        self.ready: list[tuple[float, int, TaskState]] = []
         self.roots: list[
-            tuple[float, int, Task]
+            tuple[float, int, TaskState]
         ] = []  # ready, too: those that read nothing that a task has made
-        self.open: dict[Worker, None] = {}
-        self.neighbour: Worker | None = None  # who got the last root
+        self.workers_with_room: dict[WorkerState, None] = {}
+        self.last_root_worker: WorkerState | None = None  # who got the last root
         self.mean_s: float | None = None
         self.running = 0
         self.unfinished = 0
-        self.stale = 0  # entries of these whose tasks are over
+        self.stale_entries = 0  # entries of these whose tasks are over
 
     @property
-    def urgent(self) -> list[tuple[float, int, Task]]:
+    def front(self) -> list[tuple[float, int, TaskState]]:
         """The queue with the most urgent task at its front; empty if both are."""
         ready, roots = self.ready, self.roots
         return roots if roots and not (ready and ready[0] < roots[0]) else ready
 
 
-class Worker:
+class WorkerState:
     """What is known of one connected worker."""
 
-    __slots__ = ("alone_until", "altered", "announcing", "cancel", "data_address", "doubted_by", "draining", "ends_at", "fetching", "files", "free", "host",
-                 "id", "joined_at", "lacks", "leaving", "libraries", "missed", "name", "outgoing", "purge", "python", "python_ok", "retain", "room",
-                 "shunned", "shunned_until", "spare", "tasks", "total", "unlink", "unproven", "wall_s")  # fmt: skip
+    __slots__ = (
+        "cancel",
+        "corrupt",
+        "data_address",
+        "disconnecting",
+        "draining",
+        "ends_at",
+        "evictable",
+        "excluded_until",
+        "failed_reader",
+        "fetching",
+        "files",
+        "free",
+        "free_disk",
+        "host",
+        "id",
+        "inventory_pending",
+        "joined_at",
+        "libraries",
+        "missing_packages",
+        "name",
+        "outgoing",
+        "peer_failures",
+        "peers_excluded_until",
+        "purge",
+        "python",
+        "python_ok",
+        "retain",
+        "tasks",
+        "total",
+        "unlink",
+        "unreachable_peers",
+        "unverified",
+        "wall_s",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -330,27 +434,31 @@ class Worker:
         self.id, self.host, self.name, self.total, self.free = number, host, hostname, total, total
         self.data_address, self.python, self.joined_at = data_address, python, now
         self.python_ok = True
-        self.lacks: tuple[str, ...] = ()  # of the packages that its own Python needs
-        self.announcing = False  # it looks through what it has from before, and has not told all of it yet
-        self.leaving = False  # it has said goodbye: nobody is to blame
+        self.missing_packages: tuple[str, ...] = ()  # of the packages that its own Python needs
+        self.inventory_pending = (
+            False  # it looks through what it has from before, and has not told all of it yet
+        )
+        self.disconnecting = False  # it has said goodbye: nobody is to blame
         self.draining = False
         self.ends_at: float | None = None  # when it will begin to leave, where that is known
-        self.room = total.disk * MB or UNLIMITED
-        self.files: dict[File, int] = {}  # with the bytes of disk each takes
-        self.altered: set[File] = set()  # of its files those that have arrived somewhere as something else
-        self.unproven: dict[File, Worker | str] = {}  # with the sources they came from
-        self.fetching: dict[File, int] = {}
-        self.spare: dict[
-            File, None
+        self.free_disk = total.disk * MB or UNLIMITED
+        self.files: dict[FileState, int] = {}  # with the bytes of disk each takes
+        self.corrupt: set[FileState] = (
+            set()
+        )  # of its files those that have arrived somewhere as something else
+        self.unverified: dict[FileState, WorkerState | str] = {}  # with the sources they came from
+        self.fetching: dict[FileState, int] = {}
+        self.evictable: dict[
+            FileState, None
         ] = {}  # of its files those that nobody needed at some time, that time's order
-        self.tasks: dict[int, Task] = {}  # by ticket
-        self.libraries: dict[str, Instance] = {}
+        self.tasks: dict[int, TaskState] = {}  # by ticket
+        self.libraries: dict[str, LibraryInstance] = {}
         self.outgoing = 0  # transfers that it serves to peers
-        self.doubted_by = 0  # whose transfer from it has failed, with none after it that succeeded
-        self.shunned_until = 0.0  # when peers may ask it again
-        self.shunned = 0  # how often they were told not to, with nothing that succeeded since
-        self.missed = 0  # peers that it could not reach, with none since that it could
-        self.alone_until = 0.0  # when it may ask peers again
+        self.failed_reader = 0  # whose transfer from it has failed, with none after it that succeeded
+        self.excluded_until = 0.0  # when peers may ask it again
+        self.peer_failures = 0  # how often they were told not to, with nothing that succeeded since
+        self.unreachable_peers = 0  # peers that it could not reach, with none since that it could
+        self.peers_excluded_until = 0.0  # when it may ask peers again
         self.wall_s: float | None = None  # mean duration of tasks here
         self.cancel: list[int] = []  # what it is told at the end of `Mind.handle`
         self.unlink: dict[str, None] = {}
@@ -361,51 +469,72 @@ class Worker:
         return f"<Worker {self.id} on {self.name}>"
 
 
-class Run:
+class GraphState:
     """A graph that is being computed; run 0 holds the tasks that were submitted by themselves."""
 
     __slots__ = (
-        "alone",
-        "asleep",
         "closed",
-        "complete",
+        "deferred",
         "done",
         "ended",
         "files",
-        "remade",
+        "recomputed",
         "running",
         "spec",
+        "submitted",
         "tasks",
         "unfinished",
+        "unshared",
     )
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: GraphSpec) -> None:
         self.spec = spec
-        self.tasks: dict[int, Task] = {}
-        self.files: list[File] = []
-        self.unfinished = self.done = self.running = self.remade = 0
-        self.asleep = 0  # tasks that have not run because nobody needed them to
-        self.complete = False  # all its tasks have been submitted
+        self.tasks: dict[int, TaskState] = {}
+        self.files: list[FileState] = []
+        self.unfinished = self.done = self.running = self.recomputed = 0
+        self.deferred = 0  # tasks that have not run because nobody needed them to
+        self.submitted = False  # all its tasks have been submitted
         self.ended = False  # whoever computes it has been told
         self.closed = False
-        self.alone = False  # closed, and nobody else needs one of its files
+        self.unshared = False  # closed, and nobody else needs one of its files
 
 
-class Tables:
+class SchedulerState:
     """All the records."""
 
     def __init__(self) -> None:
-        self.tasks: dict[int, Task] = {}
-        self.files: dict[str, File] = {}
-        self.spare: dict[File, None] = {}  # the one that was used last at the end
-        self.workers: dict[int, Worker] = {}
-        self.libraries: dict[str, Library] = {}
-        self.buckets: dict[tuple[Any, ...], Bucket] = {}
+        self.tasks: dict[int, TaskState] = {}
+        self.files: dict[str, FileState] = {}
+        self.evictable: dict[FileState, None] = {}  # the one that was used last at the end
+        self.workers: dict[int, WorkerState] = {}
+        self.libraries: dict[str, LibraryState] = {}
+        self.buckets: dict[tuple[Any, ...], TaskQueue] = {}
         self.categories: dict[str, Category] = {}
         self.category_walls: dict[str, tuple[int, float]] = {}  # count and mean seconds
         self.assigned = 0  # tasks that are on workers
-        self.runs: dict[int, Run] = {0: Run(RunSpec(0, prune_depth=0))}
+        self.runs: dict[int, GraphState] = {0: GraphState(GraphSpec(0, prune_depth=0))}
 
 
-__all__ = ["ASSIGNED", "DONE", "FOREVER", "TASK", "WAITING", "WORKER", "WORKFLOW", "Bucket", "File", "FileSpec", "Instance",
-           "Library", "LibrarySpec", "Run", "RunSpec", "Tables", "Task", "TaskSpec", "Worker", "is_root", "on_disk"]  # fmt: skip
+__all__ = [
+    "ASSIGNED",
+    "DONE",
+    "FOREVER",
+    "TASK",
+    "WAITING",
+    "WORKER",
+    "WORKFLOW",
+    "FileSpec",
+    "FileState",
+    "GraphSpec",
+    "GraphState",
+    "LibraryInstance",
+    "LibrarySpec",
+    "LibraryState",
+    "SchedulerState",
+    "TaskQueue",
+    "TaskSpec",
+    "TaskState",
+    "WorkerState",
+    "disk_bytes",
+    "is_root",
+]  # fmt: skip

@@ -40,11 +40,11 @@ TRANSITIONS: Final[dict[str, dict[str, str]]] = {
 }
 
 
-class ImpossibleTransition(RuntimeError):
+class InvalidTransition(RuntimeError):
     """A defect of the engine: an event reached a task in a state where it has no meaning."""
 
 
-def step(state: str, event: str) -> str:
+def next_state(state: str, event: str) -> str:
     """Give the state that follows.
 
     Raises
@@ -56,4 +56,4 @@ def step(state: str, event: str) -> str:
         return TRANSITIONS[event][state]
     except KeyError:
         msg = f"a task that is {state} cannot {event}"
-        raise ImpossibleTransition(msg) from None
+        raise InvalidTransition(msg) from None

@@ -14,8 +14,8 @@ from vinecore.core.instructions import InputsAbsent
 from vinecore.core.transitions import WAITING
 
 if TYPE_CHECKING:
-    from vinecore.core.mind import Mind
-    from vinecore.core.state import File, Task
+    from vinecore.core.mind import Scheduler
+    from vinecore.core.state import FileState, TaskState
 
 LOOK_AT = 16
 
@@ -23,14 +23,14 @@ LOOK_AT = 16
 class Unmade:
     """Knows which files are waited for that no task makes yet. One of the mind's parts."""
 
-    def __init__(self, mind: Mind) -> None:
+    def __init__(self, mind: Scheduler) -> None:
         self._mind = mind
-        self.files: dict[File, None] = {}
+        self.files: dict[FileState, None] = {}
         self._told = False  # of files that were not there, since the user has waited
 
-    def waits_for(self, file: File) -> bool:
+    def waits_for(self, file: FileState) -> bool:
         """Whether a task may wait for a file that is nowhere and that no task makes."""
-        if not file.awaited or file.pins <= 0:
+        if not file.awaited or file.pin_count <= 0:
             return False
         self.files[file] = None
         if file.absent and not self._told:
@@ -46,12 +46,12 @@ class Unmade:
                 self._fail_readers(file, never_there(file))
             del self.files[file]
 
-    def given_up(self, file: File, reason: str) -> None:
+    def given_up(self, file: FileState, reason: str) -> None:
         """A file will not be made by anybody: fail who waits for it."""
         self.files.pop(file, None)
         self._fail_readers(file, f"{file.name}, one of its inputs, was made by no task: {reason}")
 
-    def refused(self, task: Task, reason: str) -> None:
+    def refused(self, task: TaskState, reason: str) -> None:
         """A task was not taken: who reads what it was to make fails, as after a maker that has failed."""
         for name in (task.spec.result, *task.spec.outputs):
             file = self._mind.tables.files.get(name)
@@ -59,11 +59,11 @@ class Unmade:
                 file.awaited = False
                 self.given_up(file, f"{task.spec.label} was to make it, but {reason}")
 
-    def _fail_readers(self, file: File, reason: str) -> None:
+    def _fail_readers(self, file: FileState, reason: str) -> None:
         for reader in list(file.consumers):
             self._mind.life.fail(reader, "input missing", {"reason": reason}, b"")
 
-    def circle(self, task: Task) -> str:
+    def circle(self, task: TaskState) -> str:
         """Say how a task would wait for itself; "" if it does not."""
         if not any(file.consumers for file in task.outputs):  # nobody was submitted before it who reads it
             return ""
@@ -93,7 +93,7 @@ class Unmade:
         return ""
 
 
-def _circle(task: Task, reader: Task, file: File) -> str:
+def _circle(task: TaskState, reader: TaskState, file: FileState) -> str:
     if reader is task:
         return f"{file.name} is made by the same task that reads it, so it cannot begin: declare another file for what it makes"
     return (
@@ -102,7 +102,7 @@ def _circle(task: Task, reader: Task, file: File) -> str:
     )
 
 
-def never_there(file: File) -> str:
+def never_there(file: FileState) -> str:
     """Say that a file was not where it was declared."""
     return (
         f"{file.name}: it did not exist when it was declared, and no submitted task makes it: "

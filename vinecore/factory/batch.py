@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from vinecore.factory.mind import Job
-from vinecore.factory.settings import Settings
+from vinecore.factory.mind import JobStatus
+from vinecore.factory.settings import FactorySettings
 
 
 class BatchError(Exception):
     """The batch system does not do what it was asked, with its own words."""
 
 
-class Order(NamedTuple):
+class PilotSpec(NamedTuple):
     """What pilots are to do."""
 
-    settings: Settings
+    settings: FactorySettings
     host: str  # of the manager; "" where the batch system knows what its nodes call this machine
     port: int
     password_file: Path
@@ -28,7 +28,7 @@ class Order(NamedTuple):
     find: tuple[str, ...] = ()  # words that say how to find a manager by its name
 
 
-def worker_words(order: Order, timeout_s: float | None = None) -> list[str]:
+def worker_command_line(order: PilotSpec, timeout_s: float | None = None) -> list[str]:
     """Give what every worker is told, whatever starts it, as words of the command line of ``vine_worker``: whom to work for, and what to offer.
 
     A batch system adds what depends on it: the secret (``--password``), a folder (``--workspace``), and which job it is (``--feature``).
@@ -59,13 +59,13 @@ def worker_words(order: Order, timeout_s: float | None = None) -> list[str]:
     return words + shlex.split(settings.extra_options)
 
 
-class Batch(Protocol):
+class BatchSystem(Protocol):
     """A batch system. Its methods may take long, and are called by one thread.
 
     The ids of jobs are those that the batch system itself uses, as far as it has any.
     """
 
-    def submit(self, count: int, order: Order) -> list[str]:
+    def submit(self, count: int, order: PilotSpec) -> list[str]:
         """Submit so many pilots at once; give their ids.
 
         Raises
@@ -74,7 +74,7 @@ class Batch(Protocol):
         """
         ...
 
-    def status(self) -> dict[str, Job]:
+    def status(self) -> dict[str, JobStatus]:
         """Say what became of each pilot; one that is gone is named once more.
 
         Raises

@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 from vinecore.factory.batch import BatchError
-from vinecore.factory.factory import LATER, Factory
-from vinecore.factory.settings import REFUSED
+from vinecore.factory.factory import UNSUPPORTED_BATCH_TYPES, Factory
+from vinecore.factory.settings import UNSUPPORTED_SETTINGS
 from vinecore.protocol.amounts import parse_megabytes
 
 TYPES = ("local", "condor", "slurm", "dask")
@@ -60,11 +60,11 @@ def _refuse(_context: Any, option: Any, value: str | None) -> None:
     """Say of an option of TaskVine's that there is none, and what to do instead."""
     if value is not None:
         name = max(option.opts, key=len)
-        raise click.UsageError(f"{name}: {REFUSED[name.removeprefix('--')]}")  # noqa: EM102
+        raise click.UsageError(f"{name}: {UNSUPPORTED_SETTINGS[name.removeprefix('--')]}")  # noqa: EM102
 
 
 def _refused(command: Any) -> Any:
-    for name in REFUSED:
+    for name in UNSUPPORTED_SETTINGS:
         short = {"foremen-name": ("-F",), "debug-file": ("-o",), "debug-rotate-max": ("-O",)}.get(name, ())
         command = click.option(f"--{name}", *short, f"__{name.replace('-', '_')}", hidden=True, is_flag=False, flag_value="", expose_value=False, is_eager=True, callback=_refuse)(command)  # fmt: skip
     return command
@@ -257,7 +257,7 @@ def command(
         stream=sys.stderr,
     )
     if batch_type not in TYPES:
-        known = LATER.get(batch_type)
+        known = UNSUPPORTED_BATCH_TYPES.get(batch_type)
         msg = f"-T {batch_type}: {known or 'there is no such batch system'}; there are {', '.join(TYPES)}"
         raise click.UsageError(msg)
     if bool(manager_name) + bool(address) > 1 or not (manager_name or address or options["config_file"]):
@@ -296,8 +296,8 @@ def run(factory: Factory, parent: int | None = None) -> None:
                 if os.getppid() != parent:
                     log.info("ends: the process that has started this is gone")
                     break
-            if factory.why_ended:
-                log.info("ends: %s", factory.why_ended)
+            if factory.exit_reason:
+                log.info("ends: %s", factory.exit_reason)
             log.info("removing all workers")
     finally:
         for number, handler in before.items():

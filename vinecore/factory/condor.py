@@ -18,11 +18,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vinecore.factory.batch import BatchError, Order, worker_words
-from vinecore.factory.mind import GONE, HELD, IDLE, RUNNING, Job
-from vinecore.factory.pilot import FIND_PYTHON, MOST_WORDS, UNPACK_PYTHON, exports, pilot_file, run
+from vinecore.factory.batch import BatchError, PilotSpec, worker_command_line
+from vinecore.factory.mind import GONE, HELD, IDLE, RUNNING, JobStatus
+from vinecore.factory.pilot import (
+    FIND_PYTHON,
+    MOST_WORDS,
+    UNPACK_PYTHON,
+    environment_exports,
+    run_batch_command,
+    write_worker_zipapp,
+)
 from vinecore.protocol import folders
-from vinecore.protocol.messages import PILOT
+from vinecore.protocol.messages import PILOT_FEATURE_PREFIX
 
 log = logging.getLogger("vinecore")
 
@@ -32,7 +39,7 @@ FORCE_S = 60.0
 CLOSE_S = 90.0
 AT_ONCE = 500  # jobs in one command line
 
-SPOOLING = 16  # why a job is held whose files are still on their way to the schedd
+SPOOLING_HOLD_CODE = 16  # why a job is held whose files are still on their way to the schedd
 STATES = {1: IDLE, 2: RUNNING, 3: GONE, 4: GONE, 5: HELD, 6: RUNNING, 7: RUNNING}
 EVENT = re.compile(r"(\d{3}) \((\d+)\.(\d+)\.\d+\)[^\n]*\n(.*?)^\.\.\.\n", re.MULTILINE | re.DOTALL)
 TERMINATED, ABORTED = "005", "009"
@@ -51,7 +58,7 @@ exec {wrapper} "$python" "$here/vine_worker.pyz" --password "$here/vine_secret" 
 """
 
 
-class Condor:
+class HTCondor:
     """Submits pilots to HTCondor.
 
     Parameters
@@ -78,16 +85,16 @@ class Condor:
         self.folder = Path(folders.make("vine-condor-", None if base is None else str(base)))
         self._spool = spool
         self._log, self._read = self.folder / "jobs.log", 0
-        self._ends: dict[str, Job] = {}
+        self._ends: dict[str, JobStatus] = {}
         self._live: set[str] = set()
-        self._constraint = _of(leftover) if leftover else ""  # none has been submitted yet
+        self._constraint = _job_constraint(leftover) if leftover else ""  # none has been submitted yet
         try:
-            pilot_file(self.folder)
+            write_worker_zipapp(self.folder)
         except BaseException:
             folders.remove(str(self.folder))
             raise
 
-    def submit(self, count: int, order: Order) -> list[str]:
+    def submit(self, count: int, order: PilotSpec) -> list[str]:
         """Submit a cluster of so many jobs."""
         secret = self.folder / "vine_secret"
         descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -99,9 +106,9 @@ class Condor:
         script.chmod(0o700)
         description = self.folder / "pilots.submit"
         description.write_text(self._description(count, order, script))
-        self._constraint = _of(order.factory)
+        self._constraint = _job_constraint(order.factory)
         command = ["condor_submit", "-terse", *(["-spool"] if self._spool else []), str(description)]
-        said = run(*command)
+        said = run_batch_command(*command)
         found = re.search(r"(\d+)\.(\d+) - (\d+)\.(\d+)", said)
         if found is None:
             msg = f"condor_submit says nothing that can be understood: {said[-MOST_WORDS:]}"
@@ -111,21 +118,21 @@ class Condor:
         self._live.update(names)
         return names
 
-    def _script(self, order: Order) -> str:
+    def _script(self, order: PilotSpec) -> str:
         settings = order.settings
         archive = shlex.quote(os.path.basename(settings.python_env))
         return PILOT_SCRIPT.format(
             factory=order.factory,
-            env=exports(settings),
+            env=environment_exports(settings),
             find=f"{UNPACK_PYTHON}\nrm -f {{archive}}".format(archive=archive)
             if settings.python_env
             else FIND_PYTHON,
             wrapper=settings.wrapper,
-            feature=f"{PILOT}{order.factory}",
-            words=shlex.join(worker_words(order)),
+            feature=f"{PILOT_FEATURE_PREFIX}{order.factory}",
+            words=shlex.join(worker_command_line(order)),
         )
 
-    def _description(self, count: int, order: Order, script: Path) -> str:
+    def _description(self, count: int, order: PilotSpec, script: Path) -> str:
         settings = order.settings
         inputs = [self.folder / "vine_worker.pyz", self.folder / "vine_secret"]
         own = [settings.python_env] if settings.python_env else []
@@ -160,7 +167,7 @@ class Condor:
         text = "\n".join(f"{name} = {value}" for name, value in lines.items())
         return f"{text}\n{settings.batch_options}\nqueue {count}\n"
 
-    def status(self) -> dict[str, Job]:
+    def status(self) -> dict[str, JobStatus]:
         """Ask the queue, and read the log for those that are not in it any more."""
         if not self._constraint:
             return {}
@@ -168,24 +175,24 @@ class Condor:
         self._read_log()
         if self._spool and (gone := [name for name in self._live - queue.keys() if name not in self._ends]):
             self._read_history(len(gone))
-        found: dict[str, Job] = {}
+        found: dict[str, JobStatus] = {}
         for name in sorted(self._live):
             about = queue.pop(name, None)
             state = GONE if about is None else STATES.get(about.get("JobStatus", 0), IDLE)
-            if state == HELD and about is not None and about.get("HoldReasonCode") == SPOOLING:
+            if state == HELD and about is not None and about.get("HoldReasonCode") == SPOOLING_HOLD_CODE:
                 state = IDLE
             if state != GONE:
-                found[name] = Job(state, _text_of(about or {}, "HoldReason"))
+                found[name] = JobStatus(state, _text_of(about or {}, "HoldReason"))
                 continue
             self._live.discard(name)
-            found[name] = self._end_of(name, about or {})
+            found[name] = self._final_status(name, about or {})
         strays = [name for name, about in queue.items() if about.get("JobStatus") not in (3, 4)]
         if strays:  # taken out before, or submitted by a command that did not come back
             self.remove(strays)
         return found
 
     def _queue(self) -> dict[str, dict[str, Any]]:
-        said = run("condor_q", "-json", "-constraint", self._constraint, "-attributes",
+        said = run_batch_command("condor_q", "-json", "-constraint", self._constraint, "-attributes",
                    "ClusterId,ProcId,JobStatus,HoldReason,HoldReasonCode,RemoveReason").strip()  # fmt: skip
         try:
             return {f"{job['ClusterId']}.{job['ProcId']}": job for job in json.loads(said or "[]")}
@@ -211,15 +218,15 @@ class Condor:
             if kind == TERMINATED:
                 code = RETURNED.search(body)
                 clean = code is not None and int(code[1]) == 0
-                self._ends[name] = Job(
+                self._ends[name] = JobStatus(
                     GONE, f"exit code {code[1]}" if code is not None else first, clean, ran=True
                 )
             elif kind == ABORTED:
-                self._ends[name] = Job(GONE, first or "it was removed")
+                self._ends[name] = JobStatus(GONE, first or "it was removed")
 
     def _read_history(self, count: int) -> None:
         """Ask the schedd what became of the last jobs, whose log it has kept to itself."""
-        said = run("condor_history", "-json", "-constraint", self._constraint, "-limit", str(2 * count), "-attributes",
+        said = run_batch_command("condor_history", "-json", "-constraint", self._constraint, "-limit", str(2 * count), "-attributes",
                    "ClusterId,ProcId,ExitCode,RemoveReason", check=False).strip()  # fmt: skip
         try:
             jobs = json.loads(said or "[]")
@@ -228,12 +235,12 @@ class Condor:
         for job in jobs:
             name, code = f"{job.get('ClusterId')}.{job.get('ProcId')}", job.get("ExitCode")
             if name in self._live and code is not None:
-                self._ends[name] = Job(GONE, f"exit code {code}", code == 0, ran=True)
+                self._ends[name] = JobStatus(GONE, f"exit code {code}", code == 0, ran=True)
             elif name in self._live:
-                self._ends[name] = Job(GONE, _text_of(job, "RemoveReason"))
+                self._ends[name] = JobStatus(GONE, _text_of(job, "RemoveReason"))
 
-    def _end_of(self, name: str, about: dict[str, Any]) -> Job:
-        end = self._ends.pop(name, None) or Job(
+    def _final_status(self, name: str, about: dict[str, Any]) -> JobStatus:
+        end = self._ends.pop(name, None) or JobStatus(
             GONE, _text_of(about, "RemoveReason") or "it has left the queue"
         )
         path = self.folder / f"pilot-{name}.err"
@@ -242,7 +249,7 @@ class Condor:
                 file.seek(max(0, path.stat().st_size - MOST_WORDS))
                 words = file.read().decode(errors="replace").strip().splitlines()
             path.unlink()
-            if words and end.reason.startswith("exit code") and not end.clean:
+            if words and end.reason.startswith("exit code") and not end.exited_cleanly:
                 end = end._replace(reason=f"{end.reason}: {words[-1]}")
         return end
 
@@ -250,18 +257,18 @@ class Condor:
         """Take jobs out; a later look takes out those that are still there."""
         self._live.difference_update(names)
         for start in range(0, len(names), AT_ONCE):
-            run("condor_rm", *names[start : start + AT_ONCE], check=False)
+            run_batch_command("condor_rm", *names[start : start + AT_ONCE], check=False)
 
     def close(self) -> None:
         """Take all jobs of this factory out, and wait until they are."""
-        if self._constraint and not self._emptied():
+        if self._constraint and not self._wait_until_queue_empty():
             log.error(
                 "some pilots may still be in the queue; take them out with: condor_rm -constraint %s",
                 shlex.quote(self._constraint),
             )
         folders.remove(str(self.folder))
 
-    def _emptied(self) -> bool:
+    def _wait_until_queue_empty(self) -> bool:
         begun, forced = time.monotonic(), False
         while time.monotonic() < begun + CLOSE_S:
             try:
@@ -269,10 +276,10 @@ class Condor:
                 if not queue:
                     return True
                 if any(about.get("JobStatus") != 3 for about in queue.values()):
-                    run("condor_rm", "-constraint", self._constraint, check=False)
+                    run_batch_command("condor_rm", "-constraint", self._constraint, check=False)
                 elif not forced and time.monotonic() > begun + FORCE_S:
                     forced = True
-                    run("condor_rm", "-forcex", "-constraint", self._constraint, check=False)
+                    run_batch_command("condor_rm", "-forcex", "-constraint", self._constraint, check=False)
             except BatchError as error:
                 log.warning("%s", error)
             time.sleep(0.3)
@@ -284,6 +291,6 @@ def _text_of(about: dict[str, Any], attribute: str) -> str:
     return str(about.get(attribute) or "")[:MOST_WORDS]
 
 
-def _of(factory: str) -> str:
+def _job_constraint(factory: str) -> str:
     """Say which jobs are those of a factory."""
     return f'VineFactory == "{factory}"'

@@ -16,18 +16,24 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from vinecore import checks, endings, keywords
-from vinecore.factory.batch import Batch, BatchError, Order
+from vinecore.factory.batch import BatchError, BatchSystem, PilotSpec
 from vinecore.factory.local import Local
-from vinecore.factory.mind import Mind
-from vinecore.factory.settings import Settings, at_start, check_name, from_json, unknown
-from vinecore.factory.sources import Far, Named, Near, Source
+from vinecore.factory.mind import AdaptiveScaling
+from vinecore.factory.settings import (
+    FactorySettings,
+    check_name,
+    fixed_settings,
+    from_json,
+    unknown_setting_message,
+)
+from vinecore.factory.sources import DemandSource, InProcessManager, NamedManagers, RemoteManager
 from vinecore.protocol import tls
-from vinecore.protocol.catalog import configured, parse_servers
-from vinecore.protocol.finding import Finder
+from vinecore.protocol.catalog import configured_servers, parse_servers
+from vinecore.protocol.finding import ManagerFinder
 from vinecore.protocol.ports import is_loopback
-from vinecore.protocol.registry import place
+from vinecore.protocol.registry import registry_directory
 from vinecore.protocol.reminders import Reminder
-from vinecore.secrets import user_secret
+from vinecore.secrets import load_or_create_user_secret
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,18 +42,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vinecore")
 
-LOOK_S = 0.2
+POLL_INTERVAL_S = 0.2
 EVERY_NODE, DASK_LOOK_S = 1000, 2.0
-ABOVE = "daskvine.nodes"  # knows Dask, which the engine does not; loaded when it is asked for
+DASK_BATCH_SYSTEM_MODULE = (
+    "daskvine.nodes"  # knows Dask, which the engine does not; loaded when it is asked for
+)
 CONDOR_DEFAULTS = {"cores": 1, "memory": 1024, "disk": 1024, "gpus": 0}
 SLURM_DEFAULTS = {"cores": 1, "memory": 1024, "gpus": 0}
-THERE_ARE = "there are 'local', 'condor', 'slurm' and 'dask'"
-LATER = {
+KNOWN_BATCH_TYPES_TEXT = "there are 'local', 'condor', 'slurm' and 'dask'"
+UNSUPPORTED_BATCH_TYPES = {
     **dict.fromkeys(("uge", "sge", "pbs", "torque", "moab", "lsf", "flux", "amazon", "k8s"), "run vine_worker HOST PORT in a job of your own"),
 }  # fmt: skip
 
 
-USELESS = {
+IGNORED_SETTINGS = {
     "local": ("batch_options", "condor_requirements", "workers_blocked", "wrapper_input"),
     "slurm": ("condor_requirements", "wrapper_input"),
     "dask": ("python_env", "batch_options", "condor_requirements", "workers_blocked", "wrapper_input"),
@@ -141,12 +149,12 @@ class Factory:
         self._config = (
             None if config_file is None else Path(checks.path("config_file", config_file)).expanduser()
         )
-        self._at_start = self._read_names()
+        self._fixed_settings = self._read_fixed_settings()
         if manager is None and manager_host_port is None:
-            manager_name = manager_name or self._at_start.get("manager_name")
-        leftover = check_name(factory_name or self._at_start.get("factory_name") or "")
-        self._batch_type, self._useless = batch_type, USELESS.get(batch_type, ())
-        self._make_batch: Callable[[], Batch]
+            manager_name = manager_name or self._fixed_settings.get("manager_name")
+        leftover = check_name(factory_name or self._fixed_settings.get("factory_name") or "")
+        self._batch_type, self._useless = batch_type, IGNORED_SETTINGS.get(batch_type, ())
+        self._make_batch: Callable[[], BatchSystem]
         _check_workspace(workspace, keep_workspace)
         _check_nodes(batch_type, client, dask_scheduler, settings)
         _check_names(settings)
@@ -156,13 +164,13 @@ class Factory:
                 msg = "min_workers=0: say how many there may be as well, with max_workers"
                 raise ValueError(msg)
             most = least if most is None else most
-            defaults = {"min_workers": least, "max_workers": most, "factory_period": LOOK_S}
+            defaults = {"min_workers": least, "max_workers": most, "factory_period": POLL_INTERVAL_S}
             self._make_batch = lambda: Local(workspace, keep_workspace, _loopback_of(manager))
         elif batch_type == "condor":
-            from vinecore.factory.condor import Condor
+            from vinecore.factory.condor import HTCondor
 
             defaults = dict(CONDOR_DEFAULTS)
-            self._make_batch = lambda: Condor(scratch_dir, spool=condor_spool, leftover=leftover)
+            self._make_batch = lambda: HTCondor(scratch_dir, spool=condor_spool, leftover=leftover)
         elif batch_type == "slurm":
             from vinecore.factory.slurm import Slurm
 
@@ -171,13 +179,15 @@ class Factory:
         elif batch_type == "dask":
             every = settings.get("max_workers") or EVERY_NODE
             defaults = {"min_workers": every, "max_workers": every, "factory_period": DASK_LOOK_S}
-            self._make_batch = lambda: importlib.import_module(ABOVE).Dask(client, dask_scheduler or "")
+            self._make_batch = lambda: importlib.import_module(DASK_BATCH_SYSTEM_MODULE).Dask(
+                client, dask_scheduler or ""
+            )
         else:
-            msg = f"batch_type={batch_type!r}: {LATER.get(batch_type, THERE_ARE)}"
+            msg = f"batch_type={batch_type!r}: {UNSUPPORTED_BATCH_TYPES.get(batch_type, KNOWN_BATCH_TYPES_TEXT)}"
             raise ValueError(msg)
         given = {name: value for name, value in settings.items() if value is not None}
-        self._base = Settings().changed(**{**defaults, **given})
-        self._base.none_of(batch_type, self._useless)
+        self._base = FactorySettings().changed(**{**defaults, **given})
+        self._base.reject_unsupported(batch_type, self._useless)
         host = {"local": _own_address(manager), "dask": ""}.get(
             batch_type
         )  # of a Dask cluster it is found out
@@ -186,7 +196,7 @@ class Factory:
         if manager_host_port is not None:
             manager_host_port = checks.text("manager_host_port", manager_host_port)
         if manager_name is None:
-            self._source = _source(
+            self._source = _make_source(
                 manager,
                 manager_host_port,
                 secret,
@@ -195,46 +205,46 @@ class Factory:
                 socket.getfqdn() if host is None else host,
             )
         else:
-            self._source = _named(manager_name, registry, catalog, secret, ssl, ssl_fingerprint)
+            self._source = _make_named_source(manager_name, registry, catalog, secret, ssl, ssl_fingerprint)
         self._config_look: tuple[int, ...] = ()
         self._settings = self._base
         self._read_config(first=True)
-        self._begin(manager, leftover or _new_id())
+        self._reset(manager, leftover or _new_id())
 
-    def _begin(self, manager: Manager | None, name: str) -> None:
+    def _reset(self, manager: Manager | None, name: str) -> None:
         self._manager = manager
         self._pid = os.getpid()
         self._id = name
-        self._mind = Mind()
-        self._batch: Batch | None = None
+        self._mind = AdaptiveScaling()
+        self._batch: BatchSystem | None = None
         self._replace = True
-        self._news = threading.Event()
+        self._wake = threading.Event()
         self._stopping = False
-        self._keeper: threading.Thread | None = None
-        self._silent, self._reminder = "", Reminder()
+        self._thread: threading.Thread | None = None
+        self._last_problem, self._reminder = "", Reminder()
         self.ended = threading.Event()
-        self.why_ended = ""
+        self.exit_reason = ""
 
     # ---- what can be changed meanwhile
 
     def __getattr__(self, name: str) -> Any:
         settings = self.__dict__.get("_settings")
-        if settings is not None and name in Settings.__dataclass_fields__:
+        if settings is not None and name in FactorySettings.__dataclass_fields__:
             return getattr(settings, name)
         batch = self.__dict__.get("_batch")
         if isinstance(batch, Local) and name in ("processes", "log"):
             return getattr(batch, name)
         if name in ("processes", "log"):
             return [] if name == "processes" else ""
-        raise AttributeError(unknown(name, Settings.__dataclass_fields__))
+        raise AttributeError(unknown_setting_message(name, FactorySettings.__dataclass_fields__))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in Settings.__dataclass_fields__:
+        if name in FactorySettings.__dataclass_fields__:
             self.change(**{name: value})
-        elif name.startswith("_") or name in ("ended", "why_ended"):
+        elif name.startswith("_") or name in ("ended", "exit_reason"):
             object.__setattr__(self, name, value)
         else:
-            raise AttributeError(unknown(name, Settings.__dataclass_fields__))
+            raise AttributeError(unknown_setting_message(name, FactorySettings.__dataclass_fields__))
 
     def change(self, **settings: Any) -> None:
         """Change several settings at once.
@@ -245,15 +255,15 @@ class Factory:
             There is no such setting, or a value makes no sense; then nothing has changed.
         """
         new = self._settings.changed(**settings)
-        new.none_of(self._batch_type, self._useless)
+        new.reject_unsupported(self._batch_type, self._useless)
         self._base = self._base.changed(**settings)
         self._settings = new
-        self._news.set()
+        self._wake.set()
 
-    def _read_names(self) -> dict[str, str]:
+    def _read_fixed_settings(self) -> dict[str, str]:
         """Read from the configuration file what it says once; what is wrong in it is said later."""
         try:
-            return {} if self._config is None else at_start(_read_json(self._config))
+            return {} if self._config is None else fixed_settings(_read_json(self._config))
         except (OSError, ValueError):
             return {}
 
@@ -269,8 +279,8 @@ class Factory:
             self._config_look = look
             said = _read_json(self._config)
             new = self._base.changed(**from_json(said))
-            new.none_of(self._batch_type, self._useless)
-            if at_start(said) != self._at_start:
+            new.reject_unsupported(self._batch_type, self._useless)
+            if fixed_settings(said) != self._fixed_settings:
                 log.warning(
                     "%s: what the manager or the factory is called changes when this is started again",
                     self._config,
@@ -292,42 +302,42 @@ class Factory:
         if self._batch is not None:
             msg = "this factory has been started already"
             raise RuntimeError(msg)
-        self._stopping, self._mind = False, Mind()
+        self._stopping, self._mind = False, AdaptiveScaling()
         self._batch = self._make_batch()
         if self._manager is not None:
             # who forgets to stop a factory must not find its workers days later
-            self._manager._closers.append(self.stop)
+            self._manager._close_callbacks.append(self.stop)
             if isinstance(self._batch, Local):
-                self._manager._closers.append(endings.register(self._manager._end_by_signal))
+                self._manager._close_callbacks.append(endings.register(self._manager._end_by_signal))
             self._manager.factory = self
         if isinstance(self._batch, Local):
             try:
-                self._turn()
+                self._cycle()
             except BaseException:
                 self.stop()
                 raise
         if replace:
-            self._keeper = threading.Thread(target=self._keep, name="vine-factory", daemon=True)
-            self._keeper.start()
+            self._thread = threading.Thread(target=self._run, name="vine-factory", daemon=True)
+            self._thread.start()
         return self
 
-    def _keep(self) -> None:
+    def _run(self) -> None:
         while not self._stopping:
             began = time.monotonic()
             try:
-                self._turn()
+                self._cycle()
             except Exception:
                 log.exception("a defect in the factory")
-            if not self.why_ended:
-                self._news.wait(max(0.0, self._period() - (time.monotonic() - began)))
-                self._news.clear()
+            if not self.exit_reason:
+                self._wake.wait(max(0.0, self._period() - (time.monotonic() - began)))
+                self._wake.clear()
             else:
                 break
 
     def _period(self) -> float:
         return float(self._settings.factory_period)
 
-    def _turn(self) -> None:
+    def _cycle(self) -> None:
         """Look once, and do what follows."""
         batch, mind = self._batch, self._mind
         assert batch is not None
@@ -337,14 +347,14 @@ class Factory:
             demand = self._source.ask(settings, self._id)
         except (OSError, ValueError, RuntimeError) as error:
             demand = None
-            problems.append(f"{self._source.where} does not answer: {error}")
+            problems.append(f"{self._source.description} does not answer: {error}")
         try:
             jobs = batch.status()
         except BatchError as error:
             jobs = None
             problems.append(str(error))
-        step = mind.step(time.monotonic(), settings, demand, jobs)
-        for text in step.says:
+        step = mind.decide(time.monotonic(), settings, demand, jobs)
+        for text in step.messages:
             log.warning("%s", text)
         try:
             if step.remove:
@@ -355,17 +365,17 @@ class Factory:
             self._source.release(step.release, self._id)
         if step.submit and not self._stopping:
             self._submit(batch, step.submit)
-        self._tell("; ".join(problems))
-        if step.ended:
-            self.why_ended = step.ended
+        self._log_problem("; ".join(problems))
+        if step.exit_reason:
+            self.exit_reason = step.exit_reason
             self.ended.set()
 
-    def _submit(self, batch: Batch, count: int) -> None:
+    def _submit(self, batch: BatchSystem, count: int) -> None:
         """Submit so many, with one submission for each manager that they are for."""
         mind, settings = self._mind, self._settings
         try:
-            for number, target in self._source.share(count, settings, mind.names):
-                order = Order(
+            for number, target in self._source.distribute(count, settings, mind.names):
+                order = PilotSpec(
                     settings, target.host, target.port, target.password_file, self._id, target.fingerprints, target.others, target.find,
                 )  # fmt: skip
                 names = batch.submit(number, order)
@@ -377,29 +387,29 @@ class Factory:
                         "submitted %s%s, for the manager at %s:%d", names[0], last, target.host, target.port
                     )
         except (BatchError, OSError) as error:
-            for text in mind.refused(str(error), time.monotonic()):
+            for text in mind.submission_failed(str(error), time.monotonic()):
                 log.warning("%s", text)
 
-    def _tell(self, problem: str) -> None:
+    def _log_problem(self, problem: str) -> None:
         """Say what is wrong, again at growing intervals while it lasts, and when it is over."""
         if self._reminder.is_due(problem, time.monotonic()):
-            again = problem == self._silent
+            again = problem == self._last_problem
             log.warning("%s%s", "still: " if again else "", problem)
-        elif self._silent and not problem:
+        elif self._last_problem and not problem:
             log.info("all answer again")
-        self._silent = problem
+        self._last_problem = problem
 
     def stop(self) -> None:
         """Remove all pilots, and all files; a second call does nothing."""
         if self._batch is None or os.getpid() != self._pid:
             return
         self._stopping = True
-        self._news.set()
-        if self._keeper is not None:
-            self._keeper.join()
-            self._keeper = None
-        if self._manager is not None and self.stop in self._manager._closers:
-            self._manager._closers.remove(self.stop)
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._manager is not None and self.stop in self._manager._close_callbacks:
+            self._manager._close_callbacks.remove(self.stop)
         self._batch.close()
         self._batch = None
         if self._manager is not None and self._manager.factory is self:
@@ -423,8 +433,10 @@ def _check_workspace(workspace: str | Path | None, keep: bool) -> None:
 
 def _check_names(settings: Mapping[str, Any]) -> None:
     for name in settings:
-        if name not in Settings.__dataclass_fields__:
-            raise ValueError(unknown(name, [*keywords.of(Factory), *Settings.__dataclass_fields__]))
+        if name not in FactorySettings.__dataclass_fields__:
+            raise ValueError(
+                unknown_setting_message(name, [*keywords.of(Factory), *FactorySettings.__dataclass_fields__])
+            )
 
 
 def _check_nodes(batch_type: str, client: Any, scheduler: str | None, settings: dict[str, Any]) -> None:
@@ -443,14 +455,14 @@ def _check_nodes(batch_type: str, client: Any, scheduler: str | None, settings: 
         raise ValueError(msg)
 
 
-def _source(
+def _make_source(
     manager: Manager | None,
     where: str | None,
     password: Path | None,
     ssl: bool,
     ssl_fingerprint: str | Sequence[str],
     default: str,
-) -> Source:
+) -> DemandSource:
     host, port = "", 0
     if where is not None:
         host, _, digits = where.rpartition(":")
@@ -459,28 +471,28 @@ def _source(
             raise ValueError(msg)
         host, port = host.strip("[]"), int(digits)
     if manager is not None:
-        return Near(manager, host or default)
-    secret = password or user_secret()[1]
-    return Far(host, port, secret, _fingerprints(secret, ssl, ssl_fingerprint))
+        return InProcessManager(manager, host or default)
+    secret = password or load_or_create_user_secret()[1]
+    return RemoteManager(host, port, secret, _fingerprints(secret, ssl, ssl_fingerprint))
 
 
-def _named(
+def _make_named_source(
     name: str,
     registry: str | Path | None,
     servers: str | None,
     password: Path | None,
     ssl: bool,
     ssl_fingerprint: str | Sequence[str],
-) -> Source:
-    secret, words = password or user_secret()[1], ["-M", name]
-    folder, servers = str(registry or os.environ.get("VINE_REGISTRY", "")), configured(servers or "")
+) -> DemandSource:
+    secret, words = password or load_or_create_user_secret()[1], ["-M", name]
+    folder, servers = str(registry or os.environ.get("VINE_REGISTRY", "")), configured_servers(servers or "")
     if folder:
-        folder = place(folder)
+        folder = registry_directory(folder)
         words += ["--registry", folder]
     if servers:
         words += ["--catalog", servers]
-    finder = Finder(name, place(folder), parse_servers(servers))
-    return Named(finder, secret, _fingerprints(secret, ssl, ssl_fingerprint), tuple(words))
+    finder = ManagerFinder(name, registry_directory(folder), parse_servers(servers))
+    return NamedManagers(finder, secret, _fingerprints(secret, ssl, ssl_fingerprint), tuple(words))
 
 
 def _fingerprints(secret: Path, ssl: bool, given: str | Sequence[str]) -> tuple[str, ...]:

@@ -13,14 +13,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vinecore.factory.batch import BatchError, Order, worker_words
-from vinecore.factory.mind import GONE, RUNNING, Job
-from vinecore.factory.pilot import pilot_file
+from vinecore.factory.batch import BatchError, PilotSpec, worker_command_line
+from vinecore.factory.mind import GONE, RUNNING, JobStatus
+from vinecore.factory.pilot import write_worker_zipapp
 from vinecore.protocol import bulk, folders, import_paths
-from vinecore.protocol.messages import PILOT
+from vinecore.protocol.messages import PILOT_FEATURE_PREFIX
 
 GRACE_S = 30.0  # to hand over what only they have, where the manager stays, and to keep what is to be kept
-FOR_EVER_S = 1_000_000.0
+NEVER_S = 1_000_000.0
 WORKER = "import sys; sys.path[:] = filter(None, sys.path); from vineworker.cli import main; main()"
 """The program of a worker: without the working folder, where modules of the user may be called as some of Python's are."""
 
@@ -63,15 +63,15 @@ class Local:
         path = Path(self.folder) / "workers.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def submit(self, count: int, order: Order) -> list[str]:
+    def submit(self, count: int, order: PilotSpec) -> list[str]:
         """Start so many workers."""
         return [self._start(order) for _ in range(count)]
 
-    def _start(self, order: Order) -> str:
+    def _start(self, order: PilotSpec) -> str:
         name, settings = str(next(self._numbers)), order.settings
-        words = worker_words(order, FOR_EVER_S if settings.fixed else None)
-        command = [*shlex.split(settings.wrapper), *self._program(settings.python_env), "--single-shot",
-                   "--password", str(order.password_file), "--feature", f"{PILOT}{order.factory}/{name}"]  # fmt: skip
+        words = worker_command_line(order, NEVER_S if settings.fixed else None)
+        command = [*shlex.split(settings.wrapper), *self._worker_command(settings.python_env), "--single-shot",
+                   "--password", str(order.password_file), "--feature", f"{PILOT_FEATURE_PREFIX}{order.factory}/{name}"]  # fmt: skip
         command += ["--parent-death", str(os.getpid())]
         command += (
             ["--workspace", str(self._base), "--keep-workspace"]
@@ -98,7 +98,7 @@ class Local:
             )
         return name
 
-    def _program(self, archive: str) -> list[str]:
+    def _worker_command(self, archive: str) -> list[str]:
         """Say what runs a worker: this Python, or one that is in an archive."""
         if not archive:
             return [sys.executable, "-c", WORKER]
@@ -109,7 +109,7 @@ class Local:
 
     def _unpack(self, archive: Path) -> list[str]:
         folder = Path(tempfile.mkdtemp(prefix="env-", dir=self.folder))
-        pyz = pilot_file(folder)
+        pyz = write_worker_zipapp(folder)
         python = folder / "bin" / "python"
         try:
             with tarfile.open(archive) as tar:
@@ -122,29 +122,29 @@ class Local:
                     [str(python), str(folder / "bin" / "conda-unpack")], check=True, capture_output=True
                 )
         except (OSError, ValueError, tarfile.TarError, subprocess.CalledProcessError) as error:
-            bulk.remove(str(folder))
+            bulk.remove_tree(str(folder))
             msg = f"the environment {archive} cannot be used: {error}"
             raise BatchError(msg) from error
         return [str(python), str(pyz)]
 
-    def status(self) -> dict[str, Job]:
+    def status(self) -> dict[str, JobStatus]:
         """Say which of them run."""
         found = {}
         for name, process in list(self._named.items()):
             code = process.poll()
             if code is None:
-                found[name] = Job(RUNNING)
+                found[name] = JobStatus(RUNNING)
             else:
                 del self._named[name]
                 what = (
                     f"its process got signal {-code}"
                     if code < 0
-                    else f"its exit code is {code}: {self._last_words()}"
+                    else f"its exit code is {code}: {self._log_excerpt()}"
                 )
-                found[name] = Job(GONE, what, code == 0, ran=True)
+                found[name] = JobStatus(GONE, what, code == 0, ran=True)
         return found
 
-    def _last_words(self) -> str:
+    def _log_excerpt(self) -> str:
         return (self.log.rstrip().splitlines() or [""])[-1]
 
     def remove(self, names: Sequence[str]) -> None:

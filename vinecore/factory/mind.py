@@ -10,27 +10,27 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from vinecore.core.demand import Demand
-from vinecore.factory.settings import Settings
+from vinecore.core.demand import QueueStats
+from vinecore.factory.settings import FactorySettings
 
 IDLE, RUNNING, HELD, GONE = "idle", "running", "held", "gone"
 
-FIRST_PAUSE_S, MOST_PAUSE_S = 0.4, 300.0
-SETTLED_S = 5.0  # who has run for so long counts as connected, where the manager is not asked
-WAITING_S = 30.0  # for how long a pilot is queued before it is said what it waits for
-SURPLUS_S = 30.0  # for how long queued pilots are too many before they are taken back
+INITIAL_BACKOFF_S, MAX_BACKOFF_S = 0.4, 300.0
+ASSUME_CONNECTED_S = 5.0  # who has run for so long counts as connected, where the manager is not asked
+QUEUED_REPORT_DELAY_S = 30.0  # for how long a pilot is queued before it is said what it waits for
+SURPLUS_DELAY_S = 30.0  # for how long queued pilots are too many before they are taken back
 
 
-class Job(NamedTuple):
+class JobStatus(NamedTuple):
     """What a batch system says of a job."""
 
     state: str
     reason: str = ""
-    clean: bool = False  # gone by itself, as a worker goes that has nothing to do
+    exited_cleanly: bool = False  # gone by itself, as a worker goes that has nothing to do
     ran: bool = False  # gone, and it had been running
 
 
-class Step(NamedTuple):
+class ScalingDecision(NamedTuple):
     """What is to be done now.
 
     Attributes
@@ -50,8 +50,8 @@ class Step(NamedTuple):
     submit: int = 0
     remove: tuple[str, ...] = ()
     release: int = 0
-    says: tuple[str, ...] = ()
-    ended: str = ""
+    messages: tuple[str, ...] = ()
+    exit_reason: str = ""
 
 
 class _Pilot:
@@ -64,7 +64,7 @@ class _Pilot:
         self.connected = False
 
 
-class Mind:
+class AdaptiveScaling:
     """Decides how many pilots there are.
 
     Attributes
@@ -99,14 +99,18 @@ class Mind:
             self._pilots[name] = _Pilot()
             self._cycle_submitted += 1
 
-    def refused(self, reason: str, now: float) -> tuple[str, ...]:
+    def submission_failed(self, reason: str, now: float) -> tuple[str, ...]:
         """The batch system has not taken a submission."""
-        self._trouble(now)
+        self._back_off(now)
         return (f"nothing could be submitted: {reason}; again in {_duration(self.pause_s)}",)
 
-    def step(
-        self, now: float, settings: Settings, demand: Demand | None, jobs: Mapping[str, Job] | None
-    ) -> Step:
+    def decide(
+        self,
+        now: float,
+        settings: FactorySettings,
+        demand: QueueStats | None,
+        jobs: Mapping[str, JobStatus] | None,
+    ) -> ScalingDecision:
         """Decide.
 
         Parameters
@@ -121,55 +125,63 @@ class Mind:
             What the batch system says of each pilot; one that is not named is gone. None if it does not answer.
         """
         if jobs is None:
-            return Step(ended=self._over(now, settings, demand))
-        says, troubled = self._news(now, demand, jobs)
+            return ScalingDecision(exit_reason=self._exit_reason(now, settings, demand))
+        says, troubled = self._update_pilots(now, demand, jobs)
         remove = [name for name, pilot in self._pilots.items() if pilot.state == HELD]
         self._forget(remove)
         if troubled:
-            self._trouble(now)
+            self._back_off(now)
             says = [f"{text}; others in {_duration(self.pause_s)}" for text in says]
-        says += self._waiting(now, jobs)
+        says += self._queued_reasons(now, jobs)
         target = self.target(settings, demand)
         surplus, submit = len(self._pilots) - target, 0
         if demand is None:  # nobody to work for
             self._surplus_since = None
         elif surplus > 0:
-            remove += self._surplus(now, settings, surplus)
+            remove += self._surplus_pilots(now, settings, surplus)
         else:
             self._surplus_since = None
-            submit = self._room(now, settings, -surplus)
+            submit = self._allowed_submissions(now, settings, -surplus)
         release = max(0, len(self._pilots) - settings.max_workers)
-        return Step(submit, tuple(remove), release, tuple(says), self._over(now, settings, demand))
+        return ScalingDecision(
+            submit, tuple(remove), release, tuple(says), self._exit_reason(now, settings, demand)
+        )
 
-    def target(self, settings: Settings, demand: Demand | None) -> int:
+    def target(self, settings: FactorySettings, demand: QueueStats | None) -> int:
         """How many pilots there should be."""
         if settings.fixed:
             return settings.max_workers
         if demand is None:
             return settings.min_workers
-        return max(settings.min_workers, min(settings.max_workers, wanted(settings, demand)))
+        return max(settings.min_workers, min(settings.max_workers, pilots_needed(settings, demand)))
 
     # ---- what became of the pilots
 
-    def _news(self, now: float, demand: Demand | None, jobs: Mapping[str, Job]) -> tuple[list[str], bool]:
+    def _update_pilots(
+        self, now: float, demand: QueueStats | None, jobs: Mapping[str, JobStatus]
+    ) -> tuple[list[str], bool]:
         """Enter what is new; give what to say of it, and whether it is a reason to rest."""
         pilots = None if demand is None else demand.pilots
         connected = set(pilots or ())
         told: Counter[tuple[str, str]] = Counter()
         joined = False
         for name, pilot in list(self._pilots.items()):
-            job = jobs.get(name) or Job(GONE, "the batch system does not know it any more")
+            job = jobs.get(name) or JobStatus(GONE, "the batch system does not know it any more")
             if job.state == RUNNING and pilot.running_since is None:
                 pilot.running_since = now
-            settled = pilot.running_since is not None and now - pilot.running_since >= SETTLED_S
+            settled = pilot.running_since is not None and now - pilot.running_since >= ASSUME_CONNECTED_S
             if not pilot.connected and (name in connected or (settled and pilots is None)):
                 pilot.connected = joined = True
             if job.state == HELD:
                 told["held", job.reason] += 1
             elif job.state == GONE:
-                if not job.clean and not pilot.connected and (job.ran or pilot.running_since is not None):
+                if (
+                    not job.exited_cleanly
+                    and not pilot.connected
+                    and (job.ran or pilot.running_since is not None)
+                ):
                     told["gone before connecting", job.reason] += 1
-                elif not job.clean:
+                elif not job.exited_cleanly:
                     told["gone", job.reason] += 1
                 del self._pilots[name]
             elif job.state == IDLE and pilot.state == RUNNING:
@@ -183,7 +195,7 @@ class Mind:
             f"{_pilots(n)} {what}: {reason or 'no reason is known'}" for (what, reason), n in told.items()
         ], troubled
 
-    def _waiting(self, now: float, jobs: Mapping[str, Job]) -> list[str]:
+    def _queued_reasons(self, now: float, jobs: Mapping[str, JobStatus]) -> list[str]:
         """Say once what pilots wait for that have been queued for long, if the batch system knows."""
         told: Counter[str] = Counter()
         for name, pilot in self._pilots.items():
@@ -191,14 +203,14 @@ class Mind:
                 pilot.idle_since = None
             elif pilot.idle_since is None:
                 pilot.idle_since = now
-            elif now - pilot.idle_since >= WAITING_S and name in jobs and jobs[name].reason:
+            elif now - pilot.idle_since >= QUEUED_REPORT_DELAY_S and name in jobs and jobs[name].reason:
                 told[jobs[name].reason] += 1
         new = [reason for reason in told if reason not in self._waiting_for]
         self._waiting_for = self._waiting_for | set(told) if told else set()
         return [f"{_pilots(told[reason])} still queued: {reason}" for reason in new]
 
-    def _trouble(self, now: float) -> None:
-        self.pause_s = min(2 * self.pause_s or FIRST_PAUSE_S, MOST_PAUSE_S)
+    def _back_off(self, now: float) -> None:
+        self.pause_s = min(2 * self.pause_s or INITIAL_BACKOFF_S, MAX_BACKOFF_S)
         self._rest_until = now + self.pause_s
 
     def _forget(self, names: Iterable[str]) -> None:
@@ -207,18 +219,18 @@ class Mind:
 
     # ---- more and less
 
-    def _surplus(self, now: float, settings: Settings, surplus: int) -> list[str]:
+    def _surplus_pilots(self, now: float, settings: FactorySettings, surplus: int) -> list[str]:
         """Which queued pilots to take back: those above the most that may be at once, others when they have been too many for a while."""
         if self._surplus_since is None:
             self._surplus_since = now
-        if now - self._surplus_since < SURPLUS_S:
+        if now - self._surplus_since < SURPLUS_DELAY_S:
             surplus = len(self._pilots) - settings.max_workers
         queued = [name for name, pilot in self._pilots.items() if pilot.state == IDLE]
         chosen = queued[-surplus:] if surplus > 0 else []
         self._forget(chosen)
         return chosen
 
-    def _room(self, now: float, settings: Settings, lacking: int) -> int:
+    def _allowed_submissions(self, now: float, settings: FactorySettings, lacking: int) -> int:
         """How many of those that lack may be submitted now."""
         if now - self._cycle_began >= settings.factory_period:
             self._cycle_began, self._cycle_submitted = now, 0
@@ -228,7 +240,7 @@ class Mind:
             lacking = min(lacking, settings.workers_per_cycle - self._cycle_submitted)
         return max(0, lacking)
 
-    def _over(self, now: float, settings: Settings, demand: Demand | None) -> str:
+    def _exit_reason(self, now: float, settings: FactorySettings, demand: QueueStats | None) -> str:
         """Why there is nothing more to do."""
         if self._busy_at is None or (demand is not None and demand.waiting + demand.running):
             self._busy_at = now
@@ -238,7 +250,7 @@ class Mind:
         return ""
 
 
-def wanted(settings: Settings, demand: Demand) -> int:
+def pilots_needed(settings: FactorySettings, demand: QueueStats) -> int:
     """How many pilots there is work for."""
     each = settings.tasks_per_worker or settings.cores or 1
     tasks = demand.waiting + demand.running

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from vinecore.factory.batch import BatchError
-from vinecore.factory.settings import Settings
+from vinecore.factory.settings import FactorySettings
 
 COMMAND_S = 300.0
 MOST_WORDS = 500
@@ -30,7 +30,7 @@ PATH=$here/vine-env/bin:$PATH
 [ ! -x vine-env/bin/conda-unpack ] || "$python" vine-env/bin/conda-unpack || exit 126"""
 
 
-def pilot_file(folder: Path) -> Path:
+def write_worker_zipapp(folder: Path) -> Path:
     """Make the worker as one file in a folder."""
     made = subprocess.run(
         [sys.executable, "-m", "vineworker", "--pyz", str(folder)], capture_output=True, text=True, check=False,
@@ -43,12 +43,12 @@ def pilot_file(folder: Path) -> Path:
     return path
 
 
-def exports(settings: Settings) -> str:
+def environment_exports(settings: FactorySettings) -> str:
     """Lines of a shell that set the workers' environment."""
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in (settings.env or {}).items())
 
 
-def run(*command: str, check: bool = True, given: str | None = None) -> str:
+def run_batch_command(*command: str, check: bool = True, given: str | None = None) -> str:
     """Run a command of a batch system, away from the terminal's interrupts; give what it prints.
 
     Raises

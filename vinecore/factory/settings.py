@@ -12,13 +12,13 @@ from vinecore import checks
 MOST = 10**15
 MOST_S = 10**9
 """Of a duration: more than thirty years, and a thread can wait for so long."""
-WORKERS_OWN = "it is an option of vine_worker: set worker-extra-options (-E)"
-REFUSED = {
+WORKER_OPTION_HINT = "it is an option of vine_worker: set worker-extra-options (-E)"
+UNSUPPORTED_SETTINGS = {
     "foremen-name": "there are no foremen, because workers get files from each other: leave it out",
     "autosize": "a worker offers what its job asked for: set cores, memory and disk to the size of a slot",
-    "transfer-port": f'{WORKERS_OWN}, such as "--transfer-port 9000:9010"',
-    "single-shot": f'{WORKERS_OWN} to "--single-shot"',
-    "debug-workers": f'{WORKERS_OWN} to "--debug"',
+    "transfer-port": f'{WORKER_OPTION_HINT}, such as "--transfer-port 9000:9010"',
+    "single-shot": f'{WORKER_OPTION_HINT} to "--single-shot"',
+    "debug-workers": f'{WORKER_OPTION_HINT} to "--debug"',
     "worker-binary": "a factory brings its own worker, as one file; for another Python set python-env",
     "task-wrapper": "tasks run as they were submitted: put what shall run them into their commands, or into an environment",
     "disable-afs-check": "nothing is checked of AFS: leave it out",
@@ -30,12 +30,16 @@ REFUSED = {
     "k8s-worker-image": "there is no such batch system here: run vine_worker HOST PORT in a pod",
 }
 """What TaskVine has and this has not, with the reason and what to do instead."""
-AT_START = {"manager-name": "manager_name", "master-name": "manager_name", "factory-name": "factory_name"}
+FIXED_SETTINGS = {
+    "manager-name": "manager_name",
+    "master-name": "manager_name",
+    "factory-name": "factory_name",
+}
 """What a configuration may say, too, and a factory does not change while it works."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class FactorySettings:
     """What a factory works by.
 
     Attributes
@@ -106,7 +110,7 @@ class Settings:
         """Whether there are always as many workers, whatever there is to do."""
         return self.min_workers == self.max_workers
 
-    def changed(self, **values: Any) -> Settings:
+    def changed(self, **values: Any) -> FactorySettings:
         """Give these settings with some of them changed.
 
         Raises
@@ -117,7 +121,7 @@ class Settings:
         checked = {}
         for name, value in values.items():
             if name not in _CHECKS:
-                raise ValueError(unknown(name, _CHECKS))
+                raise ValueError(unknown_setting_message(name, _CHECKS))
             checked[name] = _CHECKS[name](name, value)
         new = replace(self, **checked)
         if new.max_workers < new.min_workers:
@@ -127,7 +131,7 @@ class Settings:
             raise ValueError(msg)
         return new
 
-    def none_of(self, batch_type: str, names: tuple[str, ...]) -> None:
+    def reject_unsupported(self, batch_type: str, names: tuple[str, ...]) -> None:
         """Make sure that nothing is set that a batch system has no use for.
 
         Raises
@@ -140,7 +144,7 @@ class Settings:
                 raise ValueError(msg)
 
 
-def at_start(values: Any) -> dict[str, str]:
+def fixed_settings(values: Any) -> dict[str, str]:
     """Find in a configuration what a factory is told once.
 
     Raises
@@ -148,7 +152,7 @@ def at_start(values: Any) -> dict[str, str]:
     ValueError
     """
     found: dict[str, str] = {}
-    for key, name in AT_START.items():
+    for key, name in FIXED_SETTINGS.items():
         if isinstance(values, dict) and key in values:
             if name in found:
                 msg = f"{key!r} and another name of it are both there"
@@ -169,25 +173,25 @@ def from_json(values: Any) -> dict[str, Any]:
         raise ValueError(msg)  # noqa: TRY004 - as all that may be wrong with it
     found = {}
     known = [
-        *AT_START,
+        *FIXED_SETTINGS,
         *(name.replace("_", "-") for name in _CHECKS if name != "extra_options"),
         "worker-extra-options",
     ]
     for key, value in values.items():
-        if key in AT_START:
+        if key in FIXED_SETTINGS:
             continue
-        if key in REFUSED:
-            msg = f"{key!r} cannot be set: {REFUSED[key]}"
+        if key in UNSUPPORTED_SETTINGS:
+            msg = f"{key!r} cannot be set: {UNSUPPORTED_SETTINGS[key]}"
             raise ValueError(msg)
         if key not in known:
-            raise ValueError(unknown(key, known))
+            raise ValueError(unknown_setting_message(key, known))
         found["extra_options" if key == "worker-extra-options" else key.replace("-", "_")] = value
     return found
 
 
-def unknown(name: str, known: Any) -> str:
+def unknown_setting_message(name: str, known: Any) -> str:
     """Say that there is no such name, and which one may have been meant."""
-    hint = checks.nearest(name, known) or f"; there are: {', '.join(sorted(known))}"
+    hint = checks.suggest_name(name, known) or f"; there are: {', '.join(sorted(known))}"
     return f"there is no setting {name!r}{hint}"
 
 
@@ -278,4 +282,4 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "feature": _words(r"[^\s/]+", "one word without a slash"), "workers_blocked": _words(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", "the name of a machine"),
     "wrapper_input": _texts,
 }  # fmt: skip
-assert set(_CHECKS) == {field.name for field in fields(Settings)}
+assert set(_CHECKS) == {field.name for field in fields(FactorySettings)}

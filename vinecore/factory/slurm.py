@@ -19,15 +19,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vinecore.factory.batch import BatchError, Order, worker_words
-from vinecore.factory.mind import GONE, HELD, IDLE, RUNNING, Job
-from vinecore.factory.pilot import FIND_PYTHON, MOST_WORDS, UNPACK_PYTHON, exports, pilot_file, run
-from vinecore.protocol.messages import PILOT
+from vinecore.factory.batch import BatchError, PilotSpec, worker_command_line
+from vinecore.factory.mind import GONE, HELD, IDLE, RUNNING, JobStatus
+from vinecore.factory.pilot import (
+    FIND_PYTHON,
+    MOST_WORDS,
+    UNPACK_PYTHON,
+    environment_exports,
+    run_batch_command,
+    write_worker_zipapp,
+)
+from vinecore.protocol.messages import PILOT_FEATURE_PREFIX
 
 log = logging.getLogger("vinecore")
 
 CLOSE_S = 90.0
-SPARE_S = 30  # so much earlier than the end of its job a pilot has left
+MARGIN_S = 30  # so much earlier than the end of its job a pilot has left
 AT_ONCE = 500  # jobs in one command line
 MOST_IN_ARRAY = 1001  # unless Slurm says otherwise
 SENDING_S = 20.0  # for how long environments are sent before the next look
@@ -50,7 +57,7 @@ REASONS = {
     "TIMEOUT": "its time limit is over",
 }  # fmt: skip
 NEVER_RAN = {"BOOT_FAIL", "CANCELLED", "DEADLINE", "REVOKED"}
-SAID = "vine: "  # how a pilot begins its job's comment
+COMMENT_PREFIX = "vine: "  # how a pilot begins its job's comment
 
 SCRIPT = """\
 #!/bin/sh
@@ -89,12 +96,12 @@ if [ "$code" != 0 ] && [ -z "$ending" ]; then
 fi
 exit "$code"
 """
-WALL = """\
+WALL_TIME_SCRIPT = """\
 wall=
 left=$((${{SLURM_JOB_END_TIME:-0}} - $(date +%s) - {spare}))
 [ "$left" -lt 1 ] || wall="--wall-time $left"
 """
-ARRIVE = """\
+WAIT_FOR_ENVIRONMENT_SCRIPT = """\
 waited=0
 while [ "$(wc -c 2>/dev/null < "$archive")" != {size} ]; do
     [ -z "$ending" ] || exit 0
@@ -107,7 +114,7 @@ while [ "$(wc -c 2>/dev/null < "$archive")" != {size} ]; do
 done"""
 
 
-class _Row(NamedTuple):
+class _SqueueRow(NamedTuple):
     """What squeue says of a job."""
 
     number: str
@@ -140,9 +147,9 @@ class Slurm:
         self._most = 0
         self._archive, self._sent = "", set[str]()
         with tempfile.TemporaryDirectory(prefix="vine-slurm-") as folder:
-            self._worker = base64.encodebytes(pilot_file(Path(folder)).read_bytes()).decode()
+            self._worker = base64.encodebytes(write_worker_zipapp(Path(folder)).read_bytes()).decode()
 
-    def submit(self, count: int, order: Order) -> list[str]:
+    def submit(self, count: int, order: PilotSpec) -> list[str]:
         """Submit an array of so many jobs, or several where Slurm takes no array of that size."""
         settings = order.settings
         self._archive = (
@@ -165,7 +172,7 @@ class Slurm:
         while len(names) < count:
             size = min(count - len(names), self._most_in_array())
             try:
-                said = run(*command, f"--array=0-{size - 1}", given=script)
+                said = run_batch_command(*command, f"--array=0-{size - 1}", given=script)
             except BatchError as error:
                 if not names:
                     raise
@@ -181,60 +188,66 @@ class Slurm:
 
     def _most_in_array(self) -> int:
         if not self._most:
-            said = re.search(r"MaxArraySize\s*=\s*(\d+)", run("scontrol", "show", "config", check=False))
+            said = re.search(
+                r"MaxArraySize\s*=\s*(\d+)", run_batch_command("scontrol", "show", "config", check=False)
+            )
             self._most = max(1, int(said[1]) if said else MOST_IN_ARRAY)
         return self._most
 
-    def _script(self, order: Order) -> str:
+    def _script(self, order: PilotSpec) -> str:
         settings, archive, arrive, find, remove = order.settings, "''", "", FIND_PYTHON, ""
         if self._archive:
             find = "unset PYTHONPATH PYTHONHOME\n" + UNPACK_PYTHON.format(archive='"$archive"')
         if self._archive and self._shared:
             archive = shlex.quote(self._archive)
         elif self._archive:
-            archive, remove = f"{self._place('$SLURM_JOB_ID')}", ' "$archive"'
+            archive, remove = f"{self._environment_path('$SLURM_JOB_ID')}", ' "$archive"'
             find += '\nrm -f "$archive"'
-            arrive = ARRIVE.format(size=os.path.getsize(self._archive), patience=ARRIVING_S, said=SAID)
+            arrive = WAIT_FOR_ENVIRONMENT_SCRIPT.format(
+                size=os.path.getsize(self._archive), patience=ARRIVING_S, said=COMMENT_PREFIX
+            )
         return SCRIPT.format(
             factory=order.factory, archive=archive, remove=remove, mark=f"end-{secrets.token_hex(8)}", worker=self._worker,
-            secret=base64.encodebytes(order.password_file.read_bytes()).decode(), arrive=arrive, env=exports(settings), find=find,
-            wrapper=settings.wrapper, feature=f"{PILOT}{order.factory}", words=shlex.join(worker_words(order)), said=SAID,
-            wall=WALL.format(spare=SPARE_S) if settings.wall_time is None else "wall=",
+            secret=base64.encodebytes(order.password_file.read_bytes()).decode(), arrive=arrive, env=environment_exports(settings), find=find,
+            wrapper=settings.wrapper, feature=f"{PILOT_FEATURE_PREFIX}{order.factory}", words=shlex.join(worker_command_line(order)), said=COMMENT_PREFIX,
+            wall=WALL_TIME_SCRIPT.format(spare=MARGIN_S) if settings.wall_time is None else "wall=",
         )  # fmt: skip
 
-    def _place(self, number: str) -> str:
+    def _environment_path(self, number: str) -> str:
         """Where a pilot finds the environment that it was sent."""
         return f"/tmp/vine-{self._mark}-{number}.env"  # noqa: S108 - nobody can guess the name
 
-    def status(self) -> dict[str, Job]:
+    def status(self) -> dict[str, JobStatus]:
         """Ask the queue, and the accounting for those that are not in it any more."""
         if not self._factory:
             return {}
         queue = self._queue("--states=all")
-        ends = self._ends([name for name in self._live if name not in queue])
-        found: dict[str, Job] = {}
+        ends = self._accounting_status([name for name in self._live if name not in queue])
+        found: dict[str, JobStatus] = {}
         for name in sorted(self._live):
             found[name] = job = (
-                _job(queue[name]) if name in queue else ends.get(name) or Job(GONE, "it has left the queue")
+                _job_status(queue[name])
+                if name in queue
+                else ends.get(name) or JobStatus(GONE, "it has left the queue")
             )
             if job.state == GONE:
                 self._live.discard(name)
         strays = [
             name
             for name, row in queue.items()
-            if name not in found and _job(row).state != GONE and row.state != "COMPLETING"
+            if name not in found and _job_status(row).state != GONE and row.state != "COMPLETING"
         ]
         if strays:  # taken out before, or submitted by a command that did not come back
             self.remove(strays)
         if self._archive and not self._shared:
-            self._send(
+            self._broadcast_environment(
                 {row.number: row.state for row in (queue[name] for name in self._live if name in queue)}
             )
         return found
 
-    def _queue(self, *options: str) -> dict[str, _Row]:
+    def _queue(self, *options: str) -> dict[str, _SqueueRow]:
         columns = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
-        said = run(
+        said = run_batch_command(
             "squeue",
             "--noheader",
             "--array",
@@ -250,25 +263,25 @@ class Slurm:
             for width in COLUMNS.values():
                 words.append(line[at : at + width].strip())
                 at += width
-            rows[words[0]] = _Row(*words[1:])
+            rows[words[0]] = _SqueueRow(*words[1:])
         return rows
 
-    def _ends(self, names: Sequence[str]) -> dict[str, Job]:
+    def _accounting_status(self, names: Sequence[str]) -> dict[str, JobStatus]:
         """What the accounting knows of jobs that Slurm itself has forgotten."""
-        ends: dict[str, Job] = {}
+        ends: dict[str, JobStatus] = {}
         if shutil.which("sacct") is None:
             return ends
         for start in range(0, len(names), AT_ONCE):
-            said = run("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode",
+            said = run_batch_command("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode",
                        "--jobs", ",".join(names[start : start + AT_ONCE]), check=False)  # fmt: skip
             for line in said.splitlines():
                 name, state, code = [*line.split("|"), "", ""][:3]
-                job = _job(_Row(name, state.partition(" ")[0], code, "", ""))
+                job = _job_status(_SqueueRow(name, state.partition(" ")[0], code, "", ""))
                 if job.state == GONE:
                     ends[name] = job
         return ends
 
-    def _send(self, states: dict[str, str]) -> None:
+    def _broadcast_environment(self, states: dict[str, str]) -> None:
         """Send the environment to pilots that have started, as many as there is time for."""
         self._sent &= {number for number, state in states.items() if state == "RUNNING"}
         until = time.monotonic() + SENDING_S
@@ -276,13 +289,13 @@ class Slurm:
             if state != "RUNNING" or number in self._sent or time.monotonic() > until:
                 continue
             try:
-                run(
+                run_batch_command(
                     "sbcast",
                     "--force",
                     "--preserve",
                     f"--jobid={number}",
                     self._archive,
-                    self._place(number),
+                    self._environment_path(number),
                 )
                 self._sent.add(number)
             except (BatchError, OSError) as error:
@@ -292,16 +305,16 @@ class Slurm:
         """Take jobs out; a later look takes out those that are still there."""
         self._live.difference_update(names)
         for start in range(0, len(names), AT_ONCE):
-            run("scancel", *names[start : start + AT_ONCE], check=False)
+            run_batch_command("scancel", *names[start : start + AT_ONCE], check=False)
 
     def close(self) -> None:
         """Take all jobs of this factory out, and wait until they are."""
-        if self._factory and not self._emptied():
+        if self._factory and not self._wait_until_queue_empty():
             log.error(
                 "some pilots may still be in the queue; take them out with: scancel --name=%s", self._factory
             )
 
-    def _emptied(self) -> bool:
+    def _wait_until_queue_empty(self) -> bool:
         deadline = time.monotonic() + CLOSE_S
         while time.monotonic() < deadline:
             try:
@@ -309,28 +322,30 @@ class Slurm:
                 if not queue:
                     return True
                 if any(row.state != "COMPLETING" for row in queue.values()):
-                    run("scancel", f"--user={os.getuid()}", f"--name={self._factory}", check=False)
+                    run_batch_command(
+                        "scancel", f"--user={os.getuid()}", f"--name={self._factory}", check=False
+                    )
             except BatchError as error:
                 log.warning("%s", error)
             time.sleep(0.3)
         return False
 
 
-def _job(row: _Row) -> Job:
+def _job_status(row: _SqueueRow) -> JobStatus:
     """What a row means."""
     state, reason = row.state, "" if row.reason in ("None", "(null)") else row.reason
     if state in HOLDING or (state in WAITING and HELD_REASON.search(reason)):
         words = REASONS.get(reason)
-        return Job(HELD, f"{words}: {reason}" if words else reason or state)
+        return JobStatus(HELD, f"{words}: {reason}" if words else reason or state)
     if state in WAITING:
-        return Job(IDLE, reason)
+        return JobStatus(IDLE, reason)
     if state in WORKING:
-        return Job(RUNNING)
+        return JobStatus(RUNNING)
     if state == "COMPLETED":
-        return Job(GONE, clean=True, ran=True)
+        return JobStatus(GONE, exited_cleanly=True, ran=True)
     if state == "FAILED":
         code, _, signal = row.code.partition(":")
         end = f"signal {signal}" if signal not in ("", "0") else f"exit code {code}"
-        words = row.comment.removeprefix(SAID) if row.comment.startswith(SAID) else ""
-        return Job(GONE, f"{end}: {words}" if words else end, ran=True)
-    return Job(GONE, REASONS.get(state) or state, ran=state not in NEVER_RAN)
+        words = row.comment.removeprefix(COMMENT_PREFIX) if row.comment.startswith(COMMENT_PREFIX) else ""
+        return JobStatus(GONE, f"{end}: {words}" if words else end, ran=True)
+    return JobStatus(GONE, REASONS.get(state) or state, ran=state not in NEVER_RAN)

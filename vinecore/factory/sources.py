@@ -10,25 +10,28 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from vinecore.core.demand import Demand
-from vinecore.factory.mind import wanted
-from vinecore.factory.settings import Settings
+from vinecore.core.demand import QueueStats
+from vinecore.factory.mind import pilots_needed
+from vinecore.factory.settings import FactorySettings
 from vinecore.protocol import handshake, tls
-from vinecore.protocol.finding import Finder
+from vinecore.protocol.finding import ManagerFinder
 from vinecore.protocol.ports import connect
-from vinecore.protocol.records import Found
-from vinecore.protocol.seals import Words
+from vinecore.protocol.records import DiscoveredManager
+from vinecore.protocol.seals import AuthenticatedLines
 
 if TYPE_CHECKING:
     from vinecore.manager import Manager
 
 MOST_BYTES = 1 << 26
 ASK_S = 20.0
-CONNECT_S, AWAY_S = 5.0, 60.0  # of managers that are found by name, some of which may be gone without a word
+CONNECT_S, UNREACHABLE_BACKOFF_S = (
+    5.0,
+    60.0,
+)  # of managers that are found by name, some of which may be gone without a word
 MOST_MANAGERS = 100
 
 
-def ask(
+def query_status(
     host: str,
     port: int,
     secret: bytes,
@@ -60,8 +63,8 @@ def ask(
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(connect((host, port), patience_s))
         if fingerprints:
-            sock = stack.enter_context(tls.Cover().dial(sock, fingerprints))
-        words = Words(sock, handshake.dial(sock, secret, "status", suits=suits), "client")
+            sock = stack.enter_context(tls.TlsTunnels().connect(sock, fingerprints))
+        words = AuthenticatedLines(sock, handshake.connect(sock, secret, "status", suits=suits), "client")
         answer = bytearray()
         while not answer.endswith(b"\n"):
             sock.settimeout(max(0.001, deadline - time.monotonic()))
@@ -71,7 +74,7 @@ def ask(
                 msg = "it does not say what it does"
                 raise ConnectionError(msg)
     try:
-        value = json.loads(words.open(bytes(answer[:-1])))
+        value = json.loads(words.verify_line(bytes(answer[:-1])))
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -91,15 +94,15 @@ class Target(NamedTuple):
     find: tuple[str, ...] = ()
 
 
-class Source(Protocol):
+class DemandSource(Protocol):
     """Whom a factory asks."""
 
     @property
-    def where(self) -> str:
+    def description(self) -> str:
         """Who that is, in words."""
         ...
 
-    def ask(self, settings: Settings, factory: str) -> Demand:
+    def ask(self, settings: FactorySettings, factory: str) -> QueueStats:
         """What there is to do, with the pilots of that factory that are connected.
 
         Raises
@@ -112,7 +115,9 @@ class Source(Protocol):
         """Let so many idle pilots of a factory go, if there are as many."""
         ...
 
-    def share(self, count: int, settings: Settings, pilots: Collection[str]) -> list[tuple[int, Target]]:
+    def distribute(
+        self, count: int, settings: FactorySettings, pilots: Collection[str]
+    ) -> list[tuple[int, Target]]:
         """Say for whom so many new pilots are, besides those that there are."""
         ...
 
@@ -121,17 +126,19 @@ class Source(Protocol):
         ...
 
 
-class _One:
+class _SingleManager:
     """A single manager, which all pilots are for."""
 
     target: Target
 
     @property
-    def where(self) -> str:
+    def description(self) -> str:
         """Who that is, in words."""
         return f"the manager at {self.target.host}:{self.target.port}"
 
-    def share(self, count: int, settings: Settings, pilots: Collection[str]) -> list[tuple[int, Target]]:
+    def distribute(
+        self, count: int, settings: FactorySettings, pilots: Collection[str]
+    ) -> list[tuple[int, Target]]:
         """All of them."""
         return [(count, self.target)]
 
@@ -139,23 +146,23 @@ class _One:
         """It is the same for all."""
 
 
-class Far(_One):
+class RemoteManager(_SingleManager):
     """A manager behind an address."""
 
     def __init__(self, host: str, port: int, password_file: Path, fingerprints: tuple[str, ...] = ()) -> None:
         self.target = Target(host, port, password_file, fingerprints)
 
-    def ask(self, settings: Settings, factory: str) -> Demand:
+    def ask(self, settings: FactorySettings, factory: str) -> QueueStats:
         """Ask over the network."""
         target = self.target
         secret = target.password_file.read_bytes().strip()
-        return _demand(ask(target.host, target.port, secret, target.fingerprints), factory)
+        return _demand(query_status(target.host, target.port, secret, target.fingerprints), factory)
 
     def release(self, count: int, factory: str) -> None:
         """Leave it to the workers: they go when they have been idle for a while."""
 
 
-class Near(_One):
+class InProcessManager(_SingleManager):
     """A manager in this process."""
 
     def __init__(self, manager: Manager, host: str) -> None:
@@ -163,19 +170,19 @@ class Near(_One):
         fingerprints = (manager.ssl_fingerprint,) if manager.ssl_fingerprint else ()
         self.target = Target(host, manager.port, manager.password_file, fingerprints)
 
-    def ask(self, settings: Settings, factory: str) -> Demand:
+    def ask(self, settings: FactorySettings, factory: str) -> QueueStats:
         """Ask the tables; where nothing depends on it, do not even ask."""
         if settings.fixed and not settings.factory_timeout:
-            return Demand()
-        demand = self._manager._engine.demand()
-        return demand._replace(pilots=own(demand.pilots or (), factory))
+            return QueueStats()
+        demand = self._manager._engine.queue_stats()
+        return demand._replace(pilots=pilots_of(demand.pilots or (), factory))
 
     def release(self, count: int, factory: str) -> None:
         """Let idle workers go."""
-        self._manager._engine.release(count, f"{factory}/")
+        self._manager._engine.release_idle_workers(count, f"{factory}/")
 
 
-class Named:
+class NamedManagers:
     """All managers whose names match, wherever they are. Each pilot is for one of them first, and for any of them when that has ended.
 
     Parameters
@@ -191,44 +198,46 @@ class Named:
     """
 
     def __init__(
-        self, finder: Finder, password_file: Path, fingerprints: tuple[str, ...], find: tuple[str, ...]
+        self, finder: ManagerFinder, password_file: Path, fingerprints: tuple[str, ...], find: tuple[str, ...]
     ) -> None:
         self._finder, self._password_file, self._fingerprints = finder, password_file, fingerprints
         self._find = find
-        self._managers: dict[str, tuple[Target, Demand]] = {}  # those that have answered
+        self._managers: dict[str, tuple[Target, QueueStats]] = {}  # those that have answered
         self._whose: dict[str, str] = {}  # pilots -> the manager that they are for
         self._away: dict[tuple[str, int], float] = {}  # addresses -> until when they are left alone
 
     @property
-    def where(self) -> str:
+    def description(self) -> str:
         """Who that is, in words."""
         return f"any manager called {self._finder.pattern}"
 
-    def ask(self, settings: Settings, factory: str) -> Demand:
+    def ask(self, settings: FactorySettings, factory: str) -> QueueStats:
         """Ask all of them."""
         secret = self._password_file.read_bytes().strip()
-        found = self._finder.look()[:MOST_MANAGERS]
+        found = self._finder.find()[:MOST_MANAGERS]
         self._managers, problems = {}, list(filter(None, [self._finder.problem]))
         now = time.monotonic()
         self._away = {address: until for address, until in self._away.items() if until > now}
         for one in found:
             try:
-                self._managers[one.key] = self._meet(one, secret, factory)
+                self._managers[one.key] = self._query(one, secret, factory)
             except (OSError, ValueError) as error:
                 problems.append(f"{one.name}: {error}")
         for key, (_target, demand) in self._managers.items():
             self._whose.update(dict.fromkeys(demand.pilots or (), key))
         if not self._managers:
-            raise ConnectionError("; ".join(sorted(problems)) or f"there is none {self._finder.where}")
+            raise ConnectionError("; ".join(sorted(problems)) or f"there is none {self._finder.description}")
         demands = [demand for _target, demand in self._managers.values()]
-        total = Demand(*(sum(getattr(demand, name) for demand in demands) for name in Demand._fields[:-1]))
+        total = QueueStats(
+            *(sum(getattr(demand, name) for demand in demands) for name in QueueStats._fields[:-1])
+        )
         pilots = tuple(pilot for demand in demands for pilot in demand.pilots or ())
         if total.capacity:  # one that does not know its own may have room for all that it has
             capacity = sum(d.capacity or d.waiting + d.running for d in demands)
             total = total._replace(capacity=capacity)
         return total._replace(pilots=pilots)
 
-    def _meet(self, one: Found, secret: bytes, factory: str) -> tuple[Target, Demand]:
+    def _query(self, one: DiscoveredManager, secret: bytes, factory: str) -> tuple[Target, QueueStats]:
         """Ask one of them, where it answers."""
         fingerprints = self._fingerprints
         if one.ssl and not fingerprints:
@@ -238,11 +247,11 @@ class Named:
             if (host, port) in self._away:
                 continue
             try:
-                answer = ask(host, port, secret, fingerprints, self._finder.suits, CONNECT_S)
+                answer = query_status(host, port, secret, fingerprints, self._finder.matches, CONNECT_S)
             except OSError as error:
                 problem = error
                 if isinstance(error, TimeoutError):
-                    self._away[host, port] = time.monotonic() + AWAY_S
+                    self._away[host, port] = time.monotonic() + UNREACHABLE_BACKOFF_S
                 continue
             others = tuple(address for address in one.addresses if address != (host, port))
             target = Target(host, port, self._password_file, fingerprints, others, self._find)
@@ -252,12 +261,14 @@ class Named:
     def release(self, count: int, factory: str) -> None:
         """Leave it to the workers: they go when they have been idle for a while."""
 
-    def share(self, count: int, settings: Settings, pilots: Collection[str]) -> list[tuple[int, Target]]:
+    def distribute(
+        self, count: int, settings: FactorySettings, pilots: Collection[str]
+    ) -> list[tuple[int, Target]]:
         """Share them out by what each lacks; where none lacks any, evenly."""
         self._whose = {name: self._whose[name] for name in pilots if name in self._whose}
         have = Counter(self._whose.values())
         lack = {
-            key: max(0, wanted(settings, demand) - have[key])
+            key: max(0, pilots_needed(settings, demand) - have[key])
             for key, (_target, demand) in self._managers.items()
         }
         given: Counter[str] = Counter()
@@ -273,7 +284,7 @@ class Named:
                 self._whose.update(dict.fromkeys(pilots, key))
 
 
-def _demand(answer: dict[str, Any], factory: str) -> Demand:
+def _demand(answer: dict[str, Any], factory: str) -> QueueStats:
     """Understand what a manager says.
 
     Raises
@@ -281,13 +292,13 @@ def _demand(answer: dict[str, Any], factory: str) -> Demand:
     ConnectionError
         It says impossible things.
     """
-    numbers = {name: answer[name] for name in Demand._fields if name != "pilots" and name in answer}
+    numbers = {name: answer[name] for name in QueueStats._fields if name != "pilots" and name in answer}
     if not all(isinstance(number, (int, float)) for number in numbers.values()):
         msg = f"it says impossible things: {numbers}"
         raise ConnectionError(msg)
-    return Demand(**numbers)._replace(pilots=own(map(str, answer.get("pilots", ())), factory))
+    return QueueStats(**numbers)._replace(pilots=pilots_of(map(str, answer.get("pilots", ())), factory))
 
 
-def own(pilots: Any, factory: str) -> tuple[str, ...]:
+def pilots_of(pilots: Any, factory: str) -> tuple[str, ...]:
     """Of all pilots those of one factory, as its batch system calls them."""
     return tuple(name.partition("/")[2] for name in pilots if name.partition("/")[0] == factory)

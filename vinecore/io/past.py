@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import psutil
 
 from vinecore import journal as j
-from vinecore.core.restart import RETURN_S, Result, result
-from vinecore.io.store import staging
+from vinecore.core.restart import RECONNECT_TIMEOUT_S, Result, result_key
+from vinecore.io.store import staging_prefix
 from vinecore.protocol import INLINE_LIMIT, bulk
 
 log = logging.getLogger("vinecore")
@@ -26,7 +26,7 @@ log = logging.getLogger("vinecore")
 MOST_JOURNALS = 1000  # of one chain
 
 
-class Past(NamedTuple):
+class PreviousSession(NamedTuple):
     """What a manager that goes on has to know.
 
     Attributes
@@ -50,7 +50,7 @@ class Past(NamedTuple):
     sessions: list[str]
 
 
-def look_back(run_info_path: Path, name: str | None) -> Past | None:
+def find_previous_session(run_info_path: Path, name: str | None) -> PreviousSession | None:
     """Find the newest journal of managers with a name, or of any, and tell what it knows if its manager has died.
 
     Parameters
@@ -67,25 +67,25 @@ def look_back(run_info_path: Path, name: str | None) -> Past | None:
     if is_being_written(path, header):
         log.warning("nothing is gone on with: the manager of %s still runs", path)
         return None
-    past = _Reader()
+    past = _ChainReader()
     chain = _chain(path)
     for older, _header in reversed(chain):
         past.read(older)
     if past.closed:
         return None
     sessions = [header.session for _older, header in chain if header.host == socket.gethostname()]
-    workers = [worker for worker in past.there if not has_ended(*worker)]
-    return Past(path, header.port, past.results, workers, sessions)
+    workers = [worker for worker in past.workers if not has_ended(*worker)]
+    return PreviousSession(path, header.port, past.results, workers, sessions)
 
 
-def sweep(past: Past) -> None:
+def remove_leftover_staging(past: PreviousSession) -> None:
     """Remove what managers that were killed have left in the temporary folder."""
     for session in filter(str.isalnum, past.sessions):
-        for folder in Path(tempfile.gettempdir()).glob(f"{staging(session)}*"):
-            bulk.remove(str(folder))
+        for folder in Path(tempfile.gettempdir()).glob(f"{staging_prefix(session)}*"):
+            bulk.remove_tree(str(folder))
 
 
-def is_being_written(path: Path, header: j.Journal) -> bool:
+def is_being_written(path: Path, header: j.Header) -> bool:
     """Whether the manager that writes a journal is alive; it holds a lock on it, and so may processes that it has forked."""
     if has_ended(header.host, header.pid):
         return False
@@ -99,8 +99,8 @@ def is_being_written(path: Path, header: j.Journal) -> bool:
     return False
 
 
-def _newest(run_info_path: Path, name: str | None) -> tuple[Path, j.Journal] | None:
-    found: list[tuple[float, str, Path, j.Journal]] = []
+def _newest(run_info_path: Path, name: str | None) -> tuple[Path, j.Header] | None:
+    found: list[tuple[float, str, Path, j.Header]] = []
     try:
         paths = list(run_info_path.glob(f"*/{j.FILE}"))
     except OSError as error:
@@ -119,18 +119,18 @@ def _newest(run_info_path: Path, name: str | None) -> tuple[Path, j.Journal] | N
     return max(found)[2:] if found else None
 
 
-def _header(path: Path, tell: Callable[[str], object]) -> j.Journal | None:
+def _header(path: Path, tell: Callable[[str], object]) -> j.Header | None:
     try:
         first = next(j.read(path), None)
-    except (OSError, j.NotAJournal) as error:
+    except (OSError, j.InvalidJournalError) as error:
         tell(str(error))
         return None
-    return first if isinstance(first, j.Journal) else None
+    return first if isinstance(first, j.Header) else None
 
 
-def _chain(path: Path) -> list[tuple[Path, j.Journal]]:
+def _chain(path: Path) -> list[tuple[Path, j.Header]]:
     """The journals that one goes on from, the newest first, with their first lines; some may have been removed."""
-    chain: dict[Path, j.Journal] = {}
+    chain: dict[Path, j.Header] = {}
     while len(chain) < MOST_JOURNALS and path not in chain and _is_file(path):
         header = _header(path, lambda problem: log.warning("a journal cannot be read: %s", problem))
         if header is None:
@@ -159,7 +159,7 @@ def has_ended(host: str, process: int) -> bool:
         return True
 
 
-class _Reader:
+class _ChainReader:
     """Adds up the journals of one chain, the oldest first."""
 
     def __init__(self) -> None:
@@ -167,10 +167,10 @@ class _Reader:
         self._used_once: set[Result] = (
             set()
         )  # what served one graph only, under a name that something else may have
-        self.there: set[tuple[str, int]] = set()
+        self.workers: set[tuple[str, int]] = set()
         self.closed = False
         self._takers: dict[type[j.Record], Callable[[Any], None]] = {
-            j.Journal: self._journal, j.Closed: self._closed, j.WorkerJoined: self._joined, j.WorkerLost: self._lost,
+            j.Header: self._journal, j.ManagerClosed: self._closed, j.WorkerConnected: self._joined, j.WorkerDisconnected: self._lost,
             j.TaskSubmitted: self._submitted, j.TaskDone: self._done, j.FileDeclared: self._declared, j.TransferEnded: self._arrived,
         }  # fmt: skip
 
@@ -179,32 +179,32 @@ class _Reader:
         self._made: dict[int, str] = {}
         self._workers: dict[int, tuple[str, int]] = {}
         self._own, self._t, self.closed = "-", 0.0, False
-        before = frozenset(self.there)
+        before = frozenset(self.workers)
         damaged: list[str] = []
         try:
             for record in j.read(path, *self._takers, damaged=lambda _number, what: damaged.append(what)):
                 self._t = record.t
                 self._takers[type(record)](record)
-        except (OSError, j.NotAJournal) as error:
+        except (OSError, j.InvalidJournalError) as error:
             log.warning("the rest of a journal cannot be read: %s", error)
         if damaged:
             log.warning("%s is damaged, and what these lines say is not gone on with: %d in all, the first is %s",
                         path, len(damaged), damaged[0])  # fmt: skip
-        if self._t > RETURN_S:  # who has not come back by then is not waited for any more
-            self.there -= before.difference(self._workers.values())
+        if self._t > RECONNECT_TIMEOUT_S:  # who has not come back by then is not waited for any more
+            self.workers -= before.difference(self._workers.values())
 
-    def _journal(self, record: j.Journal) -> None:
+    def _journal(self, record: j.Header) -> None:
         self._own = f"-{record.session}-"
 
-    def _closed(self, _record: j.Closed) -> None:
+    def _closed(self, _record: j.ManagerClosed) -> None:
         self.closed = True
 
-    def _joined(self, record: j.WorkerJoined) -> None:
+    def _joined(self, record: j.WorkerConnected) -> None:
         worker = self._workers[record.worker] = record.host, record.pid
-        self.there.add(worker)
+        self.workers.add(worker)
 
-    def _lost(self, record: j.WorkerLost) -> None:
-        self.there.discard(self._workers.get(record.worker, ("", 0)))
+    def _lost(self, record: j.WorkerDisconnected) -> None:
+        self.workers.discard(self._workers.get(record.worker, ("", 0)))
 
     def _submitted(self, record: j.TaskSubmitted) -> None:
         known = record.result if self._own not in record.result else ""
@@ -213,9 +213,9 @@ class _Reader:
 
     def _done(self, record: j.TaskDone) -> None:
         name = self._made.get(record.task)
-        made = {result(name, record.size, record.digest)} if name else set()
+        made = {result_key(name, record.size, record.digest)} if name else set()
         made.update(
-            result(output, size, record.digests.get(output, ""))
+            result_key(output, size, record.digests.get(output, ""))
             for output, size in record.outputs.items()
             if self._own not in output and output != name
         )
@@ -227,11 +227,11 @@ class _Reader:
 
     def _declared(self, record: j.FileDeclared) -> None:
         if record.directory or record.archive:
-            self.results.add(result(record.file, -1, ""))
+            self.results.add(result_key(record.file, -1, ""))
         elif 0 <= record.size <= INLINE_LIMIT:
-            self.results.add(result(record.file, record.size, ""))
+            self.results.add(result_key(record.file, record.size, ""))
 
     def _arrived(self, record: j.TransferEnded) -> None:
-        arrived = result(record.file, record.bytes, record.digest)
+        arrived = result_key(record.file, record.bytes, record.digest)
         if self._own not in record.file and arrived not in self._used_once:
             self.results.add(arrived)

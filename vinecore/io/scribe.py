@@ -27,8 +27,8 @@ from vinecore import __version__
 from vinecore import journal as j
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.state import TICKET_SHIFT
-from vinecore.files import LEVEL_NUMBERS
+from vinecore.core.state import DISPATCH_ID_SHIFT
+from vinecore.files import CacheLevel
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 
@@ -36,14 +36,14 @@ log = logging.getLogger("vinecore")
 
 LOOK_S = 0.1
 INTERVAL_S = 0.5
-MOST_UNWRITTEN = 1 << 20  # bytes
-MOST_WAITING = 400_000  # events and instructions that no record has been made of
+MAX_BUFFERED_BYTES = 1 << 20  # bytes
+MAX_QUEUED_ITEMS = 400_000  # events and instructions that no record has been made of
 CLOSE_S = 10.0  # how long the end of the journal is waited for
-AT_ONCE = 16  # turns of the engine, before others may run
+BATCHES_PER_YIELD = 16  # turns of the engine, before others may run
 MOST_WORDS = 2000  # of a reason
 
-_NUMBER = (1 << TICKET_SHIFT) - 1
-_LEVELS = {number: name for name, number in LEVEL_NUMBERS.items()}
+_NUMBER = (1 << DISPATCH_ID_SHIFT) - 1
+_LEVELS = {number: name for name, number in CacheLevel.items()}
 _encode_lines = msgspec.json.Encoder().encode_lines
 
 
@@ -56,7 +56,7 @@ class _Worker:
         self.address = ""
 
 
-class Teller:
+class JournalRecorder:
     """Tells in records what the mind was told and what it asked for.
 
     Its tables hold no more than what is on the workers now.
@@ -75,32 +75,34 @@ class Teller:
         self._uploads: dict[str, tuple[int, float]] = {}
         self._records: list[j.Record] = []
         self._single_use: set[int] = set()  # tasks of this turn
-        self._say = self._records.append
+        self._emit = self._records.append
         self._events: dict[type, Callable[[Any], None]] = {
             e.FilesDeclared: self._files_declared, e.LibraryInstalled: self._library_installed,
-            e.LibraryRemoved: lambda x: self._say(j.LibraryRemoved(self._t, x.name)),
-            e.RunOpened: lambda x: self._say(j.GraphOpened(self._t, x.run.run, x.run.label)),
-            e.TasksSubmitted: self._tasks_submitted, e.RunSubmitted: lambda x: self._say(j.GraphSubmitted(self._t, x.run)),
-            e.RunClosed: lambda x: self._say(j.GraphClosed(self._t, x.run)),
-            e.WorkerJoined: self._worker_joined, e.WorkerLost: self._worker_lost, e.ObjectStored: self._object_stored,
+            e.LibraryRemoved: lambda x: self._emit(j.LibraryRemoved(self._t, x.name)),
+            e.GraphOpened: lambda x: self._emit(j.GraphOpened(self._t, x.run.run, x.run.label)),
+            e.TasksSubmitted: self._tasks_submitted, e.GraphSubmitted: lambda x: self._emit(j.GraphSubmitted(self._t, x.run)),
+            e.GraphClosed: lambda x: self._emit(j.GraphClosed(self._t, x.run)),
+            e.WorkerConnected: self._worker_joined, e.WorkerDisconnected: self._worker_lost, e.ObjectStored: self._object_stored,
         }  # fmt: skip
         self._messages: dict[type, Callable[[int, _Worker, Any], None]] = {
-            m.Failed: self._failed, m.Recalled: self._recalled, m.Cached: self._cached, m.FetchFailed: self._fetch_failed,
-            m.UploadFailed: self._upload_failed, m.Have: self._have, m.Left: self._have, m.Lost: self._lost, m.LibraryReady: self._library_ready,
+            m.TaskFailed: self._failed, m.StealResponse: self._recalled, m.Cached: self._cached, m.FetchFailed: self._fetch_failed,
+            m.UploadFailed: self._upload_failed, m.PersistentObjects: self._have, m.OrphanedObjects: self._have, m.ObjectsLost: self._lost, m.LibraryReady: self._library_ready,
             m.LibraryFailed: self._library_failed,
         }  # fmt: skip
         self._instructions: dict[type, Callable[[Any], None]] = {
-            i.SendObject: lambda x: self._say(j.ObjectSent(self._t, x.name, x.worker)),
-            i.Woken: lambda x: self._say(j.TaskWoken(self._t, x.task, x.again)),
-            i.TaskEnded: self._task_ended, i.RunEnded: self._run_ended, i.Missing: lambda x: self._say(j.Missing(self._t, x.text)),
-            i.Note: lambda x: self._say(j.Note(self._t, logging.getLevelName(x.level).lower(), x.text)),
+            i.SendObject: lambda x: self._emit(j.ObjectSent(self._t, x.name, x.worker)),
+            i.TaskActivated: lambda x: self._emit(j.TaskActivated(self._t, x.task, x.again)),
+            i.TaskFinished: self._task_ended, i.GraphFinished: self._run_ended, i.Stalled: lambda x: self._emit(j.Stalled(self._t, x.text)),
+            i.LogMessage: lambda x: self._emit(j.LogMessage(self._t, logging.getLevelName(x.level).lower(), x.text)),
         }  # fmt: skip
-        self._orders: dict[type, Callable[[int, _Worker, Any], None]] = {
-            m.Run: self._run, m.Cancel: self._cancel, m.Fetch: self._fetch, m.Unpack: self._unpack, m.Upload: self._upload,
-            m.Unlink: self._drop, m.Purge: self._drop, m.Library: self._library, m.RemoveLibrary: self._remove_library,
+        self._message_handlers: dict[type, Callable[[int, _Worker, Any], None]] = {
+            m.RunTask: self._run, m.Cancel: self._cancel, m.Fetch: self._fetch, m.Unpack: self._unpack, m.Upload: self._upload,
+            m.RemoveObjects: self._files_removed, m.PurgeObjects: self._files_removed, m.Library: self._library, m.RemoveLibrary: self._remove_library,
         }  # fmt: skip
 
-    def turn(self, now: float, events: list[e.Event], instructions: list[i.Instruction]) -> list[j.Record]:
+    def records_for(
+        self, now: float, events: list[e.Event], instructions: list[i.Instruction]
+    ) -> list[j.Record]:
         """Give the records of one call of `Mind.handle`."""
         self._t = round(now - self._start, 6)
         # what is cancelled now was not over for the mind, whatever its worker has said meanwhile
@@ -112,26 +114,26 @@ class Teller:
             elif type(order) is i.Send and type(order.message) is m.Cancel:
                 void.update(order.message.tasks)
         for event in events:
-            if type(event) is e.WorkerSaid:
-                self._said(event.worker, event.message, void)
+            if type(event) is e.MessageReceived:
+                self._on_worker_message(event.worker, event.message, void)
             elif tell := self._events.get(type(event)):
                 tell(event)
         for order in instructions:
             if type(order) is i.Send:
                 worker = self._workers.get(order.worker)
-                if worker is not None and (carry := self._orders.get(type(order.message))):
+                if worker is not None and (carry := self._message_handlers.get(type(order.message))):
                     carry(order.worker, worker, order.message)
             elif tell := self._instructions.get(type(order)):
                 tell(order)
         records, self._records = self._records, []
-        self._say = self._records.append
+        self._emit = self._records.append
         return records
 
-    def _said(self, number: int, message: m.Message, void: set[int]) -> None:
+    def _on_worker_message(self, number: int, message: m.Message, void: set[int]) -> None:
         worker = self._workers.get(number)
         if worker is None:
             return
-        if type(message) is m.Done:
+        if type(message) is m.TaskDone:
             if message.task in worker.tickets and message.task not in void:
                 self._done(number, worker, message)
         elif type(message) in self._messages:
@@ -141,7 +143,7 @@ class Teller:
 
     def _files_declared(self, event: e.FilesDeclared) -> None:
         for spec in event.files:
-            self._say(
+            self._emit(
                 j.FileDeclared(
                     self._t,
                     spec.name,
@@ -158,7 +160,7 @@ class Teller:
         spec = event.library
         label = str(spec.options.get("label", ""))
         files = tuple(name for name in (spec.setup, spec.environment, *spec.files) if name)
-        self._say(
+        self._emit(
             j.LibraryInstalled(
                 self._t,
                 spec.name,
@@ -172,34 +174,34 @@ class Teller:
         )
 
     def _tasks_submitted(self, event: e.TasksSubmitted) -> None:
-        t, say = self._t, self._say
+        t, say = self._t, self._emit
         for spec in event.tasks:
             shared = (*spec.shared, spec.environment) if spec.environment else spec.shared
             inputs = spec.inputs + spec.mounts if spec.mounts else spec.inputs
             cores, memory, disk, gpus = spec.request
             function = "" if spec.function in shared else spec.function
             say(j.TaskSubmitted(t, spec.task, spec.label, spec.category, spec.run, spec.library, function, inputs, shared, spec.result,
-                                spec.outputs, spec.wanted, cores, memory, disk, gpus, spec.priority or 0.0, spec.asleep))  # fmt: skip
+                                spec.outputs, spec.wanted_at_manager, cores, memory, disk, gpus, spec.priority or 0.0, spec.on_demand))  # fmt: skip
 
-    def _task_ended(self, end: i.TaskEnded) -> None:
+    def _task_ended(self, end: i.TaskFinished) -> None:
         if end.outcome != "success":
-            self._say(j.TaskEnded(self._t, end.task, end.outcome, _reason(end.info)))
+            self._emit(j.TaskEnded(self._t, end.task, end.outcome, _reason(end.info)))
 
-    def _run_ended(self, end: i.RunEnded) -> None:
-        self._say(j.GraphEnded(self._t, end.run, end.outcome, end.task, _reason(end.info)))
+    def _run_ended(self, end: i.GraphFinished) -> None:
+        self._emit(j.GraphEnded(self._t, end.run, end.outcome, end.task, _reason(end.info)))
 
     # ---- workers
 
-    def _worker_joined(self, event: e.WorkerJoined) -> None:
+    def _worker_joined(self, event: e.WorkerConnected) -> None:
         hello = event.hello
         worker = self._workers[event.worker] = _Worker()
         if hello.data_port:
             worker.address = f"{event.host}:{hello.data_port}"
             self._addresses[worker.address] = event.worker
-        self._say(j.WorkerJoined(self._t, event.worker, hello.hostname, event.host, hello.python, hello.cores, hello.memory_mb, hello.disk_mb,
+        self._emit(j.WorkerConnected(self._t, event.worker, hello.hostname, event.host, hello.python, hello.cores, hello.memory_mb, hello.disk_mb,
                                  hello.gpus, hello.pid))  # fmt: skip
 
-    def _worker_lost(self, event: e.WorkerLost) -> None:
+    def _worker_lost(self, event: e.WorkerDisconnected) -> None:
         worker = self._workers.pop(event.worker, None)
         if worker is None:
             return
@@ -210,31 +212,33 @@ class Teller:
         for name in list(worker.fetching):
             self._fetched(event.worker, worker, name, "the worker was lost")
         for ticket in list(worker.tickets):
-            self._back(event.worker, worker, ticket, "the worker was lost")
-        self._say(j.WorkerLost(self._t, event.worker, event.reason))
+            self._task_returned(event.worker, worker, ticket, "the worker was lost")
+        self._emit(j.WorkerDisconnected(self._t, event.worker, event.reason))
 
-    def _have(self, number: int, _worker: _Worker, message: m.Have | m.Left) -> None:
-        self._say(j.FilesFound(self._t, number, tuple(message.names), tuple(message.sizes)))
+    def _have(self, number: int, _worker: _Worker, message: m.PersistentObjects | m.OrphanedObjects) -> None:
+        self._emit(j.FilesFound(self._t, number, tuple(message.names), tuple(message.sizes)))
 
-    def _lost(self, number: int, _worker: _Worker, message: m.Lost) -> None:
-        self._say(j.FilesLost(self._t, number, tuple(message.names)))
+    def _lost(self, number: int, _worker: _Worker, message: m.ObjectsLost) -> None:
+        self._emit(j.FilesLost(self._t, number, tuple(message.names)))
 
-    def _drop(self, number: int, worker: _Worker, message: m.Unlink | m.Purge) -> None:
+    def _files_removed(self, number: int, worker: _Worker, message: m.RemoveObjects | m.PurgeObjects) -> None:
         if worker.fetching:
             for name in message.names:
                 self._fetched(number, worker, name, "nobody needs it any more")
-        self._say(j.FilesDropped(self._t, number, tuple(message.names)))
+        self._emit(j.FilesRemoved(self._t, number, tuple(message.names)))
 
     # ---- tasks
 
-    def _run(self, number: int, worker: _Worker, message: m.Run) -> None:
+    def _run(self, number: int, worker: _Worker, message: m.RunTask) -> None:
         ticket = message.task
         worker.tickets[ticket] = None
         allocation = message.options.get("allocation")
         cores = None if allocation is None else allocation.cores
-        self._say(j.TaskDispatched(self._t, ticket & _NUMBER, number, (ticket >> TICKET_SHIFT) + 1, cores))
+        self._emit(
+            j.TaskDispatched(self._t, ticket & _NUMBER, number, (ticket >> DISPATCH_ID_SHIFT) + 1, cores)
+        )
 
-    def _done(self, number: int, worker: _Worker, message: m.Done) -> None:
+    def _done(self, number: int, worker: _Worker, message: m.TaskDone) -> None:
         ticket, info = message.task, message.info
         del worker.tickets[ticket]
         done = j.TaskDone(
@@ -243,7 +247,7 @@ class Teller:
             number,
             round(message.wall_s, 6),
             message.size,
-            (ticket >> TICKET_SHIFT) + 1,
+            (ticket >> DISPATCH_ID_SHIFT) + 1,
         )
         done.returned = len(message.payload)
         done.single_use = done.task in self._single_use
@@ -262,38 +266,40 @@ class Teller:
             if used:
                 done.cpu_s = info.get("cpu_s") or used.get("cores", 0) * message.wall_s or None
                 done.memory_mb, done.disk_mb = used.get("memory"), used.get("disk")
-        self._say(done)
+        self._emit(done)
 
-    def _failed(self, number: int, worker: _Worker, message: m.Failed) -> None:
+    def _failed(self, number: int, worker: _Worker, message: m.TaskFailed) -> None:
         ticket, info = message.task, message.info
         if ticket in worker.tickets:
             del worker.tickets[ticket]
             wall = info.get("wall_s") or (info.get("measured") or {}).get("wall_s")
-            self._say(j.TaskFailed(self._t, ticket & _NUMBER, number, message.kind, _reason(info), (ticket >> TICKET_SHIFT) + 1, wall))  # fmt: skip
+            self._emit(j.TaskFailed(self._t, ticket & _NUMBER, number, message.kind, _reason(info), (ticket >> DISPATCH_ID_SHIFT) + 1, wall))  # fmt: skip
 
-    def _recalled(self, number: int, worker: _Worker, message: m.Recalled) -> None:
+    def _recalled(self, number: int, worker: _Worker, message: m.StealResponse) -> None:
         for ticket in message.tasks:
-            self._back(number, worker, ticket, "given back to be run elsewhere")
+            self._task_returned(number, worker, ticket, "given back to be run elsewhere")
 
     def _cancel(self, number: int, worker: _Worker, message: m.Cancel) -> None:
         for ticket in message.tasks:
-            self._back(number, worker, ticket, "taken back")
+            self._task_returned(number, worker, ticket, "taken back")
 
-    def _back(self, number: int, worker: _Worker, ticket: int, reason: str) -> None:
+    def _task_returned(self, number: int, worker: _Worker, ticket: int, reason: str) -> None:
         if ticket in worker.tickets:
             del worker.tickets[ticket]
-            self._say(j.TaskBack(self._t, ticket & _NUMBER, number, reason, (ticket >> TICKET_SHIFT) + 1))
+            self._emit(
+                j.TaskReturned(self._t, ticket & _NUMBER, number, reason, (ticket >> DISPATCH_ID_SHIFT) + 1)
+            )
 
     # ---- transfers
 
     def _fetch(self, number: int, worker: _Worker, message: m.Fetch) -> None:
         source = self._addresses.get(message.source, message.source)
         worker.fetching[message.name] = source, self._t
-        self._say(j.TransferStarted(self._t, message.name, source, number, message.size))
+        self._emit(j.TransferStarted(self._t, message.name, source, number, message.size))
 
     def _unpack(self, number: int, worker: _Worker, message: m.Unpack) -> None:
         worker.fetching[message.name] = j.ARCHIVE, self._t
-        self._say(j.TransferStarted(self._t, message.name, j.ARCHIVE, number))
+        self._emit(j.TransferStarted(self._t, message.name, j.ARCHIVE, number))
 
     def _cached(self, number: int, worker: _Worker, message: m.Cached) -> None:
         began = worker.fetching.pop(message.name, None)
@@ -302,11 +308,11 @@ class Teller:
             ended = j.TransferEnded(self._t, message.name, began[0], number, max(message.size, 0), seconds)
             if message.size > INLINE_LIMIT:
                 ended.digest = message.digest
-            self._say(ended)
+            self._emit(ended)
 
     def _fetch_failed(self, number: int, worker: _Worker, message: m.FetchFailed) -> None:
-        if message.cached:  # that transfer had ended
-            self._say(j.FilesLost(self._t, number, (message.name,)))
+        if message.was_cached:  # that transfer had ended
+            self._emit(j.FilesLost(self._t, number, (message.name,)))
         else:
             self._fetched(number, worker, message.name, message.reason)
 
@@ -314,17 +320,17 @@ class Teller:
         began = worker.fetching.pop(name, None)
         if began is not None:
             seconds = round(self._t - began[1], 6)
-            self._say(j.TransferFailed(self._t, name, began[0], number, seconds, reason[:MOST_WORDS]))
+            self._emit(j.TransferFailed(self._t, name, began[0], number, seconds, reason[:MOST_WORDS]))
 
     def _upload(self, number: int, _worker: _Worker, message: m.Upload) -> None:
         self._uploads[message.name] = number, self._t
-        self._say(j.TransferStarted(self._t, message.name, number, j.MANAGER))
+        self._emit(j.TransferStarted(self._t, message.name, number, j.MANAGER))
 
     def _object_stored(self, event: e.ObjectStored) -> None:
         began = self._uploads.pop(event.name, None)
         if began is not None:
             seconds = round(self._t - began[1], 6)
-            self._say(j.TransferEnded(self._t, event.name, began[0], j.MANAGER, max(event.size, 0), seconds))
+            self._emit(j.TransferEnded(self._t, event.name, began[0], j.MANAGER, max(event.size, 0), seconds))
 
     def _upload_failed(self, _number: int, _worker: _Worker, message: m.UploadFailed) -> None:
         self._uploaded(message.name, message.reason)
@@ -333,25 +339,25 @@ class Teller:
         began = self._uploads.pop(name, None)
         if began is not None:
             seconds = round(self._t - began[1], 6)
-            self._say(j.TransferFailed(self._t, name, began[0], j.MANAGER, seconds, reason[:MOST_WORDS]))
+            self._emit(j.TransferFailed(self._t, name, began[0], j.MANAGER, seconds, reason[:MOST_WORDS]))
 
     # ---- libraries
 
     def _library(self, number: int, worker: _Worker, message: m.Library) -> None:
         cores = float(message.options.get("cores") or message.slots)
-        self._say(j.LibraryStarted(self._t, message.name, number, message.slots, cores))
+        self._emit(j.LibraryStarted(self._t, message.name, number, message.slots, cores))
 
     def _library_ready(self, number: int, worker: _Worker, message: m.LibraryReady) -> None:
-        self._say(j.LibraryUp(self._t, message.name, number, round(message.wall_s, 6)))
+        self._emit(j.LibraryReady(self._t, message.name, number, round(message.wall_s, 6)))
 
     def _library_failed(self, number: int, worker: _Worker, message: m.LibraryFailed) -> None:
-        self._say(j.LibraryFailed(self._t, message.name, number, message.reason[:MOST_WORDS]))
+        self._emit(j.LibraryFailed(self._t, message.name, number, message.reason[:MOST_WORDS]))
 
     def _remove_library(self, number: int, worker: _Worker, message: m.RemoveLibrary) -> None:
-        self._say(j.LibraryStopped(self._t, message.name, number))
+        self._emit(j.LibraryStopped(self._t, message.name, number))
 
 
-class Scribe:
+class JournalWriter:
     """Writes a journal, in a thread of its own.
 
     Parameters
@@ -374,28 +380,28 @@ class Scribe:
         self.path: Path | None = None
         self._file = -1
         self._queue: deque[tuple[float, list[e.Event], list[i.Instruction]]] = deque()
-        self._given = self._taken = (
+        self._enqueued = self._written = (
             0  # events and instructions: counted by the engine's thread, and by this one
         )
         self._pending: list[bytes] = []
         self._unwritten = 0  # bytes of that
         self._closing = threading.Event()
-        self._full = ""
+        self._overflow = ""
         self._began = time.monotonic()
-        self._teller = Teller(self._began)
+        self._teller = JournalRecorder(self._began)
         self._thread = threading.Thread(target=self._work, name="vine-journal", daemon=True)
 
     def start(self, port: int) -> None:
         """Begin the journal; where that cannot be there is a warning, and no journal."""
-        header = j.Journal(0.0, j.VERSION, time.time(), socket.gethostname(), os.getpid(), port=port, daskvine=__version__,
+        header = j.Header(0.0, j.VERSION, time.time(), socket.gethostname(), os.getpid(), port=port, daskvine=__version__,
                            python=platform.python_version(), **self._about)  # fmt: skip
         path = self._parent
         try:
-            path = _fresh_folder(self._parent) / j.FILE
+            path = _create_directory(self._parent) / j.FILE
             self._file = os.open(
                 path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
             )
-            _lock(self._file)
+            _lock_file(self._file)
             _write(self._file, _encode_lines([header]))
         except OSError as error:
             self._end()
@@ -404,20 +410,20 @@ class Scribe:
             )
             return
         self.path = path
-        _point(self._parent / j.MOST_RECENT, path.parent.name)
+        _update_symlink(self._parent / j.MOST_RECENT, path.parent.name)
         self._thread.start()
 
     # ---- the engine's thread
 
-    def turn(self, now: float, events: list[e.Event], instructions: list[i.Instruction]) -> None:
+    def record(self, now: float, events: list[e.Event], instructions: list[i.Instruction]) -> None:
         """Take what has happened, to be written soon."""
-        if self._file < 0 or self._full:
+        if self._file < 0 or self._overflow:
             return
-        if self._given - self._taken > MOST_WAITING:
-            self._full = f"{self.path} takes what happens more slowly than it happens"
-            log.warning("the journal ends, the run goes on without: %s", self._full)
+        if self._enqueued - self._written > MAX_QUEUED_ITEMS:
+            self._overflow = f"{self.path} takes what happens more slowly than it happens"
+            log.warning("the journal ends, the run goes on without: %s", self._overflow)
             return
-        self._given += len(events) + len(instructions)
+        self._enqueued += len(events) + len(instructions)
         self._queue.append((now, events, instructions))
 
     def close(self) -> None:
@@ -441,30 +447,30 @@ class Scribe:
         written = time.monotonic()
         while self._file >= 0:
             closing = self._closing.wait(LOOK_S)
-            full = self._full  # before the queue is looked at: nothing comes after it
-            self._tell()
+            full = self._overflow  # before the queue is looked at: nothing comes after it
+            self._write_queued()
             t = round(time.monotonic() - self._began, 6)
             if full:
-                self._add([j.Stopped(t, full)])
+                self._add([j.JournalStopped(t, full)])
             elif closing:
-                self._add([j.Closed(t)])
+                self._add([j.ManagerClosed(t)])
             if full or closing or time.monotonic() - written > INTERVAL_S:
                 self._flush()
                 written = time.monotonic()
             if full or closing:
                 self._end()
 
-    def _tell(self) -> None:
+    def _write_queued(self) -> None:
         """Make lines of all that waits."""
-        queue, tell = self._queue, self._teller.turn
+        queue, tell = self._queue, self._teller.records_for
         while queue:
             records: list[j.Record] = []
-            for _ in range(min(len(queue), AT_ONCE)):
+            for _ in range(min(len(queue), BATCHES_PER_YIELD)):
                 now, events, instructions = queue.popleft()
                 records += tell(now, events, instructions)
-                self._taken += len(events) + len(instructions)
+                self._written += len(events) + len(instructions)
             self._add(records)
-            if self._unwritten >= MOST_UNWRITTEN:
+            if self._unwritten >= MAX_BUFFERED_BYTES:
                 self._flush()
             time.sleep(0)  # the engine goes first
 
@@ -499,15 +505,15 @@ def _lines(records: list[j.Record]) -> bytes:
     try:
         return _encode_lines(records)
     except UnicodeEncodeError:  # names of files and keys can be what is no text
-        return _encode_lines([_legible(msgspec.to_builtins(record)) for record in records])
+        return _encode_lines([_replace_surrogates(msgspec.to_builtins(record)) for record in records])
 
 
-def _legible(value: Any) -> Any:
+def _replace_surrogates(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
     if isinstance(value, dict):
-        return {_legible(key): _legible(item) for key, item in value.items()}
-    return [_legible(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {_replace_surrogates(key): _replace_surrogates(item) for key, item in value.items()}
+    return [_replace_surrogates(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _write(file: int, lines: bytes) -> None:
@@ -516,7 +522,7 @@ def _write(file: int, lines: bytes) -> None:
         rest = rest[os.write(file, rest) :]
 
 
-def _lock(file: int) -> None:
+def _lock_file(file: int) -> None:
     """Show that whoever writes this is alive."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -524,7 +530,7 @@ def _lock(file: int) -> None:
         pass
 
 
-def _fresh_folder(parent: Path) -> Path:
+def _create_directory(parent: Path) -> Path:
     """Make a folder that is named by the time."""
     name = datetime.now().astimezone().strftime("%Y-%m-%dT%H%M%S")
     parent.mkdir(parents=True, exist_ok=True)
@@ -539,7 +545,7 @@ def _fresh_folder(parent: Path) -> Path:
     return folder
 
 
-def _point(link: Path, name: str) -> None:
+def _update_symlink(link: Path, name: str) -> None:
     """Have a link lead to a folder beside it; where that cannot be, it is done without."""
     fresh = link.with_name(f".{link.name}-{name}")
     try:

@@ -20,7 +20,7 @@ log = logging.getLogger("vinecore")
 NAME_A_FILE = ", or name a file in it, such as m.declare_file('{}/out')"
 
 
-class Store:
+class ObjectStore:
     """Objects by name. Thread-safe: the bulk connections read and write it, each in its own thread.
 
     Parameters
@@ -37,15 +37,15 @@ class Store:
     """
 
     def __init__(self, stored: Callable[[str, int, str], None], session: str = "") -> None:
-        self._stored, self._prefix = stored, staging(session)
+        self._on_stored, self._prefix = stored, staging_prefix(session)
         self._contents: dict[str, bulk.Content] = {}
-        self._own: set[str] = set()  # names of files that are ours to delete
-        self._users: Counter[str] = Counter()  # declarations that have not been taken back
-        self._looks: dict[str, tuple[Any, ...]] = {}  # of the user's files, when they were declared
-        self._places: dict[str, str] = {}  # where the user wants outputs
+        self._temporary_names: set[str] = set()  # names of files that are ours to delete
+        self._declarations: Counter[str] = Counter()  # declarations that have not been taken back
+        self._file_stamps: dict[str, tuple[Any, ...]] = {}  # of the user's files, when they were declared
+        self._destinations: dict[str, str] = {}  # where the user wants outputs
         self._brought: set[str] = set()  # directories that were put there
         # paths of the user's that go when nobody needs the object any more
-        self._doomed: dict[str, set[str]] = {}
+        self._unlink_on_release: dict[str, set[str]] = {}
         self.undelivered: dict[str, str] = {}
         self._lock = threading.Lock()
         self._umask = _umask()
@@ -75,22 +75,22 @@ class Store:
         if isinstance(content, str):
             about = os.stat(content)
             if not stat.S_ISREG(about.st_mode) or about.st_size > INLINE_LIMIT:
-                self._looks[name] = _look(content)
+                self._file_stamps[name] = _file_stamp(content)
             # small: whatever becomes of the file, this is what was declared
             elif trees.shown_mode(about.st_mode) == trees.PLAIN:
                 content = Path(content).read_bytes()
             else:
                 content = copied = self._copy(content, about.st_mode)
         with self._lock:
-            if not copied or name not in self._own:
+            if not copied or name not in self._temporary_names:
                 self._contents[name] = content
                 if copied:
-                    self._own.add(name)
+                    self._temporary_names.add(name)
                     copied = ""
-            self._users[name] += 1
-            new = self._users[name] == 1
+            self._declarations[name] += 1
+            new = self._declarations[name] == 1
         if copied:  # there is one already
-            bulk.remove(copied)
+            bulk.remove_tree(copied)
         return new
 
     def _copy(self, path: str, mode: int) -> str:
@@ -105,7 +105,7 @@ class Store:
 
     def declared(self, name: str) -> bool:
         """Whether the user has declared this."""
-        return self._users[name] > 0
+        return self._declarations[name] > 0
 
     def release(self, name: str, path: str = "") -> None:
         """Take a declaration back; what the engine asks to forget from now on may go.
@@ -113,18 +113,18 @@ class Store:
         A path that is to be removed goes at once if the same content has been declared from elsewhere.
         """
         with self._lock:
-            if self._users[name] > 0:
-                self._users[name] -= 1
-            doomed = self._doomed.get(name, set())
-            at_once = path in doomed and self._users[name] > 0 and self._contents.get(name) != path
+            if self._declarations[name] > 0:
+                self._declarations[name] -= 1
+            doomed = self._unlink_on_release.get(name, set())
+            at_once = path in doomed and self._declarations[name] > 0 and self._contents.get(name) != path
             if at_once:
                 doomed.discard(path)
         if at_once:
-            bulk.remove(path)
+            bulk.remove_tree(path)
 
-    def deliver(self, name: str, place: str) -> None:
+    def set_destination(self, name: str, place: str) -> None:
         """Say where the user wants an output."""
-        self._places[name] = place
+        self._destinations[name] = place
 
     def may_replace(self, place: str) -> bool:
         """Whether what is at a place may go for an output: anything but a directory with something in it that no task has made."""
@@ -133,20 +133,20 @@ class Store:
         with os.scandir(place) as entries:
             return next(entries, None) is None
 
-    def doom(self, name: str, path: str) -> None:
+    def unlink_on_release(self, name: str, path: str) -> None:
         """Remove this file or directory of the user's when nobody needs the object any more."""
         with self._lock:
-            self._doomed.setdefault(name, set()).add(path)
+            self._unlink_on_release.setdefault(name, set()).add(path)
 
     # ---- all
 
-    def find(self, name: str) -> bulk.Content | None:
+    def find_object(self, name: str) -> bulk.Content | None:
         """Give an object's bytes or path; nothing if the user has changed the file since it was declared."""
         content = self._contents.get(name)
-        look = self._looks.get(name)
+        look = self._file_stamps.get(name)
         if look is not None and isinstance(content, str):
             try:
-                same = _look(content) == look
+                same = _file_stamp(content) == look
             except (OSError, ValueError):
                 same = False
             if not same:
@@ -157,7 +157,7 @@ class Store:
                 return None
         return content
 
-    def keep(self, name: str, content: bulk.Content) -> None:
+    def put(self, name: str, content: bulk.Content) -> None:
         """Hold the content of a result."""
         self._contents[name] = content
 
@@ -166,7 +166,7 @@ class Store:
         with self._lock:
             self._counter += 1
             number = self._counter
-        place = self._places.get(name)
+        place = self._destinations.get(name)
         if place is not None:
             parent = os.path.dirname(place)
             try:
@@ -179,7 +179,7 @@ class Store:
 
     def store(self, name: str, path: str, digest: str) -> None:
         """Take over what a worker has brought."""
-        place = self._places.get(name)
+        place = self._destinations.get(name)
         about = os.stat(path)
         size = about.st_size
         if stat.S_ISDIR(about.st_mode):
@@ -198,12 +198,12 @@ class Store:
         with self._lock:
             self._contents[name] = path
             if path != place:
-                self._own.add(name)
+                self._temporary_names.add(name)
             closed = self._closed
         if closed:
-            self.forget(name)
+            self.remove(name)
         else:
-            self._stored(name, size, digest)
+            self._on_stored(name, size, digest)
 
     def _put(self, path: str, place: str) -> None:
         """Move what was brought to where the user wants it; what is there goes if it may."""
@@ -216,7 +216,7 @@ class Store:
                 else f"there is a directory, and the task made a file{NAME_A_FILE.format(place)}"
             )
         if folder:
-            bulk.remove(place)
+            bulk.remove_tree(place)
         shutil.move(path, place)
         if folder:
             self._brought.add(place)
@@ -225,33 +225,37 @@ class Store:
         """Make a file, or all of a directory, such as this user's own programs leave them: theirs to change, and for others as the umask says."""
         trees.set_modes(path, lambda mode: (mode | 0o200) & ~self._umask)
 
-    def forget(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         """Drop an object, unless the user has declared it; the user's own files stay, except those that were to go with it."""
         with self._lock:
-            if self._users[name] > 0:
+            if self._declarations[name] > 0:
                 return
-            del self._users[name]
+            del self._declarations[name]
             content = self._contents.pop(name, None)
-            self._looks.pop(name, None)
-            own = name in self._own
-            self._own.discard(name)
-            doomed = self._doomed.pop(name, set())
+            self._file_stamps.pop(name, None)
+            own = name in self._temporary_names
+            self._temporary_names.discard(name)
+            doomed = self._unlink_on_release.pop(name, set())
         if own and isinstance(content, str):
             doomed.add(content)
         for path in doomed:
-            bulk.remove(path)
+            bulk.remove_tree(path)
 
     def close(self) -> None:
         """Remove the staging folder and what is in it; what the user has on his own disk stays known."""
         with self._lock:
             self._closed = True
-            own = {name: self._contents.pop(name) for name in list(self._own) if name in self._contents}
-            self._own.clear()
-            doomed = [path for paths in self._doomed.values() for path in paths]
-            self._doomed.clear()
+            own = {
+                name: self._contents.pop(name)
+                for name in list(self._temporary_names)
+                if name in self._contents
+            }
+            self._temporary_names.clear()
+            doomed = [path for paths in self._unlink_on_release.values() for path in paths]
+            self._unlink_on_release.clear()
         doomed += [content for content in own.values() if isinstance(content, str)]
         for path in doomed:
-            bulk.remove(path)
+            bulk.remove_tree(path)
         if self._folder is not None:
             folders.remove(self._folder)
 
@@ -261,12 +265,12 @@ def in_the_way(place: str) -> str:
     return f"there is a directory that is not empty, and what is in it would be lost: remove or rename it, declare another place{NAME_A_FILE.format(place)}"
 
 
-def staging(session: str) -> str:
+def staging_prefix(session: str) -> str:
     """What the name of a staging folder begins with."""
     return f"vine-manager-{session}-" if session else "vine-manager-"
 
 
-def _look(path: str) -> tuple[Any, ...]:
+def _file_stamp(path: str) -> tuple[Any, ...]:
     """Give what is another one when a file, or anything in a directory, has been changed; of a directory no content is read."""
     if os.path.isdir(path):
         return (hashlib.sha256(repr(trees.look(path)).encode(errors="surrogateescape")).hexdigest(),)

@@ -34,8 +34,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Callable, NamedTuple, Protocol, Union
 
 from vinecore.protocol import INLINE_LIMIT, digests, handshake, trees
-from vinecore.protocol.ports import plain
-from vinecore.protocol.seals import Words
+from vinecore.protocol.ports import canonical_address
+from vinecore.protocol.seals import AuthenticatedLines
 
 if TYPE_CHECKING:
     import tarfile
@@ -48,26 +48,26 @@ STALL_S = 60.0
 """A transfer that moves nothing for this long has failed."""
 IDLE_S = 60.0
 """A server closes a connection that has asked nothing for this long."""
-QUIET_S = 30.0  # after a complaint about what hinders everybody
+LOG_INTERVAL_S = 30.0  # after a complaint about what hinders everybody
 CLOSE_S = 5.0
-PATIENCE_S = 2.0
+HANDSHAKE_GRACE_S = 2.0
 """Who has not proved the secret for so long makes room, where all places are taken and somebody else knocks."""
-STRANGERS = 256  # at once
-SHARE = 8  # of the files that a process may have open, one part for strangers
-REFUSALS = 20  # said in `QUIET_S`; further ones are counted
+MAX_UNAUTHENTICATED = 256  # at once
+UNAUTHENTICATED_FD_DIVISOR = 8  # of the files that a process may have open, one part for strangers
+MAX_LOGGED_REFUSALS = 20  # said in `QUIET_S`; further ones are counted
 
-Cover = Callable[[socket.socket], socket.socket]
+TlsWrapper = Callable[[socket.socket], socket.socket]
 """Turns a connection into what is spoken on instead, and owns it from then on (see `tls`)."""
 
 Content = Union[bytes, str]
 """An object as it is held: its bytes, or the path of the file or directory."""
 
 
-class Gone(LookupError):
+class ObjectNotFound(LookupError):
     """The source answered that it does not have the object."""
 
 
-class Altered(ValueError):
+class ChecksumMismatch(ValueError):
     """What came is not what was made."""
 
 
@@ -75,14 +75,14 @@ class Unreachable(ConnectionError):
     """Nobody answers at the address of the source, or nothing gets there."""
 
 
-class Received(NamedTuple):
+class ReceivedObject(NamedTuple):
     """What has come."""
 
     size: int  # as it travelled
     digest: str  # of the bytes as they travelled
 
 
-class Proof:
+class PendingVerification:
     """That a file which is here is what it should be; has still to be found out.
 
     Parameters
@@ -95,14 +95,14 @@ class Proof:
 
     def __init__(self, file: BinaryIO, size: int, expected: str) -> None:
         self.file, self._size, self._expected = file, size, expected
-        self._follower = digests.Follower(file.fileno())
+        self._follower = digests.IncrementalHasher(file.fileno())
 
-    def follow(self, end: int) -> None:
+    def advance(self, end: int) -> None:
         """Say how much of the file is written: if there is a processor to spare it looks at that already."""
-        if digests.beside():
-            self._follower.follow(end)
+        if digests.cpu_to_spare():
+            self._follower.advance(end)
 
-    def compare(self) -> None:
+    def verify(self) -> None:
         """Look at the file, or at the rest of it.
 
         Raises
@@ -112,7 +112,7 @@ class Proof:
         OSError
             It cannot be read.
         """
-        _compare(self._follower.digest(self._size), self._expected)
+        _check_digest(self._follower.digest(self._size), self._expected)
 
     def close(self) -> None:
         """Look no further."""
@@ -120,10 +120,10 @@ class Proof:
         self.file.close()
 
 
-class Shelf(Protocol):
+class ObjectProvider(Protocol):
     """Where a bulk server finds and puts objects; called from several threads."""
 
-    def find(self, name: str) -> Content | None:
+    def find_object(self, name: str) -> Content | None:
         """Give an object, or None."""
 
     def temporary(self, name: str) -> str:
@@ -134,8 +134,8 @@ class Shelf(Protocol):
 
 
 def serve(
-    words: Words,
-    shelf: Shelf,
+    words: AuthenticatedLines,
+    shelf: ObjectProvider,
     objection: Callable[[dict[str, Any]], str] = lambda _request: "",
     *,
     follow: bool = False,
@@ -166,37 +166,37 @@ def serve(
                     return
                 refusal = objection(request)
                 if refusal:
-                    words.say({"refused": refusal})
+                    words.send({"refused": refusal})
                 elif "get" in request:
-                    content = shelf.find(str(request["get"]))
+                    content = shelf.find_object(str(request["get"]))
                     _send(words, content, prove=bool(request.get("prove")), follow=follow)
                 else:
                     _receive_put(words, shelf, request)
-            except Altered as error:
+            except ChecksumMismatch as error:
                 with contextlib.suppress(OSError):
-                    words.say({"altered": str(error)})
+                    words.send({"altered": str(error)})
                 return
-            except handshake.Refused:
+            except handshake.HandshakeRejected:
                 raise
             except (OSError, ValueError, KeyError):
                 return
             if refusal:
-                raise handshake.Refused(refusal)
+                raise handshake.HandshakeRejected(refusal)
 
 
-def _next_request(words: Words) -> dict[str, Any] | None:
+def _next_request(words: AuthenticatedLines) -> dict[str, Any] | None:
     sock = words.sock
     sock.settimeout(IDLE_S)
     if not sock.recv(1, socket.MSG_PEEK):
         return None
-    request = words.hear(time.monotonic() + STALL_S)
+    request = words.receive(time.monotonic() + STALL_S)
     sock.settimeout(STALL_S)
     return request
 
 
-def _send(words: Words, content: Content | None, *, prove: bool, follow: bool) -> None:
+def _send(words: AuthenticatedLines, content: Content | None, *, prove: bool, follow: bool) -> None:
     if content is None:
-        words.say({"gone": "it is not there any more: it was changed or removed"})
+        words.send({"gone": "it is not there any more: it was changed or removed"})
     elif isinstance(content, bytes):
         _send_bytes(words, content, {})
     elif os.path.isdir(content):
@@ -205,7 +205,7 @@ def _send(words: Words, content: Content | None, *, prove: bool, follow: bool) -
         try:
             file = open(content, "rb")  # noqa: SIM115 - closed below
         except FileNotFoundError:
-            words.say({"gone": "it is not there any more: it was changed or removed"})
+            words.send({"gone": "it is not there any more: it was changed or removed"})
             return
         with file:
             about = os.fstat(file.fileno())
@@ -213,19 +213,23 @@ def _send(words: Words, content: Content | None, *, prove: bool, follow: bool) -
             if about.st_size <= INLINE_LIMIT:
                 _send_bytes(words, file.read(), mode)
             else:
-                proof = {"digest": digests.Follower(file.fileno()).digest(about.st_size)} if prove else {}
-                words.say({"size": about.st_size, "directory": False, **mode, **proof})
+                proof = (
+                    {"digest": digests.IncrementalHasher(file.fileno()).digest(about.st_size)}
+                    if prove
+                    else {}
+                )
+                words.send({"size": about.st_size, "directory": False, **mode, **proof})
                 _send_file(words.sock, file, about.st_size)
 
 
-def _send_bytes(words: Words, content: bytes, more: dict[str, Any]) -> None:
-    head = {"size": len(content), "directory": False, "digest": digests.of(content), **more}
-    words.say(head)
+def _send_bytes(words: AuthenticatedLines, content: bytes, more: dict[str, Any]) -> None:
+    head = {"size": len(content), "directory": False, "digest": digests.digest_bytes(content), **more}
+    words.send(head)
     words.sock.sendall(content)
 
 
 def _send_file(sock: socket.socket, file: BinaryIO, size: int) -> None:
-    _block(sock)
+    _set_kernel_timeouts(sock)
     sent = 0
     while sent < size:
         try:
@@ -239,7 +243,7 @@ def _send_file(sock: socket.socket, file: BinaryIO, size: int) -> None:
         sent += more
 
 
-def _block(sock: socket.socket) -> None:
+def _set_kernel_timeouts(sock: socket.socket) -> None:
     """Have calls wait in the kernel, for a bounded time, which costs less than asking before each whether it would wait."""
     limit = struct.pack("ll", int(STALL_S), int(STALL_S % 1 * 1e6))
     sock.settimeout(None)
@@ -247,15 +251,15 @@ def _block(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
-def _send_directory(words: Words, folder: str, *, follow: bool) -> None:
+def _send_directory(words: AuthenticatedLines, folder: str, *, follow: bool) -> None:
     # what is to be followed is the user's own, who wants nothing in it; a cache is where there is room
     with tempfile.TemporaryFile(dir=None if follow else os.path.dirname(folder)) as packed:
-        size, digest = _pack(folder, packed, follow=follow)
-        words.say({"size": size, "directory": True, "digest": digest})
+        size, digest = _tar(folder, packed, follow=follow)
+        words.send({"size": size, "directory": True, "digest": digest})
         _send_file(words.sock, packed, size)
 
 
-def _pack(folder: str, packed: BinaryIO, *, follow: bool = False) -> Received:
+def _tar(folder: str, packed: BinaryIO, *, follow: bool = False) -> ReceivedObject:
     import tarfile  # seldom needed, and long to import
 
     with tarfile.open(fileobj=packed, mode="w") as archive:
@@ -270,7 +274,7 @@ def _pack(folder: str, packed: BinaryIO, *, follow: bool = False) -> Received:
     size = packed.tell()
     packed.seek(0)
     packed.flush()
-    return Received(size, digests.Follower(packed.fileno()).digest(size))
+    return ReceivedObject(size, digests.IncrementalHasher(packed.fileno()).digest(size))
 
 
 def _member(name: str, about: os.stat_result, link: Union[str, None] = None) -> tarfile.TarInfo:
@@ -288,17 +292,17 @@ def _member(name: str, about: os.stat_result, link: Union[str, None] = None) -> 
     return member
 
 
-def _receive_put(words: Words, shelf: Shelf, request: dict[str, Any]) -> None:
+def _receive_put(words: AuthenticatedLines, shelf: ObjectProvider, request: dict[str, Any]) -> None:
     name, size = str(request["put"]), int(request["size"])
     path = shelf.temporary(name)
     directory, expected = bool(request.get("directory")), str(request.get("digest", ""))
     try:
         digest = receive_content(words.sock, size, directory, path, request.get("mode"), expected)
     except BaseException:
-        remove(path)
+        remove_tree(path)
         raise
     shelf.store(name, path, digest)
-    words.say({"stored": size})
+    words.send({"stored": size})
 
 
 def receive_content(
@@ -326,7 +330,7 @@ def receive_content(
 
         with tempfile.TemporaryFile(dir=os.path.dirname(path)) as packed:
             digest = _receive_bytes(sock, size, packed.fileno())
-            _compare(digest, expected)
+            _check_digest(digest, expected)
             packed.seek(0)
             os.mkdir(path)
             try:
@@ -338,7 +342,7 @@ def receive_content(
         return digest
     with open(path, "w+b", buffering=0) as file:
         digest = _receive_bytes(sock, size, file.fileno())
-    _compare(digest, expected)
+    _check_digest(digest, expected)
     _set_mode(path, mode)
     return digest
 
@@ -349,13 +353,13 @@ def _set_mode(path: str, mode: Union[int, None]) -> None:
         os.chmod(path, 0o644 if mode is None else mode & 0o777 | 0o400)
 
 
-def _receive_unproven(
+def _receive_unverified(
     sock: socket.socket, size: int, path: str, mode: Union[int, None], expected: str
-) -> Proof:
+) -> PendingVerification:
     """Receive a file whose digest is compared later."""
-    proof = Proof(open(path, "w+b", buffering=0), size, expected)  # noqa: SIM115 - closed with the proof
+    proof = PendingVerification(open(path, "w+b", buffering=0), size, expected)  # noqa: SIM115 - closed with the proof
     try:
-        _bring(sock, size, proof.file.fileno(), proof.follow)
+        _receive_to_file(sock, size, proof.file.fileno(), proof.advance)
         _set_mode(path, mode)
     except BaseException:
         proof.close()
@@ -363,25 +367,25 @@ def _receive_unproven(
     return proof
 
 
-def _compare(digest: str, expected: str) -> None:
+def _check_digest(digest: str, expected: str) -> None:
     if expected and digest != expected:
         msg = f"what came was altered: its digest is {digest}, it should be {expected}"
-        raise Altered(msg)
+        raise ChecksumMismatch(msg)
 
 
 def _receive_bytes(sock: socket.socket, size: int, file: int) -> str:
     if size < 0:
         msg = f"an object of {size} bytes"
         raise ValueError(msg)
-    with contextlib.closing(digests.Follower(file)) as follower:
-        _bring(sock, size, file, follower.follow)
+    with contextlib.closing(digests.IncrementalHasher(file)) as follower:
+        _receive_to_file(sock, size, file, follower.advance)
         return follower.digest(size)
 
 
-def _bring(sock: socket.socket, size: int, file: int, follow: Callable[[int], None]) -> None:
+def _receive_to_file(sock: socket.socket, size: int, file: int, follow: Callable[[int], None]) -> None:
     """Have bytes go from a socket to a file; say each time how many are there."""
-    _block(sock)
-    bring = _splice if size > CHUNK and hasattr(os, "splice") else _copy
+    _set_kernel_timeouts(sock)
+    bring = _receive_by_splice if size > CHUNK and hasattr(os, "splice") else _receive_by_copy
     left = size
     try:
         for came in bring(sock, size, file):
@@ -395,7 +399,7 @@ def _bring(sock: socket.socket, size: int, file: int, follow: Callable[[int], No
         raise ConnectionError(msg)
 
 
-def _copy(sock: socket.socket, size: int, file: int) -> Iterator[int]:
+def _receive_by_copy(sock: socket.socket, size: int, file: int) -> Iterator[int]:
     """Bring bytes from a socket to a file; say each time how many."""
     view, left = memoryview(bytearray(min(CHUNK, size))), size
     while left and (got := sock.recv_into(view[:left])):
@@ -404,7 +408,7 @@ def _copy(sock: socket.socket, size: int, file: int) -> Iterator[int]:
         yield got
 
 
-def _splice(sock: socket.socket, size: int, file: int) -> Iterator[int]:
+def _receive_by_splice(sock: socket.socket, size: int, file: int) -> Iterator[int]:
     """As `_copy`, within the kernel."""
     outlet, inlet = os.pipe()
     try:
@@ -414,7 +418,7 @@ def _splice(sock: socket.socket, size: int, file: int) -> Iterator[int]:
             pass
         left = size
         while left and (got := os.splice(sock.fileno(), inlet, min(left, CHUNK))):
-            _empty(outlet, file, got)
+            _drain_pipe(outlet, file, got)
             left -= got
             yield got
     finally:
@@ -422,7 +426,7 @@ def _splice(sock: socket.socket, size: int, file: int) -> Iterator[int]:
         os.close(outlet)
 
 
-def _empty(outlet: int, file: int, size: int) -> None:
+def _drain_pipe(outlet: int, file: int, size: int) -> None:
     """Have what is in a pipe go to a file."""
     while size:
         try:
@@ -480,7 +484,7 @@ def unpack_safely(archive: tarfile.TarFile, folder: str) -> None:
         os.utime(place, (trees.SINGLE_FILE_TIME_S, trees.SINGLE_FILE_TIME_S))
 
 
-def remove(path: str) -> None:
+def remove_tree(path: str) -> None:
     """Remove a file or a tree, whether or not it is there, also where a task has made parts of it unreadable."""
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, ignore_errors=True)
@@ -507,7 +511,7 @@ def _open_folders(path: str) -> None:
             pass
 
 
-class Client:
+class TransferClient:
     """One bulk connection to another end; closed by the first error.
 
     Parameters
@@ -523,7 +527,7 @@ class Client:
     """
 
     def __init__(
-        self, host: str, port: int, secret: bytes, cover: Union[Cover, None] = None, **greeting: Any
+        self, host: str, port: int, secret: bytes, cover: Union[TlsWrapper, None] = None, **greeting: Any
     ) -> None:
         try:
             self.sock = socket.create_connection((host, port), timeout=CONNECT_S)
@@ -533,14 +537,14 @@ class Client:
         try:
             if cover is not None:
                 self.sock = cover(self.sock)
-            key = handshake.dial(self.sock, secret, "bulk", **greeting)
+            key = handshake.connect(self.sock, secret, "bulk", **greeting)
         except BaseException:
             self.sock.close()
             raise
-        self._words = Words(self.sock, key, "client")
+        self._words = AuthenticatedLines(self.sock, key, "client")
         self.sock.settimeout(STALL_S)
 
-    def get(self, name: str, path: str, expected: str = "") -> Received:
+    def get(self, name: str, path: str, expected: str = "") -> ReceivedObject:
         """Fetch an object into ``path``, and compare it.
 
         Parameters
@@ -557,20 +561,20 @@ class Client:
         OSError, ValueError
             The connection broke, or what came makes no sense; ``path`` may hold a part.
         """
-        received, proof = self.bring(name, path, expected)
+        received, proof = self.get_unverified(name, path, expected)
         if proof is not None:
             with contextlib.closing(proof):
-                proof.compare()
+                proof.verify()
         return received
 
-    def bring(
+    def get_unverified(
         self,
         name: str,
         path: str,
         expected: str = "",
         fits: Callable[[int], None] = lambda _size: None,
         **ticket: Any,
-    ) -> tuple[Received, Union[Proof, None]]:
+    ) -> tuple[ReceivedObject, Union[PendingVerification, None]]:
         """As `get`, with what else the request shall say, but leave it to the caller to compare a large file whose digest is known.
 
         Parameters
@@ -578,13 +582,13 @@ class Client:
         fits
             Called with the size that a directory is announced with, which nobody knew before; raises if there is no room for it.
         """
-        self._words.say({"get": name, **({} if expected else {"prove": True}), **ticket})
-        answer = self._words.hear(time.monotonic() + STALL_S)
+        self._words.send({"get": name, **({} if expected else {"prove": True}), **ticket})
+        answer = self._words.receive(time.monotonic() + STALL_S)
         self.sock.settimeout(STALL_S)
         if "refused" in answer:
-            raise handshake.Refused(handshake.printable(answer["refused"]))
+            raise handshake.HandshakeRejected(handshake.printable(answer["refused"]))
         if "gone" in answer:
-            raise Gone(str(answer["gone"]))
+            raise ObjectNotFound(str(answer["gone"]))
         size, directory, mode = answer.get("size"), bool(answer.get("directory")), answer.get("mode")
         if not isinstance(size, int) or not isinstance(mode, (int, type(None))):
             msg = f"an answer that makes no sense: {str(answer)[:200]}"
@@ -595,8 +599,8 @@ class Client:
         if directory or not expected:
             expected = str(answer.get("digest", ""))
         if later:
-            return Received(size, expected), _receive_unproven(self.sock, size, path, mode, expected)
-        return Received(size, receive_content(self.sock, size, directory, path, mode, expected)), None
+            return ReceivedObject(size, expected), _receive_unverified(self.sock, size, path, mode, expected)
+        return ReceivedObject(size, receive_content(self.sock, size, directory, path, mode, expected)), None
 
     def put(self, name: str, content: Content, digest: str = "") -> None:
         """Bring an object to the other end; returns when it has all of it.
@@ -614,40 +618,40 @@ class Client:
             The connection broke, or the other end could not keep it.
         """
         if isinstance(content, bytes):
-            head = {"put": name, "size": len(content), "digest": digests.of(content)}
-            self._words.say(head)
+            head = {"put": name, "size": len(content), "digest": digests.digest_bytes(content)}
+            self._words.send(head)
             self.sock.sendall(content)
         elif os.path.isdir(content):
             with tempfile.TemporaryFile(dir=os.path.dirname(content)) as packed:
-                size, digest = _pack(content, packed)
-                self._words.say({"put": name, "size": size, "directory": True, "digest": digest})
+                size, digest = _tar(content, packed)
+                self._words.send({"put": name, "size": size, "directory": True, "digest": digest})
                 _send_file(self.sock, packed, size)
         else:
             with open(content, "rb") as file:
                 about = os.fstat(file.fileno())
-                digest = digest or digests.Follower(file.fileno()).digest(about.st_size)
+                digest = digest or digests.IncrementalHasher(file.fileno()).digest(about.st_size)
                 head = {"put": name, "size": about.st_size, "mode": about.st_mode & 0o777, "digest": digest}
-                self._words.say(head)
+                self._words.send(head)
                 _send_file(self.sock, file, about.st_size)
-        answer = self._words.hear(time.monotonic() + STALL_S)
+        answer = self._words.receive(time.monotonic() + STALL_S)
         self.sock.settimeout(STALL_S)
         if "refused" in answer:
-            raise handshake.Refused(handshake.printable(answer["refused"]))
+            raise handshake.HandshakeRejected(handshake.printable(answer["refused"]))
         if "altered" in answer:
-            raise Altered(str(answer["altered"]))
+            raise ChecksumMismatch(str(answer["altered"]))
 
     def close(self) -> None:
         """Close the connection."""
         self.sock.close()
 
 
-def most_strangers(most: int = STRANGERS) -> int:
+def max_unauthenticated(most: int = MAX_UNAUTHENTICATED) -> int:
     """Give how many strangers may be here at once without taking the descriptors that others need."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return most if limit == resource.RLIM_INFINITY else max(1, min(most, limit // SHARE))
+    return most if limit == resource.RLIM_INFINITY else max(1, min(most, limit // UNAUTHENTICATED_FD_DIVISOR))
 
 
-class Door:
+class AuthenticatingListener:
     """A listening socket whose connections prove the secret, each in a thread of its own, before they count.
 
     Parameters
@@ -676,21 +680,25 @@ class Door:
         secret: Callable[[dict[str, Any]], bytes],
         welcome: Callable[[socket.socket, dict[str, Any], str], None],
         refused: Callable[[str, str], None],
-        most: int = STRANGERS,
-        cover: Union[Cover, None] = None,
+        most: int = MAX_UNAUTHENTICATED,
+        cover: Union[TlsWrapper, None] = None,
         name: str = "",
     ) -> None:
         self._cover, self._name = cover, name
         self._listener, self._secret, self._welcome, self._refused = listener, secret, welcome, refused
-        self._most = most_strangers(most)
-        self._patience_s = PATIENCE_S * self._most / most  # fewer places: then nobody waits longer for one
-        self._strangers: dict[socket.socket, float] = {}  # since when they are here, the first of them first
+        self._most = max_unauthenticated(most)
+        self._handshake_grace_s = (
+            HANDSHAKE_GRACE_S * self._most / most
+        )  # fewer places: then nobody waits longer for one
+        self._unauthenticated: dict[
+            socket.socket, float
+        ] = {}  # since when they are here, the first of them first
         self._evicted: set[socket.socket] = set()
         self._open: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
-        self._told: list[float] = []  # when the last refusals were said
-        self._untold = 0
+        self._recent_refusals: list[float] = []  # when the last refusals were said
+        self._suppressed_refusals = 0
         self._closing = False
         self._quiet_until = 0.0
         self._thread = threading.Thread(target=self._accept, name="vine-door", daemon=True)
@@ -702,44 +710,47 @@ class Door:
                 sock, address = self._listener.accept()
             except OSError as error:
                 if not self._closing:  # such as too many open files: that may pass
-                    self._cannot_accept(error)
+                    self._log_accept_error(error)
                 continue
             guest = threading.Thread(
-                target=self._receive, args=(sock, plain(str(address[0]))), name="vine-guest", daemon=True
+                target=self._authenticate,
+                args=(sock, canonical_address(str(address[0]))),
+                name="vine-guest",
+                daemon=True,
             )
             with self._room:
-                self._make_room()
+                self._evict_slow_connection()
                 if self._closing:
                     sock.close()
                     return
-                self._open[sock], self._strangers[sock] = guest, time.monotonic()
+                self._open[sock], self._unauthenticated[sock] = guest, time.monotonic()
                 try:
                     guest.start()
                 except RuntimeError as error:  # no more threads: that may pass
-                    del self._open[sock], self._strangers[sock]
+                    del self._open[sock], self._unauthenticated[sock]
                     sock.close()
-                    self._cannot_accept(OSError(errno.EAGAIN, str(error)))
+                    self._log_accept_error(OSError(errno.EAGAIN, str(error)))
 
-    def _make_room(self) -> None:
+    def _evict_slow_connection(self) -> None:
         """Wait until there is a place for one more; if that takes long, who has had one for longest goes."""
-        while len(self._strangers) >= self._most and not self._closing:
-            oldest, since = next(iter(self._strangers.items()))
-            patience = since + self._patience_s - time.monotonic()
+        while len(self._unauthenticated) >= self._most and not self._closing:
+            oldest, since = next(iter(self._unauthenticated.items()))
+            patience = since + self._handshake_grace_s - time.monotonic()
             if patience > 0:
                 self._room.wait(patience)
                 continue
-            del self._strangers[oldest]
+            del self._unauthenticated[oldest]
             self._evicted.add(oldest)
             try:
                 oldest.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
 
-    def _cannot_accept(self, error: OSError) -> None:
+    def _log_accept_error(self, error: OSError) -> None:
         """Say why, but not again and again, and have those who knock wait."""
         now = time.monotonic()
         if now >= self._quiet_until:
-            self._quiet_until = now + QUIET_S
+            self._quiet_until = now + LOG_INTERVAL_S
             reason = str(error)
             if error.errno == errno.EMFILE:
                 limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -750,27 +761,27 @@ class Door:
             self._refused("somebody", reason)
         time.sleep(0.1)
 
-    def _refuse(self, address: str, reason: str) -> None:
+    def _log_refusal(self, address: str, reason: str) -> None:
         """Say that somebody was refused; where there are many they are only counted, so that nobody fills a disk with what is said of him."""
         now = time.monotonic()
         with self._lock:
-            self._told = [at for at in self._told if now - at < QUIET_S]
-            if len(self._told) >= REFUSALS:
-                self._untold += 1
-                if self._untold > 1:
+            self._recent_refusals = [at for at in self._recent_refusals if now - at < LOG_INTERVAL_S]
+            if len(self._recent_refusals) >= MAX_LOGGED_REFUSALS:
+                self._suppressed_refusals += 1
+                if self._suppressed_refusals > 1:
                     return
                 address, reason = (
                     "many",
-                    f"{REFUSALS} have been refused in {QUIET_S:.0f} s; further ones are counted",
+                    f"{MAX_LOGGED_REFUSALS} have been refused in {LOG_INTERVAL_S:.0f} s; further ones are counted",
                 )
             else:
-                self._told.append(now)
-                if self._untold:
-                    reason += f" (and {self._untold} others before)"
-                    self._untold = 0
+                self._recent_refusals.append(now)
+                if self._suppressed_refusals:
+                    reason += f" (and {self._suppressed_refusals} others before)"
+                    self._suppressed_refusals = 0
         self._refused(address, reason)
 
-    def _receive(self, outer: socket.socket, address: str) -> None:
+    def _authenticate(self, outer: socket.socket, address: str) -> None:
         sock = outer
         try:
             try:
@@ -778,10 +789,10 @@ class Door:
                 if self._cover is not None:
                     sock = self._cover(sock)
                 greeting = handshake.serve(sock, self._secret, self._name)
-                greeting["here"] = plain(str(outer.getsockname()[0]))
+                greeting["here"] = canonical_address(str(outer.getsockname()[0]))
             finally:
                 with self._room:  # who has proved the secret takes no place from those who still have to
-                    self._strangers.pop(outer, None)
+                    self._unauthenticated.pop(outer, None)
                     self._room.notify()
             self._welcome(sock, greeting, address)
         except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes lead to is the stranger's problem
@@ -789,8 +800,8 @@ class Door:
             if not self._closing:
                 reason = str(error) or type(error).__name__
                 if outer in self._evicted:
-                    reason = f"it has said too little for {self._patience_s:.2g} s, and others were waiting for its place"
-                self._refuse(address, reason)
+                    reason = f"it has said too little for {self._handshake_grace_s:.2g} s, and others were waiting for its place"
+                self._log_refusal(address, reason)
         finally:
             with self._lock:
                 del self._open[outer]

@@ -42,12 +42,12 @@ def parse_servers(text: str) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def configured(given: str = "") -> str:
+def configured_servers(given: str = "") -> str:
     """Which servers there are: as given, or as the variable CATALOG_HOST says, or none."""
     return given or os.environ.get("CATALOG_HOST", "")
 
 
-class Catalog:
+class CatalogClient:
     """Some servers that know the same.
 
     Parameters
@@ -60,7 +60,7 @@ class Catalog:
         self.servers = servers
         self._down: dict[tuple[str, int], float] = {}  # since when
 
-    def ask(self) -> list[Any]:
+    def query(self) -> list[Any]:
         """Ask for all managers: the first server that answers; those that did not the last time come last.
 
         Raises
@@ -84,7 +84,7 @@ class Catalog:
         msg = f"no catalog answers: {'; '.join(problems)}"
         raise ConnectionError(msg)
 
-    def tell(self, record: Mapping[str, Any], timeout_s: float = ASK_S) -> None:
+    def report(self, record: Mapping[str, Any], timeout_s: float = ASK_S) -> None:
         """Report to all of them.
 
         Raises

@@ -11,7 +11,7 @@ from vinecore.protocol.frames import Dumps, FrameReader, Loads, ProtocolError, e
 from vinecore.protocol.messages import Message
 
 if TYPE_CHECKING:
-    from vinecore.protocol.seals import Seal
+    from vinecore.protocol.seals import MessageAuthenticator
 
 PROTOCOL_ERROR = "protocol error"
 """How the reason begins for which a connection has ended on which something impossible was said."""
@@ -20,7 +20,7 @@ PROTOCOL_ERROR = "protocol error"
 MOST_REASON = 500
 
 
-class Channel(asyncio.Protocol):
+class MessageChannel(asyncio.Protocol):
     """Sends and receives messages over one stream.
 
     Parameters
@@ -46,7 +46,7 @@ class Channel(asyncio.Protocol):
         lost: Callable[[str], None],
         dumps: Dumps = json_dumps,
         loads: Loads = json.loads,
-        seals: tuple[Union[Seal, None], Union[Seal, None]] = (None, None),
+        seals: tuple[Union[MessageAuthenticator, None], Union[MessageAuthenticator, None]] = (None, None),
         unsent: Union[Callable[[Message, str], None], None] = None,
     ) -> None:
         self._seal, theirs = seals
@@ -84,13 +84,13 @@ class Channel(asyncio.Protocol):
     def send(self, message: Message) -> None:
         """Queue a message; it leaves at the end of this turn of the loop."""
         self._outgoing.append(message)
-        self.push()
+        self.flush_soon()
 
-    def send_along(self, message: Message) -> None:
+    def send_lazily(self, message: Message) -> None:
         """Queue a message that nobody waits for; it leaves with the next one, or with `push`."""
         self._outgoing.append(message)
 
-    def push(self) -> None:
+    def flush_soon(self) -> None:
         """Have everything that is queued leave at the end of this turn of the loop."""
         if self._outgoing and not self._leaving and self._loop is not None:
             self._leaving = True
@@ -119,7 +119,7 @@ class Channel(asyncio.Protocol):
                 )
             return
         if self._seal is not None:
-            parts.append(self._seal.make(parts))
+            parts.append(self._seal.sign(parts))
         self._transport.write(b"".join(parts))
 
     def close(self, reason: str = "closed") -> None:

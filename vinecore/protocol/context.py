@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-variables: dict[str, Any] = {}
+context_variables: dict[str, Any] = {}
 MISSING = object()
 registered: dict[str, dict[Any, Any]] = {}
 """What was in registries of packages before something of the program's was put there, by kind; `MISSING` where there was nothing."""

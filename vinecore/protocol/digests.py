@@ -18,11 +18,11 @@ import zlib
 from queue import SimpleQueue
 from typing import Optional, Union
 
-PIECE = 1 << 18
+CHUNK_BYTES = 1 << 18
 """What is looked at at once: so little that it is still in the processor's cache."""
-LUMP = 1 << 24
+MIN_BACKGROUND_BYTES = 1 << 24
 """What is handed to the thread at once, because to wake it is dear; objects below this size need none."""
-TRANSFER = 2
+TRANSFER_CPUS = 2
 """Processors that a transfer between two workers takes if they share a machine."""
 
 Bytes = Union[bytes, bytearray, memoryview]
@@ -42,25 +42,25 @@ class Digest:
         return f"{self._value:08x}"
 
 
-def beside() -> bool:
+def cpu_to_spare() -> bool:
     """Whether there are processors to spare for a digest while a transfer takes those of its sender and its receiver."""
-    return len(os.sched_getaffinity(0)) > TRANSFER if hasattr(os, "sched_getaffinity") else True
+    return len(os.sched_getaffinity(0)) > TRANSFER_CPUS if hasattr(os, "sched_getaffinity") else True
 
 
-def of(data: Bytes) -> str:
+def digest_bytes(data: Bytes) -> str:
     """The digest of some bytes."""
     digest = Digest()
     digest.update(data)
     return str(digest)
 
 
-def of_file(path: str) -> str:
+def digest_file(path: str) -> str:
     """The digest of a file's content."""
     with open(path, "rb", buffering=0) as file:
-        return Follower(file.fileno()).digest(os.fstat(file.fileno()).st_size)
+        return IncrementalHasher(file.fileno()).digest(os.fstat(file.fileno()).st_size)
 
 
-class Follower:
+class IncrementalHasher:
     """Computes the digest of a file while it is written.
 
     Parameters
@@ -71,15 +71,15 @@ class Follower:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._digest = descriptor, Digest()
-        self._piece = memoryview(bytearray(PIECE))
+        self._piece = memoryview(bytearray(CHUNK_BYTES))
         self._told = self._done = 0
         self._ends: SimpleQueue[Optional[int]] = SimpleQueue()
         self._thread: Optional[threading.Thread] = None
         self._error: Optional[OSError] = None
 
-    def follow(self, end: int) -> None:
+    def advance(self, end: int) -> None:
         """Say how much of the file is written."""
-        if end - self._told >= LUMP:
+        if end - self._told >= MIN_BACKGROUND_BYTES:
             self._told = end
             self._ends.put(end)
             if self._thread is None:

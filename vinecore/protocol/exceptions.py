@@ -57,7 +57,7 @@ class Absent:
         return self._text
 
 
-def note(error: BaseException, text: str) -> None:
+def add_note(error: BaseException, text: str) -> None:
     """Add a line to what is shown with an exception, if it takes one."""
     try:  # Python 3.10 shows no notes, but keeps them for who looks
         _set(error, "__notes__", [*getattr(error, "__notes__", ()), text])

@@ -7,16 +7,16 @@ import time
 from typing import Any
 
 from vinecore.protocol import catalog, registry
-from vinecore.protocol.records import Found, parse, parse_pattern
+from vinecore.protocol.records import DiscoveredManager, parse_pattern, parse_record
 
-ASK_AGAIN_S = (8.0, 16.0)
+CATALOG_INTERVAL_S = (8.0, 16.0)
 """A catalog is not asked again before; drawn, so that a thousand workers do not ask together."""
 
 
 MOST = 1000
 
 
-class Finder:
+class ManagerFinder:
     """Looks for managers.
 
     Parameters
@@ -43,16 +43,16 @@ class Finder:
         self.pattern, self.folder, self.servers = pattern, folder, servers
         self.problem = ""
         self._pattern = parse_pattern(pattern)
-        self._catalog = catalog.Catalog(servers) if servers else None
-        self._known: list[Found] = []  # what the catalog has said
+        self._catalog = catalog.CatalogClient(servers) if servers else None
+        self._known: list[DiscoveredManager] = []  # what the catalog has said
         self._ask_at = 0.0
         self._trouble = ""
 
-    def suits(self, name: Any) -> bool:
+    def matches(self, name: Any) -> bool:
         """Whether a manager that is called so is one that is looked for."""
         return isinstance(name, str) and self._pattern.fullmatch(name) is not None
 
-    def look(self) -> list[Found]:
+    def find(self) -> list[DiscoveredManager]:
         """Give those that seem to be there: first those with something to do, otherwise in no order. May take some seconds."""
         problems, records = [], []
         try:
@@ -60,16 +60,16 @@ class Finder:
         except OSError as error:
             problems.append(f"the registry {self.folder} cannot be read: {error.strerror}")
         if self._catalog is not None and time.monotonic() >= self._ask_at:
-            self._ask_at = time.monotonic() + random.uniform(*ASK_AGAIN_S)  # noqa: S311 - no secret
+            self._ask_at = time.monotonic() + random.uniform(*CATALOG_INTERVAL_S)  # noqa: S311 - no secret
             try:
-                self._known, self._trouble = self._among(self._catalog.ask()), ""
+                self._known, self._trouble = self._filter(self._catalog.query()), ""
             except OSError as error:
                 self._known, self._trouble = [], str(error)
         if self._trouble:
             problems.append(self._trouble)
         self.problem = "; ".join(problems)
-        found: dict[str, Found] = {}
-        for one in [*self._among(records), *self._known]:
+        found: dict[str, DiscoveredManager] = {}
+        for one in [*self._filter(records), *self._known]:
             before = found.get(one.key, one)
             both = dict.fromkeys(before.addresses + one.addresses)
             found[one.key] = before._replace(addresses=tuple(both))
@@ -77,11 +77,13 @@ class Finder:
         random.shuffle(chosen)
         return sorted(chosen, key=lambda one: not one.waiting)
 
-    def _among(self, records: list[Any]) -> list[Found]:
-        return [one for one in map(parse, records) if one is not None and self.suits(one.name)][:MOST]
+    def _filter(self, records: list[Any]) -> list[DiscoveredManager]:
+        return [one for one in map(parse_record, records) if one is not None and self.matches(one.name)][
+            :MOST
+        ]
 
     @property
-    def where(self) -> str:
+    def description(self) -> str:
         """Where is looked, in words."""
         places = [f"in {self.folder}"]
         if self.servers:

@@ -35,7 +35,7 @@ def make(prefix: str, parent: Optional[str] = None) -> str:
         os.rename(path + ".new", path)  # with its lock, so nobody sees it without
     except OSError:  # a file system without locks: then nobody but this process removes it
         os.close(lock)
-        bulk.remove(path + ".new")
+        bulk.remove_tree(path + ".new")
     else:
         _locks[folder] = lock
     return folder
@@ -43,7 +43,7 @@ def make(prefix: str, parent: Optional[str] = None) -> str:
 
 def remove(folder: str) -> None:
     """Remove a folder that was made here."""
-    bulk.remove(folder)
+    bulk.remove_tree(folder)
     lock = _locks.pop(folder, None)
     if lock is not None:
         os.close(lock)
@@ -92,8 +92,8 @@ def _remove_if_abandoned(path: str) -> None:
             return  # its worker is about to end, too
         for one in inner:  # what says whose it is last: if this ends in the middle, the next one goes on
             if os.path.basename(one) != OWNER:
-                bulk.remove(one)
-        bulk.remove(path)
+                bulk.remove_tree(one)
+        bulk.remove_tree(path)
     finally:
         os.close(lock)
 
@@ -132,7 +132,7 @@ def point(link: str, folder: str) -> str:
     if not link:
         return folder
     try:
-        bulk.remove(link)
+        bulk.remove_tree(link)
         os.symlink(folder, link)
     except OSError:
         return folder

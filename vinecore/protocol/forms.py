@@ -11,10 +11,10 @@ import functools
 import typing
 from typing import Any, Callable, cast
 
-MOST = 1 << 62
+MAX_INTEGER = 1 << 62
 """No amount is larger: bytes, seconds, numbers of tasks."""
 
-MANY = 1 << 16
+MAX_MACHINE_AMOUNT = 1 << 16
 """No machine has more cores, and no library more slots."""
 
 Form = Callable[[Any], bool]
@@ -22,20 +22,20 @@ Form = Callable[[Any], bool]
 
 def number(value: Any) -> bool:
     """A number that is finite, and no truth value."""
-    return type(value) in (int, float) and -MOST < value < MOST
+    return type(value) in (int, float) and -MAX_INTEGER < value < MAX_INTEGER
 
 
-def whole(value: Any) -> bool:
+def integer(value: Any) -> bool:
     """A whole number."""
-    return type(value) is int and -MOST < value < MOST
+    return type(value) is int and -MAX_INTEGER < value < MAX_INTEGER
 
 
-def some(value: Any) -> bool:
+def machine_amount(value: Any) -> bool:
     """So many as one machine may have of something."""
-    return type(value) is int and 0 <= value <= MANY
+    return type(value) is int and 0 <= value <= MAX_MACHINE_AMOUNT
 
 
-def text(value: Any) -> bool:
+def writable_text(value: Any) -> bool:
     """A text that can be written to a file."""
     return type(value) is str and (value.isascii() or is_unicode(value))
 
@@ -49,17 +49,17 @@ def is_unicode(value: str) -> bool:
     return True
 
 
-def truth(value: Any) -> bool:
+def boolean(value: Any) -> bool:
     """True or False."""
     return type(value) is bool
 
 
-def raw(value: Any) -> bool:
+def bytes_(value: Any) -> bool:
     """Bytes."""
     return type(value) is bytes
 
 
-def anything(_value: Any) -> bool:
+def any_json(_value: Any) -> bool:
     """Whatever JSON can say."""
     return True
 
@@ -76,10 +76,12 @@ def list_of(form: Form) -> Form:
 
 def dict_of(form: Form) -> Form:
     """An object whose values are these."""
-    return lambda value: type(value) is dict and all(map(text, value)) and all(map(form, value.values()))
+    return lambda value: (
+        type(value) is dict and all(map(writable_text, value)) and all(map(form, value.values()))
+    )
 
 
-def row_of(*forms: Form) -> Form:
+def fixed_list(*forms: Form) -> Form:
     """A list of as many fields, each of its own form."""
 
     def check(value: Any) -> bool:
@@ -92,52 +94,65 @@ def row_of(*forms: Form) -> Form:
     return check
 
 
-def record(**known: Form) -> Form:
+def partial_object(**known: Form) -> Form:
     """An object in which these, where they are there, are what they should be; nobody reckons with what else is in it."""
 
     def check(value: Any) -> bool:
-        return type(value) is dict and all(known.get(name, anything)(value[name]) for name in value)
+        return type(value) is dict and all(known.get(name, any_json)(value[name]) for name in value)
 
     return check
 
 
-measured = record(
+measured = partial_object(
     cores=optional(number), memory=optional(number), disk=optional(number), gpus=optional(number)
 )
-info = record(
-    digest=text, digests=dict_of(text), outputs=dict_of(whole), exit_code=whole, measured=optional(measured), wall_s=number, cpu_s=number,
-    note=text, lost=list_of(text), size=whole, room=whole, reason=text, resource=text, log=text, text=text, output=text, modules=list_of(text),
+info = partial_object(
+    digest=writable_text, digests=dict_of(writable_text), outputs=dict_of(integer), exit_code=integer, measured=optional(measured), wall_s=number, cpu_s=number,
+    note=writable_text, lost=list_of(writable_text), size=integer, room=integer, reason=writable_text, resource=writable_text, log=writable_text, text=writable_text, output=writable_text, modules=list_of(writable_text),
 )  # fmt: skip
 """What is known to be in the ``info`` of `Done` and `Failed`."""
-options = record(
-    env=dict_of(optional(text)), command=text, mounts=list_of(row_of(text, text, truth)), outputs=list_of(row_of(text, text, text)), environment=text,
+options = partial_object(
+    env=dict_of(optional(writable_text)), command=writable_text, mounts=list_of(fixed_list(writable_text, writable_text, boolean)), outputs=list_of(fixed_list(writable_text, writable_text, writable_text)), environment=writable_text,
     cores=optional(number), limits=optional(dict_of(optional(number))), allocation=optional(list_of(number)), time_max=optional(number),
-    preload=list_of(text),
+    preload=list_of(writable_text),
 )  # fmt: skip
 """What is known to be in the ``options`` of `Run` and `Library`."""
 
-_BY_NAME: dict[str, Form] = {"info": info, "options": options, "slots": some, "cores": some, "gpus": some}
-_ALIKE = {
-    "Have": ("names", "sizes", "digests"),
-    "Left": ("names", "sizes", "digests"),
-    "Retain": ("names", "digests"),
+_BY_NAME: dict[str, Form] = {
+    "info": info,
+    "options": options,
+    "slots": machine_amount,
+    "cores": machine_amount,
+    "gpus": machine_amount,
+}
+_EQUAL_LENGTH_FIELDS = {
+    "PersistentObjects": ("names", "sizes", "digests"),
+    "OrphanedObjects": ("names", "sizes", "digests"),
+    "RetainObjects": ("names", "digests"),
 }
 """Lists of a kind of messages that belong together."""
-_IN_WORDS: dict[Form, str] = {
-    whole: "type(m[{0}]) is int and -MOST < m[{0}] < MOST",
+_EXPRESSIONS: dict[Form, str] = {
+    integer: "type(m[{0}]) is int and -MOST < m[{0}] < MOST",
     number: "type(m[{0}]) in (float, int) and -MOST < m[{0}] < MOST",
-    text: "type(m[{0}]) is str and (m[{0}].isascii() or is_unicode(m[{0}]))",
-    truth: "type(m[{0}]) is bool",
-    raw: "type(m[{0}]) is bytes",
+    writable_text: "type(m[{0}]) is str and (m[{0}].isascii() or is_unicode(m[{0}]))",
+    boolean: "type(m[{0}]) is bool",
+    bytes_: "type(m[{0}]) is bytes",
     info: "(m[{0}] == {{}} or form_{0}(m[{0}]))",
     options: "(m[{0}] == {{}} or form_{0}(m[{0}]))",
 }
 """What some forms say, as an expression."""
-_PLAIN: dict[Any, Form] = {int: whole, float: number, str: text, bool: truth, bytes: raw, Any: anything}
+_PLAIN: dict[Any, Form] = {
+    int: integer,
+    float: number,
+    str: writable_text,
+    bool: boolean,
+    bytes: bytes_,
+    Any: any_json,
+}
 
 
 @functools.cache
-def of(kind: type) -> Form:
+def validator_for(kind: type) -> Form:
     """Make what tells whether a message of a kind is one.
 
     Parameters
@@ -151,13 +166,13 @@ def of(kind: type) -> Form:
         Takes a message.
     """
     hints: dict[str, Any] = typing.get_type_hints(kind)
-    names: dict[str, Any] = {"MOST": MOST, "is_unicode": is_unicode}
+    names: dict[str, Any] = {"MOST": MAX_INTEGER, "is_unicode": is_unicode}
     conditions = []
     for place, field in enumerate(kind._fields):  # type: ignore[attr-defined]
         form = _BY_NAME.get(field) or _of_hint(hints[field])
         names[f"form_{place}"] = form
-        conditions.append(_IN_WORDS.get(form, "form_{0}(m[{0}])").format(place))
-    first, *others = _ALIKE.get(kind.__name__, ("",))
+        conditions.append(_EXPRESSIONS.get(form, "form_{0}(m[{0}])").format(place))
+    first, *others = _EQUAL_LENGTH_FIELDS.get(kind.__name__, ("",))
     conditions += [f"len(m.{first}) == len(m.{other})" for other in others]
     # one expression for all fields: to call a function for each would take longer than to parse the message
     return cast("Form", eval(f"lambda m: {' and '.join(conditions) or True}", names))  # noqa: S307 - made of what is written above
@@ -172,6 +187,6 @@ def _of_hint(hint: Any) -> Form:
     if origin is dict:
         return dict_of(_of_hint(arguments[1]))
     if origin is tuple:
-        return row_of(*map(_of_hint, arguments))
+        return fixed_list(*map(_of_hint, arguments))
     msg = f"no form for {hint}"
     raise TypeError(msg)

@@ -21,7 +21,7 @@ from vinecore.protocol import forms
 from vinecore.protocol.messages import Message
 
 if TYPE_CHECKING:  # what runs in slots has no use for it
-    from vinecore.protocol.seals import Seal
+    from vinecore.protocol.seals import MessageAuthenticator
 
 LENGTH = struct.Struct(">I")
 MAX_TEXT = 64 * 1024 * 1024
@@ -127,10 +127,12 @@ class FrameReader:
         loads: Loads = json.loads,
         *,
         trusted: bool = False,
-        seal: Union[Seal, None] = None,
+        seal: Union[MessageAuthenticator, None] = None,
     ) -> None:
         kinds = tuple(kinds)
-        self._forms = {kind.__name__: forms.anything if trusted else forms.of(kind) for kind in kinds}
+        self._forms = {
+            kind.__name__: forms.any_json if trusted else forms.validator_for(kind) for kind in kinds
+        }
         self._kinds = {kind.__name__: kind for kind in kinds}
         self._with_payload = {
             kind.__name__ for kind in self._kinds.values() if kind._fields[-1:] == ("payload",)
@@ -215,11 +217,11 @@ class FrameReader:
         self._need = LENGTH.size
         return position if self._seal is None else position + self._seal.size
 
-    def _check(self, seal: Seal, source: Bytes, position: int) -> None:
+    def _check(self, seal: MessageAuthenticator, source: Bytes, position: int) -> None:
         """Look at the seal before anything that was said counts."""
         end = position + self._need
         start = end - seal.size
         payloads = bytes(source[position:start])
-        if not seal.fits(bytes(source[start:end]), (self._text, payloads)):
+        if not seal.verify(bytes(source[start:end]), (self._text, payloads)):
             msg = "a frame whose seal does not fit: it is not what was sent, or not what was to come now. Somebody between both ends alters what they say"
             raise ProtocolError(msg)

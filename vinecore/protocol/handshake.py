@@ -26,11 +26,11 @@ from typing import Any, Callable, Union
 
 from vinecore.protocol import VERSION
 
-LINE_LIMIT = 4096
+MAX_LINE_BYTES = 4096
 TIMEOUT_S = 15.0
 
 
-class Refused(ConnectionError):
+class HandshakeRejected(ConnectionError):
     """The other end is not who it should be, or does not want us."""
 
 
@@ -46,23 +46,23 @@ def session_key(secret: bytes, role: str, server: str, client: str) -> bytes:
 
 def read_line(sock: socket.socket, deadline: float) -> dict[str, Any]:
     """Read one line of JSON."""
-    return parse_line(read_bytes(sock, deadline))
+    return parse_line(read_raw_line(sock, deadline))
 
 
-def read_bytes(sock: socket.socket, deadline: float) -> bytes:
+def read_raw_line(sock: socket.socket, deadline: float) -> bytes:
     """Read up to the end of a line, and nothing behind it."""
     line = bytearray()
     while not line.endswith(b"\n"):
         sock.settimeout(max(0.001, deadline - time.monotonic()))
         # peek so that one recv takes the line and leaves what follows it to the next reader
-        seen = sock.recv(LINE_LIMIT, socket.MSG_PEEK)
+        seen = sock.recv(MAX_LINE_BYTES, socket.MSG_PEEK)
         if not seen:
             msg = "the connection was closed during the handshake"
             raise ConnectionResetError(msg)
         line += sock.recv(seen.find(b"\n") + 1 or len(seen))
-        if len(line) > LINE_LIMIT:
-            msg = f"a handshake line of more than {LINE_LIMIT} bytes"
-            raise Refused(msg)
+        if len(line) > MAX_LINE_BYTES:
+            msg = f"a handshake line of more than {MAX_LINE_BYTES} bytes"
+            raise HandshakeRejected(msg)
     return bytes(line)
 
 
@@ -72,10 +72,10 @@ def parse_line(line: bytes) -> dict[str, Any]:
         value = json.loads(line.decode())
     except (ValueError, RecursionError):
         msg = "a handshake line that is not JSON"
-        raise Refused(msg) from None
+        raise HandshakeRejected(msg) from None
     if not isinstance(value, dict):
         msg = "a handshake line that is not an object"
-        raise Refused(msg)
+        raise HandshakeRejected(msg)
     return value
 
 
@@ -119,19 +119,19 @@ def serve(
     greeting = read_line(sock, deadline)
     if greeting.get("wants") == "tls":
         msg = "it wants TLS, which this manager does not speak: start the manager with ssl=True, or vine_worker without --ssl"
-        raise Refused(msg)
+        raise HandshakeRejected(msg)
     role, theirs, proof = (greeting.get(field) for field in ("role", "nonce", "proof"))
     if not (
         isinstance(role, str) and isinstance(theirs, str) and isinstance(proof, str) and len(theirs) >= 16
     ):
         msg = "not a greeting"
-        raise Refused(msg)
+        raise HandshakeRejected(msg)
     if callable(secret):
         secret = secret(greeting)
     if not hmac.compare_digest(proof.encode(), _proof(secret, "client", role, nonce, theirs).encode()):
         send_line(sock, {"refused": "wrong secret"})
         msg = "wrong secret"
-        raise Refused(msg)
+        raise HandshakeRejected(msg)
     answer = {"proof": _proof(secret, "server", role, nonce, theirs, name)}
     send_line(sock, {**answer, "name": name} if name else answer)
     sock.settimeout(None)
@@ -149,7 +149,7 @@ def read_challenge(sock: socket.socket, deadline: float, *, tls: bool = False) -
     challenge = read_line(sock, deadline)
     if challenge.get("vine") != VERSION:
         msg = f"the other end speaks protocol {printable(challenge.get('vine'))}, this one speaks {VERSION}: use the same version of daskvine"
-        raise Refused(msg)
+        raise HandshakeRejected(msg)
     if bool(challenge.get("tls")) != tls:
         send_line(sock, {"wants": "tls" if tls else "no tls"})
         msg = (
@@ -157,11 +157,11 @@ def read_challenge(sock: socket.socket, deadline: float, *, tls: bool = False) -
             if tls
             else "this manager wants TLS: use --ssl"
         )
-        raise Refused(msg)
+        raise HandshakeRejected(msg)
     return challenge
 
 
-def dial(
+def connect(
     sock: socket.socket,
     secret: bytes,
     role: str,
@@ -197,16 +197,16 @@ def dial(
     )
     answer = read_line(sock, deadline)
     if "refused" in answer:
-        raise Refused(printable(answer["refused"]))
+        raise HandshakeRejected(printable(answer["refused"]))
     name = str(answer.get("name", ""))
     if not hmac.compare_digest(
         ascii(answer.get("proof")).encode(),
         ascii(_proof(secret, "server", role, server, nonce, name)).encode(),
     ):
         msg = "the other end does not know the secret"
-        raise Refused(msg)
+        raise HandshakeRejected(msg)
     if suits is not None and not suits(name):
         msg = f"the manager there is called {printable(name)!r}"
-        raise Refused(msg)
+        raise HandshakeRejected(msg)
     sock.settimeout(None)
     return session_key(secret, role, server, nonce)

@@ -11,9 +11,9 @@ import pickle
 import sys
 from typing import Any, Callable
 
-from vinecore.protocol.sparse import Packed
+from vinecore.protocol.sparse import ZeroSuppressedBuffer
 
-LEAST_BINS = 8192
+MIN_BINS = 8192
 """Smaller ones are pickled as they would be elsewhere."""
 KINDS = ("any_double", "any_int64", "any_atomic_int64", "any_weight", "any_mean", "any_weighted_mean")
 """Those whose bins lie in memory as they are pickled."""
@@ -31,21 +31,21 @@ def _reducers() -> dict[type, Callable[[Any], Any]]:
 
 
 def _reduced(histogram: Any) -> Any:
-    if histogram.size() < LEAST_BINS:
+    if histogram.size() < MIN_BINS:
         return NotImplemented
     bins = histogram.view(True)
     if not bins.flags.f_contiguous:
         return NotImplemented
     axes = [histogram.axis(number) for number in range(histogram.rank())]
-    return restored, (type(histogram), axes, pickle.PickleBuffer(_bytes_of(bins)))
+    return restore_histogram, (type(histogram), axes, pickle.PickleBuffer(_bytes_of(bins)))
 
 
-def restored(kind: Any, axes: list[Any], content: Any) -> Any:
+def restore_histogram(kind: Any, axes: list[Any], content: Any) -> Any:
     """Make a histogram again, from a buffer or a `Packed`."""
     histogram = kind(axes)
     target = memoryview(_bytes_of(histogram.view(True)))
-    if isinstance(content, Packed):
-        content.into(target)
+    if isinstance(content, ZeroSuppressedBuffer):
+        content.unpack_into(target)
     else:
         target[:] = content
     return histogram

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Union
 
-KEEPING = "keeping"
+PERSISTENT_CACHE_FEATURE = "keeping"
 """The feature of a worker that has a place for what shall outlive it."""
-PILOT = "pilot:"
+PILOT_FEATURE_PREFIX = "pilot:"
 """With what follows, a feature of a worker that a factory has started: the factory's name, a slash, and what that calls it."""
 
 
-LOADING = ("cloudpickle", "dask", "numpy", "pandas", "awkward")
+PICKLE_SENSITIVE_PACKAGES = ("cloudpickle", "dask", "numpy", "pandas", "awkward")
 """Packages that matter to what can be loaded."""
 
 
@@ -53,7 +53,7 @@ class Welcome(NamedTuple):
     session: str = ""  # if there is one: should I vanish, keep for the next manager what you have and what is not named after this
 
 
-class Put(NamedTuple):
+class PutObject(NamedTuple):
     """Manager: keep this small object."""
 
     name: str
@@ -69,7 +69,9 @@ class Fetch(NamedTuple):
     directory: bool
     validator: Sequence[str] = ()  # of a URL: ETag and date of what was declared, if its server told
     digest: str = ""  # of what the source should have, "" where nobody knows (see `digests`)
-    peer: int = 0  # the number of the worker that is the source; what follows is for it (see `tickets`)
+    source_worker: int = (
+        0  # the number of the worker that is the source; what follows is for it (see `tickets`)
+    )
     pair_key: str = ""  # hexadecimal, for the two ends of this connection only
     ticket: str = ""
     expires: int = 0
@@ -90,19 +92,19 @@ class Upload(NamedTuple):
     digest: str = ""
 
 
-class Unlink(NamedTuple):
+class RemoveObjects(NamedTuple):
     """Manager: forget these objects."""
 
     names: list[str]
 
 
-class Purge(NamedTuple):
+class PurgeObjects(NamedTuple):
     """Manager: forget these objects, also those that you keep beyond this manager."""
 
     names: list[str]
 
 
-class Retain(NamedTuple):
+class RetainObjects(NamedTuple):
     """Manager: keep these objects, which you have, beyond this manager."""
 
     names: list[str]
@@ -131,7 +133,7 @@ class Restart(NamedTuple):
     """Manager: fork the single tasks that come from Pythons that start anew."""
 
 
-class Run(NamedTuple):
+class RunTask(NamedTuple):
     """Manager: run this as soon as its inputs are here.
 
     ``library`` names the library whose slot runs ``function``; "" means a process and a sandbox of its own,
@@ -144,7 +146,7 @@ class Run(NamedTuple):
     shared: list[str]  # objects a slot loads once and keeps
     inputs: list[str]  # objects loaded afresh for this call
     result: str  # name of the object the return value becomes
-    keep: bool  # whether the manager wants the value itself
+    return_result: bool  # whether the manager wants the value itself
     options: dict[str, Any]
     payload: bytes  # pickled (args, kwargs)
 
@@ -155,14 +157,14 @@ class Cancel(NamedTuple):
     tasks: list[int]
 
 
-class Recall(NamedTuple):
+class StealRequest(NamedTuple):
     """Manager: give back up to this many calls of a library that have not started."""
 
     library: str
-    most: int
+    max_calls: int
 
 
-class Release(NamedTuple):
+class Shutdown(NamedTuple):
     """Manager: leave. ``final`` means that the worker shall not come back."""
 
     reason: str
@@ -177,7 +179,7 @@ class Pong(NamedTuple):
     """The answer to `Ping`."""
 
 
-class Done(NamedTuple):
+class TaskDone(NamedTuple):
     """Worker: a task has ended as it should; its outputs are here."""
 
     task: int
@@ -189,7 +191,7 @@ class Done(NamedTuple):
     payload: bytes  # the result itself if it was to be kept and is small
 
 
-class Failed(NamedTuple):
+class TaskFailed(NamedTuple):
     """Worker: a task has not ended as it should.
 
     ``kind``: "exception" (payload: the pickled exception), "crash" (the process died), "exhausted" (a limit was
@@ -202,7 +204,7 @@ class Failed(NamedTuple):
     payload: bytes
 
 
-class Recalled(NamedTuple):
+class StealResponse(NamedTuple):
     """Worker: these calls had not started and are yours again; the answer to `Recall`, also when there are none."""
 
     library: str
@@ -215,18 +217,18 @@ class Cached(NamedTuple):
     name: str
     size: int
     digest: str = ""
-    compared: bool = (
+    verified: bool = (
         True  # else peers may have it, nothing here uses it yet, and `Compared` or `FetchFailed` follows
     )
 
 
-class Compared(NamedTuple):
+class Verified(NamedTuple):
     """Worker: the object that was here before it was compared is what it should be."""
 
     name: str
 
 
-class Have(NamedTuple):
+class PersistentObjects(NamedTuple):
     """Worker: I have kept these objects from before, and they are what they were."""
 
     names: list[str]
@@ -234,7 +236,7 @@ class Have(NamedTuple):
     digests: list[str]  # as in `Cached`
 
 
-class Left(NamedTuple):
+class OrphanedObjects(NamedTuple):
     """Worker: I still hold these objects from the manager before, which has vanished."""
 
     names: list[str]
@@ -242,7 +244,7 @@ class Left(NamedTuple):
     digests: list[str]  # of those that are large, as they were made or compared
 
 
-class Announced(NamedTuple):
+class InventoryComplete(NamedTuple):
     """Worker: that was all that I have from before; said once, by a worker with the feature `KEEPING`, and to a manager that has a `session`."""
 
 
@@ -252,10 +254,10 @@ class FetchFailed(NamedTuple):
     name: str
     source: str
     reason: str
-    gone: bool  # the source answered that it does not have it, or an archive is broken: it is no use to ask again
-    room: int = -1  # bytes of disk that are left here, if that is too little
-    altered: bool = False  # all of it came, and it is not what was made
-    cached: bool = False  # I had said `Cached` of it: that copy is gone again
+    permanent: bool  # the source answered that it does not have it, or an archive is broken: it is no use to ask again
+    free_disk: int = -1  # bytes of disk that are left here, if that is too little
+    corrupt: bool = False  # all of it came, and it is not what was made
+    was_cached: bool = False  # I had said `Cached` of it: that copy is gone again
     unreachable: bool = False  # nobody has answered there
 
 
@@ -272,7 +274,7 @@ class UploadFailed(NamedTuple):
     reason: str
 
 
-class Lost(NamedTuple):
+class ObjectsLost(NamedTuple):
     """Worker: these objects are damaged or gone."""
 
     names: list[str]
@@ -302,7 +304,7 @@ class LibrarySlow(NamedTuple):
     where: str
 
 
-class Leaving(NamedTuple):
+class Draining(NamedTuple):
     """Worker: I go, and why.
 
     With ``within_s`` it goes when the manager sends `Release`, because all is elsewhere that only it has and somebody needs, and after so
@@ -314,29 +316,29 @@ class Leaving(NamedTuple):
 
 
 Message = Union[
-    Hello, Welcome, Put, Fetch, Unpack, Upload, Unlink, Purge, Retain, Library, RemoveLibrary, Restart, Run, Cancel, Recall, Release, Ping, Pong,
-    Done, Failed, Recalled, Cached, Compared, Have, Left, Announced, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady, LibraryFailed,
-    Leaving, LibrarySlow,
+    Hello, Welcome, PutObject, Fetch, Unpack, Upload, RemoveObjects, PurgeObjects, RetainObjects, Library, RemoveLibrary, Restart, RunTask, Cancel, StealRequest, Shutdown, Ping, Pong,
+    TaskDone, TaskFailed, StealResponse, Cached, Verified, PersistentObjects, OrphanedObjects, InventoryComplete, FetchFailed, Uploaded, UploadFailed, ObjectsLost, LibraryReady, LibraryFailed,
+    Draining, LibrarySlow,
 ]  # fmt: skip
 
 FROM_MANAGER = (
     Welcome,
-    Put,
+    PutObject,
     Fetch,
     Unpack,
     Upload,
-    Unlink,
-    Purge,
-    Retain,
+    RemoveObjects,
+    PurgeObjects,
+    RetainObjects,
     Library,
     RemoveLibrary,
     Restart,
-    Run,
+    RunTask,
     Cancel,
-    Recall,
-    Release,
+    StealRequest,
+    Shutdown,
     Ping,
     Pong,
 )
-FROM_WORKER = (Hello, Done, Failed, Recalled, Cached, Compared, Have, Left, Announced, FetchFailed, Uploaded, UploadFailed, Lost, LibraryReady,
-               LibraryFailed, Leaving, Ping, Pong, LibrarySlow)  # fmt: skip
+FROM_WORKER = (Hello, TaskDone, TaskFailed, StealResponse, Cached, Verified, PersistentObjects, OrphanedObjects, InventoryComplete, FetchFailed, Uploaded, UploadFailed, ObjectsLost, LibraryReady,
+               LibraryFailed, Draining, Ping, Pong, LibrarySlow)  # fmt: skip

@@ -109,7 +109,7 @@ def parse_ports(text: str) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def plain(address: str) -> str:
+def canonical_address(address: str) -> str:
     """Give an address as others know it: one of the older family that has come through a socket of the newer one, as it is."""
     return address[len(V4_IN_V6) :] if address.startswith(V4_IN_V6) and "." in address else address
 

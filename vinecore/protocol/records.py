@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Union
 
 KIND = "vine_manager"
-SOFTWARE = "daskvine"
+SOFTWARE_NAME = "daskvine"
 MOST_BYTES = 65_536
 """Of one record."""
 MOST_ADDRESSES = 16
@@ -20,7 +20,7 @@ MOST_CHARACTERS = 200
 HOST = re.compile(r"[0-9A-Za-z._:%-]{1,255}")
 
 
-class Found(NamedTuple):
+class DiscoveredManager(NamedTuple):
     """A manager that has been found.
 
     Attributes
@@ -71,9 +71,12 @@ def parse_pattern(text: str) -> re.Pattern[str]:
         raise ValueError(msg) from None
 
 
-def parse(record: Any) -> Union[Found, None]:
+def parse_record(record: Any) -> Union[DiscoveredManager, None]:
     """Understand a record, whoever has written it; None if it is not that of a manager that speaks as we do."""
-    if not isinstance(record, Mapping) or (record.get("type"), record.get("software")) != (KIND, SOFTWARE):
+    if not isinstance(record, Mapping) or (record.get("type"), record.get("software")) != (
+        KIND,
+        SOFTWARE_NAME,
+    ):
         return None
     name, port, key = record.get("project"), record.get("port"), record.get("taskvine_uuid")
     if not isinstance(name, str) or not name.isprintable() or len(name) > MOST_CHARACTERS:
@@ -92,7 +95,7 @@ def parse(record: Any) -> Union[Found, None]:
     if not good:
         return None
     waiting = record.get("tasks_waiting")
-    return Found(
+    return DiscoveredManager(
         name,
         key[:MOST_CHARACTERS],
         tuple((host, port) for host in good),

@@ -17,14 +17,14 @@ from vinecore.protocol.records import MOST_BYTES
 
 STALE_S = 900.0
 """A manager of another machine that has not written for so long is gone; clocks of machines may differ by some minutes."""
-FORGET_S = 7 * 86400.0
+EXPIRE_S = 7 * 86400.0
 """What is older is removed by whoever sees it."""
 MOST_TIME = 1 << 40
 MOST_FILES = 1000
-END = ".json"
+SUFFIX = ".json"
 
 
-def place(given: str = "") -> str:
+def registry_directory(given: str = "") -> str:
     """Where the registry is: as given, or as the variable VINE_REGISTRY says, or among what programs keep for this user."""
     folder = given or os.environ.get("VINE_REGISTRY", "")
     if folder:
@@ -41,13 +41,13 @@ def write(folder: str, key: str, record: Mapping[str, Any]) -> None:
     OSError
     """
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    about = {**record, "pid": os.getpid(), "process_started": _started(os.getpid()), "machine": _machine(), "lastheardfrom": int(time.time())}  # fmt: skip
+    about = {**record, "pid": os.getpid(), "process_started": _process_start_ticks(os.getpid()), "machine": _boot_id(), "lastheardfrom": int(time.time())}  # fmt: skip
     temporary = os.path.join(folder, f".{key}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w") as file:
             json.dump(about, file, indent=1)
-        os.replace(temporary, os.path.join(folder, key + END))
+        os.replace(temporary, os.path.join(folder, key + SUFFIX))
     except BaseException:
         os.unlink(temporary)
         raise
@@ -56,7 +56,7 @@ def write(folder: str, key: str, record: Mapping[str, Any]) -> None:
 def remove(folder: str, key: str) -> None:
     """Take a manager out, if it is there."""
     try:
-        os.unlink(os.path.join(folder, key + END))
+        os.unlink(os.path.join(folder, key + SUFFIX))
     except OSError:
         pass
 
@@ -70,7 +70,7 @@ def read(folder: str) -> list[dict[str, Any]]:
         The folder cannot be read, and not because it is not there.
     """
     try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(END) and name[0] != ".")
+        names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX) and name[0] != ".")
     except FileNotFoundError:
         return []
     found = []
@@ -82,21 +82,21 @@ def read(folder: str) -> list[dict[str, Any]]:
             about = json.loads(text) if len(text) <= MOST_BYTES else None
         except (OSError, ValueError, RecursionError):
             continue  # removed meanwhile, or not one of ours
-        if isinstance(about, dict) and _is_there(about, path):
+        if isinstance(about, dict) and _is_alive(about, path):
             found.append(about)
     return found
 
 
-def _is_there(about: dict[str, Any], path: str) -> bool:
-    heard, pid, machine = about.get("lastheardfrom"), about.get("pid"), _machine()
+def _is_alive(about: dict[str, Any], path: str) -> bool:
+    heard, pid, machine = about.get("lastheardfrom"), about.get("pid"), _boot_id()
     if type(heard) is not int or type(pid) is not int or not 0 <= heard < MOST_TIME:
         return False
     age = time.time() - heard
     if machine and about.get("machine") == machine:
-        there = about.get("process_started") == _started(pid) != 0
+        there = about.get("process_started") == _process_start_ticks(pid) != 0
         gone = not there
     else:
-        there, gone = age < STALE_S, age > FORGET_S
+        there, gone = age < STALE_S, age > EXPIRE_S
     if gone:
         try:
             os.unlink(path)
@@ -105,7 +105,7 @@ def _is_there(about: dict[str, Any], path: str) -> bool:
     return there
 
 
-def _started(pid: int) -> int:
+def _process_start_ticks(pid: int) -> int:
     """When a process of this machine has started, in ticks since the machine has; 0 if there is none, or nobody knows."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -114,7 +114,7 @@ def _started(pid: int) -> int:
         return 0
 
 
-def _machine() -> str:
+def _boot_id() -> str:
     """What tells this machine, since it has started, and its process numbers from others; "" if nobody knows."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:

@@ -18,12 +18,12 @@ from typing import Any
 from vinecore.protocol import handshake
 
 SIZE = 16
-WRITTEN = 2 * SIZE
+HEX_SIZE = 2 * SIZE
 """How long a seal is in hexadecimal, as on a line."""
 _COUNT = struct.Struct(">Q")
 
 
-class Seal:
+class MessageAuthenticator:
     """Seals what one end of a connection says, one after another.
 
     Parameters
@@ -40,7 +40,7 @@ class Seal:
         self._base = hashlib.blake2b(key=key, digest_size=SIZE, person=side.encode())
         self._count = 0
 
-    def make(self, parts: Iterable[Any]) -> bytes:
+    def sign(self, parts: Iterable[Any]) -> bytes:
         """Make the seal of what is said next."""
         seal = self._base.copy()
         seal.update(_COUNT.pack(self._count))
@@ -49,17 +49,19 @@ class Seal:
         self._count += 1
         return seal.digest()
 
-    def fits(self, seal: bytes, parts: Iterable[Any]) -> bool:
+    def verify(self, seal: bytes, parts: Iterable[Any]) -> bool:
         """Whether that is the seal of what is said next."""
-        return hmac.compare_digest(seal, self.make(parts))
+        return hmac.compare_digest(seal, self.sign(parts))
 
 
-def pair(key: bytes, side: str) -> tuple[Seal, Seal]:
+def sender_and_receiver(key: bytes, side: str) -> tuple[MessageAuthenticator, MessageAuthenticator]:
     """Give what one end seals with, and what it expects of the other one."""
-    return Seal(key, side), Seal(key, "client" if side == "server" else "server")
+    return MessageAuthenticator(key, side), MessageAuthenticator(
+        key, "client" if side == "server" else "server"
+    )
 
 
-class Words:
+class AuthenticatedLines:
     """Lines of JSON on a connection after the handshake, each with its seal in hexadecimal behind it.
 
     Parameters
@@ -74,14 +76,14 @@ class Words:
 
     def __init__(self, sock: socket.socket, key: bytes, side: str) -> None:
         self.sock = sock
-        self._mine, self._theirs = pair(key, side)
+        self._mine, self._theirs = sender_and_receiver(key, side)
 
-    def say(self, value: dict[str, Any]) -> None:
+    def send(self, value: dict[str, Any]) -> None:
         """Send a line."""
         line = json.dumps(value).encode()
-        self.sock.sendall(line + self._mine.make((line,)).hex().encode() + b"\n")
+        self.sock.sendall(line + self._mine.sign((line,)).hex().encode() + b"\n")
 
-    def hear(self, deadline: float) -> dict[str, Any]:
+    def receive(self, deadline: float) -> dict[str, Any]:
         """Read a line.
 
         Raises
@@ -89,10 +91,10 @@ class Words:
         handshake.Refused, OSError
             It is none, its seal does not fit, or it does not come.
         """
-        line = handshake.read_bytes(self.sock, deadline)[:-1]
-        return handshake.parse_line(self.open(line))
+        line = handshake.read_raw_line(self.sock, deadline)[:-1]
+        return handshake.parse_line(self.verify_line(line))
 
-    def open(self, line: bytes) -> bytes:
+    def verify_line(self, line: bytes) -> bytes:
         """Give what is said on a line, without its seal.
 
         Raises
@@ -100,8 +102,8 @@ class Words:
         handshake.Refused
             The seal does not fit.
         """
-        said, seal = line[:-WRITTEN], line[-WRITTEN:]
-        if not hmac.compare_digest(seal, self._theirs.make((said,)).hex().encode()):
+        said, seal = line[:-HEX_SIZE], line[-HEX_SIZE:]
+        if not hmac.compare_digest(seal, self._theirs.sign((said,)).hex().encode()):
             msg = "a line whose seal does not fit: somebody between both ends alters what they say"
-            raise handshake.Refused(msg)
+            raise handshake.HandshakeRejected(msg)
         return said

@@ -14,9 +14,9 @@ import mmap
 import sys
 from typing import Any, Union
 
-LEAST = 1 << 16
+MIN_BYTES = 1 << 16
 """Bytes; of smaller buffers it is not worth the look."""
-WORTH = 3
+MIN_COMPRESSION_RATIO = 3
 """A buffer is packed if at most one in so many of its words is not zero."""
 SAMPLES = 1024
 PIECE = 1 << 17
@@ -45,10 +45,10 @@ def pack(raw: memoryview) -> list[memoryview] | None:
         return None
     words = np.frombuffer(raw, np.uint64, count)
     sample = words[:: count // SAMPLES | 1]
-    if np.count_nonzero(sample) * WORTH > len(sample):
+    if np.count_nonzero(sample) * MIN_COMPRESSION_RATIO > len(sample):
         return None
     filled = int(np.count_nonzero(words))
-    if filled * WORTH > count:
+    if filled * MIN_COMPRESSION_RATIO > count:
         return None
     bits, kept, done = np.zeros(_length_of_bits(count), np.uint8), np.empty(filled, np.uint64), 0
     for start in range(0, count, PIECE):
@@ -89,7 +89,7 @@ def unpack(data: memoryview, target: Buffer) -> None:
         whole[-rest:] = data[-rest:]
 
 
-class Packed:
+class ZeroSuppressedBuffer:
     """A packed buffer, for those who know where its bytes belong.
 
     Parameters
@@ -103,7 +103,7 @@ class Packed:
     def __init__(self, data: memoryview, size: int) -> None:
         self._data, self._size = data, size
 
-    def into(self, target: memoryview) -> None:
+    def unpack_into(self, target: memoryview) -> None:
         """Unpack into something of the right size that is all zeros."""
         unpack(self._data, target)
 

@@ -12,11 +12,11 @@ import hmac
 import time
 from typing import Any
 
-VALID_S = 4 * 3600.0
+TOKEN_LIFETIME_S = 4 * 3600.0
 """A fetch may wait so long behind others on the worker that was asked to do it."""
 
 
-def clock() -> float:
+def boot_clock() -> float:
     """Give seconds that pass on all machines alike, also while they sleep."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
@@ -26,12 +26,12 @@ def _mac(key: bytes, text: str) -> bytes:
     return hashlib.blake2b(text.encode(), key=key, digest_size=32).digest()
 
 
-def key_of(session: bytes) -> bytes:
+def worker_key(session: bytes) -> bytes:
     """Make the key of a worker from that of its connection to the manager."""
     return _mac(session, "worker")
 
 
-def cover(session: bytes, peer: int, secret: bytes) -> bytes:
+def mask_key(session: bytes, peer: int, secret: bytes) -> bytes:
     """Make a pair's key unreadable, or readable again, for who does not have the key of the connection on which it is told."""
     return bytes(a ^ b for a, b in zip(secret, _mac(session, f"pair|{peer}")))
 
@@ -41,12 +41,12 @@ def pair_key(key: bytes, receiver: int) -> bytes:
     return _mac(key, f"peer|{receiver}")
 
 
-def issue(key: bytes, receiver: int, name: str, expires: int) -> str:
+def sign_token(key: bytes, receiver: int, name: str, expires: int) -> str:
     """Make a ticket for a file of the worker with this key; ``expires`` are seconds after its `Welcome`."""
     return _mac(key, f"fetch|{receiver}|{expires}|{name}").hex()
 
 
-class Gate:
+class TransferAuthorizer:
     """What a worker asks of its peers.
 
     Parameters
@@ -62,22 +62,23 @@ class Gate:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        self.opened_at = clock()
+        self.opened_at = boot_clock()
 
     def secret(self, greeting: dict[str, Any]) -> bytes:
         """Give what who greets like this has to know."""
         return pair_key(self._key, _receiver(greeting))
 
-    def objection(self, greeting: dict[str, Any], request: dict[str, Any]) -> str:
+    def refusal_reason(self, greeting: dict[str, Any], request: dict[str, Any]) -> str:
         """Say why a request is refused to who has greeted like this; "" if it is not."""
         name, expires, ticket = (request.get(field) for field in ("get", "expires", "ticket"))
         if not (type(name) is str and type(expires) is int and type(ticket) is str):
             return "a request without a ticket"
         if not hmac.compare_digest(
-            ticket.encode(errors="replace"), issue(self._key, _receiver(greeting), name, expires).encode()
+            ticket.encode(errors="replace"),
+            sign_token(self._key, _receiver(greeting), name, expires).encode(),
         ):
             return f"the ticket is not for {name[:200]}, or not for this worker"
-        if clock() - self.opened_at > expires:
+        if boot_clock() - self.opened_at > expires:
             return f"the ticket for {name[:200]} has expired"
         return ""
 

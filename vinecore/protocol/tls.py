@@ -23,7 +23,7 @@ from vinecore.protocol import VERSION, handshake
 PIECE = 1 << 18
 LINGER_S = 60.0
 """What nobody here waits for any more is still sent, as long as the other end takes some of it within this time."""
-HANDSHAKE = 0x16
+TLS_HANDSHAKE_RECORD = 0x16
 """The first byte of TLS."""
 
 
@@ -84,18 +84,18 @@ def server_context(certfile: str, keyfile: Union[str, None] = None) -> ssl.SSLCo
     return context
 
 
-class Cover:
+class TlsTunnels:
     """Puts TLS over connections of one process; knows those that are open."""
 
     def __init__(self) -> None:
-        self._open: set[_Carrier] = set()
+        self._open: set[_TlsPump] = set()
         self._lock = threading.Lock()
         self._client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._client.minimum_version = ssl.TLSVersion.TLSv1_2
         self._client.check_hostname = False
         self._client.verify_mode = ssl.CERT_NONE  # its fingerprint is compared
 
-    def dial(self, sock: socket.socket, fingerprints: Collection[str]) -> socket.socket:
+    def connect(self, sock: socket.socket, fingerprints: Collection[str]) -> socket.socket:
         """Cover a connection to a server that has one of these certificates; it owns the socket if it returns.
 
         Raises
@@ -105,11 +105,11 @@ class Cover:
         """
         deadline = time.monotonic() + handshake.TIMEOUT_S
         handshake.read_challenge(sock, deadline, tls=True)
-        ends = _shake(sock, self._client, deadline, server_side=False)
+        ends = _handshake(sock, self._client, deadline, server_side=False)
         found = fingerprint(ends.tls.getpeercert(binary_form=True) or b"")
         if found not in fingerprints:
             msg = f"its certificate is not the one that was expected: its fingerprint is sha256:{found}. Copy the manager's fingerprint file, or, if you trust this one, name it with --ssl-fingerprint"
-            raise handshake.Refused(msg)
+            raise handshake.HandshakeRejected(msg)
         return self._carry(ends)
 
     def serve(self, sock: socket.socket, context: ssl.SSLContext) -> socket.socket:
@@ -124,24 +124,24 @@ class Cover:
         handshake.send_line(sock, {"vine": VERSION, "tls": True})
         sock.settimeout(handshake.TIMEOUT_S)
         first = sock.recv(1, socket.MSG_PEEK)
-        if first and first[0] != HANDSHAKE:
+        if first and first[0] != TLS_HANDSHAKE_RECORD:
             msg = "a client that speaks no TLS: this manager wants it, start vine_worker with --ssl"
-            raise handshake.Refused(msg)
-        return self._carry(_shake(sock, context, deadline, server_side=True))
+            raise handshake.HandshakeRejected(msg)
+        return self._carry(_handshake(sock, context, deadline, server_side=True))
 
-    def _carry(self, ends: _Ends) -> socket.socket:
+    def _carry(self, ends: _TlsEndpoint) -> socket.socket:
         near, far = socket.socketpair()
-        carrier = _Carrier(ends, far, self._forget)
+        carrier = _TlsPump(ends, far, self._forget)
         with self._lock:
             self._open.add(carrier)
         carrier.start()
         return near
 
-    def _forget(self, carrier: _Carrier) -> None:
+    def _forget(self, carrier: _TlsPump) -> None:
         with self._lock:
             self._open.discard(carrier)
 
-    def finish(self, seconds: float) -> None:
+    def drain_and_close(self, seconds: float) -> None:
         """Wait for connections that have been closed here until all is sent; then cut what is left."""
         deadline = time.monotonic() + seconds
         with self._lock:
@@ -154,7 +154,7 @@ class Cover:
             carrier.join(seconds)
 
 
-class _Ends:
+class _TlsEndpoint:
     """The end of a connection that is on the network."""
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, *, server_side: bool) -> None:
@@ -162,9 +162,11 @@ class _Ends:
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=server_side)
 
 
-def _shake(sock: socket.socket, context: ssl.SSLContext, deadline: float, *, server_side: bool) -> _Ends:
+def _handshake(
+    sock: socket.socket, context: ssl.SSLContext, deadline: float, *, server_side: bool
+) -> _TlsEndpoint:
     """Begin TLS, within a time."""
-    ends = _Ends(sock, context, server_side=server_side)
+    ends = _TlsEndpoint(sock, context, server_side=server_side)
     done = False
     while not done:
         failure = None
@@ -181,7 +183,7 @@ def _shake(sock: socket.socket, context: ssl.SSLContext, deadline: float, *, ser
             sock.sendall(said)
         if failure is not None:
             msg = f"there is no TLS with the other end: {failure.reason or failure}"
-            raise handshake.Refused(msg)
+            raise handshake.HandshakeRejected(msg)
         if not done:
             heard = sock.recv(PIECE)
             if not heard:
@@ -191,10 +193,10 @@ def _shake(sock: socket.socket, context: ssl.SSLContext, deadline: float, *, ser
     return ends
 
 
-class _Carrier(threading.Thread):
+class _TlsPump(threading.Thread):
     """Carries bytes between the network and a local socket, both ways, until both have ended; an error on one side ends the other."""
 
-    def __init__(self, ends: _Ends, local: socket.socket, over: Callable[[Any], None]) -> None:
+    def __init__(self, ends: _TlsEndpoint, local: socket.socket, over: Callable[[Any], None]) -> None:
         super().__init__(name="vine-tls", daemon=True)
         self._sock, self._tls, self._incoming, self._outgoing = (
             ends.sock,
@@ -226,7 +228,7 @@ class _Carrier(threading.Thread):
         self._poll = select.poll()
         try:
             self._decrypt()  # what has come right behind the handshake
-            while self._tell_ends():
+            while self._propagate_eof():
                 self._wait()
         except (OSError, ValueError):  # of either side, or of TLS; or a socket is closed
             pass
@@ -235,7 +237,7 @@ class _Carrier(threading.Thread):
             self._local.close()
             self._over(self)
 
-    def _tell_ends(self) -> bool:
+    def _propagate_eof(self) -> bool:
         """Pass on that one side has ended, when all before it has been passed on; tell whether there is more to do."""
         if not self._hears and not self._inward and not self._said_end[0]:
             self._said_end[0] = True
@@ -265,13 +267,13 @@ class _Carrier(threading.Thread):
         if network & (select.POLLOUT | select.POLLERR) and self._outward:
             self._outward = self._outward[self._sock.send(self._outward) :]
         if network & ~select.POLLOUT and hear:
-            self._hear()
+            self._read_ciphertext()
         if local & select.POLLOUT and self._inward:
-            self._give()
+            self._write_plaintext()
         if local & (select.POLLIN | select.POLLHUP) and listen:
-            self._listen()
+            self._read_plaintext()
         elif local & (select.POLLHUP | select.POLLERR) and not self._listens:
-            self._leave()
+            self._close()
 
     def _watch(self, sock: socket.socket, events: int, *, alive: bool = False) -> None:
         """Ask for events of a socket; with ``alive`` for its end, too, where no others are wanted."""
@@ -285,7 +287,7 @@ class _Carrier(threading.Thread):
         else:
             self._poll.register(sock, wanted)
 
-    def _hear(self) -> None:
+    def _read_ciphertext(self) -> None:
         heard = self._sock.recv(PIECE)
         if heard:
             self._incoming.write(heard)
@@ -311,16 +313,16 @@ class _Carrier(threading.Thread):
         if self._outgoing.pending:
             self._outward = memoryview(bytes(self._outward) + self._outgoing.read())
 
-    def _give(self) -> None:
+    def _write_plaintext(self) -> None:
         try:
             self._inward = self._inward[self._local.send(self._inward) :]
         except (BrokenPipeError, ConnectionResetError):
-            self._leave()
+            self._close()
 
-    def _leave(self) -> None:
+    def _close(self) -> None:
         self._left, self._inward = True, memoryview(b"")
 
-    def _listen(self) -> None:
+    def _read_plaintext(self) -> None:
         try:
             piece = self._local.recv(PIECE)
         except ConnectionResetError:  # it has left with something unread

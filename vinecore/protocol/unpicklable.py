@@ -82,7 +82,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 def is_fine(part: Any) -> bool:
     """Whether a value can be pickled."""
-    if type(part) in values.PLAIN:
+    if type(part) in values.PLAIN_PICKLE_TYPES:
         return True
     try:
         values.cloudpickle_dumps(part, protocol=5, buffer_callback=lambda _buffer: None)

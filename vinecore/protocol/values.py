@@ -44,13 +44,13 @@ MAGIC = b"VINEVAL1"
 MAGIC_PACKED = b"VINEVAL2"
 HEADER = struct.Struct(">8sII")
 ALIGNMENT = 64
-PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
+PLAIN_PICKLE_TYPES = frozenset({int, float, complex, bool, str, bytes, type(None)})
 """What pickle takes by itself, in a tenth of the time."""
-IN_PLACE = 1 << 63
+UNPACKED_BY_CONSUMER = 1 << 63
 """In the table of unpacked lengths: what loads this buffer unpacks it, too."""
 UNNAMED = "<dynamic-code>"
 """What cloudpickle says in the place of the name of a file."""
-LARGE_BEHAVIOR = 100
+MIN_SHARED_BEHAVIOR = 100
 """A dictionary of so many functions is worth to be serialized once only."""
 OUT_OF_BAND = 4096
 """Buffers below this many bytes stay in the pickle."""
@@ -108,7 +108,7 @@ def _reduced(reducers: dict[type, Callable[[Any], Any]], obj: Any) -> Any:
     if (
         type(own) is dict
         and type(behavior := own.get("behavior")) is dict
-        and len(behavior) >= LARGE_BEHAVIOR
+        and len(behavior) >= MIN_SHARED_BEHAVIOR
     ):
         return _reduced_with_behavior(obj, behavior)
     kind: Any = type(obj)
@@ -144,8 +144,8 @@ def dump(value: Any, *, by_value: bool = False) -> list[Any]:
     list of bytes-like
         The parts of the object, to be written one after another.
     """
-    if type(value) in PLAIN:
-        return _lay_out(pickle.dumps(value, protocol=5), [])
+    if type(value) in PLAIN_PICKLE_TYPES:
+        return _assemble(pickle.dumps(value, protocol=5), [])
     attempts: list[tuple[Callable[..., bytes], int]] = [(cloudpickle_dumps, 5), (cloudpickle_dumps, 4)]
     if not by_value:
         attempts.insert(0, (_plain_dumps, 5))
@@ -153,14 +153,16 @@ def dump(value: Any, *, by_value: bool = False) -> list[Any]:
         buffers: list[memoryview] = []
         try:
             if protocol == 5:
-                text = dumps(value, protocol=5, buffer_callback=lambda b, keep=buffers: _collect(b, keep))
+                text = dumps(
+                    value, protocol=5, buffer_callback=lambda b, keep=buffers: _keep_in_band(b, keep)
+                )
             else:
                 text = dumps(value, protocol=4)
         except Exception:
             if number == len(attempts) - 1:
                 raise
         else:
-            return _lay_out(text, buffers)
+            return _assemble(text, buffers)
     raise AssertionError  # the last attempt returns or raises
 
 
@@ -189,7 +191,7 @@ _LASTING = (types.FunctionType, types.BuiltinFunctionType, type, str, bytes, int
 
 
 def _reduced_mapping(mapping: Any) -> Any:
-    if len(mapping) < LARGE_BEHAVIOR:  # it may lead back to itself, as that of a generic function does
+    if len(mapping) < MIN_SHARED_BEHAVIOR:  # it may lead back to itself, as that of a generic function does
         return types.MappingProxyType, (dict(mapping),)
     return read_only_mapping, _packed_mapping(mapping)
 
@@ -199,17 +201,17 @@ def _reduced_with_behavior(owner: Any, behavior: dict[Any, Any]) -> Any:
     state = reduced[2] if isinstance(reduced, tuple) and len(reduced) > 2 else None
     if type(state) is not dict or state.get("behavior") is not behavior:
         return NotImplemented
-    return *reduced[:2], {**state, "behavior": _Behavior(behavior)}, *reduced[3:]
+    return *reduced[:2], {**state, "behavior": _BehaviorStub(behavior)}, *reduced[3:]
 
 
-class _Behavior:
+class _BehaviorStub:
     """Stands for the behavior of an object while that is pickled."""
 
     def __init__(self, behavior: dict[Any, Any]) -> None:
         self._behavior = behavior
 
     def __reduce__(self) -> Any:
-        return own_mapping, _packed_mapping(self._behavior)
+        return mutable_mapping, _packed_mapping(self._behavior)
 
 
 def _packed_mapping(mapping: Any) -> tuple[bytes, bytes]:
@@ -228,7 +230,7 @@ def _packed_mapping(mapping: Any) -> tuple[bytes, bytes]:
 
 
 def _remember(packed: _Packed) -> None:
-    if all(map(_lasts, packed.content.values())):
+    if all(map(_is_immutable, packed.content.values())):
         _packed_mappings.insert(0, packed)
         del _packed_mappings[_MOST_MAPPINGS:]
 
@@ -237,10 +239,10 @@ def _same_item(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
     return one[0] is other[0] and one[1] is other[1]
 
 
-def _lasts(value: Any) -> bool:
+def _is_immutable(value: Any) -> bool:
     """Whether a value is what it was, as long as it is the same object; what a user writes in a session may find other values the next time."""
     if isinstance(value, functools.partial):
-        return all(map(_lasts, (value.func, *value.args, *value.keywords.values())))
+        return all(map(_is_immutable, (value.func, *value.args, *value.keywords.values())))
     return isinstance(value, _LASTING) and getattr(value, "__module__", "") != "__main__"
 
 
@@ -257,12 +259,12 @@ def read_only_mapping(digest: bytes, data: bytes) -> Any:
     return mapping
 
 
-def own_mapping(digest: bytes, data: bytes) -> dict[Any, Any]:
+def mutable_mapping(digest: bytes, data: bytes) -> dict[Any, Any]:
     """Give the mapping that was serialized, another one each time."""
     return dict(read_only_mapping(digest, data))
 
 
-def _collect(buffer: pickle.PickleBuffer, keep: list[memoryview]) -> bool:
+def _keep_in_band(buffer: pickle.PickleBuffer, keep: list[memoryview]) -> bool:
     """Whether pickle shall keep this buffer itself."""
     try:
         raw = buffer.raw()
@@ -274,13 +276,13 @@ def _collect(buffer: pickle.PickleBuffer, keep: list[memoryview]) -> bool:
     return False
 
 
-def _lay_out(text: bytes, buffers: list[memoryview]) -> list[Any]:
+def _assemble(text: bytes, buffers: list[memoryview]) -> list[Any]:
     if not buffers:
         return [HEADER.pack(MAGIC, len(text), 0) + text]
     magic, count, sizes = MAGIC, len(buffers), [b.nbytes for b in buffers]
     packed: dict[int, list[memoryview]] = {}
     for number, size in enumerate(sizes):
-        if size >= sparse.LEAST and (content := sparse.pack(buffers[number])):
+        if size >= sparse.MIN_BYTES and (content := sparse.pack(buffers[number])):
             packed[number], sizes[number] = content, size_of(content)
     table = struct.pack(f">{count}Q", *sizes)
     if packed:
@@ -296,7 +298,7 @@ def _lay_out(text: bytes, buffers: list[memoryview]) -> list[Any]:
 
 
 def _unpacked_size(buffer: memoryview) -> int:
-    return buffer.nbytes | (IN_PLACE if histograms.is_bins(buffer) else 0)
+    return buffer.nbytes | (UNPACKED_BY_CONSUMER if histograms.is_bins(buffer) else 0)
 
 
 def size_of(parts: list[Any]) -> int:
@@ -325,11 +327,11 @@ def loads(data: Readable) -> Any:
         position += -position % ALIGNMENT
         content = view[position : position + length]
         position += length
-        if whole & ~IN_PLACE == length:
+        if whole & ~UNPACKED_BY_CONSUMER == length:
             buffers.append(content)
         else:
-            packed = sparse.Packed(content, whole & ~IN_PLACE)
-            buffers.append(packed if whole & IN_PLACE else packed.unpacked())
+            packed = sparse.ZeroSuppressedBuffer(content, whole & ~UNPACKED_BY_CONSUMER)
+            buffers.append(packed if whole & UNPACKED_BY_CONSUMER else packed.unpacked())
     return pickle.loads(view[start : start + size], buffers=buffers)
 
 
@@ -355,19 +357,19 @@ def _read_table(
     return start + table.size, sizes, table.unpack_from(data, start)
 
 
-def memory_of(data: Readable) -> int:
+def loaded_size(data: Readable) -> int:
     """Bytes that a value takes when it is loaded: its pickle and its buffers, unpacked."""
     magic, start, size, count = _read_head(data)
     _start, _sizes, unpacked = _read_table(data, magic, start, count)
-    return size + sum(whole & ~IN_PLACE for whole in unpacked)
+    return size + sum(whole & ~UNPACKED_BY_CONSUMER for whole in unpacked)
 
 
 def load_file(path: str) -> Any:
     """Load a value from a file through a private, copy-on-write map."""
-    return loads(map_file(path))
+    return loads(map_object(path))
 
 
-def map_file(path: str) -> Readable:
+def map_object(path: str) -> Readable:
     """Map a file so that it can be loaded from, and what is loaded be written to."""
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:  # which cannot be mapped
@@ -390,39 +392,39 @@ class Placeholder:
         return f"{type(self).__name__}({self.index})"
 
 
-class Input(Placeholder):
+class InputPlaceholder(Placeholder):
     """The call's input with this number, loaded afresh."""
 
     __slots__ = ()
 
 
-class Later(Placeholder):
+class LazyInput(Placeholder):
     """The call's input with this number, as a `Stored` that the function loads when it comes to it."""
 
     __slots__ = ()
 
 
-class Shared(Placeholder):
+class SharedPlaceholder(Placeholder):
     """The call's shared object with this number, loaded once in a slot."""
 
     __slots__ = ()
 
 
-def fill(
+def substitute_placeholders(
     args: tuple[Any, ...], kwargs: dict[str, Any], shared: list[Any], inputs: list[Any]
 ) -> tuple[list[Any], dict[str, Any]]:
     """Put objects in the places of their placeholders, among the arguments themselves (not inside of them)."""
 
     def replace(value: Any) -> Any:
         kind = type(value)
-        if kind is Input or kind is Later:
+        if kind is InputPlaceholder or kind is LazyInput:
             return inputs[value.index]
-        return shared[value.index] if kind is Shared else value
+        return shared[value.index] if kind is SharedPlaceholder else value
 
     return [replace(a) for a in args], ({k: replace(v) for k, v in kwargs.items()} if kwargs else kwargs)
 
 
-class Stored:
+class LazyValue:
     """A value that has not been loaded, and until then takes neither memory nor an open file.
 
     Parameters
@@ -440,17 +442,17 @@ class Stored:
 
     def __init__(self, data: Callable[[], Readable]) -> None:
         self._data = data
-        self.size = memory_of(data())
+        self.size = loaded_size(data())
 
     def load(self) -> Any:
         """Load it, afresh each time; what one may do to it is as with an input."""
         return loads(self._data())
 
 
-class Annotated:
+class ResultWithMetadata:
     """A result with something extra that goes to the manager beside it."""
 
-    __slots__ = ("note", "value")
+    __slots__ = ("extra", "value")
 
     def __init__(self, value: Any, note: bytes) -> None:
-        self.value, self.note = value, note
+        self.value, self.extra = value, note

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 
 SCHEMES = ("root", "roots", "xroot", "xroots")
-NOTHING = 69
+EXIT_NO_CLIENT = 69
 """Exit code where there is neither of the two."""
 MISSING = (
     "root:// needs xrdcp or Python's XRootD where the file is fetched: "
@@ -17,7 +17,7 @@ MISSING = (
 )
 SETTINGS = {"XRD_CONNECTIONWINDOW": "15", "XRD_CONNECTIONRETRY": "1", "XRD_REQUESTTIMEOUT": "120"}
 """An XRootD client waits very long for a server that is not there. Whoever runs it here tries again himself."""
-FINAL = ("[3010]", "[3011]", "[3016]", "[3030]", "[3032]")
+PERMANENT_ERRORS = ("[3010]", "[3011]", "[3016]", "[3030]", "[3032]")
 """Answers that stay the same however often one asks: not authorized, not found, a directory, not authenticated."""
 
 PYTHON = f"""
@@ -25,7 +25,7 @@ import os, sys
 try:
     from XRootD import client
 except ImportError:
-    sys.exit({NOTHING})
+    sys.exit({EXIT_NO_CLIENT})
 copy = client.CopyProcess()
 copy.add_job(sys.argv[1], sys.argv[2], force=True)
 status = copy.prepare()
@@ -42,10 +42,10 @@ for python in "$4" python3 python; do
     if command -v "$python" >/dev/null 2>&1; then
         "$python" -c "$3" "$1" "$2" && exit 0
         code=$?
-        [ $code -eq {NOTHING} ] || exit $code
+        [ $code -eq {EXIT_NO_CLIENT} ] || exit $code
     fi
 done
-exit {NOTHING}
+exit {EXIT_NO_CLIENT}
 """
 
 
@@ -72,13 +72,13 @@ def script(url: str, path: str, proxy: str = "") -> str:
     own = (
         f'umask 077; cp {shlex.quote(proxy)} .proxy; export X509_USER_PROXY="$PWD/.proxy"\n' if proxy else ""
     )
-    final = "|".join(f"*'{answer}'*" for answer in FINAL)
+    final = "|".join(f"*'{answer}'*" for answer in PERMANENT_ERRORS)
     return f"""{own}for pause in 1 2 4 8 0; do
     said=$({copy} 2>&1) && exit 0
     code=$?
-    if [ $code -eq {NOTHING} ]; then said={shlex.quote(MISSING)}; fi
+    if [ $code -eq {EXIT_NO_CLIENT} ]; then said={shlex.quote(MISSING)}; fi
     printf '%s\\n' "$said" >&2
-    case $code:$said in {NOTHING}:*|{final}) exit $code ;; esac
+    case $code:$said in {EXIT_NO_CLIENT}:*|{final}) exit $code ;; esac
     sleep $pause
 done
 exit $code"""

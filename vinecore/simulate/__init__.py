@@ -7,11 +7,27 @@ workers come late or are lost. Nothing is computed and nothing is moved, so a th
 ``python -m vinecore.simulate --help`` is the same from the command line.
 """
 
-from vinecore.simulate.replay import Recording, record_of
+from vinecore.simulate.replay import RecordedRun, load_recording
 from vinecore.simulate.report import Report
 from vinecore.simulate.settings import Cluster, Costs, Failures, Storage
-from vinecore.simulate.workload import GRAPHS, File, Job, Workload, WorkloadError, generate, load
-from vinecore.simulate.world import Stuck, simulate
+from vinecore.simulate.workload import GRAPHS, File, SimulatedTask, Workload, WorkloadError, generate, load
+from vinecore.simulate.world import SimulationStalled, simulate
 
-__all__ = ["GRAPHS", "Cluster", "Costs", "Failures", "File", "Job", "Recording", "Report", "Storage", "Stuck", "Workload", "WorkloadError", "generate",
-           "load", "record_of", "simulate"]  # fmt: skip
+__all__ = [
+           "GRAPHS",
+           "Cluster",
+           "Costs",
+           "Failures",
+           "File",
+           "RecordedRun",
+           "Report",
+           "SimulatedTask",
+           "SimulationStalled",
+           "Storage",
+           "Workload",
+           "WorkloadError",
+           "generate",
+           "load",
+           "load_recording",
+           "simulate",
+]  # fmt: skip

@@ -12,10 +12,10 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from vinecore.simulate.replay import Recording, record_of
+from vinecore.simulate.replay import RecordedRun, load_recording
 from vinecore.simulate.settings import Cluster, Costs, Failures, Storage
 from vinecore.simulate.workload import GRAPHS, Workload, generate, load
-from vinecore.simulate.world import Stuck, simulate
+from vinecore.simulate.world import SimulationStalled, simulate
 
 WIDTH = 120  # of a table that is written to a file or a pipe
 EPILOG = """\b
@@ -206,7 +206,7 @@ RATE = Amount("bytes per second", positive=True, infinite="no limit")
 )
 @click.option(
     "--turn",
-    default=COSTS.turn_s,
+    default=COSTS.loop_iteration_s,
     show_default=True,
     type=SECONDS,
     help="Seconds of the manager for a turn of its loop.",
@@ -241,7 +241,7 @@ RATE = Amount("bytes per second", positive=True, infinite="no limit")
 )
 @click.option(
     "--warm/--cold",
-    default=COSTS.warm,
+    default=COSTS.warm_fork,
     show_default=True,
     help="Tasks with a process of their own: forked from a warm Python, or not.",
 )
@@ -299,10 +299,10 @@ def main(
         msg = "--workload, --journal and --graph: give one of them"
         raise click.UsageError(msg)
     given = {name for name in o if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
-    recording: Recording | None = None
+    recording: RecordedRun | None = None
     try:
         if journal is not None:
-            recording = record_of(journal)
+            recording = load_recording(journal)
             what = recording.workload
             o |= {name: getattr(recording.cluster, name) for name in MACHINES if name not in given}
         else:
@@ -313,7 +313,7 @@ def main(
         report = simulate(what, cluster, costs, failures, retries=retries, seed=seed)
     except (OSError, ValueError) as error:
         raise click.UsageError(str(error)) from None
-    except Stuck as error:
+    except SimulationStalled as error:
         raise click.ClickException(str(error)) from None
     title = f"{workload or journal or graph or 'tree'}: {report.tasks:,} tasks on {cluster.workers:,} workers of {cluster.cores} cores, simulated"
     if record is not None:
@@ -343,12 +343,12 @@ def _settings(o: dict[str, Any]) -> tuple[Cluster, Costs, Failures]:
         Storage(o["storage_bandwidth"], o["storage_stream"]), o["peer_transfers"], o["results_to_manager"], o["scheduler"], o["copies"],
     )  # fmt: skip
     costs = Costs(
-        turn_s=o["turn"],
+        loop_iteration_s=o["turn"],
         event_s=o["event"],
         message_s=o["message"],
         interpreter_s=o["interpreter"],
         imports_s=o["imports"],
-        warm=o["warm"],
+        warm_fork=o["warm"],
     )
-    failures = Failures(o["losses_per_hour"], o["replaced_after"], arrive_s=o["arrive"])
+    failures = Failures(o["losses_per_hour"], o["replaced_after"], arrival_window_s=o["arrive"])
     return cluster, costs, failures

@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 
-class Clock:
+class EventQueue:
     """What is to happen, and when; two things of the same time happen in the order in which they were asked for.
 
     Attributes
@@ -24,17 +24,19 @@ class Clock:
         self._heap: list[tuple[float, int, bool, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = 0
 
-    def after(self, seconds: float, act: Callable[..., None], *arguments: Any) -> None:
+    def schedule_in(self, seconds: float, act: Callable[..., None], *arguments: Any) -> None:
         """Have something happen some time from now."""
-        self.at(self.now + seconds, act, *arguments)
+        self.schedule_at(self.now + seconds, act, *arguments)
 
-    def at(self, when: float, act: Callable[..., None], *arguments: Any, background: bool = False) -> None:
+    def schedule_at(
+        self, when: float, act: Callable[..., None], *arguments: Any, background: bool = False
+    ) -> None:
         """Have something happen at a time."""
         self._sequence += 1
         self.pending += not background
         heappush(self._heap, (max(when, self.now), self._sequence, background, act, arguments))
 
-    def step(self) -> None:
+    def run_next(self) -> None:
         """Let the next thing happen."""
         self.now, _sequence, background, act, arguments = heappop(self._heap)
         self.pending -= not background

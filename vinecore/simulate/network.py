@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 
-from vinecore.simulate.clock import Clock
+from vinecore.simulate.clock import EventQueue
 
 LAST_BYTES = 1e-3  # what is left of a transfer by rounding
 
@@ -28,7 +28,7 @@ class Flow:
         for link in self.links:
             link.add(self, size)
 
-    def passed(self) -> None:
+    def link_finished(self) -> None:
         """One of the links has passed all of it."""
         self._left -= 1
         if not self._left and not self.over:
@@ -40,7 +40,7 @@ class Flow:
         if not self.over:
             self.over = True
             for link in self.links:
-                link.drop(self)
+                link.cancel(self)
 
 
 class Link:
@@ -61,7 +61,7 @@ class Link:
     ends when it has grown by the transfer's size, and the next to end is at the front of a heap.
     """
 
-    def __init__(self, clock: Clock, bandwidth: float, stream: float = math.inf) -> None:
+    def __init__(self, clock: EventQueue, bandwidth: float, stream: float = math.inf) -> None:
         self._clock, self._bandwidth, self._stream = clock, bandwidth, stream
         self._share = self._at = 0.0
         self._active: dict[Flow, None] = {}
@@ -76,7 +76,7 @@ class Link:
         heappush(self._ends, (self._share + size, self._sequence, flow))
         self._plan()
 
-    def drop(self, flow: Flow) -> None:
+    def cancel(self, flow: Flow) -> None:
         """Do not pass the rest of a transfer."""
         if flow in self._active:
             self._advance()
@@ -98,9 +98,9 @@ class Link:
         self._plans += 1  # also where nothing is left: what was planned for it does not count any more
         if self._ends:
             seconds = max(0.0, self._ends[0][0] - self._share) / self._rate()
-            self._clock.after(seconds, self._due, self._plans)
+            self._clock.schedule_in(seconds, self._transfer_finished, self._plans)
 
-    def _due(self, plan: int) -> None:
+    def _transfer_finished(self, plan: int) -> None:
         """The next transfer is over, unless one has come or gone since this was planned."""
         if plan != self._plans:
             return
@@ -114,4 +114,4 @@ class Link:
                 passed.append(flow)
         self._plan()
         for flow in passed:
-            flow.passed()
+            flow.link_finished()

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from vinecore.core.state import MB, on_disk
+from vinecore.core.state import MB, disk_bytes
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 from vinecore.simulate.network import Flow, Link
 
 if TYPE_CHECKING:
-    from vinecore.simulate.world import World
+    from vinecore.simulate.world import Simulation
 
 TRANSFERS = 8  # at a time in each direction, as many as a worker has threads for them
 MESSAGE_BYTES = 400  # of one without a payload
@@ -28,7 +28,7 @@ class Execution:
 
     __slots__ = ("began", "computing", "flow", "over", "run", "slot")
 
-    def __init__(self, run: m.Run, slot: Slot, now: float) -> None:
+    def __init__(self, run: m.RunTask, slot: Slot, now: float) -> None:
         self.run, self.slot, self.began = run, slot, now
         self.computing = 0.0
         self.flow: Flow | None = None
@@ -40,9 +40,9 @@ class Slot:
 
     __slots__ = ("calls", "host", "id", "now", "single", "up")
 
-    def __init__(self, number: int, host: str, single: m.Run | None) -> None:
+    def __init__(self, number: int, host: str, single: m.RunTask | None) -> None:
         self.id, self.host, self.single = number, host, single
-        self.calls: deque[m.Run] = deque()
+        self.calls: deque[m.RunTask] = deque()
         self.now: Execution | None = None
         self.up = False
 
@@ -52,13 +52,13 @@ class Transfer:
 
     __slots__ = ("flow", "name", "over", "size", "source", "threads")
 
-    def __init__(self, name: str, size: int, source: Node | None, threads: Threads) -> None:
+    def __init__(self, name: str, size: int, source: SimulatedWorker | None, threads: ThreadSlots) -> None:
         self.name, self.size, self.source, self.threads = name, size, source, threads
         self.flow: Flow | None = None
         self.over = False
 
 
-class Threads:
+class ThreadSlots:
     """So many transfers at a time; the others wait in a row."""
 
     def __init__(self, count: int) -> None:
@@ -80,50 +80,52 @@ class Threads:
             self._free += 1
 
 
-class Node:
+class SimulatedWorker:
     """A simulated worker."""
 
-    def __init__(self, world: World, number: int) -> None:
+    def __init__(self, world: Simulation, number: int) -> None:
         self.world, self.number = world, number
         self.alive = True
         self.joined_at = world.clock.now
         self.address = f"node{number}:1"
         self.up, self.down = (Link(world.clock, world.cluster.bandwidth) for _ in range(2))
-        self.heard_until = self.said_until = 0.0  # when what was sent last arrives, in both directions
+        self.last_delivery_to_worker = self.last_delivery_to_manager = (
+            0.0  # when what was sent last arrives, in both directions
+        )
         self.objects: dict[str, int] = {}
         self.disk_used = 0
         self._mind = world.worker_mind()
-        self._say: list[m.Message] = []
+        self._outgoing: list[m.Message] = []
         self._hosts: dict[str, object] = {}
-        self._warm: set[str] = set()  # hosts that know what their tasks import
+        self._imported_hosts: set[str] = set()  # hosts that know what their tasks import
         self._slots: dict[int, Slot] = {}
-        self._serving: dict[Transfer, Node] = {}  # transfers from here, and to whom
+        self._serving: dict[Transfer, SimulatedWorker] = {}  # transfers from here, and to whom
         self._transfers: dict[Transfer, None] = {}
-        self._fetches, self._uploads = Threads(TRANSFERS), Threads(TRANSFERS)
-        self._hands: dict[str, Callable[[Any], None]] = {
-            "Say": lambda x: self._say.append(x.message), "StartHost": self._start_host, "StopHost": lambda x: self._stop_host(x.host),
+        self._fetches, self._uploads = ThreadSlots(TRANSFERS), ThreadSlots(TRANSFERS)
+        self._executors: dict[str, Callable[[Any], None]] = {
+            "SendMessage": lambda x: self._outgoing.append(x.message), "StartForkServer": self._start_host, "StopForkServer": lambda x: self._stop_host(x.host),
             "StartSlot": self._start_slot, "KillSlot": self._kill_slot, "SendCall": self._send_call, "DropShared": lambda _x: None,
             "StartFetch": lambda x: self._fetches.submit(lambda: self._fetch(x.fetch)), "StartUpload": lambda x: self._uploads.submit(lambda: self._upload(x.name)),
-            "Keep": lambda x: self._store(x.name, len(x.payload)), "Adopt": lambda x: self._store(x.name, world.size_of(x.name)),
-            "Delete": lambda x: self._delete(x.names), "Retain": lambda _x: None, "Unkeep": lambda _x: None,
+            "StoreBytes": lambda x: self._store(x.name, len(x.payload)), "StoreResultFile": lambda x: self._store(x.name, world.size_of(x.name)),
+            "Delete": lambda x: self._delete(x.names), "PersistObject": lambda _x: None, "ReleasePersisted": lambda _x: None,
         }  # fmt: skip
 
-    def feed(self, *events: Any) -> None:
+    def handle(self, *events: Any) -> None:
         """Give events to the state machine, do what it asks for, and send what it says."""
         if not self.alive:
             return
         for instruction in self._mind.handle(events):
-            self._hands[type(instruction).__name__](instruction)
-        if self._say:
-            said, self._say = self._say, []
-            self.world.heard(self, said)
+            self._executors[type(instruction).__name__](instruction)
+        if self._outgoing:
+            said, self._outgoing = self._outgoing, []
+            self.world.receive_from_worker(self, said)
 
-    def tell(self, *messages: m.Message) -> None:
+    def send(self, *messages: m.Message) -> None:
         """Say something of which the state machine does not know."""
         if self.alive:
-            self.world.heard(self, list(messages))
+            self.world.receive_from_worker(self, list(messages))
 
-    def die(self) -> None:
+    def kill(self) -> None:
         """The machine is gone, with all that it did and had."""
         self.alive = False
         for slot in self._slots.values():
@@ -136,7 +138,7 @@ class Node:
             if transfer.source is not None:
                 transfer.source._serving.pop(transfer, None)  # noqa: SLF001 - another one of this kind
         for transfer, other in self._serving.items():
-            self.world.clock.after(
+            self.world.clock.schedule_in(
                 self.world.cluster.latency_s, other.failed, transfer, "the connection broke"
             )
 
@@ -146,11 +148,11 @@ class Node:
         costs, token = self.world.costs, object()
         self._hosts[x.host] = token
         seconds = costs.interpreter_s + (costs.imports_s if x.library is not None else 0.0)
-        self.world.clock.after(seconds, self._host_up, x.host, token, seconds)
+        self.world.clock.schedule_in(seconds, self._host_up, x.host, token, seconds)
 
     def _host_up(self, host: str, token: object, seconds: float) -> None:
         if self._hosts.get(host) is token:
-            self.feed(self.world.happens.HostUp(host, seconds, {}))
+            self.handle(self.world.happens.ForkServerReady(host, seconds, {}))
 
     def _stop_host(self, host: str) -> None:
         self._hosts.pop(host, None)
@@ -163,9 +165,9 @@ class Node:
         seconds = costs.fork_s
         if x.run is not None:
             slot.now = self._begin(x.run, slot)
-            seconds = costs.sandbox_s + (costs.fork_s if costs.warm else costs.interpreter_s)
-            seconds += 0.0 if costs.warm and x.host in self._warm else costs.imports_s
-        self.world.clock.after(seconds, self._slot_up, slot)
+            seconds = costs.sandbox_s + (costs.fork_s if costs.warm_fork else costs.interpreter_s)
+            seconds += 0.0 if costs.warm_fork and x.host in self._imported_hosts else costs.imports_s
+        self.world.clock.schedule_in(seconds, self._slot_up, slot)
 
     def _slot_up(self, slot: Slot) -> None:
         if self._slots.get(slot.id) is not slot or not self.alive:
@@ -181,8 +183,8 @@ class Node:
         if slot is not None:
             running = slot.now.run.task if slot.now is not None else -1
             self._remove(slot)
-            down = self.world.happens.SlotDown(slot.id, running, {"reason": "it was killed"})
-            self.world.clock.after(0.0, self.feed, down)
+            down = self.world.happens.SlotExited(slot.id, running, {"reason": "it was killed"})
+            self.world.clock.schedule_in(0.0, self.handle, down)
 
     def _remove(self, slot: Slot) -> None:
         self._slots.pop(slot.id, None)
@@ -195,7 +197,7 @@ class Node:
             execution.over = True
             if execution.flow is not None:
                 execution.flow.cancel()
-            self.world.broken_off(execution)
+            self.world.record_busy_time(execution)
 
     def _send_call(self, x: Any) -> None:
         slot = self._slots.get(x.slot)
@@ -208,11 +210,11 @@ class Node:
     def _next(self, slot: Slot) -> None:
         if slot.up and slot.now is None and slot.calls:
             slot.now = execution = self._begin(slot.calls.popleft(), slot)
-            self.world.clock.after(self.world.costs.call_s, self._read, execution)
+            self.world.clock.schedule_in(self.world.costs.call_s, self._read, execution)
 
-    def _begin(self, run: m.Run, slot: Slot) -> Execution:
+    def _begin(self, run: m.RunTask, slot: Slot) -> Execution:
         execution = Execution(run, slot, self.world.clock.now)
-        self.world.begun(execution)
+        self.world.task_started(execution)
         return execution
 
     def _read(self, execution: Execution) -> None:
@@ -221,18 +223,18 @@ class Node:
             return
         reads = self.world.job(execution.run.task).reads
         if reads:
-            self.world.clock.after(self.world.cluster.storage.latency_s, self._stream, execution, reads)
+            self.world.clock.schedule_in(self.world.cluster.storage.latency_s, self._stream, execution, reads)
         else:
             self._compute(execution)
 
     def _stream(self, execution: Execution, size: int) -> None:
         if not execution.over:
-            self.world.report.moved("streamed", size)
+            self.world.report.add_bytes("streamed", size)
             execution.flow = Flow((self.world.storage, self.down), size, lambda: self._compute(execution))
 
     def _compute(self, execution: Execution) -> None:
         execution.computing = self.world.clock.now
-        self.world.clock.after(self.world.job(execution.run.task).seconds, self._computed, execution)
+        self.world.clock.schedule_in(self.world.job(execution.run.task).seconds, self._computed, execution)
 
     def _computed(self, execution: Execution) -> None:
         if execution.over:
@@ -248,7 +250,7 @@ class Node:
         if not fits:
             reply = world.reply(run.task, "disk", 0, wall, {"size": size, "room": self._room()}, b"")
         if slot.single is None:
-            self.feed(world.happens.Replied(slot.id, [reply]))
+            self.handle(world.happens.CallsReturned(slot.id, [reply]))
             self._next(slot)
         else:
             self._single_over(slot, reply)
@@ -258,18 +260,20 @@ class Node:
         happens, run = self.world.happens, slot.single
         assert run is not None
         del self._slots[slot.id]
-        self._warm.add(slot.host)
-        over = m.Failed(run.task, reply.kind, reply.info, b"")
+        self._imported_hosts.add(slot.host)
+        over = m.TaskFailed(run.task, reply.kind, reply.info, b"")
         outputs: dict[str, int] = {}
         if reply.kind == "done":
             info = {"exit_code": 0, "outputs": {}, "digests": {}}
-            over = m.Done(run.task, reply.size, reply.wall_s, info, reply.payload if run.keep else b"")  # type: ignore[assignment]
+            over = m.TaskDone(
+                run.task, reply.size, reply.wall_s, info, reply.payload if run.return_result else b""
+            )  # type: ignore[assignment]
             outputs = {run.result: reply.size}
             self._store(run.result, reply.size)
-        self.feed(
-            happens.Replied(slot.id, [reply]),
-            happens.SlotDown(slot.id, -1, {}),
-            happens.TaskOver(run.task, over, outputs),
+        self.handle(
+            happens.CallsReturned(slot.id, [reply]),
+            happens.SlotExited(slot.id, -1, {}),
+            happens.ProcessTaskFinished(run.task, over, outputs),
         )
 
     # ---- objects
@@ -278,18 +282,18 @@ class Node:
         return self.world.cluster.disk_mb * MB - self.disk_used
 
     def _fits(self, size: int) -> bool:
-        return on_disk(size) <= self._room()
+        return disk_bytes(size) <= self._room()
 
     def _store(self, name: str, size: int) -> None:
-        self.disk_used += on_disk(size) - on_disk(self.objects.get(name, 0))
+        self.disk_used += disk_bytes(size) - disk_bytes(self.objects.get(name, 0))
         self.objects[name] = size
         self.world.report.peak_disk_bytes = max(self.world.report.peak_disk_bytes, self.disk_used)
 
     def _delete(self, names: Iterable[str]) -> None:
         for name in names:
-            self.disk_used -= on_disk(self.objects.pop(name, 0))
+            self.disk_used -= disk_bytes(self.objects.pop(name, 0))
 
-    def _over(self, transfer: Transfer) -> None:
+    def _transfer_finished(self, transfer: Transfer) -> None:
         """A transfer has ended, in whatever way: the next one may begin."""
         transfer.over = True
         del self._transfers[transfer]
@@ -301,7 +305,7 @@ class Node:
         world = self.world
         source = world.by_address.get(fetch.source)
         if source is None and ":" in fetch.source and "://" not in fetch.source:
-            self.tell(m.FetchFailed(fetch.name, fetch.source, "no route", False))
+            self.send(m.FetchFailed(fetch.name, fetch.source, "no route", False))
             self._fetches.done()
             return
         size = world.size_of(fetch.name)
@@ -313,23 +317,25 @@ class Node:
             kind, link = "peers", source.up
         elif "://" in fetch.source:
             kind, link, wait = "storage", world.storage, world.cluster.storage.latency_s
-        world.clock.after(wait, self._flow, transfer, fetch, (link, self.down), kind)
+        world.clock.schedule_in(wait, self._flow, transfer, fetch, (link, self.down), kind)
 
     def _flow(self, transfer: Transfer, fetch: m.Fetch, links: tuple[Link, ...], kind: str) -> None:
         source = transfer.source
         if transfer.over:
             return
         if source is not None and transfer.name not in source.objects:
-            self._over(transfer)
-            self.tell(m.FetchFailed(fetch.name, fetch.source, "it is not there", True))
+            self._transfer_finished(transfer)
+            self.send(m.FetchFailed(fetch.name, fetch.source, "it is not there", True))
         elif not self._fits(transfer.size):
-            self._over(transfer)
-            self.tell(m.FetchFailed(fetch.name, fetch.source, "no room", False, self._room()))
+            self._transfer_finished(transfer)
+            self.send(m.FetchFailed(fetch.name, fetch.source, "no room", False, self._room()))
         else:
             if kind == "storage":
-                self.world.report.moved(kind, transfer.size)
+                self.world.report.add_bytes(kind, transfer.size)
             else:
-                self.world.moved(kind, transfer.size, source.number if source is not None else 0, self.number)
+                self.world.record_transfer(
+                    kind, transfer.size, source.number if source is not None else 0, self.number
+                )
             transfer.flow = Flow(links, transfer.size, lambda: self._arrived(transfer))
 
     def failed(self, transfer: Transfer, reason: str) -> None:
@@ -337,34 +343,34 @@ class Node:
         if self.alive and transfer in self._transfers:
             source = transfer.source
             transfer.source = None
-            self._over(transfer)
-            self.tell(m.FetchFailed(transfer.name, source.address if source else "", reason, False))
+            self._transfer_finished(transfer)
+            self.send(m.FetchFailed(transfer.name, source.address if source else "", reason, False))
 
     def _arrived(self, transfer: Transfer) -> None:
-        self._over(transfer)
+        self._transfer_finished(transfer)
         self._store(transfer.name, transfer.size)
-        self.feed(self.world.happens.Arrived(transfer.name, transfer.size, True, ""))
+        self.handle(self.world.happens.ObjectArrived(transfer.name, transfer.size, True, ""))
 
     def _upload(self, name: str) -> None:
         if name not in self.objects:
-            self.tell(m.UploadFailed(name, "it is not there"))
+            self.send(m.UploadFailed(name, "it is not there"))
             self._uploads.done()
             return
         world, transfer = self.world, Transfer(name, self.objects[name], None, self._uploads)
         self._transfers[transfer] = None
-        world.clock.after(2 * world.cluster.latency_s, self._bring, transfer)
+        world.clock.schedule_in(2 * world.cluster.latency_s, self._upload_to_manager, transfer)
 
-    def _bring(self, transfer: Transfer) -> None:
+    def _upload_to_manager(self, transfer: Transfer) -> None:
         if not transfer.over:
-            self.world.moved("to_manager", transfer.size, self.number, 0)
+            self.world.record_transfer("to_manager", transfer.size, self.number, 0)
             transfer.flow = Flow(
-                (self.up, self.world.manager_down), transfer.size, lambda: self._brought(transfer)
+                (self.up, self.world.manager_down), transfer.size, lambda: self._uploaded(transfer)
             )
 
-    def _brought(self, transfer: Transfer) -> None:
-        self._over(transfer)
+    def _uploaded(self, transfer: Transfer) -> None:
+        self._transfer_finished(transfer)
         self.world.stored(transfer.name, transfer.size)
-        self.tell(m.Uploaded(transfer.name))
+        self.send(m.Uploaded(transfer.name))
 
 
 @cache

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from vinecore import journal
 from vinecore.simulate.settings import Cluster, Failures
-from vinecore.simulate.workload import MANAGER, STORAGE, File, Job, Workload, WorkloadError
+from vinecore.simulate.workload import MANAGER, STORAGE, File, SimulatedTask, Workload, WorkloadError
 
 UNKNOWN_MB = 1_000_000_000  # of a worker that does not say how much it has
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordedRun:
     """A run as it was.
 
     Attributes
@@ -46,7 +46,7 @@ class Recording:
     left_out: int
 
 
-def record_of(path: str | Path) -> Recording:
+def load_recording(path: str | Path) -> RecordedRun:
     """Read a journal.
 
     Parameters
@@ -82,7 +82,7 @@ def record_of(path: str | Path) -> Recording:
                 files[name] = File(name, max(known.size, 0), MANAGER if known.at_manager else STORAGE)
         size = sum(max(history.file(name).size, 0) for name in task.outputs)
         jobs.append(
-            Job(
+            SimulatedTask(
                 keys[number],
                 tuple(inputs),
                 last.wall_s or 0.0,
@@ -95,10 +95,10 @@ def record_of(path: str | Path) -> Recording:
             )
         )
     end = max(task.done.ended or 0.0 for task in done.values() if task.done is not None)
-    return Recording(
+    return RecordedRun(
         Workload(jobs, files.values()),
         _machines(history),
-        Failures(lives=_lives(history, begin)),
+        Failures(worker_lifetimes=_worker_lifetimes(history, begin)),
         end - begin,
         len(history.tasks) - len(done),
     )
@@ -112,7 +112,7 @@ def _machines(history: journal.History) -> Cluster:
     return Cluster(len(hellos), cores, memory_mb or UNKNOWN_MB, disk_mb or UNKNOWN_MB)
 
 
-def _lives(history: journal.History, begin: float) -> tuple[tuple[float, float], ...]:
+def _worker_lifetimes(history: journal.History, begin: float) -> tuple[tuple[float, float], ...]:
     """When each worker came and went, in seconds after the first submission; infinite for those that were there at the end."""
     lives = []
     for worker in history.workers.values():

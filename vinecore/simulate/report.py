@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from vinecore.report import size
+from vinecore.report import format_bytes
 
 KINDS = {
     "peers": "from worker to worker",
@@ -60,7 +60,7 @@ class Report:
     makespan_s: float = 0.0
     tasks: int = 0
     executions: int = 0
-    run_again: int = 0
+    reexecuted: int = 0
     workers: int = 0
     workers_lost: int = 0
     cores: int = 0
@@ -69,14 +69,14 @@ class Report:
     useful_core_s: float = 0.0
     bytes_moved: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     transfers: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
-    most_between_two: int = 0
+    max_pair_bytes: int = 0
     manager_busy_s: float = 0.0
     manager_cpu_s: float = 0.0
     events: int = 0
     messages: int = 0
     peak_disk_bytes: int = 0
     peak_memory_mb: float = 0.0
-    took_s: float = 0.0
+    elapsed_s: float = 0.0
 
     @property
     def utilisation(self) -> float:
@@ -84,7 +84,7 @@ class Report:
         return self.busy_core_s / self.core_s if self.core_s else 0.0
 
     @property
-    def useful(self) -> float:
+    def useful_utilization(self) -> float:
         """The part of the cores' time in which they computed what counted."""
         return self.useful_core_s / self.core_s if self.core_s else 0.0
 
@@ -98,14 +98,14 @@ class Report:
         """The part of the time in which the manager was busy."""
         return self.manager_busy_s / self.makespan_s if self.makespan_s else 0.0
 
-    def moved(self, kind: str, size: int) -> None:
+    def add_bytes(self, kind: str, size: int) -> None:
         """Count a transfer."""
         self.bytes_moved[kind] += size
         self.transfers[kind] += 1
 
     def record(self) -> dict[str, Any]:
         """All of it, for a program."""
-        names = ("utilisation", "useful", "manager_load", "manager_cpu_us_per_task")
+        names = ("utilisation", "useful_utilization", "manager_load", "manager_cpu_us_per_task")
         return {**asdict(self), **{name: getattr(self, name) for name in names}}
 
     def table(self, title: str) -> Table:
@@ -116,19 +116,19 @@ class Report:
         rows: list[tuple[str, str]] = [
             ("makespan", f"{self.makespan_s:,.3f} s"),
             ("tasks", f"{self.tasks:,}"),
-            ("begun again because something was lost", f"{self.run_again:,}"),
+            ("begun again because something was lost", f"{self.reexecuted:,}"),
             ("workers, lost ones among them", f"{self.workers:,}, {self.workers_lost:,}"),
             ("cores at the most", f"{self.cores:,}"),
             ("cores with a task", f"{self.utilisation:.1%}"),
-            ("cores that computed what counted", f"{self.useful:.1%}"),
-            *((f"moved {meaning}", f"{size(self.bytes_moved[kind])} in {self.transfers[kind]:,}") for kind, meaning in KINDS.items()),
-            ("most between two machines", size(self.most_between_two)),
-            ("most on one worker's disk", size(self.peak_disk_bytes)),
+            ("cores that computed what counted", f"{self.useful_utilization:.1%}"),
+            *((f"moved {meaning}", f"{format_bytes(self.bytes_moved[kind])} in {self.transfers[kind]:,}") for kind, meaning in KINDS.items()),
+            ("most between two machines", format_bytes(self.max_pair_bytes)),
+            ("most on one worker's disk", format_bytes(self.peak_disk_bytes)),
             ("manager busy", f"{self.manager_busy_s:,.3f} s, {self.manager_load:.1%}"),
             ("events, messages to workers", f"{self.events:,}, {self.messages:,}"),
             ("CPU time of the mind, really", f"{self.manager_cpu_s:.3f} s, {self.manager_cpu_us_per_task:.1f} us per task"),
             ("memory of this process, really", f"{self.peak_memory_mb:,.0f} MB"),
-            ("this simulation took", f"{self.took_s:.1f} s"),
+            ("this simulation took", f"{self.elapsed_s:.1f} s"),
         ]  # fmt: skip
         for row in rows:
             table.add_row(*row)

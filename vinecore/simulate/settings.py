@@ -74,7 +74,7 @@ class Cluster:
     peer_transfers: bool = True
     results_to_manager: bool = False
     scheduler: str = "files"
-    copies: int = 1
+    replicas: int = 1
 
     def __post_init__(self) -> None:
         _check(
@@ -123,7 +123,7 @@ class Costs:
         starts an interpreter and imports.
     """
 
-    turn_s: float = 100 * US
+    loop_iteration_s: float = 100 * US
     event_s: float = 25 * US
     message_s: float = 2 * US
     task_s: float = 0.0
@@ -134,7 +134,7 @@ class Costs:
     fork_s: float = 6 * MS
     sandbox_s: float = 10 * MS
     call_s: float = 150 * US
-    warm: bool = True
+    warm_fork: bool = True
 
     def __post_init__(self) -> None:
         _check(self)
@@ -160,9 +160,9 @@ class Failures:
 
     losses_per_hour: float = 0.0
     replaced_after_s: float = math.inf
-    noticed_after_s: float = 0.0
-    arrive_s: float = 0.0
-    lives: tuple[tuple[float, float], ...] = ()
+    detection_delay_s: float = 0.0
+    arrival_window_s: float = 0.0
+    worker_lifetimes: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         _check(self)

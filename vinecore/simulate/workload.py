@@ -61,7 +61,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Job:
+class SimulatedTask:
     """A task.
 
     Attributes
@@ -127,7 +127,7 @@ class Workload:
         Names that occur twice, inputs that nobody makes, or tasks that wait for each other.
     """
 
-    def __init__(self, jobs: Iterable[Job], files: Iterable[File] = ()) -> None:
+    def __init__(self, jobs: Iterable[SimulatedTask], files: Iterable[File] = ()) -> None:
         self.files = _by_name(files, lambda file: file.name, "file")
         jobs = list(jobs)
         by_key = _by_name(jobs, lambda job: job.key, "task")
@@ -154,7 +154,7 @@ class Workload:
 
     def describe(self) -> dict[str, Any]:
         """The description that `load` reads."""
-        plain = Job("")
+        plain = SimulatedTask("")
         tasks = []
         for job in self.jobs:
             said = {
@@ -188,13 +188,13 @@ def load(path: str | os.PathLike[str]) -> Workload:
         msg = f"{path} cannot be read as JSON: {error}"
         raise WorkloadError(msg) from None
     try:
-        return _understand(said)
+        return _parse(said)
     except WorkloadError as error:
         msg = f"{path}: {error}"
         raise WorkloadError(msg) from None
 
 
-def _understand(said: Any) -> Workload:
+def _parse(said: Any) -> Workload:
     if not isinstance(said, dict) or not isinstance(said.get("tasks"), list):
         msg = 'expected {"tasks": [...], "files": {...}}'
         raise WorkloadError(msg)
@@ -213,7 +213,7 @@ def _understand(said: Any) -> Workload:
         if not isinstance(about.get("key"), str):
             msg = f'{where} has no "key"'
             raise WorkloadError(msg)
-        jobs.append(_record(Job, about, f"task {about['key']}"))
+        jobs.append(_record(SimulatedTask, about, f"task {about['key']}"))
     return Workload(jobs, files)
 
 
@@ -256,9 +256,9 @@ def _some(names: list[str]) -> str:
     )
 
 
-def _in_order(by_key: dict[str, Job]) -> list[Job]:
+def _in_order(by_key: dict[str, SimulatedTask]) -> list[SimulatedTask]:
     """Put makers before readers, and change nothing else."""
-    ordered: dict[str, Job] = {}
+    ordered: dict[str, SimulatedTask] = {}
     for first in by_key.values():
         stack = [(first, iter(first.inputs))]
         on_path = {first.key: None}
@@ -281,7 +281,7 @@ def _in_order(by_key: dict[str, Job]) -> list[Job]:
 # ---- made from nothing
 
 
-class _Draw:
+class _Distribution:
     """Durations and sizes that spread around a mean."""
 
     def __init__(self, seed: int, spread: float) -> None:
@@ -343,25 +343,27 @@ def generate(
     if tasks < 1 or fan_in < 1 + (graph == "tree"):
         msg = f"tasks={tasks}, fan_in={fan_in}: there has to be a task, and a tree merges two or more"
         raise WorkloadError(msg)
-    draw = _Draw(seed, spread)
+    draw = _Distribution(seed, spread)
     merge_seconds = seconds if reduce_seconds is None else reduce_seconds
 
-    def job(number: int, inputs: Iterable[str] = (), *, merge: bool = False) -> Job:
+    def job(number: int, inputs: Iterable[str] = (), *, merge: bool = False) -> SimulatedTask:
         inputs = tuple(inputs)
         duration = draw.around(merge_seconds if merge else seconds)
         kind = "merge" if merge else "map"
-        return Job(
+        return SimulatedTask(
             f"{kind}-{number}", inputs, duration, int(size), 0 if inputs else int(reads), library, kind
         )
 
     return Workload(GRAPHS[graph](tasks, fan_in, job, draw.random))
 
 
-def _tree(tasks: int, fan_in: int, job: Callable[..., Job], _random: random.Random) -> list[Job]:
+def _tree(
+    tasks: int, fan_in: int, job: Callable[..., SimulatedTask], _random: random.Random
+) -> list[SimulatedTask]:
     leaves = tasks
     while leaves > 1 and leaves + -(-(leaves - 1) // (fan_in - 1)) > tasks:  # so many merges does it take
         leaves -= 1
-    jobs: list[Job] = []
+    jobs: list[SimulatedTask] = []
     levels: list[list[str]] = [[]]  # results that wait to be merged, of each height
 
     def merge(height: int) -> None:
@@ -387,19 +389,25 @@ def _tree(tasks: int, fan_in: int, job: Callable[..., Job], _random: random.Rand
     return jobs
 
 
-def _independent(tasks: int, _fan_in: int, job: Callable[..., Job], _random: random.Random) -> list[Job]:
+def _independent(
+    tasks: int, _fan_in: int, job: Callable[..., SimulatedTask], _random: random.Random
+) -> list[SimulatedTask]:
     return [job(number) for number in range(tasks)]
 
 
-def _chains(tasks: int, fan_in: int, job: Callable[..., Job], _random: random.Random) -> list[Job]:
-    jobs: list[Job] = []
+def _chains(
+    tasks: int, fan_in: int, job: Callable[..., SimulatedTask], _random: random.Random
+) -> list[SimulatedTask]:
+    jobs: list[SimulatedTask] = []
     for number in range(tasks):
         jobs.append(job(number, [jobs[number - fan_in].key] if number >= fan_in else []))
     return jobs
 
 
-def _random_graph(tasks: int, fan_in: int, job: Callable[..., Job], chance: random.Random) -> list[Job]:
-    jobs: list[Job] = []
+def _random_graph(
+    tasks: int, fan_in: int, job: Callable[..., SimulatedTask], chance: random.Random
+) -> list[SimulatedTask]:
+    jobs: list[SimulatedTask] = []
     for number in range(tasks):
         count = min(number, chance.randint(0, fan_in))
         recent = range(max(0, number - 10 * fan_in), number)
@@ -407,7 +415,7 @@ def _random_graph(tasks: int, fan_in: int, job: Callable[..., Job], chance: rand
     return jobs
 
 
-GRAPHS: dict[str, Callable[..., list[Job]]] = {
+GRAPHS: dict[str, Callable[..., list[SimulatedTask]]] = {
     "tree": _tree, "independent": _independent, "chains": _chains, "random": _random_graph,
 }  # fmt: skip
 """The graphs that `generate` knows."""

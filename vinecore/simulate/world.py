@@ -20,28 +20,28 @@ from typing import Any
 
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.allocation import Request
-from vinecore.core.mind import Mind
-from vinecore.core.state import FileSpec, LibrarySpec, RunSpec, TaskSpec
+from vinecore.core.allocation import ResourceRequest
+from vinecore.core.mind import Scheduler
+from vinecore.core.state import FileSpec, GraphSpec, LibrarySpec, TaskSpec
 from vinecore.protocol import messages as m
-from vinecore.simulate.clock import Clock
+from vinecore.simulate.clock import EventQueue
 from vinecore.simulate.network import Link
-from vinecore.simulate.node import Execution, Node, size_of_message
+from vinecore.simulate.node import Execution, SimulatedWorker, size_of_message
 from vinecore.simulate.report import Report
 from vinecore.simulate.settings import Cluster, Costs, Failures
-from vinecore.simulate.workload import MANAGER, File, Job, Workload
+from vinecore.simulate.workload import MANAGER, File, SimulatedTask, Workload
 
 RUN = 1
 SLICE = 256  # tasks that are submitted together, as by `daskvine.run`
 TICK_S = 0.25
 SETUP_BYTES = 2000
-QUIET_S = 300.0  # nothing has happened, and nothing is to come: nothing ever will
-NUMBER = (1 << 40) - 1  # of a ticket, what is the task's own
+STALL_TIMEOUT_S = 300.0  # nothing has happened, and nothing is to come: nothing ever will
+TASK_NUMBER_MASK = (1 << 40) - 1  # of a ticket, what is the task's own
 PYTHON = "3.11"
 WORKER = ("vineworker.state", "vineworker.events", "vineworker.calls")
 
 
-class Stuck(RuntimeError):
+class SimulationStalled(RuntimeError):
     """Nothing can happen any more, and the workload is not done."""
 
 
@@ -85,10 +85,10 @@ def simulate(
     >>> report.makespan_s, report.utilisation  # doctest: +SKIP
     """
     settings = cluster or Cluster(), costs or Costs(), failures or Failures()
-    return World(workload, *settings, retries=retries, seed=seed).run()
+    return Simulation(workload, *settings, retries=retries, seed=seed).run()
 
 
-class World:
+class Simulation:
     """One simulation."""
 
     def __init__(
@@ -102,18 +102,18 @@ class World:
         seed: int,
     ) -> None:
         self.cluster, self.costs, self.failures = cluster, costs, failures
-        self.clock = Clock()
+        self.clock = EventQueue()
         self.report = Report(tasks=len(workload.jobs))
         self.worker_mind, self.happens, self.reply = _worker()
         self.storage = Link(self.clock, cluster.storage.bandwidth, cluster.storage.stream)
         self.manager_up, self.manager_down = (Link(self.clock, cluster.manager_bandwidth) for _ in range(2))
-        self.by_address: dict[str, Node] = {}
-        self._nodes: dict[int, Node] = {}
+        self.by_address: dict[str, SimulatedWorker] = {}
+        self._nodes: dict[int, SimulatedWorker] = {}
         self._numbers = itertools.count(1)
         self._chance = random.Random(seed)
-        self._mind = Mind(PYTHON)
+        self._mind = Scheduler(PYTHON)
         self._inbox: list[e.Event] = []
-        self._free_at = self._news_at = 0.0
+        self._free_at = self._last_activity_at = 0.0
         self._awake = self._ended = self._over = False
         self._jobs = workload.jobs
         self._sizes: dict[str, int] = {
@@ -126,27 +126,30 @@ class World:
             Counter()
         )  # bytes, by the numbers of both ends; 0 is the manager
         self._submit(workload, retries)
-        if failures.lives:
-            for came, lost in failures.lives:
-                self.clock.at(came, self._join, lost)
+        if failures.worker_lifetimes:
+            for came, lost in failures.worker_lifetimes:
+                self.clock.schedule_at(came, self._worker_connects, lost)
         else:
             for number in range(cluster.workers):
-                self.clock.at(costs.connect_s + failures.arrive_s * number / cluster.workers, self._join)
-        self.clock.at(TICK_S, self._tick, background=True)
+                self.clock.schedule_at(
+                    costs.connect_s + failures.arrival_window_s * number / cluster.workers,
+                    self._worker_connects,
+                )
+        self.clock.schedule_at(TICK_S, self._tick, background=True)
 
     def run(self) -> Report:
         """Go on until the user knows how it ended."""
         started = time.perf_counter()
         while not self._over:
-            self.clock.step()
+            self.clock.run_next()
         report = self.report
         report.makespan_s = self.clock.now
         for node in self._nodes.values():
             self._account(node)
-        report.run_again = sum(times - 1 for times in self._begun.values())
-        report.most_between_two = max(self._between.values(), default=0)
+        report.reexecuted = sum(times - 1 for times in self._begun.values())
+        report.max_pair_bytes = max(self._between.values(), default=0)
         report.useful_core_s = sum(self._useful.values())
-        report.took_s = time.perf_counter() - started
+        report.elapsed_s = time.perf_counter() - started
         scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
         report.peak_memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
         return report
@@ -161,20 +164,20 @@ class World:
         tuned = {
             "scheduler": cluster.scheduler,
             "peer-transfers": cluster.peer_transfers,
-            "temp-replica-count": cluster.copies,
+            "temp-replica-count": cluster.replicas,
         }
-        self._post(*(e.Tuned(name, value) for name, value in tuned.items()), e.FilesDeclared(specs))
+        self._post(*(e.SettingChanged(name, value) for name, value in tuned.items()), e.FilesDeclared(specs))
         self._post(
             *(e.LibraryInstalled(LibrarySpec(name, f"setup of {name}")) for name in workload.libraries)
         )
-        self._post(e.RunOpened(RunSpec(RUN, "simulated", retries, size=len(workload.jobs))))
+        self._post(e.GraphOpened(GraphSpec(RUN, "simulated", retries, size=len(workload.jobs))))
         tasks = self._specs(workload)
         end = 0.0
         for part in _slices(tasks, workload.jobs):
             begin = max(end, workload.jobs[part[0].task - 1].submitted_s)
             end = begin + len(part) * self.costs.submit_s
-            self.clock.at(end, self._post, e.TasksSubmitted(part))
-        self.clock.at(end, self._post, e.RunSubmitted(RUN))
+            self.clock.schedule_at(end, self._post, e.TasksSubmitted(part))
+        self.clock.schedule_at(end, self._post, e.GraphSubmitted(RUN))
 
     def _specs(self, workload: Workload) -> list[TaskSpec]:
         readers = Counter(name for job in workload.jobs for name in job.inputs)
@@ -184,20 +187,30 @@ class World:
             depths[job.key] = max((depths[name] + 1 for name in job.inputs if name in depths), default=0)
             wanted = (job.key,) if job.wanted or self.cluster.results_to_manager else ()
             spec = TaskSpec(
-                number, job.key, job.key, RUN, job.library, job.category, inputs=job.inputs, wanted=wanted
+                number,
+                job.key,
+                job.key,
+                RUN,
+                job.library,
+                job.category,
+                inputs=job.inputs,
+                wanted_at_manager=wanted,
             )
             if not job.library:
-                spec = spec._replace(request=Request(cores=job.cores))
+                spec = spec._replace(request=ResourceRequest(cores=job.cores))
             specs.append(
                 spec._replace(
-                    category=job.category, priority=number, depth=depths[job.key], readers=readers[job.key]
+                    category=job.category,
+                    priority=number,
+                    depth=depths[job.key],
+                    reader_count=readers[job.key],
                 )
             )
         return specs
 
-    def job(self, ticket: int) -> Job:
+    def job(self, ticket: int) -> SimulatedTask:
         """What a worker has been asked to do."""
-        return self._jobs[(ticket & NUMBER) - 1]
+        return self._jobs[(ticket & TASK_NUMBER_MASK) - 1]
 
     def size_of(self, name: str) -> int:
         """Bytes of a result or a file."""
@@ -210,46 +223,48 @@ class World:
         self._inbox += events
         if not self._awake and self._inbox:
             self._awake = True
-            self.clock.at(self._free_at, self._turn)
+            self.clock.schedule_at(self._free_at, self._manager_iteration)
 
-    def _turn(self) -> None:
+    def _manager_iteration(self) -> None:
         """The manager takes up all that has arrived."""
         events, self._inbox = self._inbox, []
         self._awake = False
         if any(type(event) is not e.Tick for event in events):
-            self._news_at = self.clock.now
+            self._last_activity_at = self.clock.now
         began = time.thread_time()
         out = self._mind.handle(events, self.clock.now)
         self.report.manager_cpu_s += time.thread_time() - began
         count = sum(len(event.tasks) if type(event) is e.TasksSubmitted else 1 for event in events)
         letters: dict[int, list[m.Message]] = {}
         for x in out:
-            self._carry(x, letters)
+            self._execute(x, letters)
         messages = sum(map(len, letters.values()))
-        tasks = sum(type(message) is m.Run for letter in letters.values() for message in letter)
+        tasks = sum(type(message) is m.RunTask for letter in letters.values() for message in letter)
         costs = self.costs
-        busy = costs.turn_s + costs.event_s * count + costs.message_s * messages + costs.task_s * tasks
+        busy = (
+            costs.loop_iteration_s + costs.event_s * count + costs.message_s * messages + costs.task_s * tasks
+        )
         self._free_at = self.clock.now + busy
         report = self.report
         report.manager_busy_s += busy
         report.events += count
         report.messages += messages
-        self.clock.at(self._free_at, self._deliver, letters)
+        self.clock.schedule_at(self._free_at, self._send_messages, letters)
         if self._ended:
-            self.clock.at(self._free_at, self._finish)
+            self.clock.schedule_at(self._free_at, self._finish)
 
-    def _carry(self, x: i.Instruction, letters: dict[int, list[m.Message]]) -> None:
+    def _execute(self, x: i.Instruction, letters: dict[int, list[m.Message]]) -> None:
         if isinstance(x, i.Send):
             letters.setdefault(x.worker, []).append(x.message)
         elif isinstance(x, i.SendObject):
             size = self.size_of(x.name)
-            self.moved("to_workers", size, 0, x.worker)
-            letters.setdefault(x.worker, []).append(m.Put(x.name, bytes(size)))
-        elif isinstance(x, i.Keep):
-            self.report.moved("to_manager", len(x.payload))  # small, and nobody says whose it was
+            self.record_transfer("to_workers", size, 0, x.worker)
+            letters.setdefault(x.worker, []).append(m.PutObject(x.name, bytes(size)))
+        elif isinstance(x, i.StoreObject):
+            self.report.add_bytes("to_manager", len(x.payload))  # small, and nobody says whose it was
         elif isinstance(x, i.Disconnect):
-            self.clock.after(0.0, self._lose, x.worker, x.reason)
-        elif isinstance(x, i.RunEnded):
+            self.clock.schedule_in(0.0, self._worker_lost, x.worker, x.reason)
+        elif isinstance(x, i.GraphFinished):
             self.report.outcome = x.outcome
             if x.outcome != "success":
                 about = x.info.get("reason") or "; ".join(x.info.get("evidence") or ())
@@ -259,30 +274,30 @@ class World:
     def _finish(self) -> None:
         self._over = True
 
-    def _deliver(self, letters: dict[int, list[m.Message]]) -> None:
+    def _send_messages(self, letters: dict[int, list[m.Message]]) -> None:
         """What the manager has written leaves: to each worker in order."""
         for number, messages in letters.items():
             node = self._nodes.get(number)
             if node is not None:
                 size = sum(map(size_of_message, messages))
                 way = self.cluster.latency_s + size / self.cluster.manager_bandwidth
-                node.heard_until = max(node.heard_until, self.clock.now + way)
-                self.clock.at(node.heard_until, node.feed, *messages)
+                node.last_delivery_to_worker = max(node.last_delivery_to_worker, self.clock.now + way)
+                self.clock.schedule_at(node.last_delivery_to_worker, node.handle, *messages)
 
-    def heard(self, node: Node, messages: list[m.Message]) -> None:
+    def receive_from_worker(self, node: SimulatedWorker, messages: list[m.Message]) -> None:
         """A worker says something, which arrives in order."""
         size = sum(map(size_of_message, messages))
         way = self.cluster.latency_s + size / self.cluster.bandwidth
-        node.said_until = max(node.said_until, self.clock.now + way)
-        self.clock.at(node.said_until, self._arrive, node, messages)
+        node.last_delivery_to_manager = max(node.last_delivery_to_manager, self.clock.now + way)
+        self.clock.schedule_at(node.last_delivery_to_manager, self._arrive, node, messages)
 
-    def _arrive(self, node: Node, messages: list[m.Message]) -> None:
+    def _arrive(self, node: SimulatedWorker, messages: list[m.Message]) -> None:
         if node.number in self._nodes:
-            self._post(*(e.WorkerSaid(node.number, message) for message in messages))
+            self._post(*(e.MessageReceived(node.number, message) for message in messages))
 
-    def moved(self, kind: str, size: int, one: int, other: int) -> None:
+    def record_transfer(self, kind: str, size: int, one: int, other: int) -> None:
         """Count a transfer between two ends; the manager is number 0."""
-        self.report.moved(kind, size)
+        self.report.add_bytes(kind, size)
         self._between[min(one, other), max(one, other)] += size
 
     def stored(self, name: str, size: int) -> None:
@@ -291,75 +306,81 @@ class World:
 
     def _tick(self) -> None:
         self._post(e.Tick())
-        self.clock.at(self.clock.now + TICK_S, self._tick, background=True)
+        self.clock.schedule_at(self.clock.now + TICK_S, self._tick, background=True)
         # what is pending is at most this tick's own turn and the delivery of what it answered
-        if self.clock.pending <= 1 and self.clock.now - self._news_at > QUIET_S:
-            missing = self._mind.missing or (
+        if self.clock.pending <= 1 and self.clock.now - self._last_activity_at > STALL_TIMEOUT_S:
+            missing = self._mind.stalled_reason or (
                 "no worker is connected" if not self._nodes else "nothing is under way"
             )
-            msg = f"nothing has happened for {QUIET_S:.0f} s of simulated time, and nothing will: {missing}"
-            raise Stuck(msg)
+            msg = f"nothing has happened for {STALL_TIMEOUT_S:.0f} s of simulated time, and nothing will: {missing}"
+            raise SimulationStalled(msg)
 
     # ---- workers
 
-    def _join(self, lost_at: float | None = None) -> None:
+    def _worker_connects(self, lost_at: float | None = None) -> None:
         number = next(self._numbers)
-        node = self._nodes[number] = Node(self, number)
+        node = self._nodes[number] = SimulatedWorker(self, number)
         self.by_address[node.address] = node
         cluster, report = self.cluster, self.report
         report.workers += 1
         report.cores = max(report.cores, len(self._nodes) * cluster.cores)
         host = node.address.partition(":")[0]
         hello = m.Hello(1, host, 1, PYTHON, cluster.cores, cluster.memory_mb, cluster.disk_mb, 0, 1, [], {})
-        self.clock.after(cluster.latency_s, self._post, e.WorkerJoined(number, host, hello))
+        self.clock.schedule_in(cluster.latency_s, self._post, e.WorkerConnected(number, host, hello))
         if lost_at is not None:
             if lost_at < math.inf:
-                self.clock.at(lost_at, self._lose, number, "it was lost", background=True)
+                self.clock.schedule_at(lost_at, self._worker_lost, number, "it was lost", background=True)
         elif self.failures.losses_per_hour:
             lives = self._chance.expovariate(self.failures.losses_per_hour / 3600)
-            self.clock.at(self.clock.now + lives, self._lose, number, "it was lost", background=True)
+            self.clock.schedule_at(
+                self.clock.now + lives, self._worker_lost, number, "it was lost", background=True
+            )
 
-    def _lose(self, number: int, reason: str) -> None:
+    def _worker_lost(self, number: int, reason: str) -> None:
         node = self._nodes.pop(number, None)
         if node is None:
             return
-        node.die()
+        node.kill()
         del self.by_address[node.address]
         self._account(node)
         self.report.workers_lost += 1
-        self.clock.after(
-            self.failures.noticed_after_s + self.cluster.latency_s, self._post, e.WorkerLost(number, reason)
+        self.clock.schedule_in(
+            self.failures.detection_delay_s + self.cluster.latency_s,
+            self._post,
+            e.WorkerDisconnected(number, reason),
         )
-        if self.failures.replaced_after_s < math.inf and not self.failures.lives:
-            self.clock.after(self.failures.replaced_after_s + self.costs.connect_s, self._join)
+        if self.failures.replaced_after_s < math.inf and not self.failures.worker_lifetimes:
+            self.clock.schedule_in(
+                self.failures.replaced_after_s + self.costs.connect_s, self._worker_connects
+            )
 
-    def _account(self, node: Node) -> None:
+    def _account(self, node: SimulatedWorker) -> None:
         self.report.core_s += (self.clock.now - node.joined_at) * self.cluster.cores
 
-    def begun(self, execution: Execution) -> None:
+    def task_started(self, execution: Execution) -> None:
         """A worker has begun with a task."""
         self.report.executions += 1
-        self._begun[execution.run.task & NUMBER] += 1
+        self._begun[execution.run.task & TASK_NUMBER_MASK] += 1
 
     def ended(self, execution: Execution, *, well: bool) -> None:
         """A task has run to its end."""
-        self.broken_off(execution)
+        self.record_busy_time(execution)
         if well:
             job = self.job(execution.run.task)
-            self._useful[execution.run.task & NUMBER] = job.seconds * self._cores(job)
+            self._useful[execution.run.task & TASK_NUMBER_MASK] = job.seconds * self._cores(job)
 
-    def broken_off(self, execution: Execution) -> None:
+    def record_busy_time(self, execution: Execution) -> None:
         """A task has had its cores, to whatever end."""
         self.report.busy_core_s += (self.clock.now - execution.began) * self._cores(
             self.job(execution.run.task)
         )
 
     @staticmethod
-    def _cores(job: Job) -> float:
+    def _cores(job: SimulatedTask) -> float:
         return 1.0 if job.library else job.cores
 
 
-def _slices(specs: list[TaskSpec], jobs: list[Job]) -> Iterator[list[TaskSpec]]:
+def _slices(specs: list[TaskSpec], jobs: list[SimulatedTask]) -> Iterator[list[TaskSpec]]:
     """What is submitted together: bounded in number, and at one time."""
     part: list[TaskSpec] = []
     for spec, job in zip(specs, jobs, strict=True):
@@ -383,4 +404,4 @@ def _worker() -> tuple[Any, Any, Any]:
     except ImportError as error:
         msg = f"the simulator runs the worker's own state machine, and the package vineworker is not installed: {error}"
         raise RuntimeError(msg) from error
-    return state.WorkerState, happens, calls.Reply
+    return state.WorkerStateMachine, happens, calls.Reply

@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from vinecore.protocol import bulk, xrootd
-from vineworker.warden import Warden
+from vineworker.warden import ProcessReaper
 
 STALL_S = 60.0
 """An address that sends nothing for so long has failed."""
-HTTP_GONE = (400, 401, 403, 404, 405, 410)
+PERMANENT_HTTP_ERRORS = (400, 401, 403, 404, 405, 410)
 """Answers that stay the same however often one asks."""
 CHANGED = "it has changed since it was declared: declare it again"
 FILE_GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
-class Addresses:
+class Downloader:
     """Fetches from addresses.
 
     Parameters
@@ -30,7 +30,7 @@ class Addresses:
         Is told of the processes that are started.
     """
 
-    def __init__(self, warden: Warden) -> None:
+    def __init__(self, warden: ProcessReaper) -> None:
         self._warden = warden
         self._children: set[subprocess.Popen[str]] = set()
         self._closed = False
@@ -58,7 +58,7 @@ class Addresses:
         if url.partition(":")[0].lower() in xrootd.SCHEMES:
             self._from_xrootd(url, path)
             if 0 <= size != os.path.getsize(path):
-                raise bulk.Gone(CHANGED)
+                raise bulk.ObjectNotFound(CHANGED)
         else:
             _from_web(url, path, size, validator)
 
@@ -73,18 +73,18 @@ class Addresses:
                 self._children.add(process)
                 if self._closed:
                     _kill(process)
-            said = _listen(process, path)
+            said = _wait_for_download(process, path)
         finally:
             with self._lock:
                 self._children.discard(process)
             self._warden.ended(process.pid)
-        if process.returncode == xrootd.NOTHING:
-            raise bulk.Gone(xrootd.MISSING)
+        if process.returncode == xrootd.EXIT_NO_CLIENT:
+            raise bulk.ObjectNotFound(xrootd.MISSING)
         if process.returncode:
             words = "".join(filter(str.isprintable, " ".join(said.split())))
             reason = words or f"the client ended with code {process.returncode}"
-            if any(code in said for code in xrootd.FINAL):
-                raise bulk.Gone(reason)
+            if any(code in said for code in xrootd.PERMANENT_ERRORS):
+                raise bulk.ObjectNotFound(reason)
             raise OSError(reason)
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ class Addresses:
                 _kill(process)
 
 
-def _listen(process: subprocess.Popen[str], path: str) -> str:
+def _wait_for_download(process: subprocess.Popen[str], path: str) -> str:
     """Wait for the end of a process that writes a file; give what it has said. One that writes nothing for long is killed."""
     before = -1
     while True:
@@ -129,17 +129,17 @@ def _from_web(url: str, path: str, size: int, validator: Sequence[str]) -> None:
         answer = urllib.request.urlopen(url, timeout=STALL_S)  # noqa: S310 - the user has declared it
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code in HTTP_GONE:
-            raise bulk.Gone(str(error)) from error
+        if error.code in PERMANENT_HTTP_ERRORS:
+            raise bulk.ObjectNotFound(str(error)) from error
         raise
     except urllib.error.URLError as error:
         if isinstance(error.reason, FILE_GONE):
-            raise bulk.Gone(str(error.reason)) from error
+            raise bulk.ObjectNotFound(str(error.reason)) from error
         raise (error.reason if isinstance(error.reason, OSError) else error) from None
     with answer, open(path, "wb") as file:
         announced = answer.headers.get("Content-Length")
-        if changed(answer.headers, size, validator):
-            raise bulk.Gone(CHANGED)
+        if content_changed(answer.headers, size, validator):
+            raise bulk.ObjectNotFound(CHANGED)
         while chunk := answer.read(bulk.CHUNK):
             file.write(chunk)
         if announced is not None and file.tell() != int(announced):
@@ -147,7 +147,7 @@ def _from_web(url: str, path: str, size: int, validator: Sequence[str]) -> None:
             raise ConnectionError(msg)
 
 
-def changed(headers: Any, size: int, validator: Sequence[str]) -> bool:
+def content_changed(headers: Any, size: int, validator: Sequence[str]) -> bool:
     """Whether a server's answer is about another content than what it said before.
 
     Servers that share the work may differ in the one or the other, so what is the same by its tag, or by its date and length, is the same.

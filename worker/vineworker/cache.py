@@ -52,7 +52,7 @@ def tree_size(path: str) -> int:
     return sum(os.lstat(file).st_size for file in files)
 
 
-class Estate:
+class OrphanedObjects:
     """Objects of a session whose manager has vanished, until the next one says whether it wants them.
 
     Parameters
@@ -73,7 +73,7 @@ class Estate:
     def close(self) -> None:
         """Do without what is left of it."""
         self.contents = {}
-        bulk.remove(self._folder)
+        bulk.remove_tree(self._folder)
 
 
 class Cache:
@@ -119,16 +119,16 @@ class Cache:
         """Bytes of all files."""
         return self._on_disk
 
-    def taken(self, name: str) -> int:
+    def disk_bytes(self, name: str) -> int:
         """Bytes of the disk that an object takes."""
         return self._taken.get(name, 0)
 
-    def room(self) -> int:
+    def free_bytes(self) -> int:
         """Bytes that may still come: what is left of the limit, or of the disk if that is less."""
         free = shutil.disk_usage(self._folder).free
         return min(free, self._disk_limit - self._on_disk - self._coming) if self._disk_limit else free
 
-    def check(self, what: str, size: int) -> None:
+    def check_fits(self, what: str, size: int) -> None:
         """Make sure that something fits.
 
         Raises
@@ -141,11 +141,11 @@ class Cache:
             raise DiskFull(what, size, left)
 
     @contextlib.contextmanager
-    def expecting(self, name: str, size: int) -> Iterator[None]:
+    def reserve(self, name: str, size: int) -> Iterator[None]:
         """Keep room for something that comes; see `check`."""
         size = max(size, 0)
         with self._lock:
-            self.check(name, size)
+            self.check_fits(name, size)
             self._coming += size
         try:
             yield
@@ -168,12 +168,12 @@ class Cache:
             self._counter += 1
             return os.path.join(self._incoming, str(self._counter))
 
-    def keep(self, name: str, payload: bytes) -> None:
+    def put_bytes(self, name: str, payload: bytes) -> None:
         """Hold a small object."""
         if len(payload) > INLINE_LIMIT or self._in_memory + len(payload) > self._memory_limit:
             path = self.temporary(name)
             _write(path, payload)
-            self.store(name, path, digests.of(payload))
+            self.store(name, path, digests.digest_bytes(payload))
             return
         with self._lock:
             self._in_memory += len(payload) - len(self._memory.get(name, b""))
@@ -181,16 +181,16 @@ class Cache:
             self._sizes[name] = len(payload)
             stale = self._files.pop(name, None)
             self._account(name, 0)
-            self._withdraw(name)
+            self._remove_unverified(name)
             self.looks.forget(name)
         if stale is not None and self._is_own(stale):
-            bulk.remove(stale)
+            bulk.remove_tree(stale)
 
     def store(self, name: str, path: str, digest: str = "") -> None:
         """Take over a complete file or directory."""
         target, directory = self.path_for(name), os.path.isdir(path)
         if directory or os.path.isdir(target):
-            bulk.remove(target)  # what is not a directory is replaced at once by the rename
+            bulk.remove_tree(target)  # what is not a directory is replaced at once by the rename
         if directory:
             size = self.looks.record(name, path, place=target)
         with self._lock:
@@ -207,7 +207,7 @@ class Cache:
         # of a directory nobody knows a size: as it travels it has another one
         self._sizes[name] = -1 if os.path.isdir(target) else size
 
-    def offer(self, name: str, path: str) -> bool:
+    def add_unverified(self, name: str, path: str) -> bool:
         """Let peers have a complete file, which may not be used here before it is accepted; not if there is one of its name."""
         with self._lock:
             if name in self._sizes or name in self._offered:
@@ -216,7 +216,7 @@ class Cache:
             self._offered[name] = path
             return True
 
-    def accept(self, name: str, path: str, digest: str = "") -> None:
+    def mark_verified(self, name: str, path: str, digest: str = "") -> None:
         """The file that has been offered from there is right: take it over, unless it has gone or has been replaced meanwhile."""
         with self._lock:
             if self._offered.get(name) == path:
@@ -224,17 +224,17 @@ class Cache:
                 self._enter(name, target, self.looks.record(name, target, digest))
                 del self._offered[name]
 
-    def refuse(self, name: str, path: str) -> None:
+    def discard_unverified(self, name: str, path: str) -> None:
         """The file that has been offered from there is wrong."""
         with self._lock:
             if self._offered.get(name) == path:
-                self._withdraw(name)
+                self._remove_unverified(name)
 
-    def _withdraw(self, name: str) -> None:
+    def _remove_unverified(self, name: str) -> None:
         if self._offered.pop(name, None) is not None:
-            bulk.remove(self.path_for(name))
+            bulk.remove_tree(self.path_for(name))
 
-    def adopt(self, name: str, path: str, taken: int, digest: str = "") -> int:
+    def serve_from(self, name: str, path: str, taken: int, digest: str = "") -> int:
         """Serve an object from where it is kept, unless there is one of its name; it stays there whatever becomes of this one.
 
         Parameters
@@ -249,7 +249,7 @@ class Cache:
         """
         with self._lock:
             if name not in self._sizes:
-                self._withdraw(name)
+                self._remove_unverified(name)
                 directory = os.path.isdir(path)
                 if (
                     not directory
@@ -259,7 +259,7 @@ class Cache:
                 self._account(name, taken)
             return self._sizes[name]
 
-    def bequeath(self, about: Sequence[list[Any]], folder: str) -> Estate:
+    def detach(self, about: Sequence[list[Any]], folder: str) -> OrphanedObjects:
         """Give away objects, those that are files in a folder; what is kept elsewhere is left out.
 
         Parameters
@@ -270,7 +270,7 @@ class Cache:
         contents: dict[str, Union[bytes, str]] = {}
         with self._lock:
             for name in about[0]:
-                content = self.content(name)
+                content = self.get(name)
                 if isinstance(content, str):
                     path = os.path.join(folder, os.path.basename(content))
                     if not self._is_own(content) or not self.looks.is_intact(name):
@@ -282,15 +282,15 @@ class Cache:
                     content = path
                 if content is not None:
                     contents[name] = content
-        return Estate(folder, contents, about)
+        return OrphanedObjects(folder, contents, about)
 
-    def inherit(self, estate: Estate) -> list[str]:
+    def attach(self, estate: OrphanedObjects) -> list[str]:
         """Take over what another cache has given away; give the names."""
         names, known = [], dict(zip(estate.about[0], estate.about[2]))
         for name, content in estate.contents.items():
             try:
                 if isinstance(content, bytes):
-                    self.keep(name, content)
+                    self.put_bytes(name, content)
                 else:
                     self.store(name, content, known.get(name, ""))
             except OSError:
@@ -299,7 +299,7 @@ class Cache:
         estate.close()
         return names
 
-    def adopted(self, name: str) -> bool:
+    def is_external(self, name: str) -> bool:
         """Whether an object is served from a place outside."""
         path = self._files.get(name)
         return path is not None and not self._is_own(path)
@@ -307,10 +307,10 @@ class Cache:
     def _is_own(self, path: str) -> bool:
         return os.path.dirname(path) == self._folder
 
-    def find(self, name: str) -> Union[bytes, str, None]:
+    def find_object(self, name: str) -> Union[bytes, str, None]:
         """Give, to others, an object's bytes, or its path, or None; also what is offered."""
         offered = name in self._offered  # before the others: it may be accepted meanwhile
-        content = self.content(name)
+        content = self.get(name)
         if content is None and offered:
             return self.path_for(name)
         if isinstance(content, str) and (self.looks.is_exposed(name) or not os.path.isdir(content)):
@@ -383,7 +383,7 @@ class Cache:
             self._copied[folder] = self._copied.get(folder, 0) + size
         return True
 
-    def content(self, name: str) -> Union[bytes, str, None]:
+    def get(self, name: str) -> Union[bytes, str, None]:
         """Give an object's bytes, or its path, or None."""
         data = self._memory.get(name)
         return data if data is not None else self._files.get(name)
@@ -404,7 +404,7 @@ class Cache:
                 if name in self._memory and name not in self._files:
                     path = self.path_for(name)
                     os.rename(whole, path)
-                    self.looks.record(name, path, digests.of(data))
+                    self.looks.record(name, path, digests.digest_bytes(data))
                     self._files[name] = path
                     self._account(name, len(data))
                 else:
@@ -431,10 +431,10 @@ class Cache:
             path = self._files.pop(name, None)
             self._sizes.pop(name, None)
             self._account(name, 0)
-            self._withdraw(name)
+            self._remove_unverified(name)
             self.looks.forget(name)
         if path is not None and self._is_own(path):
-            bulk.remove(path)
+            bulk.remove_tree(path)
 
 
 def _write(path: str, data: bytes) -> None:

@@ -12,7 +12,7 @@ MOST_IN_FLIGHT = 64
 """Calls that are written to a slot before it has answered the first of them, at most."""
 
 
-class Object(NamedTuple):
+class ObjectData(NamedTuple):
     """Worker: an object that lives in memory; a shared one is kept until it is dropped."""
 
     name: str
@@ -39,19 +39,19 @@ class Call(NamedTuple):
     payload: bytes
 
 
-class Drop(NamedTuple):
+class DropShared(NamedTuple):
     """Worker: forget these shared objects."""
 
     names: list[str]
 
 
-class Write(NamedTuple):
+class SpillResults(NamedTuple):
     """Worker: write what these calls have made, to where they were told to, and answer for each."""
 
     tasks: list[int]
 
 
-class Release(NamedTuple):
+class DropHeldResults(NamedTuple):
     """Worker: forget what these calls have made."""
 
     tasks: list[int]
@@ -74,5 +74,5 @@ class Reply(NamedTuple):
     payload: bytes
 
 
-TO_SLOT = (Object, Call, Drop, Write, Release)
+TO_SLOT = (ObjectData, Call, DropShared, SpillResults, DropHeldResults)
 FROM_SLOT = (Reply,)

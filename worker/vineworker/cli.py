@@ -17,7 +17,7 @@ from vineworker import __version__, inheritance
 from vineworker.resources import detect
 
 if TYPE_CHECKING:
-    from vinecore.protocol.finding import Finder
+    from vinecore.protocol.finding import ManagerFinder
 
 MOST_FILES = 65536
 GRACE_S = 25.0
@@ -372,13 +372,13 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         os.environ.pop(name, None)  # they were defaults for this worker; tasks get their own
     for note in resources.notes:
         logging.getLogger("vine_worker").info(note)
-    from vineworker.search import Search
+    from vineworker.search import ManagerConnector
     from vineworker.worker import (  # asyncio takes longest to import: say what is wrong with the arguments before
-        Settings,
         Worker,
+        WorkerSettings,
     )
 
-    settings = Settings(
+    settings = WorkerSettings(
         secret,
         resources,
         workspace,
@@ -403,7 +403,7 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         return tls.known_fingerprints(path)
 
     try:
-        worker = Worker(settings, Search(secret, addresses, finder, fingerprints, known))
+        worker = Worker(settings, ManagerConnector(secret, addresses, finder, fingerprints, known))
     except OSError as error:
         p.error(f"the workspace {workspace} cannot be used: {error.strerror}")
     return worker.run()
@@ -411,17 +411,19 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
 
 def _whereabouts(
     p: argparse.ArgumentParser, options: argparse.Namespace
-) -> tuple[tuple[tuple[str, int], ...], Optional[Finder]]:
+) -> tuple[tuple[tuple[str, int], ...], Optional[ManagerFinder]]:
     """Understand where the manager may be: addresses, and how to find it by its name."""
     try:
         addresses = () if options.manager_name and not options.address else parse_addresses(options.address)
         if not options.manager_name:
             return addresses, None
         from vinecore.protocol import catalog, registry  # not needed elsewhere
-        from vinecore.protocol.finding import Finder
+        from vinecore.protocol.finding import ManagerFinder
 
-        servers = catalog.parse_servers(catalog.configured(options.catalog or ""))
-        return addresses, Finder(options.manager_name, registry.place(options.registry or ""), servers)
+        servers = catalog.parse_servers(catalog.configured_servers(options.catalog or ""))
+        return addresses, ManagerFinder(
+            options.manager_name, registry.registry_directory(options.registry or ""), servers
+        )
     except ValueError as error:
         p.error(str(error))
 

@@ -22,7 +22,7 @@ from vineworker.probes import best_probe
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from vineworker.probes import Probe
+    from vineworker.probes import ProcessProbe
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -32,7 +32,7 @@ PAUSE_S = 0.001
 LIST_BYTES = 4096
 
 _prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
-_probes: list[Probe | None] = []
+_probes: list[ProcessProbe | None] = []
 
 
 def die_with_parent() -> None:
@@ -53,7 +53,7 @@ def children_of(pid: int) -> list[int]:
     return [] if probe is None else probe.children(pid)
 
 
-def _probe() -> Probe | None:
+def _probe() -> ProcessProbe | None:
     if not _probes:
         _probes.append(best_probe())
     if _probes[0] is not None:

@@ -8,24 +8,24 @@ from vinecore.protocol import messages as m
 from vineworker.calls import Reply
 
 
-class Arrived(NamedTuple):
+class ObjectArrived(NamedTuple):
     """An object is here: fetched, unpacked or put."""
 
     name: str
     size: int
-    asked: bool  # the manager waits for the news
+    report_to_manager: bool  # the manager waits for the news
     digest: str = ""
     compared: bool = True  # with what it should be; else `Compared` follows
 
 
-class Compared(NamedTuple):
+class ObjectVerified(NamedTuple):
     """A file that was here already has been compared with what it should be."""
 
-    arrival: Arrived
+    arrival: ObjectArrived
     failure: Optional[m.FetchFailed] = None  # what the manager is told if it is not that, and has gone again
 
 
-class Found(NamedTuple):
+class PersistentObjectsFound(NamedTuple):
     """Objects that were kept before are here; names, and sizes and digests as in `Arrived`."""
 
     names: list[str]
@@ -33,7 +33,7 @@ class Found(NamedTuple):
     digests: list[str]
 
 
-class Inherited(NamedTuple):
+class OrphansAdopted(NamedTuple):
     """Objects of the session before, whose manager has vanished, are here; fields as in `Found`."""
 
     names: list[str]
@@ -41,14 +41,14 @@ class Inherited(NamedTuple):
     digests: list[str]
 
 
-class Kept(NamedTuple):
+class ObjectPersisted(NamedTuple):
     """An object will outlive this session."""
 
     name: str
     digest: str
 
 
-class HostUp(NamedTuple):
+class ForkServerReady(NamedTuple):
     """A host has loaded its library, in so many seconds, with these versions of packages."""
 
     host: str
@@ -63,7 +63,7 @@ class HostSlow(NamedTuple):
     where: str
 
 
-class HostDown(NamedTuple):
+class ForkServerExited(NamedTuple):
     """A host has ended, or could not begin; ``final`` if it never will, ``payload`` the pickled exception if there is one."""
 
     host: str
@@ -72,14 +72,14 @@ class HostDown(NamedTuple):
     payload: bytes
 
 
-class Replied(NamedTuple):
+class CallsReturned(NamedTuple):
     """A slot has answered calls, in their order."""
 
     slot: int
     replies: list[Reply]
 
 
-class SlotDown(NamedTuple):
+class SlotExited(NamedTuple):
     """A slot has died; ``running`` is the task it was running, or -1."""
 
     slot: int
@@ -87,11 +87,11 @@ class SlotDown(NamedTuple):
     info: dict[str, Any]
 
 
-class TaskOver(NamedTuple):
+class ProcessTaskFinished(NamedTuple):
     """A task with a process of its own is over: ``message`` is its `Done` or `Failed`, ``outputs`` the sizes of its objects."""
 
     task: int
-    message: Union[m.Done, m.Failed]
+    message: Union[m.TaskDone, m.TaskFailed]
     outputs: dict[str, int]
 
 
@@ -105,4 +105,4 @@ class Exhausted(NamedTuple):
 class Overrun(NamedTuple):
     """A call in a slot of a library has exceeded a limit; ``message`` says which."""
 
-    message: Union[m.Done, m.Failed]
+    message: Union[m.TaskDone, m.TaskFailed]

@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vineworker.calls import Reply
-    from vineworker.state import Slot, Task, WorkerState
+    from vineworker.state import Slot, Task, WorkerStateMachine
 
 MB = 1024 * 1024
 MOST_HELD = 256 * MB  # in a slot
-PART_HELD = 10  # of a slot's memory no more than one part of so many
-PART_OF_HELD = 8  # of that, for one result: who reads it has a copy
+HELD_MEMORY_DIVISOR = 10  # of a slot's memory no more than one part of so many
+MAX_RESULT_DIVISOR = 8  # of that, for one result: who reads it has a copy
 SHORT_S = 0.25  # all calls together that read a held result: for so long other slots may have nothing to do
 LONG_S = 1.0  # all calls of a family: what the manager is not told, and is lost with the slot
 
 
-class Ended:
+class CompletedCall:
     """A call of a family that has ended.
 
     Attributes
@@ -53,25 +53,25 @@ class Ended:
         How many calls will still read it, if it is held.
     """
 
-    __slots__ = ("held", "reply", "task", "unread", "writing")
+    __slots__ = ("held", "remaining_readers", "reply", "task", "writing")
 
     def __init__(self, task: Task, reply: Reply, *, held: bool) -> None:
         self.task, self.reply, self.held = task, reply, held
-        self.unread = int(task.run.options.get("readers", 0))
+        self.remaining_readers = int(task.run.options.get("readers", 0))
         self.writing = False
 
 
-class Family:
+class MemoryGroup:
     """What belongs together in a slot."""
 
     def __init__(self) -> None:
-        self.untold: list[Ended] = []  # in the order of their ends
+        self.unreported: list[CompletedCall] = []  # in the order of their ends
         self.wall_s = 0.0  # of these together
-        self.results: dict[str, Ended] = {}  # what these have made
+        self.results: dict[str, CompletedCall] = {}  # what these have made
         self.ready: deque[Task] = deque()  # have all they read because of these
 
 
-class Families:
+class InMemoryResults:
     """Decides what slots hold. A part of the worker's mind.
 
     Parameters
@@ -80,11 +80,11 @@ class Families:
         The mind.
     """
 
-    def __init__(self, state: WorkerState) -> None:
+    def __init__(self, state: WorkerStateMachine) -> None:
         self._state = state
         self._spent: set[str] = set()
 
-    def may_hold(self, slot: Slot, task: Task) -> tuple[int, int] | None:
+    def hold_limits(self, slot: Slot, task: Task) -> tuple[int, int] | None:
         """How many bytes a slot may hold, with what a call makes, and how many that may be; None if it is not to be held even for a moment."""
         library = slot.host.library
         if (
@@ -92,69 +92,69 @@ class Families:
             or library is None
             or library.exec_mode != "direct"
             or slot.in_flight
-            or slot.host.depth(task.run.function) > 1  # others may be written behind it
+            or slot.host.max_in_flight(task.run.function) > 1  # others may be written behind it
         ):
             return None
         memory = int(library.options.get("memory") or 0) * MB // max(library.slots, 1)
-        room = min(MOST_HELD, memory // PART_HELD)
-        return room, room // PART_OF_HELD
+        room = min(MOST_HELD, memory // HELD_MEMORY_DIVISOR)
+        return room, room // MAX_RESULT_DIVISOR
 
-    def held_for(self, slot: Slot, task: Task) -> list[tuple[str, int]]:
+    def held_inputs(self, slot: Slot, task: Task) -> list[tuple[str, int]]:
         """Which inputs of a call its slot holds, and which calls have made them."""
-        if slot.family is None:
+        if slot.memory_group is None:
             return []
-        found = [(name, slot.family.results.get(name)) for name in task.run.inputs]
+        found = [(name, slot.memory_group.results.get(name)) for name in task.run.inputs]
         return [(name, ended.task.run.task) for name, ended in found if ended is not None and ended.held]
 
-    def ended(self, slot: Slot, task: Task, reply: Reply) -> bool:
+    def on_call_finished(self, slot: Slot, task: Task, reply: Reply) -> bool:
         """Take a call that has ended into the family of its slot, if it belongs to one."""
-        family, held = slot.family, bool(reply.info.pop("held", False))
+        family, held = slot.memory_group, bool(reply.info.pop("held", False))
         if self._state.tasks.get(reply.task) is not task:  # it was cancelled
             if held:
-                self._state.instruct(i.Release(slot.id, [reply.task]))
+                self._state.emit(i.DropHeldResults(slot.id, [reply.task]))
             return held
         if family is None:
             if not held:
                 return False
-            family = slot.family = Family()
-        ended = Ended(task, reply, held=held)
-        family.untold.append(ended)
+            family = slot.memory_group = MemoryGroup()
+        ended = CompletedCall(task, reply, held=held)
+        family.unreported.append(ended)
         family.wall_s += reply.wall_s
         if reply.kind == "done":
             self._count_read(slot, family, task)
             if not held:
-                self._state.store(task.run, reply)
+                self._state.store_result(task.run, reply)
             family.results[task.run.result] = ended
-            if not held or self._worth(slot, ended):
-                self._offer(slot, family, task.run.result)
+            if not held or self._worth_holding(slot, ended):
+                self._queue_ready_readers(slot, family, task.run.result)
         return True
 
-    def _count_read(self, slot: Slot, family: Family, reader: Task) -> None:
+    def _count_read(self, slot: Slot, family: MemoryGroup, reader: Task) -> None:
         """Somebody has read what is held; a slot forgets what all have read."""
         for name in dict.fromkeys(reader.run.inputs):
             ended = family.results.get(name)
             if ended is not None and ended.held:
-                ended.unread -= 1
-                if ended.unread <= 0:
-                    self._state.instruct(i.Release(slot.id, [ended.task.run.task]))
+                ended.remaining_readers -= 1
+                if ended.remaining_readers <= 0:
+                    self._state.emit(i.DropHeldResults(slot.id, [ended.task.run.task]))
 
-    def _worth(self, slot: Slot, ended: Ended) -> bool:
+    def _worth_holding(self, slot: Slot, ended: CompletedCall) -> bool:
         """Whether all that will read a result is here, and takes a moment only."""
         readers = self._state.waiting_for(ended.task.run.result)
-        walls = slot.host.walls
-        family = slot.family
+        walls = slot.host.mean_duration_s
+        family = slot.memory_group
         assert family is not None
         return (
-            len(readers) == ended.unread
+            len(readers) == ended.remaining_readers
             and family.wall_s < LONG_S
             and all(r.run.library == slot.host.name and r.slot is None for r in readers)
             and sum(walls.get(r.run.function, SHORT_S + 1) for r in readers) <= SHORT_S
         )
 
-    def _offer(self, slot: Slot, family: Family, name: str) -> None:
+    def _queue_ready_readers(self, slot: Slot, family: MemoryGroup, name: str) -> None:
         """Queue who has all it reads, now that there is one more result."""
         for task in self._state.waiting_for(name):
-            lacking = self._state.lacking(task)
+            lacking = self._state.missing_inputs(task)
             if (
                 task.run.library == slot.host.name
                 and task.slot is None
@@ -164,26 +164,26 @@ class Families:
                 task.missing = 0
                 family.ready.append(task)
 
-    def settle(self, slot: Slot) -> None:
+    def advance(self, slot: Slot) -> None:
         """Go on with the family of a slot, or end it."""
-        family = slot.family
+        family = slot.memory_group
         if family is None or slot.killed or slot.in_flight:
             return
-        needed = [ended for ended in family.untold if ended.held and ended.unread > 0]
+        needed = [ended for ended in family.unreported if ended.held and ended.remaining_readers > 0]
         while needed and family.ready:
             task = family.ready.popleft()
             if self._state.tasks.get(task.run.task) is task:
-                slot.short = False
-                self._state.call(slot, task)
+                slot.all_short = False
+                self._state.send_call(slot, task)
                 return
         if not needed:
-            slot.family = None
-            for ended in family.untold:
-                self._tell(ended)
-            self.missed(
+            slot.memory_group = None
+            for ended in family.unreported:
+                self._report(ended)
+            self.report_consumed(
                 [
                     ended.task.run.result
-                    for ended in family.untold
+                    for ended in family.unreported
                     if self._state.waiting_for(ended.task.run.result)
                 ]
             )
@@ -193,9 +193,9 @@ class Families:
         for ended in unasked:
             ended.writing = True
         if unasked:
-            self._state.instruct(i.Write(slot.id, [ended.task.run.task for ended in unasked]))
+            self._state.emit(i.SpillResults(slot.id, [ended.task.run.task for ended in unasked]))
 
-    def _tell(self, ended: Ended) -> None:
+    def _report(self, ended: CompletedCall) -> None:
         state, run, reply = self._state, ended.task.run, ended.reply
         there = reply.kind == "done" and not ended.held
         if state.tasks.get(run.task) is not ended.task:  # it was cancelled
@@ -204,27 +204,27 @@ class Families:
             return
         del state.tasks[run.task]
         if there:
-            state.made(run, reply)
+            state.publish_result(run, reply)
         elif reply.kind == "done":
             self._spent.add(run.result)
-        state.say_over(run, reply)
+        state.report_finished(run, reply)
 
-    def missed(self, names: Iterable[str]) -> None:
+    def report_consumed(self, names: Iterable[str]) -> None:
         """Somebody waits for these: the manager has to know which of them will not come."""
         spent = [name for name in names if name in self._spent]
         if spent:
             self.forget(spent)
-            self._state.say_lost(spent)
+            self._state.report_lost(spent)
 
     def forget(self, names: Iterable[str]) -> None:
         """The manager does not think any more that these are here, or they are."""
         if self._spent:
             self._spent.difference_update(names)
 
-    def wrote(self, slot: Slot, reply: Reply) -> bool:
+    def on_spilled(self, slot: Slot, reply: Reply) -> bool:
         """A slot has written what it held, or could not; whether it was asked to."""
-        family = slot.family
-        for ended in family.untold if family is not None else ():
+        family = slot.memory_group
+        for ended in family.unreported if family is not None else ():
             if ended.task.run.task == reply.task and ended.writing:
                 break
         else:
@@ -232,17 +232,17 @@ class Families:
         ended.held = ended.writing = False
         if reply.kind == "wrote":
             ended.reply.info["digest"] = reply.info.get("digest", "")
-            self._state.store(ended.task.run, ended.reply)
+            self._state.store_result(ended.task.run, ended.reply)
         else:  # and so it has failed
             ended.reply = reply
         return True
 
-    def lost(self, slot: Slot) -> list[Task]:
+    def on_slot_lost(self, slot: Slot) -> list[Task]:
         """A slot has died, or is to: give the calls that have to begin anew, in their order."""
-        family, slot.family = slot.family, None
+        family, slot.memory_group = slot.memory_group, None
         if family is None:
             return []
-        for ended in family.untold:
+        for ended in family.unreported:
             if ended.reply.kind == "done" and not ended.held:
                 self._state.discard(ended.task.run)
-        return [*(ended.task for ended in family.untold), *family.ready]
+        return [*(ended.task for ended in family.unreported), *family.ready]

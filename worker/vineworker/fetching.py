@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
 from vinecore.protocol import bulk, digests, handshake, messages, tickets, trees
-from vineworker.addresses import Addresses
+from vineworker.addresses import Downloader
 from vineworker.cache import Cache, tree_size
-from vineworker.warden import Warden
+from vineworker.warden import ProcessReaper
 
 log = logging.getLogger("vine_worker")
 
@@ -21,7 +21,7 @@ MOST_IDLE_PER_PEER = 2
 MOST_IDLE_S = bulk.IDLE_S / 2
 
 
-class Source(NamedTuple):
+class TransferSource(NamedTuple):
     """The manager, or a peer: a worker that comes back is another one, at the same address."""
 
     address: str
@@ -29,10 +29,10 @@ class Source(NamedTuple):
     fingerprint: str = ""
 
 
-MANAGER = Source("manager")
+MANAGER = TransferSource("manager")
 
 
-class Fetcher:
+class TransferClient:
     """Moves objects; keeps a few idle connections to each peer.
 
     Parameters
@@ -60,20 +60,22 @@ class Fetcher:
         secret: bytes,
         number: int,
         key: bytes,
-        warden: Warden,
+        warden: ProcessReaper,
         cover: Any = None,
         fingerprints: Sequence[str] = (),
     ) -> None:
         self._cache, self._manager, self._secret, self._number = cache, manager, secret, number
         self._key = key
         self._cover, self._fingerprints = cover, fingerprints
-        self._addresses = Addresses(warden)
-        self._idle: dict[Source, list[tuple[float, bulk.Client]]] = {}
-        self._busy: set[bulk.Client] = set()
+        self._addresses = Downloader(warden)
+        self._idle: dict[TransferSource, list[tuple[float, bulk.TransferClient]]] = {}
+        self._busy: set[bulk.TransferClient] = set()
         self._closed = False
         self._lock = threading.Lock()
 
-    def fetch(self, fetch: messages.Fetch, arrived: Callable[[bulk.Received], None]) -> bulk.Received:
+    def fetch(
+        self, fetch: messages.Fetch, arrived: Callable[[bulk.ReceivedObject], None]
+    ) -> bulk.ReceivedObject:
         """Get an object, if there is room for it; the size of a directory is -1.
 
         Parameters
@@ -93,10 +95,12 @@ class Fetcher:
         OSError, ValueError
             It could not be had for another reason.
         """
-        with self._cache.expecting(fetch.name, fetch.size):
+        with self._cache.reserve(fetch.name, fetch.size):
             return self._fetch(fetch, arrived)
 
-    def _fetch(self, fetch: messages.Fetch, arrived: Callable[[bulk.Received], None]) -> bulk.Received:
+    def _fetch(
+        self, fetch: messages.Fetch, arrived: Callable[[bulk.ReceivedObject], None]
+    ) -> bulk.ReceivedObject:
         path, begun = self._cache.temporary(fetch.name), time.monotonic()
         proof = None
         try:
@@ -105,26 +109,26 @@ class Fetcher:
                 os.chmod(
                     path, trees.PLAIN
                 )  # who has fetched it may have gone by the umask, or by what is there
-                received = bulk.Received(os.path.getsize(path), digests.of_file(path))
+                received = bulk.ReceivedObject(os.path.getsize(path), digests.digest_file(path))
             else:
                 received, proof = self._from_peer(fetch, path)
             if os.path.isdir(path):
-                received = bulk.Received(-1, "")  # what travelled was an archive of it
+                received = bulk.ReceivedObject(-1, "")  # what travelled was an archive of it
             elif not fetch.digest and 0 <= fetch.size != received.size and not fetch.directory:
                 msg = f"{received.size} bytes came, {fetch.size} were announced"
-                raise bulk.Altered(msg)
+                raise bulk.ChecksumMismatch(msg)
             if fetch.size < 0:
-                self._cache.check(fetch.name, tree_size(path))
+                self._cache.check_fits(fetch.name, tree_size(path))
             log.debug("got %s from %s in %.3f s", fetch.name, fetch.source, time.monotonic() - begun)
             as_long = fetch.size in (-1, received.size)  # another one may be right, too: copies may differ
-            if proof is not None and as_long and self._cache.offer(fetch.name, path):
+            if proof is not None and as_long and self._cache.add_unverified(fetch.name, path):
                 arrived(received)
-                self._prove(fetch.name, path, proof, received.digest)
+                self._verify(fetch.name, path, proof, received.digest)
                 return received
             if proof is not None:
-                proof.compare()
+                proof.verify()
         except BaseException:
-            bulk.remove(path)
+            bulk.remove_tree(path)
             raise
         finally:
             if proof is not None:
@@ -132,38 +136,44 @@ class Fetcher:
         self._cache.store(fetch.name, path, received.digest)
         return received
 
-    def _prove(self, name: str, path: str, proof: bulk.Proof, digest: str) -> None:
+    def _verify(self, name: str, path: str, proof: bulk.PendingVerification, digest: str) -> None:
         """Take over what is offered, if it is what it should be."""
         try:
-            proof.compare()
-            self._cache.accept(name, path, digest)
+            proof.verify()
+            self._cache.mark_verified(name, path, digest)
         except BaseException:
-            self._cache.refuse(name, path)
+            self._cache.discard_unverified(name, path)
             raise
 
-    def _from_peer(self, fetch: messages.Fetch, path: str) -> tuple[bulk.Received, Optional[bulk.Proof]]:
-        def bring(client: bulk.Client) -> tuple[bulk.Received, Optional[bulk.Proof]]:
-            if not fetch.peer:
-                return client.bring(fetch.name, path, fetch.digest, fits=fits)
-            return client.bring(
+    def _from_peer(
+        self, fetch: messages.Fetch, path: str
+    ) -> tuple[bulk.ReceivedObject, Optional[bulk.PendingVerification]]:
+        def bring(
+            client: bulk.TransferClient,
+        ) -> tuple[bulk.ReceivedObject, Optional[bulk.PendingVerification]]:
+            if not fetch.source_worker:
+                return client.get_unverified(fetch.name, path, fetch.digest, fits=fits)
+            return client.get_unverified(
                 fetch.name, path, fetch.digest, fits=fits, ticket=fetch.ticket, expires=fetch.expires
             )
 
         def fits(size: int) -> None:
-            self._cache.check(fetch.name, size)
+            self._cache.check_fits(fetch.name, size)
 
         pair_key = ""
-        if fetch.peer:
-            pair_key = tickets.cover(self._key, fetch.peer, bytes.fromhex(fetch.pair_key)).hex()
-        received, proof = self._talk(Source(fetch.source, pair_key, fetch.fingerprint), bring)
+        if fetch.source_worker:
+            pair_key = tickets.mask_key(self._key, fetch.source_worker, bytes.fromhex(fetch.pair_key)).hex()
+        received, proof = self._with_connection(
+            TransferSource(fetch.source, pair_key, fetch.fingerprint), bring
+        )
         return received, proof
 
     def upload(self, name: str, digest: str) -> None:
         """Bring an object to the manager."""
-        content = self._cache.find(name)
+        content = self._cache.find_object(name)
         if content is None:
             raise FileNotFoundError(name)
-        self._talk(MANAGER, lambda client: client.put(name, content, digest))
+        self._with_connection(MANAGER, lambda client: client.put(name, content, digest))
 
     def unpack(self, unpack: messages.Unpack) -> int:
         """Make a directory of an archive that is in the cache."""
@@ -174,32 +184,34 @@ class Fetcher:
         os.mkdir(path)
         try:
             with tarfile.open(self._cache.checked_path(unpack.archive)) as archive:
-                self._cache.check(unpack.name, sum(member.size for member in archive.getmembers()))
+                self._cache.check_fits(unpack.name, sum(member.size for member in archive.getmembers()))
                 bulk.unpack_safely(archive, path)
-            self._cache.check(unpack.name, tree_size(path))
+            self._cache.check_fits(unpack.name, tree_size(path))
         except (tarfile.TarError, EOFError, zlib.error) as error:
-            bulk.remove(path)
+            bulk.remove_tree(path)
             msg = f"not an archive that can be unpacked: {str(error).partition(':')[0]}"
             raise ValueError(msg) from error
         except BaseException:
-            bulk.remove(path)
+            bulk.remove_tree(path)
             raise
         self._cache.store(unpack.name, path)
         return 0
 
-    def _talk(self, source: Source, work: Callable[[bulk.Client], Any]) -> Any:
+    def _with_connection(self, source: TransferSource, work: Callable[[bulk.TransferClient], Any]) -> Any:
         """Use a connection to a source, an idle one if there is one; the other end may have closed that."""
         client = self._idle_client(source)
         if client is not None:
             try:
                 return self._use(source, client, work)
-            except handshake.Refused:
+            except handshake.HandshakeRejected:
                 raise
             except ConnectionError:
                 pass
         return self._use(source, self._new_client(source), work)
 
-    def _use(self, source: Source, client: bulk.Client, work: Callable[[bulk.Client], Any]) -> Any:
+    def _use(
+        self, source: TransferSource, client: bulk.TransferClient, work: Callable[[bulk.TransferClient], Any]
+    ) -> Any:
         with self._lock:
             self._busy.add(client)
         try:
@@ -207,18 +219,18 @@ class Fetcher:
                 msg = "this worker is leaving"
                 raise InterruptedError(msg)
             answer = work(client)
-        except bulk.Gone:
-            self._give_back(source, client)
+        except bulk.ObjectNotFound:
+            self._return_connection(source, client)
             raise
         except BaseException:
             with self._lock:
                 self._busy.discard(client)
             client.close()
             raise
-        self._give_back(source, client)
+        self._return_connection(source, client)
         return answer
 
-    def _idle_client(self, source: Source) -> bulk.Client | None:
+    def _idle_client(self, source: TransferSource) -> bulk.TransferClient | None:
         with self._lock:
             self._drop_old()
             idle = self._idle.get(source)
@@ -233,25 +245,25 @@ class Fetcher:
             if not idle:
                 del self._idle[source]
 
-    def _new_client(self, source: Source) -> bulk.Client:
+    def _new_client(self, source: TransferSource) -> bulk.TransferClient:
         if source == MANAGER:
-            return bulk.Client(*self._manager, self._secret, self._covering(self._fingerprints))
+            return bulk.TransferClient(*self._manager, self._secret, self._tls_wrapper(self._fingerprints))
         host, _, port = source.address.rpartition(":")
-        return bulk.Client(
+        return bulk.TransferClient(
             host,
             int(port),
             bytes.fromhex(source.pair_key),
-            self._covering((source.fingerprint,)),
+            self._tls_wrapper((source.fingerprint,)),
             peer=self._number,
         )
 
-    def _covering(self, fingerprints: Sequence[str]) -> Optional[bulk.Cover]:
+    def _tls_wrapper(self, fingerprints: Sequence[str]) -> Optional[bulk.TlsWrapper]:
         if self._cover is None:
             return None
         cover = self._cover
         return lambda sock: cover.dial(sock, fingerprints)
 
-    def _give_back(self, source: Source, client: bulk.Client) -> None:
+    def _return_connection(self, source: TransferSource, client: bulk.TransferClient) -> None:
         with self._lock:
             self._busy.discard(client)
             idle = self._idle.setdefault(source, [])

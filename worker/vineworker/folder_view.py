@@ -76,7 +76,7 @@ class FolderView:
 
     def close(self) -> None:
         """Remove the view, and nothing that its links lead to."""
-        bulk.remove(self._root)
+        bulk.remove_tree(self._root)
 
     def _names(self, folder: str) -> list[str]:
         self._listed_ns.pop(folder, None)

@@ -29,7 +29,7 @@ import time
 from typing import Any, Callable
 
 from vinecore.protocol import context, exceptions, import_paths, modules, programs, seeds, usage, values
-from vinecore.protocol.messages import LOADING
+from vinecore.protocol.messages import PICKLE_SENSITIVE_PACKAGES
 from vineworker import (
     call_state,
     captured_output,
@@ -46,16 +46,16 @@ from vineworker.captured_output import CapturedOutput
 from vineworker.program_folder import add_imports
 
 
-class Host:
+class ForkServer:
     """Loads a library and forks its slots."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._functions: dict[str, Callable[..., Any]] = {}
         self._children: dict[int, int] = {}  # pid -> slot
-        self._singles: set[int] = set()  # those that lead a process group
+        self._process_group_leaders: set[int] = set()  # those that lead a process group
         self._own: set[int] = set()  # processes that the user's modules or context have started here
-        self._tried: set[str] = (
+        self._attempted_imports: set[str] = (
             set()
         )  # modules that somebody wanted here, whether or not they could be imported
         self._fork_calls = False
@@ -83,15 +83,19 @@ class Host:
                 data, descriptors, _flags, _address = socket.recv_fds(self._control, 1 << 17, 2)
                 if not data:
                     return
-                self._obey(json.loads(data), list(descriptors))
+                self._handle_request(json.loads(data), list(descriptors))
 
-    def _obey(self, request: dict[str, Any], descriptors: list[int]) -> None:
+    def _handle_request(self, request: dict[str, Any], descriptors: list[int]) -> None:
         if "slot" in request:
             self._fork(request, descriptors)
         elif "kill" in request:
             self._kill(request["kill"])
         elif "modules" in request:
-            new = [name for name in request["modules"] if name not in sys.modules and name not in self._tried]
+            new = [
+                name
+                for name in request["modules"]
+                if name not in sys.modules and name not in self._attempted_imports
+            ]
             if new:
                 with starting.watched(self._stack):
                     self._preload(new)
@@ -107,7 +111,7 @@ class Host:
         own = f"{sys.version_info[0]}.{sys.version_info[1]}"
         if request["python"] and request["python"] != own:
             text = f"it runs Python {own}, the manager {request['python']}: functions pickled by one cannot be loaded by the other"
-            self._tell(
+            self._send(
                 {
                     "failed": f"{text}. Use an environment, or a worker, with Python {request['python']}",
                     "final": True,
@@ -116,7 +120,7 @@ class Host:
             return
         if importlib.util.find_spec("cloudpickle") is None:
             text = f"its Python, {sys.executable}, has no cloudpickle, without which it can load no functions: install cloudpickle there"
-            self._tell({"failed": f"{text}, or use an environment that has it", "final": True})
+            self._send({"failed": f"{text}, or use an environment that has it", "final": True})
             return
         try:
             with starting.watched(self._stack):
@@ -130,11 +134,11 @@ class Host:
         self._own.update(descendants.families(descendants.children_of(os.getpid())))
         _settle()
         self._begins("")
-        self._tell({"up": versions(), "wall_s": time.monotonic() - start})
+        self._send({"up": versions(), "wall_s": time.monotonic() - start})
 
     def _begins(self, what: str) -> None:
         """Tell the worker what is done now: should the process end by itself, that is where."""
-        self._tell({"doing": what})
+        self._send({"doing": what})
 
     def _fail(self, error: BaseException) -> None:
         """Tell the worker what the user's code has raised; slots may do so at the same time."""
@@ -142,14 +146,14 @@ class Host:
         with open(temporary, "wb") as file:
             file.write(exceptions.dump(error))
         os.replace(temporary, self._error)
-        self._tell({"failed": exceptions.short(error), "final": True})
+        self._send({"failed": exceptions.short(error), "final": True})
 
     def _preload(self, names: list[str]) -> None:
         """Import these now, but for the user's own modules, which each process imports for itself."""
-        new = [name for name in names if name not in sys.modules and name not in self._tried]
+        new = [name for name in names if name not in sys.modules and name not in self._attempted_imports]
         before = set(descendants.children_of(os.getpid())) if new else set()
         for name in new:
-            self._tried.add(name)
+            self._attempted_imports.add(name)
             if not modules.is_package_module(name):
                 continue
             self._begins(f"it imported {name}")
@@ -185,8 +189,8 @@ class Host:
         if pid:
             self._children[pid] = request["slot"]
             if request["single"]:
-                self._singles.add(pid)
-            self._tell({"forked": request["slot"], "pid": pid, "single": request["single"]})
+                self._process_group_leaders.add(pid)
+            self._send({"forked": request["slot"], "pid": pid, "single": request["single"]})
             os.close(channel)
             os.close(progress)
             return
@@ -256,16 +260,16 @@ class Host:
         """Take leave of what has ended; what it has left behind are children of this process now, and end."""
         while (ended := _next_ended()) is not None:
             pid = ended.si_pid
-            if pid in self._singles:
-                self._singles.discard(pid)
-                self._kill_what_is_left_of(pid)
+            if pid in self._process_group_leaders:
+                self._process_group_leaders.discard(pid)
+                self._kill_process_group(pid)
             known = self._own | self._children.keys()
             if descendants.may_have_strays(known):
                 descendants.kill_strays(known)
             _pid, status, usage = os.wait4(pid, 0)
             number = self._children.pop(pid, None)
             if number is not None:
-                self._tell(
+                self._send(
                     {
                         "exited": number,
                         "reason": slot.describe_status(status),
@@ -273,14 +277,14 @@ class Host:
                     }
                 )
 
-    def _kill_what_is_left_of(self, pid: int) -> None:
+    def _kill_process_group(self, pid: int) -> None:
         """End what a single task has started; it has not been waited for, so the number is still its own."""
         try:
             os.killpg(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):  # it was killed before it had a group of its own
             pass
 
-    def _tell(self, news: dict[str, Any]) -> None:
+    def _send(self, news: dict[str, Any]) -> None:
         try:
             self._control.send(json.dumps(news).encode())
         except OSError:
@@ -298,7 +302,7 @@ def build_context(about: Any, functions: dict[str, Callable[..., Any]]) -> None:
     """Call the context function, and give its variables to the functions."""
     function, args, kwargs = about
     variables = function(*args, **kwargs)
-    context.variables.update(variables)
+    context.context_variables.update(variables)
     for user_function in functions.values():
         getattr(user_function, "__globals__", {}).update(variables)
 
@@ -322,7 +326,7 @@ def versions() -> dict[str, str]:
     """Versions of what matters to pickles."""
     found = {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
     metadata = importlib.import_module("importlib.metadata")
-    for name in LOADING:
+    for name in PICKLE_SENSITIVE_PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -340,7 +344,7 @@ def main() -> None:
     captured_output.print_lines_at_once()
     if os.environ.pop(usage.RECORDS, ""):
         recording.start()
-    Host(socket.socket(fileno=int(sys.argv[1]))).serve()
+    ForkServer(socket.socket(fileno=int(sys.argv[1]))).serve()
 
 
 if __name__ == "__main__":

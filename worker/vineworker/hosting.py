@@ -18,36 +18,36 @@ from collections import deque
 from typing import Any, Callable, Optional
 
 from vinecore.protocol import bulk, import_paths
-from vinecore.protocol.channel import Channel
+from vinecore.protocol.channel import MessageChannel
 from vineworker import events as e
 from vineworker import instructions as i
 from vineworker import logs, packing, starting, temporary
 from vineworker.cache import Cache
 from vineworker.calls import FROM_SLOT, PROGRESS
 from vineworker.library_disk import LibraryDisk, Writer
-from vineworker.sandbox import TEMPORARY, read_end
-from vineworker.warden import Warden
+from vineworker.sandbox import TMPDIR_NAME, read_log_tail
+from vineworker.warden import ProcessReaper
 
 log = logging.getLogger("vine_worker")
 
-STARCH = """
+STARCH_WRAPPER = """
 for script in "$0"/env/*; do if [ -e "$script" ]; then . "$script"; fi; done
 export PATH="$0/bin:$PATH" LD_LIBRARY_PATH="$0/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 exec "$@"
 """
 """Runs a command as a package made by starch runs its own."""
-ALLOCATOR = {
+GLIBC_MALLOC_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
     "MALLOC_TOP_PAD_": str(32 << 20),
 }
 """How glibc keeps memory in a library's processes: arrays that come and go do not ask the kernel for zeroed pages each time."""
-MOMENT_S = 0.2
+EXIT_WAIT_S = 0.2
 LAST_WORDS = 4000
 """Characters of what a process has written last that are told of its end."""
 
 
-class HostProcess:
+class ForkServerProcess:
     """One running host, in a process group of its own, so that all that its slots start can be ended with it.
 
     Parameters
@@ -68,13 +68,13 @@ class HostProcess:
 
     def __init__(
         self,
-        start: i.StartHost,
+        start: i.StartForkServer,
         folder: str,
         short: str,
         cache: Cache,
         happened: Callable[[Any], None],
         python: str,
-        warden: Warden,
+        warden: ProcessReaper,
     ) -> None:
         self.name, self.folder, self.log = start.host, folder, folder + ".log"
         self._happened, self._warden, self._loop = happened, warden, asyncio.get_running_loop()
@@ -88,7 +88,7 @@ class HostProcess:
         options = start.library.options if start.library else {}
         # where slots have their temporary folders, unless the library's user has said where
         own = temporary.NAMES[0] in options.get("env", {})
-        self.temporary = "" if own else os.path.join(short, TEMPORARY)
+        self.temporary = "" if own else os.path.join(short, TMPDIR_NAME)
         setup = cache.path(start.library.setup) if start.library else ""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
@@ -108,12 +108,12 @@ class HostProcess:
         except BaseException:
             self._control.close()
             raise
-        self._loop.add_reader(self._control, self._hear)
+        self._loop.add_reader(self._control, self._receive)
         self._look_at_logs()
         # the end of file at its socket may never come: what it has started may have inherited the other end
         threading.Thread(target=self._wait, name="vine-host", daemon=True).start()
         fork = start.library is not None and start.library.exec_mode == "fork"
-        self.tell(
+        self.send(
             {
                 "setup": setup,
                 "error": folder + ".error",
@@ -137,7 +137,7 @@ class HostProcess:
                 logs.shorten(slot.errors)
         self._loop.call_later(logs.LOOK_S, self._look_at_logs)
 
-    def tell(self, request: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+    def send(self, request: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
         """Send a request; a host that is gone will be noticed where it is heard."""
         if self.ended:
             return
@@ -152,7 +152,7 @@ class HostProcess:
         sources = wanted.get("sources", ())
         if new or sources:
             self._told.update(new)
-            self.tell({"modules": new, "sources": sources})
+            self.send({"modules": new, "sources": sources})
 
     def _send(self) -> None:
         try:
@@ -196,11 +196,11 @@ class HostProcess:
 
     def _hear_all(self) -> None:
         """The process has ended: what it has said before comes first."""
-        while not self.ended and self._hear():
+        while not self.ended and self._receive():
             pass
-        self._end()
+        self._on_exit()
 
-    def _hear(self) -> bool:
+    def _receive(self) -> bool:
         try:
             data = self._control.recv(1 << 17)
         except BlockingIOError:
@@ -208,11 +208,11 @@ class HostProcess:
         except OSError:
             data = b""
         if not data:
-            self._end()
+            self._on_exit()
             return False
         news = json.loads(data)
         if "up" in news:
-            self._happened(e.HostUp(self.name, news["wall_s"], news["up"]))
+            self._happened(e.ForkServerReady(self.name, news["wall_s"], news["up"]))
         elif "doing" in news:
             self._doing = news["doing"]
         elif "failed" in news:
@@ -232,7 +232,7 @@ class HostProcess:
                     }
                 )
         if self._failed is not None:
-            self._end()
+            self._on_exit()
         return True
 
     def _forked(self, slot: Optional[SlotProcess], pid: int, single: bool) -> None:
@@ -241,7 +241,7 @@ class HostProcess:
         if slot is not None:
             slot.started(pid)
 
-    def _end(self) -> None:
+    def _on_exit(self) -> None:
         if self.ended:
             return
         payload, code = b"", self._exit_code()
@@ -262,13 +262,15 @@ class HostProcess:
                 else f"ended with code {code}"
             )
             when = f" while {self._doing}" if self._doing else ""
-            said = read_end(self.log, 2000).strip()
+            said = read_log_tail(self.log, 2000).strip()
             reason = f"the library's process {how}{when}{f'; it has said: {said}' if said else ''}"
-        self._happened(e.HostDown(self.name, reason, self._failed is not None, payload))
+        self._happened(e.ForkServerExited(self.name, reason, self._failed is not None, payload))
 
     def _exit_code(self) -> Optional[int]:
         try:
-            return int(self.process.wait(MOMENT_S))  # its sockets are closed a moment before it is a zombie
+            return int(
+                self.process.wait(EXIT_WAIT_S)
+            )  # its sockets are closed a moment before it is a zombie
         except subprocess.TimeoutExpired:
             return None
 
@@ -310,7 +312,7 @@ def remove_files(folder: str, cache: Cache) -> None:
     """Remove what a host has left on the disk: its folder and what is beside it."""
     cache.release(folder)
     for suffix in ("", ".log", ".error", ".stack", ".lib"):
-        bulk.remove(folder + suffix)
+        bulk.remove_tree(folder + suffix)
 
 
 class SlotProcess:
@@ -322,7 +324,9 @@ class SlotProcess:
         Called with the process number of a single task.
     """
 
-    def __init__(self, number: int, host: HostProcess, output: str, happened: Callable[[Any], None]) -> None:
+    def __init__(
+        self, number: int, host: ForkServerProcess, output: str, happened: Callable[[Any], None]
+    ) -> None:
         self.id, self.host = number, host
         self.single = bool(output)
         self.log = output or os.path.join(host.folder, f".vine-stdout-{number}")
@@ -343,7 +347,7 @@ class SlotProcess:
         self._progress = mmap.mmap(self._file.fileno(), PROGRESS.size)
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
-        self.channel = Channel(FROM_SLOT, self._heard, self._lost, unsent=self._not_sent)
+        self.channel = MessageChannel(FROM_SLOT, self._heard, self._lost, unsent=self._not_sent)
         host.slots[number] = self
 
     async def connect(self) -> None:
@@ -363,7 +367,7 @@ class SlotProcess:
             "single": self.single,
             "temporary": self.temporary,
         }
-        self.host.tell(request, (self._theirs.fileno(), self._file.fileno()))
+        self.host.send(request, (self._theirs.fileno(), self._file.fileno()))
         self._theirs.close()
         self._file.close()  # the map of it stays
 
@@ -377,7 +381,7 @@ class SlotProcess:
 
     def kill(self) -> None:
         """Have the host kill the process; it knows best which one it is."""
-        self.host.tell({"kill": self.id})
+        self.host.send({"kill": self.id})
 
     def began(self, task: int) -> Optional[float]:
         """When the process has begun with a call that is timed, by the clock of `time.monotonic`; None if it is not at that."""
@@ -388,10 +392,10 @@ class SlotProcess:
 
     def last_words(self) -> str:
         """The end of what the process has written."""
-        words = (read_end(path, LAST_WORDS) for path in (self.log, self.errors) if path)
+        words = (read_log_tail(path, LAST_WORDS) for path in (self.log, self.errors) if path)
         return "".join(words)[-LAST_WORDS:]
 
-    def abandon(self, reason: str) -> None:
+    def cancel_start(self, reason: str) -> None:
         """There will be no process after all."""
         self.host.slots.pop(self.id, None)
         self.exited({"reason": reason})
@@ -403,7 +407,7 @@ class SlotProcess:
 
     def _heard(self, replies: list[Any]) -> None:
         self._answered = True
-        self._happened(e.Replied(self.id, replies))
+        self._happened(e.CallsReturned(self.id, replies))
 
     def _not_sent(self, message: Any, reason: str) -> None:
         """Something could not be sent to the process, which would be waited for in vain: its end is noticed."""
@@ -414,7 +418,7 @@ class SlotProcess:
 
     def _lost(self, _reason: str) -> None:
         self._closed = True
-        self._tell_if_over()
+        self._report_if_exited()
 
     def exited(self, info: dict[str, Any]) -> None:
         """The host has seen the process end, or has gone itself."""
@@ -422,7 +426,7 @@ class SlotProcess:
         self._theirs.close()  # where nobody has forked: the end of the channel is waited for
         if not self._closed:
             self._end_channel()
-        self._tell_if_over()
+        self._report_if_exited()
 
     def _end_channel(self) -> None:
         """Let what the process has written come, and no more: others may have inherited its end of the socket."""
@@ -433,20 +437,20 @@ class SlotProcess:
         except OSError:  # it is closed
             pass
         # calls that nobody reads any more must not be waited for
-        loop.call_later(MOMENT_S, self.channel.abort, "its process has ended")
+        loop.call_later(EXIT_WAIT_S, self.channel.abort, "its process has ended")
 
-    def _tell_if_over(self) -> None:
+    def _report_if_exited(self) -> None:
         """Replies that are still in the socket come before the news of the death, so wait for both."""
         if self._exit is None or not self._closed or self._told:
             return
         self._told = True
         if not self.single:
             for path in (self.log, self.errors):
-                bulk.remove(path)
+                bulk.remove_tree(path)
         running, _began = PROGRESS.unpack_from(self._progress, 0)
         self._progress.close()
         self._file.close()
-        self._happened(e.SlotDown(self.id, running, self._exit))
+        self._happened(e.SlotExited(self.id, running, self._exit))
 
 
 def _shared_file() -> Any:
@@ -479,7 +483,7 @@ def environment_prefix(environment: str, cache: Cache) -> list[str]:
         return []
     folder = cache.path(environment)
     if os.access(os.path.join(folder, "run.sh"), os.X_OK):
-        return ["/bin/sh", "-c", STARCH, folder]
+        return ["/bin/sh", "-c", STARCH_WRAPPER, folder]
     python = _python(environment, cache)
     if len(python) > 1:
         return python[:1]
@@ -492,8 +496,8 @@ def environment_prefix(environment: str, cache: Cache) -> list[str]:
 
 def _variables(environment: str, folder: str, short: str, options: dict[str, Any]) -> dict[str, str]:
     variables = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
-    os.makedirs(os.path.join(folder, TEMPORARY), exist_ok=True)
-    variables.update(dict.fromkeys(temporary.NAMES, os.path.join(short, TEMPORARY)))
+    os.makedirs(os.path.join(folder, TMPDIR_NAME), exist_ok=True)
+    variables.update(dict.fromkeys(temporary.NAMES, os.path.join(short, TMPDIR_NAME)))
     variables = import_paths.lend(_import_path(environment, folder), variables)
     variables["VINE_SANDBOX"] = folder
     cores = str(max(1, int(options["cores"]))) if options.get("cores") else ""
@@ -502,7 +506,7 @@ def _variables(environment: str, folder: str, short: str, options: dict[str, Any
         for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM"):
             variables.setdefault(f"{name}_NUM_THREADS", "1")
         variables["CORES"] = cores
-    for name, value in ALLOCATOR.items():
+    for name, value in GLIBC_MALLOC_SETTINGS.items():
         variables.setdefault(name, value)
     chosen = options.get("env", {})
     variables.update(chosen)
@@ -513,7 +517,7 @@ def _variables(environment: str, folder: str, short: str, options: dict[str, Any
 
 def _import_path(environment: str, folder: str) -> str:
     """Where a host finds this code: the worker's own path, or copies beside the sandbox for an environment that has other packages."""
-    home = packing.home()
+    home = packing.zipapp_path()
     if not environment and not home:
         return os.pathsep.join(p for p in sys.path if p)
     library = folder + ".lib"

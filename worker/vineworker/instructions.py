@@ -8,13 +8,13 @@ from typing import NamedTuple, Optional
 from vinecore.protocol import messages as m
 
 
-class Say(NamedTuple):
+class SendMessage(NamedTuple):
     """Send a message to the manager."""
 
     message: m.Message
 
 
-class StartHost(NamedTuple):
+class StartForkServer(NamedTuple):
     """Start the process that forks, for a library, or for single tasks in an environment."""
 
     host: str
@@ -22,7 +22,7 @@ class StartHost(NamedTuple):
     environment: str
 
 
-class StopHost(NamedTuple):
+class StopForkServer(NamedTuple):
     """End a host and all its slots."""
 
     host: str
@@ -33,7 +33,7 @@ class StartSlot(NamedTuple):
 
     host: str
     slot: int
-    run: Optional[m.Run]  # the single task it is for
+    run: Optional[m.RunTask]  # the single task it is for
 
 
 class KillSlot(NamedTuple):
@@ -46,11 +46,15 @@ class SendCall(NamedTuple):
     """Write a call to a slot."""
 
     slot: int
-    run: m.Run
+    run: m.RunTask
     new_shared: list[str]  # shared objects this slot has not been given yet
-    fed: Optional[tuple[str, int]] = None  # the input that the slot has by then, and the task that makes it
-    hold: Optional[tuple[int, int]] = None  # bytes the slot may hold with the result; bytes of that
-    held: Sequence[tuple[str, int]] = ()  # inputs that the slot holds, and the tasks that have made them
+    chained_input: Optional[tuple[str, int]] = (
+        None  # the input that the slot has by then, and the task that makes it
+    )
+    hold_limits: Optional[tuple[int, int]] = None  # bytes the slot may hold with the result; bytes of that
+    held_inputs: Sequence[
+        tuple[str, int]
+    ] = ()  # inputs that the slot holds, and the tasks that have made them
 
 
 class DropShared(NamedTuple):
@@ -60,14 +64,14 @@ class DropShared(NamedTuple):
     names: list[str]
 
 
-class Write(NamedTuple):
+class SpillResults(NamedTuple):
     """Have a slot write what it holds."""
 
     slot: int
     tasks: list[int]
 
 
-class Release(NamedTuple):
+class DropHeldResults(NamedTuple):
     """Have a slot forget what it holds."""
 
     slot: int
@@ -77,7 +81,7 @@ class Release(NamedTuple):
 class StartProcess(NamedTuple):
     """Run the command of a task."""
 
-    run: m.Run
+    run: m.RunTask
 
 
 class KillProcess(NamedTuple):
@@ -105,14 +109,14 @@ class StartUpload(NamedTuple):
     digest: str = ""
 
 
-class Keep(NamedTuple):
+class StoreBytes(NamedTuple):
     """Take these bytes as an object."""
 
     name: str
     payload: bytes
 
 
-class Adopt(NamedTuple):
+class StoreResultFile(NamedTuple):
     """Take the file that a slot has written as this object."""
 
     name: str
@@ -126,7 +130,7 @@ class Delete(NamedTuple):
     names: list[str]
 
 
-class Retain(NamedTuple):
+class PersistObject(NamedTuple):
     """Have an object outlive this session; ``forever``: and this worker."""
 
     name: str
@@ -134,13 +138,13 @@ class Retain(NamedTuple):
     digest: str
 
 
-class Unkeep(NamedTuple):
+class ReleasePersisted(NamedTuple):
     """Have objects outlive nothing any more."""
 
     names: list[str]
 
 
-class Exit(NamedTuple):
+class LeaveManager(NamedTuple):
     """End the session."""
 
     reason: str

@@ -37,7 +37,7 @@ from vineworker.cache import file_name
 
 log = logging.getLogger("vine_worker")
 
-MOST_HOMES = 64
+MAX_CACHE_DIRECTORIES = 64
 """Workers that share one workspace and keep something in it."""
 MOST_WAITING = 10_000
 MOST_RECORD = 1 << 16
@@ -53,7 +53,7 @@ class OtherFormat(ValueError):
     """The record was written by another version."""
 
 
-class Kept(NamedTuple):
+class PersistedObject(NamedTuple):
     """An object as it is kept."""
 
     name: str
@@ -65,12 +65,12 @@ class Kept(NamedTuple):
 
 
 Guard = Callable[[str, Callable[[], None]], None]
-Listener = Callable[[str, Optional[Kept]], None]
+Listener = Callable[[str, Optional[PersistedObject]], None]
 """Called with "found" (an old one is as it was), "kept" (a new one is kept), "full" (others have to go), or, without one, "all" (there are
 no more old ones), in any thread."""
 
 
-class Home:
+class CacheDirectory:
     """A folder that is this worker's alone, and in which another one may find what it has left.
 
     Parameters
@@ -89,7 +89,7 @@ class Home:
         os.close(self._lock)
 
 
-def open_home(workspace: str, secret: bytes) -> Optional[Home]:
+def open_cache_directory(workspace: str, secret: bytes) -> Optional[CacheDirectory]:
     """Find a folder for what is kept forever that no other worker uses now; None, and a line in the log, if there is none."""
     top = os.path.join(workspace, "vine-kept")
     owner = hmac.new(secret, b"vine-kept", hashlib.sha256).hexdigest()[:20]
@@ -102,7 +102,7 @@ def open_home(workspace: str, secret: bytes) -> Optional[Home]:
             )
             return None
         os.chmod(top, 0o700)
-        for number in range(1, MOST_HOMES + 1):
+        for number in range(1, MAX_CACHE_DIRECTORIES + 1):
             folder = os.path.join(top, f"{owner}-{number}")
             os.makedirs(folder, mode=0o700, exist_ok=True)
             lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -114,14 +114,14 @@ def open_home(workspace: str, secret: bytes) -> Optional[Home]:
                     raise
                 log.info("another worker uses %s now; looking for a folder beside it", folder)
             else:
-                return Home(folder, lock)
-        log.warning("nothing will be kept: %d workers use %s already", MOST_HOMES, top)
+                return CacheDirectory(folder, lock)
+        log.warning("nothing will be kept: %d workers use %s already", MAX_CACHE_DIRECTORIES, top)
     except OSError as error:
         log.warning("nothing will be kept: %s cannot be used: %s", top, error)
     return None
 
 
-class Keeper:
+class PersistentCache:
     """Keeps objects. Its methods may be called from any thread.
 
     Parameters
@@ -134,12 +134,12 @@ class Keeper:
         For what is kept forever; None to keep that, too, as long as this worker lives.
     """
 
-    def __init__(self, folder: str, limit_bytes: int, home: Optional[Home] = None) -> None:
+    def __init__(self, folder: str, limit_bytes: int, home: Optional[CacheDirectory] = None) -> None:
         self._home, self._limit = home, limit_bytes
         self._folders = {False: folder, True: folder if home is None else home.folder}
-        self._held: OrderedDict[str, Kept] = OrderedDict()  # the oldest first
+        self._objects: OrderedDict[str, PersistedObject] = OrderedDict()  # the oldest first
         self._total = 0
-        self._wanted: set[str] = set()  # to be kept, and not kept yet
+        self._pending: set[str] = set()  # to be kept, and not kept yet
         self._listener: Optional[Listener] = None
         self._counter = 0
         self._lock = threading.Lock()  # short
@@ -152,13 +152,13 @@ class Keeper:
 
     # ---- for the session
 
-    def attach(self, listener: Listener) -> tuple[list[Kept], bool]:
+    def subscribe(self, listener: Listener) -> tuple[list[PersistedObject], bool]:
         """Have news told from now on; give what is known until now, and whether that is all there is from before."""
         with self._lock:
             self._listener = listener
-            return list(self._held.values()), self._all_checked
+            return list(self._objects.values()), self._all_checked
 
-    def detach(self) -> None:
+    def unsubscribe(self) -> None:
         """Tell nobody any more."""
         with self._lock:
             self._listener = None
@@ -180,31 +180,31 @@ class Keeper:
             Called to have links of it made, with its name and what makes them.
         """
         with self._lock:
-            if len(self._wanted) >= MOST_WAITING:
+            if len(self._pending) >= MOST_WAITING:
                 log.warning("%s is not kept: too many others wait to be kept", name)
                 return
-            self._wanted.add(name)
+            self._pending.add(name)
         self._start()
         self._jobs.put(lambda: self._keep(name, content, forever and self._home is not None, digest, guard))
 
     def drop(self, name: str) -> None:
         """Keep an object no longer."""
         with self._lock:
-            self._wanted.discard(name)
-            kept = self._held.pop(name, None)
+            self._pending.discard(name)
+            kept = self._objects.pop(name, None)
             if kept is not None:
                 self._total -= kept.size
             elif self._home is None:
                 return
-            trash = self._put_away(name, forever=kept is None or kept.forever)
-        self.later(lambda: bulk.remove(trash))
+            trash = self._move_to_trash(name, forever=kept is None or kept.forever)
+        self.run_after_pending(lambda: bulk.remove_tree(trash))
 
-    def surplus(self, but: Collection[str] = ()) -> list[Kept]:
+    def excess_objects(self, but: Collection[str] = ()) -> list[PersistedObject]:
         """Give the oldest objects, without some, that are too many."""
         with self._lock:
             over = self._total - self._limit
-            found: list[Kept] = []
-            for name, kept in self._held.items():
+            found: list[PersistedObject] = []
+            for name, kept in self._objects.items():
                 if over <= 0:
                     break
                 if name not in but:
@@ -215,31 +215,31 @@ class Keeper:
     @property
     def busy(self) -> bool:
         """Whether something is still to be kept."""
-        return bool(self._wanted)
+        return bool(self._pending)
 
-    def later(self, job: Callable[[], None]) -> None:
+    def run_after_pending(self, job: Callable[[], None]) -> None:
         """Do something when all is kept that has been asked for until now."""
         self._start()
         self._jobs.put(job)
 
     def close(self) -> None:
         """Keep what has been asked for, within some time, and end."""
-        self.detach()
+        self.unsubscribe()
         self._jobs.put(None)
         if self._thread is not None and self.busy:
             self._thread.join(CLOSE_S)
 
     # ---- what was kept before
 
-    def check(self, name: str) -> Optional[Kept]:
+    def check(self, name: str) -> Optional[PersistedObject]:
         """Give an object that is kept and is what it was; one that is not is removed."""
         with self._lock:
-            kept = self._held.get(name)
+            kept = self._objects.get(name)
         if kept is not None or self._home is None:
             return kept
         with self._checking:
             with self._lock:
-                kept = self._held.get(name)
+                kept = self._objects.get(name)
             if kept is not None:
                 return kept
             try:
@@ -257,11 +257,11 @@ class Keeper:
             if not os.path.exists(self._place("records", name, forever=True)):  # dropped meanwhile
                 return None
             self._enter(kept)
-            self._held.move_to_end(name, last=False)
+            self._objects.move_to_end(name, last=False)
         self._tell("found", kept)
         return kept
 
-    def _verified(self, name: str, record: Any) -> Optional[Kept]:
+    def _verified(self, name: str, record: Any) -> Optional[PersistedObject]:
         path = self._place("objects", name, forever=True)
         if not isinstance(record, dict) or record.get("name") != name:
             return None
@@ -271,18 +271,18 @@ class Keeper:
                 return None
             if not record["directory"] and record.get("size") != about.st_size:
                 return None
-            if record != _describe(name, path):
+            if record != _make_record(name, path):
                 return None
         except OSError:
             return None
-        return Kept(name, record["size"], record["directory"], path, True, record["transfer"])
+        return PersistedObject(name, record["size"], record["directory"], path, True, record["transfer"])
 
-    def _left(self) -> list[str]:
+    def _scan_directory(self) -> list[str]:
         """Remove what is incomplete or too much; give the names of the rest, the one that was used last at the end."""
         found: list[tuple[int, int, str]] = []
         others = 0
         records = os.path.join(self._folders[True], "records")
-        bulk.remove(os.path.join(self._folders[True], "incoming"))
+        bulk.remove_tree(os.path.join(self._folders[True], "incoming"))
         for part in ("objects", "records", "incoming"):
             os.makedirs(os.path.join(self._folders[True], part), mode=0o700, exist_ok=True)
         with os.scandir(records) as entries:
@@ -296,7 +296,7 @@ class Keeper:
                     others += 1
                 except (OSError, ValueError):
                     pass
-                bulk.remove(entry.path)
+                bulk.remove_tree(entry.path)
         if others:
             log.warning(
                 "%d objects in %s were kept by another version of daskvine and are removed",
@@ -306,7 +306,7 @@ class Keeper:
         with os.scandir(os.path.join(self._folders[True], "objects")) as entries:
             for entry in entries:
                 if not os.path.exists(os.path.join(records, entry.name)):
-                    bulk.remove(entry.path)
+                    bulk.remove_tree(entry.path)
         found.sort()
         left, names = self._limit, []
         for _used, size, name in reversed(found):
@@ -336,13 +336,13 @@ class Keeper:
         names: list[str] = []
         if self._home is not None:
             try:
-                names = self._left()
+                names = self._scan_directory()
             except OSError as error:
                 log.warning("what was kept in %s cannot be read: %s", self._folders[True], error)
         while True:
             try:
                 if not names and not self._all_checked:
-                    self._say_all()
+                    self._report_inventory_complete()
                 job = self._next_job(names)
                 if job is None:
                     return
@@ -358,7 +358,7 @@ class Keeper:
             name = names.pop()
             return lambda: self.check(name)
 
-    def _say_all(self) -> None:
+    def _report_inventory_complete(self) -> None:
         with self._lock:
             self._all_checked = True
             if self._listener is not None:
@@ -377,13 +377,13 @@ class Keeper:
                 os.chmod(path, trees.PLAIN)
             else:
                 guard(name, partial(_link, content, path))
-            record = _describe(name, path, digest=forever)
+            record = _make_record(name, path, digest=forever)
             if self._acceptable(record, digest):
                 self._commit(record, path, forever)
         finally:
             with self._lock:
-                self._wanted.discard(name)
-            bulk.remove(path)
+                self._pending.discard(name)
+            bulk.remove_tree(path)
 
     def _acceptable(self, record: dict[str, Any], digest: str) -> bool:
         if digest and record["transfer"] not in ("", digest):
@@ -409,46 +409,48 @@ class Keeper:
         if forever:
             with open(note, "w", encoding="utf-8") as file:
                 json.dump(record, file)
-            _stamp(note)
+            _touch(note)
         with self._lock:
-            if name not in self._wanted:  # dropped meanwhile
+            if name not in self._pending:  # dropped meanwhile
                 return
             place = self._place("objects", name, forever=forever)
             if os.path.lexists(place):
-                bulk.remove(place)
+                bulk.remove_tree(place)
             os.rename(path, place)
             if forever:
                 os.rename(note, self._place("records", name, forever=True))
-            kept = Kept(name, record["size"], record["directory"], place, forever, record["transfer"])
+            kept = PersistedObject(
+                name, record["size"], record["directory"], place, forever, record["transfer"]
+            )
             self._enter(kept)
-            self._wanted.discard(name)
+            self._pending.discard(name)
             full = self._total > self._limit
         self._tell("kept", kept)
         if full and not self._tell("full", kept):
-            for old in self.surplus():
+            for old in self.excess_objects():
                 self.drop(old.name)
 
-    def _use(self, kept: Kept) -> None:
+    def _use(self, kept: PersistedObject) -> None:
         """An object is asked for again: it goes last."""
         with self._lock:
-            self._wanted.discard(kept.name)
-            if kept.name in self._held:
-                self._held.move_to_end(kept.name)
+            self._pending.discard(kept.name)
+            if kept.name in self._objects:
+                self._objects.move_to_end(kept.name)
         if kept.forever:
-            _stamp(self._place("records", kept.name, forever=True))
+            _touch(self._place("records", kept.name, forever=True))
         self._tell("kept", kept)
 
     # ---- the tables, with the lock held, and the folders
 
-    def _enter(self, kept: Kept) -> None:
-        before = self._held.pop(kept.name, None)
+    def _enter(self, kept: PersistedObject) -> None:
+        before = self._objects.pop(kept.name, None)
         self._total += kept.size - (0 if before is None else before.size)
-        self._held[kept.name] = kept
+        self._objects[kept.name] = kept
 
-    def _put_away(self, name: str, *, forever: bool) -> str:
+    def _move_to_trash(self, name: str, *, forever: bool) -> str:
         """Take an object out of its place, its record first; give the path to remove."""
         if forever:
-            bulk.remove(self._place("records", name, forever=True))
+            bulk.remove_tree(self._place("records", name, forever=True))
         self._counter += 1
         trash = os.path.join(self._part("incoming", forever=forever), f"old-{self._counter}")
         try:
@@ -457,7 +459,7 @@ class Keeper:
             pass
         return trash
 
-    def _tell(self, what: str, kept: Kept) -> bool:
+    def _tell(self, what: str, kept: PersistedObject) -> bool:
         listener = self._listener
         if listener is not None:
             listener(what, kept)
@@ -478,7 +480,7 @@ class Keeper:
         return folder
 
 
-def _stamp(path: str) -> None:
+def _touch(path: str) -> None:
     """Say that an object was used now; what the file system would say is too coarse."""
     now = time.time_ns()
     os.utime(path, ns=(now, now))
@@ -500,7 +502,7 @@ def _link_file(source: str, target: str, **_options: Any) -> str:
     return target
 
 
-def _describe(name: str, path: str, *, digest: bool = True) -> dict[str, Any]:
+def _make_record(name: str, path: str, *, digest: bool = True) -> dict[str, Any]:
     """Make the record of an object. Permissions to write do not count: those of cached files are taken away."""
     directory = os.path.isdir(path)
     if not directory:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
 from vineworker.descendants import families
 from vineworker.measuring import (
     DISK_PERIOD_S,
-    DUTY,
+    MAX_CPU_FRACTION,
     MB,
     Spacing,
     file_size,
     find_nameless,
     used_bytes,
 )
-from vineworker.sandbox import TEMPORARY
+from vineworker.sandbox import TMPDIR_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,12 +74,12 @@ class LibraryDisk:
     ) -> None:
         self._folder, self._library, self._slots, self._limit = folder, library, slots, limit
         self._copies, self._spacing = copies, Spacing(clock, cpu_clock)
-        self._temporary = os.path.join(folder, TEMPORARY)
+        self._temporary = os.path.join(folder, TMPDIR_NAME)
 
     def look(self) -> Optional[TooMuch]:
         """Add everything up, if there is a limit and it is time; tell if it is too much."""
         limit = self._limit()
-        if not limit or not self._spacing.due(DUTY, DISK_PERIOD_S):
+        if not limit or not self._spacing.due(MAX_CPU_FRACTION, DISK_PERIOD_S):
             return None
         with self._spacing:
             shared, own = self._add_up(dict(self._slots()))

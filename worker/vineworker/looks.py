@@ -132,7 +132,7 @@ class Looks:
         """Read a file whose time of change is another one, and nothing else that a write changes."""
         if before._replace(ctime_ns=0, mode=0) != now._replace(ctime_ns=0, mode=0) or not known.digest:
             return False
-        if digests.of_file(known.path) != known.digest:
+        if digests.digest_file(known.path) != known.digest:
             return False
         with self._lock:
             if known.files[""] == before and _look(os.stat(known.path)) == now:

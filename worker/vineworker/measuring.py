@@ -30,16 +30,16 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Union
 
-from vineworker.probes import Look, Probe, best_probe
+from vineworker.probes import ProcessProbe, ProcessSample, best_probe
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
 MB = 1 << 20
 
-DUTY = 0.05
+MAX_CPU_FRACTION = 0.05
 # While the resident set is above the limit it has to be known soon whether that is the task's own memory.
-DUTY_IN_DOUBT = 0.2
+MAX_CPU_FRACTION_NEAR_LIMIT = 0.2
 # Where the resident set is below the peak there is nothing to find, unless the system swaps.
 QUIET_S = 5.0
 DISK_PERIOD_S = 2.0
@@ -71,7 +71,7 @@ class Peak(NamedTuple):
     processes: int
 
 
-class Exceeded(NamedTuple):
+class LimitExceeded(NamedTuple):
     """A task that uses more than it may."""
 
     task_id: TaskId
@@ -80,7 +80,7 @@ class Exceeded(NamedTuple):
     peak_mb: int
 
 
-class Sampler:
+class ResourceMonitor:
     """Watches the process trees of tasks. All methods may be called from any thread.
 
     Parameters
@@ -96,7 +96,7 @@ class Sampler:
 
     def __init__(
         self,
-        probe: Probe | None = None,
+        probe: ProcessProbe | None = None,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
@@ -104,7 +104,7 @@ class Sampler:
         self._clock, self._cpu_clock = clock, cpu_clock
         self._lock = threading.Lock()
         self._round = threading.Lock()
-        self._watches: dict[TaskId, _Watch] = {}
+        self._watches: dict[TaskId, _MonitoredTask] = {}
 
     def watch(
         self,
@@ -133,7 +133,7 @@ class Sampler:
             What in the folder does not count; see `used_bytes`.
         """
         disk = None if sandbox is None else (sandbox, output, copies)
-        watch = _Watch(self._probe, pid, limits, disk, self._clock, self._cpu_clock)
+        watch = _MonitoredTask(self._probe, pid, limits, disk, self._clock, self._cpu_clock)
         with self._lock:
             self._watches[task_id] = watch
 
@@ -148,17 +148,17 @@ class Sampler:
             return Peak(None, None, None, 0.0, 0)
         if watch.busy.acquire(blocking=False):
             try:
-                watch.look(last=True)
+                watch.sample(last=True)
             finally:
                 watch.busy.release()
         return watch.peak()
 
-    def sample(self) -> list[Exceeded]:
+    def sample(self) -> list[LimitExceeded]:
         """Look at every task; tell which have exceeded a limit, once for each limit.
 
         By the time the answer is read a task may have ended, and `unwatch` been called.
         """
-        found: list[Exceeded] = []
+        found: list[LimitExceeded] = []
         # One round at a time: what is kept for a round is not shared by two.
         with self._round:
             with self._lock:
@@ -167,10 +167,10 @@ class Sampler:
                 self._probe.begin()
             for task_id, watch in watches:
                 with watch.busy:
-                    watch.look()
-                watch.walk()
+                    watch.sample()
+                watch.measure_sandbox()
                 if self._watches.get(task_id) is watch:
-                    found += [Exceeded(task_id, *news) for news in watch.news()]
+                    found += [LimitExceeded(task_id, *news) for news in watch.exceeded_limits()]
         return found
 
 
@@ -196,12 +196,12 @@ class Spacing:
         self._done_at = self._clock()
 
 
-class _Watch:
+class _MonitoredTask:
     """One task: its members and its peaks."""
 
     def __init__(
         self,
-        probe: Probe | None,
+        probe: ProcessProbe | None,
         pid: int,
         limits: Mapping[str, Any],
         disk: tuple[str, str, Mapping[int, int]] | None,
@@ -221,17 +221,17 @@ class _Watch:
         self._cpu_s: float | None = None
         self._processes = 0
         self._families, self._memory, self._disk = (Spacing(clock, cpu_clock) for _ in range(3))
-        first = probe.look(pid) if probe is not None else None
+        first = probe.sample(pid) if probe is not None else None
         self._cpu_before = first.cpu_s if first else 0.0
         self._rss_before = first.rss if first else 0
         if first is not None:
-            self._members[pid] = first.born
+            self._members[pid] = first.started_at
 
-    def look(self, *, last: bool = False) -> None:
+    def sample(self, *, last: bool = False) -> None:
         """Look at the processes."""
         if self._probe is None or not self._members:
             return
-        living = self._living(self._probe)
+        living = self._update_members(self._probe)
         if not living:
             return
         cpu_s = sum(one.cpu_s for one in living.values()) - self._cpu_before
@@ -242,29 +242,29 @@ class _Watch:
             with self._memory:
                 self._raise("memory", self._own_memory(self._probe, living))
 
-    def _living(self, probe: Probe) -> dict[int, Look]:
+    def _update_members(self, probe: ProcessProbe) -> dict[int, ProcessSample]:
         """Look at the members, and find new ones."""
-        living: dict[int, Look] = {}
+        living: dict[int, ProcessSample] = {}
         for pid, born in list(self._members.items()):
-            seen = probe.look(pid)
+            seen = probe.sample(pid)
             # The same number with another birth is another process, and none of ours.
-            if seen is None or seen.born != born:
+            if seen is None or seen.started_at != born:
                 del self._members[pid]
             else:
                 living[pid] = seen
-        if self._families.due(DUTY):
+        if self._families.due(MAX_CPU_FRACTION):
             with self._families:
                 self._find_children(probe, living)
         return living
 
-    def _find_children(self, probe: Probe, living: dict[int, Look]) -> None:
+    def _find_children(self, probe: ProcessProbe, living: dict[int, ProcessSample]) -> None:
         waiting = list(living)
         while waiting and len(living) < MAX_PROCESSES:
             for child in probe.children(waiting.pop()):
-                seen = None if child in living else probe.look(child)
+                seen = None if child in living else probe.sample(child)
                 if seen is not None:
                     living[child] = seen
-                    self._members[child] = seen.born
+                    self._members[child] = seen.started_at
                     waiting.append(child)
 
     def _worth_measuring(self, rss: int, last: bool) -> bool:
@@ -275,9 +275,11 @@ class _Watch:
             return False
         limit = self._limits.get("memory")
         doubt = limit is not None and "memory" not in self._told and rss > limit * MB
-        return self._memory.due(DUTY_IN_DOUBT if doubt else DUTY, QUIET_S if rss <= peak else 0.0)
+        return self._memory.due(
+            MAX_CPU_FRACTION_NEAR_LIMIT if doubt else MAX_CPU_FRACTION, QUIET_S if rss <= peak else 0.0
+        )
 
-    def _own_memory(self, probe: Probe, living: dict[int, Look]) -> int:
+    def _own_memory(self, probe: ProcessProbe, living: dict[int, ProcessSample]) -> int:
         private = share = 0
         for pid, seen in living.items():
             memory = probe.memory(pid) if seen.rss else None
@@ -294,12 +296,12 @@ class _Watch:
             private, share = private + memory.private, share + memory.share
         return max(private, share - (self._inherited or 0))
 
-    def walk(self) -> None:
+    def measure_sandbox(self) -> None:
         """Add up the sandbox, if there is a limit for it and it is time, and what the task has printed."""
         if self._place is None or "disk" not in self._limits:
             return
         sandbox, output, copies = self._place
-        if self._disk.due(DUTY, DISK_PERIOD_S):
+        if self._disk.due(MAX_CPU_FRACTION, DISK_PERIOD_S):
             with self._disk:
                 nameless = sum(find_nameless(list(self._members), sandbox).values())
                 self._in_sandbox = used_bytes(sandbox, copies=copies) + nameless
@@ -308,7 +310,7 @@ class _Watch:
     def _raise(self, resource: str, value: int) -> None:
         self._peaks[resource] = max(value, self._peaks.get(resource, 0))
 
-    def news(self) -> list[tuple[str, int, int]]:
+    def exceeded_limits(self) -> list[tuple[str, int, int]]:
         """The limits that are exceeded and have not been told yet: resource, limit and peak in MB."""
         told = []
         for resource, limit in self._limits.items():
@@ -331,9 +333,9 @@ class _Watch:
         )
 
 
-def _still_held(probe: Probe, pid: int, before: Look) -> int:
-    now = probe.look(pid)
-    return now.rss if now is not None and now.born == before.born else 0
+def _still_held(probe: ProcessProbe, pid: int, before: ProcessSample) -> int:
+    now = probe.sample(pid)
+    return now.rss if now is not None and now.started_at == before.started_at else 0
 
 
 def file_size(path: str) -> int:

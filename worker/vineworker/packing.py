@@ -18,9 +18,9 @@ import zipfile
 import vinecore
 import vineworker
 
-NAME = "vine_worker.pyz"
-OLDEST = (1980, 1, 1, 0, 0, 0)  # that an archive can say
-MAIN = b"""\
+ZIPAPP_NAME = "vine_worker.pyz"
+EPOCH = (1980, 1, 1, 0, 0, 0)  # that an archive can say
+MAIN_SOURCE = b"""\
 import sys
 
 if sys.version_info < (3, 9):
@@ -31,7 +31,7 @@ from vineworker.cli import main
 main()
 """
 """Runs first; also a Python that is too old has to understand it."""
-REST = b"""
+EXTEND_PATH_SOURCE = b"""
 import pkgutil
 
 __path__ = pkgutil.extend_path(__path__, __name__)
@@ -39,18 +39,18 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 """Lets a function import daskvine where its environment has that: what a worker has no part of is found there."""
 
 
-def home() -> str:
+def zipapp_path() -> str:
     """The one file that this code has been imported from; "" if that is a folder."""
     loader = getattr(vineworker.__spec__, "loader", None)
     return str(getattr(loader, "archive", ""))
 
 
 @functools.cache
-def sources() -> dict[str, bytes]:
+def source_files() -> dict[str, bytes]:
     """All code of the worker, by its path. Read once: what is there later may be another version."""
     found = {}
-    if home():
-        with zipfile.ZipFile(home()) as archive:
+    if zipapp_path():
+        with zipfile.ZipFile(zipapp_path()) as archive:
             for name in archive.namelist():
                 if name != "__main__.py":
                     found[name] = archive.read(name)
@@ -70,8 +70,11 @@ def sources() -> dict[str, bytes]:
 
 def copy_to(folder: str) -> None:
     """Write the code into a folder, which processes can have on their path, also before another daskvine."""
-    here = sources()
-    for name, source in {**here, "vinecore/__init__.py": here["vinecore/__init__.py"] + REST}.items():
+    here = source_files()
+    for name, source in {
+        **here,
+        "vinecore/__init__.py": here["vinecore/__init__.py"] + EXTEND_PATH_SOURCE,
+    }.items():
         path = os.path.join(folder, *name.split("/"))
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as file:
@@ -83,8 +86,8 @@ def build() -> bytes:
     file = io.BytesIO(b"#!/usr/bin/env python3\n")
     file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file, "a") as archive:
-        for name, source in sorted({**sources(), "__main__.py": MAIN}.items()):
-            entry = zipfile.ZipInfo(name, OLDEST)
+        for name, source in sorted({**source_files(), "__main__.py": MAIN_SOURCE}.items()):
+            entry = zipfile.ZipInfo(name, EPOCH)
             entry.create_system, entry.external_attr = 3, (stat.S_IFREG | 0o644) << 16
             archive.writestr(entry, source)
     return file.getvalue()
@@ -107,7 +110,7 @@ def write(path: str = "") -> str:
             return path
         os.makedirs(os.path.dirname(path), exist_ok=True)
     elif os.path.isdir(path):
-        path = os.path.join(path, NAME)
+        path = os.path.join(path, ZIPAPP_NAME)
     path = os.path.abspath(path)
     number, temporary = tempfile.mkstemp(prefix=".vine_worker-", dir=os.path.dirname(path))
     try:

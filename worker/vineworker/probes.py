@@ -22,7 +22,7 @@ KB = 1024
 PIECE = 1 << 16
 
 
-class Look(NamedTuple):
+class ProcessSample(NamedTuple):
     """One process at one moment.
 
     Attributes
@@ -35,7 +35,7 @@ class Look(NamedTuple):
         Resident set, bytes; 0 for one that has ended and is not waited for yet.
     """
 
-    born: float
+    started_at: float
     cpu_s: float
     rss: int
 
@@ -58,13 +58,13 @@ class Memory(NamedTuple):
     inherited: int
 
 
-class Probe(Protocol):
+class ProcessProbe(Protocol):
     """How processes are looked at; nothing here raises for a process that has gone."""
 
     def begin(self) -> None:
         """Start a round: forget what holds for one moment only."""
 
-    def look(self, pid: int) -> Look | None:
+    def sample(self, pid: int) -> ProcessSample | None:
         """Look at a process; None if there is none, or if it is not to be seen."""
 
     def children(self, pid: int) -> list[int]:
@@ -90,13 +90,13 @@ class LinuxProbe:
         """Forget the table of parents."""
         self._families = None
 
-    def look(self, pid: int) -> Look | None:
+    def sample(self, pid: int) -> ProcessSample | None:
         """Read ``/proc/PID/stat``."""
         fields = self._stat(pid)
         if len(fields) < 22:
             return None
         cpu = sum(int(field) for field in fields[11:15])
-        return Look(float(fields[19]), cpu * self._tick_s, int(fields[21]) * self._page)
+        return ProcessSample(float(fields[19]), cpu * self._tick_s, int(fields[21]) * self._page)
 
     def _stat(self, pid: int) -> list[bytes]:
         # The name of the program comes second, in parentheses, and may itself hold blanks and parentheses.
@@ -106,14 +106,14 @@ class LinuxProbe:
         """Read the list of every thread, for each has children of its own."""
         if not self._lists:
             if self._families is None:
-                self._families = self._all_families()
+                self._families = self._parent_table()
             return self._families.get(pid, [])
         found: list[int] = []
         for thread in _entries(f"{self._root}/{pid}/task"):
             found += map(int, _read(f"{self._root}/{pid}/task/{thread}/children").split())
         return found
 
-    def _all_families(self) -> dict[int, list[int]]:
+    def _parent_table(self) -> dict[int, list[int]]:
         families: dict[int, list[int]] = {}
         for entry in _entries(self._root):
             if entry.isdigit():
@@ -153,13 +153,13 @@ class PsutilProbe:
         """Forget the table of parents."""
         self._families = None
 
-    def look(self, pid: int) -> Look | None:
+    def sample(self, pid: int) -> ProcessSample | None:
         """Ask for times and resident set."""
         try:
             process = self._psutil.Process(pid)
             with process.oneshot():
                 times = process.cpu_times()
-                return Look(process.create_time(), sum(times[:4]), process.memory_info().rss)
+                return ProcessSample(process.create_time(), sum(times[:4]), process.memory_info().rss)
         except (self._psutil.Error, OSError):
             return None
 
@@ -176,7 +176,7 @@ class PsutilProbe:
         return None
 
 
-def best_probe() -> Probe | None:
+def best_probe() -> ProcessProbe | None:
     """The best way this system has; None if there is none."""
     if os.path.exists("/proc/self/stat"):
         return LinuxProbe()

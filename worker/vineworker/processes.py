@@ -17,8 +17,8 @@ from vineworker.cache import Cache, DiskFull
 from vineworker.calls import Reply
 from vineworker.library_disk import LibraryDisk, TooMuch
 from vineworker.looks import Changed
-from vineworker.measuring import MB, Exceeded, Peak, Sampler, file_size, used_bytes
-from vineworker.warden import Warden
+from vineworker.measuring import MB, LimitExceeded, Peak, ResourceMonitor, file_size, used_bytes
+from vineworker.warden import ProcessReaper
 
 log = logging.getLogger("vine_worker")
 
@@ -26,7 +26,7 @@ SAMPLE_S = 0.2
 MOMENT_S = 1.0
 
 
-class Measuring:
+class ResourceMonitorThread:
     """Samples the tasks, in a thread that sleeps while there are none.
 
     Parameters
@@ -41,13 +41,13 @@ class Measuring:
 
     def __init__(
         self,
-        exceeded: Callable[[Exceeded], None],
+        exceeded: Callable[[LimitExceeded], None],
         disk_mb: int = 0,
         too_much: Callable[[str, TooMuch], None] = lambda _library, _found: None,
     ) -> None:
         self._too_much = too_much
         self._libraries: dict[str, LibraryDisk] = {}
-        self._sampler, self._exceeded, self._disk_mb = Sampler(), exceeded, disk_mb
+        self._sampler, self._exceeded, self._disk_mb = ResourceMonitor(), exceeded, disk_mb
         self._watched: set[int] = set()
         self._unasked: set[int] = set()
         self._wake = threading.Event()
@@ -139,12 +139,12 @@ class Command:
 
     def __init__(
         self,
-        run: m.Run,
+        run: m.RunTask,
         folder: str,
         output: str,
         prefix: list[str],
         short: str,
-        warden: Warden,
+        warden: ProcessReaper,
         over: Callable[[Command, int], None],
     ) -> None:
         self.run, self.folder, self.output = run, folder, output
@@ -152,7 +152,7 @@ class Command:
         self._over, self._warden = over, warden
         self._lock = threading.Lock()
         variables = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
-        for name, value in sandbox.environment(run.options, folder, short).items():
+        for name, value in sandbox.task_environment(run.options, folder, short).items():
             if value is None:
                 variables.pop(name, None)
             else:
@@ -199,22 +199,22 @@ class Command:
 
 
 def find_excess(
-    run: m.Run, folder: str, output: str, copies: Mapping[int, int], result: int = 0
-) -> Optional[Exceeded]:
+    run: m.RunTask, folder: str, output: str, copies: Mapping[int, int], result: int = 0
+) -> Optional[LimitExceeded]:
     """Look a last time how much a task that is over has written, its result included, if it has a limit for that: it may have been faster than who looks now and then."""
     limit = (run.options.get("limits") or {}).get("disk")
     if limit is None:
         return None
     used = used_bytes(folder, copies=copies) + file_size(output) + result
-    return Exceeded(run.task, "disk", limit, -(-used // MB)) if used > limit * MB else None
+    return LimitExceeded(run.task, "disk", limit, -(-used // MB)) if used > limit * MB else None
 
 
-def finish_command(
+def collect_command(
     command: Command,
     code: int,
     peak: Optional[Peak],
     killed: str,
-    limit: Optional[Exceeded],
+    limit: Optional[LimitExceeded],
     cache: Cache,
     copies: Mapping[int, int] = {},
 ) -> tuple[Any, dict[str, int]]:
@@ -237,37 +237,44 @@ def finish_command(
     outputs = [] if killed == "cancelled" else run.options.get("outputs", [])
     try:
         cache.settle(command.folder, f"task {run.task}")
-        sizes, sums, missing = sandbox.collect(command.folder, outputs, cache, failed=failed)
+        sizes, sums, missing = sandbox.collect_outputs(command.folder, outputs, cache, failed=failed)
         info: dict[str, Any] = {
             "exit_code": code if code >= 0 else 9 if killed else -code,
             "signal": -code if code < 0 else 0,
-            "output": sandbox.read_end(command.output),
+            "output": sandbox.read_log_tail(command.output),
             "outputs": sizes,
             "digests": sums,
-            "measured": measured(peak),
+            "measured": usage_for_message(peak),
         }
     finally:
-        sandbox.clear(command.folder, cache)
-        bulk.remove(command.output)
-    return ended(run, info, wall, killed, limit, missing), sizes
+        sandbox.remove_sandbox(command.folder, cache)
+        bulk.remove_tree(command.output)
+    return finished_message(run, info, wall, killed, limit, missing), sizes
 
 
-def ended(
-    run: m.Run, info: dict[str, Any], wall: float, killed: str, limit: Optional[Exceeded], missing: list[str]
-) -> Union[m.Done, m.Failed]:
+def finished_message(
+    run: m.RunTask,
+    info: dict[str, Any],
+    wall: float,
+    killed: str,
+    limit: Optional[LimitExceeded],
+    missing: list[str],
+) -> Union[m.TaskDone, m.TaskFailed]:
     """The message that a task is over, and how."""
     if killed == "exhausted" and limit is not None:
         more = {"resource": limit.resource, "limit": limit.limit_mb, "peak": limit.peak_mb}
-        return m.Failed(run.task, "exhausted", {**info, **more}, b"")
+        return m.TaskFailed(run.task, "exhausted", {**info, **more}, b"")
     if killed:
         allowed = run.options.get("time_max")
         reason = f"it was ended after {wall:.1f} s, because it ran longer than its time_max of {allowed} s"
         more = {"limit": allowed, "reason": reason} if killed == "time" else {}
-        return m.Failed(run.task, killed, {**info, "wall_s": wall, **more}, b"")
-    return sandbox.verdict(run, info["outputs"], missing, m.Done(run.task, 0, wall, info, b""))
+        return m.TaskFailed(run.task, killed, {**info, "wall_s": wall, **more}, b"")
+    return sandbox.done_or_missing_output(
+        run, info["outputs"], missing, m.TaskDone(run.task, 0, wall, info, b"")
+    )
 
 
-def measured(peak: Optional[Peak]) -> Optional[dict[str, Any]]:
+def usage_for_message(peak: Optional[Peak]) -> Optional[dict[str, Any]]:
     """What a task used, as it travels."""
     if peak is None:
         return None
@@ -276,16 +283,16 @@ def measured(peak: Optional[Peak]) -> Optional[dict[str, Any]]:
     return {"cores": cores, "memory": peak.memory_mb or 0, "disk": peak.disk_mb or 0, "wall_s": peak.wall_s}
 
 
-def _said(run: m.Run, folder: str, output: str) -> dict[str, str]:
+def _said(run: m.RunTask, folder: str, output: str) -> dict[str, str]:
     """What a Python call has printed: for who looks at it, its end; of a vertex, what is shown to its user."""
     if "program" in run.options:
         return captured_output.take_files(output, os.path.join(folder, captured_output.ERRORS))
-    printed = sandbox.read_end(output)
+    printed = sandbox.read_log_tail(output)
     return {"output": printed} if printed else {}
 
 
-def finish_single(
-    run: m.Run,
+def collect_python_task(
+    run: m.RunTask,
     reply: Reply,
     folder: str,
     output: str,
@@ -293,23 +300,25 @@ def finish_single(
     peak: Optional[Peak],
     cache: Cache,
     copies: Mapping[int, int] = {},
-) -> tuple[Union[m.Done, m.Failed], dict[str, int]]:
+) -> tuple[Union[m.TaskDone, m.TaskFailed], dict[str, int]]:
     """Collect what a single Python call has left; runs in a helper thread."""
     excess = find_excess(run, folder, output, copies, reply.size if reply.size > INLINE_LIMIT else 0)
     failed = reply.kind != "done" or excess is not None
     try:
         if not failed and reply.size > INLINE_LIMIT:
-            cache.check("what it returned", reply.size)
+            cache.check_fits("what it returned", reply.size)
         cache.settle(folder, f"task {run.task}")
-        sizes, sums, missing = sandbox.collect(folder, run.options.get("outputs", []), cache, failed=failed)
+        sizes, sums, missing = sandbox.collect_outputs(
+            folder, run.options.get("outputs", []), cache, failed=failed
+        )
         said = _said(run, folder, output)
     except (DiskFull, Changed):
-        bulk.remove(result)
+        bulk.remove_tree(result)
         raise
     finally:
-        sandbox.clear(folder, cache)
-        bulk.remove(output)
-    use = measured(peak) or {}
+        sandbox.remove_sandbox(folder, cache)
+        bulk.remove_tree(output)
+    use = usage_for_message(peak) or {}
     if reply.wall_s >= SAMPLE_S and "cpu_s" in reply.info:
         use["cores"] = max(use.get("cores") or 0, reply.info["cpu_s"] / reply.wall_s)
     use["memory"] = use.get("memory") or reply.info.pop("grown_mb", 0)
@@ -324,17 +333,17 @@ def finish_single(
     info.pop("modules", None)
     info.pop("sources", None)
     if excess is not None:
-        bulk.remove(result)
-        return ended(run, info, reply.wall_s, "exhausted", excess, []), sizes
+        bulk.remove_tree(result)
+        return finished_message(run, info, reply.wall_s, "exhausted", excess, []), sizes
     if failed:
-        return m.Failed(run.task, reply.kind, info, reply.payload), sizes
+        return m.TaskFailed(run.task, reply.kind, info, reply.payload), sizes
     payload = reply.payload
-    once = bool(run.keep and payload and run.options.get("once"))
+    once = bool(run.return_result and payload and run.options.get("once"))
     if not once:
         if reply.size <= INLINE_LIMIT:
-            cache.keep(run.result, payload)
+            cache.put_bytes(run.result, payload)
         else:
             cache.store(run.result, result, reply.info.get("digest", ""))
         sizes[run.result] = reply.size
-    done = m.Done(run.task, reply.size, reply.wall_s, info, payload if run.keep else b"")
-    return sandbox.verdict(run, sizes, missing, done), sizes
+    done = m.TaskDone(run.task, reply.size, reply.wall_s, info, payload if run.return_result else b"")
+    return sandbox.done_or_missing_output(run, sizes, missing, done), sizes

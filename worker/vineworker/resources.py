@@ -45,7 +45,7 @@ MB = 1 << 20
 _UNLIMITED = 1 << 60
 
 
-class Detected(NamedTuple):
+class DetectedResources(NamedTuple):
     """What a worker offers, and what to say about it."""
 
     cores: int
@@ -72,7 +72,7 @@ def detect(
     *,
     root: str = "/",
     environ: Mapping[str, str] | None = None,
-) -> Detected:
+) -> DetectedResources:
     """Find out what a worker has.
 
     Takes about a millisecond, and as long as ``nvidia-smi`` takes where that exists.
@@ -91,18 +91,18 @@ def detect(
     env = os.environ if environ is None else environ
     notes: list[str] = []
     cgroups = find_cgroups(root)
-    return Detected(
-        _settle("cores", "CORES", cores, env, notes, lambda: available_cores(cgroups, notes)),
-        _settle(
+    return DetectedResources(
+        _choose_amount("cores", "CORES", cores, env, notes, lambda: available_cores(cgroups, notes)),
+        _choose_amount(
             "MB memory", "MEMORY", memory_mb, env, notes, lambda: available_memory_mb(cgroups, root, notes)
         ),
-        _settle("MB disk", "DISK", disk_mb, env, notes, lambda: available_disk_mb(workspace, notes)),
-        _settle("gpus", "GPUS", gpus, env, notes, lambda: available_gpus(env, notes)),
+        _choose_amount("MB disk", "DISK", disk_mb, env, notes, lambda: available_disk_mb(workspace, notes)),
+        _choose_amount("gpus", "GPUS", gpus, env, notes, lambda: available_gpus(env, notes)),
         notes,
     )
 
 
-def _settle(
+def _choose_amount(
     what: str,
     variable: str,
     said: int | None,
@@ -148,7 +148,7 @@ def available_cores(cgroups: list[Cgroup], notes: list[str]) -> int:
     if affinity is not None and affinity < cores:
         notes.append(f"{affinity} of {cores} cores are allowed by the CPU affinity of this process.")
         cores = affinity
-    quota, folder = _lowest(cgroups, "cpu", _cpu_quota)
+    quota, folder = _lowest_limit(cgroups, "cpu", _cpu_quota)
     if quota is not None and quota < cores:
         cores = max(1, int(quota))
         notes.append(f"{quota:g} cores are allowed by the cgroup {folder}; {cores} offered.")
@@ -165,7 +165,7 @@ def _affinity() -> int | None:
 def available_memory_mb(cgroups: list[Cgroup], root: str, notes: list[str]) -> int:
     """The memory this process may use, in MB; 0 if that cannot be found out."""
     total = _total_memory(root)
-    limit, folder = _lowest(cgroups, "memory", _memory_limit)
+    limit, folder = _lowest_limit(cgroups, "memory", _memory_limit)
     if limit is not None and (total is None or limit < total):
         notes.append(f"{int(limit) // MB} MB memory are allowed by the cgroup {folder}.")
         return int(limit) // MB
@@ -286,7 +286,7 @@ def _hierarchy(root: str, seen: str, mount: str, path: str) -> list[str]:
     return [os.path.join(base, *parts[:depth]) for depth in range(len(parts), -1, -1)]
 
 
-def _lowest(
+def _lowest_limit(
     cgroups: list[Cgroup], controller: str, limit: Callable[[int, str], float | None]
 ) -> tuple[float | None, str]:
     """The lowest limit of all cgroups above this process, and the folder that sets it."""

@@ -17,14 +17,14 @@ from vinecore.protocol import bulk, digests, messages, trees
 from vineworker.cache import Cache, tree_size
 from vineworker.looks import LINK_FROM, Changed
 
-TEMPORARY = ".vine"
+TMPDIR_NAME = ".vine"
 OUTPUT_LIMIT = 1 << 20
 """Bytes of a task's output (its end) that are sent to the manager."""
 FICLONE = 0x40049409
 """Has a file share the blocks of another one until one of them is written to."""
 
 
-def make(folder: str, mounts: list[Any], cache: Cache, *, link: bool = True) -> dict[int, int]:
+def create_sandbox(folder: str, mounts: list[Any], cache: Cache, *, link: bool = True) -> dict[int, int]:
     """Make a sandbox; give what in it are copies of inputs, by the numbers of their files, and their sizes.
 
     Parameters
@@ -45,7 +45,7 @@ def make(folder: str, mounts: list[Any], cache: Cache, *, link: bool = True) -> 
     filling = _Filling(folder, cache, link)
     try:
         for name, remote, symlink in mounts:
-            target = inside(folder, remote)
+            target = resolve_in_sandbox(folder, remote)
             if os.path.dirname(target) != folder or os.path.lexists(target):
                 _refuse_links(folder, remote, target)
             os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -136,7 +136,7 @@ def _set_mode(path: str, mode: int) -> None:
         os.chmod(path, mode)
 
 
-def inside(folder: str, remote: str) -> str:
+def resolve_in_sandbox(folder: str, remote: str) -> str:
     """Give the path of a name in a sandbox.
 
     Raises
@@ -176,7 +176,7 @@ class NoOutput(ValueError):
     """Something that a task has written cannot be an output; the text names it as the task knows it."""
 
 
-def collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> Collected:
+def collect_outputs(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> Collected:
     """Move a task's outputs into the cache.
 
     Parameters
@@ -203,7 +203,7 @@ def _collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> 
     absent: list[str] = []
     odd: list[str] = []
     for remote, name in wanted:
-        path = inside(folder, remote)
+        path = resolve_in_sandbox(folder, remote)
         _open_way(folder, path)
         if os.path.isfile(path) or os.path.isdir(path):  # a pipe or a device has no end
             found[name] = path
@@ -218,12 +218,12 @@ def _collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> 
                 absent.append(remote)
     for number, (name, path) in enumerate(found.items()):
         found[name] = _taken(path, folder, number)
-    cache.check("what it has made", sum(map(tree_size, found.values())))
+    cache.check_fits("what it has made", sum(map(tree_size, found.values())))
     sizes: dict[str, int] = {}
     sums: dict[str, str] = {}
     for name, path in found.items():
         if not os.path.isdir(path):
-            sums[name] = digests.of_file(path)
+            sums[name] = digests.digest_file(path)
         cache.store(name, path, sums.get(name, ""))
         sizes[name] = cache.size(name)
     missing = [f"the task did not make {', '.join(absent)}"] if absent else []
@@ -260,14 +260,14 @@ def _taken(path: str, folder: str, number: int) -> str:
     return path
 
 
-def clear(folder: str, cache: Cache) -> None:
+def remove_sandbox(folder: str, cache: Cache) -> None:
     """Remove a sandbox; mostly nothing is left in it but the empty folder for temporary files."""
     cache.release(folder)
     try:
-        os.rmdir(os.path.join(folder, TEMPORARY))
+        os.rmdir(os.path.join(folder, TMPDIR_NAME))
         os.rmdir(folder)
     except OSError:
-        bulk.remove(folder)
+        bulk.remove_tree(folder)
 
 
 def abandon(folder: str, output: str, who: str, cache: Cache) -> None:
@@ -276,11 +276,11 @@ def abandon(folder: str, output: str, who: str, cache: Cache) -> None:
         with contextlib.suppress(Changed):
             cache.settle(folder, who)
     finally:
-        clear(folder, cache)
-        bulk.remove(output)
+        remove_sandbox(folder, cache)
+        bulk.remove_tree(output)
 
 
-def read_end(path: str, limit: int = OUTPUT_LIMIT) -> str:
+def read_log_tail(path: str, limit: int = OUTPUT_LIMIT) -> str:
     """Read the end of a log."""
     try:
         if not os.path.getsize(path):  # mostly
@@ -293,7 +293,7 @@ def read_end(path: str, limit: int = OUTPUT_LIMIT) -> str:
         return ""
 
 
-def environment(options: dict[str, Any], sandbox: str, short: str = "") -> dict[str, str]:
+def task_environment(options: dict[str, Any], sandbox: str, short: str = "") -> dict[str, str]:
     """Variables for a task: what it may use, where it may write, and what the user set.
 
     Names as TaskVine's: CORES, MEMORY, DISK, GPUS, thread limits of the numeric libraries, TMPDIR. This one begins with a short path to the sandbox,
@@ -308,21 +308,21 @@ def environment(options: dict[str, Any], sandbox: str, short: str = "") -> dict[
         )
         for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM"):
             variables[f"{name}_NUM_THREADS"] = str(cores)
-    temporary = os.path.join(sandbox, TEMPORARY)
+    temporary = os.path.join(sandbox, TMPDIR_NAME)
     os.makedirs(temporary, exist_ok=True)
-    temporary = os.path.join(short or sandbox, TEMPORARY)
+    temporary = os.path.join(short or sandbox, TMPDIR_NAME)
     variables.update(TMPDIR=temporary, TMP=temporary, TEMP=temporary)
     variables.update(options.get("env", {}))
     return variables
 
 
-def verdict(
-    run: messages.Run, sizes: dict[str, int], missing: list[str], done: messages.Done
-) -> Union[messages.Done, messages.Failed]:
+def done_or_missing_output(
+    run: messages.RunTask, sizes: dict[str, int], missing: list[str], done: messages.TaskDone
+) -> Union[messages.TaskDone, messages.TaskFailed]:
     """Done, unless an output is missing."""
     if missing:
         reason = "; ".join(missing)
-        return messages.Failed(
+        return messages.TaskFailed(
             run.task, "output missing", {**done.info, "reason": reason, "outputs": sizes}, b""
         )
     return done

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 from vinecore.protocol import handshake, ports
 
 if TYPE_CHECKING:
-    from vinecore.protocol.finding import Finder
+    from vinecore.protocol.finding import ManagerFinder
 
 CONNECT_S = 10.0
 Address = tuple[str, int]
 
 
-class Manager(NamedTuple):
+class ManagerAddress(NamedTuple):
     """A manager that takes this worker.
 
     Attributes
@@ -32,11 +32,11 @@ class Manager(NamedTuple):
     cover: Any = None
 
 
-Dialled = tuple[socket.socket, bytes, Manager]
+Connection = tuple[socket.socket, bytes, ManagerAddress]
 """A connection to a manager, and the key that both ends have."""
 
 
-class Search:
+class ManagerConnector:
     """Knows where a manager may be.
 
     Parameters
@@ -57,7 +57,7 @@ class Search:
         self,
         secret: bytes,
         addresses: tuple[Address, ...],
-        finder: Optional[Finder] = None,
+        finder: Optional[ManagerFinder] = None,
         fingerprints: tuple[str, ...] = (),
         known: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
@@ -71,7 +71,7 @@ class Search:
         name = f"called {self._finder.pattern}" if self._finder is not None else ""
         return " ".join(filter(None, (name, f"at {places}" if places and not name else "")))
 
-    def dial(self) -> Dialled:
+    def connect(self) -> Connection:
         """Try one place after another; give the connection to the first manager that takes this worker.
 
         Raises
@@ -84,56 +84,56 @@ class Search:
         if self._finder is None and len(self._addresses) == 1:
             return self._dial(self._addresses[0], bool(self._fingerprints))
         problems, final = [], self._finder is None
-        for address, ssl in self._places():
+        for address, ssl in self._candidate_addresses():
             try:
                 return self._dial(address, ssl)
             except OSError as error:
                 if isinstance(error, socket.timeout):
                     self._slow.add(address)
                 problems.append(f"{address[0]}:{address[1]}: {error}")
-                final = final and isinstance(error, handshake.Refused)
+                final = final and isinstance(error, handshake.HandshakeRejected)
         if final:
-            raise handshake.Refused("; ".join(problems))
+            raise handshake.HandshakeRejected("; ".join(problems))
         if self._finder is not None:
-            problems = sorted(problems) or [f"there is none {self._finder.where}"]
+            problems = sorted(problems) or [f"there is none {self._finder.description}"]
             problems += filter(None, [self._finder.problem])
         raise ConnectionError("; ".join(problems))
 
-    def _places(self) -> list[tuple[Address, bool]]:
+    def _candidate_addresses(self) -> list[tuple[Address, bool]]:
         """Where to try, and whether TLS is spoken there; what did not answer in time before comes last."""
         forced = bool(self._fingerprints)
         places = dict.fromkeys(self._addresses, forced)
         if self._finder is not None:
-            for found in self._finder.look():
+            for found in self._finder.find():
                 for address in found.addresses:
                     places.setdefault(address, forced or found.ssl)
         self._slow.intersection_update(places)
         return sorted(places.items(), key=lambda place: place[0] in self._slow)
 
-    def _dial(self, address: Address, ssl: bool) -> Dialled:
+    def _dial(self, address: Address, ssl: bool) -> Connection:
         """Try one after another of the addresses that a name has."""
         problems: list[OSError] = []
         for _family, _kind, _protocol, _name, place in ports.resolve(*address):
             try:
-                return self._dial_there((str(place[0]), int(place[1])), ssl)
+                return self._connect_to((str(place[0]), int(place[1])), ssl)
             except OSError as error:
                 problems.append(error)
-        if len(problems) == 1 or all(isinstance(error, handshake.Refused) for error in problems):
+        if len(problems) == 1 or all(isinstance(error, handshake.HandshakeRejected) for error in problems):
             raise problems[-1]
         msg = ", and ".join(dict.fromkeys(map(str, problems)))
         raise ConnectionError(msg) from problems[-1]
 
-    def _dial_there(self, address: Address, ssl: bool) -> Dialled:
-        manager = Manager(address)
+    def _connect_to(self, address: Address, ssl: bool) -> Connection:
+        manager = ManagerAddress(address)
         if ssl:
-            manager = Manager(address, self._fingerprints or self._read_known(), self._make_cover())
+            manager = ManagerAddress(address, self._fingerprints or self._read_known(), self._make_cover())
         sock = socket.create_connection(address, timeout=CONNECT_S)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if ssl:
                 sock = manager.cover.dial(sock, manager.fingerprints)
-            suits = None if self._finder is None else self._finder.suits
-            key = handshake.dial(sock, self._secret, "worker", suits=suits)
+            suits = None if self._finder is None else self._finder.matches
+            key = handshake.connect(sock, self._secret, "worker", suits=suits)
         except BaseException:
             sock.close()
             raise
@@ -150,7 +150,7 @@ class Search:
         if self._cover is None:
             from vinecore.protocol import tls  # not needed elsewhere, and long to import
 
-            self._cover = tls.Cover()
+            self._cover = tls.TlsTunnels()
         return self._cover
 
     def close(self, seconds: float) -> None:

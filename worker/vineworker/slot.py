@@ -32,11 +32,21 @@ from vineworker import (
     temporary,
 )
 from vineworker.call_state import CallState
-from vineworker.calls import MOST_IN_FLIGHT, PROGRESS, TO_SLOT, Call, Drop, Object, Release, Reply, Write
+from vineworker.calls import (
+    MOST_IN_FLIGHT,
+    PROGRESS,
+    TO_SLOT,
+    Call,
+    DropHeldResults,
+    DropShared,
+    ObjectData,
+    Reply,
+    SpillResults,
+)
 from vineworker.captured_output import CapturedOutput
 from vineworker.program_folder import StartingFolder
 
-PATIENCE_S = 0.001
+REPLY_BATCH_S = 0.001
 RUNNING = struct.Struct(">q")  # the first part of `PROGRESS`
 MODULES_TO_TELL = 200
 
@@ -77,7 +87,9 @@ class Slot:
         self._shared: dict[str, Any] = {}
         self._raw_shared: dict[str, bytes] = {}  # came as messages, not loaded yet
         self._raw_inputs: dict[str, bytes] = {}  # of the next call
-        self._made: dict[int, Union[bytes, str]] = {}  # task -> its result, or the file it has written
+        self._recent_results: dict[
+            int, Union[bytes, str]
+        ] = {}  # task -> its result, or the file it has written
         self._held: dict[int, tuple[str, list[Any]]] = {}  # task -> where to write its result, and its parts
         self._replies: list[Reply] = []
         self._first_reply = 0.0
@@ -98,31 +110,31 @@ class Slot:
             if not data:
                 return
             for message in _reader.feed(data):
-                self.take(message)
+                self.handle(message)
                 if self._ends:
                     return
             self._flush()
 
-    def take(self, message: Any) -> None:
+    def handle(self, message: Any) -> None:
         """Obey one message."""
         kind = type(message)
         if kind is Call:
             self._call(message)
-        elif kind is Object:
+        elif kind is ObjectData:
             raw = self._raw_shared if message.shared else self._raw_inputs
             raw[message.name] = message.payload
-        elif kind is Write:
+        elif kind is SpillResults:
             for task in message.tasks:
-                self._write(task)
-        elif kind is Release:
+                self._spill_result(task)
+        elif kind is DropHeldResults:
             for task in message.tasks:
                 self._held.pop(task, None)
-        elif kind is Drop:
+        elif kind is DropShared:
             for name in message.names:
                 self._shared.pop(name, None)
                 self._raw_shared.pop(name, None)
 
-    def begin(self, call: Call) -> None:
+    def mark_running(self, call: Call) -> None:
         """Leave word that this call is the one that runs."""
         if "timed" in call.options:
             PROGRESS.pack_into(self._progress, 0, call.task, time.monotonic())
@@ -130,7 +142,7 @@ class Slot:
             RUNNING.pack_into(self._progress, 0, call.task)
 
     def _call(self, call: Call) -> None:
-        self.begin(call)
+        self.mark_running(call)
         if self._state is None:
             reply = self._in_child(call) if self._fork else self.run(call)
         else:
@@ -142,11 +154,11 @@ class Slot:
         self.report(reply)
         self._raw_inputs.clear()
         if reply.kind == "done" and "held" not in reply.info:
-            self._made[call.task] = reply.payload if reply.size <= INLINE_LIMIT else call.result
-            if len(self._made) > MOST_IN_FLIGHT:
-                del self._made[next(iter(self._made))]
+            self._recent_results[call.task] = reply.payload if reply.size <= INLINE_LIMIT else call.result
+            if len(self._recent_results) > MOST_IN_FLIGHT:
+                del self._recent_results[next(iter(self._recent_results))]
         RUNNING.pack_into(self._progress, 0, -1)
-        self._answer(reply)
+        self._queue_reply(reply)
 
     def _end(self, call: Call, reply: Reply, changed: str) -> None:
         """Answer a last time: the worker has another process do what was to come after this call."""
@@ -170,12 +182,12 @@ class Slot:
         if self._captured is not None:
             self._captured.take(reply.info)
 
-    def _answer(self, reply: Reply) -> None:
+    def _queue_reply(self, reply: Reply) -> None:
         now = time.monotonic()
         if not self._replies:
             self._first_reply = now
         self._replies.append(reply)
-        if now - self._first_reply > PATIENCE_S or reply.wall_s > PATIENCE_S or len(self._replies) > 64:
+        if now - self._first_reply > REPLY_BATCH_S or reply.wall_s > REPLY_BATCH_S or len(self._replies) > 64:
             self._flush()
 
     def _flush(self) -> None:
@@ -183,7 +195,7 @@ class Slot:
             replies, self._replies = self._replies, []
             self._sock.sendall(b"".join(encode(replies)))  # type: ignore[arg-type]
 
-    def _hold(self, call: Call, parts: list[Any], size: int) -> bool:
+    def _hold_result(self, call: Call, parts: list[Any], size: int) -> bool:
         """Keep a result in memory, if that is asked for and there is room."""
         taken = sum(values.size_of(other) for _path, other in self._held.values())
         room, most = call.options.get("hold", (0, 0))
@@ -192,15 +204,15 @@ class Slot:
         self._held[call.task] = call.result, parts
         return True
 
-    def _write(self, task: int) -> None:
+    def _spill_result(self, task: int) -> None:
         """Write a result that is held."""
         path, parts = self._held.pop(task)
         try:
             digest = write_parts(path, parts)
         except OSError as error:
-            self._answer(Reply(task, "unwritten", 0, 0.0, {"reason": exceptions.short(error)}, b""))
+            self._queue_reply(Reply(task, "unwritten", 0, 0.0, {"reason": exceptions.short(error)}, b""))
         else:
-            self._answer(Reply(task, "wrote", values.size_of(parts), 0.0, {"digest": digest}, b""))
+            self._queue_reply(Reply(task, "wrote", values.size_of(parts), 0.0, {"digest": digest}, b""))
 
     def _in_child(self, call: Call) -> Reply:
         """Run a call in a child process; only the child suffers from what the call does to its process."""
@@ -246,28 +258,28 @@ class Slot:
         interrupts.forget()
         later: set[int] = set()  # inputs that the function itself loads
         fed: tuple[str, int] | None = call.options.get("fed")
-        if fed is not None and fed[1] not in self._made:
+        if fed is not None and fed[1] not in self._recent_results:
             return Reply(call.task, "unfed", 0, 0.0, {}, b"")
         try:
             try:
                 recorder, shared = self._get_ready(call)
                 args, kwargs = values.loads(call.payload)
-                later = {arg.index for arg in args if type(arg) is values.Later}
+                later = {arg.index for arg in args if type(arg) is values.LazyInput}
                 inputs = [
-                    values.Stored(partial(self._open, name, path, call))
+                    values.LazyValue(partial(self._open_input, name, path, call))
                     if number in later
-                    else values.loads(self._open(name, path, call))
+                    else values.loads(self._open_input(name, path, call))
                     for number, (name, path) in enumerate(call.inputs)
                 ]
             except FileNotFoundError as error:
-                lost = _lost(call, error)
+                lost = _lost_inputs_reply(call, error)
                 if lost is None:
                     raise
                 return lost
             function = self._functions.get(call.function)
             if function is None:
-                function = self._find(call)
-            args, kwargs = values.fill(args, kwargs, shared, inputs)
+                function = self._find_function(call)
+            args, kwargs = values.substitute_placeholders(args, kwargs, shared, inputs)
             del inputs
             try:
                 result = forks.call(function, args, kwargs, captured_output.flush)
@@ -278,15 +290,15 @@ class Slot:
             info: dict[str, Any] = {}
             if used:
                 info["used"] = used
-            if type(result) is values.Annotated:
-                info["note"] = base64.b64encode(result.note).decode()
+            if type(result) is values.ResultWithMetadata:
+                info["note"] = base64.b64encode(result.extra).decode()
                 result = result.value
             parts = [raw_bytes(result)] if call.options.get("raw") else dump_result(result)
             size = values.size_of(parts)
             payload = b""
             if size <= INLINE_LIMIT:
                 payload = b"".join(parts)
-            elif self._hold(call, parts, size):
+            elif self._hold_result(call, parts, size):
                 info["held"] = True
             else:
                 info["digest"] = write_parts(call.result, parts)
@@ -294,7 +306,7 @@ class Slot:
         except BaseException as error:  # noqa: BLE001
             interrupts.obey(error)
             recording.cancel(call)
-            if later and isinstance(error, FileNotFoundError) and (lost := _lost(call, error)):
+            if later and isinstance(error, FileNotFoundError) and (lost := _lost_inputs_reply(call, error)):
                 return lost
             return Reply(
                 call.task,
@@ -321,7 +333,7 @@ class Slot:
             set_variables(call.options["env"])
         return recorder, shared
 
-    def _find(self, call: Call) -> Callable[..., Any]:
+    def _find_function(self, call: Call) -> Callable[..., Any]:
         if call.function in self._shared:
             return self._shared[call.function]  # type: ignore[no-any-return]
         known = ", ".join(sorted(self._functions)) or "none"
@@ -336,24 +348,24 @@ class Slot:
                 recording.keep(name, raw)
         return self._shared[name]
 
-    def _open(self, name: str, path: str, call: Call) -> values.Readable:
+    def _open_input(self, name: str, path: str, call: Call) -> values.Readable:
         """Find an input; what a call before this one has made is a file at its path when the worker has taken it over."""
         for held, task in call.options.get("held", ()):
             if name == held:  # a copy: who reads it may write to what it gets
                 return bytearray().join(self._held[task][1])
         fed: tuple[str, int] | None = call.options.get("fed")
         if fed and name == fed[0]:
-            made = self._made[fed[1]]
+            made = self._recent_results[fed[1]]
             if isinstance(made, bytes):
                 return made
             try:
-                return values.map_file(made)
+                return values.map_object(made)
             except FileNotFoundError:
                 pass
-        return values.map_file(path) if path else self._raw_inputs[name]
+        return values.map_object(path) if path else self._raw_inputs[name]
 
 
-def _lost(call: Call, error: FileNotFoundError) -> Reply | None:
+def _lost_inputs_reply(call: Call, error: FileNotFoundError) -> Reply | None:
     """Say which inputs are gone, if any is: somebody has cleaned up the cache, which is not the task's fault."""
     lost = [name for name, path in (*call.shared, *call.inputs) if path and not os.path.exists(path)]
     if not lost:
@@ -369,7 +381,7 @@ def write_parts(path: str, parts: list[Any]) -> str:
             for part in parts:
                 view = memoryview(part).cast("B")
                 while view:
-                    size = file.write(view[: digests.PIECE])
+                    size = file.write(view[: digests.CHUNK_BYTES])
                     digest.update(view[:size])
                     view = view[size:]
         os.rename(part_path, path)
@@ -387,7 +399,7 @@ def dump_result(result: Any) -> list[Any]:
     except Exception as error:
         from vinecore.protocol import unpicklable
 
-        exceptions.note(error, f"what it returned cannot be sent: {unpicklable.describe(result)}")
+        exceptions.add_note(error, f"what it returned cannot be sent: {unpicklable.describe(result)}")
         raise
 
 
@@ -430,9 +442,9 @@ def run_single(sock: socket.socket, progress: int) -> None:
     while data := sock.recv(1 << 18):
         for message in _reader.feed(data):
             if not isinstance(message, Call):
-                slot.take(message)
+                slot.handle(message)
                 continue
-            slot.begin(message)
+            slot.mark_running(message)
             set_variables(message.options.pop("env", {}))
             reply = slot.run(message)
             slot.report(reply)

@@ -27,4 +27,4 @@ def remove(path: str) -> None:
     except FileNotFoundError:
         pass
     except OSError:
-        bulk.remove(path)
+        bulk.remove_tree(path)

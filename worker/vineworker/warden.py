@@ -47,11 +47,11 @@ done
 rm -rf -- "$1" || { chmod -R u+rwx -- "$1"; rm -rf -- "$1"; }
 """
 CLOSE_S = 5.0
-MOST_UNSAID = 1 << 16
+MAX_UNSENT_BYTES = 1 << 16
 """Bytes that wait for a warden that does not listen. More, and it is ended: it must not act on what is no longer true."""
 
 
-class Warden:
+class ProcessReaper:
     """The shell of one worker.
 
     Parameters
@@ -131,7 +131,7 @@ class Warden:
     def _say(self, line: str) -> None:
         with self._lock:
             self._unsaid += line.encode()
-            if len(self._unsaid) > MOST_UNSAID:
+            if len(self._unsaid) > MAX_UNSENT_BYTES:
                 self._shell.kill()
             try:
                 self._unsaid = self._unsaid[os.write(self._pipe, self._unsaid) :]

@@ -21,20 +21,20 @@ from vinecore.protocol import bulk, folders, handshake, ports, seals
 from vinecore.protocol import messages as m
 from vinecore.protocol.reminders import Reminder
 from vineworker import descendants, packing
-from vineworker.cache import Estate
-from vineworker.keeping import Keeper, open_home
-from vineworker.search import Dialled, Manager, Search
-from vineworker.session import Session, Settings
-from vineworker.warden import Warden
+from vineworker.cache import OrphanedObjects
+from vineworker.keeping import PersistentCache, open_cache_directory
+from vineworker.search import Connection, ManagerAddress, ManagerConnector
+from vineworker.session import ManagerSession, WorkerSettings
+from vineworker.warden import ProcessReaper
 
-__all__ = ["Settings", "Worker"]
+__all__ = ["Worker", "WorkerSettings"]
 
 log = logging.getLogger("vine_worker")
 
 BACKOFF_S = (0.2, 5.0)
-GOODBYE_S = 2.0
+SHUTDOWN_TIMEOUT_S = 2.0
 PING_S = 60.0
-SILENCE_S = 300.0
+HEARTBEAT_TIMEOUT_S = 300.0
 """A manager that says nothing for this long, though it is asked, is gone: its machine or the network has died without a word."""
 
 
@@ -49,7 +49,7 @@ class Worker:
         Where a manager may be.
     """
 
-    def __init__(self, settings: Settings, search: Search) -> None:
+    def __init__(self, settings: WorkerSettings, search: ManagerConnector) -> None:
         self._settings, self._search = settings, search
         self._folder = folders.make(f"vine-worker-{os.getpid()}-", settings.workspace)
         folders.begin_to_remove_abandoned(settings.workspace, None)
@@ -60,20 +60,20 @@ class Worker:
                 "environments will not start; choose another place with --workspace",
                 settings.workspace,
             )
-        self._warden = Warden(self._folder, self._link)
-        if packing.home():  # while it is what this worker was started from
-            packing.sources()
-        home = open_home(settings.workspace, settings.secret) if settings.keep_workspace else None
+        self._warden = ProcessReaper(self._folder, self._link)
+        if packing.zipapp_path():  # while it is what this worker was started from
+            packing.source_files()
+        home = open_cache_directory(settings.workspace, settings.secret) if settings.keep_workspace else None
         kept = os.path.join(self._folder, "kept")
-        self._keeper = Keeper(kept, settings.resources.disk_mb << 20, home)
+        self._keeper = PersistentCache(kept, settings.resources.disk_mb << 20, home)
         self._loop: asyncio.AbstractEventLoop
         self._stopping: asyncio.Future[None]
-        self._session: Optional[Session] = None
-        self._estate: Optional[Estate] = None  # of a manager that has vanished
+        self._session: Optional[ManagerSession] = None
+        self._orphaned_objects: Optional[OrphanedObjects] = None  # of a manager that has vanished
         self._last_busy = self._held_at = time.monotonic()
         self._is_child = os.getppid() == settings.parent
         self._reason = ""
-        self._going = False  # it has told its manager that it wants to go
+        self._draining = False  # it has told its manager that it wants to go
         self._begins_to_leave = math.inf
         if settings.wall_time_s is not None:
             self._begins_to_leave = time.monotonic() + settings.wall_time_s - self._wall_grace()
@@ -84,32 +84,32 @@ class Worker:
         try:
             return asyncio.run(self._run())
         finally:
-            self._search.close(GOODBYE_S)
+            self._search.close(SHUTDOWN_TIMEOUT_S)
             self._keeper.close()
-            self._warden.end_strays(GOODBYE_S)
+            self._warden.end_strays(SHUTDOWN_TIMEOUT_S)
             folders.remove(self._folder)
             if self._link:
-                bulk.remove(self._link)
+                bulk.remove_tree(self._link)
             self._warden.close()
 
     async def _run(self) -> int:
         self._loop = asyncio.get_running_loop()
-        self._loop.set_exception_handler(self._defect)
+        self._loop.set_exception_handler(self._on_loop_exception)
         self._stopping = self._loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._told_to_end, signal.Signals(number).name)
+            self._loop.add_signal_handler(number, self._on_signal, signal.Signals(number).name)
         self._loop.add_signal_handler(signal.SIGCHLD, self._warden.end_strays)
         if self._settings.wall_time_s is not None:
-            self._loop.call_later(self._begins_to_leave - time.monotonic(), self._time_is_over)
-        if self._settings.leash_s is not None:
+            self._loop.call_later(self._begins_to_leave - time.monotonic(), self._on_wall_time_over)
+        if self._settings.stdin_heartbeat_s is not None:
             os.set_blocking(0, False)
-            self._loop.add_reader(0, self._hold)
+            self._loop.add_reader(0, self._on_stdin_heartbeat)
         try:
-            door = self._open_door()
+            door = self._start_peer_server()
         except OSError as error:
             log.error("peers cannot fetch from this worker: %s", error)
             return 2
-        watch = self._loop.create_task(self._watch())
+        watch = self._loop.create_task(self._watch_idle_and_parent())
         try:
             return await self._work()
         finally:
@@ -126,10 +126,10 @@ class Worker:
                 dialled = await self._connect()
                 if dialled is not None and await self._serve(*dialled):
                     wait = BACKOFF_S[0]
-                if settings.single_shot or self._going:
+                if settings.single_shot or self._draining:
                     return 0
                 deadline = time.monotonic() + settings.connect_timeout_s
-            except handshake.Refused as error:
+            except handshake.HandshakeRejected as error:
                 log.error("the manager %s refuses this worker: %s", self._search, error)
                 return 1
             except OSError as error:
@@ -142,11 +142,11 @@ class Worker:
             wait = min(2 * wait, BACKOFF_S[1])
         return 0
 
-    async def _connect(self) -> Optional[Dialled]:
+    async def _connect(self) -> Optional[Connection]:
         """Dial the manager in a thread, which nobody waits for when the worker shall leave; then the answer is None."""
-        dialled: asyncio.Future[Dialled] = self._loop.create_future()
+        dialled: asyncio.Future[Connection] = self._loop.create_future()
 
-        def tell(found: Optional[Dialled], error: Optional[Exception]) -> None:
+        def tell(found: Optional[Connection], error: Optional[Exception]) -> None:
             if dialled.cancelled():
                 if found is not None:
                     found[0].close()
@@ -157,7 +157,7 @@ class Worker:
 
         def dial() -> None:
             try:
-                news: tuple[Any, Any] = (self._search.dial(), None)
+                news: tuple[Any, Any] = (self._search.connect(), None)
             except Exception as error:  # noqa: BLE001 - raised where the socket is waited for
                 news = (None, error)
             try:
@@ -173,7 +173,7 @@ class Worker:
             return None
         return dialled.result()
 
-    def _open_door(self) -> bulk.Door:
+    def _start_peer_server(self) -> bulk.AuthenticatingListener:
         """Listen for peers that fetch."""
         hint = "Choose another with --transfer-port"
         address = self._settings.transfer_address
@@ -193,7 +193,7 @@ class Worker:
                 return sock
             if session is None or session.tls_context is None:
                 msg = "this worker has no manager now"
-                raise handshake.Refused(msg)
+                raise handshake.HandshakeRejected(msg)
             covered: socket.socket = session.manager.cover.serve(sock, session.tls_context)
             return covered
 
@@ -203,10 +203,10 @@ class Worker:
                 sock.close()
             else:
                 gate = session.gate
-                words = seals.Words(sock, greeting["session"], "server")
-                bulk.serve(words, session.cache, lambda request: gate.objection(greeting, request))
+                words = seals.AuthenticatedLines(sock, greeting["session"], "server")
+                bulk.serve(words, session.cache, lambda request: gate.refusal_reason(greeting, request))
 
-        return bulk.Door(
+        return bulk.AuthenticatingListener(
             listener,
             secret,
             welcome,
@@ -214,13 +214,19 @@ class Worker:
             cover=cover,
         )
 
-    async def _serve(self, sock: socket.socket, key: bytes, manager: Manager) -> bool:
+    async def _serve(self, sock: socket.socket, key: bytes, manager: ManagerAddress) -> bool:
         """Work for one manager until the connection ends; give whether it had one."""
         self._reason = ""
         self._last_busy = time.monotonic()
         try:
-            session = self._session = Session(
-                self._settings, manager, self._folder, self._warden, self._keeper, self._leave, self._estate
+            session = self._session = ManagerSession(
+                self._settings,
+                manager,
+                self._folder,
+                self._warden,
+                self._keeper,
+                self._leave,
+                self._orphaned_objects,
             )
         except BaseException:
             sock.close()
@@ -232,37 +238,39 @@ class Worker:
             log.info("the manager is gone: %s", self._reason or reason)
         finally:
             self._session = None
-            self._estate = session.bequeath()
+            self._orphaned_objects = session.detach_objects()
             session.close()
         return session.welcomed
 
     # ---- when to go
 
-    def _told_to_end(self, name: str) -> None:
+    def _on_signal(self, name: str) -> None:
         """A signal has come: the first one is a request, the next one an order."""
-        if self._going:
+        if self._draining:
             self._leave(f"the worker got {name} again", True)
         else:
-            self._hand_over(f"the worker got {name}", self._settings.grace_s)
+            self._drain_and_leave(f"the worker got {name}", self._settings.grace_s)
 
-    def _time_is_over(self) -> None:
-        self._hand_over(f"its wall time of {self._settings.wall_time_s:g} s is over", self._wall_grace())
+    def _on_wall_time_over(self) -> None:
+        self._drain_and_leave(
+            f"its wall time of {self._settings.wall_time_s:g} s is over", self._wall_grace()
+        )
 
     def _wall_grace(self) -> float:
         """How much of its time is for leaving."""
         assert self._settings.wall_time_s is not None
         return min(self._settings.grace_s, self._settings.wall_time_s / 2)
 
-    def _hand_over(self, reason: str, grace_s: float) -> None:
+    def _drain_and_leave(self, reason: str, grace_s: float) -> None:
         """Go as soon as the manager has all that only this worker has, or other workers have; and when the grace is over."""
-        if self._going:
+        if self._draining:
             return
-        self._going = True
+        self._draining = True
         if self._session is None or grace_s <= 0:
             self._leave(reason, True)
             return
         log.info("%s: leaving within %g s", reason, grace_s)
-        self._session.say(m.Leaving(reason, grace_s))
+        self._session.send(m.Draining(reason, grace_s))
         self._loop.call_later(grace_s, self._leave, f"{reason}, and its grace of {grace_s:g} s is over", True)
 
     def _leave(self, reason: str, final: bool) -> None:
@@ -271,16 +279,18 @@ class Worker:
         if final and not self._stopping.done():
             self._stopping.set_result(None)
         if self._session is not None:
-            self._session.say(m.Leaving(reason))
-            self._session.end(reason)
+            self._session.send(m.Draining(reason))
+            self._session.close_connection(reason)
 
-    def _hold(self) -> None:
+    def _on_stdin_heartbeat(self) -> None:
         """Something has come from standard input, or it has ended."""
         if os.read(0, 1 << 12):
             self._held_at = time.monotonic()
         else:
             self._loop.remove_reader(0)
-            self._hand_over("what has started this worker is gone, or has let it go", self._settings.grace_s)
+            self._drain_and_leave(
+                "what has started this worker is gone, or has let it go", self._settings.grace_s
+            )
 
     def _is_orphan(self) -> bool:
         """Whether the process that this one shall not outlive is gone; it may have started this one through others."""
@@ -297,7 +307,7 @@ class Worker:
             pass
         return False
 
-    async def _watch(self) -> None:
+    async def _watch_idle_and_parent(self) -> None:
         pinged_at = 0.0
         while True:
             await asyncio.sleep(min(1.0, self._settings.idle_timeout_s / 4))
@@ -305,26 +315,31 @@ class Worker:
             self._warden.end_strays()
             if self._is_orphan():
                 self._leave("the process that has started this worker is gone", True)
-            if self._settings.leash_s is not None and now - self._held_at > self._settings.leash_s:
+            if (
+                self._settings.stdin_heartbeat_s is not None
+                and now - self._held_at > self._settings.stdin_heartbeat_s
+            ):
                 self._leave(
-                    f"what has started this worker has not been heard for {self._settings.leash_s:.0f} s",
+                    f"what has started this worker has not been heard for {self._settings.stdin_heartbeat_s:.0f} s",
                     True,
                 )
             if session is None:
                 continue
             quiet = now - session.heard_at
-            if quiet > SILENCE_S:
+            if quiet > HEARTBEAT_TIMEOUT_S:
                 self._reason = f"silent for {quiet:.0f} s"
-                session.cut(self._reason)
+                session.abort_connection(self._reason)
             elif quiet > PING_S and now - pinged_at > PING_S:
                 pinged_at = now
-                session.say(m.Ping())
+                session.send(m.Ping())
             if not session.idle:
                 self._last_busy = now
             elif now - self._last_busy > self._settings.idle_timeout_s:
-                self._hand_over(f"idle for {self._settings.idle_timeout_s:.0f} s", self._settings.grace_s)
+                self._drain_and_leave(
+                    f"idle for {self._settings.idle_timeout_s:.0f} s", self._settings.grace_s
+                )
 
-    def _defect(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def _on_loop_exception(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Something in this program is wrong: give the tasks to somebody else rather than keep them for ever."""
         error = context.get("exception")
         log.error("a defect in the worker: %s", context.get("message"), exc_info=error)

@@ -22,7 +22,7 @@ def vine():
 
 
 def reasons(vine):
-    return {told.task: told.info.get("reason", "") for told in vine.told(i.TaskEnded, vine.log)}
+    return {told.task: told.info.get("reason", "") for told in vine.told(i.TaskFinished, vine.log)}
 
 
 def reader(vine, how):
@@ -41,7 +41,7 @@ def reader(vine, how):
         return vine.submit(single(1, "unpacked"))
     if how == "mini task":
         vine.declare("made")
-        vine.submit(single(9, "place", result="", outputs=("made",), asleep=True))
+        vine.submit(single(9, "place", result="", outputs=("made",), on_demand=True))
         return vine.submit(single(1, "made"))
     if how == "mount":
         return vine.submit(single(1, mounts=("place",)))
@@ -136,22 +136,22 @@ def test_who_waits_can_be_cancelled_and_what_it_waited_for_undeclared(vine):
 
 @pytest.mark.parametrize("reuse", [False, True])
 def test_a_graph_that_reads_it_fails_with_the_same_words(vine, reuse):
-    vine.compute(single(1, "place", asleep=reuse, reusable=reuse, wanted=("r1",)))
+    vine.compute(single(1, "place", on_demand=reuse, content_addressed=reuse, wanted_at_manager=("r1",)))
     vine.tick(60)
     assert not endings(vine)
     vine.feed(e.Waited())
-    [ended] = vine.told(i.RunEnded)
+    [ended] = vine.told(i.GraphFinished)
     assert ended.outcome == "input missing"
     assert TEXT in ended.info["reason"]
 
 
 def test_a_graph_laid_down_before_its_file_was_undeclared_says_the_same(vine):
     vine.open()
-    vine.submit(single(1, "place", run=1, asleep=True, reusable=True, wanted=("r1",)))
+    vine.submit(single(1, "place", run=1, on_demand=True, content_addressed=True, wanted_at_manager=("r1",)))
     vine.feed(e.FilesReleased(["place"], prune=False))
-    vine.feed(e.RunSubmitted(1))
+    vine.feed(e.GraphSubmitted(1))
     vine.tick(60)
-    [ended] = vine.told(i.RunEnded, vine.log)
+    [ended] = vine.told(i.GraphFinished, vine.log)
     assert TEXT in ended.info["reason"]
 
 
@@ -174,7 +174,7 @@ def test_tasks_that_wait_for_each_other_in_a_circle_fail(vine, absent, length):
 
 
 def test_a_circle_over_a_mini_task_fails(vine):
-    vine.submit(single(9, "place", result="", outputs=("made",), asleep=True))
+    vine.submit(single(9, "place", result="", outputs=("made",), on_demand=True))
     vine.submit(maker(1, "place", mounts=("made",)))
     assert outcomes(vine) == {1: "input missing"}
     assert "no task of such a circle can begin" in reasons(vine)[1]

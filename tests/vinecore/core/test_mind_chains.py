@@ -31,7 +31,7 @@ def test_a_chain_is_sent_to_one_worker_at_once(vine):
     worker = vine.join()
     assert vine.started() == [1, 2, 3, 4, 5]
     assert set(vine.where().values()) == {worker}
-    assert (instance(vine, worker).assigned, instance(vine, worker).ahead) == (1, 4)
+    assert (instance(vine, worker).assigned, instance(vine, worker).chained) == (1, 4)
 
 
 def test_a_chain_runs_to_its_end_without_another_word_to_the_worker(vine):
@@ -66,7 +66,7 @@ def test_a_task_whose_other_input_is_here_already_is_sent_ahead(vine):
     vine.submit(call(1))
     vine.done(1, size=LARGE)
     vine.compute(call(2), call(3, "r1", "r2"))
-    assert vine.task(3).ahead
+    assert vine.task(3).chained
     assert vine.where() == {2: worker, 3: worker}
 
 
@@ -85,10 +85,10 @@ def test_an_input_that_is_elsewhere_keeps_a_task_back(vine):
 def test_tasks_sent_ahead_are_bounded(vine):
     vine.compute(*chain(100))
     worker = vine.join()
-    ahead = instance(vine, worker).ahead
+    ahead = instance(vine, worker).chained
     assert 1 < ahead <= 32
     vine.done(1)
-    assert instance(vine, worker).ahead == ahead, "with every step another one follows"
+    assert instance(vine, worker).chained == ahead, "with every step another one follows"
     assert vine.started() == [ahead + 2]
 
 
@@ -147,11 +147,11 @@ def test_when_the_maker_fails_by_itself_its_followers_fail_and_the_worker_drops_
 def test_when_a_slot_crashes_what_was_sent_after_the_call_is_taken_back_with_it(vine):
     vine.compute(*chain(4))
     worker = vine.join()
-    vine.feed(e.WorkerSaid(worker, m.Failed(1, "crash", {"reason": "signal 11"}, b"")))
+    vine.feed(e.MessageReceived(worker, m.TaskFailed(1, "crash", {"reason": "signal 11"}, b"")))
     ((where, cancel),) = vine.sent(m.Cancel)
     assert (where, sorted(cancel.tasks)) == (worker, [2, 3, 4])
     assert vine.started() == [1, 2, 3, 4], "and all of it starts again"
-    assert instance(vine, worker).ahead == 3
+    assert instance(vine, worker).chained == 3
     assert vine.task(1).attempts == 1
     assert [vine.task(n).attempts for n in (2, 3, 4)] == [0, 0, 0], "which were not to blame"
 
@@ -177,8 +177,8 @@ def test_a_follower_in_another_library_is_taken_back_as_well(vine):
     vine.library("other")
     vine.compute(call(1), call(2, library="other"), call(3, "r1", "r2", library="other"))
     worker = vine.join(cores=2)
-    assert vine.task(3).ahead
-    vine.say(worker, m.Failed(1, "crash", {}, b""), m.Failed(2, "crash", {}, b""))
+    assert vine.task(3).chained
+    vine.say(worker, m.TaskFailed(1, "crash", {}, b""), m.TaskFailed(2, "crash", {}, b""))
     tickets = [t for _w, cancel in vine.sent(m.Cancel) for t in cancel.tasks]
     assert 3 in tickets
 
@@ -187,13 +187,13 @@ def test_a_follower_waits_in_a_row_for_all_of_its_makers(vine):
     vine.library("two", slots=2)
     vine.compute(call(1, library="two"), call(2, library="two"), call(3, "r1", "r2", library="two"))
     worker = vine.join()
-    assert vine.task(3).ahead
+    assert vine.task(3).chained
     vine.done(1)
-    assert vine.task(3).ahead
-    assert instance(vine, worker, "two").ahead == 1
+    assert vine.task(3).chained
+    assert instance(vine, worker, "two").chained == 1
     vine.done(2)
-    assert not vine.task(3).ahead
-    assert (instance(vine, worker, "two").assigned, instance(vine, worker, "two").ahead) == (1, 0)
+    assert not vine.task(3).chained
+    assert (instance(vine, worker, "two").assigned, instance(vine, worker, "two").chained) == (1, 0)
 
 
 def test_an_input_that_is_lost_elsewhere_takes_its_reader_back(vine):
@@ -207,7 +207,7 @@ def test_an_input_that_is_lost_elsewhere_takes_its_reader_back(vine):
     assert vine.where() == {8: first}
     second = vine.join()
     assert vine.where() == {8: first, 9: second}
-    vine.submit(call(2, "r1", library="long", wanted=("r2",)))
+    vine.submit(call(2, "r1", library="long", wanted_at_manager=("r2",)))
     vine.done(9, wall_s=60.0)
     assert vine.where()[2] == second
     assert vine.fetches() == [(second, "r1", "host1:7")]
@@ -224,8 +224,8 @@ def test_what_was_recalled_runs_again_elsewhere(vine):
     second = vine.join()
     assert vine.where()[3] == second
     vine.done(3, wall_s=1.0)
-    assert vine.sent(m.Recall) == [(first, m.Recall("lib", 1))]
-    vine.say(first, m.Recalled("lib", [2]))
+    assert vine.sent(m.StealRequest) == [(first, m.StealRequest("lib", 1))]
+    vine.say(first, m.StealResponse("lib", [2]))
     assert vine.where() == {1: first, 2: second}
     assert vine.task(2).attempts == 0
 
@@ -234,9 +234,9 @@ def test_a_worker_that_has_nothing_to_give_back_is_asked_again_later(vine):
     vine.submit(*(call(n) for n in range(1, 3)))
     first = vine.join()
     vine.join()
-    assert vine.sent(m.Recall) == [(first, m.Recall("lib", 1))]
-    vine.say(first, m.Recalled("lib", []))
-    assert not instance(vine, first).recalling
+    assert vine.sent(m.StealRequest) == [(first, m.StealRequest("lib", 1))]
+    vine.say(first, m.StealResponse("lib", []))
+    assert not instance(vine, first).steal_pending
 
 
 def test_a_ready_task_is_ready_again_after_its_input_was_lost_and_made(vine):

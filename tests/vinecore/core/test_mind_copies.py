@@ -13,7 +13,7 @@ from vinecore.protocol import messages as m
 def vine():
     vine = Vine()
     vine.library()
-    vine.feed(e.Tuned("temp-replica-count", 2))
+    vine.feed(e.SettingChanged("temp-replica-count", 2))
     return vine
 
 
@@ -37,7 +37,7 @@ def test_what_nobody_needs_is_not_copied(vine):
 
 
 def test_with_one_copy_nothing_is_copied(vine):
-    vine.feed(e.Tuned("temp-replica-count", 1))
+    vine.feed(e.SettingChanged("temp-replica-count", 1))
     vine.join()
     vine.compute(call(1), call(2, "r1"))
     vine.join()
@@ -54,7 +54,7 @@ def test_a_lost_worker_costs_nothing_where_there_are_copies_and_they_are_made_up
     vine.cached(other, "r1")
     third = vine.join()
     vine.lose(maker)
-    assert vine.run().remade == 0
+    assert vine.run().recomputed == 0
     assert (third, "r1", "host2:7" if other == second else "host1:7") in vine.fetches()
 
 

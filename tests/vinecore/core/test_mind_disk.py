@@ -7,8 +7,8 @@ import pytest
 from tests.minds import Vine, call, endings, outcomes, single
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.allocation import Request
-from vinecore.core.disk import MARK, MOST_EVICTIONS, MOST_REFUSALS, STUCK_S
+from vinecore.core.allocation import ResourceRequest
+from vinecore.core.disk import DISK_STALL_TIMEOUT_S, HIGH_WATER_MARK, MOST_EVICTIONS, MOST_REFUSALS
 from vinecore.core.state import MB
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
@@ -24,7 +24,7 @@ def vine():
 def taken(vine, number):
     """MB of a worker's disk that are taken or promised."""
     worker = vine.worker(number)
-    return (worker.total.disk * MB - worker.room) / MB
+    return (worker.total.disk * MB - worker.free_disk) / MB
 
 
 def finish(vine, sizes=None, most=1000):
@@ -50,7 +50,7 @@ def finish(vine, sizes=None, most=1000):
 
 def reason(vine):
     """Why the last run or task has failed."""
-    over = [x for x in vine.log if isinstance(x, (i.RunEnded, i.TaskEnded))]
+    over = [x for x in vine.log if isinstance(x, (i.GraphFinished, i.TaskFinished))]
     return over[-1].info["reason"]
 
 
@@ -94,7 +94,7 @@ def test_a_fetch_that_failed_gives_its_place_back_until_it_is_tried_again(vine):
 
 
 def test_a_file_that_waits_for_a_source_has_its_place_already(vine):
-    vine.feed(e.Tuned("file-source-max-transfers", 1))
+    vine.feed(e.SettingChanged("file-source-max-transfers", 1))
     vine.declare("one", size=30 * MB, at_manager=True)
     vine.declare("two", size=40 * MB, at_manager=True)
     worker = vine.join()
@@ -116,7 +116,7 @@ def test_a_url_of_unknown_size_takes_what_came(vine):
 
 def test_what_a_task_asks_for_is_reserved_while_it_runs(vine):
     worker = vine.join(cores=2)
-    vine.submit(single(1, request=Request(cores=1, disk=400)))
+    vine.submit(single(1, request=ResourceRequest(cores=1, disk=400)))
     assert taken(vine, worker) == 400
     vine.done(1)
     assert taken(vine, worker) == 0
@@ -194,18 +194,18 @@ def test_spare_files_go_first_those_used_longest_ago_before_the_others(vine):
     vine.cached(worker, "kept", 300 * MB)
     vine.done(9)
     vine.compute(
-        call(1, result="a", reusable=True, category="a"),
-        call(2, result="b", reusable=True, category="b"),
+        call(1, result="a", content_addressed=True, category="a"),
+        call(2, result="b", content_addressed=True, category="b"),
         call(3, "a", category="c"),
     )
     vine.done(1, size=200 * MB)
     vine.done(2, size=200 * MB)
     vine.done(3)
-    vine.feed(e.RunClosed(1))
-    assert list(vine.tables.spare) == [vine.file("b"), vine.file("a")]
+    vine.feed(e.GraphClosed(1))
+    assert list(vine.tables.evictable) == [vine.file("b"), vine.file("a")]
     vine.submit(call(4, "new"))
     assert vine.unlinked() == {(worker, "b")}
-    assert list(vine.tables.spare) == [vine.file("a")]
+    assert list(vine.tables.evictable) == [vine.file("a")]
     assert "b" not in vine.tables.files
 
 
@@ -221,14 +221,14 @@ def test_copies_go_last_where_the_other_one_is_not_compared_yet(vine):
     second = vine.join(cores=2)
     vine.submit(*(single(20 + n, name) for n, name in enumerate(names)))
     for name in names:
-        vine.say(second, m.Cached(name, 100 * MB, "d1", compared=False))
-    vine.say(second, m.Compared("sure"))
+        vine.say(second, m.Cached(name, 100 * MB, "d1", verified=False))
+    vine.say(second, m.Verified("sure"))
 
     def cheap():
-        return [file.name for file in vine.mind.disk._cheap(vine.worker(first), set())]
+        return [file.name for file in vine.mind.disk._replicated_or_evictable(vine.worker(first), set())]
 
     assert cheap() == ["sure", "doubtful"]
-    vine.say(second, m.Compared("doubtful"))
+    vine.say(second, m.Verified("doubtful"))
     assert sorted(cheap()) == ["doubtful", "sure"]
 
 
@@ -262,7 +262,7 @@ def test_an_intermediate_is_given_up_when_nothing_else_can_run_and_made_again_be
     order = finish(vine, sizes)
     assert endings(vine) == {1: "success"}
     assert order == [1, 2, 3, 4, 5] or order.count(1) <= 2
-    assert vine.run().remade <= 2
+    assert vine.run().recomputed <= 2
     assert taken(vine, worker) == 0
 
 
@@ -273,14 +273,14 @@ def test_giving_up_is_bounded_and_ends_with_the_numbers(vine):
     order = finish(vine, {1: 60 * MB, 2: 60 * MB}, most=10 * MOST_EVICTIONS)
     assert not endings(vine)
     assert len(order) <= 4 * MOST_EVICTIONS
-    vine.tick(STUCK_S + 1)
+    vine.tick(DISK_STALL_TIMEOUT_S + 1)
     assert endings(vine) == {1: "too large"}
     assert "100 MB" in reason(vine)
     assert "60 MB" in reason(vine)
 
 
 def test_what_would_never_fit_together_is_not_made_again_and_again(vine):
-    vine.feed(e.Tuned("expected-workers", 1))
+    vine.feed(e.SettingChanged("expected-workers", 1))
     vine.join(disk_mb=100)
     vine.compute(call(1, category="1"), call(2, category="2"), call(3, "r1", "r2", category="3"))
     order = finish(vine, {1: 60 * MB, 2: 60 * MB})
@@ -292,7 +292,7 @@ def test_what_would_never_fit_together_is_not_made_again_and_again(vine):
 
 
 def test_inputs_that_fit_on_no_disk_are_refused_with_numbers(vine):
-    vine.feed(e.Tuned("expected-workers", 2))
+    vine.feed(e.SettingChanged("expected-workers", 2))
     vine.declare("a", size=500 * MB, at_manager=True)
     vine.declare("b", size=312 * MB, at_manager=True)
     vine.join(disk_mb=300)
@@ -313,7 +313,7 @@ def test_where_more_workers_may_come_a_task_waits_for_one_that_is_large_enough(v
     vine.submit(call(1, "a"))
     vine.tick(1.0)
     vine.tick(3.0)
-    assert vine.told(i.Missing)[-1].text.startswith("t1 needs 500 MB of inputs on one worker")
+    assert vine.told(i.Stalled)[-1].text.startswith("t1 needs 500 MB of inputs on one worker")
     assert not outcomes(vine)
     large = vine.join(disk_mb=600)
     assert vine.where() == {1: large}
@@ -328,9 +328,9 @@ def test_where_more_workers_may_come_one_with_more_room_is_waited_for_but_not_fo
     vine.declare("data", size=50 * MB, at_manager=True)
     vine.submit(call(2, "data"))
     assert not vine.where()
-    vine.tick(STUCK_S / 2)
+    vine.tick(DISK_STALL_TIMEOUT_S / 2)
     assert 2 not in outcomes(vine)
-    vine.tick(STUCK_S)
+    vine.tick(DISK_STALL_TIMEOUT_S)
     assert outcomes(vine)[2] == "too large"
     assert "worker 1 (host1) has 100 MB, of which files take 90 MB" in reason(vine)
 
@@ -358,14 +358,14 @@ def test_a_wide_graph_stays_flat_and_nothing_of_it_is_made_twice(vine, mode):
     most = done = 0
     while vine.where():
         most = max(most, taken(vine, worker))
-        number = min(vine.where(), key=lambda n: vine.task(n).handed and vine.place(n)[1])
+        number = min(vine.where(), key=lambda n: vine.task(n).dispatch_count and vine.place(n)[1])
         vine.done(number, size=sizes.get(number, 10), wall_s=0.001)
         done += 1
     assert endings(vine) == {1: "success"}
     assert done == len(specs)
-    assert vine.run().remade == 0
+    assert vine.run().recomputed == 0
 
-    assert most <= 100 * MARK + 5
+    assert most <= 100 * HIGH_WATER_MARK + 5
 
 
 def test_a_root_is_not_withheld_where_nothing_else_can_be_done(vine):

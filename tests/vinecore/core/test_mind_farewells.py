@@ -7,7 +7,7 @@ import pytest
 from tests.minds import LARGE, ONE_CORE, Vine, call, endings, single
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.demand import dispensable
+from vinecore.core.demand import is_idle_and_safe_to_remove
 from vinecore.protocol import messages as m
 
 GRACE_S = 20.0
@@ -21,12 +21,12 @@ def vine():
 
 
 def leave(vine, worker, within_s=GRACE_S):
-    return vine.say(worker, m.Leaving("it got SIGTERM", within_s))
+    return vine.say(worker, m.Draining("it got SIGTERM", within_s))
 
 
 def let_go(vine):
     """Which workers have been told to leave in the last answer."""
-    return [worker for worker, _release in vine.sent(m.Release)]
+    return [worker for worker, _release in vine.sent(m.Shutdown)]
 
 
 def half_done(vine, **worker):
@@ -57,7 +57,7 @@ def test_what_only_it_has_is_brought_to_a_worker_that_stays(vine):
     vine.lose(first)
     vine.done(2)
     assert endings(vine) == {1: "success"}
-    assert vine.run().remade == 0
+    assert vine.run().recomputed == 0
 
 
 def test_what_no_task_asks_for_now_is_brought_away_too(vine):
@@ -79,7 +79,7 @@ def test_it_comes_to_the_manager_where_no_other_worker_can_take_it(vine):
     vine.join()
     vine.done(2)
     assert endings(vine) == {1: "success"}
-    assert vine.run().remade == 0
+    assert vine.run().recomputed == 0
 
 
 def test_what_nobody_can_fetch_from_it_comes_to_the_manager(vine):
@@ -102,16 +102,16 @@ def test_a_copy_that_is_not_compared_yet_does_not_count(vine):
     first = half_done(vine)
     second = vine.join(port=8)
     leave(vine, first)
-    vine.say(second, m.Cached("r1", LARGE, "", compared=False))
+    vine.say(second, m.Cached("r1", LARGE, "", verified=False))
     assert let_go(vine) == []
-    vine.say(second, m.Compared("r1"))
+    vine.say(second, m.Verified("r1"))
     assert let_go(vine) == [first]
 
 
 def test_two_that_leave_together_do_not_rely_on_each_other(vine):
     first = half_done(vine)
     second = vine.join(port=8)
-    vine.say(second, m.Have(["r1"], [LARGE], [""]))
+    vine.say(second, m.PersistentObjects(["r1"], [LARGE], [""]))
     leave(vine, first)
     assert let_go(vine) == [first]
     leave(vine, second)
@@ -134,7 +134,10 @@ def test_it_gets_nothing_more(vine):
     leave(vine, first)
     vine.submit(single(11), call(12))
     assert vine.where() == {}
-    assert vine.mind.explanations.why(vine.task(11).bucket)[0] == "all workers that are connected are leaving"
+    assert (
+        vine.mind.explanations.explain(vine.task(11).bucket)[0]
+        == "all workers that are connected are leaving"
+    )
 
 
 def test_it_is_not_waited_for_when_its_grace_is_over(vine):
@@ -144,13 +147,13 @@ def test_it_is_not_waited_for_when_its_grace_is_over(vine):
     assert let_go(vine) == []
     vine.tick(5)
     assert let_go(vine) == [first]
-    assert "1 files that only it has could not be brought" in vine.told(i.Note)[-1].text
+    assert "1 files that only it has could not be brought" in vine.told(i.LogMessage)[-1].text
     vine.lose(first)
     vine.join()
     vine.done(1)
     vine.done(2)
     assert endings(vine) == {1: "success"}
-    assert vine.run().remade == 1
+    assert vine.run().recomputed == 1
 
 
 def test_many_files_go_a_few_at_a_time_the_dearest_first(vine):
@@ -172,7 +175,7 @@ def test_when_the_manager_ends_nobody_is_waited_for(vine):
     first = half_done(vine)
     second = vine.join(port=0)
     leave(vine, first)
-    vine.feed(e.Closing())
+    vine.feed(e.ShutdownAnnounced())
     assert let_go(vine) == [first]
     leave(vine, second)
     assert let_go(vine) == [second]
@@ -181,10 +184,10 @@ def test_when_the_manager_ends_nobody_is_waited_for(vine):
 def test_a_worker_that_leaves_is_no_reason_to_say_another_one_is_dispensable(vine):
     first = half_done(vine)
     second = vine.join(port=8)
-    vine.say(second, m.Have(["r1"], [LARGE], [""]))
-    assert dispensable(vine.worker(second))
+    vine.say(second, m.PersistentObjects(["r1"], [LARGE], [""]))
+    assert is_idle_and_safe_to_remove(vine.worker(second))
     vine.mind.tables.workers[first].draining = True
-    assert not dispensable(vine.worker(second))
+    assert not is_idle_and_safe_to_remove(vine.worker(second))
 
 
 def test_a_worker_gets_no_task_that_would_not_be_over_in_time(vine):
@@ -193,7 +196,7 @@ def test_a_worker_gets_no_task_that_would_not_be_over_in_time(vine):
     assert vine.where() == {}
     vine.tick(0)
     vine.tick(3)
-    assert vine.told(i.Missing)[-1].text.startswith("no worker stays long enough: tasks take 50 s")
+    assert vine.told(i.Stalled)[-1].text.startswith("no worker stays long enough: tasks take 50 s")
     long = vine.join(time_left_s=100.0)
     assert vine.where() == {1: long}
     vine.done(1, wall_s=10.0)
@@ -217,7 +220,7 @@ def test_as_its_end_comes_nearer_fewer_tasks_fit(vine):
 
 def test_it_is_drained_before_its_end_the_earlier_the_more_it_holds(vine):
     first = half_done(vine, time_left_s=100.0, disk_mb=10_000)
-    vine.worker(first).room -= 500_000_000  # five seconds of the network
+    vine.worker(first).free_disk -= 500_000_000  # five seconds of the network
     vine.tick(94)
     assert vine.where() == {2: first}
     vine.tick(1)

@@ -68,7 +68,7 @@ def test_a_task_file_is_brought_again_for_the_next_task(vine):
 def test_an_output_of_level_task_stays_until_it_is_at_the_manager(vine):
     worker = vine.join()
     vine.declare("out", level=TASK)
-    vine.submit(single(1, result="", outputs=("out",), wanted=("out",)))
+    vine.submit(single(1, result="", outputs=("out",), wanted_at_manager=("out",)))
     vine.done(1, outputs={"out": LARGE})
     assert vine.holders("out") == {worker}
     vine.feed(e.ObjectStored("out", LARGE))
@@ -116,7 +116,7 @@ def test_a_worker_is_told_once_what_to_keep_when_it_has_it(vine, level, forever,
     vine.done(1)
     vine.submit(single(2, "data"))
     vine.done(2)
-    assert len(vine.sent(m.Retain, vine.log)) == 1
+    assert len(vine.sent(m.RetainObjects, vine.log)) == 1
 
 
 def test_a_result_may_be_kept_too(vine):
@@ -142,7 +142,7 @@ def test_what_is_undeclared_stays_where_it_is_kept_and_is_known_when_it_is_decla
     vine.done(1)
     vine.feed(e.FilesReleased(["data"], prune=False))
     assert vine.unlinked() == set()
-    assert vine.told(i.Forget) == [i.Forget("data")]
+    assert vine.told(i.DropObject) == [i.DropObject("data")]
     vine.declare("data", size=LARGE, at_manager=True, level=FOREVER)
     assert vine.holders("data") == {worker}
     vine.submit(single(2, "data"))
@@ -154,7 +154,7 @@ def test_what_is_pruned_is_removed_whatever_its_level(vine):
     worker = brought(vine, level=FOREVER)
     vine.done(1)
     vine.feed(e.FilesReleased(["data"], prune=True))
-    assert vine.sent(m.Purge) == [(worker, m.Purge(["data"]))]
+    assert vine.sent(m.PurgeObjects) == [(worker, m.PurgeObjects(["data"]))]
     assert vine.holders("data") == set()
 
 
@@ -163,14 +163,14 @@ def test_what_was_undeclared_can_be_pruned(vine):
     vine.done(1)
     vine.feed(e.FilesReleased(["data"], prune=False))
     vine.feed(e.FilesReleased(["data"], prune=True))
-    assert vine.sent(m.Purge) == [(worker, m.Purge(["data"]))]
+    assert vine.sent(m.PurgeObjects) == [(worker, m.PurgeObjects(["data"]))]
     assert "data" not in vine.tables.files
 
 
 def test_a_kept_copy_that_a_worker_has_lost_is_removed_and_brought_again(vine):
     worker = brought(vine, level=FOREVER)
-    vine.say(worker, m.Lost(["data"]))
-    assert vine.sent(m.Purge) == [(worker, m.Purge(["data"]))]
+    vine.say(worker, m.ObjectsLost(["data"]))
+    assert vine.sent(m.PurgeObjects) == [(worker, m.PurgeObjects(["data"]))]
     assert vine.fetches() == [(worker, "data", "manager")]
 
 
@@ -182,7 +182,7 @@ def test_what_is_kept_and_forgotten_in_one_breath_is_forgotten(vine):
         e.TasksCancelled([1]),
         e.FilesReleased(["data"], prune=True),
     )
-    assert vine.sent(m.Retain) == []
+    assert vine.sent(m.RetainObjects) == []
     assert vine.holders("data") == set()
     assert worker
 
@@ -193,7 +193,7 @@ def test_what_is_kept_and_forgotten_in_one_breath_is_forgotten(vine):
 def test_what_a_worker_has_from_before_is_not_brought_again(vine):
     vine.declare("data", size=LARGE, at_manager=True)
     worker = vine.join()
-    vine.say(worker, m.Have(["data"], [LARGE], ["1234"]))
+    vine.say(worker, m.PersistentObjects(["data"], [LARGE], ["1234"]))
     assert vine.holders("data") == {worker}
     vine.submit(single(1, "data"))
     assert vine.started() == [1]
@@ -202,7 +202,7 @@ def test_what_a_worker_has_from_before_is_not_brought_again(vine):
 
 def test_what_nobody_has_declared_may_be_declared_later(vine):
     worker = vine.join()
-    vine.say(worker, m.Have(["data", "tree"], [LARGE, -1], ["", ""]))
+    vine.say(worker, m.PersistentObjects(["data", "tree"], [LARGE, -1], ["", ""]))
     assert vine.unlinked(vine.log) == set()
     vine.declare("data", size=LARGE, at_manager=True)
     assert vine.holders("data") == {worker}
@@ -213,17 +213,17 @@ def test_what_nobody_has_declared_may_be_declared_later(vine):
 
 def test_what_nobody_has_declared_goes_with_its_worker(vine):
     worker = vine.join()
-    vine.say(worker, m.Have(["data"], [LARGE], ["1234"]))
+    vine.say(worker, m.PersistentObjects(["data"], [LARGE], ["1234"]))
     vine.lose(worker)
     assert vine.tables.files == {}
-    assert vine.tables.spare == {}
+    assert vine.tables.evictable == {}
 
 
 def test_what_nobody_has_declared_is_bounded_and_never_unlinked(vine, monkeypatch):
-    monkeypatch.setattr(life, "MOST_SPARE", 10)
+    monkeypatch.setattr(life, "MAX_EVICTABLE_FILES", 10)
     worker = vine.join()
     names = [f"file-{n}" for n in range(25)]
-    vine.say(worker, m.Have(names, [LARGE] * 25, [""] * 25))
+    vine.say(worker, m.PersistentObjects(names, [LARGE] * 25, [""] * 25))
     assert list(vine.tables.files) == names[-10:]
     assert vine.unlinked(vine.log) == set()
     assert len(vine.worker(worker).files) == 10
@@ -234,31 +234,33 @@ def test_a_task_that_waits_for_what_a_worker_has_from_before_runs(vine):
     vine.library()
     vine.join()
     vine.open()
-    vine.submit(call(1, run=1, readers=1, level=FOREVER), call(2, "r1", run=1, wanted=("r2",)))
+    vine.submit(
+        call(1, run=1, reader_count=1, level=FOREVER), call(2, "r1", run=1, wanted_at_manager=("r2",))
+    )
     other = vine.join()
     assert vine.state(2) in ("waiting", "assigned")
-    vine.say(other, m.Have(["r1"], [LARGE], [""]))
+    vine.say(other, m.PersistentObjects(["r1"], [LARGE], [""]))
     assert vine.file("r1").available
-    assert vine.task(2).missing == 0
+    assert vine.task(2).missing_inputs == 0
     vine.done(2, payload=b"x")
     vine.done(1)
-    vine.feed(e.RunSubmitted(1))
+    vine.feed(e.GraphSubmitted(1))
     assert endings(vine) == {1: "success"}
 
 
 def test_something_else_under_a_declared_name_is_not_believed(vine):
     vine.declare("data", size=LARGE, at_manager=True)
     worker = vine.join()
-    vine.say(worker, m.Have(["data"], [LARGE + 1], [""]))
+    vine.say(worker, m.PersistentObjects(["data"], [LARGE + 1], [""]))
     assert vine.holders("data") == set()
-    assert vine.sent(m.Purge) == [(worker, m.Purge(["data"]))]
+    assert vine.sent(m.PurgeObjects) == [(worker, m.PurgeObjects(["data"]))]
 
 
 def test_news_that_cross_a_fetch_change_nothing(vine):
     vine.declare("data", size=LARGE, at_manager=True)
     worker = vine.join()
     vine.submit(single(1, "data"))
-    vine.say(worker, m.Have(["data"], [LARGE], ["1234"]))
+    vine.say(worker, m.PersistentObjects(["data"], [LARGE], ["1234"]))
     assert vine.holders("data") == set()
     vine.cached(worker, "data")
     assert vine.holders("data") == {worker}
@@ -268,8 +270,8 @@ def test_a_found_file_serves_those_who_wait_for_a_source(vine):
     vine.open()
     vine.library()
     first = vine.join(port=0)
-    vine.submit(call(1, run=1, readers=1, level=FOREVER))
+    vine.submit(call(1, run=1, reader_count=1, level=FOREVER))
     vine.done(1, LARGE)
     second = vine.join()
-    vine.say(second, m.Have(["r1"], [LARGE], [""]))
+    vine.say(second, m.PersistentObjects(["r1"], [LARGE], [""]))
     assert vine.holders("r1") == {first, second}

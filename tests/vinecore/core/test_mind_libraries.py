@@ -7,7 +7,7 @@ import pytest
 from tests.minds import LARGE, ONE_CORE, Vine, call, endings, outcomes, single
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.allocation import Request
+from vinecore.core.allocation import ResourceRequest
 from vinecore.core.instances import MOST_LIBRARY_FAILURES
 from vinecore.core.state import LibrarySpec
 from vinecore.protocol import messages as m
@@ -39,7 +39,12 @@ def test_a_library_is_told_what_it_is_and_what_it_has():
     vine = Vine()
     vine.declare("data", size=LARGE, at_manager=True)
     vine.library(
-        "own", slots=3, request=Request(cores=2), exec_mode="fork", files=("data",), options={"label": "l"}
+        "own",
+        slots=3,
+        request=ResourceRequest(cores=2),
+        exec_mode="fork",
+        files=("data",),
+        options={"label": "l"},
     )
     worker = vine.join(cores=4)
     vine.submit(call(1, library="own"))
@@ -51,7 +56,7 @@ def test_a_library_is_told_what_it_is_and_what_it_has():
 
 def test_without_a_word_on_resources_a_library_takes_the_worker_with_a_slot_for_each_core():
     vine = Vine()
-    vine.library(slots=None, request=Request())
+    vine.library(slots=None, request=ResourceRequest())
     worker = vine.join(cores=4)
     vine.submit(call(1))
     assert slots(vine, worker) == 4
@@ -93,7 +98,7 @@ def test_an_idle_library_is_stopped_to_make_room_for_a_single_task(vine):
     vine.done(1)
     vine.submit(single(2))
     order = [type(x.message).__name__ for x in vine.told(i.Send)]
-    assert order == ["RemoveLibrary", "Run"]
+    assert order == ["RemoveLibrary", "RunTask"]
     assert vine.where() == {2: worker}
     vine.done(2)
     assert vine.worker(worker).free == vine.worker(worker).total
@@ -111,7 +116,7 @@ def test_no_library_is_stopped_where_that_would_not_help(vine):
     worker = vine.join(cores=2)
     vine.submit(call(1))
     vine.done(1)
-    vine.submit(single(2, request=Request(cores=3)))
+    vine.submit(single(2, request=ResourceRequest(cores=3)))
     vine.tick()
     assert slots(vine, worker) == 1
 
@@ -155,9 +160,9 @@ def test_a_library_that_keeps_dying_fails_its_calls_after_a_few_times(vine):
     worker = vine.join(cores=2)
     for _ in range(MOST_LIBRARY_FAILURES):
         vine.say(worker, m.LibraryReady("lib", 0.1, {}), m.LibraryFailed("lib", "its slots die", False, b""))
-        assert not vine.told(i.TaskEnded)
+        assert not vine.told(i.TaskFinished)
     vine.say(worker, m.LibraryFailed("lib", "its slots die", False, b""))
-    (ended,) = vine.told(i.TaskEnded)
+    (ended,) = vine.told(i.TaskFinished)
     assert (ended.task, ended.outcome) == (1, "library")
     assert ended.info == {"reason": "its slots die", "library": "lib"}
     assert vine.where() == {2: worker}
@@ -178,7 +183,7 @@ def test_a_library_that_can_never_come_up_fails_its_calls_at_once(vine):
     vine.compute(call(1), call(2))
     worker = vine.join()
     vine.say(worker, m.LibraryFailed("lib", "ImportError: no module named uproot", True, b"pickled"))
-    (ended,) = vine.told(i.RunEnded)
+    (ended,) = vine.told(i.GraphFinished)
     assert ended.outcome == "library"
     assert ended.payload == b"pickled"
     assert ended.info["reason"] == "ImportError: no module named uproot"
@@ -200,7 +205,7 @@ def test_a_library_that_is_up_says_which_versions_it_has(vine):
     vine.submit(call(1))
     worker = vine.join()
     vine.say(worker, m.LibraryReady("lib", 0.5, {"numpy": "2.0"}))
-    assert vine.out == [i.LibraryUp(worker, "lib", {"numpy": "2.0"})]
+    assert vine.out == [i.LibraryStarted(worker, "lib", {"numpy": "2.0"})]
     assert vine.say(worker, m.LibraryReady("other", 0.5, {})) == []
 
 
@@ -269,14 +274,14 @@ def test_a_library_is_installed_once_and_holds_its_files(vine):
     vine.feed(e.FilesReleased(["data"], prune=False))
     assert "data" in vine.tables.files
     vine.feed(e.LibraryRemoved("own"))
-    assert i.Forget("data") in vine.out
+    assert i.DropObject("data") in vine.out
     assert "data" not in vine.tables.files
 
 
 def test_a_call_that_was_on_its_way_while_its_library_died_runs_again(vine):
     vine.submit(call(1))
     worker = vine.join()
-    vine.say(worker, m.Failed(1, "library", {"reason": "the library is not on this worker"}, b""))
+    vine.say(worker, m.TaskFailed(1, "library", {"reason": "the library is not on this worker"}, b""))
     assert vine.started() == [1]
     assert vine.task(1).attempts == 0
 
@@ -311,7 +316,7 @@ def test_an_environment_is_unpacked_on_the_worker_before_the_library_starts():
     worker = vine.join()
     vine.submit(call(1, library="own"))
     kinds = [type(x.message).__name__ for x in vine.told(i.Send)]
-    assert kinds == ["Fetch", "Unpack", "Library", "Run"]
+    assert kinds == ["Fetch", "Unpack", "Library", "RunTask"]
     assert vine.fetches() == [(worker, "env.tar", "manager")]
     vine.cached(worker, "env.tar")
     vine.cached(worker, "env", 0)
@@ -325,13 +330,13 @@ def test_a_library_that_takes_long_to_start_is_named_until_it_is_up(vine):
     vine.say(worker, m.LibrarySlow("own", "it builds its context: line 3 of a.py, in build"))
     vine.tick()
     vine.tick(3)
-    (missing,) = vine.told(i.Missing)
+    (missing,) = vine.told(i.Stalled)
     assert f"library fits has been starting for more than 5 s on worker {worker}" in missing.text
     assert missing.text.endswith("it builds its context: line 3 of a.py, in build")
     assert not vine.tick(0.5), "the text changes in few steps only"
     vine.say(worker, m.LibraryReady("own", 9.0, {}))
     vine.tick()
-    assert vine.mind.missing == ""
+    assert vine.mind.stalled_reason == ""
 
 
 @pytest.mark.parametrize("end", ["over", "silent", "failed", "lost"])
@@ -342,12 +347,12 @@ def test_a_slot_that_has_started_after_all_is_named_no_more(vine, end):
     vine.say(worker, m.LibraryReady("lib", 0.1, {}), m.LibrarySlow("lib", "it builds its context"))
     vine.tick()
     vine.tick(3)
-    assert "it builds its context" in vine.mind.missing
+    assert "it builds its context" in vine.mind.stalled_reason
     if end == "over":
         vine.say(worker, m.LibrarySlow("lib", ""))
     elif end == "failed":
         vine.say(worker, m.LibraryFailed("lib", "no", True, b""))
     elif end == "lost":
-        vine.feed(e.WorkerLost(worker, "it is gone"))
+        vine.feed(e.WorkerDisconnected(worker, "it is gone"))
     vine.tick(16 if end == "silent" else 1)
-    assert vine.mind.missing == ""
+    assert vine.mind.stalled_reason == ""

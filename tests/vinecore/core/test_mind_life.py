@@ -9,8 +9,8 @@ import pytest
 from tests.minds import LARGE, Vine, call, endings, outcomes, single
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.allocation import Request
-from vinecore.core.state import FileSpec, RunSpec, Task, TaskSpec
+from vinecore.core.allocation import ResourceRequest
+from vinecore.core.state import FileSpec, GraphSpec, TaskSpec, TaskState
 from vinecore.core.transitions import (
     ASSIGNED,
     CANCELLED,
@@ -21,8 +21,8 @@ from vinecore.core.transitions import (
     TRANSITIONS,
     UNFINISHED,
     WAITING,
-    ImpossibleTransition,
-    step,
+    InvalidTransition,
+    next_state,
 )
 from vinecore.protocol import messages as m
 
@@ -40,7 +40,7 @@ def vine():
 def once(number, *inputs, **spec):
     """A call as `Manager.submit` makes it: the result goes to who waits for the task, and nowhere else."""
     options = {"once": True, **spec.pop("options", {})}
-    return call(number, *inputs, wanted=(f"r{number}",), options=options, **spec)
+    return call(number, *inputs, wanted_at_manager=(f"r{number}",), options=options, **spec)
 
 
 # ---- the table
@@ -70,8 +70,8 @@ def test_every_state_is_reached_from_the_first_one():
 
 
 def test_what_is_not_in_the_table_cannot_happen():
-    with pytest.raises(ImpossibleTransition, match="a task that is done cannot assign"):
-        step(DONE, "assign")
+    with pytest.raises(InvalidTransition, match="a task that is done cannot assign"):
+        next_state(DONE, "assign")
 
 
 # ---- one task
@@ -81,8 +81,8 @@ def test_a_task_waits_for_a_worker_runs_there_and_is_over(vine):
     vine.submit(once(1))
     assert vine.state(1) == READY
     worker = vine.join()
-    ((where, run),) = vine.sent(m.Run)
-    assert (where, run.task, run.library, run.function, run.result, run.keep) == (
+    ((where, run),) = vine.sent(m.RunTask)
+    assert (where, run.task, run.library, run.function, run.result, run.return_result) == (
         worker,
         1,
         "lib",
@@ -92,7 +92,7 @@ def test_a_task_waits_for_a_worker_runs_there_and_is_over(vine):
     )
     assert vine.state(1) == ASSIGNED
     vine.done(1, payload=b"value")
-    assert vine.out == [i.TaskEnded(1, "success", worker, {}, b"value")]
+    assert vine.out == [i.TaskFinished(1, "success", worker, {}, b"value")]
     assert not vine.tables.tasks
 
 
@@ -100,7 +100,7 @@ def test_a_library_is_sent_before_its_first_call_and_its_setup_before_that(vine)
     vine.submit(once(1))
     vine.join()
     kinds = [x.name if isinstance(x, i.SendObject) else type(x.message).__name__ for x in vine.out]
-    assert kinds == ["setup", "Library", "Run"]
+    assert kinds == ["setup", "Library", "RunTask"]
 
 
 def test_a_result_that_rides_with_the_message_leaves_no_file(vine):
@@ -108,7 +108,7 @@ def test_a_result_that_rides_with_the_message_leaves_no_file(vine):
     vine.join()
     vine.done(1, payload=b"value")
     assert "r1" not in vine.tables.files
-    assert not vine.told(i.Keep)
+    assert not vine.told(i.StoreObject)
 
 
 def test_a_large_result_is_brought_before_the_task_is_reported(vine):
@@ -116,26 +116,28 @@ def test_a_large_result_is_brought_before_the_task_is_reported(vine):
     worker = vine.join()
     vine.done(1, size=LARGE)
     assert vine.sent(m.Upload) == [(worker, m.Upload("r1"))]
-    assert not vine.told(i.TaskEnded)
+    assert not vine.told(i.TaskFinished)
     assert vine.state(1) == RETRIEVING
     vine.feed(e.ObjectStored("r1", LARGE))
-    assert vine.told(i.TaskEnded) == [i.TaskEnded(1, "success", worker, {}, b"")]
+    assert vine.told(i.TaskFinished) == [i.TaskFinished(1, "success", worker, {}, b"")]
     assert (worker, "r1") in vine.unlinked()
     vine.feed(e.FilesReleased(["r1"], prune=False))
-    assert vine.out == [i.Forget("r1")]
+    assert vine.out == [i.DropObject("r1")]
     assert "r1" not in vine.tables.files
 
 
 def test_a_small_result_is_kept_while_other_outputs_are_being_brought():
     vine = Vine()
     vine.declare("out")
-    vine.submit(single(1, outputs=("out",), wanted=("r1", "out"), options={"once": True}))
+    vine.submit(single(1, outputs=("out",), wanted_at_manager=("r1", "out"), options={"once": True}))
     worker = vine.join()
     vine.done(1, payload=b"value", outputs={"out": LARGE})
-    assert vine.told(i.Keep) == [i.Keep("r1", b"value")]
+    assert vine.told(i.StoreObject) == [i.StoreObject("r1", b"value")]
     assert vine.sent(m.Upload) == [(worker, m.Upload("out"))]
     vine.feed(e.ObjectStored("out", LARGE))
-    assert vine.told(i.TaskEnded) == [i.TaskEnded(1, "success", worker, {"outputs": {"out": LARGE}}, b"")]
+    assert vine.told(i.TaskFinished) == [
+        i.TaskFinished(1, "success", worker, {"outputs": {"out": LARGE}}, b"")
+    ]
     assert vine.file("r1").at_manager
 
 
@@ -144,14 +146,14 @@ def test_a_task_without_any_result_is_reported_with_what_the_worker_said():
     vine.submit(single(1, result=""))
     worker = vine.join()
     vine.done(1, size=0, exit_code=3)
-    assert vine.out == [i.TaskEnded(1, "success", worker, {"exit_code": 3}, b"")]
+    assert vine.out == [i.TaskFinished(1, "success", worker, {"exit_code": 3}, b"")]
 
 
 def test_a_task_waits_for_what_is_made_for_it_and_starts_where_it_is(vine):
     vine.declare("r1")
     vine.submit(call(1), once(2, "r1", library="other"))
-    assert vine.told(i.TaskEnded) == [
-        i.TaskEnded(2, "library", 0, {"reason": "library other is not installed", "library": "other"}, b"")
+    assert vine.told(i.TaskFinished) == [
+        i.TaskFinished(2, "library", 0, {"reason": "library other is not installed", "library": "other"}, b"")
     ]
     vine.submit(once(3, "r1"))
     assert [vine.state(1), vine.state(3)] == [READY, WAITING]
@@ -164,7 +166,7 @@ def test_a_task_waits_for_what_is_made_for_it_and_starts_where_it_is(vine):
 
 def test_an_input_that_was_never_declared_fails_the_task_and_names_it(vine):
     vine.submit(once(1, "nowhere"))
-    (ended,) = vine.told(i.TaskEnded)
+    (ended,) = vine.told(i.TaskFinished)
     assert ended.outcome == "input missing"
     assert "nowhere" in ended.info["reason"]
     assert not vine.tables.tasks
@@ -199,7 +201,7 @@ def test_an_exception_of_the_user_is_final_and_travels_as_it_is(vine):
     vine.submit(once(1, retries=5))
     worker = vine.join()
     vine.failed(1, "exception", b"pickled", text="ValueError: no")
-    (ended,) = vine.told(i.TaskEnded)
+    (ended,) = vine.told(i.TaskFinished)
     assert (ended.outcome, ended.worker, ended.payload) == ("exception", worker, b"pickled")
     assert ended.info == {"text": "ValueError: no", "attempt": 1}
     assert not vine.tables.tasks
@@ -212,7 +214,7 @@ def test_what_depends_on_a_failed_task_fails_with_it(vine):
     vine.join()
     vine.failed(1, "exception")
     assert outcomes(vine) == {1: "exception", 2: "input missing", 3: "input missing"}
-    assert "t2" in next(x for x in vine.told(i.TaskEnded) if x.task == 3).info["reason"]
+    assert "t2" in next(x for x in vine.told(i.TaskFinished) if x.task == 3).info["reason"]
     assert set(vine.tables.tasks) == {4}
 
 
@@ -228,10 +230,10 @@ def test_a_crash_is_tried_again_a_bounded_number_of_times_and_the_evidence_is_ke
     worker = vine.join()
     for _ in range(2):
         vine.failed(1, "crash", reason="its process was killed by signal 11")
-        assert not vine.told(i.TaskEnded)
+        assert not vine.told(i.TaskFinished)
         assert vine.state(1) == ASSIGNED
     vine.failed(1, "crash", reason="its process exited with code 3")
-    (ended,) = vine.told(i.TaskEnded)
+    (ended,) = vine.told(i.TaskFinished)
     assert (ended.outcome, ended.info["attempts"]) == ("crash", 3)
     signal = f"its process was killed by signal 11 on worker {worker} (host1)"
     assert ended.info["evidence"] == [
@@ -252,18 +254,18 @@ def test_a_task_that_is_handed_out_again_has_another_ticket(vine):
     vine.submit(once(1))
     worker = vine.join()
     vine.failed(1, "crash")
-    ((_, again),) = vine.sent(m.Run)
+    ((_, again),) = vine.sent(m.RunTask)
     assert again.task != 1
-    vine.say(worker, m.Done(1, 10, 0.1, {}, b"late"))
+    vine.say(worker, m.TaskDone(1, 10, 0.1, {}, b"late"))
     assert vine.out == []
     vine.done(1, payload=b"value")
-    assert vine.told(i.TaskEnded)[0].payload == b"value"
+    assert vine.told(i.TaskFinished)[0].payload == b"value"
 
 
 def test_news_of_a_task_that_nobody_knows_changes_nothing(vine):
     worker = vine.join()
-    assert vine.say(worker, m.Done(77, 1, 0.1, {}, b""), m.Failed(78, "crash", {}, b"")) == []
-    assert vine.feed(e.WorkerSaid(99, m.Pong())) == []
+    assert vine.say(worker, m.TaskDone(77, 1, 0.1, {}, b""), m.TaskFailed(78, "crash", {}, b"")) == []
+    assert vine.feed(e.MessageReceived(99, m.Pong())) == []
 
 
 def test_a_task_that_ended_without_making_a_file_fails_who_reads_it():
@@ -275,7 +277,7 @@ def test_a_task_that_ended_without_making_a_file_fails_who_reads_it():
     )
     vine.join(cores=3)
     vine.done(1, outputs={"kept": LARGE})
-    (ended,) = (x for x in vine.told(i.TaskEnded) if x.task == 2)
+    (ended,) = (x for x in vine.told(i.TaskFinished) if x.task == 2)
     assert ended.outcome == "input missing"
     assert "t1 has ended without making on failure" in ended.info["reason"]
     assert vine.state(3) == ASSIGNED
@@ -296,7 +298,7 @@ def test_a_task_can_be_cancelled_in_every_state(vine, state):
         vine.done(1, size=LARGE)
     assert vine.state(1) == state
     vine.feed(e.TasksCancelled([1]))
-    (ended,) = vine.told(i.TaskEnded)
+    (ended,) = vine.told(i.TaskFinished)
     assert (ended.task, ended.outcome) == (1, "cancelled")
     assert 1 not in vine.tables.tasks
     assert "r1" not in vine.tables.files
@@ -311,7 +313,7 @@ def test_a_cancelled_task_that_was_faster_is_not_reported_twice(vine):
     vine.submit(once(1))
     worker = vine.join()
     vine.feed(e.TasksCancelled([1]))
-    assert vine.say(worker, m.Done(1, 10, 0.1, {}, b"value")) == []
+    assert vine.say(worker, m.TaskDone(1, 10, 0.1, {}, b"value")) == []
     assert outcomes(vine) == {1: "cancelled"}
 
 
@@ -320,7 +322,7 @@ def test_a_bulky_result_that_comes_after_its_task_was_cancelled_is_forgotten(vin
     vine.join()
     vine.done(1, size=LARGE)
     vine.feed(e.TasksCancelled([1]))
-    assert vine.feed(e.ObjectStored("r1", LARGE)) == [i.Forget("r1")]
+    assert vine.feed(e.ObjectStored("r1", LARGE)) == [i.DropObject("r1")]
 
 
 def test_who_waits_for_a_cancelled_task_is_told(vine):
@@ -351,13 +353,15 @@ def test_cancelled_tasks_do_not_pile_up_in_the_queue(vine):
 
 
 def test_a_run_ends_when_its_last_task_is_done_and_what_is_wanted_is_here(vine):
-    vine.compute(call(1), call(2, "r1", wanted=("r2",)), tell=True)
+    vine.compute(call(1), call(2, "r1", wanted_at_manager=("r2",)), report_each_task=True)
     worker = vine.join()
     vine.done(1, wall_s=0.2, note="n")
-    assert vine.told(i.VertexEnded) == [i.VertexEnded(1, 1, worker, {"note": "n"})]
+    assert vine.told(i.GraphTaskFinished) == [i.GraphTaskFinished(1, 1, worker, {"note": "n"})]
     vine.done(2, payload=b"two")
-    assert i.Keep("r2", b"two") in vine.out
-    assert vine.out.index(i.Keep("r2", b"two")) < vine.out.index(i.RunEnded(1, "success", 0, {}, b""))
+    assert i.StoreObject("r2", b"two") in vine.out
+    assert vine.out.index(i.StoreObject("r2", b"two")) < vine.out.index(
+        i.GraphFinished(1, "success", 0, {}, b"")
+    )
     assert vine.run().done == 2
 
 
@@ -367,7 +371,7 @@ def test_a_run_does_not_end_before_all_of_it_was_submitted(vine):
     vine.submit(call(1, run=1))
     vine.done(1)
     assert not endings(vine)
-    vine.feed(e.RunSubmitted(1))
+    vine.feed(e.GraphSubmitted(1))
     assert endings(vine) == {1: "success"}
 
 
@@ -377,7 +381,7 @@ def test_an_empty_run_ends_at_once(vine):
 
 
 def test_a_run_waits_for_what_is_being_brought(vine):
-    vine.compute(call(1, wanted=("r1",)))
+    vine.compute(call(1, wanted_at_manager=("r1",)))
     vine.join()
     vine.done(1, size=LARGE)
     assert not endings(vine)
@@ -392,13 +396,15 @@ def test_an_exception_ends_a_run_at_once_and_cancels_the_rest(vine):
     on_worker = vine.where()
     assert set(on_worker) == set(range(1, 8))
     vine.failed(1, "exception", b"pickled", text="no")
-    (ended,) = vine.told(i.RunEnded)
-    assert ended == i.RunEnded(1, "exception", 1, {"text": "no", "attempt": 1, "worker": worker}, b"pickled")
+    (ended,) = vine.told(i.GraphFinished)
+    assert ended == i.GraphFinished(
+        1, "exception", 1, {"text": "no", "attempt": 1, "worker": worker}, b"pickled"
+    )
     ((_, cancel),) = vine.sent(m.Cancel)
     assert sorted(cancel.tasks) == sorted(set(on_worker) - {1})
     assert not vine.tables.tasks
     assert vine.run().unfinished == vine.run().running == 0
-    assert not vine.told(i.TaskEnded), "the tasks of a run are not reported one by one"
+    assert not vine.told(i.TaskFinished), "the tasks of a run are not reported one by one"
 
 
 def test_after_a_run_has_failed_its_further_tasks_are_not_taken(vine):
@@ -407,7 +413,7 @@ def test_after_a_run_has_failed_its_further_tasks_are_not_taken(vine):
     vine.submit(call(1, run=1))
     vine.failed(1, "exception")
     vine.submit(call(2, run=1))
-    vine.feed(e.RunSubmitted(1))
+    vine.feed(e.GraphSubmitted(1))
     assert not vine.tables.tasks
     assert endings(vine) == {1: "exception"}
 
@@ -433,7 +439,7 @@ def test_a_run_that_fails_does_not_touch_another_one(vine):
 
 def test_a_task_that_needs_what_another_run_could_not_make_fails_too(vine):
     vine.open(1)
-    vine.submit(call(1, run=1, readers=1))
+    vine.submit(call(1, run=1, reader_count=1))
     vine.compute(call(2, "r1"), run=2)
     vine.join()
     vine.failed(1, "exception")
@@ -449,23 +455,23 @@ def test_a_file_that_was_asked_for_is_brought_once_and_announced(vine):
     vine.submit(call(1))
     worker = vine.join()
     vine.done(1, size=LARGE)
-    vine.feed(e.FileWanted("r1"), e.FileWanted("r1"))
+    vine.feed(e.FileRequested("r1"), e.FileRequested("r1"))
     assert vine.out == [i.Send(worker, m.Upload("r1"))]
     vine.feed(e.ObjectStored("r1", LARGE))
-    assert vine.out == [i.FileObtained("r1", "")]
-    vine.feed(e.FileWanted("r1"))
-    assert vine.out == [i.FileObtained("r1", "")]
+    assert vine.out == [i.FileAvailable("r1", "")]
+    vine.feed(e.FileRequested("r1"))
+    assert vine.out == [i.FileAvailable("r1", "")]
 
 
 def test_a_file_that_was_asked_for_before_it_was_made_is_announced_when_it_is(vine):
     vine.declare("r1")
     vine.submit(call(1))
-    vine.feed(e.FileWanted("r1"))
+    vine.feed(e.FileRequested("r1"))
     assert vine.out == []
     vine.join()
     vine.done(1, payload=b"one")
-    assert vine.told(i.FileObtained) == [i.FileObtained("r1", "")]
-    assert vine.out.index(i.Keep("r1", b"one")) < vine.out.index(i.FileObtained("r1", ""))
+    assert vine.told(i.FileAvailable) == [i.FileAvailable("r1", "")]
+    assert vine.out.index(i.StoreObject("r1", b"one")) < vine.out.index(i.FileAvailable("r1", ""))
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled", "undeclared"])
@@ -473,28 +479,28 @@ def test_who_asked_for_a_file_that_will_not_come_is_told_why(vine, end):
     vine.declare("r1")
     vine.submit(call(1))
     vine.join()
-    vine.feed(e.FileWanted("r1"))
+    vine.feed(e.FileRequested("r1"))
     if end == "failed":
         vine.failed(1, "exception")
     elif end == "cancelled":
         vine.feed(e.TasksCancelled([1]))
     else:
         vine.feed(e.FilesReleased(["r1"], prune=False))
-    (obtained,) = vine.told(i.FileObtained)
+    (obtained,) = vine.told(i.FileAvailable)
     assert obtained.name == "r1"
     assert obtained.reason
 
 
 def test_a_file_that_nobody_declared_cannot_be_asked_for(vine):
-    (obtained,) = vine.feed(e.FileWanted("nothing"))
-    assert obtained == i.FileObtained("nothing", "no such file is declared")
+    (obtained,) = vine.feed(e.FileRequested("nothing"))
+    assert obtained == i.FileAvailable("nothing", "no such file is declared")
 
 
 def test_what_a_run_wants_is_not_announced_to_anybody(vine):
-    vine.compute(call(1, wanted=("r1",)))
+    vine.compute(call(1, wanted_at_manager=("r1",)))
     vine.join()
     vine.done(1, payload=b"one")
-    assert not vine.told(i.FileObtained)
+    assert not vine.told(i.FileAvailable)
 
 
 # ---- what is left
@@ -509,7 +515,7 @@ def test_undeclared_files_go_when_the_last_task_that_needs_them_is_over(vine):
     vine.cached(worker, "data")
     vine.done(1, payload=b"1")
     assert (worker, "data") in vine.unlinked()
-    assert i.Forget("data") in vine.out
+    assert i.DropObject("data") in vine.out
     assert "data" not in vine.tables.files
 
 
@@ -530,7 +536,7 @@ def test_a_file_that_is_declared_twice_is_released_twice(vine):
     vine.declare("data", size=10, at_manager=True)
     vine.feed(e.FilesReleased(["data"], prune=False))
     assert "data" in vine.tables.files
-    assert vine.feed(e.FilesReleased(["data"], prune=False)) == [i.Forget("data")]
+    assert vine.feed(e.FilesReleased(["data"], prune=False)) == [i.DropObject("data")]
 
 
 def test_pruning_frees_replicas_and_keeps_the_name(vine):
@@ -566,14 +572,14 @@ def test_a_long_session_of_single_tasks_leaves_nothing_behind(vine):
 
 def count_tasks():
     gc.collect()
-    return sum(type(thing) is Task for thing in gc.get_objects())
+    return sum(type(thing) is TaskState for thing in gc.get_objects())
 
 
 def test_buckets_of_many_different_requests_do_not_stay():
     vine = Vine()
     vine.join()
     for number in range(1, 100):
-        vine.submit(single(number, request=Request(cores=1, memory=number)))
+        vine.submit(single(number, request=ResourceRequest(cores=1, memory=number)))
         vine.done(number)
     assert not vine.tables.buckets
 
@@ -582,7 +588,7 @@ def test_a_closed_run_leaves_no_trace(vine):
     vine.declare("data", size=LARGE, at_manager=True)
     vine.compute(
         *(
-            call(n, "data", *([f"r{n - 1}"] if n > 1 else []), wanted=(f"r{n}",) if n % 2 else ())
+            call(n, "data", *([f"r{n - 1}"] if n > 1 else []), wanted_at_manager=(f"r{n}",) if n % 2 else ())
             for n in range(1, 10)
         ),
         prune_depth=0,
@@ -593,20 +599,20 @@ def test_a_closed_run_leaves_no_trace(vine):
     vine.done(2, size=LARGE)
     vine.done(3, payload=b"3")
     running = vine.place(4)[1]
-    vine.feed(e.RunClosed(1))
+    vine.feed(e.GraphClosed(1))
     assert set(vine.tables.files) == {"data", "setup"}
     assert set(vine.tables.runs) == {0}
     assert not vine.tables.tasks
     assert {(worker, "r1"), (worker, "r2"), (worker, "r3")} <= vine.unlinked()
-    assert i.Forget("r3") in vine.out
+    assert i.DropObject("r3") in vine.out
     ((_, cancelled),) = vine.sent(m.Cancel)
     assert running in cancelled.tasks
     data = vine.file("data")
-    assert (data.pending, data.pins, dict(data.consumers)) == (0, 1, {})
+    assert (data.pending_readers, data.pin_count, dict(data.consumers)) == (0, 1, {})
     (instance,) = vine.worker(worker).libraries.values()
     assert instance.idle
-    assert vine.feed(e.ObjectStored("r1", LARGE)) == [i.Forget("r1")], "it was on its way"
-    assert vine.feed(e.RunClosed(1)) == []
+    assert vine.feed(e.ObjectStored("r1", LARGE)) == [i.DropObject("r1")], "it was on its way"
+    assert vine.feed(e.GraphClosed(1)) == []
 
 
 def test_a_run_that_has_failed_leaves_no_trace_either(vine):
@@ -614,18 +620,18 @@ def test_a_run_that_has_failed_leaves_no_trace_either(vine):
     vine.compute(call(1, "data"), call(2, "r1"), call(3, "data"))
     vine.join()
     vine.failed(1, "exception")
-    vine.feed(e.RunClosed(1))
+    vine.feed(e.GraphClosed(1))
     assert set(vine.tables.files) == {"data", "setup"}
     assert not vine.tables.tasks
-    assert vine.file("data").pending == 0
+    assert vine.file("data").pending_readers == 0
 
 
 def test_a_run_that_was_closed_while_it_was_submitted_leaves_no_trace(vine):
     vine.open(prune_depth=2)
     vine.submit(call(1, run=1), call(2, "r1", run=1))
-    vine.feed(e.RunClosed(1))
+    vine.feed(e.GraphClosed(1))
     vine.submit(call(3, "r2", run=1))
-    vine.feed(e.RunSubmitted(1))
+    vine.feed(e.GraphSubmitted(1))
     assert set(vine.tables.files) == {"setup"}
     assert not vine.tables.tasks
 
@@ -635,12 +641,12 @@ def test_a_result_that_the_user_holds_outlives_its_run(vine):
     vine.declare("r1")
     worker = vine.join()
     vine.done(1, size=LARGE)
-    vine.feed(e.RunClosed(1))
+    vine.feed(e.GraphClosed(1))
     assert vine.holders("r1") == {worker}
-    vine.compute(call(2, "r1", wanted=("r2",)), run=2)
+    vine.compute(call(2, "r1", wanted_at_manager=("r2",)), run=2)
     vine.done(2, payload=b"2")
     assert endings(vine) == {1: "success", 2: "success"}
-    vine.feed(e.RunClosed(2))
+    vine.feed(e.GraphClosed(2))
     assert "r1" in vine.tables.files
     vine.feed(e.FilesReleased(["r1"], prune=False))
     assert vine.unlinked() == {(worker, "r1")}
@@ -652,7 +658,7 @@ def test_a_file_that_a_running_task_of_another_run_reads_outlives_its_run(vine):
     worker = vine.join()
     vine.done(1, size=LARGE)
     vine.compute(call(2, "r1"), run=2)
-    vine.feed(e.RunClosed(1))
+    vine.feed(e.GraphClosed(1))
     assert vine.holders("r1") == {worker}
     vine.done(2)
     assert (worker, "r1") in vine.unlinked()
@@ -661,9 +667,9 @@ def test_a_file_that_a_running_task_of_another_run_reads_outlives_its_run(vine):
 
 def test_resources_are_given_back_exactly():
     vine = Vine()
-    vine.library(slots=None, request=Request(cores=0.7))
+    vine.library(slots=None, request=ResourceRequest(cores=0.7))
     worker = vine.join(cores=3)
-    requests = [Request(cores=0.1 * n, memory=n) for n in range(1, 10)]
+    requests = [ResourceRequest(cores=0.1 * n, memory=n) for n in range(1, 10)]
     vine.submit(*(single(n, request=requests[n % 9]) for n in range(1, 50)), once(99))
     while vine.tables.tasks:
         number = next(iter(vine.where()))
@@ -689,6 +695,6 @@ def test_what_is_submitted_again_after_a_failure_may_make_the_same_file(vine):
 
 
 def test_records_are_as_declared():
-    assert RunSpec(1).prune_depth == 1
+    assert GraphSpec(1).prune_depth == 1
     assert TaskSpec(1, "t", "r").retries == 5
     assert FileSpec("f").size == -1

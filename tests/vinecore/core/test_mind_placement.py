@@ -7,9 +7,9 @@ import pytest
 from tests.minds import LARGE, ONE_CORE, Vine, call, endings, outcomes, single
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.allocation import Request, Resources
-from vinecore.core.mind import PATIENCE_S
-from vinecore.core.placement import MOST_EXTRA
+from vinecore.core.allocation import ResourceRequest, Resources
+from vinecore.core.mind import STALL_REPORT_DELAY_S
+from vinecore.core.placement import MAX_PREFETCHED_PER_SLOT
 from vinecore.core.state import FOREVER
 from vinecore.core.transitions import READY
 from vinecore.protocol import messages as m
@@ -144,25 +144,25 @@ def test_single_tasks_fill_a_worker_and_no_more():
 def test_a_task_that_says_nothing_of_its_needs_gets_a_whole_worker():
     vine = Vine()
     worker = vine.join(cores=4, gpus=1)
-    vine.submit(single(1, request=Request()), single(2, request=Request()))
+    vine.submit(single(1, request=ResourceRequest()), single(2, request=ResourceRequest()))
     assert vine.started() == [1]
     assert vine.worker(worker).free == Resources(0, 0, 0, 1)
-    ((_, run),) = vine.sent(m.Run)
+    ((_, run),) = vine.sent(m.RunTask)
     assert run.options["allocation"] == Resources(4, 4000, 1000, 0)
 
 
 def test_what_a_task_asked_for_is_a_limit_and_what_was_rounded_up_is_not():
     vine = Vine()
     vine.join(cores=4)
-    vine.submit(single(1, request=Request(cores=1, memory=300)))
-    ((_, run),) = vine.sent(m.Run)
+    vine.submit(single(1, request=ResourceRequest(cores=1, memory=300)))
+    ((_, run),) = vine.sent(m.RunTask)
     assert run.options["limits"] == {"memory": 300}
 
 
 def test_a_larger_task_waits_while_a_smaller_one_of_another_kind_runs():
     vine = Vine()
     vine.join(cores=2)
-    vine.submit(single(1, request=Request(cores=3)), single(2))
+    vine.submit(single(1, request=ResourceRequest(cores=3)), single(2))
     assert vine.where() == {2: 1}
     assert vine.state(1) == READY
 
@@ -170,16 +170,19 @@ def test_a_larger_task_waits_while_a_smaller_one_of_another_kind_runs():
 def test_where_the_first_workers_are_too_small_for_the_task_at_hand_another_one_is_found():
     """The estimate behind the row of open workers may be too small: tasks of a category that learns draw their own."""
     vine = Vine()
-    vine.feed(e.Tuned("category-steady-n-tasks", 1), e.CategorySet("c", "greedy_bucketing", None, None, None))
+    vine.feed(
+        e.SettingChanged("category-steady-n-tasks", 1),
+        e.CategorySet("c", "greedy_bucketing", None, None, None),
+    )
     big = vine.join(cores=1, memory_mb=8000)
     for number, memory in enumerate([200] * 5 + [5000] * 5, start=1):
         vine.submit(single(number, category="c", request=ONE_CORE))
         vine.done(number, measured={"cores": 1, "memory": memory, "disk": 1})
     category = vine.tables.categories["c"]
-    wants = {n: category.first_request(n).memory for n in range(100, 200)}
+    wants = {n: category.initial_request(n).memory for n in range(100, 200)}
     assert wants[100] is not None
     large = next(n for n, memory in wants.items() if memory and memory > 2000)
-    vine.submit(single(50, request=Request()))
+    vine.submit(single(50, request=ResourceRequest()))
     assert vine.where() == {50: big}
     for _ in range(20):
         vine.join(cores=1, memory_mb=1000)
@@ -202,7 +205,7 @@ def test_short_calls_are_queued_ahead_to_cover_the_way_there_and_back(vine):
 def test_very_short_calls_are_queued_in_numbers_that_are_bounded(vine):
     learn(vine, wall_s=0.00001)
     vine.submit(*(call(n) for n in range(1, 1000)))
-    assert len(vine.where()) == 1 + MOST_EXTRA
+    assert len(vine.where()) == 1 + MAX_PREFETCHED_PER_SLOT
 
 
 def test_long_calls_wait_at_the_manager(vine):
@@ -216,7 +219,7 @@ def test_long_calls_wait_at_the_manager(vine):
 
 def holding(vine, size=100 * MB):
     """Two workers; the second one has made r1."""
-    vine.library("maker", request=Request(cores=1))
+    vine.library("maker", request=ResourceRequest(cores=1))
     learn(vine, wall_s=60.0)
     vine.submit(call(999))
     second = vine.join(disk_mb=10_000)
@@ -289,7 +292,7 @@ def busy(vine, workers, wall_s=60.0):
 
 def said_readers(vine):
     """Task -> how many calls are said to read what it makes, of those that were sent now."""
-    return {run.task: run.options.get("readers") for _worker, run in vine.sent(m.Run)}
+    return {run.task: run.options.get("readers") for _worker, run in vine.sent(m.RunTask)}
 
 
 def test_a_call_of_a_kind_that_makes_large_results_says_how_many_of_its_graph_read_it(vine):
@@ -307,11 +310,11 @@ def test_what_somebody_else_may_want_is_not_said_to_be_read_by_so_many(vine):
         vine.join()
     vine.submit(call(1))
     vine.done(1, size=LARGE)
-    vine.compute(call(11, wanted=("r11",)), call(12, "r11"))
+    vine.compute(call(11, wanted_at_manager=("r11",)), call(12, "r11"))
     vine.compute(call(21, level=FOREVER), call(22, "r21"), run=2)
     vine.compute(call(31), call(32, "r31"), run=3, prune_depth=0)
     vine.submit(call(41), call(42, "r41"))
-    sent = [run for _worker, run in vine.sent(m.Run, vine.log) if run.task > 10]
+    sent = [run for _worker, run in vine.sent(m.RunTask, vine.log) if run.task > 10]
     assert len(sent) == 8
     assert not any("readers" in run.options for run in sent)
 
@@ -342,7 +345,7 @@ def test_roots_are_spread_where_somebody_idles_whoever_reads_them(vine):
 def lots(workers, cores):
     """Workers with a library that has a slot for each of their cores."""
     vine = Vine()
-    vine.library(slots=cores, request=Request(cores=cores))
+    vine.library(slots=cores, request=ResourceRequest(cores=cores))
     for _ in range(workers):
         vine.join(cores=cores)
     return vine
@@ -387,8 +390,8 @@ def test_queued_roots_are_taken_back_when_another_worker_has_nothing_to_do(vine)
     holder = vine.where()[1]
     assert [vine.where()[number] for number in range(1, 5)] == [holder] * 4
     vine.done(2001, wall_s=60.0)
-    ((worker, recall),) = vine.sent(m.Recall)
-    assert (worker, recall.most) == (holder, 1)
+    ((worker, recall),) = vine.sent(m.StealRequest)
+    assert (worker, recall.max_calls) == (holder, 1)
 
 
 def test_the_order_that_a_user_has_asked_for_is_not_changed_for_common_readers(vine):
@@ -421,7 +424,7 @@ def two_workers(vine, policy):
     """Two free workers, the first with more of everything; the policy is set."""
     big = vine.join(cores=4, disk_mb=9000)
     small = vine.join(cores=2)
-    vine.feed(e.Tuned("scheduler", policy))
+    vine.feed(e.SettingChanged("scheduler", policy))
     return big, small
 
 
@@ -464,7 +467,7 @@ def test_time_tries_everybody_and_then_takes_the_fastest():
 def test_rand_uses_all_workers():
     vine = Vine()
     workers = {vine.join(cores=50) for _ in range(5)}
-    vine.feed(e.Tuned("scheduler", "rand"))
+    vine.feed(e.SettingChanged("scheduler", "rand"))
     vine.submit(*(single(n) for n in range(1, 50)))
     assert set(vine.where().values()) == workers
 
@@ -473,7 +476,7 @@ def test_rand_uses_all_workers():
 def test_every_policy_runs_everything(policy):
     vine = Vine()
     vine.library(slots=2)
-    vine.feed(e.Tuned("scheduler", policy))
+    vine.feed(e.SettingChanged("scheduler", policy))
     for cores in (1, 2, 3):
         vine.join(cores=cores)
     vine.compute(*(single(n) for n in range(1, 10)), *(call(n, "r1") for n in range(10, 20)), retries=50)
@@ -490,11 +493,11 @@ def test_every_policy_runs_everything(policy):
 
 def test_a_category_says_what_its_tasks_do_not():
     vine = Vine()
-    vine.feed(e.CategorySet("small", None, Request(cores=1, memory=100, disk=10), None, None))
+    vine.feed(e.CategorySet("small", None, ResourceRequest(cores=1, memory=100, disk=10), None, None))
     worker = vine.join(cores=4)
     vine.submit(
-        single(1, category="small", request=Request()),
-        single(2, category="small", request=Request(memory=200)),
+        single(1, category="small", request=ResourceRequest()),
+        single(2, category="small", request=ResourceRequest(memory=200)),
     )
     assert vine.where() == {1: worker, 2: worker}
     assert vine.worker(worker).free == Resources(2, 3700, 980, 0)
@@ -502,32 +505,34 @@ def test_a_category_says_what_its_tasks_do_not():
 
 def test_no_task_gets_less_than_the_minimum_of_its_category():
     vine = Vine()
-    vine.feed(e.CategorySet("c", None, None, Request(cores=2, memory=500), None))
+    vine.feed(e.CategorySet("c", None, None, ResourceRequest(cores=2, memory=500), None))
     worker = vine.join(cores=4)
-    vine.submit(single(1, category="c", request=Request(cores=1, memory=100)))
+    vine.submit(single(1, category="c", request=ResourceRequest(cores=1, memory=100)))
     free = vine.worker(worker).free
     assert (free.cores, free.memory) == (2, 3500)
 
 
 def test_a_category_that_changes_reaches_workers_that_are_idle():
     vine = Vine()
-    vine.submit(single(1, category="c", request=Request()))
-    vine.feed(e.CategorySet("c", None, Request(cores=8), None, None))
+    vine.submit(single(1, category="c", request=ResourceRequest()))
+    vine.feed(e.CategorySet("c", None, ResourceRequest(cores=8), None, None))
     vine.join(cores=4)
     assert not vine.where()
-    vine.feed(e.CategorySet("c", None, Request(cores=2), None, None))
+    vine.feed(e.CategorySet("c", None, ResourceRequest(cores=2), None, None))
     assert vine.where()
 
 
 def test_a_task_that_passed_its_limit_is_tried_with_more_where_the_category_learns():
     vine = Vine()
-    vine.feed(e.CategorySet("c", "max", None, None, Request(cores=1, memory=100)))
+    vine.feed(e.CategorySet("c", "max", None, None, ResourceRequest(cores=1, memory=100)))
     worker = vine.join(cores=2)
-    vine.submit(single(1, category="c", request=Request()), single(2, category="c", request=Request()))
+    vine.submit(
+        single(1, category="c", request=ResourceRequest()), single(2, category="c", request=ResourceRequest())
+    )
     vine.failed(1, "exhausted", resource="memory", limit=100, peak=101)
     assert not outcomes(vine)
     vine.done(2)
-    ((_, run),) = vine.sent(m.Run)
+    ((_, run),) = vine.sent(m.RunTask)
     assert run.options["allocation"].memory == 2000, "all there is, as nothing else is known"
     assert vine.task(1).attempts == 0
     vine.done(1)
@@ -536,33 +541,35 @@ def test_a_task_that_passed_its_limit_is_tried_with_more_where_the_category_lear
 
 def test_a_task_that_needs_more_does_not_hold_up_the_others_of_its_category():
     vine = Vine()
-    vine.feed(e.CategorySet("c", "max", None, None, Request(cores=1, memory=100)))
+    vine.feed(e.CategorySet("c", "max", None, None, ResourceRequest(cores=1, memory=100)))
     big = vine.join(cores=1, memory_mb=4000)
-    vine.submit(single(1, category="c", request=Request()), single(2, category="c", request=Request()))
+    vine.submit(
+        single(1, category="c", request=ResourceRequest()), single(2, category="c", request=ResourceRequest())
+    )
     vine.failed(1, "exhausted", resource="memory", limit=100, peak=101)
     vine.lose(big)
     small = vine.join(cores=1, memory_mb=500)
     assert vine.where() == {2: small}
     vine.tick()
     vine.done(2)
-    vine.tick(10 * PATIENCE_S)
-    assert "no worker is large enough" in vine.told(i.Missing, vine.log)[-1].text
+    vine.tick(10 * STALL_REPORT_DELAY_S)
+    assert "no worker is large enough" in vine.told(i.Stalled, vine.log)[-1].text
 
 
 def test_a_task_that_passed_its_limit_fails_where_the_category_is_fixed():
     vine = Vine()
     vine.join()
-    vine.submit(single(1, request=Request(cores=1, memory=100)))
+    vine.submit(single(1, request=ResourceRequest(cores=1, memory=100)))
     vine.failed(1, "exhausted", resource="memory", limit=100, peak=101)
     assert outcomes(vine) == {1: "exhausted"}
 
 
 def test_a_learned_size_that_is_rounded_up_does_not_ask_for_more_than_there_is():
     vine = Vine()
-    vine.feed(e.Tuned("category-steady-n-tasks", 1), e.CategorySet("c", "max", None, None, None))
+    vine.feed(e.SettingChanged("category-steady-n-tasks", 1), e.CategorySet("c", "max", None, None, None))
     vine.join(cores=1, memory_mb=900)
     for number in range(1, 5):
-        vine.submit(single(number, category="c", request=Request()))
+        vine.submit(single(number, category="c", request=ResourceRequest()))
         assert vine.where(), "800 MB are rounded up to 1000, and the worker has 900"
         vine.done(number, measured={"cores": 1, "memory": 800, "disk": 1})
     assert len(outcomes(vine)) == 4
@@ -574,21 +581,21 @@ def test_a_learned_size_that_is_rounded_up_does_not_ask_for_more_than_there_is()
 def missing(vine):
     """What a person is told after some patience."""
     vine.tick()
-    vine.tick(PATIENCE_S)
-    texts = vine.told(i.Missing, vine.log)
+    vine.tick(STALL_REPORT_DELAY_S)
+    texts = vine.told(i.Stalled, vine.log)
     return texts[-1].text if texts else ""
 
 
 def test_it_is_said_that_no_worker_is_connected_and_that_this_is_over(vine):
     vine.submit(call(1))
     vine.tick()
-    assert not vine.told(i.Missing), "workers take a moment to connect"
+    assert not vine.told(i.Stalled), "workers take a moment to connect"
     assert missing(vine) == "no worker is connected"
     vine.tick()
-    assert not vine.told(i.Missing), "it is said once"
+    assert not vine.told(i.Stalled), "it is said once"
     vine.join()
     vine.tick()
-    assert vine.told(i.Missing) == [i.Missing("")]
+    assert vine.told(i.Stalled) == [i.Stalled("")]
 
 
 def test_nothing_is_missing_where_nothing_has_to_run(vine):
@@ -598,7 +605,7 @@ def test_nothing_is_missing_where_nothing_has_to_run(vine):
 def test_a_worker_with_another_python_gets_no_pickled_functions(vine):
     vine.submit(call(1), single(2))
     vine.join(python="3.9")
-    (note,) = vine.told(i.Note)
+    (note,) = vine.told(i.LogMessage)
     assert "runs Python 3.9" in note.text
     assert not vine.where()
     text = missing(vine)
@@ -628,7 +635,7 @@ def choosy():
 def test_a_python_without_a_package_that_is_needed_gets_no_functions(choosy):
     choosy.submit(call(1), single(2))
     choosy.join(cores=2, versions={"python": "3.11", "numpy": ""})
-    (note,) = choosy.told(i.Note)
+    (note,) = choosy.told(i.LogMessage)
     assert "worker 1 on host1 has no cloudpickle in its own Python" in note.text
     assert not choosy.where()
     text = missing(choosy)
@@ -660,18 +667,18 @@ def test_a_worker_that_has_not_looked_what_it_has_is_trusted(choosy):
 
 
 def test_where_all_workers_are_here_and_lack_something_the_tasks_fail_with_what_it_is(choosy):
-    choosy.feed(e.Tuned("expected-workers", 1))
+    choosy.feed(e.SettingChanged("expected-workers", 1))
     choosy.compute(single(1))
     choosy.join(versions={"python": "3.11"})
     choosy.tick()
-    (ended,) = choosy.told(i.RunEnded)
+    (ended,) = choosy.told(i.GraphFinished)
     assert "no cloudpickle" in ended.info["reason"]
 
 
 def test_a_task_that_is_too_large_for_every_worker_is_named_with_what_would_fit():
     vine = Vine()
     vine.join(cores=2)
-    vine.submit(single(1, request=Request(cores=3)))
+    vine.submit(single(1, request=ResourceRequest(cores=3)))
     text = missing(vine)
     assert "no worker is large enough for the tasks" in text
     assert "3 cores" in text
@@ -681,7 +688,7 @@ def test_a_task_that_is_too_large_for_every_worker_is_named_with_what_would_fit(
 
 
 def test_a_library_that_is_too_large_is_named_by_its_label(vine):
-    vine.library("big-0123", request=Request(cores=9), options={"label": "big"})
+    vine.library("big-0123", request=ResourceRequest(cores=9), options={"label": "big"})
     vine.join()
     vine.submit(call(1, library="big-0123"))
     assert "no worker is large enough for library big: " in missing(vine)
@@ -691,29 +698,29 @@ def test_a_worker_of_the_right_size_with_the_wrong_python_does_not_count():
     vine = Vine()
     vine.join(cores=8, python="3.9")
     vine.join(cores=2)
-    vine.submit(single(1, request=Request(cores=4)))
+    vine.submit(single(1, request=ResourceRequest(cores=4)))
     assert "no worker is large enough" in missing(vine)
 
 
 def test_what_is_too_large_fails_where_all_workers_are_known_to_be_here():
     vine = Vine()
-    vine.feed(e.Tuned("expected-workers", 2))
+    vine.feed(e.SettingChanged("expected-workers", 2))
     vine.join(cores=2)
-    vine.compute(single(1, request=Request(cores=3)), single(2))
+    vine.compute(single(1, request=ResourceRequest(cores=3)), single(2))
     vine.tick()
     assert not endings(vine), "the second one is still to come"
     vine.join(cores=2)
     vine.tick()
-    (ended,) = vine.told(i.RunEnded)
+    (ended,) = vine.told(i.GraphFinished)
     assert (ended.outcome, ended.task) == ("too large", 1)
     assert "3 cores" in ended.info["reason"]
 
 
 def test_all_tasks_that_are_too_large_are_reported_each():
     vine = Vine()
-    vine.feed(e.Tuned("expected-workers", 1))
+    vine.feed(e.SettingChanged("expected-workers", 1))
     vine.join()
-    vine.submit(*(single(n, request=Request(cores=3)) for n in (1, 2)), single(3))
+    vine.submit(*(single(n, request=ResourceRequest(cores=3)) for n in (1, 2)), single(3))
     vine.tick()
     assert outcomes(vine) == {1: "too large", 2: "too large"}
     assert vine.where() == {3: 1}

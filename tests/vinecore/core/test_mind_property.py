@@ -27,23 +27,23 @@ from vineworker.calls import Reply
 from vinecore import journal as j
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.allocation import Request, Resources
-from vinecore.core.farewells import is_safe, needed
-from vinecore.core.mind import Mind
+from vinecore.core.allocation import ResourceRequest, Resources
+from vinecore.core.farewells import has_safe_replica, is_needed
+from vinecore.core.mind import Scheduler
 from vinecore.core.state import (
     FOREVER,
     MB,
     TASK,
     WORKER,
     FileSpec,
+    GraphSpec,
     LibrarySpec,
-    RunSpec,
     TaskSpec,
-    on_disk,
+    disk_bytes,
 )
 from vinecore.core.transfers import ARCHIVE
 from vinecore.core.transitions import ASSIGNED, READY, RETRIEVING, WAITING
-from vinecore.io.scribe import Teller
+from vinecore.io.scribe import JournalRecorder
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 
@@ -69,8 +69,8 @@ DECLARED = (
 )
 LIBRARIES = (
     LibrarySpec("whole", SETUP),
-    LibrarySpec("shared", SETUP, 2, Request(cores=1), files=(DATA,)),
-    LibrarySpec("archived", SETUP, 1, Request(cores=1), environment=UNPACKED),
+    LibrarySpec("shared", SETUP, 2, ResourceRequest(cores=1), files=(DATA,)),
+    LibrarySpec("archived", SETUP, 1, ResourceRequest(cores=1), environment=UNPACKED),
 )
 MODES = ("fixed", "fixed", "max", "min waste", "greedy_bucketing")
 POLICIES = (
@@ -87,7 +87,7 @@ POLICIES = (
 PRIORITIES = ("", "", "", "FIFO", "LIFO", "depth-first", "breadth-first", "random", "longest-category-first",
               "shortest-category-first", "largest-input-first")  # fmt: skip
 DISKS = (1, 2, 1000)  # MB
-REQUESTS = (Request(), Request(cores=1), Request(cores=2, memory=100))
+REQUESTS = (ResourceRequest(), ResourceRequest(cores=1), ResourceRequest(cores=2, memory=100))
 
 
 class Ending(NamedTuple):
@@ -102,18 +102,20 @@ class SimulatedWorker:
 
     def __init__(self, number: int, address: str, reachable: bool) -> None:
         self.number, self.address, self.reachable = number, address, reachable
-        self.state = w.WorkerState()
+        self.state = w.WorkerStateMachine()
         self.inbox: deque[m.Message] = deque()
         self.outbox: deque[m.Message] = deque()
         self.cache: dict[str, int] = {}
         self.contents: dict[
             str, str
         ] = {}  # digests of what is in the cache; of what was altered since, another one
-        self.offered: dict[str, tuple[we.Arrived, int, str]] = {}  # not compared yet: only others may have it
+        self.offered: dict[
+            str, tuple[we.ObjectArrived, int, str]
+        ] = {}  # not compared yet: only others may have it
         self.made = 0
         self.jobs: list[tuple[str, Any]] = []
         self.slots: dict[
-            int, tuple[str, deque[m.Run], m.Run | None]
+            int, tuple[str, deque[m.RunTask], m.RunTask | None]
         ] = {}  # host, calls in the socket, single task
         self.fed: dict[
             int, tuple[str, int]
@@ -132,16 +134,16 @@ class SimulatedWorker:
         for instruction in self.state.handle(events):
             getattr(self, f"_{type(instruction).__name__}")(instruction)
 
-    def _Say(self, x: wi.Say) -> None:
+    def _SendMessage(self, x: wi.SendMessage) -> None:
         self.outbox.append(x.message)
 
-    def _StartHost(self, x: wi.StartHost) -> None:
+    def _StartForkServer(self, x: wi.StartForkServer) -> None:
         assert ("host", x.host) not in self.jobs
         if x.library is not None:
             assert {x.library.setup, *filter(None, [x.environment])} <= self.cache.keys()
         self.jobs.append(("host", x.host))
 
-    def _StopHost(self, x: wi.StopHost) -> None:
+    def _StopForkServer(self, x: wi.StopForkServer) -> None:
         self.jobs = [job for job in self.jobs if job != ("host", x.host)]
         for slot in [slot for slot, (host, _calls, _single) in self.slots.items() if host == x.host]:
             self._slot_gone(slot)
@@ -162,10 +164,10 @@ class SimulatedWorker:
         calls = self.slots[x.slot][1]
         coming = set()
         self.fed.pop(x.run.task, None)
-        if x.fed is not None:
-            self.fed[x.run.task] = x.fed
-            coming = {x.fed[0]}
-            assert x.fed in [(run.result, run.task) for run in calls], (
+        if x.chained_input is not None:
+            self.fed[x.run.task] = x.chained_input
+            coming = {x.chained_input[0]}
+            assert x.chained_input in [(run.result, run.task) for run in calls], (
                 "what feeds it is not in flight before it"
             )
         assert {*x.run.shared, *x.run.inputs} - self.cache.keys() == coming, (
@@ -177,7 +179,7 @@ class SimulatedWorker:
         assert not set(x.names) & self.cache.keys() or True
 
     def _StartProcess(self, x: wi.StartProcess) -> None:
-        assert set(w.needs(x.run)) <= self.cache.keys(), (x.run, self.cache, self.state.objects)
+        assert set(w.required_objects(x.run)) <= self.cache.keys(), (x.run, self.cache, self.state.objects)
         self.jobs.append(("process", x.run))
 
     def _KillProcess(self, x: wi.KillProcess) -> None:
@@ -203,10 +205,10 @@ class SimulatedWorker:
             return self.offered[name][1:]
         return self.cache.get(name), self.contents.get(name, "")
 
-    def _Keep(self, x: wi.Keep) -> None:
+    def _StoreBytes(self, x: wi.StoreBytes) -> None:
         self.hold(x.name, len(x.payload), "")
 
-    def _Adopt(self, x: wi.Adopt) -> None:
+    def _StoreResultFile(self, x: wi.StoreResultFile) -> None:
         self.hold(x.name, LARGE, f"{self.number}.{x.task}")
 
     def make(self, name: str, size: int) -> str:
@@ -215,11 +217,11 @@ class SimulatedWorker:
         self.hold(name, size, f"{self.number}-{self.made}" if size == LARGE else "")
         return self.contents[name]
 
-    def _Retain(self, x: wi.Retain) -> None:
+    def _PersistObject(self, x: wi.PersistObject) -> None:
         self.jobs.append(("keep", x))
         self.to_keep.add(x.name)
 
-    def _Unkeep(self, x: wi.Unkeep) -> None:
+    def _ReleasePersisted(self, x: wi.ReleasePersisted) -> None:
         self.jobs = [job for job in self.jobs if not (job[0] == "keep" and job[1].name in x.names)]
         for name in x.names:
             self.disk.pop(name, None)
@@ -234,11 +236,11 @@ class World:
     """A manager's mind, some workers, and the queues between them."""
 
     def __init__(self, mode: str, policy: str, disks: tuple[int, ...] = DISKS) -> None:
-        self.mind = Mind("3.11")
+        self.mind = Scheduler("3.11")
         self.disks = disks
         self.tables = self.mind.tables
         self.now = 0.0
-        self.teller = Teller(0.0)
+        self.teller = JournalRecorder(0.0)
         self.stays: set[tuple[int, int, int]] = set()  # of tasks on workers, as the journal has it
         self.events: list[e.Event] = []  # for the mind, together with the next ones
         self.unsent: deque[e.Event] = deque()  # of the user, in order
@@ -246,7 +248,7 @@ class World:
         self.numbers = self.run_numbers = self.worker_numbers = 0
         self.specs: dict[int, TaskSpec] = {}
         self.tasks_over: dict[int, str] = {}
-        self.runs: dict[int, RunSpec] = {}
+        self.runs: dict[int, GraphSpec] = {}
         self.runs_over: dict[int, str] = {}
         self.telling: set[int] = set()
         self.reusing: set[int] = set()  # runs that name results by recipes
@@ -262,17 +264,17 @@ class World:
         self.user(e.FilesDeclared(list(DECLARED)))
         for library in LIBRARIES:
             self.user(e.LibraryInstalled(library))
-        self.user(e.Tuned("category-steady-n-tasks", 2))
+        self.user(e.SettingChanged("category-steady-n-tasks", 2))
         self.user(e.CategorySet("b", mode, None, None, None))
         if policy == "through the manager":
-            self.user(e.Tuned("peer-transfers", False))
+            self.user(e.SettingChanged("peer-transfers", False))
         elif policy == "one at a time":
-            self.user(e.Tuned("worker-source-max-transfers", 1))
-            self.user(e.Tuned("file-source-max-transfers", 1))
+            self.user(e.SettingChanged("worker-source-max-transfers", 1))
+            self.user(e.SettingChanged("file-source-max-transfers", 1))
         elif policy == "two copies":
-            self.user(e.Tuned("temp-replica-count", 2))
+            self.user(e.SettingChanged("temp-replica-count", 2))
         else:
-            self.user(e.Tuned("scheduler", policy))
+            self.user(e.SettingChanged("scheduler", policy))
         self.released = 0
         self.removed: set[str] = set()
         self.left_behind: deque[dict[str, tuple[int, str]]] = deque()  # of workers that were lost
@@ -292,7 +294,7 @@ class World:
             if type(event) is e.ObjectStored:
                 self.store[event.name], self.stored[event.name] = event.size, event.digest
         instructions = self.mind.handle(events, self.now)
-        self.write_down(self.teller.turn(self.now, events, instructions))
+        self.write_down(self.teller.records_for(self.now, events, instructions))
         for instruction in instructions:
             getattr(self, f"_{type(instruction).__name__}")(instruction)
         for known in self.tables.files.values():
@@ -306,11 +308,13 @@ class World:
                 stay = (record.worker, record.task, record.attempt)
                 assert stay not in self.stays
                 self.stays.add(stay)
-            elif type(record) in (j.TaskDone, j.TaskFailed, j.TaskBack):
+            elif type(record) in (j.TaskDone, j.TaskFailed, j.TaskReturned):
                 self.stays.remove((record.worker, record.task, record.attempt))
         workers = self.tables.workers.values()
         assert self.stays == {
-            (worker.id, task.spec.task, task.handed) for worker in workers for task in worker.tasks.values()
+            (worker.id, task.spec.task, task.dispatch_count)
+            for worker in workers
+            for task in worker.tasks.values()
         }
 
     def _Send(self, x: i.Send) -> None:
@@ -320,27 +324,27 @@ class World:
     def _SendObject(self, x: i.SendObject) -> None:
         assert x.name in self.store, f"the manager is to send {x.name}, which it does not have"
         if x.worker in self.workers:
-            self.workers[x.worker].inbox.append(m.Put(x.name, bytes(self.store[x.name])))
+            self.workers[x.worker].inbox.append(m.PutObject(x.name, bytes(self.store[x.name])))
 
-    def _Keep(self, x: i.Keep) -> None:
+    def _StoreObject(self, x: i.StoreObject) -> None:
         self.store[x.name], self.stored[x.name] = len(x.payload), ""
 
-    def _Forget(self, x: i.Forget) -> None:
+    def _DropObject(self, x: i.DropObject) -> None:
         assert x.name in self.store
         if x.name not in self.held:  # else the user has declared it again meanwhile
             del self.store[x.name]
 
-    def _TaskEnded(self, x: i.TaskEnded) -> None:
+    def _TaskFinished(self, x: i.TaskFinished) -> None:
         assert x.task not in self.tasks_over, f"task {x.task} ends twice"
         assert not self.specs[x.task].run
         self.tasks_over[x.task] = x.outcome
         self._check_excuse(x.outcome)
         if x.outcome == "success":
-            for name in self.specs[x.task].wanted:
+            for name in self.specs[x.task].wanted_at_manager:
                 known = self.tables.files.get(name)
                 assert x.payload or known is None or known.released or name in self.store
 
-    def _RunEnded(self, x: i.RunEnded) -> None:
+    def _GraphFinished(self, x: i.GraphFinished) -> None:
         assert x.run not in self.runs_over, f"run {x.run} ends twice"
         self.runs_over[x.run] = x.outcome
         self._check_excuse(x.outcome)
@@ -353,32 +357,34 @@ class World:
     def _check_excuse(self, outcome: str) -> None:
         assert outcome == "success" or outcome in self.excuses, f"{outcome}, for which there is no reason"
 
-    def _FileObtained(self, x: i.FileObtained) -> None:
+    def _FileAvailable(self, x: i.FileAvailable) -> None:
         assert x.name in self.asked
         self.asked[x.name] = 0
         assert x.reason or x.name in self.store
 
-    def _VertexEnded(self, x: i.VertexEnded) -> None:
+    def _GraphTaskFinished(self, x: i.GraphTaskFinished) -> None:
         assert x.run in self.telling
 
     def _Disconnect(self, x: i.Disconnect) -> None:
         if x.worker in self.workers:
             record, worker = self.tables.workers[x.worker], self.workers[x.worker]
-            if worker.inbox and type(worker.inbox[-1]) is m.Release and self.now < worker.dies_at:
+            if worker.inbox and type(worker.inbox[-1]) is m.Shutdown and self.now < worker.dies_at:
                 self.released += 1
                 assert not record.tasks
                 for file in record.files:
-                    assert not needed(file) or is_safe(file, record), f"{x.worker} is sent away with {file}"
+                    assert not is_needed(file) or has_safe_replica(file, record), (
+                        f"{x.worker} is sent away with {file}"
+                    )
             self.lose(x.worker)
 
-    def _Note(self, _x: i.Note) -> None:
+    def _LogMessage(self, _x: i.LogMessage) -> None:
         pass
 
     def _InputsAbsent(self, _x: i.InputsAbsent) -> None:
         self.excuses.add("input missing")
         self.unsent.append(e.Waited())
 
-    _Missing = _LibraryUp = _Woken = _Note
+    _Stalled = _LibraryStarted = _TaskActivated = _LogMessage
 
     # ---- the user
 
@@ -386,7 +392,7 @@ class World:
         """Open a run with a graph of a random shape; its tasks arrive in slices."""
         self.run_numbers += 1
         depth = shape.choice((0, 1, 1, 1, 2, 3))
-        spec = RunSpec(
+        spec = GraphSpec(
             self.run_numbers,
             "",
             shape.choice((0, 2, 50)),
@@ -395,29 +401,29 @@ class World:
             shape.random() < 0.3,
         )
         self.runs[spec.run] = spec
-        self.telling |= {spec.run} if spec.tell else set()
+        self.telling |= {spec.run} if spec.report_each_task else set()
         taking_turns = not any(run in self.reusing for run in self.tables.runs) and not any(
-            type(x) is e.RunOpened and x.run.run in self.reusing for x in self.unsent
+            type(x) is e.GraphOpened and x.run.run in self.reusing for x in self.unsent
         )
         if taking_turns and shape.random() < 0.4:
             self.reusing.add(spec.run)
             graph = self._by_recipe(self._graph(shape, spec.run))
         else:
             graph = self._graph(shape, spec.run)
-        self.wanted[spec.run] = [name for task in graph for name in task.wanted]
-        self.unsent.append(e.RunOpened(spec))
+        self.wanted[spec.run] = [name for task in graph for name in task.wanted_at_manager]
+        self.unsent.append(e.GraphOpened(spec))
         while graph:
             size = shape.randint(1, 4)
             self.unsent.append(e.TasksSubmitted(graph[:size]))
             graph = graph[size:]
-        self.unsent.append(e.RunSubmitted(spec.run))
+        self.unsent.append(e.GraphSubmitted(spec.run))
 
     def submit_alone(self, shape: random.Random) -> None:
         """Submit tasks by themselves; some leave their results on the workers, some come before those that make their inputs."""
         graph = []
         late, absent = shape.random() < 0.4, shape.random() < 0.7
         for spec in self._graph(shape, 0):
-            if spec.wanted:
+            if spec.wanted_at_manager:
                 options = {"once": True} if shape.random() < 0.7 else {}
                 graph.append(spec._replace(options={**spec.options, **options}))
             else:
@@ -425,7 +431,7 @@ class World:
                 self.temporaries.append(spec.result)
                 asleep = shape.random() < 0.2
                 self.sleepers |= {spec.task} if asleep else set()
-                graph.append(spec._replace(asleep=asleep))
+                graph.append(spec._replace(on_demand=asleep))
         if late and shape.random() < 0.3:  # a path with a mistake
             name = f"nowhere{graph[0].task}"
             self.unsent.append(e.FilesDeclared([FileSpec(name, awaited=True, absent=True)]))
@@ -447,10 +453,10 @@ class World:
             options = {"size": spec.options["size"]}
             if spec.environment:
                 options["environment"] = spec.environment
-            if name not in specs or spec.wanted:
+            if name not in specs or spec.wanted_at_manager:
                 specs[name] = self.specs[spec.task] = spec._replace(
-                    result=name, inputs=inputs, mounts=(), shared=(FUNCTION,), outputs=(), wanted=(name,) if spec.wanted else (),
-                    options=options, asleep=True, reusable=True,
+                    result=name, inputs=inputs, mounts=(), shared=(FUNCTION,), outputs=(), wanted_at_manager=(name,) if spec.wanted_at_manager else (),
+                    options=options, on_demand=True, content_addressed=True,
                 )  # fmt: skip
         order = {spec.result: number for number, spec in enumerate(specs.values())}
         return sorted(specs.values(), key=lambda spec: order[spec.result])
@@ -462,7 +468,7 @@ class World:
         for _ in range(shape.randint(1, 7)):
             self.numbers += 1
             name = f"r{self.numbers}"
-            makers = [t.result for t in graph if t.result and (run or not t.wanted)]
+            makers = [t.result for t in graph if t.result and (run or not t.wanted_at_manager)]
             inputs = shape.sample(makers, min(len(makers), shape.choice((0, 1, 1, 2, 3))))
             if chain and makers:
                 inputs = makers[-1:]
@@ -493,7 +499,7 @@ class World:
                 inputs=() if command else tuple(inputs),
                 mounts=tuple(inputs) if command else (),
                 outputs=more,
-                wanted=(name,) if shape.random() < 0.3 else (),
+                wanted_at_manager=(name,) if shape.random() < 0.3 else (),
                 category=shape.choice(("a", "b")),
                 request=shape.choice(REQUESTS),
                 priority=self.numbers,
@@ -507,11 +513,11 @@ class World:
             if spec.environment:
                 options["environment"] = spec.environment
             if not spec.result:
-                spec = spec._replace(wanted=shape.choice(((), more)))
+                spec = spec._replace(wanted_at_manager=shape.choice(((), more)))
             graph.append(spec)
             self.specs[spec.task] = spec
         readers = Counter(name for spec in graph for name in {*spec.inputs, *spec.mounts})
-        return [spec._replace(readers=readers[spec.result]) for spec in graph]
+        return [spec._replace(reader_count=readers[spec.result]) for spec in graph]
 
     def send(self, count: int) -> None:
         """Have the user's next events reach the mind."""
@@ -554,7 +560,7 @@ class World:
         if self.tables.files:
             name = shape.choice(list(self.tables.files))
             self.asked[name] += 1
-            self.user(e.FileWanted(name))
+            self.user(e.FileRequested(name))
 
     def close(self, shape: random.Random) -> None:
         if self.runs:
@@ -567,7 +573,7 @@ class World:
         self.unsent = deque(
             x for x in self.unsent if not (type(x) is e.TasksSubmitted and x.tasks[0].run == run)
         )
-        self.unsent.append(e.RunClosed(run))
+        self.unsent.append(e.GraphClosed(run))
 
     def cancel(self, shape: random.Random) -> None:
         if self.tables.tasks:
@@ -603,7 +609,7 @@ class World:
         hello = m.Hello(1, host, number, python, cores, 1000 * cores, disk, 0, port, [], {}, left_s)
         if left_s:
             self.workers[number].leaves_at = self.now + left_s
-        self.events.append(e.WorkerJoined(number, host, hello))
+        self.events.append(e.WorkerConnected(number, host, hello))
         self.handle()
         if self.left_behind:
             worker = self.workers[number]
@@ -614,7 +620,7 @@ class World:
         """A worker is gone; what it had said and what had been said to it is gone with it, or was heard just before."""
         self.excuses |= {"crash", "input missing"}
         self.left_behind.append(self.workers.pop(number).disk)
-        self.events.append(e.WorkerLost(number, "it broke"))
+        self.events.append(e.WorkerDisconnected(number, "it broke"))
 
     def drain(self, number: int, within_s: float) -> None:
         """A worker begins to leave."""
@@ -622,7 +628,7 @@ class World:
         worker.leaves_at = math.inf
         if worker.dies_at == math.inf:
             worker.dies_at = self.now + within_s
-            worker.outbox.append(m.Leaving("its time is over", within_s))
+            worker.outbox.append(m.Draining("its time is over", within_s))
 
     def receive(self, number: int, count: int) -> None:
         self.workers[number].receive(count)
@@ -631,7 +637,7 @@ class World:
         """What a worker says reaches the manager."""
         outbox = self.workers[number].outbox
         while count and outbox:
-            self.events.append(e.WorkerSaid(number, outbox.popleft()))
+            self.events.append(e.MessageReceived(number, outbox.popleft()))
             count -= 1
 
     def work(self, number: int, job: int, ending: Ending) -> None:
@@ -645,10 +651,10 @@ class World:
     def _end_host(self, worker: SimulatedWorker, index: int, host: str, ending: Ending) -> None:
         del worker.jobs[index]
         if ending.kind == "well":
-            worker.feed([we.HostUp(host, 0.1, {})])
+            worker.feed([we.ForkServerReady(host, 0.1, {})])
         else:
             self.excuses |= {"library", "crash", "input", "input missing"}
-            worker.feed([we.HostDown(host, "it does not start", ending.kind == "worse", b"")])
+            worker.feed([we.ForkServerExited(host, "it does not start", ending.kind == "worse", b"")])
 
     def _end_slot(self, worker: SimulatedWorker, index: int, slot: int, ending: Ending) -> None:
         """A slot answers some of its calls, or dies."""
@@ -659,7 +665,11 @@ class World:
             if calls:
                 count = min(ending.count, len(calls))
                 worker.feed(
-                    [we.Replied(slot, [self._reply(calls.popleft(), worker, slot) for _ in range(count)])]
+                    [
+                        we.CallsReturned(
+                            slot, [self._reply(calls.popleft(), worker, slot) for _ in range(count)]
+                        )
+                    ]
                 )
         elif ending.kind == "badly" and calls:
             self.excuses |= {"exception", "input missing"}
@@ -667,30 +677,32 @@ class World:
             replies += [
                 self._reply(calls.popleft(), worker, slot) for _ in range(min(ending.count, len(calls)))
             ]
-            worker.feed([we.Replied(slot, replies)])
+            worker.feed([we.CallsReturned(slot, replies)])
         else:
             self.excuses |= {"crash", "library", "input missing"}
             self._slot_dies(worker, slot, calls[0].task if calls and ending.count % 2 else -1)
 
-    def _end_single(self, worker: SimulatedWorker, index: int, slot: int, run: m.Run, ending: Ending) -> None:
+    def _end_single(
+        self, worker: SimulatedWorker, index: int, slot: int, run: m.RunTask, ending: Ending
+    ) -> None:
         if ending.kind == "worse":
             self.excuses |= {"crash", "input missing"}
             if ending.count % 2:
                 self._slot_dies(worker, slot, run.task)
                 return
-        worker.feed([we.Replied(slot, [Reply(run.task, "done", SMALL, 0.1, {}, b"")])])
+        worker.feed([we.CallsReturned(slot, [Reply(run.task, "done", SMALL, 0.1, {}, b"")])])
         self._slot_dies(worker, slot, -1)
         self._task_over(worker, run, ending)
 
     def _slot_dies(self, worker: SimulatedWorker, slot: int, running: int) -> None:
         worker._slot_gone(slot)
-        worker.feed([we.SlotDown(slot, running, {"reason": "it died"})])
+        worker.feed([we.SlotExited(slot, running, {"reason": "it died"})])
 
     def _end_kill(self, worker: SimulatedWorker, index: int, slot: int, ending: Ending) -> None:
         _host, calls, _single = worker.slots[slot]
         self._slot_dies(worker, slot, calls[0].task if calls and ending.count % 2 else -1)
 
-    def _reply(self, run: m.Run, worker: SimulatedWorker, slot: int) -> Reply:
+    def _reply(self, run: m.RunTask, worker: SimulatedWorker, slot: int) -> Reply:
         fed = worker.fed.pop(run.task, None)
         done = worker.done.setdefault(slot, set())
         if fed is not None and fed[1] not in done:
@@ -702,14 +714,14 @@ class World:
             return Reply(run.task, "done", size, wall, {}, bytes(size))
         return Reply(run.task, "done", size, wall, {"digest": f"{worker.number}.{run.task}"}, b"")
 
-    def _size_of(self, run: m.Run) -> int:
+    def _size_of(self, run: m.RunTask) -> int:
         return int(run.options["size"])
 
-    def _end_process(self, worker: SimulatedWorker, index: int, run: m.Run, ending: Ending) -> None:
+    def _end_process(self, worker: SimulatedWorker, index: int, run: m.RunTask, ending: Ending) -> None:
         del worker.jobs[index]
         self._task_over(worker, run, ending)
 
-    def _task_over(self, worker: SimulatedWorker, run: m.Run, ending: Ending) -> None:
+    def _task_over(self, worker: SimulatedWorker, run: m.RunTask, ending: Ending) -> None:
         """As `vineworker.processes` collects what a task with a process of its own has left."""
         sizes = {name: LARGE for _remote, name, _when in run.options.get("outputs", ())}
         killed = run.task in worker.killed
@@ -732,18 +744,20 @@ class World:
                 kind = "exhausted"
                 info["resource"] = "memory"
             self.excuses |= {kind, "input missing"}
-            worker.feed([we.TaskOver(run.task, m.Failed(run.task, kind, info, b""), sizes)])
+            worker.feed([we.ProcessTaskFinished(run.task, m.TaskFailed(run.task, kind, info, b""), sizes)])
             return
         payload = b""
         if run.result:
             size = self._size_of(run)
-            payload = bytes(size) if run.keep and size <= INLINE_LIMIT else b""
+            payload = bytes(size) if run.return_result and size <= INLINE_LIMIT else b""
             if not (payload and run.options.get("once")):
                 info["digest"] = worker.make(run.result, size)
                 sizes = {**sizes, run.result: size}
-            worker.feed([we.TaskOver(run.task, m.Done(run.task, size, 0.1, info, payload), sizes)])
+            worker.feed(
+                [we.ProcessTaskFinished(run.task, m.TaskDone(run.task, size, 0.1, info, payload), sizes)]
+            )
         else:
-            worker.feed([we.TaskOver(run.task, m.Done(run.task, 0, 0.1, info, b""), sizes)])
+            worker.feed([we.ProcessTaskFinished(run.task, m.TaskDone(run.task, 0, 0.1, info, b""), sizes)])
 
     def _end_fetch(self, worker: SimulatedWorker, index: int, fetch: m.Fetch, ending: Ending) -> None:
         del worker.jobs[index]
@@ -768,22 +782,26 @@ class World:
             content = "altered"
         altered = not (reason or gone) and bool(fetch.digest) and content != fetch.digest
         if not (reason or gone) and fetch.digest and fetch.name not in {**worker.cache, **worker.offered}:
-            arrival = we.Arrived(fetch.name, size, True, fetch.digest, compared=False)
+            arrival = we.ObjectArrived(fetch.name, size, True, fetch.digest, compared=False)
             worker.offered[fetch.name] = arrival, size, content
             worker.jobs.append(("compare", (arrival, fetch, altered)))
             worker.feed([arrival])
             return
         if reason or gone or altered:
-            worker.outbox.append(m.FetchFailed(fetch.name, fetch.source, reason, gone, altered=altered))
+            worker.outbox.append(m.FetchFailed(fetch.name, fetch.source, reason, gone, corrupt=altered))
             return
         assert size is not None
         assert fetch.size in (-1, size)
         assert content != "altered"
         worker.hold(fetch.name, size, content)
-        worker.feed([we.Arrived(fetch.name, size, True, content)])
+        worker.feed([we.ObjectArrived(fetch.name, size, True, content)])
 
     def _end_compare(
-        self, worker: SimulatedWorker, index: int, what: tuple[we.Arrived, m.Fetch, bool], ending: Ending
+        self,
+        worker: SimulatedWorker,
+        index: int,
+        what: tuple[we.ObjectArrived, m.Fetch, bool],
+        ending: Ending,
     ) -> None:
         """As `vineworker.fetching`: what is offered may be used if it is what it should be and has not gone meanwhile."""
         del worker.jobs[index]
@@ -794,7 +812,7 @@ class World:
         failure = None
         if altered or unreadable:
             failure = m.FetchFailed(
-                fetch.name, fetch.source, "", gone=False, altered=not unreadable, cached=True
+                fetch.name, fetch.source, "", permanent=False, corrupt=not unreadable, was_cached=True
             )
         found, size, content = worker.offered.get(fetch.name, (None, 0, ""))
         if found is arrival:
@@ -802,7 +820,7 @@ class World:
             if failure is None:
                 assert content == fetch.digest
                 worker.hold(fetch.name, size, content)
-        worker.feed([we.Compared(arrival, failure)])
+        worker.feed([we.ObjectVerified(arrival, failure)])
 
     def _end_unpack(self, worker: SimulatedWorker, index: int, unpack: m.Unpack, ending: Ending) -> None:
         del worker.jobs[index]
@@ -811,7 +829,7 @@ class World:
             worker.outbox.append(m.FetchFailed(unpack.name, unpack.archive, "it is no archive", False))
             return
         worker.hold(unpack.name, 0, "")
-        worker.feed([we.Arrived(unpack.name, 0, True)])
+        worker.feed([we.ObjectArrived(unpack.name, 0, True)])
 
     def _end_upload(self, worker: SimulatedWorker, index: int, what: tuple[str, str], ending: Ending) -> None:
         del worker.jobs[index]
@@ -825,13 +843,13 @@ class World:
         self.events.append(e.ObjectStored(name, size, content))
         worker.outbox.append(m.Uploaded(name))
 
-    def _end_keep(self, worker: SimulatedWorker, index: int, keep: wi.Retain, ending: Ending) -> None:
+    def _end_keep(self, worker: SimulatedWorker, index: int, keep: wi.PersistObject, ending: Ending) -> None:
         del worker.jobs[index]
         name = keep.name
         as_it_was = keep.digest in ("", worker.contents.get(name))
         if ending.kind == "well" and name in worker.cache and as_it_was:
             worker.disk[name] = worker.cache[name], worker.contents[name]
-            worker.feed([we.Kept(name, worker.contents[name])])
+            worker.feed([we.ObjectPersisted(name, worker.contents[name])])
 
     def _end_find(self, worker: SimulatedWorker, index: int, found: dict[str, Any], ending: Ending) -> None:
         """What is damaged is not told of."""
@@ -842,7 +860,7 @@ class World:
                 if name not in worker.cache:
                     worker.hold(name, size, content)
             sizes, digests = [size for size, _content in found.values()], [c for _size, c in found.values()]
-            worker.feed([we.Found(list(found), sizes, digests)])
+            worker.feed([we.PersistentObjectsFound(list(found), sizes, digests)])
 
     # ---- time, and the end
 
@@ -904,7 +922,7 @@ class World:
                 f"{number} holds {worker.cache.keys()}, the tables say {known}"
             )
             assert worker.cache.keys() == worker.state.objects.keys()
-            assert not (worker.offered or worker.state._unproven or self.tables.workers[number].unproven)
+            assert not (worker.offered or worker.state._unverified or self.tables.workers[number].unverified)
             for file, digest in (
                 (f, f.replicas[self.tables.workers[number]]) for f in self.tables.workers[number].files
             ):
@@ -937,7 +955,7 @@ class World:
         alone = [
             spec.result
             for spec in self.specs.values()
-            if not spec.run and spec.wanted and spec.result in self.store
+            if not spec.run and spec.wanted_at_manager and spec.result in self.store
         ]
         self.unsent.append(e.FilesReleased(alone, prune=False))
         declared = [spec.name for spec in reversed(DECLARED) if spec.name not in self.undeclared]
@@ -946,13 +964,15 @@ class World:
         self.settle()
         # a name that was not declared when a task was submitted that reads it stays a name
         left = {name: file for name, file in self.tables.files.items() if name not in self.undeclared}
-        assert left.keys() == {file.name for file in self.tables.spare} - self.undeclared, "files are left"
+        assert left.keys() == {file.name for file in self.tables.evictable} - self.undeclared, (
+            "files are left"
+        )
         assert all(file.reusable and file.replicas for file in left.values())
-        for file in list(self.tables.spare):
-            self.mind.life.drop_spare(file)
+        for file in list(self.tables.evictable):
+            self.mind.life.evict(file)
         self.settle()
         assert self.tables.files.keys() <= self.undeclared, "files are left"
-        assert not self.tables.spare
+        assert not self.tables.evictable
         assert not self.tables.buckets
         assert set(self.tables.runs) == {0}
         assert not self.store
@@ -966,7 +986,7 @@ class World:
                 host.startswith("python:") for host, _c, _s in worker.slots.values()
             )
         transfers = self.mind.transfers
-        assert not (transfers._outgoing or transfers._serving or transfers._stalled)
+        assert not (transfers._active_by_source or transfers._active_by_file_and_source or transfers._stalled)
         left_over = transfers._failures.keys() | transfers._peer_failures.keys()
         assert {file.name for file in left_over} <= self.undeclared
 
@@ -974,7 +994,7 @@ class World:
 # ---- what must hold at any time
 
 
-def check(mind: Mind) -> None:
+def check(mind: Scheduler) -> None:
     """Compare the tables with what they should be, computed from scratch."""
     tables = mind.tables
     for task in tables.tasks.values():
@@ -986,20 +1006,20 @@ def check(mind: Mind) -> None:
     check_transfers(mind)
 
 
-def check_task(mind: Mind, task: Any) -> None:
+def check_task(mind: Scheduler, task: Any) -> None:
     unavailable = [file for file in task.inputs if not file.available]
     assert task.run.tasks[task.spec.task] is task
     if task.state == RETRIEVING:
-        assert any(f.wanted and not f.at_manager for f in task.outputs)
-        assert all(f.uploading or not f.wanted or f.at_manager for f in task.outputs), (
+        assert any(f.wanted_at_manager and not f.at_manager for f in task.outputs)
+        assert all(f.uploading or not f.wanted_at_manager or f.at_manager for f in task.outputs), (
             "nobody brings what is wanted"
         )
         return
     assert task.state in (WAITING, READY, ASSIGNED)
-    assert task.missing == len(unavailable), f"{task} misses {unavailable}"
+    assert task.missing_inputs == len(unavailable), f"{task} misses {unavailable}"
     assert all(task in file.consumers for file in task.inputs)
-    assert (task.state == WAITING) <= bool(task.missing)
-    assert (task.state == READY) <= (not task.missing)
+    assert (task.state == WAITING) <= bool(task.missing_inputs)
+    assert (task.state == READY) <= (not task.missing_inputs)
     assert (task.state == ASSIGNED) == (task.worker is not None)
     for file in unavailable:
         maker = file.producer
@@ -1013,10 +1033,10 @@ def check_task(mind: Mind, task: Any) -> None:
             f"{maker}, which makes {file} for {task}, is not under way"
         )
         if task.state == ASSIGNED:
-            assert task.ahead
+            assert task.chained
             assert maker.worker is task.worker, f"{task} was sent ahead, but its maker {maker} runs elsewhere"
     if task.state == ASSIGNED:
-        assert task.ahead == bool(task.missing)
+        assert task.chained == bool(task.missing_inputs)
         assert task.worker.id in mind.tables.workers
         for file in (*task.inputs, *task.extra_files):
             assert_supplied(task.worker, file)
@@ -1024,13 +1044,13 @@ def check_task(mind: Mind, task: Any) -> None:
 
 def assert_supplied(worker: Any, file: Any) -> None:
     """A file that is needed on a worker is there, on its way there, or waits for a source."""
-    stalled = file.stalled is not None and worker in file.stalled
+    stalled = file.waiting_for_source is not None and worker in file.waiting_for_source
     assert not file.available or worker in file.replicas or worker in file.fetching or stalled, (
         f"{file} does not come"
     )
 
 
-def check_runs(mind: Mind) -> None:
+def check_runs(mind: Scheduler) -> None:
     tasks = mind.tables.tasks.values()
     for run in mind.tables.runs.values():
         own = {task for task in tasks if task.run is run}
@@ -1040,7 +1060,7 @@ def check_runs(mind: Mind) -> None:
         assert run.done >= 0
 
 
-def check_files(mind: Mind) -> None:
+def check_files(mind: Scheduler) -> None:
     tables = mind.tables
     consumers: dict[Any, set[Any]] = {}
     pending: Counter[Any] = Counter()
@@ -1059,10 +1079,10 @@ def check_files(mind: Mind) -> None:
                 pending.update(generation)
     for file in {*tables.files.values(), *consumers, *pending}:
         assert set(file.consumers) == consumers.get(file, set())
-        assert file.pending == pending[file], (
-            f"{file.name} is counted {file.pending}, needed {pending[file]} times"
+        assert file.pending_readers == pending[file], (
+            f"{file.name} is counted {file.pending_readers}, needed {pending[file]} times"
         )
-        assert file.foretold >= 0
+        assert file.unsubmitted_readers >= 0
         if file.consumers:
             assert tables.files.get(file.name) is file
         for worker in file.replicas:
@@ -1070,15 +1090,16 @@ def check_files(mind: Mind) -> None:
             assert tables.workers.get(worker.id) is worker
         if file.uploading is not None:
             assert file.uploading.id in tables.workers
-        if not (file.pending or file.foretold or file.pins > 0):
+        if not (file.pending_readers or file.unsubmitted_readers or file.pin_count > 0):
             being_made = file.producer is not None and file.producer.state in (WAITING, READY, ASSIGNED)
             assert being_made or not file.released, f"{file} should be forgotten"
-            assert file in tables.spare or not (file.reusable and file.replicas)
-            if file.producer is not None and not file.wanted and not file.reusable:
+            assert file in tables.evictable or not (file.reusable and file.replicas)
+            if file.producer is not None and not file.wanted_at_manager and not file.reusable:
                 assert not file.replicas, "it should be pruned"
                 assert not file.at_manager
     assert all(
-        file.reusable and not file.pending and tables.files[file.name] is file for file in tables.spare
+        file.reusable and not file.pending_readers and tables.files[file.name] is file
+        for file in tables.evictable
     )
     for worker in tables.workers.values():
         for file in worker.files:
@@ -1086,7 +1107,7 @@ def check_files(mind: Mind) -> None:
             assert tables.files.get(file.name) is file
 
 
-def check_workers(mind: Mind) -> None:
+def check_workers(mind: Scheduler) -> None:
     running = {task for task in mind.tables.tasks.values() if task.state == ASSIGNED}
     seen = set()
     for worker in mind.tables.workers.values():
@@ -1098,17 +1119,17 @@ def check_workers(mind: Mind) -> None:
         for ticket, task in worker.tasks.items():
             assert task in running
             assert task.worker is worker
-            assert task.ticket == ticket
+            assert task.dispatch_id == ticket
             seen.add(task)
             if task.allocation is not None:
                 assert not task.spec.library
                 taken = taken.plus(task.allocation)
             else:
-                (ahead if task.ahead else assigned)[task.spec.library] += 1
+                (ahead if task.chained else assigned)[task.spec.library] += 1
         for name, instance in worker.libraries.items():
             assert mind.tables.libraries[name] is instance.library
             assert instance.assigned == assigned[name]
-            assert instance.ahead == ahead[name]
+            assert instance.chained == ahead[name]
             taken = taken.plus(instance.allocation)
             for file in instance.library.files:
                 assert_supplied(worker, file)
@@ -1119,50 +1140,52 @@ def check_workers(mind: Mind) -> None:
     assert mind.tables.assigned == len(running)
 
 
-def check_disk(mind: Mind, worker: Any) -> None:
+def check_disk(mind: Scheduler, worker: Any) -> None:
     """The running account of a disk against all that is on it, on its way to it, and promised."""
-    stalled = sum(file.stalled.get(worker, 0) for file in mind.transfers._stalled)
-    promised = sum(task.promised for task in worker.tasks.values())
-    unknown = mind.disk._unknown.get(worker, 0)
+    stalled = sum(file.waiting_for_source.get(worker, 0) for file in mind.transfers._stalled)
+    promised = sum(task.reserved_disk for task in worker.tasks.values())
+    unknown = mind.disk._unaccounted_bytes.get(worker, 0)
     taken = sum(worker.files.values()) + sum(worker.fetching.values()) + stalled + promised + unknown
-    assert worker.room + taken == worker.total.disk * MB
+    assert worker.free_disk + taken == worker.total.disk * MB
     for file, size in worker.files.items():
-        assert size == (on_disk(file.size) if file.size >= 0 or not file.directory else 0)
-    assert worker.spare.keys() <= worker.files.keys()
-    assert worker.unproven.keys() <= worker.files.keys()
+        assert size == (disk_bytes(file.size) if file.size >= 0 or not file.directory else 0)
+    assert worker.evictable.keys() <= worker.files.keys()
+    assert worker.unverified.keys() <= worker.files.keys()
 
 
-def check_buckets(mind: Mind) -> None:
+def check_buckets(mind: Scheduler) -> None:
     tables = mind.tables
     for bucket in {*tables.buckets.values(), *(task.bucket for task in tables.tasks.values())}:
         own = [task for task in tables.tasks.values() if task.bucket is bucket]
         assert bucket.unfinished == len(own)
         assert bucket.running == sum(task.state == ASSIGNED for task in own)
         assert tables.buckets.get(bucket.key) is bucket
-        queued = {entry[2] for entry in (*bucket.ready, *bucket.roots)} | mind.disk.aside.keys()
+        queued = {
+            entry[2] for entry in (*bucket.ready, *bucket.roots)
+        } | mind.disk.too_large_for_any_disk.keys()
         ready = {task for task in own if task.state == READY}
         assert ready <= queued
-        assert set(bucket.open) <= set(tables.workers.values())
+        assert set(bucket.workers_with_room) <= set(tables.workers.values())
         for worker in tables.workers.values():
             if worker.ends_at is not None:
                 continue  # what there is time for changes with the time
-            room = mind.placement._has_room(worker, bucket)
+            room = mind.placement._can_accept(worker, bucket)
             instance = worker.libraries.get(bucket.library.spec.name) if bucket.library else None
             if bucket.category is not None and bucket.category.learns:
                 continue  # what is open is an estimate there
             if instance is None or not instance.assigned:  # a busy one is looked at again soon
-                assert room == (worker in bucket.open)
-        waits = bucket in mind.disk.waiting
-        ready -= mind.disk.aside.keys()
+                assert room == (worker in bucket.workers_with_room)
+        waits = bucket in mind.disk.waiting_for_disk
+        ready -= mind.disk.too_large_for_any_disk.keys()
         bringing = any(task.state == RETRIEVING for task in tables.tasks.values())
         stuck = mind.disk._stuck_since is not None
-        assert not (waits and ready and bucket.open) or mind.tables.assigned or bringing or stuck
+        assert not (waits and ready and bucket.workers_with_room) or mind.tables.assigned or bringing or stuck
         if ready and not waits and not (bucket.category is not None and bucket.category.learns):
-            open_ = {worker for worker in bucket.open if worker.ends_at is None}
+            open_ = {worker for worker in bucket.workers_with_room if worker.ends_at is None}
             assert not open_, f"{ready} could run on {open_}"
 
 
-def check_transfers(mind: Mind) -> None:
+def check_transfers(mind: Scheduler) -> None:
     outgoing: Counter[Any] = Counter()
     serving: Counter[Any] = Counter()
     for worker in mind.tables.workers.values():
@@ -1174,13 +1197,18 @@ def check_transfers(mind: Mind) -> None:
     for file in mind.tables.files.values():
         assert all(file in worker.fetching for worker in file.fetching)
         assert not (file.fetching.keys() & file.replicas.keys())
-        assert bool(file.stalled) == (file in mind.transfers._stalled)
+        assert bool(file.waiting_for_source) == (file in mind.transfers._stalled)
     transfers = mind.transfers
-    assert transfers._serving == serving
-    assert transfers._outgoing == {source: n for source, n in outgoing.items() if isinstance(source, str)}
+    assert transfers._active_by_file_and_source == serving
+    assert transfers._active_by_source == {
+        source: n for source, n in outgoing.items() if isinstance(source, str)
+    }
     for worker in mind.tables.workers.values():
         assert worker.outgoing == outgoing[worker]
-        assert not (worker.draining and any(worker in bucket.open for bucket in mind.tables.buckets.values()))
+        assert not (
+            worker.draining
+            and any(worker in bucket.workers_with_room for bucket in mind.tables.buckets.values())
+        )
 
 
 # ---- the machine
@@ -1260,7 +1288,7 @@ class MindMachine(RuleBasedStateMachine):
     def leave(self, number):
         number = self._worker(number)
         if number is not None:
-            self.world.workers[number].outbox.append(m.Leaving("idle"))
+            self.world.workers[number].outbox.append(m.Draining("idle"))
             self.world.hear(number, 50)
             self.world.handle()
             self.world.handle()
@@ -1280,8 +1308,8 @@ class MindMachine(RuleBasedStateMachine):
         worker = self.world.workers.get(number)
         if worker is not None and worker.cache and not worker.state.tasks and not worker.state.hosts:
             name = shape.choice(list(worker.cache))
-            worker.feed([m.Purge([name])])
-            worker.outbox.append(m.Lost([name]))
+            worker.feed([m.PurgeObjects([name])])
+            worker.outbox.append(m.ObjectsLost([name]))
 
     @rule(number=which, shape=seeds)
     def alter(self, number, shape):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.minds import LARGE, ONE_CORE, Vine, call, outcomes, single
 from vinecore.core import events as e
-from vinecore.core.allocation import UNSPECIFIED, Request
+from vinecore.core.allocation import UNSPECIFIED, ResourceRequest
 from vinecore.core.reservation import PATIENCE_S
 from vinecore.protocol import messages as m
 
@@ -68,7 +68,7 @@ def test_of_several_workers_one_is_kept_and_the_others_go_on(vine):
 def test_a_task_of_several_cores_gets_them(vine):
     worker = vine.join(cores=4)
     flood = Flood(vine)
-    vine.submit(single(1, request=Request(cores=3), priority=0))
+    vine.submit(single(1, request=ResourceRequest(cores=3), priority=0))
     flood.turn(4)
     assert vine.where()[1] == worker
     assert len(vine.where()) == 2
@@ -135,10 +135,10 @@ def test_a_reservation_ends_with_its_purpose(vine, end):
     elif end == "lose the worker":
         vine.lose(kept)
     elif end == "the worker leaves":
-        vine.say(kept, m.Leaving("it is time", 100.0))
+        vine.say(kept, m.Draining("it is time", 100.0))
     else:
         (holder,) = vine.holders("r3")
-        vine.say(holder, m.Lost(["r3"]))
+        vine.say(holder, m.ObjectsLost(["r3"]))
     vine.tick()
     flood.turn(30)
     running = set(vine.where())
@@ -155,7 +155,7 @@ def test_a_reservation_ends_with_its_purpose(vine, end):
 def test_a_worker_that_is_too_small_is_not_kept(vine):
     small, large = vine.join(cores=2), vine.join(cores=8)
     flood = Flood(vine, ready=40)
-    vine.submit(single(1, request=Request(cores=6), priority=0))
+    vine.submit(single(1, request=ResourceRequest(cores=6), priority=0))
     for _ in range(30):
         flood.turn()
         assert sum(where == small for where in vine.where().values()) == 2
@@ -167,7 +167,7 @@ def test_a_worker_that_is_too_small_is_not_kept(vine):
 def test_what_no_worker_can_hold_keeps_none(vine):
     vine.join(cores=4)
     flood = Flood(vine)
-    vine.submit(single(1, request=Request(cores=16), priority=0))
+    vine.submit(single(1, request=ResourceRequest(cores=16), priority=0))
     flood.turn(20)
     assert len(vine.where()) == 4
     assert vine.mind.reservation.worker is None
@@ -184,7 +184,7 @@ def test_a_library_that_needs_a_whole_worker_gets_one(vine):
 
 def test_a_task_that_needs_a_whole_worker_does_not_starve_behind_calls(vine):
     worker = vine.join(cores=4)
-    vine.library("lib", slots=4, request=Request(cores=4))
+    vine.library("lib", slots=4, request=ResourceRequest(cores=4))
     flood = Flood(vine, ready=40, make=call)
     vine.submit(single(1, request=WHOLE, priority=0))
     for _ in range(60):
@@ -233,7 +233,7 @@ def test_calls_that_follow_each_other_do_not_hold_a_worker_that_is_kept(vine):
 def test_a_task_that_waits_for_disk_keeps_no_worker(vine):
     worker = vine.join(cores=4, disk_mb=100)
     flood = Flood(vine, ready=8)
-    vine.submit(single(1, request=Request(cores=4, disk=100), priority=0))
+    vine.submit(single(1, request=ResourceRequest(cores=4, disk=100), priority=0))
     vine.declare("kept", size=60 << 20, at_manager=True)
     vine.submit(single(50, "kept", priority=-5))
     for _ in range(40):

@@ -8,8 +8,8 @@ import pytest
 
 from tests.minds import LARGE, Vine, call, endings
 from vinecore.core import events as e
-from vinecore.core.mind import PATIENCE_S
-from vinecore.core.restart import RETURN_S
+from vinecore.core.mind import STALL_REPORT_DELAY_S
+from vinecore.core.restart import RECONNECT_TIMEOUT_S
 from vinecore.protocol import messages as m
 
 A, B = ("a", LARGE, "12"), ("b", LARGE, "34")
@@ -23,21 +23,21 @@ def vine():
 
 
 def resume(vine, *results, workers=()):
-    vine.feed(e.Resumed(frozenset(results), workers))
+    vine.feed(e.SessionResumed(frozenset(results), workers))
 
 
 def compute(vine, *names):
     """A chain of vertices that make these files, the last of which is wanted."""
     vine.compute(
         *(
-            call(n, *names[n - 2 : n - 1], result=name, asleep=True, reusable=True, wanted=names[-1:] * (n == len(names)))
+            call(n, *names[n - 2 : n - 1], result=name, on_demand=True, content_addressed=True, wanted_at_manager=names[-1:] * (n == len(names)))
             for n, name in enumerate(names, 1)
         )
     )  # fmt: skip
 
 
 def left(*found):
-    return m.Left(*map(list, zip(*found, strict=True)))
+    return m.OrphanedObjects(*map(list, zip(*found, strict=True)))
 
 
 def made(vine):
@@ -56,7 +56,7 @@ def test_what_a_worker_still_has_is_not_made_again(vine):
     worker = vine.join()
     compute(vine, "a", "b", "c")
     assert not vine.where()
-    vine.say(worker, left(B), m.Announced())
+    vine.say(worker, left(B), m.InventoryComplete())
     assert made(vine) == ["c"]
     assert endings(vine) == {1: "success"}
 
@@ -68,7 +68,7 @@ def test_what_the_journal_does_not_have_like_that_does_not_count(vine, claim):
     resume(vine, A, B)
     worker = vine.join()
     compute(vine, "a", "b", "c")
-    vine.say(worker, left(A, claim), m.Announced())
+    vine.say(worker, left(A, claim), m.InventoryComplete())
     assert (worker, claim[0]) in vine.unlinked()
     assert made(vine) == ["b", "c"]
 
@@ -77,7 +77,7 @@ def test_small_objects_have_no_digest(vine):
     resume(vine, ("a", 10, ""))
     worker = vine.join()
     compute(vine, "a", "b")
-    vine.say(worker, left(("a", 10, "12")), m.Announced())
+    vine.say(worker, left(("a", 10, "12")), m.InventoryComplete())
     assert made(vine) == ["b"]
 
 
@@ -101,23 +101,23 @@ def test_what_is_refused_is_not_taken_from_who_makes_it_or_got_it_meanwhile(vine
 def test_a_graph_waits_for_the_workers_of_before(vine):
     resume(vine, A, B, workers=[("host1", 1), ("host2", 1)])
     first = vine.join()
-    vine.say(first, left(A), m.Announced())
+    vine.say(first, left(A), m.InventoryComplete())
     compute(vine, "a", "b", "c")
-    vine.tick(PATIENCE_S)
-    vine.tick(PATIENCE_S)
+    vine.tick(STALL_REPORT_DELAY_S)
+    vine.tick(STALL_REPORT_DELAY_S)
     assert not vine.where()
-    assert vine.mind.missing == "waiting for workers of the manager before, on host2"
+    assert vine.mind.stalled_reason == "waiting for workers of the manager before, on host2"
     second = vine.join()
-    vine.say(second, left(B), m.Announced())
+    vine.say(second, left(B), m.InventoryComplete())
     assert made(vine) == ["c"]
     vine.tick()
-    assert not vine.mind.missing
+    assert not vine.mind.stalled_reason
 
 
 def test_a_graph_does_not_wait_for_workers_that_have_ended(vine):
     resume(vine, A, B, workers=[("host1", 1), ("host2", 1)])
     worker = vine.join()
-    vine.say(worker, left(A), m.Announced())
+    vine.say(worker, left(A), m.InventoryComplete())
     compute(vine, "a", "b")
     vine.tick()
     assert not vine.where()
@@ -129,20 +129,20 @@ def test_a_graph_does_not_wait_for_workers_that_have_ended(vine):
 def test_a_graph_does_not_wait_for_ever(vine):
     resume(vine, A, B, workers=[("host1", 1), ("host2", 1)])
     worker = vine.join()
-    vine.say(worker, left(A), m.Announced())
+    vine.say(worker, left(A), m.InventoryComplete())
     compute(vine, "a", "b")
-    vine.tick(RETURN_S)
+    vine.tick(RECONNECT_TIMEOUT_S)
     assert made(vine) == ["b"]
     late = vine.join()
-    vine.say(late, left(B), m.Announced())
+    vine.say(late, left(B), m.InventoryComplete())
     assert late in vine.holders("b")
 
 
 def test_what_nobody_asks_for_is_spare(vine):
     resume(vine, A)
     worker = vine.join()
-    vine.say(worker, left(A), m.Announced())
-    assert {file.name for file in vine.tables.spare} == {"a"}
+    vine.say(worker, left(A), m.InventoryComplete())
+    assert {file.name for file in vine.tables.evictable} == {"a"}
     vine.lose(worker)
     assert not vine.tables.files.keys() & {"a"}
 
@@ -170,13 +170,20 @@ def test_of_any_graph_that_is_made_which_is_needed_and_nobody_has(vine, seed):
         if digest := KINDS[fates[name]][1]:
             messages[chance.choice(workers)].append((name, LARGE, digest))
     graph = [
-        call(n, *reads[n - 1], result=name, asleep=True, reusable=True, wanted=names[-1:] * (n == 30))
+        call(
+            n,
+            *reads[n - 1],
+            result=name,
+            on_demand=True,
+            content_addressed=True,
+            wanted_at_manager=names[-1:] * (n == 30),
+        )
         for n, name in enumerate(names, 1)
     ]
     if chance.random() < 0.5:
         vine.compute(*graph)
     for worker, found in messages.items():
-        vine.say(worker, *([left(*found)] if found else []), m.Announced())
+        vine.say(worker, *([left(*found)] if found else []), m.InventoryComplete())
     if 1 not in vine.tables.runs:
         vine.compute(*graph)
 

@@ -10,7 +10,7 @@ from tests.minds import LARGE, Vine, call, chain, endings
 from vinecore.core import events as e
 from vinecore.core import instructions as i
 from vinecore.core import mind
-from vinecore.core.state import Task
+from vinecore.core.state import TaskState
 from vinecore.protocol import messages as m
 
 
@@ -34,7 +34,9 @@ def test_a_wide_graph_is_pruned_as_it_goes(vine):
         for level in range(depth):
             number += 1
             tasks.append(call(number, *([f"r{number - 1}"] if level else [])))
-    vine.compute(*tasks, call(9999, *(f"r{n * depth}" for n in range(1, leaves + 1)), wanted=("r9999",)))
+    vine.compute(
+        *tasks, call(9999, *(f"r{n * depth}" for n in range(1, leaves + 1)), wanted_at_manager=("r9999",))
+    )
     vine.join()
     most = 0
     while vine.where():
@@ -64,17 +66,17 @@ def test_so_many_generations_stay(vine, depth, left):
 def test_nothing_is_pruned_because_its_readers_have_not_been_submitted_yet(vine, depth):
     vine.join()
     vine.open(prune_depth=depth)
-    vine.submit(call(1, run=1, readers=2))
+    vine.submit(call(1, run=1, reader_count=2))
     vine.done(1, size=LARGE)
     assert held(vine) == {"r1"}
-    vine.submit(call(2, "r1", run=1, readers=0))
+    vine.submit(call(2, "r1", run=1, reader_count=0))
     vine.done(2)
     assert "r1" in held(vine)
     vine.submit(call(3, "r1", run=1))
-    vine.feed(e.RunSubmitted(1))
+    vine.feed(e.GraphSubmitted(1))
     vine.done(3)
     assert endings(vine) == {1: "success"}
-    assert vine.run().remade == 0
+    assert vine.run().recomputed == 0
     assert ("r1" in held(vine)) == (depth == 0)
 
 
@@ -102,20 +104,20 @@ def test_pruned_copies_go_from_all_workers(vine):
 
 
 def test_a_target_that_nothing_reads_stays_only_at_the_manager(vine):
-    vine.compute(call(1, wanted=("r1",)), call(2, "r1", wanted=("r2",)))
+    vine.compute(call(1, wanted_at_manager=("r1",)), call(2, "r1", wanted_at_manager=("r2",)))
     worker = vine.join()
     vine.done(1, payload=b"one")
     assert vine.holders("r1") == {worker}, "it is read there"
     vine.done(2, payload=b"two")
     assert vine.unlinked() == {(worker, "r1"), (worker, "r2")}
     assert vine.file("r1").at_manager
-    assert not vine.told(i.Forget)
-    vine.feed(e.RunClosed(1))
-    assert set(vine.told(i.Forget)) == {i.Forget("r1"), i.Forget("r2")}
+    assert not vine.told(i.DropObject)
+    vine.feed(e.GraphClosed(1))
+    assert set(vine.told(i.DropObject)) == {i.DropObject("r1"), i.DropObject("r2")}
 
 
 def test_a_bulky_target_goes_from_its_worker_when_it_has_arrived(vine):
-    vine.compute(call(1, wanted=("r1",)))
+    vine.compute(call(1, wanted_at_manager=("r1",)))
     worker = vine.join()
     vine.done(1, size=LARGE)
     assert vine.holders("r1") == {worker}
@@ -124,7 +126,7 @@ def test_a_bulky_target_goes_from_its_worker_when_it_has_arrived(vine):
 
 
 def test_a_target_that_is_read_later_is_served_by_the_manager(vine):
-    vine.compute(call(1, wanted=("r1",)), prune_depth=1)
+    vine.compute(call(1, wanted_at_manager=("r1",)), prune_depth=1)
     first = vine.join()
     vine.done(1, payload=b"one")
     vine.lose(first)
@@ -137,7 +139,7 @@ def test_results_that_workers_may_not_exchange_go_through_the_manager(vine):
     first = vine.join()
     second = vine.join()
     vine.compute(
-        call(1, wanted=("r1",), peer_transfer=False),
+        call(1, wanted_at_manager=("r1",), peer_transfer=False),
         call(2),
         call(3, "r1", "r2", peer_transfer=False),
         prune_depth=0,
@@ -158,11 +160,11 @@ def test_progress_counts_what_is_done_what_runs_and_what_was_done_again(vine):
     vine.done(1, size=LARGE)
     vine.done(2, size=LARGE)
     run = vine.run()
-    assert (run.done, run.running, run.unfinished, run.remade) == (2, 2, 2, 0)
+    assert (run.done, run.running, run.unfinished, run.recomputed) == (2, 2, 2, 0)
     vine.lose(1)
-    assert (run.done, run.running, run.unfinished, run.remade) == (0, 0, 4, 2)
+    assert (run.done, run.running, run.unfinished, run.recomputed) == (0, 0, 4, 2)
     vine.join()
-    assert (run.done, run.running, run.unfinished, run.remade) == (0, 4, 4, 2)
+    assert (run.done, run.running, run.unfinished, run.recomputed) == (0, 4, 4, 2)
 
 
 def test_runs_side_by_side_do_not_mix(vine):
@@ -174,7 +176,7 @@ def test_runs_side_by_side_do_not_mix(vine):
     for number in (1, 11, 12, 2, 3, 13):
         vine.done(number, size=LARGE)
     assert endings(vine) == {1: "success", 2: "success"}
-    vine.feed(e.RunClosed(1))
+    vine.feed(e.GraphClosed(1))
     assert {"s1", "s2", "s3"} <= set(vine.tables.files)
     assert not {"r1", "r2", "r3"} & set(vine.tables.files)
 
@@ -182,27 +184,29 @@ def test_runs_side_by_side_do_not_mix(vine):
 def test_the_same_graph_twice_leaves_as_little_as_once(vine):
     worker = vine.join()
     for run in range(1, 6):
-        vine.compute(*(task._replace(task=10 * run + task.task) for task in chain(3, wanted=())), run=run)
+        vine.compute(
+            *(task._replace(task=10 * run + task.task) for task in chain(3, wanted_at_manager=())), run=run
+        )
         for number in range(1, 4):
             vine.done(10 * run + number, size=LARGE)
-        vine.feed(e.RunClosed(run))
+        vine.feed(e.GraphClosed(run))
     assert endings(vine) == dict.fromkeys(range(1, 6), "success")
     assert set(vine.tables.files) == {"setup"}
     assert {f.name for f in vine.worker(worker).files} == {"setup"}
 
 
 def test_a_very_large_graph_is_forgotten_bit_by_bit(vine, monkeypatch):
-    monkeypatch.setattr(mind, "MOST_CLOSED", 10)
+    monkeypatch.setattr(mind, "MAX_FILES_RELEASED_PER_BATCH", 10)
     vine.join()
     vine.compute(*chain(25))
     for number in range(1, 26):
         vine.done(number)
     known = set(vine.tables.files)
-    vine.feed(e.RunClosed(1))
+    vine.feed(e.GraphClosed(1))
     assert len(known - set(vine.tables.files)) == 10
     vine.feed()
     vine.feed()
-    assert not vine.mind.closing
+    assert not vine.mind.graphs_being_released
     assert not any(name.startswith("r") for name in vine.tables.files)
 
 
@@ -214,10 +218,12 @@ def test_what_is_forgotten_does_not_wait_for_pythons_garbage_collector(vine):
         vine.compute(*chain(5))
         for number in range(1, 6):
             vine.done(number)
-        vine.feed(e.RunClosed(1))
+        vine.feed(e.GraphClosed(1))
         vine.log.clear()
         for instance in vine.worker(1).libraries.values():
-            instance.frontier.clear()
-        assert not [thing for thing in gc.get_objects() if type(thing) is Task and thing.run.spec.run == 1]
+            instance.chain_candidates.clear()
+        assert not [
+            thing for thing in gc.get_objects() if type(thing) is TaskState and thing.run.spec.run == 1
+        ]
     finally:
         gc.enable()

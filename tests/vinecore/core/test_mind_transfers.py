@@ -7,7 +7,13 @@ import pytest
 from tests.minds import LARGE, Vine, call, endings, outcomes, single
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.transfers import AVOID_PAIR_S, MOST_FAILURES, PER_SOURCE, PER_SOURCE_AND_FILE, SHUN_S
+from vinecore.core.transfers import (
+    MAX_TRANSFERS_PER_SOURCE,
+    MOST_FAILURES,
+    PAIR_BACKOFF_S,
+    PEER_BACKOFF_S,
+    PER_SOURCE_AND_FILE,
+)
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 
@@ -82,7 +88,7 @@ def test_a_file_comes_before_the_task_that_reads_it():
     vine.declare("data", size=LARGE, at_manager=True)
     vine.join()
     vine.submit(single(1, "data"))
-    assert [type(x.message).__name__ for x in vine.told(i.Send)] == ["Fetch", "Run"]
+    assert [type(x.message).__name__ for x in vine.told(i.Send)] == ["Fetch", "RunTask"]
 
 
 def test_an_archive_is_brought_and_unpacked():
@@ -129,7 +135,7 @@ def test_what_is_no_archive_fails_who_needs_it():
     for _ in range(MOST_FAILURES + 1):
         assert not outcomes(vine)
         vine.say(worker, m.FetchFailed("folder", "archive", "not an archive that can be unpacked", False))
-    (ended,) = vine.told(i.TaskEnded)
+    (ended,) = vine.told(i.TaskFinished)
     assert ended.outcome == "input missing"
     assert "not an archive" in ended.info["reason"]
 
@@ -162,7 +168,7 @@ def test_peers_are_not_asked_where_that_is_not_wanted(how):
     vine = Vine()
     vine.declare("data", size=LARGE, at_manager=True, peer_transfer=how != "file")
     if how == "everywhere":
-        vine.feed(e.Tuned("peer-transfers", False))
+        vine.feed(e.SettingChanged("peer-transfers", False))
     (first,) = readers(vine, 1)
     vine.cached(first, "data")
     second = vine.join()
@@ -204,14 +210,16 @@ def test_one_source_serves_a_bounded_number_of_transfers():
     vine.submit(*(single(n) for n in range(900, 930)))
     reader = vine.join(cores=30)
     vine.submit(*(single(100 + n, f"r{n}") for n in range(1, 31)))
-    assert len(vine.fetches()) == PER_SOURCE == vine.worker(maker).outgoing
+    assert len(vine.fetches()) == MAX_TRANSFERS_PER_SOURCE == vine.worker(maker).outgoing
     vine.cached(reader, vine.fetches()[0][1])
     assert len(vine.fetches()) == 1
 
 
 def test_limits_can_be_set():
     vine = Vine()
-    vine.feed(e.Tuned("file-source-max-transfers", 1), e.Tuned("worker-source-max-transfers", 1))
+    vine.feed(
+        e.SettingChanged("file-source-max-transfers", 1), e.SettingChanged("worker-source-max-transfers", 1)
+    )
     vine.declare("a", url=URL, peer_transfer=False)
     first, second, _third = readers(vine, 3, "a")
     assert vine.fetches() == [(first, "a", URL)]
@@ -255,7 +263,7 @@ def test_after_a_failure_another_holder_is_asked():
     vine.fetch_failed(third, "r1", source)
     ((_, _, another),) = vine.fetches()
     assert {source, another} == {"host1:7", "host2:7"}
-    assert "could not get r1 from" in vine.told(i.Note)[0].text
+    assert "could not get r1 from" in vine.told(i.LogMessage)[0].text
 
 
 def test_a_pair_that_failed_is_left_alone_for_a_while_and_others_are_served():
@@ -271,9 +279,9 @@ def test_a_pair_that_failed_is_left_alone_for_a_while_and_others_are_served():
     vine.submit(single(2, "data"))
     assert vine.fetches() == [(third, "data", "host1:7")]
     vine.declare("more", size=LARGE, at_manager=True)
-    assert (vine.worker(second), vine.worker(first)) in vine.mind.transfers._avoid
-    vine.tick(AVOID_PAIR_S + 1)
-    assert not vine.mind.transfers._avoid
+    assert (vine.worker(second), vine.worker(first)) in vine.mind.transfers._excluded_pairs
+    vine.tick(PAIR_BACKOFF_S + 1)
+    assert not vine.mind.transfers._excluded_pairs
 
 
 def test_a_replica_that_is_gone_is_struck_out_and_the_file_is_made_again():
@@ -311,7 +319,7 @@ def test_a_file_that_no_peer_can_deliver_goes_through_the_manager():
     vine.done(3)
     vine.done(2)
     vine.feed(e.FilesReleased(["r1"], prune=False))
-    assert i.Forget("r1") in vine.out
+    assert i.DropObject("r1") in vine.out
 
 
 def test_a_relayed_file_that_nobody_needs_any_more_does_not_stay_at_the_manager():
@@ -319,10 +327,10 @@ def test_a_relayed_file_that_nobody_needs_any_more_does_not_stay_at_the_manager(
     vine.compute(single(1), single(2, "r1"))
     vine.join(port=0)
     vine.done(1, size=LARGE)
-    vine.feed(e.FileWanted("r1"))
+    vine.feed(e.FileRequested("r1"))
     vine.done(2)
-    vine.feed(e.RunClosed(1))
-    assert vine.feed(e.ObjectStored("r1", LARGE)) == [i.Forget("r1")]
+    vine.feed(e.GraphClosed(1))
+    assert vine.feed(e.ObjectStored("r1", LARGE)) == [i.DropObject("r1")]
 
 
 def test_a_pair_that_cannot_talk_is_helped_by_the_manager():
@@ -374,7 +382,7 @@ def test_an_address_that_fails_is_tried_again_after_a_pause_and_given_up_after_a
             vine.tick(0.25)
         tries += len(vine.fetches())
     assert tries == MOST_FAILURES + 1
-    (ended,) = (x for x in vine.log if isinstance(x, i.TaskEnded))
+    (ended,) = (x for x in vine.log if isinstance(x, i.TaskFinished))
     assert ended.outcome == "input missing"
     assert URL in ended.info["reason"]
     assert "no route" in ended.info["reason"]
@@ -434,8 +442,8 @@ def test_the_worker_that_was_lost_leaves_no_transfer_behind():
         vine.feed(e.TasksCancelled(list(vine.where())))
         vine.lose(worker)
     assert vine.worker(first).outgoing == 0
-    assert not vine.mind.transfers._outgoing
-    assert not vine.mind.transfers._serving
+    assert not vine.mind.transfers._active_by_source
+    assert not vine.mind.transfers._active_by_file_and_source
     assert not vine.file("data").fetching
 
 
@@ -455,17 +463,17 @@ def test_a_transfer_from_a_lost_worker_that_had_ended_well_counts():
     vine = Vine()
     first, second = fetched_by_another(vine)
     vine.lose(first)
-    assert vine.task(2).missing == 1
+    assert vine.task(2).missing_inputs == 1
     vine.cached(second, "r1")
     assert vine.holders("r1") == {second}
-    assert vine.task(2).missing == 0
+    assert vine.task(2).missing_inputs == 0
 
 
 def test_a_copy_that_nobody_needs_any_more_is_forgotten_when_it_arrives():
     vine = Vine()
     _first, second = fetched_by_another(vine)
-    vine.feed(e.RunClosed(1))
-    assert vine.cached(second, "r1") == [i.Send(second, m.Unlink(["r1"]))]
+    vine.feed(e.GraphClosed(1))
+    assert vine.cached(second, "r1") == [i.Send(second, m.RemoveObjects(["r1"]))]
 
 
 def test_an_old_failure_does_not_end_a_new_transfer_for_good():
@@ -485,7 +493,7 @@ def test_what_is_forgotten_and_needed_in_one_breath_arrives_after_it_was_forgott
     worker = vine.join()
     vine.submit(single(1, "data"))
     vine.feed(
-        e.WorkerSaid(worker, m.Done(1, 10, 0.1, {}, b"")),
+        e.MessageReceived(worker, m.TaskDone(1, 10, 0.1, {}, b"")),
         e.FilesReleased(["data"], prune=True),
         e.TasksSubmitted([single(2, "data")]),
     )
@@ -494,7 +502,7 @@ def test_what_is_forgotten_and_needed_in_one_breath_arrives_after_it_was_forgott
         for x in vine.out
         if isinstance(x, (i.SendObject, i.Send))
     ]
-    assert order == ["Purge", "Unlink", "SendObject", "Run"]
+    assert order == ["PurgeObjects", "RemoveObjects", "SendObject", "RunTask"]
 
 
 def test_workers_that_get_nowhere_do_not_keep_others_from_their_turn():
@@ -536,7 +544,7 @@ def test_a_shared_object_that_cannot_be_had_fails_those_that_share_it():
 
 
 def altered(vine, worker, name, source):
-    return vine.say(worker, m.FetchFailed(name, source, "it was altered", gone=False, altered=True))
+    return vine.say(worker, m.FetchFailed(name, source, "it was altered", permanent=False, corrupt=True))
 
 
 def made(vine, *readers, digest="d1"):
@@ -556,7 +564,9 @@ def made(vine, *readers, digest="d1"):
 def test_a_receiver_is_told_the_digest_of_the_copy_that_it_is_sent_to():
     vine = Vine()
     (second,) = made(vine, 3)
-    assert vine.sent(m.Fetch) == [(second, m.Fetch("r1", LARGE, "host1:7", False, digest="d1", peer=1))]
+    assert vine.sent(m.Fetch) == [
+        (second, m.Fetch("r1", LARGE, "host1:7", False, digest="d1", source_worker=1))
+    ]
 
 
 def test_a_copy_has_the_digest_that_its_receiver_has_computed():
@@ -567,7 +577,9 @@ def test_a_copy_has_the_digest_that_its_receiver_has_computed():
     vine.say(first, m.Cached("data", LARGE, "d1"))
     second = vine.join()
     vine.submit(single(1, "data"))
-    assert vine.sent(m.Fetch) == [(second, m.Fetch("data", LARGE, "host1:7", False, digest="d1", peer=1))]
+    assert vine.sent(m.Fetch) == [
+        (second, m.Fetch("data", LARGE, "host1:7", False, digest="d1", source_worker=1))
+    ]
 
 
 def test_what_the_manager_has_is_checked_by_what_it_was_when_it_was_declared_or_brought():
@@ -580,7 +592,7 @@ def test_what_the_manager_has_is_checked_by_what_it_was_when_it_was_declared_or_
     vine.done(1)
     vine.submit(single(2, peer_transfer=False))
     vine.done(2, size=LARGE, digest="made")
-    vine.feed(e.FileWanted("r2"))
+    vine.feed(e.FileRequested("r2"))
     assert vine.sent(m.Upload) == [(worker, m.Upload("r2", "made"))]
     vine.feed(e.ObjectStored("r2", LARGE, "made"))
     vine.submit(single(3))
@@ -598,7 +610,9 @@ def test_outputs_beside_the_result_have_digests_too():
     vine.submit(single(2))
     second = vine.join()
     vine.submit(single(3, "out"))
-    assert vine.sent(m.Fetch) == [(second, m.Fetch("out", LARGE, "host1:7", False, digest="d2", peer=1))]
+    assert vine.sent(m.Fetch) == [
+        (second, m.Fetch("out", LARGE, "host1:7", False, digest="d2", source_worker=1))
+    ]
 
 
 def test_a_result_that_is_made_again_may_have_another_digest_and_each_copy_keeps_its_own():
@@ -606,7 +620,7 @@ def test_a_result_that_is_made_again_may_have_another_digest_and_each_copy_keeps
     vine.declare("other")
     second, third = made(vine, 3, 4)
     vine.say(second, m.Cached("r1", LARGE, "d1"))
-    vine.mind.transfers.made(vine.worker(1), vine.file("r1"), "d2")
+    vine.mind.transfers.add_output(vine.worker(1), vine.file("r1"), "d2")
     copies = {worker.id: digest for worker, digest in vine.file("r1").replicas.items()}
     assert copies == {1: "d2", second: "d1"}
     assert third in {worker.id for worker in vine.file("r1").fetching}
@@ -617,9 +631,11 @@ def test_a_copy_that_arrives_altered_once_is_tried_elsewhere_and_stays():
     second, third = made(vine, 3, 4)
     vine.say(second, m.Cached("r1", LARGE, "d1"))
     altered(vine, third, "r1", "host1:7")
-    assert vine.sent(m.Fetch) == [(third, m.Fetch("r1", LARGE, "host2:7", False, digest="d1", peer=2))]
+    assert vine.sent(m.Fetch) == [
+        (third, m.Fetch("r1", LARGE, "host2:7", False, digest="d1", source_worker=2))
+    ]
     assert vine.holders("r1") == {1, second}
-    assert "it was altered" in vine.told(i.Note)[0].text
+    assert "it was altered" in vine.told(i.LogMessage)[0].text
 
 
 def test_a_copy_that_arrives_altered_twice_counts_as_lost():
@@ -631,7 +647,7 @@ def test_a_copy_that_arrives_altered_twice_counts_as_lost():
     altered(vine, third, "r1", "host1:7")
     assert vine.holders("r1") == set()
     assert (1, "r1") in vine.unlinked(), "it would be found there by tasks"
-    assert any("counts as lost" in note.text for note in vine.told(i.Note))
+    assert any("counts as lost" in note.text for note in vine.told(i.LogMessage))
     assert vine.state(1) == "assigned", "it is made again"
 
 
@@ -640,9 +656,9 @@ def test_a_copy_that_comes_anew_is_not_blamed_for_the_one_before():
     second, third = made(vine, 3, 4)
     altered(vine, second, "r1", "host1:7")
     file, first = vine.file("r1"), vine.worker(1)
-    assert first.altered == {file}
-    vine.mind.transfers.made(first, file, "d3")
-    assert not first.altered
+    assert first.corrupt == {file}
+    vine.mind.transfers.add_output(first, file, "d3")
+    assert not first.corrupt
     assert third
 
 
@@ -662,12 +678,12 @@ def test_the_copy_that_arrives_altered_at_the_manager_counts_as_lost_at_once():
 
 def came(vine, worker, name="r1", digest="d1"):
     """All of a file is on a worker."""
-    return vine.say(worker, m.Cached(name, LARGE, digest, compared=False))
+    return vine.say(worker, m.Cached(name, LARGE, digest, verified=False))
 
 
 def wrong(vine, worker, name="r1", source="host1:7"):
     """What came there is not what it should be."""
-    failed = m.FetchFailed(name, source, "it was altered", gone=False, altered=True, cached=True)
+    failed = m.FetchFailed(name, source, "it was altered", permanent=False, corrupt=True, was_cached=True)
     return vine.say(worker, failed)
 
 
@@ -679,22 +695,24 @@ def test_a_copy_counts_and_serves_others_before_it_is_compared():
     assert vine.holders("r1") == {1, second}
     assert vine.worker(1).outgoing == 2, "the place at the source is free, and taken again"
     assert sorted(vine.fetches()) == [(fourth, "r1", "host2:7"), (fifth, "r1", "host1:7")]
-    vine.say(second, m.Compared("r1"))
-    assert not vine.worker(second).unproven
+    vine.say(second, m.Verified("r1"))
+    assert not vine.worker(second).unverified
 
 
 def test_a_copy_that_turns_out_to_be_altered_is_lost_and_comes_from_elsewhere():
     vine = Vine()
     second, third = made(vine, 3, 4)
     came(vine, second)
-    vine.say(second, m.Compared("r1"))
+    vine.say(second, m.Verified("r1"))
     came(vine, third)
     assert vine.holders("r1") == {1, second, third}
     wrong(vine, third)
     assert vine.holders("r1") == {1, second}
-    assert vine.sent(m.Fetch) == [(third, m.Fetch("r1", LARGE, "host2:7", False, digest="d1", peer=2))]
-    assert (vine.worker(1).doubted_by, vine.worker(1).altered) == (third, {vine.file("r1")})
-    assert "it was altered" in vine.told(i.Note)[0].text
+    assert vine.sent(m.Fetch) == [
+        (third, m.Fetch("r1", LARGE, "host2:7", False, digest="d1", source_worker=2))
+    ]
+    assert (vine.worker(1).failed_reader, vine.worker(1).corrupt) == (third, {vine.file("r1")})
+    assert "it was altered" in vine.told(i.LogMessage)[0].text
 
 
 def test_a_copy_that_is_altered_wherever_it_comes_counts_as_lost_and_is_made_again():
@@ -732,9 +750,9 @@ def test_who_passed_on_what_came_altered_is_not_blamed():
     altered(vine, served[0], "r1", "host2:7")
     wrong(vine, second)
     altered(vine, served[1], "r1", "host2:7")
-    assert vine.worker(second).doubted_by == 0
-    assert not any("nobody asks" in note.text for note in vine.told(i.Note, vine.log))
-    assert vine.worker(1).doubted_by == second
+    assert vine.worker(second).failed_reader == 0
+    assert not any("nobody asks" in note.text for note in vine.told(i.LogMessage, vine.log))
+    assert vine.worker(1).failed_reader == second
 
 
 def test_where_copies_come_altered_only_those_that_are_compared_serve():
@@ -744,7 +762,7 @@ def test_where_copies_come_altered_only_those_that_are_compared_serve():
     assert {worker.id for worker in vine.file("r1").fetching} == {third, fourth}
     altered(vine, third, "r1", "host1:7")
     assert (third, "r1", "host2:7") not in vine.fetches()
-    vine.say(second, m.Compared("r1"))
+    vine.say(second, m.Verified("r1"))
     assert (third, "r1", "host2:7") in vine.fetches(), "what came is right: it is a source now"
 
 
@@ -754,7 +772,7 @@ def test_the_manager_is_given_up_if_what_it_has_comes_altered_again_and_again():
     (worker,) = readers(vine, 1)
     for _ in range(MOST_FAILURES + 1):
         assert not outcomes(vine)
-        vine.tick(AVOID_PAIR_S + 1)
+        vine.tick(PAIR_BACKOFF_S + 1)
         assert worker in {w.id for w in vine.file("data").fetching}
         came(vine, worker, "data", "declared")
         wrong(vine, worker, "data", "manager")
@@ -766,14 +784,14 @@ def test_a_comparison_that_ends_after_the_copy_was_pruned_is_no_news():
     (second,) = made(vine, 3)
     came(vine, second)
     vine.mind.disk._drop(vine.worker(second), vine.file("r1"))
-    vine.mind.transfers.need(vine.worker(second), vine.file("r1"))
+    vine.mind.transfers.request_copy(vine.worker(second), vine.file("r1"))
     assert vine.file("r1").fetching
     wrong(vine, second)
-    assert not vine.told(i.Note)
+    assert not vine.told(i.LogMessage)
     assert vine.file("r1").fetching, "the copy that is on its way is another one"
-    vine.say(second, m.Compared("r1"))
+    vine.say(second, m.Verified("r1"))
     came(vine, second)
-    assert vine.worker(second).unproven == {vine.file("r1"): vine.worker(1)}
+    assert vine.worker(second).unverified == {vine.file("r1"): vine.worker(1)}
 
 
 def test_the_upload_of_a_copy_that_turns_out_to_be_altered_is_asked_of_another_one():
@@ -782,7 +800,7 @@ def test_the_upload_of_a_copy_that_turns_out_to_be_altered_is_asked_of_another_o
     came(vine, second)
     came(vine, third)
     vine.lose(1)
-    vine.feed(e.FileWanted("r1"))
+    vine.feed(e.FileRequested("r1"))
     assert vine.sent(m.Upload) == [(second, m.Upload("r1", "d1"))]
     wrong(vine, second)
     assert vine.sent(m.Upload) == [(third, m.Upload("r1", "d1"))]
@@ -795,9 +813,9 @@ def test_a_source_has_its_good_name_back_when_what_came_from_it_is_compared():
     second, third = made(vine, 3, 4)
     vine.fetch_failed(third, "r1", "host1:7")
     came(vine, second)
-    assert vine.worker(1).doubted_by == third
-    vine.say(second, m.Compared("r1"))
-    assert vine.worker(1).doubted_by == 0
+    assert vine.worker(1).failed_reader == third
+    vine.say(second, m.Verified("r1"))
+    assert vine.worker(1).failed_reader == 0
 
 
 def test_a_worker_that_fails_two_others_is_left_alone_by_all_for_a_while():
@@ -807,15 +825,15 @@ def test_a_worker_that_fails_two_others_is_left_alone_by_all_for_a_while():
     vine.cached(first, "data")
     assert {worker for worker, _, source in vine.fetches() if source == "host1:7"} == {third, fourth}
     vine.fetch_failed(third, "data", "host1:7")
-    assert not any("nobody asks" in note.text for note in vine.told(i.Note)), "it may be the receiver"
+    assert not any("nobody asks" in note.text for note in vine.told(i.LogMessage)), "it may be the receiver"
     vine.fetch_failed(fourth, "data", "host1:7")
-    assert any("nobody asks worker 1 on host1" in note.text for note in vine.told(i.Note))
+    assert any("nobody asks worker 1 on host1" in note.text for note in vine.told(i.LogMessage))
     fifth = vine.join()
     vine.submit(single(1, "data"))
     for worker in (second, third, fourth, fifth):
         vine.cached(worker, "data")
     assert "host1:7" not in sources(vine.fetches(vine.log))[4:]
-    vine.tick(SHUN_S + 1)
+    vine.tick(PEER_BACKOFF_S + 1)
     for worker in (second, third, fourth, fifth):
         vine.lose(worker)
     assert vine.holders("data") == {first}
@@ -836,7 +854,7 @@ def test_one_receiver_alone_gives_nobody_a_bad_name():
     vine.submit(*(single(100 + n, f"r{n}") for n in range(1, 6)))
     for _worker, name, source in vine.fetches():
         vine.fetch_failed(poor, name, source)
-    assert vine.worker(1).shunned_until == 0.0
+    assert vine.worker(1).excluded_until == 0.0
 
 
 def test_while_peers_are_spreading_a_file_its_origin_is_left_in_peace():

@@ -7,7 +7,7 @@ import pytest
 from tests.minds import LARGE, ONE_CORE, Vine, call, end_without_output, maker, outcomes, single
 from vinecore.core import events as e
 from vinecore.core import instructions as i
-from vinecore.core.mind import PATIENCE_S
+from vinecore.core.mind import STALL_REPORT_DELAY_S
 from vinecore.protocol import messages as m
 
 
@@ -19,7 +19,7 @@ def vine():
 
 
 def missing(vine):
-    texts = [told.text for told in vine.told(i.Missing, vine.log)]
+    texts = [told.text for told in vine.told(i.Stalled, vine.log)]
     return texts[-1] if texts else ""
 
 
@@ -41,7 +41,7 @@ def test_it_is_said_what_a_task_waits_for_and_no_longer_when_that_is_submitted(v
     vine.declare("temp", awaited=True)
     vine.submit(single(1, "temp"))
     vine.tick()
-    vine.tick(PATIENCE_S + 1)
+    vine.tick(STALL_REPORT_DELAY_S + 1)
     assert "t1 waits for a file that no task makes yet (temp): submit the task" in missing(vine)
     vine.submit(maker(2, "temp"))
     vine.tick()
@@ -52,7 +52,7 @@ def test_nothing_is_said_as_long_as_something_runs(vine):
     vine.declare("temp", awaited=True)
     vine.submit(single(5), single(1, "temp"))
     vine.tick()
-    vine.tick(PATIENCE_S + 1)
+    vine.tick(STALL_REPORT_DELAY_S + 1)
     assert missing(vine) == ""
 
 
@@ -90,7 +90,7 @@ def test_what_was_never_declared_or_is_not_there_is_an_error_at_once(vine):
     vine.declare("place")
     vine.submit(single(1, "never"), single(2, "place", "never"))
     assert outcomes(vine) == {1: "input missing", 2: "input missing"}
-    reasons = {told.task: told.info["reason"] for told in vine.told(i.TaskEnded)}
+    reasons = {told.task: told.info["reason"] for told in vine.told(i.TaskFinished)}
     assert reasons[1] == "never: pruned or never declared, and no task makes it"
     assert "place: not there when it was declared" in reasons[2]
 
@@ -113,7 +113,7 @@ def test_calls_and_on_demand_makers_and_archives_wait_as_well(vine):
         vine.declare(name, awaited=True)
     vine.declare("unpacked", archive="packed", directory=True)
     vine.library()
-    vine.submit(single(8, "seed", result="", outputs=("made",), asleep=True))
+    vine.submit(single(8, "seed", result="", outputs=("made",), on_demand=True))
     vine.submit(call(1, "temp"), single(3, "made"), single(4, "unpacked"))
     assert not vine.where()
     vine.submit(maker(5, "temp", "seed"), maker(6, "packed"))

@@ -68,8 +68,8 @@ def test_a_plan_climbs_over_tops_to_the_largest(mode, seen, draw):
     assert plan.values[-1] == tops[-1]
     assert math.isclose(sum(plan.weights), 1.0, rel_tol=1e-6)
     assert plan.first(draw) in plan.values
-    assert plan.after(plan.values[-1]) is None
-    assert plan.after(0) == plan.values[0]
+    assert plan.next_larger(plan.values[-1]) is None
+    assert plan.next_larger(0) == plan.values[0]
 
 
 @given(bins)

@@ -7,7 +7,7 @@ import pytest
 from tests.minds import LARGE, Vine, call, single
 from vinecore import journal as j
 from vinecore.core import events as e
-from vinecore.io.scribe import Teller
+from vinecore.io.scribe import JournalRecorder
 from vinecore.protocol import messages as m
 
 
@@ -16,12 +16,12 @@ class ToldVine(Vine):
 
     def __init__(self):
         super().__init__()
-        self.teller = Teller(0.0)
+        self.teller = JournalRecorder(0.0)
         self.records = []
 
     def feed(self, *happened):
         out = super().feed(*happened)
-        self.records += self.teller.turn(self.now, list(happened), out)
+        self.records += self.teller.records_for(self.now, list(happened), out)
         return out
 
     def of(self, *kinds):
@@ -39,8 +39,8 @@ def test_what_a_worker_says_of_a_task_that_is_cancelled_at_the_same_time_is_void
     vine.compute(call(1))
     worker = vine.join()
     _worker, ticket = vine.place(1)
-    vine.feed(e.RunClosed(1), e.WorkerSaid(worker, m.Done(ticket, 10, 0.1, {}, b"")))
-    assert vine.of(j.TaskDone, j.TaskBack) == [j.TaskBack(0.0, 1, worker, "taken back")]
+    vine.feed(e.GraphClosed(1), e.MessageReceived(worker, m.TaskDone(ticket, 10, 0.1, {}, b"")))
+    assert vine.of(j.TaskDone, j.TaskReturned) == [j.TaskReturned(0.0, 1, worker, "taken back")]
 
 
 def spread(vine):

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from tests.support import PATIENCE_S, alive, until
 from vinecore import Factory, Task
 from vinecore.factory.cli import command, run
-from vinecore.factory.sources import Far, ask
+from vinecore.factory.sources import RemoteManager, query_status
 from vinecore.protocol import VERSION
-from vinecore.protocol.handshake import Refused
+from vinecore.protocol.handshake import HandshakeRejected
 
 
 @pytest.fixture
@@ -89,7 +89,11 @@ def test_a_manager_says_what_there_is_to_do_to_who_knows_the_secret(yard):
         m.submit(Task("true"))
     m.empty()
     said = until(
-        lambda: (s := ask("127.0.0.1", m.port, yard.secret.read_bytes().strip())) and s["waiting"] == 3 and s
+        lambda: (
+            (s := query_status("127.0.0.1", m.port, yard.secret.read_bytes().strip()))
+            and s["waiting"] == 3
+            and s
+        )
     )
     assert (said["name"], said["protocol"], said["running"], said["workers"], said["pilots"]) == (
         "my-analysis",
@@ -100,11 +104,11 @@ def test_a_manager_says_what_there_is_to_do_to_who_knows_the_secret(yard):
     )
     yard.worker(m, "--feature", "pilot:mine/7", "--feature", "pilot:other/8")
     m.wait_for_workers(1, PATIENCE_S)
-    source = Far("127.0.0.1", m.port, yard.secret)
+    source = RemoteManager("127.0.0.1", m.port, yard.secret)
     demand = source.ask(None, "mine")
     assert (demand.pilots, demand.workers) == (("7",), 1)
-    with pytest.raises(Refused, match="wrong secret"):
-        ask("127.0.0.1", m.port, b"something else")
+    with pytest.raises(HandshakeRejected, match="wrong secret"):
+        query_status("127.0.0.1", m.port, b"something else")
 
 
 @pytest.mark.parametrize(

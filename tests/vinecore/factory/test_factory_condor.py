@@ -34,7 +34,7 @@ def commands(tmp_path, monkeypatch):
 @pytest.fixture
 def pilots(commands, tmp_path):
     """One that was submitted."""
-    found = condor.Condor(tmp_path, leftover="vine-1")
+    found = condor.HTCondor(tmp_path, leftover="vine-1")
     found._live.add("1.0")
     return found
 
@@ -42,7 +42,7 @@ def pilots(commands, tmp_path):
 def test_a_job_that_waits_without_a_reason_has_none(commands, pilots):
     queue, _called = commands
     queue(JobStatus=1, HoldReason=None, HoldReasonCode=None, RemoveReason=None)
-    assert pilots.status() == {"1.0": condor.Job(IDLE)}
+    assert pilots.status() == {"1.0": condor.JobStatus(IDLE)}
 
 
 def test_only_what_does_not_end_by_itself_is_taken_out_by_force(commands, pilots, monkeypatch):

@@ -11,11 +11,11 @@ import pytest
 
 from tests.support import PATIENCE_S, until
 from vinecore import Factory, Task
-from vinecore.announcing import describe
-from vinecore.core.demand import Demand
-from vinecore.factory.batch import Order, worker_words
-from vinecore.factory.settings import Settings
-from vinecore.factory.sources import Named, Target
+from vinecore.announcing import make_record
+from vinecore.core.demand import QueueStats
+from vinecore.factory.batch import PilotSpec, worker_command_line
+from vinecore.factory.settings import FactorySettings
+from vinecore.factory.sources import NamedManagers, Target
 from vinecore.protocol import registry
 
 
@@ -28,8 +28,8 @@ def works(m, count=1):
 
 def enter(name, key, port, **more):
     """Enter somebody as if it was on another machine."""
-    about = describe(name=name, key=key, bound="127.0.0.1", port=port, ssl=False)
-    registry.write(registry.place(), key, {**about, **more})
+    about = make_record(name=name, key=key, bound="127.0.0.1", port=port, ssl=False)
+    registry.write(registry.registry_directory(), key, {**about, **more})
 
 
 @pytest.fixture
@@ -103,17 +103,19 @@ def test_a_manager_and_a_name_are_not_both_taken(yard):
 @pytest.fixture
 def named(tmp_path):
     """A source that knows three managers, whose demand a test sets."""
-    source = Named(None, tmp_path, (), ())
+    source = NamedManagers(None, tmp_path, (), ())
 
     def knows(**waiting):
-        source._managers = {key: (Target(key, 1, tmp_path), Demand(waiting=n)) for key, n in waiting.items()}
+        source._managers = {
+            key: (Target(key, 1, tmp_path), QueueStats(waiting=n)) for key, n in waiting.items()
+        }
         return source
 
     return knows
 
 
 def shared(source, count, pilots=(), **settings):
-    given = source.share(count, Settings(min_workers=0, **settings), pilots)
+    given = source.share(count, FactorySettings(min_workers=0, **settings), pilots)
     return {target.host: number for number, target in given}
 
 
@@ -121,7 +123,7 @@ def test_pilots_are_shared_by_what_each_manager_lacks(named):
     source = named(a=100, b=50, c=0)
     assert shared(source, 15) == {"a": 10, "b": 5}
     assert shared(source, 4, tasks_per_worker=50) == {"a": 3, "b": 1}
-    [(_count, target)] = source.share(1, Settings(), ())
+    [(_count, target)] = source.share(1, FactorySettings(), ())
     source.submitted(target, [str(n) for n in range(90)])
     assert shared(source, 6, [str(n) for n in range(90)]) == {"a": 1, "b": 5}
     assert shared(source, 15, []) == {"a": 10, "b": 5}, "those that are gone do not count"
@@ -129,14 +131,14 @@ def test_pilots_are_shared_by_what_each_manager_lacks(named):
 
 def test_where_no_manager_lacks_any_they_are_shared_evenly(named):
     assert shared(named(a=0, b=0, c=0), 6) == {"a": 2, "b": 2, "c": 2}
-    assert named().share(3, Settings(), ()) == []
+    assert named().share(3, FactorySettings(), ()) == []
 
 
 def test_a_pilot_is_told_all_addresses_and_how_to_find_the_next_manager(tmp_path):
     find = ("-M", "run-.", "--catalog", "cat:1")
-    order = Order(Settings(), "10.0.0.1", 7, tmp_path, "f", (), (("::1", 7), ("host", 7)), find)
-    assert worker_words(order)[:5] == ["10.0.0.1:7;[::1]:7;host:7", *find]
+    order = PilotSpec(FactorySettings(), "10.0.0.1", 7, tmp_path, "f", (), (("::1", 7), ("host", 7)), find)
+    assert worker_command_line(order)[:5] == ["10.0.0.1:7;[::1]:7;host:7", *find]
     from vineworker.cli import parse_addresses
 
-    assert parse_addresses(worker_words(order)[:1]) == (("10.0.0.1", 7), ("::1", 7), ("host", 7))
-    assert worker_words(order._replace(others=()))[:3] == ["10.0.0.1", "7", "-M"]
+    assert parse_addresses(worker_command_line(order)[:1]) == (("10.0.0.1", 7), ("::1", 7), ("host", 7))
+    assert worker_command_line(order._replace(others=()))[:3] == ["10.0.0.1", "7", "-M"]

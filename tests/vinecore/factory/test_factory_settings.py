@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from tests.support import until, workers_of
 from vinecore import Factory, PythonTask, Task
 from vinecore.factory.cli import command
-from vinecore.factory.settings import REFUSED, Settings, from_json
+from vinecore.factory.settings import UNSUPPORTED_SETTINGS, FactorySettings, from_json
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,14 @@ from vinecore.factory.settings import REFUSED, Settings, from_json
 )
 def test_what_makes_no_sense_is_refused_by_name(name, value, words):
     with pytest.raises(ValueError, match=words.replace("?", "[?]")):
-        Settings().changed(**{name: value})
+        FactorySettings().changed(**{name: value})
 
 
 def test_a_configuration_has_the_names_of_the_options():
     text = (
         '{"min-workers": 1, "worker-extra-options": "--debug", "cores": 2, "condor-requirements": ["a", "b"]}'
     )
-    assert Settings().changed(**from_json(json.loads(text))) == Settings(
+    assert FactorySettings().changed(**from_json(json.loads(text))) == FactorySettings(
         min_workers=1, extra_options="--debug", cores=2, condor_requirements=("a", "b")
     )
 
@@ -141,14 +141,14 @@ def test_a_manager_scales_its_workers_and_lets_only_idle_ones_go(yard):
         assert (factory.min_workers, factory.max_workers) == (0, 2)
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
+@pytest.mark.parametrize("name", sorted(UNSUPPORTED_SETTINGS))
 def test_what_taskvine_has_and_this_has_not_is_refused_with_the_reason(name):
     with pytest.raises(ValueError, match=f"'{name}' cannot be set: ") as caught:
         from_json({name: "x"})
-    assert REFUSED[name] in str(caught.value)
+    assert UNSUPPORTED_SETTINGS[name] in str(caught.value)
     told = CliRunner().invoke(command, ["-T", "local", "localhost", "9123", f"--{name}", "x"])
     assert told.exit_code == 2
-    assert REFUSED[name].split(":")[0] in " ".join(told.output.replace("│", " ").split())
+    assert UNSUPPORTED_SETTINGS[name].split(":")[0] in " ".join(told.output.replace("│", " ").split())
 
 
 KEYS = ("manager-name", "master-name", "foremen-name", "min-workers", "max-workers", "workers-per-cycle", "capacity", "timeout", "cores", "memory", "disk",
@@ -158,7 +158,11 @@ KEYS = ("manager-name", "master-name", "foremen-name", "min-workers", "max-worke
 
 @pytest.mark.parametrize("key", KEYS)
 def test_each_key_of_taskvines_configuration_is_known(key):
-    with pytest.raises(ValueError, match="cannot be set") if key in REFUSED else contextlib.nullcontext():
+    with (
+        pytest.raises(ValueError, match="cannot be set")
+        if key in UNSUPPORTED_SETTINGS
+        else contextlib.nullcontext()
+    ):
         from_json({key: "x"})
 
 
@@ -174,10 +178,10 @@ def test_each_key_of_taskvines_configuration_is_known(key):
 )
 def test_words_are_checked(name, value, words):
     if isinstance(words, tuple):
-        assert getattr(Settings().changed(**{name: value}), name) == words
+        assert getattr(FactorySettings().changed(**{name: value}), name) == words
     else:
         with pytest.raises(ValueError, match=words):
-            Settings().changed(**{name: value})
+            FactorySettings().changed(**{name: value})
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,14 @@ import time
 import pytest
 
 from vinecore.protocol import bulk, digests, handshake
-from vinecore.protocol.bulk import Altered, Client, Door, Gone, unpack_safely
-from vinecore.protocol.seals import Words
+from vinecore.protocol.bulk import (
+    AuthenticatingListener,
+    ChecksumMismatch,
+    ObjectNotFound,
+    TransferClient,
+    unpack_safely,
+)
+from vinecore.protocol.seals import AuthenticatedLines
 
 SECRET = b"secret"
 SIZES = [0, 1, bulk.CHUNK - 1, bulk.CHUNK, bulk.CHUNK + 1, 3 * bulk.CHUNK + 17]
@@ -34,7 +40,7 @@ class Shelf:
         self.begun = []
         self.stored = threading.Event()
 
-    def find(self, name):
+    def find_object(self, name):
         return self.contents.get(name)
 
     def temporary(self, name):
@@ -64,10 +70,12 @@ def refusals():
 def port(shelf, refusals):
     """Where a shelf is served."""
     listener = socket.create_server(("127.0.0.1", 0))
-    door = Door(
+    door = AuthenticatingListener(
         listener,
         lambda _greeting: SECRET,
-        lambda sock, greeting, _address: bulk.serve(Words(sock, greeting["session"], "server"), shelf),
+        lambda sock, greeting, _address: bulk.serve(
+            AuthenticatedLines(sock, greeting["session"], "server"), shelf
+        ),
         lambda address, reason: refusals.append((address, reason)),
     )
     yield listener.getsockname()[1]
@@ -76,17 +84,17 @@ def port(shelf, refusals):
 
 @pytest.fixture
 def client(port):
-    client = Client("127.0.0.1", port, SECRET)
+    client = TransferClient("127.0.0.1", port, SECRET)
     yield client
     client.close()
 
 
-class Raw(Words):
+class Raw(AuthenticatedLines):
     """A connection that has shown the secret, to misbehave on."""
 
     def __init__(self, port):
         sock = socket.create_connection(("127.0.0.1", port), 60)
-        super().__init__(sock, handshake.dial(sock, SECRET, "bulk"), "client")
+        super().__init__(sock, handshake.connect(sock, SECRET, "bulk"), "client")
         self.recv, self.sendall = sock.recv, sock.sendall
 
     def __enter__(self):
@@ -160,7 +168,7 @@ def test_what_is_fetched_is_what_is_there(shelf, client, tmp_path, size, kind):
     else:
         shelf.contents["x"] = data
     target = tmp_path / "target"
-    assert client.get("x", str(target)) == (size, digests.of(data))
+    assert client.get("x", str(target)) == (size, digests.digest_bytes(data))
     assert target.read_bytes() == data
 
 
@@ -192,12 +200,12 @@ def test_a_directory_that_there_is_no_room_for_is_not_fetched(shelf, client, tmp
         raise OSError("there is no room")
 
     with pytest.raises(OSError, match="there is no room"):
-        client.bring("tree", str(tmp_path / "target"), fits=fits)
+        client.get_unverified("tree", str(tmp_path / "target"), fits=fits)
     assert not (tmp_path / "target").exists()
 
 
 def test_what_is_not_there_is_gone_and_the_connection_goes_on(shelf, client, tmp_path):
-    with pytest.raises(Gone):
+    with pytest.raises(ObjectNotFound):
         client.get("x", str(tmp_path / "target"))
     assert not (tmp_path / "target").exists()
     shelf.contents["x"] = b"now"
@@ -207,7 +215,7 @@ def test_what_is_not_there_is_gone_and_the_connection_goes_on(shelf, client, tmp
 
 def test_what_was_deleted_behind_the_shelf_is_gone(shelf, client, tmp_path):
     shelf.contents["x"] = str(tmp_path / "deleted")
-    with pytest.raises(Gone):
+    with pytest.raises(ObjectNotFound):
         client.get("x", str(tmp_path / "target"))
 
 
@@ -223,7 +231,7 @@ def test_many_connections_are_served_side_by_side(shelf, port, tmp_path):
     done = []
 
     def fetch(number):
-        client = Client("127.0.0.1", port, SECRET)
+        client = TransferClient("127.0.0.1", port, SECRET)
         client.get("x", str(tmp_path / str(number)))
         client.close()
         done.append((tmp_path / str(number)).read_bytes() == shelf.contents["x"])
@@ -269,7 +277,7 @@ def test_putting_returns_when_all_of_it_is_stored(shelf, client):
 @pytest.mark.parametrize("directory", [False, True])
 def test_what_was_cut_off_is_never_stored(shelf, port, sent, directory):
     with Raw(port) as sock:
-        sock.say({"put": "x", "size": 1000, "directory": directory})
+        sock.send({"put": "x", "size": 1000, "directory": directory})
         sock.sendall(b"a" * sent)
         until(lambda: shelf.begun)
     until(lambda: not os.listdir(shelf.folder))
@@ -278,7 +286,7 @@ def test_what_was_cut_off_is_never_stored(shelf, port, sent, directory):
 
 def test_a_directory_that_is_no_archive_is_never_stored(shelf, port):
     with Raw(port) as sock:
-        sock.say({"put": "x", "size": 1000, "directory": True})
+        sock.send({"put": "x", "size": 1000, "directory": True})
         sock.sendall(b"a" * 1000)
         assert sock.recv(1) == b"", "the connection ends"
     until(lambda: not os.listdir(shelf.folder))
@@ -288,7 +296,7 @@ def test_a_directory_that_is_no_archive_is_never_stored(shelf, port):
 def test_an_archive_that_climbs_out_is_never_stored(shelf, port, tmp_path):
     data = archive_of(("../../climbed", b"x"))
     with Raw(port) as sock:
-        sock.say({"put": "x", "size": len(data), "directory": True})
+        sock.send({"put": "x", "size": len(data), "directory": True})
         sock.sendall(data)
         assert sock.recv(1) == b""
     until(lambda: not os.listdir(shelf.folder))
@@ -310,7 +318,7 @@ def test_an_archive_that_climbs_out_is_never_stored(shelf, port, tmp_path):
 )
 def test_a_request_without_sense_ends_the_connection(shelf, port, request_):
     with Raw(port) as sock:
-        sock.say(request_)
+        sock.send(request_)
         assert sock.recv(1) == b""
     assert not shelf.contents
     until(lambda: not os.listdir(shelf.folder))
@@ -334,12 +342,12 @@ def fake_server(*answers):
         with listener:
             sock, _address = listener.accept()
             with sock:
-                words = Words(sock, handshake.serve(sock, SECRET)["session"], "server")
+                words = AuthenticatedLines(sock, handshake.serve(sock, SECRET)["session"], "server")
                 for answer in answers:
-                    words.hear(time.monotonic() + 60)
+                    words.receive(time.monotonic() + 60)
                     line, end, content = answer.partition(b"\n")
                     sock.sendall(
-                        (line + words._mine.make((line,)).hex().encode() if end else line) + end + content
+                        (line + words._mine.sign((line,)).hex().encode() if end else line) + end + content
                     )
 
     threading.Thread(target=serve, daemon=True).start()
@@ -361,12 +369,12 @@ def fake_server(*answers):
     ],
 )
 def test_a_source_that_does_not_deliver_is_an_error_and_leaves_nothing(tmp_path, answer):
-    client = Client("127.0.0.1", fake_server(answer), SECRET)
+    client = TransferClient("127.0.0.1", fake_server(answer), SECRET)
     target = tmp_path / "target"
     with pytest.raises((OSError, ValueError)):
         client.get("x", str(target))
     client.close()
-    bulk.remove(str(target))
+    bulk.remove_tree(str(target))
     assert os.listdir(tmp_path) == []
 
 
@@ -378,15 +386,15 @@ def test_a_source_that_falls_silent_is_given_up(tmp_path, monkeypatch):
     def serve():
         sock, _address = listener.accept()
         with sock:
-            words = Words(sock, handshake.serve(sock, SECRET)["session"], "server")
-            words.hear(time.monotonic() + 60)
-            words.say({"size": 10, "directory": False})
+            words = AuthenticatedLines(sock, handshake.serve(sock, SECRET)["session"], "server")
+            words.receive(time.monotonic() + 60)
+            words.send({"size": 10, "directory": False})
             sock.sendall(b"123")
             over.wait(60)
 
     thread = threading.Thread(target=serve)
     thread.start()
-    client = Client("127.0.0.1", listener.getsockname()[1], SECRET)
+    client = TransferClient("127.0.0.1", listener.getsockname()[1], SECRET)
     with pytest.raises(TimeoutError):
         client.get("x", str(tmp_path / "target"))
     over.set()
@@ -416,7 +424,7 @@ def flipped(data):
 @pytest.fixture(params=["within the kernel", "through this process", "not to this disk"])
 def way(request, monkeypatch):
     """The ways bytes may take from a socket to a file; files need not be so large for a thread to look at them."""
-    monkeypatch.setattr(digests, "LUMP", LUMP)
+    monkeypatch.setattr(digests, "MIN_BACKGROUND_BYTES", LUMP)
     if request.param == "through this process":
         monkeypatch.delattr(os, "splice", raising=False)
     elif request.param == "not to this disk":
@@ -435,8 +443,8 @@ def test_a_large_file_comes_whole_and_with_its_digest(shelf, client, tmp_path, w
     data = noise(size)
     shelf.contents["x"] = str(tmp_path / "source")
     (tmp_path / "source").write_bytes(data)
-    received = client.get("x", str(tmp_path / "target"), digests.of(data))
-    assert received == (size, digests.of(data))
+    received = client.get("x", str(tmp_path / "target"), digests.digest_bytes(data))
+    assert received == (size, digests.digest_bytes(data))
     assert (tmp_path / "target").read_bytes() == data
 
 
@@ -445,32 +453,32 @@ def test_a_file_that_was_altered_where_it_is_kept_is_refused(shelf, client, tmp_
     data = noise(size)
     shelf.contents["x"] = str(tmp_path / "source")
     (tmp_path / "source").write_bytes(flipped(data))
-    with pytest.raises(Altered, match=f"its digest is {digests.of(flipped(data))}"):
-        client.get("x", str(tmp_path / "target"), digests.of(data))
+    with pytest.raises(ChecksumMismatch, match=f"its digest is {digests.digest_bytes(flipped(data))}"):
+        client.get("x", str(tmp_path / "target"), digests.digest_bytes(data))
 
 
 @pytest.mark.parametrize("spare", [False, True])
 @pytest.mark.parametrize("size", [bulk.CHUNK + 1, LARGE])
 def test_a_large_file_is_here_before_it_is_compared(shelf, client, tmp_path, monkeypatch, way, size, spare):
     """The connection may serve others meanwhile, and the file may have another place."""
-    monkeypatch.setattr(digests, "beside", lambda: spare)
+    monkeypatch.setattr(digests, "cpu_to_spare", lambda: spare)
     data = noise(size)
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(data)
     shelf.contents["x"] = str(source)
-    for expected in (digests.of(data), digests.of(flipped(data))):
-        received, proof = client.bring("x", str(target), expected)
+    for expected in (digests.digest_bytes(data), digests.digest_bytes(flipped(data))):
+        received, proof = client.get_unverified("x", str(target), expected)
         assert received == (size, expected)
         followed = any(thread.name == "vine-digest" for thread in threading.enumerate())
         assert followed == spare or size < LARGE
         assert target.read_bytes() == data
         target.unlink()
         client.get("x", str(tmp_path / "other"))
-        if expected == digests.of(data):
-            proof.compare()
+        if expected == digests.digest_bytes(data):
+            proof.verify()
         else:
-            with pytest.raises(Altered, match=f"its digest is {digests.of(data)}"):
-                proof.compare()
+            with pytest.raises(ChecksumMismatch, match=f"its digest is {digests.digest_bytes(data)}"):
+                proof.verify()
         proof.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "vine-digest"]
 
@@ -481,21 +489,21 @@ def test_what_is_small_a_directory_or_of_no_known_digest_is_compared_when_it_com
     (tmp_path / "small").write_bytes(noise(bulk.CHUNK))
     for name in ("tree", "large", "small"):
         shelf.contents[name] = str(tmp_path / name)
-    small = digests.of(noise(bulk.CHUNK))
+    small = digests.digest_bytes(noise(bulk.CHUNK))
     for name, expected in (("tree", ""), ("tree", small), ("large", ""), ("small", small)):
-        _received, proof = client.bring(name, str(tmp_path / f"target-{name}-{expected}"), expected)
+        _received, proof = client.get_unverified(name, str(tmp_path / f"target-{name}-{expected}"), expected)
         assert proof is None
-    with pytest.raises(Altered):
-        client.bring("small", str(tmp_path / "target"), "another")
+    with pytest.raises(ChecksumMismatch):
+        client.get_unverified("small", str(tmp_path / "target"), "another")
 
 
 @pytest.mark.parametrize("directory", [False, True])
 def test_what_was_altered_on_its_way_is_refused(tmp_path, directory):
     data = archive_of(("file", noise(1000)))
-    head = {"size": len(data), "directory": directory, "digest": digests.of(data)}
+    head = {"size": len(data), "directory": directory, "digest": digests.digest_bytes(data)}
     port = fake_server(json.dumps(head).encode() + b"\n" + flipped(data))
-    client = Client("127.0.0.1", port, SECRET)
-    with pytest.raises(Altered):
+    client = TransferClient("127.0.0.1", port, SECRET)
+    with pytest.raises(ChecksumMismatch):
         client.get("x", str(tmp_path / "target"))
     client.close()
     assert not (tmp_path / "target").is_dir(), "nothing is unpacked before it is known to be right"
@@ -504,8 +512,8 @@ def test_what_was_altered_on_its_way_is_refused(tmp_path, directory):
 def test_a_small_object_says_what_it_is_itself(shelf, port):
     shelf.contents["x"] = b"data"
     with Raw(port) as sock:
-        sock.say({"get": "x"})
-        assert sock.hear(time.monotonic() + 60)["digest"] == digests.of(b"data")
+        sock.send({"get": "x"})
+        assert sock.receive(time.monotonic() + 60)["digest"] == digests.digest_bytes(b"data")
 
 
 def test_a_directory_is_not_held_to_the_digest_of_something_else(shelf, client, tmp_path):
@@ -519,17 +527,17 @@ def test_a_directory_is_not_held_to_the_digest_of_something_else(shelf, client, 
 def test_what_is_brought_is_stored_with_its_digest(shelf, client, tmp_path, size):
     data = noise(size)
     (tmp_path / "source").write_bytes(data)
-    client.put("x", str(tmp_path / "source"), digests.of(data))
-    assert shelf.digests["x"] == digests.of(data)
+    client.put("x", str(tmp_path / "source"), digests.digest_bytes(data))
+    assert shelf.digests["x"] == digests.digest_bytes(data)
     client.put("y", data)
-    assert shelf.digests["y"] == digests.of(data)
+    assert shelf.digests["y"] == digests.digest_bytes(data)
 
 
 def test_what_is_brought_and_is_not_what_was_made_is_not_stored(shelf, client, tmp_path):
     data = noise(1000)
     (tmp_path / "source").write_bytes(flipped(data))
-    with pytest.raises(Altered, match=digests.of(data)):
-        client.put("x", str(tmp_path / "source"), digests.of(data))
+    with pytest.raises(ChecksumMismatch, match=digests.digest_bytes(data)):
+        client.put("x", str(tmp_path / "source"), digests.digest_bytes(data))
     assert not shelf.contents
     assert not os.listdir(shelf.folder)
 
@@ -537,10 +545,10 @@ def test_what_is_brought_and_is_not_what_was_made_is_not_stored(shelf, client, t
 def test_a_directory_that_is_altered_on_its_way_is_not_stored(shelf, port):
     data = archive_of(("file", noise(1000)))
     with Raw(port) as sock:
-        head = {"put": "x", "size": len(data), "directory": True, "digest": digests.of(data)}
-        sock.say(head)
+        head = {"put": "x", "size": len(data), "directory": True, "digest": digests.digest_bytes(data)}
+        sock.send(head)
         sock.sendall(flipped(data))
-        assert "altered" in sock.hear(time.monotonic() + 60)
+        assert "altered" in sock.receive(time.monotonic() + 60)
     assert not shelf.contents
     until(lambda: not os.listdir(shelf.folder))
 
@@ -548,7 +556,7 @@ def test_a_directory_that_is_altered_on_its_way_is_not_stored(shelf, port):
 @pytest.mark.parametrize("kept", [0, 1000, LUMP + 1])
 def test_a_large_file_that_is_cut_off_is_refused(tmp_path, way, kept):
     port = fake_server(b'{"size": %d, "directory": false}\n' % LARGE + noise(LARGE)[:kept])
-    client = Client("127.0.0.1", port, SECRET)
+    client = TransferClient("127.0.0.1", port, SECRET)
     with pytest.raises(ConnectionError, match=f"{LARGE - kept} bytes before the end"):
         client.get("x", str(tmp_path / "target"))
     client.close()
@@ -560,8 +568,8 @@ def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(shelf, port, t
     os.truncate(source, 256 << 20)  # more than the sockets take
     shelf.contents["x"] = str(source)
     with Raw(port) as sock:
-        sock.say({"get": "x"})
-        sock.hear(time.monotonic() + 60)
+        sock.send({"get": "x"})
+        sock.receive(time.monotonic() + 60)
         os.truncate(source, 1 << 20)
         sock.sock.settimeout(60)
         came = 0
@@ -575,8 +583,8 @@ def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(shelf, port, t
 
 def test_who_does_not_know_the_secret_stays_outside(port, refusals, shelf):
     shelf.contents["x"] = b"secret data"
-    with pytest.raises(handshake.Refused, match="wrong secret"):
-        Client("127.0.0.1", port, b"guess")
+    with pytest.raises(handshake.HandshakeRejected, match="wrong secret"):
+        TransferClient("127.0.0.1", port, b"guess")
     until(lambda: refusals)
     assert refusals == [("127.0.0.1", "wrong secret")]
 
@@ -589,21 +597,21 @@ def test_garbage_at_the_door_is_refused_and_others_still_come_in(port, refusals,
         sock.sendall(said)
         until(lambda: refusals)
     shelf.contents["x"] = b"data"
-    client = Client("127.0.0.1", port, SECRET)
+    client = TransferClient("127.0.0.1", port, SECRET)
     client.get("x", str(tmp_path / "target"))
     client.close()
 
 
 def test_a_door_that_closes_cuts_what_is_being_served(shelf, tmp_path):
     listener = socket.create_server(("127.0.0.1", 0))
-    door = Door(
+    door = AuthenticatingListener(
         listener,
         lambda _greeting: SECRET,
-        lambda sock, greeting, _a: bulk.serve(Words(sock, greeting["session"], "server"), shelf),
+        lambda sock, greeting, _a: bulk.serve(AuthenticatedLines(sock, greeting["session"], "server"), shelf),
         lambda *_: None,
     )
     port = listener.getsockname()[1]
-    client = Client("127.0.0.1", port, SECRET)
+    client = TransferClient("127.0.0.1", port, SECRET)
     door.close()
     with pytest.raises(ConnectionError):
         client.get("x", str(tmp_path / "target"))
@@ -623,7 +631,7 @@ def test_where_no_more_files_may_be_open_that_is_said_once_and_who_knocks_waits(
         until(lambda: refusals)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    handshake.dial(knocking, SECRET, "bulk")
+    handshake.connect(knocking, SECRET, "bulk")
     knocking.close()
     ((who, reason),) = refusals
     assert who == "somebody"
@@ -765,10 +773,10 @@ def test_a_read_only_folder_is_filled_before_it_is_closed(folder):
 def test_removing_takes_everything_and_does_not_mind_nothing(tmp_path):
     make_tree(tmp_path / "tree")
     (tmp_path / "tree" / "deep").chmod(0)
-    bulk.remove(str(tmp_path / "tree"))
-    bulk.remove(str(tmp_path / "tree"))
+    bulk.remove_tree(str(tmp_path / "tree"))
+    bulk.remove_tree(str(tmp_path / "tree"))
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "x").write_text("x")
     (tmp_path / "link").symlink_to("kept")
-    bulk.remove(str(tmp_path / "link"))
+    bulk.remove_tree(str(tmp_path / "link"))
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["kept", "x"]

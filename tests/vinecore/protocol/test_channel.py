@@ -11,7 +11,7 @@ import pytest
 
 from vinecore.protocol import frames
 from vinecore.protocol import messages as m
-from vinecore.protocol.channel import Channel
+from vinecore.protocol.channel import MessageChannel
 from vinecore.protocol.frames import json_dumps, strict_json_dumps
 
 
@@ -20,20 +20,20 @@ def test_what_nobody_waits_for_leaves_with_the_next_message_or_when_it_is_pushed
         heard: asyncio.Queue[list[m.Message]] = asyncio.Queue()
         ours, theirs = socket.socketpair()
         lost = asyncio.Event()
-        here = Channel((), lambda _said: None, lambda _reason: None)
-        there = Channel((m.Unlink, m.Ping), heard.put_nowait, lambda _reason: lost.set())
+        here = MessageChannel((), lambda _said: None, lambda _reason: None)
+        there = MessageChannel((m.RemoveObjects, m.Ping), heard.put_nowait, lambda _reason: lost.set())
         loop = asyncio.get_running_loop()
         await loop.create_connection(lambda: there, sock=theirs)
         await loop.create_connection(lambda: here, sock=ours)
-        here.send_along(m.Unlink(["a"]))
+        here.send_lazily(m.RemoveObjects(["a"]))
         here.send(m.Ping())
-        assert await asyncio.wait_for(heard.get(), 60) == [m.Unlink(["a"]), m.Ping()]
-        here.send_along(m.Unlink(["b"]))
-        here.send_along(m.Unlink(["c"]))
+        assert await asyncio.wait_for(heard.get(), 60) == [m.RemoveObjects(["a"]), m.Ping()]
+        here.send_lazily(m.RemoveObjects(["b"]))
+        here.send_lazily(m.RemoveObjects(["c"]))
         await asyncio.sleep(0)
         assert heard.empty()
-        here.push()
-        assert await asyncio.wait_for(heard.get(), 60) == [m.Unlink(["b"]), m.Unlink(["c"])]
+        here.flush_soon()
+        assert await asyncio.wait_for(heard.get(), 60) == [m.RemoveObjects(["b"]), m.RemoveObjects(["c"])]
         here.close()
         await asyncio.wait_for(lost.wait(), 60)
 
@@ -68,8 +68,8 @@ def test_messages_that_are_too_large_together_go_apart_and_one_that_is_too_large
     monkeypatch,
 ):
     monkeypatch.setattr(frames, "MAX_PAYLOAD", 1000)
-    said = [m.Put(f"object-{number}", b"x" * 400) for number in range(7)]
-    arrived, refused = asyncio.run(exchange([*said, m.Put("large", b"x" * 1001)], json_dumps))
+    said = [m.PutObject(f"object-{number}", b"x" * 400) for number in range(7)]
+    arrived, refused = asyncio.run(exchange([*said, m.PutObject("large", b"x" * 1001)], json_dumps))
     assert arrived == said
     assert [message.name for message, _reason in refused] == ["large"]
     assert "1,0" in refused[0][1]
@@ -85,11 +85,11 @@ async def exchange(said, dumps):
     arrived, refused = [], []
     ours, theirs = socket.socketpair()
     lost = asyncio.Event()
-    here = Channel(
+    here = MessageChannel(
         (), lambda _said: None, lambda _reason: None, dumps, unsent=lambda *what: refused.append(what)
     )
-    there = Channel((m.Cancel, m.Put), arrived.extend, lambda _reason: lost.set())
-    there._reader._forms = {"Cancel": lambda _any: True, "Put": lambda _any: True}
+    there = MessageChannel((m.Cancel, m.PutObject), arrived.extend, lambda _reason: lost.set())
+    there._reader._forms = {"Cancel": lambda _any: True, "PutObject": lambda _any: True}
     loop = asyncio.get_running_loop()
     await loop.create_connection(lambda: there, sock=theirs)
     await loop.create_connection(lambda: here, sock=ours)

@@ -11,17 +11,17 @@ import zlib
 import pytest
 
 from vinecore.protocol import digests
-from vinecore.protocol.digests import PIECE, Digest, Follower
+from vinecore.protocol.digests import CHUNK_BYTES, Digest, IncrementalHasher
 
 LUMP = 1 << 20
 
-SIZES = [0, 1, PIECE - 1, PIECE, PIECE + 1, LUMP - 1, LUMP, LUMP + 1, 2 * LUMP + 17]
+SIZES = [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, LUMP - 1, LUMP, LUMP + 1, 2 * LUMP + 17]
 
 
 @pytest.fixture(autouse=True)
 def small_lumps(monkeypatch):
     """Files need not be so large for a thread to be started."""
-    monkeypatch.setattr(digests, "LUMP", LUMP)
+    monkeypatch.setattr(digests, "MIN_BACKGROUND_BYTES", LUMP)
 
 
 def noise(size):
@@ -35,18 +35,20 @@ def test_bytes_and_files_have_the_same_digest_however_it_is_computed(tmp_path, s
     piecewise = Digest()
     for start in range(0, size, 100_000):
         piecewise.update(memoryview(data)[start : start + 100_000])
-    assert {digests.of(data), digests.of_file(str(path)), str(piecewise)} == {f"{zlib.crc32(data):08x}"}
+    assert {digests.digest_bytes(data), digests.digest_file(str(path)), str(piecewise)} == {
+        f"{zlib.crc32(data):08x}"
+    }
 
 
-@pytest.mark.parametrize("step", [1000, PIECE + 1, LUMP, LUMP + 1])
+@pytest.mark.parametrize("step", [1000, CHUNK_BYTES + 1, LUMP, LUMP + 1])
 def test_a_file_is_followed_while_it_is_written(tmp_path, step):
     data = noise(2 * LUMP + 17)
     with (tmp_path / "file").open("w+b", buffering=0) as file:
-        with contextlib.closing(Follower(file.fileno())) as follower:
+        with contextlib.closing(IncrementalHasher(file.fileno())) as follower:
             for start in range(0, len(data), step):
                 file.write(data[start : start + step])
-                follower.follow(file.tell())
-            assert follower.digest(file.tell()) == digests.of(data)
+                follower.advance(file.tell())
+            assert follower.digest(file.tell()) == digests.digest_bytes(data)
         assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == len(data), "the writer's place stays"
 
 
@@ -56,10 +58,10 @@ def test_no_thread_is_started_for_little_and_none_is_left_behind(tmp_path):
 
     with (tmp_path / "file").open("w+b", buffering=0) as file:
         file.write(noise(2 * LUMP))
-        with contextlib.closing(Follower(file.fileno())) as follower:
-            follower.follow(LUMP - 1)
+        with contextlib.closing(IncrementalHasher(file.fileno())) as follower:
+            follower.advance(LUMP - 1)
             assert not threads()
-            follower.follow(2 * LUMP)
+            follower.advance(2 * LUMP)
             assert threads()
         assert not threads()
 
@@ -68,7 +70,7 @@ def test_a_file_that_is_shorter_than_was_said_is_an_error(tmp_path):
     with (tmp_path / "file").open("w+b", buffering=0) as file:
         file.write(noise(1000))
         for said in (1001, 2 * LUMP):
-            with contextlib.closing(Follower(file.fileno())) as follower:
-                follower.follow(said)
+            with contextlib.closing(IncrementalHasher(file.fileno())) as follower:
+                follower.advance(said)
                 with pytest.raises(OSError, match="ends after 1000 bytes"):
                     follower.digest(said)

@@ -12,7 +12,7 @@ import traceback
 
 import pytest
 
-from vinecore.errors import RemoteError, note
+from vinecore.errors import RemoteError, add_note
 from vinecore.protocol import exceptions, tracebacks, values
 
 
@@ -289,7 +289,7 @@ def test_a_class_that_is_not_known_here_is_still_caught_by_what_it_derives_from(
 def test_notes_go_onto_everything_that_takes_them():
     frozen = Frozen(1)
     for error in (frozen, Odd("odd"), Slotted(2)):
-        note(error, "in vertex 7")
+        add_note(error, "in vertex 7")
     assert frozen.__notes__ == ["in vertex 7"]
 
 

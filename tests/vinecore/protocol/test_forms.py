@@ -13,24 +13,24 @@ from vinecore.protocol.frames import FrameReader, ProtocolError, encode
 
 @pytest.mark.parametrize("kind", [*m.FROM_MANAGER, *m.FROM_WORKER, *TO_SLOT, *FROM_SLOT])
 def test_every_kind_of_message_has_a_form(kind):
-    assert callable(forms.of(kind))
+    assert callable(forms.validator_for(kind))
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        m.Done(1, 5, 0, {}, b""),
-        m.Done(
+        m.TaskDone(1, 5, 0, {}, b""),
+        m.TaskDone(
             1,
             5,
             0.5,
             {"measured": {"cores": 1.5, "memory": None}, "outputs": {"a": 1}, "anything": [None]},
             b"x",
         ),
-        m.Failed(1, "crash", {"reason": "signal 9", "log": "é"}, b""),
+        m.TaskFailed(1, "crash", {"reason": "signal 9", "log": "é"}, b""),
         m.Cached("a", -1),
-        m.Have(["a"], [-1], ["d"]),
-        m.Run(
+        m.PersistentObjects(["a"], [-1], ["d"]),
+        m.RunTask(
             1,
             "lib",
             "f",
@@ -47,32 +47,32 @@ def test_every_kind_of_message_has_a_form(kind):
     ],
 )
 def test_what_is_said_every_day_fits(message):
-    assert forms.of(type(message))(message)
+    assert forms.validator_for(type(message))(message)
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        m.Done("1", 5, 0.1, {}, b""),
-        m.Done(True, 5, 0.1, {}, b""),
-        m.Done(1, 1 << 70, 0.1, {}, b""),
-        m.Done(1, 5, float("nan"), {}, b""),
-        m.Done(1, 5, None, {}, b""),
-        m.Done(1, 5, 0.1, [], b""),
-        m.Done(1, 5, 0.1, {"outputs": {"a": "b"}}, b""),
-        m.Done(1, 5, 0.1, {"measured": {"cores": "many"}}, b""),
-        m.Done(1, 5, 0.1, {"digest": 5}, b""),
+        m.TaskDone("1", 5, 0.1, {}, b""),
+        m.TaskDone(True, 5, 0.1, {}, b""),
+        m.TaskDone(1, 1 << 70, 0.1, {}, b""),
+        m.TaskDone(1, 5, float("nan"), {}, b""),
+        m.TaskDone(1, 5, None, {}, b""),
+        m.TaskDone(1, 5, 0.1, [], b""),
+        m.TaskDone(1, 5, 0.1, {"outputs": {"a": "b"}}, b""),
+        m.TaskDone(1, 5, 0.1, {"measured": {"cores": "many"}}, b""),
+        m.TaskDone(1, 5, 0.1, {"digest": 5}, b""),
         m.Cached("\udc80", 1),
-        m.Have(["a", "b"], [1], ["d", "e"]),
-        m.Lost("abc"),
-        m.Lost([1]),
+        m.PersistentObjects(["a", "b"], [1], ["d", "e"]),
+        m.ObjectsLost("abc"),
+        m.ObjectsLost([1]),
         m.LibraryReady("lib", 0.1, {"numpy": 2}),
         m.Library("lib", "setup", "", 1 << 40, "direct", {}),
-        m.Run(1, "lib", "f", [], [], "r", False, {"mounts": [["a"]]}, b""),
+        m.RunTask(1, "lib", "f", [], [], "r", False, {"mounts": [["a"]]}, b""),
     ],
 )  # fmt: skip
 def test_what_cannot_be_does_not_fit(message):
-    assert not forms.of(type(message))(message)
+    assert not forms.validator_for(type(message))(message)
 
 
 def test_a_message_with_a_field_that_cannot_be_is_refused_and_shown():

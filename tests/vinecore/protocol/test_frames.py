@@ -21,12 +21,12 @@ CODECS = [
 ]
 EXAMPLES = [
     m.Ping(),
-    m.Done(1, 5, 0.25, {"outputs": {"a": 1}}, b"value"),
-    m.Done(2, 0, 0.0, {}, b""),
-    m.Put("näme \N{SNOWMAN}", bytes(range(256))),
+    m.TaskDone(1, 5, 0.25, {"outputs": {"a": 1}}, b"value"),
+    m.TaskDone(2, 0, 0.0, {}, b""),
+    m.PutObject("näme \N{SNOWMAN}", bytes(range(256))),
     m.Cancel([1, 2**53 + 1]),
-    m.Run(7 << 40, "lib", "f", ["s"], ["a", "b"], "r", True, {"env": {"A": None}}, b"\n{}[]"),
-    m.Failed(1, "exception", {"text": 'quotes " and \\ and \u2028'}, b"\x00"),
+    m.RunTask(7 << 40, "lib", "f", ["s"], ["a", "b"], "r", True, {"env": {"A": None}}, b"\n{}[]"),
+    m.TaskFailed(1, "exception", {"text": 'quotes " and \\ and \u2028'}, b"\x00"),
 ]
 
 
@@ -58,8 +58,8 @@ def test_messages_come_out_as_they_went_in(dumps, loads):
 
 
 def test_allocations_and_other_tuples_arrive_as_lists():
-    run = m.Run(1, "", "", [], [], "", False, {"allocation": (1, 2)}, b"")
-    (back,) = FrameReader([m.Run]).feed(frame(run))
+    run = m.RunTask(1, "", "", [], [], "", False, {"allocation": (1, 2)}, b"")
+    (back,) = FrameReader([m.RunTask]).feed(frame(run))
     assert back.options == {"allocation": [1, 2]}
 
 
@@ -79,10 +79,10 @@ def test_one_byte_at_a_time_is_enough():
 
 
 def test_a_message_is_given_as_soon_as_its_last_byte_is_there():
-    reader = FrameReader([m.Put])
-    data = frame(m.Put("a", b"xyz"))
+    reader = FrameReader([m.PutObject])
+    data = frame(m.PutObject("a", b"xyz"))
     assert reader.feed(data[:-1]) == []
-    assert reader.feed(data[-1:] + frame(m.Put("b", b""))[:3]) == [m.Put("a", b"xyz")]
+    assert reader.feed(data[-1:] + frame(m.PutObject("b", b""))[:3]) == [m.PutObject("a", b"xyz")]
 
 
 def test_an_empty_frame_says_nothing():
@@ -90,9 +90,9 @@ def test_an_empty_frame_says_nothing():
 
 
 def test_payloads_are_copies_that_outlive_the_buffer():
-    reader = FrameReader([m.Put])
-    (put,) = reader.feed(frame(m.Put("a", b"x" * 1000)))
-    reader.feed(frame(m.Put("b", b"y" * 1000)))
+    reader = FrameReader([m.PutObject])
+    (put,) = reader.feed(frame(m.PutObject("a", b"x" * 1000)))
+    reader.feed(frame(m.PutObject("b", b"y" * 1000)))
     assert put.payload == b"x" * 1000
     assert type(put.payload) is bytes
 
@@ -146,14 +146,14 @@ def test_any_garbage_is_refused_or_waited_for(data):
 
 def test_what_the_other_end_has_no_business_to_say_is_refused():
     with pytest.raises(ProtocolError, match="not in the protocol"):
-        FrameReader(m.FROM_WORKER).feed(frame(m.Release("go", True)))
+        FrameReader(m.FROM_WORKER).feed(frame(m.Shutdown("go", True)))
 
 
 def test_a_frame_that_announces_too_much_is_refused_before_it_comes():
     with pytest.raises(ProtocolError, match="at most"):
         FrameReader(everything()).feed((frames.MAX_TEXT + 1).to_bytes(4, "big"))
     with pytest.raises(ProtocolError, match="impossible payload lengths"):
-        FrameReader(everything()).feed(raw(json_dumps([[frames.MAX_PAYLOAD + 1], ["Put", "a"]])))
+        FrameReader(everything()).feed(raw(json_dumps([[frames.MAX_PAYLOAD + 1], ["PutObject", "a"]])))
 
 
 def test_the_refusal_shows_what_came():

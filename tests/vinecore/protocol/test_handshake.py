@@ -10,7 +10,7 @@ import time
 import pytest
 
 from vinecore.protocol import VERSION, handshake
-from vinecore.protocol.handshake import Refused
+from vinecore.protocol.handshake import HandshakeRejected
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def line_of(sock):
 def test_two_ends_with_the_same_secret_meet(ends):
     server, client = ends
     greeting = in_thread(handshake.serve, server, b"secret")
-    key = handshake.dial(client, b"secret", "worker", more=[1, 2], session="its own")
+    key = handshake.connect(client, b"secret", "worker", more=[1, 2], session="its own")
     told = greeting()
     assert told["session"] == key
     assert len(key) == 32
@@ -63,11 +63,11 @@ def test_a_server_says_what_it_is_called_and_who_looks_for_another_one_leaves(en
     server, client = ends
     in_thread(handshake.serve, server, b"secret", "mine")
     seen = []
-    handshake.dial(client, b"secret", "worker", suits=lambda name: seen.append(name) or True)
+    handshake.connect(client, b"secret", "worker", suits=lambda name: seen.append(name) or True)
     assert seen == ["mine"]
     in_thread(handshake.serve, server, b"secret", "mi\x1bne")
-    with pytest.raises(Refused, match=r"the manager there is called 'mi\\\\x1bne'"):
-        handshake.dial(client, b"secret", "worker", suits=lambda name: name == "other")
+    with pytest.raises(HandshakeRejected, match=r"the manager there is called 'mi\\\\x1bne'"):
+        handshake.connect(client, b"secret", "worker", suits=lambda name: name == "other")
 
 
 @pytest.mark.parametrize("name", ["another", "", "\ud800", None])
@@ -84,14 +84,14 @@ def test_a_name_that_was_changed_on_its_way_is_not_believed(ends, name):
             real()
 
     in_thread(serve_and_change, server)
-    with pytest.raises(Refused, match="does not know the secret"):
-        handshake.dial(client, b"secret", "worker")
+    with pytest.raises(HandshakeRejected, match="does not know the secret"):
+        handshake.connect(client, b"secret", "worker")
 
 
 def test_what_is_sent_right_after_the_handshake_is_not_swallowed_by_it(ends):
     server, client = ends
     greeting = in_thread(handshake.serve, server, b"secret")
-    handshake.dial(client, b"secret", "worker")
+    handshake.connect(client, b"secret", "worker")
     client.sendall(b"first bytes")
     greeting()
     assert server.recv(100) == b"first bytes"
@@ -105,7 +105,7 @@ def test_the_first_bytes_of_a_server_that_is_quick_are_not_swallowed(ends):
         sock.sendall(b"welcome\n")
 
     done = in_thread(serve_and_talk, server)
-    handshake.dial(client, b"secret", "worker")
+    handshake.connect(client, b"secret", "worker")
     assert client.recv(100) == b"welcome\n"
     done()
 
@@ -113,9 +113,9 @@ def test_the_first_bytes_of_a_server_that_is_quick_are_not_swallowed(ends):
 def test_a_client_with_the_wrong_secret_is_refused_and_told(ends):
     server, client = ends
     greeting = in_thread(handshake.serve, server, b"secret")
-    with pytest.raises(Refused, match="wrong secret"):
-        handshake.dial(client, b"guess", "worker")
-    assert isinstance(greeting(), Refused)
+    with pytest.raises(HandshakeRejected, match="wrong secret"):
+        handshake.connect(client, b"guess", "worker")
+    assert isinstance(greeting(), HandshakeRejected)
 
 
 def test_a_server_that_does_not_know_the_secret_is_not_believed(ends):
@@ -127,8 +127,8 @@ def test_a_server_that_does_not_know_the_secret_is_not_believed(ends):
         handshake.send_line(sock, {"proof": "0" * 64})
 
     done = in_thread(pretend, server)
-    with pytest.raises(Refused, match="does not know the secret"):
-        handshake.dial(client, b"secret", "worker")
+    with pytest.raises(HandshakeRejected, match="does not know the secret"):
+        handshake.connect(client, b"secret", "worker")
     done()
 
 
@@ -141,15 +141,15 @@ def test_the_clients_own_proof_does_not_serve_as_the_servers(ends):
         handshake.send_line(sock, {"proof": greeting["proof"]})
 
     done = in_thread(reflect, server)
-    with pytest.raises(Refused, match="does not know the secret"):
-        handshake.dial(client, b"secret", "worker")
+    with pytest.raises(HandshakeRejected, match="does not know the secret"):
+        handshake.connect(client, b"secret", "worker")
     done()
 
 
 def test_a_recorded_greeting_is_worthless(ends):
     server, client = ends
     greeting = in_thread(handshake.serve, server, b"secret")
-    handshake.dial(client, b"secret", "worker")
+    handshake.connect(client, b"secret", "worker")
     recorded = greeting()
     del recorded["session"]
     again, thief = socket.socketpair()
@@ -158,7 +158,7 @@ def test_a_recorded_greeting_is_worthless(ends):
         line_of(thief)
         handshake.send_line(thief, recorded)
         assert line_of(thief) == {"refused": "wrong secret"}
-        assert isinstance(answer(), Refused)
+        assert isinstance(answer(), HandshakeRejected)
 
 
 def test_the_proof_is_for_one_role_only(ends):
@@ -168,7 +168,7 @@ def test_the_proof_is_for_one_role_only(ends):
     mine = "1" * 32
     proof = handshake._proof(b"secret", "client", "bulk", challenge["nonce"], mine)
     handshake.send_line(client, {"role": "worker", "nonce": mine, "proof": proof})
-    assert isinstance(answer(), Refused)
+    assert isinstance(answer(), HandshakeRejected)
 
 
 def test_every_challenge_is_another_one():
@@ -200,8 +200,8 @@ def test_every_challenge_is_another_one():
         b'{"role": "worker", "nonce": "0123456789abcdef", "proof": null}\n',
         b'{"role": "worker", "nonce": "0123456789abcdef", "proof": "\\ud800"}\n',
         b'{"role": "worker", "nonce": "0123456789abcde\\ud800", "proof": "x"}\n',
-        b"x" * (handshake.LINE_LIMIT + 1) + b"\n",
-        b"x" * (10 * handshake.LINE_LIMIT),
+        b"x" * (handshake.MAX_LINE_BYTES + 1) + b"\n",
+        b"x" * (10 * handshake.MAX_LINE_BYTES),
     ],
 )
 def test_garbage_is_refused(ends, said):
@@ -219,30 +219,31 @@ def test_garbage_is_refused(ends, said):
         b'{"vine": 999, "nonce": "x"}\n',
         b'{"nonce": "x"}\n',
         b"null\n",
-        b"x" * (10 * handshake.LINE_LIMIT),
+        b"x" * (10 * handshake.MAX_LINE_BYTES),
     ],
 )
 def test_a_client_leaves_a_server_that_speaks_something_else(ends, said):
     server, client = ends
     server.sendall(said)
-    with pytest.raises(Refused):
-        handshake.dial(client, b"secret", "worker")
+    with pytest.raises(HandshakeRejected):
+        handshake.connect(client, b"secret", "worker")
 
 
 def test_another_version_is_named_with_what_to_do(ends):
     server, client = ends
     handshake.send_line(server, {"vine": 999, "nonce": "x"})
     with pytest.raises(
-        Refused, match=f"speaks protocol 999, this one speaks {VERSION}: use the same version of daskvine"
+        HandshakeRejected,
+        match=f"speaks protocol 999, this one speaks {VERSION}: use the same version of daskvine",
     ):
-        handshake.dial(client, b"secret", "worker")
+        handshake.connect(client, b"secret", "worker")
 
 
 def test_nothing_secret_is_sent(ends):
     server, client = ends
     answer = in_thread(handshake.serve, server, b"a very secret word")
     seen = [client.recv(4096, socket.MSG_PEEK)]
-    handshake.dial(client, b"a very secret word", "worker")
+    handshake.connect(client, b"a very secret word", "worker")
     greeting = answer()
     key = greeting.pop("session")
     seen.append(json.dumps(greeting).encode())
@@ -261,7 +262,7 @@ def test_a_client_does_not_wait_for_ever(ends, monkeypatch):
     monkeypatch.setattr(handshake, "TIMEOUT_S", 0.05)
     _server, client = ends
     with pytest.raises(TimeoutError):
-        handshake.dial(client, b"secret", "worker")
+        handshake.connect(client, b"secret", "worker")
 
 
 def test_who_sends_a_byte_now_and_then_is_not_waited_for_either(ends, monkeypatch):

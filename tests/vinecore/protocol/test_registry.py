@@ -14,21 +14,21 @@ import time
 import pytest
 
 from tests.support import until
-from vinecore.announcing import describe
+from vinecore.announcing import make_record
 from vinecore.protocol import registry
-from vinecore.protocol.finding import Finder
-from vinecore.protocol.records import MOST_ADDRESSES, check_name, parse, parse_pattern
+from vinecore.protocol.finding import ManagerFinder
+from vinecore.protocol.records import MOST_ADDRESSES, check_name, parse_pattern, parse_record
 
 
 def record(name="mine", bound="192.0.2.7", port=9123, key="0123", **more):
-    return {**describe(name=name, key=key, bound=bound, port=port, ssl=False), **more}
+    return {**make_record(name=name, key=key, bound=bound, port=port, ssl=False), **more}
 
 
 # ---- records
 
 
 def test_a_record_says_where_its_manager_is():
-    found = parse(record(tasks_waiting=3, ssl=True))
+    found = parse_record(record(tasks_waiting=3, ssl=True))
     assert found == ("mine", "0123", (("192.0.2.7", 9123), (socket.gethostname(), 9123)), True, 3)
 
 
@@ -40,12 +40,12 @@ def test_a_manager_that_listens_everywhere_names_the_addresses_of_its_machine():
 
 
 def test_a_manager_on_loopback_is_found_on_its_own_machine_only():
-    assert parse(record(bound="127.0.0.1")).addresses == (("127.0.0.1", 9123),)
-    assert parse(record(bound="127.0.0.1") | {"name": "other.example.org"}) is None
+    assert parse_record(record(bound="127.0.0.1")).addresses == (("127.0.0.1", 9123),)
+    assert parse_record(record(bound="127.0.0.1") | {"name": "other.example.org"}) is None
 
 
 def test_what_a_catalog_adds_is_tried_after_what_the_manager_says():
-    assert parse(record() | {"address": "203.0.113.5", "name": "far.example.org"}).addresses == (
+    assert parse_record(record() | {"address": "203.0.113.5", "name": "far.example.org"}).addresses == (
         ("192.0.2.7", 9123),
         ("203.0.113.5", 9123),
         ("far.example.org", 9123),
@@ -72,8 +72,8 @@ def test_what_a_catalog_adds_is_tried_after_what_the_manager_says():
     ],
 )
 def test_what_is_not_a_manager_of_ours_is_passed_over(change):
-    assert parse(record()) is not None
-    assert parse(record() | change) is None
+    assert parse_record(record()) is not None
+    assert parse_record(record() | change) is None
 
 
 def test_odd_records_do_no_harm():
@@ -82,11 +82,11 @@ def test_odd_records_do_no_harm():
     base = record()
     for _ in range(2000):
         change = {draw.choice([*base, "address", "tasks_waiting"]): draw.choice(odd) for _ in range(3)}
-        found = parse(base | change)
+        found = parse_record(base | change)
         assert found is None or len(found.addresses) <= MOST_ADDRESSES + 2
-    assert all(parse(value) is None for value in odd)
+    assert all(parse_record(value) is None for value in odd)
     many = [{"address": f"10.0.0.{n}"} for n in range(200)]
-    assert len(parse(base | {"network_interfaces": many}).addresses) == MOST_ADDRESSES + 1
+    assert len(parse_record(base | {"network_interfaces": many}).addresses) == MOST_ADDRESSES + 1
 
 
 def test_names_are_checked():
@@ -178,14 +178,14 @@ def test_what_else_lies_there_does_no_harm(tmp_path):
 def test_where_it_is_can_be_chosen(monkeypatch, tmp_path):
     monkeypatch.delenv("VINE_REGISTRY", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    assert registry.place() == str(tmp_path / "state" / "daskvine" / "managers")
+    assert registry.registry_directory() == str(tmp_path / "state" / "daskvine" / "managers")
     monkeypatch.setenv("VINE_REGISTRY", str(tmp_path / "common"))
-    assert registry.place() == str(tmp_path / "common")
-    assert registry.place(str(tmp_path / "given")) == str(tmp_path / "given")
+    assert registry.registry_directory() == str(tmp_path / "common")
+    assert registry.registry_directory(str(tmp_path / "given")) == str(tmp_path / "given")
     monkeypatch.delenv("VINE_REGISTRY")
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert registry.place() == str(tmp_path / ".local" / "state" / "daskvine" / "managers")
+    assert registry.registry_directory() == str(tmp_path / ".local" / "state" / "daskvine" / "managers")
 
 
 # ---- finding
@@ -196,18 +196,18 @@ def test_those_are_found_whose_whole_name_matches_and_those_with_work_come_first
         registry.write(
             str(tmp_path), f"k{n}", record(f"run-{n}", key=f"k{n}", tasks_waiting=int(n in (3, 15)))
         )
-    names = [found.name for found in Finder("run-1.?", str(tmp_path)).look()]
+    names = [found.name for found in ManagerFinder("run-1.?", str(tmp_path)).find()]
     assert names[0] == "run-15"
     assert sorted(names) == sorted(f"run-{n}" for n in (1, *range(10, 20)))
-    assert [found.name for found in Finder("run-3", str(tmp_path)).look()] == ["run-3"]
-    finder = Finder("run-.*", str(tmp_path))
-    first = finder.look()
-    until(lambda: finder.look()[2:] != first[2:], "another order")
-    assert Finder("run", str(tmp_path)).look() == []
+    assert [found.name for found in ManagerFinder("run-3", str(tmp_path)).find()] == ["run-3"]
+    finder = ManagerFinder("run-.*", str(tmp_path))
+    first = finder.find()
+    until(lambda: finder.find()[2:] != first[2:], "another order")
+    assert ManagerFinder("run", str(tmp_path)).find() == []
 
 
 def test_a_registry_that_cannot_be_read_is_told(tmp_path):
     (tmp_path / "file").touch()
-    finder = Finder("x", str(tmp_path / "file"))
-    assert finder.look() == []
+    finder = ManagerFinder("x", str(tmp_path / "file"))
+    assert finder.find() == []
     assert "cannot be read: Not a directory" in finder.problem

@@ -16,19 +16,19 @@ KEY = handshake.session_key(b"secret", "worker", "server's nonce", "client's non
 
 def frames(*said, key=KEY, side="client"):
     """As many frames of one message each."""
-    seal = seals.Seal(key, side)
+    seal = seals.MessageAuthenticator(key, side)
     made = []
     for message in said:
         parts = encode([message])
-        made.append(b"".join([*parts, seal.make(parts)]))
+        made.append(b"".join([*parts, seal.sign(parts)]))
     return made
 
 
 def reader(key=KEY):
-    return FrameReader(m.FROM_WORKER, seal=seals.pair(key, "server")[1])
+    return FrameReader(m.FROM_WORKER, seal=seals.sender_and_receiver(key, "server")[1])
 
 
-SAID = [m.Cached("a", 1), m.Done(7, 4, 0.5, {}, b"data"), m.Ping()]
+SAID = [m.Cached("a", 1), m.TaskDone(7, 4, 0.5, {}, b"data"), m.Ping()]
 FIRST, SECOND, THIRD = frames(*SAID)
 
 
@@ -76,13 +76,16 @@ def test_who_has_no_key_can_neither_repeat_nor_leave_out_nor_make_up_anything(da
 def test_lines_are_sealed_as_well():
     near, far = socket.socketpair()
     with near, far:
-        here, there = seals.Words(near, KEY, "client"), seals.Words(far, KEY, "server")
+        here, there = (
+            seals.AuthenticatedLines(near, KEY, "client"),
+            seals.AuthenticatedLines(far, KEY, "server"),
+        )
         for number in range(3):
-            here.say({"get": number})
-            there.say({"size": number})
-            assert there.hear(time.monotonic() + 60) == {"get": number}
-            assert here.hear(time.monotonic() + 60) == {"size": number}
-        here.say({"get": "a"})
+            here.send({"get": number})
+            there.send({"size": number})
+            assert there.receive(time.monotonic() + 60) == {"get": number}
+            assert here.receive(time.monotonic() + 60) == {"size": number}
+        here.send({"get": "a"})
         line = far.recv(1000)
         for altered in (
             line.replace(b'"a"', b'"b"'),
@@ -92,8 +95,8 @@ def test_lines_are_sealed_as_well():
             line[:-3] + b"\xff\n",
         ):
             near.sendall(altered)
-            with pytest.raises(handshake.Refused, match="whose seal does not fit"):
-                seals.Words(far, KEY, "server").hear(time.monotonic() + 60)
+            with pytest.raises(handshake.HandshakeRejected, match="whose seal does not fit"):
+                seals.AuthenticatedLines(far, KEY, "server").receive(time.monotonic() + 60)
 
 
 def test_the_key_is_of_this_handshake_only():

@@ -127,8 +127,8 @@ def test_what_was_packed_tells_how_much_memory_it_takes():
     array = filled(100_000, 0.1)
     data = values.dumps({"a": array, "b": 1})
     assert len(data) < 200_000
-    assert array.nbytes < values.memory_of(data) < array.nbytes + 1000
-    assert values.memory_of(values.dumps(1)) < 100
+    assert array.nbytes < values.loaded_size(data) < array.nbytes + 1000
+    assert values.loaded_size(values.dumps(1)) < 100
 
 
 def test_a_packed_value_that_was_cut_short_is_not_loaded():

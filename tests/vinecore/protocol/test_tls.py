@@ -68,14 +68,14 @@ def pair(network, identity):
     """Two ends of a covered one."""
     near, far = network
     context, fingerprint = identity
-    cover = tls.Cover()
+    cover = tls.TlsTunnels()
     served = in_thread(cover.serve, far, context)
-    client = cover.dial(near, [fingerprint])
+    client = cover.connect(near, [fingerprint])
     server = served()
     yield client, server
     client.close()
     server.close()
-    cover.finish(10)
+    cover.drain_and_close(10)
 
 
 def read_all(sock):
@@ -143,30 +143,30 @@ def test_a_connection_that_is_cut_ends_at_both_ends(pair, network):
 def test_another_certificate_is_refused_before_anything_is_said(network, identity, tmp_path):
     near, far = network
     other, _fingerprint = make_identity(tmp_path)
-    cover = tls.Cover()
+    cover = tls.TlsTunnels()
     served = in_thread(cover.serve, far, other)
-    with pytest.raises(handshake.Refused, match="not the one that was expected"):
-        cover.dial(near, [identity[1]])
+    with pytest.raises(handshake.HandshakeRejected, match="not the one that was expected"):
+        cover.connect(near, [identity[1]])
     near.close()
     covered = served()
     with covered:
         assert covered.recv(1) == b""
-    cover.finish(10)
+    cover.drain_and_close(10)
 
 
 def test_a_client_without_tls_is_told_so_and_so_is_the_server(network, identity):
     near, far = network
-    served = in_thread(tls.Cover().serve, far, identity[0])
-    with pytest.raises(handshake.Refused, match="this manager wants TLS: use --ssl"):
-        handshake.dial(near, SECRET, "worker")
+    served = in_thread(tls.TlsTunnels().serve, far, identity[0])
+    with pytest.raises(handshake.HandshakeRejected, match="this manager wants TLS: use --ssl"):
+        handshake.connect(near, SECRET, "worker")
     assert "start vine_worker with --ssl" in str(served())
 
 
 def test_a_server_without_tls_is_told_so_and_so_is_the_client(network, identity):
     near, far = network
     served = in_thread(handshake.serve, far, SECRET)
-    with pytest.raises(handshake.Refused, match="it does not speak TLS"):
-        tls.Cover().dial(near, [identity[1]])
+    with pytest.raises(handshake.HandshakeRejected, match="it does not speak TLS"):
+        tls.TlsTunnels().connect(near, [identity[1]])
     assert "start the manager with ssl=True" in str(served())
 
 
@@ -175,7 +175,7 @@ def test_a_server_without_tls_is_told_so_and_so_is_the_client(network, identity)
 )
 def test_garbage_is_refused(network, identity, garbage):
     near, far = network
-    served = in_thread(tls.Cover().serve, far, identity[0])
+    served = in_thread(tls.TlsTunnels().serve, far, identity[0])
     near.sendall(garbage)
     near.shutdown(socket.SHUT_WR)
     assert isinstance(served(), OSError)
@@ -184,7 +184,7 @@ def test_garbage_is_refused(network, identity, garbage):
 def test_who_stalls_in_the_handshake_is_given_up(network, identity, monkeypatch):
     monkeypatch.setattr(handshake, "TIMEOUT_S", 0.5)
     near, far = network
-    served = in_thread(tls.Cover().serve, far, identity[0])
+    served = in_thread(tls.TlsTunnels().serve, far, identity[0])
     near.sendall(b"\x16\x03\x01")
     assert isinstance(served(), TimeoutError)
 

@@ -11,16 +11,16 @@ from vinecore.simulate import (
     Costs,
     Failures,
     File,
-    Job,
+    SimulatedTask,
+    SimulationStalled,
     Storage,
-    Stuck,
     Workload,
     generate,
     simulate,
 )
-from vinecore.simulate.world import World
+from vinecore.simulate.world import Simulation
 
-FREE = Costs(**{one.name: 0 for one in dataclasses.fields(Costs) if one.name != "warm"})
+FREE = Costs(**{one.name: 0 for one in dataclasses.fields(Costs) if one.name != "warm_fork"})
 NEAR = Cluster(workers=1, cores=2, latency_s=0)
 BUSY = Failures(losses_per_hour=120, replaced_after_s=5)
 
@@ -31,7 +31,7 @@ def run(jobs, cluster=NEAR, costs=FREE, failures=None, files=(), **options):
 
 
 def independent(count, **about):
-    return [Job(f"t{n}", **{"library": "lib", **about}) for n in range(count)]
+    return [SimulatedTask(f"t{n}", **{"library": "lib", **about}) for n in range(count)]
 
 
 def near(seconds):
@@ -43,7 +43,7 @@ def test_tasks_share_the_cores(library):
     report = run(independent(6, seconds=2.0, library=library))
     assert report.makespan_s == near(6.0)
     assert report.utilisation == pytest.approx(1.0, abs=0.01)
-    assert (report.tasks, report.executions, report.run_again) == (6, 6, 0)
+    assert (report.tasks, report.executions, report.reexecuted) == (6, 6, 0)
 
 
 def test_a_chain_takes_as_long_as_its_tasks():
@@ -81,7 +81,11 @@ def test_a_file_of_the_manager_comes_over_its_link():
 
 
 def test_results_go_from_worker_to_worker_or_through_the_manager():
-    jobs = [Job("a", size=10**6), Job("b", size=10**6), Job("sum", ("a", "b"), size=10)]
+    jobs = [
+        SimulatedTask("a", size=10**6),
+        SimulatedTask("b", size=10**6),
+        SimulatedTask("sum", ("a", "b"), size=10),
+    ]
     peers = run(jobs, Cluster(workers=2, cores=1))
     assert peers.bytes_moved["peers"] == 10**6
     assert peers.bytes_moved["to_manager"] == 10
@@ -89,13 +93,13 @@ def test_results_go_from_worker_to_worker_or_through_the_manager():
     assert hub.bytes_moved["peers"] == 0
     assert hub.bytes_moved["to_manager"] == 2 * 10**6 + 10
     assert hub.bytes_moved["to_workers"] == 10**6
-    assert peers.most_between_two == 10**6
-    assert hub.most_between_two >= 2 * 10**6
+    assert peers.max_pair_bytes == 10**6
+    assert hub.max_pair_bytes >= 2 * 10**6
 
 
 def test_what_workers_bring_to_the_manager_does_not_hold_up_what_they_fetch():
-    jobs = [Job(f"t{n}", seconds=0.0, size=10**6, wanted=True) for n in range(20)]
-    jobs += [Job("late", ("data",), seconds=15.0)]
+    jobs = [SimulatedTask(f"t{n}", seconds=0.0, size=10**6, wanted=True) for n in range(20)]
+    jobs += [SimulatedTask("late", ("data",), seconds=15.0)]
     cluster = dataclasses.replace(NEAR, cores=30, manager_bandwidth=1e6)
     report = run(jobs, cluster, files=[File("data", 10**6)])
     assert report.makespan_s == pytest.approx(20.0, abs=0.5)  # which is what it takes to bring them all
@@ -120,7 +124,7 @@ def test_a_process_for_each_task_pays_for_each_what_a_library_pays_once():
     costs = dataclasses.replace(FREE, interpreter_s=0.5, imports_s=1.0, fork_s=0.1)
     calls = run(independent(8, seconds=1.0), costs=costs)
     warm = run(independent(8, seconds=1.0, library=""), costs=costs)
-    cold = run(independent(8, seconds=1.0, library=""), costs=dataclasses.replace(costs, warm=False))
+    cold = run(independent(8, seconds=1.0, library=""), costs=dataclasses.replace(costs, warm_fork=False))
     assert calls.makespan_s == near(1.5 + 0.1 + 4 * 1.0)
     assert warm.makespan_s == near(0.5 + 1.0 + 4 * (0.1 + 1.0))
     assert cold.makespan_s == near(0.5 + 4 * (0.5 + 1.0 + 1.0))
@@ -128,7 +132,9 @@ def test_a_process_for_each_task_pays_for_each_what_a_library_pays_once():
 
 def test_late_workers_take_part_from_when_they_come():
     report = run(
-        independent(4, seconds=1.0), Cluster(workers=2, cores=1, latency_s=0), failures=Failures(arrive_s=3.0)
+        independent(4, seconds=1.0),
+        Cluster(workers=2, cores=1, latency_s=0),
+        failures=Failures(arrival_window_s=3.0),
     )
     assert report.makespan_s == near(3.0)
     assert (report.workers, report.core_s) == (2, near(4.5))
@@ -140,7 +146,7 @@ def test_what_is_lost_with_a_worker_is_made_again(library):
     report = run(workload, Cluster(workers=5, cores=4), Costs(), BUSY, seed=1)
     assert report.outcome == "success"
     assert report.workers_lost > 0
-    assert report.run_again > 0
+    assert report.reexecuted > 0
     assert report.useful_core_s == near(400.0)
     assert report.busy_core_s > 400.0
 
@@ -148,14 +154,15 @@ def test_what_is_lost_with_a_worker_is_made_again(library):
 def test_two_copies_of_everything_save_work_when_workers_are_lost():
     workload = generate("chains", 400, seconds=0.5, size=1e6, fan_in=10)
     figures = [
-        run(workload, Cluster(workers=5, cores=4, copies=copies), Costs(), BUSY, seed=1) for copies in (1, 2)
+        run(workload, Cluster(workers=5, cores=4, replicas=copies), Costs(), BUSY, seed=1)
+        for copies in (1, 2)
     ]
-    assert figures[1].run_again < figures[0].run_again
+    assert figures[1].reexecuted < figures[0].reexecuted
     assert figures[1].bytes_moved["peers"] > figures[0].bytes_moved["peers"]
 
 
 def test_the_same_seed_gives_the_same_report():
-    really = ("manager_cpu_s", "manager_cpu_us_per_task", "peak_memory_mb", "took_s")
+    really = ("manager_cpu_s", "manager_cpu_us_per_task", "peak_memory_mb", "elapsed_s")
 
     def figures(seed):
         workload = generate("random", 300, spread=0.5, seed=3)
@@ -183,7 +190,7 @@ def test_what_was_running_ends_with_its_worker():
 
 
 def test_when_nobody_is_left_and_nobody_comes_it_says_so():
-    with pytest.raises(Stuck, match="no worker is connected"):
+    with pytest.raises(SimulationStalled, match="no worker is connected"):
         run(independent(10, seconds=100.0), failures=Failures(losses_per_hour=3600))
 
 
@@ -197,7 +204,7 @@ def test_a_small_disk_is_kept_from_filling_up():
 
 
 def test_what_can_never_fit_fails_with_the_numbers():
-    report = run([Job("big", size=10**9)], dataclasses.replace(NEAR, disk_mb=100))
+    report = run([SimulatedTask("big", size=10**9)], dataclasses.replace(NEAR, disk_mb=100))
     assert report.outcome != "success"
     assert "big" in report.reason
 
@@ -213,7 +220,7 @@ def test_what_can_never_fit_fails_with_the_numbers():
         (Failures, {"losses_per_hour": float("inf")}, "losses_per_hour=inf: has to be finite"),
         (Cluster, {"scheduler": "best"}, "'best': there are files"),
         (Costs, {"event_s": float("nan")}, "event_s=nan"),
-        (Failures, {"arrive_s": -1}, "arrive_s=-1"),
+        (Failures, {"arrival_window_s": -1}, "arrival_window_s=-1"),
         (Storage, {"bandwidth": 0}, "bandwidth=0: has to be more than 0 .bytes per second."),
     ],
 )
@@ -227,8 +234,8 @@ def test_a_tree_moves_a_fraction_of_what_it_makes_and_no_more_for_looking_ahead(
     tree = generate("tree", 1000, fan_in=8, seconds=seconds, spread=0.3, size=1e6)
     cluster = Cluster(workers=8, cores=4)
     ahead = simulate(tree, cluster)
-    monkeypatch.setattr(placement, "MOST_EXTRA", 0)
-    monkeypatch.setattr(placement, "MOST_AHEAD", 0)
+    monkeypatch.setattr(placement, "MAX_PREFETCHED_PER_SLOT", 0)
+    monkeypatch.setattr(placement, "MAX_CHAINED_PER_SLOT", 0)
     without = simulate(tree, cluster)
     made = 1000 * 1e6
     assert ahead.bytes_moved["peers"] < 0.35 * made
@@ -237,15 +244,15 @@ def test_a_tree_moves_a_fraction_of_what_it_makes_and_no_more_for_looking_ahead(
 
 
 def test_a_slot_that_was_killed_begins_nothing_more():
-    world = World(Workload(independent(20, seconds=0.0001)), NEAR, FREE, Failures(), retries=5, seed=0)
+    world = Simulation(Workload(independent(20, seconds=0.0001)), NEAR, FREE, Failures(), retries=5, seed=0)
     found = None
     while found is None:
-        world.clock.step()
+        world.clock.run_next()
         slots = [(node, slot) for node in world._nodes.values() for slot in node._slots.values()]
         found = next((pair for pair in slots if pair[1].calls and pair[1].now), None)
     node, slot = found
     begun = world.report.executions
-    node.feed(m.Cancel([slot.now.run.task]))
+    node.handle(m.Cancel([slot.now.run.task]))
     node._next(slot)
     assert slot.id not in node._slots
     assert world.report.executions == begun

@@ -38,7 +38,7 @@ def test_it_writes_all_figures_as_json(tmp_path):
 
 
 def test_json_on_the_standard_output_is_nothing_but_that():
-    assert json.loads(said(*SMALL, "--json", "-").output)["useful"] > 0
+    assert json.loads(said(*SMALL, "--json", "-").output)["useful_utilization"] > 0
 
 
 def test_help_explains_itself_with_an_example():

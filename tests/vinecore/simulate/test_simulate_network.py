@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from vinecore.simulate.clock import Clock
+from vinecore.simulate.clock import EventQueue
 from vinecore.simulate.network import Flow, Link
 
 
@@ -12,18 +12,20 @@ class Wire:
     """Links and the times at which transfers over them were over."""
 
     def __init__(self):
-        self.clock = Clock()
+        self.clock = EventQueue()
         self.over = {}
 
     def link(self, *bandwidths):
         return Link(self.clock, *bandwidths)
 
     def send(self, name, size, *links, at=0.0):
-        self.clock.at(at, lambda: Flow(links, size, lambda: self.over.__setitem__(name, self.clock.now)))
+        self.clock.schedule_at(
+            at, lambda: Flow(links, size, lambda: self.over.__setitem__(name, self.clock.now))
+        )
 
     def run(self):
         while self.clock.pending:
-            self.clock.step()
+            self.clock.run_next()
         return pytest.approx(self.over)
 
 
@@ -33,17 +35,17 @@ def wire():
 
 
 def test_what_is_to_happen_at_the_same_time_happens_in_the_order_in_which_it_was_asked_for():
-    clock, seen = Clock(), []
+    clock, seen = EventQueue(), []
     for when, name in ((2.0, "c"), (1.0, "a"), (1.0, "b")):
-        clock.at(when, seen.append, name)
+        clock.schedule_at(when, seen.append, name)
     while clock.pending:
-        clock.step()
+        clock.run_next()
     assert (seen, clock.now) == (["a", "b", "c"], 2.0)
 
 
 def test_what_is_in_the_background_is_not_pending():
-    clock = Clock()
-    clock.at(1.0, lambda: None, background=True)
+    clock = EventQueue()
+    clock.schedule_at(1.0, lambda: None, background=True)
     assert clock.pending == 0
 
 
@@ -82,14 +84,14 @@ def test_what_is_cancelled_leaves_its_share_to_the_others(wire):
     link = wire.link(10)
     wire.send("stays", 100, link)
     gone = Flow((link,), 100, lambda: wire.over.__setitem__("gone", 0))
-    wire.clock.at(4.0, gone.cancel)
+    wire.clock.schedule_at(4.0, gone.cancel)
     assert wire.run() == {"stays": 12.0}
 
 
 def test_a_transfer_that_is_cancelled_when_it_has_the_link_for_itself_leaves_nothing_to_come(wire):
     link = wire.link(10)
     gone = Flow((link,), 100, lambda: wire.over.__setitem__("gone", 0))
-    wire.clock.at(4.0, gone.cancel)
+    wire.clock.schedule_at(4.0, gone.cancel)
     wire.send("next", 10, link, at=20.0)
     assert wire.run() == {"next": 21.0}
 

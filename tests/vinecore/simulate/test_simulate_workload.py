@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vinecore.simulate import GRAPHS, File, Job, Workload, WorkloadError, generate, load
+from vinecore.simulate import GRAPHS, File, SimulatedTask, Workload, WorkloadError, generate, load
 
 
 def keys(workload):
@@ -12,17 +12,22 @@ def keys(workload):
 
 
 def test_makers_come_before_readers_and_all_else_keeps_its_order():
-    jobs = [Job("sum", ("b", "a")), Job("other"), Job("a"), Job("b", ("data",))]
+    jobs = [
+        SimulatedTask("sum", ("b", "a")),
+        SimulatedTask("other"),
+        SimulatedTask("a"),
+        SimulatedTask("b", ("data",)),
+    ]
     assert keys(Workload(jobs, [File("data", 10)])) == ["b", "a", "sum", "other"]
 
 
 def test_a_chain_of_any_length_is_put_in_order():
-    jobs = [Job(f"t{n}", (f"t{n - 1}",) if n else ()) for n in reversed(range(5000))]
+    jobs = [SimulatedTask(f"t{n}", (f"t{n - 1}",) if n else ()) for n in reversed(range(5000))]
     assert keys(Workload(jobs))[-1] == "t4999"
 
 
 def test_results_that_nobody_reads_are_wanted():
-    workload = Workload([Job("a"), Job("b", ("a",)), Job("c")])
+    workload = Workload([SimulatedTask("a"), SimulatedTask("b", ("a",)), SimulatedTask("c")])
     assert [job.key for job in workload.jobs if job.wanted] == ["b", "c"]
 
 
@@ -30,11 +35,15 @@ def test_results_that_nobody_reads_are_wanted():
     ("jobs", "files", "what"),
     [
         ([], [], "without tasks"),
-        ([Job("a"), Job("a")], [], "two tasks called a"),
-        ([Job("a")], [File("f"), File("f")], "two files called f"),
-        ([Job("a")], [File("a")], "the same name"),
-        ([Job("a", ("x", "y"))], [], "task a reads x, y, which no task makes"),
-        ([Job("c"), Job("a", ("b",)), Job("b", ("a",))], [], "wait for each other: a, b"),
+        ([SimulatedTask("a"), SimulatedTask("a")], [], "two tasks called a"),
+        ([SimulatedTask("a")], [File("f"), File("f")], "two files called f"),
+        ([SimulatedTask("a")], [File("a")], "the same name"),
+        ([SimulatedTask("a", ("x", "y"))], [], "task a reads x, y, which no task makes"),
+        (
+            [SimulatedTask("c"), SimulatedTask("a", ("b",)), SimulatedTask("b", ("a",))],
+            [],
+            "wait for each other: a, b",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(jobs, files, what):
@@ -70,7 +79,10 @@ def test_the_same_seed_draws_the_same():
 
 def test_a_description_is_read_as_it_was_written(tmp_path):
     path = tmp_path / "mine.json"
-    jobs = [Job("a", ("data",), 2.5, 10, 7, "lib", "kind"), Job("b", ("a",), cores=2.0, wanted=True)]
+    jobs = [
+        SimulatedTask("a", ("data",), 2.5, 10, 7, "lib", "kind"),
+        SimulatedTask("b", ("a",), cores=2.0, wanted=True),
+    ]
     said = Workload(jobs, [File("data", 100, "manager")])
     path.write_text(json.dumps(said.describe()))
     read = load(path)

@@ -25,9 +25,9 @@ WITH_DASK := tests/daskvine tests/conformance tests/notebooks tests/faults tests
 TWO_AT_A_TIME := -n 2 --dist worksteal
 
 # what files, folders and disks are to a user who is not root
-WITH_FILES := tests/vineworker tests/vinecore/test_files.py tests/vinecore/test_trees.py tests/vinecore/test_directories.py \
-	tests/vinecore/test_levels.py tests/vinecore/test_minitasks.py tests/vinecore/test_store.py tests/vinecore/test_tasks.py \
-	tests/vinecore/protocol/test_bulk.py tests/faults/test_disks.py tests/faults/test_small_disks.py tests/faults/test_nothing_left.py
+WITH_FILES := tests/vineworker tests/vinecore/manager/test_files.py tests/vinecore/manager/test_trees.py tests/vinecore/manager/test_directories.py \
+	tests/vinecore/manager/test_cache_levels.py tests/vinecore/manager/test_minitasks.py tests/vinecore/server/test_object_store.py tests/vinecore/manager/test_tasks.py \
+	tests/vinecore/protocol/transfer/test_content.py tests/faults/test_disks.py tests/faults/test_full_disks.py tests/faults/test_cleanup.py
 
 .PHONY: demo test test-unprivileged test-cluster test-newest lint types bench fuzz lies worker clean
 
@@ -57,7 +57,7 @@ bench: $(HEP)/.stamp
 	$(HEP)/bin/python -m benchmarks $(ARGS)
 
 fuzz: $(HEP)/.stamp
-	$(HEP)/bin/python -m tests.fuzz $(ARGS)
+	$(HEP)/bin/python -m tests.fuzz.scheduler_histories $(ARGS)
 
 random-graphs: $(HEP)/.stamp
 	$(HEP)/bin/python -m tests.random_graphs $(ARGS)
@@ -68,7 +68,7 @@ worker:
 	PYTHONPATH=.:worker $(PYTHON) -m vineworker --pyz dist
 
 lies: $(HEP)/.stamp
-	$(HEP)/bin/python -m tests.hostile.lies $(ARGS)
+	$(HEP)/bin/python -m tests.fuzz.protocol_messages $(ARGS)
 
 $(HEP)/.stamp: EXTRAS := .[hep,dev]
 # where there is no wheel of it, it would have to be compiled: then its tests are skipped

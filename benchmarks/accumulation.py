@@ -92,14 +92,14 @@ def _in_a_process(variant: Variant) -> Measured:
 def measure(variant: Variant) -> Measured:
     """Write, read and merge histograms, in this process."""
     from dask_histogram.core import hist_safe_sum
-    from vineworker.slot import write_parts
+    from vineworker.library.slot import write_parts
 
-    from daskvine import vertex
-    from vinecore.protocol import sparse, values
+    from daskvine.remote import task_functions
+    from vinecore.protocol.serialization import values, zero_suppression
 
     if not variant.packed:
-        sparse.MIN_BYTES = EVERYTHING
-    vertex.MAX_BYTES_LOADED_AT_ONCE = 0 if variant.in_turn else EVERYTHING
+        zero_suppression.MIN_BYTES = EVERYTHING
+    task_functions.MAX_BYTES_LOADED_AT_ONCE = 0 if variant.in_turn else EVERYTHING
     made = histogram(variant)
     with tempfile.TemporaryDirectory(prefix="vine-bench-") as folder:
         path = str(Path(folder) / "histogram")
@@ -112,7 +112,7 @@ def measure(variant: Variant) -> Measured:
         del loaded, made
         stored = [values.LazyValue(partial(values.map_object, path)) for _ in range(variant.parts)]
         with _Watch() as merge:
-            vertex.reduce_partial_results(hist_safe_sum, "histograms", {}, *stored)
+            task_functions.reduce_partial_results(hist_safe_sum, "histograms", {}, *stored)
     return Measured(size / MB, write.seconds, write.mb, read.seconds, read.mb, merge.seconds, merge.mb)
 
 

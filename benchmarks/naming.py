@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from daskvine.compiling import Compiler
+from daskvine.cache_keys import ResultKeys
+from daskvine.compiler import Compiler
 from daskvine.graph import Graph, flat_keys, to_task_spec_graph
-from daskvine.recipes import ResultKeys
-from daskvine.surroundings import look
+from daskvine.program_state import look
 
 
 class Objects:

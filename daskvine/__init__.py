@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from daskvine.executor import DaskVine
-from daskvine.merge import daskvine_merge
+from daskvine.manager import DaskVine
+from daskvine.tree_reduction import daskvine_merge
 
 __all__ = ["DaskVine", "__version__", "daskvine_merge"]
 

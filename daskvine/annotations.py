@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from dask.base import get_annotations
 
-from daskvine import checks
+from daskvine import validators
 from daskvine.graph import Graph, Key
 from daskvine.options import RESOURCES, Options
-from vinecore.core.allocation import ResourceRequest
+from vinecore.resources.amounts import ResourceRequest
 
 RESOURCE_NAMES = {name: name for name in RESOURCES} | {
     "cpu": "cores",
@@ -126,12 +126,12 @@ def _read_vertex(
             elif name == "resources":
                 asked |= _named_resources(value, ignored)
             elif name == "retries":
-                retries = checks.integer(least=0)(value)
+                retries = validators.integer(least=0)(value)
             elif name == "priority":
-                priority = checks.number(value)
+                priority = validators.number(value)
             elif name not in MARKS:
                 ignored[name] = WITHOUT_EFFECT.get(name, "it has no meaning to this scheduler")
-        request = ResourceRequest(**checks.resources(RESOURCES)(asked))
+        request = ResourceRequest(**validators.resources(RESOURCES)(asked))
     except (TypeError, ValueError) as error:
         detail = f": {error}" if str(error) else ""
         msg = f"vertex {key!r} is annotated with {dict(given)}, which it cannot be{detail}"

@@ -6,7 +6,7 @@ validating, suggesting the nearest name after a typing error and the documentati
 these declarations, so that an option cannot be accepted and undocumented, or documented and unknown.
 
 The names, defaults and meanings are those of TaskVine's ``DaskVine.get``, except where a meaning says more.
-The functions that check a single value are in `daskvine.checks`.
+The functions that check a single value are in `daskvine.validators`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import warnings
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from daskvine import checks
-from vinecore.checks import suggest_name
+from daskvine import validators
+from vinecore.validators import suggest_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from vinecore.files import File
+    from vinecore.manager.files import File
 
 __all__ = ["Option", "Options", "describe", "table"]
 
@@ -94,9 +94,9 @@ class Option:
     default: object
     accepts: str
     meaning: str
-    check: checks.Check
+    check: validators.Check
     aliases: tuple[str, ...] = ()
-    combine: Callable[[list[Any]], Any] = checks.single_spelling
+    combine: Callable[[list[Any]], Any] = validators.single_spelling
     requires: str | None = None
     no_warning: bool = False
 
@@ -123,7 +123,7 @@ class Option:
             raise kind(f"{msg}: {detail}" if detail else msg) from None
 
 
-def _option(default: object, takes: str, meaning: str, check: checks.Check, **more: Any) -> Any:
+def _option(default: object, takes: str, meaning: str, check: validators.Check, **more: Any) -> Any:
     """Declare a field of `Options`: the default comes first, as in an assignment."""
     return field(default=default, metadata={"row": (default, takes, meaning, check), "more": more})
 
@@ -139,20 +139,20 @@ class Options:
         None,
         "a File, or the path of a packed environment",
         "Environment in which vertices run; a path is declared as one.",
-        checks.environment,
+        validators.environment,
     )
     extra_files: Mapping[File, str] | None = _option(
         None,
         "a dict {File: name in the sandbox}",
         "Files that every vertex finds next to it.",
-        checks.extra_files,
+        validators.extra_files,
     )
     worker_transfers: bool = _option(
         True,
         "True or False",
         "Intermediates stay on the workers and move between them; with False every result comes back to the "
         "manager. False in any spelling wins.",
-        checks.boolean,
+        validators.boolean,
         aliases=("lazy_transfers", "peer_transfers"),
         combine=all,
     )
@@ -160,80 +160,80 @@ class Options:
         None,
         "a dict {name: text, or a function (manager, task) that returns text}",
         "Environment variables of every vertex, in both task modes.",
-        checks.env_vars,
+        validators.env_vars,
     )
     checkpoint_fn: Callable[..., bool] | None = _option(
         None,
         "a function (dag, key)",
         "Called for each vertex that is not a target; True brings its result to the manager, where no lost "
         "worker can take it away.",
-        checks.function,
+        validators.function,
     )
     resources: Mapping[str, float] | None = _option(
         None,
         "a dict with any of cores, memory (MB), disk (MB), gpus",
         "What one vertex may use at most.",
-        checks.resources(RESOURCES),
+        validators.resources(RESOURCES),
         requires="tasks",
     )
     resources_mode: str | None = _option(
         None,
-        checks.describe_choices(RESOURCES_MODES),
+        validators.describe_choices(RESOURCES_MODES),
         "How allocations are learnt from what was measured. The default is what resources says, or a whole "
         "worker.",
-        checks.one_of(RESOURCES_MODES),
+        validators.one_of(RESOURCES_MODES),
         requires="tasks",
         no_warning=True,
     )
     task_mode: str = _option(
         "tasks",
-        checks.describe_choices(TASK_MODES),
+        validators.describe_choices(TASK_MODES),
         "A process and a sandbox for each vertex, or calls of a library that is started once on each worker.",
-        checks.one_of(TASK_MODES),
+        validators.one_of(TASK_MODES),
     )
     lib_extra_functions: tuple[Callable[..., Any], ...] | None = _option(
         None,
         "a list of functions",
         "Functions that the library offers besides the one that runs vertices.",
-        checks.functions,
+        validators.functions,
         requires="function-calls",
     )
     lib_resources: Mapping[str, float] | None = _option(
         None,
         "a dict with any of cores, slots (1 or more), memory (MB), disk (MB), gpus",
         "What a library uses in total, and how many calls it runs at once (as many as cores, unless given).",
-        checks.resources((*RESOURCES, "slots")),
+        validators.resources((*RESOURCES, "slots")),
         requires="function-calls",
     )
     lib_command: str | None = _option(
         None,
         "a command line as text",
         "Command that starts the library's own.",
-        checks.text,
+        validators.text,
         requires="function-calls",
     )
     lib_modules: tuple[str, ...] | None = _option(
         None,
         "a list of modules or module names",
         "Modules that the library imports once, for all its calls. Several spellings are merged.",
-        checks.modules,
+        validators.modules,
         aliases=("import_modules", "hoisting_modules"),
-        combine=checks.merge_spellings,
+        combine=validators.merge_spellings,
         requires="function-calls",
     )
     task_priority_mode: str | None = _option(
         None,
-        checks.describe_choices(PRIORITY_MODES),
+        validators.describe_choices(PRIORITY_MODES),
         "Which ready vertex goes first. The default is dask's own order: depth first, finish what was "
         "started.",
-        checks.one_of(PRIORITY_MODES),
+        validators.one_of(PRIORITY_MODES),
     )
     scheduling_mode: str = _option(
         "files",
-        checks.describe_choices(SCHEDULING_MODES),
+        validators.describe_choices(SCHEDULING_MODES),
         "Which worker a vertex goes to: the one with most of its inputs, the fastest so far, a random one, "
         "the one with most free resources, the one with most free disk, the first that fits.",
-        checks.one_of(SCHEDULING_MODES),
+        validators.one_of(SCHEDULING_MODES),
     )
     retries: int | None = _option(
         None,
@@ -241,57 +241,60 @@ class Options:
         "How often a vertex is run again that has raised an exception, or whose worker, process or sandbox failed. "
         "By default an exception is raised at once, and failures of workers are tried 4 times more. "
         "`dask.annotate(retries=n)` says it of single vertices; of arrays and bags dask drops that: see [what helps](docs/processes.md#annotations).",
-        checks.integer(least=0),
+        validators.integer(least=0),
     )
     submit_per_cycle: int | None = _option(
         None,
         "an integer; below 1 is no limit",
         "Vertices that are handed to the engine at once.",
-        checks.positive_or_none,
+        validators.positive_or_none,
     )
     max_pending: int | None = _option(
         None,
         "an integer; below 1 is no limit",
         "Vertices that are submitted and have no result yet.",
-        checks.positive_or_none,
+        validators.positive_or_none,
     )
-    verbose: bool = _option(False, "True or False", "Print where each vertex ran.", checks.boolean)
+    verbose: bool = _option(False, "True or False", "Print where each vertex ran.", validators.boolean)
     show_output: bool = _option(
         True,
         "True or False",
         "Show what vertices print, log and warn, with the key of the vertex; the end of it, where it is much.",
-        checks.boolean,
+        validators.boolean,
     )
     env_per_task: bool = _option(
         False,
         "True or False",
         "Each task unpacks the environment by itself; environment has to be a path.",
-        checks.boolean,
+        validators.boolean,
         requires="tasks",
     )
-    progress_disable: bool = _option(False, "True or False", "Show no progress.", checks.boolean)
-    progress_label: str = _option("[green]tasks", "text", "Label of the progress bar.", checks.text)
+    progress_disable: bool = _option(False, "True or False", "Show no progress.", validators.boolean)
+    progress_label: str = _option("[green]tasks", "text", "Label of the progress bar.", validators.text)
     reconstruct: bool | None = _option(
         None,
         "True, False or None",
         "Spread wide merges over trees: with True those of daskvine_merge, of dask-histogram, of coffea's accumulate, and sums of lists; with "
         "False none; by default those of dask-histogram and accumulate that have more than 8 inputs.",
-        checks.boolean,
+        validators.boolean,
     )
     merge_size: int = _option(
         2,
         "an integer, 2 or more",
         "Inputs of each merge of those trees, with reconstruct=True.",
-        checks.integer(least=2),
+        validators.integer(least=2),
     )
     wrapper: Callable[..., Any] | None = _option(
         None,
         "a function (vertex, arguments) that returns (extra, result)",
         "Runs each vertex; the extra part comes back to wrapper_proc.",
-        checks.function,
+        validators.function,
     )
     wrapper_proc: Callable[[Any], object] = _option(
-        print, "a function of one argument", "Called with what wrapper returned as extra.", checks.function
+        print,
+        "a function of one argument",
+        "Called with what wrapper returned as extra.",
+        validators.function,
     )
     reuse: bool | Callable[..., Any] | None = _option(
         None,
@@ -299,14 +302,14 @@ class Options:
         "A vertex whose code, arguments, inputs, environment and packages are those of an earlier computation is not run "
         "again where workers still have its result. Results stay on the workers as long as there is room. Where it is not given, a manager with resume=True does so, but its "
         "workers keep nothing when it ends in order.",
-        checks.boolean_or_function,
+        validators.boolean_or_function,
     )
     prune_depth: int = _option(
         1,
         "an integer, 0 or more",
         "0 keeps every intermediate to the end; 1 deletes one when its consumers are done; n waits for the "
         "consumers of n generations, which makes a lost file cheaper to make again.",
-        checks.integer(least=0),
+        validators.integer(least=0),
     )
 
     @classmethod

@@ -1,7 +1,7 @@
 """The folder of the program, as its vertices get to know it, and what is said where a worker does not see that.
 
 In a vertex a relative path means the working folder of the program, and its modules are found where the program finds them. What proves to a worker
-that it sees the same folders is in `vinecore.protocol.programs`. Where workers on other machines may come, this side puts a small file
+that it sees the same folders is in `vinecore.protocol.program_folders`. Where workers on other machines may come, this side puts a small file
 in a hidden folder into each of these, locks it, and takes both away when the manager closes. What a killed program has left is not locked any more:
 the next manager of the same user takes it away.
 """
@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from vinecore.errors import add_note
-from vinecore.protocol import modules
-from vinecore.protocol.programs import Folder, Program, describe_folder, running_kernel
+from vinecore.protocol import user_modules
+from vinecore.protocol.program_folders import Folder, Program, describe_folder, running_kernel
 
 TOKEN = ".daskvine-"  # noqa: S105 - the beginning of a folder's name
 FILE, IGNORED = "token", ".gitignore"
@@ -80,7 +80,7 @@ class ProgramFolders:
         after = False
         for entry in sys.path:
             path = os.path.join(working_folder(), entry)
-            if modules.is_package_file(os.path.join(path, "module.py")):
+            if user_modules.is_package_file(os.path.join(path, "module.py")):
                 after = True
             elif path not in seen and (folder := self._folder(path)) is not None:
                 seen.add(path)
@@ -238,7 +238,7 @@ def _is_own(name: str | None) -> bool:
     if not name:
         return False
     try:
-        return name.partition(".")[0] in sys.modules and not modules.is_package_module(name)
+        return name.partition(".")[0] in sys.modules and not user_modules.is_package_module(name)
     except (ImportError, ValueError):
         return False
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 
 from vinecore.errors import add_note
-from vinecore.protocol.modules import is_package_module
+from vinecore.protocol.user_modules import is_package_module
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, struct.error)
 """What readers raise that do not find what they have left."""

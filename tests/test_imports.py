@@ -112,9 +112,9 @@ def test_the_protocol_needs_only_the_standard_library():
 
 def test_the_mind_has_no_hands():
     def allowed(found):
-        return found.top not in HANDS and not found.within("vinecore.io")
+        return found.top not in HANDS and not found.within("vinecore.server")
 
-    assert violations("vinecore.core", allowed) == []
+    assert violations("vinecore.scheduler", allowed) == []
 
 
 def modules_after(statement):
@@ -131,7 +131,7 @@ def modules_after(statement):
 def test_the_protocol_is_imported_without_the_engine():
     modules = modules_after("import vinecore.protocol")
     assert {"vinecore", "vinecore.protocol"} <= modules
-    assert not modules & {"msgspec", "dask", "psutil", "cloudpickle", "numpy", "vinecore.manager"}
+    assert not modules & {"msgspec", "dask", "psutil", "cloudpickle", "numpy", "vinecore.manager.manager"}
 
 
 def test_the_factory_loads_dask_only_when_it_is_asked_for():
@@ -141,4 +141,12 @@ def test_the_factory_loads_dask_only_when_it_is_asked_for():
 
 def test_the_worker_starts_without_the_engine():
     modules = modules_after("import vineworker.cli")
-    assert not modules & {"msgspec", "dask", "cloudpickle", "numpy", "rich", "click", "vinecore.manager"}
+    assert not modules & {
+        "msgspec",
+        "dask",
+        "cloudpickle",
+        "numpy",
+        "rich",
+        "click",
+        "vinecore.manager.manager",
+    }

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
         VineError,
     )
     from vinecore.factory import Factory
-    from vinecore.files import File
-    from vinecore.libraries import LibraryTask, load_variable_from_library
-    from vinecore.manager import Manager
-    from vinecore.tasks import FunctionCall, PythonTask, Task
+    from vinecore.manager.files import File
+    from vinecore.manager.libraries import LibraryTask, load_variable_from_library
+    from vinecore.manager.manager import Manager
+    from vinecore.manager.tasks import FunctionCall, PythonTask, Task
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Factory": "factory", "File": "files", "FunctionCall": "tasks", "InsufficientResources": "errors", "LibraryError": "errors",
-    "LibraryTask": "libraries", "Manager": "manager", "PythonTask": "tasks", "RemoteError": "errors", "Task": "tasks",
-    "TaskCrashed": "errors", "TaskFailed": "errors", "VineError": "errors", "load_variable_from_library": "libraries",
+    "Factory": "factory", "File": "manager.files", "FunctionCall": "manager.tasks", "InsufficientResources": "errors", "LibraryError": "errors",
+    "LibraryTask": "manager.libraries", "Manager": "manager.manager", "PythonTask": "manager.tasks", "RemoteError": "errors", "Task": "manager.tasks",
+    "TaskCrashed": "errors", "TaskFailed": "errors", "VineError": "errors", "load_variable_from_library": "manager.libraries",
 }  # fmt: skip
 
 __all__ = [

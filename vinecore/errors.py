@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vinecore.protocol import exceptions
-from vinecore.protocol.exceptions import add_note as add_note  # noqa: PLC0414 - for who imports it from here
+from vinecore.protocol.serialization import exceptions
+from vinecore.protocol.serialization.exceptions import add_note as add_note  # noqa: PLC0414 - for who imports it from here
 
 
 class VineError(Exception):

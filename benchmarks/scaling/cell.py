@@ -19,11 +19,11 @@ from benchmarks.scaling import files
 from benchmarks.scaling.crowd import Orders
 from benchmarks.scaling.shapes import SHAPES, dask_graph, specs
 from daskvine import DaskVine
-from daskvine.run import MAX_TASKS_PER_SLICE
+from daskvine.computation import MAX_TASKS_PER_SLICE
 from vinecore import LibraryTask
-from vinecore.core import events as e
-from vinecore.core import instructions as i
-from vinecore.core.state import GraphSpec
+from vinecore.scheduler import events as e
+from vinecore.scheduler import instructions as i
+from vinecore.scheduler.state import GraphSpec
 
 PER_CROWD = 500  # workers of one process
 LOOK_S = 0.01

@@ -18,7 +18,7 @@ import msgspec
 
 from benchmarks.scaling import files
 from benchmarks.scaling.workers import Worker
-from vinecore.protocol import handshake, seals
+from vinecore.protocol import authentication, handshake
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import MessageChannel
 
@@ -92,7 +92,12 @@ class Crowd:
 
         sock, key = await dialled
         channel = MessageChannel(
-            m.FROM_MANAGER, received, self._lost, _dumps, _loads, seals.sender_and_receiver(key, "client")
+            m.FROM_MANAGER,
+            received,
+            self._lost,
+            _dumps,
+            _loads,
+            authentication.sender_and_receiver(key, "client"),
         )
         await asyncio.get_running_loop().create_connection(lambda: channel, sock=sock)
         channel.send(worker.hello)

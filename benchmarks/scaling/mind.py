@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from benchmarks.scaling.cell import Cell
 from benchmarks.scaling.shapes import SHAPES, specs
 from benchmarks.scaling.workers import Worker
-from daskvine.run import MAX_TASKS_PER_SLICE
-from vinecore.core import events as e
-from vinecore.core import instructions as i
-from vinecore.core.allocation import ResourceRequest
-from vinecore.core.mind import Scheduler
-from vinecore.core.state import FileSpec, GraphSpec, LibrarySpec, TaskSpec
+from daskvine.computation import MAX_TASKS_PER_SLICE
+from vinecore.manager.compatibility import python_version
 from vinecore.protocol import messages as m
-from vinecore.versions import python_version
+from vinecore.resources.amounts import ResourceRequest
+from vinecore.scheduler import events as e
+from vinecore.scheduler import instructions as i
+from vinecore.scheduler.scheduler import Scheduler
+from vinecore.scheduler.state import FileSpec, GraphSpec, LibrarySpec, TaskSpec
 
 TURN_S = 0.001  # of the clock that the mind is told; a turn of the loop takes about as long
 TICKS = 250  # turns between two of them

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from dask._task_spec import List, Task, TaskRef
 
-from vinecore.core.state import TASK, TaskSpec
-from vinecore.protocol import values
+from vinecore.protocol.serialization import values
+from vinecore.scheduler.state import TASK, TaskSpec
 
 FAN_IN = 8
 VALUE = values.dumps(0)

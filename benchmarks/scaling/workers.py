@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vineworker import events as e
-from vineworker import instructions as i
-from vineworker import state
-from vineworker.calls import Reply
+from vineworker.slot_protocol import Reply
+from vineworker.state import events as e
+from vineworker.state import instructions as i
+from vineworker.state import state_machine
 
 from benchmarks.scaling.shapes import VALUE
+from vinecore.manager.compatibility import package_versions, python_version
 from vinecore.protocol import VERSION
 from vinecore.protocol import messages as m
-from vinecore.versions import package_versions, python_version
 
 DISK_MB = 100_000
 NOBODY = 9  # the port of the discard service: what a simulated worker fetches is there without asking
@@ -37,7 +37,7 @@ class Worker:
     """
 
     def __init__(self, number: int, cores: int, result_bytes: int, call_s: float) -> None:
-        self._mind = state.WorkerStateMachine()
+        self._mind = state_machine.WorkerStateMachine()
         self._result_bytes, self._call_s = result_bytes, call_s
         self.done = self.fetched = 0
         self.hello = m.Hello(

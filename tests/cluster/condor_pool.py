@@ -7,9 +7,9 @@ import json
 import subprocess
 from typing import TYPE_CHECKING
 
-from tests.cluster import debian
-from tests.cluster.pools import Pool, free_port, furnish
-from tests.support import until
+from tests.cluster import debian_container
+from tests.cluster.batch_pools import Pool, free_port, furnish
+from tests.harness.processes import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +52,7 @@ class Condor(Pool):
 @contextlib.contextmanager
 def pool(folder: Path) -> Iterator[Condor]:
     """A pool that is ready to run jobs; afterwards nothing of it is left."""
-    with debian.opened(folder / "debian", *PACKAGES) as root:
+    with debian_container.opened(folder / "debian", *PACKAGES) as root:
         furnish(root)
         (root.path / "etc/condor/config.d/99-test").write_text(CONFIG.replace("PORT\n", f"{free_port()}\n"))
         root.run("condor_master")

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from tests.cluster import adl, carried
-from tests.cluster.hosts import Hosts, missing
-from tests.support import yard_in
+from tests.cluster import adl_job, environment_archive
+from tests.cluster.network_namespaces import Hosts, missing
+from tests.harness.processes import yard_in
 
 
 def pytest_collection_modifyitems(items):
@@ -37,12 +37,12 @@ def yard(hosts, tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
     """This Python, with what calls need."""
-    return carried.write(tmp_path_factory.mktemp("archive") / "python.tar", ("cloudpickle",))
+    return environment_archive.write(tmp_path_factory.mktemp("archive") / "python.tar", ("cloudpickle",))
 
 
 @pytest.fixture(scope="session")
 def queries(tmp_path_factory):
     """The queries of the demo, and an environment for them."""
     pytest.importorskip("coffea", reason="the demo needs the HEP stack (coffea with dask-awkward, hist)")
-    with adl.queries(tmp_path_factory.mktemp("adl")) as queries:
+    with adl_job.queries(tmp_path_factory.mktemp("adl")) as queries:
         yield queries

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from tests.support import until
+from tests.harness.processes import until
 
 JOBS = 2
 QUIET = {"host": "127.0.0.1", "dashboard_address": ":0"}

@@ -6,18 +6,18 @@ import psutil
 import pytest
 
 from daskvine import DaskVine
-from tests.cluster import debian, squares
+from tests.cluster import debian_container, square_job
 from tests.cluster.condor_pool import CORES, pool
-from tests.cluster.squares import LONG_S
-from tests.servers import catalog_server
-from tests.support import until, workers_of, yard_in
+from tests.cluster.square_job import LONG_S
+from tests.harness.http_servers import catalog_server
+from tests.harness.processes import until, workers_of, yard_in
 from vinecore import Task
 
 
 @pytest.fixture(scope="module")
 def condor(tmp_path_factory):
     """The pool."""
-    if reason := debian.missing():
+    if reason := debian_container.missing():
         pytest.skip(reason)
     with pool(tmp_path_factory.mktemp("condor")) as condor:
         yield condor
@@ -45,12 +45,12 @@ def test_calls_run_on_pilots_half_of_which_are_removed_in_the_middle(condor, fac
     m = yard.manager()
     python = condor.give(environment, "python.tar")
     with factory(m, "-w", "0", "-W", str(CORES), "--python-env", python) as running:
-        results = squares.begin(m, 0.05)
+        results = square_job.begin(m, 0.05)
         until(lambda: m.workers_connected == CORES, "all pilots to be connected", LONG_S)
         half = condor.pilots()[: CORES // 2]
         before = {worker["id"] for worker in workers_of(m)}
         condor.run("condor_rm", *half)
-        squares.finish(m, results)
+        square_job.finish(m, results)
         assert {worker["id"] for worker in workers_of(m)} - before, (
             "somebody has come for those who were removed"
         )

@@ -16,12 +16,12 @@ import pytest
 pytest.importorskip("distributed")
 
 from daskvine import DaskVine
-from tests.cluster import dask_clusters, squares
+from tests.cluster import dask_clusters, square_job
 from tests.cluster.dask_clusters import MEMORY_MB, pilots
-from tests.cluster.squares import LONG_S
-from tests.support import alive, until, workers_of, yard_in
+from tests.cluster.square_job import LONG_S
+from tests.harness.processes import alive, until, workers_of, yard_in
 from vinecore import Factory, PythonTask, Task
-from vinecore.factory.batch import BatchError
+from vinecore.factory.batch_system import BatchError
 
 ON_LOCAL, ON_JOBS = (pytest.mark.parametrize("cluster", [kind], indirect=True) for kind in ("local", "jobs"))
 
@@ -109,12 +109,12 @@ def test_there_is_one_vine_worker_on_each_node_with_what_its_dask_workers_have(c
 def test_calls_do_not_notice_that_half_of_the_cluster_is_killed_in_the_middle(cluster, start, yard):
     m = yard.manager()
     factory = start(m)
-    results = squares.begin(m, 0.005)
+    results = square_job.begin(m, 0.005)
     m.wait_for_workers(cluster.nodes, LONG_S)
     known = {worker["id"] for worker in workers_of(m)}
     before = cluster.lose_half(factory)
     until(lambda: not alive(before[0]), "the end of the vine worker whose Dask worker was killed")
-    squares.finish(m, results)
+    square_job.finish(m, results)
     until(
         lambda: m.workers_connected == cluster.nodes and {w["id"] for w in workers_of(m)} - known,
         "another vine worker",
@@ -167,7 +167,7 @@ def test_a_manager_scales_over_the_nodes_that_are_there(start, cluster, yard):
 def test_a_client_that_leaves_ends_its_vine_workers(cluster, yard, monkeypatch, caplog):
     from distributed import Client
 
-    monkeypatch.setattr("daskvine.nodes.HEARTBEAT_TIMEOUT_S", 4.0)
+    monkeypatch.setattr("daskvine.dask_cluster.HEARTBEAT_TIMEOUT_S", 4.0)
     m = yard.manager()
     with Client(cluster.client.scheduler.address, set_as_default=False) as client:
         factory = Factory("dask", client=client, manager=m, factory_period=0.5).start()

@@ -12,10 +12,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from vineworker import packing
+from vineworker import zipapp_builder
 
-from tests.cluster import debian
-from tests.support import yard_in
+from tests.cluster import debian_container
+from tests.harness.processes import yard_in
 from vinecore import FunctionCall, PythonTask, Task
 
 pytestmark = pytest.mark.timeout(900)  # the first one makes the Debian
@@ -39,12 +39,12 @@ def yard(tmp_path, monkeypatch):
 @pytest.fixture
 def root(yard, tmp_path):
     """The Debian, with a user who has the file and the manager's secret."""
-    if reason := debian.missing():
+    if reason := debian_container.missing():
         pytest.skip(reason)
-    with debian.opened(tmp_path / "debian") as root:
+    with debian_container.opened(tmp_path / "debian") as root:
         root.run("useradd", "--create-home", "vine")
         home = root.path / "home" / "vine"
-        packing.write(str(home))
+        zipapp_builder.write(str(home))
         shutil.copy(yard.secret, home / "secret")
         root.run("chown", "vine:vine", "/home/vine/secret")
         yield root

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.cluster.hosts import ip
+from tests.cluster.network_namespaces import ip
 from tests.cluster.test_peers import PYTHON, address_of, begin, worker_on
-from tests.support import until, workers_of
+from tests.harness.processes import until, workers_of
 from vinecore import Task
 
 FILES = 6

@@ -9,8 +9,8 @@ import re
 import subprocess
 import sys
 
-from tests import chores
-from tests.support import until, workers_of
+from tests.harness import sample_tasks
+from tests.harness.processes import until, workers_of
 from vinecore import PythonTask, Task
 
 MB = 1 << 20
@@ -51,8 +51,8 @@ def together(yard, m, name, tasks):
 
 def digest_together(folder, name, number):
     """Look at the input when everybody has it."""
-    chores.note(f"{folder}/{name}", number)
-    chores.wait_for(f"{folder}/{name}-gate")
+    sample_tasks.note(f"{folder}/{name}", number)
+    sample_tasks.wait_for(f"{folder}/{name}-gate")
     return digest_of("data")
 
 

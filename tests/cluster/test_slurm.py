@@ -8,17 +8,17 @@ import re
 import pytest
 
 from daskvine import DaskVine
-from tests.cluster import debian, squares
+from tests.cluster import debian_container, square_job
 from tests.cluster.slurm_pool import CORES, MOST_IN_ARRAY, pool
-from tests.cluster.squares import LONG_S
-from tests.support import until, workers_of, yard_in
+from tests.cluster.square_job import LONG_S
+from tests.harness.processes import until, workers_of, yard_in
 from vinecore import Task
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     """The pool."""
-    if reason := debian.missing():
+    if reason := debian_container.missing():
         pytest.skip(reason)
     with pool(tmp_path_factory.mktemp("slurm")) as slurm:
         yield slurm
@@ -48,7 +48,7 @@ def test_calls_run_on_pilots_half_of_which_are_cancelled_in_the_middle(slurm, fa
     m = yard.manager()
     python = slurm.give(environment, "python.tar")
     with factory(m, "-w", "0", "-W", str(CORES), "--python-env", python) as running:
-        results = squares.begin(m, 0.03)
+        results = square_job.begin(m, 0.03)
         until(lambda: m.workers_connected == CORES, "all pilots to be connected", LONG_S)
         secret = yard.secret.read_text().strip()
         assert secret not in slurm.root.run("ps", "axeww")
@@ -63,7 +63,7 @@ def test_calls_run_on_pilots_half_of_which_are_cancelled_in_the_middle(slurm, fa
         half = slurm.queue("RUNNING")[: CORES // 2]
         before = {worker["id"] for worker in workers_of(m)}
         slurm.run("scancel", *half)
-        squares.finish(m, results)
+        square_job.finish(m, results)
         assert {worker["id"] for worker in workers_of(m)} - before, (
             "somebody has come for those who were removed"
         )

@@ -110,7 +110,15 @@ def run(suite, folder):
     report, calls = folder / "report.xml", folder / "calls.json"
     options = [f"--exclude-test={name}" for name in EXCLUDED[suite]]
     command = [
-        *(sys.executable, "-m", "pytest", "-p", "tests.conformance.reroute", "-p", "no:cacheprovider"),
+        *(
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "tests.conformance.dask_test_plugin",
+            "-p",
+            "no:cacheprovider",
+        ),
         *("-q", "--disable-warnings", "--tb=short", "--timeout=120", "-m", "not slow and not network"),
         *(f"--junitxml={report}", f"--calls-to={calls}"),
         *("--exclude-parameter=shuffle_method=disk", "--exclude-parameter=shuffle=disk"),

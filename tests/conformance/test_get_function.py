@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from dask.utils_test import GetFunctionTestMixin, inc
 
-from tests.conformance.reroute import get_under_test
+from tests.conformance.dask_test_plugin import get_under_test
 
 
 @pytest.fixture(scope="class", autouse=True)

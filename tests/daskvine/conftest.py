@@ -10,8 +10,8 @@ from contextlib import ExitStack
 import pytest
 
 from daskvine import DaskVine
-from tests.daskvine.gate import Gate
-from vinecore.core import instructions as i
+from tests.daskvine.file_barrier import Gate
+from vinecore.scheduler import instructions as i
 
 MODES = ("tasks", "function-calls")
 

@@ -11,9 +11,9 @@ import pytest
 from daskvine.annotations import RESOURCE_NAMES, VertexAnnotations, collect_annotations, read_annotations
 from daskvine.graph import Graph, to_task_spec_graph
 from daskvine.options import Options
-from tests.daskvine import vertices as v
-from vinecore.core.allocation import ResourceRequest
+from tests.daskvine import sample_graphs as v
 from vinecore.errors import InsufficientResources
+from vinecore.resources.amounts import ResourceRequest
 
 
 def raise_until(log, times):

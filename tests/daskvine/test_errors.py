@@ -13,8 +13,8 @@ import dask
 import pytest
 
 from daskvine import DaskVine
-from tests.daskvine import vertices as v
-from tests.support import interrupt_when
+from tests.daskvine import sample_graphs as v
+from tests.harness.processes import interrupt_when
 from vinecore.errors import LibraryError, TaskCrashed
 
 CALLS = {"task_mode": "function-calls"}

@@ -23,9 +23,10 @@ from dask.callbacks import Callback
 from dask.diagnostics import ProgressBar
 
 from daskvine import DaskVine
-from tests.daskvine import vertices as v
+from tests.daskvine import sample_graphs as v
 from vinecore.errors import InsufficientResources
-from vinecore.protocol import messages, registry
+from vinecore.protocol import messages
+from vinecore.protocol.discovery import registry
 
 CALLS = {"task_mode": "function-calls"}
 

@@ -10,9 +10,9 @@ import pytest
 from dask._task_spec import Task
 
 from daskvine import DaskVine, opened_trees
+from daskvine.cache_keys import ResultKeys
 from daskvine.graph import Graph, to_task_spec_graph
-from daskvine.recipes import ResultKeys
-from daskvine.surroundings import look
+from daskvine.program_state import look
 
 uproot = pytest.importorskip("uproot", reason="opens ROOT files: pip install uproot")
 pytest.importorskip("dask_awkward", reason="uproot.dask needs it: pip install dask-awkward")
@@ -95,7 +95,7 @@ def test_what_somebody_has_put_into_a_tree_counts(path):
 
 def test_a_tree_is_not_looked_into_branch_by_branch(tmp_path):
     def parts(branches):
-        from daskvine.digests import Fingerprinter
+        from daskvine.fingerprint import Fingerprinter
 
         write(tmp_path / f"{branches}.root", 0.5, branches)
         digests = Fingerprinter()

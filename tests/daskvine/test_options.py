@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from daskvine.options import Options, describe, table
-from vinecore.files import File
+from vinecore.manager.files import File
 
 MODES = {"cores": 1, "memory": 2.5, "disk": 0, "gpus": 0}
 

@@ -16,7 +16,7 @@ from dask import delayed
 
 from daskvine import DaskVine
 from daskvine.program_folder import TOKEN
-from tests.support import yard_in
+from tests.harness.processes import yard_in
 from vinecore import PythonTask
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from daskvine import DaskVine
-from daskvine.digests import Fingerprinter
+from daskvine.fingerprint import Fingerprinter
 from tests.daskvine.conftest import MODES
-from vinecore.protocol.values import dumps, loads
+from vinecore.protocol.serialization.values import dumps, loads
 
 TASKS = 20
 PACKAGE = """

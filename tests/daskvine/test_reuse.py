@@ -10,8 +10,8 @@ import dask.array as da
 import pytest
 
 from daskvine import DaskVine
-from tests.daskvine import vertices as v
-from tests.support import until, yard_in
+from tests.daskvine import sample_graphs as v
+from tests.harness.processes import until, yard_in
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support import yard_in
+from tests.harness.processes import yard_in
 
 
 @pytest.fixture

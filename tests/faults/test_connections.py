@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests import chores
-from tests.proxy import Proxy
-from tests.support import made_and_held, one_result, pass_time, until, vine_threads, workers_of
+from tests.harness import sample_tasks
+from tests.harness.processes import made_and_held, one_result, pass_time, until, vine_threads, workers_of
+from tests.harness.tcp_proxy import Proxy
 from vinecore import FunctionCall, PythonTask, Task
-from vinecore.protocol import bulk, frames
+from vinecore.protocol import frames
+from vinecore.protocol.transfer import content
 
-ODD = str(Path(__file__).with_name("odd_worker.py"))
+ODD = str(Path(__file__).with_name("misbehaving_worker.py"))
 LARGE = 1_000_000
 
 
@@ -36,7 +37,7 @@ def test_a_connection_that_is_reset_costs_a_session_and_nothing_else(yard):
             proxy.port, "--timeout", "60", command=[sys.executable, "-c", WITHOUT_SINGLE_SHOT]
         )
         m.wait_for_workers(1, 60)
-        m.submit(PythonTask(chores.held, str(yard.folder), "held", "gate"))
+        m.submit(PythonTask(sample_tasks.held, str(yard.folder), "held", "gate"))
         until(lambda: yard.count("held") == 1, "the task to be running")
         proxy.cut()
         until(lambda: yard.count("held") == 2, "the task to be running again")
@@ -61,7 +62,7 @@ cli.main()
 def test_a_worker_that_is_stopped_is_given_up_and_comes_back(yard):
     m = yard.manager()
     [worker] = yard.workers(m, 1, "--timeout", "60", command=[sys.executable, "-c", WITHOUT_SINGLE_SHOT])
-    m.submit(PythonTask(chores.held, str(yard.folder), "held", "gate"))
+    m.submit(PythonTask(sample_tasks.held, str(yard.folder), "held", "gate"))
     until(lambda: yard.count("held") == 1, "the task to be running")
     worker.send(signal.SIGSTOP)
     until(lambda: pass_time(m, 1) or m.workers_connected == 0, "the manager to give the worker up")
@@ -77,7 +78,7 @@ def test_a_worker_that_takes_nothing_any_more_does_not_hold_what_it_was_sent(yar
     first.send(signal.SIGSTOP)
     payload = b"x" * 60_000
     tasks = [
-        PythonTask(chores.length, payload + str(n).encode()) for n in range(200)
+        PythonTask(sample_tasks.length, payload + str(n).encode()) for n in range(200)
     ]  # more than the buffers of a socket hold
     for task in tasks:
         task.set_cores(0.01)
@@ -95,23 +96,23 @@ def made_and_moved(yard, fault, other=None, size=LARGE):
     m = yard.manager()
     yard.worker(m, command=odd(fault) if fault else None)
     m.wait_for_workers(1, 60)
-    maker = PythonTask(chores.make_bytes, size)
+    maker = PythonTask(sample_tasks.make_bytes, size)
     maker.enable_temp_output()
     m.submit(maker)
     assert one_result(m).successful()
     blocker = PythonTask(
-        chores.held, str(yard.folder), "blocker", "gate"
+        sample_tasks.held, str(yard.folder), "blocker", "gate"
     )  # keeps the whole of the first worker
     m.submit(blocker)
     until(lambda: yard.count("blocker"), "the first worker to be busy")
     yard.worker(m, command=odd(other) if other else None)
     m.wait_for_workers(2, 60)
-    reader = PythonTask(chores.digest, maker.output_file)
+    reader = PythonTask(sample_tasks.digest, maker.output_file)
     m.submit(reader)
     assert one_result(m) is reader
     yard.place("gate").touch()
     assert one_result(m) is blocker
-    assert reader.output == hashlib.sha256(chores.make_bytes(size)).hexdigest()
+    assert reader.output == hashlib.sha256(sample_tasks.make_bytes(size)).hexdigest()
     return m, maker
 
 
@@ -147,10 +148,12 @@ def test_many_workers_that_cannot_reach_one_do_not_make_its_files_unobtainable(y
     for _ in range(8):
         yard.worker(m, "--cores", "1")
     m.wait_for_workers(9, 60)
-    readers = [PythonTask(chores.digest, maker.output_file) for _ in range(8)]
+    readers = [PythonTask(sample_tasks.digest, maker.output_file) for _ in range(8)]
     for reader in readers:
         m.submit(reader)
-    assert {one_result(m).output for _ in readers} == {hashlib.sha256(chores.make_bytes(LARGE)).hexdigest()}
+    assert {one_result(m).output for _ in readers} == {
+        hashlib.sha256(sample_tasks.make_bytes(LARGE)).hexdigest()
+    }
     yard.place("gate").touch()
     assert one_result(m) is blocker
 
@@ -170,19 +173,19 @@ def test_a_worker_of_another_protocol_is_sent_away_with_the_reason(yard):
 
 
 def test_a_peer_that_asks_nothing_for_long_is_cut_off_and_comes_back(yard, monkeypatch):
-    ask, known = bulk._next_request, set()
+    ask, known = content._next_request, set()
 
     def wait_briefly_for_the_second(words):
-        monkeypatch.setattr(bulk, "IDLE_S", 0.05 if words in known else 60.0)
+        monkeypatch.setattr(content, "IDLE_S", 0.05 if words in known else 60.0)
         known.add(words)
         return ask(words)
 
-    monkeypatch.setattr(bulk, "_next_request", wait_briefly_for_the_second)
+    monkeypatch.setattr(content, "_next_request", wait_briefly_for_the_second)
     m = yard.manager()
     yard.workers(m, 1)
     for _ in range(3):  # each over a connection that the manager has closed meanwhile
-        m.submit(PythonTask(chores.make_bytes, LARGE))
-        assert one_result(m).output == chores.make_bytes(LARGE)
+        m.submit(PythonTask(sample_tasks.make_bytes, LARGE))
+        assert one_result(m).output == sample_tasks.make_bytes(LARGE)
         until(
             lambda: not [name for name in vine_threads() if name == "vine-guest"],
             "the connection to be closed",
@@ -197,7 +200,7 @@ def test_transfers_that_hang_keep_no_task_waiting(yard):
             task = Task("cat in", cores=1)
             task.add_input(m.declare_url(f"http://127.0.0.1:{silent.getsockname()[1]}/{n}"), "in")
             m.submit(task)
-        fine = [Task("echo fine", cores=1), PythonTask(chores.add, 1, 2)]
+        fine = [Task("echo fine", cores=1), PythonTask(sample_tasks.add, 1, 2)]
         fine[1].set_cores(1)
         for task in fine:
             m.submit(task)
@@ -264,7 +267,7 @@ def test_an_exception_with_half_a_surrogate_pair_is_the_exception(yard):
     m = yard.manager()
     yard.workers(m, 1)
     library = m.create_library_from_functions(
-        "lib", chores.add, library_context_info=[raise_odd_text, [], {}]
+        "lib", sample_tasks.add, library_context_info=[raise_odd_text, [], {}]
     )
     m.install_library(library)
     for task in (PythonTask(raise_odd_text), FunctionCall("lib", "add", 1, 2)):

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from daskvine import DaskVine
-from tests import chores
-from tests.support import HURRY_S, alive, one_result, until
+from tests.harness import sample_tasks
+from tests.harness.processes import HURRY_S, alive, one_result, until
 from vinecore import FunctionCall, PythonTask, Task
 
 DAEMON = """
@@ -34,7 +34,7 @@ MODES = ["function-calls", "tasks"]
 def starts_daemon(path):
     """Start what leaves its parent, its group and its session; give its number."""
     subprocess.run([sys.executable, "-c", DAEMON, path], check=True)
-    chores.wait_for(path)
+    sample_tasks.wait_for(path)
     with open(path) as file:
         return int(file.read())
 
@@ -46,7 +46,7 @@ def forks_sleeper(folder, name):
         os.setsid()
         time.sleep(1000)
         os._exit(0)
-    chores.note(f"{folder}/{name}", pid)
+    sample_tasks.note(f"{folder}/{name}", pid)
     return pid
 
 
@@ -59,18 +59,18 @@ def dies_before_its_child(folder, name, once):
 
 
 def has_daemon_and_sleeps(folder):
-    chores.note(f"{folder}/daemons", starts_daemon(f"{folder}/daemon-{os.getpid()}"))
+    sample_tasks.note(f"{folder}/daemons", starts_daemon(f"{folder}/daemon-{os.getpid()}"))
     time.sleep(1000)
 
 
 def uses_pool(n):
     with multiprocessing.get_context("fork").Pool(2) as pool:
-        return pool.map(chores.square, range(n))
+        return pool.map(sample_tasks.square, range(n))
 
 
 def comes_back_twice(folder, how):
     pid = os.fork()
-    chores.note(f"{folder}/processes", os.getpid())
+    sample_tasks.note(f"{folder}/processes", os.getpid())
     if pid == 0 and how == "raises":
         raise ValueError("only in the child")
     if pid == 0 and how == "exits":
@@ -122,7 +122,7 @@ def test_a_call_that_exits_before_its_child_is_run_again(yard, m, exec_mode):
 
 @pytest.mark.parametrize("exec_mode", ["direct", "fork"])
 def test_what_a_call_has_started_ends_with_its_process(yard, m, exec_mode):
-    install(m, starts_daemon, forks_sleeper, chores.who, exec_mode=exec_mode)
+    install(m, starts_daemon, forks_sleeper, sample_tasks.who, exec_mode=exec_mode)
     m.submit(FunctionCall("chores", "starts_daemon", str(yard.place("daemon"))))
     m.submit(FunctionCall("chores", "forks_sleeper", str(yard.folder), "sleeper"))
     left = [one_result(m).output for _ in range(2)]
@@ -135,7 +135,7 @@ def test_what_a_call_has_started_ends_with_its_process(yard, m, exec_mode):
 
 
 def test_what_a_slot_has_left_behind_ends_and_its_neighbours_do_not(yard, m):
-    install(m, starts_daemon, chores.held, slots=2)
+    install(m, starts_daemon, sample_tasks.held, slots=2)
     m.submit(FunctionCall("chores", "held", str(yard.folder), "neighbour", "gate"))
     until(lambda: yard.count("neighbour"))
     m.submit(FunctionCall("chores", "starts_daemon", str(yard.place("daemon"))))
@@ -254,7 +254,11 @@ def test_a_library_that_ends_is_started_again_though_its_context_has_a_child(yar
         return {}
 
     library = m.create_library_from_functions(
-        "chores", chores.who, chores.leaves, exec_mode="direct", library_context_info=[context, [], {}]
+        "chores",
+        sample_tasks.who,
+        sample_tasks.leaves,
+        exec_mode="direct",
+        library_context_info=[context, [], {}],
     )
     m.install_library(library)
     m.submit(FunctionCall("chores", "who"))

@@ -11,9 +11,10 @@ import threading
 
 import pytest
 
-from daskvine import DaskVine, daskvine_merge, vertex
-from tests import chores
-from tests.support import one_result, until
+from daskvine import DaskVine, daskvine_merge
+from daskvine.remote import task_functions
+from tests.harness import sample_tasks
+from tests.harness.processes import one_result, until
 from vinecore import PythonTask, Task
 
 MB = 1 << 20
@@ -41,16 +42,19 @@ def test_a_result_that_does_not_fit_on_the_disk_is_an_error_that_says_so_and_the
     worker = yard.worker(m, "--workspace", str(small_disk))
     m.wait_for_workers(1, 60)
     for task_mode in ("function-calls", "tasks"):
-        graph = {"large": (chores.make_bytes, 20 * MB), "end": (chores.length, "large")}
+        graph = {"large": (sample_tasks.make_bytes, 20 * MB), "end": (sample_tasks.length, "large")}
         with pytest.raises(OSError, match="No space left on device"):
             m.get(graph, "end", task_mode=task_mode, progress_disable=True)
-        assert m.get({"small": (chores.add, 1, 2)}, "small", task_mode=task_mode, progress_disable=True) == 3
+        assert (
+            m.get({"small": (sample_tasks.add, 1, 2)}, "small", task_mode=task_mode, progress_disable=True)
+            == 3
+        )
     assert worker.process.poll() is None
     until(lambda: shutil.disk_usage(small_disk).used < MB, "what was half written to be removed")
 
 
 def test_an_input_that_does_not_fit_on_the_disk_is_an_error_that_says_so(yard, small_disk, monkeypatch):
-    monkeypatch.setattr("vinecore.core.transfers.RETRY_DELAY_S", 0.01)  # between its tries
+    monkeypatch.setattr("vinecore.scheduler.transfers.RETRY_DELAY_S", 0.01)  # between its tries
     m = yard.manager()
     worker = yard.worker(m, "--workspace", str(small_disk))
     m.wait_for_workers(1, 60)
@@ -83,11 +87,11 @@ def test_a_disk_that_is_full_of_other_things_lets_small_calls_go_on(yard, small_
     m = yard.manager(DaskVine)
     yard.worker(m, "--workspace", str(small_disk))
     m.wait_for_workers(1, 60)
-    assert m.get({"x": (chores.add, 1, 2)}, "x", task_mode="function-calls", progress_disable=True) == 3
+    assert m.get({"x": (sample_tasks.add, 1, 2)}, "x", task_mode="function-calls", progress_disable=True) == 3
     with contextlib.suppress(OSError), (small_disk / "ballast").open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
             pass
-    graph = {("n", n): (chores.add, n, 1) for n in range(100)}
+    graph = {("n", n): (sample_tasks.add, n, 1) for n in range(100)}
     assert m.get(graph, list(graph), task_mode="function-calls", progress_disable=True) == tuple(
         range(1, 101)
     )
@@ -127,10 +131,10 @@ def test_an_intermediate_that_somebody_has_removed_is_made_again(yard, task_mode
     yard.workers(m, 1)
     folder = str(yard.folder)
     graph = {
-        "large": (chores.make_bytes, MB),
-        "held": (chores.held, folder, "holding", "gate"),
+        "large": (sample_tasks.make_bytes, MB),
+        "held": (sample_tasks.held, folder, "holding", "gate"),
         "end": (lambda data, _held: len(data), "large", "held"),
-        "count": (chores.counted, folder, "counts", "large"),
+        "count": (sample_tasks.counted, folder, "counts", "large"),
     }
 
     def clean_up():
@@ -140,7 +144,7 @@ def test_an_intermediate_that_somebody_has_removed_is_made_again(yard, task_mode
 
     cleaner = threading.Thread(target=clean_up)
     cleaner.start()
-    expected = len(chores.make_bytes(MB))
+    expected = len(sample_tasks.make_bytes(MB))
     try:
         found = m.get(
             graph,
@@ -158,7 +162,9 @@ def test_an_intermediate_that_somebody_has_removed_is_made_again(yard, task_mode
 def test_an_input_that_somebody_has_removed_while_others_are_merged_is_made_again(
     yard, monkeypatch, task_mode
 ):
-    monkeypatch.setattr(vertex, "MAX_BYTES_LOADED_AT_ONCE", 0)  # so that each is loaded when its turn comes
+    monkeypatch.setattr(
+        task_functions, "MAX_BYTES_LOADED_AT_ONCE", 0
+    )  # so that each is loaded when its turn comes
     m = yard.manager(DaskVine)
     yard.workers(m, 1)
     caches, marker = f"{yard.workspace}/vine-worker-*/session-*/cache/*", str(yard.place("removed"))
@@ -172,10 +178,10 @@ def test_an_input_that_somebody_has_removed_while_others_are_merged_is_made_agai
                 os.unlink(path)
         return b"".join(parts)
 
-    parts = {("part", number): (chores.make_bytes, MB) for number in range(4)}
+    parts = {("part", number): (sample_tasks.make_bytes, MB) for number in range(4)}
     whole = m.get({**parts, "all": (merge, [*parts])}, "all", task_mode=task_mode)
     assert os.path.exists(marker)
-    assert whole == chores.make_bytes(MB) * 4
+    assert whole == sample_tasks.make_bytes(MB) * 4
     assert m.last_run.remade > 0
 
 

@@ -15,14 +15,14 @@ import psutil
 import pytest
 
 from daskvine import DaskVine
-from tests import chores
-from tests.support import alive, until
-from vinecore.protocol import folders
+from tests.harness import sample_tasks
+from tests.harness.processes import alive, until
+from vinecore.protocol import temporary_folders
 
 PROGRAM = """
 import os, signal, sys, threading, time
 from daskvine import DaskVine
-from tests import chores
+from tests.harness import sample_tasks as chores
 place = sys.argv[1]
 {before}
 m = DaskVine.local(cores=1)
@@ -114,7 +114,7 @@ def test_a_child_of_its_fork_ends_by_a_signal_and_takes_nothing_away(yard):
         for child in children:
             child.join()
         assert {child.exitcode for child in children} == {-signal.SIGTERM}
-        assert m.get({"x": (chores.add, 1, 2)}, "x", progress_disable=True) == 3
+        assert m.get({"x": (sample_tasks.add, 1, 2)}, "x", progress_disable=True) == 3
 
 
 SIGNALS = """
@@ -159,7 +159,9 @@ except KeyboardInterrupt:
 """
     )
     host = next(
-        p for p in psutil.Process(process.pid).children(recursive=True) if "vineworker.host" in p.cmdline()
+        p
+        for p in psutil.Process(process.pid).children(recursive=True)
+        if "vineworker.library.fork_server" in p.cmdline()
     )
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 0, process.stderr.read().decode()
@@ -170,7 +172,7 @@ except KeyboardInterrupt:
 
 def abandoned(tmp_path, prefix="vine-local-"):
     """A folder whose process has ended."""
-    code = "import sys; from vinecore.protocol import folders; print(folders.make(*sys.argv[1:]))"
+    code = "import sys; from vinecore.protocol import temporary_folders as folders; print(folders.make(*sys.argv[1:]))"
     said = subprocess.run(
         [sys.executable, "-c", code, prefix, str(tmp_path)], capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
@@ -182,32 +184,32 @@ def test_only_what_is_certainly_abandoned_is_removed(tmp_path):
     gone = abandoned(tmp_path)
     os.makedirs(f"{gone}/inner/locked")
     os.chmod(f"{gone}/inner/locked", 0)
-    alive_one = folders.make("vine-worker-", str(tmp_path))
+    alive_one = temporary_folders.make("vine-worker-", str(tmp_path))
     holds_one = abandoned(tmp_path)
-    inner = folders.make("vine-worker-", holds_one)
+    inner = temporary_folders.make("vine-worker-", holds_one)
     foreign = abandoned(tmp_path, "something-")
     elsewhere = abandoned(tmp_path)
-    Path(elsewhere, folders.OWNER).write_text("another-machine")
+    Path(elsewhere, temporary_folders.OWNER).write_text("another-machine")
     unmarked = tmp_path / "vine-kept"
     unmarked.mkdir()
     target = tmp_path / "target"
     target.mkdir()
-    (target / folders.OWNER).write_bytes(Path(foreign, folders.OWNER).read_bytes())
+    (target / temporary_folders.OWNER).write_bytes(Path(foreign, temporary_folders.OWNER).read_bytes())
     link = tmp_path / "vine-link"
     link.symlink_to(target)
     others = None
     if os.geteuid() == 0:
         others = abandoned(tmp_path)
         os.chown(others, 12345, -1)
-    folders.remove_abandoned(str(tmp_path))
+    temporary_folders.remove_abandoned(str(tmp_path))
     assert not os.path.exists(gone)
     for path in filter(
         None, (alive_one, holds_one, inner, foreign, elsewhere, unmarked, target, link, others)
     ):
         assert os.path.exists(path), path
-    folders.remove(inner)
-    folders.remove(alive_one)
-    folders.remove_abandoned(str(tmp_path))
+    temporary_folders.remove(inner)
+    temporary_folders.remove(alive_one)
+    temporary_folders.remove_abandoned(str(tmp_path))
     assert not os.path.exists(holds_one)
 
 
@@ -216,12 +218,14 @@ def test_two_that_remove_at_once_do_not_disturb_each_other(tmp_path):
     for folder in gone:
         for n in range(200):
             Path(folder, str(n)).touch()
-    threads = [threading.Thread(target=folders.remove_abandoned, args=(str(tmp_path),)) for _ in range(4)]
+    threads = [
+        threading.Thread(target=temporary_folders.remove_abandoned, args=(str(tmp_path),)) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    folders.remove_abandoned(str(tmp_path))
+    temporary_folders.remove_abandoned(str(tmp_path))
     assert not any(map(os.path.exists, gone))
 
 
@@ -240,7 +244,7 @@ def test_a_killed_workers_workspace_is_removed_by_the_next_worker_in_its_place(y
 def test_a_local_factory_leaves_nothing_after_a_signal(yard):
     text = """
 import sys, time
-from tests import chores
+from tests.harness import sample_tasks as chores
 from vinecore import Factory, Manager
 m = Manager(port=0, address="127.0.0.1", password_file=sys.argv[2])
 Factory("local", manager=m, min_workers=1, cores=1, memory=500, disk=500).start()

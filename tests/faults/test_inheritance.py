@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from daskvine import DaskVine
-from tests.support import one_result
+from tests.harness.processes import one_result
 from vinecore import FunctionCall, PythonTask, Task
 
 ODD_START = """

@@ -13,11 +13,11 @@ from collections import Counter
 import psutil
 import pytest
 
-from tests import chores
-from tests.faults import resumed
-from tests.support import alive, until
-from vinecore import journal
-from vinecore.protocol.folders import OWNER
+from tests.faults import resume_script
+from tests.harness import sample_tasks
+from tests.harness.processes import alive, until
+from vinecore.journal import records
+from vinecore.protocol.temporary_folders import OWNER
 
 WORKERS = 3
 KILLS = 7
@@ -52,13 +52,13 @@ class Script:
         places = (self._yard.secret, self.info, self.log, self.answer)
         with self._yard.place("script.log").open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.resumed", str(self.port), *map(str, places), resume, str(workspace)], stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "tests.faults.resume_script", str(self.port), *map(str, places), resume, str(workspace)], stdin=subprocess.DEVNULL,
                 stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             )  # fmt: skip
 
     def worker(self):
         """Start one that outlives its managers."""
-        return self._yard.worker(self.port, "--timeout", "300", command=chores.PERSISTENT)
+        return self._yard.worker(self.port, "--timeout", "300", command=sample_tasks.PERSISTENT)
 
     def finish(self):
         """Let it come to its end; give the total, and how many vertices were run."""
@@ -78,12 +78,12 @@ class Script:
     def finished(self):
         """The vertices that are done according to the journals."""
         done = set()
-        for path in self.info.glob(f"2*/{journal.FILE}"):
+        for path in self.info.glob(f"2*/{records.FILE}"):
             labels = {}
-            for record in journal.read(path):
-                if type(record) is journal.TaskSubmitted:
+            for record in records.read(path):
+                if type(record) is records.TaskSubmitted:
                     labels[record.task] = record.label
-                elif type(record) is journal.TaskDone:
+                elif type(record) is records.TaskDone:
                     done.add(labels[record.task])
         return done
 
@@ -98,9 +98,9 @@ def script(yard):
 
 def test_a_manager_that_is_killed_again_and_again_repeats_nothing_that_is_finished(yard, script):
     chance = random.Random(1)
-    _graph, _end, expected = resumed.graph_of(script.log)
+    _graph, _end, expected = resume_script.graph_of(script.log)
     workers = [
-        yard.worker(script.port, "--timeout", "300", command=chores.PERSISTENT) for _ in range(WORKERS)
+        yard.worker(script.port, "--timeout", "300", command=sample_tasks.PERSISTENT) for _ in range(WORKERS)
     ]
     before = {}  # vertices that are finished and in a journal -> how often they have been run
     for _ in range(KILLS):
@@ -133,7 +133,7 @@ def test_what_was_lost_together_with_the_manager_is_made_again(yard, script):
     script.kill()
     script.start()
     total, executed = script.finish()
-    assert total == resumed.graph_of(script.log)[2]
+    assert total == resume_script.graph_of(script.log)[2]
     assert executed < total
 
 
@@ -145,7 +145,7 @@ def test_what_own_workers_have_left_in_their_workspace_is_found(yard, script):
     until(lambda: not any(map(alive, family)), "its workers to notice")
     script.start(workspace=yard.place("kept"))
     total, executed = script.finish()
-    assert total == resumed.graph_of(script.log)[2]
+    assert total == resume_script.graph_of(script.log)[2]
     assert executed < total
 
 

@@ -8,8 +8,8 @@ import signal
 import pytest
 
 from daskvine import DaskVine
-from tests import chores
-from tests.support import alive, one_result, until
+from tests.harness import sample_tasks
+from tests.harness.processes import alive, one_result, until
 from vinecore import FunctionCall, PythonTask, Task, TaskCrashed
 from vinecore.errors import LibraryError
 
@@ -35,7 +35,7 @@ def pids(yard, name):
 
 
 def test_a_slot_that_is_killed_loses_only_its_call(yard, m):
-    install(m, chores.held, chores.counted, chores.who)
+    install(m, sample_tasks.held, sample_tasks.counted, sample_tasks.who)
     folder = str(yard.folder)
     m.submit(FunctionCall("chores", "who"))
     library = one_result(m).output[1]
@@ -57,7 +57,7 @@ def test_a_slot_that_is_killed_loses_only_its_call(yard, m):
 
 
 def test_in_fork_mode_a_call_that_dies_does_not_even_take_its_slot(yard, m):
-    install(m, chores.dies_once, chores.who, exec_mode="fork", slots=1)
+    install(m, sample_tasks.dies_once, sample_tasks.who, exec_mode="fork", slots=1)
     m.submit(FunctionCall("chores", "who"))
     slot = one_result(m).output[1]
     m.submit(FunctionCall("chores", "dies_once", str(yard.folder), "victim"))
@@ -70,8 +70,8 @@ def test_in_fork_mode_a_call_that_dies_does_not_even_take_its_slot(yard, m):
 @pytest.mark.parametrize("task_mode", ["function-calls", "tasks"])
 def test_a_vertex_that_kills_its_process_every_time_is_given_up_with_the_evidence(yard, m, task_mode):
     graph = {
-        "bad": (chores.dies, str(yard.folder), "crashes", "the last words"),
-        "good": (chores.counted, str(yard.folder), "goods", 1),
+        "bad": (sample_tasks.dies, str(yard.folder), "crashes", "the last words"),
+        "good": (sample_tasks.counted, str(yard.folder), "goods", 1),
     }
     with pytest.raises(TaskCrashed) as caught:
         m.get(graph, ["good", "bad"], task_mode=task_mode, retries=2, progress_disable=True)
@@ -80,13 +80,13 @@ def test_a_vertex_that_kills_its_process_every_time_is_given_up_with_the_evidenc
     assert "'bad'" in text
     assert text.count(f"killed by signal {int(signal.SIGSEGV)}") == 3
     assert "the last words" in text
-    assert m.get({"good": (chores.add, 1, 2)}, "good", task_mode=task_mode, progress_disable=True) == 3
+    assert m.get({"good": (sample_tasks.add, 1, 2)}, "good", task_mode=task_mode, progress_disable=True) == 3
 
 
 def test_neighbours_of_a_crashing_vertex_are_not_run_again(yard, m):
     folder = str(yard.folder)
-    graph = {("good", n): (chores.counted, folder, f"good-{n}", n) for n in range(20)}
-    graph["flaky"] = (chores.dies_once, folder, "deaths")
+    graph = {("good", n): (sample_tasks.counted, folder, f"good-{n}", n) for n in range(20)}
+    graph["flaky"] = (sample_tasks.dies_once, folder, "deaths")
     keys = [("good", n) for n in range(20)]
     graph["all"] = (lambda flaky, *goods: (flaky, sum(goods)), "flaky", *keys)
     assert m.get(graph, "all", task_mode="function-calls", lib_resources=SLOTS, progress_disable=True) == (
@@ -98,7 +98,7 @@ def test_neighbours_of_a_crashing_vertex_are_not_run_again(yard, m):
 
 
 def test_a_python_task_whose_process_exits_is_run_again_and_then_given_up(yard, m):
-    task = PythonTask(chores.leaves, str(yard.folder), "exits", 3)
+    task = PythonTask(sample_tasks.leaves, str(yard.folder), "exits", 3)
     task.set_retries(2)
     m.submit(task)
     assert one_result(m) is task
@@ -108,7 +108,7 @@ def test_a_python_task_whose_process_exits_is_run_again_and_then_given_up(yard, 
 
 
 def test_a_python_task_that_is_killed_once_succeeds_the_second_time(yard, m):
-    m.submit(PythonTask(chores.dies_once, str(yard.folder), "once"))
+    m.submit(PythonTask(sample_tasks.dies_once, str(yard.folder), "once"))
     assert one_result(m).output == "once"
     assert yard.count("once") == 2
 
@@ -137,7 +137,7 @@ def test_what_a_shell_command_leaves_behind_ends_with_it(yard, m):
 
 
 def test_what_a_killed_python_task_has_started_ends_with_it(yard, m):
-    task = PythonTask(chores.starts_process, str(yard.folder), "child")
+    task = PythonTask(sample_tasks.starts_process, str(yard.folder), "child")
     m.submit(task)
     until(lambda: yard.count("child"), "the task to have started a process")
     m.cancel_by_task_id(task.id)
@@ -147,7 +147,7 @@ def test_what_a_killed_python_task_has_started_ends_with_it(yard, m):
 
 
 def test_a_library_that_is_killed_is_started_again(yard, m):
-    install(m, chores.who, chores.held)
+    install(m, sample_tasks.who, sample_tasks.held)
     m.submit(FunctionCall("chores", "who"))
     library = one_result(m).output[1]
     m.submit(FunctionCall("chores", "held", str(yard.folder), "held", "gate"))
@@ -164,9 +164,11 @@ def test_a_library_that_dies_while_it_starts_is_given_up_after_a_few_tries(yard,
     folder = str(yard.folder)
 
     def context():
-        chores.leaves(folder, "starts", 7)
+        sample_tasks.leaves(folder, "starts", 7)
 
-    library = m.create_library_from_functions("dying", chores.who, library_context_info=[context, [], {}])
+    library = m.create_library_from_functions(
+        "dying", sample_tasks.who, library_context_info=[context, [], {}]
+    )
     m.install_library(library)
     calls = [FunctionCall("dying", "who") for _ in range(5)]
     for call in calls:

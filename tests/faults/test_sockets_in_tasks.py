@@ -10,8 +10,8 @@ import tempfile
 import pytest
 
 from daskvine import DaskVine
-from tests import chores
-from tests.support import one_result
+from tests.harness import sample_tasks
+from tests.harness.processes import one_result
 from vinecore import PythonTask, Task
 
 MOST_ADDED = 30
@@ -62,5 +62,5 @@ def test_what_is_added_to_the_temporary_folder_of_the_system_is_short(m):
 
 def test_a_task_sees_its_temporary_folder_though_its_python_has_looked_before(m):
     assert len(m.get({"x": (makes_socket,)}, "x", task_mode="tasks", progress_disable=True)) < 40
-    assert m.get({"x": (chores.add, 1, 2)}, "x", progress_disable=True) == 3
+    assert m.get({"x": (sample_tasks.add, 1, 2)}, "x", progress_disable=True) == 3
     assert len(m.get({"x": (makes_socket,)}, "x", task_mode="tasks", progress_disable=True)) < 40

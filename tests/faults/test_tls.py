@@ -12,12 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from daskvine import DaskVine
-from tests import chores
-from tests.support import made_and_held, one_result, until
-from vinecore import Factory, PythonTask, Task, certificates
+from tests.harness import sample_tasks
+from tests.harness.processes import made_and_held, one_result, until
+from vinecore import Factory, PythonTask, Task
 from vinecore.factory.cli import command
-from vinecore.protocol import bulk, tls
-from vinecore.secrets import read_secret
+from vinecore.protocol import tls
+from vinecore.protocol.transfer import content
+from vinecore.security import certificates
+from vinecore.security.shared_secret import read_secret
 
 pytest.importorskip("cryptography")
 LARGE = 5_000_000
@@ -28,15 +30,15 @@ def test_a_run_over_tls_with_a_transfer_between_peers(yard):
     yard.workers(m, 1, "--ssl")
     maker, blocker = made_and_held(yard, m, LARGE)
     yard.workers(m, 1, "--ssl-fingerprint", m.ssl_fingerprint)
-    reader = PythonTask(chores.digest, maker.output_file)
+    reader = PythonTask(sample_tasks.digest, maker.output_file)
     m.submit(reader)
     assert one_result(m) is reader
     yard.place("gate").touch()
     assert one_result(m) is blocker
-    assert reader.output == hashlib.sha256(chores.make_bytes(LARGE)).hexdigest()
+    assert reader.output == hashlib.sha256(sample_tasks.make_bytes(LARGE)).hexdigest()
     assert not m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
-    m.submit(PythonTask(chores.make_bytes, LARGE))
-    assert one_result(m).output == chores.make_bytes(LARGE)
+    m.submit(PythonTask(sample_tasks.make_bytes, LARGE))
+    assert one_result(m).output == sample_tasks.make_bytes(LARGE)
 
 
 def test_a_worker_leaves_with_its_manager(yard):
@@ -155,7 +157,7 @@ def test_a_factory_that_knows_no_fingerprint_says_what_to_do(yard):
 def test_a_vine_of_this_machine_speaks_tls(yard):
     with DaskVine.local(cores=1, ssl=True) as m:
         assert m.ssl_fingerprint
-        assert dask.delayed(chores.add)(1, 2).compute(scheduler=m.get) == 3
+        assert dask.delayed(sample_tasks.add)(1, 2).compute(scheduler=m.get) == 3
 
 
 def test_many_connections_stay_open_and_keep_nobody_out(yard):
@@ -163,13 +165,13 @@ def test_many_connections_stay_open_and_keep_nobody_out(yard):
     cover, fingerprint = tls.TlsTunnels(), tls.parse_fingerprint(m.ssl_fingerprint)
     secret = read_secret(yard.secret)
     clients = [
-        bulk.TransferClient("127.0.0.1", m.port, secret, lambda sock: cover.connect(sock, [fingerprint]))
+        content.TransferClient("127.0.0.1", m.port, secret, lambda sock: cover.connect(sock, [fingerprint]))
         for _ in range(150)
     ]
     try:
         yard.workers(m, 1, "--ssl")
-        m.submit(PythonTask(chores.make_bytes, LARGE))
-        assert one_result(m).output == chores.make_bytes(LARGE)
+        m.submit(PythonTask(sample_tasks.make_bytes, LARGE))
+        assert one_result(m).output == sample_tasks.make_bytes(LARGE)
     finally:
         for client in clients:
             client.close()

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from daskvine import DaskVine
-from tests.support import find_python, one_result
+from tests.harness.processes import find_python, one_result
 from vinecore import PythonTask, Task
 
 PROGRAM = """

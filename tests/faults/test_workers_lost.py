@@ -10,10 +10,10 @@ import dask
 import pytest
 
 from daskvine import DaskVine
-from tests import chores
-from tests.support import after_each_done, until, workers_of
+from tests.harness import sample_tasks
+from tests.harness.processes import after_each_done, until, workers_of
 from vinecore import Factory, PythonTask, Task, TaskCrashed
-from vinecore.core.transitions import WAITING
+from vinecore.scheduler.transitions import WAITING
 
 
 class InThread:
@@ -88,8 +88,8 @@ def test_a_worker_killed_in_the_middle_of_a_query_changes_no_bin(yard):
 def test_the_only_worker_is_killed_and_another_one_finishes_the_run(yard):
     m = yard.manager(DaskVine)
     [worker] = yard.workers(m, 1)
-    graph = {("part", n): (chores.counted, str(yard.folder), f"part-{n}", n) for n in range(4)}
-    graph |= {("held", n): (chores.held, str(yard.folder), f"held-{n}", "gate") for n in range(2)}
+    graph = {("part", n): (sample_tasks.counted, str(yard.folder), f"part-{n}", n) for n in range(4)}
+    graph |= {("held", n): (sample_tasks.held, str(yard.folder), f"held-{n}", "gate") for n in range(2)}
     graph["sum"] = (sum, [("part", n) for n in range(4)])
     graph["end"] = (lambda total, *held: (total, sorted(held)), "sum", ("held", 0), ("held", 1))
     run = InThread(m.get, graph, "end", task_mode="function-calls", progress_disable=True)
@@ -106,7 +106,7 @@ def test_the_only_worker_is_killed_and_another_one_finishes_the_run(yard):
 def test_tasks_of_a_killed_worker_run_elsewhere(yard):
     m = yard.manager()
     first, second = yard.workers(m, 2)
-    tasks = [PythonTask(chores.held, str(yard.folder), f"task-{n}", "gate") for n in range(4)]
+    tasks = [PythonTask(sample_tasks.held, str(yard.folder), f"task-{n}", "gate") for n in range(4)]
     for task in tasks:
         task.set_cores(1)
         m.submit(task)
@@ -141,13 +141,18 @@ def test_a_temporary_file_that_was_lost_is_made_again(yard):
 def test_a_vertex_that_kills_every_worker_it_runs_on_is_blamed(yard):
     m = yard.manager(DaskVine)
     with Factory("local", manager=m, cores=1, memory=500, disk=500):
-        graph = {"bad": (chores.kills_its_worker, str(yard.folder), "murders"), "good": (chores.add, 1, 2)}
+        graph = {
+            "bad": (sample_tasks.kills_its_worker, str(yard.folder), "murders"),
+            "good": (sample_tasks.add, 1, 2),
+        }
         with pytest.raises(TaskCrashed) as caught:
             m.get(graph, ["bad", "good"], task_mode="function-calls", retries=2, progress_disable=True)
         assert yard.count("murders") == 3
         assert "'bad'" in str(caught.value)
         assert str(caught.value).count("was lost") == 4  # the headline, and each of the three tries
         assert (
-            m.get({"good": (chores.add, 1, 2)}, "good", task_mode="function-calls", progress_disable=True)
+            m.get(
+                {"good": (sample_tasks.add, 1, 2)}, "good", task_mode="function-calls", progress_disable=True
+            )
             == 3
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.support import until
+from tests.harness.processes import until
 
 
 @contextlib.contextmanager

@@ -18,10 +18,10 @@ from typing import Any
 import click
 
 from daskvine import DaskVine
+from tests.harness.processes import after_each_done, alive, until
 from tests.random_graphs.cases import Case, make_case
 from tests.random_graphs.program import Program
 from tests.random_graphs.runner import Runs, home_in
-from tests.support import after_each_done, alive, until
 
 LIVES = 3
 A_LIFE_S = 300.0

@@ -15,11 +15,11 @@ import pytest
 import vineworker
 from vineworker.cli import _cores, _gpus, _megabytes, parse_address
 
-from tests import chores
-from tests.support import HURRY_S, alive, find_python, one_result, until, workers_of
+from tests.harness import sample_tasks
+from tests.harness.processes import HURRY_S, alive, find_python, one_result, until, workers_of
 from vinecore import Factory, Manager, PythonTask, Task
 from vinecore.protocol.amounts import parse_megabytes
-from vinecore.protocol.folders import OWNER
+from vinecore.protocol.temporary_folders import OWNER
 
 ROOT = Path(__file__).parents[2]
 ALONE = os.pathsep.join([str(ROOT), str(ROOT / "worker")])
@@ -303,15 +303,15 @@ def test_a_single_shot_worker_leaves_with_its_manager(yard):
 
 def test_without_single_shot_a_worker_serves_the_next_manager_too(yard):
     port = free_port()
-    worker = yard.worker(port, "--timeout", "60", command=chores.PERSISTENT)
+    worker = yard.worker(port, "--timeout", "60", command=sample_tasks.PERSISTENT)
     cached = []
     for number in (1, 2):
         with yard.manager(port=port) as m:
             m.wait_for_workers(1, 60)
-            library = m.create_library_from_functions("chores", chores.add, exec_mode="direct")
+            library = m.create_library_from_functions("chores", sample_tasks.add, exec_mode="direct")
             library.set_cores(1)
             m.install_library(library)
-            m.submit(PythonTask(chores.add, number, 1))
+            m.submit(PythonTask(sample_tasks.add, number, 1))
             task = Task("cat in", cores=1)
             task.add_input(m.declare_buffer(f"for manager {number}"), "in")
             m.submit(task)
@@ -328,19 +328,21 @@ def test_without_single_shot_a_worker_serves_the_next_manager_too(yard):
 def test_late_news_of_one_manager_are_not_told_to_the_next(yard):
     """Tasks of both have the same numbers."""
     port = free_port()
-    yard.worker(port, "--timeout", "60", "--cores", "4", command=chores.PERSISTENT)
+    yard.worker(port, "--timeout", "60", "--cores", "4", command=sample_tasks.PERSISTENT)
     with yard.manager(port=port) as m:
         m.wait_for_workers(1, 60)
         for n in range(4):
             m.submit(
-                PythonTask(chores.held, str(yard.folder), f"first-{n}", "never")
+                PythonTask(sample_tasks.held, str(yard.folder), f"first-{n}", "never")
                 if n % 2
                 else Task("sleep 1000", cores=1)
             )
         until(lambda: yard.count("first-1") or workers_of(m)[0]["tasks"], "something to be running")
     with yard.manager(port=port) as m:
         m.wait_for_workers(1, 60)
-        tasks = [PythonTask(chores.add, n, 0) if n % 2 else Task(f"echo {n}", cores=1) for n in range(8)]
+        tasks = [
+            PythonTask(sample_tasks.add, n, 0) if n % 2 else Task(f"echo {n}", cores=1) for n in range(8)
+        ]
         for task in tasks:
             m.submit(task)
         ended = [one_result(m) for _ in tasks]
@@ -364,7 +366,7 @@ def test_a_signal_ends_a_worker_cleanly_whatever_it_does(yard, number, when):
             [worker] = yard.workers(m, 1)
             for task in (
                 Task("sleep 1000", cores=1),
-                PythonTask(chores.held, str(yard.folder), "held", "never"),
+                PythonTask(sample_tasks.held, str(yard.folder), "held", "never"),
             ):
                 task.set_cores(1)
                 m.submit(task)
@@ -418,7 +420,7 @@ def test_a_bare_python_of_another_version_runs_commands_and_gets_no_functions(ya
     m.submit(task)
     assert one_result(m).output == "fine "
     assert output.contents() == b"of a bare Python\n"
-    function = PythonTask(chores.add, 1, 2)
+    function = PythonTask(sample_tasks.add, 1, 2)
     m.submit(function)
     text = until(lambda: m.stalled_reason, "the manager to say what is missing")
     assert THIS in text
@@ -490,7 +492,7 @@ def test_a_host_that_has_no_address_is_named_with_what_to_do(yard, host):
     with pytest.raises(OSError, match=re.escape(f"cannot listen on address={host}: {words}")):
         Manager(0, address=host)
     for look in ((f"{host}:99",), ("--catalog", f"{host}:99")):
-        ended = subprocess.run([sys.executable, "-m", "vinecore.status", *look], check=False, capture_output=True, text=True, timeout=60)  # fmt: skip
+        ended = subprocess.run([sys.executable, "-m", "vinecore.discovery.status", *look], check=False, capture_output=True, text=True, timeout=60)  # fmt: skip
         assert words in ended.stdout + ended.stderr
 
 

@@ -9,13 +9,13 @@ import sys
 import threading
 
 import pytest
-from vineworker.keeping import PersistentCache, open_cache_directory
-from vineworker.measuring import ResourceMonitor
-from vineworker.probes import LinuxProbe
-from vineworker.processes import Command, ResourceMonitorThread
-from vineworker.warden import ProcessReaper
+from vineworker.machine.process_info import LinuxProbe
+from vineworker.machine.process_reaper import ProcessReaper
+from vineworker.machine.resource_monitor import ResourceMonitor
+from vineworker.storage.persistent_cache import PersistentCache, open_cache_directory
+from vineworker.tasks.processes import Command, ResourceMonitorThread
 
-from tests.support import until
+from tests.harness.processes import until
 from vinecore.protocol import messages as m
 
 MB = 1 << 20

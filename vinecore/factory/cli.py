@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from vinecore.factory.batch import BatchError
+from vinecore.factory.batch_system import BatchError
 from vinecore.factory.factory import UNSUPPORTED_BATCH_TYPES, Factory
 from vinecore.factory.settings import UNSUPPORTED_SETTINGS
 from vinecore.protocol.amounts import parse_megabytes

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vinecore.factory.batch import BatchError, PilotSpec, worker_command_line
-from vinecore.factory.mind import GONE, HELD, IDLE, RUNNING, JobStatus
-from vinecore.factory.pilot import (
+from vinecore.factory.adaptive import GONE, HELD, IDLE, RUNNING, JobStatus
+from vinecore.factory.batch_system import BatchError, PilotSpec, worker_command_line
+from vinecore.factory.pilot_script import (
     FIND_PYTHON,
     MOST_WORDS,
     UNPACK_PYTHON,
@@ -28,7 +28,7 @@ from vinecore.factory.pilot import (
     run_batch_command,
     write_worker_zipapp,
 )
-from vinecore.protocol import folders
+from vinecore.protocol import temporary_folders
 from vinecore.protocol.messages import PILOT_FEATURE_PREFIX
 
 log = logging.getLogger("vinecore")
@@ -81,8 +81,8 @@ class HTCondor:
         if scratch_dir is not None:
             Path(scratch_dir).expanduser().mkdir(parents=True, exist_ok=True)
         base = None if scratch_dir is None else Path(scratch_dir).expanduser().absolute()
-        folders.remove_abandoned(None if base is None else str(base))
-        self.folder = Path(folders.make("vine-condor-", None if base is None else str(base)))
+        temporary_folders.remove_abandoned(None if base is None else str(base))
+        self.folder = Path(temporary_folders.make("vine-condor-", None if base is None else str(base)))
         self._spool = spool
         self._log, self._read = self.folder / "jobs.log", 0
         self._ends: dict[str, JobStatus] = {}
@@ -91,7 +91,7 @@ class HTCondor:
         try:
             write_worker_zipapp(self.folder)
         except BaseException:
-            folders.remove(str(self.folder))
+            temporary_folders.remove(str(self.folder))
             raise
 
     def submit(self, count: int, order: PilotSpec) -> list[str]:
@@ -266,7 +266,7 @@ class HTCondor:
                 "some pilots may still be in the queue; take them out with: condor_rm -constraint %s",
                 shlex.quote(self._constraint),
             )
-        folders.remove(str(self.folder))
+        temporary_folders.remove(str(self.folder))
 
     def _wait_until_queue_empty(self) -> bool:
         begun, forced = time.monotonic(), False

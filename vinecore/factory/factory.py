@@ -15,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vinecore import checks, endings, keywords
-from vinecore.factory.batch import BatchError, BatchSystem, PilotSpec
+from vinecore import keyword_arguments, validators
+from vinecore.factory.adaptive import AdaptiveScaling
+from vinecore.factory.batch_system import BatchError, BatchSystem, PilotSpec
 from vinecore.factory.local import Local
-from vinecore.factory.mind import AdaptiveScaling
+from vinecore.factory.manager_clients import DemandSource, InProcessManager, NamedManagers, RemoteManager
 from vinecore.factory.settings import (
     FactorySettings,
     check_name,
@@ -26,26 +27,26 @@ from vinecore.factory.settings import (
     from_json,
     unknown_setting_message,
 )
-from vinecore.factory.sources import DemandSource, InProcessManager, NamedManagers, RemoteManager
+from vinecore.manager import exit_signals
 from vinecore.protocol import tls
-from vinecore.protocol.catalog import configured_servers, parse_servers
-from vinecore.protocol.finding import ManagerFinder
+from vinecore.protocol.discovery.catalog import configured_servers, parse_servers
+from vinecore.protocol.discovery.finder import ManagerFinder
+from vinecore.protocol.discovery.registry import registry_directory
 from vinecore.protocol.ports import is_loopback
-from vinecore.protocol.registry import registry_directory
 from vinecore.protocol.reminders import Reminder
-from vinecore.secrets import load_or_create_user_secret
+from vinecore.security.shared_secret import load_or_create_user_secret
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from vinecore.manager import Manager
+    from vinecore.manager.manager import Manager
 
 log = logging.getLogger("vinecore")
 
 POLL_INTERVAL_S = 0.2
 EVERY_NODE, DASK_LOOK_S = 1000, 2.0
 DASK_BATCH_SYSTEM_MODULE = (
-    "daskvine.nodes"  # knows Dask, which the engine does not; loaded when it is asked for
+    "daskvine.dask_cluster"  # knows Dask, which the engine does not; loaded when it is asked for
 )
 CONDOR_DEFAULTS = {"cores": 1, "memory": 1024, "disk": 1024, "gpus": 0}
 SLURM_DEFAULTS = {"cores": 1, "memory": 1024, "gpus": 0}
@@ -145,9 +146,9 @@ class Factory:
                  factory_name: str | None = None,
                  workspace: str | Path | None = None, keep_workspace: bool = False, condor_spool: bool = False, slurm_shared: bool = False,
                  client: Any = None, dask_scheduler: str | None = None, **settings: Any) -> None:  # fmt: skip
-        batch_type = checks.text("batch_type", batch_type)
+        batch_type = validators.text("batch_type", batch_type)
         self._config = (
-            None if config_file is None else Path(checks.path("config_file", config_file)).expanduser()
+            None if config_file is None else Path(validators.path("config_file", config_file)).expanduser()
         )
         self._fixed_settings = self._read_fixed_settings()
         if manager is None and manager_host_port is None:
@@ -192,9 +193,9 @@ class Factory:
             batch_type
         )  # of a Dask cluster it is found out
         _check_manager(manager or manager_host_port, manager_name)
-        secret = None if password is None else Path(checks.path("password", password)).expanduser()
+        secret = None if password is None else Path(validators.path("password", password)).expanduser()
         if manager_host_port is not None:
-            manager_host_port = checks.text("manager_host_port", manager_host_port)
+            manager_host_port = validators.text("manager_host_port", manager_host_port)
         if manager_name is None:
             self._source = _make_source(
                 manager,
@@ -308,7 +309,7 @@ class Factory:
             # who forgets to stop a factory must not find its workers days later
             self._manager._close_callbacks.append(self.stop)
             if isinstance(self._batch, Local):
-                self._manager._close_callbacks.append(endings.register(self._manager._end_by_signal))
+                self._manager._close_callbacks.append(exit_signals.register(self._manager._end_by_signal))
             self._manager.factory = self
         if isinstance(self._batch, Local):
             try:
@@ -435,7 +436,9 @@ def _check_names(settings: Mapping[str, Any]) -> None:
     for name in settings:
         if name not in FactorySettings.__dataclass_fields__:
             raise ValueError(
-                unknown_setting_message(name, [*keywords.of(Factory), *FactorySettings.__dataclass_fields__])
+                unknown_setting_message(
+                    name, [*keyword_arguments.of(Factory), *FactorySettings.__dataclass_fields__]
+                )
             )
 
 

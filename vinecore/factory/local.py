@@ -13,11 +13,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vinecore.factory.batch import BatchError, PilotSpec, worker_command_line
-from vinecore.factory.mind import GONE, RUNNING, JobStatus
-from vinecore.factory.pilot import write_worker_zipapp
-from vinecore.protocol import bulk, folders, import_paths
+from vinecore.factory.adaptive import GONE, RUNNING, JobStatus
+from vinecore.factory.batch_system import BatchError, PilotSpec, worker_command_line
+from vinecore.factory.pilot_script import write_worker_zipapp
+from vinecore.protocol import import_paths, temporary_folders
 from vinecore.protocol.messages import PILOT_FEATURE_PREFIX
+from vinecore.protocol.transfer import content
 
 GRACE_S = 30.0  # to hand over what only they have, where the manager stays, and to keep what is to be kept
 NEVER_S = 1_000_000.0
@@ -49,8 +50,8 @@ class Local:
         if self._base is not None:
             self._base.mkdir(parents=True, exist_ok=True)
         base = None if self._base is None else str(self._base)
-        self._cleaner = folders.begin_to_remove_abandoned(None, base)
-        self.folder = folders.make("vine-local-", base)
+        self._cleaner = temporary_folders.begin_to_remove_abandoned(None, base)
+        self.folder = temporary_folders.make("vine-local-", base)
 
     @property
     def processes(self) -> list[subprocess.Popen[bytes]]:
@@ -113,7 +114,7 @@ class Local:
         python = folder / "bin" / "python"
         try:
             with tarfile.open(archive) as tar:
-                bulk.unpack_safely(tar, str(folder))
+                content.unpack_safely(tar, str(folder))
             if not os.access(python, os.X_OK):
                 msg = "it has no bin/python"
                 raise ValueError(msg)
@@ -122,7 +123,7 @@ class Local:
                     [str(python), str(folder / "bin" / "conda-unpack")], check=True, capture_output=True
                 )
         except (OSError, ValueError, tarfile.TarError, subprocess.CalledProcessError) as error:
-            bulk.remove_tree(str(folder))
+            content.remove_tree(str(folder))
             msg = f"the environment {archive} cannot be used: {error}"
             raise BatchError(msg) from error
         return [str(python), str(pyz)]
@@ -166,5 +167,5 @@ class Local:
         """End the workers and remove their files."""
         self._end(self.processes)
         self._named = {}
-        folders.remove(self.folder)
+        temporary_folders.remove(self.folder)
         self._cleaner.join(GRACE_S)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from vinecore import checks
+from vinecore import validators
 
 MOST = 10**15
 MOST_S = 10**9
@@ -191,7 +191,7 @@ def from_json(values: Any) -> dict[str, Any]:
 
 def unknown_setting_message(name: str, known: Any) -> str:
     """Say that there is no such name, and which one may have been meant."""
-    hint = checks.suggest_name(name, known) or f"; there are: {', '.join(sorted(known))}"
+    hint = validators.suggest_name(name, known) or f"; there are: {', '.join(sorted(known))}"
     return f"there is no setting {name!r}{hint}"
 
 
@@ -201,12 +201,12 @@ def _number(least: float, kind: type, none: bool = False, time: bool = False) ->
             return None
         try:
             if kind is int:
-                return checks.whole(name, value, int(least), MOST)
-            plain = float((checks.seconds if time else checks.number)(name, value, least))
+                return validators.whole(name, value, int(least), MOST)
+            plain = float((validators.seconds if time else validators.number)(name, value, least))
         except TypeError as error:
             raise ValueError(str(error)) from None  # as all that may be wrong with a setting
         if time and plain > MOST_S:
-            checks.refuse(name, value, f"a number of {MOST_S:,} or less (seconds)")
+            validators.refuse(name, value, f"a number of {MOST_S:,} or less (seconds)")
         return plain
 
     return check
@@ -214,7 +214,7 @@ def _number(least: float, kind: type, none: bool = False, time: bool = False) ->
 
 def _flag(name: str, value: Any) -> bool:
     try:
-        return checks.flag(name, value)
+        return validators.flag(name, value)
     except TypeError as error:
         raise ValueError(str(error)) from None
 

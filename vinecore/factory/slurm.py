@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vinecore.factory.batch import BatchError, PilotSpec, worker_command_line
-from vinecore.factory.mind import GONE, HELD, IDLE, RUNNING, JobStatus
-from vinecore.factory.pilot import (
+from vinecore.factory.adaptive import GONE, HELD, IDLE, RUNNING, JobStatus
+from vinecore.factory.batch_system import BatchError, PilotSpec, worker_command_line
+from vinecore.factory.pilot_script import (
     FIND_PYTHON,
     MOST_WORDS,
     UNPACK_PYTHON,

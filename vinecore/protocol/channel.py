@@ -11,7 +11,7 @@ from vinecore.protocol.frames import Dumps, FrameReader, Loads, ProtocolError, e
 from vinecore.protocol.messages import Message
 
 if TYPE_CHECKING:
-    from vinecore.protocol.seals import MessageAuthenticator
+    from vinecore.protocol.authentication import MessageAuthenticator
 
 PROTOCOL_ERROR = "protocol error"
 """How the reason begins for which a connection has ended on which something impossible was said."""

@@ -17,11 +17,11 @@ import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Callable, Union
 
-from vinecore.protocol import forms
+from vinecore.protocol import validation
 from vinecore.protocol.messages import Message
 
 if TYPE_CHECKING:  # what runs in slots has no use for it
-    from vinecore.protocol.seals import MessageAuthenticator
+    from vinecore.protocol.authentication import MessageAuthenticator
 
 LENGTH = struct.Struct(">I")
 MAX_TEXT = 64 * 1024 * 1024
@@ -131,7 +131,8 @@ class FrameReader:
     ) -> None:
         kinds = tuple(kinds)
         self._forms = {
-            kind.__name__: forms.any_json if trusted else forms.validator_for(kind) for kind in kinds
+            kind.__name__: validation.any_json if trusted else validation.validator_for(kind)
+            for kind in kinds
         }
         self._kinds = {kind.__name__: kind for kind in kinds}
         self._with_payload = {

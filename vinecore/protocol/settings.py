@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vinecore.protocol.context import MISSING
+from vinecore.protocol.library_context import MISSING
 
 PACKAGES = {
     "numpy": "numpy",

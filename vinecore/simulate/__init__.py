@@ -10,8 +10,8 @@ workers come late or are lost. Nothing is computed and nothing is moved, so a th
 from vinecore.simulate.replay import RecordedRun, load_recording
 from vinecore.simulate.report import Report
 from vinecore.simulate.settings import Cluster, Costs, Failures, Storage
+from vinecore.simulate.simulation import SimulationStalled, simulate
 from vinecore.simulate.workload import GRAPHS, File, SimulatedTask, Workload, WorkloadError, generate, load
-from vinecore.simulate.world import SimulationStalled, simulate
 
 __all__ = [
            "GRAPHS",

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 
-from vinecore.simulate.clock import EventQueue
+from vinecore.simulate.event_queue import EventQueue
 
 LAST_BYTES = 1e-3  # what is left of a transfer by rounding
 

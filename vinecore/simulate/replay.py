@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from vinecore import journal
+from vinecore.journal import records
 from vinecore.simulate.settings import Cluster, Failures
 from vinecore.simulate.workload import MANAGER, STORAGE, File, SimulatedTask, Workload, WorkloadError
 
@@ -56,12 +56,12 @@ def load_recording(path: str | Path) -> RecordedRun:
 
     Raises
     ------
-    FileNotFoundError, vinecore.journal.NotAJournal
+    FileNotFoundError, vinecore.journal.records.NotAJournal
         There is no journal.
     WorkloadError
         No task was done, or there was no worker.
     """
-    history = journal.load(path)
+    history = records.load(path)
     done = {number: task for number, task in history.tasks.items() if task.done is not None}
     if not done or not history.workers:
         msg = f"{path}: {'no task was done' if history.workers else 'no worker was connected'}, so there is nothing to simulate"
@@ -104,7 +104,7 @@ def load_recording(path: str | Path) -> RecordedRun:
     )
 
 
-def _machines(history: journal.History) -> Cluster:
+def _machines(history: records.History) -> Cluster:
     hellos = [worker.joined for worker in history.workers.values()]
     (cores, memory_mb, disk_mb), _count = Counter(
         (x.cores, x.memory_mb, x.disk_mb) for x in hellos
@@ -112,7 +112,7 @@ def _machines(history: journal.History) -> Cluster:
     return Cluster(len(hellos), cores, memory_mb or UNKNOWN_MB, disk_mb or UNKNOWN_MB)
 
 
-def _worker_lifetimes(history: journal.History, begin: float) -> tuple[tuple[float, float], ...]:
+def _worker_lifetimes(history: records.History, begin: float) -> tuple[tuple[float, float], ...]:
     """When each worker came and went, in seconds after the first submission; infinite for those that were there at the end."""
     lives = []
     for worker in history.workers.values():

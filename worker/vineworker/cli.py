@@ -13,11 +13,12 @@ import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Optional
 
-from vineworker import __version__, inheritance
-from vineworker.resources import detect
+from vineworker import __version__
+from vineworker.machine import inherited_state
+from vineworker.machine.resources import detect
 
 if TYPE_CHECKING:
-    from vinecore.protocol.finding import ManagerFinder
+    from vinecore.protocol.discovery.finder import ManagerFinder
 
 MOST_FILES = 65536
 GRACE_S = 25.0
@@ -329,7 +330,7 @@ def parse_address(words: Sequence[str]) -> tuple[str, int]:
 
 def main() -> None:
     """Run the command, and leave without waiting for helper threads: whatever they wait for, all that was theirs has been removed."""
-    inheritance.put_right()
+    inherited_state.put_right()
     try:
         code = run()
     except KeyboardInterrupt:  # before the worker has a loop that takes the signal
@@ -372,7 +373,7 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         os.environ.pop(name, None)  # they were defaults for this worker; tasks get their own
     for note in resources.notes:
         logging.getLogger("vine_worker").info(note)
-    from vineworker.search import ManagerConnector
+    from vineworker.manager_connection import ManagerConnector
     from vineworker.worker import (  # asyncio takes longest to import: say what is wrong with the arguments before
         Worker,
         WorkerSettings,
@@ -417,8 +418,8 @@ def _whereabouts(
         addresses = () if options.manager_name and not options.address else parse_addresses(options.address)
         if not options.manager_name:
             return addresses, None
-        from vinecore.protocol import catalog, registry  # not needed elsewhere
-        from vinecore.protocol.finding import ManagerFinder
+        from vinecore.protocol.discovery import catalog, registry  # not needed elsewhere
+        from vinecore.protocol.discovery.finder import ManagerFinder
 
         servers = catalog.parse_servers(catalog.configured_servers(options.catalog or ""))
         return addresses, ManagerFinder(
@@ -455,12 +456,12 @@ def _fingerprints(p: argparse.ArgumentParser, options: argparse.Namespace, secre
 
 def _write_pyz(p: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     """Write the worker as one file; give the exit code."""
-    from vineworker import packing
+    from vineworker import zipapp_builder
 
     if options.address:
         p.error("--pyz runs no worker: leave out the address")
     try:
-        print(packing.write(options.pyz))
+        print(zipapp_builder.write(options.pyz))
     except OSError as error:
         p.error(
             f"{options.pyz or error.filename} cannot be written: {error.strerror}; name another place with --pyz PATH"

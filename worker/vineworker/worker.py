@@ -17,15 +17,17 @@ import threading
 import time
 from typing import Any, Optional
 
-from vinecore.protocol import bulk, folders, handshake, ports, seals
+from vinecore.protocol import authentication, handshake, ports, temporary_folders
 from vinecore.protocol import messages as m
 from vinecore.protocol.reminders import Reminder
-from vineworker import descendants, packing
-from vineworker.cache import OrphanedObjects
-from vineworker.keeping import PersistentCache, open_cache_directory
-from vineworker.search import Connection, ManagerAddress, ManagerConnector
-from vineworker.session import ManagerSession, WorkerSettings
-from vineworker.warden import ProcessReaper
+from vinecore.protocol.transfer import content
+from vineworker import zipapp_builder
+from vineworker.machine import descendants
+from vineworker.machine.process_reaper import ProcessReaper
+from vineworker.manager_connection import Connection, ManagerAddress, ManagerConnector
+from vineworker.session.session import ManagerSession, WorkerSettings
+from vineworker.storage.cache import OrphanedObjects
+from vineworker.storage.persistent_cache import PersistentCache, open_cache_directory
 
 __all__ = ["Worker", "WorkerSettings"]
 
@@ -51,9 +53,9 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings, search: ManagerConnector) -> None:
         self._settings, self._search = settings, search
-        self._folder = folders.make(f"vine-worker-{os.getpid()}-", settings.workspace)
-        folders.begin_to_remove_abandoned(settings.workspace, None)
-        self._link = folders.link_to(self._folder)  # to the session's folder, while there is one
+        self._folder = temporary_folders.make(f"vine-worker-{os.getpid()}-", settings.workspace)
+        temporary_folders.begin_to_remove_abandoned(settings.workspace, None)
+        self._link = temporary_folders.link_to(self._folder)  # to the session's folder, while there is one
         if os.statvfs(self._folder).f_flag & getattr(os, "ST_NOEXEC", 0):
             log.warning(
                 "nothing can be executed in %s, where the file system is mounted with noexec: tasks cannot run programs among their inputs, and packed "
@@ -61,8 +63,8 @@ class Worker:
                 settings.workspace,
             )
         self._warden = ProcessReaper(self._folder, self._link)
-        if packing.zipapp_path():  # while it is what this worker was started from
-            packing.source_files()
+        if zipapp_builder.zipapp_path():  # while it is what this worker was started from
+            zipapp_builder.source_files()
         home = open_cache_directory(settings.workspace, settings.secret) if settings.keep_workspace else None
         kept = os.path.join(self._folder, "kept")
         self._keeper = PersistentCache(kept, settings.resources.disk_mb << 20, home)
@@ -87,9 +89,9 @@ class Worker:
             self._search.close(SHUTDOWN_TIMEOUT_S)
             self._keeper.close()
             self._warden.end_strays(SHUTDOWN_TIMEOUT_S)
-            folders.remove(self._folder)
+            temporary_folders.remove(self._folder)
             if self._link:
-                bulk.remove_tree(self._link)
+                content.remove_tree(self._link)
             self._warden.close()
 
     async def _run(self) -> int:
@@ -173,7 +175,7 @@ class Worker:
             return None
         return dialled.result()
 
-    def _start_peer_server(self) -> bulk.AuthenticatingListener:
+    def _start_peer_server(self) -> content.AuthenticatingListener:
         """Listen for peers that fetch."""
         hint = "Choose another with --transfer-port"
         address = self._settings.transfer_address
@@ -203,10 +205,10 @@ class Worker:
                 sock.close()
             else:
                 gate = session.gate
-                words = seals.AuthenticatedLines(sock, greeting["session"], "server")
-                bulk.serve(words, session.cache, lambda request: gate.refusal_reason(greeting, request))
+                words = authentication.AuthenticatedLines(sock, greeting["session"], "server")
+                content.serve(words, session.cache, lambda request: gate.refusal_reason(greeting, request))
 
-        return bulk.AuthenticatingListener(
+        return content.AuthenticatingListener(
             listener,
             secret,
             welcome,

@@ -10,7 +10,7 @@ from daskvine import DaskVine
 from daskvine.demo.queries import QUERIES, open_events
 from daskvine.demo.reference import same
 from daskvine.demo.runner import run_queries
-from tests.servers import web_server, xrootd_server
+from tests.harness.http_servers import web_server, xrootd_server
 
 
 @pytest.fixture(scope="module")

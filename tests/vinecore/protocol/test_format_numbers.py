@@ -7,7 +7,7 @@ import typing
 
 import msgspec
 
-from vinecore import journal
+from vinecore.journal import records
 from vinecore.protocol import VERSION, messages
 
 PROTOCOL = {4: "e6392a9739ef63e7"}
@@ -31,7 +31,7 @@ def test_other_messages_are_another_protocol():
 
 def test_other_records_are_another_version_of_the_journal():
     kinds = [
-        kind for kind in vars(journal).values() if isinstance(kind, type) and issubclass(kind, journal.Record)
+        kind for kind in vars(records).values() if isinstance(kind, type) and issubclass(kind, records.Record)
     ]
     found = digest(kinds, lambda kind: [field.encode_name for field in msgspec.structs.fields(kind)])
-    assert {journal.VERSION: found} == JOURNAL, REMEDY
+    assert {records.VERSION: found} == JOURNAL, REMEDY

@@ -1,0 +1,139 @@
+"""What texts among the arguments of a vertex name on this machine, and the state that is in.
+
+A text may be an absolute or a relative path, begin with ``~`` or ``file:``, end with the name of an object in the file as uproot writes it
+(``f.root:Events``), be a pattern, or name a folder, below which everything counts. What begins with another protocol is elsewhere, and is taken
+to stay what it is.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Iterable
+
+from vinecore.protocol import used_resources
+
+ADDRESS = "address"
+"""Something on another machine is named."""
+BELOW = "below"
+"""Everything below a folder is named."""
+LONGEST_PATH = 4096
+MOST_BELOW = 20_000
+"""Files below one folder that are looked at."""
+
+_PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)::?//")
+_NOTHING: tuple[bytes, frozenset[str]] = (b"", frozenset())
+
+
+class Places:
+    """Finds what texts name; each is looked at once, so this is for one graph.
+
+    Attributes
+    ----------
+    states : dict
+        What was found below folders: the thing without its state -> the thing with it.
+    """
+
+    def __init__(self) -> None:
+        self.states: dict[str, str] = {}
+        self._known: dict[str, tuple[bytes, frozenset[str]]] = {}
+
+    def of(self, text: str) -> tuple[bytes, frozenset[str]]:
+        """Give the state of what a text names, "" if that is nothing, and what that covers."""
+        found = self._known.get(text)
+        if found is None:
+            found = self._known[text] = self._find(text) if _can_be_path(text) else _NOTHING
+        return found
+
+    def covers(self, things: Iterable[str], used: str) -> bool:
+        """Whether something that was used, in the state in which it was used, is among what was named or below it."""
+        if used in things:
+            return True
+        kind, _, rest = used.partition(used_resources.SEPARATOR)
+        if kind == used_resources.NETWORK:
+            return ADDRESS in things
+        if kind not in ("file", "listing"):
+            return False
+        path, _, state = rest.rpartition(used_resources.SEPARATOR)
+        known = self.states.get(f"{kind}{used_resources.SEPARATOR}{path}", used_resources.MISSING)
+        return known == state and any(_below(parent) in things for parent in (path, *_parents(path)))
+
+    def _find(self, text: str) -> tuple[bytes, frozenset[str]]:
+        protocol = _PROTOCOL.match(text)
+        if protocol is not None and protocol[1] not in ("file", "local"):
+            return b"", frozenset({ADDRESS})
+        path = _local(text)
+        for one in dict.fromkeys((path, path.rpartition(":")[0])):
+            if one and os.path.lexists(one):
+                return self._state(os.path.abspath(one))
+            if glob.has_magic(one) and re.search(r"\w", one):  # or else it fits whatever is in the folder
+                matches = list(itertools.islice(glob.iglob(one, recursive=True), MOST_BELOW))
+                if matches:
+                    return self._matched(one, matches)
+        return _NOTHING
+
+    def _matched(self, pattern: str, matches: list[str]) -> tuple[bytes, frozenset[str]]:
+        found = [self._state(os.path.abspath(match)) for match in sorted(matches)]
+        things = set().union(*(things for _state, things in found))
+        folder = os.path.dirname(pattern)
+        if not glob.has_magic(folder):
+            names = used_resources.listing(os.path.abspath(folder or "."))
+            things |= {names} if names else set()
+            found.append(((names or "").encode(errors="surrogateescape"), frozenset()))
+        return b"\0".join(state for state, _things in found), frozenset(things)
+
+    def _state(self, path: str) -> tuple[bytes, frozenset[str]]:
+        real = os.path.realpath(path)
+        if os.path.isdir(path):
+            things = {_below(path), _below(real)}
+            state = self._below(path)
+            if real != path:
+                self._below(real)
+            return (state, frozenset(things)) if state else _NOTHING
+        now = used_resources.state_of(path)
+        things = {used_resources.SEPARATOR.join(("file", spelled, now)) for spelled in (path, real)}
+        return now.encode(), frozenset(things)
+
+    def _below(self, folder: str) -> bytes:
+        """Look at everything below a folder; "" if that is too much."""
+        entries: list[str] = []
+        for place, folders, files in os.walk(folder):
+            folders.sort()
+            names = sorted([*folders, *files])
+            entries.append(self._note("listing", place, used_resources.listing_of(place, names)))
+            for name in sorted(files):
+                path = os.path.join(place, name)
+                entries.append(self._note("file", path, used_resources.file(path)))
+            if len(entries) > MOST_BELOW:
+                return b""
+        text = "\n".join(entries).encode(errors="surrogateescape")
+        return hashlib.blake2b(text, digest_size=20).digest()
+
+    def _note(self, kind: str, path: str, thing: str) -> str:
+        self.states[f"{kind}{used_resources.SEPARATOR}{path}"] = thing.rpartition(used_resources.SEPARATOR)[2]
+        return thing
+
+
+def _can_be_path(text: str) -> bool:
+    return 0 < len(text) <= LONGEST_PATH and "\0" not in text and "\n" not in text and not text.isspace()
+
+
+def _local(text: str) -> str:
+    """The path that a text may be."""
+    match = re.match(r"(?:file|local):(//[^/]*)?(?=/)", text)
+    if match is not None:
+        return text[match.end() :]
+    return os.path.expanduser(text)
+
+
+def _below(folder: str) -> str:
+    return f"{BELOW}{used_resources.SEPARATOR}{folder}"
+
+
+def _parents(path: str) -> Iterable[str]:
+    while (parent := os.path.dirname(path)) != path:
+        yield parent
+        path = parent

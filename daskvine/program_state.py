@@ -1,0 +1,153 @@
+"""What every vertex of a program may reach: the packages of the environment, and the texts of the program's own modules.
+
+Packages count by what their installer has left, `RECORD` and the like, so another version, and the same one installed anew, is another
+environment. A package that no installer knows counts with all its files. Editable installs are own modules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from vinecore.protocol import used_resources, user_modules
+
+NOTES = ("RECORD", "METADATA", "PKG-INFO", "direct_url.json", "installed-files.txt")
+SUFFIXES = (".py", ".so", ".pyd", ".pth")
+MOST_FILES = 20_000
+
+_tops: dict[
+    str, tuple[str, frozenset[str]]
+] = {}  # record of a package -> its state, and what it has installed
+
+
+def packages() -> str:
+    """Digest of all packages that are installed for this interpreter."""
+    found: list[str] = []
+    for folder in _folders():
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        known: set[str] = set()
+        for entry in entries:
+            if entry.name.endswith((".dist-info", ".egg-info")):
+                states = _states_of_record(entry.path)
+                found.append("\0".join((entry.name, *states.values())))
+                known |= _installed_by(entry.path, "\0".join(states.values()))
+        for entry in entries:
+            if entry.name.partition(".")[0] not in known and entry.name not in known:
+                found += _unknown(Path(entry.path), entry.is_dir())
+    return hashlib.sha256("\n".join(found).encode(errors="surrogateescape")).hexdigest()
+
+
+def _folders() -> list[str]:
+    return [
+        folder for folder in dict.fromkeys(sys.path) if set(user_modules.INSTALLED) & set(Path(folder).parts)
+    ]
+
+
+def _states_of_record(path: str) -> dict[str, str]:
+    if os.path.isfile(path):
+        return {path: used_resources.state_of(path)}
+    places = [os.path.join(path, name) for name in NOTES]
+    return {place: used_resources.state_of(place) for place in places}
+
+
+def _installed_by(path: str, state: str) -> frozenset[str]:
+    """Top-level names of what a package has installed."""
+    known = _tops.get(path)
+    if known is not None and known[0] == state:
+        return known[1]
+    names: set[str] = set()
+    for note in ("RECORD", "top_level.txt"):
+        try:
+            with open(os.path.join(path, note), encoding="utf-8", errors="replace") as file:
+                names |= {line.strip().partition(",")[0].partition("/")[0] for line in file}
+        except OSError:
+            continue
+    names |= {name.partition(".")[0] for name in names}
+    _tops[path] = state, frozenset(names - {"", "__pycache__"})
+    return _tops[path][1]
+
+
+def _unknown(path: Path, is_folder: bool) -> Iterator[str]:
+    """Files of what no installer knows."""
+    if not is_folder:
+        if path.suffix in SUFFIXES:
+            yield used_resources.file(str(path))
+        return
+    if path.name == "__pycache__":
+        return
+    left = MOST_FILES
+    for place, folders, files in os.walk(path):
+        folders[:] = sorted(set(folders) - {"__pycache__"})
+        for name in sorted(files):
+            left -= 1
+            if left and not name.endswith(".pyc"):
+                yield used_resources.file(os.path.join(place, name))
+
+
+class Surroundings(NamedTuple):
+    """What all vertices of a program may reach.
+
+    Attributes
+    ----------
+    digest
+        Of all of it.
+    things
+        Files and variables whose states that covers; see `vinecore.protocol.used_resources`.
+    """
+
+    digest: str
+    things: frozenset[str]
+
+
+def look(variables: Mapping[str, str]) -> Surroundings:
+    """Look at packages and own modules, at the files beside those that they name, and at the variables that they name.
+
+    Parameters
+    ----------
+    variables
+        The environment that vertices will have.
+    """
+    sources = {source for module in user_modules.own_modules() if (source := user_modules.source_of(module))}
+    named: set[str] = set()
+    for source in sources:
+        files, names = _named_in(source)
+        named.update(used_resources.file(path) for path in files)
+        named.update(used_resources.variable(name, variables.get(name)) for name in names)
+    text = "\n".join((packages(), user_modules.digest_of_own(), *sorted(named)))
+    found = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+    return Surroundings(found, frozenset(named.union(map(used_resources.file, sources))))
+
+
+def _named_in(source: str) -> tuple[list[str], set[str]]:
+    """Files beside a module, and variables, that are named in its text."""
+    digest = user_modules.digest_of_file(source)
+    known = _named.get(source)
+    if known is None or known[0] != digest:
+        try:
+            text = (
+                Path(source).read_text(encoding="utf-8", errors="replace") if source.endswith(".py") else ""
+            )
+        except OSError:
+            text = ""
+        words = list(dict.fromkeys(_WORD.findall(text)))[:MOST_WORDS]
+        known = _named[source] = digest, words, set(_VARIABLE.findall(text))
+    _digest, words, names = known
+    home = os.path.dirname(source)
+    folders = [home, *(path for word in words if os.path.isdir(path := os.path.join(home, word)))]
+    files = [os.path.join(folder, word) for folder in folders[:MOST_FOLDERS] for word in words if "." in word]
+    return [path for path in files if os.path.isfile(path)], names
+
+
+_named: dict[str, tuple[str, list[str], set[str]]] = {}
+_WORD = re.compile(r"""["']([\w.+-][\w./+ -]{0,200})["']""")
+_VARIABLE = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\()\s*["'](\w+)["']""")
+MOST_WORDS = 2000
+MOST_FOLDERS = 10

@@ -1,0 +1,103 @@
+"""Large results between short calls: they stay in the slot, and nobody can tell by what is computed."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from daskvine import DaskVine
+from tests.daskvine import sample_graphs as v
+from tests.harness.processes import yard_in
+
+CALLS = {"task_mode": "function-calls", "progress_disable": True}
+LENGTH = 1_000_000  # 8 MB
+
+# what the machine does meanwhile shall not decide what is short
+ALL_IS_SHORT = """
+import math
+from vineworker import cli, families, state
+families.SHORT_S = families.LONG_S = math.inf
+state.SHORT_S = 0.0  # nothing is written to a slot ahead of need
+cli.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def m(tmp_path_factory):
+    with (
+        pytest.MonkeyPatch.context() as monkeypatch,
+        yard_in(tmp_path_factory.mktemp("yard"), monkeypatch) as yard,
+    ):
+        m = yard.manager(DaskVine)
+        yard.workers(m, 1, command=[sys.executable, "-c", ALL_IS_SHORT])
+        yield m
+
+
+def twice(n):
+    """The sum of twice an array of these tests."""
+    return 2 * sum(range(n, n + LENGTH))
+
+
+def diamonds(count, change=v.from_memory):
+    """Arrays of which each is read by two, who make others, which are read by one."""
+    graph = {}
+    for n in range(count):
+        graph |= {
+            ("array", n): (v.count_up, LENGTH, n),
+            ("first", n): (change, ("array", n)),
+            ("second", n): (v.twice, ("array", n)),
+            ("end", n): (v.sums, ("first", n), ("second", n)),
+        }
+    return graph, [("end", n) for n in range(count)]
+
+
+def learned(m, **shape):
+    """What is computed when it is known how long calls take and how large their results are."""
+    graph, keys = diamonds(6, **shape)
+    m.get(graph, keys, **CALLS)
+    return list(m.get(graph, keys, **CALLS))
+
+
+def test_what_short_calls_read_of_each_other_is_read_from_memory(m):
+    assert learned(m) == [(LENGTH, twice(n)) for n in range(6)]
+
+
+def test_who_writes_to_what_it_reads_writes_to_its_own(m):
+    assert learned(m, change=v.overwrite) == [(0, twice(n)) for n in range(6)]
+
+
+def test_a_result_that_is_asked_for_comes_to_the_manager_though_others_read_it(m):
+    graph, keys = diamonds(4)
+    m.get(graph, keys, **CALLS)
+    *ends, array = m.get(graph, [*keys, ("array", 1)], **CALLS)
+    assert 2 * array.sum() == twice(1)
+    assert [end[1] for end in ends] == [twice(n) for n in range(4)]
+
+
+def test_what_a_slot_held_is_made_again_when_its_process_dies(m, tmp_path):
+    flag = tmp_path / "has died"
+    graph, keys = diamonds(6)
+    m.get(graph, keys, **CALLS)
+    graph["second", 3] = (v.die_once, ("array", 3), str(flag))
+    ends = m.get(graph, keys, **CALLS)
+    assert flag.exists()
+    assert [end[1] for end in ends] == [twice(n) for n in range(6)]
+
+
+def test_an_error_among_them_is_that_of_its_vertex(m):
+    graph, keys = diamonds(6)
+    m.get(graph, keys, **CALLS)
+    graph["second", 3] = (v.refuse, ("array", 3))
+    with pytest.raises(ZeroDivisionError) as caught:
+        m.get(graph, keys, **CALLS)
+    assert any("('second', 3)" in note for note in caught.value.__notes__)
+    assert [end[1] for end in m.get(*diamonds(2), **CALLS)] == [twice(0), twice(1)]
+
+
+def test_nothing_of_them_is_left_with_the_worker(m):
+    learned(m)
+    (worker,) = m.summarize_workers()
+    assert worker["tasks"] == 0
+    left = m._engine.query(lambda mind: [name for name in mind.tables.files if name.startswith("result-")])
+    assert left == []

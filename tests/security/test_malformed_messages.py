@@ -1,0 +1,46 @@
+"""Workers that know the secret and say what cannot be; `tests/fuzz/protocol_messages.py` says a million such things to the minds of both ends."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+
+from tests.harness.processes import one_result, until
+from vinecore import Task
+
+
+def test_a_worker_that_says_impossible_things_of_itself_is_refused(yard, caplog):
+    caplog.set_level(logging.WARNING, "vinecore")
+    m = yard.manager()
+    program = (
+        "from vineworker import cli, resources\ndetect = resources.detect\n"
+        "cli.detect = lambda *args: detect(*args)._replace(cores='many')\ncli.main()"
+    )
+    worker = yard.worker(m, command=[sys.executable, "-c", program])
+    assert worker.wait() == 0
+    assert "a field that cannot be" in caplog.text
+    assert "cores='many'" in caplog.text
+    yard.workers(m, 1)
+    m.submit(Task("echo fine"))
+    assert one_result(m).output == "fine\n"
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["m.Done('one', 2, 0.1, {}, b'')", "m.Failed(1, 'crash', {'outputs': 7}, b'')", "m.Have(['a'], [], [])"],
+)
+def test_a_worker_that_says_something_impossible_is_cut_off_and_the_others_go_on(yard, caplog, said):
+    caplog.set_level(logging.INFO, "vinecore")
+    m = yard.manager()
+    program = (
+        "from vineworker import cli, session\nfrom vinecore.protocol import messages as m\nreceived = session.Session._received\n"
+        f"def lie(self, messages):\n    received(self, messages)\n    self.say({said})\n"
+        "session.Session._received = lie\ncli.main()"
+    )
+    yard.worker(m, command=[sys.executable, "-c", program])
+    until(lambda: "a field that cannot be" in caplog.text, "the manager to have heard it")
+    yard.workers(m, 1)
+    m.submit(Task("echo fine"))
+    assert one_result(m).output == "fine\n"

@@ -1,0 +1,264 @@
+"""Somebody between a worker and its manager, or between two workers, who relays their handshake and then changes what they say."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.harness import sample_tasks
+from tests.harness.processes import made_and_held, one_result, until
+from tests.harness.tcp_proxy import Proxy
+from tests.security.resource_monitor import unharmed, works
+from vinecore import PythonTask, Task
+from vinecore.protocol import VERSION, handshake, tls
+from vinecore.protocol import messages as m_
+from vinecore.protocol.frames import encode
+from vinecore.security import certificates
+
+COMES_BACK = [
+    sys.executable,
+    "-c",
+    "import sys\nfrom vineworker import cli\nsys.argv.remove('--single-shot')\ncli.main()",
+]
+SEAL = 16
+
+
+class Touch:
+    """Makes a file if it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mknod, (str(self.path),)
+
+
+class Between(Proxy):
+    """Relays the handshake word for word, and then gives each frame to ``tamper``, which says what is passed on instead.
+
+    Parameters
+    ----------
+    port
+        Of the manager.
+    tamper
+        Takes a frame, whether it goes to the manager, and how many have gone this way before.
+    """
+
+    def __init__(self, port, tamper):
+        self.tamper, self.active, self.seen = tamper, True, []
+        super().__init__(port)
+
+    def _pump(self, source, sink):
+        to_manager = any(source is near for near, _far in self._pairs)
+        try:
+            for _ in range(1 if to_manager else 2):
+                sink.sendall(handshake.read_raw_line(source, time.monotonic() + 60))
+            source.settimeout(None)
+            for number, frame in enumerate(frames_of(source)):
+                self.seen.append(frame)
+                passed = self.tamper(frame, to_manager, number) if self.active else frame
+                if passed != frame:
+                    self.active = False
+                sink.sendall(passed)
+        except OSError:
+            pass
+        for sock in (source, sink):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+def frames_of(sock):
+    """Cut what comes into frames."""
+    stream = sock.makefile("rb")
+    while head := stream.read(4):
+        text = stream.read(struct.unpack(">I", head)[0])
+        yield head + text + stream.read(sum(json.loads(text)[0]) + SEAL)
+
+
+def forged(*messages):
+    """A frame that somebody makes up who has no key."""
+    return b"".join(encode(messages)) + bytes(SEAL)
+
+
+EVIL_RUN = "evil run"
+
+
+def flip(towards_manager):
+    def tamper(frame, to_manager, number):
+        if to_manager is not towards_manager or number != 1:
+            return frame
+        return frame[:-20] + bytes([frame[-20] ^ 1]) + frame[-19:]
+
+    return tamper
+
+
+def repeat(towards_manager):
+    return lambda frame, to_manager, number: (
+        frame * 2 if to_manager is towards_manager and number == 1 else frame
+    )
+
+
+def leave_out(towards_manager):
+    return lambda frame, to_manager, number: b"" if to_manager is towards_manager and number == 1 else frame
+
+
+def add_a_command(frame, to_manager, number):
+    if to_manager or number != 1:
+        return frame
+    run = m_.RunTask(
+        1 << 41, "", "", [], [], "r", False, {"command": "touch evil-ran", "mounts": [], "outputs": []}, b""
+    )
+    return frame + forged(run)
+
+
+def add_a_result(frame, to_manager, number):
+    if not to_manager or number != 1:
+        return frame
+    return frame + forged(m_.TaskDone(1, 100, 0.1, {}, pickle.dumps(Touch("evil-ran"))))
+
+
+def throw_back(frame, to_manager, number):
+    """What the manager has said comes back to it."""
+    return frame if not to_manager or number != 1 else frame + forged(m_.Ping())
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [flip(True), flip(False), repeat(True), repeat(False), leave_out(True), leave_out(False), add_a_command, add_a_result, throw_back],
+    ids=["flips a bit of the worker's", "flips a bit of the manager's", "repeats the worker's", "repeats the manager's", "leaves out the worker's",
+         "leaves out the manager's", "adds a command", "adds a result", "makes up a question"],
+)  # fmt: skip
+def test_who_relays_the_handshake_can_cut_the_connection_and_nothing_else(yard, caplog, tamper, monkeypatch):
+    monkeypatch.chdir(yard.folder)
+    caplog.set_level(logging.INFO, "vinecore")
+    m = yard.manager()
+    m._engine.heartbeat_interval_s = 0.3  # what is left out is missed when something else is said
+    between = Between(m.port, tamper)
+    try:
+        worker = yard.worker(between.port, "--timeout", "60", command=COMES_BACK)
+        m.wait_for_workers(1, 60)
+        for number in range(4):
+            m.submit(PythonTask(sample_tasks.add, number, 1))
+            task = one_result(m)
+            assert task.output == number + 1
+        assert not between.active, "nothing was altered"
+        until(lambda: "whose seal does not fit" in caplog.text + worker.log, "a word about it")
+        assert not list(yard.folder.rglob("evil-ran"))
+        between.active = False
+        with unharmed(m, yard, lambda: caplog.text):
+            works(m)
+    finally:
+        between.close()
+
+
+def test_what_is_said_can_be_read_without_tls_but_neither_the_secret_nor_a_key(yard):
+    m = yard.manager()
+    between = Between(m.port, lambda frame, *_: frame)
+    try:
+        yard.worker(between.port)
+        m.wait_for_workers(1, 60)
+        m.submit(Task("echo in-the-clear"))
+        assert one_result(m).output == "in-the-clear\n"
+        [peer] = m._engine._peers.values()
+        seen = b"".join(between.seen)
+        assert b"in-the-clear" in seen
+        for private in (yard.secret.read_bytes().strip(), peer.session, peer.key):
+            assert private not in seen
+            assert private.hex().encode() not in seen
+    finally:
+        between.close()
+
+
+class Recorder(Proxy):
+    """Keeps what passes, and may flip a bit of what comes to the server."""
+
+    def __init__(self, port):
+        self.seen, self.flip = bytearray(), False
+        super().__init__(port)
+
+    def passes(self, data, to_server):
+        self.seen += data
+        if self.flip and to_server and len(data) > 100:
+            self.flip = False
+            return data[:-1] + bytes([data[-1] ^ 1])
+        return data
+
+
+def test_with_tls_nothing_can_be_read_and_nothing_altered(yard, caplog):
+    pytest.importorskip("cryptography")
+    m = yard.manager(ssl=True)
+    recorder = Recorder(m.port)
+    try:
+        worker = yard.worker(recorder.port, "--ssl", "--timeout", "60", command=COMES_BACK)
+        m.wait_for_workers(1, 60)
+        with unharmed(m, yard, lambda: caplog.text):
+            m.submit(Task("echo in-the-clear"))
+            assert one_result(m).output == "in-the-clear\n"
+            assert b"in-the-clear" not in recorder.seen
+            assert b"nonce" not in recorder.seen.replace(b'{"vine": ', b""), "not even the challenge"
+            recorder.flip = True
+            until(lambda: _submitted(m) and not recorder.flip, "something to be altered")
+            m.wait_for_workers(1, 60)
+        assert worker.process.poll() is None
+    finally:
+        recorder.close()
+
+
+def _submitted(m):
+    m.submit(Task("echo some more words"))
+    assert one_result(m).output == "some more words\n"
+    return True
+
+
+def test_who_ends_tls_with_a_certificate_of_his_own_hears_no_challenge_answered(yard):
+    pytest.importorskip("cryptography")
+    yard.manager(ssl=True)  # whose fingerprint the worker knows
+    text, _fingerprint = certificates.make_certificate()
+    yard.place("false.pem").write_text(text)
+    context = tls.server_context(str(yard.place("false.pem")))
+    cover = tls.TlsTunnels()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        worker = yard.worker(listener.getsockname()[1], "--ssl")
+        sock, _address = listener.accept()
+        covered = cover.serve(sock, context)
+        with covered:
+            with contextlib.suppress(OSError):
+                handshake.send_line(covered, {"vine": VERSION, "nonce": "0" * 32})
+            covered.settimeout(60)
+            assert covered.recv(1) == b"", "it proves nothing to a stranger"
+    assert worker.wait() == 1
+    assert "its certificate is not the one that was expected" in worker.log
+    cover.drain_and_close(60)
+
+
+# ---- between two workers
+
+ODD = str(Path(__file__).parents[1] / "faults" / "misbehaving_worker.py")
+
+
+@pytest.mark.parametrize("size", [30_000, 1_000_000])
+@pytest.mark.parametrize("what", ["heads", "contents"])
+def test_what_is_altered_between_two_workers_is_had_from_elsewhere(yard, caplog, what, size):
+    caplog.set_level(logging.WARNING, "vinecore")
+    m = yard.manager()
+    yard.worker(m, command=[sys.executable, ODD, f"altered_{what}"])
+    m.wait_for_workers(1, 60)
+    maker, blocker = made_and_held(yard, m, size)
+    yard.workers(m, 1)
+    reader = PythonTask(len, maker.output_file)
+    m.submit(reader)
+    assert one_result(m) is reader
+    assert reader.output == len(sample_tasks.make_bytes(size))
+    yard.place("gate").touch()
+    assert one_result(m) is blocker
+    assert ("whose seal does not fit" if what == "heads" else "altered") in caplog.text

@@ -1,0 +1,123 @@
+"""Archives, links and odd files that would lead out of the folder of a task."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+
+import pytest
+
+from tests.harness.processes import one_result
+from tests.security.resource_monitor import unharmed
+from vinecore import Task
+
+
+def archive(path, *members):
+    """An archive of links ``(name, target)`` and files ``(name, bytes)``."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("../../../evil", b"x")],
+        [("/{outside}/evil", b"x")],
+        [("way", "/{outside}"), ("way/evil", b"x")],
+        [("a", "/{outside}"), ("b", "a"), ("b/evil", b"x")],
+        [("evil", "/{outside}/evil"), ("evil", b"x")],
+    ],
+    ids=["climbs", "is absolute", "through a link", "through two links", "over a link"],
+)
+def test_nothing_of_an_archive_is_written_outside_of_its_folder(yard, members):
+    outside = yard.place("outside")
+    outside.mkdir()
+    m = yard.manager()
+    yard.workers(m, 1)
+    named = [
+        tuple(part.format(outside=str(outside)[1:]) if isinstance(part, str) else part for part in member)
+        for member in members
+    ]
+    with unharmed(m, yard):
+        file = m.declare_untar(m.declare_file(str(archive(yard.place("bad.txt"), *named))))
+        task = Task("cat in/evil; true")
+        task.add_input(file, "in")
+        m.submit(task)
+        result = one_result(m)
+        assert not list(outside.iterdir())
+        assert not [path for path in yard.folder.rglob("evil") if "vine-worker" not in str(path)]
+        if result.successful():  # a link that was replaced by a file
+            assert members[0][0] == "evil"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("in/way/evil", "leads through a link"), ("in/mine", "is taken"), ("in/copied/evil", "")],
+)
+def test_no_input_is_put_through_a_link_that_another_one_has_brought(yard, name, words):
+    """A link that leads out of a directory is none any more when it arrives."""
+    outside = yard.place("outside")
+    outside.mkdir()
+    (outside / "mine").write_text("as it was")
+    tree = yard.place("tree")
+    (tree / "inside").mkdir(parents=True)
+    (tree / "way").symlink_to("inside")
+    (tree / "copied").symlink_to(outside)
+    (tree / "mine").symlink_to(outside / "mine")
+    m = yard.manager()
+    yard.workers(m, 1)
+    with unharmed(m, yard):
+        task = Task("cat in/copied/mine")
+        task.add_input(m.declare_file(str(tree)), "in")
+        task.add_input(m.declare_buffer("evil"), name)
+        m.submit(task)
+        result = one_result(m)
+        if words:
+            assert not result.successful()
+            assert words in str(result.error())
+        else:
+            assert result.output == "as it was"
+    assert sorted(path.name for path in outside.iterdir()) == ["mine"]
+    assert (outside / "mine").read_text() == "as it was"
+
+
+@pytest.mark.parametrize("command", ["mkfifo out", "ln -s /dev/zero out", "ln -s /dev/stdin out"])
+def test_an_output_that_has_no_end_is_no_output_and_keeps_no_task_waiting(yard, command):
+    m = yard.manager()
+    yard.workers(m, 1)
+    with unharmed(m, yard):
+        task = Task(command)
+        task.add_output(m.declare_temp(), "out")
+        m.submit(task)
+        assert one_result(m).result == "output missing"
+
+
+def test_an_archive_that_is_larger_than_the_disk_is_not_unpacked(yard):
+    data = yard.place("bomb.txt")
+    with tarfile.open(data, "w:gz") as tar:
+        info = tarfile.TarInfo("zeros")
+        info.size = 300 << 20
+        with open("/dev/zero", "rb") as zeros:
+            tar.addfile(info, zeros)
+    m = yard.manager()
+    yard.workers(m, 1, "--disk", "100")
+    seen = []
+    task = Task("true")
+    task.add_input(m.declare_untar(m.declare_file(str(data))), "in")
+    m.submit(task)
+    while (done := m.wait(0.05)) is None and len(seen) < 100:
+        seen.append(
+            sum(os.lstat(path).st_blocks * 512 for path in yard.workspace.rglob("*") if os.path.lexists(path))
+        )
+    assert max(seen, default=0) < 200 << 20
+    assert done is None or not done.successful()
+    m.cancel_all()

@@ -1,0 +1,65 @@
+"""What a worker gives to others that fetch from it: what the manager has sent them for, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+import pytest
+
+from tests.faults.test_connections import LARGE, made_and_moved
+from tests.harness import sample_tasks
+from tests.harness.processes import one_result
+from vinecore import PythonTask
+from vinecore.protocol import handshake, transfer_tokens
+from vinecore.protocol.transfer import content
+from vinecore.security.shared_secret import read_secret
+
+
+def door_of(m, number):
+    """The port on which a worker listens for its peers, and its key."""
+    address = m._engine.query(lambda mind: mind.tables.workers[number].data_address)
+    return int(address.rpartition(":")[2]), m._engine._peers[number].key
+
+
+def test_a_worker_gives_a_file_to_whom_the_manager_has_sent_and_to_nobody_else(yard, tmp_path):
+    m = yard.manager()
+    [worker] = yard.workers(m, 1)
+    task = PythonTask(sample_tasks.make_bytes, LARGE)
+    task.enable_temp_output()
+    m.submit(task)
+    assert one_result(m) is task
+    name = task.output_file.cache_name
+    port, key = door_of(m, 1)
+    good = {"ticket": transfer_tokens.sign_token(key, 2, name, 60), "expires": 60}
+    refused = {
+        "a request without a ticket": {},
+        "the ticket is not for": {"ticket": transfer_tokens.sign_token(key, 2, "another", 60), "expires": 60},
+        "has expired": {"ticket": transfer_tokens.sign_token(key, 2, name, -1), "expires": -1},
+    }
+
+    secret = transfer_tokens.pair_key(key, 2)
+
+    def client(secret=secret):
+        return contextlib.closing(content.TransferClient("127.0.0.1", port, secret, peer=2))
+
+    for reason, ticket in refused.items():
+        with client() as peer, pytest.raises(handshake.HandshakeRejected, match=reason):
+            peer.bring(name, str(tmp_path / "got"), **ticket)
+        worker.says(reason)
+    for wrong in (read_secret(yard.secret), key, transfer_tokens.pair_key(key, 3)):
+        with pytest.raises(handshake.HandshakeRejected, match="wrong secret"):
+            client(wrong)
+    with client() as peer, pytest.raises(handshake.HandshakeRejected, match="a request without a ticket"):
+        peer.put("planted", b"x")
+    with client() as peer:
+        received, proof = peer.bring(name, str(tmp_path / "got"), **good)
+        assert received.size >= LARGE
+        assert proof is None
+
+
+def test_a_worker_that_forges_tickets_gets_its_input_through_the_manager(yard, caplog):
+    caplog.set_level(logging.WARNING, "vinecore")
+    m, maker = made_and_moved(yard, None, "forging")
+    assert "the ticket is not for" in caplog.text
+    assert m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)

@@ -1,0 +1,323 @@
+"""Who knocks at a port without the secret, or with it and says nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import socket
+import struct
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tests.harness import sample_tasks
+from tests.harness.processes import made_and_held, one_result, until
+from tests.harness.tcp_proxy import Proxy
+from tests.security.resource_monitor import crowd, many_files, unharmed, works
+from vinecore import PythonTask, Task
+from vinecore.protocol import handshake
+from vinecore.protocol.transfer import content
+from vinecore.security.shared_secret import read_secret, write_secret
+
+LARGE = 1_000_000
+IDLE = 2_000
+
+
+def port_of(m, whose):
+    """The manager's port, or that on which its first worker listens for peers."""
+    if whose == "manager":
+        return m.port
+    return m._engine.query(lambda mind: int(mind.tables.workers[1].data_address.rpartition(":")[2]))
+
+
+GARBAGE = [
+    b"\x00" * 5000,
+    random.Random(1).randbytes(5000),
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"[" * 4095 + b"\n",
+    b"x" * 1_000_000,
+    b"{" * 999_999 + b"\n",
+    b'{"role": "worker"}\n',
+    b'{"role": "worker", "nonce": "00000000000000000000", "proof": "0"}\n',
+    b'{"role": {"x": 1}, "nonce": 3, "proof": []}\n',
+    b"\n",
+    b"",
+]
+
+
+def throw(port, garbage):
+    """Send something to a port and give what it answers until it hangs up."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+        answer = b""
+        try:
+            sock.sendall(garbage)
+            if not garbage:
+                sock.shutdown(socket.SHUT_WR)
+            while data := sock.recv(1 << 16):
+                answer += data
+        except ConnectionResetError:
+            pass
+        return answer
+
+
+@pytest.mark.parametrize("whose", ["manager", "worker"])
+def test_garbage_on_a_port_is_refused_and_logged_and_does_no_harm(yard, caplog, whose):
+    caplog.set_level(logging.WARNING, "vinecore")
+    m = yard.manager()
+    [worker] = yard.workers(m, 1)
+    port = (
+        m.port
+        if whose == "manager"
+        else m._engine.query(lambda mind: int(mind.tables.workers[1].data_address.rpartition(":")[2]))
+    )
+    for garbage in GARBAGE:
+        answer = throw(port, garbage)
+        assert b"proof" not in answer
+    refusal = "refused a connection from 127.0.0.1" if whose == "manager" else "refused a peer at 127.0.0.1"
+    until(
+        lambda: (caplog.text if whose == "manager" else worker.log).count(refusal) == len(GARBAGE),
+        "every stranger to be logged",
+    )
+    m.submit(Task("echo fine"))
+    assert one_result(m).output == "fine\n"
+
+
+def test_a_manager_refuses_a_worker_with_another_secret(yard, caplog):
+    caplog.set_level(logging.WARNING, "vinecore")
+    m = yard.manager()
+    other = yard.place("other-secret")
+    write_secret(other)
+    worker = yard.worker(m, secret=other)
+    assert worker.wait() == 1
+    assert "refuses this worker: wrong secret" in worker.log
+    assert "refused a connection from 127.0.0.1: wrong secret" in caplog.text
+    assert m.workers_connected == 0
+
+
+def test_a_recorded_handshake_opens_no_door(yard):
+    m = yard.manager()
+    recorded = []
+
+    class Recorder(Proxy):
+        def _pump(self, source, sink):
+            recorded.append(source.recv(1, socket.MSG_PEEK) and source.recv(4096, socket.MSG_PEEK))
+            super()._pump(source, sink)
+
+    proxy = Recorder(m.port)
+    try:
+        yard.worker(proxy.port)
+        m.wait_for_workers(1, 60)
+        greeting = next(data for data in recorded if b'"role"' in data)
+        assert b"wrong secret" in throw(m.port, greeting)
+    finally:
+        proxy.close()
+
+
+@pytest.mark.parametrize("ssl", [False, True], ids=["plain", "tls"])
+def test_two_thousand_silent_connections_keep_nobody_out(yard, caplog, monkeypatch, ssl):
+    if ssl:
+        pytest.importorskip("cryptography")
+        monkeypatch.setattr(content, "HANDSHAKE_GRACE_S", 0.5)
+    options = ["--ssl"] if ssl else []
+    m = yard.manager(ssl=ssl or None)
+    yard.workers(m, 1, *options)
+    with many_files(IDLE * 4), unharmed(m, yard, lambda: caplog.text), crowd(m.port, IDLE):
+        works(m)
+        yard.workers(m, 1, *options)
+        assert m.workers_connected == 2
+
+
+def test_two_thousand_who_know_the_secret_and_ask_nothing_keep_nobody_out(yard):
+    m = yard.manager()
+    yard.workers(m, 1)
+    with many_files(IDLE * 4), unharmed(m, yard), contextlib.ExitStack() as stack:
+        for _ in range(IDLE):
+            client = content.TransferClient("127.0.0.1", m.port, read_secret(yard.secret))
+            stack.callback(client.close)
+        yard.workers(m, 1)
+        maker = PythonTask(sample_tasks.make_bytes, LARGE)  # it comes over a connection of its own
+        m.submit(maker)
+        assert one_result(m).output == sample_tasks.make_bytes(LARGE)
+
+
+@pytest.mark.parametrize("whose", ["manager", "worker"])
+def test_who_says_a_byte_now_and_then_keeps_nobody_out(yard, whose):
+    m = yard.manager()
+    yard.workers(m, 1)
+    over = threading.Event()
+
+    def drip(socks):
+        line = b'{"role": "worker", "nonce": "' + b"0" * 3000
+        for byte in line:
+            for sock in socks:
+                with contextlib.suppress(OSError):
+                    sock.send(bytes([byte]))
+            if over.wait(0.2):
+                return
+
+    with unharmed(m, yard), crowd(port_of(m, whose), 2 * content.MAX_UNAUTHENTICATED) as socks:
+        dripping = threading.Thread(target=drip, args=(socks,))
+        dripping.start()
+        try:
+            moved_between_workers(yard, m)
+        finally:
+            over.set()
+            dripping.join()
+
+
+def moved_between_workers(yard, m):
+    """Have a new worker read what the first one makes and is too busy to read itself."""
+    maker, blocker = made_and_held(yard, m, LARGE)
+    yard.workers(m, 1)
+    reader = PythonTask(sample_tasks.digest, maker.output_file)
+    m.submit(reader)
+    assert one_result(m) is reader
+    yard.place("gate").touch()
+    assert one_result(m) is blocker
+    for mark in ("blocker", "gate"):
+        yard.place(mark).unlink()
+
+
+def test_two_thousand_silent_connections_to_a_worker_stop_neither_its_tasks_nor_its_files(yard):
+    m = yard.manager()
+    yard.workers(m, 1)
+    with many_files(IDLE * 4), unharmed(m, yard), crowd(port_of(m, "worker"), IDLE):
+        moved_between_workers(yard, m)
+
+
+def test_who_is_silent_makes_room_only_for_somebody_who_knocks(yard, caplog):
+    caplog.set_level(logging.WARNING, "vinecore")
+    m = yard.manager()
+    m._engine._listener._most = 3
+    m._engine._listener._handshake_grace_s = 0.05
+    with crowd(m.port, 3) as socks:
+        for sock in socks:
+            sock.setblocking(True)
+            assert b"nonce" in sock.recv(4096)
+        until(lambda: len(m._engine._listener._unauthenticated) == 3, "all places to be taken")
+        assert not caplog.text
+        client = content.TransferClient("127.0.0.1", m.port, read_secret(yard.secret))
+        until(lambda: "others were waiting for its place" in caplog.text, "a word about it")
+        assert socks[0].recv(1) == b"", "who came first has had most time"
+        client.close()
+
+
+def test_many_who_are_refused_do_not_fill_the_log(yard, caplog):
+    caplog.set_level(logging.WARNING, "vinecore")
+    m = yard.manager()
+    yard.workers(m, 1)
+    with unharmed(m, yard, lambda: caplog.text):
+        for _ in range(3 * content.MAX_LOGGED_REFUSALS):
+            throw(m.port, b"nonsense\n")
+    said = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert len(said) == content.MAX_LOGGED_REFUSALS + 1
+    assert "further ones are counted" in said[-1]
+
+
+SMALL_MANAGER = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from vinecore import Manager, Task
+with Manager(port=0, address="127.0.0.1", password_file=sys.argv[1]) as m:
+    print(m.port, flush=True)
+    for line in sys.stdin:
+        if line.strip():
+            m.submit(Task("echo fine"))
+            print(repr(m.wait(60).output), m.workers_connected, flush=True)
+"""
+
+
+def test_a_manager_that_may_open_few_files_keeps_most_of_them_from_strangers(yard):
+    process = subprocess.Popen([sys.executable, "-c", SMALL_MANAGER, str(yard.secret)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})  # fmt: skip
+    try:
+        port = int(process.stdout.readline())
+        with many_files(IDLE * 2), crowd(port, IDLE):
+            yard.worker(port)
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "'fine\\n' 1\n"
+            open_files = len(os.listdir(f"/proc/{process.pid}/fd"))
+            assert open_files < 128
+    finally:
+        _out, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Too many open files" not in said
+    assert "no more than 256 files" not in said
+
+
+# ---- who knows the secret, and says too much
+
+
+def as_worker(m, yard):
+    """A connection of somebody who has proved that he is a worker."""
+    sock = socket.create_connection(("127.0.0.1", m.port), 60)
+    handshake.connect(sock, read_secret(yard.secret), "worker")
+    return sock
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\xff\xff\xff\xff",
+        struct.pack(">I", (64 << 20) + 1),
+        struct.pack(">I", 13) + b"[[1073741825]]"[:13],
+        struct.pack(">I", 14) + b"[[1073741825]]",
+        struct.pack(">I", 1_000_000) + b"[" * 1_000_000,
+        b"x" * 1_000_000 + b"\n",
+    ],
+    ids=[
+        "4 GB",
+        "more than is allowed",
+        "cut",
+        "a payload of more than 1 GB",
+        "a million brackets",
+        "a million bytes",
+    ],
+)
+def test_a_frame_that_is_too_large_is_refused_before_it_comes(yard, caplog, frame):
+    caplog.set_level(logging.WARNING, "vinecore")
+    m = yard.manager()
+    yard.workers(m, 1)
+    with unharmed(m, yard, lambda: caplog.text), as_worker(m, yard) as sock:
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(frame)
+        with contextlib.suppress(ConnectionError):
+            assert sock.recv(1) == b"", "the connection ends"
+    assert "protocol error" in caplog.text
+
+
+# ---- who asks what there is to do
+
+
+def test_who_asks_for_the_state_without_the_secret_is_told_nothing(yard, caplog):
+    caplog.set_level(logging.WARNING, "vinecore")
+    m = yard.manager(name="secret-analysis")
+    yard.workers(m, 1)
+    with unharmed(m, yard, lambda: caplog.text):
+        with (
+            socket.create_connection(("127.0.0.1", m.port), 60) as sock,
+            pytest.raises(handshake.HandshakeRejected, match="wrong secret"),
+        ):
+            handshake.connect(sock, b"guess", "status")
+        greeting = json.dumps({"role": "status", "nonce": "0" * 32, "proof": "0" * 64}).encode()
+        assert b"analysis" not in throw(m.port, greeting + b"\n")
+        silent = [socket.create_connection(("127.0.0.1", m.port), 60) for _ in range(20)]
+        for sock in silent:  # who knows the secret, and does not read the answer
+            handshake.connect(sock, read_secret(yard.secret), "status")
+        works(m)
+        for sock in silent:
+            sock.close()
+
+
+def test_a_role_that_there_is_not_gets_nothing(yard):
+    m = yard.manager()
+    yard.workers(m, 1)
+    with unharmed(m, yard), socket.create_connection(("127.0.0.1", m.port), 60) as sock:
+        handshake.connect(sock, read_secret(yard.secret), "owner")
+        assert sock.recv(1) == b""

@@ -1,0 +1,239 @@
+"""How many pilots there are, decided by tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from vinecore.factory.adaptive import (
+    GONE,
+    HELD,
+    IDLE,
+    INITIAL_BACKOFF_S,
+    MAX_BACKOFF_S,
+    QUEUED_REPORT_DELAY_S,
+    RUNNING,
+    SURPLUS_DELAY_S,
+    AdaptiveScaling,
+    JobStatus,
+)
+from vinecore.factory.settings import FactorySettings
+from vinecore.scheduler.queue_stats import QueueStats
+
+CALM = QueueStats()
+
+
+class Site:
+    """A batch system as the mind sees it, and a clock."""
+
+    def __init__(self, **settings):
+        self.settings = FactorySettings().changed(
+            **{"min_workers": 0, "max_workers": 10, "factory_period": 1.0, **settings}
+        )
+        self.mind, self.now, self.jobs, self.count = AdaptiveScaling(), 0.0, {}, 0
+
+    def step(self, demand=CALM, *, later=1.0, **jobs):
+        """Look, and submit what is asked for."""
+        self.now += later
+        self.jobs.update(jobs)
+        step = self.mind.decide(self.now, self.settings, demand, dict(self.jobs))
+        names = [f"j{self.count + n + 1}" for n in range(step.submit)]
+        self.count += step.submit
+        self.mind.submitted(names)
+        self.jobs.update(dict.fromkeys(names, JobStatus(IDLE)))
+        for name in step.remove:
+            del self.jobs[name]
+        self.jobs = {name: job for name, job in self.jobs.items() if job.state != GONE}
+        return step
+
+
+@pytest.mark.parametrize(
+    ("settings", "demand", "wanted"),
+    [
+        ({}, QueueStats(), 0),
+        ({"min_workers": 3}, QueueStats(), 3),
+        ({}, QueueStats(waiting=4), 4),
+        ({}, QueueStats(waiting=4, running=3), 7),
+        ({}, QueueStats(waiting=1000), 10),
+        ({"cores": 4}, QueueStats(waiting=9, cores=9), 3),
+        ({"cores": 4}, QueueStats(waiting=2, cores=16), 4),
+        ({"cores": 4, "tasks_per_worker": 2}, QueueStats(waiting=6, cores=6), 3),
+        ({"capacity": True}, QueueStats(waiting=1000, capacity=6), 6),
+        ({"capacity": True}, QueueStats(waiting=1000), 10),
+        ({"min_workers": 2, "capacity": True}, QueueStats(waiting=1000, capacity=1), 2),
+        ({"min_workers": 7, "max_workers": 7}, QueueStats(waiting=1000), 7),
+        ({"min_workers": 7, "max_workers": 7}, QueueStats(), 7),
+        ({"workers_per_cycle": 2}, QueueStats(waiting=9), 2),
+    ],
+)
+def test_as_many_are_submitted_at_once_as_there_is_work_for(settings, demand, wanted):
+    assert Site(**settings).step(demand).submit == wanted
+
+
+def test_nothing_is_submitted_for_a_manager_that_does_not_answer():
+    site = Site(min_workers=2)
+    assert site.step(None).submit == 0
+    assert site.step(CALM).submit == 2
+
+
+def test_nothing_is_decided_when_the_batch_system_does_not_answer():
+    site = Site(min_workers=2)
+    assert site.mind.decide(1.0, site.settings, QueueStats(waiting=5), None) == ((0, (), 0, (), ""))
+    assert site.step().submit == 2
+
+
+def test_a_cycle_has_a_number_of_its_own():
+    site = Site(workers_per_cycle=4, factory_period=10.0)
+    assert [site.step(QueueStats(waiting=9), later=5.0).submit for _ in range(5)] == [4, 0, 4, 0, 1]
+
+
+def test_what_is_queued_or_runs_is_not_asked_for_again():
+    site = Site()
+    site.step(QueueStats(waiting=3))
+    assert site.step(QueueStats(waiting=3)).submit == 0
+    assert site.step(QueueStats(waiting=5), j1=JobStatus(RUNNING)).submit == 2
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        (JobStatus(HELD, "the disk is full"), "1 pilot is held: the disk is full; others in"),
+        (
+            JobStatus(GONE, "via condor_rm (by user root)"),
+            "1 pilot is gone: via condor_rm (by user root); others in",
+        ),
+        (JobStatus(GONE), "no reason is known"),
+    ],
+)
+def test_a_pilot_that_is_lost_is_told_and_replaced_after_a_pause(job, said):
+    site = Site(min_workers=2, max_workers=2)
+    site.step()
+    lost = site.step(j1=job)
+    assert said in lost.messages[0] and not lost.submit
+    assert lost.remove == (("j1",) if job.state == HELD else ())
+    assert site.step(later=INITIAL_BACKOFF_S).submit == 1
+    assert site.step(later=100.0) == (0, (), 0, (), "")
+
+
+def test_what_pilots_wait_for_is_said_once_when_they_have_waited_for_long():
+    site = Site(min_workers=2, max_workers=2)
+    site.step()
+    jobs = {"j1": JobStatus(IDLE, "Priority"), "j2": JobStatus(IDLE, "Resources")}
+    assert not site.step(**jobs).messages
+    assert site.step(later=QUEUED_REPORT_DELAY_S, **jobs).messages == (
+        "1 pilot is still queued: Priority",
+        "1 pilot is still queued: Resources",
+    )
+    assert not site.step(later=QUEUED_REPORT_DELAY_S, **jobs).messages
+    assert site.step(j1=JobStatus(RUNNING), j2=JobStatus(IDLE, "PartitionDown")).messages == (
+        "1 pilot is still queued: PartitionDown",
+    )
+
+
+def test_equal_fates_are_told_once():
+    site = Site(min_workers=5)
+    site.step()
+    lost = site.step(j1=JobStatus(HELD, "no"), j2=JobStatus(HELD, "no"), j3=JobStatus(HELD, "never"))
+    assert sorted(text.partition(";")[0] for text in lost.messages) == [
+        "1 pilot is held: never",
+        "2 pilots are held: no",
+    ]
+
+
+def test_a_pilot_that_dies_before_connecting_is_told_as_such():
+    site = Site(min_workers=1)
+    site.step()
+    site.step(j1=JobStatus(RUNNING))
+    assert (
+        "before connecting: exit code 127"
+        in site.step(
+            later=60, j1=JobStatus(GONE, "exit code 127"), demand=QueueStats(pilots=("other",))
+        ).messages[0]
+    )
+
+
+def test_a_pilot_that_was_never_seen_running_may_have_died_before_connecting_all_the_same():
+    site = Site(min_workers=1)
+    site.step()
+    assert (
+        "before connecting: exit code 3" in site.step(j1=JobStatus(GONE, "exit code 3", ran=True)).messages[0]
+    )
+
+
+def test_a_worker_that_leaves_by_itself_is_no_trouble():
+    site = Site(min_workers=1)
+    site.step()
+    site.step(j1=JobStatus(RUNNING))
+    assert site.step(j1=JobStatus(GONE, "exit code 0", True)) == (1, (), 0, (), "")
+
+
+def test_what_is_preempted_is_queued_by_the_batch_system_and_not_replaced():
+    site = Site(min_workers=1)
+    site.step()
+    site.step(j1=JobStatus(RUNNING))
+    again = site.step(j1=JobStatus(IDLE))
+    assert "1 pilot is queued again" in again.messages[0] and not again.submit
+    assert site.step(later=100).submit == 0
+
+
+def test_pauses_grow_up_to_a_bound_while_nobody_connects_and_are_forgotten_when_somebody_does():
+    site = Site(min_workers=1)
+    site.step()
+    pauses = []
+    for _ in range(14):
+        name = f"j{site.count}"
+        site.step(**{name: JobStatus(HELD, "no")})
+        pauses.append(site.mind.pause_s)
+        assert site.step(later=site.mind.pause_s - 0.01).submit == 0
+        assert site.step(later=0.02).submit == 1
+    assert pauses == [min(INITIAL_BACKOFF_S * 2**n, MAX_BACKOFF_S) for n in range(14)]
+    site.step(QueueStats(pilots=(f"j{site.count}",)), **{f"j{site.count}": JobStatus(RUNNING)})
+    assert site.mind.pause_s == 0
+
+
+def test_a_submission_that_is_refused_is_a_reason_to_wait():
+    site = Site(min_workers=1)
+    assert site.mind.decide(1.0, site.settings, CALM, {}).submit == 1
+    assert (
+        "nothing could be submitted: no such group; again in"
+        in site.mind.submission_failed("no such group", 1.0)[0]
+    )
+    assert site.mind.decide(1.0, site.settings, CALM, {}).submit == 0
+    assert site.mind.decide(1.0 + INITIAL_BACKOFF_S, site.settings, CALM, {}).submit == 1
+
+
+def test_queued_pilots_are_taken_back_when_they_have_been_too_many_for_a_while():
+    site = Site()
+    site.step(QueueStats(waiting=4))
+    site.step(QueueStats(waiting=4), j1=JobStatus(RUNNING))
+    assert site.step(QueueStats(running=1)).remove == ()
+    assert site.step(QueueStats(running=1), later=SURPLUS_DELAY_S).remove == ("j2", "j3", "j4")
+    assert site.mind.pilots == 1
+
+
+def test_a_need_that_comes_back_soon_finds_its_pilots_still_queued():
+    site = Site()
+    site.step(QueueStats(waiting=4))
+    site.step(QueueStats())
+    assert site.step(QueueStats(waiting=4), later=SURPLUS_DELAY_S - 2).submit == 0
+    assert site.step(QueueStats(), later=5.0).remove == ()
+
+
+def test_fewer_allowed_means_queued_ones_go_at_once_and_idle_workers_are_let_go():
+    site = Site(min_workers=4, max_workers=4)
+    site.step()
+    site.step(j1=JobStatus(RUNNING), j2=JobStatus(RUNNING), j3=JobStatus(RUNNING))
+    site.settings = site.settings.changed(min_workers=1, max_workers=1)
+    step = site.step()
+    assert step.remove == ("j4",) and step.release == 2
+    step = site.step(j1=JobStatus(GONE, "exit code 0", True))
+    assert step == (0, (), 1, (), "")
+
+
+@pytest.mark.parametrize(
+    ("demand", "words"), [(None, "no manager has answered for 10 s"), (CALM, "nothing to do for 10 s")]
+)
+def test_a_factory_without_work_ends_when_it_is_time(demand, words):
+    site = Site(factory_timeout=10.0)
+    site.step(QueueStats(running=1))
+    assert site.step(demand, later=9.0).exit_reason == ""
+    assert words in site.step(demand, later=1.0).exit_reason

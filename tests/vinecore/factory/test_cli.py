@@ -1,0 +1,208 @@
+"""The command, as a process of its own that asks a manager over the network."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from tests.harness.processes import PATIENCE_S, alive, until
+from vinecore import Factory, Task
+from vinecore.factory.cli import command, run
+from vinecore.factory.manager_clients import RemoteManager, query_status
+from vinecore.protocol import VERSION
+from vinecore.protocol.handshake import HandshakeRejected
+
+
+@pytest.fixture
+def factory(yard):
+    """Start the command; it is ended in the end."""
+    started = []
+
+    def start(*options):
+        log = yard.place(f"factory-{len(started)}.log")
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "vinecore.factory.cli", *options], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            )  # fmt: skip
+        started.append(process)
+        process.log = log
+        return process
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(PATIENCE_S)
+
+
+def options_for(m, yard, *more):
+    return (
+        "-T",
+        "local",
+        "127.0.0.1",
+        str(m.port),
+        "-P",
+        str(yard.secret),
+        "--cores",
+        "1",
+        "--factory-period",
+        "0.1",
+        *more,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_come_when_there_is_work_and_all_are_gone_when_it_is_ended(yard, factory, number):
+    m = yard.manager()
+    process = factory(*options_for(m, yard, "-w", "0", "-W", "2", "--env", "COLOUR=blue"))
+    for _ in range(2):
+        m.submit(Task('sleep 0.2; echo "$COLOUR"'))
+    assert [m.wait(PATIENCE_S).output for _ in range(2)] == ["blue\n"] * 2
+    until(lambda: m.workers_connected, "a worker that is still there")
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    assert process.wait(PATIENCE_S) == 0
+    until(lambda: not any(map(alive, family)), "the end of all workers")
+    assert "removing all workers" in process.log.read_text()
+
+
+def test_it_ends_when_no_manager_answers_for_long_enough(yard, factory):
+    m = yard.manager()
+    m.submit(Task("sleep 1000"))  # so that nothing ends before the manager, however slow it starts
+    process = factory(*options_for(m, yard, "-w", "1", "-W", "1", "--factory-timeout", "3"))
+    m.wait_for_workers(1, PATIENCE_S)
+    m.close()
+    assert process.wait(PATIENCE_S) == 0
+    assert "no manager has answered for 3 s" in process.log.read_text()
+
+
+def test_a_manager_says_what_there_is_to_do_to_who_knows_the_secret(yard):
+    m = yard.manager(name="my-analysis")
+    for _ in range(3):
+        m.submit(Task("true"))
+    m.empty()
+    said = until(
+        lambda: (
+            (s := query_status("127.0.0.1", m.port, yard.secret.read_bytes().strip()))
+            and s["waiting"] == 3
+            and s
+        )
+    )
+    assert (said["name"], said["protocol"], said["running"], said["workers"], said["pilots"]) == (
+        "my-analysis",
+        VERSION,
+        0,
+        0,
+        [],
+    )
+    yard.worker(m, "--feature", "pilot:mine/7", "--feature", "pilot:other/8")
+    m.wait_for_workers(1, PATIENCE_S)
+    source = RemoteManager("127.0.0.1", m.port, yard.secret)
+    demand = source.ask(None, "mine")
+    assert (demand.pilots, demand.workers) == (("7",), 1)
+    with pytest.raises(HandshakeRejected, match="wrong secret"):
+        query_status("127.0.0.1", m.port, b"something else")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["localhost", "9123"], "Missing option '-T'"),
+        (["-T", "pbs", "localhost", "9123"], "run vine_worker HOST PORT in a job of your own"),
+        (
+            ["-T", "cloud", "localhost", "9123"],
+            "there is no such batch system; there are local, condor, slurm, dask",
+        ),
+        (["-T", "local"], "give either the manager's address"),
+        (["-T", "local", "-M", "mine", "localhost", "9123"], "or its name, -M NAME"),
+        (["-T", "local", "-M", "("], "neither a name nor a regular expression"),
+        (["-T", "local", "-M", "x", "--catalog", "a b"], "is not a catalog server"),
+        (["-T", "local", "mine"], "or the manager's name with -M mine"),
+        (["-T", "local", "localhost", "port"], "is not an address"),
+        (["-T", "local", "a", "1", "2"], "is not an address"),
+        (["-T", "local", "localhost", "9123", "-w", "3", "-W", "2"], "min_workers=3, max_workers=2"),
+        (["-T", "local", "localhost", "9123", "--env", "A"], "give VAR=VALUE"),
+        (["-T", "local", "localhost", "9123", "--cores", "0"], "cores=0"),
+    ],
+)
+def test_what_cannot_be_understood_is_refused_with_what_to_do(words, said):
+    result = CliRunner().invoke(command, words)
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(("batch", "missing"), [("condor", "condor_submit"), ("slurm", "sbatch")])
+def test_without_the_commands_of_the_batch_system_the_error_says_so(monkeypatch, tmp_path, batch, missing):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = CliRunner().invoke(command, ["-T", batch, "localhost", "9123"])
+    assert result.exit_code == 1
+    assert f"there is no command {missing} here" in result.output
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("--wrapper", "sh -c '\"$@\"; true' wrapper")], ids=["plain", "wrapped"]
+)
+def test_when_it_is_killed_its_workers_of_this_machine_leave(yard, factory, more):
+    m = yard.manager()
+    process = factory(*options_for(m, yard, "-w", "2", "-W", "2", *more))
+    m.wait_for_workers(2, PATIENCE_S)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait(PATIENCE_S)
+    until(lambda: m.workers_connected == 0, "the workers to leave")
+    until(lambda: not any(map(alive, family)), "the end of all processes")
+
+
+def test_it_ends_with_the_process_that_has_started_it(yard):
+    m = yard.manager()
+    words = [
+        sys.executable,
+        "-m",
+        "vinecore.factory.cli",
+        *options_for(m, yard, "-w", "1", "-W", "1", "--parent-death"),
+    ]
+    program = (
+        "import subprocess, sys, time\nprint(subprocess.Popen(sys.argv[1:]).pid, flush=True)\ntime.sleep(600)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
+    )
+    pid = int(parent.stdout.readline())
+    m.wait_for_workers(1, PATIENCE_S)
+    parent.kill()
+    parent.communicate(timeout=PATIENCE_S)
+    until(lambda: not alive(pid), "the factory to end")
+    until(lambda: m.workers_connected == 0, "the worker to leave")
+
+
+def test_it_ends_when_there_was_nothing_to_do_for_long_enough(yard, factory):
+    m = yard.manager()
+    process = factory(*options_for(m, yard, "-w", "0", "-W", "1", "--factory-timeout", "1"))
+    assert process.wait(PATIENCE_S) == 0
+    assert "there was nothing to do for 1 s" in process.log.read_text()
+    assert m.workers_connected == 0
+
+
+class ToldInside(threading.Event):
+    """An event in whose own lock the signal comes that says that it has happened."""
+
+    def wait(self, timeout=None):
+        with self._cond:
+            signal.raise_signal(signal.SIGTERM)
+        return super().wait(timeout)
+
+
+def test_a_signal_ends_it_wherever_it_is_at_that_moment(yard):
+    m = yard.manager()
+    factory = Factory("local", manager=m, min_workers=1, cores=1)
+    factory.ended = ToldInside()
+    run(factory)
+    assert not factory.processes

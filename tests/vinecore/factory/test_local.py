@@ -1,0 +1,181 @@
+"""Workers of this machine, kept alive as long as they are wanted."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import psutil
+import pytest
+
+from tests.harness import sample_tasks
+from tests.harness.processes import alive, one_result, until, workers_of
+from vinecore import Factory, PythonTask, Task
+
+
+def test_as_many_workers_as_asked_for_are_there(yard):
+    m = yard.manager()
+    with Factory("local", manager=m, min_workers=2, cores=1, memory=300, disk=200) as factory:
+        m.wait_for_workers(2, 60)
+        assert [w["total"] for w in workers_of(m)] == [
+            {"cores": 1.0, "memory": 300, "disk": 200, "gpus": 0.0}
+        ] * 2 or len(workers_of(m)) == 2
+        m.submit(PythonTask(sample_tasks.add, 1, 2))
+        assert m.wait(60).output == 3
+        assert "vine_worker" in factory.log
+        processes = list(factory.processes)
+    assert [process.returncode for process in processes] == [0, 0]
+
+
+def test_a_worker_that_dies_is_replaced(yard):
+    m = yard.manager()
+    with Factory("local", manager=m, cores=1) as factory:
+        m.wait_for_workers(1, 60)
+        before = workers_of(m)[0]["id"]
+        factory.processes[0].kill()
+        until(lambda: [w["id"] for w in workers_of(m)] not in ([], [before]), "another worker")
+        m.submit(Task("echo fine"))
+        assert m.wait(60).output == "fine\n"
+
+
+def test_workers_with_a_wall_time_are_replaced_when_it_is_over(yard):
+    m = yard.manager()
+    with Factory("local", manager=m, cores=1, memory=100, disk=100, wall_time=2) as factory:
+        first = until(lambda: factory.processes, "a worker")[0]
+        assert first.wait(60) == 0
+        until(lambda: factory.processes and factory.processes[0] is not first, "another worker")
+
+
+def test_without_replacement_a_worker_that_dies_stays_dead(yard):
+    m = yard.manager()
+    factory = Factory("local", manager=m, cores=1).start(replace=False)
+    try:
+        m.wait_for_workers(1, 60)
+        factory.processes[0].kill()
+        factory.processes[0].wait()
+        until(lambda: m.workers_connected == 0, "the manager to notice")
+        assert len(factory.processes) == 1
+    finally:
+        factory.stop()
+
+
+def test_workers_that_die_at_once_are_not_started_as_fast_as_possible(yard, caplog):
+    m = yard.manager()
+    m.password_file = yard.place("no-such-file")
+    with Factory("local", manager=m, cores=1, factory_period=0.01) as factory:
+        until(lambda: caplog.text.count("others in") >= 3, "pauses")
+        assert factory._mind.pause_s >= 1.6
+    told = [r.getMessage() for r in caplog.records if "others in" in r.getMessage()][:3]
+    assert [text.rpartition("; ")[2] for text in told] == [
+        "others in 0.4 s",
+        "others in 0.8 s",
+        "others in 1.6 s",
+    ]
+    assert all("before connecting: its exit code is 2: " in text and "no secret at" in text for text in told)
+
+
+def test_a_worker_that_does_not_listen_is_ended_all_the_same(yard, monkeypatch):
+    monkeypatch.setattr("vinecore.factory.local.GRACE_S", 0.2)
+    m = yard.manager()
+    with Factory("local", manager=m, cores=1) as factory:
+        m.wait_for_workers(1, 60)
+        [process] = factory.processes
+        os.kill(process.pid, signal.SIGSTOP)
+    assert process.returncode == -signal.SIGKILL
+    assert not alive(process.pid)
+
+
+def test_stopping_removes_all_files_and_may_be_done_twice(yard):
+    m = yard.manager()
+    factory = Factory("local", manager=m, cores=1, workspace=yard.folder / "tmp").start()
+    m.wait_for_workers(1, 60)
+    assert any((yard.folder / "tmp").iterdir())
+    factory.stop()
+    factory.stop()
+    assert list((yard.folder / "tmp").iterdir()) == []
+
+
+def test_a_manager_that_is_closed_ends_its_factory(yard):
+    m = yard.manager()
+    factory = Factory("local", manager=m, cores=1).start()
+    m.wait_for_workers(1, 60)
+    [process] = factory.processes
+    m.close()
+    assert process.returncode == 0
+    assert factory.processes == []
+
+
+def test_workers_import_what_the_user_can_import(yard, tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("WORD = 'found'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    m = yard.manager()
+    with Factory("local", manager=m, cores=1):
+        m.submit(PythonTask(lambda: __import__("only_here").WORD))
+        assert m.wait(60).output == "found"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_type": "condor-of-tomorrow"}, "batch_type"),
+        ({"manager": None}, "manager"),
+        ({"min_workers": 0}, "min_workers=0"),
+        ({"min_workers": 3, "max_workers": 2}, "max_workers=2"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(m, options, words):
+    with pytest.raises(ValueError, match=words):
+        Factory(**{"manager": m, **options})
+
+
+def test_a_workspace_is_made_where_it_is_wanted_and_needed_to_keep_something(yard, monkeypatch):
+    m = yard.manager()
+    monkeypatch.setenv("HOME", str(yard.folder))
+    with Factory("local", manager=m, cores=1, workspace="~/deep/place"):
+        m.wait_for_workers(1, 60)
+        assert [path.name.partition("-local-")[0] for path in yard.place("deep/place").iterdir()] == ["vine"]
+    assert not [*yard.place("deep/place").iterdir()]
+    with pytest.raises(ValueError, match="keep_workspace=True needs a workspace"):
+        Factory("local", manager=m, keep_workspace=True)
+
+
+def listening(process):
+    """The addresses on which a process listens."""
+    return {
+        found.laddr.ip
+        for found in psutil.Process(process.pid).net_connections()
+        if found.status == psutil.CONN_LISTEN
+    }
+
+
+def test_workers_of_a_manager_on_loopback_listen_there_only(yard):
+    m = yard.manager()
+    with Factory("local", manager=m, min_workers=2, cores=1) as factory:
+        m.wait_for_workers(2, 60)
+        assert [listening(process) for process in factory.processes] == [{"127.0.0.1"}] * 2
+        maker = PythonTask(sample_tasks.make_bytes, 200_000)
+        maker.enable_temp_output()
+        maker.set_cores(1)
+        m.submit(maker)
+        assert one_result(m).successful()
+        # one reads where it was made, the other one has fetched it
+        readers = [
+            PythonTask(
+                sample_tasks.held_length, str(yard.folder), f"reader-{number}", "gate", maker.output_file
+            )
+            for number in range(2)
+        ]
+        for reader in readers:
+            reader.set_cores(1)
+            m.submit(reader)
+        until(lambda: sum(yard.count(f"reader-{number}") for number in range(2)) == 2, "both to have it")
+        yard.place("gate").touch()
+        assert [one_result(m).output for _ in readers] == [len(sample_tasks.make_bytes(200_000))] * 2
+        assert m.get_file_replica_count(maker.output_file) == 2
+
+
+def test_workers_of_a_manager_for_everybody_listen_everywhere(yard):
+    m = yard.manager(address="")
+    with Factory("local", manager=m, min_workers=1, cores=1) as factory:
+        m.wait_for_workers(1, 60)
+        assert all(listening(process) & {"::", "0.0.0.0"} for process in factory.processes)

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.harness.processes import until, workers_of
+from vinecore import Factory, PythonTask, Task
+from vinecore.factory.cli import command
+from vinecore.factory.settings import UNSUPPORTED_SETTINGS, FactorySettings, from_json
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("max_workers", -1, "max_workers=-1: use a whole number of 0 or more"),
+        ("max_workers", 1.5, "a whole number"),
+        ("max_workers", True, "a whole number"),
+        ("max_workers", 1, "min_workers=5, max_workers=1"),
+        ("timeout", "soon", "timeout='soon': use a number"),
+        ("timeout", float("nan"), "a number"),
+        ("timeout", float("inf"), "timeout=inf: use a number of 1 or more .seconds."),
+        ("wall_time", 0, "wall_time=0: use a number of 1 or more .seconds."),
+        *(
+            (name, 1e12, f"{name}=1000000000000.0: use a number of 1,000,000,000 or less .seconds.")
+            for name in ("factory_period", "timeout", "wall_time", "factory_timeout")
+        ),
+        ("cores", 0, "1 or more"),
+        ("capacity", "yes", "True or False"),
+        ("env", {"A B": "c"}, "use names"),
+        ("env", {"A": "b\nc"}, "one line"),
+        ("condor_requirements", "a\nb", "one line"),
+        ("max_worker", 3, "there is no setting 'max_worker'; did you mean 'max_workers'?"),
+        ("xyz", 3, "there are: batch_options, "),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(name, value, words):
+    with pytest.raises(ValueError, match=words.replace("?", "[?]")):
+        FactorySettings().changed(**{name: value})
+
+
+def test_a_configuration_has_the_names_of_the_options():
+    text = (
+        '{"min-workers": 1, "worker-extra-options": "--debug", "cores": 2, "condor-requirements": ["a", "b"]}'
+    )
+    assert FactorySettings().changed(**from_json(json.loads(text))) == FactorySettings(
+        min_workers=1, extra_options="--debug", cores=2, condor_requirements=("a", "b")
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([], "an object"),
+        ({"max-worker": 1}, "did you mean 'max-workers'?"),
+        ({"max_workers": 1}, "did you mean 'max-workers'?"),
+        ({"autosize": True}, "'autosize' cannot be set: a worker offers"),
+    ],
+)
+def test_a_configuration_that_cannot_be_understood_is_refused(value, words):
+    with pytest.raises(ValueError, match=words.replace("?", "[?]")):
+        from_json(value)
+
+
+def test_a_configuration_that_is_nested_too_deep_is_refused(yard):
+    path = yard.place("config.json")
+    path.write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="nested too deep"):
+        Factory("local", manager=yard.manager(), config_file=path)
+
+
+def test_a_configuration_is_read_again_when_it_changes_and_a_broken_one_changes_nothing(yard, caplog):
+    m = yard.manager()
+    config = yard.place("config.json")
+    config.write_text('{"min-workers": 0, "max-workers": 1}')
+    with Factory("local", manager=m, cores=1, config_file=config) as factory:
+        assert (factory.min_workers, factory.max_workers) == (0, 1)
+        with caplog.at_level(logging.WARNING, "vinecore"):
+            config.write_text('{"min-workers": 2')
+            until(lambda: "the settings stay as they were" in caplog.text, "a word about the broken file")
+            config.write_text('{"min-wrkers": 2}')
+            until(lambda: "did you mean 'min-workers'?" in caplog.text, "a word about the unknown name")
+        assert (factory.min_workers, factory.max_workers) == (0, 1)
+        config.write_text('{"min-workers": 2, "max-workers": 2}')
+        m.wait_for_workers(2, 60)
+    config.write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: "):
+        Factory("local", manager=m, config_file=config)
+
+
+def test_attributes_are_settings_and_can_be_changed_while_it_works(yard):
+    m = yard.manager()
+    with Factory("local", manager=m, min_workers=0, max_workers=2, cores=1) as factory:
+        assert not m.workers_connected
+        factory.min_workers = 1
+        m.wait_for_workers(1, 60)
+        with pytest.raises(AttributeError, match="did you mean 'min_workers'"):
+            factory.min_worker = 3
+        with pytest.raises(AttributeError, match="did you mean 'max_workers'"):
+            _ = factory.max_worker
+        with pytest.raises(ValueError, match="min_workers=3, max_workers=2"):
+            factory.min_workers = 3
+        assert factory.min_workers == 1
+
+
+def test_workers_come_when_there_is_work_and_go_when_there_is_none(yard):
+    m = yard.manager()
+    with Factory("local", manager=m, min_workers=0, max_workers=2, cores=1, timeout=1) as factory:
+        gate = yard.place("gate")
+        for _ in range(3):
+            m.submit(Task(f"until [ -e {gate} ]; do sleep 0.05; done"))
+        m.wait_for_workers(2, 60)
+        gate.touch()
+        for _ in range(3):
+            assert m.wait(60).successful()
+        until(lambda: not factory.processes, "the idle workers to leave")
+
+
+def test_a_manager_scales_its_workers_and_lets_only_idle_ones_go(yard):
+    m = yard.manager()
+    with pytest.raises(RuntimeError, match="no factory"):
+        m.scale(2)
+    gate = yard.place("gate")
+    with Factory("local", manager=m, cores=1) as factory:
+        m.wait_for_workers(1, 60)
+        [first] = workers_of(m)
+        m.submit(Task(f"until [ -e {gate} ]; do sleep 0.05; done"))
+        until(lambda: workers_of(m)[0]["tasks"], "the task to run")
+        m.scale(3)
+        m.wait_for_workers(3, 60)
+        m.scale(1)
+        until(lambda: m.workers_connected == 1, "the idle workers to go")
+        assert workers_of(m)[0]["id"] == first["id"]
+        gate.touch()
+        assert m.wait(60).successful()
+        m.adapt(0, 2)
+        assert (factory.min_workers, factory.max_workers) == (0, 2)
+
+
+@pytest.mark.parametrize("name", sorted(UNSUPPORTED_SETTINGS))
+def test_what_taskvine_has_and_this_has_not_is_refused_with_the_reason(name):
+    with pytest.raises(ValueError, match=f"'{name}' cannot be set: ") as caught:
+        from_json({name: "x"})
+    assert UNSUPPORTED_SETTINGS[name] in str(caught.value)
+    told = CliRunner().invoke(command, ["-T", "local", "localhost", "9123", f"--{name}", "x"])
+    assert told.exit_code == 2
+    assert UNSUPPORTED_SETTINGS[name].split(":")[0] in " ".join(told.output.replace("│", " ").split())
+
+
+KEYS = ("manager-name", "master-name", "foremen-name", "min-workers", "max-workers", "workers-per-cycle", "capacity", "timeout", "cores", "memory", "disk",
+        "gpus", "autosize", "factory-timeout", "tasks-per-worker", "factory-name", "worker-extra-options", "transfer-port", "condor-requirements",
+        "workers-blocked")  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_key_of_taskvines_configuration_is_known(key):
+    with (
+        pytest.raises(ValueError, match="cannot be set")
+        if key in UNSUPPORTED_SETTINGS
+        else contextlib.nullcontext()
+    ):
+        from_json({key: "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("workers_blocked", "node1 node-2.example.org", ("node1", "node-2.example.org")),
+        ("workers_blocked", ["a", "b"], ("a", "b")),
+        ("workers_blocked", 'a" || true', "is not the name of a machine"),
+        ("feature", "fast", ("fast",)),
+        ("feature", "pilot:x/1", "is not one word without a slash"),
+    ],
+)
+def test_words_are_checked(name, value, words):
+    if isinstance(words, tuple):
+        assert getattr(FactorySettings().changed(**{name: value}), name) == words
+    else:
+        with pytest.raises(ValueError, match=words):
+            FactorySettings().changed(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"batch_options": "+x = 1"},
+        {"condor_requirements": "a"},
+        {"workers_blocked": "a"},
+        {"wrapper_input": "f"},
+    ],
+)
+def test_what_has_no_effect_on_workers_of_this_machine_is_refused(yard, setting):
+    m = yard.manager()
+    [name] = setting
+    with pytest.raises(ValueError, match=f"{name}=.* has no effect on workers of type 'local'"):
+        Factory("local", manager=m, **setting)
+    factory = Factory("local", manager=m)
+    with pytest.raises(ValueError, match="has no effect"):
+        factory.change(**setting)
+
+
+def test_a_configuration_may_name_the_manager_and_the_factory(yard, caplog, monkeypatch):
+    monkeypatch.setenv("VINE_REGISTRY", str(yard.place("registry")))
+    config = yard.place("config.json")
+    said = {
+        "manager-name": "analysis-.*",
+        "factory-name": "night",
+        "min-workers": 1,
+        "max-workers": 1,
+        "cores": 1,
+    }
+    config.write_text(json.dumps(said))
+    m = yard.manager(name="analysis-7")
+    with Factory("local", config_file=config, password=yard.secret) as factory:
+        m.wait_for_workers(1, 60)
+        assert factory._id == "night"
+        m.submit(Task("echo fine"))
+        assert m.wait(60).output == "fine\n"
+        with caplog.at_level(logging.WARNING, "vinecore"):
+            config.write_text(json.dumps({**said, "factory-name": "day"}))
+            until(lambda: "when this is started again" in caplog.text, "a word about it")
+    with pytest.raises(ValueError, match=r"factory_name='a b': use letters"):
+        Factory("local", manager=m, factory_name="a b")
+    config.write_text(json.dumps({"manager-name": "a", "master-name": "b"}))
+    with pytest.raises(ValueError, match="are both there"):
+        Factory("local", manager=m, config_file=config)
+
+
+@pytest.mark.parametrize("settings", [{"tasks_per_worker": 4}, {"cores": 4}])
+def test_one_worker_is_counted_for_several_tasks(yard, settings):
+    m = yard.manager()
+    gate = yard.place("gate")
+    for _ in range(8):
+        m.submit(Task(f"until [ -e {gate} ]; do sleep 0.05; done", cores=1))
+    with Factory("local", manager=m, min_workers=0, max_workers=8, timeout=60, **settings) as factory:
+        m.wait_for_workers(2, 60)
+        assert len(factory.processes) == 2
+        gate.touch()
+        for _ in range(8):
+            assert m.wait(60).successful()
+
+
+def test_with_capacity_no_more_are_started_than_the_manager_can_keep_busy(yard):
+    m = yard.manager()
+    with Factory("local", manager=m, min_workers=1, max_workers=1, cores=1) as factory:
+        for _ in range(50):
+            m.submit(Task("true", cores=1))
+        for _ in range(50):
+            assert m.wait(60).successful()
+        demand = factory._source.ask(factory._settings, factory._id)
+        assert demand.waiting == 0
+        for _ in range(2000):
+            m.submit(Task("true", cores=1))
+        demand = until(
+            lambda: (d := factory._source.ask(factory._base.changed(max_workers=9), "")).capacity and d,
+            "a guess",
+        )
+        every = factory._mind.target(factory._base.changed(max_workers=10**6), demand)
+        some = factory._mind.target(factory._base.changed(max_workers=10**6, capacity=True), demand)
+        assert some == max(1, min(every, demand.capacity))
+        assert some < every
+        m.cancel_all()
+
+
+def test_a_wrapper_runs_the_worker_and_features_are_said(yard):
+    m = yard.manager()
+    wrapper = f"sh -c 'touch {yard.place('wrapped')}; exec \"$@\"' wrapper"
+    with Factory(
+        "local", manager=m, cores=1, wrapper=wrapper, feature=["fast", "near"], extra_options="--feature odd"
+    ):
+        m.wait_for_workers(1, 60)
+        assert yard.place("wrapped").exists()
+        [peer] = m._engine._peers.values()
+        assert {"fast", "near", "odd"} <= set(peer.hello.features)
+
+
+def test_workers_of_this_machine_run_in_an_environment(yard, packed):
+    m = yard.manager()
+    with Factory("local", manager=m, cores=1, python_env=str(packed)) as factory:
+        m.wait_for_workers(1, 60)
+        program = Path(f"/proc/{factory.processes[0].pid}/cmdline").read_text().split("\0")[0]
+        assert program.endswith("/bin/python")
+        assert program.startswith(str(yard.folder))
+        m.submit(PythonTask(lambda: __import__("only_in_archive").WORD))
+        assert m.wait(60).output == "packed"
+    yard.place("no-archive").write_text("x")
+
+
+def test_an_environment_that_is_none_is_told(yard, caplog):
+    m = yard.manager()
+    yard.place("no-archive").write_text("x")
+    with Factory("local", manager=m, cores=1, python_env=str(yard.place("no-archive"))):
+        until(lambda: "cannot be used" in caplog.text, "a word about it")

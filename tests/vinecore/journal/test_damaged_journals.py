@@ -1,0 +1,235 @@
+"""A journal that is damaged, in whatever way, costs time: what is sound is gone on with, and a report says what is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.harness.processes import one_result
+from vinecore import Task, journal
+from vinecore.journal import records as j
+from vinecore.journal.previous_session import find_previous_session
+from vinecore.report import text as report
+
+HERE = socket.gethostname()
+LARGE = 1 << 20
+encode = msgspec.json.Encoder().encode_lines
+DEEP = b"[" * 200_000
+WRONG = [
+    {"kind": "journal"}, {"kind": "task_done", "t": "x"}, {"kind": "task_done", "t": 1, "task": [], "worker": {}, "wall_s": None}, [], 5, None, "text",
+    {"kind": "worker_joined", "t": 1e300, "worker": 10**40, "host": 5}, {"kind": "files_found", "t": 1, "worker": 1, "files": ["a"], "sizes": []},
+    {"kind": "worker_joined", "t": 1, "worker": 9, "host": HERE, "address": "", "python": "", "cores": 1, "memory_mb": 1, "disk_mb": 1, "pid": 10**30},
+    {"kind": "task_done", "t": 1, "task": 1, "worker": 1, "wall_s": 1e308, "size": 1 << 80}, {"kind": "task_submitted", "t": -1e308, "task": 1, "label": ""},
+    {"kind": "closed", "t": "soon"}, {"t": 1}, {"kind": ["closed"], "t": 1},
+]  # fmt: skip
+LINES = [json.dumps(value).encode() for value in WRONG] + [
+    DEEP,
+    b'{"kind":"task_done","t":' + DEEP,
+    b"\xff\xfe",
+    b'"\\ud800"',
+    b"9" * 5000,
+    b"\0" * 50,
+]
+
+
+def header(pid, **about):
+    known = {
+        "time": 1.0,
+        "host": HERE,
+        "pid": pid,
+        "manager": "m",
+        "port": 0,
+        "daskvine": "0",
+        "python": "3",
+        "packages": {},
+        "session": "5e551234",
+        **about,
+    }
+    return j.Header(0.0, journal.VERSION, **known)
+
+
+def records():
+    yield j.WorkerConnected(0.1, 1, "elsewhere", "127.0.0.1", "3.11", 4, 1000, 1000, pid=17)
+    yield j.LibraryInstalled(0.2, "lib", "lib", 4, 4.0)
+    yield j.LibraryStarted(0.2, "lib", 1, 4, 4.0)
+    yield j.LibraryReady(0.5, "lib", 1, 0.3)
+    yield j.GraphOpened(0.6, 1, "graph")
+    for number in range(1, 9):
+        yield j.TaskSubmitted(
+            0.7, number, f"t{number}", graph=1, library="lib", result=f"r{number}", cores=1.0
+        )
+        yield j.TaskDispatched(0.8, number, 1, cores=1.0)
+        yield j.TaskDone(1.0 + number, number, 1, 0.5, LARGE, digest=f"{number}", outputs={f"o{number}": 5})
+    yield j.FileDeclared(2.0, "small", 5, at_manager=True)
+    yield j.TransferStarted(3.0, "large", "manager", 1)
+    yield j.TransferEnded(4.0, "large", "manager", 1, LARGE, 1.0, "56")
+    yield j.TransferFailed(5.0, "lost", 1, 2, 1.0, "it broke")
+    yield j.FilesFound(6.0, 1, ("x",), (5,))
+    yield j.GraphEnded(12.0, 1, "success")
+    yield j.Stalled(13.0, "no worker")
+    yield j.WorkerDisconnected(20.0, 1, "it broke")
+
+
+@pytest.fixture(scope="module")
+def dead():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture(scope="module")
+def sound(dead):
+    """The lines of a journal."""
+    return encode([header(dead), *records()]).splitlines(keepends=True)
+
+
+def known_by(data):
+    """What a manager goes on with that finds this journal, and what a report says of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run" / journal.FILE
+        path.parent.mkdir()
+        path.write_bytes(data)
+        past = find_previous_session(Path(folder), "m")
+        said = CliRunner().invoke(report.main, [str(path)])
+        assert said.exception is None or isinstance(said.exception, SystemExit), said.exception
+        return (set() if past is None else past.results), said.output
+
+
+OPERATIONS = {
+    "flip": lambda data, at, byte: data[:at] + bytes([data[at] ^ (byte or 1)]) + data[at + 1 :],
+    "set": lambda data, at, byte: data[:at] + bytes([byte]) + data[at + 1 :],
+    "remove": lambda data, at, _byte: data[:at] + data[at + 1 :],
+    "insert": lambda data, at, byte: data[:at] + bytes([byte]) + data[at:],
+    "cut": lambda data, at, _byte: data[:at],
+    "lose the beginning": lambda data, at, _byte: data[at:],
+    "zeros": lambda data, at, _byte: data[:at] + bytes(64) + data[at + 64 :],
+}
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from(sorted(OPERATIONS)),
+    st.floats(0, 1, exclude_max=True),
+    st.integers(0, 255) | st.sampled_from(list(b'\n"{}[],:\\09-e')),
+)
+def test_damage_in_any_byte_costs_no_more_than_its_lines(sound, operation, where, byte):
+    data = b"".join(sound)
+    at = int(where * len(data))
+    damaged = OPERATIONS[operation](data, at, byte)
+    results, _said = known_by(damaged)
+    if damaged.startswith(sound[0]) and operation in ("flip", "set", "remove", "insert"):
+        whole = damaged.splitlines(keepends=True)
+        for number in range(1, 9):
+            own = [line for line in sound if b'"task":%d,' % number in line]
+            if all(line in whole for line in own):
+                assert (f"r{number}", LARGE, str(number)) in results
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: repr(line[:30]))
+@pytest.mark.parametrize("place", [0, 1, 9, -1])
+def test_a_line_of_whatever_kind_is_passed_over_and_named(sound, line, place):
+    lines = list(sound)
+    lines.insert(place if place >= 0 else len(lines), line + b"\n")
+    results, said = known_by(b"".join(lines))
+    if place == 0:
+        assert not results
+        assert "is not a journal" in said
+    else:
+        assert {name for name, _size, _digest in results} >= {f"r{number}" for number in range(2, 9)}
+        if line not in (LINES[8], LINES[11]):  # which are records, of something odd
+            assert "of the journal are damaged, and left out: 1" in said
+            assert f"line {place + 1 if place > 0 else len(lines)}" in said
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"resumes": "\0"}, {"resumes": "x" * 10_000}, {"resumes": "/"}, {"resumes": "/dev/zero"}, {"session": "*"}, {"session": "../.."}, {"host": ""},
+     {"time": 1e11}, {"port": 65535}],
+    ids=repr,
+)  # fmt: skip
+def test_a_first_line_with_odd_things_in_it_is_taken_for_what_it_is(sound, dead, about):
+    results, _said = known_by(encode([header(dead, **about)]) + b"".join(sound[1:]))
+    assert len(results) == 18
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"pid": 10**30}, {"pid": -5}, {"port": 70_000}, {"time": 1e300}, {"time": -1.0}, {"version": [1]}],
+    ids=repr,
+)
+def test_a_first_line_that_cannot_be_is_none(sound, about):
+    said = {**msgspec.json.decode(sound[0]), **about}
+    results, text = known_by(json.dumps(said).encode() + b"\n" + b"".join(sound[1:]))
+    assert not results
+    assert "journal" in text
+
+
+def test_a_field_whose_name_is_damaged_does_not_silently_have_its_default(sound):
+    made = j.TaskSubmitted(0.7, 9, "t9", result="r9"), j.TaskDone(1.0, 9, 1, 0.5, 10, single_use=True)
+    line = encode(made)
+    assert line.count(b"single_use") == 1
+    for damaged in (line, line.replace(b"single_use", b"singlf_use"), line.replace(b"single_use", b"")):
+        results, _said = known_by(b"".join(sound) + damaged)
+        assert "r9" not in {name for name, _size, _digest in results}
+
+
+def test_two_tasks_with_one_number_have_no_results(sound):
+    odd = encode([j.TaskSubmitted(0.6, 3, "t33", result="r33")])
+    for place in (1, 10):
+        lines = [*sound[:place], odd, *sound[place:]]
+        names = {name for name, _size, _digest in known_by(b"".join(lines))[0]}
+        assert not names & {"r3", "r33"}
+        assert "r4" in names
+
+
+def test_journals_that_go_on_from_each_other_in_a_circle_are_read_once(tmp_path, sound, dead):
+    paths = [tmp_path / name / journal.FILE for name in ("one", "two")]
+    for path, other in (paths, paths[::-1]):
+        path.parent.mkdir()
+        path.write_bytes(encode([header(dead, resumes=str(other))]) + b"".join(sound[1:]))
+    assert len(find_previous_session(tmp_path, "m").sessions) == 2
+
+
+def test_what_is_in_the_place_of_a_journal_is_passed_over(tmp_path, sound):
+    for name, make in {
+        "folder": lambda path: path.mkdir(), "pipe": os.mkfifo, "circle": lambda path: path.symlink_to(path.name), "nowhere": lambda path: path.symlink_to("x"),
+        "empty": lambda path: path.touch(),
+    }.items():  # fmt: skip
+        (tmp_path / name).mkdir()
+        make(tmp_path / name / journal.FILE)
+    assert find_previous_session(tmp_path, None) is None
+    (tmp_path / "sound").mkdir()
+    (tmp_path / "sound" / journal.FILE).write_bytes(b"".join(sound))
+    assert len(find_previous_session(tmp_path, None).results) == 18
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2] + b"\xff" + data[len(data) // 2 :], lambda data: b"\0" + data, lambda _data: b"",
+                                    lambda data: data + DEEP + b"\n"], ids=["middle", "beginning", "empty", "deep"])  # fmt: skip
+def test_a_manager_begins_whatever_has_become_of_the_journal(yard, sound, damage):
+    info = yard.place("info")
+    path = info / "run" / journal.FILE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(damage(b"".join(sound)))
+    m = yard.manager(name="m", run_info_path=info, resume=True)
+    yard.worker(m)
+    m.submit(Task("echo on"))
+    assert one_result(m).output == "on\n"
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "file/below", "pipe"])
+def test_a_manager_begins_where_there_can_be_no_journals(yard, name):
+    yard.place("file").touch()
+    os.mkfifo(yard.place("pipe"))
+    m = yard.manager(name="m", run_info_path=yard.place(name), resume=True)
+    assert (m.resumed_from, m.journal) == (None, None)

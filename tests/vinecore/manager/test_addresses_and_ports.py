@@ -1,0 +1,169 @@
+"""Ports, names and addresses, of both families."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+
+import pytest
+
+from tests.harness.processes import until, workers_of
+from vinecore import Manager, Task
+from vinecore.protocol.ports import canonical_address, parse_ports
+
+RESOLVER = """
+import socket
+from vineworker import cli
+
+ask = socket.getaddrinfo
+
+
+def answer(host, port, *rest, **more):
+    if host != "several.example":
+        return ask(host, port, *rest, **more)
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", port)) for n in (2, 3)]
+
+
+socket.getaddrinfo = answer
+cli.main()
+"""
+"""A worker where a name has two addresses."""
+
+
+@contextlib.contextmanager
+def taken(count=1):
+    """Ports in a row of which the first ones are in use; gives the first and the next that is free."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            try:
+                for n in range(1, count):
+                    stack.enter_context(socket.create_server(("127.0.0.1", first + n)))
+                socket.create_server(("127.0.0.1", first + count)).close()
+            except (OSError, OverflowError):
+                continue
+            yield first, first + count
+            return
+
+
+def needs_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"this machine has no ::1: {error}")
+
+
+def run_on_each(m, folder):
+    """Have one worker make a file and the other one read it; give what that has read."""
+    temp = m.declare_temp()
+    maker = Task("echo precious > out")
+    maker.set_cores(2)
+    maker.add_output(temp, "out")
+    m.submit(maker)
+    assert m.wait(60).successful()
+    # the reader that has the file's own worker waits for the other one to begin
+    readers = [Task(f"echo {n} >> {folder}/readers; while [ $(wc -l < {folder}/readers) -lt 2 ]; do sleep 0.02; done; cat in") for n in range(2)]  # fmt: skip
+    for reader in readers:
+        reader.set_cores(2)
+        reader.add_input(temp, "in")
+        m.submit(reader)
+    return [m.wait(60).output for _ in readers]
+
+
+@pytest.mark.parametrize("text", ["", "x", "1:", ":1", "2:1", "0:5", "70000", "1:70000", "-1"])
+def test_what_is_no_port_is_refused(text):
+    with pytest.raises(ValueError, match="LOW:HIGH"):
+        parse_ports(text)
+
+
+def test_ports_are_one_or_a_range():
+    assert parse_ports("9200") == (9200, 9200)
+    assert parse_ports("9200:9299") == (9200, 9299)
+    assert parse_ports("0") == (0, 0)
+
+
+def test_an_address_of_the_older_family_is_called_by_its_name():
+    assert [canonical_address(a) for a in ("::ffff:10.0.0.1", "10.0.0.1", "::1", "fe80::1%eth0")] == ["10.0.0.1", "10.0.0.1", "::1", "fe80::1%eth0"]  # fmt: skip
+
+
+def test_a_manager_takes_the_first_free_port_of_a_range(yard):
+    with taken(2) as (first, free):
+        assert yard.manager(port=[first, free]).port == free
+        with pytest.raises(OSError, match=f"any port from {first} to {free - 1}"):
+            yard.manager(port=(first, free - 1))
+
+
+def test_where_the_site_names_ports_any_port_is_one_of_them(yard, monkeypatch):
+    with taken(1) as (first, free):
+        monkeypatch.setenv("TCP_LOW_PORT", str(first))
+        monkeypatch.setenv("TCP_HIGH_PORT", str(free))
+        assert yard.manager().port == free
+    monkeypatch.setenv("VINE_PORT", str(first))
+    assert yard.manager().port == first
+    monkeypatch.setenv("VINE_PORT", "many")
+    with pytest.raises(ValueError, match="VINE_PORT is 'many'"):
+        yard.manager()
+
+
+def test_a_manager_and_workers_that_have_only_the_newer_family(yard):
+    needs_ipv6()
+    m = yard.manager(address="::1")
+    yard.workers(m, 2, host="::1")
+    addresses = m._engine.query(lambda mind: [worker.data_address for worker in mind.tables.workers.values()])
+    assert all(address.startswith("::1:") for address in addresses)
+    assert run_on_each(m, yard.folder) == ["precious\n"] * 2
+
+
+def test_a_manager_on_all_addresses_has_workers_of_both_families(yard):
+    needs_ipv6()
+    m = yard.manager(address="")
+    yard.workers(m, 1, host="::1")
+    yard.workers(m, 1, host="127.0.0.1")
+    hosts = m._engine.query(lambda mind: [worker.host for worker in mind.tables.workers.values()])
+    assert hosts == ["::1", "127.0.0.1"]
+    assert run_on_each(m, yard.folder) == ["precious\n"] * 2
+
+
+def test_each_address_of_a_name_is_tried(yard):
+    command = [sys.executable, "-c", RESOLVER]
+    m = yard.manager(address="127.0.0.3")
+    [worker] = yard.workers(m, 1, command=command, host="several.example")
+    wrong = yard.place("wrong")
+    wrong.write_text("another secret")
+    with Manager(port=m.port, address="127.0.0.2", password_file=wrong):  # whom the worker does not know
+        yard.workers(m, 1, command=command, host="several.example")
+    assert run_on_each(m, yard.folder) == ["precious\n"] * 2
+    m.close()
+    assert worker.wait() == 0
+    lost = yard.worker(m.port, "--timeout", "0.2", command=command, host="several.example")
+    assert lost.wait() == 1
+    assert "no manager at several.example" in lost.log
+
+
+def test_peers_fetch_where_the_worker_was_told_to_listen(yard):
+    m = yard.manager()
+    with taken(1) as (first, free):
+        yard.workers(m, 1, "--transfer-port", f"{first}:{free}")
+        refused = yard.worker(m, "--transfer-port", str(first))
+        assert refused.wait() == 2
+        assert f"cannot listen on port {first}" in refused.log
+        assert "--transfer-port" in refused.log
+    yard.workers(m, 1)
+    addresses = m._engine.query(lambda mind: [worker.data_address for worker in mind.tables.workers.values()])
+    assert addresses[0] == f"127.0.0.1:{free}"
+    assert run_on_each(m, yard.folder) == ["precious\n"] * 2
+
+
+def test_peers_dial_what_they_are_told_to(yard):
+    m = yard.manager()
+    with taken(1) as (first, free):
+        lost = yard.worker(m, "--contact-hostport", "nowhere")
+        assert lost.wait() == 2
+        assert "HOST:PORT" in lost.log
+        yard.workers(m, 1, "--transfer-port", str(free), "--contact-hostport", f"localhost:{free}")
+    yard.workers(m, 1)
+    until(lambda: len(workers_of(m)) == 2, "both workers")
+    addresses = m._engine.query(lambda mind: [worker.data_address for worker in mind.tables.workers.values()])
+    assert addresses[0] == f"localhost:{free}" != f"localhost:{first}"
+    assert run_on_each(m, yard.folder) == ["precious\n"] * 2

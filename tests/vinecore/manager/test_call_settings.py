@@ -1,0 +1,163 @@
+"""What is set for a function call counts for it, or is refused: nothing is ignored."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+
+import psutil
+import pytest
+
+from tests.harness import sample_tasks
+from tests.harness.processes import until
+from vinecore import FunctionCall, PythonTask, Task, TaskFailed
+
+MODES = ("fork", "direct")
+SLOTS = 4  # one for each core of the worker
+
+
+def process():
+    return os.getpid()
+
+
+def parent():
+    return os.getppid()
+
+
+def stay():
+    time.sleep(600)
+
+
+def look(name):
+    import tempfile
+
+    return os.getpid(), os.environ.get(name), time.tzname[0], tempfile.gettempdir()
+
+
+def slow_context():
+    time.sleep(1.5)  # longer than what the call may take
+    return {}
+
+
+@pytest.fixture(scope="module", params=MODES)
+def library(request, shared_manager):
+    name = f"settings-{request.param}"
+    library = shared_manager.create_library_from_functions(
+        name, process, parent, stay, look, exec_mode=request.param
+    )
+    library.set_cores(1)
+    library.set_function_slots(1)
+    shared_manager.install_library(library)
+    yield name
+    shared_manager.remove_library(name)
+
+
+def test_a_call_that_runs_too_long_is_ended_and_no_other_call_with_it(library, run):
+    above = psutil.Process(run(FunctionCall(library, "parent")).output)
+    host = above if library.endswith("direct") else above.parent()
+    before = [FunctionCall(library, "process") for _ in range(20)]
+    timed = FunctionCall(library, "stay")
+    timed.set_time_max(2)
+    after = [FunctionCall(library, "process") for _ in range(20)]
+    run(*before, timed, *after)
+    assert all(call.successful() for call in before + after)
+    assert timed.result == "max wall time"
+    assert not timed.successful()
+    assert isinstance(timed.output, TaskFailed)
+    assert "time_max of 2" in str(timed.output)
+    until(
+        lambda: len(host.children(recursive=True)) == SLOTS, "the end of the call: nothing but slots is left"
+    )
+
+
+def test_a_call_that_is_in_time_is_as_any_other(library, run):
+    calls = [FunctionCall(library, "process") for _ in range(30)]
+    for call in calls:
+        call.set_time_max(600)
+    run(*calls)
+    assert all(call.successful() for call in calls)
+
+
+def test_the_time_of_a_call_begins_when_it_begins(run, m):
+    library = m.create_library_from_functions(
+        "slow",
+        process,
+        exec_mode="direct",
+        context_per_slot=True,
+        library_context_info=[slow_context, [], {}],
+    )
+    library.set_cores(1)
+    library.set_function_slots(1)
+    m.install_library(library)
+    call = FunctionCall("slow", "process")
+    call.set_time_max(1)
+    run(call)
+    m.remove_library("slow")
+    assert call.successful(), call.output
+
+
+def test_variables_of_a_call_are_there_in_that_call_only(library, run):
+    plain = FunctionCall(library, "look", "VINE_TEST")
+    special = FunctionCall(library, "look", "VINE_TEST")
+    special.set_env_var("VINE_TEST", "1")
+    special.set_env_var("TZ", "XYZ-3")
+    special.set_env_var("TMPDIR", "/var/tmp")
+    again = FunctionCall(library, "look", "VINE_TEST")
+    without = FunctionCall(library, "look", "HOME")
+    without.set_env_var("HOME", None)
+    run(plain, special, again, without)
+    assert special.output[1:] == ("1", "XYZ", "/var/tmp")
+    # temporary folders are those of their slots
+    assert again.output[1:3] == plain.output[1:3]
+    assert "/var/tmp" not in (again.output[3], plain.output[3])
+    assert plain.output[1] is None
+    assert without.output[1] is None
+
+
+def test_a_time_zone_of_a_task_counts_from_its_beginning(run):
+    task = PythonTask(look, "TZ")
+    task.set_env_var("TZ", "XYZ-3")
+    task.set_cores(1)
+    assert run(task).output[1:3] == ("XYZ-3", "XYZ")
+
+
+REFUSED = {
+    "add_input": (None, "x"), "add_output": (None, "x"),
+    "add_environment": (None,), "add_starch_package": (None,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("setter", "values"), REFUSED.items(), ids=REFUSED)
+def test_what_a_call_cannot_have_is_refused_with_what_to_do_instead(setter, values):
+    with pytest.raises(
+        TypeError, match=rf"{setter} is not for a function call.*(library\.|library's|returns)"
+    ):
+        getattr(FunctionCall("any", "function"), setter)(*values)
+
+
+AMOUNTS = ("cores", "memory", "disk", "gpus")
+
+
+@pytest.mark.parametrize("name", AMOUNTS)
+def test_what_a_call_needs_has_to_fit_its_library_and_changes_nothing_else(m, run, name):
+    library = m.create_library_from_functions(f"with-{name}", sample_tasks.add)
+    library.set_cores(1)
+    getattr(library, f"set_{name}")(0 if name == "gpus" else 1 if name == "cores" else 400)
+    m.install_library(library)
+    fits, greedy = (FunctionCall(library.name, "add", 1, 2) for _ in range(2))
+    getattr(fits, f"set_{name}")(0 if name == "gpus" else 1)
+    getattr(greedy, f"set_{name}")(500)
+    assert run(fits).output == 3
+    with pytest.raises(ValueError, match=rf"asks for {name}=500, but its library .* library\.set_{name}"):
+        m.submit(greedy)
+    m.remove_library(library.name)
+
+
+def test_every_setter_of_a_task_is_known_to_calls():
+    counts = {"set_category", "set_tag", "set_priority", "set_retries", "set_time_max", "set_env_var"}
+    counts |= {f"set_{name}" for name in AMOUNTS}
+    setters = {
+        name for name, _ in inspect.getmembers(Task, inspect.isfunction) if name.startswith(("set_", "add_"))
+    }
+    assert setters == counts | REFUSED.keys()

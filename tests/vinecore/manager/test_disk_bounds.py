@@ -1,0 +1,140 @@
+"""What a task writes counts against its disk, wherever the file's name is."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.harness.processes import until
+from vinecore import FunctionCall, PythonTask, Task
+
+MB = 1 << 20
+
+
+def return_much():
+    return bytes(30 * MB)
+
+
+def return_a_little():
+    return bytes(MB)
+
+
+def fill_nameless_file():
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(30 * MB))
+        file.flush()
+        time.sleep(600)
+
+
+def fill_temporary_file(told):
+    handle, path = tempfile.mkstemp()
+    Path(told).write_text(path)
+    os.write(handle, bytes(30 * MB))
+    time.sleep(600)
+
+
+def make_file_larger_than_the_disk(told):
+    handle, path = tempfile.mkstemp()
+    Path(told).write_text(path)
+    os.truncate(handle, 1 << 40)  # which takes nothing, and counts
+    time.sleep(600)
+
+
+def leave_temporary_file():
+    handle, path = tempfile.mkstemp()
+    os.write(handle, bytes(30 * MB))
+    os.close(handle)
+    return path
+
+
+def wait_for(gate):
+    while not os.path.exists(gate):
+        time.sleep(0.01)
+    return os.getpid()
+
+
+NAMELESS = "exec 3> big; rm big; head -c 30000000 /dev/zero >&3; exec sleep 600"
+BEYOND = {
+    "result": lambda: PythonTask(return_much),
+    "file without a name": lambda: PythonTask(fill_nameless_file),
+    "file of a command without a name": lambda: Task(NAMELESS),
+}
+
+
+@pytest.mark.parametrize("make", BEYOND.values(), ids=BEYOND)
+def test_what_is_too_much_is_told_with_the_limit(run, make):
+    task = make()
+    task.set_cores(1)
+    task.set_disk(10)
+    run(task)
+    assert task.result == "resource exhaustion"
+    assert "of disk, its limit is 10 MB" in str(task.error())
+
+
+def test_a_result_within_the_limit_is_as_any_other(run):
+    task = PythonTask(return_a_little)
+    task.set_cores(1)
+    task.set_disk(10)
+    assert run(task).output == bytes(MB)
+
+
+FUNCTIONS = (
+    fill_temporary_file, make_file_larger_than_the_disk, fill_nameless_file, leave_temporary_file, return_a_little, wait_for,
+)  # fmt: skip
+
+
+def install(m, name, mode, disk):
+    library = m.create_library_from_functions(name, *FUNCTIONS, exec_mode=mode)
+    library.set_cores(4)
+    library.set_function_slots(2)
+    if disk:
+        library.set_disk(disk)
+    m.install_library(library)
+    return name
+
+
+@pytest.fixture(scope="module", params=["fork", "direct"])
+def bounded(request, shared_manager):
+    yield install(shared_manager, f"bounded-{request.param}", request.param, 10)
+    shared_manager.remove_library(f"bounded-{request.param}")
+
+
+def test_the_call_whose_slot_writes_too_much_fails_and_what_it_has_written_goes(bounded, run, tmp_path, m):
+    gate, told = tmp_path / "gate", tmp_path / "told"
+    beside = FunctionCall(bounded, "wait_for", str(gate))
+    m.submit(beside)
+    call = run(FunctionCall(bounded, "fill_temporary_file", str(told)))
+    assert call.result == "resource exhaustion"
+    assert "of disk, its limit is 10 MB" in str(call.output)
+    assert "lib_resources" in str(call.output)
+    until(lambda: not os.path.exists(told.read_text()), "the end of what it has written")
+    gate.touch()
+    assert m.wait(60) is beside
+    assert beside.successful(), beside.output
+
+
+def test_open_files_of_calls_without_a_name_count(bounded, run):
+    call = run(FunctionCall(bounded, "fill_nameless_file"))
+    assert call.result == "resource exhaustion"
+    assert run(FunctionCall(bounded, "return_a_little")).output == bytes(MB)
+
+
+def test_what_calls_have_left_goes_although_no_call_runs(m, run):
+    name = install(m, "left", "direct", 10)
+    call = run(FunctionCall(name, "leave_temporary_file"))
+    assert call.successful(), call.output
+    until(lambda: not os.path.exists(call.output), "the end of what it has left")
+    assert run(FunctionCall(name, "return_a_little")).output == bytes(MB)
+    m.remove_library(name)
+
+
+def test_a_library_that_asks_for_no_disk_has_that_of_the_worker(m, run, tmp_path):
+    name = install(m, "unbounded", "direct", None)
+    call = run(FunctionCall(name, "make_file_larger_than_the_disk", str(tmp_path / "told")))
+    assert call.result == "resource exhaustion"
+    assert "its limit is 2000 MB" in str(call.output)
+    m.remove_library(name)

@@ -1,0 +1,700 @@
+"""Files as a user declares them, on their way to tasks and back."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import io
+import os
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+
+import pytest
+
+from tests.harness import sample_tasks
+from tests.harness.processes import until
+from vinecore import FunctionCall, PythonTask, Task
+from vinecore.protocol import INLINE_LIMIT
+from vinecore.protocol.transfer import digests
+
+LARGE = 3 * INLINE_LIMIT
+
+
+def cat(file, command="cat in"):
+    task = Task(command)
+    task.set_cores(1)
+    task.add_input(file, "in")
+    return task
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A web server on loopback; ``web.asked`` are the paths that it was asked for."""
+    (tmp_path / "www").mkdir()
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            if self.path == "/cut":
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(b"half")
+                self.close_connection = True
+            else:
+                super().do_GET()
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=tmp_path / "www")
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    server.asked, server.folder = asked, tmp_path / "www"
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+# ---- what a task reads
+
+
+@pytest.mark.parametrize("size", [0, 5, INLINE_LIMIT, INLINE_LIMIT + 1, LARGE])
+def test_a_buffer_of_any_size_arrives_as_it_is(m, run, size):
+    data = os.urandom(size)
+    assert (
+        run(cat(m.declare_buffer(data), "sha256sum < in")).output.split()[0]
+        == hashlib.sha256(data).hexdigest()
+    )
+
+
+def test_a_buffer_may_be_text(m, run):
+    assert run(cat(m.declare_buffer("Grüße\n"))).output == "Grüße\n"
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_a_file_arrives_as_it_is(m, run, tmp_path, size):
+    data = os.urandom(size)
+    (tmp_path / "file").write_bytes(data)
+    file = m.declare_file(tmp_path / "file")
+    assert run(cat(file, "sha256sum < in")).output.split()[0] == hashlib.sha256(data).hexdigest()
+    assert (len(file), bool(file), file.contents()) == (size, True, data)
+
+
+def test_a_directory_arrives_with_its_modes_links_and_empty_folders(m, run, tmp_path):
+    top = tmp_path / "top"
+    (top / "sub" / "empty").mkdir(parents=True)
+    (top / "sub" / "program").write_text("#!/bin/sh\necho I run\n")
+    (top / "sub" / "program").chmod(0o755)
+    (top / "Grüße\nund mehr").write_text("odd name")
+    (top / "link").symlink_to("sub/program")
+    (top / "absolute").symlink_to("/nowhere/at/all")
+    (top / "read-only").mkdir()
+    (top / "read-only" / "inside").write_text("x")
+    (top / "read-only").chmod(0o555)
+    task = cat(
+        m.declare_file(top),
+        "cd in; ./link; ls -d sub/empty; readlink absolute; cat Gr*; stat -c %a read-only sub/program; cat read-only/inside",
+    )
+    output = run(task).output.splitlines()
+    assert output[:3] == ["I run", "sub/empty", "/nowhere/at/all"]
+    assert output[3:] == ["odd name555", "555", "x"] or output[3:] == ["odd name555", "755", "x"]
+    (top / "read-only").chmod(0o755)
+
+
+def test_a_directory_and_a_file_of_it_are_named_by_what_they_hold(m, tmp_path):
+    for name in "ab":
+        (tmp_path / name / "sub").mkdir(parents=True)
+        (tmp_path / name / "sub" / "file").write_text("same")
+        os.utime(tmp_path / name / "sub" / "file", (1e9, 1e9))
+    first, second = (m.declare_file(tmp_path / name).cache_name for name in "ab")
+    assert first == second
+    (tmp_path / "b" / "sub" / "file").chmod(0o755)
+    assert m.declare_file(tmp_path / "b").cache_name != first
+    assert m.declare_buffer("same").cache_name == m.declare_buffer(b"same").cache_name
+
+
+def test_an_input_may_be_in_a_folder_and_under_an_odd_name(m, run):
+    task = Task("cat 'deep/er/a b' \"it's\"")
+    task.add_input(m.declare_buffer("one\n"), "deep/er/a b")
+    task.add_input(m.declare_buffer("two\n"), "it's")
+    assert run(task).output == "one\ntwo\n"
+
+
+def test_one_file_may_have_several_names(m, run):
+    file = m.declare_buffer("x")
+    task = Task("cat a b")
+    task.add_input(file, "a")
+    task.add_input(file, "b")
+    assert run(task).output == "xx"
+
+
+def test_an_input_with_a_very_long_name_arrives(m, run):
+    name = "n" * 250
+    task = Task("cat n*")
+    task.add_input(m.declare_buffer("long"), name)
+    assert run(task).output == "long"
+
+
+def test_an_input_may_be_a_link_to_the_cache(m, run):
+    task = Task("test -L in && cat in")
+    task.add_input(m.declare_buffer("linked"), "in", mount_symlink=True)
+    assert run(task).output == "linked"
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+@pytest.mark.parametrize("kind", ["buffer", "file", "temp", "directory"])
+def test_a_task_that_damages_its_input_does_not_damage_the_cache(m, run, tmp_path, kind, size):
+    """Neither by writing to it, nor by removing it, nor after it has made it writable again."""
+    data = bytes(size) + kind.encode()
+    name = "in"
+    if kind == "buffer":
+        file = m.declare_buffer(data)
+    elif kind == "temp":
+        maker = Task(f"head -c {size} /dev/zero > out; printf {kind} >> out")
+        file = m.declare_temp()
+        maker.add_output(file, "out")
+        run(maker)
+    else:
+        place = tmp_path / "place"
+        if kind == "directory":
+            place.mkdir()
+            name = "in/inner"
+        (place / "inner" if kind == "directory" else place).write_bytes(data)
+        file = m.declare_file(place)
+    for damage in (
+        f"chmod u+w {name}; echo damaged > {name}",
+        f"echo damaged >> {name}",
+        f"rm -f {name}; echo other > {name}",
+    ):
+        run(cat(file, damage))
+        assert run(cat(file, f"sha256sum < {name}")).output.split()[0] == hashlib.sha256(data).hexdigest()
+
+
+def test_the_same_small_file_may_be_read_by_many_tasks_at_once(m, run):
+    data = os.urandom(INLINE_LIMIT // 2)
+    file = m.declare_buffer(data)
+    tasks = [cat(file, "sha256sum < in") for _ in range(40)]
+    assert {task.output.split()[0] for task in run(*tasks)} == {hashlib.sha256(data).hexdigest()}
+
+
+# ---- addresses and archives
+
+
+def test_a_file_is_fetched_from_the_web_once(m, run, web):
+    data = os.urandom(LARGE)
+    (web.folder / "data").write_bytes(data)
+    file = m.declare_url(f"{web.url}/data")
+    tasks = run(*[cat(file, "sha256sum < in") for _ in range(4)])
+    assert {task.output.split()[0] for task in tasks} == {hashlib.sha256(data).hexdigest()}
+    assert web.asked == ["/data"]
+    assert file.contents() == data
+
+
+def test_a_file_is_fetched_from_the_workers_own_disk(m, run, tmp_path):
+    (tmp_path / "local").write_text("on disk")
+    assert run(cat(m.declare_url(f"file://{tmp_path}/local"))).output == "on disk"
+
+
+@pytest.mark.parametrize("where", ["missing", "file"])
+def test_an_address_where_nothing_is_fails_the_task_at_once(m, run, web, tmp_path, where):
+    url = f"{web.url}/missing" if where == "missing" else f"file://{tmp_path}/missing"
+    task = run(cat(m.declare_url(url)))
+    assert (task.result, task.exit_code) == ("input missing", -1)
+    assert url in str(task.error())
+    assert len(web.asked) <= 1
+
+
+def test_an_address_that_sends_half_is_tried_again_and_never_used(m, run, web, monkeypatch):
+    monkeypatch.setattr("vinecore.scheduler.transfers.RETRY_DELAY_S", 0.01)  # between its tries
+    task = run(cat(m.declare_url(f"{web.url}/cut")))
+    assert task.result == "input missing"
+    assert "4 bytes" in str(task.error()) or "IncompleteRead" in str(task.error())
+    assert len(web.asked) > 2
+
+
+def test_what_has_no_scheme_is_not_an_address(m):
+    with pytest.raises(ValueError, match="not an address"):
+        m.declare_url("localhost/file")
+
+
+def make_archive(path, **members):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return path
+
+
+def test_an_archive_is_unpacked_on_the_worker(m, run, tmp_path):
+    archive = make_archive(tmp_path / "archive.tar.gz", **{"a": "one ", "b/c": "two"})
+    file = m.declare_untar(m.declare_file(archive))
+    assert [task.output for task in run(cat(file, "cat in/a in/b/c"), cat(file, "cat in/b/c"))] == [
+        "one two",
+        "two",
+    ]
+
+
+def test_an_archive_from_the_web_is_unpacked(m, run, web):
+    make_archive(web.folder / "archive.tar.gz", a="from the web")
+    file = m.declare_untar(m.declare_url(f"{web.url}/archive.tar.gz"))
+    assert run(cat(file, "cat in/a")).output == "from the web"
+
+
+def test_an_archive_that_a_task_has_made_is_unpacked(m, run):
+    made = m.declare_temp()
+    maker = Task("echo packed > inner; tar czf out.tgz inner")
+    maker.add_output(made, "out.tgz")
+    run(maker)
+    assert run(cat(m.declare_untar(made), "cat in/inner")).output == "packed\n"
+
+
+def test_what_is_not_an_archive_fails_the_task(m, run):
+    task = run(cat(m.declare_untar(m.declare_buffer("no archive at all"))))
+    assert task.result == "input missing"
+    assert "not an archive" in str(task.error())
+
+
+def test_half_an_archive_fails_the_task_at_once(m, run, tmp_path, caplog):
+    archive = make_archive(tmp_path / "archive.tar.gz", a=os.urandom(100_000).hex())
+    os.truncate(archive, 50_000)
+    task = run(cat(m.declare_untar(m.declare_file(archive))))
+    assert task.result == "input missing"
+    assert "not an archive that can be unpacked" in str(task.error())
+    assert len([r for r in caplog.records if "could not get" in r.message]) == 1
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/vine-absolute"])
+def test_an_archive_that_would_be_unpacked_outside_is_refused(m, run, tmp_path, name):
+    archive = make_archive(tmp_path / "evil.tar.gz", **{name: "evil"})
+    task = run(cat(m.declare_untar(m.declare_file(archive))))
+    assert task.result == "input missing"
+    assert "outside" in str(task.error())
+    assert not os.path.exists("/tmp/vine-absolute")
+
+
+def test_an_environment_runs_functions_and_commands_with_its_own_python(m, run, tmp_path):
+    """A small one: a Python of this version whose site has one module more."""
+    environment = tmp_path / "environment"
+    site = environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    site.mkdir(parents=True)
+    (site / "only_in_environment.py").write_text("WORD = 'packed'\n")
+    for name in ("cloudpickle",):
+        source = os.path.dirname(__import__(name).__file__)
+        subprocess.run(["cp", "-r", source, site / name], check=True)
+    (environment / "bin").mkdir()
+    (environment / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
+    (environment / "pyvenv.cfg").write_text(f"home = {os.path.dirname(os.path.realpath(sys.executable))}\n")
+    (environment / "bin" / "tool").write_text("#!/bin/sh\necho tool of the environment\n")
+    (environment / "bin" / "tool").chmod(0o755)
+    archive = tmp_path / "environment.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(environment, ".")
+    file = m.declare_poncho(archive)
+    python = PythonTask(lambda: __import__("only_in_environment").WORD)
+    python.add_environment(file)
+    shell = Task("tool")
+    shell.add_environment(file)
+    assert [task.output for task in run(python, shell)] == ["packed", "tool of the environment\n"]
+
+
+def test_an_environment_that_does_not_exist_is_refused_at_once(m, tmp_path):
+    with pytest.raises(FileNotFoundError, match="pack one"):
+        m.declare_poncho(tmp_path / "no.tar.gz")
+
+
+# ---- what a task writes
+
+
+@pytest.mark.parametrize("size", [0, 10, LARGE])
+def test_an_output_file_is_where_it_was_declared_when_the_task_comes_back(m, run, tmp_path, size):
+    place = tmp_path / "new" / "folder" / "out"
+    task = Task(f"head -c {size} /dev/zero > out")
+    task.add_output(m.declare_file(place), "out")
+    assert run(task).successful()
+    assert place.read_bytes() == bytes(size)
+    assert [path.name for path in place.parent.iterdir()] == ["out"]
+
+
+def test_an_output_replaces_the_file_that_was_there(m, run, tmp_path):
+    place = tmp_path / "out"
+    place.write_text("old")
+    for word in ("new", "newer"):
+        file = m.declare_file(place)
+        task = Task(f"echo {word} > out")
+        task.add_output(file, "out")
+        run(task)
+        assert (place.read_text(), file.contents()) == (f"{word}\n", f"{word}\n".encode())
+
+
+def test_a_task_may_read_a_file_and_write_it_anew(m, run, tmp_path):
+    place = tmp_path / "counter"
+    place.write_text("1")
+    file = m.declare_file(place)
+    for expected in ("2\n", "3\n"):
+        task = Task("echo $(($(cat old) + 1)) > new")
+        task.add_output(file, "new")
+        task.add_input(file, "old")
+        run(task)
+        assert place.read_text() == expected
+
+
+def test_an_output_directory_is_where_it_was_declared(m, run, tmp_path):
+    place = tmp_path / "out"
+    place.mkdir()
+    task = Task(
+        "mkdir -p out/sub; echo x > out/sub/program; chmod 750 out/sub/program; ln -s sub/program out/link"
+    )
+    task.add_output(m.declare_file(place), "out")
+    assert run(task).successful()
+    assert sorted(path.name for path in place.iterdir()) == ["link", "sub"]
+    assert stat.S_IMODE((place / "sub" / "program").stat().st_mode) == 0o750
+    assert (place / "link").readlink() == (place / "sub" / "program").relative_to(place)
+
+
+def test_a_directory_with_something_in_it_is_no_place_of_an_output(m, tmp_path):
+    (tmp_path / "kept").write_text("kept")
+    file = m.declare_file(tmp_path)
+    for declare in (
+        lambda: Task("true").add_output(file, "out"),
+        lambda: Task("true", outputs={file: "out"}),
+    ):
+        with pytest.raises(
+            FileExistsError, match=f"{tmp_path} cannot be the place of an output.*declare another place"
+        ):
+            declare()
+    assert (tmp_path / "kept").read_text() == "kept"
+
+
+def test_a_directory_that_came_after_the_output_was_added_is_found_at_submit(m, tmp_path):
+    place = tmp_path / "out"
+    task = Task("true", outputs={m.declare_file(place): "out"})
+    place.mkdir()
+    (place / "kept").write_text("kept")
+    with pytest.raises(FileExistsError, match=str(place)):
+        m.submit(task)
+
+
+@pytest.mark.parametrize("made", ["echo x > out", "mkdir out; echo x > out/new"])
+def test_an_output_never_takes_the_place_of_a_directory_that_came_while_its_task_ran(m, run, tmp_path, made):
+    place = tmp_path / "out"
+    task = Task(f"{made}; mkdir {place}; echo kept > {place}/kept")
+    task.add_output(m.declare_file(place), "out")
+    ended = run(task)
+    assert ended.result == "output transfer error"
+    assert f"{place} cannot be written: there is a directory" in str(ended.error())
+    assert f"m.declare_file('{place}/out')" in str(ended.error())
+    assert [path.name for path in place.iterdir()] == ["kept"]
+
+
+def test_a_file_does_not_take_the_place_of_an_empty_directory(m, run, tmp_path):
+    place = tmp_path / "out"
+    place.mkdir()
+    task = Task("echo x > out", outputs={m.declare_file(place): "out"})
+    assert "there is a directory, and the task made a file" in str(run(task).error())
+    assert list(place.iterdir()) == []
+
+
+def test_a_directory_that_a_task_has_made_is_replaced_by_that_of_the_next(m, run, tmp_path):
+    place = tmp_path / "out"
+    file = m.declare_file(place)
+    for name in ("first", "second"):
+        assert run(Task(f"mkdir out; echo x > out/{name}", outputs={file: "out"})).successful()
+        assert [path.name for path in place.iterdir()] == [name]
+    again = m.declare_file(place)  # by its content
+    assert run(Task("mkdir out; echo x > out/third", outputs={again: "out"})).successful()
+    assert [path.name for path in place.iterdir()] == ["third"]
+
+
+def test_a_buffer_that_a_task_fills_has_its_content(m, run):
+    buffer = m.declare_buffer()
+    task = Task("printf filled > out")
+    task.add_output(buffer, "out")
+    run(task)
+    assert (buffer.contents(), buffer.contents(bytes.decode)) == (b"filled", "filled")
+
+
+def test_a_buffer_that_is_filled_again_has_the_new_content(m, run):
+    buffer = m.declare_buffer("first")
+    for word in ("second", "third"):
+        task = Task(f"printf {word} > out")
+        task.add_output(buffer, "out")
+        run(task)
+        assert buffer.contents() == word.encode()
+
+
+@pytest.mark.parametrize("size", [5, LARGE])
+def test_a_temporary_file_goes_from_task_to_task_and_may_be_fetched(m, run, size):
+    temp = m.declare_temp()
+    maker = Task(f"head -c {size} /dev/zero | tr '\\0' x > out")
+    maker.add_output(temp, "out")
+    m.submit(maker)
+    reader = cat(temp, "wc -c < in")  # submitted before there is anything to read
+    m.submit(reader)
+    assert {m.wait(60), m.wait(60)} == {maker, reader}
+    assert reader.output.strip() == str(size)
+    assert m.fetch_file(temp) == "x" * size
+    assert m.get_file_replica_count(temp) == 1
+
+
+def test_a_temporary_directory_goes_from_task_to_task(m, run):
+    temp = m.declare_temp()
+    maker = Task("mkdir out; echo x > out/x; chmod 755 out/x")
+    maker.add_output(temp, "out")
+    run(maker)
+    assert run(cat(temp, "test -x in/x && ls in")).output == "x\n"
+
+
+def test_an_address_cannot_be_an_output(m):
+    with pytest.raises(TypeError, match="cannot be an output"):
+        Task("true").add_output(m.declare_url("http://localhost/x"), "out")
+
+
+# ---- when they are not needed any more
+
+
+def test_a_pruned_file_keeps_its_name_and_is_brought_again(m, run, tmp_path):
+    (tmp_path / "file").write_bytes(bytes(LARGE))
+    file = m.declare_file(tmp_path / "file", cache=True)
+    run(cat(file, "true"))
+    assert m.get_file_replica_count(file) == 1
+    m.prune_file(file)
+    assert m.get_file_replica_count(file) == 0
+    assert run(cat(file, "wc -c < in")).output.strip() == str(LARGE)
+
+
+def test_a_pruned_temporary_file_is_made_again(m, run, shared_yard):
+    temp = m.declare_temp()
+    maker = Task(f"echo x >> {shared_yard.place('prune-makers')}; echo precious > out")
+    maker.add_output(temp, "out")
+    run(maker)
+    m.prune_file(temp)
+    assert run(cat(temp)).output == "precious\n"
+    assert shared_yard.count("prune-makers") == 2
+
+
+def test_an_undeclared_file_is_removed_from_the_worker(m, run, shared_yard):
+    data = os.urandom(LARGE)
+    file = m.declare_buffer(data, cache=True)
+    run(cat(file, "true"))
+    cached = [
+        path for path in shared_yard.workspace.glob("*/session-*/cache/*") if path.name == file.cache_name
+    ]
+    assert len(cached) == 1
+    m.undeclare_file(file)
+    until(lambda: not cached[0].exists(), "the copy in the cache to be removed")
+
+
+def test_a_file_may_be_undeclared_while_tasks_that_read_it_still_wait(m, run, yard):
+    waiting = yard.manager()
+    file = waiting.declare_buffer(b"x" * LARGE)
+    small = waiting.declare_buffer("small")
+    task = cat(file, "wc -c < in; cat small")
+    task.add_input(small, "small")
+    waiting.submit(task)
+    for one in (file, small):
+        waiting.undeclare_file(one)
+    yard.workers(waiting, 1)
+    assert waiting.wait(60) is task
+    assert task.output == f"{LARGE}\nsmall"
+
+
+def test_declaring_and_undeclaring_the_same_content_over_and_over_loses_nothing(m, run):
+    for _ in range(100):
+        file = m.declare_buffer("over and over")
+        task = cat(file)
+        m.submit(task)
+        m.undeclare_file(file)
+        assert m.wait(60) is task
+        assert task.output == "over and over"
+
+
+@pytest.mark.parametrize("directory", [False, True])
+def test_a_file_to_be_unlinked_goes_when_it_is_undeclared_or_with_its_manager(yard, tmp_path, directory):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        if directory:
+            path.mkdir()
+        (path / "file" if directory else path).write_text("x")
+    with yard.manager() as own:
+        files = [own.declare_file(path, unlink_when_done=True) for path in paths]
+        own.undeclare_file(files[0])
+        assert [path.exists() for path in paths] == [False, True]
+        paths[0].touch()
+        own.undeclare_file(files[0])  # it is not the same any more
+    assert [path.exists() for path in paths] == [True, False]
+
+
+def test_what_nobody_has_made_cannot_be_read(m):
+    with pytest.raises(FileNotFoundError, match="cannot be had"):
+        m.declare_temp().contents()
+
+
+def test_several_threads_may_read_the_same_file(m, run):
+    temp = m.declare_temp()
+    maker = Task(f"head -c {LARGE} /dev/zero > out")
+    maker.add_output(temp, "out")
+    run(maker)
+    contents = []
+    threads = [threading.Thread(target=lambda: contents.append(temp.contents())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert contents == [bytes(LARGE)] * 8
+
+
+@pytest.mark.parametrize("level", ["always", 3, None])
+def test_an_unknown_cache_level_is_refused(m, level):
+    with pytest.raises(ValueError, match="cache level"):
+        m.declare_buffer("x", cache=level)
+
+
+def test_without_peer_transfers_everything_goes_through_the_manager(yard):
+    m = yard.manager()
+    m.disable_peer_transfers()
+    yard.workers(m, 1)
+    maker = PythonTask(sample_tasks.make_bytes, LARGE)
+    maker.enable_temp_output()
+    m.submit(maker)
+    assert m.wait(60).successful()
+    blocker = PythonTask(sample_tasks.held, str(yard.folder), "blocker", "gate")
+    m.submit(blocker)
+    until(lambda: yard.count("blocker"), "the first worker to be busy")
+    yard.workers(m, 1)
+    m.submit(PythonTask(sample_tasks.length, maker.output_file))
+    assert m.wait(60).output == len(sample_tasks.make_bytes(LARGE))
+    assert m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
+    yard.place("gate").touch()
+    assert m.wait(60) is blocker
+
+
+# ---- what is known of it
+
+
+@pytest.mark.parametrize("how", ["a call", "a call in a child", "a Python task", "a command", "a peer"])
+def test_whoever_makes_or_receives_an_object_tells_its_digest(yard, how):
+    m = yard.manager()
+    yard.workers(m, 2 if how == "a peer" else 1)
+    size, held, gate = 5_000_000, yard.place("held"), yard.place("gate")
+    if how.startswith("a call"):
+        mode = "fork" if how.endswith("child") else "direct"
+        m.install_library(m.create_library_from_functions("lib", sample_tasks.make_bytes, exec_mode=mode))
+        task = FunctionCall("lib", "make_bytes", size)
+        task.enable_temp_output()
+    elif how == "a Python task":
+        task = PythonTask(sample_tasks.make_bytes, size)
+        task.enable_temp_output()
+    else:
+        task = Task(f"yes | head -c {size} > out")
+        task.add_output(m.declare_temp(), "out")
+    m.submit(task)
+    assert m.wait(60).successful()
+    file = task.output_file if isinstance(task, PythonTask) else task.outputs[0]
+    if how == "a peer":
+        for number in (1, 2):
+            reader = cat(file, f"echo >> {held}; while [ ! -e {gate} ]; do sleep 0.01; done")
+            reader.set_cores(2)
+            m.submit(reader)
+            until(lambda count=number: yard.count("held") == count)
+        gate.touch()
+        assert m.wait(60).successful() and m.wait(60).successful()
+    told = m._engine.query(lambda mind: list(mind.tables.files[file.cache_name].replicas.values()))
+    kept = [digests.digest_file(str(path)) for path in yard.workspace.glob(f"*/*/cache/{file.cache_name}")]
+    assert told == kept
+    assert len(told) == (2 if how == "a peer" else 1)
+
+
+# ---- what is not there yet, or never will be
+
+
+def test_a_task_may_be_submitted_before_the_one_that_makes_its_input(m, run):
+    temp, buffer, copy = m.declare_temp(), m.declare_buffer(), m.declare_buffer()
+    reader = Task("cat a b > c", inputs={temp: "a", buffer: "b"}, outputs={copy: "c"}, cores=1)
+    m.submit(reader)
+    until(lambda: "no task makes yet" in m.stalled_reason, "the manager to say what is waited for")
+    assert m.wait(0) is None
+    writer = Task(
+        "printf 'made '; printf 'made ' > x; printf here > y", outputs={temp: "x", buffer: "y"}, cores=1
+    )
+    m.submit(writer)
+    assert {m.wait(60).id, m.wait(60).id} == {reader.id, writer.id}
+    assert m.fetch_file(copy) == "made here"
+    until(lambda: not m.stalled_reason, "the complaint to end")
+
+
+def test_an_input_that_is_not_there_is_called_by_its_path(m, run, tmp_path):
+    task = Task("cat in", inputs={m.declare_file(tmp_path / "mistyped.root"): "in"})
+    assert run(task).result == "input missing"
+    text = str(task.error())
+    assert str(tmp_path / "mistyped.root") in text
+    assert "did not exist when it was declared, and no submitted task makes it: check the path" in text
+    assert "out-" not in text
+
+
+@pytest.mark.parametrize("waiting", ["wait", "wait for nothing", "tag", "number"])
+def test_a_path_may_be_read_before_the_task_that_makes_it_is_submitted(m, tmp_path, waiting):
+    middle, last, never = (m.declare_file(tmp_path / name) for name in ("middle", "last", "mistyped"))
+    reader = Task("cat in > out", inputs={middle: "in"}, outputs={last: "out"}, cores=1, tag="reader")
+    maker = Task("printf made > out", outputs={middle: "out"}, cores=1)
+    wrong = Task("cat in", inputs={never: "in"}, cores=1)
+    ended = []
+    for task in (wrong, reader, maker):
+        m.submit(task)
+    if waiting == "tag":
+        ended.append(m.wait_for_tag("reader", 60))
+    elif waiting == "number":
+        ended.append(m.wait_for_task_id(reader.id, 60))
+    while not m.empty():
+        task = m.wait(0 if waiting == "wait for nothing" else 60)
+        ended += [task] if task is not None else []
+    assert {task.id: task.result for task in ended} == {
+        wrong.id: "input missing",
+        reader.id: "success",
+        maker.id: "success",
+    }
+    assert (tmp_path / "last").read_text() == "made"
+
+
+def test_a_path_that_is_not_there_fails_its_task_also_where_no_worker_is(yard, tmp_path):
+    with yard.manager() as m:
+        m.submit(Task("cat in", inputs={m.declare_file(tmp_path / "mistyped.root"): "in"}))
+        assert m.wait(60).result == "input missing"
+
+
+def test_whoever_wants_the_output_of_a_task_waits_for_it(m, run, tmp_path):
+    temp = m.declare_temp()
+    reader = Task(
+        "cat in > out", inputs={m.declare_file(tmp_path / "mistyped.root"): "in"}, outputs={temp: "out"}
+    )
+    m.submit(reader)
+    with pytest.raises(FileNotFoundError, match=r"mistyped\.root"):
+        m.read_file(temp)
+    assert m.wait(60) is reader
+
+
+def test_a_task_that_reads_what_it_makes_is_told_so(m, run, tmp_path):
+    place = m.declare_file(tmp_path / "both")
+    task = Task("cat in > out", inputs={place: "in"}, outputs={place: "out"})
+    assert run(task).result == "input missing"
+    assert f"{tmp_path / 'both'} is made by the same task that reads it" in str(task.error())
+
+
+def test_what_a_task_has_not_made_is_called_by_its_name_there(m, run):
+    temp = m.declare_temp()
+    maker, reader = Task("true", outputs={temp: "sub/result.txt"}), Task("cat in", inputs={temp: "in"})
+    run(maker, reader)
+    assert "did not make sub/result.txt" in str(reader.error())
+    assert temp.cache_name not in str(reader.error())

@@ -1,0 +1,380 @@
+"""Libraries of functions: loaded once on a worker, called many times."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+
+import pytest
+
+from tests.harness import sample_tasks
+from tests.harness.processes import alive, until, workers_of
+from vinecore import FunctionCall, LibraryError, LibraryTask, load_variable_from_library
+
+MODES = pytest.mark.parametrize("exec_mode", ["fork", "direct"])
+
+
+@pytest.fixture
+def install(m):
+    """Install libraries that are removed after the test."""
+    installed = []
+
+    def install(name, *functions, cores=2, slots=None, **more):
+        library = m.create_library_from_functions(name, *functions, **more)
+        library.set_cores(cores)
+        if slots is not None:
+            library.set_function_slots(slots)
+        m.install_library(library)
+        installed.append(name)
+        return library
+
+    yield install
+    for name in installed:
+        m.remove_library(name)
+
+
+@MODES
+def test_a_function_is_called_with_its_arguments(install, run, exec_mode):
+    install("lib", sample_tasks.add, exec_mode=exec_mode)
+    assert run(FunctionCall("lib", "add", 1, y=2)).output == 3
+
+
+@MODES
+def test_many_calls_come_back_with_their_own_results(install, run, exec_mode):
+    install("lib", sample_tasks.square, exec_mode=exec_mode)
+    assert [task.output for task in run(*(FunctionCall("lib", "square", n) for n in range(100)))] == [
+        n * n for n in range(100)
+    ]
+
+
+def test_calls_run_in_slots_that_are_forked_from_one_process(install, run):
+    install("lib", sample_tasks.who, exec_mode="direct", cores=4, slots=2)
+    found = [task.output for task in run(*(FunctionCall("lib", "who") for _ in range(20)))]
+    assert len({parent for _pid, parent in found}) == 1
+    assert 1 <= len({pid for pid, _parent in found}) <= 2
+
+
+def test_in_fork_mode_every_call_has_a_process_of_its_own(install, run):
+    install("lib", sample_tasks.who, exec_mode="fork", cores=4, slots=1)
+    found = [task.output for task in run(*(FunctionCall("lib", "who") for _ in range(5)))]
+    assert len({pid for pid, _slot in found}) == 5
+    assert len({slot for _pid, slot in found}) == 1
+
+
+@MODES
+def test_an_exception_is_the_output_and_harms_no_other_call(install, run, exec_mode):
+    install("lib", sample_tasks.add, exec_mode=exec_mode, cores=1)
+    bad, good = run(FunctionCall("lib", "add", 1, None), FunctionCall("lib", "add", 1, 2))
+    assert isinstance(bad.output, TypeError)
+    assert (bad.completed(), bad.successful(), good.output) == (True, False, 3)
+
+
+@MODES
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, RecursionError])
+def test_whatever_a_function_raises_comes_back_once(install, run, tmp_path, exec_mode, kind):
+    def fail(log):
+        sample_tasks.note(log, "ran")
+        raise kind("said so")
+
+    install("lib", fail, exec_mode=exec_mode, cores=1)
+    call = run(FunctionCall("lib", "fail", tmp_path / "log"))
+    assert (type(call.output), call.output.args, call.successful()) == (kind, ("said so",), False)
+    assert (tmp_path / "log").read_text() == "ran\n"
+
+
+@MODES
+def test_an_interrupt_that_is_a_signal_ends_the_process_and_the_call_runs_again(
+    install, run, shared_yard, exec_mode
+):
+    install("lib", sample_tasks.dies_once, exec_mode=exec_mode, cores=1)
+    name = f"interrupted-{exec_mode}"
+    assert run(FunctionCall("lib", "dies_once", shared_yard.place("."), name, signal.SIGINT)).output == name
+    assert shared_yard.count(name) == 2
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, RecursionError])
+def test_whatever_a_context_raises_is_why_the_library_could_not_be_started(install, run, kind):
+    def build():
+        raise kind("said so")
+
+    install("lib", sample_tasks.add, exec_mode="direct", library_context_info=[build])
+    error = run(FunctionCall("lib", "add", 1, y=2)).error()
+    assert (type(error), error.args) == (kind, ("said so",))
+    assert ", in build" in "".join(traceback.format_tb(error.__traceback__))
+
+
+@MODES
+def test_the_context_is_built_once_and_seen_by_all_calls(install, run, shared_yard, exec_mode):
+    counter = str(shared_yard.place(f"context-{exec_mode}"))
+
+    def context(start, *, factor):
+        sample_tasks.note(counter)
+        return {"base": start * factor, "names": ["a"]}
+
+    def use(x):
+        return load_variable_from_library("base") + x
+
+    def use_global(x):
+        return base + x  # noqa: F821 - made by the context
+
+    def missing():
+        return load_variable_from_library("nothing")
+
+    install(
+        "lib",
+        use,
+        use_global,
+        missing,
+        exec_mode=exec_mode,
+        library_context_info=[context, [10], {"factor": 2}],
+    )
+    calls = [FunctionCall("lib", name, n) for name in ("use", "use_global") for n in range(5)]
+    assert [task.output for task in run(*calls)] == [20, 21, 22, 23, 24] * 2
+    assert shared_yard.count(f"context-{exec_mode}") == 1
+    output = run(FunctionCall("lib", "missing")).output
+    assert isinstance(output, KeyError)
+    assert "it has: base, names" in str(output)
+
+
+@MODES
+def test_calls_draw_random_numbers_of_their_own(install, run, exec_mode):
+    pytest.importorskip("numpy")
+
+    def context():
+        import random
+
+        from numpy.random import default_rng
+
+        return {"generator": default_rng(), "plain": random.Random()}
+
+    def draw():
+        import random
+
+        import numpy as np
+
+        return random.random(), np.random.random(), generator.random(), plain.random()  # noqa: F821, NPY002 - of the context
+
+    info = [context, [], {}]
+    install("lib", draw, exec_mode=exec_mode, hoisting_modules=["numpy.random"], library_context_info=info)
+    found = [task.output for task in run(*(FunctionCall("lib", "draw") for _ in range(20)))]
+    assert [len(set(values)) for values in zip(*found, strict=True)] == [20] * 4
+
+
+def test_modules_are_imported_before_the_first_slot_is_forked(m, run, tmp_path, shared_yard):
+    counter = shared_yard.place("imports")
+    (tmp_path / "hoisted.py").write_text(
+        f"import os\nopen({str(counter)!r}, 'a').write('x\\n')\nPID = os.getpid()\n"
+    )
+    import colorsys
+
+    def where():
+        import hoisted
+
+        return hoisted.PID, os.getppid(), "colorsys" in sys.modules
+
+    library = LibraryTask("hoisting", [where], modules=["hoisted", colorsys], exec_mode="direct")
+    library.set_cores(2)
+    library.set_env_var("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    m.install_library(library)
+    for task in run(*(FunctionCall("hoisting", "where") for _ in range(6))):
+        pid, parent, imported = task.output
+        assert (pid, imported) == (parent, True)
+    assert shared_yard.count("imports") == 1
+    m.remove_library("hoisting")
+
+
+def test_lambdas_and_functions_made_at_run_time_are_called_by_their_names(install, run):
+    namespace = {}
+    exec("def made(x):\n    return helper(x) + 1\n\ndef helper(x):\n    return 10 * x", namespace)
+    install("lib", lambda x: x + 1, namespace["made"])
+    assert [
+        task.output for task in run(FunctionCall("lib", "<lambda>", 1), FunctionCall("lib", "made", 2))
+    ] == [2, 21]
+
+
+def test_files_and_variables_of_a_library_are_there_for_its_calls(m, run):
+    def read():
+        with open("data/in") as file:
+            return file.read(), os.environ["WORD"], os.environ["CORES"]
+
+    library = m.create_library_from_functions("filed", read, exec_mode="direct")
+    library.set_cores(2)
+    library.add_input(m.declare_buffer("of the library"), "data/in")
+    library.set_env_var("WORD", "set")
+    m.install_library(library)
+    assert run(FunctionCall("filed", "read")).output == ("of the library", "set", "2")
+    m.remove_library("filed")
+
+
+def test_a_command_may_go_before_the_library(m, run):
+    library = m.create_library_from_functions("prefixed", lambda: os.environ.get("PREFIX"))
+    library.set_cores(1)
+    library.set_command("env PREFIX=before")
+    m.install_library(library)
+    assert run(FunctionCall("prefixed", "<lambda>")).output == "before"
+    m.remove_library("prefixed")
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+def test_results_stay_on_the_worker_and_are_arguments_of_other_calls(install, m, run, size):
+    install("lib", sample_tasks.make_bytes, sample_tasks.length, exec_mode="direct")
+    first = FunctionCall("lib", "make_bytes", size)
+    first.enable_temp_output()
+    m.submit(first)
+    second = FunctionCall("lib", "length", first.output_file)
+    m.submit(second)
+    assert {m.wait(60), m.wait(60)} == {first, second}
+    assert second.output == len(sample_tasks.make_bytes(size))
+
+
+def test_bytes_come_back_as_they_are_where_that_is_asked_for(install, run):
+    install("lib", sample_tasks.make_bytes, bytes)
+    for size in (0, 100, 200_000):
+        call = FunctionCall("lib", "bytes", size)
+        call.disable_output_serialization()
+        assert run(call).output == bytes(size)
+
+
+# ---- what is refused, and what fails
+
+
+def test_a_library_or_function_that_there_is_not_is_refused_at_once(install, m):
+    install("lib", sample_tasks.add)
+    with pytest.raises(ValueError, match=r"no library 'other' is installed; installed: .*lib"):
+        m.submit(FunctionCall("other", "add"))
+    with pytest.raises(ValueError, match="no function 'sub'; it has: add"):
+        m.submit(FunctionCall("lib", "sub"))
+    assert m.check_library_exists("lib")
+    assert not m.check_library_exists("other")
+
+
+def test_another_library_of_the_same_name_is_refused_and_the_same_one_is_not(install, m):
+    install("lib", sample_tasks.add)
+    install("lib", sample_tasks.add)
+    with pytest.raises(ValueError, match="remove it first"):
+        m.install_library(m.create_library_from_functions("lib", sample_tasks.square))
+
+
+@pytest.mark.parametrize("slots", [0, -1])
+def test_a_library_needs_a_slot(m, slots):
+    with pytest.raises(ValueError, match=r"slots=.*1 or more"):
+        m.create_library_from_functions("lib", sample_tasks.add).set_function_slots(slots)
+
+
+def test_an_unknown_way_to_execute_is_refused(m):
+    with pytest.raises(ValueError, match="use 'fork'"):
+        m.create_library_from_functions("lib", sample_tasks.add, exec_mode="thread")
+
+
+def test_what_is_not_a_module_cannot_be_hoisted(m):
+    with pytest.raises(TypeError, match="neither a module nor"):
+        m.create_library_from_functions("lib", sample_tasks.add, hoisting_modules=[3])
+    with pytest.raises(TypeError, match="a list of modules"):
+        m.create_library_from_functions("lib", sample_tasks.add, hoisting_modules=0)
+
+
+def test_a_name_that_leads_out_of_the_library_is_refused(m):
+    with pytest.raises(ValueError, match="inside of a task's folder"):
+        m.create_library_from_functions("lib", sample_tasks.add).add_input(m.declare_buffer("x"), "../x")
+
+
+def test_files_of_a_call_are_refused_with_advice(m):
+    with pytest.raises(TypeError, match="library's add_input"):
+        FunctionCall("lib", "add").add_input(m.declare_buffer("x"), "x")
+
+
+def test_a_library_that_cannot_import_fails_its_calls_with_the_original_error(install, run):
+    install("lib", sample_tasks.add, hoisting_modules=["a_module_that_there_is_not"])
+    for task in run(*(FunctionCall("lib", "add", n, 1) for n in range(5))):
+        assert (task.result, task.successful()) == ("missing library", False)
+        assert isinstance(task.output, ModuleNotFoundError)
+        assert "No module named 'a_module_that_there_is_not'" in str(task.output)
+        assert any("install it there" in note for note in task.output.__notes__)
+
+
+def test_a_library_whose_context_fails_fails_its_calls_with_the_original_error(install, run):
+    def context():
+        raise KeyError("calibration")
+
+    install("lib", sample_tasks.add, library_context_info=[context, [], {}])
+    output = run(FunctionCall("lib", "add", 1, 2)).output
+    assert isinstance(output, KeyError)
+    assert output.args == ("calibration",)
+
+
+def test_a_library_whose_command_does_not_exist_fails_its_calls(m, run):
+    library = m.create_library_from_functions("commanded", sample_tasks.add)
+    library.set_cores(1)
+    library.set_command("/no/such/program")
+    m.install_library(library)
+    task = run(FunctionCall("commanded", "add", 1, 2))
+    assert task.result == "missing library"
+    assert isinstance(task.output, LibraryError)
+    assert "/no/such/program" in str(task.output)
+    m.remove_library("commanded")
+
+
+def test_a_library_can_be_mended_and_installed_anew(install, m, run):
+    install("lib", sample_tasks.add, hoisting_modules=["a_module_that_there_is_not"])
+    assert not run(FunctionCall("lib", "add", 1, 2)).successful()
+    m.remove_library("lib")
+    install("lib", sample_tasks.add, hoisting_modules=["json"])
+    assert run(FunctionCall("lib", "add", 1, 2)).output == 3
+
+
+# ---- its end
+
+
+def test_unfinished_calls_of_a_removed_library_come_back(install, m, run, shared_yard):
+    install("lib", sample_tasks.held, sample_tasks.add, exec_mode="direct")
+    calls = [FunctionCall("lib", "held", str(shared_yard.folder), f"removed-{n}", "never") for n in range(4)]
+    for call in calls:
+        m.submit(call)
+    until(lambda: shared_yard.count("removed-0"), "a call to be running")
+    m.remove_library("lib")
+    assert {m.wait(60).result for _ in calls} == {"missing library"}
+    with pytest.raises(ValueError, match="no library 'lib'"):
+        m.submit(FunctionCall("lib", "add", 1, 2))
+    until(lambda: workers_of(m)[0]["libraries"] == {}, "the library to be gone from the worker")
+    pid = int(shared_yard.place("removed-0").read_text())
+    until(lambda: not alive(pid), "its slot to be gone")
+
+
+def test_an_idle_library_makes_room_for_another_one(install, run):
+    install("first", sample_tasks.add, cores=4)
+    install("second", sample_tasks.square, cores=4)
+    assert run(FunctionCall("first", "add", 1, 2)).output == 3
+    assert run(FunctionCall("second", "square", 3)).output == 9
+    assert run(FunctionCall("first", "add", 2, 2)).output == 4
+
+
+def test_a_library_leaves_no_files_behind(install, m, run, shared_yard):
+    install("lib", sample_tasks.add, exec_mode="direct")
+    run(FunctionCall("lib", "add", 1, 2))
+    m.remove_library("lib")
+    install("lib", sample_tasks.add, hoisting_modules=["a_module_that_there_is_not"])
+    run(FunctionCall("lib", "add", 1, 2))
+    m.remove_library("lib")
+    [session] = shared_yard.workspace.glob("vine-worker-*/session-*")
+    until(
+        lambda: {path.name for path in session.iterdir()} == {"cache", "incoming"},
+        f"only the cache to be left: {list(session.iterdir())}",
+    )
+    assert list((session / "incoming").iterdir()) == []
+
+
+def test_a_library_that_fails_is_called_by_its_name(m, caplog):
+    library = m.create_library_from_functions("my library", sample_tasks.add)
+    library.set_command("/bin/false")
+    m.install_library(library)
+    call = FunctionCall("my library", "add", 1, 2)
+    m.submit(call)
+    assert m.wait(60) is call
+    assert "library my library could not be started" in str(call.output)
+    (full_name, _functions) = m._libraries["my library"]
+    assert full_name not in str(call.output)
+    assert "library my library failed on worker" in caplog.text
+    assert full_name not in caplog.text
+    m.remove_library("my library")

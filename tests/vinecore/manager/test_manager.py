@@ -1,0 +1,424 @@
+"""The manager's face: submitting, waiting, cancelling, closing, from one thread and from many."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import stat
+import threading
+
+import pytest
+
+from tests.harness import sample_tasks
+from tests.harness.processes import alive, interrupt_when, until, workers_of
+from vinecore import FunctionCall, Manager, PythonTask, Task
+from vinecore.resources.amounts import MODES
+
+
+def held(yard, name):
+    task = PythonTask(sample_tasks.held, str(yard.folder), name, f"{name}-gate")
+    task.set_cores(1)
+    return task
+
+
+# ---- submitting and waiting
+
+
+def test_an_empty_manager_has_nothing_to_wait_for(m):
+    assert m.empty()
+    assert m.wait(0) is None
+    assert m.wait(1000) is None  # at once: there is nothing that could come
+    assert m.wait_for_tag("no-such-tag", 1000) is None
+
+
+def test_every_task_comes_back_once(m):
+    tasks = [Task("true", cores=1) for _ in range(20)]
+    numbers = [m.submit(task) for task in tasks]
+    assert len(set(numbers)) == 20
+    assert not m.empty()
+    ended = []
+    while not m.empty():
+        ended.append(m.wait(60))
+    assert {task.id for task in ended} == set(numbers)
+    assert len(ended) == 20
+
+
+def test_waiting_ends_when_its_time_is_over(m, shared_yard):
+    m.submit(held(shared_yard, "timeout"))
+    assert m.wait(0) is None
+    assert m.wait(0.05) is None
+    assert m.wait_for_tag("x", 0.05) is None
+    shared_yard.place("timeout-gate").touch()
+    assert m.wait("wait_forever").output == "timeout"
+
+
+def test_tasks_are_waited_for_by_tag_and_by_number(m):
+    tasks = {name: Task(f"echo {name}", tag=name, cores=1) for name in ("a", "b", "c")}
+    tasks["d"] = Task("echo d", cores=1)
+    for task in tasks.values():
+        m.submit(task)
+    assert m.wait_for_tag("c", 60) is tasks["c"]
+    assert m.wait_for_task_id(tasks["b"].id, 60) is tasks["b"]
+    assert {m.wait(60), m.wait(60)} == {tasks["a"], tasks["d"]}
+    assert m.wait_for_tag("a", 0) is None
+
+
+def test_larger_priorities_run_first(yard):
+    m = yard.manager()
+    tasks = [Task(f"echo {n} >> {yard.place('order')}", priority=n, cores=2) for n in (1, 3, 2)]
+    for task in tasks:
+        m.submit(task)
+    yard.workers(m, 1)
+    while not m.empty():
+        m.wait(60)
+    assert yard.place("order").read_text().split() == ["3", "2", "1"]
+
+
+def test_what_is_not_a_task_is_refused(m):
+    with pytest.raises(TypeError, match="not a task"):
+        m.submit("echo hello")
+
+
+def test_two_thousand_tasks_from_four_threads_all_come_back(m):
+    m.install_library(m.create_library_from_functions("adding", sample_tasks.add, exec_mode="direct"))
+    expected, found, lock = [], [], threading.Lock()
+
+    def submit(start):
+        for n in range(start, start + 500):
+            m.submit(FunctionCall("adding", "add", n, 1))
+            with lock:
+                expected.append(n + 1)
+
+    def collect():
+        while len(found) < 2000:
+            task = m.wait(0.2)
+            if task is not None:
+                found.append(task.output)
+
+    threads = [threading.Thread(target=submit, args=(500 * n,)) for n in range(4)]
+    threads += [threading.Thread(target=collect) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    assert sorted(found) == sorted(expected) == list(range(1, 2001))
+    assert m.empty()
+    m.remove_library("adding")
+
+
+def test_a_manager_works_inside_of_a_running_event_loop(m):
+    async def main():
+        m.submit(PythonTask(sample_tasks.add, 1, 2))
+        return m.wait(60).output
+
+    assert asyncio.run(main()) == 3
+
+
+def test_progress_is_made_while_nobody_waits(m):
+    tasks = [Task("true", cores=1) for _ in range(10)]
+    for task in tasks:
+        m.submit(task)
+    until(lambda: all(task.state == "DONE" for task in tasks), "the tasks to be done without a call of wait")
+    assert sorted(m.wait(0).id for _ in tasks) == [task.id for task in tasks]
+
+
+def test_control_c_gets_through_to_who_waits(yard):
+    m = yard.manager()
+    m.submit(Task("true"))
+    with pytest.raises(KeyboardInterrupt), interrupt_when(lambda: m._waiters):
+        m.wait(60)
+    yard.workers(m, 1)
+    assert m.wait(60).successful()
+
+
+# ---- cancelling
+
+
+def test_a_waiting_task_is_cancelled(m):
+    task = Task("true", cores=500)
+    m.submit(task)
+    m.cancel_by_task_id(task.id)
+    assert m.wait(60) is task
+    assert (task.result, task.completed(), task.exit_code) == ("cancelled", False, -1)
+
+
+@pytest.mark.parametrize("kind", ["shell", "python", "call"])
+def test_a_running_task_is_cancelled_and_killed(m, shared_yard, kind):
+    name = f"cancel-{kind}"
+    if kind == "shell":
+        task = Task(f"echo $$ >> {shared_yard.place(name)}; sleep 1000", cores=1)
+    elif kind == "python":
+        task = held(shared_yard, name)
+    else:
+        library = m.create_library_from_functions(
+            "holding", sample_tasks.held, sample_tasks.add, exec_mode="direct"
+        )
+        library.set_cores(1)
+        m.install_library(library)
+        task = FunctionCall("holding", "held", str(shared_yard.folder), name, f"{name}-gate")
+    m.submit(task)
+    until(lambda: shared_yard.count(name), "the task to be running")
+    pid = int(shared_yard.place(name).read_text())
+    m.cancel_by_task_id(task.id)
+    assert m.wait(60) is task
+    assert task.result == "cancelled"
+    until(lambda: not alive(pid), "its process to be gone")
+    if kind == "call":  # the slot has been replaced
+        m.submit(FunctionCall("holding", "add", 1, 2))
+        assert m.wait(60).output == 3
+        m.remove_library("holding")
+    until(lambda: workers_of(m)[0]["free"]["cores"] == 4, "what it held to be free again")
+
+
+def test_tasks_that_are_cancelled_while_they_begin_leave_nothing_running(m, shared_yard):
+    """At whatever moment of its short life the cancellation finds a task."""
+    tasks = []
+    for n in range(60):
+        task = Task("sleep 1000", cores=1) if n % 2 else PythonTask(signal.pause)
+        task.set_cores(1)
+        tasks.append(task)
+        m.submit(task)
+        if n % 3 == 0:
+            m.cancel_by_task_id(task.id)
+    until(lambda: workers_of(m)[0]["tasks"] > 0, "some of them to be with the worker")
+    m.cancel_all()
+    assert {m.wait(60).result for _ in tasks} == {"cancelled"}
+    until(lambda: workers_of(m)[0]["free"]["cores"] == 4, "what they held to be free again")
+    m.submit(Task("echo fine"))
+    assert m.wait(60).output == "fine\n"
+
+
+def test_cancelling_what_is_over_or_unknown_does_nothing(m):
+    task = Task("true")
+    m.submit(task)
+    assert m.wait(60) is task
+    m.cancel_by_task_id(task.id)
+    m.cancel_by_task_id(10**9)
+    assert m.empty()
+    assert task.successful()
+
+
+# ---- where it listens
+
+
+def test_any_port_will_do(yard):
+    assert yard.manager(port=0).port > 0
+
+
+def test_a_port_that_is_taken_is_an_error_that_says_what_to_do(yard):
+    port = yard.manager(port=0).port
+    with pytest.raises(OSError, match=f"port {port}.*port=0 for any"):
+        yard.manager(port=port)
+
+
+def test_of_a_range_of_ports_the_first_free_one_is_taken(yard):
+    first = yard.manager(port=0).port
+    if first + 20 > 65535:
+        pytest.skip("the first manager has one of the last ports that there are")
+    second = yard.manager(port=(first, first + 20)).port
+    assert first < second <= first + 20
+    with pytest.raises(OSError, match=f"port {first} to {first}|port {first}:"):
+        yard.manager(port=(first, first))
+
+
+@pytest.mark.parametrize("port", [-1, 65536, (10, 5), (0, 70000)])
+def test_what_is_not_a_port_is_refused(port):
+    with pytest.raises(ValueError, match="port"):
+        Manager(port=port)
+
+
+# ---- its secret
+
+
+def test_a_manager_makes_a_secret_that_only_its_user_may_read(yard, tmp_path):
+    m = Manager(port=0, address="127.0.0.1")
+    try:
+        assert m.password_file == tmp_path / "config" / "daskvine" / "secret"
+        assert stat.S_IMODE(m.password_file.stat().st_mode) == 0o600
+        worker = yard.worker(m, command=None, secret=m.password_file)
+        m.wait_for_workers(1, 60)
+    finally:
+        m.close()
+    assert worker.wait() == 0
+
+
+def test_two_managers_of_a_user_have_the_same_secret(yard):
+    first, second = Manager(port=0, address="127.0.0.1"), Manager(port=0, address="127.0.0.1")
+    with first, second:
+        assert first.password_file.read_bytes() == second.password_file.read_bytes() != b""
+
+
+@pytest.mark.parametrize(
+    ("content", "error"), [(b"", ValueError), (b" \n", ValueError), (None, FileNotFoundError)]
+)
+def test_a_password_file_without_a_password_is_refused(tmp_path, content, error):
+    path = tmp_path / "password"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error):
+        Manager(port=0, password_file=path)
+
+
+# ---- policy
+
+
+@pytest.mark.parametrize("name", ["files", "time", "rand", "worst", "disk", "fcfs"])
+def test_every_way_to_choose_a_worker_runs_tasks(yard, name):
+    m = yard.manager()
+    m.set_scheduler(name)
+    yard.workers(m, 2)
+    tasks = [PythonTask(sample_tasks.add, n, 1) for n in range(6)]
+    for task in tasks:
+        task.set_cores(1)
+        m.submit(task)
+    assert sorted(m.wait(60).output for _ in tasks) == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_unknown_way_to_choose_a_worker_is_refused(m):
+    with pytest.raises(ValueError, match="use one of files"):
+        m.set_scheduler("fastest")
+
+
+def test_a_tune_that_is_known_is_taken_and_another_is_not(m):
+    assert m.tune("worker-source-max-transfers", 5) == 0
+    assert m.tune("no-such-thing", 5) == -1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_categories_learn_in_every_mode(yard, mode):
+    m = yard.manager()
+    m.set_category_mode("kind", mode)
+    m.set_category_resources_max("kind", {"cores": 1, "memory": 500})
+    m.set_category_resources_min("kind", {"memory": 50})
+    m.tune("category-steady-n-tasks", 1)
+    yard.workers(m, 1)
+    tasks = [Task("echo $CORES", category="kind") for _ in range(6)]
+    for task in tasks:
+        m.submit(task)
+    assert {m.wait(60).output for _ in tasks} == {"1\n"}
+
+
+# ---- what is going on
+
+
+def test_workers_are_described(yard):
+    m = yard.manager()
+    yard.workers(m, 1, "--cores", "3")
+    [worker] = m.summarize_workers()
+    assert worker["total"]["cores"] == 3
+    assert worker["free"] == worker["total"]
+    assert (worker["tasks"], worker["files"], worker["libraries"]) == (0, 0, {})
+    assert m.workers_connected == 1
+    assert m.worker_name(worker["id"]) == worker["host"]
+
+
+def test_waiting_for_workers_that_do_not_come_ends(yard):
+    m = yard.manager()
+    with pytest.raises(TimeoutError, match="0 of 2 workers"):
+        m.wait_for_workers(2, 0.05)
+
+
+def test_without_workers_the_manager_says_so(yard):
+    m = yard.manager()
+    m.submit(Task("true"))
+    assert until(lambda: m.stalled_reason) == "no worker is connected"
+    yard.workers(m, 1)
+    assert m.wait(60).successful()
+    until(lambda: not m.stalled_reason, "the complaint to end")
+
+
+# ---- its end
+
+
+def test_a_closed_manager_refuses_work_with_a_clear_error(yard):
+    m = yard.manager()
+    m.close()
+    m.close()
+    for call in (
+        lambda: m.submit(Task("true")),
+        lambda: m.wait(1),
+        lambda: m.workers_connected,
+        lambda: m.declare_buffer("x"),
+    ):
+        with pytest.raises(RuntimeError, match="closed"):
+            call()
+    assert "closed" in repr(m)
+
+
+def test_results_that_came_with_their_task_outlive_the_manager(yard):
+    with yard.manager() as m:
+        yard.workers(m, 1)
+        m.submit(PythonTask(sample_tasks.add, 1, 2))
+        m.submit(PythonTask(sample_tasks.make_bytes, 10**6))
+        small, large = sorted((m.wait(60), m.wait(60)), key=lambda task: task.id)
+    assert small.output == 3
+    with pytest.raises(FileNotFoundError, match="before the manager is closed"):
+        large.output  # noqa: B018 - the attribute is a question
+
+
+def test_who_waits_in_another_thread_is_told_that_the_manager_is_closed(yard):
+    m = yard.manager()
+    m.submit(Task("true"))
+    answers = []
+
+    def wait():
+        try:
+            answers.append(m.wait())
+        except RuntimeError as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    until(lambda: m._waiters, "the thread to be waiting")
+    m.close()
+    thread.join(60)
+    assert answers == [None] or "closed" in str(answers[0])
+
+
+def test_a_manager_with_shutdown_sends_its_workers_away_for_good(yard):
+    with yard.manager(shutdown=True) as m:
+        worker = yard.worker(m, "--timeout", "1000", command=sample_tasks.PERSISTENT)
+        m.wait_for_workers(1, 60)
+    assert worker.wait() == 0
+
+
+def test_a_worker_that_leaves_is_noted(yard, caplog):
+    caplog.set_level(logging.INFO, "vinecore")
+    m = yard.manager()
+    [worker] = yard.workers(m, 1)
+    worker.send(signal.SIGTERM)
+    worker.wait()
+    until(lambda: "got SIGTERM" in caplog.text, "the reason in the log")
+
+
+def test_a_forked_child_cannot_use_the_manager_of_its_parent(yard):
+    m = yard.manager()
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            m.submit(Task("true"))
+        except RuntimeError as error:
+            os.write(write, str(error).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert b"belongs to the process that made it" in os.read(read, 1000)
+    for descriptor in (read, write):
+        os.close(descriptor)
+
+
+def test_init_fn_is_called_with_the_manager(yard):
+    seen = []
+    m = yard.manager(init_fn=seen.append)
+    assert seen == [m]
+
+
+def test_the_manager_listens_only_where_it_was_told(yard):
+    m = yard.manager(address="127.0.0.1")
+    with socket.create_connection(("127.0.0.1", m.port)):
+        pass
+    with pytest.raises(OSError, match=r"refused|unreachable|timed out"):
+        socket.create_connection(("127.0.0.2", m.port), timeout=1)

@@ -1,0 +1,284 @@
+"""What of files and directories a task can see: links, modes, times, and what cannot be an input."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+import pytest
+
+from tests.harness.processes import until
+from vinecore import Task
+from vinecore.protocol import INLINE_LIMIT
+
+SIZES = [10, 3 * INLINE_LIMIT]
+
+
+def reading(file, command, name="in"):
+    task = Task(command, cores=1)
+    task.add_input(file, name)
+    return task
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A directory with a file in a folder, and beside it another one."""
+    (tmp_path / "tree" / "sub").mkdir(parents=True)
+    (tmp_path / "tree" / "sub" / "file").write_text("inside\n")
+    (tmp_path / "other" / "deep").mkdir(parents=True)
+    (tmp_path / "other" / "deep" / "file").write_text("outside\n")
+    return tmp_path / "tree"
+
+
+# ---- links
+
+
+def test_a_directory_named_by_a_link_arrives_whole(m, run, tree, tmp_path):
+    (tmp_path / "link").symlink_to(tree, target_is_directory=True)
+    named = m.declare_file(tmp_path / "link")
+    assert run(reading(named, "cat in/sub/file")).output == "inside\n"
+    assert m.declare_file(tree).cache_name == named.cache_name
+
+
+def test_links_that_lead_out_of_a_directory_arrive_as_what_they_point_to(m, run, tree, tmp_path):
+    (tree / "file").symlink_to("../other/deep/file")
+    (tree / "folder").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "up").symlink_to("../tree/sub/file")
+    (tmp_path / "other" / "own").symlink_to("deep/file")
+    (tree / "absolute").symlink_to(tree / "sub")
+    (tree / "out and in").symlink_to("../tree/sub/file")
+    (tree / "stays").symlink_to("sub/../sub/file")
+    (tree / "sub" / "stays").symlink_to("../sub/file")
+    file = m.declare_file(tree)
+    look = "cd in; cat file folder/deep/file folder/up folder/own absolute/file 'out and in' stays sub/stays; find -type l | sort"
+    output = run(reading(file, look)).output.splitlines()
+    assert output[:8] == ["outside", "outside", "inside", "outside", *["inside"] * 4]
+    assert output[8:] == ["./folder/own", "./sub/stays"]
+
+
+def test_another_content_behind_a_link_is_another_directory(m, run, tree, tmp_path):
+    (tree / "file").symlink_to(tmp_path / "other" / "deep" / "file")
+    assert run(reading(m.declare_file(tree), "cat in/file")).output == "outside\n"
+    (tmp_path / "other" / "deep" / "file").write_text("changed\n")
+    assert run(reading(m.declare_file(tree), "cat in/file")).output == "changed\n"
+
+
+def test_links_that_point_nowhere_stay_what_they_are(m, run, tree):
+    (tree / "nowhere").symlink_to("../nowhere")
+    assert run(reading(m.declare_file(tree), "readlink in/nowhere")).output == "../nowhere\n"
+
+
+@pytest.mark.parametrize("where", [".", "..", "/"])
+def test_a_link_to_a_folder_that_it_is_in_is_refused(m, tree, where):
+    (tree / "sub" / "loop").symlink_to(os.path.abspath(tree / where))
+    with pytest.raises(ValueError, match=r"sub/loop is a link to .*, a folder that it is in itself"):
+        m.declare_file(tree)
+
+
+# ---- what has no content that could travel
+
+
+def named_pipe(place):
+    os.mkfifo(place)
+
+
+def listening_socket(place):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(os.path.relpath(place))
+
+
+ODD = {"a named pipe": named_pipe, "a socket": listening_socket}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_pipe_or_a_socket_is_refused_with_its_name(m, tree, kind, inside):
+    place = tree / "sub" / "odd"
+    ODD[kind](place)
+    with pytest.raises(ValueError, match=f"sub/odd is {kind}: only files, folders"):
+        m.declare_file(tree if inside else place)
+
+
+def test_a_device_is_refused(m):
+    with pytest.raises(ValueError, match="/dev/null is a device"):
+        m.declare_file("/dev/null")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", ["sub", "sub/file"])
+def test_what_cannot_be_read_is_refused_with_its_name(m, tree, name, inside):
+    place = tree / name
+    place.chmod(0)
+    try:
+        with pytest.raises(PermissionError, match=name):
+            m.declare_file(tree if inside else place)
+    finally:
+        place.chmod(0o700)
+
+
+# ---- modes and times
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_program_that_was_made_executable_after_a_failure_runs(yard, tmp_path, size):
+    """Also in the next manager of a worker that has kept the first one."""
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho I run\n" + "#" * size)
+    program.chmod(0o644)
+    m = yard.manager()
+    yard.worker(m, "--keep-workspace")
+    first = reading(m.declare_file(program, cache="forever"), "./in")
+    m.submit(first)
+    assert m.wait(60).exit_code == 126
+    until(lambda: list(yard.workspace.glob("vine-kept/*/records/*")), "it to be kept")
+    program.chmod(0o755)
+    second = reading(m.declare_file(program, cache="forever"), "./in")
+    m.submit(second)
+    assert m.wait(60).output == "I run\n"
+    m.close()
+    m = yard.manager()
+    yard.worker(m, "--keep-workspace")
+    for mode, code in ((0o755, 0), (0o644, 126)):
+        program.chmod(mode)
+        m.submit(reading(m.declare_file(program, cache="forever"), "./in"))
+        assert m.wait(60).exit_code == code
+
+
+def test_a_file_of_a_directory_that_was_touched_is_newer_on_the_worker(m, run, tree):
+    for name, changed in (("source", 1_000_000_000), ("made", 1_000_000_001.5)):
+        (tree / name).write_text(name)
+        os.utime(tree / name, (changed, changed))
+    look = "cd in; if [ source -nt made ]; then echo source; else echo made; fi"
+    assert run(reading(m.declare_file(tree, cache=True), look)).output == "made\n"
+    os.utime(tree / "source", (1_000_000_002, 1_000_000_002))
+    assert run(reading(m.declare_file(tree, cache=True), look)).output == "source\n"
+
+
+def test_a_directory_that_was_changed_after_it_was_declared_is_not_sent_under_its_name(m, run, tree):
+    file = m.declare_file(tree)
+    (tree / "sub" / "file").write_text("something else\n")
+    task = run(reading(file, "cat in/sub/file"))
+    assert not task.successful()
+    assert run(reading(m.declare_file(tree), "cat in/sub/file")).output == "something else\n"
+
+
+def test_a_small_file_is_what_it_was_when_it_was_declared_whatever_its_mode(m, run, tmp_path):
+    files = []
+    for mode in (0o600, 0o644, 0o700, 0o755):
+        path = tmp_path / f"file-{mode:o}"
+        path.write_text(f"{mode:o}\n")
+        path.chmod(mode)
+        files.append(m.declare_file(path))
+        path.unlink()
+    assert [run(reading(file, "cat in; stat -c %a in")).output.split() for file in files] == [
+        ["600", "400"],
+        ["644", "444"],
+        ["700", "500"],
+        ["755", "555"],
+    ]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("umask", ["000", "077"])
+def test_inputs_and_outputs_are_the_same_whatever_the_umask_of_the_worker(yard, tmp_path, size, umask):
+    m = yard.manager()
+    yard.worker(
+        m, command=["/bin/sh", "-c", f'umask {umask}; exec "$0" "$@"', sys.executable, "-m", "vineworker"]
+    )
+    path = tmp_path / "input"
+    path.write_bytes(bytes(size))
+    path.chmod(0o644)
+    files = {"file": m.declare_file(path), "buffer": m.declare_buffer(bytes(size))}
+    task = Task(
+        "stat -c '%a %Y' file buffer; cp file out; chmod 640 out; mkdir -p d/e; cp file d/e/inner; chmod 2775 d",
+        cores=1,
+    )
+    for name, file in files.items():
+        task.add_input(file, name)
+    task.add_output(m.declare_file(tmp_path / "out"), "out")
+    task.add_output(m.declare_file(tmp_path / "d"), "d")
+    m.submit(task)
+    assert m.wait(60).output == "444 946684800\n" * 2
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "d").stat().st_mode & 0o7777 == 0o755
+    assert os.access(tmp_path / "d" / "e" / "inner", os.W_OK)
+
+
+def test_an_output_is_as_open_as_the_umask_of_the_manager_lets_it_be_and_has_the_group_of_its_folder(
+    yard, tmp_path
+):
+    before = os.umask(0o027)
+    try:
+        m = yard.manager()
+    finally:
+        os.umask(before)
+    yard.worker(m)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    os.chown(shared, -1, os.getgroups()[-1] if os.getgroups() else os.getgid())
+    shared.chmod(0o2770)
+    task = Task("mkdir d; echo > d/file; echo > out; chmod 777 out d", cores=1)
+    for name in ("out", "d"):
+        task.add_output(m.declare_file(shared / name), name)
+    m.submit(task)
+    assert m.wait(60).successful()
+    found = {path.name: path.stat() for path in (shared / "out", shared / "d", shared / "d" / "file")}
+    assert {name: about.st_mode & 0o777 for name, about in found.items()} == {
+        "out": 0o750,
+        "d": 0o750,
+        "file": 0o640,
+    }
+    assert {about.st_gid for about in found.values()} == {shared.stat().st_gid}
+    assert found["d"].st_mode & 0o2000
+
+
+# ---- outputs
+
+
+def test_links_of_an_output_into_the_tasks_folder_come_as_what_they_point_to(m, run):
+    made = m.declare_temp()
+    task = reading(
+        m.declare_buffer("input\n"),
+        "mkdir d; echo other > other; ln -s ../other d/link; ln -s ../in d/in; ln -s link d/inner; ln -s /dev/null d/away",
+    )
+    task.add_output(made, "d")
+    assert run(task).successful()
+    look = "cd in; cat link in inner; readlink away; test ! -L link && test ! -L in"
+    assert run(reading(made, look)).output.split() == ["other", "input", "other", "/dev/null"]
+
+
+CLOSED = {
+    "a read-only folder": ("mkdir d; echo x > d/file; chmod 555 d", "d", "cat in/file"),
+    "a file in a read-only folder": ("mkdir d; echo x > d/file; chmod 555 d .", "d/file", "cat in"),
+    "a folder with an unsearchable one": (
+        "mkdir -p d/e; echo x > d/e/file; chmod 000 d/e",
+        "d",
+        "cat in/e/file",
+    ),
+    "a file that cannot be read": ("echo x > file; chmod 000 file", "file", "cat in"),
+}
+
+
+@pytest.mark.parametrize(("command", "name", "look"), CLOSED.values(), ids=CLOSED)
+def test_an_output_may_be_closed(m, run, command, name, look):
+    made = m.declare_temp()
+    task = Task(command, cores=1)
+    task.add_output(made, name)
+    assert run(task).successful(), task.error()
+    assert run(reading(made, look)).output == "x\n"
+
+
+def test_nothing_closed_is_left_behind(m, run, shared_yard):
+    task = Task("mkdir -p a/b/c; echo x > a/b/c/file; chmod 000 a/b/c a/b; chmod 555 a .", cores=1)
+    assert run(task).successful()
+    until(lambda: not list(shared_yard.workspace.glob("*/*/t*.d")), "the sandbox to be removed")
+
+
+def test_an_output_with_a_pipe_in_it_is_refused_with_its_name(m, run):
+    task = Task("mkdir d; mkfifo d/odd", cores=1)
+    task.add_output(m.declare_temp(), "d")
+    run(task)
+    assert not task.successful()
+    assert "d/odd is a named pipe" in str(task.error())

@@ -1,0 +1,55 @@
+"""Something is done as soon as a module is there."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+
+import pytest
+
+from vinecore.protocol.import_hooks import when_imported
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module that nobody has imported; importing it says so and waits."""
+    (tmp_path / "arriving.py").write_text("import sys\nsys.begun.set()\nsys.go_on.wait(60)\nready = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "begun", threading.Event(), raising=False)
+    monkeypatch.setattr(sys, "go_on", threading.Event(), raising=False)
+    sys.go_on.set()
+    finders = [*sys.meta_path]
+    yield "arriving"
+    sys.modules.pop("arriving", None)
+    assert sys.meta_path == finders
+
+
+def test_at_once_if_it_is_there(module):
+    importlib.import_module(module)
+    seen = []
+    when_imported(module, lambda found: seen.append(found.ready))
+    assert seen == [True]
+
+
+def test_when_it_has_been_imported_and_only_what_was_asked_for_last(module):
+    seen = []
+    when_imported(module, lambda _found: seen.append("first"))
+    when_imported(module, lambda found: seen.append(found.ready))
+    assert seen == []
+    importlib.import_module(module)
+    assert seen == [True]
+
+
+def test_while_another_thread_imports_it(module):
+    sys.go_on.clear()
+    importing = threading.Thread(target=importlib.import_module, args=[module])
+    importing.start()
+    assert sys.begun.wait(60)
+    seen = []
+    waiting = threading.Thread(target=when_imported, args=[module, lambda found: seen.append(found.ready)])
+    waiting.start()
+    sys.go_on.set()
+    importing.join()
+    waiting.join()
+    assert seen == [True]

@@ -1,0 +1,142 @@
+"""Whose a module is: the environment's, or the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import types
+
+import pytest
+
+from vinecore.protocol import user_modules
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of the user's, on the path of imports; what was imported from it is forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def place(folder, name, text=""):
+    path = folder.joinpath(*name.split("/"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    importlib.invalidate_caches()
+    return path
+
+
+@pytest.mark.parametrize("name", ["json", "json.decoder", "sys", "math", "zipimport", "pytest", "cloudpickle", "_pytest.tmpdir"])  # fmt: skip
+def test_the_standard_library_and_installed_packages_are_of_the_environment(name):
+    assert user_modules.is_package_module(name)
+
+
+@pytest.mark.parametrize("name", ["__main__", "tests.harness.sample_tasks", "a_module_that_there_is_not"])
+def test_the_program_and_what_is_nowhere_are_not(name):
+    assert not user_modules.is_package_module(name)
+
+
+def test_this_project_is_never_the_users_wherever_it_is_installed():
+    assert user_modules.is_package_module("vinecore.manager.files")
+    assert not user_modules.is_own_module(user_modules)
+
+
+def test_a_module_of_the_user_is_told_without_importing_it(folder):
+    place(folder, "mine_once.py", "raise RuntimeError")
+    place(folder, "mine_all/__init__.py", "raise RuntimeError")
+    place(folder, "mine_all/inner.py", "raise RuntimeError")
+    for name in ("mine_once", "mine_all", "mine_all.inner"):
+        assert not user_modules.is_package_module(name)
+    assert not {"mine_once", "mine_all"} & set(sys.modules)
+
+
+def test_a_module_of_the_user_that_has_the_name_of_a_package_is_the_users(folder):
+    own = types.ModuleType("colorsys")
+    own.__file__ = str(place(folder, "colorsys.py"))
+    assert user_modules.is_own_module(own)
+    assert not user_modules.is_own_module(importlib.import_module("json"))
+
+
+def test_a_package_in_several_folders_is_of_the_environment_if_all_of_them_are(folder, monkeypatch):
+    place(folder, "lib/site-packages/spread_out/one.py")
+    monkeypatch.syspath_prepend(str(folder / "lib/site-packages"))
+    assert user_modules.is_package_module("spread_out.one")
+    place(folder, "spread_out/two.py")
+    importlib.invalidate_caches()
+    assert not user_modules.is_package_module("spread_out.one")
+
+
+def test_files_of_environments_in_other_places_are_packages(folder):
+    assert user_modules.is_package_file(str(folder / "env/lib/python3.9/site-packages/numpy/__init__.py"))
+    assert user_modules.is_package_file("/usr/lib/python3/dist-packages/six.py")
+    assert user_modules.is_package_file(os.__file__)
+    assert not user_modules.is_package_file(str(folder / "my-site-packages/analysis.py"))
+
+
+def test_what_has_no_file_is_nobodys_own():
+    assert not user_modules.is_own_module(types.ModuleType("made_by_hand"))
+    assert not user_modules.is_own_module(sys.modules["__main__"])
+
+
+def test_the_digest_of_own_modules_is_that_of_their_text(folder):
+    path = place(folder, "mine_text.py", "CUT = 1")
+    own = [importlib.import_module("mine_text"), importlib.import_module("json")]
+    first = user_modules.digest_of_own(own)
+    assert first == user_modules.digest_of_own(own) != ""
+    when = path.stat()
+    path.write_text("CUT = 2")  # as long as before, and at the same time
+    os.utime(path, ns=(when.st_atime_ns, when.st_mtime_ns))
+    assert user_modules.digest_of_own(own) != first
+    path.write_text("CUT = 1")
+    assert user_modules.digest_of_own(own) == first
+    path.unlink()
+    assert user_modules.digest_of_own(own) not in ("", first)
+    assert user_modules.digest_of_own([sys.modules["json"]]) == ""
+
+
+def test_it_is_counted_how_often_a_module_of_the_user_is_imported_again(folder):
+    place(folder, "mine_loads.py", "VALUE = 1")
+    module = importlib.import_module("mine_loads")
+    assert ("mine_loads", 0) in user_modules.count_loads()
+    assert ("mine_loads", 0) in user_modules.count_loads()
+    importlib.reload(module)
+    assert ("mine_loads", 1) in user_modules.count_loads()
+    del sys.modules["mine_loads"]
+    importlib.import_module("mine_loads")
+    assert ("mine_loads", 2) in user_modules.count_loads()
+    assert not {"json", "vinecore"} & dict(user_modules.count_loads()).keys()
+
+
+def test_own_modules_are_those_that_there_are_at_each_moment(folder):
+    def found():
+        return {
+            module.__name__ for module in user_modules.own_modules() if module.__name__.startswith("mine_")
+        }
+
+    assert found() == set()
+    place(folder, "mine_first.py")
+    place(folder, "mine_second.py")
+    importlib.import_module("mine_first")
+    assert found() == {"mine_first"}
+    importlib.import_module("mine_second")
+    del sys.modules["mine_first"]  # as many as before
+    assert found() == {"mine_second"}
+    sys.modules["mine_second"] = types.ModuleType("mine_second")  # as many, with the same names
+    assert found() == set()
+    sys.modules["mine_second"].__file__ = str(folder / "mine_second.py")
+    assert found() == {"mine_second"}
+
+
+def test_a_module_of_a_package_that_is_imported_again_from_elsewhere_is_the_users_own(folder, monkeypatch):
+    place(folder, "lib/site-packages/mine_moved.py")
+    monkeypatch.syspath_prepend(str(folder / "lib/site-packages"))
+    module = importlib.import_module("mine_moved")
+    assert module not in user_modules.own_modules()
+    place(folder, "mine_moved.py")
+    monkeypatch.syspath_prepend(str(folder))
+    importlib.reload(module)
+    assert module in user_modules.own_modules()

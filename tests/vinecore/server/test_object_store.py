@@ -1,0 +1,123 @@
+"""What the manager holds, without a manager."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from vinecore.protocol import INLINE_LIMIT
+from vinecore.server.object_store import ObjectStore
+
+
+@pytest.fixture
+def news():
+    return []
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch, news):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store = ObjectStore(lambda *what: news.append(what))
+    yield store
+    store.close()
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("vine-manager-")]
+
+
+def brought(store, name, data=b"data"):
+    """Have a worker bring an object."""
+    path = store.temporary(name)
+    with open(path, "wb") as file:
+        file.write(data)
+    store.store(name, path, "digest")
+    return path
+
+
+def test_what_a_worker_brings_is_found_and_told(store, news):
+    path = brought(store, "result")
+    assert store.find_object("result") == path
+    assert news == [("result", 4, "digest")]
+    store.remove("result")
+    assert store.find_object("result") is None
+    assert not os.path.exists(path)
+
+
+def test_what_the_user_has_declared_is_forgotten_only_when_all_declarations_are_taken_back(store):
+    assert store.declare("buffer", b"x")
+    assert not store.declare("buffer", b"x")
+    store.release("buffer")
+    store.remove("buffer")
+    assert store.find_object("buffer") == b"x"
+    store.release("buffer")
+    store.remove("buffer")
+    assert store.find_object("buffer") is None
+
+
+def test_a_late_order_to_forget_does_not_take_what_was_declared_anew(store):
+    store.declare("buffer", b"x")
+    store.release("buffer")  # the engine is told, and takes its time
+    assert store.declare("buffer", b"x")
+    store.remove("buffer")
+    assert store.find_object("buffer") == b"x"
+
+
+def test_the_users_own_files_are_never_removed(store, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(INLINE_LIMIT + 1))
+    store.declare("file", str(path))
+    store.release("file")
+    store.remove("file")
+    assert path.exists()
+
+
+def test_a_large_file_that_has_changed_is_not_given_away(store, tmp_path, caplog):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(INLINE_LIMIT + 1))
+    store.declare("file", str(path))
+    assert store.find_object("file") == str(path)
+    path.write_bytes(bytes(INLINE_LIMIT + 2))
+    assert store.find_object("file") is None
+    path.unlink()
+    assert store.find_object("file") is None
+    assert "has been changed or removed" in caplog.text
+
+
+def test_an_output_is_put_where_the_user_wants_it(store, tmp_path, news):
+    place = tmp_path / "new" / "place"
+    store.set_destination("out", str(place))
+    brought(store, "out")
+    assert place.read_bytes() == b"data"
+    assert [path.name for path in place.parent.iterdir()] == ["place"]
+    store.remove("out")
+    assert place.exists()
+    assert store.undelivered == {}
+
+
+def test_an_output_that_cannot_be_put_there_is_kept_and_said_so(store, tmp_path):
+    (tmp_path / "file").touch()
+    store.set_destination("out", str(tmp_path / "file" / "below"))
+    path = brought(store, "out")
+    assert store.find_object("out") == path
+    assert "cannot be written" in store.undelivered["out"]
+
+
+def test_the_size_of_a_program_is_not_told_so_that_it_travels_as_a_file(store, news):
+    path = store.temporary("program")
+    with open(path, "wb") as file:
+        file.write(b"#!/bin/sh\n")
+    os.chmod(path, 0o755)
+    store.store("program", path, "digest")
+    assert news == [("program", -1, "digest")]
+
+
+def test_what_comes_after_the_end_is_dropped(store, news):
+    path = brought(store, "before")
+    store.close()
+    assert not os.path.exists(path)
+    assert store.find_object("before") is None
+    late = store.folder + "-late"
+    with open(late, "wb"):
+        pass
+    store.store("late", late, "digest")
+    assert not os.path.exists(late)
+    assert [name for name, _size, _digest in news] == ["before"]

@@ -1,0 +1,111 @@
+"""Time, and links that are shared, against what can be reckoned by hand."""
+
+import math
+
+import pytest
+
+from vinecore.simulate.event_queue import EventQueue
+from vinecore.simulate.network import Flow, Link
+
+
+class Wire:
+    """Links and the times at which transfers over them were over."""
+
+    def __init__(self):
+        self.clock = EventQueue()
+        self.over = {}
+
+    def link(self, *bandwidths):
+        return Link(self.clock, *bandwidths)
+
+    def send(self, name, size, *links, at=0.0):
+        self.clock.schedule_at(
+            at, lambda: Flow(links, size, lambda: self.over.__setitem__(name, self.clock.now))
+        )
+
+    def run(self):
+        while self.clock.pending:
+            self.clock.run_next()
+        return pytest.approx(self.over)
+
+
+@pytest.fixture
+def wire():
+    return Wire()
+
+
+def test_what_is_to_happen_at_the_same_time_happens_in_the_order_in_which_it_was_asked_for():
+    clock, seen = EventQueue(), []
+    for when, name in ((2.0, "c"), (1.0, "a"), (1.0, "b")):
+        clock.schedule_at(when, seen.append, name)
+    while clock.pending:
+        clock.run_next()
+    assert (seen, clock.now) == (["a", "b", "c"], 2.0)
+
+
+def test_what_is_in_the_background_is_not_pending():
+    clock = EventQueue()
+    clock.schedule_at(1.0, lambda: None, background=True)
+    assert clock.pending == 0
+
+
+def test_a_transfer_has_a_link_for_itself(wire):
+    wire.send("one", 100, wire.link(10))
+    assert wire.run() == {"one": 10.0}
+
+
+def test_transfers_share_a_link_evenly(wire):
+    link = wire.link(10)
+    wire.send("small", 50, link)
+    wire.send("large", 100, link)
+    assert wire.run() == {"small": 10.0, "large": 15.0}
+
+
+def test_who_comes_later_shares_from_then_on(wire):
+    link = wire.link(10)
+    wire.send("early", 100, link)
+    wire.send("late", 100, link, at=5.0)
+    assert wire.run() == {"early": 15.0, "late": 20.0}
+
+
+def test_one_stream_gets_no_more_than_its_limit(wire):
+    link = wire.link(100, 10)
+    wire.send("one", 100, link)
+    wire.send("two", 50, link)
+    assert wire.run() == {"one": 10.0, "two": 5.0}
+
+
+def test_a_transfer_is_as_slow_as_the_slowest_of_its_links(wire):
+    wire.send("one", 100, wire.link(10), wire.link(5))
+    assert wire.run() == {"one": 20.0}
+
+
+def test_what_is_cancelled_leaves_its_share_to_the_others(wire):
+    link = wire.link(10)
+    wire.send("stays", 100, link)
+    gone = Flow((link,), 100, lambda: wire.over.__setitem__("gone", 0))
+    wire.clock.schedule_at(4.0, gone.cancel)
+    assert wire.run() == {"stays": 12.0}
+
+
+def test_a_transfer_that_is_cancelled_when_it_has_the_link_for_itself_leaves_nothing_to_come(wire):
+    link = wire.link(10)
+    gone = Flow((link,), 100, lambda: wire.over.__setitem__("gone", 0))
+    wire.clock.schedule_at(4.0, gone.cancel)
+    wire.send("next", 10, link, at=20.0)
+    assert wire.run() == {"next": 21.0}
+
+
+def test_a_thousand_transfers_take_as_long_together_as_one_of_their_size(wire):
+    link = wire.link(7e6)
+    for number in range(1000):
+        wire.send(number, 1e6 / 3, link, at=number * 1e-3)
+    wire.run()
+    assert max(wire.over.values()) == pytest.approx(1000 * 1e6 / 3 / 7e6)
+
+
+def test_what_has_no_limit_passes_everything_at_once(wire):
+    link = wire.link(math.inf)
+    for name in "abc":
+        wire.send(name, 1e9, link, at=1.0)
+    assert wire.run() == {"a": 1.0, "b": 1.0, "c": 1.0}

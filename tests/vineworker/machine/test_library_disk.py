@@ -1,0 +1,90 @@
+"""How much of the disk a library takes, with real files and processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from vineworker.machine.library_disk import LibraryDisk, TooMuch, Writer
+
+MB = 1 << 20
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of a library with two slots."""
+    folder = tmp_path / "t1"
+    for slot in "12":
+        (folder / ".vine" / slot).mkdir(parents=True)
+    return folder
+
+
+def look(folder, limit=10, copies=(), pids=(None, None, None)):
+    library, *slots = pids
+    writers = {n: Writer(pid, (str(folder / f".vine-stdout-{n}"),)) for n, pid in enumerate(slots, 1)}
+    own = Writer(library, (f"{folder}.log",))
+    return LibraryDisk(str(folder), own, lambda: writers, lambda: limit, dict(copies)).look()
+
+
+def write(path, mb):
+    path.write_bytes(bytes(mb * MB))
+
+
+def test_the_slot_that_has_written_most_is_told(folder):
+    write(folder / ".vine" / "1" / "a", 4)
+    write(folder / ".vine" / "2" / "b", 7)
+    assert look(folder) == TooMuch(2, 10, 11)
+    assert look(folder, limit=11) is None
+    assert look(folder, limit=0) is None
+
+
+def test_what_slots_print_is_theirs(folder):
+    write(folder / ".vine-stdout-1", 11)
+    assert look(folder) == TooMuch(1, 10, 11)
+
+
+def test_what_is_nobodys_is_the_librarys(folder):
+    write(folder / "table", 11)
+    assert look(folder) == TooMuch(None, 10, 11)
+
+
+def test_what_the_library_prints_counts_together_with_what_slots_have_written(folder):
+    write(folder.parent / "t1.log", 6)
+    write(folder / ".vine" / "1" / "a", 5)
+    assert look(folder) == TooMuch(1, 10, 11)
+
+
+def test_inputs_do_not_count(folder):
+    write(folder / "input", 11)
+    info = os.stat(folder / "input")
+    assert look(folder, copies={info.st_ino: info.st_size}) is None
+
+
+def test_what_a_slot_has_left_that_has_ended_does_not_count_any_more(folder):
+    (folder / ".vine" / "3").mkdir()
+    write(folder / ".vine" / "3" / "a", 11)
+    assert look(folder) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("opener", [0, 2])
+def test_files_without_a_name_count_once_for_the_first_that_has_opened_them(folder, opener):
+    code = (
+        "import os, subprocess, sys, tempfile\n"
+        "file = tempfile.TemporaryFile(dir=sys.argv[1])\n"
+        "file.write(bytes(11 << 20)); file.flush()\n"
+        "child = subprocess.Popen(['sleep', '600'], pass_fds=[file.fileno()])\n"
+        "print(child.pid, flush=True)\n"
+        "sys.stdin.read(); child.kill(); child.wait()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    child = int(process.stdout.readline())
+    try:
+        pids = (process.pid, None, child) if opener == 0 else (None, None, process.pid)
+        assert look(folder, pids=pids) == TooMuch(opener or None, 10, 11)
+    finally:
+        process.communicate()

@@ -1,0 +1,82 @@
+"""The small shell that cleans up after a worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+import pytest
+from vineworker.machine.process_reaper import ProcessReaper
+
+from tests.harness.processes import alive, until
+
+
+@pytest.fixture
+def groups():
+    """Start processes that lead groups, and end them."""
+    started = []
+
+    def start(command="sleep 1000"):
+        started.append(subprocess.Popen(["/bin/sh", "-c", command], start_new_session=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_in_the_end_it_kills_the_groups_that_are_left_and_removes_the_folder(tmp_path, groups):
+    folder = tmp_path / "it's a folder"
+    (folder / "locked").mkdir(parents=True)
+    (folder / "locked" / "file").touch()
+    (folder / "locked").chmod(0)
+    warden = ProcessReaper(str(folder))
+    watched, ended, others = groups("sleep 1000 & sleep 1000"), groups(), groups()
+    for process in (watched, ended):
+        warden.watch(process.pid)
+    warden.unwatch(ended.pid)
+    warden.unwatch(12345678)
+    warden.close()
+    assert watched.wait(60) == -signal.SIGKILL
+    assert ended.poll() is None
+    assert others.poll() is None
+    assert not folder.exists()
+
+
+def test_many_groups_are_remembered_as_they_are(tmp_path, groups):
+    warden = ProcessReaper(str(tmp_path / "folder"))
+    process = groups()
+    for n in range(2000):  # numbers that begin and end alike
+        warden.watch(10**7 + n)
+        warden.watch(10**8 + n)
+    warden.watch(process.pid)
+    for n in range(2000):
+        warden.unwatch(10**7 + n)
+        warden.unwatch(10**8 + n)
+    warden.close()
+    assert process.wait(60) == -signal.SIGKILL
+
+
+def test_one_that_does_not_listen_is_ended_before_what_it_knows_is_too_old(tmp_path, groups):
+    warden = ProcessReaper(str(tmp_path / "folder"))
+    process = groups()
+    warden.watch(process.pid)
+    os.kill(warden._shell.pid, signal.SIGSTOP)
+    for n in range(20_000):
+        warden.watch(10**7 + n)
+    warden.unwatch(process.pid)
+    warden.close()
+    assert process.poll() is None
+
+
+def test_one_that_has_been_killed_harms_nobody(tmp_path):
+    warden = ProcessReaper(str(tmp_path / "folder"))
+    pid = warden._shell.pid
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not alive(pid))
+    for n in range(100):
+        warden.watch(10**7 + n)
+    warden.close()

@@ -1,0 +1,382 @@
+"""What a worker keeps beyond a manager and beyond itself, without a worker."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from vineworker.storage.persistent_cache import FORMAT, PersistentCache, open_cache_directory
+
+from tests.harness.processes import until
+from vinecore.protocol.transfer import digests
+
+SECRET = b"secret"
+MB = 1 << 20
+
+
+class Shelf:
+    """A keeper of forever things over a folder, and what it has said."""
+
+    def __init__(self, workspace, limit=10 * MB, secret=SECRET):
+        self.keeper = PersistentCache(
+            str(workspace / "worker"), limit, open_cache_directory(str(workspace), secret)
+        )
+        self.said = []
+        self.is_all = False
+        self.known, is_all = self.keeper.subscribe(self.hear)
+        self.is_all = self.is_all or is_all
+
+    def hear(self, what, kept):
+        if kept is None:
+            self.is_all = True
+        else:
+            self.said.append((what, kept.name))
+
+    def keep(self, name, content, forever=True):
+        self.keeper.keep(name, content, forever=forever)
+        self.rest()
+
+    def rest(self):
+        """Wait until it has done all that it was asked for."""
+        done = threading.Event()
+        self.keeper.run_after_pending(done.set)
+        assert done.wait(60)
+
+    def found(self, count):
+        """Wait until so many old objects are found; give all names."""
+        names = lambda: {kept.name for kept in self.known} | {n for what, n in self.said if what == "found"}  # noqa: E731
+        return until(lambda: len(names()) >= count and names(), f"{count} to be found")
+
+    def close(self):
+        self.keeper.close()
+        self.keeper._thread.join(60)
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    shelves = []
+
+    def open_(**more):
+        shelves.append(Shelf(tmp_path, **more))
+        return shelves[-1]
+
+    yield open_
+    for one in shelves:
+        if one.keeper._thread is not None:
+            one.close()
+
+
+def home(tmp_path, part):
+    return sorted((tmp_path / "vine-kept").glob(f"*/{part}/*"))
+
+
+def test_it_says_when_that_is_all(tmp_path, shelf):
+    first = shelf()
+    first.keep("one", b"1")
+    first.keep("two", b"2")
+    first.close()
+    second = shelf()
+    until(lambda: second.is_all, "all to be told")
+    assert {kept.name for kept in second.known} | {name for _what, name in second.said} == {"one", "two"}
+
+
+def text_of(kept):
+    with open(kept.path, "rb") as file:
+        return file.read()
+
+
+def test_what_is_kept_forever_is_found_by_the_next_one(tmp_path, shelf):
+    first = shelf()
+    (tmp_path / "file").write_bytes(b"large")
+    first.keep("small", b"small")
+    first.keep("a/b", str(tmp_path / "file"))
+    assert first.said == [("kept", "small"), ("kept", "a/b")]
+    first.close()
+    (tmp_path / "file").unlink()
+    second = shelf()
+    assert second.found(2) == {"small", "a/b"}
+    assert [text_of(second.keeper.check(name)) for name in ("small", "a/b")] == [b"small", b"large"]
+
+
+def test_a_kept_file_takes_no_room_beside_the_one_in_the_cache(tmp_path, shelf):
+    (tmp_path / "file").write_bytes(b"x" * MB)
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_bytes(b"x" * MB)
+    keeping = shelf()
+    keeping.keep("file", str(tmp_path / "file"))
+    keeping.keep("tree", str(tmp_path / "tree"))
+    objects = home(tmp_path, "objects")
+    assert [(path / "file" if path.is_dir() else path).stat().st_nlink for path in objects] == [2, 2]
+
+
+def test_a_directory_is_found_with_its_modes_links_and_empty_folders(tmp_path, shelf):
+    tree = tmp_path / "tree"
+    (tree / "empty").mkdir(parents=True)
+    (tree / "Grüße\nund mehr").write_text("odd name")
+    (tree / "program").write_text("x")
+    (tree / "program").chmod(0o755)
+    (tree / "link").symlink_to("/nowhere/at/all")
+    (tree / "locked").mkdir()
+    (tree / "locked" / "inside").write_text("x")
+    (tree / "locked").chmod(0o555)
+    first = shelf()
+    first.keep("tree", str(tree))
+    first.close()
+    (tree / "program").chmod(0o555)  # as a sandbox does
+    second = shelf()
+    second.found(1)
+    place = second.keeper.check("tree").path
+    assert sorted(os.listdir(place)) == sorted(os.listdir(tree))
+    assert os.readlink(f"{place}/link") == "/nowhere/at/all"
+    assert [os.stat(f"{place}/{name}").st_mode & 0o777 for name in ("program", "locked")] == [0o555, 0o555]
+    assert os.listdir(f"{place}/empty") == []
+    second.keeper.drop("tree")
+    until(lambda: home(tmp_path, "incoming") == home(tmp_path, "objects") == [], "it to be removed")
+
+
+def damage_content(path):
+    path.chmod(0o644)
+    path.write_bytes(b"DAMAGED")
+
+
+def damage_size(path):
+    path.chmod(0o644)
+    path.write_bytes(b"")
+
+
+def damage_mode(path):
+    path.chmod(0o755)
+
+
+def replace_by_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [damage_content, damage_size, damage_mode, replace_by_folder, os.unlink])
+def test_what_is_not_as_it_was_is_removed_and_not_told_of(tmp_path, shelf, damage):
+    first = shelf()
+    first.keep("good", b"good")
+    first.keep("bad", b"damaged")
+    first.close()
+    damage(next(path for path in home(tmp_path, "objects") if path.name == "bad"))
+    second = shelf()
+    assert second.found(1) == {"good"}
+    assert second.keeper.check("bad") is None
+    assert [path.name for path in home(tmp_path, "records")] == ["good"]
+    assert ("found", "bad") not in second.said
+
+
+def test_what_a_crash_leaves_half_done_is_removed(tmp_path, shelf):
+    first = shelf()
+    first.keep("good", b"good")
+    first.close()
+    folder = home(tmp_path, "records")[0].parent.parent
+    (folder / "objects" / "without-record").write_text("x")
+    (folder / "incoming" / "7").write_text("x")
+    (folder / "records" / "empty").write_text("")
+    (folder / "records" / "list").write_text("[]")
+    (folder / "records" / "other-name").write_text((folder / "records" / "good").read_text())
+    second = shelf()
+    second.found(1)
+    until(lambda: len(home(tmp_path, "objects")) == 1)
+    assert second.keeper.check("other-name") is None
+    assert [p.name for p in (*home(tmp_path, "objects"), *home(tmp_path, "incoming"))] == ["good"]
+    assert set(second.found(1)) == {"good"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"[" * 200_000, b'{"name": ' * 100_000, b'{"name": "odd", "size": Infinity}', b'{"name": "odd", "size": ' + b"9" * 4000 + b"}", b'{"name": "odd", "size": 1e999}',
+     b'{"name": "a\\u0000b", "size": 1}', b'{"name": "\\ud800", "size": 1}', b'{"name": ["odd"], "size": 1}', b'{"size": 1}', b"\xff\xfe", b" " * 200_000, b"NaN",
+     b'{"name": "odd", "size": -5, "directory": "x"}'],
+    ids=lambda text: repr(text[:30]),
+)  # fmt: skip
+def test_a_record_that_is_none_costs_only_its_own_object(tmp_path, shelf, text):
+    first = shelf()
+    for name in ("one", "odd", "two"):
+        first.keep(name, name.encode())
+    first.close()
+    next(path for path in home(tmp_path, "records") if path.name == "odd").write_bytes(text)
+    second = shelf()
+    until(lambda: second.is_all, "all to be found")
+    assert second.found(2) == {"one", "two"}
+    assert second.keeper.check("odd") is None
+    assert {path.name for path in home(tmp_path, "records")} == {"one", "two"}
+    second.keep("odd", b"again")
+    assert second.keeper.check("odd") is not None
+
+
+def test_what_another_version_has_kept_is_removed_and_told_of_once(tmp_path, shelf, caplog):
+    """The first format, whose names of files said nothing of their modes: what was executable was found where the same text is not."""
+    first = shelf()
+    for name in ("one", "two", "three"):
+        first.keep(name, name.encode())
+    first.close()
+    for path in home(tmp_path, "records"):
+        if path.name != "three":
+            record = json.loads(path.read_text())
+            del record["format"]
+            path.write_text(json.dumps(record))
+    second = shelf()
+    until(lambda: second.is_all, "all to be found")
+    assert second.found(1) == {"three"}
+    assert [path.name for path in home(tmp_path, "objects")] == ["three"]
+    (line,) = caplog.messages
+    assert line.startswith("2 objects in ") and line.endswith(
+        "by another version of daskvine and are removed"
+    )
+
+
+def test_a_record_names_size_and_digest(tmp_path, shelf):
+    shelf().keep("x", b"content")
+    (record,) = home(tmp_path, "records")
+    assert json.loads(record.read_text()) == {
+        "format": FORMAT,
+        "name": "x",
+        "size": 7,
+        "directory": False,
+        "mode": json.loads(record.read_text())["mode"],
+        "digest": hashlib.sha256(b"content").hexdigest(),
+        "transfer": digests.digest_bytes(b"content"),
+    }
+
+
+def test_what_is_not_what_its_name_says_is_not_kept(tmp_path, shelf, caplog):
+    digest = hashlib.sha256(b"right").hexdigest()[:40]
+    keeping = shelf()
+    keeping.keep(f"buffer-{digest}", b"wrong")
+    keeping.keep(f"file-{digest}", b"right")
+    assert keeping.said == [("kept", f"file-{digest}")]
+    assert "not the one it is named after" in caplog.text
+
+
+def test_what_was_altered_before_it_is_kept_is_not_kept(tmp_path, shelf, caplog):
+    keeping = shelf()
+    keeping.keeper.keep("x", b"altered", forever=True, digest=digests.digest_bytes(b"right"))
+    keeping.keep("y", b"y")
+    assert [path.name for path in home(tmp_path, "objects")] == ["y"]
+    assert "x is not kept: it has been altered" in caplog.text
+
+
+def test_the_oldest_goes_first_when_it_is_too_much(tmp_path, shelf):
+    first = shelf(limit=300)
+    for name in "abc":
+        first.keep(name, bytes(100))
+    first.keep("a", bytes(100))  # used again
+    first.keep("d", bytes(100))
+    assert first.said[-1] == ("full", "d")
+    assert [kept.name for kept in first.keeper.surplus()] == ["b"]
+    assert [kept.name for kept in first.keeper.surplus({"b"})] == ["c"]
+    first.close()
+    second = shelf(limit=200)
+    assert second.found(2) == {"a", "d"}
+    until(lambda: len(home(tmp_path, "objects")) == 2)
+
+
+def test_nobody_is_asked_what_may_go_between_two_managers(tmp_path, shelf):
+    keeping = shelf(limit=150)
+    keeping.keep("a", bytes(100))
+    keeping.keeper.detach()
+    keeping.keep("b", bytes(100))
+    until(lambda: [path.name for path in home(tmp_path, "objects")] == ["b"])
+
+
+def test_what_is_larger_than_the_limit_is_not_kept(tmp_path, shelf, caplog):
+    keeping = shelf(limit=100)
+    keeping.keep("large", bytes(101))
+    assert home(tmp_path, "objects") == home(tmp_path, "incoming") == []
+    assert "large is not kept" in caplog.text
+
+
+def test_what_is_dropped_before_it_is_kept_is_not_kept(tmp_path, shelf):
+    keeping = shelf()
+    with keeping.keeper._checking:  # so that it cannot get on
+        keeping.keeper.keep("x", b"x", forever=True)
+        keeping.keeper.drop("x")
+    keeping.keep("y", b"y")
+    assert [path.name for path in home(tmp_path, "objects")] == ["y"]
+    assert keeping.said == [("kept", "y")]
+
+
+def test_what_vanishes_before_it_is_kept_harms_nobody(tmp_path, shelf):
+    keeping = shelf()
+    keeping.keep("gone", str(tmp_path / "gone"))
+    keeping.keep("y", b"y")
+    assert keeping.said == [("kept", "y")]
+
+
+def test_what_a_worker_keeps_for_itself_can_be_kept_forever_later(tmp_path, shelf):
+    keeping = shelf()
+    keeping.keep("x", b"x", forever=False)
+    assert home(tmp_path, "objects") == []
+    held = keeping.keeper.check("x")
+    keeping.keep("x", held.path)
+    keeping.keep("x", b"x", forever=False)
+    assert [path.name for path in home(tmp_path, "objects")] == ["x"]
+    assert keeping.keeper.check("x").forever
+
+
+def test_without_a_home_things_are_kept_beside_the_worker(tmp_path):
+    keeper = PersistentCache(str(tmp_path / "kept"), MB)
+    try:
+        keeper.keep("x", b"x", forever=True)
+        until(lambda: not keeper.busy)
+        kept = keeper.check("x")
+        assert kept.path.startswith(str(tmp_path / "kept"))
+        assert not kept.forever
+    finally:
+        keeper.close()
+
+
+def test_two_workers_have_folders_of_their_own_and_another_secret_has_others(tmp_path, shelf):
+    first, second = shelf(), shelf()
+    first.keep("x", b"first")
+    second.keep("x", b"second")
+    second.keep("y", b"second")
+    shelf(secret=b"other").keep("x", b"other")
+    assert len({path.parent.parent for path in home(tmp_path, "objects")}) == 3
+    first.close()
+    third = shelf()  # where the first one was
+    assert third.found(1) == {"x"}
+    assert text_of(third.keeper.check("x")) == b"first"
+
+
+def test_the_lock_of_a_killed_worker_is_free(tmp_path):
+    script = f"import sys\nfrom vineworker.storage.persistent_cache import open_home\nhome = open_home({str(tmp_path)!r}, b'x')\nprint(home.folder, flush=True)\nsys.stdin.read()"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    )
+    with process:
+        folder = process.stdout.readline().strip()
+        beside = open_cache_directory(str(tmp_path), b"x")
+        assert beside.folder != folder
+        process.kill()
+        process.wait()
+        home = open_cache_directory(str(tmp_path), b"x")
+        assert home.folder == folder
+    home.close()
+    beside.close()
+
+
+def test_a_folder_that_is_not_ours_is_not_used(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "vine-kept").symlink_to("elsewhere")
+    assert open_cache_directory(str(tmp_path), SECRET) is None
+    assert "nothing will be kept" in caplog.text
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+def test_the_folder_is_for_its_user_only(tmp_path):
+    home = open_cache_directory(str(tmp_path), SECRET)
+    home.close()
+    assert (tmp_path / "vine-kept").stat().st_mode & 0o777 == 0o700
+    assert SECRET.decode() not in home.folder

@@ -1,0 +1,63 @@
+"""What processes that run long print takes a bounded part of the disk."""
+
+from __future__ import annotations
+
+import os
+
+from vineworker.tasks import logs
+
+from tests.harness.processes import until
+from vinecore import FunctionCall
+
+
+def test_of_a_long_log_the_end_is_kept_and_goes_on(tmp_path):
+    path = tmp_path / "log"
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(log, bytes(logs.MOST_BYTES) + b"the end\n")
+    logs.shorten(str(path))
+    os.write(log, b"more\n")
+    os.close(log)
+    text = path.read_bytes()
+    assert len(text) < 2 * logs.KEPT_BYTES
+    assert text.startswith(b"[what was here, ")
+    assert text.endswith(b"the end\nmore\n")
+
+
+def test_a_short_log_and_one_that_is_not_there_stay_as_they_are(tmp_path):
+    path = tmp_path / "log"
+    logs.shorten(str(path))
+    assert not path.exists()
+    path.write_text("short\n")
+    logs.shorten(str(path))
+    assert path.read_text() == "short\n"
+
+
+def print_much(gate):
+    import os
+    import time
+
+    for _ in range(40):
+        os.write(1, bytes(1 << 20))
+    os.write(1, b"the end\n")
+    while not os.path.exists(gate):
+        time.sleep(0.01)
+
+
+def test_what_a_call_prints_while_it_runs_does_not_fill_the_disk(yard):
+    m = yard.manager()
+    yard.worker(m)
+    library = m.create_library_from_functions("lib", print_much, exec_mode="direct")
+    library.set_cores(1)
+    m.install_library(library)
+    m.submit(FunctionCall("lib", "print_much", str(yard.place("gate"))))
+
+    def ends():
+        for path in yard.workspace.glob("*/*/t*/.vine-stdout-*"):
+            text = path.read_bytes()
+            if text.startswith(b"[what was here") and len(text) <= logs.MOST_BYTES:
+                return True
+        return False
+
+    until(ends, "the log to be shortened")
+    yard.place("gate").touch()
+    assert m.wait(60).successful()

@@ -1,0 +1,297 @@
+"""The worker as one file, on Pythons that have nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import traceback
+import venv
+import zipfile
+from pathlib import Path
+
+import cloudpickle
+import pytest
+from vineworker import zipapp_builder
+
+from tests.harness.processes import find_python, until
+from vinecore import FunctionCall, PythonTask, Task, protocol
+
+THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
+VERSIONS = ["3.9", "3.10", "3.11", "3.12", "3.13", "3.14"]
+
+
+@pytest.fixture(scope="session")
+def pyz(tmp_path_factory):
+    """The file, alone in a folder that nobody may write to and whose name has spaces."""
+    folder = tmp_path_factory.mktemp("one file") / "all alone: a worker"
+    folder.mkdir()
+    path = zipapp_builder.write(str(folder))
+    folder.chmod(0o555)
+    yield path
+    folder.chmod(0o755)
+    assert [entry.name for entry in folder.iterdir()] == [zipapp_builder.ZIPAPP_NAME]
+
+
+def bare(python, path, home):
+    """The command that runs the file from its own folder, with next to no environment variables."""
+    folder, name = os.path.split(path)
+    variables = [f"{key}={value}" for key, value in (("PATH", os.defpath), ("HOME", home), ("TMPDIR", home))]
+    return ["env", "-i", *variables, "/bin/sh", "-c", 'cd "$0" && exec "$@"', folder, python, name]
+
+
+def command(*arguments, **env):
+    """Run ``vine_worker`` to its end."""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **env}
+    return subprocess.run(
+        [sys.executable, "-m", "vineworker", *map(str, arguments)],
+        capture_output=True, text=True, timeout=60, env=variables, check=False,
+    )  # fmt: skip
+
+
+def functions():
+    """Two that are sent by value: the workers cannot import this module."""
+
+    def look_around():
+        import only_in_archive
+
+        return only_in_archive.WORD, sys.version_info[:2]
+
+    def double(x):
+        return 2 * x
+
+    return look_around, double
+
+
+# ---- the file
+
+
+def test_the_command_prints_where_the_file_is_which_is_named_by_its_content(tmp_path):
+    first, second = (command("--pyz", XDG_CACHE_HOME=str(tmp_path / "cache")) for _ in range(2))
+    assert (first.returncode, first.stderr, first.stdout) == (0, "", second.stdout)
+    (entry,) = (tmp_path / "cache" / "daskvine").iterdir()
+    assert (str(entry), entry.read_bytes()) == (first.stdout.strip(), zipapp_builder.build())
+    assert os.access(entry, os.X_OK)
+
+
+def test_what_was_altered_in_the_cache_is_written_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = zipapp_builder.write()
+    with open(path, "ab") as file:
+        file.write(b"more")
+    assert zipapp_builder.write() == path
+    with open(path, "rb") as file:
+        assert file.read() == zipapp_builder.build()
+
+
+def test_the_command_writes_the_file_where_it_is_told_to(tmp_path):
+    for place in (tmp_path, tmp_path / "my worker.pyz"):
+        written = tmp_path / "vine_worker.pyz" if place == tmp_path else place
+        assert command("--pyz", place).stdout == f"{written}\n"
+        assert written.read_bytes() == zipapp_builder.build()
+    ended = command("--pyz", tmp_path / "no" / "such" / "folder")
+    assert (ended.returncode, "cannot be written: No such file" in ended.stderr) == (2, True)
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_file_makes_itself(pyz, tmp_path):
+    copy = tmp_path / "copy.pyz"
+    subprocess.run([sys.executable, "-I", pyz, "--pyz", copy], check=True, timeout=60)
+    with open(pyz, "rb") as file:
+        assert copy.read_bytes() == file.read()
+
+
+def test_the_file_holds_the_source_of_the_worker_and_nothing_of_this_machine(pyz):
+    with zipfile.ZipFile(pyz) as archive:
+        names = archive.namelist()
+        assert {entry.date_time for entry in archive.infolist()} == {zipapp_builder.EPOCH}
+    assert names == sorted(names)
+    assert {
+        "__main__.py",
+        "vineworker/library/fork_server.py",
+        "vinecore/__init__.py",
+        "vinecore/protocol/frames.py",
+    } <= set(names)
+    assert {name.rpartition("/")[0] for name in names} == {"", "vineworker", "vinecore", "vinecore/protocol"}
+    assert all(name.endswith(".py") for name in names)
+
+
+def test_the_file_holds_every_module_of_every_folder(pyz):
+    top = Path(zipapp_builder.__file__).parents[1]
+    packages = {top: "vineworker", Path(protocol.__file__).parents[2]: "vinecore/protocol"}
+    of_folders = {
+        path.relative_to(base).as_posix()
+        for base, name in packages.items()
+        for path in (base / name).rglob("*.py")
+    }
+    with zipfile.ZipFile(pyz) as archive:
+        assert set(archive.namelist()) == of_folders | {"vinecore/__init__.py", "__main__.py"}
+
+
+def test_code_in_folders_below_comes_into_the_file(tmp_path):
+    top = Path(zipapp_builder.__file__).parents[1]
+    for part in ("vineworker", "vinecore"):
+        source = top / part if part == "vineworker" else Path(protocol.__file__).parents[1]
+        shutil.copytree(source, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    below = tmp_path / "vineworker" / "below" / "further"
+    below.mkdir(parents=True)
+    for folder in (below.parent, below):
+        (folder / "__init__.py").write_text("")
+    (below / "added.py").write_text("VALUE = 1\n")
+    (below / "__pycache__").mkdir()
+    (below / "__pycache__" / "added.cpython-311.pyc").write_bytes(b"")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run([sys.executable, "-m", "vineworker", "--pyz", str(out)], check=True, env=environment)
+    with zipfile.ZipFile(out / zipapp_builder.ZIPAPP_NAME) as archive:
+        names = archive.namelist()
+    assert "vineworker/below/further/added.py" in names
+    assert not [name for name in names if not name.endswith(".py")]
+
+
+def test_a_function_can_import_daskvine_beside_the_workers_own_code(tmp_path):
+    zipapp_builder.copy_to(str(tmp_path))
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    found = subprocess.run(
+        [sys.executable, "-c", "import daskvine, vinecore.protocol.frames as ours; print(daskvine.DaskVine.__name__, ours.__file__)"],
+        capture_output=True, text=True, timeout=60, cwd="/", env={**os.environ, "PYTHONPATH": path}, check=False,
+    )  # fmt: skip
+    assert found.stdout.split() == ["DaskVine", str(tmp_path / "vinecore/protocol/frames.py")], found.stderr
+
+
+def test_a_python_that_is_too_old_says_so(pyz):
+    ended = subprocess.run([find_python("3.8"), pyz], capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("vine_worker needs Python 3.9 or newer; this is Python 3.8: /")
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory):
+    """A Python of this version and no packages."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, symlinks=True)
+    return str(folder / "bin" / "python")
+
+
+# ---- a worker from it
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_bare_python_runs_commands_at_once_and_functions_in_an_environment(yard, pyz, packed, version):
+    python = find_python(version)
+    m = yard.manager()
+    worker = yard.worker(m, command=bare(python, pyz, yard.folder))
+    m.wait_for_workers(1, 60)
+    shell = Task("echo from the shell", cores=1)
+    m.submit(shell)
+    assert m.wait(60) is shell
+    assert shell.output == "from the shell\n"
+
+    look_around, double = functions()
+    environment = m.declare_poncho(packed)
+    task = PythonTask(look_around)
+    task.add_environment(environment)
+    library = m.create_library_from_functions("doubling", double, poncho_env=environment, exec_mode="direct")
+    library.set_cores(1)
+    m.install_library(library)
+    call = FunctionCall("doubling", "double", 21)
+    task.set_cores(1)
+    for each in (task, call):
+        m.submit(each)
+    assert {m.wait(60), m.wait(60)} == {task, call}
+    assert (task.output, call.output) == (("packed", sys.version_info[:2]), 42)
+
+    family = worker.family
+    assert family
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert "Traceback" not in worker.log
+    assert list(yard.workspace.iterdir()) == []
+
+
+def test_the_file_may_go_or_change_while_its_worker_runs(yard, tmp_path):
+    path = zipapp_builder.write(str(tmp_path))
+    m = yard.manager()
+    packages = os.pathsep.join(p for p in sys.path if p.endswith("-packages"))
+    worker = yard.worker(m, command=[sys.executable, path], PYTHONPATH=packages)
+    m.wait_for_workers(1, 60)
+    with open(path, "r+b") as file:
+        file.write(bytes(1 << 20))
+    task = PythonTask(functions()[1], 4)
+    m.submit(task)
+    assert m.wait(60).output == 8, "in the worker's own Python, which has what it takes"
+    os.unlink(path)
+    url = yard.place("data")
+    url.write_text("of a file")
+    reader = Task("cat in", cores=1)
+    reader.add_input(m.declare_url(f"file://{url}"), "in")
+    m.submit(reader)
+    assert m.wait(60).output == "of a file"
+    assert worker.process.poll() is None
+
+
+# ---- where its Python will not do
+
+
+def test_the_user_is_told_what_the_workers_python_lacks_before_anything_runs(yard, pyz, bare_python, caplog):
+    m = yard.manager()
+    yard.workers(m, 1, command=bare(bare_python, pyz, yard.folder))
+    double = functions()[1]
+    library = m.create_library_from_functions("doubling", double, exec_mode="direct")
+    library.set_cores(1)
+    m.install_library(library)
+    task, call = PythonTask(double, 3), FunctionCall("doubling", "double", 21)
+    task.set_cores(1)
+    for each in (task, call):
+        m.submit(each)
+    shell = Task("echo fine", cores=1)
+    m.submit(shell)
+    assert m.wait(60) is shell
+    text = until(lambda: m.stalled_reason, "the manager to say what is missing")
+    assert "the workers' own Python has no cloudpickle" in text
+    assert "Install cloudpickle there, or ship an environment with environment='my-env.tar.gz'" in text
+    until(lambda: text in caplog.text, "the log to say it, too")
+    assert m.wait(0) is None
+    yard.worker(m)  # one that has it
+    assert {m.wait(60), m.wait(60)} == {task, call}
+    assert (task.output, call.output) == (6, 42)
+
+
+def test_an_environment_without_cloudpickle_is_named_at_once(yard, pyz, bare_python, tmp_path):
+    archive = tmp_path / "bare.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(os.path.dirname(os.path.dirname(bare_python)), ".")
+    m = yard.manager()
+    yard.workers(m, 1, command=bare(bare_python, pyz, yard.folder))
+    environment, double = m.declare_poncho(archive), functions()[1]
+    task = PythonTask(double, 1)
+    task.add_environment(environment)
+    m.install_library(m.create_library_from_functions("doubling", double, poncho_env=environment))
+    call = FunctionCall("doubling", "double", 1)
+    for each in (task, call):
+        m.submit(each)
+        assert m.wait(60) is each
+        assert "has no cloudpickle, without which it can load no functions" in str(each.error())
+        assert "bin/python" in str(each.error())
+
+
+def test_with_cloudpickle_alone_an_exception_is_itself_with_its_traceback(yard, pyz, bare_python, tmp_path):
+    shutil.copytree(os.path.dirname(cloudpickle.__file__), tmp_path / "packages" / "cloudpickle")
+    m = yard.manager()
+    yard.workers(m, 1, command=[bare_python, pyz], PYTHONPATH=str(tmp_path / "packages"))
+
+    def fails():
+        importlib.import_module("no_such_module_at_all")
+
+    task = PythonTask(fails)
+    m.submit(task)
+    assert m.wait(60) is task
+    error = task.error()
+    assert type(error) is ModuleNotFoundError
+    assert ", in fails" in "".join(traceback.format_tb(error.__traceback__))
+    assert "install it there, or ship environment='my-env.tar.gz'" in "\n".join(error.__notes__)

@@ -1,1 +1,0 @@
-"""The mind: what is known and decided, without sockets, threads, clocks, disks or randomness."""

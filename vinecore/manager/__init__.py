@@ -1,0 +1,1 @@
+"""The public, blocking, thread-safe interface of a manager, under TaskVine's names."""

@@ -1,0 +1,105 @@
+"""What has been imported again: a function that was edited and reloaded is another one, under the same name."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import types
+from collections.abc import Callable
+from operator import attrgetter, is_not
+from typing import TYPE_CHECKING, Any
+
+from vinecore.protocol.user_modules import own_modules
+
+if TYPE_CHECKING:
+    from vinecore.manager.libraries import LibraryTask
+
+_spec = attrgetter("__spec__")
+
+
+class Watch:
+    """Notices that one of the user's own modules has been imported again, in a time that every function call can afford.
+
+    Each import, that of `importlib.reload` too, makes a spec of its own.
+    """
+
+    def __init__(self) -> None:
+        self._loaded = 0
+        self._names: list[str] = []
+        self._modules: list[types.ModuleType] = []
+        self._specs: list[Any] = []
+        self.look()
+
+    def look(self) -> None:
+        """Take what is there now for what is known."""
+        self._loaded = len(sys.modules)
+        found = [
+            (module.__name__, module, module.__spec__)
+            for module in own_modules()
+            if sys.modules.get(module.__name__) is module and hasattr(module, "__spec__")
+        ]
+        self._names, self._modules, self._specs = (
+            (list(part) for part in zip(*found, strict=True)) if found else ([], [], [])
+        )
+
+    def has_changed(self) -> bool:
+        """Whether a known module has been imported again; one that has come is known from now on."""
+        try:
+            again = any(map(is_not, map(sys.modules.get, self._names), self._modules)) or any(
+                map(is_not, map(_spec, self._modules), self._specs)
+            )
+        except AttributeError:
+            again = True
+        if not again and len(sys.modules) != self._loaded:
+            self.look()
+        return again
+
+
+class Renewals:
+    """Has libraries installed again whose processes may have imported modules that are others now.
+
+    Parameters
+    ----------
+    install
+        Is called with each library.
+    """
+
+    def __init__(self, install: Callable[[LibraryTask], None]) -> None:
+        self._install = install
+        self._lock = threading.Lock()
+        self._libraries: dict[str, LibraryTask] = {}
+        self._watch: Watch | None = None  # once there is a library
+
+    def add(self, library: LibraryTask) -> None:
+        """A library has been installed."""
+        with self._lock:
+            self._libraries[library.name] = library
+            if self._watch is None:
+                self._watch = Watch()
+
+    def remove(self, name: str) -> None:
+        """A library has been removed."""
+        with self._lock:
+            self._libraries.pop(name, None)
+
+    def check(self) -> None:
+        """Renew all libraries if a module has been imported again since this was asked last."""
+        if self._watch is None or not self._watch.has_changed():
+            return
+        with self._lock:
+            if self._watch.has_changed():
+                watch = Watch()
+                for library in list(self._libraries.values()):
+                    self._install(library)
+                self._watch = watch  # not before: what cannot be installed again is told at each call
+
+
+def current(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give what a function of a module is called now; the function itself, if it is of the program itself or has no lasting name."""
+    name, module = getattr(function, "__qualname__", ""), sys.modules.get(getattr(function, "__module__", ""))
+    if module is None or module.__name__ == "__main__":
+        return function
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if type(found) is type(function) else function

@@ -1,0 +1,1 @@
+"""What managers announce, and how a worker finds them by name."""

@@ -1,0 +1,1 @@
+"""Functions, arguments and results as bytes, and back."""

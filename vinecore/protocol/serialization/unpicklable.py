@@ -1,0 +1,91 @@
+"""What in a value keeps it from being pickled, for the text of the error; nothing here runs where pickling succeeds."""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from vinecore.protocol.serialization import values
+
+MOST_TRIES = 200
+"""Parts of a value that are pickled one by one to find the one that cannot be."""
+MOST_PARTS = 100
+"""Of one container or object that are looked at."""
+DEEPEST = 8
+HINT = "take what is needed of it as plain data (numbers, texts, arrays, dicts), or make it in the function that uses it"
+
+
+def describe(value: Any) -> str:
+    """Say which part of a value cannot be pickled, of what type it is, and what to do instead; never raises.
+
+    Examples
+    --------
+    >>> import threading
+    >>> print(describe({"a": [threading.Lock()]}))
+    a dict cannot be pickled, because ['a'][0] is a _thread.lock: take what is needed of it as plain data (numbers, texts, arrays, dicts), \
+or make it in the function that uses it
+    """
+    where, part = _find(value)
+    because = f", because {where.strip()} is a {type_name(part)}" if where else ""
+    return f"a {type_name(value)} cannot be pickled{because}: {_hint(part)}"
+
+
+def type_name(value: Any) -> str:
+    """Call the type of a value by what people know of it."""
+    kind = type(value)
+    return f"{kind.__module__}.{kind.__qualname__}".replace("builtins.", "")
+
+
+def _hint(part: Any) -> str:
+    if inspect.isgenerator(part):
+        return "make a list of what it yields"
+    if isinstance(part, io.IOBase):
+        return "give its path or its content"
+    return HINT
+
+
+def _find(value: Any) -> tuple[str, Any]:
+    """Go down to the smallest part that cannot be pickled; give how it is reached, and it."""
+    where, tries = "", MOST_TRIES
+    for _level in range(DEEPEST):
+        for name, part in _parts(value):
+            tries -= 1
+            if tries < 0:
+                return where, value
+            if not is_fine(part):
+                where, value = where + name, part
+                break
+        else:
+            return where, value
+    return where, value
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    try:
+        if isinstance(value, dict):
+            yield from ((f"[{key!r:.50}]", part) for key, part in islice(value.items(), MOST_PARTS))
+        elif isinstance(value, (list, tuple)):
+            yield from ((f"[{number}]", part) for number, part in enumerate(islice(value, MOST_PARTS)))
+        elif inspect.isfunction(value):
+            for name, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
+                yield f" {name}", cell.cell_contents
+            known = value.__globals__
+            yield from ((f" {name}", known[name]) for name in value.__code__.co_names if name in known)
+        elif not isinstance(value, type) and isinstance(inner := getattr(value, "__dict__", None), dict):
+            yield from ((f".{name}", part) for name, part in islice(inner.items(), MOST_PARTS))
+    except Exception:  # noqa: BLE001 - code of the value's own, and this is only for a text
+        return
+
+
+def is_fine(part: Any) -> bool:
+    """Whether a value can be pickled."""
+    if type(part) in values.PLAIN_PICKLE_TYPES:
+        return True
+    try:
+        values.cloudpickle_dumps(part, protocol=5, buffer_callback=lambda _buffer: None)
+    except Exception:  # noqa: BLE001 - whatever it is, this is the part
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Objects on their way between processes: content, digests, directory trees."""

@@ -1,0 +1,1 @@
+"""What a run did, from its journal: `vine_report`."""

@@ -1,0 +1,180 @@
+"""What can happen: the records that `Mind.handle` takes. The time comes with them, as an argument of `handle`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, NamedTuple
+
+from vinecore.protocol.messages import Hello, Message
+from vinecore.scheduler.state import FileSpec, GraphSpec, LibrarySpec, TaskSpec
+
+
+class FilesDeclared(NamedTuple):
+    """The user has named files."""
+
+    files: list[FileSpec]
+
+
+class LibraryInstalled(NamedTuple):
+    """The user has made a library available."""
+
+    library: LibrarySpec
+
+
+class LibraryRetired(NamedTuple):
+    """Another library has taken the place of this one: it goes when its unfinished calls are over."""
+
+    name: str
+
+
+class Restarted(NamedTuple):
+    """The user wants new processes on all workers."""
+
+
+class LibraryRemoved(NamedTuple):
+    """The user does not need a library any more."""
+
+    name: str
+
+
+class GraphOpened(NamedTuple):
+    """A graph begins to arrive."""
+
+    run: GraphSpec
+
+
+class TasksSubmitted(NamedTuple):
+    """Tasks, in the order in which they were submitted; their inputs need not exist yet."""
+
+    tasks: list[TaskSpec]
+
+
+class GraphSubmitted(NamedTuple):
+    """The last task of a graph has been submitted."""
+
+    run: int
+
+
+class GraphClosed(NamedTuple):
+    """Nobody needs this graph any more: cancel what is unfinished, forget its files."""
+
+    run: int
+
+
+class TasksCancelled(NamedTuple):
+    """The user has cancelled single tasks."""
+
+    tasks: list[int]
+
+
+class FilesReleased(NamedTuple):
+    """The user has undeclared files; ``prune`` keeps their names and only frees replicas that no unfinished task needs."""
+
+    names: list[str]
+    prune: bool
+
+
+class Waited(NamedTuple):
+    """The user waits for tasks, after an `instructions.InputsAbsent`: what they read has been submitted before, or is not there."""
+
+
+class FileRequested(NamedTuple):
+    """The user wants the content of a file at the manager."""
+
+    name: str
+
+
+class SessionResumed(NamedTuple):
+    """Should this manager die, another one may go on; and, if one has died before this one, what its journal knows."""
+
+    results: AbstractSet[tuple[str, int, str]] = frozenset()  # as `restart.result` gives them
+    workers: Sequence[tuple[str, int]] = ()  # machine and process of those that were connected
+
+
+class WorkersEnded(NamedTuple):
+    """Of the workers that a manager before had, those whose processes are over do not come back."""
+
+    workers: Sequence[tuple[str, int]]
+
+
+class WorkerConnected(NamedTuple):
+    """A worker has proved who it is and said hello."""
+
+    worker: int
+    host: str  # as the manager sees it
+    hello: Hello
+
+
+class MessageReceived(NamedTuple):
+    """A message from a worker."""
+
+    worker: int
+    message: Message
+
+
+class WorkerDisconnected(NamedTuple):
+    """A worker's connection has ended."""
+
+    worker: int
+    reason: str
+
+
+class ObjectStored(NamedTuple):
+    """An upload is complete: the hands hold the object."""
+
+    name: str
+    size: int
+    digest: str = ""
+
+
+class CategorySet(NamedTuple):
+    """How much of a worker the tasks of a category get."""
+
+    name: str
+    mode: str | None
+    maximum: Any  # allocation.Request
+    minimum: Any
+    first_guess: Any
+
+
+class SettingChanged(NamedTuple):
+    """A policy number or name has changed."""
+
+    name: str
+    value: Any
+
+
+class ShutdownAnnounced(NamedTuple):
+    """The user is about to close the manager: nobody needs anything any more."""
+
+
+class Tick(NamedTuple):
+    """Some time has passed."""
+
+
+Event = (
+    FilesDeclared
+    | LibraryInstalled
+    | LibraryRemoved
+    | LibraryRetired
+    | Restarted
+    | GraphOpened
+    | TasksSubmitted
+    | GraphSubmitted
+    | GraphClosed
+    | TasksCancelled
+    | FilesReleased
+    | FileRequested
+    | Waited
+    | SessionResumed
+    | WorkersEnded
+    | WorkerConnected
+    | MessageReceived
+    | WorkerDisconnected
+    | ObjectStored
+    | CategorySet
+    | SettingChanged
+    | ShutdownAnnounced
+    | Tick
+)

@@ -1,0 +1,62 @@
+"""What a manager could use: the numbers that a factory decides by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from vinecore.scheduler.draining import has_safe_replica, is_needed
+
+if TYPE_CHECKING:
+    from vinecore.scheduler.scheduler import Scheduler
+    from vinecore.scheduler.state import WorkerState
+
+MANAGER_SECONDS_PER_TASK = 1e-4  # the manager's own time for one task, with its share of what goes in and out
+
+
+class QueueStats(NamedTuple):
+    """What there is to do.
+
+    Attributes
+    ----------
+    waiting : int
+        Tasks that could run now, if somebody had room.
+    running : int
+        Tasks that are on workers.
+    workers : int
+        Workers that are connected.
+    cores : float
+        Cores that the waiting tasks ask for; one for each that does not say.
+    capacity : int
+        As many tasks as the manager could keep running at once, judged by how long they take; 0 if that is not known.
+    pilots : tuple of str or None
+        Connected workers that a factory has started, as the factory calls them; None if nobody has looked.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    workers: int = 0
+    cores: float = 0.0
+    capacity: int = 0
+    pilots: tuple[str, ...] | None = None
+
+
+def queue_stats(mind: Scheduler) -> QueueStats:
+    """Count what waits and what runs; asked for every few seconds, never on the way of a task."""
+    waiting = weighed = 0
+    cores = total_s = 0.0
+    for bucket in mind.tables.buckets.values():
+        ready = max(0, len(bucket.ready) + len(bucket.roots) - bucket.stale_entries)
+        waiting += ready
+        cores += ready * (bucket.request.cores or 1.0)
+        if bucket.mean_s is not None and ready + bucket.running:
+            weighed += ready + bucket.running
+            total_s += (ready + bucket.running) * bucket.mean_s
+    capacity = max(1, int(total_s / weighed / MANAGER_SECONDS_PER_TASK)) if weighed else 0
+    return QueueStats(waiting, mind.tables.assigned, len(mind.tables.workers), cores, capacity)
+
+
+def is_idle_and_safe_to_remove(worker: WorkerState) -> bool:
+    """Whether a worker does nothing, and has nothing that only it has and somebody needs."""
+    if worker.tasks or worker.fetching or worker.outgoing or worker.disconnecting or worker.draining:
+        return False
+    return not any(is_needed(file) and not has_safe_replica(file, worker) for file in worker.files)

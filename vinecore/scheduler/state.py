@@ -1,0 +1,540 @@
+"""The tables of the mind: what is known about tasks, files, workers, libraries and runs.
+
+The ``...Spec`` classes are what the hands put in; the others are records that only the mind changes. A record refers to other records
+directly, never through a search. Vocabulary:
+
+missing
+    how many of a task's inputs exist nowhere now (neither on a worker nor at the manager)
+consumers
+    the unfinished tasks that read a file
+pending
+    how many unfinished tasks there are to keep a file for: its consumers, those that read it as a shared object,
+    and, where a run prunes deeper, those behind them
+foretold
+    how many tasks that will read a file have not been submitted yet
+pins
+    how many reasons beside tasks there are to keep a file (the user's references, a run that prunes nothing)
+level
+    how long workers keep a file: `TASK`, until the task is over that needed it; `WORKFLOW`, until nobody can name it; `WORKER` and
+    `FOREVER`, longer than there is this manager
+released
+    nobody can name a file any more: all that is known of it goes when no task needs it
+asleep
+    a task is entered as done though it has never run: it is woken when somebody needs what it makes and nobody has that
+spare
+    a reusable file that no task needs now: kept until its room is needed, or a later run asks for it
+room
+    bytes of a worker's disk that are neither taken by files, nor by files on their way, nor promised to its tasks; objects small enough
+    to stay in memory take none
+promised
+    bytes of disk that are kept free for what a task writes
+unproven
+    a worker has said that a file is there, and not yet that it is what it should be: other workers may fetch it, tasks there still wait
+draining
+    a worker will leave: it gets nothing more, and what only it has is brought elsewhere
+ahead
+    a task was sent to the worker that is making its inputs before they exist
+ticket
+    what a task is called on its worker; a task that is handed out again gets a new one, so that late news of the
+    old one are not mistaken for news of the new one
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from vinecore.protocol import INLINE_LIMIT
+from vinecore.resources.amounts import UNSPECIFIED, Category, ResourceRequest, Resources
+from vinecore.scheduler.transitions import ASSIGNED, DONE, WAITING
+
+DISPATCH_ID_SHIFT = 40
+MAX_CHAIN_CANDIDATES = 1024
+TASK, WORKFLOW, WORKER, FOREVER = range(4)
+MB = 1 << 20
+UNLIMITED = 1 << 62  # of a worker that does not say how much disk it has
+
+
+class FileSpec(NamedTuple):
+    """A file as declared."""
+
+    name: str
+    size: int = -1
+    at_manager: bool = False  # the hands hold its content, or can read it
+    url: str = ""
+    archive: str = ""  # the file this one is unpacked from
+    directory: bool = False
+    peer_transfer: bool = True
+    validator: tuple[str, ...] = ()  # of a url: as in `protocol.messages.Fetch`
+    digest: str = ""  # of what the manager has
+    level: int = WORKFLOW
+    awaited: bool = False  # a task will make it, which may be submitted later
+    absent: bool = False  # awaited, but it may be a mistake as well: nothing was where it was declared
+
+
+class LibrarySpec(NamedTuple):
+    """A library as installed."""
+
+    name: str
+    setup: str  # file with what is loaded before the first fork
+    slots: int | None = None  # None: one for each core
+    request: ResourceRequest = UNSPECIFIED
+    environment: str = ""
+    exec_mode: str = "direct"
+    files: tuple[str, ...] = ()  # further files it needs
+    options: dict[str, Any] = {}  # noqa: RUF012 - read only, and encoded as it is
+
+
+class GraphSpec(NamedTuple):
+    """A graph as it begins."""
+
+    run: int
+    label: str = ""
+    retries: int = 5
+    prune_depth: int = 1
+    priority_mode: str = ""
+    report_each_task: bool = False  # whether every vertex is reported
+    size: int = 0  # how many tasks will be submitted, if that is known
+    # whether the name of what a task makes tells of all these things, which it has used; asked for reusable results only
+    covers: Callable[[int, list[str]], bool] | None = None
+
+
+class TaskSpec(NamedTuple):
+    """A task as submitted. Fields as in `protocol.messages.Run`."""
+
+    task: int
+    label: str
+    result: str
+    run: int = 0
+    library: str = ""
+    function: str = ""
+    payload: bytes = b""
+    shared: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    mounts: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()  # besides the result
+    wanted_at_manager: tuple[str, ...] = ()  # outputs whose content the manager wants
+    category: str = "default"
+    request: ResourceRequest = UNSPECIFIED
+    priority: float = 0.0  # smaller runs first
+    depth: int = 0
+    retries: int = 5
+    exception_retries: int = 0  # how often it runs again after its function has raised
+    python: bool = True  # runs pickled functions, so versions matter
+    environment: str = ""
+    peer_transfer: bool = True  # whether workers may fetch its outputs from each other
+    reader_count: int = 0  # tasks of the same run that will read its result; known before they are submitted
+    on_demand: bool = False
+    content_addressed: bool = (
+        False  # its result is named after all that it depends on: whoever makes it makes the same
+    )
+    level: int = TASK  # of its result; below WORKFLOW that is as it was declared
+    options: dict[str, Any] = {}  # noqa: RUF012 - read only, and encoded as it is
+
+
+class FileState:
+    """What is known of one file."""
+
+    __slots__ = (
+        "absent",
+        "archive",
+        "at_manager",
+        "awaited",
+        "consumers",
+        "digest",
+        "directory",
+        "fetching",
+        "level",
+        "name",
+        "peer_transfer",
+        "pending_readers",
+        "pin_count",
+        "producer",
+        "released",
+        "replicas",
+        "requested",
+        "reusable",
+        "size",
+        "unsubmitted_readers",
+        "uploading",
+        "url",
+        "validator",
+        "waiting_for_source",
+        "wanted_at_manager",
+    )  # fmt: skip
+
+    def __init__(self, spec: FileSpec) -> None:
+        self.name, self.size, self.at_manager, self.url = spec.name, spec.size, spec.at_manager, spec.url
+        self.directory, self.peer_transfer, self.level = spec.directory, spec.peer_transfer, spec.level
+        self.validator, self.digest, self.awaited = spec.validator, spec.digest, spec.awaited
+        self.absent = spec.absent
+        self.archive: FileState | None = None
+        self.producer: TaskState | None = None
+        self.consumers: dict[TaskState, None] = {}
+        # and the digests of what they have; who has a place free to serve it from is near the end
+        self.replicas: dict[WorkerState, str] = {}
+        self.fetching: dict[WorkerState, WorkerState | str] = {}
+        self.waiting_for_source: dict[WorkerState, int] | None = None  # with the bytes it will take there
+        self.uploading: WorkerState | None = None
+        self.pending_readers = self.unsubmitted_readers = self.pin_count = 0
+        self.wanted_at_manager = False  # at the manager
+        self.requested = False  # somebody waits to be told that it is there
+        self.released = False
+        self.reusable = False
+
+    @property
+    def available(self) -> bool:
+        """Whether a worker could get it now."""
+        if self.replicas or self.at_manager or self.url:
+            return True
+        return self.archive is not None and self.archive.available
+
+    def __repr__(self) -> str:
+        return f"<File {self.name} on {[w.id for w in self.replicas]}{' and manager' if self.at_manager else ''}>"
+
+
+def disk_bytes(size: int) -> int:
+    """Bytes that an object takes on a worker's disk."""
+    return size if size > INLINE_LIMIT else 0
+
+
+def available_outside_workers(file: FileState) -> bool:
+    """Whether a file can be had from outside of the workers."""
+    return (
+        file.at_manager
+        or bool(file.url)
+        or (file.archive is not None and available_outside_workers(file.archive))
+    )
+
+
+def is_root(task: TaskState) -> bool:
+    """Whether nothing that a task reads is made by another one."""
+    for file in task.inputs:  # noqa: SIM110 - this is asked for every task
+        if file.producer is not None:
+            return False
+    return True
+
+
+class TaskState:
+    """What is known of one task."""
+
+    __slots__ = (
+        "allocation",
+        "attempts",
+        "bucket",
+        "chained",
+        "dispatch_count",
+        "extra_files",
+        "failure_history",
+        "info",
+        "inputs",
+        "missing_inputs",
+        "outputs",
+        "raised",
+        "recomputations",
+        "reported",
+        "request",
+        "reserved_disk",
+        "run",
+        "spec",
+        "state",
+        "wall_s",
+        "worker",
+    )  # fmt: skip
+
+    def __init__(self, spec: TaskSpec, run: GraphState) -> None:
+        self.spec, self.run = spec, run
+        self.state: str = WAITING
+        self.inputs: list[FileState] = []  # what it reads, and has to exist before it can run
+        self.extra_files: list[
+            FileState
+        ] = []  # what many tasks share, and always exists: functions, environments
+        self.outputs: list[FileState] = []
+        self.missing_inputs = self.attempts = self.raised = self.recomputations = self.dispatch_count = (
+            self.reserved_disk
+        ) = 0
+        self.chained = False
+        self.reported = False  # its end has been reported: it runs again because its result was lost
+        self.wall_s = 0.0
+        self.bucket: TaskQueue
+        self.worker: WorkerState | None = None
+        self.request = spec.request
+        self.allocation: Resources | None = None
+        self.failure_history: list[str] | None = None
+        self.info: dict[str, Any] | None = (
+            None  # what the worker said, while the outputs are being brought; then why it has failed
+        )
+
+    def freeze(self) -> None:
+        """All its files are linked: tuples take half of the memory of lists."""
+        self.inputs = tuple(self.inputs)  # type: ignore[assignment]
+        self.extra_files = tuple(self.extra_files)  # type: ignore[assignment]
+        self.outputs = tuple(self.outputs)  # type: ignore[assignment]
+
+    @property
+    def dispatch_id(self) -> int:
+        """Its number, and above that how often it has been handed out before."""
+        return (
+            self.spec.task
+            if self.dispatch_count <= 1
+            else self.spec.task + ((self.dispatch_count - 1) << DISPATCH_ID_SHIFT)
+        )
+
+    def __repr__(self) -> str:
+        return f"<Task {self.spec.task} {self.spec.label} {self.state}>"
+
+
+class LibraryState:
+    """An installed library."""
+
+    __slots__ = ("failures", "files", "made", "retired", "spec")
+
+    def __init__(self, spec: LibrarySpec) -> None:
+        self.spec = spec
+        self.failures = 0  # in a row, with no call that succeeded in between
+        self.retired = False  # it goes when nothing is left to do for it
+        self.files: list[
+            FileState
+        ] = []  # its setup, its environment, further files, and the archives of those
+        self.made: list[str] = []  # those of them that tasks make, or that are nowhere: its calls read them
+
+
+class LibraryInstance:
+    """A library on a worker."""
+
+    __slots__ = (
+        "allocation",
+        "allocation_unit",
+        "assigned",
+        "chain_candidates",
+        "chained",
+        "library",
+        "ready",
+        "slots",
+        "steal_pending",
+    )
+
+    def __init__(self, library: LibraryState, unit: Resources, slots: int) -> None:
+        self.library, self.allocation_unit, self.allocation = library, unit, unit
+        self.slots = slots
+        self.assigned = self.chained = 0
+        self.ready = False
+        self.steal_pending = False  # asked to give calls back, and not answered yet
+        # tasks whose successors could not be sent ahead yet
+        self.chain_candidates: deque[TaskState] = deque(maxlen=MAX_CHAIN_CANDIDATES)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it could be stopped without harm."""
+        return not self.assigned and not self.chained
+
+
+class TaskQueue:
+    """Ready tasks that require the same thing, and the workers that have room for one more of them."""
+
+    __slots__ = (
+        "category",
+        "key",
+        "last_root_worker",
+        "library",
+        "mean_s",
+        "python",
+        "ready",
+        "request",
+        "roots",
+        "running",
+        "stale_entries",
+        "unfinished",
+        "workers_with_room",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        key: tuple[Any, ...],
+        library: LibraryState | None,
+        category: Category | None,
+        request: ResourceRequest,
+        python: bool,
+    ) -> None:
+        self.key, self.library, self.category, self.request, self.python = (
+            key,
+            library,
+            category,
+            request,
+            python,
+        )
+        self.ready: list[tuple[float, int, TaskState]] = []
+        self.roots: list[
+            tuple[float, int, TaskState]
+        ] = []  # ready, too: those that read nothing that a task has made
+        self.workers_with_room: dict[WorkerState, None] = {}
+        self.last_root_worker: WorkerState | None = None  # who got the last root
+        self.mean_s: float | None = None
+        self.running = 0
+        self.unfinished = 0
+        self.stale_entries = 0  # entries of these whose tasks are over
+
+    @property
+    def front(self) -> list[tuple[float, int, TaskState]]:
+        """The queue with the most urgent task at its front; empty if both are."""
+        ready, roots = self.ready, self.roots
+        return roots if roots and not (ready and ready[0] < roots[0]) else ready
+
+
+class WorkerState:
+    """What is known of one connected worker."""
+
+    __slots__ = (
+        "cancel",
+        "corrupt",
+        "data_address",
+        "disconnecting",
+        "draining",
+        "ends_at",
+        "evictable",
+        "excluded_until",
+        "failed_reader",
+        "fetching",
+        "files",
+        "free",
+        "free_disk",
+        "host",
+        "id",
+        "inventory_pending",
+        "joined_at",
+        "libraries",
+        "missing_packages",
+        "name",
+        "outgoing",
+        "peer_failures",
+        "peers_excluded_until",
+        "purge",
+        "python",
+        "python_ok",
+        "retain",
+        "tasks",
+        "total",
+        "unlink",
+        "unreachable_peers",
+        "unverified",
+        "wall_s",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        number: int,
+        host: str,
+        hostname: str,
+        total: Resources,
+        data_address: str,
+        python: str,
+        now: float,
+    ) -> None:
+        self.id, self.host, self.name, self.total, self.free = number, host, hostname, total, total
+        self.data_address, self.python, self.joined_at = data_address, python, now
+        self.python_ok = True
+        self.missing_packages: tuple[str, ...] = ()  # of the packages that its own Python needs
+        self.inventory_pending = (
+            False  # it looks through what it has from before, and has not told all of it yet
+        )
+        self.disconnecting = False  # it has said goodbye: nobody is to blame
+        self.draining = False
+        self.ends_at: float | None = None  # when it will begin to leave, where that is known
+        self.free_disk = total.disk * MB or UNLIMITED
+        self.files: dict[FileState, int] = {}  # with the bytes of disk each takes
+        self.corrupt: set[FileState] = (
+            set()
+        )  # of its files those that have arrived somewhere as something else
+        self.unverified: dict[FileState, WorkerState | str] = {}  # with the sources they came from
+        self.fetching: dict[FileState, int] = {}
+        self.evictable: dict[
+            FileState, None
+        ] = {}  # of its files those that nobody needed at some time, that time's order
+        self.tasks: dict[int, TaskState] = {}  # by ticket
+        self.libraries: dict[str, LibraryInstance] = {}
+        self.outgoing = 0  # transfers that it serves to peers
+        self.failed_reader = 0  # whose transfer from it has failed, with none after it that succeeded
+        self.excluded_until = 0.0  # when peers may ask it again
+        self.peer_failures = 0  # how often they were told not to, with nothing that succeeded since
+        self.unreachable_peers = 0  # peers that it could not reach, with none since that it could
+        self.peers_excluded_until = 0.0  # when it may ask peers again
+        self.wall_s: float | None = None  # mean duration of tasks here
+        self.cancel: list[int] = []  # what it is told at the end of `Mind.handle`
+        self.unlink: dict[str, None] = {}
+        self.purge: dict[str, None] = {}  # of these, whatever their level
+        self.retain: dict[str, tuple[int, str]] = {}  # with their levels and digests
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.id} on {self.name}>"
+
+
+class GraphState:
+    """A graph that is being computed; run 0 holds the tasks that were submitted by themselves."""
+
+    __slots__ = (
+        "closed",
+        "deferred",
+        "done",
+        "ended",
+        "files",
+        "recomputed",
+        "running",
+        "spec",
+        "submitted",
+        "tasks",
+        "unfinished",
+        "unshared",
+    )
+
+    def __init__(self, spec: GraphSpec) -> None:
+        self.spec = spec
+        self.tasks: dict[int, TaskState] = {}
+        self.files: list[FileState] = []
+        self.unfinished = self.done = self.running = self.recomputed = 0
+        self.deferred = 0  # tasks that have not run because nobody needed them to
+        self.submitted = False  # all its tasks have been submitted
+        self.ended = False  # whoever computes it has been told
+        self.closed = False
+        self.unshared = False  # closed, and nobody else needs one of its files
+
+
+class SchedulerState:
+    """All the records."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[int, TaskState] = {}
+        self.files: dict[str, FileState] = {}
+        self.evictable: dict[FileState, None] = {}  # the one that was used last at the end
+        self.workers: dict[int, WorkerState] = {}
+        self.libraries: dict[str, LibraryState] = {}
+        self.buckets: dict[tuple[Any, ...], TaskQueue] = {}
+        self.categories: dict[str, Category] = {}
+        self.category_walls: dict[str, tuple[int, float]] = {}  # count and mean seconds
+        self.assigned = 0  # tasks that are on workers
+        self.runs: dict[int, GraphState] = {0: GraphState(GraphSpec(0, prune_depth=0))}
+
+
+__all__ = [
+    "ASSIGNED",
+    "DONE",
+    "FOREVER",
+    "TASK",
+    "WAITING",
+    "WORKER",
+    "WORKFLOW",
+    "FileSpec",
+    "FileState",
+    "GraphSpec",
+    "GraphState",
+    "LibraryInstance",
+    "LibrarySpec",
+    "LibraryState",
+    "SchedulerState",
+    "TaskQueue",
+    "TaskSpec",
+    "TaskState",
+    "WorkerState",
+    "disk_bytes",
+    "is_root",
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""The shared secret and the certificates of a manager."""

@@ -1,0 +1,383 @@
+"""A worker: its real state machine with simulated hands.
+
+The hands do in simulated time what `vineworker.session.session` does in processes and threads: hosts come up, slots are forked and serve their calls in order,
+objects are fetched and brought over links that are shared, and the disk has an end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from vinecore.protocol import INLINE_LIMIT
+from vinecore.protocol import messages as m
+from vinecore.scheduler.state import MB, disk_bytes
+from vinecore.simulate.network import Flow, Link
+
+if TYPE_CHECKING:
+    from vinecore.simulate.simulation import Simulation
+
+TRANSFERS = 8  # at a time in each direction, as many as a worker has threads for them
+MESSAGE_BYTES = 400  # of one without a payload
+
+
+class Execution:
+    """A task that has been begun."""
+
+    __slots__ = ("began", "computing", "flow", "over", "run", "slot")
+
+    def __init__(self, run: m.RunTask, slot: Slot, now: float) -> None:
+        self.run, self.slot, self.began = run, slot, now
+        self.computing = 0.0
+        self.flow: Flow | None = None
+        self.over = False
+
+
+class Slot:
+    """A forked process."""
+
+    __slots__ = ("calls", "host", "id", "now", "single", "up")
+
+    def __init__(self, number: int, host: str, single: m.RunTask | None) -> None:
+        self.id, self.host, self.single = number, host, single
+        self.calls: deque[m.RunTask] = deque()
+        self.now: Execution | None = None
+        self.up = False
+
+
+class Transfer:
+    """An object on its way, from or to this worker, as this worker has been told."""
+
+    __slots__ = ("flow", "name", "over", "size", "source", "threads")
+
+    def __init__(self, name: str, size: int, source: SimulatedWorker | None, threads: ThreadSlots) -> None:
+        self.name, self.size, self.source, self.threads = name, size, source, threads
+        self.flow: Flow | None = None
+        self.over = False
+
+
+class ThreadSlots:
+    """So many transfers at a time; the others wait in a row."""
+
+    def __init__(self, count: int) -> None:
+        self._free, self._row = count, deque[Callable[[], None]]()
+
+    def submit(self, begin: Callable[[], None]) -> None:
+        """Begin as soon as there is a thread for it."""
+        if self._free:
+            self._free -= 1
+            begin()
+        else:
+            self._row.append(begin)
+
+    def done(self) -> None:
+        """A thread has ended what it did."""
+        if self._row:
+            self._row.popleft()()
+        else:
+            self._free += 1
+
+
+class SimulatedWorker:
+    """A simulated worker."""
+
+    def __init__(self, world: Simulation, number: int) -> None:
+        self.world, self.number = world, number
+        self.alive = True
+        self.joined_at = world.clock.now
+        self.address = f"node{number}:1"
+        self.up, self.down = (Link(world.clock, world.cluster.bandwidth) for _ in range(2))
+        self.last_delivery_to_worker = self.last_delivery_to_manager = (
+            0.0  # when what was sent last arrives, in both directions
+        )
+        self.objects: dict[str, int] = {}
+        self.disk_used = 0
+        self._mind = world.worker_mind()
+        self._outgoing: list[m.Message] = []
+        self._hosts: dict[str, object] = {}
+        self._imported_hosts: set[str] = set()  # hosts that know what their tasks import
+        self._slots: dict[int, Slot] = {}
+        self._serving: dict[Transfer, SimulatedWorker] = {}  # transfers from here, and to whom
+        self._transfers: dict[Transfer, None] = {}
+        self._fetches, self._uploads = ThreadSlots(TRANSFERS), ThreadSlots(TRANSFERS)
+        self._executors: dict[str, Callable[[Any], None]] = {
+            "SendMessage": lambda x: self._outgoing.append(x.message), "StartForkServer": self._start_host, "StopForkServer": lambda x: self._stop_host(x.host),
+            "StartSlot": self._start_slot, "KillSlot": self._kill_slot, "SendCall": self._send_call, "DropShared": lambda _x: None,
+            "StartFetch": lambda x: self._fetches.submit(lambda: self._fetch(x.fetch)), "StartUpload": lambda x: self._uploads.submit(lambda: self._upload(x.name)),
+            "StoreBytes": lambda x: self._store(x.name, len(x.payload)), "StoreResultFile": lambda x: self._store(x.name, world.size_of(x.name)),
+            "Delete": lambda x: self._delete(x.names), "PersistObject": lambda _x: None, "ReleasePersisted": lambda _x: None,
+        }  # fmt: skip
+
+    def handle(self, *events: Any) -> None:
+        """Give events to the state machine, do what it asks for, and send what it says."""
+        if not self.alive:
+            return
+        for instruction in self._mind.handle(events):
+            self._executors[type(instruction).__name__](instruction)
+        if self._outgoing:
+            said, self._outgoing = self._outgoing, []
+            self.world.receive_from_worker(self, said)
+
+    def send(self, *messages: m.Message) -> None:
+        """Say something of which the state machine does not know."""
+        if self.alive:
+            self.world.receive_from_worker(self, list(messages))
+
+    def kill(self) -> None:
+        """The machine is gone, with all that it did and had."""
+        self.alive = False
+        for slot in self._slots.values():
+            self._end(slot)
+        for transfer in [*self._transfers, *self._serving]:
+            transfer.over = True
+            if transfer.flow is not None:
+                transfer.flow.cancel()
+        for transfer in self._transfers:
+            if transfer.source is not None:
+                transfer.source._serving.pop(transfer, None)  # noqa: SLF001 - another one of this kind
+        for transfer, other in self._serving.items():
+            self.world.clock.schedule_in(
+                self.world.cluster.latency_s, other.failed, transfer, "the connection broke"
+            )
+
+    # ---- hosts and slots
+
+    def _start_host(self, x: Any) -> None:
+        costs, token = self.world.costs, object()
+        self._hosts[x.host] = token
+        seconds = costs.interpreter_s + (costs.imports_s if x.library is not None else 0.0)
+        self.world.clock.schedule_in(seconds, self._host_up, x.host, token, seconds)
+
+    def _host_up(self, host: str, token: object, seconds: float) -> None:
+        if self._hosts.get(host) is token:
+            self.handle(self.world.happens.ForkServerReady(host, seconds, {}))
+
+    def _stop_host(self, host: str) -> None:
+        self._hosts.pop(host, None)
+        for slot in [slot for slot in self._slots.values() if slot.host == host]:
+            self._remove(slot)
+
+    def _start_slot(self, x: Any) -> None:
+        costs = self.world.costs
+        slot = self._slots[x.slot] = Slot(x.slot, x.host, x.run)
+        seconds = costs.fork_s
+        if x.run is not None:
+            slot.now = self._begin(x.run, slot)
+            seconds = costs.sandbox_s + (costs.fork_s if costs.warm_fork else costs.interpreter_s)
+            seconds += 0.0 if costs.warm_fork and x.host in self._imported_hosts else costs.imports_s
+        self.world.clock.schedule_in(seconds, self._slot_up, slot)
+
+    def _slot_up(self, slot: Slot) -> None:
+        if self._slots.get(slot.id) is not slot or not self.alive:
+            return
+        slot.up = True
+        if slot.now is not None:
+            self._read(slot.now)
+        else:
+            self._next(slot)
+
+    def _kill_slot(self, x: Any) -> None:
+        slot = self._slots.get(x.slot)
+        if slot is not None:
+            running = slot.now.run.task if slot.now is not None else -1
+            self._remove(slot)
+            down = self.world.happens.SlotExited(slot.id, running, {"reason": "it was killed"})
+            self.world.clock.schedule_in(0.0, self.handle, down)
+
+    def _remove(self, slot: Slot) -> None:
+        self._slots.pop(slot.id, None)
+        self._end(slot)
+
+    def _end(self, slot: Slot) -> None:
+        """Break off what a slot is doing; it does nothing more."""
+        execution, slot.now, slot.up = slot.now, None, False
+        if execution is not None:
+            execution.over = True
+            if execution.flow is not None:
+                execution.flow.cancel()
+            self.world.record_busy_time(execution)
+
+    def _send_call(self, x: Any) -> None:
+        slot = self._slots.get(x.slot)
+        if slot is not None and slot.single is None:
+            slot.calls.append(x.run)
+            self._next(slot)
+
+    # ---- tasks
+
+    def _next(self, slot: Slot) -> None:
+        if slot.up and slot.now is None and slot.calls:
+            slot.now = execution = self._begin(slot.calls.popleft(), slot)
+            self.world.clock.schedule_in(self.world.costs.call_s, self._read, execution)
+
+    def _begin(self, run: m.RunTask, slot: Slot) -> Execution:
+        execution = Execution(run, slot, self.world.clock.now)
+        self.world.task_started(execution)
+        return execution
+
+    def _read(self, execution: Execution) -> None:
+        """A task is ready to read what it streams from the storage."""
+        if execution.over:
+            return
+        reads = self.world.job(execution.run.task).reads
+        if reads:
+            self.world.clock.schedule_in(self.world.cluster.storage.latency_s, self._stream, execution, reads)
+        else:
+            self._compute(execution)
+
+    def _stream(self, execution: Execution, size: int) -> None:
+        if not execution.over:
+            self.world.report.add_bytes("streamed", size)
+            execution.flow = Flow((self.world.storage, self.down), size, lambda: self._compute(execution))
+
+    def _compute(self, execution: Execution) -> None:
+        execution.computing = self.world.clock.now
+        self.world.clock.schedule_in(self.world.job(execution.run.task).seconds, self._computed, execution)
+
+    def _computed(self, execution: Execution) -> None:
+        if execution.over:
+            return
+        slot, run, world = execution.slot, execution.run, self.world
+        execution.over, slot.now = True, None
+        size = world.size_of(run.result)
+        fits = self._fits(size)
+        world.ended(execution, well=fits)
+        wall = world.clock.now - execution.began
+        payload = _zeros(size) if size <= INLINE_LIMIT else b""
+        reply = world.reply(run.task, "done", size, wall, {}, payload)
+        if not fits:
+            reply = world.reply(run.task, "disk", 0, wall, {"size": size, "room": self._room()}, b"")
+        if slot.single is None:
+            self.handle(world.happens.CallsReturned(slot.id, [reply]))
+            self._next(slot)
+        else:
+            self._single_over(slot, reply)
+
+    def _single_over(self, slot: Slot, reply: Any) -> None:
+        """A process that was started for one task has ended."""
+        happens, run = self.world.happens, slot.single
+        assert run is not None
+        del self._slots[slot.id]
+        self._imported_hosts.add(slot.host)
+        over = m.TaskFailed(run.task, reply.kind, reply.info, b"")
+        outputs: dict[str, int] = {}
+        if reply.kind == "done":
+            info = {"exit_code": 0, "outputs": {}, "digests": {}}
+            over = m.TaskDone(
+                run.task, reply.size, reply.wall_s, info, reply.payload if run.return_result else b""
+            )  # type: ignore[assignment]
+            outputs = {run.result: reply.size}
+            self._store(run.result, reply.size)
+        self.handle(
+            happens.CallsReturned(slot.id, [reply]),
+            happens.SlotExited(slot.id, -1, {}),
+            happens.ProcessTaskFinished(run.task, over, outputs),
+        )
+
+    # ---- objects
+
+    def _room(self) -> int:
+        return self.world.cluster.disk_mb * MB - self.disk_used
+
+    def _fits(self, size: int) -> bool:
+        return disk_bytes(size) <= self._room()
+
+    def _store(self, name: str, size: int) -> None:
+        self.disk_used += disk_bytes(size) - disk_bytes(self.objects.get(name, 0))
+        self.objects[name] = size
+        self.world.report.peak_disk_bytes = max(self.world.report.peak_disk_bytes, self.disk_used)
+
+    def _delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.disk_used -= disk_bytes(self.objects.pop(name, 0))
+
+    def _transfer_finished(self, transfer: Transfer) -> None:
+        """A transfer has ended, in whatever way: the next one may begin."""
+        transfer.over = True
+        del self._transfers[transfer]
+        if transfer.source is not None:
+            transfer.source._serving.pop(transfer, None)  # noqa: SLF001 - another one of this kind
+        transfer.threads.done()
+
+    def _fetch(self, fetch: m.Fetch) -> None:
+        world = self.world
+        source = world.by_address.get(fetch.source)
+        if source is None and ":" in fetch.source and "://" not in fetch.source:
+            self.send(m.FetchFailed(fetch.name, fetch.source, "no route", False))
+            self._fetches.done()
+            return
+        size = world.size_of(fetch.name)
+        transfer = Transfer(fetch.name, size, source, self._fetches)
+        self._transfers[transfer] = None
+        kind, link, wait = "to_workers", world.manager_up, 2 * world.cluster.latency_s
+        if source is not None:
+            source._serving[transfer] = self  # noqa: SLF001 - another one of this kind
+            kind, link = "peers", source.up
+        elif "://" in fetch.source:
+            kind, link, wait = "storage", world.storage, world.cluster.storage.latency_s
+        world.clock.schedule_in(wait, self._flow, transfer, fetch, (link, self.down), kind)
+
+    def _flow(self, transfer: Transfer, fetch: m.Fetch, links: tuple[Link, ...], kind: str) -> None:
+        source = transfer.source
+        if transfer.over:
+            return
+        if source is not None and transfer.name not in source.objects:
+            self._transfer_finished(transfer)
+            self.send(m.FetchFailed(fetch.name, fetch.source, "it is not there", True))
+        elif not self._fits(transfer.size):
+            self._transfer_finished(transfer)
+            self.send(m.FetchFailed(fetch.name, fetch.source, "no room", False, self._room()))
+        else:
+            if kind == "storage":
+                self.world.report.add_bytes(kind, transfer.size)
+            else:
+                self.world.record_transfer(
+                    kind, transfer.size, source.number if source is not None else 0, self.number
+                )
+            transfer.flow = Flow(links, transfer.size, lambda: self._arrived(transfer))
+
+    def failed(self, transfer: Transfer, reason: str) -> None:
+        """The source of a transfer is gone."""
+        if self.alive and transfer in self._transfers:
+            source = transfer.source
+            transfer.source = None
+            self._transfer_finished(transfer)
+            self.send(m.FetchFailed(transfer.name, source.address if source else "", reason, False))
+
+    def _arrived(self, transfer: Transfer) -> None:
+        self._transfer_finished(transfer)
+        self._store(transfer.name, transfer.size)
+        self.handle(self.world.happens.ObjectArrived(transfer.name, transfer.size, True, ""))
+
+    def _upload(self, name: str) -> None:
+        if name not in self.objects:
+            self.send(m.UploadFailed(name, "it is not there"))
+            self._uploads.done()
+            return
+        world, transfer = self.world, Transfer(name, self.objects[name], None, self._uploads)
+        self._transfers[transfer] = None
+        world.clock.schedule_in(2 * world.cluster.latency_s, self._upload_to_manager, transfer)
+
+    def _upload_to_manager(self, transfer: Transfer) -> None:
+        if not transfer.over:
+            self.world.record_transfer("to_manager", transfer.size, self.number, 0)
+            transfer.flow = Flow(
+                (self.up, self.world.manager_down), transfer.size, lambda: self._uploaded(transfer)
+            )
+
+    def _uploaded(self, transfer: Transfer) -> None:
+        self._transfer_finished(transfer)
+        self.world.stored(transfer.name, transfer.size)
+        self.send(m.Uploaded(transfer.name))
+
+
+@cache
+def _zeros(size: int) -> bytes:
+    return bytes(size)
+
+
+def size_of_message(message: m.Message) -> int:
+    """Bytes of a message, as far as they matter here."""
+    return MESSAGE_BYTES + len(getattr(message, "payload", b""))

@@ -1,0 +1,144 @@
+"""What calls print and warn: each call's by itself, bounded, and told with its result.
+
+The standard output and error of a process are files of its own, so that what C code and subprocesses write counts, too. A process that runs one call after
+another takes out what each has written when it is over, and empties the files. What processes and threads that a call has left behind write later
+goes with a later call. A call that has written nothing costs half a microsecond.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import warnings
+from typing import Any, Optional, TextIO
+
+from vineworker.library import call_state
+
+MOST_BYTES = 64 * 1024
+"""The end of what one call has written that is told."""
+MOST_WARNINGS = 20
+MOST_OF_A_WARNING = 2000
+ERRORS = ".vine-stderr"
+"""Name of the file, in the folder of a task, that takes its standard error."""
+_lseek = os.lseek
+
+
+class _Recorded:
+    """Warnings that have not been told yet, and the process that records them."""
+
+    def __init__(self) -> None:
+        self.process = 0
+        self.warnings: list[list[Any]] = []
+
+
+_recorded = _Recorded()
+
+
+def redirect(output: str, errors: str) -> bool:
+    """Have this process write to these files; "" for errors that go with the rest. Tell whether that was possible: a disk may be full."""
+    try:
+        for path, descriptors in ((output, (1,) if errors else (1, 2)), (errors, (2,))):
+            if path:
+                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+                for descriptor in descriptors:
+                    os.dup2(file, descriptor)
+                os.close(file)
+    except OSError:
+        return False
+    return True
+
+
+def print_lines_at_once() -> None:
+    """Have what C code prints leave at the end of each line; else it would stay in this process until it ends."""
+    try:
+        library = ctypes.CDLL(None)
+        stream = ctypes.c_void_p.in_dll(library, "__stdoutp" if sys.platform == "darwin" else "stdout")
+        library.setvbuf(stream, None, 1 if sys.platform != "win32" else 4, 0)
+    except (OSError, ValueError, AttributeError):  # another C library
+        pass
+
+
+def flush() -> None:
+    """Write out what print() has buffered; os._exit does not."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):  # somebody has closed it, or taken it away
+            pass
+
+
+def read_end(descriptor: int, size: int, most: int = MOST_BYTES) -> str:
+    """Read the end of an open file, and say how much was before that."""
+    text = os.pread(descriptor, most, max(0, size - most)).decode(errors="replace")
+    return text if size <= most else f"[{size - most} bytes before this are left out]\n{text}"
+
+
+def take_files(output: str, errors: str) -> dict[str, str]:
+    """Read what a task that is over has written, nothing of what is empty, and remove what is in its folder."""
+    said = {}
+    for name, path in (("output", output), ("errors", errors)):
+        try:
+            if os.stat(path).st_size:  # mostly there is nothing
+                with open(path, "rb") as file:
+                    if size := file.seek(0, os.SEEK_END):
+                        said[name] = read_end(file.fileno(), size)
+        except FileNotFoundError:
+            pass
+    try:
+        os.unlink(errors)
+    except FileNotFoundError:
+        pass
+    return said
+
+
+class CapturedOutput:
+    """What the calls of a process write to its standard output and error, which are files of its own."""
+
+    def __init__(self) -> None:
+        self._output, self._errors = (
+            call_state.reserve(1),
+            call_state.reserve(2),
+        )  # whatever a call does to the originals
+
+    def take(self, info: dict[str, Any]) -> None:
+        """Put what has been written since the last time into what is told of a call."""
+        flush()
+        if not (_lseek(self._output, 0, os.SEEK_END) or _lseek(self._errors, 0, os.SEEK_END)):
+            return
+        for name, descriptor in (("output", self._output), ("errors", self._errors)):
+            size = _lseek(descriptor, 0, os.SEEK_END)
+            if size:
+                info[name] = read_end(descriptor, size)
+                os.ftruncate(descriptor, 0)
+
+
+# ---- warnings
+
+
+def record_warnings() -> None:
+    """Tell warnings of their own, so that one that many calls give can be shown once."""
+    _recorded.process = os.getpid()
+    _recorded.warnings = []
+    warnings.showwarning = _record
+
+
+def _record(
+    message: Any,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Optional[TextIO] = None,
+    line: Optional[str] = None,
+) -> None:
+    if file is not None or os.getpid() != _recorded.process:  # of a child nobody would hear
+        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
+    elif len(_recorded.warnings) < MOST_WARNINGS:
+        kind = f"{category.__module__}.{category.__qualname__}"
+        _recorded.warnings.append([kind, str(message)[:MOST_OF_A_WARNING], filename, lineno])
+
+
+def take_warnings(info: dict[str, Any]) -> None:
+    """Put the warnings since the last time into what is told of a call."""
+    if _recorded.warnings:
+        info["warnings"], _recorded.warnings = _recorded.warnings, []

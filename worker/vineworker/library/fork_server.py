@@ -1,0 +1,353 @@
+"""A library's own process: imports the user's modules once, builds the context once, then forks slots on request.
+
+Started as ``python -m vineworker.library.fork_server FD`` with one end of a sequenced-packet socket pair. The worker asks::
+
+    {"setup": path or "", "error": path, "stack": path, "fork": bool, "python": version, "preload": [names]}  the first message
+    {"slot": number, "sandbox": folder, "single": bool, "output": path, "errors": path or "", "temporary": folder or ""}               with the slot's socket and progress file as descriptors
+    {"modules": [names], "sources": [paths]}                          import these, and compile these, before the next fork
+    {"kill": number}                                                  end this slot, and all that a single task has started
+
+and is told ``{"doing": text}`` before what may end the process, ``{"up": versions, "wall_s": s}``, ``{"forked": slot, "pid": n}``, ``{"failed": reason, "final": true}``, ``{"exited": slot, "reason": text, "max_rss_mb": n}``.
+
+A setup is a value (see `vinecore.protocol.serialization.values`): ``{"modules": [...], "functions": {name: function}, "context": (function, args, kwargs)
+or None, "context_per_slot": bool, "config": {...}}``. The context is built once before slots are forked, or by each slot for itself.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any, Callable
+
+from vinecore.protocol import import_paths, library_context, program_folders, user_modules
+from vinecore.protocol import used_resources as usage
+from vinecore.protocol.messages import PICKLE_SENSITIVE_PACKAGES
+from vinecore.protocol.serialization import exceptions, random_seeds, values
+from vineworker.library import (
+    call_state,
+    captured_output,
+    fork_state,
+    fresh_imports,
+    interrupts,
+    slot,
+    startup_watch,
+    use_recorder,
+)
+from vineworker.library.captured_output import CapturedOutput
+from vineworker.library.program_folder import add_imports
+from vineworker.machine import descendants
+from vineworker.tasks import temporary
+
+
+class ForkServer:
+    """Loads a library and forks its slots."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self._children: dict[int, int] = {}  # pid -> slot
+        self._process_group_leaders: set[int] = set()  # those that lead a process group
+        self._own: set[int] = set()  # processes that the user's modules or context have started here
+        self._attempted_imports: set[str] = (
+            set()
+        )  # modules that somebody wanted here, whether or not they could be imported
+        self._fork_calls = False
+        self._slot_context: Any = None  # what each slot has to call for itself
+        self._error = self._stack = ""
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)
+        # a batch system may ask all processes of a job to end: the worker answers for this one. Not ignored, because what is
+        # started here would inherit that
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda _signal, _frame: None)
+        descendants.adopt()
+
+    def serve(self) -> None:
+        """Obey the worker until it closes the socket."""
+        while True:
+            watched: list[Any] = [self._control, self._wake_read]
+            readable, _, _ = select.select(watched, [], [])
+            if self._wake_read in readable:
+                os.read(self._wake_read, 4096)
+                self._reap()
+            if self._control in readable:
+                data, descriptors, _flags, _address = socket.recv_fds(self._control, 1 << 17, 2)
+                if not data:
+                    return
+                self._handle_request(json.loads(data), list(descriptors))
+
+    def _handle_request(self, request: dict[str, Any], descriptors: list[int]) -> None:
+        if "slot" in request:
+            self._fork(request, descriptors)
+        elif "kill" in request:
+            self._kill(request["kill"])
+        elif "modules" in request:
+            new = [
+                name
+                for name in request["modules"]
+                if name not in sys.modules and name not in self._attempted_imports
+            ]
+            if new:
+                with startup_watch.watched(self._stack):
+                    self._preload(new)
+            if fresh_imports.compile_sources(request["sources"]):
+                _settle()
+        else:
+            self._set_up(request)
+
+    def _set_up(self, request: dict[str, Any]) -> None:
+        start = time.monotonic()
+        self._fork_calls = bool(request["fork"])
+        self._error, self._stack = request["error"], request["stack"]
+        own = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        if request["python"] and request["python"] != own:
+            text = f"it runs Python {own}, the manager {request['python']}: functions pickled by one cannot be loaded by the other"
+            self._send(
+                {
+                    "failed": f"{text}. Use an environment, or a worker, with Python {request['python']}",
+                    "final": True,
+                }
+            )
+            return
+        if importlib.util.find_spec("cloudpickle") is None:
+            text = f"its Python, {sys.executable}, has no cloudpickle, without which it can load no functions: install cloudpickle there"
+            self._send({"failed": f"{text}, or use an environment that has it", "final": True})
+            return
+        try:
+            with startup_watch.watched(self._stack):
+                if request["setup"]:
+                    self._begins("it loaded its functions")
+                    self._load(values.load_file(request["setup"]))
+                self._preload(request["preload"])
+        except BaseException as error:  # noqa: BLE001 - whatever the user's modules raise is told, not lost
+            self._fail(error)
+            return
+        self._own.update(descendants.families(descendants.children_of(os.getpid())))
+        _settle()
+        self._begins("")
+        self._send({"up": versions(), "wall_s": time.monotonic() - start})
+
+    def _begins(self, what: str) -> None:
+        """Tell the worker what is done now: should the process end by itself, that is where."""
+        self._send({"doing": what})
+
+    def _fail(self, error: BaseException) -> None:
+        """Tell the worker what the user's code has raised; slots may do so at the same time."""
+        temporary = f".vine-error-{os.getpid()}"
+        with open(temporary, "wb") as file:
+            file.write(exceptions.dump(error))
+        os.replace(temporary, self._error)
+        self._send({"failed": exceptions.short(error), "final": True})
+
+    def _preload(self, names: list[str]) -> None:
+        """Import these now, but for the user's own modules, which each process imports for itself."""
+        new = [name for name in names if name not in sys.modules and name not in self._attempted_imports]
+        before = set(descendants.children_of(os.getpid())) if new else set()
+        for name in new:
+            self._attempted_imports.add(name)
+            if not user_modules.is_package_module(name):
+                continue
+            self._begins(f"it imported {name}")
+            try:
+                importlib.import_module(name)
+            except BaseException:  # noqa: BLE001, S110 - only a head start: the task that needs it will say what is wrong
+                pass
+        if new:
+            self._begins("")
+            self._own.update(set(descendants.children_of(os.getpid())) - before)
+            _settle()  # a collection takes long where much is loaded, and there is one request for every few tasks
+
+    def _load(self, setup: dict[str, Any]) -> None:
+        if "program" in setup:
+            add_imports(setup["program"], os.getcwd())
+        import_modules(setup["modules"], self._begins)
+        self._begins("it prepared its functions")
+        self._functions = dict(setup["functions"])
+        for function in setup.get("before", ()):
+            function()
+        if setup.get("context_per_slot"):
+            self._slot_context = setup["context"]
+        elif setup.get("context") is not None:
+            name = getattr(setup["context"][0], "__qualname__", "its function")
+            self._begins(f"it built its context with {name}")
+            build_context(setup["context"], self._functions)
+
+    def _fork(self, request: dict[str, Any], descriptors: list[int]) -> None:
+        flush = captured_output.flush
+        flush()
+        channel, progress = descriptors
+        pid = os.fork()
+        if pid:
+            self._children[pid] = request["slot"]
+            if request["single"]:
+                self._process_group_leaders.add(pid)
+            self._send({"forked": request["slot"], "pid": pid, "single": request["single"]})
+            os.close(channel)
+            os.close(progress)
+            return
+        status = 1
+        try:
+            descendants.die_with_parent()
+            descendants.adopt()
+            fork_state.renew()
+            _signal.set_wakeup_fd(-1)
+            _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+            _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+            interrupts.listen()
+            if request["temporary"]:
+                temporary.enter(request["temporary"])
+            if self._slot_context is not None and not self._has_context():
+                return
+            self._control.close()
+            self._become_slot(request, channel, progress)
+            status = 0
+        except BaseException:  # noqa: BLE001 - the library's log is where a person looks
+            sys.excepthook(*sys.exc_info())
+        finally:
+            flush()
+            os._exit(status)
+
+    def _has_context(self) -> bool:
+        """Build what each slot has of its own. What that raises ends the library, as it would before the fork."""
+        try:
+            with startup_watch.watched(self._stack):
+                build_context(self._slot_context, self._functions)
+        except BaseException as error:  # noqa: BLE001 - whatever the user's function raises is told, not lost
+            self._fail(error)
+            return False
+        if self._fork_calls:
+            _settle()
+        return True
+
+    def _become_slot(self, request: dict[str, Any], channel: int, progress: int) -> None:
+        if not request["single"]:
+            near, channel = channel, call_state.reserve(channel)
+            os.close(near)
+        with socket.socket(fileno=channel) as sock:
+            if request["single"]:
+                os.setsid()  # the task and all it starts can be killed together
+                os.chdir(request["sandbox"])
+                sys.path.insert(0, request["sandbox"])  # as for a script that was started there
+                captured_output.redirect(request["output"], request["errors"])
+                slot.run_single(sock, progress)
+            else:
+                own = captured_output.redirect(request["output"], request["errors"])
+                captured = CapturedOutput() if own else None
+                folder = request["temporary"]
+                slot.Slot(sock, self._functions, progress, self._fork_calls, captured, folder).serve()
+
+    def _kill(self, number: int) -> None:
+        for pid, slot_number in self._children.items():  # not reaped yet, so the pid is still its own
+            if slot_number == number:
+                try:
+                    if os.getpgid(pid) == pid:
+                        os.killpg(pid, signal.SIGKILL)
+                    else:
+                        os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+
+    def _reap(self) -> None:
+        """Take leave of what has ended; what it has left behind are children of this process now, and end."""
+        while (ended := _next_ended()) is not None:
+            pid = ended.si_pid
+            if pid in self._process_group_leaders:
+                self._process_group_leaders.discard(pid)
+                self._kill_process_group(pid)
+            known = self._own | self._children.keys()
+            if descendants.may_have_strays(known):
+                descendants.kill_strays(known)
+            _pid, status, usage = os.wait4(pid, 0)
+            number = self._children.pop(pid, None)
+            if number is not None:
+                self._send(
+                    {
+                        "exited": number,
+                        "reason": slot.describe_status(status),
+                        "max_rss_mb": usage.ru_maxrss // 1024,
+                    }
+                )
+
+    def _kill_process_group(self, pid: int) -> None:
+        """End what a single task has started; it has not been waited for, so the number is still its own."""
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # it was killed before it had a group of its own
+            pass
+
+    def _send(self, news: dict[str, Any]) -> None:
+        try:
+            self._control.send(json.dumps(news).encode())
+        except OSError:
+            sys.exit(0)  # the worker is gone
+
+
+def import_modules(names: list[str], begins: Callable[[str], None]) -> None:
+    """Import what the library names; say of each that it begins."""
+    for name in names:
+        begins(f"it imported {name}")
+        importlib.import_module(name)
+
+
+def build_context(about: Any, functions: dict[str, Callable[..., Any]]) -> None:
+    """Call the context function, and give its variables to the functions."""
+    function, args, kwargs = about
+    variables = function(*args, **kwargs)
+    library_context.context_variables.update(variables)
+    for user_function in functions.values():
+        getattr(user_function, "__globals__", {}).update(variables)
+
+
+def _settle() -> None:
+    """Make ready to fork: a collection in a slot must not touch, and so copy, the pages shared with this process."""
+    gc.collect()
+    fork_state.find_generators()
+    gc.freeze()
+
+
+def _next_ended() -> Any:
+    """Look for a child that has ended, and leave it as it is: so long its number is its own."""
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what matters to pickles."""
+    found = {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
+    metadata = importlib.import_module("importlib.metadata")
+    for name in PICKLE_SENSITIVE_PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            pass
+    return found
+
+
+def main() -> None:
+    """Run a host on the descriptor given on the command line."""
+    descendants.die_with_parent()
+    import_paths.give_back()
+    program_folders.running_kernel()  # each fork wants to know
+    random_seeds.watch()
+    fresh_imports.install()
+    captured_output.print_lines_at_once()
+    if os.environ.pop(usage.RECORDS, ""):
+        use_recorder.start()
+    ForkServer(socket.socket(fileno=int(sys.argv[1]))).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What a fork copies and each process must have for itself: above all, the state of random numbers.
+
+Two processes that were forked from one would draw the same numbers. Python reseeds its own `random` in each child. The generators of NumPy, the
+`random.Random` objects and the generators of PyTorch that are there when a process forks are reseeded here, unless they were seeded with a number
+that somebody chose: who says ``default_rng(42)`` gets what that gives. What tells:
+
+- What NumPy and `random.Random` were seeded with is remembered; see `vinecore.protocol.serialization.random_seeds`. ``numpy.random.seed(n)`` and
+  ``RandomState(n)`` leave no seed that was drawn.
+- PyTorch seeds a generator that nobody seeds with one fixed number, and its default one with 64 random bits.
+
+Objects are found once, before they are frozen out of the garbage collector's sight, so that a fork costs a few microseconds for each of them, and
+nothing where there is none.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+from typing import Any
+
+from vinecore.protocol.serialization import random_seeds
+
+TORCH_MOST_CHOSEN = 1 << 32
+"""The default generator of PyTorch has a larger seed, if nobody has chosen one."""
+AT_ONCE = 10_000
+
+
+_found: dict[int, Any] = {}  # by identity: what may have to be renewed after a fork
+_verdicts: dict[type, bool] = {}
+
+
+def find_generators() -> None:
+    """Find all generators of random numbers that the garbage collector knows of; before `gc.freeze`, which hides them."""
+    _verdicts.clear()  # a class that was judged before NumPy was there
+    known = gc.get_objects()
+    shared = random_seeds.global_random()  # which Python reseeds
+    for one in known:
+        if _is_generator(type(one)) and one is not shared:
+            _found[id(one)] = one
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:  # its generators are not known to the collector, but to those that refer to them
+        for start in range(0, len(known), AT_ONCE):
+            for one in gc.get_referents(*known[start : start + AT_ONCE]):
+                if type(one) is torch.Generator:
+                    _found[id(one)] = one
+
+
+def _is_generator(kind: type) -> bool:
+    verdict = _verdicts.get(kind)
+    if verdict is None:
+        kinds: list[type] = [random.Random]
+        for module, names in (
+            ("numpy.random.bit_generator", ("BitGenerator", "SeedSequence")),
+            ("numpy.random.mtrand", ("RandomState",)),
+        ):
+            if module in sys.modules:
+                kinds += [getattr(sys.modules[module], name) for name in names]
+        verdict = _verdicts[kind] = issubclass(kind, tuple(kinds)) and not issubclass(
+            kind, random.SystemRandom
+        )
+    return verdict
+
+
+def renew() -> None:
+    """Give this process, which has just been forked, random numbers of its own; Python itself has reseeded `random`."""
+    if "numpy.random.mtrand" in sys.modules:
+        _renew_numpy()
+    torch: Any = sys.modules.get("torch")
+    for one in _found.values():
+        if isinstance(one, random.Random):
+            if not random_seeds.known.chosen.get(id(one), False):
+                one.seed()
+        elif (
+            torch is not None
+            and type(one) is torch.Generator
+            and one.initial_seed() == random_seeds.TORCH_UNSEEDED
+        ):
+            one.seed()
+    if torch is not None and torch.initial_seed() >= TORCH_MOST_CHOSEN:
+        torch.seed()
+
+
+def _renew_numpy() -> None:
+    bits: Any = sys.modules["numpy.random.bit_generator"]
+    legacy: Any = sys.modules["numpy.random.mtrand"]
+    renewed = {
+        id(one) for one in _found.values() if isinstance(one, bits.SeedSequence) and _renew_sequence(one)
+    }
+    for one in _found.values():
+        if isinstance(one, bits.BitGenerator) and id(sequence := getattr(one, "_seed_seq", None)) in renewed:
+            one.state = type(one)(sequence).state
+    if random_seeds.known.is_numpy_unseeded:
+        getattr(legacy, random_seeds.GLOBAL_NUMPY[1]).seed()
+    for one in _found.values():
+        if isinstance(one, legacy.RandomState):
+            made = getattr(one, "_bit_generator", None)
+            if id(getattr(made, "_seed_seq", None)) in renewed:
+                _forget_half_a_pair(one)
+
+
+def _renew_sequence(sequence: Any) -> bool:
+    """Have a seed sequence begin with another seed, if the system gave it the one it has; what it is for others stays."""
+    if not random_seeds.known.was_drawn(sequence.entropy):
+        return False
+    sequence.__init__(
+        spawn_key=sequence.spawn_key,
+        pool_size=sequence.pool_size,
+        n_children_spawned=sequence.n_children_spawned,
+    )
+    random_seeds.known.add_drawn(sequence.entropy)  # of a process that forks, too
+    return True
+
+
+def _forget_half_a_pair(state: Any) -> None:
+    """Normal numbers are drawn in pairs: the second of one that was drawn before the fork is in all copies."""
+    known = state.get_state(legacy=False)
+    if known.get("has_gauss"):
+        state.set_state({**known, "has_gauss": 0, "gauss": 0.0})
+
+
+def forget_temporary_folder() -> None:
+    """Have `tempfile` look for its folder again, where what this was forked from has asked for it under other variables."""
+    known: Any = sys.modules.get("tempfile")
+    if known is not None:
+        known.tempdir = None

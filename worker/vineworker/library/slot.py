@@ -1,0 +1,479 @@
+"""A slot: runs one call after another, in a process forked from a library that has already imported what the calls need.
+
+The slot reads calls from its socket and answers in the same order. Short calls are answered together, at the latest
+`PATIENCE_S` after the first. Before each call it writes the call's number into a small shared file, so that the worker knows which
+call was running when a slot dies, and blames no other.
+"""
+
+from __future__ import annotations
+
+import base64
+import mmap
+import os
+import resource
+import socket
+import struct
+import sys
+import time
+from functools import partial
+from itertools import islice
+from typing import Any, Callable, Union
+
+from vinecore.protocol import INLINE_LIMIT, user_modules
+from vinecore.protocol.frames import FrameReader, encode
+from vinecore.protocol.serialization import exceptions, values
+from vinecore.protocol.transfer import digests
+from vineworker.library import (
+    captured_output,
+    fork_state,
+    forked_calls,
+    fresh_imports,
+    interrupts,
+    use_recorder,
+)
+from vineworker.library.call_state import CallState
+from vineworker.library.captured_output import CapturedOutput
+from vineworker.library.program_folder import StartingFolder
+from vineworker.machine import descendants
+from vineworker.slot_protocol import (
+    MOST_IN_FLIGHT,
+    PROGRESS,
+    TO_SLOT,
+    Call,
+    DropHeldResults,
+    DropShared,
+    ObjectData,
+    Reply,
+    SpillResults,
+)
+from vineworker.tasks import temporary
+
+REPLY_BATCH_S = 0.001
+RUNNING = struct.Struct(">q")  # the first part of `PROGRESS`
+MODULES_TO_TELL = 200
+
+
+_reader = FrameReader(TO_SLOT, trusted=True)  # made before the fork; there is one slot in a process
+
+
+class Slot:
+    """Executes calls for one worker.
+
+    Parameters
+    ----------
+    sock
+        The socket to the worker.
+    functions
+        The library's functions by name.
+    progress
+        A file of the size of `PROGRESS`, shared with the worker.
+    fork
+        Run every call in a child of its own.
+    captured
+        Takes what calls print, if this process has files of its own for that.
+    folder
+        The slot's folder for temporary files, in which each child gets one of its own; "" if it has none.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        functions: dict[str, Callable[..., Any]],
+        progress: int,
+        fork: bool,
+        captured: CapturedOutput | None = None,
+        folder: str = "",
+    ) -> None:
+        self._sock, self._functions, self._fork = sock, functions, fork
+        self._progress = mmap.mmap(progress, PROGRESS.size)
+        self._shared: dict[str, Any] = {}
+        self._raw_shared: dict[str, bytes] = {}  # came as messages, not loaded yet
+        self._raw_inputs: dict[str, bytes] = {}  # of the next call
+        self._recent_results: dict[
+            int, Union[bytes, str]
+        ] = {}  # task -> its result, or the file it has written
+        self._held: dict[int, tuple[str, list[Any]]] = {}  # task -> where to write its result, and its parts
+        self._replies: list[Reply] = []
+        self._first_reply = 0.0
+        self._folder = StartingFolder()
+        self._captured = captured
+        self._temporary = os.path.join(folder, "call") if folder else ""
+        self._state: CallState | None = None  # where calls share this process
+        self._ends = False  # a call has left this process as no other may find it
+        if not fork:
+            captured_output.record_warnings()
+
+    def serve(self) -> None:
+        """Work until the worker closes the socket."""
+        if not self._fork:
+            self._state = CallState()
+        while True:
+            data = self._sock.recv(1 << 18)
+            if not data:
+                return
+            for message in _reader.feed(data):
+                self.handle(message)
+                if self._ends:
+                    return
+            self._flush()
+
+    def handle(self, message: Any) -> None:
+        """Obey one message."""
+        kind = type(message)
+        if kind is Call:
+            self._call(message)
+        elif kind is ObjectData:
+            raw = self._raw_shared if message.shared else self._raw_inputs
+            raw[message.name] = message.payload
+        elif kind is SpillResults:
+            for task in message.tasks:
+                self._spill_result(task)
+        elif kind is DropHeldResults:
+            for task in message.tasks:
+                self._held.pop(task, None)
+        elif kind is DropShared:
+            for name in message.names:
+                self._shared.pop(name, None)
+                self._raw_shared.pop(name, None)
+
+    def mark_running(self, call: Call) -> None:
+        """Leave word that this call is the one that runs."""
+        if "timed" in call.options:
+            PROGRESS.pack_into(self._progress, 0, call.task, time.monotonic())
+        else:
+            RUNNING.pack_into(self._progress, 0, call.task)
+
+    def _call(self, call: Call) -> None:
+        self.mark_running(call)
+        if self._state is None:
+            reply = self._in_child(call) if self._fork else self.run(call)
+        else:
+            reply = self._state.run(self.run, call)
+            changed = self._state.restore()
+            if changed is not None:
+                self._end(call, reply, changed)
+                return
+        self.report(reply)
+        self._raw_inputs.clear()
+        if reply.kind == "done" and "held" not in reply.info:
+            self._recent_results[call.task] = reply.payload if reply.size <= INLINE_LIMIT else call.result
+            if len(self._recent_results) > MOST_IN_FLIGHT:
+                del self._recent_results[next(iter(self._recent_results))]
+        RUNNING.pack_into(self._progress, 0, -1)
+        self._queue_reply(reply)
+
+    def _end(self, call: Call, reply: Reply, changed: str) -> None:
+        """Answer a last time: the worker has another process do what was to come after this call."""
+        self._ends = True
+        if reply.info.pop("held", None):
+            _path, parts = self._held.pop(call.task)
+            reply.info["digest"] = write_parts(call.result, parts)
+        try:
+            self.report(reply)
+        except OSError:  # where that would be read is closed
+            pass
+        reply.info["ends"] = changed
+        self._replies.append(reply)
+        self._flush()
+        RUNNING.pack_into(self._progress, 0, -1)  # until now it is this call's fault if there is no answer
+
+    def report(self, reply: Reply) -> None:
+        """Add to an answer what is known only when the call is over."""
+        self._folder.report(reply)
+        captured_output.take_warnings(reply.info)
+        if self._captured is not None:
+            self._captured.take(reply.info)
+
+    def _queue_reply(self, reply: Reply) -> None:
+        now = time.monotonic()
+        if not self._replies:
+            self._first_reply = now
+        self._replies.append(reply)
+        if now - self._first_reply > REPLY_BATCH_S or reply.wall_s > REPLY_BATCH_S or len(self._replies) > 64:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._replies:
+            replies, self._replies = self._replies, []
+            self._sock.sendall(b"".join(encode(replies)))  # type: ignore[arg-type]
+
+    def _hold_result(self, call: Call, parts: list[Any], size: int) -> bool:
+        """Keep a result in memory, if that is asked for and there is room."""
+        taken = sum(values.size_of(other) for _path, other in self._held.values())
+        room, most = call.options.get("hold", (0, 0))
+        if taken + size > room or size > most:
+            return False
+        self._held[call.task] = call.result, parts
+        return True
+
+    def _spill_result(self, task: int) -> None:
+        """Write a result that is held."""
+        path, parts = self._held.pop(task)
+        try:
+            digest = write_parts(path, parts)
+        except OSError as error:
+            self._queue_reply(Reply(task, "unwritten", 0, 0.0, {"reason": exceptions.short(error)}, b""))
+        else:
+            self._queue_reply(Reply(task, "wrote", values.size_of(parts), 0.0, {"digest": digest}, b""))
+
+    def _in_child(self, call: Call) -> Reply:
+        """Run a call in a child process; only the child suffers from what the call does to its process."""
+        start = time.monotonic()
+        read, write = os.pipe()
+        known = descendants.children_of(os.getpid()) if descendants.has_children() else ()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                os.close(read)
+                descendants.die_with_parent()
+                descendants.adopt()
+                fork_state.renew()
+                if self._temporary:
+                    temporary.enter(self._temporary)
+                reply = self.run(call)
+                descendants.end_all()
+                with os.fdopen(write, "wb") as pipe:
+                    pipe.write(b"".join(encode([reply])))  # type: ignore[list-item]
+                captured_output.flush()
+                status = 0
+            finally:  # whatever happens, the child must not go on as if it were the slot
+                os._exit(status)
+        os.close(write)
+        try:
+            answer = forked_calls.reply_of_child(read, pid)
+        finally:
+            os.close(read)
+        _pid, status, _usage = os.wait4(pid, 0)
+        descendants.end_all(known)
+        if self._temporary:
+            temporary.remove(self._temporary)
+        if answer is not None:
+            return answer
+        return Reply(
+            call.task, "crash", 0, time.monotonic() - start, {"reason": describe_status(status)}, b""
+        )
+
+    def run(self, call: Call) -> Reply:
+        """Load what a call needs, call, and serialize what it returns or raises."""
+        start = time.perf_counter()
+        interrupts.forget()
+        later: set[int] = set()  # inputs that the function itself loads
+        fed: tuple[str, int] | None = call.options.get("fed")
+        if fed is not None and fed[1] not in self._recent_results:
+            return Reply(call.task, "unfed", 0, 0.0, {}, b"")
+        try:
+            try:
+                recorder, shared = self._get_ready(call)
+                args, kwargs = values.loads(call.payload)
+                later = {arg.index for arg in args if type(arg) is values.LazyInput}
+                inputs = [
+                    values.LazyValue(partial(self._open_input, name, path, call))
+                    if number in later
+                    else values.loads(self._open_input(name, path, call))
+                    for number, (name, path) in enumerate(call.inputs)
+                ]
+            except FileNotFoundError as error:
+                lost = _lost_inputs_reply(call, error)
+                if lost is None:
+                    raise
+                return lost
+            function = self._functions.get(call.function)
+            if function is None:
+                function = self._find_function(call)
+            args, kwargs = values.substitute_placeholders(args, kwargs, shared, inputs)
+            del inputs
+            try:
+                result = forked_calls.call(function, args, kwargs, captured_output.flush)
+                used = recorder.end(call, self._raw_inputs) if recorder is not None else []
+            finally:
+                self._folder.leave()
+            del args, kwargs
+            info: dict[str, Any] = {}
+            if used:
+                info["used"] = used
+            if type(result) is values.ResultWithMetadata:
+                info["note"] = base64.b64encode(result.extra).decode()
+                result = result.value
+            parts = [raw_bytes(result)] if call.options.get("raw") else dump_result(result)
+            size = values.size_of(parts)
+            payload = b""
+            if size <= INLINE_LIMIT:
+                payload = b"".join(parts)
+            elif self._hold_result(call, parts, size):
+                info["held"] = True
+            else:
+                info["digest"] = write_parts(call.result, parts)
+        # the caller gets whatever the user's code raised, SystemExit and KeyboardInterrupt included
+        except BaseException as error:  # noqa: BLE001
+            interrupts.obey(error)
+            use_recorder.cancel(call)
+            if later and isinstance(error, FileNotFoundError) and (lost := _lost_inputs_reply(call, error)):
+                return lost
+            return Reply(
+                call.task,
+                "exception",
+                0,
+                time.perf_counter() - start,
+                {"text": exceptions.short(error)},
+                exceptions.dump(error),
+            )
+        return Reply(call.task, "done", size, time.perf_counter() - start, info, payload)
+
+    def _get_ready(self, call: Call) -> tuple[use_recorder.Recorder | None, list[Any]]:
+        """Go where a call starts, and load what it shares with others."""
+        known = len(self._shared)
+        program = self._load_shared(*call.shared[-1]) if "program" in call.options else None
+        # before anything else is loaded: that may import the program's modules
+        moved = self._folder.enter(program)
+        recorder = use_recorder.begin(call) if "record" in call.options else None
+        # before the arguments: what a program has registered may decide what they are loaded as
+        shared = [self._load_shared(name, path) for name, path in call.shared]
+        if self._state is not None and (moved or len(self._shared) > known):
+            self._state.accept()
+        if "env" in call.options:
+            set_variables(call.options["env"])
+        return recorder, shared
+
+    def _find_function(self, call: Call) -> Callable[..., Any]:
+        if call.function in self._shared:
+            return self._shared[call.function]  # type: ignore[no-any-return]
+        known = ", ".join(sorted(self._functions)) or "none"
+        msg = f"this library has no function {call.function!r}; it has: {known}"
+        raise LookupError(msg)
+
+    def _load_shared(self, name: str, path: str) -> Any:
+        if name not in self._shared:
+            self._shared[name] = values.load_file(path) if path else values.loads(self._raw_shared[name])
+            raw = self._raw_shared.pop(name, None)
+            if raw is not None:
+                use_recorder.keep(name, raw)
+        return self._shared[name]
+
+    def _open_input(self, name: str, path: str, call: Call) -> values.Readable:
+        """Find an input; what a call before this one has made is a file at its path when the worker has taken it over."""
+        for held, task in call.options.get("held", ()):
+            if name == held:  # a copy: who reads it may write to what it gets
+                return bytearray().join(self._held[task][1])
+        fed: tuple[str, int] | None = call.options.get("fed")
+        if fed and name == fed[0]:
+            made = self._recent_results[fed[1]]
+            if isinstance(made, bytes):
+                return made
+            try:
+                return values.map_object(made)
+            except FileNotFoundError:
+                pass
+        return values.map_object(path) if path else self._raw_inputs[name]
+
+
+def _lost_inputs_reply(call: Call, error: FileNotFoundError) -> Reply | None:
+    """Say which inputs are gone, if any is: somebody has cleaned up the cache, which is not the task's fault."""
+    lost = [name for name, path in (*call.shared, *call.inputs) if path and not os.path.exists(path)]
+    if not lost:
+        return None
+    return Reply(call.task, "crash", 0, 0.0, {"reason": f"an input is gone: {error}", "lost": lost}, b"")
+
+
+def write_parts(path: str, parts: list[Any]) -> str:
+    """Write an object so that it appears under its name only when it is whole; give its digest."""
+    part_path, digest = f"{path}.part", digests.Digest()
+    try:
+        with open(part_path, "wb", buffering=0) as file:
+            for part in parts:
+                view = memoryview(part).cast("B")
+                while view:
+                    size = file.write(view[: digests.CHUNK_BYTES])
+                    digest.update(view[:size])
+                    view = view[size:]
+        os.rename(part_path, path)
+    except OSError:
+        if os.path.exists(part_path):
+            os.unlink(part_path)  # a disk that is full has better uses
+        raise
+    return str(digest)
+
+
+def dump_result(result: Any) -> list[Any]:
+    """Serialize what a call has returned."""
+    try:
+        return values.dump(result)
+    except Exception as error:
+        from vinecore.protocol.serialization import unpicklable
+
+        exceptions.add_note(error, f"what it returned cannot be sent: {unpicklable.describe(result)}")
+        raise
+
+
+def raw_bytes(result: Any) -> bytes:
+    """Give the bytes of what a call has returned that says it returns bytes."""
+    if isinstance(result, (bytes, bytearray, memoryview)):
+        return bytes(result)
+    msg = (
+        f"it returned a {type(result).__name__}: with disable_output_serialization() a function returns bytes"
+    )
+    raise TypeError(msg)
+
+
+def set_variables(variables: dict[str, Union[str, None]]) -> None:
+    """Set the environment variables that a call is to find."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if "TZ" in variables:
+        time.tzset()
+    if not set(temporary.NAMES).isdisjoint(variables):
+        fork_state.forget_temporary_folder()
+
+
+def describe_status(status: int) -> str:
+    """Say how a process ended, from its wait status."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        hint = " (often the kernel's answer to too little memory)" if number == 9 else ""
+        return f"its process was killed by signal {number}{hint}"
+    return f"its process exited with code {os.WEXITSTATUS(status)}"
+
+
+def run_single(sock: socket.socket, progress: int) -> None:
+    """Run one call in a process of its own and tell which modules it had to import, so that the next fork has them."""
+    before, held = len(sys.modules), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    slot = Slot(sock, {}, progress, fork=False)
+    while data := sock.recv(1 << 18):
+        for message in _reader.feed(data):
+            if not isinstance(message, Call):
+                slot.handle(message)
+                continue
+            slot.mark_running(message)
+            set_variables(message.options.pop("env", {}))
+            reply = slot.run(message)
+            slot.report(reply)
+            reply.info.update(_imported_since(before))
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            reply.info["cpu_s"] = usage.ru_utime + usage.ru_stime
+            # what counts if it is over before somebody has looked at it
+            reply.info["grown_mb"] = 1 + (usage.ru_maxrss - held) // 1024
+            captured_output.flush()
+            descendants.end_all()  # nobody writes any more to what is taken out of the sandbox now
+            sock.sendall(b"".join(encode([reply])))
+            os._exit(0)  # to tidy up here is to write to, and so to copy, pages shared with the host
+
+
+def _imported_since(before: int) -> dict[str, list[str]]:
+    """What this process has imported after so many modules: of packages, top-level modules that another one could import, too; of the user's own modules, their files.
+
+    The names of the others are not looked at: each would cost a copy of the page it is on, which this process shares with the host.
+    """
+    new = islice(reversed(sys.modules), max(0, len(sys.modules) - before))
+    found = [
+        name
+        for name in new
+        if "." not in name
+        and not name.startswith("_")
+        and getattr(module := sys.modules[name], "__spec__", None)
+        and not user_modules.is_own_module(module)
+    ]
+    told = {"modules": found[::-1][:MODULES_TO_TELL], "sources": fresh_imports.loaded()}
+    return {kind: names for kind, names in told.items() if names}

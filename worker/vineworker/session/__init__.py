@@ -1,0 +1,1 @@
+"""What the worker does for one manager: it carries out the instructions of the state machine."""

@@ -1,0 +1,78 @@
+"""What a worker and its slots say to each other, over a socket pair, in the frames of `vinecore.protocol.frames`."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+PROGRESS = struct.Struct(">qd")
+"""What a slot leaves word of in its shared file: the call that runs, or -1, and when it began, if that is timed."""
+
+MOST_IN_FLIGHT = 64
+"""Calls that are written to a slot before it has answered the first of them, at most."""
+
+
+class ObjectData(NamedTuple):
+    """Worker: an object that lives in memory; a shared one is kept until it is dropped."""
+
+    name: str
+    shared: bool
+    payload: bytes
+
+
+class Call(NamedTuple):
+    """Worker: run this function.
+
+    ``shared`` and ``inputs`` are pairs of a name and the path of a file, or "" for what came as an `Object`. The option
+    ``fed`` names the input that an earlier call to this slot makes, and the task of that call; ``held`` are pairs of an input and the task that
+    has made it, for those that the slot holds in memory. It may hold the result, and answers so, if that does not make more than the
+    first number of ``hold`` bytes, and is not larger than the second.
+    """
+
+    task: int
+    function: str
+    shared: list[tuple[str, str]]
+    inputs: list[tuple[str, str]]
+    result: str  # path for a result that is too large for the reply
+    sandbox: str  # folder to run in, "" to stay
+    options: dict[str, Any]
+    payload: bytes
+
+
+class DropShared(NamedTuple):
+    """Worker: forget these shared objects."""
+
+    names: list[str]
+
+
+class SpillResults(NamedTuple):
+    """Worker: write what these calls have made, to where they were told to, and answer for each."""
+
+    tasks: list[int]
+
+
+class DropHeldResults(NamedTuple):
+    """Worker: forget what these calls have made."""
+
+    tasks: list[int]
+
+
+class Reply(NamedTuple):
+    """Slot: a call is over.
+
+    ``kind`` is "done" (payload: the result if it is small), "exception" (payload: the pickled exception), "crash", or "unfed": it was
+    not run, because the call that it was to get an input from has failed. And "wrote": what an earlier call made, and the slot held, is in a file;
+    or "unwritten": it could not be written. If ``info`` has ``ends``, the call has changed what cannot be put back (see
+    `vineworker.library.call_state`), and the slot ends.
+    """
+
+    task: int
+    kind: str
+    size: int
+    wall_s: float
+    info: dict[str, Any]
+    payload: bytes
+
+
+TO_SLOT = (ObjectData, Call, DropShared, SpillResults, DropHeldResults)
+FROM_SLOT = (Reply,)

@@ -1,0 +1,1 @@
+"""The state machine of the worker. It does no I/O: events in, instructions out."""

@@ -1,0 +1,1 @@
+"""The cache of the worker, and how objects come into it."""

@@ -1,0 +1,291 @@
+"""Getting objects from peers, the manager and addresses, and bringing them to the manager: blocking work for a few helper threads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple, Optional
+
+from vinecore.protocol import handshake, messages, transfer_tokens
+from vinecore.protocol.transfer import content as bulk
+from vinecore.protocol.transfer import digests, trees
+from vineworker.machine.process_reaper import ProcessReaper
+from vineworker.storage.cache import Cache, tree_size
+from vineworker.storage.downloads import Downloader
+
+log = logging.getLogger("vine_worker")
+
+MOST_IDLE_PER_PEER = 2
+MOST_IDLE_S = bulk.IDLE_S / 2
+
+
+class TransferSource(NamedTuple):
+    """The manager, or a peer: a worker that comes back is another one, at the same address."""
+
+    address: str
+    pair_key: str = ""
+    fingerprint: str = ""
+
+
+MANAGER = TransferSource("manager")
+
+
+class TransferClient:
+    """Moves objects; keeps a few idle connections to each peer.
+
+    Parameters
+    ----------
+    cache
+        Where objects are read from and stored.
+    manager
+        Address of the manager.
+    secret
+        What the manager asks for.
+    number
+        The one that the manager has given to this worker.
+    key
+        Of the connection on which it says from whom to fetch.
+    cover, fingerprints
+        A `tls.Cover`, where there is TLS, and those of certificates that the manager may have.
+    warden
+        Is told of the processes that fetch for it.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        manager: tuple[str, int],
+        secret: bytes,
+        number: int,
+        key: bytes,
+        warden: ProcessReaper,
+        cover: Any = None,
+        fingerprints: Sequence[str] = (),
+    ) -> None:
+        self._cache, self._manager, self._secret, self._number = cache, manager, secret, number
+        self._key = key
+        self._cover, self._fingerprints = cover, fingerprints
+        self._addresses = Downloader(warden)
+        self._idle: dict[TransferSource, list[tuple[float, bulk.TransferClient]]] = {}
+        self._busy: set[bulk.TransferClient] = set()
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def fetch(
+        self, fetch: messages.Fetch, arrived: Callable[[bulk.ReceivedObject], None]
+    ) -> bulk.ReceivedObject:
+        """Get an object, if there is room for it; the size of a directory is -1.
+
+        Parameters
+        ----------
+        fetch
+            What the manager has asked for.
+        arrived
+            Called, perhaps, when a large file is here and has still to be compared with what it should be: peers may have it from then on,
+            and it may be used here when this returns.
+
+        Raises
+        ------
+        bulk.Gone
+            The source does not have it.
+        bulk.Altered
+            It is not what was made, or announced.
+        OSError, ValueError
+            It could not be had for another reason.
+        """
+        with self._cache.reserve(fetch.name, fetch.size):
+            return self._fetch(fetch, arrived)
+
+    def _fetch(
+        self, fetch: messages.Fetch, arrived: Callable[[bulk.ReceivedObject], None]
+    ) -> bulk.ReceivedObject:
+        path, begun = self._cache.temporary(fetch.name), time.monotonic()
+        proof = None
+        try:
+            if "://" in fetch.source:
+                self._addresses.fetch(fetch.source, path, fetch.size, fetch.validator)
+                os.chmod(
+                    path, trees.PLAIN
+                )  # who has fetched it may have gone by the umask, or by what is there
+                received = bulk.ReceivedObject(os.path.getsize(path), digests.digest_file(path))
+            else:
+                received, proof = self._from_peer(fetch, path)
+            if os.path.isdir(path):
+                received = bulk.ReceivedObject(-1, "")  # what travelled was an archive of it
+            elif not fetch.digest and 0 <= fetch.size != received.size and not fetch.directory:
+                msg = f"{received.size} bytes came, {fetch.size} were announced"
+                raise bulk.ChecksumMismatch(msg)
+            if fetch.size < 0:
+                self._cache.check_fits(fetch.name, tree_size(path))
+            log.debug("got %s from %s in %.3f s", fetch.name, fetch.source, time.monotonic() - begun)
+            as_long = fetch.size in (-1, received.size)  # another one may be right, too: copies may differ
+            if proof is not None and as_long and self._cache.add_unverified(fetch.name, path):
+                arrived(received)
+                self._verify(fetch.name, path, proof, received.digest)
+                return received
+            if proof is not None:
+                proof.verify()
+        except BaseException:
+            bulk.remove_tree(path)
+            raise
+        finally:
+            if proof is not None:
+                proof.close()
+        self._cache.store(fetch.name, path, received.digest)
+        return received
+
+    def _verify(self, name: str, path: str, proof: bulk.PendingVerification, digest: str) -> None:
+        """Take over what is offered, if it is what it should be."""
+        try:
+            proof.verify()
+            self._cache.mark_verified(name, path, digest)
+        except BaseException:
+            self._cache.discard_unverified(name, path)
+            raise
+
+    def _from_peer(
+        self, fetch: messages.Fetch, path: str
+    ) -> tuple[bulk.ReceivedObject, Optional[bulk.PendingVerification]]:
+        def bring(
+            client: bulk.TransferClient,
+        ) -> tuple[bulk.ReceivedObject, Optional[bulk.PendingVerification]]:
+            if not fetch.source_worker:
+                return client.get_unverified(fetch.name, path, fetch.digest, fits=fits)
+            return client.get_unverified(
+                fetch.name, path, fetch.digest, fits=fits, ticket=fetch.ticket, expires=fetch.expires
+            )
+
+        def fits(size: int) -> None:
+            self._cache.check_fits(fetch.name, size)
+
+        pair_key = ""
+        if fetch.source_worker:
+            pair_key = transfer_tokens.mask_key(
+                self._key, fetch.source_worker, bytes.fromhex(fetch.pair_key)
+            ).hex()
+        received, proof = self._with_connection(
+            TransferSource(fetch.source, pair_key, fetch.fingerprint), bring
+        )
+        return received, proof
+
+    def upload(self, name: str, digest: str) -> None:
+        """Bring an object to the manager."""
+        content = self._cache.find_object(name)
+        if content is None:
+            raise FileNotFoundError(name)
+        self._with_connection(MANAGER, lambda client: client.put(name, content, digest))
+
+    def unpack(self, unpack: messages.Unpack) -> int:
+        """Make a directory of an archive that is in the cache."""
+        import tarfile
+        import zlib
+
+        path = self._cache.temporary(unpack.name)
+        os.mkdir(path)
+        try:
+            with tarfile.open(self._cache.checked_path(unpack.archive)) as archive:
+                self._cache.check_fits(unpack.name, sum(member.size for member in archive.getmembers()))
+                bulk.unpack_safely(archive, path)
+            self._cache.check_fits(unpack.name, tree_size(path))
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            bulk.remove_tree(path)
+            msg = f"not an archive that can be unpacked: {str(error).partition(':')[0]}"
+            raise ValueError(msg) from error
+        except BaseException:
+            bulk.remove_tree(path)
+            raise
+        self._cache.store(unpack.name, path)
+        return 0
+
+    def _with_connection(self, source: TransferSource, work: Callable[[bulk.TransferClient], Any]) -> Any:
+        """Use a connection to a source, an idle one if there is one; the other end may have closed that."""
+        client = self._idle_client(source)
+        if client is not None:
+            try:
+                return self._use(source, client, work)
+            except handshake.HandshakeRejected:
+                raise
+            except ConnectionError:
+                pass
+        return self._use(source, self._new_client(source), work)
+
+    def _use(
+        self, source: TransferSource, client: bulk.TransferClient, work: Callable[[bulk.TransferClient], Any]
+    ) -> Any:
+        with self._lock:
+            self._busy.add(client)
+        try:
+            if self._closed:
+                msg = "this worker is leaving"
+                raise InterruptedError(msg)
+            answer = work(client)
+        except bulk.ObjectNotFound:
+            self._return_connection(source, client)
+            raise
+        except BaseException:
+            with self._lock:
+                self._busy.discard(client)
+            client.close()
+            raise
+        self._return_connection(source, client)
+        return answer
+
+    def _idle_client(self, source: TransferSource) -> bulk.TransferClient | None:
+        with self._lock:
+            self._drop_old()
+            idle = self._idle.get(source)
+            return idle.pop()[1] if idle else None
+
+    def _drop_old(self) -> None:
+        """Close what has been idle for long, also to peers that nobody asks any more."""
+        now = time.monotonic()
+        for source, idle in list(self._idle.items()):
+            while idle and now - idle[0][0] > MOST_IDLE_S:
+                idle.pop(0)[1].close()
+            if not idle:
+                del self._idle[source]
+
+    def _new_client(self, source: TransferSource) -> bulk.TransferClient:
+        if source == MANAGER:
+            return bulk.TransferClient(*self._manager, self._secret, self._tls_wrapper(self._fingerprints))
+        host, _, port = source.address.rpartition(":")
+        return bulk.TransferClient(
+            host,
+            int(port),
+            bytes.fromhex(source.pair_key),
+            self._tls_wrapper((source.fingerprint,)),
+            peer=self._number,
+        )
+
+    def _tls_wrapper(self, fingerprints: Sequence[str]) -> Optional[bulk.TlsWrapper]:
+        if self._cover is None:
+            return None
+        cover = self._cover
+        return lambda sock: cover.connect(sock, fingerprints)
+
+    def _return_connection(self, source: TransferSource, client: bulk.TransferClient) -> None:
+        with self._lock:
+            self._busy.discard(client)
+            idle = self._idle.setdefault(source, [])
+            if len(idle) < MOST_IDLE_PER_PEER and not self._closed:
+                idle.append((time.monotonic(), client))
+                return
+        client.close()
+
+    def close(self) -> None:
+        """Cut all connections; transfers under way fail."""
+        self._addresses.close()
+        with self._lock:
+            self._closed = True
+            for client in self._busy:
+                try:
+                    client.sock.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+            for _since, client in (entry for idle in self._idle.values() for entry in idle):
+                client.close()
+            self._idle.clear()

@@ -1,0 +1,1 @@
+"""Tasks with a process of their own: sandboxes and commands."""

@@ -1,0 +1,329 @@
+"""The folder a task runs in: its inputs are put in, its outputs are taken out.
+
+Inputs are copies, or, of large files, links to cached ones with the write permission taken away; where the file system can share the blocks of two files, large ones are copies,
+too. What a task does to a copy is its own affair; what it does to a link is found out when it is over (see `looks`). Everything here touches the disk and runs in a helper thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+from typing import Any, NamedTuple, Union
+
+from vinecore.protocol import messages
+from vinecore.protocol.transfer import content, digests, trees
+from vineworker.storage.cache import Cache, tree_size
+from vineworker.storage.object_stamps import LINK_FROM, Changed
+
+TMPDIR_NAME = ".vine"
+OUTPUT_LIMIT = 1 << 20
+"""Bytes of a task's output (its end) that are sent to the manager."""
+FICLONE = 0x40049409
+"""Has a file share the blocks of another one until one of them is written to."""
+
+
+def create_sandbox(folder: str, mounts: list[Any], cache: Cache, *, link: bool = True) -> dict[int, int]:
+    """Make a sandbox; give what in it are copies of inputs, by the numbers of their files, and their sizes.
+
+    Parameters
+    ----------
+    folder
+        Must not exist yet.
+    mounts
+        ``[name, remote name, symlink]`` for each input.
+    link
+        Whether there may be hard links to inputs; where there are, `Cache.settle` and `clear` have to follow.
+
+    Raises
+    ------
+    Changed
+        An input is not what it was when it came.
+    """
+    os.mkdir(folder, mode=0o700)
+    filling = _Filling(folder, cache, link)
+    try:
+        for name, remote, symlink in mounts:
+            target = resolve_in_sandbox(folder, remote)
+            if os.path.dirname(target) != folder or os.path.lexists(target):
+                _refuse_links(folder, remote, target)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            filling.put(name, target, symlink)
+    except BaseException:
+        cache.release(folder)
+        raise
+    return filling.copies
+
+
+class _Filling:
+    """Puts inputs into a sandbox."""
+
+    def __init__(self, folder: str, cache: Cache, link: bool) -> None:
+        self._folder, self._cache, self._link = folder, cache, link
+        self.copies: dict[int, int] = {}
+
+    def put(self, name: str, target: str, symlink: bool) -> None:
+        source = self._cache.checked_path(name)
+        if symlink:
+            if self._link:
+                self._cache.looks.mention(self._folder, name)
+            else:
+                self._cache.looks.expose(name)
+            os.symlink(source, target)
+        elif os.path.isdir(source):
+            self._put_tree(name, source, target)
+        else:
+            self._put_file(name, "", source, os.stat(source), target)
+        if not self._cache.is_intact(name):  # while it was copied
+            raise Changed([name], "has been changed on this worker's disk")
+
+    def _put_tree(self, name: str, source: str, target: str) -> None:
+        os.mkdir(target)
+        folders = [(target, os.stat(source).st_mode)]
+        for entry in trees.entries(source, follow=False):
+            place = os.path.join(target, entry.name)
+            if entry.link is not None:
+                os.symlink(entry.link, place)
+            elif stat.S_ISDIR(entry.about.st_mode):
+                os.mkdir(place)
+                folders.append((place, entry.about.st_mode))
+            else:
+                self._put_file(name, entry.name, entry.path, entry.about, place)
+        for place, mode in reversed(folders):  # last, because nothing can be put into one that is read-only
+            os.utime(place, (trees.SINGLE_FILE_TIME_S, trees.SINGLE_FILE_TIME_S))
+            _set_mode(place, trees.folder_mode(mode))
+
+    def _put_file(self, name: str, inner: str, source: str, about: os.stat_result, target: str) -> None:
+        size, cache = about.st_size, self._cache
+        large = size >= LINK_FROM
+        if not (large and _clone(source, target)):
+            wanted = large and os.geteuid() != 0  # for root nothing is read-only
+            may = self._link and cache.looks.may_link(name)
+            if (
+                may
+                and (wanted or not cache.may_copy(self._folder, size))
+                and self._try_link(name, inner, target)
+            ):
+                return
+            shutil.copyfile(source, target)
+        os.utime(target, ns=(about.st_atime_ns, about.st_mtime_ns))
+        _set_mode(target, trees.shown_mode(about.st_mode))
+        self.copies[os.stat(target).st_ino] = size
+
+    def _try_link(self, name: str, inner: str, target: str) -> bool:
+        try:
+            self._cache.looks.link(self._folder, name, inner, target)
+        except Changed:
+            raise
+        except OSError:  # there can be none on this file system, or not so many
+            return False
+        return True
+
+
+def _clone(source: str, target: str) -> bool:
+    """Have a file share its blocks with another one, where the file system can."""
+    with open(source, "rb") as file, open(target, "wb") as copy:
+        try:
+            fcntl.ioctl(copy.fileno(), FICLONE, file.fileno())
+        except OSError:
+            return False
+    return True
+
+
+def _set_mode(path: str, mode: int) -> None:
+    with contextlib.suppress(PermissionError):  # some file systems have no modes
+        os.chmod(path, mode)
+
+
+def resolve_in_sandbox(folder: str, remote: str) -> str:
+    """Give the path of a name in a sandbox.
+
+    Raises
+    ------
+    ValueError
+        The name would climb out of the sandbox.
+    """
+    path = os.path.normpath(os.path.join(folder, remote))
+    if os.path.isabs(remote) or not path.startswith(folder + os.sep):
+        msg = f"the name {remote!r} would be outside of the task's sandbox"
+        raise ValueError(msg)
+    return path
+
+
+def _refuse_links(folder: str, remote: str, target: str) -> None:
+    """Make sure that nothing is written through a link, or over something, that an input has brought."""
+    way = os.path.dirname(target)
+    if os.path.realpath(way) != os.path.join(
+        os.path.realpath(folder), os.path.relpath(way, folder)
+    ).removesuffix("/."):
+        msg = f"the name {remote!r} leads through a link of another input"
+        raise ValueError(msg)
+    if os.path.lexists(target):
+        msg = f"the name {remote!r} is taken: another input has something there"
+        raise ValueError(msg)
+
+
+class Collected(NamedTuple):
+    """What a task has left."""
+
+    sizes: dict[str, int]  # bytes of each object
+    digests: dict[str, str]  # of those that are files
+    missing: list[str]  # remote names of what should be there and is not
+
+
+class NoOutput(ValueError):
+    """Something that a task has written cannot be an output; the text names it as the task knows it."""
+
+
+def collect_outputs(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> Collected:
+    """Move a task's outputs into the cache.
+
+    Parameters
+    ----------
+    outputs
+        ``[remote name, object name, on]`` with ``on`` one of "always", "success", "failure".
+
+    Raises
+    ------
+    NoOutput
+        There is a pipe, a socket or a device in a folder.
+    """
+    try:
+        return _collect(folder, outputs, cache, failed=failed)
+    except ValueError as error:
+        raise NoOutput(str(error).replace(os.path.join(folder, ""), "")) from error
+
+
+def _collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> Collected:
+    wanted = [
+        (remote, name) for remote, name, when in outputs if when != ("success" if failed else "failure")
+    ]
+    found: dict[str, str] = {}
+    absent: list[str] = []
+    odd: list[str] = []
+    for remote, name in wanted:
+        path = resolve_in_sandbox(folder, remote)
+        _open_way(folder, path)
+        if os.path.isfile(path) or os.path.isdir(path):  # a pipe or a device has no end
+            found[name] = path
+        else:
+            try:
+                trees.check_kind(remote, os.stat(path).st_mode)
+            except ValueError as error:
+                odd.append(str(error))
+            except OSError:
+                pass
+            if not any(text.startswith(f"{remote} is ") for text in odd):
+                absent.append(remote)
+    for number, (name, path) in enumerate(found.items()):
+        found[name] = _taken(path, folder, number)
+    cache.check_fits("what it has made", sum(map(tree_size, found.values())))
+    sizes: dict[str, int] = {}
+    sums: dict[str, str] = {}
+    for name, path in found.items():
+        if not os.path.isdir(path):
+            sums[name] = digests.digest_file(path)
+        cache.store(name, path, sums.get(name, ""))
+        sizes[name] = cache.size(name)
+    missing = [f"the task did not make {', '.join(absent)}"] if absent else []
+    return Collected(sizes, sums, [*missing, *odd])
+
+
+def _open_way(folder: str, path: str) -> None:
+    """Have a task's own folders on the way to an output such that this can be taken out."""
+    way = folder
+    for part in os.path.relpath(os.path.dirname(path), folder).split(os.sep):
+        way = os.path.normpath(os.path.join(way, part))
+        try:
+            about = os.lstat(way)
+        except OSError:
+            return
+        if not stat.S_ISDIR(about.st_mode):
+            return
+        if about.st_mode & 0o700 != 0o700:
+            os.chmod(way, about.st_mode & 0o777 | 0o700)
+
+
+def _taken(path: str, folder: str, number: int) -> str:
+    """Give an output such that it is whole and its own wherever it will be: nothing in it is a link into a folder that goes, or to a cached file."""
+    real = os.path.realpath(path)
+    behind = real != os.path.join(os.path.realpath(folder), os.path.relpath(path, folder))
+    if behind or (os.path.isfile(path) and os.stat(path).st_nlink > 1):  # what it is stays where it is
+        path = os.path.join(folder, f".vine-copy-{number}")
+        trees.copy(real, path)
+    if os.path.isdir(path):
+        trees.set_modes(path, lambda mode: mode | 0o400, lambda mode: mode | 0o500)
+        trees.bring_in(path, os.path.dirname(folder))
+    else:
+        trees.set_modes(path, lambda mode: mode | 0o400)
+    return path
+
+
+def remove_sandbox(folder: str, cache: Cache) -> None:
+    """Remove a sandbox; mostly nothing is left in it but the empty folder for temporary files."""
+    cache.release(folder)
+    try:
+        os.rmdir(os.path.join(folder, TMPDIR_NAME))
+        os.rmdir(folder)
+    except OSError:
+        content.remove_tree(folder)
+
+
+def abandon(folder: str, output: str, who: str, cache: Cache) -> None:
+    """Remove what is left of a task that has come to nothing."""
+    try:
+        with contextlib.suppress(Changed):
+            cache.settle(folder, who)
+    finally:
+        remove_sandbox(folder, cache)
+        content.remove_tree(output)
+
+
+def read_log_tail(path: str, limit: int = OUTPUT_LIMIT) -> str:
+    """Read the end of a log."""
+    try:
+        if not os.path.getsize(path):  # mostly
+            return ""
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - limit))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def task_environment(options: dict[str, Any], sandbox: str, short: str = "") -> dict[str, str]:
+    """Variables for a task: what it may use, where it may write, and what the user set.
+
+    Names as TaskVine's: CORES, MEMORY, DISK, GPUS, thread limits of the numeric libraries, TMPDIR. This one begins with a short path to the sandbox,
+    if there is one: sockets that are made there must not have long paths.
+    """
+    variables: dict[str, str] = {"VINE_SANDBOX": sandbox}
+    allocation = options.get("allocation")
+    if allocation:
+        cores = max(1, int(allocation[0]))
+        variables.update(
+            CORES=str(cores), MEMORY=str(allocation[1]), DISK=str(allocation[2]), GPUS=str(int(allocation[3]))
+        )
+        for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM"):
+            variables[f"{name}_NUM_THREADS"] = str(cores)
+    temporary = os.path.join(sandbox, TMPDIR_NAME)
+    os.makedirs(temporary, exist_ok=True)
+    temporary = os.path.join(short or sandbox, TMPDIR_NAME)
+    variables.update(TMPDIR=temporary, TMP=temporary, TEMP=temporary)
+    variables.update(options.get("env", {}))
+    return variables
+
+
+def done_or_missing_output(
+    run: messages.RunTask, sizes: dict[str, int], missing: list[str], done: messages.TaskDone
+) -> Union[messages.TaskDone, messages.TaskFailed]:
+    """Done, unless an output is missing."""
+    if missing:
+        reason = "; ".join(missing)
+        return messages.TaskFailed(
+            run.task, "output missing", {**done.info, "reason": reason, "outputs": sizes}, b""
+        )
+    return done

@@ -1,14 +1,18 @@
-"""The rooms of the house and the one direction between them, read from the sources.
+"""The packages, the direction of the imports between them, and their private names.
 
 ``daskvine -> vinecore -> vinecore.protocol <- vineworker``
+
+All of it is read from the sources. Imports for annotations count like others.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +21,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"daskvine": ROOT, "vinecore": ROOT, "vineworker": ROOT / "worker"}
 
-# The mind gets the time, the disk and the world as events.
-HANDS = {
+# The scheduler receives the time, the state of disks and all messages as events.
+MODULES_WITH_EFFECTS = {
     *("asyncio", "io", "logging", "os", "pathlib", "random", "select", "selectors", "signal", "socket"),
     *("subprocess", "threading", "time"),
 }
@@ -84,20 +88,20 @@ def standard(found):
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_there_is_something_to_read(package):
+def test_package_has_imports(package):
     assert len(imports_of(package)) > 10
 
 
-def test_daskvine_does_not_know_the_worker():
+def test_daskvine_does_not_import_worker():
     assert violations("daskvine", lambda found: found.top != "vineworker") == []
 
 
-def test_the_engine_does_not_know_dask():
+def test_vinecore_does_not_import_dask():
     above = {"dask", "distributed", "daskvine", "vineworker"}
     assert violations("vinecore", lambda found: found.top not in above) == []
 
 
-def test_the_worker_needs_only_the_standard_library_psutil_and_the_protocol():
+def test_worker_imports_standard_library_psutil_and_protocol_only():
     def allowed(found):
         # the package itself is empty until one of its names is used
         protocol = found.module == "vinecore" or found.within("vinecore.protocol")
@@ -106,15 +110,188 @@ def test_the_worker_needs_only_the_standard_library_psutil_and_the_protocol():
     assert violations("vineworker", allowed) == []
 
 
-def test_the_protocol_needs_only_the_standard_library():
+def test_protocol_imports_standard_library_only():
     assert violations("vinecore.protocol", lambda f: standard(f) or f.within("vinecore.protocol")) == []
 
 
-def test_the_mind_has_no_hands():
+def test_scheduler_does_no_io():
     def allowed(found):
-        return found.top not in HANDS and not found.within("vinecore.server")
+        return found.top not in MODULES_WITH_EFFECTS and not found.within("vinecore.server")
 
     assert violations("vinecore.scheduler", allowed) == []
+
+
+# Circles that exist. A module or folder that leaves its circle has to leave its list, too.
+KNOWN_MODULES_IN_CIRCLES = {
+    "daskvine": ["computation", "manager"],
+    "vinecore": ["factory"],
+    "vinecore.factory": ["factory", "manager_clients"],
+    "vinecore.journal": ["writer"],
+    "vinecore.manager": ["files", "libraries", "manager", "reloaded_modules", "tasks", "url_metadata"],
+    "vinecore.scheduler": [
+        "diagnostics",
+        "disk",
+        "draining",
+        "libraries",
+        "lifecycle",
+        "missing_files",
+        "on_demand",
+        "placement",
+        "recovery",
+        "replication",
+        "reservation",
+        "resume",
+        "scheduler",
+        "stealing",
+        "transfers",
+    ],
+    "vinecore.server": ["server"],
+    "vinecore.simulate": ["simulated_worker", "simulation"],
+    "vineworker.state": ["memory_results", "state_machine"],
+}
+KNOWN_FOLDERS_IN_CIRCLES = [
+    "daskvine.computation",
+    "daskvine.manager",
+    "vinecore.discovery",
+    "vinecore.factory",
+    "vinecore.journal",
+    "vinecore.manager",
+    "vinecore.protocol",
+    "vinecore.protocol.transfer",
+    "vinecore.server",
+    "vineworker.library",
+    "vineworker.machine",
+    "vineworker.storage",
+    "vineworker.tasks",
+]
+# Private names that a module uses of another folder's objects. A use that is gone has to leave the list.
+KNOWN_PRIVATE_USES = [
+    "daskvine.computation: _numbers",
+    "daskvine.manager: _close_callbacks",
+    "daskvine.manager: _engine",
+    "vinecore.factory.factory: _close_callbacks",
+    "vinecore.factory.factory: _end_by_signal",
+    "vinecore.factory.factory: _engine",
+    "vinecore.factory.manager_clients: _engine",
+]
+PUBLIC_WITH_UNDERSCORE = {
+    "_asdict",
+    "_data",
+    "_exit",
+    "_fields",
+    "_make",
+    "_replace",
+}  # of the standard library
+
+
+def own_modules():
+    """Return the source file of every module of the three packages, by name."""
+    return {
+        ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file
+        for package, root in PACKAGES.items()
+        for file in sorted((root / package).rglob("*.py"))
+    }
+
+
+def folder_of(module, files):
+    """Return the folder of a module; a module beside the folders of a package stands for itself."""
+    folder = module if files[module].name == "__init__.py" else module.rpartition(".")[0]
+    return module if folder in PACKAGES else folder
+
+
+def module_graph(files):
+    """Return which modules each module imports; a name that is no module stands for its package.
+
+    The exception is `__version__`, which needs nothing of what its package re-exports.
+    """
+    graph = {}
+    for module, file in files.items():
+        root = PACKAGES[module.partition(".")[0]]
+        names = {
+            found.module for found in imports_in(file, root) if not found.module.endswith(".__version__")
+        }
+        imported = {name if name in files else name.rpartition(".")[0] for name in names}
+        graph[module] = (imported & files.keys()) - {module}
+    return graph
+
+
+def folder_graph(graph, files):
+    """Return which folders the modules of each folder import; what a package re-exports does not count."""
+    folders = {folder_of(module, files): set() for module in files}
+    for module, imported in graph.items():
+        if files[module].name != "__init__.py":
+            folder = folder_of(module, files)
+            folders[folder] |= {folder_of(other, files) for other in imported} - {folder}
+    return folders
+
+
+def nodes_in_circles(graph):
+    """Return the nodes that can be reached from themselves."""
+    return {node for node in graph if node in reachable(graph, node)}
+
+
+def reachable(graph, start):
+    seen, ahead = set(), [start]
+    while ahead:
+        new = graph[ahead.pop()] - seen
+        seen |= new
+        ahead.extend(new)
+    return seen
+
+
+def test_circles_are_found():
+    assert nodes_in_circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {"b", "c"}
+
+
+def test_modules_import_without_circles():
+    """Imports go down only, those for annotations included."""
+    known = {f"{folder}.{name}" for folder, names in KNOWN_MODULES_IN_CIRCLES.items() for name in names}
+    found = nodes_in_circles(module_graph(own_modules()))
+    assert sorted(found - known) == [], "new circle"
+    assert sorted(known - found) == [], "no longer in a circle: remove it from the list"
+
+
+def test_folders_import_without_circles():
+    files = own_modules()
+    found = nodes_in_circles(folder_graph(module_graph(files), files))
+    assert sorted(found - set(KNOWN_FOLDERS_IN_CIRCLES)) == [], "new circle"
+    assert sorted(set(KNOWN_FOLDERS_IN_CIRCLES) - found) == [], (
+        "no longer in a circle: remove it from the list"
+    )
+
+
+def private_names(file):
+    """Return the private names that a module defines, and those that it uses of others."""
+    defined, used = set(), set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Name | ast.Attribute):
+            name = node.id if isinstance(node, ast.Name) else node.attr
+            if isinstance(node.ctx, ast.Store):
+                defined.add(name)
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) not in {"self", "cls"}:
+                used.add(name)
+    return tuple({n for n in names if re.match("_[^_]", n)} for names in (defined, used))
+
+
+def test_private_names_stay_in_their_folder():
+    """A name counts as another folder's if that folder defines it and the module's own does not."""
+    files = own_modules()
+    names = {module: private_names(file) for module, file in files.items()}
+    defined = defaultdict(set)
+    for module, (own, _) in names.items():
+        defined[folder_of(module, files)] |= own
+    everywhere = set().union(*defined.values()) - PUBLIC_WITH_UNDERSCORE
+    found = {
+        f"{module}: {name}"
+        for module, (_, used) in names.items()
+        for name in (used & everywhere) - defined[folder_of(module, files)]
+    }
+    assert sorted(found - set(KNOWN_PRIVATE_USES)) == [], "private name of another folder"
+    assert sorted(set(KNOWN_PRIVATE_USES) - found) == [], "no longer used: remove it from the list"
 
 
 def modules_after(statement):
@@ -128,18 +305,18 @@ def modules_after(statement):
     return set(json.loads(ended.stdout))
 
 
-def test_the_protocol_is_imported_without_the_engine():
+def test_protocol_loads_no_manager():
     modules = modules_after("import vinecore.protocol")
     assert {"vinecore", "vinecore.protocol"} <= modules
     assert not modules & {"msgspec", "dask", "psutil", "cloudpickle", "numpy", "vinecore.manager.manager"}
 
 
-def test_the_factory_loads_dask_only_when_it_is_asked_for():
+def test_factory_loads_no_dask():
     modules = modules_after("import vinecore.factory.cli, vinecore.factory.condor, vinecore.factory.slurm")
     assert not modules & {"dask", "distributed", "daskvine"}
 
 
-def test_the_worker_starts_without_the_engine():
+def test_worker_loads_no_manager():
     modules = modules_after("import vineworker.cli")
     assert not modules & {
         "msgspec",

@@ -1,29 +1,94 @@
-"""What is written agrees with what is there."""
+"""Pages agree with the code: generated parts, names of files, folders and tests.
+
+``python -m tests.test_docs`` writes the generated parts anew.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from daskvine.options import describe
+from vinecore.scheduler.transitions import TRANSITIONS
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("daskvine", "vinecore", "worker/vineworker")
+PAGES = sorted(["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
 
 
-def test_the_table_of_options_in_the_readme_is_that_of_the_code() -> None:
-    readme = (ROOT / "README.md").read_text()
-    start, end = "<!-- options: made by daskvine.options.describe -->\n", "<!-- end of options -->"
-    assert readme.partition(start)[2].partition(end)[0].strip() == describe().strip()
+def draw_transitions() -> str:
+    """Return the task states and their transitions as a Mermaid diagram."""
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for event, states in TRANSITIONS.items():
+        for source, target in states.items():
+            arrows.setdefault((source, target), []).append(event)
+    lines = [f"    {source} --> {target}: {', '.join(names)}" for (source, target), names in arrows.items()]
+    return "\n".join(["```mermaid", "stateDiagram-v2", "    [*] --> waiting", *lines, "```"])
 
 
-def test_every_file_that_the_design_page_names_is_there() -> None:
-    page = (ROOT / "docs" / "design.md").read_text().partition("```\n")[2].partition("```")[0]
-    names = {word for word in page.replace(":", " ").split() if word.endswith(".py")}
-    known = {path.name for room in ("daskvine", "vinecore", "worker") for path in (ROOT / room).rglob("*.py")}
-    assert names <= known
+GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
+    "docs/options.md": ("daskvine.options.describe", describe),
+    "docs/task-lifecycle.md": ("vinecore.scheduler.transitions", draw_transitions),
+}
 
 
-def test_every_test_that_the_page_on_security_names_is_there() -> None:
+def split_at_marks(page: str, source: str) -> tuple[str, str, str]:
+    """Return what is before, within and after the generated part of a page."""
+    before, start, rest = page.partition(f"<!-- generated from {source} -->\n")
+    part, end, after = rest.partition("\n<!-- end -->")
+    return before + start, part, end + after
+
+
+@pytest.mark.parametrize("page", GENERATED)
+def test_generated_part_is_current(page: str) -> None:
+    """After a change of its source, ``python -m tests.test_docs`` writes it anew."""
+    source, generate = GENERATED[page]
+    assert split_at_marks((ROOT / page).read_text(), source)[1].strip() == generate().strip()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_modules_exist(page: str) -> None:
+    """A path of a module may begin at any folder of its package."""
+    known = [f"/{path.relative_to(ROOT)}" for top in (*PACKAGES, "tests", "benchmarks") for path in (ROOT / top).rglob("*.py")]
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    named = set(re.findall(r"`(\w+(?:/\w+)+\.py)`", text))
+    assert {name for name in named if not any(path.endswith(f"/{name}") for path in known)} == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", path.read_text()):
+        other = path.parent / target if target else path
+        assert other.exists(), target
+        if anchor:
+            assert anchor in {as_anchor(line) for line in other.read_text().splitlines()}, f"{target}#{anchor}"
+
+
+def as_anchor(line: str) -> str:
+    """Return the anchor that GitHub gives to a heading."""
+    return re.sub(r"[^\w -]", "", line.lstrip("#").strip().lower()).replace(" ", "-") if line.startswith("#") else ""
+
+
+def test_every_folder_is_in_the_drawing() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    drawing = page.partition("## Folders")[2].partition("```\n")[2].partition("```")[0]
+    drawn, parents = set(), []
+    for line in drawing.splitlines():
+        name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 4
+        parents = [*parents[:depth], name.rstrip("/")]
+        drawn.add("/".join(parents))
+    folders = {
+        str(path.parent.relative_to(ROOT)) for top in PACKAGES for path in (ROOT / top).rglob("__init__.py")
+    }
+    assert folders - drawn == set()
+    assert {name for name in drawn if not (ROOT / name).is_dir()} == set()
+
+
+def test_tests_named_on_the_security_page_exist() -> None:
     page = (ROOT / "docs" / "security.md").read_text()
     named = set(re.findall(r"`(test_\w+)`", page))
     there = {
@@ -34,3 +99,9 @@ def test_every_test_that_the_page_on_security_names_is_there() -> None:
     assert len(named) > 30
     assert named <= there
     assert all((ROOT / path).exists() for path in re.findall(r"`(tests/[\w/]+\.py)`", page))
+
+
+if __name__ == "__main__":
+    for page, (source, generate) in GENERATED.items():
+        before, _old, after = split_at_marks((ROOT / page).read_text(), source)
+        (ROOT / page).write_text(before + generate().strip() + after)

@@ -240,7 +240,7 @@ class Options:
         "an integer, 0 or more",
         "How often a vertex is run again that has raised an exception, or whose worker, process or sandbox failed. "
         "By default an exception is raised at once, and failures of workers are tried 4 times more. "
-        "`dask.annotate(retries=n)` says it of single vertices; of arrays and bags dask drops that: see [what helps](docs/processes.md#annotations).",
+        "`dask.annotate(retries=n)` says it of single vertices; of arrays and bags dask drops that: see [what helps](processes.md#annotations).",
         validators.integer(least=0),
     )
     submit_per_cycle: int | None = _option(

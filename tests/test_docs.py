@@ -38,7 +38,7 @@ GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
 def split_at_marks(page: str, source: str) -> tuple[str, str, str]:
     """Return what is before, within and after the generated part of a page."""
     before, start, rest = page.partition(f"<!-- generated from {source} -->\n")
-    part, end, after = rest.partition("\n<!-- end -->")
+    part, end, after = rest.partition("<!-- end -->")
     return before + start, part, end + after
 
 
@@ -52,7 +52,11 @@ def test_generated_part_is_current(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_named_modules_exist(page: str) -> None:
     """A path of a module may begin at any folder of its package."""
-    known = [f"/{path.relative_to(ROOT)}" for top in (*PACKAGES, "tests", "benchmarks") for path in (ROOT / top).rglob("*.py")]
+    known = [
+        f"/{path.relative_to(ROOT)}"
+        for top in (*PACKAGES, "tests", "benchmarks")
+        for path in (ROOT / top).rglob("*.py")
+    ]
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
     named = set(re.findall(r"`(\w+(?:/\w+)+\.py)`", text))
     assert {name for name in named if not any(path.endswith(f"/{name}") for path in known)} == set()
@@ -65,12 +69,18 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
         other = path.parent / target if target else path
         assert other.exists(), target
         if anchor:
-            assert anchor in {as_anchor(line) for line in other.read_text().splitlines()}, f"{target}#{anchor}"
+            assert anchor in {as_anchor(line) for line in other.read_text().splitlines()}, (
+                f"{target}#{anchor}"
+            )
 
 
 def as_anchor(line: str) -> str:
     """Return the anchor that GitHub gives to a heading."""
-    return re.sub(r"[^\w -]", "", line.lstrip("#").strip().lower()).replace(" ", "-") if line.startswith("#") else ""
+    return (
+        re.sub(r"[^\w -]", "", line.lstrip("#").strip().lower()).replace(" ", "-")
+        if line.startswith("#")
+        else ""
+    )
 
 
 def test_every_folder_is_in_the_drawing() -> None:
@@ -104,4 +114,4 @@ def test_tests_named_on_the_security_page_exist() -> None:
 if __name__ == "__main__":
     for page, (source, generate) in GENERATED.items():
         before, _old, after = split_at_marks((ROOT / page).read_text(), source)
-        (ROOT / page).write_text(before + generate().strip() + after)
+        (ROOT / page).write_text(f"{before}{generate().strip()}\n{after}")

@@ -1,7 +1,7 @@
 """The journal of a manager's run: its records, and how they are read.
 
 A journal is a file of JSON lines: the first is a `Journal`, each of the others is one of the records below, by its ``kind``. The page
-``docs/journal.md`` describes every kind and field. `vinecore.journal.writer` writes it, `read` gives its records, `load` what they add up to.
+``docs/journal-format.md`` describes every kind and field. `vinecore.journal.writer` writes it, `read` gives its records, `load` what they add up to.
 
 Examples
 --------

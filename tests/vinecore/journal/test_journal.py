@@ -28,7 +28,7 @@ from vinecore.report.text import ReportedRun, main, summary
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
 
-PAGE = Path(__file__).parents[3] / "docs" / "journal.md"
+PAGE = Path(__file__).parents[3] / "docs" / "journal-format.md"
 OVER = (journal.TaskDone, journal.TaskFailed, journal.TaskReturned)
 
 

@@ -50,8 +50,8 @@ def test_the_traceback_leads_to_the_line_in_the_users_code(m, task_mode):
     with pytest.raises(ZeroDivisionError) as caught:
         m.get({"x": (v.in_between, 1)}, "x", task_mode=task_mode)
     lines = "".join(traceback.format_exception(caught.value))
-    assert re.search(r'File ".*vertices\.py", line \d+, in in_between\n    return divide\(x\)', lines)
-    assert re.search(r'File ".*vertices\.py", line \d+, in divide\n    return x / 0', lines)
+    assert re.search(r'File ".*sample_graphs\.py", line \d+, in in_between\n    return divide\(x\)', lines)
+    assert re.search(r'File ".*sample_graphs\.py", line \d+, in divide\n    return x / 0', lines)
     assert "vertex 'x' failed" in lines
 
 
@@ -59,8 +59,8 @@ def test_the_traceback_has_no_frames_of_the_worker(m, task_mode):
     with pytest.raises(ZeroDivisionError) as caught:
         m.get({"x": (v.in_between, 1)}, "x", task_mode=task_mode)
     files = [os.path.basename(frame.filename) for frame in traceback.extract_tb(caught.value.__traceback__)]
-    assert files[-2:] == ["vertices.py", "vertices.py"]
-    assert {"slot.py", "forks.py", "vertex.py"}.isdisjoint(files)
+    assert files[-2:] == ["sample_graphs.py", "sample_graphs.py"]
+    assert {"slot.py", "forked_calls.py", "task_functions.py"}.isdisjoint(files)
 
 
 def test_the_cause_is_kept(m, task_mode):

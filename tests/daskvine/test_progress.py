@@ -280,7 +280,7 @@ def test_rich_is_not_imported_before_something_is_drawn():
         "sys.modules['progress'] = progress = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(progress)\n"
         "with progress.make_progress('tasks', disable=False) as shown:\n"
-        "    shown.update(progress.Snapshot(1, 1, 0, 0, 1, 0))\n"
+        "    shown.update(progress.ProgressSnapshot(1, 1, 0, 0, 1, 0))\n"
         "assert 'rich' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=240)

@@ -48,7 +48,7 @@ def test_without_the_option_everything_runs_and_nothing_is_kept(m):
     for _ in range(2):
         assert m.get(graph, "end", task_mode="function-calls") == 3
         assert m.last_run.executed == 2
-    assert not m._engine.query(lambda mind: mind.tables.spare)
+    assert not m._engine.query(lambda mind: mind.tables.evictable)
 
 
 def test_keys_do_not_matter(m):
@@ -88,7 +88,7 @@ def test_what_nobody_needs_any_more_is_not_made_again(m):
     graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
     assert m.get(graph, "b", **options) == 3
     m._engine.query(
-        lambda mind: mind.life.drop_spare(next(f for f in mind.tables.spare if f.size))
+        lambda mind: mind.life.drop_evictable(next(f for f in mind.tables.evictable if f.size))
     )  # that of "a"
     assert m.get(graph, "c", **options) == 4
     assert m.last_run.executed == 1
@@ -99,7 +99,7 @@ def test_what_is_lost_with_its_worker_is_made_again(m):
     graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
     assert m.get(graph, "b", **options) == 3
     m.factory.processes[0].kill()
-    until(lambda: not m._engine.query(lambda mind: mind.tables.spare), "the worker to be gone")
+    until(lambda: not m._engine.query(lambda mind: mind.tables.evictable), "the worker to be gone")
     assert m.get(graph, "c", **options) == 4
     assert m.last_run.executed == 3
 

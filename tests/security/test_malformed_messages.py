@@ -15,7 +15,7 @@ def test_a_worker_that_says_impossible_things_of_itself_is_refused(yard, caplog)
     caplog.set_level(logging.WARNING, "vinecore")
     m = yard.manager()
     program = (
-        "from vineworker import cli, resources\ndetect = resources.detect\n"
+        "from vineworker import cli\nfrom vineworker.machine import resources\ndetect = resources.detect\n"
         "cli.detect = lambda *args: detect(*args)._replace(cores='many')\ncli.main()"
     )
     worker = yard.worker(m, command=[sys.executable, "-c", program])
@@ -29,15 +29,15 @@ def test_a_worker_that_says_impossible_things_of_itself_is_refused(yard, caplog)
 
 @pytest.mark.parametrize(
     "said",
-    ["m.Done('one', 2, 0.1, {}, b'')", "m.Failed(1, 'crash', {'outputs': 7}, b'')", "m.Have(['a'], [], [])"],
+    ["m.TaskDone('one', 2, 0.1, {}, b'')", "m.TaskFailed(1, 'crash', {'outputs': 7}, b'')", "m.PersistentObjects(['a'], [], [])"],
 )
 def test_a_worker_that_says_something_impossible_is_cut_off_and_the_others_go_on(yard, caplog, said):
     caplog.set_level(logging.INFO, "vinecore")
     m = yard.manager()
     program = (
-        "from vineworker import cli, session\nfrom vinecore.protocol import messages as m\nreceived = session.Session._received\n"
+        "from vineworker import cli\nfrom vineworker.session import session\nfrom vinecore.protocol import messages as m\nreceived = session.ManagerSession._received\n"
         f"def lie(self, messages):\n    received(self, messages)\n    self.say({said})\n"
-        "session.Session._received = lie\ncli.main()"
+        "session.ManagerSession._received = lie\ncli.main()"
     )
     yard.worker(m, command=[sys.executable, "-c", program])
     until(lambda: "a field that cannot be" in caplog.text, "the manager to have heard it")

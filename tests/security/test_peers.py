@@ -45,7 +45,7 @@ def test_a_worker_gives_a_file_to_whom_the_manager_has_sent_and_to_nobody_else(y
 
     for reason, ticket in refused.items():
         with client() as peer, pytest.raises(handshake.HandshakeRejected, match=reason):
-            peer.bring(name, str(tmp_path / "got"), **ticket)
+            peer.get_unverified(name, str(tmp_path / "got"), **ticket)
         worker.says(reason)
     for wrong in (read_secret(yard.secret), key, transfer_tokens.pair_key(key, 3)):
         with pytest.raises(handshake.HandshakeRejected, match="wrong secret"):
@@ -53,7 +53,7 @@ def test_a_worker_gives_a_file_to_whom_the_manager_has_sent_and_to_nobody_else(y
     with client() as peer, pytest.raises(handshake.HandshakeRejected, match="a request without a ticket"):
         peer.put("planted", b"x")
     with client() as peer:
-        received, proof = peer.bring(name, str(tmp_path / "got"), **good)
+        received, proof = peer.get_unverified(name, str(tmp_path / "got"), **good)
         assert received.size >= LARGE
         assert proof is None
 

@@ -107,7 +107,7 @@ def test_a_forever_file_is_found_by_a_later_manager_on_a_later_worker(yard, inpu
 SLOW = [
     sys.executable,
     "-c",
-    "from vineworker import cli, keeping\nkeeping.Keeper._left = lambda self: []\ncli.main()",
+    "from vineworker import cli\nfrom vineworker.storage import persistent_cache\npersistent_cache.PersistentCache._scan_directory = lambda self: []\ncli.main()",
 ]
 """The command of a worker that has not come to looking through what is kept yet."""
 

@@ -272,8 +272,8 @@ def test_the_oldest_goes_first_when_it_is_too_much(tmp_path, shelf):
     first.keep("a", bytes(100))  # used again
     first.keep("d", bytes(100))
     assert first.said[-1] == ("full", "d")
-    assert [kept.name for kept in first.keeper.surplus()] == ["b"]
-    assert [kept.name for kept in first.keeper.surplus({"b"})] == ["c"]
+    assert [kept.name for kept in first.keeper.excess_objects()] == ["b"]
+    assert [kept.name for kept in first.keeper.excess_objects({"b"})] == ["c"]
     first.close()
     second = shelf(limit=200)
     assert second.found(2) == {"a", "d"}
@@ -283,7 +283,7 @@ def test_the_oldest_goes_first_when_it_is_too_much(tmp_path, shelf):
 def test_nobody_is_asked_what_may_go_between_two_managers(tmp_path, shelf):
     keeping = shelf(limit=150)
     keeping.keep("a", bytes(100))
-    keeping.keeper.detach()
+    keeping.keeper.unsubscribe()
     keeping.keep("b", bytes(100))
     until(lambda: [path.name for path in home(tmp_path, "objects")] == ["b"])
 
@@ -349,7 +349,7 @@ def test_two_workers_have_folders_of_their_own_and_another_secret_has_others(tmp
 
 
 def test_the_lock_of_a_killed_worker_is_free(tmp_path):
-    script = f"import sys\nfrom vineworker.storage.persistent_cache import open_home\nhome = open_home({str(tmp_path)!r}, b'x')\nprint(home.folder, flush=True)\nsys.stdin.read()"
+    script = f"import sys\nfrom vineworker.storage.persistent_cache import open_cache_directory\nhome = open_cache_directory({str(tmp_path)!r}, b'x')\nprint(home.folder, flush=True)\nsys.stdin.read()"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env

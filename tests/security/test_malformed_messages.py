@@ -36,7 +36,7 @@ def test_a_worker_that_says_something_impossible_is_cut_off_and_the_others_go_on
     m = yard.manager()
     program = (
         "from vineworker import cli\nfrom vineworker.session import session\nfrom vinecore.protocol import messages as m\nreceived = session.ManagerSession._received\n"
-        f"def lie(self, messages):\n    received(self, messages)\n    self.say({said})\n"
+        f"def lie(self, messages):\n    received(self, messages)\n    self.send({said})\n"
         "session.ManagerSession._received = lie\ncli.main()"
     )
     yard.worker(m, command=[sys.executable, "-c", program])

@@ -163,9 +163,7 @@ def test_many_workers_that_cannot_reach_one_do_not_make_its_files_unobtainable(y
 
 def test_a_worker_of_another_protocol_is_sent_away_with_the_reason(yard):
     m = yard.manager()
-    program = (
-        "import vinecore.protocol as p\nfrom vineworker import cli\nfrom vineworker.session import session\nsession.VERSION = 99\ncli.main()"
-    )
+    program = "import vinecore.protocol as p\nfrom vineworker import cli\nfrom vineworker.session import session\nsession.VERSION = 99\ncli.main()"
     worker = yard.worker(m, command=[sys.executable, "-c", program])
     assert worker.wait() == 0
     assert "use the same version of daskvine" in worker.log

@@ -29,7 +29,11 @@ def test_a_worker_that_says_impossible_things_of_itself_is_refused(yard, caplog)
 
 @pytest.mark.parametrize(
     "said",
-    ["m.TaskDone('one', 2, 0.1, {}, b'')", "m.TaskFailed(1, 'crash', {'outputs': 7}, b'')", "m.PersistentObjects(['a'], [], [])"],
+    [
+        "m.TaskDone('one', 2, 0.1, {}, b'')",
+        "m.TaskFailed(1, 'crash', {'outputs': 7}, b'')",
+        "m.PersistentObjects(['a'], [], [])",
+    ],
 )
 def test_a_worker_that_says_something_impossible_is_cut_off_and_the_others_go_on(yard, caplog, said):
     caplog.set_level(logging.INFO, "vinecore")

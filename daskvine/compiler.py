@@ -383,7 +383,10 @@ def dumps(value: Any) -> bytes:
     try:
         return values.dumps(value, by_value=True)
     except Exception as error:
-        add_note(error, f"this could not be sent to a worker: {value!r:.200}: {unpicklable.describe(value)}")
+        add_note(
+            error,
+            f"this could not be sent to a worker: {value!r:.200}: {unpicklable.describe_unpicklable(value)}",
+        )
         raise
 
 

@@ -405,7 +405,7 @@ class Fingerprinter:
         if not {"environ", "getenv"}.intersection(names):
             return _NONE
         found = {text for text in _texts_in(code) if _VARIABLE.fullmatch(text)}
-        return frozenset(used_resources.variable(name, self._variables.get(name)) for name in found)
+        return frozenset(used_resources.describe_variable(name, self._variables.get(name)) for name in found)
 
     def _builtin(self, value: Any) -> Part:
         reference = self._reference(value)

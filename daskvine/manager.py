@@ -143,7 +143,7 @@ class DaskVine(Manager):
         )
         if workspace is not None:
             workspace = validators.path("workspace", workspace)
-        folder = Path(temporary_folders.make("daskvine-"))
+        folder = Path(temporary_folders.create_folder("daskvine-"))
         secret = folder / "secret"
         if workspace is not None:
             workspace = Path(workspace).expanduser()
@@ -155,9 +155,9 @@ class DaskVine(Manager):
             own = {"password_file": secret, "registry": False, "catalog": False}
             m = cls(**{"port": 0, "address": LOOPBACK, "shutdown": True, **own, **more})
         except BaseException:
-            temporary_folders.remove(str(folder))
+            temporary_folders.remove_folder(str(folder))
             raise
-        m._close_callbacks.append(lambda: temporary_folders.remove(str(folder)))
+        m._close_callbacks.append(lambda: temporary_folders.remove_folder(str(folder)))
         m.folders.here_only = more.get("address", LOOPBACK) == LOOPBACK
         if cores is None:
             cores = max(1, _available_cores() // max(1, workers))
@@ -284,7 +284,9 @@ class DaskVine(Manager):
         given = {name: value for name, value in (options.env_vars or {}).items() if isinstance(value, str)}
         variables = {**os.environ, **given}
         found = look(variables)
-        things = found.things.union(used_resources.variable(name, value) for name, value in given.items())
+        things = found.things.union(
+            used_resources.describe_variable(name, value) for name, value in given.items()
+        )
         return (found.digest, self._circumstances(options)), things, variables
 
     def _circumstances(self, options: Options) -> Any:

@@ -80,7 +80,7 @@ class Places:
         things = set().union(*(things for _state, things in found))
         folder = os.path.dirname(pattern)
         if not glob.has_magic(folder):
-            names = used_resources.listing(os.path.abspath(folder or "."))
+            names = used_resources.describe_listing(os.path.abspath(folder or "."))
             things |= {names} if names else set()
             found.append(((names or "").encode(errors="surrogateescape"), frozenset()))
         return b"\0".join(state for state, _things in found), frozenset(things)
@@ -93,7 +93,7 @@ class Places:
             if real != path:
                 self._below(real)
             return (state, frozenset(things)) if state else _NOTHING
-        now = used_resources.state_of(path)
+        now = used_resources.file_state(path)
         things = {used_resources.SEPARATOR.join(("file", spelled, now)) for spelled in (path, real)}
         return now.encode(), frozenset(things)
 
@@ -103,10 +103,10 @@ class Places:
         for place, folders, files in os.walk(folder):
             folders.sort()
             names = sorted([*folders, *files])
-            entries.append(self._note("listing", place, used_resources.listing_of(place, names)))
+            entries.append(self._note("listing", place, used_resources.format_listing(place, names)))
             for name in sorted(files):
                 path = os.path.join(place, name)
-                entries.append(self._note("file", path, used_resources.file(path)))
+                entries.append(self._note("file", path, used_resources.describe_file(path)))
             if len(entries) > MOST_BELOW:
                 return b""
         text = "\n".join(entries).encode(errors="surrogateescape")

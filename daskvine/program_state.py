@@ -53,9 +53,9 @@ def _folders() -> list[str]:
 
 def _states_of_record(path: str) -> dict[str, str]:
     if os.path.isfile(path):
-        return {path: used_resources.state_of(path)}
+        return {path: used_resources.file_state(path)}
     places = [os.path.join(path, name) for name in NOTES]
-    return {place: used_resources.state_of(place) for place in places}
+    return {place: used_resources.file_state(place) for place in places}
 
 
 def _installed_by(path: str, state: str) -> frozenset[str]:
@@ -79,7 +79,7 @@ def _unknown(path: Path, is_folder: bool) -> Iterator[str]:
     """Files of what no installer knows."""
     if not is_folder:
         if path.suffix in SUFFIXES:
-            yield used_resources.file(str(path))
+            yield used_resources.describe_file(str(path))
         return
     if path.name == "__pycache__":
         return
@@ -89,7 +89,7 @@ def _unknown(path: Path, is_folder: bool) -> Iterator[str]:
         for name in sorted(files):
             left -= 1
             if left and not name.endswith(".pyc"):
-                yield used_resources.file(os.path.join(place, name))
+                yield used_resources.describe_file(os.path.join(place, name))
 
 
 class Surroundings(NamedTuple):
@@ -115,20 +115,22 @@ def look(variables: Mapping[str, str]) -> Surroundings:
     variables
         The environment that vertices will have.
     """
-    sources = {source for module in user_modules.own_modules() if (source := user_modules.source_of(module))}
+    sources = {
+        source for module in user_modules.find_own_modules() if (source := user_modules.source_path(module))
+    }
     named: set[str] = set()
     for source in sources:
         files, names = _named_in(source)
-        named.update(used_resources.file(path) for path in files)
-        named.update(used_resources.variable(name, variables.get(name)) for name in names)
-    text = "\n".join((packages(), user_modules.digest_of_own(), *sorted(named)))
+        named.update(used_resources.describe_file(path) for path in files)
+        named.update(used_resources.describe_variable(name, variables.get(name)) for name in names)
+    text = "\n".join((packages(), user_modules.digest_own_modules(), *sorted(named)))
     found = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-    return Surroundings(found, frozenset(named.union(map(used_resources.file, sources))))
+    return Surroundings(found, frozenset(named.union(map(used_resources.describe_file, sources))))
 
 
 def _named_in(source: str) -> tuple[list[str], set[str]]:
     """Files beside a module, and variables, that are named in its text."""
-    digest = user_modules.digest_of_file(source)
+    digest = user_modules.digest_source_file(source)
     known = _named.get(source)
     if known is None or known[0] != digest:
         try:

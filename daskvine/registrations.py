@@ -28,7 +28,7 @@ from typing import Any
 
 from daskvine.fingerprint import Fingerprinter, NotFingerprintable
 from vinecore.protocol import library_context, settings, user_modules
-from vinecore.protocol.import_hooks import when_imported
+from vinecore.protocol.import_hooks import call_when_imported
 from vinecore.protocol.serialization import values
 
 log = logging.getLogger("daskvine")
@@ -78,7 +78,7 @@ class Registrations:
             Variables of the environment that vertices get otherwise.
         """
         with self._lock:
-            content = {**collect(), **settings.collect(self._variables, chosen)}
+            content = {**collect(), **settings.collect_settings(self._variables, chosen)}
             if not _is_same(content, self.current):
                 texts = {kind: self._dump_kind(kind, part) for kind, part in content.items()}
                 if texts != self._texts:
@@ -243,7 +243,7 @@ def register(texts: dict[str, bytes], time_ns: int) -> None:
     library_context.registered_ns[0] = time_ns
     for kind, package in PACKAGES.items():
         if kind in texts or kind in library_context.registered:
-            when_imported(package, functools.partial(exchange, kind, texts.get(kind, b"")))
+            call_when_imported(package, functools.partial(exchange, kind, texts.get(kind, b"")))
 
 
 def exchange(kind: str, text: bytes, _package: Any = None) -> None:
@@ -262,7 +262,7 @@ def exchange(kind: str, text: bytes, _package: Any = None) -> None:
 def _put(kind: str, name: Any, value: Any, missing: Any) -> Any:
     """Set an entry of a registry; give what was there."""
     if kind in settings.PACKAGES:
-        return settings.put(kind, name, value)
+        return settings.apply_setting(kind, name, value)
     if kind == "interpretations":
         known: Any = sys.modules[PACKAGES[kind]]._registered_interpretations  # noqa: SLF001 - it has no other door for classes
         there = name if name in known else missing

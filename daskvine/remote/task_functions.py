@@ -65,7 +65,7 @@ def call_wrapper(wrapper: Any, node: Any, keys: list[Any], *inputs: Any) -> Any:
         from vinecore.protocol.serialization import exceptions, unpicklable
 
         exceptions.add_note(
-            error, f"what wrapper returned as extra cannot be sent: {unpicklable.describe(extra)}"
+            error, f"what wrapper returned as extra cannot be sent: {unpicklable.describe_unpicklable(extra)}"
         )
         raise
     return values.ResultWithMetadata(result, note)

@@ -28,7 +28,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from vinecore.protocol.import_hooks import when_imported
+from vinecore.protocol.import_hooks import call_when_imported
 
 MOST_BYTES = 64 * 1024 * 1024
 """In each slot; a branch takes two to four kilobytes."""
@@ -39,7 +39,7 @@ _PLAIN = (type, types.FunctionType, types.BuiltinFunctionType)
 
 def install_ttree_cache() -> None:
     """Have this process, and those that are forked from it, keep the descriptions of TTrees, from whenever uproot is imported."""
-    when_imported(MODULE, patch_uproot)
+    call_when_imported(MODULE, patch_uproot)
 
 
 def patch_uproot(module: Any) -> None:

@@ -392,11 +392,11 @@ def test_what_waits_for_a_package_waits_on_while_somebody_only_looks_whether_it_
     code = """
 import importlib.util
 import sys
-from vinecore.protocol.import_hooks import Watch, when_imported
+from vinecore.protocol.import_hooks import ImportWatcher, call_when_imported
 
 arrived = []
-when_imported("json.decoder", arrived.append)
-when_imported("colorsys", arrived.append)
+call_when_imported("json.decoder", arrived.append)
+call_when_imported("colorsys", arrived.append)
 for _ in range(2):
     assert importlib.util.find_spec("colorsys").origin.endswith("colorsys.py")
 assert not arrived and importlib.util.find_spec("no_such_module_here") is None
@@ -405,7 +405,7 @@ assert arrived == [colorsys], arrived
 importlib.reload(colorsys)
 import json
 assert arrived == [colorsys, json.decoder], arrived
-assert not any(isinstance(finder, Watch) for finder in sys.meta_path)
+assert not any(isinstance(finder, ImportWatcher) for finder in sys.meta_path)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
     assert done.returncode == 0, done.stderr

@@ -58,7 +58,7 @@ def truncating():
         message = "cut"
         raise ConnectionError(message)
 
-    bulk._send = half
+    bulk._send_object = half
 
 
 @fault
@@ -68,7 +68,7 @@ def denying():
     def gone(words, content, **_more):
         words.say({"gone": "no such object"})
 
-    bulk._send = gone
+    bulk._send_object = gone
 
 
 @fault
@@ -79,7 +79,7 @@ def stalling():
         words.say({"size": 1 << 20, "directory": False})
         words.sock.recv(1)
 
-    bulk._send = silence
+    bulk._send_object = silence
 
 
 @fault
@@ -98,7 +98,7 @@ def forging():
 @fault
 def impatient():
     """Gives a silent peer up after two seconds."""
-    bulk.STALL_S = 2.0
+    bulk.STALL_TIMEOUT_S = 2.0
 
 
 @fault

@@ -174,7 +174,7 @@ def test_a_peer_that_asks_nothing_for_long_is_cut_off_and_comes_back(yard, monke
     ask, known = content._next_request, set()
 
     def wait_briefly_for_the_second(words):
-        monkeypatch.setattr(content, "IDLE_S", 0.05 if words in known else 60.0)
+        monkeypatch.setattr(content, "IDLE_TIMEOUT_S", 0.05 if words in known else 60.0)
         known.add(words)
         return ask(words)
 

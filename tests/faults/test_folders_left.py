@@ -172,7 +172,7 @@ except KeyboardInterrupt:
 
 def abandoned(tmp_path, prefix="vine-local-"):
     """A folder whose process has ended."""
-    code = "import sys; from vinecore.protocol import temporary_folders as folders; print(folders.make(*sys.argv[1:]))"
+    code = "import sys; from vinecore.protocol import temporary_folders as folders; print(folders.create_folder(*sys.argv[1:]))"
     said = subprocess.run(
         [sys.executable, "-c", code, prefix, str(tmp_path)], capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
@@ -184,17 +184,19 @@ def test_only_what_is_certainly_abandoned_is_removed(tmp_path):
     gone = abandoned(tmp_path)
     os.makedirs(f"{gone}/inner/locked")
     os.chmod(f"{gone}/inner/locked", 0)
-    alive_one = temporary_folders.make("vine-worker-", str(tmp_path))
+    alive_one = temporary_folders.create_folder("vine-worker-", str(tmp_path))
     holds_one = abandoned(tmp_path)
-    inner = temporary_folders.make("vine-worker-", holds_one)
+    inner = temporary_folders.create_folder("vine-worker-", holds_one)
     foreign = abandoned(tmp_path, "something-")
     elsewhere = abandoned(tmp_path)
-    Path(elsewhere, temporary_folders.OWNER).write_text("another-machine")
+    Path(elsewhere, temporary_folders.OWNER_FILE).write_text("another-machine")
     unmarked = tmp_path / "vine-kept"
     unmarked.mkdir()
     target = tmp_path / "target"
     target.mkdir()
-    (target / temporary_folders.OWNER).write_bytes(Path(foreign, temporary_folders.OWNER).read_bytes())
+    (target / temporary_folders.OWNER_FILE).write_bytes(
+        Path(foreign, temporary_folders.OWNER_FILE).read_bytes()
+    )
     link = tmp_path / "vine-link"
     link.symlink_to(target)
     others = None
@@ -207,8 +209,8 @@ def test_only_what_is_certainly_abandoned_is_removed(tmp_path):
         None, (alive_one, holds_one, inner, foreign, elsewhere, unmarked, target, link, others)
     ):
         assert os.path.exists(path), path
-    temporary_folders.remove(inner)
-    temporary_folders.remove(alive_one)
+    temporary_folders.remove_folder(inner)
+    temporary_folders.remove_folder(alive_one)
     temporary_folders.remove_abandoned(str(tmp_path))
     assert not os.path.exists(holds_one)
 

@@ -17,7 +17,7 @@ from tests.faults import resume_script
 from tests.harness import sample_tasks
 from tests.harness.processes import alive, until
 from vinecore.journal import records
-from vinecore.protocol.temporary_folders import OWNER
+from vinecore.protocol.temporary_folders import OWNER_FILE
 
 WORKERS = 3
 KILLS = 7
@@ -36,7 +36,7 @@ def free_port():
 
 
 def only_files(folder):
-    return [name for _place, _folders, files in os.walk(folder) for name in files if name != OWNER]
+    return [name for _place, _folders, files in os.walk(folder) for name in files if name != OWNER_FILE]
 
 
 class Script:

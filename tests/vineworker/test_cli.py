@@ -19,7 +19,7 @@ from tests.harness import sample_tasks
 from tests.harness.processes import HURRY_S, alive, find_python, one_result, until, workers_of
 from vinecore import Factory, Manager, PythonTask, Task
 from vinecore.protocol.amounts import parse_megabytes
-from vinecore.protocol.temporary_folders import OWNER
+from vinecore.protocol.temporary_folders import OWNER_FILE
 
 ROOT = Path(__file__).parents[2]
 ALONE = os.pathsep.join([str(ROOT), str(ROOT / "worker")])
@@ -95,7 +95,9 @@ def free_port():
 
 def only_files(folder):
     # os.walk takes no offence at what goes meanwhile
-    return [Path(base) / name for base, _folders, names in os.walk(folder) for name in names if name != OWNER]
+    return [
+        Path(base) / name for base, _folders, names in os.walk(folder) for name in names if name != OWNER_FILE
+    ]
 
 
 # ---- arguments

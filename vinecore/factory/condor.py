@@ -82,7 +82,9 @@ class HTCondor:
             Path(scratch_dir).expanduser().mkdir(parents=True, exist_ok=True)
         base = None if scratch_dir is None else Path(scratch_dir).expanduser().absolute()
         temporary_folders.remove_abandoned(None if base is None else str(base))
-        self.folder = Path(temporary_folders.make("vine-condor-", None if base is None else str(base)))
+        self.folder = Path(
+            temporary_folders.create_folder("vine-condor-", None if base is None else str(base))
+        )
         self._spool = spool
         self._log, self._read = self.folder / "jobs.log", 0
         self._ends: dict[str, JobStatus] = {}
@@ -91,7 +93,7 @@ class HTCondor:
         try:
             write_worker_zipapp(self.folder)
         except BaseException:
-            temporary_folders.remove(str(self.folder))
+            temporary_folders.remove_folder(str(self.folder))
             raise
 
     def submit(self, count: int, order: PilotSpec) -> list[str]:
@@ -266,7 +268,7 @@ class HTCondor:
                 "some pilots may still be in the queue; take them out with: condor_rm -constraint %s",
                 shlex.quote(self._constraint),
             )
-        temporary_folders.remove(str(self.folder))
+        temporary_folders.remove_folder(str(self.folder))
 
     def _wait_until_queue_empty(self) -> bool:
         begun, forced = time.monotonic(), False

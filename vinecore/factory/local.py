@@ -50,8 +50,8 @@ class Local:
         if self._base is not None:
             self._base.mkdir(parents=True, exist_ok=True)
         base = None if self._base is None else str(self._base)
-        self._cleaner = temporary_folders.begin_to_remove_abandoned(None, base)
-        self.folder = temporary_folders.make("vine-local-", base)
+        self._cleaner = temporary_folders.start_removing_abandoned(None, base)
+        self.folder = temporary_folders.create_folder("vine-local-", base)
 
     @property
     def processes(self) -> list[subprocess.Popen[bytes]]:
@@ -94,7 +94,7 @@ class Local:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=import_paths.lend(paths, {**os.environ, **chosen}),
+                env=import_paths.lend_python_path(paths, {**os.environ, **chosen}),
                 start_new_session=True,  # Ctrl-C in the terminal is for the program, and not for its workers
             )
         return name
@@ -167,5 +167,5 @@ class Local:
         """End the workers and remove their files."""
         self._end(self.processes)
         self._named = {}
-        temporary_folders.remove(self.folder)
+        temporary_folders.remove_folder(self.folder)
         self._cleaner.join(GRACE_S)

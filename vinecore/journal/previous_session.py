@@ -24,7 +24,7 @@ from vinecore.server.object_store import staging_prefix
 
 log = logging.getLogger("vinecore")
 
-MOST_JOURNALS = 1000  # of one chain
+MAX_JOURNALS = 1000  # of one chain
 
 
 class PreviousSession(NamedTuple):
@@ -61,7 +61,7 @@ def find_previous_session(run_info_path: Path, name: str | None) -> PreviousSess
     name
         Of the manager; None for any.
     """
-    found = _newest(run_info_path, name)
+    found = _find_newest(run_info_path, name)
     if found is None:
         return None
     path, header = found
@@ -69,7 +69,7 @@ def find_previous_session(run_info_path: Path, name: str | None) -> PreviousSess
         log.warning("nothing is gone on with: the manager of %s still runs", path)
         return None
     past = _ChainReader()
-    chain = _chain(path)
+    chain = _follow_chain(path)
     for older, _header in reversed(chain):
         past.read(older)
     if past.closed:
@@ -100,7 +100,7 @@ def is_being_written(path: Path, header: j.Header) -> bool:
     return False
 
 
-def _newest(run_info_path: Path, name: str | None) -> tuple[Path, j.Header] | None:
+def _find_newest(run_info_path: Path, name: str | None) -> tuple[Path, j.Header] | None:
     found: list[tuple[float, str, Path, j.Header]] = []
     try:
         paths = list(run_info_path.glob(f"*/{j.FILE}"))
@@ -111,7 +111,7 @@ def _newest(run_info_path: Path, name: str | None) -> tuple[Path, j.Header] | No
     for path in paths:
         if path.parent.name == j.MOST_RECENT:
             continue
-        header = _header(path, unread.append)
+        header = _read_header(path, unread.append)
         if header is not None and name in (None, header.manager):
             found.append((header.time, path.parent.name, path, header))
     if unread:
@@ -120,7 +120,7 @@ def _newest(run_info_path: Path, name: str | None) -> tuple[Path, j.Header] | No
     return max(found)[2:] if found else None
 
 
-def _header(path: Path, tell: Callable[[str], object]) -> j.Header | None:
+def _read_header(path: Path, tell: Callable[[str], object]) -> j.Header | None:
     try:
         first = next(j.read(path), None)
     except (OSError, j.InvalidJournalError) as error:
@@ -129,11 +129,11 @@ def _header(path: Path, tell: Callable[[str], object]) -> j.Header | None:
     return first if isinstance(first, j.Header) else None
 
 
-def _chain(path: Path) -> list[tuple[Path, j.Header]]:
+def _follow_chain(path: Path) -> list[tuple[Path, j.Header]]:
     """The journals that one goes on from, the newest first, with their first lines; some may have been removed."""
     chain: dict[Path, j.Header] = {}
-    while len(chain) < MOST_JOURNALS and path not in chain and _is_file(path):
-        header = _header(path, lambda problem: log.warning("a journal cannot be read: %s", problem))
+    while len(chain) < MAX_JOURNALS and path not in chain and _is_file(path):
+        header = _read_header(path, lambda problem: log.warning("a journal cannot be read: %s", problem))
         if header is None:
             break
         chain[path] = header
@@ -170,22 +170,22 @@ class _ChainReader:
         )  # what served one graph only, under a name that something else may have
         self.workers: set[tuple[str, int]] = set()
         self.closed = False
-        self._takers: dict[type[j.Record], Callable[[Any], None]] = {
-            j.Header: self._journal, j.ManagerClosed: self._closed, j.WorkerConnected: self._joined, j.WorkerDisconnected: self._lost,
-            j.TaskSubmitted: self._submitted, j.TaskDone: self._done, j.FileDeclared: self._declared, j.TransferEnded: self._arrived,
+        self._handlers: dict[type[j.Record], Callable[[Any], None]] = {
+            j.Header: self._on_header, j.ManagerClosed: self._on_closed, j.WorkerConnected: self._on_worker_connected, j.WorkerDisconnected: self._on_worker_disconnected,
+            j.TaskSubmitted: self._on_task_submitted, j.TaskDone: self._on_task_done, j.FileDeclared: self._on_file_declared, j.TransferEnded: self._on_transfer_ended,
         }  # fmt: skip
 
     def read(self, path: Path) -> None:
         """Add one journal, as far as it can be read."""
-        self._made: dict[int, str] = {}
+        self._results_by_task: dict[int, str] = {}
         self._workers: dict[int, tuple[str, int]] = {}
         self._own, self._t, self.closed = "-", 0.0, False
         before = frozenset(self.workers)
         damaged: list[str] = []
         try:
-            for record in j.read(path, *self._takers, damaged=lambda _number, what: damaged.append(what)):
+            for record in j.read(path, *self._handlers, damaged=lambda _number, what: damaged.append(what)):
                 self._t = record.t
-                self._takers[type(record)](record)
+                self._handlers[type(record)](record)
         except (OSError, j.InvalidJournalError) as error:
             log.warning("the rest of a journal cannot be read: %s", error)
         if damaged:
@@ -194,26 +194,26 @@ class _ChainReader:
         if self._t > RECONNECT_TIMEOUT_S:  # who has not come back by then is not waited for any more
             self.workers -= before.difference(self._workers.values())
 
-    def _journal(self, record: j.Header) -> None:
+    def _on_header(self, record: j.Header) -> None:
         self._own = f"-{record.session}-"
 
-    def _closed(self, _record: j.ManagerClosed) -> None:
+    def _on_closed(self, _record: j.ManagerClosed) -> None:
         self.closed = True
 
-    def _joined(self, record: j.WorkerConnected) -> None:
+    def _on_worker_connected(self, record: j.WorkerConnected) -> None:
         worker = self._workers[record.worker] = record.host, record.pid
         self.workers.add(worker)
 
-    def _lost(self, record: j.WorkerDisconnected) -> None:
+    def _on_worker_disconnected(self, record: j.WorkerDisconnected) -> None:
         self.workers.discard(self._workers.get(record.worker, ("", 0)))
 
-    def _submitted(self, record: j.TaskSubmitted) -> None:
+    def _on_task_submitted(self, record: j.TaskSubmitted) -> None:
         known = record.result if self._own not in record.result else ""
         # a number comes once: of two tasks that have it, one is damaged, and nobody knows which
-        self._made[record.task] = "" if record.task in self._made else known
+        self._results_by_task[record.task] = "" if record.task in self._results_by_task else known
 
-    def _done(self, record: j.TaskDone) -> None:
-        name = self._made.get(record.task)
+    def _on_task_done(self, record: j.TaskDone) -> None:
+        name = self._results_by_task.get(record.task)
         made = {result_key(name, record.size, record.digest)} if name else set()
         made.update(
             result_key(output, size, record.digests.get(output, ""))
@@ -226,13 +226,13 @@ class _ChainReader:
             self._used_once -= made
             self.results |= made
 
-    def _declared(self, record: j.FileDeclared) -> None:
+    def _on_file_declared(self, record: j.FileDeclared) -> None:
         if record.directory or record.archive:
             self.results.add(result_key(record.file, -1, ""))
         elif 0 <= record.size <= INLINE_LIMIT:
             self.results.add(result_key(record.file, record.size, ""))
 
-    def _arrived(self, record: j.TransferEnded) -> None:
+    def _on_transfer_ended(self, record: j.TransferEnded) -> None:
         arrived = result_key(record.file, record.bytes, record.digest)
         if self._own not in record.file and arrived not in self._used_once:
             self.results.add(arrived)

@@ -26,11 +26,11 @@ MANAGER = "manager"
 ARCHIVE = "archive"
 
 # what is outside of these has been damaged: whoever reckons with the records need not expect it
-_MOST = 1 << 62
-_AGES = 1e12  # seconds
-Number = Annotated[int, msgspec.Meta(ge=-_MOST, le=_MOST)]
+_MAX_NUMBER = 1 << 62
+_MAX_SECONDS = 1e12  # seconds
+Number = Annotated[int, msgspec.Meta(ge=-_MAX_NUMBER, le=_MAX_NUMBER)]
 Amount = Annotated[float, msgspec.Meta(ge=-1e18, le=1e18)]
-Seconds = Annotated[float, msgspec.Meta(ge=-_AGES, le=_AGES)]
+Seconds = Annotated[float, msgspec.Meta(ge=-_MAX_SECONDS, le=_MAX_SECONDS)]
 Pid = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Cores = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
@@ -38,13 +38,19 @@ Place = Number | str
 """Where a file comes from or goes to: the number of a worker, "manager", "archive" for what is unpacked there, or an address."""
 
 
-def _kind(name: str) -> str:
+def record_kind(name: str) -> str:
+    """Return the kind of a record from the name of its class."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 # a field that no record has is the damaged name of one, which would silently have its default
 class Record(
-    msgspec.Struct, tag_field="kind", tag=_kind, omit_defaults=True, gc=False, forbid_unknown_fields=True
+    msgspec.Struct,
+    tag_field="kind",
+    tag=record_kind,
+    omit_defaults=True,
+    gc=False,
+    forbid_unknown_fields=True,
 ):
     """What all records have: ``t``, seconds since the journal began."""
 
@@ -347,7 +353,7 @@ class ManagerClosed(Record):
 
 RECORDS: tuple[type[Record], ...] = tuple(Record.__subclasses__())
 
-_decode = msgspec.json.Decoder(Union[RECORDS]).decode  # noqa: UP007 - there is no other way to spell it
+decode_record = msgspec.json.Decoder(Union[RECORDS]).decode  # noqa: UP007 - there is no other way to spell it
 
 
 class InvalidJournalError(ValueError):
@@ -400,18 +406,18 @@ def read(
         It is something else, or has another version, or its first line is damaged, or another one and nobody is told.
     """
     path = find(path)
-    wanted = tuple(b'{"kind":"%s"' % _kind(kind.__name__).encode() for kind in kinds) or b""
+    wanted = tuple(b'{"kind":"%s"' % record_kind(kind.__name__).encode() for kind in kinds) or b""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
             if number == 1:
-                yield _header(line, path)
+                yield _parse_header(line, path)
                 continue
             if not line.startswith(wanted):
                 continue
             try:
-                yield _decode(line)
+                yield decode_record(line)
             except (ValueError, RecursionError) as error:
                 what = f"line {number} is not a record of a journal ({error}): {line[:100]!r}"
                 if damaged is None:
@@ -420,13 +426,13 @@ def read(
                 damaged(number, what)
 
 
-def _header(line: bytes, path: Path) -> Header:
+def _parse_header(line: bytes, path: Path) -> Header:
     said: Any = None
     try:
         said = msgspec.json.decode(line)
         # the first record was of the kind "journal" before version 3
         version = said["version"] if said["kind"] in ("header", "journal") else None
-        header = _decode(line) if version == VERSION else None
+        header = decode_record(line) if version == VERSION else None
     except (ValueError, LookupError, TypeError, RecursionError):
         version = header = None
     if isinstance(header, Header):
@@ -586,69 +592,69 @@ class History:
         self.others: list[Record] = []
         self.end = 0.0
         self.closed = False
-        self._here: dict[tuple[int, int], Attempt] = {}  # by task and number of the attempt
+        self._open_attempts: dict[tuple[int, int], Attempt] = {}  # by task and number of the attempt
         self._cores: dict[tuple[int, str], float] = {}  # of one slot of a library
         takers: dict[type[Record], Any] = {
-            Header: self._journal, WorkerConnected: self._joined, WorkerDisconnected: self._lost, GraphOpened: self._opened, GraphEnded: self._graph_ended,
-            GraphClosed: self._graph_closed, TaskSubmitted: self._submitted, TaskActivated: self._woken, TaskDispatched: self._dispatched,
-            TaskDone: self._done, TaskFailed: self._failed, TaskReturned: self._back, TaskEnded: self._ended, FileDeclared: self._declared,
-            FilesFound: self._found, TransferEnded: self._transferred, TransferFailed: self.failed_transfers.append,
-            ObjectSent: self.sent.append, LibraryStarted: self._library_started, ManagerClosed: self._closed,
+            Header: self._on_header, WorkerConnected: self._on_worker_connected, WorkerDisconnected: self._on_worker_disconnected, GraphOpened: self._on_graph_opened, GraphEnded: self._on_graph_ended,
+            GraphClosed: self._on_graph_closed, TaskSubmitted: self._on_task_submitted, TaskActivated: self._on_task_activated, TaskDispatched: self._on_task_dispatched,
+            TaskDone: self._on_task_done, TaskFailed: self._on_task_failed, TaskReturned: self._on_task_returned, TaskEnded: self._on_task_ended, FileDeclared: self._on_file_declared,
+            FilesFound: self._on_files_found, TransferEnded: self._on_transfer_ended, TransferFailed: self.failed_transfers.append,
+            ObjectSent: self.sent.append, LibraryStarted: self._on_library_started, ManagerClosed: self._on_closed,
         }  # fmt: skip
         for record in records:
             takers.get(type(record), self.others.append)(record)
             self.end = record.t
 
-    def file(self, name: str) -> FileHistory:
+    def file_history(self, name: str) -> FileHistory:
         """Find or make what is known of a file."""
         file = self.files.get(name)
         if file is None:
             file = self.files[name] = FileHistory(name)
         return file
 
-    def _journal(self, record: Header) -> None:
+    def _on_header(self, record: Header) -> None:
         self.journal = record
 
-    def _closed(self, _record: ManagerClosed) -> None:
+    def _on_closed(self, _record: ManagerClosed) -> None:
         self.closed = True
 
-    def _joined(self, record: WorkerConnected) -> None:
+    def _on_worker_connected(self, record: WorkerConnected) -> None:
         self.workers[record.worker] = WorkerHistory(record)
 
-    def _lost(self, record: WorkerDisconnected) -> None:
+    def _on_worker_disconnected(self, record: WorkerDisconnected) -> None:
         if record.worker in self.workers:
             self.workers[record.worker].lost = record
 
-    def _library_started(self, record: LibraryStarted) -> None:
+    def _on_library_started(self, record: LibraryStarted) -> None:
         self._cores[record.worker, record.library] = record.cores / max(record.slots, 1)
         self.others.append(record)
 
-    def _opened(self, record: GraphOpened) -> None:
+    def _on_graph_opened(self, record: GraphOpened) -> None:
         self.graphs[record.graph] = GraphHistory(record)
 
-    def _graph_ended(self, record: GraphEnded) -> None:
+    def _on_graph_ended(self, record: GraphEnded) -> None:
         if record.graph in self.graphs:
             self.graphs[record.graph].ended = record
         task = self.tasks.get(record.task)
         if task is not None:
             task.outcome, task.reason = record.outcome, record.reason
 
-    def _graph_closed(self, record: GraphClosed) -> None:
+    def _on_graph_closed(self, record: GraphClosed) -> None:
         if record.graph in self.graphs:
             self.graphs[record.graph].closed = record.t
 
-    def _submitted(self, record: TaskSubmitted) -> None:
+    def _on_task_submitted(self, record: TaskSubmitted) -> None:
         task = self.tasks[record.task] = TaskHistory(record)
         for name in task.outputs:
-            self.file(name).task = record.task
+            self.file_history(name).task = record.task
         if record.graph in self.graphs:
             self.graphs[record.graph].tasks += 1
 
-    def _woken(self, record: TaskActivated) -> None:
+    def _on_task_activated(self, record: TaskActivated) -> None:
         if record.task in self.tasks:
             self.tasks[record.task].woken += record.rerun
 
-    def _dispatched(self, record: TaskDispatched) -> None:
+    def _on_task_dispatched(self, record: TaskDispatched) -> None:
         task = self.tasks.get(record.task)
         if task is None:
             return
@@ -657,57 +663,57 @@ class History:
             cores = self._cores.get((record.worker, task.submitted.library), 1.0)
         attempt = Attempt(record.worker, record.attempt, record.t, cores)
         task.attempts.append(attempt)
-        self._here[record.task, record.attempt] = attempt
+        self._open_attempts[record.task, record.attempt] = attempt
 
-    def _attempt_ended(
+    def _end_attempt(
         self, record: TaskDone | TaskFailed | TaskReturned, how: str, reason: str
     ) -> Attempt | None:
-        attempt = self._here.pop((record.task, record.attempt), None)
+        attempt = self._open_attempts.pop((record.task, record.attempt), None)
         if attempt is not None:
             attempt.ended, attempt.outcome, attempt.reason = record.t, how, reason
         return attempt
 
-    def _done(self, record: TaskDone) -> None:
+    def _on_task_done(self, record: TaskDone) -> None:
         self.returned_bytes += record.returned
         task = self.tasks.get(record.task)
-        attempt = self._attempt_ended(record, "done", "")
+        attempt = self._end_attempt(record, "done", "")
         if attempt is not None:
             attempt.wall_s, attempt.cpu_s, attempt.memory_mb = record.wall_s, record.cpu_s, record.memory_mb
             attempt.exit_code = record.exit_code
         if task is not None:
             task.outcome = "success"
             if task.submitted.result:
-                self.file(task.submitted.result).size = record.size
+                self.file_history(task.submitted.result).size = record.size
         for name, size in record.outputs.items():
-            self.file(name).size = size
+            self.file_history(name).size = size
 
-    def _failed(self, record: TaskFailed) -> None:
-        attempt = self._attempt_ended(record, record.failure, record.reason)
+    def _on_task_failed(self, record: TaskFailed) -> None:
+        attempt = self._end_attempt(record, record.failure, record.reason)
         if attempt is not None:
             attempt.wall_s = record.wall_s
 
-    def _back(self, record: TaskReturned) -> None:
-        self._attempt_ended(record, "back", record.reason)
+    def _on_task_returned(self, record: TaskReturned) -> None:
+        self._end_attempt(record, "back", record.reason)
 
-    def _ended(self, record: TaskEnded) -> None:
+    def _on_task_ended(self, record: TaskEnded) -> None:
         task = self.tasks.get(record.task)
         if task is not None:
             task.outcome, task.reason = record.outcome, record.reason
 
-    def _declared(self, record: FileDeclared) -> None:
-        file = self.file(record.file)
+    def _on_file_declared(self, record: FileDeclared) -> None:
+        file = self.file_history(record.file)
         file.size = max(file.size, record.size)
         file.at_manager |= record.at_manager
         file.url, file.archive = record.url or file.url, record.archive or file.archive
 
-    def _found(self, record: FilesFound) -> None:
+    def _on_files_found(self, record: FilesFound) -> None:
         for name, size in zip(record.files, record.sizes, strict=False):  # a line may be damaged
-            self.file(name).size = size
+            self.file_history(name).size = size
         self.others.append(record)
 
-    def _transferred(self, record: TransferEnded) -> None:
+    def _on_transfer_ended(self, record: TransferEnded) -> None:
         self.transfers.append(record)
-        file = self.file(record.file)
+        file = self.file_history(record.file)
         file.size = max(file.size, record.bytes)
 
 

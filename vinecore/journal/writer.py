@@ -34,20 +34,20 @@ from vinecore.scheduler.state import DISPATCH_ID_SHIFT
 
 log = logging.getLogger("vinecore")
 
-LOOK_S = 0.1
-INTERVAL_S = 0.5
+POLL_INTERVAL_S = 0.1
+FLUSH_INTERVAL_S = 0.5
 MAX_BUFFERED_BYTES = 1 << 20  # bytes
 MAX_QUEUED_ITEMS = 400_000  # events and instructions that no record has been made of
-CLOSE_S = 10.0  # how long the end of the journal is waited for
+SHUTDOWN_TIMEOUT_S = 10.0  # how long the end of the journal is waited for
 BATCHES_PER_YIELD = 16  # turns of the engine, before others may run
-MOST_WORDS = 2000  # of a reason
+MAX_REASON_CHARACTERS = 2000  # of a reason
 
-_NUMBER = (1 << DISPATCH_ID_SHIFT) - 1
-_LEVELS = {number: name for name, number in CacheLevel.items()}
+_TASK_NUMBER_MASK = (1 << DISPATCH_ID_SHIFT) - 1
+_LEVEL_NAMES = {number: name for name, number in CacheLevel.items()}
 _encode_lines = msgspec.json.Encoder().encode_lines
 
 
-class _Worker:
+class _ConnectedWorker:
     """What a connected worker is at."""
 
     def __init__(self) -> None:
@@ -70,34 +70,34 @@ class JournalRecorder:
     def __init__(self, start: float) -> None:
         self._start = start
         self._t = 0.0
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, _ConnectedWorker] = {}
         self._addresses: dict[str, int] = {}
         self._uploads: dict[str, tuple[int, float]] = {}
         self._records: list[j.Record] = []
         self._single_use: set[int] = set()  # tasks of this turn
         self._emit = self._records.append
         self._events: dict[type, Callable[[Any], None]] = {
-            e.FilesDeclared: self._files_declared, e.LibraryInstalled: self._library_installed,
+            e.FilesDeclared: self._on_files_declared, e.LibraryInstalled: self._on_library_installed,
             e.LibraryRemoved: lambda x: self._emit(j.LibraryRemoved(self._t, x.name)),
             e.GraphOpened: lambda x: self._emit(j.GraphOpened(self._t, x.run.run, x.run.label)),
-            e.TasksSubmitted: self._tasks_submitted, e.GraphSubmitted: lambda x: self._emit(j.GraphSubmitted(self._t, x.run)),
+            e.TasksSubmitted: self._on_tasks_submitted, e.GraphSubmitted: lambda x: self._emit(j.GraphSubmitted(self._t, x.run)),
             e.GraphClosed: lambda x: self._emit(j.GraphClosed(self._t, x.run)),
-            e.WorkerConnected: self._worker_joined, e.WorkerDisconnected: self._worker_lost, e.ObjectStored: self._object_stored,
+            e.WorkerConnected: self._on_worker_connected, e.WorkerDisconnected: self._on_worker_disconnected, e.ObjectStored: self._on_object_stored,
         }  # fmt: skip
-        self._messages: dict[type, Callable[[int, _Worker, Any], None]] = {
-            m.TaskFailed: self._failed, m.StealResponse: self._recalled, m.Cached: self._cached, m.FetchFailed: self._fetch_failed,
-            m.UploadFailed: self._upload_failed, m.PersistentObjects: self._have, m.OrphanedObjects: self._have, m.ObjectsLost: self._lost, m.LibraryReady: self._library_ready,
-            m.LibraryFailed: self._library_failed,
+        self._messages: dict[type, Callable[[int, _ConnectedWorker, Any], None]] = {
+            m.TaskFailed: self._on_task_failed, m.StealResponse: self._on_steal_response, m.Cached: self._on_cached, m.FetchFailed: self._on_fetch_failed,
+            m.UploadFailed: self._on_upload_failed, m.PersistentObjects: self._on_objects_found, m.OrphanedObjects: self._on_objects_found, m.ObjectsLost: self._on_objects_lost, m.LibraryReady: self._on_library_ready,
+            m.LibraryFailed: self._on_library_failed,
         }  # fmt: skip
         self._instructions: dict[type, Callable[[Any], None]] = {
             i.SendObject: lambda x: self._emit(j.ObjectSent(self._t, x.name, x.worker)),
             i.TaskActivated: lambda x: self._emit(j.TaskActivated(self._t, x.task, x.again)),
-            i.TaskFinished: self._task_ended, i.GraphFinished: self._run_ended, i.Stalled: lambda x: self._emit(j.Stalled(self._t, x.text)),
+            i.TaskFinished: self._on_task_finished, i.GraphFinished: self._on_graph_finished, i.Stalled: lambda x: self._emit(j.Stalled(self._t, x.text)),
             i.LogMessage: lambda x: self._emit(j.LogMessage(self._t, logging.getLevelName(x.level).lower(), x.text)),
         }  # fmt: skip
-        self._message_handlers: dict[type, Callable[[int, _Worker, Any], None]] = {
-            m.RunTask: self._run, m.Cancel: self._cancel, m.Fetch: self._fetch, m.Unpack: self._unpack, m.Upload: self._upload,
-            m.RemoveObjects: self._files_removed, m.PurgeObjects: self._files_removed, m.Library: self._library, m.RemoveLibrary: self._remove_library,
+        self._message_handlers: dict[type, Callable[[int, _ConnectedWorker, Any], None]] = {
+            m.RunTask: self._on_run_task, m.Cancel: self._on_cancel, m.Fetch: self._on_fetch, m.Unpack: self._on_unpack, m.Upload: self._on_upload,
+            m.RemoveObjects: self._on_remove_objects, m.PurgeObjects: self._on_remove_objects, m.Library: self._on_library, m.RemoveLibrary: self._on_remove_library,
         }  # fmt: skip
 
     def records_for(
@@ -135,13 +135,13 @@ class JournalRecorder:
             return
         if type(message) is m.TaskDone:
             if message.task in worker.tickets and message.task not in void:
-                self._done(number, worker, message)
+                self._on_task_done(number, worker, message)
         elif type(message) in self._messages:
             self._messages[type(message)](number, worker, message)
 
     # ---- the user
 
-    def _files_declared(self, event: e.FilesDeclared) -> None:
+    def _on_files_declared(self, event: e.FilesDeclared) -> None:
         for spec in event.files:
             self._emit(
                 j.FileDeclared(
@@ -152,11 +152,11 @@ class JournalRecorder:
                     spec.url,
                     spec.archive,
                     spec.directory,
-                    _LEVELS[spec.level],
+                    _LEVEL_NAMES[spec.level],
                 )
             )
 
-    def _library_installed(self, event: e.LibraryInstalled) -> None:
+    def _on_library_installed(self, event: e.LibraryInstalled) -> None:
         spec = event.library
         label = str(spec.options.get("label", ""))
         files = tuple(name for name in (spec.setup, spec.environment, *spec.files) if name)
@@ -173,7 +173,7 @@ class JournalRecorder:
             )
         )
 
-    def _tasks_submitted(self, event: e.TasksSubmitted) -> None:
+    def _on_tasks_submitted(self, event: e.TasksSubmitted) -> None:
         t, say = self._t, self._emit
         for spec in event.tasks:
             shared = (*spec.shared, spec.environment) if spec.environment else spec.shared
@@ -183,67 +183,73 @@ class JournalRecorder:
             say(j.TaskSubmitted(t, spec.task, spec.label, spec.category, spec.run, spec.library, function, inputs, shared, spec.result,
                                 spec.outputs, spec.wanted_at_manager, cores, memory, disk, gpus, spec.priority or 0.0, spec.on_demand))  # fmt: skip
 
-    def _task_ended(self, end: i.TaskFinished) -> None:
+    def _on_task_finished(self, end: i.TaskFinished) -> None:
         if end.outcome != "success":
-            self._emit(j.TaskEnded(self._t, end.task, end.outcome, _reason(end.info)))
+            self._emit(j.TaskEnded(self._t, end.task, end.outcome, _failure_reason(end.info)))
 
-    def _run_ended(self, end: i.GraphFinished) -> None:
-        self._emit(j.GraphEnded(self._t, end.run, end.outcome, end.task, _reason(end.info)))
+    def _on_graph_finished(self, end: i.GraphFinished) -> None:
+        self._emit(j.GraphEnded(self._t, end.run, end.outcome, end.task, _failure_reason(end.info)))
 
     # ---- workers
 
-    def _worker_joined(self, event: e.WorkerConnected) -> None:
+    def _on_worker_connected(self, event: e.WorkerConnected) -> None:
         hello = event.hello
-        worker = self._workers[event.worker] = _Worker()
+        worker = self._workers[event.worker] = _ConnectedWorker()
         if hello.data_port:
             worker.address = f"{event.host}:{hello.data_port}"
             self._addresses[worker.address] = event.worker
         self._emit(j.WorkerConnected(self._t, event.worker, hello.hostname, event.host, hello.python, hello.cores, hello.memory_mb, hello.disk_mb,
                                  hello.gpus, hello.pid))  # fmt: skip
 
-    def _worker_lost(self, event: e.WorkerDisconnected) -> None:
+    def _on_worker_disconnected(self, event: e.WorkerDisconnected) -> None:
         worker = self._workers.pop(event.worker, None)
         if worker is None:
             return
         if self._addresses.get(worker.address) == event.worker:
             del self._addresses[worker.address]
         for name in [name for name, (holder, _t) in self._uploads.items() if holder == event.worker]:
-            self._uploaded(name, "its worker was lost")
+            self._end_upload(name, "its worker was lost")
         for name in list(worker.fetching):
-            self._fetched(event.worker, worker, name, "the worker was lost")
+            self._end_fetch(event.worker, worker, name, "the worker was lost")
         for ticket in list(worker.tickets):
-            self._task_returned(event.worker, worker, ticket, "the worker was lost")
+            self._add_task_returned(event.worker, worker, ticket, "the worker was lost")
         self._emit(j.WorkerDisconnected(self._t, event.worker, event.reason))
 
-    def _have(self, number: int, _worker: _Worker, message: m.PersistentObjects | m.OrphanedObjects) -> None:
+    def _on_objects_found(
+        self, number: int, _worker: _ConnectedWorker, message: m.PersistentObjects | m.OrphanedObjects
+    ) -> None:
         self._emit(j.FilesFound(self._t, number, tuple(message.names), tuple(message.sizes)))
 
-    def _lost(self, number: int, _worker: _Worker, message: m.ObjectsLost) -> None:
+    def _on_objects_lost(self, number: int, _worker: _ConnectedWorker, message: m.ObjectsLost) -> None:
         self._emit(j.FilesLost(self._t, number, tuple(message.names)))
 
-    def _files_removed(self, number: int, worker: _Worker, message: m.RemoveObjects | m.PurgeObjects) -> None:
+    def _on_remove_objects(
+        self, number: int, worker: _ConnectedWorker, message: m.RemoveObjects | m.PurgeObjects
+    ) -> None:
         if worker.fetching:
             for name in message.names:
-                self._fetched(number, worker, name, "nobody needs it any more")
+                self._end_fetch(number, worker, name, "nobody needs it any more")
         self._emit(j.FilesRemoved(self._t, number, tuple(message.names)))
 
     # ---- tasks
 
-    def _run(self, number: int, worker: _Worker, message: m.RunTask) -> None:
+    def _on_run_task(self, number: int, worker: _ConnectedWorker, message: m.RunTask) -> None:
         ticket = message.task
         worker.tickets[ticket] = None
         allocation = message.options.get("allocation")
         cores = None if allocation is None else allocation.cores
         self._emit(
-            j.TaskDispatched(self._t, ticket & _NUMBER, number, (ticket >> DISPATCH_ID_SHIFT) + 1, cores)
+            j.TaskDispatched(
+                self._t, ticket & _TASK_NUMBER_MASK, number, (ticket >> DISPATCH_ID_SHIFT) + 1, cores
+            )
         )
 
-    def _done(self, number: int, worker: _Worker, message: m.TaskDone) -> None:
+    def _on_task_done(self, number: int, worker: _ConnectedWorker, message: m.TaskDone) -> None:
         ticket, info = message.task, message.info
         del worker.tickets[ticket]
         done = j.TaskDone(
             self._t,
-            ticket & _NUMBER,
+            ticket & _TASK_NUMBER_MASK,
             number,
             round(message.wall_s, 6),
             message.size,
@@ -268,40 +274,42 @@ class JournalRecorder:
                 done.memory_mb, done.disk_mb = used.get("memory"), used.get("disk")
         self._emit(done)
 
-    def _failed(self, number: int, worker: _Worker, message: m.TaskFailed) -> None:
+    def _on_task_failed(self, number: int, worker: _ConnectedWorker, message: m.TaskFailed) -> None:
         ticket, info = message.task, message.info
         if ticket in worker.tickets:
             del worker.tickets[ticket]
             wall = info.get("wall_s") or (info.get("measured") or {}).get("wall_s")
-            self._emit(j.TaskFailed(self._t, ticket & _NUMBER, number, message.kind, _reason(info), (ticket >> DISPATCH_ID_SHIFT) + 1, wall))  # fmt: skip
+            self._emit(j.TaskFailed(self._t, ticket & _TASK_NUMBER_MASK, number, message.kind, _failure_reason(info), (ticket >> DISPATCH_ID_SHIFT) + 1, wall))  # fmt: skip
 
-    def _recalled(self, number: int, worker: _Worker, message: m.StealResponse) -> None:
+    def _on_steal_response(self, number: int, worker: _ConnectedWorker, message: m.StealResponse) -> None:
         for ticket in message.tasks:
-            self._task_returned(number, worker, ticket, "given back to be run elsewhere")
+            self._add_task_returned(number, worker, ticket, "given back to be run elsewhere")
 
-    def _cancel(self, number: int, worker: _Worker, message: m.Cancel) -> None:
+    def _on_cancel(self, number: int, worker: _ConnectedWorker, message: m.Cancel) -> None:
         for ticket in message.tasks:
-            self._task_returned(number, worker, ticket, "taken back")
+            self._add_task_returned(number, worker, ticket, "taken back")
 
-    def _task_returned(self, number: int, worker: _Worker, ticket: int, reason: str) -> None:
+    def _add_task_returned(self, number: int, worker: _ConnectedWorker, ticket: int, reason: str) -> None:
         if ticket in worker.tickets:
             del worker.tickets[ticket]
             self._emit(
-                j.TaskReturned(self._t, ticket & _NUMBER, number, reason, (ticket >> DISPATCH_ID_SHIFT) + 1)
+                j.TaskReturned(
+                    self._t, ticket & _TASK_NUMBER_MASK, number, reason, (ticket >> DISPATCH_ID_SHIFT) + 1
+                )
             )
 
     # ---- transfers
 
-    def _fetch(self, number: int, worker: _Worker, message: m.Fetch) -> None:
+    def _on_fetch(self, number: int, worker: _ConnectedWorker, message: m.Fetch) -> None:
         source = self._addresses.get(message.source, message.source)
         worker.fetching[message.name] = source, self._t
         self._emit(j.TransferStarted(self._t, message.name, source, number, message.size))
 
-    def _unpack(self, number: int, worker: _Worker, message: m.Unpack) -> None:
+    def _on_unpack(self, number: int, worker: _ConnectedWorker, message: m.Unpack) -> None:
         worker.fetching[message.name] = j.ARCHIVE, self._t
         self._emit(j.TransferStarted(self._t, message.name, j.ARCHIVE, number))
 
-    def _cached(self, number: int, worker: _Worker, message: m.Cached) -> None:
+    def _on_cached(self, number: int, worker: _ConnectedWorker, message: m.Cached) -> None:
         began = worker.fetching.pop(message.name, None)
         if began is not None:
             seconds = round(self._t - began[1], 6)
@@ -310,50 +318,54 @@ class JournalRecorder:
                 ended.digest = message.digest
             self._emit(ended)
 
-    def _fetch_failed(self, number: int, worker: _Worker, message: m.FetchFailed) -> None:
+    def _on_fetch_failed(self, number: int, worker: _ConnectedWorker, message: m.FetchFailed) -> None:
         if message.was_cached:  # that transfer had ended
             self._emit(j.FilesLost(self._t, number, (message.name,)))
         else:
-            self._fetched(number, worker, message.name, message.reason)
+            self._end_fetch(number, worker, message.name, message.reason)
 
-    def _fetched(self, number: int, worker: _Worker, name: str, reason: str) -> None:
+    def _end_fetch(self, number: int, worker: _ConnectedWorker, name: str, reason: str) -> None:
         began = worker.fetching.pop(name, None)
         if began is not None:
             seconds = round(self._t - began[1], 6)
-            self._emit(j.TransferFailed(self._t, name, began[0], number, seconds, reason[:MOST_WORDS]))
+            self._emit(
+                j.TransferFailed(self._t, name, began[0], number, seconds, reason[:MAX_REASON_CHARACTERS])
+            )
 
-    def _upload(self, number: int, _worker: _Worker, message: m.Upload) -> None:
+    def _on_upload(self, number: int, _worker: _ConnectedWorker, message: m.Upload) -> None:
         self._uploads[message.name] = number, self._t
         self._emit(j.TransferStarted(self._t, message.name, number, j.MANAGER))
 
-    def _object_stored(self, event: e.ObjectStored) -> None:
+    def _on_object_stored(self, event: e.ObjectStored) -> None:
         began = self._uploads.pop(event.name, None)
         if began is not None:
             seconds = round(self._t - began[1], 6)
             self._emit(j.TransferEnded(self._t, event.name, began[0], j.MANAGER, max(event.size, 0), seconds))
 
-    def _upload_failed(self, _number: int, _worker: _Worker, message: m.UploadFailed) -> None:
-        self._uploaded(message.name, message.reason)
+    def _on_upload_failed(self, _number: int, _worker: _ConnectedWorker, message: m.UploadFailed) -> None:
+        self._end_upload(message.name, message.reason)
 
-    def _uploaded(self, name: str, reason: str) -> None:
+    def _end_upload(self, name: str, reason: str) -> None:
         began = self._uploads.pop(name, None)
         if began is not None:
             seconds = round(self._t - began[1], 6)
-            self._emit(j.TransferFailed(self._t, name, began[0], j.MANAGER, seconds, reason[:MOST_WORDS]))
+            self._emit(
+                j.TransferFailed(self._t, name, began[0], j.MANAGER, seconds, reason[:MAX_REASON_CHARACTERS])
+            )
 
     # ---- libraries
 
-    def _library(self, number: int, worker: _Worker, message: m.Library) -> None:
+    def _on_library(self, number: int, worker: _ConnectedWorker, message: m.Library) -> None:
         cores = float(message.options.get("cores") or message.slots)
         self._emit(j.LibraryStarted(self._t, message.name, number, message.slots, cores))
 
-    def _library_ready(self, number: int, worker: _Worker, message: m.LibraryReady) -> None:
+    def _on_library_ready(self, number: int, worker: _ConnectedWorker, message: m.LibraryReady) -> None:
         self._emit(j.LibraryReady(self._t, message.name, number, round(message.wall_s, 6)))
 
-    def _library_failed(self, number: int, worker: _Worker, message: m.LibraryFailed) -> None:
-        self._emit(j.LibraryFailed(self._t, message.name, number, message.reason[:MOST_WORDS]))
+    def _on_library_failed(self, number: int, worker: _ConnectedWorker, message: m.LibraryFailed) -> None:
+        self._emit(j.LibraryFailed(self._t, message.name, number, message.reason[:MAX_REASON_CHARACTERS]))
 
-    def _remove_library(self, number: int, worker: _Worker, message: m.RemoveLibrary) -> None:
+    def _on_remove_library(self, number: int, worker: _ConnectedWorker, message: m.RemoveLibrary) -> None:
         self._emit(j.LibraryStopped(self._t, message.name, number))
 
 
@@ -388,8 +400,8 @@ class JournalWriter:
         self._closing = threading.Event()
         self._overflow = ""
         self._began = time.monotonic()
-        self._teller = JournalRecorder(self._began)
-        self._thread = threading.Thread(target=self._work, name="vine-journal", daemon=True)
+        self._recorder = JournalRecorder(self._began)
+        self._thread = threading.Thread(target=self._run_thread, name="vine-journal", daemon=True)
 
     def start(self, port: int) -> None:
         """Begin the journal; where that cannot be there is a warning, and no journal."""
@@ -402,9 +414,9 @@ class JournalWriter:
                 path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
             )
             _lock_file(self._file)
-            _write(self._file, _encode_lines([header]))
+            _write_all(self._file, _encode_lines([header]))
         except OSError as error:
-            self._end()
+            self._close_file()
             log.warning(
                 "no journal is written, the run goes on without: %s: %s", path, error.strerror or error
             )
@@ -430,53 +442,53 @@ class JournalWriter:
         """Write what is left, and end the journal."""
         self._closing.set()
         if self._thread.is_alive():
-            self._thread.join(CLOSE_S)
+            self._thread.join(SHUTDOWN_TIMEOUT_S)
             if self._thread.is_alive():
                 log.warning("%s does not take what is left of the journal: it is not complete", self.path)
 
     # ---- the thread that writes
 
-    def _work(self) -> None:
+    def _run_thread(self) -> None:
         try:
             self._write_all()
         except Exception:
-            self._end()
+            self._close_file()
             log.exception("the journal ends, the run goes on without: a defect in daskvine, please report it")
 
     def _write_all(self) -> None:
         written = time.monotonic()
         while self._file >= 0:
-            closing = self._closing.wait(LOOK_S)
+            closing = self._closing.wait(POLL_INTERVAL_S)
             full = self._overflow  # before the queue is looked at: nothing comes after it
             self._write_queued()
             t = round(time.monotonic() - self._began, 6)
             if full:
-                self._add([j.JournalStopped(t, full)])
+                self._add_records([j.JournalStopped(t, full)])
             elif closing:
-                self._add([j.ManagerClosed(t)])
-            if full or closing or time.monotonic() - written > INTERVAL_S:
+                self._add_records([j.ManagerClosed(t)])
+            if full or closing or time.monotonic() - written > FLUSH_INTERVAL_S:
                 self._flush()
                 written = time.monotonic()
             if full or closing:
-                self._end()
+                self._close_file()
 
     def _write_queued(self) -> None:
         """Make lines of all that waits."""
-        queue, tell = self._queue, self._teller.records_for
+        queue, tell = self._queue, self._recorder.records_for
         while queue:
             records: list[j.Record] = []
             for _ in range(min(len(queue), BATCHES_PER_YIELD)):
                 now, events, instructions = queue.popleft()
                 records += tell(now, events, instructions)
                 self._written += len(events) + len(instructions)
-            self._add(records)
+            self._add_records(records)
             if self._unwritten >= MAX_BUFFERED_BYTES:
                 self._flush()
             time.sleep(0)  # the engine goes first
 
-    def _add(self, records: list[j.Record]) -> None:
+    def _add_records(self, records: list[j.Record]) -> None:
         if records:
-            lines = _lines(records)
+            lines = _encode_records(records)
             self._pending.append(lines)
             self._unwritten += len(lines)
 
@@ -485,23 +497,23 @@ class JournalWriter:
         if self._file < 0:
             return
         try:
-            _write(self._file, lines)
+            _write_all(self._file, lines)
             if self._durable:
                 os.fdatasync(self._file)
         except OSError as error:
-            self._end()
+            self._close_file()
             log.warning(
                 "the journal ends, the run goes on without: %s: %s", self.path, error.strerror or error
             )
 
-    def _end(self) -> None:
+    def _close_file(self) -> None:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
         self._queue.clear()
 
 
-def _lines(records: list[j.Record]) -> bytes:
+def _encode_records(records: list[j.Record]) -> bytes:
     try:
         return _encode_lines(records)
     except UnicodeEncodeError:  # names of files and keys can be what is no text
@@ -516,7 +528,7 @@ def _replace_surrogates(value: Any) -> Any:
     return [_replace_surrogates(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _write(file: int, lines: bytes) -> None:
+def _write_all(file: int, lines: bytes) -> None:
     rest = memoryview(lines)
     while rest:
         rest = rest[os.write(file, rest) :]
@@ -555,6 +567,8 @@ def _update_symlink(link: Path, name: str) -> None:
         pass
 
 
-def _reason(info: dict[str, Any]) -> str:
+def _failure_reason(info: dict[str, Any]) -> str:
     evidence = info.get("evidence")
-    return str("; ".join(evidence) if evidence else info.get("reason") or info.get("text", ""))[:MOST_WORDS]
+    return str("; ".join(evidence) if evidence else info.get("reason") or info.get("text", ""))[
+        :MAX_REASON_CHARACTERS
+    ]

@@ -138,22 +138,22 @@ def hash_path(path: Path) -> tuple[str, str]:
     """
     if path.is_dir():
         digest = hashlib.sha256(f"{trees.folder_mode(path.stat().st_mode):o}".encode())
-        for entry in trees.entries(str(path), follow=True):
+        for entry in trees.iterate_entries(str(path), follow=True):
             mode, what = entry.about.st_mode, ""
             if entry.link is not None:
                 about = f"link {entry.link}"
             elif stat.S_ISDIR(mode):
                 about = f"folder {trees.folder_mode(mode):o}"
             else:
-                about = f"file {trees.shown_mode(mode):o} {entry.about.st_mtime_ns}"
+                about = f"file {trees.visible_mode(mode):o} {entry.about.st_mtime_ns}"
                 what = _file_hash(Path(entry.path))[0]
             digest.update(f"{entry.name}\0{about}\0{what}\0\n".encode(errors="surrogateescape"))
         return f"dir-{digest.hexdigest()[:40]}", ""
     mode = path.stat().st_mode
     trees.check_kind(str(path), mode)
     content, checked_by = _file_hash(path)
-    shown = trees.shown_mode(mode)
-    return f"file-{content}" + ("" if shown == trees.PLAIN else f"-{shown:o}"), checked_by
+    shown = trees.visible_mode(mode)
+    return f"file-{content}" + ("" if shown == trees.DEFAULT_FILE_MODE else f"-{shown:o}"), checked_by
 
 
 def _file_hash(path: Path) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from vinecore.manager.reloaded_modules import current
 from vinecore.manager.tasks import check_sandbox_name, declared
 from vinecore.protocol.library_context import context_variables
 from vinecore.protocol.serialization import exceptions, unpicklable, values
-from vinecore.protocol.user_modules import count_loads, digest_of_own, own_modules
+from vinecore.protocol.user_modules import count_loads, digest_own_modules, find_own_modules
 from vinecore.resources.amounts import ResourceRequest
 from vinecore.scheduler.state import LibrarySpec
 
@@ -127,7 +127,7 @@ class LibraryTask:
         try:
             return values.dumps(self.definition, by_value=True)
         except Exception as error:
-            what = unpicklable.describe(self.definition)
+            what = unpicklable.describe_unpicklable(self.definition)
             exceptions.add_note(error, f"library {self.name} cannot be sent to workers: {what}")
             raise
 
@@ -155,8 +155,8 @@ class LibraryTask:
         key = repr((setup, self._slots, request, environment, self.exec_mode, sorted(options.items())))
         self.kind = hashlib.sha256(key.encode()).hexdigest()
         # The user's own modules are known by their text, and by when they were imported: new processes import what was edited or reloaded.
-        modules = list(own_modules())
-        own = f"{digest_of_own(modules)} {count_loads(modules)}"
+        modules = list(find_own_modules())
+        own = f"{digest_own_modules(modules)} {count_loads(modules)}"
         name = f"{self.name}-{hashlib.sha256((self.kind + own).encode()).hexdigest()[:16]}"
         if self.preload:  # only a head start for the first slots: not part of what the library is
             options["preload"] = self.preload

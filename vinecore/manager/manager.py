@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vinecore")
 # at once, because what the program has made before is only guessed
-random_seeds.watch()
+random_seeds.watch_seeding()
 
 DEFAULT_PORT = 9123
 PORT_ENVIRONMENT_VARIABLES = {"VINE_PORT", "VINE_LOW_PORT", "VINE_HIGH_PORT", "TCP_LOW_PORT", "TCP_HIGH_PORT"}
@@ -488,7 +488,10 @@ class Manager:
         if place.exists():
             folder = place.is_dir()
             (name, digest), about = hash_path(place), place.stat()
-            size, plain = -1 if folder else about.st_size, trees.shown_mode(about.st_mode) == trees.PLAIN
+            size, plain = (
+                -1 if folder else about.st_size,
+                trees.visible_mode(about.st_mode) == trees.DEFAULT_FILE_MODE,
+            )
             self._engine.store.declare(name, str(place))
             self._display_names[name] = str(place)
             # what has another mode than most has to stay a file with its mode, however small: its size is not told
@@ -876,7 +879,7 @@ class Manager:
             data = values.dumps(value, by_value=True)
         except Exception as error:
             errors.add_note(
-                error, f"{value!r:.200} cannot be sent to a worker: {unpicklable.describe(value)}"
+                error, f"{value!r:.200} cannot be sent to a worker: {unpicklable.describe_unpicklable(value)}"
             )
             raise
         return self.declare_shared_bytes(data)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from operator import attrgetter, is_not
 from typing import TYPE_CHECKING, Any
 
-from vinecore.protocol.user_modules import own_modules
+from vinecore.protocol.user_modules import find_own_modules
 
 if TYPE_CHECKING:
     from vinecore.manager.libraries import LibraryTask
@@ -35,7 +35,7 @@ class Watch:
         self._loaded = len(sys.modules)
         found = [
             (module.__name__, module, module.__spec__)
-            for module in own_modules()
+            for module in find_own_modules()
             if sys.modules.get(module.__name__) is module and hasattr(module, "__spec__")
         ]
         self._names, self._modules, self._specs = (

@@ -540,5 +540,7 @@ def note_unpicklable(error: Exception, args: Iterable[Any], kwargs: dict[str, An
     """Add to an error of pickle which argument it is, and what in it."""
     named = [*((f"argument {number}", value) for number, value in enumerate(args, 1)), *kwargs.items()]
     for name, value in named:
-        if not unpicklable.is_fine(value):
-            exceptions.add_note(error, f"{name} cannot be sent to a worker: {unpicklable.describe(value)}")
+        if not unpicklable.can_pickle(value):
+            exceptions.add_note(
+                error, f"{name} cannot be sent to a worker: {unpicklable.describe_unpicklable(value)}"
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-MOST = 1 << 53
+MAX_MEGABYTES = 1 << 53
 AMOUNT = re.compile(r"(\d+(?:\.\d*)?) *([kmgt]i?b?|b|)", re.IGNORECASE)
 LETTERS = "kmgt"
 
@@ -18,14 +18,14 @@ def parse_megabytes(text: str) -> int:
         It is something else.
     """
     found = AMOUNT.fullmatch(text.strip())
-    value = float(found[1]) * _unit(found[2].lower()) if found else -1.0
-    if not 0 <= value < MOST:
+    value = float(found[1]) * _unit_in_megabytes(found[2].lower()) if found else -1.0
+    if not 0 <= value < MAX_MEGABYTES:
         msg = f"{text!r} is not an amount: give megabytes, such as 2000, or a number with a unit, such as 2GB or 512MiB"
         raise ValueError(msg)
     return int(value)
 
 
-def _unit(name: str) -> float:
+def _unit_in_megabytes(name: str) -> float:
     """How many megabytes a unit has."""
     if not name:
         return 1.0

@@ -8,23 +8,23 @@ import types
 from typing import Any, Callable
 
 
-def when_imported(name: str, then: Callable[[Any], Any]) -> None:
+def call_when_imported(name: str, then: Callable[[Any], Any]) -> None:
     """Call ``then`` with a module once that has been imported; what was to be done with it before under the same name is replaced."""
     if name in sys.modules:
         then(importlib.import_module(name))  # which waits where another thread is at it
         return
     for finder in sys.meta_path:
-        if isinstance(finder, Watch) and finder.name == name:
-            finder.then = then
+        if isinstance(finder, ImportWatcher) and finder.name == name:
+            finder.on_import = then
             return
-    sys.meta_path.insert(0, Watch(name, then))
+    sys.meta_path.insert(0, ImportWatcher(name, then))
 
 
-class Watch:
+class ImportWatcher:
     """Waits for a module to be imported; one of the finders of ``sys.meta_path``."""
 
     def __init__(self, name: str, then: Callable[[Any], Any]) -> None:
-        self.name, self.then = name, then
+        self.name, self.on_import = name, then
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """Leave the import to the others, and have it end with what is to be done.
@@ -51,6 +51,6 @@ class Watch:
             # one loader may serve several modules
             if module.__name__ == self.name and self in sys.meta_path:
                 sys.meta_path.remove(self)
-                self.then(module)
+                self.on_import(module)
 
         spec.loader.exec_module = execute_and_go_on

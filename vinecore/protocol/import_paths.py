@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-OWN = "VINE_PYTHONPATH"
+USER_PYTHONPATH = "VINE_PYTHONPATH"
 """What the user has in ``PYTHONPATH``; empty for nothing."""
 
 
-def lend(paths: str, variables: Mapping[str, str]) -> dict[str, str]:
+def lend_python_path(paths: str, variables: Mapping[str, str]) -> dict[str, str]:
     """Give the variables with which a process starts that imports from these paths.
 
     Parameters
@@ -21,12 +21,12 @@ def lend(paths: str, variables: Mapping[str, str]) -> dict[str, str]:
     variables
         As the user has them.
     """
-    return {**variables, "PYTHONPATH": paths, OWN: variables.get("PYTHONPATH", "")}
+    return {**variables, "PYTHONPATH": paths, USER_PYTHONPATH: variables.get("PYTHONPATH", "")}
 
 
-def give_back() -> None:
+def restore_python_path() -> None:
     """Have ``PYTHONPATH`` be the user's again for all that this process starts."""
-    own = os.environ.pop(OWN, None)
+    own = os.environ.pop(USER_PYTHONPATH, None)
     if own:
         os.environ["PYTHONPATH"] = own
     elif own is not None:

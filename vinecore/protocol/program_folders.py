@@ -23,13 +23,13 @@ import subprocess
 import sys
 from typing import NamedTuple, Optional
 
-MOST_LISTED = 4096
+MAX_LISTED_ENTRIES = 4096
 """Entries of a folder that are compared, in the order of their names."""
-NETWORKED = frozenset({"nfs", "nfs4", "lustre", "gpfs", "ceph", "afs", "cifs", "smb3", "beegfs", "glusterfs", "orangefs", "pvfs2", "9p", "virtiofs", "wekafs",
+NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "lustre", "gpfs", "ceph", "afs", "cifs", "smb3", "beegfs", "glusterfs", "orangefs", "pvfs2", "9p", "virtiofs", "wekafs",
                        "panfs", "fuse.glusterfs", "fuse.ceph", "fuse.juicefs", "fuse.sshfs", "fuse.eos", "fuse.eosxd", "fuse.cvmfs2", "fuse.daos"})  # fmt: skip
 """File systems, as Linux calls them, that several machines may have."""
 MOUNTS = "/proc/self/mountinfo"
-PASSING = ("__pycache__", ".daskvine-")
+IGNORED_PREFIXES = ("__pycache__", ".daskvine-")
 """Beginnings of names that come and go, and say nothing of a folder."""
 
 _OCTAL = re.compile(r"\\(\d{3})")  # how that table writes spaces
@@ -98,25 +98,25 @@ def describe_folder(path: str, token: str = "", content: str = "", *, listed: bo
         There is no such folder.
     """
     found = os.stat(path)
-    listing = list_folder(path) if listed else ""
+    listing = describe_listing(path) if listed else ""
     return Folder(path, running_kernel(), (found.st_dev, found.st_ino), token, content, listing)
 
 
-def is_seen(folder: Folder) -> bool:
+def is_visible(folder: Folder) -> bool:
     """Whether this process sees that folder, and not only one of the same name."""
     try:
-        if folder.token and _holds(folder):
+        if folder.token and _has_token(folder):
             return True
         if folder.kernel and folder.kernel == running_kernel():
             found = os.stat(folder.path)
             if (found.st_dev, found.st_ino) == folder.identity:
                 return True
-        return bool(folder.listing) and list_folder(folder.path) == folder.listing
+        return bool(folder.listing) and describe_listing(folder.path) == folder.listing
     except OSError:
         return False
 
 
-def _holds(folder: Folder) -> bool:
+def _has_token(folder: Folder) -> bool:
     try:
         with open(os.path.join(folder.path, folder.token)) as file:
             return file.read(len(folder.content) + 1) == folder.content
@@ -124,7 +124,7 @@ def _holds(folder: Folder) -> bool:
         return False
 
 
-def list_folder(path: str) -> str:
+def describe_listing(path: str) -> str:
     """Digest of what is in a folder, or of what a file is, and of the file system of a network that it is on.
 
     Returns
@@ -133,17 +133,15 @@ def list_folder(path: str) -> str:
         "" if there is nothing in it, it may not be read, or it is on no such file system.
     """
     try:
-        system = find_file_system(os.path.realpath(path), _mounts())
+        system = find_file_system(os.path.realpath(path), _read_mounts())
         return (
-            f"{system} {os.stat(path).st_ino} {digest}"
-            if system and (digest := digest_of_folder(path))
-            else ""
+            f"{system} {os.stat(path).st_ino} {digest}" if system and (digest := digest_folder(path)) else ""
         )
     except OSError:
         return ""
 
 
-def _mounts() -> str:
+def _read_mounts() -> str:
     try:
         with open(MOUNTS, errors="surrogateescape") as file:
             return file.read()
@@ -163,27 +161,29 @@ def find_file_system(path: str, mounts: str) -> str:
         if path == point or path.startswith(
             point.rstrip("/") + "/"
         ):  # of those at one point the last is on top
-            networked = about[0] in NETWORKED
+            networked = about[0] in NETWORK_FILE_SYSTEMS
             if len(point) >= found[0]:
                 found = len(point), f"{about[0]} {about[1]} {fields[3]}" if networked else ""
     return found[1]
 
 
-def digest_of_folder(path: str) -> str:
+def digest_folder(path: str) -> str:
     """Digest of the names, sizes and times of change of what is in a folder, or of a file; "" if there is nothing."""
     try:
         found = os.stat(path)
         if not stat.S_ISDIR(found.st_mode):
             return hashlib.sha256(f"{found.st_size} {found.st_mtime_ns}".encode()).hexdigest()
         with os.scandir(path) as entries:
-            kept = sorted((entry for entry in entries if not entry.name.startswith(PASSING)), key=_name)
-        lines = [str(len(kept)), *map(_describe_entry, kept[:MOST_LISTED])]
+            kept = sorted(
+                (entry for entry in entries if not entry.name.startswith(IGNORED_PREFIXES)), key=_entry_name
+            )
+        lines = [str(len(kept)), *map(_describe_entry, kept[:MAX_LISTED_ENTRIES])]
     except OSError:
         return ""
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest() if kept else ""
 
 
-def _name(entry: os.DirEntry[str]) -> str:
+def _entry_name(entry: os.DirEntry[str]) -> str:
     return entry.name
 
 

@@ -25,23 +25,23 @@ PACKAGES = {
     "variables": "os",
 }
 """What has to be imported before settings of a kind can be put in place."""
-NUMPY_ERRORS = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
-DECIMALS = {
+DEFAULT_NUMPY_ERRORS = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
+DEFAULT_DECIMAL_CONTEXT = {
     "prec": 28, "rounding": "ROUND_HALF_EVEN", "Emin": -999999, "Emax": 999999, "capitals": 1, "clamp": 0,
     "traps": "DivisionByZero InvalidOperation Overflow",
 }  # fmt: skip
-PANDAS = ("compute.", "display.", "future.", "io.", "mode.", "styler.")
+PANDAS_PREFIXES = ("compute.", "display.", "future.", "io.", "mode.", "styler.")
 """Beginnings of the names of options that count; those of plots are for a program with a screen."""
-USUAL_RECURSION = 1000
-OF_A_PROCESS = (
+DEFAULT_RECURSION_LIMIT = 1000
+PROCESS_VARIABLES = (
     "_", "PWD", "OLDPWD", "SHLVL", "TMPDIR", "TEMP", "TMP", "PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "HOME", "USER", "LOGNAME",
     "HOSTNAME", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
 """Variables that say where a process is and what it may use: each has its own."""
-OF_TOOLS = ("VINE_", "CONDA_", "PYTEST_")
+TOOL_PREFIXES = ("VINE_", "CONDA_", "PYTEST_")
 
 
-def collect(before: Mapping[str, str], chosen: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+def collect_settings(before: Mapping[str, str], chosen: Collection[str] = ()) -> dict[str, dict[str, Any]]:
     """Find the settings of this process that are not the usual ones, by kind.
 
     Parameters
@@ -53,10 +53,10 @@ def collect(before: Mapping[str, str], chosen: Collection[str] = ()) -> dict[str
     """
     found = {
         "numpy": _numpy_errors(),
-        "decimal": _decimals(),
+        "decimal": _decimal_context(),
         "pandas": _pandas_options(),
-        "interpreter": _interpreter(),
-        "variables": _variables(before, chosen),
+        "interpreter": _interpreter_settings(),
+        "variables": _changed_variables(before, chosen),
     }
     return {kind: content for kind, content in found.items() if content}
 
@@ -65,21 +65,23 @@ def _numpy_errors() -> dict[str, Any]:
     numpy: Any = sys.modules.get("numpy")
     if not hasattr(numpy, "geterrcall"):
         return {}
-    errors = {name: what for name, what in numpy.geterr().items() if NUMPY_ERRORS.get(name) != what}
+    errors = {name: what for name, what in numpy.geterr().items() if DEFAULT_NUMPY_ERRORS.get(name) != what}
     return {"call": numpy.geterrcall(), **errors} if {"call", "log"} & {*errors.values()} else errors
 
 
-def _decimals() -> dict[str, Any]:
+def _decimal_context() -> dict[str, Any]:
     decimal: Any = sys.modules.get("decimal")
     if not hasattr(decimal, "getcontext"):
         return {}
     context = decimal.getcontext()
     return {
-        name: now for name, usual in DECIMALS.items() if (now := _look_at_decimals(context, name)) != usual
+        name: now
+        for name, usual in DEFAULT_DECIMAL_CONTEXT.items()
+        if (now := _read_decimal(context, name)) != usual
     }
 
 
-def _look_at_decimals(context: Any, name: str) -> Any:
+def _read_decimal(context: Any, name: str) -> Any:
     if name == "traps":
         return " ".join(sorted(signal.__name__ for signal, traps in context.traps.items() if traps))
     return getattr(context, name)
@@ -90,9 +92,9 @@ def _pandas_options() -> dict[str, Any]:
     registered = getattr(config, "_registered_options", {})
     found = {}
     for name, option in registered.items():
-        value = _look_at_option(config, name)
+        value = _read_pandas_option(config, name)
         if (
-            name.startswith(PANDAS)
+            name.startswith(PANDAS_PREFIXES)
             and value != option.defval
             and isinstance(value, (str, int, float, type(None)))
         ):
@@ -100,16 +102,16 @@ def _pandas_options() -> dict[str, Any]:
     return found
 
 
-def _look_at_option(config: Any, name: str) -> Any:
+def _read_pandas_option(config: Any, name: str) -> Any:
     found = config._global_config  # noqa: SLF001 - to ask for each by its name warns of those that are old
     for part in name.split("."):
         found = found.get(part, MISSING) if isinstance(found, dict) else MISSING
     return found
 
 
-def _interpreter() -> dict[str, Any]:
+def _interpreter_settings() -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if sys.getrecursionlimit() > USUAL_RECURSION:
+    if sys.getrecursionlimit() > DEFAULT_RECURSION_LIMIT:
         found["recursion"] = sys.getrecursionlimit()
     digits = getattr(sys, "get_int_max_str_digits", None)
     if digits is not None and digits() != sys.int_info.default_max_str_digits:
@@ -117,29 +119,29 @@ def _interpreter() -> dict[str, Any]:
     return found
 
 
-def _variables(before: Mapping[str, str], chosen: Collection[str]) -> dict[str, Any]:
+def _changed_variables(before: Mapping[str, str], chosen: Collection[str]) -> dict[str, Any]:
     now = dict(os.environ)
     changed = (name for name in {**before, **now} if before.get(name) != now.get(name))
     return {
         name: now.get(name)
         for name in sorted(changed)
-        if name not in chosen and name not in OF_A_PROCESS and not name.startswith(OF_TOOLS)
+        if name not in chosen and name not in PROCESS_VARIABLES and not name.startswith(TOOL_PREFIXES)
     }
 
 
-def put(kind: str, name: str, value: Any) -> Any:
+def apply_setting(kind: str, name: str, value: Any) -> Any:
     """Put one setting in place here; give what was there. `MISSING` is a setting that this process has not."""
-    return MISSING if value is MISSING else PUTS[kind](name, value)
+    return MISSING if value is MISSING else SETTERS[kind](name, value)
 
 
-def _put_numpy(name: str, value: Any) -> Any:
+def _set_numpy(name: str, value: Any) -> Any:
     numpy = sys.modules["numpy"]
     return numpy.seterrcall(value) if name == "call" else numpy.seterr(**{name: value})[name]
 
 
-def _put_decimal(name: str, value: Any) -> Any:
+def _set_decimal(name: str, value: Any) -> Any:
     context = sys.modules["decimal"].getcontext()
-    before = _look_at_decimals(context, name)
+    before = _read_decimal(context, name)
     if name != "traps":
         setattr(context, name, value)
         return before
@@ -149,9 +151,9 @@ def _put_decimal(name: str, value: Any) -> Any:
     return before
 
 
-def _put_pandas(name: str, value: Any) -> Any:
+def _set_pandas_option(name: str, value: Any) -> Any:
     config: Any = sys.modules["pandas._config.config"]
-    before = _look_at_option(config, name)
+    before = _read_pandas_option(config, name)
     try:
         config.set_option(name, value)
     except (KeyError, ValueError):  # another pandas, which has no such option
@@ -159,7 +161,7 @@ def _put_pandas(name: str, value: Any) -> Any:
     return before
 
 
-def _put_interpreter(name: str, value: Any) -> Any:
+def _set_interpreter(name: str, value: Any) -> Any:
     if name == "recursion":
         before = sys.getrecursionlimit()
         sys.setrecursionlimit(value)
@@ -171,7 +173,7 @@ def _put_interpreter(name: str, value: Any) -> Any:
     return before
 
 
-def _put_variable(name: str, value: Any) -> Any:
+def _set_variable(name: str, value: Any) -> Any:
     before = os.environ.get(name)
     if value is None:
         os.environ.pop(name, None)
@@ -182,10 +184,10 @@ def _put_variable(name: str, value: Any) -> Any:
     return before
 
 
-PUTS = {
-    "numpy": _put_numpy,
-    "decimal": _put_decimal,
-    "pandas": _put_pandas,
-    "interpreter": _put_interpreter,
-    "variables": _put_variable,
+SETTERS = {
+    "numpy": _set_numpy,
+    "decimal": _set_decimal,
+    "pandas": _set_pandas_option,
+    "interpreter": _set_interpreter,
+    "variables": _set_variable,
 }

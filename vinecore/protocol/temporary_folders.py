@@ -16,18 +16,18 @@ from typing import Optional
 
 from vinecore.protocol.transfer import content
 
-OWNER = ".vine-owner"
+OWNER_FILE = ".vine-owner"
 """The file with the lock; in it is the name of the machine."""
 PREFIXES = ("vine-", "daskvine-")
-LINK_PLACES = ("/tmp", "/var/tmp")  # noqa: S108 - what is made there is a link with a name that nobody has
+LINK_FOLDERS = ("/tmp", "/var/tmp")  # noqa: S108 - what is made there is a link with a name that nobody has
 
 _locks: dict[str, int] = {}
 
 
-def make(prefix: str, parent: Optional[str] = None) -> str:
+def create_folder(prefix: str, parent: Optional[str] = None) -> str:
     """Make a folder that this process holds until `remove`."""
     folder = tempfile.mkdtemp(prefix=prefix, dir=parent)
-    path = os.path.join(folder, OWNER)
+    path = os.path.join(folder, OWNER_FILE)
     lock = os.open(path + ".new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.write(lock, socket.gethostname().encode())
@@ -41,7 +41,7 @@ def make(prefix: str, parent: Optional[str] = None) -> str:
     return folder
 
 
-def remove(folder: str) -> None:
+def remove_folder(folder: str) -> None:
     """Remove a folder that was made here."""
     content.remove_tree(folder)
     lock = _locks.pop(folder, None)
@@ -63,11 +63,11 @@ def remove_abandoned(parent: Optional[str] = None) -> None:
             pass
 
 
-def begin_to_remove_abandoned(*parents: Optional[str]) -> threading.Thread:
+def start_removing_abandoned(*parents: Optional[str]) -> threading.Thread:
     """Remove what is left in some places, in a thread: it may be much."""
 
     def work() -> None:
-        for parent in dict.fromkeys((*parents, *LINK_PLACES)):
+        for parent in dict.fromkeys((*parents, *LINK_FOLDERS)):
             remove_abandoned(parent)
 
     thread = threading.Thread(target=work, name="vine-folders", daemon=True)
@@ -83,7 +83,7 @@ def _remove_if_abandoned(path: str) -> None:
         if not os.path.exists(path) and len(os.path.basename(path)) == len(_link_name()):
             os.unlink(path)
         return
-    lock = _lock(path)
+    lock = _lock_folder(path)
     if lock is None:
         return
     try:
@@ -91,17 +91,17 @@ def _remove_if_abandoned(path: str) -> None:
         if any(_is_held(one) for one in inner if one.rpartition("/")[2].startswith(PREFIXES)):
             return  # its worker is about to end, too
         for one in inner:  # what says whose it is last: if this ends in the middle, the next one goes on
-            if os.path.basename(one) != OWNER:
+            if os.path.basename(one) != OWNER_FILE:
                 content.remove_tree(one)
         content.remove_tree(path)
     finally:
         os.close(lock)
 
 
-def _lock(folder: str) -> Optional[int]:
+def _lock_folder(folder: str) -> Optional[int]:
     """Take the lock of a folder whose process has ended; else None."""
     try:
-        lock = os.open(os.path.join(folder, OWNER), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = os.open(os.path.join(folder, OWNER_FILE), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return None
     try:
@@ -115,9 +115,9 @@ def _lock(folder: str) -> Optional[int]:
 
 
 def _is_held(folder: str) -> bool:
-    if not os.path.exists(os.path.join(folder, OWNER)):
+    if not os.path.exists(os.path.join(folder, OWNER_FILE)):
         return False
-    lock = _lock(folder)
+    lock = _lock_folder(folder)
     if lock is not None:
         os.close(lock)
     return lock is None
@@ -127,7 +127,7 @@ def _link_name() -> str:
     return f"vine-{secrets.token_hex(3)}"
 
 
-def point(link: str, folder: str) -> str:
+def update_link(link: str, folder: str) -> str:
     """Have a link lead to another folder; give the link, or the folder itself where there is no link."""
     if not link:
         return folder
@@ -139,12 +139,12 @@ def point(link: str, folder: str) -> str:
     return link
 
 
-def link_to(folder: str) -> str:
+def create_link(folder: str) -> str:
     """Make a link with a short path to a folder; "" where that cannot be.
 
     The path of a socket has room for 107 bytes, and what is made in a temporary folder by Python alone takes 32 of them.
     """
-    for place in LINK_PLACES:
+    for place in LINK_FOLDERS:
         for _ in range(10):
             link = os.path.join(place, _link_name())
             try:

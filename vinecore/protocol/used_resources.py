@@ -13,7 +13,7 @@ from typing import Optional
 
 SEPARATOR = "\0"
 MISSING = "-"
-MOST_NAMES = 20_000
+MAX_NAMES = 20_000
 """Names in a folder that are compared; a folder that has more cannot be known."""
 
 RECORDS = "VINE_RECORDS_USAGE"
@@ -36,7 +36,7 @@ SAME_GRAPH = frozenset({RANDOM, WRITTEN})
 """What does not keep a graph that was interrupted from using what it has made before: it was drawn, or written, for that graph."""
 
 
-def state_of(path: str) -> str:
+def file_state(path: str) -> str:
     """State of a file by which a change is noticed, or that there is none."""
     try:
         about = os.stat(path)
@@ -56,29 +56,29 @@ def is_settled(path: str) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
-def file(path: str) -> str:
+def describe_file(path: str) -> str:
     """A file as it is now."""
-    return SEPARATOR.join(("file", path, state_of(path)))
+    return SEPARATOR.join(("file", path, file_state(path)))
 
 
-def listing(path: str) -> Optional[str]:
+def describe_listing(path: str) -> Optional[str]:
     """The names in a folder as they are now; None if there are too many."""
     try:
         names = sorted(os.listdir(path))
     except OSError:
         return SEPARATOR.join(("listing", path, MISSING))
-    if len(names) > MOST_NAMES:
+    if len(names) > MAX_NAMES:
         return None
-    return listing_of(path, names)
+    return format_listing(path, names)
 
 
-def listing_of(path: str, names: list[str]) -> str:
+def format_listing(path: str, names: list[str]) -> str:
     """These sorted names in a folder."""
     text = "\0".join(names).encode(errors="surrogateescape")
     return SEPARATOR.join(("listing", path, hashlib.blake2b(text, digest_size=10).hexdigest()))
 
 
-def variable(name: str, value: Optional[str]) -> str:
+def describe_variable(name: str, value: Optional[str]) -> str:
     """A variable of the environment; its value is not told."""
     state = MISSING
     if value is not None:

@@ -27,8 +27,8 @@ INSTALLED = ("site-packages", "dist-packages")
 """Names of the folders that packages are installed into."""
 ENGINE = frozenset({"daskvine", "vinecore", "vineworker"})
 """This project, wherever it is: never the user's."""
-MOST_FILES_KNOWN = 10_000
-SETTLED_NS = 2_000_000_000
+MAX_CACHED_DIGESTS = 10_000
+MIN_FILE_AGE_NS = 2_000_000_000
 """A file that has been changed so lately may be changed again without another time of change."""
 
 _loads: dict[
@@ -54,7 +54,7 @@ def is_package_file(path: str) -> bool:
 
 
 # each `get` asks this of all modules of the program
-@functools.lru_cache(maxsize=2 * MOST_FILES_KNOWN)
+@functools.lru_cache(maxsize=2 * MAX_CACHED_DIGESTS)
 def _is_package_path(path: str) -> bool:
     path = os.path.normpath(path)
     return path.startswith(_interpreter_folders()) or not set(INSTALLED).isdisjoint(path.split(os.sep))
@@ -82,7 +82,7 @@ def _is_package_spec(spec: Any) -> bool:
     return bool(places) and all(is_package_file(place) for place in places)
 
 
-def source_of(module: ModuleType) -> Optional[str]:
+def source_path(module: ModuleType) -> Optional[str]:
     """The file that a module was imported from; None for what has none."""
     file = getattr(module, "__file__", None)
     return os.path.abspath(file) if isinstance(file, str) else None
@@ -97,31 +97,33 @@ def is_own_module(module: ModuleType) -> bool:
     return isinstance(name, str) and name != "__main__" and name.partition(".")[0] not in ENGINE
 
 
-def own_modules(modules: Optional[Iterable[Any]] = None) -> Iterator[ModuleType]:
+def find_own_modules(modules: Optional[Iterable[Any]] = None) -> Iterator[ModuleType]:
     """The user's own ones among these modules, or among all that this process has imported."""
-    for module in _maybe_own() if modules is None else modules:
+    for module in _find_candidates() if modules is None else modules:
         if isinstance(module, ModuleType) and is_own_module(module):
             yield module
 
 
-class _Looked(NamedTuple):
+class _ModuleScan(NamedTuple):
     modules: list[Any]
     specs: list[Any]
     others: list[Any]
 
 
-def _maybe_own() -> list[Any]:
+def _find_candidates() -> list[Any]:
     """What this process has imported, without what certainly is not the user's own; that is looked for again after each import.
 
     A module that is imported again, from another place perhaps, has another spec.
     """
-    global _looked  # noqa: PLW0603 - one process has one table of modules
-    known, found = _looked, list(sys.modules.values())
+    global _last_scan  # noqa: PLW0603 - one process has one table of modules
+    known, found = _last_scan, list(sys.modules.values())
     specs = [getattr(module, "__spec__", None) for module in found]
     if len(found) != len(known.modules) or not (
         all(map(is_, found, known.modules)) and all(map(is_, specs, known.specs))
     ):
-        _looked = known = _Looked(found, specs, [module for module in found if not _is_of_others(module)])
+        _last_scan = known = _ModuleScan(
+            found, specs, [module for module in found if not _is_of_others(module)]
+        )
     return known.others
 
 
@@ -133,10 +135,10 @@ def _is_of_others(module: Any) -> bool:
     return getattr(getattr(module, "__spec__", None), "origin", None) in ("built-in", "frozen")
 
 
-_looked = _Looked([], [], [])
+_last_scan = _ModuleScan([], [], [])
 
 
-def digest_of_file(path: str) -> str:
+def digest_source_file(path: str) -> str:
     """Digest of what is in a file now, which is read again only if the file has changed; "" if it cannot be read."""
     try:
         found = os.stat(path)
@@ -148,17 +150,18 @@ def digest_of_file(path: str) -> str:
             digest = hashlib.sha256(file.read()).hexdigest()
     except OSError:
         return ""
-    if time.time_ns() - max(state[:2]) > SETTLED_NS:
-        if len(_digests) >= MOST_FILES_KNOWN:
+    if time.time_ns() - max(state[:2]) > MIN_FILE_AGE_NS:
+        if len(_digests) >= MAX_CACHED_DIGESTS:
             _digests.clear()
         _digests[path] = state, digest
     return digest
 
 
-def digest_of_own(modules: Optional[Iterable[Any]] = None) -> str:
+def digest_own_modules(modules: Optional[Iterable[Any]] = None) -> str:
     """One digest of the texts of the user's own modules, as their files are now; "" if there are none."""
     texts = {
-        f"{module.__name__}\0{digest_of_file(source_of(module) or '')}" for module in own_modules(modules)
+        f"{module.__name__}\0{digest_source_file(source_path(module) or '')}"
+        for module in find_own_modules(modules)
     }
     return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest() if texts else ""
 
@@ -169,7 +172,7 @@ def count_loads(modules: Optional[Iterable[Any]] = None) -> list[tuple[str, int]
     Each import, that of `importlib.reload` too, makes a spec of its own. A module that is imported again may have read other files meanwhile.
     """
     with _loads_lock:
-        for module in own_modules(modules):
+        for module in find_own_modules(modules):
             spec, (known, count) = module.__spec__, _loads.get(module.__name__, (None, -1))
             if spec is not known or count < 0:
                 _loads[module.__name__] = spec, count + 1

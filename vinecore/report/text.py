@@ -15,11 +15,11 @@ import click
 
 from vinecore.journal import records as j
 
-MOST_CATEGORIES = 15
-MOST_GRAPHS = 15
-MOST_WORKERS = 10
-MOST_REASONS = 5
-MOST_WORDS = 140
+MAX_CATEGORIES = 15
+MAX_GRAPHS = 15
+MAX_WORKERS = 10
+MAX_REASONS = 5
+MAX_REASON_CHARACTERS = 140
 
 
 class TaskInterval(NamedTuple):
@@ -62,8 +62,8 @@ class ReportedRun:
 
     def __init__(self, history: j.History) -> None:
         self.history = history
-        self.span = _window(history)
-        self.uses = sorted(_task_intervals(history), key=lambda use: use.start)
+        self.span = _find_window(history)
+        self.uses = sorted(_find_task_intervals(history), key=lambda use: use.start)
         gone = [worker.lost for worker in history.workers.values() if worker.lost is not None]
         self.lost = [record for record in gone if record.t <= self.span.end]
 
@@ -73,7 +73,7 @@ class ReportedRun:
         return max(0.0, end - max(worker.joined.t, self.span.start))
 
 
-def _window(history: j.History) -> TimeWindow:
+def _find_window(history: j.History) -> TimeWindow:
     tasks = history.tasks.values()
     start = min((task.submitted.t for task in tasks), default=0.0)
     end, running = start, False
@@ -86,7 +86,7 @@ def _window(history: j.History) -> TimeWindow:
     return TimeWindow(start, history.end if running else end)
 
 
-def _task_intervals(history: j.History) -> Iterator[TaskInterval]:
+def _find_task_intervals(history: j.History) -> Iterator[TaskInterval]:
     for task in history.tasks.values():
         for attempt in task.attempts:
             start, end = attempt.started_at, attempt.ended
@@ -104,30 +104,32 @@ def _task_intervals(history: j.History) -> Iterator[TaskInterval]:
 # ---- as text
 
 
-def summary(run: ReportedRun) -> str:
+def format_run(run: ReportedRun) -> str:
     """Describe a run in words and tables."""
     history = run.history
     parts = [
-        _damage(history),
-        _head(run),
-        _graphs(run),
-        _categories(history),
-        _bytes_moved(history),
-        _problems(run),
-        _busiest(run),
+        _format_damage(history),
+        _format_headline(run),
+        _format_graphs(run),
+        _format_categories(history),
+        _format_transfers(history),
+        _format_problems(run),
+        _format_busiest_workers(run),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _damage(history: j.History) -> str:
+def _format_damage(history: j.History) -> str:
     """Say which lines are damaged, because what they said is missing below."""
     if not history.damaged:
         return ""
-    lines = _group("lines of the journal are damaged, and left out", len(history.damaged), history.damaged)
+    lines = _format_group(
+        "lines of the journal are damaged, and left out", len(history.damaged), history.damaged
+    )
     return "\n".join(["damaged", *lines])
 
 
-def _head(run: ReportedRun) -> str:
+def _format_headline(run: ReportedRun) -> str:
     history, span = run.history, run.span
     about, tasks = history.journal, history.tasks.values()
     began = datetime.fromtimestamp(about.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
@@ -137,7 +139,7 @@ def _head(run: ReportedRun) -> str:
         end = f"the journal ends after {format_duration(history.end)}: {stopped.reason}"
     elif not history.closed:
         end = f"no end after {format_duration(history.end)}: it still runs, or was killed"
-    outcomes = Counter(_outcome(task, history) for task in tasks)
+    outcomes = Counter(_describe_outcome(task, history) for task in tasks)
     rows = [
         ("manager", f"{about.manager} on {about.host}, daskvine {about.daskvine}, Python {about.python}"),
         ("began", f"{began}; {end}"),
@@ -158,7 +160,7 @@ def _head(run: ReportedRun) -> str:
         )
         rows.append(("graphs", ", ".join(f"{count} {name}" for name, count in ended.most_common())))
     if history.workers:
-        rows.append(("workers", _workers(run)))
+        rows.append(("workers", _format_workers(run)))
     there = sum(run.connected_seconds(worker) * worker.joined.cores for worker in history.workers.values())
     if there > 0:
         busy = sum((use.end - use.start) * use.cores for use in run.uses)
@@ -169,7 +171,7 @@ def _head(run: ReportedRun) -> str:
     return "\n".join(f"{name:<10}{text}" for name, text in rows)
 
 
-def _outcome(task: j.TaskHistory, history: j.History) -> str:
+def _describe_outcome(task: j.TaskHistory, history: j.History) -> str:
     if task.outcome == "success":
         return "done"
     if task.outcome == "cancelled":
@@ -183,7 +185,7 @@ def _outcome(task: j.TaskHistory, history: j.History) -> str:
     return "cancelled" if over else "unfinished"
 
 
-def _workers(run: ReportedRun) -> str:
+def _format_workers(run: ReportedRun) -> str:
     history = run.history
     changes: list[tuple[float, int, int]] = []
     for worker in history.workers.values():
@@ -200,26 +202,26 @@ def _workers(run: ReportedRun) -> str:
     )
 
 
-def _graphs(run: ReportedRun) -> str:
+def _format_graphs(run: ReportedRun) -> str:
     graphs = run.history.graphs
     if len(graphs) < 2:
         return ""
     rows = [("graphs", "tasks", "began after", "took", "outcome")]
-    for number, graph in list(graphs.items())[:MOST_GRAPHS]:
+    for number, graph in list(graphs.items())[:MAX_GRAPHS]:
         began = graph.opened.t
         label = re.sub(r"\[[^]]*\]", "", graph.opened.label)  # without its colours
         end = graph.ended.t if graph.ended else graph.closed
         took = "-" if end is None else format_duration(end - began)
         outcome = graph.ended.outcome if graph.ended else "unfinished" if end is None else "cancelled"
-        name = _shorten(f"{number} {label}", 40)
+        name = shorten_text(f"{number} {label}", 40)
         rows.append(
             (name, f"{graph.tasks:,}", format_duration(max(began - run.span.start, 0.0)), took, outcome)
         )
-    more = len(graphs) - MOST_GRAPHS
-    return _table(rows) + (f"\nand {more:,} more graphs" if more > 0 else "")
+    more = len(graphs) - MAX_GRAPHS
+    return _format_table(rows) + (f"\nand {more:,} more graphs" if more > 0 else "")
 
 
-def _categories(history: j.History) -> str:
+def _format_categories(history: j.History) -> str:
     walls: dict[str, list[float]] = defaultdict(list)
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -237,7 +239,7 @@ def _categories(history: j.History) -> str:
         ("tasks by category", "number", "ran", "median", "longest", "in all", "made")
     ]
     order = sorted(counts, key=lambda name: sum(walls[name]), reverse=True)
-    for name in order[:MOST_CATEGORIES]:
+    for name in order[:MAX_CATEGORIES]:
         found = walls[name]
         times = (
             [format_duration(value) for value in (median(found), max(found), sum(found))]
@@ -245,14 +247,20 @@ def _categories(history: j.History) -> str:
             else ["-"] * 3
         )
         rows.append(
-            (_shorten(name, 40), f"{counts[name]:,}", f"{len(found):,}", *times, format_bytes(sizes[name]))
+            (
+                shorten_text(name, 40),
+                f"{counts[name]:,}",
+                f"{len(found):,}",
+                *times,
+                format_bytes(sizes[name]),
+            )
         )
-    text = _table(rows)
-    more = len(order) - MOST_CATEGORIES
+    text = _format_table(rows)
+    more = len(order) - MAX_CATEGORIES
     return f"{text}\nand {more:,} more categories" if more > 0 else text
 
 
-def _bytes_moved(history: j.History) -> str:
+def _format_transfers(history: j.History) -> str:
     moved: dict[str, list[float]] = {}
 
     def add(name: str, count: float, seconds: float = 0.0) -> None:
@@ -270,7 +278,7 @@ def _bytes_moved(history: j.History) -> str:
     for name, (number, count, seconds) in sorted(moved.items(), key=lambda item: -item[1][1]):
         mean = f"{format_duration(seconds / number)} each" if seconds else ""
         rows.append((name, f"{number:,.0f}" if number else "", format_bytes(count), mean))
-    return _table(rows) if len(rows) > 1 else ""
+    return _format_table(rows) if len(rows) > 1 else ""
 
 
 def _describe_route(source: j.Place, to: j.Place) -> str:
@@ -281,7 +289,7 @@ def _describe_route(source: j.Place, to: j.Place) -> str:
     return {j.MANAGER: "from the manager", j.ARCHIVE: "unpacked on workers"}.get(source, "from addresses")
 
 
-def _problems(run: ReportedRun) -> str:
+def _format_problems(run: ReportedRun) -> str:
     history, start = run.history, run.span.start
     tasks = history.tasks.values()
     lost = run.lost
@@ -293,29 +301,31 @@ def _problems(run: ReportedRun) -> str:
     down = Counter(record.reason for record in history.others if type(record) is j.LibraryFailed)
     waited = [record for record in history.others if type(record) is j.Stalled and record.text]
     lines = [
-        *_group(
+        *_format_group(
             "workers that were lost",
             len(lost),
             [f"worker {x.worker}, after {format_duration(x.t - start)}: {x.reason}" for x in lost],
         ),
-        *_group("tasks that ran or waited on a worker that was lost", back),
-        *_group("tasks that ran again because what they had made was lost", again),
+        *_format_group("tasks that ran or waited on a worker that was lost", back),
+        *_format_group("tasks that ran again because what they had made was lost", again),
     ]
-    for kind, reasons in _failures(history).items():
-        lines += _group(f"attempts that ended with {kind!r}", reasons.total(), _count_by_reason(reasons))
-    for kind, reasons in _never_ran(history).items():
-        lines += _group(f"tasks that failed with {kind!r}", reasons.total(), _count_by_reason(reasons))
+    for kind, reasons in _count_failures(history).items():
+        lines += _format_group(
+            f"attempts that ended with {kind!r}", reasons.total(), _count_by_reason(reasons)
+        )
+    for kind, reasons in _count_never_run(history).items():
+        lines += _format_group(f"tasks that failed with {kind!r}", reasons.total(), _count_by_reason(reasons))
     lines += [
-        *_group("tasks that ended with an exit code", codes.total(), _count_by_reason(codes)),
-        *_group("transfers that failed", cut.total(), _count_by_reason(cut)),
-        *_group("libraries that failed", down.total(), _count_by_reason(down)),
-        *_group("workers with files that are damaged or gone", len(damaged), [f"worker {x.worker}: {len(x.files):,} files" for x in damaged]),
-        *_group("times when nothing could run", len(waited), [f"after {format_duration(x.t - start)}: {x.text}" for x in waited]),
+        *_format_group("tasks that ended with an exit code", codes.total(), _count_by_reason(codes)),
+        *_format_group("transfers that failed", cut.total(), _count_by_reason(cut)),
+        *_format_group("libraries that failed", down.total(), _count_by_reason(down)),
+        *_format_group("workers with files that are damaged or gone", len(damaged), [f"worker {x.worker}: {len(x.files):,} files" for x in damaged]),
+        *_format_group("times when nothing could run", len(waited), [f"after {format_duration(x.t - start)}: {x.text}" for x in waited]),
     ]  # fmt: skip
     return "\n".join(["trouble", *lines]) if lines else ""
 
 
-def _failures(history: j.History) -> dict[str, Counter[str]]:
+def _count_failures(history: j.History) -> dict[str, Counter[str]]:
     """The attempts that failed, by kind, with their reasons."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for task in history.tasks.values():
@@ -325,7 +335,7 @@ def _failures(history: j.History) -> dict[str, Counter[str]]:
     return found
 
 
-def _never_ran(history: j.History) -> dict[str, Counter[str]]:
+def _count_never_run(history: j.History) -> dict[str, Counter[str]]:
     """The tasks that failed and not by an attempt, by kind, with the reasons."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for task in history.tasks.values():
@@ -339,17 +349,17 @@ def _count_by_reason(found: Counter[str]) -> list[str]:
     return [f"{count:,} times: {text}" if count > 1 else text for text, count in found.most_common()]
 
 
-def _group(what: str, count: int, details: Sequence[str] = ()) -> Iterator[str]:
+def _format_group(what: str, count: int, details: Sequence[str] = ()) -> Iterator[str]:
     """Say how often something happened, with some details."""
     if count:
         yield f"  {what}: {count:,}"
-        for text in details[:MOST_REASONS]:
-            yield f"      {_shorten(text, MOST_WORDS)}"
-        if len(details) > MOST_REASONS:
-            yield f"      and {len(details) - MOST_REASONS:,} more"
+        for text in details[:MAX_REASONS]:
+            yield f"      {shorten_text(text, MAX_REASON_CHARACTERS)}"
+        if len(details) > MAX_REASONS:
+            yield f"      and {len(details) - MAX_REASONS:,} more"
 
 
-def _busiest(run: ReportedRun) -> str:
+def _format_busiest_workers(run: ReportedRun) -> str:
     history = run.history
     busy: Counter[int] = Counter()
     count: Counter[int] = Counter()
@@ -366,7 +376,7 @@ def _busiest(run: ReportedRun) -> str:
     rows: list[Sequence[str]] = [
         ("busiest workers", "cores", "there", "tasks", "ran", "in use", "got", "gave")
     ]
-    for number, seconds in busy.most_common(MOST_WORKERS):
+    for number, seconds in busy.most_common(MAX_WORKERS):
         worker = history.workers.get(number)
         if worker is None:
             continue
@@ -374,15 +384,15 @@ def _busiest(run: ReportedRun) -> str:
         used = (
             f"{100 * seconds / (there * worker.joined.cores):.0f} %" if there and worker.joined.cores else "-"
         )
-        rows.append((f"{number} on {_shorten(worker.joined.host, 30)}", str(worker.joined.cores), format_duration(there), f"{count[number]:,}",
+        rows.append((f"{number} on {shorten_text(worker.joined.host, 30)}", str(worker.joined.cores), format_duration(there), f"{count[number]:,}",
                      format_duration(seconds), used, format_bytes(into[number]), format_bytes(out[number])))  # fmt: skip
     if len(rows) == 1:
         return ""
     more = len(history.workers) - len(rows) + 1
-    return _table(rows) + (f"\nand {more:,} more workers" if more > 0 else "")
+    return _format_table(rows) + (f"\nand {more:,} more workers" if more > 0 else "")
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def _format_table(rows: Sequence[Sequence[str]]) -> str:
     """Set rows in columns, the first one to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
@@ -421,7 +431,8 @@ def format_bytes(count: float) -> str:
     )
 
 
-def _shorten(text: str, most: int) -> str:
+def shorten_text(text: str, most: int) -> str:
+    """Return a text on one line, cut to a number of characters."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
@@ -429,13 +440,13 @@ def _shorten(text: str, most: int) -> str:
 # ---- as a picture
 
 BINS = 400
-MOST_BARS = 5000
+MAX_BARS = 5000
 MAX_WORKER_ROWS = 80
-COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf")
-FAILED = "#c0392b"
+CATEGORY_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf")
+FAILED_COLOUR = "#c0392b"
 
 
-def plot(run: ReportedRun, path: str | Path) -> None:
+def plot_run(run: ReportedRun, path: str | Path) -> None:
     """Draw a run: tasks, cores and workers over time, and what each worker did.
 
     Raises
@@ -462,10 +473,10 @@ def plot(run: ReportedRun, path: str | Path) -> None:
         figure = Figure(figsize=(11, 2 + sum(heights)), layout="constrained")
         tasks, cores, workers, lanes = figure.subplots(4, 1, sharex=True, height_ratios=heights)
         drawing = _Plot(run)
-        drawing.tasks(tasks)
-        drawing.cores(cores)
-        drawing.workers(workers)
-        drawing.worker_rows(lanes, figure)
+        drawing.draw_tasks(tasks)
+        drawing.draw_cores(cores)
+        drawing.draw_workers(workers)
+        drawing.draw_worker_rows(lanes, figure)
         figure.align_ylabels()
         lanes.set_xlim(0, drawing.length)
         lanes.set_xlabel(f"time since the first submission [{drawing.unit}]")
@@ -492,7 +503,7 @@ class _Plot:
         """Where a time is drawn."""
         return min(max((t - self.span.start) / self.scale, 0.0), self.length)
 
-    def _steps(self, changes: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    def _accumulate_steps(self, changes: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
         """A number over time, from its changes."""
         times, levels, level = [0.0], [0.0], 0.0
         for t, change in sorted(changes):
@@ -506,7 +517,7 @@ class _Plot:
         levels.append(level)
         return times, levels
 
-    def _mean(self, spans: Iterable[tuple[float, float, float]]) -> Any:
+    def _mean_in_bins(self, spans: Iterable[tuple[float, float, float]]) -> Any:
         """Means of a number, in bins of the time, from when it was there."""
         import numpy as np
 
@@ -523,7 +534,7 @@ class _Plot:
             total += sign * (count * edges - moment)
         return np.diff(total) / np.diff(edges)
 
-    def tasks(self, axes: Any) -> None:
+    def draw_tasks(self, axes: Any) -> None:
         """Tasks that are done, that run and that wait."""
         import numpy as np
 
@@ -554,26 +565,28 @@ class _Plot:
         axes.margins(x=0)
         axes.legend(loc="upper left", ncols=3, frameon=False, bbox_to_anchor=(0, 1.15), borderaxespad=0)
 
-    def cores(self, axes: Any) -> None:
+    def draw_cores(self, axes: Any) -> None:
         """Cores that are there, and that are in use."""
         import numpy as np
 
-        mean = self._mean((self.to_unit(use.start), self.to_unit(use.end), use.cores) for use in self.uses)
+        mean = self._mean_in_bins(
+            (self.to_unit(use.start), self.to_unit(use.end), use.cores) for use in self.uses
+        )
         edges = np.linspace(0, self.length, BINS + 1)
         axes.stairs(mean, edges, fill=True, color="#e9b44c", alpha=0.8, label="in use")
-        times, levels = self._steps(self._worker_intervals(cores=True))
+        times, levels = self._accumulate_steps(self._worker_intervals(cores=True))
         axes.step(times, levels, where="post", color="black", linewidth=1.2, label="connected")
         axes.set_ylabel("cores")
         axes.set_ylim(0, 1.1 * max(*levels, *mean, 1))
         axes.legend(loc="upper left", ncols=2, frameon=False, bbox_to_anchor=(0, 1.17), borderaxespad=0)
 
-    def workers(self, axes: Any) -> None:
+    def draw_workers(self, axes: Any) -> None:
         """Workers that are connected, and when some were lost."""
-        times, levels = self._steps(self._worker_intervals(cores=False))
+        times, levels = self._accumulate_steps(self._worker_intervals(cores=False))
         axes.step(times, levels, where="post", color="black", linewidth=1.2)
         lost = [self.to_unit(lost.t) for lost in self.run.lost]
         if lost:
-            axes.plot(lost, [0] * len(lost), "x", color=FAILED, clip_on=False, label="worker lost")
+            axes.plot(lost, [0] * len(lost), "x", color=FAILED_COLOUR, clip_on=False, label="worker lost")
             axes.legend(loc="upper left", frameon=False, bbox_to_anchor=(0, 1.3), borderaxespad=0)
         axes.set_ylabel("workers")
         axes.set_ylim(0, 1.15 * max(levels))
@@ -586,10 +599,10 @@ class _Plot:
             if worker.lost is not None and worker.lost.t <= self.span.end:
                 yield self.to_unit(worker.lost.t), -amount
 
-    def worker_rows(self, axes: Any, figure: Any) -> None:
+    def draw_worker_rows(self, axes: Any, figure: Any) -> None:
         """What each worker did: every task if there are few, else how much of its cores was in use."""
         lanes = sum(max(worker.joined.cores, 1) for worker in self.history.workers.values())
-        if len(self.uses) <= MOST_BARS and lanes <= MAX_WORKER_ROWS:
+        if len(self.uses) <= MAX_BARS and lanes <= MAX_WORKER_ROWS:
             self._draw_task_bars(axes, figure)
         else:
             self._draw_utilization(axes, figure)
@@ -598,7 +611,9 @@ class _Plot:
         time: Counter[str] = Counter()
         for use in self.uses:
             time[use.category] += use.end - use.start  # type: ignore[assignment]
-        colours = {name: colour for (name, _s), colour in zip(time.most_common(), COLOURS, strict=False)}
+        colours = {
+            name: colour for (name, _s), colour in zip(time.most_common(), CATEGORY_COLOURS, strict=False)
+        }
         free: dict[int, list[float]] = {}
         first: dict[int, int] = {}
         ticks = []
@@ -611,7 +626,7 @@ class _Plot:
                 self.length if worker.lost is None else self.to_unit(worker.lost.t),
             )
             axes.broken_barh([(start, end - start)], (row - 0.5, slots), color="#f0f0f0", zorder=0)
-            ticks.append((row + (slots - 1) / 2, f"{number} ({_shorten(worker.joined.host, 20)})"))
+            ticks.append((row + (slots - 1) / 2, f"{number} ({shorten_text(worker.joined.host, 20)})"))
             row += slots + 1
         starts = [
             r
@@ -641,11 +656,11 @@ class _Plot:
                 )
             )
         for name, found in bars.items():
-            edges = ["none" if well else FAILED for *_rest, well in found]
+            edges = ["none" if well else FAILED_COLOUR for *_rest, well in found]
             axes.barh([lane for _s, _l, lane, _w in found], [length for _s, length, _lane, _w in found], 0.9, [start for start, *_rest in found],
-                      color=colours.get(name, "#888888"), edgecolor=edges, linewidth=1.2, label=_shorten(name.lstrip("_"), 30))  # fmt: skip
+                      color=colours.get(name, "#888888"), edgecolor=edges, linewidth=1.2, label=shorten_text(name.lstrip("_"), 30))  # fmt: skip
         if not all(use.well for use in self.uses):
-            axes.barh([0], [0], color="white", edgecolor=FAILED, linewidth=1.2, label="failed")
+            axes.barh([0], [0], color="white", edgecolor=FAILED_COLOUR, linewidth=1.2, label="failed")
         if starts:
             axes.barh([0], [0], color="#d5d0e5", label="a library starts")
         axes.set_yticks([place for place, _name in ticks], [name for _place, name in ticks])
@@ -662,7 +677,7 @@ class _Plot:
         middles = (np.arange(BINS) + 0.5) * self.length / BINS
         rows = []
         for number, worker in self.history.workers.items():
-            row = self._mean(of[number]) / max(worker.joined.cores, 1)
+            row = self._mean_in_bins(of[number]) / max(worker.joined.cores, 1)
             end = self.length if worker.lost is None else self.to_unit(worker.lost.t)
             row[(middles < self.to_unit(worker.joined.t)) | (middles > end)] = math.nan
             rows.append(row)
@@ -701,9 +716,9 @@ def main(path: Path, picture: Path | None) -> None:
     """
     try:
         run = ReportedRun(j.load(path, damaged_too=True))
-        click.echo(summary(run))
+        click.echo(format_run(run))
         if picture is not None:
-            plot(run, picture)
+            plot_run(run, picture)
             click.echo(f"\ndrawn: {picture}")
     except (OSError, ValueError, ImportError) as error:
         raise click.ClickException(str(error)) from None

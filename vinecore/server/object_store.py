@@ -60,7 +60,7 @@ class ObjectStore:
         """The staging folder; made when it is first needed."""
         with self._lock:
             if self._folder is None:
-                self._folder = temporary_folders.make(self._prefix)
+                self._folder = temporary_folders.create_folder(self._prefix)
             return self._folder
 
     # ---- the user's own
@@ -79,7 +79,7 @@ class ObjectStore:
             if not stat.S_ISREG(about.st_mode) or about.st_size > INLINE_LIMIT:
                 self._file_stamps[name] = _file_stamp(content)
             # small: whatever becomes of the file, this is what was declared
-            elif trees.shown_mode(about.st_mode) == trees.PLAIN:
+            elif trees.visible_mode(about.st_mode) == trees.DEFAULT_FILE_MODE:
                 content = Path(content).read_bytes()
             else:
                 content = copied = self._copy(content, about.st_mode)
@@ -102,7 +102,7 @@ class ObjectStore:
             number = self._counter
         target = os.path.join(self.folder, str(number))
         shutil.copyfile(path, target)
-        os.chmod(target, trees.shown_mode(mode))
+        os.chmod(target, trees.visible_mode(mode))
         return target
 
     def declared(self, name: str) -> bool:
@@ -186,7 +186,7 @@ class ObjectStore:
         size = about.st_size
         if stat.S_ISDIR(about.st_mode):
             digest = ""  # what travelled was an archive of it
-        if stat.S_ISDIR(about.st_mode) or trees.shown_mode(about.st_mode) != trees.PLAIN:
+        if stat.S_ISDIR(about.st_mode) or trees.visible_mode(about.st_mode) != trees.DEFAULT_FILE_MODE:
             size = (
                 -1
             )  # of unknown size: it is fetched as what it is, with its mode, and never put into memory
@@ -259,7 +259,7 @@ class ObjectStore:
         for path in doomed:
             bulk.remove_tree(path)
         if self._folder is not None:
-            temporary_folders.remove(self._folder)
+            temporary_folders.remove_folder(self._folder)
 
 
 def in_the_way(place: str) -> str:
@@ -275,9 +275,9 @@ def staging_prefix(session: str) -> str:
 def _file_stamp(path: str) -> tuple[Any, ...]:
     """Give what is another one when a file, or anything in a directory, has been changed; of a directory no content is read."""
     if os.path.isdir(path):
-        return (hashlib.sha256(repr(trees.look(path)).encode(errors="surrogateescape")).hexdigest(),)
+        return (hashlib.sha256(repr(trees.stamp_tree(path)).encode(errors="surrogateescape")).hexdigest(),)
     about = os.stat(path)
-    return about.st_size, about.st_mtime_ns, about.st_ino, trees.shown_mode(about.st_mode)
+    return about.st_size, about.st_mtime_ns, about.st_ino, trees.visible_mode(about.st_mode)
 
 
 def _umask() -> int:

@@ -396,7 +396,7 @@ class ManagerServer:
     def _on_authenticated(self, sock: socket.socket, greeting: dict[str, Any], host: str) -> None:
         """A client has proved that it knows the secret; runs in its own thread."""
         if greeting["role"] == "bulk":
-            bulk.serve(
+            bulk.serve_requests(
                 authentication.AuthenticatedLines(sock, greeting["session"], "server"),
                 self.store,
                 follow=True,

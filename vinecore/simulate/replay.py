@@ -78,9 +78,9 @@ def load_recording(path: str | Path) -> RecordedRun:
         inputs = [name for name in inputs if name != keys[number]]
         for name in inputs:
             if name not in files and name not in keys_of_outputs:
-                known = history.file(name)
+                known = history.file_history(name)
                 files[name] = File(name, max(known.size, 0), MANAGER if known.at_manager else STORAGE)
-        size = sum(max(history.file(name).size, 0) for name in task.outputs)
+        size = sum(max(history.file_history(name).size, 0) for name in task.outputs)
         jobs.append(
             SimulatedTask(
                 keys[number],
@@ -97,14 +97,14 @@ def load_recording(path: str | Path) -> RecordedRun:
     end = max(task.done.ended or 0.0 for task in done.values() if task.done is not None)
     return RecordedRun(
         Workload(jobs, files.values()),
-        _machines(history),
+        _most_common_cluster(history),
         Failures(worker_lifetimes=_worker_lifetimes(history, begin)),
         end - begin,
         len(history.tasks) - len(done),
     )
 
 
-def _machines(history: records.History) -> Cluster:
+def _most_common_cluster(history: records.History) -> Cluster:
     hellos = [worker.joined for worker in history.workers.values()]
     (cores, memory_mb, disk_mb), _count = Counter(
         (x.cores, x.memory_mb, x.disk_mb) for x in hellos

@@ -19,7 +19,7 @@ from vinecore.simulate.network import Flow, Link
 if TYPE_CHECKING:
     from vinecore.simulate.simulation import Simulation
 
-TRANSFERS = 8  # at a time in each direction, as many as a worker has threads for them
+MAX_CONCURRENT_TRANSFERS = 8  # at a time in each direction, as many as a worker has threads for them
 MESSAGE_BYTES = 400  # of one without a payload
 
 
@@ -62,7 +62,7 @@ class ThreadSlots:
     """So many transfers at a time; the others wait in a row."""
 
     def __init__(self, count: int) -> None:
-        self._free, self._row = count, deque[Callable[[], None]]()
+        self._free, self._waiting = count, deque[Callable[[], None]]()
 
     def submit(self, begin: Callable[[], None]) -> None:
         """Begin as soon as there is a thread for it."""
@@ -70,12 +70,12 @@ class ThreadSlots:
             self._free -= 1
             begin()
         else:
-            self._row.append(begin)
+            self._waiting.append(begin)
 
-    def done(self) -> None:
+    def release(self) -> None:
         """A thread has ended what it did."""
-        if self._row:
-            self._row.popleft()()
+        if self._waiting:
+            self._waiting.popleft()()
         else:
             self._free += 1
 
@@ -94,27 +94,30 @@ class SimulatedWorker:
         )
         self.objects: dict[str, int] = {}
         self.disk_used = 0
-        self._mind = world.worker_mind()
+        self._state_machine = world.worker_mind()
         self._outgoing: list[m.Message] = []
         self._hosts: dict[str, object] = {}
         self._imported_hosts: set[str] = set()  # hosts that know what their tasks import
         self._slots: dict[int, Slot] = {}
-        self._serving: dict[Transfer, SimulatedWorker] = {}  # transfers from here, and to whom
+        self.serving: dict[Transfer, SimulatedWorker] = {}  # transfers from here, and to whom
         self._transfers: dict[Transfer, None] = {}
-        self._fetches, self._uploads = ThreadSlots(TRANSFERS), ThreadSlots(TRANSFERS)
+        self._fetches, self._uploads = (
+            ThreadSlots(MAX_CONCURRENT_TRANSFERS),
+            ThreadSlots(MAX_CONCURRENT_TRANSFERS),
+        )
         self._executors: dict[str, Callable[[Any], None]] = {
             "SendMessage": lambda x: self._outgoing.append(x.message), "StartForkServer": self._start_host, "StopForkServer": lambda x: self._stop_host(x.host),
             "StartSlot": self._start_slot, "KillSlot": self._kill_slot, "SendCall": self._send_call, "DropShared": lambda _x: None,
-            "StartFetch": lambda x: self._fetches.submit(lambda: self._fetch(x.fetch)), "StartUpload": lambda x: self._uploads.submit(lambda: self._upload(x.name)),
-            "StoreBytes": lambda x: self._store(x.name, len(x.payload)), "StoreResultFile": lambda x: self._store(x.name, world.size_of(x.name)),
-            "Delete": lambda x: self._delete(x.names), "PersistObject": lambda _x: None, "ReleasePersisted": lambda _x: None,
+            "StartFetch": lambda x: self._fetches.submit(lambda: self._start_fetch(x.fetch)), "StartUpload": lambda x: self._uploads.submit(lambda: self._start_upload(x.name)),
+            "StoreBytes": lambda x: self._store_object(x.name, len(x.payload)), "StoreResultFile": lambda x: self._store_object(x.name, world.size_of(x.name)),
+            "Delete": lambda x: self._delete_objects(x.names), "PersistObject": lambda _x: None, "ReleasePersisted": lambda _x: None,
         }  # fmt: skip
 
     def handle(self, *events: Any) -> None:
         """Give events to the state machine, do what it asks for, and send what it says."""
         if not self.alive:
             return
-        for instruction in self._mind.handle(events):
+        for instruction in self._state_machine.handle(events):
             self._executors[type(instruction).__name__](instruction)
         if self._outgoing:
             said, self._outgoing = self._outgoing, []
@@ -129,17 +132,17 @@ class SimulatedWorker:
         """The machine is gone, with all that it did and had."""
         self.alive = False
         for slot in self._slots.values():
-            self._end(slot)
-        for transfer in [*self._transfers, *self._serving]:
+            self._abort_slot(slot)
+        for transfer in [*self._transfers, *self.serving]:
             transfer.over = True
             if transfer.flow is not None:
                 transfer.flow.cancel()
         for transfer in self._transfers:
             if transfer.source is not None:
-                transfer.source._serving.pop(transfer, None)  # noqa: SLF001 - another one of this kind
-        for transfer, other in self._serving.items():
+                transfer.source.serving.pop(transfer, None)
+        for transfer, other in self.serving.items():
             self.world.clock.schedule_in(
-                self.world.cluster.latency_s, other.failed, transfer, "the connection broke"
+                self.world.cluster.latency_s, other.on_source_lost, transfer, "the connection broke"
             )
 
     # ---- hosts and slots
@@ -148,49 +151,49 @@ class SimulatedWorker:
         costs, token = self.world.costs, object()
         self._hosts[x.host] = token
         seconds = costs.interpreter_s + (costs.imports_s if x.library is not None else 0.0)
-        self.world.clock.schedule_in(seconds, self._host_up, x.host, token, seconds)
+        self.world.clock.schedule_in(seconds, self._on_host_ready, x.host, token, seconds)
 
-    def _host_up(self, host: str, token: object, seconds: float) -> None:
+    def _on_host_ready(self, host: str, token: object, seconds: float) -> None:
         if self._hosts.get(host) is token:
             self.handle(self.world.happens.ForkServerReady(host, seconds, {}))
 
     def _stop_host(self, host: str) -> None:
         self._hosts.pop(host, None)
         for slot in [slot for slot in self._slots.values() if slot.host == host]:
-            self._remove(slot)
+            self._remove_slot(slot)
 
     def _start_slot(self, x: Any) -> None:
         costs = self.world.costs
         slot = self._slots[x.slot] = Slot(x.slot, x.host, x.run)
         seconds = costs.fork_s
         if x.run is not None:
-            slot.now = self._begin(x.run, slot)
+            slot.now = self._start_task(x.run, slot)
             seconds = costs.sandbox_s + (costs.fork_s if costs.warm_fork else costs.interpreter_s)
             seconds += 0.0 if costs.warm_fork and x.host in self._imported_hosts else costs.imports_s
-        self.world.clock.schedule_in(seconds, self._slot_up, slot)
+        self.world.clock.schedule_in(seconds, self._on_slot_ready, slot)
 
-    def _slot_up(self, slot: Slot) -> None:
+    def _on_slot_ready(self, slot: Slot) -> None:
         if self._slots.get(slot.id) is not slot or not self.alive:
             return
         slot.up = True
         if slot.now is not None:
-            self._read(slot.now)
+            self._read_inputs(slot.now)
         else:
-            self._next(slot)
+            self._start_next_call(slot)
 
     def _kill_slot(self, x: Any) -> None:
         slot = self._slots.get(x.slot)
         if slot is not None:
             running = slot.now.run.task if slot.now is not None else -1
-            self._remove(slot)
+            self._remove_slot(slot)
             down = self.world.happens.SlotExited(slot.id, running, {"reason": "it was killed"})
             self.world.clock.schedule_in(0.0, self.handle, down)
 
-    def _remove(self, slot: Slot) -> None:
+    def _remove_slot(self, slot: Slot) -> None:
         self._slots.pop(slot.id, None)
-        self._end(slot)
+        self._abort_slot(slot)
 
-    def _end(self, slot: Slot) -> None:
+    def _abort_slot(self, slot: Slot) -> None:
         """Break off what a slot is doing; it does nothing more."""
         execution, slot.now, slot.up = slot.now, None, False
         if execution is not None:
@@ -203,59 +206,63 @@ class SimulatedWorker:
         slot = self._slots.get(x.slot)
         if slot is not None and slot.single is None:
             slot.calls.append(x.run)
-            self._next(slot)
+            self._start_next_call(slot)
 
     # ---- tasks
 
-    def _next(self, slot: Slot) -> None:
+    def _start_next_call(self, slot: Slot) -> None:
         if slot.up and slot.now is None and slot.calls:
-            slot.now = execution = self._begin(slot.calls.popleft(), slot)
-            self.world.clock.schedule_in(self.world.costs.call_s, self._read, execution)
+            slot.now = execution = self._start_task(slot.calls.popleft(), slot)
+            self.world.clock.schedule_in(self.world.costs.call_s, self._read_inputs, execution)
 
-    def _begin(self, run: m.RunTask, slot: Slot) -> Execution:
+    def _start_task(self, run: m.RunTask, slot: Slot) -> Execution:
         execution = Execution(run, slot, self.world.clock.now)
         self.world.task_started(execution)
         return execution
 
-    def _read(self, execution: Execution) -> None:
+    def _read_inputs(self, execution: Execution) -> None:
         """A task is ready to read what it streams from the storage."""
         if execution.over:
             return
         reads = self.world.job(execution.run.task).reads
         if reads:
-            self.world.clock.schedule_in(self.world.cluster.storage.latency_s, self._stream, execution, reads)
+            self.world.clock.schedule_in(
+                self.world.cluster.storage.latency_s, self._stream_input, execution, reads
+            )
         else:
-            self._compute(execution)
+            self._start_computing(execution)
 
-    def _stream(self, execution: Execution, size: int) -> None:
+    def _stream_input(self, execution: Execution, size: int) -> None:
         if not execution.over:
             self.world.report.add_bytes("streamed", size)
-            execution.flow = Flow((self.world.storage, self.down), size, lambda: self._compute(execution))
+            execution.flow = Flow(
+                (self.world.storage, self.down), size, lambda: self._start_computing(execution)
+            )
 
-    def _compute(self, execution: Execution) -> None:
+    def _start_computing(self, execution: Execution) -> None:
         execution.computing = self.world.clock.now
-        self.world.clock.schedule_in(self.world.job(execution.run.task).seconds, self._computed, execution)
+        self.world.clock.schedule_in(self.world.job(execution.run.task).seconds, self._on_computed, execution)
 
-    def _computed(self, execution: Execution) -> None:
+    def _on_computed(self, execution: Execution) -> None:
         if execution.over:
             return
         slot, run, world = execution.slot, execution.run, self.world
         execution.over, slot.now = True, None
         size = world.size_of(run.result)
-        fits = self._fits(size)
+        fits = self._fits_on_disk(size)
         world.ended(execution, well=fits)
         wall = world.clock.now - execution.began
-        payload = _zeros(size) if size <= INLINE_LIMIT else b""
+        payload = _zero_bytes(size) if size <= INLINE_LIMIT else b""
         reply = world.reply(run.task, "done", size, wall, {}, payload)
         if not fits:
-            reply = world.reply(run.task, "disk", 0, wall, {"size": size, "room": self._room()}, b"")
+            reply = world.reply(run.task, "disk", 0, wall, {"size": size, "room": self._free_disk()}, b"")
         if slot.single is None:
             self.handle(world.happens.CallsReturned(slot.id, [reply]))
-            self._next(slot)
+            self._start_next_call(slot)
         else:
-            self._single_over(slot, reply)
+            self._on_single_finished(slot, reply)
 
-    def _single_over(self, slot: Slot, reply: Any) -> None:
+    def _on_single_finished(self, slot: Slot, reply: Any) -> None:
         """A process that was started for one task has ended."""
         happens, run = self.world.happens, slot.single
         assert run is not None
@@ -269,7 +276,7 @@ class SimulatedWorker:
                 run.task, reply.size, reply.wall_s, info, reply.payload if run.return_result else b""
             )  # type: ignore[assignment]
             outputs = {run.result: reply.size}
-            self._store(run.result, reply.size)
+            self._store_object(run.result, reply.size)
         self.handle(
             happens.CallsReturned(slot.id, [reply]),
             happens.SlotExited(slot.id, -1, {}),
@@ -278,18 +285,18 @@ class SimulatedWorker:
 
     # ---- objects
 
-    def _room(self) -> int:
+    def _free_disk(self) -> int:
         return self.world.cluster.disk_mb * MB - self.disk_used
 
-    def _fits(self, size: int) -> bool:
-        return disk_bytes(size) <= self._room()
+    def _fits_on_disk(self, size: int) -> bool:
+        return disk_bytes(size) <= self._free_disk()
 
-    def _store(self, name: str, size: int) -> None:
+    def _store_object(self, name: str, size: int) -> None:
         self.disk_used += disk_bytes(size) - disk_bytes(self.objects.get(name, 0))
         self.objects[name] = size
         self.world.report.peak_disk_bytes = max(self.world.report.peak_disk_bytes, self.disk_used)
 
-    def _delete(self, names: Iterable[str]) -> None:
+    def _delete_objects(self, names: Iterable[str]) -> None:
         for name in names:
             self.disk_used -= disk_bytes(self.objects.pop(name, 0))
 
@@ -298,37 +305,37 @@ class SimulatedWorker:
         transfer.over = True
         del self._transfers[transfer]
         if transfer.source is not None:
-            transfer.source._serving.pop(transfer, None)  # noqa: SLF001 - another one of this kind
-        transfer.threads.done()
+            transfer.source.serving.pop(transfer, None)
+        transfer.threads.release()
 
-    def _fetch(self, fetch: m.Fetch) -> None:
+    def _start_fetch(self, fetch: m.Fetch) -> None:
         world = self.world
         source = world.by_address.get(fetch.source)
         if source is None and ":" in fetch.source and "://" not in fetch.source:
             self.send(m.FetchFailed(fetch.name, fetch.source, "no route", False))
-            self._fetches.done()
+            self._fetches.release()
             return
         size = world.size_of(fetch.name)
         transfer = Transfer(fetch.name, size, source, self._fetches)
         self._transfers[transfer] = None
         kind, link, wait = "to_workers", world.manager_up, 2 * world.cluster.latency_s
         if source is not None:
-            source._serving[transfer] = self  # noqa: SLF001 - another one of this kind
+            source.serving[transfer] = self
             kind, link = "peers", source.up
         elif "://" in fetch.source:
             kind, link, wait = "storage", world.storage, world.cluster.storage.latency_s
-        world.clock.schedule_in(wait, self._flow, transfer, fetch, (link, self.down), kind)
+        world.clock.schedule_in(wait, self._start_flow, transfer, fetch, (link, self.down), kind)
 
-    def _flow(self, transfer: Transfer, fetch: m.Fetch, links: tuple[Link, ...], kind: str) -> None:
+    def _start_flow(self, transfer: Transfer, fetch: m.Fetch, links: tuple[Link, ...], kind: str) -> None:
         source = transfer.source
         if transfer.over:
             return
         if source is not None and transfer.name not in source.objects:
             self._transfer_finished(transfer)
             self.send(m.FetchFailed(fetch.name, fetch.source, "it is not there", True))
-        elif not self._fits(transfer.size):
+        elif not self._fits_on_disk(transfer.size):
             self._transfer_finished(transfer)
-            self.send(m.FetchFailed(fetch.name, fetch.source, "no room", False, self._room()))
+            self.send(m.FetchFailed(fetch.name, fetch.source, "no room", False, self._free_disk()))
         else:
             if kind == "storage":
                 self.world.report.add_bytes(kind, transfer.size)
@@ -336,9 +343,9 @@ class SimulatedWorker:
                 self.world.record_transfer(
                     kind, transfer.size, source.number if source is not None else 0, self.number
                 )
-            transfer.flow = Flow(links, transfer.size, lambda: self._arrived(transfer))
+            transfer.flow = Flow(links, transfer.size, lambda: self._on_arrived(transfer))
 
-    def failed(self, transfer: Transfer, reason: str) -> None:
+    def on_source_lost(self, transfer: Transfer, reason: str) -> None:
         """The source of a transfer is gone."""
         if self.alive and transfer in self._transfers:
             source = transfer.source
@@ -346,15 +353,15 @@ class SimulatedWorker:
             self._transfer_finished(transfer)
             self.send(m.FetchFailed(transfer.name, source.address if source else "", reason, False))
 
-    def _arrived(self, transfer: Transfer) -> None:
+    def _on_arrived(self, transfer: Transfer) -> None:
         self._transfer_finished(transfer)
-        self._store(transfer.name, transfer.size)
+        self._store_object(transfer.name, transfer.size)
         self.handle(self.world.happens.ObjectArrived(transfer.name, transfer.size, True, ""))
 
-    def _upload(self, name: str) -> None:
+    def _start_upload(self, name: str) -> None:
         if name not in self.objects:
             self.send(m.UploadFailed(name, "it is not there"))
-            self._uploads.done()
+            self._uploads.release()
             return
         world, transfer = self.world, Transfer(name, self.objects[name], None, self._uploads)
         self._transfers[transfer] = None
@@ -364,17 +371,17 @@ class SimulatedWorker:
         if not transfer.over:
             self.world.record_transfer("to_manager", transfer.size, self.number, 0)
             transfer.flow = Flow(
-                (self.up, self.world.manager_down), transfer.size, lambda: self._uploaded(transfer)
+                (self.up, self.world.manager_down), transfer.size, lambda: self._on_uploaded(transfer)
             )
 
-    def _uploaded(self, transfer: Transfer) -> None:
+    def _on_uploaded(self, transfer: Transfer) -> None:
         self._transfer_finished(transfer)
         self.world.stored(transfer.name, transfer.size)
         self.send(m.Uploaded(transfer.name))
 
 
 @cache
-def _zeros(size: int) -> bytes:
+def _zero_bytes(size: int) -> bytes:
     return bytes(size)
 
 

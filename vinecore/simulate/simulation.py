@@ -31,14 +31,14 @@ from vinecore.simulate.settings import Cluster, Costs, Failures
 from vinecore.simulate.simulated_worker import Execution, SimulatedWorker, size_of_message
 from vinecore.simulate.workload import MANAGER, File, SimulatedTask, Workload
 
-RUN = 1
-SLICE = 256  # tasks that are submitted together, as by `daskvine.computation`
-TICK_S = 0.25
+GRAPH_NUMBER = 1
+MAX_TASKS_PER_SLICE = 256  # tasks that are submitted together, as by `daskvine.computation`
+TICK_INTERVAL_S = 0.25
 SETUP_BYTES = 2000
 STALL_TIMEOUT_S = 300.0  # nothing has happened, and nothing is to come: nothing ever will
 TASK_NUMBER_MASK = (1 << 40) - 1  # of a ticket, what is the task's own
 PYTHON = "3.11"
-WORKER = ("vineworker.state.state_machine", "vineworker.state.events", "vineworker.slot_protocol")
+WORKER_MODULES = ("vineworker.state.state_machine", "vineworker.state.events", "vineworker.slot_protocol")
 
 
 class SimulationStalled(RuntimeError):
@@ -104,14 +104,14 @@ class Simulation:
         self.cluster, self.costs, self.failures = cluster, costs, failures
         self.clock = EventQueue()
         self.report = Report(tasks=len(workload.jobs))
-        self.worker_mind, self.happens, self.reply = _worker()
+        self.worker_mind, self.happens, self.reply = _load_worker_modules()
         self.storage = Link(self.clock, cluster.storage.bandwidth, cluster.storage.stream)
         self.manager_up, self.manager_down = (Link(self.clock, cluster.manager_bandwidth) for _ in range(2))
         self.by_address: dict[str, SimulatedWorker] = {}
         self._nodes: dict[int, SimulatedWorker] = {}
         self._numbers = itertools.count(1)
         self._chance = random.Random(seed)
-        self._mind = Scheduler(PYTHON)
+        self._scheduler = Scheduler(PYTHON)
         self._inbox: list[e.Event] = []
         self._free_at = self._last_activity_at = 0.0
         self._awake = self._ended = self._over = False
@@ -125,17 +125,17 @@ class Simulation:
         self._between: Counter[tuple[int, int]] = (
             Counter()
         )  # bytes, by the numbers of both ends; 0 is the manager
-        self._submit(workload, retries)
+        self._schedule_submission(workload, retries)
         if failures.worker_lifetimes:
             for came, lost in failures.worker_lifetimes:
-                self.clock.schedule_at(came, self._worker_connects, lost)
+                self.clock.schedule_at(came, self._connect_worker, lost)
         else:
             for number in range(cluster.workers):
                 self.clock.schedule_at(
                     costs.connect_s + failures.arrival_window_s * number / cluster.workers,
-                    self._worker_connects,
+                    self._connect_worker,
                 )
-        self.clock.schedule_at(TICK_S, self._tick, background=True)
+        self.clock.schedule_at(TICK_INTERVAL_S, self._on_tick, background=True)
 
     def run(self) -> Report:
         """Go on until the user knows how it ended."""
@@ -145,7 +145,7 @@ class Simulation:
         report = self.report
         report.makespan_s = self.clock.now
         for node in self._nodes.values():
-            self._account(node)
+            self._count_core_seconds(node)
         report.reexecuted = sum(times - 1 for times in self._begun.values())
         report.max_pair_bytes = max(self._between.values(), default=0)
         report.useful_core_s = sum(self._useful.values())
@@ -156,9 +156,9 @@ class Simulation:
 
     # ---- the user
 
-    def _submit(self, workload: Workload, retries: int) -> None:
+    def _schedule_submission(self, workload: Workload, retries: int) -> None:
         specs = [FileSpec(f"setup of {name}", SETUP_BYTES, at_manager=True) for name in workload.libraries]
-        specs += [_declared(file) for file in workload.files.values()]
+        specs += [_file_spec(file) for file in workload.files.values()]
         self._sizes.update({spec.name: SETUP_BYTES for spec in specs if spec.name not in self._sizes})
         cluster = self.cluster
         tuned = {
@@ -166,20 +166,24 @@ class Simulation:
             "peer-transfers": cluster.peer_transfers,
             "temp-replica-count": cluster.replicas,
         }
-        self._post(*(e.SettingChanged(name, value) for name, value in tuned.items()), e.FilesDeclared(specs))
-        self._post(
+        self._post_events(
+            *(e.SettingChanged(name, value) for name, value in tuned.items()), e.FilesDeclared(specs)
+        )
+        self._post_events(
             *(e.LibraryInstalled(LibrarySpec(name, f"setup of {name}")) for name in workload.libraries)
         )
-        self._post(e.GraphOpened(GraphSpec(RUN, "simulated", retries, size=len(workload.jobs))))
-        tasks = self._specs(workload)
+        self._post_events(
+            e.GraphOpened(GraphSpec(GRAPH_NUMBER, "simulated", retries, size=len(workload.jobs)))
+        )
+        tasks = self._make_specs(workload)
         end = 0.0
-        for part in _slices(tasks, workload.jobs):
+        for part in _slice_tasks(tasks, workload.jobs):
             begin = max(end, workload.jobs[part[0].task - 1].submitted_s)
             end = begin + len(part) * self.costs.submit_s
-            self.clock.schedule_at(end, self._post, e.TasksSubmitted(part))
-        self.clock.schedule_at(end, self._post, e.GraphSubmitted(RUN))
+            self.clock.schedule_at(end, self._post_events, e.TasksSubmitted(part))
+        self.clock.schedule_at(end, self._post_events, e.GraphSubmitted(GRAPH_NUMBER))
 
-    def _specs(self, workload: Workload) -> list[TaskSpec]:
+    def _make_specs(self, workload: Workload) -> list[TaskSpec]:
         readers = Counter(name for job in workload.jobs for name in job.inputs)
         depths: dict[str, int] = {}
         specs = []
@@ -190,7 +194,7 @@ class Simulation:
                 number,
                 job.key,
                 job.key,
-                RUN,
+                GRAPH_NUMBER,
                 job.library,
                 job.category,
                 inputs=job.inputs,
@@ -218,7 +222,7 @@ class Simulation:
 
     # ---- the manager
 
-    def _post(self, *events: e.Event) -> None:
+    def _post_events(self, *events: e.Event) -> None:
         """Something has reached the manager, which takes it up when it is free."""
         self._inbox += events
         if not self._awake and self._inbox:
@@ -232,12 +236,12 @@ class Simulation:
         if any(type(event) is not e.Tick for event in events):
             self._last_activity_at = self.clock.now
         began = time.thread_time()
-        out = self._mind.handle(events, self.clock.now)
+        out = self._scheduler.handle(events, self.clock.now)
         self.report.manager_cpu_s += time.thread_time() - began
         count = sum(len(event.tasks) if type(event) is e.TasksSubmitted else 1 for event in events)
         letters: dict[int, list[m.Message]] = {}
         for x in out:
-            self._execute(x, letters)
+            self._execute_instruction(x, letters)
         messages = sum(map(len, letters.values()))
         tasks = sum(type(message) is m.RunTask for letter in letters.values() for message in letter)
         costs = self.costs
@@ -253,7 +257,7 @@ class Simulation:
         if self._ended:
             self.clock.schedule_at(self._free_at, self._finish)
 
-    def _execute(self, x: i.Instruction, letters: dict[int, list[m.Message]]) -> None:
+    def _execute_instruction(self, x: i.Instruction, letters: dict[int, list[m.Message]]) -> None:
         if isinstance(x, i.Send):
             letters.setdefault(x.worker, []).append(x.message)
         elif isinstance(x, i.SendObject):
@@ -263,7 +267,7 @@ class Simulation:
         elif isinstance(x, i.StoreObject):
             self.report.add_bytes("to_manager", len(x.payload))  # small, and nobody says whose it was
         elif isinstance(x, i.Disconnect):
-            self.clock.schedule_in(0.0, self._worker_lost, x.worker, x.reason)
+            self.clock.schedule_in(0.0, self._lose_worker, x.worker, x.reason)
         elif isinstance(x, i.GraphFinished):
             self.report.outcome = x.outcome
             if x.outcome != "success":
@@ -289,11 +293,11 @@ class Simulation:
         size = sum(map(size_of_message, messages))
         way = self.cluster.latency_s + size / self.cluster.bandwidth
         node.last_delivery_to_manager = max(node.last_delivery_to_manager, self.clock.now + way)
-        self.clock.schedule_at(node.last_delivery_to_manager, self._arrive, node, messages)
+        self.clock.schedule_at(node.last_delivery_to_manager, self._deliver_to_manager, node, messages)
 
-    def _arrive(self, node: SimulatedWorker, messages: list[m.Message]) -> None:
+    def _deliver_to_manager(self, node: SimulatedWorker, messages: list[m.Message]) -> None:
         if node.number in self._nodes:
-            self._post(*(e.MessageReceived(node.number, message) for message in messages))
+            self._post_events(*(e.MessageReceived(node.number, message) for message in messages))
 
     def record_transfer(self, kind: str, size: int, one: int, other: int) -> None:
         """Count a transfer between two ends; the manager is number 0."""
@@ -302,14 +306,14 @@ class Simulation:
 
     def stored(self, name: str, size: int) -> None:
         """The manager has all of an object."""
-        self._post(e.ObjectStored(name, size))
+        self._post_events(e.ObjectStored(name, size))
 
-    def _tick(self) -> None:
-        self._post(e.Tick())
-        self.clock.schedule_at(self.clock.now + TICK_S, self._tick, background=True)
+    def _on_tick(self) -> None:
+        self._post_events(e.Tick())
+        self.clock.schedule_at(self.clock.now + TICK_INTERVAL_S, self._on_tick, background=True)
         # what is pending is at most this tick's own turn and the delivery of what it answered
         if self.clock.pending <= 1 and self.clock.now - self._last_activity_at > STALL_TIMEOUT_S:
-            missing = self._mind.stalled_reason or (
+            missing = self._scheduler.stalled_reason or (
                 "no worker is connected" if not self._nodes else "nothing is under way"
             )
             msg = f"nothing has happened for {STALL_TIMEOUT_S:.0f} s of simulated time, and nothing will: {missing}"
@@ -317,7 +321,7 @@ class Simulation:
 
     # ---- workers
 
-    def _worker_connects(self, lost_at: float | None = None) -> None:
+    def _connect_worker(self, lost_at: float | None = None) -> None:
         number = next(self._numbers)
         node = self._nodes[number] = SimulatedWorker(self, number)
         self.by_address[node.address] = node
@@ -326,35 +330,35 @@ class Simulation:
         report.cores = max(report.cores, len(self._nodes) * cluster.cores)
         host = node.address.partition(":")[0]
         hello = m.Hello(1, host, 1, PYTHON, cluster.cores, cluster.memory_mb, cluster.disk_mb, 0, 1, [], {})
-        self.clock.schedule_in(cluster.latency_s, self._post, e.WorkerConnected(number, host, hello))
+        self.clock.schedule_in(cluster.latency_s, self._post_events, e.WorkerConnected(number, host, hello))
         if lost_at is not None:
             if lost_at < math.inf:
-                self.clock.schedule_at(lost_at, self._worker_lost, number, "it was lost", background=True)
+                self.clock.schedule_at(lost_at, self._lose_worker, number, "it was lost", background=True)
         elif self.failures.losses_per_hour:
             lives = self._chance.expovariate(self.failures.losses_per_hour / 3600)
             self.clock.schedule_at(
-                self.clock.now + lives, self._worker_lost, number, "it was lost", background=True
+                self.clock.now + lives, self._lose_worker, number, "it was lost", background=True
             )
 
-    def _worker_lost(self, number: int, reason: str) -> None:
+    def _lose_worker(self, number: int, reason: str) -> None:
         node = self._nodes.pop(number, None)
         if node is None:
             return
         node.kill()
         del self.by_address[node.address]
-        self._account(node)
+        self._count_core_seconds(node)
         self.report.workers_lost += 1
         self.clock.schedule_in(
             self.failures.detection_delay_s + self.cluster.latency_s,
-            self._post,
+            self._post_events,
             e.WorkerDisconnected(number, reason),
         )
         if self.failures.replaced_after_s < math.inf and not self.failures.worker_lifetimes:
             self.clock.schedule_in(
-                self.failures.replaced_after_s + self.costs.connect_s, self._worker_connects
+                self.failures.replaced_after_s + self.costs.connect_s, self._connect_worker
             )
 
-    def _account(self, node: SimulatedWorker) -> None:
+    def _count_core_seconds(self, node: SimulatedWorker) -> None:
         self.report.core_s += (self.clock.now - node.joined_at) * self.cluster.cores
 
     def task_started(self, execution: Execution) -> None:
@@ -380,27 +384,29 @@ class Simulation:
         return 1.0 if job.library else job.cores
 
 
-def _slices(specs: list[TaskSpec], jobs: list[SimulatedTask]) -> Iterator[list[TaskSpec]]:
+def _slice_tasks(specs: list[TaskSpec], jobs: list[SimulatedTask]) -> Iterator[list[TaskSpec]]:
     """What is submitted together: bounded in number, and at one time."""
     part: list[TaskSpec] = []
     for spec, job in zip(specs, jobs, strict=True):
-        if part and (len(part) == SLICE or job.submitted_s != jobs[part[0].task - 1].submitted_s):
+        if part and (
+            len(part) == MAX_TASKS_PER_SLICE or job.submitted_s != jobs[part[0].task - 1].submitted_s
+        ):
             yield part
             part = []
         part.append(spec)
     yield part
 
 
-def _declared(file: File) -> FileSpec:
+def _file_spec(file: File) -> FileSpec:
     if file.at == MANAGER:
         return FileSpec(file.name, file.size, at_manager=True)
     return FileSpec(file.name, file.size, url=f"storage://{file.name}")
 
 
-def _worker() -> tuple[Any, Any, Any]:
+def _load_worker_modules() -> tuple[Any, Any, Any]:
     """The worker's mind, what can happen to it, and the reply of its slots."""
     try:
-        state, happens, calls = map(importlib.import_module, WORKER)
+        state, happens, calls = map(importlib.import_module, WORKER_MODULES)
     except ImportError as error:
         msg = f"the simulator runs the worker's own state machine, and the package vineworker is not installed: {error}"
         raise RuntimeError(msg) from error

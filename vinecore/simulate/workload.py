@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 MANAGER, STORAGE = "manager", "storage"
-MOST_NAMED = 5
+MAX_NAMES = 5
 
 
 class WorkloadError(ValueError):
@@ -57,7 +57,7 @@ class File:
         if self.at not in (MANAGER, STORAGE):
             msg = f"file {self.name}: it is at {self.at!r}, and has to be at {MANAGER!r} or {STORAGE!r}"
             raise WorkloadError(msg)
-        object.__setattr__(self, "size", int(_number(self.size, f"file {self.name}: size")))
+        object.__setattr__(self, "size", int(_check_number(self.size, f"file {self.name}: size")))
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ class SimulatedTask:
             raise WorkloadError(msg)
         object.__setattr__(self, "inputs", tuple(dict.fromkeys(self.inputs)))
         for name in ("seconds", "cores", "submitted_s"):
-            object.__setattr__(self, name, _number(getattr(self, name), f"{where}: {name}"))
+            object.__setattr__(self, name, _check_number(getattr(self, name), f"{where}: {name}"))
         for name in ("size", "reads"):
-            object.__setattr__(self, name, int(_number(getattr(self, name), f"{where}: {name}")))
+            object.__setattr__(self, name, int(_check_number(getattr(self, name), f"{where}: {name}")))
 
 
 class Workload:
@@ -128,22 +128,22 @@ class Workload:
     """
 
     def __init__(self, jobs: Iterable[SimulatedTask], files: Iterable[File] = ()) -> None:
-        self.files = _by_name(files, lambda file: file.name, "file")
+        self.files = _index_by_name(files, lambda file: file.name, "file")
         jobs = list(jobs)
-        by_key = _by_name(jobs, lambda job: job.key, "task")
+        by_key = _index_by_name(jobs, lambda job: job.key, "task")
         if not by_key:
             msg = "a workload without tasks: there is nothing to simulate"
             raise WorkloadError(msg)
         both = [key for key in by_key if key in self.files]
         if both:
-            msg = f"{_some(both)}: a task and a file have the same name"
+            msg = f"{_list_names(both)}: a task and a file have the same name"
             raise WorkloadError(msg)
         for job in jobs:
             unknown = [name for name in job.inputs if name not in by_key and name not in self.files]
             if unknown:
-                msg = f"task {job.key} reads {_some(unknown)}, which no task makes and no file is"
+                msg = f"task {job.key} reads {_list_names(unknown)}, which no task makes and no file is"
                 raise WorkloadError(msg)
-        self.jobs = _in_order(by_key)
+        self.jobs = _sort_by_dependencies(by_key)
         read = {name for job in jobs for name in job.inputs}
         self.jobs = [job if job.wanted or job.key in read else replace(job, wanted=True) for job in self.jobs]
 
@@ -188,13 +188,13 @@ def load(path: str | os.PathLike[str]) -> Workload:
         msg = f"{path} cannot be read as JSON: {error}"
         raise WorkloadError(msg) from None
     try:
-        return _parse(said)
+        return _parse_description(said)
     except WorkloadError as error:
         msg = f"{path}: {error}"
         raise WorkloadError(msg) from None
 
 
-def _parse(said: Any) -> Workload:
+def _parse_description(said: Any) -> Workload:
     if not isinstance(said, dict) or not isinstance(said.get("tasks"), list):
         msg = 'expected {"tasks": [...], "files": {...}}'
         raise WorkloadError(msg)
@@ -203,44 +203,44 @@ def _parse(said: Any) -> Workload:
         msg = '"files" has to map names to {"size": bytes, "at": "manager" or "storage"}'
         raise WorkloadError(msg)
     files = [
-        _record(File, {"name": name, **_an_object(about, f"file {name}")}, f"file {name}")
+        _make_record(File, {"name": name, **_check_object(about, f"file {name}")}, f"file {name}")
         for name, about in declared.items()
     ]
     jobs = []
     for number, about in enumerate(said["tasks"]):
         where = f"task number {number}"
-        about = _an_object(about, where)  # noqa: PLW2901 - the same, checked
+        about = _check_object(about, where)  # noqa: PLW2901 - the same, checked
         if not isinstance(about.get("key"), str):
             msg = f'{where} has no "key"'
             raise WorkloadError(msg)
-        jobs.append(_record(SimulatedTask, about, f"task {about['key']}"))
+        jobs.append(_make_record(SimulatedTask, about, f"task {about['key']}"))
     return Workload(jobs, files)
 
 
-def _an_object(value: Any, where: str) -> dict[str, Any]:
+def _check_object(value: Any, where: str) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
     msg = f"{where}: {value!r} is not an object"
     raise WorkloadError(msg)
 
 
-def _record(kind: Callable[..., Any], about: dict[str, Any], where: str) -> Any:
+def _make_record(kind: Callable[..., Any], about: dict[str, Any], where: str) -> Any:
     known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
     unknown = [name for name in about if name not in known]
     if unknown:
-        msg = f"{where}: {_some(unknown)} is not known; there are {', '.join(known)}"
+        msg = f"{where}: {_list_names(unknown)} is not known; there are {', '.join(known)}"
         raise WorkloadError(msg)
     return kind(**about)
 
 
-def _number(value: Any, where: str) -> float:
+def _check_number(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         msg = f"{where} is {value!r}, and has to be a number of 0 or more"
         raise WorkloadError(msg)
     return float(value)
 
 
-def _by_name(things: Iterable[Any], name_of: Callable[[Any], str], what: str) -> dict[str, Any]:
+def _index_by_name(things: Iterable[Any], name_of: Callable[[Any], str], what: str) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for thing in things:
         if name_of(thing) in named:
@@ -250,13 +250,13 @@ def _by_name(things: Iterable[Any], name_of: Callable[[Any], str], what: str) ->
     return named
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:MOST_NAMED]) + (
-        f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+def _list_names(names: list[str]) -> str:
+    return ", ".join(names[:MAX_NAMES]) + (
+        f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     )
 
 
-def _in_order(by_key: dict[str, SimulatedTask]) -> list[SimulatedTask]:
+def _sort_by_dependencies(by_key: dict[str, SimulatedTask]) -> list[SimulatedTask]:
     """Put makers before readers, and change nothing else."""
     ordered: dict[str, SimulatedTask] = {}
     for first in by_key.values():
@@ -270,7 +270,7 @@ def _in_order(by_key: dict[str, SimulatedTask]) -> list[SimulatedTask]:
                 on_path.pop(job.key)
                 stack.pop()
             elif name in on_path:
-                msg = f"tasks wait for each other: {_some([*on_path][[*on_path].index(name) :])}"
+                msg = f"tasks wait for each other: {_list_names([*on_path][[*on_path].index(name) :])}"
                 raise WorkloadError(msg)
             else:
                 on_path[name] = None
@@ -357,7 +357,7 @@ def generate(
     return Workload(GRAPHS[graph](tasks, fan_in, job, draw.random))
 
 
-def _tree(
+def _make_tree(
     tasks: int, fan_in: int, job: Callable[..., SimulatedTask], _random: random.Random
 ) -> list[SimulatedTask]:
     leaves = tasks
@@ -389,13 +389,13 @@ def _tree(
     return jobs
 
 
-def _independent(
+def _make_independent(
     tasks: int, _fan_in: int, job: Callable[..., SimulatedTask], _random: random.Random
 ) -> list[SimulatedTask]:
     return [job(number) for number in range(tasks)]
 
 
-def _chains(
+def _make_chains(
     tasks: int, fan_in: int, job: Callable[..., SimulatedTask], _random: random.Random
 ) -> list[SimulatedTask]:
     jobs: list[SimulatedTask] = []
@@ -404,7 +404,7 @@ def _chains(
     return jobs
 
 
-def _random_graph(
+def _make_random_graph(
     tasks: int, fan_in: int, job: Callable[..., SimulatedTask], chance: random.Random
 ) -> list[SimulatedTask]:
     jobs: list[SimulatedTask] = []
@@ -416,6 +416,6 @@ def _random_graph(
 
 
 GRAPHS: dict[str, Callable[..., list[SimulatedTask]]] = {
-    "tree": _tree, "independent": _independent, "chains": _chains, "random": _random_graph,
+    "tree": _make_tree, "independent": _make_independent, "chains": _make_chains, "random": _make_random_graph,
 }  # fmt: skip
 """The graphs that `generate` knows."""

@@ -53,9 +53,11 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings, search: ManagerConnector) -> None:
         self._settings, self._search = settings, search
-        self._folder = temporary_folders.make(f"vine-worker-{os.getpid()}-", settings.workspace)
-        temporary_folders.begin_to_remove_abandoned(settings.workspace, None)
-        self._link = temporary_folders.link_to(self._folder)  # to the session's folder, while there is one
+        self._folder = temporary_folders.create_folder(f"vine-worker-{os.getpid()}-", settings.workspace)
+        temporary_folders.start_removing_abandoned(settings.workspace, None)
+        self._link = temporary_folders.create_link(
+            self._folder
+        )  # to the session's folder, while there is one
         if os.statvfs(self._folder).f_flag & getattr(os, "ST_NOEXEC", 0):
             log.warning(
                 "nothing can be executed in %s, where the file system is mounted with noexec: tasks cannot run programs among their inputs, and packed "
@@ -89,7 +91,7 @@ class Worker:
             self._search.close(SHUTDOWN_TIMEOUT_S)
             self._keeper.close()
             self._warden.end_strays(SHUTDOWN_TIMEOUT_S)
-            temporary_folders.remove(self._folder)
+            temporary_folders.remove_folder(self._folder)
             if self._link:
                 content.remove_tree(self._link)
             self._warden.close()
@@ -206,7 +208,9 @@ class Worker:
             else:
                 gate = session.gate
                 words = authentication.AuthenticatedLines(sock, greeting["session"], "server")
-                content.serve(words, session.cache, lambda request: gate.refusal_reason(greeting, request))
+                content.serve_requests(
+                    words, session.cache, lambda request: gate.refusal_reason(greeting, request)
+                )
 
         return content.AuthenticatingListener(
             listener,

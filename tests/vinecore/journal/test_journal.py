@@ -24,7 +24,7 @@ from vinecore import FunctionCall, PythonTask, Task, journal
 from vinecore.journal import records
 from vinecore.journal.writer import JournalRecorder
 from vinecore.protocol import messages
-from vinecore.report.text import ReportedRun, main, summary
+from vinecore.report.text import ReportedRun, format_run, main
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
 
@@ -248,7 +248,7 @@ def test_names_that_are_no_text_are_written_as_well_as_they_can_be(yard):
 
 def test_a_defect_ends_the_journal_and_not_the_run(yard, caplog, monkeypatch):
     m = yard.manager(run_info_path=yard.place("info"))
-    monkeypatch.setattr(m._scribe._teller, "records_for", None)
+    monkeypatch.setattr(m._scribe._recorder, "records_for", None)
     yard.worker(m)
     m.submit(Task("echo fine"))
     assert m.wait(60).output == "fine\n"
@@ -289,7 +289,7 @@ def test_a_disk_that_gets_full_gives_a_warning_and_the_run_goes_on(yard, caplog)
 
 def test_a_disk_that_is_too_slow_ends_the_journal_and_it_says_so(yard, caplog, monkeypatch):
     monkeypatch.setattr("vinecore.journal.writer.MAX_QUEUED_ITEMS", 20)
-    monkeypatch.setattr("vinecore.journal.writer.LOOK_S", 60.0)
+    monkeypatch.setattr("vinecore.journal.writer.POLL_INTERVAL_S", 60.0)
     m = yard.manager(run_info_path=yard.place("info"))
     for number in range(30):
         m.declare_buffer(b"%d" % number)
@@ -301,7 +301,7 @@ def test_a_disk_that_is_too_slow_ends_the_journal_and_it_says_so(yard, caplog, m
 
 
 def test_a_disk_that_hangs_holds_up_neither_the_run_nor_the_end(yard, caplog, monkeypatch):
-    monkeypatch.setattr("vinecore.journal.writer.CLOSE_S", 0.1)
+    monkeypatch.setattr("vinecore.journal.writer.SHUTDOWN_TIMEOUT_S", 0.1)
     m = yard.manager(run_info_path=yard.place("info"))
     hangs, full = os.pipe()
     os.set_blocking(full, False)
@@ -415,7 +415,9 @@ def test_the_report_lists_graphs_if_there_are_several():
         journal.GraphClosed(4.5, 2),
         journal.GraphOpened(5.0, 3, "plot"),
     ]
-    lines = [" ".join(line.split()) for line in summary(ReportedRun(journal.History(records))).splitlines()]
+    lines = [
+        " ".join(line.split()) for line in format_run(ReportedRun(journal.History(records))).splitlines()
+    ]
     assert "1 tasks 1 0 ms 2.0 s success" in lines
     assert "2 fit 0 3.0 s 500 ms cancelled" in lines
     assert "3 plot 0 4.0 s - unfinished" in lines
@@ -453,7 +455,7 @@ def test_the_report_of_a_run_without_tasks_is_short(yard):
 @pytest.mark.parametrize("most_bars", [5000, 3])
 def test_a_run_is_drawn(story, tmp_path, monkeypatch, most_bars):
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
-    monkeypatch.setattr("vinecore.report.text.MOST_BARS", most_bars)
+    monkeypatch.setattr("vinecore.report.text.MAX_BARS", most_bars)
     path, *_ = story
     ended = report(path, "--plot", tmp_path / "run.png")
     assert ended.exit_code == 0, ended.output

@@ -612,7 +612,7 @@ def test_whoever_makes_or_receives_an_object_tells_its_digest(yard, how):
         gate.touch()
         assert m.wait(60).successful() and m.wait(60).successful()
     told = m._engine.query(lambda mind: list(mind.tables.files[file.cache_name].replicas.values()))
-    kept = [digests.digest_file(str(path)) for path in yard.workspace.glob(f"*/*/cache/{file.cache_name}")]
+    kept = [digests.hash_file(str(path)) for path in yard.workspace.glob(f"*/*/cache/{file.cache_name}")]
     assert told == kept
     assert len(told) == (2 if how == "a peer" else 1)
 

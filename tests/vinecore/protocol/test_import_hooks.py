@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from vinecore.protocol.import_hooks import when_imported
+from vinecore.protocol.import_hooks import call_when_imported
 
 
 @pytest.fixture
@@ -28,14 +28,14 @@ def module(tmp_path, monkeypatch):
 def test_at_once_if_it_is_there(module):
     importlib.import_module(module)
     seen = []
-    when_imported(module, lambda found: seen.append(found.ready))
+    call_when_imported(module, lambda found: seen.append(found.ready))
     assert seen == [True]
 
 
 def test_when_it_has_been_imported_and_only_what_was_asked_for_last(module):
     seen = []
-    when_imported(module, lambda _found: seen.append("first"))
-    when_imported(module, lambda found: seen.append(found.ready))
+    call_when_imported(module, lambda _found: seen.append("first"))
+    call_when_imported(module, lambda found: seen.append(found.ready))
     assert seen == []
     importlib.import_module(module)
     assert seen == [True]
@@ -47,7 +47,9 @@ def test_while_another_thread_imports_it(module):
     importing.start()
     assert sys.begun.wait(60)
     seen = []
-    waiting = threading.Thread(target=when_imported, args=[module, lambda found: seen.append(found.ready)])
+    waiting = threading.Thread(
+        target=call_when_imported, args=[module, lambda found: seen.append(found.ready)]
+    )
     waiting.start()
     sys.go_on.set()
     importing.join()

@@ -23,47 +23,47 @@ def token(tmp_path):
 def test_under_the_same_kernel_a_folder_is_its_inode(tmp_path):
     (tmp_path / "here").mkdir()
     folder = program_folders.describe_folder(str(tmp_path / "here"))
-    assert program_folders.is_seen(folder)
+    assert program_folders.is_visible(folder)
     (tmp_path / "here").rename(tmp_path / "there")
-    assert not program_folders.is_seen(folder)
+    assert not program_folders.is_visible(folder)
     (tmp_path / "here").mkdir()
-    assert not program_folders.is_seen(folder)
+    assert not program_folders.is_visible(folder)
 
 
 def test_on_another_machine_the_token_is_what_counts(tmp_path, token):
     folder = from_elsewhere(program_folders.describe_folder(str(tmp_path), *token))
-    assert program_folders.is_seen(folder)
+    assert program_folders.is_visible(folder)
     (tmp_path / "token").write_text("words")
-    assert not program_folders.is_seen(folder)
+    assert not program_folders.is_visible(folder)
     (tmp_path / "token").write_bytes(b"\xff")
-    assert not program_folders.is_seen(folder)
+    assert not program_folders.is_visible(folder)
     (tmp_path / "token").unlink()
-    assert not program_folders.is_seen(folder)
+    assert not program_folders.is_visible(folder)
 
 
 def test_the_name_alone_is_not_enough(tmp_path):
     (tmp_path / "data").write_text("1")
-    assert not program_folders.is_seen(from_elsewhere(program_folders.describe_folder(str(tmp_path))))
+    assert not program_folders.is_visible(from_elsewhere(program_folders.describe_folder(str(tmp_path))))
 
 
 def test_where_nothing_can_be_written_the_content_counts(tmp_path):
     (tmp_path / "data").write_text("1")
     (tmp_path / "below").mkdir()
-    digest = program_folders.digest_of_folder(str(tmp_path))
+    digest = program_folders.digest_folder(str(tmp_path))
     (tmp_path / "__pycache__").mkdir()
-    assert program_folders.digest_of_folder(str(tmp_path)) == digest
+    assert program_folders.digest_folder(str(tmp_path)) == digest
     os.utime(tmp_path / "data", ns=(0, 1))
-    assert program_folders.digest_of_folder(str(tmp_path)) not in ("", digest)
+    assert program_folders.digest_folder(str(tmp_path)) not in ("", digest)
 
 
 def test_a_copy_on_a_disk_of_its_own_proves_nothing(tmp_path):
     (tmp_path / "data").write_text("1")
     folder = program_folders.describe_folder(str(tmp_path), listed=True)
-    assert not program_folders.is_seen(from_elsewhere(folder))
+    assert not program_folders.is_visible(from_elsewhere(folder))
 
 
 def test_an_empty_folder_proves_nothing(tmp_path):
-    assert program_folders.digest_of_folder(str(tmp_path)) == ""
+    assert program_folders.digest_folder(str(tmp_path)) == ""
 
 
 MOUNTS = r"""
@@ -94,4 +94,4 @@ def test_file_systems_of_networks_are_told_from_disks(path, system):
 
 def test_what_is_not_there_is_not_seen(tmp_path):
     folder = program_folders.describe_folder(str(tmp_path))._replace(path=str(tmp_path / "gone"))
-    assert not program_folders.is_seen(folder)
+    assert not program_folders.is_visible(folder)

@@ -85,17 +85,17 @@ def test_what_has_no_file_is_nobodys_own():
 def test_the_digest_of_own_modules_is_that_of_their_text(folder):
     path = place(folder, "mine_text.py", "CUT = 1")
     own = [importlib.import_module("mine_text"), importlib.import_module("json")]
-    first = user_modules.digest_of_own(own)
-    assert first == user_modules.digest_of_own(own) != ""
+    first = user_modules.digest_own_modules(own)
+    assert first == user_modules.digest_own_modules(own) != ""
     when = path.stat()
     path.write_text("CUT = 2")  # as long as before, and at the same time
     os.utime(path, ns=(when.st_atime_ns, when.st_mtime_ns))
-    assert user_modules.digest_of_own(own) != first
+    assert user_modules.digest_own_modules(own) != first
     path.write_text("CUT = 1")
-    assert user_modules.digest_of_own(own) == first
+    assert user_modules.digest_own_modules(own) == first
     path.unlink()
-    assert user_modules.digest_of_own(own) not in ("", first)
-    assert user_modules.digest_of_own([sys.modules["json"]]) == ""
+    assert user_modules.digest_own_modules(own) not in ("", first)
+    assert user_modules.digest_own_modules([sys.modules["json"]]) == ""
 
 
 def test_it_is_counted_how_often_a_module_of_the_user_is_imported_again(folder):
@@ -114,7 +114,9 @@ def test_it_is_counted_how_often_a_module_of_the_user_is_imported_again(folder):
 def test_own_modules_are_those_that_there_are_at_each_moment(folder):
     def found():
         return {
-            module.__name__ for module in user_modules.own_modules() if module.__name__.startswith("mine_")
+            module.__name__
+            for module in user_modules.find_own_modules()
+            if module.__name__.startswith("mine_")
         }
 
     assert found() == set()
@@ -135,8 +137,8 @@ def test_a_module_of_a_package_that_is_imported_again_from_elsewhere_is_the_user
     place(folder, "lib/site-packages/mine_moved.py")
     monkeypatch.syspath_prepend(str(folder / "lib/site-packages"))
     module = importlib.import_module("mine_moved")
-    assert module not in user_modules.own_modules()
+    assert module not in user_modules.find_own_modules()
     place(folder, "mine_moved.py")
     monkeypatch.syspath_prepend(str(folder))
     importlib.reload(module)
-    assert module in user_modules.own_modules()
+    assert module in user_modules.find_own_modules()

@@ -253,6 +253,6 @@ def test_a_slot_that_was_killed_begins_nothing_more():
     node, slot = found
     begun = world.report.executions
     node.handle(m.Cancel([slot.now.run.task]))
-    node._next(slot)
+    node._start_next_call(slot)
     assert slot.id not in node._slots
     assert world.report.executions == begun

@@ -79,7 +79,7 @@ def test_what_a_task_has_damaged_no_later_one_reads(cache, tmp_path, lost, damag
     hit = size == LARGE or symlink
     assert lost == (["data"] if hit else [])
     assert cache.find_object("data") == (None if hit else cache.path_for("data"))
-    assert hit or digests.digest_file(cache.path_for("data")) == digests.digest_bytes(bytes(size))
+    assert hit or digests.hash_file(cache.path_for("data")) == digests.digest_bytes(bytes(size))
     stored(cache, "data", bytes(size))
     folder = made(cache, tmp_path, 2, ("data", "in"))
     assert os.stat(os.path.join(folder, "in")).st_nlink == 1, "what was damaged once is copied"
@@ -201,7 +201,7 @@ def test_what_a_task_sees_does_not_depend_on_the_umask(cache, tmp_path, umask):
 
 def test_a_look_costs_no_reading(cache, tmp_path, monkeypatch):
     stored(cache, "data", bytes(LARGE))
-    monkeypatch.setattr(object_stamps.digests, "digest_file", lambda _path: pytest.fail("it was read"))
+    monkeypatch.setattr(object_stamps.digests, "hash_file", lambda _path: pytest.fail("it was read"))
     for number in range(3):
         end(cache, made(cache, tmp_path, number, ("data", "in"), ("data", "again")))
         assert cache.find_object("data")

@@ -238,7 +238,7 @@ def _shown(value: Any) -> str:
 # ---- as a part of something else that is pickled
 
 
-def reduced(error: BaseException) -> Any:
+def reduce_exception(error: BaseException) -> Any:
     """Reduce an exception that is a value like others: made again without its constructor, with its traceback and what has caused it."""
     kind = type(error)
     if _says_how(kind):

@@ -19,7 +19,7 @@ KINDS = ("any_double", "any_int64", "any_atomic_int64", "any_weight", "any_mean"
 """Those whose bins lie in memory as they are pickled."""
 
 
-def reducers() -> dict[type, Callable[[Any], Any]]:
+def make_reducers() -> dict[type, Callable[[Any], Any]]:
     """What pickles a histogram, by type; empty as long as this process has none."""
     return _reducers() if "boost_histogram._core" in sys.modules else {}
 

@@ -27,7 +27,7 @@ def loaded_packages() -> tuple[bool, bool]:
     return has_numpy, hasattr(sys.modules.get("torch"), "Generator")
 
 
-def reducers() -> dict[type, Callable[[Any], Any]]:
+def make_reducers() -> dict[type, Callable[[Any], Any]]:
     """Give what reduces the generators and seed sequences of the packages that are loaded; `reduced` does for those of `random`."""
     has_numpy, has_torch = loaded_packages()
     found: dict[type, Callable[[Any], Any]] = {}
@@ -35,13 +35,13 @@ def reducers() -> dict[type, Callable[[Any], Any]]:
         *kinds, bits = random_seeds.numpy_kinds()
         for kind in (*kinds, *vars(sys.modules["numpy.random"]).values()):
             if kind in kinds or (isinstance(kind, type) and issubclass(kind, bits)):
-                found[kind] = reduced
+                found[kind] = reduce_generator
     if has_torch:
-        found[sys.modules["torch"].Generator] = reduced
+        found[sys.modules["torch"].Generator] = reduce_generator
     return found
 
 
-def reduced(value: Any) -> Any:
+def reduce_generator(value: Any) -> Any:
     """Reduce a generator, or a seed sequence, so that it begins anew where it is loaded; NotImplemented if somebody has seeded it."""
     if not random_seeds.is_unseeded(value):
         return NotImplemented
@@ -57,8 +57,8 @@ def reduced(value: Any) -> Any:
     if isinstance(value, random_seeds.numpy_kinds()):
         if hasattr(value, "pool_size"):  # a seed sequence
             return functools.partial(kind, pool_size=value.pool_size), ()
-        bits = random_seeds.bits_of(value)
-        return kind, (random_seeds.sequence_of(bits) if bits is value else bits,)
+        bits = random_seeds.bit_generator_of(value)
+        return kind, (random_seeds.seed_sequence_of(bits) if bits is value else bits,)
     return make_torch_generator, (str(value.device),)
 
 

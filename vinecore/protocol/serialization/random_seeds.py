@@ -19,10 +19,10 @@ import secrets
 import sys
 from typing import Any, Callable
 
-from vinecore.protocol.import_hooks import when_imported
+from vinecore.protocol.import_hooks import call_when_imported
 
-LEAST_DRAWN = 1 << 64
-MOST_REMEMBERED = 200_000
+MIN_DRAWN_SEED = 1 << 64
+MAX_DRAWN_SEEDS = 200_000
 """Drawn seeds that are remembered one by one; with more of them, every seed of `LEAST_DRAWN` or more counts as drawn."""
 TORCH_UNSEEDED = 67280421310721
 """What a ``torch.Generator()`` is seeded with."""
@@ -30,7 +30,7 @@ GLOBAL_NUMPY = "numpy.random.mtrand", "_rand"
 """The generator behind the functions of `numpy.random`."""
 
 
-class Seeds:
+class SeedRecord:
     """What is known of the seeds of this process, since it is watched."""
 
     def __init__(self) -> None:
@@ -48,24 +48,24 @@ class Seeds:
             return False
         if self.are_all_known:
             return entropy in self.drawn
-        return entropy >= LEAST_DRAWN
+        return entropy >= MIN_DRAWN_SEED
 
     def add_drawn(self, entropy: int) -> None:
         """Remember a seed that the operating system has given."""
         self.drawn.add(entropy)
-        if len(self.drawn) > MOST_REMEMBERED:
+        if len(self.drawn) > MAX_DRAWN_SEEDS:
             self.drawn.clear()
             self.are_all_known = False
 
 
-known = Seeds()
+seeds = SeedRecord()
 
 
-def watch() -> None:
+def watch_seeding() -> None:
     """Have this process remember which generators get no seed; a second time it does nothing."""
-    if known.installed:
+    if seeds.installed:
         return
-    known.installed = known.are_all_known = True
+    seeds.installed = seeds.are_all_known = True
     for name in ("seed", "setstate"):
         _watch_method(name, getattr(random.Random, name))
         setattr(random, name, getattr(global_random(), name))
@@ -74,8 +74,8 @@ def watch() -> None:
         _watch_secrets()
     else:
         _remember_earlier(numpy)
-        numpy.randbits = _remembering(numpy.randbits)
-    when_imported("numpy.random.mtrand", _watch_numpy)
+        numpy.randbits = _record_draws(numpy.randbits)
+    call_when_imported("numpy.random.mtrand", _watch_numpy)
 
 
 def is_unseeded(value: Any) -> bool:
@@ -84,20 +84,20 @@ def is_unseeded(value: Any) -> bool:
         if isinstance(value, random.SystemRandom):
             return True
         if value is global_random():
-            return not known.chosen.get(id(value), False)
+            return not seeds.chosen.get(id(value), False)
         is_watched = type(value).seed is random.Random.seed
-        return is_watched and known.chosen.get(id(value)) is False
+        return is_watched and seeds.chosen.get(id(value)) is False
     torch: Any = sys.modules.get("torch")
     if torch is not None and type(value) is getattr(torch, "Generator", None):
         return bool(value.initial_seed() == TORCH_UNSEEDED)
     if not isinstance(value, numpy_kinds()):
         return False
-    if is_global_numpy(value) and known.is_numpy_unseeded:
+    if is_global_numpy(value) and seeds.is_numpy_unseeded:
         return True
     # a RandomState that was seeded has none
-    sequence = value if hasattr(value, "spawn_key") else sequence_of(bits_of(value))
+    sequence = value if hasattr(value, "spawn_key") else seed_sequence_of(bit_generator_of(value))
     # what is spawned from one without a seed is different from its siblings already
-    return not getattr(sequence, "spawn_key", ()) and known.was_drawn(getattr(sequence, "entropy", None))
+    return not getattr(sequence, "spawn_key", ()) and seeds.was_drawn(getattr(sequence, "entropy", None))
 
 
 def numpy_kinds() -> tuple[type, ...]:
@@ -117,12 +117,12 @@ def is_global_numpy(value: Any) -> bool:
     return value is not None and value is getattr(sys.modules.get(GLOBAL_NUMPY[0]), GLOBAL_NUMPY[1], None)
 
 
-def bits_of(generator: Any) -> Any:
+def bit_generator_of(generator: Any) -> Any:
     """Give the bit generator of a generator of NumPy's; a bit generator itself is given back."""
     return getattr(generator, "bit_generator", None) or getattr(generator, "_bit_generator", generator)
 
 
-def sequence_of(bits: Any) -> Any:
+def seed_sequence_of(bits: Any) -> Any:
     """Give the seed sequence of a bit generator of NumPy's."""
     return getattr(bits, "_seed_seq", None)
 
@@ -139,17 +139,17 @@ def _watch_method(name: str, usual: Callable[..., Any]) -> None:
     @functools.wraps(usual)
     def method(self: random.Random, *args: Any, **kwargs: Any) -> Any:
         given = (*args[:1], kwargs.get("a"))
-        known.chosen[id(self)] = name == "setstate" or any(value is not None for value in given)
+        seeds.chosen[id(self)] = name == "setstate" or any(value is not None for value in given)
         return usual(self, *args, **kwargs)
 
     setattr(random.Random, name, method)
 
 
-def _remembering(draw: Callable[[int], int]) -> Callable[[int], int]:
+def _record_draws(draw: Callable[[int], int]) -> Callable[[int], int]:
     @functools.wraps(draw)
     def randbits(k: int) -> int:
         bits = draw(k)
-        known.add_drawn(bits)
+        seeds.add_drawn(bits)
         return bits
 
     return randbits
@@ -159,18 +159,18 @@ def _watch_secrets() -> None:
     """Have NumPy take what remembers when it is imported, and nobody else after that: who draws a seed himself has chosen it."""
     module: Any = secrets
     usual = module.randbits
-    module.randbits = _remembering(usual)
+    module.randbits = _record_draws(usual)
 
     def put_back(_numpy: Any) -> None:
         module.randbits = usual
 
-    when_imported("numpy.random.bit_generator", put_back)
+    call_when_imported("numpy.random.bit_generator", put_back)
 
 
 def _remember_earlier(numpy: Any) -> None:
     for one in gc.get_objects():
-        if type(one) is numpy.SeedSequence and isinstance(one.entropy, int) and one.entropy >= LEAST_DRAWN:
-            known.add_drawn(one.entropy)
+        if type(one) is numpy.SeedSequence and isinstance(one.entropy, int) and one.entropy >= MIN_DRAWN_SEED:
+            seeds.add_drawn(one.entropy)
 
 
 def _watch_numpy(numpy: Any) -> None:
@@ -187,7 +187,7 @@ def _watched_global(name: str, usual: Callable[..., Any]) -> Callable[..., Any]:
     def function(*args: Any, **kwargs: Any) -> Any:
         result = usual(*args, **kwargs)
         given = (*args[:1], kwargs.get("seed"))
-        known.is_numpy_unseeded = name == "seed" and all(value is None for value in given)
+        seeds.is_numpy_unseeded = name == "seed" and all(value is None for value in given)
         return result
 
     function.__module__, function.__qualname__ = "numpy.random", name

@@ -10,15 +10,15 @@ from typing import Any
 
 from vinecore.protocol.serialization import values
 
-MOST_TRIES = 200
+MAX_TRIES = 200
 """Parts of a value that are pickled one by one to find the one that cannot be."""
-MOST_PARTS = 100
+MAX_PARTS = 100
 """Of one container or object that are looked at."""
-DEEPEST = 8
+MAX_DEPTH = 8
 HINT = "take what is needed of it as plain data (numbers, texts, arrays, dicts), or make it in the function that uses it"
 
 
-def describe(value: Any) -> str:
+def describe_unpicklable(value: Any) -> str:
     """Say which part of a value cannot be pickled, of what type it is, and what to do instead; never raises.
 
     Examples
@@ -28,9 +28,9 @@ def describe(value: Any) -> str:
     a dict cannot be pickled, because ['a'][0] is a _thread.lock: take what is needed of it as plain data (numbers, texts, arrays, dicts), \
 or make it in the function that uses it
     """
-    where, part = _find(value)
+    where, part = _find_smallest_part(value)
     because = f", because {where.strip()} is a {type_name(part)}" if where else ""
-    return f"a {type_name(value)} cannot be pickled{because}: {_hint(part)}"
+    return f"a {type_name(value)} cannot be pickled{because}: {_suggest_alternative(part)}"
 
 
 def type_name(value: Any) -> str:
@@ -39,7 +39,7 @@ def type_name(value: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}".replace("builtins.", "")
 
 
-def _hint(part: Any) -> str:
+def _suggest_alternative(part: Any) -> str:
     if inspect.isgenerator(part):
         return "make a list of what it yields"
     if isinstance(part, io.IOBase):
@@ -47,15 +47,15 @@ def _hint(part: Any) -> str:
     return HINT
 
 
-def _find(value: Any) -> tuple[str, Any]:
+def _find_smallest_part(value: Any) -> tuple[str, Any]:
     """Go down to the smallest part that cannot be pickled; give how it is reached, and it."""
-    where, tries = "", MOST_TRIES
-    for _level in range(DEEPEST):
-        for name, part in _parts(value):
+    where, tries = "", MAX_TRIES
+    for _level in range(MAX_DEPTH):
+        for name, part in _iterate_parts(value):
             tries -= 1
             if tries < 0:
                 return where, value
-            if not is_fine(part):
+            if not can_pickle(part):
                 where, value = where + name, part
                 break
         else:
@@ -63,24 +63,24 @@ def _find(value: Any) -> tuple[str, Any]:
     return where, value
 
 
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+def _iterate_parts(value: Any) -> Iterator[tuple[str, Any]]:
     try:
         if isinstance(value, dict):
-            yield from ((f"[{key!r:.50}]", part) for key, part in islice(value.items(), MOST_PARTS))
+            yield from ((f"[{key!r:.50}]", part) for key, part in islice(value.items(), MAX_PARTS))
         elif isinstance(value, (list, tuple)):
-            yield from ((f"[{number}]", part) for number, part in enumerate(islice(value, MOST_PARTS)))
+            yield from ((f"[{number}]", part) for number, part in enumerate(islice(value, MAX_PARTS)))
         elif inspect.isfunction(value):
             for name, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
                 yield f" {name}", cell.cell_contents
             known = value.__globals__
             yield from ((f" {name}", known[name]) for name in value.__code__.co_names if name in known)
         elif not isinstance(value, type) and isinstance(inner := getattr(value, "__dict__", None), dict):
-            yield from ((f".{name}", part) for name, part in islice(inner.items(), MOST_PARTS))
+            yield from ((f".{name}", part) for name, part in islice(inner.items(), MAX_PARTS))
     except Exception:  # noqa: BLE001 - code of the value's own, and this is only for a text
         return
 
 
-def is_fine(part: Any) -> bool:
+def can_pickle(part: Any) -> bool:
     """Whether a value can be pickled."""
     if type(part) in values.PLAIN_PICKLE_TYPES:
         return True

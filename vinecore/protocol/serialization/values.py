@@ -38,8 +38,13 @@ import types
 import zlib
 from typing import Any, Callable, NamedTuple, Union
 
-from vinecore.protocol import delegates
-from vinecore.protocol.serialization import histograms, random_generators, wrapped_functions, zero_suppression
+from vinecore.protocol.serialization import (
+    delegates,
+    histograms,
+    random_generators,
+    wrapped_functions,
+    zero_suppression,
+)
 
 MAGIC = b"VINEVAL1"
 MAGIC_PACKED = b"VINEVAL2"
@@ -53,7 +58,7 @@ UNNAMED = "<dynamic-code>"
 """What cloudpickle says in the place of the name of a file."""
 MIN_SHARED_BEHAVIOR = 100
 """A dictionary of so many functions is worth to be serialized once only."""
-OUT_OF_BAND = 4096
+MIN_OUT_OF_BAND_BYTES = 4096
 """Buffers below this many bytes stay in the pickle."""
 
 Readable = Union[bytes, bytearray, memoryview, mmap.mmap]
@@ -65,13 +70,13 @@ def cloudpickle_dumps(value: Any, **options: Any) -> bytes:
         pickler = _cloudpickler()
     except ImportError:
         return pickle.dumps(value, **options)
-    return _text(pickler, value, options)
+    return _pickle_with(pickler, value, options)
 
 
 @functools.cache
 def _cloudpickler() -> Any:
     base: Any = importlib.import_module("cloudpickle").Pickler
-    own = wrapped_functions.reducers()
+    own = wrapped_functions.make_reducers()
 
     class Cloudpickler(base):  # type: ignore[misc]
         reducers: dict[type, Callable[[Any], Any]]
@@ -79,15 +84,15 @@ def _cloudpickler() -> Any:
         def reducer_override(self, obj: Any) -> Any:
             kind = type(obj)
             if kind is types.CodeType:
-                return _reduced_code(self.dispatch_table[types.CodeType], obj)
+                return _reduce_code(self.dispatch_table[types.CodeType], obj)
             wrapper = own.get(kind)
-            reduced = _reduced(self.reducers, obj) if wrapper is None else wrapper(obj)
+            reduced = _reduce_object(self.reducers, obj) if wrapper is None else wrapper(obj)
             return super().reducer_override(obj) if reduced is NotImplemented else reduced
 
     return Cloudpickler
 
 
-def _reduced_code(reduce: Callable[[types.CodeType], Any], code: types.CodeType) -> Any:
+def _reduce_code(reduce: Callable[[types.CodeType], Any], code: types.CodeType) -> Any:
     """Reduce code with the name of its file, which cloudpickle leaves out: tracebacks and warnings lead to what the user has written."""
     make, parts = reduce(code)
     return make, tuple(code.co_filename if part == UNNAMED else part for part in parts)
@@ -96,13 +101,13 @@ def _reduced_code(reduce: Callable[[types.CodeType], Any], code: types.CodeType)
 _SEEDED_OR_RAISED = random.Random, BaseException  # each object is asked, so once for both
 
 
-def _reduced(reducers: dict[type, Callable[[Any], Any]], obj: Any) -> Any:
+def _reduce_object(reducers: dict[type, Callable[[Any], Any]], obj: Any) -> Any:
     reduce = reducers.get(type(obj))
     if reduce is not None:
         return reduce(obj)
     if isinstance(obj, _SEEDED_OR_RAISED):
         if isinstance(obj, random.Random):
-            return random_generators.reduced(obj)
+            return random_generators.reduce_generator(obj)
         return importlib.import_module("vinecore.protocol.serialization.exceptions").reduced(obj)
     # an object of a type that is not written in Python may get a dictionary by being asked for it, and so be pickled as something else
     own = getattr(obj, "__dict__", None) if type(type(obj).__init__) is types.FunctionType else None
@@ -111,21 +116,27 @@ def _reduced(reducers: dict[type, Callable[[Any], Any]], obj: Any) -> Any:
         and type(behavior := own.get("behavior")) is dict
         and len(behavior) >= MIN_SHARED_BEHAVIOR
     ):
-        return _reduced_with_behavior(obj, behavior)
+        return _reduce_with_behavior(obj, behavior)
     kind: Any = type(obj)
-    return delegates.reduced(obj) if delegates.is_delegate(kind) else NotImplemented
+    return delegates.reduce_delegate(obj) if delegates.is_delegate(kind) else NotImplemented
 
 
 @functools.cache
-def _reducers(*_loaded: bool) -> dict[type, Callable[[Any], Any]]:
+def _load_reducers(*_loaded: bool) -> dict[type, Callable[[Any], Any]]:
     """Give what reduces objects of packages, for those that are loaded: made once for each set of them."""
-    return {types.MappingProxyType: _reduced_mapping, **histograms.reducers(), **random_generators.reducers()}
+    return {
+        types.MappingProxyType: _reduce_mapping,
+        **histograms.make_reducers(),
+        **random_generators.make_reducers(),
+    }
 
 
-def _text(kind: Any, value: Any, options: dict[str, Any]) -> bytes:
+def _pickle_with(kind: Any, value: Any, options: dict[str, Any]) -> bytes:
     text = io.BytesIO()
     pickler = kind(text, **options)
-    pickler.reducers = _reducers("boost_histogram._core" in sys.modules, *random_generators.loaded_packages())
+    pickler.reducers = _load_reducers(
+        "boost_histogram._core" in sys.modules, *random_generators.loaded_packages()
+    )
     pickler.dump(value)
     return text.getvalue()
 
@@ -149,7 +160,7 @@ def dump(value: Any, *, by_value: bool = False) -> list[Any]:
         return _assemble(pickle.dumps(value, protocol=5), [])
     attempts: list[tuple[Callable[..., bytes], int]] = [(cloudpickle_dumps, 5), (cloudpickle_dumps, 4)]
     if not by_value:
-        attempts.insert(0, (_plain_dumps, 5))
+        attempts.insert(0, (plain_dumps, 5))
     for number, (dumps, protocol) in enumerate(attempts):
         buffers: list[memoryview] = []
         try:
@@ -167,16 +178,16 @@ def dump(value: Any, *, by_value: bool = False) -> list[Any]:
     raise AssertionError  # the last attempt returns or raises
 
 
-def _plain_dumps(value: Any, **options: Any) -> bytes:
+def plain_dumps(value: Any, **options: Any) -> bytes:
     """Pickle, with read-only mappings in the form in which they have been pickled before."""
-    return _text(_Pickler, value, options)
+    return _pickle_with(_Pickler, value, options)
 
 
 class _Pickler(pickle.Pickler):
     reducers: dict[type, Callable[[Any], Any]]
 
     def reducer_override(self, obj: Any) -> Any:
-        return _reduced(self.reducers, obj)
+        return _reduce_object(self.reducers, obj)
 
 
 class _Packed(NamedTuple):
@@ -187,17 +198,17 @@ class _Packed(NamedTuple):
 
 _packed_mappings: list[_Packed] = []  # those this process has serialized, the most recently used first
 _loaded_mappings: dict[bytes, Any] = {}
-_MOST_MAPPINGS = 16
-_LASTING = (types.FunctionType, types.BuiltinFunctionType, type, str, bytes, int, float, type(None))
+_MAX_MAPPINGS = 16
+_IMMUTABLE_TYPES = (types.FunctionType, types.BuiltinFunctionType, type, str, bytes, int, float, type(None))
 
 
-def _reduced_mapping(mapping: Any) -> Any:
+def _reduce_mapping(mapping: Any) -> Any:
     if len(mapping) < MIN_SHARED_BEHAVIOR:  # it may lead back to itself, as that of a generic function does
         return types.MappingProxyType, (dict(mapping),)
     return read_only_mapping, _packed_mapping(mapping)
 
 
-def _reduced_with_behavior(owner: Any, behavior: dict[Any, Any]) -> Any:
+def _reduce_with_behavior(owner: Any, behavior: dict[Any, Any]) -> Any:
     reduced = owner.__reduce_ex__(4)
     state = reduced[2] if isinstance(reduced, tuple) and len(reduced) > 2 else None
     if type(state) is not dict or state.get("behavior") is not behavior:
@@ -226,14 +237,14 @@ def _packed_mapping(mapping: Any) -> tuple[bytes, bytes]:
     content = dict(mapping)
     data = zlib.compress(cloudpickle_dumps(content, protocol=5))
     packed = _Packed(content, hashlib.sha256(data).digest(), data)
-    _remember(packed)
+    _remember_mapping(packed)
     return packed.digest, packed.data
 
 
-def _remember(packed: _Packed) -> None:
+def _remember_mapping(packed: _Packed) -> None:
     if all(map(_is_immutable, packed.content.values())):
         _packed_mappings.insert(0, packed)
-        del _packed_mappings[_MOST_MAPPINGS:]
+        del _packed_mappings[_MAX_MAPPINGS:]
 
 
 def _same_item(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
@@ -244,7 +255,7 @@ def _is_immutable(value: Any) -> bool:
     """Whether a value is what it was, as long as it is the same object; what a user writes in a session may find other values the next time."""
     if isinstance(value, functools.partial):
         return all(map(_is_immutable, (value.func, *value.args, *value.keywords.values())))
-    return isinstance(value, _LASTING) and getattr(value, "__module__", "") != "__main__"
+    return isinstance(value, _IMMUTABLE_TYPES) and getattr(value, "__module__", "") != "__main__"
 
 
 def read_only_mapping(digest: bytes, data: bytes) -> Any:
@@ -253,8 +264,8 @@ def read_only_mapping(digest: bytes, data: bytes) -> Any:
     if mapping is None:
         content = pickle.loads(zlib.decompress(data))
         mapping = types.MappingProxyType(content)
-        _remember(_Packed(dict(content), digest, data))  # it goes on as it came
-        while len(_loaded_mappings) >= _MOST_MAPPINGS:
+        _remember_mapping(_Packed(dict(content), digest, data))  # it goes on as it came
+        while len(_loaded_mappings) >= _MAX_MAPPINGS:
             del _loaded_mappings[next(iter(_loaded_mappings))]
         _loaded_mappings[digest] = mapping
     return mapping
@@ -271,7 +282,7 @@ def _keep_in_band(buffer: pickle.PickleBuffer, keep: list[memoryview]) -> bool:
         raw = buffer.raw()
     except BufferError:  # not contiguous
         return True
-    if raw.nbytes < OUT_OF_BAND:
+    if raw.nbytes < MIN_OUT_OF_BAND_BYTES:
         return True
     keep.append(raw)
     return False

@@ -13,13 +13,13 @@ import weakref
 from typing import Any, Callable
 
 
-def reducers() -> dict[type, Callable[[Any], Any]]:
+def make_reducers() -> dict[type, Callable[[Any], Any]]:
     """Reducers by type, for what travels by value."""
     return {
-        type(functools.lru_cache(abs)): _reduced_cache,
-        functools.cached_property: _reduced_cached_property,
-        weakref.WeakKeyDictionary: _reduced_weak,
-        weakref.WeakValueDictionary: _reduced_weak,
+        type(functools.lru_cache(abs)): _reduce_cache,
+        functools.cached_property: _reduce_cached_property,
+        weakref.WeakKeyDictionary: _reduce_weak_dictionary,
+        weakref.WeakValueDictionary: _reduce_weak_dictionary,
     }
 
 
@@ -38,7 +38,7 @@ def is_found_by_name(value: Any) -> bool:
     return found is value
 
 
-def _reduced_cache(cached: Any) -> Any:
+def _reduce_cache(cached: Any) -> Any:
     if is_found_by_name(cached):
         return NotImplemented
     own = {
@@ -46,23 +46,23 @@ def _reduced_cache(cached: Any) -> Any:
         for name, value in vars(cached).items()
         if name not in (*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters")
     }
-    return _cached, (cached.__wrapped__, cached.cache_parameters()), own or None
+    return _make_cached, (cached.__wrapped__, cached.cache_parameters()), own or None
 
 
-def _cached(function: Any, parameters: dict[str, Any]) -> Any:
+def _make_cached(function: Any, parameters: dict[str, Any]) -> Any:
     return functools.lru_cache(**parameters)(function)
 
 
-def _reduced_cached_property(value: Any) -> Any:
+def _reduce_cached_property(value: Any) -> Any:
     """Leave out the lock that it has before Python 3.12."""
-    return _cached_property, (value.func, value.attrname)
+    return _make_cached_property, (value.func, value.attrname)
 
 
-def _cached_property(function: Any, name: Any) -> Any:
+def _make_cached_property(function: Any, name: Any) -> Any:
     made = functools.cached_property(function)
     made.attrname = name
     return made
 
 
-def _reduced_weak(value: Any) -> Any:
+def _reduce_weak_dictionary(value: Any) -> Any:
     return type(value), (dict(value),)

@@ -41,27 +41,31 @@ from vinecore.protocol.transfer import digests, trees
 if TYPE_CHECKING:
     import tarfile
 
-CHUNK = 1 << 20
-SEND_AT_ONCE = 1 << 28
-CONNECT_S = 5.0
-"""A peer that does not answer for so long cannot be reached: two lost packets are forgiven."""
-STALL_S = 60.0
-"""A transfer that moves nothing for this long has failed."""
-IDLE_S = 60.0
-"""A server closes a connection that has asked nothing for this long."""
-LOG_INTERVAL_S = 30.0  # after a complaint about what hinders everybody
-CLOSE_S = 5.0
+CHUNK_BYTES = 1 << 20
+MAX_SENDFILE_BYTES = 1 << 28
+CONNECT_TIMEOUT_S = 5.0
+"""A peer that does not answer within this time is unreachable; long enough for two lost packets."""
+STALL_TIMEOUT_S = 60.0
+"""A transfer that moves no byte within this time has failed."""
+IDLE_TIMEOUT_S = 60.0
+"""A server closes a connection without a request for this long."""
+LOG_INTERVAL_S = 30.0
+"""Between two log messages about the same obstacle."""
+SHUTDOWN_TIMEOUT_S = 5.0
 HANDSHAKE_GRACE_S = 2.0
-"""Who has not proved the secret for so long makes room, where all places are taken and somebody else knocks."""
-MAX_UNAUTHENTICATED = 256  # at once
-UNAUTHENTICATED_FD_DIVISOR = 8  # of the files that a process may have open, one part for strangers
-MAX_LOGGED_REFUSALS = 20  # said in `QUIET_S`; further ones are counted
+"""An unauthenticated connection that is older than this is closed if its place is needed."""
+MAX_UNAUTHENTICATED = 256
+"""Unauthenticated connections at a time."""
+UNAUTHENTICATED_FD_DIVISOR = 8
+"""The part of the process's file descriptors that unauthenticated connections may take."""
+MAX_LOGGED_REFUSALS = 20
+"""Refusals that are logged in `LOG_INTERVAL_S`; further ones are counted."""
 
 TlsWrapper = Callable[[socket.socket], socket.socket]
-"""Turns a connection into what is spoken on instead, and owns it from then on (see `tls`)."""
+"""Wraps a socket into TLS and owns it from then on (see `tls`)."""
 
 Content = Union[bytes, str]
-"""An object as it is held: its bytes, or the path of the file or directory."""
+"""An object: its bytes, or the path of a file or directory."""
 
 
 class ObjectNotFound(LookupError):
@@ -69,29 +73,30 @@ class ObjectNotFound(LookupError):
 
 
 class ChecksumMismatch(ValueError):
-    """What came is not what was made."""
+    """The digest of a received object differs from that of the object when it was made."""
 
 
 class Unreachable(ConnectionError):
-    """Nobody answers at the address of the source, or nothing gets there."""
+    """The source does not accept connections, or the network does not reach it."""
 
 
 class ReceivedObject(NamedTuple):
-    """What has come."""
+    """Size and digest of a received object."""
 
-    size: int  # as it travelled
-    digest: str  # of the bytes as they travelled
+    # both of the bytes as they were transferred: of the tar stream for a directory
+    size: int
+    digest: str
 
 
 class PendingVerification:
-    """That a file which is here is what it should be; has still to be found out.
+    """A received file whose digest is still to be compared.
 
     Parameters
     ----------
     file
-        Open for reading and writing; is closed with this.
+        Open for reading and writing; `close` closes it.
     size, expected
-        What it should be.
+        Its size and the digest it must have.
     """
 
     def __init__(self, file: BinaryIO, size: int, expected: str) -> None:
@@ -99,44 +104,44 @@ class PendingVerification:
         self._follower = digests.IncrementalHasher(file.fileno())
 
     def advance(self, end: int) -> None:
-        """Say how much of the file is written: if there is a processor to spare it looks at that already."""
-        if digests.cpu_to_spare():
+        """Note that the file is written up to ``end``; hash that part already if a processor is idle."""
+        if digests.has_spare_cpu():
             self._follower.advance(end)
 
     def verify(self) -> None:
-        """Look at the file, or at the rest of it.
+        """Hash the file, or the rest of it, and compare the digest.
 
         Raises
         ------
-        Altered
-            It is something else.
+        ChecksumMismatch
+            The digest differs.
         OSError
-            It cannot be read.
+            The file cannot be read.
         """
-        _check_digest(self._follower.digest(self._size), self._expected)
+        check_digest(self._follower.digest(self._size), self._expected)
 
     def close(self) -> None:
-        """Look no further."""
+        """Stop hashing and close the file."""
         self._follower.close()
         self.file.close()
 
 
 class ObjectProvider(Protocol):
-    """Where a bulk server finds and puts objects; called from several threads."""
+    """Where a server finds and stores objects; called from several threads."""
 
     def find_object(self, name: str) -> Content | None:
-        """Give an object, or None."""
+        """Return an object, or None if it does not exist."""
 
     def temporary(self, name: str) -> str:
-        """Give a fresh path for something incomplete."""
+        """Return a new path for an object that is still incomplete."""
 
     def store(self, name: str, path: str, digest: str) -> None:
-        """Take over what is complete."""
+        """Take over a complete object."""
 
 
-def serve(
-    words: AuthenticatedLines,
-    shelf: ObjectProvider,
+def serve_requests(
+    lines: AuthenticatedLines,
+    provider: ObjectProvider,
     objection: Callable[[dict[str, Any]], str] = lambda _request: "",
     *,
     follow: bool = False,
@@ -145,37 +150,37 @@ def serve(
 
     Parameters
     ----------
-    words
+    lines
         The connection.
-    shelf
+    provider
         Where the objects are.
     objection
-        Says why a request is refused; "" if it is not.
+        Returns why a request is refused; "" if it is not.
     follow
-        Send for links that lead out of a directory what they point to; see `trees.entries`.
+        Send the targets of links that lead out of a directory; see `trees.iterate_entries`.
 
     Raises
     ------
     handshake.Refused
         A request was refused, which ends the connection.
     """
-    with words.sock:
+    with lines.sock:
         while True:
             try:
-                request = _next_request(words)
+                request = _next_request(lines)
                 if request is None:
                     return
                 refusal = objection(request)
                 if refusal:
-                    words.send({"refused": refusal})
+                    lines.send({"refused": refusal})
                 elif "get" in request:
-                    content = shelf.find_object(str(request["get"]))
-                    _send(words, content, prove=bool(request.get("prove")), follow=follow)
+                    content = provider.find_object(str(request["get"]))
+                    _send_object(lines, content, prove=bool(request.get("prove")), follow=follow)
                 else:
-                    _receive_put(words, shelf, request)
+                    _receive_put(lines, provider, request)
             except ChecksumMismatch as error:
                 with contextlib.suppress(OSError):
-                    words.send({"altered": str(error)})
+                    lines.send({"altered": str(error)})
                 return
             except handshake.HandshakeRejected:
                 raise
@@ -185,58 +190,65 @@ def serve(
                 raise handshake.HandshakeRejected(refusal)
 
 
-def _next_request(words: AuthenticatedLines) -> dict[str, Any] | None:
-    sock = words.sock
-    sock.settimeout(IDLE_S)
+def _next_request(lines: AuthenticatedLines) -> dict[str, Any] | None:
+    sock = lines.sock
+    sock.settimeout(IDLE_TIMEOUT_S)
     if not sock.recv(1, socket.MSG_PEEK):
         return None
-    request = words.receive(time.monotonic() + STALL_S)
-    sock.settimeout(STALL_S)
+    request = lines.receive(time.monotonic() + STALL_TIMEOUT_S)
+    sock.settimeout(STALL_TIMEOUT_S)
     return request
 
 
-def _send(words: AuthenticatedLines, content: Content | None, *, prove: bool, follow: bool) -> None:
+def _send_object(lines: AuthenticatedLines, content: Content | None, *, prove: bool, follow: bool) -> None:
     if content is None:
-        words.send({"gone": "it is not there any more: it was changed or removed"})
+        lines.send({"gone": "it is not there any more: it was changed or removed"})
     elif isinstance(content, bytes):
-        _send_bytes(words, content, {})
+        _send_bytes(lines, content, {})
     elif os.path.isdir(content):
-        _send_directory(words, content, follow=follow)
+        _send_directory(lines, content, follow=follow)
     else:
         try:
             file = open(content, "rb")  # noqa: SIM115 - closed below
         except FileNotFoundError:
-            words.send({"gone": "it is not there any more: it was changed or removed"})
+            lines.send({"gone": "it is not there any more: it was changed or removed"})
             return
         with file:
             about = os.fstat(file.fileno())
             mode = {"mode": about.st_mode & 0o777}
             if about.st_size <= INLINE_LIMIT:
-                _send_bytes(words, file.read(), mode)
+                _send_bytes(lines, file.read(), mode)
             else:
                 proof = (
                     {"digest": digests.IncrementalHasher(file.fileno()).digest(about.st_size)}
                     if prove
                     else {}
                 )
-                words.send({"size": about.st_size, "directory": False, **mode, **proof})
-                _send_file(words.sock, file, about.st_size)
+                lines.send({"size": about.st_size, "directory": False, **mode, **proof})
+                send_file(lines.sock, file, about.st_size)
 
 
-def _send_bytes(words: AuthenticatedLines, content: bytes, more: dict[str, Any]) -> None:
+def _send_bytes(lines: AuthenticatedLines, content: bytes, more: dict[str, Any]) -> None:
     head = {"size": len(content), "directory": False, "digest": digests.digest_bytes(content), **more}
-    words.send(head)
-    words.sock.sendall(content)
+    lines.send(head)
+    lines.sock.sendall(content)
 
 
-def _send_file(sock: socket.socket, file: BinaryIO, size: int) -> None:
+def send_file(sock: socket.socket, file: BinaryIO, size: int) -> None:
+    """Send the first ``size`` bytes of a file, within the kernel.
+
+    Raises
+    ------
+    OSError
+        The connection broke or stalled, or the file became shorter.
+    """
     _set_kernel_timeouts(sock)
     sent = 0
     while sent < size:
         try:
-            more = os.sendfile(sock.fileno(), file.fileno(), sent, min(size - sent, SEND_AT_ONCE))
+            more = os.sendfile(sock.fileno(), file.fileno(), sent, min(size - sent, MAX_SENDFILE_BYTES))
         except BlockingIOError:
-            msg = f"nothing could be sent for {STALL_S:.0f} s"
+            msg = f"nothing could be sent for {STALL_TIMEOUT_S:.0f} s"
             raise TimeoutError(msg) from None
         if not more:
             msg = f"the file has become {size - sent} bytes shorter while it was sent"
@@ -245,28 +257,36 @@ def _send_file(sock: socket.socket, file: BinaryIO, size: int) -> None:
 
 
 def _set_kernel_timeouts(sock: socket.socket) -> None:
-    """Have calls wait in the kernel, for a bounded time, which costs less than asking before each whether it would wait."""
-    limit = struct.pack("ll", int(STALL_S), int(STALL_S % 1 * 1e6))
+    """Let calls block in the kernel for a bounded time: cheaper than polling before each call."""
+    limit = struct.pack("ll", int(STALL_TIMEOUT_S), int(STALL_TIMEOUT_S % 1 * 1e6))
     sock.settimeout(None)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
-def _send_directory(words: AuthenticatedLines, folder: str, *, follow: bool) -> None:
-    # what is to be followed is the user's own, who wants nothing in it; a cache is where there is room
+def _send_directory(lines: AuthenticatedLines, folder: str, *, follow: bool) -> None:
+    # with `follow` the folder is the user's own and must not be written to; a cache has disk space
     with tempfile.TemporaryFile(dir=None if follow else os.path.dirname(folder)) as packed:
-        size, digest = _tar(folder, packed, follow=follow)
-        words.send({"size": size, "directory": True, "digest": digest})
-        _send_file(words.sock, packed, size)
+        size, digest = pack_directory(folder, packed, follow=follow)
+        lines.send({"size": size, "directory": True, "digest": digest})
+        send_file(lines.sock, packed, size)
 
 
-def _tar(folder: str, packed: BinaryIO, *, follow: bool = False) -> ReceivedObject:
-    import tarfile  # seldom needed, and long to import
+def pack_directory(folder: str, packed: BinaryIO, *, follow: bool = False) -> ReceivedObject:
+    """Write a directory as an uncompressed tar stream; return its size and its digest.
+
+    Parameters
+    ----------
+    follow
+        Store the targets of links that lead out of the directory; see `trees.iterate_entries`.
+    """
+    # seldom needed, and slow to import
+    import tarfile
 
     with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.addfile(_member(".", os.stat(folder)))
-        for entry in trees.entries(folder, follow=follow):
-            member = _member(entry.name, entry.about, entry.link)
+        archive.addfile(_make_member(".", os.stat(folder)))
+        for entry in trees.iterate_entries(folder, follow=follow):
+            member = _make_member(entry.name, entry.about, entry.link)
             if member.isreg():
                 with open(entry.path, "rb") as file:
                     archive.addfile(member, file)
@@ -278,8 +298,8 @@ def _tar(folder: str, packed: BinaryIO, *, follow: bool = False) -> ReceivedObje
     return ReceivedObject(size, digests.IncrementalHasher(packed.fileno()).digest(size))
 
 
-def _member(name: str, about: os.stat_result, link: Union[str, None] = None) -> tarfile.TarInfo:
-    """Describe a part of a tree to who unpacks it: no more than what tasks may see."""
+def _make_member(name: str, about: os.stat_result, link: Union[str, None] = None) -> tarfile.TarInfo:
+    """Describe a part of a tree for the archive, with nothing that tasks may not see."""
     import tarfile
 
     member = tarfile.TarInfo(name)
@@ -293,17 +313,17 @@ def _member(name: str, about: os.stat_result, link: Union[str, None] = None) -> 
     return member
 
 
-def _receive_put(words: AuthenticatedLines, shelf: ObjectProvider, request: dict[str, Any]) -> None:
+def _receive_put(lines: AuthenticatedLines, provider: ObjectProvider, request: dict[str, Any]) -> None:
     name, size = str(request["put"]), int(request["size"])
-    path = shelf.temporary(name)
+    path = provider.temporary(name)
     directory, expected = bool(request.get("directory")), str(request.get("digest", ""))
     try:
-        digest = receive_content(words.sock, size, directory, path, request.get("mode"), expected)
+        digest = receive_content(lines.sock, size, directory, path, request.get("mode"), expected)
     except BaseException:
         remove_tree(path)
         raise
-    shelf.store(name, path, digest)
-    words.send({"stored": size})
+    provider.store(name, path, digest)
+    lines.send({"stored": size})
 
 
 def receive_content(
@@ -323,15 +343,15 @@ def receive_content(
 
     Raises
     ------
-    Altered
-        It is not the expected one.
+    ChecksumMismatch
+        The digest is not the expected one.
     """
     if directory:
         import tarfile
 
         with tempfile.TemporaryFile(dir=os.path.dirname(path)) as packed:
             digest = _receive_bytes(sock, size, packed.fileno())
-            _check_digest(digest, expected)
+            check_digest(digest, expected)
             packed.seek(0)
             os.mkdir(path)
             try:
@@ -343,32 +363,40 @@ def receive_content(
         return digest
     with open(path, "w+b", buffering=0) as file:
         digest = _receive_bytes(sock, size, file.fileno())
-    _check_digest(digest, expected)
-    _set_mode(path, mode)
+    check_digest(digest, expected)
+    _set_file_mode(path, mode)
     return digest
 
 
-def _set_mode(path: str, mode: Union[int, None]) -> None:
-    """Give a file the mode it has at its source; what was no file there has the usual one, whatever the umask is here."""
-    with contextlib.suppress(PermissionError):  # some file systems have no modes
+def _set_file_mode(path: str, mode: Union[int, None]) -> None:
+    """Give a file the mode that it has at its source, or 0644 if it was no file there, whatever the umask."""
+    # some file systems have no modes
+    with contextlib.suppress(PermissionError):
         os.chmod(path, 0o644 if mode is None else mode & 0o777 | 0o400)
 
 
-def _receive_unverified(
+def receive_unverified(
     sock: socket.socket, size: int, path: str, mode: Union[int, None], expected: str
 ) -> PendingVerification:
-    """Receive a file whose digest is compared later."""
+    """Receive a file whose digest is compared later, by `PendingVerification.verify`."""
     proof = PendingVerification(open(path, "w+b", buffering=0), size, expected)  # noqa: SIM115 - closed with the proof
     try:
         _receive_to_file(sock, size, proof.file.fileno(), proof.advance)
-        _set_mode(path, mode)
+        _set_file_mode(path, mode)
     except BaseException:
         proof.close()
         raise
     return proof
 
 
-def _check_digest(digest: str, expected: str) -> None:
+def check_digest(digest: str, expected: str) -> None:
+    """Compare a digest with the expected one; "" as the expected one matches all.
+
+    Raises
+    ------
+    ChecksumMismatch
+        They differ.
+    """
     if expected and digest != expected:
         msg = f"what came was altered: its digest is {digest}, it should be {expected}"
         raise ChecksumMismatch(msg)
@@ -384,16 +412,16 @@ def _receive_bytes(sock: socket.socket, size: int, file: int) -> str:
 
 
 def _receive_to_file(sock: socket.socket, size: int, file: int, follow: Callable[[int], None]) -> None:
-    """Have bytes go from a socket to a file; say each time how many are there."""
+    """Write bytes from a socket to a file; call ``follow`` with the number received so far."""
     _set_kernel_timeouts(sock)
-    bring = _receive_by_splice if size > CHUNK and hasattr(os, "splice") else _receive_by_copy
+    bring = _receive_by_splice if size > CHUNK_BYTES and hasattr(os, "splice") else _receive_by_copy
     left = size
     try:
         for came in bring(sock, size, file):
             left -= came
             follow(size - left)
     except BlockingIOError:
-        msg = f"nothing has come for {STALL_S:.0f} s, {left} bytes before the end of the object"
+        msg = f"nothing has come for {STALL_TIMEOUT_S:.0f} s, {left} bytes before the end of the object"
         raise TimeoutError(msg) from None
     if left:
         msg = f"the connection ended {left} bytes before the end of the object"
@@ -401,24 +429,25 @@ def _receive_to_file(sock: socket.socket, size: int, file: int, follow: Callable
 
 
 def _receive_by_copy(sock: socket.socket, size: int, file: int) -> Iterator[int]:
-    """Bring bytes from a socket to a file; say each time how many."""
-    view, left = memoryview(bytearray(min(CHUNK, size))), size
+    """Copy bytes from a socket to a file; yield the size of each piece."""
+    view, left = memoryview(bytearray(min(CHUNK_BYTES, size))), size
     while left and (got := sock.recv_into(view[:left])):
-        _write(file, view[:got])
+        _write_all(file, view[:got])
         left -= got
         yield got
 
 
 def _receive_by_splice(sock: socket.socket, size: int, file: int) -> Iterator[int]:
-    """As `_copy`, within the kernel."""
+    """Do the same as `_receive_by_copy`, within the kernel."""
     outlet, inlet = os.pipe()
     try:
         try:
-            fcntl.fcntl(inlet, fcntl.F_SETPIPE_SZ, CHUNK)
-        except OSError:  # this user has too many large ones: it will be a small one
+            fcntl.fcntl(inlet, fcntl.F_SETPIPE_SZ, CHUNK_BYTES)
+        except OSError:
+            # the user has reached the limit of large pipes: a small one does as well
             pass
         left = size
-        while left and (got := os.splice(sock.fileno(), inlet, min(left, CHUNK))):
+        while left and (got := os.splice(sock.fileno(), inlet, min(left, CHUNK_BYTES))):
             _drain_pipe(outlet, file, got)
             left -= got
             yield got
@@ -428,20 +457,22 @@ def _receive_by_splice(sock: socket.socket, size: int, file: int) -> Iterator[in
 
 
 def _drain_pipe(outlet: int, file: int, size: int) -> None:
-    """Have what is in a pipe go to a file."""
+    """Move ``size`` bytes from a pipe to a file."""
     while size:
         try:
             size -= os.splice(outlet, file, size)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            data = os.read(outlet, size)  # a file system that cannot do that
-            _write(file, memoryview(data))
+            # the file system does not support splice
+            data = os.read(outlet, size)
+            _write_all(file, memoryview(data))
             size -= len(data)
 
 
-def _write(file: int, piece: memoryview) -> None:
-    while piece:  # a disk that fills up takes a part, and refuses the rest
+def _write_all(file: int, piece: memoryview) -> None:
+    # a disk that fills up takes a part, and refuses the rest
+    while piece:
         piece = piece[os.write(file, piece) :]
 
 
@@ -474,23 +505,24 @@ def unpack_safely(archive: tarfile.TarFile, folder: str) -> None:
                     f"the archive member {member.name!r} links to {member.linkname!r}, outside of its folder"
                 )
                 raise ValueError(msg)
-        # who unpacks owns it, and can look into it; nothing runs with the rights of somebody else
+        # the unpacking user owns all members and can read them; no member keeps setuid bits
         member.uid, member.gid, member.uname, member.gname = os.geteuid(), os.getegid(), "", ""
         member.mode = member.mode & 0o777 | 0o400
         archive.extract(member, folder, set_attrs=not member.isdir(), **trusted)
         if member.isdir():
             folders.append((place, trees.folder_mode(member.mode)))
-    for place, mode in reversed(folders):  # last, because nothing can be put into one that is read-only
+    # modes are set last, because nothing can be created in a read-only folder
+    for place, mode in reversed(folders):
         os.chmod(place, mode | os.stat(place).st_mode & stat.S_ISGID)
         os.utime(place, (trees.SINGLE_FILE_TIME_S, trees.SINGLE_FILE_TIME_S))
 
 
 def remove_tree(path: str) -> None:
-    """Remove a file or a tree, whether or not it is there, also where a task has made parts of it unreadable."""
+    """Remove a file or a tree, if it exists, even if a task has made parts of it unreadable."""
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, ignore_errors=True)
         if os.path.isdir(path):
-            _open_folders(path)
+            _make_folders_accessible(path)
             shutil.rmtree(path, ignore_errors=True)
     else:
         try:
@@ -499,8 +531,8 @@ def remove_tree(path: str) -> None:
             pass
 
 
-def _open_folders(path: str) -> None:
-    """Have all folders of a tree such that they can be looked into and emptied, each before what is in it."""
+def _make_folders_accessible(path: str) -> None:
+    """Make all folders of a tree readable and writable, from the top down."""
     waiting = [path]
     while waiting:
         folder = waiting.pop()
@@ -508,32 +540,33 @@ def _open_folders(path: str) -> None:
             os.chmod(folder, 0o700)
             with os.scandir(folder) as inner:
                 waiting += [entry.path for entry in inner if entry.is_dir(follow_symlinks=False)]
-        except OSError:  # somebody else's, or gone meanwhile
+        except OSError:
+            # another user's folder, or removed meanwhile
             pass
 
 
 class TransferClient:
-    """One bulk connection to another end; closed by the first error.
+    """A connection for transfers; the first error closes it.
 
     Parameters
     ----------
     host, port
         The other end.
     secret
-        What both ends know.
+        The secret that both ends know.
     cover
-        Puts TLS over the connection, if there is to be any.
+        Wraps the connection into TLS; None for a plain one.
     **greeting
-        What the other end should know of this one.
+        Fields of the greeting, which describe this end to the other.
     """
 
     def __init__(
         self, host: str, port: int, secret: bytes, cover: Union[TlsWrapper, None] = None, **greeting: Any
     ) -> None:
         try:
-            self.sock = socket.create_connection((host, port), timeout=CONNECT_S)
+            self.sock = socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S)
         except OSError as error:
-            raise Unreachable(f"{type(error).__name__}: {error}") from error  # noqa: EM102 - in the words of the error
+            raise Unreachable(f"{type(error).__name__}: {error}") from error  # noqa: EM102 - in the lines of the error
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             if cover is not None:
@@ -542,11 +575,11 @@ class TransferClient:
         except BaseException:
             self.sock.close()
             raise
-        self._words = AuthenticatedLines(self.sock, key, "client")
-        self.sock.settimeout(STALL_S)
+        self._lines = AuthenticatedLines(self.sock, key, "client")
+        self.sock.settimeout(STALL_TIMEOUT_S)
 
     def get(self, name: str, path: str, expected: str = "") -> ReceivedObject:
-        """Fetch an object into ``path``, and compare it.
+        """Fetch an object into ``path`` and verify it.
 
         Parameters
         ----------
@@ -555,12 +588,12 @@ class TransferClient:
 
         Raises
         ------
-        Gone
-            The source does not have it.
-        Altered
-            All of it came, and it is not what it was.
+        ObjectNotFound
+            The source does not have the object.
+        ChecksumMismatch
+            The object arrived completely, with another digest.
         OSError, ValueError
-            The connection broke, or what came makes no sense; ``path`` may hold a part.
+            The connection broke, or the reply was invalid; ``path`` may hold a part.
         """
         received, proof = self.get_unverified(name, path, expected)
         if proof is not None:
@@ -576,18 +609,18 @@ class TransferClient:
         fits: Callable[[int], None] = lambda _size: None,
         **ticket: Any,
     ) -> tuple[ReceivedObject, Union[PendingVerification, None]]:
-        """As `get`, with what else the request shall say, but leave it to the caller to compare a large file whose digest is known.
+        """Fetch an object; leave the verification of a large file with a known digest to the caller.
 
         Parameters
         ----------
         fits
-            Called with the size that a directory is announced with, which nobody knew before; raises if there is no room for it.
+            Called with the announced size of a directory, which is unknown before; raises if the
+            disk has no space for it.
+        **ticket
+            Further fields of the request.
         """
-        self._words.send({"get": name, **({} if expected else {"prove": True}), **ticket})
-        answer = self._words.receive(time.monotonic() + STALL_S)
-        self.sock.settimeout(STALL_S)
-        if "refused" in answer:
-            raise handshake.HandshakeRejected(handshake.printable(answer["refused"]))
+        self._lines.send({"get": name, **({} if expected else {"prove": True}), **ticket})
+        answer = self._read_reply()
         if "gone" in answer:
             raise ObjectNotFound(str(answer["gone"]))
         size, directory, mode = answer.get("size"), bool(answer.get("directory")), answer.get("mode")
@@ -596,15 +629,15 @@ class TransferClient:
             raise ValueError(msg)  # noqa: TRY004 - what a stranger sent, not an argument
         if directory:
             fits(size)
-        later = size > CHUNK and expected and not directory
+        later = size > CHUNK_BYTES and expected and not directory
         if directory or not expected:
             expected = str(answer.get("digest", ""))
         if later:
-            return ReceivedObject(size, expected), _receive_unverified(self.sock, size, path, mode, expected)
+            return ReceivedObject(size, expected), receive_unverified(self.sock, size, path, mode, expected)
         return ReceivedObject(size, receive_content(self.sock, size, directory, path, mode, expected)), None
 
     def put(self, name: str, content: Content, digest: str = "") -> None:
-        """Bring an object to the other end; returns when it has all of it.
+        """Send an object to the other end; return when it has stored all of it.
 
         Parameters
         ----------
@@ -613,33 +646,38 @@ class TransferClient:
 
         Raises
         ------
-        Altered
-            It came, or is kept here, as something else.
+        ChecksumMismatch
+            The object arrived with another digest, or changed on the disk here.
         OSError
-            The connection broke, or the other end could not keep it.
+            The connection broke, or the other end could not store the object.
         """
         if isinstance(content, bytes):
             head = {"put": name, "size": len(content), "digest": digests.digest_bytes(content)}
-            self._words.send(head)
+            self._lines.send(head)
             self.sock.sendall(content)
         elif os.path.isdir(content):
             with tempfile.TemporaryFile(dir=os.path.dirname(content)) as packed:
-                size, digest = _tar(content, packed)
-                self._words.send({"put": name, "size": size, "directory": True, "digest": digest})
-                _send_file(self.sock, packed, size)
+                size, digest = pack_directory(content, packed)
+                self._lines.send({"put": name, "size": size, "directory": True, "digest": digest})
+                send_file(self.sock, packed, size)
         else:
             with open(content, "rb") as file:
                 about = os.fstat(file.fileno())
                 digest = digest or digests.IncrementalHasher(file.fileno()).digest(about.st_size)
                 head = {"put": name, "size": about.st_size, "mode": about.st_mode & 0o777, "digest": digest}
-                self._words.send(head)
-                _send_file(self.sock, file, about.st_size)
-        answer = self._words.receive(time.monotonic() + STALL_S)
-        self.sock.settimeout(STALL_S)
-        if "refused" in answer:
-            raise handshake.HandshakeRejected(handshake.printable(answer["refused"]))
+                self._lines.send(head)
+                send_file(self.sock, file, about.st_size)
+        answer = self._read_reply()
         if "altered" in answer:
             raise ChecksumMismatch(str(answer["altered"]))
+
+    def _read_reply(self) -> dict[str, Any]:
+        """Receive the reply to a request; raise `HandshakeRejected` if the server refused it."""
+        reply = self._lines.receive(time.monotonic() + STALL_TIMEOUT_S)
+        self.sock.settimeout(STALL_TIMEOUT_S)
+        if "refused" in reply:
+            raise handshake.HandshakeRejected(handshake.printable(reply["refused"]))
+        return reply
 
     def close(self) -> None:
         """Close the connection."""
@@ -647,32 +685,33 @@ class TransferClient:
 
 
 def max_unauthenticated(most: int = MAX_UNAUTHENTICATED) -> int:
-    """Give how many strangers may be here at once without taking the descriptors that others need."""
+    """Return the limit of unauthenticated connections that leaves file descriptors for the others."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return most if limit == resource.RLIM_INFINITY else max(1, min(most, limit // UNAUTHENTICATED_FD_DIVISOR))
 
 
 class AuthenticatingListener:
-    """A listening socket whose connections prove the secret, each in a thread of its own, before they count.
+    """A listening socket that authenticates each connection in a thread of its own.
 
     Parameters
     ----------
     listener
         A bound, listening socket.
     secret
-        A function that gives the secret to ask for now, from who greets like that.
+        Returns the secret to ask for, from the client's greeting.
     welcome
-        Called in the connection's thread with the socket, the client's greeting and its address; owns the socket from then on. The
-        greeting also says as "here" which address of this machine the client has dialled.
+        Called in the connection's thread with the socket, the client's greeting and its address;
+        owns the socket from then on. The greeting's "here" is the local address of the connection.
     refused
         Called with the peer's address and the reason.
     most
-        Handshakes at once, but no more than an eighth of the files that this process may have open. Further ones wait in the kernel's queue, until somebody
-        has proved the secret, has been refused, or has taken long.
+        Handshakes at a time, but no more than an eighth of the file descriptors of this process.
+        Further connections wait in the kernel's queue until a handshake succeeds, fails, or has
+        lasted too long.
     cover
-        Puts TLS over each connection, if there is to be any.
+        Wraps each connection into TLS; None for plain ones.
     name
-        What is told to who has proved the secret.
+        Sent to clients that have proved the secret.
     """
 
     def __init__(
@@ -688,29 +727,29 @@ class AuthenticatingListener:
         self._cover, self._name = cover, name
         self._listener, self._secret, self._welcome, self._refused = listener, secret, welcome, refused
         self._most = max_unauthenticated(most)
-        self._handshake_grace_s = (
-            HANDSHAKE_GRACE_S * self._most / most
-        )  # fewer places: then nobody waits longer for one
-        self._unauthenticated: dict[
-            socket.socket, float
-        ] = {}  # since when they are here, the first of them first
+        # with fewer places each is held for a shorter time, so a connection waits no longer for one
+        self._handshake_grace_s = HANDSHAKE_GRACE_S * self._most / most
+        # connection -> when it was accepted, the oldest first
+        self._unauthenticated: dict[socket.socket, float] = {}
         self._evicted: set[socket.socket] = set()
         self._open: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
-        self._recent_refusals: list[float] = []  # when the last refusals were said
+        # when refusals were logged lately
+        self._recent_refusals: list[float] = []
         self._suppressed_refusals = 0
         self._closing = False
         self._quiet_until = 0.0
-        self._thread = threading.Thread(target=self._accept, name="vine-door", daemon=True)
+        self._thread = threading.Thread(target=self._accept_connections, name="vine-door", daemon=True)
         self._thread.start()
 
-    def _accept(self) -> None:
+    def _accept_connections(self) -> None:
         while not self._closing:
             try:
                 sock, address = self._listener.accept()
             except OSError as error:
-                if not self._closing:  # such as too many open files: that may pass
+                # such as too many open files, which may pass
+                if not self._closing:
                     self._log_accept_error(error)
                 continue
             guest = threading.Thread(
@@ -727,13 +766,14 @@ class AuthenticatingListener:
                 self._open[sock], self._unauthenticated[sock] = guest, time.monotonic()
                 try:
                     guest.start()
-                except RuntimeError as error:  # no more threads: that may pass
+                except RuntimeError as error:
+                    # the limit of threads is reached, which may pass
                     del self._open[sock], self._unauthenticated[sock]
                     sock.close()
                     self._log_accept_error(OSError(errno.EAGAIN, str(error)))
 
     def _evict_slow_connection(self) -> None:
-        """Wait until there is a place for one more; if that takes long, who has had one for longest goes."""
+        """Wait for a free place; close the oldest unauthenticated connection if that takes too long."""
         while len(self._unauthenticated) >= self._most and not self._closing:
             oldest, since = next(iter(self._unauthenticated.items()))
             patience = since + self._handshake_grace_s - time.monotonic()
@@ -748,7 +788,7 @@ class AuthenticatingListener:
                 pass
 
     def _log_accept_error(self, error: OSError) -> None:
-        """Say why, but not again and again, and have those who knock wait."""
+        """Log why connections cannot be accepted, at most once in `LOG_INTERVAL_S`, and pause."""
         now = time.monotonic()
         if now >= self._quiet_until:
             self._quiet_until = now + LOG_INTERVAL_S
@@ -763,7 +803,7 @@ class AuthenticatingListener:
         time.sleep(0.1)
 
     def _log_refusal(self, address: str, reason: str) -> None:
-        """Say that somebody was refused; where there are many they are only counted, so that nobody fills a disk with what is said of him."""
+        """Log a refusal; only count further ones if there are many, so that clients cannot fill the disk."""
         now = time.monotonic()
         with self._lock:
             self._recent_refusals = [at for at in self._recent_refusals if now - at < LOG_INTERVAL_S]
@@ -792,7 +832,8 @@ class AuthenticatingListener:
                 greeting = handshake.serve(sock, self._secret, self._name)
                 greeting["here"] = canonical_address(str(outer.getsockname()[0]))
             finally:
-                with self._room:  # who has proved the secret takes no place from those who still have to
+                # authenticated connections do not count against the limit
+                with self._room:
                     self._unauthenticated.pop(outer, None)
                     self._room.notify()
             self._welcome(sock, greeting, address)
@@ -809,10 +850,11 @@ class AuthenticatingListener:
                 self._evicted.discard(outer)
 
     def close(self) -> None:
-        """Stop listening and cut what is still being served."""
+        """Stop listening and close the connections that are still served."""
         self._closing = True
         try:
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(); close() alone does not on Linux
+            # wakes accept(), which close() alone does not on Linux
+            self._listener.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
         self._listener.close()
@@ -824,7 +866,7 @@ class AuthenticatingListener:
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
-        deadline = time.monotonic() + CLOSE_S
+        deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
         for thread in (self._thread, *guests.values()):
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))

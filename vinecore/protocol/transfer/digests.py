@@ -42,7 +42,7 @@ class Digest:
         return f"{self._value:08x}"
 
 
-def cpu_to_spare() -> bool:
+def has_spare_cpu() -> bool:
     """Whether there are processors to spare for a digest while a transfer takes those of its sender and its receiver."""
     return len(os.sched_getaffinity(0)) > TRANSFER_CPUS if hasattr(os, "sched_getaffinity") else True
 
@@ -54,7 +54,7 @@ def digest_bytes(data: Bytes) -> str:
     return str(digest)
 
 
-def digest_file(path: str) -> str:
+def hash_file(path: str) -> str:
     """The digest of a file's content."""
     with open(path, "rb", buffering=0) as file:
         return IncrementalHasher(file.fileno()).digest(os.fstat(file.fileno()).st_size)

@@ -13,10 +13,10 @@ import stat
 from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple, Union
 
-PLAIN = 0o444
+DEFAULT_FILE_MODE = 0o444
 SINGLE_FILE_TIME_S = 946_684_800
 """When any single file was changed last, as tasks see it: the first of January 2000. Older ones do not fit into a zip archive."""
-KINDS = {
+UNSUPPORTED_KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
@@ -24,7 +24,7 @@ KINDS = {
 }
 
 
-class Entry(NamedTuple):
+class TreeEntry(NamedTuple):
     """One part of a tree.
 
     Attributes
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
     link: str | None = None
 
 
-def shown_mode(mode: int) -> int:
+def visible_mode(mode: int) -> int:
     """Give the mode that a task sees of a file: nobody may write to an input; all may read it, or its owner only; and run it, or not.
 
     Examples
@@ -70,13 +70,13 @@ def check_kind(path: str, mode: int) -> None:
     ValueError
         It is a pipe, a socket or a device.
     """
-    kind = KINDS.get(stat.S_IFMT(mode))
+    kind = UNSUPPORTED_KINDS.get(stat.S_IFMT(mode))
     if kind is not None:
         msg = f"{path} is {kind}: only files, folders and links in them can be inputs and outputs"
         raise ValueError(msg)
 
 
-def entries(folder: str, *, follow: bool) -> Iterator[Entry]:
+def iterate_entries(folder: str, *, follow: bool) -> Iterator[TreeEntry]:
     """Go through a tree, in an order that depends on its names only.
 
     Parameters
@@ -94,10 +94,12 @@ def entries(folder: str, *, follow: bool) -> Iterator[Entry]:
         A part of it cannot be read.
     """
     real = os.path.realpath(folder)
-    return _entries(real, "", "", follow, (real,))
+    return _iterate_folder(real, "", "", follow, (real,))
 
 
-def _entries(folder: str, prefix: str, root: str, follow: bool, above: tuple[str, ...]) -> Iterator[Entry]:
+def _iterate_folder(
+    folder: str, prefix: str, root: str, follow: bool, above: tuple[str, ...]
+) -> Iterator[TreeEntry]:
     """As `entries`; ``root`` is the part of the names that links may not climb out of, ``above`` the folders on the way here."""
     with os.scandir(folder) as found:
         inner = sorted(found, key=lambda entry: entry.name)
@@ -107,28 +109,28 @@ def _entries(folder: str, prefix: str, root: str, follow: bool, above: tuple[str
         if stat.S_ISLNK(about.st_mode):
             link = os.readlink(entry.path)
             real = os.path.realpath(entry.path)
-            if not follow or not os.path.exists(real) or _stays(link, name[len(root) :]):
-                yield Entry(name, entry.path, about, link)
+            if not follow or not os.path.exists(real) or _stays_inside(link, name[len(root) :]):
+                yield TreeEntry(name, entry.path, about, link)
                 continue
             about = os.stat(real)
             if stat.S_ISDIR(about.st_mode) and any(_is_below(one, real) for one in above):
                 msg = f"{entry.path} is a link to {real}, a folder that it is in itself, so there would be no end to what is in it"
                 raise ValueError(msg)
-            yield from _entry(name, real, about, name + "/", follow, above)
+            yield from _iterate_entry(name, real, about, name + "/", follow, above)
         else:
-            yield from _entry(name, entry.path, about, root, follow, above)
+            yield from _iterate_entry(name, entry.path, about, root, follow, above)
 
 
-def _entry(
+def _iterate_entry(
     name: str, path: str, about: os.stat_result, root: str, follow: bool, above: tuple[str, ...]
-) -> Iterator[Entry]:
+) -> Iterator[TreeEntry]:
     check_kind(path, about.st_mode)
-    yield Entry(name, path, about)
+    yield TreeEntry(name, path, about)
     if stat.S_ISDIR(about.st_mode):
-        yield from _entries(path, name + "/", root, follow, (*above, os.path.realpath(path)))
+        yield from _iterate_folder(path, name + "/", root, follow, (*above, os.path.realpath(path)))
 
 
-def _stays(link: str, name: str) -> bool:
+def _stays_inside(link: str, name: str) -> bool:
     """Whether a link leads to something of its tree, wherever that is; a path that goes down before it climbs may pass another link."""
     parts = link.split("/")
     climbs = next((number for number, part in enumerate(parts) if part not in ("..", ".", "")), len(parts))
@@ -139,10 +141,10 @@ def _stays(link: str, name: str) -> bool:
     )
 
 
-def bring_in(tree: str, surrounding: str) -> None:
+def make_self_contained(tree: str, surrounding: str) -> None:
     """Have what a tree shares with the folder around it, which will go, in the tree: what its links point to, and files that are linked elsewhere."""
     top, around = os.path.realpath(tree), os.path.realpath(surrounding)
-    for entry in list(entries(tree, follow=False)):
+    for entry in list(iterate_entries(tree, follow=False)):
         if entry.link is None:
             if stat.S_ISREG(entry.about.st_mode) and entry.about.st_nlink > 1:
                 shutil.copy2(entry.path, entry.path + ".vine-copy")
@@ -157,20 +159,20 @@ def bring_in(tree: str, surrounding: str) -> None:
             msg = f"{entry.name} is a link to a folder that it is in itself"
             raise ValueError(msg)
         os.unlink(entry.path)
-        copy(real, entry.path)
+        copy_tree(real, entry.path)
 
 
 def _is_below(path: str, folder: str) -> bool:
     return (path + os.sep).startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def copy(source: str, target: str) -> None:
+def copy_tree(source: str, target: str) -> None:
     """Copy a file or a tree, whose links are followed only where they lead out of it."""
     if not os.path.isdir(source):
         shutil.copy2(source, target)
         return
     os.mkdir(target)
-    for entry in entries(source, follow=True):
+    for entry in iterate_entries(source, follow=True):
         place = os.path.join(target, entry.name)
         if entry.link is not None:
             os.symlink(entry.link, place)
@@ -180,7 +182,7 @@ def copy(source: str, target: str) -> None:
             shutil.copy2(entry.path, place)
 
 
-def look(folder: str) -> tuple[Any, ...]:
+def stamp_tree(folder: str) -> tuple[Any, ...]:
     """Give what changes when a part of a tree does: names, sizes and times, without reading any content."""
     return tuple(
         (
@@ -191,7 +193,7 @@ def look(folder: str) -> tuple[Any, ...]:
             entry.about.st_mtime_ns,
             entry.about.st_ino,
         )
-        for entry in entries(folder, follow=True)
+        for entry in iterate_entries(folder, follow=True)
         if not stat.S_ISDIR(entry.about.st_mode)
     )
 
@@ -206,7 +208,7 @@ def set_modes(
         _set_mode(path, about, of_file)
         return
     _set_mode(path, about, of_folder)
-    for entry in entries(path, follow=False):
+    for entry in iterate_entries(path, follow=False):
         if entry.link is None:
             _set_mode(entry.path, entry.about, of_folder if stat.S_ISDIR(entry.about.st_mode) else of_file)
 

@@ -339,9 +339,9 @@ def versions() -> dict[str, str]:
 def main() -> None:
     """Run a host on the descriptor given on the command line."""
     descendants.die_with_parent()
-    import_paths.give_back()
+    import_paths.restore_python_path()
     program_folders.running_kernel()  # each fork wants to know
-    random_seeds.watch()
+    random_seeds.watch_seeding()
     fresh_imports.install()
     captured_output.print_lines_at_once()
     if os.environ.pop(usage.RECORDS, ""):

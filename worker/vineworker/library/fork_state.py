@@ -69,7 +69,7 @@ def renew() -> None:
     torch: Any = sys.modules.get("torch")
     for one in _found.values():
         if isinstance(one, random.Random):
-            if not random_seeds.known.chosen.get(id(one), False):
+            if not random_seeds.seeds.chosen.get(id(one), False):
                 one.seed()
         elif (
             torch is not None
@@ -90,7 +90,7 @@ def _renew_numpy() -> None:
     for one in _found.values():
         if isinstance(one, bits.BitGenerator) and id(sequence := getattr(one, "_seed_seq", None)) in renewed:
             one.state = type(one)(sequence).state
-    if random_seeds.known.is_numpy_unseeded:
+    if random_seeds.seeds.is_numpy_unseeded:
         getattr(legacy, random_seeds.GLOBAL_NUMPY[1]).seed()
     for one in _found.values():
         if isinstance(one, legacy.RandomState):
@@ -101,14 +101,14 @@ def _renew_numpy() -> None:
 
 def _renew_sequence(sequence: Any) -> bool:
     """Have a seed sequence begin with another seed, if the system gave it the one it has; what it is for others stays."""
-    if not random_seeds.known.was_drawn(sequence.entropy):
+    if not random_seeds.seeds.was_drawn(sequence.entropy):
         return False
     sequence.__init__(
         spawn_key=sequence.spawn_key,
         pool_size=sequence.pool_size,
         n_children_spawned=sequence.n_children_spawned,
     )
-    random_seeds.known.add_drawn(sequence.entropy)  # of a process that forks, too
+    random_seeds.seeds.add_drawn(sequence.entropy)  # of a process that forks, too
     return True
 
 

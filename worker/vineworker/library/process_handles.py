@@ -501,7 +501,7 @@ def _variables(environment: str, folder: str, short: str, options: dict[str, Any
     variables = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
     os.makedirs(os.path.join(folder, TMPDIR_NAME), exist_ok=True)
     variables.update(dict.fromkeys(temporary.NAMES, os.path.join(short, TMPDIR_NAME)))
-    variables = import_paths.lend(_import_path(environment, folder), variables)
+    variables = import_paths.lend_python_path(_import_path(environment, folder), variables)
     variables["VINE_SANDBOX"] = folder
     cores = str(max(1, int(options["cores"]))) if options.get("cores") else ""
     if cores:
@@ -514,7 +514,7 @@ def _variables(environment: str, folder: str, short: str, options: dict[str, Any
     chosen = options.get("env", {})
     variables.update(chosen)
     if "PYTHONPATH" in chosen:
-        variables[import_paths.OWN] = chosen["PYTHONPATH"]
+        variables[import_paths.USER_PYTHONPATH] = chosen["PYTHONPATH"]
     return variables
 
 

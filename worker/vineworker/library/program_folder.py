@@ -73,7 +73,7 @@ class StartingFolder:
         folder = program.folder
         if folder is None:
             self._unseen = ""
-        elif not program_folders.is_seen(folder):
+        elif not program_folders.is_visible(folder):
             self._unseen = folder.path
         elif program.has_files:
             self._view = FolderView(
@@ -116,7 +116,7 @@ def add_imports(program: Program, home: str) -> list[str]:
     """Have imports find what the program finds, after what is in the process's own folder; give what was added to the path."""
 
     def missing(folders: tuple[Folder, ...]) -> list[str]:
-        return [f.path for f in folders if f.path not in sys.path and program_folders.is_seen(f)]
+        return [f.path for f in folders if f.path not in sys.path and program_folders.is_visible(f)]
 
     first = missing(program.first)
     own = 1 if sys.path and (sys.path[0] == home or os.path.realpath(sys.path[0]) == home) else 0

@@ -401,7 +401,9 @@ def dump_result(result: Any) -> list[Any]:
     except Exception as error:
         from vinecore.protocol.serialization import unpicklable
 
-        exceptions.add_note(error, f"what it returned cannot be sent: {unpicklable.describe(result)}")
+        exceptions.add_note(
+            error, f"what it returned cannot be sent: {unpicklable.describe_unpicklable(result)}"
+        )
         raise
 
 

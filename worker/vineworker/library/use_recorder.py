@@ -152,7 +152,7 @@ class Recorder:
         """A module was imported by a name that its code need not tell; one that is there already is not read again."""
         if self._call is not None and user_modules.is_own_module(module):
             self._given.add(module.__name__)
-            self._note(used_resources.file(user_modules.source_of(module) or ""))
+            self._note(used_resources.describe_file(user_modules.source_path(module) or ""))
 
     def watch_import(self, load: Callable[[], Any], name: str) -> Any:
         """Import a module; what it takes to import a package of the environment is not what the call has read."""
@@ -202,7 +202,8 @@ class Recorder:
                 # A module that this call has imported is there for the next, which reads its file no more.
                 if sources is None:
                     sources = {
-                        user_modules.source_of(one) or "": one.__name__ for one in user_modules.own_modules()
+                        user_modules.source_path(one) or "": one.__name__
+                        for one in user_modules.find_own_modules()
                     }
                 if path in sources:
                     owners = owners | {sources[path]}  # noqa: PLW2901 - with one more
@@ -258,7 +259,9 @@ class Recorder:
                 place = importlib.util.source_from_cache(place)
             except ValueError:
                 pass
-        self._note(used_resources.file(place) if used_resources.is_settled(place) else used_resources.UNSEEN)
+        self._note(
+            used_resources.describe_file(place) if used_resources.is_settled(place) else used_resources.UNSEEN
+        )
 
     def _note_kernel(self, place: str) -> None:
         """Something was read that the kernel makes up."""
@@ -278,7 +281,7 @@ class Recorder:
         try:
             place = self._place(path)
             if place is not None and not place.startswith(KERNEL) and not os.path.isdir(place):
-                self._note(used_resources.file(place))
+                self._note(used_resources.describe_file(place))
         finally:
             self._busy.now = False
 
@@ -299,14 +302,14 @@ class Recorder:
             ("<frozen importlib", "<frozen zipimport")
         ):
             return
-        self._note(used_resources.listing(place) or used_resources.UNSEEN)
+        self._note(used_resources.describe_listing(place) or used_resources.UNSEEN)
 
     def _database(self, path: Any) -> None:
         if path != ":memory:":
             self._opened += 1
             place = self._place(path)
             if place is not None:
-                self._note(used_resources.file(place))
+                self._note(used_resources.describe_file(place))
 
     def _make(self, path: Any) -> None:
         self._made[os.path.abspath(os.fsdecode(path))] = None
@@ -337,7 +340,7 @@ class Recorder:
         if not isinstance(name, str) or name in OWN_VARIABLES or name.startswith("PYTHON"):
             return
         if not getattr(self._busy, "now", False):
-            self._note(used_resources.variable(name, value))
+            self._note(used_resources.describe_variable(name, value))
 
     def variables(self) -> None:
         """All of them were read."""
@@ -543,7 +546,7 @@ def _is_reached(module: str, contents: Iterable[Optional[bytes]]) -> bool:
 
 def _users_of(module: str) -> set[str]:
     """The user's own modules in whose texts a module is named, those in whose texts they are named, and so on."""
-    own = {found.__name__: user_modules.source_of(found) or "" for found in user_modules.own_modules()}
+    own = {found.__name__: user_modules.source_path(found) or "" for found in user_modules.find_own_modules()}
     found, waiting = {module}, [module]
     while waiting:
         name = waiting.pop().rpartition(".")[2].encode()

@@ -20,7 +20,7 @@ def put_right() -> None:
     """Make this process as it should be, at its start: before there are threads, files or children."""
     open_standard_streams()
     unblock_signals()
-    import_paths.give_back()
+    import_paths.restore_python_path()
 
 
 def open_standard_streams() -> None:

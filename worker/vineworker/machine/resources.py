@@ -32,7 +32,7 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING, NamedTuple
 
-from vinecore.protocol.amounts import MOST, parse_megabytes
+from vinecore.protocol.amounts import MAX_MEGABYTES, parse_megabytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -132,7 +132,7 @@ def _from_environment(variable: str, env: Mapping[str, str], notes: list[str]) -
         if variable in ("MEMORY", "DISK") and text[0] != "-":
             return parse_megabytes(text)
         number = float(text)
-        if number.is_integer() and number <= MOST:
+        if number.is_integer() and number <= MAX_MEGABYTES:
             return int(number)
     except (ValueError, OverflowError):
         pass

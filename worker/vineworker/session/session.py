@@ -116,7 +116,7 @@ class ManagerSession:
         self.tls_context: Any = None  # of the data port
         self._settings, self._warden, self._keeper, self._leave = settings, warden, keeper, leave
         self._folder = tempfile.mkdtemp(prefix="session-", dir=folder)
-        self._short = temporary_folders.point(warden.link, self._folder)
+        self._short = temporary_folders.update_link(warden.link, self._folder)
         self._loop = asyncio.get_running_loop()
         # of their own, because a transfer may wait long for the other end, and no task shall wait for it
         self._transfers = ThreadPoolExecutor(TRANSFER_THREADS, "vine-transfer")
@@ -283,7 +283,7 @@ class ManagerSession:
         for threads in (self._transfers, self._uploads, self._threads):
             threads.shutdown(wait=False, cancel_futures=True)
         # whoever finds that it leads nowhere may remove it
-        temporary_folders.point(self._warden.link, os.path.dirname(self._folder))
+        temporary_folders.update_link(self._warden.link, os.path.dirname(self._folder))
         if self._keeper.busy:  # it still takes things out of the folder
             self._keeper.run_after_pending(lambda: bulk.remove_tree(self._folder))
         else:

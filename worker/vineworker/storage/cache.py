@@ -443,7 +443,7 @@ def _write(path: str, data: bytes) -> None:
     """Make a file that all may read, whatever the umask is."""
     with open(path, "wb") as file:
         file.write(data)
-    os.chmod(path, trees.PLAIN)
+    os.chmod(path, trees.DEFAULT_FILE_MODE)
 
 
 def _move(path: str, target: str) -> None:

@@ -141,7 +141,7 @@ def _from_web(url: str, path: str, size: int, validator: Sequence[str]) -> None:
         announced = answer.headers.get("Content-Length")
         if content_changed(answer.headers, size, validator):
             raise content.ObjectNotFound(CHANGED)
-        while chunk := answer.read(content.CHUNK):
+        while chunk := answer.read(content.CHUNK_BYTES):
             file.write(chunk)
         if announced is not None and file.tell() != int(announced):
             msg = f"the server stopped half way: {file.tell()} bytes came, {announced} were announced"

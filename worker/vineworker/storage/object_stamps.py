@@ -132,7 +132,7 @@ class Looks:
         """Read a file whose time of change is another one, and nothing else that a write changes."""
         if before._replace(ctime_ns=0, mode=0) != now._replace(ctime_ns=0, mode=0) or not known.digest:
             return False
-        if digests.digest_file(known.path) != known.digest:
+        if digests.hash_file(known.path) != known.digest:
             return False
         with self._lock:
             if known.files[""] == before and _look(os.stat(known.path)) == now:
@@ -272,7 +272,7 @@ def _look(about: os.stat_result) -> Look:
 def _settle(path: str) -> None:
     """Give a single file one of the modes, and the time, that tasks see."""
     about = os.stat(path)
-    mode = trees.shown_mode(about.st_mode)
+    mode = trees.visible_mode(about.st_mode)
     with contextlib.suppress(PermissionError):  # some file systems have neither
         if stat.S_IMODE(about.st_mode) != mode:
             os.chmod(path, mode)
@@ -281,7 +281,7 @@ def _settle(path: str) -> None:
 
 def _look_at_tree(path: str) -> tuple[int, str, dict[str, Look]]:
     size, digest, files = 0, hashlib.sha256(), {}
-    for entry in trees.entries(path, follow=False):
+    for entry in trees.iterate_entries(path, follow=False):
         if COMPILED in entry.name.split("/"):
             continue
         about, what = entry.about, ""

@@ -375,7 +375,7 @@ class PersistentCache:
             if isinstance(content, bytes):
                 with open(path, "wb") as file:
                     file.write(content)
-                os.chmod(path, trees.PLAIN)
+                os.chmod(path, trees.DEFAULT_FILE_MODE)
             else:
                 guard(name, partial(_link, content, path))
             record = _make_record(name, path, digest=forever)

@@ -20,7 +20,7 @@ from vineworker.storage.downloads import Downloader
 log = logging.getLogger("vine_worker")
 
 MOST_IDLE_PER_PEER = 2
-MOST_IDLE_S = bulk.IDLE_S / 2
+MOST_IDLE_S = bulk.IDLE_TIMEOUT_S / 2
 
 
 class TransferSource(NamedTuple):
@@ -109,9 +109,9 @@ class TransferClient:
             if "://" in fetch.source:
                 self._addresses.fetch(fetch.source, path, fetch.size, fetch.validator)
                 os.chmod(
-                    path, trees.PLAIN
+                    path, trees.DEFAULT_FILE_MODE
                 )  # who has fetched it may have gone by the umask, or by what is there
-                received = bulk.ReceivedObject(os.path.getsize(path), digests.digest_file(path))
+                received = bulk.ReceivedObject(os.path.getsize(path), digests.hash_file(path))
             else:
                 received, proof = self._from_peer(fetch, path)
             if os.path.isdir(path):

@@ -82,7 +82,7 @@ class _Filling:
     def _put_tree(self, name: str, source: str, target: str) -> None:
         os.mkdir(target)
         folders = [(target, os.stat(source).st_mode)]
-        for entry in trees.entries(source, follow=False):
+        for entry in trees.iterate_entries(source, follow=False):
             place = os.path.join(target, entry.name)
             if entry.link is not None:
                 os.symlink(entry.link, place)
@@ -109,7 +109,7 @@ class _Filling:
                 return
             shutil.copyfile(source, target)
         os.utime(target, ns=(about.st_atime_ns, about.st_mtime_ns))
-        _set_mode(target, trees.shown_mode(about.st_mode))
+        _set_mode(target, trees.visible_mode(about.st_mode))
         self.copies[os.stat(target).st_ino] = size
 
     def _try_link(self, name: str, inner: str, target: str) -> bool:
@@ -224,7 +224,7 @@ def _collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> 
     sums: dict[str, str] = {}
     for name, path in found.items():
         if not os.path.isdir(path):
-            sums[name] = digests.digest_file(path)
+            sums[name] = digests.hash_file(path)
         cache.store(name, path, sums.get(name, ""))
         sizes[name] = cache.size(name)
     missing = [f"the task did not make {', '.join(absent)}"] if absent else []
@@ -252,10 +252,10 @@ def _taken(path: str, folder: str, number: int) -> str:
     behind = real != os.path.join(os.path.realpath(folder), os.path.relpath(path, folder))
     if behind or (os.path.isfile(path) and os.stat(path).st_nlink > 1):  # what it is stays where it is
         path = os.path.join(folder, f".vine-copy-{number}")
-        trees.copy(real, path)
+        trees.copy_tree(real, path)
     if os.path.isdir(path):
         trees.set_modes(path, lambda mode: mode | 0o400, lambda mode: mode | 0o500)
-        trees.bring_in(path, os.path.dirname(folder))
+        trees.make_self_contained(path, os.path.dirname(folder))
     else:
         trees.set_modes(path, lambda mode: mode | 0o400)
     return path

@@ -42,14 +42,14 @@ class Evil:
     ids=["alone", "nested", "attribute", "generator", "far", "evil"],
 )
 def test_the_part_is_named(value, said):
-    assert said in unpicklable.describe(value)
+    assert said in unpicklable.describe_unpicklable(value)
 
 
 def test_what_a_function_refers_to_is_named():
-    assert "because lock is a _thread.lock" in unpicklable.describe(with_cell(LOCK))
+    assert "because lock is a _thread.lock" in unpicklable.describe_unpicklable(with_cell(LOCK))
     with_global.__module__ = "__main__"  # so that it is pickled by value
     try:
-        assert "because LOCK is a _thread.lock" in unpicklable.describe(with_global)
+        assert "because LOCK is a _thread.lock" in unpicklable.describe_unpicklable(with_global)
     finally:
         with_global.__module__ = __name__
 
@@ -57,4 +57,4 @@ def test_what_a_function_refers_to_is_named():
 def test_a_value_that_holds_itself_is_told_of():
     value = [LOCK]
     value.insert(0, value)
-    assert "a list cannot be pickled" in unpicklable.describe(value)
+    assert "a list cannot be pickled" in unpicklable.describe_unpicklable(value)

@@ -32,7 +32,7 @@ def same(one, other):
         one.dtype == other.dtype
         and one.shape == other.shape
         and one.flags.f_contiguous == other.flags.f_contiguous
-        and (one.flags.writeable == other.flags.writeable or one.nbytes < values.OUT_OF_BAND)
+        and (one.flags.writeable == other.flags.writeable or one.nbytes < values.MIN_OUT_OF_BAND_BYTES)
         and (one.flags.c_contiguous == other.flags.c_contiguous or not one.size)
         and one.tobytes("A") == other.tobytes("A")
     )

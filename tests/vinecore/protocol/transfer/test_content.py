@@ -29,7 +29,7 @@ from vinecore.protocol.transfer.content import (
 )
 
 SECRET = b"secret"
-SIZES = [0, 1, bulk.CHUNK - 1, bulk.CHUNK, bulk.CHUNK + 1, 3 * bulk.CHUNK + 17]
+SIZES = [0, 1, bulk.CHUNK_BYTES - 1, bulk.CHUNK_BYTES, bulk.CHUNK_BYTES + 1, 3 * bulk.CHUNK_BYTES + 17]
 
 
 class Shelf:
@@ -75,7 +75,7 @@ def port(shelf, refusals):
     door = AuthenticatingListener(
         listener,
         lambda _greeting: SECRET,
-        lambda sock, greeting, _address: bulk.serve(
+        lambda sock, greeting, _address: bulk.serve_requests(
             AuthenticatedLines(sock, greeting["session"], "server"), shelf
         ),
         lambda address, reason: refusals.append((address, reason)),
@@ -194,11 +194,11 @@ def test_a_directory_is_fetched_with_all_that_is_in_it(shelf, client, tmp_path):
 
 def test_a_directory_that_there_is_no_room_for_is_not_fetched(shelf, client, tmp_path):
     (tmp_path / "tree").mkdir()
-    (tmp_path / "tree" / "large").write_bytes(bytes(3 * bulk.CHUNK))
+    (tmp_path / "tree" / "large").write_bytes(bytes(3 * bulk.CHUNK_BYTES))
     shelf.contents["tree"] = str(tmp_path / "tree")
 
     def fits(size):
-        assert size > 3 * bulk.CHUNK
+        assert size > 3 * bulk.CHUNK_BYTES
         raise OSError("there is no room")
 
     with pytest.raises(OSError, match="there is no room"):
@@ -229,7 +229,7 @@ def test_one_connection_serves_many_requests(shelf, client, tmp_path):
 
 
 def test_many_connections_are_served_side_by_side(shelf, port, tmp_path):
-    shelf.contents["x"] = noise(2 * bulk.CHUNK)
+    shelf.contents["x"] = noise(2 * bulk.CHUNK_BYTES)
     done = []
 
     def fetch(number):
@@ -268,7 +268,7 @@ def test_a_directory_is_brought_with_all_that_is_in_it(shelf, client, tmp_path):
 
 
 def test_putting_returns_when_all_of_it_is_stored(shelf, client):
-    client.put("x", noise(3 * bulk.CHUNK))
+    client.put("x", noise(3 * bulk.CHUNK_BYTES))
     assert "x" in shelf.contents
 
 
@@ -381,7 +381,7 @@ def test_a_source_that_does_not_deliver_is_an_error_and_leaves_nothing(tmp_path,
 
 
 def test_a_source_that_falls_silent_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(bulk, "STALL_S", 0.05)
+    monkeypatch.setattr(bulk, "STALL_TIMEOUT_S", 0.05)
     over = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -406,7 +406,7 @@ def test_a_source_that_falls_silent_is_given_up(tmp_path, monkeypatch):
 
 
 def test_a_client_that_asks_nothing_is_let_go(shelf, port, monkeypatch):
-    monkeypatch.setattr(bulk, "IDLE_S", 0.05)
+    monkeypatch.setattr(bulk, "IDLE_TIMEOUT_S", 0.05)
     with Raw(port) as sock:
         assert sock.recv(1) == b""
 
@@ -440,7 +440,7 @@ def way(request, monkeypatch):
         monkeypatch.setattr(os, "splice", not_to_files)
 
 
-@pytest.mark.parametrize("size", [bulk.CHUNK + 1, LARGE])
+@pytest.mark.parametrize("size", [bulk.CHUNK_BYTES + 1, LARGE])
 def test_a_large_file_comes_whole_and_with_its_digest(shelf, client, tmp_path, way, size):
     data = noise(size)
     shelf.contents["x"] = str(tmp_path / "source")
@@ -450,7 +450,7 @@ def test_a_large_file_comes_whole_and_with_its_digest(shelf, client, tmp_path, w
     assert (tmp_path / "target").read_bytes() == data
 
 
-@pytest.mark.parametrize("size", [1, 1000, bulk.CHUNK + 1, LARGE])
+@pytest.mark.parametrize("size", [1, 1000, bulk.CHUNK_BYTES + 1, LARGE])
 def test_a_file_that_was_altered_where_it_is_kept_is_refused(shelf, client, tmp_path, way, size):
     data = noise(size)
     shelf.contents["x"] = str(tmp_path / "source")
@@ -460,10 +460,10 @@ def test_a_file_that_was_altered_where_it_is_kept_is_refused(shelf, client, tmp_
 
 
 @pytest.mark.parametrize("spare", [False, True])
-@pytest.mark.parametrize("size", [bulk.CHUNK + 1, LARGE])
+@pytest.mark.parametrize("size", [bulk.CHUNK_BYTES + 1, LARGE])
 def test_a_large_file_is_here_before_it_is_compared(shelf, client, tmp_path, monkeypatch, way, size, spare):
     """The connection may serve others meanwhile, and the file may have another place."""
-    monkeypatch.setattr(digests, "cpu_to_spare", lambda: spare)
+    monkeypatch.setattr(digests, "has_spare_cpu", lambda: spare)
     data = noise(size)
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(data)
@@ -488,10 +488,10 @@ def test_a_large_file_is_here_before_it_is_compared(shelf, client, tmp_path, mon
 def test_what_is_small_a_directory_or_of_no_known_digest_is_compared_when_it_comes(shelf, client, tmp_path):
     make_tree(tmp_path / "tree")
     (tmp_path / "large").write_bytes(noise(LARGE))
-    (tmp_path / "small").write_bytes(noise(bulk.CHUNK))
+    (tmp_path / "small").write_bytes(noise(bulk.CHUNK_BYTES))
     for name in ("tree", "large", "small"):
         shelf.contents[name] = str(tmp_path / name)
-    small = digests.digest_bytes(noise(bulk.CHUNK))
+    small = digests.digest_bytes(noise(bulk.CHUNK_BYTES))
     for name, expected in (("tree", ""), ("tree", small), ("large", ""), ("small", small)):
         _received, proof = client.get_unverified(name, str(tmp_path / f"target-{name}-{expected}"), expected)
         assert proof is None
@@ -609,7 +609,9 @@ def test_a_door_that_closes_cuts_what_is_being_served(shelf, tmp_path):
     door = AuthenticatingListener(
         listener,
         lambda _greeting: SECRET,
-        lambda sock, greeting, _a: bulk.serve(AuthenticatedLines(sock, greeting["session"], "server"), shelf),
+        lambda sock, greeting, _a: bulk.serve_requests(
+            AuthenticatedLines(sock, greeting["session"], "server"), shelf
+        ),
         lambda *_: None,
     )
     port = listener.getsockname()[1]

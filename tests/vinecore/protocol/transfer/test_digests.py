@@ -35,7 +35,7 @@ def test_bytes_and_files_have_the_same_digest_however_it_is_computed(tmp_path, s
     piecewise = Digest()
     for start in range(0, size, 100_000):
         piecewise.update(memoryview(data)[start : start + 100_000])
-    assert {digests.digest_bytes(data), digests.digest_file(str(path)), str(piecewise)} == {
+    assert {digests.digest_bytes(data), digests.hash_file(str(path)), str(piecewise)} == {
         f"{zlib.crc32(data):08x}"
     }
 

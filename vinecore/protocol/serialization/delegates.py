@@ -12,29 +12,29 @@ import functools
 import types
 from typing import Any
 
-_USUAL = ("__reduce_ex__", "__reduce__", "__getstate__", "__new__", "__class__")
-_OWN = ("__setstate__", "__getnewargs__", "__getnewargs_ex__")
+_INHERITED_METHODS = ("__reduce_ex__", "__reduce__", "__getstate__", "__new__", "__class__")
+_CUSTOM_METHODS = ("__setstate__", "__getnewargs__", "__getnewargs_ex__")
 
 
 @functools.lru_cache(maxsize=1024)
 def is_delegate(kind: type) -> bool:
     """Whether objects of a type answer by a function for attributes that they have not, and leave all the rest to pickle."""
     return (
-        isinstance(_find(kind, "__getattr__"), types.FunctionType)
-        and all(_find(kind, name) is _find(object, name) for name in _USUAL)
-        and all(_find(kind, name) is None for name in _OWN)
+        isinstance(_find_in_classes(kind, "__getattr__"), types.FunctionType)
+        and all(_find_in_classes(kind, name) is _find_in_classes(object, name) for name in _INHERITED_METHODS)
+        and all(_find_in_classes(kind, name) is None for name in _CUSTOM_METHODS)
         and not copyreg._slotnames(kind)  # type: ignore[attr-defined] # noqa: SLF001 - what pickle asks
         and kind not in copyreg.dispatch_table
         and kind.__dictoffset__ != 0
     )
 
 
-def _find(kind: type, name: str) -> Any:
+def _find_in_classes(kind: type, name: str) -> Any:
     """Look an attribute of a class up without asking its metaclass."""
     return next((base.__dict__[name] for base in kind.__mro__ if name in base.__dict__), None)
 
 
-def reduced(obj: Any) -> Any:
+def reduce_delegate(obj: Any) -> Any:
     """Reduce such an object to its class and its attributes."""
     state = object.__getattribute__(obj, "__dict__")
     return copyreg.__newobj__, (type(obj),), state, None, None, set_attributes  # type: ignore[attr-defined]

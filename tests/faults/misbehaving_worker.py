@@ -9,7 +9,8 @@ import sys
 from vineworker import cli
 from vineworker.worker import Worker
 
-from vinecore.protocol.transfer import content as bulk
+from vinecore.protocol.transfer import client, content, server
+from vinecore.protocol.transfer.client import TransferConnection
 
 FAULTS = {}
 
@@ -53,12 +54,12 @@ def truncating():
 
     def half(words, content, **_more):
         data = content if isinstance(content, bytes) else open(content, "rb").read()
-        words.say({"size": len(data), "directory": False})
+        words.send({"size": len(data), "directory": False})
         words.sock.sendall(data[: len(data) // 2])
         message = "cut"
         raise ConnectionError(message)
 
-    bulk._send_object = half
+    server._send_object = half
 
 
 @fault
@@ -66,9 +67,9 @@ def denying():
     """Has none of the objects that it said it had."""
 
     def gone(words, content, **_more):
-        words.say({"gone": "no such object"})
+        words.send({"gone": "no such object"})
 
-    bulk._send_object = gone
+    server._send_object = gone
 
 
 @fault
@@ -76,29 +77,29 @@ def stalling():
     """Announces an object and then sends nothing."""
 
     def silence(words, content, **_more):
-        words.say({"size": 1 << 20, "directory": False})
+        words.send({"size": 1 << 20, "directory": False})
         words.sock.recv(1)
 
-    bulk._send_object = silence
+    server._send_object = silence
 
 
 @fault
 def forging():
     """Asks its peers for objects with tickets that it has made up."""
-    bring = bulk.TransferClient.get_unverified
+    bring = TransferConnection.get_unverified
 
     def forged(self, name, path, expected="", **ticket):
         if ticket:
             ticket["ticket"] = "00" * 32
         return bring(self, name, path, expected, **ticket)
 
-    bulk.TransferClient.get_unverified = forged
+    TransferConnection.get_unverified = forged
 
 
 @fault
 def impatient():
     """Gives a silent peer up after two seconds."""
-    bulk.STALL_TIMEOUT_S = 2.0
+    client.STALL_TIMEOUT_S = content.STALL_TIMEOUT_S = server.STALL_TIMEOUT_S = 2.0
 
 
 @fault

@@ -16,7 +16,8 @@ from tests.harness.processes import made_and_held, one_result, pass_time, until,
 from tests.harness.tcp_proxy import Proxy
 from vinecore import FunctionCall, PythonTask, Task
 from vinecore.protocol import frames
-from vinecore.protocol.transfer import content
+from vinecore.protocol.transfer import server
+from vinecore.protocol.transfer.server import _next_request
 
 ODD = str(Path(__file__).with_name("misbehaving_worker.py"))
 LARGE = 1_000_000
@@ -171,14 +172,14 @@ def test_a_worker_of_another_protocol_is_sent_away_with_the_reason(yard):
 
 
 def test_a_peer_that_asks_nothing_for_long_is_cut_off_and_comes_back(yard, monkeypatch):
-    ask, known = content._next_request, set()
+    ask, known = _next_request, set()
 
     def wait_briefly_for_the_second(words):
-        monkeypatch.setattr(content, "IDLE_TIMEOUT_S", 0.05 if words in known else 60.0)
+        monkeypatch.setattr(server, "IDLE_TIMEOUT_S", 0.05 if words in known else 60.0)
         known.add(words)
         return ask(words)
 
-    monkeypatch.setattr(content, "_next_request", wait_briefly_for_the_second)
+    monkeypatch.setattr(server, "_next_request", wait_briefly_for_the_second)
     m = yard.manager()
     yard.workers(m, 1)
     for _ in range(3):  # each over a connection that the manager has closed meanwhile

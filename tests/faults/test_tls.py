@@ -17,7 +17,7 @@ from tests.harness.processes import made_and_held, one_result, until
 from vinecore import Factory, PythonTask, Task
 from vinecore.factory.cli import command
 from vinecore.protocol import tls
-from vinecore.protocol.transfer import content
+from vinecore.protocol.transfer.client import TransferConnection
 from vinecore.security import certificates
 from vinecore.security.shared_secret import read_secret
 
@@ -165,7 +165,7 @@ def test_many_connections_stay_open_and_keep_nobody_out(yard):
     cover, fingerprint = tls.TlsTunnels(), tls.parse_fingerprint(m.ssl_fingerprint)
     secret = read_secret(yard.secret)
     clients = [
-        content.TransferClient("127.0.0.1", m.port, secret, lambda sock: cover.connect(sock, [fingerprint]))
+        TransferConnection("127.0.0.1", m.port, secret, lambda sock: cover.connect(sock, [fingerprint]))
         for _ in range(150)
     ]
     try:

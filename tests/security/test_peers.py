@@ -12,7 +12,7 @@ from tests.harness import sample_tasks
 from tests.harness.processes import one_result
 from vinecore import PythonTask
 from vinecore.protocol import handshake, transfer_tokens
-from vinecore.protocol.transfer import content
+from vinecore.protocol.transfer.client import TransferConnection
 from vinecore.security.shared_secret import read_secret
 
 
@@ -41,7 +41,7 @@ def test_a_worker_gives_a_file_to_whom_the_manager_has_sent_and_to_nobody_else(y
     secret = transfer_tokens.pair_key(key, 2)
 
     def client(secret=secret):
-        return contextlib.closing(content.TransferClient("127.0.0.1", port, secret, peer=2))
+        return contextlib.closing(TransferConnection("127.0.0.1", port, secret, peer=2))
 
     for reason, ticket in refused.items():
         with client() as peer, pytest.raises(handshake.HandshakeRejected, match=reason):

@@ -20,8 +20,9 @@ from tests.harness.processes import made_and_held, one_result, until
 from tests.harness.tcp_proxy import Proxy
 from tests.security.resource_monitor import crowd, many_files, unharmed, works
 from vinecore import PythonTask, Task
-from vinecore.protocol import handshake
-from vinecore.protocol.transfer import content
+from vinecore.protocol import handshake, listener
+from vinecore.protocol.listener import MAX_LOGGED_REFUSALS, MAX_UNAUTHENTICATED
+from vinecore.protocol.transfer.client import TransferConnection
 from vinecore.security.shared_secret import read_secret, write_secret
 
 LARGE = 1_000_000
@@ -122,7 +123,7 @@ def test_a_recorded_handshake_opens_no_door(yard):
 def test_two_thousand_silent_connections_keep_nobody_out(yard, caplog, monkeypatch, ssl):
     if ssl:
         pytest.importorskip("cryptography")
-        monkeypatch.setattr(content, "HANDSHAKE_GRACE_S", 0.5)
+        monkeypatch.setattr(listener, "HANDSHAKE_GRACE_S", 0.5)
     options = ["--ssl"] if ssl else []
     m = yard.manager(ssl=ssl or None)
     yard.workers(m, 1, *options)
@@ -137,7 +138,7 @@ def test_two_thousand_who_know_the_secret_and_ask_nothing_keep_nobody_out(yard):
     yard.workers(m, 1)
     with many_files(IDLE * 4), unharmed(m, yard), contextlib.ExitStack() as stack:
         for _ in range(IDLE):
-            client = content.TransferClient("127.0.0.1", m.port, read_secret(yard.secret))
+            client = TransferConnection("127.0.0.1", m.port, read_secret(yard.secret))
             stack.callback(client.close)
         yard.workers(m, 1)
         maker = PythonTask(sample_tasks.make_bytes, LARGE)  # it comes over a connection of its own
@@ -160,7 +161,7 @@ def test_who_says_a_byte_now_and_then_keeps_nobody_out(yard, whose):
             if over.wait(0.2):
                 return
 
-    with unharmed(m, yard), crowd(port_of(m, whose), 2 * content.MAX_UNAUTHENTICATED) as socks:
+    with unharmed(m, yard), crowd(port_of(m, whose), 2 * MAX_UNAUTHENTICATED) as socks:
         dripping = threading.Thread(target=drip, args=(socks,))
         dripping.start()
         try:
@@ -201,7 +202,7 @@ def test_who_is_silent_makes_room_only_for_somebody_who_knocks(yard, caplog):
             assert b"nonce" in sock.recv(4096)
         until(lambda: len(m._engine._listener._unauthenticated) == 3, "all places to be taken")
         assert not caplog.text
-        client = content.TransferClient("127.0.0.1", m.port, read_secret(yard.secret))
+        client = TransferConnection("127.0.0.1", m.port, read_secret(yard.secret))
         until(lambda: "others were waiting for its place" in caplog.text, "a word about it")
         assert socks[0].recv(1) == b"", "who came first has had most time"
         client.close()
@@ -212,10 +213,10 @@ def test_many_who_are_refused_do_not_fill_the_log(yard, caplog):
     m = yard.manager()
     yard.workers(m, 1)
     with unharmed(m, yard, lambda: caplog.text):
-        for _ in range(3 * content.MAX_LOGGED_REFUSALS):
+        for _ in range(3 * MAX_LOGGED_REFUSALS):
             throw(m.port, b"nonsense\n")
     said = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
-    assert len(said) == content.MAX_LOGGED_REFUSALS + 1
+    assert len(said) == MAX_LOGGED_REFUSALS + 1
     assert "further ones are counted" in said[-1]
 
 

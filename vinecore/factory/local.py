@@ -18,7 +18,8 @@ from vinecore.factory.batch_system import BatchError, PilotSpec, worker_command_
 from vinecore.factory.pilot_script import write_worker_zipapp
 from vinecore.protocol import import_paths, temporary_folders
 from vinecore.protocol.messages import PILOT_FEATURE_PREFIX
-from vinecore.protocol.transfer import content
+from vinecore.protocol.transfer.archive import unpack_safely
+from vinecore.protocol.trees import remove_tree
 
 GRACE_S = 30.0  # to hand over what only they have, where the manager stays, and to keep what is to be kept
 NEVER_S = 1_000_000.0
@@ -114,7 +115,7 @@ class Local:
         python = folder / "bin" / "python"
         try:
             with tarfile.open(archive) as tar:
-                content.unpack_safely(tar, str(folder))
+                unpack_safely(tar, str(folder))
             if not os.access(python, os.X_OK):
                 msg = "it has no bin/python"
                 raise ValueError(msg)
@@ -123,7 +124,7 @@ class Local:
                     [str(python), str(folder / "bin" / "conda-unpack")], check=True, capture_output=True
                 )
         except (OSError, ValueError, tarfile.TarError, subprocess.CalledProcessError) as error:
-            content.remove_tree(str(folder))
+            remove_tree(str(folder))
             msg = f"the environment {archive} cannot be used: {error}"
             raise BatchError(msg) from error
         return [str(python), str(pyz)]

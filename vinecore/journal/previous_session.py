@@ -18,7 +18,7 @@ import psutil
 
 from vinecore.journal import records as j
 from vinecore.protocol import INLINE_LIMIT
-from vinecore.protocol.transfer import content
+from vinecore.protocol.trees import remove_tree
 from vinecore.scheduler.resume import RECONNECT_TIMEOUT_S, Result, result_key
 from vinecore.server.object_store import staging_prefix
 
@@ -83,7 +83,7 @@ def remove_leftover_staging(past: PreviousSession) -> None:
     """Remove what managers that were killed have left in the temporary folder."""
     for session in filter(str.isalnum, past.sessions):
         for folder in Path(tempfile.gettempdir()).glob(f"{staging_prefix(session)}*"):
-            content.remove_tree(str(folder))
+            remove_tree(str(folder))
 
 
 def is_being_written(path: Path, header: j.Header) -> bool:

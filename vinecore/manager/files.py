@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vinecore.protocol import trees
 from vinecore.protocol.serialization import values
-from vinecore.protocol.transfer import digests, trees
+from vinecore.protocol.transfer import digests
 from vinecore.scheduler.state import FOREVER, TASK, WORKER, WORKFLOW
 
 if TYPE_CHECKING:

@@ -34,13 +34,13 @@ from vinecore.manager.libraries import ContextFunction, LibraryTask
 from vinecore.manager.reloaded_modules import Renewals
 from vinecore.manager.tasks import PythonTask, Task, check_sandbox_name, declared
 from vinecore.manager.url_metadata import RemoteFileInfo
-from vinecore.protocol import tls, xrootd
+from vinecore.protocol import tls, trees, xrootd
 from vinecore.protocol.discovery import manager_record
 from vinecore.protocol.discovery.catalog import configured_servers, parse_servers
 from vinecore.protocol.discovery.registry import registry_directory
 from vinecore.protocol.serialization import random_seeds, unpicklable, values
-from vinecore.protocol.transfer import content as bulk
-from vinecore.protocol.transfer import digests, trees
+from vinecore.protocol.transfer import digests
+from vinecore.protocol.transfer.types import Content
 from vinecore.resources.amounts import ResourceRequest, parse_mode
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
@@ -425,7 +425,7 @@ class Manager:
         """Load what a Python task has returned; give what its class raised if that went wrong."""
         assert task._outcome is not None
         assert task.id is not None
-        content: bulk.Content | None = task._outcome.payload
+        content: Content | None = task._outcome.payload
         released = bool(content)  # what came with the news of the end is nowhere else
         if not content:
             name = self.result_name(task.id)
@@ -788,7 +788,7 @@ class Manager:
             raise _is_directory(file)
         return Path(content).read_bytes() if isinstance(content, str) else content
 
-    def _find_or_fetch(self, file: File) -> bulk.Content:
+    def _find_or_fetch(self, file: File) -> Content:
         name = file.cache_name
         content = self._engine.store.find_object(name)
         if content is None:

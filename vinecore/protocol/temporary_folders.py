@@ -14,7 +14,7 @@ import tempfile
 import threading
 from typing import Optional
 
-from vinecore.protocol.transfer import content
+from vinecore.protocol.trees import remove_tree
 
 OWNER_FILE = ".vine-owner"
 """The file with the lock; in it is the name of the machine."""
@@ -35,7 +35,7 @@ def create_folder(prefix: str, parent: Optional[str] = None) -> str:
         os.rename(path + ".new", path)  # with its lock, so nobody sees it without
     except OSError:  # a file system without locks: then nobody but this process removes it
         os.close(lock)
-        content.remove_tree(path + ".new")
+        remove_tree(path + ".new")
     else:
         _locks[folder] = lock
     return folder
@@ -43,7 +43,7 @@ def create_folder(prefix: str, parent: Optional[str] = None) -> str:
 
 def remove_folder(folder: str) -> None:
     """Remove a folder that was made here."""
-    content.remove_tree(folder)
+    remove_tree(folder)
     lock = _locks.pop(folder, None)
     if lock is not None:
         os.close(lock)
@@ -92,8 +92,8 @@ def _remove_if_abandoned(path: str) -> None:
             return  # its worker is about to end, too
         for one in inner:  # what says whose it is last: if this ends in the middle, the next one goes on
             if os.path.basename(one) != OWNER_FILE:
-                content.remove_tree(one)
-        content.remove_tree(path)
+                remove_tree(one)
+        remove_tree(path)
     finally:
         os.close(lock)
 
@@ -132,7 +132,7 @@ def update_link(link: str, folder: str) -> str:
     if not link:
         return folder
     try:
-        content.remove_tree(link)
+        remove_tree(link)
         os.symlink(folder, link)
     except OSError:
         return folder

@@ -26,6 +26,9 @@ LINGER_S = 60.0
 TLS_HANDSHAKE_RECORD = 0x16
 """The first byte of TLS."""
 
+TlsWrapper = Callable[[socket.socket], socket.socket]
+"""Wraps a socket into TLS and owns it from then on (see `tls`)."""
+
 
 def fingerprint(certificate: bytes) -> str:
     """Give the fingerprint of a certificate in DER."""

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vinecore.protocol import INLINE_LIMIT, temporary_folders
-from vinecore.protocol.transfer import content as bulk
-from vinecore.protocol.transfer import trees
+from vinecore.protocol import INLINE_LIMIT, temporary_folders, trees
+from vinecore.protocol.transfer.types import Content
+from vinecore.protocol.trees import remove_tree
 
 log = logging.getLogger("vinecore")
 
@@ -40,7 +40,7 @@ class ObjectStore:
 
     def __init__(self, stored: Callable[[str, int, str], None], session: str = "") -> None:
         self._on_stored, self._prefix = stored, staging_prefix(session)
-        self._contents: dict[str, bulk.Content] = {}
+        self._contents: dict[str, Content] = {}
         self._temporary_names: set[str] = set()  # names of files that are ours to delete
         self._declarations: Counter[str] = Counter()  # declarations that have not been taken back
         self._file_stamps: dict[str, tuple[Any, ...]] = {}  # of the user's files, when they were declared
@@ -65,7 +65,7 @@ class ObjectStore:
 
     # ---- the user's own
 
-    def declare(self, name: str, content: bulk.Content) -> bool:
+    def declare(self, name: str, content: Content) -> bool:
         """Hold bytes, or remember a file or directory of the user's, until `release`.
 
         Returns
@@ -92,7 +92,7 @@ class ObjectStore:
             self._declarations[name] += 1
             new = self._declarations[name] == 1
         if copied:  # there is one already
-            bulk.remove_tree(copied)
+            remove_tree(copied)
         return new
 
     def _copy(self, path: str, mode: int) -> str:
@@ -122,7 +122,7 @@ class ObjectStore:
             if at_once:
                 doomed.discard(path)
         if at_once:
-            bulk.remove_tree(path)
+            remove_tree(path)
 
     def set_destination(self, name: str, place: str) -> None:
         """Say where the user wants an output."""
@@ -142,7 +142,7 @@ class ObjectStore:
 
     # ---- all
 
-    def find_object(self, name: str) -> bulk.Content | None:
+    def find_object(self, name: str) -> Content | None:
         """Give an object's bytes or path; nothing if the user has changed the file since it was declared."""
         content = self._contents.get(name)
         look = self._file_stamps.get(name)
@@ -159,7 +159,7 @@ class ObjectStore:
                 return None
         return content
 
-    def put(self, name: str, content: bulk.Content) -> None:
+    def put(self, name: str, content: Content) -> None:
         """Hold the content of a result."""
         self._contents[name] = content
 
@@ -218,7 +218,7 @@ class ObjectStore:
                 else f"there is a directory, and the task made a file{NAME_A_FILE.format(place)}"
             )
         if folder:
-            bulk.remove_tree(place)
+            remove_tree(place)
         shutil.move(path, place)
         if folder:
             self._brought.add(place)
@@ -241,7 +241,7 @@ class ObjectStore:
         if own and isinstance(content, str):
             doomed.add(content)
         for path in doomed:
-            bulk.remove_tree(path)
+            remove_tree(path)
 
     def close(self) -> None:
         """Remove the staging folder and what is in it; what the user has on his own disk stays known."""
@@ -257,7 +257,7 @@ class ObjectStore:
             self._unlink_on_release.clear()
         doomed += [content for content in own.values() if isinstance(content, str)]
         for path in doomed:
-            bulk.remove_tree(path)
+            remove_tree(path)
         if self._folder is not None:
             temporary_folders.remove_folder(self._folder)
 

@@ -29,8 +29,10 @@ from vinecore.journal.writer import JournalWriter
 from vinecore.protocol import VERSION, authentication, tls, transfer_tokens
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import PROTOCOL_ERROR, MessageChannel
+from vinecore.protocol.listener import AuthenticatingListener
 from vinecore.protocol.ports import is_loopback, listen
-from vinecore.protocol.transfer import content as bulk
+from vinecore.protocol.tls import TlsWrapper
+from vinecore.protocol.transfer.server import serve_requests
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
 from vinecore.scheduler.queue_stats import QueueStats, is_idle_and_safe_to_remove, queue_stats
@@ -175,11 +177,11 @@ class ManagerServer:
         self._thread = threading.Thread(target=self._run, name="vine-manager", daemon=True)
         self._thread.start()
         self._tls: tls.TlsTunnels | None = None
-        covering: bulk.TlsWrapper | None = None
+        covering: TlsWrapper | None = None
         if tls_context is not None:
             self._tls = tls.TlsTunnels()
             covering = functools.partial(self._tls.serve, context=tls_context)
-        self._listener = bulk.AuthenticatingListener(
+        self._listener = AuthenticatingListener(
             listener,
             lambda _greeting: self._secret,
             self._on_authenticated,
@@ -396,7 +398,7 @@ class ManagerServer:
     def _on_authenticated(self, sock: socket.socket, greeting: dict[str, Any], host: str) -> None:
         """A client has proved that it knows the secret; runs in its own thread."""
         if greeting["role"] == "bulk":
-            bulk.serve_requests(
+            serve_requests(
                 authentication.AuthenticatedLines(sock, greeting["session"], "server"),
                 self.store,
                 follow=True,

@@ -19,8 +19,10 @@ from typing import Any, Optional
 
 from vinecore.protocol import authentication, handshake, ports, temporary_folders
 from vinecore.protocol import messages as m
+from vinecore.protocol.listener import AuthenticatingListener
 from vinecore.protocol.reminders import Reminder
-from vinecore.protocol.transfer import content
+from vinecore.protocol.transfer.server import serve_requests
+from vinecore.protocol.trees import remove_tree
 from vineworker import zipapp_builder
 from vineworker.machine import descendants
 from vineworker.machine.process_reaper import ProcessReaper
@@ -93,7 +95,7 @@ class Worker:
             self._warden.end_strays(SHUTDOWN_TIMEOUT_S)
             temporary_folders.remove_folder(self._folder)
             if self._link:
-                content.remove_tree(self._link)
+                remove_tree(self._link)
             self._warden.close()
 
     async def _run(self) -> int:
@@ -177,7 +179,7 @@ class Worker:
             return None
         return dialled.result()
 
-    def _start_peer_server(self) -> content.AuthenticatingListener:
+    def _start_peer_server(self) -> AuthenticatingListener:
         """Listen for peers that fetch."""
         hint = "Choose another with --transfer-port"
         address = self._settings.transfer_address
@@ -208,11 +210,9 @@ class Worker:
             else:
                 gate = session.gate
                 words = authentication.AuthenticatedLines(sock, greeting["session"], "server")
-                content.serve_requests(
-                    words, session.cache, lambda request: gate.refusal_reason(greeting, request)
-                )
+                serve_requests(words, session.cache, lambda request: gate.refusal_reason(greeting, request))
 
-        return content.AuthenticatingListener(
+        return AuthenticatingListener(
             listener,
             secret,
             welcome,

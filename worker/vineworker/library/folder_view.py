@@ -14,7 +14,7 @@ import stat
 import time
 from typing import Optional
 
-from vinecore.protocol.transfer import content
+from vinecore.protocol.trees import remove_tree
 
 PASSED_OVER = ".vine"
 """Beginning of the names of what the worker itself puts into a folder."""
@@ -76,7 +76,7 @@ class FolderView:
 
     def close(self) -> None:
         """Remove the view, and nothing that its links lead to."""
-        content.remove_tree(self._root)
+        remove_tree(self._root)
 
     def _names(self, folder: str) -> list[str]:
         self._listed_ns.pop(folder, None)

@@ -19,7 +19,7 @@ from typing import Any, Callable, Optional
 
 from vinecore.protocol import import_paths
 from vinecore.protocol.channel import MessageChannel
-from vinecore.protocol.transfer import content
+from vinecore.protocol.trees import remove_tree
 from vineworker import zipapp_builder
 from vineworker.library import startup_watch
 from vineworker.machine.library_disk import LibraryDisk, Writer
@@ -315,7 +315,7 @@ def remove_files(folder: str, cache: Cache) -> None:
     """Remove what a host has left on the disk: its folder and what is beside it."""
     cache.release(folder)
     for suffix in ("", ".log", ".error", ".stack", ".lib"):
-        content.remove_tree(folder + suffix)
+        remove_tree(folder + suffix)
 
 
 class SlotProcess:
@@ -449,7 +449,7 @@ class SlotProcess:
         self._told = True
         if not self.single:
             for path in (self.log, self.errors):
-                content.remove_tree(path)
+                remove_tree(path)
         running, _began = PROGRESS.unpack_from(self._progress, 0)
         self._progress.close()
         self._file.close()

@@ -25,7 +25,8 @@ from vinecore.protocol import INLINE_LIMIT, VERSION, authentication, temporary_f
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import MessageChannel
 from vinecore.protocol.frames import strict_json_dumps
-from vinecore.protocol.transfer import content as bulk
+from vinecore.protocol.transfer.types import ChecksumMismatch, ObjectNotFound, ReceivedObject, Unreachable
+from vinecore.protocol.trees import remove_tree
 from vineworker.library.captured_output import ERRORS
 from vineworker.library.process_handles import (
     ForkServerProcess,
@@ -285,9 +286,9 @@ class ManagerSession:
         # whoever finds that it leads nowhere may remove it
         temporary_folders.update_link(self._warden.link, os.path.dirname(self._folder))
         if self._keeper.busy:  # it still takes things out of the folder
-            self._keeper.run_after_pending(lambda: bulk.remove_tree(self._folder))
+            self._keeper.run_after_pending(lambda: remove_tree(self._folder))
         else:
-            bulk.remove_tree(self._folder)
+            remove_tree(self._folder)
 
     # ---- events
 
@@ -369,7 +370,7 @@ class ManagerSession:
             try:
                 self.cache.check_fits("what it returned", reply.size)
             except DiskFull as error:
-                self._threads.submit(bulk.remove_tree, self._result_path(reply.task))
+                self._threads.submit(remove_tree, self._result_path(reply.task))
                 return Reply(reply.task, "disk", 0, reply.wall_s, self._describe_full_disk(error), b"")
         return reply
 
@@ -484,14 +485,12 @@ class ManagerSession:
                 self._state.kept.pop(kept.name, None)
                 self._keeper.drop(kept.name)
 
-    def _find_persisted(self, name: str) -> Optional[bulk.ReceivedObject]:
+    def _find_persisted(self, name: str) -> Optional[ReceivedObject]:
         """Look, in a helper thread, whether an object that is asked for has been kept."""
         kept = self._keeper.check(name)
         if kept is None:
             return None
-        return bulk.ReceivedObject(
-            self.cache.serve_from(name, kept.path, kept.size, kept.digest), kept.digest
-        )
+        return ReceivedObject(self.cache.serve_from(name, kept.path, kept.size, kept.digest), kept.digest)
 
     def _start_fetch(self, instruction: i.StartFetch) -> None:
         fetch, fetcher = instruction.fetch, self._fetcher
@@ -499,7 +498,7 @@ class ManagerSession:
 
         arrivals: list[e.ObjectArrived] = []
 
-        def arrived(received: bulk.ReceivedObject) -> None:
+        def arrived(received: ReceivedObject) -> None:
             """All of it is here; it will be compared in the same helper thread."""
             arrivals.append(e.ObjectArrived(fetch.name, received.size, True, received.digest, compared=False))
             self._call_in_loop(self._feed, arrivals[0])
@@ -508,8 +507,8 @@ class ManagerSession:
             failure = None
             if error is not None:
                 gone, altered = (
-                    isinstance(error, bulk.ObjectNotFound),
-                    isinstance(error, bulk.ChecksumMismatch),
+                    isinstance(error, ObjectNotFound),
+                    isinstance(error, ChecksumMismatch),
                 )
                 reason, room = _describe_error(error), self._free_disk_if_full(error)
                 failure = m.FetchFailed(
@@ -520,7 +519,7 @@ class ManagerSession:
                     room,
                     altered,
                     bool(arrivals),
-                    isinstance(error, bulk.Unreachable),
+                    isinstance(error, Unreachable),
                 )
             if arrivals:
                 self._feed(e.ObjectVerified(arrivals[0], failure))
@@ -529,7 +528,7 @@ class ManagerSession:
             else:
                 self._feed(e.ObjectArrived(fetch.name, received.size, True, received.digest))
 
-        def work() -> bulk.ReceivedObject:
+        def work() -> ReceivedObject:
             return self._find_persisted(fetch.name) or fetcher.fetch(fetch, arrived)
 
         self._in_thread(work, then, self._transfers)
@@ -943,6 +942,6 @@ def installed_packages() -> dict[str, str]:
 def _describe_error(error: BaseException) -> str:
     return (
         str(error)
-        if isinstance(error, (bulk.ObjectNotFound, TooLong, sandbox.NoOutput))
+        if isinstance(error, (ObjectNotFound, TooLong, sandbox.NoOutput))
         else f"{type(error).__name__}: {error}"
     )

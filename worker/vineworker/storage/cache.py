@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Union
 from urllib.parse import quote
 
-from vinecore.protocol import INLINE_LIMIT
-from vinecore.protocol.transfer import content as bulk
-from vinecore.protocol.transfer import digests, trees
+from vinecore.protocol import INLINE_LIMIT, trees
+from vinecore.protocol.transfer import digests
+from vinecore.protocol.trees import remove_tree
 from vineworker.storage.object_stamps import Changed, Looks
 
 log = logging.getLogger("vine_worker")
@@ -75,7 +75,7 @@ class OrphanedObjects:
     def close(self) -> None:
         """Do without what is left of it."""
         self.contents = {}
-        bulk.remove_tree(self._folder)
+        remove_tree(self._folder)
 
 
 class Cache:
@@ -186,13 +186,13 @@ class Cache:
             self._remove_unverified(name)
             self.looks.forget(name)
         if stale is not None and self._is_own(stale):
-            bulk.remove_tree(stale)
+            remove_tree(stale)
 
     def store(self, name: str, path: str, digest: str = "") -> None:
         """Take over a complete file or directory."""
         target, directory = self.path_for(name), os.path.isdir(path)
         if directory or os.path.isdir(target):
-            bulk.remove_tree(target)  # what is not a directory is replaced at once by the rename
+            remove_tree(target)  # what is not a directory is replaced at once by the rename
         if directory:
             size = self.looks.record(name, path, place=target)
         with self._lock:
@@ -234,7 +234,7 @@ class Cache:
 
     def _remove_unverified(self, name: str) -> None:
         if self._offered.pop(name, None) is not None:
-            bulk.remove_tree(self.path_for(name))
+            remove_tree(self.path_for(name))
 
     def serve_from(self, name: str, path: str, taken: int, digest: str = "") -> int:
         """Serve an object from where it is kept, unless there is one of its name; it stays there whatever becomes of this one.
@@ -436,7 +436,7 @@ class Cache:
             self._remove_unverified(name)
             self.looks.forget(name)
         if path is not None and self._is_own(path):
-            bulk.remove_tree(path)
+            remove_tree(path)
 
 
 def _write(path: str, data: bytes) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vinecore.protocol import xrootd
-from vinecore.protocol.transfer import content
+from vinecore.protocol.transfer.types import CHUNK_BYTES, ObjectNotFound
 from vineworker.machine.process_reaper import ProcessReaper
 
 STALL_S = 60.0
@@ -59,7 +59,7 @@ class Downloader:
         if url.partition(":")[0].lower() in xrootd.SCHEMES:
             self._from_xrootd(url, path)
             if 0 <= size != os.path.getsize(path):
-                raise content.ObjectNotFound(CHANGED)
+                raise ObjectNotFound(CHANGED)
         else:
             _from_web(url, path, size, validator)
 
@@ -80,12 +80,12 @@ class Downloader:
                 self._children.discard(process)
             self._warden.ended(process.pid)
         if process.returncode == xrootd.EXIT_NO_CLIENT:
-            raise content.ObjectNotFound(xrootd.MISSING)
+            raise ObjectNotFound(xrootd.MISSING)
         if process.returncode:
             words = "".join(filter(str.isprintable, " ".join(said.split())))
             reason = words or f"the client ended with code {process.returncode}"
             if any(code in said for code in xrootd.PERMANENT_ERRORS):
-                raise content.ObjectNotFound(reason)
+                raise ObjectNotFound(reason)
             raise OSError(reason)
 
     def close(self) -> None:
@@ -131,17 +131,17 @@ def _from_web(url: str, path: str, size: int, validator: Sequence[str]) -> None:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in PERMANENT_HTTP_ERRORS:
-            raise content.ObjectNotFound(str(error)) from error
+            raise ObjectNotFound(str(error)) from error
         raise
     except urllib.error.URLError as error:
         if isinstance(error.reason, FILE_GONE):
-            raise content.ObjectNotFound(str(error.reason)) from error
+            raise ObjectNotFound(str(error.reason)) from error
         raise (error.reason if isinstance(error.reason, OSError) else error) from None
     with answer, open(path, "wb") as file:
         announced = answer.headers.get("Content-Length")
         if content_changed(answer.headers, size, validator):
-            raise content.ObjectNotFound(CHANGED)
-        while chunk := answer.read(content.CHUNK_BYTES):
+            raise ObjectNotFound(CHANGED)
+        while chunk := answer.read(CHUNK_BYTES):
             file.write(chunk)
         if announced is not None and file.tell() != int(announced):
             msg = f"the server stopped half way: {file.tell()} bytes came, {announced} were announced"

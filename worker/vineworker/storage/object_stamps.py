@@ -19,7 +19,8 @@ import threading
 import time
 from typing import Callable, NamedTuple
 
-from vinecore.protocol.transfer import digests, trees
+from vinecore.protocol import trees
+from vinecore.protocol.transfer import digests
 
 LINK_FROM = 16 << 20
 """Files of this size or more get links in sandboxes; to copy such a one takes 3 ms, about as long as to start a process."""

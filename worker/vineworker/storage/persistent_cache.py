@@ -32,8 +32,10 @@ from collections.abc import Collection
 from functools import partial
 from typing import Any, Callable, NamedTuple, Optional
 
-from vinecore.protocol.transfer import content as bulk
-from vinecore.protocol.transfer import digests, trees
+from vinecore.protocol import trees
+from vinecore.protocol.transfer import digests
+from vinecore.protocol.transfer.types import Content
+from vinecore.protocol.trees import remove_tree
 from vineworker.storage.cache import file_name
 
 log = logging.getLogger("vine_worker")
@@ -167,7 +169,7 @@ class PersistentCache:
     def keep(
         self,
         name: str,
-        content: bulk.Content,
+        content: Content,
         *,
         forever: bool,
         digest: str = "",
@@ -198,7 +200,7 @@ class PersistentCache:
             elif self._home is None:
                 return
             trash = self._move_to_trash(name, forever=kept is None or kept.forever)
-        self.run_after_pending(lambda: bulk.remove_tree(trash))
+        self.run_after_pending(lambda: remove_tree(trash))
 
     def excess_objects(self, but: Collection[str] = ()) -> list[PersistedObject]:
         """Give the oldest objects, without some, that are too many."""
@@ -283,7 +285,7 @@ class PersistentCache:
         found: list[tuple[int, int, str]] = []
         others = 0
         records = os.path.join(self._folders[True], "records")
-        bulk.remove_tree(os.path.join(self._folders[True], "incoming"))
+        remove_tree(os.path.join(self._folders[True], "incoming"))
         for part in ("objects", "records", "incoming"):
             os.makedirs(os.path.join(self._folders[True], part), mode=0o700, exist_ok=True)
         with os.scandir(records) as entries:
@@ -297,7 +299,7 @@ class PersistentCache:
                     others += 1
                 except (OSError, ValueError):
                     pass
-                bulk.remove_tree(entry.path)
+                remove_tree(entry.path)
         if others:
             log.warning(
                 "%d objects in %s were kept by another version of daskvine and are removed",
@@ -307,7 +309,7 @@ class PersistentCache:
         with os.scandir(os.path.join(self._folders[True], "objects")) as entries:
             for entry in entries:
                 if not os.path.exists(os.path.join(records, entry.name)):
-                    bulk.remove_tree(entry.path)
+                    remove_tree(entry.path)
         found.sort()
         left, names = self._limit, []
         for _used, size, name in reversed(found):
@@ -365,7 +367,7 @@ class PersistentCache:
             if self._listener is not None:
                 self._listener("all", None)
 
-    def _keep(self, name: str, content: bulk.Content, forever: bool, digest: str, guard: Guard) -> None:
+    def _keep(self, name: str, content: Content, forever: bool, digest: str, guard: Guard) -> None:
         known = self.check(name)
         if known is not None and known.forever >= forever:
             self._use(known)
@@ -384,7 +386,7 @@ class PersistentCache:
         finally:
             with self._lock:
                 self._pending.discard(name)
-            bulk.remove_tree(path)
+            remove_tree(path)
 
     def _acceptable(self, record: dict[str, Any], digest: str) -> bool:
         if digest and record["transfer"] not in ("", digest):
@@ -416,7 +418,7 @@ class PersistentCache:
                 return
             place = self._place("objects", name, forever=forever)
             if os.path.lexists(place):
-                bulk.remove_tree(place)
+                remove_tree(place)
             os.rename(path, place)
             if forever:
                 os.rename(note, self._place("records", name, forever=True))
@@ -451,7 +453,7 @@ class PersistentCache:
     def _move_to_trash(self, name: str, *, forever: bool) -> str:
         """Take an object out of its place, its record first; give the path to remove."""
         if forever:
-            bulk.remove_tree(self._place("records", name, forever=True))
+            remove_tree(self._place("records", name, forever=True))
         self._counter += 1
         trash = os.path.join(self._part("incoming", forever=forever), f"old-{self._counter}")
         try:

@@ -10,9 +10,14 @@ import time
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
-from vinecore.protocol import handshake, messages, transfer_tokens
-from vinecore.protocol.transfer import content as bulk
-from vinecore.protocol.transfer import digests, trees
+from vinecore.protocol import handshake, messages, transfer_tokens, trees
+from vinecore.protocol.tls import TlsWrapper
+from vinecore.protocol.transfer import digests
+from vinecore.protocol.transfer.archive import unpack_safely
+from vinecore.protocol.transfer.client import TransferConnection
+from vinecore.protocol.transfer.content import PendingVerification
+from vinecore.protocol.transfer.types import IDLE_TIMEOUT_S, ChecksumMismatch, ObjectNotFound, ReceivedObject
+from vinecore.protocol.trees import remove_tree
 from vineworker.machine.process_reaper import ProcessReaper
 from vineworker.storage.cache import Cache, tree_size
 from vineworker.storage.downloads import Downloader
@@ -20,7 +25,7 @@ from vineworker.storage.downloads import Downloader
 log = logging.getLogger("vine_worker")
 
 MOST_IDLE_PER_PEER = 2
-MOST_IDLE_S = bulk.IDLE_TIMEOUT_S / 2
+MOST_IDLE_S = IDLE_TIMEOUT_S / 2
 
 
 class TransferSource(NamedTuple):
@@ -70,14 +75,12 @@ class TransferClient:
         self._key = key
         self._cover, self._fingerprints = cover, fingerprints
         self._addresses = Downloader(warden)
-        self._idle: dict[TransferSource, list[tuple[float, bulk.TransferClient]]] = {}
-        self._busy: set[bulk.TransferClient] = set()
+        self._idle: dict[TransferSource, list[tuple[float, TransferConnection]]] = {}
+        self._busy: set[TransferConnection] = set()
         self._closed = False
         self._lock = threading.Lock()
 
-    def fetch(
-        self, fetch: messages.Fetch, arrived: Callable[[bulk.ReceivedObject], None]
-    ) -> bulk.ReceivedObject:
+    def fetch(self, fetch: messages.Fetch, arrived: Callable[[ReceivedObject], None]) -> ReceivedObject:
         """Get an object, if there is room for it; the size of a directory is -1.
 
         Parameters
@@ -90,9 +93,9 @@ class TransferClient:
 
         Raises
         ------
-        bulk.Gone
+        ObjectNotFound
             The source does not have it.
-        bulk.Altered
+        ChecksumMismatch
             It is not what was made, or announced.
         OSError, ValueError
             It could not be had for another reason.
@@ -100,9 +103,7 @@ class TransferClient:
         with self._cache.reserve(fetch.name, fetch.size):
             return self._fetch(fetch, arrived)
 
-    def _fetch(
-        self, fetch: messages.Fetch, arrived: Callable[[bulk.ReceivedObject], None]
-    ) -> bulk.ReceivedObject:
+    def _fetch(self, fetch: messages.Fetch, arrived: Callable[[ReceivedObject], None]) -> ReceivedObject:
         path, begun = self._cache.temporary(fetch.name), time.monotonic()
         proof = None
         try:
@@ -111,14 +112,14 @@ class TransferClient:
                 os.chmod(
                     path, trees.DEFAULT_FILE_MODE
                 )  # who has fetched it may have gone by the umask, or by what is there
-                received = bulk.ReceivedObject(os.path.getsize(path), digests.hash_file(path))
+                received = ReceivedObject(os.path.getsize(path), digests.hash_file(path))
             else:
                 received, proof = self._from_peer(fetch, path)
             if os.path.isdir(path):
-                received = bulk.ReceivedObject(-1, "")  # what travelled was an archive of it
+                received = ReceivedObject(-1, "")  # what travelled was an archive of it
             elif not fetch.digest and 0 <= fetch.size != received.size and not fetch.directory:
                 msg = f"{received.size} bytes came, {fetch.size} were announced"
-                raise bulk.ChecksumMismatch(msg)
+                raise ChecksumMismatch(msg)
             if fetch.size < 0:
                 self._cache.check_fits(fetch.name, tree_size(path))
             log.debug("got %s from %s in %.3f s", fetch.name, fetch.source, time.monotonic() - begun)
@@ -130,7 +131,7 @@ class TransferClient:
             if proof is not None:
                 proof.verify()
         except BaseException:
-            bulk.remove_tree(path)
+            remove_tree(path)
             raise
         finally:
             if proof is not None:
@@ -138,7 +139,7 @@ class TransferClient:
         self._cache.store(fetch.name, path, received.digest)
         return received
 
-    def _verify(self, name: str, path: str, proof: bulk.PendingVerification, digest: str) -> None:
+    def _verify(self, name: str, path: str, proof: PendingVerification, digest: str) -> None:
         """Take over what is offered, if it is what it should be."""
         try:
             proof.verify()
@@ -149,10 +150,10 @@ class TransferClient:
 
     def _from_peer(
         self, fetch: messages.Fetch, path: str
-    ) -> tuple[bulk.ReceivedObject, Optional[bulk.PendingVerification]]:
+    ) -> tuple[ReceivedObject, Optional[PendingVerification]]:
         def bring(
-            client: bulk.TransferClient,
-        ) -> tuple[bulk.ReceivedObject, Optional[bulk.PendingVerification]]:
+            client: TransferConnection,
+        ) -> tuple[ReceivedObject, Optional[PendingVerification]]:
             if not fetch.source_worker:
                 return client.get_unverified(fetch.name, path, fetch.digest, fits=fits)
             return client.get_unverified(
@@ -189,19 +190,19 @@ class TransferClient:
         try:
             with tarfile.open(self._cache.checked_path(unpack.archive)) as archive:
                 self._cache.check_fits(unpack.name, sum(member.size for member in archive.getmembers()))
-                bulk.unpack_safely(archive, path)
+                unpack_safely(archive, path)
             self._cache.check_fits(unpack.name, tree_size(path))
         except (tarfile.TarError, EOFError, zlib.error) as error:
-            bulk.remove_tree(path)
+            remove_tree(path)
             msg = f"not an archive that can be unpacked: {str(error).partition(':')[0]}"
             raise ValueError(msg) from error
         except BaseException:
-            bulk.remove_tree(path)
+            remove_tree(path)
             raise
         self._cache.store(unpack.name, path)
         return 0
 
-    def _with_connection(self, source: TransferSource, work: Callable[[bulk.TransferClient], Any]) -> Any:
+    def _with_connection(self, source: TransferSource, work: Callable[[TransferConnection], Any]) -> Any:
         """Use a connection to a source, an idle one if there is one; the other end may have closed that."""
         client = self._idle_client(source)
         if client is not None:
@@ -214,7 +215,7 @@ class TransferClient:
         return self._use(source, self._new_client(source), work)
 
     def _use(
-        self, source: TransferSource, client: bulk.TransferClient, work: Callable[[bulk.TransferClient], Any]
+        self, source: TransferSource, client: TransferConnection, work: Callable[[TransferConnection], Any]
     ) -> Any:
         with self._lock:
             self._busy.add(client)
@@ -223,7 +224,7 @@ class TransferClient:
                 msg = "this worker is leaving"
                 raise InterruptedError(msg)
             answer = work(client)
-        except bulk.ObjectNotFound:
+        except ObjectNotFound:
             self._return_connection(source, client)
             raise
         except BaseException:
@@ -234,7 +235,7 @@ class TransferClient:
         self._return_connection(source, client)
         return answer
 
-    def _idle_client(self, source: TransferSource) -> bulk.TransferClient | None:
+    def _idle_client(self, source: TransferSource) -> TransferConnection | None:
         with self._lock:
             self._drop_old()
             idle = self._idle.get(source)
@@ -249,11 +250,11 @@ class TransferClient:
             if not idle:
                 del self._idle[source]
 
-    def _new_client(self, source: TransferSource) -> bulk.TransferClient:
+    def _new_client(self, source: TransferSource) -> TransferConnection:
         if source == MANAGER:
-            return bulk.TransferClient(*self._manager, self._secret, self._tls_wrapper(self._fingerprints))
+            return TransferConnection(*self._manager, self._secret, self._tls_wrapper(self._fingerprints))
         host, _, port = source.address.rpartition(":")
-        return bulk.TransferClient(
+        return TransferConnection(
             host,
             int(port),
             bytes.fromhex(source.pair_key),
@@ -261,13 +262,13 @@ class TransferClient:
             peer=self._number,
         )
 
-    def _tls_wrapper(self, fingerprints: Sequence[str]) -> Optional[bulk.TlsWrapper]:
+    def _tls_wrapper(self, fingerprints: Sequence[str]) -> Optional[TlsWrapper]:
         if self._cover is None:
             return None
         cover = self._cover
         return lambda sock: cover.connect(sock, fingerprints)
 
-    def _return_connection(self, source: TransferSource, client: bulk.TransferClient) -> None:
+    def _return_connection(self, source: TransferSource, client: TransferConnection) -> None:
         with self._lock:
             self._busy.discard(client)
             idle = self._idle.setdefault(source, [])

@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional, Union
 
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
-from vinecore.protocol.transfer import content
+from vinecore.protocol.trees import remove_tree
 from vineworker.library import captured_output
 from vineworker.machine import descendants
 from vineworker.machine.library_disk import LibraryDisk, TooMuch
@@ -258,7 +258,7 @@ def collect_command(
         }
     finally:
         sandbox.remove_sandbox(command.folder, cache)
-        content.remove_tree(command.output)
+        remove_tree(command.output)
     return finished_message(run, info, wall, killed, limit, missing), sizes
 
 
@@ -323,11 +323,11 @@ def collect_python_task(
         )
         said = _said(run, folder, output)
     except (DiskFull, Changed):
-        content.remove_tree(result)
+        remove_tree(result)
         raise
     finally:
         sandbox.remove_sandbox(folder, cache)
-        content.remove_tree(output)
+        remove_tree(output)
     use = usage_for_message(peak) or {}
     if reply.wall_s >= SAMPLE_S and "cpu_s" in reply.info:
         use["cores"] = max(use.get("cores") or 0, reply.info["cpu_s"] / reply.wall_s)
@@ -343,7 +343,7 @@ def collect_python_task(
     info.pop("modules", None)
     info.pop("sources", None)
     if excess is not None:
-        content.remove_tree(result)
+        remove_tree(result)
         return finished_message(run, info, reply.wall_s, "exhausted", excess, []), sizes
     if failed:
         return m.TaskFailed(run.task, reply.kind, info, reply.payload), sizes

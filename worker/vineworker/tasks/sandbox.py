@@ -13,8 +13,9 @@ import shutil
 import stat
 from typing import Any, NamedTuple, Union
 
-from vinecore.protocol import messages
-from vinecore.protocol.transfer import content, digests, trees
+from vinecore.protocol import messages, trees
+from vinecore.protocol.transfer import digests
+from vinecore.protocol.trees import remove_tree
 from vineworker.storage.cache import Cache, tree_size
 from vineworker.storage.object_stamps import LINK_FROM, Changed
 
@@ -268,7 +269,7 @@ def remove_sandbox(folder: str, cache: Cache) -> None:
         os.rmdir(os.path.join(folder, TMPDIR_NAME))
         os.rmdir(folder)
     except OSError:
-        content.remove_tree(folder)
+        remove_tree(folder)
 
 
 def abandon(folder: str, output: str, who: str, cache: Cache) -> None:
@@ -278,7 +279,7 @@ def abandon(folder: str, output: str, who: str, cache: Cache) -> None:
             cache.settle(folder, who)
     finally:
         remove_sandbox(folder, cache)
-        content.remove_tree(output)
+        remove_tree(output)
 
 
 def read_log_tail(path: str, limit: int = OUTPUT_LIMIT) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vinecore.protocol.transfer import content
+from vinecore.protocol.trees import remove_tree
 from vineworker.library import fork_state
 
 NAMES = ("TMPDIR", "TEMP", "TMP")
@@ -27,4 +27,4 @@ def remove(path: str) -> None:
     except FileNotFoundError:
         pass
     except OSError:
-        content.remove_tree(path)
+        remove_tree(path)

@@ -18,18 +18,19 @@ import pytest
 
 from vinecore.protocol import handshake
 from vinecore.protocol.authentication import AuthenticatedLines
-from vinecore.protocol.transfer import content as bulk
+from vinecore.protocol.listener import AuthenticatingListener
+from vinecore.protocol.transfer import client as client_module
+from vinecore.protocol.transfer import content as content_module
 from vinecore.protocol.transfer import digests
-from vinecore.protocol.transfer.content import (
-    AuthenticatingListener,
-    ChecksumMismatch,
-    ObjectNotFound,
-    TransferClient,
-    unpack_safely,
-)
+from vinecore.protocol.transfer import server as server_module
+from vinecore.protocol.transfer.archive import unpack_safely
+from vinecore.protocol.transfer.client import TransferConnection
+from vinecore.protocol.transfer.server import serve_requests
+from vinecore.protocol.transfer.types import CHUNK_BYTES, ChecksumMismatch, ObjectNotFound
+from vinecore.protocol.trees import remove_tree
 
 SECRET = b"secret"
-SIZES = [0, 1, bulk.CHUNK_BYTES - 1, bulk.CHUNK_BYTES, bulk.CHUNK_BYTES + 1, 3 * bulk.CHUNK_BYTES + 17]
+SIZES = [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 17]
 
 
 class Shelf:
@@ -75,7 +76,7 @@ def port(shelf, refusals):
     door = AuthenticatingListener(
         listener,
         lambda _greeting: SECRET,
-        lambda sock, greeting, _address: bulk.serve_requests(
+        lambda sock, greeting, _address: serve_requests(
             AuthenticatedLines(sock, greeting["session"], "server"), shelf
         ),
         lambda address, reason: refusals.append((address, reason)),
@@ -86,7 +87,7 @@ def port(shelf, refusals):
 
 @pytest.fixture
 def client(port):
-    client = TransferClient("127.0.0.1", port, SECRET)
+    client = TransferConnection("127.0.0.1", port, SECRET)
     yield client
     client.close()
 
@@ -194,11 +195,11 @@ def test_a_directory_is_fetched_with_all_that_is_in_it(shelf, client, tmp_path):
 
 def test_a_directory_that_there_is_no_room_for_is_not_fetched(shelf, client, tmp_path):
     (tmp_path / "tree").mkdir()
-    (tmp_path / "tree" / "large").write_bytes(bytes(3 * bulk.CHUNK_BYTES))
+    (tmp_path / "tree" / "large").write_bytes(bytes(3 * CHUNK_BYTES))
     shelf.contents["tree"] = str(tmp_path / "tree")
 
     def fits(size):
-        assert size > 3 * bulk.CHUNK_BYTES
+        assert size > 3 * CHUNK_BYTES
         raise OSError("there is no room")
 
     with pytest.raises(OSError, match="there is no room"):
@@ -229,11 +230,11 @@ def test_one_connection_serves_many_requests(shelf, client, tmp_path):
 
 
 def test_many_connections_are_served_side_by_side(shelf, port, tmp_path):
-    shelf.contents["x"] = noise(2 * bulk.CHUNK_BYTES)
+    shelf.contents["x"] = noise(2 * CHUNK_BYTES)
     done = []
 
     def fetch(number):
-        client = TransferClient("127.0.0.1", port, SECRET)
+        client = TransferConnection("127.0.0.1", port, SECRET)
         client.get("x", str(tmp_path / str(number)))
         client.close()
         done.append((tmp_path / str(number)).read_bytes() == shelf.contents["x"])
@@ -268,7 +269,7 @@ def test_a_directory_is_brought_with_all_that_is_in_it(shelf, client, tmp_path):
 
 
 def test_putting_returns_when_all_of_it_is_stored(shelf, client):
-    client.put("x", noise(3 * bulk.CHUNK_BYTES))
+    client.put("x", noise(3 * CHUNK_BYTES))
     assert "x" in shelf.contents
 
 
@@ -371,17 +372,18 @@ def fake_server(*answers):
     ],
 )
 def test_a_source_that_does_not_deliver_is_an_error_and_leaves_nothing(tmp_path, answer):
-    client = TransferClient("127.0.0.1", fake_server(answer), SECRET)
+    client = TransferConnection("127.0.0.1", fake_server(answer), SECRET)
     target = tmp_path / "target"
     with pytest.raises((OSError, ValueError)):
         client.get("x", str(target))
     client.close()
-    bulk.remove_tree(str(target))
+    remove_tree(str(target))
     assert os.listdir(tmp_path) == []
 
 
 def test_a_source_that_falls_silent_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(bulk, "STALL_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(client_module, "STALL_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(content_module, "STALL_TIMEOUT_S", 0.05)
     over = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -396,7 +398,7 @@ def test_a_source_that_falls_silent_is_given_up(tmp_path, monkeypatch):
 
     thread = threading.Thread(target=serve)
     thread.start()
-    client = TransferClient("127.0.0.1", listener.getsockname()[1], SECRET)
+    client = TransferConnection("127.0.0.1", listener.getsockname()[1], SECRET)
     with pytest.raises(TimeoutError):
         client.get("x", str(tmp_path / "target"))
     over.set()
@@ -406,7 +408,7 @@ def test_a_source_that_falls_silent_is_given_up(tmp_path, monkeypatch):
 
 
 def test_a_client_that_asks_nothing_is_let_go(shelf, port, monkeypatch):
-    monkeypatch.setattr(bulk, "IDLE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(server_module, "IDLE_TIMEOUT_S", 0.05)
     with Raw(port) as sock:
         assert sock.recv(1) == b""
 
@@ -440,7 +442,7 @@ def way(request, monkeypatch):
         monkeypatch.setattr(os, "splice", not_to_files)
 
 
-@pytest.mark.parametrize("size", [bulk.CHUNK_BYTES + 1, LARGE])
+@pytest.mark.parametrize("size", [CHUNK_BYTES + 1, LARGE])
 def test_a_large_file_comes_whole_and_with_its_digest(shelf, client, tmp_path, way, size):
     data = noise(size)
     shelf.contents["x"] = str(tmp_path / "source")
@@ -450,7 +452,7 @@ def test_a_large_file_comes_whole_and_with_its_digest(shelf, client, tmp_path, w
     assert (tmp_path / "target").read_bytes() == data
 
 
-@pytest.mark.parametrize("size", [1, 1000, bulk.CHUNK_BYTES + 1, LARGE])
+@pytest.mark.parametrize("size", [1, 1000, CHUNK_BYTES + 1, LARGE])
 def test_a_file_that_was_altered_where_it_is_kept_is_refused(shelf, client, tmp_path, way, size):
     data = noise(size)
     shelf.contents["x"] = str(tmp_path / "source")
@@ -460,7 +462,7 @@ def test_a_file_that_was_altered_where_it_is_kept_is_refused(shelf, client, tmp_
 
 
 @pytest.mark.parametrize("spare", [False, True])
-@pytest.mark.parametrize("size", [bulk.CHUNK_BYTES + 1, LARGE])
+@pytest.mark.parametrize("size", [CHUNK_BYTES + 1, LARGE])
 def test_a_large_file_is_here_before_it_is_compared(shelf, client, tmp_path, monkeypatch, way, size, spare):
     """The connection may serve others meanwhile, and the file may have another place."""
     monkeypatch.setattr(digests, "has_spare_cpu", lambda: spare)
@@ -488,10 +490,10 @@ def test_a_large_file_is_here_before_it_is_compared(shelf, client, tmp_path, mon
 def test_what_is_small_a_directory_or_of_no_known_digest_is_compared_when_it_comes(shelf, client, tmp_path):
     make_tree(tmp_path / "tree")
     (tmp_path / "large").write_bytes(noise(LARGE))
-    (tmp_path / "small").write_bytes(noise(bulk.CHUNK_BYTES))
+    (tmp_path / "small").write_bytes(noise(CHUNK_BYTES))
     for name in ("tree", "large", "small"):
         shelf.contents[name] = str(tmp_path / name)
-    small = digests.digest_bytes(noise(bulk.CHUNK_BYTES))
+    small = digests.digest_bytes(noise(CHUNK_BYTES))
     for name, expected in (("tree", ""), ("tree", small), ("large", ""), ("small", small)):
         _received, proof = client.get_unverified(name, str(tmp_path / f"target-{name}-{expected}"), expected)
         assert proof is None
@@ -504,7 +506,7 @@ def test_what_was_altered_on_its_way_is_refused(tmp_path, directory):
     data = archive_of(("file", noise(1000)))
     head = {"size": len(data), "directory": directory, "digest": digests.digest_bytes(data)}
     port = fake_server(json.dumps(head).encode() + b"\n" + flipped(data))
-    client = TransferClient("127.0.0.1", port, SECRET)
+    client = TransferConnection("127.0.0.1", port, SECRET)
     with pytest.raises(ChecksumMismatch):
         client.get("x", str(tmp_path / "target"))
     client.close()
@@ -558,7 +560,7 @@ def test_a_directory_that_is_altered_on_its_way_is_not_stored(shelf, port):
 @pytest.mark.parametrize("kept", [0, 1000, LUMP + 1])
 def test_a_large_file_that_is_cut_off_is_refused(tmp_path, way, kept):
     port = fake_server(b'{"size": %d, "directory": false}\n' % LARGE + noise(LARGE)[:kept])
-    client = TransferClient("127.0.0.1", port, SECRET)
+    client = TransferConnection("127.0.0.1", port, SECRET)
     with pytest.raises(ConnectionError, match=f"{LARGE - kept} bytes before the end"):
         client.get("x", str(tmp_path / "target"))
     client.close()
@@ -586,7 +588,7 @@ def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(shelf, port, t
 def test_who_does_not_know_the_secret_stays_outside(port, refusals, shelf):
     shelf.contents["x"] = b"secret data"
     with pytest.raises(handshake.HandshakeRejected, match="wrong secret"):
-        TransferClient("127.0.0.1", port, b"guess")
+        TransferConnection("127.0.0.1", port, b"guess")
     until(lambda: refusals)
     assert refusals == [("127.0.0.1", "wrong secret")]
 
@@ -599,7 +601,7 @@ def test_garbage_at_the_door_is_refused_and_others_still_come_in(port, refusals,
         sock.sendall(said)
         until(lambda: refusals)
     shelf.contents["x"] = b"data"
-    client = TransferClient("127.0.0.1", port, SECRET)
+    client = TransferConnection("127.0.0.1", port, SECRET)
     client.get("x", str(tmp_path / "target"))
     client.close()
 
@@ -609,13 +611,13 @@ def test_a_door_that_closes_cuts_what_is_being_served(shelf, tmp_path):
     door = AuthenticatingListener(
         listener,
         lambda _greeting: SECRET,
-        lambda sock, greeting, _a: bulk.serve_requests(
+        lambda sock, greeting, _a: serve_requests(
             AuthenticatedLines(sock, greeting["session"], "server"), shelf
         ),
         lambda *_: None,
     )
     port = listener.getsockname()[1]
-    client = TransferClient("127.0.0.1", port, SECRET)
+    client = TransferConnection("127.0.0.1", port, SECRET)
     door.close()
     with pytest.raises(ConnectionError):
         client.get("x", str(tmp_path / "target"))
@@ -777,10 +779,10 @@ def test_a_read_only_folder_is_filled_before_it_is_closed(folder):
 def test_removing_takes_everything_and_does_not_mind_nothing(tmp_path):
     make_tree(tmp_path / "tree")
     (tmp_path / "tree" / "deep").chmod(0)
-    bulk.remove_tree(str(tmp_path / "tree"))
-    bulk.remove_tree(str(tmp_path / "tree"))
+    remove_tree(str(tmp_path / "tree"))
+    remove_tree(str(tmp_path / "tree"))
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "x").write_text("x")
     (tmp_path / "link").symlink_to("kept")
-    bulk.remove_tree(str(tmp_path / "link"))
+    remove_tree(str(tmp_path / "link"))
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["kept", "x"]

@@ -218,3 +218,31 @@ def _set_mode(path: str, about: os.stat_result, wanted: Callable[[int], int]) ->
     if mode != about.st_mode & 0o777:
         with contextlib.suppress(PermissionError):  # some file systems have no modes
             os.chmod(path, mode | about.st_mode & stat.S_ISGID)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a file or a tree, if it exists, even if a task has made parts of it unreadable."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+        if os.path.isdir(path):
+            _make_folders_accessible(path)
+            shutil.rmtree(path, ignore_errors=True)
+    else:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+
+def _make_folders_accessible(path: str) -> None:
+    """Make all folders of a tree readable and writable, from the top down."""
+    waiting = [path]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            os.chmod(folder, 0o700)
+            with os.scandir(folder) as inner:
+                waiting += [entry.path for entry in inner if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            # another user's folder, or removed meanwhile
+            pass

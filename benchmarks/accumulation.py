@@ -96,6 +96,7 @@ def measure(variant: Variant) -> Measured:
 
     from daskvine.remote import task_functions
     from vinecore.protocol.serialization import values, zero_suppression
+    from vinecore.protocol.serialization.placeholders import LazyValue
 
     if not variant.packed:
         zero_suppression.MIN_BYTES = EVERYTHING
@@ -110,7 +111,7 @@ def measure(variant: Variant) -> Measured:
             loaded = values.load_file(path)
         assert loaded == made
         del loaded, made
-        stored = [values.LazyValue(partial(values.map_object, path)) for _ in range(variant.parts)]
+        stored = [LazyValue(partial(values.map_object, path)) for _ in range(variant.parts)]
         with _Watch() as merge:
             task_functions.reduce_partial_results(hist_safe_sum, "histograms", {}, *stored)
     return Measured(size / MB, write.seconds, write.mb, read.seconds, read.mb, merge.seconds, merge.mb)

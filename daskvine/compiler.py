@@ -26,9 +26,11 @@ from vinecore.errors import add_note
 from vinecore.manager.manager import Manager
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol.serialization import unpicklable, values
+from vinecore.protocol.serialization.pickling import PLAIN_PICKLE_TYPES
+from vinecore.protocol.serialization.placeholders import InputPlaceholder, LazyInput, SharedPlaceholder
 from vinecore.protocol.user_modules import is_own_module
 
-PLAIN_ARGUMENT_TYPES = values.PLAIN_PICKLE_TYPES | {slice, values.InputPlaceholder, values.SharedPlaceholder}
+PLAIN_ARGUMENT_TYPES = PLAIN_PICKLE_TYPES | {slice, InputPlaceholder, SharedPlaceholder}
 MIN_SHARED_BYTES = 256
 """Bytes; a smaller object travels with each vertex."""
 
@@ -216,9 +218,9 @@ class Compiler:
         where = {d: number for number, d in enumerate(self._graph.dependencies[key])}
         names = [*self._first, *(name for name in shared if name is not None)]
         filled = [
-            *map(values.SharedPlaceholder, range(len(self._first), len(names))),
+            *map(SharedPlaceholder, range(len(self._first), len(names))),
             *args,
-            *(values.InputPlaceholder(where[self._graph.resolve(d)]) for d in asked),
+            *(InputPlaceholder(where[self._graph.resolve(d)]) for d in asked),
         ]
         return self._make_call(helper, filled, {}, names, inputs)
 
@@ -228,7 +230,7 @@ class Compiler:
 
         def place(arg: Any) -> Any:
             if type(arg) is Alias or type(arg) is TaskRef:
-                return values.InputPlaceholder(where[self._graph.resolve(referenced_key(arg))])
+                return InputPlaceholder(where[self._graph.resolve(referenced_key(arg))])
             return self._share_or_inline(arg, shared)
 
         args = [place(arg) for arg in node.args]
@@ -243,7 +245,7 @@ class Compiler:
             shared.append(function)
             return self._make_call(
                 task_functions.apply,
-                [values.SharedPlaceholder(len(shared) - 1), *args],
+                [SharedPlaceholder(len(shared) - 1), *args],
                 kwargs,
                 shared,
                 inputs,
@@ -253,7 +255,7 @@ class Compiler:
         if len(payload) > INLINE_LIMIT:
             shared.append(function)
             return self._move_arguments_to_object(
-                [values.SharedPlaceholder(len(shared) - 1), *args], kwargs, shared, inputs
+                [SharedPlaceholder(len(shared) - 1), *args], kwargs, shared, inputs
             )
         return CompiledVertex(function, payload, (*shared, function), inputs)
 
@@ -268,8 +270,8 @@ class Compiler:
             name = self._name(function)
             assert name is not None
             shared.append(name)
-            function = values.SharedPlaceholder(len(shared) - 1)
-        parts = [values.LazyInput(where[self._graph.resolve(referenced_key(part))]) for part in merge.inputs]
+            function = SharedPlaceholder(len(shared) - 1)
+        parts = [LazyInput(where[self._graph.resolve(referenced_key(part))]) for part in merge.inputs]
         return self._make_call(
             task_functions.reduce_partial_results,
             [function, merge.argument_style, merge.keywords, *parts],
@@ -285,7 +287,7 @@ class Compiler:
             name = self._name(value, least=MIN_SHARED_BYTES)
             if name is not None:
                 shared.append(name)
-                return values.SharedPlaceholder(len(shared) - 1)
+                return SharedPlaceholder(len(shared) - 1)
         return value
 
     def _compile_nested_task(
@@ -305,9 +307,9 @@ class Compiler:
             name = self._name(function)
             assert name is not None
             shared.append(name)
-            function = values.SharedPlaceholder(len(shared) - 1)
+            function = SharedPlaceholder(len(shared) - 1)
         asked = self._input_keys(node)
-        found = [values.InputPlaceholder(where[self._graph.resolve(d)]) for d in asked]
+        found = [InputPlaceholder(where[self._graph.resolve(d)]) for d in asked]
         return self._make_call(
             task_functions.evaluate_task,
             [function, len(args), asked, node.kwargs, *args, *found],
@@ -325,7 +327,7 @@ class Compiler:
             assert name is not None
             shared.append(name)
             return self._move_arguments_to_object(
-                [values.SharedPlaceholder(len(shared) - 1), *args], kwargs, shared, inputs
+                [SharedPlaceholder(len(shared) - 1), *args], kwargs, shared, inputs
             )
         return self._helper_call(helper, payload, shared, inputs)
 
@@ -334,13 +336,13 @@ class Compiler:
     ) -> CompiledVertex:
         """Put the arguments into an object of their own: they are too large for a message."""
         packed = self.acquire(dump_call(args, kwargs, plain=False))
-        later = {arg.index for arg in args if type(arg) is values.LazyInput}
-        kinds = [values.LazyInput if n in later else values.InputPlaceholder for n in range(len(inputs))]
+        later = {arg.index for arg in args if type(arg) is LazyInput}
+        kinds = [LazyInput if n in later else InputPlaceholder for n in range(len(inputs))]
         rest = [
-            *map(values.SharedPlaceholder, range(len(shared))),
+            *map(SharedPlaceholder, range(len(shared))),
             *(kind(n + 1) for n, kind in enumerate(kinds)),
         ]
-        payload = dump_call([values.InputPlaceholder(0), len(shared), *rest], {}, plain=True)
+        payload = dump_call([InputPlaceholder(0), len(shared), *rest], {}, plain=True)
         return self._helper_call(task_functions.call_packed, payload, shared, (packed, *inputs))
 
     def _helper_call(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from dask._task_spec import List, Task, TaskRef
 
 from vinecore.protocol.serialization import values
+from vinecore.protocol.serialization.placeholders import InputPlaceholder
 from vinecore.scheduler.state import TASK, TaskSpec
 
 FAN_IN = 8
@@ -80,7 +81,7 @@ def specs(
         result = f"result-5f93b1a8-{number}"
         results.append(result)
         inputs = tuple([results[n] for n in vertex.inputs])
-        payload = values.dumps((([values.InputPlaceholder(n) for n in range(len(inputs))], rank), {}))
+        payload = values.dumps((([InputPlaceholder(n) for n in range(len(inputs))], rank), {}))
         yield TaskSpec(
             number, str(vertex.key), result, run, library, function, payload, (function,), inputs,
             wanted_at_manager=(result,) if vertex.wanted else (), category=NAMES[vertex.kind], priority=rank,

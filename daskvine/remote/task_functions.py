@@ -13,6 +13,11 @@ import sys
 from typing import Any
 
 from vinecore.protocol.serialization import values
+from vinecore.protocol.serialization.placeholders import (
+    LazyValue,
+    ResultWithMetadata,
+    substitute_placeholders,
+)
 
 
 def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -32,7 +37,7 @@ def call_packed(packed: Any, shared_count: int, *rest: Any) -> Any:
         How many of ``rest`` are shared objects; the others are inputs.
     """
     packed_args, packed_kwargs = packed
-    args, kwargs = values.substitute_placeholders(
+    args, kwargs = substitute_placeholders(
         packed_args, packed_kwargs, list(rest[:shared_count]), list(rest[shared_count:])
     )
     function, *args = args
@@ -68,15 +73,13 @@ def call_wrapper(wrapper: Any, node: Any, keys: list[Any], *inputs: Any) -> Any:
             error, f"what wrapper returned as extra cannot be sent: {unpicklable.describe_unpicklable(extra)}"
         )
         raise
-    return values.ResultWithMetadata(result, note)
+    return ResultWithMetadata(result, note)
 
 
 MAX_BYTES_LOADED_AT_ONCE = 64 * 1024 * 1024
 
 
-def reduce_partial_results(
-    function: Any, how: str, keywords: dict[str, Any], *parts: values.LazyValue
-) -> Any:
+def reduce_partial_results(function: Any, how: str, keywords: dict[str, Any], *parts: LazyValue) -> Any:
     """Merge partial results, and where they are large in little more memory than two of them take.
 
     Parameters
@@ -101,9 +104,7 @@ def reduce_partial_results(
     return function(*loaded, **keywords) if how == "arguments" else function(loaded, **keywords)
 
 
-def _reduce_in_batches(
-    function: Any, how: str, keywords: dict[str, Any], parts: list[values.LazyValue]
-) -> Any:
+def _reduce_in_batches(function: Any, how: str, keywords: dict[str, Any], parts: list[LazyValue]) -> Any:
     parts.reverse()
     batch = [parts.pop().load()]
     while parts:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from daskvine.remote import task_functions
 from daskvine.tree_reduction import daskvine_merge, is_merge, match_reduction, rewrite_wide_reductions
 from vinecore.protocol.serialization import values
+from vinecore.protocol.serialization.placeholders import LazyValue
 
 
 @daskvine_merge
@@ -254,7 +255,7 @@ def one_by_one(monkeypatch):
 
 
 def stored(*parts):
-    return [values.LazyValue(functools.partial(values.dumps, part)) for part in parts]
+    return [LazyValue(functools.partial(values.dumps, part)) for part in parts]
 
 
 def merged(how, function, *parts, **keywords):
@@ -299,9 +300,7 @@ def test_more_large_parts_are_merged_than_files_may_be_open(one_by_one, tmp_path
     highest = max(map(int, os.listdir("/proc/self/fd"))) + 20
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest, most))
     try:
-        parts = [
-            values.LazyValue(functools.partial(values.map_object, str(path))) for _ in range(highest + 1)
-        ]
+        parts = [LazyValue(functools.partial(values.map_object, str(path))) for _ in range(highest + 1)]
         assert task_functions.reduce_partial_results(sum, "sum", {}, *parts).tolist() == [len(parts)] * 10_000
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (least, most))

@@ -17,6 +17,7 @@ from tests.faults import resume_script
 from tests.harness import sample_tasks
 from tests.harness.processes import alive, until
 from vinecore.journal import records
+from vinecore.journal.reader import read
 from vinecore.protocol.temporary_folders import OWNER_FILE
 
 WORKERS = 3
@@ -80,7 +81,7 @@ class Script:
         done = set()
         for path in self.info.glob(f"2*/{records.FILE}"):
             labels = {}
-            for record in records.read(path):
+            for record in read(path):
                 if type(record) is records.TaskSubmitted:
                     labels[record.task] = record.label
                 elif type(record) is records.TaskDone:

@@ -3,24 +3,29 @@
 Everything that users may call is here: `find`, `read` and `load`, and the classes of the records.
 """
 
+from vinecore.journal.history import (
+    Attempt,
+    FileHistory,
+    GraphHistory,
+    History,
+    TaskHistory,
+    WorkerHistory,
+    load,
+)
+from vinecore.journal.reader import InvalidJournalError, find, read
 from vinecore.journal.records import (
     FILE,
     RECORDS,
     VERSION,
-    Attempt,
     FileDeclared,
-    FileHistory,
     FilesFound,
     FilesLost,
     FilesRemoved,
     GraphClosed,
     GraphEnded,
-    GraphHistory,
     GraphOpened,
     GraphSubmitted,
     Header,
-    History,
-    InvalidJournalError,
     JournalStopped,
     LibraryFailed,
     LibraryInstalled,
@@ -38,7 +43,6 @@ from vinecore.journal.records import (
     TaskDone,
     TaskEnded,
     TaskFailed,
-    TaskHistory,
     TaskReturned,
     TaskSubmitted,
     TransferEnded,
@@ -46,10 +50,6 @@ from vinecore.journal.records import (
     TransferStarted,
     WorkerConnected,
     WorkerDisconnected,
-    WorkerHistory,
-    find,
-    load,
-    read,
 )
 
 __all__ = [

@@ -9,18 +9,16 @@ from __future__ import annotations
 import fcntl
 import logging
 import socket
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
-from vinecore.journal import records as j
+from vinecore.journal import reader, records
+from vinecore.journal.reader import InvalidJournalError
 from vinecore.protocol import INLINE_LIMIT
-from vinecore.protocol.trees import remove_tree
 from vinecore.scheduler.resume import RECONNECT_TIMEOUT_S, Result, result_key
-from vinecore.server.object_store import staging_prefix
 
 log = logging.getLogger("vinecore")
 
@@ -79,14 +77,7 @@ def find_previous_session(run_info_path: Path, name: str | None) -> PreviousSess
     return PreviousSession(path, header.port, past.results, workers, sessions)
 
 
-def remove_leftover_staging(past: PreviousSession) -> None:
-    """Remove what managers that were killed have left in the temporary folder."""
-    for session in filter(str.isalnum, past.sessions):
-        for folder in Path(tempfile.gettempdir()).glob(f"{staging_prefix(session)}*"):
-            remove_tree(str(folder))
-
-
-def is_being_written(path: Path, header: j.Header) -> bool:
+def is_being_written(path: Path, header: records.Header) -> bool:
     """Whether the manager that writes a journal is alive; it holds a lock on it, and so may processes that it has forked."""
     if has_ended(header.host, header.pid):
         return False
@@ -100,16 +91,16 @@ def is_being_written(path: Path, header: j.Header) -> bool:
     return False
 
 
-def _find_newest(run_info_path: Path, name: str | None) -> tuple[Path, j.Header] | None:
-    found: list[tuple[float, str, Path, j.Header]] = []
+def _find_newest(run_info_path: Path, name: str | None) -> tuple[Path, records.Header] | None:
+    found: list[tuple[float, str, Path, records.Header]] = []
     try:
-        paths = list(run_info_path.glob(f"*/{j.FILE}"))
+        paths = list(run_info_path.glob(f"*/{records.FILE}"))
     except OSError as error:
         log.warning("nothing is gone on with: journals in %s cannot be looked for: %s", run_info_path, error)
         return None
     unread: list[str] = []
     for path in paths:
-        if path.parent.name == j.MOST_RECENT:
+        if path.parent.name == records.MOST_RECENT:
             continue
         header = _read_header(path, unread.append)
         if header is not None and name in (None, header.manager):
@@ -120,18 +111,18 @@ def _find_newest(run_info_path: Path, name: str | None) -> tuple[Path, j.Header]
     return max(found)[2:] if found else None
 
 
-def _read_header(path: Path, tell: Callable[[str], object]) -> j.Header | None:
+def _read_header(path: Path, tell: Callable[[str], object]) -> records.Header | None:
     try:
-        first = next(j.read(path), None)
-    except (OSError, j.InvalidJournalError) as error:
+        first = next(reader.read(path), None)
+    except (OSError, InvalidJournalError) as error:
         tell(str(error))
         return None
-    return first if isinstance(first, j.Header) else None
+    return first if isinstance(first, records.Header) else None
 
 
-def _follow_chain(path: Path) -> list[tuple[Path, j.Header]]:
+def _follow_chain(path: Path) -> list[tuple[Path, records.Header]]:
     """The journals that one goes on from, the newest first, with their first lines; some may have been removed."""
-    chain: dict[Path, j.Header] = {}
+    chain: dict[Path, records.Header] = {}
     while len(chain) < MAX_JOURNALS and path not in chain and _is_file(path):
         header = _read_header(path, lambda problem: log.warning("a journal cannot be read: %s", problem))
         if header is None:
@@ -170,9 +161,9 @@ class _ChainReader:
         )  # what served one graph only, under a name that something else may have
         self.workers: set[tuple[str, int]] = set()
         self.closed = False
-        self._handlers: dict[type[j.Record], Callable[[Any], None]] = {
-            j.Header: self._on_header, j.ManagerClosed: self._on_closed, j.WorkerConnected: self._on_worker_connected, j.WorkerDisconnected: self._on_worker_disconnected,
-            j.TaskSubmitted: self._on_task_submitted, j.TaskDone: self._on_task_done, j.FileDeclared: self._on_file_declared, j.TransferEnded: self._on_transfer_ended,
+        self._handlers: dict[type[records.Record], Callable[[Any], None]] = {
+            records.Header: self._on_header, records.ManagerClosed: self._on_closed, records.WorkerConnected: self._on_worker_connected, records.WorkerDisconnected: self._on_worker_disconnected,
+            records.TaskSubmitted: self._on_task_submitted, records.TaskDone: self._on_task_done, records.FileDeclared: self._on_file_declared, records.TransferEnded: self._on_transfer_ended,
         }  # fmt: skip
 
     def read(self, path: Path) -> None:
@@ -183,10 +174,12 @@ class _ChainReader:
         before = frozenset(self.workers)
         damaged: list[str] = []
         try:
-            for record in j.read(path, *self._handlers, damaged=lambda _number, what: damaged.append(what)):
+            for record in reader.read(
+                path, *self._handlers, damaged=lambda _number, what: damaged.append(what)
+            ):
                 self._t = record.t
                 self._handlers[type(record)](record)
-        except (OSError, j.InvalidJournalError) as error:
+        except (OSError, InvalidJournalError) as error:
             log.warning("the rest of a journal cannot be read: %s", error)
         if damaged:
             log.warning("%s is damaged, and what these lines say is not gone on with: %d in all, the first is %s",
@@ -194,25 +187,25 @@ class _ChainReader:
         if self._t > RECONNECT_TIMEOUT_S:  # who has not come back by then is not waited for any more
             self.workers -= before.difference(self._workers.values())
 
-    def _on_header(self, record: j.Header) -> None:
+    def _on_header(self, record: records.Header) -> None:
         self._own = f"-{record.session}-"
 
-    def _on_closed(self, _record: j.ManagerClosed) -> None:
+    def _on_closed(self, _record: records.ManagerClosed) -> None:
         self.closed = True
 
-    def _on_worker_connected(self, record: j.WorkerConnected) -> None:
+    def _on_worker_connected(self, record: records.WorkerConnected) -> None:
         worker = self._workers[record.worker] = record.host, record.pid
         self.workers.add(worker)
 
-    def _on_worker_disconnected(self, record: j.WorkerDisconnected) -> None:
+    def _on_worker_disconnected(self, record: records.WorkerDisconnected) -> None:
         self.workers.discard(self._workers.get(record.worker, ("", 0)))
 
-    def _on_task_submitted(self, record: j.TaskSubmitted) -> None:
+    def _on_task_submitted(self, record: records.TaskSubmitted) -> None:
         known = record.result if self._own not in record.result else ""
         # a number comes once: of two tasks that have it, one is damaged, and nobody knows which
         self._results_by_task[record.task] = "" if record.task in self._results_by_task else known
 
-    def _on_task_done(self, record: j.TaskDone) -> None:
+    def _on_task_done(self, record: records.TaskDone) -> None:
         name = self._results_by_task.get(record.task)
         made = {result_key(name, record.size, record.digest)} if name else set()
         made.update(
@@ -226,13 +219,13 @@ class _ChainReader:
             self._used_once -= made
             self.results |= made
 
-    def _on_file_declared(self, record: j.FileDeclared) -> None:
+    def _on_file_declared(self, record: records.FileDeclared) -> None:
         if record.directory or record.archive:
             self.results.add(result_key(record.file, -1, ""))
         elif 0 <= record.size <= INLINE_LIMIT:
             self.results.add(result_key(record.file, record.size, ""))
 
-    def _on_transfer_ended(self, record: j.TransferEnded) -> None:
+    def _on_transfer_ended(self, record: records.TransferEnded) -> None:
         arrived = result_key(record.file, record.bytes, record.digest)
         if self._own not in record.file and arrived not in self._used_once:
             self.results.add(arrived)

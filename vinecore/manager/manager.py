@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from vinecore import errors, keyword_arguments, validators
-from vinecore.journal.previous_session import PreviousSession, find_previous_session, remove_leftover_staging
+from vinecore.journal.previous_session import PreviousSession, find_previous_session
 from vinecore.journal.writer import JournalWriter
 from vinecore.manager import url_metadata
 from vinecore.manager.compatibility import (
@@ -47,7 +47,7 @@ from vinecore.scheduler import instructions as i
 from vinecore.scheduler.state import WORKFLOW, FileSpec
 from vinecore.security import certificates
 from vinecore.security import shared_secret as password
-from vinecore.server.object_store import in_the_way
+from vinecore.server.object_store import in_the_way, remove_leftover_staging
 from vinecore.server.server import ManagerServer
 
 if TYPE_CHECKING:
@@ -1235,7 +1235,7 @@ def _past(folder: Path, name: str | None) -> PreviousSession | None:
     """What the manager that this one goes on from has left; what nobody needs of that is removed."""
     past = find_previous_session(folder, name)
     if past is not None:
-        remove_leftover_staging(past)
+        remove_leftover_staging(past.sessions)
         log.info(
             "going on from %s: %d results are known, %d workers may be back soon",
             past.journal, len(past.results), len(past.workers),

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vinecore import keyword_arguments, validators
 from vinecore.manager.files import File
 from vinecore.protocol.serialization import exceptions, unpicklable, values
+from vinecore.protocol.serialization.pickling import PLAIN_PICKLE_TYPES
+from vinecore.protocol.serialization.placeholders import InputPlaceholder
 from vinecore.resources.amounts import UNSPECIFIED, ResourceRequest
 from vinecore.scheduler.instructions import TaskFinished
 from vinecore.scheduler.state import TaskSpec
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 TASKVINE_RESULT_NAMES = {"time": "max wall time", "exhausted": "resource exhaustion", "crash": "forsaken", "library": "missing library",
            "too large": "resource exhaustion", "disk": "resource exhaustion", "input": "input missing"}  # fmt: skip
 WRITABLE_KINDS = ("file", "buffer", "temp")  # what a task may fill
-PLAIN_ARGUMENT_TYPES = values.PLAIN_PICKLE_TYPES | {values.InputPlaceholder}
+PLAIN_ARGUMENT_TYPES = PLAIN_PICKLE_TYPES | {InputPlaceholder}
 DISCARD_RESULT = {"once": True}
 NOT_LOADED = object()
 
@@ -520,7 +522,7 @@ def dump_arguments(args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[bytes, 
     def replace(value: Any) -> Any:
         if isinstance(value, File):
             inputs.append(value.cache_name)
-            return values.InputPlaceholder(len(inputs) - 1)
+            return InputPlaceholder(len(inputs) - 1)
         return value
 
     args = tuple(args)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import click
 
 from vinecore.journal import records as j
+from vinecore.journal.history import History, TaskHistory, WorkerHistory, load
 
 MAX_CATEGORIES = 15
 MAX_GRAPHS = 15
@@ -60,20 +61,20 @@ class ReportedRun:
         The workers that were lost before the run was over.
     """
 
-    def __init__(self, history: j.History) -> None:
+    def __init__(self, history: History) -> None:
         self.history = history
         self.span = _find_window(history)
         self.uses = sorted(_find_task_intervals(history), key=lambda use: use.start)
         gone = [worker.lost for worker in history.workers.values() if worker.lost is not None]
         self.lost = [record for record in gone if record.t <= self.span.end]
 
-    def connected_seconds(self, worker: j.WorkerHistory) -> float:
+    def connected_seconds(self, worker: WorkerHistory) -> float:
         """How long a worker was connected, within the part that counts."""
         end = self.span.end if worker.lost is None else min(worker.lost.t, self.span.end)
         return max(0.0, end - max(worker.joined.t, self.span.start))
 
 
-def _find_window(history: j.History) -> TimeWindow:
+def _find_window(history: History) -> TimeWindow:
     tasks = history.tasks.values()
     start = min((task.submitted.t for task in tasks), default=0.0)
     end, running = start, False
@@ -86,7 +87,7 @@ def _find_window(history: j.History) -> TimeWindow:
     return TimeWindow(start, history.end if running else end)
 
 
-def _find_task_intervals(history: j.History) -> Iterator[TaskInterval]:
+def _find_task_intervals(history: History) -> Iterator[TaskInterval]:
     for task in history.tasks.values():
         for attempt in task.attempts:
             start, end = attempt.started_at, attempt.ended
@@ -119,7 +120,7 @@ def format_run(run: ReportedRun) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _format_damage(history: j.History) -> str:
+def _format_damage(history: History) -> str:
     """Say which lines are damaged, because what they said is missing below."""
     if not history.damaged:
         return ""
@@ -171,7 +172,7 @@ def _format_headline(run: ReportedRun) -> str:
     return "\n".join(f"{name:<10}{text}" for name, text in rows)
 
 
-def _describe_outcome(task: j.TaskHistory, history: j.History) -> str:
+def _describe_outcome(task: TaskHistory, history: History) -> str:
     if task.outcome == "success":
         return "done"
     if task.outcome == "cancelled":
@@ -221,7 +222,7 @@ def _format_graphs(run: ReportedRun) -> str:
     return _format_table(rows) + (f"\nand {more:,} more graphs" if more > 0 else "")
 
 
-def _format_categories(history: j.History) -> str:
+def _format_categories(history: History) -> str:
     walls: dict[str, list[float]] = defaultdict(list)
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -260,7 +261,7 @@ def _format_categories(history: j.History) -> str:
     return f"{text}\nand {more:,} more categories" if more > 0 else text
 
 
-def _format_transfers(history: j.History) -> str:
+def _format_transfers(history: History) -> str:
     moved: dict[str, list[float]] = {}
 
     def add(name: str, count: float, seconds: float = 0.0) -> None:
@@ -325,7 +326,7 @@ def _format_problems(run: ReportedRun) -> str:
     return "\n".join(["trouble", *lines]) if lines else ""
 
 
-def _count_failures(history: j.History) -> dict[str, Counter[str]]:
+def _count_failures(history: History) -> dict[str, Counter[str]]:
     """The attempts that failed, by kind, with their reasons."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for task in history.tasks.values():
@@ -335,7 +336,7 @@ def _count_failures(history: j.History) -> dict[str, Counter[str]]:
     return found
 
 
-def _count_never_run(history: j.History) -> dict[str, Counter[str]]:
+def _count_never_run(history: History) -> dict[str, Counter[str]]:
     """The tasks that failed and not by an attempt, by kind, with the reasons."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for task in history.tasks.values():
@@ -715,7 +716,7 @@ def main(path: Path, picture: Path | None) -> None:
     (default: vine-run-info). The run may still be going on.
     """
     try:
-        run = ReportedRun(j.load(path, damaged_too=True))
+        run = ReportedRun(load(path, damaged_too=True))
         click.echo(format_run(run))
         if picture is not None:
             plot_run(run, picture)

@@ -7,9 +7,10 @@ import logging
 import os
 import shutil
 import stat
+import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,13 @@ def in_the_way(place: str) -> str:
 def staging_prefix(session: str) -> str:
     """What the name of a staging folder begins with."""
     return f"vine-manager-{session}-" if session else "vine-manager-"
+
+
+def remove_leftover_staging(sessions: Iterable[str]) -> None:
+    """Remove the staging folders of managers that were killed, by the names of their sessions."""
+    for session in filter(str.isalnum, sessions):
+        for folder in Path(tempfile.gettempdir()).glob(f"{staging_prefix(session)}*"):
+            remove_tree(str(folder))
 
 
 def _file_stamp(path: str) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from vinecore.journal import records
+from vinecore.journal.history import History, load
 from vinecore.simulate.settings import Cluster, Failures
 from vinecore.simulate.workload import MANAGER, STORAGE, File, SimulatedTask, Workload, WorkloadError
 
@@ -61,7 +61,7 @@ def load_recording(path: str | Path) -> RecordedRun:
     WorkloadError
         No task was done, or there was no worker.
     """
-    history = records.load(path)
+    history = load(path)
     done = {number: task for number, task in history.tasks.items() if task.done is not None}
     if not done or not history.workers:
         msg = f"{path}: {'no task was done' if history.workers else 'no worker was connected'}, so there is nothing to simulate"
@@ -104,7 +104,7 @@ def load_recording(path: str | Path) -> RecordedRun:
     )
 
 
-def _most_common_cluster(history: records.History) -> Cluster:
+def _most_common_cluster(history: History) -> Cluster:
     hellos = [worker.joined for worker in history.workers.values()]
     (cores, memory_mb, disk_mb), _count = Counter(
         (x.cores, x.memory_mb, x.disk_mb) for x in hellos
@@ -112,7 +112,7 @@ def _most_common_cluster(history: records.History) -> Cluster:
     return Cluster(len(hellos), cores, memory_mb or UNKNOWN_MB, disk_mb or UNKNOWN_MB)
 
 
-def _worker_lifetimes(history: records.History, begin: float) -> tuple[tuple[float, float], ...]:
+def _worker_lifetimes(history: History, begin: float) -> tuple[tuple[float, float], ...]:
     """When each worker came and went, in seconds after the first submission; infinite for those that were there at the end."""
     lives = []
     for worker in history.workers.values():

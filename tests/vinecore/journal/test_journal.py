@@ -22,7 +22,7 @@ from tests.harness import sample_tasks
 from tests.harness.processes import until, workers_of
 from vinecore import FunctionCall, PythonTask, Task, journal
 from vinecore.journal import records
-from vinecore.journal.writer import JournalRecorder
+from vinecore.journal.recorder import JournalRecorder
 from vinecore.protocol import messages
 from vinecore.report.text import ReportedRun, format_run, main
 from vinecore.scheduler import events as e

@@ -15,7 +15,8 @@ import pytest
 from tests.harness.processes import alive, until
 from vinecore import Manager, journal
 from vinecore.journal import records as j
-from vinecore.journal.previous_session import find_previous_session, remove_leftover_staging
+from vinecore.journal.previous_session import find_previous_session
+from vinecore.server.object_store import remove_leftover_staging
 
 HERE = socket.gethostname()
 LARGE = 1 << 20
@@ -185,10 +186,10 @@ def test_what_a_killed_manager_has_left_in_the_temporary_folder_goes(tmp_path, w
     for name in ("vine-manager-5e551-xyz", "vine-manager-other-xyz", "vine-manager-xyz"):
         (temporary / name).mkdir(parents=True)
     write("1")
-    remove_leftover_staging(find_previous_session(tmp_path, None))
+    remove_leftover_staging(find_previous_session(tmp_path, None).sessions)
     assert {path.name for path in temporary.iterdir()} == {"vine-manager-other-xyz", "vine-manager-xyz"}
     write("2", session="")
-    remove_leftover_staging(find_previous_session(tmp_path, None))
+    remove_leftover_staging(find_previous_session(tmp_path, None).sessions)
     assert len(list(temporary.iterdir())) == 2
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.harness.scheduler import LARGE, Vine, call, single
 from vinecore.journal import records as j
-from vinecore.journal.writer import JournalRecorder
+from vinecore.journal.recorder import JournalRecorder
 from vinecore.protocol import messages as m
 from vinecore.scheduler import events as e
 

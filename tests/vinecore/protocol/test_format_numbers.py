@@ -10,9 +10,9 @@ import msgspec
 from vinecore.journal import records
 from vinecore.protocol import VERSION, messages
 
-PROTOCOL = {4: "e6392a9739ef63e7"}
+PROTOCOL = {5: "76a5ea0072b7be27"}
 """The digest of the kinds of messages and their fields, by the number of the protocol."""
-JOURNAL = {2: "f2b01e9b9ed3567f"}
+JOURNAL = {3: "2a9f887c77c7c1d0"}
 """The digest of the kinds of records and their fields, by the version of the journal."""
 REMEDY = "what is said or written has changed: raise the number, which has old ends refused and old files set aside, and enter it here"
 

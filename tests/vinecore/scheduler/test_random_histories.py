@@ -25,7 +25,7 @@ from vineworker.state import instructions as wi
 from vineworker.state import state_machine as w
 
 from vinecore.journal import records as j
-from vinecore.journal.writer import JournalRecorder
+from vinecore.journal.recorder import JournalRecorder
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 from vinecore.resources.amounts import ResourceRequest, Resources

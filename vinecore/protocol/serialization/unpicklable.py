@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from vinecore.protocol.serialization import values
+from vinecore.protocol.serialization.pickling import PLAIN_PICKLE_TYPES, cloudpickle_dumps
 
 MAX_TRIES = 200
 """Parts of a value that are pickled one by one to find the one that cannot be."""
@@ -82,10 +82,10 @@ def _iterate_parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 def can_pickle(part: Any) -> bool:
     """Whether a value can be pickled."""
-    if type(part) in values.PLAIN_PICKLE_TYPES:
+    if type(part) in PLAIN_PICKLE_TYPES:
         return True
     try:
-        values.cloudpickle_dumps(part, protocol=5, buffer_callback=lambda _buffer: None)
+        cloudpickle_dumps(part, protocol=5, buffer_callback=lambda _buffer: None)
     except Exception:  # noqa: BLE001 - whatever it is, this is the part
         return False
     return True

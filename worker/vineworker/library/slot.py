@@ -22,6 +22,12 @@ from typing import Any, Callable, Union
 from vinecore.protocol import INLINE_LIMIT, user_modules
 from vinecore.protocol.frames import FrameReader, encode
 from vinecore.protocol.serialization import exceptions, values
+from vinecore.protocol.serialization.placeholders import (
+    LazyInput,
+    LazyValue,
+    ResultWithMetadata,
+    substitute_placeholders,
+)
 from vinecore.protocol.transfer import digests
 from vineworker.library import (
     captured_output,
@@ -266,9 +272,9 @@ class Slot:
             try:
                 recorder, shared = self._get_ready(call)
                 args, kwargs = values.loads(call.payload)
-                later = {arg.index for arg in args if type(arg) is values.LazyInput}
+                later = {arg.index for arg in args if type(arg) is LazyInput}
                 inputs = [
-                    values.LazyValue(partial(self._open_input, name, path, call))
+                    LazyValue(partial(self._open_input, name, path, call))
                     if number in later
                     else values.loads(self._open_input(name, path, call))
                     for number, (name, path) in enumerate(call.inputs)
@@ -281,7 +287,7 @@ class Slot:
             function = self._functions.get(call.function)
             if function is None:
                 function = self._find_function(call)
-            args, kwargs = values.substitute_placeholders(args, kwargs, shared, inputs)
+            args, kwargs = substitute_placeholders(args, kwargs, shared, inputs)
             del inputs
             try:
                 result = forked_calls.call(function, args, kwargs, captured_output.flush)
@@ -292,7 +298,7 @@ class Slot:
             info: dict[str, Any] = {}
             if used:
                 info["used"] = used
-            if type(result) is values.ResultWithMetadata:
+            if type(result) is ResultWithMetadata:
                 info["note"] = base64.b64encode(result.extra).decode()
                 result = result.value
             parts = [raw_bytes(result)] if call.options.get("raw") else dump_result(result)

@@ -12,7 +12,13 @@ import types
 import numpy as np
 import pytest
 
-from vinecore.protocol.serialization import values
+from vinecore.protocol.serialization import pickling, values
+from vinecore.protocol.serialization.pickling import MIN_SHARED_BEHAVIOR, cloudpickle_dumps
+from vinecore.protocol.serialization.placeholders import (
+    InputPlaceholder,
+    SharedPlaceholder,
+    substitute_placeholders,
+)
 
 BIG = 100_000
 
@@ -215,20 +221,20 @@ def test_a_value_that_was_cut_short_is_not_loaded():
 
 
 def test_placeholders_are_filled_among_the_arguments_and_not_inside_of_them():
-    args = (values.InputPlaceholder(1), "x", values.SharedPlaceholder(0), [values.InputPlaceholder(0)])
-    args, kwargs = there_and_back((args, {"key": values.InputPlaceholder(0)}))
-    filled, filled_kwargs = values.substitute_placeholders(args, kwargs, ["function"], ["zero", "one"])
+    args = (InputPlaceholder(1), "x", SharedPlaceholder(0), [InputPlaceholder(0)])
+    args, kwargs = there_and_back((args, {"key": InputPlaceholder(0)}))
+    filled, filled_kwargs = substitute_placeholders(args, kwargs, ["function"], ["zero", "one"])
     assert filled[:3] == ["one", "x", "function"]
     assert repr(filled[3]) == "[InputPlaceholder(0)]"
     assert filled_kwargs == {"key": "zero"}
-    assert values.substitute_placeholders((), {}, [], []) == ([], {})
+    assert substitute_placeholders((), {}, [], []) == ([], {})
 
 
 class TestReadOnlyMappings:
     """What coffea gives every one of its arrays."""
 
     def behavior(self):
-        content = {("add", n): (lambda x, n=n: x + n) for n in range(values.MIN_SHARED_BEHAVIOR)}
+        content = {("add", n): (lambda x, n=n: x + n) for n in range(MIN_SHARED_BEHAVIOR)}
         return content, types.MappingProxyType(content)
 
     def test_one_that_is_unchanged_is_serialized_and_loaded_once(self):
@@ -264,7 +270,7 @@ class TestReadOnlyMappings:
     @pytest.mark.parametrize("by_value", [False, True])
     def test_a_large_behavior_of_an_object_is_serialized_once_and_stays_its_own(self, by_value, monkeypatch):
         pickled = count_pickles(monkeypatch)
-        reader = Reader({("add", n): (lambda x, n=n: x + n) for n in range(values.MIN_SHARED_BEHAVIOR)})
+        reader = Reader({("add", n): (lambda x, n=n: x + n) for n in range(MIN_SHARED_BEHAVIOR)})
         first = values.loads(values.dumps([reader, 1], by_value=by_value))[0]
         second = values.loads(values.dumps([reader, 2], by_value=by_value))[0]
         assert len(pickled) == 1
@@ -276,7 +282,7 @@ class TestReadOnlyMappings:
     def test_a_behavior_with_what_a_session_defines_is_serialized_each_time(self, monkeypatch):
         session = types.ModuleType("__main__")
         exec("cut = 5\ndef above(x): return x > cut", session.__dict__)
-        reader = Reader({("above", n): session.above for n in range(values.MIN_SHARED_BEHAVIOR)})
+        reader = Reader({("above", n): session.above for n in range(MIN_SHARED_BEHAVIOR)})
         monkeypatch.setitem(sys.modules, "__main__", session)
         assert not values.loads(values.dumps(reader, by_value=True)).behavior["above", 0](5)
         session.cut = 4
@@ -289,7 +295,7 @@ class TestReadOnlyMappings:
         assert partial.__reduce__() == before
 
     def test_what_makes_itself_is_left_to_it(self):
-        reader = SelfMade(dict.fromkeys(range(values.MIN_SHARED_BEHAVIOR), str))
+        reader = SelfMade(dict.fromkeys(range(MIN_SHARED_BEHAVIOR), str))
         assert values.loads(values.dumps(reader, by_value=True)).behavior == "made again"
 
 
@@ -307,14 +313,14 @@ class SelfMade(Reader):
 
 def count_pickles(monkeypatch):
     """The dictionaries that have been pickled as behavior."""
-    pickled, pickle_it = [], values.cloudpickle_dumps
+    pickled, pickle_it = [], cloudpickle_dumps
 
     def counted(value, **options):
         if type(value) is dict:
             pickled.append(value)
         return pickle_it(value, **options)
 
-    monkeypatch.setattr(values, "cloudpickle_dumps", counted)
+    monkeypatch.setattr(pickling, "cloudpickle_dumps", counted)
     return pickled
 
 

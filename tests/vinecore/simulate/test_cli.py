@@ -126,7 +126,7 @@ def test_the_order_of_hashes_changes_nothing_and_the_worker_is_loaded_only_to_si
         "assert not any(name.startswith('vineworker') for name in sys.modules)",
         "failures = s.Failures(losses_per_hour=60, replaced_after_s=5)",
         "report = s.simulate(s.generate('random', 200), s.Cluster(workers=5, cores=2), failures=failures, seed=5)",
-        "print(report.makespan_s, report.events, report.run_again, report.bytes_moved)",
+        "print(report.makespan_s, report.events, report.reexecuted, report.bytes_moved)",
     ]
     outputs = set()
     for seed in ("1", "2"):

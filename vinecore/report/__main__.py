@@ -1,5 +1,5 @@
 """``python -m vinecore.report``."""
 
-from vinecore.report.text import main
+from vinecore.report.cli import main
 
 main(prog_name="python -m vinecore.report")

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from vinecore.report.text import format_bytes
+from vinecore.report.units import format_bytes
 
 KINDS = {
     "peers": "from worker to worker",

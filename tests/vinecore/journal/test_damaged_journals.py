@@ -20,7 +20,7 @@ from tests.harness.processes import one_result
 from vinecore import Task, journal
 from vinecore.journal import records as j
 from vinecore.journal.previous_session import find_previous_session
-from vinecore.report import text as report
+from vinecore.report.cli import main
 
 HERE = socket.gethostname()
 LARGE = 1 << 20
@@ -101,7 +101,7 @@ def known_by(data):
         path.parent.mkdir()
         path.write_bytes(data)
         past = find_previous_session(Path(folder), "m")
-        said = CliRunner().invoke(report.main, [str(path)])
+        said = CliRunner().invoke(main, [str(path)])
         assert said.exception is None or isinstance(said.exception, SystemExit), said.exception
         return (set() if past is None else past.results), said.output
 

@@ -24,7 +24,9 @@ from vinecore import FunctionCall, PythonTask, Task, journal
 from vinecore.journal import records
 from vinecore.journal.recorder import JournalRecorder
 from vinecore.protocol import messages
-from vinecore.report.text import ReportedRun, format_run, main
+from vinecore.report.cli import main
+from vinecore.report.run import ReportedRun
+from vinecore.report.text import format_run
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
 
@@ -455,7 +457,7 @@ def test_the_report_of_a_run_without_tasks_is_short(yard):
 @pytest.mark.parametrize("most_bars", [5000, 3])
 def test_a_run_is_drawn(story, tmp_path, monkeypatch, most_bars):
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
-    monkeypatch.setattr("vinecore.report.text.MAX_BARS", most_bars)
+    monkeypatch.setattr("vinecore.report.plot.MAX_BARS", most_bars)
     path, *_ = story
     ended = report(path, "--plot", tmp_path / "run.png")
     assert ended.exit_code == 0, ended.output

@@ -126,7 +126,6 @@ KNOWN_MODULES_IN_CIRCLES = {
     "daskvine": ["computation", "manager"],
     "vinecore": ["factory"],
     "vinecore.factory": ["factory", "manager_clients"],
-    "vinecore.journal": ["writer"],
     "vinecore.manager": ["files", "libraries", "manager", "reloaded_modules", "tasks", "url_metadata"],
     "vinecore.scheduler": [
         "diagnostics",
@@ -145,7 +144,6 @@ KNOWN_MODULES_IN_CIRCLES = {
         "stealing",
         "transfers",
     ],
-    "vinecore.server": ["server"],
     "vinecore.simulate": ["simulated_worker", "simulation"],
     "vineworker.state": ["memory_results", "state_machine"],
 }
@@ -154,11 +152,7 @@ KNOWN_FOLDERS_IN_CIRCLES = [
     "daskvine.manager",
     "vinecore.discovery",
     "vinecore.factory",
-    "vinecore.journal",
     "vinecore.manager",
-    "vinecore.protocol",
-    "vinecore.protocol.transfer",
-    "vinecore.server",
     "vineworker.library",
     "vineworker.machine",
     "vineworker.storage",

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from vinecore.cache_level import CacheLevel
 from vinecore.journal import records
-from vinecore.manager.files import CacheLevel
 from vinecore.protocol import INLINE_LIMIT, messages
 from vinecore.scheduler import events, instructions
 from vinecore.scheduler.state import DISPATCH_ID_SHIFT

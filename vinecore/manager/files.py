@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from vinecore.protocol import trees
 from vinecore.protocol.serialization import values
 from vinecore.protocol.transfer import digests
-from vinecore.scheduler.state import FOREVER, TASK, WORKER, WORKFLOW
 
 if TYPE_CHECKING:
     from vinecore.manager.manager import Manager
@@ -27,7 +26,6 @@ CACHE_LEVELS = {
     "worker": "worker",
     "forever": "forever",
 }
-CacheLevel = {"task": TASK, "workflow": WORKFLOW, "worker": WORKER, "forever": FOREVER}
 
 _hash_cache: dict[tuple[str, int, int, int, int], tuple[str, str]] = {}
 

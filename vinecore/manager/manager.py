@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from vinecore import errors, keyword_arguments, validators
+from vinecore.cache_level import CacheLevel
 from vinecore.journal.previous_session import PreviousSession, find_previous_session
 from vinecore.journal.writer import JournalWriter
 from vinecore.manager import url_metadata
@@ -29,7 +30,7 @@ from vinecore.manager.compatibility import (
     package_versions,
     python_version,
 )
-from vinecore.manager.files import CacheLevel, File, hash_bytes, hash_path, parse_cache_level
+from vinecore.manager.files import File, hash_bytes, hash_path, parse_cache_level
 from vinecore.manager.libraries import ContextFunction, LibraryTask
 from vinecore.manager.reloaded_modules import Renewals
 from vinecore.manager.tasks import PythonTask, Task, check_sandbox_name, declared

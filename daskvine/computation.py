@@ -29,7 +29,7 @@ from vinecore.protocol.serialization import values
 from vinecore.resources.amounts import ResourceRequest
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
-from vinecore.scheduler.state import FOREVER, TASK, GraphSpec, TaskSpec
+from vinecore.scheduler.specs import FOREVER, TASK, GraphSpec, TaskSpec
 
 if TYPE_CHECKING:
     from daskvine.manager import DaskVine
@@ -374,7 +374,7 @@ class GraphComputation:
             )
             # a graph that is laid down asleep counts as done until its targets are asked for
             looking = self._recipes is not None and run is not None and not run.submitted
-            return (*counts, len(mind.tables.workers), mind.moved_bytes, looking)
+            return (*counts, len(mind.tables.workers), mind.tables.moved_bytes, looking)
 
         self.done, running, self.recomputed, asleep, workers, self.moved_bytes, looking = self._engine.query(
             read

@@ -38,7 +38,7 @@ from vinecore.protocol.user_modules import is_package_module
 from vinecore.resources.amounts import ResourceRequest, parse_mode
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
-from vinecore.scheduler.state import FileSpec
+from vinecore.scheduler.specs import FileSpec
 from vinecore.security import shared_secret as password
 
 log = logging.getLogger("daskvine")

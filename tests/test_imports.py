@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import pytest
 
+from vinecore.scheduler import ORDER
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"daskvine": ROOT, "vinecore": ROOT, "vineworker": ROOT / "worker"}
 
@@ -127,23 +129,6 @@ KNOWN_MODULES_IN_CIRCLES = {
     "vinecore": ["factory"],
     "vinecore.factory": ["factory", "manager_clients"],
     "vinecore.manager": ["files", "libraries", "manager", "reloaded_modules", "tasks", "url_metadata"],
-    "vinecore.scheduler": [
-        "diagnostics",
-        "disk",
-        "draining",
-        "libraries",
-        "lifecycle",
-        "missing_files",
-        "on_demand",
-        "placement",
-        "recovery",
-        "replication",
-        "reservation",
-        "resume",
-        "scheduler",
-        "stealing",
-        "transfers",
-    ],
     "vinecore.simulate": ["simulated_worker", "simulation"],
     "vineworker.state": ["memory_results", "state_machine"],
 }
@@ -321,3 +306,16 @@ def test_worker_loads_no_manager():
         "click",
         "vinecore.manager.manager",
     }
+
+
+def test_scheduler_modules_import_only_modules_before_them():
+    """`vinecore.scheduler.ORDER` names every module, and each imports only those that stand before it."""
+    folder = ROOT / "vinecore" / "scheduler"
+    assert sorted(ORDER) == sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")
+    wrong = []
+    for number, name in enumerate(ORDER):
+        for found in imports_in(folder / f"{name}.py", ROOT):
+            parts = found.module.split(".")
+            if parts[:2] == ["vinecore", "scheduler"] and len(parts) > 2 and parts[2] in ORDER[number:]:
+                wrong.append(f"{found.where} imports {found.module}")
+    assert wrong == []

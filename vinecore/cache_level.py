@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from vinecore.scheduler.state import FOREVER, TASK, WORKER, WORKFLOW
+from vinecore.scheduler.specs import FOREVER, TASK, WORKER, WORKFLOW
 
 CacheLevel = {"task": TASK, "workflow": WORKFLOW, "worker": WORKER, "forever": FOREVER}

@@ -23,7 +23,7 @@ from daskvine.computation import MAX_TASKS_PER_SLICE
 from vinecore import LibraryTask
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
-from vinecore.scheduler.state import GraphSpec
+from vinecore.scheduler.specs import GraphSpec
 
 PER_CROWD = 500  # workers of one process
 LOOK_S = 0.01

@@ -19,7 +19,7 @@ from vinecore.resources.amounts import ResourceRequest
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
 from vinecore.scheduler.scheduler import Scheduler
-from vinecore.scheduler.state import FileSpec, GraphSpec, LibrarySpec, TaskSpec
+from vinecore.scheduler.specs import FileSpec, GraphSpec, LibrarySpec, TaskSpec
 
 TURN_S = 0.001  # of the clock that the mind is told; a turn of the loop takes about as long
 TICKS = 250  # turns between two of them

@@ -13,7 +13,7 @@ from dask._task_spec import List, Task, TaskRef
 
 from vinecore.protocol.serialization import values
 from vinecore.protocol.serialization.placeholders import InputPlaceholder
-from vinecore.scheduler.state import TASK, TaskSpec
+from vinecore.scheduler.specs import TASK, TaskSpec
 
 FAN_IN = 8
 VALUE = values.dumps(0)

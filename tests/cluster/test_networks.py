@@ -79,7 +79,7 @@ def test_a_worker_that_no_peer_can_reach_is_not_asked_again_and_again(yard, host
     more = make_on(yard, m, 2, "second")
     read_everywhere(yard, m, more, "again", 5)
     shunned = m._engine.query(
-        lambda mind: all(mind.tables.workers[n].shunned_until > mind.now for n in hidden)
+        lambda mind: all(mind.tables.workers[n].excluded_until > mind.tables.now for n in hidden)
     )
     if shunned:  # else the machine was so slow that it is time for another try
         receivers = "|".join(map(str, hidden))

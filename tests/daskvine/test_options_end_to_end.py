@@ -174,7 +174,7 @@ def test_extra_files_may_come_from_a_server_or_be_made_when_they_are_needed(m, t
 def test_a_server_that_stops_half_way_is_named_where_a_vertex_needs_its_file(
     m, task_mode, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("vinecore.scheduler.transfers.RETRY_DELAY_S", 0.01)  # between the tries
+    monkeypatch.setattr("vinecore.scheduler.transfer_failures.RETRY_DELAY_S", 0.01)  # between the tries
     (tmp_path / "lumi").write_bytes(bytes(1000))
     with web_server(tmp_path) as web:
         url = f"{web.url}/half/lumi"

@@ -88,7 +88,7 @@ def test_what_nobody_needs_any_more_is_not_made_again(m):
     graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
     assert m.get(graph, "b", **options) == 3
     m._engine.query(
-        lambda mind: mind.life.drop_evictable(next(f for f in mind.tables.evictable if f.size))
+        lambda mind: mind.files.evict(next(f for f in mind.tables.evictable if f.size))
     )  # that of "a"
     assert m.get(graph, "c", **options) == 4
     assert m.last_run.executed == 1

@@ -54,7 +54,7 @@ def test_a_result_that_does_not_fit_on_the_disk_is_an_error_that_says_so_and_the
 
 
 def test_an_input_that_does_not_fit_on_the_disk_is_an_error_that_says_so(yard, small_disk, monkeypatch):
-    monkeypatch.setattr("vinecore.scheduler.transfers.RETRY_DELAY_S", 0.01)  # between its tries
+    monkeypatch.setattr("vinecore.scheduler.transfer_failures.RETRY_DELAY_S", 0.01)  # between its tries
     m = yard.manager()
     worker = yard.worker(m, "--workspace", str(small_disk))
     m.wait_for_workers(1, 60)

@@ -167,8 +167,8 @@ def written(m):
     """Count the bytes that vertices write to disks."""
     counts = []
     disk = m._engine.query(lambda mind: mind.disk)
-    learn = disk.learn
-    disk.learn = lambda task, size: (counts.append(size), learn(task, size))
+    record = disk.record_written_bytes
+    disk.record_written_bytes = lambda task, size: (counts.append(size), record(task, size))
     return counts
 
 
@@ -190,14 +190,14 @@ class Killer:
         self._engine.query(self._count_losses)
 
     def _count_losses(self, mind):
-        recovery = mind.recovery
-        lose = recovery.worker_lost
+        membership = mind.membership
+        lose = membership.remove_worker
 
         def lose_and_count(worker, reason):
             self.done_at_losses.append(sum(run.done for run in mind.tables.runs.values()))
             lose(worker, reason)
 
-        recovery.worker_lost = lose_and_count
+        membership.remove_worker = lose_and_count
 
     def _kill_if_due(self, mind):
         runs = mind.tables.runs.values()

@@ -266,7 +266,7 @@ def after_each_done(m: Any, react: Callable[[Any], None]) -> None:
     """Call a function with the manager's mind whenever a task is done, before anything else happens."""
 
     def watch(mind: Any) -> None:
-        handlers = mind._worker_handlers
+        handlers = mind.worker_messages._handlers
         finish = handlers[messages.TaskDone]
 
         def finish_and_react(worker: Any, message: Any) -> None:

@@ -10,7 +10,7 @@ from vinecore.resources.amounts import ResourceRequest
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
 from vinecore.scheduler.scheduler import Scheduler
-from vinecore.scheduler.state import FileSpec, GraphSpec, LibrarySpec, TaskSpec
+from vinecore.scheduler.specs import FileSpec, GraphSpec, LibrarySpec, TaskSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,7 +14,7 @@ from vinecore.protocol.library_context import context_variables
 from vinecore.protocol.serialization import exceptions, unpicklable, values
 from vinecore.protocol.user_modules import count_loads, digest_own_modules, find_own_modules
 from vinecore.resources.amounts import ResourceRequest
-from vinecore.scheduler.state import LibrarySpec
+from vinecore.scheduler.specs import LibrarySpec
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -45,7 +45,7 @@ from vinecore.protocol.transfer.types import Content
 from vinecore.resources.amounts import ResourceRequest, parse_mode
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
-from vinecore.scheduler.state import WORKFLOW, FileSpec
+from vinecore.scheduler.specs import WORKFLOW, FileSpec
 from vinecore.security import certificates
 from vinecore.security import shared_secret as password
 from vinecore.server.object_store import in_the_way, remove_leftover_staging
@@ -1211,7 +1211,7 @@ class Manager:
             raise RuntimeError(msg)
         minimum, maximum = validators.whole("minimum", minimum), validators.whole("maximum", maximum)
         self.factory.change(min_workers=minimum, max_workers=maximum)
-        if self._engine.query(lambda mind: mind.expected_workers) is not None:
+        if self._engine.query(lambda mind: mind.tables.expected_workers) is not None:
             self._engine.post_event(e.SettingChanged("expected-workers", maximum))
 
     def summarize_workers(self) -> list[dict[str, Any]]:

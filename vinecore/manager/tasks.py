@@ -16,7 +16,7 @@ from vinecore.protocol.serialization.pickling import PLAIN_PICKLE_TYPES
 from vinecore.protocol.serialization.placeholders import InputPlaceholder
 from vinecore.resources.amounts import UNSPECIFIED, ResourceRequest
 from vinecore.scheduler.instructions import TaskFinished
-from vinecore.scheduler.state import TaskSpec
+from vinecore.scheduler.specs import TaskSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

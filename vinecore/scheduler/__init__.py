@@ -1,1 +1,51 @@
-"""The state machine that decides what each worker does. It does no I/O: events in, instructions out."""
+"""The scheduler: a state machine without I/O that takes events and returns instructions.
+
+`ORDER` is the order of its modules: each imports only modules above it, and each part is built with parts above it. What has to go
+the other way goes through `signals`.
+"""
+
+from typing import Final
+
+ORDER: Final = (
+    # values and records
+    "transitions",
+    "specs",
+    "state",
+    "events",
+    "instructions",
+    "signals",
+    # books
+    "outbox",
+    "queues",
+    "reservation",
+    "disk",
+    "replicas",
+    "queue_stats",
+    "file_lifetime",
+    # tasks, files and workers one at a time
+    "lifecycle",
+    "missing_files",
+    "transfers",
+    "recovery",
+    "replication",
+    "libraries",
+    "eviction",
+    "transfer_failures",
+    # which task goes where
+    "worker_choice",
+    "dispatch",
+    "placement",
+    "disk_deadlock",
+    "stealing",
+    # special cases
+    "resume",
+    "on_demand",
+    "draining",
+    "diagnostics",
+    # handlers of events
+    "task_results",
+    "worker_messages",
+    "workers",
+    "submission",
+    "scheduler",
+)

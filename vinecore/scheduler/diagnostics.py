@@ -1,4 +1,4 @@
-"""Why nothing of a bucket runs, in words for the user."""
+"""Why nothing of a queue runs, in words for the user."""
 
 from __future__ import annotations
 
@@ -6,24 +6,91 @@ import math
 from typing import TYPE_CHECKING
 
 from vinecore.resources.amounts import too_large
-from vinecore.scheduler.placement import capacity_key, meets_python_requirements
+from vinecore.scheduler.instructions import Stalled
+from vinecore.scheduler.queues import capacity_key, meets_python_requirements
 
 if TYPE_CHECKING:
-    from vinecore.scheduler.scheduler import Scheduler
-    from vinecore.scheduler.state import TaskQueue, WorkerState
+    from vinecore.scheduler.disk import DiskAccounts
+    from vinecore.scheduler.libraries import LibraryInstances
+    from vinecore.scheduler.lifecycle import TaskLifecycle
+    from vinecore.scheduler.missing_files import MissingFiles
+    from vinecore.scheduler.on_demand import OnDemandTasks
+    from vinecore.scheduler.outbox import Outbox
+    from vinecore.scheduler.queues import TaskQueues
+    from vinecore.scheduler.state import SchedulerState, TaskQueue, WorkerState
+
+
+STALL_REPORT_DELAY_S = (
+    2.0  # how long nothing may run before the user is told: workers take a moment to connect
+)
 
 
 class Diagnostics:
-    """Finds what is missing. One of the mind's parts."""
+    """Finds what is missing.
 
-    def __init__(self, mind: Scheduler) -> None:
-        self._mind, self._placement = mind, mind.placement
+    Attributes
+    ----------
+    stalled_reason : str
+        What the user was told last; "" if something runs.
+    """
 
-    def explain(self, bucket: TaskQueue) -> tuple[str, bool]:
+    def __init__(
+        self,
+        state: SchedulerState,
+        outbox: Outbox,
+        queues: TaskQueues,
+        disk: DiskAccounts,
+        tasks: TaskLifecycle,
+        missing_files: MissingFiles,
+        libraries: LibraryInstances,
+        on_demand: OnDemandTasks,
+    ) -> None:
+        self._state = state
+        self._outbox = outbox
+        self._queues = queues
+        self._disk = disk
+        self._tasks = tasks
+        self._missing_files = missing_files
+        self._libraries = libraries
+        self._on_demand = on_demand
+        self.stalled_reason = ""
+        self._missing_since: float | None = None
+
+    def report_stall(self) -> None:
+        """Tell the user why nothing runs, if that has been so for a while, and that something does again."""
+        text = ""
+        for bucket in list(self._state.buckets.values()):
+            if bucket.running or not bucket.front:  # it was pumped just now: what is at its front is ready
+                continue
+            text, hopeless = self.explain_queue(bucket)
+            if hopeless and self._state.all_expected_workers_connected():
+                self._tasks.fail_unsatisfiable([entry[2] for entry in (*bucket.ready, *bucket.roots)], text)
+                text = ""
+            if text:
+                break
+        text = (
+            text
+            or self._disk.stalled_reason()
+            or self._on_demand.stalled_reason()
+            or self._missing_files.stalled_reason()
+        )
+        text = text or self._libraries.stalled_reason()
+        if text and not self.stalled_reason and self._missing_since is None:
+            self._missing_since = self._state.now
+        elif not text:
+            self._missing_since = None
+        patient = (
+            self._missing_since is not None and self._state.now - self._missing_since < STALL_REPORT_DELAY_S
+        )
+        if text != self.stalled_reason and not patient:
+            self.stalled_reason = text
+            self._outbox.emit(Stalled(text))
+
+    def explain_queue(self, bucket: TaskQueue) -> tuple[str, bool]:
         """Say why nothing of a bucket can run, and whether no worker of those connected could ever run it."""
-        workers = [w for w in self._mind.tables.workers.values() if not w.draining]
+        workers = [w for w in self._state.workers.values() if not w.draining]
         if not workers:
-            leaving = len(self._mind.tables.workers)
+            leaving = len(self._state.workers)
             return (
                 "no worker is connected" if not leaving else "all workers that are connected are leaving",
                 False,
@@ -32,11 +99,11 @@ class Diagnostics:
         if not suitable:
             return self._explain_python(workers), True
         number = bucket.front[0][2].spec.task if bucket.front else 0
-        fitting = [w for w in suitable if self._placement.allocate(bucket, number, w) is not None]
+        fitting = [w for w in suitable if self._queues.allocation_on(bucket, number, w) is not None]
         if fitting:
             return self._explain_time(bucket, fitting), False
         largest = max((w.total for w in suitable), key=capacity_key)
-        request = self._placement.request(bucket, number)
+        request = self._queues.effective_request(bucket, number)
         if bucket.category is not None:
             request = request.at_least(bucket.category.minimum)
         what = "the tasks"
@@ -46,8 +113,8 @@ class Diagnostics:
 
     def _explain_time(self, bucket: TaskQueue, workers: list[WorkerState]) -> str:
         """Say that no worker stays long enough, if that is so."""
-        duration_s = self._placement.duration(bucket.front[0][2]) if bucket.front else None
-        left = [math.inf if w.ends_at is None else w.ends_at - self._mind.now for w in workers]
+        duration_s = self._queues.expected_duration(bucket.front[0][2]) if bucket.front else None
+        left = [math.inf if w.ends_at is None else w.ends_at - self._state.now for w in workers]
         if duration_s is None or max(left) >= duration_s:
             return ""
         return (
@@ -66,6 +133,6 @@ class Diagnostics:
             )
         theirs = ", ".join(sorted({w.python for w in workers}))
         return (
-            f"the manager runs Python {self._mind.python} and the workers run {theirs}: functions pickled by one cannot be loaded by the "
-            f"other. Start workers with Python {self._mind.python}, or ship an environment with environment='my-env.tar.gz'"
+            f"the manager runs Python {self._state.python} and the workers run {theirs}: functions pickled by one cannot be loaded by the "
+            f"other. Start workers with Python {self._state.python}, or ship an environment with environment='my-env.tar.gz'"
         )

@@ -1,12 +1,12 @@
 """Workers that leave, and what they must not take with them.
 
-A worker that has been told to end (by the batch system, by whoever started it, or because it has nothing to do) says so and stays for a
-grace period. It gets nothing more, what it was to run is run elsewhere, and each file that somebody needs and no other worker has is
-copied to one, or brought to the manager where no worker has room or none can reach it. When nothing is left the worker is sent away;
-at the end of its grace it is not waited for any more, and what was lost is made again, as if it had died.
+A worker that has been told to end (by the batch system, by the user, or because it has nothing to do) says so and stays for a grace
+period. It gets nothing more, what it was to run is run elsewhere, and each file that is needed and that no other worker has is
+copied to one, or brought to the manager where no worker has room or none can reach it. When nothing is left the worker is sent
+away; at the end of its grace it is not waited for any more, and what was lost is made again, as if it had died.
 
-A worker that knows from the beginning when it has to end gets no task that would not be over by then, judged by what its like have taken
-or by the time a task is allowed, and is drained before: the earlier the more it holds.
+A worker that knows from the beginning when it has to end gets no task that would not be over by then, judged by how long tasks of
+its queue have taken or by the time a task is allowed, and is drained before: the earlier the more it holds.
 """
 
 from __future__ import annotations
@@ -14,14 +14,22 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from vinecore.protocol import messages as m
+from vinecore.protocol import messages
 from vinecore.scheduler.instructions import INFO, WARNING, Disconnect, LogMessage, Send
-from vinecore.scheduler.state import MB, UNLIMITED, available_outside_workers
+from vinecore.scheduler.replicas import has_safe_replica, is_needed
+from vinecore.scheduler.state import MB, UNLIMITED
 from vinecore.scheduler.transitions import ASSIGNED
 
 if TYPE_CHECKING:
-    from vinecore.scheduler.scheduler import Scheduler
-    from vinecore.scheduler.state import FileState, WorkerState
+    from vinecore.scheduler.libraries import LibraryInstances
+    from vinecore.scheduler.lifecycle import TaskLifecycle
+    from vinecore.scheduler.outbox import Outbox
+    from vinecore.scheduler.queues import TaskQueues
+    from vinecore.scheduler.replication import Replication
+    from vinecore.scheduler.reservation import Reservations
+    from vinecore.scheduler.state import FileState, SchedulerState, WorkerState
+    from vinecore.scheduler.transfers import Transfers
+
 
 MAX_CONCURRENT_COPIES = 8  # files of one worker that are on their way elsewhere
 DRAIN_BANDWIDTH = 100e6  # bytes/s at which a worker is emptied, assumed
@@ -41,61 +49,69 @@ class _DrainingWorker:
 
 
 class WorkerDraining:
-    """Lets workers go without loss. One of the mind's parts.
+    """Lets workers go without loss. `SchedulerState.draining_changed` has those for which something has changed."""
 
-    Attributes
-    ----------
-    dirty : dict
-        Workers for which something has changed.
-    """
-
-    def __init__(self, mind: Scheduler) -> None:
-        self._mind = mind
-        self._farewells: dict[WorkerState, _DrainingWorker] = {}
+    def __init__(
+        self,
+        state: SchedulerState,
+        outbox: Outbox,
+        queues: TaskQueues,
+        reservations: Reservations,
+        tasks: TaskLifecycle,
+        transfers: Transfers,
+        replication: Replication,
+        libraries: LibraryInstances,
+    ) -> None:
+        self._state = state
+        self._outbox = outbox
+        self._queues = queues
+        self._reservations = reservations
+        self._tasks = tasks
+        self._transfers = transfers
+        self._replication = replication
+        self._libraries = libraries
+        self._draining_workers: dict[WorkerState, _DrainingWorker] = {}
         self._timed: dict[WorkerState, None] = {}  # that know when they have to end
-        self.draining_changed: dict[WorkerState, None] = {}
-        self._shutting_down = False  # nobody needs anything any more
+        self._shutting_down = False  # nothing is needed any more
 
-    def joined(self, worker: WorkerState) -> None:
+    def worker_joined(self, worker: WorkerState) -> None:
         """There is a new worker."""
         if worker.ends_at is not None:
             self._timed[worker] = None
 
-    def gone(self, worker: WorkerState) -> None:
+    def worker_gone(self, worker: WorkerState) -> None:
         """A worker has left."""
-        self._farewells.pop(worker, None)
+        self._draining_workers.pop(worker, None)
         self._timed.pop(worker, None)
-        self.draining_changed.pop(worker, None)
+        self._state.draining_changed.pop(worker, None)
 
     def release_at_once(self) -> None:
         """Nobody needs anything any more: let workers go at once that want to."""
         self._shutting_down = True
-        self.draining_changed.update(dict.fromkeys(self._farewells))
+        self._state.draining_changed.update(dict.fromkeys(self._draining_workers))
 
     def drain_within(self, worker: WorkerState, reason: str, within_s: float) -> None:
         """A worker has to end within some time: run elsewhere what it was to run, and bring away what only it has."""
         if worker.disconnecting:
             return
         self._drain(worker, reason)
-        self._farewells[worker].deadline = self._mind.now + within_s + MARGIN_S
-        life, instances = self._mind.life, self._mind.instances
+        self._draining_workers[worker].deadline = self._state.now + within_s + MARGIN_S
         for task in list(worker.tasks.values()):
             if task.worker is worker and task.state == ASSIGNED:  # not taken back with another one already
-                life.cancel_and_requeue(task)
+                self._tasks.cancel_and_requeue(task)
         for instance in list(worker.libraries.values()):
-            instances.remove(worker, instance)
+            self._libraries.stop(worker, instance)
 
     def _drain(self, worker: WorkerState, reason: str) -> None:
         """Give a worker nothing more; what it runs may end."""
         if worker.draining:
             return
-        mind = self._mind
         worker.draining = True
         self._timed.pop(worker, None)
-        mind.copies.left(worker)
-        mind.reservation.gone(worker)
-        mind.placement.update_worker_everywhere(worker)
-        farewell = self._farewells[worker] = _DrainingWorker(reason)
+        self._replication.worker_gone(worker)
+        self._reservations.worker_gone(worker)
+        self._queues.update_worker_everywhere(worker)
+        farewell = self._draining_workers[worker] = _DrainingWorker(reason)
         farewell.waiting = self._sole_replicas(worker)
         size = sum(worker.files[file] for file in farewell.waiting)
         text = f"worker {worker.id} on {worker.name} is about to leave: {reason}"
@@ -103,18 +119,14 @@ class WorkerDraining:
             text += (
                 f"; {len(farewell.waiting)} files that only it has ({size / MB:.1f} MB) are brought elsewhere"
             )
-        mind.emit(LogMessage(INFO, text))
-        self.draining_changed[worker] = None
-
-    def changed(self, worker: WorkerState) -> None:
-        """Something has changed for a worker that is leaving."""
-        self.draining_changed[worker] = None
+        self._outbox.emit(LogMessage(INFO, text))
+        self._state.draining_changed[worker] = None
 
     def process_changed(self) -> None:
         """Go on with those for whom something has changed."""
-        while self.draining_changed:
-            worker = self.draining_changed.popitem()[0]
-            farewell = self._farewells.get(worker)
+        while self._state.draining_changed:
+            worker = self._state.draining_changed.popitem()[0]
+            farewell = self._draining_workers.get(worker)
             if farewell is not None:
                 self._continue_draining(worker, farewell)
 
@@ -142,31 +154,29 @@ class WorkerDraining:
         return sorted(files, key=_seconds_per_byte)
 
     def _copy_elsewhere(self, worker: WorkerState, farewell: _DrainingWorker) -> None:
-        transfers = self._mind.transfers
         while farewell.waiting and len(farewell.moving) < min(
-            MAX_CONCURRENT_COPIES, transfers.worker_source_max
+            MAX_CONCURRENT_COPIES, self._transfers.worker_source_max
         ):
             file = farewell.waiting.pop()
             if worker not in file.replicas or not is_needed(file) or has_safe_replica(file, worker):
                 continue
             if not (file.wanted_at_manager or _is_moving(file)):
-                self._mind.copies.add_replicas(file, 1)
+                self._replication.add_replicas(file, 1)
             if not _is_moving(file):
-                transfers.upload(file)
+                self._transfers.upload(file)
             farewell.moving[file] = None
 
     def _release(self, worker: WorkerState, reason: str, level: int, why: str) -> None:
         """Send a worker away."""
-        mind = self._mind
-        del self._farewells[worker]
+        del self._draining_workers[worker]
         worker.disconnecting = True
-        mind.emit(LogMessage(level, f"worker {worker.id} on {worker.name} is let go: {why}"))
-        mind.emit(Send(worker.id, m.Shutdown(reason, True)))
-        mind.emit(Disconnect(worker.id, reason))
+        self._outbox.emit(LogMessage(level, f"worker {worker.id} on {worker.name} is let go: {why}"))
+        self._outbox.emit(Send(worker.id, messages.Shutdown(reason, True)))
+        self._outbox.emit(Disconnect(worker.id, reason))
 
     def tick(self) -> None:
         """Some time has passed."""
-        now = self._mind.now
+        now = self._state.now
         for worker in list(self._timed):
             assert worker.ends_at is not None
             held = (worker.total.disk * MB or UNLIMITED) - worker.free_disk
@@ -174,28 +184,14 @@ class WorkerDraining:
             if now >= worker.ends_at - lead:
                 self._drain(worker, "its time is over soon")
             else:
-                self._mind.placement.update_worker_everywhere(worker)
-        for worker, farewell in list(self._farewells.items()):
+                self._queues.update_worker_everywhere(worker)
+        for worker, farewell in list(self._draining_workers.items()):
             if now >= farewell.deadline:
                 left = len(farewell.waiting) + len(farewell.moving)
                 why = f"its time is over, and {left} files that only it has could not be brought elsewhere"
                 self._release(worker, farewell.reason, WARNING, why)
             else:
-                self.draining_changed[worker] = None
-
-
-def is_needed(file: FileState) -> bool:
-    """Whether anybody needs a file."""
-    return bool(
-        file.pending_readers or file.unsubmitted_readers or file.pin_count > 0 or file.wanted_at_manager
-    )
-
-
-def has_safe_replica(file: FileState, but: WorkerState) -> bool:
-    """Whether a file is elsewhere, too, on a worker that stays for one, and is known there to be what it should be."""
-    if file.archive is not None or available_outside_workers(file):
-        return True
-    return any(h is not but and not h.draining and file not in h.unverified for h in file.replicas)
+                self._state.draining_changed[worker] = None
 
 
 def _is_moving(file: FileState) -> bool:

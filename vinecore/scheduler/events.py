@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 from vinecore.protocol.messages import Hello, Message
-from vinecore.scheduler.state import FileSpec, GraphSpec, LibrarySpec, TaskSpec
+from vinecore.scheduler.specs import FileSpec, GraphSpec, LibrarySpec, TaskSpec
 
 
 class FilesDeclared(NamedTuple):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from vinecore.scheduler.draining import has_safe_replica, is_needed
+from vinecore.scheduler.replicas import has_safe_replica, is_needed
 
 if TYPE_CHECKING:
-    from vinecore.scheduler.scheduler import Scheduler
-    from vinecore.scheduler.state import WorkerState
+    from vinecore.scheduler.state import SchedulerState, WorkerState
 
 MANAGER_SECONDS_PER_TASK = 1e-4  # the manager's own time for one task, with its share of what goes in and out
 
@@ -40,11 +39,11 @@ class QueueStats(NamedTuple):
     pilots: tuple[str, ...] | None = None
 
 
-def queue_stats(mind: Scheduler) -> QueueStats:
+def queue_stats(state: SchedulerState) -> QueueStats:
     """Count what waits and what runs; asked for every few seconds, never on the way of a task."""
     waiting = weighed = 0
     cores = total_s = 0.0
-    for bucket in mind.tables.buckets.values():
+    for bucket in state.buckets.values():
         ready = max(0, len(bucket.ready) + len(bucket.roots) - bucket.stale_entries)
         waiting += ready
         cores += ready * (bucket.request.cores or 1.0)
@@ -52,7 +51,7 @@ def queue_stats(mind: Scheduler) -> QueueStats:
             weighed += ready + bucket.running
             total_s += (ready + bucket.running) * bucket.mean_s
     capacity = max(1, int(total_s / weighed / MANAGER_SECONDS_PER_TASK)) if weighed else 0
-    return QueueStats(waiting, mind.tables.assigned, len(mind.tables.workers), cores, capacity)
+    return QueueStats(waiting, state.assigned, len(state.workers), cores, capacity)
 
 
 def is_idle_and_safe_to_remove(worker: WorkerState) -> bool:

@@ -1,7 +1,8 @@
 """Copies for safety, for those who want to pay for them.
 
-``temp-replica-count`` says on how many workers a file shall be that only tasks can make again. The copies are made as soon as the file is
-there and made up for when a worker is lost, as long as somebody needs the file; they wait for nothing and nothing waits for them.
+``temp-replica-count`` says on how many workers a file shall be that only tasks can make again. The copies are made as soon as the
+file is there and made up for when a worker is lost, as long as the file is needed; they wait for nothing and nothing waits for
+them.
 """
 
 from __future__ import annotations
@@ -14,33 +15,32 @@ from vinecore.scheduler.state import disk_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vinecore.scheduler.scheduler import Scheduler
     from vinecore.scheduler.state import FileState, WorkerState
+    from vinecore.scheduler.transfers import Transfers
+
 
 LOOK_AT = 16  # workers asked to take copies of one file
 
 
 class Replication:
-    """Spreads files that tasks have made. One of the mind's parts.
+    """Spreads files that tasks have made.
 
     Attributes
     ----------
-    count : int
+    target_count : int
         On how many workers a file shall be.
     """
 
-    def __init__(self, mind: Scheduler) -> None:
-        self._mind = mind
+    def __init__(self, transfers: Transfers) -> None:
+        self._transfers = transfers
         self.target_count = 1
-        self._workers_round_robin: dict[
-            WorkerState, None
-        ] = {}  # the workers; who was asked last stands at the end
+        self._workers_round_robin: dict[WorkerState, None] = {}  # the one asked last stands at the end
 
-    def joined(self, worker: WorkerState) -> None:
+    def worker_joined(self, worker: WorkerState) -> None:
         """There is a new worker."""
         self._workers_round_robin[worker] = None
 
-    def left(self, worker: WorkerState) -> None:
+    def worker_gone(self, worker: WorkerState) -> None:
         """A worker has gone, or will soon."""
         self._workers_round_robin.pop(worker, None)
 
@@ -61,6 +61,6 @@ class Replication:
             self._workers_round_robin[worker] = None
             if worker in file.replicas or worker in file.fetching or disk_bytes(file.size) > worker.free_disk:
                 continue
-            lacking -= self._mind.transfers.fetch(worker, file)
+            lacking -= self._transfers.fetch(worker, file)
             if not lacking:
                 return

@@ -42,95 +42,20 @@ ticket
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from vinecore.protocol import INLINE_LIMIT
-from vinecore.resources.amounts import UNSPECIFIED, Category, ResourceRequest, Resources
-from vinecore.scheduler.transitions import ASSIGNED, DONE, WAITING
+from vinecore.resources.amounts import Category, ResourceRequest, Resources
+from vinecore.scheduler.specs import FileSpec, GraphSpec, LibrarySpec, TaskSpec
+from vinecore.scheduler.transitions import WAITING, next_state
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
 
 DISPATCH_ID_SHIFT = 40
 MAX_CHAIN_CANDIDATES = 1024
-TASK, WORKFLOW, WORKER, FOREVER = range(4)
 MB = 1 << 20
 UNLIMITED = 1 << 62  # of a worker that does not say how much disk it has
-
-
-class FileSpec(NamedTuple):
-    """A file as declared."""
-
-    name: str
-    size: int = -1
-    at_manager: bool = False  # the hands hold its content, or can read it
-    url: str = ""
-    archive: str = ""  # the file this one is unpacked from
-    directory: bool = False
-    peer_transfer: bool = True
-    validator: tuple[str, ...] = ()  # of a url: as in `protocol.messages.Fetch`
-    digest: str = ""  # of what the manager has
-    level: int = WORKFLOW
-    awaited: bool = False  # a task will make it, which may be submitted later
-    absent: bool = False  # awaited, but it may be a mistake as well: nothing was where it was declared
-
-
-class LibrarySpec(NamedTuple):
-    """A library as installed."""
-
-    name: str
-    setup: str  # file with what is loaded before the first fork
-    slots: int | None = None  # None: one for each core
-    request: ResourceRequest = UNSPECIFIED
-    environment: str = ""
-    exec_mode: str = "direct"
-    files: tuple[str, ...] = ()  # further files it needs
-    options: dict[str, Any] = {}  # noqa: RUF012 - read only, and encoded as it is
-
-
-class GraphSpec(NamedTuple):
-    """A graph as it begins."""
-
-    run: int
-    label: str = ""
-    retries: int = 5
-    prune_depth: int = 1
-    priority_mode: str = ""
-    report_each_task: bool = False  # whether every vertex is reported
-    size: int = 0  # how many tasks will be submitted, if that is known
-    # whether the name of what a task makes tells of all these things, which it has used; asked for reusable results only
-    covers: Callable[[int, list[str]], bool] | None = None
-
-
-class TaskSpec(NamedTuple):
-    """A task as submitted. Fields as in `protocol.messages.Run`."""
-
-    task: int
-    label: str
-    result: str
-    run: int = 0
-    library: str = ""
-    function: str = ""
-    payload: bytes = b""
-    shared: tuple[str, ...] = ()
-    inputs: tuple[str, ...] = ()
-    mounts: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()  # besides the result
-    wanted_at_manager: tuple[str, ...] = ()  # outputs whose content the manager wants
-    category: str = "default"
-    request: ResourceRequest = UNSPECIFIED
-    priority: float = 0.0  # smaller runs first
-    depth: int = 0
-    retries: int = 5
-    exception_retries: int = 0  # how often it runs again after its function has raised
-    python: bool = True  # runs pickled functions, so versions matter
-    environment: str = ""
-    peer_transfer: bool = True  # whether workers may fetch its outputs from each other
-    reader_count: int = 0  # tasks of the same run that will read its result; known before they are submitted
-    on_demand: bool = False
-    content_addressed: bool = (
-        False  # its result is named after all that it depends on: whoever makes it makes the same
-    )
-    level: int = TASK  # of its result; below WORKFLOW that is as it was declared
-    options: dict[str, Any] = {}  # noqa: RUF012 - read only, and encoded as it is
 
 
 class FileState:
@@ -271,6 +196,15 @@ class TaskState:
         self.inputs = tuple(self.inputs)  # type: ignore[assignment]
         self.extra_files = tuple(self.extra_files)  # type: ignore[assignment]
         self.outputs = tuple(self.outputs)  # type: ignore[assignment]
+
+    def transition(self, event: str) -> None:
+        """Change the state as the table says."""
+        self.state = next_state(self.state, event)
+
+    def mark_deferred(self) -> None:
+        """Count what it has made on demand, and what is not needed now, as if it had never run."""
+        self.recomputations = -1
+        self.run.deferred += 1
 
     @property
     def dispatch_id(self) -> int:
@@ -499,42 +433,82 @@ class GraphState:
         self.unshared = False  # closed, and nobody else needs one of its files
 
 
-class SchedulerState:
-    """All the records."""
+class Reservation:
+    """Which worker is kept for the tasks of which queue.
+
+    Attributes
+    ----------
+    worker, queue
+        None and None if no worker is kept.
+    starving
+        The queue with the most urgent task that no worker had room for; None if there is none.
+    """
+
+    __slots__ = ("queue", "starving", "worker")
 
     def __init__(self) -> None:
+        self.worker: WorkerState | None = None
+        self.queue: TaskQueue | None = None
+        self.starving: TaskQueue | None = None
+
+    def excludes(self, worker: WorkerState, queue: TaskQueue) -> bool:
+        """Return whether a worker is kept for another queue than this one."""
+        return worker is self.worker and queue is not self.queue
+
+
+class SchedulerState:
+    """All records, and what else several parts of the scheduler share.
+
+    Parameters
+    ----------
+    python
+        Major and minor version of the Python that pickles the functions.
+    required_packages
+        Packages without which a worker's own Python can run none of them.
+
+    Attributes
+    ----------
+    evictable : dict of FileState
+        Reusable files that no task needs now; the one that was used last stands at the end.
+    assigned : int
+        Tasks that are on workers.
+    expected_workers : int or None
+        How many workers there will ever be, where that is known.
+    disk_tracked : bool
+        There are files that are not small: as long as there are none disk is not counted.
+    draining_changed : dict of WorkerState
+        Workers that are leaving and for which something has changed.
+    known_results : set
+        What a manager made that this one goes on for; see `resume`.
+    """
+
+    def __init__(self, python: str = "", required_packages: tuple[str, ...] = ()) -> None:
+        self.python, self.required_packages = python, required_packages
+        self.now = 0.0
+        self.moved_bytes = 0
+        self.expected_workers: int | None = None
         self.tasks: dict[int, TaskState] = {}
         self.files: dict[str, FileState] = {}
-        self.evictable: dict[FileState, None] = {}  # the one that was used last at the end
+        self.evictable: dict[FileState, None] = {}
         self.workers: dict[int, WorkerState] = {}
         self.libraries: dict[str, LibraryState] = {}
         self.buckets: dict[tuple[Any, ...], TaskQueue] = {}
         self.categories: dict[str, Category] = {}
         self.category_walls: dict[str, tuple[int, float]] = {}  # count and mean seconds
-        self.assigned = 0  # tasks that are on workers
+        self.assigned = 0
         self.runs: dict[int, GraphState] = {0: GraphState(GraphSpec(0, prune_depth=0))}
+        self.reservation = Reservation()
+        self.disk_tracked = False
+        self.draining_changed: dict[WorkerState, None] = {}
+        self.known_results: AbstractSet[tuple[str, int, str]] = frozenset()
 
+    def find_or_create_file(self, name: str) -> FileState:
+        """Return the record of a file; make one if there is none."""
+        file = self.files.get(name)
+        if file is None:
+            file = self.files[name] = FileState(FileSpec(name))
+        return file
 
-__all__ = [
-    "ASSIGNED",
-    "DONE",
-    "FOREVER",
-    "TASK",
-    "WAITING",
-    "WORKER",
-    "WORKFLOW",
-    "FileSpec",
-    "FileState",
-    "GraphSpec",
-    "GraphState",
-    "LibraryInstance",
-    "LibrarySpec",
-    "LibraryState",
-    "SchedulerState",
-    "TaskQueue",
-    "TaskSpec",
-    "TaskState",
-    "WorkerState",
-    "disk_bytes",
-    "is_root",
-]  # fmt: skip
+    def all_expected_workers_connected(self) -> bool:
+        """Return whether all workers that there will ever be are connected."""
+        return self.expected_workers is not None and len(self.workers) >= self.expected_workers

@@ -1,7 +1,8 @@
 """Takes back what was queued ahead when another worker has nothing to do.
 
-Calls wait on a worker beyond its slots to cover the way to the manager and back. At the end of a graph, or when a worker joins, that leaves some
-workers with a queue and others with nothing. Then half of the longest queue, of a few that are looked at, is recalled and placed again. What has begun stays where it is.
+Calls wait on a worker beyond its slots to cover the way to the manager and back. At the end of a graph, or when a worker joins,
+that leaves some workers with a queue and others with nothing. Then half of the longest queue, of a few that are looked at, is
+recalled and placed again. What has begun stays where it is.
 """
 
 from __future__ import annotations
@@ -9,31 +10,36 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from vinecore.protocol import messages as m
+from vinecore.protocol import messages
 from vinecore.scheduler.instructions import Send
 
 if TYPE_CHECKING:
-    from vinecore.scheduler.scheduler import Scheduler
-    from vinecore.scheduler.state import LibraryInstance, TaskQueue, WorkerState
+    from vinecore.scheduler.lifecycle import TaskLifecycle
+    from vinecore.scheduler.outbox import Outbox
+    from vinecore.scheduler.state import LibraryInstance, SchedulerState, TaskQueue, WorkerState
+
 
 LOOK_AT = 16  # workers whose queues are compared
 MIN_DURATION_S = 0.005  # shorter calls are over before they could be moved
 
 
 class WorkStealing:
-    """Moves queued calls to idle workers. One of the mind's parts."""
+    """Moves queued calls to idle workers."""
 
-    def __init__(self, mind: Scheduler) -> None:
-        self._mind = mind
+    def __init__(self, state: SchedulerState, outbox: Outbox, tasks: TaskLifecycle) -> None:
+        self._state = state
+        self._outbox = outbox
+        self._tasks = tasks
+        self._reservation = state.reservation
 
-    def slot_freed(self, worker: WorkerState, bucket: TaskQueue) -> None:
+    def on_slot_freed(self, worker: WorkerState, bucket: TaskQueue) -> None:
         """A worker has a free slot, and no task of this bucket is ready."""
-        workers = self._mind.tables.workers
+        workers = self._state.workers
         if (
             bucket.library is None
             or bucket.front
             or worker.draining
-            or self._mind.reservation.excludes(worker, bucket)
+            or self._reservation.excludes(worker, bucket)
             or len(workers) < 2
             or (bucket.mean_s or MIN_DURATION_S) < MIN_DURATION_S
         ):
@@ -50,15 +56,15 @@ class WorkStealing:
         if longest is not None:
             queued, other, instance = longest
             instance.steal_pending = True
-            self._mind.emit(Send(other.id, m.StealRequest(name, max(1, queued // 2))))
+            self._outbox.emit(Send(other.id, messages.StealRequest(name, max(1, queued // 2))))
 
-    def worker_connected(self, worker: WorkerState) -> None:
+    def worker_joined(self, worker: WorkerState) -> None:
         """A worker is new: what waits elsewhere may run there."""
-        for bucket in self._mind.tables.buckets.values():
+        for bucket in self._state.buckets.values():
             if bucket.running and worker in bucket.workers_with_room:
-                self.slot_freed(worker, bucket)
+                self.on_slot_freed(worker, bucket)
 
-    def on_calls_returned(self, worker: WorkerState, message: m.StealResponse) -> None:
+    def on_calls_returned(self, worker: WorkerState, message: messages.StealResponse) -> None:
         """A worker has given calls back."""
         instance = worker.libraries.get(message.library)
         if instance is not None:
@@ -66,5 +72,5 @@ class WorkStealing:
         for number in message.tasks:
             task = worker.tasks.get(number)
             if task is not None:
-                self._mind.life.remove_from_worker(task)
-                self._mind.life.requeue(task, "")
+                self._tasks.remove_from_worker(task)
+                self._tasks.requeue(task, "")

@@ -37,7 +37,7 @@ from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
 from vinecore.scheduler.queue_stats import QueueStats, is_idle_and_safe_to_remove, queue_stats
 from vinecore.scheduler.scheduler import Scheduler
-from vinecore.scheduler.state import TaskSpec
+from vinecore.scheduler.specs import TaskSpec
 from vinecore.security import certificates
 from vinecore.server.object_store import ObjectStore
 
@@ -313,7 +313,7 @@ class ManagerServer:
                 room -= len(event.tasks) if type(event) is e.TasksSubmitted else 1
         self._handle(events)
         self._freeze_objects()
-        if (inbox or self._mind.graphs_being_released) and not self._awake:
+        if (inbox or self._mind.has_more_to_release) and not self._awake:
             self._awake = True
             self._loop.call_soon(self._process_inbox)
 
@@ -439,7 +439,7 @@ class ManagerServer:
                 for feature in features
                 if feature.startswith(m.PILOT_FEATURE_PREFIX)
             )
-            return queue_stats(mind)._replace(pilots=pilots)
+            return queue_stats(mind.tables)._replace(pilots=pilots)
 
         return self.query(look)
 
@@ -518,7 +518,7 @@ class ManagerServer:
             peer.hello = hello
             peer.welcomed_at = transfer_tokens.boot_clock()
             peer.channel.send(
-                m.Welcome(peer.number, self._name, self._mind.python, peer.certificate, self._session)
+                m.Welcome(peer.number, self._name, self._mind.tables.python, peer.certificate, self._session)
             )
             peer.certificate = ""
             self._inbox.append(e.WorkerConnected(peer.number, peer.host, hello))
@@ -542,7 +542,7 @@ class ManagerServer:
         if peer is None:
             return
         message = instruction.message
-        if type(message) is m.RemoveObjects and not self._mind.disk.disk_tracked:
+        if type(message) is m.RemoveObjects and not self._mind.tables.disk_tracked:
             peer.channel.send_lazily(message)  # no disk waits for that
             return
         if type(message) is m.Fetch and message.source_worker in self._peers:

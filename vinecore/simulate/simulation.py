@@ -23,7 +23,7 @@ from vinecore.resources.amounts import ResourceRequest
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
 from vinecore.scheduler.scheduler import Scheduler
-from vinecore.scheduler.state import FileSpec, GraphSpec, LibrarySpec, TaskSpec
+from vinecore.scheduler.specs import FileSpec, GraphSpec, LibrarySpec, TaskSpec
 from vinecore.simulate.event_queue import EventQueue
 from vinecore.simulate.network import Link
 from vinecore.simulate.report import Report

@@ -95,7 +95,7 @@ def story(shared_yard):
     submit(doomed, "cancelled")
     m.cancel_all()
     finish(m)
-    moved = m._engine.query(lambda mind: mind.moved_bytes)
+    moved = m._engine.query(lambda mind: mind.tables.moved_bytes)
     path = m.journal
     m.close()
     return path, ends, moved

@@ -226,7 +226,7 @@ def test_a_worker_that_ends_after_its_manager_is_not_waited_for(yard, tmp_path, 
     worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     write("1", joined(1, HERE, worker.pid), joined(2, "elsewhere", 7))
     m = yard.manager(name="m", run_info_path=tmp_path, resume=True)
-    awaited = lambda: m._engine.query(lambda mind: set(mind.restart.expected_workers))  # noqa: E731
+    awaited = lambda: m._engine.query(lambda mind: set(mind.resumed.awaited_workers))  # noqa: E731
     assert awaited() == {(HERE, worker.pid), ("elsewhere", 7)}
     worker.communicate(b"")
     until(lambda: awaited() == {("elsewhere", 7)})

@@ -57,7 +57,7 @@ def counts(m, files):
 
 
 def moved(m):
-    return m._engine.query(lambda mind: mind.moved_bytes)
+    return m._engine.query(lambda mind: mind.tables.moved_bytes)
 
 
 def records(yard):

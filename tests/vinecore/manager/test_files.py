@@ -217,7 +217,7 @@ def test_an_address_where_nothing_is_fails_the_task_at_once(m, run, web, tmp_pat
 
 
 def test_an_address_that_sends_half_is_tried_again_and_never_used(m, run, web, monkeypatch):
-    monkeypatch.setattr("vinecore.scheduler.transfers.RETRY_DELAY_S", 0.01)  # between its tries
+    monkeypatch.setattr("vinecore.scheduler.transfer_failures.RETRY_DELAY_S", 0.01)  # between its tries
     task = run(cat(m.declare_url(f"{web.url}/cut")))
     assert task.result == "input missing"
     assert "4 bytes" in str(task.error()) or "IncompleteRead" in str(task.error())

@@ -34,7 +34,7 @@ def web(tmp_path):
 @pytest.fixture
 def impatient(monkeypatch):
     """Short pauses between the tries at an address."""
-    monkeypatch.setattr("vinecore.scheduler.transfers.RETRY_DELAY_S", 0.01)
+    monkeypatch.setattr("vinecore.scheduler.transfer_failures.RETRY_DELAY_S", 0.01)
 
 
 @pytest.fixture(scope="module")

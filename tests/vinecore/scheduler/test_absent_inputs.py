@@ -131,7 +131,7 @@ def test_who_waits_can_be_cancelled_and_what_it_waited_for_undeclared(vine):
     vine.feed(e.Waited())
     assert outcomes(vine) == {1: "cancelled", 2: "input missing"}
     assert "place" not in vine.tables.files
-    assert not vine.mind.unmade.files
+    assert not vine.mind.missing_files.awaited
 
 
 @pytest.mark.parametrize("reuse", [False, True])

@@ -7,9 +7,9 @@ import pytest
 from tests.harness.scheduler import LARGE, Vine, call, endings, outcomes, single
 from vinecore.protocol import messages as m
 from vinecore.scheduler import events as e
+from vinecore.scheduler import file_lifetime
 from vinecore.scheduler import instructions as i
-from vinecore.scheduler import lifecycle
-from vinecore.scheduler.state import FOREVER, TASK, WORKER, WORKFLOW
+from vinecore.scheduler.specs import FOREVER, TASK, WORKER, WORKFLOW
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_what_nobody_has_declared_goes_with_its_worker(vine):
 
 
 def test_what_nobody_has_declared_is_bounded_and_never_unlinked(vine, monkeypatch):
-    monkeypatch.setattr(lifecycle, "MAX_EVICTABLE_FILES", 10)
+    monkeypatch.setattr(file_lifetime, "MAX_EVICTABLE_FILES", 10)
     worker = vine.join()
     names = [f"file-{n}" for n in range(25)]
     vine.say(worker, m.PersistentObjects(names, [LARGE] * 25, [""] * 25))

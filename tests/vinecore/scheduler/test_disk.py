@@ -10,7 +10,9 @@ from vinecore.protocol import messages as m
 from vinecore.resources.amounts import ResourceRequest
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
-from vinecore.scheduler.disk import DISK_STALL_TIMEOUT_S, HIGH_WATER_MARK, MOST_EVICTIONS, MOST_REFUSALS
+from vinecore.scheduler.disk import HIGH_WATER_MARK
+from vinecore.scheduler.disk_deadlock import DISK_STALL_TIMEOUT_S, MAX_EVICTIONS
+from vinecore.scheduler.eviction import MAX_REFUSALS
 from vinecore.scheduler.state import MB
 
 
@@ -225,7 +227,7 @@ def test_copies_go_last_where_the_other_one_is_not_compared_yet(vine):
     vine.say(second, m.Verified("sure"))
 
     def cheap():
-        return [file.name for file in vine.mind.disk._replicated_or_evictable(vine.worker(first), set())]
+        return [file.name for file in vine.mind.eviction.replicated_or_evictable(vine.worker(first), set())]
 
     assert cheap() == ["sure", "doubtful"]
     vine.say(second, m.Verified("doubtful"))
@@ -270,9 +272,9 @@ def test_giving_up_is_bounded_and_ends_with_the_numbers(vine):
     """Each of two results is larger than what the other leaves, and both are needed at once: there is no way, here at least."""
     vine.join(disk_mb=100)
     vine.compute(call(1, category="1"), call(2, category="2"), call(3, "r1", "r2", category="3"))
-    order = finish(vine, {1: 60 * MB, 2: 60 * MB}, most=10 * MOST_EVICTIONS)
+    order = finish(vine, {1: 60 * MB, 2: 60 * MB}, most=10 * MAX_EVICTIONS)
     assert not endings(vine)
-    assert len(order) <= 4 * MOST_EVICTIONS
+    assert len(order) <= 4 * MAX_EVICTIONS
     vine.tick(DISK_STALL_TIMEOUT_S + 1)
     assert endings(vine) == {1: "too large"}
     assert "100 MB" in reason(vine)
@@ -393,7 +395,7 @@ def test_a_result_that_a_worker_has_no_room_for_is_made_elsewhere(vine):
 def test_nobody_is_blamed_for_a_full_disk_but_it_is_bounded(vine):
     vine.join()
     vine.compute(call(1), retries=0)
-    for _ in range(MOST_REFUSALS):
+    for _ in range(MAX_REFUSALS):
         vine.failed(1, "disk", size=10 * MB, room=900 * MB, reason="no room for 10 MB")
         assert vine.where() == {1: 1}
     vine.failed(1, "disk", size=10 * MB, room=900 * MB, reason="no room for 10 MB")

@@ -135,7 +135,7 @@ def test_it_gets_nothing_more(vine):
     vine.submit(single(11), call(12))
     assert vine.where() == {}
     assert (
-        vine.mind.explanations.explain(vine.task(11).bucket)[0]
+        vine.mind.diagnostics.explain_queue(vine.task(11).bucket)[0]
         == "all workers that are connected are leaving"
     )
 

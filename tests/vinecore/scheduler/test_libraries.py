@@ -9,8 +9,8 @@ from vinecore.protocol import messages as m
 from vinecore.resources.amounts import ResourceRequest
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
-from vinecore.scheduler.libraries import MOST_LIBRARY_FAILURES
-from vinecore.scheduler.state import LibrarySpec
+from vinecore.scheduler.libraries import MAX_LIBRARY_FAILURES
+from vinecore.scheduler.specs import LibrarySpec
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_a_library_that_dies_gives_its_calls_back_and_is_started_again(vine):
 def test_a_library_that_keeps_dying_fails_its_calls_after_a_few_times(vine):
     vine.submit(call(1), single(2))
     worker = vine.join(cores=2)
-    for _ in range(MOST_LIBRARY_FAILURES):
+    for _ in range(MAX_LIBRARY_FAILURES):
         vine.say(worker, m.LibraryReady("lib", 0.1, {}), m.LibraryFailed("lib", "its slots die", False, b""))
         assert not vine.told(i.TaskFinished)
     vine.say(worker, m.LibraryFailed("lib", "its slots die", False, b""))

@@ -11,7 +11,8 @@ from vinecore.protocol import messages as m
 from vinecore.resources.amounts import ResourceRequest
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
-from vinecore.scheduler.state import FileSpec, GraphSpec, TaskSpec, TaskState
+from vinecore.scheduler.specs import FileSpec, GraphSpec, TaskSpec
+from vinecore.scheduler.state import TaskState
 from vinecore.scheduler.transitions import (
     ASSIGNED,
     CANCELLED,

@@ -8,7 +8,7 @@ from tests.harness.scheduler import LARGE, ONE_CORE, Vine, call, end_without_out
 from vinecore.protocol import messages as m
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
-from vinecore.scheduler.scheduler import STALL_REPORT_DELAY_S
+from vinecore.scheduler.diagnostics import STALL_REPORT_DELAY_S
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_task_waits_for_who_makes_its_input(vine, how):
     assert list(vine.where()) == [1]
     vine.done(1)
     assert outcomes(vine) == {1: "success", 2: "success"}
-    assert not vine.mind.unmade.missing()
+    assert not vine.mind.missing_files.stalled_reason()
 
 
 def test_it_is_said_what_a_task_waits_for_and_no_longer_when_that_is_submitted(vine):

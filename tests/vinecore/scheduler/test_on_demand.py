@@ -7,10 +7,10 @@ import pytest
 from tests.harness.scheduler import LARGE, Vine, call, endings, outcomes, single
 from vinecore.protocol import messages as m
 from vinecore.scheduler import events as e
+from vinecore.scheduler import file_lifetime
 from vinecore.scheduler import instructions as i
-from vinecore.scheduler import lifecycle
+from vinecore.scheduler.diagnostics import STALL_REPORT_DELAY_S
 from vinecore.scheduler.on_demand import INVENTORY_TIMEOUT_S, WORKER_GATHER_S
-from vinecore.scheduler.scheduler import STALL_REPORT_DELAY_S
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_the_manager_does_not_keep_what_a_closed_run_has_brought(vine):
 
 
 def test_spare_files_are_bounded_and_the_oldest_go_first(vine, monkeypatch):
-    monkeypatch.setattr(lifecycle, "MAX_EVICTABLE_FILES", 2)
+    monkeypatch.setattr(file_lifetime, "MAX_EVICTABLE_FILES", 2)
     vine.join()
     vine.compute(*line(1, "a", "b", "c"))
     finish(vine)

@@ -8,7 +8,7 @@ from tests.harness.scheduler import LARGE, Vine, call
 from vinecore.protocol import messages as m
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
-from vinecore.scheduler.state import FileSpec
+from vinecore.scheduler.specs import FileSpec
 from vinecore.scheduler.transfers import PAIR_BACKOFF_S, PEER_BACKOFF_S
 
 
@@ -44,7 +44,7 @@ def hold(vine, *workers):
     """Have workers be busy, so that readers go elsewhere."""
     for worker in workers:
         vine.worker(worker).free = vine.worker(worker).free._replace(cores=0)
-        vine.mind.placement.update_worker_everywhere(vine.worker(worker))
+        vine.mind.queues.update_worker_everywhere(vine.worker(worker))
 
 
 def test_what_cannot_be_fetched_from_a_peer_comes_through_the_manager(vine):
@@ -63,7 +63,7 @@ def test_each_time_it_is_tried_in_vain_the_pause_grows(vine):
     hold(vine, hidden)
     first = reader(vine, 1, "a")
     unreachable(vine, first, "a", "host1:7")
-    avoided = vine.mind.transfers._excluded_pairs
+    avoided = vine.mind.transfers.excluded_pairs
     pair = (vine.worker(first), vine.worker(hidden))
     assert avoided[pair] == vine.now + PAIR_BACKOFF_S
     vine.tick(PAIR_BACKOFF_S + 1)

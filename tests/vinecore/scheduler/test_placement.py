@@ -9,9 +9,9 @@ from vinecore.protocol import messages as m
 from vinecore.resources.amounts import ResourceRequest, Resources
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
-from vinecore.scheduler.placement import MAX_PREFETCHED_PER_SLOT
-from vinecore.scheduler.scheduler import STALL_REPORT_DELAY_S
-from vinecore.scheduler.state import FOREVER
+from vinecore.scheduler.diagnostics import STALL_REPORT_DELAY_S
+from vinecore.scheduler.queues import MAX_PREFETCHED_PER_SLOT
+from vinecore.scheduler.specs import FOREVER
 from vinecore.scheduler.transitions import READY
 
 MB = 1 << 20

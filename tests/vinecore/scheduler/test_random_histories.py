@@ -31,20 +31,10 @@ from vinecore.protocol import messages as m
 from vinecore.resources.amounts import ResourceRequest, Resources
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
-from vinecore.scheduler.draining import has_safe_replica, is_needed
+from vinecore.scheduler.replicas import ARCHIVE, has_safe_replica, is_needed
 from vinecore.scheduler.scheduler import Scheduler
-from vinecore.scheduler.state import (
-    FOREVER,
-    MB,
-    TASK,
-    WORKER,
-    FileSpec,
-    GraphSpec,
-    LibrarySpec,
-    TaskSpec,
-    disk_bytes,
-)
-from vinecore.scheduler.transfers import ARCHIVE
+from vinecore.scheduler.specs import FOREVER, TASK, WORKER, FileSpec, GraphSpec, LibrarySpec, TaskSpec
+from vinecore.scheduler.state import MB, disk_bytes
 from vinecore.scheduler.transitions import ASSIGNED, READY, RETRIEVING, WAITING
 
 SMALL, LARGE = 10, 300_000
@@ -969,7 +959,7 @@ class World:
         )
         assert all(file.reusable and file.replicas for file in left.values())
         for file in list(self.tables.evictable):
-            self.mind.life.evict(file)
+            self.mind.files.evict(file)
         self.settle()
         assert self.tables.files.keys() <= self.undeclared, "files are left"
         assert not self.tables.evictable
@@ -985,9 +975,9 @@ class World:
             assert not worker.slots or all(
                 host.startswith("python:") for host, _c, _s in worker.slots.values()
             )
-        transfers = self.mind.transfers
-        assert not (transfers._active_by_source or transfers._active_by_file_and_source or transfers._stalled)
-        left_over = transfers._failures.keys() | transfers._peer_failures.keys()
+        replicas = self.mind.replicas
+        assert not (replicas.active_by_source or replicas.active_by_file_and_source or replicas.stalled)
+        left_over = replicas.external_failures.keys() | replicas.peer_failures.keys()
         assert {file.name for file in left_over} <= self.undeclared
 
 
@@ -1025,9 +1015,9 @@ def check_task(mind: Scheduler, task: Any) -> None:
         maker = file.producer
         if maker is None:
             # it may be submitted later; the user is asked whether that is so
-            unmade = mind.unmade
-            assert file in unmade.files, f"nothing makes {file} for {task}"
-            assert unmade._told or not file.absent
+            missing_files = mind.missing_files
+            assert file in missing_files.awaited, f"nothing makes {file} for {task}"
+            assert missing_files._told or not file.absent
             continue
         assert maker.state in (WAITING, READY, ASSIGNED), (
             f"{maker}, which makes {file} for {task}, is not under way"
@@ -1142,9 +1132,9 @@ def check_workers(mind: Scheduler) -> None:
 
 def check_disk(mind: Scheduler, worker: Any) -> None:
     """The running account of a disk against all that is on it, on its way to it, and promised."""
-    stalled = sum(file.waiting_for_source.get(worker, 0) for file in mind.transfers._stalled)
+    stalled = sum(file.waiting_for_source.get(worker, 0) for file in mind.replicas.stalled)
     promised = sum(task.reserved_disk for task in worker.tasks.values())
-    unknown = mind.disk._unaccounted_bytes.get(worker, 0)
+    unknown = mind.disk.unaccounted_bytes.get(worker, 0)
     taken = sum(worker.files.values()) + sum(worker.fetching.values()) + stalled + promised + unknown
     assert worker.free_disk + taken == worker.total.disk * MB
     for file, size in worker.files.items():
@@ -1169,16 +1159,16 @@ def check_buckets(mind: Scheduler) -> None:
         for worker in tables.workers.values():
             if worker.ends_at is not None:
                 continue  # what there is time for changes with the time
-            room = mind.placement._can_accept(worker, bucket)
+            room = mind.queues.can_accept(worker, bucket)
             instance = worker.libraries.get(bucket.library.spec.name) if bucket.library else None
             if bucket.category is not None and bucket.category.learns:
                 continue  # what is open is an estimate there
             if instance is None or not instance.assigned:  # a busy one is looked at again soon
                 assert room == (worker in bucket.workers_with_room)
-        waits = bucket in mind.disk.waiting_for_disk
+        waits = bucket in mind.queues.waiting_for_disk
         ready -= mind.disk.too_large_for_any_disk.keys()
         bringing = any(task.state == RETRIEVING for task in tables.tasks.values())
-        stuck = mind.disk._stuck_since is not None
+        stuck = mind.disk_deadlock._stuck_since is not None
         assert not (waits and ready and bucket.workers_with_room) or mind.tables.assigned or bringing or stuck
         if ready and not waits and not (bucket.category is not None and bucket.category.learns):
             open_ = {worker for worker in bucket.workers_with_room if worker.ends_at is None}
@@ -1197,10 +1187,9 @@ def check_transfers(mind: Scheduler) -> None:
     for file in mind.tables.files.values():
         assert all(file in worker.fetching for worker in file.fetching)
         assert not (file.fetching.keys() & file.replicas.keys())
-        assert bool(file.waiting_for_source) == (file in mind.transfers._stalled)
-    transfers = mind.transfers
-    assert transfers._active_by_file_and_source == serving
-    assert transfers._active_by_source == {
+        assert bool(file.waiting_for_source) == (file in mind.replicas.stalled)
+    assert mind.replicas.active_by_file_and_source == serving
+    assert mind.replicas.active_by_source == {
         source: n for source, n in outgoing.items() if isinstance(source, str)
     }
     for worker in mind.tables.workers.values():

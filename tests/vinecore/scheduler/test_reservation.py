@@ -79,7 +79,7 @@ def test_what_is_less_urgent_waits_and_nothing_is_reserved(vine):
     flood = Flood(vine, priority=0.0)
     vine.submit(single(1, request=WHOLE, priority=10))
     flood.turn(30)
-    assert vine.mind.reservation.worker is None
+    assert vine.mind.tables.reservation.worker is None
     assert 1 not in vine.where()
 
 
@@ -99,7 +99,7 @@ def test_something_more_urgent_still_may_have_a_worker_that_is_kept(vine):
     flood = Flood(vine)
     vine.submit(single(1, request=WHOLE, priority=0))
     flood.turn(2)
-    assert vine.mind.reservation.worker is not None
+    assert vine.mind.tables.reservation.worker is not None
     assert len(vine.where()) == 3
     vine.submit(single(2, priority=-5))
     assert vine.where()[2] == worker
@@ -115,7 +115,7 @@ def test_a_task_that_finds_room_elsewhere_needs_no_worker_of_its_own(vine):
     flood.turn(2)
     other = vine.join(cores=4)
     assert vine.where()[1] == other
-    assert vine.mind.reservation.worker is None
+    assert vine.mind.tables.reservation.worker is None
     assert len(vine.where()) == 5
 
 
@@ -128,7 +128,7 @@ def test_a_reservation_ends_with_its_purpose(vine, end):
         flood.turn()
     vine.done(3, size=LARGE)
     flood.turn(3)
-    kept = vine.mind.reservation.worker.id
+    kept = vine.mind.tables.reservation.worker.id
     assert kept in (worker, other)
     if end == "cancel":
         vine.feed(e.TasksCancelled([1]))
@@ -170,7 +170,7 @@ def test_what_no_worker_can_hold_keeps_none(vine):
     vine.submit(single(1, request=ResourceRequest(cores=16), priority=0))
     flood.turn(20)
     assert len(vine.where()) == 4
-    assert vine.mind.reservation.worker is None
+    assert vine.mind.tables.reservation.worker is None
 
 
 def test_a_library_that_needs_a_whole_worker_gets_one(vine):

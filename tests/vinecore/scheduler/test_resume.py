@@ -9,8 +9,8 @@ import pytest
 from tests.harness.scheduler import LARGE, Vine, call, endings
 from vinecore.protocol import messages as m
 from vinecore.scheduler import events as e
+from vinecore.scheduler.diagnostics import STALL_REPORT_DELAY_S
 from vinecore.scheduler.resume import RECONNECT_TIMEOUT_S
-from vinecore.scheduler.scheduler import STALL_REPORT_DELAY_S
 
 A, B = ("a", LARGE, "12"), ("b", LARGE, "34")
 

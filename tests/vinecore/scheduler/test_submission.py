@@ -206,7 +206,7 @@ def test_a_very_large_graph_is_forgotten_bit_by_bit(vine, monkeypatch):
     assert len(known - set(vine.tables.files)) == 10
     vine.feed()
     vine.feed()
-    assert not vine.mind.graphs_being_released
+    assert not vine.mind.has_more_to_release
     assert not any(name.startswith("r") for name in vine.tables.files)
 
 

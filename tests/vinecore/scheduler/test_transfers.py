@@ -9,12 +9,12 @@ from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
+from vinecore.scheduler.transfer_failures import MAX_FAILURES
 from vinecore.scheduler.transfers import (
     MAX_TRANSFERS_PER_SOURCE,
-    MOST_FAILURES,
+    MAX_TRANSFERS_PER_SOURCE_AND_FILE,
     PAIR_BACKOFF_S,
     PEER_BACKOFF_S,
-    PER_SOURCE_AND_FILE,
 )
 
 URL = "https://example.org/x"
@@ -52,7 +52,7 @@ def test_a_large_object_is_fetched():
     assert vine.holders("data") == set()
     vine.cached(worker, "data", INLINE_LIMIT + 1)
     assert vine.holders("data") == {worker}
-    assert vine.mind.moved_bytes == INLINE_LIMIT + 1
+    assert vine.mind.tables.moved_bytes == INLINE_LIMIT + 1
 
 
 def test_a_directory_is_fetched_however_small_it_is():
@@ -132,7 +132,7 @@ def test_what_is_no_archive_fails_who_needs_it():
     worker = vine.join()
     vine.submit(single(1, "folder"))
     vine.cached(worker, "archive")
-    for _ in range(MOST_FAILURES + 1):
+    for _ in range(MAX_FAILURES + 1):
         assert not outcomes(vine)
         vine.say(worker, m.FetchFailed("folder", "archive", "not an archive that can be unpacked", False))
     (ended,) = vine.told(i.TaskFinished)
@@ -180,7 +180,7 @@ def test_one_source_sends_a_file_to_a_few_at_a_time():
     vine = Vine()
     vine.declare("data", size=LARGE, at_manager=True)
     readers(vine, 10)
-    assert len(vine.fetches()) == PER_SOURCE_AND_FILE == 2
+    assert len(vine.fetches()) == MAX_TRANSFERS_PER_SOURCE_AND_FILE == 2
 
 
 def test_a_popular_file_spreads_as_a_tree_that_doubles():
@@ -279,9 +279,9 @@ def test_a_pair_that_failed_is_left_alone_for_a_while_and_others_are_served():
     vine.submit(single(2, "data"))
     assert vine.fetches() == [(third, "data", "host1:7")]
     vine.declare("more", size=LARGE, at_manager=True)
-    assert (vine.worker(second), vine.worker(first)) in vine.mind.transfers._excluded_pairs
+    assert (vine.worker(second), vine.worker(first)) in vine.mind.transfers.excluded_pairs
     vine.tick(PAIR_BACKOFF_S + 1)
-    assert not vine.mind.transfers._excluded_pairs
+    assert not vine.mind.transfers.excluded_pairs
 
 
 def test_a_replica_that_is_gone_is_struck_out_and_the_file_is_made_again():
@@ -381,7 +381,7 @@ def test_an_address_that_fails_is_tried_again_after_a_pause_and_given_up_after_a
                 break
             vine.tick(0.25)
         tries += len(vine.fetches())
-    assert tries == MOST_FAILURES + 1
+    assert tries == MAX_FAILURES + 1
     (ended,) = (x for x in vine.log if isinstance(x, i.TaskFinished))
     assert ended.outcome == "input missing"
     assert URL in ended.info["reason"]
@@ -420,7 +420,7 @@ def test_an_address_that_works_for_others_is_not_given_up_for_the_failures_of_on
     vine = Vine()
     vine.declare("data", url=URL, peer_transfer=False)
     (bad,) = readers(vine, 1)
-    for number in range(200, 200 + 3 * MOST_FAILURES):
+    for number in range(200, 200 + 3 * MAX_FAILURES):
         vine.fetch_failed(bad, "data", URL)
         good = vine.join()
         vine.submit(single(number, "data"))
@@ -442,8 +442,8 @@ def test_the_worker_that_was_lost_leaves_no_transfer_behind():
         vine.feed(e.TasksCancelled(list(vine.where())))
         vine.lose(worker)
     assert vine.worker(first).outgoing == 0
-    assert not vine.mind.transfers._active_by_source
-    assert not vine.mind.transfers._active_by_file_and_source
+    assert not vine.mind.replicas.active_by_source
+    assert not vine.mind.replicas.active_by_file_and_source
     assert not vine.file("data").fetching
 
 
@@ -620,7 +620,7 @@ def test_a_result_that_is_made_again_may_have_another_digest_and_each_copy_keeps
     vine.declare("other")
     second, third = made(vine, 3, 4)
     vine.say(second, m.Cached("r1", LARGE, "d1"))
-    vine.mind.transfers.add_output(vine.worker(1), vine.file("r1"), "d2")
+    vine.mind.replicas.add_output(vine.worker(1), vine.file("r1"), "d2")
     copies = {worker.id: digest for worker, digest in vine.file("r1").replicas.items()}
     assert copies == {1: "d2", second: "d1"}
     assert third in {worker.id for worker in vine.file("r1").fetching}
@@ -657,7 +657,7 @@ def test_a_copy_that_comes_anew_is_not_blamed_for_the_one_before():
     altered(vine, second, "r1", "host1:7")
     file, first = vine.file("r1"), vine.worker(1)
     assert first.corrupt == {file}
-    vine.mind.transfers.add_output(first, file, "d3")
+    vine.mind.replicas.add_output(first, file, "d3")
     assert not first.corrupt
     assert third
 
@@ -770,7 +770,7 @@ def test_the_manager_is_given_up_if_what_it_has_comes_altered_again_and_again():
     vine = Vine()
     vine.declare("data", size=LARGE, at_manager=True, digest="declared")
     (worker,) = readers(vine, 1)
-    for _ in range(MOST_FAILURES + 1):
+    for _ in range(MAX_FAILURES + 1):
         assert not outcomes(vine)
         vine.tick(PAIR_BACKOFF_S + 1)
         assert worker in {w.id for w in vine.file("data").fetching}
@@ -783,7 +783,7 @@ def test_a_comparison_that_ends_after_the_copy_was_pruned_is_no_news():
     vine = Vine()
     (second,) = made(vine, 3)
     came(vine, second)
-    vine.mind.disk._drop(vine.worker(second), vine.file("r1"))
+    vine.mind.eviction.drop_replica(vine.worker(second), vine.file("r1"))
     vine.mind.transfers.request_copy(vine.worker(second), vine.file("r1"))
     assert vine.file("r1").fetching
     wrong(vine, second)
@@ -862,7 +862,7 @@ def test_while_peers_are_spreading_a_file_its_origin_is_left_in_peace():
     vine.declare("data", size=LARGE, at_manager=True)
     first, _second, *others = readers(vine, 8)
     vine.cached(first, "data")
-    assert sources(vine.fetches()) == ["host1:7"] * PER_SOURCE_AND_FILE
+    assert sources(vine.fetches()) == ["host1:7"] * MAX_TRANSFERS_PER_SOURCE_AND_FILE
     vine.cached(others[0], "data")
     assert "manager" not in sources(vine.fetches())
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from vinecore.protocol import messages as m
-from vinecore.scheduler import placement
+from vinecore.scheduler import dispatch, queues
 from vinecore.simulate import (
     Cluster,
     Costs,
@@ -234,8 +234,8 @@ def test_a_tree_moves_a_fraction_of_what_it_makes_and_no_more_for_looking_ahead(
     tree = generate("tree", 1000, fan_in=8, seconds=seconds, spread=0.3, size=1e6)
     cluster = Cluster(workers=8, cores=4)
     ahead = simulate(tree, cluster)
-    monkeypatch.setattr(placement, "MAX_PREFETCHED_PER_SLOT", 0)
-    monkeypatch.setattr(placement, "MAX_CHAINED_PER_SLOT", 0)
+    monkeypatch.setattr(queues, "MAX_PREFETCHED_PER_SLOT", 0)
+    monkeypatch.setattr(dispatch, "MAX_CHAINED_PER_SLOT", 0)
     without = simulate(tree, cluster)
     made = 1000 * 1e6
     assert ahead.bytes_moved["peers"] < 0.35 * made

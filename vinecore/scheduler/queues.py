@@ -1,0 +1,380 @@
+"""Queues of ready tasks, and which workers have room for one task more of each.
+
+Ready tasks wait in queues by what they require. Every queue knows the workers that have room for one more of its tasks, so that
+an event costs a handful of workers and the few queues there are, however many tasks wait.
+
+Calls are sent ahead of need: as many beyond the slots of a library as cover the way to the manager and back, by measured durations.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from heapq import heapify, heappush
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from vinecore.resources.amounts import UNSPECIFIED, Category, ResourceRequest, Resources, allocate
+from vinecore.scheduler.state import TaskQueue, is_root
+from vinecore.scheduler.transitions import READY
+
+if TYPE_CHECKING:
+    from vinecore.scheduler.signals import Signals
+    from vinecore.scheduler.specs import TaskSpec
+    from vinecore.scheduler.state import LibraryInstance, SchedulerState, TaskState, WorkerState
+
+
+MAX_GENERATIONS = 16  # of readers, for when the result of a task is needed again
+MAX_READERS = 64
+PREFETCH_S = 0.010  # work queued on a worker beyond its slots, to cover the round trip
+# Longer calls wait at the manager: one queued in the wrong place costs more than a round trip.
+MAX_PREFETCH_DURATION_S = 0.1
+MAX_PREFETCHED_PER_SLOT = 256  # calls per slot
+
+
+class TaskQueues:
+    """All queues of ready tasks.
+
+    Attributes
+    ----------
+    changed : dict of TaskQueue
+        Queues with something new to try.
+    waiting_for_disk : dict of TaskQueue
+        Queues whose most urgent task waits for disk.
+    steady_n : int
+        Tasks of a category that are measured before the category learns from them.
+    largest_worker : Resources or None
+        What the largest connected worker has.
+    """
+
+    def __init__(self, signals: Signals, state: SchedulerState) -> None:
+        self._signals = signals
+        self._state = state
+        self._reservation = state.reservation
+        self._reservation = state.reservation
+        self.changed: dict[TaskQueue, None] = {}
+        self.waiting_for_disk: dict[TaskQueue, None] = {}
+        self.steady_n = 25
+        self.largest_worker: Resources | None = None
+        self._sequence = 0
+
+    # ---- ready tasks
+
+    def push(self, task: TaskState) -> None:
+        """Enter a ready task in its queue."""
+        self._sequence += 1
+        bucket = task.bucket
+        queue = bucket.roots if not task.inputs or is_root(task) else bucket.ready
+        heappush(queue, (self._priority(task), self._sequence, task))
+        self.changed[bucket] = None
+
+    def _priority(self, task: TaskState) -> float:
+        """Smaller runs first. The modes are TaskVine's; the default is the order in which dask would run the graph."""
+        mode = task.run.spec.priority_mode
+        if not mode:
+            return task.spec.priority if task.recomputations <= 0 else self._recomputation_priority(task)
+        if mode == "FIFO":
+            return self._sequence
+        if mode == "LIFO":
+            return -self._sequence
+        if mode == "depth-first":
+            return -task.spec.depth
+        if mode == "breadth-first":
+            return task.spec.depth
+        if mode == "largest-input-first":
+            return -sum(max(file.size, 0) for file in task.inputs)
+        if mode == "random":  # the mind has no randomness: a checksum is as good for spreading
+            return zlib.crc32(b"%d" % task.spec.task)
+        _count, mean = self._state.category_walls.get(task.spec.category, (0, None))
+        if mean is None:
+            return float("-inf")
+        return -mean if mode == "longest-category-first" else mean
+
+    def _recomputation_priority(self, task: TaskState) -> float:
+        """What is made again is made just before it is needed: until then it would only take room."""
+        turn = task.spec.priority
+        for _generation in range(MAX_GENERATIONS):
+            readers = [reader for file in task.outputs for reader in islice(file.consumers, MAX_READERS)]
+            if not readers:
+                break
+            task = min(readers, key=lambda reader: reader.spec.priority)
+            turn = max(turn, task.spec.priority - 0.5)
+            if task.recomputations <= 0:
+                break
+        return turn
+
+    def mark_stale(self, bucket: TaskQueue) -> None:
+        """An entry of a queue is void; sweep the queues when half of them is."""
+        bucket.stale_entries += 1
+        if bucket.stale_entries > 16 and 2 * bucket.stale_entries > len(bucket.ready) + len(bucket.roots):
+            for queue in (bucket.ready, bucket.roots):
+                live = {entry[2]: entry for entry in queue if entry[2].state == READY}
+                queue[:] = live.values()
+                heapify(queue)
+            bucket.stale_entries = 0
+
+    # ---- queues
+
+    def queue_for(self, spec: TaskSpec, request: ResourceRequest) -> TaskQueue:
+        """Find or make the bucket of a task that asks for this."""
+        python = spec.python and not spec.environment
+        key: tuple[Any, ...] = (spec.library,) if spec.library else ("", spec.category, request, python)
+        bucket = self._state.buckets.get(key)
+        if bucket is None:
+            if spec.library:
+                library = self._state.libraries[spec.library]
+                bucket = TaskQueue(key, library, None, library.spec.request, not library.spec.environment)
+            else:
+                category = self._state.categories.setdefault(
+                    spec.category, Category(spec.category, steady_n=self.steady_n)
+                )
+                bucket = TaskQueue(key, None, category, request, python)
+                self._state.disk_tracked |= self.requested_disk_mb(bucket) > 0
+            self._state.buckets[key] = bucket
+            for worker in self._state.workers.values():
+                self.update_worker(worker, bucket)
+        return bucket
+
+    def remove_if_empty(self, bucket: TaskQueue) -> None:
+        """Forget a bucket that no unfinished task is in; that of a library goes with the library."""
+        if bucket.unfinished:
+            return
+        if bucket.library is None:
+            self._state.buckets.pop(bucket.key, None)
+            self.deactivate(bucket)
+        elif bucket.library.retired:
+            self._signals.library_unused(bucket.library)
+
+    def deactivate(self, bucket: TaskQueue) -> None:
+        """There is nothing to do for a bucket any more."""
+        self.changed.pop(bucket, None)
+        self.waiting_for_disk.pop(bucket, None)
+        self.forget_reservation(bucket)
+
+    def move(self, task: TaskState) -> None:
+        """A task asks for something else now."""
+        old = task.bucket
+        task.bucket = self.queue_for(task.spec, task.request)
+        task.bucket.unfinished += 1
+        old.unfinished -= 1
+        self.remove_if_empty(old)
+
+    def effective_request(self, bucket: TaskQueue, number: int) -> ResourceRequest:
+        """What a task asks for: its own words, then what its category says or has learned."""
+        category = bucket.category
+        if category is None:
+            return bucket.request
+        learned = category.initial_request(number)
+        if (
+            category.learns and self.largest_worker is not None
+        ):  # a peak that is rounded up must not ask for more than there is
+            learned = learned.at_most(ResourceRequest(*self.largest_worker))
+        return bucket.request.with_defaults(learned)
+
+    def allocation_on(self, bucket: TaskQueue, number: int, worker: WorkerState) -> Resources | None:
+        """What a task would get of a worker; None if it is too large for it."""
+        minimum = UNSPECIFIED if bucket.category is None else bucket.category.minimum
+        return allocate(self.effective_request(bucket, number), worker.total, minimum)
+
+    def record_usage(self, category: Category, measured: dict[str, Any], wall_s: float) -> None:
+        """Let a category learn from a finished task."""
+        cores, memory, disk = (measured.get(k) or 0 for k in ("cores", "memory", "disk"))
+        category.record(Resources(float(cores), int(memory), int(disk), 0), wall_s)
+
+    def grow_request(self, task: TaskState, info: dict[str, Any]) -> bool:
+        """Whether a task that passed a limit may be tried with more; sets what it asks for then."""
+        category = task.bucket.category
+        if category is None or task.allocation is None:
+            return False
+        request = category.retry_request(task.allocation, {str(info.get("resource"))}, self.largest_worker)
+        if request is None:
+            return False
+        task.request = request
+        return True
+
+    def requested_disk_mb(self, bucket: TaskQueue) -> int:
+        """MB of disk that the tasks of a bucket ask for in so many words."""
+        asked = bucket.request.disk
+        if asked is None and bucket.category is not None and not bucket.category.learns:
+            asked = bucket.category.maximum.disk
+        return asked or 0
+
+    # ---- room
+
+    def update_worker(self, worker: WorkerState, bucket: TaskQueue) -> None:
+        """See whether a worker has room for a task more of a queue."""
+        if self.can_accept(worker, bucket):
+            bucket.workers_with_room[worker] = None
+            if bucket.ready or bucket.roots:
+                self.changed[bucket] = None
+        else:
+            bucket.workers_with_room.pop(worker, None)
+
+    def update_worker_everywhere(self, worker: WorkerState) -> None:
+        """See which buckets a worker has room for now."""
+        for bucket in self._state.buckets.values():
+            self.update_worker(worker, bucket)
+
+    def can_accept(self, worker: WorkerState, bucket: TaskQueue) -> bool:
+        """Return whether a worker has room for a task more of a queue."""
+        if worker.draining or not meets_python_requirements(worker, bucket):
+            return False
+        if self._reservation.worker is worker and self._reservation.excludes(worker, bucket):
+            return False
+        if worker.ends_at is not None and self.exceeds_remaining_time(worker, bucket, bucket.mean_s):
+            return False
+        if bucket.library is None:  # an estimate: tasks of a category that learns do not all get the same
+            allocation = self.allocation_on(bucket, 0, worker)
+            return allocation is not None and allocation.fits(worker.free)
+        instance = worker.libraries.get(bucket.library.spec.name)
+        if instance is not None:
+            return instance.assigned < self._queue_depth_limit(
+                instance, bucket
+            ) or instance.allocation_unit.fits(worker.free)
+        unit = allocate(bucket.request, worker.total)
+        return unit is not None and unit.fits(worker.free)
+
+    def _queue_depth_limit(self, instance: LibraryInstance, bucket: TaskQueue) -> int:
+        mean = bucket.mean_s
+        if mean is None:
+            extra = 1
+        elif mean > MAX_PREFETCH_DURATION_S:
+            extra = 0
+        elif mean * MAX_PREFETCHED_PER_SLOT <= PREFETCH_S:
+            extra = MAX_PREFETCHED_PER_SLOT
+        else:
+            extra = math.ceil(PREFETCH_S / mean)
+        return instance.slots * (1 + extra)
+
+    def can_take(self, worker: WorkerState, task: TaskState) -> bool:
+        """Whether a worker has the Python that a task needs, and stays long enough."""
+        bucket = task.bucket
+        return meets_python_requirements(worker, bucket) and not self.exceeds_remaining_time(
+            worker, bucket, self.expected_duration(task)
+        )
+
+    def expected_duration(self, task: TaskState) -> float | None:
+        """How long a task will take: as its like have taken, else as long as it may; None if nobody knows."""
+        mean = task.bucket.mean_s
+        if mean is None and task.bucket.library is None:
+            _count, mean = self._state.category_walls.get(task.spec.category, (0, None))
+        return mean if mean is not None else task.spec.options.get("time_max")
+
+    def exceeds_remaining_time(
+        self, worker: WorkerState, bucket: TaskQueue, duration_s: float | None
+    ) -> bool:
+        """Whether a task of this duration would not be over before its worker begins to leave."""
+        if worker.ends_at is None or duration_s is None:
+            return False
+        turns, instance = 1, None
+        if bucket.library is not None:
+            instance = worker.libraries.get(bucket.library.spec.name)
+        if instance is not None:
+            turns += instance.assigned // instance.slots
+        return self._state.now + turns * duration_s > worker.ends_at
+
+    def release_worker(self, worker: WorkerState, task: TaskState) -> None:
+        """A task has left a worker, in whatever way: give back what it held."""
+        ahead, task.chained = task.chained, False
+        allocation, task.allocation = task.allocation, None
+        if worker.id not in self._state.workers:
+            return
+        if allocation is not None:
+            worker.free = worker.free.plus(allocation)
+            self.update_worker_everywhere(worker)
+            return
+        instance = worker.libraries.get(task.spec.library)
+        if instance is None:
+            return
+        if ahead:
+            instance.chained -= 1
+        else:
+            instance.assigned -= 1
+        self.update_worker(worker, task.bucket)
+        if instance.assigned < instance.slots:
+            self._signals.slot_freed(worker, task.bucket)
+        if instance.idle:  # its room may serve others
+            self._signals.instance_idle(worker)
+            self.retry_starved()
+
+    # ---- the reservation
+
+    def end_reservation(self) -> None:
+        """Let others have the worker again."""
+        worker, self._reservation.worker, self._reservation.queue = self._reservation.worker, None, None
+        if worker is not None and worker.id in self._state.workers:
+            self.update_worker_everywhere(worker)
+
+    def forget_reservation(self, bucket: TaskQueue) -> None:
+        """A bucket has nothing to place any more, or waits for something else than room."""
+        if bucket is self._reservation.starving:
+            self._reservation.starving = None
+        if bucket is self._reservation.queue:
+            self.end_reservation()
+
+    # ---- trying again
+
+    def retry_starved(self) -> None:
+        """Try again those for whom there was no room."""
+        for bucket in self._state.buckets.values():
+            if bucket.front and not bucket.workers_with_room:
+                self.changed[bucket] = None
+
+    def retry_all(self) -> None:
+        """Try again all who wait."""
+        for bucket in self._state.buckets.values():
+            if bucket.front:
+                self.changed[bucket] = None
+
+    def retry_waiting_for_disk(self) -> None:
+        """Have those who wait tried again."""
+        self.changed.update(self.waiting_for_disk)
+        self.waiting_for_disk.clear()
+
+    def category_changed(self, category: Category) -> None:
+        """The tasks of a category get more or less than before."""
+        self._state.disk_tracked |= bool(category.maximum.disk)
+        for bucket in self._state.buckets.values():
+            if bucket.category is category:
+                for worker in self._state.workers.values():
+                    self.update_worker(worker, bucket)
+
+    def worker_joined(self, worker: WorkerState) -> None:
+        """There is a new worker."""
+        if self.largest_worker is None or capacity_key(worker.total) > capacity_key(self.largest_worker):
+            self.largest_worker = worker.total
+        self.update_worker_everywhere(worker)
+
+    def worker_gone(self, worker: WorkerState) -> None:
+        """Take a lost worker out of all queues."""
+        for queue in self._state.buckets.values():
+            queue.workers_with_room.pop(worker, None)
+            if queue.last_root_worker is worker:
+                queue.last_root_worker = None
+
+    def update_largest_worker(self, lost: WorkerState) -> None:
+        """Find the largest worker anew, if that is the lost one."""
+        if lost.total == self.largest_worker:
+            totals = (worker.total for worker in self._state.workers.values())
+            self.largest_worker = max(totals, key=capacity_key, default=None)
+
+
+def meets_python_requirements(worker: WorkerState, bucket: TaskQueue) -> bool:
+    """Whether the worker's own Python will do, where there is no other one."""
+    if not bucket.python:
+        return True
+    if not worker.python_ok:
+        return False
+    # what a command of the user's starts may have other packages, in a container for one
+    return not worker.missing_packages or bool(bucket.library and bucket.library.spec.options.get("command"))
+
+
+def queue_urgency(bucket: TaskQueue) -> tuple[float, int]:
+    """Smaller goes first."""
+    queue = bucket.front
+    return queue[0][:2] if queue else (math.inf, 0)
+
+
+def capacity_key(total: Resources) -> tuple[float, ...]:
+    """Compare workers by this."""
+    return (total.cores, total.memory, total.disk, total.gpus)

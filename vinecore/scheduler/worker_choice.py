@@ -1,0 +1,177 @@
+"""Which worker gets a ready task.
+
+A task goes where it would start first: where most of its input bytes are if that saves more than waiting there costs, else to the
+least loaded of a few workers with room; but roots that follow each other fill the slots of one worker after the other, where a
+graph will need all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from vinecore.scheduler.state import is_root
+
+if TYPE_CHECKING:
+    from vinecore.scheduler.disk import DiskAccounts
+    from vinecore.scheduler.queues import TaskQueues
+    from vinecore.scheduler.state import SchedulerState, TaskQueue, TaskState, WorkerState
+
+
+MAX_CANDIDATES = 8  # workers compared for one task
+MAX_FALLBACK_CANDIDATES = 64  # workers looked at where none of those will do
+MAX_INPUTS_COMPARED = 64
+BANDWIDTH = 250e6  # bytes/s between workers, assumed
+LATENCY_S = 0.002  # per transfer, assumed
+DEFAULT_DURATION_S = 0.02  # of a call that has not been measured yet
+
+
+class WorkerChoice:
+    """Chooses a worker for a task.
+
+    Attributes
+    ----------
+    policy : str
+        Name of the rule, as in `Manager.set_scheduler`.
+    """
+
+    def __init__(self, state: SchedulerState, queues: TaskQueues, disk: DiskAccounts) -> None:
+        self._state = state
+        self._queues = queues
+        self._disk = disk
+        self._reservation = state.reservation
+        self.policy = "files"
+        self._counter = 0
+        self._needed_disk = 0  # bytes of disk that the task needs which is being placed
+
+    def choose(self, task: TaskState, bucket: TaskQueue) -> WorkerState | None:
+        """Return the worker that a task goes to; None if none has room for it now."""
+        self._needed_disk = self._disk.required_bytes(task) if self._state.disk_tracked else 0
+        if self.policy != "files":
+            return self._choose_by_policy(task, bucket)
+        neighbour = self._last_root_worker(task, bucket)
+        if neighbour is not None:
+            return neighbour
+        least: WorkerState | None = None
+        least_load = math.inf
+        for worker in islice(bucket.workers_with_room, MAX_CANDIDATES):
+            load = self.relative_load(worker, bucket)
+            if load < least_load and self.fits(task, worker, bucket):
+                least, least_load = worker, load
+        if least is None:
+            least = self._first_that_fits(task, bucket)
+        if not task.inputs or len(self._state.workers) == 1:
+            return least
+        return self._by_locality(task, bucket, least)
+
+    def _last_root_worker(self, task: TaskState, bucket: TaskQueue) -> WorkerState | None:
+        """For a root, the worker of the one before, as long as a slot is free there, if all slots will be needed: neighbours mostly have a common reader."""
+        worker = bucket.last_root_worker
+        if worker is None or worker not in bucket.workers_with_room or not is_root(task):
+            return None
+        instance = worker.libraries.get(bucket.key[0])
+        if instance is None or instance.assigned >= instance.slots or not self.fits(task, worker, bucket):
+            return None
+        expected = max(task.run.spec.size, bucket.unfinished)
+        return worker if expected > instance.slots * len(self._state.workers) else None
+
+    def _first_that_fits(self, task: TaskState, bucket: TaskQueue) -> WorkerState | None:
+        """Look further where the estimate behind `Bucket.open` was wrong; who is too small goes to the end of the row."""
+        for worker in list(islice(bucket.workers_with_room, MAX_FALLBACK_CANDIDATES)):
+            if self.fits(task, worker, bucket):
+                return worker
+            del bucket.workers_with_room[worker]
+            bucket.workers_with_room[worker] = None
+        return None
+
+    def _by_locality(
+        self, task: TaskState, bucket: TaskQueue, least: WorkerState | None
+    ) -> WorkerState | None:
+        held: dict[WorkerState, int] = {}
+        total = 0
+        for file in islice(task.inputs, MAX_INPUTS_COMPARED):
+            total += max(file.size, 0)
+            for holder in islice(file.replicas, MAX_CANDIDATES):
+                held[holder] = held.get(holder, 0) + max(file.size, 1)
+        best, best_cost = (
+            least,
+            math.inf if least is None else self._start_delay(least, bucket, total - held.get(least, 0)),
+        )
+        for worker in sorted(held, key=held.__getitem__, reverse=True)[:MAX_CANDIDATES]:
+            may_queue = (
+                bucket.library is not None
+                and bucket.library.spec.name in worker.libraries
+                and least is not None
+                and not worker.draining
+                and not self._reservation.excludes(worker, bucket)
+            )
+            if worker in bucket.workers_with_room or may_queue:
+                cost = self._start_delay(worker, bucket, total - held[worker])
+                if cost < best_cost and self.fits(task, worker, bucket):
+                    best, best_cost = worker, cost
+        return best
+
+    def _start_delay(self, worker: WorkerState, bucket: TaskQueue, missing_bytes: int) -> float:
+        """Seconds until a task could start on a worker: its queue there and the bytes it lacks."""
+        fetch = missing_bytes / BANDWIDTH + LATENCY_S if missing_bytes > 0 else 0.0
+        if bucket.library is None:
+            return fetch
+        instance = worker.libraries.get(bucket.library.spec.name)
+        if instance is None or instance.assigned < instance.slots:
+            return fetch
+        mean = DEFAULT_DURATION_S if bucket.mean_s is None else bucket.mean_s
+        return fetch + (1 + instance.assigned - instance.slots) * mean / instance.slots
+
+    def _choose_by_policy(self, task: TaskState, bucket: TaskQueue) -> WorkerState | None:
+        fitting = [
+            w for w in islice(bucket.workers_with_room, MAX_FALLBACK_CANDIDATES) if self.fits(task, w, bucket)
+        ]
+        if not fitting:
+            return None
+        if self.policy == "fcfs":
+            return min(fitting, key=lambda w: w.id)
+        if (
+            self.policy == "rand"
+        ):  # the mind has no randomness: multiples of a large number are as good for spreading
+            self._counter += 1
+            return fitting[(self._counter * 2654435761 >> 7) % len(fitting)]
+        if self.policy == "worst":
+            return max(
+                fitting, key=lambda w: ((1 - self.relative_load(w, bucket)) * w.total.cores, -len(w.tasks))
+            )
+        if self.policy == "disk":
+            return max(fitting, key=lambda w: w.free_disk)
+        return min(
+            fitting, key=lambda w: (w.wall_s is not None, w.wall_s or 0.0)
+        )  # "time": who has not been tried, then the fastest
+
+    def relative_load(self, worker: WorkerState, bucket: TaskQueue) -> float:
+        """Return how much of a worker is in use, as far as a queue is concerned; above 1 if calls wait there."""
+        if bucket.library is None:
+            return 1.0 - worker.free.cores / max(worker.total.cores, 1)
+        instance = worker.libraries.get(bucket.library.spec.name)
+        return 0.5 if instance is None else instance.assigned / instance.slots
+
+    def can_take_now(self, task: TaskState, worker: WorkerState, bucket: TaskQueue) -> bool:
+        """Return whether a worker has room for a task now."""
+        self._needed_disk = self._disk.required_bytes(task) if self._state.disk_tracked else 0
+        return self.fits(task, worker, bucket)
+
+    def fits(self, task: TaskState, worker: WorkerState, bucket: TaskQueue) -> bool:
+        """Return whether a worker has room for the task that is being placed."""
+        if bucket.library is None and not self.fits_resources(task, worker):
+            return False
+        if worker.ends_at is not None and self._queues.exceeds_remaining_time(
+            worker, bucket, self._queues.expected_duration(task)
+        ):
+            return False
+        return not self._needed_disk or self._disk.fits(task, worker, self._needed_disk)
+
+    def fits_resources(self, task: TaskState, worker: WorkerState) -> bool:
+        """Whether a worker has what a task asks for, disk for its files aside."""
+        bucket = task.bucket
+        if bucket.library is not None:
+            return True
+        allocation = self._queues.allocation_on(bucket, task.spec.task, worker)
+        return allocation is not None and allocation.fits(worker.free)

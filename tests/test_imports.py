@@ -129,7 +129,6 @@ KNOWN_MODULES_IN_CIRCLES = {
     "vinecore": ["factory"],
     "vinecore.factory": ["factory", "manager_clients"],
     "vinecore.manager": ["files", "libraries", "manager", "reloaded_modules", "tasks", "url_metadata"],
-    "vinecore.simulate": ["simulated_worker", "simulation"],
     "vineworker.state": ["memory_results", "state_machine"],
 }
 KNOWN_FOLDERS_IN_CIRCLES = [

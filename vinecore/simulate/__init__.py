@@ -7,11 +7,12 @@ workers come late or are lost. Nothing is computed and nothing is moved, so a th
 ``python -m vinecore.simulate --help`` is the same from the command line.
 """
 
+from vinecore.simulate.generators import GRAPHS, generate
 from vinecore.simulate.replay import RecordedRun, load_recording
 from vinecore.simulate.report import Report
 from vinecore.simulate.settings import Cluster, Costs, Failures, Storage
 from vinecore.simulate.simulation import SimulationStalled, simulate
-from vinecore.simulate.workload import GRAPHS, File, SimulatedTask, Workload, WorkloadError, generate, load
+from vinecore.simulate.workload import File, SimulatedTask, Workload, WorkloadError, load
 
 __all__ = [
            "GRAPHS",

@@ -12,10 +12,11 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
+from vinecore.simulate.generators import GRAPHS, generate
 from vinecore.simulate.replay import RecordedRun, load_recording
 from vinecore.simulate.settings import Cluster, Costs, Failures, Storage
 from vinecore.simulate.simulation import SimulationStalled, simulate
-from vinecore.simulate.workload import GRAPHS, Workload, generate, load
+from vinecore.simulate.workload import Workload, load
 
 WIDTH = 120  # of a table that is written to a file or a pipe
 EPILOG = """\b

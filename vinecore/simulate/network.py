@@ -11,9 +11,13 @@ import math
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 
+from vinecore.protocol import messages
 from vinecore.simulate.event_queue import EventQueue
 
-LAST_BYTES = 1e-3  # what is left of a transfer by rounding
+LAST_BYTES = 1e-3
+"""What rounding may leave of a transfer."""
+MESSAGE_BYTES = 400
+"""Bytes of a message without a payload."""
 
 
 class Flow:
@@ -115,3 +119,8 @@ class Link:
         self._plan()
         for flow in passed:
             flow.link_finished()
+
+
+def size_of_message(message: messages.Message) -> int:
+    """Return the bytes of a message: a constant, and those of its payload."""
+    return MESSAGE_BYTES + len(getattr(message, "payload", b""))

@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 from vinecore.scheduler.state import MB, disk_bytes
+from vinecore.simulate.context import SimulationContext
 from vinecore.simulate.network import Flow, Link
 
-if TYPE_CHECKING:
-    from vinecore.simulate.simulation import Simulation
-
 MAX_CONCURRENT_TRANSFERS = 8  # at a time in each direction, as many as a worker has threads for them
-MESSAGE_BYTES = 400  # of one without a payload
 
 
 class Execution:
@@ -80,21 +77,45 @@ class ThreadSlots:
             self._free += 1
 
 
-class SimulatedWorker:
-    """A simulated worker."""
+class ManagerEnd(Protocol):
+    """What a worker needs of the simulated manager."""
 
-    def __init__(self, world: Simulation, number: int) -> None:
-        self.world, self.number = world, number
+    def receive_from_worker(self, worker: SimulatedWorker, messages: list[m.Message]) -> None:
+        """Deliver messages of a worker, in order."""
+
+    def on_object_stored(self, name: str, size: int) -> None:
+        """Note that an upload is complete."""
+
+    def find_worker(self, address: str) -> SimulatedWorker | None:
+        """Return the connected worker at an address."""
+
+
+class SimulatedWorker:
+    """A worker: its state machine, and processes, transfers and a disk in simulated time.
+
+    Parameters
+    ----------
+    context
+        What all workers share.
+    manager
+        The simulated manager.
+    number
+        The worker's number, from 1.
+    """
+
+    def __init__(self, context: SimulationContext, manager: ManagerEnd, number: int) -> None:
+        self._context, self._manager, self.number = context, manager, number
+        self._clock, self._events = context.clock, context.worker_events
         self.alive = True
-        self.joined_at = world.clock.now
+        self.joined_at = context.clock.now
         self.address = f"node{number}:1"
-        self.up, self.down = (Link(world.clock, world.cluster.bandwidth) for _ in range(2))
+        self.up, self.down = (Link(context.clock, context.cluster.bandwidth) for _ in range(2))
         self.last_delivery_to_worker = self.last_delivery_to_manager = (
             0.0  # when what was sent last arrives, in both directions
         )
         self.objects: dict[str, int] = {}
         self.disk_used = 0
-        self._state_machine = world.worker_mind()
+        self._state_machine = context.state_machine()
         self._outgoing: list[m.Message] = []
         self._hosts: dict[str, object] = {}
         self._imported_hosts: set[str] = set()  # hosts that know what their tasks import
@@ -109,7 +130,7 @@ class SimulatedWorker:
             "SendMessage": lambda x: self._outgoing.append(x.message), "StartForkServer": self._start_host, "StopForkServer": lambda x: self._stop_host(x.host),
             "StartSlot": self._start_slot, "KillSlot": self._kill_slot, "SendCall": self._send_call, "DropShared": lambda _x: None,
             "StartFetch": lambda x: self._fetches.submit(lambda: self._start_fetch(x.fetch)), "StartUpload": lambda x: self._uploads.submit(lambda: self._start_upload(x.name)),
-            "StoreBytes": lambda x: self._store_object(x.name, len(x.payload)), "StoreResultFile": lambda x: self._store_object(x.name, world.size_of(x.name)),
+            "StoreBytes": lambda x: self._store_object(x.name, len(x.payload)), "StoreResultFile": lambda x: self._store_object(x.name, context.sizes[x.name]),
             "Delete": lambda x: self._delete_objects(x.names), "PersistObject": lambda _x: None, "ReleasePersisted": lambda _x: None,
         }  # fmt: skip
 
@@ -121,12 +142,12 @@ class SimulatedWorker:
             self._executors[type(instruction).__name__](instruction)
         if self._outgoing:
             said, self._outgoing = self._outgoing, []
-            self.world.receive_from_worker(self, said)
+            self._manager.receive_from_worker(self, said)
 
     def send(self, *messages: m.Message) -> None:
         """Say something of which the state machine does not know."""
         if self.alive:
-            self.world.receive_from_worker(self, list(messages))
+            self._manager.receive_from_worker(self, list(messages))
 
     def kill(self) -> None:
         """The machine is gone, with all that it did and had."""
@@ -141,21 +162,21 @@ class SimulatedWorker:
             if transfer.source is not None:
                 transfer.source.serving.pop(transfer, None)
         for transfer, other in self.serving.items():
-            self.world.clock.schedule_in(
-                self.world.cluster.latency_s, other.on_source_lost, transfer, "the connection broke"
+            self._clock.schedule_in(
+                self._context.cluster.latency_s, other.on_source_lost, transfer, "the connection broke"
             )
 
     # ---- hosts and slots
 
     def _start_host(self, x: Any) -> None:
-        costs, token = self.world.costs, object()
+        costs, token = self._context.costs, object()
         self._hosts[x.host] = token
         seconds = costs.interpreter_s + (costs.imports_s if x.library is not None else 0.0)
-        self.world.clock.schedule_in(seconds, self._on_host_ready, x.host, token, seconds)
+        self._clock.schedule_in(seconds, self._on_host_ready, x.host, token, seconds)
 
     def _on_host_ready(self, host: str, token: object, seconds: float) -> None:
         if self._hosts.get(host) is token:
-            self.handle(self.world.happens.ForkServerReady(host, seconds, {}))
+            self.handle(self._events.ForkServerReady(host, seconds, {}))
 
     def _stop_host(self, host: str) -> None:
         self._hosts.pop(host, None)
@@ -163,14 +184,14 @@ class SimulatedWorker:
             self._remove_slot(slot)
 
     def _start_slot(self, x: Any) -> None:
-        costs = self.world.costs
+        costs = self._context.costs
         slot = self._slots[x.slot] = Slot(x.slot, x.host, x.run)
         seconds = costs.fork_s
         if x.run is not None:
             slot.now = self._start_task(x.run, slot)
             seconds = costs.sandbox_s + (costs.fork_s if costs.warm_fork else costs.interpreter_s)
             seconds += 0.0 if costs.warm_fork and x.host in self._imported_hosts else costs.imports_s
-        self.world.clock.schedule_in(seconds, self._on_slot_ready, slot)
+        self._clock.schedule_in(seconds, self._on_slot_ready, slot)
 
     def _on_slot_ready(self, slot: Slot) -> None:
         if self._slots.get(slot.id) is not slot or not self.alive:
@@ -186,8 +207,8 @@ class SimulatedWorker:
         if slot is not None:
             running = slot.now.run.task if slot.now is not None else -1
             self._remove_slot(slot)
-            down = self.world.happens.SlotExited(slot.id, running, {"reason": "it was killed"})
-            self.world.clock.schedule_in(0.0, self.handle, down)
+            down = self._events.SlotExited(slot.id, running, {"reason": "it was killed"})
+            self._clock.schedule_in(0.0, self.handle, down)
 
     def _remove_slot(self, slot: Slot) -> None:
         self._slots.pop(slot.id, None)
@@ -200,7 +221,7 @@ class SimulatedWorker:
             execution.over = True
             if execution.flow is not None:
                 execution.flow.cancel()
-            self.world.record_busy_time(execution)
+            self._context.count_busy_time(execution.run, execution.began)
 
     def _send_call(self, x: Any) -> None:
         slot = self._slots.get(x.slot)
@@ -213,58 +234,62 @@ class SimulatedWorker:
     def _start_next_call(self, slot: Slot) -> None:
         if slot.up and slot.now is None and slot.calls:
             slot.now = execution = self._start_task(slot.calls.popleft(), slot)
-            self.world.clock.schedule_in(self.world.costs.call_s, self._read_inputs, execution)
+            self._clock.schedule_in(self._context.costs.call_s, self._read_inputs, execution)
 
     def _start_task(self, run: m.RunTask, slot: Slot) -> Execution:
-        execution = Execution(run, slot, self.world.clock.now)
-        self.world.task_started(execution)
+        execution = Execution(run, slot, self._clock.now)
+        self._context.count_execution(run)
         return execution
 
     def _read_inputs(self, execution: Execution) -> None:
         """A task is ready to read what it streams from the storage."""
         if execution.over:
             return
-        reads = self.world.job(execution.run.task).reads
+        reads = self._context.task_of(execution.run.task).reads
         if reads:
-            self.world.clock.schedule_in(
-                self.world.cluster.storage.latency_s, self._stream_input, execution, reads
+            self._clock.schedule_in(
+                self._context.cluster.storage.latency_s, self._stream_input, execution, reads
             )
         else:
             self._start_computing(execution)
 
     def _stream_input(self, execution: Execution, size: int) -> None:
         if not execution.over:
-            self.world.report.add_bytes("streamed", size)
+            self._context.report.add_bytes("streamed", size)
             execution.flow = Flow(
-                (self.world.storage, self.down), size, lambda: self._start_computing(execution)
+                (self._context.storage, self.down), size, lambda: self._start_computing(execution)
             )
 
     def _start_computing(self, execution: Execution) -> None:
-        execution.computing = self.world.clock.now
-        self.world.clock.schedule_in(self.world.job(execution.run.task).seconds, self._on_computed, execution)
+        execution.computing = self._clock.now
+        self._clock.schedule_in(
+            self._context.task_of(execution.run.task).seconds, self._on_computed, execution
+        )
 
     def _on_computed(self, execution: Execution) -> None:
         if execution.over:
             return
-        slot, run, world = execution.slot, execution.run, self.world
+        slot, run, context = execution.slot, execution.run, self._context
         execution.over, slot.now = True, None
-        size = world.size_of(run.result)
+        size = context.sizes[run.result]
         fits = self._fits_on_disk(size)
-        world.ended(execution, well=fits)
-        wall = world.clock.now - execution.began
+        self._context.count_busy_time(run, execution.began)
+        if fits:
+            self._context.count_useful_time(run)
+        wall = self._clock.now - execution.began
         payload = _zero_bytes(size) if size <= INLINE_LIMIT else b""
-        reply = world.reply(run.task, "done", size, wall, {}, payload)
+        reply = context.reply(run.task, "done", size, wall, {}, payload)
         if not fits:
-            reply = world.reply(run.task, "disk", 0, wall, {"size": size, "room": self._free_disk()}, b"")
+            reply = context.reply(run.task, "disk", 0, wall, {"size": size, "room": self._free_disk()}, b"")
         if slot.single is None:
-            self.handle(world.happens.CallsReturned(slot.id, [reply]))
+            self.handle(self._events.CallsReturned(slot.id, [reply]))
             self._start_next_call(slot)
         else:
             self._on_single_finished(slot, reply)
 
     def _on_single_finished(self, slot: Slot, reply: Any) -> None:
         """A process that was started for one task has ended."""
-        happens, run = self.world.happens, slot.single
+        run = slot.single
         assert run is not None
         del self._slots[slot.id]
         self._imported_hosts.add(slot.host)
@@ -278,15 +303,15 @@ class SimulatedWorker:
             outputs = {run.result: reply.size}
             self._store_object(run.result, reply.size)
         self.handle(
-            happens.CallsReturned(slot.id, [reply]),
-            happens.SlotExited(slot.id, -1, {}),
-            happens.ProcessTaskFinished(run.task, over, outputs),
+            self._events.CallsReturned(slot.id, [reply]),
+            self._events.SlotExited(slot.id, -1, {}),
+            self._events.ProcessTaskFinished(run.task, over, outputs),
         )
 
     # ---- objects
 
     def _free_disk(self) -> int:
-        return self.world.cluster.disk_mb * MB - self.disk_used
+        return self._context.cluster.disk_mb * MB - self.disk_used
 
     def _fits_on_disk(self, size: int) -> bool:
         return disk_bytes(size) <= self._free_disk()
@@ -294,7 +319,7 @@ class SimulatedWorker:
     def _store_object(self, name: str, size: int) -> None:
         self.disk_used += disk_bytes(size) - disk_bytes(self.objects.get(name, 0))
         self.objects[name] = size
-        self.world.report.peak_disk_bytes = max(self.world.report.peak_disk_bytes, self.disk_used)
+        self._context.report.peak_disk_bytes = max(self._context.report.peak_disk_bytes, self.disk_used)
 
     def _delete_objects(self, names: Iterable[str]) -> None:
         for name in names:
@@ -309,22 +334,22 @@ class SimulatedWorker:
         transfer.threads.release()
 
     def _start_fetch(self, fetch: m.Fetch) -> None:
-        world = self.world
-        source = world.by_address.get(fetch.source)
+        context = self._context
+        source = self._manager.find_worker(fetch.source)
         if source is None and ":" in fetch.source and "://" not in fetch.source:
             self.send(m.FetchFailed(fetch.name, fetch.source, "no route", False))
             self._fetches.release()
             return
-        size = world.size_of(fetch.name)
+        size = context.sizes[fetch.name]
         transfer = Transfer(fetch.name, size, source, self._fetches)
         self._transfers[transfer] = None
-        kind, link, wait = "to_workers", world.manager_up, 2 * world.cluster.latency_s
+        kind, link, wait = "to_workers", context.manager_up, 2 * context.cluster.latency_s
         if source is not None:
             source.serving[transfer] = self
             kind, link = "peers", source.up
         elif "://" in fetch.source:
-            kind, link, wait = "storage", world.storage, world.cluster.storage.latency_s
-        world.clock.schedule_in(wait, self._start_flow, transfer, fetch, (link, self.down), kind)
+            kind, link, wait = "storage", context.storage, context.cluster.storage.latency_s
+        self._clock.schedule_in(wait, self._start_flow, transfer, fetch, (link, self.down), kind)
 
     def _start_flow(self, transfer: Transfer, fetch: m.Fetch, links: tuple[Link, ...], kind: str) -> None:
         source = transfer.source
@@ -338,9 +363,9 @@ class SimulatedWorker:
             self.send(m.FetchFailed(fetch.name, fetch.source, "no room", False, self._free_disk()))
         else:
             if kind == "storage":
-                self.world.report.add_bytes(kind, transfer.size)
+                self._context.report.add_bytes(kind, transfer.size)
             else:
-                self.world.record_transfer(
+                self._context.count_transfer(
                     kind, transfer.size, source.number if source is not None else 0, self.number
                 )
             transfer.flow = Flow(links, transfer.size, lambda: self._on_arrived(transfer))
@@ -356,35 +381,30 @@ class SimulatedWorker:
     def _on_arrived(self, transfer: Transfer) -> None:
         self._transfer_finished(transfer)
         self._store_object(transfer.name, transfer.size)
-        self.handle(self.world.happens.ObjectArrived(transfer.name, transfer.size, True, ""))
+        self.handle(self._events.ObjectArrived(transfer.name, transfer.size, True, ""))
 
     def _start_upload(self, name: str) -> None:
         if name not in self.objects:
             self.send(m.UploadFailed(name, "it is not there"))
             self._uploads.release()
             return
-        world, transfer = self.world, Transfer(name, self.objects[name], None, self._uploads)
+        context, transfer = self._context, Transfer(name, self.objects[name], None, self._uploads)
         self._transfers[transfer] = None
-        world.clock.schedule_in(2 * world.cluster.latency_s, self._upload_to_manager, transfer)
+        self._clock.schedule_in(2 * context.cluster.latency_s, self._upload_to_manager, transfer)
 
     def _upload_to_manager(self, transfer: Transfer) -> None:
         if not transfer.over:
-            self.world.record_transfer("to_manager", transfer.size, self.number, 0)
+            self._context.count_transfer("to_manager", transfer.size, self.number, 0)
             transfer.flow = Flow(
-                (self.up, self.world.manager_down), transfer.size, lambda: self._on_uploaded(transfer)
+                (self.up, self._context.manager_down), transfer.size, lambda: self._on_uploaded(transfer)
             )
 
     def _on_uploaded(self, transfer: Transfer) -> None:
         self._transfer_finished(transfer)
-        self.world.stored(transfer.name, transfer.size)
+        self._manager.on_object_stored(transfer.name, transfer.size)
         self.send(m.Uploaded(transfer.name))
 
 
 @cache
 def _zero_bytes(size: int) -> bytes:
     return bytes(size)
-
-
-def size_of_message(message: m.Message) -> int:
-    """Bytes of a message, as far as they matter here."""
-    return MESSAGE_BYTES + len(getattr(message, "payload", b""))

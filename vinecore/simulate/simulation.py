@@ -7,7 +7,6 @@ vinecore knows it.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import random
@@ -16,7 +15,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from vinecore.protocol import messages as m
 from vinecore.resources.amounts import ResourceRequest
@@ -24,11 +22,11 @@ from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
 from vinecore.scheduler.scheduler import Scheduler
 from vinecore.scheduler.specs import FileSpec, GraphSpec, LibrarySpec, TaskSpec
-from vinecore.simulate.event_queue import EventQueue
-from vinecore.simulate.network import Link
+from vinecore.simulate.context import SimulationContext
+from vinecore.simulate.network import size_of_message
 from vinecore.simulate.report import Report
 from vinecore.simulate.settings import Cluster, Costs, Failures
-from vinecore.simulate.simulated_worker import Execution, SimulatedWorker, size_of_message
+from vinecore.simulate.simulated_worker import SimulatedWorker
 from vinecore.simulate.workload import MANAGER, File, SimulatedTask, Workload
 
 GRAPH_NUMBER = 1
@@ -36,9 +34,7 @@ MAX_TASKS_PER_SLICE = 256  # tasks that are submitted together, as by `daskvine.
 TICK_INTERVAL_S = 0.25
 SETUP_BYTES = 2000
 STALL_TIMEOUT_S = 300.0  # nothing has happened, and nothing is to come: nothing ever will
-TASK_NUMBER_MASK = (1 << 40) - 1  # of a ticket, what is the task's own
 PYTHON = "3.11"
-WORKER_MODULES = ("vineworker.state.state_machine", "vineworker.state.events", "vineworker.slot_protocol")
 
 
 class SimulationStalled(RuntimeError):
@@ -101,13 +97,10 @@ class Simulation:
         retries: int,
         seed: int,
     ) -> None:
+        self._context = context = SimulationContext(workload, cluster, costs)
         self.cluster, self.costs, self.failures = cluster, costs, failures
-        self.clock = EventQueue()
-        self.report = Report(tasks=len(workload.jobs))
-        self.worker_mind, self.happens, self.reply = _load_worker_modules()
-        self.storage = Link(self.clock, cluster.storage.bandwidth, cluster.storage.stream)
-        self.manager_up, self.manager_down = (Link(self.clock, cluster.manager_bandwidth) for _ in range(2))
-        self.by_address: dict[str, SimulatedWorker] = {}
+        self.clock, self.report = context.clock, context.report
+        self._by_address: dict[str, SimulatedWorker] = {}
         self._nodes: dict[int, SimulatedWorker] = {}
         self._numbers = itertools.count(1)
         self._chance = random.Random(seed)
@@ -115,16 +108,7 @@ class Simulation:
         self._inbox: list[e.Event] = []
         self._free_at = self._last_activity_at = 0.0
         self._awake = self._ended = self._over = False
-        self._jobs = workload.jobs
-        self._sizes: dict[str, int] = {
-            **{job.key: job.size for job in self._jobs},
-            **{name: file.size for name, file in workload.files.items()},
-        }
-        self._begun: Counter[int] = Counter()
-        self._useful: dict[int, float] = {}
-        self._between: Counter[tuple[int, int]] = (
-            Counter()
-        )  # bytes, by the numbers of both ends; 0 is the manager
+        self._jobs = context.tasks
         self._schedule_submission(workload, retries)
         if failures.worker_lifetimes:
             for came, lost in failures.worker_lifetimes:
@@ -146,20 +130,17 @@ class Simulation:
         report.makespan_s = self.clock.now
         for node in self._nodes.values():
             self._count_core_seconds(node)
-        report.reexecuted = sum(times - 1 for times in self._begun.values())
-        report.max_pair_bytes = max(self._between.values(), default=0)
-        report.useful_core_s = sum(self._useful.values())
+        self._context.complete_report()
         report.elapsed_s = time.perf_counter() - started
         scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
         report.peak_memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
         return report
 
-    # ---- the user
-
     def _schedule_submission(self, workload: Workload, retries: int) -> None:
         specs = [FileSpec(f"setup of {name}", SETUP_BYTES, at_manager=True) for name in workload.libraries]
         specs += [_file_spec(file) for file in workload.files.values()]
-        self._sizes.update({spec.name: SETUP_BYTES for spec in specs if spec.name not in self._sizes})
+        sizes = self._context.sizes
+        sizes.update({spec.name: SETUP_BYTES for spec in specs if spec.name not in sizes})
         cluster = self.cluster
         tuned = {
             "scheduler": cluster.scheduler,
@@ -212,16 +193,6 @@ class Simulation:
             )
         return specs
 
-    def job(self, ticket: int) -> SimulatedTask:
-        """What a worker has been asked to do."""
-        return self._jobs[(ticket & TASK_NUMBER_MASK) - 1]
-
-    def size_of(self, name: str) -> int:
-        """Bytes of a result or a file."""
-        return self._sizes[name]
-
-    # ---- the manager
-
     def _post_events(self, *events: e.Event) -> None:
         """Something has reached the manager, which takes it up when it is free."""
         self._inbox += events
@@ -261,8 +232,8 @@ class Simulation:
         if isinstance(x, i.Send):
             letters.setdefault(x.worker, []).append(x.message)
         elif isinstance(x, i.SendObject):
-            size = self.size_of(x.name)
-            self.record_transfer("to_workers", size, 0, x.worker)
+            size = self._context.sizes[x.name]
+            self._context.count_transfer("to_workers", size, 0, x.worker)
             letters.setdefault(x.worker, []).append(m.PutObject(x.name, bytes(size)))
         elif isinstance(x, i.StoreObject):
             self.report.add_bytes("to_manager", len(x.payload))  # small, and nobody says whose it was
@@ -299,13 +270,12 @@ class Simulation:
         if node.number in self._nodes:
             self._post_events(*(e.MessageReceived(node.number, message) for message in messages))
 
-    def record_transfer(self, kind: str, size: int, one: int, other: int) -> None:
-        """Count a transfer between two ends; the manager is number 0."""
-        self.report.add_bytes(kind, size)
-        self._between[min(one, other), max(one, other)] += size
+    def find_worker(self, address: str) -> SimulatedWorker | None:
+        """Return the connected worker at an address."""
+        return self._by_address.get(address)
 
-    def stored(self, name: str, size: int) -> None:
-        """The manager has all of an object."""
+    def on_object_stored(self, name: str, size: int) -> None:
+        """Tell the scheduler that the manager has all of an object."""
         self._post_events(e.ObjectStored(name, size))
 
     def _on_tick(self) -> None:
@@ -319,12 +289,10 @@ class Simulation:
             msg = f"nothing has happened for {STALL_TIMEOUT_S:.0f} s of simulated time, and nothing will: {missing}"
             raise SimulationStalled(msg)
 
-    # ---- workers
-
     def _connect_worker(self, lost_at: float | None = None) -> None:
         number = next(self._numbers)
-        node = self._nodes[number] = SimulatedWorker(self, number)
-        self.by_address[node.address] = node
+        node = self._nodes[number] = SimulatedWorker(self._context, self, number)
+        self._by_address[node.address] = node
         cluster, report = self.cluster, self.report
         report.workers += 1
         report.cores = max(report.cores, len(self._nodes) * cluster.cores)
@@ -345,7 +313,7 @@ class Simulation:
         if node is None:
             return
         node.kill()
-        del self.by_address[node.address]
+        del self._by_address[node.address]
         self._count_core_seconds(node)
         self.report.workers_lost += 1
         self.clock.schedule_in(
@@ -360,28 +328,6 @@ class Simulation:
 
     def _count_core_seconds(self, node: SimulatedWorker) -> None:
         self.report.core_s += (self.clock.now - node.joined_at) * self.cluster.cores
-
-    def task_started(self, execution: Execution) -> None:
-        """A worker has begun with a task."""
-        self.report.executions += 1
-        self._begun[execution.run.task & TASK_NUMBER_MASK] += 1
-
-    def ended(self, execution: Execution, *, well: bool) -> None:
-        """A task has run to its end."""
-        self.record_busy_time(execution)
-        if well:
-            job = self.job(execution.run.task)
-            self._useful[execution.run.task & TASK_NUMBER_MASK] = job.seconds * self._cores(job)
-
-    def record_busy_time(self, execution: Execution) -> None:
-        """A task has had its cores, to whatever end."""
-        self.report.busy_core_s += (self.clock.now - execution.began) * self._cores(
-            self.job(execution.run.task)
-        )
-
-    @staticmethod
-    def _cores(job: SimulatedTask) -> float:
-        return 1.0 if job.library else job.cores
 
 
 def _slice_tasks(specs: list[TaskSpec], jobs: list[SimulatedTask]) -> Iterator[list[TaskSpec]]:
@@ -401,13 +347,3 @@ def _file_spec(file: File) -> FileSpec:
     if file.at == MANAGER:
         return FileSpec(file.name, file.size, at_manager=True)
     return FileSpec(file.name, file.size, url=f"storage://{file.name}")
-
-
-def _load_worker_modules() -> tuple[Any, Any, Any]:
-    """The worker's mind, what can happen to it, and the reply of its slots."""
-    try:
-        state, happens, calls = map(importlib.import_module, WORKER_MODULES)
-    except ImportError as error:
-        msg = f"the simulator runs the worker's own state machine, and the package vineworker is not installed: {error}"
-        raise RuntimeError(msg) from error
-    return state.WorkerStateMachine, happens, calls.Reply

@@ -35,7 +35,8 @@ from vinecore.manager.manager import DEFAULT_PORT, Manager
 from vinecore.protocol import temporary_folders, used_resources
 from vinecore.protocol.program_folders import Program
 from vinecore.protocol.user_modules import is_package_module
-from vinecore.resources.amounts import ResourceRequest, parse_mode
+from vinecore.resources.amounts import ResourceRequest
+from vinecore.resources.categories import parse_mode
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
 from vinecore.scheduler.specs import FileSpec

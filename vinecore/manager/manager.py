@@ -42,7 +42,8 @@ from vinecore.protocol.discovery.registry import registry_directory
 from vinecore.protocol.serialization import random_seeds, unpicklable, values
 from vinecore.protocol.transfer import digests
 from vinecore.protocol.transfer.types import Content
-from vinecore.resources.amounts import ResourceRequest, parse_mode
+from vinecore.resources.amounts import ResourceRequest
+from vinecore.resources.categories import parse_mode
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
 from vinecore.scheduler.specs import WORKFLOW, FileSpec

@@ -14,7 +14,8 @@ from heapq import heapify, heappush
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from vinecore.resources.amounts import UNSPECIFIED, Category, ResourceRequest, Resources, allocate
+from vinecore.resources.amounts import UNSPECIFIED, ResourceRequest, Resources, allocate
+from vinecore.resources.categories import Category
 from vinecore.scheduler.state import TaskQueue, is_root
 from vinecore.scheduler.transitions import READY
 

@@ -45,7 +45,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from vinecore.protocol import INLINE_LIMIT
-from vinecore.resources.amounts import Category, ResourceRequest, Resources
+from vinecore.resources.amounts import ResourceRequest, Resources
+from vinecore.resources.categories import Category
 from vinecore.scheduler.specs import FileSpec, GraphSpec, LibrarySpec, TaskSpec
 from vinecore.scheduler.transitions import WAITING, next_state
 

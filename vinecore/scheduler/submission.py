@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from vinecore.protocol import INLINE_LIMIT
-from vinecore.resources.amounts import Category
+from vinecore.resources.categories import Category
 from vinecore.scheduler.instructions import FileAvailable
 from vinecore.scheduler.specs import WORKFLOW
 from vinecore.scheduler.state import FileState, GraphState, LibraryState, TaskState

@@ -15,7 +15,7 @@ import pytest
 from tests.harness import sample_tasks
 from tests.harness.processes import alive, interrupt_when, until, workers_of
 from vinecore import FunctionCall, Manager, PythonTask, Task
-from vinecore.resources.amounts import MODES
+from vinecore.resources.categories import MODES
 
 
 def held(yard, name):

@@ -18,7 +18,7 @@ from vinecore.resources.allocation_models import (
     _expected_waste,
     make_plan,
 )
-from vinecore.resources.amounts import MODES
+from vinecore.resources.categories import MODES
 
 bins = st.lists(
     st.tuples(st.integers(1, 400), st.integers(1, 50), st.floats(0, 1e4), st.floats(0.1, 1e4)),

@@ -9,15 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vinecore.resources.amounts import (
-    MODES,
-    Category,
-    ResourceRequest,
-    Resources,
-    allocate,
-    parse_mode,
-    too_large,
-)
+from vinecore.resources.amounts import ResourceRequest, Resources, allocate, too_large
+from vinecore.resources.categories import MODES, Category, parse_mode
 
 WORKER = Resources(cores=4, memory=8000, disk=10_000, gpus=2)
 LEARNING = [mode for mode in MODES if mode != "fixed"]

@@ -31,7 +31,8 @@ from vinecore import validators
 from vinecore.factory import Factory
 from vinecore.manager.files import File
 from vinecore.manager.libraries import LibraryTask
-from vinecore.manager.manager import DEFAULT_PORT, Manager
+from vinecore.manager.manager import Manager
+from vinecore.manager.startup import DEFAULT_PORT
 from vinecore.protocol import temporary_folders, used_resources
 from vinecore.protocol.program_folders import Program
 from vinecore.protocol.user_modules import is_package_module

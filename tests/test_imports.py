@@ -126,17 +126,12 @@ def test_scheduler_does_no_io():
 # Circles that exist. A module or folder that leaves its circle has to leave its list, too.
 KNOWN_MODULES_IN_CIRCLES = {
     "daskvine": ["computation", "manager"],
-    "vinecore": ["factory"],
-    "vinecore.factory": ["factory", "manager_clients"],
-    "vinecore.manager": ["files", "libraries", "manager", "reloaded_modules", "tasks", "url_metadata"],
+    "vinecore.manager": ["libraries", "reloaded_modules"],
     "vineworker.state": ["memory_results", "state_machine"],
 }
 KNOWN_FOLDERS_IN_CIRCLES = [
     "daskvine.computation",
     "daskvine.manager",
-    "vinecore.discovery",
-    "vinecore.factory",
-    "vinecore.manager",
     "vineworker.library",
     "vineworker.machine",
     "vineworker.storage",
@@ -147,10 +142,6 @@ KNOWN_PRIVATE_USES = [
     "daskvine.computation: _numbers",
     "daskvine.manager: _close_callbacks",
     "daskvine.manager: _engine",
-    "vinecore.factory.factory: _close_callbacks",
-    "vinecore.factory.factory: _end_by_signal",
-    "vinecore.factory.factory: _engine",
-    "vinecore.factory.manager_clients: _engine",
 ]
 PUBLIC_WITH_UNDERSCORE = {
     "_asdict",

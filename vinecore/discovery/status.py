@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from vinecore.factory.manager_clients import CONNECT_S, query_status
+from vinecore.discovery.status_query import CONNECT_TIMEOUT_S, query_status
 from vinecore.protocol import tls
 from vinecore.protocol.discovery.catalog import configured_servers, parse_servers
 from vinecore.protocol.discovery.finder import ManagerFinder
@@ -39,7 +39,7 @@ def query_manager(
     for host, port in one.addresses:
         about["address"] = f"{host}:{port}"
         try:
-            answer = query_status(host, port, known, fingerprints, suits, CONNECT_S)
+            answer = query_status(host, port, known, fingerprints, suits, CONNECT_TIMEOUT_S)
         except (OSError, ValueError) as error:
             about["problem"] = printable(error)
             continue

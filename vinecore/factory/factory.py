@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import os
 import secrets
@@ -18,28 +17,20 @@ from typing import TYPE_CHECKING, Any
 from vinecore import keyword_arguments, validators
 from vinecore.factory.adaptive import AdaptiveScaling
 from vinecore.factory.batch_system import BatchError, BatchSystem, PilotSpec
+from vinecore.factory.config_file import ConfigFile
+from vinecore.factory.interfaces import ManagedManager
 from vinecore.factory.local import Local
-from vinecore.factory.manager_clients import DemandSource, InProcessManager, NamedManagers, RemoteManager
+from vinecore.factory.manager_clients import make_client, make_named_client
 from vinecore.factory.settings import (
     FactorySettings,
     check_name,
-    fixed_settings,
-    from_json,
     unknown_setting_message,
 )
-from vinecore.manager import exit_signals
-from vinecore.protocol import tls
-from vinecore.protocol.discovery.catalog import configured_servers, parse_servers
-from vinecore.protocol.discovery.finder import ManagerFinder
-from vinecore.protocol.discovery.registry import registry_directory
 from vinecore.protocol.ports import is_loopback
 from vinecore.protocol.reminders import Reminder
-from vinecore.security.shared_secret import load_or_create_user_secret
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from vinecore.manager.manager import Manager
 
 log = logging.getLogger("vinecore")
 
@@ -62,14 +53,6 @@ IGNORED_SETTINGS = {
     "dask": ("python_env", "batch_options", "condor_requirements", "workers_blocked", "wrapper_input"),
 }
 """What has no effect on workers of a type."""
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except RecursionError:
-        msg = "it is nested too deep"
-        raise ValueError(msg) from None
 
 
 def _check_manager(*given: Any) -> None:
@@ -138,7 +121,7 @@ class Factory:
     ...     hist.compute(scheduler=m.get)
     """
 
-    def __init__(self, batch_type: str = "local", manager: Manager | None = None, manager_host_port: str | None = None,
+    def __init__(self, batch_type: str = "local", manager: ManagedManager | None = None, manager_host_port: str | None = None,
                  manager_name: str | None = None, *, registry: str | Path | None = None,
                  catalog: str | None = None,
                  password: str | Path | None = None, ssl: bool = False, ssl_fingerprint: str | Sequence[str] = (),
@@ -148,12 +131,12 @@ class Factory:
                  client: Any = None, dask_scheduler: str | None = None, **settings: Any) -> None:  # fmt: skip
         batch_type = validators.text("batch_type", batch_type)
         self._config = (
-            None if config_file is None else Path(validators.path("config_file", config_file)).expanduser()
+            None if config_file is None else ConfigFile(validators.path("config_file", config_file))
         )
-        self._fixed_settings = self._read_fixed_settings()
+        fixed = {} if self._config is None else self._config.fixed_settings
         if manager is None and manager_host_port is None:
-            manager_name = manager_name or self._fixed_settings.get("manager_name")
-        leftover = check_name(factory_name or self._fixed_settings.get("factory_name") or "")
+            manager_name = manager_name or fixed.get("manager_name")
+        leftover = check_name(factory_name or fixed.get("factory_name") or "")
         self._batch_type, self._useless = batch_type, IGNORED_SETTINGS.get(batch_type, ())
         self._make_batch: Callable[[], BatchSystem]
         _check_workspace(workspace, keep_workspace)
@@ -197,7 +180,7 @@ class Factory:
         if manager_host_port is not None:
             manager_host_port = validators.text("manager_host_port", manager_host_port)
         if manager_name is None:
-            self._source = _make_source(
+            self._source = make_client(
                 manager,
                 manager_host_port,
                 secret,
@@ -206,18 +189,18 @@ class Factory:
                 socket.getfqdn() if host is None else host,
             )
         else:
-            self._source = _make_named_source(manager_name, registry, catalog, secret, ssl, ssl_fingerprint)
-        self._config_look: tuple[int, ...] = ()
+            self._source = make_named_client(manager_name, registry, catalog, secret, ssl, ssl_fingerprint)
         self._settings = self._base
         self._read_config(first=True)
         self._reset(manager, leftover or _new_id())
 
-    def _reset(self, manager: Manager | None, name: str) -> None:
+    def _reset(self, manager: ManagedManager | None, name: str) -> None:
         self._manager = manager
         self._pid = os.getpid()
         self._id = name
         self._mind = AdaptiveScaling()
         self._batch: BatchSystem | None = None
+        self._forget_stop: Callable[[], None] = lambda: None
         self._replace = True
         self._wake = threading.Event()
         self._stopping = False
@@ -261,40 +244,11 @@ class Factory:
         self._settings = new
         self._wake.set()
 
-    def _read_fixed_settings(self) -> dict[str, str]:
-        """Read from the configuration file what it says once; what is wrong in it is said later."""
-        try:
-            return {} if self._config is None else fixed_settings(_read_json(self._config))
-        except (OSError, ValueError):
-            return {}
-
     def _read_config(self, *, first: bool = False) -> None:
-        """Read the configuration file if it is new; what is wrong in it changes nothing."""
-        if self._config is None:
-            return
-        try:
-            about = self._config.stat()
-            look = about.st_mtime_ns, about.st_size, about.st_ino
-            if look == self._config_look:
-                return
-            self._config_look = look
-            said = _read_json(self._config)
-            new = self._base.changed(**from_json(said))
-            new.reject_unsupported(self._batch_type, self._useless)
-            if fixed_settings(said) != self._fixed_settings:
-                log.warning(
-                    "%s: what the manager or the factory is called changes when this is started again",
-                    self._config,
-                )
-            self._settings = new
-        except (OSError, ValueError) as error:
-            if first:
-                msg = f"{self._config}: {error}"
-                raise ValueError(msg) from None
-            if self._config_look or not isinstance(error, OSError):
-                log.warning("%s: %s; the settings stay as they were", self._config, error)
-            if isinstance(error, OSError):
-                self._config_look = ()
+        """Take the settings of the configuration file if it has changed."""
+        if self._config is not None:
+            new = self._config.read_changed(self._base, self._batch_type, self._useless, first=first)
+            self._settings = new or self._settings
 
     # ---- life
 
@@ -307,9 +261,9 @@ class Factory:
         self._batch = self._make_batch()
         if self._manager is not None:
             # who forgets to stop a factory must not find its workers days later
-            self._manager._close_callbacks.append(self.stop)
+            self._forget_stop = self._manager.on_close(self.stop)
             if isinstance(self._batch, Local):
-                self._manager._close_callbacks.append(exit_signals.register(self._manager._end_by_signal))
+                self._manager.close_on_exit_signals()
             self._manager.factory = self
         if isinstance(self._batch, Local):
             try:
@@ -409,8 +363,7 @@ class Factory:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._manager is not None and self.stop in self._manager._close_callbacks:
-            self._manager._close_callbacks.remove(self.stop)
+        self._forget_stop()
         self._batch.close()
         self._batch = None
         if self._manager is not None and self._manager.factory is self:
@@ -458,58 +411,13 @@ def _check_nodes(batch_type: str, client: Any, scheduler: str | None, settings: 
         raise ValueError(msg)
 
 
-def _make_source(
-    manager: Manager | None,
-    where: str | None,
-    password: Path | None,
-    ssl: bool,
-    ssl_fingerprint: str | Sequence[str],
-    default: str,
-) -> DemandSource:
-    host, port = "", 0
-    if where is not None:
-        host, _, digits = where.rpartition(":")
-        if not host or not digits.isdigit() or not 0 < int(digits) < 65536:
-            msg = f"manager_host_port={where!r}: give HOST:PORT, such as 'localhost:9123'"
-            raise ValueError(msg)
-        host, port = host.strip("[]"), int(digits)
-    if manager is not None:
-        return InProcessManager(manager, host or default)
-    secret = password or load_or_create_user_secret()[1]
-    return RemoteManager(host, port, secret, _fingerprints(secret, ssl, ssl_fingerprint))
-
-
-def _make_named_source(
-    name: str,
-    registry: str | Path | None,
-    servers: str | None,
-    password: Path | None,
-    ssl: bool,
-    ssl_fingerprint: str | Sequence[str],
-) -> DemandSource:
-    secret, words = password or load_or_create_user_secret()[1], ["-M", name]
-    folder, servers = str(registry or os.environ.get("VINE_REGISTRY", "")), configured_servers(servers or "")
-    if folder:
-        folder = registry_directory(folder)
-        words += ["--registry", folder]
-    if servers:
-        words += ["--catalog", servers]
-    finder = ManagerFinder(name, registry_directory(folder), parse_servers(servers))
-    return NamedManagers(finder, secret, _fingerprints(secret, ssl, ssl_fingerprint), tuple(words))
-
-
-def _fingerprints(secret: Path, ssl: bool, given: str | Sequence[str]) -> tuple[str, ...]:
-    found = tuple(map(tls.parse_fingerprint, [given] if isinstance(given, str) else given))
-    return tls.known_fingerprints(str(secret)) if ssl and not found else found
-
-
-def _loopback_of(manager: Manager | None) -> str:
+def _loopback_of(manager: ManagedManager | None) -> str:
     """Where workers of this machine meet, if their manager is there for nobody else; "" on all addresses."""
-    bound = "" if manager is None else manager._engine.bound
+    bound = "" if manager is None else manager.bound_address
     return bound if is_loopback(bound) else ""
 
 
-def _own_address(manager: Manager | None) -> str:
+def _own_address(manager: ManagedManager | None) -> str:
     """Where a worker of this machine finds a manager of this process."""
-    bound = "::" if manager is None else manager._engine.bound
+    bound = "::" if manager is None else manager.bound_address
     return "127.0.0.1" if bound in ("0.0.0.0", "::") else bound  # noqa: S104 - compared

@@ -2,85 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from vinecore.discovery.status_query import CONNECT_TIMEOUT_S, query_status
 from vinecore.factory.adaptive import pilots_needed
+from vinecore.factory.interfaces import ManagedManager
 from vinecore.factory.settings import FactorySettings
-from vinecore.protocol import handshake, tls
-from vinecore.protocol.authentication import AuthenticatedLines
+from vinecore.protocol import tls
+from vinecore.protocol.discovery.catalog import configured_servers, parse_servers
 from vinecore.protocol.discovery.finder import ManagerFinder
 from vinecore.protocol.discovery.manager_record import DiscoveredManager
-from vinecore.protocol.ports import connect
+from vinecore.protocol.discovery.registry import registry_directory
 from vinecore.scheduler.queue_stats import QueueStats
+from vinecore.security.shared_secret import load_or_create_user_secret
 
-if TYPE_CHECKING:
-    from vinecore.manager.manager import Manager
-
-MOST_BYTES = 1 << 26
-ASK_S = 20.0
-CONNECT_S, UNREACHABLE_BACKOFF_S = (
-    5.0,
-    60.0,
-)  # of managers that are found by name, some of which may be gone without a word
-MOST_MANAGERS = 100
-
-
-def query_status(
-    host: str,
-    port: int,
-    secret: bytes,
-    fingerprints: Collection[str] = (),
-    suits: Callable[[str], bool] | None = None,
-    patience_s: float = ASK_S,
-) -> dict[str, Any]:
-    """Ask a manager what it does; give its answer.
-
-    Parameters
-    ----------
-    host, port
-        Where it is.
-    secret
-        What it knows.
-    fingerprints
-        Of certificates that it may have; with any there is TLS.
-    suits
-        Says whether a manager that is called so is one that is looked for.
-    patience_s
-        How long it may take to answer a call.
-
-    Raises
-    ------
-    OSError
-        It does not answer, refuses, or is no manager.
-    """
-    deadline = time.monotonic() + ASK_S
-    with contextlib.ExitStack() as stack:
-        sock = stack.enter_context(connect((host, port), patience_s))
-        if fingerprints:
-            sock = stack.enter_context(tls.TlsTunnels().connect(sock, fingerprints))
-        words = AuthenticatedLines(sock, handshake.connect(sock, secret, "status", suits=suits), "client")
-        answer = bytearray()
-        while not answer.endswith(b"\n"):
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
-            part = sock.recv(1 << 16)
-            answer += part
-            if not part or len(answer) > MOST_BYTES:
-                msg = "it does not say what it does"
-                raise ConnectionError(msg)
-    try:
-        value = json.loads(words.verify_line(bytes(answer[:-1])))
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        msg = "it does not say what it does"
-        raise ConnectionError(msg)
-    return value
+# How long the address of a manager that was found by name and does not answer is left alone.
+UNREACHABLE_BACKOFF_S = 60.0
+MAX_MANAGERS = 100
 
 
 class Target(NamedTuple):
@@ -165,7 +108,7 @@ class RemoteManager(_SingleManager):
 class InProcessManager(_SingleManager):
     """A manager in this process."""
 
-    def __init__(self, manager: Manager, host: str) -> None:
+    def __init__(self, manager: ManagedManager, host: str) -> None:
         self._manager = manager
         fingerprints = (manager.ssl_fingerprint,) if manager.ssl_fingerprint else ()
         self.target = Target(host, manager.port, manager.password_file, fingerprints)
@@ -174,12 +117,12 @@ class InProcessManager(_SingleManager):
         """Ask the tables; where nothing depends on it, do not even ask."""
         if settings.fixed and not settings.factory_timeout:
             return QueueStats()
-        demand = self._manager._engine.queue_stats()
+        demand = self._manager.queue_stats()
         return demand._replace(pilots=pilots_of(demand.pilots or (), factory))
 
     def release(self, count: int, factory: str) -> None:
         """Let idle workers go."""
-        self._manager._engine.release_idle_workers(count, f"{factory}/")
+        self._manager.release_idle_workers(count, f"{factory}/")
 
 
 class NamedManagers:
@@ -214,7 +157,7 @@ class NamedManagers:
     def ask(self, settings: FactorySettings, factory: str) -> QueueStats:
         """Ask all of them."""
         secret = self._password_file.read_bytes().strip()
-        found = self._finder.find()[:MOST_MANAGERS]
+        found = self._finder.find()[:MAX_MANAGERS]
         self._managers, problems = {}, list(filter(None, [self._finder.problem]))
         now = time.monotonic()
         self._away = {address: until for address, until in self._away.items() if until > now}
@@ -247,7 +190,9 @@ class NamedManagers:
             if (host, port) in self._away:
                 continue
             try:
-                answer = query_status(host, port, secret, fingerprints, self._finder.matches, CONNECT_S)
+                answer = query_status(
+                    host, port, secret, fingerprints, self._finder.matches, CONNECT_TIMEOUT_S
+                )
             except OSError as error:
                 problem = error
                 if isinstance(error, TimeoutError):
@@ -302,3 +247,56 @@ def _demand(answer: dict[str, Any], factory: str) -> QueueStats:
 def pilots_of(pilots: Any, factory: str) -> tuple[str, ...]:
     """Of all pilots those of one factory, as its batch system calls them."""
     return tuple(name.partition("/")[2] for name in pilots if name.partition("/")[0] == factory)
+
+
+def make_client(
+    manager: ManagedManager | None,
+    where: str | None,
+    password: Path | None,
+    ssl: bool,
+    ssl_fingerprint: str | Sequence[str],
+    default: str,
+) -> DemandSource:
+    """Make the client of one manager, in this process or at an address.
+
+    Raises
+    ------
+    ValueError
+        ``where`` is no address.
+    """
+    host, port = "", 0
+    if where is not None:
+        host, _, digits = where.rpartition(":")
+        if not host or not digits.isdigit() or not 0 < int(digits) < 65536:
+            msg = f"manager_host_port={where!r}: give HOST:PORT, such as 'localhost:9123'"
+            raise ValueError(msg)
+        host, port = host.strip("[]"), int(digits)
+    if manager is not None:
+        return InProcessManager(manager, host or default)
+    secret = password or load_or_create_user_secret()[1]
+    return RemoteManager(host, port, secret, _fingerprints(secret, ssl, ssl_fingerprint))
+
+
+def make_named_client(
+    name: str,
+    registry: str | Path | None,
+    servers: str | None,
+    password: Path | None,
+    ssl: bool,
+    ssl_fingerprint: str | Sequence[str],
+) -> DemandSource:
+    """Make the client of all managers whose names match."""
+    secret, words = password or load_or_create_user_secret()[1], ["-M", name]
+    folder, servers = str(registry or os.environ.get("VINE_REGISTRY", "")), configured_servers(servers or "")
+    if folder:
+        folder = registry_directory(folder)
+        words += ["--registry", folder]
+    if servers:
+        words += ["--catalog", servers]
+    finder = ManagerFinder(name, registry_directory(folder), parse_servers(servers))
+    return NamedManagers(finder, secret, _fingerprints(secret, ssl, ssl_fingerprint), tuple(words))
+
+
+def _fingerprints(secret: Path, ssl: bool, given: str | Sequence[str]) -> tuple[str, ...]:
+    found = tuple(map(tls.parse_fingerprint, [given] if isinstance(given, str) else given))
+    return tls.known_fingerprints(str(secret)) if ssl and not found else found

@@ -9,14 +9,11 @@ import hashlib
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from vinecore.protocol import trees
 from vinecore.protocol.serialization import values
 from vinecore.protocol.transfer import digests
-
-if TYPE_CHECKING:
-    from vinecore.manager.manager import Manager
 
 CACHE_LEVELS = {
     False: "task",
@@ -28,6 +25,18 @@ CACHE_LEVELS = {
 }
 
 _hash_cache: dict[tuple[str, int, int, int, int], tuple[str, str]] = {}
+
+
+class ContentReader(Protocol):
+    """A manager, as far as the files that were declared with it use it."""
+
+    def read_file(self, file: File) -> bytes:
+        """Return the bytes of a file, which is brought to the manager if it is elsewhere."""
+        ...
+
+    def check_place(self, file: File) -> None:
+        """Make sure that a file can be an output."""
+        ...
 
 
 class File:
@@ -47,20 +56,20 @@ class File:
 
     __slots__ = (
         "__weakref__",
-        "_manager",
         "cache_level",
         "cache_name",
         "has_content",
         "kind",
+        "manager",
         "peer_transfer",
         "size",
         "source",
         "unlink_when_done",
     )
 
-    def __init__(self, manager: Manager, kind: str, cache_name: str, *, source: str = "", size: int = -1, level: str = "task",
+    def __init__(self, manager: ContentReader, kind: str, cache_name: str, *, source: str = "", size: int = -1, level: str = "task",
                  peer_transfer: bool = True, unlink_when_done: bool = False) -> None:  # fmt: skip
-        self._manager, self.kind, self.cache_name, self.source, self.size = (
+        self.manager, self.kind, self.cache_name, self.source, self.size = (
             manager,
             kind,
             cache_name,
@@ -78,17 +87,17 @@ class File:
         unserializer
             What makes a value of the bytes; None for the bytes themselves.
         """
-        data = self._manager.read_file(self)
+        data = self.manager.read_file(self)
         return data if unserializer is None else unserializer(data)
 
     def value(self) -> Any:
         """Give the Python value that a task has left in this file."""
-        return values.loads(self._manager.read_file(self))
+        return values.loads(self.manager.read_file(self))
 
     def check_place(self) -> None:
         """Make sure that it can be an output: see `Manager.check_place`."""
         if self.kind == "file":
-            self._manager.check_place(self)
+            self.manager.check_place(self)
 
     def __len__(self) -> int:
         return max(self.size, 0)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from pathlib import Path
 
-    from vinecore.manager.manager import Manager
+    from vinecore.manager.interfaces import OutputHost, TaskHost
 
 TASKVINE_RESULT_NAMES = {"time": "max wall time", "exhausted": "resource exhaustion", "crash": "forsaken", "library": "missing library",
            "too large": "resource exhaustion", "disk": "resource exhaustion", "input": "input missing"}  # fmt: skip
@@ -54,8 +54,8 @@ class Task:
 
     # of most tasks this is all there is to say; whoever has more to say puts something else in its place
     id: int | None = None
-    _manager: Manager | None = None
-    _outcome: TaskFinished | None = None
+    manager: TaskHost | None = None
+    outcome: TaskFinished | None = None
     _request = UNSPECIFIED
     _inputs_with_names: tuple[tuple[File, str, bool], ...] = ()
     _outputs: tuple[tuple[File, str, str], ...] = ()
@@ -176,14 +176,14 @@ class Task:
     @property
     def state(self) -> str:
         """INITIAL, READY (submitted) or DONE."""
-        return "DONE" if self._outcome else "INITIAL" if self.id is None else "READY"
+        return "DONE" if self.outcome else "INITIAL" if self.id is None else "READY"
 
     @property
     def result(self) -> str:
         """How it ended, in TaskVine's words: "success" if it ran to its end, whatever its exit code."""
-        if self._outcome is None:
+        if self.outcome is None:
             return "unknown"
-        outcome = self._outcome.outcome
+        outcome = self.outcome.outcome
         return "success" if outcome == "exception" else TASKVINE_RESULT_NAMES.get(outcome, outcome)
 
     @property
@@ -191,8 +191,8 @@ class Task:
         """What the command returned; 9 if it was killed, -1 if it never ran."""
         return (
             -1
-            if self._outcome is None
-            else int(self._outcome.info.get("exit_code", 0 if self._outcome.outcome == "success" else -1))
+            if self.outcome is None
+            else int(self.outcome.info.get("exit_code", 0 if self.outcome.outcome == "success" else -1))
         )
 
     def completed(self) -> bool:
@@ -206,7 +206,7 @@ class Task:
     @property
     def std_output(self) -> str:
         """The end of what it printed, errors included."""
-        info = {} if self._outcome is None else self._outcome.info
+        info = {} if self.outcome is None else self.outcome.info
         return str(info.get("output", "")) + str(info.get("errors", ""))
 
     @property
@@ -217,7 +217,7 @@ class Task:
     @property
     def resources_measured(self) -> dict[str, Any]:
         """What it used at most: cores, memory and disk in megabytes, seconds."""
-        return {} if self._outcome is None else dict(self._outcome.info.get("measured") or {})
+        return {} if self.outcome is None else dict(self.outcome.info.get("measured") or {})
 
     @property
     def outputs(self) -> list[File]:
@@ -235,17 +235,17 @@ class Task:
         """Where it ran."""
         return (
             ""
-            if self._outcome is None or self._manager is None
-            else self._manager.worker_name(self._outcome.worker)
+            if self.outcome is None or self.manager is None
+            else self.manager.worker_name(self.outcome.worker)
         )
 
     def error(self) -> BaseException | None:
         """Why it did not succeed, as an exception; None if it did."""
-        ended = self._outcome
+        ended = self.outcome
         if ended is None or ended.outcome == "success":
             return None
-        assert self._manager is not None
-        return self._manager.make_exception(
+        assert self.manager is not None
+        return self.manager.make_exception(
             ended.outcome, ended.info, ended.payload, self._title(), ended.worker
         )
 
@@ -255,7 +255,7 @@ class Task:
 
     # ---- for the manager
 
-    def make_spec(self, manager: Manager, number: int) -> TaskSpec:
+    def make_spec(self, manager: TaskHost, number: int) -> TaskSpec:
         """Describe it to the mind."""
         validators.command("command", self.command)  # of a subclass that says nothing of it
         options: dict[str, Any] = {"command": self.command, **self._common_options(manager)}
@@ -268,17 +268,18 @@ class Task:
         return repr((self.command, mounts, sorted(self._variables.items()), environment))
 
     def make_on_demand_spec(
-        self, manager: Manager, number: int, file: File, source: str, what: str
+        self, manager: OutputHost, number: int, file: File, source: str, what: str
     ) -> TaskSpec:
         """Describe it to the mind as one that runs only when the file that it makes is needed."""
         self._outputs += ((file, check_sandbox_name(source), "success"),)
         if self._request == UNSPECIFIED:
             self.set_cores(1)
-        spec = self.make_spec(manager, number)
-        self.id, self._manager = number, manager
+        options: dict[str, Any] = {"command": self.command, **self._common_options(manager)}
+        spec = self._spec(number, options=options, python=False)
+        self.id = number
         return spec._replace(label=f"what makes {what}", on_demand=True, peer_transfer=file.peer_transfer)
 
-    def _common_options(self, manager: Manager) -> dict[str, Any]:
+    def _common_options(self, manager: OutputHost) -> dict[str, Any]:
         options: dict[str, Any] = {}
         self._inputs = tuple(file.cache_name for file, _remote, _symlink in self._inputs_with_names)
         if self._inputs_with_names:
@@ -312,7 +313,7 @@ class Task:
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.id} {self.state.lower()}{f' {self.result}' if self._outcome else ''}>"
+        return f"<{type(self).__name__} {self.id} {self.state.lower()}{f' {self.result}' if self.outcome else ''}>"
 
 
 class PythonTask(Task):
@@ -352,7 +353,7 @@ class PythonTask(Task):
     @property
     def output(self) -> Any:
         """What the function returned; the exception that it raised, or that was raised where its result was loaded; None while it runs or where it could not run."""
-        ended = self._outcome
+        ended = self.outcome
         if ended is None:
             return None
         if ended.outcome != "success":
@@ -372,7 +373,7 @@ class PythonTask(Task):
         return f"task {self.id} ({getattr(self._function, '__qualname__', type(self._function).__name__)})"
 
     def _problem_of_result(self) -> Exception | None:
-        if self._outcome is not None and self._outcome.outcome == "success" and not self._temp_output:
+        if self.outcome is not None and self.outcome.outcome == "success" and not self._temp_output:
             with contextlib.suppress(FileNotFoundError):  # it went with the manager
                 self._load()
         return self._problem
@@ -380,10 +381,14 @@ class PythonTask(Task):
     def _load(self) -> None:
         """Load the result, once."""
         if self._value is NOT_LOADED and self._problem is None:
-            assert self._manager is not None
-            self._value, self._problem = self._manager.load_result(self, raw=self._raw)
+            assert self.id is not None
+            assert self.manager is not None
+            assert self.outcome is not None
+            self._value, self._problem = self.manager.load_result(
+                self.id, self.outcome, self.output_file, raw=self._raw
+            )
 
-    def make_spec(self, manager: Manager, number: int) -> TaskSpec:
+    def make_spec(self, manager: TaskHost, number: int) -> TaskSpec:
         """Describe it to the mind."""
         function = manager.declare_shared(self._function)
         payload, inputs = dump_arguments(self._args, self._kwargs)
@@ -450,7 +455,7 @@ class FunctionCall(PythonTask):
             "add_starch_package", "it runs in its library's environment: library.add_environment(file)"
         )
 
-    def make_spec(self, manager: Manager, number: int) -> TaskSpec:
+    def make_spec(self, manager: TaskHost, number: int) -> TaskSpec:
         """Describe it to the mind."""
         library = manager.full_library_name(self._library, self._name)
         if self._request is not UNSPECIFIED:

@@ -48,4 +48,6 @@ ORDER: Final = (
     "workers",
     "submission",
     "scheduler",
+    # questions of other threads
+    "queries",
 )

@@ -35,6 +35,7 @@ from vinecore.protocol.tls import TlsWrapper
 from vinecore.protocol.transfer.server import serve_requests
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
+from vinecore.scheduler import queries
 from vinecore.scheduler.queue_stats import QueueStats, is_idle_and_safe_to_remove, queue_stats
 from vinecore.scheduler.scheduler import Scheduler
 from vinecore.scheduler.specs import TaskSpec
@@ -219,7 +220,7 @@ class ManagerServer:
         every write to a connection.
         """
         self.post_event(e.TasksSubmitted(tasks))
-        self.query(lambda _mind: None)
+        self.query(queries.await_earlier_events)
 
     def query(self, function: Callable[[Scheduler], T]) -> T:
         """Run a function on the mind in the engine's thread, after everything posted before, and wait for what it returns."""

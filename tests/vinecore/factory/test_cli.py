@@ -14,8 +14,9 @@ from click.testing import CliRunner
 
 from tests.harness.processes import PATIENCE_S, alive, until
 from vinecore import Factory, Task
+from vinecore.discovery.status_query import query_status
 from vinecore.factory.cli import command, run
-from vinecore.factory.manager_clients import RemoteManager, query_status
+from vinecore.factory.manager_clients import RemoteManager
 from vinecore.protocol import VERSION
 from vinecore.protocol.handshake import HandshakeRejected
 

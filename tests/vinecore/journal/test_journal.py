@@ -250,7 +250,7 @@ def test_names_that_are_no_text_are_written_as_well_as_they_can_be(yard):
 
 def test_a_defect_ends_the_journal_and_not_the_run(yard, caplog, monkeypatch):
     m = yard.manager(run_info_path=yard.place("info"))
-    monkeypatch.setattr(m._scribe._recorder, "records_for", None)
+    monkeypatch.setattr(m._journal_writer._recorder, "records_for", None)
     yard.worker(m)
     m.submit(Task("echo fine"))
     assert m.wait(60).output == "fine\n"
@@ -277,10 +277,10 @@ def test_a_folder_that_cannot_be_made_gives_a_warning_and_the_run_goes_on(yard, 
 def test_a_disk_that_gets_full_gives_a_warning_and_the_run_goes_on(yard, caplog):
     m = yard.manager(run_info_path=yard.place("info"))
     full = os.open("/dev/full", os.O_WRONLY)
-    os.dup2(full, m._scribe._file)
+    os.dup2(full, m._journal_writer._file)
     os.close(full)
     yard.worker(m)
-    until(lambda: m._scribe._file < 0, "the scribe to notice")
+    until(lambda: m._journal_writer._file < 0, "the scribe to notice")
     m.submit(Task("echo fine"))
     assert m.wait(60).output == "fine\n"
     m.close()
@@ -295,7 +295,7 @@ def test_a_disk_that_is_too_slow_ends_the_journal_and_it_says_so(yard, caplog, m
     m = yard.manager(run_info_path=yard.place("info"))
     for number in range(30):
         m.declare_buffer(b"%d" % number)
-    until(lambda: m._scribe._overflow, "the bound to be reached")
+    until(lambda: m._journal_writer._overflow, "the bound to be reached")
     m.close()
     *_, last = journal.read(m.journal)
     assert isinstance(last, journal.JournalStopped)
@@ -311,7 +311,7 @@ def test_a_disk_that_hangs_holds_up_neither_the_run_nor_the_end(yard, caplog, mo
         while True:
             os.write(full, bytes(1 << 16))
     os.set_blocking(full, True)
-    os.dup2(full, m._scribe._file)
+    os.dup2(full, m._journal_writer._file)
     os.close(full)
     yard.worker(m)
     m.submit(Task("echo fine"))
@@ -319,8 +319,8 @@ def test_a_disk_that_hangs_holds_up_neither_the_run_nor_the_end(yard, caplog, mo
     m.close()
     assert "it is not complete" in caplog.text
     os.close(hangs)
-    m._scribe._thread.join(60)
-    assert not m._scribe._thread.is_alive()
+    m._journal_writer._thread.join(60)
+    assert not m._journal_writer._thread.is_alive()
 
 
 # ---- reading

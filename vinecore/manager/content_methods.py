@@ -1,0 +1,157 @@
+"""The part of `Manager` that names files, brings their contents here, and keeps objects that many tasks share."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import TYPE_CHECKING, Any
+
+from vinecore import errors
+from vinecore.cache_level import CacheLevel
+from vinecore.manager.files import File, hash_bytes
+from vinecore.manager.status_methods import StatusMethods
+from vinecore.protocol.serialization import unpicklable, values
+from vinecore.protocol.transfer import digests
+from vinecore.protocol.transfer.types import Content
+from vinecore.scheduler import events, instructions
+from vinecore.scheduler.specs import WORKFLOW, FileSpec
+from vinecore.server.object_store import in_the_way
+
+if TYPE_CHECKING:
+    from vinecore.server.server import ManagerServer
+
+
+class ContentMethods(StatusMethods):
+    """Names and contents of files.
+
+    Parameters
+    ----------
+    server, session
+        As those of `StatusMethods`.
+    """
+
+    def __init__(self, server: ManagerServer, session: str) -> None:
+        super().__init__(server, session)
+        # Numbers of tasks, and of names that are random.
+        self._numbers = itertools.count(1)
+        self._finished_or_obtained = threading.Condition()
+        # Whether tasks wait for files that may be declared by mistake, and the scheduler does not know that the program waits.
+        self._has_absent_inputs = False
+        # Files that a thread waits for, with the lists to which the reason is added why they cannot be had.
+        self._content_requests: dict[str, list[list[str]]] = {}
+        server.subscribe(instructions.FileAvailable, self._on_file_available)
+        server.subscribe(instructions.InputsAbsent, self._on_inputs_absent)
+
+    def _find_or_fetch(self, file: File) -> Content:
+        name = file.cache_name
+        content = self._engine.store.find_object(name)
+        if content is None:
+            reason = self._wait_until_available(name)
+            content = self._engine.store.find_object(name)
+            if content is None:
+                msg = (
+                    f"{file!r} cannot be had: {self.in_words(reason) or 'it is not at the manager any more'}"
+                )
+                raise FileNotFoundError(msg)
+        return content
+
+    def _wait_until_available(self, name: str) -> str:
+        """Wait until a file has been brought here; give the reason if it cannot be."""
+        answer: list[str] = []
+        with self._finished_or_obtained:
+            self._content_requests.setdefault(name, []).append(answer)
+        self._engine.post_event(events.FileRequested(name))
+        with self._finished_or_obtained:
+            while not answer:
+                self._engine.ensure_open()
+                self.say_that_it_waits()
+                self._finished_or_obtained.wait(1.0)
+        return answer[0]
+
+    def _on_file_available(self, obtained: instructions.FileAvailable) -> None:
+        with self._finished_or_obtained:
+            for answer in self._content_requests.pop(obtained.name, ()):
+                answer.append(obtained.reason)
+            self._finished_or_obtained.notify_all()
+
+    def say_that_it_waits(self) -> None:
+        """The program waits for tasks: those that read what was not there, and what no task makes, fail. To be called again while it waits."""
+        if self._has_absent_inputs:
+            self._has_absent_inputs = False
+            self._engine.post_event(events.Waited())
+
+    def _on_inputs_absent(self, _absent: instructions.InputsAbsent) -> None:
+        with self._finished_or_obtained:
+            self._has_absent_inputs = True
+            self._finished_or_obtained.notify_all()
+
+    def check_place(self, file: File) -> None:
+        """Make sure that a file can be an output: no directory of the user's is where it is to be put.
+
+        Raises
+        ------
+        FileExistsError
+            There is one, with something in it.
+        """
+        if not self._engine.store.may_replace(file.source):
+            msg = f"{file.source} cannot be the place of an output: {in_the_way(file.source)}"
+            raise FileExistsError(msg)
+
+    def rename_for_new_content(self, file: File) -> None:
+        """Name a file anew that already has, or will have, a content, because another task fills it: what was sent under its name stays what it was."""
+        file.check_place()
+        if file.has_content:
+            file.cache_name, file.size = self._unique_name(file.kind), -1
+            if file.kind == "file":
+                self._engine.store.set_destination(file.cache_name, file.source)
+                if file.unlink_when_done:
+                    self._engine.store.unlink_on_release(file.cache_name, file.source)
+            level = self._effective_level(file.cache_name, file.cache_level)
+            self._declare(FileSpec(file.cache_name, peer_transfer=file.peer_transfer, level=level))
+        file.has_content = True
+
+    def _declare(self, spec: FileSpec) -> None:
+        self._engine.ensure_open()
+        self._engine.post_event(events.FilesDeclared([spec]))
+
+    def _effective_level(self, name: str, level: str) -> int:
+        """How long workers keep a file: of a name that is new in every manager no longer than there is this one."""
+        number = CacheLevel[level]
+        return min(number, WORKFLOW) if f"-{self._session}-" in name else number
+
+    def _unique_name(self, kind: str) -> str:
+        return f"{kind}-{self._session}-{next(self._numbers)}"
+
+    def result_name(self, number: int) -> str:
+        """The cache name of what task ``number`` returns."""
+        return f"result-{self._session}-{number}"
+
+    def declare_shared(self, value: Any) -> str:
+        """Declare a function (or other object) that many tasks use; it travels to a worker once, and is loaded in a slot once.
+
+        Returns
+        -------
+        str
+            Its cache name.
+        """
+        # serialized each time, because what a function refers to may have changed since
+        try:
+            data = values.dumps(value, by_value=True)
+        except Exception as error:
+            errors.add_note(
+                error, f"{value!r:.200} cannot be sent to a worker: {unpicklable.describe_unpicklable(value)}"
+            )
+            raise
+        return self.declare_shared_bytes(data)
+
+    def declare_shared_bytes(self, data: bytes) -> str:
+        """Declare a serialized object that many tasks use."""
+        name = hash_bytes("object", data)
+        if not self._engine.store.declared(name) and self._engine.store.declare(name, data):
+            self._declare(FileSpec(name, len(data), at_manager=True, digest=digests.digest_bytes(data)))
+        return name
+
+    def release_shared_bytes(self, name: str) -> None:
+        """Take back what `share_bytes` has declared."""
+        self._engine.store.release(name)
+        self._engine.post_event(events.FilesReleased([name], prune=False))

@@ -1,0 +1,202 @@
+"""The part of `Manager` that tells what is going on: workers, why nothing can run, and why a task has failed."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+from vinecore import errors, keyword_arguments, validators
+from vinecore.manager.interfaces import ScalableFactory
+from vinecore.scheduler import events, instructions, queries
+from vinecore.scheduler.queue_stats import QueueStats
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from vinecore.server.server import ManagerServer
+
+log = logging.getLogger("vinecore")
+
+CACHE_NAME_PATTERN = re.compile(
+    r"(?:untar-)?((?:xrootd-)?(?:file|dir|url|minitask|buffer)-[0-9a-f]{40}|(?:out|buffer|temp|result)-[0-9a-f]{8}-\d+)(?:-for-[0-9a-f]{8}-\d+)?"
+)
+MAX_LABELS = 1000
+
+
+class StatusMethods:
+    """Workers, and texts for the user.
+
+    Parameters
+    ----------
+    server : ManagerServer
+        The thread that owns the scheduler.
+    session : str
+        A random text that the names of this manager's own files have in common.
+
+    Attributes
+    ----------
+    factory : ScalableFactory or None
+        The factory that `scale` and `adapt` go to.
+    """
+
+    def __init__(self, server: ManagerServer, session: str) -> None:
+        self._engine, self._session = server, session
+        self.factory: ScalableFactory | None = None
+        self._worker_names: dict[int, str] = {}
+        # Cache names to what the user calls the files: paths and addresses.
+        self._display_names: dict[str, str] = {}
+        # Full names of libraries to what the user calls them.
+        self._labels: dict[str, str] = {}
+        self._missing = ""
+        server.in_words = self.in_words
+        server.subscribe(instructions.Stalled, self._on_stalled)
+
+    def ensure_open(self) -> None:
+        """Make sure that the manager can be used here.
+
+        Raises
+        ------
+        RuntimeError
+            It is closed, or has stopped because of a defect, or belongs to the process that has forked this one.
+        """
+        self._engine.ensure_open()
+
+    @property
+    def port(self) -> int:
+        """Where workers connect."""
+        return self._engine.port
+
+    @property
+    def bound_address(self) -> str:
+        """The address that the manager listens on."""
+        return self._engine.bound
+
+    def _on_stalled(self, missing: instructions.Stalled) -> None:
+        self._missing = self.in_words(missing.text)
+        if self._missing and not self._progress_reports_stalls():
+            log.warning("%s", self._missing)
+
+    def _progress_reports_stalls(self) -> bool:
+        """Whether something else tells the user why nothing can run."""
+        return False
+
+    @property
+    def stalled_reason(self) -> str:
+        """Why nothing can run now; "" if something can, or nothing has to."""
+        return self._missing
+
+    def worker_name(self, number: int) -> str:
+        """The host that a worker runs on."""
+        if number not in self._worker_names and not self._engine.closed:
+            self._worker_names.update(self._engine.query(queries.worker_names))
+        return self._worker_names.get(number, f"worker {number}")
+
+    def make_exception(
+        self, outcome: str, info: dict[str, Any], payload: bytes, what: str, worker: int
+    ) -> BaseException:
+        """Make the exception that tells why a task has failed; files go by the names that the user has given them.
+
+        Parameters
+        ----------
+        outcome, info, payload, worker
+            What the mind says of it.
+        what
+            The task, in the user's words.
+        """
+        told = {
+            "reason": self.in_words(info.get("reason", "")),
+            "evidence": [self.in_words(line) for line in info.get("evidence") or ()],
+            "library": self._labels.get(info.get("library", ""), info.get("library", "")),
+        }
+        where = self.worker_name(worker) if worker else ""
+        return errors.exception_for(outcome, {**info, **told}, payload, what, where)
+
+    def in_words(self, text: Any) -> str:
+        """Call files and libraries in a text by the names that the user has given them."""
+        said = CACHE_NAME_PATTERN.sub(
+            lambda found: self._display_names.get(found[1]) or _kind_in_words(found[1]), str(text)
+        )
+        for full_name, label in list(self._labels.items()) if "library" in said else ():
+            said = said.replace(full_name, label)
+        return said
+
+    def _set_library_label(self, full_name: str, label: str) -> None:
+        """Remember what the user calls a library, for as long as not too many others come after it."""
+        self._labels.pop(full_name, None)
+        self._labels[full_name] = label
+        if len(self._labels) > MAX_LABELS:
+            del self._labels[next(iter(self._labels))]
+
+    @property
+    def workers_connected(self) -> int:
+        """Count the workers."""
+        return self._engine.query(queries.count_workers)
+
+    @keyword_arguments.refuse_unknown
+    def wait_for_workers(self, count: int = 1, timeout: float | timedelta | str | None = None) -> None:
+        """Wait until so many workers are connected.
+
+        Raises
+        ------
+        TimeoutError
+        """
+        count, timeout = validators.whole("count", count), validators.timeout("timeout", timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.workers_connected < count:
+            if deadline is not None and time.monotonic() > deadline:
+                msg = f"{self.workers_connected} of {count} workers are connected after {timeout} s"
+                raise TimeoutError(msg)
+            time.sleep(0.01)
+
+    def scale(self, count: int) -> None:
+        """Have so many workers, from now on: its factory submits what lacks, and lets idle ones go that are too many. With 0 there are none.
+
+        Raises
+        ------
+        RuntimeError
+            No factory has been started for this manager.
+        """
+        count = validators.whole("count", count)
+        self.adapt(count, count)
+
+    def adapt(self, minimum: int, maximum: int) -> None:
+        """Have as many workers as there is work for, from now on, within these bounds.
+
+        Raises
+        ------
+        RuntimeError
+            No factory has been started for this manager.
+        """
+        if self.factory is None:
+            msg = "no factory brings workers to this manager: start one with Factory('local', manager=m).start(), or 'condor', or 'dask'"
+            raise RuntimeError(msg)
+        minimum, maximum = validators.whole("minimum", minimum), validators.whole("maximum", maximum)
+        self.factory.change(min_workers=minimum, max_workers=maximum)
+        if self._engine.query(queries.is_worker_count_expected):
+            self.expect_workers(maximum)
+
+    def expect_workers(self, count: int) -> None:
+        """Tell the scheduler how many workers there will be at most, so that it need not keep work back for others."""
+        self._engine.post_event(events.SettingChanged("expected-workers", count))
+
+    def summarize_workers(self) -> list[dict[str, Any]]:
+        """Describe each worker: id, host, what it has, what is free, how many tasks and files are there."""
+        return self._engine.query(queries.summarize_workers)
+
+    def queue_stats(self) -> QueueStats:
+        """Return how much waits and runs, and which workers of factories are connected."""
+        return self._engine.queue_stats()
+
+    def release_idle_workers(self, count: int, prefix: str) -> int:
+        """Let idle workers go whose pilots have names that begin so; return how many, at most ``count``."""
+        return self._engine.release_idle_workers(count, prefix)
+
+
+def _kind_in_words(name: str) -> str:
+    """Call a file that the user has given no name by what it is."""
+    kind, _, rest = name.partition("-")
+    if kind == "result":
+        return f"the result of task {rest.rpartition('-')[2]}"
+    return {"buffer": "a buffer", "temp": "a file of declare_temp"}.get(kind, name)

@@ -1,0 +1,203 @@
+"""The part of `Manager` that submits single tasks and gives them back when they have ended."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vinecore import errors, validators
+from vinecore.manager.files import File
+from vinecore.manager.library_methods import LibraryMethods
+from vinecore.manager.tasks import Task
+from vinecore.protocol.serialization import values
+from vinecore.protocol.transfer.types import Content
+from vinecore.scheduler import events, instructions
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from vinecore.server.server import ManagerServer
+
+
+class TaskMethods(LibraryMethods):
+    """Single tasks.
+
+    Parameters
+    ----------
+    server, session
+        As those of `StatusMethods`.
+    """
+
+    def __init__(self, server: ManagerServer, session: str) -> None:
+        super().__init__(server, session)
+        self._tasks: dict[int, Task] = {}
+        self._finished: deque[Task] = deque()
+        self._waiters = 0
+        server.subscribe(instructions.TaskFinished, self._on_task_finished)
+
+    def submit(self, task: Task) -> int:
+        """Hand a task over; it runs as soon as its inputs and a worker are there.
+
+        Returns
+        -------
+        int
+            Its number.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It cannot be run as it is; nothing has been submitted.
+        """
+        self._engine.ensure_open()
+        if not isinstance(task, Task):
+            msg = f"{task!r} is not a task"
+            raise TypeError(msg)
+        if task.id is not None and task.outcome is None:
+            msg = f"task {task.id} has been submitted already and has not come back yet"
+            raise ValueError(msg)
+        for file in task.files:
+            if file.manager is not self:
+                msg = f"{file!r} was declared with another manager: declare it with this one as well"
+                raise ValueError(msg)
+        number = next(self._numbers)
+        spec = task.make_spec(self, number)
+        task.id, task.manager, task.outcome = number, self, None
+        self._tasks[number] = task
+        self._engine.post_event(events.TasksSubmitted([spec]))
+        return number
+
+    def wait(self, timeout: float | timedelta | str | None = "wait_forever") -> Task | None:
+        """Give a task that has ended, or None if none does within so many seconds (or a timedelta)."""
+        if timeout is not validators.FOREVER:
+            timeout = validators.timeout("timeout", timeout)
+        try:
+            return self._finished.popleft()
+        except IndexError:
+            return self._wait_for(lambda _task: True, timeout)
+
+    def wait_for_tag(self, tag: str, timeout: float | timedelta | str | None = "wait_forever") -> Task | None:
+        """As `wait`, among the tasks with a tag."""
+        tag = validators.text("tag", tag)
+        return self._wait_for(lambda task: task.tag == tag, timeout)
+
+    def wait_for_task_id(
+        self, task_id: int, timeout: float | timedelta | str | None = "wait_forever"
+    ) -> Task | None:
+        """As `wait`, for one task."""
+        task_id = validators.whole("task_id", task_id)
+        return self._wait_for(lambda task: task.id == task_id, timeout)
+
+    def _wait_for(
+        self, suits: Callable[[Task], bool], timeout: float | timedelta | str | None
+    ) -> Task | None:
+        self._engine.ensure_open()
+        seconds = validators.timeout("timeout", timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        with self._finished_or_obtained:
+            self._waiters += 1
+            try:
+                while True:
+                    over = self._engine.closed or not self._tasks
+                    for task in list(self._finished):
+                        if suits(task) and self._remove_finished(task):
+                            return task
+                    self.say_that_it_waits()
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if (left is not None and left <= 0) or over:
+                        return None
+                    self._finished_or_obtained.wait(1.0 if left is None else min(left, 1.0))
+                    self._engine.ensure_open()
+            finally:
+                self._waiters -= 1
+
+    def _remove_finished(self, task: Task) -> bool:
+        try:
+            self._finished.remove(task)
+        except ValueError:  # another thread has been faster
+            return False
+        return True
+
+    def empty(self) -> bool:
+        """Whether every submitted task has come back through `wait`."""
+        return not self._tasks and not self._finished
+
+    def cancel_by_task_id(self, task_id: int) -> None:
+        """Cancel a task; it comes back through `wait` with the result "cancelled"."""
+        self._engine.post_event(events.TasksCancelled([validators.whole("task_id", task_id)]))
+
+    def cancel_all(self) -> None:
+        """Cancel all tasks that were submitted."""
+        self._engine.post_event(events.TasksCancelled(list(self._tasks)))
+
+    def _on_task_finished(self, ended: instructions.TaskFinished) -> None:
+        task = self._tasks.get(ended.task)
+        if task is None:
+            return
+        undelivered = self._engine.store.undelivered
+        if undelivered and ended.outcome == "success":
+            reasons = [
+                undelivered.pop(file.cache_name) for file in task.outputs if file.cache_name in undelivered
+            ]
+            if reasons:
+                ended = ended._replace(
+                    outcome="output transfer error", info={**ended.info, "reason": "; ".join(reasons)}
+                )
+        task.outcome = ended
+        self._finished.append(task)
+        del self._tasks[
+            ended.task
+        ]  # last: who sees neither this nor the line above must be right to think that all is over
+        if self._waiters:
+            with self._finished_or_obtained:
+                self._finished_or_obtained.notify_all()
+
+    def load_result(
+        self, number: int, outcome: instructions.TaskFinished, output_file: File | None, *, raw: bool
+    ) -> tuple[Any, Exception | None]:
+        """Load the result of a Python task; return what its class raised if that failed.
+
+        Parameters
+        ----------
+        number, outcome
+            The task's number, and how it has ended.
+        output_file
+            The file that holds the result, if the task was told to leave it on a worker.
+        raw
+            Whether the result is bytes as they are.
+
+        Raises
+        ------
+        FileNotFoundError
+            The result went with the manager.
+        """
+        content: Content | None = outcome.payload
+        # A result that came with the news of the end is nowhere else.
+        is_released = bool(content)
+        if not content:
+            name = self.result_name(number)
+            if output_file is not None:
+                content = self._find_or_fetch(output_file)
+            else:
+                content = self._engine.store.find_object(name)
+            if content is None:
+                msg = (
+                    f"the result of task {number} went with the manager: "
+                    "read its output before the manager is closed"
+                )
+                raise FileNotFoundError(msg)
+        value: Any = None
+        problem: Exception | None = None
+        try:
+            if raw:
+                value = Path(content).read_bytes() if isinstance(content, str) else content
+            else:
+                value = values.load_file(content) if isinstance(content, str) else values.loads(content)
+        except Exception as error:  # noqa: BLE001 - raised by the class of the result
+            errors.add_note(error, f"task {number} has a result that could not be loaded here")
+            problem = error
+        if output_file is None and not is_released:
+            self._engine.post_event(events.FilesReleased([name], prune=False))
+        return value, problem

@@ -1,0 +1,108 @@
+"""Pure questions to the scheduler's records, for other threads to ask through `ManagerServer.query`.
+
+Callers outside of the scheduler read its records through these functions only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from vinecore.scheduler.scheduler import Scheduler
+
+
+class GraphStatus(NamedTuple):
+    """How far the computation of a graph is.
+
+    Attributes
+    ----------
+    total : int
+        Tasks that the graph has.
+    done, running, unfinished : int
+        Tasks that are done, that run on workers, and that were submitted and are not done.
+    deferred : int
+        Tasks that count as done though they have not run, because nothing needs their results.
+    recomputed : int
+        Tasks that ran again because their results were lost.
+    submitted : bool
+        Whether all tasks have been submitted.
+    workers : int
+        Workers that are connected to the manager.
+    moved_bytes : int
+        Bytes that have moved between workers and manager since the manager started.
+    """
+
+    total: int
+    done: int
+    running: int
+    unfinished: int
+    deferred: int
+    recomputed: int
+    submitted: bool
+    workers: int
+    moved_bytes: int
+
+
+def graph_status(scheduler: Scheduler, number: int, total: int) -> GraphStatus:
+    """Return how far a graph is; one that is not known any more is done."""
+    workers, moved_bytes = len(scheduler.tables.workers), scheduler.tables.moved_bytes
+    graph = scheduler.tables.runs.get(number)
+    if graph is None:
+        return GraphStatus(total, total, 0, 0, 0, 0, True, workers, moved_bytes)
+    return GraphStatus(
+        total,
+        graph.done,
+        graph.running,
+        graph.unfinished,
+        graph.deferred,
+        graph.recomputed,
+        graph.submitted,
+        workers,
+        moved_bytes,
+    )
+
+
+def count_replicas(scheduler: Scheduler, name: str) -> int:
+    """Return how many workers have a file, verified or not."""
+    file = scheduler.tables.files.get(name)
+    return 0 if file is None else len(file.replicas)
+
+
+def count_files(scheduler: Scheduler) -> int:
+    """Return how many files the scheduler knows."""
+    return len(scheduler.tables.files)
+
+
+def count_workers(scheduler: Scheduler) -> int:
+    """Return how many workers are connected."""
+    return len(scheduler.tables.workers)
+
+
+def worker_names(scheduler: Scheduler) -> dict[int, str]:
+    """Return the host of each connected worker by the worker's number."""
+    return {worker.id: worker.name for worker in scheduler.tables.workers.values()}
+
+
+def summarize_workers(scheduler: Scheduler) -> list[dict[str, Any]]:
+    """Return the resources, and the numbers of tasks and files, of each connected worker."""
+    return [
+        {
+            "id": worker.id,
+            "host": worker.name,
+            "total": worker.total._asdict(),
+            "free": worker.free._asdict(),
+            "tasks": len(worker.tasks),
+            "files": len(worker.files),
+            "libraries": {name: instance.slots for name, instance in worker.libraries.items()},
+        }
+        for worker in scheduler.tables.workers.values()
+    ]
+
+
+def is_worker_count_expected(scheduler: Scheduler) -> bool:
+    """Return whether the scheduler knows how many workers there will be at most."""
+    return scheduler.tables.expected_workers is not None
+
+
+def await_earlier_events(_scheduler: Scheduler) -> None:
+    """Return nothing: the answer comes when all events posted before have been handled."""

@@ -76,10 +76,10 @@ class Wire:
     def __init__(self, m):
         self._engine = m._engine
         self._carriers = dict(m._engine._executors)
-        self._hear = m._engine._on_messages
+        self._hear = m._engine._connections.on_messages
         self.sent, self.heard = [], []
         m._engine._executors |= {i.Send: self._send, i.SendObject: self._send_object}
-        m._engine._on_messages = self._heard
+        m._engine._connections.on_messages = self._heard
 
     def _send(self, instruction):
         self.sent.append(instruction.message)
@@ -103,7 +103,7 @@ class Wire:
 
     def cut(self):
         self._engine._executors |= self._carriers
-        self._engine._on_messages = self._hear
+        self._engine._connections.on_messages = self._hear
 
 
 @pytest.fixture

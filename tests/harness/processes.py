@@ -284,7 +284,7 @@ def pass_time(m: Any, worker: int, seconds: float = 400.0) -> None:
     def shift(_mind: Any) -> None:
         peer = m._engine._peers.get(worker)
         if peer is not None:
-            peer.heard_at -= seconds
+            peer.last_received_at -= seconds
             peer.pinged_at -= seconds
 
     m._engine.query(shift)

@@ -10,11 +10,8 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
-import gc
-import itertools
 import logging
 import os
-import socket
 import ssl
 import threading
 import time
@@ -22,24 +19,21 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import msgspec
-
 from vinecore.journal.previous_session import PreviousSession, has_ended
 from vinecore.journal.writer import JournalWriter
-from vinecore.protocol import VERSION, authentication, tls, transfer_tokens
 from vinecore.protocol import messages as m
-from vinecore.protocol.channel import PROTOCOL_ERROR, MessageChannel
+from vinecore.protocol import tls
 from vinecore.protocol.listener import AuthenticatingListener
-from vinecore.protocol.ports import is_loopback, listen
+from vinecore.protocol.ports import listen
 from vinecore.protocol.tls import TlsWrapper
-from vinecore.protocol.transfer.server import serve_requests
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
 from vinecore.scheduler import queries
 from vinecore.scheduler.queue_stats import QueueStats, is_idle_and_safe_to_remove, queue_stats
 from vinecore.scheduler.scheduler import Scheduler
 from vinecore.scheduler.specs import TaskSpec
-from vinecore.security import certificates
+from vinecore.server.connections import WorkerConnection, WorkerConnections
+from vinecore.server.gc_control import ObjectFreezer
 from vinecore.server.object_store import ObjectStore
 
 log = logging.getLogger("vinecore")
@@ -54,28 +48,6 @@ SHUTDOWN_TIMEOUT_S = 2.0
 MAX_EVENTS_PER_BATCH = (
     1024  # events, or tasks among them, that the mind takes at once; then it is the connections' turn
 )
-GC_YOUNG_THRESHOLD = 50_000  # objects more than before, when it looks through the new ones meanwhile
-GC_FREEZE_GROWTH = (
-    5_000  # files more than before, when Python's collector is told to leave alone what there is
-)
-STATUS_TIMEOUT_S = 30.0
-
-_dumps = msgspec.json.Encoder().encode
-_loads = msgspec.json.Decoder().decode
-
-
-class WorkerConnection:
-    """A connected worker, as the hands see it."""
-
-    def __init__(self, number: int, host: str, channel: MessageChannel, session: bytes) -> None:
-        self.number, self.host, self.channel, self.session = number, host, channel, session
-        self.hello: m.Hello | None = None
-        self.last_received_at = time.monotonic()
-        self.pinged_at = 0.0
-        self.key = transfer_tokens.worker_key(session)
-        self.welcomed_at = 0.0
-        self.certificate = self.fingerprint = ""
-        self.manager_address = ""  # this machine's address, as the worker has reached it
 
 
 class StateQuery:
@@ -148,20 +120,13 @@ class ManagerServer:
         self.heartbeat_interval_s, self.heartbeat_timeout_s = HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S
         self.in_words: Callable[[str], str] = str
         self._mind = Scheduler(python, needs)
-        self._inbox: deque[e.Event | StateQuery] = deque()
+        self.inbox: deque[e.Event | StateQuery] = deque()
         self._awake = False
-        self._peers: dict[int, WorkerConnection] = {}
-        self._accepting: set[asyncio.Task[None]] = set()
-        self._numbers = itertools.count(1)
         self._listeners: dict[type, Callable[[Any], None]] = {}
         self.store = ObjectStore(lambda *stored: self.post_event(e.ObjectStored(*stored)), session)
-        self._executors: dict[type, Callable[[Any], None]] = {
-            i.Send: self._send, i.SendObject: self._send_object, i.StoreObject: lambda x: self.store.put(x.name, x.payload),
-            i.DropObject: lambda x: self.store.remove(x.name), i.Disconnect: self._disconnect, i.LogMessage: lambda x: log.log(x.level, self.in_words(x.text)),
-        }  # fmt: skip
         self._before = [] if past is None else past.workers  # which may end before they come back
         if session:
-            self._inbox.append(
+            self.inbox.append(
                 e.SessionResumed() if past is None else e.SessionResumed(past.results, past.workers)
             )
         hint = "Choose another with port=..., or port=0 for any"
@@ -172,7 +137,25 @@ class ManagerServer:
         if scribe is not None:
             scribe.start(self.port)
         self._loop = asyncio.new_event_loop()
-        self._frozen = 0  # files that there were when the collector was told to leave them alone
+        self._connections = connections = WorkerConnections(
+            self,
+            self._loop,
+            self.store,
+            self._mind.tables,
+            name=name,
+            session=session,
+            has_tls=tls_context is not None,
+        )
+        self._peers = connections.workers
+        self._executors: dict[type, Callable[[Any], None]] = {
+            i.Send: connections.send,
+            i.SendObject: connections.send_object,
+            i.StoreObject: lambda instruction: self.store.put(instruction.name, instruction.payload),
+            i.DropObject: lambda instruction: self.store.remove(instruction.name),
+            i.Disconnect: connections.disconnect,
+            i.LogMessage: lambda message: log.log(message.level, self.in_words(message.text)),
+        }
+        self._freezer = ObjectFreezer()
         self.closed = False
         self.fatal_error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="vine-manager", daemon=True)
@@ -185,8 +168,8 @@ class ManagerServer:
         self._listener = AuthenticatingListener(
             listener,
             lambda _greeting: self._secret,
-            self._on_authenticated,
-            self._log_refused,
+            self._connections.on_authenticated,
+            self._connections.log_refused,
             cover=covering,
             name=name,
         )
@@ -199,14 +182,20 @@ class ManagerServer:
 
     def post_event(self, event: e.Event | StateQuery) -> None:
         """Tell the mind of an event; when it is closed there is nobody to tell."""
-        self._inbox.append(event)
+        self.inbox.append(event)
         if not self._awake:
             self._awake = True
             try:
-                self._loop.call_soon_threadsafe(self._process_inbox)
+                self._loop.call_soon_threadsafe(self.process_inbox)
             except RuntimeError:
                 if not self.closed:
                     raise
+
+    def schedule_inbox(self) -> None:
+        """Have the inbox handled in the next turn of the loop; for the loop's own thread."""
+        if not self._awake:
+            self._awake = True
+            self._loop.call_soon(self.process_inbox)
 
     def announce_close(self) -> None:
         """Tell the mind that all is about to be closed."""
@@ -280,8 +269,7 @@ class ManagerServer:
         finally:
             self._loop.run_until_complete(asyncio.sleep(0))
             self._loop.close()
-            if self._frozen:
-                self._unfreeze_objects()
+            self._freezer.thaw()
 
     def _release_workers(self, release: bool) -> None:
         for peer in list(self._peers.values()):
@@ -290,7 +278,7 @@ class ManagerServer:
         self._stop_when_empty(time.monotonic() + SHUTDOWN_TIMEOUT_S)
 
     def _stop_when_empty(self, deadline: float) -> None:
-        if not self._peers and not self._accepting:
+        if self._connections.is_empty():
             self._loop.stop()
             return
         if time.monotonic() > deadline:
@@ -299,9 +287,10 @@ class ManagerServer:
             deadline = float("inf")
         self._loop.call_later(0.005, self._stop_when_empty, deadline)
 
-    def _process_inbox(self) -> None:
+    def process_inbox(self) -> None:
+        """Handle what is in the inbox, up to as much as does not keep connections waiting."""
         self._awake = False
-        inbox, room = self._inbox, MAX_EVENTS_PER_BATCH
+        inbox, room = self.inbox, MAX_EVENTS_PER_BATCH
         events: list[e.Event] = []
         while inbox and room > 0:
             event = inbox.popleft()
@@ -313,10 +302,10 @@ class ManagerServer:
                 events.append(event)
                 room -= len(event.tasks) if type(event) is e.TasksSubmitted else 1
         self._handle(events)
-        self._freeze_objects()
+        self._freezer.update(len(self._mind.tables.files))
         if (inbox or self._mind.has_more_to_release) and not self._awake:
             self._awake = True
-            self._loop.call_soon(self._process_inbox)
+            self._loop.call_soon(self.process_inbox)
 
     def _handle(self, events: list[e.Event]) -> None:
         carriers, listeners = self._executors, self._listeners
@@ -342,8 +331,8 @@ class ManagerServer:
         now = time.monotonic()
         if self._before and ticks < LOOK_TICKS:
             self._look_for_ends()
-        self._inbox.append(e.Tick())
-        self._process_inbox()
+        self.inbox.append(e.Tick())
+        self.process_inbox()
         for peer in list(self._peers.values()):
             quiet = now - peer.last_received_at
             asked = peer.pinged_at > peer.last_received_at
@@ -367,80 +356,13 @@ class ManagerServer:
         ended = [worker for worker in self._before if has_ended(*worker)]
         if ended:
             self._before = [worker for worker in self._before if worker not in ended]
-            self._inbox.append(e.WorkersEnded(ended))
-
-    def _freeze_objects(self) -> None:
-        """Have Python's garbage collector pass over the records of many tasks: none of them is garbage before its run is closed.
-
-        It would look through all objects again and again as they become more: with a million tasks that takes as long as all else, and seconds
-        at a time.
-        """
-        count = len(self._mind.tables.files)
-        if count > self._frozen + GC_FREEZE_GROWTH:
-            if not self._frozen:
-                self._thresholds = gc.get_threshold()
-                gc.set_threshold(max(GC_YOUNG_THRESHOLD, self._thresholds[0]), *self._thresholds[1:])
-            gc.collect(1)
-            gc.freeze()
-            self._frozen = count
-        elif 2 * count < self._frozen:
-            self._unfreeze_objects()
-
-    def _unfreeze_objects(self) -> None:
-        gc.unfreeze()
-        gc.set_threshold(*self._thresholds)
-        self._frozen = 0
-
-    # ---- workers
-
-    def _log_refused(self, address: str, reason: str) -> None:
-        log.warning("refused a connection from %s: %s", address, reason)
-
-    def _on_authenticated(self, sock: socket.socket, greeting: dict[str, Any], host: str) -> None:
-        """A client has proved that it knows the secret; runs in its own thread."""
-        if greeting["role"] == "bulk":
-            serve_requests(
-                authentication.AuthenticatedLines(sock, greeting["session"], "server"),
-                self.store,
-                follow=True,
-            )
-        elif greeting["role"] == "worker":
-            sock.setblocking(False)
-            certificate = ("", "") if self._tls is None else certificates.make_certificate()
-            at = host, greeting["here"]
-            try:
-                self._loop.call_soon_threadsafe(
-                    self._schedule_accept_worker, sock, at, greeting["session"], certificate
-                )
-            except RuntimeError:  # the manager has just ended
-                sock.close()
-        elif greeting["role"] == "status":
-            self._send_status(authentication.AuthenticatedLines(sock, greeting["session"], "server"))
-        else:
-            sock.close()
-
-    def _send_status(self, words: authentication.AuthenticatedLines) -> None:
-        """Tell somebody who knows the secret what there is to do."""
-        with words.sock as sock:
-            sock.settimeout(STATUS_TIMEOUT_S)
-            words.send({"name": self._name, "protocol": VERSION, **self.queue_stats()._asdict()})
+            self.inbox.append(e.WorkersEnded(ended))
 
     def queue_stats(self) -> QueueStats:
         """What there is to do, and which pilots are connected."""
 
         def look(mind: Scheduler) -> QueueStats:
-            features = [
-                feature
-                for peer in self._peers.values()
-                if peer.hello is not None
-                for feature in peer.hello.features
-            ]
-            pilots = tuple(
-                feature[len(m.PILOT_FEATURE_PREFIX) :]
-                for feature in features
-                if feature.startswith(m.PILOT_FEATURE_PREFIX)
-            )
-            return queue_stats(mind.tables)._replace(pilots=pilots)
+            return queue_stats(mind.tables)._replace(pilots=tuple(self._connections.pilot_names()))
 
         return self.query(look)
 
@@ -466,155 +388,3 @@ class ManagerServer:
             return len(chosen)
 
         return self.query(let_go)
-
-    def _schedule_accept_worker(
-        self, sock: socket.socket, at: tuple[str, str], session: bytes, certificate: tuple[str, str]
-    ) -> None:
-        adoption = self._loop.create_task(self._accept_worker(sock, at, session, certificate))
-        self._accepting.add(adoption)
-        adoption.add_done_callback(self._accepting.discard)
-
-    async def _accept_worker(
-        self, sock: socket.socket, at: tuple[str, str], session: bytes, certificate: tuple[str, str]
-    ) -> None:
-        number = next(self._numbers)
-        channel = MessageChannel(
-            m.FROM_WORKER,
-            lambda said: self._on_messages(peer, said),
-            lambda reason: self._on_disconnected(peer, reason),
-            _dumps,
-            _loads,
-            authentication.sender_and_receiver(session, "server"),
-            lambda message, reason: self._not_sent(peer, message, reason),
-        )
-        peer = self._peers[number] = WorkerConnection(number, at[0], channel, session)
-        peer.manager_address = at[1]
-        peer.certificate, peer.fingerprint = certificate
-        await self._loop.create_connection(lambda: channel, sock=sock)
-        if self.closed:
-            channel.close()
-
-    def _on_messages(self, peer: WorkerConnection, messages: list[m.Message]) -> None:
-        peer.last_received_at = time.monotonic()
-        if peer.hello is None:
-            hello, *messages = messages
-            if type(hello) is m.Hello and hello.protocol == VERSION and not _is_valid_hello(hello):
-                self._log_refused(
-                    peer.host, f"a worker that says impossible things of itself: {str(hello)[:500]}"
-                )
-                peer.channel.close("not a worker")
-                return
-            if type(hello) is not m.Hello or hello.protocol != VERSION:
-                self._log_refused(
-                    peer.host,
-                    f"a worker that speaks protocol {getattr(hello, 'protocol', '?')}; this manager speaks {VERSION}",
-                )
-                peer.channel.send(
-                    m.Shutdown(
-                        f"the manager speaks protocol {VERSION}: use the same version of daskvine", True
-                    )
-                )
-                peer.channel.close("protocol mismatch")
-                return
-            peer.hello = hello
-            peer.welcomed_at = transfer_tokens.boot_clock()
-            peer.channel.send(
-                m.Welcome(peer.number, self._name, self._mind.tables.python, peer.certificate, self._session)
-            )
-            peer.certificate = ""
-            self._inbox.append(e.WorkerConnected(peer.number, peer.host, hello))
-        number = peer.number
-        self._inbox.extend([e.MessageReceived(number, message) for message in messages])
-        if not self._awake:
-            self._awake = True
-            self._loop.call_soon(self._process_inbox)
-
-    def _on_disconnected(self, peer: WorkerConnection, reason: str) -> None:
-        if self._peers.pop(peer.number, None) is None:
-            return
-        if peer.hello is not None:
-            self._inbox.append(e.WorkerDisconnected(peer.number, reason))
-            self._process_inbox()
-        elif reason.startswith(PROTOCOL_ERROR):
-            self._log_refused(peer.host, reason)
-
-    def _send(self, instruction: i.Send) -> None:
-        peer = self._peers.get(instruction.worker)
-        if peer is None:
-            return
-        message = instruction.message
-        if type(message) is m.RemoveObjects and not self._mind.tables.disk_tracked:
-            peer.channel.send_lazily(message)  # no disk waits for that
-            return
-        if type(message) is m.Fetch and message.source_worker in self._peers:
-            message = _with_transfer_token(message, peer, self._peers[message.source_worker])
-        peer.channel.send(message)
-
-    def _send_object(self, instruction: i.SendObject) -> None:
-        peer = self._peers.get(instruction.worker)
-        content = self.store.find_object(instruction.name)
-        if peer is None:
-            return
-        if content is None:
-            log.error("%s is needed and not at the manager", instruction.name)
-            return
-        if isinstance(content, str):  # a small file of the user's
-            with open(content, "rb") as file:
-                content = file.read()
-        peer.channel.send(m.PutObject(instruction.name, content))
-
-    def _not_sent(self, peer: WorkerConnection, message: m.Message, reason: str) -> None:
-        """A message could not be sent: as if its worker had answered that it cannot do what it asks for."""
-        answer = refusal(message, reason)
-        if answer is None:
-            log.error("a message to worker %d could not be sent: %s", peer.number, reason)
-        elif peer.number in self._peers:
-            self.post_event(e.MessageReceived(peer.number, answer))
-
-    def _disconnect(self, instruction: i.Disconnect) -> None:
-        peer = self._peers.get(instruction.worker)
-        if peer is not None:
-            peer.channel.close(instruction.reason)
-
-
-def refusal(message: m.Message, reason: str) -> m.Message | None:
-    """What a worker would say that cannot do what a message asks for; None if there is nothing that it would say."""
-    why = f"it cannot be sent to a worker: {reason}"
-    if isinstance(message, m.RunTask):
-        return m.TaskFailed(message.task, "not sent", {"reason": why}, b"")
-    if isinstance(message, m.Library):
-        return m.LibraryFailed(message.name, why, True, b"")
-    if isinstance(message, m.Fetch):
-        return m.FetchFailed(message.name, message.source, why, True)
-    return None
-
-
-def _with_transfer_token(fetch: m.Fetch, receiver: WorkerConnection, source: WorkerConnection) -> m.Fetch:
-    """Add what the source will ask for; and if that is a neighbour of the manager, how the receiver knows their machine."""
-    host, _, port = fetch.source.rpartition(":")
-    if is_loopback(host) and not is_loopback(receiver.host):
-        fetch = fetch._replace(source=f"{receiver.manager_address}:{port}")
-    expires = int(transfer_tokens.boot_clock() - source.welcomed_at + transfer_tokens.TOKEN_LIFETIME_S)
-    pair_key = transfer_tokens.pair_key(source.key, receiver.number)
-    return m.Fetch(
-        *fetch[:-4],
-        transfer_tokens.mask_key(receiver.session, source.number, pair_key).hex(),
-        transfer_tokens.sign_token(source.key, receiver.number, fetch.name, expires),
-        expires,
-        source.fingerprint,
-    )
-
-
-def _is_contact(contact: str) -> bool:
-    port = contact.rpartition(":")[2]
-    return not contact or (port.isascii() and port.isdigit() and 0 < int(port) < 65536)
-
-
-def _is_valid_hello(hello: m.Hello) -> bool:
-    amounts = (hello.cores, hello.memory_mb, hello.disk_mb, hello.gpus, hello.data_port, hello.pid)
-    return (
-        all(isinstance(n, int) and n >= 0 for n in amounts)
-        and isinstance(hello.hostname, str)
-        and isinstance(hello.python, str)
-        and _is_contact(hello.contact)
-    )

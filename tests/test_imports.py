@@ -127,15 +127,10 @@ def test_scheduler_does_no_io():
 KNOWN_MODULES_IN_CIRCLES = {
     "daskvine": ["computation", "manager"],
     "vinecore.manager": ["libraries", "reloaded_modules"],
-    "vineworker.state": ["memory_results", "state_machine"],
 }
 KNOWN_FOLDERS_IN_CIRCLES = [
     "daskvine.computation",
     "daskvine.manager",
-    "vineworker.library",
-    "vineworker.machine",
-    "vineworker.storage",
-    "vineworker.tasks",
 ]
 # Private names that a module uses of another folder's objects. A use that is gone has to leave the list.
 KNOWN_PRIVATE_USES = [

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import vineworker
-from vineworker.cli import _cores, _gpus, _megabytes, parse_address
+from vineworker.cli import parse_address
+from vineworker.options import parse_amount_mb, parse_cores, parse_gpus
 
 from tests.harness import sample_tasks
 from tests.harness.processes import HURRY_S, alive, find_python, one_result, until, workers_of
@@ -445,7 +446,7 @@ def test_a_bare_python_of_another_version_runs_commands_and_gets_no_functions(ya
 )  # fmt: skip
 def test_amounts_have_units_or_are_megabytes(text, megabytes):
     assert parse_megabytes(text) == megabytes
-    assert _megabytes(text) == (megabytes or None)
+    assert parse_amount_mb(text) == (megabytes or None)
 
 
 @pytest.mark.parametrize("text", ["", "GB", "2XB", "two", "2GB 3", "1e3", "nan", "inf", "9" * 30, "0x10"])
@@ -456,13 +457,18 @@ def test_what_is_no_amount_is_refused_with_an_example(text):
 
 @pytest.mark.parametrize("text", ["all", "auto", "ALL", "-1"])
 def test_all_that_is_there_has_words_of_its_own(text):
-    assert _megabytes(text) is None
-    assert _cores(text) is None
-    assert _gpus(text) is None
+    assert parse_amount_mb(text) is None
+    assert parse_cores(text) is None
+    assert parse_gpus(text) is None
 
 
 def test_nothing_means_all_that_is_there_but_of_gpus_as_with_taskvine():
-    assert (_cores("0"), _megabytes("0"), _megabytes("0GB"), _gpus("0")) == (None, None, None, 0)
+    assert (parse_cores("0"), parse_amount_mb("0"), parse_amount_mb("0GB"), parse_gpus("0")) == (
+        None,
+        None,
+        None,
+        0,
+    )
 
 
 @pytest.mark.parametrize(

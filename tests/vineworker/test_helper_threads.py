@@ -9,11 +9,13 @@ import sys
 import threading
 
 import pytest
+from vineworker.machine.monitor_thread import ResourceMonitorThread
 from vineworker.machine.process_info import LinuxProbe
 from vineworker.machine.process_reaper import ProcessReaper
 from vineworker.machine.resource_monitor import ResourceMonitor
-from vineworker.storage.persistent_cache import PersistentCache, open_cache_directory
-from vineworker.tasks.processes import Command, ResourceMonitorThread
+from vineworker.storage.cache_directory import open_cache_directory
+from vineworker.storage.persistent_cache import PersistentCache
+from vineworker.tasks.processes import Command
 
 from tests.harness.processes import until
 from vinecore.protocol import messages as m
@@ -67,7 +69,7 @@ def test_limits_are_watched_after_a_look_that_failed(start, tmp_path, caplog):
     caplog.set_level(logging.ERROR)
     exceeded = []
     measuring, probe = ResourceMonitorThread(exceeded.append), FailsOnce()
-    measuring._sampler = ResourceMonitor(probe)
+    measuring._monitor = ResourceMonitor(probe)
     command, ends = start(
         f"touch {tmp_path}/up; exec {sys.executable} -c 'x = bytearray(60 << 20); import time; time.sleep(1000)'"
     )

@@ -17,21 +17,20 @@ import threading
 import time
 from typing import Any, Optional
 
-from vinecore.protocol import authentication, handshake, ports, temporary_folders
+from vinecore.protocol import handshake, temporary_folders
 from vinecore.protocol import messages as m
-from vinecore.protocol.listener import AuthenticatingListener
 from vinecore.protocol.reminders import Reminder
-from vinecore.protocol.transfer.server import serve_requests
 from vinecore.protocol.trees import remove_tree
 from vineworker import zipapp_builder
 from vineworker.machine import descendants
 from vineworker.machine.process_reaper import ProcessReaper
 from vineworker.manager_connection import Connection, ManagerAddress, ManagerConnector
-from vineworker.session.session import ManagerSession, WorkerSettings
+from vineworker.peer_server import open_peer_socket, start_peer_server
+from vineworker.session.session import ManagerSession
+from vineworker.settings import WorkerSettings
 from vineworker.storage.cache import OrphanedObjects
-from vineworker.storage.persistent_cache import PersistentCache, open_cache_directory
-
-__all__ = ["Worker", "WorkerSettings"]
+from vineworker.storage.cache_directory import open_cache_directory
+from vineworker.storage.persistent_cache import PersistentCache
 
 log = logging.getLogger("vine_worker")
 
@@ -111,7 +110,7 @@ class Worker:
             os.set_blocking(0, False)
             self._loop.add_reader(0, self._on_stdin_heartbeat)
         try:
-            door = self._start_peer_server()
+            self._start_peer_server()
         except OSError as error:
             log.error("peers cannot fetch from this worker: %s", error)
             return 2
@@ -120,7 +119,7 @@ class Worker:
             return await self._work()
         finally:
             watch.cancel()
-            door.close()
+            self._peer_server.close()
 
     async def _work(self) -> int:
         settings = self._settings
@@ -179,46 +178,11 @@ class Worker:
             return None
         return dialled.result()
 
-    def _start_peer_server(self) -> AuthenticatingListener:
-        """Listen for peers that fetch."""
-        hint = "Choose another with --transfer-port"
-        address = self._settings.transfer_address
-        listener = ports.listen(
-            address, self._settings.transfer_ports, 1024, hint, option="--transfer-address "
-        )
-        self._data_port = listener.getsockname()[1]
-        nobody = os.urandom(32)
-
-        def secret(greeting: dict[str, Any]) -> bytes:
-            session = self._session
-            return nobody if session is None else session.gate.secret(greeting)
-
-        def cover(sock: socket.socket) -> socket.socket:
-            session = self._session
-            if session is not None and session.manager.cover is None:
-                return sock
-            if session is None or session.tls_context is None:
-                msg = "this worker has no manager now"
-                raise handshake.HandshakeRejected(msg)
-            covered: socket.socket = session.manager.cover.serve(sock, session.tls_context)
-            return covered
-
-        def welcome(sock: socket.socket, greeting: dict[str, Any], _address: str) -> None:
-            session = self._session
-            if session is None:
-                sock.close()
-            else:
-                gate = session.gate
-                words = authentication.AuthenticatedLines(sock, greeting["session"], "server")
-                serve_requests(words, session.cache, lambda request: gate.refusal_reason(greeting, request))
-
-        return AuthenticatingListener(
-            listener,
-            secret,
-            welcome,
-            lambda address, reason: log.warning("refused a peer at %s: %s", address, reason),
-            cover=cover,
-        )
+    def _start_peer_server(self) -> None:
+        """Listen for peers that fetch objects."""
+        sock = open_peer_socket(self._settings.transfer_address, self._settings.transfer_ports)
+        self._data_port = sock.getsockname()[1]
+        self._peer_server = start_peer_server(sock, lambda: self._session)
 
     async def _serve(self, sock: socket.socket, key: bytes, manager: ManagerAddress) -> bool:
         """Work for one manager until the connection ends; give whether it had one."""

@@ -23,6 +23,7 @@ from vineworker.slot_protocol import Reply
 from vineworker.state import events as we
 from vineworker.state import instructions as wi
 from vineworker.state import state_machine as w
+from vineworker.state.records import required_objects
 
 from vinecore.journal import records as j
 from vinecore.journal.recorder import JournalRecorder
@@ -169,7 +170,7 @@ class SimulatedWorker:
         assert not set(x.names) & self.cache.keys() or True
 
     def _StartProcess(self, x: wi.StartProcess) -> None:
-        assert set(w.required_objects(x.run)) <= self.cache.keys(), (x.run, self.cache, self.state.objects)
+        assert set(required_objects(x.run)) <= self.cache.keys(), (x.run, self.cache, self.state.objects)
         self.jobs.append(("process", x.run))
 
     def _KillProcess(self, x: wi.KillProcess) -> None:
@@ -908,11 +909,15 @@ class World:
         for number, worker in self.workers.items():
             known = {file.name for file in self.tables.workers[number].files}
             # what is kept from before stays there, though no task of this manager needs it
-            assert known <= worker.cache.keys() <= known | worker.state.kept.keys(), (
+            assert known <= worker.cache.keys() <= known | worker.state.persisted.keys(), (
                 f"{number} holds {worker.cache.keys()}, the tables say {known}"
             )
             assert worker.cache.keys() == worker.state.objects.keys()
-            assert not (worker.offered or worker.state._unverified or self.tables.workers[number].unverified)
+            assert not (
+                worker.offered
+                or worker.state.object_table.unverified
+                or self.tables.workers[number].unverified
+            )
             for file, digest in (
                 (f, f.replicas[self.tables.workers[number]]) for f in self.tables.workers[number].files
             ):
@@ -970,8 +975,8 @@ class World:
             record = self.tables.workers[number]
             assert record.free == record.total
             assert worker.cache.keys() == worker.state.objects.keys()
-            assert worker.cache.keys() <= worker.to_keep | worker.state.kept.keys() | self.undeclared
-            assert not (worker.state._waiting or worker.state._retains)
+            assert worker.cache.keys() <= worker.to_keep | worker.state.persisted.keys() | self.undeclared
+            assert not (worker.state.calls.waiting or worker.state.object_table._to_persist)
             assert not worker.slots or all(
                 host.startswith("python:") for host, _c, _s in worker.slots.values()
             )

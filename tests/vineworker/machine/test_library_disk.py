@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from vineworker.machine.library_disk import LibraryDisk, TooMuch, Writer
+from vineworker.machine.library_disk import LibraryDiskMonitor, LibraryTooLarge, WritingProcess
 
 MB = 1 << 20
 
@@ -23,9 +23,9 @@ def folder(tmp_path):
 
 def look(folder, limit=10, copies=(), pids=(None, None, None)):
     library, *slots = pids
-    writers = {n: Writer(pid, (str(folder / f".vine-stdout-{n}"),)) for n, pid in enumerate(slots, 1)}
-    own = Writer(library, (f"{folder}.log",))
-    return LibraryDisk(str(folder), own, lambda: writers, lambda: limit, dict(copies)).look()
+    writers = {n: WritingProcess(pid, (str(folder / f".vine-stdout-{n}"),)) for n, pid in enumerate(slots, 1)}
+    own = WritingProcess(library, (f"{folder}.log",))
+    return LibraryDiskMonitor(str(folder), own, lambda: writers, lambda: limit, dict(copies)).measure_if_due()
 
 
 def write(path, mb):
@@ -35,25 +35,25 @@ def write(path, mb):
 def test_the_slot_that_has_written_most_is_told(folder):
     write(folder / ".vine" / "1" / "a", 4)
     write(folder / ".vine" / "2" / "b", 7)
-    assert look(folder) == TooMuch(2, 10, 11)
+    assert look(folder) == LibraryTooLarge(2, 10, 11)
     assert look(folder, limit=11) is None
     assert look(folder, limit=0) is None
 
 
 def test_what_slots_print_is_theirs(folder):
     write(folder / ".vine-stdout-1", 11)
-    assert look(folder) == TooMuch(1, 10, 11)
+    assert look(folder) == LibraryTooLarge(1, 10, 11)
 
 
 def test_what_is_nobodys_is_the_librarys(folder):
     write(folder / "table", 11)
-    assert look(folder) == TooMuch(None, 10, 11)
+    assert look(folder) == LibraryTooLarge(None, 10, 11)
 
 
 def test_what_the_library_prints_counts_together_with_what_slots_have_written(folder):
     write(folder.parent / "t1.log", 6)
     write(folder / ".vine" / "1" / "a", 5)
-    assert look(folder) == TooMuch(1, 10, 11)
+    assert look(folder) == LibraryTooLarge(1, 10, 11)
 
 
 def test_inputs_do_not_count(folder):
@@ -85,6 +85,6 @@ def test_files_without_a_name_count_once_for_the_first_that_has_opened_them(fold
     child = int(process.stdout.readline())
     try:
         pids = (process.pid, None, child) if opener == 0 else (None, None, process.pid)
-        assert look(folder, pids=pids) == TooMuch(opener or None, 10, 11)
+        assert look(folder, pids=pids) == LibraryTooLarge(opener or None, 10, 11)
     finally:
         process.communicate()

@@ -9,13 +9,13 @@ from vineworker.slot_protocol import Reply
 from vineworker.state import events as e
 from vineworker.state import instructions as i
 from vineworker.state import state_machine as w
-from vineworker.state.memory_results import LONG_S, MB, SHORT_S
+from vineworker.state.memory_results import MAX_GROUP_S, MAX_READERS_S, MB
 
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 
 LARGE = INLINE_LIMIT + 1
-QUICK_S = SHORT_S / 10
+QUICK_S = MAX_READERS_S / 10
 
 
 class Worker:
@@ -183,7 +183,7 @@ def test_what_a_slot_made_of_a_held_result_is_for_others_when_the_manager_knows_
     ids=["nobody reads it here", "one reader is not here", "one may take long", "one takes long"],
 )
 def test_what_is_not_worth_to_be_held_is_written_at_once(worker, others):
-    worker.learn("slow", 2 * SHORT_S)
+    worker.learn("slow", 2 * MAX_READERS_S)
     worker.feed(call(1, readers=2), *others)
     worker.hold(1)
     assert worker.out == [i.SpillResults(worker.slots[0], [1])]
@@ -229,9 +229,9 @@ def test_a_family_that_goes_on_and_on_ends(worker):
     worker.feed(*(call(n, *([f"r{n - 1}"] if n > 1 else []), readers=1) for n in range(1, 30)))
     task = 1
     while not worker.told(i.SpillResults):
-        worker.end(task, size=LARGE, held=True, wall_s=SHORT_S / 2)
+        worker.end(task, size=LARGE, held=True, wall_s=MAX_READERS_S / 2)
         task += 1
-    assert task <= 2 + 2 * LONG_S / SHORT_S
+    assert task <= 2 + 2 * MAX_GROUP_S / MAX_READERS_S
     worker.wrote(worker.slots[0], task - 1)
     assert worker.said() == [("TaskDone", n) for n in range(1, task)]
 

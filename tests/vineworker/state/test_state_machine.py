@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from vineworker.slot_protocol import Reply
+from vineworker.slot_protocol import MOST_IN_FLIGHT, Reply
 from vineworker.state import events as e
 from vineworker.state import instructions as i
 from vineworker.state import state_machine as w
+from vineworker.state.libraries import MAX_IDLE_EXITS
+from vineworker.state.objects import MAX_OBJECTS_PER_MESSAGE
 
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
@@ -284,7 +286,7 @@ def test_a_removed_library_takes_its_slots_and_calls_with_it(worker):
     assert worker.told(i.StopForkServer) == [i.StopForkServer("lib")]
     assert worker.state.idle
     assert not worker.state.slots
-    assert not worker.state._waiting
+    assert not worker.state.calls.waiting
     assert worker.die(1, 1) == [], "nobody is blamed for what was stopped"
     assert worker.feed(m.RemoveLibrary("lib")) == []
 
@@ -357,7 +359,7 @@ def test_short_calls_are_written_to_a_slot_ahead_of_need_but_not_without_bound(w
     worker.library()
     worker.feed(*(call(n) for n in range(1, 100)))
     worker.reply(1, 1, wall_s=0.00001)
-    assert len(worker.sent()) == w.MOST_IN_FLIGHT
+    assert len(worker.sent()) == MOST_IN_FLIGHT
 
 
 def test_a_call_that_may_be_long_is_put_behind_nothing(worker):
@@ -507,7 +509,7 @@ def test_no_call_that_may_be_long_is_fed_or_feeds(quick, which):
 
 
 def test_a_slot_is_fed_no_more_than_calls_may_be_in_flight(quick):
-    most = w.MOST_IN_FLIGHT
+    most = MOST_IN_FLIGHT
     quick.feed(*(call(n, f"r{n - 1}") if n > 1 else call(n) for n in range(1, 100)))
     slot = quick.sent()[0][0]
     assert len(quick.sent()) == most
@@ -639,7 +641,7 @@ def test_slots_that_die_before_they_do_anything_take_the_library_down(worker, bu
         assert died < 50
         worker.die(slot)
         slot += 1
-    assert died == w.MAX_IDLE_EXITS + 1
+    assert died == MAX_IDLE_EXITS + 1
     (failed,) = worker.said(m.LibraryFailed)
     assert (failed.name, failed.final) == ("lib", False)
     assert "signal 9" in failed.reason
@@ -675,7 +677,7 @@ def test_a_call_that_waits_for_an_input_is_dropped_without_a_trace(worker):
     assert worker.out == []
     worker.feed(*put("a", "b"))
     assert [task for _, task in worker.sent()] == [2]
-    assert not worker.state._waiting
+    assert not worker.state.calls.waiting
 
 
 def test_a_queued_call_that_was_cancelled_is_never_sent(worker):
@@ -903,7 +905,7 @@ def test_what_is_kept_is_not_unlinked_but_purged(worker):
 
 def test_what_went_before_it_was_kept_counts_as_gone(worker):
     worker.feed(*put("a"), m.RemoveObjects(["a"]), e.ObjectPersisted("a", ""))
-    assert worker.state.kept == {}
+    assert worker.state.persisted == {}
 
 
 def test_what_is_here_is_not_fetched(worker):
@@ -963,7 +965,7 @@ def test_what_was_forgotten_or_replaced_is_not_left(worker):
 
 
 def test_what_was_left_is_here_and_told_in_parts(worker):
-    names = [f"n{n}" for n in range(w.MAX_OBJECTS_PER_MESSAGE + 1)]
+    names = [f"n{n}" for n in range(MAX_OBJECTS_PER_MESSAGE + 1)]
     worker.feed(e.OrphansAdopted(names, [LARGE] * len(names), ["12"] * len(names)))
     first, second = worker.said(m.OrphanedObjects)
     assert first.names + second.names == names
@@ -974,7 +976,7 @@ def test_what_was_left_is_here_and_told_in_parts(worker):
 
 def test_a_slot_that_ends_after_an_answer_is_replaced_and_nobody_is_to_blame(worker):
     worker.library()
-    for task in range(1, 2 * w.MAX_IDLE_EXITS):
+    for task in range(1, 2 * MAX_IDLE_EXITS):
         worker.feed(call(task))
         worker.feed(call(1000 + task))
         slot = next(iter(worker.state.slots))

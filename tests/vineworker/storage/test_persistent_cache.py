@@ -11,7 +11,8 @@ import sys
 import threading
 
 import pytest
-from vineworker.storage.persistent_cache import FORMAT, PersistentCache, open_cache_directory
+from vineworker.storage.cache_directory import FORMAT, open_cache_directory
+from vineworker.storage.persistent_cache import PersistentCache
 
 from tests.harness.processes import until
 from vinecore.protocol.transfer import digests
@@ -349,7 +350,7 @@ def test_two_workers_have_folders_of_their_own_and_another_secret_has_others(tmp
 
 
 def test_the_lock_of_a_killed_worker_is_free(tmp_path):
-    script = f"import sys\nfrom vineworker.storage.persistent_cache import open_cache_directory\nhome = open_cache_directory({str(tmp_path)!r}, b'x')\nprint(home.folder, flush=True)\nsys.stdin.read()"
+    script = f"import sys\nfrom vineworker.storage.cache_directory import open_cache_directory\nhome = open_cache_directory({str(tmp_path)!r}, b'x')\nprint(home.folder, flush=True)\nsys.stdin.read()"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env

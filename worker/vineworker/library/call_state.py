@@ -28,8 +28,7 @@ import time
 import warnings
 from typing import Any, Callable, NamedTuple, Optional
 
-from vineworker.library import fork_state
-from vineworker.tasks import temporary
+from vineworker.machine import tmpdir
 
 RESERVED = 512
 """Descriptors of the slot itself are from here on, out of the way of those who close the first ones they find."""
@@ -47,7 +46,7 @@ LIMITS = tuple(
     for name in ("NOFILE", "AS", "CPU", "FSIZE", "STACK", "DATA", "CORE", "NPROC")
     if hasattr(resource, f"RLIMIT_{name}")
 )
-TEMPORARY = frozenset(map(str.encode, temporary.NAMES))
+TEMPORARY = frozenset(map(str.encode, tmpdir.VARIABLES))
 
 
 class Piece(NamedTuple):
@@ -109,7 +108,7 @@ def _put_environment_back(before: Any) -> None:
     if b"TZ" in changed:
         time.tzset()
     if not TEMPORARY.isdisjoint(changed):
-        fork_state.forget_temporary_folder()
+        tmpdir.forget_folder()
 
 
 _umask = os.umask

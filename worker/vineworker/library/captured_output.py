@@ -14,13 +14,10 @@ import warnings
 from typing import Any, Optional, TextIO
 
 from vineworker.library import call_state
+from vineworker.tasks.output_files import read_output_tail
 
-MOST_BYTES = 64 * 1024
-"""The end of what one call has written that is told."""
 MOST_WARNINGS = 20
 MOST_OF_A_WARNING = 2000
-ERRORS = ".vine-stderr"
-"""Name of the file, in the folder of a task, that takes its standard error."""
 _lseek = os.lseek
 
 
@@ -68,30 +65,6 @@ def flush() -> None:
             pass
 
 
-def read_end(descriptor: int, size: int, most: int = MOST_BYTES) -> str:
-    """Read the end of an open file, and say how much was before that."""
-    text = os.pread(descriptor, most, max(0, size - most)).decode(errors="replace")
-    return text if size <= most else f"[{size - most} bytes before this are left out]\n{text}"
-
-
-def take_files(output: str, errors: str) -> dict[str, str]:
-    """Read what a task that is over has written, nothing of what is empty, and remove what is in its folder."""
-    said = {}
-    for name, path in (("output", output), ("errors", errors)):
-        try:
-            if os.stat(path).st_size:  # mostly there is nothing
-                with open(path, "rb") as file:
-                    if size := file.seek(0, os.SEEK_END):
-                        said[name] = read_end(file.fileno(), size)
-        except FileNotFoundError:
-            pass
-    try:
-        os.unlink(errors)
-    except FileNotFoundError:
-        pass
-    return said
-
-
 class CapturedOutput:
     """What the calls of a process write to its standard output and error, which are files of its own."""
 
@@ -109,7 +82,7 @@ class CapturedOutput:
         for name, descriptor in (("output", self._output), ("errors", self._errors)):
             size = _lseek(descriptor, 0, os.SEEK_END)
             if size:
-                info[name] = read_end(descriptor, size)
+                info[name] = read_output_tail(descriptor, size)
                 os.ftruncate(descriptor, 0)
 
 

@@ -39,13 +39,12 @@ from vineworker.library import (
     fresh_imports,
     interrupts,
     slot,
-    startup_watch,
+    startup_watchdog,
     use_recorder,
 )
 from vineworker.library.captured_output import CapturedOutput
 from vineworker.library.program_folder import add_imports
-from vineworker.machine import descendants
-from vineworker.tasks import temporary
+from vineworker.machine import descendants, tmpdir
 
 
 class ForkServer:
@@ -99,7 +98,7 @@ class ForkServer:
                 if name not in sys.modules and name not in self._attempted_imports
             ]
             if new:
-                with startup_watch.watched(self._stack):
+                with startup_watchdog.watched(self._stack):
                     self._preload(new)
             if fresh_imports.compile_sources(request["sources"]):
                 _settle()
@@ -125,7 +124,7 @@ class ForkServer:
             self._send({"failed": f"{text}, or use an environment that has it", "final": True})
             return
         try:
-            with startup_watch.watched(self._stack):
+            with startup_watchdog.watched(self._stack):
                 if request["setup"]:
                     self._begins("it loaded its functions")
                     self._load(values.load_file(request["setup"]))
@@ -206,7 +205,7 @@ class ForkServer:
             _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
             interrupts.listen()
             if request["temporary"]:
-                temporary.enter(request["temporary"])
+                tmpdir.use_folder(request["temporary"])
             if self._slot_context is not None and not self._has_context():
                 return
             self._control.close()
@@ -221,7 +220,7 @@ class ForkServer:
     def _has_context(self) -> bool:
         """Build what each slot has of its own. What that raises ends the library, as it would before the fork."""
         try:
-            with startup_watch.watched(self._stack):
+            with startup_watchdog.watched(self._stack):
                 build_context(self._slot_context, self._functions)
         except BaseException as error:  # noqa: BLE001 - whatever the user's function raises is told, not lost
             self._fail(error)

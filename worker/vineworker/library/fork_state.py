@@ -117,10 +117,3 @@ def _forget_half_a_pair(state: Any) -> None:
     known = state.get_state(legacy=False)
     if known.get("has_gauss"):
         state.set_state({**known, "has_gauss": 0, "gauss": 0.0})
-
-
-def forget_temporary_folder() -> None:
-    """Have `tempfile` look for its folder again, where what this was forked from has asked for it under other variables."""
-    known: Any = sys.modules.get("tempfile")
-    if known is not None:
-        known.tempdir = None

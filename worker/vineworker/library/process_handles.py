@@ -21,15 +21,17 @@ from vinecore.protocol import import_paths
 from vinecore.protocol.channel import MessageChannel
 from vinecore.protocol.trees import remove_tree
 from vineworker import zipapp_builder
-from vineworker.library import startup_watch
-from vineworker.machine.library_disk import LibraryDisk, Writer
+from vineworker.library import startup_watchdog
+from vineworker.machine import tmpdir
+from vineworker.machine.library_disk import LibraryDiskMonitor, WritingProcess
 from vineworker.machine.process_reaper import ProcessReaper
+from vineworker.machine.tmpdir import TMPDIR_NAME
 from vineworker.slot_protocol import FROM_SLOT, PROGRESS
 from vineworker.state import events as e
 from vineworker.state import instructions as i
 from vineworker.storage.cache import Cache
-from vineworker.tasks import logs, temporary
-from vineworker.tasks.sandbox import TMPDIR_NAME, read_log_tail
+from vineworker.tasks import logs
+from vineworker.tasks.sandbox import read_log_tail
 
 log = logging.getLogger("vine_worker")
 
@@ -90,7 +92,7 @@ class ForkServerProcess:
         self.slots: dict[int, SlotProcess] = {}
         options = start.library.options if start.library else {}
         # where slots have their temporary folders, unless the library's user has said where
-        own = temporary.NAMES[0] in options.get("env", {})
+        own = tmpdir.VARIABLES[0] in options.get("env", {})
         self.temporary = "" if own else os.path.join(short, TMPDIR_NAME)
         setup = cache.path(start.library.setup) if start.library else ""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -132,7 +134,7 @@ class ForkServerProcess:
         if self.ended:
             return
         logs.shorten(self.log)
-        if (where := startup_watch.take(self.folder + ".stack")) is not None:
+        if (where := startup_watchdog.take(self.folder + ".stack")) is not None:
             self._happened(e.HostSlow(self.name, where))
         for slot in self.slots.values():
             if not slot.single:
@@ -174,17 +176,19 @@ class ForkServerProcess:
                 self._close_descriptors()
         self._loop.remove_writer(self._control)
 
-    def disk(self, limit: Callable[[], int], copies: dict[int, int]) -> LibraryDisk:
+    def disk(self, limit: Callable[[], int], copies: dict[int, int]) -> LibraryDiskMonitor:
         """What looks how much of the disk this takes; may be used in any thread."""
 
-        def slots() -> dict[int, Writer]:
+        def slots() -> dict[int, WritingProcess]:
             return {
-                number: Writer(slot.writer, (slot.log, slot.errors))
+                number: WritingProcess(slot.writer, (slot.log, slot.errors))
                 for number, slot in list(self.slots.items())
             }
 
-        own = Writer(self.process.pid, tuple(self.folder + suffix for suffix in (".log", ".error", ".stack")))
-        return LibraryDisk(self.folder, own, slots, limit, copies)
+        own = WritingProcess(
+            self.process.pid, tuple(self.folder + suffix for suffix in (".log", ".error", ".stack"))
+        )
+        return LibraryDiskMonitor(self.folder, own, slots, limit, copies)
 
     def _close_descriptors(self) -> None:
         for descriptor in self._unsent.popleft()[1]:
@@ -500,7 +504,7 @@ def environment_prefix(environment: str, cache: Cache) -> list[str]:
 def _variables(environment: str, folder: str, short: str, options: dict[str, Any]) -> dict[str, str]:
     variables = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
     os.makedirs(os.path.join(folder, TMPDIR_NAME), exist_ok=True)
-    variables.update(dict.fromkeys(temporary.NAMES, os.path.join(short, TMPDIR_NAME)))
+    variables.update(dict.fromkeys(tmpdir.VARIABLES, os.path.join(short, TMPDIR_NAME)))
     variables = import_paths.lend_python_path(_import_path(environment, folder), variables)
     variables["VINE_SANDBOX"] = folder
     cores = str(max(1, int(options["cores"]))) if options.get("cores") else ""

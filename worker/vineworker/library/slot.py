@@ -40,7 +40,7 @@ from vineworker.library import (
 from vineworker.library.call_state import CallState
 from vineworker.library.captured_output import CapturedOutput
 from vineworker.library.program_folder import StartingFolder
-from vineworker.machine import descendants
+from vineworker.machine import descendants, tmpdir
 from vineworker.slot_protocol import (
     MOST_IN_FLIGHT,
     PROGRESS,
@@ -52,7 +52,6 @@ from vineworker.slot_protocol import (
     Reply,
     SpillResults,
 )
-from vineworker.tasks import temporary
 
 REPLY_BATCH_S = 0.001
 RUNNING = struct.Struct(">q")  # the first part of `PROGRESS`
@@ -236,7 +235,7 @@ class Slot:
                 descendants.adopt()
                 fork_state.renew()
                 if self._temporary:
-                    temporary.enter(self._temporary)
+                    tmpdir.use_folder(self._temporary)
                 reply = self.run(call)
                 descendants.end_all()
                 with os.fdopen(write, "wb") as pipe:
@@ -253,7 +252,7 @@ class Slot:
         _pid, status, _usage = os.wait4(pid, 0)
         descendants.end_all(known)
         if self._temporary:
-            temporary.remove(self._temporary)
+            tmpdir.remove_folder(self._temporary)
         if answer is not None:
             return answer
         return Reply(
@@ -432,8 +431,8 @@ def set_variables(variables: dict[str, Union[str, None]]) -> None:
             os.environ[name] = value
     if "TZ" in variables:
         time.tzset()
-    if not set(temporary.NAMES).isdisjoint(variables):
-        fork_state.forget_temporary_folder()
+    if not set(tmpdir.VARIABLES).isdisjoint(variables):
+        tmpdir.forget_folder()
 
 
 def describe_status(status: int) -> str:

@@ -55,7 +55,7 @@ OWN_VARIABLES = frozenset(
 )
 """Variables that say where things are, which counts when they are used, or that are set for every task; and those of Python itself."""
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-QUIET = ("tempfile", "vineworker.library.fork_state")
+QUIET = ("tempfile", "vineworker.machine.tmpdir")
 """Modules that ask for entropy and make no results of it."""
 UNTOUCHED = (623, 624)
 """Positions of NumPy's shared generator when it has been seeded, by the system or with a number."""

@@ -22,20 +22,20 @@ from vineworker.machine.resource_monitor import (
     find_nameless,
     used_bytes,
 )
-from vineworker.tasks.sandbox import TMPDIR_NAME
+from vineworker.machine.tmpdir import TMPDIR_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class Writer(NamedTuple):
+class WritingProcess(NamedTuple):
     """A process of a library that writes: the number of the process if it is known, and the files that take what it prints."""
 
     pid: Optional[int]
     logs: tuple[str, ...]
 
 
-class TooMuch(NamedTuple):
+class LibraryTooLarge(NamedTuple):
     """A library that takes more of the disk than it may; ``slot`` has written most of it, None: what is in the folder that all of them share is too much."""
 
     slot: Optional[int]
@@ -43,7 +43,7 @@ class TooMuch(NamedTuple):
     peak_mb: int
 
 
-class LibraryDisk:
+class LibraryDiskMonitor:
     """Looks how much of the disk a library takes.
 
     Parameters
@@ -65,8 +65,8 @@ class LibraryDisk:
     def __init__(
         self,
         folder: str,
-        library: Writer,
-        slots: Callable[[], Mapping[int, Writer]],
+        library: WritingProcess,
+        slots: Callable[[], Mapping[int, WritingProcess]],
         limit: Callable[[], int],
         copies: Mapping[int, int],
         clock: Callable[[], float] = time.monotonic,
@@ -76,7 +76,7 @@ class LibraryDisk:
         self._copies, self._spacing = copies, Spacing(clock, cpu_clock)
         self._temporary = os.path.join(folder, TMPDIR_NAME)
 
-    def look(self) -> Optional[TooMuch]:
+    def measure_if_due(self) -> Optional[LibraryTooLarge]:
         """Add everything up, if there is a limit and it is time; tell if it is too much."""
         limit = self._limit()
         if not limit or not self._spacing.due(MAX_CPU_FRACTION, DISK_PERIOD_S):
@@ -87,20 +87,22 @@ class LibraryDisk:
         if total <= limit * MB:
             return None
         alone = shared > limit * MB or not any(own.values())
-        return TooMuch(None if alone else max(own, key=own.__getitem__), limit, -(-total // MB))
+        return LibraryTooLarge(None if alone else max(own, key=own.__getitem__), limit, -(-total // MB))
 
-    def _add_up(self, slots: dict[int, Writer]) -> tuple[int, dict[int, int]]:
+    def _add_up(self, slots: dict[int, WritingProcess]) -> tuple[int, dict[int, int]]:
         """Bytes of what all slots share, and of each slot."""
         place = self._folder
         # also those of slots that have ended, which are just being removed
-        folders = {os.path.join(self._temporary, name) for name in _names(self._temporary) if name.isdigit()}
+        folders = {
+            os.path.join(self._temporary, name) for name in _file_names(self._temporary) if name.isdigit()
+        }
         left_out = folders.union(*(writer.logs for writer in slots.values()))
-        nameless = find_nameless(_known(self._library), place)
+        nameless = find_nameless(_pids(self._library), place)
         shared = used_bytes(place, copies=self._copies, left_out=left_out)
         shared += sum(map(file_size, self._library.logs)) + sum(nameless.values())
         own = {}
         for number, writer in slots.items():
-            files = find_nameless(families(_known(writer)), place)
+            files = find_nameless(families(_pids(writer)), place)
             own[number] = (
                 used_bytes(os.path.join(self._temporary, str(number)))
                 + sum(map(file_size, writer.logs))
@@ -110,11 +112,11 @@ class LibraryDisk:
         return shared, own
 
 
-def _known(writer: Writer) -> list[int]:
+def _pids(writer: WritingProcess) -> list[int]:
     return [] if writer.pid is None else [writer.pid]
 
 
-def _names(folder: str) -> list[str]:
+def _file_names(folder: str) -> list[str]:
     try:
         return os.listdir(folder)
     except OSError:

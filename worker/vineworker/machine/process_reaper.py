@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vineworker.machine import descendants
-from vineworker.tasks.arguments import TooLong, explain
+from vineworker.machine.argument_limits import TooLong, explain
 
 MARK = "VINE_WORKER"
 """The variable; its value is the worker's folder."""

@@ -1,91 +1,103 @@
 """Results that stay in the memory of the slot that made them, for calls that read them there.
 
-An analysis often makes an array that a few short calls read, which make arrays that a few more read, and nothing but a small histogram at the end. To
-write each of these to a file, and to compute its digest, takes as long as some of the calls. So a slot holds a large result if all that
-will read it is here, short, and may run in the same slot; that is its *family*. Vocabulary:
+An analysis often makes an array that a few short calls read, which make arrays that a few more
+read, and nothing but a small histogram at the end. To write each of these to a file, and to compute
+its digest, takes as long as some of the calls. So a slot *holds* a large result in its memory, and
+in no file, if all calls that will read it are here, are short, and may run in the same slot. These
+calls are a *memory group*: the calls that have ended in the slot since it began to hold something,
+and the calls that have all they read because of the results.
 
-held
-    a result that is in the memory of a slot, and in no file
-family
-    of a slot: the calls that have ended there since it began to hold something, what they made, and the calls that have all they read
-    because of these
-untold
-    a call of a family that has ended, and the manager has not been told: it is told of all of them together, when each held result has been read
-    by all who will, or written, so that it never believes in an object that somebody may need and nobody can fetch
+A slot with a group runs nothing else. The manager is told of all calls of a group together, when
+each held result has been read by all its readers, or has been written: so it never believes in an
+object that a task may need and nothing can fetch. When no call of the group can run, or it has
+taken long, the results that have not been read by all are written, which takes a moment, and the
+group is over. Results that a slot holds are lost with the slot: then the calls of its group run
+again.
 
-A slot with a family runs nothing else. When none of the family can run, or it has taken long, what has not been read by all is written, which takes a
-moment, and the family is over. What a slot held is lost with the slot: then the calls of its family run again.
-
-spent
-    a result that was held, and read by all who would, so that it is nowhere any more, though the manager has been told that it was made. Mostly it forgets it
-    at once. But if something else was lost meanwhile, a call that has to run again may need it: then it is told that it is lost
+A held result that all its readers have read is *consumed*; see
+`vineworker.state.objects.ObjectTable`.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import Any, Protocol
 
-from vineworker.state import instructions as i
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from vineworker.slot_protocol import Reply
-    from vineworker.state.state_machine import Slot, Task, WorkerStateMachine
+from vinecore.protocol import messages
+from vineworker.slot_protocol import Reply
+from vineworker.state import instructions
+from vineworker.state.records import CompletedCall, ForkServer, MemoryGroup, Slot, Task
 
 MB = 1024 * 1024
-MOST_HELD = 256 * MB  # in a slot
-HELD_MEMORY_DIVISOR = 10  # of a slot's memory no more than one part of so many
-MAX_RESULT_DIVISOR = 8  # of that, for one result: who reads it has a copy
-SHORT_S = 0.25  # all calls together that read a held result: for so long other slots may have nothing to do
-LONG_S = 1.0  # all calls of a family: what the manager is not told, and is lost with the slot
+MAX_HELD_BYTES = 256 * MB
+"""In one slot."""
+HELD_MEMORY_DIVISOR = 10
+"""Of the memory of a slot, held results take no more than one part of so many."""
+MAX_RESULT_DIVISOR = 8
+"""Of that, one result takes no more than one part of so many: each reader has a copy."""
+MAX_READERS_S = 0.25
+"""Of all calls together that read a held result: so long other slots may have nothing to do."""
+MAX_GROUP_S = 1.0
+"""Of all calls of a group: the manager is not told of them, and they are lost with the slot."""
 
 
-class CompletedCall:
-    """A call of a family that has ended.
+class CallQueue(Protocol):
+    """What holding results needs of the scheduler of calls."""
 
-    Attributes
-    ----------
-    held, writing : bool
-        Whether only its slot has what it has made, and whether that is being written.
-    unread : int
-        How many calls will still read it, if it is held.
-    """
+    tasks: dict[int, Task]
 
-    __slots__ = ("held", "remaining_readers", "reply", "task", "writing")
+    def send_call(self, slot: Slot, task: Task) -> None:
+        """Have a slot run a call."""
 
-    def __init__(self, task: Task, reply: Reply, *, held: bool) -> None:
-        self.task, self.reply, self.held = task, reply, held
-        self.remaining_readers = int(task.run.options.get("readers", 0))
-        self.writing = False
+    def queue_first(self, host: ForkServer, tasks: Iterable[Task]) -> None:
+        """Have tasks go before all others, in this order."""
 
+    def waiting_for(self, name: str) -> list[Task]:
+        """Return the tasks that lack an object."""
 
-class MemoryGroup:
-    """What belongs together in a slot."""
+    def missing_inputs(self, task: Task) -> list[str]:
+        """Return what a task reads and is not here."""
 
-    def __init__(self) -> None:
-        self.unreported: list[CompletedCall] = []  # in the order of their ends
-        self.wall_s = 0.0  # of these together
-        self.results: dict[str, CompletedCall] = {}  # what these have made
-        self.ready: deque[Task] = deque()  # have all they read because of these
+    def stop_waiting(self, task: Task) -> None:
+        """Have a task wait for no object any more."""
+
+    def store_result(self, run: messages.RunTask, reply: Reply) -> None:
+        """Store a result where readers look for it."""
+
+    def publish_result(self, run: messages.RunTask, reply: Reply) -> None:
+        """Enter a stored result as an object that tasks can read."""
+
+    def discard(self, run: messages.RunTask) -> None:
+        """Delete a stored result that is not needed."""
+
+    def report_finished(self, run: messages.RunTask, reply: Reply) -> None:
+        """Tell the manager how a call has ended."""
+
+    def report_lost(self, names: list[str]) -> None:
+        """Tell the manager that objects are lost."""
 
 
 class InMemoryResults:
-    """Decides what slots hold. A part of the worker's mind.
+    """Decides what slots hold in memory.
 
     Parameters
     ----------
-    state
-        The mind.
+    out
+        Takes instructions.
+    queue
+        The calls of this worker.
+    consumed
+        See `vineworker.state.objects.ObjectTable`.
     """
 
-    def __init__(self, state: WorkerStateMachine) -> None:
-        self._state = state
-        self._spent: set[str] = set()
+    def __init__(self, out: list[Any], queue: CallQueue, consumed: set[str]) -> None:
+        self._out, self._queue, self._consumed = out, queue, consumed
 
     def hold_limits(self, slot: Slot, task: Task) -> tuple[int, int] | None:
-        """How many bytes a slot may hold, with what a call makes, and how many that may be; None if it is not to be held even for a moment."""
+        """Return limits for holding the result of a call in its slot; None if it is not to be held.
+
+        The first is for all that the slot holds, in bytes, the second for the result.
+        """
         library = slot.host.library
         if (
             not task.run.options.get("readers")
@@ -96,153 +108,161 @@ class InMemoryResults:
         ):
             return None
         memory = int(library.options.get("memory") or 0) * MB // max(library.slots, 1)
-        room = min(MOST_HELD, memory // HELD_MEMORY_DIVISOR)
+        room = min(MAX_HELD_BYTES, memory // HELD_MEMORY_DIVISOR)
         return room, room // MAX_RESULT_DIVISOR
 
     def held_inputs(self, slot: Slot, task: Task) -> list[tuple[str, int]]:
-        """Which inputs of a call its slot holds, and which calls have made them."""
+        """Return the inputs of a call that its slot holds, with the tasks that have made them."""
         if slot.memory_group is None:
             return []
         found = [(name, slot.memory_group.results.get(name)) for name in task.run.inputs]
-        return [(name, ended.task.run.task) for name, ended in found if ended is not None and ended.held]
+        return [
+            (name, completed.task.run.task)
+            for name, completed in found
+            if completed is not None and completed.held
+        ]
 
     def on_call_finished(self, slot: Slot, task: Task, reply: Reply) -> bool:
-        """Take a call that has ended into the family of its slot, if it belongs to one."""
-        family, held = slot.memory_group, bool(reply.info.pop("held", False))
-        if self._state.tasks.get(reply.task) is not task:  # it was cancelled
+        """Take a call that has ended into the group of its slot; return whether it belongs to one."""
+        group, held = slot.memory_group, bool(reply.info.pop("held", False))
+        if self._queue.tasks.get(reply.task) is not task:  # it was cancelled
             if held:
-                self._state.emit(i.DropHeldResults(slot.id, [reply.task]))
+                self._out.append(instructions.DropHeldResults(slot.id, [reply.task]))
             return held
-        if family is None:
+        if group is None:
             if not held:
                 return False
-            family = slot.memory_group = MemoryGroup()
-        ended = CompletedCall(task, reply, held=held)
-        family.unreported.append(ended)
-        family.wall_s += reply.wall_s
+            group = slot.memory_group = MemoryGroup()
+        completed = CompletedCall(task, reply, held=held)
+        group.unreported.append(completed)
+        group.wall_s += reply.wall_s
         if reply.kind == "done":
-            self._count_read(slot, family, task)
+            self._count_read(slot, group, task)
             if not held:
-                self._state.store_result(task.run, reply)
-            family.results[task.run.result] = ended
-            if not held or self._worth_holding(slot, ended):
-                self._queue_ready_readers(slot, family, task.run.result)
+                self._queue.store_result(task.run, reply)
+            group.results[task.run.result] = completed
+            if not held or self._worth_holding(slot, completed):
+                self._queue_ready_readers(slot, group, task.run.result)
         return True
 
-    def _count_read(self, slot: Slot, family: MemoryGroup, reader: Task) -> None:
-        """Somebody has read what is held; a slot forgets what all have read."""
+    def _count_read(self, slot: Slot, group: MemoryGroup, reader: Task) -> None:
+        """Count a reader of held results; have the slot drop those that all readers have read."""
         for name in dict.fromkeys(reader.run.inputs):
-            ended = family.results.get(name)
-            if ended is not None and ended.held:
-                ended.remaining_readers -= 1
-                if ended.remaining_readers <= 0:
-                    self._state.emit(i.DropHeldResults(slot.id, [ended.task.run.task]))
+            completed = group.results.get(name)
+            if completed is not None and completed.held:
+                completed.remaining_readers -= 1
+                if completed.remaining_readers <= 0:
+                    self._out.append(instructions.DropHeldResults(slot.id, [completed.task.run.task]))
 
-    def _worth_holding(self, slot: Slot, ended: CompletedCall) -> bool:
-        """Whether all that will read a result is here, and takes a moment only."""
-        readers = self._state.waiting_for(ended.task.run.result)
+    def _worth_holding(self, slot: Slot, completed: CompletedCall) -> bool:
+        """Return whether all readers of a result are here, and take a moment only."""
+        readers = self._queue.waiting_for(completed.task.run.result)
         walls = slot.host.mean_duration_s
-        family = slot.memory_group
-        assert family is not None
+        group = slot.memory_group
+        assert group is not None
         return (
-            len(readers) == ended.remaining_readers
-            and family.wall_s < LONG_S
+            len(readers) == completed.remaining_readers
+            and group.wall_s < MAX_GROUP_S
             and all(r.run.library == slot.host.name and r.slot is None for r in readers)
-            and sum(walls.get(r.run.function, SHORT_S + 1) for r in readers) <= SHORT_S
+            and sum(walls.get(r.run.function, MAX_READERS_S + 1) for r in readers) <= MAX_READERS_S
         )
 
-    def _queue_ready_readers(self, slot: Slot, family: MemoryGroup, name: str) -> None:
-        """Queue who has all it reads, now that there is one more result."""
-        for task in self._state.waiting_for(name):
-            lacking = self._state.missing_inputs(task)
+    def _queue_ready_readers(self, slot: Slot, group: MemoryGroup, name: str) -> None:
+        """Queue the tasks that have all they read, now that there is one more result."""
+        for task in self._queue.waiting_for(name):
+            missing = self._queue.missing_inputs(task)
             if (
                 task.run.library == slot.host.name
                 and task.slot is None
-                and all(n in family.results for n in lacking)
+                and all(n in group.results for n in missing)
             ):
-                self._state.stop_waiting(task)
+                self._queue.stop_waiting(task)
                 task.missing = 0
-                family.ready.append(task)
+                group.ready.append(task)
 
     def advance(self, slot: Slot) -> None:
-        """Go on with the family of a slot, or end it."""
-        family = slot.memory_group
-        if family is None or slot.killed or slot.in_flight:
+        """Run the next call of the group of a slot, or end the group.
+
+        Where no call of the group can run, results that have not been read by all are written; the
+        group ends when that is done.
+        """
+        group = slot.memory_group
+        if group is None or slot.killed or slot.in_flight:
             return
-        needed = [ended for ended in family.unreported if ended.held and ended.remaining_readers > 0]
-        while needed and family.ready:
-            task = family.ready.popleft()
-            if self._state.tasks.get(task.run.task) is task:
+        needed = [
+            completed for completed in group.unreported if completed.held and completed.remaining_readers > 0
+        ]
+        while needed and group.ready:
+            task = group.ready.popleft()
+            if self._queue.tasks.get(task.run.task) is task:
                 slot.all_short = False
-                self._state.send_call(slot, task)
+                self._queue.send_call(slot, task)
                 return
         if not needed:
             slot.memory_group = None
-            for ended in family.unreported:
-                self._report(ended)
+            for completed in group.unreported:
+                self._report(completed)
             self.report_consumed(
                 [
-                    ended.task.run.result
-                    for ended in family.unreported
-                    if self._state.waiting_for(ended.task.run.result)
+                    completed.task.run.result
+                    for completed in group.unreported
+                    if self._queue.waiting_for(completed.task.run.result)
                 ]
             )
-            self._state.queue_first(slot.host, family.ready)
+            self._queue.queue_first(slot.host, group.ready)
             return
-        unasked = [ended for ended in needed if not ended.writing]
-        for ended in unasked:
-            ended.writing = True
-        if unasked:
-            self._state.emit(i.SpillResults(slot.id, [ended.task.run.task for ended in unasked]))
+        unwritten = [completed for completed in needed if not completed.writing]
+        for completed in unwritten:
+            completed.writing = True
+        if unwritten:
+            self._out.append(
+                instructions.SpillResults(slot.id, [completed.task.run.task for completed in unwritten])
+            )
 
-    def _report(self, ended: CompletedCall) -> None:
-        state, run, reply = self._state, ended.task.run, ended.reply
-        there = reply.kind == "done" and not ended.held
-        if state.tasks.get(run.task) is not ended.task:  # it was cancelled
+    def _report(self, completed: CompletedCall) -> None:
+        """Report a call whose group is over."""
+        queue, run, reply = self._queue, completed.task.run, completed.reply
+        there = reply.kind == "done" and not completed.held
+        if queue.tasks.get(run.task) is not completed.task:  # it was cancelled
             if there:
-                state.discard(run)
+                queue.discard(run)
             return
-        del state.tasks[run.task]
+        del queue.tasks[run.task]
         if there:
-            state.publish_result(run, reply)
+            queue.publish_result(run, reply)
         elif reply.kind == "done":
-            self._spent.add(run.result)
-        state.report_finished(run, reply)
+            self._consumed.add(run.result)
+        queue.report_finished(run, reply)
 
     def report_consumed(self, names: Iterable[str]) -> None:
-        """Somebody waits for these: the manager has to know which of them will not come."""
-        spent = [name for name in names if name in self._spent]
-        if spent:
-            self.forget(spent)
-            self._state.report_lost(spent)
-
-    def forget(self, names: Iterable[str]) -> None:
-        """The manager does not think any more that these are here, or they are."""
-        if self._spent:
-            self._spent.difference_update(names)
+        """Report which of these objects, which tasks wait for, will not come."""
+        consumed = [name for name in names if name in self._consumed]
+        if consumed:
+            self._consumed.difference_update(consumed)
+            self._queue.report_lost(consumed)
 
     def on_spilled(self, slot: Slot, reply: Reply) -> bool:
-        """A slot has written what it held, or could not; whether it was asked to."""
-        family = slot.memory_group
-        for ended in family.unreported if family is not None else ():
-            if ended.task.run.task == reply.task and ended.writing:
+        """Note that a slot has written a held result, or could not; return whether it was asked to."""
+        group = slot.memory_group
+        for completed in group.unreported if group is not None else ():
+            if completed.task.run.task == reply.task and completed.writing:
                 break
         else:
             return False
-        ended.held = ended.writing = False
+        completed.held = completed.writing = False
         if reply.kind == "wrote":
-            ended.reply.info["digest"] = reply.info.get("digest", "")
-            self._state.store_result(ended.task.run, ended.reply)
-        else:  # and so it has failed
-            ended.reply = reply
+            completed.reply.info["digest"] = reply.info.get("digest", "")
+            self._queue.store_result(completed.task.run, completed.reply)
+        else:  # the call has failed
+            completed.reply = reply
         return True
 
     def on_slot_lost(self, slot: Slot) -> list[Task]:
-        """A slot has died, or is to: give the calls that have to begin anew, in their order."""
-        family, slot.memory_group = slot.memory_group, None
-        if family is None:
+        """Return the calls that have to run again, in their order, because a slot exits."""
+        group, slot.memory_group = slot.memory_group, None
+        if group is None:
             return []
-        for ended in family.unreported:
-            if ended.reply.kind == "done" and not ended.held:
-                self._state.discard(ended.task.run)
-        return [*(ended.task for ended in family.unreported), *family.ready]
+        for completed in group.unreported:
+            if completed.reply.kind == "done" and not completed.held:
+                self._queue.discard(completed.task.run)
+        return [*(completed.task for completed in group.unreported), *group.ready]

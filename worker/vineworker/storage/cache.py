@@ -20,7 +20,7 @@ from urllib.parse import quote
 from vinecore.protocol import INLINE_LIMIT, trees
 from vinecore.protocol.transfer import digests
 from vinecore.protocol.trees import remove_tree
-from vineworker.storage.object_stamps import Changed, Looks
+from vineworker.storage.file_stamps import Changed, Looks
 
 log = logging.getLogger("vine_worker")
 

@@ -1,59 +1,47 @@
 """Objects that outlive the manager they came for.
 
-Those of level ``worker`` stay until this worker ends. Those of level ``forever`` stay for the next worker that has the same workspace and
-the same secret, in a folder that no other worker uses meanwhile::
+Those of level ``worker`` stay until this worker ends. Those of level ``forever`` stay for the next
+worker that has the same workspace and the same secret; see `vineworker.storage.cache_directory`.
 
-    DIR/vine-kept/<hash of the secret>-<number>/lock
-                                               /objects/<name>     a file or a directory
-                                               /records/<name>     JSON: name, size, digest, ...
-                                               /incoming/<number>  incomplete
-
-An object comes to its place by a rename, and after it its record by another: what has no record is removed by the next worker. What has
-one is compared with it, content and all, before anybody hears of it. A kept object shares its blocks with the one in the cache of a
-session, as a hard link. All slow work is done in one thread.
+An object comes to its place by a rename, and after it its record by another: objects without a
+record are removed by the next worker. An object with one is compared with it, content and all,
+before it is reported. A persisted object shares its blocks with the one in the cache of a session,
+as a hard link. All slow work is done in one thread.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import hmac
 import json
 import logging
 import os
 import queue
 import re
-import shutil
 import stat
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Collection
 from functools import partial
 from typing import Any, Callable, NamedTuple, Optional
 
 from vinecore.protocol import trees
-from vinecore.protocol.transfer import digests
 from vinecore.protocol.transfer.types import Content
 from vinecore.protocol.trees import remove_tree
 from vineworker.storage.cache import file_name
+from vineworker.storage.cache_directory import (
+    CacheDirectory,
+    OtherFormatError,
+    link_object,
+    make_record,
+    mark_used,
+    read_record,
+)
 
 log = logging.getLogger("vine_worker")
 
-MAX_CACHE_DIRECTORIES = 64
-"""Workers that share one workspace and keep something in it."""
-MOST_WAITING = 10_000
-MOST_RECORD = 1 << 16
-FORMAT = 2
-"""Of records; it changes when the same name stands for something else, and what has another one is removed."""
+MAX_PENDING = 10_000
 CLOSE_S = 20.0
-CHUNK = 1 << 20
 BY_CONTENT = re.compile(r"(?:file|buffer|object)-([0-9a-f]{40})(?:-[0-7]{3})?")
 """Names that are digests of what they name."""
-
-
-class OtherFormat(ValueError):
-    """The record was written by another version."""
 
 
 class PersistedObject(NamedTuple):
@@ -71,57 +59,6 @@ Guard = Callable[[str, Callable[[], None]], None]
 Listener = Callable[[str, Optional[PersistedObject]], None]
 """Called with "found" (an old one is as it was), "kept" (a new one is kept), "full" (others have to go), or, without one, "all" (there are
 no more old ones), in any thread."""
-
-
-class CacheDirectory:
-    """A folder that is this worker's alone, and in which another one may find what it has left.
-
-    Parameters
-    ----------
-    folder
-        Where objects, records and what is incomplete are.
-    lock
-        An open file whose lock is held as long as the process lives.
-    """
-
-    def __init__(self, folder: str, lock: int) -> None:
-        self.folder, self._lock = folder, lock
-
-    def close(self) -> None:
-        """Let another worker have it."""
-        os.close(self._lock)
-
-
-def open_cache_directory(workspace: str, secret: bytes) -> Optional[CacheDirectory]:
-    """Find a folder for what is kept forever that no other worker uses now; None, and a line in the log, if there is none."""
-    top = os.path.join(workspace, "vine-kept")
-    owner = hmac.new(secret, b"vine-kept", hashlib.sha256).hexdigest()[:20]
-    try:
-        os.makedirs(top, mode=0o700, exist_ok=True)
-        about = os.lstat(top)
-        if about.st_uid != os.geteuid() or not stat.S_ISDIR(about.st_mode):
-            log.warning(
-                "nothing will be kept: %s is not a folder of this user; choose another --workspace", top
-            )
-            return None
-        os.chmod(top, 0o700)
-        for number in range(1, MAX_CACHE_DIRECTORIES + 1):
-            folder = os.path.join(top, f"{owner}-{number}")
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                os.close(lock)
-                if not isinstance(error, BlockingIOError):
-                    raise
-                log.info("another worker uses %s now; looking for a folder beside it", folder)
-            else:
-                return CacheDirectory(folder, lock)
-        log.warning("nothing will be kept: %d workers use %s already", MAX_CACHE_DIRECTORIES, top)
-    except OSError as error:
-        log.warning("nothing will be kept: %s cannot be used: %s", top, error)
-    return None
 
 
 class PersistentCache:
@@ -156,13 +93,13 @@ class PersistentCache:
     # ---- for the session
 
     def subscribe(self, listener: Listener) -> tuple[list[PersistedObject], bool]:
-        """Have news told from now on; give what is known until now, and whether that is all there is from before."""
+        """Call a listener from now on; return the objects known until now, and whether none is missing."""
         with self._lock:
             self._listener = listener
             return list(self._objects.values()), self._all_checked
 
     def unsubscribe(self) -> None:
-        """Tell nobody any more."""
+        """Call the listener no more."""
         with self._lock:
             self._listener = None
 
@@ -175,7 +112,9 @@ class PersistentCache:
         digest: str = "",
         guard: Guard = lambda _name, link: link(),
     ) -> None:
-        """Keep an object from now on, soon; if there is a digest, and it is a file, only if it still is what it was.
+        """Persist an object soon.
+
+        With a digest, a file is persisted only if it still has that.
 
         Parameters
         ----------
@@ -183,15 +122,17 @@ class PersistentCache:
             Called to have links of it made, with its name and what makes them.
         """
         with self._lock:
-            if len(self._pending) >= MOST_WAITING:
+            if len(self._pending) >= MAX_PENDING:
                 log.warning("%s is not kept: too many others wait to be kept", name)
                 return
             self._pending.add(name)
         self._start()
-        self._jobs.put(lambda: self._keep(name, content, forever and self._home is not None, digest, guard))
+        self._jobs.put(
+            lambda: self._persist(name, content, forever and self._home is not None, digest, guard)
+        )
 
     def drop(self, name: str) -> None:
-        """Keep an object no longer."""
+        """Persist an object no longer."""
         with self._lock:
             self._pending.discard(name)
             kept = self._objects.pop(name, None)
@@ -203,7 +144,7 @@ class PersistentCache:
         self.run_after_pending(lambda: remove_tree(trash))
 
     def excess_objects(self, but: Collection[str] = ()) -> list[PersistedObject]:
-        """Give the oldest objects, without some, that are too many."""
+        """Return the oldest objects, without some, that are too many."""
         with self._lock:
             over = self._total - self._limit
             found: list[PersistedObject] = []
@@ -221,7 +162,7 @@ class PersistentCache:
         return bool(self._pending)
 
     def run_after_pending(self, job: Callable[[], None]) -> None:
-        """Do something when all is kept that has been asked for until now."""
+        """Call a function when all is persisted that has been asked for until now."""
         self._start()
         self._jobs.put(job)
 
@@ -235,7 +176,7 @@ class PersistentCache:
     # ---- what was kept before
 
     def check(self, name: str) -> Optional[PersistedObject]:
-        """Give an object that is kept and is what it was; one that is not is removed."""
+        """Return an object that is persisted and is what it was; one that is not is removed."""
         with self._lock:
             kept = self._objects.get(name)
         if kept is not None or self._home is None:
@@ -246,26 +187,26 @@ class PersistentCache:
             if kept is not None:
                 return kept
             try:
-                record = _read_record(self._place("records", name, forever=True))
+                record = read_record(self._path("records", name, forever=True))
             except FileNotFoundError:
                 return None
             except (OSError, ValueError):
                 record = None
-            kept = self._verified(name, record)
+            kept = self._verify(name, record)
             if kept is None:
                 log.warning("%s, kept from before, is damaged; it is removed", name)
                 self.drop(name)
                 return None
         with self._lock:
-            if not os.path.exists(self._place("records", name, forever=True)):  # dropped meanwhile
+            if not os.path.exists(self._path("records", name, forever=True)):  # dropped meanwhile
                 return None
             self._enter(kept)
             self._objects.move_to_end(name, last=False)
-        self._tell("found", kept)
+        self._notify("found", kept)
         return kept
 
-    def _verified(self, name: str, record: Any) -> Optional[PersistedObject]:
-        path = self._place("objects", name, forever=True)
+    def _verify(self, name: str, record: Any) -> Optional[PersistedObject]:
+        path = self._path("objects", name, forever=True)
         if not isinstance(record, dict) or record.get("name") != name:
             return None
         try:
@@ -274,14 +215,17 @@ class PersistentCache:
                 return None
             if not record["directory"] and record.get("size") != about.st_size:
                 return None
-            if record != _make_record(name, path):
+            if record != make_record(name, path):
                 return None
         except OSError:
             return None
         return PersistedObject(name, record["size"], record["directory"], path, True, record["transfer"])
 
     def _scan_directory(self) -> list[str]:
-        """Remove what is incomplete or too much; give the names of the rest, the one that was used last at the end."""
+        """Remove objects that are incomplete or too many.
+
+        Return the names of the rest, the one that was used last at the end.
+        """
         found: list[tuple[int, int, str]] = []
         others = 0
         records = os.path.join(self._folders[True], "records")
@@ -291,11 +235,11 @@ class PersistentCache:
         with os.scandir(records) as entries:
             for entry in entries:
                 try:
-                    record = _read_record(entry.path)
+                    record = read_record(entry.path)
                     if file_name(record["name"]) == entry.name and 0 <= record["size"] <= self._limit:
                         found.append((entry.stat().st_mtime_ns, record["size"], record["name"]))
                         continue
-                except OtherFormat:
+                except OtherFormatError:
                     others += 1
                 except (OSError, ValueError):
                     pass
@@ -325,10 +269,10 @@ class PersistentCache:
     def _start(self) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="vine-keeper", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="vine-keeper", daemon=True)
                 self._thread.start()
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         try:
             self._do_jobs()
         finally:
@@ -354,7 +298,7 @@ class PersistentCache:
                 log.warning("an object could not be kept: %s: %s", type(error).__name__, error)
 
     def _next_job(self, names: list[str]) -> Optional[Callable[[], Any]]:
-        """Give what is to be done next: what somebody waits for, else the next object that was left; None at the end."""
+        """Return the next job: one that was asked for, else the check of an old object; None at the end."""
         try:
             return self._jobs.get(block=not names)
         except queue.Empty:
@@ -367,28 +311,28 @@ class PersistentCache:
             if self._listener is not None:
                 self._listener("all", None)
 
-    def _keep(self, name: str, content: Content, forever: bool, digest: str, guard: Guard) -> None:
+    def _persist(self, name: str, content: Content, forever: bool, digest: str, guard: Guard) -> None:
         known = self.check(name)
         if known is not None and known.forever >= forever:
-            self._use(known)
+            self._mark_used(known)
             return
-        path = self._incoming(forever)
+        path = self._new_path(forever)
         try:
             if isinstance(content, bytes):
                 with open(path, "wb") as file:
                     file.write(content)
                 os.chmod(path, trees.DEFAULT_FILE_MODE)
             else:
-                guard(name, partial(_link, content, path))
-            record = _make_record(name, path, digest=forever)
-            if self._acceptable(record, digest):
+                guard(name, partial(link_object, content, path))
+            record = make_record(name, path, digest=forever)
+            if self._is_acceptable(record, digest):
                 self._commit(record, path, forever)
         finally:
             with self._lock:
                 self._pending.discard(name)
             remove_tree(path)
 
-    def _acceptable(self, record: dict[str, Any], digest: str) -> bool:
+    def _is_acceptable(self, record: dict[str, Any], digest: str) -> bool:
         if digest and record["transfer"] not in ("", digest):
             log.warning("%s is not kept: it has been altered since it came", record["name"])
             return False
@@ -408,40 +352,40 @@ class PersistentCache:
 
     def _commit(self, record: dict[str, Any], path: str, forever: bool) -> None:
         name = record["name"]
-        note = self._incoming(forever)
+        note = self._new_path(forever)
         if forever:
             with open(note, "w", encoding="utf-8") as file:
                 json.dump(record, file)
-            _touch(note)
+            mark_used(note)
         with self._lock:
             if name not in self._pending:  # dropped meanwhile
                 return
-            place = self._place("objects", name, forever=forever)
+            place = self._path("objects", name, forever=forever)
             if os.path.lexists(place):
                 remove_tree(place)
             os.rename(path, place)
             if forever:
-                os.rename(note, self._place("records", name, forever=True))
+                os.rename(note, self._path("records", name, forever=True))
             kept = PersistedObject(
                 name, record["size"], record["directory"], place, forever, record["transfer"]
             )
             self._enter(kept)
             self._pending.discard(name)
             full = self._total > self._limit
-        self._tell("kept", kept)
-        if full and not self._tell("full", kept):
+        self._notify("kept", kept)
+        if full and not self._notify("full", kept):
             for old in self.excess_objects():
                 self.drop(old.name)
 
-    def _use(self, kept: PersistedObject) -> None:
-        """An object is asked for again: it goes last."""
+    def _mark_used(self, kept: PersistedObject) -> None:
+        """Note that an object is asked for again: it goes last."""
         with self._lock:
             self._pending.discard(kept.name)
             if kept.name in self._objects:
                 self._objects.move_to_end(kept.name)
         if kept.forever:
-            _touch(self._place("records", kept.name, forever=True))
-        self._tell("kept", kept)
+            mark_used(self._path("records", kept.name, forever=True))
+        self._notify("kept", kept)
 
     # ---- the tables, with the lock held, and the folders
 
@@ -451,135 +395,33 @@ class PersistentCache:
         self._objects[kept.name] = kept
 
     def _move_to_trash(self, name: str, *, forever: bool) -> str:
-        """Take an object out of its place, its record first; give the path to remove."""
+        """Take an object out of its place, its record first; return the path to remove."""
         if forever:
-            remove_tree(self._place("records", name, forever=True))
+            remove_tree(self._path("records", name, forever=True))
         self._counter += 1
-        trash = os.path.join(self._part("incoming", forever=forever), f"old-{self._counter}")
+        trash = os.path.join(self._folder_of("incoming", forever=forever), f"old-{self._counter}")
         try:
-            os.rename(self._place("objects", name, forever=forever), trash)
+            os.rename(self._path("objects", name, forever=forever), trash)
         except FileNotFoundError:
             pass
         return trash
 
-    def _tell(self, what: str, kept: PersistedObject) -> bool:
+    def _notify(self, what: str, kept: PersistedObject) -> bool:
         listener = self._listener
         if listener is not None:
             listener(what, kept)
         return listener is not None
 
-    def _incoming(self, forever: bool) -> str:
+    def _new_path(self, forever: bool) -> str:
         with self._lock:
             self._counter += 1
-            return os.path.join(self._part("incoming", forever=forever), str(self._counter))
+            return os.path.join(self._folder_of("incoming", forever=forever), str(self._counter))
 
-    def _place(self, part: str, name: str, *, forever: bool) -> str:
-        return os.path.join(self._part(part, forever=forever), file_name(name))
+    def _path(self, part: str, name: str, *, forever: bool) -> str:
+        return os.path.join(self._folder_of(part, forever=forever), file_name(name))
 
-    def _part(self, part: str, *, forever: bool) -> str:
+    def _folder_of(self, part: str, *, forever: bool) -> str:
         folder = os.path.join(self._folders[forever], part)
         if not os.path.isdir(folder):
             os.makedirs(folder, mode=0o700, exist_ok=True)
         return folder
-
-
-def _touch(path: str) -> None:
-    """Say that an object was used now; what the file system would say is too coarse."""
-    now = time.time_ns()
-    os.utime(path, ns=(now, now))
-
-
-def _link(source: str, target: str) -> None:
-    """Have an object at another place, too, without another copy where that is possible."""
-    if os.path.isdir(source):
-        shutil.copytree(source, target, symlinks=True, copy_function=_link_file)
-    else:
-        _link_file(source, target)
-
-
-def _link_file(source: str, target: str, **_options: Any) -> str:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
-
-
-def _make_record(name: str, path: str, *, digest: bool = True) -> dict[str, Any]:
-    """Make the record of an object. Permissions to write do not count: those of cached files are taken away."""
-    directory = os.path.isdir(path)
-    if not directory:
-        about = os.stat(path)
-        content, transfer = _digests_of_file(path) if digest else ("", "")
-        return {
-            "format": FORMAT,
-            "name": name,
-            "size": about.st_size,
-            "directory": False,
-            "mode": about.st_mode & 0o555,
-            "digest": content,
-            "transfer": transfer,
-        }
-    size, tree = 0, hashlib.sha256()
-    for place, folders, files in os.walk(path):
-        folders.sort()
-        for entry in sorted([*folders, *files]):
-            inner = os.path.join(place, entry)
-            about = os.lstat(inner)
-            what, mode = "", about.st_mode
-            if stat.S_ISLNK(mode):
-                what = os.readlink(inner)
-            elif not stat.S_ISDIR(mode):
-                size += about.st_size
-                mode &= ~0o222
-                what = _digests_of_file(inner)[0] if digest else ""
-            line = "\0".join((os.path.relpath(inner, path), oct(mode), what))
-            tree.update(line.encode(errors="surrogateescape") + b"\0\n")
-    mode = os.stat(path).st_mode & 0o777
-    return {
-        "format": FORMAT,
-        "name": name,
-        "size": size,
-        "directory": True,
-        "mode": mode,
-        "digest": tree.hexdigest() if digest else "",
-        "transfer": "",
-    }
-
-
-def _read_record(path: str) -> dict[str, Any]:
-    """Read what is known of a kept object.
-
-    Raises
-    ------
-    ValueError
-        It is no record.
-    """
-    with open(path, "rb") as file:
-        text = file.read(MOST_RECORD + 1)
-    try:
-        record = json.loads(text) if len(text) <= MOST_RECORD else None
-    except RecursionError:
-        record = None
-    if (
-        not isinstance(record, dict)
-        or type(record.get("name")) is not str
-        or type(record.get("size")) is not int
-    ):
-        msg = f"{path} is not the record of an object"
-        raise ValueError(msg)
-    if record.get("format") != FORMAT:
-        msg = f"{path} was written by another version"
-        raise OtherFormat(msg)
-    record["name"].encode()  # UnicodeEncodeError is a ValueError
-    return record
-
-
-def _digests_of_file(path: str) -> tuple[str, str]:
-    """What tells a file from any other, and what transfers are checked by."""
-    content, transfer = hashlib.sha256(), digests.Digest()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            content.update(chunk)
-            transfer.update(chunk)
-    return content.hexdigest(), str(transfer)

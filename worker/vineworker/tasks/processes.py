@@ -13,125 +13,24 @@ from typing import Any, Callable, Optional, Union
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 from vinecore.protocol.trees import remove_tree
-from vineworker.library import captured_output
 from vineworker.machine import descendants
-from vineworker.machine.library_disk import LibraryDisk, TooMuch
+from vineworker.machine.monitor_thread import SAMPLE_INTERVAL_S
 from vineworker.machine.process_reaper import ProcessReaper
 from vineworker.machine.resource_monitor import (
     MB,
     LimitExceeded,
     Peak,
-    ResourceMonitor,
     file_size,
     used_bytes,
 )
 from vineworker.slot_protocol import Reply
 from vineworker.storage.cache import Cache, DiskFull
-from vineworker.storage.object_stamps import Changed
-from vineworker.tasks import sandbox
+from vineworker.storage.file_stamps import Changed
+from vineworker.tasks import output_files, sandbox
 
 log = logging.getLogger("vine_worker")
 
-SAMPLE_S = 0.2
 MOMENT_S = 1.0
-
-
-class ResourceMonitorThread:
-    """Samples the tasks, in a thread that sleeps while there are none.
-
-    Parameters
-    ----------
-    exceeded
-        Told who has passed a limit.
-    disk_mb
-        What no task may exceed in its sandbox, whatever it has asked for; 0: no limit.
-    too_much
-        Told of a library, by its name, that takes too much of the disk.
-    """
-
-    def __init__(
-        self,
-        exceeded: Callable[[LimitExceeded], None],
-        disk_mb: int = 0,
-        too_much: Callable[[str, TooMuch], None] = lambda _library, _found: None,
-    ) -> None:
-        self._too_much = too_much
-        self._libraries: dict[str, LibraryDisk] = {}
-        self._sampler, self._exceeded, self._disk_mb = ResourceMonitor(), exceeded, disk_mb
-        self._watched: set[int] = set()
-        self._unasked: set[int] = set()
-        self._wake = threading.Event()
-        self._closing = False
-        self._thread: Optional[threading.Thread] = None
-
-    def watch(
-        self,
-        task: int,
-        pid: int,
-        options: dict[str, Any],
-        folder: str,
-        output: str = "",
-        copies: Mapping[int, int] = {},
-    ) -> None:
-        """Begin to measure a task; none may write more than what the worker has."""
-        limits = dict(options.get("limits") or {})
-        if self._disk_mb and "disk" not in limits:
-            limits["disk"] = self._disk_mb
-            self._unasked.add(task)
-        self._sampler.watch(task, pid, limits, folder, output, copies)
-        self._watched.add(task)
-        self._begin()
-
-    def watch_library(self, name: str, disk: LibraryDisk) -> None:
-        """Begin to look how much of the disk a library takes."""
-        self._libraries[name] = disk
-        self._begin()
-
-    def unwatch_library(self, name: str) -> None:
-        """Stop looking after a library."""
-        if self._libraries.pop(name, None) is not None:
-            self._rest()
-
-    def _begin(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="vine-measuring", daemon=True)
-            self._thread.start()
-        self._wake.set()
-
-    def unwatch(self, task: int) -> Optional[Peak]:
-        """Stop measuring a task; give what it used at most."""
-        if task not in self._watched:
-            return None
-        self._watched.discard(task)
-        self._rest()
-        peak = self._sampler.unwatch(task)
-        if task in self._unasked:  # who has set no limit does not want to know
-            self._unasked.discard(task)
-            peak = peak._replace(disk_mb=None)
-        return peak
-
-    def _rest(self) -> None:
-        if not self._watched and not self._libraries:
-            self._wake.clear()
-
-    def _run(self) -> None:
-        while not self._closing:
-            self._wake.wait()
-            try:
-                for exceeded in self._sampler.sample():
-                    self._exceeded(exceeded)
-                for name, disk in list(self._libraries.items()):
-                    found = disk.look()
-                    if found is not None:
-                        self._too_much(name, found)
-            except Exception:  # the tasks go on, and are looked at again
-                log.exception("a defect where tasks are measured; please report it")
-            time.sleep(SAMPLE_S)
-
-    def close(self) -> None:
-        """End the thread."""
-        self._closing = True
-        self._wake.set()
 
 
 class Command:
@@ -289,14 +188,14 @@ def usage_for_message(peak: Optional[Peak]) -> Optional[dict[str, Any]]:
     if peak is None:
         return None
     # of a short task, CPU time over wall time says what starting its process took, not how many cores it keeps busy
-    cores = peak.cores_avg or 0 if peak.wall_s >= SAMPLE_S else 0
+    cores = peak.cores_avg or 0 if peak.wall_s >= SAMPLE_INTERVAL_S else 0
     return {"cores": cores, "memory": peak.memory_mb or 0, "disk": peak.disk_mb or 0, "wall_s": peak.wall_s}
 
 
 def _said(run: m.RunTask, folder: str, output: str) -> dict[str, str]:
     """What a Python call has printed: for who looks at it, its end; of a vertex, what is shown to its user."""
     if "program" in run.options:
-        return captured_output.take_files(output, os.path.join(folder, captured_output.ERRORS))
+        return output_files.take_output_files(output, os.path.join(folder, output_files.ERRORS_NAME))
     printed = sandbox.read_log_tail(output)
     return {"output": printed} if printed else {}
 
@@ -329,7 +228,7 @@ def collect_python_task(
         sandbox.remove_sandbox(folder, cache)
         remove_tree(output)
     use = usage_for_message(peak) or {}
-    if reply.wall_s >= SAMPLE_S and "cpu_s" in reply.info:
+    if reply.wall_s >= SAMPLE_INTERVAL_S and "cpu_s" in reply.info:
         use["cores"] = max(use.get("cores") or 0, reply.info["cpu_s"] / reply.wall_s)
     use["memory"] = use.get("memory") or reply.info.pop("grown_mb", 0)
     info = {

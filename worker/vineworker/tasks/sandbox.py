@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, Union
 from vinecore.protocol import messages, trees
 from vinecore.protocol.transfer import digests
 from vinecore.protocol.trees import remove_tree
+from vineworker.machine.tmpdir import TMPDIR_NAME
 from vineworker.storage.cache import Cache, tree_size
-from vineworker.storage.object_stamps import LINK_FROM, Changed
+from vineworker.storage.file_stamps import LINK_FROM, Changed
 
-TMPDIR_NAME = ".vine"
 OUTPUT_LIMIT = 1 << 20
 """Bytes of a task's output (its end) that are sent to the manager."""
 FICLONE = 0x40049409

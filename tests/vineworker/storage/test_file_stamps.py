@@ -7,9 +7,9 @@ import stat
 import subprocess
 
 import pytest
-from vineworker.storage import object_stamps
+from vineworker.storage import file_stamps
 from vineworker.storage.cache import Cache
-from vineworker.storage.object_stamps import Changed
+from vineworker.storage.file_stamps import Changed
 from vineworker.tasks import sandbox
 
 from vinecore.protocol.transfer import digests
@@ -27,7 +27,7 @@ def cache(tmp_path, lost, monkeypatch):
     """A cache where large files get links, also for root and where files could share their blocks."""
     monkeypatch.setattr(sandbox, "_clone", lambda _source, _target: False)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    for module in (object_stamps, sandbox):
+    for module in (file_stamps, sandbox):
         monkeypatch.setattr(module, "LINK_FROM", LARGE)
     return Cache(str(tmp_path), lost=lost.extend)
 
@@ -201,7 +201,7 @@ def test_what_a_task_sees_does_not_depend_on_the_umask(cache, tmp_path, umask):
 
 def test_a_look_costs_no_reading(cache, tmp_path, monkeypatch):
     stored(cache, "data", bytes(LARGE))
-    monkeypatch.setattr(object_stamps.digests, "hash_file", lambda _path: pytest.fail("it was read"))
+    monkeypatch.setattr(file_stamps.digests, "hash_file", lambda _path: pytest.fail("it was read"))
     for number in range(3):
         end(cache, made(cache, tmp_path, number, ("data", "in"), ("data", "again")))
         assert cache.find_object("data")

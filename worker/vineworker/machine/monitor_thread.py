@@ -1,0 +1,114 @@
+"""The thread in which tasks and libraries are measured."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Callable, Optional
+
+from vineworker.machine.library_disk import LibraryDiskMonitor, LibraryTooLarge
+from vineworker.machine.resource_monitor import LimitExceeded, Peak, ResourceMonitor
+
+log = logging.getLogger("vine_worker")
+
+SAMPLE_INTERVAL_S = 0.2
+
+
+class ResourceMonitorThread:
+    """Samples the tasks, in a thread that sleeps while there are none.
+
+    Parameters
+    ----------
+    exceeded
+        Called with each limit that a task has passed.
+    disk_mb
+        What no task may exceed in its sandbox, whatever it has asked for; 0: no limit.
+    library_too_large
+        Called with the name of a library that takes too much of the disk.
+    """
+
+    def __init__(
+        self,
+        exceeded: Callable[[LimitExceeded], None],
+        disk_mb: int = 0,
+        library_too_large: Callable[[str, LibraryTooLarge], None] = lambda _library, _found: None,
+    ) -> None:
+        self._on_library_too_large = library_too_large
+        self._libraries: dict[str, LibraryDiskMonitor] = {}
+        self._monitor, self._exceeded, self._disk_mb = ResourceMonitor(), exceeded, disk_mb
+        self._watched: set[int] = set()
+        self._unlimited: set[int] = set()
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread: Optional[threading.Thread] = None
+
+    def watch(
+        self,
+        task: int,
+        pid: int,
+        options: dict[str, Any],
+        folder: str,
+        output: str = "",
+        copies: Mapping[int, int] = {},
+    ) -> None:
+        """Begin to measure a task; none may write more than what the worker has."""
+        limits = dict(options.get("limits") or {})
+        if self._disk_mb and "disk" not in limits:
+            limits["disk"] = self._disk_mb
+            self._unlimited.add(task)
+        self._monitor.watch(task, pid, limits, folder, output, copies)
+        self._watched.add(task)
+        self._start()
+
+    def watch_library(self, name: str, disk: LibraryDiskMonitor) -> None:
+        """Begin to measure how much of the disk a library takes."""
+        self._libraries[name] = disk
+        self._start()
+
+    def unwatch_library(self, name: str) -> None:
+        """Stop measuring a library."""
+        if self._libraries.pop(name, None) is not None:
+            self._pause_if_unused()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="vine-measuring", daemon=True)
+            self._thread.start()
+        self._wake.set()
+
+    def unwatch(self, task: int) -> Optional[Peak]:
+        """Stop measuring a task; return what it used at most."""
+        if task not in self._watched:
+            return None
+        self._watched.discard(task)
+        self._pause_if_unused()
+        peak = self._monitor.unwatch(task)
+        if task in self._unlimited:  # a task without a limit of its own is told nothing
+            self._unlimited.discard(task)
+            peak = peak._replace(disk_mb=None)
+        return peak
+
+    def _pause_if_unused(self) -> None:
+        if not self._watched and not self._libraries:
+            self._wake.clear()
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._wake.wait()
+            try:
+                for exceeded in self._monitor.sample():
+                    self._exceeded(exceeded)
+                for name, disk in list(self._libraries.items()):
+                    found = disk.measure_if_due()
+                    if found is not None:
+                        self._on_library_too_large(name, found)
+            except Exception:  # the tasks go on, and are looked at again
+                log.exception("a defect where tasks are measured; please report it")
+            time.sleep(SAMPLE_INTERVAL_S)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closing = True
+        self._wake.set()

@@ -1,0 +1,324 @@
+"""Fork servers and slots: start, stop, and what is sent to them."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, Optional, Union
+
+from vinecore.protocol import INLINE_LIMIT, messages
+from vinecore.protocol.trees import remove_tree
+from vineworker.library.process_handles import ForkServerProcess, SlotProcess, remove_files
+from vineworker.machine.library_disk import LibraryTooLarge
+from vineworker.machine.monitor_thread import ResourceMonitorThread
+from vineworker.session.context import SessionContext, describe_error
+from vineworker.session.processes import ProcessHandler
+from vineworker.slot_protocol import Call, DropHeldResults, DropShared, ObjectData, Reply, SpillResults
+from vineworker.state import events, instructions
+from vineworker.storage.cache import DiskFull
+from vineworker.storage.file_stamps import Changed
+from vineworker.tasks import processes, sandbox
+from vineworker.tasks.output_files import ERRORS_NAME
+
+
+class SlotHandler:
+    """The fork servers and slots of a session.
+
+    Parameters
+    ----------
+    context
+        What the parts of the session share.
+    task_processes
+        Tasks with a process of their own: Python tasks run in slots that are for them alone.
+    monitor
+        Measures Python tasks, and how much of the disk libraries use.
+    """
+
+    def __init__(
+        self,
+        context: SessionContext,
+        task_processes: ProcessHandler,
+        monitor: ResourceMonitorThread,
+    ) -> None:
+        self._context, self._cache = context, context.cache
+        self._processes, self._python_tasks = task_processes, task_processes.python_tasks
+        self._monitor = monitor
+        self._hosts: dict[str, ForkServerProcess] = {}
+        self._preparing: dict[str, str] = {}  # host -> folder that is being made for it
+        self._slots: dict[int, SlotProcess] = {}
+
+    def close(self) -> None:
+        """End all fork servers with their slots."""
+        for host in self._hosts.values():
+            host.close()
+
+    # ---- fork servers
+
+    def start_host(self, instruction: instructions.StartForkServer) -> None:
+        """Make the folder of a fork server, then start it."""
+        context, name, folder = self._context, instruction.host, self._context.new_folder()
+        options = instruction.library.options if instruction.library else {}
+        self._preparing[name] = folder
+
+        def then(copies: Any, error: Optional[BaseException]) -> None:
+            if self._preparing.get(name) != folder:  # it has been stopped already
+                context.threads.submit(remove_files, folder, self._cache)
+                return
+            del self._preparing[name]
+            try:
+                if error is not None:
+                    raise error
+                self._start_in_folder(instruction, folder, copies)
+            except Exception as problem:  # noqa: BLE001 - told to the manager
+                if isinstance(problem, Changed):
+                    context.report_lost(problem.names)
+                reason = f"the library could not be started: {describe_error(problem)}"
+                # what is asked for cannot be done, here or elsewhere
+                is_final = isinstance(problem, ValueError)
+                context.feed(events.ForkServerExited(name, reason, is_final, b""))
+                context.threads.submit(remove_files, folder, self._cache)
+
+        def work() -> dict[int, int]:
+            copies = sandbox.create_sandbox(folder, options.get("mounts", []), self._cache, link=False)
+            if instruction.library is not None:
+                self._cache.checked_path(instruction.library.setup)
+            return copies
+
+        context.run_in_thread(work, then)
+
+    def _start_in_folder(
+        self, instruction: instructions.StartForkServer, folder: str, copies: dict[int, int]
+    ) -> None:
+        context, name = self._context, instruction.host
+        host = self._hosts[name] = ForkServerProcess(
+            instruction,
+            folder,
+            context.short_path(folder),
+            self._cache,
+            context.feed,
+            context.python,
+            context.process_reaper,
+        )
+        if instruction.library is not None:
+            self._monitor.watch_library(name, host.disk(lambda: self._disk_limit(name), copies))
+
+    def stop_host(self, instruction: Union[instructions.StopForkServer, events.ForkServerExited]) -> None:
+        """End a fork server with its slots, or clean up after one that has exited."""
+        self._monitor.unwatch_library(instruction.host)
+        self._preparing.pop(instruction.host, None)
+        host = self._hosts.pop(instruction.host, None)
+        if host is not None:
+            host.close()
+            self._context.threads.submit(remove_files, host.folder, self._cache)
+
+    def _disk_limit(self, library: str) -> int:
+        """Return how many MB of the disk a library may take.
+
+        That is what was asked for, all units of it together; else, as for tasks, what this worker
+        has.
+        """
+        host = self._context.state.hosts.get(library)
+        asked = host.library.options.get("disk") if host is not None and host.library is not None else 0
+        return int(asked or self._context.settings.resources.disk_mb)
+
+    def on_library_too_large(self, library: str, found: LibraryTooLarge) -> None:
+        """End the slot that has written most, or the library where no slot frees the disk."""
+        host = self._hosts.get(library)
+        if host is None:
+            return
+        if found.slot is None:
+            reason = (
+                f"its folder and what it prints take {found.peak_mb} MB of disk, its limit is "
+                f"{found.limit_mb} MB: give the library more disk"
+            )
+            self._context.feed(events.ForkServerExited(library, reason, False, b""))
+        elif found.slot in self._slots:
+            info = {
+                "exit_code": 9,
+                "output": self._slots[found.slot].last_words(),
+                "outputs": {},
+                "resource": "disk",
+                "limit": found.limit_mb,
+                "peak": found.peak_mb,
+                "library": library,
+            }
+            self._context.feed(events.Exhausted(found.slot, info))
+
+    # ---- slots
+
+    def start_slot(self, instruction: instructions.StartSlot) -> None:
+        """Fork a slot; that of a Python task as soon as its sandbox is made."""
+        host, context = self._hosts.get(instruction.host), self._context
+        if host is None:  # its end has been told
+            return
+        run = instruction.run
+        output = "" if run is None else context.new_folder()
+        slot = SlotProcess(instruction.slot, host, output, context.feed)
+        self._slots[instruction.slot] = slot
+        context.loop.create_task(slot.connect())
+        if run is None:
+            slot.fork()
+            return
+        self._python_tasks[instruction.slot] = (run, slot)
+        folder = output + ".d"
+        if "program" in run.options:  # what it says is shown to its user
+            slot.errors = os.path.join(folder, ERRORS_NAME)
+
+        def work() -> tuple[dict[str, str], dict[int, int]]:
+            copies = sandbox.create_sandbox(folder, run.options.get("mounts", []), self._cache)
+            return sandbox.task_environment(run.options, folder, context.short_path(folder)), copies
+
+        context.run_in_thread(work, lambda made, error: self._start_python_task(run, slot, made, error))
+
+    def _start_python_task(
+        self,
+        run: messages.RunTask,
+        slot: SlotProcess,
+        made: Any,
+        error: Optional[BaseException],
+    ) -> None:
+        """Fork the process of a Python task in its sandbox."""
+        context, folder = self._context, slot.log + ".d"
+        if slot.id not in self._slots:  # its host has died
+            context.threads.submit(sandbox.remove_sandbox, folder, self._cache)
+        elif run.task not in context.state.tasks:
+            slot.cancel_start("it was cancelled")
+        elif error is not None:
+            self._processes.task_not_started(run, error)
+            slot.cancel_start("its inputs could not be put in place")
+        else:
+            variables, slot.copies = made
+            slot.forked = lambda pid: self._monitor.watch(
+                run.task, pid, run.options, folder, slot.log, slot.copies
+            )
+            slot.host.prepare({"modules": run.options.get("preload", [])})
+            slot.fork(folder)
+            self._processes.set_time_limit(run, slot.kill)
+            self._send_to_slot(slot, run, run.shared, folder, {"env": variables} if variables else {})
+
+    def kill_slot(self, instruction: instructions.KillSlot) -> None:
+        """Kill the process of a slot."""
+        slot = self._slots.get(instruction.slot)
+        if slot is not None:
+            slot.kill()
+
+    def on_slot_exited(self, event: events.SlotExited) -> None:
+        """Clean up after a slot."""
+        self._processes.cancel_time_limit(event.running)
+        self._processes.on_slot_exited(event, self._slots.pop(event.slot))
+
+    # ---- calls
+
+    def send_call(self, instruction: instructions.SendCall) -> None:
+        """Send a call to a slot of a library; a Python task is sent when its sandbox is made."""
+        if instruction.slot not in self._python_tasks:
+            slot = self._slots.get(instruction.slot)
+            if slot is not None:
+                options: dict[str, Any] = {}
+                if instruction.chained_input is not None:
+                    options["fed"] = instruction.chained_input
+                if instruction.hold_limits:
+                    options["hold"] = instruction.hold_limits
+                if instruction.held_inputs:
+                    options["held"] = instruction.held_inputs
+                if "time_max" in instruction.run.options:
+                    options["timed"] = True
+                    self._set_call_time_limit(instruction.run, slot)
+                self._send_to_slot(slot, instruction.run, instruction.new_shared, "", options)
+
+    def _send_to_slot(
+        self,
+        slot: SlotProcess,
+        run: messages.RunTask,
+        new_shared: list[str],
+        folder: str,
+        options: dict[str, Any],
+    ) -> None:
+        shared = [
+            (name, self._send_or_locate_object(slot, name, name in new_shared, True)) for name in run.shared
+        ]
+        held = {name for name, _task in options.get("held", ())}
+        inputs = [
+            (name, "" if name in held else self._send_or_locate_object(slot, name, True, False))
+            for name in run.inputs
+        ]
+        given = run.options
+        for option in ("raw", "program", "record"):
+            if option in given:
+                options[option] = True
+        if "env" in given and not folder:
+            options["env"] = given["env"]
+        result = self._context.result_path(run.task)
+        call = Call(run.task, run.function, shared, inputs, result, folder, options, run.payload)
+        slot.channel.send(call)  # type: ignore[arg-type]
+
+    def _send_or_locate_object(self, slot: SlotProcess, name: str, send: bool, shared: bool) -> str:
+        """Return the path of an object, or send it beside the call and return "".
+
+        An object that has vanished, or is not what it was, has a path where nothing is.
+        """
+        stored = self._cache.get(name)
+        if not isinstance(stored, bytes):
+            return stored if stored and self._cache.is_intact(name) else self._cache.path_for(name)
+        if send:
+            slot.channel.send(ObjectData(name, shared, stored))  # type: ignore[arg-type]
+        return ""
+
+    def _set_call_time_limit(self, run: messages.RunTask, slot: SlotProcess) -> None:
+        """End a call that runs too long.
+
+        Its time begins when the slot begins with it; the slot itself may have to be started yet.
+        """
+        seconds = float(run.options["time_max"])
+        context, timers = self._context, self._processes.time_limits
+
+        def check() -> None:
+            began = slot.began(run.task)
+            left = seconds if began is None else began + seconds - time.monotonic()
+            if run.task not in context.state.tasks or slot.id not in self._slots:
+                timers.pop(run.task, None)
+            elif left > 0:
+                timers[run.task] = context.loop.call_later(left, check)
+            else:
+                timers.pop(run.task, None)
+                info = {"exit_code": 9, "output": slot.last_words(), "outputs": {}}
+                message = processes.finished_message(run, info, seconds - left, "time", None, [])
+                context.feed(events.Overrun(message))
+
+        self._processes.cancel_time_limit(run.task)
+        timers[run.task] = context.loop.call_later(seconds, check)
+
+    def check_disk_for_reply(self, reply: Reply) -> Reply:
+        """Return the reply to take: a large result only if there is room for it."""
+        if reply.kind == "unwritten":
+            info = {"reason": reply.info["reason"], "room": max(0, self._cache.free_bytes())}
+            return Reply(reply.task, "disk", 0, reply.wall_s, info, b"")
+        if reply.kind in ("done", "wrote") and reply.size > INLINE_LIMIT and "held" not in reply.info:
+            try:
+                self._cache.check_fits("what it returned", reply.size)
+            except DiskFull as error:
+                context = self._context
+                context.threads.submit(remove_tree, context.result_path(reply.task))
+                info = context.describe_full_disk(error)
+                return Reply(reply.task, "disk", 0, reply.wall_s, info, b"")
+        return reply
+
+    # ---- objects in slots
+
+    def drop_shared(self, instruction: instructions.DropShared) -> None:
+        """Have a slot forget shared objects."""
+        slot = self._slots.get(instruction.slot)
+        if slot is not None:
+            slot.channel.send(DropShared(instruction.names))  # type: ignore[arg-type]
+
+    def spill_results(self, instruction: instructions.SpillResults) -> None:
+        """Have a slot write results that it holds in memory."""
+        slot = self._slots.get(instruction.slot)
+        if slot is not None:
+            slot.channel.send(SpillResults(instruction.tasks))  # type: ignore[arg-type]
+
+    def drop_held_results(self, instruction: instructions.DropHeldResults) -> None:
+        """Have a slot forget results that it holds in memory."""
+        slot = self._slots.get(instruction.slot)
+        if slot is not None:
+            slot.channel.send(DropHeldResults(instruction.tasks))  # type: ignore[arg-type]

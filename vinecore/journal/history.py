@@ -37,7 +37,7 @@ from vinecore.journal.records import (
 
 
 class Attempt(msgspec.Struct):
-    """One stay of a task on a worker.
+    """One dispatch of a task to a worker.
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ class WorkerHistory(msgspec.Struct):
 
 
 class GraphHistory(msgspec.Struct):
-    """What became of a graph."""
+    """A graph, and when and how it ended."""
 
     opened: GraphOpened
     ended: GraphEnded | None = None
@@ -141,11 +141,11 @@ class GraphHistory(msgspec.Struct):
 
 
 class History:
-    """All that the records of a journal add up to.
+    """What the records of a journal add up to.
 
     Attributes
     ----------
-    journal : Journal
+    journal : Header
         The first record.
     tasks, files, workers, graphs : dict
         `TaskHistory` by number, `FileHistory` by name, `WorkerHistory` and `GraphHistory` by number.
@@ -183,7 +183,7 @@ class History:
         self.closed = False
         self._open_attempts: dict[tuple[int, int], Attempt] = {}  # by task and number of the attempt
         self._cores: dict[tuple[int, str], float] = {}  # of one slot of a library
-        takers: dict[type[Record], Any] = {
+        handlers: dict[type[Record], Any] = {
             Header: self._on_header, WorkerConnected: self._on_worker_connected, WorkerDisconnected: self._on_worker_disconnected, GraphOpened: self._on_graph_opened, GraphEnded: self._on_graph_ended,
             GraphClosed: self._on_graph_closed, TaskSubmitted: self._on_task_submitted, TaskActivated: self._on_task_activated, TaskDispatched: self._on_task_dispatched,
             TaskDone: self._on_task_done, TaskFailed: self._on_task_failed, TaskReturned: self._on_task_returned, TaskEnded: self._on_task_ended, FileDeclared: self._on_file_declared,
@@ -191,11 +191,11 @@ class History:
             ObjectSent: self.sent.append, LibraryStarted: self._on_library_started, ManagerClosed: self._on_closed,
         }  # fmt: skip
         for record in records:
-            takers.get(type(record), self.others.append)(record)
+            handlers.get(type(record), self.others.append)(record)
             self.end = record.t
 
     def file_history(self, name: str) -> FileHistory:
-        """Find or make what is known of a file."""
+        """Return the history of a file; create it if the journal has not named it before."""
         file = self.files.get(name)
         if file is None:
             file = self.files[name] = FileHistory(name)
@@ -307,7 +307,7 @@ class History:
 
 
 def load(path: str | Path, *, damaged_too: bool = False) -> History:
-    """Read a journal and add up its records.
+    """Read a journal and aggregate its records.
 
     Parameters
     ----------
@@ -318,7 +318,7 @@ def load(path: str | Path, *, damaged_too: bool = False) -> History:
 
     Raises
     ------
-    FileNotFoundError, NotAJournal
+    FileNotFoundError, InvalidJournalError
         As `read`.
     """
     damaged: list[str] = []

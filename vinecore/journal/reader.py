@@ -21,19 +21,21 @@ decode_record = msgspec.json.Decoder(Union[RECORDS]).decode  # noqa: UP007 - the
 
 
 class InvalidJournalError(ValueError):
-    """What was to be read is no journal, or one of another version."""
-
-
-# ---- reading
+    """The file is not a journal, or a journal of another version."""
 
 
 def find(path: str | Path) -> Path:
-    """Give the journal that a path means: that file, or the one in that folder, or the most recent one of a ``run_info_path``.
+    """Return the path of a journal.
+
+    Parameters
+    ----------
+    path
+        The file, its folder, or a ``run_info_path``, which stands for the most recent run.
 
     Raises
     ------
     FileNotFoundError
-        There is none.
+        There is no journal.
     """
     path = Path(path)
     if path.is_file():
@@ -49,7 +51,7 @@ def find(path: str | Path) -> Path:
 def read(
     path: str | Path, *kinds: type[Record], damaged: Callable[[int, str], None] | None = None
 ) -> Iterator[Record]:
-    """Give the records of a journal, in their order, as far as they are written.
+    """Yield the records of a journal in their order, as far as they are written.
 
     The manager may still be writing, or have died while it did: half a line at the end is left out.
 
@@ -58,16 +60,18 @@ def read(
     path
         As for `find`.
     *kinds
-        Which records, the first one aside; none for all. The others take no time.
+        The kinds of records to yield beside the first one; all if there are none. Skipping the
+        others is fast.
     damaged
-        Called with the number of each line that is no record, and what is wrong with it; such lines are left out. None makes them an error.
+        Called with the number of each line that is not a record, and the reason; such lines are
+        skipped. None makes them an error.
 
     Raises
     ------
     FileNotFoundError
         There is no journal.
-    NotAJournal
-        It is something else, or has another version, or its first line is damaged, or another one and nobody is told.
+    InvalidJournalError
+        It is something else, or has another version, or a line is damaged and ``damaged`` is None.
     """
     path = find(path)
     wanted = tuple(b'{"kind":"%s"' % record_kind(kind.__name__).encode() for kind in kinds) or b""

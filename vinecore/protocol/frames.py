@@ -5,7 +5,7 @@
     4 bytes   length of the JSON text, big endian
     JSON      [[length of each payload, ...], message, message, ...]
     bytes     the payloads, one after another
-    16 bytes  the seal of all that, between a worker and its manager (see `seals`)
+    16 bytes  the seal of all that, between a worker and its manager (see `authentication`)
 
 A message is ``[kind, field, ...]``. This module never touches a socket: `encode` gives bytes, `FrameReader` takes them.
 """

@@ -10,7 +10,7 @@ Where there is TLS (see `tls`) the server says {"vine": 1, "tls": true} before i
 kind of connection answers {"wants": "tls"} or {"wants": "no tls"}, and goes.
 
 One line of JSON each, at most `LINE_LIMIT` bytes, within `TIMEOUT_S`. Nothing is unpickled, started or stored before both
-proofs have held. The nonces make a recorded handshake worthless, and so is one that is relayed: what is said after it is sealed (see `seals`).
+proofs have held. The nonces make a recorded handshake worthless, and so is one that is relayed: what is said after it is sealed (see `authentication`).
 Blocking sockets: callers run this in a thread.
 """
 

@@ -70,7 +70,7 @@ class Fetch(NamedTuple):
     validator: Sequence[str] = ()  # of a URL: ETag and date of what was declared, if its server told
     digest: str = ""  # of what the source should have, "" where nobody knows (see `digests`)
     source_worker: int = (
-        0  # the number of the worker that is the source; what follows is for it (see `tickets`)
+        0  # the number of the worker that is the source; what follows is for it (see `transfer_tokens`)
     )
     pair_key: str = ""  # hexadecimal, for the two ends of this connection only
     ticket: str = ""

@@ -38,11 +38,11 @@ class ReportedRun:
     ----------
     history : journal.History
         What the journal says.
-    span : Window
+    span : TimeWindow
         The part of it that counts.
-    uses : list of Use
+    uses : list of TaskInterval
         The time that tasks have run on workers, where it is known, in the order of their starts.
-    lost : list of WorkerLost
+    lost : list of WorkerDisconnected
         The workers that were lost before the run was over.
     """
 

@@ -21,7 +21,7 @@ MAX_REASON_CHARACTERS = 140
 
 
 def format_run(run: ReportedRun) -> str:
-    """Describe a run in words and tables."""
+    """Return the report of a run: a headline, tables, and what went wrong."""
     history = run.history
     parts = [
         _format_damage(history),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def format_duration(seconds: float) -> str:
-    """Say how long something took."""
+    """Return a duration with a unit."""
     if seconds < 0.9995:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 120:
@@ -15,7 +15,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """Say how many bytes something has."""
+    """Return a number of bytes with a decimal unit."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 999.5 or unit == "TB":
             break

@@ -1,6 +1,6 @@
-"""The same mind with simulated workers, clock, network and failures.
+"""The scheduler with simulated workers, clock, network and failures.
 
-`simulate` runs the manager's real `Mind` and, for every worker, the worker's real state machine. Simulated is what surrounds them: messages
+`simulate` runs the manager's real `Scheduler` and, for every worker, the worker's real state machine. Simulated is what surrounds them: messages
 take time, links are shared, tasks last as long as the workload says, processes and imports cost what they were measured to cost, and
 workers come late or are lost. Nothing is computed and nothing is moved, so a thousand workers fit into one process.
 

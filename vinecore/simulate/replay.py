@@ -56,7 +56,7 @@ def load_recording(path: str | Path) -> RecordedRun:
 
     Raises
     ------
-    FileNotFoundError, vinecore.journal.records.NotAJournal
+    FileNotFoundError, vinecore.journal.InvalidJournalError
         There is no journal.
     WorkloadError
         No task was done, or there was no worker.

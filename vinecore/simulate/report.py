@@ -28,7 +28,7 @@ class Report:
         "success", or the kind of failure; ``reason`` says more.
     makespan_s : float
         From the first submission until the user knows that all is done; workers may arrive later than the first submission.
-    tasks, executions, run_again : int
+    tasks, executions, reexecuted : int
         Tasks; how often one was begun; how often one was begun that had been begun before.
     workers, workers_lost : int
         How many workers came, and how many of those were lost.
@@ -39,19 +39,19 @@ class Report:
         a task computed whose result counted.
     bytes_moved, transfers : dict
         How much was moved, and how often, in each way (`KINDS`); small results in messages count.
-    most_between_two : int
+    max_pair_bytes : int
         The most bytes that were moved between two machines, in both directions; the storage is none.
     manager_busy_s : float
         How long the manager was busy, by `Costs`.
     manager_cpu_s : float
-        CPU seconds that `Mind.handle` really took here.
+        CPU seconds that `Scheduler.handle` really took here.
     events, messages : int
-        What the mind was told, and what it told workers.
+        Events that the scheduler handled, and messages that it sent to workers.
     peak_disk_bytes : int
         The most that one worker's disk held.
     peak_memory_mb : float
         The most memory that this process has had, all of the simulation included.
-    took_s : float
+    elapsed_s : float
         How long the simulation itself took.
     """
 
@@ -90,7 +90,7 @@ class Report:
 
     @property
     def manager_cpu_us_per_task(self) -> float:
-        """CPU microseconds of the mind for each task."""
+        """Measured CPU microseconds of the scheduler per task."""
         return 1e6 * self.manager_cpu_s / self.tasks if self.tasks else 0.0
 
     @property

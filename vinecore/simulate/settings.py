@@ -1,4 +1,4 @@
-"""What surrounds the mind: machines, links, what things cost, and what breaks."""
+"""What surrounds the scheduler: machines, links, what things cost, and what breaks."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Cluster:
         Whether every result is brought to the manager, and not only those that are wanted.
     scheduler : str
         As in ``Manager.set_scheduler``.
-    copies : int
+    replicas : int
         On how many workers every result shall be (``temp-replica-count``).
     """
 
@@ -79,7 +79,15 @@ class Cluster:
     def __post_init__(self) -> None:
         _check(
             self,
-            positive=("workers", "cores", "memory_mb", "disk_mb", "bandwidth", "manager_bandwidth", "copies"),
+            positive=(
+                "workers",
+                "cores",
+                "memory_mb",
+                "disk_mb",
+                "bandwidth",
+                "manager_bandwidth",
+                "replicas",
+            ),
         )
         known = ("files", "time", "rand", "worst", "disk", "fcfs")
         if self.scheduler not in known:
@@ -96,7 +104,7 @@ class Costs:
 
     Attributes
     ----------
-    turn_s : float
+    loop_iteration_s : float
         A turn of the manager's loop, whatever it finds: waking up, and reading and writing sockets.
     event_s : float
         One event in the mind, a message that came or a task that was submitted, with its decoding.
@@ -118,7 +126,7 @@ class Costs:
         What a task with a process of its own takes beside that: its folder, its end, its measurements.
     call_s : float
         What a slot spends on a call beside the function itself.
-    warm : bool
+    warm_fork : bool
         Whether tasks with a process of their own are forked from a warm Python, which learns what they import; else each
         starts an interpreter and imports.
     """
@@ -150,11 +158,11 @@ class Failures:
         How often a worker is lost, for each of them; at times that are drawn from an exponential distribution.
     replaced_after_s : float
         When another one comes in its place; never if infinite.
-    noticed_after_s : float
+    detection_delay_s : float
         When the manager knows that a worker is lost, beside the way of the news.
-    arrive_s : float
+    arrival_window_s : float
         Over how long the workers arrive, one after another.
-    lives : tuple of (float, float)
+    worker_lifetimes : tuple of (float, float)
         When each worker comes and when it is lost, as in the journal of a run; instead of ``Cluster.workers`` and of what is drawn, where there is any.
     """
 

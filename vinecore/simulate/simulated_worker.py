@@ -1,7 +1,7 @@
-"""A worker: its real state machine with simulated hands.
+"""A worker: its real state machine, with processes, transfers and a disk in simulated time.
 
-The hands do in simulated time what `vineworker.session.session` does in processes and threads: hosts come up, slots are forked and serve their calls in order,
-objects are fetched and brought over links that are shared, and the disk has an end.
+The counterpart of `vineworker.session.session`: hosts start, slots are forked and run their calls in
+order, objects are fetched and uploaded over shared links, and the disk can be full.
 """
 
 from __future__ import annotations

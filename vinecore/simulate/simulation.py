@@ -1,8 +1,9 @@
-"""The simulation: a manager's real mind, its hands in simulated time, and workers.
+"""The simulation: the manager's real scheduler in simulated time, and simulated workers.
 
-The manager is one thread, as it is: what arrives while it is busy waits, and is handled together when it is free; what the mind answers leaves when the
-time is over that this takes by `Costs`. The worker's state machine is loaded when a simulation starts, from the worker's own package: nothing else in
-vinecore knows it.
+The manager is one thread, as in a real run: events that arrive while it is busy wait, and are handled
+together when it is free. Its messages leave when the time is over that `Costs` says. The worker's state
+machine is loaded when a simulation starts, from the worker's own package; no other module of vinecore
+imports that.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ PYTHON = "3.11"
 
 
 class SimulationStalled(RuntimeError):
-    """Nothing can happen any more, and the workload is not done."""
+    """The simulated run can make no progress, and tasks are left."""
 
 
 def simulate(
@@ -55,7 +56,7 @@ def simulate(
     Parameters
     ----------
     workload
-        What is to be computed: from `generate`, `load`, or made of `Job` records.
+        What is to be computed: from `generate`, `load`, or made of `SimulatedTask` records.
     cluster, costs, failures
         What surrounds the mind; the defaults of each if they are not given.
     retries
@@ -70,8 +71,8 @@ def simulate(
 
     Raises
     ------
-    Stuck
-        Nothing can happen any more, such as when all workers are lost and no others come.
+    SimulationStalled
+        The run can make no progress, such as when all workers are lost and no others come.
     RuntimeError
         The worker's package is not installed.
 

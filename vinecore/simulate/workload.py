@@ -1,7 +1,7 @@
 """What is to be computed: tasks, the files they read, how long they take and how much they make.
 
-A workload comes from a generator (`generate`), from a description in JSON (`load`), from the journal of a run (`record_of`), or from anybody who makes
-`Job` and `File` records::
+A workload comes from a generator (`generators.generate`), from a description in JSON (`load`), from the journal of a run (`load_recording`), or from
+`SimulatedTask` and `File` records that a program makes::
 
     {
         "files": {"events.root": {"size": 2e9, "at": "storage"}},

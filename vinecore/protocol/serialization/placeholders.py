@@ -29,7 +29,7 @@ class InputPlaceholder(Placeholder):
 
 
 class LazyInput(Placeholder):
-    """The call's input with this number, as a `Stored` that the function loads when it comes to it."""
+    """The call's input with this number, as a `LazyValue` that the function loads when it comes to it."""
 
     __slots__ = ()
 

@@ -1,12 +1,12 @@
 """Which generators of random numbers were given a seed by somebody; those that were given none must differ in each process.
 
-A generator does not tell. So what gives them their seeds is watched from the time that `watch` is called:
+A generator does not tell. So what gives them their seeds is watched from the time that `watch_seeding` is called:
 
 - NumPy draws the seed of a generator that is given none with `secrets.randbits`: those numbers are remembered.
 - ``numpy.random.seed()`` without a number draws one, too, but leaves no trace of it: that it was called is remembered.
 - A `random.Random` that is seeded with something, or told its state, is remembered, and so is one that is seeded with nothing.
 
-What was there before is judged by what can be seen: NumPy draws 128 bits, so a seed of `LEAST_DRAWN` or more is taken for a drawn one; of a `random.Random` nothing
+What was there before is judged by what can be seen: NumPy draws 128 bits, so a seed of `MIN_DRAWN_SEED` or more is taken for a drawn one; of a `random.Random` nothing
 is known.
 """
 
@@ -23,7 +23,7 @@ from vinecore.protocol.import_hooks import call_when_imported
 
 MIN_DRAWN_SEED = 1 << 64
 MAX_DRAWN_SEEDS = 200_000
-"""Drawn seeds that are remembered one by one; with more of them, every seed of `LEAST_DRAWN` or more counts as drawn."""
+"""Drawn seeds that are remembered one by one; with more of them, every seed of `MIN_DRAWN_SEED` or more counts as drawn."""
 TORCH_UNSEEDED = 67280421310721
 """What a ``torch.Generator()`` is seeded with."""
 GLOBAL_NUMPY = "numpy.random.mtrand", "_rand"

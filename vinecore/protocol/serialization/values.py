@@ -16,10 +16,6 @@ mostly zeros is packed; see `vinecore.protocol.serialization.zero_suppression`.
 
 A large histogram of boost-histogram would copy all its bins to be pickled, and once more, from an array, to be loaded. Here its bins are a
 buffer like others, so that it takes no memory beside itself.
-
-Coffea gives each of its arrays a read-only mapping of a thousand functions, its behavior, which only cloudpickle can take, in some ten
-milliseconds; what reads its files has it, too, as a dictionary. Such a mapping is serialized once in a process, carried along in that form, and
-loaded once in a process.
 """
 
 from __future__ import annotations
@@ -124,7 +120,7 @@ def size_of(parts: list[Any]) -> int:
 
 
 def dumps(value: Any, *, by_value: bool = False, plain: bool = False) -> bytes:
-    """Serialize a value into one byte string; in a plain one is nothing but containers, placeholders, and what is `PLAIN`."""
+    """Serialize a value into one byte string; in a plain one is nothing but containers, placeholders, and what is in `PLAIN_PICKLE_TYPES`."""
     if plain:
         text = pickle.dumps(value, protocol=5)
         return HEADER.pack(MAGIC, len(text), 0) + text

@@ -41,7 +41,7 @@ BY_ITSELF = (
 def load_exception(payload: bytes) -> BaseException:
     """Rebuild the exception that a slot has serialized."""
     try:
-        return exceptions.load(payload, RemoteError)
+        return exceptions.load_exception(payload, RemoteError)
     except Exception as problem:  # noqa: BLE001 - it came from another process
         return RemoteError(
             f"a task raised an exception that cannot be loaded here: {type(problem).__name__}: {problem}"

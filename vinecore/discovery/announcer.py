@@ -16,7 +16,7 @@ import psutil
 from vinecore import __version__
 from vinecore.protocol import VERSION
 from vinecore.protocol.discovery import catalog, registry
-from vinecore.protocol.discovery.manager_record import KIND, MOST_ADDRESSES, SOFTWARE_NAME
+from vinecore.protocol.discovery.manager_record import KIND, MAX_ADDRESSES, SOFTWARE_NAME
 
 log = logging.getLogger("vinecore")
 
@@ -89,7 +89,10 @@ class ManagerAnnouncer:
                     "; ".join(
                         filter(
                             None,
-                            (self._write_registry(record), self._report_to_catalog(record, catalog.ASK_S)),
+                            (
+                                self._write_registry(record),
+                                self._report_to_catalog(record, catalog.QUERY_TIMEOUT_S),
+                            ),
                         )
                     )
                 )
@@ -165,7 +168,7 @@ def _addresses(bound: str) -> list[str]:
     found = [a.address for about in psutil.net_if_addrs().values() for a in about if a.family in families]
     usual = [address for address in map(_outgoing_address, families) if address]
     far = [a for a in [*usual, *found] if not a.startswith(("127.", "fe80")) and a != "::1"]
-    return list(dict.fromkeys(far))[:MOST_ADDRESSES] or [*found[:1]]
+    return list(dict.fromkeys(far))[:MAX_ADDRESSES] or [*found[:1]]
 
 
 def _outgoing_address(family: socket.AddressFamily) -> str:

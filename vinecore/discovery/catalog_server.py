@@ -26,7 +26,7 @@ from typing import Any
 
 from vinecore import __version__
 from vinecore.protocol.discovery.catalog import PORT
-from vinecore.protocol.discovery.manager_record import MOST_BYTES
+from vinecore.protocol.discovery.manager_record import MAX_RECORD_BYTES
 
 log = logging.getLogger("vine_catalog")
 
@@ -267,8 +267,8 @@ class CatalogServer:
         async def read() -> None:
             while part := await reader.read(MOST_HEAD):
                 report.extend(part)
-                if len(report) > MOST_BYTES:
-                    msg = f"a report of more than {MOST_BYTES} bytes"
+                if len(report) > MAX_RECORD_BYTES:
+                    msg = f"a report of more than {MAX_RECORD_BYTES} bytes"
                     raise ValueError(msg)
 
         await asyncio.wait_for(read(), REQUEST_TIMEOUT_S)

@@ -17,7 +17,7 @@ PROTOCOL_ERROR = "protocol error"
 """How the reason begins for which a connection has ended on which something impossible was said."""
 
 
-MOST_REASON = 500
+MAX_REASON_CHARACTERS = 500
 
 
 class MessageChannel(asyncio.Protocol):
@@ -115,7 +115,7 @@ class MessageChannel(asyncio.Protocol):
                 self._write(messages[middle:])
             elif self._unsent is not None and self._loop is not None:
                 self._loop.call_soon(
-                    self._unsent, messages[0], f"{type(error).__name__}: {error}"[:MOST_REASON]
+                    self._unsent, messages[0], f"{type(error).__name__}: {error}"[:MAX_REASON_CHARACTERS]
                 )
             return
         if self._seal is not None:

@@ -99,7 +99,7 @@ def encode(messages: Iterable[Message], dumps: Dumps = json_dumps) -> list[bytes
     return [LENGTH.pack(len(text)), text, *payloads]
 
 
-def _shown(value: Any) -> str:
+def _safe_repr(value: Any) -> str:
     try:
         return str(value)[:200]
     except RecursionError:
@@ -162,22 +162,22 @@ class FrameReader:
                     self._need = LENGTH.size + size
                     break
                 text = bytes(source[position : position + LENGTH.size + size])
-                self._body = self._parse(text[LENGTH.size :])
+                self._body = self._parse_text(text[LENGTH.size :])
                 position += len(text)
                 self._need = sum(self._body[0])
                 if self._seal is not None:
                     self._need, self._text = self._need + self._seal.size, text
             else:
                 if self._seal is not None:
-                    self._check(self._seal, source, position)
-                position = self._take(source, position, messages)
+                    self._check_authentication(self._seal, source, position)
+                position = self._take_frame(source, position, messages)
         if source is self._buffer:
             del self._buffer[:position]
         elif position < end:
             self._buffer += data[position:]
         return messages
 
-    def _parse(self, text: bytes) -> list[Any]:
+    def _parse_text(self, text: bytes) -> list[Any]:
         try:
             body = self._loads(text)
         except (ValueError, RecursionError) as error:
@@ -191,7 +191,7 @@ class FrameReader:
             raise ProtocolError(msg)
         return body
 
-    def _take(self, source: Bytes, position: int, messages: list[Message]) -> int:
+    def _take_frame(self, source: Bytes, position: int, messages: list[Message]) -> int:
         assert self._body is not None
         lengths = iter(self._body[0])
         try:
@@ -205,11 +205,13 @@ class FrameReader:
                 else:
                     message = self._kinds[kind](*item[1:])
                 if not self._forms[kind](message):
-                    msg = f"a message with a field that cannot be: {_shown(message)}"
+                    msg = f"a message with a field that cannot be: {_safe_repr(message)}"
                     raise ProtocolError(msg)
                 messages.append(message)
         except (KeyError, TypeError, IndexError, StopIteration, RecursionError) as error:
-            msg = f"a message that is not in the protocol: {_shown(item)} ({type(error).__name__}: {error})"
+            msg = (
+                f"a message that is not in the protocol: {_safe_repr(item)} ({type(error).__name__}: {error})"
+            )
             raise ProtocolError(msg) from None
         if next(lengths, None) is not None:
             msg = "a frame with payloads that belong to no message"
@@ -218,7 +220,7 @@ class FrameReader:
         self._need = LENGTH.size
         return position if self._seal is None else position + self._seal.size
 
-    def _check(self, seal: MessageAuthenticator, source: Bytes, position: int) -> None:
+    def _check_authentication(self, seal: MessageAuthenticator, source: Bytes, position: int) -> None:
         """Look at the seal before anything that was said counts."""
         end = position + self._need
         start = end - seal.size

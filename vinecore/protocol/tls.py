@@ -20,8 +20,8 @@ from typing import Any, Callable, Union
 
 from vinecore.protocol import VERSION, handshake
 
-PIECE = 1 << 18
-LINGER_S = 60.0
+CHUNK_BYTES = 1 << 18
+LINGER_TIMEOUT_S = 60.0
 """What nobody here waits for any more is still sent, as long as the other end takes some of it within this time."""
 TLS_HANDSHAKE_RECORD = 0x16
 """The first byte of TLS."""
@@ -188,7 +188,7 @@ def _handshake(
             msg = f"there is no TLS with the other end: {failure.reason or failure}"
             raise handshake.HandshakeRejected(msg)
         if not done:
-            heard = sock.recv(PIECE)
+            heard = sock.recv(CHUNK_BYTES)
             if not heard:
                 msg = "the connection was closed during the handshake of TLS"
                 raise ConnectionResetError(msg)
@@ -262,7 +262,7 @@ class _TlsPump(threading.Thread):
             select.POLLIN * listen | select.POLLOUT * bool(self._inward),
             alive=not self._left and not unwatched,
         )
-        events = dict(self._poll.poll(LINGER_S * 1000 if self._left else None))
+        events = dict(self._poll.poll(LINGER_TIMEOUT_S * 1000 if self._left else None))
         if not events:
             msg = "the other end takes nothing any more"
             raise TimeoutError(msg)
@@ -291,7 +291,7 @@ class _TlsPump(threading.Thread):
             self._poll.register(sock, wanted)
 
     def _read_ciphertext(self) -> None:
-        heard = self._sock.recv(PIECE)
+        heard = self._sock.recv(CHUNK_BYTES)
         if heard:
             self._incoming.write(heard)
         else:
@@ -302,7 +302,7 @@ class _TlsPump(threading.Thread):
         """Take what has come; where TLS answers by itself that is sent, too."""
         pieces = [bytes(self._inward)] if self._inward else []
         try:
-            while piece := self._tls.read(PIECE):
+            while piece := self._tls.read(CHUNK_BYTES):
                 pieces.append(piece)
             self._hears = False
         except ssl.SSLWantReadError:
@@ -327,7 +327,7 @@ class _TlsPump(threading.Thread):
 
     def _read_plaintext(self) -> None:
         try:
-            piece = self._local.recv(PIECE)
+            piece = self._local.recv(CHUNK_BYTES)
         except ConnectionResetError:  # it has left with something unread
             piece = b""
         if piece:

@@ -34,11 +34,11 @@ mine.json is as:
 Of a task only the key is needed; "library" is the library whose function it calls, without it the task gets a process of its own; "reads" is what it
 streams from the storage while it runs. Times are in seconds, sizes in bytes.
 """
-MACHINES = ("workers", "cores", "memory_mb", "disk_mb")
-LIVES = {"workers", "losses_per_hour", "replaced_after", "arrive"}
+MACHINE_OPTIONS = ("workers", "cores", "memory_mb", "disk_mb")
+WORKER_OPTIONS = {"workers", "losses_per_hour", "replaced_after", "arrive"}
 """Options that make the workers others than those of a journal."""
 CLUSTER, COSTS, STORAGE = Cluster(), Costs(), Storage()
-MOST = 1e15
+MAX_AMOUNT = 1e15
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
@@ -75,7 +75,7 @@ class Amount(click.ParamType):  # type: ignore[type-arg]
             number = math.nan
         fits = number > 0 if self._positive else number >= 0
         # a finite number with which times or sizes would overflow is of no more use than infinity
-        if not fits or (number > MOST and not (self._infinite and number == math.inf)):
+        if not fits or (number > MAX_AMOUNT and not (self._infinite and number == math.inf)):
             self.fail(f"{str(value)!r} is not {self._allowed}", param, ctx)
         return number
 
@@ -305,11 +305,11 @@ def main(
         if journal is not None:
             recording = load_recording(journal)
             what = recording.workload
-            o |= {name: getattr(recording.cluster, name) for name in MACHINES if name not in given}
+            o |= {name: getattr(recording.cluster, name) for name in MACHINE_OPTIONS if name not in given}
         else:
-            what = load(workload) if workload is not None else _generated(graph or "tree", seed, o)
-        cluster, costs, failures = _settings(o)
-        if recording is not None and not given & LIVES:
+            what = load(workload) if workload is not None else _generate_workload(graph or "tree", seed, o)
+        cluster, costs, failures = _make_settings(o)
+        if recording is not None and not given & WORKER_OPTIONS:
             failures = recording.failures
         report = simulate(what, cluster, costs, failures, retries=retries, seed=seed)
     except (OSError, ValueError) as error:
@@ -332,13 +332,13 @@ def main(
         raise click.ClickException(msg)
 
 
-def _generated(graph: str, seed: int, o: dict[str, Any]) -> Workload:
+def _generate_workload(graph: str, seed: int, o: dict[str, Any]) -> Workload:
     library = "library" if o["mode"] == "calls" else ""
     sizes = {"size": o["size"], "reads": o["reads"], "spread": o["spread"], "fan_in": o["fan_in"]}
     return generate(graph, o["tasks"], seconds=o["seconds"], library=library, seed=seed, **sizes)
 
 
-def _settings(o: dict[str, Any]) -> tuple[Cluster, Costs, Failures]:
+def _make_settings(o: dict[str, Any]) -> tuple[Cluster, Costs, Failures]:
     cluster = Cluster(
         o["workers"], o["cores"], o["memory_mb"], o["disk_mb"], o["bandwidth"], o["manager_bandwidth"], o["latency"],
         Storage(o["storage_bandwidth"], o["storage_stream"]), o["peer_transfers"], o["results_to_manager"], o["scheduler"], o["copies"],

@@ -20,7 +20,7 @@ from vinecore.discovery.announcer import make_record
 from vinecore.discovery.catalog_server import MAX_RECORDS_PER_ADDRESS, RecordStore, parse_filter
 from vinecore.protocol.discovery import catalog
 from vinecore.protocol.discovery.catalog import CatalogClient, parse_servers
-from vinecore.protocol.discovery.manager_record import MOST_BYTES
+from vinecore.protocol.discovery.manager_record import MAX_RECORD_BYTES
 from vinecore.security.shared_secret import write_secret
 
 
@@ -224,7 +224,7 @@ class OddServer:
     ],
 )
 def test_an_odd_server_is_left_with_a_reason(answers, said, monkeypatch):
-    monkeypatch.setattr(catalog, "MOST_BYTES", 2_000_000)
+    monkeypatch.setattr(catalog, "MAX_REPLY_BYTES", 2_000_000)
     server = OddServer(*answers)
     with pytest.raises(OSError, match=said):
         CatalogClient((("127.0.0.1", server.port),)).query()
@@ -241,7 +241,7 @@ def test_a_server_that_knows_no_expressions_is_asked_for_all():
 
 
 def test_a_server_that_stalls_is_not_waited_for_long(monkeypatch):
-    monkeypatch.setattr(catalog, "ASK_S", 0.3)
+    monkeypatch.setattr(catalog, "QUERY_TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(OSError, match="timed out"):
         CatalogClient((("127.0.0.1", listener.getsockname()[1]),)).query()
 
@@ -290,7 +290,7 @@ def test_hostile_requests_and_reports_are_refused_and_the_server_goes_on(server)
     less_deep = b'{"type": "x", "port": 1, "a": ' + b"[" * 30 + b"]" * 30 + b"}"
     for data in [*garbage, deep, less_deep, b"[]", b"null", b'{"port": 1}', b'{"type": 1, "port": 1}', b'{"type": "x"}', b'{"type": "x", "port": NaN}',
                  b'{"type": "x", "port": 1, "a": 1e999}', b'{"type": "x", "port": 1' + b"0" * 5000 + b"}", b'{"type": "\xff", "port": 1}',
-                 json.dumps(record(more="a" * MOST_BYTES)).encode()]:  # fmt: skip
+                 json.dumps(record(more="a" * MAX_RECORD_BYTES)).encode()]:  # fmt: skip
         report(server, data)
     assert [about["project"] for about in json.loads(ask(server)[1])] == ["mine"]
     assert json.loads(ask(server)[1])[0]["address"] == "127.0.0.1"

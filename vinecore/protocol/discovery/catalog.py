@@ -17,9 +17,9 @@ from vinecore.protocol.discovery.manager_record import KIND
 from vinecore.protocol.ports import connect
 
 PORT = 9097
-MOST_BYTES = 1 << 24
+MAX_REPLY_BYTES = 1 << 24
 """Of one answer."""
-ASK_S = 10.0
+QUERY_TIMEOUT_S = 10.0
 SERVER = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\s:\[\]]+)(?::([0-9]{1,5}))?")
 FILTER = base64.b64encode(f'type=="{KIND}"'.encode()).decode()
 
@@ -84,7 +84,7 @@ class CatalogClient:
         msg = f"no catalog answers: {'; '.join(problems)}"
         raise ConnectionError(msg)
 
-    def report(self, record: Mapping[str, Any], timeout_s: float = ASK_S) -> None:
+    def report(self, record: Mapping[str, Any], timeout_s: float = QUERY_TIMEOUT_S) -> None:
         """Report to all of them.
 
         Raises
@@ -107,8 +107,8 @@ class CatalogClient:
 
 def _get(server: tuple[str, int], path: str) -> Optional[list[Any]]:
     """Ask for a list in JSON; None if the server does not know what is asked for."""
-    deadline, data = time.monotonic() + ASK_S, bytearray()
-    with connect(server, ASK_S) as sock:
+    deadline, data = time.monotonic() + QUERY_TIMEOUT_S, bytearray()
+    with connect(server, QUERY_TIMEOUT_S) as sock:
         sock.sendall(
             f"GET {path} HTTP/1.0\r\nHost: {_text(server)}\r\nAccept: application/json\r\n\r\n".encode()
         )
@@ -118,8 +118,8 @@ def _get(server: tuple[str, int], path: str) -> Optional[list[Any]]:
             if not part:
                 break
             data += part
-            if len(data) > MOST_BYTES:
-                msg = f"an answer of more than {MOST_BYTES} bytes"
+            if len(data) > MAX_REPLY_BYTES:
+                msg = f"an answer of more than {MAX_REPLY_BYTES} bytes"
                 raise ConnectionError(msg)
     head, _, body = bytes(data).partition(b"\r\n\r\n")
     status = head.partition(b"\r\n")[0].split(b" ")

@@ -13,7 +13,7 @@ CATALOG_INTERVAL_S = (8.0, 16.0)
 """A catalog is not asked again before; drawn, so that a thousand workers do not ask together."""
 
 
-MOST = 1000
+MAX_MANAGERS = 1000
 
 
 class ManagerFinder:
@@ -79,7 +79,7 @@ class ManagerFinder:
 
     def _filter(self, records: list[Any]) -> list[DiscoveredManager]:
         return [one for one in map(parse_record, records) if one is not None and self.matches(one.name)][
-            :MOST
+            :MAX_MANAGERS
         ]
 
     @property

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Union
 
 KIND = "vine_manager"
 SOFTWARE_NAME = "daskvine"
-MOST_BYTES = 65_536
+MAX_RECORD_BYTES = 65_536
 """Of one record."""
-MOST_ADDRESSES = 16
-MOST_CHARACTERS = 200
+MAX_ADDRESSES = 16
+MAX_FIELD_CHARACTERS = 200
 HOST = re.compile(r"[0-9A-Za-z._:%-]{1,255}")
 
 
@@ -51,8 +51,8 @@ def check_name(name: Any) -> str:
     ------
     ValueError
     """
-    if not isinstance(name, str) or not 0 < len(name) <= MOST_CHARACTERS or not name.isprintable():
-        msg = f"name={name!r}: use a text of 1 to {MOST_CHARACTERS} printable characters"
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_FIELD_CHARACTERS or not name.isprintable():
+        msg = f"name={name!r}: use a text of 1 to {MAX_FIELD_CHARACTERS} printable characters"
         raise ValueError(msg)
     return name
 
@@ -79,14 +79,14 @@ def parse_record(record: Any) -> Union[DiscoveredManager, None]:
     ):
         return None
     name, port, key = record.get("project"), record.get("port"), record.get("taskvine_uuid")
-    if not isinstance(name, str) or not name.isprintable() or len(name) > MOST_CHARACTERS:
+    if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_FIELD_CHARACTERS:
         return None
     if type(port) is not int or not 0 < port < 65536 or not isinstance(key, str):
         return None
     interfaces = record.get("network_interfaces")
     hosts: list[Any] = []
     if isinstance(interfaces, list):
-        hosts += [about.get("address") for about in interfaces[:MOST_ADDRESSES] if isinstance(about, Mapping)]
+        hosts += [about.get("address") for about in interfaces[:MAX_ADDRESSES] if isinstance(about, Mapping)]
     if not any(map(_is_loopback, hosts)):
         hosts += [record.get("address"), record.get("name")]
     elif record.get("name") != socket.gethostname():  # it listens nowhere else
@@ -97,7 +97,7 @@ def parse_record(record: Any) -> Union[DiscoveredManager, None]:
     waiting = record.get("tasks_waiting")
     return DiscoveredManager(
         name,
-        key[:MOST_CHARACTERS],
+        key[:MAX_FIELD_CHARACTERS],
         tuple((host, port) for host in good),
         record.get("ssl") is True,
         waiting if type(waiting) is int and waiting > 0 else 0,

@@ -13,14 +13,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from vinecore.protocol.discovery.manager_record import MOST_BYTES
+from vinecore.protocol.discovery.manager_record import MAX_RECORD_BYTES
 
 STALE_S = 900.0
 """A manager of another machine that has not written for so long is gone; clocks of machines may differ by some minutes."""
 EXPIRE_S = 7 * 86400.0
 """What is older is removed by whoever sees it."""
-MOST_TIME = 1 << 40
-MOST_FILES = 1000
+MAX_TIME = 1 << 40
+MAX_FILES = 1000
 SUFFIX = ".json"
 
 
@@ -74,12 +74,12 @@ def read(folder: str) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     found = []
-    for name in names[:MOST_FILES]:
+    for name in names[:MAX_FILES]:
         path = os.path.join(folder, name)
         try:
             with open(path, "rb") as file:
-                text = file.read(MOST_BYTES + 1)
-            about = json.loads(text) if len(text) <= MOST_BYTES else None
+                text = file.read(MAX_RECORD_BYTES + 1)
+            about = json.loads(text) if len(text) <= MAX_RECORD_BYTES else None
         except (OSError, ValueError, RecursionError):
             continue  # removed meanwhile, or not one of ours
         if isinstance(about, dict) and _is_alive(about, path):
@@ -89,7 +89,7 @@ def read(folder: str) -> list[dict[str, Any]]:
 
 def _is_alive(about: dict[str, Any], path: str) -> bool:
     heard, pid, machine = about.get("lastheardfrom"), about.get("pid"), _boot_id()
-    if type(heard) is not int or type(pid) is not int or not 0 <= heard < MOST_TIME:
+    if type(heard) is not int or type(pid) is not int or not 0 <= heard < MAX_TIME:
         return False
     age = time.time() - heard
     if machine and about.get("machine") == machine:

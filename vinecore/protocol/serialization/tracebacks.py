@@ -16,13 +16,13 @@ import sys
 from types import CodeType, FrameType, TracebackType
 from typing import Any, NamedTuple, Optional
 
-MOST_FRAMES = 1000
+MAX_FRAMES = 1000
 """Of a longer traceback the middle is left out."""
-UNKNOWN = ".unknown"
+UNKNOWN_NAME = ".unknown"
 """A name that no program can have given to anything."""
 
 
-class Place(NamedTuple):
+class FrameLocation(NamedTuple):
     """Where a frame was.
 
     ``column`` and ``end_column`` are offsets in bytes, as the compiler counts them; -1 if nobody knows.
@@ -38,7 +38,9 @@ class Place(NamedTuple):
     end_column: int
 
 
-def take(traceback: Optional[TracebackType], *, without: tuple[str, ...] = ()) -> list[tuple[Any, ...]]:
+def dump_traceback(
+    traceback: Optional[TracebackType], *, without: tuple[str, ...] = ()
+) -> list[tuple[Any, ...]]:
     """Give the places of a traceback, the outermost first.
 
     Parameters
@@ -50,29 +52,29 @@ def take(traceback: Optional[TracebackType], *, without: tuple[str, ...] = ()) -
     while traceback is not None:
         frames.append(traceback)
         traceback = traceback.tb_next
-    users = itertools.dropwhile(lambda one: _module(one.tb_frame).startswith(without), frames)
+    users = itertools.dropwhile(lambda one: _module_name(one.tb_frame).startswith(without), frames)
     frames = list(users) or frames
-    if len(frames) > MOST_FRAMES:
-        frames[MOST_FRAMES // 2 : -MOST_FRAMES // 2] = []
-    return [tuple(_place(one)) for one in frames]
+    if len(frames) > MAX_FRAMES:
+        frames[MAX_FRAMES // 2 : -MAX_FRAMES // 2] = []
+    return [tuple(_frame_location(one)) for one in frames]
 
 
-def _module(frame: FrameType) -> str:
+def _module_name(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "?"))
 
 
-def _place(traceback: TracebackType) -> Place:
+def _frame_location(traceback: TracebackType) -> FrameLocation:
     code, line = traceback.tb_frame.f_code, traceback.tb_lineno or 1
-    span = _span(code, traceback.tb_lasti)
+    span = _instruction_span(code, traceback.tb_lasti)
     if None in span or span[0] != line:
         span = line, line, -1, -1
     name = code.co_name
-    return Place(
-        code.co_filename, name, getattr(code, "co_qualname", name), _module(traceback.tb_frame), *span
+    return FrameLocation(
+        code.co_filename, name, getattr(code, "co_qualname", name), _module_name(traceback.tb_frame), *span
     )
 
 
-def _span(code: CodeType, instruction: int) -> tuple[Any, ...]:
+def _instruction_span(code: CodeType, instruction: int) -> tuple[Any, ...]:
     """First and last line, first and last column of an instruction, from Python 3.11 on."""
     positions: Any = getattr(code, "co_positions", None)
     if positions is None or instruction < 0:
@@ -83,17 +85,17 @@ def _span(code: CodeType, instruction: int) -> tuple[Any, ...]:
     return line, end_line, column, end_column
 
 
-def make(places: list[tuple[Any, ...]]) -> Optional[TracebackType]:
+def load_traceback(places: list[tuple[Any, ...]]) -> Optional[TracebackType]:
     """Make a traceback that leads through these places."""
     traceback = None
     for place in reversed(places):
-        frame, instruction = _frame_at(Place(*place))
+        frame, instruction = _make_frame(FrameLocation(*place))
         traceback = TracebackType(traceback, frame, instruction, place[4])
     return traceback
 
 
 @functools.lru_cache(maxsize=64)
-def _frame_at(place: Place) -> tuple[FrameType, int]:
+def _make_frame(place: FrameLocation) -> tuple[FrameType, int]:
     """Make a frame and the instruction in it that stands there; the same one where a function has called itself."""
     span = {
         "lineno": place.line,
@@ -101,7 +103,7 @@ def _frame_at(place: Place) -> tuple[FrameType, int]:
         "col_offset": place.column,
         "end_col_offset": place.end_column,
     }
-    body = ast.Expr(ast.Name(UNKNOWN, ast.Load(), **span), **span)
+    body = ast.Expr(ast.Name(UNKNOWN_NAME, ast.Load(), **span), **span)
     code = compile(ast.Module([body], []), place.file, "exec").replace(co_name=place.name)
     if sys.version_info >= (3, 11):
         code = code.replace(co_qualname=place.qualified_name)

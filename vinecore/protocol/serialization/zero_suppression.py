@@ -19,7 +19,7 @@ MIN_BYTES = 1 << 16
 MIN_COMPRESSION_RATIO = 3
 """A buffer is packed if at most one in so many of its words is not zero."""
 SAMPLES = 1024
-PIECE = 1 << 17
+CHUNK_BYTES = 1 << 17
 """Words that are looked at at once: so few that what is made of them meanwhile is still in the processor's cache."""
 WORD = 8
 
@@ -51,8 +51,8 @@ def pack(raw: memoryview) -> list[memoryview] | None:
     if filled * MIN_COMPRESSION_RATIO > count:
         return None
     bits, kept, done = np.zeros(_length_of_bits(count), np.uint8), np.empty(filled, np.uint64), 0
-    for start in range(0, count, PIECE):
-        piece = words[start : start + PIECE]
+    for start in range(0, count, CHUNK_BYTES):
+        piece = words[start : start + CHUNK_BYTES]
         there = piece != 0
         some = piece[np.flatnonzero(there)]
         if not len(some):
@@ -78,12 +78,12 @@ def unpack(data: memoryview, target: Buffer) -> None:
     bits = np.frombuffer(data, np.uint8, length)
     kept = np.frombuffer(data, np.uint64, (len(data) - length - rest) // WORD, length)
     done = 0
-    for start in range(0, count, PIECE):
-        some = bits[start // 8 : (start + PIECE) // 8]
+    for start in range(0, count, CHUNK_BYTES):
+        some = bits[start // 8 : (start + CHUNK_BYTES) // 8]
         if not some.any():
             continue
         places = np.flatnonzero(np.unpackbits(some).view(np.bool_))
-        words[start : start + PIECE][places] = kept[done : done + len(places)]
+        words[start : start + CHUNK_BYTES][places] = kept[done : done + len(places)]
         done += len(places)
     if rest:
         whole[-rest:] = data[-rest:]

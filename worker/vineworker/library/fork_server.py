@@ -145,9 +145,9 @@ class ForkServer:
         """Tell the worker what the user's code has raised; slots may do so at the same time."""
         temporary = f".vine-error-{os.getpid()}"
         with open(temporary, "wb") as file:
-            file.write(exceptions.dump(error))
+            file.write(exceptions.dump_exception(error))
         os.replace(temporary, self._error)
-        self._send({"failed": exceptions.short(error), "final": True})
+        self._send({"failed": exceptions.summarize_exception(error), "final": True})
 
     def _preload(self, names: list[str]) -> None:
         """Import these now, but for the user's own modules, which each process imports for itself."""

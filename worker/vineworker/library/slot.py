@@ -217,7 +217,9 @@ class Slot:
         try:
             digest = write_parts(path, parts)
         except OSError as error:
-            self._queue_reply(Reply(task, "unwritten", 0, 0.0, {"reason": exceptions.short(error)}, b""))
+            self._queue_reply(
+                Reply(task, "unwritten", 0, 0.0, {"reason": exceptions.summarize_exception(error)}, b"")
+            )
         else:
             self._queue_reply(Reply(task, "wrote", values.size_of(parts), 0.0, {"digest": digest}, b""))
 
@@ -320,8 +322,8 @@ class Slot:
                 "exception",
                 0,
                 time.perf_counter() - start,
-                {"text": exceptions.short(error)},
-                exceptions.dump(error),
+                {"text": exceptions.summarize_exception(error)},
+                exceptions.dump_exception(error),
             )
         return Reply(call.task, "done", size, time.perf_counter() - start, info, payload)
 

@@ -17,7 +17,7 @@ from tests.harness.processes import until
 from vinecore.discovery.announcer import make_record
 from vinecore.protocol.discovery import registry
 from vinecore.protocol.discovery.finder import ManagerFinder
-from vinecore.protocol.discovery.manager_record import MOST_ADDRESSES, check_name, parse_pattern, parse_record
+from vinecore.protocol.discovery.manager_record import MAX_ADDRESSES, check_name, parse_pattern, parse_record
 
 
 def record(name="mine", bound="192.0.2.7", port=9123, key="0123", **more):
@@ -83,10 +83,10 @@ def test_odd_records_do_no_harm():
     for _ in range(2000):
         change = {draw.choice([*base, "address", "tasks_waiting"]): draw.choice(odd) for _ in range(3)}
         found = parse_record(base | change)
-        assert found is None or len(found.addresses) <= MOST_ADDRESSES + 2
+        assert found is None or len(found.addresses) <= MAX_ADDRESSES + 2
     assert all(parse_record(value) is None for value in odd)
     many = [{"address": f"10.0.0.{n}"} for n in range(200)]
-    assert len(parse_record(base | {"network_interfaces": many}).addresses) == MOST_ADDRESSES + 1
+    assert len(parse_record(base | {"network_interfaces": many}).addresses) == MAX_ADDRESSES + 1
 
 
 def test_names_are_checked():

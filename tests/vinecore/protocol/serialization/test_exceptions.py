@@ -27,7 +27,7 @@ def raised(function):
 
 def sent(error):
     """The exception as it arrives elsewhere."""
-    return exceptions.load(exceptions.dump(error), RemoteError)
+    return exceptions.load_exception(exceptions.dump_exception(error), RemoteError)
 
 
 def shown(error):
@@ -184,7 +184,7 @@ def test_an_exception_whose_text_raises_comes_as_itself():
     assert type(arrived) is Speechless
     assert arrived.args == (1,)
     assert (
-        exceptions.short(arrived)
+        exceptions.summarize_exception(arrived)
         == "Speechless: <Speechless that says nothing: its text raised RuntimeError>"
     )
     assert "exception str() failed" in shown(arrived) or "unprintable" in shown(arrived)
@@ -198,7 +198,7 @@ def test_a_recursion_without_end_comes_with_its_traceback():
 
 
 def test_a_traceback_of_any_length_is_bounded(monkeypatch):
-    monkeypatch.setattr(tracebacks, "MOST_FRAMES", 10)
+    monkeypatch.setattr(tracebacks, "MAX_FRAMES", 10)
     error = raised(lambda: deep(0))
     assert len(traceback.extract_tb(sent(error).__traceback__)) == 10
 
@@ -269,7 +269,7 @@ def test_a_class_that_is_not_known_here_is_still_caught_by_what_it_derives_from(
         try:
             raise only_there.NoBranch("Muon_pt")
         except KeyError as error:
-            sys.stdout.buffer.write(exceptions.dump(error))
+            sys.stdout.buffer.write(exceptions.dump_exception(error))
     """
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     done = subprocess.run(
@@ -278,7 +278,7 @@ def test_a_class_that_is_not_known_here_is_still_caught_by_what_it_derives_from(
         capture_output=True,
         env={**os.environ, "PYTHONPATH": path},
     )
-    arrived = exceptions.load(done.stdout, RemoteError)
+    arrived = exceptions.load_exception(done.stdout, RemoteError)
     assert isinstance(arrived, KeyError)
     assert isinstance(arrived, RemoteError)
     assert type(arrived).__qualname__ == "NoBranch"

@@ -16,8 +16,8 @@ from typing import Any
 
 from daskvine.cache_keys import ResultKeys
 from daskvine.compiler import Compiler
-from daskvine.graph import Graph, flat_keys, to_task_spec_graph
-from daskvine.program_state import look
+from daskvine.graph import Graph, flatten_keys, to_task_spec_graph
+from daskvine.program_state import collect_program_state
 
 
 class Objects:
@@ -59,14 +59,14 @@ def graph_of(path: Path, vertices: int, *, open_files: bool) -> Graph:
         for one in total:
             graph.update(one.__dask_graph__())
         keys = [key for one in total for key in one.__dask_keys__()]
-        return Graph(to_task_spec_graph(graph), flat_keys(keys))
+        return Graph(to_task_spec_graph(graph), flatten_keys(keys))
 
 
 def measure(graph: Graph) -> tuple[float, float]:
     """Time naming and compiling, in seconds of processor time, so that other work on the machine counts little."""
     start = time.process_time()
-    around = look(os.environ)
-    recipes = ResultKeys(graph, around.digest, lambda _key: True, around.things)
+    around = collect_program_state(os.environ)
+    recipes = ResultKeys(graph, around.digest, lambda _key: True, around.resources)
     names = [recipes.key_for(key) for key in graph.vertices]
     named = time.process_time()
     assert None not in names

@@ -24,13 +24,13 @@ RESOURCE_NAMES = {name: name for name in RESOURCES} | {
 }
 """Lower-case names inside ``dask.annotate(resources={...})``, and what they are called here."""
 
-WITHOUT_EFFECT = {
+IGNORED_ANNOTATIONS = {
     "workers": "a vertex goes where its inputs are; see scheduling_mode",
     "allow_other_workers": "every worker may run every vertex",
 }
 
 
-MARKS = frozenset({"ak_output"})
+LIBRARY_MARKERS = frozenset({"ak_output"})
 """What libraries mark their own vertices with (dask-awkward and uproot those that write files): nobody is asked for anything."""
 
 
@@ -42,7 +42,7 @@ class VertexAnnotations(NamedTuple):
     priority: float | None = None
 
 
-NOTHING = VertexAnnotations()
+NO_ANNOTATIONS = VertexAnnotations()
 
 
 def collect_annotations(dsk: Any) -> dict[Key, dict[str, Any]]:
@@ -124,13 +124,13 @@ def _read_vertex(
             if name in RESOURCES:
                 asked[name] = value
             elif name == "resources":
-                asked |= _named_resources(value, ignored)
+                asked |= _read_resources(value, ignored)
             elif name == "retries":
                 retries = validators.integer(least=0)(value)
             elif name == "priority":
                 priority = validators.number(value)
-            elif name not in MARKS:
-                ignored[name] = WITHOUT_EFFECT.get(name, "it has no meaning to this scheduler")
+            elif name not in LIBRARY_MARKERS:
+                ignored[name] = IGNORED_ANNOTATIONS.get(name, "it has no meaning to this scheduler")
         request = ResourceRequest(**validators.resources(RESOURCES)(asked))
     except (TypeError, ValueError) as error:
         detail = f": {error}" if str(error) else ""
@@ -147,7 +147,7 @@ def _read_vertex(
     return VertexAnnotations(request, retries, priority)
 
 
-def _named_resources(value: object, ignored: dict[str, str]) -> dict[str, Any]:
+def _read_resources(value: object, ignored: dict[str, str]) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         msg = "resources takes a dict, such as {'cores': 2}"
         raise TypeError(msg)

@@ -23,16 +23,17 @@ from typing import Any
 from dask import _task_spec
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 
-from daskvine import impurity
-from daskvine.fingerprint import Fingerprinter, Found, NotFingerprintable, Part, digest
+from daskvine import code_analysis
+from daskvine.fingerprint import Fingerprint, Fingerprinter
 from daskvine.graph import Graph, Key
+from daskvine.value_descriptions import Description, NotFingerprintable, digest_parts
 
 CACHE_KEY_PREFIX = "vertex-"
 """What the names of such results begin with."""
-MOST_INHERITED = 100
+MAX_INHERITED_RESOURCES = 100
 """Things that a vertex covers because its inputs do."""
 
-Scope = Callable[[Key], Found]
+Scope = Callable[[Key], Fingerprint]
 _SUBGRAPH = getattr(_task_spec, "_execute_subgraph", None)
 _REPACK = ("dask.base", "unpack_collections.<locals>.repack")
 _REPACK_CELLS = ("repack_dsk", "out", "collections_token")
@@ -68,142 +69,152 @@ class ResultKeys:
         trusted: bool = False,
     ) -> None:
         self._graph, self._deterministic, self._trusted = graph, deterministic, trusted
-        self._digests = NodeDigests(variables)
-        self._covered = frozenset(covered)
-        self._context = self._digests.of((sys.version_info[:3], context))
-        self._recipes: dict[Key, Found | None] = {}
-        self._equal: Counter[bytes] = Counter()
+        self._fingerprinter = NodeFingerprinter(variables)
+        self._covered_resources = frozenset(covered)
+        self._context = self._fingerprinter.digest((sys.version_info[:3], context))
+        self._fingerprints: dict[Key, Fingerprint | None] = {}
+        self._equal_counts: Counter[bytes] = Counter()
 
     def key_for(self, key: Key) -> str | None:
         """Name the result of a vertex, after those of its inputs; None if there is no telling."""
-        self._recipes[key] = found = self._find(key)
+        self._fingerprints[key] = found = self._fingerprint_vertex(key)
         return None if found is None else CACHE_KEY_PREFIX + found.digest.hex()
 
     def covers(self, key: Key, used: Iterable[str]) -> bool:
         """Whether the name of a vertex holds all of these things in this state."""
-        found = self._recipes.get(key)
+        found = self._fingerprints.get(key)
         if found is None:
             return False
-        places = self._digests.places
-        return all(one in self._covered or places.covers(found.things, one) for one in used)
+        places = self._fingerprinter.path_states
+        return all(one in self._covered_resources or places.covers(found.resources, one) for one in used)
 
-    def _find(self, key: Key) -> Found | None:
+    def _fingerprint_vertex(self, key: Key) -> Fingerprint | None:
         try:
             if not self._deterministic(key):
                 return None
-            found = self._digests.vertex(self._graph.vertices[key], self._input_key)
+            found = self._fingerprinter.fingerprint_vertex(self._graph.vertices[key], self._input_key)
         except (NotFingerprintable, RecursionError):
             return None
         except Exception:  # noqa: BLE001 - of a value that does not even like to be looked at
             return None
-        if found.varies and not self._trusted:
+        if found.is_nondeterministic and not self._trusted:
             return None
-        recipe = digest(b"vertex", self._context, found.digest)
-        number = self._equal[recipe]
-        self._equal[recipe] += 1
+        recipe = digest_parts(b"vertex", self._context, found.digest)
+        number = self._equal_counts[recipe]
+        self._equal_counts[recipe] += 1
         if number:
-            recipe = digest(recipe, str(number).encode())
+            recipe = digest_parts(recipe, str(number).encode())
         return found._replace(digest=recipe)
 
-    def _input_key(self, key: Key) -> Found:
+    def _input_key(self, key: Key) -> Fingerprint:
         key = self._graph.resolve(key)
         if key in self._graph.data:
-            return self._digests.find(self._graph.data[key])
-        recipe = self._recipes.get(key)
+            return self._fingerprinter.fingerprint(self._graph.data[key])
+        recipe = self._fingerprints.get(key)
         if recipe is None:
             raise NotFingerprintable
-        things = recipe.things if len(recipe.things) <= MOST_INHERITED else frozenset()
-        return Found(recipe.digest, (), things)
+        things = recipe.resources if len(recipe.resources) <= MAX_INHERITED_RESOURCES else frozenset()
+        return Fingerprint(recipe.digest, (), things)
 
 
-class NodeDigests(Fingerprinter):
+class NodeFingerprinter(Fingerprinter):
     """Digests of the nodes of a graph, whose references to other nodes are given by a scope."""
 
     def __init__(self, variables: Mapping[str, str] | None = None) -> None:
         super().__init__(os.environ if variables is None else variables)
-        self._inner: dict[tuple[int, Any, Any], tuple[Found, list[Key]]] = {}
+        self._inner_graphs: dict[tuple[int, Any, Any], tuple[Fingerprint, list[Key]]] = {}
 
-    def vertex(self, node: Any, scope: Scope) -> Found:
+    def fingerprint_vertex(self, node: Any, scope: Scope) -> Fingerprint:
         """Find out about a vertex all there is to know."""
-        founds: list[Found] = []
-        structure = self._node(node, scope, founds)
-        found = self.join(b"values", founds)
-        return found._replace(digest=digest(structure, found.digest))
+        founds: list[Fingerprint] = []
+        structure = self._digest_node(node, scope, founds)
+        found = self.combine_fingerprints(b"values", founds)
+        return found._replace(digest=digest_parts(structure, found.digest))
 
-    def _value(self, value: Any, founds: list[Found]) -> bytes:
-        found = self.find(value)
+    def _digest_value(self, value: Any, founds: list[Fingerprint]) -> bytes:
+        found = self.fingerprint(value)
         founds.append(found)
         return found.digest
 
-    def _node(self, node: Any, scope: Scope, founds: list[Found]) -> bytes:
+    def _digest_node(self, node: Any, scope: Scope, founds: list[Fingerprint]) -> bytes:
         if isinstance(node, (Alias, TaskRef)):
             found = scope(node.target if isinstance(node, Alias) else node.key)
             founds.append(found)
             return found.digest
         if isinstance(node, DataNode):
-            return self._value(node.value, founds)
+            return self._digest_value(node.value, founds)
         if not isinstance(node, Task):
             if isinstance(node, GraphNode):
                 raise NotFingerprintable
-            return self._value(node, founds)
+            return self._digest_value(node, founds)
         if _SUBGRAPH is not None and node.func is _SUBGRAPH:
-            return self._subgraph(node, scope, founds)
-        function = self._value(node.func, founds)
-        arguments = [self._node(argument, scope, founds) for argument in node.args]
+            return self._digest_subgraph(node, scope, founds)
+        function = self._digest_value(node.func, founds)
+        arguments = [self._digest_node(argument, scope, founds) for argument in node.args]
         keywords = [
             part
             for name in sorted(node.kwargs)
-            for part in (name.encode(), self._node(node.kwargs[name], scope, founds))
+            for part in (name.encode(), self._digest_node(node.kwargs[name], scope, founds))
         ]
-        if any(impurity.is_now(node.func, getattr(one, "value", one)) for one in node.args):
-            founds.append(Found(b"now", varies=True))
+        if any(
+            code_analysis.is_current_time_text(node.func, getattr(one, "value", one)) for one in node.args
+        ):
+            founds.append(Fingerprint(b"now", is_nondeterministic=True))
         about = (type(node).__name__.encode(), function, str(len(arguments)).encode())
-        return digest(b"task", *about, *arguments, *keywords)
+        return digest_parts(b"task", *about, *arguments, *keywords)
 
-    def _subgraph(self, node: Task, scope: Scope, founds: list[Found]) -> bytes:
+    def _digest_subgraph(self, node: Task, scope: Scope, founds: list[Fingerprint]) -> bytes:
         """Digest several vertices fused into one: a graph of its own, whose keys are names inside of it."""
         inner, target, names, *arguments = (
             part.value if isinstance(part, DataNode) else part for part in node.args
         )
         key = (id(inner), target, tuple(names))
-        if key not in self._inner:
-            self._inner[key] = self._find_inner(inner, target, frozenset(names))
+        if key not in self._inner_graphs:
+            self._inner_graphs[key] = self._fingerprint_inner_graph(inner, target, frozenset(names))
             self._alive.append(inner)
-        found, used = self._inner[key]
+        found, used = self._inner_graphs[key]
         founds.append(found)
         given = dict(zip(names, arguments, strict=True))
-        return digest(b"subgraph", found.digest, *(self._node(given[name], scope, founds) for name in used))
+        return digest_parts(
+            b"subgraph", found.digest, *(self._digest_node(given[name], scope, founds) for name in used)
+        )
 
-    def _find_inner(self, inner: Any, target: Key, names: frozenset[Key]) -> tuple[Found, list[Key]]:
+    def _fingerprint_inner_graph(
+        self, inner: Any, target: Key, names: frozenset[Key]
+    ) -> tuple[Fingerprint, list[Key]]:
         """Find out about an inner graph; and the names of its arguments in the order in which it uses them."""
         known: dict[Key, bytes] = {}
         used: dict[Key, int] = {}
-        founds: list[Found] = []
+        founds: list[Fingerprint] = []
 
-        def scope(key: Key) -> Found:
+        def scope(key: Key) -> Fingerprint:
             if key in names:
-                return Found(digest(b"argument", str(used.setdefault(key, len(used))).encode()))
+                return Fingerprint(digest_parts(b"argument", str(used.setdefault(key, len(used))).encode()))
             if key not in known:
                 if key not in inner:
                     raise NotFingerprintable
-                known[key] = self._node(inner[key], scope, founds)
-            return Found(known[key])
+                known[key] = self._digest_node(inner[key], scope, founds)
+            return Fingerprint(known[key])
 
         structure = scope(target).digest
-        found = self.join(b"inner", founds)
-        return found._replace(digest=digest(structure, found.digest)), list(used)
+        found = self.combine_fingerprints(b"inner", founds)
+        return found._replace(digest=digest_parts(structure, found.digest)), list(used)
 
-    def _function(self, value: Any) -> Any:
+    def _describe_function(self, value: Any) -> Any:
         if (value.__module__, value.__qualname__) == _REPACK:
-            return self._repack(value)
-        return super()._function(value)
+            return self._describe_repack(value)
+        return super()._describe_function(value)
 
-    def _repack(self, function: Any) -> Any:
+    def _describe_repack(self, function: Any) -> Any:
         """Describe what dask makes of arguments with collections inside: a graph with random keys, in a closure."""
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         try:
             graph, target, argument = (cells[name].cell_contents for name in _REPACK_CELLS)
         except KeyError as error:
             raise NotFingerprintable from error
-        found, _used = self._find_inner(graph, target, frozenset({argument}))
-        return Part(digest(b"repack", found.digest), things=found.things, varies=found.varies)
+        found, _used = self._fingerprint_inner_graph(graph, target, frozenset({argument}))
+        return Description(
+            digest_parts(b"repack", found.digest),
+            resources=found.resources,
+            is_nondeterministic=found.is_nondeterministic,
+        )

@@ -44,9 +44,9 @@ HELPERS = (
     task_functions.reduce_partial_results,
     task_functions.call_wrapper,
 )
-for travels in (task_functions, ttree_cache, registrations, shuffle):  # workers need not have this package
-    cloudpickle.register_pickle_by_value(travels)
-CODE = (type, types.FunctionType, types.BuiltinFunctionType)
+for module in (task_functions, ttree_cache, registrations, shuffle):  # workers need not have this package
+    cloudpickle.register_pickle_by_value(module)
+CODE_TYPES = (type, types.FunctionType, types.BuiltinFunctionType)
 MODULE_NAME = re.compile(rb"\x8c.([A-Za-z_][A-Za-z0-9_.]*)")
 
 
@@ -135,8 +135,8 @@ class Compiler:
         self._by_id: dict[int, str | None] = {}
         self._alive: list[Any] = []  # what was named by identity must not be freed meanwhile
         self._count: dict[int, int] = {}
-        self._first = [self.acquire(registered)] if registered else []
-        self._wrapper = None if wrapper is None else self._name(wrapper)
+        self._preloaded = [self.acquire(registered)] if registered else []
+        self._wrapper = None if wrapper is None else self._share(wrapper)
         for node in graph.vertices.values():
             self._count_parts(node)
 
@@ -163,7 +163,7 @@ class Compiler:
         self.acquired_objects.append(name)
         return name
 
-    def _name(self, value: Any, *, least: int = 0) -> str | None:
+    def _share(self, value: Any, *, least: int = 0) -> str | None:
         """Name a shared object; None if it is too small to be worth it."""
         key = id(value)
         if key not in self._by_id or (self._by_id[key] is None and not least):
@@ -216,9 +216,9 @@ class Compiler:
     ) -> CompiledVertex:
         asked = args[-1]
         where = {d: number for number, d in enumerate(self._graph.dependencies[key])}
-        names = [*self._first, *(name for name in shared if name is not None)]
+        names = [*self._preloaded, *(name for name in shared if name is not None)]
         filled = [
-            *map(SharedPlaceholder, range(len(self._first), len(names))),
+            *map(SharedPlaceholder, range(len(self._preloaded), len(names))),
             *args,
             *(InputPlaceholder(where[self._graph.resolve(d)]) for d in asked),
         ]
@@ -226,7 +226,7 @@ class Compiler:
 
     def _compile_task(self, node: Task, dependencies: list[Key], inputs: tuple[str, ...]) -> CompiledVertex:
         where = {d: number for number, d in enumerate(dependencies)}
-        shared = [*self._first]
+        shared = [*self._preloaded]
 
         def place(arg: Any) -> Any:
             if type(arg) is Alias or type(arg) is TaskRef:
@@ -237,7 +237,7 @@ class Compiler:
         kwargs = {name: place(arg) for name, arg in node.kwargs.items()}
         if self._count[id(node.func)] < 2:
             return self._make_call(task_functions.apply, [node.func, *args], kwargs, shared, inputs)
-        function = self._name(node.func)
+        function = self._share(node.func)
         assert function is not None
         if (
             not self._in_library
@@ -264,10 +264,10 @@ class Compiler:
     ) -> CompiledVertex:
         """A merge, whose inputs are not loaded before their turn."""
         where = {d: number for number, d in enumerate(dependencies)}
-        shared = [*self._first]
+        shared = [*self._preloaded]
         function: Any = merge.function
         if self._count.get(id(function), 0) > 1:
-            name = self._name(function)
+            name = self._share(function)
             assert name is not None
             shared.append(name)
             function = SharedPlaceholder(len(shared) - 1)
@@ -284,7 +284,7 @@ class Compiler:
         """An argument as it travels: itself, or the placeholder of a shared object."""
         value = arg.value if type(arg) is DataNode else arg
         if type(value) not in PLAIN_ARGUMENT_TYPES and self._count.get(id(value), 0) > 1:
-            name = self._name(value, least=MIN_SHARED_BYTES)
+            name = self._share(value, least=MIN_SHARED_BYTES)
             if name is not None:
                 shared.append(name)
                 return SharedPlaceholder(len(shared) - 1)
@@ -295,7 +295,7 @@ class Compiler:
     ) -> CompiledVertex:
         """A task with others among its arguments: `dask` evaluates them, in the slot."""
         where = {d: number for number, d in enumerate(dependencies)}
-        shared = [*self._first]
+        shared = [*self._preloaded]
         args = [
             arg
             if isinstance(arg, (GraphNode, TaskRef)) and type(arg) is not DataNode
@@ -304,7 +304,7 @@ class Compiler:
         ]
         function: Any = node.func
         if self._count[id(function)] > 1:
-            name = self._name(function)
+            name = self._share(function)
             assert name is not None
             shared.append(name)
             function = SharedPlaceholder(len(shared) - 1)
@@ -323,7 +323,7 @@ class Compiler:
     ) -> CompiledVertex:
         payload = dump_call(args, kwargs, plain=False)
         if len(payload) > INLINE_LIMIT:
-            name = self._name(helper)
+            name = self._share(helper)
             assert name is not None
             shared.append(name)
             return self._move_arguments_to_object(
@@ -350,7 +350,7 @@ class Compiler:
     ) -> CompiledVertex:
         if self._in_library:
             return CompiledVertex(helper.__name__, payload, tuple(shared), inputs)
-        name = self._name(helper)
+        name = self._share(helper)
         assert name is not None
         return CompiledVertex(name, payload, (*shared, name), inputs)
 
@@ -413,13 +413,13 @@ def modules_behind(module: types.ModuleType) -> set[str]:
         if not is_own_module(one):
             continue
         for value in list(vars(one).values()):
-            name = value.__name__ if isinstance(value, types.ModuleType) else _origin(value)
+            name = value.__name__ if isinstance(value, types.ModuleType) else _find_module_name(value)
             if name not in found and isinstance(other := sys.modules.get(name), types.ModuleType):
                 found.add(name)
                 waiting.append(other)
     return found - {"__main__"}
 
 
-def _origin(value: Any) -> str:
-    name = getattr(value, "__module__", None) if isinstance(value, CODE) else None
+def _find_module_name(value: Any) -> str:
+    name = getattr(value, "__module__", None) if isinstance(value, CODE_TYPES) else None
     return name if isinstance(name, str) else ""

@@ -92,11 +92,11 @@ class DaskClusterBatchSystem:
             return []
         secret, host = order.password_file.read_bytes().strip(), order.host or self._own_address()
         wrapper, env = tuple(shlex.split(order.settings.wrapper)), dict(order.settings.env or {})
-        members = self._members()
+        members = self._group_by_node()
         wishes, pilots = {}, {}
         for name, node in chosen.items():
             address = min(members[node])  # any of them would do
-            options = _options(order._replace(host=host), name, members[node].values())
+            options = _make_worker_options(order._replace(host=host), name, members[node].values())
             parcel = self._there.PilotPayload(order.factory, self._file, secret, wrapper, tuple(options), env)
             wishes[address] = _as_run_message(partial(self._there.start_pilot, parcel))
             pilots[name] = _Pilot(node, address)
@@ -130,7 +130,7 @@ class DaskClusterBatchSystem:
         )
         for name, pilot in list(self._pilots.items()):
             if name not in jobs:
-                jobs[name] = _pilot_status(pilot, answers.get(pilot.address, {"code": None}))
+                jobs[name] = _parse_pilot_status(pilot, answers.get(pilot.address, {"code": None}))
             if jobs[name].state == GONE:
                 del self._pilots[name]
         return jobs
@@ -156,7 +156,7 @@ class DaskClusterBatchSystem:
 
     def _update_nodes(self) -> None:
         """Find which Dask workers have come and which have left."""
-        present = self._sync(self._scheduler.ncores)
+        present = self._run_in_client(self._scheduler.ncores)
         now = time.monotonic()
         for address in self._workers.keys() - present.keys():
             node = self._workers.pop(address).node
@@ -172,7 +172,7 @@ class DaskClusterBatchSystem:
         used = {about.node for about in self._workers.values()}
         self._changed = {node: changed for node, changed in self._changed.items() if node in used}
 
-    def _members(self) -> dict[tuple[str, ...], dict[str, _DaskWorkerInfo]]:
+    def _group_by_node(self) -> dict[tuple[str, ...], dict[str, _DaskWorkerInfo]]:
         """Group the Dask workers by their nodes."""
         found: dict[tuple[str, ...], dict[str, _DaskWorkerInfo]] = {}
         for address, about in self._workers.items():
@@ -204,7 +204,7 @@ class DaskClusterBatchSystem:
             said = await asyncio.gather(*(one(address, wish) for address, wish in wishes.items()))
             return {address: answer for answers in said for address, answer in answers.items()}
 
-        return dict(self._sync(all_of_them))
+        return dict(self._run_in_client(all_of_them))
 
     @property
     def _scheduler(self) -> Any:
@@ -214,7 +214,7 @@ class DaskClusterBatchSystem:
             raise BatchError(msg)
         return scheduler
 
-    def _sync(self, doing: Callable[[], Any]) -> Any:
+    def _run_in_client(self, doing: Callable[[], Any]) -> Any:
         """Have the client's own thread do something, and wait for it."""
         try:
             return self._client.sync(doing, callback_timeout=MAX_WAIT_S)
@@ -261,7 +261,7 @@ def _unpack_reply(answer: Any) -> Any:
     return answer["result"]
 
 
-def _options(order: PilotSpec, name: str, members: Iterable[_DaskWorkerInfo]) -> list[str]:
+def _make_worker_options(order: PilotSpec, name: str, members: Iterable[_DaskWorkerInfo]) -> list[str]:
     """Give options of a node's vine worker: what the Dask workers of the node may use together, unless the settings say it."""
     settings, members = order.settings, list(members)
     cores = settings.cores or max(1, sum(about.cores for about in members))
@@ -283,7 +283,7 @@ def _options(order: PilotSpec, name: str, members: Iterable[_DaskWorkerInfo]) ->
     ]
 
 
-def _pilot_status(pilot: _Pilot, answer: Any) -> JobStatus:
+def _parse_pilot_status(pilot: _Pilot, answer: Any) -> JobStatus:
     """Understand what a Dask worker says of its pilot."""
     if not isinstance(answer, dict) or "code" not in answer:
         return JobStatus(GONE, f"the Dask worker at {pilot.address} has lost it", ran=True)

@@ -60,7 +60,7 @@ class Graph:
         for key in wanted:
             if key not in nodes:
                 raise KeyError(key)
-        needed = _cull(nodes, wanted)
+        needed = _cull_nodes(nodes, wanted)
         _reject_disk_shuffles(needed)
         self.data: dict[Key, Any] = {}
         tasks: dict[Key, GraphNode] = {}
@@ -72,7 +72,7 @@ class Graph:
             else:
                 tasks[key] = node
         self.dependencies: dict[Key, list[Key]] = {
-            key: self._resolved(node.dependencies) for key, node in tasks.items()
+            key: self._resolve_all(node.dependencies) for key, node in tasks.items()
         }
         self.targets = list(dict.fromkeys(self.resolve(key) for key in wanted))
         self._unordered: dict[
@@ -80,7 +80,7 @@ class Graph:
         ] = {}  # with the aliases: dask's order looks at the nodes themselves
         self.vertices: dict[Key, GraphNode] = self._topological_order(tasks, needed)
 
-    def _resolved(self, keys: Iterable[Key]) -> list[Key]:
+    def _resolve_all(self, keys: Iterable[Key]) -> list[Key]:
         return list(dict.fromkeys(map(self.resolve, keys))) if self._aliases else list(keys)
 
     def resolve(self, key: Key) -> Key:
@@ -140,7 +140,7 @@ class Graph:
         gc.collect()  # what `order` leaves is in cycles, and as large as the graph
         yield from sorted((key for key in self.vertices if key not in first), key=ranks.__getitem__)
 
-    def depths(self) -> dict[Key, int]:
+    def compute_depths(self) -> dict[Key, int]:
         """Give every vertex its distance from the roots."""
         depths: dict[Key, int] = {}
         for key in self.vertices:
@@ -148,7 +148,7 @@ class Graph:
         return depths
 
 
-def flat_keys(keys: Any) -> list[Key]:
+def flatten_keys(keys: Any) -> list[Key]:
     """List the keys in a nested request."""
     return list(flatten([keys])) if isinstance(keys, list) else [keys]
 
@@ -194,7 +194,7 @@ def _reject_disk_shuffles(nodes: Mapping[Key, GraphNode]) -> None:
             raise ValueError(msg)
 
 
-def _cull(nodes: dict[Key, GraphNode], wanted: Iterable[Key]) -> dict[Key, GraphNode]:
+def _cull_nodes(nodes: dict[Key, GraphNode], wanted: Iterable[Key]) -> dict[Key, GraphNode]:
     needed: dict[Key, GraphNode] = {}
     stack = [*wanted][::-1]  # the first key first: what nothing else orders runs as it was asked for
     while stack:

@@ -105,7 +105,7 @@ class Option:
         chosen = {
             name: given[name] for name in self.spellings if given.get(name, self.default) is not self.default
         }
-        values = [self._checked(spelling, value) for spelling, value in chosen.items()]
+        values = [self._check_value(spelling, value) for spelling, value in chosen.items()]
         return self.combine(values) if values else self.default
 
     @property
@@ -113,7 +113,7 @@ class Option:
         """The canonical name and the older ones."""
         return (self.name, *self.aliases)
 
-    def _checked(self, spelling: str, value: object) -> Any:
+    def _check_value(self, spelling: str, value: object) -> Any:
         try:
             return self.check(value)
         except (TypeError, ValueError) as error:
@@ -123,7 +123,7 @@ class Option:
             raise kind(f"{msg}: {detail}" if detail else msg) from None
 
 
-def _option(default: object, takes: str, meaning: str, check: validators.Check, **more: Any) -> Any:
+def _declare_option(default: object, takes: str, meaning: str, check: validators.Check, **more: Any) -> Any:
     """Declare a field of `Options`: the default comes first, as in an assignment."""
     return field(default=default, metadata={"row": (default, takes, meaning, check), "more": more})
 
@@ -135,19 +135,19 @@ class Options:
     Made by `parse`. The meaning of every field is in the table that `describe` renders.
     """
 
-    environment: File | str | None = _option(
+    environment: File | str | None = _declare_option(
         None,
         "a File, or the path of a packed environment",
         "Environment in which vertices run; a path is declared as one.",
         validators.environment,
     )
-    extra_files: Mapping[File, str] | None = _option(
+    extra_files: Mapping[File, str] | None = _declare_option(
         None,
         "a dict {File: name in the sandbox}",
         "Files that every vertex finds next to it.",
         validators.extra_files,
     )
-    worker_transfers: bool = _option(
+    worker_transfers: bool = _declare_option(
         True,
         "True or False",
         "Intermediates stay on the workers and move between them; with False every result comes back to the "
@@ -156,27 +156,27 @@ class Options:
         aliases=("lazy_transfers", "peer_transfers"),
         combine=all,
     )
-    env_vars: Mapping[str, str | Callable[..., str]] | None = _option(
+    env_vars: Mapping[str, str | Callable[..., str]] | None = _declare_option(
         None,
         "a dict {name: text, or a function (manager, task) that returns text}",
         "Environment variables of every vertex, in both task modes.",
         validators.env_vars,
     )
-    checkpoint_fn: Callable[..., bool] | None = _option(
+    checkpoint_fn: Callable[..., bool] | None = _declare_option(
         None,
         "a function (dag, key)",
         "Called for each vertex that is not a target; True brings its result to the manager, where no lost "
         "worker can take it away.",
         validators.function,
     )
-    resources: Mapping[str, float] | None = _option(
+    resources: Mapping[str, float] | None = _declare_option(
         None,
         "a dict with any of cores, memory (MB), disk (MB), gpus",
         "What one vertex may use at most.",
         validators.resources(RESOURCES),
         requires="tasks",
     )
-    resources_mode: str | None = _option(
+    resources_mode: str | None = _declare_option(
         None,
         validators.describe_choices(RESOURCES_MODES),
         "How allocations are learnt from what was measured. The default is what resources says, or a whole "
@@ -185,34 +185,34 @@ class Options:
         requires="tasks",
         no_warning=True,
     )
-    task_mode: str = _option(
+    task_mode: str = _declare_option(
         "tasks",
         validators.describe_choices(TASK_MODES),
         "A process and a sandbox for each vertex, or calls of a library that is started once on each worker.",
         validators.one_of(TASK_MODES),
     )
-    lib_extra_functions: tuple[Callable[..., Any], ...] | None = _option(
+    lib_extra_functions: tuple[Callable[..., Any], ...] | None = _declare_option(
         None,
         "a list of functions",
         "Functions that the library offers besides the one that runs vertices.",
         validators.functions,
         requires="function-calls",
     )
-    lib_resources: Mapping[str, float] | None = _option(
+    lib_resources: Mapping[str, float] | None = _declare_option(
         None,
         "a dict with any of cores, slots (1 or more), memory (MB), disk (MB), gpus",
         "What a library uses in total, and how many calls it runs at once (as many as cores, unless given).",
         validators.resources((*RESOURCES, "slots")),
         requires="function-calls",
     )
-    lib_command: str | None = _option(
+    lib_command: str | None = _declare_option(
         None,
         "a command line as text",
         "Command that starts the library's own.",
         validators.text,
         requires="function-calls",
     )
-    lib_modules: tuple[str, ...] | None = _option(
+    lib_modules: tuple[str, ...] | None = _declare_option(
         None,
         "a list of modules or module names",
         "Modules that the library imports once, for all its calls. Several spellings are merged.",
@@ -221,21 +221,21 @@ class Options:
         combine=validators.merge_spellings,
         requires="function-calls",
     )
-    task_priority_mode: str | None = _option(
+    task_priority_mode: str | None = _declare_option(
         None,
         validators.describe_choices(PRIORITY_MODES),
         "Which ready vertex goes first. The default is dask's own order: depth first, finish what was "
         "started.",
         validators.one_of(PRIORITY_MODES),
     )
-    scheduling_mode: str = _option(
+    scheduling_mode: str = _declare_option(
         "files",
         validators.describe_choices(SCHEDULING_MODES),
         "Which worker a vertex goes to: the one with most of its inputs, the fastest so far, a random one, "
         "the one with most free resources, the one with most free disk, the first that fits.",
         validators.one_of(SCHEDULING_MODES),
     )
-    retries: int | None = _option(
+    retries: int | None = _declare_option(
         None,
         "an integer, 0 or more",
         "How often a vertex is run again that has raised an exception, or whose worker, process or sandbox failed. "
@@ -243,60 +243,64 @@ class Options:
         "`dask.annotate(retries=n)` says it of single vertices; of arrays and bags dask drops that: see [what helps](processes.md#annotations).",
         validators.integer(least=0),
     )
-    submit_per_cycle: int | None = _option(
+    submit_per_cycle: int | None = _declare_option(
         None,
         "an integer; below 1 is no limit",
         "Vertices that are handed to the engine at once.",
         validators.positive_or_none,
     )
-    max_pending: int | None = _option(
+    max_pending: int | None = _declare_option(
         None,
         "an integer; below 1 is no limit",
         "Vertices that are submitted and have no result yet.",
         validators.positive_or_none,
     )
-    verbose: bool = _option(False, "True or False", "Print where each vertex ran.", validators.boolean)
-    show_output: bool = _option(
+    verbose: bool = _declare_option(
+        False, "True or False", "Print where each vertex ran.", validators.boolean
+    )
+    show_output: bool = _declare_option(
         True,
         "True or False",
         "Show what vertices print, log and warn, with the key of the vertex; the end of it, where it is much.",
         validators.boolean,
     )
-    env_per_task: bool = _option(
+    env_per_task: bool = _declare_option(
         False,
         "True or False",
         "Each task unpacks the environment by itself; environment has to be a path.",
         validators.boolean,
         requires="tasks",
     )
-    progress_disable: bool = _option(False, "True or False", "Show no progress.", validators.boolean)
-    progress_label: str = _option("[green]tasks", "text", "Label of the progress bar.", validators.text)
-    reconstruct: bool | None = _option(
+    progress_disable: bool = _declare_option(False, "True or False", "Show no progress.", validators.boolean)
+    progress_label: str = _declare_option(
+        "[green]tasks", "text", "Label of the progress bar.", validators.text
+    )
+    reconstruct: bool | None = _declare_option(
         None,
         "True, False or None",
         "Spread wide merges over trees: with True those of daskvine_merge, of dask-histogram, of coffea's accumulate, and sums of lists; with "
         "False none; by default those of dask-histogram and accumulate that have more than 8 inputs.",
         validators.boolean,
     )
-    merge_size: int = _option(
+    merge_size: int = _declare_option(
         2,
         "an integer, 2 or more",
         "Inputs of each merge of those trees, with reconstruct=True.",
         validators.integer(least=2),
     )
-    wrapper: Callable[..., Any] | None = _option(
+    wrapper: Callable[..., Any] | None = _declare_option(
         None,
         "a function (vertex, arguments) that returns (extra, result)",
         "Runs each vertex; the extra part comes back to wrapper_proc.",
         validators.function,
     )
-    wrapper_proc: Callable[[Any], object] = _option(
+    wrapper_proc: Callable[[Any], object] = _declare_option(
         print,
         "a function of one argument",
         "Called with what wrapper returned as extra.",
         validators.function,
     )
-    reuse: bool | Callable[..., Any] | None = _option(
+    reuse: bool | Callable[..., Any] | None = _declare_option(
         None,
         "True, False, or a function (key) that says which vertices make the same each time",
         "A vertex whose code, arguments, inputs, environment and packages are those of an earlier computation is not run "
@@ -304,7 +308,7 @@ class Options:
         "workers keep nothing when it ends in order.",
         validators.boolean_or_function,
     )
-    prune_depth: int = _option(
+    prune_depth: int = _declare_option(
         1,
         "an integer, 0 or more",
         "0 keeps every intermediate to the end; 1 deletes one when its consumers are done; n waits for the "

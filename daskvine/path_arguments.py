@@ -16,19 +16,19 @@ from collections.abc import Iterable
 
 from vinecore.protocol import used_resources
 
-ADDRESS = "address"
+REMOTE_RESOURCE = "address"
 """Something on another machine is named."""
-BELOW = "below"
+FOLDER_RESOURCE = "below"
 """Everything below a folder is named."""
-LONGEST_PATH = 4096
-MOST_BELOW = 20_000
+MAX_PATH_LENGTH = 4096
+MAX_FOLDER_FILES = 20_000
 """Files below one folder that are looked at."""
 
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)::?//")
-_NOTHING: tuple[bytes, frozenset[str]] = (b"", frozenset())
+_NO_STATE: tuple[bytes, frozenset[str]] = (b"", frozenset())
 
 
-class Places:
+class PathStates:
     """Finds what texts name; each is looked at once, so this is for one graph.
 
     Attributes
@@ -39,13 +39,13 @@ class Places:
 
     def __init__(self) -> None:
         self.states: dict[str, str] = {}
-        self._known: dict[str, tuple[bytes, frozenset[str]]] = {}
+        self._found: dict[str, tuple[bytes, frozenset[str]]] = {}
 
-    def of(self, text: str) -> tuple[bytes, frozenset[str]]:
+    def find_state(self, text: str) -> tuple[bytes, frozenset[str]]:
         """Give the state of what a text names, "" if that is nothing, and what that covers."""
-        found = self._known.get(text)
+        found = self._found.get(text)
         if found is None:
-            found = self._known[text] = self._find(text) if _can_be_path(text) else _NOTHING
+            found = self._found[text] = self._find_paths(text) if _can_be_path(text) else _NO_STATE
         return found
 
     def covers(self, things: Iterable[str], used: str) -> bool:
@@ -54,29 +54,31 @@ class Places:
             return True
         kind, _, rest = used.partition(used_resources.SEPARATOR)
         if kind == used_resources.NETWORK:
-            return ADDRESS in things
+            return REMOTE_RESOURCE in things
         if kind not in ("file", "listing"):
             return False
         path, _, state = rest.rpartition(used_resources.SEPARATOR)
         known = self.states.get(f"{kind}{used_resources.SEPARATOR}{path}", used_resources.MISSING)
-        return known == state and any(_below(parent) in things for parent in (path, *_parents(path)))
+        return known == state and any(
+            _name_folder_resource(parent) in things for parent in (path, *_iterate_parents(path))
+        )
 
-    def _find(self, text: str) -> tuple[bytes, frozenset[str]]:
+    def _find_paths(self, text: str) -> tuple[bytes, frozenset[str]]:
         protocol = _PROTOCOL.match(text)
         if protocol is not None and protocol[1] not in ("file", "local"):
-            return b"", frozenset({ADDRESS})
-        path = _local(text)
+            return b"", frozenset({REMOTE_RESOURCE})
+        path = _to_local_path(text)
         for one in dict.fromkeys((path, path.rpartition(":")[0])):
             if one and os.path.lexists(one):
-                return self._state(os.path.abspath(one))
+                return self._find_path_state(os.path.abspath(one))
             if glob.has_magic(one) and re.search(r"\w", one):  # or else it fits whatever is in the folder
-                matches = list(itertools.islice(glob.iglob(one, recursive=True), MOST_BELOW))
+                matches = list(itertools.islice(glob.iglob(one, recursive=True), MAX_FOLDER_FILES))
                 if matches:
-                    return self._matched(one, matches)
-        return _NOTHING
+                    return self._find_matches(one, matches)
+        return _NO_STATE
 
-    def _matched(self, pattern: str, matches: list[str]) -> tuple[bytes, frozenset[str]]:
-        found = [self._state(os.path.abspath(match)) for match in sorted(matches)]
+    def _find_matches(self, pattern: str, matches: list[str]) -> tuple[bytes, frozenset[str]]:
+        found = [self._find_path_state(os.path.abspath(match)) for match in sorted(matches)]
         things = set().union(*(things for _state, things in found))
         folder = os.path.dirname(pattern)
         if not glob.has_magic(folder):
@@ -85,43 +87,43 @@ class Places:
             found.append(((names or "").encode(errors="surrogateescape"), frozenset()))
         return b"\0".join(state for state, _things in found), frozenset(things)
 
-    def _state(self, path: str) -> tuple[bytes, frozenset[str]]:
+    def _find_path_state(self, path: str) -> tuple[bytes, frozenset[str]]:
         real = os.path.realpath(path)
         if os.path.isdir(path):
-            things = {_below(path), _below(real)}
-            state = self._below(path)
+            things = {_name_folder_resource(path), _name_folder_resource(real)}
+            state = self._find_folder_state(path)
             if real != path:
-                self._below(real)
-            return (state, frozenset(things)) if state else _NOTHING
+                self._find_folder_state(real)
+            return (state, frozenset(things)) if state else _NO_STATE
         now = used_resources.file_state(path)
         things = {used_resources.SEPARATOR.join(("file", spelled, now)) for spelled in (path, real)}
         return now.encode(), frozenset(things)
 
-    def _below(self, folder: str) -> bytes:
+    def _find_folder_state(self, folder: str) -> bytes:
         """Look at everything below a folder; "" if that is too much."""
         entries: list[str] = []
         for place, folders, files in os.walk(folder):
             folders.sort()
             names = sorted([*folders, *files])
-            entries.append(self._note("listing", place, used_resources.format_listing(place, names)))
+            entries.append(self._record_state("listing", place, used_resources.format_listing(place, names)))
             for name in sorted(files):
                 path = os.path.join(place, name)
-                entries.append(self._note("file", path, used_resources.describe_file(path)))
-            if len(entries) > MOST_BELOW:
+                entries.append(self._record_state("file", path, used_resources.describe_file(path)))
+            if len(entries) > MAX_FOLDER_FILES:
                 return b""
         text = "\n".join(entries).encode(errors="surrogateescape")
         return hashlib.blake2b(text, digest_size=20).digest()
 
-    def _note(self, kind: str, path: str, thing: str) -> str:
+    def _record_state(self, kind: str, path: str, thing: str) -> str:
         self.states[f"{kind}{used_resources.SEPARATOR}{path}"] = thing.rpartition(used_resources.SEPARATOR)[2]
         return thing
 
 
 def _can_be_path(text: str) -> bool:
-    return 0 < len(text) <= LONGEST_PATH and "\0" not in text and "\n" not in text and not text.isspace()
+    return 0 < len(text) <= MAX_PATH_LENGTH and "\0" not in text and "\n" not in text and not text.isspace()
 
 
-def _local(text: str) -> str:
+def _to_local_path(text: str) -> str:
     """The path that a text may be."""
     match = re.match(r"(?:file|local):(//[^/]*)?(?=/)", text)
     if match is not None:
@@ -129,11 +131,11 @@ def _local(text: str) -> str:
     return os.path.expanduser(text)
 
 
-def _below(folder: str) -> str:
-    return f"{BELOW}{used_resources.SEPARATOR}{folder}"
+def _name_folder_resource(folder: str) -> str:
+    return f"{FOLDER_RESOURCE}{used_resources.SEPARATOR}{folder}"
 
 
-def _parents(path: str) -> Iterable[str]:
+def _iterate_parents(path: str) -> Iterable[str]:
     while (parent := os.path.dirname(path)) != path:
         yield parent
         path = parent

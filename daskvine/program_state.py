@@ -16,19 +16,19 @@ from typing import NamedTuple
 
 from vinecore.protocol import used_resources, user_modules
 
-NOTES = ("RECORD", "METADATA", "PKG-INFO", "direct_url.json", "installed-files.txt")
-SUFFIXES = (".py", ".so", ".pyd", ".pth")
-MOST_FILES = 20_000
+PACKAGE_RECORDS = ("RECORD", "METADATA", "PKG-INFO", "direct_url.json", "installed-files.txt")
+CODE_SUFFIXES = (".py", ".so", ".pyd", ".pth")
+MAX_PACKAGE_FILES = 20_000
 
-_tops: dict[
+_installed_names: dict[
     str, tuple[str, frozenset[str]]
 ] = {}  # record of a package -> its state, and what it has installed
 
 
-def packages() -> str:
+def digest_packages() -> str:
     """Digest of all packages that are installed for this interpreter."""
     found: list[str] = []
-    for folder in _folders():
+    for folder in _find_package_folders():
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:
@@ -36,31 +36,31 @@ def packages() -> str:
         known: set[str] = set()
         for entry in entries:
             if entry.name.endswith((".dist-info", ".egg-info")):
-                states = _states_of_record(entry.path)
+                states = _find_record_states(entry.path)
                 found.append("\0".join((entry.name, *states.values())))
-                known |= _installed_by(entry.path, "\0".join(states.values()))
+                known |= _find_installed_names(entry.path, "\0".join(states.values()))
         for entry in entries:
             if entry.name.partition(".")[0] not in known and entry.name not in known:
-                found += _unknown(Path(entry.path), entry.is_dir())
+                found += _iterate_unrecorded_files(Path(entry.path), entry.is_dir())
     return hashlib.sha256("\n".join(found).encode(errors="surrogateescape")).hexdigest()
 
 
-def _folders() -> list[str]:
+def _find_package_folders() -> list[str]:
     return [
         folder for folder in dict.fromkeys(sys.path) if set(user_modules.INSTALLED) & set(Path(folder).parts)
     ]
 
 
-def _states_of_record(path: str) -> dict[str, str]:
+def _find_record_states(path: str) -> dict[str, str]:
     if os.path.isfile(path):
         return {path: used_resources.file_state(path)}
-    places = [os.path.join(path, name) for name in NOTES]
+    places = [os.path.join(path, name) for name in PACKAGE_RECORDS]
     return {place: used_resources.file_state(place) for place in places}
 
 
-def _installed_by(path: str, state: str) -> frozenset[str]:
+def _find_installed_names(path: str, state: str) -> frozenset[str]:
     """Top-level names of what a package has installed."""
-    known = _tops.get(path)
+    known = _installed_names.get(path)
     if known is not None and known[0] == state:
         return known[1]
     names: set[str] = set()
@@ -71,19 +71,19 @@ def _installed_by(path: str, state: str) -> frozenset[str]:
         except OSError:
             continue
     names |= {name.partition(".")[0] for name in names}
-    _tops[path] = state, frozenset(names - {"", "__pycache__"})
-    return _tops[path][1]
+    _installed_names[path] = state, frozenset(names - {"", "__pycache__"})
+    return _installed_names[path][1]
 
 
-def _unknown(path: Path, is_folder: bool) -> Iterator[str]:
+def _iterate_unrecorded_files(path: Path, is_folder: bool) -> Iterator[str]:
     """Files of what no installer knows."""
     if not is_folder:
-        if path.suffix in SUFFIXES:
+        if path.suffix in CODE_SUFFIXES:
             yield used_resources.describe_file(str(path))
         return
     if path.name == "__pycache__":
         return
-    left = MOST_FILES
+    left = MAX_PACKAGE_FILES
     for place, folders, files in os.walk(path):
         folders[:] = sorted(set(folders) - {"__pycache__"})
         for name in sorted(files):
@@ -92,7 +92,7 @@ def _unknown(path: Path, is_folder: bool) -> Iterator[str]:
                 yield used_resources.describe_file(os.path.join(place, name))
 
 
-class Surroundings(NamedTuple):
+class ProgramState(NamedTuple):
     """What all vertices of a program may reach.
 
     Attributes
@@ -104,10 +104,10 @@ class Surroundings(NamedTuple):
     """
 
     digest: str
-    things: frozenset[str]
+    resources: frozenset[str]
 
 
-def look(variables: Mapping[str, str]) -> Surroundings:
+def collect_program_state(variables: Mapping[str, str]) -> ProgramState:
     """Look at packages and own modules, at the files beside those that they name, and at the variables that they name.
 
     Parameters
@@ -120,18 +120,18 @@ def look(variables: Mapping[str, str]) -> Surroundings:
     }
     named: set[str] = set()
     for source in sources:
-        files, names = _named_in(source)
+        files, names = _find_names_in_source(source)
         named.update(used_resources.describe_file(path) for path in files)
         named.update(used_resources.describe_variable(name, variables.get(name)) for name in names)
-    text = "\n".join((packages(), user_modules.digest_own_modules(), *sorted(named)))
+    text = "\n".join((digest_packages(), user_modules.digest_own_modules(), *sorted(named)))
     found = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-    return Surroundings(found, frozenset(named.union(map(used_resources.describe_file, sources))))
+    return ProgramState(found, frozenset(named.union(map(used_resources.describe_file, sources))))
 
 
-def _named_in(source: str) -> tuple[list[str], set[str]]:
+def _find_names_in_source(source: str) -> tuple[list[str], set[str]]:
     """Files beside a module, and variables, that are named in its text."""
     digest = user_modules.digest_source_file(source)
-    known = _named.get(source)
+    known = _names_by_source.get(source)
     if known is None or known[0] != digest:
         try:
             text = (
@@ -139,17 +139,19 @@ def _named_in(source: str) -> tuple[list[str], set[str]]:
             )
         except OSError:
             text = ""
-        words = list(dict.fromkeys(_WORD.findall(text)))[:MOST_WORDS]
-        known = _named[source] = digest, words, set(_VARIABLE.findall(text))
+        words = list(dict.fromkeys(_WORD.findall(text)))[:MAX_NAMED_FILES]
+        known = _names_by_source[source] = digest, words, set(_VARIABLE.findall(text))
     _digest, words, names = known
     home = os.path.dirname(source)
     folders = [home, *(path for word in words if os.path.isdir(path := os.path.join(home, word)))]
-    files = [os.path.join(folder, word) for folder in folders[:MOST_FOLDERS] for word in words if "." in word]
+    files = [
+        os.path.join(folder, word) for folder in folders[:MAX_NAMED_FOLDERS] for word in words if "." in word
+    ]
     return [path for path in files if os.path.isfile(path)], names
 
 
-_named: dict[str, tuple[str, list[str], set[str]]] = {}
+_names_by_source: dict[str, tuple[str, list[str], set[str]]] = {}
 _WORD = re.compile(r"""["']([\w.+-][\w./+ -]{0,200})["']""")
 _VARIABLE = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\()\s*["'](\w+)["']""")
-MOST_WORDS = 2000
-MOST_FOLDERS = 10
+MAX_NAMED_FILES = 2000
+MAX_NAMED_FOLDERS = 10

@@ -72,7 +72,7 @@ class ProgressSnapshot:
         workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         if self.looking:
             return f"looking for results of earlier computations, {workers}"
-        return f"{self.running} running, {self.waiting} waiting, {workers}, {_size(self.moved_bytes)} moved"
+        return f"{self.running} running, {self.waiting} waiting, {workers}, {_format_size(self.moved_bytes)} moved"
 
 
 class SilentProgress:
@@ -108,7 +108,7 @@ class SilentProgress:
         traceback: TracebackType | None,
     ) -> None:
         if self._last is not None and (self._shown or self.elapsed_s >= self.patience_s):
-            self._finish(self._last, _how(kind))
+            self._render_last(self._last, _describe_end(kind))
 
     @property
     def elapsed_s(self) -> float:
@@ -129,7 +129,7 @@ class SilentProgress:
         if news and snapshot.stalled_reason:
             logger.warning("%s", snapshot.stalled_reason)
 
-    def _finish(self, snapshot: ProgressSnapshot, how: str) -> None:
+    def _render_last(self, snapshot: ProgressSnapshot, how: str) -> None:
         """Draw it for the last time; ``how`` it ended, "" for well."""
 
 
@@ -146,8 +146,8 @@ class LineProgress(SilentProgress):
         else:
             self._print(f"{snapshot.done} of {snapshot.total} done, {snapshot}, {self.elapsed_s:.0f} s")
 
-    def _finish(self, snapshot: ProgressSnapshot, how: str) -> None:
-        done, moved = f"{snapshot.done} of {snapshot.total} done", _size(snapshot.moved_bytes)
+    def _render_last(self, snapshot: ProgressSnapshot, how: str) -> None:
+        done, moved = f"{snapshot.done} of {snapshot.total} done", _format_size(snapshot.moved_bytes)
         if how:
             self._print(f"{how} after {self.elapsed_s:.1f} s: {done}, the others are dropped; {moved} moved")
         else:
@@ -159,7 +159,7 @@ class LineProgress(SilentProgress):
         # looked up each time: who captures standard error replaces it
         stream = self._stream or sys.stderr
         # at once, with its end: other threads of the program compute, too
-        stream.write(f"{Text.from_markup(_markup(self.label)).plain}: {text}\n")
+        stream.write(f"{Text.from_markup(_sanitize_markup(self.label)).plain}: {text}\n")
         stream.flush()
 
 
@@ -195,11 +195,11 @@ class BarProgress(SilentProgress):
             self._bar = self._make_bar()
         task = self._bar.task_ids[0]
         self._bar.update(task, total=snapshot.total, completed=snapshot.done, status=status)
-        self._show(self._renderable(snapshot))
+        self._show(self._make_renderable(snapshot))
 
-    def _finish(self, snapshot: ProgressSnapshot, how: str) -> None:
+    def _render_last(self, snapshot: ProgressSnapshot, how: str) -> None:
         if self._shown:
-            moved = f"{_size(snapshot.moved_bytes)} moved"
+            moved = f"{_format_size(snapshot.moved_bytes)} moved"
             self._draw_bar(
                 snapshot, f"[red]{how}[/red], the others are dropped, {moved}" if how else str(snapshot)
             )
@@ -216,12 +216,12 @@ class BarProgress(SilentProgress):
             auto_refresh=False,
             get_time=self._clock,
         )
-        bar.add_task(_markup(self.label), status="")
+        bar.add_task(_sanitize_markup(self.label), status="")
         # the bar is made a moment after the run began
         bar.tasks[0].start_time = self._started
         return bar
 
-    def _renderable(self, snapshot: ProgressSnapshot) -> RenderableType:
+    def _make_renderable(self, snapshot: ProgressSnapshot) -> RenderableType:
         from rich.console import Group
         from rich.text import Text
 
@@ -260,13 +260,13 @@ class NotebookProgress(BarProgress):
     def _show(self, renderable: RenderableType) -> None:
         from IPython import display
 
-        mime = self._mime(renderable)
+        mime = self._make_mime_bundle(renderable)
         if self._handle is None:
             self._handle = display.display(mime, raw=True, display_id=True)
         else:
             self._handle.update(mime, raw=True)
 
-    def _mime(self, renderable: RenderableType) -> dict[str, str]:
+    def _make_mime_bundle(self, renderable: RenderableType) -> dict[str, str]:
         from rich.console import Console
 
         console = Console(
@@ -293,21 +293,21 @@ def make_progress(label: str, disable: bool) -> SilentProgress:
     """
     if disable:
         return SilentProgress(label)
-    if _in_notebook():
+    if _is_notebook():
         return NotebookProgress(label)
     if _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb":
         return BarProgress(label)
     return LineProgress(label)
 
 
-def _how(kind: type[BaseException] | None) -> str:
+def _describe_end(kind: type[BaseException] | None) -> str:
     """Say how a computation has ended; "" if it has ended well."""
     if kind is None:
         return ""
     return "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
 
 
-def _in_notebook() -> bool:
+def _is_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return type(shell).__name__ == "ZMQInteractiveShell" or type(shell).__module__.startswith("google.colab")
@@ -317,7 +317,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-def _markup(label: str) -> str:
+def _sanitize_markup(label: str) -> str:
     """Return a label whose markup is sound: as it is, or taken literally."""
     from rich.errors import MarkupError
     from rich.markup import escape, render
@@ -329,7 +329,7 @@ def _markup(label: str) -> str:
     return label
 
 
-def _size(n_bytes: float) -> str:
+def _format_size(n_bytes: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if n_bytes < 1000:
             return f"{n_bytes:.3g} {unit}"

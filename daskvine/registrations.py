@@ -26,14 +26,15 @@ import time
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from daskvine.fingerprint import Fingerprinter, NotFingerprintable
+from daskvine.fingerprint import Fingerprinter
+from daskvine.value_descriptions import NotFingerprintable
 from vinecore.protocol import library_context, settings, user_modules
 from vinecore.protocol.import_hooks import call_when_imported
 from vinecore.protocol.serialization import values
 
 log = logging.getLogger("daskvine")
 
-OTHERS = (
+EXCLUDED_SETTINGS = (
     "scheduler",
     "pool",
     "num_workers",
@@ -42,7 +43,7 @@ OTHERS = (
     "temporary-directory",
 )
 """How the names of dask's settings begin that say how and where a program computes, not what."""
-PLAIN = (str, int, float, bool, type(None))
+PLAIN_TYPES = (str, int, float, bool, type(None))
 PACKAGES = {
     "behavior": "awkward",
     "uproot": "uproot",
@@ -69,7 +70,7 @@ class Registrations:
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
-    def dump(self, chosen: Collection[str] = ()) -> bytes:
+    def serialize(self, chosen: Collection[str] = ()) -> bytes:
         """Serialize all that is registered now, as what registers it when it is loaded; nothing if there never was anything.
 
         Parameters
@@ -78,21 +79,21 @@ class Registrations:
             Variables of the environment that vertices get otherwise.
         """
         with self._lock:
-            content = {**collect(), **settings.collect_settings(self._variables, chosen)}
-            if not _is_same(content, self.current):
-                texts = {kind: self._dump_kind(kind, part) for kind, part in content.items()}
+            content = {**collect_registrations(), **settings.collect_settings(self._variables, chosen)}
+            if not _is_unchanged(content, self.current):
+                texts = {kind: self._serialize_kind(kind, part) for kind, part in content.items()}
                 if texts != self._texts:
                     # the time makes another object of what was registered before, then was not, and now is again
                     self._time_ns = max(time.time_ns(), self._time_ns + 1)
-                    self._object = values.dumps(Arriving(texts, self._time_ns), by_value=True)
+                    self._object = values.dumps(RegistrationPayload(texts, self._time_ns), by_value=True)
                 self.current, self._texts = content, texts
             return self._object
 
-    def texts(self) -> Iterable[bytes]:
+    def serialized_kinds(self) -> Iterable[bytes]:
         """What is serialized, by kind."""
         return self._texts.values()
 
-    def recipe(self) -> str:
+    def digest(self) -> str:
         """Name what is registered, for what depends on it; "" if there is nothing."""
         with self._lock:
             # which variables of the environment a vertex reads is recorded when it runs
@@ -100,21 +101,21 @@ class Registrations:
             if not counting:
                 return ""
             try:
-                return Fingerprinter().of({kind: self.current[kind] for kind in sorted(counting)}).hex()
+                return Fingerprinter().digest({kind: self.current[kind] for kind in sorted(counting)}).hex()
             except (NotFingerprintable, RecursionError):  # then it is the same only in this program
                 texts = [(kind, self._texts[kind]) for kind in sorted(counting)]
                 return hashlib.sha256(repr(texts).encode()).hexdigest()
 
-    def _dump_kind(self, kind: str, content: dict[Any, Any]) -> bytes:
+    def _serialize_kind(self, kind: str, content: dict[Any, Any]) -> bytes:
         try:
             return values.dumps(content, by_value=True)
         except Exception:  # noqa: BLE001 - one of them is the reason
             return values.dumps(
-                {name: value for name, value in content.items() if self._can_travel(kind, name, value)},
+                {name: value for name, value in content.items() if self._is_picklable(kind, name, value)},
                 by_value=True,
             )
 
-    def _can_travel(self, kind: str, name: Any, value: Any) -> bool:
+    def _is_picklable(self, kind: str, name: Any, value: Any) -> bool:
         try:
             values.dumps((name, value), by_value=True)
         except Exception as error:  # noqa: BLE001 - vertices that do not need it can run all the same
@@ -128,19 +129,19 @@ class Registrations:
         return True
 
 
-def collect() -> dict[str, dict[Any, Any]]:
+def collect_registrations() -> dict[str, dict[Any, Any]]:
     """Find what this program has registered, by kind; nothing of what it has not imported."""
     found = {
         "behavior": dict(getattr(sys.modules.get("awkward"), "behavior", None) or {}),
-        "uproot": _uproot_classes(),
-        "interpretations": _interpretations(),
-        "copyreg": _reducers(),
-        "dask": _settings(),
+        "uproot": _collect_uproot_classes(),
+        "interpretations": _collect_interpretations(),
+        "copyreg": _collect_reducers(),
+        "dask": _collect_settings(),
     }
     return {kind: content for kind, content in found.items() if content}
 
 
-def is_own(value: Any) -> bool:
+def is_user_defined(value: Any) -> bool:
     """Whether a function or class is part of the program, and not of a package."""
     name = getattr(value, "__module__", None)
     if not isinstance(name, str) or name == "__main__":
@@ -149,39 +150,39 @@ def is_own(value: Any) -> bool:
     return module is None or user_modules.is_own_module(module)
 
 
-def _uproot_classes() -> dict[Any, Any]:
+def _collect_uproot_classes() -> dict[Any, Any]:
     classes = getattr(sys.modules.get("uproot"), "classes", None) or {}
     return {name: cls for name, cls in classes.items() if not str(cls.__module__).startswith("uproot.")}
 
 
-def _interpretations() -> dict[Any, Any]:
+def _collect_interpretations() -> dict[Any, Any]:
     identify = sys.modules.get("uproot.interpretation.identify")
     known = getattr(identify, "_registered_interpretations", ())  # not in older ones
-    return dict.fromkeys(cls for cls in known if is_own(cls))
+    return dict.fromkeys(cls for cls in known if is_user_defined(cls))
 
 
-def _reducers() -> dict[Any, Any]:
+def _collect_reducers() -> dict[Any, Any]:
     """What reduces types of the program; many of a package's share a module, which is looked at once."""
     table = dict(copyreg.dispatch_table)
     one_of_each = {getattr(reduce, "__module__", None): reduce for reduce in table.values()}
-    own = {name for name, reduce in one_of_each.items() if is_own(reduce)}
+    own = {name for name, reduce in one_of_each.items() if is_user_defined(reduce)}
     return {kind: reduce for kind, reduce in table.items() if getattr(reduce, "__module__", None) in own}
 
 
-def _settings() -> dict[str, Any]:
+def _collect_settings() -> dict[str, Any]:
     """Plain settings of dask that this program has made itself."""
     import dask
 
-    before = _usual_settings(len(dask.config.defaults))
+    before = _find_default_settings(len(dask.config.defaults))
     return {
         name: value
-        for name, value in _flat(dask.config.config)
-        if not name.startswith(OTHERS) and (name not in before or before[name] != value)
+        for name, value in _flatten_config(dask.config.config)
+        if not name.startswith(EXCLUDED_SETTINGS) and (name not in before or before[name] != value)
     }
 
 
 @functools.lru_cache(maxsize=1)
-def _usual_settings(_packages: int) -> dict[str, Any]:
+def _find_default_settings(_packages: int) -> dict[str, Any]:
     """Settings that packages, files and the environment make; the files are read once for each number of packages that have defaults."""
     import dask
 
@@ -189,31 +190,31 @@ def _usual_settings(_packages: int) -> dict[str, Any]:
     for defaults in dask.config.defaults:
         dask.config.update(usual, defaults, priority="old")
     dask.config.update(usual, dask.config.collect())
-    return dict(_flat(usual))
+    return dict(_flatten_config(usual))
 
 
-def _flat(config: dict[str, Any], above: str = "") -> Any:
+def _flatten_config(config: dict[str, Any], above: str = "") -> Any:
     for name, value in config.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{above}{name}.")
-        elif all(isinstance(one, PLAIN) for one in (value if isinstance(value, list) else [value])):
+            yield from _flatten_config(value, f"{above}{name}.")
+        elif all(isinstance(one, PLAIN_TYPES) for one in (value if isinstance(value, list) else [value])):
             yield above + name, value
 
 
-def _is_same(content: dict[str, dict[Any, Any]], known: dict[str, dict[Any, Any]]) -> bool:
+def _is_unchanged(content: dict[str, dict[Any, Any]], known: dict[str, dict[Any, Any]]) -> bool:
     """Whether there is nothing but what packages have, and that is what it was; what a program has written may do something else by now."""
     return content.keys() == known.keys() and all(
         part.keys() == known[kind].keys()
-        and all(known[kind][name] is value and _lasts(value) for name, value in part.items())
+        and all(known[kind][name] is value and _is_constant(value) for name, value in part.items())
         for kind, part in content.items()
     )
 
 
-def _lasts(value: Any) -> bool:
-    if isinstance(value, PLAIN):
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, PLAIN_TYPES):
         return True
     if isinstance(value, functools.partial):
-        return _lasts(value.func)
+        return _is_constant(value.func)
     name = getattr(value, "__module__", None)
     return isinstance(name, str) and _is_package(name)
 
@@ -226,40 +227,40 @@ def _is_package(name: str) -> bool:
 # ---- there
 
 
-class Arriving:
+class RegistrationPayload:
     """What is registered when it is loaded."""
 
     def __init__(self, texts: dict[str, bytes], time_ns: int) -> None:
         self._texts, self._time_ns = texts, time_ns
 
     def __reduce__(self) -> Any:
-        return register, (self._texts, self._time_ns)
+        return apply_registrations, (self._texts, self._time_ns)
 
 
-def register(texts: dict[str, bytes], time_ns: int) -> None:
+def apply_registrations(texts: dict[str, bytes], time_ns: int) -> None:
     """Register what a program has registered, instead of what it had before; what is older than that comes from another thread of it, and too late."""
     if time_ns < library_context.registered_ns[0]:
         return
     library_context.registered_ns[0] = time_ns
     for kind, package in PACKAGES.items():
         if kind in texts or kind in library_context.registered:
-            call_when_imported(package, functools.partial(exchange, kind, texts.get(kind, b"")))
+            call_when_imported(package, functools.partial(replace_kind, kind, texts.get(kind, b"")))
 
 
-def exchange(kind: str, text: bytes, _package: Any = None) -> None:
+def replace_kind(kind: str, text: bytes, _package: Any = None) -> None:
     """Register what is of one kind, after taking back what was."""
     missing = library_context.MISSING
     for name, value in library_context.registered.pop(kind, {}).items():
-        _put(kind, name, value, missing)
+        _set_entry(kind, name, value, missing)
     if not text:
         return
     before: dict[Any, Any] = {}
     library_context.registered[kind] = before
     for name, value in values.loads(text).items():
-        before[name] = _put(kind, name, value, missing)
+        before[name] = _set_entry(kind, name, value, missing)
 
 
-def _put(kind: str, name: Any, value: Any, missing: Any) -> Any:
+def _set_entry(kind: str, name: Any, value: Any, missing: Any) -> Any:
     """Set an entry of a registry; give what was there."""
     if kind in settings.PACKAGES:
         return settings.apply_setting(kind, name, value)

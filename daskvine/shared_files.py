@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from vinecore.errors import add_note
 from vinecore.protocol.user_modules import is_package_module
 
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, struct.error)
+DAMAGED_FILE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, struct.error)
 """What readers raise that do not find what they have left."""
 
 
@@ -23,7 +23,7 @@ def explain_shared_files(error: BaseException, named: Sequence[str]) -> None:
         The modules that are imported before the fork because ``import_modules`` names them; only the user's own are suspect.
     """
     own = [name for name in named if not is_package_module(name)]
-    if not own or not isinstance(error, DAMAGED):
+    if not own or not isinstance(error, DAMAGED_FILE_ERRORS):
         return
     modules = ", ".join(own)
     add_note(

@@ -12,15 +12,15 @@ import warnings
 from typing import Any
 
 from daskvine.graph import Key
-from daskvine.program_folder import warn_of_files_left
+from daskvine.program_folder import describe_lost_files
 
-MOST_OF_A_VERTEX = 20_000
+MAX_TASK_CHARACTERS = 20_000
 """Characters of what one vertex has written that are shown."""
-MOST_OF_A_RUN = 1_000_000
-MOST_WARNINGS = 100
+MAX_GRAPH_CHARACTERS = 1_000_000
+MAX_WARNINGS = 100
 
 
-class Output:
+class TaskOutput:
     """Shows what the vertices of one run say.
 
     Parameters
@@ -31,60 +31,67 @@ class Output:
 
     def __init__(self, shown: bool = True) -> None:
         self._shown = shown
-        self._room = MOST_OF_A_RUN
-        self._left_out = 0  # vertices that have said something which was not shown
+        self._characters_left = MAX_GRAPH_CHARACTERS
+        self._omitted_tasks = 0  # vertices that have said something which was not shown
         self._warned: set[tuple[Any, ...]] = set()
 
-    def show(self, key: Key, info: dict[str, Any]) -> None:
+    def show_task(self, key: Key, info: dict[str, Any]) -> None:
         """Show what a worker has told of a vertex that is over."""
         if "left" in info:
-            self._warn(
+            self._show_warning(
                 key,
-                [UserWarning.__name__, warn_of_files_left(info["left"], info.get("unseen", "")), __file__, 1],
+                [
+                    UserWarning.__name__,
+                    describe_lost_files(info["left"], info.get("unseen", "")),
+                    __file__,
+                    1,
+                ],
             )
         if not self._shown:
             return
         for found in info.get("warnings", ()):
-            self._warn(key, found)
+            self._show_warning(key, found)
         text, errors = str(info.get("output", "")), str(info.get("errors", ""))
         if not (text or errors):
             return
-        if self._room <= 0:
-            self._left_out += 1
+        if self._characters_left <= 0:
+            self._omitted_tasks += 1
             return
         if text:
-            self._write(sys.stdout, key, text)
+            self._write_lines(sys.stdout, key, text)
         if errors:
-            self._write(sys.stderr, key, errors)
+            self._write_lines(sys.stderr, key, errors)
 
-    def end(self) -> None:
+    def report_omitted(self) -> None:
         """Say how much was not shown."""
-        if self._left_out:
-            _write(sys.stderr, f"what {self._left_out} more vertices have printed is not shown\n")
+        if self._omitted_tasks:
+            _write(sys.stderr, f"what {self._omitted_tasks} more vertices have printed is not shown\n")
 
-    def _write(self, stream: Any, key: Key, text: str) -> None:
-        cut = len(text) - MOST_OF_A_VERTEX
+    def _write_lines(self, stream: Any, key: Key, text: str) -> None:
+        cut = len(text) - MAX_TASK_CHARACTERS
         if cut > 0:
             text = f"[{cut} characters before this are left out]\n{text[cut:]}"
-        self._room -= len(text)
-        name = _name(key)
+        self._characters_left -= len(text)
+        name = _format_key(key)
         _write(stream, "".join(f"[{name}] {line}\n" for line in text.removesuffix("\n").split("\n")))
 
-    def _warn(self, key: Key, found: list[Any]) -> None:
+    def _show_warning(self, key: Key, found: list[Any]) -> None:
         kind, text, file, line = found
-        if (kind, text, file, line) in self._warned or len(self._warned) >= MOST_WARNINGS:
+        if (kind, text, file, line) in self._warned or len(self._warned) >= MAX_WARNINGS:
             return
         self._warned.add((kind, text, file, line))
-        category = _category(kind)
+        category = _find_category(kind)
         try:
-            warnings.warn_explicit(f"{text} (in vertex {_name(key)})", category, file, line, registry={})
+            warnings.warn_explicit(
+                f"{text} (in vertex {_format_key(key)})", category, file, line, registry={}
+            )
         except (
             Warning
         ) as warning:  # a filter of the program makes exceptions of them, and it is too late for that
             _write(sys.stderr, warnings.formatwarning(warning, category, file, line))
 
 
-def _name(key: Key) -> str:
+def _format_key(key: Key) -> str:
     return key if isinstance(key, str) else repr(key)
 
 
@@ -94,7 +101,7 @@ def _write(stream: Any, text: str) -> None:
         stream.flush()
 
 
-def _category(kind: str) -> type[Warning]:
+def _find_category(kind: str) -> type[Warning]:
     """The class of that name; one that this program does not have is a `UserWarning`."""
     module, _, name = kind.rpartition(".")
     found = getattr(sys.modules.get(module or "builtins"), name, None)

@@ -126,7 +126,7 @@ def rewrite_wide_reductions(graph: Mapping[Key, GraphNode], merge_size: int | No
             and len(merge.inputs) > size
             and (merge_size or merge.argument_style in _ALWAYS_SPLIT)
         ):
-            rewritten.update(_tree(key, merge, size, graph))
+            rewritten.update(_build_tree(key, merge, size, graph))
         else:
             rewritten[key] = node
     return rewritten
@@ -156,7 +156,7 @@ class Reduction(NamedTuple):
     keywords: Any
 
 
-def _tree(
+def _build_tree(
     key: Key, merge: Reduction, size: int, taken: Mapping[Key, GraphNode]
 ) -> Iterator[tuple[Key, Task]]:
     parts, level = list(merge.inputs), 0
@@ -168,13 +168,13 @@ def _tree(
             if len(group) == 1:  # nothing to merge yet: it goes up as it is
                 parts += group
                 continue
-            child = _intermediate_key(key, level, index, taken)
+            child = _make_intermediate_key(key, level, index, taken)
             yield child, merge.node(child, group)
             parts.append(TaskRef(child))
     yield key, merge.node(key, parts)
 
 
-def _intermediate_key(key: Key, level: int, index: int, taken: Mapping[Key, GraphNode]) -> Key:
+def _make_intermediate_key(key: Key, level: int, index: int, taken: Mapping[Key, GraphNode]) -> Key:
     suffix = f"-merge-{level}-{index}"
     while True:
         child: Key
@@ -207,25 +207,25 @@ def match_reduction(node: GraphNode, graph: Mapping[Key, GraphNode]) -> Reductio
     if node.func is apply:
         return _match_apply(node, graph) if node.args and is_merge(node.args[0]) else None
     if len(node.args) == 1 and not node.kwargs:
-        how = _KNOWN_REDUCTIONS.get(_origin(node.func))
+        how = _KNOWN_REDUCTIONS.get(_find_origin(node.func))
         return _match_list_argument(node, node.func, how, graph) if how else None
-    if _origin(node.func)[1] == "pipe":
+    if _find_origin(node.func)[1] == "pipe":
         return _match_pipe(node, graph)
     return None
 
 
 def _is_associative(func: object) -> bool:
-    origin = _origin(func)
+    origin = _find_origin(func)
     return is_merge(func) or func is apply or origin in _KNOWN_REDUCTIONS or origin[1] == "pipe"
 
 
-def _origin(function: object) -> tuple[Any, Any]:
+def _find_origin(function: object) -> tuple[Any, Any]:
     return getattr(function, "__module__", None), getattr(function, "__name__", None)
 
 
 def _match_direct_call(node: Task, graph: Mapping[Key, GraphNode]) -> Reduction:
     """Read ``func(*parts, **keywords)`` or ``func([*parts], **keywords)``."""
-    parts, how, positional = _partial_results(node.args, graph)
+    parts, how, positional = _find_partial_results(node.args, graph)
     return Reduction(
         parts,
         lambda key, group: Task(key, node.func, *positional(group), **node.kwargs),
@@ -238,10 +238,10 @@ def _match_direct_call(node: Task, graph: Mapping[Key, GraphNode]) -> Reduction:
 def _match_apply(node: Task, graph: Mapping[Key, GraphNode]) -> Reduction | None:
     """Read ``apply(func, arguments, keywords)``: how dask 2025.3 writes a delayed call with keywords."""
     func, *rest = node.args
-    arguments = _items(rest[0]) if rest else None
+    arguments = _find_items(rest[0]) if rest else None
     if arguments is None:
         return None
-    parts, how, positional = _partial_results(arguments, graph)
+    parts, how, positional = _find_partial_results(arguments, graph)
     return Reduction(
         parts,
         lambda key, group: Task(key, apply, func, List(*positional(group)), *rest[1:]),
@@ -254,8 +254,8 @@ def _match_apply(node: Task, graph: Mapping[Key, GraphNode]) -> Reduction | None
 def _match_pipe(node: Task, graph: Mapping[Key, GraphNode]) -> Reduction | None:
     """Read ``pipe([*parts], func, identity)``: how dask-histogram writes each vertex of its trees."""
     _list, func, *others = node.args
-    if _KNOWN_REDUCTIONS.get(_origin(func)) != "histograms" or any(
-        _origin(other)[1] != "identity" for other in others
+    if _KNOWN_REDUCTIONS.get(_find_origin(func)) != "histograms" or any(
+        _find_origin(other)[1] != "identity" for other in others
     ):
         return None
     return _match_list_argument(node, func, "histograms", graph)
@@ -264,32 +264,32 @@ def _match_pipe(node: Task, graph: Mapping[Key, GraphNode]) -> Reduction | None:
 def _match_list_argument(node: Task, func: Any, how: str, graph: Mapping[Key, GraphNode]) -> Reduction | None:
     """Read a call whose first argument is the list of the parts."""
     first, *others = node.args
-    listed = _listed_items(first, graph)
+    listed = _find_listed_items(first, graph)
     if listed is None:
         return None
     return Reduction(listed, lambda key, group: Task(key, node.func, List(*group), *others), func, how, {})
 
 
-def _partial_results(
+def _find_partial_results(
     args: Sequence[Any], graph: Mapping[Key, GraphNode]
 ) -> tuple[Sequence[Any], str, Callable[[Sequence[Any]], Sequence[Any]]]:
     """Return the partial results among positional arguments, their form, and how to write others in it."""
     if len(args) == 1:
-        listed = _listed_items(args[0], graph)
+        listed = _find_listed_items(args[0], graph)
         if listed is not None:
             return listed, "list", lambda group: (List(*group),)
     return args, "arguments", lambda group: group
 
 
-def _listed_items(arg: Any, graph: Mapping[Key, GraphNode]) -> Sequence[Any] | None:
-    return _items(graph.get(_target(arg), arg) if isinstance(arg, Alias | TaskRef) else arg)
+def _find_listed_items(arg: Any, graph: Mapping[Key, GraphNode]) -> Sequence[Any] | None:
+    return _find_items(graph.get(_referenced_key(arg), arg) if isinstance(arg, Alias | TaskRef) else arg)
 
 
-def _target(ref: Alias | TaskRef) -> Key:
+def _referenced_key(ref: Alias | TaskRef) -> Key:
     return ref.target if isinstance(ref, Alias) else ref.key
 
 
-def _items(arg: object) -> Sequence[Any] | None:
+def _find_items(arg: object) -> Sequence[Any] | None:
     """Return the items of a list, written as a list or as the node that makes one."""
     if isinstance(arg, list):
         return arg

@@ -18,17 +18,18 @@ import pytest
 from dask._task_spec import Alias, DataNode, List, Task, TaskRef
 
 from daskvine.cache_keys import ResultKeys
-from daskvine.fingerprint import Fingerprinter, NotFingerprintable
-from daskvine.graph import Graph, flat_keys, to_task_spec_graph
-from daskvine.program_state import look, packages
+from daskvine.fingerprint import Fingerprinter
+from daskvine.graph import Graph, flatten_keys, to_task_spec_graph
+from daskvine.program_state import collect_program_state, digest_packages
+from daskvine.value_descriptions import NotFingerprintable
 from tests.daskvine import sample_graphs as v
 from tests.daskvine.sample_graphs import by_value
 
 
 def names(graph, *keys, context=(), deterministic=lambda _key: True):
     graph = Graph(to_task_spec_graph(graph), keys or list(graph))
-    around = look(os.environ)
-    recipes = ResultKeys(graph, (context, around.digest), deterministic, around.things)
+    around = collect_program_state(os.environ)
+    recipes = ResultKeys(graph, (context, around.digest), deterministic, around.resources)
     return {key: recipes.key_for(key) for key in graph.vertices}
 
 
@@ -270,7 +271,7 @@ def test_what_cannot_be_described_has_no_name_and_neither_has_what_depends_on_it
     assert (found["a"], found["b"]) == (None, None)
     assert found["c"] is not None
     with pytest.raises(NotFingerprintable):
-        Fingerprinter().of(thing)
+        Fingerprinter().digest(thing)
 
 
 def test_what_the_user_calls_random_has_no_name_and_neither_has_what_depends_on_it():
@@ -353,7 +354,7 @@ def test_code_that_reads_where_nobody_sees_it_has_no_name_even_for_who_vouches(m
     for f in (by_value(text), module(text, name="own_reads").f):
         assert name_of(f, 1) is None
         with pytest.raises(NotFingerprintable):
-            Fingerprinter().of(f)
+            Fingerprinter().digest(f)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +380,7 @@ def test_naming_takes_a_time_in_proportion_to_what_there_is():
 
     def looked_into(size):
         digests = Fingerprinter()
-        digests.of(web(size))
+        digests.digest(web(size))
         return len(digests._known)
 
     assert looked_into(40) - looked_into(20) == looked_into(60) - looked_into(40)
@@ -437,15 +438,15 @@ def test_packages_count_by_what_their_installer_has_left(tmp_path, monkeypatch):
     (place / "unknown" / "part.py").write_text("")
     record.write_text("packaged/__init__.py,,\n")
     monkeypatch.syspath_prepend(place)
-    found = [packages()]
+    found = [digest_packages()]
     record.write_text("packaged/__init__.py,,\npackaged/more.py,,\n")
-    found.append(packages())
+    found.append(digest_packages())
     (place / "packaged" / "__pycache__").mkdir()
-    found.append(packages())
+    found.append(digest_packages())
     record.parent.rename(place / "packaged-1.1.dist-info")
-    found.append(packages())
+    found.append(digest_packages())
     (place / "unknown" / "part.py").write_text("1")
-    found.append(packages())
+    found.append(digest_packages())
     assert [found.index(one) for one in found] == [0, 1, 1, 3, 4]
 
 
@@ -477,7 +478,7 @@ def test_a_cycle_is_told_from_another():
     inside = ring(1, 2)[1]
     assert name_of(v.inc, inside) == name_of(v.inc, ring(2, 1))
     together = Fingerprinter()
-    assert together.of(ring(1, 2)) != together.of(inside)
+    assert together.digest(ring(1, 2)) != together.digest(inside)
 
 
 def test_names_are_the_same_in_another_process_with_another_order_of_sets(tmp_path):
@@ -500,4 +501,4 @@ def test_names_are_the_same_in_another_process_with_another_order_of_sets(tmp_pa
 
 
 def test_keys_may_be_nested():
-    assert len(names({("x", 0): (v.inc, 1), ("x", 1): (v.inc, 2)}, *flat_keys([("x", 0), ("x", 1)]))) == 2
+    assert len(names({("x", 0): (v.inc, 1), ("x", 1): (v.inc, 2)}, *flatten_keys([("x", 0), ("x", 1)]))) == 2

@@ -12,7 +12,7 @@ from dask._task_spec import Task
 from daskvine import DaskVine, opened_trees
 from daskvine.cache_keys import ResultKeys
 from daskvine.graph import Graph, to_task_spec_graph
-from daskvine.program_state import look
+from daskvine.program_state import collect_program_state
 
 uproot = pytest.importorskip("uproot", reason="opens ROOT files: pip install uproot")
 pytest.importorskip("dask_awkward", reason="uproot.dask needs it: pip install dask-awkward")
@@ -34,8 +34,8 @@ def tree_in(path):
 
 def name_of(tree):
     graph = Graph(to_task_spec_graph({"x": Task("x", len, tree)}), ["x"])
-    around = look(os.environ)
-    return ResultKeys(graph, around.digest, lambda _key: True, around.things).key_for("x")
+    around = collect_program_state(os.environ)
+    return ResultKeys(graph, around.digest, lambda _key: True, around.resources).key_for("x")
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_the_same_tree_is_described_alike_in_another_process(path):
         ).stdout.strip()
         for seed in ("1", "2")
     }
-    assert others == {str(opened_trees.describe(tree_in(path)))}
+    assert others == {str(opened_trees.describe_tree(tree_in(path)))}
     assert name_of(tree_in(path)) == name_of(tree_in(path)) != "None"
 
 
@@ -89,7 +89,7 @@ def test_what_somebody_has_put_into_a_tree_counts(path):
     tree.branches[0]._interpretation = uproot.AsDtype(">i8")
     changed = name_of(tree)
     tree.mine = Odd()
-    assert opened_trees.describe(tree) is None
+    assert opened_trees.describe_tree(tree) is None
     assert len({before, changed, name_of(tree)}) == 3
 
 
@@ -99,7 +99,7 @@ def test_a_tree_is_not_looked_into_branch_by_branch(tmp_path):
 
         write(tmp_path / f"{branches}.root", 0.5, branches)
         digests = Fingerprinter()
-        digests.of(tree_in(tmp_path / f"{branches}.root"))
+        digests.digest(tree_in(tmp_path / f"{branches}.root"))
         return len(digests._known)
 
     assert parts(40) == parts(4)

@@ -15,7 +15,7 @@ import pytest
 from dask import delayed
 
 from daskvine import DaskVine
-from daskvine.program_folder import TOKEN
+from daskvine.program_folder import TOKEN_PREFIX
 from tests.harness.processes import yard_in
 from vinecore import PythonTask
 
@@ -76,7 +76,7 @@ def hidden_from(folder):
 
 
 def tokens(folder):
-    return [name for name in os.listdir(folder) if name.startswith(TOKEN)]
+    return [name for name in os.listdir(folder) if name.startswith(TOKEN_PREFIX)]
 
 
 def notes(caught):
@@ -253,7 +253,7 @@ def test_git_does_not_see_a_token(yard, folder):
     if shutil.which("git") is None:
         pytest.skip("there is no git")
     m = yard.manager(DaskVine)
-    m.folders.program()
+    m.shared_state.folders.describe_program()
     assert len(tokens(folder)) == 1
     subprocess.run(["git", "init", "-q"], check=True)
     asked = ["git", "status", "--short", "--untracked-files=all"]
@@ -263,7 +263,7 @@ def test_git_does_not_see_a_token(yard, folder):
 def test_several_managers_have_tokens_of_their_own(yard, folder):
     managers = [yard.manager(DaskVine) for _ in range(2)]
     for m in managers:
-        m.folders.program()
+        m.shared_state.folders.describe_program()
     assert len(tokens(folder)) == 2
     managers[0].close()
     assert len(tokens(folder)) == 1
@@ -276,7 +276,7 @@ def test_what_a_killed_program_has_left_is_removed_by_the_next_one(yard, folder)
 import signal, sys
 from daskvine.program_folder import ProgramFolders
 folders = ProgramFolders()
-folders.program()
+folders.describe_program()
 print("there", flush=True)
 signal.pause()
 """
@@ -285,12 +285,12 @@ signal.pause()
         assert other.stdout.readline() == b"there\n"
         theirs = tokens(folder)
         m = yard.manager(DaskVine)
-        m.folders.program()
+        m.shared_state.folders.describe_program()
         assert set(theirs) < set(tokens(folder))  # who lives keeps it
         m.close()
         other.send_signal(signal.SIGKILL)
     m = yard.manager(DaskVine)
-    m.folders.program()
+    m.shared_state.folders.describe_program()
     assert len(tokens(folder)) == 1
     assert not set(theirs) & set(tokens(folder))
 

@@ -291,4 +291,4 @@ def test_rich_is_not_imported_before_something_is_drawn():
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_234_567, "1.23 MB"), (5e9, "5 GB"), (7.25e12, "7.25 TB")],
 )
 def test_sizes(n_bytes, text):
-    assert module._size(n_bytes) == text
+    assert module._format_size(n_bytes) == text

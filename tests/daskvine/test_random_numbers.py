@@ -370,13 +370,15 @@ def test_a_seeded_generator_that_is_an_argument_has_its_state_in_each_task(calls
 @pytest.mark.parametrize("kind", SEEDED)
 def test_a_seeded_generator_has_one_name(kind):
     generator = SEEDED[kind]()
-    one, other = Fingerprinter().find(generator), Fingerprinter().find(copy.copy(generator))
-    assert not one.varies
+    one, other = Fingerprinter().fingerprint(generator), Fingerprinter().fingerprint(copy.copy(generator))
+    assert not one.is_nondeterministic
     assert one.digest == other.digest
 
 
 def test_what_draws_from_an_unseeded_generator_is_not_reused():
-    assert all(Fingerprinter().find(draw).varies for draw in script_of(HELD)["DRAWS"].values())
+    assert all(
+        Fingerprinter().fingerprint(draw).is_nondeterministic for draw in script_of(HELD)["DRAWS"].values()
+    )
 
 
 def test_the_generator_of_numpy_counts_as_seeded_until_it_is_seeded_with_nothing():

@@ -282,7 +282,7 @@ def test_what_was_registered_earlier_and_comes_late_does_not_count(monkeypatch):
     here, texts = Registrations(), []
     for name in ("one", "two"):
         ak.behavior[name] = ak.Array
-        texts.append(here.dump())
+        texts.append(here.serialize())
     ak.behavior.clear()
     for text in (texts[1], texts[0]):
         values.loads(text)

@@ -9,7 +9,7 @@ import dask.bag as db
 import pytest
 
 from daskvine.graph import to_task_spec_graph
-from daskvine.shuffle import without_folders
+from daskvine.shuffle import replace_disk_shuffles
 
 HERE = {"scheduler": "synchronous"}
 
@@ -92,7 +92,7 @@ def test_what_a_vertex_raises_while_it_writes_or_reads_is_raised(options):
 
 def test_a_graph_without_such_shuffles_stays_what_it_is():
     nodes = to_task_spec_graph({"a": (abs, 1), "b": (abs, "a")})
-    assert without_folders(nodes) is nodes
+    assert replace_disk_shuffles(nodes) is nodes
 
 
 def test_a_folder_that_is_used_in_another_way_is_refused(options):

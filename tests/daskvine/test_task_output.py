@@ -106,13 +106,13 @@ def test_only_the_end_is_shown_of_a_vertex_that_says_much(m, options, capsys):
 
     m.get({"x": (talk,)}, "x", **options)
     shown = capsys.readouterr().out
-    assert len(shown) < 2 * output.MOST_OF_A_VERTEX
+    assert len(shown) < 2 * output.MAX_TASK_CHARACTERS
     assert "left out" in shown.splitlines()[0]
     assert lines(shown)[-1] == "talk 99999"
 
 
 def test_a_run_that_says_too_much_is_cut_and_says_so(m, options, capsys, monkeypatch):
-    monkeypatch.setattr(output, "MOST_OF_A_RUN", 100)
+    monkeypatch.setattr(output, "MAX_GRAPH_CHARACTERS", 100)
     graph = {("x", n): (say, n, "many words " * 10) for n in range(4)}
     m.get(graph, list(graph), **options)
     out, err = capsys.readouterr()

@@ -182,7 +182,7 @@ def test_an_input_that_somebody_has_removed_while_others_are_merged_is_made_agai
     whole = m.get({**parts, "all": (merge, [*parts])}, "all", task_mode=task_mode)
     assert os.path.exists(marker)
     assert whole == sample_tasks.make_bytes(MB) * 4
-    assert m.last_run.remade > 0
+    assert m.last_run.recomputed > 0
 
 
 def test_a_declared_file_that_is_changed_before_it_is_used_is_not_used(yard, caplog):

@@ -64,7 +64,7 @@ def test_a_worker_that_gets_sigterm_takes_no_result_with_it(yard):
     assert "leaving within 25 s" in first.log
     finish(yard, run, size=200_000)
     assert made(yard) == [1] * PARTS
-    assert m.last_run.remade == 0
+    assert m.last_run.recomputed == 0
 
 
 def test_where_there_is_no_other_worker_the_manager_takes_what_it_has(yard):

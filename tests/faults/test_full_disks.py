@@ -68,7 +68,7 @@ def test_a_wide_graph_needs_little_disk(yard):
     graph["end"] = (sample_tasks.first_of_block, layer[0])
     with Gauge(yard.workspace) as gauge:
         assert m.get(graph, "end", task_mode="function-calls", progress_disable=True) == sum(range(200)) % 256
-    assert m.last_run.remade == 0
+    assert m.last_run.recomputed == 0
     assert gauge.peak <= 100 * MB
     until(lambda: gauge.used() < MB, "everything to be removed")
 
@@ -235,10 +235,10 @@ def test_an_analysis_finds_the_same_where_not_all_it_makes_fits_and_workers_die(
         assert same(found, expected)
         run = m.last_run
         print(
-            f"{run.vertices} vertices, {run.remade} made again, {sum(made) / MB:.0f} MB made, at most {gauge.peak / MB:.0f} MB on a disk"
+            f"{run.vertices} vertices, {run.recomputed} made again, {sum(made) / MB:.0f} MB made, at most {gauge.peak / MB:.0f} MB on a disk"
         )
         assert sum(made) > WORKERS * DISK_MB * MB
         assert gauge.peak <= DISK_MB * MB
         assert len(killer.killed) == len(killer.done_at_losses) == kills
         # who dies may have had a part of all that was done, and nothing of what was not yet begun
-        assert run.remade <= sum(killer.done_at_losses)
+        assert run.recomputed <= sum(killer.done_at_losses)

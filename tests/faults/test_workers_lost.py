@@ -81,7 +81,7 @@ def test_a_worker_killed_in_the_middle_of_a_query_changes_no_bin(yard):
         progress_disable=True,
     )
     assert killed
-    assert m.last_run.remade > 0
+    assert m.last_run.recomputed > 0
     assert same(results, compute_reference(paths, ["Q6"])["Q6"])
 
 

@@ -30,7 +30,15 @@ def is_opened_tree(value: Any) -> bool:
     return module is not None and isinstance(value, module.TTree)
 
 
-def describe(tree: Any) -> OpenedTree | None:
+def find_source_path(value: Any) -> str | None:
+    """Return the path that stands for a source of bytes of uproot's, which counts how often it was asked; None for other values."""
+    if not type(value).__module__.startswith("uproot.source."):
+        return None
+    path = getattr(value, "file_path", None)
+    return path if isinstance(path, str) else None
+
+
+def describe_tree(tree: Any) -> OpenedTree | None:
     """Describe an opened tree.
 
     Returns
@@ -38,8 +46,8 @@ def describe(tree: Any) -> OpenedTree | None:
     OpenedTree or None
         None if there is something in it that a pickle does not tell: a class or function of somebody else's, or what cannot be pickled.
     """
-    digest = _Digest()
-    pickler = _Pickler(digest, protocol=5)
+    digest = _HashWriter()
+    pickler = _TreePickler(digest, protocol=5)
     try:
         pickler.dump(tree)
     except Exception:  # noqa: BLE001 - whatever it is, the tree is looked into then
@@ -47,7 +55,7 @@ def describe(tree: Any) -> OpenedTree | None:
     return OpenedTree(digest.hash.digest(), tuple(pickler.paths))
 
 
-class _Digest:
+class _HashWriter:
     """A file that takes the digest of what is written to it."""
 
     def __init__(self) -> None:
@@ -58,18 +66,16 @@ class _Digest:
         return memoryview(data).nbytes
 
 
-class _Pickler(pickle.Pickler):
+class _TreePickler(pickle.Pickler):
     def __init__(self, file: Any, protocol: int) -> None:
         super().__init__(file, protocol)
         self.paths: dict[str, None] = {}
 
     def reducer_override(self, value: Any) -> Any:
-        kind = type(value)
-        if kind.__module__.startswith("uproot.source.") and isinstance(
-            getattr(value, "file_path", None), str
-        ):
-            self.paths[value.file_path] = None
-            return str, (f"{kind.__qualname__} {value.file_path}",)
+        path = find_source_path(value)
+        if path is not None:
+            self.paths[path] = None
+            return str, (f"{type(value).__qualname__} {path}",)
         if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
             module = value.__module__
             if not isinstance(module, str) or module.partition(".")[0] not in _PACKAGES:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 
-class Replacements:
+class LibraryVersions:
     """Knows which libraries runs need, and which are the latest of their kind.
 
     Parameters
@@ -22,23 +22,23 @@ class Replacements:
         self._latest: dict[str, str] = {}  # by what libraries are but for their code
         self._users: Counter[str] = Counter()
 
-    def begin(self, kind: str, name: str, install: Callable[[], None]) -> None:
+    def acquire(self, kind: str, name: str, install: Callable[[], None]) -> None:
         """A run needs a library, which is the latest of its kind from now on."""
         with self._lock:
             before = self._latest.get(kind, name)
             self._latest[kind] = name
             self._users[name] += 1
             install()  # meanwhile nobody retires it
-            self._end_if_replaced(before)
+            self._retire_if_replaced(before)
 
-    def end(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """A run is over."""
         with self._lock:
             if name in self._users:
                 self._users[name] -= 1
-                self._end_if_replaced(name)
+                self._retire_if_replaced(name)
 
-    def _end_if_replaced(self, name: str) -> None:
+    def _retire_if_replaced(self, name: str) -> None:
         if not self._users[name] and name not in self._latest.values():
             del self._users[name]
             self._retire(name)

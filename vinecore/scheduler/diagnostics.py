@@ -87,7 +87,7 @@ class Diagnostics:
             self._outbox.emit(Stalled(text))
 
     def explain_queue(self, bucket: TaskQueue) -> tuple[str, bool]:
-        """Say why nothing of a bucket can run, and whether no worker of those connected could ever run it."""
+        """Return why nothing of a queue can run, and whether no connected worker could ever run it."""
         workers = [w for w in self._state.workers.values() if not w.draining]
         if not workers:
             leaving = len(self._state.workers)

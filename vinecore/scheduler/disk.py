@@ -57,7 +57,7 @@ class DiskAccounts:
     # ---- what a task takes
 
     def record_written_bytes(self, task: TaskState, size: int) -> None:
-        """A task has written this much."""
+        """Learn from what a task has written."""
         category, mean = task.spec.category, self._means.get(task.spec.category)
         if mean is not None:
             self._means[category] = mean + SMOOTHING * (disk_bytes(size) - mean)
@@ -66,11 +66,11 @@ class DiskAccounts:
             self._state.disk_tracked = True
 
     def writes_much(self, task: TaskState) -> bool:
-        """Whether tasks of its category make what is too large for a message."""
+        """Return whether tasks of this category make results too large for a message."""
         return task.spec.category in self._means
 
     def expected_output_bytes(self, task: TaskState) -> int:
-        """Bytes that a task will write, as far as one can know, or has asked for."""
+        """Return the bytes that a task is expected to write, or has asked for."""
         mean, expected = self._means.get(task.spec.category), 0
         if mean is not None:
             expected = int(mean) if any(file.size < 0 for file in task.outputs) else known_output_bytes(task)
@@ -79,7 +79,7 @@ class DiskAccounts:
         return expected
 
     def required_bytes(self, task: TaskState) -> int:
-        """Bytes of disk that a task needs on a worker that has nothing of what it reads."""
+        """Return the bytes of disk that a task needs on a worker that has nothing of what it reads."""
         need = self.expected_output_bytes(task)
         for file in task.inputs:
             if file.size > INLINE_LIMIT:
@@ -90,7 +90,7 @@ class DiskAccounts:
         return need
 
     def bytes_already_there(self, task: TaskState, worker: WorkerState) -> int:
-        """Bytes of what a task reads that are on a worker, or have their place there."""
+        """Return the bytes of a task's inputs that are on a worker, or have their place there."""
         return sum(
             file.size
             for file in chain(task.inputs, task.extra_files)
@@ -103,7 +103,7 @@ class DiskAccounts:
         )
 
     def fits(self, task: TaskState, worker: WorkerState, need: int) -> bool:
-        """Whether a worker has room for a task now; ``need`` is what `need` says of it."""
+        """Return whether a worker has room for a task now; ``need`` is what `required_bytes` says of it."""
         left, kept = worker.free_disk - need, (1 - HIGH_WATER_MARK) * worker.total.disk * MB
         if left >= kept:
             return True
@@ -117,7 +117,10 @@ class DiskAccounts:
         return False
 
     def frees_something(self, task: TaskState, worker: WorkerState) -> bool:
-        """Whether something on a worker, or for it, is better done before a root; roots are not queued there ahead of need either."""
+        """Return whether something on a worker, or for it, is better done before a root.
+
+        Roots are not queued there ahead of need either.
+        """
         bucket = task.bucket
         if bucket.ready or not all(map(is_root, worker.tasks.values())):
             return True
@@ -125,7 +128,7 @@ class DiskAccounts:
         return instance is not None and instance.assigned >= instance.slots
 
     def frees_more(self, task: TaskState) -> bool:
-        """Whether there is more room after a task than before: it may overtake one that waits for disk."""
+        """Return whether there is more room after a task than before: it may overtake one that waits for disk."""
         freed = sum(
             disk_bytes(file.size)
             for file in task.inputs
@@ -136,7 +139,10 @@ class DiskAccounts:
     # ---- tasks that wait
 
     def defer_for_disk(self, bucket: TaskQueue) -> bool:
-        """The most urgent task of a bucket waits for disk; set it aside if it does so in vain, and tell whether that was so."""
+        """Have a queue wait for disk; set its most urgent task aside if that waits in vain.
+
+        Return whether it was set aside.
+        """
         queue = bucket.front
         if input_bytes(queue[0][2]) > self.largest_disk:
             self.too_large_for_any_disk[heappop(queue)[2]] = None
@@ -145,7 +151,7 @@ class DiskAccounts:
         return False
 
     def worker_joined(self, worker: WorkerState) -> None:
-        """There is a new worker: those who were set aside may fit there."""
+        """Enter a new worker, and queue the tasks again that were set aside."""
         self.largest_disk = max(self.largest_disk, worker.total.disk * MB or UNLIMITED)
         aside, self.too_large_for_any_disk = self.too_large_for_any_disk, {}
         for task in aside:
@@ -153,13 +159,13 @@ class DiskAccounts:
                 self._queues.push(task)
 
     def worker_gone(self, worker: WorkerState) -> None:
-        """A worker has left."""
+        """Forget a lost worker."""
         self.unaccounted_bytes.pop(worker, None)
         totals = [other.total.disk * MB or UNLIMITED for other in self._state.workers.values()]
         self.largest_disk = max(totals, default=0)
 
     def forget(self, task: TaskState) -> None:
-        """A task is over."""
+        """Forget a task that is over."""
         self.refusals.pop(task, None)
         self.too_large_for_any_disk.pop(task, None)
 
@@ -171,7 +177,7 @@ class DiskAccounts:
         )
 
     def stalled_reason(self) -> str:
-        """What those who will never have room here wait for, "" if there are none."""
+        """Return what tasks wait for that fit on no disk; "" if there are none."""
         for task in list(self.too_large_for_any_disk):
             if task.state == READY:
                 return self.explain_too_large(task)
@@ -181,7 +187,7 @@ class DiskAccounts:
     # ---- workers that have less than they should
 
     def apply_reported_free_disk(self, worker: WorkerState, room: int) -> None:
-        """A worker says how much room it has: not more than that, for a while."""
+        """Count on no more free disk than a worker reports, for a while."""
         if room < worker.free_disk:
             self.set_unaccounted_bytes(
                 worker, self.unaccounted_bytes.get(worker, 0) + worker.free_disk - room

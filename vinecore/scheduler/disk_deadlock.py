@@ -62,7 +62,7 @@ class DiskDeadlock:
         self._stuck_since = None
 
     def evict_recomputable(self) -> bool:
-        """Nothing runs, and somebody waits for disk: give up what can be made again; whether there is something new to try."""
+        """Give up files that can be made again; return whether there is something new to try."""
         if any(self._libraries.make_room(bucket) for bucket in list(self._queues.waiting_for_disk)):
             return True  # without a library that is idle, on its worker and its disk
         entries = sorted(
@@ -89,7 +89,7 @@ class DiskDeadlock:
         return False
 
     def _fail_impossible_reader(self, task: TaskState) -> bool:
-        """Fail who reads what a task makes, if that and all else it reads would never fit on one worker."""
+        """Fail a reader of what a task makes, if all its inputs would never fit on one worker."""
         for reader in [reader for file in task.outputs for reader in islice(file.consumers, LOOK_AT)]:
             if input_bytes(reader) > self._disk.largest_disk and self._state.all_expected_workers_connected():
                 self._tasks.fail(reader, "too large", {"reason": self._disk.explain_too_large(reader)}, b"")
@@ -97,7 +97,10 @@ class DiskDeadlock:
         return False
 
     def _place_by_eviction(self, task: TaskState, worker: WorkerState) -> bool:
-        """Place a task on a worker, whatever has to go for that; what it reads has to fit, and what it is known, not only expected, to make."""
+        """Place a task on a worker, whatever has to go for that.
+
+        What it reads has to fit, and what it is known, not only expected, to make.
+        """
         if not self._choice.fits_resources(task, worker):
             return False
         busy = self._eviction.files_in_use(worker, task)
@@ -123,7 +126,7 @@ class DiskDeadlock:
         return True
 
     def _recomputable(self, worker: WorkerState, busy: set[FileState]) -> list[FileState]:
-        """The intermediates of a worker that could be made again, those that nobody needs and those that are needed last first."""
+        """Return the intermediates of a worker that could be made again, those needed last first."""
         found = [
             file
             for file in worker.files
@@ -168,7 +171,7 @@ class DiskDeadlock:
         )
 
     def tick(self) -> None:
-        """Some time has passed: fail who cannot be helped, and forget a little of what workers have complained about."""
+        """Fail tasks that fit on no disk, and forget a little of what workers have complained about."""
         for worker, unknown in list(self._disk.unaccounted_bytes.items()):
             self._disk.set_unaccounted_bytes(worker, unknown // 2 if unknown > MB else 0)
         if self._disk.too_large_for_any_disk and self._state.all_expected_workers_connected():
@@ -183,7 +186,7 @@ def _next_use(file: FileState) -> float:
 
 
 def _most_urgent(queue: list[tuple[float, int, TaskState]]) -> list[tuple[float, int, TaskState]]:
-    """The most urgent tasks of a queue."""
+    """Return the most urgent tasks of a queue."""
     first: list[tuple[float, int, TaskState]] = []
     while queue and len(first) < LOOK_FURTHER:
         entry = heappop(queue)

@@ -110,7 +110,7 @@ class Dispatcher:
         self._outbox.emit(Send(worker.id, run))
 
     def _reader_count(self, task: TaskState) -> int:
-        """How many calls of its graph will read the large result of a call; 0 where somebody else may want it."""
+        """Return how many calls of its graph will read the large result of a call; 0 if others may, too."""
         if task.bucket.library is None or not task.run.spec.run or not self._disk.writes_much(task):
             return 0
         file = task.outputs[0]
@@ -122,13 +122,16 @@ class Dispatcher:
         )
 
     def _enforced_limits(self, task: TaskState) -> dict[str, float]:
-        """What is enforced: what the task or its category said, not what was rounded up for it."""
+        """Return the limits that are enforced: what was asked for, not what was rounded up from it."""
         asked, got = self._queues.effective_request(task.bucket, task.spec.task), task.allocation
         assert got is not None
         return {name: getattr(got, name) for name in ("memory", "disk") if getattr(asked, name) is not None}
 
     def colocate_siblings(self, root: TaskState, worker: WorkerState, instance: LibraryInstance) -> None:
-        """Queue the other roots that a root's first reader waits for on the same worker, where nobody idles: that will find all it reads there."""
+        """Queue the other roots that a root's first reader waits for on the same worker, if none idles.
+
+        The reader then finds all its inputs there.
+        """
         bucket = root.bucket
         if self._choice.policy != "files" or root.run.spec.priority_mode not in CHAINING_PRIORITY_MODES:
             return
@@ -195,7 +198,7 @@ class Dispatcher:
         return not need or self._disk.fits(task, worker, need)
 
     def inputs_complete(self, task: TaskState) -> None:
-        """The inputs of a task that was sent ahead exist: it counts as queued now."""
+        """Count a task as queued that was sent ahead and whose inputs exist now."""
         task.chained = False
         worker = task.worker
         assert worker is not None
@@ -209,7 +212,7 @@ class Dispatcher:
             self.chain_successors(task, worker, instance)
 
     def file_available(self, file: FileState) -> None:
-        """A file exists that did not: who waits for it may go on."""
+        """Go on with the tasks that wait for a file."""
         for task in list(file.consumers):
             if task.state == WAITING:
                 task.missing_inputs -= 1

@@ -75,23 +75,23 @@ class WorkerDraining:
         self._shutting_down = False  # nothing is needed any more
 
     def worker_joined(self, worker: WorkerState) -> None:
-        """There is a new worker."""
+        """Enter a new worker."""
         if worker.ends_at is not None:
             self._timed[worker] = None
 
     def worker_gone(self, worker: WorkerState) -> None:
-        """A worker has left."""
+        """Forget a lost worker."""
         self._draining_workers.pop(worker, None)
         self._timed.pop(worker, None)
         self._state.draining_changed.pop(worker, None)
 
     def release_at_once(self) -> None:
-        """Nobody needs anything any more: let workers go at once that want to."""
+        """Let workers go at once that are leaving, as nothing is needed any more."""
         self._shutting_down = True
         self._state.draining_changed.update(dict.fromkeys(self._draining_workers))
 
     def drain_within(self, worker: WorkerState, reason: str, within_s: float) -> None:
-        """A worker has to end within some time: run elsewhere what it was to run, and bring away what only it has."""
+        """Run elsewhere what a worker was to run that has to end soon, and bring away what only it has."""
         if worker.disconnecting:
             return
         self._drain(worker, reason)
@@ -111,60 +111,60 @@ class WorkerDraining:
         self._replication.worker_gone(worker)
         self._reservations.worker_gone(worker)
         self._queues.update_worker_everywhere(worker)
-        farewell = self._draining_workers[worker] = _DrainingWorker(reason)
-        farewell.waiting = self._sole_replicas(worker)
-        size = sum(worker.files[file] for file in farewell.waiting)
+        leaving = self._draining_workers[worker] = _DrainingWorker(reason)
+        leaving.waiting = self._sole_replicas(worker)
+        size = sum(worker.files[file] for file in leaving.waiting)
         text = f"worker {worker.id} on {worker.name} is about to leave: {reason}"
-        if farewell.waiting:
+        if leaving.waiting:
             text += (
-                f"; {len(farewell.waiting)} files that only it has ({size / MB:.1f} MB) are brought elsewhere"
+                f"; {len(leaving.waiting)} files that only it has ({size / MB:.1f} MB) are brought elsewhere"
             )
         self._outbox.emit(LogMessage(INFO, text))
         self._state.draining_changed[worker] = None
 
     def process_changed(self) -> None:
-        """Go on with those for whom something has changed."""
+        """Go on with the workers for which something has changed."""
         while self._state.draining_changed:
             worker = self._state.draining_changed.popitem()[0]
-            farewell = self._draining_workers.get(worker)
-            if farewell is not None:
-                self._continue_draining(worker, farewell)
+            leaving = self._draining_workers.get(worker)
+            if leaving is not None:
+                self._continue_draining(worker, leaving)
 
-    def _continue_draining(self, worker: WorkerState, farewell: _DrainingWorker) -> None:
+    def _continue_draining(self, worker: WorkerState, leaving: _DrainingWorker) -> None:
         """Have more of what only a worker has brought elsewhere, or send the worker away if there is nothing left."""
         if self._shutting_down:
-            self._release(worker, farewell.reason, INFO, "the manager is about to end")
+            self._release(worker, leaving.reason, INFO, "the manager is about to end")
             return
-        for file in [file for file in farewell.moving if not _is_moving(file)]:
-            del farewell.moving[file]
-            farewell.waiting.append(file)  # if it has failed
-        self._copy_elsewhere(worker, farewell)
-        if farewell.moving or farewell.waiting or worker.tasks or worker.outgoing:
+        for file in [file for file in leaving.moving if not _is_moving(file)]:
+            del leaving.moving[file]
+            leaving.waiting.append(file)  # if it has failed
+        self._copy_elsewhere(worker, leaving)
+        if leaving.moving or leaving.waiting or worker.tasks or worker.outgoing:
             return
-        farewell.waiting = self._sole_replicas(worker)  # what has come since, or has lost its other copies
-        self._copy_elsewhere(worker, farewell)
-        if not (farewell.moving or farewell.waiting):
+        leaving.waiting = self._sole_replicas(worker)  # what has come since, or has lost its other copies
+        self._copy_elsewhere(worker, leaving)
+        if not (leaving.moving or leaving.waiting):
             self._release(
-                worker, farewell.reason, INFO, "it has nothing more that only it has and somebody needs"
+                worker, leaving.reason, INFO, "it has nothing more that only it has and somebody needs"
             )
 
     def _sole_replicas(self, worker: WorkerState) -> list[FileState]:
-        """What a worker must not take with it; at the end what took longest to make for its size, or cannot be made again."""
+        """Return what a worker must not take with it; what took longest to make for its size stands last."""
         files = [file for file in worker.files if is_needed(file) and not has_safe_replica(file, worker)]
         return sorted(files, key=_seconds_per_byte)
 
-    def _copy_elsewhere(self, worker: WorkerState, farewell: _DrainingWorker) -> None:
-        while farewell.waiting and len(farewell.moving) < min(
+    def _copy_elsewhere(self, worker: WorkerState, leaving: _DrainingWorker) -> None:
+        while leaving.waiting and len(leaving.moving) < min(
             MAX_CONCURRENT_COPIES, self._transfers.worker_source_max
         ):
-            file = farewell.waiting.pop()
+            file = leaving.waiting.pop()
             if worker not in file.replicas or not is_needed(file) or has_safe_replica(file, worker):
                 continue
             if not (file.wanted_at_manager or _is_moving(file)):
                 self._replication.add_replicas(file, 1)
             if not _is_moving(file):
                 self._transfers.upload(file)
-            farewell.moving[file] = None
+            leaving.moving[file] = None
 
     def _release(self, worker: WorkerState, reason: str, level: int, why: str) -> None:
         """Send a worker away."""
@@ -175,7 +175,7 @@ class WorkerDraining:
         self._outbox.emit(Disconnect(worker.id, reason))
 
     def tick(self) -> None:
-        """Some time has passed."""
+        """Drain workers whose time is over soon, and let those go whose grace is over."""
         now = self._state.now
         for worker in list(self._timed):
             assert worker.ends_at is not None
@@ -185,22 +185,22 @@ class WorkerDraining:
                 self._drain(worker, "its time is over soon")
             else:
                 self._queues.update_worker_everywhere(worker)
-        for worker, farewell in list(self._draining_workers.items()):
-            if now >= farewell.deadline:
-                left = len(farewell.waiting) + len(farewell.moving)
+        for worker, leaving in list(self._draining_workers.items()):
+            if now >= leaving.deadline:
+                left = len(leaving.waiting) + len(leaving.moving)
                 why = f"its time is over, and {left} files that only it has could not be brought elsewhere"
-                self._release(worker, farewell.reason, WARNING, why)
+                self._release(worker, leaving.reason, WARNING, why)
             else:
                 self._state.draining_changed[worker] = None
 
 
 def _is_moving(file: FileState) -> bool:
-    """Whether a file is on its way to the manager or a worker that stays, or is still being compared there."""
+    """Return whether a file is on its way to the manager or a worker that stays, or is still being compared there."""
     if file.uploading is not None or any(not receiver.draining for receiver in file.fetching):
         return True
     return any(file in holder.unverified for holder in file.replicas if not holder.draining)
 
 
 def _seconds_per_byte(file: FileState) -> float:
-    """Seconds that it took to make each byte."""
+    """Return the seconds that it took to make each byte."""
     return math.inf if file.producer is None else file.producer.wall_s / max(file.size, 1)

@@ -1,4 +1,4 @@
-"""What can happen: the records that `Mind.handle` takes. The time comes with them, as an argument of `handle`."""
+"""What can happen: the records that `Scheduler.handle` takes. The time comes with them, as an argument of `handle`."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class FileRequested(NamedTuple):
 class SessionResumed(NamedTuple):
     """Should this manager die, another one may go on; and, if one has died before this one, what its journal knows."""
 
-    results: AbstractSet[tuple[str, int, str]] = frozenset()  # as `restart.result` gives them
+    results: AbstractSet[tuple[str, int, str]] = frozenset()  # as `resume.result_key` returns them
     workers: Sequence[tuple[str, int]] = ()  # machine and process of those that were connected
 
 
@@ -121,7 +121,7 @@ class WorkerDisconnected(NamedTuple):
 
 
 class ObjectStored(NamedTuple):
-    """An upload is complete: the hands hold the object."""
+    """An upload is complete: the manager holds the object."""
 
     name: str
     size: int
@@ -146,11 +146,11 @@ class SettingChanged(NamedTuple):
 
 
 class ShutdownAnnounced(NamedTuple):
-    """The user is about to close the manager: nobody needs anything any more."""
+    """The user is about to close the manager: nothing is needed any more."""
 
 
 class Tick(NamedTuple):
-    """Some time has passed."""
+    """Drain workers whose time is over soon, and let those go whose grace is over."""
 
 
 Event = (

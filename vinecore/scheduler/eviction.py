@@ -65,7 +65,9 @@ class Eviction:
         waits = is_root(task) and self._disk.frees_something(task, worker)
         aim = need + (int((1 - HIGH_WATER_MARK) * worker.total.disk * MB) if waits else 0)
         victims, gain = [], worker.free_disk
-        for file in self.replicated_or_evictable(worker, self.files_in_use(worker, task), spare_only=waits):
+        for file in self.replicated_or_evictable(
+            worker, self.files_in_use(worker, task), evictable_only=waits
+        ):
             if gain >= aim:
                 break
             victims.append(file)
@@ -78,19 +80,20 @@ class Eviction:
         return True
 
     def replicated_or_evictable(
-        self, worker: WorkerState, busy: set[FileState], *, spare_only: bool = False
+        self, worker: WorkerState, busy: set[FileState], *, evictable_only: bool = False
     ) -> Iterator[FileState]:
-        """What a worker could do without: spare files, then what others have as well; the rest goes to the end of the row.
+        """Yield files that may go: evictable ones, then copies that exist elsewhere as well.
 
-        What only others have whose copies are not compared yet comes last.
+        Files that may not go are put at the end of the worker's row.
+        Copies whose only others are not compared yet come last.
         """
-        spare, late = self._state.evictable, []
+        evictable, late = self._state.evictable, []
         for file in list(worker.evictable):
-            if file not in spare:
+            if file not in evictable:
                 del worker.evictable[file]
             elif self.is_removable(worker, file, busy):
                 yield file
-        for file in [] if spare_only else list(islice(worker.files, MAX_FILES_SCANNED)):
+        for file in [] if evictable_only else list(islice(worker.files, MAX_FILES_SCANNED)):
             if (
                 file not in worker.evictable
                 and (len(file.replicas) > 1 or available_outside_workers(file))
@@ -114,7 +117,7 @@ class Eviction:
         )
 
     def files_in_use(self, worker: WorkerState, task: TaskState) -> set[FileState]:
-        """What the tasks and libraries of a worker, and one more task, read or make."""
+        """Return what the tasks and libraries of a worker, and one more task, read or make."""
         busy = {*task.inputs, *task.extra_files}
         for one in worker.tasks.values():
             busy.update(one.inputs, one.extra_files, one.outputs)
@@ -133,7 +136,7 @@ class Eviction:
             self._state.evictable.pop(file, None)
 
     def fetch_refused(self, worker: WorkerState, file: FileState, message: messages.FetchFailed) -> bool:
-        """A worker has no room for a file: the tasks that read it go elsewhere; whether there are any."""
+        """Send the readers of a file elsewhere for which a worker has no room; return whether there are any."""
         readers = [task for task in worker.tasks.values() if file in task.inputs or file in task.extra_files]
         self._disk.apply_reported_free_disk(worker, message.free_disk)
         info = {"reason": message.reason, "kind": "input missing"}
@@ -143,7 +146,7 @@ class Eviction:
         return bool(readers)
 
     def task_refused(self, task: TaskState, worker: WorkerState, info: dict[str, Any]) -> None:
-        """A worker has no room for what a task that it has reads or has made: try elsewhere, or after eviction."""
+        """Try a task elsewhere, or after eviction, for whose inputs or outputs its worker has no room."""
         size = info.get("size")
         if size is not None:
             self._disk.record_written_bytes(task, size)
@@ -161,5 +164,5 @@ class Eviction:
 
 
 def _has_verified_replica(file: FileState, but: WorkerState) -> bool:
-    """Whether another worker has a file and has compared it."""
+    """Return whether another worker has a file and has compared it."""
     return any(holder is not but and file not in holder.unverified for holder in file.replicas)

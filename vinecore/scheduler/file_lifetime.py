@@ -31,7 +31,7 @@ class FileLifetime:
         self._replicas = replicas
 
     def adjust_readers(self, task: TaskState, file: FileState, change: int) -> None:
-        """Count a task in or out of those that need a file and, where the run prunes deeper, the files behind it."""
+        """Count a task in or out as a reader of a file and, if its graph prunes deeper, of the files behind."""
         generation = [file]
         depth = task.run.spec.prune_depth
         while generation:
@@ -46,7 +46,7 @@ class FileLifetime:
             generation = [older for inputs in behind for older in inputs]
 
     def release_if_unreferenced(self, file: FileState) -> None:
-        """Free what nobody needs any more: the copies of a file that can be made again, or all that is known of it."""
+        """Free what is not needed of a file: its copies, or all that is known of it."""
         if file.pending_readers or file.unsubmitted_readers:
             return
         if file.pin_count > 0:
@@ -64,14 +64,14 @@ class FileLifetime:
                 self._replicas.free_all(file)
 
     def _mark_evictable(self, file: FileState) -> None:
-        """Keep what workers have of a reusable file that nobody needs now, until its room is needed."""
+        """Keep what workers have of a reusable file that no task needs now, until its room is needed."""
         if file.replicas:
-            spare = self._state.evictable
+            evictable = self._state.evictable
             for worker in file.replicas:
-                if file not in spare:
+                if file not in evictable:
                     worker.evictable.pop(file, None)
                 worker.evictable[file] = None
-            spare[file] = None
+            evictable[file] = None
             if file.at_manager and file.producer is None:  # it came when nobody wanted it any more
                 file.at_manager = False
                 self._outbox.emit(DropObject(file.name))
@@ -80,7 +80,7 @@ class FileLifetime:
             self._forget(file)
 
     def keep_for_reuse(self, file: FileState) -> None:
-        """The run that has made a reusable file is closed: keep what the workers have of it, for the next one."""
+        """Keep what workers have of a reusable file after the graph that made it was closed."""
         file.producer = None
         file.wanted_at_manager = False
         self.answer_request(file, "the graph that makes it was closed")
@@ -88,20 +88,20 @@ class FileLifetime:
         self.trim_evictable()
 
     def trim_evictable(self) -> None:
-        """Do without what was kept longest for a later run, if that is too much."""
-        spare = self._state.evictable
-        while len(spare) > max(MAX_EVICTABLE_FILES, len(self._state.known_results)):
-            self.evict(next(iter(spare)))
+        """Evict the files that were kept longest for a later graph, if there are too many."""
+        evictable = self._state.evictable
+        while len(evictable) > max(MAX_EVICTABLE_FILES, len(self._state.known_results)):
+            self.evict(next(iter(evictable)))
 
     def evict(self, file: FileState) -> None:
-        """Do without a file that was kept for a later run."""
+        """Free a file that was kept for a later graph."""
         del self._state.evictable[file]
         self._replicas.free_all(file)
         file.released = True
         self.release_if_unreferenced(file)
 
     def unpin(self, file: FileState, reason: str) -> None:
-        """A reason beside tasks to keep a file is gone."""
+        """Count down the reasons beside tasks to keep a file."""
         file.pin_count -= 1
         if file.pin_count > 0:
             return
@@ -112,7 +112,7 @@ class FileLifetime:
         self.undeclare(file, reason)
 
     def mark_graph_submitted(self, run: GraphState) -> None:
-        """All tasks of a run are there, and it is known what has to be done."""
+        """Take notice that all tasks of a graph are there, so that all readers of its files are known."""
         run.submitted = True
         if run.spec.prune_depth > 1:
             for file in run.files:
@@ -120,7 +120,7 @@ class FileLifetime:
                 self.release_if_unreferenced(file)
 
     def undeclare(self, file: FileState, reason: str) -> None:
-        """Nobody can name a file any more."""
+        """Release a file that cannot be named any more."""
         if file.consumers and file.producer is None and not file.available:
             self._signals.file_abandoned(file, reason)
         file.released = True
@@ -146,7 +146,7 @@ class FileLifetime:
         self._detach_archive(file)
 
     def _detach_archive(self, file: FileState) -> None:
-        """A file does not need the archive that it is made of any more."""
+        """Unpin the archive that a file is made of."""
         if file.archive is not None:
             archive, file.archive = file.archive, None
             self.unpin(archive, "it was undeclared")

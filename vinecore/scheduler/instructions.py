@@ -1,4 +1,4 @@
-"""What the mind asks of the hands: small records, carried out in order."""
+"""What the scheduler has the server do: small records, carried out in order."""
 
 from __future__ import annotations
 

@@ -57,18 +57,18 @@ class LibraryInstances:
         self._slow: dict[tuple[WorkerState, str], tuple[float, float, str]] = {}
 
     def on_instance_idle(self, worker: WorkerState) -> None:
-        """A library of this worker has nothing to do at the moment."""
+        """Remember a worker on which a library has nothing to do at the moment."""
         self._possibly_idle[worker] = None
 
     def worker_gone(self, worker: WorkerState) -> None:
-        """A worker has left."""
+        """Forget a lost worker."""
         worker.libraries.clear()
         self._possibly_idle.pop(worker, None)
         for key in [key for key in self._slow if key[0] is worker]:
             del self._slow[key]
 
     def instance_for(self, worker: WorkerState, bucket: TaskQueue) -> LibraryInstance:
-        """Give the library's instance on a worker; start it, or have it take more of the worker, if all its slots are busy."""
+        """Return the library's instance on a worker; start it, or enlarge it if all its slots are busy."""
         assert bucket.library is not None
         library = bucket.library
         spec = library.spec
@@ -187,7 +187,7 @@ class LibraryInstances:
             self._outbox.emit(Send(worker.id, messages.Restart()))
 
     def on_library_failed(self, worker: WorkerState, message: messages.LibraryFailed) -> None:
-        """A library did not come up, or has died: try again elsewhere, a bounded number of times."""
+        """Try a library elsewhere that did not come up, or has died, a bounded number of times."""
         library = self._state.libraries.get(message.name)
         instance = worker.libraries.get(message.name)
         if library is None or instance is None:
@@ -214,7 +214,7 @@ class LibraryInstances:
         library.failures = 0
 
     def file_unobtainable(self, file: FileState, reason: str) -> None:
-        """A file cannot be had: fail who needs it."""
+        """Fail tasks and libraries that need a file that cannot be had."""
         self._files.answer_request(file, reason)
         producer = file.producer
         if producer is not None:
@@ -227,7 +227,7 @@ class LibraryInstances:
         self._fail_libraries_reading(file, reason)
 
     def _fail_libraries_reading(self, file: FileState, reason: str) -> None:
-        """A file that a library needs cannot be had."""
+        """Fail the calls of libraries that need a file that cannot be had, and stop those."""
         for library in list(self._state.libraries.values()):
             if file in library.files:
                 self.fail_calls(library, reason, b"", "input missing")
@@ -237,7 +237,7 @@ class LibraryInstances:
                         self.stop(worker, instance)
 
     def on_library_ready(self, worker: WorkerState, message: messages.LibraryReady) -> None:
-        """A library is up."""
+        """Report that a library is up."""
         instance = worker.libraries.get(message.name)
         if instance is not None:
             instance.ready = True
@@ -245,7 +245,7 @@ class LibraryInstances:
             self._outbox.emit(LibraryStarted(worker.id, message.name, message.versions))
 
     def on_library_slow(self, worker: WorkerState, message: messages.LibrarySlow) -> None:
-        """A library takes long to start, or a slot of it to build its context, or what forks single tasks to import something."""
+        """Remember what takes long to start: a library, a slot's context, or imports of single tasks."""
         key, now = (worker, message.name), self._state.now
         if not message.where or not (message.name in worker.libraries or message.name.startswith(PYTHON)):
             self._slow.pop(key, None)

@@ -45,7 +45,7 @@ class TaskLifecycle:
     # ---- before it runs
 
     def register(self, task: TaskState) -> None:
-        """A task is to be done: enter it in the tables, as a reader of its files."""
+        """Enter a task that is to be done."""
         self._state.tasks[task.spec.task] = task.run.tasks[task.spec.task] = task
         task.run.unfinished += 1
         task.bucket.unfinished += 1
@@ -56,12 +56,12 @@ class TaskLifecycle:
         self._files.adjust_readers(task, file, +1)
 
     def mark_ready(self, task: TaskState) -> None:
-        """All inputs exist: queue the task for a worker."""
+        """Queue a task whose inputs exist."""
         task.state = next_state(task.state, "inputs")
         self._queues.push(task)
 
     def input_lost(self, task: TaskState) -> None:
-        """A ready task has lost an input."""
+        """Have a ready task wait that has lost an input."""
         task.transition("lose")
         self._queues.mark_stale(task.bucket)
 
@@ -81,7 +81,10 @@ class TaskLifecycle:
         task.bucket.running -= 1
 
     def requeue(self, task: TaskState, blame: str, log: str = "") -> None:
-        """A task that has left a live worker has to run again, unless it seems to be the cause; then ``log`` is part of the evidence."""
+        """Run a task again that has left a live worker, unless it seems to be the cause.
+
+        Then ``log`` is part of the evidence.
+        """
         worker = task.worker
         assert worker is not None
         task.transition("back")
@@ -129,7 +132,7 @@ class TaskLifecycle:
     # ---- after it ran
 
     def file_reached_manager(self, file: FileState) -> None:
-        """The content of a file has come to the manager."""
+        """Go on with what waited for a file to arrive at the manager."""
         self._files.answer_request(file, "")
         self.finish_if_retrieved(file.producer)
 
@@ -182,7 +185,7 @@ class TaskLifecycle:
             self._outbox.emit(GraphFinished(run.spec.run, "success", 0, {}, b""))
 
     def release_inputs(self, task: TaskState) -> None:
-        """A task does not need what it reads any more."""
+        """Release what a task reads."""
         for file in task.inputs:
             file.consumers.pop(task, None)
             self._files.adjust_readers(task, file, -1)
@@ -193,14 +196,14 @@ class TaskLifecycle:
     # ---- the bad ends
 
     def reject(self, task: TaskState, kind: str, info: dict[str, Any]) -> None:
-        """A task cannot be taken at all."""
+        """Report a task that cannot be taken at all."""
         if task.run.spec.run:
             self._fail_graph(task.run, task, kind, info, b"")
         else:
             self._report_finished(task, kind, None, info, b"")
 
     def fail(self, task: TaskState, kind: str, info: dict[str, Any], payload: bytes) -> None:
-        """A task has failed for good; what depends on it fails with it."""
+        """Fail a task for good, and what depends on it."""
         stack = [(task, kind, info, payload)]
         while stack:
             task, kind, info, payload = stack.pop()
@@ -273,13 +276,13 @@ class TaskLifecycle:
 
 
 def describe_file(file: FileState) -> str:
-    """Call a file by what people know of it: the task that makes it, and its name there."""
+    """Return how users know a file: by the task that makes it, and its name there."""
     task = file.producer
     return file.name if task is None else f"{output_name(task, file)} of {task.spec.label}"
 
 
 def output_name(task: TaskState, file: FileState) -> str:
-    """What a file is called by the task that makes it."""
+    """Return the name that the task which makes a file has for it."""
     if file.name == task.spec.result:
         return "the result"
     return next(

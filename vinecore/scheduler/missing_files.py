@@ -40,7 +40,7 @@ class MissingFiles:
         self._told = False  # of files that were not there, since the user has waited
 
     def may_wait_for(self, file: FileState) -> bool:
-        """Whether a task may wait for a file that is nowhere and that no task makes."""
+        """Return whether a task may wait for a file that is nowhere and that no task makes."""
         if not file.awaited or file.pin_count <= 0:
             return False
         self.awaited[file] = None
@@ -50,7 +50,7 @@ class MissingFiles:
         return True
 
     def on_user_waits(self) -> None:
-        """The user waits: whoever was to make what was not there has been submitted by now."""
+        """Fail readers of paths where nothing was: what makes them would have been submitted by now."""
         self._told = False
         for file in [file for file in self.awaited if file.absent]:
             if file.producer is None and not file.available:
@@ -58,12 +58,12 @@ class MissingFiles:
             del self.awaited[file]
 
     def fail_readers_of_abandoned(self, file: FileState, reason: str) -> None:
-        """A file will not be made by anybody: fail who waits for it."""
+        """Fail the tasks that wait for a file that no task will make."""
         self.awaited.pop(file, None)
         self._fail_readers(file, f"{file.name}, one of its inputs, was made by no task: {reason}")
 
     def fail_readers_of_rejected(self, task: TaskState, reason: str) -> None:
-        """A task was not taken: who reads what it was to make fails, as after a maker that has failed."""
+        """Fail the readers of what a rejected task was to make, as after one that has failed."""
         for name in (task.spec.result, *task.spec.outputs):
             file = self._state.files.get(name)
             if file is not None and file.producer is None and not file.available:
@@ -75,7 +75,7 @@ class MissingFiles:
             self._tasks.fail(reader, "input missing", {"reason": reason}, b"")
 
     def reject_without_library(self, task: TaskState) -> None:
-        """A task needs a library that is not there."""
+        """Reject a task whose library is not installed."""
         name = task.spec.library
         reason = f"library {name} is not installed"
         self._tasks.reject(task, "library", {"reason": reason, "library": name})
@@ -100,7 +100,7 @@ class MissingFiles:
         return ""
 
     def stalled_reason(self) -> str:
-        """Which task waits for whom to be submitted, if nothing else happens."""
+        """Return which task waits for another one to be submitted, if nothing else happens."""
         if self._state.assigned:
             return ""
         for file in list(islice(self.awaited, LOOK_AT)):

@@ -58,7 +58,7 @@ class OnDemandTasks:
         self.waiting_graphs: dict[GraphState, float] = {}
 
     def is_declared(self, spec: TaskSpec) -> bool:
-        """Whether the same file is declared a second time, and the task that makes it is known."""
+        """Return whether the same file is declared a second time, and the task that makes it is known."""
         files = [self._state.files.get(name) for name in (spec.result, *spec.outputs) if name]
         makers = [None if file is None else file.producer for file in files]
         return all(maker is not None and maker.state not in (FAILED, CANCELLED) for maker in makers)
@@ -88,7 +88,7 @@ class OnDemandTasks:
                 self._files.release_if_unreferenced(file)
 
     def graph_submitted(self, run: GraphState) -> None:
-        """All of a graph is there."""
+        """Have a graph that is there whole wait for the workers' inventories."""
         self.waiting_graphs[run] = self._state.now
         self.request_targets()
 
@@ -104,7 +104,7 @@ class OnDemandTasks:
             self._tasks.finish_graph_if_done(run)
 
     def stalled_reason(self) -> str:
-        """Why graphs wait that nobody has asked for yet."""
+        """Return why graphs wait whose targets have not been asked for yet."""
         if not self.waiting_graphs:
             return ""
         if not self._state.workers:
@@ -126,7 +126,7 @@ class OnDemandTasks:
         )
 
     def _request_output(self, file: FileState) -> None:
-        """Have what a sleeping task makes brought to the manager; wake the task only if there is no other way."""
+        """Bring what a deferred task makes to the manager; run the task only if there is no other way."""
         task = file.producer
         assert task is not None
         if task.spec.library and task.spec.library not in self._state.libraries:

@@ -61,13 +61,13 @@ class Outbox:
             self._to_flush[worker] = None
 
     def retain_replicas(self, file: FileState) -> None:
-        """A file may be of another level now: tell those who have it."""
+        """Tell the holders of a file that may be of another level now."""
         if file.level > WORKFLOW:
             for worker in file.replicas:
                 self.retain(worker, file)
 
     def cancel_task(self, task: TaskState) -> None:
-        """Have a task's worker drop it, and what it has made if it was faster; sent once per `handle`."""
+        """Have a task's worker drop it, and what it has made already; sent once per `handle`."""
         worker = task.worker
         if worker is not None and worker.id in self._state.workers:
             worker.cancel.append(task.dispatch_id)

@@ -59,7 +59,7 @@ class Placement:
                 dirty.pop(bucket, None)
 
     def _place_front_task(self, bucket: TaskQueue) -> bool:
-        """Place the first task of a bucket; whether it is worth looking at the next one."""
+        """Place the first task of a queue; return whether it is worth looking at the next one."""
         ready, roots = bucket.ready, bucket.roots
         while ready and ready[0][2].state != READY:
             bucket.stale_entries = max(0, bucket.stale_entries - 1)
@@ -88,7 +88,10 @@ class Placement:
         return self._place_alternative(queue, bucket)
 
     def _place_alternative(self, queue: list[tuple[float, int, TaskState]], bucket: TaskQueue) -> bool:
-        """No worker has room for the most urgent task of a bucket; whether it is worth looking again."""
+        """Find another way for a queue for whose most urgent task no worker has room.
+
+        Return whether it is worth looking at the queue again.
+        """
         if (
             not self._disk.last_placement_lacked_disk
         ):  # it asks for more of the open workers than they seemed to be asked for
@@ -118,7 +121,7 @@ class Placement:
         return True
 
     def _place_later_task(self, bucket: TaskQueue) -> bool:
-        """The most urgent task waits for disk: place one of the next that leaves more room than it takes."""
+        """Place one of the next tasks that leaves more room than it takes, as the first waits for disk."""
         placed = False
         passed: list[tuple[float, int, TaskState]] = []
         while bucket.ready and len(passed) < MAX_CANDIDATES and not placed:
@@ -137,7 +140,10 @@ class Placement:
         return placed
 
     def _choose_with_eviction(self, task: TaskState, bucket: TaskQueue) -> WorkerState | None:
-        """A worker that has room for a task without what is cheap to get again; those that hold what it reads come first."""
+        """Return a worker that has room for a task once files that are cheap to get again are dropped.
+
+        Workers that hold inputs of the task come first.
+        """
         holders = (
             holder
             for file in islice(task.inputs, MAX_CANDIDATES)

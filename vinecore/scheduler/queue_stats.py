@@ -18,7 +18,7 @@ class QueueStats(NamedTuple):
     Attributes
     ----------
     waiting : int
-        Tasks that could run now, if somebody had room.
+        Tasks that could run now, if a worker had room.
     running : int
         Tasks that are on workers.
     workers : int
@@ -28,7 +28,7 @@ class QueueStats(NamedTuple):
     capacity : int
         As many tasks as the manager could keep running at once, judged by how long they take; 0 if that is not known.
     pilots : tuple of str or None
-        Connected workers that a factory has started, as the factory calls them; None if nobody has looked.
+        Connected workers that a factory has started, as the factory calls them; None if that is not known.
     """
 
     waiting: int = 0
@@ -55,7 +55,7 @@ def queue_stats(state: SchedulerState) -> QueueStats:
 
 
 def is_idle_and_safe_to_remove(worker: WorkerState) -> bool:
-    """Whether a worker does nothing, and has nothing that only it has and somebody needs."""
+    """Return whether a worker does nothing, and has nothing that only it has and that is needed."""
     if worker.tasks or worker.fetching or worker.outgoing or worker.disconnecting or worker.draining:
         return False
     return not any(is_needed(file) and not has_safe_replica(file, worker) for file in worker.files)

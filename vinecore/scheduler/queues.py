@@ -70,7 +70,7 @@ class TaskQueues:
         self.changed[bucket] = None
 
     def _priority(self, task: TaskState) -> float:
-        """Smaller runs first. The modes are TaskVine's; the default is the order in which dask would run the graph."""
+        """Return a number that is smaller the sooner a task runs. The modes are TaskVine's; the default is dask's order."""
         mode = task.run.spec.priority_mode
         if not mode:
             return task.spec.priority if task.recomputations <= 0 else self._recomputation_priority(task)
@@ -84,7 +84,7 @@ class TaskQueues:
             return task.spec.depth
         if mode == "largest-input-first":
             return -sum(max(file.size, 0) for file in task.inputs)
-        if mode == "random":  # the mind has no randomness: a checksum is as good for spreading
+        if mode == "random":  # the scheduler has no randomness: a checksum is as good for spreading
             return zlib.crc32(b"%d" % task.spec.task)
         _count, mean = self._state.category_walls.get(task.spec.category, (0, None))
         if mean is None:
@@ -92,7 +92,7 @@ class TaskQueues:
         return -mean if mode == "longest-category-first" else mean
 
     def _recomputation_priority(self, task: TaskState) -> float:
-        """What is made again is made just before it is needed: until then it would only take room."""
+        """Return a priority just before the first reader's: until then the result would only take room."""
         turn = task.spec.priority
         for _generation in range(MAX_GENERATIONS):
             readers = [reader for file in task.outputs for reader in islice(file.consumers, MAX_READERS)]
@@ -105,7 +105,7 @@ class TaskQueues:
         return turn
 
     def mark_stale(self, bucket: TaskQueue) -> None:
-        """An entry of a queue is void; sweep the queues when half of them is."""
+        """Count an entry of a queue as stale; sweep the queue when half of it is."""
         bucket.stale_entries += 1
         if bucket.stale_entries > 16 and 2 * bucket.stale_entries > len(bucket.ready) + len(bucket.roots):
             for queue in (bucket.ready, bucket.roots):
@@ -147,13 +147,13 @@ class TaskQueues:
             self._signals.library_unused(bucket.library)
 
     def deactivate(self, bucket: TaskQueue) -> None:
-        """There is nothing to do for a bucket any more."""
+        """Try a queue no more, as there is nothing to do for it."""
         self.changed.pop(bucket, None)
         self.waiting_for_disk.pop(bucket, None)
         self.forget_reservation(bucket)
 
     def move(self, task: TaskState) -> None:
-        """A task asks for something else now."""
+        """Move a task that asks for something else now to the queue for that."""
         old = task.bucket
         task.bucket = self.queue_for(task.spec, task.request)
         task.bucket.unfinished += 1
@@ -161,7 +161,7 @@ class TaskQueues:
         self.remove_if_empty(old)
 
     def effective_request(self, bucket: TaskQueue, number: int) -> ResourceRequest:
-        """What a task asks for: its own words, then what its category says or has learned."""
+        """Return what a task asks for: its own request, completed by what its category says or has learned."""
         category = bucket.category
         if category is None:
             return bucket.request
@@ -173,7 +173,7 @@ class TaskQueues:
         return bucket.request.with_defaults(learned)
 
     def allocation_on(self, bucket: TaskQueue, number: int, worker: WorkerState) -> Resources | None:
-        """What a task would get of a worker; None if it is too large for it."""
+        """Return what a task would get of a worker; None if it is too large for it."""
         minimum = UNSPECIFIED if bucket.category is None else bucket.category.minimum
         return allocate(self.effective_request(bucket, number), worker.total, minimum)
 
@@ -183,7 +183,7 @@ class TaskQueues:
         category.record(Resources(float(cores), int(memory), int(disk), 0), wall_s)
 
     def grow_request(self, task: TaskState, info: dict[str, Any]) -> bool:
-        """Whether a task that passed a limit may be tried with more; sets what it asks for then."""
+        """Return whether a task that passed a limit may be tried with more; set what it asks for then."""
         category = task.bucket.category
         if category is None or task.allocation is None:
             return False
@@ -194,7 +194,7 @@ class TaskQueues:
         return True
 
     def requested_disk_mb(self, bucket: TaskQueue) -> int:
-        """MB of disk that the tasks of a bucket ask for in so many words."""
+        """Return the MB of disk that the tasks of a queue ask for explicitly."""
         asked = bucket.request.disk
         if asked is None and bucket.category is not None and not bucket.category.learns:
             asked = bucket.category.maximum.disk
@@ -248,14 +248,14 @@ class TaskQueues:
         return instance.slots * (1 + extra)
 
     def can_take(self, worker: WorkerState, task: TaskState) -> bool:
-        """Whether a worker has the Python that a task needs, and stays long enough."""
+        """Return whether a worker has the Python that a task needs, and stays long enough."""
         bucket = task.bucket
         return meets_python_requirements(worker, bucket) and not self.exceeds_remaining_time(
             worker, bucket, self.expected_duration(task)
         )
 
     def expected_duration(self, task: TaskState) -> float | None:
-        """How long a task will take: as its like have taken, else as long as it may; None if nobody knows."""
+        """Return how long a task will take: the mean of its queue, else its limit; None if neither is known."""
         mean = task.bucket.mean_s
         if mean is None and task.bucket.library is None:
             _count, mean = self._state.category_walls.get(task.spec.category, (0, None))
@@ -264,7 +264,7 @@ class TaskQueues:
     def exceeds_remaining_time(
         self, worker: WorkerState, bucket: TaskQueue, duration_s: float | None
     ) -> bool:
-        """Whether a task of this duration would not be over before its worker begins to leave."""
+        """Return whether a task of this duration would not be over before its worker begins to leave."""
         if worker.ends_at is None or duration_s is None:
             return False
         turns, instance = 1, None
@@ -275,7 +275,7 @@ class TaskQueues:
         return self._state.now + turns * duration_s > worker.ends_at
 
     def release_worker(self, worker: WorkerState, task: TaskState) -> None:
-        """A task has left a worker, in whatever way: give back what it held."""
+        """Give back what a task held that has left a worker, in whatever way."""
         ahead, task.chained = task.chained, False
         allocation, task.allocation = task.allocation, None
         if worker.id not in self._state.workers:
@@ -307,7 +307,7 @@ class TaskQueues:
             self.update_worker_everywhere(worker)
 
     def forget_reservation(self, bucket: TaskQueue) -> None:
-        """A bucket has nothing to place any more, or waits for something else than room."""
+        """End the reservation for a queue that has nothing to place, or waits for something else than room."""
         if bucket is self._reservation.starving:
             self._reservation.starving = None
         if bucket is self._reservation.queue:
@@ -333,7 +333,7 @@ class TaskQueues:
         self.waiting_for_disk.clear()
 
     def category_changed(self, category: Category) -> None:
-        """The tasks of a category get more or less than before."""
+        """See which workers have room for tasks of a category that get more or less than before."""
         self._state.disk_tracked |= bool(category.maximum.disk)
         for bucket in self._state.buckets.values():
             if bucket.category is category:
@@ -341,7 +341,7 @@ class TaskQueues:
                     self.update_worker(worker, bucket)
 
     def worker_joined(self, worker: WorkerState) -> None:
-        """There is a new worker."""
+        """Enter a new worker."""
         if self.largest_worker is None or capacity_key(worker.total) > capacity_key(self.largest_worker):
             self.largest_worker = worker.total
         self.update_worker_everywhere(worker)
@@ -361,7 +361,7 @@ class TaskQueues:
 
 
 def meets_python_requirements(worker: WorkerState, bucket: TaskQueue) -> bool:
-    """Whether the worker's own Python will do, where there is no other one."""
+    """Return whether the worker's own Python will do, where there is no other one."""
     if not bucket.python:
         return True
     if not worker.python_ok:
@@ -371,11 +371,11 @@ def meets_python_requirements(worker: WorkerState, bucket: TaskQueue) -> bool:
 
 
 def queue_urgency(bucket: TaskQueue) -> tuple[float, int]:
-    """Smaller goes first."""
+    """Return the key of a queue's most urgent task; smaller goes first."""
     queue = bucket.front
     return queue[0][:2] if queue else (math.inf, 0)
 
 
 def capacity_key(total: Resources) -> tuple[float, ...]:
-    """Compare workers by this."""
+    """Return the key by which workers are compared."""
     return (total.cores, total.memory, total.disk, total.gpus)

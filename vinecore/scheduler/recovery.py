@@ -57,7 +57,7 @@ class Recovery:
         self._transfers = transfers
 
     def replica_lost(self, file: FileState, worker: WorkerState) -> None:
-        """One copy is gone."""
+        """Strike a lost copy, and make up for it where it is needed."""
         if worker not in file.replicas:
             return
         del file.replicas[worker]
@@ -70,7 +70,7 @@ class Recovery:
             self._transfers.request_copy(worker, file)
 
     def files_lost(self, files: list[FileState]) -> None:
-        """The last copies are gone: those who wait for them miss them again, and whoever made them makes them again if they are needed."""
+        """Have the readers of files wait whose last copies are gone, and make needed files again."""
         for file in files:  # all of them first: who is woken below counts for itself what it misses
             for task in list(file.consumers):
                 task.missing_inputs += 1
@@ -92,7 +92,7 @@ class Recovery:
                 self.recompute(file)
 
     def recompute(self, file: FileState) -> None:
-        """Wake the producer of a file, and the producers of what that needs."""
+        """Reschedule the producer of a file, and the producers of what that needs."""
         stack = [file]
         while stack:
             lost = stack.pop()

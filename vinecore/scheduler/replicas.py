@@ -66,7 +66,7 @@ class Replicas:
             self._state.disk_tracked = True
 
     def forget_replica(self, worker: WorkerState, file: FileState) -> None:
-        """A worker does not hold a file any more, or is told not to."""
+        """Strike a copy out of the books of a worker."""
         worker.free_disk += worker.files.pop(file, 0)
         worker.evictable.pop(file, None)
         worker.corrupt.discard(file)
@@ -74,7 +74,7 @@ class Replicas:
             worker.unverified.pop(file, None)
 
     def add_output(self, worker: WorkerState, file: FileState, digest: str) -> None:
-        """A file was made on a worker."""
+        """Enter a copy that was made on a worker."""
         if worker in file.fetching:
             self.end_transfer(worker, file)
         self.add_replica(worker, file, file.size, digest)
@@ -93,11 +93,11 @@ class Replicas:
             self._outbox.remove_objects(worker, file.name)
 
     def is_serving(self, worker: WorkerState, file: FileState) -> bool:
-        """Whether a worker is sending a file to another one."""
+        """Return whether a worker is sending a file to another one."""
         return (file, worker) in self.active_by_file_and_source
 
     def is_needed_on(self, worker: WorkerState, file: FileState) -> bool:
-        """Whether something on a worker reads a file."""
+        """Return whether something on a worker reads a file."""
         if len(file.consumers) < len(worker.tasks):
             if any(task.worker is worker and task.state == ASSIGNED for task in file.consumers):
                 return True
@@ -108,7 +108,7 @@ class Replicas:
         return any(file in instance.library.files for instance in worker.libraries.values())
 
     def end_transfer(self, worker: WorkerState, file: FileState) -> None:
-        """A transfer is over, in whatever way."""
+        """Strike a transfer that is over, in whatever way, out of the books."""
         source = file.fetching.pop(worker)
         worker.free_disk += worker.fetching.pop(file)
         if source == ARCHIVE:
@@ -149,7 +149,7 @@ class Replicas:
         self.free_all(file)
 
     def free_if_recoverable(self, file: FileState) -> None:
-        """The last task that needed a file is over: free the copies on workers of what can be brought there again."""
+        """Free the copies of a file that no task needs now, if it can be brought to workers again."""
         if file.wanted_at_manager and not file.at_manager:
             return
         if file.at_manager or file.url or file.archive is not None:
@@ -167,14 +167,14 @@ class Replicas:
 
 
 def is_needed(file: FileState) -> bool:
-    """Whether anybody needs a file."""
+    """Return whether a file is needed."""
     return bool(
         file.pending_readers or file.unsubmitted_readers or file.pin_count > 0 or file.wanted_at_manager
     )
 
 
 def has_safe_replica(file: FileState, but: WorkerState) -> bool:
-    """Whether a file is elsewhere, too, on a worker that stays for one, and is known there to be what it should be."""
+    """Return whether a file is elsewhere, too, on a worker that stays for one, and is known there to be what it should be."""
     if file.archive is not None or available_outside_workers(file):
         return True
     return any(h is not but and not h.draining and file not in h.unverified for h in file.replicas)

@@ -37,11 +37,11 @@ class Replication:
         self._workers_round_robin: dict[WorkerState, None] = {}  # the one asked last stands at the end
 
     def worker_joined(self, worker: WorkerState) -> None:
-        """There is a new worker."""
+        """Enter a new worker."""
         self._workers_round_robin[worker] = None
 
     def worker_gone(self, worker: WorkerState) -> None:
-        """A worker has gone, or will soon."""
+        """Forget a worker that is lost, or will be soon."""
         self._workers_round_robin.pop(worker, None)
 
     def ensure_replicas(self, files: Iterable[FileState]) -> None:

@@ -42,7 +42,10 @@ class Reservations:
         self._row: dict[WorkerState, None] = {}  # of workers, those that were looked at last at the end
 
     def starves(self, bucket: TaskQueue) -> bool:
-        """No worker has room for the most urgent task of a bucket; whether one has now, because what it was kept for is less urgent."""
+        """Remember a queue whose most urgent task no worker has room for.
+
+        Return whether a worker has room now, because the queue that it was kept for is less urgent.
+        """
         if (
             bucket is self._reservation.starving
             or not _may_starve(bucket)
@@ -59,7 +62,7 @@ class Reservations:
         return False
 
     def placed(self, bucket: TaskQueue, urgency: tuple[float, float]) -> None:
-        """A task has got a worker, perhaps one that was less urgent than who starves."""
+        """Reserve a worker if the task that was placed is less urgent than the one that starves."""
         starving = self._reservation.starving
         if bucket is starving:
             self._reservation.starving = None
@@ -87,7 +90,7 @@ class Reservations:
         self._queues.update_worker_everywhere(best)
 
     def _suits(self, worker: WorkerState, task: TaskState) -> bool:
-        """Whether a task could run on a worker that had nothing else to do."""
+        """Return whether a task could run on a worker that had nothing else to do."""
         bucket = task.bucket
         if worker.draining or worker.disconnecting or not self._queues.can_take(worker, task):
             return False
@@ -110,30 +113,30 @@ class Reservations:
             self._queues.end_reservation()
 
     def worker_joined(self, worker: WorkerState) -> None:
-        """There is a new worker."""
+        """Enter a new worker."""
         self._row[worker] = None
         self._look_again_at = 0.0
 
     def worker_gone(self, worker: WorkerState) -> None:
-        """A worker has left, or leaves."""
+        """Forget a worker that is lost, or is leaving."""
         self._row.pop(worker, None)
         if worker is self._reservation.worker:
             self._queues.end_reservation()
 
 
 def _front(bucket: TaskQueue) -> TaskState | None:
-    """The most urgent task of a bucket that is ready."""
+    """Return the most urgent task of a queue if it is ready."""
     queue = bucket.front
     task = queue[0][2] if queue else None
     return task if task is not None and task.state == READY else None
 
 
 def _may_starve(bucket: TaskQueue) -> bool:
-    """Calls of a library that is up somewhere get their turn there."""
+    """Return whether a queue may starve; calls of a library that is up somewhere get their turn there."""
     return bucket.library is None or not bucket.running
 
 
 def _rank(worker: WorkerState) -> tuple[float, int]:
-    """Smaller is sooner empty, as far as one can see."""
+    """Return a number that is smaller the sooner a worker will be empty, as far as can be seen."""
     busy = 1.0 - worker.free.cores / max(worker.total.cores, 1)
     return busy, len(worker.tasks)

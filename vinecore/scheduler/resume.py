@@ -30,7 +30,10 @@ Result = tuple[str, int, str]
 
 
 def result_key(name: str, size: int, digest: str) -> Result:
-    """What has to agree for an object to be the one that was made: small ones have no digest, they are compared on their way only."""
+    """Return what has to agree for an object to be the one that was made.
+
+    Small objects have no digest: they are compared on their way only.
+    """
     return name, size, digest if disk_bytes(size) else ""
 
 
@@ -60,15 +63,15 @@ class ResumedSession:
         self.active, self._state.known_results, self.awaited_workers = True, event.results, set(event.workers)
 
     def on_workers_ended(self, event: events.WorkersEnded) -> None:
-        """Those do not come back."""
+        """Wait no more for workers that have ended."""
         self.awaited_workers.difference_update(event.workers)
 
     def worker_joined(self, hello: messages.Hello) -> None:
-        """There is a worker; it may be one of those."""
+        """Take notice of a worker that may be one of those that are awaited."""
         self.awaited_workers.discard((hello.hostname, hello.pid))
 
     def on_orphaned_objects(self, worker: WorkerState, message: messages.OrphanedObjects) -> None:
-        """A worker has something from the manager before."""
+        """Enter objects that a worker has from the manager before."""
         strange = 0
         for name, size, digest in zip(*message, strict=True):
             if result_key(name, size, digest) in self._state.known_results:
@@ -84,10 +87,10 @@ class ResumedSession:
             self._outbox.emit(LogMessage(INFO, f"worker {worker.id} on {worker.name} has {strange} objects that the journal does not know: they are not used"))  # fmt: skip
 
     def is_waiting_for_workers(self, since: float) -> bool:
-        """Whether workers may still come back, if the first one is here since then."""
+        """Return whether workers may still come back, if the first one is here since then."""
         return bool(self.awaited_workers) and self._state.now - since < RECONNECT_TIMEOUT_S
 
     def stalled_reason(self) -> str:
-        """Which workers are waited for."""
+        """Return which workers are waited for."""
         names = sorted(host for host, _process in self.awaited_workers)
         return f"waiting for workers of the manager before, on {', '.join(names[:3])}{', ...' if names[3:] else ''}"

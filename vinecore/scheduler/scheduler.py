@@ -240,7 +240,7 @@ class Scheduler:
 
     @property
     def has_more_to_release(self) -> bool:
-        """Whether graphs are closed, and not all of their files are forgotten."""
+        """Return whether graphs are closed, and not all of their files are forgotten."""
         return bool(self.submission.graphs_being_released)
 
     @property

@@ -17,7 +17,7 @@ class FileSpec(NamedTuple):
 
     name: str
     size: int = -1
-    at_manager: bool = False  # the hands hold its content, or can read it
+    at_manager: bool = False  # the manager holds its content, or can read it
     url: str = ""
     archive: str = ""  # the file this one is unpacked from
     directory: bool = False
@@ -83,7 +83,7 @@ class TaskSpec(NamedTuple):
     reader_count: int = 0  # tasks of the same run that will read its result; known before they are submitted
     on_demand: bool = False
     content_addressed: bool = (
-        False  # its result is named after all that it depends on: whoever makes it makes the same
+        False  # its result is named after all that it depends on: each task of this name makes the same
     )
     level: int = TASK  # of its result; below WORKFLOW that is as it was declared
     options: dict[str, Any] = {}  # noqa: RUF012 - read only, and encoded as it is

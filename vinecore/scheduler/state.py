@@ -1,42 +1,41 @@
-"""The tables of the mind: what is known about tasks, files, workers, libraries and runs.
+"""The records of the scheduler: what is known about tasks, files, workers, libraries and graphs.
 
-The ``...Spec`` classes are what the hands put in; the others are records that only the mind changes. A record refers to other records
-directly, never through a search. Vocabulary:
+The ``...Spec`` classes in `specs` are what the user puts in; the classes here are records that only the scheduler changes. A record
+refers to other records directly, never through a search. Fields whose names need more words:
 
-missing
+`TaskState.missing_inputs`
     how many of a task's inputs exist nowhere now (neither on a worker nor at the manager)
-consumers
-    the unfinished tasks that read a file
-pending
-    how many unfinished tasks there are to keep a file for: its consumers, those that read it as a shared object,
-    and, where a run prunes deeper, those behind them
-foretold
-    how many tasks that will read a file have not been submitted yet
-pins
-    how many reasons beside tasks there are to keep a file (the user's references, a run that prunes nothing)
-level
-    how long workers keep a file: `TASK`, until the task is over that needed it; `WORKFLOW`, until nobody can name it; `WORKER` and
-    `FOREVER`, longer than there is this manager
-released
-    nobody can name a file any more: all that is known of it goes when no task needs it
-asleep
-    a task is entered as done though it has never run: it is woken when somebody needs what it makes and nobody has that
-spare
-    a reusable file that no task needs now: kept until its room is needed, or a later run asks for it
-room
-    bytes of a worker's disk that are neither taken by files, nor by files on their way, nor promised to its tasks; objects small enough
-    to stay in memory take none
-promised
+`TaskState.chained`
+    the task was sent to the worker that is making its inputs before they exist
+`TaskState.dispatch_id`
+    what a task is called on its worker; a task that is handed out again gets a new one, so that late messages about the old
+    attempt are not mistaken for messages about the new one
+`TaskState.reserved_disk`
     bytes of disk that are kept free for what a task writes
-unproven
-    a worker has said that a file is there, and not yet that it is what it should be: other workers may fetch it, tasks there still wait
-draining
-    a worker will leave: it gets nothing more, and what only it has is brought elsewhere
-ahead
-    a task was sent to the worker that is making its inputs before they exist
-ticket
-    what a task is called on its worker; a task that is handed out again gets a new one, so that late news of the
-    old one are not mistaken for news of the new one
+`FileState.consumers`
+    the unfinished tasks that read a file
+`FileState.pending_readers`
+    how many unfinished tasks there are to keep a file for: its consumers, those that read it as a shared object, and, where a
+    graph prunes deeper, those behind them
+`FileState.unsubmitted_readers`
+    how many tasks that will read a file have not been submitted yet
+`FileState.pin_count`
+    how many reasons beside tasks there are to keep a file (the user's references, a graph that prunes nothing)
+`FileState.level`
+    how long workers keep a file: see `specs`
+`FileState.released`
+    the file cannot be named any more: all that is known of it goes when no task needs it
+`FileState.reusable`
+    workers keep the file when no task needs it, until its room is needed: it is evictable then
+`WorkerState.free_disk`
+    bytes that are neither taken by files, nor by files on their way, nor reserved by tasks; objects small enough to stay in
+    memory take none
+`WorkerState.unverified`
+    files that are on the worker and not yet known to be what they should be: other workers may fetch them, tasks there still wait
+`WorkerState.draining`
+    the worker will leave: it gets nothing more, and what only it has is brought elsewhere
+`GraphState.deferred`
+    tasks that are entered as done though they have never run: they run when what they make is needed and nowhere
 """
 
 from __future__ import annotations
@@ -98,20 +97,20 @@ class FileState:
         self.archive: FileState | None = None
         self.producer: TaskState | None = None
         self.consumers: dict[TaskState, None] = {}
-        # and the digests of what they have; who has a place free to serve it from is near the end
+        # with the digests of what they have; holders that have a place free to serve it stand near the end
         self.replicas: dict[WorkerState, str] = {}
         self.fetching: dict[WorkerState, WorkerState | str] = {}
         self.waiting_for_source: dict[WorkerState, int] | None = None  # with the bytes it will take there
         self.uploading: WorkerState | None = None
         self.pending_readers = self.unsubmitted_readers = self.pin_count = 0
         self.wanted_at_manager = False  # at the manager
-        self.requested = False  # somebody waits to be told that it is there
+        self.requested = False  # the user waits to be told that it is there
         self.released = False
         self.reusable = False
 
     @property
     def available(self) -> bool:
-        """Whether a worker could get it now."""
+        """Return whether a worker could get it now."""
         if self.replicas or self.at_manager or self.url:
             return True
         return self.archive is not None and self.archive.available
@@ -126,7 +125,7 @@ def disk_bytes(size: int) -> int:
 
 
 def available_outside_workers(file: FileState) -> bool:
-    """Whether a file can be had from outside of the workers."""
+    """Return whether a file can be had from outside of the workers."""
     return (
         file.at_manager
         or bool(file.url)
@@ -135,7 +134,7 @@ def available_outside_workers(file: FileState) -> bool:
 
 
 def is_root(task: TaskState) -> bool:
-    """Whether nothing that a task reads is made by another one."""
+    """Return whether nothing that a task reads is made by another one."""
     for file in task.inputs:  # noqa: SIM110 - this is asked for every task
         if file.producer is not None:
             return False
@@ -188,9 +187,8 @@ class TaskState:
         self.request = spec.request
         self.allocation: Resources | None = None
         self.failure_history: list[str] | None = None
-        self.info: dict[str, Any] | None = (
-            None  # what the worker said, while the outputs are being brought; then why it has failed
-        )
+        # what the worker said, while the outputs are being brought; then why it has failed
+        self.info: dict[str, Any] | None = None
 
     def freeze(self) -> None:
         """All its files are linked: tuples take half of the memory of lists."""
@@ -261,7 +259,7 @@ class LibraryInstance:
 
     @property
     def idle(self) -> bool:
-        """Whether it could be stopped without harm."""
+        """Return whether it could be stopped without harm."""
         return not self.assigned and not self.chained
 
 
@@ -373,7 +371,7 @@ class WorkerState:
         self.inventory_pending = (
             False  # it looks through what it has from before, and has not told all of it yet
         )
-        self.disconnecting = False  # it has said goodbye: nobody is to blame
+        self.disconnecting = False  # it has announced that it leaves: no task is to blame
         self.draining = False
         self.ends_at: float | None = None  # when it will begin to leave, where that is known
         self.free_disk = total.disk * MB or UNLIMITED
@@ -385,17 +383,19 @@ class WorkerState:
         self.fetching: dict[FileState, int] = {}
         self.evictable: dict[
             FileState, None
-        ] = {}  # of its files those that nobody needed at some time, that time's order
-        self.tasks: dict[int, TaskState] = {}  # by ticket
+        ] = {}  # of its files those that no task needed at some time, in order of that time
+        self.tasks: dict[int, TaskState] = {}  # by dispatch id
         self.libraries: dict[str, LibraryInstance] = {}
         self.outgoing = 0  # transfers that it serves to peers
-        self.failed_reader = 0  # whose transfer from it has failed, with none after it that succeeded
+        self.failed_reader = (
+            0  # a worker whose transfer from it has failed, with none after it that succeeded
+        )
         self.excluded_until = 0.0  # when peers may ask it again
         self.peer_failures = 0  # how often they were told not to, with nothing that succeeded since
         self.unreachable_peers = 0  # peers that it could not reach, with none since that it could
         self.peers_excluded_until = 0.0  # when it may ask peers again
         self.wall_s: float | None = None  # mean duration of tasks here
-        self.cancel: list[int] = []  # what it is told at the end of `Mind.handle`
+        self.cancel: list[int] = []  # what it is told at the end of `Scheduler.handle`
         self.unlink: dict[str, None] = {}
         self.purge: dict[str, None] = {}  # of these, whatever their level
         self.retain: dict[str, tuple[int, str]] = {}  # with their levels and digests
@@ -427,11 +427,11 @@ class GraphState:
         self.tasks: dict[int, TaskState] = {}
         self.files: list[FileState] = []
         self.unfinished = self.done = self.running = self.recomputed = 0
-        self.deferred = 0  # tasks that have not run because nobody needed them to
+        self.deferred = 0  # tasks that have not run because their results were not needed
         self.submitted = False  # all its tasks have been submitted
-        self.ended = False  # whoever computes it has been told
+        self.ended = False  # its end has been reported
         self.closed = False
-        self.unshared = False  # closed, and nobody else needs one of its files
+        self.unshared = False  # closed, and none of its files is needed elsewhere
 
 
 class Reservation:

@@ -33,7 +33,7 @@ class WorkStealing:
         self._reservation = state.reservation
 
     def on_slot_freed(self, worker: WorkerState, bucket: TaskQueue) -> None:
-        """A worker has a free slot, and no task of this bucket is ready."""
+        """Recall queued calls for a worker with a free slot, if no call is ready."""
         workers = self._state.workers
         if (
             bucket.library is None
@@ -59,13 +59,13 @@ class WorkStealing:
             self._outbox.emit(Send(other.id, messages.StealRequest(name, max(1, queued // 2))))
 
     def worker_joined(self, worker: WorkerState) -> None:
-        """A worker is new: what waits elsewhere may run there."""
+        """Recall calls that wait elsewhere for a new worker."""
         for bucket in self._state.buckets.values():
             if bucket.running and worker in bucket.workers_with_room:
                 self.on_slot_freed(worker, bucket)
 
     def on_calls_returned(self, worker: WorkerState, message: messages.StealResponse) -> None:
-        """A worker has given calls back."""
+        """Queue calls again that a worker has given back."""
         instance = worker.libraries.get(message.library)
         if instance is not None:
             instance.steal_pending = False

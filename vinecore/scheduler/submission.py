@@ -282,7 +282,7 @@ class Submission:
             run.unshared = True
 
     def release_closed_graphs(self, most: int) -> None:
-        """Forget files of graphs that are closed; a very large graph bit by bit, so that the workers are heard meanwhile."""
+        """Forget files of closed graphs, bit by bit, so that workers are heard meanwhile."""
         while self.graphs_being_released and most > 0:
             run = self.graphs_being_released[-1]
             while run.files and most > 0:

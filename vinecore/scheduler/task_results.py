@@ -60,7 +60,7 @@ class TaskResults:
         self._dispatcher = dispatcher
 
     def on_task_done(self, worker: WorkerState, message: messages.TaskDone) -> None:
-        """A worker reports success."""
+        """Take notice that a task has succeeded."""
         task = worker.tasks.get(message.task)
         if task is None:  # it was taken back before the worker knew, who then forgets what it has made
             self._record_replaced_copies(worker, message)
@@ -107,7 +107,7 @@ class TaskResults:
     def _record_replaced_copies(
         self, worker: WorkerState, message: messages.TaskDone | messages.TaskFailed
     ) -> None:
-        """What a worker had already of what an attempt makes that has failed or was taken back is not forgotten: what came last counts."""
+        """Enter the digests of copies that an attempt has replaced which failed or was taken back."""
         digests = message.info.get("digests", {})
         made = [(name, digests.get(name, "")) for name in message.info.get("outputs", {})]
         task = self._state.tasks.get(message.task & (1 << DISPATCH_ID_SHIFT) - 1)
@@ -119,7 +119,7 @@ class TaskResults:
                 file.replicas[worker] = digest
 
     def _is_single_use(self, task: TaskState, info: dict[str, Any]) -> bool:
-        """Whether a task may make something else the next time, under the same name."""
+        """Return whether a task may make something else the next time, under the same name."""
         used = info.pop("used", None)
         covers = task.run.spec.covers
         if used and covers is not None and not covers(task.spec.task, used):
@@ -130,7 +130,7 @@ class TaskResults:
         )
 
     def _mark_single_use(self, task: TaskState) -> None:
-        """What a task makes is for this graph, and not for a later one; neither is what is made of it."""
+        """Keep what a task makes for this graph only, and what is made of it."""
         self._outbox.emit(SingleUse(task.spec.task))
         for file in task.outputs:
             if file.reusable:
@@ -180,7 +180,7 @@ class TaskResults:
             self._queues.record_usage(bucket.category, measured, wall)
 
     def _fail_readers_of_missing_output(self, task: TaskState, file: FileState, info: dict[str, Any]) -> None:
-        """A task has ended well without making one of its files: who reads that can never run."""
+        """Fail the readers of a file that its task has ended without making."""
         reason = f"{task.spec.label} has ended without making {output_name(task, file)}{log_excerpt(info)}"
         self._files.answer_request(file, reason)
         for reader in list(file.consumers):
@@ -188,7 +188,7 @@ class TaskResults:
         file.wanted_at_manager = False
 
     def on_task_failed(self, worker: WorkerState, message: messages.TaskFailed) -> None:
-        """A worker reports that a task has not ended as it should."""
+        """Take notice that a task has not ended as it should."""
         task = worker.tasks.get(message.task)
         self._record_replaced_copies(worker, message)
         if task is None:

@@ -60,7 +60,7 @@ class TransferFailures:
         self._eviction = eviction
 
     def on_fetch_failed(self, worker: WorkerState, file: FileState, message: messages.FetchFailed) -> None:
-        """A fetch has not ended well, or what came was not what it should be: look for another way."""
+        """Look for another way after a fetch that has failed, or has brought something else."""
         source = worker.unverified.get(file) if message.was_cached else file.fetching.get(worker)
         if source is None:  # it was pruned meanwhile
             return
@@ -134,7 +134,7 @@ class TransferFailures:
                 self._transfers.excluded_pairs[file, source] = until
 
     def on_upload_failed(self, worker: WorkerState, file: FileState, reason: str) -> None:
-        """A holder could not bring a file: it is as good as lost there."""
+        """Count a copy as lost that its holder could not bring to the manager."""
         if file.uploading is not worker:
             return
         self._outbox.emit(

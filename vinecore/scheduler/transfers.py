@@ -90,7 +90,7 @@ class Transfers:
         self.file_source_max = MAX_TRANSFERS_PER_SOURCE
 
     def request_copy(self, worker: WorkerState, file: FileState) -> None:
-        """Make sure that a file is on a worker, or on its way there; a file that exists nowhere is left to whoever makes it."""
+        """Have a file that exists brought to a worker, unless it is there or on its way."""
         if worker in file.replicas or worker in file.fetching or not file.available:
             return
         if not self.fetch(worker, file):
@@ -122,7 +122,7 @@ class Transfers:
         return True
 
     def add_recovered_replica(self, worker: WorkerState, file: FileState, size: int, digest: str) -> None:
-        """A worker has a file from before, which it has compared with what it was then."""
+        """Enter a copy that a worker has from before, and has compared with what it was then."""
         if worker in file.replicas or worker in file.fetching:
             return
         if 0 <= file.size != size >= 0:  # it was something else
@@ -143,7 +143,7 @@ class Transfers:
     def add_recovered_object(
         self, worker: WorkerState, name: str, size: int, digest: str, level: int
     ) -> None:
-        """A worker has a file from before; one that nobody has declared yet may still be."""
+        """Enter an object that a worker has from before; it may be declared later."""
         file = self._state.files.get(name)
         if file is None:
             file = self._state.files[name] = FileState(FileSpec(name, size, directory=size < 0, level=level))
@@ -225,7 +225,7 @@ class Transfers:
         return until is not None and until > self._state.now
 
     def _relay_through_manager(self, file: FileState) -> None:
-        """Bring a file to the manager because no peer can serve it to who needs it."""
+        """Bring a file to the manager because no peer can serve it where it is needed."""
         if self.peer_transfers and file.peer_transfer:
             for holder in islice(reversed(file.replicas), LOOK_AT):
                 if holder.data_address and holder.outgoing >= self.worker_source_max:
@@ -241,7 +241,7 @@ class Transfers:
         self._outbox.emit(Send(holder.id, messages.Upload(file.name, file.replicas[holder])))
 
     def on_object_stored(self, file: FileState, size: int, digest: str) -> None:
-        """An upload is complete."""
+        """Take notice of an upload that is complete."""
         new = not file.available
         if file.uploading is not None and file.uploading.draining:
             self._state.draining_changed[file.uploading] = None
@@ -256,7 +256,7 @@ class Transfers:
         self._files.release_if_unreferenced(file)
 
     def retry_upload(self, worker: WorkerState, file: FileState) -> None:
-        """The worker that perhaps was sending a file does not have it any more."""
+        """Upload a file from another holder, if the worker that lost it was sending it."""
         if file.uploading is worker:
             file.uploading = None
             self._upload_from_other_holder(file)
@@ -268,7 +268,7 @@ class Transfers:
                 self._files.answer_request(file, NO_SOURCE)
 
     def on_cached(self, worker: WorkerState, file: FileState, message: messages.Cached) -> None:
-        """A fetch or an unpacking has ended well, or will have when the file has been compared."""
+        """Enter a file that was fetched or unpacked, and that may still have to be compared."""
         source, size = file.fetching.get(worker), message.size
         if source is None:
             if worker in file.replicas:  # it was made there, too: what came last counts
@@ -298,7 +298,7 @@ class Transfers:
         self.retry_stalled(RETRIES_PER_FREE_SOURCE)
 
     def on_verified(self, worker: WorkerState, file: FileState) -> None:
-        """What a worker holds is what it should be."""
+        """Take notice that a copy is what it should be."""
         source = worker.unverified.pop(file, None)
         if source is not None:
             self._mark_source_good(file, source)
@@ -307,7 +307,7 @@ class Transfers:
                 self._state.draining_changed[source] = None
 
     def _mark_source_good(self, file: FileState, source: WorkerState | str) -> None:
-        """A file came from there, and is what it should be."""
+        """Clear a source from which a file has come as it should be."""
         if self._replicas.external_failures.pop(file, None):
             self.excluded_pairs.pop((file, file.url), None)
         self._replicas.peer_failures.pop(file, None)
@@ -315,7 +315,7 @@ class Transfers:
             source.failed_reader, source.peer_failures, source.excluded_until = 0, 0, 0.0
 
     def peer_unreachable(self, worker: WorkerState, source: WorkerState) -> None:
-        """A worker cannot reach another one; each time that it has tried in vain it waits longer before it tries again."""
+        """Have a worker wait before it tries again a peer that it cannot reach, longer each time."""
         times = self._unreachable_pairs[worker, source] = self._unreachable_pairs.get((worker, source), 0) + 1
         now = self._state.now
         self.excluded_pairs[worker, source] = now + min(PAIR_BACKOFF_S * 4 ** (times - 1), MAX_BACKOFF_S)
@@ -329,7 +329,7 @@ class Transfers:
             self._outbox.emit(LogMessage(WARNING, text))
 
     def _peer_reachable(self, worker: WorkerState, source: WorkerState) -> None:
-        """A worker could reach another one: it is not its own network that is to blame for what it could not."""
+        """Take notice that a worker could reach a peer, so that its own network is not to blame."""
         worker.unreachable_peers, worker.peers_excluded_until = 0, 0.0
         self._unreachable_pairs.pop((worker, source), None)
 

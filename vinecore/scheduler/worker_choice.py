@@ -66,7 +66,10 @@ class WorkerChoice:
         return self._by_locality(task, bucket, least)
 
     def _last_root_worker(self, task: TaskState, bucket: TaskQueue) -> WorkerState | None:
-        """For a root, the worker of the one before, as long as a slot is free there, if all slots will be needed: neighbours mostly have a common reader."""
+        """Return, for a root, the worker of the root before, as long as a slot is free there.
+
+        Neighbours mostly have a common reader. None if not all slots of the workers will be needed.
+        """
         worker = bucket.last_root_worker
         if worker is None or worker not in bucket.workers_with_room or not is_root(task):
             return None
@@ -77,7 +80,10 @@ class WorkerChoice:
         return worker if expected > instance.slots * len(self._state.workers) else None
 
     def _first_that_fits(self, task: TaskState, bucket: TaskQueue) -> WorkerState | None:
-        """Look further where the estimate behind `Bucket.open` was wrong; who is too small goes to the end of the row."""
+        """Look further where the estimate behind `workers_with_room` was wrong.
+
+        Workers that are too small go to the end of the row.
+        """
         for worker in list(islice(bucket.workers_with_room, MAX_FALLBACK_CANDIDATES)):
             if self.fits(task, worker, bucket):
                 return worker
@@ -113,7 +119,7 @@ class WorkerChoice:
         return best
 
     def _start_delay(self, worker: WorkerState, bucket: TaskQueue, missing_bytes: int) -> float:
-        """Seconds until a task could start on a worker: its queue there and the bytes it lacks."""
+        """Return the seconds until a task could start on a worker: its queue there and the bytes it lacks."""
         fetch = missing_bytes / BANDWIDTH + LATENCY_S if missing_bytes > 0 else 0.0
         if bucket.library is None:
             return fetch
@@ -133,7 +139,7 @@ class WorkerChoice:
             return min(fitting, key=lambda w: w.id)
         if (
             self.policy == "rand"
-        ):  # the mind has no randomness: multiples of a large number are as good for spreading
+        ):  # the scheduler has no randomness: multiples of a large number are as good for spreading
             self._counter += 1
             return fitting[(self._counter * 2654435761 >> 7) % len(fitting)]
         if self.policy == "worst":
@@ -169,7 +175,7 @@ class WorkerChoice:
         return not self._needed_disk or self._disk.fits(task, worker, self._needed_disk)
 
     def fits_resources(self, task: TaskState, worker: WorkerState) -> bool:
-        """Whether a worker has what a task asks for, disk for its files aside."""
+        """Return whether a worker has what a task asks for, disk for its files aside."""
         bucket = task.bucket
         if bucket.library is not None:
             return True

@@ -98,7 +98,7 @@ class WorkerMessages:
             self._transfers.on_verified(worker, file)
 
     def _on_persistent_objects(self, worker: WorkerState, message: messages.PersistentObjects) -> None:
-        """A worker has something from before."""
+        """Enter objects that a worker has from before."""
         for name, size, digest in zip(*message, strict=True):
             self._transfers.add_recovered_object(worker, name, size, digest, FOREVER)
         self._files.trim_evictable()

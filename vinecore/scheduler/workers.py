@@ -118,7 +118,7 @@ class WorkerMembership:
             self._queues.retry_starved()
 
     def remove_worker(self, worker: WorkerState, reason: str) -> None:
-        """Take a worker, which is out of the table of workers already, out of every other; send its work elsewhere."""
+        """Take a worker out of every table but that of workers; send its work elsewhere."""
         suspects = set() if worker.disconnecting or worker.draining else self._probably_running(worker)
         tasks = list(worker.tasks.values())
         for task in tasks:  # all of them first: what follows must not count on any
@@ -147,7 +147,7 @@ class WorkerMembership:
         self._replication.ensure_replicas(files)
 
     def _probably_running(self, worker: WorkerState) -> set[TaskState]:
-        """The tasks that were probably running: the oldest of each library, as many as it has slots, and all others."""
+        """Return the tasks that were probably running: the oldest of each library, by slots, and all others."""
         suspects: set[TaskState] = set()
         room = {name: instance.slots for name, instance in worker.libraries.items()}
         for task in worker.tasks.values():

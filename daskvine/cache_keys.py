@@ -81,7 +81,7 @@ class ResultKeys:
         return None if found is None else CACHE_KEY_PREFIX + found.digest.hex()
 
     def covers(self, key: Key, used: Iterable[str]) -> bool:
-        """Whether the name of a vertex holds all of these things in this state."""
+        """Return whether the name of a vertex holds all of these things in this state."""
         found = self._fingerprints.get(key)
         if found is None:
             return False
@@ -125,7 +125,7 @@ class NodeFingerprinter(Fingerprinter):
         self._inner_graphs: dict[tuple[int, Any, Any], tuple[Fingerprint, list[Key]]] = {}
 
     def fingerprint_vertex(self, node: Any, scope: Scope) -> Fingerprint:
-        """Find out about a vertex all there is to know."""
+        """Return the fingerprint of a vertex."""
         founds: list[Fingerprint] = []
         structure = self._digest_node(node, scope, founds)
         found = self.combine_fingerprints(b"values", founds)
@@ -182,7 +182,7 @@ class NodeFingerprinter(Fingerprinter):
     def _fingerprint_inner_graph(
         self, inner: Any, target: Key, names: frozenset[Key]
     ) -> tuple[Fingerprint, list[Key]]:
-        """Find out about an inner graph; and the names of its arguments in the order in which it uses them."""
+        """Fingerprint an inner graph; return also the names of its arguments in the order in which it uses them."""
         known: dict[Key, bytes] = {}
         used: dict[Key, int] = {}
         founds: list[Fingerprint] = []

@@ -128,7 +128,7 @@ def analyze_function(function: Any) -> CodeProperties:
 
 
 def is_nondeterministic_builtin(value: Any) -> bool:
-    """Whether a function of a package or of the standard library itself asks for the time, the process, the machine or entropy."""
+    """Return whether a function of a package or of the standard library itself asks for the time, the process, the machine or entropy."""
     name, module = getattr(value, "__name__", None), getattr(value, "__module__", None)
     if module in _NONDETERMINISTIC_MODULES:
         return name in _NONDETERMINISTIC_NAMES or (module == "time" and name in _TIME_FUNCTIONS)
@@ -138,7 +138,7 @@ def is_nondeterministic_builtin(value: Any) -> bool:
 
 
 def is_current_time_text(function: Any, argument: Any) -> bool:
-    """Whether a function of NumPy or pandas makes the time of a text."""
+    """Return whether a function of NumPy or pandas makes the time of a text."""
     module = getattr(function, "__module__", None)
     return (
         isinstance(argument, str)
@@ -149,7 +149,7 @@ def is_current_time_text(function: Any, argument: Any) -> bool:
 
 
 def _iterate_reachable_functions(function: Any) -> Iterator[types.FunctionType]:
-    """A function and those of the user's own that it refers to."""
+    """Yield a function and those of the user's own that it refers to."""
     seen: set[int] = set()
     waiting: list[Any] = [function]
     while waiting and len(seen) < _MAX_REACHABLE:
@@ -163,7 +163,7 @@ def _iterate_reachable_functions(function: Any) -> Iterator[types.FunctionType]:
 
 
 def _iterate_functions(value: Any) -> Iterator[types.FunctionType]:
-    """The functions in a value, that of a method and those of a class among them."""
+    """Yield the functions in a value, that of a method and those of a class among them."""
     value = getattr(value, "__wrapped__", value) if callable(value) else value
     if isinstance(value, types.FunctionType):
         yield value
@@ -182,7 +182,7 @@ def _iterate_functions(value: Any) -> Iterator[types.FunctionType]:
 
 
 def _find_references(function: types.FunctionType) -> list[Any]:
-    """What of the user's own a function refers to by names."""
+    """Return what of the user's own a function refers to by names."""
     names = find_global_names(function.__code__)
     found: list[Any] = []
     for name in names:
@@ -248,7 +248,7 @@ def _is_nondeterministic_code(code: types.CodeType, variables: Mapping[str, Any]
 
 
 def _find_receiver(value: Any) -> Any:
-    """What a method is bound to."""
+    """Return what a method is bound to."""
     is_method = isinstance(value, (types.MethodType, types.BuiltinMethodType))
     return value.__self__ if is_method else None
 
@@ -269,7 +269,7 @@ def _has_untracked_reads(code: types.CodeType, variables: Mapping[str, Any]) -> 
 
 
 def _find_constants(code: types.CodeType) -> frozenset[str]:
-    """Texts in code, names of keywords included."""
+    """Return the texts in code, names of keywords included."""
     found: set[str] = set()
     for constant in code.co_consts:
         if type(constant) is str:
@@ -282,7 +282,7 @@ def _find_constants(code: types.CodeType) -> frozenset[str]:
 
 
 def _find_process_names(code: types.CodeType) -> frozenset[str]:
-    """Global names in code, but for methods that say how a value is hashed."""
+    """Return the global names in code, but for methods that say how a value is hashed."""
     if code.co_name == "__hash__":
         return frozenset()
     inner = [
@@ -305,7 +305,7 @@ _names_by_code: dict[types.CodeType, tuple[frozenset[str], frozenset[str], froze
 
 
 def _find_names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """Names that code loads, attributes that it takes, and what it imports, the functions inside of it included."""
+    """Return the names that code loads, attributes that it takes, and what it imports, the functions inside of it included."""
     found = _names_by_code.get(code)
     if found is None:
         loaded: set[str] = set()
@@ -337,7 +337,7 @@ def _find_names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], f
 
 
 def find_global_names(code: types.CodeType) -> set[str]:
-    """All names that a function may look up in its globals, those of functions inside of it included."""
+    """Return all names that a function may look up in its globals, those of functions inside of it included."""
     names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

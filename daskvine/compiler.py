@@ -77,7 +77,7 @@ class SharedObjects:
         return name
 
     def release(self, names: Iterable[str]) -> None:
-        """A run does not need these any more."""
+        """Release objects that a computation does not need any more."""
         for name in names:
             self._objects[name][1] -= 1
         spare = [name for name, (_size, users) in self._objects.items() if not users]
@@ -208,7 +208,7 @@ class Compiler:
         return self._compile_task(node, dependencies, inputs)
 
     def _input_keys(self, node: GraphNode) -> list[Key]:
-        """The keys by which a node asks for its inputs, in the order of the inputs; an alias is asked for by its own name."""
+        """Return the keys by which a node asks for its inputs, in the order of the inputs; an alias is asked for by its own name."""
         return sorted(node.dependencies, key=repr)
 
     def _compile_with_helper(
@@ -262,7 +262,7 @@ class Compiler:
     def _compile_reduction(
         self, merge: Reduction, dependencies: list[Key], inputs: tuple[str, ...]
     ) -> CompiledVertex:
-        """A merge, whose inputs are not loaded before their turn."""
+        """Compile a merge, whose inputs are not loaded before their turn."""
         where = {d: number for number, d in enumerate(dependencies)}
         shared = [*self._preloaded]
         function: Any = merge.function
@@ -281,7 +281,7 @@ class Compiler:
         )
 
     def _share_or_inline(self, arg: Any, shared: list[str]) -> Any:
-        """An argument as it travels: itself, or the placeholder of a shared object."""
+        """Return an argument as it travels: itself, or the placeholder of a shared object."""
         value = arg.value if type(arg) is DataNode else arg
         if type(value) not in PLAIN_ARGUMENT_TYPES and self._count.get(id(value), 0) > 1:
             name = self._share(value, least=MIN_SHARED_BYTES)
@@ -293,7 +293,7 @@ class Compiler:
     def _compile_nested_task(
         self, node: Task, dependencies: list[Key], inputs: tuple[str, ...]
     ) -> CompiledVertex:
-        """A task with others among its arguments: `dask` evaluates them, in the slot."""
+        """Compile a task with others among its arguments: `dask` evaluates them, in the slot."""
         where = {d: number for number, d in enumerate(dependencies)}
         shared = [*self._preloaded]
         args = [
@@ -356,12 +356,12 @@ class Compiler:
 
 
 def referenced_key(ref: Alias | TaskRef) -> Key:
-    """The key that a reference names."""
+    """Return the key that a reference names."""
     return ref.target if type(ref) is Alias else ref.key
 
 
 def _is_plain(merge: Reduction) -> bool:
-    """Whether all that a merge takes from other vertices is partial results."""
+    """Return whether all that a merge takes from other vertices is partial results."""
     return (
         all(type(part) in (Alias, TaskRef) for part in merge.inputs)
         and isinstance(merge.keywords, dict)

@@ -180,7 +180,7 @@ class DaskClusterBatchSystem:
         return found
 
     def _own_address(self) -> str:
-        """Give the address of this machine that the Dask scheduler sees."""
+        """Return the address of this machine that the Dask scheduler sees."""
         from distributed.comm.addressing import get_address_host
 
         return str(get_address_host(self._client.scheduler_comm.comm.local_address))
@@ -246,12 +246,12 @@ def connect(scheduler: str) -> Any:
 
 
 def _as_run_message(function: Callable[..., Any]) -> dict[str, Any]:
-    """Give the message that has a Dask worker run a function, which goes there by value."""
+    """Return the message that has a Dask worker run a function, which goes there by value."""
     return {"op": "run", "function": cloudpickle.dumps(function), "wait": True}
 
 
 def _unpack_reply(answer: Any) -> Any:
-    """Give what a function has returned, or in words why it has not."""
+    """Return what a function has returned, or in words why it has not."""
     if not isinstance(answer, dict) or "result" not in answer:
         return (
             "it cannot be started there"
@@ -262,7 +262,7 @@ def _unpack_reply(answer: Any) -> Any:
 
 
 def _make_worker_options(order: PilotSpec, name: str, members: Iterable[_DaskWorkerInfo]) -> list[str]:
-    """Give options of a node's vine worker: what the Dask workers of the node may use together, unless the settings say it."""
+    """Return options of a node's vine worker: what the Dask workers of the node may use together, unless the settings say it."""
     settings, members = order.settings, list(members)
     cores = settings.cores or max(1, sum(about.cores for about in members))
     memory = settings.memory

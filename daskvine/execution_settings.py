@@ -119,7 +119,7 @@ class ExecutionSettings:
 
     @property
     def differs_by_task(self) -> bool:
-        """Whether tasks have more of their own than `task_options` says."""
+        """Return whether tasks have more of their own than `task_options` says."""
         return bool(self.per_task_env_vars or self.private_archive)
 
     def adapt_to_task(self, task: TaskInfo, graph: GraphHandle) -> tuple[str, dict[str, Any]]:

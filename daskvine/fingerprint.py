@@ -83,7 +83,7 @@ class Fingerprinter(ValueDescriber):
         self._overlaps: dict[tuple[int, int], bool] = {}  # of blocks, by identity
 
     def digest(self, value: Any) -> bytes:
-        """Digest any value.
+        """Return the digest of any value.
 
         Raises
         ------
@@ -93,12 +93,12 @@ class Fingerprinter(ValueDescriber):
         return self.fingerprint(value).digest
 
     def fingerprint(self, value: Any) -> Fingerprint:
-        """Find out all there is to know about a value; see `of`."""
+        """Return the fingerprint of any value; see `digest`."""
         found = self._find_known(value)
         return self._visit_parts(value) if found is None else found
 
     def combine_fingerprints(self, tag: bytes, founds: Sequence[Fingerprint]) -> Fingerprint:
-        """Put together what is known of several values."""
+        """Combine the fingerprints of several values."""
         again, together = self._find_repeated(founds, {})
         digest = digest_parts(
             tag, *(found.digest for found in founds), *([repr(again).encode()] if again else [])
@@ -109,7 +109,7 @@ class Fingerprinter(ValueDescriber):
     # ---- the search
 
     def _find_known(self, value: Any) -> Fingerprint | None:
-        """What is known of a value already, or at once."""
+        """Return what is known of a value already, or at once."""
         kind = type(value)
         if kind is str:
             return self._texts.get(value) or self._fingerprint_text(value)
@@ -155,7 +155,7 @@ class Fingerprinter(ValueDescriber):
         return _OpenValue(value, self._describe(value), number)
 
     def _close_component(self, node: _OpenValue, open_: list[_OpenValue], numbers: dict[int, int]) -> None:
-        """All of a cycle, or of a value outside of any, is there."""
+        """Fingerprint all values of a cycle, or one outside of any, once their parts are known."""
         members: list[_OpenValue] = []
         while not members or members[-1] is not node:
             members.append(open_.pop())
@@ -187,7 +187,7 @@ class Fingerprinter(ValueDescriber):
         return Fingerprint(digest, together, things, varies)
 
     def _find_repeated(self, founds: Sequence[Fingerprint], own: dict[int, int]) -> tuple[list[Any], Blocks]:
-        """Which values that can be changed are in several of these, by their places; and all of them together."""
+        """Find which values that can be changed are in several of these, by their places; and all of them together."""
         again: list[Any] = []
         large: list[dict[int, int]] = []
         small = own
@@ -280,7 +280,7 @@ def _order_digests(digests: list[bytes], group: int) -> list[bytes]:
 
 
 def _has_mutable_identity(value: Any) -> bool:
-    """Whether two equal values of this type are told apart by who changes one of them."""
+    """Return whether two equal values of this type are told apart by who changes one of them."""
     kind = type(value)
     found = _mutable_types.get(kind)
     if found is None:

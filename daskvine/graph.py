@@ -84,7 +84,7 @@ class Graph:
         return list(dict.fromkeys(map(self.resolve, keys))) if self._aliases else list(keys)
 
     def resolve(self, key: Key) -> Key:
-        """Give the key that an alias, or an alias of an alias, stands for."""
+        """Return the key that an alias, or an alias of an alias, stands for."""
         aliases = self._aliases
         seen = key
         while key in aliases:
@@ -106,7 +106,7 @@ class Graph:
         return {key: tasks[key] for key in sorted(tasks, key=ranks.__getitem__)}
 
     def _depth_first(self) -> list[Key]:
-        """Every vertex after what it depends on, and that just before it."""
+        """List every vertex after what it depends on, and that just before it."""
         dependencies, order_ = self.dependencies, []
         begun: set[Key] = set()
         given = set(self.data)
@@ -129,7 +129,7 @@ class Graph:
         return order_
 
     def in_priority_order(self) -> Iterator[Key]:
-        """Give the vertices in the order in which they should run."""
+        """Return the vertices in the order in which they should run."""
         if not self._unordered:
             yield from self.vertices
             return
@@ -141,7 +141,7 @@ class Graph:
         yield from sorted((key for key in self.vertices if key not in first), key=ranks.__getitem__)
 
     def compute_depths(self) -> dict[Key, int]:
-        """Give every vertex its distance from the roots."""
+        """Return every vertex its distance from the roots."""
         depths: dict[Key, int] = {}
         for key in self.vertices:
             depths[key] = 1 + max((depths.get(d, 0) for d in self.dependencies[key]), default=0)

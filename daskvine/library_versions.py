@@ -23,7 +23,7 @@ class LibraryVersions:
         self._users: Counter[str] = Counter()
 
     def acquire(self, kind: str, name: str, install: Callable[[], None]) -> None:
-        """A run needs a library, which is the latest of its kind from now on."""
+        """Acquire a library, which is the latest of its kind from now on."""
         with self._lock:
             before = self._latest.get(kind, name)
             self._latest[kind] = name
@@ -32,7 +32,7 @@ class LibraryVersions:
             self._retire_if_replaced(before)
 
     def release(self, name: str) -> None:
-        """A run is over."""
+        """Release a library that a computation has needed."""
         with self._lock:
             if name in self._users:
                 self._users[name] -= 1

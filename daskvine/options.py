@@ -110,7 +110,7 @@ class Option:
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """The canonical name and the older ones."""
+        """Return the canonical name and the older ones."""
         return (self.name, *self.aliases)
 
     def _check_value(self, spelling: str, value: object) -> Any:

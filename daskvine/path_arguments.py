@@ -42,14 +42,14 @@ class PathStates:
         self._found: dict[str, tuple[bytes, frozenset[str]]] = {}
 
     def find_state(self, text: str) -> tuple[bytes, frozenset[str]]:
-        """Give the state of what a text names, "" if that is nothing, and what that covers."""
+        """Return the state of what a text names, "" if that is nothing, and what that covers."""
         found = self._found.get(text)
         if found is None:
             found = self._found[text] = self._find_paths(text) if _can_be_path(text) else _NO_STATE
         return found
 
     def covers(self, things: Iterable[str], used: str) -> bool:
-        """Whether something that was used, in the state in which it was used, is among what was named or below it."""
+        """Return whether something that was used, in the state in which it was used, is among what was named or below it."""
         if used in things:
             return True
         kind, _, rest = used.partition(used_resources.SEPARATOR)
@@ -124,7 +124,7 @@ def _can_be_path(text: str) -> bool:
 
 
 def _to_local_path(text: str) -> str:
-    """The path that a text may be."""
+    """Return the path that a text may be."""
     match = re.match(r"(?:file|local):(//[^/]*)?(?=/)", text)
     if match is not None:
         return text[match.end() :]

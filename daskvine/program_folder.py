@@ -102,7 +102,7 @@ class ProgramFolders:
             return None
 
     def _ensure_token(self, path: str) -> FolderToken | None:
-        """The token in a folder, made if it is not there; None if nothing can be written there."""
+        """Return the token in a folder, which is made if it is not there; None if nothing can be written there."""
         found = self._tokens.get(path)
         if found is not None:
             if _find_identity(os.path.join(path, found.name)) == found.identity:
@@ -119,7 +119,7 @@ class ProgramFolders:
 
 
 def find_working_folder() -> str:
-    """The working folder of this program; "" if it has been removed."""
+    """Return the working folder of this program; "" if it has been removed."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -266,7 +266,7 @@ def _explain_missing_module(name: str, unseen: str, worker: str) -> str:
 
 
 def describe_lost_files(names: list[str], unseen: str) -> str:
-    """What is said of files that a vertex has written under relative names where the program's folder is not seen."""
+    """Describe files that a vertex has written under relative names where the program's folder is not seen."""
     listed = ", ".join(names)
     return (
         f"wrote {listed} under a relative name, and its worker does not see {unseen or 'the folder of this program'}: these "

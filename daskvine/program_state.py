@@ -26,7 +26,7 @@ _installed_names: dict[
 
 
 def digest_packages() -> str:
-    """Digest of all packages that are installed for this interpreter."""
+    """Return the digest of all packages that are installed for this interpreter."""
     found: list[str] = []
     for folder in _find_package_folders():
         try:
@@ -59,7 +59,7 @@ def _find_record_states(path: str) -> dict[str, str]:
 
 
 def _find_installed_names(path: str, state: str) -> frozenset[str]:
-    """Top-level names of what a package has installed."""
+    """Return the top-level names of what a package has installed."""
     known = _installed_names.get(path)
     if known is not None and known[0] == state:
         return known[1]
@@ -76,7 +76,7 @@ def _find_installed_names(path: str, state: str) -> frozenset[str]:
 
 
 def _iterate_unrecorded_files(path: Path, is_folder: bool) -> Iterator[str]:
-    """Files of what no installer knows."""
+    """Yield the files of what no installer knows."""
     if not is_folder:
         if path.suffix in CODE_SUFFIXES:
             yield used_resources.describe_file(str(path))
@@ -129,7 +129,7 @@ def collect_program_state(variables: Mapping[str, str]) -> ProgramState:
 
 
 def _find_names_in_source(source: str) -> tuple[list[str], set[str]]:
-    """Files beside a module, and variables, that are named in its text."""
+    """Return files beside a module, and variables, that are named in its text."""
     digest = user_modules.digest_source_file(source)
     known = _names_by_source.get(source)
     if known is None or known[0] != digest:

@@ -112,7 +112,7 @@ class SilentProgress:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since this was made."""
+        """Return the seconds since this was made."""
         return self._clock() - self._started
 
     def update(self, snapshot: ProgressSnapshot) -> None:

@@ -90,7 +90,7 @@ class Registrations:
             return self._object
 
     def serialized_kinds(self) -> Iterable[bytes]:
-        """What is serialized, by kind."""
+        """Return what is serialized, by kind."""
         return self._texts.values()
 
     def digest(self) -> str:
@@ -142,7 +142,7 @@ def collect_registrations() -> dict[str, dict[Any, Any]]:
 
 
 def is_user_defined(value: Any) -> bool:
-    """Whether a function or class is part of the program, and not of a package."""
+    """Return whether a function or class is part of the program, and not of a package."""
     name = getattr(value, "__module__", None)
     if not isinstance(name, str) or name == "__main__":
         return True
@@ -162,7 +162,7 @@ def _collect_interpretations() -> dict[Any, Any]:
 
 
 def _collect_reducers() -> dict[Any, Any]:
-    """What reduces types of the program; many of a package's share a module, which is looked at once."""
+    """Return what reduces types of the program; many of a package's share a module, which is looked at once."""
     table = dict(copyreg.dispatch_table)
     one_of_each = {getattr(reduce, "__module__", None): reduce for reduce in table.values()}
     own = {name for name, reduce in one_of_each.items() if is_user_defined(reduce)}
@@ -170,7 +170,7 @@ def _collect_reducers() -> dict[Any, Any]:
 
 
 def _collect_settings() -> dict[str, Any]:
-    """Plain settings of dask that this program has made itself."""
+    """Return the plain settings of dask that this program has made itself."""
     import dask
 
     before = _find_default_settings(len(dask.config.defaults))
@@ -183,7 +183,7 @@ def _collect_settings() -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def _find_default_settings(_packages: int) -> dict[str, Any]:
-    """Settings that packages, files and the environment make; the files are read once for each number of packages that have defaults."""
+    """Return the settings that packages, files and the environment make; the files are read once for each number of packages that have defaults."""
     import dask
 
     usual: dict[str, Any] = {}
@@ -202,7 +202,7 @@ def _flatten_config(config: dict[str, Any], above: str = "") -> Any:
 
 
 def _is_unchanged(content: dict[str, dict[Any, Any]], known: dict[str, dict[Any, Any]]) -> bool:
-    """Whether there is nothing but what packages have, and that is what it was; what a program has written may do something else by now."""
+    """Return whether there is nothing but what packages have, and that is what it was; what a program has written may do something else by now."""
     return content.keys() == known.keys() and all(
         part.keys() == known[kind].keys()
         and all(known[kind][name] is value and _is_constant(value) for name, value in part.items())

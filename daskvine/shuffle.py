@@ -60,7 +60,7 @@ SHUFFLE_METHOD = ShuffleMethodOverride()
 
 
 def replace_disk_shuffles(nodes: dict[Key, GraphNode]) -> dict[Key, GraphNode]:
-    """Give a graph that does the same, and shuffles through no folder as far as its form is known."""
+    """Return a graph that does the same, and shuffles through no folder as far as its form is known."""
     encoders = _find_encoders(nodes)
     if not encoders:
         return nodes
@@ -75,7 +75,7 @@ def replace_disk_shuffles(nodes: dict[Key, GraphNode]) -> dict[Key, GraphNode]:
 
 
 def _find_encoders(nodes: dict[Key, GraphNode]) -> dict[Key, Any]:
-    """Keys of the vertices that make such folders, and what has each of them write and read values."""
+    """Find the vertices that make such folders, and what has each of them write and read values."""
     found: dict[Key, Any] = {}
     known: dict[int, Any] = {}  # there are few functions, and many vertices that call them
     for key, node in nodes.items():
@@ -99,7 +99,7 @@ def _find_encoder(function: Any) -> Any:
 def _rewrite_users(
     nodes: dict[Key, GraphNode], folder: Key, users: list[Key], encoder: Any
 ) -> dict[Key, GraphNode]:
-    """The vertices that use one folder, without it; nothing if there are others among them than those known."""
+    """Rewrite the vertices that use one folder, without it; nothing if there are others among them than those known."""
     own = set(users)
     barriers = {key for key, node in nodes.items() if key not in own and node.dependencies & own}
     reading = {key for key in users if nodes[key].dependencies & barriers}
@@ -128,7 +128,7 @@ def _rewrite_users(
 
 
 def _sort_keys(keys: list[Key]) -> list[Key]:
-    """By partition, so that values stay in the order in which they were."""
+    """Sort keys by partition, so that values stay in the order in which they were."""
     try:
         return sorted(keys)
     except TypeError:
@@ -136,7 +136,7 @@ def _sort_keys(keys: list[Key]) -> list[Key]:
 
 
 def _find_position(node: GraphNode, folder: Key) -> int | None:
-    """Which argument of a vertex is the folder; None if it is in another place."""
+    """Return which argument of a vertex is the folder; None if it is in another place."""
     if type(node) is not Task:
         return None
     found = [number for number, arg in enumerate(node.args) if _referenced_key(arg) == folder]

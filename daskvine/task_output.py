@@ -102,7 +102,7 @@ def _write(stream: Any, text: str) -> None:
 
 
 def _find_category(kind: str) -> type[Warning]:
-    """The class of that name; one that this program does not have is a `UserWarning`."""
+    """Return the class of that name; one that this program does not have is a `UserWarning`."""
     module, _, name = kind.rpartition(".")
     found = getattr(sys.modules.get(module or "builtins"), name, None)
     return found if isinstance(found, type) and issubclass(found, Warning) else UserWarning

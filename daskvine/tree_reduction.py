@@ -85,7 +85,7 @@ def daskvine_merge(func: F) -> F:
 
 
 def is_merge(func: object) -> bool:
-    """Say whether a function was marked by `daskvine_merge`."""
+    """Return whether a function was marked by `daskvine_merge`."""
     return getattr(func, _MARK, False) is True
 
 

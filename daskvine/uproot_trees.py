@@ -25,7 +25,7 @@ class OpenedTree(NamedTuple):
 
 
 def is_opened_tree(value: Any) -> bool:
-    """Whether a value is a TTree of uproot's."""
+    """Return whether a value is a TTree of uproot's."""
     module: Any = sys.modules.get("uproot.behaviors.TTree")
     return module is not None and isinstance(value, module.TTree)
 

@@ -214,7 +214,7 @@ class Odd(Task):
     """A task with an option that cannot be sent."""
 
     def make_spec(self, manager, number):
-        spec = super().spec(manager, number)
+        spec = super().make_spec(manager, number)
         return spec._replace(options={**spec.options, "odd": object()})
 
 

@@ -28,7 +28,7 @@ def cache(tmp_path, lost, monkeypatch):
     monkeypatch.setattr(sandbox, "_clone", lambda _source, _target: False)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     for module in (file_stamps, sandbox):
-        monkeypatch.setattr(module, "LINK_FROM", LARGE)
+        monkeypatch.setattr(module, "MIN_LINKED_BYTES", LARGE)
     return Cache(str(tmp_path), lost=lost.extend)
 
 

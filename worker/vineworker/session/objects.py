@@ -75,7 +75,7 @@ class ObjectHandler:
         name, forever, digest = instruction
         stored = self._cache.get(name)
         if stored is not None:
-            guard = self._cache.looks.while_linking
+            guard = self._cache.file_stamps.while_linking
             self._persistent_cache.keep(name, stored, forever=forever, digest=digest, guard=guard)
 
     def release_persisted(self, instruction: instructions.ReleasePersisted) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import quote
 from vinecore.protocol import INLINE_LIMIT, trees
 from vinecore.protocol.transfer import digests
 from vinecore.protocol.trees import remove_tree
-from vineworker.storage.file_stamps import Changed, Looks
+from vineworker.storage.file_stamps import Changed, FileStamps
 
 log = logging.getLogger("vine_worker")
 
@@ -113,7 +113,7 @@ class Cache:
         self._disk_limit = disk_limit
         self._counter = 0
         self._lock = threading.Lock()
-        self.looks, self._lost = Looks(), lost
+        self.file_stamps, self._lost = FileStamps(), lost
         self._copied: dict[str, int] = {}  # sandbox -> bytes of copies in it
 
     @property
@@ -184,7 +184,7 @@ class Cache:
             stale = self._files.pop(name, None)
             self._account(name, 0)
             self._remove_unverified(name)
-            self.looks.forget(name)
+            self.file_stamps.forget(name)
         if stale is not None and self._is_own(stale):
             remove_tree(stale)
 
@@ -194,11 +194,11 @@ class Cache:
         if directory or os.path.isdir(target):
             remove_tree(target)  # what is not a directory is replaced at once by the rename
         if directory:
-            size = self.looks.record(name, path, place=target)
+            size = self.file_stamps.record(name, path, place=target)
         with self._lock:
             _move(path, target)
             if not directory:
-                size = self.looks.record(name, target, digest)
+                size = self.file_stamps.record(name, target, digest)
             self._enter(name, target, size)
             self._offered.pop(name, None)
 
@@ -223,7 +223,7 @@ class Cache:
         with self._lock:
             if self._offered.get(name) == path:
                 target = self.path_for(name)
-                self._enter(name, target, self.looks.record(name, target, digest))
+                self._enter(name, target, self.file_stamps.record(name, target, digest))
                 del self._offered[name]
 
     def discard_unverified(self, name: str, path: str) -> None:
@@ -256,7 +256,7 @@ class Cache:
                 if (
                     not directory
                 ):  # of a directory when it is first used: until then no task can have changed it
-                    self.looks.record(name, path, digest)
+                    self.file_stamps.record(name, path, digest)
                 self._files[name], self._sizes[name] = path, -1 if directory else taken
                 self._account(name, taken)
             return self._sizes[name]
@@ -275,7 +275,7 @@ class Cache:
                 content = self.get(name)
                 if isinstance(content, str):
                     path = os.path.join(folder, os.path.basename(content))
-                    if not self._is_own(content) or not self.looks.is_intact(name):
+                    if not self._is_own(content) or not self.file_stamps.is_intact(name):
                         continue
                     try:
                         _move(content, path)
@@ -315,7 +315,7 @@ class Cache:
         content = self.get(name)
         if content is None and offered:
             return self.path_for(name)
-        if isinstance(content, str) and (self.looks.is_exposed(name) or not os.path.isdir(content)):
+        if isinstance(content, str) and (self.file_stamps.is_exposed(name) or not os.path.isdir(content)):
             return content if self.is_intact(name) else None
         return content
 
@@ -324,12 +324,12 @@ class Cache:
 
         Of a large file that looks different in nothing but its time of change the content is read.
         """
-        if self.looks.is_intact(name):
+        if self.file_stamps.is_intact(name):
             return True
         if name not in self._files:  # it has been removed meanwhile
             return True
         log.warning("%s has been changed on this worker's disk since it came; it is removed", name)
-        self.looks.report(name)
+        self.file_stamps.report(name)
         self.remove(name)
         self._lost([name])
         return False
@@ -345,8 +345,8 @@ class Cache:
             It is not here.
         """
         path = self.path(name)
-        if name not in self.looks:
-            self.looks.record(name, path)
+        if name not in self.file_stamps:
+            self.file_stamps.record(name, path)
         elif not self.is_intact(name):
             raise Changed([name], "has been changed on this worker's disk")
         return path
@@ -360,7 +360,7 @@ class Cache:
             What it has read may have been changed by another one, so that what it has made is worth nothing.
         """
         try:
-            changed = self.looks.settle(folder)
+            changed = self.file_stamps.settle(folder)
         except Changed as error:
             for name in error.names:
                 self.is_intact(name)
@@ -371,7 +371,7 @@ class Cache:
 
     def release(self, folder: str) -> None:
         """A sandbox goes."""
-        self.looks.release(folder)
+        self.file_stamps.release(folder)
         with self._lock:
             self._copied.pop(folder, None)
 
@@ -406,7 +406,7 @@ class Cache:
                 if name in self._memory and name not in self._files:
                     path = self.path_for(name)
                     os.rename(whole, path)
-                    self.looks.record(name, path, digests.digest_bytes(data))
+                    self.file_stamps.record(name, path, digests.digest_bytes(data))
                     self._files[name] = path
                     self._account(name, len(data))
                 else:
@@ -434,7 +434,7 @@ class Cache:
             self._sizes.pop(name, None)
             self._account(name, 0)
             self._remove_unverified(name)
-            self.looks.forget(name)
+            self.file_stamps.forget(name)
         if path is not None and self._is_own(path):
             remove_tree(path)
 

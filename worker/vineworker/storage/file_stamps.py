@@ -22,7 +22,7 @@ from typing import Callable, NamedTuple
 from vinecore.protocol import trees
 from vinecore.protocol.transfer import digests
 
-LINK_FROM = 16 << 20
+MIN_LINKED_BYTES = 16 << 20
 """Files of this size or more get links in sandboxes; to copy such a one takes 3 ms, about as long as to start a process."""
 MOST_CHANGED = 10_000
 COMPILED = "__pycache__"
@@ -36,7 +36,7 @@ class Changed(OSError):
         self.names = names
 
 
-class Look(NamedTuple):
+class FileStamp(NamedTuple):
     """What is another one when a file has been changed."""
 
     size: int
@@ -46,7 +46,7 @@ class Look(NamedTuple):
     mode: int
 
 
-class Link(NamedTuple):
+class SandboxLink(NamedTuple):
     """A link that a sandbox has: hard, at ``target``; or, with "" there, a symbolic one to the whole object."""
 
     name: str
@@ -55,19 +55,19 @@ class Link(NamedTuple):
     inode: int
 
 
-class _Known:
+class _StampedObject:
     __slots__ = ("digest", "files", "path", "tree")
 
-    def __init__(self, path: str, tree: str, files: dict[str, Look], digest: str) -> None:
+    def __init__(self, path: str, tree: str, files: dict[str, FileStamp], digest: str) -> None:
         self.path, self.tree, self.files, self.digest = path, tree, files, digest
 
 
-class Looks:
-    """Looks and links of the objects of a cache. Safe to use from several threads."""
+class FileStamps:
+    """FileStamps and links of the objects of a cache. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._known: dict[str, _Known] = {}
-        self._links: dict[str, list[Link]] = {}  # sandbox -> what it has
+        self._known: dict[str, _StampedObject] = {}
+        self._links: dict[str, list[SandboxLink]] = {}  # sandbox -> what it has
         self._doubtful: dict[
             str, set[str]
         ] = {}  # sandbox -> what may have been changed by others while it ran
@@ -87,13 +87,13 @@ class Looks:
             Where it will be; "" if it is there.
         """
         if os.path.isdir(path):
-            size, tree, files = _look_at_tree(path)
+            size, tree, files = _stamp_tree(path)
         else:
             _settle(path)
-            look = _look(os.stat(path))
+            look = _stamp_of(os.stat(path))
             size, tree, files = look.size, "", {"": look}
         with self._lock:
-            self._known[name] = _Known(place or path, tree, files, digest)
+            self._known[name] = _StampedObject(place or path, tree, files, digest)
         return size
 
     def __contains__(self, name: str) -> bool:
@@ -118,25 +118,25 @@ class Looks:
             if known.tree:
                 return self._is_tree_intact(known)
             look = known.files[""]
-            now = _look(os.stat(known.path))
+            now = _stamp_of(os.stat(known.path))
             return now == look or self._compare(known, look, now)
         except OSError:
             return False
 
-    def _is_tree_intact(self, known: _Known) -> bool:
-        if _look_at_tree(known.path)[1:] == (known.tree, known.files):
+    def _is_tree_intact(self, known: _StampedObject) -> bool:
+        if _stamp_tree(known.path)[1:] == (known.tree, known.files):
             return True
         with self._lock:  # so that no link is made or removed meanwhile
-            return _look_at_tree(known.path)[1:] == (known.tree, known.files)
+            return _stamp_tree(known.path)[1:] == (known.tree, known.files)
 
-    def _compare(self, known: _Known, before: Look, now: Look) -> bool:
+    def _compare(self, known: _StampedObject, before: FileStamp, now: FileStamp) -> bool:
         """Read a file whose time of change is another one, and nothing else that a write changes."""
         if before._replace(ctime_ns=0, mode=0) != now._replace(ctime_ns=0, mode=0) or not known.digest:
             return False
         if digests.hash_file(known.path) != known.digest:
             return False
         with self._lock:
-            if known.files[""] == before and _look(os.stat(known.path)) == now:
+            if known.files[""] == before and _stamp_of(os.stat(known.path)) == now:
                 known.files[""] = now
         return True
 
@@ -160,9 +160,9 @@ class Looks:
                 raise Changed([name], "has been changed on this worker's disk")
             work()
             if known.tree:
-                _size, known.tree, known.files = _look_at_tree(known.path)
+                _size, known.tree, known.files = _stamp_tree(known.path)
             else:
-                known.files[""] = _look(os.stat(known.path))
+                known.files[""] = _stamp_of(os.stat(known.path))
 
     def may_link(self, name: str) -> bool:
         """Whether a sandbox may have a link of an object, or of a part of it."""
@@ -185,23 +185,23 @@ class Looks:
                 msg = f"{name} is not here any more"
                 raise FileNotFoundError(msg)
             source = os.path.join(known.path, inner) if inner else known.path
-            if _look(os.stat(source)) != look:
+            if _stamp_of(os.stat(source)) != look:
                 raise Changed([name], "has been changed on this worker's disk")
             os.link(source, target)
-            known.files[inner] = _look(os.stat(source))
-            self._enter(folder, Link(name, inner, target, look.inode))
+            known.files[inner] = _stamp_of(os.stat(source))
+            self._enter(folder, SandboxLink(name, inner, target, look.inode))
 
     def mention(self, folder: str, name: str) -> None:
         """A sandbox has a symbolic link to an object."""
         with self._lock:
-            self._enter(folder, Link(name, "", "", 0))
+            self._enter(folder, SandboxLink(name, "", "", 0))
 
     def expose(self, name: str) -> None:
         """Somebody who is not asked afterwards has a symbolic link to an object."""
         with self._lock:
             self._exposed.add(name)
 
-    def _enter(self, folder: str, link: Link) -> None:
+    def _enter(self, folder: str, link: SandboxLink) -> None:
         self._links.setdefault(folder, []).append(link)
         self._exposed.add(link.name)
 
@@ -248,7 +248,7 @@ class Looks:
                 if link.target:
                     self._unlink(link)
 
-    def _unlink(self, link: Link) -> None:
+    def _unlink(self, link: SandboxLink) -> None:
         """Remove a hard link where it was made; a task may have moved it away."""
         known = self._known.get(link.name)
         look = known.files.get(link.inner) if known is not None else None
@@ -258,16 +258,16 @@ class Looks:
             same = False
             if known is not None and look is not None and look.inode == link.inode:
                 source = os.path.join(known.path, link.inner) if link.inner else known.path
-                same = _look(os.stat(source)) == look
+                same = _stamp_of(os.stat(source)) == look
             os.unlink(link.target)
             if same and known is not None:
-                known.files[link.inner] = _look(os.stat(source))
+                known.files[link.inner] = _stamp_of(os.stat(source))
         except OSError:
             pass
 
 
-def _look(about: os.stat_result) -> Look:
-    return Look(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino, about.st_mode)
+def _stamp_of(about: os.stat_result) -> FileStamp:
+    return FileStamp(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino, about.st_mode)
 
 
 def _settle(path: str) -> None:
@@ -280,7 +280,7 @@ def _settle(path: str) -> None:
         os.utime(path, ns=(time.time_ns(), trees.SINGLE_FILE_TIME_S * 1_000_000_000))
 
 
-def _look_at_tree(path: str) -> tuple[int, str, dict[str, Look]]:
+def _stamp_tree(path: str) -> tuple[int, str, dict[str, FileStamp]]:
     size, digest, files = 0, hashlib.sha256(), {}
     for entry in trees.iterate_entries(path, follow=False):
         if COMPILED in entry.name.split("/"):
@@ -290,10 +290,10 @@ def _look_at_tree(path: str) -> tuple[int, str, dict[str, Look]]:
             what = entry.link
         elif stat.S_ISDIR(about.st_mode):
             what = f"{about.st_mode:o}"
-        elif about.st_size >= LINK_FROM:
-            files[entry.name] = _look(about)
+        elif about.st_size >= MIN_LINKED_BYTES:
+            files[entry.name] = _stamp_of(about)
         else:
-            what = str(tuple(_look(about)))
+            what = str(tuple(_stamp_of(about)))
         size += about.st_size if stat.S_ISREG(about.st_mode) else 0
         digest.update(f"{entry.name}\0{what}\n".encode(errors="surrogateescape"))
     return size, digest.hexdigest(), files

@@ -18,7 +18,7 @@ from vinecore.protocol.transfer import digests
 from vinecore.protocol.trees import remove_tree
 from vineworker.machine.tmpdir import TMPDIR_NAME
 from vineworker.storage.cache import Cache, tree_size
-from vineworker.storage.file_stamps import LINK_FROM, Changed
+from vineworker.storage.file_stamps import MIN_LINKED_BYTES, Changed
 
 OUTPUT_LIMIT = 1 << 20
 """Bytes of a task's output (its end) that are sent to the manager."""
@@ -69,9 +69,9 @@ class _Filling:
         source = self._cache.checked_path(name)
         if symlink:
             if self._link:
-                self._cache.looks.mention(self._folder, name)
+                self._cache.file_stamps.mention(self._folder, name)
             else:
-                self._cache.looks.expose(name)
+                self._cache.file_stamps.expose(name)
             os.symlink(source, target)
         elif os.path.isdir(source):
             self._put_tree(name, source, target)
@@ -98,10 +98,10 @@ class _Filling:
 
     def _put_file(self, name: str, inner: str, source: str, about: os.stat_result, target: str) -> None:
         size, cache = about.st_size, self._cache
-        large = size >= LINK_FROM
+        large = size >= MIN_LINKED_BYTES
         if not (large and _clone(source, target)):
             wanted = large and os.geteuid() != 0  # for root nothing is read-only
-            may = self._link and cache.looks.may_link(name)
+            may = self._link and cache.file_stamps.may_link(name)
             if (
                 may
                 and (wanted or not cache.may_copy(self._folder, size))
@@ -115,7 +115,7 @@ class _Filling:
 
     def _try_link(self, name: str, inner: str, target: str) -> bool:
         try:
-            self._cache.looks.link(self._folder, name, inner, target)
+            self._cache.file_stamps.link(self._folder, name, inner, target)
         except Changed:
             raise
         except OSError:  # there can be none on this file system, or not so many

@@ -14,7 +14,7 @@ from typing import Any
 
 from vinecore import validators
 from vinecore.manager.files import File
-from vinecore.manager.tasks import check_sandbox_name
+from vinecore.manager.sandbox_names import check_sandbox_name
 from vinecore.validators import folded, suggest_name
 
 Check = Callable[[Any], Any]

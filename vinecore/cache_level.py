@@ -4,4 +4,21 @@ from __future__ import annotations
 
 from vinecore.scheduler.specs import FOREVER, TASK, WORKER, WORKFLOW
 
-CacheLevel = {"task": TASK, "workflow": WORKFLOW, "worker": WORKER, "forever": FOREVER}
+CACHE_LEVELS = {"task": TASK, "workflow": WORKFLOW, "worker": WORKER, "forever": FOREVER}
+# False and True are what most users give.
+_NAMES: dict[bool | str, str] = {False: "task", True: "workflow", **{name: name for name in CACHE_LEVELS}}
+
+
+def parse_cache_level(cache: bool | str) -> str:
+    """Return the name of a cache level as the user gives it.
+
+    Raises
+    ------
+    ValueError
+        It is none of False, True, "task", "workflow", "worker", "forever".
+    """
+    try:
+        return _NAMES[cache]
+    except (KeyError, TypeError):
+        msg = f"cache={cache!r} is not a cache level: use False or 'task', True or 'workflow', 'worker', 'forever'"
+        raise ValueError(msg) from None

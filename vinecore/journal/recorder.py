@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from vinecore.cache_level import CacheLevel
+from vinecore.cache_level import CACHE_LEVELS
 from vinecore.journal import records
 from vinecore.protocol import INLINE_LIMIT, messages
 from vinecore.scheduler import events, instructions
@@ -14,7 +14,7 @@ from vinecore.scheduler.state import DISPATCH_ID_SHIFT
 
 MAX_REASON_CHARACTERS = 2000  # of a reason
 _TASK_NUMBER_MASK = (1 << DISPATCH_ID_SHIFT) - 1
-_LEVEL_NAMES = {number: name for name, number in CacheLevel.items()}
+_LEVEL_NAMES = {number: name for name, number in CACHE_LEVELS.items()}
 
 
 class _ConnectedWorker:

@@ -7,8 +7,9 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from vinecore import errors
-from vinecore.cache_level import CacheLevel
-from vinecore.manager.files import File, hash_bytes
+from vinecore.cache_level import CACHE_LEVELS
+from vinecore.manager.cache_names import hash_bytes
+from vinecore.manager.files import File
 from vinecore.manager.status_methods import StatusMethods
 from vinecore.protocol.serialization import unpicklable, values
 from vinecore.protocol.transfer import digests
@@ -116,7 +117,7 @@ class ContentMethods(StatusMethods):
 
     def _effective_level(self, name: str, level: str) -> int:
         """How long workers keep a file: of a name that is new in every manager no longer than there is this one."""
-        number = CacheLevel[level]
+        number = CACHE_LEVELS[level]
         return min(number, WORKFLOW) if f"-{self._session}-" in name else number
 
     def _unique_name(self, kind: str) -> str:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from vinecore import keyword_arguments, validators
-from vinecore.cache_level import CacheLevel
+from vinecore.cache_level import CACHE_LEVELS, parse_cache_level
 from vinecore.manager import url_metadata
+from vinecore.manager.cache_names import hash_bytes, hash_path
 from vinecore.manager.content_methods import ContentMethods
-from vinecore.manager.files import File, hash_bytes, hash_path, parse_cache_level
-from vinecore.manager.tasks import Task, check_sandbox_name, declared
+from vinecore.manager.files import File
+from vinecore.manager.sandbox_names import check_sandbox_name
+from vinecore.manager.tasks import Task, declared
 from vinecore.manager.url_metadata import RemoteFileInfo
 from vinecore.protocol import trees, xrootd
 from vinecore.protocol.transfer import digests
@@ -141,7 +143,7 @@ class FileMethods(ContentMethods):
         size = look.verified_size
         self._display_names[name] = url
         # where nobody says what the content is a copy is worth nothing to a later manager
-        number = CacheLevel[level] if look.validator else min(CacheLevel[level], WORKFLOW)
+        number = CACHE_LEVELS[level] if look.validator else min(CACHE_LEVELS[level], WORKFLOW)
         spec = FileSpec(
             name, size, url=url, peer_transfer=peer_transfer, validator=look.validator, level=number
         )
@@ -293,7 +295,7 @@ class FileMethods(ContentMethods):
         number = next(self._numbers)
         spec = task.make_on_demand_spec(self, number, file, source, what)
         self._display_names[name] = what
-        self._declare(FileSpec(name, peer_transfer=peer_transfer, level=CacheLevel[level]))
+        self._declare(FileSpec(name, peer_transfer=peer_transfer, level=CACHE_LEVELS[level]))
         self._engine.post_event(events.TasksSubmitted([spec]))
         return file
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vinecore import validators
 from vinecore.manager.reloaded_modules import current
-from vinecore.manager.tasks import check_sandbox_name, declared
+from vinecore.manager.sandbox_names import check_sandbox_name
+from vinecore.manager.tasks import declared
 from vinecore.protocol.library_context import context_variables
 from vinecore.protocol.serialization import exceptions, unpicklable, values
 from vinecore.protocol.user_modules import count_loads, digest_own_modules, find_own_modules

@@ -7,14 +7,17 @@ import threading
 import types
 from collections.abc import Callable
 from operator import attrgetter, is_not
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from vinecore.protocol.user_modules import find_own_modules
 
-if TYPE_CHECKING:
-    from vinecore.manager.libraries import LibraryTask
-
 _spec = attrgetter("__spec__")
+
+
+class NamedLibrary(Protocol):
+    """A library, as far as its renewal uses it."""
+
+    name: str
 
 
 class Watch:
@@ -64,13 +67,13 @@ class Renewals:
         Is called with each library.
     """
 
-    def __init__(self, install: Callable[[LibraryTask], None]) -> None:
+    def __init__(self, install: Callable[[Any], None]) -> None:
         self._install = install
         self._lock = threading.Lock()
-        self._libraries: dict[str, LibraryTask] = {}
+        self._libraries: dict[str, NamedLibrary] = {}
         self._watch: Watch | None = None  # once there is a library
 
-    def add(self, library: LibraryTask) -> None:
+    def add(self, library: NamedLibrary) -> None:
         """A library has been installed."""
         with self._lock:
             self._libraries[library.name] = library

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import posixpath
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vinecore import keyword_arguments, validators
 from vinecore.manager.files import File
+from vinecore.manager.sandbox_names import check_sandbox_name
 from vinecore.protocol.serialization import exceptions, unpicklable, values
 from vinecore.protocol.serialization.pickling import PLAIN_PICKLE_TYPES
 from vinecore.protocol.serialization.placeholders import InputPlaceholder
@@ -496,23 +495,6 @@ def declared(file: Any) -> File:
         msg = f"{file!r} is not a file: declare it first, such as m.declare_file({str(file)!r})"
         raise TypeError(msg)
     return file
-
-
-def check_sandbox_name(remote_name: str | os.PathLike[str]) -> str:
-    """Check the name that a file has in a task's folder: a text, or a relative Path.
-
-    Raises
-    ------
-    TypeError, ValueError
-        It is absolute, or leads out of the folder, or cannot be the name of a file.
-    """
-    given = os.fspath(remote_name) if isinstance(remote_name, os.PathLike) else remote_name
-    name = validators.text("remote_name", given)
-    path = posixpath.normpath(name)
-    if not name or path == "." or path.startswith(("/", "../")) or path == "..":
-        msg = f"{name!r} is not a name inside of a task's folder: use one such as 'data/input.root'"
-        raise ValueError(msg)
-    return name
 
 
 def dump_arguments(args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[bytes, tuple[str, ...]]:

@@ -17,7 +17,7 @@ import urllib.parse
 from http.client import HTTPException
 from typing import Any, NamedTuple
 
-from vinecore.manager.files import hash_bytes
+from vinecore.manager.cache_names import hash_bytes
 from vinecore.protocol import xrootd
 
 SCHEMES = ("http", "https", "ftp", "file", *xrootd.SCHEMES)

@@ -172,7 +172,7 @@ class GraphComputation:
         }
 
     def covers(self, task: int, used: list[str]) -> bool:
-        """Return whether the name of what a task makes tells of all that it has used; called in the engine's thread."""
+        """Return whether the name of what a task makes tells of all that it has used; called in the server's thread."""
         if self._result_keys is None:
             return True
         used = [one for one in used if one not in self._tolerated]

@@ -141,7 +141,7 @@ class Graph:
         yield from sorted((key for key in self.vertices if key not in first), key=ranks.__getitem__)
 
     def compute_depths(self) -> dict[Key, int]:
-        """Return every vertex its distance from the roots."""
+        """Return the distance of every vertex from the roots."""
         depths: dict[Key, int] = {}
         for key in self.vertices:
             depths[key] = 1 + max((depths.get(d, 0) for d in self.dependencies[key]), default=0)

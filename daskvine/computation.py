@@ -129,13 +129,17 @@ class GraphComputation:
 
     def _make_compiler(self) -> Compiler:
         options, shared = self._options, self._settings.shared
+        registered = shared.registrations.serialize(options.env_vars or ())
+        if registered and shared.registrations.are_plain_settings():
+            # The first of the shared objects of a task: no vertex leaves anything in it for others.
+            self._settings.task_options["settings"] = True
         compiler = Compiler(
             self._graph,
             self._results,
             shared.objects,
             in_library=options.task_mode == "function-calls",
             wrapper=options.wrapper,
-            registered=shared.registrations.serialize(options.env_vars or ()),
+            registered=registered,
         )
         for text in shared.registrations.serialized_kinds():
             compiler.modules.update(modules_referenced(text))

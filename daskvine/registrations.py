@@ -93,6 +93,15 @@ class Registrations:
         """Return what is serialized, by kind."""
         return self._texts.values()
 
+    def are_plain_settings(self) -> bool:
+        """Return whether nothing is registered but settings with plain values, which keep nothing."""
+        with self._lock:
+            return all(
+                kind in settings.PACKAGES
+                and all(isinstance(value, (bool, int, float, str, type(None))) for value in part.values())
+                for kind, part in self.current.items()
+            )
+
     def digest(self) -> str:
         """Name what is registered, for what depends on it; "" if there is nothing."""
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import json
 import os
 import subprocess
@@ -286,3 +287,15 @@ def test_a_second_vertex_that_uses_a_module_which_the_first_has_imported_sees_it
             graphs = ({"x": (function,)} for function in (first, second, by_name))
             found = [m.get(graph, "x", task_mode="function-calls", reuse=True) for graph in graphs]
         assert found == [value, value + 100, value + 200]
+
+
+def test_what_one_vertex_has_read_is_not_left_to_the_next_by_settings(m, tmp_path, monkeypatch):
+    monkeypatch.setattr(decimal.getcontext(), "prec", 40)
+    read = by_value("import glob\ndef f(x): return [open(path).read() for path in sorted(glob.glob(x))]")
+    graph = {"x": (read, f"{tmp_path}/*.txt")}
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_text(str(number))
+        for executed in (1, 0):
+            found = m.get(graph, "x", task_mode="function-calls", reuse=True)
+            assert found == [str(n) for n in range(number + 1)]
+            assert m.last_run.executed == executed

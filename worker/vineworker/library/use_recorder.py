@@ -540,8 +540,13 @@ def _remember(things: dict[str, None], thing: str) -> None:
 
 
 def _shared(call: Call) -> list[tuple[str, str]]:
-    """Shared objects of a call, without the program's folder."""
-    return call.shared[:-1] if "program" in call.options else call.shared
+    """Return the shared objects of a call, without the program's folder and its plain settings.
+
+    What one call leaves behind may be found by others that share an object with it. Plain settings
+    keep nothing; where there are some, all calls of a graph share them.
+    """
+    first = 1 if "settings" in call.options else 0
+    return call.shared[first : len(call.shared) - (1 if "program" in call.options else 0)]
 
 
 def _is_reached(module: str, contents: Iterable[Optional[bytes]]) -> bool:

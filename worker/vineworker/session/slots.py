@@ -243,7 +243,7 @@ class SlotHandler:
             for name in run.inputs
         ]
         given = run.options
-        for option in ("raw", "program", "record"):
+        for option in ("raw", "program", "record", "settings"):
             if option in given:
                 options[option] = True
         if "env" in given and not folder:

@@ -16,9 +16,10 @@ LENGTH = 1_000_000  # 8 MB
 # what the machine does meanwhile shall not decide what is short
 ALL_IS_SHORT = """
 import math
-from vineworker import cli, families, state
-families.SHORT_S = families.LONG_S = math.inf
-state.SHORT_S = 0.0  # nothing is written to a slot ahead of need
+from vineworker import cli
+from vineworker.state import memory_results, records
+memory_results.MAX_READERS_S = memory_results.MAX_GROUP_S = math.inf
+records.SHORT_CALL_S = 0.0  # nothing is written to a slot ahead of need
 cli.main()
 """
 

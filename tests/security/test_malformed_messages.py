@@ -39,9 +39,9 @@ def test_a_worker_that_says_something_impossible_is_cut_off_and_the_others_go_on
     caplog.set_level(logging.INFO, "vinecore")
     m = yard.manager()
     program = (
-        "from vineworker import cli\nfrom vineworker.session import session\nfrom vinecore.protocol import messages as m\nreceived = session.ManagerSession._received\n"
+        "from vineworker import cli\nfrom vineworker.session import session\nfrom vinecore.protocol import messages as m\nreceived = session.ManagerSession._on_messages\n"
         f"def lie(self, messages):\n    received(self, messages)\n    self.send({said})\n"
-        "session.ManagerSession._received = lie\ncli.main()"
+        "session.ManagerSession._on_messages = lie\ncli.main()"
     )
     yard.worker(m, command=[sys.executable, "-c", program])
     until(lambda: "a field that cannot be" in caplog.text, "the manager to have heard it")

@@ -27,7 +27,7 @@ log = logging.getLogger("vine_worker")
 
 MAX_CACHE_DIRECTORIES = 64
 """Of workers that share one workspace and persist objects in it."""
-FORMAT = 2
+FORMAT = 3
 """Of records; raised when the same name stands for something else. Records of other formats, and
 their objects, are removed."""
 MAX_RECORD_BYTES = 1 << 16

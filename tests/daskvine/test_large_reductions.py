@@ -55,7 +55,10 @@ WAYS = {"sum": dask.delayed(sum), "marked": dask.delayed(add_in_place), "accumul
 
 
 class Anonymous:
-    """The most memory of its own that any process of this one's descendants has had meanwhile, in MB."""
+    """The most memory of its own that any process of a local vine has had meanwhile, in MB."""
+
+    def __init__(self, m):
+        self._workers = [process.pid for process in m.factory.processes]
 
     def __enter__(self):
         self.peak, self._end = 0.0, threading.Event()
@@ -73,8 +76,9 @@ class Anonymous:
             self._look()
 
     def _look(self):
-        for process in psutil.Process().children(recursive=True):
-            self.peak = max(self.peak, self._of(process.pid) / MB)
+        for worker in self._workers:
+            for process in psutil.Process(worker).children(recursive=True):
+                self.peak = max(self.peak, self._of(process.pid) / MB)
 
     @staticmethod
     def _of(pid):
@@ -97,9 +101,9 @@ def test_histograms_of_40_mb_are_merged_in_twice_their_memory(one_slot, way):
         made = way([partial(number, columns) for number in range(4)])
         return made.compute(scheduler=one_slot.get, **ONE_SLOT)
 
-    with Anonymous() as before:
+    with Anonymous(one_slot) as before:
         computed(10)
-    with Anonymous() as during:
+    with Anonymous(one_slot) as during:
         total = computed(LARGE)
     assert total == sum(dask.compute(*[partial(n, LARGE) for n in range(4)], scheduler="synchronous"))
     assert during.peak - before.peak < 2.5 * 40
@@ -113,9 +117,9 @@ def hold_memory(folder):
 
 def test_what_is_measured_here_is_the_memory_of_vertices(one_slot, tmp_path):
     """Where a merge takes too much, that is seen."""
-    with Anonymous() as before:
+    with Anonymous(one_slot) as before:
         one_slot.get({"a": (abs, -1)}, "a", **ONE_SLOT)
-    with Anonymous() as during, ThreadPoolExecutor(1) as threads:
+    with Anonymous(one_slot) as during, ThreadPoolExecutor(1) as threads:
         held = threads.submit(one_slot.get, {"a": (hold_memory, str(tmp_path))}, "a", **ONE_SLOT)
         try:
             until(lambda: during.peak - before.peak > 75 or held.done(), "80 MB to be seen")

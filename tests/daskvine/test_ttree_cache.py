@@ -176,7 +176,7 @@ def test_a_tree_with_a_stranger_in_it_is_read_each_time(kept, tmp_path, monkeypa
 
 @pytest.mark.parametrize("order", ["keep, import", "import, keep", "keep, keep, import"])
 def test_whenever_uproot_is_imported(order):
-    steps = {"keep": "ttrees.keep()", "import": "import uproot"}
+    steps = {"keep": "ttrees.install_ttree_cache()", "import": "import uproot"}
     program = [
         "import sys",
         "from daskvine.remote import ttree_cache as ttrees",

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from daskvine import DaskVine, daskvine_merge
+from daskvine import DaskVine, daskvine_merge, execution_settings
 from daskvine.remote import task_functions
 from tests.harness import sample_tasks
 from tests.harness.processes import one_result, until
@@ -165,6 +165,8 @@ def test_an_input_that_somebody_has_removed_while_others_are_merged_is_made_agai
     monkeypatch.setattr(
         task_functions, "MAX_BYTES_LOADED_AT_ONCE", 0
     )  # so that each is loaded when its turn comes
+    # The setup of libraries, which holds that limit, is serialized once for all managers.
+    monkeypatch.setattr(execution_settings, "_serialized_setups", {})
     m = yard.manager(DaskVine)
     yard.workers(m, 1)
     caches, marker = f"{yard.workspace}/vine-worker-*/session-*/cache/*", str(yard.place("removed"))

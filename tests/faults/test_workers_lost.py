@@ -47,7 +47,7 @@ def holds_what_is_needed(mind, worker):
     return any(
         list(file.replicas) == [worker]
         and not file.at_manager
-        and any(task.state == WAITING and task.missing for task in file.consumers)
+        and any(task.state == WAITING and task.missing_inputs for task in file.consumers)
         for run in mind.tables.runs.values()
         for file in run.files
     )

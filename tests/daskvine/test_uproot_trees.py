@@ -9,7 +9,7 @@ import sys
 import pytest
 from dask._task_spec import Task
 
-from daskvine import DaskVine, opened_trees
+from daskvine import DaskVine, uproot_trees
 from daskvine.cache_keys import ResultKeys
 from daskvine.graph import Graph, to_task_spec_graph
 from daskvine.program_state import collect_program_state
@@ -45,7 +45,7 @@ def path(tmp_path):
 
 
 def test_the_same_tree_is_described_alike_in_another_process(path):
-    program = f"from tests.daskvine.test_opened_trees import *; print(opened_trees.describe(tree_in({str(path)!r})))"
+    program = f"from tests.daskvine.test_uproot_trees import *; print(uproot_trees.describe_tree(tree_in({str(path)!r})))"
     others = {
         subprocess.run(
             [sys.executable, "-c", program],
@@ -56,7 +56,7 @@ def test_the_same_tree_is_described_alike_in_another_process(path):
         ).stdout.strip()
         for seed in ("1", "2")
     }
-    assert others == {str(opened_trees.describe_tree(tree_in(path)))}
+    assert others == {str(uproot_trees.describe_tree(tree_in(path)))}
     assert name_of(tree_in(path)) == name_of(tree_in(path)) != "None"
 
 
@@ -89,7 +89,7 @@ def test_what_somebody_has_put_into_a_tree_counts(path):
     tree.branches[0]._interpretation = uproot.AsDtype(">i8")
     changed = name_of(tree)
     tree.mine = Odd()
-    assert opened_trees.describe_tree(tree) is None
+    assert uproot_trees.describe_tree(tree) is None
     assert len({before, changed, name_of(tree)}) == 3
 
 

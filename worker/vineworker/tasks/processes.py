@@ -142,6 +142,10 @@ def collect_command(
         killed = "exhausted" if limit is not None else ""
     failed = code != 0 or bool(killed)
     wall = time.monotonic() - command.started
+    measured = usage_for_message(peak)
+    if measured is not None:
+        # The monitor has seen the process only from some moment after its start.
+        measured["wall_s"] = wall
     # of what was cancelled nothing may come into the cache: the same objects may be in the making, or made, by another task
     outputs = [] if killed == "cancelled" else run.options.get("outputs", [])
     try:
@@ -153,7 +157,7 @@ def collect_command(
             "output": sandbox.read_log_tail(command.output),
             "outputs": sizes,
             "digests": sums,
-            "measured": usage_for_message(peak),
+            "measured": measured,
         }
     finally:
         sandbox.remove_sandbox(command.folder, cache)

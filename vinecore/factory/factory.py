@@ -163,9 +163,9 @@ class Factory:
         elif batch_type == "dask":
             every = settings.get("max_workers") or EVERY_NODE
             defaults = {"min_workers": every, "max_workers": every, "factory_period": DASK_LOOK_S}
-            self._make_batch = lambda: importlib.import_module(DASK_BATCH_SYSTEM_MODULE).Dask(
-                client, dask_scheduler or ""
-            )
+            self._make_batch = lambda: importlib.import_module(
+                DASK_BATCH_SYSTEM_MODULE
+            ).DaskClusterBatchSystem(client, dask_scheduler or "")
         else:
             msg = f"batch_type={batch_type!r}: {UNSUPPORTED_BATCH_TYPES.get(batch_type, KNOWN_BATCH_TYPES_TEXT)}"
             raise ValueError(msg)

@@ -74,14 +74,6 @@ _STARTS = (
 )
 
 
-_IMPORT_SYSTEM = (
-    "<frozen importlib",
-    "<frozen zipimport",
-    os.path.join(os.path.dirname(str(importlib.__file__)), "metadata"),
-)
-"""Code that lists every folder of `sys.path` to find modules, or packages that are installed."""
-
-
 class Recorder:
     """What is used in this process."""
 
@@ -306,7 +298,9 @@ class Recorder:
         if place is not None and place.startswith(KERNEL):
             self._note_kernel(place)
             return
-        if place is None or _frame(2).f_code.co_filename.startswith(_IMPORT_SYSTEM):
+        if place is None or _frame(2).f_code.co_filename.startswith(
+            ("<frozen importlib", "<frozen zipimport")
+        ):
             return
         self._note(used_resources.describe_listing(place) or used_resources.UNSEEN)
 

@@ -130,7 +130,7 @@ class GraphComputation:
     def _make_compiler(self) -> Compiler:
         options, shared = self._options, self._settings.shared
         registered = shared.registrations.serialize(options.env_vars or ())
-        if registered and shared.registrations.are_plain_settings():
+        if registered and self._settings.reuse and shared.registrations.are_plain_settings():
             # The first of the shared objects of a task: no vertex leaves anything in it for others.
             self._settings.task_options["settings"] = True
         compiler = Compiler(

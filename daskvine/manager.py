@@ -116,7 +116,7 @@ class DaskVine(Manager):
         m.on_close(lambda: temporary_folders.remove_folder(str(folder)))
         m.shared_state.folders.is_local_only = more.get("address", LOOPBACK) == LOOPBACK
         if cores is None:
-            cores = max(1, _count_available_cores() // max(1, workers))
+            cores = max(1, count_available_cores() // max(1, workers))
         try:
             m.factory = Factory(
                 "local",
@@ -229,5 +229,9 @@ def _refuse_unknown_options(given: Mapping[str, Any]) -> None:
             raise TypeError(msg)
 
 
-def _count_available_cores() -> int:
+def count_available_cores() -> int:
+    """Return how many cores this process may use.
+
+    A batch system or a container often allows fewer than the machine has.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

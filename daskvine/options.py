@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from daskvine import validators
+from vinecore.resources import categories
 from vinecore.validators import suggest_name
 
 if TYPE_CHECKING:
@@ -30,17 +31,6 @@ logger = logging.getLogger("daskvine")
 
 TASK_MODES = ("tasks", "function-calls")
 SCHEDULING_MODES = ("files", "time", "rand", "worst", "disk", "fcfs")
-RESOURCES_MODES = (
-    "fixed",
-    "max",
-    "min waste",
-    "max throughput",
-    "greedy_bucketing",
-    "exhaustive_bucketing",
-    "det_greedy_bucketing",
-    "det_exhaustive_bucketing",
-    "quantized_bucketing",
-)
 PRIORITY_MODES = (
     "random",
     "depth-first",
@@ -178,10 +168,10 @@ class Options:
     )
     resources_mode: str | None = _declare_option(
         None,
-        validators.describe_choices(RESOURCES_MODES),
+        validators.describe_choices(categories.MODES),
         "How allocations are learnt from what was measured. The default is what resources says, or a whole "
         "worker.",
-        validators.one_of(RESOURCES_MODES),
+        validators.one_of(categories.MODES),
         requires="tasks",
         no_warning=True,
     )

@@ -6,7 +6,6 @@ calculation that uses no dask, prints a table and draws the histograms.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from daskvine.demo.plots import save_plots
 from daskvine.demo.queries import open_events
 from daskvine.demo.reference import compute_reference
 from daskvine.demo.runner import QueryResult, differing, result_table, run_queries
+from daskvine.manager import count_available_cores
 
 MODULES = (awkward, coffea.nanoevents, dask_awkward, hist.dask, np, uproot)
 """Imported once on each worker, before the first vertex."""
@@ -80,7 +80,7 @@ def main(
     with console.status("writing the data set"):
         paths = write_dataset(folder / "data", files, events)
     console.print(f"{files} files of {events:,} events in {folder / 'data'}, {files * steps} partitions")
-    results = _compute_on_vine(open_events(paths, steps), cores or _all_cores(), console)
+    results = _compute_on_vine(open_events(paths, steps), cores or count_available_cores(), console)
     with console.status("computing again without dask"):
         references = compute_reference(paths) if check else {}
     console.print(result_table(results, references))
@@ -90,8 +90,3 @@ def main(
     if wrong := differing(results, references):
         console.print(f"[bold red]differs from the calculation without dask: {', '.join(wrong)}[/bold red]")
         sys.exit(1)
-
-
-def _all_cores() -> int:
-    """Cores this process may use; a batch system or a container often allows fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

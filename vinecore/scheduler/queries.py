@@ -68,11 +68,6 @@ def count_replicas(scheduler: Scheduler, name: str) -> int:
     return 0 if file is None else len(file.replicas)
 
 
-def count_files(scheduler: Scheduler) -> int:
-    """Return how many files the scheduler knows."""
-    return len(scheduler.tables.files)
-
-
 def count_workers(scheduler: Scheduler) -> int:
     """Return how many workers are connected."""
     return len(scheduler.tables.workers)

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from vinecore.manager.files import File
     from vinecore.manager.libraries import LibraryTask, load_variable_from_library
     from vinecore.manager.manager import Manager
-    from vinecore.manager.tasks import FunctionCall, PythonTask, Task
+    from vinecore.manager.python_tasks import FunctionCall, PythonTask
+    from vinecore.manager.tasks import Task
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Factory": "factory", "File": "manager.files", "FunctionCall": "manager.tasks", "InsufficientResources": "errors", "LibraryError": "errors",
-    "LibraryTask": "manager.libraries", "Manager": "manager.manager", "PythonTask": "manager.tasks", "RemoteError": "errors", "Task": "manager.tasks",
+    "Factory": "factory", "File": "manager.files", "FunctionCall": "manager.python_tasks", "InsufficientResources": "errors", "LibraryError": "errors",
+    "LibraryTask": "manager.libraries", "Manager": "manager.manager", "PythonTask": "manager.python_tasks", "RemoteError": "errors", "Task": "manager.tasks",
     "TaskCrashed": "errors", "TaskFailed": "errors", "VineError": "errors", "load_variable_from_library": "manager.libraries",
 }  # fmt: skip
 

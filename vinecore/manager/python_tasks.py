@@ -1,0 +1,232 @@
+"""Tasks that are Python functions: in a process of their own, or calls of a library."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vinecore import validators
+from vinecore.manager.files import File
+from vinecore.manager.tasks import Task
+from vinecore.protocol.serialization import exceptions, unpicklable, values
+from vinecore.protocol.serialization.pickling import PLAIN_PICKLE_TYPES
+from vinecore.protocol.serialization.placeholders import InputPlaceholder
+from vinecore.resources.amounts import UNSPECIFIED
+from vinecore.scheduler.specs import TaskSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from vinecore.manager.interfaces import TaskHost
+
+PLAIN_ARGUMENT_TYPES = PLAIN_PICKLE_TYPES | {InputPlaceholder}
+DISCARD_RESULT = {"once": True}
+NOT_LOADED = object()
+
+
+class PythonTask(Task):
+    """A call of a Python function in a process of its own.
+
+    Parameters
+    ----------
+    function : callable
+        Travels by value, once to each worker.
+    *args, **kwargs
+        Files among them are replaced by the values that they hold.
+    """
+
+    output_file: File | None = None
+    _temp_output = _raw = False
+    _value: Any = NOT_LOADED
+    _problem: Exception | None = None  # of a result that could not be loaded here
+
+    def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        if not callable(function):
+            msg = f"{function!r} cannot be called: give the function itself, then its arguments"
+            raise TypeError(msg)
+        self._function, self._args, self._kwargs = function, args, kwargs
+
+    def enable_temp_output(self) -> None:
+        """Leave the result on the worker, as `output_file`, which may be the argument of further tasks."""
+        self._temp_output = True
+
+    def disable_temp_output(self) -> None:
+        """Bring the result to the manager."""
+        self._temp_output = False
+
+    def disable_output_serialization(self) -> None:
+        """The function returns bytes, which become the output as they are."""
+        self._raw = True
+
+    @property
+    def output(self) -> Any:
+        """What the function returned; the exception that it raised, or that was raised where its result was loaded; None while it runs or where it could not run."""
+        ended = self.outcome
+        if ended is None:
+            return None
+        if ended.outcome != "success":
+            return self.error()
+        self._load()
+        return self._value if self._problem is None else self._problem
+
+    def successful(self) -> bool:
+        """Whether the function has returned something that can be loaded here; what stays on a worker is not looked at."""
+        return super().successful() and self._problem_of_result() is None
+
+    def error(self) -> BaseException | None:
+        """Why it did not succeed, as an exception; None if it did."""
+        return super().error() or self._problem_of_result()
+
+    def _title(self) -> str:
+        return f"task {self.id} ({getattr(self._function, '__qualname__', type(self._function).__name__)})"
+
+    def _problem_of_result(self) -> Exception | None:
+        if self.outcome is not None and self.outcome.outcome == "success" and not self._temp_output:
+            with contextlib.suppress(FileNotFoundError):  # it went with the manager
+                self._load()
+        return self._problem
+
+    def _load(self) -> None:
+        """Load the result, once."""
+        if self._value is NOT_LOADED and self._problem is None:
+            assert self.id is not None
+            assert self.manager is not None
+            assert self.outcome is not None
+            self._value, self._problem = self.manager.load_result(
+                self.id, self.outcome, self.output_file, raw=self._raw
+            )
+
+    def make_spec(self, manager: TaskHost, number: int) -> TaskSpec:
+        """Describe it to the mind."""
+        function = manager.declare_shared(self._function)
+        payload, inputs = dump_arguments(self._args, self._kwargs)
+        options = self._common_options(manager)
+        self._value, self._problem = NOT_LOADED, None
+        if self._raw:
+            options["raw"] = True
+        result = manager.result_name(number)
+        if self._temp_output:
+            self.output_file = manager.declare_result(result)
+        else:
+            options["once"] = True
+        return self._spec(number, function=function, shared=(function,), inputs=inputs, payload=payload, result=result,
+                          wants_result=not self._temp_output, options=options)  # fmt: skip
+
+
+class FunctionCall(PythonTask):
+    """A call of a function of an installed library, in one of its slots.
+
+    Parameters
+    ----------
+    library : str
+        The library's name.
+    function : str
+        The function's name.
+
+    Notes
+    -----
+    A call takes one slot of its library, and may use what the library has. ``set_cores``, ``set_memory``, ``set_disk`` and ``set_gpus`` say what it needs:
+    a call that needs more than its library asked for is refused at submit. They have no other effect.
+    """
+
+    def __init__(self, library: str, function: str, *args: Any, **kwargs: Any) -> None:
+        if type(library) is not str or type(function) is not str:
+            library, function = validators.label("library", library), validators.label("function", function)
+        self._library, self._name, self._args, self._kwargs = library, function, args, kwargs
+
+    def _title(self) -> str:
+        return f"task {self.id} ({self._name} of the library {self._library})"
+
+    def add_input(self, file: File, remote_name: str | Path, *, mount_symlink: bool = False) -> None:
+        """Not for function calls: slots have no folder of their own.
+
+        Raises
+        ------
+        TypeError
+            Always; it says what to do instead.
+        """
+        refuse_for_call("add_input", "it takes files as arguments, or through the library's add_input")
+
+    def add_output(
+        self, file: File, remote_name: str | Path, *, success_only: bool = False, failure_only: bool = False
+    ) -> None:
+        """Not for function calls: see `add_input`."""
+        refuse_for_call("add_output", "what it returns is its output")
+
+    def add_environment(self, file: File) -> None:
+        """Not for function calls: they run in the environment of their library."""
+        refuse_for_call("add_environment", "it runs in its library's: library.add_environment(file)")
+
+    def add_starch_package(self, file: File) -> None:
+        """Not for function calls: see `add_environment`."""
+        refuse_for_call(
+            "add_starch_package", "it runs in its library's environment: library.add_environment(file)"
+        )
+
+    def make_spec(self, manager: TaskHost, number: int) -> TaskSpec:
+        """Describe it to the mind."""
+        library = manager.full_library_name(self._library, self._name)
+        if self._request is not UNSPECIFIED:
+            manager.check_share(self._library, self._request)
+        payload, inputs = dump_arguments(self._args, self._kwargs)
+        result = manager.result_name(number)
+        self._value, self._problem = NOT_LOADED, None
+        wanted: tuple[str, ...] = (result,)
+        options: dict[str, Any] = DISCARD_RESULT
+        if self._temp_output:
+            self.output_file = manager.declare_result(result)
+            wanted, options = (), {}
+        if self._raw:
+            options = {**options, "raw": True}
+        if self._time_max is not None:
+            options = {**options, "time_max": self._time_max}
+        if self._variables:
+            options = {**options, "env": self._variables}
+        return TaskSpec(number, f"{self._name} (task {number})", result, 0, library, self._name, payload, (), inputs, (), (), wanted,
+                        self.category, priority=-self.priority, retries=self._retries, options=options)  # fmt: skip
+
+
+def refuse_for_call(setter: str, instead: str) -> NoReturn:
+    """Say that something is not for function calls, and what to do instead."""
+    msg = f"{setter} is not for a function call: {instead}. A PythonTask has a process, a folder and resources of its own"
+    raise TypeError(msg)
+
+
+def dump_arguments(args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[bytes, tuple[str, ...]]:
+    """Serialize arguments; files among them become inputs.
+
+    Returns
+    -------
+    payload, inputs
+    """
+    inputs: list[str] = []
+
+    def replace(value: Any) -> Any:
+        if isinstance(value, File):
+            inputs.append(value.cache_name)
+            return InputPlaceholder(len(inputs) - 1)
+        return value
+
+    args = tuple(args)
+    plain = PLAIN_ARGUMENT_TYPES.issuperset(map(type, (*args, *kwargs.values())))
+    if not plain:
+        args = tuple(map(replace, args))
+        kwargs = {key: replace(value) for key, value in kwargs.items()}
+        plain = PLAIN_ARGUMENT_TYPES.issuperset(map(type, (*args, *kwargs.values())))
+    try:
+        return values.dumps((args, kwargs), by_value=not plain, plain=plain), tuple(inputs)
+    except Exception as error:
+        note_unpicklable(error, args, kwargs)
+        raise
+
+
+def note_unpicklable(error: Exception, args: Iterable[Any], kwargs: dict[str, Any]) -> None:
+    """Add to an error of pickle which argument it is, and what in it."""
+    named = [*((f"argument {number}", value) for number, value in enumerate(args, 1)), *kwargs.items()]
+    for name, value in named:
+        if not unpicklable.can_pickle(value):
+            exceptions.add_note(
+                error, f"{name} cannot be sent to a worker: {unpicklable.describe_unpicklable(value)}"
+            )

@@ -32,7 +32,7 @@ class Bare:
 
     @contextlib.contextmanager
     def transfer(self) -> Iterator[Prepare]:
-        """A process sends a file with sendfile; this one receives it into a new file."""
+        """Time a sendfile process and this one, which writes the data to a new file."""
         with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
             folder, ports = Path(name), dict[int, int]()
 
@@ -51,7 +51,7 @@ class Bare:
 
     @contextlib.contextmanager
     def load(self) -> Iterator[Prepare]:
-        """An array is loaded with plain pickle."""
+        """Time plain pickle loading an array."""
         with tempfile.TemporaryDirectory() as name:
             path = Path(name) / "array"
             yield lambda size, _part: Job(1, lambda: data.grown_by_pickle(path, size.array_mb), measures=True)

@@ -61,7 +61,7 @@ class Case:
         return self.parts if len(self.parts) == 1 else (*self.parts, TOTAL)
 
     def value(self, seconds: float, amount: float) -> float:
-        """A measured time in the unit of the row."""
+        """Convert a measured time to the unit of the row."""
         if self.is_rate:
             return amount / seconds
         return seconds / amount * (1e3 if self.unit == "ms" else 1.0)
@@ -97,7 +97,7 @@ CASES: Final = (
 
 
 def chosen(only: tuple[str, ...], without: tuple[str, ...]) -> list[Case]:
-    """The cases by name, or by one of their parts, without some contenders.
+    """Select cases by name, or by the name of a part, without some contenders.
 
     Raises
     ------

@@ -41,12 +41,12 @@ class Row:
         return self.part or self.case.name
 
     def median(self, contender: str) -> float | None:
-        """What the table shows, in the unit of the case."""
+        """Return the median of a contender's times in the unit of the case; None if it has none."""
         times = self.seconds.get(contender)
         return None if not times else self.case.value(statistics.median(times), 1)
 
     def ratio(self, contender: str = JUDGED) -> float | None:
-        """The median of what neighbouring runs give, of a contender and whom daskvine is compared with."""
+        """Return the median ratio of neighbouring runs of a contender and its reference."""
         own, other = (self.seconds.get(name) for name in (contender, self.case.against))
         if not own or not other:
             return None

@@ -33,7 +33,7 @@ def write_noise(path: Path, megabytes: int) -> Path:
 
 @contextlib.contextmanager
 def sender(path: Path) -> Iterator[int]:
-    """A process that sends a file to everybody who connects; gives its port."""
+    """Run a process that sends a file to every client that connects; yield its port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         code = f"from benchmarks import data; data.send({listener.fileno()}, {str(path)!r})"
         process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[listener.fileno()])
@@ -45,7 +45,7 @@ def sender(path: Path) -> Iterator[int]:
 
 
 def send(descriptor: int, path: str) -> None:
-    """What that process does, until it is killed."""
+    """Send a file to every client that connects, until the process is killed."""
     listener = socket.socket(fileno=descriptor)
     while True:
         sock, _address = listener.accept()
@@ -69,7 +69,7 @@ def receive(port: int, path: Path) -> int:
 
 
 def array(megabytes: int) -> Any:
-    """An array of this size."""
+    """Return an array of this size."""
     return np.arange(megabytes * MB // 8, dtype=np.float64)
 
 
@@ -88,14 +88,14 @@ def private_mb(_after: Any = None) -> float:
 
 
 def grown_mb(values: Any, before: float) -> float:
-    """What there is of that memory more than before, now that an array is here, when all of it has been looked at."""
+    """Read all of an array and return by how much the private memory has grown, in MB."""
     if not values.sum() > 0:
         raise AssertionError
     return private_mb() - before
 
 
 def grown_by_pickle(path: Path, megabytes: int) -> float:
-    """The same for an array that is loaded with plain pickle."""
+    """Return by how much the memory grows when an array is loaded with plain pickle, in MB."""
     path.write_bytes(pickle.dumps(array(megabytes), protocol=5))
     before = private_mb()
     with path.open("rb") as file:
@@ -106,7 +106,10 @@ def grown_by_pickle(path: Path, megabytes: int) -> float:
 
 
 def branches(count: int) -> dict[str, dict[str, Any]]:
-    """What a vertex of a NanoAOD graph has with it of each branch: some 300 bytes, and the same object in all vertices."""
+    """Return the description of branches that each vertex of a NanoAOD graph carries.
+
+    It has some 300 bytes for each branch, and all vertices share one object.
+    """
     return {
         f"Collection{n // 10}_variable{n}": {
             "class": "ListOffsetArray", "offsets": "i64", "form_key": f"nCollection{n // 10},!load,%2Foffsets,{n:x}" * 2,
@@ -123,7 +126,9 @@ def project(layout: dict[str, Any], path: str, start: int, stop: int) -> int:
 
 
 def analysis(partitions: int, count: int) -> tuple[dict[Any, Any], Any, int]:
-    """A graph as dask-awkward makes them: a vertex for each partition, all with the same layout, and a tree of sums.
+    """Build a graph as dask-awkward does: a vertex for each partition, and a tree of sums.
+
+    All vertices of the first layer have the same layout object.
 
     Returns
     -------
@@ -195,7 +200,7 @@ class Counter:
 
 @contextlib.contextmanager
 def worker(port: int, secret: Path, cores: int) -> Iterator[None]:
-    """A worker that looks for its manager at a port."""
+    """Run a worker that looks for its manager at a port."""
     command = [sys.executable, "-m", "vineworker", "127.0.0.1", str(port), "--password", str(secret), "--cores", str(cores), "--single-shot"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)

@@ -13,7 +13,7 @@ PACKAGES = ("daskvine", "dask", "distributed", "coffea", "awkward", "uproot")
 
 
 def describe() -> dict[str, Any]:
-    """What this machine and this Python are."""
+    """Describe this machine and this Python."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -25,7 +25,7 @@ def describe() -> dict[str, Any]:
 
 
 def line(machine: dict[str, Any]) -> str:
-    """The same in one line."""
+    """Format the description of the machine as one line."""
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     python, load = machine["python"], machine["load_average"]
     return (

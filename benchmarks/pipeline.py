@@ -27,7 +27,7 @@ Take = Callable[[list[Any]], None]
 
 
 def frame(messages: list[Any]) -> bytes:
-    """A length, and a list of messages."""
+    """Encode a list of messages with their length."""
     body = _pack(messages)
     return HEAD.pack(len(body)) + body
 
@@ -75,7 +75,7 @@ class Link(asyncio.Protocol):
 
 
 def serve_calls(sock: socket.socket) -> None:
-    """A slot: run calls until the worker hangs up."""
+    """Run calls in a slot until the worker closes the connection."""
     with sock, sock.makefile("rb") as stream:
         while head := stream.read(HEAD.size):
             answers = []
@@ -86,7 +86,7 @@ def serve_calls(sock: socket.socket) -> None:
 
 
 async def relay(port: int, slots: list[socket.socket]) -> None:
-    """A worker: spread calls over slots until the manager hangs up."""
+    """Distribute calls over slots, as a worker does, until the manager closes the connection."""
     loop, over = asyncio.get_running_loop(), asyncio.Event()
     links: list[Link] = []
     load = [0] * len(slots)

@@ -20,7 +20,7 @@ ABSENT = "-"
 
 
 def table(rows: list[Row], size: Size, rounds: int) -> Table:
-    """The medians, the ratio and the budget of every row."""
+    """Build a table with the medians, the ratio and the budget of every row."""
     caption = f"medians of {rounds} rounds in turn" if rounds > 1 else "one round"
     shown = Table(title=f"daskvine and its peers, {caption}", title_justify="left")
     shown.add_column("what", no_wrap=True)

@@ -80,11 +80,11 @@ class Vine:
         yield lambda _size, _part: Job(1, run, 2)
 
     def transfer(self) -> contextlib.AbstractContextManager[Prepare]:
-        """A file goes from one worker to another one."""
+        """Time the transfer of a file between two workers."""
         return self._course(compared=False)
 
     def compared(self) -> contextlib.AbstractContextManager[Prepare]:
-        """A file goes from one worker to another one, is compared there with what was made, and a task begins that reads it."""
+        """Time a transfer between two workers, its verification and the start of its reader."""
         return self._course(compared=True)
 
     @contextlib.contextmanager
@@ -99,7 +99,7 @@ class Vine:
 
     @contextlib.contextmanager
     def load(self) -> Iterator[Prepare]:
-        """A vertex gets an array that another one has made."""
+        """Time a vertex that loads an array which another vertex has made."""
         with DaskVine.local(cores=1) as m:
 
             def prepare(size: Size, _part: str) -> Job:

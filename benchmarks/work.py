@@ -14,7 +14,7 @@ def increment(x: int) -> int:
 
 
 def wide(vertices: int) -> tuple[Graph, tuple[str, int], int]:
-    """A graph of independent vertices and a tree of sums over them, as histograms are summed.
+    """Build a graph of independent vertices and a tree of sums over them, as histograms are summed.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def wide(vertices: int) -> tuple[Graph, tuple[str, int], int]:
 
 
 def chain(hops: int) -> tuple[Graph, tuple[str, int], int]:
-    """A graph in which every vertex needs the one before. Returns as `wide`."""
+    """Build a graph in which every vertex needs the one before. Returns as `wide`."""
     graph: Graph = {("hop", 0): (increment, 0)}
     for n in range(1, hops):
         graph["hop", n] = (increment, ("hop", n - 1))

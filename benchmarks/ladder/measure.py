@@ -120,7 +120,7 @@ def _encoding() -> float:
 
 @contextmanager
 def _manager() -> Iterator[tuple[Manager, Callable[[], float]]]:
-    """A manager with a worker of one core, and the CPU time of its loop."""
+    """Run a manager with a worker of one core; yield it and the clock of its loop's CPU time."""
     with Manager(port=0, address="127.0.0.1") as manager, Factory("local", manager=manager, cores=1):
         manager.wait_for_workers(1)
         loop = next(t for t in reversed(threading.enumerate()) if t.name == "vine-manager")

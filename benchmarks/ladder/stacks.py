@@ -112,7 +112,7 @@ class Stack:
         )
 
     def cluster(self, scale: Scale) -> Cluster:
-        """The machines."""
+        """Return the machines of this stack."""
         return Cluster(
             scale.workers,
             scale.cores,
@@ -128,7 +128,7 @@ class Stack:
         )
 
     def costs(self, measured: Costs, *, other_manager: bool = False) -> Costs:
-        """What things cost, with this manager or with one as slow as the peer's."""
+        """Return the costs of operations, with this manager or with one as slow as the peer's."""
         return dataclasses.replace(
             measured, warm_fork=self.warm, task_s=1 / PEER_RATE if other_manager else 0.0
         )

@@ -59,7 +59,7 @@ def climb(measured: Measured, scale: Scale, seed: int, say: Callable[[str], None
 
 
 def table(rungs: list[Rung], scale: Scale) -> Table:
-    """Published and simulated, side by side."""
+    """Build a table with the published and the simulated times side by side."""
     title = f"{scale.tasks:,} tasks, {scale.workers:,} workers of {scale.cores} cores"
     if not scale.is_published:
         title += ": not what was published, so compare no times"

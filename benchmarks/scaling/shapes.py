@@ -74,7 +74,10 @@ SHAPES = {"tree": tree, "flat": flat}
 def specs(
     vertices: Iterator[Vertex], run: int, first: int, library: str, function: str
 ) -> Iterator[TaskSpec]:
-    """The tasks that `DaskVine.get` would submit; the first one has that number, and all call the same shared function."""
+    """Generate the tasks that `DaskVine.get` would submit.
+
+    The first one has the number ``first``, and all call the same shared function.
+    """
     results: list[str] = []
     for rank, vertex in enumerate(vertices):
         number = first + rank
@@ -90,12 +93,12 @@ def specs(
 
 
 def work(*_values: Any) -> int:
-    """What a vertex of a dask graph calls; simulated workers do not."""
+    """Stand for the function of a dask vertex; simulated workers do not call it."""
     return 0
 
 
 def dask_graph(vertices: Iterator[Vertex]) -> tuple[dict[Any, Any], list[Any]]:
-    """The same as dask has it, and the keys that are wanted."""
+    """Build the same graph for dask, with the keys of its targets."""
     keys: list[Any] = []
     graph: dict[Any, Any] = {}
     wanted = []

@@ -75,7 +75,7 @@ class Worker:
         return said
 
     def _reply(self, run: m.RunTask) -> Reply:
-        """What a slot answers: a value that can be loaded where the manager wants it."""
+        """Build a slot's reply: a value that can be loaded if the manager requests it."""
         size, payload = (len(VALUE), VALUE) if run.return_result else (self._result_bytes, b"")
         return Reply(run.task, "done", size, self._call_s, {}, payload)
 

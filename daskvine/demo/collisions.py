@@ -67,7 +67,7 @@ def concatenate(parts: Iterable[Particles]) -> Particles:
 
 
 def drell_yan(rng: np.random.Generator, event: Integers) -> list[Particles]:
-    """A Z decaying to two electrons or two muons, and a jet against which it recoils."""
+    """Generate a Z that decays to two electrons or muons, and a jet against which it recoils."""
     size = len(event)
     phi = _azimuth(rng, size)
     pt = rng.gamma(1.6, 14.0, size)
@@ -78,7 +78,7 @@ def drell_yan(rng: np.random.Generator, event: Integers) -> list[Particles]:
 
 
 def diboson(rng: np.random.Generator, event: Integers) -> list[Particles]:
-    """A W and a Z, back to back, both decaying to leptons."""
+    """Generate a W and a Z, back to back, both decaying to leptons."""
     w_bosons, z_bosons = _back_to_back(
         rng, rng.gamma(2.0, 25.0, len(event)), _w_mass(rng, len(event)), _z_mass(rng, len(event))
     )
@@ -89,7 +89,10 @@ def diboson(rng: np.random.Generator, event: Integers) -> list[Particles]:
 
 
 def top_pair(rng: np.random.Generator, event: Integers) -> list[Particles]:
-    """A top and an antitop; each decays to a b and a W, each W to leptons or, twice as often, to two jets."""
+    """Generate a top and an antitop.
+
+    Each decays to a b and a W; each W to leptons or, twice as often, to two jets.
+    """
     size = len(event)
     masses = [breit_wigner(rng, size, 172.5, 1.4, (160.0, 185.0)) for _ in range(2)]
     particles = []
@@ -169,7 +172,7 @@ def _back_to_back(
 def _split(
     rng: np.random.Generator, partons: Floats, radiates: npt.NDArray[np.bool_], share: Floats
 ) -> tuple[Floats, Floats]:
-    """What is left of ``partons``, and what those that radiate emit, up to 1.5 rad away in azimuth."""
+    """Return the rest of radiating partons, and the radiation, up to 1.5 rad away in azimuth."""
     pt, eta, phi = pt_eta_phi(partons[radiates] * share)
     angle, distance = rng.uniform(0.4, 1.5, len(pt)), rng.normal(0.0, 0.6, len(pt))
     rest = partons.copy()

@@ -195,7 +195,7 @@ def _fires(rng: np.random.Generator, events: int, candidates: Integers) -> npt.N
 
 
 def _jagged(columns: Flat, events: int) -> ak.Array:
-    """Lists of records, one list per event, hardest object first; the types are those of NanoAOD."""
+    """Build lists of records, one per event, hardest object first, with NanoAOD's types."""
     order = np.lexsort((-columns["pt"], columns["event"]))
     stored = {name: _stored(column[order]) for name, column in columns.items() if name != "event"}
     return ak.unflatten(ak.zip(stored), np.bincount(columns["event"], minlength=events))

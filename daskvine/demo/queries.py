@@ -61,12 +61,12 @@ class Query:
     logarithmic: bool = False
 
     def function(self, events: Any) -> Any:
-        """The lazy histogram of events opened with `open_events`; a tuple if the query has several."""
+        """Return the lazy histogram of `open_events` events; a tuple if there are several."""
         histograms = self.histograms(events)
         return histograms if len(histograms) > 1 else histograms[0]
 
     def histograms(self, events: Any) -> tuple[Any, ...]:
-        """The lazy histograms, always as a tuple."""
+        """Return the lazy histograms, always as a tuple."""
         return tuple(
             hist.dask.Hist(axis, storage=hist.storage.Double()).fill(values)
             for axis, values in zip(self.axes, self.values(events), strict=True)

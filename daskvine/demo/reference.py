@@ -57,7 +57,7 @@ def read_events(path: str | os.PathLike[str]) -> Any:
 
 
 def empty_histograms(query: Query) -> Histograms:
-    """The histograms of a query before anything is filled."""
+    """Return the histograms of a query before anything is filled."""
     return tuple(hist.Hist(axis, storage=hist.storage.Double()) for axis in query.axes)
 
 

@@ -117,7 +117,7 @@ def _reduce_in_batches(function: Any, how: str, keywords: dict[str, Any], parts:
 
 
 def _sum(parts: Any, skip: Any = ()) -> Any:
-    """What ``sum`` gives; histograms are added in place, for they are this task's own."""
+    """Compute ``sum``, adding histograms in place, because they belong to this task alone."""
     total = 0
     for part in parts:
         total = _add(total, part.load(), skip)
@@ -149,7 +149,10 @@ def _has_default_add(histogram: Any) -> bool:
 
 
 def _accumulate(parts: Any, accumulate: Any) -> Any:
-    """What coffea's ``accumulate`` gives; histograms in dictionaries are added in place, unless one of them is there twice."""
+    """Compute coffea's ``accumulate``.
+
+    Histograms in dictionaries are added in place, unless one of them occurs twice.
+    """
     add = sys.modules[accumulate.__module__].add
     total = None
     for part in parts:

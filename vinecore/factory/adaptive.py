@@ -94,13 +94,13 @@ class AdaptiveScaling:
         return self._pilots.keys()
 
     def submitted(self, names: Iterable[str]) -> None:
-        """These have been submitted."""
+        """Add pilots that have been submitted."""
         for name in names:
             self._pilots[name] = _Pilot()
             self._cycle_submitted += 1
 
     def submission_failed(self, reason: str, now: float) -> tuple[str, ...]:
-        """The batch system has not taken a submission."""
+        """Start the back-off after the batch system has rejected a submission."""
         self._back_off(now)
         return (f"nothing could be submitted: {reason}; again in {_duration(self.pause_s)}",)
 

@@ -62,7 +62,7 @@ def _check_manager(*given: Any) -> None:
 
 
 def _new_id() -> str:
-    """A name that no other factory has."""
+    """Return a name that no other factory has."""
     return f"vine-{socket.gethostname().partition('.')[0]}-{os.getpid()}-{secrets.token_hex(4)}"
 
 

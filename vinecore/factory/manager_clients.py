@@ -46,7 +46,7 @@ class DemandSource(Protocol):
         ...
 
     def ask(self, settings: FactorySettings, factory: str) -> QueueStats:
-        """What there is to do, with the pilots of that factory that are connected.
+        """Request the queue statistics of a manager, with the connected pilots of that factory.
 
         Raises
         ------
@@ -65,7 +65,7 @@ class DemandSource(Protocol):
         ...
 
     def submitted(self, target: Target, pilots: Collection[str]) -> None:
-        """These have been submitted, for that one."""
+        """Remember that these pilots have been submitted for a manager."""
         ...
 
 
@@ -86,7 +86,7 @@ class _SingleManager:
         return [(count, self.target)]
 
     def submitted(self, target: Target, pilots: Collection[str]) -> None:
-        """It is the same for all."""
+        """Do nothing: all pilots belong to the same manager."""
 
 
 class RemoteManager(_SingleManager):

@@ -267,7 +267,7 @@ class Slurm:
         return rows
 
     def _accounting_status(self, names: Sequence[str]) -> dict[str, JobStatus]:
-        """What the accounting knows of jobs that Slurm itself has forgotten."""
+        """Query the accounting for jobs that Slurm itself has forgotten."""
         ends: dict[str, JobStatus] = {}
         if shutil.which("sacct") is None:
             return ends
@@ -332,7 +332,7 @@ class Slurm:
 
 
 def _job_status(row: _SqueueRow) -> JobStatus:
-    """What a row means."""
+    """Convert a row of ``squeue`` to the status of a job."""
     state, reason = row.state, "" if row.reason in ("None", "(null)") else row.reason
     if state in HOLDING or (state in WAITING and HELD_REASON.search(reason)):
         words = REASONS.get(reason)

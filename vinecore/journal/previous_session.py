@@ -121,7 +121,10 @@ def _read_header(path: Path, tell: Callable[[str], object]) -> records.Header | 
 
 
 def _follow_chain(path: Path) -> list[tuple[Path, records.Header]]:
-    """The journals that one goes on from, the newest first, with their first lines; some may have been removed."""
+    """Return the chain of journals that resume each other, newest first, with their headers.
+
+    The chain ends at a journal that has been removed.
+    """
     chain: dict[Path, records.Header] = {}
     while len(chain) < MAX_JOURNALS and path not in chain and _is_file(path):
         header = _read_header(path, lambda problem: log.warning("a journal cannot be read: %s", problem))

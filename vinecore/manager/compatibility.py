@@ -32,12 +32,12 @@ REQUIRED_PACKAGES = ("cloudpickle",)
 
 
 def python_version() -> str:
-    """The version of this Python as far as it matters: ``3.11``."""
+    """Return the version of this Python as far as it matters for pickles: ``3.11``."""
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def package_versions(names: Iterable[str] = tuple(PICKLE_SENSITIVE_PACKAGES)) -> dict[str, str]:
-    """The versions of installed packages; those that are not installed are left out."""
+    """Return the versions of installed packages; packages that are not installed are left out."""
     found = {}
     for name in names:
         try:
@@ -51,7 +51,7 @@ def package_versions(names: Iterable[str] = tuple(PICKLE_SENSITIVE_PACKAGES)) ->
 
 
 def describe() -> dict[str, Any]:
-    """What `explain_mismatch` compares, for this process."""
+    """Describe this process for `explain_mismatch`."""
     return {"python": python_version(), "packages": package_versions()}
 
 
@@ -105,7 +105,7 @@ def _differences(ours: Mapping[str, str], theirs: Mapping[str, str] | None) -> l
 
 
 def _numeric_prefix(version: str, depth: int) -> tuple[str, ...]:
-    """The first `depth` numbers of a version; ``2.0rc1`` is compared as 2.0, ``2025.03`` as 2025.3."""
+    """Return the first `depth` numbers of a version: ``2.0rc1`` as 2.0, ``2025.03`` as 2025.3."""
     return tuple(str(int(number)) for number in re.findall(r"\d+", version)[:depth])
 
 

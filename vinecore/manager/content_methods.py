@@ -76,7 +76,11 @@ class ContentMethods(StatusMethods):
             self._finished_or_obtained.notify_all()
 
     def say_that_it_waits(self) -> None:
-        """The program waits for tasks: those that read what was not there, and what no task makes, fail. To be called again while it waits."""
+        """Report that the program waits for tasks.
+
+        Tasks that read an absent input that no task makes fail then. Call it repeatedly while the
+        program waits.
+        """
         if self._has_absent_inputs:
             self._has_absent_inputs = False
             self._engine.post_event(events.Waited())
@@ -124,7 +128,7 @@ class ContentMethods(StatusMethods):
         return f"{kind}-{self._session}-{next(self._numbers)}"
 
     def result_name(self, number: int) -> str:
-        """The cache name of what task ``number`` returns."""
+        """Return the cache name of the result of task ``number``."""
         return f"result-{self._session}-{number}"
 
     def declare_shared(self, value: Any) -> str:

@@ -89,7 +89,7 @@ class LibraryTask:
         self._request["gpus"] = validators.amount("gpus", gpus)
 
     def set_function_slots(self, slots: int) -> None:
-        """Calls that run at the same time in one unit; the default is one for each core."""
+        """Set the number of calls that run at the same time in one unit (default: one per core)."""
         self._slots = validators.slots("slots", slots)
 
     def add_input(self, file: File, remote_name: str | Path) -> None:

@@ -57,7 +57,7 @@ class PythonTask(Task):
         self._temp_output = False
 
     def disable_output_serialization(self) -> None:
-        """The function returns bytes, which become the output as they are."""
+        """Write the bytes that the function returns to the output unchanged."""
         self._raw = True
 
     @property

@@ -74,14 +74,14 @@ class Renewals:
         self._watch: Watch | None = None  # once there is a library
 
     def add(self, library: NamedLibrary) -> None:
-        """A library has been installed."""
+        """Watch the modules of a library that has been installed."""
         with self._lock:
             self._libraries[library.name] = library
             if self._watch is None:
                 self._watch = Watch()
 
     def remove(self, name: str) -> None:
-        """A library has been removed."""
+        """Forget a library that has been removed."""
         with self._lock:
             self._libraries.pop(name, None)
 

@@ -88,7 +88,7 @@ class StatusMethods:
         return self._missing
 
     def worker_name(self, number: int) -> str:
-        """The host that a worker runs on."""
+        """Return the host of a worker."""
         if number not in self._worker_names and not self._engine.closed:
             self._worker_names.update(self._engine.query(queries.worker_names))
         return self._worker_names.get(number, f"worker {number}")

@@ -242,7 +242,7 @@ class Task:
         )
 
     def _title(self) -> str:
-        """What it is called in the text of an error."""
+        """Return the name of the task for the text of an error."""
         return f"task {self.id}"
 
     # ---- for the manager

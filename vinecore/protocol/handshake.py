@@ -80,7 +80,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
 
 
 def printable(text: Any) -> str:
-    """What somebody has said, for a log: on one line, not long, and without a terminal's commands."""
+    """Make a peer's text safe for a log: one line, at most 500 printable characters."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:500])
 
 

@@ -57,12 +57,12 @@ def is_settled(path: str) -> bool:
 
 
 def describe_file(path: str) -> str:
-    """A file as it is now."""
+    """Describe the present state of a file."""
     return SEPARATOR.join(("file", path, file_state(path)))
 
 
 def describe_listing(path: str) -> Optional[str]:
-    """The names in a folder as they are now; None if there are too many."""
+    """Describe the names in a folder; return None if there are too many."""
     try:
         names = sorted(os.listdir(path))
     except OSError:
@@ -73,13 +73,13 @@ def describe_listing(path: str) -> Optional[str]:
 
 
 def format_listing(path: str, names: list[str]) -> str:
-    """These sorted names in a folder."""
+    """Describe a folder by its sorted names."""
     text = "\0".join(names).encode(errors="surrogateescape")
     return SEPARATOR.join(("listing", path, hashlib.blake2b(text, digest_size=10).hexdigest()))
 
 
 def describe_variable(name: str, value: Optional[str]) -> str:
-    """A variable of the environment; its value is not told."""
+    """Describe a variable of the environment by a digest of its value."""
     state = MISSING
     if value is not None:
         state = hashlib.blake2b(value.encode(errors="surrogateescape"), digest_size=10).hexdigest()

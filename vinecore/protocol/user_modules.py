@@ -83,7 +83,7 @@ def _is_package_spec(spec: Any) -> bool:
 
 
 def source_path(module: ModuleType) -> Optional[str]:
-    """The file that a module was imported from; None for what has none."""
+    """Return the file that a module was imported from; None if it has none."""
     file = getattr(module, "__file__", None)
     return os.path.abspath(file) if isinstance(file, str) else None
 
@@ -98,7 +98,7 @@ def is_own_module(module: ModuleType) -> bool:
 
 
 def find_own_modules(modules: Optional[Iterable[Any]] = None) -> Iterator[ModuleType]:
-    """The user's own ones among these modules, or among all that this process has imported."""
+    """Generate the user's own modules among these, or among all imported ones."""
     for module in _find_candidates() if modules is None else modules:
         if isinstance(module, ModuleType) and is_own_module(module):
             yield module
@@ -111,7 +111,9 @@ class _ModuleScan(NamedTuple):
 
 
 def _find_candidates() -> list[Any]:
-    """What this process has imported, without what certainly is not the user's own; that is looked for again after each import.
+    """Return the imported modules except those that certainly are not the user's own.
+
+    The list is built anew after each import.
 
     A module that is imported again, from another place perhaps, has another spec.
     """

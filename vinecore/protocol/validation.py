@@ -21,12 +21,12 @@ Form = Callable[[Any], bool]
 
 
 def number(value: Any) -> bool:
-    """A number that is finite, and no truth value."""
+    """Return whether a value is a finite number, and not a Boolean."""
     return type(value) in (int, float) and -MAX_INTEGER < value < MAX_INTEGER
 
 
 def integer(value: Any) -> bool:
-    """A whole number."""
+    """Return whether a value is a whole number."""
     return type(value) is int and -MAX_INTEGER < value < MAX_INTEGER
 
 
@@ -36,7 +36,7 @@ def machine_amount(value: Any) -> bool:
 
 
 def writable_text(value: Any) -> bool:
-    """A text that can be written to a file."""
+    """Return whether a value is a text that can be written to a file."""
     return type(value) is str and (value.isascii() or is_unicode(value))
 
 
@@ -50,7 +50,7 @@ def is_unicode(value: str) -> bool:
 
 
 def boolean(value: Any) -> bool:
-    """True or False."""
+    """Return whether a value is a Boolean."""
     return type(value) is bool
 
 
@@ -70,19 +70,19 @@ def optional(form: Form) -> Form:
 
 
 def list_of(form: Form) -> Form:
-    """A list of these."""
+    """Return a check for a list whose items have this form."""
     return lambda value: isinstance(value, (list, tuple)) and all(map(form, value))
 
 
 def dict_of(form: Form) -> Form:
-    """An object whose values are these."""
+    """Return a check for an object whose values have this form."""
     return lambda value: (
         type(value) is dict and all(map(writable_text, value)) and all(map(form, value.values()))
     )
 
 
 def fixed_list(*forms: Form) -> Form:
-    """A list of as many fields, each of its own form."""
+    """Return a check for a list with as many fields, each of its own form."""
 
     def check(value: Any) -> bool:
         return (
@@ -95,7 +95,10 @@ def fixed_list(*forms: Form) -> Form:
 
 
 def partial_object(**known: Form) -> Form:
-    """An object in which these, where they are there, are what they should be; nobody reckons with what else is in it."""
+    """Return a check for an object whose known fields, if present, have their forms.
+
+    Unknown fields may have any value.
+    """
 
     def check(value: Any) -> bool:
         return type(value) is dict and all(known.get(name, any_json)(value[name]) for name in value)

@@ -78,7 +78,7 @@ class _Plot:
         return min(max((t - self.span.start) / self.scale, 0.0), self.length)
 
     def _accumulate_steps(self, changes: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
-        """A number over time, from its changes."""
+        """Convert changes of a number to its values over time."""
         times, levels, level = [0.0], [0.0], 0.0
         for t, change in sorted(changes):
             level += change
@@ -174,7 +174,7 @@ class _Plot:
                 yield self.to_unit(worker.lost.t), -amount
 
     def draw_worker_rows(self, axes: Any, figure: Any) -> None:
-        """What each worker did: every task if there are few, else how much of its cores was in use."""
+        """Draw the work of each worker: every task if there are few, else the cores in use."""
         lanes = sum(max(worker.joined.cores, 1) for worker in self.history.workers.values())
         if len(self.uses) <= MAX_BARS and lanes <= MAX_WORKER_ROWS:
             self._draw_task_bars(axes, figure)

@@ -242,7 +242,7 @@ def _format_problems(run: ReportedRun) -> str:
 
 
 def _count_failures(history: History) -> dict[str, Counter[str]]:
-    """The attempts that failed, by kind, with their reasons."""
+    """Count the failed attempts by outcome, with their reasons."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for task in history.tasks.values():
         for attempt in task.attempts:
@@ -252,7 +252,7 @@ def _count_failures(history: History) -> dict[str, Counter[str]]:
 
 
 def _count_never_run(history: History) -> dict[str, Counter[str]]:
-    """The tasks that failed and not by an attempt, by kind, with the reasons."""
+    """Count the tasks that failed without a failed attempt, by outcome, with the reasons."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for task in history.tasks.values():
         how = {attempt.outcome for attempt in task.attempts}

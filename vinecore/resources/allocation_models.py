@@ -172,7 +172,9 @@ def _starting_at(start: int, values: list[int]) -> Plan:
 
 
 def _least_waste(bins: tuple[Bin, ...]) -> int:
-    """The first allocation of least expected waste, when a failed task is given the largest peak seen [1]_.
+    """Return the first allocation with the least expected waste [1]_.
+
+    A failed task is given the largest peak seen.
 
     What tasks use themselves, the sum of ``r t``, is the same for every choice and left out.
     """
@@ -187,7 +189,9 @@ def _least_waste(bins: tuple[Bin, ...]) -> int:
 
 
 def _most_throughput(bins: tuple[Bin, ...]) -> int:
-    """The first allocation of highest expected throughput, when a failed task is given the largest [1]_.
+    """Return the first allocation with the highest expected throughput [1]_.
+
+    A failed task is given the largest peak seen.
 
     A unit of the resource completes ``1 / (a t)`` tasks per second of those that fit in ``a``, and
     ``1 / ((a + largest) t)`` of those that do not. Every task counts the same here, where the waste counts
@@ -281,7 +285,7 @@ def _evenly(bins: tuple[Bin, ...], n: int) -> list[_Bucket]:
 
 
 def _expected_waste(buckets: list[_Bucket]) -> float:
-    """The waste when a task draws a bucket by `share`, and again among the larger ones if it fails [2]_."""
+    """Compute the waste if tasks draw a bucket by `share`, and a larger one after a failure [2]_."""
     waste = 0.0
     for i, own in enumerate(buckets):
         # From the largest bucket down: `expected` is what drawing among those seen so far costs this task.
@@ -296,7 +300,7 @@ def _expected_waste(buckets: list[_Bucket]) -> float:
 
 
 def _best_start(buckets: list[_Bucket]) -> int:
-    """The bucket with the least expected waste when a task that fails takes the next one up, one by one."""
+    """Return the first bucket of least expected waste if failed tasks take the next larger one."""
     wastes = []
     for start in range(len(buckets)):
         waste = lost = 0.0

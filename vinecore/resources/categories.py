@@ -143,7 +143,7 @@ class Category:
             histogram.add(getattr(measured, resource), wall_s)
 
     def initial_request(self, task_id: int) -> ResourceRequest:
-        """What a task of this category asks for, where it does not say so itself."""
+        """Return the request of a task of this category that makes none itself."""
         if not self.learns:
             return self.maximum.at_least(self.minimum)
         if self._recorded < self.steady_n:
@@ -156,7 +156,7 @@ class Category:
     def retry_request(
         self, previous: Resources, exceeded: set[str], largest: Resources | None = None
     ) -> ResourceRequest | None:
-        """What a task asks for after it exceeded `previous`.
+        """Return the request of a task that exceeded `previous`.
 
         What was exceeded grows to the next planned value; beyond the plan to the maximum if there is one,
         else to all of the `largest` worker. The rest stays as it was.
@@ -245,6 +245,6 @@ def _plain(mode: str) -> str:
 
 
 def _draw(name: str, task_id: int) -> float:
-    """A number in [0, 1) that looks random and is the same each time."""
+    """Map a task to a number in [0, 1) that looks random and is the same each time."""
     digest = hashlib.blake2b(f"{name}:{task_id}".encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48

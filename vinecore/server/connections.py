@@ -130,7 +130,7 @@ class WorkerConnections:
         log.warning("refused a connection from %s: %s", address, reason)
 
     def on_authenticated(self, sock: socket.socket, greeting: dict[str, Any], host: str) -> None:
-        """A client has proved that it knows the secret; runs in its own thread."""
+        """Hand an authenticated client to the object store or the loop; runs in its own thread."""
         if greeting["role"] == "bulk":
             serve_requests(
                 authentication.AuthenticatedLines(sock, greeting["session"], "server"),
@@ -257,7 +257,7 @@ class WorkerConnections:
         peer.channel.send(m.PutObject(instruction.name, content))
 
     def _not_sent(self, peer: WorkerConnection, message: m.Message, reason: str) -> None:
-        """A message could not be sent: as if its worker had answered that it cannot do what it asks for."""
+        """Treat a message that could not be sent as if its worker had rejected it."""
         answer = refusal(message, reason)
         if answer is None:
             log.error("a message to worker %d could not be sent: %s", peer.number, reason)
@@ -272,7 +272,7 @@ class WorkerConnections:
 
 
 def refusal(message: m.Message, reason: str) -> m.Message | None:
-    """What a worker would say that cannot do what a message asks for; None if there is nothing that it would say."""
+    """Return the worker's negative reply to a message; None if the message has none."""
     why = f"it cannot be sent to a worker: {reason}"
     if isinstance(message, m.RunTask):
         return m.TaskFailed(message.task, "not sent", {"reason": why}, b"")

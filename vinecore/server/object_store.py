@@ -165,7 +165,7 @@ class ObjectStore:
         self._contents[name] = content
 
     def temporary(self, name: str) -> str:
-        """A fresh path for something incomplete; beside the place where it shall be, if that can be."""
+        """Return a new path for incomplete content, beside its destination if that is possible."""
         with self._lock:
             self._counter += 1
             number = self._counter
@@ -269,7 +269,7 @@ def in_the_way(place: str) -> str:
 
 
 def staging_prefix(session: str) -> str:
-    """What the name of a staging folder begins with."""
+    """Return the prefix of the names of staging folders."""
     return f"vine-manager-{session}-" if session else "vine-manager-"
 
 

@@ -359,7 +359,7 @@ class ManagerServer:
             self.inbox.append(e.WorkersEnded(ended))
 
     def queue_stats(self) -> QueueStats:
-        """What there is to do, and which pilots are connected."""
+        """Return the queue statistics with the connected pilots."""
 
         def look(mind: Scheduler) -> QueueStats:
             return queue_stats(mind.tables)._replace(pilots=tuple(self._connections.pilot_names()))

@@ -105,7 +105,7 @@ class Link:
             self._clock.schedule_in(seconds, self._transfer_finished, self._plans)
 
     def _transfer_finished(self, plan: int) -> None:
-        """The next transfer is over, unless one has come or gone since this was planned."""
+        """Finish the next transfer, unless one has started or ended since this was planned."""
         if plan != self._plans:
             return
         self._at = self._clock.now

@@ -70,7 +70,7 @@ class ThreadSlots:
             self._waiting.append(begin)
 
     def release(self) -> None:
-        """A thread has ended what it did."""
+        """Give the thread to the next operation that waits."""
         if self._waiting:
             self._waiting.popleft()()
         else:
@@ -150,7 +150,7 @@ class SimulatedWorker:
             self._manager.receive_from_worker(self, list(messages))
 
     def kill(self) -> None:
-        """The machine is gone, with all that it did and had."""
+        """Remove the machine, with its processes, files and transfers."""
         self.alive = False
         for slot in self._slots.values():
             self._abort_slot(slot)
@@ -242,7 +242,7 @@ class SimulatedWorker:
         return execution
 
     def _read_inputs(self, execution: Execution) -> None:
-        """A task is ready to read what it streams from the storage."""
+        """Start to read the inputs that a task streams from the storage."""
         if execution.over:
             return
         reads = self._context.task_of(execution.run.task).reads
@@ -288,7 +288,7 @@ class SimulatedWorker:
             self._on_single_finished(slot, reply)
 
     def _on_single_finished(self, slot: Slot, reply: Any) -> None:
-        """A process that was started for one task has ended."""
+        """Report the result of a Python task and remove its process."""
         run = slot.single
         assert run is not None
         del self._slots[slot.id]
@@ -326,7 +326,7 @@ class SimulatedWorker:
             self.disk_used -= disk_bytes(self.objects.pop(name, 0))
 
     def _transfer_finished(self, transfer: Transfer) -> None:
-        """A transfer has ended, in whatever way: the next one may begin."""
+        """Remove a transfer that has ended in any way, and start the next one."""
         transfer.over = True
         del self._transfers[transfer]
         if transfer.source is not None:
@@ -371,7 +371,7 @@ class SimulatedWorker:
             transfer.flow = Flow(links, transfer.size, lambda: self._on_arrived(transfer))
 
     def on_source_lost(self, transfer: Transfer, reason: str) -> None:
-        """The source of a transfer is gone."""
+        """Fail a transfer whose source is gone."""
         if self.alive and transfer in self._transfers:
             source = transfer.source
             transfer.source = None

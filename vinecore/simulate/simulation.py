@@ -202,7 +202,7 @@ class Simulation:
             self.clock.schedule_at(self._free_at, self._manager_iteration)
 
     def _manager_iteration(self) -> None:
-        """The manager takes up all that has arrived."""
+        """Handle all events that have arrived at the manager."""
         events, self._inbox = self._inbox, []
         self._awake = False
         if any(type(event) is not e.Tick for event in events):
@@ -251,7 +251,7 @@ class Simulation:
         self._over = True
 
     def _send_messages(self, letters: dict[int, list[m.Message]]) -> None:
-        """What the manager has written leaves: to each worker in order."""
+        """Deliver the manager's messages, to each worker in order."""
         for number, messages in letters.items():
             node = self._nodes.get(number)
             if node is not None:
@@ -261,7 +261,7 @@ class Simulation:
                 self.clock.schedule_at(node.last_delivery_to_worker, node.handle, *messages)
 
     def receive_from_worker(self, node: SimulatedWorker, messages: list[m.Message]) -> None:
-        """A worker says something, which arrives in order."""
+        """Deliver messages of a worker to the manager, in order."""
         size = sum(map(size_of_message, messages))
         way = self.cluster.latency_s + size / self.cluster.bandwidth
         node.last_delivery_to_manager = max(node.last_delivery_to_manager, self.clock.now + way)
@@ -332,7 +332,7 @@ class Simulation:
 
 
 def _slice_tasks(specs: list[TaskSpec], jobs: list[SimulatedTask]) -> Iterator[list[TaskSpec]]:
-    """What is submitted together: bounded in number, and at one time."""
+    """Split tasks into slices of bounded size with the same submission time."""
     part: list[TaskSpec] = []
     for spec, job in zip(specs, jobs, strict=True):
         if part and (

@@ -152,7 +152,7 @@ class Workload:
         return list(dict.fromkeys(job.library for job in self.jobs if job.library))
 
     def describe(self) -> dict[str, Any]:
-        """The description that `load` reads."""
+        """Return the description that `load` reads."""
         plain = SimulatedTask("")
         tasks = []
         for job in self.jobs:

@@ -215,7 +215,7 @@ class Worker:
     # ---- when to go
 
     def _on_signal(self, name: str) -> None:
-        """A signal has come: the first one is a request, the next one an order."""
+        """Drain the worker at the first signal; leave at once at the second."""
         if self._draining:
             self._leave(f"the worker got {name} again", True)
         else:

@@ -40,7 +40,7 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 
 
 def zipapp_path() -> str:
-    """The one file that this code has been imported from; "" if that is a folder."""
+    """Return the zip application that this code was imported from; "" if it is a folder."""
     loader = getattr(vineworker.__spec__, "loader", None)
     return str(getattr(loader, "archive", ""))
 

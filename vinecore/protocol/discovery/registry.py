@@ -115,7 +115,7 @@ def _process_start_ticks(pid: int) -> int:
 
 
 def _boot_id() -> str:
-    """What tells this machine, since it has started, and its process numbers from others; "" if nobody knows."""
+    """Identify this machine since its start, and its process id namespace; "" if unknown."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"

@@ -76,7 +76,7 @@ def dump_exception(error: BaseException) -> bytes:
 
 
 def text_of(error: BaseException) -> str:
-    """What an exception says; never raises."""
+    """Return the text of an exception; never raise."""
     try:
         return str(error)
     except BaseException as problem:  # noqa: BLE001 - user code, of which this is only the text
@@ -90,7 +90,7 @@ def summarize_exception(error: BaseException) -> str:
 
 
 def _builtin_attribute(error: BaseException, name: str) -> Any:
-    """What an exception has by being one, whatever its class makes of the name."""
+    """Return an attribute that every exception has, whatever its class defines under that name."""
     return getattr(BaseException, name).__get__(error)
 
 
@@ -149,7 +149,7 @@ def _instance_dict(error: BaseException) -> dict[str, Any]:
 
 
 def _builtin_base(kind: type) -> type:
-    """The builtin class that decides how an exception is laid out in memory."""
+    """Return the builtin class that decides how an exception is laid out in memory."""
     candidates = [base for base in kind.__mro__ if base.__module__ == "builtins" and base is not object]
     return max(candidates, key=lambda base: base.__basicsize__)
 

@@ -20,7 +20,7 @@ KINDS = ("any_double", "any_int64", "any_atomic_int64", "any_weight", "any_mean"
 
 
 def make_reducers() -> dict[type, Callable[[Any], Any]]:
-    """What pickles a histogram, by type; empty as long as this process has none."""
+    """Return the reducers that pickle histograms, by type; empty while this process has none."""
     return _reducers() if "boost_histogram._core" in sys.modules else {}
 
 
@@ -58,7 +58,7 @@ def is_bins(buffer: memoryview) -> bool:
 
 @functools.cache
 def _array_of_bins() -> Any:
-    """A kind of array that tells these buffers from others."""
+    """Create a subclass of array that distinguishes these buffers from others."""
     return type("Bins", (sys.modules["numpy"].ndarray,), {})
 
 

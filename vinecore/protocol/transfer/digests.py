@@ -48,14 +48,14 @@ def has_spare_cpu() -> bool:
 
 
 def digest_bytes(data: Bytes) -> str:
-    """The digest of some bytes."""
+    """Return the digest of some bytes."""
     digest = Digest()
     digest.update(data)
     return str(digest)
 
 
 def hash_file(path: str) -> str:
-    """The digest of a file's content."""
+    """Return the digest of a file's content."""
     with open(path, "rb", buffering=0) as file:
         return IncrementalHasher(file.fileno()).digest(os.fstat(file.fileno()).st_size)
 

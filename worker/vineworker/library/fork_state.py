@@ -113,7 +113,10 @@ def _renew_sequence(sequence: Any) -> bool:
 
 
 def _forget_half_a_pair(state: Any) -> None:
-    """Normal numbers are drawn in pairs: the second of one that was drawn before the fork is in all copies."""
+    """Drop the second normal number of a pair that was drawn before the fork.
+
+    Normal numbers are drawn in pairs, so all forks would have the same second one.
+    """
     known = state.get_state(legacy=False)
     if known.get("has_gauss"):
         state.set_state({**known, "has_gauss": 0, "gauss": 0.0})

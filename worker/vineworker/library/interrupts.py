@@ -24,7 +24,7 @@ def _take(_number: int, _frame: Any) -> None:
 
 
 def forget() -> None:
-    """What comes from now on is about something else."""
+    """Reset the flag: later signals are about another call."""
     global _received  # noqa: PLW0603
     _received = False
 

@@ -177,7 +177,7 @@ class ForkServerProcess:
         self._loop.remove_writer(self._control)
 
     def disk(self, limit: Callable[[], int], copies: dict[int, int]) -> LibraryDiskMonitor:
-        """What looks how much of the disk this takes; may be used in any thread."""
+        """Return a monitor, for any thread, of the disk space of this process and its slots."""
 
         def slots() -> dict[int, WritingProcess]:
             return {
@@ -202,7 +202,7 @@ class ForkServerProcess:
             pass
 
     def _hear_all(self) -> None:
-        """The process has ended: what it has said before comes first."""
+        """Process the remaining messages of a process that has exited, then its exit."""
         while not self.ended and self._receive():
             pass
         self._on_exit()
@@ -379,7 +379,7 @@ class SlotProcess:
         self._file.close()  # the map of it stays
 
     def started(self, pid: int) -> None:
-        """The process is there."""
+        """Record the process id of the slot."""
         if self.single:
             self.pid = pid
             self.forked(pid)
@@ -398,7 +398,7 @@ class SlotProcess:
         return began if running == task else None
 
     def last_words(self) -> str:
-        """The end of what the process has written."""
+        """Return the end of the output of the process."""
         words = (read_log_tail(path, LAST_WORDS) for path in (self.log, self.errors) if path)
         return "".join(words)[-LAST_WORDS:]
 
@@ -428,7 +428,7 @@ class SlotProcess:
         self._report_if_exited()
 
     def exited(self, info: dict[str, Any]) -> None:
-        """The host has seen the process end, or has gone itself."""
+        """Record the exit that the fork server reported, or the loss of the fork server."""
         self._exit = info
         self._theirs.close()  # where nobody has forked: the end of the channel is waited for
         if not self._closed:
@@ -447,7 +447,10 @@ class SlotProcess:
         loop.call_later(EXIT_WAIT_S, self.channel.abort, "its process has ended")
 
     def _report_if_exited(self) -> None:
-        """Replies that are still in the socket come before the news of the death, so wait for both."""
+        """Report the exit when the process is gone and its socket is at its end.
+
+        Replies that are still in the socket come before the report.
+        """
         if self._exit is None or not self._closed or self._told:
             return
         self._told = True
@@ -461,14 +464,17 @@ class SlotProcess:
 
 
 def _shared_file() -> Any:
-    """A file without a name, in memory where the system can: a full disk must not keep slots from being started."""
+    """Create a file without a name, in memory if possible.
+
+    A full disk must not keep slots from being started.
+    """
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("vine-progress"), "r+b")
     return tempfile.TemporaryFile()
 
 
 def _python(environment: str, cache: Cache) -> list[str]:
-    """The command that starts the Python of an environment, or the worker's own."""
+    """Return the command that starts the Python of an environment, or the worker's own."""
     if not environment:
         return [sys.executable]
     folder = cache.path(environment)
@@ -485,7 +491,10 @@ def _python(environment: str, cache: Cache) -> list[str]:
 
 
 def environment_prefix(environment: str, cache: Cache) -> list[str]:
-    """What runs a shell command inside an environment: poncho's wrapper, or what puts the environment's programs first."""
+    """Return the command that runs a shell command inside an environment.
+
+    This is poncho's wrapper, or a shell that puts the environment's programs first.
+    """
     if not environment:
         return []
     folder = cache.path(environment)

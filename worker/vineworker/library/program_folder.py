@@ -49,7 +49,7 @@ class StartingFolder:
         return changes
 
     def leave(self) -> None:
-        """A call is over: what it has made in a view of the program's folder belongs into that folder."""
+        """Move files that a finished call has created in its view to the program's folder."""
         if self._view is not None:
             self._view.carry_over()
 

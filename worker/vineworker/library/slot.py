@@ -471,7 +471,9 @@ def run_single(sock: socket.socket, progress: int) -> None:
 
 
 def _imported_since(before: int) -> dict[str, list[str]]:
-    """What this process has imported after so many modules: of packages, top-level modules that another one could import, too; of the user's own modules, their files.
+    """List the imports of this process after the first ``before`` modules.
+
+    These are top-level modules of packages, and the files of the user's own modules.
 
     The names of the others are not looked at: each would cost a copy of the page it is on, which this process shares with the host.
     """

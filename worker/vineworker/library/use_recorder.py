@@ -109,14 +109,14 @@ class Recorder:
         }
 
     def begin(self, call: Call) -> None:
-        """A call begins."""
+        """Start to record a call."""
         paths = [call.result, *(path for _name, path in (*call.shared, *call.inputs) if path)]
         self._own_places = tuple({os.path.dirname(path) + os.sep for path in paths if path})
         self._states, self._reads, self._allocations = _random_states(), _reads(), _allocations()
         self._call, self._opened, self._given = {}, 0, set()
 
     def end(self, message: Call, inputs: Mapping[str, bytes]) -> list[str]:
-        """A call is over: what it has used, and what it may have found that others have left.
+        """Finish the record of a call and return the resources that it used.
 
         Parameters
         ----------
@@ -149,7 +149,10 @@ class Recorder:
         return list(used)
 
     def give_module(self, module: Any) -> None:
-        """A module was imported by a name that its code need not tell; one that is there already is not read again."""
+        """Record a module that was imported by a name which its code need not contain.
+
+        A module that was given before is not read again.
+        """
         if self._call is not None and user_modules.is_own_module(module):
             self._given.add(module.__name__)
             self._note(used_resources.describe_file(user_modules.source_path(module) or ""))
@@ -167,7 +170,7 @@ class Recorder:
             self._imports, self._opened = False, opened
 
     def cancel(self, message: Call) -> None:
-        """A call has failed."""
+        """Drop the record of a failed call."""
         call, self._call = self._call or {}, None
         self._leave(call, message)
 
@@ -178,7 +181,7 @@ class Recorder:
             del self._contents[next(iter(self._contents))]
 
     def _contents_of(self, call: Call, inputs: Mapping[str, bytes]) -> Iterator[Optional[bytes]]:
-        """What a call is made of, in which the modules that it may reach are named; None for what is not at hand."""
+        """Generate the contents of a call that can name modules; None for an unavailable one."""
         yield call.payload
         for name, path in (*_shared(call), *call.inputs):
             if path:
@@ -213,7 +216,7 @@ class Recorder:
                 _remember(self._of_objects.setdefault(object_, {}), thing)
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """What Python tells of; it is called very often."""
+        """Handle an audit event; it is called very often."""
         handler = self._handlers.get(event)
         if handler is not None and not getattr(self._busy, "now", False):
             if _frame(1).f_code.co_filename.startswith(
@@ -274,7 +277,7 @@ class Recorder:
             self._note(thing)
 
     def looked_at(self, path: Any) -> None:
-        """The user's own code has asked for a file without opening it; that a folder is there does not count."""
+        """Record a file whose state the user's own code requested; folders are not recorded."""
         if getattr(self._busy, "now", False):
             return
         self._busy.now = True
@@ -286,7 +289,7 @@ class Recorder:
             self._busy.now = False
 
     def _call_c(self, *_about: Any) -> None:
-        """The user's own code calls a library in another language by itself."""
+        """Record that the user's own code calls a library in another language."""
         if outside_reads.asked_by_user():
             self._note(used_resources.UNSEEN)
 
@@ -332,7 +335,7 @@ class Recorder:
         return None if user_modules.is_package_file(place) else place
 
     def variable(self, name: Any, value: Optional[str]) -> None:
-        """A variable of the environment was read."""
+        """Record that a variable of the environment was read."""
         if isinstance(name, bytes):
             name = os.fsdecode(name)
         if isinstance(value, bytes):
@@ -400,7 +403,7 @@ def keep(name: str, content: bytes) -> None:
 
 
 def cancel(call: Call) -> None:
-    """The call that runs has failed, if it is recorded."""
+    """Drop the record of the current call, if it is recorded."""
     if _recorder is not None:
         _recorder.cancel(call)
 
@@ -479,7 +482,7 @@ _packages_by_name: dict[str, bool] = {}
 
 
 def _frame(above: int) -> Any:
-    """The frame of who called who called this, so many calls above."""
+    """Return the frame so many calls above the caller."""
     return sys._getframe(above + 1)  # noqa: SLF001 - a hook is called by C code, for which there is no other way
 
 
@@ -550,7 +553,7 @@ def _is_reached(module: str, contents: Iterable[Optional[bytes]]) -> bool:
 
 
 def _users_of(module: str) -> set[str]:
-    """The user's own modules in whose texts a module is named, those in whose texts they are named, and so on."""
+    """Return the user's own modules whose texts name a module, directly or through others."""
     own = {found.__name__: user_modules.source_path(found) or "" for found in user_modules.find_own_modules()}
     found, waiting = {module}, [module]
     while waiting:
@@ -574,7 +577,10 @@ _texts: dict[str, bytes] = {}
 
 
 def _owners() -> Optional[frozenset[str]]:
-    """The user's own modules that take part in what is done now; None if a package is imported, which belongs to the environment."""
+    """Return the user's own modules on the stack; None if a package is being imported.
+
+    A package belongs to the environment.
+    """
     owners: set[str] = set()
     frame = _frame(2)
     for _ in range(MOST_FRAMES):

@@ -177,7 +177,7 @@ class PsutilProbe:
 
 
 def best_probe() -> ProcessProbe | None:
-    """The best way this system has; None if there is none."""
+    """Return the best probe for this system; None if there is none."""
     if os.path.exists("/proc/self/stat"):
         return LinuxProbe()
     try:

@@ -106,7 +106,7 @@ class ProcessReaper:
         return process
 
     def ended(self, pid: int) -> None:
-        """A process that was started has ended and been waited for."""
+        """Forget a process that has exited and been waited for."""
         self.unwatch(pid)
         self._known.discard(pid)
 
@@ -121,11 +121,11 @@ class ProcessReaper:
                 self._starting.release()
 
     def watch(self, group: int) -> None:
-        """A process group has been started."""
+        """Register a process group that has been started."""
         self._say(f"+ {group}\n")
 
     def unwatch(self, group: int) -> None:
-        """A process group has ended."""
+        """Remove a process group that has ended."""
         self._say(f"- {group}\n")
 
     def _say(self, line: str) -> None:

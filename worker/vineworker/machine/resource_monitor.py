@@ -311,7 +311,7 @@ class _MonitoredTask:
         self._peaks[resource] = max(value, self._peaks.get(resource, 0))
 
     def exceeded_limits(self) -> list[tuple[str, int, int]]:
-        """The limits that are exceeded and have not been told yet: resource, limit and peak in MB."""
+        """Return the exceeded limits that were not reported yet: resource, limit and peak in MB."""
         told = []
         for resource, limit in self._limits.items():
             peak = self._peaks.get(resource, 0)
@@ -321,7 +321,7 @@ class _MonitoredTask:
         return told
 
     def peak(self) -> Peak:
-        """What was seen so far."""
+        """Return the highest usage so far."""
         wall_s = self._clock() - self._started
         memory, disk = self._peaks.get("memory"), self._peaks.get("disk")
         return Peak(

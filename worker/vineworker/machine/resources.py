@@ -142,7 +142,7 @@ def _from_environment(variable: str, env: Mapping[str, str], notes: list[str]) -
 
 
 def available_cores(cgroups: list[Cgroup], notes: list[str]) -> int:
-    """The cores this process may use: at least 1."""
+    """Return the number of cores that this process may use, at least 1."""
     cores = os.cpu_count() or 1
     affinity = _affinity()
     if affinity is not None and affinity < cores:
@@ -163,7 +163,7 @@ def _affinity() -> int | None:
 
 
 def available_memory_mb(cgroups: list[Cgroup], root: str, notes: list[str]) -> int:
-    """The memory this process may use, in MB; 0 if that cannot be found out."""
+    """Return the memory that this process may use, in MB; 0 if it cannot be determined."""
     total = _total_memory(root)
     limit, folder = _lowest_limit(cgroups, "memory", _memory_limit)
     if limit is not None and (total is None or limit < total):
@@ -185,7 +185,10 @@ def _total_memory(root: str) -> int | None:
 
 
 def available_disk_mb(workspace: str, notes: list[str]) -> int:
-    """The disk a worker may use, in MB: a part of what is free on the file system of its workspace."""
+    """Return the disk space that a worker may use, in MB.
+
+    This is a part of the free space on the file system of its workspace.
+    """
     folder = os.path.abspath(workspace)
     while not os.path.isdir(folder) and os.path.dirname(folder) != folder:
         folder = os.path.dirname(folder)
@@ -197,7 +200,7 @@ def available_disk_mb(workspace: str, notes: list[str]) -> int:
 
 
 def available_gpus(env: Mapping[str, str], notes: list[str]) -> int:
-    """The NVIDIA gpus this process may use."""
+    """Return the number of NVIDIA gpus that this process may use."""
     visible = env.get("CUDA_VISIBLE_DEVICES")
     program = shutil.which("nvidia-smi", path=env.get("PATH"))
     if program is None or (visible is not None and not _listed(visible)):
@@ -218,7 +221,7 @@ def available_gpus(env: Mapping[str, str], notes: list[str]) -> int:
 
 
 def _listed(visible: str) -> list[str]:
-    """The devices named before the first that is none: there the CUDA runtime stops reading too."""
+    """Return the devices named before the first invalid one, where the CUDA runtime stops, too."""
     devices: list[str] = []
     for device in visible.split(","):
         name = device.strip()
@@ -238,7 +241,7 @@ def _visible(visible: str, physical: int) -> int:
 
 
 def find_cgroups(root: str = "/") -> list[Cgroup]:
-    """The cgroups of this process that can limit its cores and memory."""
+    """Return the cgroups of this process that can limit its cores and memory."""
     mounts = _cgroup_mounts(root)
     found = []
     for line in _read(os.path.join(root, "proc/self/cgroup")).splitlines():
@@ -271,7 +274,7 @@ def _unescaped(path: str) -> str:
 
 
 def _hierarchy(root: str, seen: str, mount: str, path: str) -> list[str]:
-    """The folders from the cgroup `path` up to the mount point.
+    """Return the folders from the cgroup `path` up to the mount point.
 
     In a container the mount may show only a part of the hierarchy (`seen`), while the path of the process may
     still be given from the very top, or point out of what is visible; then the mount point itself is our
@@ -289,7 +292,7 @@ def _hierarchy(root: str, seen: str, mount: str, path: str) -> list[str]:
 def _lowest_limit(
     cgroups: list[Cgroup], controller: str, limit: Callable[[int, str], float | None]
 ) -> tuple[float | None, str]:
-    """The lowest limit of all cgroups above this process, and the folder that sets it."""
+    """Return the lowest limit of all cgroups above this process, and the folder that sets it."""
     lowest, where = None, ""
     for cgroup in cgroups:
         if cgroup.controller not in ("", controller):

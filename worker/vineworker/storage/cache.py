@@ -165,7 +165,7 @@ class Cache:
         return os.path.join(self._folder, file_name(name))
 
     def temporary(self, _name: str) -> str:
-        """A fresh path for something incomplete."""
+        """Return a new path for incomplete content."""
         with self._lock:
             self._counter += 1
             return os.path.join(self._incoming, str(self._counter))
@@ -219,7 +219,7 @@ class Cache:
             return True
 
     def mark_verified(self, name: str, path: str, digest: str = "") -> None:
-        """The file that has been offered from there is right: take it over, unless it has gone or has been replaced meanwhile."""
+        """Accept an unverified file, unless it was removed or replaced meanwhile."""
         with self._lock:
             if self._offered.get(name) == path:
                 target = self.path_for(name)
@@ -227,7 +227,7 @@ class Cache:
                 del self._offered[name]
 
     def discard_unverified(self, name: str, path: str) -> None:
-        """The file that has been offered from there is wrong."""
+        """Remove an unverified file whose digest is wrong."""
         with self._lock:
             if self._offered.get(name) == path:
                 self._remove_unverified(name)
@@ -370,7 +370,7 @@ class Cache:
             self.is_intact(name)
 
     def release(self, folder: str) -> None:
-        """A sandbox goes."""
+        """Remove the records of a sandbox that is removed."""
         self.file_stamps.release(folder)
         with self._lock:
             self._copied.pop(folder, None)

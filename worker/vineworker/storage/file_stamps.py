@@ -104,7 +104,7 @@ class FileStamps:
         return name in self._exposed
 
     def forget(self, name: str) -> None:
-        """An object goes."""
+        """Remove the record of an object that is removed."""
         with self._lock:
             self._known.pop(name, None)
             self._exposed.discard(name)
@@ -192,7 +192,7 @@ class FileStamps:
             self._enter(folder, SandboxLink(name, inner, target, look.inode))
 
     def mention(self, folder: str, name: str) -> None:
-        """A sandbox has a symbolic link to an object."""
+        """Record that a sandbox has a symbolic link to an object."""
         with self._lock:
             self._enter(folder, SandboxLink(name, "", "", 0))
 
@@ -224,7 +224,10 @@ class FileStamps:
         return changed
 
     def report(self, name: str) -> bool:
-        """An object is not what it was: no sandbox gets a link of its next copy; give whether there are tasks that may have read it."""
+        """Mark an object as modified and return whether running tasks may have read it.
+
+        No sandbox gets a link to its next copy.
+        """
         with self._lock:
             if len(self._changed) >= MOST_CHANGED:
                 self._changed.clear()

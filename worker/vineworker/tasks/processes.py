@@ -173,7 +173,7 @@ def finished_message(
     limit: Optional[LimitExceeded],
     missing: list[str],
 ) -> Union[m.TaskDone, m.TaskFailed]:
-    """The message that a task is over, and how."""
+    """Build the message that reports the end of a task."""
     if killed == "exhausted" and limit is not None:
         more = {"resource": limit.resource, "limit": limit.limit_mb, "peak": limit.peak_mb}
         return m.TaskFailed(run.task, "exhausted", {**info, **more}, b"")
@@ -188,7 +188,7 @@ def finished_message(
 
 
 def usage_for_message(peak: Optional[Peak]) -> Optional[dict[str, Any]]:
-    """What a task used, as it travels."""
+    """Convert the usage of a task to its form in messages."""
     if peak is None:
         return None
     # of a short task, CPU time over wall time says what starting its process took, not how many cores it keeps busy
@@ -197,7 +197,7 @@ def usage_for_message(peak: Optional[Peak]) -> Optional[dict[str, Any]]:
 
 
 def _said(run: m.RunTask, folder: str, output: str) -> dict[str, str]:
-    """What a Python call has printed: for who looks at it, its end; of a vertex, what is shown to its user."""
+    """Return the printed output of a Python call: all of a vertex, else its end."""
     if "program" in run.options:
         return output_files.take_output_files(output, os.path.join(folder, output_files.ERRORS_NAME))
     printed = sandbox.read_log_tail(output)

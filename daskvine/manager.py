@@ -43,13 +43,28 @@ class DaskVine(Manager):
 
     Parameters
     ----------
-    port, name, **more
-        As those of `vinecore.Manager`.
+    port : int or (int, int)
+        The port to which workers connect, as for `vinecore.Manager`.
+    name : str or None
+        The name by which workers find the manager.
+    **more : object
+        Further parameters of `vinecore.Manager`.
+
+    Attributes
+    ----------
+    last_run : GraphComputation or None
+        The latest computation: ``vertices`` and ``executed`` are its number of vertices, and of
+        those that ran.
+
+    Raises
+    ------
+    TypeError, ValueError, OSError
+        As for `vinecore.Manager`.
 
     Examples
     --------
     >>> with DaskVine.local(cores=2) as m:  # doctest: +SKIP
-    ...     hist.compute(scheduler=m.get, task_mode="function-calls", lib_resources={"cores": 2, "slots": 2})
+    ...     hist.compute(scheduler=m.get, task_mode="function-calls", lib_resources={"slots": 2})
     """
 
     def __init__(self, port: Any = DEFAULT_PORT, name: str | None = None, **more: Any) -> None:
@@ -75,20 +90,29 @@ class DaskVine(Manager):
 
         Parameters
         ----------
-        workers
-            How many worker processes; one that dies is replaced. With 0 there are none until `scale` asks for some.
-        cores, memory_mb, disk_mb
-            What each worker offers; None for an equal share of what this machine has.
-        workspace
-            A folder in which the workers leave what a later manager can use: results of ``reuse=True``, and files of the cache level
-            "forever". None leaves nothing.
-        **more
-            As those of `DaskVine`.
+        workers : int
+            Number of worker processes; one that exits is replaced. With 0 there are none until
+            `scale` is called.
+        cores : int or None
+            Cores of each worker; None for an equal share of the cores of this machine.
+        memory_mb, disk_mb : int or None
+            Memory and disk of each worker in MB; None for an equal share of this machine's.
+        workspace : str, Path or None
+            A folder in which the workers keep files for later managers: results of ``reuse=True``,
+            and files of the cache level "forever". None keeps nothing.
+        **more : object
+            Further parameters of `DaskVine`.
 
         Returns
         -------
         DaskVine
-            To be used in a ``with`` statement, or closed with `close`: that ends the workers and removes all their files.
+            The manager, for a ``with`` statement, or to be closed with `close`. This ends the
+            workers and removes all their files.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An option is unknown, has a wrong type or is out of bounds.
         """
         _refuse_unknown_options(more)
         workers = validators.whole("workers", workers, 0, MAX_LOCAL_WORKERS)
@@ -145,16 +169,17 @@ class DaskVine(Manager):
     # ---- the dask door
 
     def get(self, dsk: Any = None, keys: Any = None, **kwargs: Any) -> Any:
-        """Compute the keys of a graph: what dask calls a scheduler.
+        """Compute the keys of a graph, as a scheduler of dask.
 
         Parameters
         ----------
-        dsk
-            A graph in any form that dask hands over. Without one, this method itself is returned, so that ``scheduler=m.get()`` works, too.
-        keys
-            A key, or a nested list of keys.
-        **kwargs
-            The options; `daskvine.options.describe` lists them.
+        dsk : mapping or None
+            A graph in any form that dask passes. Without one, this method itself is returned, so
+            that ``scheduler=m.get()`` works, too.
+        keys : hashable or nested list of hashable
+            The keys to compute.
+        **kwargs : object
+            The options; ``docs/options.md`` lists them.
 
         Returns
         -------
@@ -164,9 +189,12 @@ class DaskVine(Manager):
         Raises
         ------
         TypeError, ValueError
-            An option is unknown or has a value that it does not take.
+            An option is unknown, or has a wrong value.
+        RuntimeError
+            The manager is closed.
         Exception
-            What a vertex has raised, with its own type, the remote traceback, and notes that say where.
+            The exception of a vertex, with its own type, the remote traceback, and notes that name
+            the vertex and the worker.
         """
         if dsk is None:
             return self.get

@@ -69,51 +69,72 @@ def _new_id() -> str:
 class Factory:
     """Keeps workers running for a manager.
 
-    What is set by name can be changed while it works: ``factory.max_workers = 50``.
+    Each setting can be changed while the factory runs: ``factory.max_workers = 50``.
 
     Parameters
     ----------
     batch_type : {"local", "condor", "slurm", "dask"}
-        Where workers run: on this machine, as jobs of HTCondor or Slurm, or one on each node of a Dask cluster.
+        Where workers run: on this machine, as jobs of HTCondor or Slurm, or one on each node of a
+        Dask cluster.
     manager : Manager or None
-        Whom they work for.
+        The manager of the workers.
     manager_host_port : str or None
-        Where workers find the manager, as HOST:PORT; needed for a manager in another process, or where this machine has several names.
+        The address of the manager, as HOST:PORT, if it is in another process or this machine has
+        several names.
     manager_name : str or None
-        The name of a manager in another process, or a regular expression that has to match the whole name: workers are started for all managers that
-        are called so, wherever they are.
-    registry : path or None
-        The folder in which managers with a name are entered; None for what the variable VINE_REGISTRY says, or the usual one.
+        The name of a manager in another process, or a regular expression that has to match the
+        whole name. Workers are started for all managers with such a name.
+    registry : str, Path or None
+        The folder in which managers with a name are entered; None for the value of the variable
+        VINE_REGISTRY, or the usual folder.
     catalog : str or None
-        Catalog servers that know managers, too, as HOST:PORT, or several with commas; None for what the variable CATALOG_HOST says, or none.
-    password : path or None
-        File with the secret, for a manager in another process; None for the secret of this user.
+        Catalog servers that know managers, as HOST:PORT, separated by commas; None for the value of
+        the variable CATALOG_HOST, or none.
+    password : str, Path or None
+        The file with the secret of a manager in another process; None for the secret of this user.
     ssl : bool
-        Whether a manager in another process wants TLS; its fingerprint is in the file beside the secret, ``<password file>.fingerprint``. One that is
-        given as ``manager`` is asked.
+        Whether a manager in another process uses TLS. Its fingerprint is in the file beside the
+        secret, ``<password file>.fingerprint``.
     ssl_fingerprint : str or sequence of str
-        Of the certificate of such a manager, instead of that file.
-    scratch_dir : path or None
-        Where the factory keeps its files; None for a temporary folder.
-    config_file : path or None
+        The fingerprints of its certificate, instead of that file.
+    scratch_dir : str, Path or None
+        The folder for the factory's files; None for a temporary folder.
+    config_file : str, Path or None
         A JSON file with further settings, which is read again when it changes.
     factory_name : str or None
-        What the factory is called, and its jobs are marked with; None for a name that nobody else has. One with a name takes out, when it starts, what
-        another one with that name has left in the queue: two of them cannot work at the same time.
-    workspace : path or None
-        Where workers of this machine make their folders; None for the system's place for temporary files.
+        The name with which the factory marks its jobs; None for a new one. A factory removes, at
+        its start, the jobs that an earlier one with its name has left, so two of them cannot run at
+        the same time.
+    workspace : str, Path or None
+        The folder in which workers of this machine make theirs; None for the system's temporary
+        folder.
     keep_workspace : bool
         Whether files of the cache level "forever" stay in the workspace for later workers.
     condor_spool : bool
         Whether HTCondor takes a copy of all files when a pilot is submitted.
     slurm_shared : bool
-        Whether Slurm's nodes find the archive of ``python_env`` at the same path as this machine; if not, each pilot is sent a copy.
+        Whether Slurm's nodes find the archive of ``python_env`` at the same path as this machine;
+        if not, each pilot is sent a copy.
     client : distributed.Client or None
-        A client of the Dask cluster whose nodes are used.
+        A client of the Dask cluster.
     dask_scheduler : str or None
-        Instead of a client, where the cluster's scheduler is: its address, or the path of its file.
-    **settings
-        As in `vinecore.factory.settings.Settings`: min_workers, max_workers, cores, memory, disk, timeout and so on.
+        The address of the Dask cluster's scheduler, or the path of its file, instead of a client.
+    **settings : object
+        The fields of `vinecore.factory.settings.FactorySettings`, such as min_workers, max_workers,
+        cores, memory (MB), disk (MB) and timeout (seconds).
+
+    Attributes
+    ----------
+    ended : threading.Event
+        Is set when the factory has ended by itself.
+    exit_reason : str
+        The reason; "" while the factory runs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A value has a wrong type or is out of bounds, a setting is unknown or has no effect with
+        this batch system, or not exactly one manager is given.
 
     Examples
     --------
@@ -233,10 +254,15 @@ class Factory:
     def change(self, **settings: Any) -> None:
         """Change several settings at once.
 
+        Parameters
+        ----------
+        **settings : object
+            Fields of `vinecore.factory.settings.FactorySettings`.
+
         Raises
         ------
         ValueError
-            There is no such setting, or a value makes no sense; then nothing has changed.
+            There is no such setting, or a value is out of bounds; then nothing has changed.
         """
         new = self._settings.changed(**settings)
         new.reject_unsupported(self._batch_type, self._useless)
@@ -253,7 +279,25 @@ class Factory:
     # ---- life
 
     def start(self, *, replace: bool = True) -> Self:
-        """Start; with ``replace``, look after the workers from then on."""
+        """Start the factory.
+
+        Parameters
+        ----------
+        replace : bool
+            Whether a thread replaces workers that end. Without it the workers are started once.
+
+        Returns
+        -------
+        Factory
+            The factory itself.
+
+        Raises
+        ------
+        RuntimeError
+            The factory has been started already.
+        BatchError
+            The batch system cannot be used here.
+        """
         if self._batch is not None:
             msg = "this factory has been started already"
             raise RuntimeError(msg)

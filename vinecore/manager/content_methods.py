@@ -91,19 +91,32 @@ class ContentMethods(StatusMethods):
             self._finished_or_obtained.notify_all()
 
     def check_place(self, file: File) -> None:
-        """Make sure that a file can be an output: no directory of the user's is where it is to be put.
+        """Check that a file can be an output: at its path is no directory with user's content.
+
+        Parameters
+        ----------
+        file : File
+            A file of the kind "file".
 
         Raises
         ------
         FileExistsError
-            There is one, with something in it.
+            There is such a directory.
         """
         if not self._engine.store.may_replace(file.source):
             msg = f"{file.source} cannot be the place of an output: {in_the_way(file.source)}"
             raise FileExistsError(msg)
 
     def rename_for_new_content(self, file: File) -> None:
-        """Name a file anew that already has, or will have, a content, because another task fills it: what was sent under its name stays what it was."""
+        """Give a file that another task fills a new cache name, if it has or will have a content.
+
+        Tasks that were submitted before still read the old content under the old name.
+
+        Parameters
+        ----------
+        file : File
+            A file that a task is about to fill.
+        """
         file.check_place()
         if file.has_content:
             file.cache_name, file.size = self._unique_name(file.kind), -1
@@ -128,11 +141,29 @@ class ContentMethods(StatusMethods):
         return f"{kind}-{self._session}-{next(self._numbers)}"
 
     def result_name(self, number: int) -> str:
-        """Return the cache name of the result of task ``number``."""
+        """Return the cache name of the result of task ``number``.
+
+        Parameters
+        ----------
+        number : int
+            The number of the task.
+
+        Returns
+        -------
+        str
+            The cache name.
+        """
         return f"result-{self._session}-{number}"
 
     def declare_shared(self, value: Any) -> str:
-        """Declare a function (or other object) that many tasks use; it travels to a worker once, and is loaded in a slot once.
+        """Declare a function (or other object) that many tasks use.
+
+        It is sent to a worker once, and loaded in a slot once.
+
+        Parameters
+        ----------
+        value : object
+            The object, which is serialized at each call, because it may have changed.
 
         Returns
         -------
@@ -150,13 +181,30 @@ class ContentMethods(StatusMethods):
         return self.declare_shared_bytes(data)
 
     def declare_shared_bytes(self, data: bytes) -> str:
-        """Declare a serialized object that many tasks use."""
+        """Declare a serialized object that many tasks use.
+
+        Parameters
+        ----------
+        data : bytes
+            The object as `vinecore.protocol.serialization.values.dumps` returns it.
+
+        Returns
+        -------
+        str
+            Its cache name.
+        """
         name = hash_bytes("object", data)
         if not self._engine.store.declared(name) and self._engine.store.declare(name, data):
             self._declare(FileSpec(name, len(data), at_manager=True, digest=digests.digest_bytes(data)))
         return name
 
     def release_shared_bytes(self, name: str) -> None:
-        """Take back what `share_bytes` has declared."""
+        """Release an object that `declare_shared_bytes` has declared.
+
+        Parameters
+        ----------
+        name : str
+            Its cache name.
+        """
         self._engine.store.release(name)
         self._engine.post_event(events.FilesReleased([name], prune=False))

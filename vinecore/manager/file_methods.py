@@ -1,4 +1,4 @@
-"""The part of `Manager` that declares files and reads them."""
+"""The part of `Manager` that declares files."""
 
 from __future__ import annotations
 
@@ -9,21 +9,16 @@ from vinecore import keyword_arguments, validators
 from vinecore.cache_level import CACHE_LEVELS, parse_cache_level
 from vinecore.manager import url_metadata
 from vinecore.manager.cache_names import hash_bytes, hash_path
-from vinecore.manager.content_methods import ContentMethods
-from vinecore.manager.files import File
-from vinecore.manager.sandbox_names import check_sandbox_name
-from vinecore.manager.tasks import Task, declared
+from vinecore.manager.files import File, check_declared
+from vinecore.manager.on_demand_methods import OnDemandMethods
+from vinecore.manager.tasks import Task
 from vinecore.manager.url_metadata import RemoteFileInfo
 from vinecore.protocol import trees, xrootd
 from vinecore.protocol.transfer import digests
-from vinecore.scheduler import events, queries
 from vinecore.scheduler.specs import WORKFLOW, FileSpec
 
-# Kinds of files that are always directories.
-UNPACKED = ("untar", "poncho", "starch")  # files that are always directories
 
-
-class FileMethods(ContentMethods):
+class FileMethods(OnDemandMethods):
     """Files that the user declares."""
 
     @keyword_arguments.refuse_unknown
@@ -34,26 +29,38 @@ class FileMethods(ContentMethods):
         peer_transfer: bool = True,
         unlink_when_done: bool = False,
     ) -> File:
-        """Name a file or a directory of this machine, as an input, or as the place an output is brought to.
+        """Declare a file or directory of this machine, as an input or as the place of an output.
 
         Parameters
         ----------
-        cache
-            How long workers keep it: False or "task", until the tasks that need it are over; True or "workflow", until it is undeclared or
-            the manager ends; "worker", until the worker ends; "forever", for later workers, too, if they are started with
-            ``--workspace DIR --keep-workspace``. The last two are for inputs, which are named by their content.
-        peer_transfer
-            Whether workers may fetch it from each other.
-        unlink_when_done
-            Whether the file is to be removed from this machine when it has been undeclared and no task needs it any more, or when the
-            manager ends.
+        path : str or Path
+            The path of the file. If nothing is there, a task has to make it.
+        cache : bool or str
+            How long workers keep the file. False or "task": until the tasks that need it have
+            ended. True or "workflow": until it is undeclared or the manager ends. "worker": until
+            the worker ends. "forever": for later workers, too, if they are started with
+            ``--workspace DIR --keep-workspace``. The last two are for inputs, which are named by
+            their content.
+        peer_transfer : bool
+            Whether workers may fetch the file from each other.
+        unlink_when_done : bool
+            Whether the file is removed from this machine when it has been undeclared and no task
+            needs it any more, or when the manager ends.
+
+        Returns
+        -------
+        File
+            The file, for tasks of this manager.
 
         Raises
         ------
+        TypeError
+            A value has a wrong type.
         ValueError
-            There is no such cache level; or it, or something in the directory, is a pipe, a socket or a device.
+            There is no such cache level; or the file, or something in the directory, is a pipe, a
+            socket or a device.
         OSError
-            It cannot be read.
+            The file cannot be read.
         """
         level, place = parse_cache_level(cache), Path(validators.path("path", path)).absolute()
         peer_transfer = validators.flag("peer_transfer", peer_transfer)
@@ -96,7 +103,26 @@ class FileMethods(ContentMethods):
     def declare_buffer(
         self, buffer: str | bytes | None = None, cache: bool | str = False, peer_transfer: bool = True
     ) -> File:
-        """Name some bytes, or, with None, a buffer that a task will fill."""
+        """Declare some bytes, or a buffer that a task fills.
+
+        Parameters
+        ----------
+        buffer : str, bytes or None
+            The content, text in UTF-8; None for a buffer that a task fills.
+        cache, peer_transfer : bool or str, bool
+            As for `declare_file`.
+
+        Returns
+        -------
+        File
+            The buffer, for tasks of this manager.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The buffer has another type, or is a text without bytes in UTF-8; or there is no such
+            cache level.
+        """
         level, peer_transfer = parse_cache_level(cache), validators.flag("peer_transfer", peer_transfer)
         if buffer is None:
             name, size = self._unique_name("buffer"), -1
@@ -115,22 +141,41 @@ class FileMethods(ContentMethods):
         return file
 
     def declare_temp(self) -> File:
-        """Name something that a task will make and that stays on the workers."""
+        """Declare a file that a task makes and that stays on the workers.
+
+        Returns
+        -------
+        File
+            The temporary file, as an output of one task and an input of others.
+        """
         name = self._unique_name("temp")
         self._declare(FileSpec(name, awaited=True))
         return File(self, "temp", name, level="workflow")
 
     @keyword_arguments.refuse_unknown
     def declare_url(self, url: str, cache: bool | str = False, peer_transfer: bool = True) -> File:
-        """Name something that workers fetch from an address: http, https, ftp, file (on the worker's disk) or root (XRootD).
+        """Declare a file that workers download.
 
-        It is named by the address and by what its server says of the content, so a content that has changed is another file. A server
-        that does not answer here may still be one that workers reach.
+        The cache name consists of the address and of the validator that its server reports (such as
+        an ETag), so a content that has changed is another file. The server need not be reachable
+        from here.
+
+        Parameters
+        ----------
+        url : str
+            An address with http, https, ftp, file (on the worker's disk) or root (XRootD).
+        cache, peer_transfer : bool or str, bool
+            As for `declare_file`.
+
+        Returns
+        -------
+        File
+            The file, for tasks of this manager.
 
         Raises
         ------
-        ValueError
-            It is not such an address.
+        TypeError, ValueError
+            The address is not a text, or has another scheme; or there is no such cache level.
         """
         level, url = parse_cache_level(cache), validators.label("url", url)
         peer_transfer = validators.flag("peer_transfer", peer_transfer)
@@ -152,9 +197,27 @@ class FileMethods(ContentMethods):
 
     @keyword_arguments.refuse_unknown
     def declare_untar(self, tarball: File, cache: bool | str = False, peer_transfer: bool = True) -> File:
-        """Name the directory that an archive unpacks to; it is unpacked on the workers, once."""
+        """Declare the directory that an archive unpacks to, once on each worker.
+
+        Parameters
+        ----------
+        tarball : File
+            The archive, a tar file with any compression that Python knows.
+        cache, peer_transfer : bool or str, bool
+            As for `declare_file`.
+
+        Returns
+        -------
+        File
+            The directory, for tasks of this manager.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The archive is not declared, or there is no such cache level.
+        """
         level, peer_transfer = parse_cache_level(cache), validators.flag("peer_transfer", peer_transfer)
-        name = f"untar-{declared(tarball).cache_name}"
+        name = f"untar-{check_declared(tarball).cache_name}"
         number = self._effective_level(name, level)
         self._declare(
             FileSpec(
@@ -167,10 +230,24 @@ class FileMethods(ContentMethods):
     def declare_poncho(
         self, package: File | str | Path, cache: bool | str = True, peer_transfer: bool = True
     ) -> File:
-        """Name an environment: an archive made by poncho, conda-pack or venv-pack, with ``bin/python`` inside.
+        """Declare an environment: an archive of poncho, conda-pack or venv-pack.
+
+        Parameters
+        ----------
+        package : File, str or Path
+            The archive, which contains ``bin/python``, or its path.
+        cache, peer_transfer : bool or str, bool
+            As for `declare_file`.
+
+        Returns
+        -------
+        File
+            The environment, for `Task.add_environment`.
 
         Raises
         ------
+        TypeError, ValueError
+            A value has a wrong type, or there is no such cache level.
         FileNotFoundError
             There is no such archive.
         """
@@ -184,37 +261,6 @@ class FileMethods(ContentMethods):
         return file
 
     @keyword_arguments.refuse_unknown
-    def declare_minitask(
-        self, task: Task, source: str, cache: bool | str = False, peer_transfer: bool = True
-    ) -> File:
-        """Name a file or directory that a shell command makes on a worker, once it is needed for the first time.
-
-        It is named by the command and all that this reads, so the same command is taken to make the same each time. When all copies are
-        lost it is made again. A command that does not return 0 has made nothing.
-
-        Parameters
-        ----------
-        task
-            The command with its inputs; it is not submitted. If it says nothing of its needs it gets one core.
-        source
-            What it makes: a name in its folder.
-
-        Raises
-        ------
-        TypeError, ValueError
-            It is not a task for that.
-
-        Examples
-        --------
-        >>> unzip = Task("gunzip < in > out")  # doctest: +SKIP
-        >>> unzip.add_input(m.declare_url("https://example.org/data.gz"), "in")
-        >>> data = m.declare_minitask(unzip, "out")
-        """
-        source = check_sandbox_name(source)
-        what = f"{source!r} of the mini task {task.command!r}" if isinstance(task, Task) else ""
-        return self._declare_on_demand(task, source, "minitask", "", what, cache, peer_transfer)
-
-    @keyword_arguments.refuse_unknown
     def declare_xrootd(
         self,
         source: str,
@@ -223,21 +269,34 @@ class FileMethods(ContentMethods):
         cache: bool | str = False,
         peer_transfer: bool = True,
     ) -> File:
-        """Name a file on an XRootD server.
+        """Declare a file on an XRootD server.
 
         Parameters
         ----------
-        source
-            Its address: ``root://server//path``.
-        proxy
-            A file with an X.509 proxy, which travels to the worker that fetches; None for what workers have by themselves.
-        env
-            An environment (`declare_poncho`) with ``xrdcp``, or with Python's XRootD; None for the worker's own.
+        source : str
+            The address: ``root://server//path``.
+        proxy : File, str, Path or None
+            A file with an X.509 proxy, which is sent to the worker that downloads; None if the
+            workers have their own credentials.
+        env : File, str, Path or None
+            An environment (`declare_poncho`) with ``xrdcp``, or with Python's XRootD; None for the
+            worker's own.
+        cache, peer_transfer : bool or str, bool
+            As for `declare_file`.
+
+        Returns
+        -------
+        File
+            The file, for tasks of this manager.
 
         Raises
         ------
+        TypeError
+            A value has a wrong type.
         ValueError
-            It is no such address.
+            The address has another scheme, or there is no such cache level.
+        FileNotFoundError
+            There is no such environment.
         """
         if url_metadata.validate_url(validators.label("source", source)) not in xrootd.SCHEMES:
             msg = f"{source!r} is not the address of a file on an XRootD server: root://server//path"
@@ -258,10 +317,24 @@ class FileMethods(ContentMethods):
     def declare_starch(
         self, starch: File | str | Path, cache: bool | str = True, peer_transfer: bool = True
     ) -> File:
-        """Name the directory that a package made by ``starch`` extracts to; for `Task.add_starch_package`, or as an input.
+        """Declare the directory that a package made by ``starch`` extracts to.
+
+        Parameters
+        ----------
+        starch : File, str or Path
+            The package, or its path.
+        cache, peer_transfer : bool or str, bool
+            As for `declare_file`.
+
+        Returns
+        -------
+        File
+            The directory, for `Task.add_starch_package`, or as an input.
 
         Raises
         ------
+        TypeError, ValueError
+            A value has a wrong type, or there is no such cache level.
         FileNotFoundError
             There is no such package.
         """
@@ -277,91 +350,21 @@ class FileMethods(ContentMethods):
         what = starch.source or starch.cache_name
         return self._declare_on_demand(task, "package", "starch", "", what, cache, peer_transfer)
 
-    def _declare_on_demand(
-        self, task: Task, source: str, kind: str, name: str, what: str, cache: bool | str, peer_transfer: bool
-    ) -> File:
-        """Declare what a task makes, and hand the task over to be run when that is needed."""
-        level, peer_transfer = parse_cache_level(cache), validators.flag("peer_transfer", peer_transfer)
-        if type(task) is not Task or task.outputs:
-            msg = (
-                f"{task!r} cannot make a file on demand: use a Task, a shell command, that has no outputs yet"
-            )
-            raise TypeError(msg)
-        if task.id is not None:
-            msg = f"task {task.id} has been submitted already: a task that makes a file on demand is not"
-            raise ValueError(msg)
-        name = name or hash_bytes("minitask", f"{source}\n{task.fingerprint()}".encode())
-        file = File(self, kind, name, source=what, level=level, peer_transfer=peer_transfer)
-        number = next(self._numbers)
-        spec = task.make_on_demand_spec(self, number, file, source, what)
-        self._display_names[name] = what
-        self._declare(FileSpec(name, peer_transfer=peer_transfer, level=CACHE_LEVELS[level]))
-        self._engine.post_event(events.TasksSubmitted([spec]))
-        return file
-
     def declare_result(self, name: str) -> File:
-        """Declare the result of a task as a file of the user's."""
+        """Declare the result of a task as a file of the user's.
+
+        Parameters
+        ----------
+        name : str
+            The cache name of the result.
+
+        Returns
+        -------
+        File
+            A temporary file.
+        """
         self._declare(FileSpec(name))
         return File(self, "temp", name, level="workflow")
-
-    def undeclare_file(self, file: File) -> None:
-        """Say that a file is not needed any more.
-
-        As soon as no task needs it either it is removed from the workers, unless its cache level is "worker" or "forever", and from this
-        machine if it was declared with ``unlink_when_done``.
-        """
-        declared(file)
-        self._engine.store.release(file.cache_name, file.source if file.unlink_when_done else "")
-        self._engine.post_event(events.FilesReleased([file.cache_name], prune=False))
-        if file.unlink_when_done and not self._engine.closed:
-            self._engine.query(queries.await_earlier_events)  # what no task needs is gone on return
-
-    remove_file = undeclare_file
-
-    def prune_file(self, file: File) -> None:
-        """Remove all replicas of a file from the workers, whatever its cache level, and keep its name."""
-        self._engine.post_event(events.FilesReleased([declared(file).cache_name], prune=True))
-
-    def fetch_file(self, file: File) -> str:
-        """Give the content of a file as text."""
-        return self.read_file(file).decode()
-
-    def get_file_replica_count(self, file: File) -> int:
-        """Count the workers that have a file, also those that still compare it with what was made."""
-        declared(file)
-        return self._engine.query(lambda scheduler: queries.count_replicas(scheduler, file.cache_name))
-
-    def read_file(self, file: File) -> bytes:
-        """Give the bytes of a file, which is brought here if it is elsewhere.
-
-        Raises
-        ------
-        FileNotFoundError
-            It is nowhere, and nothing can make it; the text has the reason of the task that should have made it.
-        IsADirectoryError
-            It is a directory.
-        """
-        if declared(file).kind in UNPACKED:
-            raise _is_directory(file)
-        if file.kind == "url" and not self.get_file_replica_count(file):  # nobody has it now
-            copy = Task("cp in out")
-            copy.add_input(file, "in")
-            fetched = self._declare_on_demand(
-                copy, "out", "minitask", "", f"a copy of {file.source}", False, True
-            )
-            try:
-                return self.read_file(fetched)
-            finally:
-                self.undeclare_file(fetched)
-        content = self._find_or_fetch(file)
-        if isinstance(content, str) and Path(content).is_dir():
-            raise _is_directory(file)
-        return Path(content).read_bytes() if isinstance(content, str) else content
-
-
-def _is_directory(file: File) -> IsADirectoryError:
-    msg = f"{file!r} is a directory, which has no bytes of its own: have a task read it, or declare what you need of it as an output of the task that makes it"
-    return IsADirectoryError(msg)
 
 
 def _bytes_of(buffer: Any) -> bytes:

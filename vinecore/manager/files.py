@@ -24,18 +24,31 @@ class ContentReader(Protocol):
 
 
 class File:
-    """Something that tasks read or write; made by the ``declare_...`` methods of a manager.
+    """Content that tasks read or write; made by the ``declare_...`` methods of a manager.
+
+    Parameters
+    ----------
+    manager : Manager
+        The manager with which the file is declared.
+    kind : str
+        "file", "buffer", "temp", "url", "untar", "poncho", "minitask", "xrootd" or "starch".
+    cache_name : str
+        The name of the file on workers.
+    source : str
+        The path or address of the file; "" if it has none.
+    size : int
+        Size in bytes; -1 if it is not known.
+    level : str
+        The cache level: "task", "workflow", "worker" or "forever".
+    peer_transfer : bool
+        Whether workers may fetch the file from each other.
+    unlink_when_done : bool
+        Whether the file at ``source`` is removed when it is not needed any more.
 
     Attributes
     ----------
-    cache_name : str
-        Its name on workers.
-    kind : str
-        "file", "buffer", "temp", "untar", ...
-    source : str
-        Path or address it comes from, "" where it has none.
-    filled : bool
-        Whether there is a content to its name, or a task that will make it.
+    has_content : bool
+        Whether the file has a content, or a submitted task makes it.
     """
 
     __slots__ = (
@@ -64,22 +77,33 @@ class File:
         self.has_content = False
 
     def contents(self, unserializer: Callable[[bytes], Any] | None = None) -> Any:
-        """Give the content, which is brought to the manager if it is elsewhere.
+        """Return the content, which is brought to the manager if necessary.
 
         Parameters
         ----------
-        unserializer
-            What makes a value of the bytes; None for the bytes themselves.
+        unserializer : callable or None
+            A function that makes a value of the bytes; None for the bytes themselves.
+
+        Returns
+        -------
+        bytes or object
+            The content, or the value that ``unserializer`` returns.
         """
         data = self.manager.read_file(self)
         return data if unserializer is None else unserializer(data)
 
     def value(self) -> Any:
-        """Give the Python value that a task has left in this file."""
+        """Return the Python value that a task has left in this file.
+
+        Returns
+        -------
+        object
+            The value, unpickled.
+        """
         return values.loads(self.manager.read_file(self))
 
     def check_place(self) -> None:
-        """Make sure that it can be an output: see `Manager.check_place`."""
+        """Check that the file can be an output, as `Manager.check_place`."""
         if self.kind == "file":
             self.manager.check_place(self)
 
@@ -91,3 +115,17 @@ class File:
 
     def __repr__(self) -> str:
         return f"<File {self.kind} {self.source or self.cache_name}>"
+
+
+def check_declared(file: Any) -> File:
+    """Make sure that something is a declared file.
+
+    Raises
+    ------
+    TypeError
+        It is something else, such as a path.
+    """
+    if not isinstance(file, File):
+        msg = f"{file!r} is not a file: declare it first, such as m.declare_file({str(file)!r})"
+        raise TypeError(msg)
+    return file

@@ -84,27 +84,56 @@ class GraphHandle:
         self._closed = False
 
     def submit(self, tasks: Sequence[TaskSpec]) -> None:
-        """Submit tasks, in the order in which they should run, and wait until the scheduler has taken them.
+        """Submit tasks in the order in which they should run.
+
+        The method returns when the scheduler has taken them.
 
         Tasks may read results of tasks that are submitted later.
+
+        Parameters
+        ----------
+        tasks : sequence of TaskSpec
+            A slice of the graph; a few hundred tasks keep the server's thread responsive.
         """
         self._server.submit(list(tasks))
 
     def submitted(self) -> None:
-        """Tell the scheduler that the last task has been submitted; before that the graph cannot end successfully."""
+        """Tell the scheduler that the last task was submitted; the graph cannot succeed before."""
         self._server.post_event(events.GraphSubmitted(self.number))
 
     def status(self) -> GraphStatus:
-        """Return how far the graph is, after everything that has been submitted so far."""
+        """Return the progress of the graph, after everything that has been submitted so far.
+
+        Returns
+        -------
+        GraphStatus
+            The numbers of tasks, workers and bytes.
+        """
         number, total = self.number, self._total
         return self._server.query(lambda scheduler: queries.graph_status(scheduler, number, total))
 
     def is_finished(self) -> bool:
-        """Return whether the graph has ended, whatever its outcome."""
+        """Return whether the graph has ended.
+
+        Returns
+        -------
+        bool
+            True for any outcome.
+        """
         return self._finished.is_set()
 
     def wait(self, timeout_s: float) -> GraphOutcome | None:
-        """Wait until the graph has ended; return its outcome, or None if that takes longer than the timeout.
+        """Wait until the graph has ended.
+
+        Parameters
+        ----------
+        timeout_s : float
+            Duration in seconds.
+
+        Returns
+        -------
+        GraphFinished or None
+            The outcome; None if the graph has not ended in time.
 
         Raises
         ------
@@ -119,19 +148,34 @@ class GraphHandle:
     def finished_tasks(self) -> Iterator[FinishedTask]:
         """Yield the tasks that have ended since the last call.
 
-        These are all tasks if the graph was opened with ``report_each_task``, and otherwise those whose
-        workers have sent something to be shown.
+        These are all tasks if the graph was opened with ``report_each_task``, and otherwise those
+        whose workers have sent output for the user.
+
+        Yields
+        ------
+        GraphTaskFinished
+            A task that has ended.
         """
         while self._finished_tasks:
             yield self._finished_tasks.popleft()
 
     def result(self, name: str) -> Content:
-        """Return the content of a file that the manager has: bytes, or the path of a file.
+        """Return the content of a file that the manager has.
+
+        Parameters
+        ----------
+        name : str
+            The cache name of the file.
+
+        Returns
+        -------
+        bytes or str
+            The content, or the path of a file with it.
 
         Raises
         ------
         FileNotFoundError
-            The manager does not have it: it was not among ``wanted_at_manager`` of any task that has succeeded.
+            The file was not among ``wanted_at_manager`` of any task that has succeeded.
         """
         content = self._server.store.find_object(name)
         if content is None:
@@ -140,7 +184,14 @@ class GraphHandle:
         return content
 
     def declare_private_environment(self, archive: File, task: int) -> str:
-        """Declare an environment that a worker unpacks for one task alone, until the graph is closed.
+        """Declare an environment that a worker unpacks for one task, until the graph is closed.
+
+        Parameters
+        ----------
+        archive : File
+            The packed environment.
+        task : int
+            The number of the task.
 
         Returns
         -------
@@ -154,7 +205,7 @@ class GraphHandle:
         return name
 
     def close(self) -> None:
-        """Cancel what is unfinished, and release the graph's files. A second call does nothing."""
+        """Cancel unfinished tasks and release the graph's files. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -173,11 +224,23 @@ class GraphHandle:
     # Called in the server's thread.
 
     def on_task_finished(self, finished: FinishedTask) -> None:
-        """Keep a task that has ended for `finished_tasks`."""
+        """Keep a task that has ended for `finished_tasks`.
+
+        Parameters
+        ----------
+        finished : GraphTaskFinished
+            The task.
+        """
         self._finished_tasks.append(finished)
 
     def on_finished(self, outcome: GraphOutcome) -> None:
-        """Keep the outcome, and wake up `wait`."""
+        """Keep the outcome and wake up `wait`.
+
+        Parameters
+        ----------
+        outcome : GraphFinished
+            The outcome.
+        """
         self._outcome = outcome
         self._finished.set()
 

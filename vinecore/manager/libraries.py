@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from vinecore import validators
+from vinecore.manager.files import File, check_declared
 from vinecore.manager.reloaded_modules import current
 from vinecore.manager.sandbox_names import check_sandbox_name
-from vinecore.manager.tasks import declared
 from vinecore.protocol.library_context import context_variables
 from vinecore.protocol.serialization import exceptions, unpicklable, values
 from vinecore.protocol.user_modules import count_loads, digest_own_modules, find_own_modules
@@ -20,7 +20,6 @@ from vinecore.scheduler.specs import LibrarySpec
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vinecore.manager.files import File
 
 ContextFunction = tuple[Callable[..., dict[str, Any]], list[Any], dict[str, Any]]
 
@@ -31,21 +30,28 @@ class LibraryTask:
     Parameters
     ----------
     name : str
-        What function calls name it by.
+        The name by which calls find the library.
     functions : iterable of callable
-        What can be called.
+        The functions that can be called.
     modules : iterable of module or str
-        What is imported before the first slot is forked.
+        The modules that are imported before the first slot is forked.
     exec_mode : {"fork", "direct"}
-        Whether each call has a child process of its own or slots run one call after another.
+        Whether each call has a child process of its own, or slots run one call after another.
     context : (function, args, kwargs) or None
-        A function that returns a dict of variables, called once in the library; the functions see them as globals, and through
-        `load_variable_from_library`.
+        A function that returns a dict of variables, called once in the library. Functions see these
+        variables as globals, and through `load_variable_from_library`.
     before : iterable of callable
-        Called once, after the imports.
+        Functions that are called once, after the imports.
     context_per_slot : bool
-        Build the context in each slot, instead of once before slots are forked: for what does not survive a fork, such as threads, pools
-        of them, and CUDA. With ``exec_mode="fork"`` calls are forked from the slot, so use "direct".
+        Whether each slot builds the context itself. This is for objects that do not survive a fork,
+        such as threads and CUDA contexts. With ``exec_mode="fork"`` calls are forked from the slot,
+        so use "direct".
+
+    Raises
+    ------
+    TypeError, ValueError
+        A value has a wrong type, two functions have the same name, or there is no such
+        ``exec_mode``.
     """
 
     def __init__(self, name: str, functions: Iterable[Callable[..., Any]], *, modules: Iterable[types.ModuleType | str] = (),
@@ -73,49 +79,155 @@ class LibraryTask:
         self.kind = ""
 
     def set_cores(self, cores: float) -> None:
-        """Cores that one unit of the library takes; the default is the whole worker."""
+        """Set the cores of one unit of the library; the default is the whole worker.
+
+        Parameters
+        ----------
+        cores : float
+            Number of cores.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not a number of 0 or more.
+        """
         self._request["cores"] = validators.amount("cores", cores)
 
     def set_memory(self, memory_mb: int) -> None:
-        """Megabytes of memory that one unit takes."""
+        """Set the memory of one unit of the library.
+
+        Parameters
+        ----------
+        memory_mb : int
+            Memory in MB.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not a number of 0 or more.
+        """
         self._request["memory"] = validators.megabytes("memory", memory_mb)
 
     def set_disk(self, disk_mb: int) -> None:
-        """Megabytes of disk that one unit takes. If its slots write more than all its units have, the call in the slot that has written most fails."""
+        """Set the disk space of one unit of the library.
+
+        If the slots write more than all units have, the call in the slot that has written most
+        fails.
+
+        Parameters
+        ----------
+        disk_mb : int
+            Disk space in MB.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not a number of 0 or more.
+        """
         self._request["disk"] = validators.megabytes("disk", disk_mb)
 
     def set_gpus(self, gpus: float) -> None:
-        """Gpus that one unit takes."""
+        """Set the gpus of one unit of the library.
+
+        Parameters
+        ----------
+        gpus : float
+            Number of gpus.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not a number of 0 or more.
+        """
         self._request["gpus"] = validators.amount("gpus", gpus)
 
     def set_function_slots(self, slots: int) -> None:
-        """Set the number of calls that run at the same time in one unit (default: one per core)."""
+        """Set the number of calls that run at the same time in one unit (default: one per core).
+
+        Parameters
+        ----------
+        slots : int
+            Number of slots.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not a whole number of 1 or more.
+        """
         self._slots = validators.slots("slots", slots)
 
     def add_input(self, file: File, remote_name: str | Path) -> None:
-        """Have a file in the folder that the library runs in."""
-        self._files.append((declared(file), check_sandbox_name(remote_name)))
+        """Make a file available in the folder in which the library runs.
+
+        Parameters
+        ----------
+        file : File
+            The file, declared with the manager that installs the library.
+        remote_name : str or Path
+            The relative path of the file in this folder.
+
+        Raises
+        ------
+        TypeError
+            The file is not declared, or the name has a wrong type.
+        ValueError
+            The name leads out of the folder.
+        """
+        self._files.append((check_declared(file), check_sandbox_name(remote_name)))
 
     def add_environment(self, file: File) -> None:
-        """Run the library in this environment (`Manager.declare_poncho`)."""
-        self._environment = declared(file)
+        """Run the library in a packed environment.
+
+        Parameters
+        ----------
+        file : File
+            The environment, from `Manager.declare_poncho`.
+
+        Raises
+        ------
+        TypeError
+            The file is not declared.
+        """
+        self._environment = check_declared(file)
 
     def set_env_var(self, name: str, value: str) -> None:
-        """Set an environment variable."""
+        """Set an environment variable of the library's processes.
+
+        Parameters
+        ----------
+        name, value : str
+            The variable and its value.
+
+        Raises
+        ------
+        ValueError
+            The name or the value cannot be that of an environment variable.
+        """
         name, checked = validators.variable(name, value)
         self._variables[name] = str(checked)
 
     def set_command(self, prefix: str) -> None:
-        """Put a command before the one that starts the library."""
+        """Put a command before the one that starts the library.
+
+        Parameters
+        ----------
+        prefix : str
+            The beginning of the command line, which has to run the rest of it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not a text, or cannot be sent.
+        """
         self._command = validators.text("prefix", prefix)
 
     @property
     def request(self) -> ResourceRequest:
-        """What one unit of it asks for; None where it says nothing, and takes what the worker has."""
+        """The resources of one unit; None for a resource that was not set."""
         return ResourceRequest(**self._request)  # type: ignore[arg-type]
 
     def refresh(self) -> None:
-        """Take functions of modules that have been reloaded as they are now."""
+        """Replace functions of modules that have been reloaded by their present versions."""
         setup = self.definition
         setup["functions"] = {name: current(function) for name, function in setup["functions"].items()}
         setup["before"] = [current(function) for function in setup["before"]]
@@ -124,7 +236,13 @@ class LibraryTask:
             setup["context"] = (current(function), *arguments)
 
     def serialize(self) -> bytes:
-        """Serialize what the library loads."""
+        """Serialize modules, functions and context.
+
+        Returns
+        -------
+        bytes
+            The content of the file that workers load.
+        """
         try:
             return values.dumps(self.definition, by_value=True)
         except Exception as error:
@@ -134,16 +252,27 @@ class LibraryTask:
 
     @property
     def files(self) -> list[File]:
-        """All files it needs, beside its setup."""
+        """All files of the library, with its environment, except the serialized functions."""
         return [file for file, _name in self._files] + ([self._environment] if self._environment else [])
 
     @property
     def functions(self) -> list[str]:
-        """Names of the functions."""
+        """The names of the functions."""
         return list(self.definition["functions"])
 
     def make_spec(self, setup: str) -> LibrarySpec:
-        """Describe it to the mind; equal libraries get equal names."""
+        """Describe the library for the scheduler; equal libraries get equal names.
+
+        Parameters
+        ----------
+        setup : str
+            The cache name of the serialized functions.
+
+        Returns
+        -------
+        LibrarySpec
+            The library as the scheduler gets it.
+        """
         options: dict[str, Any] = {"label": self.name}
         if self._variables:
             options["env"] = dict(self._variables)
@@ -221,12 +350,24 @@ def module_names(modules: Iterable[types.ModuleType | str]) -> list[str]:
 
 
 def load_variable_from_library(name: str) -> Any:
-    """Inside a function of a library: give a variable that the library's context function has made.
+    """Return a variable that the context function of this library has made.
+
+    It works inside of functions of a library only.
+
+    Parameters
+    ----------
+    name : str
+        The name of the variable.
+
+    Returns
+    -------
+    object
+        The variable, shared by all calls of the process.
 
     Raises
     ------
     KeyError
-        There is no such variable here.
+        The context has no such variable.
     """
     try:
         return context_variables[name]

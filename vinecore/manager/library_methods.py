@@ -52,19 +52,36 @@ class LibraryMethods(FileMethods):
 
         Parameters
         ----------
-        library_name
-            What `FunctionCall` names it by.
-        poncho_env
-            The environment to run in: a declared file, or the path of an archive. None: the worker's own Python.
-        hoisting_modules
-            Imported once, before the slots are forked.
-        exec_mode
-            "fork": each call in a child process. "direct": one after another in a slot, which is faster.
-        library_context_info
-            ``[function, args, kwargs]``: a function that returns the variables to keep in the library.
-        context_per_slot
-            Build the context in each slot, instead of once before slots are forked: for threads, pools and CUDA, which do not survive a
-            fork. Use it with exec_mode="direct": calls of "fork" are forked from their slot.
+        library_name : str
+            The name by which `FunctionCall` finds the library.
+        *functions : callable
+            The functions that can be called.
+        poncho_env : File, str or None
+            The environment in which the library runs, or the path of its archive; None for the
+            worker's own Python.
+        hoisting_modules : sequence of module or str, or None
+            The modules that are imported once, before the slots are forked.
+        exec_mode : {"fork", "direct"}
+            "fork": each call has a child process. "direct": a slot runs one call after another,
+            which is faster.
+        library_context_info : list or tuple, or None
+            ``[function, args, kwargs]``: a function that returns the variables to keep in the
+            library.
+        context_per_slot : bool
+            Whether each slot builds the context itself, as for `LibraryTask`.
+
+        Returns
+        -------
+        LibraryTask
+            The library, whose resources and files can still be set.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A value has a wrong type, two functions have the same name, or there is no such
+            ``exec_mode``.
+        FileNotFoundError
+            There is no such environment.
         """
         context: ContextFunction | None = None
         if library_context_info is not None:
@@ -84,13 +101,21 @@ class LibraryMethods(FileMethods):
         return library
 
     def install_library(self, library: LibraryTask) -> None:
-        """Make a library available; workers start it when the first call comes.
+        """Make a library available; workers start it when they get its first call.
 
-        To install it again does nothing, unless one of the user's own modules has been edited: then new processes take the place of the old ones.
-        When one has been reloaded, the next function call has that done.
+        A second installation does nothing, unless one of the user's own modules has been edited:
+        then new processes replace the old ones. If a module has been reloaded, the next function
+        call does that.
+
+        Parameters
+        ----------
+        library : LibraryTask
+            The library.
 
         Raises
         ------
+        TypeError
+            It is no library.
         ValueError
             Another library has that name.
         """
@@ -122,9 +147,17 @@ class LibraryMethods(FileMethods):
         self._engine.post_event(events.LibraryInstalled(spec))
 
     def install_library_spec(self, library: LibraryTask, spec: LibrarySpec) -> None:
-        """Install a library whose specification the caller has made; function calls find it by the library's name.
+        """Install a library with a given specification.
 
-        Unlike `install_library` this replaces another library of that name, which goes on until it is retired.
+        Unlike `install_library` this replaces another library of that name, which runs until it is
+        retired.
+
+        Parameters
+        ----------
+        library : LibraryTask
+            The library.
+        spec : LibrarySpec
+            The library as the scheduler gets it.
         """
         self._engine.post_event(events.LibraryInstalled(spec))
         self._enter_library(library, spec.name)
@@ -136,31 +169,74 @@ class LibraryMethods(FileMethods):
         self._set_library_label(full_name, library.name)
 
     def retire_library(self, full_name: str) -> None:
-        """Stop a library that another one has replaced, as soon as its unfinished calls have ended."""
+        """Stop a library that another one has replaced, as soon as its unfinished calls have ended.
+
+        Parameters
+        ----------
+        full_name : str
+            The name of its specification.
+        """
         self._engine.post_event(events.LibraryRetired(full_name))
 
     def remove_library(self, name: str) -> None:
-        """Stop a library everywhere; its unfinished calls come back as "missing library"."""
+        """Stop a library on all workers; unfinished calls get the result "missing library".
+
+        Parameters
+        ----------
+        name : str
+            The name of the library; an unknown one is ignored.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The name is not a text.
+        """
         known = self._libraries.pop(validators.text("name", name), None)
         self._renewals.remove(name)
         if known is not None:
             self._engine.post_event(events.LibraryRemoved(known[0]))
 
     def restart(self) -> None:
-        """Have all that runs from now on run in new processes, on all workers.
+        """Replace the processes of all libraries and fork servers on all workers by new ones.
 
-        Ends the processes of all libraries, and those that single tasks are forked from: what they have imported, opened or kept in memory
-        is gone, and the next call or task starts new ones. Calls that are running are run again there; single tasks that are
-        running go on. Edits of your own modules need no restart; an installed package that was changed meanwhile does.
+        Modules, open files and values in memory of the old processes are gone. Calls that are
+        running run again in new processes; Python tasks that are running continue. This is needed
+        after a change of an installed package; edits of the user's own modules need no restart.
         """
         self._engine.post_event(events.Restarted())
 
     def check_library_exists(self, name: str) -> bool:
-        """Whether a library of that name is installed."""
+        """Return whether a library is installed.
+
+        Parameters
+        ----------
+        name : str
+            The name of the library.
+
+        Returns
+        -------
+        bool
+            Whether `install_library` was called, and `remove_library` was not.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The name is not a text.
+        """
         return validators.text("name", name) in self._libraries
 
     def full_library_name(self, library: str, function: str) -> str:
-        """Give the full name of an installed library.
+        """Return the name of the specification of an installed library.
+
+        Parameters
+        ----------
+        library, function : str
+            The name of the library, and of the function that is called.
+
+        Returns
+        -------
+        str
+            The name by which the scheduler and the workers know the library.
 
         Raises
         ------
@@ -178,12 +254,19 @@ class LibraryMethods(FileMethods):
         return known[0]
 
     def check_share(self, library: str, needs: ResourceRequest) -> None:
-        """Make sure that a call needs no more than its library has.
+        """Check that a call needs no more than its library has.
+
+        Parameters
+        ----------
+        library : str
+            The name of the library.
+        needs : ResourceRequest
+            The resources that the call needs.
 
         Raises
         ------
         ValueError
-            It needs more.
+            The call needs more.
         """
         for name, asked, has in zip(ResourceRequest._fields, needs, self._requests[library], strict=True):
             if asked is not None and has is not None and asked > has:

@@ -36,42 +36,61 @@ class Manager(TaskMethods, PolicyMethods):
     Parameters
     ----------
     port : int or (int, int)
-        Where workers connect; 0 for any free port, a pair for the first free one of a range. For 0 the variables VINE_PORT, or TCP_LOW_PORT and
-        TCP_HIGH_PORT (or VINE_LOW_PORT and VINE_HIGH_PORT), say which ports are meant where they are set.
+        The port to which workers connect; 0 for any free port, a pair for the first free one of a
+        range. With 0, the variables VINE_PORT, or TCP_LOW_PORT and TCP_HIGH_PORT (or VINE_LOW_PORT
+        and VINE_HIGH_PORT) select the ports if they are set.
     name : str or None
-        A name, by which people know it and workers find it: ``vine_worker -M NAME``. A manager without one is not announced.
+        The name by which workers find the manager: ``vine_worker -M NAME``. A manager without a
+        name is not announced.
     shutdown : bool
-        Whether workers shall leave for good when the manager ends, instead of waiting for the next one.
-    password_file : path or None
-        File with the secret; None for the one of this user, which is made the first time.
+        Whether workers exit when the manager ends, instead of waiting for the next one.
+    password_file : str, Path or None
+        The file with the secret; None for the file of this user, which is made the first time.
     address : str
-        Address to listen on; "" for all.
-    run_info_path : path, bool or None
-        A folder for a journal of what happens (``docs/journal.md``), in a folder named by the time; True for "vine-run-info" here. None
-        for what the variable VINE_RUN_INFO_PATH of the environment says; without that, and with False, no journal is written.
+        The address to listen on; "" for all.
+    run_info_path : str, Path, bool or None
+        A folder for the journal (``docs/journal.md``), which gets a folder named by the time; True
+        for "vine-run-info" in the working folder. None for the value of the environment variable
+        VINE_RUN_INFO_PATH; without it, and with False, no journal is written.
     resume : bool
-        Whether to go on where a manager with this name (with any, if there is no ``name``) has died that wrote its journal in the same
-        ``run_info_path``; and whether workers shall keep for the next one what they have, should this one die. It listens on the same port as
-        that one, if ``port`` leaves a choice. What is not run again is on the page ``docs/journal.md``.
+        Whether the manager continues the run of a manager that died. It reads the latest journal
+        without an end in ``run_info_path`` (of its ``name``, if it has one), listens on the port of
+        that manager if ``port`` leaves a choice, and tells workers to keep their files for a
+        successor. ``docs/resuming.md`` says what runs again.
     ssl : bool or (path, path)
-        Whether all connections are protected by TLS: with a certificate of this user's that is made the first time, or with this key and
-        certificate. Both take the extra ``daskvine[ssl]``, because each worker gets a certificate, too. Workers need ``--ssl``; they take no other certificate
-        than one whose fingerprint is in the file beside the secret, ``<password file>.fingerprint``, or given as ``--ssl-fingerprint``.
+        Whether TLS protects all connections: with a certificate of this user's that is made the
+        first time, or with this key and certificate. Both need the extra ``daskvine[ssl]``. Workers
+        need ``--ssl``. They accept only a certificate whose fingerprint is in the file beside the
+        secret, ``<password file>.fingerprint``, or is given as ``--ssl-fingerprint``.
     init_fn : callable or None
-        Called with the manager once it is up.
-    registry : path, bool or None
-        The folder in which a manager that has a name is entered, so that workers of the same user find it; None for what the variable VINE_REGISTRY
-        says, or the usual one. With False it is not entered.
+        A function that is called with the manager once it listens.
+    registry : str, Path, bool or None
+        The folder in which a manager with a name is entered, so that workers of the same user find
+        it; None for the value of the variable VINE_REGISTRY, or the usual folder. With False it is
+        not entered.
     catalog : str, bool or None
-        Catalog servers that a manager that has a name reports to, as HOST:PORT, or several with commas; None for what the variable CATALOG_HOST says. Without
-        that, and with False, there are none.
+        The catalog servers to which a manager with a name reports, as HOST:PORT, separated by
+        commas; None for the value of the variable CATALOG_HOST. Without it, and with False, there
+        are none.
 
     Attributes
     ----------
-    resumed : Path or None
-        The journal of the manager that this one goes on from, if there is one.
+    resumed_from : Path or None
+        The journal of the manager that this one continues.
     ssl_fingerprint : str
-        Of the certificate; "" without TLS.
+        The fingerprint of the certificate; "" without TLS.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A value has a wrong type or is out of bounds, or ``resume`` has no journal.
+    OSError
+        No port is free, or a file cannot be read or written.
+
+    Notes
+    -----
+    The methods may be called in any thread. After `close` those that need workers raise
+    RuntimeError.
 
     Examples
     --------
@@ -156,16 +175,28 @@ class Manager(TaskMethods, PolicyMethods):
         total : int
             Number of tasks that will be submitted, if that is known.
         retries : int
-            How often a task is run again whose worker, process or sandbox has failed.
+            How often a task runs again whose worker, process or sandbox has failed.
         prune_depth : int
-            After how many generations of readers a result is removed from the workers; 0 keeps all results.
+            After how many generations of readers a result is removed from the workers; 0 keeps all
+            results.
         priority_mode : str
             How tasks that could run are ordered; "" for the order of their priorities.
         report_each_task : bool
             Whether `GraphHandle.finished_tasks` yields each task.
         covers : callable or None
-            Called in the server's thread with the number of a task and the resources that it has used: whether
-            the name of its result depends on all of them. Results that are not covered are not reused.
+            Called in the server's thread with the number of a task and the resources that it has
+            used. It returns whether the name of the result depends on all of them; a result that is
+            not covered is not reused.
+
+        Returns
+        -------
+        GraphHandle
+            The handle of the graph.
+
+        Raises
+        ------
+        RuntimeError
+            The manager is closed.
         """
         self.ensure_open()
         spec = GraphSpec(0, label, retries, prune_depth, priority_mode, report_each_task, total, covers)
@@ -173,16 +204,22 @@ class Manager(TaskMethods, PolicyMethods):
 
     @property
     def journal(self) -> Path | None:
-        """The journal that is written, if ``run_info_path`` asked for one."""
+        """The path of the journal, if ``run_info_path`` requested one."""
         return None if self._journal_writer is None else self._journal_writer.path
 
     def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Have a function called when the manager is closed; those that were given last are called first.
+        """Call a function when the manager is closed; the last one that was given is called first.
+
+        Parameters
+        ----------
+        callback : callable
+            A function without arguments.
 
         Returns
         -------
         callable
-            Takes the function back; does nothing if it has been called or taken back already.
+            A function that takes the callback back; it does nothing if the callback has been
+            called.
         """
         callbacks = self._close_callbacks
         callbacks.append(callback)
@@ -194,7 +231,10 @@ class Manager(TaskMethods, PolicyMethods):
         return remove
 
     def close(self) -> None:
-        """End: drop what is unfinished, let the workers go, leave nothing behind. A second call does nothing."""
+        """Cancel unfinished tasks, release the workers, and remove all temporary files.
+
+        A second call does nothing.
+        """
         if os.getpid() != self._pid:  # a forked child that ends must not take away what its parent uses
             return
         atexit.unregister(self.close)
@@ -207,7 +247,7 @@ class Manager(TaskMethods, PolicyMethods):
             self._finished_or_obtained.notify_all()
 
     def close_on_exit_signals(self) -> None:
-        """Have a signal that ends the program close the manager first, if it can end workers of its own."""
+        """Close the manager when a signal ends the program, if it can end workers of its own."""
         self.on_close(exit_signals.register(self._close_after_signal))
 
     def _close_after_signal(self) -> None:

@@ -17,7 +17,6 @@ from vinecore.scheduler.specs import TaskSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from vinecore.manager.interfaces import TaskHost
 
@@ -32,9 +31,24 @@ class PythonTask(Task):
     Parameters
     ----------
     function : callable
-        Travels by value, once to each worker.
-    *args, **kwargs
-        Files among them are replaced by the values that they hold.
+        The function, which is sent by value, once to each worker.
+    *args, **kwargs : object
+        Its arguments. A `File` among them is replaced by the value that it holds.
+
+    Attributes
+    ----------
+    output_file : File or None
+        The file with the result, after the submission of a task with `enable_temp_output`.
+
+    Raises
+    ------
+    TypeError
+        ``function`` cannot be called.
+
+    Examples
+    --------
+    >>> m.submit(PythonTask(pow, 2, 10))  # doctest: +SKIP
+    >>> print(m.wait().output)
     """
 
     output_file: File | None = None
@@ -49,11 +63,11 @@ class PythonTask(Task):
         self._function, self._args, self._kwargs = function, args, kwargs
 
     def enable_temp_output(self) -> None:
-        """Leave the result on the worker, as `output_file`, which may be the argument of further tasks."""
+        """Leave the result on the worker, as `output_file`, for arguments of further tasks."""
         self._temp_output = True
 
     def disable_temp_output(self) -> None:
-        """Bring the result to the manager."""
+        """Bring the result to the manager (the default)."""
         self._temp_output = False
 
     def disable_output_serialization(self) -> None:
@@ -62,7 +76,10 @@ class PythonTask(Task):
 
     @property
     def output(self) -> Any:
-        """What the function returned; the exception that it raised, or that was raised where its result was loaded; None while it runs or where it could not run."""
+        """The value that the function returned, or the exception that explains why there is none.
+
+        None before the end. A result that is on a worker is brought to the manager.
+        """
         ended = self.outcome
         if ended is None:
             return None
@@ -72,11 +89,23 @@ class PythonTask(Task):
         return self._value if self._problem is None else self._problem
 
     def successful(self) -> bool:
-        """Whether the function has returned something that can be loaded here; what stays on a worker is not looked at."""
+        """Return whether the function has returned a value that can be loaded here.
+
+        Returns
+        -------
+        bool
+            A result that stays on a worker is not loaded for this.
+        """
         return super().successful() and self._problem_of_result() is None
 
     def error(self) -> BaseException | None:
-        """Why it did not succeed, as an exception; None if it did."""
+        """Return the reason why there is no value, as an exception.
+
+        Returns
+        -------
+        BaseException or None
+            None if the task succeeded, or has not ended.
+        """
         return super().error() or self._problem_of_result()
 
     def _title(self) -> str:
@@ -99,7 +128,20 @@ class PythonTask(Task):
             )
 
     def make_spec(self, manager: TaskHost, number: int) -> TaskSpec:
-        """Describe it to the mind."""
+        """Describe the task for the scheduler; function and arguments are serialized.
+
+        Parameters
+        ----------
+        manager : TaskHost
+            The manager that runs the task.
+        number : int
+            The number of the task.
+
+        Returns
+        -------
+        TaskSpec
+            The task as the scheduler gets it.
+        """
         function = manager.declare_shared(self._function)
         payload, inputs = dump_arguments(self._args, self._kwargs)
         options = self._common_options(manager)
@@ -121,14 +163,22 @@ class FunctionCall(PythonTask):
     Parameters
     ----------
     library : str
-        The library's name.
+        The name of the library.
     function : str
-        The function's name.
+        The name of the function.
+    *args, **kwargs : object
+        Its arguments. A `File` among them is replaced by the value that it holds.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A name is not a text, or empty.
 
     Notes
     -----
-    A call takes one slot of its library, and may use what the library has. ``set_cores``, ``set_memory``, ``set_disk`` and ``set_gpus`` say what it needs:
-    a call that needs more than its library asked for is refused at submit. They have no other effect.
+    A call takes one slot of its library, and may use what the library has. With ``set_cores``,
+    ``set_memory``, ``set_disk`` or ``set_gpus``, `Manager.submit` rejects a call that needs more
+    than its library; they have no other effect.
     """
 
     def __init__(self, library: str, function: str, *args: Any, **kwargs: Any) -> None:
@@ -139,34 +189,69 @@ class FunctionCall(PythonTask):
     def _title(self) -> str:
         return f"task {self.id} ({self._name} of the library {self._library})"
 
-    def add_input(self, file: File, remote_name: str | Path, *, mount_symlink: bool = False) -> None:
-        """Not for function calls: slots have no folder of their own.
+    def add_input(self, *_arguments: Any, **_options: Any) -> NoReturn:
+        """Reject the call: slots have no sandbox.
 
         Raises
         ------
         TypeError
-            Always; it says what to do instead.
+            Always, with the way to give files to a call.
         """
         refuse_for_call("add_input", "it takes files as arguments, or through the library's add_input")
 
-    def add_output(
-        self, file: File, remote_name: str | Path, *, success_only: bool = False, failure_only: bool = False
-    ) -> None:
-        """Not for function calls: see `add_input`."""
+    def add_output(self, *_arguments: Any, **_options: Any) -> NoReturn:
+        """Reject the call: slots have no sandbox.
+
+        Raises
+        ------
+        TypeError
+            Always; the value that the function returns is its output.
+        """
         refuse_for_call("add_output", "what it returns is its output")
 
-    def add_environment(self, file: File) -> None:
-        """Not for function calls: they run in the environment of their library."""
+    def add_environment(self, *_arguments: Any) -> NoReturn:
+        """Reject the call: a call runs in the environment of its library.
+
+        Raises
+        ------
+        TypeError
+            Always, with the method of the library.
+        """
         refuse_for_call("add_environment", "it runs in its library's: library.add_environment(file)")
 
-    def add_starch_package(self, file: File) -> None:
-        """Not for function calls: see `add_environment`."""
+    def add_starch_package(self, *_arguments: Any) -> NoReturn:
+        """Reject the call: a call runs in the environment of its library.
+
+        Raises
+        ------
+        TypeError
+            Always, with the method of the library.
+        """
         refuse_for_call(
             "add_starch_package", "it runs in its library's environment: library.add_environment(file)"
         )
 
     def make_spec(self, manager: TaskHost, number: int) -> TaskSpec:
-        """Describe it to the mind."""
+        """Describe the call for the scheduler; its arguments are serialized.
+
+        Parameters
+        ----------
+        manager : TaskHost
+            The manager that runs the call.
+        number : int
+            The number of the task.
+
+        Returns
+        -------
+        TaskSpec
+            The task as the scheduler gets it.
+
+        Raises
+        ------
+        ValueError
+            The library is not installed, has no such function, or has fewer resources than the call
+            needs.
+        """
         library = manager.full_library_name(self._library, self._name)
         if self._request is not UNSPECIFIED:
             manager.check_share(self._library, self._request)

@@ -54,18 +54,19 @@ class StatusMethods:
         server.subscribe(instructions.Stalled, self._on_stalled)
 
     def ensure_open(self) -> None:
-        """Make sure that the manager can be used here.
+        """Check that the manager can be used here.
 
         Raises
         ------
         RuntimeError
-            It is closed, or has stopped because of a defect, or belongs to the process that has forked this one.
+            The manager is closed, has stopped because of a defect, or belongs to the process that
+            has forked this one.
         """
         self._engine.ensure_open()
 
     @property
     def port(self) -> int:
-        """Where workers connect."""
+        """The port to which workers connect."""
         return self._engine.port
 
     @property
@@ -84,11 +85,22 @@ class StatusMethods:
 
     @property
     def stalled_reason(self) -> str:
-        """Why nothing can run now; "" if something can, or nothing has to."""
+        """The reason why nothing can run now; "" if something can run, or there are no tasks."""
         return self._missing
 
     def worker_name(self, number: int) -> str:
-        """Return the host of a worker."""
+        """Return the host of a worker.
+
+        Parameters
+        ----------
+        number : int
+            The number of the worker.
+
+        Returns
+        -------
+        str
+            The host, or "worker N" if it is not known.
+        """
         if number not in self._worker_names and not self._engine.closed:
             self._worker_names.update(self._engine.query(queries.worker_names))
         return self._worker_names.get(number, f"worker {number}")
@@ -96,14 +108,25 @@ class StatusMethods:
     def make_exception(
         self, outcome: str, info: dict[str, Any], payload: bytes, what: str, worker: int
     ) -> BaseException:
-        """Make the exception that tells why a task has failed; files go by the names that the user has given them.
+        """Make the exception that explains why a task has failed, with the user's names of files.
 
         Parameters
         ----------
-        outcome, info, payload, worker
-            What the mind says of it.
-        what
-            The task, in the user's words.
+        outcome : str
+            How the task ended, such as "exception", "crash" or "library".
+        info : dict
+            The evidence that the scheduler has collected.
+        payload : bytes
+            The serialized exception; empty if there is none.
+        what : str
+            The task in the words of the user.
+        worker : int
+            The number of the worker; 0 for none.
+
+        Returns
+        -------
+        BaseException
+            The exception of the task, or a `VineError`.
         """
         told = {
             "reason": self.in_words(info.get("reason", "")),
@@ -114,7 +137,18 @@ class StatusMethods:
         return errors.exception_for(outcome, {**info, **told}, payload, what, where)
 
     def in_words(self, text: Any) -> str:
-        """Call files and libraries in a text by the names that the user has given them."""
+        """Replace cache names and library names in a text by the user's names.
+
+        Parameters
+        ----------
+        text : object
+            The text, or something that has one.
+
+        Returns
+        -------
+        str
+            The text for the user.
+        """
         said = CACHE_NAME_PATTERN.sub(
             lambda found: self._display_names.get(found[1]) or _kind_in_words(found[1]), str(text)
         )
@@ -131,16 +165,26 @@ class StatusMethods:
 
     @property
     def workers_connected(self) -> int:
-        """Count the workers."""
+        """The number of connected workers."""
         return self._engine.query(queries.count_workers)
 
     @keyword_arguments.refuse_unknown
     def wait_for_workers(self, count: int = 1, timeout: float | timedelta | str | None = None) -> None:
         """Wait until so many workers are connected.
 
+        Parameters
+        ----------
+        count : int
+            Number of workers.
+        timeout : float, timedelta, str or None
+            Duration in seconds; None or "wait_forever" for no limit.
+
         Raises
         ------
+        TypeError, ValueError
+            A value has a wrong type, or is out of bounds.
         TimeoutError
+            Fewer workers are connected when the time is over.
         """
         count, timeout = validators.whole("count", count), validators.timeout("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -151,10 +195,19 @@ class StatusMethods:
             time.sleep(0.01)
 
     def scale(self, count: int) -> None:
-        """Have so many workers, from now on: its factory submits what lacks, and lets idle ones go that are too many. With 0 there are none.
+        """Set the number of workers.
+
+        The factory submits missing workers and releases surplus idle ones.
+
+        Parameters
+        ----------
+        count : int
+            Number of workers, 0 or more.
 
         Raises
         ------
+        TypeError, ValueError
+            It is not a whole number of 0 or more.
         RuntimeError
             No factory has been started for this manager.
         """
@@ -162,10 +215,17 @@ class StatusMethods:
         self.adapt(count, count)
 
     def adapt(self, minimum: int, maximum: int) -> None:
-        """Have as many workers as there is work for, from now on, within these bounds.
+        """Let the factory run as many workers as there is work for, within bounds.
+
+        Parameters
+        ----------
+        minimum, maximum : int
+            Number of workers, 0 or more.
 
         Raises
         ------
+        TypeError, ValueError
+            A bound is not a whole number of 0 or more.
         RuntimeError
             No factory has been started for this manager.
         """
@@ -178,19 +238,52 @@ class StatusMethods:
             self.expect_workers(maximum)
 
     def expect_workers(self, count: int) -> None:
-        """Tell the scheduler how many workers there will be at most, so that it need not keep work back for others."""
+        """Tell the scheduler how many workers there will be at most.
+
+        If all of them are connected, the scheduler keeps no work back for others.
+
+        Parameters
+        ----------
+        count : int
+            Number of workers.
+        """
         self._engine.post_event(events.SettingChanged("expected-workers", count))
 
     def summarize_workers(self) -> list[dict[str, Any]]:
-        """Describe each worker: id, host, what it has, what is free, how many tasks and files are there."""
+        """Describe each connected worker.
+
+        Returns
+        -------
+        list of dict
+            For each worker its id, host, resources (total and free), and number of tasks and files.
+        """
         return self._engine.query(queries.summarize_workers)
 
     def queue_stats(self) -> QueueStats:
-        """Return how much waits and runs, and which workers of factories are connected."""
+        """Return the number of waiting and running tasks, and the connected pilots.
+
+        Returns
+        -------
+        QueueStats
+            The numbers by which a factory decides.
+        """
         return self._engine.queue_stats()
 
     def release_idle_workers(self, count: int, prefix: str) -> int:
-        """Let idle workers go whose pilots have names that begin so; return how many, at most ``count``."""
+        """Release idle workers of a factory.
+
+        Parameters
+        ----------
+        count : int
+            The highest number of workers to release.
+        prefix : str
+            The beginning of the names of their pilots.
+
+        Returns
+        -------
+        int
+            The number of released workers.
+        """
         return self._engine.release_idle_workers(count, prefix)
 
 

@@ -39,17 +39,24 @@ class TaskMethods(LibraryMethods):
         server.subscribe(instructions.TaskFinished, self._on_task_finished)
 
     def submit(self, task: Task) -> int:
-        """Hand a task over; it runs as soon as its inputs and a worker are there.
+        """Submit a task; it runs as soon as its inputs and a worker are available.
+
+        Parameters
+        ----------
+        task : Task
+            A task that has not been submitted, or has come back through `wait`.
 
         Returns
         -------
         int
-            Its number.
+            The number of the task.
 
         Raises
         ------
         TypeError, ValueError
-            It cannot be run as it is; nothing has been submitted.
+            The task cannot run as it is; nothing has been submitted.
+        RuntimeError
+            The manager is closed.
         """
         self._engine.ensure_open()
         if not isinstance(task, Task):
@@ -70,7 +77,25 @@ class TaskMethods(LibraryMethods):
         return number
 
     def wait(self, timeout: float | timedelta | str | None = "wait_forever") -> Task | None:
-        """Give a task that has ended, or None if none does within so many seconds (or a timedelta)."""
+        """Wait for the next task that ends.
+
+        Parameters
+        ----------
+        timeout : float, timedelta, str or None
+            Duration in seconds; None or "wait_forever" for no limit.
+
+        Returns
+        -------
+        Task or None
+            The task; None if no task has ended in time, or no task is left.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The timeout is no duration.
+        RuntimeError
+            The manager is closed.
+        """
         if timeout is not validators.FOREVER:
             timeout = validators.timeout("timeout", timeout)
         try:
@@ -79,14 +104,54 @@ class TaskMethods(LibraryMethods):
             return self._wait_for(lambda _task: True, timeout)
 
     def wait_for_tag(self, tag: str, timeout: float | timedelta | str | None = "wait_forever") -> Task | None:
-        """As `wait`, among the tasks with a tag."""
+        """Wait for the next task with a tag that ends.
+
+        Parameters
+        ----------
+        tag : str
+            The tag.
+        timeout : float, timedelta, str or None
+            Duration in seconds; None or "wait_forever" for no limit.
+
+        Returns
+        -------
+        Task or None
+            As for `wait`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The timeout is no duration, or the tag is no text.
+        RuntimeError
+            The manager is closed.
+        """
         tag = validators.text("tag", tag)
         return self._wait_for(lambda task: task.tag == tag, timeout)
 
     def wait_for_task_id(
         self, task_id: int, timeout: float | timedelta | str | None = "wait_forever"
     ) -> Task | None:
-        """As `wait`, for one task."""
+        """Wait for the end of a task.
+
+        Parameters
+        ----------
+        task_id : int
+            The number that `submit` has returned.
+        timeout : float, timedelta, str or None
+            Duration in seconds; None or "wait_forever" for no limit.
+
+        Returns
+        -------
+        Task or None
+            As for `wait`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The timeout is no duration, or the number is no whole number.
+        RuntimeError
+            The manager is closed.
+        """
         task_id = validators.whole("task_id", task_id)
         return self._wait_for(lambda task: task.id == task_id, timeout)
 
@@ -121,15 +186,32 @@ class TaskMethods(LibraryMethods):
         return True
 
     def empty(self) -> bool:
-        """Whether every submitted task has come back through `wait`."""
+        """Return whether every submitted task has come back through `wait`.
+
+        Returns
+        -------
+        bool
+            True also if no task was submitted.
+        """
         return not self._tasks and not self._finished
 
     def cancel_by_task_id(self, task_id: int) -> None:
-        """Cancel a task; it comes back through `wait` with the result "cancelled"."""
+        """Cancel a task; it comes back through `wait` with the result "cancelled".
+
+        Parameters
+        ----------
+        task_id : int
+            The number that `submit` has returned.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is no whole number.
+        """
         self._engine.post_event(events.TasksCancelled([validators.whole("task_id", task_id)]))
 
     def cancel_all(self) -> None:
-        """Cancel all tasks that were submitted."""
+        """Cancel all tasks that were submitted; they come back through `wait`."""
         self._engine.post_event(events.TasksCancelled(list(self._tasks)))
 
     def _on_task_finished(self, ended: instructions.TaskFinished) -> None:
@@ -157,21 +239,30 @@ class TaskMethods(LibraryMethods):
     def load_result(
         self, number: int, outcome: instructions.TaskFinished, output_file: File | None, *, raw: bool
     ) -> tuple[Any, Exception | None]:
-        """Load the result of a Python task; return what its class raised if that failed.
+        """Load the result of a Python task.
 
         Parameters
         ----------
-        number, outcome
-            The task's number, and how it has ended.
-        output_file
-            The file that holds the result, if the task was told to leave it on a worker.
-        raw
-            Whether the result is bytes as they are.
+        number : int
+            The number of the task.
+        outcome : TaskFinished
+            The end of the task.
+        output_file : File or None
+            The file with the result, if the task has left it on a worker.
+        raw : bool
+            Whether the result is bytes that are not serialized.
+
+        Returns
+        -------
+        value : object
+            The result; None if it cannot be loaded.
+        problem : Exception or None
+            The exception that the class of the result has raised.
 
         Raises
         ------
         FileNotFoundError
-            The result went with the manager.
+            The manager was closed before.
         """
         content: Content | None = outcome.payload
         # A result that came with the news of the end is nowhere else.

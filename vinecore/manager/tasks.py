@@ -2,66 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vinecore import keyword_arguments, validators
 from vinecore.manager.files import File
 from vinecore.manager.sandbox_names import check_sandbox_name
+from vinecore.manager.task_settings import TaskSettings
 from vinecore.resources.amounts import UNSPECIFIED, ResourceRequest
 from vinecore.scheduler.instructions import TaskFinished
 from vinecore.scheduler.specs import TaskSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import timedelta
-    from pathlib import Path
-
     from vinecore.manager.interfaces import OutputHost, TaskHost
 
 TASKVINE_RESULT_NAMES = {"time": "max wall time", "exhausted": "resource exhaustion", "crash": "forsaken", "library": "missing library",
            "too large": "resource exhaustion", "disk": "resource exhaustion", "input": "input missing"}  # fmt: skip
-WRITABLE_KINDS = ("file", "buffer", "temp")  # what a task may fill
 
 
-def checked(name: str, check: Callable[[str, Any], Any]) -> Any:
-    """Make an attribute of a task that is checked whenever it is set."""
-    slot = f"_{name}"
-    return property(
-        lambda task: getattr(task, slot), lambda task, value: setattr(task, slot, check(name, value))
-    )
-
-
-class Task:
+class Task(TaskSettings):
     """A shell command with its files.
+
+    A task without cores, memory, disk and gpus gets a whole worker.
 
     Parameters
     ----------
     command : str
-        What /bin/sh runs, in a folder of its own.
-    cores, memory, disk, gpus, category, tag, priority, retries, time_max, env, inputs, outputs
-        As the setters.
+        The command line for ``/bin/sh``, which runs in a sandbox.
+    inputs, outputs : dict of File to str, or None
+        Files with their names in the sandbox, as for `add_input` and `add_output`.
+    env : dict of str to str, or None
+        Environment variables, as for `set_env_var`.
+    tag : str
+        A mark for `Manager.wait_for_tag`.
+    category : str
+        The name of a group of tasks that need alike resources.
+    priority : float
+        A task with a larger priority runs earlier.
+    retries : int
+        How often the task runs again after its process or worker was lost.
+    cores, gpus : float or None
+        The cores and gpus that the task needs.
+    memory, disk : int or None
+        The memory and disk in MB that the task needs, and may use.
+    time_max : float, timedelta or None
+        The time in seconds after which the task is killed.
+    environment : File or None
+        The environment in which the task runs, from `Manager.declare_poncho`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A value has a wrong type, or is out of bounds.
+    FileExistsError
+        The place of an output is taken, see `add_output`.
+
+    Examples
+    --------
+    >>> task = Task("wc -l data > count", cores=1, memory=500)  # doctest: +SKIP
+    >>> task.add_input(m.declare_file("data.txt"), "data")
+    >>> task.add_output(count := m.declare_temp(), "count")
     """
 
-    # of most tasks this is all there is to say; whoever has more to say puts something else in its place
     id: int | None = None
     manager: TaskHost | None = None
     outcome: TaskFinished | None = None
-    _request = UNSPECIFIED
-    _inputs_with_names: tuple[tuple[File, str, bool], ...] = ()
-    _outputs: tuple[tuple[File, str, str], ...] = ()
-    _inputs: tuple[str, ...] = ()  # cache names, as they were when it was submitted
-    _variables: Mapping[str, str | None] = MappingProxyType({})
-    _environment: File | None = None
-    _time_max: float | None = None
-    _command = _tag = ""
-    _category, _priority, _retries = "default", 0.0, 5
-
-    command = checked("command", validators.command)
-    tag = checked("tag", validators.text)
-    category = checked("category", validators.category)
-    priority = checked("priority", validators.priority)
+    # Cache names, as they were at the submission.
+    _inputs: tuple[str, ...] = ()
 
     @keyword_arguments.refuse_unknown
     def __init__(self, command: str, *, inputs: dict[File, str] | None = None, outputs: dict[File, str] | None = None,
@@ -85,84 +91,6 @@ class Task:
         for file, name in validators.mapping("outputs", outputs, "{file: 'out.txt'}").items():
             self.add_output(file, name)
 
-    # ---- before it is submitted
-
-    @keyword_arguments.refuse_unknown
-    def add_input(self, file: File, remote_name: str | Path, *, mount_symlink: bool = False) -> None:
-        """Have a file in the task's folder under a name."""
-        symlink = validators.flag("mount_symlink", mount_symlink)
-        self._inputs_with_names += ((declared(file), check_sandbox_name(remote_name), symlink),)
-
-    @keyword_arguments.refuse_unknown
-    def add_output(
-        self, file: File, remote_name: str | Path, *, success_only: bool = False, failure_only: bool = False
-    ) -> None:
-        """Take a file out of the task's folder when it has ended.
-
-        Raises
-        ------
-        FileExistsError
-            Where it is to be put there is a directory, with something in it that was put there by no output of this manager.
-        """
-        when = "success" if success_only else "failure" if failure_only else "always"
-        if declared(file).kind not in WRITABLE_KINDS:
-            msg = f"{file!r} cannot be an output: use a file, a buffer or a temp"
-            raise TypeError(msg)
-        file.check_place()
-        self._outputs += ((file, check_sandbox_name(remote_name), when),)
-
-    def add_environment(self, file: File) -> None:
-        """Run in this environment (`Manager.declare_poncho`)."""
-        self._environment = declared(file)
-
-    def add_starch_package(self, file: File) -> None:
-        """Run with the programs and libraries of this package (`Manager.declare_starch`)."""
-        if declared(file).kind != "starch":
-            msg = f"{file!r} is not an extracted package: declare it first with m.declare_starch"
-            raise TypeError(msg)
-        self.add_environment(file)
-
-    def set_env_var(self, name: str, value: str | None = None) -> None:
-        """Set an environment variable; None takes it away."""
-        name, value = validators.variable(name, value, none=True)
-        self._variables = {**self._variables, name: value}
-
-    def set_cores(self, cores: float) -> None:
-        """Cores it needs. A task that says nothing of its needs gets a whole worker."""
-        self._request = self._request._replace(cores=validators.amount("cores", cores))
-
-    def set_memory(self, memory_mb: int) -> None:
-        """Megabytes of memory it needs, and may use."""
-        self._request = self._request._replace(memory=validators.megabytes("memory", memory_mb))
-
-    def set_disk(self, disk_mb: int) -> None:
-        """Megabytes of disk it needs, and may use."""
-        self._request = self._request._replace(disk=validators.megabytes("disk", disk_mb))
-
-    def set_gpus(self, gpus: float) -> None:
-        """Gpus it needs."""
-        self._request = self._request._replace(gpus=validators.amount("gpus", gpus))
-
-    def set_category(self, category: str) -> None:
-        """Count it among tasks that are alike."""
-        self.category = category
-
-    def set_tag(self, tag: str) -> None:
-        """Mark it for `Manager.wait_for_tag`."""
-        self.tag = tag
-
-    def set_priority(self, priority: float) -> None:
-        """Larger runs first; the default is 0."""
-        self.priority = priority
-
-    def set_retries(self, retries: int) -> None:
-        """How often it is run again after its process or worker was lost. What the task itself does wrong is never run again."""
-        self._retries = validators.whole("retries", retries)
-
-    def set_time_max(self, seconds: float | timedelta | None) -> None:
-        """Kill it when it has run for so long: seconds, or a timedelta; None for as long as it likes."""
-        self._time_max = validators.time_max("time_max", seconds)
-
     # ---- after it has ended
 
     @property
@@ -172,7 +100,10 @@ class Task:
 
     @property
     def result(self) -> str:
-        """How it ended, in TaskVine's words: "success" if it ran to its end, whatever its exit code."""
+        """How the task ended, in TaskVine's words.
+
+        "success" for any exit code of the command, "unknown" before the end.
+        """
         if self.outcome is None:
             return "unknown"
         outcome = self.outcome.outcome
@@ -180,7 +111,7 @@ class Task:
 
     @property
     def exit_code(self) -> int:
-        """What the command returned; 9 if it was killed, -1 if it never ran."""
+        """The exit code of the command; 9 if it was killed, -1 if it never ran."""
         return (
             -1
             if self.outcome is None
@@ -188,43 +119,55 @@ class Task:
         )
 
     def completed(self) -> bool:
-        """Whether it ran to its end."""
+        """Return whether the command ran to its end.
+
+        Returns
+        -------
+        bool
+            True for any exit code.
+        """
         return self.result == "success"
 
     def successful(self) -> bool:
-        """Whether it ran to its end and returned 0."""
+        """Return whether the command ran to its end and returned 0.
+
+        Returns
+        -------
+        bool
+            False also while the task has not ended.
+        """
         return self.completed() and self.exit_code == 0
 
     @property
     def std_output(self) -> str:
-        """The end of what it printed, errors included."""
+        """The end of the output of the command, with its errors."""
         info = {} if self.outcome is None else self.outcome.info
         return str(info.get("output", "")) + str(info.get("errors", ""))
 
     @property
     def output(self) -> Any:
-        """What it printed."""
+        """The output of the command, as `std_output`."""
         return self.std_output
 
     @property
     def resources_measured(self) -> dict[str, Any]:
-        """What it used at most: cores, memory and disk in megabytes, seconds."""
+        """The highest usage: cores, memory and disk in MB, wall_s in seconds; empty if unknown."""
         return {} if self.outcome is None else dict(self.outcome.info.get("measured") or {})
 
     @property
     def outputs(self) -> list[File]:
-        """The files it fills."""
+        """The files that the task fills."""
         return [file for file, _remote, _when in self._outputs]
 
     @property
     def files(self) -> list[File]:
-        """All files that it names, its environment among them."""
+        """All files of the task, with its environment."""
         named = [file for file, _name, _how in (*self._inputs_with_names, *self._outputs)]
         return named if self._environment is None else [*named, self._environment]
 
     @property
     def hostname(self) -> str:
-        """Where it ran."""
+        """The host on which the task ran; "" before it has ended."""
         return (
             ""
             if self.outcome is None or self.manager is None
@@ -232,7 +175,13 @@ class Task:
         )
 
     def error(self) -> BaseException | None:
-        """Why it did not succeed, as an exception; None if it did."""
+        """Return the reason why the task failed, as an exception.
+
+        Returns
+        -------
+        BaseException or None
+            None if the task succeeded, or has not ended.
+        """
         ended = self.outcome
         if ended is None or ended.outcome == "success":
             return None
@@ -248,13 +197,39 @@ class Task:
     # ---- for the manager
 
     def make_spec(self, manager: TaskHost, number: int) -> TaskSpec:
-        """Describe it to the mind."""
+        """Describe the task for the scheduler.
+
+        Parameters
+        ----------
+        manager : TaskHost
+            The manager that runs the task.
+        number : int
+            The number of the task.
+
+        Returns
+        -------
+        TaskSpec
+            The task as the scheduler gets it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The command is empty, or no text.
+        """
         validators.command("command", self.command)  # of a subclass that says nothing of it
         options: dict[str, Any] = {"command": self.command, **self._common_options(manager)}
         return self._spec(number, options=options, python=False)
 
     def fingerprint(self) -> str:
-        """All that decides what it does, as text."""
+        """Return a text that determines what the command makes.
+
+        It consists of the command, its inputs, its variables and its environment.
+
+        Returns
+        -------
+        str
+            Equal for tasks that are taken to make the same.
+        """
         environment = self._environment.cache_name if self._environment else ""
         mounts = [(file.cache_name, remote, symlink) for file, remote, symlink in self._inputs_with_names]
         return repr((self.command, mounts, sorted(self._variables.items()), environment))
@@ -262,7 +237,31 @@ class Task:
     def make_on_demand_spec(
         self, manager: OutputHost, number: int, file: File, source: str, what: str
     ) -> TaskSpec:
-        """Describe it to the mind as one that runs only when the file that it makes is needed."""
+        """Describe the task for the scheduler as one that runs only when its output is needed.
+
+        Parameters
+        ----------
+        manager : OutputHost
+            The manager that runs the task.
+        number : int
+            The number of the task.
+        file : File
+            The file that the task makes.
+        source : str
+            The relative path of this file in the sandbox.
+        what : str
+            The file in the words of the user, for messages.
+
+        Returns
+        -------
+        TaskSpec
+            The task as the scheduler gets it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            ``source`` leads out of the sandbox.
+        """
         self._outputs += ((file, check_sandbox_name(source), "success"),)
         if self._request == UNSPECIFIED:
             self.set_cores(1)
@@ -306,17 +305,3 @@ class Task:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.state.lower()}{f' {self.result}' if self.outcome else ''}>"
-
-
-def declared(file: Any) -> File:
-    """Make sure that something is a declared file.
-
-    Raises
-    ------
-    TypeError
-        It is something else, such as a path.
-    """
-    if not isinstance(file, File):
-        msg = f"{file!r} is not a file: declare it first, such as m.declare_file({str(file)!r})"
-        raise TypeError(msg)
-    return file

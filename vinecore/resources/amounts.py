@@ -65,7 +65,7 @@ class Resources(NamedTuple):
 
 
 class ResourceRequest(NamedTuple):
-    """What is asked for, field by field as in `Resources`; None where nothing is said."""
+    """A request, with the fields of `Resources`; None for an amount that is not given."""
 
     cores: float | None = None
     memory: int | None = None
@@ -73,7 +73,18 @@ class ResourceRequest(NamedTuple):
     gpus: float | None = None
 
     def with_defaults(self, other: ResourceRequest) -> ResourceRequest:
-        """Complete from `other` what is not said here."""
+        """Take amounts that are not given from another request.
+
+        Parameters
+        ----------
+        other : ResourceRequest
+            The defaults.
+
+        Returns
+        -------
+        ResourceRequest
+            The completed request.
+        """
         return ResourceRequest(
             _first_given(self.cores, other.cores),
             _first_given(self.memory, other.memory),
@@ -82,7 +93,18 @@ class ResourceRequest(NamedTuple):
         )
 
     def at_least(self, floor: ResourceRequest) -> ResourceRequest:
-        """Raise what is said to `floor`; what is not said stays so (`allocate` takes a floor of its own)."""
+        """Raise the given amounts to a floor; `allocate` takes a floor for the others.
+
+        Parameters
+        ----------
+        floor : ResourceRequest
+            The lowest amounts.
+
+        Returns
+        -------
+        ResourceRequest
+            The raised request.
+        """
         return ResourceRequest(
             _higher(self.cores, floor.cores),
             _higher(self.memory, floor.memory),
@@ -91,7 +113,18 @@ class ResourceRequest(NamedTuple):
         )
 
     def at_most(self, ceiling: ResourceRequest) -> ResourceRequest:
-        """Lower what is said to `ceiling`."""
+        """Lower the given amounts to a ceiling.
+
+        Parameters
+        ----------
+        ceiling : ResourceRequest
+            The highest amounts.
+
+        Returns
+        -------
+        ResourceRequest
+            The lowered request.
+        """
         return ResourceRequest(
             _lower(self.cores, ceiling.cores),
             _lower(self.memory, ceiling.memory),
@@ -100,7 +133,13 @@ class ResourceRequest(NamedTuple):
         )
 
     def describe(self) -> str:
-        """For people: only what is said, or ``a whole worker``."""
+        """Describe the request for a user.
+
+        Returns
+        -------
+        str
+            The given amounts with their units, or ``a whole worker``.
+        """
         fields = zip(self._fields, self, strict=True)
         return (
             ", ".join(_describe(name, asked) for name, asked in fields if asked is not None)

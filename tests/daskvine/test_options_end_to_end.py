@@ -16,15 +16,16 @@ import dask
 import pytest
 
 from daskvine import DaskVine, daskvine_merge, progress
-from daskvine.options import PRIORITY_MODES, RESOURCES_MODES, SCHEDULING_MODES
+from daskvine.options import PRIORITY_MODES, SCHEDULING_MODES
 from tests.daskvine import sample_graphs as v
 from tests.harness.http_servers import web_server
 from vinecore import FunctionCall, Task
 from vinecore.errors import InsufficientResources, LibraryError, TaskCrashed, TaskFailed
 from vinecore.protocol import messages
+from vinecore.resources.categories import MODES
 from vinecore.scheduler import events as e
 
-LEARNING = [mode for mode in RESOURCES_MODES if mode != "fixed"]
+LEARNING = [mode for mode in MODES if mode != "fixed"]
 LARGE = 200_000  # bytes: too many for a message, so it is a file on the worker
 
 

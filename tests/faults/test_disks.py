@@ -14,7 +14,7 @@ import pytest
 from daskvine import DaskVine, daskvine_merge, execution_settings
 from daskvine.remote import task_functions
 from tests.harness import sample_tasks
-from tests.harness.processes import one_result, until
+from tests.harness.processes import one_result, paths_in, until
 from vinecore import PythonTask, Task
 
 MB = 1 << 20
@@ -119,7 +119,7 @@ def test_an_output_that_cannot_be_put_where_the_user_wants_it_fails_its_task(yar
 def damage(yard):
     """Remove every file in the caches of all workers, as a cleaner of temporary folders would."""
     removed = 0
-    for path in yard.workspace.glob("vine-worker-*/session-*/cache/*"):
+    for path in paths_in(yard.workspace, "vine-worker-*/session-*/cache/*"):
         path.unlink()
         removed += 1
     return removed

@@ -31,8 +31,10 @@ m.get({{"x": (chores.add, 1, 2)}}, "x", task_mode="function-calls", progress_dis
 threading.Thread(target=m.get, args=({{"x": (chores.held, place, "vertex", "gate")}}, "x"), kwargs={{"progress_disable": True}}, daemon=True).start()
 chores.wait_for(place + "/vertex")
 m._engine.store.folder
-chores.note(place + "/ready")
 {then}
+"""
+STAY = """
+chores.note(place + "/ready")
 time.sleep(1000)
 """
 
@@ -42,7 +44,7 @@ def program(yard):
     """Starts a program with a vine of its own, and waits until it is busy."""
     started = []
 
-    def start(before="", then=""):
+    def start(before="", then=STAY):
         text = PROGRAM.format(before=before, then=then)
         process = subprocess.Popen(
             [sys.executable, "-c", text, str(yard.folder)], start_new_session=True,
@@ -148,6 +150,7 @@ def test_an_interrupt_in_the_terminal_is_for_the_program_and_not_for_its_workers
     process = program(
         then="""
 try:
+    chores.note(place + "/ready")
     while True:
         time.sleep(0.01)
 except KeyboardInterrupt:
@@ -158,16 +161,12 @@ except KeyboardInterrupt:
     sys.exit(0)
 """
     )
-    host = next(
-        p
-        for p in psutil.Process(process.pid).children(recursive=True)
-        if "vineworker.library.fork_server" in p.cmdline()
-    )
+    family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 0, process.stderr.read().decode()
     assert yard.place("workers").read_text() == "1\n"
     assert yard.count("after") == 1
-    assert not alive(host)
+    until(lambda: not any(map(alive, family)), "the end of all processes")
 
 
 def abandoned(tmp_path, prefix="vine-local-"):

@@ -6,14 +6,13 @@ import contextlib
 import os
 import signal
 import threading
-from pathlib import Path
 
 import dask
 import pytest
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import after_each_done, one_result, until
+from tests.harness.processes import after_each_done, one_result, paths_in, until
 from vinecore import PythonTask, Task
 from vinecore.errors import InsufficientResources
 
@@ -50,7 +49,7 @@ class Gauge:
             self.peak = max(self.peak, self.used())
 
     def used(self):
-        return max(map(used_below, Path(self._folder).glob("vine-worker-*")), default=0)
+        return max(map(used_below, paths_in(self._folder, "vine-worker-*")), default=0)
 
 
 def test_a_wide_graph_needs_little_disk(yard):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -15,25 +14,13 @@ import pytest
 
 from tests.faults import resume_script
 from tests.harness import sample_tasks
-from tests.harness.processes import alive, until
+from tests.harness.processes import alive, free_port, paths_in, until
 from vinecore.journal import records
 from vinecore.journal.reader import read
 from vinecore.protocol.temporary_folders import OWNER_FILE
 
 WORKERS = 3
 KILLS = 7
-
-
-def free_port():
-    """A port that nothing else takes between two managers: not one of those that outgoing connections get."""
-    for port in random.Random(os.getpid()).sample(range(20_000, 30_000), 100):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError
 
 
 def only_files(folder):
@@ -155,7 +142,7 @@ def test_what_workers_hold_goes_when_the_next_manager_does_not_want_it(yard, scr
     script.start()
     until(lambda: script.executions().total() >= 30)
     script.kill()
-    left = lambda: only_files(next(yard.workspace.glob("*/estate-*"), "nowhere"))  # noqa: E731
+    left = lambda: [name for path in paths_in(yard.workspace, "*/estate-*") for name in only_files(path)]  # noqa: E731
     until(left, "the worker to keep what it has")
     with yard.manager(port=script.port) as m:
         m.wait_for_workers(1, 60)

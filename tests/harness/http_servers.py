@@ -198,13 +198,6 @@ class XRootDServer:
             self.process = None
 
 
-def free_port():
-    """A port that nobody listens on."""
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return door.getsockname()[1]
-
-
 @contextlib.contextmanager
 def xrootd_server():
     """Start the server; skip the test where there is none."""

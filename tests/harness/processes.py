@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -229,6 +232,35 @@ def yard_in(folder: Path, monkeypatch: Any) -> Iterator[Yard]:
         yield yard
     finally:
         yard.end()
+
+
+def free_port() -> int:
+    """Find a port that nothing else takes before a test does: outgoing connections get none of these."""
+    for port in _ports:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError
+
+
+# Another order in each process: tests run beside each other.
+_ports = iter(random.Random(os.getpid()).sample(range(20_000, 30_000), 10_000))
+
+
+def paths_in(folder: Path, pattern: str) -> list[Path]:
+    """Find the paths that match a pattern; for `Path.glob`, a folder that goes meanwhile is an error."""
+    return [folder / name for name in glob.glob(pattern, root_dir=folder)]
+
+
+def all_in(folder: Path) -> list[str]:
+    """Find all files and folders below a folder, also while they are being removed."""
+    found = [
+        os.path.join(base, name) for base, folders, names in os.walk(folder) for name in (*folders, *names)
+    ]
+    return sorted(os.path.relpath(path, folder) for path in found)
 
 
 def vine_threads() -> list[str]:

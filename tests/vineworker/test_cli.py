@@ -17,7 +17,7 @@ from vineworker.cli import parse_address
 from vineworker.options import parse_amount_mb, parse_cores, parse_gpus
 
 from tests.harness import sample_tasks
-from tests.harness.processes import HURRY_S, alive, find_python, one_result, until, workers_of
+from tests.harness.processes import HURRY_S, alive, find_python, free_port, one_result, until, workers_of
 from vinecore import Factory, Manager, PythonTask, Task
 from vinecore.protocol.amounts import parse_megabytes
 from vinecore.protocol.temporary_folders import OWNER_FILE
@@ -87,11 +87,6 @@ def test_a_leash_is_a_pipe_and_a_secret_that_is_announced_comes(tmp_path):
     assert (ended.returncode, "no secret came from standard input" in ended.stderr) == (2, True)
     ended = vine_worker("localhost", 1, "--leash", 5, "--workspace", tmp_path)
     assert (ended.returncode, "--leash needs a pipe" in ended.stderr) == (2, True)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def only_files(folder):
@@ -274,8 +269,8 @@ def test_a_worker_without_a_manager_ends_when_its_time_is_over_or_it_is_told_to(
 
 def test_an_idle_worker_leaves_after_its_timeout(yard):
     m = yard.manager()
-    worker = yard.worker(m, "--timeout", "0.5")
-    worker.says("of manager")
+    worker = yard.hurried_worker(m, "--timeout", str(HURRY_S - 50))
+    yard.hurry()
     assert worker.wait() == 0
     until(lambda: m.workers_connected == 0, "the manager to notice")
     assert list(yard.workspace.iterdir()) == []

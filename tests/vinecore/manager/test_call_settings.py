@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import until
+from tests.harness.processes import HURRY_S, one_result, until
 from vinecore import FunctionCall, PythonTask, Task, TaskFailed
 
 MODES = ("fork", "direct")
@@ -35,8 +35,8 @@ def look(name):
     return os.getpid(), os.environ.get(name), time.tzname[0], tempfile.gettempdir()
 
 
-def slow_context():
-    time.sleep(1.5)  # longer than what the call may take
+def slow_context(folder):
+    sample_tasks.held(folder, "context", "gate")
     return {}
 
 
@@ -58,14 +58,14 @@ def test_a_call_that_runs_too_long_is_ended_and_no_other_call_with_it(library, r
     host = above if library.endswith("direct") else above.parent()
     before = [FunctionCall(library, "process") for _ in range(20)]
     timed = FunctionCall(library, "stay")
-    timed.set_time_max(2)
+    timed.set_time_max(0.25)
     after = [FunctionCall(library, "process") for _ in range(20)]
     run(*before, timed, *after)
     assert all(call.successful() for call in before + after)
     assert timed.result == "max wall time"
     assert not timed.successful()
     assert isinstance(timed.output, TaskFailed)
-    assert "time_max of 2" in str(timed.output)
+    assert "time_max of 0.25" in str(timed.output)
     until(
         lambda: len(host.children(recursive=True)) == SLOTS, "the end of the call: nothing but slots is left"
     )
@@ -79,21 +79,30 @@ def test_a_call_that_is_in_time_is_as_any_other(library, run):
     assert all(call.successful() for call in calls)
 
 
-def test_the_time_of_a_call_begins_when_it_begins(run, m):
+def test_the_time_of_a_call_begins_when_it_begins(yard):
+    m = yard.manager()
+    yard.hurried_worker(m)
     library = m.create_library_from_functions(
         "slow",
         process,
         exec_mode="direct",
         context_per_slot=True,
-        library_context_info=[slow_context, [], {}],
+        library_context_info=[slow_context, [str(yard.folder)], {}],
     )
     library.set_cores(1)
     library.set_function_slots(1)
     m.install_library(library)
     call = FunctionCall("slow", "process")
-    call.set_time_max(1)
-    run(call)
-    m.remove_library("slow")
+    call.set_time_max(HURRY_S - 50)
+    timed = Task(f"echo >> {yard.place('begun')}; sleep 1000", cores=1, time_max=HURRY_S - 50)
+    for task in (call, timed):
+        m.submit(task)
+    until(lambda: yard.count("context") and yard.count("begun"), "the context and the task to have begun")
+    yard.hurry()
+    # so the worker has looked at its clock
+    assert one_result(m) is timed
+    yard.place("gate").touch()
+    assert one_result(m) is call
     assert call.successful(), call.output
 
 

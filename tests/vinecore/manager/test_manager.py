@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import alive, interrupt_when, until, workers_of
+from tests.harness.processes import PATIENCE_S, alive, interrupt_when, until, workers_of
 from vinecore import FunctionCall, Manager, PythonTask, Task
 from vinecore.resources.categories import MODES
 
@@ -103,7 +103,7 @@ def test_two_thousand_tasks_from_four_threads_all_come_back(m):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(100)
+        thread.join(PATIENCE_S)
     assert sorted(found) == sorted(expected) == list(range(1, 2001))
     assert m.empty()
     m.remove_library("adding")

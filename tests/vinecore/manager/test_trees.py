@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.harness.processes import until
+from tests.harness.processes import paths_in, until
 from vinecore import Task
 from vinecore.protocol import INLINE_LIMIT
 
@@ -132,7 +132,7 @@ def test_a_program_that_was_made_executable_after_a_failure_runs(yard, tmp_path,
     first = reading(m.declare_file(program, cache="forever"), "./in")
     m.submit(first)
     assert m.wait(60).exit_code == 126
-    until(lambda: list(yard.workspace.glob("vine-kept/*/records/*")), "it to be kept")
+    until(lambda: paths_in(yard.workspace, "vine-kept/*/records/*"), "it to be kept")
     program.chmod(0o755)
     second = reading(m.declare_file(program, cache="forever"), "./in")
     m.submit(second)
@@ -273,7 +273,7 @@ def test_an_output_may_be_closed(m, run, command, name, look):
 def test_nothing_closed_is_left_behind(m, run, shared_yard):
     task = Task("mkdir -p a/b/c; echo x > a/b/c/file; chmod 000 a/b/c a/b; chmod 555 a .", cores=1)
     assert run(task).successful()
-    until(lambda: not list(shared_yard.workspace.glob("*/*/t*.d")), "the sandbox to be removed")
+    until(lambda: not paths_in(shared_yard.workspace, "*/*/t*.d"), "the sandbox to be removed")
 
 
 def test_an_output_with_a_pipe_in_it_is_refused_with_its_name(m, run):

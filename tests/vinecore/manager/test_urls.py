@@ -15,8 +15,8 @@ from vineworker.machine.process_reaper import ProcessReaper
 from vineworker.session.context import TRANSFER_THREADS as FETCHES
 from vineworker.storage.downloads import Downloader
 
-from tests.harness.http_servers import Relay, free_port, web_server, xrootd_server
-from tests.harness.processes import alive, until
+from tests.harness.http_servers import Relay, web_server, xrootd_server
+from tests.harness.processes import alive, free_port, until
 from vinecore import PythonTask, Task
 from vinecore.manager import url_metadata
 from vinecore.protocol import INLINE_LIMIT

@@ -20,9 +20,9 @@ from typing import Any
 import click
 from vineworker.state.state_machine import WorkerStateMachine
 
-from tests.vinecore.scheduler import test_random_histories as property_test
 from tests.vinecore.scheduler.test_random_histories import live
 from vinecore.scheduler.scheduler import Scheduler
+from vinecore.scheduler.validation import StateValidation
 
 
 class Stream:
@@ -94,9 +94,8 @@ def record(seed: int) -> list[str]:
 @click.option("--show", type=int, default=None, help="Print the instructions of one seed instead.")
 def main(file: Path, seeds: int, show: int | None) -> None:
     """Write the digests of the instructions, or compare with those that are in FILE."""
-    for check in [name for name in vars(property_test) if name.startswith("check")]:
-        # the invariants have a test of their own
-        setattr(property_test, check, lambda *_: None)
+    # the invariants have a test of their own
+    StateValidation.validate_state = lambda _self: None  # type: ignore[method-assign]
     if show is not None:
         print(*record(show), sep="\n")
         return

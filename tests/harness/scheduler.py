@@ -34,8 +34,8 @@ class Vine:
         What it asked for in answer to the last `feed`.
     """
 
-    def __init__(self, python: str = "3.11", needs: tuple[str, ...] = ()) -> None:
-        self.mind = Scheduler(python, needs)
+    def __init__(self, python: str = "3.11", needs: tuple[str, ...] = (), *, validate: bool = True) -> None:
+        self.mind = Scheduler(python, needs, validate=validate)
         self.tables = self.mind.tables
         self.now = 0.0
         self.log: list[i.Instruction] = []

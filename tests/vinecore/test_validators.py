@@ -348,7 +348,7 @@ def test_a_number_that_cannot_be_tuned_is_told_with_the_nearest_that_can(m, capl
     "options",
     [{"port": "9123"}, {"port": True}, {"port": None}, {"port": 9.5}, {"port": (1, 2, 3)}, {"port": (9100, 9000)}, {"port": -1}, {"port": 70000},
      {"name": 5}, {"name": b"x"}, {"address": 5}, {"password_file": 5}, {"run_info_path": 5}, {"run_info_path": ""}, {"resume": "yes"},
-     {"shutdown": "no"}, {"init_fn": 5}, {"name": "n", "registry": 5}, {"name": "n", "catalog": 5}],
+     {"shutdown": "no"}, {"validate": "yes"}, {"init_fn": 5}, {"name": "n", "registry": 5}, {"name": "n", "catalog": 5}],
     ids=ids,
 )  # fmt: skip
 def test_a_manager_is_not_begun_with_what_it_cannot_use(yard, options):

@@ -72,6 +72,10 @@ class Manager(TaskMethods, PolicyMethods):
         The catalog servers to which a manager with a name reports, as HOST:PORT, separated by
         commas; None for the value of the variable CATALOG_HOST. Without it, and with False, there
         are none.
+    validate : bool
+        For debugging: whether the scheduler's state is validated after each batch of events. A
+        contradiction stops the manager with a text that names the record and the invariant. The
+        check takes time in proportion to all tasks and files.
 
     Attributes
     ----------
@@ -103,7 +107,7 @@ class Manager(TaskMethods, PolicyMethods):
     def __init__(self, port: int | Sequence[int] = DEFAULT_PORT, name: str | None = None, shutdown: bool = False, *,
                  password_file: str | Path | None = None, address: str = "", run_info_path: str | Path | bool | None = None, resume: bool = False,
                  ssl: bool | Sequence[str | Path] = False, init_fn: Callable[[Any], None] | None = None, registry: str | Path | bool | None = None,
-                 catalog: str | bool | None = None) -> None:  # fmt: skip
+                 catalog: str | bool | None = None, validate: bool = False) -> None:  # fmt: skip
         if not callable(init_fn or callable):
             validators.refuse("init_fn", init_fn, "a function that takes the manager", TypeError)
         ports = startup.port_range(port)
@@ -112,6 +116,7 @@ class Manager(TaskMethods, PolicyMethods):
         registry_folder = startup.registry_folder(registry)
         catalog_servers = startup.catalog_servers(catalog)
         self._shutdown, self._pid = validators.flag("shutdown", shutdown), os.getpid()
+        validate = validators.flag("validate", validate)
         secret, self.password_file = startup.load_secret(password_file)
         session = secrets.token_hex(4)
         folder = startup.journal_directory(run_info_path)
@@ -140,6 +145,7 @@ class Manager(TaskMethods, PolicyMethods):
             context,
             session=session if resume else "",
             past=previous,
+            validate=validate,
         )
         super().__init__(server, session)
         self._graphs = OpenGraphs(

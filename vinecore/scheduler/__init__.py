@@ -42,6 +42,8 @@ ORDER: Final = (
     "on_demand",
     "draining",
     "diagnostics",
+    # invariants
+    "validation",
     # handlers of events
     "task_results",
     "worker_messages",

@@ -57,6 +57,11 @@ class DiskDeadlock:
         self._placement = placement
         self._stuck_since: float | None = None
 
+    @property
+    def is_stuck(self) -> bool:
+        """Return whether a task is about to be failed for lack of disk."""
+        return self._stuck_since is not None
+
     def worker_joined(self) -> None:
         """Give tasks that are stuck the time to run on a new worker."""
         self._stuck_since = None

@@ -30,6 +30,8 @@ class MissingFiles:
     ----------
     awaited : dict of FileState
         Those files.
+    user_notified : bool
+        Whether the user was notified of absent inputs since the last wait.
     """
 
     def __init__(self, state: SchedulerState, outbox: Outbox, tasks: TaskLifecycle) -> None:
@@ -37,21 +39,21 @@ class MissingFiles:
         self._outbox = outbox
         self._tasks = tasks
         self.awaited: dict[FileState, None] = {}
-        self._told = False  # of files that were not there, since the user has waited
+        self.user_notified = False
 
     def may_wait_for(self, file: FileState) -> bool:
         """Return whether a task may wait for a file that is nowhere and that no task makes."""
         if not file.awaited or file.pin_count <= 0:
             return False
         self.awaited[file] = None
-        if file.absent and not self._told:
-            self._told = True
+        if file.absent and not self.user_notified:
+            self.user_notified = True
             self._outbox.emit(InputsAbsent())
         return True
 
     def on_user_waits(self) -> None:
         """Fail readers of paths where nothing was: what makes them would have been submitted by now."""
-        self._told = False
+        self.user_notified = False
         for file in [file for file in self.awaited if file.absent]:
             if file.producer is None and not file.available:
                 self._fail_readers(file, never_there(file))

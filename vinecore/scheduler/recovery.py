@@ -73,7 +73,9 @@ class Recovery:
         """Have the readers of files wait whose last copies are gone, and make needed files again."""
         for file in files:  # all of them first: who is woken below counts for itself what it misses
             for task in list(file.consumers):
-                task.missing_inputs += 1
+                # an unpacked directory can be had as soon as its archive can, which the task reads, too
+                if file.archive is None:
+                    task.missing_inputs += 1
                 if task.state == READY:
                     self._tasks.input_lost(task)
                 elif (
@@ -97,7 +99,9 @@ class Recovery:
         while stack:
             lost = stack.pop()
             producer = lost.producer
-            if producer is None:
+            if lost.archive is not None:
+                stack.append(lost.archive)
+            elif producer is None:
                 if not self._missing_files.may_wait_for(lost):
                     gone = f"{lost.name} is gone and nothing can make it again"
                     self._signals.file_unobtainable(lost, never_there(lost) if lost.absent else gone)
@@ -154,7 +158,7 @@ class Recovery:
                 stack.append(file)
         for file in task.inputs:
             self._tasks.add_consumer(task, file)
-            if not file.available:
+            if not file.available and file.archive is None:
                 task.missing_inputs += 1
                 stack.append(file)
         if not task.missing_inputs:

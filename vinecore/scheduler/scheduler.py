@@ -37,6 +37,7 @@ from vinecore.scheduler.submission import MAX_FILES_RELEASED_PER_BATCH, Submissi
 from vinecore.scheduler.task_results import TaskResults
 from vinecore.scheduler.transfer_failures import TransferFailures
 from vinecore.scheduler.transfers import Transfers
+from vinecore.scheduler.validation import StateValidation
 from vinecore.scheduler.worker_choice import WorkerChoice
 from vinecore.scheduler.worker_messages import WorkerMessages
 from vinecore.scheduler.workers import WorkerMembership
@@ -56,6 +57,8 @@ class Scheduler:
         Major and minor version of the Python that pickles the functions, such as "3.11".
     needs
         Packages without which a worker's own Python can run none of them.
+    validate
+        Whether the state is validated after each batch of events, for debugging: see `validation`.
 
     Attributes
     ----------
@@ -63,7 +66,7 @@ class Scheduler:
         What is known about tasks, files, workers, libraries and graphs.
     """
 
-    def __init__(self, python: str, needs: tuple[str, ...] = ()) -> None:
+    def __init__(self, python: str, needs: tuple[str, ...] = (), *, validate: bool = False) -> None:
         self.tables = state = SchedulerState(python, needs)
         signals = Signals()
         self.outbox = outbox = Outbox(state)
@@ -182,6 +185,8 @@ class Scheduler:
             dispatcher=dispatcher,
             on_demand=on_demand,
         )
+        self._validates = validate
+        self._validation = StateValidation(state, queues, disk, replicas, missing_files, disk_deadlock)
         signals.file_available = dispatcher.file_available
         signals.file_unobtainable = libraries.file_unobtainable
         signals.file_abandoned = missing_files.fail_readers_of_abandoned
@@ -236,7 +241,14 @@ class Scheduler:
             self.placement.place_ready_tasks()
         if state.draining_changed:
             self.draining.process_changed()
-        return self.outbox.take()
+        instructions = self.outbox.take()
+        if self._validates:
+            self.validate_state()
+        return instructions
+
+    def validate_state(self) -> None:
+        """Raise `InvalidState` if an invariant of the records does not hold."""
+        self._validation.validate_state()
 
     @property
     def has_more_to_release(self) -> bool:

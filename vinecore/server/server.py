@@ -90,6 +90,8 @@ class ManagerServer:
         What names of this manager's own files have in common, if workers shall keep the others for the next manager, should this one vanish.
     past
         What is known of a manager that has vanished, if this one goes on.
+    validate
+        Whether the scheduler's state is validated after each batch of events.
 
     Attributes
     ----------
@@ -114,12 +116,13 @@ class ManagerServer:
         *,
         session: str = "",
         past: PreviousSession | None = None,
+        validate: bool = False,
     ) -> None:
         self._secret, self._name, self._session = secret, name, session
         self._pid = os.getpid()
         self.heartbeat_interval_s, self.heartbeat_timeout_s = HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S
         self.in_words: Callable[[str], str] = str
-        self._mind = Scheduler(python, needs)
+        self._mind = Scheduler(python, needs, validate=validate)
         self.inbox: deque[e.Event | StateQuery] = deque()
         self._awake = False
         self._listeners: dict[type, Callable[[Any], None]] = {}
@@ -289,6 +292,9 @@ class ManagerServer:
 
     def process_inbox(self) -> None:
         """Handle what is in the inbox, up to as much as does not keep connections waiting."""
+        # events that were posted before the loop stopped: the state is not to be trusted any more
+        if self.fatal_error is not None:
+            return
         self._awake = False
         inbox, room = self.inbox, MAX_EVENTS_PER_BATCH
         events: list[e.Event] = []

@@ -50,6 +50,7 @@ def simulate(
     *,
     retries: int = 5,
     seed: int = 0,
+    validate: bool = False,
 ) -> Report:
     """Run a workload on a simulated cluster.
 
@@ -63,6 +64,8 @@ def simulate(
         How often a task may be hit by the loss of its worker before it is blamed.
     seed
         Of what is drawn: when workers are lost. The same arguments give the same report, but for what is really measured.
+    validate
+        Whether the scheduler's state is validated after each batch of events, which takes long for large workloads.
 
     Returns
     -------
@@ -82,7 +85,7 @@ def simulate(
     >>> report.makespan_s, report.utilisation  # doctest: +SKIP
     """
     settings = cluster or Cluster(), costs or Costs(), failures or Failures()
-    return Simulation(workload, *settings, retries=retries, seed=seed).run()
+    return Simulation(workload, *settings, retries=retries, seed=seed, validate=validate).run()
 
 
 class Simulation:
@@ -97,6 +100,7 @@ class Simulation:
         *,
         retries: int,
         seed: int,
+        validate: bool = False,
     ) -> None:
         self._context = context = SimulationContext(workload, cluster, costs)
         self.cluster, self.costs, self.failures = cluster, costs, failures
@@ -105,7 +109,7 @@ class Simulation:
         self._nodes: dict[int, SimulatedWorker] = {}
         self._numbers = itertools.count(1)
         self._chance = random.Random(seed)
-        self._scheduler = Scheduler(PYTHON)
+        self._scheduler = Scheduler(PYTHON, validate=validate)
         self._inbox: list[e.Event] = []
         self._free_at = self._last_activity_at = 0.0
         self._awake = self._ended = self._over = False

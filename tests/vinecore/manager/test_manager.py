@@ -422,3 +422,12 @@ def test_the_manager_listens_only_where_it_was_told(yard):
         pass
     with pytest.raises(OSError, match=r"refused|unreachable|timed out"):
         socket.create_connection(("127.0.0.2", m.port), timeout=1)
+
+
+def test_contradiction_stops_manager_that_validates(yard):
+    """With `validate=True` a contradiction in the scheduler's state stops the manager, which names it."""
+    m = yard.manager(validate=True)
+    m.submit(Task("true"))
+    m._engine.query(lambda scheduler: setattr(scheduler.tables, "assigned", 9))
+    with pytest.raises(RuntimeError, match="assigned is 9, not 0"):
+        m.wait(60)

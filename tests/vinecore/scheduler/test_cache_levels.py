@@ -243,7 +243,7 @@ def test_a_task_that_waits_for_what_a_worker_has_from_before_runs(vine):
     assert vine.file("r1").available
     assert vine.task(2).missing_inputs == 0
     vine.done(2, payload=b"x")
-    vine.done(1)
+    vine.done(1, LARGE)
     vine.feed(e.GraphSubmitted(1))
     assert endings(vine) == {1: "success"}
 

@@ -29,11 +29,11 @@ def let_go(vine):
     return [worker for worker, _release in vine.sent(m.Shutdown)]
 
 
-def half_done(vine, **worker):
+def half_done(vine, size=LARGE, **worker):
     """A graph whose first vertex is done, on a worker where the second one has begun."""
     vine.compute(call(1), call(2, "r1"))
     first = vine.join(**worker)
-    vine.done(1, size=LARGE)
+    vine.done(1, size)
     assert vine.where() == {2: first}
     return first
 
@@ -219,8 +219,8 @@ def test_as_its_end_comes_nearer_fewer_tasks_fit(vine):
 
 
 def test_it_is_drained_before_its_end_the_earlier_the_more_it_holds(vine):
-    first = half_done(vine, time_left_s=100.0, disk_mb=10_000)
-    vine.worker(first).free_disk -= 500_000_000  # five seconds of the network
+    five_seconds_of_network = 500_000_000
+    first = half_done(vine, five_seconds_of_network, time_left_s=100.0, disk_mb=10_000)
     vine.tick(94)
     assert vine.where() == {2: first}
     vine.tick(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness.scheduler import LARGE, Vine, call
+from tests.harness.scheduler import LARGE, Vine, call, single
 from vinecore.protocol import messages as m
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
@@ -42,9 +42,8 @@ def reader(vine, number, *names):
 
 def hold(vine, *workers):
     """Have workers be busy, so that readers go elsewhere."""
-    for worker in workers:
-        vine.worker(worker).free = vine.worker(worker).free._replace(cores=0)
-        vine.mind.queues.update_worker_everywhere(vine.worker(worker))
+    vine.submit(*(single(100 + worker) for worker in workers))
+    assert {vine.where()[100 + worker] for worker in workers} == set(workers)
 
 
 def test_what_cannot_be_fetched_from_a_peer_comes_through_the_manager(vine):
@@ -86,7 +85,6 @@ def test_nobody_asks_who_could_not_be_reached_by_two_and_longer_each_time(vine):
     hidden = holder(vine, "a", "b")
     hold(vine, hidden)
     first = reader(vine, 1, "a")
-    hold(vine, first)
     second = reader(vine, 2, "a")
     unreachable(vine, first, "a", "host1:7")
     unreachable(vine, second, "a", "host1:7")

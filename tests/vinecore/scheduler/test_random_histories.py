@@ -29,14 +29,12 @@ from vinecore.journal import records as j
 from vinecore.journal.recorder import JournalRecorder
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
-from vinecore.resources.amounts import ResourceRequest, Resources
+from vinecore.resources.amounts import ResourceRequest
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
-from vinecore.scheduler.replicas import ARCHIVE, has_safe_replica, is_needed
+from vinecore.scheduler.replicas import has_safe_replica, is_needed
 from vinecore.scheduler.scheduler import Scheduler
 from vinecore.scheduler.specs import FOREVER, TASK, WORKER, FileSpec, GraphSpec, LibrarySpec, TaskSpec
-from vinecore.scheduler.state import MB, disk_bytes
-from vinecore.scheduler.transitions import ASSIGNED, READY, RETRIEVING, WAITING
 
 SMALL, LARGE = 10, 300_000
 SETUP, FUNCTION, DATA, ADDRESS, ARCHIVED, UNPACKED = (
@@ -227,7 +225,7 @@ class World:
     """A manager's mind, some workers, and the queues between them."""
 
     def __init__(self, mode: str, policy: str, disks: tuple[int, ...] = DISKS) -> None:
-        self.mind = Scheduler("3.11")
+        self.mind = Scheduler("3.11", validate=True)
         self.disks = disks
         self.tables = self.mind.tables
         self.now = 0.0
@@ -290,7 +288,6 @@ class World:
             getattr(self, f"_{type(instruction).__name__}")(instruction)
         for known in self.tables.files.values():
             assert not known.at_manager or known.name in self.store
-        check(self.mind)
 
     def write_down(self, records: list[j.Record]) -> None:
         """What the journal says of where tasks are is what the mind knows."""
@@ -986,225 +983,6 @@ class World:
         assert {file.name for file in left_over} <= self.undeclared
 
 
-# ---- what must hold at any time
-
-
-def check(mind: Scheduler) -> None:
-    """Compare the tables with what they should be, computed from scratch."""
-    tables = mind.tables
-    for task in tables.tasks.values():
-        check_task(mind, task)
-    check_runs(mind)
-    check_files(mind)
-    check_workers(mind)
-    check_buckets(mind)
-    check_transfers(mind)
-
-
-def check_task(mind: Scheduler, task: Any) -> None:
-    unavailable = [file for file in task.inputs if not file.available]
-    assert task.run.tasks[task.spec.task] is task
-    if task.state == RETRIEVING:
-        assert any(f.wanted_at_manager and not f.at_manager for f in task.outputs)
-        assert all(f.uploading or not f.wanted_at_manager or f.at_manager for f in task.outputs), (
-            "nobody brings what is wanted"
-        )
-        return
-    assert task.state in (WAITING, READY, ASSIGNED)
-    assert task.missing_inputs == len(unavailable), f"{task} misses {unavailable}"
-    assert all(task in file.consumers for file in task.inputs)
-    assert (task.state == WAITING) <= bool(task.missing_inputs)
-    assert (task.state == READY) <= (not task.missing_inputs)
-    assert (task.state == ASSIGNED) == (task.worker is not None)
-    for file in unavailable:
-        maker = file.producer
-        if maker is None:
-            # it may be submitted later; the user is asked whether that is so
-            missing_files = mind.missing_files
-            assert file in missing_files.awaited, f"nothing makes {file} for {task}"
-            assert missing_files._told or not file.absent
-            continue
-        assert maker.state in (WAITING, READY, ASSIGNED), (
-            f"{maker}, which makes {file} for {task}, is not under way"
-        )
-        if task.state == ASSIGNED:
-            assert task.chained
-            assert maker.worker is task.worker, f"{task} was sent ahead, but its maker {maker} runs elsewhere"
-    if task.state == ASSIGNED:
-        assert task.chained == bool(task.missing_inputs)
-        assert task.worker.id in mind.tables.workers
-        for file in (*task.inputs, *task.extra_files):
-            assert_supplied(task.worker, file)
-
-
-def assert_supplied(worker: Any, file: Any) -> None:
-    """A file that is needed on a worker is there, on its way there, or waits for a source."""
-    stalled = file.waiting_for_source is not None and worker in file.waiting_for_source
-    assert not file.available or worker in file.replicas or worker in file.fetching or stalled, (
-        f"{file} does not come"
-    )
-
-
-def check_runs(mind: Scheduler) -> None:
-    tasks = mind.tables.tasks.values()
-    for run in mind.tables.runs.values():
-        own = {task for task in tasks if task.run is run}
-        assert set(run.tasks.values()) == own
-        assert run.unfinished == len(own)
-        assert run.running == sum(task.state == ASSIGNED for task in own)
-        assert run.done >= 0
-
-
-def check_files(mind: Scheduler) -> None:
-    tables = mind.tables
-    consumers: dict[Any, set[Any]] = {}
-    pending: Counter[Any] = Counter()
-    for task in tables.tasks.values():
-        if task.state == RETRIEVING:
-            continue
-        pending.update(task.extra_files)
-        for file in task.inputs:
-            consumers.setdefault(file, set()).add(task)
-            generation = [file]
-            pending[file] += 1
-            for _level in range(1, task.run.spec.prune_depth):
-                generation = [
-                    older for f in generation if f.producer is not None for older in f.producer.inputs
-                ]
-                pending.update(generation)
-    for file in {*tables.files.values(), *consumers, *pending}:
-        assert set(file.consumers) == consumers.get(file, set())
-        assert file.pending_readers == pending[file], (
-            f"{file.name} is counted {file.pending_readers}, needed {pending[file]} times"
-        )
-        assert file.unsubmitted_readers >= 0
-        if file.consumers:
-            assert tables.files.get(file.name) is file
-        for worker in file.replicas:
-            assert file in worker.files
-            assert tables.workers.get(worker.id) is worker
-        if file.uploading is not None:
-            assert file.uploading.id in tables.workers
-        if not (file.pending_readers or file.unsubmitted_readers or file.pin_count > 0):
-            being_made = file.producer is not None and file.producer.state in (WAITING, READY, ASSIGNED)
-            assert being_made or not file.released, f"{file} should be forgotten"
-            assert file in tables.evictable or not (file.reusable and file.replicas)
-            if file.producer is not None and not file.wanted_at_manager and not file.reusable:
-                assert not file.replicas, "it should be pruned"
-                assert not file.at_manager
-    assert all(
-        file.reusable and not file.pending_readers and tables.files[file.name] is file
-        for file in tables.evictable
-    )
-    for worker in tables.workers.values():
-        for file in worker.files:
-            assert worker in file.replicas
-            assert tables.files.get(file.name) is file
-
-
-def check_workers(mind: Scheduler) -> None:
-    running = {task for task in mind.tables.tasks.values() if task.state == ASSIGNED}
-    seen = set()
-    for worker in mind.tables.workers.values():
-        assert not worker.cancel
-        assert not worker.unlink
-        taken = Resources()
-        assigned: Counter[str] = Counter()
-        ahead: Counter[str] = Counter()
-        for ticket, task in worker.tasks.items():
-            assert task in running
-            assert task.worker is worker
-            assert task.dispatch_id == ticket
-            seen.add(task)
-            if task.allocation is not None:
-                assert not task.spec.library
-                taken = taken.plus(task.allocation)
-            else:
-                (ahead if task.chained else assigned)[task.spec.library] += 1
-        for name, instance in worker.libraries.items():
-            assert mind.tables.libraries[name] is instance.library
-            assert instance.assigned == assigned[name]
-            assert instance.chained == ahead[name]
-            taken = taken.plus(instance.allocation)
-            for file in instance.library.files:
-                assert_supplied(worker, file)
-        assert worker.free.plus(taken) == worker.total
-        assert min(worker.free) >= 0
-        check_disk(mind, worker)
-    assert seen == running
-    assert mind.tables.assigned == len(running)
-
-
-def check_disk(mind: Scheduler, worker: Any) -> None:
-    """The running account of a disk against all that is on it, on its way to it, and promised."""
-    stalled = sum(file.waiting_for_source.get(worker, 0) for file in mind.replicas.stalled)
-    promised = sum(task.reserved_disk for task in worker.tasks.values())
-    unknown = mind.disk.unaccounted_bytes.get(worker, 0)
-    taken = sum(worker.files.values()) + sum(worker.fetching.values()) + stalled + promised + unknown
-    assert worker.free_disk + taken == worker.total.disk * MB
-    for file, size in worker.files.items():
-        assert size == (disk_bytes(file.size) if file.size >= 0 or not file.directory else 0)
-    assert worker.evictable.keys() <= worker.files.keys()
-    assert worker.unverified.keys() <= worker.files.keys()
-
-
-def check_buckets(mind: Scheduler) -> None:
-    tables = mind.tables
-    for bucket in {*tables.buckets.values(), *(task.bucket for task in tables.tasks.values())}:
-        own = [task for task in tables.tasks.values() if task.bucket is bucket]
-        assert bucket.unfinished == len(own)
-        assert bucket.running == sum(task.state == ASSIGNED for task in own)
-        assert tables.buckets.get(bucket.key) is bucket
-        queued = {
-            entry[2] for entry in (*bucket.ready, *bucket.roots)
-        } | mind.disk.too_large_for_any_disk.keys()
-        ready = {task for task in own if task.state == READY}
-        assert ready <= queued
-        assert set(bucket.workers_with_room) <= set(tables.workers.values())
-        for worker in tables.workers.values():
-            if worker.ends_at is not None:
-                continue  # what there is time for changes with the time
-            room = mind.queues.can_accept(worker, bucket)
-            instance = worker.libraries.get(bucket.library.spec.name) if bucket.library else None
-            if bucket.category is not None and bucket.category.learns:
-                continue  # what is open is an estimate there
-            if instance is None or not instance.assigned:  # a busy one is looked at again soon
-                assert room == (worker in bucket.workers_with_room)
-        waits = bucket in mind.queues.waiting_for_disk
-        ready -= mind.disk.too_large_for_any_disk.keys()
-        bringing = any(task.state == RETRIEVING for task in tables.tasks.values())
-        stuck = mind.disk_deadlock._stuck_since is not None
-        assert not (waits and ready and bucket.workers_with_room) or mind.tables.assigned or bringing or stuck
-        if ready and not waits and not (bucket.category is not None and bucket.category.learns):
-            open_ = {worker for worker in bucket.workers_with_room if worker.ends_at is None}
-            assert not open_, f"{ready} could run on {open_}"
-
-
-def check_transfers(mind: Scheduler) -> None:
-    outgoing: Counter[Any] = Counter()
-    serving: Counter[Any] = Counter()
-    for worker in mind.tables.workers.values():
-        for file in worker.fetching:
-            source = file.fetching[worker]
-            if source != ARCHIVE:
-                outgoing[source] += 1
-                serving[file, source] += 1
-    for file in mind.tables.files.values():
-        assert all(file in worker.fetching for worker in file.fetching)
-        assert not (file.fetching.keys() & file.replicas.keys())
-        assert bool(file.waiting_for_source) == (file in mind.replicas.stalled)
-    assert mind.replicas.active_by_file_and_source == serving
-    assert mind.replicas.active_by_source == {
-        source: n for source, n in outgoing.items() if isinstance(source, str)
-    }
-    for worker in mind.tables.workers.values():
-        assert worker.outgoing == outgoing[worker]
-        assert not (
-            worker.draining
-            and any(worker in bucket.workers_with_room for bucket in mind.tables.buckets.values())
-        )
-
-
 # ---- the machine
 
 seeds = st.integers(0, 2**16).map(random.Random)
@@ -1338,7 +1116,7 @@ class MindMachine(RuleBasedStateMachine):
     @invariant()
     def the_tables_are_right(self):
         if hasattr(self, "world"):
-            check(self.world.mind)
+            self.world.mind.validate_state()
 
     def teardown(self):
         if hasattr(self, "world"):

@@ -48,8 +48,7 @@ def test_a_file_with_another_copy_is_not_made_again(vine):
     vine.done(1, size=LARGE)
     second = vine.join()
     vine.say(first, m.TaskFailed(vine.place(3)[1], "crash", {}, b""))
-    vine.file("r1").replicas[vine.worker(second)] = ""
-    vine.worker(second).files[vine.file("r1")] = None
+    vine.cached(second, "r1")
     vine.lose(first)
     assert not made_again(vine)
     assert vine.run().recomputed == 0
@@ -115,9 +114,7 @@ def test_making_again_stops_at_what_is_still_there(vine):
         vine.done(number, size=LARGE)
     second = vine.join()
     third = vine.join()
-    r2 = vine.file("r2")
-    r2.replicas[vine.worker(third)] = ""
-    vine.worker(third).files[r2] = None
+    vine.say(third, m.PersistentObjects(["r2"], [LARGE], [""]))
     vine.done(3, size=LARGE)
     vine.lose(first)
     assert made_again(vine) == {"t3"}
@@ -125,7 +122,7 @@ def test_making_again_stops_at_what_is_still_there(vine):
 
 
 def test_a_chain_of_any_length_can_be_made_again():
-    vine = Vine()
+    vine = Vine(validate=False)
     length = 3000
     vine.compute(*(single(n, *([f"r{n - 1}"] if n > 1 else [])) for n in range(1, length + 1)))
     vine.join()
@@ -137,6 +134,42 @@ def test_a_chain_of_any_length_can_be_made_again():
     for number in range(1, length + 1):
         vine.done(number, size=LARGE)
     assert endings(vine) == {1: "success"}
+
+
+def make_and_unpack_archive(vine):
+    """Have task 1 make an archive, and task 2 begin, which reads the unpacked directory; return their worker."""
+    vine.declare("r1")
+    vine.declare("r2")
+    vine.declare("folder", archive="r1", directory=True)
+    first = vine.join()
+    vine.submit(single(1), single(2, "folder"))
+    vine.done(1, size=LARGE)
+    vine.cached(first, "folder", 0)
+    assert vine.where() == {2: first}
+    return first
+
+
+def test_lost_archive_is_made_again_for_reader():
+    """A task that reads an unpacked directory waits if its worker is lost, until the archive is made again."""
+    vine = Vine()
+    vine.lose(make_and_unpack_archive(vine))
+    second = vine.join()
+    assert vine.where() == {1: second}
+    vine.done(1, size=LARGE)
+    assert vine.where() == {2: second}
+
+
+def test_lost_result_and_archive_are_made_again():
+    """A task is made again from an unpacked directory that is lost with its archive and the result."""
+    vine = Vine()
+    first = make_and_unpack_archive(vine)
+    vine.done(2, size=LARGE)
+    vine.lose(first)
+    vine.submit(single(3, "r2"))
+    second = vine.join()
+    for number in (1, 2, 3):
+        assert vine.where() == {number: second}
+        vine.done(number, size=LARGE)
 
 
 def test_a_diamond_is_made_again_with_every_vertex_once(vine):
@@ -259,8 +292,7 @@ def test_a_wanted_result_with_another_copy_is_brought_from_there(vine):
     first = vine.join()
     vine.done(1, size=LARGE)
     second = vine.join()
-    vine.file("r1").replicas[vine.worker(second)] = ""
-    vine.worker(second).files[vine.file("r1")] = None
+    vine.say(second, m.PersistentObjects(["r1"], [LARGE], [""]))
     vine.lose(first)
     assert vine.sent(m.Upload) == [(second, m.Upload("r1"))]
     assert not made_again(vine)

@@ -80,7 +80,7 @@ def test_workers_are_as_large_and_there_as_long_as_they_were(written):
 
 def test_a_run_is_simulated_as_it_was(written):
     recording = load_recording(written)
-    report = simulate(recording.workload, recording.cluster, failures=recording.failures)
+    report = simulate(recording.workload, recording.cluster, failures=recording.failures, validate=True)
     assert (report.outcome, report.tasks, report.workers) == ("success", 3, 2)
     assert 5.0 + 3.5 < report.makespan_s < 9.0
 
@@ -95,7 +95,7 @@ def test_workers_are_lost_when_they_were(write):
         j.TaskDone(22.0, 1, 2, 10.0, 10, 2),
     )
     recording = load_recording(write(*WORKERS, *long))
-    report = simulate(recording.workload, recording.cluster, failures=recording.failures)
+    report = simulate(recording.workload, recording.cluster, failures=recording.failures, validate=True)
     assert (report.workers_lost, report.reexecuted) == (1, 1)
     assert recording.makespan_s == 22.0
     assert report.makespan_s == pytest.approx(22.0, abs=0.5)
@@ -157,5 +157,5 @@ def test_a_real_run_is_simulated(yard, mode):
     assert len(recording.workload.jobs) == 21
     assert sum(job.size > 100_000 for job in recording.workload.jobs) == 20
     assert recording.makespan_s > 0
-    report = simulate(recording.workload, recording.cluster, failures=recording.failures)
+    report = simulate(recording.workload, recording.cluster, failures=recording.failures, validate=True)
     assert (report.outcome, report.tasks, report.reexecuted) == ("success", 21, 0)

@@ -27,7 +27,7 @@ BUSY = Failures(losses_per_hour=120, replaced_after_s=5)
 
 def run(jobs, cluster=NEAR, costs=FREE, failures=None, files=(), **options):
     workload = jobs if isinstance(jobs, Workload) else Workload(jobs, files)
-    return simulate(workload, cluster, costs, failures, **options)
+    return simulate(workload, cluster, costs, failures, **{"validate": True, **options})
 
 
 def independent(count, **about):
@@ -166,7 +166,7 @@ def test_the_same_seed_gives_the_same_report():
 
     def figures(seed):
         workload = generate("random", 300, spread=0.5, seed=3)
-        said = run(workload, Cluster(workers=5, cores=2), Costs(), BUSY, seed=seed).record()
+        said = run(workload, Cluster(workers=5, cores=2), Costs(), BUSY, seed=seed, validate=False).record()
         return {name: value for name, value in said.items() if name not in really}
 
     assert figures(1) == figures(1) != figures(2)
@@ -244,7 +244,9 @@ def test_a_tree_moves_a_fraction_of_what_it_makes_and_no_more_for_looking_ahead(
 
 
 def test_a_slot_that_was_killed_begins_nothing_more():
-    world = Simulation(Workload(independent(20, seconds=0.0001)), NEAR, FREE, Failures(), retries=5, seed=0)
+    world = Simulation(
+        Workload(independent(20, seconds=0.0001)), NEAR, FREE, Failures(), retries=5, seed=0, validate=True
+    )
     found = None
     while found is None:
         world.clock.run_next()

@@ -7,7 +7,8 @@ import os
 from typing import Any, Callable, Optional
 
 from vinecore.protocol import messages
-from vineworker.library.process_handles import SlotProcess, environment_prefix
+from vineworker.library import environments
+from vineworker.library.slot_process import SlotProcess
 from vineworker.machine import tmpdir
 from vineworker.machine.argument_limits import TooLong
 from vineworker.machine.monitor_thread import ResourceMonitorThread
@@ -138,7 +139,7 @@ class ProcessHandler:
         """Collect the outputs of a Python task."""
         context = self._context
         (run, slot), reply = self.python_tasks.pop(event.slot), event.replies[0]
-        slot.host.prepare(reply.info)
+        slot.fork_server.prepare(reply.info)
         peak = self._monitor.unwatch(run.task)
         folder, result = slot.log + ".d", context.result_path(run.task)
 
@@ -202,7 +203,7 @@ class ProcessHandler:
                 run,
                 folder,
                 output,
-                environment_prefix(run.options.get("environment", ""), context.cache),
+                environments.shell_prefix(run.options.get("environment", ""), context.cache),
                 context.short_path(folder),
                 context.process_reaper,
                 lambda c, code: context.call_in_loop(self._on_command_exited, c, code),

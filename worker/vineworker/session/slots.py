@@ -8,7 +8,8 @@ from typing import Any, Optional, Union
 
 from vinecore.protocol import INLINE_LIMIT, messages
 from vinecore.protocol.trees import remove_tree
-from vineworker.library.process_handles import ForkServerProcess, SlotProcess, remove_files
+from vineworker.library.fork_server_process import ForkServerProcess, remove_files
+from vineworker.library.slot_process import SlotProcess
 from vineworker.machine.library_disk import LibraryTooLarge
 from vineworker.machine.monitor_thread import ResourceMonitorThread
 from vineworker.session.context import SessionContext, describe_error
@@ -100,7 +101,7 @@ class SlotHandler:
             context.process_reaper,
         )
         if instruction.library is not None:
-            self._monitor.watch_library(name, host.disk(lambda: self._disk_limit(name), copies))
+            self._monitor.watch_library(name, host.make_disk_monitor(lambda: self._disk_limit(name), copies))
 
     def stop_host(self, instruction: Union[instructions.StopForkServer, events.ForkServerExited]) -> None:
         """End a fork server with its slots, or clean up after one that has exited."""
@@ -135,7 +136,7 @@ class SlotHandler:
         elif found.slot in self._slots:
             info = {
                 "exit_code": 9,
-                "output": self._slots[found.slot].last_words(),
+                "output": self._slots[found.slot].read_output_tail(),
                 "outputs": {},
                 "resource": "disk",
                 "limit": found.limit_mb,
@@ -153,7 +154,7 @@ class SlotHandler:
             return
         run = instruction.run
         output = "" if run is None else context.new_folder()
-        slot = SlotProcess(instruction.slot, host, output, context.feed)
+        slot = host.add_slot(instruction.slot, output)
         self._slots[instruction.slot] = slot
         context.loop.create_task(slot.connect())
         if run is None:
@@ -168,11 +169,12 @@ class SlotHandler:
             copies = sandbox.create_sandbox(folder, run.options.get("mounts", []), self._cache)
             return sandbox.task_environment(run.options, folder, context.short_path(folder)), copies
 
-        context.run_in_thread(work, lambda made, error: self._start_python_task(run, slot, made, error))
+        context.run_in_thread(work, lambda made, error: self._start_python_task(run, host, slot, made, error))
 
     def _start_python_task(
         self,
         run: messages.RunTask,
+        host: ForkServerProcess,
         slot: SlotProcess,
         made: Any,
         error: Optional[BaseException],
@@ -182,16 +184,16 @@ class SlotHandler:
         if slot.id not in self._slots:  # its host has died
             context.threads.submit(sandbox.remove_sandbox, folder, self._cache)
         elif run.task not in context.state.tasks:
-            slot.cancel_start("it was cancelled")
+            host.cancel_start(slot, "it was cancelled")
         elif error is not None:
             self._processes.task_not_started(run, error)
-            slot.cancel_start("its inputs could not be put in place")
+            host.cancel_start(slot, "its inputs could not be put in place")
         else:
             variables, slot.copies = made
-            slot.forked = lambda pid: self._monitor.watch(
+            slot.on_forked = lambda pid: self._monitor.watch(
                 run.task, pid, run.options, folder, slot.log, slot.copies
             )
-            slot.host.prepare({"modules": run.options.get("preload", [])})
+            slot.fork_server.prepare({"modules": run.options.get("preload", [])})
             slot.fork(folder)
             self._processes.set_time_limit(run, slot.kill)
             self._send_to_slot(slot, run, run.shared, folder, {"env": variables} if variables else {})
@@ -273,15 +275,15 @@ class SlotHandler:
         context, timers = self._context, self._processes.time_limits
 
         def check() -> None:
-            began = slot.began(run.task)
-            left = seconds if began is None else began + seconds - time.monotonic()
+            start_time = slot.start_time_of(run.task)
+            left = seconds if start_time is None else start_time + seconds - time.monotonic()
             if run.task not in context.state.tasks or slot.id not in self._slots:
                 timers.pop(run.task, None)
             elif left > 0:
                 timers[run.task] = context.loop.call_later(left, check)
             else:
                 timers.pop(run.task, None)
-                info = {"exit_code": 9, "output": slot.last_words(), "outputs": {}}
+                info = {"exit_code": 9, "output": slot.read_output_tail(), "outputs": {}}
                 message = processes.finished_message(run, info, seconds - left, "time", None, [])
                 context.feed(events.Overrun(message))
 

@@ -7,7 +7,7 @@
 #   make test-newest   what has to do with dask again, with the newest dask and without dask-awkward
 #   make lint types    ruff; mypy
 #   make bench         the benchmarks
-#   make fuzz          ten minutes of random lives of a simulated vine
+#   make fuzz          ten minutes of random histories of a simulated cluster
 #   make random-graphs two thousand random graphs, computed again after edits, compared with dask's own scheduler
 #   make worker        the worker as one file, dist/vine_worker.pyz
 #   make lies          a million odd messages to both ends of the protocol

@@ -20,7 +20,7 @@ from typing import Any
 import click
 from vineworker.state.state_machine import WorkerStateMachine
 
-from tests.vinecore.scheduler.test_random_histories import live
+from tests.vinecore.scheduler.property.machine import run_history
 from vinecore.scheduler.scheduler import Scheduler
 from vinecore.scheduler.validation import StateValidation
 
@@ -75,7 +75,7 @@ def record(seed: int) -> list[str]:
     for machine, handle in originals:
         machine.handle = recorded(handle)  # type: ignore[method-assign]
     try:
-        live(seed)
+        run_history(seed)
     finally:
         for machine, handle in originals:
             machine.handle = handle  # type: ignore[method-assign]

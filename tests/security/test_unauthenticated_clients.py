@@ -96,7 +96,7 @@ def test_a_manager_refuses_a_worker_with_another_secret(yard, caplog):
     worker = yard.worker(m, secret=other)
     assert worker.wait() == 1
     assert "refuses this worker: wrong secret" in worker.log
-    assert "refused a connection from 127.0.0.1: wrong secret" in caplog.text
+    until(lambda: "refused a connection from 127.0.0.1: wrong secret" in caplog.text, "a word about it")
     assert m.workers_connected == 0
 
 
@@ -290,7 +290,7 @@ def test_a_frame_that_is_too_large_is_refused_before_it_comes(yard, caplog, fram
             sock.sendall(frame)
         with contextlib.suppress(ConnectionError):
             assert sock.recv(1) == b"", "the connection ends"
-    assert "protocol error" in caplog.text
+    until(lambda: "protocol error" in caplog.text, "a word about it")
 
 
 # ---- who asks what there is to do

@@ -15,7 +15,7 @@ from vineworker import zipapp_builder
 from vineworker.manager_connection import ManagerConnector
 
 from tests.harness import sample_tasks
-from tests.harness.processes import PATIENCE_S, find_python, until
+from tests.harness.processes import PATIENCE_S, find_python, free_port, until
 from vinecore import Manager, Task
 from vinecore.discovery.announcer import make_record
 from vinecore.protocol import handshake
@@ -102,7 +102,7 @@ def test_what_is_not_a_name_is_refused(name):
 def test_a_worker_waits_for_the_manager_and_follows_it_to_another_port(yard, by_name):
     worker = by_name("mine", "--timeout", "100", command=sample_tasks.PERSISTENT)
     worker.says("there is none in")
-    with yard.manager(name="mine") as m:
+    with yard.manager(name="mine", port=free_port()) as m:
         assert works(m)
     with socket.create_server(("127.0.0.1", m.port)):
         assert works(yard.manager(name="mine"))
@@ -119,7 +119,7 @@ def test_one_that_was_killed_misleads_nobody(yard, by_name):
     """Its file is still there, and another manager of the same user is where it was."""
     code = "import sys; from vinecore import Manager; m = Manager(port=int(sys.argv[1]), name='mine', password_file=sys.argv[2], address='127.0.0.1'); print(m.port, flush=True); input()"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "0", str(yard.secret)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-c", code, str(free_port()), str(yard.secret)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )  # fmt: skip
     with process:

@@ -12,7 +12,7 @@ import msgspec
 import psutil
 import pytest
 
-from tests.harness.processes import alive, until
+from tests.harness.processes import alive, free_port, until
 from vinecore import Manager, journal
 from vinecore.journal import records as j
 from vinecore.journal.previous_session import find_previous_session
@@ -207,8 +207,9 @@ def test_a_running_manager_is_seen_and_its_end_as_well(yard):
 
 def test_it_listens_where_the_dead_one_did(yard, dead):
     info = yard.place("info")
-    m = yard.manager(name="m", run_info_path=info, resume=True)
-    port, path = m.port, m.journal
+    port = free_port()
+    m = yard.manager(name="m", run_info_path=info, resume=True, port=port)
+    path = m.journal
     m.close()
     lines = (
         path.read_bytes()

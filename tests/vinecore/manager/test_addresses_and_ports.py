@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.harness.processes import until, workers_of
+from tests.harness.processes import free_port, until, workers_of
 from vinecore import Manager, Task
 from vinecore.protocol.ports import canonical_address, parse_ports
 
@@ -36,9 +36,9 @@ def taken(count=1):
     """Ports in a row of which the first ones are in use; gives the first and the next that is free."""
     while True:
         with contextlib.ExitStack() as stack:
-            first = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            first = free_port()
             try:
-                for n in range(1, count):
+                for n in range(count):
                     stack.enter_context(socket.create_server(("127.0.0.1", first + n)))
                 socket.create_server(("127.0.0.1", first + count)).close()
             except (OSError, OverflowError):

@@ -83,15 +83,6 @@ def last_step(log, name, *_after):
     return step(log, name)
 
 
-def long_step(log, _n):
-    write_down(log, "long")
-    return sum(range(3_000_000))
-
-
-def short_step(log, _n):
-    write_down(log, "short")
-
-
 class TwoArguments(Exception):
     """Its constructor takes something else than what it leaves in ``args``."""
 

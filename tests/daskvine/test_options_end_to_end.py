@@ -287,7 +287,7 @@ def test_prune_depth_says_how_long_intermediates_are_kept(m, gate, meanwhile, de
     graph["e"] = (v.inc, "d")
     computing = meanwhile(m.get, graph, "e", prune_depth=depth)
     gate.wait_for(1)
-    assert copies(m, "a", "b", "c") == kept
+    assert until(lambda: copies(m, "a", "b", "c") == kept)
     gate.open()
     assert computing.result() == 1
 
@@ -566,12 +566,26 @@ def test_the_largest_input_goes_first(m, tmp_path, task_mode):
 
 @pytest.mark.parametrize("mode", ["longest-category-first", "shortest-category-first"])
 def test_the_duration_of_what_is_alike_decides(m, tmp_path, task_mode, mode):
+    """The long ones take at least what the computation of a short one has taken."""
     options = {"task_mode": task_mode, "task_priority_mode": mode, **one_at_a_time(task_mode)}
-    graph = {name: (f, tmp_path / "first", 0) for name, f in (("a", v.short_step), ("b", v.long_step))}
-    m.get(graph, ["a", "b"], **options)
-    graph = {("x", n): ((v.short_step, v.long_step)[n % 2], tmp_path / "log", n) for n in range(6)}
+
+    def short(log):
+        v.write_down(log, "short")
+
+    def long(log, seconds):
+        v.write_down(log, "long")
+        time.sleep(seconds)
+
+    for function in (short, long):
+        function.__name__ += f" {mode} {task_mode}"  # no other test has any that are alike
+    began = time.monotonic()
+    m.get({"a": (short, tmp_path / "first")}, "a", **options)
+    seconds = time.monotonic() - began
+    m.get({"b": (long, tmp_path / "first", seconds)}, "b", **options)
+    log = tmp_path / "log"
+    graph = {("x", n): (long, log, 0.0) if n % 2 else (short, log) for n in range(6)}
     m.get(graph, list(graph), **options)
-    found = order_of(tmp_path / "log")
+    found = order_of(log)
     assert found == sorted(found, reverse=mode.startswith("shortest"))
 
 

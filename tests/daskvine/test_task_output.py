@@ -160,7 +160,7 @@ def test_a_python_task_has_what_it_printed(m):
 
 
 PROGRAM = """
-import os, sys
+import os, sys, time
 from daskvine import DaskVine
 
 def say():
@@ -168,7 +168,7 @@ def say():
 
 def wait(_said, flag):
     while not os.path.exists(flag):
-        pass
+        time.sleep(0.005)
 
 with DaskVine.local(cores=1) as m:
     m.get({"x": (say,), "y": (wait, "x", sys.argv[1])}, "y", task_mode="function-calls")

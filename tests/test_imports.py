@@ -8,6 +8,7 @@ All of it is read from the sources. Imports for annotations count like others.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -53,8 +54,18 @@ def imports_of(package):
     return [found for file in files for found in imports_in(file, root)]
 
 
+@functools.cache
+def parse(file):
+    return ast.parse(file.read_text(), filename=str(file))
+
+
+@functools.cache
 def imports_in(file, root):
-    tree = ast.parse(file.read_text(), filename=str(file))
+    return list(find_imports(file, root))
+
+
+def find_imports(file, root):
+    tree = parse(file)
     typing_only = {id(node) for block in type_checking_blocks(tree) for node in ast.walk(block)}
     parts = file.relative_to(root).with_suffix("").parts
     package = parts[:-1]  # of the module itself; an __init__ is a module of its own package
@@ -65,7 +76,7 @@ def imports_in(file, root):
 
 def type_checking_blocks(tree):
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             yield from node.body
 
 
@@ -217,7 +228,7 @@ def test_folders_import_without_circles():
 def private_names(file):
     """Return the private names that a module defines, and those that it uses of others."""
     defined, used = set(), set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parse(file)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             defined.add(node.name)
         elif isinstance(node, ast.ImportFrom):
@@ -294,3 +305,99 @@ def test_scheduler_modules_import_only_modules_before_them():
             if parts[:2] == ["vinecore", "scheduler"] and len(parts) > 2 and parts[2] in ORDER[number:]:
                 wrong.append(f"{found.where} imports {found.module}")
     assert wrong == []
+
+
+def names_defined_in(tree):
+    """Return the names that a module binds at its top level, conditional ones included."""
+    names = set()
+    blocks = [tree.body]
+    while blocks:
+        for node in blocks.pop():
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+            else:
+                names |= {
+                    inner.id
+                    for inner in ast.walk(node)
+                    if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store)
+                }
+                blocks += [getattr(node, part, []) for part in ("body", "orelse", "finalbody")]
+                blocks += [handler.body for handler in getattr(node, "handlers", [])]
+    return names
+
+
+def test_names_imported_by_tests_and_benchmarks_exist():
+    """A test module whose import fails would only be found by the whole suite."""
+    files = own_modules()
+    tools = [file for folder in ("tests", "benchmarks") for file in sorted((ROOT / folder).rglob("*.py"))]
+    files |= {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in tools}
+    defined = {module: names_defined_in(parse(file)) for module, file in files.items()}
+    # their other names come from `__getattr__`
+    lazy = {module for module, names in defined.items() if "__getattr__" in names}
+    missing = []
+    for file in tools:
+        for found in imports_in(file, ROOT):
+            module, _, name = found.module.rpartition(".")
+            if found.top not in {*PACKAGES, "tests", "benchmarks"} or found.module in files:
+                continue
+            is_folder = any(root.joinpath(*found.module.split(".")).is_dir() for root in {*PACKAGES.values()})
+            if not (is_folder or module in lazy or name in defined.get(module, ())):
+                missing.append(f"{found.where} imports {found.module}")
+    assert missing == []
+
+
+FIXTURES_OF_PYTEST = {
+    *("capfd", "caplog", "capsys", "monkeypatch", "pytestconfig", "recwarn", "request"),
+    *("tmp_path", "tmp_path_factory"),
+}
+
+
+def decorators_of(function, name):
+    """Return the calls and names among the decorators of a function that end in a name."""
+    return [
+        node
+        for node in function.decorator_list
+        if ast.unparse(node.func if isinstance(node, ast.Call) else node).endswith(name)
+    ]
+
+
+def is_parametrize(node):
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.parametrize"
+
+
+def parameters_given_to(function, marks):
+    """Return the arguments that `parametrize` and hypothesis give to a test."""
+    named = [marks[d.id] for d in function.decorator_list if isinstance(d, ast.Name) and d.id in marks]
+    for call in (*decorators_of(function, "parametrize"), *named):
+        names = ast.literal_eval(call.args[0])
+        yield from re.split(r"\W+", names) if isinstance(names, str) else names
+    for call in (*decorators_of(function, "given"), *decorators_of(function, "rule")):
+        yield from (keyword.arg for keyword in call.keywords)
+        yield from [argument.arg for argument in function.args.args][-len(call.args) :] if call.args else []
+
+
+def test_arguments_of_tests_are_fixtures():
+    """A fixture that was renamed under a test would only be found by the whole suite."""
+    functions, marks = {}, {}
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(parse(file)):
+            if isinstance(node, ast.FunctionDef):
+                functions[node] = file.relative_to(ROOT)
+            elif isinstance(node, ast.Assign) and ast.unparse(node.value).startswith(
+                "pytest.mark.parametrize("
+            ):
+                marks[ast.unparse(node.targets[0])] = node.value
+    fixtures = {function for function in functions if decorators_of(function, "fixture")}
+    names = {function.name for function in fixtures} | FIXTURES_OF_PYTEST
+    for function in fixtures:
+        for call in decorators_of(function, "fixture"):
+            names |= {ast.literal_eval(k.value) for k in getattr(call, "keywords", []) if k.arg == "name"}
+    unknown = []
+    for function, file in functions.items():
+        if function in fixtures or function.name.startswith("test_"):
+            arguments = function.args.args[: len(function.args.args) - len(function.args.defaults)]
+            given = {"self", *parameters_given_to(function, marks)}
+            unknown += [f"{file}:{function.lineno} {a.arg}" for a in arguments if a.arg not in names | given]
+    assert unknown == []

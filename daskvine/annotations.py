@@ -134,7 +134,7 @@ def _read_vertex(
         request = ResourceRequest(**validators.resources(RESOURCES)(asked))
     except (TypeError, ValueError) as error:
         detail = f": {error}" if str(error) else ""
-        msg = f"vertex {key!r} is annotated with {dict(given)}, which it cannot be{detail}"
+        msg = f"vertex {key!r} has the annotation {dict(given)}, which is invalid{detail}"
         raise type(error)(msg) from None
     if asked and options.task_mode == "function-calls":
         ignored["resources"] = (

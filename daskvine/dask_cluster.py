@@ -210,7 +210,7 @@ class DaskClusterBatchSystem:
     def _scheduler(self) -> Any:
         scheduler = self._client.scheduler
         if scheduler is None or self._client.status != "running":
-            msg = f"the Dask client is {self._client.status}: vine workers on its cluster cannot be looked after any more"
+            msg = f"the Dask client is {self._client.status}: the factory cannot watch its vine workers any more"
             raise BatchError(msg)
         return scheduler
 
@@ -235,7 +235,7 @@ def connect(scheduler: str) -> Any:
 
     where = scheduler or dask.config.get("scheduler-address", None)
     if not where:
-        msg = "which Dask cluster? give --dask-scheduler ADDRESS, or Factory('dask', client=client)"
+        msg = "no Dask cluster is given: use --dask-scheduler ADDRESS, or Factory('dask', client=client)"
         raise BatchError(msg)
     known = {"scheduler_file": where} if os.path.exists(where) else {"address": where}
     try:

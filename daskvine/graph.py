@@ -90,7 +90,7 @@ class Graph:
         while key in aliases:
             key = aliases[key]
             if key == seen:
-                msg = f"the alias {key!r} stands for itself"
+                msg = f"the graph is circular: the alias {key!r} refers to itself"
                 raise ValueError(msg)
         return key
 
@@ -203,7 +203,7 @@ def _cull_nodes(nodes: dict[Key, GraphNode], wanted: Iterable[Key]) -> dict[Key,
             continue
         node = nodes.get(key)
         if node is None:
-            msg = f"{key!r} is needed and not in the graph"
+            msg = f"the graph has no vertex {key!r}, which is requested or an input of another vertex"
             raise KeyError(msg)
         needed[key] = node
         stack.extend(node.dependencies)

@@ -161,7 +161,7 @@ class DaskVine(Manager):
         m.shared_state.workers_stop_with_manager = True
         if m.resume and workspace is None:
             log.warning(
-                "resume=True finds nothing after these workers, which end with their manager: add workspace='my-cache', or start workers with vine_worker"
+                "resume=True will find no results of these workers, which end with their manager: add workspace='my-cache', or start workers with vine_worker"
             )
         m.expect_workers(workers)
         return m

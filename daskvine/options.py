@@ -1,9 +1,9 @@
 """Every option of ``DaskVine.get``, in one table that is also the record of the chosen values.
 
-The fields of `Options` are the table: each one is declared by `_option` with its default, what it takes, what
-it means, the function that checks a value, and the older spellings that are still accepted. Reading,
-validating, suggesting the nearest name after a typing error and the documentation (`describe`) all come from
-these declarations, so that an option cannot be accepted and undocumented, or documented and unknown.
+The fields of `Options` are the table. `_declare_option` declares each one with its default, the accepted
+values, its meaning, the function that checks a value, and the older spellings that are still accepted.
+Reading, validating, suggesting the nearest name after a typing error and the documentation (`describe`) all
+come from these declarations, so an option cannot be accepted and undocumented, or documented and unknown.
 
 The names, defaults and meanings are those of TaskVine's ``DaskVine.get``, except where a meaning says more.
 The functions that check a single value are in `daskvine.validators`.
@@ -43,14 +43,14 @@ PRIORITY_MODES = (
 )
 RESOURCES = ("cores", "memory", "disk", "gpus")
 
-# What other dask schedulers are given, or what a former TaskVine took, and where the same wish goes here.
-_OTHER_PLACES = {
-    "num_workers": "the workers that connect to the manager decide; start them with "
-    "DaskVine.local(workers=...), a factory or vine_worker",
-    "pool": "vertices run on the manager's workers, never in a pool of this process",
-    "priority": "the order of vertices is chosen with task_priority_mode",
-    "init_command": "a command that starts the library is given as lib_command",
-    "low_memory_mode": "intermediates are deleted as soon as they are not needed; see prune_depth",
+# Options of other dask schedulers and of former TaskVines, with the option that has their effect here.
+_REPLACEMENTS = {
+    "num_workers": "vertices run on all connected workers; start workers with DaskVine.local(workers=...), "
+    "a factory or vine_worker",
+    "pool": "vertices run on the manager's workers, never in a pool of this process; leave it out",
+    "priority": "task_priority_mode sets the order of vertices",
+    "init_command": "lib_command sets the command that starts the library",
+    "low_memory_mode": "intermediates are deleted when they are not needed any more; see prune_depth",
 }
 
 
@@ -63,21 +63,22 @@ class Option:
     name : str
         The canonical name.
     default : object
-        The value that an option has when it is not given.
-    takes : str
-        The values that are accepted, in words; part of every error about the option.
+        The value of the option if it is not given.
+    accepts : str
+        The accepted values, in words; part of every error about the option.
     meaning : str
-        What the option does.
+        The effect of the option.
     check : Callable[[Any], Any]
         Returns the canonical form of a value, or raises TypeError or ValueError with the reason.
     aliases : tuple[str, ...]
         Older spellings.
     combine : Callable[[list[Any]], Any]
         Makes one value of the checked values of several spellings.
-    only : str or None
-        The one ``task_mode`` in which the option has an effect.
-    quiet : bool
-        Whether it is given without effect so often, in code that works, that the log is where to say so.
+    requires : str or None
+        The only ``task_mode`` in which the option has an effect.
+    no_warning : bool
+        Whether the log, instead of a warning, says that the option has no effect, because working code gives it
+        often without effect.
     """
 
     name: str
@@ -100,7 +101,7 @@ class Option:
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """Return the canonical name and the older ones."""
+        """The canonical name and the older ones."""
         return (self.name, *self.aliases)
 
     def _check_value(self, spelling: str, value: object) -> Any:
@@ -113,9 +114,9 @@ class Option:
             raise kind(f"{msg}: {detail}" if detail else msg) from None
 
 
-def _declare_option(default: object, takes: str, meaning: str, check: validators.Check, **more: Any) -> Any:
+def _declare_option(default: object, accepts: str, meaning: str, check: validators.Check, **more: Any) -> Any:
     """Declare a field of `Options`: the default comes first, as in an assignment."""
-    return field(default=default, metadata={"row": (default, takes, meaning, check), "more": more})
+    return field(default=default, metadata={"row": (default, accepts, meaning, check), "more": more})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,20 +129,20 @@ class Options:
     environment: File | str | None = _declare_option(
         None,
         "a File, or the path of a packed environment",
-        "Environment in which vertices run; a path is declared as one.",
+        "Packed environment in which vertices run; a path is declared with `declare_poncho`.",
         validators.environment,
     )
     extra_files: Mapping[File, str] | None = _declare_option(
         None,
         "a dict {File: name in the sandbox}",
-        "Files that every vertex finds next to it.",
+        "Files that every vertex has in its working folder.",
         validators.extra_files,
     )
     worker_transfers: bool = _declare_option(
         True,
         "True or False",
-        "Intermediates stay on the workers and move between them; with False every result comes back to the "
-        "manager. False in any spelling wins.",
+        "Whether intermediate results stay on the workers and move between them. With False each result is brought to the "
+        "manager. If several spellings are given, False in one of them wins.",
         validators.boolean,
         aliases=("lazy_transfers", "peer_transfers"),
         combine=all,
@@ -149,28 +150,27 @@ class Options:
     env_vars: Mapping[str, str | Callable[..., str]] | None = _declare_option(
         None,
         "a dict {name: text, or a function (manager, task) that returns text}",
-        "Environment variables of every vertex, in both task modes.",
+        "Environment variables of every vertex.",
         validators.env_vars,
     )
     checkpoint_fn: Callable[..., bool] | None = _declare_option(
         None,
         "a function (dag, key)",
-        "Called for each vertex that is not a target; True brings its result to the manager, where no lost "
-        "worker can take it away.",
+        "Called for each vertex that is not a target. If it returns True, the result is copied to the manager, "
+        "where it survives the loss of a worker.",
         validators.function,
     )
     resources: Mapping[str, float] | None = _declare_option(
         None,
         "a dict with any of cores, memory (MB), disk (MB), gpus",
-        "What one vertex may use at most.",
+        "Resources that one vertex gets, and may use at most.",
         validators.resources(RESOURCES),
         requires="tasks",
     )
     resources_mode: str | None = _declare_option(
         None,
         validators.describe_choices(categories.MODES),
-        "How allocations are learnt from what was measured. The default is what resources says, or a whole "
-        "worker.",
+        "How allocations are learnt from measured usage. By default a vertex gets `resources`, or a whole worker.",
         validators.one_of(categories.MODES),
         requires="tasks",
         no_warning=True,
@@ -178,34 +178,36 @@ class Options:
     task_mode: str = _declare_option(
         "tasks",
         validators.describe_choices(TASK_MODES),
-        "A process and a sandbox for each vertex, or calls of a library that is started once on each worker.",
+        "Whether each vertex has a process and a sandbox of its own, or is a call of a library that is started once on "
+        "each worker.",
         validators.one_of(TASK_MODES),
     )
     lib_extra_functions: tuple[Callable[..., Any], ...] | None = _declare_option(
         None,
         "a list of functions",
-        "Functions that the library offers besides the one that runs vertices.",
+        "Functions of the library besides the one that runs vertices, for `FunctionCall`.",
         validators.functions,
         requires="function-calls",
     )
     lib_resources: Mapping[str, float] | None = _declare_option(
         None,
         "a dict with any of cores, slots (1 or more), memory (MB), disk (MB), gpus",
-        "What a library uses in total, and how many calls it runs at once (as many as cores, unless given).",
+        "Total resources of a library, and the number of calls that it runs at the same time (by default one per core).",
         validators.resources((*RESOURCES, "slots")),
         requires="function-calls",
     )
     lib_command: str | None = _declare_option(
         None,
         "a command line as text",
-        "Command that starts the library's own.",
+        "Command that is put before the command line that starts the library.",
         validators.text,
         requires="function-calls",
     )
     lib_modules: tuple[str, ...] | None = _declare_option(
         None,
         "a list of modules or module names",
-        "Modules that the library imports once, for all its calls. Several spellings are merged.",
+        "Modules that the library imports once, before its slots are forked. If several spellings are given, they are "
+        "merged.",
         validators.modules,
         aliases=("import_modules", "hoisting_modules"),
         combine=validators.merge_spellings,
@@ -214,95 +216,97 @@ class Options:
     task_priority_mode: str | None = _declare_option(
         None,
         validators.describe_choices(PRIORITY_MODES),
-        "Which ready vertex goes first. The default is dask's own order: depth first, finish what was "
-        "started.",
+        "Which ready vertex runs first. The default is dask's static order: depth first.",
         validators.one_of(PRIORITY_MODES),
     )
     scheduling_mode: str = _declare_option(
         "files",
         validators.describe_choices(SCHEDULING_MODES),
-        "Which worker a vertex goes to: the one with most of its inputs, the fastest so far, a random one, "
+        "Which worker a vertex is sent to: the one with most bytes of its inputs, the fastest so far, a random one, "
         "the one with most free resources, the one with most free disk, the first that fits.",
         validators.one_of(SCHEDULING_MODES),
     )
     retries: int | None = _declare_option(
         None,
         "an integer, 0 or more",
-        "How often a vertex is run again that has raised an exception, or whose worker, process or sandbox failed. "
-        "By default an exception is raised at once, and failures of workers are tried 4 times more. "
-        "`dask.annotate(retries=n)` says it of single vertices; of arrays and bags dask drops that: see [what helps](processes.md#annotations).",
+        "How often a vertex runs again that has raised an exception, or whose worker, process or sandbox failed. "
+        "By default an exception is raised at once, and a vertex whose worker failed runs again up to 4 times. "
+        "`dask.annotate(retries=n)` sets it for single vertices; dask drops annotations of arrays and bags: see "
+        "[remedies](processes.md#annotations).",
         validators.integer(least=0),
     )
     submit_per_cycle: int | None = _declare_option(
         None,
         "an integer; below 1 is no limit",
-        "Vertices that are handed to the engine at once.",
+        "Number of vertices that are submitted together.",
         validators.positive_or_none,
     )
     max_pending: int | None = _declare_option(
         None,
         "an integer; below 1 is no limit",
-        "Vertices that are submitted and have no result yet.",
+        "Number of submitted vertices without a result at which the submission pauses.",
         validators.positive_or_none,
     )
     verbose: bool = _declare_option(
-        False, "True or False", "Print where each vertex ran.", validators.boolean
+        False, "True or False", "Print the worker of each vertex.", validators.boolean
     )
     show_output: bool = _declare_option(
         True,
         "True or False",
-        "Show what vertices print, log and warn, with the key of the vertex; the end of it, where it is much.",
+        "Show the output, log records and warnings of vertices, with their keys; of a long output the end.",
         validators.boolean,
     )
     env_per_task: bool = _declare_option(
         False,
         "True or False",
-        "Each task unpacks the environment by itself; environment has to be a path.",
+        "Whether each task unpacks its own copy of the environment, which has to be a path.",
         validators.boolean,
         requires="tasks",
     )
-    progress_disable: bool = _declare_option(False, "True or False", "Show no progress.", validators.boolean)
+    progress_disable: bool = _declare_option(
+        False, "True or False", "Whether the progress display is switched off.", validators.boolean
+    )
     progress_label: str = _declare_option(
         "[green]tasks", "text", "Label of the progress bar.", validators.text
     )
     reconstruct: bool | None = _declare_option(
         None,
         "True, False or None",
-        "Spread wide merges over trees: with True those of daskvine_merge, of dask-histogram, of coffea's accumulate, and sums of lists; with "
-        "False none; by default those of dask-histogram and accumulate that have more than 8 inputs.",
+        "Whether wide merges run as trees. True: those of `daskvine_merge`, dask-histogram and coffea's `accumulate`, and "
+        "sums of lists. False: none. By default those of dask-histogram and `accumulate` with more than 8 inputs.",
         validators.boolean,
     )
     merge_size: int = _declare_option(
         2,
         "an integer, 2 or more",
-        "Inputs of each merge of those trees, with reconstruct=True.",
+        "Number of inputs of each merge of these trees, with `reconstruct=True`.",
         validators.integer(least=2),
     )
     wrapper: Callable[..., Any] | None = _declare_option(
         None,
         "a function (vertex, arguments) that returns (extra, result)",
-        "Runs each vertex; the extra part comes back to wrapper_proc.",
+        "Called on the worker to run each vertex; `extra` is passed to `wrapper_proc`.",
         validators.function,
     )
     wrapper_proc: Callable[[Any], object] = _declare_option(
         print,
         "a function of one argument",
-        "Called with what wrapper returned as extra.",
+        "Called in the program with the `extra` that `wrapper` has returned.",
         validators.function,
     )
     reuse: bool | Callable[..., Any] | None = _declare_option(
         None,
-        "True, False, or a function (key) that says which vertices make the same each time",
-        "A vertex whose code, arguments, inputs, environment and packages are those of an earlier computation is not run "
-        "again where workers still have its result. Results stay on the workers as long as there is room. Where it is not given, a manager with resume=True does so, but its "
-        "workers keep nothing when it ends in order.",
+        "True, False, or a function (key) that returns whether the vertex always makes the same",
+        "With True, a vertex with the code, arguments, inputs, environment and packages of an earlier computation does not "
+        "run again if workers still have its result ([reuse.md](reuse.md)). Results stay on the workers until their disk "
+        "space is needed. If it is not given, a manager with `resume=True` continues an interrupted graph only.",
         validators.boolean_or_function,
     )
     prune_depth: int = _declare_option(
         1,
         "an integer, 0 or more",
-        "0 keeps every intermediate to the end; 1 deletes one when its consumers are done; n waits for the "
-        "consumers of n generations, which makes a lost file cheaper to make again.",
+        "After how many generations of consumers an intermediate result is deleted; 0 keeps it to the end of the "
+        "computation. A larger number makes the recovery of a lost file cheaper.",
         validators.integer(least=0),
     )
 
@@ -318,6 +322,7 @@ class Options:
         Returns
         -------
         Options
+            The checked values.
 
         Raises
         ------
@@ -362,7 +367,7 @@ def _refuse_unknown(kwargs: Iterable[str], rows: list[Option]) -> None:
     for name in kwargs:
         if name in known:
             continue
-        hint = _OTHER_PLACES.get(name)
+        hint = _REPLACEMENTS.get(name)
         raise TypeError(
             f"get() got an unknown option {name!r}" + (f": {hint}" if hint else suggest_name(name, known))
         )

@@ -132,7 +132,7 @@ class Registrations:
             if text not in self._refused:
                 self._refused.add(text)
                 log.warning(
-                    "what is registered as %s cannot be pickled, so vertices do not see it: %s", text, error
+                    "the registration of %s cannot be pickled, so vertices run without it: %s", text, error
                 )
             return False
         return True

@@ -129,7 +129,7 @@ def env_vars(value: object) -> dict[str, str | Callable[..., str]]:
     variables = _mapping(value)
     for name, setting in variables.items():
         if not isinstance(name, str) or not (isinstance(setting, str) or callable(setting)):
-            msg = f"not so for {name!r}"
+            msg = f"the value of {name!r} has a wrong type"
             raise TypeError(msg)
         validators.variable(name, setting if isinstance(setting, str) else "")
     return variables
@@ -140,7 +140,7 @@ def extra_files(value: object) -> dict[Any, str]:
     files = _mapping(value)
     for file in files:
         if not isinstance(file, File):
-            msg = f"not so for {file!r}; declare it first, for instance with declare_file"
+            msg = f"{file!r} is no File; declare it first, for instance with declare_file"
             raise TypeError(msg)
     return {file: check_sandbox_name(name) for file, name in files.items()}
 
@@ -178,7 +178,7 @@ def _mapping(value: object) -> dict[Any, Any]:
 def _module_name(entry: object) -> str:
     name = entry.__name__ if isinstance(entry, ModuleType) else entry
     if not isinstance(name, str):
-        msg = f"{entry!r} is neither"
+        msg = f"{entry!r} is neither a module nor a name"
         raise TypeError(msg)
     if not all(part.isidentifier() for part in name.split(".")):
         msg = f"{name!r} is not the name of a module"

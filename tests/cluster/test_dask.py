@@ -231,7 +231,10 @@ def test_what_makes_no_sense_is_refused(yard, monkeypatch):
     with pytest.raises(ValueError, match="client is asynchronous"):
         asyncio.run(with_its_client())
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
-    with dask.config.set({"scheduler-address": None}), pytest.raises(BatchError, match="which Dask cluster"):
+    with (
+        dask.config.set({"scheduler-address": None}),
+        pytest.raises(BatchError, match="no Dask cluster is given"),
+    ):
         Factory("dask", manager=m).start()
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),

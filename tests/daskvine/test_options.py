@@ -134,7 +134,7 @@ def test_accepted_values(spelling, given, canonical):
         ("extra_files", {FILE: "/a"}, ValueError, "inside of a task's folder"),
         ("worker_transfers", 1, TypeError, "True or False"),
         ("worker_transfers", None, TypeError, "True or False"),
-        ("env_vars", {"A": 1}, TypeError, "not so for 'A'"),
+        ("env_vars", {"A": 1}, TypeError, "the value of 'A' has a wrong type"),
         ("env_vars", {"A=": "1"}, ValueError, "cannot be an environment variable"),
         ("checkpoint_fn", True, TypeError, "function"),
         ("resources", 4, TypeError, "dict"),

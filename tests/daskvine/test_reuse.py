@@ -163,7 +163,7 @@ def test_a_manager_that_can_be_resumed_runs_another_graph_anew_unless_told_other
         for executed, more in ((2, {}), (2, {}), (2, {"reuse": True}), (0, {"reuse": True}), (2, {"reuse": False})):  # fmt: skip
             assert m.get(graph, "end", task_mode="function-calls", **more) == 3
             assert m.last_run.executed == executed
-    assert "resume=True finds nothing after these workers" in caplog.text
+    assert "resume=True will find no results of these workers" in caplog.text
 
 
 def test_an_edited_query_runs_alone(tmp_path):

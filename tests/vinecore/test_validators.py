@@ -340,7 +340,7 @@ def test_a_number_that_cannot_be_tuned_is_told_with_the_nearest_that_can(m, capl
     assert "did you mean 'worker-source-max-transfers'?" in caplog.text
     caplog.clear()
     assert m.tune("zzz", 1) == -1
-    assert "tune('zzz', 1) has set nothing" in caplog.text
+    assert "tune('zzz', 1) has no effect" in caplog.text
     assert "temp-replica-count" in caplog.text
 
 

@@ -81,7 +81,9 @@ class ManagerAnnouncer:
             except RuntimeError:  # the manager has ended
                 break
             except Exception:  # it is there all the same, and is to be found
-                log.exception("what there is to do cannot be told: a defect in daskvine, please report it")
+                log.exception(
+                    "cannot report the state of the queue to the catalogs: please report this defect"
+                )
             has_work, now = bool(record.get("tasks_waiting")), time.monotonic()
             if has_work != had_work or now - told_at >= UPDATE_S:
                 told_at, had_work = now, has_work

@@ -92,7 +92,7 @@ class RecordStore:
         record = _parse_report(report)
         port, uuid = record.get("port"), record.get("taskvine_uuid", "")
         if type(port) is not int or abs(port) >= 1 << 32 or not isinstance(uuid, str):
-            msg = "a report without a port, or with an odd one"
+            msg = "the report has no port, or an invalid port or uuid"
             raise ValueError(msg)
         name = record.get("name")
         if not isinstance(name, str) or not 0 < len(name) < 256 or not name.isprintable():
@@ -108,13 +108,13 @@ class RecordStore:
             len(self._records) >= MOST_RECORDS or self._of_one[address] >= MAX_RECORDS_PER_ADDRESS
         ):
             msg = (
-                "there is no room for more records"
+                f"the catalog has {MOST_RECORDS:,} records already"
                 if len(self._records) >= MOST_RECORDS
                 else "there are too many records of one address"
             )
             raise ValueError(msg)
         if self._bytes + len(text) > MOST_TOTAL:
-            msg = "there is no room for more records"
+            msg = f"the records of the catalog exceed {MOST_TOTAL:,} bytes"
             raise ValueError(msg)
         self._drop(key)
         self._records[key] = (now + lifetime, record, text)
@@ -147,7 +147,7 @@ class RecordStore:
 
 def _parse_report(report: bytes) -> dict[str, Any]:
     def refuse(name: str) -> Any:
-        msg = f"a report with {name} in it"
+        msg = f"the report has the number {name}"
         raise ValueError(msg)
 
     try:
@@ -155,7 +155,7 @@ def _parse_report(report: bytes) -> dict[str, Any]:
     except RecursionError:
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("type"), str) or _depth(record) > MOST_DEPTH:
-        msg = "a report that is not an object with a type"
+        msg = "the report is not a JSON object with a type, or is nested too deep"
         raise ValueError(msg)
     return record
 
@@ -258,7 +258,7 @@ class CatalogServer:
             return
         more = f" ({self._untold} more before)" if self._untold else ""
         self._quiet_until, self._untold = now + QUIET_S, 0
-        log.warning("refused what came from %s: %s%s", address, reason, more)
+        log.warning("rejected a report or query of %s: %s%s", address, reason, more)
 
     async def _handle_report(self, reader: asyncio.StreamReader, _writer: Any, address: str) -> None:
         """Take a report."""
@@ -268,7 +268,7 @@ class CatalogServer:
             while part := await reader.read(MOST_HEAD):
                 report.extend(part)
                 if len(report) > MAX_RECORD_BYTES:
-                    msg = f"a report of more than {MAX_RECORD_BYTES} bytes"
+                    msg = f"the report has more than {MAX_RECORD_BYTES} bytes"
                     raise ValueError(msg)
 
         await asyncio.wait_for(read(), REQUEST_TIMEOUT_S)

@@ -58,13 +58,13 @@ def query_status(
             chunk = sock.recv(1 << 16)
             answer += chunk
             if not chunk or len(answer) > MAX_ANSWER_BYTES:
-                msg = "it does not say what it does"
+                msg = f"it has closed the connection, or has sent more than {MAX_ANSWER_BYTES:,} bytes"
                 raise ConnectionError(msg)
     try:
         value = json.loads(lines.verify_line(bytes(answer[:-1])))
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        msg = "it does not say what it does"
+        msg = "its reply is not a JSON object"
         raise ConnectionError(msg)
     return value

@@ -113,7 +113,7 @@ class HTCondor:
         said = run_batch_command(*command)
         found = re.search(r"(\d+)\.(\d+) - (\d+)\.(\d+)", said)
         if found is None:
-            msg = f"condor_submit says nothing that can be understood: {said[-MOST_WORDS:]}"
+            msg = f"cannot find a job id in the output of condor_submit: {said[-MOST_WORDS:]}"
             raise BatchError(msg)
         cluster, first, _, last = map(int, found.groups())
         names = [f"{cluster}.{number}" for number in range(first, last + 1)]
@@ -199,7 +199,7 @@ class HTCondor:
         try:
             return {f"{job['ClusterId']}.{job['ProcId']}": job for job in json.loads(said or "[]")}
         except (ValueError, TypeError, KeyError, RecursionError):
-            msg = f"condor_q says nothing that can be understood: {said[:MOST_WORDS]}"
+            msg = f"cannot parse the output of condor_q: {said[:MOST_WORDS]}"
             raise BatchError(msg) from None
 
     def _read_log(self) -> None:
@@ -265,7 +265,7 @@ class HTCondor:
         """Take all jobs of this factory out, and wait until they are."""
         if self._constraint and not self._wait_until_queue_empty():
             log.error(
-                "some pilots may still be in the queue; take them out with: condor_rm -constraint %s",
+                "some pilots may still be in the queue; remove them with: condor_rm -constraint %s",
                 shlex.quote(self._constraint),
             )
         temporary_folders.remove_folder(str(self.folder))

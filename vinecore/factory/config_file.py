@@ -75,7 +75,7 @@ class ConfigFile:
             settings.reject_unsupported(batch_type, ignored)
             if fixed_settings(content) != self.fixed_settings:
                 log.warning(
-                    "%s: what the manager or the factory is called changes when this is started again",
+                    "%s: a change of manager-name or factory-name takes effect when the factory is started again",
                     self._path,
                 )
             return settings

@@ -299,7 +299,7 @@ class Factory:
             The batch system cannot be used here.
         """
         if self._batch is not None:
-            msg = "this factory has been started already"
+            msg = f"the factory {self._id} has been started already: stop it first"
             raise RuntimeError(msg)
         self._stopping, self._mind = False, AdaptiveScaling()
         self._batch = self._make_batch()
@@ -326,7 +326,7 @@ class Factory:
             try:
                 self._cycle()
             except Exception:
-                log.exception("a defect in the factory")
+                log.exception("unexpected error in the factory, which continues: please report this defect")
             if not self.exit_reason:
                 self._wake.wait(max(0.0, self._period() - (time.monotonic() - began)))
                 self._wake.clear()
@@ -395,7 +395,7 @@ class Factory:
             again = problem == self._last_problem
             log.warning("%s%s", "still: " if again else "", problem)
         elif self._last_problem and not problem:
-            log.info("all answer again")
+            log.info("solved: %s", self._last_problem)
         self._last_problem = problem
 
     def stop(self) -> None:

@@ -235,11 +235,11 @@ def _demand(answer: dict[str, Any], factory: str) -> QueueStats:
     Raises
     ------
     ConnectionError
-        It says impossible things.
+        Its reply is out of bounds.
     """
     numbers = {name: answer[name] for name in QueueStats._fields if name != "pilots" and name in answer}
     if not all(isinstance(number, (int, float)) for number in numbers.values()):
-        msg = f"it says impossible things: {numbers}"
+        msg = f"its reply is out of bounds: {numbers}"
         raise ConnectionError(msg)
     return QueueStats(**numbers)._replace(pilots=pilots_of(map(str, answer.get("pilots", ())), factory))
 

@@ -38,7 +38,7 @@ def write_worker_zipapp(folder: Path) -> Path:
     )  # fmt: skip
     path = folder / "vine_worker.pyz"
     if made.returncode or not path.exists():
-        msg = f"the worker's file cannot be made: {made.stderr.strip()[-MOST_WORDS:]}"
+        msg = f"cannot build vine_worker.pyz: {made.stderr.strip()[-MOST_WORDS:]}"
         raise BatchError(msg)
     return path
 

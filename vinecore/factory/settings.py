@@ -155,7 +155,7 @@ def fixed_settings(values: Any) -> dict[str, str]:
     for key, name in FIXED_SETTINGS.items():
         if isinstance(values, dict) and key in values:
             if name in found:
-                msg = f"{key!r} and another name of it are both there"
+                msg = f"{key!r} and a synonym of it are both given: remove one of them"
                 raise ValueError(msg)
             found[name] = _text(key, values[key])
     return found

@@ -180,7 +180,7 @@ class Slurm:
                 break
             found = re.match(r"(\d+)(;|$)", said.strip())
             if found is None:
-                msg = f"sbatch says nothing that can be understood: {said[-MOST_WORDS:]}"
+                msg = f"cannot find a job id in the output of sbatch: {said[-MOST_WORDS:]}"
                 raise BatchError(msg)
             names += [f"{found[1]}_{number}" for number in range(size)]
             self._live.update(names)
@@ -311,7 +311,7 @@ class Slurm:
         """Take all jobs of this factory out, and wait until they are."""
         if self._factory and not self._wait_until_queue_empty():
             log.error(
-                "some pilots may still be in the queue; take them out with: scancel --name=%s", self._factory
+                "some pilots may still be in the queue; remove them with: scancel --name=%s", self._factory
             )
 
     def _wait_until_queue_empty(self) -> bool:

@@ -50,9 +50,7 @@ class ContentMethods(StatusMethods):
             reason = self._wait_until_available(name)
             content = self._engine.store.find_object(name)
             if content is None:
-                msg = (
-                    f"{file!r} cannot be had: {self.in_words(reason) or 'it is not at the manager any more'}"
-                )
+                msg = f"cannot read {file!r}: {self.in_words(reason) or 'the manager has it no longer'}"
                 raise FileNotFoundError(msg)
         return content
 

@@ -122,7 +122,7 @@ class Manager(TaskMethods, PolicyMethods):
         folder = startup.journal_directory(run_info_path)
         self.resume = resume = validators.flag("resume", resume)
         if resume and folder is None:
-            msg = "resume=True needs a journal: say where it is kept, with run_info_path='vine-run-info'"
+            msg = "resume=True needs a journal: set its folder with run_info_path='vine-run-info'"
             raise ValueError(msg)
         previous = startup.load_previous_session(folder, name) if resume and folder is not None else None
         self.resumed_from = None if previous is None else previous.journal
@@ -274,7 +274,7 @@ class Manager(TaskMethods, PolicyMethods):
         self.close()
 
     def __reduce__(self) -> Any:
-        msg = f"a {type(self).__name__} cannot be pickled: it stays in the process that made it, so no function that runs elsewhere may refer to it"
+        msg = f"a {type(self).__name__} cannot be pickled: it stays in the process that made it; remove it from the functions and arguments of tasks"
         raise TypeError(msg)
 
     def __repr__(self) -> str:

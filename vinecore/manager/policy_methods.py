@@ -80,7 +80,7 @@ class PolicyMethods(StatusMethods):
                 validators.suggest_name(name, TUNABLE_PARAMETERS)
                 or f"; there are: {', '.join(TUNABLE_PARAMETERS)}"
             )
-            log.warning("tune(%r, %r) has set nothing: there is no such number here%s", name, value, hint)
+            log.warning("tune(%r, %r) has no effect: there is no such parameter%s", name, value, hint)
             return -1
         self._engine.post_event(
             events.SettingChanged(name, validators.whole(name, value, TUNABLE_PARAMETERS[name]))

@@ -87,7 +87,7 @@ def make_tls_context(tls_files: Any, password_file: Path) -> tuple[ssl.SSLContex
         certificates.write_fingerprint(fingerprint, password_file)
     except OSError as error:
         log.warning(
-            "no file with the fingerprint can be put beside %s (%s): start workers with --ssl-fingerprint %s",
+            "cannot write the fingerprint beside %s: %s; start workers with --ssl-fingerprint %s",
             password_file,
             error.strerror,
             fingerprint,
@@ -141,7 +141,7 @@ def load_previous_session(folder: Path, name: str | None) -> PreviousSession | N
     if past is not None:
         remove_leftover_staging(past.sessions)
         log.info(
-            "going on from %s: %d results are known, %d workers may be back soon",
+            "resuming from %s: %d results are known, %d workers may reconnect",
             past.journal, len(past.results), len(past.workers),
         )  # fmt: skip
     return past

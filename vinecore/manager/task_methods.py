@@ -60,10 +60,10 @@ class TaskMethods(LibraryMethods):
         """
         self._engine.ensure_open()
         if not isinstance(task, Task):
-            msg = f"{task!r} is not a task"
+            msg = f"cannot submit {task!r}: use a Task, a PythonTask or a FunctionCall"
             raise TypeError(msg)
         if task.id is not None and task.outcome is None:
-            msg = f"task {task.id} has been submitted already and has not come back yet"
+            msg = f"task {task.id} is still running: submit it again after wait() has returned it, or make another task"
             raise ValueError(msg)
         for file in task.files:
             if file.manager is not self:
@@ -275,7 +275,7 @@ class TaskMethods(LibraryMethods):
                 content = self._engine.store.find_object(name)
             if content is None:
                 msg = (
-                    f"the result of task {number} went with the manager: "
+                    f"the result of task {number} is gone, because the manager was closed: "
                     "read its output before the manager is closed"
                 )
                 raise FileNotFoundError(msg)

@@ -191,9 +191,7 @@ class WorkerConnections:
         if peer.hello is None:
             hello, *messages = messages
             if type(hello) is m.Hello and hello.protocol == VERSION and not _is_valid_hello(hello):
-                self.log_refused(
-                    peer.host, f"a worker that says impossible things of itself: {str(hello)[:500]}"
-                )
+                self.log_refused(peer.host, f"a worker whose Hello is out of bounds: {str(hello)[:500]}")
                 peer.channel.close("not a worker")
                 return
             if type(hello) is not m.Hello or hello.protocol != VERSION:
@@ -249,7 +247,11 @@ class WorkerConnections:
         if peer is None:
             return
         if content is None:
-            log.error("%s is needed and not at the manager", instruction.name)
+            log.error(
+                "cannot send %s to worker %d: the manager has no content of it; please report this defect",
+                instruction.name,
+                instruction.worker,
+            )
             return
         if isinstance(content, str):  # a small file of the user's
             with open(content, "rb") as file:
@@ -260,7 +262,9 @@ class WorkerConnections:
         """Treat a message that could not be sent as if its worker had rejected it."""
         answer = refusal(message, reason)
         if answer is None:
-            log.error("a message to worker %d could not be sent: %s", peer.number, reason)
+            log.error(
+                "cannot send a %s message to worker %d: %s", type(message).__name__, peer.number, reason
+            )
         elif peer.number in self.workers:
             self._receiver.post_event(e.MessageReceived(peer.number, answer))
 

@@ -222,11 +222,11 @@ def test_a_configuration_may_name_the_manager_and_the_factory(yard, caplog, monk
         assert m.wait(60).output == "fine\n"
         with caplog.at_level(logging.WARNING, "vinecore"):
             config.write_text(json.dumps({**said, "factory-name": "day"}))
-            until(lambda: "when this is started again" in caplog.text, "a word about it")
+            until(lambda: "takes effect when the factory is started again" in caplog.text, "a word about it")
     with pytest.raises(ValueError, match=r"factory_name='a b': use letters"):
         Factory("local", manager=m, factory_name="a b")
     config.write_text(json.dumps({"manager-name": "a", "master-name": "b"}))
-    with pytest.raises(ValueError, match="are both there"):
+    with pytest.raises(ValueError, match="are both given"):
         Factory("local", manager=m, config_file=config)
 
 

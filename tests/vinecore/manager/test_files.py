@@ -538,7 +538,7 @@ def test_a_file_to_be_unlinked_goes_when_it_is_undeclared_or_with_its_manager(ya
 
 
 def test_what_nobody_has_made_cannot_be_read(m):
-    with pytest.raises(FileNotFoundError, match="cannot be had"):
+    with pytest.raises(FileNotFoundError, match="cannot read"):
         m.declare_temp().contents()
 
 

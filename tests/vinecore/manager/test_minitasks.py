@@ -129,7 +129,7 @@ def unread(m, file):
     for read in (m.read_file, m.fetch_file):
         with pytest.raises(FileNotFoundError) as caught:
             read(file)
-        told.add(str(caught.value).partition(" cannot be had: ")[2])
+        told.add(str(caught.value).partition(">: ")[2])
     return told
 
 

@@ -26,7 +26,7 @@ from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 from daskvine import code_analysis
 from daskvine.fingerprint import Fingerprint, Fingerprinter
 from daskvine.graph import Graph, Key
-from daskvine.value_descriptions import Description, NotFingerprintable, digest_parts
+from daskvine.value_descriptions import NotFingerprintable, ValueDescription, digest_parts
 
 CACHE_KEY_PREFIX = "vertex-"
 """What the names of such results begin with."""
@@ -213,7 +213,7 @@ class NodeFingerprinter(Fingerprinter):
         except KeyError as error:
             raise NotFingerprintable from error
         found, _used = self._fingerprint_inner_graph(graph, target, frozenset({argument}))
-        return Description(
+        return ValueDescription(
             digest_parts(b"repack", found.digest),
             resources=found.resources,
             is_nondeterministic=found.is_nondeterministic,

@@ -44,7 +44,7 @@ class _DaskWorkerInfo(NamedTuple):
     memory: int  # in bytes; 0 without a limit
 
 
-class _Pilot(NamedTuple):
+class _DaskPilot(NamedTuple):
     node: tuple[str, ...]
     address: str  # of the Dask worker that holds it
 
@@ -73,7 +73,7 @@ class DaskClusterBatchSystem:
         self._own = client is None
         self._client = connect(scheduler) if client is None else client
         self._numbers = itertools.count(1)
-        self._pilots: dict[str, _Pilot] = {}
+        self._pilots: dict[str, _DaskPilot] = {}
         self._failed: dict[str, JobStatus] = {}
         self._workers: dict[str, _DaskWorkerInfo] = {}
         self._changed: dict[tuple[str, ...], float] = {}  # when a node has got or lost a Dask worker
@@ -99,7 +99,7 @@ class DaskClusterBatchSystem:
             options = _make_worker_options(order._replace(host=host), name, members[node].values())
             parcel = self._there.PilotPayload(order.factory, self._file, secret, wrapper, tuple(options), env)
             wishes[address] = _as_run_message(partial(self._there.start_pilot, parcel))
-            pilots[name] = _Pilot(node, address)
+            pilots[name] = _DaskPilot(node, address)
         log.info("starting vine workers on %s", ", ".join(sorted(node[0] for node in chosen.values())))
         answers = self._run_on_workers(wishes)
         self._pilots.update(pilots)
@@ -283,7 +283,7 @@ def _make_worker_options(order: PilotSpec, name: str, members: Iterable[_DaskWor
     ]
 
 
-def _parse_pilot_status(pilot: _Pilot, answer: Any) -> JobStatus:
+def _parse_pilot_status(pilot: _DaskPilot, answer: Any) -> JobStatus:
     """Understand what a Dask worker says of its pilot."""
     if not isinstance(answer, dict) or "code" not in answer:
         return JobStatus(GONE, f"the Dask worker at {pilot.address} has lost it", ran=True)

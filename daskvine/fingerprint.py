@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 from daskvine.value_descriptions import (
     NO_RESOURCES,
-    Description,
     NotFingerprintable,
     UnorderedParts,
     ValueDescriber,
+    ValueDescription,
     digest_parts,
 )
 
@@ -61,7 +61,7 @@ class _OpenValue:
 
     __slots__ = ("lowest", "number", "part", "rest", "value")
 
-    def __init__(self, value: Any, part: Description, number: int) -> None:
+    def __init__(self, value: Any, part: ValueDescription, number: int) -> None:
         self.value, self.part, self.number, self.lowest = value, part, number, number
         self.rest: Iterator[Any] = iter(part.parts)
 

@@ -42,7 +42,7 @@ class NotFingerprintable(Exception):
     """Something cannot be named by what it is."""
 
 
-class Description(NamedTuple):
+class ValueDescription(NamedTuple):
     """A value as it is described: what it is, and what it consists of.
 
     With ``group`` the order of its parts, taken so many at a time, does not count.
@@ -74,7 +74,7 @@ class ValueDescriber:
     def __init__(self, variables: Mapping[str, str] | None = None) -> None:
         self.path_states = PathStates()
         self._variables = os.environ if variables is None else variables
-        self._describers: dict[type, Callable[[Any], Description]] = {
+        self._describers: dict[type, Callable[[Any], ValueDescription]] = {
             tuple: self._describe_sequence,
             list: self._describe_sequence,
             dict: self._describe_mapping,
@@ -94,7 +94,7 @@ class ValueDescriber:
             type(functools.cache(abs)): self._describe_cached_function,
         }
 
-    def _describe(self, value: Any) -> Description:
+    def _describe(self, value: Any) -> ValueDescription:
         kind = type(value)
         special = self._describers.get(kind)
         if special is not None:
@@ -105,7 +105,7 @@ class ValueDescriber:
             return self._describe_module(value)
         if isinstance(value, pathlib.PurePath):
             state, things = self.path_states.find_state(str(value))
-            return Description(
+            return ValueDescription(
                 digest_parts(b"path", kind.__name__.encode(), str(value).encode(), state), resources=things
             )
         if isinstance(value, (GraphNode, TaskRef)):  # outside of a graph that says what it refers to
@@ -117,30 +117,30 @@ class ValueDescriber:
         ):
             return self._describe_record_form(value)
         if uproot_trees.is_opened_tree(value) and (tree := uproot_trees.describe_tree(value)) is not None:
-            return Description(digest_parts(b"tree", tree.digest), tree.paths)
+            return ValueDescription(digest_parts(b"tree", tree.digest), tree.paths)
         source_path = uproot_trees.find_source_path(value)
         if source_path is not None:
-            return Description(digest_parts(b"source", kind.__qualname__.encode()), (source_path,))
+            return ValueDescription(digest_parts(b"source", kind.__qualname__.encode()), (source_path,))
         return self._describe_object(value)
 
-    def _describe_sequence(self, value: Any) -> Description:
-        return Description(type(value).__name__.encode(), value)
+    def _describe_sequence(self, value: Any) -> ValueDescription:
+        return ValueDescription(type(value).__name__.encode(), value)
 
-    def _describe_mapping(self, value: Any) -> Description:
+    def _describe_mapping(self, value: Any) -> ValueDescription:
         items = [part for item in value.items() for part in item]
         # a behavior of awkward's is filled by coffea in the order of sets
         group = 2 if any(map(_is_ufunc_overload, value)) else 0
-        return Description(type(value).__name__.encode(), items, group)
+        return ValueDescription(type(value).__name__.encode(), items, group)
 
-    def _describe_set(self, value: Any) -> Description:
-        return Description(type(value).__name__.encode(), list(value), 1)
+    def _describe_set(self, value: Any) -> ValueDescription:
+        return ValueDescription(type(value).__name__.encode(), list(value), 1)
 
-    def _describe_members(self, members: UnorderedParts) -> Description:
-        return Description(b"members", members.parts, members.group)
+    def _describe_members(self, members: UnorderedParts) -> ValueDescription:
+        return ValueDescription(b"members", members.parts, members.group)
 
     # ---- code
 
-    def _describe_importable(self, value: Any) -> Description | None:
+    def _describe_importable(self, value: Any) -> ValueDescription | None:
         """Describe what workers import; None if it travels by value."""
         module: Any = getattr(value, "__module__", None)
         if module is None:
@@ -153,14 +153,14 @@ class ValueDescriber:
             found = getattr(found, part, None)
         return self._describe_name(module, name, value) if found is value else None
 
-    def _describe_name(self, module: str, name: str, value: Any = None) -> Description:
+    def _describe_name(self, module: str, name: str, value: Any = None) -> ValueDescription:
         """Describe what is imported by its name; what that stands for is told by the environment, or the texts of own modules."""
         tag = digest_parts(b"reference", module.encode(), name.encode())
         if value is None or not is_own_module(sys.modules[module]):
-            return Description(tag, is_nondeterministic=code_analysis.is_nondeterministic_builtin(value))
-        return Description(tag, is_nondeterministic=_is_nondeterministic(value))
+            return ValueDescription(tag, is_nondeterministic=code_analysis.is_nondeterministic_builtin(value))
+        return ValueDescription(tag, is_nondeterministic=_is_nondeterministic(value))
 
-    def _describe_function(self, value: types.FunctionType) -> Description:
+    def _describe_function(self, value: types.FunctionType) -> ValueDescription:
         reference = self._describe_importable(value)
         if reference is not None:
             return reference
@@ -171,16 +171,16 @@ class ValueDescriber:
         parts = [value.__name__, value.__code__, *more]
         for name, part in used.items():
             parts += [name, part]
-        return Description(
+        return ValueDescription(
             b"function", parts, 0, self._find_variables(value.__code__, names), is_nondeterministic
         )
 
-    def _describe_cached_function(self, value: Any) -> Description:
+    def _describe_cached_function(self, value: Any) -> ValueDescription:
         """Describe a function with a cache, whose contents do not count."""
         reference = self._describe_importable(value)
         if reference is not None:
             return reference
-        return Description(b"cached", (value.__wrapped__, value.cache_parameters()))
+        return ValueDescription(b"cached", (value.__wrapped__, value.cache_parameters()))
 
     def _find_variables(self, code: types.CodeType, names: Iterable[str]) -> frozenset[str]:
         """Variables of the environment that code seems to read."""
@@ -189,7 +189,7 @@ class ValueDescriber:
         found = {text for text in _find_texts(code) if _VARIABLE.fullmatch(text)}
         return frozenset(used_resources.describe_variable(name, self._variables.get(name)) for name in found)
 
-    def _describe_builtin(self, value: Any) -> Description:
+    def _describe_builtin(self, value: Any) -> ValueDescription:
         reference = self._describe_importable(value)
         if reference is not None:
             return reference
@@ -197,19 +197,19 @@ class ValueDescriber:
             is_nondeterministic=code_analysis.is_nondeterministic_builtin(value)
         )
 
-    def _describe_code(self, code: types.CodeType) -> Description:
+    def _describe_code(self, code: types.CodeType) -> ValueDescription:
         counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
         names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
         exceptions = getattr(code, "co_exceptiontable", b"")
-        return Description(b"code", (counts, names, code.co_code, code.co_consts, exceptions))
+        return ValueDescription(b"code", (counts, names, code.co_code, code.co_consts, exceptions))
 
-    def _describe_cell(self, cell: types.CellType) -> Description:
+    def _describe_cell(self, cell: types.CellType) -> ValueDescription:
         try:
-            return Description(b"cell", (cell.cell_contents,))
+            return ValueDescription(b"cell", (cell.cell_contents,))
         except ValueError:  # nothing is in it yet
-            return Description(b"empty cell")
+            return ValueDescription(b"empty cell")
 
-    def _describe_class(self, value: type) -> Description:
+    def _describe_class(self, value: type) -> ValueDescription:
         reference = self._describe_importable(value)
         if reference is not None:
             return reference
@@ -217,9 +217,9 @@ class ValueDescriber:
         for name, part in vars(value).items():
             if name not in _NOT_OF_A_CLASS:
                 parts += [name, part]
-        return Description(b"class", parts)
+        return ValueDescription(b"class", parts)
 
-    def _describe_module(self, module: types.ModuleType) -> Description:
+    def _describe_module(self, module: types.ModuleType) -> ValueDescription:
         name = module.__name__
         if sys.modules.get(name) is module and not _is_pickled_by_value(name):
             return self._describe_name(name, "")
@@ -227,27 +227,27 @@ class ValueDescriber:
         for variable, value in vars(module).items():
             if variable not in _NOT_OF_A_MODULE:
                 parts += [variable, value]
-        return Description(b"module", parts)
+        return ValueDescription(b"module", parts)
 
-    def _describe_method(self, method: types.MethodType) -> Description:
-        return Description(b"method", (method.__func__, method.__self__))
+    def _describe_method(self, method: types.MethodType) -> ValueDescription:
+        return ValueDescription(b"method", (method.__func__, method.__self__))
 
-    def _describe_wrapper(self, value: Any) -> Description:
-        return Description(type(value).__name__.encode(), (value.__func__,))
+    def _describe_wrapper(self, value: Any) -> ValueDescription:
+        return ValueDescription(type(value).__name__.encode(), (value.__func__,))
 
-    def _describe_property(self, value: property) -> Description:
-        return Description(b"property", (value.fget, value.fset, value.fdel))
+    def _describe_property(self, value: property) -> ValueDescription:
+        return ValueDescription(b"property", (value.fget, value.fset, value.fdel))
 
     # ---- everything else, as pickle sees it
 
-    def _describe_record_form(self, form: Any) -> Description:
+    def _describe_record_form(self, form: Any) -> ValueDescription:
         """Describe the form of records by the names of the fields; uproot takes them out of a set, so they come in any order."""
         fields = [part for name in form.fields for part in (name, form.content(name))]
-        return Description(b"record", (form.parameters, form.form_key, UnorderedParts(fields, 2)))
+        return ValueDescription(b"record", (form.parameters, form.form_key, UnorderedParts(fields, 2)))
 
-    def _describe_object(self, value: Any) -> Description:
+    def _describe_object(self, value: Any) -> ValueDescription:
         if random_seeds.is_unseeded(value):
-            return Description(
+            return ValueDescription(
                 digest_parts(b"generator", type(value).__qualname__.encode()), is_nondeterministic=True
             )
         reducer: Any = copyreg.dispatch_table.get(type(value))
@@ -263,7 +263,7 @@ class ValueDescriber:
         function, arguments, state, items, pairs, setter = [*parts, *[None] * 5][:6]
         items, pairs = list(items or ()), [part for pair in pairs or () for part in pair]
         counts = f"{len(arguments)} {len(items)} {len(pairs)}".encode()
-        return Description(
+        return ValueDescription(
             digest_parts(b"object", counts), [function, state, setter, *arguments, *items, *pairs]
         )
 

@@ -69,7 +69,7 @@ class TTreeCache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: collections.OrderedDict[Any, Description] = collections.OrderedDict()
+        self._known: collections.OrderedDict[Any, TTreeDescription] = collections.OrderedDict()
         self._bytes = 0
         self.hits = 0
 
@@ -84,13 +84,13 @@ class TTreeCache:
         known = self._find(key)
         if known is not None:
             with _without_collector():
-                return _Unpickler(known.text, things + known.classes).load()
+                return _TTreeUnpickler(known.text, things + known.classes).load()
         tree = usual(chunk, cursor, context, file, selffile, parent)
         if file.custom_classes is None:
             self._keep(key, pickle_ttree(tree, things))
         return tree
 
-    def _find(self, key: Any) -> Description | None:
+    def _find(self, key: Any) -> TTreeDescription | None:
         with self._lock:
             known = self._known.get(key)
             if known is None:
@@ -102,7 +102,7 @@ class TTreeCache:
             self.hits += 1
             return known
 
-    def _keep(self, key: Any, description: Description | None) -> None:
+    def _keep(self, key: Any, description: TTreeDescription | None) -> None:
         if description is None or len(description.text) > MOST_BYTES:
             return
         with self._lock:
@@ -126,7 +126,7 @@ def _is_usual(context: Any, file: Any, selffile: Any, parent: Any) -> bool:
     )
 
 
-class Description:
+class TTreeDescription:
     """A tree without what it was read from.
 
     Parameters
@@ -162,7 +162,7 @@ def _place_of(cls: type) -> tuple[str, int | None] | None:
     return (name, version) if _class_at(name, version) is cls else None
 
 
-def pickle_ttree(tree: Any, things: list[Any]) -> Description | None:
+def pickle_ttree(tree: Any, things: list[Any]) -> TTreeDescription | None:
     """Serialize a tree without what it was read from.
 
     Parameters
@@ -176,13 +176,13 @@ def pickle_ttree(tree: Any, things: list[Any]) -> Description | None:
         None if there is something in the tree that cannot be told to be part of it.
     """
     buffer = io.BytesIO()
-    pickler = _Pickler(buffer, things)
+    pickler = _TTreePickler(buffer, things)
     try:
         with _without_collector():
             pickler.dump(tree)
     except Exception:  # noqa: BLE001 - whatever is in it, it has been read, and that is what counts
         return None
-    return Description(buffer.getvalue(), pickler.things[len(things) :])
+    return TTreeDescription(buffer.getvalue(), pickler.things[len(things) :])
 
 
 @contextlib.contextmanager
@@ -230,7 +230,7 @@ def _content(model: Any) -> tuple[Any, ...]:
     return (str.__str__(model),) if text else ()
 
 
-class _Pickler(pickle.Pickler):
+class _TTreePickler(pickle.Pickler):
     def __init__(self, buffer: io.BytesIO, things: list[Any]) -> None:
         super().__init__(buffer, 5)
         self.things = [*things]
@@ -265,7 +265,7 @@ class _Pickler(pickle.Pickler):
         raise pickle.PicklingError(type(thing))
 
 
-class _Unpickler(pickle.Unpickler):
+class _TTreeUnpickler(pickle.Unpickler):
     def __init__(self, description: bytes, things: list[Any]) -> None:
         super().__init__(io.BytesIO(description))
         self._things = things

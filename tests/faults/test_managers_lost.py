@@ -69,9 +69,9 @@ class Script:
         for path in self.info.glob(f"2*/{records.FILE}"):
             labels = {}
             for record in read(path):
-                if type(record) is records.TaskSubmitted:
+                if type(record) is records.TaskSubmittedRecord:
                     labels[record.task] = record.label
-                elif type(record) is records.TaskDone:
+                elif type(record) is records.TaskDoneRecord:
                     done.add(labels[record.task])
         return done
 

@@ -10,27 +10,27 @@ import msgspec
 
 from vinecore.journal.reader import InvalidJournalError, read
 from vinecore.journal.records import (
-    FileDeclared,
-    FilesFound,
-    GraphClosed,
-    GraphEnded,
-    GraphOpened,
+    FileDeclaredRecord,
+    FilesFoundRecord,
+    GraphClosedRecord,
+    GraphEndedRecord,
+    GraphOpenedRecord,
     Header,
-    LibraryStarted,
-    ManagerClosed,
-    ObjectSent,
+    LibraryStartedRecord,
+    ManagerClosedRecord,
+    ObjectSentRecord,
     Record,
-    TaskActivated,
-    TaskDispatched,
-    TaskDone,
-    TaskEnded,
-    TaskFailed,
-    TaskReturned,
-    TaskSubmitted,
-    TransferEnded,
-    TransferFailed,
-    WorkerConnected,
-    WorkerDisconnected,
+    TaskActivatedRecord,
+    TaskDispatchedRecord,
+    TaskDoneRecord,
+    TaskEndedRecord,
+    TaskFailedRecord,
+    TaskReturnedRecord,
+    TaskSubmittedRecord,
+    TransferEndedRecord,
+    TransferFailedRecord,
+    WorkerConnectedRecord,
+    WorkerDisconnectedRecord,
 )
 
 # ---- what the records add up to
@@ -84,7 +84,7 @@ class TaskHistory(msgspec.Struct):
         "success", the kind of its failure, "cancelled", or "" as long as it is not over.
     """
 
-    submitted: TaskSubmitted
+    submitted: TaskSubmittedRecord
     attempts: list[Attempt] = []
     woken: int = 0
     outcome: str = ""
@@ -127,15 +127,15 @@ class FileHistory(msgspec.Struct):
 class WorkerHistory(msgspec.Struct):
     """What became of a worker."""
 
-    joined: WorkerConnected
-    lost: WorkerDisconnected | None = None
+    joined: WorkerConnectedRecord
+    lost: WorkerDisconnectedRecord | None = None
 
 
 class GraphHistory(msgspec.Struct):
     """A graph, and when and how it ended."""
 
-    opened: GraphOpened
-    ended: GraphEnded | None = None
+    opened: GraphOpenedRecord
+    ended: GraphEndedRecord | None = None
     closed: float | None = None
     tasks: int = 0
 
@@ -174,9 +174,9 @@ class History:
         self.files: dict[str, FileHistory] = {}
         self.workers: dict[int, WorkerHistory] = {}
         self.graphs: dict[int, GraphHistory] = {}
-        self.transfers: list[TransferEnded] = []
-        self.failed_transfers: list[TransferFailed] = []
-        self.sent: list[ObjectSent] = []
+        self.transfers: list[TransferEndedRecord] = []
+        self.failed_transfers: list[TransferFailedRecord] = []
+        self.sent: list[ObjectSentRecord] = []
         self.returned_bytes = 0
         self.others: list[Record] = []
         self.end = 0.0
@@ -184,11 +184,11 @@ class History:
         self._open_attempts: dict[tuple[int, int], Attempt] = {}  # by task and number of the attempt
         self._cores: dict[tuple[int, str], float] = {}  # of one slot of a library
         handlers: dict[type[Record], Any] = {
-            Header: self._on_header, WorkerConnected: self._on_worker_connected, WorkerDisconnected: self._on_worker_disconnected, GraphOpened: self._on_graph_opened, GraphEnded: self._on_graph_ended,
-            GraphClosed: self._on_graph_closed, TaskSubmitted: self._on_task_submitted, TaskActivated: self._on_task_activated, TaskDispatched: self._on_task_dispatched,
-            TaskDone: self._on_task_done, TaskFailed: self._on_task_failed, TaskReturned: self._on_task_returned, TaskEnded: self._on_task_ended, FileDeclared: self._on_file_declared,
-            FilesFound: self._on_files_found, TransferEnded: self._on_transfer_ended, TransferFailed: self.failed_transfers.append,
-            ObjectSent: self.sent.append, LibraryStarted: self._on_library_started, ManagerClosed: self._on_closed,
+            Header: self._on_header, WorkerConnectedRecord: self._on_worker_connected, WorkerDisconnectedRecord: self._on_worker_disconnected, GraphOpenedRecord: self._on_graph_opened, GraphEndedRecord: self._on_graph_ended,
+            GraphClosedRecord: self._on_graph_closed, TaskSubmittedRecord: self._on_task_submitted, TaskActivatedRecord: self._on_task_activated, TaskDispatchedRecord: self._on_task_dispatched,
+            TaskDoneRecord: self._on_task_done, TaskFailedRecord: self._on_task_failed, TaskReturnedRecord: self._on_task_returned, TaskEndedRecord: self._on_task_ended, FileDeclaredRecord: self._on_file_declared,
+            FilesFoundRecord: self._on_files_found, TransferEndedRecord: self._on_transfer_ended, TransferFailedRecord: self.failed_transfers.append,
+            ObjectSentRecord: self.sent.append, LibraryStartedRecord: self._on_library_started, ManagerClosedRecord: self._on_closed,
         }  # fmt: skip
         for record in records:
             handlers.get(type(record), self.others.append)(record)
@@ -204,46 +204,46 @@ class History:
     def _on_header(self, record: Header) -> None:
         self.journal = record
 
-    def _on_closed(self, _record: ManagerClosed) -> None:
+    def _on_closed(self, _record: ManagerClosedRecord) -> None:
         self.closed = True
 
-    def _on_worker_connected(self, record: WorkerConnected) -> None:
+    def _on_worker_connected(self, record: WorkerConnectedRecord) -> None:
         self.workers[record.worker] = WorkerHistory(record)
 
-    def _on_worker_disconnected(self, record: WorkerDisconnected) -> None:
+    def _on_worker_disconnected(self, record: WorkerDisconnectedRecord) -> None:
         if record.worker in self.workers:
             self.workers[record.worker].lost = record
 
-    def _on_library_started(self, record: LibraryStarted) -> None:
+    def _on_library_started(self, record: LibraryStartedRecord) -> None:
         self._cores[record.worker, record.library] = record.cores / max(record.slots, 1)
         self.others.append(record)
 
-    def _on_graph_opened(self, record: GraphOpened) -> None:
+    def _on_graph_opened(self, record: GraphOpenedRecord) -> None:
         self.graphs[record.graph] = GraphHistory(record)
 
-    def _on_graph_ended(self, record: GraphEnded) -> None:
+    def _on_graph_ended(self, record: GraphEndedRecord) -> None:
         if record.graph in self.graphs:
             self.graphs[record.graph].ended = record
         task = self.tasks.get(record.task)
         if task is not None:
             task.outcome, task.reason = record.outcome, record.reason
 
-    def _on_graph_closed(self, record: GraphClosed) -> None:
+    def _on_graph_closed(self, record: GraphClosedRecord) -> None:
         if record.graph in self.graphs:
             self.graphs[record.graph].closed = record.t
 
-    def _on_task_submitted(self, record: TaskSubmitted) -> None:
+    def _on_task_submitted(self, record: TaskSubmittedRecord) -> None:
         task = self.tasks[record.task] = TaskHistory(record)
         for name in task.outputs:
             self.file_history(name).task = record.task
         if record.graph in self.graphs:
             self.graphs[record.graph].tasks += 1
 
-    def _on_task_activated(self, record: TaskActivated) -> None:
+    def _on_task_activated(self, record: TaskActivatedRecord) -> None:
         if record.task in self.tasks:
             self.tasks[record.task].woken += record.rerun
 
-    def _on_task_dispatched(self, record: TaskDispatched) -> None:
+    def _on_task_dispatched(self, record: TaskDispatchedRecord) -> None:
         task = self.tasks.get(record.task)
         if task is None:
             return
@@ -255,14 +255,14 @@ class History:
         self._open_attempts[record.task, record.attempt] = attempt
 
     def _end_attempt(
-        self, record: TaskDone | TaskFailed | TaskReturned, how: str, reason: str
+        self, record: TaskDoneRecord | TaskFailedRecord | TaskReturnedRecord, how: str, reason: str
     ) -> Attempt | None:
         attempt = self._open_attempts.pop((record.task, record.attempt), None)
         if attempt is not None:
             attempt.ended, attempt.outcome, attempt.reason = record.t, how, reason
         return attempt
 
-    def _on_task_done(self, record: TaskDone) -> None:
+    def _on_task_done(self, record: TaskDoneRecord) -> None:
         self.returned_bytes += record.returned
         task = self.tasks.get(record.task)
         attempt = self._end_attempt(record, "done", "")
@@ -276,31 +276,31 @@ class History:
         for name, size in record.outputs.items():
             self.file_history(name).size = size
 
-    def _on_task_failed(self, record: TaskFailed) -> None:
+    def _on_task_failed(self, record: TaskFailedRecord) -> None:
         attempt = self._end_attempt(record, record.failure, record.reason)
         if attempt is not None:
             attempt.wall_s = record.wall_s
 
-    def _on_task_returned(self, record: TaskReturned) -> None:
+    def _on_task_returned(self, record: TaskReturnedRecord) -> None:
         self._end_attempt(record, "back", record.reason)
 
-    def _on_task_ended(self, record: TaskEnded) -> None:
+    def _on_task_ended(self, record: TaskEndedRecord) -> None:
         task = self.tasks.get(record.task)
         if task is not None:
             task.outcome, task.reason = record.outcome, record.reason
 
-    def _on_file_declared(self, record: FileDeclared) -> None:
+    def _on_file_declared(self, record: FileDeclaredRecord) -> None:
         file = self.file_history(record.file)
         file.size = max(file.size, record.size)
         file.at_manager |= record.at_manager
         file.url, file.archive = record.url or file.url, record.archive or file.archive
 
-    def _on_files_found(self, record: FilesFound) -> None:
+    def _on_files_found(self, record: FilesFoundRecord) -> None:
         for name, size in zip(record.files, record.sizes, strict=False):  # a line may be damaged
             self.file_history(name).size = size
         self.others.append(record)
 
-    def _on_transfer_ended(self, record: TransferEnded) -> None:
+    def _on_transfer_ended(self, record: TransferEndedRecord) -> None:
         self.transfers.append(record)
         file = self.file_history(record.file)
         file.size = max(file.size, record.bytes)

@@ -165,8 +165,8 @@ class _ChainReader:
         self.workers: set[tuple[str, int]] = set()
         self.closed = False
         self._handlers: dict[type[records.Record], Callable[[Any], None]] = {
-            records.Header: self._on_header, records.ManagerClosed: self._on_closed, records.WorkerConnected: self._on_worker_connected, records.WorkerDisconnected: self._on_worker_disconnected,
-            records.TaskSubmitted: self._on_task_submitted, records.TaskDone: self._on_task_done, records.FileDeclared: self._on_file_declared, records.TransferEnded: self._on_transfer_ended,
+            records.Header: self._on_header, records.ManagerClosedRecord: self._on_closed, records.WorkerConnectedRecord: self._on_worker_connected, records.WorkerDisconnectedRecord: self._on_worker_disconnected,
+            records.TaskSubmittedRecord: self._on_task_submitted, records.TaskDoneRecord: self._on_task_done, records.FileDeclaredRecord: self._on_file_declared, records.TransferEndedRecord: self._on_transfer_ended,
         }  # fmt: skip
 
     def read(self, path: Path) -> None:
@@ -193,22 +193,22 @@ class _ChainReader:
     def _on_header(self, record: records.Header) -> None:
         self._own = f"-{record.session}-"
 
-    def _on_closed(self, _record: records.ManagerClosed) -> None:
+    def _on_closed(self, _record: records.ManagerClosedRecord) -> None:
         self.closed = True
 
-    def _on_worker_connected(self, record: records.WorkerConnected) -> None:
+    def _on_worker_connected(self, record: records.WorkerConnectedRecord) -> None:
         worker = self._workers[record.worker] = record.host, record.pid
         self.workers.add(worker)
 
-    def _on_worker_disconnected(self, record: records.WorkerDisconnected) -> None:
+    def _on_worker_disconnected(self, record: records.WorkerDisconnectedRecord) -> None:
         self.workers.discard(self._workers.get(record.worker, ("", 0)))
 
-    def _on_task_submitted(self, record: records.TaskSubmitted) -> None:
+    def _on_task_submitted(self, record: records.TaskSubmittedRecord) -> None:
         known = record.result if self._own not in record.result else ""
         # a number comes once: of two tasks that have it, one is damaged, and nobody knows which
         self._results_by_task[record.task] = "" if record.task in self._results_by_task else known
 
-    def _on_task_done(self, record: records.TaskDone) -> None:
+    def _on_task_done(self, record: records.TaskDoneRecord) -> None:
         name = self._results_by_task.get(record.task)
         made = {result_key(name, record.size, record.digest)} if name else set()
         made.update(
@@ -222,13 +222,13 @@ class _ChainReader:
             self._used_once -= made
             self.results |= made
 
-    def _on_file_declared(self, record: records.FileDeclared) -> None:
+    def _on_file_declared(self, record: records.FileDeclaredRecord) -> None:
         if record.directory or record.archive:
             self.results.add(result_key(record.file, -1, ""))
         elif 0 <= record.size <= INLINE_LIMIT:
             self.results.add(result_key(record.file, record.size, ""))
 
-    def _on_transfer_ended(self, record: records.TransferEnded) -> None:
+    def _on_transfer_ended(self, record: records.TransferEndedRecord) -> None:
         arrived = result_key(record.file, record.bytes, record.digest)
         if self._own not in record.file and arrived not in self._used_once:
             self.results.add(arrived)

@@ -49,10 +49,10 @@ class JournalRecorder:
         self._emit = self._records.append
         self._events: dict[type, Callable[[Any], None]] = {
             events.FilesDeclared: self._on_files_declared, events.LibraryInstalled: self._on_library_installed,
-            events.LibraryRemoved: lambda x: self._emit(records.LibraryRemoved(self._t, x.name)),
-            events.GraphOpened: lambda x: self._emit(records.GraphOpened(self._t, x.run.run, x.run.label)),
-            events.TasksSubmitted: self._on_tasks_submitted, events.GraphSubmitted: lambda x: self._emit(records.GraphSubmitted(self._t, x.run)),
-            events.GraphClosed: lambda x: self._emit(records.GraphClosed(self._t, x.run)),
+            events.LibraryRemoved: lambda x: self._emit(records.LibraryRemovedRecord(self._t, x.name)),
+            events.GraphOpened: lambda x: self._emit(records.GraphOpenedRecord(self._t, x.run.run, x.run.label)),
+            events.TasksSubmitted: self._on_tasks_submitted, events.GraphSubmitted: lambda x: self._emit(records.GraphSubmittedRecord(self._t, x.run)),
+            events.GraphClosed: lambda x: self._emit(records.GraphClosedRecord(self._t, x.run)),
             events.WorkerConnected: self._on_worker_connected, events.WorkerDisconnected: self._on_worker_disconnected, events.ObjectStored: self._on_object_stored,
         }  # fmt: skip
         self._messages: dict[type, Callable[[int, _ConnectedWorker, Any], None]] = {
@@ -61,10 +61,10 @@ class JournalRecorder:
             messages.LibraryFailed: self._on_library_failed,
         }  # fmt: skip
         self._instructions: dict[type, Callable[[Any], None]] = {
-            instructions.SendObject: lambda x: self._emit(records.ObjectSent(self._t, x.name, x.worker)),
-            instructions.TaskActivated: lambda x: self._emit(records.TaskActivated(self._t, x.task, x.again)),
-            instructions.TaskFinished: self._on_task_finished, instructions.GraphFinished: self._on_graph_finished, instructions.Stalled: lambda x: self._emit(records.Stalled(self._t, x.text)),
-            instructions.LogMessage: lambda x: self._emit(records.LogMessage(self._t, logging.getLevelName(x.level).lower(), x.text)),
+            instructions.SendObject: lambda x: self._emit(records.ObjectSentRecord(self._t, x.name, x.worker)),
+            instructions.TaskActivated: lambda x: self._emit(records.TaskActivatedRecord(self._t, x.task, x.again)),
+            instructions.TaskFinished: self._on_task_finished, instructions.GraphFinished: self._on_graph_finished, instructions.Stalled: lambda x: self._emit(records.StalledRecord(self._t, x.text)),
+            instructions.LogMessage: lambda x: self._emit(records.LogMessageRecord(self._t, logging.getLevelName(x.level).lower(), x.text)),
         }  # fmt: skip
         self._message_handlers: dict[type, Callable[[int, _ConnectedWorker, Any], None]] = {
             messages.RunTask: self._on_run_task, messages.Cancel: self._on_cancel, messages.Fetch: self._on_fetch, messages.Unpack: self._on_unpack, messages.Upload: self._on_upload,
@@ -115,7 +115,7 @@ class JournalRecorder:
     def _on_files_declared(self, event: events.FilesDeclared) -> None:
         for spec in event.files:
             self._emit(
-                records.FileDeclared(
+                records.FileDeclaredRecord(
                     self._t,
                     spec.name,
                     spec.size,
@@ -132,7 +132,7 @@ class JournalRecorder:
         label = str(spec.options.get("label", ""))
         files = tuple(name for name in (spec.setup, spec.environment, *spec.files) if name)
         self._emit(
-            records.LibraryInstalled(
+            records.LibraryInstalledRecord(
                 self._t,
                 spec.name,
                 label,
@@ -151,15 +151,17 @@ class JournalRecorder:
             inputs = spec.inputs + spec.mounts if spec.mounts else spec.inputs
             cores, memory, disk, gpus = spec.request
             function = "" if spec.function in shared else spec.function
-            say(records.TaskSubmitted(t, spec.task, spec.label, spec.category, spec.run, spec.library, function, inputs, shared, spec.result,
+            say(records.TaskSubmittedRecord(t, spec.task, spec.label, spec.category, spec.run, spec.library, function, inputs, shared, spec.result,
                                 spec.outputs, spec.wanted_at_manager, cores, memory, disk, gpus, spec.priority or 0.0, spec.on_demand))  # fmt: skip
 
     def _on_task_finished(self, end: instructions.TaskFinished) -> None:
         if end.outcome != "success":
-            self._emit(records.TaskEnded(self._t, end.task, end.outcome, _failure_reason(end.info)))
+            self._emit(records.TaskEndedRecord(self._t, end.task, end.outcome, _failure_reason(end.info)))
 
     def _on_graph_finished(self, end: instructions.GraphFinished) -> None:
-        self._emit(records.GraphEnded(self._t, end.run, end.outcome, end.task, _failure_reason(end.info)))
+        self._emit(
+            records.GraphEndedRecord(self._t, end.run, end.outcome, end.task, _failure_reason(end.info))
+        )
 
     def _on_worker_connected(self, event: events.WorkerConnected) -> None:
         hello = event.hello
@@ -167,7 +169,7 @@ class JournalRecorder:
         if hello.data_port:
             worker.address = f"{event.host}:{hello.data_port}"
             self._addresses[worker.address] = event.worker
-        self._emit(records.WorkerConnected(self._t, event.worker, hello.hostname, event.host, hello.python, hello.cores, hello.memory_mb, hello.disk_mb,
+        self._emit(records.WorkerConnectedRecord(self._t, event.worker, hello.hostname, event.host, hello.python, hello.cores, hello.memory_mb, hello.disk_mb,
                                  hello.gpus, hello.pid))  # fmt: skip
 
     def _on_worker_disconnected(self, event: events.WorkerDisconnected) -> None:
@@ -182,7 +184,7 @@ class JournalRecorder:
             self._end_fetch(event.worker, worker, name, "the worker was lost")
         for ticket in list(worker.tickets):
             self._add_task_returned(event.worker, worker, ticket, "the worker was lost")
-        self._emit(records.WorkerDisconnected(self._t, event.worker, event.reason))
+        self._emit(records.WorkerDisconnectedRecord(self._t, event.worker, event.reason))
 
     def _on_objects_found(
         self,
@@ -190,10 +192,10 @@ class JournalRecorder:
         _worker: _ConnectedWorker,
         message: messages.PersistentObjects | messages.OrphanedObjects,
     ) -> None:
-        self._emit(records.FilesFound(self._t, number, tuple(message.names), tuple(message.sizes)))
+        self._emit(records.FilesFoundRecord(self._t, number, tuple(message.names), tuple(message.sizes)))
 
     def _on_objects_lost(self, number: int, _worker: _ConnectedWorker, message: messages.ObjectsLost) -> None:
-        self._emit(records.FilesLost(self._t, number, tuple(message.names)))
+        self._emit(records.FilesLostRecord(self._t, number, tuple(message.names)))
 
     def _on_remove_objects(
         self, number: int, worker: _ConnectedWorker, message: messages.RemoveObjects | messages.PurgeObjects
@@ -201,7 +203,7 @@ class JournalRecorder:
         if worker.fetching:
             for name in message.names:
                 self._end_fetch(number, worker, name, "nobody needs it any more")
-        self._emit(records.FilesRemoved(self._t, number, tuple(message.names)))
+        self._emit(records.FilesRemovedRecord(self._t, number, tuple(message.names)))
 
     def _on_run_task(self, number: int, worker: _ConnectedWorker, message: messages.RunTask) -> None:
         ticket = message.task
@@ -209,7 +211,7 @@ class JournalRecorder:
         allocation = message.options.get("allocation")
         cores = None if allocation is None else allocation.cores
         self._emit(
-            records.TaskDispatched(
+            records.TaskDispatchedRecord(
                 self._t, ticket & _TASK_NUMBER_MASK, number, (ticket >> DISPATCH_ID_SHIFT) + 1, cores
             )
         )
@@ -217,7 +219,7 @@ class JournalRecorder:
     def _on_task_done(self, number: int, worker: _ConnectedWorker, message: messages.TaskDone) -> None:
         ticket, info = message.task, message.info
         del worker.tickets[ticket]
-        done = records.TaskDone(
+        done = records.TaskDoneRecord(
             self._t,
             ticket & _TASK_NUMBER_MASK,
             number,
@@ -249,7 +251,7 @@ class JournalRecorder:
         if ticket in worker.tickets:
             del worker.tickets[ticket]
             wall = info.get("wall_s") or (info.get("measured") or {}).get("wall_s")
-            self._emit(records.TaskFailed(self._t, ticket & _TASK_NUMBER_MASK, number, message.kind, _failure_reason(info), (ticket >> DISPATCH_ID_SHIFT) + 1, wall))  # fmt: skip
+            self._emit(records.TaskFailedRecord(self._t, ticket & _TASK_NUMBER_MASK, number, message.kind, _failure_reason(info), (ticket >> DISPATCH_ID_SHIFT) + 1, wall))  # fmt: skip
 
     def _on_steal_response(
         self, number: int, worker: _ConnectedWorker, message: messages.StealResponse
@@ -265,7 +267,7 @@ class JournalRecorder:
         if ticket in worker.tickets:
             del worker.tickets[ticket]
             self._emit(
-                records.TaskReturned(
+                records.TaskReturnedRecord(
                     self._t, ticket & _TASK_NUMBER_MASK, number, reason, (ticket >> DISPATCH_ID_SHIFT) + 1
                 )
             )
@@ -273,17 +275,17 @@ class JournalRecorder:
     def _on_fetch(self, number: int, worker: _ConnectedWorker, message: messages.Fetch) -> None:
         source = self._addresses.get(message.source, message.source)
         worker.fetching[message.name] = source, self._t
-        self._emit(records.TransferStarted(self._t, message.name, source, number, message.size))
+        self._emit(records.TransferStartedRecord(self._t, message.name, source, number, message.size))
 
     def _on_unpack(self, number: int, worker: _ConnectedWorker, message: messages.Unpack) -> None:
         worker.fetching[message.name] = records.ARCHIVE, self._t
-        self._emit(records.TransferStarted(self._t, message.name, records.ARCHIVE, number))
+        self._emit(records.TransferStartedRecord(self._t, message.name, records.ARCHIVE, number))
 
     def _on_cached(self, number: int, worker: _ConnectedWorker, message: messages.Cached) -> None:
         began = worker.fetching.pop(message.name, None)
         if began is not None:
             seconds = round(self._t - began[1], 6)
-            ended = records.TransferEnded(
+            ended = records.TransferEndedRecord(
                 self._t, message.name, began[0], number, max(message.size, 0), seconds
             )
             if message.size > INLINE_LIMIT:
@@ -292,7 +294,7 @@ class JournalRecorder:
 
     def _on_fetch_failed(self, number: int, worker: _ConnectedWorker, message: messages.FetchFailed) -> None:
         if message.was_cached:  # that transfer had ended
-            self._emit(records.FilesLost(self._t, number, (message.name,)))
+            self._emit(records.FilesLostRecord(self._t, number, (message.name,)))
         else:
             self._end_fetch(number, worker, message.name, message.reason)
 
@@ -301,21 +303,21 @@ class JournalRecorder:
         if began is not None:
             seconds = round(self._t - began[1], 6)
             self._emit(
-                records.TransferFailed(
+                records.TransferFailedRecord(
                     self._t, name, began[0], number, seconds, reason[:MAX_REASON_CHARACTERS]
                 )
             )
 
     def _on_upload(self, number: int, _worker: _ConnectedWorker, message: messages.Upload) -> None:
         self._uploads[message.name] = number, self._t
-        self._emit(records.TransferStarted(self._t, message.name, number, records.MANAGER))
+        self._emit(records.TransferStartedRecord(self._t, message.name, number, records.MANAGER))
 
     def _on_object_stored(self, event: events.ObjectStored) -> None:
         began = self._uploads.pop(event.name, None)
         if began is not None:
             seconds = round(self._t - began[1], 6)
             self._emit(
-                records.TransferEnded(
+                records.TransferEndedRecord(
                     self._t, event.name, began[0], records.MANAGER, max(event.size, 0), seconds
                 )
             )
@@ -330,31 +332,31 @@ class JournalRecorder:
         if began is not None:
             seconds = round(self._t - began[1], 6)
             self._emit(
-                records.TransferFailed(
+                records.TransferFailedRecord(
                     self._t, name, began[0], records.MANAGER, seconds, reason[:MAX_REASON_CHARACTERS]
                 )
             )
 
     def _on_library(self, number: int, worker: _ConnectedWorker, message: messages.Library) -> None:
         cores = float(message.options.get("cores") or message.slots)
-        self._emit(records.LibraryStarted(self._t, message.name, number, message.slots, cores))
+        self._emit(records.LibraryStartedRecord(self._t, message.name, number, message.slots, cores))
 
     def _on_library_ready(
         self, number: int, worker: _ConnectedWorker, message: messages.LibraryReady
     ) -> None:
-        self._emit(records.LibraryReady(self._t, message.name, number, round(message.wall_s, 6)))
+        self._emit(records.LibraryReadyRecord(self._t, message.name, number, round(message.wall_s, 6)))
 
     def _on_library_failed(
         self, number: int, worker: _ConnectedWorker, message: messages.LibraryFailed
     ) -> None:
         self._emit(
-            records.LibraryFailed(self._t, message.name, number, message.reason[:MAX_REASON_CHARACTERS])
+            records.LibraryFailedRecord(self._t, message.name, number, message.reason[:MAX_REASON_CHARACTERS])
         )
 
     def _on_remove_library(
         self, number: int, worker: _ConnectedWorker, message: messages.RemoveLibrary
     ) -> None:
-        self._emit(records.LibraryStopped(self._t, message.name, number))
+        self._emit(records.LibraryStoppedRecord(self._t, message.name, number))
 
 
 def _failure_reason(info: dict[str, Any]) -> str:

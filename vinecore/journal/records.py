@@ -30,8 +30,8 @@ Place = Number | str
 
 
 def record_kind(name: str) -> str:
-    """Return the kind of a record from the name of its class."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+    """Return the kind of a record from the name of its class: "task_done" for `TaskDoneRecord`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name.removesuffix("Record")).lower()
 
 
 # a field that no record has is the damaged name of one, which would silently have its default
@@ -64,7 +64,7 @@ class Header(Record):
     resumes: str = ""
 
 
-class WorkerConnected(Record):
+class WorkerConnectedRecord(Record):
     """A worker is connected."""
 
     worker: Number
@@ -78,14 +78,14 @@ class WorkerConnected(Record):
     pid: Pid = 0
 
 
-class WorkerDisconnected(Record):
+class WorkerDisconnectedRecord(Record):
     """A worker's connection has ended, and what it had is gone."""
 
     worker: Number
     reason: str
 
 
-class LibraryInstalled(Record):
+class LibraryInstalledRecord(Record):
     """A library is available."""
 
     library: str
@@ -97,13 +97,13 @@ class LibraryInstalled(Record):
     files: tuple[str, ...] = ()
 
 
-class LibraryRemoved(Record):
+class LibraryRemovedRecord(Record):
     """A library is not available any more."""
 
     library: str
 
 
-class LibraryStarted(Record):
+class LibraryStartedRecord(Record):
     """A worker was told to start a library, or to grow it."""
 
     library: str
@@ -112,7 +112,7 @@ class LibraryStarted(Record):
     cores: Amount
 
 
-class LibraryReady(Record):
+class LibraryReadyRecord(Record):
     """A library has started on a worker."""
 
     library: str
@@ -120,7 +120,7 @@ class LibraryReady(Record):
     seconds: Seconds
 
 
-class LibraryFailed(Record):
+class LibraryFailedRecord(Record):
     """A library did not come up on a worker, or has died there."""
 
     library: str
@@ -128,27 +128,27 @@ class LibraryFailed(Record):
     reason: str
 
 
-class LibraryStopped(Record):
+class LibraryStoppedRecord(Record):
     """A worker was told to stop a library."""
 
     library: str
     worker: Number
 
 
-class GraphOpened(Record):
+class GraphOpenedRecord(Record):
     """A graph begins to arrive."""
 
     graph: Number
     label: str = ""
 
 
-class GraphSubmitted(Record):
+class GraphSubmittedRecord(Record):
     """The last task of a graph was submitted."""
 
     graph: Number
 
 
-class GraphEnded(Record):
+class GraphEndedRecord(Record):
     """A graph is computed, or has failed."""
 
     graph: Number
@@ -157,13 +157,13 @@ class GraphEnded(Record):
     reason: str = ""
 
 
-class GraphClosed(Record):
+class GraphClosedRecord(Record):
     """Nobody needs a graph any more: what was unfinished is cancelled."""
 
     graph: Number
 
 
-class TaskSubmitted(Record):
+class TaskSubmittedRecord(Record):
     """A task is to be done."""
 
     task: Number
@@ -185,14 +185,14 @@ class TaskSubmitted(Record):
     deferred: bool = False
 
 
-class TaskActivated(Record):
+class TaskActivatedRecord(Record):
     """A task that counted as done is to run."""
 
     task: Number
     rerun: bool = False
 
 
-class TaskDispatched(Record):
+class TaskDispatchedRecord(Record):
     """A task was sent to a worker."""
 
     task: Number
@@ -201,7 +201,7 @@ class TaskDispatched(Record):
     cores: Amount | None = None
 
 
-class TaskDone(Record):
+class TaskDoneRecord(Record):
     """A task has ended well on a worker."""
 
     task: Number
@@ -220,7 +220,7 @@ class TaskDone(Record):
     single_use: bool = False
 
 
-class TaskFailed(Record):
+class TaskFailedRecord(Record):
     """A task has not ended well on a worker."""
 
     task: Number
@@ -231,7 +231,7 @@ class TaskFailed(Record):
     wall_s: Seconds | None = None
 
 
-class TaskReturned(Record):
+class TaskReturnedRecord(Record):
     """A task has left a worker without having ended there."""
 
     task: Number
@@ -240,7 +240,7 @@ class TaskReturned(Record):
     attempt: Number = 1
 
 
-class TaskEnded(Record):
+class TaskEndedRecord(Record):
     """A task that was submitted by itself is over, and not well."""
 
     task: Number
@@ -248,7 +248,7 @@ class TaskEnded(Record):
     reason: str = ""
 
 
-class FileDeclared(Record):
+class FileDeclaredRecord(Record):
     """The user has named a file."""
 
     file: str
@@ -260,7 +260,7 @@ class FileDeclared(Record):
     level: str = "workflow"
 
 
-class FilesFound(Record):
+class FilesFoundRecord(Record):
     """A worker has files from before."""
 
     worker: Number
@@ -268,28 +268,28 @@ class FilesFound(Record):
     sizes: tuple[Number, ...]
 
 
-class FilesRemoved(Record):
+class FilesRemovedRecord(Record):
     """A worker was told to remove files: nobody needs them there, or their room is needed."""
 
     worker: Number
     files: tuple[str, ...]
 
 
-class FilesLost(Record):
+class FilesLostRecord(Record):
     """A worker says that files are damaged or gone."""
 
     worker: Number
     files: tuple[str, ...]
 
 
-class ObjectSent(Record):
+class ObjectSentRecord(Record):
     """The manager has sent a small object along with its messages."""
 
     file: str
     destination: Number
 
 
-class TransferStarted(Record):
+class TransferStartedRecord(Record):
     """A file begins to travel."""
 
     file: str
@@ -298,7 +298,7 @@ class TransferStarted(Record):
     size: Number = -1
 
 
-class TransferEnded(Record):
+class TransferEndedRecord(Record):
     """A file has arrived."""
 
     file: str
@@ -309,7 +309,7 @@ class TransferEnded(Record):
     digest: str = ""
 
 
-class TransferFailed(Record):
+class TransferFailedRecord(Record):
     """A file has not arrived."""
 
     file: str
@@ -319,26 +319,26 @@ class TransferFailed(Record):
     reason: str = ""
 
 
-class LogMessage(Record):
+class LogMessageRecord(Record):
     """Something a person should know."""
 
     level: str
     text: str
 
 
-class Stalled(Record):
+class StalledRecord(Record):
     """Why nothing can run; empty when that is over."""
 
     text: str
 
 
-class JournalStopped(Record):
+class JournalStoppedRecord(Record):
     """The journal ends here, though the run went on."""
 
     reason: str
 
 
-class ManagerClosed(Record):
+class ManagerClosedRecord(Record):
     """The manager has ended."""
 
 

@@ -134,9 +134,9 @@ class JournalWriter:
             self._write_queued()
             t = round(time.monotonic() - self._began, 6)
             if full:
-                self._add_records([records.JournalStopped(t, full)])
+                self._add_records([records.JournalStoppedRecord(t, full)])
             elif closing:
-                self._add_records([records.ManagerClosed(t)])
+                self._add_records([records.ManagerClosedRecord(t)])
             if full or closing or time.monotonic() - written > FLUSH_INTERVAL_S:
                 self._flush()
                 written = time.monotonic()

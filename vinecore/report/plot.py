@@ -205,7 +205,7 @@ class _Plot:
         starts = [
             r
             for r in self.history.others
-            if type(r) is j.LibraryReady and r.worker in first and r.t > self.span.start
+            if type(r) is j.LibraryReadyRecord and r.worker in first and r.t > self.span.start
         ]
         for record in starts:
             begun = self.to_unit(record.t - record.seconds)

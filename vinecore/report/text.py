@@ -49,7 +49,7 @@ def _format_headline(run: ReportedRun) -> str:
     history, span = run.history, run.span
     about, tasks = history.journal, history.tasks.values()
     began = datetime.fromtimestamp(about.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    stopped = next((record for record in history.others if type(record) is j.JournalStopped), None)
+    stopped = next((record for record in history.others if type(record) is j.JournalStoppedRecord), None)
     end = f"it ended after {format_duration(history.end)}"
     if stopped is not None:
         end = f"the journal ends after {format_duration(history.end)}: {stopped.reason}"
@@ -213,9 +213,9 @@ def _format_problems(run: ReportedRun) -> str:
     again = sum(task.woken for task in tasks)
     cut = Counter(f"{_describe_route(t.source, t.to)}: {t.reason}" for t in history.failed_transfers)
     codes = Counter(str(task.done.exit_code) for task in tasks if task.done and task.done.exit_code)
-    damaged = [record for record in history.others if type(record) is j.FilesLost]
-    down = Counter(record.reason for record in history.others if type(record) is j.LibraryFailed)
-    waited = [record for record in history.others if type(record) is j.Stalled and record.text]
+    damaged = [record for record in history.others if type(record) is j.FilesLostRecord]
+    down = Counter(record.reason for record in history.others if type(record) is j.LibraryFailedRecord)
+    waited = [record for record in history.others if type(record) is j.StalledRecord and record.text]
     lines = [
         *_format_group(
             "workers that were lost",

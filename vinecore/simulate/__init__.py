@@ -12,16 +12,16 @@ from vinecore.simulate.replay import RecordedRun, load_recording
 from vinecore.simulate.report import Report
 from vinecore.simulate.settings import Cluster, Costs, Failures, Storage
 from vinecore.simulate.simulation import SimulationStalled, simulate
-from vinecore.simulate.workload import File, SimulatedTask, Workload, WorkloadError, load
+from vinecore.simulate.workload import SimulatedFile, SimulatedTask, Workload, WorkloadError, load
 
 __all__ = [
            "GRAPHS",
            "Cluster",
            "Costs",
            "Failures",
-           "File",
            "RecordedRun",
            "Report",
+           "SimulatedFile",
            "SimulatedTask",
            "SimulationStalled",
            "Storage",

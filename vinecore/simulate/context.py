@@ -15,7 +15,12 @@ from vinecore.simulate.workload import SimulatedTask, Workload
 
 TASK_NUMBER_MASK = (1 << 40) - 1
 """The part of a dispatch id that is the task's number."""
-WORKER_MODULES = ("vineworker.state.state_machine", "vineworker.state.events", "vineworker.slot_protocol")
+WORKER_MODULES = (
+    "vineworker.state.state_machine",
+    "vineworker.state.events",
+    "vineworker.state.instructions",
+    "vineworker.slot_protocol",
+)
 
 
 class SimulationContext:
@@ -36,8 +41,9 @@ class SimulationContext:
         The figures, which grow while the simulation runs.
     storage, manager_up, manager_down : Link
         The links that all workers share.
-    state_machine, worker_events, reply : type or module
-        The worker's state machine, its events, and the reply of a slot, from the worker's own package.
+    state_machine, worker_events, worker_instructions, reply : type or module
+        The worker's state machine, its events and instructions, and the reply of a slot, from the
+        worker's own package.
     sizes : dict
         Bytes by the name of a file or result.
 
@@ -51,7 +57,12 @@ class SimulationContext:
         self.cluster, self.costs = cluster, costs
         self.clock = EventQueue()
         self.report = Report(tasks=len(workload.jobs))
-        self.state_machine, self.worker_events, self.reply = _load_worker_modules()
+        (
+            self.state_machine,
+            self.worker_events,
+            self.worker_instructions,
+            self.reply,
+        ) = _load_worker_modules()
         self.storage = Link(self.clock, cluster.storage.bandwidth, cluster.storage.stream)
         self.manager_up, self.manager_down = (Link(self.clock, cluster.manager_bandwidth) for _ in range(2))
         self.tasks = workload.jobs
@@ -98,11 +109,11 @@ def _cores_of(task: SimulatedTask) -> float:
     return 1.0 if task.library else task.cores
 
 
-def _load_worker_modules() -> tuple[Any, Any, Any]:
-    """Load the worker's state machine, its events, and the reply of its slots."""
+def _load_worker_modules() -> tuple[Any, Any, Any, Any]:
+    """Load the worker's state machine, its events and instructions, and the reply of its slots."""
     try:
-        state, events, slot_protocol = map(importlib.import_module, WORKER_MODULES)
+        state, events, instructions, slot_protocol = map(importlib.import_module, WORKER_MODULES)
     except ImportError as error:
         msg = f"the simulator runs the worker's own state machine, and the package vineworker is not installed: {error}"
         raise RuntimeError(msg) from error
-    return state.WorkerStateMachine, events, slot_protocol.Reply
+    return state.WorkerStateMachine, events, instructions, slot_protocol.Reply

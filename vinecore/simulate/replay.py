@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vinecore.journal.history import History, load
 from vinecore.simulate.settings import Cluster, Failures
-from vinecore.simulate.workload import MANAGER, STORAGE, File, SimulatedTask, Workload, WorkloadError
+from vinecore.simulate.workload import MANAGER, STORAGE, SimulatedFile, SimulatedTask, Workload, WorkloadError
 
 UNKNOWN_MB = 1_000_000_000  # of a worker that does not say how much it has
 
@@ -69,7 +69,7 @@ def load_recording(path: str | Path) -> RecordedRun:
     begin = min(task.submitted.t for task in done.values())
     keys = {number: task.outputs[0] if task.outputs else f"task {number}" for number, task in done.items()}
     keys_of_outputs = {name: keys[number] for number, task in done.items() for name in task.outputs}
-    files: dict[str, File] = {}
+    files: dict[str, SimulatedFile] = {}
     jobs = []
     for number, task in done.items():
         said, last = task.submitted, task.done
@@ -79,7 +79,9 @@ def load_recording(path: str | Path) -> RecordedRun:
         for name in inputs:
             if name not in files and name not in keys_of_outputs:
                 known = history.file_history(name)
-                files[name] = File(name, max(known.size, 0), MANAGER if known.at_manager else STORAGE)
+                files[name] = SimulatedFile(
+                    name, max(known.size, 0), MANAGER if known.at_manager else STORAGE
+                )
         size = sum(max(history.file_history(name).size, 0) for name in task.outputs)
         jobs.append(
             SimulatedTask(

@@ -25,14 +25,14 @@ class Execution:
 
     __slots__ = ("began", "computing", "flow", "over", "run", "slot")
 
-    def __init__(self, run: m.RunTask, slot: Slot, now: float) -> None:
+    def __init__(self, run: m.RunTask, slot: SimulatedSlot, now: float) -> None:
         self.run, self.slot, self.began = run, slot, now
         self.computing = 0.0
         self.flow: Flow | None = None
         self.over = False
 
 
-class Slot:
+class SimulatedSlot:
     """A forked process."""
 
     __slots__ = ("calls", "host", "id", "now", "single", "up")
@@ -119,27 +119,43 @@ class SimulatedWorker:
         self._outgoing: list[m.Message] = []
         self._hosts: dict[str, object] = {}
         self._imported_hosts: set[str] = set()  # hosts that know what their tasks import
-        self._slots: dict[int, Slot] = {}
+        self._slots: dict[int, SimulatedSlot] = {}
         self.serving: dict[Transfer, SimulatedWorker] = {}  # transfers from here, and to whom
         self._transfers: dict[Transfer, None] = {}
         self._fetches, self._uploads = (
             ThreadSlots(MAX_CONCURRENT_TRANSFERS),
             ThreadSlots(MAX_CONCURRENT_TRANSFERS),
         )
-        self._executors: dict[str, Callable[[Any], None]] = {
-            "SendMessage": lambda x: self._outgoing.append(x.message), "StartForkServer": self._start_host, "StopForkServer": lambda x: self._stop_host(x.host),
-            "StartSlot": self._start_slot, "KillSlot": self._kill_slot, "SendCall": self._send_call, "DropShared": lambda _x: None,
-            "StartFetch": lambda x: self._fetches.submit(lambda: self._start_fetch(x.fetch)), "StartUpload": lambda x: self._uploads.submit(lambda: self._start_upload(x.name)),
-            "StoreBytes": lambda x: self._store_object(x.name, len(x.payload)), "StoreResultFile": lambda x: self._store_object(x.name, context.sizes[x.name]),
-            "Delete": lambda x: self._delete_objects(x.names), "PersistObject": lambda _x: None, "ReleasePersisted": lambda _x: None,
-        }  # fmt: skip
+        instructions = context.worker_instructions
+        self._executors: dict[type, Callable[[Any], None]] = {
+            instructions.SendMessage: lambda sent: self._outgoing.append(sent.message),
+            instructions.StartForkServer: self._start_host,
+            instructions.StopForkServer: lambda stop: self._stop_host(stop.host),
+            instructions.StartSlot: self._start_slot,
+            instructions.KillSlot: self._kill_slot,
+            instructions.SendCall: self._send_call,
+            instructions.DropSharedInSlot: lambda _drop: None,
+            instructions.StartFetch: lambda start: self._fetches.submit(
+                lambda: self._start_fetch(start.fetch)
+            ),
+            instructions.StartUpload: lambda start: self._uploads.submit(
+                lambda: self._start_upload(start.name)
+            ),
+            instructions.StoreBytes: lambda store: self._store_object(store.name, len(store.payload)),
+            instructions.StoreResultFile: lambda store: self._store_object(
+                store.name, context.sizes[store.name]
+            ),
+            instructions.Delete: lambda delete: self._delete_objects(delete.names),
+            instructions.PersistObject: lambda _persist: None,
+            instructions.ReleasePersisted: lambda _release: None,
+        }
 
     def handle(self, *events: Any) -> None:
         """Give events to the state machine, do what it asks for, and send what it says."""
         if not self.alive:
             return
         for instruction in self._state_machine.handle(events):
-            self._executors[type(instruction).__name__](instruction)
+            self._executors[type(instruction)](instruction)
         if self._outgoing:
             said, self._outgoing = self._outgoing, []
             self._manager.receive_from_worker(self, said)
@@ -185,7 +201,7 @@ class SimulatedWorker:
 
     def _start_slot(self, x: Any) -> None:
         costs = self._context.costs
-        slot = self._slots[x.slot] = Slot(x.slot, x.host, x.run)
+        slot = self._slots[x.slot] = SimulatedSlot(x.slot, x.host, x.run)
         seconds = costs.fork_s
         if x.run is not None:
             slot.now = self._start_task(x.run, slot)
@@ -193,7 +209,7 @@ class SimulatedWorker:
             seconds += 0.0 if costs.warm_fork and x.host in self._imported_hosts else costs.imports_s
         self._clock.schedule_in(seconds, self._on_slot_ready, slot)
 
-    def _on_slot_ready(self, slot: Slot) -> None:
+    def _on_slot_ready(self, slot: SimulatedSlot) -> None:
         if self._slots.get(slot.id) is not slot or not self.alive:
             return
         slot.up = True
@@ -210,11 +226,11 @@ class SimulatedWorker:
             down = self._events.SlotExited(slot.id, running, {"reason": "it was killed"})
             self._clock.schedule_in(0.0, self.handle, down)
 
-    def _remove_slot(self, slot: Slot) -> None:
+    def _remove_slot(self, slot: SimulatedSlot) -> None:
         self._slots.pop(slot.id, None)
         self._abort_slot(slot)
 
-    def _abort_slot(self, slot: Slot) -> None:
+    def _abort_slot(self, slot: SimulatedSlot) -> None:
         """Break off what a slot is doing; it does nothing more."""
         execution, slot.now, slot.up = slot.now, None, False
         if execution is not None:
@@ -231,12 +247,12 @@ class SimulatedWorker:
 
     # ---- tasks
 
-    def _start_next_call(self, slot: Slot) -> None:
+    def _start_next_call(self, slot: SimulatedSlot) -> None:
         if slot.up and slot.now is None and slot.calls:
             slot.now = execution = self._start_task(slot.calls.popleft(), slot)
             self._clock.schedule_in(self._context.costs.call_s, self._read_inputs, execution)
 
-    def _start_task(self, run: m.RunTask, slot: Slot) -> Execution:
+    def _start_task(self, run: m.RunTask, slot: SimulatedSlot) -> Execution:
         execution = Execution(run, slot, self._clock.now)
         self._context.count_execution(run)
         return execution
@@ -287,7 +303,7 @@ class SimulatedWorker:
         else:
             self._on_single_finished(slot, reply)
 
-    def _on_single_finished(self, slot: Slot, reply: Any) -> None:
+    def _on_single_finished(self, slot: SimulatedSlot, reply: Any) -> None:
         """Report the result of a Python task and remove its process."""
         run = slot.single
         assert run is not None

@@ -28,7 +28,7 @@ from vinecore.simulate.network import size_of_message
 from vinecore.simulate.report import Report
 from vinecore.simulate.settings import Cluster, Costs, Failures
 from vinecore.simulate.simulated_worker import SimulatedWorker
-from vinecore.simulate.workload import MANAGER, File, SimulatedTask, Workload
+from vinecore.simulate.workload import MANAGER, SimulatedFile, SimulatedTask, Workload
 
 GRAPH_NUMBER = 1
 MAX_TASKS_PER_SLICE = 256  # tasks that are submitted together, as by `daskvine.computation`
@@ -348,7 +348,7 @@ def _slice_tasks(specs: list[TaskSpec], jobs: list[SimulatedTask]) -> Iterator[l
     yield part
 
 
-def _file_spec(file: File) -> FileSpec:
+def _file_spec(file: SimulatedFile) -> FileSpec:
     if file.at == MANAGER:
         return FileSpec(file.name, file.size, at_manager=True)
     return FileSpec(file.name, file.size, url=f"storage://{file.name}")

@@ -35,7 +35,7 @@ class WorkloadError(ValueError):
 
 
 @dataclass(frozen=True)
-class File:
+class SimulatedFile:
     """A file that exists before the first task runs.
 
     Attributes
@@ -126,7 +126,7 @@ class Workload:
         Names that occur twice, inputs that nobody makes, or tasks that wait for each other.
     """
 
-    def __init__(self, jobs: Iterable[SimulatedTask], files: Iterable[File] = ()) -> None:
+    def __init__(self, jobs: Iterable[SimulatedTask], files: Iterable[SimulatedFile] = ()) -> None:
         self.files = _index_by_name(files, lambda file: file.name, "file")
         jobs = list(jobs)
         by_key = _index_by_name(jobs, lambda job: job.key, "task")
@@ -202,7 +202,7 @@ def _parse_description(said: Any) -> Workload:
         msg = '"files" has to map names to {"size": bytes, "at": "manager" or "storage"}'
         raise WorkloadError(msg)
     files = [
-        _make_record(File, {"name": name, **_check_object(about, f"file {name}")}, f"file {name}")
+        _make_record(SimulatedFile, {"name": name, **_check_object(about, f"file {name}")}, f"file {name}")
         for name, about in declared.items()
     ]
     jobs = []

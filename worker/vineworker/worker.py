@@ -28,7 +28,7 @@ from vineworker.manager_connection import Connection, ManagerAddress, ManagerCon
 from vineworker.peer_server import open_peer_socket, start_peer_server
 from vineworker.session.session import ManagerSession
 from vineworker.settings import WorkerSettings
-from vineworker.storage.cache import OrphanedObjects
+from vineworker.storage.cache import DetachedObjects
 from vineworker.storage.cache_directory import open_cache_directory
 from vineworker.storage.persistent_cache import PersistentCache
 
@@ -74,7 +74,7 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop
         self._stopping: asyncio.Future[None]
         self._session: Optional[ManagerSession] = None
-        self._orphaned_objects: Optional[OrphanedObjects] = None  # of a manager that has vanished
+        self._orphaned_objects: Optional[DetachedObjects] = None  # of a manager that has vanished
         self._last_busy = self._held_at = time.monotonic()
         self._is_child = os.getppid() == settings.parent
         self._reason = ""

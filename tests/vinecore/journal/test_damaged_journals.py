@@ -60,25 +60,27 @@ def header(pid, **about):
 
 
 def records():
-    yield j.WorkerConnected(0.1, 1, "elsewhere", "127.0.0.1", "3.11", 4, 1000, 1000, pid=17)
-    yield j.LibraryInstalled(0.2, "lib", "lib", 4, 4.0)
-    yield j.LibraryStarted(0.2, "lib", 1, 4, 4.0)
-    yield j.LibraryReady(0.5, "lib", 1, 0.3)
-    yield j.GraphOpened(0.6, 1, "graph")
+    yield j.WorkerConnectedRecord(0.1, 1, "elsewhere", "127.0.0.1", "3.11", 4, 1000, 1000, pid=17)
+    yield j.LibraryInstalledRecord(0.2, "lib", "lib", 4, 4.0)
+    yield j.LibraryStartedRecord(0.2, "lib", 1, 4, 4.0)
+    yield j.LibraryReadyRecord(0.5, "lib", 1, 0.3)
+    yield j.GraphOpenedRecord(0.6, 1, "graph")
     for number in range(1, 9):
-        yield j.TaskSubmitted(
+        yield j.TaskSubmittedRecord(
             0.7, number, f"t{number}", graph=1, library="lib", result=f"r{number}", cores=1.0
         )
-        yield j.TaskDispatched(0.8, number, 1, cores=1.0)
-        yield j.TaskDone(1.0 + number, number, 1, 0.5, LARGE, digest=f"{number}", outputs={f"o{number}": 5})
-    yield j.FileDeclared(2.0, "small", 5, at_manager=True)
-    yield j.TransferStarted(3.0, "large", "manager", 1)
-    yield j.TransferEnded(4.0, "large", "manager", 1, LARGE, 1.0, "56")
-    yield j.TransferFailed(5.0, "lost", 1, 2, 1.0, "it broke")
-    yield j.FilesFound(6.0, 1, ("x",), (5,))
-    yield j.GraphEnded(12.0, 1, "success")
-    yield j.Stalled(13.0, "no worker")
-    yield j.WorkerDisconnected(20.0, 1, "it broke")
+        yield j.TaskDispatchedRecord(0.8, number, 1, cores=1.0)
+        yield j.TaskDoneRecord(
+            1.0 + number, number, 1, 0.5, LARGE, digest=f"{number}", outputs={f"o{number}": 5}
+        )
+    yield j.FileDeclaredRecord(2.0, "small", 5, at_manager=True)
+    yield j.TransferStartedRecord(3.0, "large", "manager", 1)
+    yield j.TransferEndedRecord(4.0, "large", "manager", 1, LARGE, 1.0, "56")
+    yield j.TransferFailedRecord(5.0, "lost", 1, 2, 1.0, "it broke")
+    yield j.FilesFoundRecord(6.0, 1, ("x",), (5,))
+    yield j.GraphEndedRecord(12.0, 1, "success")
+    yield j.StalledRecord(13.0, "no worker")
+    yield j.WorkerDisconnectedRecord(20.0, 1, "it broke")
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +178,10 @@ def test_a_first_line_that_cannot_be_is_none(sound, about):
 
 
 def test_a_field_whose_name_is_damaged_does_not_silently_have_its_default(sound):
-    made = j.TaskSubmitted(0.7, 9, "t9", result="r9"), j.TaskDone(1.0, 9, 1, 0.5, 10, single_use=True)
+    made = (
+        j.TaskSubmittedRecord(0.7, 9, "t9", result="r9"),
+        j.TaskDoneRecord(1.0, 9, 1, 0.5, 10, single_use=True),
+    )
     line = encode(made)
     assert line.count(b"single_use") == 1
     for damaged in (line, line.replace(b"single_use", b"singlf_use"), line.replace(b"single_use", b"")):
@@ -185,7 +190,7 @@ def test_a_field_whose_name_is_damaged_does_not_silently_have_its_default(sound)
 
 
 def test_two_tasks_with_one_number_have_no_results(sound):
-    odd = encode([j.TaskSubmitted(0.6, 3, "t33", result="r33")])
+    odd = encode([j.TaskSubmittedRecord(0.6, 3, "t33", result="r33")])
     for place in (1, 10):
         lines = [*sound[:place], odd, *sound[place:]]
         names = {name for name, _size, _digest in known_by(b"".join(lines))[0]}

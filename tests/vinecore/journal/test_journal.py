@@ -31,7 +31,7 @@ from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
 
 PAGE = Path(__file__).parents[3] / "docs" / "journal-format.md"
-OVER = (journal.TaskDone, journal.TaskFailed, journal.TaskReturned)
+OVER = (journal.TaskDoneRecord, journal.TaskFailedRecord, journal.TaskReturnedRecord)
 
 
 def finish(m):
@@ -127,7 +127,7 @@ def test_the_first_record_says_who_wrote_it(story):
     assert isinstance(first, journal.Header)
     assert (first.version, first.pid) == (journal.VERSION, os.getpid())
     assert "cloudpickle" in first.packages
-    assert isinstance(last, journal.ManagerClosed)
+    assert isinstance(last, journal.ManagerClosedRecord)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -144,7 +144,7 @@ def test_every_task_that_was_submitted_comes_to_its_end(story):
 
 def test_every_stay_on_a_worker_ends_once(story):
     path, *_ = story
-    stays = Counter((r.task, r.attempt, r.worker) for r in of(path, journal.TaskDispatched))
+    stays = Counter((r.task, r.attempt, r.worker) for r in of(path, journal.TaskDispatchedRecord))
     ends = Counter((r.task, r.attempt, r.worker) for r in of(path, *OVER))
     assert stays == ends
     assert set(stays.values()) == {1}
@@ -161,8 +161,10 @@ def test_the_bytes_of_the_transfers_are_those_that_the_manager_counts(story):
     transfers = journal.load(path).transfers
     assert sum(t.bytes for t in transfers if t.to != records.MANAGER) == moved >= 300_000
     assert [t.bytes for t in transfers if t.source == records.MANAGER] == [300_000]
-    begun = Counter((r.file, r.destination) for r in of(path, journal.TransferStarted))
-    over = Counter((r.file, r.to) for r in of(path, journal.TransferEnded, journal.TransferFailed))
+    begun = Counter((r.file, r.destination) for r in of(path, journal.TransferStartedRecord))
+    over = Counter(
+        (r.file, r.to) for r in of(path, journal.TransferEndedRecord, journal.TransferFailedRecord)
+    )
     assert begun == over
     [brought] = [t for t in transfers if t.to == records.MANAGER and t.bytes > 200_000]
     assert brought.source in (1, 2)
@@ -185,11 +187,11 @@ def test_sizes_of_what_tasks_read_and_make_are_known(story):
 def test_a_worker_that_was_killed_shows_with_what_it_was_running(story):
     path, *_ = story
     history = journal.load(path)
-    [lost] = of(path, journal.WorkerDisconnected)[:1]
+    [lost] = of(path, journal.WorkerDisconnectedRecord)[:1]
     assert lost.worker == 1
     assert history.workers[1].lost == lost
     assert history.workers[1].joined.cores == 2
-    back = [r for r in of(path, journal.TaskReturned) if r.worker == 1]
+    back = [r for r in of(path, journal.TaskReturnedRecord) if r.worker == 1]
     assert [r.reason for r in back] == ["the worker was lost"]
     task = history.tasks[back[0].task]
     assert [attempt.outcome for attempt in task.attempts] == ["back", "done"]
@@ -198,7 +200,7 @@ def test_a_worker_that_was_killed_shows_with_what_it_was_running(story):
 
 def test_failures_say_what_they_were(story):
     path, *_ = story
-    failures = {r.failure: r for r in of(path, journal.TaskFailed)}
+    failures = {r.failure: r for r in of(path, journal.TaskFailedRecord)}
     assert set(failures) == {"exception", "crash"}
     assert "unsupported operand" in failures["exception"].reason
     crashed = journal.load(path).tasks[failures["crash"].task]
@@ -244,7 +246,7 @@ def test_names_that_are_no_text_are_written_as_well_as_they_can_be(yard):
     yard.worker(m)
     assert m.get({"x\udc80": (sample_tasks.square, 3)}, "x\udc80", progress_disable=True) == 9
     m.close()
-    [task] = of(m.journal, journal.TaskSubmitted)
+    [task] = of(m.journal, journal.TaskSubmittedRecord)
     assert task.label == "x?"
 
 
@@ -298,7 +300,7 @@ def test_a_disk_that_is_too_slow_ends_the_journal_and_it_says_so(yard, caplog, m
     until(lambda: m._journal_writer._overflow, "the bound to be reached")
     m.close()
     *_, last = journal.read(m.journal)
-    assert isinstance(last, journal.JournalStopped)
+    assert isinstance(last, journal.JournalStoppedRecord)
     assert sum("journal ends" in r.getMessage() for r in caplog.records) == 1
 
 
@@ -332,7 +334,7 @@ def lines_of(path):
 
 def test_some_kinds_of_records_can_be_asked_for(story):
     path, _ends, _moved = story
-    kinds = (journal.TaskDone, journal.WorkerDisconnected)
+    kinds = (journal.TaskDoneRecord, journal.WorkerDisconnectedRecord)
     assert list(journal.read(path, *kinds)) == of(path, journal.Header, *kinds)
 
 
@@ -348,7 +350,7 @@ def test_half_a_line_at_the_end_is_left_out(story, tmp_path):
 def test_a_journal_that_is_still_being_written_can_be_read(yard):
     m = yard.manager(run_info_path=yard.place("info"))
     yard.worker(m)
-    joined = until(lambda: of(m.journal, journal.WorkerConnected), "the worker in the journal")
+    joined = until(lambda: of(m.journal, journal.WorkerConnectedRecord), "the worker in the journal")
     assert joined[0].worker == workers_of(m)[0]["id"]
 
 
@@ -410,12 +412,12 @@ def test_the_report_says_what_was_run_and_what_went_wrong(story):
 def test_the_report_lists_graphs_if_there_are_several():
     records = [
         journal.Header(0.0, journal.VERSION, 0.0, "node", 1, "m", 1, "0", "3.11", {}),
-        journal.GraphOpened(1.0, 1, "[green]tasks"),
-        journal.TaskSubmitted(1.0, 1, "x", graph=1),
-        journal.GraphEnded(3.0, 1, "success"),
-        journal.GraphOpened(4.0, 2, "fit"),
-        journal.GraphClosed(4.5, 2),
-        journal.GraphOpened(5.0, 3, "plot"),
+        journal.GraphOpenedRecord(1.0, 1, "[green]tasks"),
+        journal.TaskSubmittedRecord(1.0, 1, "x", graph=1),
+        journal.GraphEndedRecord(3.0, 1, "success"),
+        journal.GraphOpenedRecord(4.0, 2, "fit"),
+        journal.GraphClosedRecord(4.5, 2),
+        journal.GraphOpenedRecord(5.0, 3, "plot"),
     ]
     lines = [
         " ".join(line.split()) for line in format_run(ReportedRun(journal.History(records))).splitlines()
@@ -521,5 +523,10 @@ def test_a_file_that_came_and_was_altered_is_lost_and_the_next_transfer_of_it_go
     records += teller.records_for(
         3.0, [e.MessageReceived(1, cached), e.MessageReceived(1, messages.Verified("data"))], []
     )
-    kinds = [journal.TransferEnded, journal.TransferStarted, journal.FilesLost, journal.TransferEnded]
+    kinds = [
+        journal.TransferEndedRecord,
+        journal.TransferStartedRecord,
+        journal.FilesLostRecord,
+        journal.TransferEndedRecord,
+    ]
     assert [type(record) for record in records] == kinds

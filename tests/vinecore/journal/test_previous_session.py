@@ -49,21 +49,21 @@ def write(tmp_path, dead):
 
 def made(number, name, size=LARGE, digest="12", t=1.0, **more):
     return [
-        j.TaskSubmitted(t, number, f"t{number}", result=name),
-        j.TaskDone(t, number, 1, 0.1, size, digest=digest, **more),
+        j.TaskSubmittedRecord(t, number, f"t{number}", result=name),
+        j.TaskDoneRecord(t, number, 1, 0.1, size, digest=digest, **more),
     ]
 
 
 def joined(number, host="elsewhere", pid=1, t=1.0):
-    return j.WorkerConnected(t, number, host, "127.0.0.1", "3.11", 1, 1, 1, pid=pid)
+    return j.WorkerConnectedRecord(t, number, host, "127.0.0.1", "3.11", 1, 1, 1, pid=pid)
 
 
 def test_what_was_made_and_what_has_arrived_is_known(tmp_path, write):
     path = write(
-        "1", *made(1, "a"), *made(2, "result-5e551-2"), *made(3, "b", 10, "12"), j.TaskSubmitted(1.0, 4, "t4", result="c"),
+        "1", *made(1, "a"), *made(2, "result-5e551-2"), *made(3, "b", 10, "12"), j.TaskSubmittedRecord(1.0, 4, "t4", result="c"),
         *made(5, "result-5e551-5", outputs={"o": LARGE, "d": -1, "temp-5e551-1": LARGE}, digests={"o": "34"}),
-        j.FileDeclared(1.0, "small", 5), j.FileDeclared(1.0, "large", LARGE), j.FileDeclared(1.0, "tree", archive="large"),
-        j.TransferEnded(1.0, "large", "manager", 1, LARGE, 0.1, "56"),
+        j.FileDeclaredRecord(1.0, "small", 5), j.FileDeclaredRecord(1.0, "large", LARGE), j.FileDeclaredRecord(1.0, "tree", archive="large"),
+        j.TransferEndedRecord(1.0, "large", "manager", 1, LARGE, 0.1, "56"),
     )  # fmt: skip
     past = find_previous_session(tmp_path, "m")
     assert (past.journal, past.port) == (path, 7)
@@ -75,9 +75,9 @@ def test_what_was_made_and_what_has_arrived_is_known(tmp_path, write):
 def test_what_serves_one_graph_only_is_not_gone_on_with(tmp_path, write):
     """Neither what a task has made whose name does not tell all that it has used, nor a copy of it; what is made under its name later is."""
     write(
-        "1", *made(1, "a", single_use=True, outputs={"o": LARGE}, digests={"o": "34"}), j.TransferEnded(1.0, "a", "1", 2, LARGE, 0.1, "12"),
-        j.TransferEnded(1.0, "o", "1", 2, LARGE, 0.1, "34"), *made(2, "b", single_use=True), *made(3, "b", digest="56"), *made(4, "c", 10, single_use=True),
-        *made(5, "d", single_use=True), *made(6, "d"), j.TransferEnded(1.0, "d", "1", 2, LARGE, 0.1, "12"),
+        "1", *made(1, "a", single_use=True, outputs={"o": LARGE}, digests={"o": "34"}), j.TransferEndedRecord(1.0, "a", "1", 2, LARGE, 0.1, "12"),
+        j.TransferEndedRecord(1.0, "o", "1", 2, LARGE, 0.1, "34"), *made(2, "b", single_use=True), *made(3, "b", digest="56"), *made(4, "c", 10, single_use=True),
+        *made(5, "d", single_use=True), *made(6, "d"), j.TransferEndedRecord(1.0, "d", "1", 2, LARGE, 0.1, "12"),
     )  # fmt: skip
     assert find_previous_session(tmp_path, "m").results == {("b", LARGE, "56"), ("d", LARGE, "12")}
 
@@ -98,7 +98,7 @@ def test_what_was_not_written_to_its_end_is_left_out(tmp_path, write, tail):
 def test_nothing_is_gone_on_with_where_nothing_was_begun_or_all_has_ended(tmp_path, write):
     assert find_previous_session(tmp_path / "nowhere", None) is None
     write("1", *made(1, "a"))
-    write("2", *made(2, "b"), j.ManagerClosed(2.0))
+    write("2", *made(2, "b"), j.ManagerClosedRecord(2.0))
     assert find_previous_session(tmp_path, None) is None
 
 
@@ -113,7 +113,7 @@ def test_a_name_tells_one_manager_from_another(tmp_path, write):
 def test_journals_of_one_run_are_added_up(tmp_path, write):
     first = write("1", *made(1, "a"), joined(1, "x"), joined(2, "y"), joined(3, "z"))
     second = write(
-        "2", *made(1, "b"), joined(1, "y"), j.WorkerDisconnected(2.0, 1, "it broke"), resumes=str(first)
+        "2", *made(1, "b"), joined(1, "y"), j.WorkerDisconnectedRecord(2.0, 1, "it broke"), resumes=str(first)
     )
     write("3", joined(1, "w"), resumes=str(second))
     past = find_previous_session(tmp_path, None)

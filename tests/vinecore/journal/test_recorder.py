@@ -40,7 +40,9 @@ def test_what_a_worker_says_of_a_task_that_is_cancelled_at_the_same_time_is_void
     worker = vine.join()
     _worker, ticket = vine.place(1)
     vine.feed(e.GraphClosed(1), e.MessageReceived(worker, m.TaskDone(ticket, 10, 0.1, {}, b"")))
-    assert vine.of(j.TaskDone, j.TaskReturned) == [j.TaskReturned(0.0, 1, worker, "taken back")]
+    assert vine.of(j.TaskDoneRecord, j.TaskReturnedRecord) == [
+        j.TaskReturnedRecord(0.0, 1, worker, "taken back")
+    ]
 
 
 def spread(vine):
@@ -59,21 +61,21 @@ def test_a_transfer_is_told_with_its_ends_and_its_time(vine):
     first, second = spread(vine)
     vine.tick(2.0)
     vine.cached(second, "data")
-    assert vine.of(j.TransferStarted) == [
-        j.TransferStarted(0.0, "data", "manager", first, LARGE),
-        j.TransferStarted(1.0, "data", first, second, LARGE),
+    assert vine.of(j.TransferStartedRecord) == [
+        j.TransferStartedRecord(0.0, "data", "manager", first, LARGE),
+        j.TransferStartedRecord(1.0, "data", first, second, LARGE),
     ]
-    assert vine.of(j.TransferEnded) == [
-        j.TransferEnded(1.0, "data", "manager", first, LARGE, 1.0),
-        j.TransferEnded(3.0, "data", first, second, LARGE, 2.0),
+    assert vine.of(j.TransferEndedRecord) == [
+        j.TransferEndedRecord(1.0, "data", "manager", first, LARGE, 1.0),
+        j.TransferEndedRecord(3.0, "data", first, second, LARGE, 2.0),
     ]
 
 
 def test_a_transfer_ends_with_its_worker(vine):
     first, second = spread(vine)
     vine.lose(second)
-    assert vine.of(j.TransferFailed) == [
-        j.TransferFailed(1.0, "data", first, second, 0.0, "the worker was lost")
+    assert vine.of(j.TransferFailedRecord) == [
+        j.TransferFailedRecord(1.0, "data", first, second, 0.0, "the worker was lost")
     ]
 
 

@@ -15,25 +15,25 @@ from vinecore.simulate.cli import main
 
 HEADER = j.Header(0.0, j.VERSION, 0.0, "host", 1, "vine", 1, "0", "3.11", {})
 WORKERS = (
-    j.WorkerConnected(1.0, 1, "one", "one", "3.11", 4, 8000, 9000),
-    j.WorkerConnected(12.0, 2, "two", "two", "3.11", 4, 8000, 9000),
+    j.WorkerConnectedRecord(1.0, 1, "one", "one", "3.11", 4, 8000, 9000),
+    j.WorkerConnectedRecord(12.0, 2, "two", "two", "3.11", 4, 8000, 9000),
 )
 RUN = (
-    j.FileDeclared(9.0, "buffer-a", 5000, at_manager=True),
-    j.FileDeclared(9.0, "url-b", 7_000_000, url="https://example.org/b"),
-    j.TaskSubmitted(10.0, 1, "first", "map", 1, "lib", "f", ("buffer-a", "url-b"), result="result-1"),
-    j.TaskSubmitted(10.0, 2, "second", "map", 1, "lib", "f", ("url-b",), result="result-2"),
-    j.TaskSubmitted(15.0, 3, "both", "merge", 1, "", "", ("result-1", "result-2"), ("object-f",), "result-3", ("temp-3",), ("result-3",), cores=2),
-    j.TaskSubmitted(15.0, 4, "never", "merge", 1, "lib", "f", ("result-3",), result="result-4"),
-    j.TaskDispatched(10.1, 1, 1),
-    j.TaskReturned(11.0, 1, 1, "the worker was lost"),
-    j.TaskDispatched(11.0, 1, 1, 2),
-    j.TaskDispatched(11.0, 2, 1),
-    j.TaskDone(13.0, 1, 1, 1.5, 1_000_000, 2),
-    j.TaskDone(13.0, 2, 1, 2.0, 2_000_000),
-    j.TaskDispatched(15.1, 3, 2, cores=2),
-    j.TaskDone(19.0, 3, 2, 3.5, 300, outputs={"temp-3": 400}),
-    j.WorkerDisconnected(20.0, 2, "it left"),
+    j.FileDeclaredRecord(9.0, "buffer-a", 5000, at_manager=True),
+    j.FileDeclaredRecord(9.0, "url-b", 7_000_000, url="https://example.org/b"),
+    j.TaskSubmittedRecord(10.0, 1, "first", "map", 1, "lib", "f", ("buffer-a", "url-b"), result="result-1"),
+    j.TaskSubmittedRecord(10.0, 2, "second", "map", 1, "lib", "f", ("url-b",), result="result-2"),
+    j.TaskSubmittedRecord(15.0, 3, "both", "merge", 1, "", "", ("result-1", "result-2"), ("object-f",), "result-3", ("temp-3",), ("result-3",), cores=2),
+    j.TaskSubmittedRecord(15.0, 4, "never", "merge", 1, "lib", "f", ("result-3",), result="result-4"),
+    j.TaskDispatchedRecord(10.1, 1, 1),
+    j.TaskReturnedRecord(11.0, 1, 1, "the worker was lost"),
+    j.TaskDispatchedRecord(11.0, 1, 1, 2),
+    j.TaskDispatchedRecord(11.0, 2, 1),
+    j.TaskDoneRecord(13.0, 1, 1, 1.5, 1_000_000, 2),
+    j.TaskDoneRecord(13.0, 2, 1, 2.0, 2_000_000),
+    j.TaskDispatchedRecord(15.1, 3, 2, cores=2),
+    j.TaskDoneRecord(19.0, 3, 2, 3.5, 300, outputs={"temp-3": 400}),
+    j.WorkerDisconnectedRecord(20.0, 2, "it left"),
 )  # fmt: skip
 
 
@@ -87,12 +87,12 @@ def test_a_run_is_simulated_as_it_was(written):
 
 def test_workers_are_lost_when_they_were(write):
     long = (
-        j.TaskSubmitted(0.0, 1, "long", result="result-1"),
-        j.TaskDispatched(0.0, 1, 1),
-        j.TaskReturned(5.0, 1, 1, "the worker was lost"),
-        j.WorkerDisconnected(5.0, 1, "it broke"),
-        j.TaskDispatched(12.0, 1, 2, 2),
-        j.TaskDone(22.0, 1, 2, 10.0, 10, 2),
+        j.TaskSubmittedRecord(0.0, 1, "long", result="result-1"),
+        j.TaskDispatchedRecord(0.0, 1, 1),
+        j.TaskReturnedRecord(5.0, 1, 1, "the worker was lost"),
+        j.WorkerDisconnectedRecord(5.0, 1, "it broke"),
+        j.TaskDispatchedRecord(12.0, 1, 2, 2),
+        j.TaskDoneRecord(22.0, 1, 2, 10.0, 10, 2),
     )
     recording = load_recording(write(*WORKERS, *long))
     report = simulate(recording.workload, recording.cluster, failures=recording.failures, validate=True)
@@ -103,11 +103,11 @@ def test_workers_are_lost_when_they_were(write):
 
 def test_what_was_made_by_nobody_who_is_known_is_a_file(write):
     found = (
-        j.FilesFound(1.0, 1, ("result-9",), (123_000,)),
-        j.TaskSubmitted(2.0, 9, "before", result="result-9", deferred=True),
-        j.TaskSubmitted(2.0, 1, "reader", inputs=("result-9",), result="result-1"),
-        j.TaskDispatched(2.0, 1, 1),
-        j.TaskDone(3.0, 1, 1, 1.0),
+        j.FilesFoundRecord(1.0, 1, ("result-9",), (123_000,)),
+        j.TaskSubmittedRecord(2.0, 9, "before", result="result-9", deferred=True),
+        j.TaskSubmittedRecord(2.0, 1, "reader", inputs=("result-9",), result="result-1"),
+        j.TaskDispatchedRecord(2.0, 1, 1),
+        j.TaskDoneRecord(3.0, 1, 1, 1.0),
     )
     workload = load_recording(write(WORKERS[0], *found)).workload
     assert [job.key for job in workload.jobs] == ["result-1"]

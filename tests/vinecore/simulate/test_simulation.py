@@ -10,7 +10,7 @@ from vinecore.simulate import (
     Cluster,
     Costs,
     Failures,
-    File,
+    SimulatedFile,
     SimulatedTask,
     SimulationStalled,
     Storage,
@@ -65,7 +65,7 @@ def test_what_a_task_streams_comes_over_a_storage_that_all_share():
 
 def test_a_file_of_the_storage_is_fetched_once_and_passed_on():
     jobs = independent(4, inputs=("data",))
-    report = run(jobs, Cluster(workers=2, cores=2, bandwidth=1e6), files=[File("data", 3_000_000)])
+    report = run(jobs, Cluster(workers=2, cores=2, bandwidth=1e6), files=[SimulatedFile("data", 3_000_000)])
     assert report.transfers["storage"] + report.transfers["peers"] == 2
     assert report.transfers["storage"] >= 1
     assert report.makespan_s > 4.0
@@ -74,7 +74,9 @@ def test_a_file_of_the_storage_is_fetched_once_and_passed_on():
 def test_a_file_of_the_manager_comes_over_its_link():
     jobs = independent(1, inputs=("data",))
     report = run(
-        jobs, dataclasses.replace(NEAR, manager_bandwidth=1e6), files=[File("data", 2_000_000, "manager")]
+        jobs,
+        dataclasses.replace(NEAR, manager_bandwidth=1e6),
+        files=[SimulatedFile("data", 2_000_000, "manager")],
     )
     assert report.makespan_s == near(3.0)
     assert report.bytes_moved["to_workers"] >= 2_000_000
@@ -101,7 +103,7 @@ def test_what_workers_bring_to_the_manager_does_not_hold_up_what_they_fetch():
     jobs = [SimulatedTask(f"t{n}", seconds=0.0, size=10**6, wanted=True) for n in range(20)]
     jobs += [SimulatedTask("late", ("data",), seconds=15.0)]
     cluster = dataclasses.replace(NEAR, cores=30, manager_bandwidth=1e6)
-    report = run(jobs, cluster, files=[File("data", 10**6)])
+    report = run(jobs, cluster, files=[SimulatedFile("data", 10**6)])
     assert report.makespan_s == pytest.approx(20.0, abs=0.5)  # which is what it takes to bring them all
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vinecore.simulate import GRAPHS, File, SimulatedTask, Workload, WorkloadError, generate, load
+from vinecore.simulate import GRAPHS, SimulatedFile, SimulatedTask, Workload, WorkloadError, generate, load
 
 
 def keys(workload):
@@ -18,7 +18,7 @@ def test_makers_come_before_readers_and_all_else_keeps_its_order():
         SimulatedTask("a"),
         SimulatedTask("b", ("data",)),
     ]
-    assert keys(Workload(jobs, [File("data", 10)])) == ["b", "a", "sum", "other"]
+    assert keys(Workload(jobs, [SimulatedFile("data", 10)])) == ["b", "a", "sum", "other"]
 
 
 def test_a_chain_of_any_length_is_put_in_order():
@@ -36,8 +36,8 @@ def test_results_that_nobody_reads_are_wanted():
     [
         ([], [], "without tasks"),
         ([SimulatedTask("a"), SimulatedTask("a")], [], "two tasks called a"),
-        ([SimulatedTask("a")], [File("f"), File("f")], "two files called f"),
-        ([SimulatedTask("a")], [File("a")], "the same name"),
+        ([SimulatedTask("a")], [SimulatedFile("f"), SimulatedFile("f")], "two files called f"),
+        ([SimulatedTask("a")], [SimulatedFile("a")], "the same name"),
         ([SimulatedTask("a", ("x", "y"))], [], "task a reads x, y, which no task makes"),
         (
             [SimulatedTask("c"), SimulatedTask("a", ("b",)), SimulatedTask("b", ("a",))],
@@ -83,7 +83,7 @@ def test_a_description_is_read_as_it_was_written(tmp_path):
         SimulatedTask("a", ("data",), 2.5, 10, 7, "lib", "kind"),
         SimulatedTask("b", ("a",), cores=2.0, wanted=True),
     ]
-    said = Workload(jobs, [File("data", 100, "manager")])
+    said = Workload(jobs, [SimulatedFile("data", 100, "manager")])
     path.write_text(json.dumps(said.describe()))
     read = load(path)
     assert (read.jobs, read.files) == (said.jobs, said.files)

@@ -97,9 +97,9 @@ def test_what_all_readers_of_a_result_can_read_in_its_slot_is_never_written(work
     assert worker.sent() == [(3, ["r1"])]
     assert not worker.said(), "the manager would believe that there is a file"
     worker.end(3)
-    assert worker.told(i.DropHeldResults) == [i.DropHeldResults(worker.slots[0], [1])]
+    assert worker.told(i.DropHeldResultsInSlot) == [i.DropHeldResultsInSlot(worker.slots[0], [1])]
     assert worker.said() == [("TaskDone", 1), ("TaskDone", 2), ("TaskDone", 3)]
-    assert not any(type(x) is i.SpillResults for x in worker.log)
+    assert not any(type(x) is i.SpillResultsInSlot for x in worker.log)
     assert set(worker.state.objects) == {"setup", "r2", "r3"}
     assert worker.state.idle
 
@@ -186,7 +186,7 @@ def test_what_is_not_worth_to_be_held_is_written_at_once(worker, others):
     worker.learn("slow", 2 * MAX_READERS_S)
     worker.feed(call(1, readers=2), *others)
     worker.hold(1)
-    assert worker.out == [i.SpillResults(worker.slots[0], [1])]
+    assert worker.out == [i.SpillResultsInSlot(worker.slots[0], [1])]
     worker.wrote(worker.slots[0], 1)
     assert i.StoreResultFile("r1", 1, "d") in worker.out
     assert worker.told(i.SendMessage)[0].message.info == {"digest": "d"}
@@ -216,7 +216,7 @@ def test_a_family_that_waits_for_something_from_elsewhere_ends(worker):
     worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1", "elsewhere"), call(5))
     worker.hold(1)
     worker.end(2)
-    assert worker.out == [i.StoreBytes("r2", b"x"), i.SpillResults(worker.slots[0], [1])]
+    assert worker.out == [i.StoreBytes("r2", b"x"), i.SpillResultsInSlot(worker.slots[0], [1])]
     worker.wrote(worker.slots[0], 1)
     assert worker.said() == [("TaskDone", 1), ("TaskDone", 2)]
     assert worker.sent() == [(5, [])]
@@ -228,7 +228,7 @@ def test_a_family_that_waits_for_something_from_elsewhere_ends(worker):
 def test_a_family_that_goes_on_and_on_ends(worker):
     worker.feed(*(call(n, *([f"r{n - 1}"] if n > 1 else []), readers=1) for n in range(1, 30)))
     task = 1
-    while not worker.told(i.SpillResults):
+    while not worker.told(i.SpillResultsInSlot):
         worker.end(task, size=LARGE, held=True, wall_s=MAX_READERS_S / 2)
         task += 1
     assert task <= 2 + 2 * MAX_GROUP_S / MAX_READERS_S
@@ -240,7 +240,7 @@ def test_a_reader_that_fails_is_told_after_what_it_read_was_written(worker):
     worker.feed(call(1, readers=1), call(2, "r1"))
     worker.hold(1)
     worker.end(2, kind="exception")
-    assert worker.out == [i.SpillResults(worker.slots[0], [1])]
+    assert worker.out == [i.SpillResultsInSlot(worker.slots[0], [1])]
     worker.wrote(worker.slots[0], 1)
     assert worker.said() == [("TaskDone", 1), ("TaskFailed", 2)]
     assert "r1" in worker.state.objects
@@ -286,7 +286,7 @@ def test_a_held_result_of_a_cancelled_call_is_forgotten(worker):
     slot = worker.slot_of(1)
     worker.feed(m.Cancel([1]))
     worker.feed(e.CallsReturned(slot, [Reply(1, "done", LARGE, QUICK_S, {"held": True}, b"")]))
-    assert i.DropHeldResults(slot, [1]) in worker.out
+    assert i.DropHeldResultsInSlot(slot, [1]) in worker.out
     assert worker.state.idle
 
 
@@ -311,7 +311,7 @@ class Hands:
                 self.stored -= set(x.names)
             elif type(x) is i.StartSlot:
                 self.waiting[x.slot], self.held[x.slot] = [], set()
-            elif type(x) in (i.SendCall, i.SpillResults, i.DropHeldResults):
+            elif type(x) in (i.SendCall, i.SpillResultsInSlot, i.DropHeldResultsInSlot):
                 self.waiting[x.slot].append(x)
             elif type(x) is i.SendMessage and type(x.message) is m.TaskDone:
                 self.done.append(x.message.task)
@@ -332,9 +332,9 @@ class Hands:
             return False
         slot = self.random.choice(busy)
         order = self.waiting[slot].pop(0)
-        if type(order) is i.DropHeldResults:
+        if type(order) is i.DropHeldResultsInSlot:
             self.held[slot] -= set(order.tasks)
-        elif type(order) is i.SpillResults:
+        elif type(order) is i.SpillResultsInSlot:
             assert self.held[slot] >= set(order.tasks), "it was asked to write what it does not hold"
             self.held[slot] -= set(order.tasks)
             self.obey(self.worker.wrote(slot, *order.tasks))

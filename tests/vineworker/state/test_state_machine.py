@@ -229,9 +229,9 @@ def test_forgetting_drops_shared_objects_from_the_slots_that_have_them(worker):
     worker.feed(*put("f", "g"), call(1, shared=["f", "g"]), call(2, shared=["g"]))
     one, two = (slot for slot, _ in worker.sent())
     worker.feed(m.RemoveObjects(["f"]))
-    assert worker.told(i.DropShared) == [i.DropShared(one, ["f"])]
+    assert worker.told(i.DropSharedInSlot) == [i.DropSharedInSlot(one, ["f"])]
     worker.feed(m.RemoveObjects(["g"]))
-    assert worker.told(i.DropShared) == [i.DropShared(one, ["g"]), i.DropShared(two, ["g"])]
+    assert worker.told(i.DropSharedInSlot) == [i.DropSharedInSlot(one, ["g"]), i.DropSharedInSlot(two, ["g"])]
     worker.reply(one, 1)
     worker.feed(*put("f"), call(3, shared=["f"]))
     (sent,) = worker.told(i.SendCall)

@@ -9,7 +9,7 @@ from vinecore.protocol.transfer.types import ChecksumMismatch, ObjectNotFound, R
 from vineworker.session.context import SessionContext, describe_error
 from vineworker.state import events, instructions
 from vineworker.state.records import required_objects
-from vineworker.storage.cache import OrphanedObjects
+from vineworker.storage.cache import DetachedObjects
 from vineworker.storage.persistent_cache import PersistedObject, PersistentCache
 from vineworker.storage.transfers import TransferClient
 
@@ -55,7 +55,7 @@ class ObjectHandler:
 
     # ---- objects that outlive the session
 
-    def adopt_orphans(self, orphans: OrphanedObjects) -> None:
+    def adopt_orphans(self, orphans: DetachedObjects) -> None:
         """Take objects of the session before, whose manager has vanished."""
         names = set(self._cache.attach(orphans))
         about = [found for found in zip(*orphans.about) if found[0] in names]

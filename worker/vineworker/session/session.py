@@ -43,7 +43,7 @@ from vineworker.session.processes import ProcessHandler
 from vineworker.session.slots import SlotHandler
 from vineworker.settings import WorkerSettings
 from vineworker.state import events, instructions
-from vineworker.storage.cache import OrphanedObjects
+from vineworker.storage.cache import DetachedObjects
 from vineworker.storage.persistent_cache import PersistentCache
 from vineworker.storage.transfers import TransferClient
 
@@ -91,7 +91,7 @@ class ManagerSession:
         process_reaper: ProcessReaper,
         persistent_cache: PersistentCache,
         leave: Callable[[str, bool], None],
-        orphans: Optional[OrphanedObjects] = None,
+        orphans: Optional[DetachedObjects] = None,
     ) -> None:
         self.manager, self._orphans = manager, orphans
         self._manager_session = ""  # of a manager that wants its objects kept if it vanishes
@@ -128,9 +128,9 @@ class ManagerSession:
             instructions.StartSlot: slots.start_slot,
             instructions.KillSlot: slots.kill_slot,
             instructions.SendCall: slots.send_call,
-            instructions.DropShared: slots.drop_shared,
-            instructions.SpillResults: slots.spill_results,
-            instructions.DropHeldResults: slots.drop_held_results,
+            instructions.DropSharedInSlot: slots.drop_shared,
+            instructions.SpillResultsInSlot: slots.spill_results,
+            instructions.DropHeldResultsInSlot: slots.drop_held_results,
             instructions.StartProcess: processes.start_command,
             instructions.KillProcess: processes.kill_command,
         }
@@ -222,7 +222,7 @@ class ManagerSession:
         if is_all and (self._settings.keep_workspace or self._manager_session):
             self.send(messages.InventoryComplete())
 
-    def detach_objects(self) -> Optional[OrphanedObjects]:
+    def detach_objects(self) -> Optional[DetachedObjects]:
         """Give away what the next session may want, if the manager has vanished."""
         if not self.welcomed:  # it may still be wanted
             return self._orphans

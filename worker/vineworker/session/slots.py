@@ -307,19 +307,19 @@ class SlotHandler:
 
     # ---- objects in slots
 
-    def drop_shared(self, instruction: instructions.DropShared) -> None:
+    def drop_shared(self, instruction: instructions.DropSharedInSlot) -> None:
         """Have a slot forget shared objects."""
         slot = self._slots.get(instruction.slot)
         if slot is not None:
             slot.channel.send(DropShared(instruction.names))  # type: ignore[arg-type]
 
-    def spill_results(self, instruction: instructions.SpillResults) -> None:
+    def spill_results(self, instruction: instructions.SpillResultsInSlot) -> None:
         """Have a slot write results that it holds in memory."""
         slot = self._slots.get(instruction.slot)
         if slot is not None:
             slot.channel.send(SpillResults(instruction.tasks))  # type: ignore[arg-type]
 
-    def drop_held_results(self, instruction: instructions.DropHeldResults) -> None:
+    def drop_held_results(self, instruction: instructions.DropHeldResultsInSlot) -> None:
         """Have a slot forget results that it holds in memory."""
         slot = self._slots.get(instruction.slot)
         if slot is not None:

@@ -20,7 +20,7 @@ from vineworker.slot_protocol import Reply
 from vineworker.state import events, instructions
 from vineworker.state.memory_results import InMemoryResults
 from vineworker.state.objects import ObjectTable
-from vineworker.state.records import ForkServer, Slot, Task, required_objects
+from vineworker.state.records import AssignedTask, ForkServerState, SlotState, required_objects
 
 UNEXPECTED_REPLY = "its process gave an answer that belongs to no call"
 
@@ -53,22 +53,22 @@ class CallScheduler:
         How often the manager has had Python tasks forked from new fork servers.
     """
 
-    def __init__(self, out: list[Any], objects: ObjectTable, slots: dict[int, Slot]) -> None:
+    def __init__(self, out: list[Any], objects: ObjectTable, slots: dict[int, SlotState]) -> None:
         self._out, self._objects, self._sizes, self.slots = out, objects, objects.sizes, slots
-        self.tasks: dict[int, Task] = {}
-        self.hosts: dict[str, ForkServer] = {}
+        self.tasks: dict[int, AssignedTask] = {}
+        self.hosts: dict[str, ForkServerState] = {}
         self.processes: set[int] = set()
-        self.waiting: dict[str, list[Task]] = {}
-        self.producers_in_flight: dict[str, Task] = {}
+        self.waiting: dict[str, list[AssignedTask]] = {}
+        self.producers_in_flight: dict[str, AssignedTask] = {}
         self.python_generation = 0
         self.memory = InMemoryResults(out, self, objects.consumed)
         self._last_slot = 0
 
-    def waiting_for(self, name: str) -> list[Task]:
+    def waiting_for(self, name: str) -> list[AssignedTask]:
         """Return the tasks that lack an object."""
         return list(self.waiting.get(name, ()))
 
-    def missing_inputs(self, task: Task) -> list[str]:
+    def missing_inputs(self, task: AssignedTask) -> list[str]:
         """Return what a task reads and is not here."""
         return [name for name in required_objects(task.run) if name not in self._sizes]
 
@@ -84,10 +84,10 @@ class CallScheduler:
         if event.library and event.library not in self.hosts:  # it died while this was on its way
             self._report_missing_library(event)
             return
-        task = self.tasks[event.task] = Task(event)
+        task = self.tasks[event.task] = AssignedTask(event)
         self._enqueue_or_wait(task, first=False)
 
-    def _enqueue_or_wait(self, task: Task, *, first: bool) -> None:
+    def _enqueue_or_wait(self, task: AssignedTask, *, first: bool) -> None:
         """Have a task wait for the objects that are not here, or queue."""
         lacking = self.missing_inputs(task)
         task.missing = len(lacking)
@@ -100,7 +100,7 @@ class CallScheduler:
         if len(lacking) == 1 and lacking[0] in self.producers_in_flight:
             self._chain_successor(self.producers_in_flight[lacking[0]])
 
-    def _enqueue(self, task: Task, *, first: bool) -> None:
+    def _enqueue(self, task: AssignedTask, *, first: bool) -> None:
         run = task.run
         if run.library:
             host = self.hosts[run.library]
@@ -117,7 +117,7 @@ class CallScheduler:
         if first or len(host.queue) == 1:  # else others wait already, because no slot has room
             self.dispatch(host)
 
-    def queue_first(self, host: ForkServer, tasks: Iterable[Task]) -> None:
+    def queue_first(self, host: ForkServerState, tasks: Iterable[AssignedTask]) -> None:
         """Have tasks go before all others, in this order."""
         for task in reversed(list(tasks)):
             self._enqueue(task, first=True)
@@ -126,15 +126,15 @@ class CallScheduler:
         info = {"reason": "the library is not on this worker"}
         self._out.append(instructions.SendMessage(messages.TaskFailed(run.task, "library", info, b"")))
 
-    def _python_host(self, environment: str) -> ForkServer:
+    def _python_host(self, environment: str) -> ForkServerState:
         name = f"python{self.python_generation or ''}:{environment}"
         host = self.hosts.get(name)
         if host is None:
-            host = self.hosts[name] = ForkServer(name, None, environment)
+            host = self.hosts[name] = ForkServerState(name, None, environment)
             self._out.append(instructions.StartForkServer(name, None, environment))
         return host
 
-    def dispatch(self, host: ForkServer) -> None:
+    def dispatch(self, host: ForkServerState) -> None:
         """Send queued calls to slots that have room."""
         if not host.ready:
             return
@@ -156,7 +156,7 @@ class CallScheduler:
             slot.all_short = depth > 1
             self.send_call(slot, queue.popleft())
 
-    def send_call(self, slot: Slot, task: Task, fed: tuple[str, int] | None = None) -> None:
+    def send_call(self, slot: SlotState, task: AssignedTask, fed: tuple[str, int] | None = None) -> None:
         """Have a slot run a call."""
         run = task.run
         new = [name for name in run.shared if name not in slot.shared_objects]
@@ -169,7 +169,7 @@ class CallScheduler:
             self.producers_in_flight[run.result] = task
             self._chain_successor(task)
 
-    def _chain_successor(self, maker: Task) -> None:
+    def _chain_successor(self, maker: AssignedTask) -> None:
         """Send a call behind the one in flight that makes its last missing input, to the same slot.
 
         Only the first that waits for the result: others may run beside that one, in other slots.
@@ -189,10 +189,10 @@ class CallScheduler:
         ):
             self.send_call(slot, task, (maker.run.result, maker.run.task))
 
-    def new_slot(self, host: ForkServer, run: messages.RunTask | None) -> Slot:
+    def new_slot(self, host: ForkServerState, run: messages.RunTask | None) -> SlotState:
         """Have a slot forked, for all calls of a library or for one Python task."""
         self._last_slot += 1
-        slot = self.slots[self._last_slot] = host.slots[self._last_slot] = Slot(self._last_slot, host)
+        slot = self.slots[self._last_slot] = host.slots[self._last_slot] = SlotState(self._last_slot, host)
         self._out.append(instructions.StartSlot(host.name, slot.id, run))
         return slot
 
@@ -238,7 +238,7 @@ class CallScheduler:
         self.memory.advance(slot)
         self.dispatch(host)
 
-    def _kill_on_protocol_violation(self, slot: Slot) -> None:
+    def _kill_on_protocol_violation(self, slot: SlotState) -> None:
         """Kill a slot whose reply matches no call in flight.
 
         User code has written to the socket of the slot.
@@ -253,7 +253,7 @@ class CallScheduler:
                     task, events.SlotExited(slot.id, task.run.task, {"reason": UNEXPECTED_REPLY})
                 )
 
-    def remove_in_flight(self, task: Task) -> None:
+    def remove_in_flight(self, task: AssignedTask) -> None:
         """Note that a call is not in flight any more."""
         task.slot = None
         if self.producers_in_flight.get(task.run.result) is task:
@@ -261,7 +261,7 @@ class CallScheduler:
         if task.missing:  # it was to be fed, and whatever it has got was not kept
             self.stop_waiting(task)
 
-    def requeue(self, task: Task) -> None:
+    def requeue(self, task: AssignedTask) -> None:
         """Queue a call that was in flight and has not been run."""
         if self.tasks.get(task.run.task) is task:
             self._enqueue_or_wait(task, first=True)
@@ -310,7 +310,7 @@ class CallScheduler:
         """Tell the manager that objects are lost."""
         self._out.append(instructions.SendMessage(messages.ObjectsLost(names)))
 
-    def report_crashed(self, task: Task, event: events.SlotExited) -> None:
+    def report_crashed(self, task: AssignedTask, event: events.SlotExited) -> None:
         """Tell the manager that the process of a task has died."""
         if self.tasks.get(task.run.task) is task:
             del self.tasks[task.run.task]
@@ -354,7 +354,7 @@ class CallScheduler:
             slot.verdict = messages.TaskFailed(slot.in_flight[0].run.task, "exhausted", event.info, b"")
         self._out.append(instructions.KillSlot(slot.id))
 
-    def report_verdict(self, slot: Slot) -> None:
+    def report_verdict(self, slot: SlotState) -> None:
         """Report the call for which a slot was killed, unless it has ended before."""
         if slot.verdict is not None and self.tasks.pop(slot.verdict.task, None) is not None:
             self._out.append(instructions.SendMessage(slot.verdict))
@@ -373,7 +373,7 @@ class CallScheduler:
             else:
                 self.stop_waiting(task)
 
-    def stop_waiting(self, task: Task) -> None:
+    def stop_waiting(self, task: AssignedTask) -> None:
         """Have a task wait for no object any more."""
         for name in required_objects(task.run) if task.missing else ():
             waiting = self.waiting.get(name, [])
@@ -399,7 +399,7 @@ class CallScheduler:
             for name in lacking:
                 self.waiting.setdefault(name, []).append(task)
 
-    def _remove_from_queue(self, task: Task) -> bool:
+    def _remove_from_queue(self, task: AssignedTask) -> bool:
         """Remove a task from its queue; return whether it was in one."""
         for host in self.hosts.values():
             if task in host.queue:
@@ -407,7 +407,7 @@ class CallScheduler:
                 return True
         return False
 
-    def _kill_if_cancelled(self, slot: Slot) -> None:
+    def _kill_if_cancelled(self, slot: SlotState) -> None:
         """Kill a slot that runs a cancelled call.
 
         What is behind that call in the socket of the slot goes to another slot.
@@ -429,7 +429,7 @@ class CallScheduler:
         self._out.append(instructions.SendMessage(messages.StealResponse(event.library, given)))
 
 
-def _slot_load(slot: Slot) -> tuple[bool, bool, int]:
+def _slot_load(slot: SlotState) -> tuple[bool, bool, int]:
     return slot.killed or slot.memory_group is not None, not slot.all_short, len(slot.in_flight)
 
 

@@ -57,21 +57,21 @@ class SendCall(NamedTuple):
     ] = ()  # inputs that the slot holds, and the tasks that have made them
 
 
-class DropShared(NamedTuple):
+class DropSharedInSlot(NamedTuple):
     """Have a slot forget shared objects."""
 
     slot: int
     names: list[str]
 
 
-class SpillResults(NamedTuple):
+class SpillResultsInSlot(NamedTuple):
     """Have a slot write what it holds."""
 
     slot: int
     tasks: list[int]
 
 
-class DropHeldResults(NamedTuple):
+class DropHeldResultsInSlot(NamedTuple):
     """Have a slot forget what it holds."""
 
     slot: int

@@ -7,7 +7,7 @@ from typing import Any
 from vinecore.protocol import messages
 from vineworker.state import events, instructions
 from vineworker.state.calls import CallScheduler
-from vineworker.state.records import ForkServer, Task
+from vineworker.state.records import AssignedTask, ForkServerState
 
 MAX_IDLE_EXITS = 5
 """A library is given up when more slots than this exit one after another without a call."""
@@ -36,7 +36,7 @@ class LibraryTable:
             host.library = event
             self._fill_slots(host)
             return
-        host = self._hosts[event.name] = ForkServer(event.name, event, event.environment)
+        host = self._hosts[event.name] = ForkServerState(event.name, event, event.environment)
         mounts = [mount[0] for mount in event.options.get("mounts", ())]
         host.missing = {
             name for name in (event.setup, event.environment, *mounts) if name and name not in self._sizes
@@ -49,11 +49,11 @@ class LibraryTable:
             host.missing.discard(name)
             self._start_if_complete(host)
 
-    def _start_if_complete(self, host: ForkServer) -> None:
+    def _start_if_complete(self, host: ForkServerState) -> None:
         if not host.missing and host.library is not None and not host.ready:
             self._out.append(instructions.StartForkServer(host.name, host.library, host.environment))
 
-    def _fill_slots(self, host: ForkServer) -> None:
+    def _fill_slots(self, host: ForkServerState) -> None:
         if host.library is not None and host.ready:
             while len(host.slots) < host.library.slots:
                 self._calls.new_slot(host, None)
@@ -104,7 +104,7 @@ class LibraryTable:
                     )
                 )
 
-    def _kill_slots(self, host: ForkServer) -> None:
+    def _kill_slots(self, host: ForkServerState) -> None:
         for slot in host.slots.values():
             del self._calls.slots[slot.id]
             self._out.append(instructions.KillSlot(slot.id))
@@ -112,7 +112,7 @@ class LibraryTable:
             for task in slot.in_flight if host.library is not None else ():
                 self._calls.remove_in_flight(task)
 
-    def _belongs_to(self, task: Task, host: ForkServer) -> bool:
+    def _belongs_to(self, task: AssignedTask, host: ForkServerState) -> bool:
         if host.library is not None:
             return task.run.library == host.name
         return task in host.queue or (task.slot is not None and task.slot.host is host)
@@ -137,7 +137,7 @@ class LibraryTable:
         for host in [host for host in self._hosts.values() if host.library is None]:
             self._stop_if_outdated(host)
 
-    def _stop_if_outdated(self, host: ForkServer) -> None:
+    def _stop_if_outdated(self, host: ForkServerState) -> None:
         current = f"python{self._calls.python_generation or ''}:{host.environment}"
         if host.library is None and host.name != current and not host.slots and not host.queue:
             del self._hosts[host.name]

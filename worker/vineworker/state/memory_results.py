@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from vinecore.protocol import messages
 from vineworker.slot_protocol import Reply
 from vineworker.state import instructions
-from vineworker.state.records import CompletedCall, ForkServer, MemoryGroup, Slot, Task
+from vineworker.state.records import AssignedTask, CompletedCall, ForkServerState, MemoryGroup, SlotState
 
 MB = 1024 * 1024
 MAX_HELD_BYTES = 256 * MB
@@ -44,21 +44,21 @@ MAX_GROUP_S = 1.0
 class CallQueue(Protocol):
     """What holding results needs of the scheduler of calls."""
 
-    tasks: dict[int, Task]
+    tasks: dict[int, AssignedTask]
 
-    def send_call(self, slot: Slot, task: Task) -> None:
+    def send_call(self, slot: SlotState, task: AssignedTask) -> None:
         """Have a slot run a call."""
 
-    def queue_first(self, host: ForkServer, tasks: Iterable[Task]) -> None:
+    def queue_first(self, host: ForkServerState, tasks: Iterable[AssignedTask]) -> None:
         """Have tasks go before all others, in this order."""
 
-    def waiting_for(self, name: str) -> list[Task]:
+    def waiting_for(self, name: str) -> list[AssignedTask]:
         """Return the tasks that lack an object."""
 
-    def missing_inputs(self, task: Task) -> list[str]:
+    def missing_inputs(self, task: AssignedTask) -> list[str]:
         """Return what a task reads and is not here."""
 
-    def stop_waiting(self, task: Task) -> None:
+    def stop_waiting(self, task: AssignedTask) -> None:
         """Have a task wait for no object any more."""
 
     def store_result(self, run: messages.RunTask, reply: Reply) -> None:
@@ -93,7 +93,7 @@ class InMemoryResults:
     def __init__(self, out: list[Any], queue: CallQueue, consumed: set[str]) -> None:
         self._out, self._queue, self._consumed = out, queue, consumed
 
-    def hold_limits(self, slot: Slot, task: Task) -> tuple[int, int] | None:
+    def hold_limits(self, slot: SlotState, task: AssignedTask) -> tuple[int, int] | None:
         """Return limits for holding the result of a call in its slot; None if it is not to be held.
 
         The first is for all that the slot holds, in bytes, the second for the result.
@@ -111,7 +111,7 @@ class InMemoryResults:
         room = min(MAX_HELD_BYTES, memory // HELD_MEMORY_DIVISOR)
         return room, room // MAX_RESULT_DIVISOR
 
-    def held_inputs(self, slot: Slot, task: Task) -> list[tuple[str, int]]:
+    def held_inputs(self, slot: SlotState, task: AssignedTask) -> list[tuple[str, int]]:
         """Return the inputs of a call that its slot holds, with the tasks that have made them."""
         if slot.memory_group is None:
             return []
@@ -122,12 +122,12 @@ class InMemoryResults:
             if completed is not None and completed.held
         ]
 
-    def on_call_finished(self, slot: Slot, task: Task, reply: Reply) -> bool:
+    def on_call_finished(self, slot: SlotState, task: AssignedTask, reply: Reply) -> bool:
         """Take a call that has ended into the group of its slot; return whether it belongs to one."""
         group, held = slot.memory_group, bool(reply.info.pop("held", False))
         if self._queue.tasks.get(reply.task) is not task:  # it was cancelled
             if held:
-                self._out.append(instructions.DropHeldResults(slot.id, [reply.task]))
+                self._out.append(instructions.DropHeldResultsInSlot(slot.id, [reply.task]))
             return held
         if group is None:
             if not held:
@@ -145,16 +145,16 @@ class InMemoryResults:
                 self._queue_ready_readers(slot, group, task.run.result)
         return True
 
-    def _count_read(self, slot: Slot, group: MemoryGroup, reader: Task) -> None:
+    def _count_read(self, slot: SlotState, group: MemoryGroup, reader: AssignedTask) -> None:
         """Count a reader of held results; have the slot drop those that all readers have read."""
         for name in dict.fromkeys(reader.run.inputs):
             completed = group.results.get(name)
             if completed is not None and completed.held:
                 completed.remaining_readers -= 1
                 if completed.remaining_readers <= 0:
-                    self._out.append(instructions.DropHeldResults(slot.id, [completed.task.run.task]))
+                    self._out.append(instructions.DropHeldResultsInSlot(slot.id, [completed.task.run.task]))
 
-    def _worth_holding(self, slot: Slot, completed: CompletedCall) -> bool:
+    def _worth_holding(self, slot: SlotState, completed: CompletedCall) -> bool:
         """Return whether all readers of a result are here, and take a moment only."""
         readers = self._queue.waiting_for(completed.task.run.result)
         walls = slot.host.mean_duration_s
@@ -167,7 +167,7 @@ class InMemoryResults:
             and sum(walls.get(r.run.function, MAX_READERS_S + 1) for r in readers) <= MAX_READERS_S
         )
 
-    def _queue_ready_readers(self, slot: Slot, group: MemoryGroup, name: str) -> None:
+    def _queue_ready_readers(self, slot: SlotState, group: MemoryGroup, name: str) -> None:
         """Queue the tasks that have all they read, now that there is one more result."""
         for task in self._queue.waiting_for(name):
             missing = self._queue.missing_inputs(task)
@@ -180,7 +180,7 @@ class InMemoryResults:
                 task.missing = 0
                 group.ready.append(task)
 
-    def advance(self, slot: Slot) -> None:
+    def advance(self, slot: SlotState) -> None:
         """Run the next call of the group of a slot, or end the group.
 
         Where no call of the group can run, results that have not been read by all are written; the
@@ -216,7 +216,7 @@ class InMemoryResults:
             completed.writing = True
         if unwritten:
             self._out.append(
-                instructions.SpillResults(slot.id, [completed.task.run.task for completed in unwritten])
+                instructions.SpillResultsInSlot(slot.id, [completed.task.run.task for completed in unwritten])
             )
 
     def _report(self, completed: CompletedCall) -> None:
@@ -241,7 +241,7 @@ class InMemoryResults:
             self._consumed.difference_update(consumed)
             self._queue.report_lost(consumed)
 
-    def on_spilled(self, slot: Slot, reply: Reply) -> bool:
+    def on_spilled(self, slot: SlotState, reply: Reply) -> bool:
         """Note that a slot has written a held result, or could not; return whether it was asked to."""
         group = slot.memory_group
         for completed in group.unreported if group is not None else ():
@@ -257,7 +257,7 @@ class InMemoryResults:
             completed.reply = reply
         return True
 
-    def on_slot_lost(self, slot: Slot) -> list[Task]:
+    def on_slot_lost(self, slot: SlotState) -> list[AssignedTask]:
         """Return the calls that have to run again, in their order, because a slot exits."""
         group, slot.memory_group = slot.memory_group, None
         if group is None:

@@ -7,7 +7,7 @@ from typing import Any, Callable
 
 from vinecore.protocol import messages
 from vineworker.state import events, instructions
-from vineworker.state.records import Slot
+from vineworker.state.records import SlotState
 
 MAX_OBJECTS_PER_MESSAGE = 1_000
 
@@ -43,7 +43,7 @@ class ObjectTable:
         Called with the name of each object that tasks can read from now on.
     """
 
-    def __init__(self, out: list[Any], slots: Mapping[int, Slot]) -> None:
+    def __init__(self, out: list[Any], slots: Mapping[int, SlotState]) -> None:
         self._out, self._slots = out, slots
         self.sizes: dict[str, int] = {}
         self.persisted: dict[str, str] = {}
@@ -100,7 +100,7 @@ class ObjectTable:
             if slot.shared_objects and not slot.shared_objects.isdisjoint(gone):
                 dropped = slot.shared_objects & gone
                 slot.shared_objects -= dropped
-                self._out.append(instructions.DropShared(slot.id, sorted(dropped)))
+                self._out.append(instructions.DropSharedInSlot(slot.id, sorted(dropped)))
         self._out.append(instructions.Delete(names))
 
     # ---- messages of the manager

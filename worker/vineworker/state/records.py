@@ -15,7 +15,7 @@ MAX_DURATIONS = 10_000
 SMOOTHING = 0.2
 
 
-class Task:
+class AssignedTask:
     """A task this worker has been given.
 
     Attributes
@@ -30,10 +30,10 @@ class Task:
 
     def __init__(self, run: messages.RunTask) -> None:
         self.run, self.missing = run, 0
-        self.slot: Slot | None = None
+        self.slot: SlotState | None = None
 
 
-class Slot:
+class SlotState:
     """A process forked for calls of a library, or for one Python task.
 
     Attributes
@@ -63,9 +63,9 @@ class Slot:
         "verdict",
     )
 
-    def __init__(self, number: int, host: ForkServer) -> None:
+    def __init__(self, number: int, host: ForkServerState) -> None:
         self.id, self.host = number, host
-        self.in_flight: deque[Task] = deque()
+        self.in_flight: deque[AssignedTask] = deque()
         self.all_short = True
         self.killed = False
         self.verdict: messages.TaskDone | messages.TaskFailed | None = None
@@ -73,7 +73,7 @@ class Slot:
         self.memory_group: MemoryGroup | None = None
 
 
-class ForkServer:
+class ForkServerState:
     """A process that forks slots: for a library, or for Python tasks in one environment.
 
     Attributes
@@ -102,8 +102,8 @@ class ForkServer:
         self.name, self.library, self.environment = name, library, environment
         self.missing: set[str] = set()
         self.ready = False
-        self.queue: deque[Task] = deque()
-        self.slots: dict[int, Slot] = {}
+        self.queue: deque[AssignedTask] = deque()
+        self.slots: dict[int, SlotState] = {}
         self.mean_duration_s: dict[str, float] = {}
         self.idle_exits = 0
 
@@ -142,7 +142,7 @@ class CompletedCall:
 
     __slots__ = ("held", "remaining_readers", "reply", "task", "writing")
 
-    def __init__(self, task: Task, reply: Reply, *, held: bool) -> None:
+    def __init__(self, task: AssignedTask, reply: Reply, *, held: bool) -> None:
         self.task, self.reply, self.held = task, reply, held
         self.remaining_readers = int(task.run.options.get("readers", 0))
         self.writing = False
@@ -167,7 +167,7 @@ class MemoryGroup:
         self.unreported: list[CompletedCall] = []
         self.wall_s = 0.0
         self.results: dict[str, CompletedCall] = {}
-        self.ready: deque[Task] = deque()
+        self.ready: deque[AssignedTask] = deque()
 
 
 def required_objects(run: messages.RunTask) -> list[str]:

@@ -15,7 +15,7 @@ from vineworker.state import events, instructions
 from vineworker.state.calls import CallScheduler
 from vineworker.state.libraries import LibraryTable
 from vineworker.state.objects import ObjectTable
-from vineworker.state.records import Slot
+from vineworker.state.records import SlotState
 
 
 class WorkerStateMachine:
@@ -32,7 +32,7 @@ class WorkerStateMachine:
 
     def __init__(self) -> None:
         self._out: list[Any] = []
-        self.slots: dict[int, Slot] = {}
+        self.slots: dict[int, SlotState] = {}
         table = self.object_table = ObjectTable(self._out, self.slots)
         calls = self.calls = CallScheduler(self._out, table, self.slots)
         libraries = self.libraries = LibraryTable(self._out, calls, table.sizes)

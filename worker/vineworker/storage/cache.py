@@ -54,7 +54,7 @@ def tree_size(path: str) -> int:
     return sum(os.lstat(file).st_size for file in files)
 
 
-class OrphanedObjects:
+class DetachedObjects:
     """Objects of a session whose manager has vanished, until the next one says whether it wants them.
 
     Parameters
@@ -261,7 +261,7 @@ class Cache:
                 self._account(name, taken)
             return self._sizes[name]
 
-    def detach(self, about: Sequence[list[Any]], folder: str) -> OrphanedObjects:
+    def detach(self, about: Sequence[list[Any]], folder: str) -> DetachedObjects:
         """Give away objects, those that are files in a folder; what is kept elsewhere is left out.
 
         Parameters
@@ -284,9 +284,9 @@ class Cache:
                     content = path
                 if content is not None:
                     contents[name] = content
-        return OrphanedObjects(folder, contents, about)
+        return DetachedObjects(folder, contents, about)
 
-    def attach(self, estate: OrphanedObjects) -> list[str]:
+    def attach(self, estate: DetachedObjects) -> list[str]:
         """Take over what another cache has given away; give the names."""
         names, known = [], dict(zip(estate.about[0], estate.about[2]))
         for name, content in estate.contents.items():

@@ -95,7 +95,7 @@ class SimulatedWorker:
         )
         calls.append(x.run)
 
-    def _DropShared(self, x: wi.DropShared) -> None:
+    def _DropSharedInSlot(self, x: wi.DropSharedInSlot) -> None:
         pass
 
     def _StartProcess(self, x: wi.StartProcess) -> None:

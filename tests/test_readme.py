@@ -35,11 +35,12 @@ def folder(tmp_path_factory):
 def run(folder, *command, text=None):
     variables = {
         **os.environ,
+        "HOME": str(folder),  # where the interpreter writes its history
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         "PYTHONWARNINGS": "ignore",
     }
     return subprocess.run(
-        [sys.executable, *command], cwd=folder, env=variables, input=text, capture_output=True, text=True, check=False, timeout=120,
+        [sys.executable, *command], cwd=folder, env=variables, input=text, capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
 
 
@@ -76,6 +77,6 @@ def test_in_a_notebook(example, folder, histogram):
     nbformat = pytest.importorskip("nbformat")
     client = pytest.importorskip("nbclient")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(example)])
-    client.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    client.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
     printed = "".join(output.text for output in notebook.cells[0].outputs if output.get("name") == "stdout")
     assert printed == histogram, notebook.cells[0].outputs

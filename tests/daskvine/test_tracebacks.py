@@ -107,7 +107,12 @@ def test_at_the_prompt_of_the_interpreter(tmp_path):
         capture_output=True,
         check=False,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        # HOME is where the interpreter writes its history
+        env={
+            **os.environ,
+            "HOME": str(tmp_path),
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        },
         text=True,
         timeout=240,
     )

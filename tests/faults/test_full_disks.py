@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
@@ -12,20 +11,11 @@ import pytest
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import after_each_done, one_result, paths_in, until
+from tests.harness.processes import after_each_done, one_result, paths_in, until, used_below
 from vinecore import PythonTask, Task
 from vinecore.errors import InsufficientResources
 
 MB = 1 << 20
-
-
-def used_below(top):
-    total = 0
-    for folder, _folders, names in os.walk(top):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(folder, name)).st_size
-    return total
 
 
 class Gauge:

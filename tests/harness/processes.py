@@ -263,6 +263,16 @@ def all_in(folder: Path) -> list[str]:
     return sorted(os.path.relpath(path, folder) for path in found)
 
 
+def used_below(folder: Path) -> int:
+    """Count the bytes of all files below a folder, also while they are being removed."""
+    total = 0
+    for base, _folders, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(base, name)).st_size
+    return total
+
+
 def vine_threads() -> list[str]:
     """Names of the engine's threads in this process."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("vine")]

@@ -10,7 +10,7 @@ import threading
 
 import psutil
 
-from tests.harness.processes import one_result, until
+from tests.harness.processes import all_in, one_result, until
 from vinecore import Task
 
 MOST_GROWTH = 64 << 20
@@ -54,11 +54,7 @@ def unharmed(m, yard, logs=lambda: ""):
 
 def _files(yard):
     """All files outside of the folders of workers and factories, which come and go."""
-    return {
-        str(path)
-        for path in yard.folder.rglob("*")
-        if path.is_file() and not any("vine-" in part for part in path.parts)
-    }
+    return {path for path in all_in(yard.folder) if "vine-" not in path and yard.place(path).is_file()}
 
 
 @contextlib.contextmanager

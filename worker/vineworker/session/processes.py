@@ -168,7 +168,8 @@ class ProcessHandler:
                 "outputs": {},
                 "measured": processes.usage_for_message(peak),
             }
-            message = processes.finished_message(run, info, 0.0, reason, limit, [])
+            wall = 0.0 if peak is None else peak.wall_s
+            message = processes.finished_message(run, info, wall, reason, limit, [])
             context.apply(events.ProcessTaskFinished(run.task, message, {}))
         context.threads.submit(sandbox.abandon, slot.log + ".d", slot.log, f"task {run.task}", context.cache)
 

@@ -63,6 +63,30 @@ def test_the_traceback_has_no_frames_of_the_worker(m, task_mode):
     assert {"slot.py", "forked_calls.py", "task_functions.py"}.isdisjoint(files)
 
 
+LOOKUPS = {
+    "a module": "import no_such_module",
+    "a variable": "import os; os.environ['NO_SUCH_VARIABLE']",
+    "a file": "open('/no/such/file')",
+    "a folder": "import os; os.chdir('/no/such/folder')",
+    "an argument": "import os; os.listdir(b'/no/such/folder')",
+}
+
+
+@pytest.mark.parametrize("reuse", [None, True])
+@pytest.mark.parametrize("text", LOOKUPS.values(), ids=LOOKUPS)
+def test_last_frame_is_the_lookup_that_fails(m, task_mode, text, reuse):
+    """The worker watches imports, the environment and files, and its frames would come last."""
+    f = v.by_value(f"def f(x):\n    {text}")
+    frames = []
+    for get, options in ((dask.get, {}), (m.get, {"task_mode": task_mode, "reuse": reuse})):
+        with pytest.raises((ImportError, KeyError, OSError)) as caught:
+            get({"x": (f, 1)}, "x", **options)
+        frames.append([frame.name for frame in traceback.extract_tb(caught.value.__traceback__)])
+    expected, found = frames
+    last = expected[expected.index("f") :]
+    assert found[-len(last) :] == last
+
+
 def test_the_cause_is_kept(m, task_mode):
     with pytest.raises(OSError, match="bad file") as caught:
         m.get({"x": (v.reread, "/store/1.root")}, "x", task_mode=task_mode)

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Optional
 
 MAX_FRAMES = 1000
 """Of a longer traceback the middle is left out."""
+WORKER_MODULES = "vineworker."
+"""How the names of the worker's modules begin: it stands between the user's frames, too, where it watches imports and the environment."""
 UNKNOWN_NAME = ".unknown"
 """A name that no program can have given to anything."""
 
@@ -41,7 +43,7 @@ class FrameLocation(NamedTuple):
 def dump_traceback(
     traceback: Optional[TracebackType], *, without: tuple[str, ...] = ()
 ) -> list[tuple[Any, ...]]:
-    """Give the places of a traceback, the outermost first.
+    """Give the places of a traceback, the outermost first, but for those in the worker's modules.
 
     Parameters
     ----------
@@ -53,7 +55,7 @@ def dump_traceback(
         frames.append(traceback)
         traceback = traceback.tb_next
     users = itertools.dropwhile(lambda one: _module_name(one.tb_frame).startswith(without), frames)
-    frames = list(users) or frames
+    frames = [one for one in users if not _module_name(one.tb_frame).startswith(WORKER_MODULES)] or frames
     if len(frames) > MAX_FRAMES:
         frames[MAX_FRAMES // 2 : -MAX_FRAMES // 2] = []
     return [tuple(_frame_location(one)) for one in frames]

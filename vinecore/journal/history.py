@@ -76,7 +76,7 @@ class TaskHistory(msgspec.Struct):
 
     Attributes
     ----------
-    submitted : TaskSubmitted
+    submitted : TaskSubmittedRecord
         As it was submitted.
     woken : int
         How often it was made again because what it had made was lost and needed.
@@ -149,11 +149,11 @@ class History:
         The first record.
     tasks, files, workers, graphs : dict
         `TaskHistory` by number, `FileHistory` by name, `WorkerHistory` and `GraphHistory` by number.
-    transfers : list of TransferEnded
+    transfers : list of TransferEndedRecord
         What has moved, except small objects.
-    failed_transfers : list of TransferFailed
+    failed_transfers : list of TransferFailedRecord
         What has not arrived.
-    sent : list of ObjectSent
+    sent : list of ObjectSentRecord
         What the manager has sent along with messages; how large they are is in `files`.
     returned_bytes : int
         What came to the manager in the messages that a task is done.

@@ -110,11 +110,11 @@ class SimulatedCluster:
     def check_journal(self, records: list[j.Record]) -> None:
         """Compare the workers of tasks in the journal with those of the scheduler."""
         for record in records:
-            if type(record) is j.TaskDispatched:
+            if type(record) is j.TaskDispatchedRecord:
                 stay = (record.worker, record.task, record.attempt)
                 assert stay not in self.dispatched
                 self.dispatched.add(stay)
-            elif type(record) in (j.TaskDone, j.TaskFailed, j.TaskReturned):
+            elif type(record) in (j.TaskDoneRecord, j.TaskFailedRecord, j.TaskReturnedRecord):
                 self.dispatched.remove((record.worker, record.task, record.attempt))
         workers = self.tables.workers.values()
         assert self.dispatched == {

@@ -233,8 +233,8 @@ def test_two_that_remove_at_once_do_not_disturb_each_other(tmp_path):
 def test_a_killed_workers_workspace_is_removed_by_the_next_worker_in_its_place(yard):
     m = yard.manager(DaskVine)
     [worker] = yard.workers(m, 1)
-    [warden] = [p for p in worker.family if "vine-warden" in p.cmdline()]
-    warden.kill()  # as a batch system does that kills all at once
+    [process_reaper] = [p for p in worker.family if "vine-process-reaper" in p.cmdline()]
+    process_reaper.kill()  # as a batch system does that kills all at once
     worker.kill()
     until(lambda: not m.workers_connected, "the manager to notice")
     [folder] = yard.workspace.iterdir()

@@ -15,8 +15,8 @@ def test_a_worker_that_says_impossible_things_of_itself_is_refused(yard, caplog)
     caplog.set_level(logging.WARNING, "vinecore")
     m = yard.manager()
     program = (
-        "from vineworker import cli\nfrom vineworker.machine import resources\ndetect = resources.detect\n"
-        "cli.detect = lambda *args: detect(*args)._replace(cores='many')\ncli.main()"
+        "from vineworker import cli\nfrom vineworker.machine import resources\ndetect = resources.detect_resources\n"
+        "cli.detect_resources = lambda *args: detect(*args)._replace(cores='many')\ncli.main()"
     )
     worker = yard.worker(m, command=[sys.executable, "-c", program])
     assert worker.wait() == 0

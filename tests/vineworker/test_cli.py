@@ -316,7 +316,7 @@ def test_without_single_shot_a_worker_serves_the_next_manager_too(yard):
             assert {str(one_result(m).output) for _ in range(2)} == {str(number + 1), f"for manager {number}"}
             cached.append(only_files(yard.workspace))
             started = worker.family
-        until(lambda: sum(map(alive, started)) == 1, "only the warden of the worker to be left")  # noqa: B023
+        until(lambda: sum(map(alive, started)) == 1, "only the process reaper of the worker to be left")  # noqa: B023
     assert not set(cached[0]) & set(only_files(yard.workspace)), "files of the first manager are still there"
     assert worker.process.poll() is None
     worker.send(signal.SIGTERM)
@@ -389,8 +389,8 @@ def test_a_worker_says_goodbye_with_the_reason(yard, caplog):
 def test_a_crash_of_the_warden_harms_nobody(yard):
     m = yard.manager()
     [worker] = yard.workers(m, 1)
-    [warden] = worker.family
-    warden.kill()
+    [process_reaper] = worker.family
+    process_reaper.kill()
     for _ in range(3):
         m.submit(Task("echo fine"))
         assert one_result(m).output == "fine\n"

@@ -26,7 +26,7 @@ MB = 1 << 20
 @pytest.fixture
 def start(tmp_path):
     """Starts commands; what they end with is in a list."""
-    warden = ProcessReaper(str(tmp_path / "worker"))
+    process_reaper = ProcessReaper(str(tmp_path / "worker"))
     ends = []
 
     def start(text, **options):
@@ -34,10 +34,10 @@ def start(tmp_path):
         folder.mkdir()
         run = m.RunTask(1, "", "", [], [], "result", False, {"command": text, **options}, b"")
         over = lambda command, code: ends.append((command, code))  # noqa: E731
-        return Command(run, str(folder), f"{folder}.log", [], "", warden, over), ends
+        return Command(run, str(folder), f"{folder}.log", [], "", process_reaper, over), ends
 
     yield start
-    warden.close()
+    process_reaper.close()
 
 
 def test_a_command_whose_end_somebody_else_has_been_told_is_over_all_the_same(start, caplog):
@@ -57,7 +57,7 @@ class FailsOnce(LinuxProbe):
 
     fails = False
 
-    def begin(self):
+    def start_round(self):
         if self.fails:
             self.fails = False
             raise ZeroDivisionError
@@ -74,7 +74,7 @@ def test_limits_are_watched_after_a_look_that_failed(start, tmp_path, caplog):
         f"touch {tmp_path}/up; exec {sys.executable} -c 'x = bytearray(60 << 20); import time; time.sleep(1000)'"
     )
     probe.fails = True
-    measuring.watch(1, command.process.pid, {"limits": {"memory": 20}}, command.folder)
+    measuring.add_task(1, command.process.pid, {"limits": {"memory": 20}}, command.folder)
     until(lambda: not probe.fails, "a look that fails")
     until(lambda: exceeded, "the limit to be seen as exceeded")
     assert "a defect where tasks are measured" in caplog.text

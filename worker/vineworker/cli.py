@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Optional
 
 from vineworker.machine import inherited_state
-from vineworker.machine.resources import detect
+from vineworker.machine.resources import detect_resources
 from vineworker.options import make_parser
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def parse_address(words: Sequence[str]) -> tuple[str, int]:
 
 def main() -> None:
     """Run the command, and leave without waiting for helper threads: whatever they wait for, all that was theirs has been removed."""
-    inherited_state.put_right()
+    inherited_state.reset_inherited_state()
     try:
         code = run()
     except KeyboardInterrupt:  # before the worker has a loop that takes the signal
@@ -100,7 +100,7 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         os.makedirs(workspace, exist_ok=True)
     except OSError as error:
         p.error(f"the workspace {workspace} cannot be made: {error.strerror}")
-    resources = detect(workspace, options.cores, options.memory, options.disk, options.gpus)
+    resources = detect_resources(workspace, options.cores, options.memory, options.disk, options.gpus)
     for name in ("CORES", "MEMORY", "DISK", "GPUS"):
         os.environ.pop(name, None)  # they were defaults for this worker; tasks get their own
     for note in resources.notes:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 PROGRESS = struct.Struct(">qd")
 """What a slot leaves word of in its shared file: the call that runs, or -1, and when it began, if that is timed."""
 
-MOST_IN_FLIGHT = 64
+MAX_IN_FLIGHT = 64
 """Calls that are written to a slot before it has answered the first of them, at most."""
 
 

@@ -85,13 +85,13 @@ class Worker:
 
     def run(self) -> int:
         """Work until there is nothing more to do; give the exit code."""
-        descendants.adopt()
+        descendants.become_subreaper()
         try:
             return asyncio.run(self._run())
         finally:
             self._search.close(SHUTDOWN_TIMEOUT_S)
             self._keeper.close()
-            self._warden.end_strays(SHUTDOWN_TIMEOUT_S)
+            self._warden.kill_strays(SHUTDOWN_TIMEOUT_S)
             temporary_folders.remove_folder(self._folder)
             if self._link:
                 remove_tree(self._link)
@@ -103,7 +103,7 @@ class Worker:
         self._stopping = self._loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal, signal.Signals(number).name)
-        self._loop.add_signal_handler(signal.SIGCHLD, self._warden.end_strays)
+        self._loop.add_signal_handler(signal.SIGCHLD, self._warden.kill_strays)
         if self._settings.wall_time_s is not None:
             self._loop.call_later(self._begins_to_leave - time.monotonic(), self._on_wall_time_over)
         if self._settings.stdin_heartbeat_s is not None:
@@ -170,7 +170,7 @@ class Worker:
             except RuntimeError:  # the worker has left
                 pass
 
-        threading.Thread(target=dial, name="vine-dial", daemon=True).start()
+        threading.Thread(target=dial, name="vine-connect", daemon=True).start()
         either: set[asyncio.Future[Any]] = {dialled, self._stopping}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if self._stopping.done():
@@ -282,7 +282,7 @@ class Worker:
         while True:
             await asyncio.sleep(min(1.0, self._settings.idle_timeout_s / 4))
             now, session = time.monotonic(), self._session
-            self._warden.end_strays()
+            self._warden.kill_strays()
             if self._is_orphan():
                 self._leave("the process that has started this worker is gone", True)
             if (

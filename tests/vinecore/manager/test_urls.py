@@ -326,8 +326,8 @@ def test_a_process_that_fetches_ends_with_its_worker(yard, xrootd, killed):
 
 def test_a_process_that_fetches_ends_when_its_manager_is_left(tmp_path):
     """The worker lives on, for another manager."""
-    warden = ProcessReaper(str(tmp_path / "worker"))
-    fetching = Downloader(warden)
+    process_reaper = ProcessReaper(str(tmp_path / "worker"))
+    fetching = Downloader(process_reaper)
     try:
         with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as threads:
             url = f"root://127.0.0.1:{silent.getsockname()[1]}//data/file"
@@ -338,7 +338,7 @@ def test_a_process_that_fetches_ends_when_its_manager_is_left(tmp_path):
             with pytest.raises(OSError, match="ended with code -9"):
                 fetched.result(60)
     finally:
-        warden.close()
+        process_reaper.close()
 
 
 def test_what_a_worker_fetches_does_not_hold_up_what_it_brings_to_the_manager(yard, web):

@@ -190,7 +190,7 @@ def test_what_was_loaded_for_many_calls_stays_and_what_a_call_then_changes_does_
             os.environ["MADE"] = "1"
             decimal.getcontext().prec = 7
             np.seterr(divide="raise")
-            state.accept()
+            state.accept_current()
             os.environ["MADE"] = "2"
             decimal.getcontext().prec = 3
             np.seterr(divide="ignore")

@@ -70,7 +70,7 @@ def test_what_is_written_is_in_the_folder(view, folder):
     write("plots/png/1", "1")
     os.symlink("cuts", "link")
     assert (folder / "cuts").read_text() == "12"
-    view.carry_over()
+    view.apply_changes()
     assert [read(folder / name) for name in ("new", "data/c", "plots/png/1", "link")] == [
         "new",
         "c",
@@ -88,15 +88,15 @@ def test_what_is_written_is_in_the_folder(view, folder):
 def test_what_is_replaced_renamed_and_deleted_is_so_in_the_folder(view, folder):
     write("part", "2")
     os.replace("part", "cuts")
-    view.carry_over()
+    view.apply_changes()
     assert (folder / "cuts").read_text() == "2"
     view.refresh()
     os.rename("cuts", "cuts.old")
-    view.carry_over()
+    view.apply_changes()
     assert sorted(os.listdir(folder)) == ["both", "cuts.old", "data"]
     view.refresh()
     os.remove("cuts.old")
-    view.carry_over()
+    view.apply_changes()
     assert sorted(os.listdir(folder)) == ["both", "data"]
     view.refresh()
     assert sorted(os.listdir(".")) == ["both", "data", "extra"]
@@ -106,16 +106,16 @@ def test_what_is_replaced_renamed_and_deleted_is_so_in_the_folder(view, folder):
 def test_what_came_along_can_be_deleted_without_harm(view, folder):
     os.remove("extra")
     os.remove("both")
-    view.carry_over()
+    view.apply_changes()
     assert (folder / "both").read_text() == "the program's"
 
 
 @pytest.mark.usefixtures("here")
 def test_what_others_clean_up_between_two_calls_is_not_deleted(view, folder):
-    view.carry_over()
+    view.apply_changes()
     os.remove("cuts")
     view.refresh()
-    view.carry_over()
+    view.apply_changes()
     assert (folder / "cuts").exists()
 
 
@@ -126,7 +126,7 @@ def test_what_others_make_and_delete_meanwhile_is_seen(view, folder):
     view.refresh()
     assert read("theirs") == "theirs"
     assert not os.path.lexists("cuts")
-    view.carry_over()
+    view.apply_changes()
     assert sorted(os.listdir(folder)) == ["both", "data", "theirs"]
 
 
@@ -140,7 +140,7 @@ def test_two_views_of_one_folder_do_not_harm_each_other(folder, tmp_path):
         write(f"{view.path}/plots/{number}", str(number))
         write(f"{view.path}/new{number}", str(number))
     for view in views:
-        view.carry_over()
+        view.apply_changes()
     for view in views:
         view.refresh()
         assert sorted(os.listdir(view.path)) == ["both", "cuts", "data", "new0", "new1", "plots"]

@@ -20,11 +20,11 @@ def path(monkeypatch, tmp_path):
     loader = importlib.machinery.SourceFileLoader
     for name in ("get_data", "get_code"):  # are put back
         monkeypatch.setattr(loader, name, getattr(loader, name))
-    for name, value in (("_compiled", {}), ("_loaded", {}), ("SETTLED_NS", 0)):
+    for name, value in (("_compiled", {}), ("_loaded", {}), ("MIN_AGE_NS", 0)):
         monkeypatch.setattr(fresh_imports, name, value)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    fresh_imports.install()
+    fresh_imports.wrap_loader()
     return tmp_path / f"{NAME}.py"
 
 
@@ -56,7 +56,10 @@ def import_in_fork(*, recorded=False):
                 found = {"value": module.VALUE, "own": os.getpid() == module.MAKER}
             except (SyntaxError, SyntaxWarning) as error:
                 found = {"error": type(error).__name__}
-            os.write(write, json.dumps({**found, "seen": seen, "loaded": fresh_imports.loaded()}).encode())
+            os.write(
+                write,
+                json.dumps({**found, "seen": seen, "loaded": fresh_imports.list_loaded_sources()}).encode(),
+            )
         finally:
             os._exit(0)
     os.close(write)
@@ -103,7 +106,7 @@ def test_another_file_in_its_place_counts_even_with_the_same_times(path, tmp_pat
 
 
 def test_a_file_that_has_just_been_written_is_not_believed(path, monkeypatch):
-    monkeypatch.setattr(fresh_imports, "SETTLED_NS", 3600 * 10**9)
+    monkeypatch.setattr(fresh_imports, "MIN_AGE_NS", 3600 * 10**9)
     write(path, 1)
     assert not compiled(path)
     assert import_in_fork()["seen"] == ["open", "compile"]
@@ -127,7 +130,7 @@ def test_what_a_recorded_call_imports_is_read_from_its_file(path):
 
 
 def test_what_is_compiled_is_bounded(path, monkeypatch, tmp_path):
-    monkeypatch.setattr(fresh_imports, "MOST_COMPILED", 3)
+    monkeypatch.setattr(fresh_imports, "MAX_COMPILED", 3)
     for number in range(10):
         one = tmp_path / f"one{number}.py"
         write(one, number)

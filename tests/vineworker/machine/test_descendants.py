@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux give
 def ask(text):
     """Run code in a process that adopts, and give what it says."""
     code = (
-        "import json, os, signal, threading\nfrom vineworker.machine import descendants\ndescendants.adopt()\n"
+        "import json, os, signal, threading\nfrom vineworker.machine import descendants\ndescendants.become_subreaper()\n"
         + textwrap.dedent(text)
     )
     return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
@@ -24,9 +24,9 @@ def ask(text):
 
 def test_a_process_that_knows_its_children_has_no_strays():
     assert ask("""
-        before = descendants.may_have_strays(())
+        before = descendants.can_have_strays(())
         child = os.fork() or os._exit(signal.pause() or 0)
-        print(json.dumps([before, descendants.may_have_strays({child}), descendants.may_have_strays(())]))
+        print(json.dumps([before, descendants.can_have_strays({child}), descendants.can_have_strays(())]))
         os.kill(child, signal.SIGKILL)
     """) == [False, False, True]
 
@@ -42,7 +42,7 @@ def test_what_a_child_leaves_behind_is_noticed_also_when_threads_run():
             os.fork() or os._exit(signal.pause() or 0)
             os._exit(0)
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-        noticed = descendants.may_have_strays({child})
+        noticed = descendants.can_have_strays({child})
         killed = len(descendants.kill_strays({child}))
         stop.set()
         print(json.dumps([noticed, killed]))
@@ -51,9 +51,9 @@ def test_what_a_child_leaves_behind_is_noticed_also_when_threads_run():
 
 def test_more_children_than_are_listed_at_once_may_be_anybodys():
     assert ask("""
-        descendants.LIST_BYTES = 4
+        descendants.MAX_LIST_BYTES = 4
         child = os.fork() or os._exit(signal.pause() or 0)
-        print(json.dumps(descendants.may_have_strays({child})))
+        print(json.dumps(descendants.can_have_strays({child})))
         os.kill(child, signal.SIGKILL)
     """)
 
@@ -62,4 +62,4 @@ def test_this_process_agrees_with_the_list_of_all_its_threads():
     from vineworker.machine import descendants
 
     known = descendants.children_of(os.getpid())
-    assert not descendants.may_have_strays(known)
+    assert not descendants.can_have_strays(known)

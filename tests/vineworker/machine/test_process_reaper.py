@@ -33,13 +33,13 @@ def test_in_the_end_it_kills_the_groups_that_are_left_and_removes_the_folder(tmp
     (folder / "locked").mkdir(parents=True)
     (folder / "locked" / "file").touch()
     (folder / "locked").chmod(0)
-    warden = ProcessReaper(str(folder))
+    process_reaper = ProcessReaper(str(folder))
     watched, ended, others = groups("sleep 1000 & sleep 1000"), groups(), groups()
     for process in (watched, ended):
-        warden.watch(process.pid)
-    warden.unwatch(ended.pid)
-    warden.unwatch(12345678)
-    warden.close()
+        process_reaper.add_group(process.pid)
+    process_reaper.remove_group(ended.pid)
+    process_reaper.remove_group(12345678)
+    process_reaper.close()
     assert watched.wait(60) == -signal.SIGKILL
     assert ended.poll() is None
     assert others.poll() is None
@@ -47,36 +47,36 @@ def test_in_the_end_it_kills_the_groups_that_are_left_and_removes_the_folder(tmp
 
 
 def test_many_groups_are_remembered_as_they_are(tmp_path, groups):
-    warden = ProcessReaper(str(tmp_path / "folder"))
+    process_reaper = ProcessReaper(str(tmp_path / "folder"))
     process = groups()
     for n in range(2000):  # numbers that begin and end alike
-        warden.watch(10**7 + n)
-        warden.watch(10**8 + n)
-    warden.watch(process.pid)
+        process_reaper.add_group(10**7 + n)
+        process_reaper.add_group(10**8 + n)
+    process_reaper.add_group(process.pid)
     for n in range(2000):
-        warden.unwatch(10**7 + n)
-        warden.unwatch(10**8 + n)
-    warden.close()
+        process_reaper.remove_group(10**7 + n)
+        process_reaper.remove_group(10**8 + n)
+    process_reaper.close()
     assert process.wait(60) == -signal.SIGKILL
 
 
 def test_one_that_does_not_listen_is_ended_before_what_it_knows_is_too_old(tmp_path, groups):
-    warden = ProcessReaper(str(tmp_path / "folder"))
+    process_reaper = ProcessReaper(str(tmp_path / "folder"))
     process = groups()
-    warden.watch(process.pid)
-    os.kill(warden._shell.pid, signal.SIGSTOP)
+    process_reaper.add_group(process.pid)
+    os.kill(process_reaper._shell.pid, signal.SIGSTOP)
     for n in range(20_000):
-        warden.watch(10**7 + n)
-    warden.unwatch(process.pid)
-    warden.close()
+        process_reaper.add_group(10**7 + n)
+    process_reaper.remove_group(process.pid)
+    process_reaper.close()
     assert process.poll() is None
 
 
 def test_one_that_has_been_killed_harms_nobody(tmp_path):
-    warden = ProcessReaper(str(tmp_path / "folder"))
-    pid = warden._shell.pid
+    process_reaper = ProcessReaper(str(tmp_path / "folder"))
+    pid = process_reaper._shell.pid
     os.kill(pid, signal.SIGKILL)
     until(lambda: not alive(pid))
     for n in range(100):
-        warden.watch(10**7 + n)
-    warden.close()
+        process_reaper.add_group(10**7 + n)
+    process_reaper.close()

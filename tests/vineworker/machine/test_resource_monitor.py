@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from vineworker.machine import resource_monitor
 from vineworker.machine.process_info import LinuxProbe, Memory, ProcessSample, PsutilProbe
-from vineworker.machine.resource_monitor import LimitExceeded, Peak, ResourceMonitor, used_bytes
+from vineworker.machine.resource_monitor import LimitExceeded, Peak, ResourceMonitor, sum_file_sizes
 
 MB = 1 << 20
 linux = pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux 4.14")
@@ -70,10 +70,10 @@ FORK = (
 @linux
 def test_a_process_that_allocates_200_mb_is_seen_to_hold_them(child):
     sampler = ResourceMonitor()
-    sampler.watch(1, child.pid, {})
+    sampler.add_task(1, child.pid, {})
     child.run("data = b'x' * (200 << 20)")
     assert sampler.sample() == []
-    peak = sampler.unwatch(1)
+    peak = sampler.remove_task(1)
     assert 200 <= peak.memory_mb < 260
     assert peak.processes == 1
     assert peak.disk_mb is None
@@ -82,7 +82,7 @@ def test_a_process_that_allocates_200_mb_is_seen_to_hold_them(child):
 @linux
 def test_a_task_above_its_limit_is_told_once(child):
     sampler = ResourceMonitor()
-    sampler.watch("a", child.pid, {"memory": 100, "disk": None, "command": "ignored"})
+    sampler.add_task("a", child.pid, {"memory": 100, "disk": None, "command": "ignored"})
     child.run("data = b'x' * (200 << 20)")
     (exceeded,) = sampler.sample()
     assert exceeded[:3] == ("a", "memory", 100)
@@ -93,20 +93,20 @@ def test_a_task_above_its_limit_is_told_once(child):
 @linux
 def test_the_peak_is_remembered_when_the_memory_is_given_back(child):
     sampler = ResourceMonitor()
-    sampler.watch(1, child.pid, {})
+    sampler.add_task(1, child.pid, {})
     child.run("data = b'x' * (200 << 20)")
     sampler.sample()
     child.run("del data")
     sampler.sample()
-    assert sampler.unwatch(1).memory_mb >= 200
+    assert sampler.remove_task(1).memory_mb >= 200
 
 
 @linux
 def test_a_task_too_short_to_be_sampled_is_looked_at_in_the_end(child):
     sampler = ResourceMonitor()
-    sampler.watch(1, child.pid, {})
+    sampler.add_task(1, child.pid, {})
     child.run("data = b'x' * (200 << 20)")
-    assert sampler.unwatch(1).memory_mb >= 200
+    assert sampler.remove_task(1).memory_mb >= 200
 
 
 @linux
@@ -114,9 +114,9 @@ def test_what_a_fork_has_from_its_library_is_not_its_own(child):
     sampler = ResourceMonitor()
     child.run("data = bytearray(b'x' * (200 << 20))")
     fork = child.run(FORK.format(code="pass"))
-    sampler.watch(1, fork, {"memory": 100})
+    sampler.add_task(1, fork, {"memory": 100})
     assert sampler.sample() == []
-    assert sampler.unwatch(1).memory_mb < 50
+    assert sampler.remove_task(1).memory_mb < 50
 
 
 @linux
@@ -126,7 +126,7 @@ def test_what_a_fork_writes_to_becomes_its_own(child):
     code = "data[:150 << 20] = b'y' * (150 << 20); os.write(w2, b'.')"
     child.run("r2, w2 = os.pipe()")
     fork = child.run(FORK.format(code=code) + "os.read(r2, 1)")
-    sampler.watch(1, fork, {"memory": 100})
+    sampler.add_task(1, fork, {"memory": 100})
     (exceeded,) = sampler.sample()
     assert 150 <= exceeded.peak_mb < 200
 
@@ -134,13 +134,13 @@ def test_what_a_fork_writes_to_becomes_its_own(child):
 @linux
 def test_what_a_task_shares_with_its_own_forks_is_counted_once(child):
     sampler = ResourceMonitor()
-    sampler.watch(1, child.pid, {})
+    sampler.add_task(1, child.pid, {})
     sampler.sample()
     child.run("data = bytearray(b'x' * (200 << 20))")
     for _ in range(3):
         child.run(FORK.format(code="pass"))
     sampler.sample()
-    peak = sampler.unwatch(1)
+    peak = sampler.remove_task(1)
     assert 195 <= peak.memory_mb < 280
     assert peak.processes == 4
 
@@ -148,7 +148,7 @@ def test_what_a_task_shares_with_its_own_forks_is_counted_once(child):
 @linux
 def test_a_descendant_counts_even_after_its_parent_has_gone(child):
     sampler = ResourceMonitor()
-    sampler.watch(1, child.pid, {"memory": 100})
+    sampler.add_task(1, child.pid, {"memory": 100})
     child.run("up, down = os.pipe(), os.pipe()")
     # A child with a child of its own, which allocates when it is told to.
     grandchild = "os.read(down[0], 1); data = b'x' * (200 << 20); os.write(up[1], b'!'); os.read(down[0], 1)"
@@ -168,7 +168,7 @@ def test_children_are_found_with_and_without_the_lists_of_the_kernel(child, list
     probe = LinuxProbe()
     probe._lists = lists
     fork = child.run(FORK.format(code="pass"))
-    probe.begin()
+    probe.start_round()
     assert probe.children(child.pid) == [fork]
     assert probe.children(fork) == []
 
@@ -181,8 +181,8 @@ def test_cpu_time_is_counted_from_the_start_of_the_watch(child):
     before = probe.sample(child.pid).cpu_s
     assert before >= 0.18
     sampler = ResourceMonitor(probe)
-    sampler.watch(1, child.pid, {})
-    peak = sampler.unwatch(1)
+    sampler.add_task(1, child.pid, {})
+    peak = sampler.remove_task(1)
     assert peak.cores_avg * peak.wall_s < 0.1
 
 
@@ -190,13 +190,13 @@ def test_psutil_sees_the_same(child):
     pytest.importorskip("psutil")
     probe = PsutilProbe()
     fork = child.run(FORK.format(code="pass"))
-    probe.begin()
+    probe.start_round()
     assert probe.children(child.pid) == [fork]
     sampler = ResourceMonitor(probe)
-    sampler.watch(1, child.pid, {})
+    sampler.add_task(1, child.pid, {})
     child.run("data = b'x' * (200 << 20)")
     sampler.sample()
-    peak = sampler.unwatch(1)
+    peak = sampler.remove_task(1)
     assert peak.memory_mb >= 200
     assert peak.processes == 2
 
@@ -204,24 +204,24 @@ def test_psutil_sees_the_same(child):
 def test_a_process_that_has_gone_is_no_error(child):
     child.close()
     sampler = ResourceMonitor()
-    sampler.watch(1, child.pid, {"memory": 1})
+    sampler.add_task(1, child.pid, {"memory": 1})
     assert sampler.sample() == []
-    peak = sampler.unwatch(1)
+    peak = sampler.remove_task(1)
     assert (peak.memory_mb, peak.cores_avg, peak.processes) == (None, None, 0)
 
 
 def test_an_unknown_task_was_not_seen():
-    assert ResourceMonitor().unwatch("never") == Peak(None, None, None, 0.0, 0)
+    assert ResourceMonitor().remove_task("never") == Peak(None, None, None, 0.0, 0)
 
 
 def test_where_nothing_can_be_measured_the_wall_time_still_is(monkeypatch):
     monkeypatch.setattr(resource_monitor, "best_probe", lambda: None)
     now = [5.0]
     sampler = ResourceMonitor(clock=lambda: now[0])
-    sampler.watch(1, os.getpid(), {"memory": 1})
+    sampler.add_task(1, os.getpid(), {"memory": 1})
     now[0] = 7.5
     assert sampler.sample() == []
-    assert sampler.unwatch(1) == Peak(None, None, None, 2.5, 0)
+    assert sampler.remove_task(1) == Peak(None, None, None, 2.5, 0)
 
 
 # What the kernel writes
@@ -296,7 +296,7 @@ class World:
     def clock(self) -> float:
         return self.now
 
-    def begin(self) -> None:
+    def start_round(self) -> None:
         pass
 
     def sample(self, pid: int) -> ProcessSample | None:
@@ -327,28 +327,28 @@ def sampler(world):
 
 def test_the_cores_of_a_task_are_its_cpu_time_over_its_wall_time(world, sampler):
     world.process(7, 10, cpu_s=50.0)
-    sampler.watch(1, 7, {})
+    sampler.add_task(1, 7, {})
     world.now += 10
     world.process(7, 10, cpu_s=65.0)
     sampler.sample()
     del world.processes[7]
-    assert sampler.unwatch(1) == Peak(10, None, 1.5, 10.0, 1)
+    assert sampler.remove_task(1) == Peak(10, None, 1.5, 10.0, 1)
 
 
 def test_another_process_with_the_same_number_is_not_measured(world, sampler):
     world.process(7, 10)
-    sampler.watch(1, 7, {"memory": 100})
+    sampler.add_task(1, 7, {"memory": 100})
     sampler.sample()
     world.process(7, 5000, born=2.0)
     world.now += 60
     assert sampler.sample() == []
-    assert sampler.unwatch(1).memory_mb == 10
+    assert sampler.remove_task(1).memory_mb == 10
 
 
 def test_a_process_that_ends_while_it_is_looked_at_is_not_blamed_for_what_it_inherited(world, sampler):
     world.process(7, 500)
     del world.held[7]
-    sampler.watch(1, 7, {"memory": 100})
+    sampler.add_task(1, 7, {"memory": 100})
     real = world.memory
     world.memory = lambda pid: world.processes.pop(pid) and real(pid)
     assert sampler.sample() == []
@@ -356,7 +356,7 @@ def test_a_process_that_ends_while_it_is_looked_at_is_not_blamed_for_what_it_inh
 
 def test_a_task_that_has_forked_before_it_is_first_looked_at_has_not_inherited_what_it_made(world, sampler):
     world.process(7, 30)
-    sampler.watch(1, 7, {"memory": 100})
+    sampler.add_task(1, 7, {"memory": 100})
     for pid in (7, 8):
         world.processes[pid] = ProcessSample(1.0, 0.0, 230 * MB)
         world.held[pid] = Memory(private=1 * MB, share=115 * MB, inherited=229 * MB)
@@ -367,7 +367,7 @@ def test_a_task_that_has_forked_before_it_is_first_looked_at_has_not_inherited_w
 def test_a_process_that_may_not_be_looked_into_counts_with_its_resident_set(world, sampler):
     world.process(7, 500)
     del world.held[7]
-    sampler.watch(1, 7, {"memory": 100})
+    sampler.add_task(1, 7, {"memory": 100})
     assert sampler.sample() == [LimitExceeded(1, "memory", 100, 500)]
 
 
@@ -378,18 +378,18 @@ def test_looking_at_memory_is_spaced_by_what_it_costs(world, sampler):
         world.process(7, 100)
         world.held[7] = Memory(10 * MB, 10 * MB, 0)
         world.memory_looks = 0
-        sampler.watch(1, 7, {"memory": limit})
+        sampler.add_task(1, 7, {"memory": limit})
         end = world.now + 10
         while world.now < end:
             sampler.sample()
             world.now += 0.001
-        sampler.unwatch(1)
+        sampler.remove_task(1)
         assert looks * 0.8 <= world.memory_looks <= looks
 
 
 def test_a_resident_set_below_the_peak_needs_no_look(world, sampler):
     world.process(7, 100)
-    sampler.watch(1, 7, {})
+    sampler.add_task(1, 7, {})
     for _ in range(10):
         sampler.sample()
         world.now += 0.2
@@ -401,18 +401,18 @@ def test_a_tree_that_grows_without_end_is_followed_up_to_a_bound(world, sampler,
     for pid in range(1, 100):
         world.process(pid, 1)
         world.family[pid] = [pid + 1]
-    sampler.watch(1, 1, {})
+    sampler.add_task(1, 1, {})
     sampler.sample()
-    assert sampler.unwatch(1).processes == 10
+    assert sampler.remove_task(1).processes == 10
 
 
 def test_a_task_that_was_unwatched_meanwhile_is_not_told(world, sampler):
     world.process(7, 500)
-    sampler.watch(1, 7, {"memory": 100})
+    sampler.add_task(1, 7, {"memory": 100})
     real = world.memory
 
     def memory(pid):
-        sampler.unwatch(1)
+        sampler.remove_task(1)
         return real(pid)
 
     world.memory = memory
@@ -421,7 +421,7 @@ def test_a_task_that_was_unwatched_meanwhile_is_not_told(world, sampler):
 
 def test_unwatching_does_not_wait_for_a_sample_that_is_taken(world, sampler):
     world.process(7, 500)
-    sampler.watch(1, 7, {})
+    sampler.add_task(1, 7, {})
     inside, leave = threading.Event(), threading.Event()
     real = world.memory
 
@@ -434,7 +434,7 @@ def test_unwatching_does_not_wait_for_a_sample_that_is_taken(world, sampler):
     thread = threading.Thread(target=sampler.sample)
     thread.start()
     assert inside.wait(60)
-    assert sampler.unwatch(1).processes == 1
+    assert sampler.remove_task(1).processes == 1
     leave.set()
     thread.join()
 
@@ -451,10 +451,10 @@ def test_many_threads_may_use_one_sampler(world, sampler):
     def watching(numbers):
         for _ in range(50):
             for number in numbers:
-                sampler.watch(number, number, {"memory": 100})
+                sampler.add_task(number, number, {"memory": 100})
             for number in numbers:
                 # None yet, if a sampler is just looking for the first time.
-                assert sampler.unwatch(number).processes <= 1
+                assert sampler.remove_task(number).processes <= 1
 
     with ThreadPoolExecutor(5) as pool:
         samplers = [pool.submit(sampling) for _ in range(2)]
@@ -463,7 +463,7 @@ def test_many_threads_may_use_one_sampler(world, sampler):
         watchers_done.set()
     for future in samplers + watchers:
         future.result()
-    assert sampler._watches == {}
+    assert sampler._tasks == {}
 
 
 # Disk
@@ -477,7 +477,7 @@ def test_the_files_of_a_sandbox_are_added_up(tmp_path):
     (box / "link").symlink_to("/")
     with open(box / "sparse", "wb") as file:
         file.truncate(1 << 30)
-    assert used_bytes(str(box)) == 1500 + (1 << 30)
+    assert sum_file_sizes(str(box)) == 1500 + (1 << 30)
 
 
 def test_inputs_linked_from_the_cache_belong_to_the_cache(tmp_path):
@@ -487,30 +487,30 @@ def test_inputs_linked_from_the_cache_belong_to_the_cache(tmp_path):
     os.link(tmp_path / "cached", box / "input")
     (box / "own").write_bytes(b"x" * 10)
     os.link(box / "own", box / "own too")
-    assert used_bytes(str(box)) == 10
+    assert sum_file_sizes(str(box)) == 10
 
 
 def test_a_sandbox_with_very_many_files_is_only_looked_at_in_part(tmp_path):
     for number in range(30):
         (tmp_path / str(number)).write_bytes(b"x")
-    assert used_bytes(str(tmp_path), max_entries=10) == 10
-    assert used_bytes(str(tmp_path / "gone")) == 0
+    assert sum_file_sizes(str(tmp_path), max_entries=10) == 10
+    assert sum_file_sizes(str(tmp_path / "gone")) == 0
 
 
 def test_a_full_sandbox_is_told_and_looked_at_seldom(world, sampler, tmp_path):
     world.process(7, 1)
-    sampler.watch(1, 7, {"disk": 2}, str(tmp_path))
+    sampler.add_task(1, 7, {"disk": 2}, str(tmp_path))
     assert sampler.sample() == []
     Path(tmp_path, "out").write_bytes(b"x" * (3 * MB))
     assert sampler.sample() == []
-    world.now += resource_monitor.DISK_PERIOD_S
+    world.now += resource_monitor.DISK_INTERVAL_S
     assert sampler.sample() == [LimitExceeded(1, "disk", 2, 3)]
-    assert sampler.unwatch(1).disk_mb == 3
+    assert sampler.remove_task(1).disk_mb == 3
 
 
 def test_without_a_limit_no_sandbox_is_walked(world, sampler, tmp_path):
     Path(tmp_path, "out").write_bytes(b"x")
     world.process(7, 1)
-    sampler.watch(1, 7, {"disk": None}, str(tmp_path))
+    sampler.add_task(1, 7, {"disk": None}, str(tmp_path))
     sampler.sample()
-    assert sampler.unwatch(1).disk_mb is None
+    assert sampler.remove_task(1).disk_mb is None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from vineworker.machine import resources
-from vineworker.machine.resources import detect, find_cgroups
+from vineworker.machine.resources import detect_resources, find_cgroups
 
 GB = 1 << 30
 V1_UNLIMITED = "9223372036854771712"
@@ -45,7 +45,7 @@ class Machine:
 
     def detect(self, **said: object) -> resources.DetectedResources:
         said = {"environ": {}, "gpus": 0, **said}
-        return detect(str(self.root), root=str(self.root), **said)
+        return detect_resources(str(self.root), root=str(self.root), **said)
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_disk_is_half_of_what_is_free_even_before_the_workspace_exists(machine, 
         return type("usage", (), {"free": 300 * (1 << 20)})
 
     monkeypatch.setattr(resources.shutil, "disk_usage", disk_usage)
-    found = detect(str(machine.root / "not" / "yet"), gpus=0, root=str(machine.root), environ={})
+    found = detect_resources(str(machine.root / "not" / "yet"), gpus=0, root=str(machine.root), environ={})
     assert found.disk_mb == 150
     assert asked == [str(machine.root)]
 
@@ -281,8 +281,8 @@ def test_an_nvidia_smi_that_fails_or_hangs_is_noted(machine, nvidia_smi, monkeyp
 
 def in_a_process(*prefix: str, before: str = "") -> dict[str, object]:
     code = (
-        f"import json, os; from vineworker.machine.resources import detect; {before}\n"
-        "print(json.dumps(detect('.', gpus=0, environ={})._asdict()))"
+        f"import json, os; from vineworker.machine.resources import detect_resources; {before}\n"
+        "print(json.dumps(detect_resources('.', gpus=0, environ={})._asdict()))"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(resources.__file__).parents[1])}
     done = subprocess.run([*prefix, sys.executable, "-c", code], env=env, check=True, stdout=subprocess.PIPE)
@@ -290,7 +290,7 @@ def in_a_process(*prefix: str, before: str = "") -> dict[str, object]:
 
 
 def test_this_machine_has_something_to_offer():
-    found = detect(".", gpus=0, environ={})
+    found = detect_resources(".", gpus=0, environ={})
     assert 1 <= found.cores <= os.cpu_count()
     assert found.memory_mb > 0
     assert found.disk_mb > 0

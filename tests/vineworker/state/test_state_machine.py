@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from vineworker.slot_protocol import MOST_IN_FLIGHT, Reply
+from vineworker.slot_protocol import MAX_IN_FLIGHT, Reply
 from vineworker.state import events as e
 from vineworker.state import instructions as i
 from vineworker.state import state_machine as w
@@ -359,7 +359,7 @@ def test_short_calls_are_written_to_a_slot_ahead_of_need_but_not_without_bound(w
     worker.library()
     worker.feed(*(call(n) for n in range(1, 100)))
     worker.reply(1, 1, wall_s=0.00001)
-    assert len(worker.sent()) == MOST_IN_FLIGHT
+    assert len(worker.sent()) == MAX_IN_FLIGHT
 
 
 def test_a_call_that_may_be_long_is_put_behind_nothing(worker):
@@ -509,7 +509,7 @@ def test_no_call_that_may_be_long_is_fed_or_feeds(quick, which):
 
 
 def test_a_slot_is_fed_no_more_than_calls_may_be_in_flight(quick):
-    most = MOST_IN_FLIGHT
+    most = MAX_IN_FLIGHT
     quick.feed(*(call(n, f"r{n - 1}") if n > 1 else call(n) for n in range(1, 100)))
     slot = quick.sent()[0][0]
     assert len(quick.sent()) == most

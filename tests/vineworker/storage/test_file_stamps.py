@@ -25,7 +25,7 @@ def lost():
 @pytest.fixture
 def cache(tmp_path, lost, monkeypatch):
     """A cache where large files get links, also for root and where files could share their blocks."""
-    monkeypatch.setattr(sandbox, "_clone", lambda _source, _target: False)
+    monkeypatch.setattr(sandbox, "_clone_blocks", lambda _source, _target: False)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     for module in (file_stamps, sandbox):
         monkeypatch.setattr(module, "MIN_LINKED_BYTES", LARGE)
@@ -172,7 +172,7 @@ def test_an_input_that_is_moved_to_be_an_output_is_another_file(cache, tmp_path,
 
 
 def test_copies_in_sandboxes_take_no_more_than_a_part_of_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(sandbox, "_clone", lambda _source, _target: False)
+    monkeypatch.setattr(sandbox, "_clone_blocks", lambda _source, _target: False)
     cache = Cache(str(tmp_path), disk_limit=8 * SMALL)
     stored(cache, "data", bytes(SMALL))
     links = []

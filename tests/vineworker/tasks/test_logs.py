@@ -13,8 +13,8 @@ from vinecore import FunctionCall
 def test_of_a_long_log_the_end_is_kept_and_goes_on(tmp_path):
     path = tmp_path / "log"
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.write(log, bytes(logs.MOST_BYTES) + b"the end\n")
-    logs.shorten(str(path))
+    os.write(log, bytes(logs.MAX_LOG_BYTES) + b"the end\n")
+    logs.truncate_log(str(path))
     os.write(log, b"more\n")
     os.close(log)
     text = path.read_bytes()
@@ -25,10 +25,10 @@ def test_of_a_long_log_the_end_is_kept_and_goes_on(tmp_path):
 
 def test_a_short_log_and_one_that_is_not_there_stay_as_they_are(tmp_path):
     path = tmp_path / "log"
-    logs.shorten(str(path))
+    logs.truncate_log(str(path))
     assert not path.exists()
     path.write_text("short\n")
-    logs.shorten(str(path))
+    logs.truncate_log(str(path))
     assert path.read_text() == "short\n"
 
 
@@ -54,7 +54,7 @@ def test_what_a_call_prints_while_it_runs_does_not_fill_the_disk(yard):
     def ends():
         for path in paths_in(yard.workspace, "*/*/t*/.vine-stdout-*"):
             text = path.read_bytes()
-            if text.startswith(b"[what was here") and len(text) <= logs.MOST_BYTES:
+            if text.startswith(b"[what was here") and len(text) <= logs.MAX_LOG_BYTES:
                 return True
         return False
 

@@ -30,7 +30,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 from vineworker.machine import tmpdir
 
-RESERVED = 512
+MIN_OWN_DESCRIPTOR = 512
 """Descriptors of the slot itself are from here on, out of the way of those who close the first ones they find."""
 SIGNALS = tuple(
     getattr(signal, f"SIG{name}")
@@ -39,44 +39,44 @@ SIGNALS = tuple(
     )
 )  # fmt: skip
 TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-ORDERS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+TERMINATION_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 """Signals that are somebody's order to the process, even if a call has blocked them."""
-LIMITS = tuple(
+RESOURCE_LIMITS = tuple(
     getattr(resource, f"RLIMIT_{name}")
     for name in ("NOFILE", "AS", "CPU", "FSIZE", "STACK", "DATA", "CORE", "NPROC")
     if hasattr(resource, f"RLIMIT_{name}")
 )
-TEMPORARY = frozenset(map(str.encode, tmpdir.VARIABLES))
+TMPDIR_VARIABLES = frozenset(map(str.encode, tmpdir.VARIABLES))
 
 
-class Piece(NamedTuple):
+class StateItem(NamedTuple):
     """One piece of the state of a process."""
 
     name: str
-    look: Callable[[], Any]
-    put_back: Callable[[Any], Any]
+    read: Callable[[], Any]
+    restore: Callable[[Any], Any]
 
 
-_kept: dict[
+_cached: dict[
     str, Any
 ] = {}  # pieces as they were when they were looked at, until a function is called that changes them
 
 
-def keep(name: str, look: Callable[[], Any]) -> Callable[[], Any]:
+def cache_until_changed(name: str, look: Callable[[], Any]) -> Callable[[], Any]:
     """Look at a piece again only after a call of what changes it; else what was seen is given again, the same object, which compares at once."""
 
     def look_if_changed() -> Any:
-        if name not in _kept:
-            _kept[name] = look()
-        return _kept[name]
+        if name not in _cached:
+            _cached[name] = look()
+        return _cached[name]
 
     return look_if_changed
 
 
-def reserve(descriptor: int) -> int:
+def duplicate_high(descriptor: int) -> int:
     """Duplicate a descriptor to where calls do not tread."""
     try:
-        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, RESERVED)
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, MIN_OWN_DESCRIPTOR)
     except OSError:  # the limit of descriptors is lower
         return os.dup(descriptor)
 
@@ -86,14 +86,14 @@ def reserve(descriptor: int) -> int:
 _environ: Any = os.environ
 
 
-_look_at_variables = keep("variables", _environ._data.copy)  # noqa: SLF001 - reads of the mapping itself may be recorded
+_read_variables = cache_until_changed("variables", _environ._data.copy)  # noqa: SLF001 - reads of the mapping itself may be recorded
 
 
-def _look_at_environment() -> Any:
-    return os.environ, _look_at_variables()
+def _read_environment() -> Any:
+    return os.environ, _read_variables()
 
 
-def _put_environment_back(before: Any) -> None:
+def _restore_environment(before: Any) -> None:
     os.environ, variables = before
     data: Any = _environ._data  # noqa: SLF001
     changed = [name for name in {**data, **variables} if data.get(name) != variables.get(name)]
@@ -104,48 +104,48 @@ def _put_environment_back(before: Any) -> None:
             os.unsetenv(name)
     data.clear()
     data.update(variables)
-    _kept["variables"] = variables
+    _cached["variables"] = variables
     if b"TZ" in changed:
         time.tzset()
-    if not TEMPORARY.isdisjoint(changed):
-        tmpdir.forget_folder()
+    if not TMPDIR_VARIABLES.isdisjoint(changed):
+        tmpdir.reset_tempfile()
 
 
 _umask = os.umask
 
 
-def _look_at_umask() -> int:
+def _read_umask() -> int:
     mask = _umask(0o77)
     _umask(mask)
     return mask
 
 
-def _put_timers_back(before: Any) -> None:
+def _restore_timers(before: Any) -> None:
     for timer, (delay, interval) in zip(TIMERS, before):
         signal.setitimer(timer, delay, interval)
 
 
-def _put_mask_back(before: Any) -> None:
-    late = (signal.sigpending() - before) - ORDERS
+def _restore_signal_mask(before: Any) -> None:
+    late = (signal.sigpending() - before) - TERMINATION_SIGNALS
     for number in late if hasattr(signal, "sigtimedwait") else ():  # they were meant for the call
         signal.sigtimedwait([number], 0)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _put_handlers_back(before: Any) -> None:
+def _restore_handlers(before: Any) -> None:
     for number, handler in zip(SIGNALS, before):
         if handler is not None and _signal.getsignal(number) is not handler:
             signal.signal(number, handler)
 
 
-def _put_limits_back(before: Any) -> None:
-    for limit, values in zip(LIMITS, before):
+def _restore_limits(before: Any) -> None:
+    for limit, values in zip(RESOURCE_LIMITS, before):
         resource.setrlimit(limit, values)
 
 
 _fcntl, _fstat = fcntl.fcntl, os.fstat
 _GET_MARK: Any = getattr(fcntl, "F_GETSIG", None)
-MARKS = (48, 49, 50)
+DESCRIPTOR_MARKS = (48, 49, 50)
 """Numbers of signals that nobody sends, one for each of the standard descriptors."""
 _marked: list[int] = []
 
@@ -158,29 +158,29 @@ def _mark_descriptors() -> None:
     """
     _marked.clear()
     try:
-        for descriptor, mark in enumerate(MARKS):
+        for descriptor, mark in enumerate(DESCRIPTOR_MARKS):
             _fcntl(descriptor, fcntl.F_SETSIG, mark)
     except (AttributeError, OSError):
         return
-    _marked.extend(MARKS)
+    _marked.extend(DESCRIPTOR_MARKS)
 
 
-def _look_at_descriptors() -> Any:
+def _read_descriptors() -> Any:
     if _marked:
         return _fcntl(0, _GET_MARK), _fcntl(1, _GET_MARK), _fcntl(2, _GET_MARK)
     return _fstat(0)[1:3], _fstat(1)[1:3], _fstat(2)[1:3]  # number of the file, and device
 
 
-def _look_at_owner() -> Any:
+def _read_owner() -> Any:
     root = os.stat("/")
     return os.geteuid(), os.getuid(), os.getegid(), os.getgid(), os.getgroups(), root.st_ino, root.st_dev
 
 
-def _cannot_be_put_back(_before: Any) -> None:
+def _raise_not_restorable(_before: Any) -> None:
     raise OSError
 
 
-def _put_streams_back(before: Any) -> None:
+def _restore_streams(before: Any) -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -189,11 +189,11 @@ def _put_streams_back(before: Any) -> None:
     sys.stdin, sys.stdout, sys.stderr = before
 
 
-def _look_at_warnings() -> Any:
+def _read_warnings() -> Any:
     return warnings.showwarning, tuple(warnings.filters)
 
 
-def _put_warnings_back(before: Any) -> None:
+def _restore_warnings(before: Any) -> None:
     warnings.showwarning, filters = before
     warnings.filters[:] = filters  # type: ignore[index]
     mutated = getattr(warnings, "_filters_mutated", None) or getattr(
@@ -203,37 +203,37 @@ def _put_warnings_back(before: Any) -> None:
         mutated()
 
 
-def _look_at_logging() -> Any:
+def _read_logging() -> Any:
     root = logging.root
     return root.level, root.manager.disable, root.disabled, tuple(root.handlers), tuple(root.filters)
 
 
-def _put_logging_back(before: Any) -> None:
+def _restore_logging(before: Any) -> None:
     root = logging.root
     level, root.manager.disable, root.disabled, handlers, filters = before
     root.handlers[:], root.filters[:] = handlers, filters
     root.setLevel(level)  # forgets what loggers have concluded from all this
 
 
-_get_most_digits: Callable[[], Any] = getattr(sys, "get_int_max_str_digits", lambda: None)
+_get_max_digits: Callable[[], Any] = getattr(sys, "get_int_max_str_digits", lambda: None)
 
 
-def _look_at_processors() -> Any:
+def _read_processors() -> Any:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
-def _put_processors_back(before: Any) -> None:
+def _restore_processors(before: Any) -> None:
     os.sched_setaffinity(0, before)
 
 
-def _look_at_interpreter() -> Any:
+def _read_interpreter() -> Any:
     return (
         sys.getrecursionlimit(), sys.getswitchinterval(), sys.gettrace(), sys.getprofile(), sys.excepthook, sys.displayhook,
-        gc.isenabled(), gc.get_threshold(), socket.getdefaulttimeout(), _get_most_digits(),
+        gc.isenabled(), gc.get_threshold(), socket.getdefaulttimeout(), _get_max_digits(),
     )  # fmt: skip
 
 
-def _put_interpreter_back(before: Any) -> None:
+def _restore_interpreter(before: Any) -> None:
     (
         limit,
         interval,
@@ -257,11 +257,11 @@ def _put_interpreter_back(before: Any) -> None:
         sys.set_int_max_str_digits(digits)
 
 
-def _put_paths_back(before: Any) -> None:
+def _restore_paths(before: Any) -> None:
     sys.path[:], sys.argv[:] = before
 
 
-def _old_numpy() -> Any:
+def _find_old_numpy() -> Any:
     """NumPy before 2.1, which keeps some of its settings where `contextvars` does not reach."""
     numpy: Any = sys.modules.get("numpy")
     if numpy is None:
@@ -270,32 +270,32 @@ def _old_numpy() -> Any:
     return numpy if version.startswith(("1.", "2.0")) and hasattr(numpy, "set_printoptions") else None
 
 
-def _look_at_numpy() -> Any:
-    numpy = _old_numpy()
+def _read_numpy() -> Any:
+    numpy = _find_old_numpy()
     if numpy is None:
         return None
     options = numpy.get_printoptions()
     return numpy.geterr(), options, list(map(id, options.values()))
 
 
-def _put_numpy_back(before: Any) -> None:
+def _restore_numpy(before: Any) -> None:
     if before is None:  # it was imported by another thread
         return
-    numpy = _old_numpy()
+    numpy = _find_old_numpy()
     numpy.seterr(**before[0])
     numpy.set_printoptions(**{k: v for k, v in before[1].items() if k != "override_repr"})
 
 
-RARE = (
+RARE_ITEMS = (
     # first what may still interrupt
-    Piece("timers", lambda: [*map(_signal.getitimer, TIMERS)], _put_timers_back),
-    Piece("user and root folder", _look_at_owner, _cannot_be_put_back),
-    Piece("resource limits", lambda: [*map(resource.getrlimit, LIMITS)], _put_limits_back),
-    Piece("processors", _look_at_processors, _put_processors_back),
-    Piece("priority", lambda: os.getpriority(os.PRIO_PROCESS, 0), lambda n: os.setpriority(os.PRIO_PROCESS, 0, n)),
+    StateItem("timers", lambda: [*map(_signal.getitimer, TIMERS)], _restore_timers),
+    StateItem("user and root folder", _read_owner, _raise_not_restorable),
+    StateItem("resource limits", lambda: [*map(resource.getrlimit, RESOURCE_LIMITS)], _restore_limits),
+    StateItem("processors", _read_processors, _restore_processors),
+    StateItem("priority", lambda: os.getpriority(os.PRIO_PROCESS, 0), lambda n: os.setpriority(os.PRIO_PROCESS, 0, n)),
 )  # fmt: skip
 """Looked at only after a call of what changes them; to look at them takes system calls."""
-CHANGERS: dict[Any, tuple[str, ...]] = {
+RARE_ITEM_SETTERS: dict[Any, tuple[str, ...]] = {
     signal: ("alarm", "setitimer"),
     resource: ("setrlimit", "prlimit"),
     os: (
@@ -303,39 +303,39 @@ CHANGERS: dict[Any, tuple[str, ...]] = {
         "setgroups", "initgroups",
     ),
 }  # fmt: skip
-PIECES = (
-    Piece("blocked signals", functools.partial(_signal.pthread_sigmask, signal.SIG_BLOCK.value, ()), _put_mask_back),
-    Piece("signal handlers", keep("handlers", lambda: [*map(_signal.getsignal, SIGNALS)]), _put_handlers_back),
-    Piece("standard descriptors", _look_at_descriptors, _cannot_be_put_back),
-    Piece("environment", _look_at_environment, _put_environment_back),
-    Piece("umask", _look_at_umask, os.umask),
-    Piece("standard streams", lambda: (sys.stdin, sys.stdout, sys.stderr), _put_streams_back),
-    Piece("warnings", _look_at_warnings, _put_warnings_back),
-    Piece("logging", _look_at_logging, _put_logging_back),
-    Piece("interpreter", _look_at_interpreter, _put_interpreter_back),
-    Piece("sys.path and sys.argv", lambda: (sys.path[:], sys.argv[:]), _put_paths_back),
-    Piece("locale", functools.partial(_locale.setlocale, _locale.LC_ALL), lambda name: _locale.setlocale(_locale.LC_ALL, name)),
-    Piece("numpy", _look_at_numpy, _put_numpy_back),
+ITEMS = (
+    StateItem("blocked signals", functools.partial(_signal.pthread_sigmask, signal.SIG_BLOCK.value, ()), _restore_signal_mask),
+    StateItem("signal handlers", cache_until_changed("handlers", lambda: [*map(_signal.getsignal, SIGNALS)]), _restore_handlers),
+    StateItem("standard descriptors", _read_descriptors, _raise_not_restorable),
+    StateItem("environment", _read_environment, _restore_environment),
+    StateItem("umask", _read_umask, os.umask),
+    StateItem("standard streams", lambda: (sys.stdin, sys.stdout, sys.stderr), _restore_streams),
+    StateItem("warnings", _read_warnings, _restore_warnings),
+    StateItem("logging", _read_logging, _restore_logging),
+    StateItem("interpreter", _read_interpreter, _restore_interpreter),
+    StateItem("sys.path and sys.argv", lambda: (sys.path[:], sys.argv[:]), _restore_paths),
+    StateItem("locale", functools.partial(_locale.setlocale, _locale.LC_ALL), lambda name: _locale.setlocale(_locale.LC_ALL, name)),
+    StateItem("numpy", _read_numpy, _restore_numpy),
 )  # fmt: skip
-KEEPERS: dict[Any, dict[str, str]] = {
+CACHED_ITEM_SETTERS: dict[Any, dict[str, str]] = {
     _signal: {"signal": "handlers"},
     os: {"putenv": "variables", "unsetenv": "variables", "reload_environ": "variables"},
 }
 """The only functions, also below `signal.signal` and `os.environ`, that change pieces which are kept."""
-_touched: list[str] = []  # what of `CHANGERS` was called
+_called_setters: list[str] = []  # what of `CHANGERS` was called
 
 
-def _watch_changers() -> None:
+def _wrap_setters() -> None:
     """Take notice of calls of what changes the rare pieces; before anybody's code has taken these functions by their names."""
-    for module, names in CHANGERS.items():
+    for module, names in RARE_ITEM_SETTERS.items():
         for name in names:
-            _watch(module, name, "")
-    for module, kept in KEEPERS.items():
+            _wrap_setter(module, name, "")
+    for module, kept in CACHED_ITEM_SETTERS.items():
         for name, piece in kept.items():
-            _watch(module, name, piece)
+            _wrap_setter(module, name, piece)
 
 
-def _watch(module: Any, name: str, piece: str) -> None:
+def _wrap_setter(module: Any, name: str, piece: str) -> None:
     change = getattr(module, name, None)
     if change is None:
         return
@@ -343,9 +343,9 @@ def _watch(module: Any, name: str, piece: str) -> None:
     @functools.wraps(change)
     def changed(*args: Any, **kwargs: Any) -> Any:
         if piece:
-            _kept.pop(piece, None)
+            _cached.pop(piece, None)
         else:
-            _touched.append(name)
+            _called_setters.append(name)
         return change(*args, **kwargs)
 
     setattr(module, name, changed)
@@ -353,9 +353,9 @@ def _watch(module: Any, name: str, piece: str) -> None:
     setattr(sys.modules[change.__module__], name, changed)
 
 
-_watch_changers()
-_LOOKS = tuple(piece.look for piece in PIECES)
-_ENVIRONMENT = next(number for number, piece in enumerate(PIECES) if piece.name == "environment")
+_wrap_setters()
+_READERS = tuple(piece.read for piece in ITEMS)
+_ENVIRONMENT_INDEX = next(number for number, piece in enumerate(ITEMS) if piece.name == "environment")
 
 
 class CallState:
@@ -364,19 +364,19 @@ class CallState:
     def __init__(self) -> None:
         self._context = contextvars.copy_context()
         _mark_descriptors()
-        self._before = [look() for look in _LOOKS]
-        self._rare = [piece.look() for piece in RARE]
-        _touched.clear()
+        self._before = [look() for look in _READERS]
+        self._rare_before = [piece.read() for piece in RARE_ITEMS]
+        _called_setters.clear()
         self._poll = select.poll()
         for descriptor in _open_descriptors():
             self._poll.register(descriptor, 0)
         self._thread = _thread.get_ident()
         self._imports = False
-        _watch_imports(self)
+        _wrap_imports(self)
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function in a context of its own."""
-        return self._context.copy().run(_with_own_decimals, function, *args)
+        return self._context.copy().run(_call_with_own_decimals, function, *args)
 
     def restore(self) -> Optional[str]:
         """Put back what a call has changed; if that cannot be, say what is as the call has left it."""
@@ -388,25 +388,25 @@ class CallState:
             if state & select.POLLNVAL:
                 return "closed descriptors"
         try:
-            if not _touched and [look() for look in _LOOKS] == self._before:
+            if not _called_setters and [look() for look in _READERS] == self._before:
                 return None
-            return _put_back(RARE, self._rare) or _put_back(PIECES, self._before)
+            return _restore_items(RARE_ITEMS, self._rare_before) or _restore_items(ITEMS, self._before)
         except OSError:  # of a look: one of the standard descriptors is closed
             return "closed descriptors"
         finally:
-            _touched.clear()
+            _called_setters.clear()
 
-    def accept(self) -> None:
+    def accept_current(self) -> None:
         """Take what is now for what calls start from: objects were loaded that many of them share."""
-        self._before = [look() for look in _LOOKS]
-        self._take_over_variables({}, "")
+        self._before = [look() for look in _READERS]
+        self._copy_context_variables({}, "")
 
-    def around_import(self, load: Callable[..., Any], *args: Any) -> Any:
+    def run_import(self, load: Callable[..., Any], *args: Any) -> Any:
         """Import something, and accept what that changes."""
         if self._imports or _thread.get_ident() != self._thread:
             return load(*args)
         try:
-            before = [look() for look in _LOOKS]
+            before = [look() for look in _READERS]
         except OSError:  # the call has closed one of the standard descriptors: this process will be replaced
             return load(*args)
         variables, decimals = dict(contextvars.copy_context()), _describe_decimals()
@@ -416,16 +416,16 @@ class CallState:
         finally:
             self._imports = False
             self._accept_since(before)
-            self._take_over_variables(variables, decimals)
+            self._copy_context_variables(variables, decimals)
 
     def _accept_since(self, before: list[Any]) -> None:
-        for number, look in enumerate(_LOOKS):
+        for number, look in enumerate(_READERS):
             now, then = look(), before[number]
             if now == then:
                 continue
             if self._before[number] == then:
                 self._before[number] = now
-            elif number == _ENVIRONMENT:
+            elif number == _ENVIRONMENT_INDEX:
                 mapping, variables = self._before[number]
                 new = {name: value for name, value in now[1].items() if then[1].get(name) != value}
                 kept = {
@@ -433,7 +433,7 @@ class CallState:
                 }
                 self._before[number] = mapping, {**kept, **new}
 
-    def _take_over_variables(self, before: dict[Any, Any], decimals: str) -> None:
+    def _copy_context_variables(self, before: dict[Any, Any], decimals: str) -> None:
         for variable, value in contextvars.copy_context().items():
             if type(value).__module__ == "decimal":  # the same object, even where it has changed
                 if _describe_decimals() != decimals:
@@ -442,16 +442,16 @@ class CallState:
                 self._context.run(variable.set, value)
 
 
-def _put_back(pieces: tuple[Piece, ...], state: list[Any]) -> Optional[str]:
+def _restore_items(pieces: tuple[StateItem, ...], state: list[Any]) -> Optional[str]:
     """Put pieces back that are not as they were; give the name of the first for which that fails."""
     for piece, before in zip(pieces, state):
-        if piece.look() == before:
+        if piece.read() == before:
             continue
         try:
-            piece.put_back(before)
+            piece.restore(before)
         except (OSError, ValueError):
             return piece.name
-        if piece.look() != before:
+        if piece.read() != before:
             return piece.name
     return None
 
@@ -461,7 +461,7 @@ def _describe_decimals() -> str:
     return "" if decimal is None else str(decimal.getcontext())
 
 
-def _with_own_decimals(function: Callable[..., Any], *args: Any) -> Any:
+def _call_with_own_decimals(function: Callable[..., Any], *args: Any) -> Any:
     decimal: Any = sys.modules.get("_decimal")
     if decimal is not None:  # what its variable holds is an object that changes
         decimal.setcontext(decimal.getcontext().copy())
@@ -479,18 +479,18 @@ def _open_descriptors() -> list[int]:
     return found
 
 
-_watched: list[CallState] = []
+_current_state: list[CallState] = []
 
 
-def _watch_imports(state: CallState) -> None:
-    _watched[:] = [state]
+def _wrap_imports(state: CallState) -> None:
+    _current_state[:] = [state]
     bootstrap: Any = importlib._bootstrap  # noqa: SLF001 - the only place all imports pass
     load = bootstrap._find_and_load  # noqa: SLF001
     if getattr(load, "watches", False):
         return
 
     def _find_and_load(name: str, import_: Any) -> Any:
-        return _watched[0].around_import(load, name, import_) if _watched else load(name, import_)
+        return _current_state[0].run_import(load, name, import_) if _current_state else load(name, import_)
 
     # Python leaves its own frames out of the tracebacks of imports by this name
     _find_and_load.__code__ = _find_and_load.__code__.replace(co_filename=load.__code__.co_filename)

@@ -16,12 +16,12 @@ from typing import Any, Optional, TextIO
 from vineworker.library import call_state
 from vineworker.tasks.output_files import read_output_tail
 
-MOST_WARNINGS = 20
-MOST_OF_A_WARNING = 2000
+MAX_WARNINGS = 20
+MAX_WARNING_CHARACTERS = 2000
 _lseek = os.lseek
 
 
-class _Recorded:
+class _WarningLog:
     """Warnings that have not been told yet, and the process that records them."""
 
     def __init__(self) -> None:
@@ -29,10 +29,10 @@ class _Recorded:
         self.warnings: list[list[Any]] = []
 
 
-_recorded = _Recorded()
+_warning_log = _WarningLog()
 
 
-def redirect(output: str, errors: str) -> bool:
+def redirect_output(output: str, errors: str) -> bool:
     """Have this process write to these files; "" for errors that go with the rest. Tell whether that was possible: a disk may be full."""
     try:
         for path, descriptors in ((output, (1,) if errors else (1, 2)), (errors, (2,))):
@@ -46,7 +46,7 @@ def redirect(output: str, errors: str) -> bool:
     return True
 
 
-def print_lines_at_once() -> None:
+def set_line_buffering() -> None:
     """Have what C code prints leave at the end of each line; else it would stay in this process until it ends."""
     try:
         library = ctypes.CDLL(None)
@@ -56,7 +56,7 @@ def print_lines_at_once() -> None:
         pass
 
 
-def flush() -> None:
+def flush_streams() -> None:
     """Write out what print() has buffered; os._exit does not."""
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -70,13 +70,13 @@ class CapturedOutput:
 
     def __init__(self) -> None:
         self._output, self._errors = (
-            call_state.reserve(1),
-            call_state.reserve(2),
+            call_state.duplicate_high(1),
+            call_state.duplicate_high(2),
         )  # whatever a call does to the originals
 
-    def take(self, info: dict[str, Any]) -> None:
+    def move_output_to(self, info: dict[str, Any]) -> None:
         """Put what has been written since the last time into what is told of a call."""
-        flush()
+        flush_streams()
         if not (_lseek(self._output, 0, os.SEEK_END) or _lseek(self._errors, 0, os.SEEK_END)):
             return
         for name, descriptor in (("output", self._output), ("errors", self._errors)):
@@ -91,12 +91,12 @@ class CapturedOutput:
 
 def record_warnings() -> None:
     """Tell warnings of their own, so that one that many calls give can be shown once."""
-    _recorded.process = os.getpid()
-    _recorded.warnings = []
-    warnings.showwarning = _record
+    _warning_log.process = os.getpid()
+    _warning_log.warnings = []
+    warnings.showwarning = _record_warning
 
 
-def _record(
+def _record_warning(
     message: Any,
     category: type[Warning],
     filename: str,
@@ -104,14 +104,14 @@ def _record(
     file: Optional[TextIO] = None,
     line: Optional[str] = None,
 ) -> None:
-    if file is not None or os.getpid() != _recorded.process:  # of a child nobody would hear
+    if file is not None or os.getpid() != _warning_log.process:  # of a child nobody would hear
         (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
-    elif len(_recorded.warnings) < MOST_WARNINGS:
+    elif len(_warning_log.warnings) < MAX_WARNINGS:
         kind = f"{category.__module__}.{category.__qualname__}"
-        _recorded.warnings.append([kind, str(message)[:MOST_OF_A_WARNING], filename, lineno])
+        _warning_log.warnings.append([kind, str(message)[:MAX_WARNING_CHARACTERS], filename, lineno])
 
 
-def take_warnings(info: dict[str, Any]) -> None:
+def move_warnings_to(info: dict[str, Any]) -> None:
     """Put the warnings since the last time into what is told of a call."""
-    if _recorded.warnings:
-        info["warnings"], _recorded.warnings = _recorded.warnings, []
+    if _warning_log.warnings:
+        info["warnings"], _warning_log.warnings = _warning_log.warnings, []

@@ -16,12 +16,12 @@ from typing import Optional
 
 from vinecore.protocol.trees import remove_tree
 
-PASSED_OVER = ".vine"
+RESERVED_PREFIX = ".vine"
 """Beginning of the names of what the worker itself puts into a folder."""
-SETTLED_NS = 2_000_000_000
+MIN_AGE_NS = 2_000_000_000
 """A folder that has been changed so lately may be changed again without another time of change."""
 
-LONG_S = 24 * 3600
+MAX_TRUSTED_CALL_S = 24 * 3600
 """What has vanished during a call of so many seconds may have been removed by who cleans up old links."""
 
 
@@ -54,8 +54,8 @@ class FolderView:
         self._sources: dict[
             str, list[str]
         ] = {}  # folder of the view -> what it shows; the program's own is the last
-        self.path = _mirror_above(folder, root)
-        self._fill(self.path, [beside, folder])
+        self.path = _link_parents(folder, root)
+        self._fill_view(self.path, [beside, folder])
 
     def refresh(self) -> None:
         """Show what others have created meanwhile, and no longer what they have deleted."""
@@ -64,10 +64,10 @@ class FolderView:
             if not os.path.isdir(view):
                 continue
             if any(self._listed_ns.get(s) != os.stat(s).st_mtime_ns for s in sources):
-                self._fill(view, sources)
-            self._restore(view)
+                self._fill_view(view, sources)
+            self._restore_links(view)
 
-    def _restore(self, view: str) -> None:
+    def _restore_links(self, view: str) -> None:
         """Put back what somebody has cleaned up between two calls: only what a call deletes is deleted."""
         there = set(os.listdir(view))
         for name, target in self._placed[view].items():
@@ -78,43 +78,43 @@ class FolderView:
         """Remove the view, and nothing that its links lead to."""
         remove_tree(self._root)
 
-    def _names(self, folder: str) -> list[str]:
+    def _list_names(self, folder: str) -> list[str]:
         self._listed_ns.pop(folder, None)
         changed = os.stat(folder).st_mtime_ns
-        if time.time_ns() - changed > SETTLED_NS:
+        if time.time_ns() - changed > MIN_AGE_NS:
             self._listed_ns[folder] = changed
-        return [name for name in os.listdir(folder) if not name.startswith(PASSED_OVER)]
+        return [name for name in os.listdir(folder) if not name.startswith(RESERVED_PREFIX)]
 
-    def _fill(self, view: str, sources: list[str]) -> None:
+    def _fill_view(self, view: str, sources: list[str]) -> None:
         wanted: dict[str, list[str]] = {}
         for source in sources:
-            for name in self._names(source):
+            for name in self._list_names(source):
                 wanted.setdefault(name, []).append(os.path.join(source, name))
         self._sources[view] = sources
         placed = self._placed.setdefault(view, {})
         for name in set(placed) - set(wanted):
             if placed.pop(name) is not None:
-                _unlink(os.path.join(view, name))
+                _remove_link(os.path.join(view, name))
         for name, paths in wanted.items():
             shown = os.path.join(view, name)
             if len(paths) > 1 and all(map(os.path.isdir, paths)):
                 os.makedirs(shown, exist_ok=True)
                 placed[name] = None
-                self._fill(shown, paths)
+                self._fill_view(shown, paths)
             elif placed.get(name) != paths[0]:
-                _unlink(shown)
+                _remove_link(shown)
                 os.symlink(paths[0], shown)
                 placed[name] = paths[0]
 
     # ---- after a call
 
-    def carry_over(self) -> None:
+    def apply_changes(self) -> None:
         """Do in the program's folder what a call has done in the view of it."""
         for view, sources in list(self._sources.items()):
             if os.path.isdir(view):
-                self._carry(view, sources[-1])
+                self._apply_view_changes(view, sources[-1])
 
-    def _carry(self, view: str, folder: str) -> None:
+    def _apply_view_changes(self, view: str, folder: str) -> None:
         placed = self._placed[view]
         with os.scandir(view) as entries:
             found = {entry.name: os.readlink(entry.path) if entry.is_symlink() else None for entry in entries}
@@ -132,18 +132,18 @@ class FolderView:
                 os.replace(target, real)
                 os.unlink(shown)
             else:
-                _move(shown, real)
+                _move_into(shown, real)
                 gone.pop(real, None)
             placed.pop(name, None)
         for target, name in gone.items():
             del placed[name]
-            if time.monotonic() - self._began < LONG_S:
-                _delete(target)
+            if time.monotonic() - self._began < MAX_TRUSTED_CALL_S:
+                _delete_entry(target)
         if new or gone:
             self._listed_ns.clear()
 
 
-def _mirror_above(folder: str, root: str) -> str:
+def _link_parents(folder: str, root: str) -> str:
     """Make the way down to a folder, with links to all that is beside it; give the end of the way."""
     view, real = root, os.sep
     os.mkdir(view, mode=0o700)
@@ -163,12 +163,12 @@ def _readable(folder: str) -> list[str]:
         return []
 
 
-def _unlink(path: str) -> None:
+def _remove_link(path: str) -> None:
     if os.path.islink(path):
         os.unlink(path)
 
 
-def _delete(path: str) -> None:
+def _delete_entry(path: str) -> None:
     """Delete what a call has deleted: a file, a link, or an empty folder."""
     try:
         if os.path.isdir(path) and not os.path.islink(path):
@@ -182,13 +182,13 @@ def _delete(path: str) -> None:
             raise
 
 
-def _move(source: str, target: str) -> None:
+def _move_into(source: str, target: str) -> None:
     """Move what a call has made to where it belongs; a folder into the one that may be there."""
     mode = os.lstat(source).st_mode
     if stat.S_ISDIR(mode):
         os.makedirs(target, exist_ok=True)
         for name in os.listdir(source):
-            _move(os.path.join(source, name), os.path.join(target, name))
+            _move_into(os.path.join(source, name), os.path.join(target, name))
         os.rmdir(source)
         return
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):  # a socket or a pipe is of no use without its process

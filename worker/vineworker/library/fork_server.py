@@ -43,7 +43,7 @@ from vineworker.library import (
     use_recorder,
 )
 from vineworker.library.captured_output import CapturedOutput
-from vineworker.library.program_folder import add_imports
+from vineworker.library.program_folder import add_import_paths
 from vineworker.machine import descendants, tmpdir
 
 
@@ -55,7 +55,9 @@ class ForkServer:
         self._functions: dict[str, Callable[..., Any]] = {}
         self._children: dict[int, int] = {}  # pid -> slot
         self._process_group_leaders: set[int] = set()  # those that lead a process group
-        self._own: set[int] = set()  # processes that the user's modules or context have started here
+        self._own_processes: set[int] = (
+            set()
+        )  # processes that the user's modules or context have started here
         self._attempted_imports: set[str] = (
             set()
         )  # modules that somebody wanted here, whether or not they could be imported
@@ -70,7 +72,7 @@ class ForkServer:
         # started here would inherit that
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda _signal, _frame: None)
-        descendants.adopt()
+        descendants.become_subreaper()
 
     def serve(self) -> None:
         """Obey the worker until it closes the socket."""
@@ -79,7 +81,7 @@ class ForkServer:
             readable, _, _ = select.select(watched, [], [])
             if self._wake_read in readable:
                 os.read(self._wake_read, 4096)
-                self._reap()
+                self._reap_children()
             if self._control in readable:
                 data, descriptors, _flags, _address = socket.recv_fds(self._control, 1 << 17, 2)
                 if not data:
@@ -88,9 +90,9 @@ class ForkServer:
 
     def _handle_request(self, request: dict[str, Any], descriptors: list[int]) -> None:
         if "slot" in request:
-            self._fork(request, descriptors)
+            self._fork_slot(request, descriptors)
         elif "kill" in request:
-            self._kill(request["kill"])
+            self._kill_slot(request["kill"])
         elif "modules" in request:
             new = [
                 name
@@ -98,10 +100,10 @@ class ForkServer:
                 if name not in sys.modules and name not in self._attempted_imports
             ]
             if new:
-                with startup_watchdog.watched(self._stack):
-                    self._preload(new)
+                with startup_watchdog.report_slow_block(self._stack):
+                    self._preload_modules(new)
             if fresh_imports.compile_sources(request["sources"]):
-                _settle()
+                _prepare_to_fork()
         else:
             self._set_up(request)
 
@@ -124,24 +126,24 @@ class ForkServer:
             self._send({"failed": f"{text}, or use an environment that has it", "final": True})
             return
         try:
-            with startup_watchdog.watched(self._stack):
+            with startup_watchdog.report_slow_block(self._stack):
                 if request["setup"]:
-                    self._begins("it loaded its functions")
-                    self._load(values.load_file(request["setup"]))
-                self._preload(request["preload"])
+                    self._report_activity("it loaded its functions")
+                    self._load_setup(values.load_file(request["setup"]))
+                self._preload_modules(request["preload"])
         except BaseException as error:  # noqa: BLE001 - whatever the user's modules raise is told, not lost
-            self._fail(error)
+            self._report_failure(error)
             return
-        self._own.update(descendants.families(descendants.children_of(os.getpid())))
-        _settle()
-        self._begins("")
-        self._send({"up": versions(), "wall_s": time.monotonic() - start})
+        self._own_processes.update(descendants.list_with_descendants(descendants.children_of(os.getpid())))
+        _prepare_to_fork()
+        self._report_activity("")
+        self._send({"up": package_versions(), "wall_s": time.monotonic() - start})
 
-    def _begins(self, what: str) -> None:
+    def _report_activity(self, what: str) -> None:
         """Tell the worker what is done now: should the process end by itself, that is where."""
         self._send({"doing": what})
 
-    def _fail(self, error: BaseException) -> None:
+    def _report_failure(self, error: BaseException) -> None:
         """Tell the worker what the user's code has raised; slots may do so at the same time."""
         temporary = f".vine-error-{os.getpid()}"
         with open(temporary, "wb") as file:
@@ -149,7 +151,7 @@ class ForkServer:
         os.replace(temporary, self._error)
         self._send({"failed": exceptions.summarize_exception(error), "final": True})
 
-    def _preload(self, names: list[str]) -> None:
+    def _preload_modules(self, names: list[str]) -> None:
         """Import these now, but for the user's own modules, which each process imports for itself."""
         new = [name for name in names if name not in sys.modules and name not in self._attempted_imports]
         before = set(descendants.children_of(os.getpid())) if new else set()
@@ -157,21 +159,21 @@ class ForkServer:
             self._attempted_imports.add(name)
             if not user_modules.is_package_module(name):
                 continue
-            self._begins(f"it imported {name}")
+            self._report_activity(f"it imported {name}")
             try:
                 importlib.import_module(name)
             except BaseException:  # noqa: BLE001, S110 - only a head start: the task that needs it will say what is wrong
                 pass
         if new:
-            self._begins("")
-            self._own.update(set(descendants.children_of(os.getpid())) - before)
-            _settle()  # a collection takes long where much is loaded, and there is one request for every few tasks
+            self._report_activity("")
+            self._own_processes.update(set(descendants.children_of(os.getpid())) - before)
+            _prepare_to_fork()  # a collection takes long where much is loaded, and there is one request for every few tasks
 
-    def _load(self, setup: dict[str, Any]) -> None:
+    def _load_setup(self, setup: dict[str, Any]) -> None:
         if "program" in setup:
-            add_imports(setup["program"], os.getcwd())
-        import_modules(setup["modules"], self._begins)
-        self._begins("it prepared its functions")
+            add_import_paths(setup["program"], os.getcwd())
+        import_modules(setup["modules"], self._report_activity)
+        self._report_activity("it prepared its functions")
         self._functions = dict(setup["functions"])
         for function in setup.get("before", ()):
             function()
@@ -179,11 +181,11 @@ class ForkServer:
             self._slot_context = setup["context"]
         elif setup.get("context") is not None:
             name = getattr(setup["context"][0], "__qualname__", "its function")
-            self._begins(f"it built its context with {name}")
+            self._report_activity(f"it built its context with {name}")
             build_context(setup["context"], self._functions)
 
-    def _fork(self, request: dict[str, Any], descriptors: list[int]) -> None:
-        flush = captured_output.flush
+    def _fork_slot(self, request: dict[str, Any], descriptors: list[int]) -> None:
+        flush = captured_output.flush_streams
         flush()
         channel, progress = descriptors
         pid = os.fork()
@@ -198,15 +200,15 @@ class ForkServer:
         status = 1
         try:
             descendants.die_with_parent()
-            descendants.adopt()
-            fork_state.renew()
+            descendants.become_subreaper()
+            fork_state.reseed_generators()
             _signal.set_wakeup_fd(-1)
             _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
             _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
-            interrupts.listen()
+            interrupts.install_handler()
             if request["temporary"]:
                 tmpdir.use_folder(request["temporary"])
-            if self._slot_context is not None and not self._has_context():
+            if self._slot_context is not None and not self._build_slot_context():
                 return
             self._control.close()
             self._become_slot(request, channel, progress)
@@ -217,36 +219,36 @@ class ForkServer:
             flush()
             os._exit(status)
 
-    def _has_context(self) -> bool:
+    def _build_slot_context(self) -> bool:
         """Build what each slot has of its own. What that raises ends the library, as it would before the fork."""
         try:
-            with startup_watchdog.watched(self._stack):
+            with startup_watchdog.report_slow_block(self._stack):
                 build_context(self._slot_context, self._functions)
         except BaseException as error:  # noqa: BLE001 - whatever the user's function raises is told, not lost
-            self._fail(error)
+            self._report_failure(error)
             return False
         if self._fork_calls:
-            _settle()
+            _prepare_to_fork()
         return True
 
     def _become_slot(self, request: dict[str, Any], channel: int, progress: int) -> None:
         if not request["single"]:
-            near, channel = channel, call_state.reserve(channel)
+            near, channel = channel, call_state.duplicate_high(channel)
             os.close(near)
         with socket.socket(fileno=channel) as sock:
             if request["single"]:
                 os.setsid()  # the task and all it starts can be killed together
                 os.chdir(request["sandbox"])
                 sys.path.insert(0, request["sandbox"])  # as for a script that was started there
-                captured_output.redirect(request["output"], request["errors"])
-                slot.run_single(sock, progress)
+                captured_output.redirect_output(request["output"], request["errors"])
+                slot.run_python_task(sock, progress)
             else:
-                own = captured_output.redirect(request["output"], request["errors"])
+                own = captured_output.redirect_output(request["output"], request["errors"])
                 captured = CapturedOutput() if own else None
                 folder = request["temporary"]
                 slot.Slot(sock, self._functions, progress, self._fork_calls, captured, folder).serve()
 
-    def _kill(self, number: int) -> None:
+    def _kill_slot(self, number: int) -> None:
         for pid, slot_number in self._children.items():  # not reaped yet, so the pid is still its own
             if slot_number == number:
                 try:
@@ -257,15 +259,15 @@ class ForkServer:
                 except ProcessLookupError:
                     pass
 
-    def _reap(self) -> None:
+    def _reap_children(self) -> None:
         """Take leave of what has ended; what it has left behind are children of this process now, and end."""
-        while (ended := _next_ended()) is not None:
+        while (ended := _find_exited_child()) is not None:
             pid = ended.si_pid
             if pid in self._process_group_leaders:
                 self._process_group_leaders.discard(pid)
                 self._kill_process_group(pid)
-            known = self._own | self._children.keys()
-            if descendants.may_have_strays(known):
+            known = self._own_processes | self._children.keys()
+            if descendants.can_have_strays(known):
                 descendants.kill_strays(known)
             _pid, status, usage = os.wait4(pid, 0)
             number = self._children.pop(pid, None)
@@ -308,14 +310,14 @@ def build_context(about: Any, functions: dict[str, Callable[..., Any]]) -> None:
         getattr(user_function, "__globals__", {}).update(variables)
 
 
-def _settle() -> None:
+def _prepare_to_fork() -> None:
     """Make ready to fork: a collection in a slot must not touch, and so copy, the pages shared with this process."""
     gc.collect()
     fork_state.find_generators()
     gc.freeze()
 
 
-def _next_ended() -> Any:
+def _find_exited_child() -> Any:
     """Look for a child that has ended, and leave it as it is: so long its number is its own."""
     try:
         return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -323,7 +325,7 @@ def _next_ended() -> Any:
         return None
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of what matters to pickles."""
     found = {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
     metadata = importlib.import_module("importlib.metadata")
@@ -341,8 +343,8 @@ def main() -> None:
     import_paths.restore_python_path()
     program_folders.running_kernel()  # each fork wants to know
     random_seeds.watch_seeding()
-    fresh_imports.install()
-    captured_output.print_lines_at_once()
+    fresh_imports.wrap_loader()
+    captured_output.set_line_buffering()
     if os.environ.pop(usage.RECORDS, ""):
         use_recorder.start()
     ForkServer(socket.socket(fileno=int(sys.argv[1]))).serve()

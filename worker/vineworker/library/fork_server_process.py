@@ -146,8 +146,8 @@ class ForkServerProcess:
                 self._kill_group(slot.pid)
         self._kill_group(self.process.pid)
         self.process.wait()
-        self._process_reaper.ended(self.process.pid)
-        self._process_reaper.end_strays()
+        self._process_reaper.remove_process(self.process.pid)
+        self._process_reaper.kill_strays()
         for slot in slots.values():
             slot.on_exited({"reason": reason, "log": slot.read_output_tail()})
 
@@ -158,14 +158,14 @@ class ForkServerProcess:
         """
         if self.connection.is_closed:
             return
-        logs.shorten(self.log)
-        if (place := startup_watchdog.take(self.folder + ".stack")) is not None:
+        logs.truncate_log(self.log)
+        if (place := startup_watchdog.take_report(self.folder + ".stack")) is not None:
             self._on_event(events.HostSlow(self.name, place))
         for slot in self.slots.values():
             if not slot.is_python_task:
-                logs.shorten(slot.log)
-                logs.shorten(slot.errors)
-        self._loop.call_later(logs.LOOK_S, self._poll_output)
+                logs.truncate_log(slot.log)
+                logs.truncate_log(slot.errors)
+        self._loop.call_later(logs.POLL_INTERVAL_S, self._poll_output)
 
     def _wait(self) -> None:
         try:
@@ -206,7 +206,7 @@ class ForkServerProcess:
 
     def _on_forked(self, slot: Optional[SlotProcess], pid: int, is_python_task: bool) -> None:
         if is_python_task:
-            self._process_reaper.watch(pid)
+            self._process_reaper.add_group(pid)
         if slot is not None:
             slot.on_started(pid)
 
@@ -215,7 +215,7 @@ class ForkServerProcess:
         if slot is None:
             return
         if slot.pid is not None:
-            self._process_reaper.unwatch(slot.pid)
+            self._process_reaper.remove_group(slot.pid)
         tail = "" if slot.is_over else slot.read_output_tail()
         slot.on_exited({"reason": message["reason"], "max_rss_mb": message["max_rss_mb"], "log": tail})
 
@@ -261,7 +261,7 @@ class ForkServerProcess:
         except (ProcessLookupError, PermissionError):
             # some systems raise the latter for a group of zombies
             pass
-        self._process_reaper.unwatch(group)
+        self._process_reaper.remove_group(group)
 
 
 def remove_files(folder: str, cache: Cache) -> None:

@@ -21,33 +21,33 @@ from typing import Any
 
 from vinecore.protocol.serialization import random_seeds
 
-TORCH_MOST_CHOSEN = 1 << 32
+MAX_CHOSEN_TORCH_SEED = 1 << 32
 """The default generator of PyTorch has a larger seed, if nobody has chosen one."""
-AT_ONCE = 10_000
+BATCH_SIZE = 10_000
 
 
-_found: dict[int, Any] = {}  # by identity: what may have to be renewed after a fork
-_verdicts: dict[type, bool] = {}
+_generators: dict[int, Any] = {}  # by identity: what may have to be renewed after a fork
+_known_types: dict[type, bool] = {}
 
 
 def find_generators() -> None:
     """Find all generators of random numbers that the garbage collector knows of; before `gc.freeze`, which hides them."""
-    _verdicts.clear()  # a class that was judged before NumPy was there
+    _known_types.clear()  # a class that was judged before NumPy was there
     known = gc.get_objects()
     shared = random_seeds.global_random()  # which Python reseeds
     for one in known:
         if _is_generator(type(one)) and one is not shared:
-            _found[id(one)] = one
+            _generators[id(one)] = one
     torch: Any = sys.modules.get("torch")
     if torch is not None:  # its generators are not known to the collector, but to those that refer to them
-        for start in range(0, len(known), AT_ONCE):
-            for one in gc.get_referents(*known[start : start + AT_ONCE]):
+        for start in range(0, len(known), BATCH_SIZE):
+            for one in gc.get_referents(*known[start : start + BATCH_SIZE]):
                 if type(one) is torch.Generator:
-                    _found[id(one)] = one
+                    _generators[id(one)] = one
 
 
 def _is_generator(kind: type) -> bool:
-    verdict = _verdicts.get(kind)
+    verdict = _known_types.get(kind)
     if verdict is None:
         kinds: list[type] = [random.Random]
         for module, names in (
@@ -56,18 +56,18 @@ def _is_generator(kind: type) -> bool:
         ):
             if module in sys.modules:
                 kinds += [getattr(sys.modules[module], name) for name in names]
-        verdict = _verdicts[kind] = issubclass(kind, tuple(kinds)) and not issubclass(
+        verdict = _known_types[kind] = issubclass(kind, tuple(kinds)) and not issubclass(
             kind, random.SystemRandom
         )
     return verdict
 
 
-def renew() -> None:
+def reseed_generators() -> None:
     """Give this process, which has just been forked, random numbers of its own; Python itself has reseeded `random`."""
     if "numpy.random.mtrand" in sys.modules:
-        _renew_numpy()
+        _reseed_numpy()
     torch: Any = sys.modules.get("torch")
-    for one in _found.values():
+    for one in _generators.values():
         if isinstance(one, random.Random):
             if not random_seeds.seeds.chosen.get(id(one), False):
                 one.seed()
@@ -77,29 +77,31 @@ def renew() -> None:
             and one.initial_seed() == random_seeds.TORCH_UNSEEDED
         ):
             one.seed()
-    if torch is not None and torch.initial_seed() >= TORCH_MOST_CHOSEN:
+    if torch is not None and torch.initial_seed() >= MAX_CHOSEN_TORCH_SEED:
         torch.seed()
 
 
-def _renew_numpy() -> None:
+def _reseed_numpy() -> None:
     bits: Any = sys.modules["numpy.random.bit_generator"]
     legacy: Any = sys.modules["numpy.random.mtrand"]
     renewed = {
-        id(one) for one in _found.values() if isinstance(one, bits.SeedSequence) and _renew_sequence(one)
+        id(one)
+        for one in _generators.values()
+        if isinstance(one, bits.SeedSequence) and _reseed_sequence(one)
     }
-    for one in _found.values():
+    for one in _generators.values():
         if isinstance(one, bits.BitGenerator) and id(sequence := getattr(one, "_seed_seq", None)) in renewed:
             one.state = type(one)(sequence).state
     if random_seeds.seeds.is_numpy_unseeded:
         getattr(legacy, random_seeds.GLOBAL_NUMPY[1]).seed()
-    for one in _found.values():
+    for one in _generators.values():
         if isinstance(one, legacy.RandomState):
             made = getattr(one, "_bit_generator", None)
             if id(getattr(made, "_seed_seq", None)) in renewed:
-                _forget_half_a_pair(one)
+                _drop_second_normal(one)
 
 
-def _renew_sequence(sequence: Any) -> bool:
+def _reseed_sequence(sequence: Any) -> bool:
     """Have a seed sequence begin with another seed, if the system gave it the one it has; what it is for others stays."""
     if not random_seeds.seeds.was_drawn(sequence.entropy):
         return False
@@ -112,7 +114,7 @@ def _renew_sequence(sequence: Any) -> bool:
     return True
 
 
-def _forget_half_a_pair(state: Any) -> None:
+def _drop_second_normal(state: Any) -> None:
     """Drop the second normal number of a pair that was drawn before the fork.
 
     Normal numbers are drawn in pairs, so all forks would have the same second one.

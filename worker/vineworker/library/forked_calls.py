@@ -14,11 +14,11 @@ from vineworker.slot_protocol import Reply
 if TYPE_CHECKING:
     from typing import NoReturn
 
-LOOK_S = 0.02
+POLL_INTERVAL_S = 0.02
 """How often a child is looked at where its end cannot be waited for together with what it says."""
 
 
-def reply_of_child(read: int, pid: int) -> Reply | None:
+def wait_for_reply(read: int, pid: int) -> Reply | None:
     """Wait for what a child says, or for its end.
 
     Parameters
@@ -27,12 +27,14 @@ def reply_of_child(read: int, pid: int) -> Reply | None:
         Where its reply comes. The end of that is not waited for, because processes that the call has left behind keep it open.
     """
     reader = FrameReader([Reply])
-    end = _end_of(pid)
+    end = _open_pidfd(pid)
     watched = [read] if end is None else [read, end]
     over = False
     try:
         while True:
-            ready, _, _ = select.select(watched, [], [], 0 if over else LOOK_S if end is None else None)
+            ready, _, _ = select.select(
+                watched, [], [], 0 if over else POLL_INTERVAL_S if end is None else None
+            )
             if read in ready:
                 data = os.read(read, 1 << 18)
                 replies = reader.feed(data) if data else []
@@ -47,7 +49,7 @@ def reply_of_child(read: int, pid: int) -> Reply | None:
             os.close(end)
 
 
-def _end_of(pid: int) -> int | None:
+def _open_pidfd(pid: int) -> int | None:
     """Give a descriptor that is readable when a child has ended, where there is such a thing."""
     try:
         return os.pidfd_open(pid)
@@ -60,7 +62,7 @@ def has_ended(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def call(
+def call_function(
     function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], flush: Callable[[], None]
 ) -> Any:
     """Call a function of the user's, and come back only in the process that was asked to.
@@ -73,10 +75,10 @@ def call(
         return function(*args, **kwargs)
     finally:
         if os.getpid() != process:
-            _leave(flush)
+            _exit_child(flush)
 
 
-def _leave(flush: Callable[[], None]) -> NoReturn:
+def _exit_child(flush: Callable[[], None]) -> NoReturn:
     status = 0
     error = sys.exc_info()[1]
     try:

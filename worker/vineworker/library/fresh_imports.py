@@ -22,23 +22,23 @@ from typing import Any
 from vinecore.protocol.user_modules import is_package_file
 from vineworker.library import use_recorder
 
-SETTLED_NS = 2_000_000_000
+MIN_AGE_NS = 2_000_000_000
 """By so much a compiled file is younger than its source, if it is to be believed: a second, and as long as it may take to compile it."""
-MOST_COMPILED = 1000
-MOST_TOLD = 20
+MAX_COMPILED = 1000
+MAX_REPORTED_SOURCES = 20
 """Files that one task tells of; the next one tells of others."""
 
 _compiled: dict[str, tuple[tuple[int, ...], CodeType]] = {}  # source -> its state, and what it is compiled to
 _loaded: dict[str, None] = {}  # sources that were not there
 
 
-def install() -> None:
+def wrap_loader() -> None:
     """Have all imports of this process, and of those that are forked from it, look twice."""
     loader: Any = importlib.machinery.SourceFileLoader
     usual_data, usual_code = loader.get_data, loader.get_code
 
     def get_data(self: Any, path: str) -> bytes:
-        if path.endswith(".pyc") and is_doubtful(path, self.path):
+        if path.endswith(".pyc") and is_possibly_stale(path, self.path):
             raise OSError(path)  # as if there were none
         data: bytes = usual_data(self, path)
         return data
@@ -48,7 +48,7 @@ def install() -> None:
         if type(self) is not loader or use_recorder.is_on() or is_package_file(self.path):
             return usual_code(self, name)
         known = _compiled.get(self.path)
-        if known is not None and known[0] == _state_of(self.path):
+        if known is not None and known[0] == _stamp_file(self.path):
             return known[1]
         code = usual_code(self, name)
         _loaded[self.path] = None
@@ -57,49 +57,49 @@ def install() -> None:
     loader.get_data, loader.get_code = get_data, get_code
 
 
-def is_doubtful(compiled: str, source: str) -> bool:
+def is_possibly_stale(compiled: str, source: str) -> bool:
     """Whether a compiled file may have been made from a text that its source had before."""
     if is_package_file(source):
         return False
     try:
-        return os.stat(compiled).st_mtime_ns < os.stat(source).st_mtime_ns + SETTLED_NS
+        return os.stat(compiled).st_mtime_ns < os.stat(source).st_mtime_ns + MIN_AGE_NS
     except OSError:
         return True
 
 
-def loaded() -> list[str]:
+def list_loaded_sources() -> list[str]:
     """Give files of the user's own modules that this process had to load, or what it was forked from."""
-    return list(_loaded)[:MOST_TOLD]
+    return list(_loaded)[:MAX_REPORTED_SOURCES]
 
 
 def compile_sources(paths: Iterable[str]) -> bool:
     """Compile these files for processes that are forked later; tell whether any was new."""
-    return sum(map(_compile, paths)) > 0
+    return sum(map(_compile_source, paths)) > 0
 
 
-def _compile(path: str) -> bool:
+def _compile_source(path: str) -> bool:
     try:
-        state = _state_of(path)
+        state = _stamp_file(path)
         known = _compiled.get(path)
         if known is not None and known[0] == state:
             return False
-        if time.time_ns() - max(state[:2]) < SETTLED_NS:  # another edit may leave it with the same state
+        if time.time_ns() - max(state[:2]) < MIN_AGE_NS:  # another edit may leave it with the same state
             return False
         with open(path, "rb") as file:
             text = file.read()
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # who imports it shows them
             code = importlib.machinery.SourceFileLoader("", path).source_to_code(text, path)
-        if _state_of(path) != state:
+        if _stamp_file(path) != state:
             return False
     except Exception:  # noqa: BLE001 - who imports it will say what is wrong with it
         return False
-    if len(_compiled) >= MOST_COMPILED:
+    if len(_compiled) >= MAX_COMPILED:
         _compiled.clear()
     _compiled[path] = state, code
     return True
 
 
-def _state_of(path: str) -> tuple[int, ...]:
+def _stamp_file(path: str) -> tuple[int, ...]:
     found = os.stat(path)
     return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev

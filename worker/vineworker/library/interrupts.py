@@ -11,25 +11,25 @@ from typing import Any
 _received = False
 
 
-def listen() -> None:
+def install_handler() -> None:
     """Raise KeyboardInterrupt when the signal comes, as Python does, and remember it."""
     # each fork does this: `signal` would look up enumerations, and so copy fifty pages
-    _signal.signal(_signal.SIGINT, _take)
+    _signal.signal(_signal.SIGINT, _on_interrupt)
 
 
-def _take(_number: int, _frame: Any) -> None:
+def _on_interrupt(_number: int, _frame: Any) -> None:
     global _received  # noqa: PLW0603 - there is one process, and so one signal
     _received = True
     raise KeyboardInterrupt
 
 
-def forget() -> None:
+def reset_flag() -> None:
     """Reset the flag: later signals are about another call."""
     global _received  # noqa: PLW0603
     _received = False
 
 
-def obey(error: BaseException) -> None:
+def raise_if_signalled(error: BaseException) -> None:
     """Raise an exception again if it is what a signal has made."""
     if _received and isinstance(error, KeyboardInterrupt):
         raise error

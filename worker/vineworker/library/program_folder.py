@@ -17,9 +17,9 @@ from vineworker.library import call_state
 from vineworker.library.folder_view import FolderView
 from vineworker.slot_protocol import Reply
 
-MOST_TOLD = 10
+MAX_REPORTED_FILES = 10
 """Names of files that are told to have been left in the process's own folder."""
-OURS = ".vine"
+RESERVED_PREFIX = ".vine"
 """Beginning of the names of what the worker itself puts into a folder."""
 _OPEN = os.O_RDONLY | os.O_DIRECTORY
 
@@ -28,91 +28,99 @@ class StartingFolder:
     """The folder in which the calls of this process start; made in the process's own folder."""
 
     def __init__(self) -> None:
-        self._home, self._own = os.getcwd(), _open(".")
-        self._place = self._own
+        self._home, self._home_descriptor = os.getcwd(), _open_folder(".")
+        self._current = self._home_descriptor
         self._program: Optional[Program] = None
-        self._unseen: Optional[str] = None  # where the program is, which this process does not see
-        self._known: dict[str, tuple[int, int]] = {}  # what was in the own folder before the call
+        self._invisible_path: Optional[str] = None  # where the program is, which this process does not see
+        self._known_entries: dict[str, tuple[int, int]] = {}  # what was in the own folder before the call
         self._view: Optional[FolderView] = None
         self._added: list[str] = []  # to the path of imports
 
-    def enter(self, program: Optional[Program]) -> bool:
+    def enter_folder(self, program: Optional[Program]) -> bool:
         """Go where the next call starts; None is a call of no program's. Tell whether this is another program than before."""
         changes = program is not self._program
         if changes:
-            self._change(program)
-        os.fchdir(self._place)
-        if self._unseen is not None:
-            self._known = self._look_home()
+            self._switch_program(program)
+        os.fchdir(self._current)
+        if self._invisible_path is not None:
+            self._known_entries = self._scan_home()
         elif self._view is not None:
             self._view.refresh()
         return changes
 
-    def leave(self) -> None:
+    def collect_created_files(self) -> None:
         """Move files that a finished call has created in its view to the program's folder."""
         if self._view is not None:
-            self._view.carry_over()
+            self._view.apply_changes()
 
-    def report(self, reply: Reply) -> None:
+    def add_to_reply(self, reply: Reply) -> None:
         """Say in an answer what the call has written into the process's own folder, and why it was called there."""
-        if self._unseen is None:
+        if self._invisible_path is None:
             return
-        left = sorted(name for name, state in self._look_home().items() if self._known.get(name) != state)
+        left = sorted(
+            name for name, state in self._scan_home().items() if self._known_entries.get(name) != state
+        )
         if left:
-            reply.info["left"] = left[:MOST_TOLD] + (["..."] if len(left) > MOST_TOLD else [])
+            reply.info["left"] = left[:MAX_REPORTED_FILES] + (
+                ["..."] if len(left) > MAX_REPORTED_FILES else []
+            )
         if left or reply.kind == "exception":
-            reply.info["unseen"] = self._unseen
+            reply.info["unseen"] = self._invisible_path
 
     # ---- another program
 
-    def _change(self, program: Optional[Program]) -> None:
-        self._forget()
+    def _switch_program(self, program: Optional[Program]) -> None:
+        self._leave_program()
         self._program = program
         if program is None:
             return
         folder = program.folder
         if folder is None:
-            self._unseen = ""
+            self._invisible_path = ""
         elif not program_folders.is_visible(folder):
-            self._unseen = folder.path
+            self._invisible_path = folder.path
         elif program.has_files:
             self._view = FolderView(
-                folder.path, self._home, os.path.join(self._home, f"{OURS}-view-{os.getpid()}")
+                folder.path, self._home, os.path.join(self._home, f"{RESERVED_PREFIX}-view-{os.getpid()}")
             )
-            self._place = _open(self._view.path)
+            self._current = _open_folder(self._view.path)
         else:
-            self._place = _open(folder.path)
-        self._added = add_imports(program, self._home)
+            self._current = _open_folder(folder.path)
+        self._added = add_import_paths(program, self._home)
 
-    def _forget(self) -> None:
+    def _leave_program(self) -> None:
         """Undo what was done for the program before."""
-        if self._place != self._own:
-            os.close(self._place)
+        if self._current != self._home_descriptor:
+            os.close(self._current)
         if self._view is not None:
             self._view.close()
         sys.path[:] = [entry for entry in sys.path if entry not in self._added]
-        self._place, self._view, self._unseen, self._added = self._own, None, None, []
+        self._current, self._view, self._invisible_path, self._added = self._home_descriptor, None, None, []
 
-    def _look_home(self) -> dict[str, tuple[int, int]]:
-        with os.scandir(self._own) as entries:
-            return {entry.name: _state(entry) for entry in entries if not entry.name.startswith(OURS)}
+    def _scan_home(self) -> dict[str, tuple[int, int]]:
+        with os.scandir(self._home_descriptor) as entries:
+            return {
+                entry.name: _stamp_entry(entry)
+                for entry in entries
+                if not entry.name.startswith(RESERVED_PREFIX)
+            }
 
 
-def _open(path: str) -> int:
+def _open_folder(path: str) -> int:
     """Open a folder out of the way of calls that close what they find."""
     found = os.open(path, _OPEN)
     try:
-        return call_state.reserve(found)
+        return call_state.duplicate_high(found)
     finally:
         os.close(found)
 
 
-def _state(entry: os.DirEntry[str]) -> tuple[int, int]:
+def _stamp_entry(entry: os.DirEntry[str]) -> tuple[int, int]:
     found = entry.stat(follow_symlinks=False)
     return found.st_ino, found.st_ctime_ns
 
 
-def add_imports(program: Program, home: str) -> list[str]:
+def add_import_paths(program: Program, home: str) -> list[str]:
     """Have imports find what the program finds, after what is in the process's own folder; give what was added to the path."""
 
     def missing(folders: tuple[Folder, ...]) -> list[str]:

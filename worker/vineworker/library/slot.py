@@ -42,7 +42,7 @@ from vineworker.library.captured_output import CapturedOutput
 from vineworker.library.program_folder import StartingFolder
 from vineworker.machine import descendants, tmpdir
 from vineworker.slot_protocol import (
-    MOST_IN_FLIGHT,
+    MAX_IN_FLIGHT,
     PROGRESS,
     TO_SLOT,
     Call,
@@ -54,8 +54,8 @@ from vineworker.slot_protocol import (
 )
 
 REPLY_BATCH_S = 0.001
-RUNNING = struct.Struct(">q")  # the first part of `PROGRESS`
-MODULES_TO_TELL = 200
+RUNNING_TASK = struct.Struct(">q")  # the first part of `PROGRESS`
+MAX_REPORTED_MODULES = 200
 
 
 _reader = FrameReader(TO_SLOT, trusted=True)  # made before the fork; there is one slot in a process
@@ -104,7 +104,7 @@ class Slot:
         self._captured = captured
         self._temporary = os.path.join(folder, "call") if folder else ""
         self._state: CallState | None = None  # where calls share this process
-        self._ends = False  # a call has left this process as no other may find it
+        self._is_ending = False  # a call has left this process as no other may find it
         if not fork:
             captured_output.record_warnings()
 
@@ -118,15 +118,15 @@ class Slot:
                 return
             for message in _reader.feed(data):
                 self.handle(message)
-                if self._ends:
+                if self._is_ending:
                     return
-            self._flush()
+            self._send_replies()
 
     def handle(self, message: Any) -> None:
         """Obey one message."""
         kind = type(message)
         if kind is Call:
-            self._call(message)
+            self._handle_call(message)
         elif kind is ObjectData:
             raw = self._raw_shared if message.shared else self._raw_inputs
             raw[message.name] = message.payload
@@ -146,48 +146,50 @@ class Slot:
         if "timed" in call.options:
             PROGRESS.pack_into(self._progress, 0, call.task, time.monotonic())
         else:
-            RUNNING.pack_into(self._progress, 0, call.task)
+            RUNNING_TASK.pack_into(self._progress, 0, call.task)
 
-    def _call(self, call: Call) -> None:
+    def _handle_call(self, call: Call) -> None:
         self.mark_running(call)
         if self._state is None:
-            reply = self._in_child(call) if self._fork else self.run(call)
+            reply = self._run_in_child(call) if self._fork else self.run_call(call)
         else:
-            reply = self._state.run(self.run, call)
+            reply = self._state.run(self.run_call, call)
             changed = self._state.restore()
             if changed is not None:
-                self._end(call, reply, changed)
+                self._end_slot(call, reply, changed)
                 return
-        self.report(reply)
+        self.complete_reply(reply)
         self._raw_inputs.clear()
         if reply.kind == "done" and "held" not in reply.info:
             self._recent_results[call.task] = reply.payload if reply.size <= INLINE_LIMIT else call.result
-            if len(self._recent_results) > MOST_IN_FLIGHT:
+            if len(self._recent_results) > MAX_IN_FLIGHT:
                 del self._recent_results[next(iter(self._recent_results))]
-        RUNNING.pack_into(self._progress, 0, -1)
+        RUNNING_TASK.pack_into(self._progress, 0, -1)
         self._queue_reply(reply)
 
-    def _end(self, call: Call, reply: Reply, changed: str) -> None:
+    def _end_slot(self, call: Call, reply: Reply, changed: str) -> None:
         """Answer a last time: the worker has another process do what was to come after this call."""
-        self._ends = True
+        self._is_ending = True
         if reply.info.pop("held", None):
             _path, parts = self._held.pop(call.task)
             reply.info["digest"] = write_parts(call.result, parts)
         try:
-            self.report(reply)
+            self.complete_reply(reply)
         except OSError:  # where that would be read is closed
             pass
         reply.info["ends"] = changed
         self._replies.append(reply)
-        self._flush()
-        RUNNING.pack_into(self._progress, 0, -1)  # until now it is this call's fault if there is no answer
+        self._send_replies()
+        RUNNING_TASK.pack_into(
+            self._progress, 0, -1
+        )  # until now it is this call's fault if there is no answer
 
-    def report(self, reply: Reply) -> None:
+    def complete_reply(self, reply: Reply) -> None:
         """Add to an answer what is known only when the call is over."""
-        self._folder.report(reply)
-        captured_output.take_warnings(reply.info)
+        self._folder.add_to_reply(reply)
+        captured_output.move_warnings_to(reply.info)
         if self._captured is not None:
-            self._captured.take(reply.info)
+            self._captured.move_output_to(reply.info)
 
     def _queue_reply(self, reply: Reply) -> None:
         now = time.monotonic()
@@ -195,9 +197,9 @@ class Slot:
             self._first_reply = now
         self._replies.append(reply)
         if now - self._first_reply > REPLY_BATCH_S or reply.wall_s > REPLY_BATCH_S or len(self._replies) > 64:
-            self._flush()
+            self._send_replies()
 
-    def _flush(self) -> None:
+    def _send_replies(self) -> None:
         if self._replies:
             replies, self._replies = self._replies, []
             self._sock.sendall(b"".join(encode(replies)))  # type: ignore[arg-type]
@@ -223,7 +225,7 @@ class Slot:
         else:
             self._queue_reply(Reply(task, "wrote", values.size_of(parts), 0.0, {"digest": digest}, b""))
 
-    def _in_child(self, call: Call) -> Reply:
+    def _run_in_child(self, call: Call) -> Reply:
         """Run a call in a child process; only the child suffers from what the call does to its process."""
         start = time.monotonic()
         read, write = os.pipe()
@@ -234,25 +236,25 @@ class Slot:
             try:
                 os.close(read)
                 descendants.die_with_parent()
-                descendants.adopt()
-                fork_state.renew()
+                descendants.become_subreaper()
+                fork_state.reseed_generators()
                 if self._temporary:
                     tmpdir.use_folder(self._temporary)
-                reply = self.run(call)
-                descendants.end_all()
+                reply = self.run_call(call)
+                descendants.kill_all()
                 with os.fdopen(write, "wb") as pipe:
                     pipe.write(b"".join(encode([reply])))  # type: ignore[list-item]
-                captured_output.flush()
+                captured_output.flush_streams()
                 status = 0
             finally:  # whatever happens, the child must not go on as if it were the slot
                 os._exit(status)
         os.close(write)
         try:
-            answer = forked_calls.reply_of_child(read, pid)
+            answer = forked_calls.wait_for_reply(read, pid)
         finally:
             os.close(read)
         _pid, status, _usage = os.wait4(pid, 0)
-        descendants.end_all(known)
+        descendants.kill_all(known)
         if self._temporary:
             tmpdir.remove_folder(self._temporary)
         if answer is not None:
@@ -261,17 +263,17 @@ class Slot:
             call.task, "crash", 0, time.monotonic() - start, {"reason": describe_status(status)}, b""
         )
 
-    def run(self, call: Call) -> Reply:
+    def run_call(self, call: Call) -> Reply:
         """Load what a call needs, call, and serialize what it returns or raises."""
         start = time.perf_counter()
-        interrupts.forget()
+        interrupts.reset_flag()
         later: set[int] = set()  # inputs that the function itself loads
         fed: tuple[str, int] | None = call.options.get("fed")
         if fed is not None and fed[1] not in self._recent_results:
             return Reply(call.task, "unfed", 0, 0.0, {}, b"")
         try:
             try:
-                recorder, shared = self._get_ready(call)
+                recorder, shared = self._prepare_call(call)
                 args, kwargs = values.loads(call.payload)
                 later = {arg.index for arg in args if type(arg) is LazyInput}
                 inputs = [
@@ -291,10 +293,10 @@ class Slot:
             args, kwargs = substitute_placeholders(args, kwargs, shared, inputs)
             del inputs
             try:
-                result = forked_calls.call(function, args, kwargs, captured_output.flush)
+                result = forked_calls.call_function(function, args, kwargs, captured_output.flush_streams)
                 used = recorder.end(call, self._raw_inputs) if recorder is not None else []
             finally:
-                self._folder.leave()
+                self._folder.collect_created_files()
             del args, kwargs
             info: dict[str, Any] = {}
             if used:
@@ -302,7 +304,7 @@ class Slot:
             if type(result) is ResultWithMetadata:
                 info["note"] = base64.b64encode(result.extra).decode()
                 result = result.value
-            parts = [raw_bytes(result)] if call.options.get("raw") else dump_result(result)
+            parts = [result_bytes(result)] if call.options.get("raw") else dump_result(result)
             size = values.size_of(parts)
             payload = b""
             if size <= INLINE_LIMIT:
@@ -313,7 +315,7 @@ class Slot:
                 info["digest"] = write_parts(call.result, parts)
         # the caller gets whatever the user's code raised, SystemExit and KeyboardInterrupt included
         except BaseException as error:  # noqa: BLE001
-            interrupts.obey(error)
+            interrupts.raise_if_signalled(error)
             use_recorder.cancel(call)
             if later and isinstance(error, FileNotFoundError) and (lost := _lost_inputs_reply(call, error)):
                 return lost
@@ -327,17 +329,17 @@ class Slot:
             )
         return Reply(call.task, "done", size, time.perf_counter() - start, info, payload)
 
-    def _get_ready(self, call: Call) -> tuple[use_recorder.Recorder | None, list[Any]]:
+    def _prepare_call(self, call: Call) -> tuple[use_recorder.Recorder | None, list[Any]]:
         """Go where a call starts, and load what it shares with others."""
         known = len(self._shared)
         program = self._load_shared(*call.shared[-1]) if "program" in call.options else None
         # before anything else is loaded: that may import the program's modules
-        moved = self._folder.enter(program)
+        moved = self._folder.enter_folder(program)
         recorder = use_recorder.begin(call) if "record" in call.options else None
         # before the arguments: what a program has registered may decide what they are loaded as
         shared = [self._load_shared(name, path) for name, path in call.shared]
         if self._state is not None and (moved or len(self._shared) > known):
-            self._state.accept()
+            self._state.accept_current()
         if "env" in call.options:
             set_variables(call.options["env"])
         return recorder, shared
@@ -414,7 +416,7 @@ def dump_result(result: Any) -> list[Any]:
         raise
 
 
-def raw_bytes(result: Any) -> bytes:
+def result_bytes(result: Any) -> bytes:
     """Give the bytes of what a call has returned that says it returns bytes."""
     if isinstance(result, (bytes, bytearray, memoryview)):
         return bytes(result)
@@ -434,7 +436,7 @@ def set_variables(variables: dict[str, Union[str, None]]) -> None:
     if "TZ" in variables:
         time.tzset()
     if not set(tmpdir.VARIABLES).isdisjoint(variables):
-        tmpdir.forget_folder()
+        tmpdir.reset_tempfile()
 
 
 def describe_status(status: int) -> str:
@@ -446,7 +448,7 @@ def describe_status(status: int) -> str:
     return f"its process exited with code {os.WEXITSTATUS(status)}"
 
 
-def run_single(sock: socket.socket, progress: int) -> None:
+def run_python_task(sock: socket.socket, progress: int) -> None:
     """Run one call in a process of its own and tell which modules it had to import, so that the next fork has them."""
     before, held = len(sys.modules), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     slot = Slot(sock, {}, progress, fork=False)
@@ -457,15 +459,15 @@ def run_single(sock: socket.socket, progress: int) -> None:
                 continue
             slot.mark_running(message)
             set_variables(message.options.pop("env", {}))
-            reply = slot.run(message)
-            slot.report(reply)
+            reply = slot.run_call(message)
+            slot.complete_reply(reply)
             reply.info.update(_imported_since(before))
             usage = resource.getrusage(resource.RUSAGE_SELF)
             reply.info["cpu_s"] = usage.ru_utime + usage.ru_stime
             # what counts if it is over before somebody has looked at it
             reply.info["grown_mb"] = 1 + (usage.ru_maxrss - held) // 1024
-            captured_output.flush()
-            descendants.end_all()  # nobody writes any more to what is taken out of the sandbox now
+            captured_output.flush_streams()
+            descendants.kill_all()  # nobody writes any more to what is taken out of the sandbox now
             sock.sendall(b"".join(encode([reply])))
             os._exit(0)  # to tidy up here is to write to, and so to copy, pages shared with the host
 
@@ -486,5 +488,5 @@ def _imported_since(before: int) -> dict[str, list[str]]:
         and getattr(module := sys.modules[name], "__spec__", None)
         and not user_modules.is_own_module(module)
     ]
-    told = {"modules": found[::-1][:MODULES_TO_TELL], "sources": fresh_imports.loaded()}
+    told = {"modules": found[::-1][:MAX_REPORTED_MODULES], "sources": fresh_imports.list_loaded_sources()}
     return {kind: names for kind, names in told.items() if names}

@@ -9,50 +9,50 @@ import re
 import time
 from collections.abc import Iterator
 
-PATIENCE_S = 5.0
+REPORT_INTERVAL_S = 5.0
 """What takes longer is told, again after each of these times."""
-MOST_FRAMES = 4
-MOST_BYTES = 1 << 16
-OVER = b"Over\n"
+MAX_FRAMES = 4
+MAX_TRACE_BYTES = 1 << 16
+FINISHED_MARK = b"Over\n"
 FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$')
 STAGES = {
     "build_context": "it builds its context",
     "import_modules": "it imports its modules",
-    "_preload": "it imports what tasks need",
+    "_preload_modules": "it imports what tasks need",
 }
 
 
 @contextlib.contextmanager
-def watched(path: str) -> Iterator[None]:
+def report_slow_block(path: str) -> Iterator[None]:
     """Write to a file where the block is, if it lasts long.
 
     This takes no lock of the interpreter, so C code that keeps that is seen, too; its thread has ended before anything is forked.
     """
     start = time.monotonic()
     with open(path, "ab", buffering=0) as file:
-        faulthandler.dump_traceback_later(PATIENCE_S, repeat=True, file=file)
+        faulthandler.dump_traceback_later(REPORT_INTERVAL_S, repeat=True, file=file)
         try:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
-            if time.monotonic() - start >= PATIENCE_S:
-                file.write(OVER)
+            if time.monotonic() - start >= REPORT_INTERVAL_S:
+                file.write(FINISHED_MARK)
 
 
-def take(path: str) -> str | None:
+def take_report(path: str) -> str | None:
     """Read where something is that takes long, "" where it is over, and empty the file; None if there is nothing new."""
     try:
         if not os.stat(path).st_size:
             return None
         with open(path, "r+b") as file:
-            text = file.read(MOST_BYTES)
+            text = file.read(MAX_TRACE_BYTES)
             file.truncate(0)
     except OSError:  # nothing has begun yet
         return None
-    return "" if text.endswith(OVER) else describe(text.decode(errors="replace"))
+    return "" if text.endswith(FINISHED_MARK) else describe_stack(text.decode(errors="replace"))
 
 
-def describe(text: str) -> str:
+def describe_stack(text: str) -> str:
     """Say in a line what the first thread of a process does, which is the last in what the interpreter writes."""
     frames = [
         found.groups()
@@ -65,6 +65,6 @@ def describe(text: str) -> str:
     imported = next((frame for frame in own if frame[2] == "<module>"), None)
     if imported is not None and imported not in users:
         users.insert(0, imported)  # whose import it is that takes long
-    shown = (users or own)[:MOST_FRAMES]
+    shown = (users or own)[:MAX_FRAMES]
     places = ", called from ".join(f"line {line} of {file}, in {name}" for file, line, name in shown)
     return f"{stage}: {places}" if places else stage

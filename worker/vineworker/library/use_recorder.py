@@ -290,7 +290,7 @@ class Recorder:
 
     def _call_c(self, *_about: Any) -> None:
         """Record that the user's own code calls a library in another language."""
-        if outside_reads.asked_by_user():
+        if outside_reads.is_called_by_user():
             self._note(used_resources.UNSEEN)
 
     def _list(self, path: Any = None) -> None:
@@ -380,7 +380,7 @@ def start() -> Recorder:
         _watch_variables(_recorder)
         _watch_entropy(_recorder)
         _watch_imports(_recorder)
-        outside_reads.watch(_recorder)
+        outside_reads.wrap_functions(_recorder)
     return _recorder
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-PAGES = 32
+MAX_ARGUMENT_PAGES = 32
 """Of one argument, or of one variable with its name; Linux takes no more, however much it takes in all."""
-WAY_OUT = "put it into a file, such as m.declare_buffer(text), and have that as an input"
+ADVICE = "put it into a file, such as m.declare_buffer(text), and have that as an input"
 
 
-class TooLong(ValueError):
+class ArgumentsTooLong(ValueError):
     """A command, or the variables of its environment, are more than a program can be started with; it says which, and what to do."""
 
 
-def explain(command: Sequence[str], env: Mapping[str, str]) -> str:
+def describe_excess(command: Sequence[str], env: Mapping[str, str]) -> str:
     """Say which of all that a program was to be started with is too much.
 
     Parameters
@@ -24,23 +24,23 @@ def explain(command: Sequence[str], env: Mapping[str, str]) -> str:
     env
         All variables.
     """
-    most = PAGES * os.sysconf("SC_PAGESIZE") - 1
-    longest = max(map(_size, command), default=0)
+    most = MAX_ARGUMENT_PAGES * os.sysconf("SC_PAGESIZE") - 1
+    longest = max(map(_byte_length, command), default=0)
     if longest > most:
-        return f"its command has {longest:,} bytes, and this system takes {most:,} in one argument: {WAY_OUT}, and run that, such as with 'sh script'"
+        return f"its command has {longest:,} bytes, and this system takes {most:,} in one argument: {ADVICE}, and run that, such as with 'sh script'"
     for name, value in env.items():
-        size = _size(name) + 1 + _size(value)
+        size = _byte_length(name) + 1 + _byte_length(value)
         if size > most:
-            return f"its environment variable {name} has {size:,} bytes, and this system takes {most:,} for one: {WAY_OUT}"
-    size = sum(_size(text) + 1 for text in command) + sum(
-        _size(name) + _size(value) + 2 for name, value in env.items()
+            return f"its environment variable {name} has {size:,} bytes, and this system takes {most:,} for one: {ADVICE}"
+    size = sum(_byte_length(text) + 1 for text in command) + sum(
+        _byte_length(name) + _byte_length(value) + 2 for name, value in env.items()
     )
     limit = os.sysconf("SC_ARG_MAX")
     return (
         f"its command and its environment variables have {size:,} bytes together, and this system takes {limit:,}, with some room for "
-        f"itself: {WAY_OUT}"
+        f"itself: {ADVICE}"
     )
 
 
-def _size(text: str) -> int:
+def _byte_length(text: str) -> int:
     return len(os.fsencode(text))

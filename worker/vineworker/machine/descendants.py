@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-PATIENCE_S = 5.0
+EXIT_TIMEOUT_S = 5.0
 """How long the end of what was killed is waited for; what hangs in the kernel ends when that lets it."""
-PAUSE_S = 0.001
-LIST_BYTES = 4096
+POLL_INTERVAL_S = 0.001
+MAX_LIST_BYTES = 4096
 
 _prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
 _probes: list[ProcessProbe | None] = []
@@ -41,7 +41,7 @@ def die_with_parent() -> None:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def adopt() -> None:
+def become_subreaper() -> None:
     """Have the kernel give this process the descendants whose parents end; it stays so when another program is executed."""
     if _prctl is not None:
         _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -49,19 +49,19 @@ def adopt() -> None:
 
 def children_of(pid: int) -> list[int]:
     """Give the children of a process; none where that cannot be known."""
-    probe = _probe()
+    probe = _get_probe()
     return [] if probe is None else probe.children(pid)
 
 
-def _probe() -> ProcessProbe | None:
+def _get_probe() -> ProcessProbe | None:
     if not _probes:
         _probes.append(best_probe())
     if _probes[0] is not None:
-        _probes[0].begin()
+        _probes[0].start_round()
     return _probes[0]
 
 
-def families(roots: Iterable[int]) -> list[int]:
+def list_with_descendants(roots: Iterable[int]) -> list[int]:
     """Give processes and all that descends from them, parents first."""
     found = list(roots)
     for pid in found:
@@ -69,7 +69,7 @@ def families(roots: Iterable[int]) -> list[int]:
     return found
 
 
-def kill(pids: Iterable[int]) -> None:
+def kill_processes(pids: Iterable[int]) -> None:
     """End processes, parents first, so that nobody is replaced."""
     for pid in pids:
         try:
@@ -78,7 +78,7 @@ def kill(pids: Iterable[int]) -> None:
             pass
 
 
-def may_have_strays(known: Collection[int]) -> bool:
+def can_have_strays(known: Collection[int]) -> bool:
     """Whether the kernel may have given this process any child that is not known; False says that it has not.
 
     It gives them to the first thread, so where there is a list for each thread, this takes a third of what it takes to find all children.
@@ -88,10 +88,10 @@ def may_have_strays(known: Collection[int]) -> bool:
     except OSError:
         return True
     try:
-        found = os.read(list_, LIST_BYTES)
+        found = os.read(list_, MAX_LIST_BYTES)
     finally:
         os.close(list_)
-    return len(found) == LIST_BYTES or any(int(pid) not in known for pid in found.split())
+    return len(found) == MAX_LIST_BYTES or any(int(pid) not in known for pid in found.split())
 
 
 def kill_strays(known: Collection[int]) -> list[int]:
@@ -100,20 +100,20 @@ def kill_strays(known: Collection[int]) -> list[int]:
     Those below may become children of this process only when they have been waited for: then it is time to look again.
     """
     strays = [pid for pid in children_of(os.getpid()) if pid not in known]
-    kill(families(strays))
+    kill_processes(list_with_descendants(strays))
     return strays
 
 
-def end_all(known: Collection[int] = (), patience_s: float = PATIENCE_S) -> None:
+def kill_all(known: Collection[int] = (), patience_s: float = EXIT_TIMEOUT_S) -> None:
     """End all that descends from this process except the known children, and wait for that. Where there is nothing it costs one system call."""
     deadline = None
     while (known or has_children()) and (strays := kill_strays(known)):
-        reap(strays)
+        reap_children(strays)
         now = time.monotonic()
         deadline = deadline or now + patience_s
         if now > deadline:
             return
-        time.sleep(PAUSE_S)
+        time.sleep(POLL_INTERVAL_S)
 
 
 def has_children() -> bool:
@@ -125,7 +125,7 @@ def has_children() -> bool:
     return True
 
 
-def reap(pids: Iterable[int]) -> None:
+def reap_children(pids: Iterable[int]) -> None:
     """Take leave of those of these children that have ended."""
     for pid in pids:
         try:

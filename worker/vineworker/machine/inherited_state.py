@@ -12,11 +12,11 @@ import sys
 
 from vinecore.protocol import import_paths
 
-KEPT = {"SIGPIPE", "SIGXFSZ", "SIGXFZ", "SIGTTIN", "SIGTTOU", "SIGTSTP"}
+KEPT_SIGNALS = {"SIGPIPE", "SIGXFSZ", "SIGXFZ", "SIGTTIN", "SIGTTOU", "SIGTSTP"}
 """Python ignores the first ones itself, and gives its children the default; the last ones are for whoever has the terminal."""
 
 
-def put_right() -> None:
+def reset_inherited_state() -> None:
     """Make this process as it should be, at its start: before there are threads, files or children."""
     open_standard_streams()
     unblock_signals()
@@ -43,5 +43,5 @@ def unblock_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, nobody could be told how a child has ended
     for number in signal.valid_signals():
-        if signal.getsignal(number) is signal.SIG_IGN and signal.Signals(number).name not in KEPT:
+        if signal.getsignal(number) is signal.SIG_IGN and signal.Signals(number).name not in KEPT_SIGNALS:
             signal.signal(number, lambda _signal, _frame: None)

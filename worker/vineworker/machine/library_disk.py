@@ -12,15 +12,15 @@ import os
 import time
 from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
 
-from vineworker.machine.descendants import families
+from vineworker.machine.descendants import list_with_descendants
 from vineworker.machine.resource_monitor import (
-    DISK_PERIOD_S,
+    DISK_INTERVAL_S,
     MAX_CPU_FRACTION,
     MB,
-    Spacing,
+    RateLimiter,
     file_size,
-    find_nameless,
-    used_bytes,
+    find_unlinked_files,
+    sum_file_sizes,
 )
 from vineworker.machine.tmpdir import TMPDIR_NAME
 
@@ -57,7 +57,7 @@ class LibraryDiskMonitor:
     limit
         Gives how many MB they may take; 0: as many as there are.
     copies
-        What in the folder are inputs; see `used_bytes`.
+        What in the folder are inputs; see `sum_file_sizes`.
     clock, cpu_clock
         As for `vineworker.machine.resource_monitor.Sampler`.
     """
@@ -73,23 +73,23 @@ class LibraryDiskMonitor:
         cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._folder, self._library, self._slots, self._limit = folder, library, slots, limit
-        self._copies, self._spacing = copies, Spacing(clock, cpu_clock)
+        self._copies, self._spacing = copies, RateLimiter(clock, cpu_clock)
         self._temporary = os.path.join(folder, TMPDIR_NAME)
 
     def measure_if_due(self) -> Optional[LibraryTooLarge]:
         """Add everything up, if there is a limit and it is time; tell if it is too much."""
         limit = self._limit()
-        if not limit or not self._spacing.due(MAX_CPU_FRACTION, DISK_PERIOD_S):
+        if not limit or not self._spacing.is_due(MAX_CPU_FRACTION, DISK_INTERVAL_S):
             return None
         with self._spacing:
-            shared, own = self._add_up(dict(self._slots()))
+            shared, own = self._measure(dict(self._slots()))
         total = shared + sum(own.values())
         if total <= limit * MB:
             return None
         alone = shared > limit * MB or not any(own.values())
         return LibraryTooLarge(None if alone else max(own, key=own.__getitem__), limit, -(-total // MB))
 
-    def _add_up(self, slots: dict[int, WritingProcess]) -> tuple[int, dict[int, int]]:
+    def _measure(self, slots: dict[int, WritingProcess]) -> tuple[int, dict[int, int]]:
         """Bytes of what all slots share, and of each slot."""
         place = self._folder
         # also those of slots that have ended, which are just being removed
@@ -97,14 +97,14 @@ class LibraryDiskMonitor:
             os.path.join(self._temporary, name) for name in _file_names(self._temporary) if name.isdigit()
         }
         left_out = folders.union(*(writer.logs for writer in slots.values()))
-        nameless = find_nameless(_pids(self._library), place)
-        shared = used_bytes(place, copies=self._copies, left_out=left_out)
+        nameless = find_unlinked_files(_pids(self._library), place)
+        shared = sum_file_sizes(place, copies=self._copies, left_out=left_out)
         shared += sum(map(file_size, self._library.logs)) + sum(nameless.values())
         own = {}
         for number, writer in slots.items():
-            files = find_nameless(families(_pids(writer)), place)
+            files = find_unlinked_files(list_with_descendants(_pids(writer)), place)
             own[number] = (
-                used_bytes(os.path.join(self._temporary, str(number)))
+                sum_file_sizes(os.path.join(self._temporary, str(number)))
                 + sum(map(file_size, writer.logs))
                 + sum(size for file, size in files.items() if file not in nameless)
             )

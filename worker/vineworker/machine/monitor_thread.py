@@ -37,14 +37,14 @@ class ResourceMonitorThread:
     ) -> None:
         self._on_library_too_large = library_too_large
         self._libraries: dict[str, LibraryDiskMonitor] = {}
-        self._monitor, self._exceeded, self._disk_mb = ResourceMonitor(), exceeded, disk_mb
-        self._watched: set[int] = set()
+        self._monitor, self._on_limit_exceeded, self._disk_mb = ResourceMonitor(), exceeded, disk_mb
+        self._tasks: set[int] = set()
         self._unlimited: set[int] = set()
         self._wake = threading.Event()
         self._closing = False
         self._thread: Optional[threading.Thread] = None
 
-    def watch(
+    def add_task(
         self,
         task: int,
         pid: int,
@@ -58,40 +58,40 @@ class ResourceMonitorThread:
         if self._disk_mb and "disk" not in limits:
             limits["disk"] = self._disk_mb
             self._unlimited.add(task)
-        self._monitor.watch(task, pid, limits, folder, output, copies)
-        self._watched.add(task)
+        self._monitor.add_task(task, pid, limits, folder, output, copies)
+        self._tasks.add(task)
         self._start()
 
-    def watch_library(self, name: str, disk: LibraryDiskMonitor) -> None:
+    def add_library(self, name: str, disk: LibraryDiskMonitor) -> None:
         """Begin to measure how much of the disk a library takes."""
         self._libraries[name] = disk
         self._start()
 
-    def unwatch_library(self, name: str) -> None:
+    def remove_library(self, name: str) -> None:
         """Stop measuring a library."""
         if self._libraries.pop(name, None) is not None:
             self._pause_if_unused()
 
     def _start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="vine-measuring", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="vine-monitor", daemon=True)
             self._thread.start()
         self._wake.set()
 
-    def unwatch(self, task: int) -> Optional[Peak]:
+    def remove_task(self, task: int) -> Optional[Peak]:
         """Stop measuring a task; return what it used at most."""
-        if task not in self._watched:
+        if task not in self._tasks:
             return None
-        self._watched.discard(task)
+        self._tasks.discard(task)
         self._pause_if_unused()
-        peak = self._monitor.unwatch(task)
+        peak = self._monitor.remove_task(task)
         if task in self._unlimited:  # a task without a limit of its own is told nothing
             self._unlimited.discard(task)
             peak = peak._replace(disk_mb=None)
         return peak
 
     def _pause_if_unused(self) -> None:
-        if not self._watched and not self._libraries:
+        if not self._tasks and not self._libraries:
             self._wake.clear()
 
     def _run(self) -> None:
@@ -99,7 +99,7 @@ class ResourceMonitorThread:
             self._wake.wait()
             try:
                 for exceeded in self._monitor.sample():
-                    self._exceeded(exceeded)
+                    self._on_limit_exceeded(exceeded)
                 for name, disk in list(self._libraries.items()):
                     found = disk.measure_if_due()
                     if found is not None:

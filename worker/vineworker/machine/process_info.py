@@ -19,7 +19,7 @@ import os
 from typing import Any, NamedTuple, Protocol
 
 KB = 1024
-PIECE = 1 << 16
+READ_BYTES = 1 << 16
 
 
 class ProcessSample(NamedTuple):
@@ -61,7 +61,7 @@ class Memory(NamedTuple):
 class ProcessProbe(Protocol):
     """How processes are looked at; nothing here raises for a process that has gone."""
 
-    def begin(self) -> None:
+    def start_round(self) -> None:
         """Start a round: forget what holds for one moment only."""
 
     def sample(self, pid: int) -> ProcessSample | None:
@@ -84,11 +84,11 @@ class LinuxProbe:
         # Kernels may be built without the lists of children; then everybody's parent is read, once in a
         # round.
         self._lists = os.path.exists(f"{root}/self/task/{os.getpid()}/children")
-        self._families: dict[int, list[int]] | None = None
+        self._children_table: dict[int, list[int]] | None = None
 
-    def begin(self) -> None:
+    def start_round(self) -> None:
         """Forget the table of parents."""
-        self._families = None
+        self._children_table = None
 
     def sample(self, pid: int) -> ProcessSample | None:
         """Read ``/proc/PID/stat``."""
@@ -100,20 +100,20 @@ class LinuxProbe:
 
     def _stat(self, pid: int) -> list[bytes]:
         # The name of the program comes second, in parentheses, and may itself hold blanks and parentheses.
-        return _read(f"{self._root}/{pid}/stat").rpartition(b")")[2].split()
+        return _read_file(f"{self._root}/{pid}/stat").rpartition(b")")[2].split()
 
     def children(self, pid: int) -> list[int]:
         """Read the list of every thread, for each has children of its own."""
         if not self._lists:
-            if self._families is None:
-                self._families = self._parent_table()
-            return self._families.get(pid, [])
+            if self._children_table is None:
+                self._children_table = self._read_children_table()
+            return self._children_table.get(pid, [])
         found: list[int] = []
         for thread in _entries(f"{self._root}/{pid}/task"):
-            found += map(int, _read(f"{self._root}/{pid}/task/{thread}/children").split())
+            found += map(int, _read_file(f"{self._root}/{pid}/task/{thread}/children").split())
         return found
 
-    def _parent_table(self) -> dict[int, list[int]]:
+    def _read_children_table(self) -> dict[int, list[int]]:
         families: dict[int, list[int]] = {}
         for entry in _entries(self._root):
             if entry.isdigit():
@@ -125,7 +125,7 @@ class LinuxProbe:
     def memory(self, pid: int) -> Memory | None:
         """Read ``/proc/PID/smaps_rollup`` (Linux 4.14; the shares by kind came with 5.4)."""
         sizes: dict[bytes, int] = {}
-        for line in _read(f"{self._root}/{pid}/smaps_rollup").splitlines()[1:]:
+        for line in _read_file(f"{self._root}/{pid}/smaps_rollup").splitlines()[1:]:
             words = line.split()
             if len(words) == 3:
                 sizes[words[0]] = int(words[1]) * KB
@@ -147,11 +147,11 @@ class PsutilProbe:
         import psutil
 
         self._psutil: Any = psutil
-        self._families: dict[int, list[int]] | None = None
+        self._children_table: dict[int, list[int]] | None = None
 
-    def begin(self) -> None:
+    def start_round(self) -> None:
         """Forget the table of parents."""
-        self._families = None
+        self._children_table = None
 
     def sample(self, pid: int) -> ProcessSample | None:
         """Ask for times and resident set."""
@@ -165,11 +165,11 @@ class PsutilProbe:
 
     def children(self, pid: int) -> list[int]:
         """Ask everybody's parent, once in a round."""
-        if self._families is None:
-            self._families = {}
+        if self._children_table is None:
+            self._children_table = {}
             for process in self._psutil.process_iter(["ppid"]):
-                self._families.setdefault(process.info["ppid"], []).append(process.pid)
-        return self._families.get(pid, [])
+                self._children_table.setdefault(process.info["ppid"], []).append(process.pid)
+        return self._children_table.get(pid, [])
 
     def memory(self, pid: int) -> Memory | None:
         """Not known: what other systems call unique costs too much there."""
@@ -186,7 +186,7 @@ def best_probe() -> ProcessProbe | None:
         return None
 
 
-def _read(path: str) -> bytes:
+def _read_file(path: str) -> bytes:
     # Without a buffer, a short file is one read, and so of one moment.
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -194,7 +194,7 @@ def _read(path: str) -> bytes:
         return b""
     parts = []
     try:
-        while part := os.read(file, PIECE):
+        while part := os.read(file, READ_BYTES):
             parts.append(part)
     except OSError:  # its process has just ended
         return b""

@@ -1,7 +1,7 @@
 """Cleans up after a worker that is killed: a small shell that outlives it by a moment.
 
 A worker that gets SIGKILL can clean up nothing, and the kernel ends at most the direct children of a process with it. So every worker has a
-warden: it is told the process groups of all that is started, and when its input ends, because the worker has, it kills those that are left
+process reaper: it is told the process groups of all that is started, and when its input ends, because the worker has, it kills those that are left
 and removes the worker's folder. After an orderly end it finds nothing to do. What has left its process group (a daemon) is known by a variable that
 all processes of a worker have had in their environment when they, or those they were forked from, were executed.
 
@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from vineworker.machine import descendants
-from vineworker.machine.argument_limits import TooLong, explain
+from vineworker.machine.argument_limits import ArgumentsTooLong, describe_excess
 
-MARK = "VINE_WORKER"
+WORKER_VARIABLE = "VINE_WORKER"
 """The variable; its value is the worker's folder."""
 SCRIPT = r"""
 while read -r change group; do
@@ -46,9 +46,9 @@ done
 [ -z "$2" ] || rm -f -- "$2"
 rm -rf -- "$1" || { chmod -R u+rwx -- "$1"; rm -rf -- "$1"; }
 """
-CLOSE_S = 5.0
+SHUTDOWN_TIMEOUT_S = 5.0
 MAX_UNSENT_BYTES = 1 << 16
-"""Bytes that wait for a warden that does not listen. More, and it is ended: it must not act on what is no longer true."""
+"""Bytes that wait for a process reaper that does not listen. More, and it is ended: it must not act on what is no longer true."""
 
 
 class ProcessReaper:
@@ -62,18 +62,20 @@ class ProcessReaper:
 
     def __init__(self, folder: str, link: str = "") -> None:
         self._shell = subprocess.Popen(
-            ["/bin/sh", "-c", SCRIPT, "vine-warden", folder, link], cwd="/", stdin=subprocess.PIPE,
+            ["/bin/sh", "-c", SCRIPT, "vine-process-reaper", folder, link], cwd="/", stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={"PATH": os.environ.get("PATH", os.defpath)},
             start_new_session=True,
         )  # fmt: skip
         assert self._shell.stdin is not None
         self._pipe = self._shell.stdin.fileno()
         os.set_blocking(self._pipe, False)
-        self._unsaid = b""
+        self._unsent = b""
         self._folder, self.link = folder, link
         self._lock = threading.Lock()  # the threads that fetch start processes, too
         self._starting = threading.Lock()
-        self._known = set(descendants.children_of(os.getpid()))  # the shell, and what has been here before
+        self._known_children = set(
+            descendants.children_of(os.getpid())
+        )  # the shell, and what has been here before
 
     def start(self, command: Sequence[str], env: dict[str, str], **options: Any) -> Any:
         """Start a process in a session of its own.
@@ -89,67 +91,67 @@ class ProcessReaper:
 
         Raises
         ------
-        TooLong
+        ArgumentsTooLong
             Its arguments or its environment are too large.
         """
         with self._starting:
             try:
                 process = subprocess.Popen(
-                    command, env={**env, MARK: self._folder}, stdin=subprocess.DEVNULL, start_new_session=True, **options
+                    command, env={**env, WORKER_VARIABLE: self._folder}, stdin=subprocess.DEVNULL, start_new_session=True, **options
                 )  # fmt: skip
             except OSError as error:
                 if error.errno == errno.E2BIG:
-                    raise TooLong(explain(command, env)) from None
+                    raise ArgumentsTooLong(describe_excess(command, env)) from None
                 raise
-            self._known.add(process.pid)
-        self.watch(process.pid)
+            self._known_children.add(process.pid)
+        self.add_group(process.pid)
         return process
 
-    def ended(self, pid: int) -> None:
+    def remove_process(self, pid: int) -> None:
         """Forget a process that has exited and been waited for."""
-        self.unwatch(pid)
-        self._known.discard(pid)
+        self.remove_group(pid)
+        self._known_children.discard(pid)
 
-    def end_strays(self, patience_s: float = 0.0) -> None:
+    def kill_strays(self, patience_s: float = 0.0) -> None:
         """End what processes have left behind that have ended."""
         if self._starting.acquire(blocking=patience_s > 0):  # else what is being started is not known yet
             try:
-                descendants.reap(descendants.kill_strays(self._known))
+                descendants.reap_children(descendants.kill_strays(self._known_children))
                 if patience_s:
-                    descendants.end_all(self._known, patience_s)
+                    descendants.kill_all(self._known_children, patience_s)
             finally:
                 self._starting.release()
 
-    def watch(self, group: int) -> None:
+    def add_group(self, group: int) -> None:
         """Register a process group that has been started."""
-        self._say(f"+ {group}\n")
+        self._send_line(f"+ {group}\n")
 
-    def unwatch(self, group: int) -> None:
+    def remove_group(self, group: int) -> None:
         """Remove a process group that has ended."""
-        self._say(f"- {group}\n")
+        self._send_line(f"- {group}\n")
 
-    def _say(self, line: str) -> None:
+    def _send_line(self, line: str) -> None:
         with self._lock:
-            self._unsaid += line.encode()
-            if len(self._unsaid) > MAX_UNSENT_BYTES:
+            self._unsent += line.encode()
+            if len(self._unsent) > MAX_UNSENT_BYTES:
                 self._shell.kill()
             try:
-                self._unsaid = self._unsaid[os.write(self._pipe, self._unsaid) :]
+                self._unsent = self._unsent[os.write(self._pipe, self._unsent) :]
             except BlockingIOError:  # it is busy; the next line takes this one with it
                 pass
-            except OSError:  # somebody has killed the warden; that must not harm the worker
-                self._unsaid = b""
+            except OSError:  # somebody has killed the process reaper; that must not harm the worker
+                self._unsent = b""
 
     def close(self) -> None:
         """Let it do what is left to do, and end."""
         assert self._shell.stdin is not None
-        deadline = time.monotonic() + CLOSE_S
-        while self._unsaid and time.monotonic() < deadline:
-            self._say("")
+        deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
+        while self._unsent and time.monotonic() < deadline:
+            self._send_line("")
             time.sleep(0.001)
         self._shell.stdin.close()
         try:
-            self._shell.wait(CLOSE_S)
+            self._shell.wait(SHUTDOWN_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._shell.kill()
             self._shell.wait()

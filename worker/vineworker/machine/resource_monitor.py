@@ -41,8 +41,8 @@ MAX_CPU_FRACTION = 0.05
 # While the resident set is above the limit it has to be known soon whether that is the task's own memory.
 MAX_CPU_FRACTION_NEAR_LIMIT = 0.2
 # Where the resident set is below the peak there is nothing to find, unless the system swaps.
-QUIET_S = 5.0
-DISK_PERIOD_S = 2.0
+MIN_INTERVAL_BELOW_PEAK_S = 5.0
+DISK_INTERVAL_S = 2.0
 MAX_PROCESSES = 1000
 MAX_ENTRIES = 20_000
 
@@ -103,10 +103,10 @@ class ResourceMonitor:
         self._probe = probe or best_probe()
         self._clock, self._cpu_clock = clock, cpu_clock
         self._lock = threading.Lock()
-        self._round = threading.Lock()
-        self._watches: dict[TaskId, _MonitoredTask] = {}
+        self._round_lock = threading.Lock()
+        self._tasks: dict[TaskId, _MonitoredTask] = {}
 
-    def watch(
+    def add_task(
         self,
         task_id: TaskId,
         pid: int,
@@ -130,20 +130,20 @@ class ResourceMonitor:
         output : str
             The file that takes what the task prints, which counts, too; "" if there is none.
         copies : mapping
-            What in the folder does not count; see `used_bytes`.
+            What in the folder does not count; see `sum_file_sizes`.
         """
         disk = None if sandbox is None else (sandbox, output, copies)
         watch = _MonitoredTask(self._probe, pid, limits, disk, self._clock, self._cpu_clock)
         with self._lock:
-            self._watches[task_id] = watch
+            self._tasks[task_id] = watch
 
-    def unwatch(self, task_id: TaskId) -> Peak:
+    def remove_task(self, task_id: TaskId) -> Peak:
         """Stop to measure a task and tell what was seen; best called before the process is waited for.
 
         A task too short to be sampled is looked at now. Never waits for a sample that is being taken.
         """
         with self._lock:
-            watch = self._watches.pop(task_id, None)
+            watch = self._tasks.pop(task_id, None)
         if watch is None:
             return Peak(None, None, None, 0.0, 0)
         if watch.busy.acquire(blocking=False):
@@ -151,7 +151,7 @@ class ResourceMonitor:
                 watch.sample(last=True)
             finally:
                 watch.busy.release()
-        return watch.peak()
+        return watch.get_peak()
 
     def sample(self) -> list[LimitExceeded]:
         """Look at every task; tell which have exceeded a limit, once for each limit.
@@ -160,21 +160,21 @@ class ResourceMonitor:
         """
         found: list[LimitExceeded] = []
         # One round at a time: what is kept for a round is not shared by two.
-        with self._round:
+        with self._round_lock:
             with self._lock:
-                watches = list(self._watches.items())
+                watches = list(self._tasks.items())
             if self._probe is not None:
-                self._probe.begin()
+                self._probe.start_round()
             for task_id, watch in watches:
                 with watch.busy:
                     watch.sample()
                 watch.measure_sandbox()
-                if self._watches.get(task_id) is watch:
+                if self._tasks.get(task_id) is watch:
                     found += [LimitExceeded(task_id, *news) for news in watch.exceeded_limits()]
         return found
 
 
-class Spacing:
+class RateLimiter:
     """When something that costs may be done again."""
 
     __slots__ = ("_clock", "_cost_s", "_cpu_clock", "_done_at", "_since")
@@ -184,7 +184,7 @@ class Spacing:
         self._cost_s = self._since = 0.0
         self._done_at = float("-inf")
 
-    def due(self, duty: float, at_least_s: float = 0.0) -> bool:
+    def is_due(self, duty: float, at_least_s: float = 0.0) -> bool:
         """Whether it was not done for so long that it takes no more than this part of the time, and for that many seconds."""
         return self._clock() >= self._done_at + max(self._cost_s / duty, at_least_s)
 
@@ -209,18 +209,20 @@ class _MonitoredTask:
         cpu_clock: Callable[[], float],
     ) -> None:
         self.busy = threading.Lock()
-        self._probe, self._root, self._place, self._clock = probe, pid, disk, clock
+        self._probe, self._root, self._disk_paths, self._clock = probe, pid, disk, clock
         self._in_sandbox = 0
         asked = {resource: limits.get(resource) for resource in ("memory", "disk")}
         self._limits = {resource: limit for resource, limit in asked.items() if limit is not None}
         self._started = clock()
         self._peaks: dict[str, int] = {}
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._members: dict[int, float] = {}
         self._inherited: int | None = None
         self._cpu_s: float | None = None
         self._processes = 0
-        self._families, self._memory, self._disk = (Spacing(clock, cpu_clock) for _ in range(3))
+        self._tree_limiter, self._memory_limiter, self._disk_limiter = (
+            RateLimiter(clock, cpu_clock) for _ in range(3)
+        )
         first = probe.sample(pid) if probe is not None else None
         self._cpu_before = first.cpu_s if first else 0.0
         self._rss_before = first.rss if first else 0
@@ -238,9 +240,9 @@ class _MonitoredTask:
         self._cpu_s = max(cpu_s, self._cpu_s or 0.0)
         self._processes = max(self._processes, sum(one.rss > 0 for one in living.values()))
         rss = sum(one.rss for one in living.values())
-        if rss and self._worth_measuring(rss, last):
-            with self._memory:
-                self._raise("memory", self._own_memory(self._probe, living))
+        if rss and self._is_memory_due(rss, last):
+            with self._memory_limiter:
+                self._raise_peak("memory", self._own_memory(self._probe, living))
 
     def _update_members(self, probe: ProcessProbe) -> dict[int, ProcessSample]:
         """Look at the members, and find new ones."""
@@ -252,8 +254,8 @@ class _MonitoredTask:
                 del self._members[pid]
             else:
                 living[pid] = seen
-        if self._families.due(MAX_CPU_FRACTION):
-            with self._families:
+        if self._tree_limiter.is_due(MAX_CPU_FRACTION):
+            with self._tree_limiter:
                 self._find_children(probe, living)
         return living
 
@@ -267,16 +269,17 @@ class _MonitoredTask:
                     self._members[child] = seen.started_at
                     waiting.append(child)
 
-    def _worth_measuring(self, rss: int, last: bool) -> bool:
+    def _is_memory_due(self, rss: int, last: bool) -> bool:
         peak = self._peaks.get("memory")
         if peak is None:
             return True
         if last:
             return False
         limit = self._limits.get("memory")
-        doubt = limit is not None and "memory" not in self._told and rss > limit * MB
-        return self._memory.due(
-            MAX_CPU_FRACTION_NEAR_LIMIT if doubt else MAX_CPU_FRACTION, QUIET_S if rss <= peak else 0.0
+        doubt = limit is not None and "memory" not in self._reported and rss > limit * MB
+        return self._memory_limiter.is_due(
+            MAX_CPU_FRACTION_NEAR_LIMIT if doubt else MAX_CPU_FRACTION,
+            MIN_INTERVAL_BELOW_PEAK_S if rss <= peak else 0.0,
         )
 
     def _own_memory(self, probe: ProcessProbe, living: dict[int, ProcessSample]) -> int:
@@ -286,7 +289,7 @@ class _MonitoredTask:
             if memory is None:
                 # Not to be seen (another user's): the upper bound. But what has just ended holds nothing; to
                 # count its resident set would blame the task for all that it had inherited.
-                rss = _still_held(probe, pid, seen)
+                rss = _read_current_rss(probe, pid, seen)
                 private, share = private + rss, share + rss
                 continue
             if pid == self._root and self._inherited is None:
@@ -298,16 +301,16 @@ class _MonitoredTask:
 
     def measure_sandbox(self) -> None:
         """Add up the sandbox, if there is a limit for it and it is time, and what the task has printed."""
-        if self._place is None or "disk" not in self._limits:
+        if self._disk_paths is None or "disk" not in self._limits:
             return
-        sandbox, output, copies = self._place
-        if self._disk.due(MAX_CPU_FRACTION, DISK_PERIOD_S):
-            with self._disk:
-                nameless = sum(find_nameless(list(self._members), sandbox).values())
-                self._in_sandbox = used_bytes(sandbox, copies=copies) + nameless
-        self._raise("disk", self._in_sandbox + file_size(output))
+        sandbox, output, copies = self._disk_paths
+        if self._disk_limiter.is_due(MAX_CPU_FRACTION, DISK_INTERVAL_S):
+            with self._disk_limiter:
+                nameless = sum(find_unlinked_files(list(self._members), sandbox).values())
+                self._in_sandbox = sum_file_sizes(sandbox, copies=copies) + nameless
+        self._raise_peak("disk", self._in_sandbox + file_size(output))
 
-    def _raise(self, resource: str, value: int) -> None:
+    def _raise_peak(self, resource: str, value: int) -> None:
         self._peaks[resource] = max(value, self._peaks.get(resource, 0))
 
     def exceeded_limits(self) -> list[tuple[str, int, int]]:
@@ -315,25 +318,25 @@ class _MonitoredTask:
         told = []
         for resource, limit in self._limits.items():
             peak = self._peaks.get(resource, 0)
-            if peak > limit * MB and resource not in self._told:
-                self._told.add(resource)
-                told.append((resource, limit, _mb(peak)))
+            if peak > limit * MB and resource not in self._reported:
+                self._reported.add(resource)
+                told.append((resource, limit, _round_up_mb(peak)))
         return told
 
-    def peak(self) -> Peak:
+    def get_peak(self) -> Peak:
         """Return the highest usage so far."""
         wall_s = self._clock() - self._started
         memory, disk = self._peaks.get("memory"), self._peaks.get("disk")
         return Peak(
-            None if memory is None else _mb(memory),
-            None if disk is None else _mb(disk),
+            None if memory is None else _round_up_mb(memory),
+            None if disk is None else _round_up_mb(disk),
             None if self._cpu_s is None or wall_s <= 0 else self._cpu_s / wall_s,
             wall_s,
             self._processes,
         )
 
 
-def _still_held(probe: ProcessProbe, pid: int, before: ProcessSample) -> int:
+def _read_current_rss(probe: ProcessProbe, pid: int, before: ProcessSample) -> int:
     now = probe.sample(pid)
     return now.rss if now is not None and now.started_at == before.started_at else 0
 
@@ -346,7 +349,7 @@ def file_size(path: str) -> int:
         return 0
 
 
-def used_bytes(
+def sum_file_sizes(
     folder: str,
     max_entries: int = MAX_ENTRIES,
     copies: Mapping[int, int] = {},
@@ -368,7 +371,7 @@ def used_bytes(
     linked: dict[tuple[int, int], list[int]] = {}
     folders = [folder]
     while folders and seen < max_entries:
-        for entry in _scan(folders.pop()):
+        for entry in _scan_folder(folders.pop()):
             seen += 1
             if left_out and entry.path in left_out:
                 continue
@@ -390,7 +393,7 @@ def used_bytes(
     return total + sum(size for missing, size in linked.values() if missing <= 0)
 
 
-def find_nameless(processes: Iterable[int], folder: str) -> dict[int, int]:
+def find_unlinked_files(processes: Iterable[int], folder: str) -> dict[int, int]:
     """Find open files without a name on the disk that a folder is on, by their numbers, and the bytes that they take, where the system tells."""
     try:
         disk = os.stat(folder).st_dev
@@ -398,7 +401,7 @@ def find_nameless(processes: Iterable[int], folder: str) -> dict[int, int]:
         return {}
     found: dict[int, int] = {}
     for pid in processes:
-        for entry in _scan(f"/proc/{pid}/fd"):
+        for entry in _scan_folder(f"/proc/{pid}/fd"):
             try:
                 info = os.stat(entry.path)
             except OSError:  # it has been closed
@@ -408,7 +411,7 @@ def find_nameless(processes: Iterable[int], folder: str) -> dict[int, int]:
     return found
 
 
-def _scan(folder: str) -> list[os.DirEntry[str]]:
+def _scan_folder(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -416,5 +419,5 @@ def _scan(folder: str) -> list[os.DirEntry[str]]:
         return []
 
 
-def _mb(size: int) -> int:
+def _round_up_mb(size: int) -> int:
     return -(-size // MB)

@@ -63,7 +63,7 @@ class Cgroup(NamedTuple):
     folders: list[str]
 
 
-def detect(
+def detect_resources(
     workspace: str,
     cores: int | None = None,
     memory_mb: int | None = None,
@@ -112,7 +112,7 @@ def _choose_amount(
 ) -> int:
     by = "asked for"
     if said is None:
-        said, by = _from_environment(variable, env, notes), "set by " + variable
+        said, by = _read_variable(variable, env, notes), "set by " + variable
     if said == 0 and variable == "GPUS":
         # no comparison: it saves the second that nvidia-smi takes on a machine with gpus
         return 0
@@ -124,7 +124,7 @@ def _choose_amount(
     return said
 
 
-def _from_environment(variable: str, env: Mapping[str, str], notes: list[str]) -> int | None:
+def _read_variable(variable: str, env: Mapping[str, str], notes: list[str]) -> int | None:
     text = env.get(variable, "").strip()
     if not text or text.lower() in ("all", "auto"):
         return None
@@ -144,18 +144,18 @@ def _from_environment(variable: str, env: Mapping[str, str], notes: list[str]) -
 def available_cores(cgroups: list[Cgroup], notes: list[str]) -> int:
     """Return the number of cores that this process may use, at least 1."""
     cores = os.cpu_count() or 1
-    affinity = _affinity()
+    affinity = _count_affinity_cores()
     if affinity is not None and affinity < cores:
         notes.append(f"{affinity} of {cores} cores are allowed by the CPU affinity of this process.")
         cores = affinity
-    quota, folder = _lowest_limit(cgroups, "cpu", _cpu_quota)
+    quota, folder = _find_lowest_limit(cgroups, "cpu", _cpu_quota)
     if quota is not None and quota < cores:
         cores = max(1, int(quota))
         notes.append(f"{quota:g} cores are allowed by the cgroup {folder}; {cores} offered.")
     return cores
 
 
-def _affinity() -> int | None:
+def _count_affinity_cores() -> int | None:
     try:
         return len(os.sched_getaffinity(0))
     except (AttributeError, OSError):  # not on macOS
@@ -165,7 +165,7 @@ def _affinity() -> int | None:
 def available_memory_mb(cgroups: list[Cgroup], root: str, notes: list[str]) -> int:
     """Return the memory that this process may use, in MB; 0 if it cannot be determined."""
     total = _total_memory(root)
-    limit, folder = _lowest_limit(cgroups, "memory", _memory_limit)
+    limit, folder = _find_lowest_limit(cgroups, "memory", _memory_limit)
     if limit is not None and (total is None or limit < total):
         notes.append(f"{int(limit) // MB} MB memory are allowed by the cgroup {folder}.")
         return int(limit) // MB
@@ -175,7 +175,7 @@ def available_memory_mb(cgroups: list[Cgroup], root: str, notes: list[str]) -> i
 
 
 def _total_memory(root: str) -> int | None:
-    for line in _read(os.path.join(root, "proc/meminfo")).splitlines():
+    for line in _read_text(os.path.join(root, "proc/meminfo")).splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
     try:
@@ -203,7 +203,7 @@ def available_gpus(env: Mapping[str, str], notes: list[str]) -> int:
     """Return the number of NVIDIA gpus that this process may use."""
     visible = env.get("CUDA_VISIBLE_DEVICES")
     program = shutil.which("nvidia-smi", path=env.get("PATH"))
-    if program is None or (visible is not None and not _listed(visible)):
+    if program is None or (visible is not None and not _parse_visible_gpus(visible)):
         return 0
     try:
         output = subprocess.run(
@@ -217,10 +217,10 @@ def available_gpus(env: Mapping[str, str], notes: list[str]) -> int:
         notes.append(f"Gpus are not offered, because nvidia-smi failed: {error}.")
         return 0
     physical = [line for line in output.splitlines() if line.startswith("GPU ")]
-    return len(physical) if visible is None else _visible(visible, len(physical))
+    return len(physical) if visible is None else _count_visible_gpus(visible, len(physical))
 
 
-def _listed(visible: str) -> list[str]:
+def _parse_visible_gpus(visible: str) -> list[str]:
     """Return the devices named before the first invalid one, where the CUDA runtime stops, too."""
     devices: list[str] = []
     for device in visible.split(","):
@@ -231,9 +231,9 @@ def _listed(visible: str) -> list[str]:
     return devices
 
 
-def _visible(visible: str, physical: int) -> int:
+def _count_visible_gpus(visible: str, physical: int) -> int:
     count = 0
-    for device in dict.fromkeys(_listed(visible)):
+    for device in dict.fromkeys(_parse_visible_gpus(visible)):
         if device.isdigit() and int(device) >= physical:
             break
         count += 1
@@ -244,12 +244,12 @@ def find_cgroups(root: str = "/") -> list[Cgroup]:
     """Return the cgroups of this process that can limit its cores and memory."""
     mounts = _cgroup_mounts(root)
     found = []
-    for line in _read(os.path.join(root, "proc/self/cgroup")).splitlines():
+    for line in _read_text(os.path.join(root, "proc/self/cgroup")).splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         for controller in controllers.split(",") if controllers else [""]:
             if controller in ("", "cpu", "memory") and controller in mounts:
-                folders = _hierarchy(root, *mounts[controller], path)
+                folders = _list_cgroup_folders(root, *mounts[controller], path)
                 found.append(Cgroup(1 if controller else 2, controller, folders))
     return found
 
@@ -257,7 +257,7 @@ def find_cgroups(root: str = "/") -> list[Cgroup]:
 def _cgroup_mounts(root: str) -> dict[str, tuple[str, str]]:
     """Where each controller is mounted ("" for version 2): the cgroup that is seen there, and the folder."""
     mounts: dict[str, tuple[str, str]] = {}
-    for line in _read(os.path.join(root, "proc/self/mountinfo")).splitlines():
+    for line in _read_text(os.path.join(root, "proc/self/mountinfo")).splitlines():
         fields, _, tail = line.partition(" - ")
         kind, _, options = tail.partition(" ")
         columns = fields.split()
@@ -265,15 +265,15 @@ def _cgroup_mounts(root: str) -> dict[str, tuple[str, str]]:
             continue
         names = [""] if kind == "cgroup2" else options.split()[-1].split(",")
         for name in names:
-            mounts.setdefault(name, (_unescaped(columns[3]), _unescaped(columns[4])))
+            mounts.setdefault(name, (_unescape_path(columns[3]), _unescape_path(columns[4])))
     return mounts
 
 
-def _unescaped(path: str) -> str:
+def _unescape_path(path: str) -> str:
     return path.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
 
 
-def _hierarchy(root: str, seen: str, mount: str, path: str) -> list[str]:
+def _list_cgroup_folders(root: str, seen: str, mount: str, path: str) -> list[str]:
     """Return the folders from the cgroup `path` up to the mount point.
 
     In a container the mount may show only a part of the hierarchy (`seen`), while the path of the process may
@@ -289,7 +289,7 @@ def _hierarchy(root: str, seen: str, mount: str, path: str) -> list[str]:
     return [os.path.join(base, *parts[:depth]) for depth in range(len(parts), -1, -1)]
 
 
-def _lowest_limit(
+def _find_lowest_limit(
     cgroups: list[Cgroup], controller: str, limit: Callable[[int, str], float | None]
 ) -> tuple[float | None, str]:
     """Return the lowest limit of all cgroups above this process, and the folder that sets it."""
@@ -306,10 +306,10 @@ def _lowest_limit(
 
 def _cpu_quota(version: int, folder: str) -> float | None:
     if version == 2:
-        quota, _, period = _read(os.path.join(folder, "cpu.max")).strip().partition(" ")
+        quota, _, period = _read_text(os.path.join(folder, "cpu.max")).strip().partition(" ")
     else:
-        quota = _read(os.path.join(folder, "cpu.cfs_quota_us")).strip()
-        period = _read(os.path.join(folder, "cpu.cfs_period_us")).strip()
+        quota = _read_text(os.path.join(folder, "cpu.cfs_quota_us")).strip()
+        period = _read_text(os.path.join(folder, "cpu.cfs_period_us")).strip()
     try:
         used, of = int(quota), int(period or 100_000)
     except ValueError:  # no such file, or "max"
@@ -322,13 +322,13 @@ def _memory_limit(version: int, folder: str) -> float | None:
     names = ("memory.max", "memory.high") if version == 2 else ("memory.limit_in_bytes",)
     limits = []
     for name in names:
-        text = _read(os.path.join(folder, name)).strip()
+        text = _read_text(os.path.join(folder, name)).strip()
         if text.isdigit() and int(text) < _UNLIMITED:
             limits.append(int(text))
     return min(limits) if limits else None
 
 
-def _read(path: str) -> str:
+def _read_text(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

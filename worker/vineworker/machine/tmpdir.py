@@ -23,7 +23,7 @@ def use_folder(path: str) -> None:
     except OSError:  # the disk is full: calls may need none
         return
     os.environ.update(dict.fromkeys(VARIABLES, path))
-    forget_folder()
+    reset_tempfile()
 
 
 def remove_folder(path: str) -> None:
@@ -36,7 +36,7 @@ def remove_folder(path: str) -> None:
         remove_tree(path)
 
 
-def forget_folder() -> None:
+def reset_tempfile() -> None:
     """Have `tempfile` determine its folder again.
 
     The process that this one was forked from may have asked for it under other variables.

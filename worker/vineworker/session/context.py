@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional
 from vinecore.protocol import messages, temporary_folders
 from vinecore.protocol.channel import MessageChannel
 from vinecore.protocol.transfer.types import ObjectNotFound
-from vineworker.machine.argument_limits import TooLong
+from vineworker.machine.argument_limits import ArgumentsTooLong
 from vineworker.machine.process_reaper import ProcessReaper
 from vineworker.settings import WorkerSettings
 from vineworker.state.state_machine import WorkerStateMachine
@@ -157,6 +157,6 @@ class SessionContext:
 
 def describe_error(error: BaseException) -> str:
     """Return a text for the manager; the name of the class is left out where it adds nothing."""
-    if isinstance(error, (ObjectNotFound, TooLong, sandbox.NoOutput)):
+    if isinstance(error, (ObjectNotFound, ArgumentsTooLong, sandbox.UnusableOutput)):
         return str(error)
     return f"{type(error).__name__}: {error}"

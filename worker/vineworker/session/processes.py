@@ -10,7 +10,7 @@ from vinecore.protocol import messages
 from vineworker.library import environments
 from vineworker.library.slot_process import SlotProcess
 from vineworker.machine import tmpdir
-from vineworker.machine.argument_limits import TooLong
+from vineworker.machine.argument_limits import ArgumentsTooLong
 from vineworker.machine.monitor_thread import ResourceMonitorThread
 from vineworker.machine.resource_monitor import LimitExceeded
 from vineworker.session.context import SessionContext, describe_error
@@ -112,7 +112,7 @@ class ProcessHandler:
         context.report_lost(lost)
         if is_full(error):
             kind, info = "disk", context.describe_full_disk(error)
-        elif isinstance(error, TooLong):
+        elif isinstance(error, ArgumentsTooLong):
             kind, info = "not started", {"reason": str(error)}
         else:
             kind, info = "crash" if lost else "input", {"reason": describe_error(error)}
@@ -140,7 +140,7 @@ class ProcessHandler:
         context = self._context
         (run, slot), reply = self.python_tasks.pop(event.slot), event.replies[0]
         slot.fork_server.prepare(reply.info)
-        peak = self._monitor.unwatch(run.task)
+        peak = self._monitor.remove_task(run.task)
         folder, result = slot.log + ".d", context.result_path(run.task)
 
         def work() -> Any:
@@ -158,7 +158,7 @@ class ProcessHandler:
             context.threads.submit(tmpdir.remove_folder, slot.temporary)
         if run is None:
             return
-        peak = self._monitor.unwatch(run.task)
+        peak = self._monitor.remove_task(run.task)
         reason, limit = self._take_kill_reason(run.task)
         if reason:
             info = {
@@ -171,7 +171,9 @@ class ProcessHandler:
             wall = 0.0 if peak is None else peak.wall_s
             message = processes.finished_message(run, info, wall, reason, limit, [])
             context.apply(events.ProcessTaskFinished(run.task, message, {}))
-        context.threads.submit(sandbox.abandon, slot.log + ".d", slot.log, f"task {run.task}", context.cache)
+        context.threads.submit(
+            sandbox.discard_task_files, slot.log + ".d", slot.log, f"task {run.task}", context.cache
+        )
 
     # ---- commands
 
@@ -211,17 +213,19 @@ class ProcessHandler:
             )
         except Exception as problem:  # noqa: BLE001 - told to the manager
             self.task_not_started(run, problem)
-            context.threads.submit(sandbox.abandon, folder, output, f"task {run.task}", context.cache)
+            context.threads.submit(
+                sandbox.discard_task_files, folder, output, f"task {run.task}", context.cache
+            )
             return
         self._commands[run.task] = command
         self._copies[run.task] = copies
-        self._monitor.watch(run.task, command.process.pid, run.options, folder, output, copies)
+        self._monitor.add_task(run.task, command.process.pid, run.options, folder, output, copies)
         self.set_time_limit(run, command.kill)
 
     def _on_command_exited(self, command: processes.Command, code: int) -> None:
         run, cache = command.run, self._context.cache
         del self._commands[run.task]
-        peak = self._monitor.unwatch(run.task)
+        peak = self._monitor.remove_task(run.task)
         reason, limit = self._take_kill_reason(run.task)
         copies = self._copies.pop(run.task, {})
 

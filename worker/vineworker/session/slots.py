@@ -101,11 +101,11 @@ class SlotHandler:
             context.process_reaper,
         )
         if instruction.library is not None:
-            self._monitor.watch_library(name, host.make_disk_monitor(lambda: self._disk_limit(name), copies))
+            self._monitor.add_library(name, host.make_disk_monitor(lambda: self._disk_limit(name), copies))
 
     def stop_host(self, instruction: Union[instructions.StopForkServer, events.ForkServerExited]) -> None:
         """End a fork server with its slots, or clean up after one that has exited."""
-        self._monitor.unwatch_library(instruction.host)
+        self._monitor.remove_library(instruction.host)
         self._preparing.pop(instruction.host, None)
         host = self._hosts.pop(instruction.host, None)
         if host is not None:
@@ -190,7 +190,7 @@ class SlotHandler:
             host.cancel_start(slot, "its inputs could not be put in place")
         else:
             variables, slot.copies = made
-            slot.on_forked = lambda pid: self._monitor.watch(
+            slot.on_forked = lambda pid: self._monitor.add_task(
                 run.task, pid, run.options, folder, slot.log, slot.copies
             )
             slot.fork_server.prepare({"modules": run.options.get("preload", [])})

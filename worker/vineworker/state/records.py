@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from vinecore.protocol import messages
-from vineworker.slot_protocol import MOST_IN_FLIGHT, Reply
+from vineworker.slot_protocol import MAX_IN_FLIGHT, Reply
 
 SHORT_CALL_S = 0.001
 """Calls up to this long are sent to a slot ahead of need."""
@@ -112,7 +112,7 @@ class ForkServerState:
         wall = self.mean_duration_s.get(function, SHORT_CALL_S)
         if wall >= SHORT_CALL_S:
             return 1
-        return MOST_IN_FLIGHT if wall * MOST_IN_FLIGHT <= IN_FLIGHT_S else int(IN_FLIGHT_S / wall)
+        return MAX_IN_FLIGHT if wall * MAX_IN_FLIGHT <= IN_FLIGHT_S else int(IN_FLIGHT_S / wall)
 
     def max_in_flight_with(self, run: messages.RunTask) -> int:
         """Return how many calls may be in flight to a slot with this one as the last.

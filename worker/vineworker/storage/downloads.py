@@ -27,12 +27,12 @@ class Downloader:
 
     Parameters
     ----------
-    warden
+    process_reaper
         Is told of the processes that are started.
     """
 
-    def __init__(self, warden: ProcessReaper) -> None:
-        self._warden = warden
+    def __init__(self, process_reaper: ProcessReaper) -> None:
+        self._process_reaper = process_reaper
         self._children: set[subprocess.Popen[str]] = set()
         self._closed = False
         self._lock = threading.Lock()
@@ -65,7 +65,7 @@ class Downloader:
 
     def _from_xrootd(self, url: str, path: str) -> None:
         variables = {**xrootd.SETTINGS, **{k: v for k, v in os.environ.items() if k != "DISPLAY"}}
-        process = self._warden.start(
+        process = self._process_reaper.start(
             xrootd.command(url, path, sys.executable), variables, cwd="/",
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
         )  # fmt: skip
@@ -78,7 +78,7 @@ class Downloader:
         finally:
             with self._lock:
                 self._children.discard(process)
-            self._warden.ended(process.pid)
+            self._process_reaper.remove_process(process.pid)
         if process.returncode == xrootd.EXIT_NO_CLIENT:
             raise ObjectNotFound(xrootd.MISSING)
         if process.returncode:

@@ -269,7 +269,7 @@ class PersistentCache:
     def _start(self) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="vine-keeper", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="vine-persistent-cache", daemon=True)
                 self._thread.start()
 
     def _run(self) -> None:

@@ -56,7 +56,7 @@ class TransferClient:
         Of the connection on which it says from whom to fetch.
     cover, fingerprints
         A `tls.Cover`, where there is TLS, and those of certificates that the manager may have.
-    warden
+    process_reaper
         Is told of the processes that fetch for it.
     """
 
@@ -67,14 +67,14 @@ class TransferClient:
         secret: bytes,
         number: int,
         key: bytes,
-        warden: ProcessReaper,
+        process_reaper: ProcessReaper,
         cover: Any = None,
         fingerprints: Sequence[str] = (),
     ) -> None:
         self._cache, self._manager, self._secret, self._number = cache, manager, secret, number
         self._key = key
         self._cover, self._fingerprints = cover, fingerprints
-        self._addresses = Downloader(warden)
+        self._addresses = Downloader(process_reaper)
         self._idle: dict[TransferSource, list[tuple[float, TransferConnection]]] = {}
         self._busy: set[TransferConnection] = set()
         self._closed = False

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import os
 
-MOST_BYTES = 16 << 20
+MAX_LOG_BYTES = 16 << 20
 KEPT_BYTES = 1 << 20
-ATTEMPTS = 10
+MAX_READ_ATTEMPTS = 10
 """To read an end that has not grown meanwhile."""
-LOOK_S = 0.25
+POLL_INTERVAL_S = 0.25
 """How often somebody looks how long logs are."""
 
 
-def shorten(path: str) -> None:
+def truncate_log(path: str) -> None:
     """Keep the end of a log, if it is too long. Who writes it does so at its end, wherever that is."""
     try:
-        if os.stat(path).st_size <= MOST_BYTES:
+        if os.stat(path).st_size <= MAX_LOG_BYTES:
             return
         log = os.open(path, os.O_RDWR | os.O_APPEND)
     except OSError:  # there is none
         return
     try:
         size, end = 0, b""
-        for _ in range(ATTEMPTS):
+        for _ in range(MAX_READ_ATTEMPTS):
             size = os.fstat(log).st_size
             end = os.pread(log, KEPT_BYTES, max(0, size - KEPT_BYTES))
             # what is written between these two calls is lost

@@ -21,7 +21,7 @@ from vineworker.machine.resource_monitor import (
     LimitExceeded,
     Peak,
     file_size,
-    used_bytes,
+    sum_file_sizes,
 )
 from vineworker.slot_protocol import Reply
 from vineworker.storage.cache import Cache, DiskFull
@@ -30,7 +30,7 @@ from vineworker.tasks import output_files, sandbox
 
 log = logging.getLogger("vine_worker")
 
-MOMENT_S = 1.0
+STRAYS_TIMEOUT_S = 1.0
 
 
 class Command:
@@ -40,7 +40,7 @@ class Command:
     ----------
     short
         A short path to the folder, or "".
-    warden
+    process_reaper
         Starts its process.
     over
         Called in the waiting thread with the exit code: negative for a signal, as `subprocess` has it.
@@ -53,12 +53,12 @@ class Command:
         output: str,
         prefix: list[str],
         short: str,
-        warden: ProcessReaper,
+        process_reaper: ProcessReaper,
         over: Callable[[Command, int], None],
     ) -> None:
         self.run, self.folder, self.output = run, folder, output
-        self.started = time.monotonic()
-        self._over, self._warden = over, warden
+        self.start_time = time.monotonic()
+        self._on_exit, self._process_reaper = over, process_reaper
         self._lock = threading.Lock()
         variables = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
         for name, value in sandbox.task_environment(run.options, folder, short).items():
@@ -67,9 +67,9 @@ class Command:
             else:
                 variables[name] = value
         with open(output, "ab") as log:
-            self.process = warden.start(
+            self.process = process_reaper.start(
                 [*prefix, "/bin/sh", "-c", run.options["command"]], variables, cwd=folder, stdout=log, stderr=log,
-                preexec_fn=descendants.adopt,
+                preexec_fn=descendants.become_subreaper,
             )  # fmt: skip
         threading.Thread(target=self._wait, name=f"vine-task-{run.task}", daemon=True).start()
 
@@ -79,7 +79,7 @@ class Command:
             ended = os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
             with self._lock:
                 self._kill_group()  # what it has started and left behind
-                self._warden.end_strays(MOMENT_S)  # also what has left its group
+                self._process_reaper.kill_strays(STRAYS_TIMEOUT_S)  # also what has left its group
                 self.process.wait()  # which takes it for success if somebody else has waited for it
             if ended is not None:
                 code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
@@ -88,8 +88,8 @@ class Command:
             self.kill()
             self.process.poll()  # so that nobody takes the number for its own any more, where somebody else has waited for it
         finally:
-            self._warden.ended(self.process.pid)
-            self._over(self, code)
+            self._process_reaper.remove_process(self.process.pid)
+            self._on_exit(self, code)
 
     def kill(self) -> None:
         """End the command and everything it has started."""
@@ -114,7 +114,7 @@ def find_excess(
     limit = (run.options.get("limits") or {}).get("disk")
     if limit is None:
         return None
-    used = used_bytes(folder, copies=copies) + file_size(output) + result
+    used = sum_file_sizes(folder, copies=copies) + file_size(output) + result
     return LimitExceeded(run.task, "disk", limit, -(-used // MB)) if used > limit * MB else None
 
 
@@ -141,7 +141,7 @@ def collect_command(
         limit = find_excess(run, command.folder, command.output, copies)
         killed = "exhausted" if limit is not None else ""
     failed = code != 0 or bool(killed)
-    wall = time.monotonic() - command.started
+    wall = time.monotonic() - command.start_time
     measured = usage_for_message(peak)
     if measured is not None:
         # The monitor has seen the process only from some moment after its start.
@@ -196,7 +196,7 @@ def usage_for_message(peak: Optional[Peak]) -> Optional[dict[str, Any]]:
     return {"cores": cores, "memory": peak.memory_mb or 0, "disk": peak.disk_mb or 0, "wall_s": peak.wall_s}
 
 
-def _said(run: m.RunTask, folder: str, output: str) -> dict[str, str]:
+def _read_output(run: m.RunTask, folder: str, output: str) -> dict[str, str]:
     """Return the printed output of a Python call: all of a vertex, else its end."""
     if "program" in run.options:
         return output_files.take_output_files(output, os.path.join(folder, output_files.ERRORS_NAME))
@@ -224,7 +224,7 @@ def collect_python_task(
         sizes, sums, missing = sandbox.collect_outputs(
             folder, run.options.get("outputs", []), cache, failed=failed
         )
-        said = _said(run, folder, output)
+        said = _read_output(run, folder, output)
     except (DiskFull, Changed):
         remove_tree(result)
         raise

@@ -20,7 +20,7 @@ from vineworker.machine.tmpdir import TMPDIR_NAME
 from vineworker.storage.cache import Cache, tree_size
 from vineworker.storage.file_stamps import MIN_LINKED_BYTES, Changed
 
-OUTPUT_LIMIT = 1 << 20
+MAX_OUTPUT_BYTES = 1 << 20
 """Bytes of a task's output (its end) that are sent to the manager."""
 FICLONE = 0x40049409
 """Has a file share the blocks of another one until one of them is written to."""
@@ -44,28 +44,28 @@ def create_sandbox(folder: str, mounts: list[Any], cache: Cache, *, link: bool =
         An input is not what it was when it came.
     """
     os.mkdir(folder, mode=0o700)
-    filling = _Filling(folder, cache, link)
+    filling = _SandboxBuilder(folder, cache, link)
     try:
         for name, remote, symlink in mounts:
             target = resolve_in_sandbox(folder, remote)
             if os.path.dirname(target) != folder or os.path.lexists(target):
-                _refuse_links(folder, remote, target)
+                _check_target_free(folder, remote, target)
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            filling.put(name, target, symlink)
+            filling.put_input(name, target, symlink)
     except BaseException:
         cache.release(folder)
         raise
     return filling.copies
 
 
-class _Filling:
+class _SandboxBuilder:
     """Puts inputs into a sandbox."""
 
     def __init__(self, folder: str, cache: Cache, link: bool) -> None:
         self._folder, self._cache, self._link = folder, cache, link
         self.copies: dict[int, int] = {}
 
-    def put(self, name: str, target: str, symlink: bool) -> None:
+    def put_input(self, name: str, target: str, symlink: bool) -> None:
         source = self._cache.checked_path(name)
         if symlink:
             if self._link:
@@ -99,7 +99,7 @@ class _Filling:
     def _put_file(self, name: str, inner: str, source: str, about: os.stat_result, target: str) -> None:
         size, cache = about.st_size, self._cache
         large = size >= MIN_LINKED_BYTES
-        if not (large and _clone(source, target)):
+        if not (large and _clone_blocks(source, target)):
             wanted = large and os.geteuid() != 0  # for root nothing is read-only
             may = self._link and cache.file_stamps.may_link(name)
             if (
@@ -123,7 +123,7 @@ class _Filling:
         return True
 
 
-def _clone(source: str, target: str) -> bool:
+def _clone_blocks(source: str, target: str) -> bool:
     """Have a file share its blocks with another one, where the file system can."""
     with open(source, "rb") as file, open(target, "wb") as copy:
         try:
@@ -153,7 +153,7 @@ def resolve_in_sandbox(folder: str, remote: str) -> str:
     return path
 
 
-def _refuse_links(folder: str, remote: str, target: str) -> None:
+def _check_target_free(folder: str, remote: str, target: str) -> None:
     """Make sure that nothing is written through a link, or over something, that an input has brought."""
     way = os.path.dirname(target)
     if os.path.realpath(way) != os.path.join(
@@ -166,7 +166,7 @@ def _refuse_links(folder: str, remote: str, target: str) -> None:
         raise ValueError(msg)
 
 
-class Collected(NamedTuple):
+class CollectedOutputs(NamedTuple):
     """What a task has left."""
 
     sizes: dict[str, int]  # bytes of each object
@@ -174,11 +174,11 @@ class Collected(NamedTuple):
     missing: list[str]  # remote names of what should be there and is not
 
 
-class NoOutput(ValueError):
+class UnusableOutput(ValueError):
     """Something that a task has written cannot be an output; the text names it as the task knows it."""
 
 
-def collect_outputs(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> Collected:
+def collect_outputs(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> CollectedOutputs:
     """Move a task's outputs into the cache.
 
     Parameters
@@ -188,16 +188,16 @@ def collect_outputs(folder: str, outputs: list[Any], cache: Cache, *, failed: bo
 
     Raises
     ------
-    NoOutput
+    UnusableOutput
         There is a pipe, a socket or a device in a folder.
     """
     try:
         return _collect(folder, outputs, cache, failed=failed)
     except ValueError as error:
-        raise NoOutput(str(error).replace(os.path.join(folder, ""), "")) from error
+        raise UnusableOutput(str(error).replace(os.path.join(folder, ""), "")) from error
 
 
-def _collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> Collected:
+def _collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> CollectedOutputs:
     wanted = [
         (remote, name) for remote, name, when in outputs if when != ("success" if failed else "failure")
     ]
@@ -206,7 +206,7 @@ def _collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> 
     odd: list[str] = []
     for remote, name in wanted:
         path = resolve_in_sandbox(folder, remote)
-        _open_way(folder, path)
+        _make_accessible(folder, path)
         if os.path.isfile(path) or os.path.isdir(path):  # a pipe or a device has no end
             found[name] = path
         else:
@@ -219,7 +219,7 @@ def _collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> 
             if not any(text.startswith(f"{remote} is ") for text in odd):
                 absent.append(remote)
     for number, (name, path) in enumerate(found.items()):
-        found[name] = _taken(path, folder, number)
+        found[name] = _make_self_contained(path, folder, number)
     cache.check_fits("what it has made", sum(map(tree_size, found.values())))
     sizes: dict[str, int] = {}
     sums: dict[str, str] = {}
@@ -229,10 +229,10 @@ def _collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> 
         cache.store(name, path, sums.get(name, ""))
         sizes[name] = cache.size(name)
     missing = [f"the task did not make {', '.join(absent)}"] if absent else []
-    return Collected(sizes, sums, [*missing, *odd])
+    return CollectedOutputs(sizes, sums, [*missing, *odd])
 
 
-def _open_way(folder: str, path: str) -> None:
+def _make_accessible(folder: str, path: str) -> None:
     """Have a task's own folders on the way to an output such that this can be taken out."""
     way = folder
     for part in os.path.relpath(os.path.dirname(path), folder).split(os.sep):
@@ -247,7 +247,7 @@ def _open_way(folder: str, path: str) -> None:
             os.chmod(way, about.st_mode & 0o777 | 0o700)
 
 
-def _taken(path: str, folder: str, number: int) -> str:
+def _make_self_contained(path: str, folder: str, number: int) -> str:
     """Give an output such that it is whole and its own wherever it will be: nothing in it is a link into a folder that goes, or to a cached file."""
     real = os.path.realpath(path)
     behind = real != os.path.join(os.path.realpath(folder), os.path.relpath(path, folder))
@@ -272,7 +272,7 @@ def remove_sandbox(folder: str, cache: Cache) -> None:
         remove_tree(folder)
 
 
-def abandon(folder: str, output: str, who: str, cache: Cache) -> None:
+def discard_task_files(folder: str, output: str, who: str, cache: Cache) -> None:
     """Remove what is left of a task that has come to nothing."""
     try:
         with contextlib.suppress(Changed):
@@ -282,7 +282,7 @@ def abandon(folder: str, output: str, who: str, cache: Cache) -> None:
         remove_tree(output)
 
 
-def read_log_tail(path: str, limit: int = OUTPUT_LIMIT) -> str:
+def read_log_tail(path: str, limit: int = MAX_OUTPUT_BYTES) -> str:
     """Read the end of a log."""
     try:
         if not os.path.getsize(path):  # mostly

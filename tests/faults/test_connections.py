@@ -191,7 +191,8 @@ def test_a_peer_that_asks_nothing_for_long_is_cut_off_and_comes_back(yard, monke
         )
 
 
-def test_transfers_that_hang_keep_no_task_waiting(yard):
+def test_transfers_that_hang_keep_no_task_waiting(yard, monkeypatch):
+    monkeypatch.setattr("vinecore.manager.url_metadata.HEAD_TIMEOUT_S", 0.05)
     m = yard.manager()
     [worker] = yard.workers(m, 1, "--cores", "100")
     with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:

@@ -95,7 +95,7 @@ def test_a_worker_whose_wall_time_is_over_takes_no_result_with_it(yard):
 
 def test_nobody_waits_for_longer_than_its_grace_for_a_worker_that_cannot_hand_over(yard):
     m = yard.manager(DaskVine)
-    [first] = yard.workers(m, 1, "--grace", "2")
+    [first] = yard.workers(m, 1, "--grace", "0.5")
     run = half_way(yard, m)
     wait_for_parts(yard, m, run)
     [second] = yard.workers(m, 1)
@@ -103,7 +103,7 @@ def test_nobody_waits_for_longer_than_its_grace_for_a_worker_that_cannot_hand_ov
     try:
         first.send(signal.SIGTERM)
         assert first.wait() == 0
-        assert "its grace of 2 s is over" in first.log
+        assert "its grace of 0.5 s is over" in first.log
     finally:
         second.send(signal.SIGCONT)
     until(lambda: m.workers_connected == 1, "the manager to notice")

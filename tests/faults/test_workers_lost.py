@@ -11,7 +11,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import after_each_done, until, workers_of
+from tests.harness.processes import PATIENCE_S, after_each_done, until, workers_of
 from vinecore import Factory, PythonTask, Task, TaskCrashed
 from vinecore.scheduler.transitions import WAITING
 
@@ -35,7 +35,7 @@ class InThread:
         return self._thread.is_alive()
 
     def result(self):
-        self._thread.join(200)
+        self._thread.join(PATIENCE_S)
         value, error = self._outcome[0]
         if error is not None:
             raise error

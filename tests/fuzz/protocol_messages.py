@@ -19,7 +19,7 @@ from vineworker.slot_protocol import FROM_SLOT
 from vineworker.state import events as we
 from vineworker.state import state_machine as w
 
-from tests.harness.scheduler import Vine, call, chain, single
+from tests.harness.scheduler import SchedulerHarness, call, chain, single
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol import messages as m
 from vinecore.protocol.frames import FrameReader, ProtocolError, encode
@@ -172,13 +172,15 @@ class Manager:
     def __init__(self, seed: int) -> None:
         self.liar = Liar(seed, [kind for kind in m.FROM_WORKER if kind is not m.Hello])
         self.loads = self.liar.chance.choice((json.loads, msgspec.json.decode))
-        self.vine = vine = Vine()
-        vine.library(slots=2)
-        vine.declare("data", size=INLINE_LIMIT + 1, at_manager=True)
-        vine.feed(e.CategorySet("learns", "max", None, None, None))
-        self.liars = [vine.join(2, features=["keeping"]) for _ in range(2)]
-        vine.compute(*chain(4), call(6, "r1", "r2", "data"), call(7, "r6", wanted_at_manager=("r7",)), run=1)
-        vine.submit(single(20, "data"), single(21, "r20"), single(22, category="learns"), call(23))
+        self.harness = harness = SchedulerHarness()
+        harness.install_library(slots=2)
+        harness.declare_file("data", size=INLINE_LIMIT + 1, at_manager=True)
+        harness.send_events(e.CategorySet("learns", "max", None, None, None))
+        self.liars = [harness.connect_worker(2, features=["keeping"]) for _ in range(2)]
+        harness.compute_graph(
+            *chain(4), call(6, "r1", "r2", "data"), call(7, "r6", wanted_at_manager=("r7",)), run=1
+        )
+        harness.submit_tasks(single(20, "data"), single(21, "r20"), single(22, category="learns"), call(23))
 
     def listen(self, count: int) -> int:
         """Hear so many lies; give the number of those that came through the parser."""
@@ -192,61 +194,65 @@ class Manager:
                 continue
             said = [message for message in said if type(message) is not m.Hello]
             heard += len(said)
-            self.vine.say(number, *said)
+            self.harness.worker_sends(number, *said)
             if self.liar.chance.random() < 0.02:
-                self.vine.tick()
+                self.harness.advance_time()
             if self.liar.chance.random() < 0.01:
-                self.vine.lose(number)
-                self.liars[self.liars.index(number)] = new = self.vine.join(2, features=["keeping"])
+                self.harness.disconnect_worker(number)
+                self.liars[self.liars.index(number)] = new = self.harness.connect_worker(
+                    2, features=["keeping"]
+                )
                 readers[new] = FrameReader(m.FROM_WORKER, self.loads)
         return heard
 
     def finish(self) -> None:
         """The liars leave; what is not over yet is done by one who does not lie, or it is said what that waits for."""
-        vine = self.vine
+        harness = self.harness
         for number in self.liars:
-            vine.lose(number)
-        honest = Honest(vine)
-        vine.feed(e.GraphClosed(1))
+            harness.disconnect_worker(number)
+        honest = Honest(harness)
+        harness.send_events(e.GraphClosed(1))
         for _ in range(100):
-            vine.tick()
+            harness.advance_time()
             honest.work()
-        assert not vine.tables.tasks or vine.mind.stalled_reason, f"never over: {vine.tables.tasks}"
-        vine.feed(
-            e.TasksCancelled(list(vine.tables.tasks))
+        assert not harness.tables.tasks or harness.scheduler.stalled_reason, (
+            f"never over: {harness.tables.tasks}"
+        )
+        harness.send_events(
+            e.TasksCancelled(list(harness.tables.tasks))
         )  # such as one whose input, they said, is larger than any disk
-        assert not vine.tables.tasks
+        assert not harness.tables.tasks
 
 
 class Honest:
     """A worker that does at once what it is told."""
 
-    def __init__(self, vine: Vine) -> None:
-        self.vine, self.done = vine, len(vine.log)
-        self.number = vine.join(4)
+    def __init__(self, harness: SchedulerHarness) -> None:
+        self.harness, self.done = harness, len(harness.log)
+        self.number = harness.connect_worker(4)
 
     def work(self) -> None:
         """Obey all that has come since."""
-        while self.done < len(self.vine.log):
-            instruction = self.vine.log[self.done]
+        while self.done < len(self.harness.log):
+            instruction = self.harness.log[self.done]
             self.done += 1
             if type(instruction) is not Send or instruction.worker != self.number:
                 continue
             said = instruction.message
             if isinstance(said, m.Library):
-                self.vine.say(self.number, m.LibraryReady(said.name, 0.1, {}))
+                self.harness.worker_sends(self.number, m.LibraryReady(said.name, 0.1, {}))
             elif isinstance(said, m.RunTask):
                 sizes = {name: 5 for _remote, name, _when in said.options.get("outputs", ())}
-                self.vine.say(
+                self.harness.worker_sends(
                     self.number,
                     m.TaskDone(said.task, 5, 0.01, {"outputs": sizes}, b"x" if said.return_result else b""),
                 )
             elif isinstance(said, (m.Fetch, m.Unpack)):
-                self.vine.say(self.number, m.Cached(said.name, getattr(said, "size", 0), ""))
+                self.harness.worker_sends(self.number, m.Cached(said.name, getattr(said, "size", 0), ""))
             elif isinstance(said, m.Upload):
-                self.vine.feed(e.ObjectStored(said.name, 5))
+                self.harness.send_events(e.ObjectStored(said.name, 5))
             elif isinstance(said, m.StealRequest):
-                self.vine.say(self.number, m.StealResponse(said.library, []))
+                self.harness.worker_sends(self.number, m.StealResponse(said.library, []))
 
 
 class Worker:

@@ -1,4 +1,4 @@
-"""A mind with hands that only take notes: for tests that feed events and compare instructions."""
+"""A scheduler without a server: tests send events and compare the instructions."""
 
 from __future__ import annotations
 
@@ -23,54 +23,54 @@ LARGE = 10 * INLINE_LIMIT
 NEVER = "never"
 
 
-class Vine:
-    """A mind, the time, and everything it has asked for since the last look.
+class SchedulerHarness:
+    """A scheduler, the time, and all its instructions.
 
     Attributes
     ----------
     log : list of instructions
-        All that the mind has asked for.
-    out : list of instructions
-        What it asked for in answer to the last `feed`.
+        All instructions.
+    last_instructions : list of instructions
+        The instructions that followed from the last `send_events`.
     """
 
     def __init__(self, python: str = "3.11", needs: tuple[str, ...] = (), *, validate: bool = True) -> None:
-        self.mind = Scheduler(python, needs, validate=validate)
-        self.tables = self.mind.tables
+        self.scheduler = Scheduler(python, needs, validate=validate)
+        self.tables = self.scheduler.tables
         self.now = 0.0
         self.log: list[i.Instruction] = []
-        self.out: list[i.Instruction] = []
+        self.last_instructions: list[i.Instruction] = []
         self._workers = 0
 
-    def feed(self, *happened: e.Event) -> list[i.Instruction]:
-        self.out = self.mind.handle(happened, self.now)
-        self.log += self.out
-        return self.out
+    def send_events(self, *events: e.Event) -> list[i.Instruction]:
+        self.last_instructions = self.scheduler.handle(events, self.now)
+        self.log += self.last_instructions
+        return self.last_instructions
 
-    def tick(self, seconds: float = 1.0) -> list[i.Instruction]:
+    def advance_time(self, seconds: float = 1.0) -> list[i.Instruction]:
         self.now += seconds
-        return self.feed(e.Tick())
+        return self.send_events(e.Tick())
 
     # ---- the user
 
-    def declare(self, name: str, **spec: Any) -> list[i.Instruction]:
-        return self.feed(e.FilesDeclared([FileSpec(name, **spec)]))
+    def declare_file(self, name: str, **spec: Any) -> list[i.Instruction]:
+        return self.send_events(e.FilesDeclared([FileSpec(name, **spec)]))
 
-    def library(self, name: str = "lib", slots: int | None = 1, **spec: Any) -> list[i.Instruction]:
+    def install_library(self, name: str = "lib", slots: int | None = 1, **spec: Any) -> list[i.Instruction]:
         spec = {"request": ONE_CORE, **spec}
-        self.declare("setup", size=10, at_manager=True)
-        return self.feed(e.LibraryInstalled(LibrarySpec(name, "setup", slots, **spec)))
+        self.declare_file("setup", size=10, at_manager=True)
+        return self.send_events(e.LibraryInstalled(LibrarySpec(name, "setup", slots, **spec)))
 
-    def open(self, run: int = 1, **spec: Any) -> list[i.Instruction]:
-        return self.feed(e.GraphOpened(GraphSpec(run, f"run {run}", **spec)))
+    def open_graph(self, run: int = 1, **spec: Any) -> list[i.Instruction]:
+        return self.send_events(e.GraphOpened(GraphSpec(run, f"run {run}", **spec)))
 
-    def submit(self, *specs: TaskSpec) -> list[i.Instruction]:
-        return self.feed(e.TasksSubmitted(list(specs)))
+    def submit_tasks(self, *specs: TaskSpec) -> list[i.Instruction]:
+        return self.send_events(e.TasksSubmitted(list(specs)))
 
-    def compute(self, *specs: TaskSpec, run: int = 1, **spec: Any) -> list[i.Instruction]:
-        """Open a run, submit a graph, and say that this is all."""
+    def compute_graph(self, *specs: TaskSpec, run: int = 1, **spec: Any) -> list[i.Instruction]:
+        """Open a graph, submit all its tasks, and say that it is complete."""
         readers = [name for task in specs for name in {*task.inputs, *task.mounts}]
-        return self.feed(
+        return self.send_events(
             e.GraphOpened(GraphSpec(run, f"run {run}", **spec)),
             e.TasksSubmitted(
                 [task._replace(run=run, reader_count=readers.count(task.result)) for task in specs]
@@ -80,7 +80,7 @@ class Vine:
 
     # ---- the workers
 
-    def join(
+    def connect_worker(
         self,
         cores: int = 1,
         port: int = 7,
@@ -107,46 +107,48 @@ class Vine:
             versions=versions or {},
             **about,
         )
-        self.feed(e.WorkerConnected(self._workers, host, said))
+        self.send_events(e.WorkerConnected(self._workers, host, said))
         return self._workers
 
-    def lose(self, worker: int, reason: str = "it broke") -> list[i.Instruction]:
-        return self.feed(e.WorkerDisconnected(worker, reason))
+    def disconnect_worker(self, worker: int, reason: str = "the connection broke") -> list[i.Instruction]:
+        return self.send_events(e.WorkerDisconnected(worker, reason))
 
-    def say(self, worker: int, *messages: m.Message) -> list[i.Instruction]:
-        return self.feed(*(e.MessageReceived(worker, message) for message in messages))
+    def worker_sends(self, worker: int, *messages: m.Message) -> list[i.Instruction]:
+        return self.send_events(*(e.MessageReceived(worker, message) for message in messages))
 
-    def done(
+    def complete_task(
         self, number: int, size: int = 10, payload: bytes = b"", wall_s: float = 0.05, **info: Any
     ) -> list[i.Instruction]:
-        """A task ends well where it is."""
-        worker, ticket = self.place(number)
-        return self.say(worker, m.TaskDone(ticket, size, wall_s, info, payload))
+        """Have the worker of a task report that it is done."""
+        worker, dispatch_id = self.assignment_of(number)
+        return self.worker_sends(worker, m.TaskDone(dispatch_id, size, wall_s, info, payload))
 
-    def failed(
+    def fail_task(
         self, number: int, kind: str = "crash", payload: bytes = b"", **info: Any
     ) -> list[i.Instruction]:
-        worker, ticket = self.place(number)
-        return self.say(worker, m.TaskFailed(ticket, kind, info, payload))
+        worker, dispatch_id = self.assignment_of(number)
+        return self.worker_sends(worker, m.TaskFailed(dispatch_id, kind, info, payload))
 
-    def cached(self, worker: int, name: str, size: int = LARGE) -> list[i.Instruction]:
-        return self.say(worker, m.Cached(name, size))
+    def report_cached(self, worker: int, name: str, size: int = LARGE) -> list[i.Instruction]:
+        return self.worker_sends(worker, m.Cached(name, size))
 
-    def fetch_failed(self, worker: int, name: str, source: str, *, gone: bool = False) -> list[i.Instruction]:
-        return self.say(worker, m.FetchFailed(name, source, "no route", gone))
+    def report_failed_fetch(
+        self, worker: int, name: str, source: str, *, gone: bool = False
+    ) -> list[i.Instruction]:
+        return self.worker_sends(worker, m.FetchFailed(name, source, "no route", gone))
 
-    def place(self, number: int) -> tuple[int, int]:
-        """The worker that has a task, and its ticket there."""
+    def assignment_of(self, number: int) -> tuple[int, int]:
+        """Return the worker of a task, and its dispatch id there."""
         task = self.tables.tasks[number]
         assert task.worker is not None, f"{task} is on no worker"
         return task.worker.id, task.dispatch_id
 
-    # ---- what is known
+    # ---- the scheduler's records
 
     def task(self, number: int) -> TaskState:
         return self.tables.tasks[number]
 
-    def state(self, number: int) -> str:
+    def state_of(self, number: int) -> str:
         return self.tables.tasks[number].state
 
     def file(self, name: str) -> FileState:
@@ -155,67 +157,67 @@ class Vine:
     def worker(self, number: int) -> WorkerState:
         return self.tables.workers[number]
 
-    def run(self, number: int = 1) -> GraphState:
+    def graph(self, number: int = 1) -> GraphState:
         return self.tables.runs[number]
 
-    def holders(self, name: str) -> set[int]:
+    def replica_holders(self, name: str) -> set[int]:
         return {worker.id for worker in self.tables.files[name].replicas}
 
-    def where(self) -> dict[int, int]:
-        """Task -> worker, of all that are on a worker."""
+    def assignments(self) -> dict[int, int]:
+        """Return the worker of each task that is on one, by number."""
         return {
             t.spec.task: t.worker.id for t in self.tables.tasks.values() if t.state == "assigned" and t.worker
         }
 
-    # ---- what was asked for
+    # ---- instructions
 
-    def told(self, kind: type[T], out: Iterable[i.Instruction] | None = None) -> list[T]:
-        """Instructions of a kind, of the last answer."""
-        return [x for x in (self.out if out is None else out) if isinstance(x, kind)]
+    def instructions_of(self, kind: type[T], out: Iterable[i.Instruction] | None = None) -> list[T]:
+        """Return the last instructions of a kind, or those of others."""
+        return [x for x in (self.last_instructions if out is None else out) if isinstance(x, kind)]
 
-    def sent(self, kind: type[T], out: Iterable[i.Instruction] | None = None) -> list[tuple[int, T]]:
-        """Worker and message, of the messages of a kind in the last answer."""
-        sends = self.told(i.Send, out)
+    def messages_sent(self, kind: type[T], out: Iterable[i.Instruction] | None = None) -> list[tuple[int, T]]:
+        """Return worker and message for the last messages of a kind."""
+        sends = self.instructions_of(i.Send, out)
         return [(x.worker, x.message) for x in sends if isinstance(x.message, kind)]
 
-    def started(self, out: Iterable[i.Instruction] | None = None) -> list[int]:
-        """Numbers of the tasks that were sent to a worker, in order."""
-        return [run.task & (1 << 40) - 1 for _worker, run in self.sent(m.RunTask, out)]
+    def dispatched_tasks(self, out: Iterable[i.Instruction] | None = None) -> list[int]:
+        """Return the numbers of the tasks that were sent to workers, in order."""
+        return [run.task & (1 << 40) - 1 for _worker, run in self.messages_sent(m.RunTask, out)]
 
-    def unlinked(self, out: Iterable[i.Instruction] | None = None) -> set[tuple[int, str]]:
-        messages = [*self.sent(m.RemoveObjects, out), *self.sent(m.PurgeObjects, out)]
+    def removed_objects(self, out: Iterable[i.Instruction] | None = None) -> set[tuple[int, str]]:
+        messages = [*self.messages_sent(m.RemoveObjects, out), *self.messages_sent(m.PurgeObjects, out)]
         return {(worker, name) for worker, message in messages for name in message.names}
 
-    def retained(self, out: Iterable[i.Instruction] | None = None) -> set[tuple[int, str, bool]]:
+    def retained_objects(self, out: Iterable[i.Instruction] | None = None) -> set[tuple[int, str, bool]]:
         return {
             (worker, name, message.forever)
-            for worker, message in self.sent(m.RetainObjects, out)
+            for worker, message in self.messages_sent(m.RetainObjects, out)
             for name in message.names
         }
 
-    def fetches(self, out: Iterable[i.Instruction] | None = None) -> list[tuple[int, str, str]]:
-        """Worker, object and source of the transfers that were asked for."""
-        return [(worker, fetch.name, fetch.source) for worker, fetch in self.sent(m.Fetch, out)]
+    def requested_fetches(self, out: Iterable[i.Instruction] | None = None) -> list[tuple[int, str, str]]:
+        """Return worker, object and source of the requested transfers."""
+        return [(worker, fetch.name, fetch.source) for worker, fetch in self.messages_sent(m.Fetch, out)]
 
 
 def call(number: int, *inputs: str, library: str = "lib", **spec: Any) -> TaskSpec:
-    """A function call whose result is called r and its number."""
+    """Return a call whose result is named r and its number."""
     spec = {"result": f"r{number}", "function": "f", "priority": number, **spec}
     return TaskSpec(number, f"t{number}", library=library, inputs=inputs, **spec)
 
 
 def chain(length: int, **spec: Any) -> list[TaskSpec]:
-    """Calls of which each reads what the one before has made."""
+    """Return calls that each read the result of the one before."""
     return [call(n, *([f"r{n - 1}"] if n > 1 else []), **spec) for n in range(1, length + 1)]
 
 
 def single(number: int, *inputs: str, **spec: Any) -> TaskSpec:
-    """A task with a process of its own."""
+    """Return a task with a process of its own."""
     return call(number, *inputs, library="", **{"request": ONE_CORE, **spec})
 
 
 def maker(number: int, *outputs: str, **spec: Any) -> TaskSpec:
-    """A single task with files as outputs."""
+    """Return a task with a process of its own and files as outputs."""
     return single(
         number,
         outputs=outputs,
@@ -224,21 +226,21 @@ def maker(number: int, *outputs: str, **spec: Any) -> TaskSpec:
     )
 
 
-def end_without_output(vine: Vine, number: int, end: str) -> None:
-    """End a task, which does not make its output: by ``failure``, by ``cancel``, or as one that went well."""
+def end_without_output(harness: SchedulerHarness, number: int, end: str) -> None:
+    """End a task without its output: by ``failure``, by ``cancel``, or as done."""
     if end == "failure":
-        vine.failed(number, "exception")
+        harness.fail_task(number, "exception")
     elif end == "cancel":
-        vine.feed(e.TasksCancelled([number]))
+        harness.send_events(e.TasksCancelled([number]))
     else:
-        vine.done(number)
+        harness.complete_task(number)
 
 
-def outcomes(vine: Vine) -> dict[int, str]:
-    """How tasks that were submitted by themselves have ended, all of them so far."""
-    return {x.task: x.outcome for x in vine.told(i.TaskFinished, vine.log)}
+def task_outcomes(harness: SchedulerHarness) -> dict[int, str]:
+    """Return the outcomes of the tasks without a graph that have ended."""
+    return {x.task: x.outcome for x in harness.instructions_of(i.TaskFinished, harness.log)}
 
 
-def endings(vine: Vine) -> dict[int, str]:
-    """How runs have ended."""
-    return {x.run: x.outcome for x in vine.told(i.GraphFinished, vine.log)}
+def graph_outcomes(harness: SchedulerHarness) -> dict[int, str]:
+    """Return the outcomes of the graphs that have ended."""
+    return {x.run: x.outcome for x in harness.instructions_of(i.GraphFinished, harness.log)}

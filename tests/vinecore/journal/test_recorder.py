@@ -4,87 +4,87 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness.scheduler import LARGE, Vine, call, single
+from tests.harness.scheduler import LARGE, SchedulerHarness, call, single
 from vinecore.journal import records as j
 from vinecore.journal.recorder import JournalRecorder
 from vinecore.protocol import messages as m
 from vinecore.scheduler import events as e
 
 
-class ToldVine(Vine):
-    """A vine with its journal."""
+class JournalHarness(SchedulerHarness):
+    """A harness with its journal."""
 
     def __init__(self):
         super().__init__()
-        self.teller = JournalRecorder(0.0)
+        self.recorder = JournalRecorder(0.0)
         self.records = []
 
-    def feed(self, *happened):
-        out = super().feed(*happened)
-        self.records += self.teller.records_for(self.now, list(happened), out)
+    def send_events(self, *events):
+        out = super().send_events(*events)
+        self.records += self.recorder.records_for(self.now, list(events), out)
         return out
 
-    def of(self, *kinds):
+    def records_of(self, *kinds):
         return [record for record in self.records if type(record) in kinds]
 
 
 @pytest.fixture
-def vine():
-    vine = ToldVine()
-    vine.library()
-    return vine
+def harness():
+    harness = JournalHarness()
+    harness.install_library()
+    return harness
 
 
-def test_what_a_worker_says_of_a_task_that_is_cancelled_at_the_same_time_is_void(vine):
-    vine.compute(call(1))
-    worker = vine.join()
-    _worker, ticket = vine.place(1)
-    vine.feed(e.GraphClosed(1), e.MessageReceived(worker, m.TaskDone(ticket, 10, 0.1, {}, b"")))
-    assert vine.of(j.TaskDoneRecord, j.TaskReturnedRecord) == [
+def test_what_a_worker_says_of_a_task_that_is_cancelled_at_the_same_time_is_void(harness):
+    harness.compute_graph(call(1))
+    worker = harness.connect_worker()
+    _worker, ticket = harness.assignment_of(1)
+    harness.send_events(e.GraphClosed(1), e.MessageReceived(worker, m.TaskDone(ticket, 10, 0.1, {}, b"")))
+    assert harness.records_of(j.TaskDoneRecord, j.TaskReturnedRecord) == [
         j.TaskReturnedRecord(0.0, 1, worker, "taken back")
     ]
 
 
-def spread(vine):
+def spread(harness):
     """A file that is on one worker and on its way to another one."""
-    vine.declare("data", size=LARGE, at_manager=True)
-    first = vine.join()
-    vine.submit(single(1, "data"))
-    vine.tick(1.0)
-    vine.cached(first, "data")
-    second = vine.join()
-    vine.submit(single(2, "data"))
+    harness.declare_file("data", size=LARGE, at_manager=True)
+    first = harness.connect_worker()
+    harness.submit_tasks(single(1, "data"))
+    harness.advance_time(1.0)
+    harness.report_cached(first, "data")
+    second = harness.connect_worker()
+    harness.submit_tasks(single(2, "data"))
     return first, second
 
 
-def test_a_transfer_is_told_with_its_ends_and_its_time(vine):
-    first, second = spread(vine)
-    vine.tick(2.0)
-    vine.cached(second, "data")
-    assert vine.of(j.TransferStartedRecord) == [
+def test_a_transfer_is_told_with_its_ends_and_its_time(harness):
+    first, second = spread(harness)
+    harness.advance_time(2.0)
+    harness.report_cached(second, "data")
+    assert harness.records_of(j.TransferStartedRecord) == [
         j.TransferStartedRecord(0.0, "data", "manager", first, LARGE),
         j.TransferStartedRecord(1.0, "data", first, second, LARGE),
     ]
-    assert vine.of(j.TransferEndedRecord) == [
+    assert harness.records_of(j.TransferEndedRecord) == [
         j.TransferEndedRecord(1.0, "data", "manager", first, LARGE, 1.0),
         j.TransferEndedRecord(3.0, "data", first, second, LARGE, 2.0),
     ]
 
 
-def test_a_transfer_ends_with_its_worker(vine):
-    first, second = spread(vine)
-    vine.lose(second)
-    assert vine.of(j.TransferFailedRecord) == [
+def test_a_transfer_ends_with_its_worker(harness):
+    first, second = spread(harness)
+    harness.disconnect_worker(second)
+    assert harness.records_of(j.TransferFailedRecord) == [
         j.TransferFailedRecord(1.0, "data", first, second, 0.0, "the worker was lost")
     ]
 
 
-def test_tables_hold_only_what_is_on_workers_now(vine):
-    vine.compute(*(call(n) for n in range(1, 6)))
-    worker = vine.join()
+def test_tables_hold_only_what_is_on_workers_now(harness):
+    harness.compute_graph(*(call(n) for n in range(1, 6)))
+    worker = harness.connect_worker()
     for number in range(1, 6):
-        vine.done(number)
-    assert not vine.teller._workers[worker].tickets
-    vine.lose(worker)
-    assert not vine.teller._workers
-    assert not vine.teller._addresses
+        harness.complete_task(number)
+    assert not harness.recorder._workers[worker].tickets
+    harness.disconnect_worker(worker)
+    assert not harness.recorder._workers
+    assert not harness.recorder._addresses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness.scheduler import LARGE, ONE_CORE, Vine, call, outcomes, single
+from tests.harness.scheduler import LARGE, ONE_CORE, SchedulerHarness, call, single, task_outcomes
 from vinecore.protocol import messages as m
 from vinecore.resources.amounts import UNSPECIFIED, ResourceRequest
 from vinecore.scheduler import events as e
@@ -14,230 +14,232 @@ WHOLE = UNSPECIFIED
 
 
 @pytest.fixture
-def vine():
-    return Vine()
+def harness():
+    return SchedulerHarness()
 
 
 class Flood:
     """Small tasks without an end: whenever one is done there is another one."""
 
-    def __init__(self, vine, priority=10.0, ready=20, make=single, **spec):
-        self.vine, self.priority, self.make, self.spec = vine, priority, make, spec
+    def __init__(self, harness, priority=10.0, ready=20, make=single, **spec):
+        self.harness, self.priority, self.make, self.spec = harness, priority, make, spec
         self._number = 100
         self.more(ready)
 
     def more(self, count):
         for _ in range(count):
             self._number += 1
-            self.vine.submit(self.make(self._number, priority=self.priority, **self.spec))
+            self.harness.submit_tasks(self.make(self._number, priority=self.priority, **self.spec))
 
     def turn(self, count=1):
         """End the oldest small tasks, one after another."""
         for _ in range(count):
-            small = [number for number in self.vine.where() if number > 100]
+            small = [number for number in self.harness.assignments() if number > 100]
             if not small:
                 return
             self.more(1)
-            self.vine.done(min(small), wall_s=1.0)
+            self.harness.complete_task(min(small), wall_s=1.0)
 
 
-def test_a_more_urgent_task_that_needs_a_whole_worker_gets_one_soon(vine):
-    worker = vine.join(cores=4)
-    flood = Flood(vine)
-    vine.submit(single(1, request=WHOLE, priority=0))
-    assert 1 not in vine.where()
+def test_a_more_urgent_task_that_needs_a_whole_worker_gets_one_soon(harness):
+    worker = harness.connect_worker(cores=4)
+    flood = Flood(harness)
+    harness.submit_tasks(single(1, request=WHOLE, priority=0))
+    assert 1 not in harness.assignments()
     flood.turn(5)  # the first one lets it be seen that it starves, then all four end
-    assert vine.where() == {1: worker}
-    vine.done(1)
-    assert len(vine.where()) == 4
+    assert harness.assignments() == {1: worker}
+    harness.complete_task(1)
+    assert len(harness.assignments()) == 4
 
 
-def test_of_several_workers_one_is_kept_and_the_others_go_on(vine):
+def test_of_several_workers_one_is_kept_and_the_others_go_on(harness):
     for _ in range(3):
-        vine.join(cores=4)
-    flood = Flood(vine, ready=40)
-    vine.submit(single(1, request=WHOLE, priority=0), single(2, request=WHOLE, priority=0))
+        harness.connect_worker(cores=4)
+    flood = Flood(harness, ready=40)
+    harness.submit_tasks(single(1, request=WHOLE, priority=0), single(2, request=WHOLE, priority=0))
     seen = set()
     for _ in range(40):
         flood.turn()
-        seen |= set(vine.where())
-        assert len(vine.where()) >= 8 or {1, 2} & set(vine.where())
+        seen |= set(harness.assignments())
+        assert len(harness.assignments()) >= 8 or {1, 2} & set(harness.assignments())
     assert {1, 2} <= seen
 
 
-def test_a_task_of_several_cores_gets_them(vine):
-    worker = vine.join(cores=4)
-    flood = Flood(vine)
-    vine.submit(single(1, request=ResourceRequest(cores=3), priority=0))
+def test_a_task_of_several_cores_gets_them(harness):
+    worker = harness.connect_worker(cores=4)
+    flood = Flood(harness)
+    harness.submit_tasks(single(1, request=ResourceRequest(cores=3), priority=0))
     flood.turn(4)
-    assert vine.where()[1] == worker
-    assert len(vine.where()) == 2
+    assert harness.assignments()[1] == worker
+    assert len(harness.assignments()) == 2
 
 
-def test_what_is_less_urgent_waits_and_nothing_is_reserved(vine):
-    vine.join(cores=4)
-    flood = Flood(vine, priority=0.0)
-    vine.submit(single(1, request=WHOLE, priority=10))
+def test_what_is_less_urgent_waits_and_nothing_is_reserved(harness):
+    harness.connect_worker(cores=4)
+    flood = Flood(harness, priority=0.0)
+    harness.submit_tasks(single(1, request=WHOLE, priority=10))
     flood.turn(30)
-    assert vine.mind.tables.reservation.worker is None
-    assert 1 not in vine.where()
+    assert harness.scheduler.tables.reservation.worker is None
+    assert 1 not in harness.assignments()
 
 
-def test_what_is_only_older_gets_its_turn_after_a_while(vine):
-    worker = vine.join(cores=4)
-    flood = Flood(vine, priority=5.0, ready=4)
-    vine.submit(single(1, request=WHOLE, priority=5.0))
+def test_what_is_only_older_gets_its_turn_after_a_while(harness):
+    worker = harness.connect_worker(cores=4)
+    flood = Flood(harness, priority=5.0, ready=4)
+    harness.submit_tasks(single(1, request=WHOLE, priority=5.0))
     flood.turn(10)
-    assert 1 not in vine.where()
-    vine.tick(PATIENCE_S + 1)
+    assert 1 not in harness.assignments()
+    harness.advance_time(PATIENCE_S + 1)
     flood.turn(5)
-    assert vine.where() == {1: worker}
+    assert harness.assignments() == {1: worker}
 
 
-def test_something_more_urgent_still_may_have_a_worker_that_is_kept(vine):
-    worker = vine.join(cores=4)
-    flood = Flood(vine)
-    vine.submit(single(1, request=WHOLE, priority=0))
+def test_something_more_urgent_still_may_have_a_worker_that_is_kept(harness):
+    worker = harness.connect_worker(cores=4)
+    flood = Flood(harness)
+    harness.submit_tasks(single(1, request=WHOLE, priority=0))
     flood.turn(2)
-    assert vine.mind.tables.reservation.worker is not None
-    assert len(vine.where()) == 3
-    vine.submit(single(2, priority=-5))
-    assert vine.where()[2] == worker
-    vine.done(2)
+    assert harness.scheduler.tables.reservation.worker is not None
+    assert len(harness.assignments()) == 3
+    harness.submit_tasks(single(2, priority=-5))
+    assert harness.assignments()[2] == worker
+    harness.complete_task(2)
     flood.turn(6)
-    assert vine.where() == {1: worker}
+    assert harness.assignments() == {1: worker}
 
 
-def test_a_task_that_finds_room_elsewhere_needs_no_worker_of_its_own(vine):
-    vine.join(cores=4)
-    flood = Flood(vine)
-    vine.submit(single(1, request=WHOLE, priority=0))
+def test_a_task_that_finds_room_elsewhere_needs_no_worker_of_its_own(harness):
+    harness.connect_worker(cores=4)
+    flood = Flood(harness)
+    harness.submit_tasks(single(1, request=WHOLE, priority=0))
     flood.turn(2)
-    other = vine.join(cores=4)
-    assert vine.where()[1] == other
-    assert vine.mind.tables.reservation.worker is None
-    assert len(vine.where()) == 5
+    other = harness.connect_worker(cores=4)
+    assert harness.assignments()[1] == other
+    assert harness.scheduler.tables.reservation.worker is None
+    assert len(harness.assignments()) == 5
 
 
 @pytest.mark.parametrize("end", ["cancel", "lose the worker", "the worker leaves", "lose an input"])
-def test_a_reservation_ends_with_its_purpose(vine, end):
-    worker, other = vine.join(cores=4), vine.join(cores=4)
-    flood = Flood(vine, ready=30)
-    vine.submit(single(3, priority=-9), single(1, "r3", request=WHOLE, priority=0))
-    while 3 not in vine.where():
+def test_a_reservation_ends_with_its_purpose(harness, end):
+    worker, other = harness.connect_worker(cores=4), harness.connect_worker(cores=4)
+    flood = Flood(harness, ready=30)
+    harness.submit_tasks(single(3, priority=-9), single(1, "r3", request=WHOLE, priority=0))
+    while 3 not in harness.assignments():
         flood.turn()
-    vine.done(3, size=LARGE)
+    harness.complete_task(3, size=LARGE)
     flood.turn(3)
-    kept = vine.mind.tables.reservation.worker.id
+    kept = harness.scheduler.tables.reservation.worker.id
     assert kept in (worker, other)
     if end == "cancel":
-        vine.feed(e.TasksCancelled([1]))
+        harness.send_events(e.TasksCancelled([1]))
     elif end == "lose the worker":
-        vine.lose(kept)
+        harness.disconnect_worker(kept)
     elif end == "the worker leaves":
-        vine.say(kept, m.Draining("it is time", 100.0))
+        harness.worker_sends(kept, m.Draining("it is time", 100.0))
     else:
-        (holder,) = vine.holders("r3")
-        vine.say(holder, m.ObjectsLost(["r3"]))
-    vine.tick()
+        (holder,) = harness.replica_holders("r3")
+        harness.worker_sends(holder, m.ObjectsLost(["r3"]))
+    harness.advance_time()
     flood.turn(30)
-    running = set(vine.where())
+    running = set(harness.assignments())
     assert len(running) >= 4 or 1 in running
     for _ in range(40):
         flood.turn()
-        if 3 in vine.where():  # what was lost is made again
-            vine.done(3, size=LARGE)
-        if 1 in vine.where():
+        if 3 in harness.assignments():  # what was lost is made again
+            harness.complete_task(3, size=LARGE)
+        if 1 in harness.assignments():
             break
-    assert (1 in vine.where()) == (end != "cancel")
+    assert (1 in harness.assignments()) == (end != "cancel")
 
 
-def test_a_worker_that_is_too_small_is_not_kept(vine):
-    small, large = vine.join(cores=2), vine.join(cores=8)
-    flood = Flood(vine, ready=40)
-    vine.submit(single(1, request=ResourceRequest(cores=6), priority=0))
+def test_a_worker_that_is_too_small_is_not_kept(harness):
+    small, large = harness.connect_worker(cores=2), harness.connect_worker(cores=8)
+    flood = Flood(harness, ready=40)
+    harness.submit_tasks(single(1, request=ResourceRequest(cores=6), priority=0))
     for _ in range(30):
         flood.turn()
-        assert sum(where == small for where in vine.where().values()) == 2
-        if 1 in vine.where():
+        assert sum(where == small for where in harness.assignments().values()) == 2
+        if 1 in harness.assignments():
             break
-    assert vine.where()[1] == large
+    assert harness.assignments()[1] == large
 
 
-def test_what_no_worker_can_hold_keeps_none(vine):
-    vine.join(cores=4)
-    flood = Flood(vine)
-    vine.submit(single(1, request=ResourceRequest(cores=16), priority=0))
+def test_what_no_worker_can_hold_keeps_none(harness):
+    harness.connect_worker(cores=4)
+    flood = Flood(harness)
+    harness.submit_tasks(single(1, request=ResourceRequest(cores=16), priority=0))
     flood.turn(20)
-    assert len(vine.where()) == 4
-    assert vine.mind.tables.reservation.worker is None
+    assert len(harness.assignments()) == 4
+    assert harness.scheduler.tables.reservation.worker is None
 
 
-def test_a_library_that_needs_a_whole_worker_gets_one(vine):
-    worker = vine.join(cores=4)
-    flood = Flood(vine)
-    vine.library("whole", slots=4, request=WHOLE)
-    vine.submit(call(1, library="whole", priority=0))
+def test_a_library_that_needs_a_whole_worker_gets_one(harness):
+    worker = harness.connect_worker(cores=4)
+    flood = Flood(harness)
+    harness.install_library("whole", slots=4, request=WHOLE)
+    harness.submit_tasks(call(1, library="whole", priority=0))
     flood.turn(5)
-    assert vine.where()[1] == worker
+    assert harness.assignments()[1] == worker
 
 
-def test_a_task_that_needs_a_whole_worker_does_not_starve_behind_calls(vine):
-    worker = vine.join(cores=4)
-    vine.library("lib", slots=4, request=ResourceRequest(cores=4))
-    flood = Flood(vine, ready=40, make=call)
-    vine.submit(single(1, request=WHOLE, priority=0))
+def test_a_task_that_needs_a_whole_worker_does_not_starve_behind_calls(harness):
+    worker = harness.connect_worker(cores=4)
+    harness.install_library("lib", slots=4, request=ResourceRequest(cores=4))
+    flood = Flood(harness, ready=40, make=call)
+    harness.submit_tasks(single(1, request=WHOLE, priority=0))
     for _ in range(60):
         flood.turn()
-        if 1 in vine.where():
+        if 1 in harness.assignments():
             break
-    assert vine.where() == {1: worker}
-    vine.done(1)
-    assert len(vine.where()) >= 4, "the library is up again"
+    assert harness.assignments() == {1: worker}
+    harness.complete_task(1)
+    assert len(harness.assignments()) >= 4, "the library is up again"
 
 
-def test_libraries_that_keep_each_other_out_do_not_take_turns_all_the_time(vine):
-    vine.join(cores=4)
+def test_libraries_that_keep_each_other_out_do_not_take_turns_all_the_time(harness):
+    harness.connect_worker(cores=4)
     for name in ("first", "second"):
-        vine.library(name, slots=4, request=WHOLE)
+        harness.install_library(name, slots=4, request=WHOLE)
     for number in range(1, 200, 2):
-        vine.submit(
+        harness.submit_tasks(
             call(number, library="first", priority=number),
             call(number + 1, library="second", priority=number + 1),
         )
-    started = len(vine.sent(m.Library, vine.log))
-    while vine.where():
-        vine.done(min(vine.where()), wall_s=1.0)
-        vine.tick(0.1)
-    assert set(outcomes(vine)) == set(range(1, 201))
-    assert len(vine.sent(m.Library, vine.log)) - started <= 5
+    started = len(harness.messages_sent(m.Library, harness.log))
+    while harness.assignments():
+        harness.complete_task(min(harness.assignments()), wall_s=1.0)
+        harness.advance_time(0.1)
+    assert set(task_outcomes(harness)) == set(range(1, 201))
+    assert len(harness.messages_sent(m.Library, harness.log)) - started <= 5
 
 
-def test_calls_that_follow_each_other_do_not_hold_a_worker_that_is_kept(vine):
-    worker = vine.join(cores=1)
-    vine.library("lib", slots=1, request=ONE_CORE)
-    vine.compute(*(call(n, *([f"r{n - 1}"] if n > 1 else []), priority=100 + n) for n in range(1, 300)))
-    vine.submit(single(900, request=WHOLE, priority=0))
+def test_calls_that_follow_each_other_do_not_hold_a_worker_that_is_kept(harness):
+    worker = harness.connect_worker(cores=1)
+    harness.install_library("lib", slots=1, request=ONE_CORE)
+    harness.compute_graph(
+        *(call(n, *([f"r{n - 1}"] if n > 1 else []), priority=100 + n) for n in range(1, 300))
+    )
+    harness.submit_tasks(single(900, request=WHOLE, priority=0))
     turns = 0
-    while 900 not in vine.where() and turns < 250:
+    while 900 not in harness.assignments() and turns < 250:
         turns += 1
-        vine.done(min(vine.where()), wall_s=0.2)
-    assert vine.where() == {900: worker}
+        harness.complete_task(min(harness.assignments()), wall_s=0.2)
+    assert harness.assignments() == {900: worker}
     assert turns < 100
-    vine.done(900)
-    while vine.where():
-        vine.done(min(vine.where()), wall_s=0.2)
-    assert not vine.run().unfinished
+    harness.complete_task(900)
+    while harness.assignments():
+        harness.complete_task(min(harness.assignments()), wall_s=0.2)
+    assert not harness.graph().unfinished
 
 
-def test_a_task_that_waits_for_disk_keeps_no_worker(vine):
-    worker = vine.join(cores=4, disk_mb=100)
-    flood = Flood(vine, ready=8)
-    vine.submit(single(1, request=ResourceRequest(cores=4, disk=100), priority=0))
-    vine.declare("kept", size=60 << 20, at_manager=True)
-    vine.submit(single(50, "kept", priority=-5))
+def test_a_task_that_waits_for_disk_keeps_no_worker(harness):
+    worker = harness.connect_worker(cores=4, disk_mb=100)
+    flood = Flood(harness, ready=8)
+    harness.submit_tasks(single(1, request=ResourceRequest(cores=4, disk=100), priority=0))
+    harness.declare_file("kept", size=60 << 20, at_manager=True)
+    harness.submit_tasks(single(50, "kept", priority=-5))
     for _ in range(40):
         flood.turn()
-        vine.tick(0.3)
-    assert vine.where(), "somebody works"
-    assert vine.where().get(1, worker) == worker
+        harness.advance_time(0.3)
+    assert harness.assignments(), "somebody works"
+    assert harness.assignments().get(1, worker) == worker

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tests.harness.scheduler import LARGE, Vine, call, endings
+from tests.harness.scheduler import LARGE, SchedulerHarness, call, graph_outcomes
 from vinecore.protocol import messages as m
 from vinecore.scheduler import events as e
 from vinecore.scheduler.diagnostics import STALL_REPORT_DELAY_S
@@ -16,19 +16,19 @@ A, B = ("a", LARGE, "12"), ("b", LARGE, "34")
 
 
 @pytest.fixture
-def vine():
-    vine = Vine()
-    vine.library()
-    return vine
+def harness():
+    harness = SchedulerHarness()
+    harness.install_library()
+    return harness
 
 
-def resume(vine, *results, workers=()):
-    vine.feed(e.SessionResumed(frozenset(results), workers))
+def resume(harness, *results, workers=()):
+    harness.send_events(e.SessionResumed(frozenset(results), workers))
 
 
-def compute(vine, *names):
+def compute(harness, *names):
     """A chain of vertices that make these files, the last of which is wanted."""
-    vine.compute(
+    harness.compute_graph(
         *(
             call(n, *names[n - 2 : n - 1], result=name, on_demand=True, content_addressed=True, wanted_at_manager=names[-1:] * (n == len(names)))
             for n, name in enumerate(names, 1)
@@ -40,111 +40,111 @@ def left(*found):
     return m.OrphanedObjects(*map(list, zip(*found, strict=True)))
 
 
-def made(vine):
+def made(harness):
     """Let everything run to its end; give what was made."""
     names = []
-    while running := vine.where():
-        names.append(vine.task(min(running)).spec.result)
-        vine.done(min(running), size=LARGE)
-    for file in [f for f in vine.tables.files.values() if f.uploading is not None]:
-        vine.feed(e.ObjectStored(file.name, LARGE))
+    while running := harness.assignments():
+        names.append(harness.task(min(running)).spec.result)
+        harness.complete_task(min(running), size=LARGE)
+    for file in [f for f in harness.tables.files.values() if f.uploading is not None]:
+        harness.send_events(e.ObjectStored(file.name, LARGE))
     return names
 
 
-def test_what_a_worker_still_has_is_not_made_again(vine):
-    resume(vine, A, B)
-    worker = vine.join()
-    compute(vine, "a", "b", "c")
-    assert not vine.where()
-    vine.say(worker, left(B), m.InventoryComplete())
-    assert made(vine) == ["c"]
-    assert endings(vine) == {1: "success"}
+def test_what_a_worker_still_has_is_not_made_again(harness):
+    resume(harness, A, B)
+    worker = harness.connect_worker()
+    compute(harness, "a", "b", "c")
+    assert not harness.assignments()
+    harness.worker_sends(worker, left(B), m.InventoryComplete())
+    assert made(harness) == ["c"]
+    assert graph_outcomes(harness) == {1: "success"}
 
 
 @pytest.mark.parametrize(
     "claim", [("b", LARGE, "99"), ("b", LARGE + 1, "34"), ("x", LARGE, "34"), ("b", LARGE, "")]
 )
-def test_what_the_journal_does_not_have_like_that_does_not_count(vine, claim):
-    resume(vine, A, B)
-    worker = vine.join()
-    compute(vine, "a", "b", "c")
-    vine.say(worker, left(A, claim), m.InventoryComplete())
-    assert (worker, claim[0]) in vine.unlinked()
-    assert made(vine) == ["b", "c"]
+def test_what_the_journal_does_not_have_like_that_does_not_count(harness, claim):
+    resume(harness, A, B)
+    worker = harness.connect_worker()
+    compute(harness, "a", "b", "c")
+    harness.worker_sends(worker, left(A, claim), m.InventoryComplete())
+    assert (worker, claim[0]) in harness.removed_objects()
+    assert made(harness) == ["b", "c"]
 
 
-def test_small_objects_have_no_digest(vine):
-    resume(vine, ("a", 10, ""))
-    worker = vine.join()
-    compute(vine, "a", "b")
-    vine.say(worker, left(("a", 10, "12")), m.InventoryComplete())
-    assert made(vine) == ["b"]
+def test_small_objects_have_no_digest(harness):
+    resume(harness, ("a", 10, ""))
+    worker = harness.connect_worker()
+    compute(harness, "a", "b")
+    harness.worker_sends(worker, left(("a", 10, "12")), m.InventoryComplete())
+    assert made(harness) == ["b"]
 
 
-def test_without_a_journal_nothing_counts(vine):
-    worker = vine.join()
-    vine.say(worker, left(A))
-    assert vine.unlinked() == {(worker, "a")}
+def test_without_a_journal_nothing_counts(harness):
+    worker = harness.connect_worker()
+    harness.worker_sends(worker, left(A))
+    assert harness.removed_objects() == {(worker, "a")}
 
 
-def test_what_is_refused_is_not_taken_from_who_makes_it_or_got_it_meanwhile(vine):
-    resume(vine)
-    vine.declare("shared", size=10, at_manager=True)
-    worker = vine.join()
-    vine.submit(call(1, shared=("shared",)))
-    vine.say(worker, m.LibraryReady("lib", 0.1, {}))
-    assert vine.where() == {1: worker}
-    vine.say(worker, left(("r1", LARGE, "12"), ("shared", 10, "")))
-    assert vine.unlinked() == set()
+def test_what_is_refused_is_not_taken_from_who_makes_it_or_got_it_meanwhile(harness):
+    resume(harness)
+    harness.declare_file("shared", size=10, at_manager=True)
+    worker = harness.connect_worker()
+    harness.submit_tasks(call(1, shared=("shared",)))
+    harness.worker_sends(worker, m.LibraryReady("lib", 0.1, {}))
+    assert harness.assignments() == {1: worker}
+    harness.worker_sends(worker, left(("r1", LARGE, "12"), ("shared", 10, "")))
+    assert harness.removed_objects() == set()
 
 
-def test_a_graph_waits_for_the_workers_of_before(vine):
-    resume(vine, A, B, workers=[("host1", 1), ("host2", 1)])
-    first = vine.join()
-    vine.say(first, left(A), m.InventoryComplete())
-    compute(vine, "a", "b", "c")
-    vine.tick(STALL_REPORT_DELAY_S)
-    vine.tick(STALL_REPORT_DELAY_S)
-    assert not vine.where()
-    assert vine.mind.stalled_reason == "waiting for workers of the manager before, on host2"
-    second = vine.join()
-    vine.say(second, left(B), m.InventoryComplete())
-    assert made(vine) == ["c"]
-    vine.tick()
-    assert not vine.mind.stalled_reason
+def test_a_graph_waits_for_the_workers_of_before(harness):
+    resume(harness, A, B, workers=[("host1", 1), ("host2", 1)])
+    first = harness.connect_worker()
+    harness.worker_sends(first, left(A), m.InventoryComplete())
+    compute(harness, "a", "b", "c")
+    harness.advance_time(STALL_REPORT_DELAY_S)
+    harness.advance_time(STALL_REPORT_DELAY_S)
+    assert not harness.assignments()
+    assert harness.scheduler.stalled_reason == "waiting for workers of the manager before, on host2"
+    second = harness.connect_worker()
+    harness.worker_sends(second, left(B), m.InventoryComplete())
+    assert made(harness) == ["c"]
+    harness.advance_time()
+    assert not harness.scheduler.stalled_reason
 
 
-def test_a_graph_does_not_wait_for_workers_that_have_ended(vine):
-    resume(vine, A, B, workers=[("host1", 1), ("host2", 1)])
-    worker = vine.join()
-    vine.say(worker, left(A), m.InventoryComplete())
-    compute(vine, "a", "b")
-    vine.tick()
-    assert not vine.where()
-    vine.feed(e.WorkersEnded([("host2", 1)]))
-    vine.tick()
-    assert made(vine) == ["b"]
+def test_a_graph_does_not_wait_for_workers_that_have_ended(harness):
+    resume(harness, A, B, workers=[("host1", 1), ("host2", 1)])
+    worker = harness.connect_worker()
+    harness.worker_sends(worker, left(A), m.InventoryComplete())
+    compute(harness, "a", "b")
+    harness.advance_time()
+    assert not harness.assignments()
+    harness.send_events(e.WorkersEnded([("host2", 1)]))
+    harness.advance_time()
+    assert made(harness) == ["b"]
 
 
-def test_a_graph_does_not_wait_for_ever(vine):
-    resume(vine, A, B, workers=[("host1", 1), ("host2", 1)])
-    worker = vine.join()
-    vine.say(worker, left(A), m.InventoryComplete())
-    compute(vine, "a", "b")
-    vine.tick(RECONNECT_TIMEOUT_S)
-    assert made(vine) == ["b"]
-    late = vine.join()
-    vine.say(late, left(B), m.InventoryComplete())
-    assert late in vine.holders("b")
+def test_a_graph_does_not_wait_for_ever(harness):
+    resume(harness, A, B, workers=[("host1", 1), ("host2", 1)])
+    worker = harness.connect_worker()
+    harness.worker_sends(worker, left(A), m.InventoryComplete())
+    compute(harness, "a", "b")
+    harness.advance_time(RECONNECT_TIMEOUT_S)
+    assert made(harness) == ["b"]
+    late = harness.connect_worker()
+    harness.worker_sends(late, left(B), m.InventoryComplete())
+    assert late in harness.replica_holders("b")
 
 
-def test_what_nobody_asks_for_is_spare(vine):
-    resume(vine, A)
-    worker = vine.join()
-    vine.say(worker, left(A), m.InventoryComplete())
-    assert {file.name for file in vine.tables.evictable} == {"a"}
-    vine.lose(worker)
-    assert not vine.tables.files.keys() & {"a"}
+def test_what_nobody_asks_for_is_spare(harness):
+    resume(harness, A)
+    worker = harness.connect_worker()
+    harness.worker_sends(worker, left(A), m.InventoryComplete())
+    assert {file.name for file in harness.tables.evictable} == {"a"}
+    harness.disconnect_worker(worker)
+    assert not harness.tables.files.keys() & {"a"}
 
 
 KINDS = {
@@ -158,13 +158,13 @@ KINDS = {
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_of_any_graph_that_is_made_which_is_needed_and_nobody_has(vine, seed):
+def test_of_any_graph_that_is_made_which_is_needed_and_nobody_has(harness, seed):
     chance = random.Random(seed)
     names = [f"v{n}" for n in range(30)]
     reads = [chance.sample(names[:n], min(n, chance.randrange(4))) for n in range(30)]
     fates = dict(zip(names, chance.choices([*KINDS], weights=(3, 6, 2, 1, 1), k=30), strict=True))
-    resume(vine, *((name, LARGE, "12") for name in names if KINDS[fates[name]][0]))
-    workers = [vine.join() for _ in range(3)]
+    resume(harness, *((name, LARGE, "12") for name in names if KINDS[fates[name]][0]))
+    workers = [harness.connect_worker() for _ in range(3)]
     messages = {worker: [] for worker in workers}
     for name in names:
         if digest := KINDS[fates[name]][1]:
@@ -181,11 +181,11 @@ def test_of_any_graph_that_is_made_which_is_needed_and_nobody_has(vine, seed):
         for n, name in enumerate(names, 1)
     ]
     if chance.random() < 0.5:
-        vine.compute(*graph)
+        harness.compute_graph(*graph)
     for worker, found in messages.items():
-        vine.say(worker, *([left(*found)] if found else []), m.InventoryComplete())
-    if 1 not in vine.tables.runs:
-        vine.compute(*graph)
+        harness.worker_sends(worker, *([left(*found)] if found else []), m.InventoryComplete())
+    if 1 not in harness.tables.runs:
+        harness.compute_graph(*graph)
 
     needed, stack = set(), names[-1:]
     while stack:
@@ -193,5 +193,5 @@ def test_of_any_graph_that_is_made_which_is_needed_and_nobody_has(vine, seed):
         if fates[name] != "kept" and name not in needed:
             needed.add(name)
             stack += reads[names.index(name)]
-    assert sorted(made(vine)) == sorted(needed)
-    assert endings(vine) == {1: "success"}
+    assert sorted(made(harness)) == sorted(needed)
+    assert graph_outcomes(harness) == {1: "success"}

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from tests.harness.scheduler import LARGE, Vine, call, chain, endings
+from tests.harness.scheduler import LARGE, SchedulerHarness, call, chain, graph_outcomes
 from vinecore.protocol import messages as m
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
@@ -15,18 +15,18 @@ from vinecore.scheduler.state import TaskState
 
 
 @pytest.fixture
-def vine():
-    vine = Vine()
-    vine.library()
-    return vine
+def harness():
+    harness = SchedulerHarness()
+    harness.install_library()
+    return harness
 
 
-def held(vine):
+def held(harness):
     """Results that are on some worker."""
-    return {name for name, file in vine.tables.files.items() if file.replicas and name.startswith("r")}
+    return {name for name, file in harness.tables.files.items() if file.replicas and name.startswith("r")}
 
 
-def test_a_wide_graph_is_pruned_as_it_goes(vine):
+def test_a_wide_graph_is_pruned_as_it_goes(harness):
     """Every leaf is freed as soon as its only reader is done: what is held does not grow with the graph."""
     leaves, depth = 50, 3
     tasks, number = [], 0
@@ -34,193 +34,193 @@ def test_a_wide_graph_is_pruned_as_it_goes(vine):
         for level in range(depth):
             number += 1
             tasks.append(call(number, *([f"r{number - 1}"] if level else [])))
-    vine.compute(
+    harness.compute_graph(
         *tasks, call(9999, *(f"r{n * depth}" for n in range(1, leaves + 1)), wanted_at_manager=("r9999",))
     )
-    vine.join()
+    harness.connect_worker()
     most = 0
-    while vine.where():
-        task = min(vine.where())
-        vine.done(task, size=LARGE, payload=b"sum" if task == 9999 else b"")
-        most = max(most, len(held(vine)))
-    assert endings(vine) == {1: "success"}
+    while harness.assignments():
+        task = min(harness.assignments())
+        harness.complete_task(task, size=LARGE, payload=b"sum" if task == 9999 else b"")
+        most = max(most, len(held(harness)))
+    assert graph_outcomes(harness) == {1: "success"}
     assert most <= leaves + 1
-    assert held(vine) == set()
+    assert held(harness) == set()
 
 
 @pytest.mark.parametrize(
     ("depth", "left"),
     [(0, {"r1", "r2", "r3", "r4"}), (1, {"r4"}), (2, {"r3", "r4"}), (3, {"r2", "r3", "r4"})],
 )
-def test_so_many_generations_stay(vine, depth, left):
-    vine.compute(*chain(5), prune_depth=depth)
-    vine.join()
+def test_so_many_generations_stay(harness, depth, left):
+    harness.compute_graph(*chain(5), prune_depth=depth)
+    harness.connect_worker()
     for number in range(1, 5):
-        vine.done(number, size=LARGE)
-    assert held(vine) == left
-    vine.done(5, size=LARGE)
-    assert held(vine) == ({"r1", "r2", "r3", "r4", "r5"} if depth == 0 else set())
+        harness.complete_task(number, size=LARGE)
+    assert held(harness) == left
+    harness.complete_task(5, size=LARGE)
+    assert held(harness) == ({"r1", "r2", "r3", "r4", "r5"} if depth == 0 else set())
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
-def test_nothing_is_pruned_because_its_readers_have_not_been_submitted_yet(vine, depth):
-    vine.join()
-    vine.open(prune_depth=depth)
-    vine.submit(call(1, run=1, reader_count=2))
-    vine.done(1, size=LARGE)
-    assert held(vine) == {"r1"}
-    vine.submit(call(2, "r1", run=1, reader_count=0))
-    vine.done(2)
-    assert "r1" in held(vine)
-    vine.submit(call(3, "r1", run=1))
-    vine.feed(e.GraphSubmitted(1))
-    vine.done(3)
-    assert endings(vine) == {1: "success"}
-    assert vine.run().recomputed == 0
-    assert ("r1" in held(vine)) == (depth == 0)
+def test_nothing_is_pruned_because_its_readers_have_not_been_submitted_yet(harness, depth):
+    harness.connect_worker()
+    harness.open_graph(prune_depth=depth)
+    harness.submit_tasks(call(1, run=1, reader_count=2))
+    harness.complete_task(1, size=LARGE)
+    assert held(harness) == {"r1"}
+    harness.submit_tasks(call(2, "r1", run=1, reader_count=0))
+    harness.complete_task(2)
+    assert "r1" in held(harness)
+    harness.submit_tasks(call(3, "r1", run=1))
+    harness.send_events(e.GraphSubmitted(1))
+    harness.complete_task(3)
+    assert graph_outcomes(harness) == {1: "success"}
+    assert harness.graph().recomputed == 0
+    assert ("r1" in held(harness)) == (depth == 0)
 
 
-def test_what_many_read_stays_until_the_last_of_them(vine):
-    vine.compute(call(1), *(call(n, "r1") for n in range(2, 10)))
-    worker = vine.join()
-    vine.done(1, size=LARGE)
+def test_what_many_read_stays_until_the_last_of_them(harness):
+    harness.compute_graph(call(1), *(call(n, "r1") for n in range(2, 10)))
+    worker = harness.connect_worker()
+    harness.complete_task(1, size=LARGE)
     for number in range(2, 10):
-        assert vine.holders("r1") == {worker}
-        vine.done(number)
-    assert vine.holders("r1") == set()
+        assert harness.replica_holders("r1") == {worker}
+        harness.complete_task(number)
+    assert harness.replica_holders("r1") == set()
 
 
-def test_pruned_copies_go_from_all_workers(vine):
-    workers = [vine.join(), vine.join()]
-    vine.compute(call(1), call(2, "r1"), call(3, "r1"))
-    vine.done(1, size=LARGE)
-    for worker, name, _source in vine.fetches(vine.log):
-        vine.cached(worker, name)
-    had = vine.holders("r1")
-    vine.done(2)
-    vine.done(3)
-    assert {(w, "r1") for w in had} <= vine.unlinked(vine.log)
+def test_pruned_copies_go_from_all_workers(harness):
+    workers = [harness.connect_worker(), harness.connect_worker()]
+    harness.compute_graph(call(1), call(2, "r1"), call(3, "r1"))
+    harness.complete_task(1, size=LARGE)
+    for worker, name, _source in harness.requested_fetches(harness.log):
+        harness.report_cached(worker, name)
+    had = harness.replica_holders("r1")
+    harness.complete_task(2)
+    harness.complete_task(3)
+    assert {(w, "r1") for w in had} <= harness.removed_objects(harness.log)
     assert had <= set(workers)
 
 
-def test_a_target_that_nothing_reads_stays_only_at_the_manager(vine):
-    vine.compute(call(1, wanted_at_manager=("r1",)), call(2, "r1", wanted_at_manager=("r2",)))
-    worker = vine.join()
-    vine.done(1, payload=b"one")
-    assert vine.holders("r1") == {worker}, "it is read there"
-    vine.done(2, payload=b"two")
-    assert vine.unlinked() == {(worker, "r1"), (worker, "r2")}
-    assert vine.file("r1").at_manager
-    assert not vine.told(i.DropObject)
-    vine.feed(e.GraphClosed(1))
-    assert set(vine.told(i.DropObject)) == {i.DropObject("r1"), i.DropObject("r2")}
+def test_a_target_that_nothing_reads_stays_only_at_the_manager(harness):
+    harness.compute_graph(call(1, wanted_at_manager=("r1",)), call(2, "r1", wanted_at_manager=("r2",)))
+    worker = harness.connect_worker()
+    harness.complete_task(1, payload=b"one")
+    assert harness.replica_holders("r1") == {worker}, "it is read there"
+    harness.complete_task(2, payload=b"two")
+    assert harness.removed_objects() == {(worker, "r1"), (worker, "r2")}
+    assert harness.file("r1").at_manager
+    assert not harness.instructions_of(i.DropObject)
+    harness.send_events(e.GraphClosed(1))
+    assert set(harness.instructions_of(i.DropObject)) == {i.DropObject("r1"), i.DropObject("r2")}
 
 
-def test_a_bulky_target_goes_from_its_worker_when_it_has_arrived(vine):
-    vine.compute(call(1, wanted_at_manager=("r1",)))
-    worker = vine.join()
-    vine.done(1, size=LARGE)
-    assert vine.holders("r1") == {worker}
-    vine.feed(e.ObjectStored("r1", LARGE))
-    assert vine.unlinked() == {(worker, "r1")}
+def test_a_bulky_target_goes_from_its_worker_when_it_has_arrived(harness):
+    harness.compute_graph(call(1, wanted_at_manager=("r1",)))
+    worker = harness.connect_worker()
+    harness.complete_task(1, size=LARGE)
+    assert harness.replica_holders("r1") == {worker}
+    harness.send_events(e.ObjectStored("r1", LARGE))
+    assert harness.removed_objects() == {(worker, "r1")}
 
 
-def test_a_target_that_is_read_later_is_served_by_the_manager(vine):
-    vine.compute(call(1, wanted_at_manager=("r1",)), prune_depth=1)
-    first = vine.join()
-    vine.done(1, payload=b"one")
-    vine.lose(first)
-    vine.compute(call(2, "r1"), run=2)
-    second = vine.join()
-    assert i.SendObject(second, "r1") in vine.out
+def test_a_target_that_is_read_later_is_served_by_the_manager(harness):
+    harness.compute_graph(call(1, wanted_at_manager=("r1",)), prune_depth=1)
+    first = harness.connect_worker()
+    harness.complete_task(1, payload=b"one")
+    harness.disconnect_worker(first)
+    harness.compute_graph(call(2, "r1"), run=2)
+    second = harness.connect_worker()
+    assert i.SendObject(second, "r1") in harness.last_instructions
 
 
-def test_results_that_workers_may_not_exchange_go_through_the_manager(vine):
-    first = vine.join()
-    second = vine.join()
-    vine.compute(
+def test_results_that_workers_may_not_exchange_go_through_the_manager(harness):
+    first = harness.connect_worker()
+    second = harness.connect_worker()
+    harness.compute_graph(
         call(1, wanted_at_manager=("r1",), peer_transfer=False),
         call(2),
         call(3, "r1", "r2", peer_transfer=False),
         prune_depth=0,
     )
-    maker = vine.where()[1]
-    vine.done(1, size=LARGE)
-    assert vine.sent(m.Upload) == [(maker, m.Upload("r1"))]
-    vine.feed(e.ObjectStored("r1", LARGE))
-    vine.done(2, size=10 * LARGE)
+    maker = harness.assignments()[1]
+    harness.complete_task(1, size=LARGE)
+    assert harness.messages_sent(m.Upload) == [(maker, m.Upload("r1"))]
+    harness.send_events(e.ObjectStored("r1", LARGE))
+    harness.complete_task(2, size=10 * LARGE)
     other = ({first, second} - {maker}).pop()
-    assert vine.where()[3] == other
-    assert vine.fetches() == [(other, "r1", "manager")]
+    assert harness.assignments()[3] == other
+    assert harness.requested_fetches() == [(other, "r1", "manager")]
 
 
-def test_progress_counts_what_is_done_what_runs_and_what_was_done_again(vine):
-    vine.compute(*chain(4), prune_depth=0)
-    vine.join()
-    vine.done(1, size=LARGE)
-    vine.done(2, size=LARGE)
-    run = vine.run()
+def test_progress_counts_what_is_done_what_runs_and_what_was_done_again(harness):
+    harness.compute_graph(*chain(4), prune_depth=0)
+    harness.connect_worker()
+    harness.complete_task(1, size=LARGE)
+    harness.complete_task(2, size=LARGE)
+    run = harness.graph()
     assert (run.done, run.running, run.unfinished, run.recomputed) == (2, 2, 2, 0)
-    vine.lose(1)
+    harness.disconnect_worker(1)
     assert (run.done, run.running, run.unfinished, run.recomputed) == (0, 0, 4, 2)
-    vine.join()
+    harness.connect_worker()
     assert (run.done, run.running, run.unfinished, run.recomputed) == (0, 4, 4, 2)
 
 
-def test_runs_side_by_side_do_not_mix(vine):
-    vine.compute(*chain(3), run=1)
-    vine.compute(*(task._replace(task=task.task + 10, result=f"s{task.task}", inputs=tuple(f"s{name[1:]}" for name in task.inputs))
+def test_runs_side_by_side_do_not_mix(harness):
+    harness.compute_graph(*chain(3), run=1)
+    harness.compute_graph(*(task._replace(task=task.task + 10, result=f"s{task.task}", inputs=tuple(f"s{name[1:]}" for name in task.inputs))
                    for task in chain(3)), run=2)  # fmt: skip
-    vine.join()
-    vine.join()
+    harness.connect_worker()
+    harness.connect_worker()
     for number in (1, 11, 12, 2, 3, 13):
-        vine.done(number, size=LARGE)
-    assert endings(vine) == {1: "success", 2: "success"}
-    vine.feed(e.GraphClosed(1))
-    assert {"s1", "s2", "s3"} <= set(vine.tables.files)
-    assert not {"r1", "r2", "r3"} & set(vine.tables.files)
+        harness.complete_task(number, size=LARGE)
+    assert graph_outcomes(harness) == {1: "success", 2: "success"}
+    harness.send_events(e.GraphClosed(1))
+    assert {"s1", "s2", "s3"} <= set(harness.tables.files)
+    assert not {"r1", "r2", "r3"} & set(harness.tables.files)
 
 
-def test_the_same_graph_twice_leaves_as_little_as_once(vine):
-    worker = vine.join()
+def test_the_same_graph_twice_leaves_as_little_as_once(harness):
+    worker = harness.connect_worker()
     for run in range(1, 6):
-        vine.compute(
+        harness.compute_graph(
             *(task._replace(task=10 * run + task.task) for task in chain(3, wanted_at_manager=())), run=run
         )
         for number in range(1, 4):
-            vine.done(10 * run + number, size=LARGE)
-        vine.feed(e.GraphClosed(run))
-    assert endings(vine) == dict.fromkeys(range(1, 6), "success")
-    assert set(vine.tables.files) == {"setup"}
-    assert {f.name for f in vine.worker(worker).files} == {"setup"}
+            harness.complete_task(10 * run + number, size=LARGE)
+        harness.send_events(e.GraphClosed(run))
+    assert graph_outcomes(harness) == dict.fromkeys(range(1, 6), "success")
+    assert set(harness.tables.files) == {"setup"}
+    assert {f.name for f in harness.worker(worker).files} == {"setup"}
 
 
-def test_a_very_large_graph_is_forgotten_bit_by_bit(vine, monkeypatch):
+def test_a_very_large_graph_is_forgotten_bit_by_bit(harness, monkeypatch):
     monkeypatch.setattr(scheduler, "MAX_FILES_RELEASED_PER_BATCH", 10)
-    vine.join()
-    vine.compute(*chain(25))
+    harness.connect_worker()
+    harness.compute_graph(*chain(25))
     for number in range(1, 26):
-        vine.done(number)
-    known = set(vine.tables.files)
-    vine.feed(e.GraphClosed(1))
-    assert len(known - set(vine.tables.files)) == 10
-    vine.feed()
-    vine.feed()
-    assert not vine.mind.has_more_to_release
-    assert not any(name.startswith("r") for name in vine.tables.files)
+        harness.complete_task(number)
+    known = set(harness.tables.files)
+    harness.send_events(e.GraphClosed(1))
+    assert len(known - set(harness.tables.files)) == 10
+    harness.send_events()
+    harness.send_events()
+    assert not harness.scheduler.has_more_to_release
+    assert not any(name.startswith("r") for name in harness.tables.files)
 
 
-def test_what_is_forgotten_does_not_wait_for_pythons_garbage_collector(vine):
-    vine.join()
+def test_what_is_forgotten_does_not_wait_for_pythons_garbage_collector(harness):
+    harness.connect_worker()
     gc.collect()
     gc.disable()
     try:
-        vine.compute(*chain(5))
+        harness.compute_graph(*chain(5))
         for number in range(1, 6):
-            vine.done(number)
-        vine.feed(e.GraphClosed(1))
-        vine.log.clear()
-        for instance in vine.worker(1).libraries.values():
+            harness.complete_task(number)
+        harness.send_events(e.GraphClosed(1))
+        harness.log.clear()
+        for instance in harness.worker(1).libraries.values():
             instance.chain_candidates.clear()
         assert not [
             thing for thing in gc.get_objects() if type(thing) is TaskState and thing.run.spec.run == 1

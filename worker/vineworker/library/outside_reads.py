@@ -1,20 +1,28 @@
-"""Watches functions of the standard library that tell something of the outside: the time, the process, the machine, and what is on a disk beside contents of files.
+"""Watches functions of the interpreter that read something from outside of the process.
 
-Python tells audit hooks of none of them, so they are replaced in processes that record. They count where code of the user's own asks, by itself or through the
-modules in `PASSING`: packages and the rest of the standard library ask for the time and the process all the time, for logs and locks, and make no results of them.
+These are variables of the environment, entropy of the system, imports, the time, the process, the
+machine, and metadata of files. Python raises no audit events for them, so they are replaced in
+processes that record.
+
+Time, process, machine and metadata count if the user's own code calls the function, itself or
+through the modules in `PASS_THROUGH_MODULES`: packages and the rest of the standard library read
+them all the time, for logs and locks, and do not use them in results.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import locale
 import os
 import platform
+import random
 import sys
+import tempfile
 import threading
 import time
 import uuid
-from typing import Any, Callable, Protocol
+from typing import Any, Callable, Optional, Protocol
 
 from vinecore.protocol import used_resources, user_modules
 
@@ -33,6 +41,9 @@ STAT_FUNCTIONS = ("stat", "lstat", "access")
 PASS_THROUGH_MODULES = frozenset({"os", "genericpath", "posixpath", "pathlib", "pathlib._local", "pathlib._os", "glob", "platform", "locale", "uuid", "getpass", "threading", "ctypes", "vineworker.library.use_recorder", __name__})  # fmt: skip
 """Modules that ask on behalf of who calls them."""
 MAX_FRAMES = 30
+MAX_STACK = 200
+"""Frames that are searched for the user's modules."""
+_packages: dict[str, bool] = {}
 _ENGINE = tuple(
     os.path.dirname(os.path.abspath(sys.modules[name].__file__ or "")) + os.sep
     for name in ("vinecore", "vineworker")
@@ -41,17 +52,39 @@ _is_user_file: dict[str, bool] = {}  # file of code -> whether it is the user's 
 
 
 class Recorder(Protocol):
-    """Who takes note."""
+    """Receiver of the reads."""
 
     def note_outside(self, thing: str) -> None:
-        """Something of the outside was used."""
+        """Record a read of something outside."""
 
     def looked_at(self, path: Any) -> None:
-        """Somebody has asked for a file without opening it."""
+        """Record a request for metadata of a file."""
+
+    def variable(self, name: Any, value: Optional[str]) -> None:
+        """Record the read of a variable of the environment."""
+
+    def variables(self) -> None:
+        """Record the read of the names of all variables."""
+
+    def entropy(self) -> None:
+        """Record a request for entropy."""
+
+    def add_temporary(self, path: Any) -> None:
+        """Record the path of a temporary file that is to be made."""
+
+    def watch_import(self, load: Callable[[], Any], name: str) -> Any:
+        """Import a module."""
+
+    def give_module(self, module: Any) -> None:
+        """Record an import by a computed name."""
 
 
 def wrap_functions(recorder: Recorder) -> None:
     """Replace the functions, in this process and in all that are forked from it."""
+    _watch_variables(recorder)
+    _watch_entropy(recorder)
+    _watch_imports(recorder)
+    _watch_temporary_names(recorder)
     for module, names in OUTSIDE_FUNCTIONS:
         for name in names:
             if hasattr(module, name):
@@ -71,6 +104,76 @@ def wrap_functions(recorder: Recorder) -> None:
     for able in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks, os.supports_effective_ids):
         known = {getattr(one, "__name__", "") for one in able}
         able.update(getattr(os, name) for name in (*STAT_FUNCTIONS, "readlink", "statvfs") if name in known)
+
+
+def _watch_variables(recorder: Recorder) -> None:
+    kind: Any = type(os.environ)
+    get, each = kind.__getitem__, kind.__iter__
+
+    def getitem(self: Any, key: Any) -> Any:
+        value = None
+        try:
+            value = get(self, key)
+        finally:
+            recorder.variable(key, value)
+        return value
+
+    def iterate(self: Any) -> Any:
+        recorder.variables()
+        return each(self)
+
+    kind.__getitem__, kind.__iter__ = getitem, iterate
+
+
+def _watch_entropy(recorder: Recorder) -> None:
+    draw = os.urandom
+
+    def urandom(size: int) -> bytes:
+        recorder.entropy()
+        return draw(size)
+
+    os.urandom = urandom
+    random._urandom = urandom  # type: ignore[attr-defined]  # noqa: SLF001 - `SystemRandom` has a name of its own for it
+    seed = random.Random.seed
+
+    def seeded(self: random.Random, a: Any = None, *args: Any, **kwargs: Any) -> None:
+        if a is None:
+            recorder.entropy()
+        seed(self, a, *args, **kwargs)
+
+    random.Random.seed = seeded  # type: ignore[method-assign]
+
+
+def _watch_temporary_names(recorder: Recorder) -> None:
+    """Watch `mktemp`, which makes no file, so there is no audit event."""
+    make_name = tempfile.mktemp
+
+    @functools.wraps(make_name)
+    def mktemp(*args: Any, **kwargs: Any) -> str:
+        path = make_name(*args, **kwargs)
+        recorder.add_temporary(path)
+        return path
+
+    tempfile.mktemp = mktemp
+
+
+def _watch_imports(recorder: Recorder) -> None:
+    importer: Any = sys.modules["_frozen_importlib"]
+    find = importer._find_and_load  # noqa: SLF001 - what both the statement and `importlib.import_module` call for a module that is not there
+
+    def find_and_load(name: str, import_: Any) -> Any:
+        return recorder.watch_import(lambda: find(name, import_), name)
+
+    importer._find_and_load = find_and_load  # noqa: SLF001
+    import_module = importlib.import_module
+
+    @functools.wraps(import_module)
+    def import_by_name(name: str, package: Optional[str] = None) -> Any:
+        module = import_module(name, package)
+        recorder.give_module(module)
+        return module
+
+    importlib.import_module = import_by_name
 
 
 def _wrap_outside_function(function: Callable[..., Any], recorder: Recorder) -> Callable[..., Any]:
@@ -109,3 +212,27 @@ def is_called_by_user() -> bool:
             return known
         frame = frame.f_back
     return False
+
+
+def find_user_modules() -> Optional[frozenset[str]]:
+    """Return the user's own modules on the stack; None if a package is being imported.
+
+    A package belongs to the environment.
+    """
+    owners: set[str] = set()
+    frame: Any = sys._getframe(2)  # noqa: SLF001 - who calls is all that tells
+    for _ in range(MAX_STACK):
+        if frame is None or frame.f_globals.get("__name__") == "vineworker.library.slot":
+            break
+        file, name = frame.f_code.co_filename, frame.f_globals.get("__name__")
+        if not file.startswith(("<", *_ENGINE)):
+            if file not in _packages:
+                _packages[file] = user_modules.is_package_file(file)
+            is_package = _packages[file]
+            if is_package and frame.f_code.co_name == "<module>" and not owners:
+                return None
+            if not is_package and name != "__main__":
+                stays = getattr(sys.modules.get(name), "__dict__", None) is frame.f_globals
+                owners.update([name] if stays else [])
+        frame = frame.f_back
+    return frozenset(owners)

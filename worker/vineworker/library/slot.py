@@ -299,12 +299,13 @@ class Slot:
                 self._folder.collect_created_files()
             del args, kwargs
             info: dict[str, Any] = {}
-            if used:
-                info["used"] = used
             if type(result) is ResultWithMetadata:
                 info["note"] = base64.b64encode(result.extra).decode()
                 result = result.value
             parts = [result_bytes(result)] if call.options.get("raw") else dump_result(result)
+            used += recorder.find_temporary_name(parts) if recorder is not None else []
+            if used:
+                info["used"] = used
             size = values.size_of(parts)
             payload = b""
             if size <= INLINE_LIMIT:
@@ -329,7 +330,7 @@ class Slot:
             )
         return Reply(call.task, "done", size, time.perf_counter() - start, info, payload)
 
-    def _prepare_call(self, call: Call) -> tuple[use_recorder.Recorder | None, list[Any]]:
+    def _prepare_call(self, call: Call) -> tuple[use_recorder.UseRecorder | None, list[Any]]:
         """Go where a call starts, and load what it shares with others."""
         known = len(self._shared)
         program = self._load_shared(*call.shared[-1]) if "program" in call.options else None

@@ -1,36 +1,41 @@
-"""Records what a vertex uses beside its arguments, for the manager to compare with what the name of its result tells.
+"""Records the resources that a call uses beside its arguments.
 
-Python tells an audit hook which files are opened, which folders are listed, which processes are started, and to what a connection is made. Variables of
-the environment, entropy of the system and the state of the shared generators of random numbers are watched where they are read. What the environment's packages read
-while they are imported counts as part of them. A hook cannot be taken away again, so it is set only in processes that are to record.
+The manager compares them with those that the name of the result covers.
 
-What a vertex reads may stay in global variables of a module, where the next one in this process finds it. So what a function of the user's own modules has
-used counts for all that follow and may reach that module, and what others have used for those that share an object with them.
+Python tells an audit hook which files are opened, which folders are listed, which processes are
+started, and to what a connection is made. Variables of the environment, entropy of the system and
+the state of the shared generators of random numbers are watched where they are read
+(`outside_reads`). Reads of the environment's packages while they are imported count as part of the
+packages. A hook cannot be removed, so it is set only in processes that are to record.
 
-Not seen: what libraries in other languages open. The kernel counts what a process reads: if it has read something though Python has opened
-nothing, or such a library is loaded and Python has opened something, too, or pyarrow has asked for memory, the vertex has used something `UNSEEN`.
+Not seen: files that libraries in other languages open. The kernel counts the reads of a process. If
+it has counted some though Python has opened nothing, or such a library is loaded and Python has
+opened something, too, or pyarrow has asked for memory, the call has used something `UNSEEN`.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 import importlib.util
 import os
 import pickle
 import random
+import shutil
 import sys
+import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from types import CodeType
 from typing import Any, Callable, Optional
 
 from vinecore.protocol import used_resources, user_modules
 from vineworker.library import outside_reads
+from vineworker.library.residual_uses import ResidualUses
+from vineworker.machine.tmpdir import TMPDIR_NAME
 from vineworker.slot_protocol import Call
 
-MOST_LEFT = 1000
-MOST_OBJECTS = 1000
-MOST_FRAMES = 200
+MAX_TEMPORARY_FILES = 1000
+MAX_SEARCHED_BYTES = 1 << 20
+NOBODY: frozenset[str] = frozenset()
 READERS = ("h5py", "tables", "netCDF4", "ROOT", "XRootD", "correctionlib", "fitsio", "adios2", "tiledb", "rasterio", "osgeo")  # fmt: skip
 """Libraries that open files by themselves while Python may open others."""
 SYSTEM = ("/etc/", "/usr/lib/", "/usr/lib64/", "/usr/share/", "/lib/", "/lib64/")
@@ -40,18 +45,7 @@ KERNEL = ("/proc/", "/sys/", "/dev/")
 SHARED_MEMORY = "/dev/shm/"  # noqa: S108 - read about, not written to
 SILENT = ("/dev/null", "/dev/tty", "/dev/stdout", "/dev/stderr", SHARED_MEMORY.rstrip("/"))
 OWN_VARIABLES = frozenset(
-    {
-        "TMPDIR",
-        "TEMP",
-        "TMP",
-        "HOME",
-        "PATH",
-        "PWD",
-        "DASK_SCHEDULER",
-        "COLUMNS",
-        "LINES",
-        "LD_LIBRARY_PATH",
-    }
+    ["TMPDIR", "TEMP", "TMP", "HOME", "PATH", "PWD", "DASK_SCHEDULER", "COLUMNS", "LINES", "LD_LIBRARY_PATH"]
 )
 """Variables that say where things are, which counts when they are used, or that are set for every task; and those of Python itself."""
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -74,17 +68,13 @@ _STARTS = (
 )
 
 
-class Recorder:
+class UseRecorder:
     """What is used in this process."""
 
     def __init__(self) -> None:
-        # what was left by calls, by module or shared object that may have it, which those that follow may get it from
-        self._of_modules: dict[str, dict[str, None]] = {}
-        self._of_objects: dict[str, dict[str, None]] = {}
-        self._contents: dict[str, bytes] = {}  # of shared objects that came as messages
-        self._call: Optional[dict[str, frozenset[str]]] = (
-            None  # what the call that runs has used -> modules that did it
-        )
+        self._residual = ResidualUses()
+        # uses of the running call -> modules on the stack
+        self._call: Optional[dict[str, frozenset[str]]] = None
         self._opened = 0
         self._busy = threading.local()
         self._reads = 0
@@ -93,14 +83,17 @@ class Recorder:
         self._given: set[str] = set()  # own modules that `importlib` has given to the call that runs
         self._states: dict[str, Any] = {}
         self._own_places: tuple[str, ...] = ()  # of the engine
-        self._made: dict[str, None] = {}  # by this process, temporary files and folders
+        # temporary files and folders of this process
+        self._made: dict[str, None] = {}
+        # names that the running call has given to some
+        self._temporary_names: set[str] = set()
         self._handlers: dict[str, Callable[..., None]] = {
             "open": self._open,
             "os.listdir": self._list,
             "os.scandir": self._list,
             "sqlite3.connect": self._database,
-            "tempfile.mkstemp": self._make,
-            "tempfile.mkdtemp": self._make,
+            "tempfile.mkstemp": self.add_temporary,
+            "tempfile.mkdtemp": self.add_temporary,
             "ctypes.dlopen": self._call_c,
             "ctypes.dlsym": self._call_c,
             "socket.connect": lambda *_about: self._note(used_resources.NETWORK),
@@ -113,7 +106,7 @@ class Recorder:
         paths = [call.result, *(path for _name, path in (*call.shared, *call.inputs) if path)]
         self._own_places = tuple({os.path.dirname(path) + os.sep for path in paths if path})
         self._states, self._reads, self._allocations = _random_states(), _reads(), _allocations()
-        self._call, self._opened, self._given = {}, 0, set()
+        self._call, self._opened, self._given, self._temporary_names = {}, 0, set(), set()
 
     def end(self, message: Call, inputs: Mapping[str, bytes]) -> list[str]:
         """Finish the record of a call and return the resources that it used.
@@ -135,17 +128,8 @@ class Recorder:
             call[used_resources.UNSEEN] = NOBODY
         if _have_moved(self._states):
             call[used_resources.RANDOM] = NOBODY
-        used: dict[str, Any] = dict(call)
-        for name, _path in _shared(message):
-            used.update(self._of_objects.get(name, {}))
-        for name in self._given:
-            used.update(self._of_modules.get(name, {}))
-        if self._of_modules:
-            contents = list(self._contents_of(message, inputs))
-            for module, things in self._of_modules.items():
-                if not used.keys() >= things.keys() and _is_reached(module, contents):
-                    used.update(things)
-        self._leave(call, message)
+        used = {**dict.fromkeys(call), **self._residual.find(message, inputs, self._given)}
+        self._residual.add_call(message, call)
         return list(used)
 
     def give_module(self, module: Any) -> None:
@@ -172,56 +156,18 @@ class Recorder:
     def cancel(self, message: Call) -> None:
         """Drop the record of a failed call."""
         call, self._call = self._call or {}, None
-        self._leave(call, message)
+        self._residual.add_call(message, call)
 
     def keep(self, name: str, content: bytes) -> None:
         """Remember a shared object that came as a message."""
-        self._contents[name] = content
-        if len(self._contents) > MOST_OBJECTS:
-            del self._contents[next(iter(self._contents))]
-
-    def _contents_of(self, call: Call, inputs: Mapping[str, bytes]) -> Iterator[Optional[bytes]]:
-        """Generate the contents of a call that can name modules; None for an unavailable one."""
-        yield call.payload
-        for name, path in (*_shared(call), *call.inputs):
-            if path:
-                try:
-                    with open(path, "rb") as file:
-                        yield file.read()
-                except OSError:
-                    yield None
-            else:
-                yield self._contents.get(name, inputs.get(name))
-
-    def _leave(self, call: dict[str, frozenset[str]], message: Call) -> None:
-        """Remember what a call may have left in this process, without the files that it alone was told of."""
-        sources: Optional[dict[str, str]] = None
-        for thing, owners in call.items():
-            kind, _, rest = thing.partition(used_resources.SEPARATOR)
-            path = rest.partition(used_resources.SEPARATOR)[0]
-            if not rest or (kind == "file" and os.fsencode(os.path.basename(path)) in message.payload):
-                continue
-            if kind == "file" and path.endswith(".py"):
-                # A module that this call has imported is there for the next, which reads its file no more.
-                if sources is None:
-                    sources = {
-                        user_modules.source_path(one) or "": one.__name__
-                        for one in user_modules.find_own_modules()
-                    }
-                if path in sources:
-                    owners = owners | {sources[path]}  # noqa: PLW2901 - with one more
-            for owner in owners:
-                _remember(self._of_modules.setdefault(owner, {}), thing)
-            for object_, _path in () if owners else _shared(message):
-                _remember(self._of_objects.setdefault(object_, {}), thing)
+        self._residual.keep(name, content)
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Handle an audit event; it is called very often."""
         handler = self._handlers.get(event)
         if handler is not None and not getattr(self._busy, "now", False):
-            if _frame(1).f_code.co_filename.startswith(
-                _ENGINE
-            ):  # it brings inputs, and goes where calls start
+            code = _frame(1).f_code
+            if _is_internal(event, code):
                 self._opened += event == "open"
                 return
             self._busy.now = True
@@ -231,14 +177,14 @@ class Recorder:
                 self._busy.now = False
 
     def _note(self, thing: str) -> None:
-        owners = _owners()
+        owners = outside_reads.find_user_modules()
         if owners is None:
             return
         if self._call is not None:
             self._call[thing] = owners | self._call.get(thing, NOBODY)
         elif used_resources.SEPARATOR in thing or thing in (used_resources.RANDOM, used_resources.UNSEEN):
-            for owner in owners:  # if there is none, the environment's packages have got ready
-                _remember(self._of_modules.setdefault(owner, {}), thing)
+            # without an owner, the environment's packages have got ready
+            self._residual.add(owners, thing)
 
     def _open(self, path: Any, mode: Any, flags: Any) -> None:
         self._opened += 1
@@ -314,10 +260,30 @@ class Recorder:
             if place is not None:
                 self._note(used_resources.describe_file(place))
 
-    def _make(self, path: Any) -> None:
-        self._made[os.path.abspath(os.fsdecode(path))] = None
-        if len(self._made) > MOST_LEFT:
+    def add_temporary(self, path: Any) -> None:
+        """Record the path of a temporary file or folder that this process makes."""
+        place = os.path.abspath(os.fsdecode(path))
+        self._made[place] = None
+        if len(self._made) > MAX_TEMPORARY_FILES:
             del self._made[next(iter(self._made))]
+        self._temporary_names.add(os.path.basename(place))
+
+    def find_temporary_name(self, parts: Iterable[Any]) -> list[str]:
+        """Return a use if a result names a temporary file of its call, or the temporary folder.
+
+        Parts above 1 MiB hold numbers and are not searched.
+        """
+        folder = tempfile.tempdir
+        names = set(self._temporary_names)
+        # a temporary folder that the user has chosen is the same for all processes
+        if isinstance(folder, str) and f"{os.sep}{TMPDIR_NAME}" in folder:
+            names.add(folder)
+        if not names:
+            return []
+        # arrays of NumPy have texts in UTF-32
+        spelled = [name.encode(code, "surrogateescape") for name in names for code in ("utf-8", "utf-32-le")]
+        small = (bytes(part) for part in parts if memoryview(part).nbytes <= MAX_SEARCHED_BYTES)
+        return [used_resources.WRITTEN] if any(name in part for part in small for name in spelled) else []
 
     def _change(self, path: Any, *_more: Any) -> None:
         place = self._place(path)
@@ -347,7 +313,8 @@ class Recorder:
 
     def variables(self) -> None:
         """All of them were read."""
-        if not _frame(1).f_code.co_filename.startswith(_ENGINE):
+        # `frame(1)` is the function that replaces `os.environ.__iter__`
+        if not _frame(2).f_code.co_filename.startswith(_ENGINE):
             self._note(used_resources.ENVIRONMENT)
 
     def entropy(self) -> None:
@@ -367,24 +334,35 @@ _ENGINE = tuple(
     for module in (sys.modules["vinecore"], sys.modules["vineworker"])
 )
 _LIBRARY = f"{os.sep}python{sys.version_info[0]}{sys.version_info[1]}.zip"
-_recorder: Optional[Recorder] = None
+_TEMPORARY_EVENTS = ("tempfile.mkstemp", "tempfile.mkdtemp")
+_recorder: Optional[UseRecorder] = None
 
 
-def start() -> Recorder:
+def _is_internal(event: str, code: CodeType) -> bool:
+    """Whether code raises an event for others that are recorded, or for none of the user's."""
+    file = code.co_filename
+    # its own events have the paths
+    if file == tempfile.__file__:
+        return event not in _TEMPORARY_EVENTS
+    # the event `shutil.rmtree` has the path
+    if file == shutil.__file__:
+        return "rmtree" in code.co_name and event != "shutil.rmtree"
+    # inputs, and the folder where calls start
+    return file.startswith(_ENGINE)
+
+
+def start() -> UseRecorder:
     """Have this process, and all that are forked from it, record from now on."""
     global _recorder  # noqa: PLW0603 - a hook is for the whole process
     if _recorder is None:
         user_modules.is_package_file(os.__file__)  # what that looks up must not be taken for somebody's reads
-        _recorder = Recorder()
+        _recorder = UseRecorder()
         sys.addaudithook(_recorder.hear)
-        _watch_variables(_recorder)
-        _watch_entropy(_recorder)
-        _watch_imports(_recorder)
         outside_reads.wrap_functions(_recorder)
     return _recorder
 
 
-def begin(call: Call) -> Recorder:
+def begin(call: Call) -> UseRecorder:
     """Record what a call uses."""
     recorder = start()
     recorder.begin(call)
@@ -406,63 +384,6 @@ def cancel(call: Call) -> None:
     """Drop the record of the current call, if it is recorded."""
     if _recorder is not None:
         _recorder.cancel(call)
-
-
-def _watch_variables(recorder: Recorder) -> None:
-    kind: Any = type(os.environ)
-    get, each = kind.__getitem__, kind.__iter__
-
-    def getitem(self: Any, key: Any) -> Any:
-        value = None
-        try:
-            value = get(self, key)
-        finally:
-            recorder.variable(key, value)
-        return value
-
-    def iterate(self: Any) -> Any:
-        recorder.variables()
-        return each(self)
-
-    kind.__getitem__, kind.__iter__ = getitem, iterate
-
-
-def _watch_entropy(recorder: Recorder) -> None:
-    draw = os.urandom
-
-    def urandom(size: int) -> bytes:
-        recorder.entropy()
-        return draw(size)
-
-    os.urandom = urandom
-    random._urandom = urandom  # type: ignore[attr-defined]  # noqa: SLF001 - `SystemRandom` has a name of its own for it
-    seed = random.Random.seed
-
-    def seeded(self: random.Random, a: Any = None, *args: Any, **kwargs: Any) -> None:
-        if a is None:
-            recorder.entropy()
-        seed(self, a, *args, **kwargs)
-
-    random.Random.seed = seeded  # type: ignore[method-assign]
-
-
-def _watch_imports(recorder: Recorder) -> None:
-    importer: Any = sys.modules["_frozen_importlib"]
-    find = importer._find_and_load  # noqa: SLF001 - what both the statement and `importlib.import_module` call for a module that is not there
-
-    def find_and_load(name: str, import_: Any) -> Any:
-        return recorder.watch_import(lambda: find(name, import_), name)
-
-    importer._find_and_load = find_and_load  # noqa: SLF001
-    import_module = importlib.import_module
-
-    @functools.wraps(import_module)
-    def import_by_name(name: str, package: Optional[str] = None) -> Any:
-        module = import_module(name, package)
-        recorder.give_module(module)
-        return module
-
-    importlib.import_module = import_by_name
 
 
 def _is_package(name: str) -> bool:
@@ -530,71 +451,3 @@ def _allocations() -> int:
         return int(arrow.default_memory_pool().num_allocations())
     except AttributeError:
         return -1
-
-
-def _remember(things: dict[str, None], thing: str) -> None:
-    things[thing if len(things) < MOST_LEFT else used_resources.UNSEEN] = None
-
-
-def _shared(call: Call) -> list[tuple[str, str]]:
-    """Return the shared objects of a call, without the program's folder and its plain settings.
-
-    What one call leaves behind may be found by others that share an object with it. Plain settings
-    keep nothing; where there are some, all calls of a graph share them.
-    """
-    first = 1 if "settings" in call.options else 0
-    return call.shared[first : len(call.shared) - (1 if "program" in call.options else 0)]
-
-
-def _is_reached(module: str, contents: Iterable[Optional[bytes]]) -> bool:
-    """Whether what consists of this may use a module of the user's, directly or through others that name it."""
-    names = [name.rpartition(".")[2].encode() for name in _users_of(module)]
-    return any(content is None or any(name in content for name in names) for content in contents)
-
-
-def _users_of(module: str) -> set[str]:
-    """Return the user's own modules whose texts name a module, directly or through others."""
-    own = {found.__name__: user_modules.source_path(found) or "" for found in user_modules.find_own_modules()}
-    found, waiting = {module}, [module]
-    while waiting:
-        name = waiting.pop().rpartition(".")[2].encode()
-        for other in own.keys() - found:
-            if other not in _texts:
-                try:
-                    with open(own[other], "rb") as file:
-                        _texts[other] = file.read()
-                except OSError:
-                    _texts[other] = name
-            if name in _texts[other]:
-                found.add(other)
-                waiting.append(other)
-    return found
-
-
-NOBODY: frozenset[str] = frozenset()
-_packages: dict[str, bool] = {}
-_texts: dict[str, bytes] = {}
-
-
-def _owners() -> Optional[frozenset[str]]:
-    """Return the user's own modules on the stack; None if a package is being imported.
-
-    A package belongs to the environment.
-    """
-    owners: set[str] = set()
-    frame = _frame(2)
-    for _ in range(MOST_FRAMES):
-        if frame is None or frame.f_globals.get("__name__") == "vineworker.library.slot":
-            break
-        file, name = frame.f_code.co_filename, frame.f_globals.get("__name__")
-        if not file.startswith(("<", *_ENGINE)):
-            if file not in _packages:
-                _packages[file] = user_modules.is_package_file(file)
-            is_package = _packages[file]
-            if is_package and frame.f_code.co_name == "<module>" and not owners:
-                return None
-            if not is_package and name != "__main__":
-                stays = getattr(sys.modules.get(name), "__dict__", None) is frame.f_globals
-                owners.update([name] if stays else [])
-        frame = frame.f_back
-    return frozenset(owners)

@@ -13,7 +13,7 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,14 @@ from typing import Any, NamedTuple
 import cloudpickle
 
 from vinecore.factory.adaptive import GONE, RUNNING, JobStatus
-from vinecore.factory.batch_system import BatchError, PilotSpec, worker_command_line
+from vinecore.factory.batch_system import (
+    BatchError,
+    BatchOptions,
+    BatchSystem,
+    PilotSpec,
+    worker_command_line,
+)
+from vinecore.factory.interfaces import ManagedManager
 from vinecore.factory.local import NEVER_S
 from vinecore.factory.pilot_script import write_worker_zipapp
 from vinecore.protocol.messages import PILOT_FEATURE_PREFIX
@@ -32,6 +39,9 @@ MAX_WAIT_S = 60.0  # for all that is asked at the same time
 ASK_S = 15.0  # for one answer of a Dask worker, or of the Dask scheduler
 NODE_SETTLE_S = 1.5  # the Dask workers of a node do not all come at the same moment
 MOST_WORDS = 500
+# More workers than any cluster has nodes.
+EVERY_NODE = 1000
+POLL_INTERVAL_S = 2.0
 AT_ONCE = 100  # nodes that are sent the worker's file at the same time
 HEARTBEAT_TIMEOUT_S = 120.0  # how long a vine worker goes on when nobody looks at it
 
@@ -49,7 +59,7 @@ class _DaskPilot(NamedTuple):
     address: str  # of the Dask worker that holds it
 
 
-class DaskClusterBatchSystem:
+class DaskClusterBatchSystem(BatchSystem):
     """Starts vine workers on the nodes of a Dask cluster.
 
     Parameters
@@ -59,6 +69,14 @@ class DaskClusterBatchSystem:
     scheduler : str
         Without a client: the address of the Dask scheduler, or the path of its file; "" for what dask's configuration says.
     """
+
+    IGNORED_SETTINGS = (
+        "python_env",
+        "batch_options",
+        "condor_requirements",
+        "workers_blocked",
+        "wrapper_input",
+    )
 
     def __init__(self, client: Any = None, scheduler: str = "") -> None:
         try:
@@ -80,6 +98,34 @@ class DaskClusterBatchSystem:
         self._name = ""  # of the pilots' plugin
 
     # ---- what a factory asks for
+
+    @classmethod
+    def check(cls, options: BatchOptions, settings: Mapping[str, Any]) -> None:
+        """Refuse settings without a meaning on the nodes of a Dask cluster, and an asynchronous client."""
+        for name in ("python_env", "batch_options", "condor_requirements"):
+            if settings.get(name):
+                msg = f"{name} is not for 'dask': its nodes are there already, and vine workers run in the Python of the Dask workers"
+                raise ValueError(msg)
+        if options.client is not None and getattr(options.client, "asynchronous", False):
+            msg = "client is asynchronous: make one without asynchronous=True, or name its address with dask_scheduler"
+            raise ValueError(msg)
+
+    @classmethod
+    def default_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return one worker on each node, or on as many as there may be."""
+        every = settings.get("max_workers") or EVERY_NODE
+        return {"min_workers": every, "max_workers": every, "factory_period": POLL_INTERVAL_S}
+
+    @classmethod
+    def manager_host(cls, manager: ManagedManager | None) -> str:
+        """Return "": the Dask scheduler knows this machine's address."""
+        del manager
+        return ""
+
+    @classmethod
+    def create(cls, options: BatchOptions) -> DaskClusterBatchSystem:
+        """Connect to the Dask cluster."""
+        return cls(options.client, options.dask_scheduler or "")
 
     def submit(self, count: int, order: PilotSpec) -> list[str]:
         """Start vine workers on nodes that have none; there may be fewer than were asked for."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from daskvine import validators
+from vinecore.manager.policy_methods import PLACEMENT_POLICIES
 from vinecore.resources import categories
 from vinecore.validators import suggest_name
 
@@ -30,7 +31,6 @@ __all__ = ["Option", "Options", "describe", "table"]
 logger = logging.getLogger("daskvine")
 
 TASK_MODES = ("tasks", "function-calls")
-SCHEDULING_MODES = ("files", "time", "rand", "worst", "disk", "fcfs")
 PRIORITY_MODES = (
     "random",
     "depth-first",
@@ -221,10 +221,10 @@ class Options:
     )
     scheduling_mode: str = _declare_option(
         "files",
-        validators.describe_choices(SCHEDULING_MODES),
+        validators.describe_choices(PLACEMENT_POLICIES),
         "Which worker a vertex is sent to: the one with most bytes of its inputs, the fastest so far, a random one, "
         "the one with most free resources, the one with most free disk, the first that fits.",
-        validators.one_of(SCHEDULING_MODES),
+        validators.one_of(PLACEMENT_POLICIES),
     )
     retries: int | None = _declare_option(
         None,

@@ -105,7 +105,7 @@ def test_annotations_that_cannot_be_are_errors(m):
     ):
         with dask.annotate(**wrong):
             vertex = dask.delayed(v.inc)(1)
-        with pytest.raises(kind, match=r"annotated with "):
+        with pytest.raises(kind, match=r"which is invalid"):
             vertex.compute(scheduler=m.get)
 
 

@@ -16,11 +16,12 @@ import dask
 import pytest
 
 from daskvine import DaskVine, daskvine_merge, progress
-from daskvine.options import PRIORITY_MODES, SCHEDULING_MODES
+from daskvine.options import PRIORITY_MODES
 from tests.daskvine import sample_graphs as v
 from tests.harness.http_servers import web_server
 from vinecore import FunctionCall, Task
 from vinecore.errors import InsufficientResources, LibraryError, TaskCrashed, TaskFailed
+from vinecore.manager.policy_methods import PLACEMENT_POLICIES
 from vinecore.protocol import messages
 from vinecore.resources.categories import MODES
 from vinecore.scheduler import events as e
@@ -668,7 +669,7 @@ def test_work_goes_to_the_worker_with_most_free_resources():
 
 
 def test_every_scheduling_mode_is_tested():
-    assert set(SCHEDULING_MODES) == {"files", "rand", "fcfs", "disk", "time", "worst"}
+    assert set(PLACEMENT_POLICIES) == {"files", "rand", "fcfs", "disk", "time", "worst"}
 
 
 # ---- attempts and pace

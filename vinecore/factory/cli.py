@@ -14,11 +14,10 @@ from typing import Any
 import click
 
 from vinecore.factory.batch_system import BatchError
-from vinecore.factory.factory import UNSUPPORTED_BATCH_TYPES, Factory
+from vinecore.factory.batch_types import BATCH_SYSTEMS, UNSUPPORTED_BATCH_TYPES
+from vinecore.factory.factory import Factory
 from vinecore.factory.settings import UNSUPPORTED_SETTINGS
 from vinecore.protocol.amounts import parse_megabytes
-
-TYPES = ("local", "condor", "slurm", "dask")
 
 
 def _address(words: Sequence[str]) -> str:
@@ -78,7 +77,7 @@ def _refused(command: Any) -> Any:
     "--batch-type",
     metavar="TYPE",
     required=True,
-    help="Where workers run: local, condor, slurm or dask.",
+    help=f"Where workers run: {', '.join(BATCH_SYSTEMS)}.",
 )
 @click.option(
     "-M",
@@ -256,9 +255,9 @@ def command(
         format="%(asctime)s vine_factory: %(message)s",
         stream=sys.stderr,
     )
-    if batch_type not in TYPES:
+    if batch_type not in BATCH_SYSTEMS:
         known = UNSUPPORTED_BATCH_TYPES.get(batch_type)
-        msg = f"-T {batch_type}: {known or 'there is no such batch system'}; there are {', '.join(TYPES)}"
+        msg = f"-T {batch_type}: {known or 'there is no such batch system'}; there are {', '.join(BATCH_SYSTEMS)}"
         raise click.UsageError(msg)
     if bool(manager_name) + bool(address) > 1 or not (manager_name or address or options["config_file"]):
         msg = "give either the manager's address, HOST PORT or HOST:PORT, or its name, -M NAME"

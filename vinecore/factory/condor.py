@@ -14,12 +14,18 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vinecore.factory.adaptive import GONE, HELD, IDLE, RUNNING, JobStatus
-from vinecore.factory.batch_system import BatchError, PilotSpec, worker_command_line
+from vinecore.factory.batch_system import (
+    BatchError,
+    BatchOptions,
+    BatchSystem,
+    PilotSpec,
+    worker_command_line,
+)
 from vinecore.factory.pilot_script import (
     FIND_PYTHON,
     MOST_WORDS,
@@ -58,7 +64,7 @@ exec {wrapper} "$python" "$here/vine_worker.pyz" --password "$here/vine_secret" 
 """
 
 
-class HTCondor:
+class HTCondor(BatchSystem):
     """Submits pilots to HTCondor.
 
     Parameters
@@ -95,6 +101,17 @@ class HTCondor:
         except BaseException:
             temporary_folders.remove_folder(str(self.folder))
             raise
+
+    @classmethod
+    def default_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the request of a small job: one core, 1024 MB of memory and of disk."""
+        del settings
+        return {"cores": 1, "memory": 1024, "disk": 1024, "gpus": 0}
+
+    @classmethod
+    def create(cls, options: BatchOptions) -> HTCondor:
+        """Find HTCondor's commands."""
+        return cls(options.scratch_dir, spool=options.condor_spool, leftover=options.leftover)
 
     def submit(self, count: int, order: PilotSpec) -> list[str]:
         """Submit a cluster of so many jobs."""

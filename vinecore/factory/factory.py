@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import secrets
@@ -16,43 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 from vinecore import keyword_arguments, validators
 from vinecore.factory.adaptive import AdaptiveScaling
-from vinecore.factory.batch_system import BatchError, BatchSystem, PilotSpec
+from vinecore.factory.batch_system import BatchError, BatchOptions, BatchSystem, PilotSpec
+from vinecore.factory.batch_types import load_batch_system
 from vinecore.factory.config_file import ConfigFile
 from vinecore.factory.interfaces import ManagedManager
-from vinecore.factory.local import Local
 from vinecore.factory.manager_clients import make_client, make_named_client
 from vinecore.factory.settings import (
     FactorySettings,
     check_name,
     unknown_setting_message,
 )
-from vinecore.protocol.ports import is_loopback
 from vinecore.protocol.reminders import Reminder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 log = logging.getLogger("vinecore")
-
-POLL_INTERVAL_S = 0.2
-EVERY_NODE, DASK_LOOK_S = 1000, 2.0
-DASK_BATCH_SYSTEM_MODULE = (
-    "daskvine.dask_cluster"  # knows Dask, which the engine does not; loaded when it is asked for
-)
-CONDOR_DEFAULTS = {"cores": 1, "memory": 1024, "disk": 1024, "gpus": 0}
-SLURM_DEFAULTS = {"cores": 1, "memory": 1024, "gpus": 0}
-KNOWN_BATCH_TYPES_TEXT = "there are 'local', 'condor', 'slurm' and 'dask'"
-UNSUPPORTED_BATCH_TYPES = {
-    **dict.fromkeys(("uge", "sge", "pbs", "torque", "moab", "lsf", "flux", "amazon", "k8s"), "run vine_worker HOST PORT in a job of your own"),
-}  # fmt: skip
-
-
-IGNORED_SETTINGS = {
-    "local": ("batch_options", "condor_requirements", "workers_blocked", "wrapper_input"),
-    "slurm": ("condor_requirements", "wrapper_input"),
-    "dask": ("python_env", "batch_options", "condor_requirements", "workers_blocked", "wrapper_input"),
-}
-"""What has no effect on workers of a type."""
 
 
 def _check_manager(*given: Any) -> None:
@@ -158,44 +136,27 @@ class Factory:
         if manager is None and manager_host_port is None:
             manager_name = manager_name or fixed.get("manager_name")
         leftover = check_name(factory_name or fixed.get("factory_name") or "")
-        self._batch_type, self._useless = batch_type, IGNORED_SETTINGS.get(batch_type, ())
-        self._make_batch: Callable[[], BatchSystem]
         _check_workspace(workspace, keep_workspace)
-        _check_nodes(batch_type, client, dask_scheduler, settings)
+        _check_dask_options(batch_type, client, dask_scheduler)
         _check_names(settings)
-        if batch_type == "local":
-            least, most = settings.get("min_workers", 1), settings.pop("max_workers", None)
-            if most is None and least == 0:
-                msg = "min_workers=0: say how many there may be as well, with max_workers"
-                raise ValueError(msg)
-            most = least if most is None else most
-            defaults = {"min_workers": least, "max_workers": most, "factory_period": POLL_INTERVAL_S}
-            self._make_batch = lambda: Local(workspace, keep_workspace, _loopback_of(manager))
-        elif batch_type == "condor":
-            from vinecore.factory.condor import HTCondor
-
-            defaults = dict(CONDOR_DEFAULTS)
-            self._make_batch = lambda: HTCondor(scratch_dir, spool=condor_spool, leftover=leftover)
-        elif batch_type == "slurm":
-            from vinecore.factory.slurm import Slurm
-
-            defaults = dict(SLURM_DEFAULTS)
-            self._make_batch = lambda: Slurm(shared=slurm_shared, leftover=leftover)
-        elif batch_type == "dask":
-            every = settings.get("max_workers") or EVERY_NODE
-            defaults = {"min_workers": every, "max_workers": every, "factory_period": DASK_LOOK_S}
-            self._make_batch = lambda: importlib.import_module(
-                DASK_BATCH_SYSTEM_MODULE
-            ).DaskClusterBatchSystem(client, dask_scheduler or "")
-        else:
-            msg = f"batch_type={batch_type!r}: {UNSUPPORTED_BATCH_TYPES.get(batch_type, KNOWN_BATCH_TYPES_TEXT)}"
-            raise ValueError(msg)
+        system = load_batch_system(batch_type)
+        options = BatchOptions(
+            manager,
+            leftover,
+            scratch_dir,
+            workspace,
+            keep_workspace,
+            condor_spool,
+            slurm_shared,
+            client,
+            dask_scheduler,
+        )
+        system.check(options, settings)
+        self._batch_type, self._ignored_settings = batch_type, system.IGNORED_SETTINGS
+        self._make_batch: Callable[[], BatchSystem] = lambda: system.create(options)
         given = {name: value for name, value in settings.items() if value is not None}
-        self._base = FactorySettings().changed(**{**defaults, **given})
-        self._base.reject_unsupported(batch_type, self._useless)
-        host = {"local": _own_address(manager), "dask": ""}.get(
-            batch_type
-        )  # of a Dask cluster it is found out
+        self._base = FactorySettings().changed(**{**system.default_settings(given), **given})
+        self._base.reject_unsupported(batch_type, self._ignored_settings)
         _check_manager(manager or manager_host_port, manager_name)
         secret = None if password is None else Path(validators.path("password", password)).expanduser()
         if manager_host_port is not None:
@@ -207,7 +168,7 @@ class Factory:
                 secret,
                 ssl,
                 ssl_fingerprint,
-                socket.getfqdn() if host is None else host,
+                system.manager_host(manager),
             )
         else:
             self._source = make_named_client(manager_name, registry, catalog, secret, ssl, ssl_fingerprint)
@@ -237,10 +198,8 @@ class Factory:
         if settings is not None and name in FactorySettings.__dataclass_fields__:
             return getattr(settings, name)
         batch = self.__dict__.get("_batch")
-        if isinstance(batch, Local) and name in ("processes", "log"):
-            return getattr(batch, name)
         if name in ("processes", "log"):
-            return [] if name == "processes" else ""
+            return getattr(batch, name, [] if name == "processes" else "")
         raise AttributeError(unknown_setting_message(name, FactorySettings.__dataclass_fields__))
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -265,7 +224,7 @@ class Factory:
             There is no such setting, or a value is out of bounds; then nothing has changed.
         """
         new = self._settings.changed(**settings)
-        new.reject_unsupported(self._batch_type, self._useless)
+        new.reject_unsupported(self._batch_type, self._ignored_settings)
         self._base = self._base.changed(**settings)
         self._settings = new
         self._wake.set()
@@ -273,7 +232,7 @@ class Factory:
     def _read_config(self, *, first: bool = False) -> None:
         """Take the settings of the configuration file if it has changed."""
         if self._config is not None:
-            new = self._config.read_changed(self._base, self._batch_type, self._useless, first=first)
+            new = self._config.read_changed(self._base, self._batch_type, self._ignored_settings, first=first)
             self._settings = new or self._settings
 
     # ---- life
@@ -306,10 +265,10 @@ class Factory:
         if self._manager is not None:
             # who forgets to stop a factory must not find its workers days later
             self._forget_stop = self._manager.on_close(self.stop)
-            if isinstance(self._batch, Local):
+            if self._batch.RUNS_HERE:
                 self._manager.close_on_exit_signals()
             self._manager.factory = self
-        if isinstance(self._batch, Local):
+        if self._batch.RUNS_HERE:
             try:
                 self._cycle()
             except BaseException:
@@ -439,29 +398,7 @@ def _check_names(settings: Mapping[str, Any]) -> None:
             )
 
 
-def _check_nodes(batch_type: str, client: Any, scheduler: str | None, settings: dict[str, Any]) -> None:
-    """Refuse what has no meaning on the nodes of a Dask cluster, and what has one only there."""
-    if batch_type != "dask":
-        if not (client is None and scheduler is None):
-            msg = f"client and dask_scheduler are for 'dask', not for {batch_type!r}"
-            raise ValueError(msg)
-        return
-    for name in ("python_env", "batch_options", "condor_requirements"):
-        if settings.get(name):
-            msg = f"{name} is not for 'dask': its nodes are there already, and vine workers run in the Python of the Dask workers"
-            raise ValueError(msg)
-    if client is not None and getattr(client, "asynchronous", False):
-        msg = "client is asynchronous: make one without asynchronous=True, or name its address with dask_scheduler"
+def _check_dask_options(batch_type: str, client: Any, scheduler: str | None) -> None:
+    if batch_type != "dask" and not (client is None and scheduler is None):
+        msg = f"client and dask_scheduler are for 'dask', not for {batch_type!r}"
         raise ValueError(msg)
-
-
-def _loopback_of(manager: ManagedManager | None) -> str:
-    """Where workers of this machine meet, if their manager is there for nobody else; "" on all addresses."""
-    bound = "" if manager is None else manager.bound_address
-    return bound if is_loopback(bound) else ""
-
-
-def _own_address(manager: ManagedManager | None) -> str:
-    """Where a worker of this machine finds a manager of this process."""
-    bound = "::" if manager is None else manager.bound_address
-    return "127.0.0.1" if bound in ("0.0.0.0", "::") else bound  # noqa: S104 - compared

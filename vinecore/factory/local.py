@@ -10,24 +10,34 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vinecore.factory.adaptive import GONE, RUNNING, JobStatus
-from vinecore.factory.batch_system import BatchError, PilotSpec, worker_command_line
+from vinecore.factory.batch_system import (
+    BatchError,
+    BatchOptions,
+    BatchSystem,
+    PilotSpec,
+    worker_command_line,
+)
+from vinecore.factory.interfaces import ManagedManager
 from vinecore.factory.pilot_script import write_worker_zipapp
 from vinecore.protocol import import_paths, temporary_folders
 from vinecore.protocol.messages import PILOT_FEATURE_PREFIX
+from vinecore.protocol.ports import is_loopback
 from vinecore.protocol.transfer.archive import unpack_safely
 from vinecore.protocol.trees import remove_tree
 
 GRACE_S = 30.0  # to hand over what only they have, where the manager stays, and to keep what is to be kept
 NEVER_S = 1_000_000.0
+POLL_INTERVAL_S = 0.2
 WORKER = "import sys; sys.path[:] = filter(None, sys.path); from vineworker.cli import main; main()"
 """The program of a worker: without the working folder, where modules of the user may be called as some of Python's are."""
 
 
-class Local:
+class Local(BatchSystem):
     """Starts workers on this machine.
 
     Parameters
@@ -39,6 +49,9 @@ class Local:
     transfer_address : str
         On which workers fetch from each other; "" for all addresses of this machine.
     """
+
+    IGNORED_SETTINGS = ("batch_options", "condor_requirements", "workers_blocked", "wrapper_input")
+    RUNS_HERE = True
 
     def __init__(
         self, workspace: str | Path | None = None, keep_workspace: bool = False, transfer_address: str = ""
@@ -53,6 +66,28 @@ class Local:
         base = None if self._base is None else str(self._base)
         self._cleaner = temporary_folders.start_removing_abandoned(None, base)
         self.folder = temporary_folders.create_folder("vine-local-", base)
+
+    @classmethod
+    def default_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a constant number of workers, unless there is a range, and a short period."""
+        least, most = settings.get("min_workers", 1), settings.get("max_workers")
+        if most is None and least == 0:
+            msg = "min_workers=0: say how many there may be as well, with max_workers"
+            raise ValueError(msg)
+        most = least if most is None else most
+        return {"min_workers": least, "max_workers": most, "factory_period": POLL_INTERVAL_S}
+
+    @classmethod
+    def manager_host(cls, manager: ManagedManager | None) -> str:
+        """Return the address by which workers of this machine find a manager of this process."""
+        bound = "::" if manager is None else manager.bound_address
+        return "127.0.0.1" if bound in ("0.0.0.0", "::") else bound  # noqa: S104 - compared
+
+    @classmethod
+    def create(cls, options: BatchOptions) -> Local:
+        """Make a folder for the workers; if their manager is on loopback only, so are they."""
+        bound = "" if options.manager is None else options.manager.bound_address
+        return cls(options.workspace, options.keep_workspace, bound if is_loopback(bound) else "")
 
     @property
     def processes(self) -> list[subprocess.Popen[bytes]]:

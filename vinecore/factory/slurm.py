@@ -15,12 +15,18 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vinecore.factory.adaptive import GONE, HELD, IDLE, RUNNING, JobStatus
-from vinecore.factory.batch_system import BatchError, PilotSpec, worker_command_line
+from vinecore.factory.batch_system import (
+    BatchError,
+    BatchOptions,
+    BatchSystem,
+    PilotSpec,
+    worker_command_line,
+)
 from vinecore.factory.pilot_script import (
     FIND_PYTHON,
     MOST_WORDS,
@@ -124,7 +130,7 @@ class _SqueueRow(NamedTuple):
     comment: str
 
 
-class Slurm:
+class Slurm(BatchSystem):
     """Submits pilots to Slurm.
 
     Parameters
@@ -134,6 +140,8 @@ class Slurm:
     leftover : str
         The name of a factory whose jobs, as far as there are any, are taken out at the first look; "" for none.
     """
+
+    IGNORED_SETTINGS = ("condor_requirements", "wrapper_input")
 
     def __init__(self, *, shared: bool = False, leftover: str = "") -> None:
         for command in ("sbatch", "squeue", "scancel"):
@@ -148,6 +156,17 @@ class Slurm:
         self._archive, self._sent = "", set[str]()
         with tempfile.TemporaryDirectory(prefix="vine-slurm-") as folder:
             self._worker = base64.encodebytes(write_worker_zipapp(Path(folder)).read_bytes()).decode()
+
+    @classmethod
+    def default_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the request of a small job: one core and 1024 MB of memory."""
+        del settings
+        return {"cores": 1, "memory": 1024, "gpus": 0}
+
+    @classmethod
+    def create(cls, options: BatchOptions) -> Slurm:
+        """Find Slurm's commands."""
+        return cls(shared=options.slurm_shared, leftover=options.leftover)
 
     def submit(self, count: int, order: PilotSpec) -> list[str]:
         """Submit an array of so many jobs, or several where Slurm takes no array of that size."""

@@ -63,7 +63,7 @@ class TaskMethods(LibraryMethods):
             msg = f"cannot submit {task!r}: use a Task, a PythonTask or a FunctionCall"
             raise TypeError(msg)
         if task.id is not None and task.outcome is None:
-            msg = f"task {task.id} is still running: submit it again after wait() has returned it, or make another task"
+            msg = f"task {task.id} has been submitted already: submit it again after wait() has returned it, or make another task"
             raise ValueError(msg)
         for file in task.files:
             if file.manager is not self:

@@ -339,10 +339,10 @@ def test_what_is_kept_is_bounded(monkeypatch):
     records.add_report(text(0), "10.0.0.1", 0, 0)
     records.add_report(text(0), "10.0.0.2", 0, 0)
     monkeypatch.setattr("vinecore.discovery.catalog_server.MOST_RECORDS", MAX_RECORDS_PER_ADDRESS + 1)
-    with pytest.raises(ValueError, match="no room"):
+    with pytest.raises(ValueError, match="records already"):
         records.add_report(text(1), "10.0.0.2", 0, 0)
     monkeypatch.setattr("vinecore.discovery.catalog_server.MOST_TOTAL", records._bytes + 10)
-    with pytest.raises(ValueError, match="no room"):
+    with pytest.raises(ValueError, match="exceed"):
         records.add_report(text(0), "10.0.0.2", 0, 0)
     assert len(kept(records)) == MAX_RECORDS_PER_ADDRESS + 1
 

@@ -284,7 +284,7 @@ def test_a_task_may_be_submitted_again_when_it_has_come_back(m, shared_yard):
     task = Task(f"echo x >> {shared_yard.place('again')}; wc -l < {shared_yard.place('again')}")
     for expected in ("1\n", "2\n"):
         m.submit(task)
-        with pytest.raises(ValueError, match="is still running"):
+        with pytest.raises(ValueError, match="has been submitted already"):
             m.submit(task)
         assert m.wait(60).output == expected
 

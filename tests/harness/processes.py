@@ -250,9 +250,9 @@ def free_port() -> int:
 _ports = iter(random.Random(os.getpid()).sample(range(20_000, 30_000), 10_000))
 
 
-def paths_in(folder: Path, pattern: str) -> list[Path]:
+def paths_in(folder: str | Path, pattern: str) -> list[Path]:
     """Find the paths that match a pattern; for `Path.glob`, a folder that goes meanwhile is an error."""
-    return [folder / name for name in glob.glob(pattern, root_dir=folder)]
+    return [Path(folder, name) for name in glob.glob(pattern, root_dir=folder)]
 
 
 def all_in(folder: Path) -> list[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         TaskCrashed,
         TaskFailed,
         VineError,
+        WorkersNotStarted,
     )
     from vinecore.factory import Factory
     from vinecore.manager.files import File
@@ -29,12 +30,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Factory": "factory", "File": "manager.files", "FunctionCall": "manager.python_tasks", "InsufficientResources": "errors", "LibraryError": "errors",
     "LibraryTask": "manager.libraries", "Manager": "manager.manager", "PythonTask": "manager.python_tasks", "RemoteError": "errors", "Task": "manager.tasks",
-    "TaskCrashed": "errors", "TaskFailed": "errors", "VineError": "errors", "load_variable_from_library": "manager.libraries",
+    "TaskCrashed": "errors", "TaskFailed": "errors", "VineError": "errors", "WorkersNotStarted": "errors", "load_variable_from_library": "manager.libraries",
 }  # fmt: skip
 
 __all__ = [
     "Factory", "File", "FunctionCall", "InsufficientResources", "LibraryError", "LibraryTask", "Manager", "PythonTask", "RemoteError",
-    "Task", "TaskCrashed", "TaskFailed", "VineError", "load_variable_from_library",
+    "Task", "TaskCrashed", "TaskFailed", "VineError", "WorkersNotStarted", "load_variable_from_library",
 ]  # fmt: skip
 
 

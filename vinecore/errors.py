@@ -28,6 +28,10 @@ class LibraryError(VineError):
     """A library of functions could not be started."""
 
 
+class WorkersNotStarted(VineError):
+    """No worker runs, and none of those that this program has tried to start came up."""
+
+
 class InsufficientResources(VineError):
     """No worker, of all that there will be, is large enough."""
 
@@ -91,8 +95,8 @@ def exception_for(kind: str, info: dict[str, Any], payload: bytes, what: str, wh
         text = f"library {info.get('library', '')} could not be started: {reason}"
         ended = "the library's process " in reason
         return LibraryError(f"{text}\n{BY_ITSELF}" if ended else text)
-    if kind == "too large":
-        return InsufficientResources(reason)
+    if kind in ("too large", "no workers"):
+        return (InsufficientResources if kind == "too large" else WorkersNotStarted)(reason)
     if kind == "disk":
         text = f"{place}: {reason}: start workers with more disk (--disk), or more workers"
         return InsufficientResources(text)

@@ -16,6 +16,8 @@ from vinecore.scheduler.queue_stats import QueueStats
 IDLE, RUNNING, HELD, GONE = "idle", "running", "held", "gone"
 
 INITIAL_BACKOFF_S, MAX_BACKOFF_S = 0.4, 300.0
+MAX_START_TRIES = 5
+"""How often all pilots may end before they connect, one round after the other, where that is the fault of this machine."""
 ASSUME_CONNECTED_S = 5.0  # who has run for so long counts as connected, where the manager is not asked
 QUEUED_REPORT_DELAY_S = 30.0  # for how long a pilot is queued before it is said what it waits for
 SURPLUS_DELAY_S = 30.0  # for how long queued pilots are too many before they are taken back
@@ -71,10 +73,13 @@ class AdaptiveScaling:
     ----------
     pause_s : float
         For how long nothing is submitted after the last trouble; each doubles it, until a pilot connects.
+    failed_starts : int
+        How many rounds of pilots have ended, or could not be submitted, since one has connected.
     """
 
     def __init__(self) -> None:
         self.pause_s = 0.0
+        self.failed_starts = 0
         self._pilots: dict[str, _Pilot] = {}
         self._rest_until = 0.0
         self._surplus_since: float | None = None
@@ -101,8 +106,14 @@ class AdaptiveScaling:
 
     def submission_failed(self, reason: str, now: float) -> tuple[str, ...]:
         """Start the back-off after the batch system has rejected a submission."""
+        if not self._pilots:
+            self.failed_starts += 1
         self._back_off(now)
         return (f"nothing could be submitted: {reason}; again in {_duration(self.pause_s)}",)
+
+    def start_again(self) -> None:
+        """Forget all trouble: the user has changed something."""
+        self.pause_s, self.failed_starts, self._rest_until = 0.0, 0, 0.0
 
     def decide(
         self,
@@ -189,6 +200,10 @@ class AdaptiveScaling:
                 pilot.running_since, pilot.connected = None, False
             pilot.state = job.state
         troubled = any(what != "queued again" for what, _reason in told)
+        if joined:
+            self.failed_starts = 0
+        elif any(what == "gone before connecting" for what, _reason in told) and not self._pilots:
+            self.failed_starts += 1
         if joined and not troubled:
             self.pause_s = 0.0
         return [

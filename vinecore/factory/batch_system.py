@@ -106,10 +106,13 @@ class BatchSystem(ABC):
     RUNS_HERE : bool
         Whether the workers are processes of this machine: they are started at once, and a signal that ends this
         program ends them first.
+    last_failure : str
+        The command of the worker that failed last, how it ended, and its last output; "" if that is not known.
     """
 
     IGNORED_SETTINGS: ClassVar[tuple[str, ...]] = ()
     RUNS_HERE: ClassVar[bool] = False
+    last_failure = ""
 
     @classmethod
     def check(cls, options: BatchOptions, settings: Mapping[str, Any]) -> None:

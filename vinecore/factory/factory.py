@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from vinecore import keyword_arguments, validators
-from vinecore.factory.adaptive import AdaptiveScaling
+from vinecore.factory.adaptive import MAX_START_TRIES, AdaptiveScaling
 from vinecore.factory.batch_system import BatchError, BatchOptions, BatchSystem, PilotSpec
 from vinecore.factory.batch_types import load_batch_system
 from vinecore.factory.config_file import ConfigFile
@@ -187,6 +187,7 @@ class Factory:
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._gave_up = False
         self._last_problem, self._reminder = "", Reminder()
         self.ended = threading.Event()
         self.exit_reason = ""
@@ -227,6 +228,9 @@ class Factory:
         new.reject_unsupported(self._batch_type, self._ignored_settings)
         self._base = self._base.changed(**settings)
         self._settings = new
+        if self._gave_up:
+            self._mind.start_again()
+            self._set_start_failure("")
         self._wake.set()
 
     def _read_config(self, *, first: bool = False) -> None:
@@ -321,8 +325,10 @@ class Factory:
             problems.append(str(error))
         if step.release:
             self._source.release(step.release, self._id)
-        if step.submit and not self._stopping:
+        if step.submit and not self._stopping and not self._gave_up:
             self._submit(batch, step.submit)
+        if mind.failed_starts >= MAX_START_TRIES:
+            self._give_up(batch)
         self._log_problem("; ".join(problems))
         if step.exit_reason:
             self.exit_reason = step.exit_reason
@@ -347,6 +353,24 @@ class Factory:
         except (BatchError, OSError) as error:
             for text in mind.submission_failed(str(error), time.monotonic()):
                 log.warning("%s", text)
+
+    def _give_up(self, batch: BatchSystem) -> None:
+        """Tell a manager of this program that this machine starts none of its workers, until a setting changes."""
+        if self._manager is None or not batch.RUNS_HERE or self._gave_up:
+            return
+        self._set_start_failure(
+            f"no worker could be started on this machine, in {MAX_START_TRIES} tries. The command of the last one:\n"
+            f"  {batch.last_failure}\n"
+            "Mend this Python or its environment (run the command in a terminal to see more), and start again: make a new "
+            "manager, or set the number of workers with scale(n)"
+        )
+
+    def _set_start_failure(self, reason: str) -> None:
+        assert self._manager is not None
+        self._gave_up = bool(reason)
+        if reason:
+            log.error("%s", reason)
+        self._manager.report_start_failure(reason)
 
     def _log_problem(self, problem: str) -> None:
         """Say what is wrong, again at growing intervals while it lasts, and when it is over."""

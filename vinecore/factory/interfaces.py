@@ -44,6 +44,10 @@ class ManagedManager(Protocol):
         """Let idle workers go whose pilots have names that begin so; return how many."""
         ...
 
+    def report_start_failure(self, reason: str) -> None:
+        """Fail what waits for workers, because none can be started; "" takes that back."""
+        ...
+
     def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have a function called when the manager is closed; return what takes that back."""
         ...

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vinecore.factory.adaptive import GONE, RUNNING, JobStatus
 from vinecore.factory.batch_system import (
@@ -30,6 +30,8 @@ from vinecore.protocol.ports import is_loopback
 from vinecore.protocol.transfer.archive import unpack_safely
 from vinecore.protocol.trees import remove_tree
 
+MAX_LINES_SHOWN = 10
+"""How much of the workers' output an error shows."""
 GRACE_S = 30.0  # to hand over what only they have, where the manager stays, and to keep what is to be kept
 NEVER_S = 1_000_000.0
 POLL_INTERVAL_S = 0.2
@@ -61,6 +63,7 @@ class Local(BatchSystem):
         self._numbers = itertools.count(1)
         self._unpacked: dict[Path, list[str]] = {}
         self._named: dict[str, subprocess.Popen[bytes]] = {}
+        self._log_positions: dict[str, int] = {}
         if self._base is not None:
             self._base.mkdir(parents=True, exist_ok=True)
         base = None if self._base is None else str(self._base)
@@ -119,25 +122,35 @@ class Local(BatchSystem):
             command += ["--transfer-address", self._transfer_address]
         command += words
         with open(Path(self.folder) / "workers.log", "ab") as log:
+            self._log_positions[name] = log.tell()
             # what the user can import, tasks can, too; the working folder of a script is on its path, but not on a worker's
             paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
             if settings.python_env:
                 paths = ""  # another Python has its own
             chosen = settings.env or {}
             paths = os.pathsep.join(filter(None, (chosen.get("PYTHONPATH"), paths)))
-            self._named[name] = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=import_paths.lend_python_path(paths, {**os.environ, **chosen}),
-                start_new_session=True,  # Ctrl-C in the terminal is for the program, and not for its workers
-            )
+            try:
+                self._named[name] = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=import_paths.lend_python_path(paths, {**os.environ, **chosen}),
+                    start_new_session=True,  # Ctrl-C in the terminal is for the program, and not for its workers
+                )
+            except OSError as error:
+                self.last_failure = f"{shlex.join(command)}\n  cannot be started: {error}"
+                msg = f"a worker cannot be started: {error}"
+                raise BatchError(msg) from error
         return name
 
     def _worker_command(self, archive: str) -> list[str]:
         """Say what runs a worker: this Python, or one that is in an archive."""
         if not archive:
+            if not sys.executable:
+                # so it is where Python is part of another program
+                self.last_failure = msg = "sys.executable is empty: set it to the path of a Python"
+                raise BatchError(msg)
             return [sys.executable, "-c", WORKER]
         path = Path(archive).expanduser().absolute()
         if path not in self._unpacked:
@@ -160,7 +173,7 @@ class Local(BatchSystem):
                 )
         except (OSError, ValueError, tarfile.TarError, subprocess.CalledProcessError) as error:
             remove_tree(str(folder))
-            msg = f"the environment {archive} cannot be used: {error}"
+            self.last_failure = msg = f"the environment {archive} cannot be used: {error}"
             raise BatchError(msg) from error
         return [str(python), str(pyz)]
 
@@ -178,8 +191,20 @@ class Local(BatchSystem):
                     if code < 0
                     else f"its exit code is {code}: {self._log_excerpt()}"
                 )
+                begin = self._log_positions.pop(name)
+                if code:
+                    self.last_failure = self._describe_end(process, begin)
                 found[name] = JobStatus(GONE, what, code == 0, ran=True)
         return found
+
+    def _describe_end(self, process: subprocess.Popen[bytes], log_position: int) -> str:
+        code = process.returncode
+        log = (Path(self.folder) / "workers.log").read_bytes()[log_position:]
+        lines = log.decode(errors="replace").rstrip().splitlines()[-MAX_LINES_SHOWN:]
+        how = f"got signal {-code}" if code < 0 else f"ended with exit status {code}"
+        said = "\n".join(f"    {line}" for line in lines)
+        command = cast("list[str]", process.args)
+        return f"{shlex.join(command)}\n  {how}; its last output:\n{said or '    (none)'}"
 
     def _log_excerpt(self) -> str:
         return (self.log.rstrip().splitlines() or [""])[-1]

@@ -114,9 +114,7 @@ class InProcessManager(_SingleManager):
         self.target = Target(host, manager.port, manager.password_file, fingerprints)
 
     def ask(self, settings: FactorySettings, factory: str) -> QueueStats:
-        """Ask the tables; where nothing depends on it, do not even ask."""
-        if settings.fixed and not settings.factory_timeout:
-            return QueueStats()
+        """Ask the tables."""
         demand = self._manager.queue_stats()
         return demand._replace(pilots=pilots_of(demand.pilots or (), factory))
 

@@ -44,6 +44,7 @@ class StatusMethods:
     def __init__(self, server: ManagerServer, session: str) -> None:
         self._engine, self._session = server, session
         self.factory: ScalableFactory | None = None
+        self._start_failure = ""
         self._worker_names: dict[int, str] = {}
         # Cache names to what the user calls the files: paths and addresses.
         self._display_names: dict[str, str] = {}
@@ -185,10 +186,14 @@ class StatusMethods:
             A value has a wrong type, or is out of bounds.
         TimeoutError
             Fewer workers are connected when the time is over.
+        WorkersNotStarted
+            The factory of this manager cannot start workers on this machine.
         """
         count, timeout = validators.whole("count", count), validators.timeout("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.workers_connected < count:
+            if self._start_failure:
+                raise errors.WorkersNotStarted(self._start_failure)
             if deadline is not None and time.monotonic() > deadline:
                 msg = f"{self.workers_connected} of {count} workers are connected after {timeout} s"
                 raise TimeoutError(msg)
@@ -248,6 +253,17 @@ class StatusMethods:
             Number of workers.
         """
         self._engine.post_event(events.SettingChanged("expected-workers", count))
+
+    def report_start_failure(self, reason: str) -> None:
+        """Fail the tasks that wait while no worker is connected, because none can be started.
+
+        Parameters
+        ----------
+        reason : str
+            The reason, for the user; "" if workers are started again.
+        """
+        self._start_failure = reason
+        self._engine.post_event(events.SettingChanged("start-failure", reason))
 
     def summarize_workers(self) -> list[dict[str, Any]]:
         """Describe each connected worker.

@@ -63,7 +63,11 @@ class Diagnostics:
             if bucket.running or not bucket.front:  # it was pumped just now: what is at its front is ready
                 continue
             text, hopeless = self.explain_queue(bucket)
-            if hopeless and self._state.all_expected_workers_connected():
+            if not self._state.workers and self._state.start_failure:
+                waiting = [entry[2] for entry in (*bucket.ready, *bucket.roots)]
+                self._tasks.fail_unsatisfiable(waiting, self._state.start_failure, "no workers")
+                text = ""
+            elif hopeless and self._state.all_expected_workers_connected():
                 self._tasks.fail_unsatisfiable([entry[2] for entry in (*bucket.ready, *bucket.roots)], text)
                 text = ""
             if text:

@@ -233,11 +233,11 @@ class TaskLifecycle:
             self._outbox.emit(GraphFinished(run.spec.run, kind, task.spec.task, info, payload))
             self.cancel(list(run.tasks.values()))
 
-    def fail_unsatisfiable(self, tasks: list[TaskState], text: str) -> None:
-        """Fail ready tasks that no worker will ever be large enough for."""
+    def fail_unsatisfiable(self, tasks: list[TaskState], text: str, kind: str = "too large") -> None:
+        """Fail ready tasks that no worker will ever run."""
         for task in tasks:
             if task.state == READY:
-                self.fail(task, "too large", {"reason": text}, b"")
+                self.fail(task, kind, {"reason": text}, b"")
 
     def cancel(self, tasks: Iterable[TaskState]) -> None:
         """Drop tasks wherever they are; what others wanted of them has failed."""

@@ -475,6 +475,8 @@ class SchedulerState:
         Tasks that are on workers.
     expected_workers : int or None
         How many workers there will ever be, where that is known.
+    start_failure : str
+        Why the program of the manager can start no worker; "" if it can, or starts none.
     disk_tracked : bool
         There are files that are not small: as long as there are none disk is not counted.
     draining_changed : dict of WorkerState
@@ -488,6 +490,7 @@ class SchedulerState:
         self.now = 0.0
         self.moved_bytes = 0
         self.expected_workers: int | None = None
+        self.start_failure = ""
         self.tasks: dict[int, TaskState] = {}
         self.files: dict[str, FileState] = {}
         self.evictable: dict[FileState, None] = {}

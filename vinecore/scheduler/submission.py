@@ -364,6 +364,8 @@ class Submission:
             self._transfers.file_source_max = int(event.value)
         elif event.name == "expected-workers":
             self._state.expected_workers = event.value
+        elif event.name == "start-failure":
+            self._state.start_failure = event.value
         elif event.name == "category-steady-n-tasks":
             self._queues.steady_n = int(event.value)
         elif event.name == "temp-replica-count":

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import tarfile
 
 import psutil
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import alive, one_result, until, workers_of
-from vinecore import Factory, PythonTask, Task
+from tests.harness.processes import PATIENCE_S, alive, one_result, until, workers_of
+from vinecore import Factory, PythonTask, Task, WorkersNotStarted
+from vinecore.factory.adaptive import MAX_START_TRIES
 
 
 def test_as_many_workers_as_asked_for_are_there(yard):
@@ -72,6 +75,76 @@ def test_workers_that_die_at_once_are_not_started_as_fast_as_possible(yard, capl
         "others in 1.6 s",
     ]
     assert all("before connecting: its exit code is 2: " in text and "no secret at" in text for text in told)
+
+
+BROKEN_PYTHON = """#!/bin/sh
+echo "No module named encodings" >&2
+exit 3
+"""
+
+
+def broken_python(folder, text=BROKEN_PYTHON):
+    """Write a program that is no Python; return its path."""
+    program = folder / "bin" / "python"
+    program.parent.mkdir()
+    program.write_text(text)
+    program.chmod(0o755)
+    return str(program)
+
+
+def test_a_python_that_never_starts_fails_tasks(yard, tmp_path, monkeypatch):
+    """A user whose environment is broken gets an error, and not silence; a mended one is taken up."""
+    monkeypatch.setattr("vinecore.factory.adaptive.INITIAL_BACKOFF_S", 0.01)
+    right, wrong = sys.executable, broken_python(tmp_path)
+    m = yard.manager()
+    monkeypatch.setattr(sys, "executable", wrong)
+    with Factory("local", manager=m, min_workers=2, cores=1, factory_period=0.01):
+        with pytest.raises(WorkersNotStarted, match="in 5 tries") as told:
+            m.wait_for_workers(1, PATIENCE_S)
+        assert f"{wrong} -c 'import sys" in str(told.value)
+        assert "exit status 3" in str(told.value)
+        assert str(told.value).count("No module named encodings") in (1, 2)
+        assert "run the command in a terminal" in str(told.value)
+        m.submit(PythonTask(sample_tasks.add, 1, 2))
+        assert isinstance(m.wait(PATIENCE_S).output, WorkersNotStarted)
+        monkeypatch.setattr(sys, "executable", right)
+        m.scale(1)
+        m.submit(PythonTask(sample_tasks.add, 1, 2))
+        assert m.wait(PATIENCE_S).output == 3
+
+
+@pytest.mark.parametrize("path", ["/no/such/python", ""])
+def test_a_python_that_is_absent_fails_tasks(yard, monkeypatch, path):
+    monkeypatch.setattr("vinecore.factory.adaptive.INITIAL_BACKOFF_S", 0.01)
+    m = yard.manager()
+    m.submit(PythonTask(sample_tasks.add, 1, 2))
+    monkeypatch.setattr(sys, "executable", path)
+    with Factory("local", manager=m, cores=1, factory_period=0.01):
+        error = m.wait(PATIENCE_S).output
+    assert isinstance(error, WorkersNotStarted)
+    assert (path or "sys.executable is empty") in str(error)
+
+
+def test_an_environment_without_python_fails_tasks(yard, tmp_path, monkeypatch):
+    monkeypatch.setattr("vinecore.factory.adaptive.INITIAL_BACKOFF_S", 0.01)
+    with tarfile.open(tmp_path / "env.tar.gz", "w:gz"):
+        pass
+    m = yard.manager()
+    m.submit(PythonTask(sample_tasks.add, 1, 2))
+    with Factory("local", manager=m, cores=1, factory_period=0.01, python_env=str(tmp_path / "env.tar.gz")):
+        assert "it has no bin/python" in str(m.wait(PATIENCE_S).output)
+
+
+def test_workers_that_connect_once_are_replaced_for_ever(yard, tmp_path, monkeypatch):
+    """Failures to start are counted from the last worker that has connected."""
+    monkeypatch.setattr("vinecore.factory.adaptive.INITIAL_BACKOFF_S", 0.001)
+    m = yard.manager()
+    with Factory("local", manager=m, cores=1, factory_period=0.01) as factory:
+        for _ in range(MAX_START_TRIES + 1):
+            m.wait_for_workers(1, PATIENCE_S)
+            factory.processes[0].kill()
+            until(lambda: m.workers_connected == 0, "the manager to notice")
+        m.wait_for_workers(1, PATIENCE_S)
 
 
 def test_a_worker_that_does_not_listen_is_ended_all_the_same(yard, monkeypatch):

@@ -730,6 +730,29 @@ def test_what_is_too_large_fails_where_all_workers_are_known_to_be_here():
     assert "3 cores" in ended.info["reason"]
 
 
+def test_without_startable_workers_ready_tasks_fail():
+    harness = SchedulerHarness()
+    harness.submit_tasks(single(1))
+    harness.send_events(e.SettingChanged("start-failure", "no Python"))
+    harness.submit_tasks(single(2))
+    harness.advance_time()
+    assert task_outcomes(harness) == {1: "no workers", 2: "no workers"}
+    harness.send_events(e.SettingChanged("start-failure", ""))
+    harness.submit_tasks(single(3))
+    harness.connect_worker()
+    assert harness.assignments() == {3: 1}
+
+
+def test_a_connected_worker_runs_tasks_despite_start_failures():
+    harness = SchedulerHarness()
+    harness.send_events(e.SettingChanged("start-failure", "no Python"))
+    harness.connect_worker(cores=1)
+    harness.submit_tasks(single(1), single(2))
+    harness.advance_time()
+    assert harness.assignments() == {1: 1}
+    assert not task_outcomes(harness)
+
+
 def test_all_tasks_that_are_too_large_are_reported_each():
     harness = SchedulerHarness()
     harness.send_events(e.SettingChanged("expected-workers", 1))

@@ -16,7 +16,6 @@ from vinecore.protocol.transfer import digests
 from vinecore.protocol.transfer.types import Content
 from vinecore.scheduler import events, instructions
 from vinecore.scheduler.specs import WORKFLOW, FileSpec
-from vinecore.server.object_store import in_the_way
 
 if TYPE_CHECKING:
     from vinecore.server.server import ManagerServer
@@ -88,23 +87,6 @@ class ContentMethods(StatusMethods):
             self._has_absent_inputs = True
             self._finished_or_obtained.notify_all()
 
-    def check_place(self, file: File) -> None:
-        """Check that a file can be an output: at its path is no directory with user's content.
-
-        Parameters
-        ----------
-        file : File
-            A file of the kind "file".
-
-        Raises
-        ------
-        FileExistsError
-            There is such a directory.
-        """
-        if not self._engine.store.may_replace(file.source):
-            msg = f"{file.source} cannot be the place of an output: {in_the_way(file.source)}"
-            raise FileExistsError(msg)
-
     def rename_for_new_content(self, file: File) -> None:
         """Give a file that another task fills a new cache name, if it has or will have a content.
 
@@ -115,7 +97,6 @@ class ContentMethods(StatusMethods):
         file : File
             A file that a task is about to fill.
         """
-        file.check_place()
         if file.has_content:
             file.cache_name, file.size = self._unique_name(file.kind), -1
             if file.kind == "file":

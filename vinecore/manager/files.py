@@ -18,10 +18,6 @@ class ContentReader(Protocol):
         """Return the bytes of a file, which is brought to the manager if it is elsewhere."""
         ...
 
-    def check_place(self, file: File) -> None:
-        """Make sure that a file can be an output."""
-        ...
-
 
 class File:
     """Content that tasks read or write; made by the ``declare_...`` methods of a manager.
@@ -101,11 +97,6 @@ class File:
             The value, unpickled.
         """
         return values.loads(self.manager.read_file(self))
-
-    def check_place(self) -> None:
-        """Check that the file can be an output, as `Manager.check_place`."""
-        if self.kind == "file":
-            self.manager.check_place(self)
 
     def __len__(self) -> int:
         return max(self.size, 0)

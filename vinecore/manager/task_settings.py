@@ -74,7 +74,12 @@ class TaskSettings:
     def add_output(
         self, file: File, remote_name: str | Path, *, success_only: bool = False, failure_only: bool = False
     ) -> None:
-        """Fill a file with a file of the sandbox when the task has ended.
+        """Fill a file with a file or directory of the sandbox when the task has ended.
+
+        At the path of the file, files are replaced. A directory is merged into one that is there:
+        it replaces files of the same names, and other files stay. If a file has the name of a
+        directory or a directory that of a file, nothing is changed, and the task has the result
+        "output transfer error".
 
         Parameters
         ----------
@@ -91,15 +96,11 @@ class TaskSettings:
             The file is not declared, or is of another kind, such as an address.
         ValueError
             The name leads out of the sandbox.
-        FileExistsError
-            At the file's path is a directory with content that no output of this manager has put
-            there.
         """
         when = "success" if success_only else "failure" if failure_only else "always"
         if check_declared(file).kind not in WRITABLE_KINDS:
             msg = f"{file!r} cannot be an output: use a file, a buffer or a temp"
             raise TypeError(msg)
-        file.check_place()
         self._outputs += ((file, check_sandbox_name(remote_name), when),)
 
     def add_environment(self, file: File) -> None:

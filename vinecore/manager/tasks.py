@@ -53,8 +53,6 @@ class Task(TaskSettings):
     ------
     TypeError, ValueError
         A value has a wrong type, or is out of bounds.
-    FileExistsError
-        The place of an output is taken, see `add_output`.
 
     Examples
     --------

@@ -17,10 +17,11 @@ from typing import Any
 from vinecore.protocol import INLINE_LIMIT, temporary_folders, trees
 from vinecore.protocol.transfer.types import Content
 from vinecore.protocol.trees import remove_tree
+from vinecore.server.output_folders import merge_folder
 
 log = logging.getLogger("vinecore")
 
-NAME_A_FILE = ", or name a file in it, such as m.declare_file('{}/out')"
+NAME_A_FILE = ": name a file in it, such as m.declare_file('{}/out')"
 
 
 class ObjectStore:
@@ -46,11 +47,12 @@ class ObjectStore:
         self._declarations: Counter[str] = Counter()  # declarations that have not been taken back
         self._file_stamps: dict[str, tuple[Any, ...]] = {}  # of the user's files, when they were declared
         self._destinations: dict[str, str] = {}  # where the user wants outputs
-        self._brought: set[str] = set()  # directories that were put there
         # paths of the user's that go when nobody needs the object any more
         self._unlink_on_release: dict[str, set[str]] = {}
         self.undelivered: dict[str, str] = {}
         self._lock = threading.Lock()
+        # between the look at a destination and the move
+        self._delivery_lock = threading.Lock()
         self._umask = _umask()
         self._folder: str | None = None
         self._counter = 0
@@ -129,13 +131,6 @@ class ObjectStore:
         """Say where the user wants an output."""
         self._destinations[name] = place
 
-    def may_replace(self, place: str) -> bool:
-        """Whether what is at a place may go for an output: anything but a directory with something in it that no task has made."""
-        if not os.path.isdir(place) or place in self._brought:
-            return True
-        with os.scandir(place) as entries:
-            return next(entries, None) is None
-
     def unlink_on_release(self, name: str, path: str) -> None:
         """Remove this file or directory of the user's when nobody needs the object any more."""
         with self._lock:
@@ -194,8 +189,8 @@ class ObjectStore:
         if place is not None:
             try:
                 self._give(path)
-                self._put(path, place)
-                path = place
+                with self._delivery_lock:
+                    path = self._deliver(path, place)
             except OSError as error:
                 self.undelivered[name] = f"{place} cannot be written: {error.strerror or error}"
         with self._lock:
@@ -208,21 +203,41 @@ class ObjectStore:
         else:
             self._on_stored(name, size, digest)
 
-    def _put(self, path: str, place: str) -> None:
-        """Move what was brought to where the user wants it; what is there goes if it may."""
-        folder = os.path.isdir(path)
-        if os.path.isdir(place) and not (folder and self.may_replace(place)):
-            # the engine reports it as any other place that cannot be written
-            raise OSError(
-                in_the_way(place)
-                if folder
-                else f"there is a directory, and the task made a file{NAME_A_FILE.format(place)}"
-            )
-        if folder:
-            remove_tree(place)
+    def _deliver(self, path: str, place: str) -> str:
+        """Put an output where the user wants it, and return where the object is from now on.
+
+        A directory is merged into one that is there. As an input of other tasks it is still what
+        its task has made, so it stays here, too, as links to the same files.
+        """
+        # the engine reports errors as those of any other place that cannot be written
+        if not os.path.isdir(path):
+            if os.path.isdir(place):
+                msg = f"there is a directory, and the task made a file{NAME_A_FILE.format(place)}"
+                raise OSError(msg)
+            shutil.move(path, place)
+            return place
+        if os.path.lexists(place) and not os.path.isdir(place):
+            msg = "there is a file, and the task made a directory: remove or rename it"
+            raise OSError(msg)
+        try:
+            # an empty one
+            os.rmdir(place)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            merge_folder(path, place)
+            return self._stage(path)
         shutil.move(path, place)
-        if folder:
-            self._brought.add(place)
+        return place
+
+    def _stage(self, path: str) -> str:
+        """Move an object into the staging folder, if that is on the same disk."""
+        staged = os.path.join(self.folder, os.path.basename(path))
+        try:
+            os.rename(path, staged)
+        except OSError:
+            return path
+        return staged
 
     def _give(self, path: str) -> None:
         """Make a file, or all of a directory, such as this user's own programs leave them: theirs to change, and for others as the umask says."""
@@ -261,11 +276,6 @@ class ObjectStore:
             remove_tree(path)
         if self._folder is not None:
             temporary_folders.remove_folder(self._folder)
-
-
-def in_the_way(place: str) -> str:
-    """Say that there is a directory where an output should be, and what to do."""
-    return f"there is a directory that is not empty, and what is in it would be lost: remove or rename it, declare another place{NAME_A_FILE.format(place)}"
 
 
 def staging_prefix(session: str) -> str:

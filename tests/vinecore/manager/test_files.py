@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import io
 import os
+import pathlib
 import stat
 import subprocess
 import sys
@@ -364,39 +365,104 @@ def test_an_output_directory_is_where_it_was_declared(m, run, tmp_path):
     assert (place / "link").readlink() == (place / "sub" / "program").relative_to(place)
 
 
-def test_a_directory_with_something_in_it_is_no_place_of_an_output(m, tmp_path):
-    (tmp_path / "kept").write_text("kept")
-    file = m.declare_file(tmp_path)
-    for declare in (
-        lambda: Task("true").add_output(file, "out"),
-        lambda: Task("true", outputs={file: "out"}),
-    ):
-        with pytest.raises(
-            FileExistsError, match=f"{tmp_path} cannot be the place of an output.*declare another place"
-        ):
-            declare()
-    assert (tmp_path / "kept").read_text() == "kept"
+PROGRAM = """
+import sys
+from vinecore import Task
+from daskvine import DaskVine
+
+with DaskVine.local(cores=1) as m:
+    task = Task(sys.argv[1])
+    task.add_output(m.declare_file("outdir"), "out")
+    m.submit(task)
+    ended = m.wait(60)
+    print(ended.result, ended.error())
+"""
 
 
-def test_a_directory_that_came_after_the_output_was_added_is_found_at_submit(m, tmp_path):
+def test_a_program_with_an_output_directory_runs_again(tmp_path):
+    for word in ("first", "second"):
+        command = f"mkdir -p out/sub; echo {word} > out/sub/data; echo x > out/{word}"
+        variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, command],
+            cwd=tmp_path,
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout.startswith("success"), done.stdout + done.stderr
+    kept = tmp_path / "outdir"
+    assert sorted(str(path.relative_to(kept)) for path in kept.rglob("*")) == [
+        "first",
+        "second",
+        "sub",
+        "sub/data",
+    ]
+    assert (kept / "sub" / "data").read_text() == "second\n"
+
+
+def test_an_output_directory_is_merged_into_one_that_is_there(m, run, tmp_path):
     place = tmp_path / "out"
-    task = Task("true", outputs={m.declare_file(place): "out"})
-    place.mkdir()
-    (place / "kept").write_text("kept")
-    with pytest.raises(FileExistsError, match=str(place)):
-        m.submit(task)
+    (place / "sub").mkdir(parents=True)
+    (place / "mine").write_text("mine")
+    (place / "sub" / "mine").write_text("mine")
+    (place / "sub" / "data").write_text("old")
+    (place / "link").symlink_to("mine")
+    file = m.declare_file(place)
+    made = "mkdir -p out/sub out/new; echo new > out/sub/data; echo new > out/link; ln -s data out/sub/link"
+    assert run(Task(made, outputs={file: "out"})).successful()
+    assert {str(path.relative_to(place)) for path in place.rglob("*")} == {
+        "mine", "sub", "sub/mine", "sub/data", "sub/link", "new", "link"
+    }  # fmt: skip
+    assert (place / "mine").read_text() == (place / "sub" / "mine").read_text() == "mine"
+    assert (place / "sub" / "link").read_text() == (place / "link").read_text() == "new\n"
+    # what another task gets is the output alone
+    assert run(cat(file, "find in | sort")).output.split() == [
+        "in", "in/link", "in/new", "in/sub", "in/sub/data", "in/sub/link"
+    ]  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("made", ["echo x > out", "mkdir out; echo x > out/new"])
-def test_an_output_never_takes_the_place_of_a_directory_that_came_while_its_task_ran(m, run, tmp_path, made):
+def test_an_output_directory_may_be_a_link(m, run, tmp_path):
+    (tmp_path / "disk").mkdir()
     place = tmp_path / "out"
-    task = Task(f"{made}; mkdir {place}; echo kept > {place}/kept")
+    place.symlink_to("disk")
+    assert run(Task("mkdir out; echo x > out/new", outputs={m.declare_file(place): "out"})).successful()
+    assert place.is_symlink()
+    assert (tmp_path / "disk" / "new").read_text() == "x\n"
+
+
+@pytest.mark.parametrize(
+    ("there", "made", "text"),
+    [
+        ("{place}/kept", "echo x > out", "there is a directory, and the task made a file: name a file in it"),
+        ("{place}", "mkdir out", "there is a file, and the task made a directory"),
+        ("{place}/new/kept", "mkdir out; echo x > out/a; echo x > out/new", "{place}/new is a directory"),
+        ("{place}/new", "mkdir -p out/new; echo x > out/a; echo x > out/new/x", "{place}/new is a file"),
+    ],
+)
+def test_an_output_of_another_kind_changes_nothing(m, run, tmp_path, there, made, text):
+    place = tmp_path / "out"
+    kept = pathlib.Path(there.format(place=place))
+    # it comes while the task runs
+    task = Task(f"{made}; mkdir -p {kept.parent}; echo kept > {kept}")
     task.add_output(m.declare_file(place), "out")
     ended = run(task)
     assert ended.result == "output transfer error"
-    assert f"{place} cannot be written: there is a directory" in str(ended.error())
-    assert f"m.declare_file('{place}/out')" in str(ended.error())
-    assert [path.name for path in place.iterdir()] == ["kept"]
+    assert f"{place} cannot be written: {text.format(place=place)}" in str(ended.error())
+    assert kept.read_text() == "kept\n"
+    assert not (place / "a").exists()
+
+
+def test_a_link_in_an_output_directory_is_not_followed(m, run, tmp_path):
+    place, outside = tmp_path / "out", tmp_path / "outside"
+    outside.mkdir()
+    file = m.declare_file(place)
+    assert run(Task(f"mkdir out; ln -s {outside} out/sub", outputs={file: "out"})).successful()
+    ended = run(Task("mkdir -p out/sub; echo x > out/sub/new", outputs={file: "out"}))
+    assert f"{place}/sub is a file" in str(ended.error())
+    assert list(outside.iterdir()) == []
 
 
 def test_a_file_does_not_take_the_place_of_an_empty_directory(m, run, tmp_path):
@@ -407,15 +473,17 @@ def test_a_file_does_not_take_the_place_of_an_empty_directory(m, run, tmp_path):
     assert list(place.iterdir()) == []
 
 
-def test_a_directory_that_a_task_has_made_is_replaced_by_that_of_the_next(m, run, tmp_path):
+def test_a_directory_that_a_task_has_made_is_merged_with_that_of_the_next(m, run, tmp_path):
     place = tmp_path / "out"
     file = m.declare_file(place)
     for name in ("first", "second"):
         assert run(Task(f"mkdir out; echo x > out/{name}", outputs={file: "out"})).successful()
-        assert [path.name for path in place.iterdir()] == [name]
-    again = m.declare_file(place)  # by its content
+        assert run(cat(file, "ls in")).output.split() == [name]
+    # by its content
+    again = m.declare_file(place)
+    assert run(cat(again, "ls in")).output.split() == ["first", "second"]
     assert run(Task("mkdir out; echo x > out/third", outputs={again: "out"})).successful()
-    assert [path.name for path in place.iterdir()] == ["third"]
+    assert sorted(path.name for path in place.iterdir()) == ["first", "second", "third"]
 
 
 def test_a_buffer_that_a_task_fills_has_its_content(m, run):

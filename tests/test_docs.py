@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from daskvine.options import describe
+from vinecore.journal import records
 from vinecore.scheduler.transitions import TRANSITIONS
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +74,40 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
             assert anchor in {as_anchor(line) for line in other.read_text().splitlines()}, (
                 f"{target}#{anchor}"
             )
+
+
+def test_index_lists_every_page_once() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    listed = re.findall(r"^- \[\S+\]\((\w[\w-]*\.md)\)", index, re.MULTILINE)
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert sorted(listed) == sorted(pages)
+    assert "(docs/index.md)" in (ROOT / "README.md").read_text()
+
+
+# Names in the pages that the code does not use: of other packages and programs, and beginnings of names.
+FOREIGN = {
+    "BeginTime", "ConnectionRefusedError", "DASK_SCHEDULER_ADDRESS", "HistEFT", "NamedTemporaryFile",
+    "QOSMaxCpuPerUserLimit", "aiohttp", "closerange", "errstate", "singledispatch", "split_every",
+    "MAX_", "MIN_", "_INTERVAL_S", "_TIMEOUT_S", "can_", "has_", "on_", "corrections", "unharmed",
+}  # fmt: skip
+
+
+@functools.cache
+def read_words() -> frozenset[str]:
+    """Return all words of the code, the kinds of the journal's records, and the foreign names."""
+    sources = [path for top in (*PACKAGES, "benchmarks") for path in (ROOT / top).rglob("*.py")]
+    words = re.findall(r"\w+", "\n".join(path.read_text() for path in sources))
+    kinds = [records.record_kind(record.__name__) for record in records.RECORDS]
+    return frozenset(words) | frozenset(kinds) | FOREIGN
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
+def test_names_in_pages_exist(page: str) -> None:
+    """A name, with or without dots and arguments, consists of words that the code has, too."""
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    named = re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`\n]*\))?`", text)
+    words = {word for name in named for word in name.split(".") if word}
+    assert {word for word in words - read_words() if not word.startswith("test_")} == set()
 
 
 def as_anchor(line: str) -> str:

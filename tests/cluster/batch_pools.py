@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import psutil
 
-from tests.harness.processes import PATIENCE_S, until
+from tests.harness.processes import PATIENCE_S, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,6 +107,6 @@ class Factory:
     def end(self) -> int:
         """End it as a person would; give its exit code."""
         process = psutil.Process(self.process.pid)
-        for inside in until(process.children, "what has entered the pool to have forked"):
+        for inside in wait_until(process.children, "what has entered the pool to have forked"):
             inside.terminate()
         return self.process.wait(PATIENCE_S)

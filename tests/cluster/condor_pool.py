@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tests.cluster import debian_container
 from tests.cluster.batch_pools import Pool, free_port, furnish
-from tests.harness.processes import until
+from tests.harness.processes import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,12 +57,12 @@ def pool(folder: Path) -> Iterator[Condor]:
         (root.path / "etc/condor/config.d/99-test").write_text(CONFIG.replace("PORT\n", f"{free_port()}\n"))
         root.run("condor_master")
         try:
-            until(
+            wait_until(
                 lambda: "slot" in root.run("condor_status", "-af", "Name", check=False),
                 "the pool to have a slot",
                 120,
             )
-            until(
+            wait_until(
                 lambda: (
                     subprocess.run(root.command("condor_q"), capture_output=True, check=False).returncode == 0
                 ),

@@ -7,7 +7,7 @@ import pytest
 
 from tests.cluster import adl_job, environment_archive
 from tests.cluster.network_namespaces import Hosts, missing
-from tests.harness.processes import yard_in
+from tests.harness.processes import start_local_cluster
 
 
 def pytest_collection_modifyitems(items):
@@ -28,10 +28,10 @@ def hosts():
 
 
 @pytest.fixture
-def yard(hosts, tmp_path, monkeypatch):
+def local_cluster(hosts, tmp_path, monkeypatch):
     """Starts managers and workers, and ends them before their hosts go."""
-    with yard_in(tmp_path, monkeypatch) as yard:
-        yield yard
+    with start_local_cluster(tmp_path, monkeypatch) as local_cluster:
+        yield local_cluster
 
 
 @pytest.fixture(scope="session")

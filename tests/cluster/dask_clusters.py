@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from tests.harness.processes import until
+from tests.harness.processes import wait_until
 
 JOBS = 2
 QUIET = {"host": "127.0.0.1", "dashboard_address": ":0"}
@@ -69,7 +69,7 @@ class Cluster:
             now = set(self.client.nthreads())
             return len(now) == len(workers) and now != workers
 
-        until(replaced, "the cluster to replace what it has lost")
+        wait_until(replaced, "the cluster to replace what it has lost")
         return before
 
     def kill(self, pilot: psutil.Process) -> None:

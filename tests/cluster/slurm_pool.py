@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tests.cluster import debian_container
 from tests.cluster.batch_pools import Pool, free_port, furnish
-from tests.harness.processes import until
+from tests.harness.processes import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +84,7 @@ def pool(folder: Path) -> Iterator[Slurm]:
         root.run("munged", user="munge")
         root.run("slurmctld")
         root.run("slurmd")
-        until(
+        wait_until(
             lambda: "idle" in root.run("sinfo", "--noheader", "--format=%t", check=False).split(),
             "the node to be ready",
             120,

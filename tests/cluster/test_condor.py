@@ -10,7 +10,7 @@ from tests.cluster import debian_container, square_job
 from tests.cluster.condor_pool import CORES, pool
 from tests.cluster.square_job import LONG_S
 from tests.harness.http_servers import catalog_server
-from tests.harness.processes import until, workers_of, yard_in
+from tests.harness.processes import start_local_cluster, wait_until, worker_summaries
 from vinecore import Task
 
 
@@ -24,15 +24,15 @@ def condor(tmp_path_factory):
 
 
 @pytest.fixture
-def yard(tmp_path, monkeypatch):
-    with yard_in(tmp_path, monkeypatch) as yard:
-        yield yard
+def local_cluster(tmp_path, monkeypatch):
+    with start_local_cluster(tmp_path, monkeypatch) as local_cluster:
+        yield local_cluster
 
 
 @pytest.fixture
-def factory(condor, yard):
+def factory(condor, local_cluster):
     """Start ``vine_factory`` for a manager, as the user."""
-    secret = condor.give(yard.secret, "secret")
+    secret = condor.give(local_cluster.secret, "secret")
 
     def start(m, *options):
         return condor.factory("-T", "condor", "127.0.0.1", str(m.port), "-P", secret, "--factory-period", "1", "--memory", "500", "--disk", "500",
@@ -41,30 +41,34 @@ def factory(condor, yard):
     return start
 
 
-def test_calls_run_on_pilots_half_of_which_are_removed_in_the_middle(condor, factory, yard, environment):
-    m = yard.manager()
+def test_calls_run_on_pilots_half_of_which_are_removed_in_the_middle(
+    condor, factory, local_cluster, environment
+):
+    m = local_cluster.start_manager()
     python = condor.give(environment, "python.tar")
     with factory(m, "-w", "0", "-W", str(CORES), "--python-env", python) as running:
         results = square_job.begin(m, 0.05)
-        until(lambda: m.workers_connected == CORES, "all pilots to be connected", LONG_S)
+        wait_until(lambda: m.workers_connected == CORES, "all pilots to be connected", LONG_S)
         half = condor.pilots()[: CORES // 2]
-        before = {worker["id"] for worker in workers_of(m)}
+        before = {worker["id"] for worker in worker_summaries(m)}
         condor.run("condor_rm", *half)
         square_job.finish(m, results)
-        assert {worker["id"] for worker in workers_of(m)} - before, (
+        assert {worker["id"] for worker in worker_summaries(m)} - before, (
             "somebody has come for those who were removed"
         )
-        until(lambda: "via condor_rm (by user scientist)" in running.log, "a word about the removed pilots")
+        wait_until(
+            lambda: "via condor_rm (by user scientist)" in running.log, "a word about the removed pilots"
+        )
         assert running.end() == 0
         assert condor.queue() == []
         assert not list((condor.home / "scratch").iterdir())
-    until(lambda: m.workers_connected == 0, "the workers to be gone")
+    wait_until(lambda: m.workers_connected == 0, "the workers to be gone")
 
 
 def test_the_queries_of_the_demo_come_out_the_same_on_pilots_that_have_only_a_python(
-    condor, factory, yard, queries
+    condor, factory, local_cluster, queries
 ):
-    m = yard.manager(DaskVine)
+    m = local_cluster.start_manager(DaskVine)
     with factory(m, "-w", "2", "-W", "2", "--cores", "2", "--memory", "3000", "--disk", "6000") as running:
         m.wait_for_workers(2, LONG_S)
         assert queries.differing(m) == []
@@ -72,8 +76,8 @@ def test_the_queries_of_the_demo_come_out_the_same_on_pilots_that_have_only_a_py
     assert condor.queue() == []
 
 
-def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(condor, factory, yard):
-    m = yard.manager()
+def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(condor, factory, local_cluster):
+    m = local_cluster.start_manager()
     with factory(
         m,
         "-w",
@@ -92,8 +96,8 @@ def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(condor, fact
         assert m.wait(LONG_S).output == "scientist\nblue\n"
         [first] = condor.pilots()
         condor.run("condor_hold", "-reason", "the machine is needed", first)
-        until(lambda: "1 pilot is held: the machine is needed" in running.log, "the reason", LONG_S)
-        until(lambda: condor.pilots() not in ([], [first]), "another pilot", LONG_S)
+        wait_until(lambda: "1 pilot is held: the machine is needed" in running.log, "the reason", LONG_S)
+        wait_until(lambda: condor.pilots() not in ([], [first]), "another pilot", LONG_S)
         assert first not in condor.pilots(5)
         assert running.end() == 0
     assert condor.queue() == []
@@ -101,24 +105,26 @@ def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(condor, fact
 
 @pytest.mark.parametrize(("spool", "words"), [((), ": no licence"), (("--condor-spool",), "")])
 def test_pilots_that_cannot_start_are_told_and_not_submitted_as_fast_as_possible(
-    condor, factory, yard, spool, words
+    condor, factory, local_cluster, spool, words
 ):
-    m = yard.manager()
+    m = local_cluster.start_manager()
     with factory(
         m, "-w", "1", "-W", "1", "--wrapper", "sh -c 'echo no licence >&2; exit 3'", *spool
     ) as running:
         said = f"1 pilot is gone before connecting: exit code 3{words}; others in"
-        until(
+        wait_until(
             lambda: f"{said} 0.4 s" in running.log and f"{said} 0.8 s" in running.log, "what is wrong", LONG_S
         )
     assert condor.queue() == []
 
 
-def test_pilots_find_their_managers_by_name_at_a_catalog_and_go_on_with_another_one(condor, yard):
-    secret = condor.give(yard.secret, "secret")
-    with catalog_server(yard.folder) as port:
+def test_pilots_find_their_managers_by_name_at_a_catalog_and_go_on_with_another_one(condor, local_cluster):
+    secret = condor.give(local_cluster.secret, "secret")
+    with catalog_server(local_cluster.folder) as port:
         catalog = f"127.0.0.1:{port}"
-        first, second = (yard.manager(name=f"run-{n}", registry=False, catalog=catalog) for n in (1, 2))
+        first, second = (
+            local_cluster.start_manager(name=f"run-{n}", registry=False, catalog=catalog) for n in (1, 2)
+        )
         for m in (first, second):
             m.submit(Task("id -un"))
         words = ("-T", "condor", "-M", "run-.", "--catalog", catalog, "-P", secret, "--factory-period", "1", "--memory", "500", "--disk", "500",
@@ -134,8 +140,8 @@ def test_pilots_find_their_managers_by_name_at_a_catalog_and_go_on_with_another_
     assert condor.queue() == []
 
 
-def test_what_a_killed_factory_has_left_is_taken_out_by_one_of_the_same_name(condor, factory, yard):
-    m = yard.manager()
+def test_what_a_killed_factory_has_left_is_taken_out_by_one_of_the_same_name(condor, factory, local_cluster):
+    m = local_cluster.start_manager()
     options = ("-w", "1", "-W", "1", "--factory-name", "night", "--feature", "own", "--wrapper-input", "/etc/hostname",
                "--wrapper", "sh -c 'test -e hostname && exec \"$@\"' wrapper")  # fmt: skip
     with factory(m, *options) as running:
@@ -146,7 +152,7 @@ def test_what_a_killed_factory_has_left_is_taken_out_by_one_of_the_same_name(con
         running.process.wait(60)
     assert condor.pilots() == [first]
     with factory(m, *options) as running:
-        until(
+        wait_until(
             lambda: condor.pilots() not in ([], [first]) and first not in condor.pilots(),
             "another pilot",
             LONG_S,

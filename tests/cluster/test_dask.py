@@ -19,7 +19,7 @@ from daskvine import DaskVine
 from tests.cluster import dask_clusters, square_job
 from tests.cluster.dask_clusters import MEMORY_MB, pilots
 from tests.cluster.square_job import LONG_S
-from tests.harness.processes import alive, until, workers_of, yard_in
+from tests.harness.processes import is_alive, start_local_cluster, wait_until, worker_summaries
 from vinecore import Factory, PythonTask, Task
 from vinecore.factory.batch_system import BatchError
 
@@ -51,9 +51,9 @@ def cluster(request, tmp_path_factory):
 
 
 @pytest.fixture
-def yard(tmp_path, monkeypatch):
-    with yard_in(tmp_path, monkeypatch) as yard:
-        yield yard
+def local_cluster(tmp_path, monkeypatch):
+    with start_local_cluster(tmp_path, monkeypatch) as local_cluster:
+        yield local_cluster
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def start(cluster):
     for factory in started:
         factory.stop()
         assert pilots(factory) == []
-    until(lambda: not any(map(alive, there)), "the end of all that vine workers have started")
+    wait_until(lambda: not any(map(is_alive, there)), "the end of all that vine workers have started")
     assert cluster.client.submit(sum, [1, 2], pure=False).result(LONG_S) == 3
 
 
@@ -86,14 +86,16 @@ def children(process):
         return []
 
 
-def test_there_is_one_vine_worker_on_each_node_with_what_its_dask_workers_have(cluster, start, yard, caplog):
-    m = yard.manager()
-    secret = yard.secret.read_text().strip()
+def test_there_is_one_vine_worker_on_each_node_with_what_its_dask_workers_have(
+    cluster, start, local_cluster, caplog
+):
+    m = local_cluster.start_manager()
+    secret = local_cluster.secret.read_text().strip()
     with caplog.at_level(logging.DEBUG):
         factory = start(m, disk=500)
         m.wait_for_workers(cluster.nodes, LONG_S)
-        until(lambda: len(pilots(factory)) == cluster.nodes, "the vine workers")
-    assert [(w["total"]["cores"], w["total"]["memory"], w["total"]["disk"]) for w in workers_of(m)] == [
+        wait_until(lambda: len(pilots(factory)) == cluster.nodes, "the vine workers")
+    assert [(w["total"]["cores"], w["total"]["memory"], w["total"]["disk"]) for w in worker_summaries(m)] == [
         (cluster.cores, cluster.cores * MEMORY_MB, 500)
     ] * cluster.nodes
     m.submit(PythonTask(lambda: __import__("sys").executable))
@@ -106,23 +108,23 @@ def test_there_is_one_vine_worker_on_each_node_with_what_its_dask_workers_have(c
         assert secret not in str(pilot.environ())
 
 
-def test_calls_do_not_notice_that_half_of_the_cluster_is_killed_in_the_middle(cluster, start, yard):
-    m = yard.manager()
+def test_calls_do_not_notice_that_half_of_the_cluster_is_killed_in_the_middle(cluster, start, local_cluster):
+    m = local_cluster.start_manager()
     factory = start(m)
     results = square_job.begin(m, 0.005)
     m.wait_for_workers(cluster.nodes, LONG_S)
-    known = {worker["id"] for worker in workers_of(m)}
+    known = {worker["id"] for worker in worker_summaries(m)}
     before = cluster.lose_half(factory)
-    until(lambda: not alive(before[0]), "the end of the vine worker whose Dask worker was killed")
+    wait_until(lambda: not is_alive(before[0]), "the end of the vine worker whose Dask worker was killed")
     square_job.finish(m, results)
-    until(
-        lambda: m.workers_connected == cluster.nodes and {w["id"] for w in workers_of(m)} - known,
+    wait_until(
+        lambda: m.workers_connected == cluster.nodes and {w["id"] for w in worker_summaries(m)} - known,
         "another vine worker",
         LONG_S,
     )
 
 
-def test_the_queries_of_the_demo_do_not_notice_it_either(cluster, start, yard, tmp_path_factory):
+def test_the_queries_of_the_demo_do_not_notice_it_either(cluster, start, local_cluster, tmp_path_factory):
     pytest.importorskip("coffea", reason="the demo needs the HEP stack (coffea with dask-awkward, hist)")
     from daskvine.demo.nanoaod import write_dataset
     from daskvine.demo.queries import QUERIES, open_events
@@ -131,7 +133,7 @@ def test_the_queries_of_the_demo_do_not_notice_it_either(cluster, start, yard, t
 
     dataset = write_dataset(tmp_path_factory.mktemp("nanoaod"), files=2, events=1000, seed=7)
     references = compute_reference(dataset)
-    m = yard.manager(DaskVine)
+    m = local_cluster.start_manager(DaskVine)
     factory = start(m)
     m.wait_for_workers(cluster.nodes, LONG_S)
     events = open_events(dataset, steps_per_file=2)
@@ -144,8 +146,8 @@ def test_the_queries_of_the_demo_do_not_notice_it_either(cluster, start, yard, t
 
 
 @ON_JOBS
-def test_a_manager_scales_over_the_nodes_that_are_there(start, cluster, yard):
-    m = yard.manager()
+def test_a_manager_scales_over_the_nodes_that_are_there(start, cluster, local_cluster):
+    m = local_cluster.start_manager()
     factory = start(m, min_workers=0, max_workers=5)
     assert not m.workers_connected
     m.submit(Task("echo fine"))
@@ -155,27 +157,29 @@ def test_a_manager_scales_over_the_nodes_that_are_there(start, cluster, yard):
     before = pilots(factory)
     assert len(before) == cluster.nodes
     m.scale(1)
-    until(lambda: len(pilots(factory)) == 1, "those that are too many to go", LONG_S)
+    wait_until(lambda: len(pilots(factory)) == 1, "those that are too many to go", LONG_S)
     m.adapt(1, 5)
     os.kill(pilots(factory)[0].pid, signal.SIGKILL)
-    until(lambda: pilots(factory) and not set(pilots(factory)) & set(before), "another vine worker", LONG_S)
+    wait_until(
+        lambda: pilots(factory) and not set(pilots(factory)) & set(before), "another vine worker", LONG_S
+    )
     m.submit(Task("echo fine"))
     assert m.wait(LONG_S).output == "fine\n"
 
 
 @ON_JOBS
-def test_a_client_that_leaves_ends_its_vine_workers(cluster, yard, monkeypatch, caplog):
+def test_a_client_that_leaves_ends_its_vine_workers(cluster, local_cluster, monkeypatch, caplog):
     from distributed import Client
 
     monkeypatch.setattr("daskvine.dask_cluster.HEARTBEAT_TIMEOUT_S", 4.0)
-    m = yard.manager()
+    m = local_cluster.start_manager()
     with Client(cluster.client.scheduler.address, set_as_default=False) as client:
         factory = Factory("dask", client=client, manager=m, factory_period=0.5).start()
         m.wait_for_workers(cluster.nodes, LONG_S)
         there = pilots(factory)
     try:
-        until(lambda: not any(map(alive, there)), "the end of the vine workers")
-        until(lambda: "the Dask client is closed" in caplog.text, "a word about the client")
+        wait_until(lambda: not any(map(is_alive, there)), "the end of the vine workers")
+        wait_until(lambda: "the Dask client is closed" in caplog.text, "a word about the client")
     finally:
         factory.stop()
     assert m.workers_connected == 0
@@ -183,10 +187,10 @@ def test_a_client_that_leaves_ends_its_vine_workers(cluster, yard, monkeypatch, 
 
 @ON_LOCAL
 def test_what_cannot_start_is_told_with_the_reason_and_not_started_as_fast_as_possible(
-    cluster, start, yard, caplog
+    cluster, start, local_cluster, caplog
 ):
-    start(yard.manager(), wrapper="sh -c 'echo no licence >&2; exit 3'")
-    until(
+    start(local_cluster.start_manager(), wrapper="sh -c 'echo no licence >&2; exit 3'")
+    wait_until(
         lambda: all(f"exit code 3: no licence; others in {pause} s" in caplog.text for pause in (0.4, 0.8)),
         "what is wrong",
         LONG_S,
@@ -194,13 +198,13 @@ def test_what_cannot_start_is_told_with_the_reason_and_not_started_as_fast_as_po
 
 
 @ON_LOCAL
-def test_the_command_uses_a_cluster_by_its_address(cluster, yard):
-    m = yard.manager()
-    log = yard.place("factory.log")
+def test_the_command_uses_a_cluster_by_its_address(cluster, local_cluster):
+    m = local_cluster.start_manager()
+    log = local_cluster.path("factory.log")
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "vinecore.factory.cli", "-T", "dask", "--dask-scheduler", cluster.client.scheduler.address, "127.0.0.1", str(m.port),
-             "-P", str(yard.secret), "--max-workers", "1"],
+             "-P", str(local_cluster.secret), "--max-workers", "1"],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )  # fmt: skip
     with process:
@@ -211,13 +215,13 @@ def test_the_command_uses_a_cluster_by_its_address(cluster, yard):
         finally:
             process.send_signal(signal.SIGTERM)
     assert (process.returncode, "removing all workers" in log.read_text()) == (0, True), log.read_text()
-    until(lambda: m.workers_connected == 0, "the vine worker to go")
+    wait_until(lambda: m.workers_connected == 0, "the vine worker to go")
 
 
-def test_what_makes_no_sense_is_refused(yard, monkeypatch):
+def test_what_makes_no_sense_is_refused(local_cluster, monkeypatch):
     from distributed import Client
 
-    m = yard.manager()
+    m = local_cluster.start_manager()
     with pytest.raises(ValueError, match="python_env is not for 'dask'"):
         Factory("dask", manager=m, python_env="env.tar")
     with pytest.raises(ValueError, match="for 'dask', not for 'local'"):

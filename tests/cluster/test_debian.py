@@ -15,7 +15,7 @@ import pytest
 from vineworker import zipapp_builder
 
 from tests.cluster import debian_container
-from tests.harness.processes import yard_in
+from tests.harness.processes import start_local_cluster
 from vinecore import FunctionCall, PythonTask, Task
 
 pytestmark = pytest.mark.timeout(900)  # the first one makes the Debian
@@ -30,14 +30,14 @@ LD_LIBRARY_PATH="$here/../lib" exec "$here/python-itself" "$@"
 
 
 @pytest.fixture
-def yard(tmp_path, monkeypatch):
+def local_cluster(tmp_path, monkeypatch):
     """Starts managers and workers, and ends them."""
-    with yard_in(tmp_path, monkeypatch) as yard:
-        yield yard
+    with start_local_cluster(tmp_path, monkeypatch) as local_cluster:
+        yield local_cluster
 
 
 @pytest.fixture
-def root(yard, tmp_path):
+def root(local_cluster, tmp_path):
     """The Debian, with a user who has the file and the manager's secret."""
     if reason := debian_container.missing():
         pytest.skip(reason)
@@ -45,16 +45,16 @@ def root(yard, tmp_path):
         root.run("useradd", "--create-home", "vine")
         home = root.path / "home" / "vine"
         zipapp_builder.write(str(home))
-        shutil.copy(yard.secret, home / "secret")
+        shutil.copy(local_cluster.secret, home / "secret")
         root.run("chown", "vine:vine", "/home/vine/secret")
         yield root
 
 
-def start(yard, m, root):
+def start(local_cluster, m, root):
     """Start a worker inside."""
     command = root.command("python3", "/home/vine/vine_worker.pyz", user="vine")
     options = ("--workspace", "/home/vine/work")
-    worker = yard.worker(m, *options, command=command, secret=Path("/home/vine/secret"))
+    worker = local_cluster.start_worker(m, *options, command=command, secret=Path("/home/vine/secret"))
     m.wait_for_workers(1, 60)
     return worker
 
@@ -106,9 +106,9 @@ def functions():
     return where, double
 
 
-def test_a_bare_debian_runs_commands_at_once(yard, root):
-    m = yard.manager()
-    worker = start(yard, m, root)
+def test_a_bare_debian_runs_commands_at_once(local_cluster, root):
+    m = local_cluster.start_manager()
+    worker = start(local_cluster, m, root)
     task = Task("cat /etc/debian_version in; id -un", cores=1)
     task.add_input(m.declare_buffer("and an input\n"), "in")
     m.submit(task)
@@ -118,9 +118,9 @@ def test_a_bare_debian_runs_commands_at_once(yard, root):
     end(m, worker, root)
 
 
-def test_a_bare_debian_runs_functions_in_the_environment_that_is_sent_there(yard, root, carried):
-    m = yard.manager()
-    worker = start(yard, m, root)
+def test_a_bare_debian_runs_functions_in_the_environment_that_is_sent_there(local_cluster, root, carried):
+    m = local_cluster.start_manager()
+    worker = start(local_cluster, m, root)
     where, double = functions()
     environment = m.declare_poncho(carried)
     task = PythonTask(where)

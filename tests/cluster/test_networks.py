@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.cluster.network_namespaces import ip
 from tests.cluster.test_peers import PYTHON, address_of, begin, worker_on
-from tests.harness.processes import until, workers_of
+from tests.harness.processes import wait_until, worker_summaries
 from vinecore import Task
 
 FILES = 6
@@ -19,11 +19,13 @@ def run(m, tasks):
     return sorted(task.output for task in ended)
 
 
-def make_on(yard, m, feature, name):
+def make_on(local_cluster, m, feature, name):
     """Have some files made on the worker with a feature's cores; give them."""
     files = [m.declare_temp() for _ in range(FILES)]
     for number, file in enumerate(files):
-        task = Task(f"echo made >> {yard.place(f'{name}-{number}')}; yes {number} | head -c 300000 > out")
+        task = Task(
+            f"echo made >> {local_cluster.path(f'{name}-{number}')}; yes {number} | head -c 300000 > out"
+        )
         task.set_cores(feature)
         task.add_output(file, "out")
         m.submit(task)
@@ -31,11 +33,11 @@ def make_on(yard, m, feature, name):
     return files
 
 
-def read_everywhere(yard, m, files, name, count):
+def read_everywhere(local_cluster, m, files, name, count):
     """Have all files read on so many workers at the same time."""
     tasks = []
     for number in range(count):
-        there = yard.place(name)
+        there = local_cluster.path(name)
         task = Task(
             f"echo {number} >> {there}; while [ $(wc -l < {there}) -lt {count} ]; do sleep 0.02; done; cat in* | wc -c"
         )
@@ -50,34 +52,34 @@ def failures(caplog, source):
     return [r.getMessage() for r in caplog.records if f"from {source}" in r.getMessage() and "could not get" in r.getMessage()]  # fmt: skip
 
 
-def test_a_worker_that_no_peer_can_reach_is_not_asked_again_and_again(yard, hosts, caplog):
+def test_a_worker_that_no_peer_can_reach_is_not_asked_again_and_again(local_cluster, hosts, caplog):
     """One behind a router that passes on nothing from outside, one behind a firewall that says nothing."""
     origin, router, *places = hosts.add(7)
-    m = begin(yard, origin)
+    m = begin(local_cluster, origin)
     inner, silent, *open_places = places
     door = hosts.relay(router, 0, (origin.address, m.port))
-    worker_on(yard, m, inner, router, door.port)
-    worker_on(yard, m, silent, origin)
-    hidden = [worker["id"] for worker in workers_of(m)]
+    worker_on(local_cluster, m, inner, router, door.port)
+    worker_on(local_cluster, m, silent, origin)
+    hidden = [worker["id"] for worker in worker_summaries(m)]
     addresses = [":".join(map(str, address_of(m, number))) for number in hidden]
     assert addresses[0].startswith(router.address)
     silent.block(address_of(m, hidden[1])[1])
-    files = make_on(yard, m, 2, "first")
+    files = make_on(local_cluster, m, 2, "first")
     makers = m._engine.query(
         lambda mind: {w.id for f in files for w in mind.tables.files[f.cache_name].replicas}
     )
     assert makers == set(hidden)
     for place in open_places:
-        worker_on(yard, m, place, origin)
-    read_everywhere(yard, m, files, "reading", 5)
+        worker_on(local_cluster, m, place, origin)
+    read_everywhere(local_cluster, m, files, "reading", 5)
     assert all(failures(caplog, address) for address in addresses)
     assert all(f"nobody asks worker {number} " in caplog.text for number in hidden)
-    assert [yard.count(f"first-{n}") for n in range(FILES)] == [1] * FILES
+    assert [local_cluster.count_lines(f"first-{n}") for n in range(FILES)] == [1] * FILES
 
     caplog.clear()
-    until(lambda: len(workers_of(m)) == 5, "all to be there")
-    more = make_on(yard, m, 2, "second")
-    read_everywhere(yard, m, more, "again", 5)
+    wait_until(lambda: len(worker_summaries(m)) == 5, "all to be there")
+    more = make_on(local_cluster, m, 2, "second")
+    read_everywhere(local_cluster, m, more, "again", 5)
     shunned = m._engine.query(
         lambda mind: all(mind.tables.workers[n].excluded_until > mind.tables.now for n in hidden)
     )
@@ -90,51 +92,53 @@ def test_a_worker_that_no_peer_can_reach_is_not_asked_again_and_again(yard, host
             if t.split()[1] not in receivers.split("|")
         ]
         assert new == []
-    assert [yard.count(f"second-{n}") for n in range(FILES)] == [1] * FILES
+    assert [local_cluster.count_lines(f"second-{n}") for n in range(FILES)] == [1] * FILES
 
 
-def test_a_forwarded_port_makes_a_hidden_worker_reachable(yard, hosts, caplog):
+def test_a_forwarded_port_makes_a_hidden_worker_reachable(local_cluster, hosts, caplog):
     origin, router, inner, other = hosts.add(4)
-    m = begin(yard, origin)
+    m = begin(local_cluster, origin)
     door = hosts.relay(router, 0, (origin.address, m.port))
     forwarded = hosts.relay(router, 0, (inner.address, 9300))
     options = ("--transfer-port", "9300", "--contact-hostport", f"{router.address}:{forwarded.port}")
-    yard.worker(door.port, "--debug", *options, command=(*inner.command, *PYTHON), host=router.address)
+    local_cluster.start_worker(
+        door.port, "--debug", *options, command=(*inner.command, *PYTHON), host=router.address
+    )
     m.wait_for_workers(1, 60)
-    files = make_on(yard, m, 2, "first")
-    worker = worker_on(yard, m, other, origin)
-    read_everywhere(yard, m, files, "reading", 2)
+    files = make_on(local_cluster, m, 2, "first")
+    worker = worker_on(local_cluster, m, other, origin)
+    read_everywhere(local_cluster, m, files, "reading", 2)
     assert worker.log.count(f"from {router.address}:{forwarded.port} in") == FILES
     assert "could not get" not in caplog.text
 
 
-def test_peers_meet_in_the_network_in_which_they_meet_the_manager(yard, hosts, caplog):
+def test_peers_meet_in_the_network_in_which_they_meet_the_manager(local_cluster, hosts, caplog):
     """Every host has two addresses, and not the one that a worker would be found by at first sight."""
     places = hosts.add(3)
     for number, place in enumerate(places, 1):
         ip("-n", place.namespace, "address", "add", f"10.72.0.{number}/24", "dev", "eth0")
     origin, *others = places
     with origin.inside():
-        m = yard.manager(address="")
+        m = local_cluster.start_manager(address="")
     for place in others:
         before = m.workers_connected
-        yard.worker(m, command=(*place.command, *PYTHON), host="10.72.0.1")
+        local_cluster.start_worker(m, command=(*place.command, *PYTHON), host="10.72.0.1")
         m.wait_for_workers(before + 1, 60)
-    assert [address_of(m, w["id"])[0] for w in workers_of(m)] == ["10.72.0.2", "10.72.0.3"]
-    files = make_on(yard, m, 2, "first")
-    read_everywhere(yard, m, files, "reading", 2)
+    assert [address_of(m, w["id"])[0] for w in worker_summaries(m)] == ["10.72.0.2", "10.72.0.3"]
+    files = make_on(local_cluster, m, 2, "first")
+    read_everywhere(local_cluster, m, files, "reading", 2)
     assert "could not get" not in caplog.text
 
 
-def test_a_worker_beside_the_manager_is_reached_from_other_machines(yard, hosts, caplog):
+def test_a_worker_beside_the_manager_is_reached_from_other_machines(local_cluster, hosts, caplog):
     origin, other = hosts.add(2)
     with origin.inside():
-        m = yard.manager(address="")
-    yard.worker(m, command=(*origin.command, *PYTHON), host="127.0.0.1")
+        m = local_cluster.start_manager(address="")
+    local_cluster.start_worker(m, command=(*origin.command, *PYTHON), host="127.0.0.1")
     m.wait_for_workers(1, 60)
     assert address_of(m, 1)[0] == "127.0.0.1"
-    files = make_on(yard, m, 2, "first")
-    worker = worker_on(yard, m, other, origin)
-    read_everywhere(yard, m, files, "reading", 2)
+    files = make_on(local_cluster, m, 2, "first")
+    worker = worker_on(local_cluster, m, other, origin)
+    read_everywhere(local_cluster, m, files, "reading", 2)
     assert worker.log.count(f"from {origin.address}:{address_of(m, 1)[1]} in") == FILES
     assert "could not get" not in caplog.text

@@ -10,23 +10,25 @@ import subprocess
 import sys
 
 from tests.harness import sample_tasks
-from tests.harness.processes import until, workers_of
+from tests.harness.processes import wait_until, worker_summaries
 from vinecore import PythonTask, Task
 
 MB = 1 << 20
 PYTHON = (sys.executable, "-m", "vineworker")
 
 
-def begin(yard, host):
+def begin(local_cluster, host):
     """A manager on a host."""
     with host.inside():
-        return yard.manager(address=host.address)
+        return local_cluster.start_manager(address=host.address)
 
 
-def worker_on(yard, m, host, manager, port=None):
+def worker_on(local_cluster, m, host, manager, port=None):
     """A worker on a host, which finds its manager there; gives it when it is connected."""
     before = m.workers_connected
-    worker = yard.worker(port or m, "--debug", command=(*host.command, *PYTHON), host=manager.address)
+    worker = local_cluster.start_worker(
+        port or m, "--debug", command=(*host.command, *PYTHON), host=manager.address
+    )
     m.wait_for_workers(before + 1, 60)
     return worker
 
@@ -37,13 +39,19 @@ def address_of(m, number):
     return host, int(port)
 
 
-def together(yard, m, name, tasks):
+def together(local_cluster, m, name, tasks):
     """Run a task on every worker at the same time: each takes a whole one, and waits for all the others."""
     for task in tasks:
         task.set_cores(2)
         m.submit(task)
-    until(lambda: len(set(yard.place(name).read_text().split())) == len(tasks) if yard.count(name) else 0)
-    yard.place(f"{name}-gate").touch()
+    wait_until(
+        lambda: (
+            len(set(local_cluster.path(name).read_text().split())) == len(tasks)
+            if local_cluster.count_lines(name)
+            else 0
+        )
+    )
+    local_cluster.path(f"{name}-gate").touch()
     ended = [m.wait(60) for _ in tasks]
     assert all(task is not None and task.successful() for task in ended), [str(t.error()) for t in ended if t]
     return ended
@@ -64,24 +72,24 @@ def digest_of(path):
     return digest.hexdigest()
 
 
-def test_a_large_file_spreads_from_worker_to_worker_as_a_tree(yard, hosts):
+def test_a_large_file_spreads_from_worker_to_worker_as_a_tree(local_cluster, hosts):
     """Eight workers, each of which needs the same 256 MB."""
     size, count = 256 * MB, 8
     origin, *places = hosts.add(1 + count)
-    path = yard.place("data")
+    path = local_cluster.path("data")
     with path.open("wb") as file:
         for _ in range(16):
             file.write(os.urandom(size // 256) * 16)
-    m = begin(yard, origin)
+    m = begin(local_cluster, origin)
     data = m.declare_file(path)
-    workers = [worker_on(yard, m, host, origin) for host in places]
+    workers = [worker_on(local_cluster, m, host, origin) for host in places]
     tasks = []
     for number in range(count):
-        task = PythonTask(digest_together, str(yard.folder), "reading", number)
+        task = PythonTask(digest_together, str(local_cluster.folder), "reading", number)
         task.add_input(data, "data", mount_symlink=True)
         tasks.append(task)
     before = origin.sent
-    ended = together(yard, m, "reading", tasks)
+    ended = together(local_cluster, m, "reading", tasks)
     assert [task.output for task in ended] == [digest_of(path)] * count
     assert origin.sent - before < 2.2 * size, "the origin has served it at most twice"
     source = {
@@ -111,21 +119,21 @@ def cut(data, at):
     return data if at < 100_000 else None
 
 
-def test_bad_links_are_avoided_and_everything_arrives_as_it_was(yard, hosts, caplog):
+def test_bad_links_are_avoided_and_everything_arrives_as_it_was(local_cluster, hosts, caplog):
     """Everybody makes a file that everybody needs: behind a firewall, behind links that alter and cut, over a slow link."""
     size = 3 * MB
     origin, alters, cuts, *places = hosts.add(9)
-    m = begin(yard, origin)
+    m = begin(local_cluster, origin)
     blocked, altered, shortened, slow = places[:4]
     for place in places:
         front = {altered: alters, shortened: cuts}.get(place)
         if front is None:
-            worker_on(yard, m, place, origin)
+            worker_on(local_cluster, m, place, origin)
         else:
             control = hosts.relay(front, 0, (origin.address, m.port))
-            worker_on(yard, m, place, front, control.port)
+            worker_on(local_cluster, m, place, front, control.port)
     count = len(places)
-    where = {w["id"]: address_of(m, w["id"]) for w in workers_of(m)}
+    where = {w["id"]: address_of(m, w["id"]) for w in worker_summaries(m)}
     numbers = dict(zip(places, sorted(where), strict=True))
     blocked.block(where[numbers[blocked]][1])
     for place, front, spoil in ((altered, alters, flip), (shortened, cuts, cut)):
@@ -137,19 +145,19 @@ def test_bad_links_are_avoided_and_everything_arrives_as_it_was(yard, hosts, cap
     files = [m.declare_temp() for _ in places]
     making = []
     for number, file in enumerate(files):
-        task = Task(f"{gathering(yard, 'making', number)}; {content(number, size)} > out")
+        task = Task(f"{gathering(local_cluster, 'making', number)}; {content(number, size)} > out")
         task.add_output(file, "out")
         making.append(task)
-    together(yard, m, "making", making)
+    together(local_cluster, m, "making", making)
     reading = []
     for number in range(count):
         task = Task(
-            f"{gathering(yard, 'reading', number)}; cat {' '.join(f'in{n}' for n in range(count))} | cksum"
+            f"{gathering(local_cluster, 'reading', number)}; cat {' '.join(f'in{n}' for n in range(count))} | cksum"
         )
         for n, file in enumerate(files):
             task.add_input(file, f"in{n}")
         reading.append(task)
-    ended = together(yard, m, "reading", reading)
+    ended = together(local_cluster, m, "reading", reading)
     every = "; ".join(content(number, size) for number in range(count))
     expected = subprocess.run(f"({every}) | cksum", shell=True, capture_output=True, text=True, check=True)
     assert {task.output for task in ended} == {expected.stdout}
@@ -167,6 +175,6 @@ def content(number, size):
     return f"yes {number} | head -c {size}"
 
 
-def gathering(yard, name, number):
+def gathering(local_cluster, name, number):
     """A command that waits until everybody is there."""
-    return f"echo {number} >> {yard.place(name)}; while [ ! -e {yard.place(name)}-gate ]; do sleep 0.02; done"
+    return f"echo {number} >> {local_cluster.path(name)}; while [ ! -e {local_cluster.path(name)}-gate ]; do sleep 0.02; done"

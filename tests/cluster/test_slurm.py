@@ -11,7 +11,7 @@ from daskvine import DaskVine
 from tests.cluster import debian_container, square_job
 from tests.cluster.slurm_pool import CORES, MOST_IN_ARRAY, pool
 from tests.cluster.square_job import LONG_S
-from tests.harness.processes import until, workers_of, yard_in
+from tests.harness.processes import start_local_cluster, wait_until, worker_summaries
 from vinecore import Task
 
 
@@ -25,15 +25,15 @@ def slurm(tmp_path_factory):
 
 
 @pytest.fixture
-def yard(tmp_path, monkeypatch):
-    with yard_in(tmp_path, monkeypatch) as yard:
-        yield yard
+def local_cluster(tmp_path, monkeypatch):
+    with start_local_cluster(tmp_path, monkeypatch) as local_cluster:
+        yield local_cluster
 
 
 @pytest.fixture
-def factory(slurm, yard):
+def factory(slurm, local_cluster):
     """Start ``vine_factory`` for a manager, as the user; nothing is left of any pilot afterwards."""
-    secret = slurm.give(yard.secret, "secret")
+    secret = slurm.give(local_cluster.secret, "secret")
 
     def start(m, *options):
         return slurm.factory("-T", "slurm", "127.0.0.1", str(m.port), "-P", secret, "--factory-period", "1", "--memory", "500", "--disk", "500",
@@ -44,15 +44,17 @@ def factory(slurm, yard):
     assert [path.name for path in (slurm.root.path / "tmp").iterdir() if "vine" in path.name] == []
 
 
-def test_calls_run_on_pilots_half_of_which_are_cancelled_in_the_middle(slurm, factory, yard, environment):
-    m = yard.manager()
+def test_calls_run_on_pilots_half_of_which_are_cancelled_in_the_middle(
+    slurm, factory, local_cluster, environment
+):
+    m = local_cluster.start_manager()
     python = slurm.give(environment, "python.tar")
     with factory(m, "-w", "0", "-W", str(CORES), "--python-env", python) as running:
         results = square_job.begin(m, 0.03)
-        until(lambda: m.workers_connected == CORES, "all pilots to be connected", LONG_S)
-        secret = yard.secret.read_text().strip()
+        wait_until(lambda: m.workers_connected == CORES, "all pilots to be connected", LONG_S)
+        secret = local_cluster.secret.read_text().strip()
         assert secret not in slurm.root.run("ps", "axeww")
-        forms = ("-e", secret, "-e", base64.b64encode(yard.secret.read_bytes()).decode()[:40])
+        forms = ("-e", secret, "-e", base64.b64encode(local_cluster.secret.read_bytes()).decode()[:40])
         places = ("/home", "/run", "/tmp", "/var")
         assert slurm.root.run("grep", "-rlsF", *forms, *places, user="daemon", check=False) == "", (
             "others can read it"
@@ -61,28 +63,30 @@ def test_calls_run_on_pilots_half_of_which_are_cancelled_in_the_middle(slurm, fa
             "that is how it would be found"
         )
         half = slurm.queue("RUNNING")[: CORES // 2]
-        before = {worker["id"] for worker in workers_of(m)}
+        before = {worker["id"] for worker in worker_summaries(m)}
         slurm.run("scancel", *half)
         square_job.finish(m, results)
-        assert {worker["id"] for worker in workers_of(m)} - before, (
+        assert {worker["id"] for worker in worker_summaries(m)} - before, (
             "somebody has come for those who were removed"
         )
-        until(lambda: ": it was cancelled (scancel)" in running.log, "a word about the cancelled pilots")
+        wait_until(lambda: ": it was cancelled (scancel)" in running.log, "a word about the cancelled pilots")
         assert running.end() == 0
-    until(lambda: m.workers_connected == 0, "the workers to be gone")
+    wait_until(lambda: m.workers_connected == 0, "the workers to be gone")
     assert {int(name.partition("_")[2]) for name in slurm.queue("all")} <= set(range(MOST_IN_ARRAY))
 
 
-def test_the_queries_of_the_demo_come_out_the_same_on_pilots_that_have_only_a_python(factory, yard, queries):
-    m = yard.manager(DaskVine)
+def test_the_queries_of_the_demo_come_out_the_same_on_pilots_that_have_only_a_python(
+    factory, local_cluster, queries
+):
+    m = local_cluster.start_manager(DaskVine)
     with factory(m, "-w", "2", "-W", "2", "--cores", "2", "--memory", "3000", "--disk", "6000") as running:
         m.wait_for_workers(2, LONG_S)
         assert queries.differing(m) == []
         assert running.end() == 0
 
 
-def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(slurm, factory, yard):
-    m = yard.manager()
+def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(slurm, factory, local_cluster):
+    m = local_cluster.start_manager()
     with factory(
         m,
         "-w",
@@ -102,14 +106,14 @@ def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(slurm, facto
         )
         [waiting] = slurm.queue("PENDING")
         slurm.run("scontrol", "hold", waiting)
-        until(
+        wait_until(
             lambda: "1 pilot is held: its owner holds it (scontrol hold): JobHeldUser; others in" in running.log,
             "the reason", LONG_S,
         )  # fmt: skip
-        until(lambda: slurm.queue("PENDING") not in ([], [waiting]), "another pilot", LONG_S)
+        wait_until(lambda: slurm.queue("PENDING") not in ([], [waiting]), "another pilot", LONG_S)
         [running_one, *_] = slurm.queue("RUNNING")
         slurm.run("scontrol", "requeuehold", running_one)
-        until(
+        wait_until(
             lambda: running_one not in slurm.queue(),
             "the pilot that was held while it ran to be taken out",
             LONG_S,
@@ -118,8 +122,8 @@ def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(slurm, facto
         assert running.end() == 0
 
 
-def test_pilots_that_others_take_the_place_of_are_replaced_when_there_is_room(slurm, factory, yard):
-    m = yard.manager()
+def test_pilots_that_others_take_the_place_of_are_replaced_when_there_is_room(slurm, factory, local_cluster):
+    m = local_cluster.start_manager()
     with factory(m, "-w", str(CORES), "-W", str(CORES)) as running:
         m.wait_for_workers(CORES, LONG_S)
         urgent = slurm.run(
@@ -130,12 +134,12 @@ def test_pilots_that_others_take_the_place_of_are_replaced_when_there_is_room(sl
             "--output=/dev/null",
             "--wrap=sleep 1000",
         )
-        until(
+        wait_until(
             lambda: ": others were preferred; others in" in running.log,
             "a word about it",
             LONG_S,
         )
-        until(
+        wait_until(
             lambda: m.workers_connected == CORES - 1 and slurm.queue("PENDING"), "another one to wait", LONG_S
         )
         slurm.run("scancel", urgent.strip())
@@ -143,21 +147,23 @@ def test_pilots_that_others_take_the_place_of_are_replaced_when_there_is_room(sl
         assert running.end() == 0
 
 
-def test_pilots_that_cannot_start_are_told_and_not_submitted_as_fast_as_possible(slurm, factory, yard):
+def test_pilots_that_cannot_start_are_told_and_not_submitted_as_fast_as_possible(
+    slurm, factory, local_cluster
+):
     slurm.run("sh", "-c", "mkdir /tmp/vine-pilot-killed && touch /tmp/vine-pilot-killed/alive")
-    m = yard.manager()
+    m = local_cluster.start_manager()
     with factory(m, "-w", "1", "-W", "1", "--wrapper", "sh -c 'echo no licence >&2; exit 3'") as running:
         said = "1 pilot is gone before connecting: exit code 3: no licence; others in"
-        until(
+        wait_until(
             lambda: f"{said} 0.4 s" in running.log and f"{said} 0.8 s" in running.log, "what is wrong", LONG_S
         )
         assert running.end() == 0
 
 
-def test_what_slurm_refuses_is_told_in_its_own_words(factory, yard):
-    m = yard.manager()
+def test_what_slurm_refuses_is_told_in_its_own_words(factory, local_cluster):
+    m = local_cluster.start_manager()
     with factory(m, "-w", "1", "-W", "1", "--batch-options=--partition=quick") as running:
-        until(
+        wait_until(
             lambda: (
                 "nothing could be submitted: sbatch: " in running.log
                 and "invalid partition specified: quick" in running.log

@@ -13,7 +13,7 @@ import pytest
 
 from daskvine import DaskVine, daskvine_merge
 from tests.harness import sample_tasks
-from tests.harness.processes import until
+from tests.harness.processes import wait_until
 
 hist = pytest.importorskip("hist")
 pytest.importorskip("dask_histogram")
@@ -122,7 +122,7 @@ def test_what_is_measured_here_is_the_memory_of_vertices(one_slot, tmp_path):
     with Anonymous(one_slot) as during, ThreadPoolExecutor(1) as threads:
         held = threads.submit(one_slot.get, {"a": (hold_memory, str(tmp_path))}, "a", **ONE_SLOT)
         try:
-            until(lambda: during.peak - before.peak > 75 or held.done(), "80 MB to be seen")
+            wait_until(lambda: during.peak - before.peak > 75 or held.done(), "80 MB to be seen")
         finally:
             (tmp_path / "gate").touch()
         assert held.result() == 80 * MB // 8

@@ -8,7 +8,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.daskvine import sample_graphs as v
-from tests.harness.processes import yard_in
+from tests.harness.processes import start_local_cluster
 
 CALLS = {"task_mode": "function-calls", "progress_disable": True}
 LENGTH = 1_000_000  # 8 MB
@@ -28,10 +28,10 @@ cli.main()
 def m(tmp_path_factory):
     with (
         pytest.MonkeyPatch.context() as monkeypatch,
-        yard_in(tmp_path_factory.mktemp("yard"), monkeypatch) as yard,
+        start_local_cluster(tmp_path_factory.mktemp("local_cluster"), monkeypatch) as local_cluster,
     ):
-        m = yard.manager(DaskVine)
-        yard.workers(m, 1, command=[sys.executable, "-c", ALL_IS_SHORT])
+        m = local_cluster.start_manager(DaskVine)
+        local_cluster.start_workers(m, 1, command=[sys.executable, "-c", ALL_IS_SHORT])
         yield m
 
 

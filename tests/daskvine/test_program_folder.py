@@ -16,7 +16,7 @@ from dask import delayed
 
 from daskvine import DaskVine
 from daskvine.program_folder import TOKEN_PREFIX
-from tests.harness.processes import yard_in
+from tests.harness.processes import start_local_cluster
 from vinecore import PythonTask
 
 
@@ -49,9 +49,9 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def yard(tmp_path, monkeypatch):
-    with yard_in(tmp_path, monkeypatch) as yard:
-        yield yard
+def local_cluster(tmp_path, monkeypatch):
+    with start_local_cluster(tmp_path, monkeypatch) as local_cluster:
+        yield local_cluster
 
 
 @pytest.fixture
@@ -200,10 +200,10 @@ def test_where_the_programs_folder_has_been_removed_an_error_and_a_warning_say_s
     assert os.path.dirname(path) != str(folder)
 
 
-def test_a_worker_that_does_not_see_the_folder_says_what_to_do(yard, folder, task_mode, own_modules):
+def test_a_worker_that_does_not_see_the_folder_says_what_to_do(local_cluster, folder, task_mode, own_modules):
     (folder / "own_beside.py").write_text("VALUE = 1")
-    m = yard.manager(DaskVine)
-    yard.worker(m, command=hidden_from(folder))
+    m = local_cluster.start_manager(DaskVine)
+    local_cluster.start_worker(m, command=hidden_from(folder))
     options = {"scheduler": m.get, "task_mode": task_mode}
     with pytest.raises(FileNotFoundError) as caught:
         read("cuts").compute(**options)
@@ -236,9 +236,9 @@ def test_an_error_for_another_reason_says_nothing_of_folders(m, folder, task_mod
 # ---- tokens
 
 
-def test_a_worker_that_may_be_elsewhere_sees_a_token_which_is_taken_away(yard, folder, task_mode):
-    m = yard.manager(DaskVine)
-    yard.worker(m)
+def test_a_worker_that_may_be_elsewhere_sees_a_token_which_is_taken_away(local_cluster, folder, task_mode):
+    m = local_cluster.start_manager(DaskVine)
+    local_cluster.start_worker(m)
     assert read("cuts").compute(scheduler=m.get, task_mode=task_mode) == "1"
     first = tokens(folder)
     assert len(first) == 1
@@ -249,10 +249,10 @@ def test_a_worker_that_may_be_elsewhere_sees_a_token_which_is_taken_away(yard, f
     assert tokens(folder) == []
 
 
-def test_git_does_not_see_a_token(yard, folder):
+def test_git_does_not_see_a_token(local_cluster, folder):
     if shutil.which("git") is None:
         pytest.skip("there is no git")
-    m = yard.manager(DaskVine)
+    m = local_cluster.start_manager(DaskVine)
     m.shared_state.folders.describe_program()
     assert len(tokens(folder)) == 1
     subprocess.run(["git", "init", "-q"], check=True)
@@ -260,8 +260,8 @@ def test_git_does_not_see_a_token(yard, folder):
     assert subprocess.run(asked, check=True, capture_output=True, text=True).stdout == "?? cuts\n"
 
 
-def test_several_managers_have_tokens_of_their_own(yard, folder):
-    managers = [yard.manager(DaskVine) for _ in range(2)]
+def test_several_managers_have_tokens_of_their_own(local_cluster, folder):
+    managers = [local_cluster.start_manager(DaskVine) for _ in range(2)]
     for m in managers:
         m.shared_state.folders.describe_program()
     assert len(tokens(folder)) == 2
@@ -271,7 +271,7 @@ def test_several_managers_have_tokens_of_their_own(yard, folder):
     assert tokens(folder) == []
 
 
-def test_what_a_killed_program_has_left_is_removed_by_the_next_one(yard, folder):
+def test_what_a_killed_program_has_left_is_removed_by_the_next_one(local_cluster, folder):
     program = """
 import signal, sys
 from daskvine.program_folder import ProgramFolders
@@ -284,12 +284,12 @@ signal.pause()
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=variables) as other:
         assert other.stdout.readline() == b"there\n"
         theirs = tokens(folder)
-        m = yard.manager(DaskVine)
+        m = local_cluster.start_manager(DaskVine)
         m.shared_state.folders.describe_program()
         assert set(theirs) < set(tokens(folder))  # who lives keeps it
         m.close()
         other.send_signal(signal.SIGKILL)
-    m = yard.manager(DaskVine)
+    m = local_cluster.start_manager(DaskVine)
     m.shared_state.folders.describe_program()
     assert len(tokens(folder)) == 1
     assert not set(theirs) & set(tokens(folder))

@@ -11,7 +11,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.daskvine import sample_graphs as v
-from tests.harness.processes import until, yard_in
+from tests.harness.processes import start_local_cluster, wait_until
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_what_is_lost_with_its_worker_is_made_again(m):
     graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
     assert m.get(graph, "b", **options) == 3
     m.factory.processes[0].kill()
-    until(lambda: not m._engine.query(lambda mind: mind.tables.evictable), "the worker to be gone")
+    wait_until(lambda: not m._engine.query(lambda mind: mind.tables.evictable), "the worker to be gone")
     assert m.get(graph, "c", **options) == 4
     assert m.last_run.executed == 3
 
@@ -209,15 +209,15 @@ def test_an_edited_query_runs_alone(tmp_path):
 
 
 def test_a_graph_that_looks_for_earlier_results_does_not_count_as_done(tmp_path, monkeypatch):
-    with yard_in(tmp_path, monkeypatch) as yard:
-        m = yard.manager(DaskVine)
+    with start_local_cluster(tmp_path, monkeypatch) as local_cluster:
+        m = local_cluster.start_manager(DaskVine)
         graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "end": (v.inc, "b")}
         with ThreadPoolExecutor(1) as pool:
             result = pool.submit(m.get, graph, "end", task_mode="tasks", reuse=True, progress_disable=True)
             laid_down = lambda mind: [run.deferred for run in mind.tables.runs.values()]  # noqa: E731
-            until(lambda: 3 in m._engine.query(laid_down), "the graph to be laid down")
+            wait_until(lambda: 3 in m._engine.query(laid_down), "the graph to be laid down")
             snapshot = m.last_run._take_snapshot()
-            yard.worker(m)
+            local_cluster.start_worker(m)
             assert result.result(240) == 4
         assert (snapshot.done, snapshot.looking) == (0, True)
         assert str(snapshot).startswith("looking for results of earlier computations, 0 workers")

@@ -17,7 +17,7 @@ import pytest
 from daskvine import DaskVine
 from daskvine.compiler import modules_behind
 from tests.daskvine import sample_graphs as v
-from tests.harness.processes import until
+from tests.harness.processes import wait_until
 from vinecore import FunctionCall
 
 TASKS = 30
@@ -125,7 +125,7 @@ def test_a_module_that_is_asked_for_is_imported_before_the_fork(m, folder):
 def test_later_tasks_take_what_was_compiled_before_the_fork(m, folder):
     text = "from vineworker.library import fresh_imports\ndef known():\n    return __file__ in fresh_imports._compiled\n"
     module = write(folder, "mine_compiled", text)
-    until(lambda: dask.delayed(module.known)(pure=False).compute(scheduler=m.get, task_mode="tasks"))
+    wait_until(lambda: dask.delayed(module.known)(pure=False).compute(scheduler=m.get, task_mode="tasks"))
 
 
 def test_packages_that_own_modules_refer_to_are_imported_before_the_fork(m, folder, task_mode):
@@ -339,8 +339,8 @@ def test_an_import_that_waits_where_tasks_are_forked_is_named(tmp_path, monkeypa
             r"the Python that forks tasks has been starting for more than \d+ s on worker 1 .*: "
             r"it imports what tasks need: line \d+ of \S+/matplotlib/__init__.py, in <module>"
         )
-        until(lambda: said.match(m.stalled_reason), "the import to be named")
+        wait_until(lambda: said.match(m.stalled_reason), "the import to be named")
         computing = threads.submit(dask.delayed(backend)().compute, scheduler=m.get)
         settings.write_text("backend: pdf")
         assert computing.result(60) == "pdf"
-        until(lambda: not m.stalled_reason)
+        wait_until(lambda: not m.stalled_reason)

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness.processes import yard_in
+from tests.harness.processes import start_local_cluster
 
 
 @pytest.fixture
-def yard(tmp_path, monkeypatch):
+def local_cluster(tmp_path, monkeypatch):
     """Starts managers and workers in a folder of their own, and ends them."""
-    with yard_in(tmp_path, monkeypatch) as yard:
-        yield yard
+    with start_local_cluster(tmp_path, monkeypatch) as local_cluster:
+        yield local_cluster

@@ -112,9 +112,9 @@ def unspeakable():
 
 def relayed(alter):
     """Have somebody stand before its port, who alters what it sends."""
-    from tests.harness.tcp_proxy import Proxy
+    from tests.harness.tcp_proxy import TcpProxy
 
-    class Altering(Proxy):
+    class Altering(TcpProxy):
         def passes(self, data, to_server):
             return data if to_server else alter(data)
 

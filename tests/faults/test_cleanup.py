@@ -14,7 +14,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import alive, all_in, paths_in, until, vine_threads
+from tests.harness.processes import engine_threads, find_paths, is_alive, list_recursively, wait_until
 from vinecore import Factory, FunctionCall, PythonTask, Task
 
 SCRIPT = """
@@ -49,16 +49,16 @@ def family():
 
 def threads_beyond(before):
     """The engine's threads that were not there before; those of the managers of other tests may have ended meanwhile."""
-    return Counter(vine_threads()) - Counter(before)
+    return Counter(engine_threads()) - Counter(before)
 
 
 def listening():
     return {c.laddr.port for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN}
 
 
-def test_after_close_no_process_socket_thread_or_file_is_left(yard, family):
-    before = vine_threads(), listening(), len(os.listdir("/proc/self/fd"))
-    m = DaskVine(port=0, address="127.0.0.1", password_file=yard.secret)
+def test_after_close_no_process_socket_thread_or_file_is_left(local_cluster, family):
+    before = engine_threads(), listening(), len(os.listdir("/proc/self/fd"))
+    m = DaskVine(port=0, address="127.0.0.1", password_file=local_cluster.secret)
     with m, Factory("local", manager=m, min_workers=2, cores=2, memory=500, disk=500):
         graph = {("large", n): (sample_tasks.make_bytes, 300_000, n) for n in range(8)}
         graph["sum"] = (lambda *parts: sum(map(len, parts)), *graph)
@@ -71,90 +71,94 @@ def test_after_close_no_process_socket_thread_or_file_is_left(yard, family):
         assert m.wait(60).output == 3
         started = family()
         assert started
-    until(lambda: not any(map(alive, started)), "what was killed to be gone")
+    wait_until(lambda: not any(map(is_alive, started)), "what was killed to be gone")
     assert not threads_beyond(before[0])
     assert listening() <= before[1]
     assert len(os.listdir("/proc/self/fd")) <= before[2]
-    assert all_in(yard.folder / "tmp") == []
+    assert list_recursively(local_cluster.folder / "tmp") == []
 
 
-def test_closing_in_the_middle_of_everything_leaves_nothing(yard, family):
-    before = vine_threads()
-    m = DaskVine(port=0, address="127.0.0.1", password_file=yard.secret)
+def test_closing_in_the_middle_of_everything_leaves_nothing(local_cluster, family):
+    before = engine_threads()
+    m = DaskVine(port=0, address="127.0.0.1", password_file=local_cluster.secret)
     Factory("local", manager=m, cores=3, memory=500, disk=500).start()  # and nobody stops it
     library = m.create_library_from_functions("chores", sample_tasks.starts_process, exec_mode="direct")
     library.set_cores(1)
     m.install_library(library)
-    shell = Task(f"sleep 1000 & echo $! >> {yard.place('shell')}; sleep 1000")
+    shell = Task(f"sleep 1000 & echo $! >> {local_cluster.path('shell')}; sleep 1000")
     for task in (
         shell,
-        PythonTask(sample_tasks.starts_process, str(yard.folder), "python"),
-        FunctionCall("chores", "starts_process", str(yard.folder), "call"),
+        PythonTask(sample_tasks.starts_process, str(local_cluster.folder), "python"),
+        FunctionCall("chores", "starts_process", str(local_cluster.folder), "call"),
     ):
         if type(task) is not FunctionCall:
             task.set_cores(1)
         m.submit(task)
-    until(
-        lambda: all(yard.count(name) for name in ("shell", "python", "call")),
+    wait_until(
+        lambda: all(local_cluster.count_lines(name) for name in ("shell", "python", "call")),
         "all three to have started a process",
     )
     started = family()
-    grandchildren = [int(yard.place(name).read_text()) for name in ("shell", "python", "call")]
+    grandchildren = [int(local_cluster.path(name).read_text()) for name in ("shell", "python", "call")]
     assert set(grandchildren) <= {process.pid for process in started}
     m.close()
-    until(lambda: not any(map(alive, started)), "the end of all processes")
+    wait_until(lambda: not any(map(is_alive, started)), "the end of all processes")
     assert not threads_beyond(before)
-    assert all_in(yard.folder / "tmp") == []
+    assert list_recursively(local_cluster.folder / "tmp") == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
-def test_when_a_worker_is_ended_its_processes_and_files_go_with_it(yard, number):
-    m = yard.manager()
-    [worker] = yard.workers(m, 1, "--cores", "3")
+def test_when_a_worker_is_ended_its_processes_and_files_go_with_it(local_cluster, number):
+    m = local_cluster.start_manager()
+    [worker] = local_cluster.start_workers(m, 1, "--cores", "3")
     library = m.create_library_from_functions("chores", sample_tasks.starts_process, exec_mode="direct")
     library.set_cores(1)
     m.install_library(library)
     for task in (
-        Task(f"sleep 1000 & echo $! >> {yard.place('shell')}; sleep 1000"),
-        PythonTask(sample_tasks.starts_process, str(yard.folder), "python"),
+        Task(f"sleep 1000 & echo $! >> {local_cluster.path('shell')}; sleep 1000"),
+        PythonTask(sample_tasks.starts_process, str(local_cluster.folder), "python"),
     ):
         task.set_cores(1)
         m.submit(task)
-    m.submit(FunctionCall("chores", "starts_process", str(yard.folder), "call"))
-    until(
-        lambda: all(yard.count(name) for name in ("shell", "python", "call")),
+    m.submit(FunctionCall("chores", "starts_process", str(local_cluster.folder), "call"))
+    wait_until(
+        lambda: all(local_cluster.count_lines(name) for name in ("shell", "python", "call")),
         "all three to have started a process",
     )
-    started = worker.family
-    assert {int(yard.place(name).read_text()) for name in ("shell", "python", "call")} <= {
+    started = worker.descendants
+    assert {int(local_cluster.path(name).read_text()) for name in ("shell", "python", "call")} <= {
         process.pid for process in started
     }
     worker.send(number)
     code = worker.wait()
     assert code == (0 if number == signal.SIGTERM else -number)
-    until(lambda: not any(map(alive, started)), "the end of all processes")
-    until(lambda: all_in(yard.workspace) == [], "the files of the worker to be removed")
-    assert all_in(yard.folder / "tmp") == []
+    wait_until(lambda: not any(map(is_alive, started)), "the end of all processes")
+    wait_until(
+        lambda: list_recursively(local_cluster.workspace) == [], "the files of the worker to be removed"
+    )
+    assert list_recursively(local_cluster.folder / "tmp") == []
 
 
-def test_when_the_manager_is_killed_its_workers_leave_with_all_that_is_theirs(yard):
+def test_when_the_manager_is_killed_its_workers_leave_with_all_that_is_theirs(local_cluster):
     script = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(yard.folder)], env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        [sys.executable, "-c", SCRIPT, str(local_cluster.folder)], env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        until(lambda: yard.count("ready") or script.poll() is not None, "the run to be under way")
+        wait_until(
+            lambda: local_cluster.count_lines("ready") or script.poll() is not None, "the run to be under way"
+        )
         assert script.poll() is None
         started = psutil.Process(script.pid).children(recursive=True)
     finally:
         script.kill()
         script.wait()
-    until(lambda: not any(map(alive, started)), "the end of all processes")
-    left = [name for name in all_in(yard.folder / "tmp") if "vine-worker-" in name]
+    wait_until(lambda: not any(map(is_alive, started)), "the end of all processes")
+    left = [name for name in list_recursively(local_cluster.folder / "tmp") if "vine-worker-" in name]
     assert left == []
 
 
-def test_a_worker_that_starts_while_its_manager_is_killed_does_not_wait_for_ever(yard):
+def test_a_worker_that_starts_while_its_manager_is_killed_does_not_wait_for_ever(local_cluster):
     program = (
         "import os, sys, subprocess, time\n"
         "subprocess.Popen([sys.executable, '-m', 'vineworker', '127.0.0.1', sys.argv[1], '--single-shot', '--parent-death', str(os.getpid()), '--timeout', '1000000',"
@@ -164,19 +168,19 @@ def test_a_worker_that_starts_while_its_manager_is_killed_does_not_wait_for_ever
     )
     port = 1  # where nobody listens
     parent = subprocess.Popen(
-        [sys.executable, "-c", program, str(port), str(yard.secret), str(yard.workspace)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", program, str(port), str(local_cluster.secret), str(local_cluster.workspace)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )  # fmt: skip
     with parent:
         parent.stdout.readline()
-        until(lambda: len(all_in(yard.workspace)) > 0, "the worker to be up")
+        wait_until(lambda: len(list_recursively(local_cluster.workspace)) > 0, "the worker to be up")
         started = psutil.Process(parent.pid).children(recursive=True)
         parent.kill()
-    until(lambda: not any(map(alive, started)), "the end of the worker")
-    until(lambda: all_in(yard.workspace) == [], "its files to be removed")
+    wait_until(lambda: not any(map(is_alive, started)), "the end of the worker")
+    wait_until(lambda: list_recursively(local_cluster.workspace) == [], "its files to be removed")
 
 
-def test_a_forked_child_that_ends_takes_nothing_away_from_its_parent(yard):
+def test_a_forked_child_that_ends_takes_nothing_away_from_its_parent(local_cluster):
     with DaskVine.local(cores=1) as m:
         assert (
             m.get({"x": (sample_tasks.add, 1, 2)}, "x", task_mode="function-calls", progress_disable=True)
@@ -190,9 +194,9 @@ def test_a_forked_child_that_ends_takes_nothing_away_from_its_parent(yard):
         assert m.get({"x": (sample_tasks.add, 3, 4)}, "x", task_mode="tasks", progress_disable=True) == 7
 
 
-def test_many_short_lives_of_a_manager_leave_no_thread_or_descriptor(yard):
+def test_many_short_lives_of_a_manager_leave_no_thread_or_descriptor(local_cluster):
     def life():
-        with yard.manager() as m:
+        with local_cluster.start_manager() as m:
             m.declare_buffer("x")
         return len(os.listdir("/proc/self/fd")), threading.active_count()
 
@@ -202,13 +206,13 @@ def test_many_short_lives_of_a_manager_leave_no_thread_or_descriptor(yard):
     assert last == first
 
 
-def test_tasks_that_have_ended_in_any_way_leave_no_files(yard):
-    m = yard.manager(DaskVine)
-    [worker] = yard.workers(m, 1, "--cores", "3")
+def test_tasks_that_have_ended_in_any_way_leave_no_files(local_cluster):
+    m = local_cluster.start_manager(DaskVine)
+    [worker] = local_cluster.start_workers(m, 1, "--cores", "3")
     library = m.create_library_from_functions("chores", sample_tasks.add, sample_tasks.leaves)
     library.set_cores(1)
     m.install_library(library)
-    folder = str(yard.folder)
+    folder = str(local_cluster.folder)
     missing, timed = Task("true"), Task("sleep 1000")
     missing.add_output(m.declare_temp(), "never-made")
     timed.set_time_max(0.1)
@@ -239,7 +243,7 @@ def test_tasks_that_have_ended_in_any_way_leave_no_files(yard):
             task.set_cores(1)
             task.set_retries(1)
         m.submit(task)
-    until(
+    wait_until(
         lambda: m._engine.query(lambda mind: [*mind.tables.tasks] == [tasks[10].id]),
         "all but one to have ended",
     )
@@ -247,45 +251,47 @@ def test_tasks_that_have_ended_in_any_way_leave_no_files(yard):
     while not m.empty():
         assert m.wait(60) is not None
     m.remove_library("chores")
-    [session] = yard.workspace.glob("vine-worker-*/session-*")
+    [session] = local_cluster.workspace.glob("vine-worker-*/session-*")
 
     def left():
         return {path.name for path in session.iterdir()} - {"cache", "incoming"}
 
     # the warm Python that single tasks are forked from stays, with its folder, its log, and where it would say what keeps it from starting
-    until(
+    wait_until(
         lambda: len(left()) == 3 and {name.partition(".")[2] for name in left()} == {"", "log", "stack"},
         f"the leftovers of tasks to be removed: {left()}",
     )
     assert list((session / "incoming").iterdir()) == []
-    assert len(worker.family) == 2
+    assert len(worker.descendants) == 2
 
 
-def test_requests_to_a_host_that_does_not_listen_wait_and_stay_in_order(yard, tmp_path):
+def test_requests_to_a_host_that_does_not_listen_wait_and_stay_in_order(local_cluster, tmp_path):
     """More than its socket takes; and a task that is cancelled meanwhile never runs."""
     modules = tmp_path / "site-packages"  # what is installed is imported by the host, for all its tasks
     modules.mkdir()
     (modules / "slow_to_import.py").write_text(
         f"import os\nfrom tests.harness import sample_tasks as chores\nif not os.environ['VINE_SANDBOX'].endswith('.d'):\n"
-        f"    chores.note({str(yard.place('importing'))!r})\n    chores.wait_for({str(yard.place('gate'))!r})\n"
+        f"    chores.note({str(local_cluster.path('importing'))!r})\n    chores.wait_for({str(local_cluster.path('gate'))!r})\n"
     )
-    m = yard.manager()
-    yard.worker(m, "--cores", "500", PYTHONPATH=os.pathsep.join([str(modules), *filter(None, sys.path)]))
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(
+        m, "--cores", "500", PYTHONPATH=os.pathsep.join([str(modules), *filter(None, sys.path)])
+    )
     m.wait_for_workers(1, 60)
     m.submit(PythonTask(lambda: __import__("slow_to_import").__name__))
     assert m.wait(60).output == "slow_to_import"
-    until(lambda: yard.count("importing"), "the host to be importing, too")
-    tasks = [PythonTask(sample_tasks.counted, str(yard.folder), f"task-{n}", n) for n in range(400)]
+    wait_until(lambda: local_cluster.count_lines("importing"), "the host to be importing, too")
+    tasks = [PythonTask(sample_tasks.counted, str(local_cluster.folder), f"task-{n}", n) for n in range(400)]
     for task in tasks:
         task.set_cores(1)
         m.submit(task)
-    until(
-        lambda: len(paths_in(yard.workspace, "vine-worker-*/session-*/t*.d")) == 400,
+    wait_until(
+        lambda: len(find_paths(local_cluster.workspace, "vine-worker-*/session-*/t*.d")) == 400,
         "all sandboxes to be there",
     )
     m.cancel_by_task_id(tasks[399].id)
     assert m.wait(60) is tasks[399]
-    yard.place("gate").touch()
+    local_cluster.path("gate").touch()
     assert sorted(m.wait(60).output for _ in range(399)) == list(range(399))
-    assert {yard.count(f"task-{n}") for n in range(399)} == {1}
-    assert yard.count("task-399") <= 1
+    assert {local_cluster.count_lines(f"task-{n}") for n in range(399)} == {1}
+    assert local_cluster.count_lines("task-399") <= 1

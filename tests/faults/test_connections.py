@@ -12,8 +12,15 @@ from pathlib import Path
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import made_and_held, one_result, pass_time, until, vine_threads, workers_of
-from tests.harness.tcp_proxy import Proxy
+from tests.harness.processes import (
+    age_connection,
+    engine_threads,
+    make_file_and_block,
+    wait_for_task,
+    wait_until,
+    worker_summaries,
+)
+from tests.harness.tcp_proxy import TcpProxy
 from vinecore import FunctionCall, PythonTask, Task
 from vinecore.protocol import frames
 from vinecore.protocol.transfer import server
@@ -30,23 +37,23 @@ def odd(fault):
 # ---- the connection to the manager
 
 
-def test_a_connection_that_is_reset_costs_a_session_and_nothing_else(yard):
-    m = yard.manager()
-    proxy = Proxy(m.port)
+def test_a_connection_that_is_reset_costs_a_session_and_nothing_else(local_cluster):
+    m = local_cluster.start_manager()
+    proxy = TcpProxy(m.port)
     try:
-        worker = yard.worker(
+        worker = local_cluster.start_worker(
             proxy.port, "--timeout", "60", command=[sys.executable, "-c", WITHOUT_SINGLE_SHOT]
         )
         m.wait_for_workers(1, 60)
-        m.submit(PythonTask(sample_tasks.held, str(yard.folder), "held", "gate"))
-        until(lambda: yard.count("held") == 1, "the task to be running")
+        m.submit(PythonTask(sample_tasks.held, str(local_cluster.folder), "held", "gate"))
+        wait_until(lambda: local_cluster.count_lines("held") == 1, "the task to be running")
         proxy.cut()
-        until(lambda: yard.count("held") == 2, "the task to be running again")
-        yard.place("gate").touch()
-        assert one_result(m).output == "held"
+        wait_until(lambda: local_cluster.count_lines("held") == 2, "the task to be running again")
+        local_cluster.path("gate").touch()
+        assert wait_for_task(m).output == "held"
         assert worker.process.poll() is None
-        assert [w["id"] for w in workers_of(m)] == [2]
-        sessions = list(yard.workspace.glob("vine-worker-*/session-*"))
+        assert [w["id"] for w in worker_summaries(m)] == [2]
+        sessions = list(local_cluster.workspace.glob("vine-worker-*/session-*"))
         assert len(sessions) == 1, "the files of the first session are still there"
     finally:
         proxy.close()
@@ -60,22 +67,24 @@ cli.main()
 """
 
 
-def test_a_worker_that_is_stopped_is_given_up_and_comes_back(yard):
-    m = yard.manager()
-    [worker] = yard.workers(m, 1, "--timeout", "60", command=[sys.executable, "-c", WITHOUT_SINGLE_SHOT])
-    m.submit(PythonTask(sample_tasks.held, str(yard.folder), "held", "gate"))
-    until(lambda: yard.count("held") == 1, "the task to be running")
+def test_a_worker_that_is_stopped_is_given_up_and_comes_back(local_cluster):
+    m = local_cluster.start_manager()
+    [worker] = local_cluster.start_workers(
+        m, 1, "--timeout", "60", command=[sys.executable, "-c", WITHOUT_SINGLE_SHOT]
+    )
+    m.submit(PythonTask(sample_tasks.held, str(local_cluster.folder), "held", "gate"))
+    wait_until(lambda: local_cluster.count_lines("held") == 1, "the task to be running")
     worker.send(signal.SIGSTOP)
-    until(lambda: pass_time(m, 1) or m.workers_connected == 0, "the manager to give the worker up")
+    wait_until(lambda: age_connection(m, 1) or m.workers_connected == 0, "the manager to give the worker up")
     worker.send(signal.SIGCONT)
-    until(lambda: yard.count("held") == 2, "the task to be running again")
-    yard.place("gate").touch()
-    assert one_result(m).output == "held"
+    wait_until(lambda: local_cluster.count_lines("held") == 2, "the task to be running again")
+    local_cluster.path("gate").touch()
+    assert wait_for_task(m).output == "held"
 
 
-def test_a_worker_that_takes_nothing_any_more_does_not_hold_what_it_was_sent(yard):
-    m = yard.manager()
-    first, _second = yard.workers(m, 2)
+def test_a_worker_that_takes_nothing_any_more_does_not_hold_what_it_was_sent(local_cluster):
+    m = local_cluster.start_manager()
+    first, _second = local_cluster.start_workers(m, 2)
     first.send(signal.SIGSTOP)
     payload = b"x" * 60_000
     tasks = [
@@ -84,94 +93,94 @@ def test_a_worker_that_takes_nothing_any_more_does_not_hold_what_it_was_sent(yar
     for task in tasks:
         task.set_cores(0.01)
         m.submit(task)
-    until(lambda: pass_time(m, 1) or m.workers_connected == 1, "the manager to give the worker up")
-    assert {one_result(m).output for _ in tasks} <= {60_001, 60_002, 60_003}
-    assert len(workers_of(m)) == 1
+    wait_until(lambda: age_connection(m, 1) or m.workers_connected == 1, "the manager to give the worker up")
+    assert {wait_for_task(m).output for _ in tasks} <= {60_001, 60_002, 60_003}
+    assert len(worker_summaries(m)) == 1
 
 
 # ---- connections between workers
 
 
-def made_and_moved(yard, fault, other=None, size=LARGE):
+def made_and_moved(local_cluster, fault, other=None, size=LARGE):
     """Have a faulty worker make an object and another one read it."""
-    m = yard.manager()
-    yard.worker(m, command=odd(fault) if fault else None)
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m, command=odd(fault) if fault else None)
     m.wait_for_workers(1, 60)
     maker = PythonTask(sample_tasks.make_bytes, size)
     maker.enable_temp_output()
     m.submit(maker)
-    assert one_result(m).successful()
+    assert wait_for_task(m).successful()
     blocker = PythonTask(
-        sample_tasks.held, str(yard.folder), "blocker", "gate"
+        sample_tasks.held, str(local_cluster.folder), "blocker", "gate"
     )  # keeps the whole of the first worker
     m.submit(blocker)
-    until(lambda: yard.count("blocker"), "the first worker to be busy")
-    yard.worker(m, command=odd(other) if other else None)
+    wait_until(lambda: local_cluster.count_lines("blocker"), "the first worker to be busy")
+    local_cluster.start_worker(m, command=odd(other) if other else None)
     m.wait_for_workers(2, 60)
     reader = PythonTask(sample_tasks.digest, maker.output_file)
     m.submit(reader)
-    assert one_result(m) is reader
-    yard.place("gate").touch()
-    assert one_result(m) is blocker
+    assert wait_for_task(m) is reader
+    local_cluster.path("gate").touch()
+    assert wait_for_task(m) is blocker
     assert reader.output == hashlib.sha256(sample_tasks.make_bytes(size)).hexdigest()
     return m, maker
 
 
 @pytest.mark.parametrize("fault", ["unreachable", "no_door"])
-def test_a_worker_whose_port_cannot_be_reached_is_relayed_by_the_manager(yard, fault):
-    m, maker = made_and_moved(yard, fault)
+def test_a_worker_whose_port_cannot_be_reached_is_relayed_by_the_manager(local_cluster, fault):
+    m, maker = made_and_moved(local_cluster, fault)
     assert m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
 
 
-def test_a_truncated_object_is_had_from_elsewhere(yard, caplog):
+def test_a_truncated_object_is_had_from_elsewhere(local_cluster, caplog):
     caplog.set_level(logging.WARNING, "vinecore")
-    made_and_moved(yard, "truncating")
+    made_and_moved(local_cluster, "truncating")
     assert "before the end of the object" in caplog.text
 
 
-def test_a_peer_that_sends_nothing_is_given_up(yard, caplog):
+def test_a_peer_that_sends_nothing_is_given_up(local_cluster, caplog):
     caplog.set_level(logging.WARNING, "vinecore")
-    made_and_moved(yard, "stalling", "impatient")
+    made_and_moved(local_cluster, "stalling", "impatient")
     assert "nothing has come" in caplog.text
 
 
-def test_an_object_that_its_holder_denies_to_have_is_made_again(yard, caplog):
+def test_an_object_that_its_holder_denies_to_have_is_made_again(local_cluster, caplog):
     caplog.set_level(logging.INFO, "vinecore")
-    made_and_moved(yard, "denying")
+    made_and_moved(local_cluster, "denying")
     assert "again" in caplog.text
 
 
-def test_many_workers_that_cannot_reach_one_do_not_make_its_files_unobtainable(yard):
-    m = yard.manager()
-    yard.worker(m, "--cores", "1", command=odd("unreachable"))
+def test_many_workers_that_cannot_reach_one_do_not_make_its_files_unobtainable(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m, "--cores", "1", command=odd("unreachable"))
     m.wait_for_workers(1, 60)
-    maker, blocker = made_and_held(yard, m, LARGE)
+    maker, blocker = make_file_and_block(local_cluster, m, LARGE)
     for _ in range(8):
-        yard.worker(m, "--cores", "1")
+        local_cluster.start_worker(m, "--cores", "1")
     m.wait_for_workers(9, 60)
     readers = [PythonTask(sample_tasks.digest, maker.output_file) for _ in range(8)]
     for reader in readers:
         m.submit(reader)
-    assert {one_result(m).output for _ in readers} == {
+    assert {wait_for_task(m).output for _ in readers} == {
         hashlib.sha256(sample_tasks.make_bytes(LARGE)).hexdigest()
     }
-    yard.place("gate").touch()
-    assert one_result(m) is blocker
+    local_cluster.path("gate").touch()
+    assert wait_for_task(m) is blocker
 
 
 # ---- ends that do not fit, or hang
 
 
-def test_a_worker_of_another_protocol_is_sent_away_with_the_reason(yard):
-    m = yard.manager()
+def test_a_worker_of_another_protocol_is_sent_away_with_the_reason(local_cluster):
+    m = local_cluster.start_manager()
     program = "import vinecore.protocol as p\nfrom vineworker import cli\nfrom vineworker.session import session\nsession.VERSION = 99\ncli.main()"
-    worker = yard.worker(m, command=[sys.executable, "-c", program])
+    worker = local_cluster.start_worker(m, command=[sys.executable, "-c", program])
     assert worker.wait() == 0
     assert "use the same version of daskvine" in worker.log
     assert m.workers_connected == 0
 
 
-def test_a_peer_that_asks_nothing_for_long_is_cut_off_and_comes_back(yard, monkeypatch):
+def test_a_peer_that_asks_nothing_for_long_is_cut_off_and_comes_back(local_cluster, monkeypatch):
     ask, known = _next_request, set()
 
     def wait_briefly_for_the_second(words):
@@ -180,21 +189,21 @@ def test_a_peer_that_asks_nothing_for_long_is_cut_off_and_comes_back(yard, monke
         return ask(words)
 
     monkeypatch.setattr(server, "_next_request", wait_briefly_for_the_second)
-    m = yard.manager()
-    yard.workers(m, 1)
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
     for _ in range(3):  # each over a connection that the manager has closed meanwhile
         m.submit(PythonTask(sample_tasks.make_bytes, LARGE))
-        assert one_result(m).output == sample_tasks.make_bytes(LARGE)
-        until(
-            lambda: not [name for name in vine_threads() if name == "vine-guest"],
+        assert wait_for_task(m).output == sample_tasks.make_bytes(LARGE)
+        wait_until(
+            lambda: not [name for name in engine_threads() if name == "vine-guest"],
             "the connection to be closed",
         )
 
 
-def test_transfers_that_hang_keep_no_task_waiting(yard, monkeypatch):
+def test_transfers_that_hang_keep_no_task_waiting(local_cluster, monkeypatch):
     monkeypatch.setattr("vinecore.manager.url_metadata.HEAD_TIMEOUT_S", 0.05)
-    m = yard.manager()
-    [worker] = yard.workers(m, 1, "--cores", "100")
+    m = local_cluster.start_manager()
+    [worker] = local_cluster.start_workers(m, 1, "--cores", "100")
     with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
         for n in range(12):
             task = Task("cat in", cores=1)
@@ -204,9 +213,9 @@ def test_transfers_that_hang_keep_no_task_waiting(yard, monkeypatch):
         fine[1].set_cores(1)
         for task in fine:
             m.submit(task)
-        assert {one_result(m), one_result(m)} == set(fine)
+        assert {wait_for_task(m), wait_for_task(m)} == set(fine)
         m.cancel_all()
-        assert {one_result(m).result for _ in range(12)} == {"cancelled"}
+        assert {wait_for_task(m).result for _ in range(12)} == {"cancelled"}
         worker.send(signal.SIGTERM)
         assert worker.wait() == 0  # and does not wait for them either
 
@@ -219,15 +228,15 @@ class Odd(Task):
         return spec._replace(options={**spec.options, "odd": object()})
 
 
-def test_a_task_that_cannot_be_sent_costs_only_itself(yard):
-    m = yard.manager()
-    yard.workers(m, 1, "--cores", "8")
+def test_a_task_that_cannot_be_sent_costs_only_itself(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1, "--cores", "8")
     others = [Task(f"echo {number}", cores=1) for number in range(6)]
     odd = Odd("true", cores=1)
     tasks = [*others[:3], odd, *others[3:]]
     # at once, so that they share a frame
     m._engine.query(lambda _mind: [m.submit(task) for task in tasks])
-    ended = [one_result(m) for _ in tasks]
+    ended = [wait_for_task(m) for _ in tasks]
     assert sorted(task.output for task in ended if task is not odd) == [f"{number}\n" for number in range(6)]
     assert odd.result == "not sent"
     assert "object is unsupported" in str(odd.error())
@@ -235,17 +244,17 @@ def test_a_task_that_cannot_be_sent_costs_only_itself(yard):
 
 
 def test_arguments_that_are_too_large_for_one_frame_go_in_several_and_what_is_too_large_for_any_fails(
-    yard, monkeypatch
+    local_cluster, monkeypatch
 ):
-    m = yard.manager()
-    yard.workers(m, 1, "--cores", "8")
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1, "--cores", "8")
     monkeypatch.setattr(frames, "MAX_PAYLOAD", 100_000)
     tasks = [PythonTask(len, bytes(40_000 + number)) for number in range(6)]
     large = PythonTask(len, bytes(200_000))
     for task in (*tasks, large):
         task.set_cores(1)
     m._engine.query(lambda _mind: [m.submit(task) for task in (*tasks, large)])
-    ended = [one_result(m) for _ in (*tasks, large)]
+    ended = [wait_for_task(m) for _ in (*tasks, large)]
     assert sorted(task.output for task in ended if task is not large) == [
         40_000 + number for number in range(6)
     ]
@@ -253,26 +262,26 @@ def test_arguments_that_are_too_large_for_one_frame_go_in_several_and_what_is_to
     assert [worker["id"] for worker in m.summarize_workers()] == [1]
 
 
-def test_a_call_whose_answer_cannot_be_sent_costs_only_itself(yard):
-    m = yard.manager()
-    yard.worker(m, command=odd("unspeakable"))
+def test_a_call_whose_answer_cannot_be_sent_costs_only_itself(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m, command=odd("unspeakable"))
     m.submit(Task("echo spoken"))
-    task = one_result(m)
+    task = wait_for_task(m)
     assert task.result == "not sent"
     assert "what its worker says of it cannot be sent" in str(task.error())
     assert [worker["id"] for worker in m.summarize_workers()] == [1]
 
 
-def test_an_exception_with_half_a_surrogate_pair_is_the_exception(yard):
-    m = yard.manager()
-    yard.workers(m, 1)
+def test_an_exception_with_half_a_surrogate_pair_is_the_exception(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
     library = m.create_library_from_functions(
         "lib", sample_tasks.add, library_context_info=[raise_odd_text, [], {}]
     )
     m.install_library(library)
     for task in (PythonTask(raise_odd_text), FunctionCall("lib", "add", 1, 2)):
         m.submit(task)
-        assert one_result(m) is task
+        assert wait_for_task(m) is task
         assert type(task.output) is ValueError
         assert task.output.args == ("half \udc80",)
     assert [worker["id"] for worker in m.summarize_workers()] == [1]

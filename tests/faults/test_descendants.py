@@ -13,7 +13,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import HURRY_S, alive, one_result, until
+from tests.harness.processes import HURRY_S, is_alive, wait_for_task, wait_until
 from vinecore import FunctionCall, PythonTask, Task
 
 DAEMON = """
@@ -82,9 +82,9 @@ def comes_back_twice(folder, how):
 
 
 @pytest.fixture
-def m(yard):
-    m = yard.manager(DaskVine)
-    m.worker = yard.hurried_worker(m)
+def m(local_cluster):
+    m = local_cluster.start_manager(DaskVine)
+    m.worker = local_cluster.start_hurried_worker(m)
     return m
 
 
@@ -95,8 +95,8 @@ def install(m, *functions, exec_mode="direct", slots=1):
     m.install_library(library)
 
 
-def numbers(yard, name):
-    path = yard.place(name)
+def numbers(local_cluster, name):
+    path = local_cluster.path(name)
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
@@ -105,49 +105,51 @@ def get(m, vertex, task_mode, **more):
 
 
 @pytest.mark.parametrize("task_mode", MODES)
-def test_a_vertex_that_exits_before_its_child_is_run_again(yard, m, task_mode):
-    left = get(m, (dies_before_its_child, str(yard.folder), "children", True), task_mode)
-    first, second = numbers(yard, "children")
+def test_a_vertex_that_exits_before_its_child_is_run_again(local_cluster, m, task_mode):
+    left = get(m, (dies_before_its_child, str(local_cluster.folder), "children", True), task_mode)
+    first, second = numbers(local_cluster, "children")
     assert left == second
-    until(lambda: not alive(first), "the child of the process that has exited to be gone")
+    wait_until(lambda: not is_alive(first), "the child of the process that has exited to be gone")
 
 
 @pytest.mark.parametrize("exec_mode", ["direct", "fork"])
-def test_a_call_that_exits_before_its_child_is_run_again(yard, m, exec_mode):
+def test_a_call_that_exits_before_its_child_is_run_again(local_cluster, m, exec_mode):
     install(m, dies_before_its_child, exec_mode=exec_mode)
-    m.submit(FunctionCall("chores", "dies_before_its_child", str(yard.folder), "children", True))
-    assert one_result(m).output == numbers(yard, "children")[1]
-    until(lambda: not alive(numbers(yard, "children")[0]), "the first child to be gone")
+    m.submit(FunctionCall("chores", "dies_before_its_child", str(local_cluster.folder), "children", True))
+    assert wait_for_task(m).output == numbers(local_cluster, "children")[1]
+    wait_until(lambda: not is_alive(numbers(local_cluster, "children")[0]), "the first child to be gone")
 
 
 @pytest.mark.parametrize("exec_mode", ["direct", "fork"])
-def test_what_a_call_has_started_ends_with_its_process(yard, m, exec_mode):
+def test_what_a_call_has_started_ends_with_its_process(local_cluster, m, exec_mode):
     install(m, starts_daemon, forks_sleeper, sample_tasks.who, exec_mode=exec_mode)
-    m.submit(FunctionCall("chores", "starts_daemon", str(yard.place("daemon"))))
-    m.submit(FunctionCall("chores", "forks_sleeper", str(yard.folder), "sleeper"))
-    left = [one_result(m).output for _ in range(2)]
+    m.submit(FunctionCall("chores", "starts_daemon", str(local_cluster.path("daemon"))))
+    m.submit(FunctionCall("chores", "forks_sleeper", str(local_cluster.folder), "sleeper"))
+    left = [wait_for_task(m).output for _ in range(2)]
     if exec_mode == "direct":  # the slot may hand it to the next call
-        assert all(map(alive, left))
+        assert all(map(is_alive, left))
         m.submit(FunctionCall("chores", "who"))
-        assert one_result(m).successful()
+        assert wait_for_task(m).successful()
         m.remove_library("chores")
-    until(lambda: not any(map(alive, left)), "what the calls have started to be gone")
+    wait_until(lambda: not any(map(is_alive, left)), "what the calls have started to be gone")
 
 
-def test_what_a_slot_has_left_behind_ends_and_its_neighbours_do_not(yard, m):
+def test_what_a_slot_has_left_behind_ends_and_its_neighbours_do_not(local_cluster, m):
     install(m, starts_daemon, sample_tasks.held, slots=2)
-    m.submit(FunctionCall("chores", "held", str(yard.folder), "neighbour", "gate"))
-    until(lambda: yard.count("neighbour"))
-    m.submit(FunctionCall("chores", "starts_daemon", str(yard.place("daemon"))))
-    daemon = one_result(m).output
-    neighbour = numbers(yard, "neighbour")[0]
-    [slot] = [p.pid for p in m.worker.family if p.ppid() == chores_parent(neighbour) and p.pid != neighbour]
-    assert alive(daemon)
+    m.submit(FunctionCall("chores", "held", str(local_cluster.folder), "neighbour", "gate"))
+    wait_until(lambda: local_cluster.count_lines("neighbour"))
+    m.submit(FunctionCall("chores", "starts_daemon", str(local_cluster.path("daemon"))))
+    daemon = wait_for_task(m).output
+    neighbour = numbers(local_cluster, "neighbour")[0]
+    [slot] = [
+        p.pid for p in m.worker.descendants if p.ppid() == chores_parent(neighbour) and p.pid != neighbour
+    ]
+    assert is_alive(daemon)
     os.kill(slot, signal.SIGKILL)
-    until(lambda: not alive(daemon), "the daemon of the slot that was killed to be gone")
-    assert alive(neighbour)
-    yard.place("gate").touch()
-    assert one_result(m).output == "neighbour"
+    wait_until(lambda: not is_alive(daemon), "the daemon of the slot that was killed to be gone")
+    assert is_alive(neighbour)
+    local_cluster.path("gate").touch()
+    assert wait_for_task(m).output == "neighbour"
 
 
 def chores_parent(pid):
@@ -156,98 +158,105 @@ def chores_parent(pid):
 
 
 @pytest.mark.parametrize("end", ["time_max", "cancel", "result", "exit"])
-def test_a_daemon_of_a_python_task_ends_with_it(yard, m, end):
+def test_a_daemon_of_a_python_task_ends_with_it(local_cluster, m, end):
     if end in ("result", "exit"):
-        task = PythonTask(starts_daemon, str(yard.place("daemon")))
+        task = PythonTask(starts_daemon, str(local_cluster.path("daemon")))
         if end == "exit":
-            task = PythonTask(lambda path: (starts_daemon(path), os._exit(3)), str(yard.place("daemon")))
+            task = PythonTask(
+                lambda path: (starts_daemon(path), os._exit(3)), str(local_cluster.path("daemon"))
+            )
             task.set_retries(1)
     else:
-        task = PythonTask(has_daemon_and_sleeps, str(yard.folder))
+        task = PythonTask(has_daemon_and_sleeps, str(local_cluster.folder))
     if end == "time_max":
         task.set_time_max(HURRY_S)
     m.submit(task)
     if end in ("time_max", "cancel"):
-        until(lambda: numbers(yard, "daemons"), "the daemon to run")
+        wait_until(lambda: numbers(local_cluster, "daemons"), "the daemon to run")
     if end == "time_max":
-        yard.hurry()
+        local_cluster.let_time_pass()
     if end == "cancel":
         m.cancel_by_task_id(task.id)
-    assert one_result(m).successful() == (end == "result")
-    left = numbers(yard, "daemons" if end in ("time_max", "cancel") else "daemon")
+    assert wait_for_task(m).successful() == (end == "result")
+    left = numbers(local_cluster, "daemons" if end in ("time_max", "cancel") else "daemon")
     assert left
     if end == "result":
-        assert not any(map(alive, left))  # before it is told that the task is over
-    until(lambda: not any(map(alive, left)), "its daemon to be gone")
+        assert not any(map(is_alive, left))  # before it is told that the task is over
+    wait_until(lambda: not any(map(is_alive, left)), "its daemon to be gone")
 
 
 @pytest.mark.parametrize("end", ["time_max", "cancel", "exit"])
-def test_a_daemon_of_a_command_ends_with_it(yard, m, end):
-    yard.place("daemon.py").write_text(DAEMON)
-    start = f"{sys.executable} {yard.place('daemon.py')} {yard.place('daemon')}"
-    wait = f"while [ ! -e {yard.place('daemon')} ]; do sleep 0.01; done"
+def test_a_daemon_of_a_command_ends_with_it(local_cluster, m, end):
+    local_cluster.path("daemon.py").write_text(DAEMON)
+    start = f"{sys.executable} {local_cluster.path('daemon.py')} {local_cluster.path('daemon')}"
+    wait = f"while [ ! -e {local_cluster.path('daemon')} ]; do sleep 0.01; done"
     task = Task(f"env -i {start}; {wait}{'' if end == 'exit' else '; sleep 1000'}")
     other = Task(
-        f"env -i {start}-2; while [ ! -e {yard.place('gate')} ]; do sleep 0.01; done; kill -0 $(cat {yard.place('daemon-2')})"
+        f"env -i {start}-2; while [ ! -e {local_cluster.path('gate')} ]; do sleep 0.01; done; kill -0 $(cat {local_cluster.path('daemon-2')})"
     )
     for each in (task, other):
         each.set_cores(1)
     if end == "time_max":
         task.set_time_max(HURRY_S)
     m.submit(other)
-    until(lambda: numbers(yard, "daemon-2"))
+    wait_until(lambda: numbers(local_cluster, "daemon-2"))
     m.submit(task)
     if end in ("time_max", "cancel"):
-        until(lambda: numbers(yard, "daemon"), "the daemon to run")
+        wait_until(lambda: numbers(local_cluster, "daemon"), "the daemon to run")
     if end == "time_max":
-        yard.hurry()
+        local_cluster.let_time_pass()
     if end == "cancel":
         m.cancel_by_task_id(task.id)
-    assert one_result(m) is task
-    daemons = numbers(yard, "daemon")
+    assert wait_for_task(m) is task
+    daemons = numbers(local_cluster, "daemon")
     assert daemons
-    until(lambda: not any(map(alive, daemons)), "its daemon to be gone")
-    yard.place("gate").touch()
-    assert one_result(m).successful()  # its own is there
-    until(lambda: not any(map(alive, numbers(yard, "daemon-2"))), "the daemon of the other to be gone, too")
+    wait_until(lambda: not any(map(is_alive, daemons)), "its daemon to be gone")
+    local_cluster.path("gate").touch()
+    assert wait_for_task(m).successful()  # its own is there
+    wait_until(
+        lambda: not any(map(is_alive, numbers(local_cluster, "daemon-2"))),
+        "the daemon of the other to be gone, too",
+    )
 
 
 @pytest.mark.parametrize("kind", ["task", "command"])
-def test_what_a_daemon_uses_counts_for_its_task(yard, m, kind):
-    yard.place("daemon.py").write_text(DAEMON.replace("time.sleep", "x = bytearray(200 << 20); time.sleep"))
-    words = [sys.executable, str(yard.place("daemon.py")), str(yard.place("daemon"))]
+def test_what_a_daemon_uses_counts_for_its_task(local_cluster, m, kind):
+    local_cluster.path("daemon.py").write_text(
+        DAEMON.replace("time.sleep", "x = bytearray(200 << 20); time.sleep")
+    )
+    words = [sys.executable, str(local_cluster.path("daemon.py")), str(local_cluster.path("daemon"))]
     task = Task(f"{' '.join(words)}; sleep 1000")
     if kind == "task":
         task = PythonTask(lambda: (subprocess.run(words, check=True), time.sleep(1000)))
     task.set_memory(100)
     m.submit(task)
-    assert one_result(m).result == "resource exhaustion"
-    until(lambda: not any(map(alive, numbers(yard, "daemon"))), "its daemon to be gone")
+    assert wait_for_task(m).result == "resource exhaustion"
+    wait_until(lambda: not any(map(is_alive, numbers(local_cluster, "daemon"))), "its daemon to be gone")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
-def test_daemons_end_with_their_worker(yard, m, number):
+def test_daemons_end_with_their_worker(local_cluster, m, number):
     install(m, starts_daemon)
-    m.submit(FunctionCall("chores", "starts_daemon", str(yard.place("of-call"))))
-    assert one_result(m).successful()
+    m.submit(FunctionCall("chores", "starts_daemon", str(local_cluster.path("of-call"))))
+    assert wait_for_task(m).successful()
     m.remove_library("chores")
     install(m, starts_daemon)
-    m.submit(FunctionCall("chores", "starts_daemon", str(yard.place("of-call-2"))))
-    assert one_result(m).successful()
-    task = PythonTask(has_daemon_and_sleeps, str(yard.folder))
+    m.submit(FunctionCall("chores", "starts_daemon", str(local_cluster.path("of-call-2"))))
+    assert wait_for_task(m).successful()
+    task = PythonTask(has_daemon_and_sleeps, str(local_cluster.folder))
     m.remove_library("chores")
     m.submit(task)
-    until(lambda: numbers(yard, "daemons"), "the daemon of the task to run")
-    left = [pid for name in ("of-call", "of-call-2", "daemons") for pid in numbers(yard, name)]
+    wait_until(lambda: numbers(local_cluster, "daemons"), "the daemon of the task to run")
+    left = [pid for name in ("of-call", "of-call-2", "daemons") for pid in numbers(local_cluster, name)]
     m.worker.send(number)
     if number == signal.SIGTERM:
         m.worker.send(number)
     m.worker.wait()
-    until(lambda: not any(map(alive, left)), "all daemons to be gone")
+    wait_until(lambda: not any(map(is_alive, left)), "all daemons to be gone")
 
 
-def test_a_library_that_ends_is_started_again_though_its_context_has_a_child(yard, m):
-    folder = str(yard.folder)
+def test_a_library_that_ends_is_started_again_though_its_context_has_a_child(local_cluster, m):
+    folder = str(local_cluster.folder)
 
     def context():
         forks_sleeper(folder, "children")
@@ -262,34 +271,37 @@ def test_a_library_that_ends_is_started_again_though_its_context_has_a_child(yar
     )
     m.install_library(library)
     m.submit(FunctionCall("chores", "who"))
-    host = one_result(m).output[1]
+    host = wait_for_task(m).output[1]
     m.submit(
         FunctionCall("chores", "leaves", folder, "exits", 3)
     )  # a slot that ends takes nothing of its library's with it
-    until(lambda: yard.count("exits"))
-    assert alive(numbers(yard, "children")[0])
+    wait_until(lambda: local_cluster.count_lines("exits"))
+    assert is_alive(numbers(local_cluster, "children")[0])
     m.cancel_all()
-    one_result(m)
+    wait_for_task(m)
     os.kill(host, signal.SIGKILL)
-    until(lambda: not alive(host), "the library to be gone")
+    wait_until(lambda: not is_alive(host), "the library to be gone")
     m.submit(FunctionCall("chores", "who"))
-    assert one_result(m).output[1] != host
-    until(lambda: not alive(numbers(yard, "children")[0]), "the child of the first context to be gone")
+    assert wait_for_task(m).output[1] != host
+    wait_until(
+        lambda: not is_alive(numbers(local_cluster, "children")[0]),
+        "the child of the first context to be gone",
+    )
 
 
 @pytest.mark.parametrize("how", ["returns", "raises", "exits"])
 @pytest.mark.parametrize("kind", ["direct", "fork", "task"])
-def test_only_the_process_that_was_asked_answers(yard, m, kind, how):
+def test_only_the_process_that_was_asked_answers(local_cluster, m, kind, how):
     if kind == "task":
-        call = PythonTask(comes_back_twice, str(yard.folder), how)
+        call = PythonTask(comes_back_twice, str(local_cluster.folder), how)
     else:
         install(m, comes_back_twice, exec_mode=kind)
-        call = FunctionCall("chores", "comes_back_twice", str(yard.folder), how)
+        call = FunctionCall("chores", "comes_back_twice", str(local_cluster.folder), how)
     m.submit(call)
-    assert one_result(m).output == {"returns": 0, "raises": 1, "exits": 7}[how]
-    assert yard.count("processes") == 2
+    assert wait_for_task(m).output == {"returns": 0, "raises": 1, "exits": 7}[how]
+    assert local_cluster.count_lines("processes") == 2
 
 
 @pytest.mark.parametrize("task_mode", MODES)
-def test_a_pool_in_a_vertex_works_and_leaves_nothing(yard, m, task_mode):
+def test_a_pool_in_a_vertex_works_and_leaves_nothing(local_cluster, m, task_mode):
     assert get(m, (uses_pool, 20), task_mode) == [n * n for n in range(20)]

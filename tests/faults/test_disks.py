@@ -14,16 +14,16 @@ import pytest
 from daskvine import DaskVine, daskvine_merge, execution_settings
 from daskvine.remote import task_functions
 from tests.harness import sample_tasks
-from tests.harness.processes import one_result, paths_in, until
+from tests.harness.processes import find_paths, wait_for_task, wait_until
 from vinecore import PythonTask, Task
 
 MB = 1 << 20
 
 
 @pytest.fixture
-def small_disk(yard):
+def small_disk(local_cluster):
     """A disk of 8 MB."""
-    place = yard.place("small")
+    place = local_cluster.path("small")
     place.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True, text=True, check=False
@@ -36,10 +36,10 @@ def small_disk(yard):
 
 
 def test_a_result_that_does_not_fit_on_the_disk_is_an_error_that_says_so_and_the_worker_goes_on(
-    yard, small_disk
+    local_cluster, small_disk
 ):
-    m = yard.manager(DaskVine)
-    worker = yard.worker(m, "--workspace", str(small_disk))
+    m = local_cluster.start_manager(DaskVine)
+    worker = local_cluster.start_worker(m, "--workspace", str(small_disk))
     m.wait_for_workers(1, 60)
     for task_mode in ("function-calls", "tasks"):
         graph = {"large": (sample_tasks.make_bytes, 20 * MB), "end": (sample_tasks.length, "large")}
@@ -50,42 +50,44 @@ def test_a_result_that_does_not_fit_on_the_disk_is_an_error_that_says_so_and_the
             == 3
         )
     assert worker.process.poll() is None
-    until(lambda: shutil.disk_usage(small_disk).used < MB, "what was half written to be removed")
+    wait_until(lambda: shutil.disk_usage(small_disk).used < MB, "what was half written to be removed")
 
 
-def test_an_input_that_does_not_fit_on_the_disk_is_an_error_that_says_so(yard, small_disk, monkeypatch):
+def test_an_input_that_does_not_fit_on_the_disk_is_an_error_that_says_so(
+    local_cluster, small_disk, monkeypatch
+):
     monkeypatch.setattr("vinecore.scheduler.transfer_failures.RETRY_DELAY_S", 0.01)  # between its tries
-    m = yard.manager()
-    worker = yard.worker(m, "--workspace", str(small_disk))
+    m = local_cluster.start_manager()
+    worker = local_cluster.start_worker(m, "--workspace", str(small_disk))
     m.wait_for_workers(1, 60)
     task = Task("wc -c < in")
     task.add_input(m.declare_buffer(os.urandom(20 * MB)), "in")
     m.submit(task)
-    assert one_result(m) is task
+    assert wait_for_task(m) is task
     assert task.result == "input missing"
     assert "No space left on device" in str(task.error())
     m.submit(Task("echo fine"))
-    assert one_result(m).output == "fine\n"
+    assert wait_for_task(m).output == "fine\n"
     assert worker.process.poll() is None
-    until(lambda: shutil.disk_usage(small_disk).used < MB, "what was half written to be removed")
+    wait_until(lambda: shutil.disk_usage(small_disk).used < MB, "what was half written to be removed")
 
 
-def test_a_worker_says_if_nothing_can_be_executed_in_its_workspace(yard, small_disk):
+def test_a_worker_says_if_nothing_can_be_executed_in_its_workspace(local_cluster, small_disk):
     subprocess.run(["mount", "-o", "remount,noexec", small_disk], check=True)
-    m = yard.manager()
-    worker = yard.worker(m, "--workspace", str(small_disk))
+    m = local_cluster.start_manager()
+    worker = local_cluster.start_worker(m, "--workspace", str(small_disk))
     program = Task("./in")
     program.add_input(m.declare_buffer("#!/bin/sh\n"), "in")
     m.submit(program)
-    assert one_result(m).exit_code == 126
+    assert wait_for_task(m).exit_code == 126
     m.submit(Task("echo fine"))
-    assert one_result(m).output == "fine\n"
+    assert wait_for_task(m).output == "fine\n"
     assert "mounted with noexec" in worker.log
 
 
-def test_a_disk_that_is_full_of_other_things_lets_small_calls_go_on(yard, small_disk):
-    m = yard.manager(DaskVine)
-    yard.worker(m, "--workspace", str(small_disk))
+def test_a_disk_that_is_full_of_other_things_lets_small_calls_go_on(local_cluster, small_disk):
+    m = local_cluster.start_manager(DaskVine)
+    local_cluster.start_worker(m, "--workspace", str(small_disk))
     m.wait_for_workers(1, 60)
     assert m.get({"x": (sample_tasks.add, 1, 2)}, "x", task_mode="function-calls", progress_disable=True) == 3
     with contextlib.suppress(OSError), (small_disk / "ballast").open("wb", buffering=0) as file:
@@ -97,39 +99,39 @@ def test_a_disk_that_is_full_of_other_things_lets_small_calls_go_on(yard, small_
     )
     task = Task("echo fine")
     m.submit(task)
-    assert one_result(m) is task
+    assert wait_for_task(m) is task
     assert not task.successful()
     (small_disk / "ballast").unlink()
     m.submit(task)
-    assert one_result(m).output == "fine\n"
+    assert wait_for_task(m).output == "fine\n"
 
 
-def test_an_output_that_cannot_be_put_where_the_user_wants_it_fails_its_task(yard):
-    m = yard.manager()
-    yard.workers(m, 1)
-    yard.place("a-file").write_text("in the way")
+def test_an_output_that_cannot_be_put_where_the_user_wants_it_fails_its_task(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
+    local_cluster.path("a-file").write_text("in the way")
     task = Task("echo new > out")
-    task.add_output(m.declare_file(yard.place("a-file") / "out"), "out")
+    task.add_output(m.declare_file(local_cluster.path("a-file") / "out"), "out")
     m.submit(task)
-    assert one_result(m) is task
+    assert wait_for_task(m) is task
     assert task.result == "output transfer error"
     assert "cannot be written" in str(task.error())
 
 
-def damage(yard):
+def damage(local_cluster):
     """Remove every file in the caches of all workers, as a cleaner of temporary folders would."""
     removed = 0
-    for path in paths_in(yard.workspace, "vine-worker-*/session-*/cache/*"):
+    for path in find_paths(local_cluster.workspace, "vine-worker-*/session-*/cache/*"):
         path.unlink()
         removed += 1
     return removed
 
 
 @pytest.mark.parametrize("task_mode", ["function-calls", "tasks"])
-def test_an_intermediate_that_somebody_has_removed_is_made_again(yard, task_mode):
-    m = yard.manager(DaskVine)
-    yard.workers(m, 1)
-    folder = str(yard.folder)
+def test_an_intermediate_that_somebody_has_removed_is_made_again(local_cluster, task_mode):
+    m = local_cluster.start_manager(DaskVine)
+    local_cluster.start_workers(m, 1)
+    folder = str(local_cluster.folder)
     graph = {
         "large": (sample_tasks.make_bytes, MB),
         "held": (sample_tasks.held, folder, "holding", "gate"),
@@ -138,9 +140,12 @@ def test_an_intermediate_that_somebody_has_removed_is_made_again(yard, task_mode
     }
 
     def clean_up():
-        until(lambda: yard.count("holding") and yard.count("counts"), "the large result to be there")
-        assert damage(yard)
-        yard.place("gate").touch()
+        wait_until(
+            lambda: local_cluster.count_lines("holding") and local_cluster.count_lines("counts"),
+            "the large result to be there",
+        )
+        assert damage(local_cluster)
+        local_cluster.path("gate").touch()
 
     cleaner = threading.Thread(target=clean_up)
     cleaner.start()
@@ -160,16 +165,19 @@ def test_an_intermediate_that_somebody_has_removed_is_made_again(yard, task_mode
 
 @pytest.mark.parametrize("task_mode", ["function-calls", "tasks"])
 def test_an_input_that_somebody_has_removed_while_others_are_merged_is_made_again(
-    yard, monkeypatch, task_mode
+    local_cluster, monkeypatch, task_mode
 ):
     monkeypatch.setattr(
         task_functions, "MAX_BYTES_LOADED_AT_ONCE", 0
     )  # so that each is loaded when its turn comes
     # The setup of libraries, which holds that limit, is serialized once for all managers.
     monkeypatch.setattr(execution_settings, "_serialized_setups", {})
-    m = yard.manager(DaskVine)
-    yard.workers(m, 1)
-    caches, marker = f"{yard.workspace}/vine-worker-*/session-*/cache/*", str(yard.place("removed"))
+    m = local_cluster.start_manager(DaskVine)
+    local_cluster.start_workers(m, 1)
+    caches, marker = (
+        f"{local_cluster.workspace}/vine-worker-*/session-*/cache/*",
+        str(local_cluster.path("removed")),
+    )
 
     @daskvine_merge
     def merge(parts):
@@ -187,47 +195,49 @@ def test_an_input_that_somebody_has_removed_while_others_are_merged_is_made_agai
     assert m.last_run.recomputed > 0
 
 
-def test_a_declared_file_that_is_changed_before_it_is_used_is_not_used(yard, caplog):
-    m = yard.manager()
-    path = yard.place("input")
+def test_a_declared_file_that_is_changed_before_it_is_used_is_not_used(local_cluster, caplog):
+    m = local_cluster.start_manager()
+    path = local_cluster.path("input")
     path.write_bytes(b"a" * 100_000)
     os.utime(path, (0, 0))  # or both would be of the same moment of the clock of the file system
     task = Task("head -c 1 in")
     task.add_input(m.declare_file(path), "in")
     m.submit(task)
     path.write_bytes(b"b" * 100_000)
-    yard.workers(m, 1)
-    assert one_result(m) is task
+    local_cluster.start_workers(m, 1)
+    assert wait_for_task(m) is task
     assert task.result == "input missing"
     assert str(path) in str(task.error())
     assert "has been changed or removed since it was declared" in caplog.text
 
 
-def test_a_small_declared_file_stays_what_it_was_when_it_was_declared(yard):
-    m = yard.manager()
-    path = yard.place("input")
+def test_a_small_declared_file_stays_what_it_was_when_it_was_declared(local_cluster):
+    m = local_cluster.start_manager()
+    path = local_cluster.path("input")
     path.write_text("as declared")
     task = PythonTask(lambda: open("in").read())
     task.add_input(m.declare_file(path), "in")
     m.submit(task)
     path.unlink()
-    yard.workers(m, 1)
-    assert one_result(m).output == "as declared"
+    local_cluster.start_workers(m, 1)
+    assert wait_for_task(m).output == "as declared"
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut"])
 @pytest.mark.parametrize("large", [False, True])
-def test_a_copy_that_was_altered_on_a_disk_is_not_used_elsewhere_but_made_again(yard, caplog, how, large):
+def test_a_copy_that_was_altered_on_a_disk_is_not_used_elsewhere_but_made_again(
+    local_cluster, caplog, how, large
+):
     """Its worker notices before anybody gets it."""
-    m = yard.manager()
+    m = local_cluster.start_manager()
     size = (20 if large else 1) * MB
-    (first,) = yard.workers(m, 1)
+    (first,) = local_cluster.start_workers(m, 1)
     data = m.declare_temp()
-    maker = Task(f"echo >> {yard.place('made')}; head -c {size} /dev/zero > out")
+    maker = Task(f"echo >> {local_cluster.path('made')}; head -c {size} /dev/zero > out")
     maker.add_output(data, "out")
     m.submit(maker)
-    assert one_result(m).successful()
-    (copy,) = yard.workspace.glob(f"*/*/cache/{data.cache_name}")
+    assert wait_for_task(m).successful()
+    (copy,) = local_cluster.workspace.glob(f"*/*/cache/{data.cache_name}")
     copy.chmod(0o600)
     if how == "cut":
         os.truncate(copy, size // 2)
@@ -235,20 +245,22 @@ def test_a_copy_that_was_altered_on_a_disk_is_not_used_elsewhere_but_made_again(
         with copy.open("r+b") as file:
             file.seek(size // 2)
             file.write(b"x")
-    holding = Task(f"touch {yard.place('held')}; while [ ! -e {yard.place('gate')} ]; do sleep 0.01; done")
+    holding = Task(
+        f"touch {local_cluster.path('held')}; while [ ! -e {local_cluster.path('gate')} ]; do sleep 0.01; done"
+    )
     holding.set_cores(2)
     m.submit(holding)
-    until(yard.place("held").exists)
-    yard.workers(m, 1)
+    wait_until(local_cluster.path("held").exists)
+    local_cluster.start_workers(m, 1)
     reader = Task("cksum < in")
     reader.add_input(data, "in")
     m.submit(reader)
-    task = one_result(m)
-    yard.place("gate").touch()
+    task = wait_for_task(m)
+    local_cluster.path("gate").touch()
     command = f"head -c {size} /dev/zero | cksum"
     expected = subprocess.run(command, shell=True, capture_output=True, check=True)
     assert task.output.encode() == expected.stdout
-    assert yard.count("made") == 2
+    assert local_cluster.count_lines("made") == 2
     assert "could not get a file of declare_temp from" in caplog.text
     assert f"{data.cache_name} has been changed on this worker's disk" in first.log
     assert first.process.poll() is None

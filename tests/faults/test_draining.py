@@ -11,16 +11,16 @@ import psutil
 from daskvine import DaskVine
 from tests.faults.test_workers_lost import InThread
 from tests.harness import sample_tasks
-from tests.harness.processes import HURRY_S, until, workers_of
+from tests.harness.processes import HURRY_S, wait_until, worker_summaries
 from vinecore import FunctionCall, Task
 
 PARTS = 6
 
 
-def half_way(yard, m, size=1):
+def half_way(local_cluster, m, size=1):
     """A run whose parts are made, and wait for a gate to be added up."""
-    graph = {("part", n): (make_part, str(yard.folder), f"part-{n}", n, size) for n in range(PARTS)}
-    graph["wait"] = (sample_tasks.held, str(yard.folder), "held", "gate")
+    graph = {("part", n): (make_part, str(local_cluster.folder), f"part-{n}", n, size) for n in range(PARTS)}
+    graph["wait"] = (sample_tasks.held, str(local_cluster.folder), "held", "gate")
     graph["end"] = (add_up, [("part", n) for n in range(PARTS)], "wait")
     return InThread(m.get, graph, "end", task_mode="function-calls", progress_disable=True)
 
@@ -34,71 +34,74 @@ def add_up(parts, _gate):
     return [(part[0], len(part)) for part in parts]
 
 
-def made(yard):
-    return [yard.count(f"part-{n}") for n in range(PARTS)]
+def made(local_cluster):
+    return [local_cluster.count_lines(f"part-{n}") for n in range(PARTS)]
 
 
-def wait_for_parts(yard, m, run):
+def wait_for_parts(local_cluster, m, run):
     """Wait until all parts are done, as the manager sees it, and the gate is waited for."""
 
     def look(mind):
         return any(known.done >= PARTS for known in mind.tables.runs.values())
 
-    until(lambda: not run.running or (m._engine.query(look) and yard.count("held")), "the parts to be made")
+    wait_until(
+        lambda: not run.running or (m._engine.query(look) and local_cluster.count_lines("held")),
+        "the parts to be made",
+    )
     assert run.running or run.result()
 
 
-def finish(yard, run, size=1):
-    yard.place("gate").touch()
+def finish(local_cluster, run, size=1):
+    local_cluster.path("gate").touch()
     assert run.result() == [(n, size) for n in range(PARTS)]
 
 
-def test_a_worker_that_gets_sigterm_takes_no_result_with_it(yard):
-    m = yard.manager(DaskVine)
-    [first] = yard.workers(m, 1)
-    run = half_way(yard, m, size=200_000)
-    wait_for_parts(yard, m, run)
-    [_second] = yard.workers(m, 1)
+def test_a_worker_that_gets_sigterm_takes_no_result_with_it(local_cluster):
+    m = local_cluster.start_manager(DaskVine)
+    [first] = local_cluster.start_workers(m, 1)
+    run = half_way(local_cluster, m, size=200_000)
+    wait_for_parts(local_cluster, m, run)
+    [_second] = local_cluster.start_workers(m, 1)
     first.send(signal.SIGTERM)
     assert first.wait() == 0
     assert "leaving within 25 s" in first.log
-    finish(yard, run, size=200_000)
-    assert made(yard) == [1] * PARTS
+    finish(local_cluster, run, size=200_000)
+    assert made(local_cluster) == [1] * PARTS
     assert m.last_run.recomputed == 0
 
 
-def test_where_there_is_no_other_worker_the_manager_takes_what_it_has(yard):
-    m = yard.manager(DaskVine)
-    [first] = yard.workers(m, 1)
-    run = half_way(yard, m)
-    wait_for_parts(yard, m, run)
+def test_where_there_is_no_other_worker_the_manager_takes_what_it_has(local_cluster):
+    m = local_cluster.start_manager(DaskVine)
+    [first] = local_cluster.start_workers(m, 1)
+    run = half_way(local_cluster, m)
+    wait_for_parts(local_cluster, m, run)
     first.send(signal.SIGTERM)
     assert first.wait() == 0
     assert run.running
-    yard.workers(m, 1)
-    finish(yard, run)
-    assert made(yard) == [1] * PARTS
+    local_cluster.start_workers(m, 1)
+    finish(local_cluster, run)
+    assert made(local_cluster) == [1] * PARTS
 
 
-def test_a_worker_whose_wall_time_is_over_takes_no_result_with_it(yard):
-    m = yard.manager(DaskVine)
-    first = yard.hurried_worker(m, "--wall-time", str(HURRY_S))
-    run = half_way(yard, m)
-    wait_for_parts(yard, m, run)
-    yard.workers(m, 1)
-    yard.hurry()
+def test_a_worker_whose_wall_time_is_over_takes_no_result_with_it(local_cluster):
+    m = local_cluster.start_manager(DaskVine)
+    first = local_cluster.start_hurried_worker(m, "--wall-time", str(HURRY_S))
+    run = half_way(local_cluster, m)
+    wait_for_parts(local_cluster, m, run)
+    local_cluster.start_workers(m, 1)
+    local_cluster.let_time_pass()
     assert first.wait() == 0
     assert f"its wall time of {HURRY_S} s is over" in first.log
-    finish(yard, run)
-    assert made(yard) == [1] * PARTS
+    finish(local_cluster, run)
+    assert made(local_cluster) == [1] * PARTS
 
 
-def test_nobody_waits_for_longer_than_its_grace_for_a_worker_that_cannot_hand_over(yard):
-    m = yard.manager(DaskVine)
-    [first] = yard.workers(m, 1, "--grace", "0.5")
-    run = half_way(yard, m)
-    wait_for_parts(yard, m, run)
-    [second] = yard.workers(m, 1)
+def test_nobody_waits_for_longer_than_its_grace_for_a_worker_that_cannot_hand_over(local_cluster):
+    m = local_cluster.start_manager(DaskVine)
+    [first] = local_cluster.start_workers(m, 1, "--grace", "0.5")
+    run = half_way(local_cluster, m)
+    wait_for_parts(local_cluster, m, run)
+    [second] = local_cluster.start_workers(m, 1)
     second.send(signal.SIGSTOP)  # who was to take it
     try:
         first.send(signal.SIGTERM)
@@ -106,47 +109,47 @@ def test_nobody_waits_for_longer_than_its_grace_for_a_worker_that_cannot_hand_ov
         assert "its grace of 0.5 s is over" in first.log
     finally:
         second.send(signal.SIGCONT)
-    until(lambda: m.workers_connected == 1, "the manager to notice")
-    finish(yard, run)
+    wait_until(lambda: m.workers_connected == 1, "the manager to notice")
+    finish(local_cluster, run)
 
 
-def test_a_second_signal_ends_it_at_once(yard):
-    m = yard.manager(DaskVine)
-    [first] = yard.workers(m, 1, "--grace", "10000")
-    run = half_way(yard, m)
-    wait_for_parts(yard, m, run)
-    [second] = yard.workers(m, 1)
+def test_a_second_signal_ends_it_at_once(local_cluster):
+    m = local_cluster.start_manager(DaskVine)
+    [first] = local_cluster.start_workers(m, 1, "--grace", "10000")
+    run = half_way(local_cluster, m)
+    wait_for_parts(local_cluster, m, run)
+    [second] = local_cluster.start_workers(m, 1)
     second.send(signal.SIGSTOP)
     try:
         first.send(signal.SIGINT)
-        first.says("leaving within 10000 s")
+        first.wait_for_log("leaving within 10000 s")
         first.send(signal.SIGINT)
         assert first.wait() == 0
         assert "the worker got SIGINT again" in first.log
     finally:
         second.send(signal.SIGCONT)
-    finish(yard, run)
+    finish(local_cluster, run)
 
 
-def test_only_the_worker_answers_when_all_processes_of_a_job_are_asked_to_end(yard):
-    m = yard.manager(DaskVine)
-    [first] = yard.workers(m, 1)
-    run = half_way(yard, m)
-    wait_for_parts(yard, m, run)
-    yard.workers(m, 1)
-    family = first.family
+def test_only_the_worker_answers_when_all_processes_of_a_job_are_asked_to_end(local_cluster):
+    m = local_cluster.start_manager(DaskVine)
+    [first] = local_cluster.start_workers(m, 1)
+    run = half_way(local_cluster, m)
+    wait_for_parts(local_cluster, m, run)
+    local_cluster.start_workers(m, 1)
+    family = first.descendants
     first.send(signal.SIGTERM)
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
     assert first.wait() == 0
-    finish(yard, run)
-    assert made(yard) == [1] * PARTS
+    finish(local_cluster, run)
+    assert made(local_cluster) == [1] * PARTS
 
 
-def test_a_library_does_not_end_when_it_is_asked_to_but_what_it_runs_does(yard):
-    m = yard.manager()
-    yard.workers(m, 1)
+def test_a_library_does_not_end_when_it_is_asked_to_but_what_it_runs_does(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
     library = m.create_library_from_functions(
         "chores", sample_tasks.who, sample_tasks.dies_once, exec_mode="direct"
     )
@@ -155,28 +158,28 @@ def test_a_library_does_not_end_when_it_is_asked_to_but_what_it_runs_does(yard):
     m.submit(FunctionCall("chores", "who"))
     _slot, host = m.wait(60).output
     os.kill(host, signal.SIGTERM)
-    m.submit(FunctionCall("chores", "dies_once", str(yard.folder), "call", int(signal.SIGTERM)))
+    m.submit(FunctionCall("chores", "dies_once", str(local_cluster.folder), "call", int(signal.SIGTERM)))
     assert m.wait(60).output == "call"
-    assert yard.count("call") == 2
+    assert local_cluster.count_lines("call") == 2
     m.submit(FunctionCall("chores", "who"))
     assert m.wait(60).output[1] == host
 
 
-def test_an_idle_worker_leaves_what_is_needed_with_the_manager(yard):
-    m = yard.manager()
+def test_an_idle_worker_leaves_what_is_needed_with_the_manager(local_cluster):
+    m = local_cluster.start_manager()
     temp = m.declare_temp()
-    maker = Task(f"echo made >> {yard.place('makers')}; echo precious > out")
+    maker = Task(f"echo made >> {local_cluster.path('makers')}; echo precious > out")
     maker.add_output(temp, "out")
     m.submit(maker)
-    worker = yard.hurried_worker(m, "--idle-timeout", str(HURRY_S - 50))
+    worker = local_cluster.start_hurried_worker(m, "--idle-timeout", str(HURRY_S - 50))
     assert m.wait(60).successful()
-    yard.hurry()
+    local_cluster.let_time_pass()
     assert worker.wait() == 0
     assert f"idle for {HURRY_S - 50} s" in worker.log
-    until(lambda: not workers_of(m), "the manager to notice")
-    yard.workers(m, 1)
+    wait_until(lambda: not worker_summaries(m), "the manager to notice")
+    local_cluster.start_workers(m, 1)
     reader = Task("cat in")
     reader.add_input(temp, "in")
     m.submit(reader)
     assert m.wait(60).output == "precious\n"
-    assert yard.count("makers") == 1
+    assert local_cluster.count_lines("makers") == 1

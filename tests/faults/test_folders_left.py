@@ -16,7 +16,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import alive, until
+from tests.harness.processes import is_alive, wait_until
 from vinecore.protocol import temporary_folders
 
 PROGRAM = """
@@ -40,18 +40,20 @@ time.sleep(1000)
 
 
 @pytest.fixture
-def program(yard):
+def program(local_cluster):
     """Starts a program with a vine of its own, and waits until it is busy."""
     started = []
 
     def start(before="", then=STAY):
         text = PROGRAM.format(before=before, then=then)
         process = subprocess.Popen(
-            [sys.executable, "-c", text, str(yard.folder)], start_new_session=True,
+            [sys.executable, "-c", text, str(local_cluster.folder)], start_new_session=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         started.append(process)
-        until(lambda: yard.count("ready") or process.poll() is not None, "the program to be busy")
+        wait_until(
+            lambda: local_cluster.count_lines("ready") or process.poll() is not None, "the program to be busy"
+        )
         assert process.poll() is None, process.stderr.read().decode()
         return process
 
@@ -61,52 +63,52 @@ def program(yard):
         process.communicate()
 
 
-def left(yard):
-    return sorted(path.name for path in (yard.folder / "tmp").iterdir())
+def left(local_cluster):
+    return sorted(path.name for path in (local_cluster.folder / "tmp").iterdir())
 
 
-def links(yard):
+def links(local_cluster):
     """Short paths to what is in the folder of a test."""
     found = [path for path in Path("/tmp").glob("vine-*") if path.is_symlink()]
-    return [path for path in found if str(path.readlink()).startswith(str(yard.folder))]
+    return [path for path in found if str(path.readlink()).startswith(str(local_cluster.folder))]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-def test_a_signal_ends_the_program_and_all_that_is_its(yard, program, number):
+def test_a_signal_ends_the_program_and_all_that_is_its(local_cluster, program, number):
     process = program()
-    assert links(yard)
+    assert links(local_cluster)
     family = psutil.Process(process.pid).children(recursive=True)
-    assert len(left(yard)) == 3
+    assert len(left(local_cluster)) == 3
     process.send_signal(number)
     assert process.wait(60) == -number
-    assert left(yard) == []
-    until(lambda: not any(map(alive, family)), "the end of all processes")
-    until(lambda: not links(yard), "the short paths to be removed")
+    assert left(local_cluster) == []
+    wait_until(lambda: not any(map(is_alive, family)), "the end of all processes")
+    wait_until(lambda: not links(local_cluster), "the short paths to be removed")
 
 
-def test_what_a_killed_program_has_left_is_removed_by_the_next_vine(yard, program):
+def test_what_a_killed_program_has_left_is_removed_by_the_next_vine(local_cluster, program):
     process = program()
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    until(lambda: not any(map(alive, family)), "the end of its workers")
-    assert len(left(yard)) == 3
+    wait_until(lambda: not any(map(is_alive, family)), "the end of its workers")
+    assert len(left(local_cluster)) == 3
     with DaskVine.local(cores=1):
         pass
-    assert left(yard) == []
+    assert left(local_cluster) == []
 
 
-def test_a_handler_of_the_users_stays_and_decides(yard, program):
+def test_a_handler_of_the_users_stays_and_decides(local_cluster, program):
     process = program(
         before="signal.signal(signal.SIGTERM, lambda *_: (chores.note(place + '/handled'), sys.exit(5)))"
     )
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 5
-    assert yard.count("handled") == 1
-    assert left(yard) == []
+    assert local_cluster.count_lines("handled") == 1
+    assert left(local_cluster) == []
 
 
-def test_a_child_of_its_fork_ends_by_a_signal_and_takes_nothing_away(yard):
+def test_a_child_of_its_fork_ends_by_a_signal_and_takes_nothing_away(local_cluster):
     with DaskVine.local(cores=1) as m:
         context = multiprocessing.get_context("fork")
         children = [context.Process(target=time.sleep, args=(1000,)) for _ in range(20)]
@@ -140,13 +142,13 @@ assert handlers() == before
 """
 
 
-def test_what_signals_do_is_given_back(yard):
+def test_what_signals_do_is_given_back(local_cluster):
     """In a process of its own: here other tests may have managers that are open."""
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     subprocess.run([sys.executable, "-c", SIGNALS], env=variables, check=True, timeout=120)
 
 
-def test_an_interrupt_in_the_terminal_is_for_the_program_and_not_for_its_workers(yard, program):
+def test_an_interrupt_in_the_terminal_is_for_the_program_and_not_for_its_workers(local_cluster, program):
     process = program(
         then="""
 try:
@@ -164,9 +166,9 @@ except KeyboardInterrupt:
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 0, process.stderr.read().decode()
-    assert yard.place("workers").read_text() == "1\n"
-    assert yard.count("after") == 1
-    until(lambda: not any(map(alive, family)), "the end of all processes")
+    assert local_cluster.path("workers").read_text() == "1\n"
+    assert local_cluster.count_lines("after") == 1
+    wait_until(lambda: not any(map(is_alive, family)), "the end of all processes")
 
 
 def abandoned(tmp_path, prefix="vine-local-"):
@@ -230,19 +232,19 @@ def test_two_that_remove_at_once_do_not_disturb_each_other(tmp_path):
     assert not any(map(os.path.exists, gone))
 
 
-def test_a_killed_workers_workspace_is_removed_by_the_next_worker_in_its_place(yard):
-    m = yard.manager(DaskVine)
-    [worker] = yard.workers(m, 1)
-    [process_reaper] = [p for p in worker.family if "vine-process-reaper" in p.cmdline()]
+def test_a_killed_workers_workspace_is_removed_by_the_next_worker_in_its_place(local_cluster):
+    m = local_cluster.start_manager(DaskVine)
+    [worker] = local_cluster.start_workers(m, 1)
+    [process_reaper] = [p for p in worker.descendants if "vine-process-reaper" in p.cmdline()]
     process_reaper.kill()  # as a batch system does that kills all at once
     worker.kill()
-    until(lambda: not m.workers_connected, "the manager to notice")
-    [folder] = yard.workspace.iterdir()
-    yard.workers(m, 1)
-    until(lambda: not folder.exists(), "the folder of the first worker to be removed")
+    wait_until(lambda: not m.workers_connected, "the manager to notice")
+    [folder] = local_cluster.workspace.iterdir()
+    local_cluster.start_workers(m, 1)
+    wait_until(lambda: not folder.exists(), "the folder of the first worker to be removed")
 
 
-def test_a_local_factory_leaves_nothing_after_a_signal(yard):
+def test_a_local_factory_leaves_nothing_after_a_signal(local_cluster):
     text = """
 import sys, time
 from tests.harness import sample_tasks as chores
@@ -254,11 +256,11 @@ chores.note(sys.argv[1] + "/ready")
 time.sleep(1000)
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", text, str(yard.folder), str(yard.secret)],
+        [sys.executable, "-c", text, str(local_cluster.folder), str(local_cluster.secret)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
     with process:
-        until(lambda: yard.count("ready"))
+        wait_until(lambda: local_cluster.count_lines("ready"))
         process.terminate()
         assert process.wait(60) == -signal.SIGTERM
-    assert left(yard) == []
+    assert left(local_cluster) == []

@@ -11,7 +11,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import after_each_done, one_result, paths_in, until, used_below
+from tests.harness.processes import call_after_each_task, find_paths, used_below, wait_for_task, wait_until
 from vinecore import PythonTask, Task
 from vinecore.errors import InsufficientResources
 
@@ -39,13 +39,13 @@ class Gauge:
             self.peak = max(self.peak, self.used())
 
     def used(self):
-        return max(map(used_below, paths_in(self._folder, "vine-worker-*")), default=0)
+        return max(map(used_below, find_paths(self._folder, "vine-worker-*")), default=0)
 
 
-def test_a_wide_graph_needs_little_disk(yard):
+def test_a_wide_graph_needs_little_disk(local_cluster):
     """200 results of 5 MB, added up in pairs, on a disk of 100 MB."""
-    m = yard.manager(DaskVine)
-    yard.workers(m, 1, "--disk", "100")
+    m = local_cluster.start_manager(DaskVine)
+    local_cluster.start_workers(m, 1, "--disk", "100")
     roots = [("root", n) for n in range(200)]
     graph = {root: (sample_tasks.make_block, root[1], 5 * MB) for root in roots}
     level, layer = 0, roots
@@ -55,11 +55,11 @@ def test_a_wide_graph_needs_little_disk(yard):
         layer = [("sum", level, n) for n in range(len(pairs))]
         graph.update({key: (sample_tasks.add_blocks, pair) for key, pair in zip(layer, pairs, strict=True)})
     graph["end"] = (sample_tasks.first_of_block, layer[0])
-    with Gauge(yard.workspace) as gauge:
+    with Gauge(local_cluster.workspace) as gauge:
         assert m.get(graph, "end", task_mode="function-calls", progress_disable=True) == sum(range(200)) % 256
     assert m.last_run.recomputed == 0
     assert gauge.peak <= 100 * MB
-    until(lambda: gauge.used() < MB, "everything to be removed")
+    wait_until(lambda: gauge.used() < MB, "everything to be removed")
 
 
 def test_inputs_that_fit_on_no_disk_are_refused_with_numbers():
@@ -69,7 +69,7 @@ def test_inputs_that_fit_on_no_disk_are_refused_with_numbers():
         task.add_input(m.declare_buffer(os.urandom(20 * MB)), "a")
         task.add_input(m.declare_buffer(os.urandom(20 * MB)), "b")
         m.submit(task)
-        assert one_result(m) is task
+        assert wait_for_task(m) is task
         assert task.result == "resource exhaustion"
         assert "needs 40 MB of inputs on one worker; the largest worker has 30 MB of disk" in str(
             task.error()
@@ -96,32 +96,32 @@ def test_a_result_that_no_disk_can_hold_fails_with_numbers_and_the_others_go_on(
             )
 
 
-def test_results_that_do_not_fit_beside_each_other_are_made_one_after_another(yard):
+def test_results_that_do_not_fit_beside_each_other_are_made_one_after_another(local_cluster):
     """What they write is not known before: a worker says what it has no room for."""
-    m = yard.manager()
-    yard.workers(m, 1, "--disk", "50", "--cores", "4")
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1, "--disk", "50", "--cores", "4")
     kept = []
     for _ in range(4):
         task = PythonTask(sample_tasks.make_bytes, 20 * MB)
         task.set_cores(1)
         m.submit(task)
     for _ in range(4):
-        task = one_result(m)
+        task = wait_for_task(m)
         assert task.successful(), task.error()
         kept.append(len(task.output))
     assert len(set(kept)) == 1
 
 
-def test_a_task_that_fills_its_sandbox_fails_alone(yard):
-    m = yard.manager()
-    yard.workers(m, 1, "--disk", "20")
+def test_a_task_that_fills_its_sandbox_fails_alone(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1, "--disk", "20")
     greedy = Task("head -c 40000000 /dev/zero > junk; sleep 600")
     greedy.set_cores(1)
     modest = Task("echo fine")
     modest.set_cores(1)
     m.submit(greedy)
     m.submit(modest)
-    results = {task: task for task in (one_result(m), one_result(m))}
+    results = {task: task for task in (wait_for_task(m), wait_for_task(m))}
     assert results.keys() == {greedy, modest}
     assert modest.output == "fine\n"
     assert greedy.result == "resource exhaustion"
@@ -175,7 +175,7 @@ class Killer:
     def __init__(self, m, most):
         self._engine, self._most = m._engine, most
         self.killed, self.done_at_losses = set(), []
-        after_each_done(m, self._kill_if_due)
+        call_after_each_task(m, self._kill_if_due)
         self._engine.query(self._count_losses)
 
     def _count_losses(self, mind):

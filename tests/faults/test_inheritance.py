@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from daskvine import DaskVine
-from tests.harness.processes import one_result
+from tests.harness.processes import wait_for_task
 from vinecore import FunctionCall, PythonTask, Task
 
 ODD_START = """
@@ -28,13 +28,13 @@ STATUS = "^Sig(Blk|Ign):"
 
 
 @pytest.fixture
-def m(yard):
+def m(local_cluster):
     """With a worker that was started by something odd: closed files, blocked and ignored signals."""
-    m = yard.manager(DaskVine)
-    yard.workers(
+    m = local_cluster.start_manager(DaskVine)
+    local_cluster.start_workers(
         m,
         1,
-        command=[sys.executable, "-c", ODD_START, str(yard.place("log"))],
+        command=[sys.executable, "-c", ODD_START, str(local_cluster.path("log"))],
         PYTHONWARNINGS="error",
         LC_ALL="C",
     )
@@ -68,7 +68,7 @@ def results(m, make):
     for call in calls.values():
         m.submit(call)
     while not m.empty():
-        assert one_result(m).successful()
+        assert wait_for_task(m).successful()
     return [call.output for call in calls.values()]
 
 
@@ -82,7 +82,7 @@ def test_commands_come_back_and_begin_as_a_shell_would_begin_them(m):
     ).stdout
     task = Task(f"grep -E '{STATUS}' /proc/self/status; readlink /proc/self/fd/0; exit 3")
     m.submit(task)
-    assert one_result(m).exit_code == 3
+    assert wait_for_task(m).exit_code == 3
     *status, standard_input = task.output.splitlines()
     assert signals(status) == signals(clean.splitlines())
     assert standard_input == "/dev/null"

@@ -14,7 +14,7 @@ import pytest
 
 from tests.faults import resume_script
 from tests.harness import sample_tasks
-from tests.harness.processes import alive, free_port, paths_in, until
+from tests.harness.processes import find_paths, free_port, is_alive, wait_until
 from vinecore.journal import records
 from vinecore.journal.reader import read
 from vinecore.protocol.temporary_folders import OWNER_FILE
@@ -30,15 +30,19 @@ def only_files(folder):
 class Script:
     """The user's script, started as often as it takes."""
 
-    def __init__(self, yard):
-        self._yard, self.port = yard, free_port()
-        self.log, self.answer, self.info = yard.place("log"), yard.place("answer"), yard.place("info")
+    def __init__(self, local_cluster):
+        self._local_cluster, self.port = local_cluster, free_port()
+        self.log, self.answer, self.info = (
+            local_cluster.path("log"),
+            local_cluster.path("answer"),
+            local_cluster.path("info"),
+        )
         self.process = None
 
     def start(self, resume="yes", workspace=""):
         """Start it, with workers of its own if there is a workspace."""
-        places = (self._yard.secret, self.info, self.log, self.answer)
-        with self._yard.place("script.log").open("ab") as output:
+        places = (self._local_cluster.secret, self.info, self.log, self.answer)
+        with self._local_cluster.path("script.log").open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.resume_script", str(self.port), *map(str, places), resume, str(workspace)], stdin=subprocess.DEVNULL,
                 stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
@@ -46,12 +50,14 @@ class Script:
 
     def worker(self):
         """Start one that outlives its managers."""
-        return self._yard.worker(self.port, "--timeout", "300", command=sample_tasks.PERSISTENT)
+        return self._local_cluster.start_worker(
+            self.port, "--timeout", "300", command=sample_tasks.PERSISTENT
+        )
 
     def finish(self):
         """Let it come to its end; give the total, and how many vertices were run."""
         self.log.with_suffix(".gate").touch()
-        assert self.process.wait(120) == 0, self._yard.place("script.log").read_text()
+        assert self.process.wait(120) == 0, self._local_cluster.path("script.log").read_text()
         return json.loads(self.answer.read_text())
 
     def kill(self):
@@ -77,26 +83,27 @@ class Script:
 
 
 @pytest.fixture
-def script(yard):
-    script = Script(yard)
+def script(local_cluster):
+    script = Script(local_cluster)
     yield script
     if script.process is not None:
         script.kill()
 
 
-def test_a_manager_that_is_killed_again_and_again_repeats_nothing_that_is_finished(yard, script):
+def test_a_manager_that_is_killed_again_and_again_repeats_nothing_that_is_finished(local_cluster, script):
     chance = random.Random(1)
     _graph, _end, expected = resume_script.graph_of(script.log)
     workers = [
-        yard.worker(script.port, "--timeout", "300", command=sample_tasks.PERSISTENT) for _ in range(WORKERS)
+        local_cluster.start_worker(script.port, "--timeout", "300", command=sample_tasks.PERSISTENT)
+        for _ in range(WORKERS)
     ]
     before = {}  # vertices that are finished and in a journal -> how often they have been run
     for _ in range(KILLS):
         more = int(chance.uniform(0, 0.35) * (expected - len(before)))
         enough = script.executions().total() + more
         script.start()
-        until(lambda: script.executions().total() >= enough or script.process.poll() is not None)  # noqa: B023
-        assert script.process.poll() is None, yard.place("script.log").read_text()
+        wait_until(lambda: script.executions().total() >= enough or script.process.poll() is not None)  # noqa: B023
+        assert script.process.poll() is None, local_cluster.path("script.log").read_text()
         script.kill()
         counts = script.executions()
         before.update({name: counts[name] for name in script.finished() - before.keys()})
@@ -109,14 +116,14 @@ def test_a_manager_that_is_killed_again_and_again_repeats_nothing_that_is_finish
     for worker in workers:
         worker.send(15)
         assert worker.wait() == 0
-    assert list(yard.workspace.iterdir()) == []
-    assert [path.name for path in yard.place("tmp").iterdir() if path.name.startswith("vine")] == []
+    assert list(local_cluster.workspace.iterdir()) == []
+    assert [path.name for path in local_cluster.path("tmp").iterdir() if path.name.startswith("vine")] == []
 
 
-def test_what_was_lost_together_with_the_manager_is_made_again(yard, script):
+def test_what_was_lost_together_with_the_manager_is_made_again(local_cluster, script):
     workers = [script.worker() for _ in range(2)]
     script.start()
-    until(lambda: len(script.finished()) >= 50)
+    wait_until(lambda: len(script.finished()) >= 50)
     workers[0].kill()
     script.kill()
     script.start()
@@ -125,35 +132,39 @@ def test_what_was_lost_together_with_the_manager_is_made_again(yard, script):
     assert executed < total
 
 
-def test_what_own_workers_have_left_in_their_workspace_is_found(yard, script):
-    script.start(workspace=yard.place("kept"))
-    until(lambda: len(script.finished()) >= 50)
+def test_what_own_workers_have_left_in_their_workspace_is_found(local_cluster, script):
+    script.start(workspace=local_cluster.path("kept"))
+    wait_until(lambda: len(script.finished()) >= 50)
     family = psutil.Process(script.process.pid).children(recursive=True)
     script.kill()
-    until(lambda: not any(map(alive, family)), "its workers to notice")
-    script.start(workspace=yard.place("kept"))
+    wait_until(lambda: not any(map(is_alive, family)), "its workers to notice")
+    script.start(workspace=local_cluster.path("kept"))
     total, executed = script.finish()
     assert total == resume_script.graph_of(script.log)[2]
     assert executed < total
 
 
-def test_what_workers_hold_goes_when_the_next_manager_does_not_want_it(yard, script):
+def test_what_workers_hold_goes_when_the_next_manager_does_not_want_it(local_cluster, script):
     script.worker()
     script.start()
-    until(lambda: script.executions().total() >= 30)
+    wait_until(lambda: script.executions().total() >= 30)
     script.kill()
-    left = lambda: [name for path in paths_in(yard.workspace, "*/estate-*") for name in only_files(path)]  # noqa: E731
-    until(left, "the worker to keep what it has")
-    with yard.manager(port=script.port) as m:
+
+    def list_kept_files():
+        folders = find_paths(local_cluster.workspace, "*/estate-*")
+        return [name for path in folders for name in only_files(path)]
+
+    wait_until(list_kept_files, "the worker to keep what it has")
+    with local_cluster.start_manager(port=script.port) as m:
         m.wait_for_workers(1, 60)
-        until(lambda: not left(), "the worker to let it go")
+        wait_until(lambda: not list_kept_files(), "the worker to let it go")
         assert m._engine.query(lambda mind: mind.tables.files) == {}
 
 
-def test_workers_of_a_manager_that_asks_for_nothing_keep_nothing(yard, script):
+def test_workers_of_a_manager_that_asks_for_nothing_keep_nothing(local_cluster, script):
     worker = script.worker()
     script.start("no")
-    until(lambda: script.executions().total() >= 30)
+    wait_until(lambda: script.executions().total() >= 30)
     script.kill()
-    worker.says("the manager is gone")
-    until(lambda: only_files(yard.workspace) == [])
+    worker.wait_for_log("the manager is gone")
+    wait_until(lambda: only_files(local_cluster.workspace) == [])

@@ -9,7 +9,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import alive, one_result, until
+from tests.harness.processes import is_alive, wait_for_task, wait_until
 from vinecore import FunctionCall, PythonTask, Task, TaskCrashed
 from vinecore.errors import LibraryError
 
@@ -17,9 +17,9 @@ SLOTS = {"cores": 2, "slots": 2}
 
 
 @pytest.fixture
-def m(yard):
-    m = yard.manager(DaskVine)
-    yard.workers(m, 1)
+def m(local_cluster):
+    m = local_cluster.start_manager(DaskVine)
+    local_cluster.start_workers(m, 1)
     return m
 
 
@@ -30,61 +30,66 @@ def install(m, *functions, exec_mode="direct", slots=2):
     m.install_library(library)
 
 
-def pids(yard, name):
-    return [int(line) for line in yard.place(name).read_text().split()]
+def pids(local_cluster, name):
+    return [int(line) for line in local_cluster.path(name).read_text().split()]
 
 
-def test_a_slot_that_is_killed_loses_only_its_call(yard, m):
+def test_a_slot_that_is_killed_loses_only_its_call(local_cluster, m):
     install(m, sample_tasks.held, sample_tasks.counted, sample_tasks.who)
-    folder = str(yard.folder)
+    folder = str(local_cluster.folder)
     m.submit(FunctionCall("chores", "who"))
-    library = one_result(m).output[1]
+    library = wait_for_task(m).output[1]
     m.submit(FunctionCall("chores", "held", folder, "victim", "gate"))
     m.submit(FunctionCall("chores", "held", folder, "neighbour", "gate"))
-    until(lambda: yard.count("victim") and yard.count("neighbour"), "both slots to be busy")
+    wait_until(
+        lambda: local_cluster.count_lines("victim") and local_cluster.count_lines("neighbour"),
+        "both slots to be busy",
+    )
     for n in range(10):
         m.submit(FunctionCall("chores", "counted", folder, f"queued-{n}", n))
-    os.kill(pids(yard, "victim")[0], signal.SIGKILL)
-    until(lambda: yard.count("victim") == 2, "the call to be tried again")
-    yard.place("gate").touch()
-    outputs = [one_result(m).output for _ in range(12)]
+    os.kill(pids(local_cluster, "victim")[0], signal.SIGKILL)
+    wait_until(lambda: local_cluster.count_lines("victim") == 2, "the call to be tried again")
+    local_cluster.path("gate").touch()
+    outputs = [wait_for_task(m).output for _ in range(12)]
     assert sorted(map(str, outputs)) == sorted([*map(str, range(10)), "victim", "neighbour"])
-    assert yard.count("neighbour") == 1
-    assert [yard.count(f"queued-{n}") for n in range(10)] == [1] * 10
-    assert pids(yard, "victim")[0] != pids(yard, "victim")[1]
+    assert local_cluster.count_lines("neighbour") == 1
+    assert [local_cluster.count_lines(f"queued-{n}") for n in range(10)] == [1] * 10
+    assert pids(local_cluster, "victim")[0] != pids(local_cluster, "victim")[1]
     m.submit(FunctionCall("chores", "who"))
-    assert one_result(m).output[1] == library
+    assert wait_for_task(m).output[1] == library
 
 
-def test_in_fork_mode_a_call_that_dies_does_not_even_take_its_slot(yard, m):
+def test_in_fork_mode_a_call_that_dies_does_not_even_take_its_slot(local_cluster, m):
     install(m, sample_tasks.dies_once, sample_tasks.who, exec_mode="fork", slots=1)
     m.submit(FunctionCall("chores", "who"))
-    slot = one_result(m).output[1]
-    m.submit(FunctionCall("chores", "dies_once", str(yard.folder), "victim"))
-    assert one_result(m).output == "victim"
-    assert yard.count("victim") == 2
+    slot = wait_for_task(m).output[1]
+    m.submit(FunctionCall("chores", "dies_once", str(local_cluster.folder), "victim"))
+    assert wait_for_task(m).output == "victim"
+    assert local_cluster.count_lines("victim") == 2
     m.submit(FunctionCall("chores", "who"))
-    assert one_result(m).output[1] == slot
+    assert wait_for_task(m).output[1] == slot
 
 
 @pytest.mark.parametrize("task_mode", ["function-calls", "tasks"])
-def test_a_vertex_that_kills_its_process_every_time_is_given_up_with_the_evidence(yard, m, task_mode):
+def test_a_vertex_that_kills_its_process_every_time_is_given_up_with_the_evidence(
+    local_cluster, m, task_mode
+):
     graph = {
-        "bad": (sample_tasks.dies, str(yard.folder), "crashes", "the last words"),
-        "good": (sample_tasks.counted, str(yard.folder), "goods", 1),
+        "bad": (sample_tasks.dies, str(local_cluster.folder), "crashes", "the last words"),
+        "good": (sample_tasks.counted, str(local_cluster.folder), "goods", 1),
     }
     with pytest.raises(TaskCrashed) as caught:
         m.get(graph, ["good", "bad"], task_mode=task_mode, retries=2, progress_disable=True)
     text = str(caught.value)
-    assert yard.count("crashes") == 3
+    assert local_cluster.count_lines("crashes") == 3
     assert "'bad'" in text
     assert text.count(f"killed by signal {int(signal.SIGSEGV)}") == 3
     assert "the last words" in text
     assert m.get({"good": (sample_tasks.add, 1, 2)}, "good", task_mode=task_mode, progress_disable=True) == 3
 
 
-def test_neighbours_of_a_crashing_vertex_are_not_run_again(yard, m):
-    folder = str(yard.folder)
+def test_neighbours_of_a_crashing_vertex_are_not_run_again(local_cluster, m):
+    folder = str(local_cluster.folder)
     graph = {("good", n): (sample_tasks.counted, folder, f"good-{n}", n) for n in range(20)}
     graph["flaky"] = (sample_tasks.dies_once, folder, "deaths")
     keys = [("good", n) for n in range(20)]
@@ -93,34 +98,34 @@ def test_neighbours_of_a_crashing_vertex_are_not_run_again(yard, m):
         "deaths",
         190,
     )
-    assert yard.count("deaths") == 2
-    assert {yard.count(f"good-{n}") for n in range(20)} == {1}
+    assert local_cluster.count_lines("deaths") == 2
+    assert {local_cluster.count_lines(f"good-{n}") for n in range(20)} == {1}
 
 
-def test_a_python_task_whose_process_exits_is_run_again_and_then_given_up(yard, m):
-    task = PythonTask(sample_tasks.leaves, str(yard.folder), "exits", 3)
+def test_a_python_task_whose_process_exits_is_run_again_and_then_given_up(local_cluster, m):
+    task = PythonTask(sample_tasks.leaves, str(local_cluster.folder), "exits", 3)
     task.set_retries(2)
     m.submit(task)
-    assert one_result(m) is task
-    assert (task.result, task.successful(), yard.count("exits")) == ("forsaken", False, 3)
+    assert wait_for_task(m) is task
+    assert (task.result, task.successful(), local_cluster.count_lines("exits")) == ("forsaken", False, 3)
     assert "exited with code 3" in str(task.output)
     assert isinstance(task.output, TaskCrashed)
 
 
-def test_a_python_task_that_is_killed_once_succeeds_the_second_time(yard, m):
-    m.submit(PythonTask(sample_tasks.dies_once, str(yard.folder), "once"))
-    assert one_result(m).output == "once"
-    assert yard.count("once") == 2
+def test_a_python_task_that_is_killed_once_succeeds_the_second_time(local_cluster, m):
+    m.submit(PythonTask(sample_tasks.dies_once, str(local_cluster.folder), "once"))
+    assert wait_for_task(m).output == "once"
+    assert local_cluster.count_lines("once") == 2
 
 
-def test_a_shell_command_that_is_killed_reports_the_signal_and_is_not_run_again(yard, m):
-    task = Task(f"echo before; echo $$ >> {yard.place('shell')}; sleep 1000; echo after")
+def test_a_shell_command_that_is_killed_reports_the_signal_and_is_not_run_again(local_cluster, m):
+    task = Task(f"echo before; echo $$ >> {local_cluster.path('shell')}; sleep 1000; echo after")
     task.set_cores(1)
     m.submit(task)
-    until(lambda: yard.count("shell"), "the command to be running")
-    os.kill(pids(yard, "shell")[0], signal.SIGTERM)
-    assert one_result(m) is task
-    assert (task.exit_code, task.successful(), task.output, yard.count("shell")) == (
+    wait_until(lambda: local_cluster.count_lines("shell"), "the command to be running")
+    os.kill(pids(local_cluster, "shell")[0], signal.SIGTERM)
+    assert wait_for_task(m) is task
+    assert (task.exit_code, task.successful(), task.output, local_cluster.count_lines("shell")) == (
         signal.SIGTERM,
         False,
         "before\n",
@@ -128,40 +133,40 @@ def test_a_shell_command_that_is_killed_reports_the_signal_and_is_not_run_again(
     )
 
 
-def test_what_a_shell_command_leaves_behind_ends_with_it(yard, m):
-    task = Task(f"sleep 1000 & echo $! >> {yard.place('child')}")
+def test_what_a_shell_command_leaves_behind_ends_with_it(local_cluster, m):
+    task = Task(f"sleep 1000 & echo $! >> {local_cluster.path('child')}")
     m.submit(task)
-    assert one_result(m).successful()
-    child = pids(yard, "child")[0]
-    until(lambda: not alive(child), "the process that was left behind to be gone")
+    assert wait_for_task(m).successful()
+    child = pids(local_cluster, "child")[0]
+    wait_until(lambda: not is_alive(child), "the process that was left behind to be gone")
 
 
-def test_what_a_killed_python_task_has_started_ends_with_it(yard, m):
-    task = PythonTask(sample_tasks.starts_process, str(yard.folder), "child")
+def test_what_a_killed_python_task_has_started_ends_with_it(local_cluster, m):
+    task = PythonTask(sample_tasks.starts_process, str(local_cluster.folder), "child")
     m.submit(task)
-    until(lambda: yard.count("child"), "the task to have started a process")
+    wait_until(lambda: local_cluster.count_lines("child"), "the task to have started a process")
     m.cancel_by_task_id(task.id)
-    assert one_result(m).result == "cancelled"
-    child = pids(yard, "child")[0]
-    until(lambda: not alive(child), "the process that was left behind to be gone")
+    assert wait_for_task(m).result == "cancelled"
+    child = pids(local_cluster, "child")[0]
+    wait_until(lambda: not is_alive(child), "the process that was left behind to be gone")
 
 
-def test_a_library_that_is_killed_is_started_again(yard, m):
+def test_a_library_that_is_killed_is_started_again(local_cluster, m):
     install(m, sample_tasks.who, sample_tasks.held)
     m.submit(FunctionCall("chores", "who"))
-    library = one_result(m).output[1]
-    m.submit(FunctionCall("chores", "held", str(yard.folder), "held", "gate"))
-    until(lambda: yard.count("held"), "the call to be running")
+    library = wait_for_task(m).output[1]
+    m.submit(FunctionCall("chores", "held", str(local_cluster.folder), "held", "gate"))
+    wait_until(lambda: local_cluster.count_lines("held"), "the call to be running")
     os.kill(library, signal.SIGKILL)
-    until(lambda: yard.count("held") == 2, "the call to be running again")
-    yard.place("gate").touch()
-    assert one_result(m).output == "held"
+    wait_until(lambda: local_cluster.count_lines("held") == 2, "the call to be running again")
+    local_cluster.path("gate").touch()
+    assert wait_for_task(m).output == "held"
     m.submit(FunctionCall("chores", "who"))
-    assert one_result(m).output[1] != library
+    assert wait_for_task(m).output[1] != library
 
 
-def test_a_library_that_dies_while_it_starts_is_given_up_after_a_few_tries(yard, m):
-    folder = str(yard.folder)
+def test_a_library_that_dies_while_it_starts_is_given_up_after_a_few_tries(local_cluster, m):
+    folder = str(local_cluster.folder)
 
     def context():
         sample_tasks.leaves(folder, "starts", 7)
@@ -173,7 +178,7 @@ def test_a_library_that_dies_while_it_starts_is_given_up_after_a_few_tries(yard,
     calls = [FunctionCall("dying", "who") for _ in range(5)]
     for call in calls:
         m.submit(call)
-    ended = [one_result(m) for _ in calls]
+    ended = [wait_for_task(m) for _ in calls]
     assert {task.result for task in ended} == {"missing library"}
     assert all(isinstance(task.output, LibraryError) for task in ended)
     said = str(ended[0].output)
@@ -182,4 +187,4 @@ def test_a_library_that_dies_while_it_starts_is_given_up_after_a_few_tries(yard,
         in said
     )
     assert "raise an exception instead of ending the process" in said
-    assert 1 < yard.count("starts") < 12
+    assert 1 < local_cluster.count_lines("starts") < 12

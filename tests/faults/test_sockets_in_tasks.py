@@ -11,14 +11,14 @@ import pytest
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import one_result
+from tests.harness.processes import wait_for_task
 from vinecore import PythonTask, Task
 
 MOST_ADDED = 30
 
 
 @pytest.fixture
-def m(yard):
+def m(local_cluster):
     with DaskVine.local(cores=2) as m:
         yield m
 
@@ -49,12 +49,12 @@ def test_a_vertex_uses_sockets_and_a_manager_of_processes(m, task_mode):
 def test_what_is_added_to_the_temporary_folder_of_the_system_is_short(m):
     task = PythonTask(makes_socket)
     m.submit(task)
-    assert len(one_result(m).output) - len("/tmp") < MOST_ADDED
+    assert len(wait_for_task(m).output) - len("/tmp") < MOST_ADDED
     command = Task(
         "printf %s $TMPDIR; touch $TMPDIR/x; test -e .vine/x && test $TMPDIR -ef .vine && echo ' inside'"
     )
     m.submit(command)
-    path, inside = one_result(m).output.split()
+    path, inside = wait_for_task(m).output.split()
     assert inside == "inside"
     assert len(path) - len("/tmp") < MOST_ADDED
     assert not os.path.lexists(os.path.dirname(path))  # with its task

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from daskvine import DaskVine
-from tests.harness.processes import find_python, one_result
+from tests.harness.processes import find_python, wait_for_task
 from vinecore import PythonTask, Task
 
 PROGRAM = """
@@ -49,7 +49,7 @@ def in_program(folder, *words, **env):
     return subprocess.run([sys.executable, *words], cwd=folder, env=variables, capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
 
 
-def test_modules_that_are_called_as_ours_are_the_users(yard, tmp_path):
+def test_modules_that_are_called_as_ours_are_the_users(local_cluster, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     for name in NAMES:
@@ -60,7 +60,7 @@ def test_modules_that_are_called_as_ours_are_the_users(yard, tmp_path):
     assert ended.returncode == 0, ended.stderr
 
 
-def test_modules_beside_which_a_program_is_started_replace_none_of_pythons(yard, tmp_path):
+def test_modules_beside_which_a_program_is_started_replace_none_of_pythons(local_cluster, tmp_path):
     home, here = tmp_path / "home", tmp_path / "here"
     home.mkdir()
     here.mkdir()
@@ -82,7 +82,7 @@ def m():
 def test_an_import_path_is_the_users_in_all_that_tasks_start(m):
     command = Task("echo $PYTHONPATH")
     m.submit(command)
-    assert one_result(m).output == "/the/users:/own\n"
+    assert wait_for_task(m).output == "/the/users:/own\n"
 
     def path():
         return subprocess.run(
@@ -98,10 +98,10 @@ def test_another_python_works_in_commands_and_functions(m):
     code = "import asyncio, ssl, sys; print(sys.version_info[1])"
     command = Task(f'{python} -c "{code}"')
     m.submit(command)
-    assert one_result(m).output == "9\n"
+    assert wait_for_task(m).output == "9\n"
 
     def other():
         return subprocess.run([python, "-c", code], capture_output=True, text=True, check=False).stdout
 
     m.submit(PythonTask(other))
-    assert one_result(m).output == "9\n"
+    assert wait_for_task(m).output == "9\n"

@@ -11,7 +11,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import PATIENCE_S, after_each_done, until, workers_of
+from tests.harness.processes import PATIENCE_S, call_after_each_task, wait_until, worker_summaries
 from vinecore import Factory, PythonTask, Task, TaskCrashed
 from vinecore.scheduler.transitions import WAITING
 
@@ -53,17 +53,17 @@ def holds_what_is_needed(mind, worker):
     )
 
 
-def test_a_worker_killed_in_the_middle_of_a_query_changes_no_bin(yard):
+def test_a_worker_killed_in_the_middle_of_a_query_changes_no_bin(local_cluster):
     pytest.importorskip("coffea", reason="the query needs coffea, dask-awkward and hist")
     from daskvine.demo.nanoaod import write_dataset
     from daskvine.demo.queries import QUERIES, open_events
     from daskvine.demo.reference import compute_reference, same
 
-    paths = write_dataset(yard.place("data"), files=2, events=15_000, seed=5)
+    paths = write_dataset(local_cluster.path("data"), files=2, events=15_000, seed=5)
     query = QUERIES["Q6"]
     events = open_events(paths, steps_per_file=4)
-    m = yard.manager(DaskVine)
-    yard.workers(m, 2)
+    m = local_cluster.start_manager(DaskVine)
+    local_cluster.start_workers(m, 2)
     killed = []
 
     def kill_the_first_that_is_needed(mind):
@@ -72,7 +72,7 @@ def test_a_worker_killed_in_the_middle_of_a_query_changes_no_bin(yard):
                 killed.append(m._engine._peers[worker.id].hello.pid)
                 os.kill(killed[0], signal.SIGKILL)
 
-    after_each_done(m, kill_the_first_that_is_needed)
+    call_after_each_task(m, kill_the_first_that_is_needed)
     results = dask.compute(
         *query.histograms(events),
         scheduler=m.get,
@@ -85,69 +85,76 @@ def test_a_worker_killed_in_the_middle_of_a_query_changes_no_bin(yard):
     assert same(results, compute_reference(paths, ["Q6"])["Q6"])
 
 
-def test_the_only_worker_is_killed_and_another_one_finishes_the_run(yard):
-    m = yard.manager(DaskVine)
-    [worker] = yard.workers(m, 1)
-    graph = {("part", n): (sample_tasks.counted, str(yard.folder), f"part-{n}", n) for n in range(4)}
-    graph |= {("held", n): (sample_tasks.held, str(yard.folder), f"held-{n}", "gate") for n in range(2)}
+def test_the_only_worker_is_killed_and_another_one_finishes_the_run(local_cluster):
+    m = local_cluster.start_manager(DaskVine)
+    [worker] = local_cluster.start_workers(m, 1)
+    graph = {("part", n): (sample_tasks.counted, str(local_cluster.folder), f"part-{n}", n) for n in range(4)}
+    graph |= {
+        ("held", n): (sample_tasks.held, str(local_cluster.folder), f"held-{n}", "gate") for n in range(2)
+    }
     graph["sum"] = (sum, [("part", n) for n in range(4)])
     graph["end"] = (lambda total, *held: (total, sorted(held)), "sum", ("held", 0), ("held", 1))
     run = InThread(m.get, graph, "end", task_mode="function-calls", progress_disable=True)
-    until(lambda: yard.count("held-0") and yard.count("held-1"), "both calls that wait to be running")
+    wait_until(
+        lambda: local_cluster.count_lines("held-0") and local_cluster.count_lines("held-1"),
+        "both calls that wait to be running",
+    )
     worker.kill()
-    until(lambda: m.workers_connected == 0, "the manager to notice")
+    wait_until(lambda: m.workers_connected == 0, "the manager to notice")
     assert run.running
-    yard.place("gate").touch()
-    yard.workers(m, 1)
+    local_cluster.path("gate").touch()
+    local_cluster.start_workers(m, 1)
     assert run.result() == (6, ["held-0", "held-1"])
-    assert yard.count("held-0") == 2
+    assert local_cluster.count_lines("held-0") == 2
 
 
-def test_tasks_of_a_killed_worker_run_elsewhere(yard):
-    m = yard.manager()
-    first, second = yard.workers(m, 2)
-    tasks = [PythonTask(sample_tasks.held, str(yard.folder), f"task-{n}", "gate") for n in range(4)]
+def test_tasks_of_a_killed_worker_run_elsewhere(local_cluster):
+    m = local_cluster.start_manager()
+    first, second = local_cluster.start_workers(m, 2)
+    tasks = [PythonTask(sample_tasks.held, str(local_cluster.folder), f"task-{n}", "gate") for n in range(4)]
     for task in tasks:
         task.set_cores(1)
         m.submit(task)
-    until(lambda: all(yard.count(f"task-{n}") for n in range(4)), "all four to be running")
+    wait_until(
+        lambda: all(local_cluster.count_lines(f"task-{n}") for n in range(4)), "all four to be running"
+    )
     first.kill()
-    yard.place("gate").touch()
+    local_cluster.path("gate").touch()
     assert sorted(m.wait(60).output for _ in tasks) == [f"task-{n}" for n in range(4)]
-    assert sorted(yard.count(f"task-{n}") for n in range(4)) == [1, 1, 2, 2]
+    assert sorted(local_cluster.count_lines(f"task-{n}") for n in range(4)) == [1, 1, 2, 2]
     assert second.process.poll() is None
 
 
-def test_a_temporary_file_that_was_lost_is_made_again(yard):
-    m = yard.manager()
-    first, _second = yard.workers(m, 2)
+def test_a_temporary_file_that_was_lost_is_made_again(local_cluster):
+    m = local_cluster.start_manager()
+    first, _second = local_cluster.start_workers(m, 2)
     temp = m.declare_temp()
-    maker = Task(f"echo made >> {yard.place('makers')}; echo precious > out")
+    maker = Task(f"echo made >> {local_cluster.path('makers')}; echo precious > out")
     maker.set_cores(1)
     maker.add_output(temp, "out")
     m.submit(maker)
     assert m.wait(60).successful()
-    holder = next(w["id"] for w in workers_of(m) if w["files"])
-    victim = first if holder == workers_of(m)[0]["id"] else _second
+    holder = next(w["id"] for w in worker_summaries(m) if w["files"])
+    victim = first if holder == worker_summaries(m)[0]["id"] else _second
     victim.kill()
-    until(lambda: m.workers_connected == 1, "the manager to notice")
+    wait_until(lambda: m.workers_connected == 1, "the manager to notice")
     reader = Task("cat in")
     reader.add_input(temp, "in")
     m.submit(reader)
     assert m.wait(60).output == "precious\n"
-    assert yard.count("makers") == 2
+    assert local_cluster.count_lines("makers") == 2
 
 
-def test_a_vertex_that_kills_every_worker_it_runs_on_is_blamed(yard):
-    m = yard.manager(DaskVine)
+def test_a_vertex_that_kills_every_worker_it_runs_on_is_blamed(local_cluster):
+    m = local_cluster.start_manager(DaskVine)
     with Factory("local", manager=m, cores=1, memory=500, disk=500):
         graph = {
-            "bad": (sample_tasks.kills_its_worker, str(yard.folder), "murders"),
+            "bad": (sample_tasks.kills_its_worker, str(local_cluster.folder), "murders"),
             "good": (sample_tasks.add, 1, 2),
         }
         with pytest.raises(TaskCrashed) as caught:
             m.get(graph, ["bad", "good"], task_mode="function-calls", retries=2, progress_disable=True)
-        assert yard.count("murders") == 3
+        assert local_cluster.count_lines("murders") == 3
         assert "'bad'" in str(caught.value)
         assert str(caught.value).count("was lost") == 4  # the headline, and each of the three tries
         assert (

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.processes import PATIENCE_S, until
+from tests.harness.processes import PATIENCE_S, wait_until
 
 XROOTD_MISSING = "needs XRootD's server: apt-get install xrootd-server"
 
@@ -174,7 +174,7 @@ class XRootDServer:
                 ["xrootd", "-c", self.folder / "config", *user],
                 cwd=self.folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
-        self.port = int(until(self._port, "XRootD's server to listen"))
+        self.port = int(wait_until(self._port, "XRootD's server to listen"))
 
     def _port(self):
         """Where it says that it listens, once it does."""
@@ -282,7 +282,9 @@ def catalog_server(folder):
         )  # fmt: skip
     try:
         yield int(
-            until(lambda: re.search(r"queries at port (\d+)", log.read_text()), "the catalog to listen")[1]
+            wait_until(lambda: re.search(r"queries at port (\d+)", log.read_text()), "the catalog to listen")[
+                1
+            ]
         )
     finally:
         process.terminate()

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 PATIENCE_S = 240.0
-"""How long a condition is waited for before the test fails: what does not come by then hangs, however busy the machine is."""
+"""A condition that does not hold after this time never will, however busy the machine is."""
 
 HURRY_S = 250
-"""How much later it is at once for a hurried worker: less than the silence after which it gives its manager up."""
+"""The time that passes at once for a hurried worker: less than its timeout of the manager's heartbeats."""
 
 # between two turns of the loop, so that what starts in one turn and is timed in the same one is timed before
 HURRIED = f"""
@@ -48,13 +48,13 @@ cli.main()
 """
 
 
-def until(condition: Callable[[], Any], what: str = "", timeout_s: float = PATIENCE_S) -> Any:
-    """Wait until a condition holds; give its value.
+def wait_until(condition: Callable[[], Any], what: str = "", timeout_s: float = PATIENCE_S) -> Any:
+    """Wait until a condition holds; return its value.
 
     Raises
     ------
     AssertionError
-        It did not come to hold.
+        The condition did not hold in time.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -62,7 +62,7 @@ def until(condition: Callable[[], Any], what: str = "", timeout_s: float = PATIE
         if value:
             return value
         if time.monotonic() > deadline:
-            msg = f"waited {timeout_s:.0f} s in vain: {what or condition}"
+            msg = f"not within {timeout_s:.0f} s: {what or condition}"
             raise AssertionError(msg)
         time.sleep(0.005)
 
@@ -76,11 +76,11 @@ class WorkerProcess:
 
     @property
     def log(self) -> str:
-        """What it has said."""
+        """Return its output."""
         return self._log.read_text(errors="replace")
 
     def send(self, number: int) -> None:
-        """Send it a signal."""
+        """Send a signal to it."""
         self.process.send_signal(number)
 
     def kill(self) -> None:
@@ -89,28 +89,28 @@ class WorkerProcess:
         self.process.wait()
 
     def wait(self, timeout_s: float = PATIENCE_S) -> int:
-        """Wait until it ends; give its exit code."""
+        """Wait until it ends; return its exit code."""
         return self.process.wait(timeout_s)
 
-    def says(self, text: str) -> None:
+    def wait_for_log(self, text: str) -> None:
         """Wait until its log has a text."""
-        until(lambda: text in self.log, f"{text!r} in the worker's log, which is:\n{self.log}")
+        wait_until(lambda: text in self.log, f"{text!r} in the worker's log, which is:\n{self.log}")
 
     @property
-    def family(self) -> list[psutil.Process]:
-        """All that descends from it."""
+    def descendants(self) -> list[psutil.Process]:
+        """Return all its descendants."""
         with contextlib.suppress(psutil.NoSuchProcess):
             return psutil.Process(self.pid).children(recursive=True)
         return []
 
 
-class Yard:
-    """Starts managers and workers and, in the end, ends them.
+class LocalCluster:
+    """Managers and workers on this machine, with files in one folder, which end with the test.
 
     Parameters
     ----------
     folder
-        Where everything is kept; also the temporary folder of all that is started.
+        The folder of all files, and the temporary folder of all processes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -121,12 +121,12 @@ class Yard:
         self._stack = contextlib.ExitStack()
         self._count = 0
 
-    def manager(self, kind: Callable[..., Any] = Manager, **more: Any) -> Any:
+    def start_manager(self, kind: Callable[..., Any] = Manager, **more: Any) -> Any:
         """Start a manager."""
         options = {"port": 0, "address": "127.0.0.1", "password_file": self.secret, **more}
         return self._stack.enter_context(kind(**options))
 
-    def worker(
+    def start_worker(
         self,
         where: Any,
         *options: str,
@@ -140,15 +140,15 @@ class Yard:
         Parameters
         ----------
         where
-            A manager, or the port of one; None for no address.
+            A manager, or its port; None for no address.
         *options
-            Of ``vine_worker``, added to the usual ones.
+            Options of ``vine_worker``, added to the usual ones.
         command
-            What runs the worker instead of this Python.
+            The program that runs the worker, instead of this Python.
         host
             The address of the manager.
         **env
-            Variables of its environment.
+            Environment variables of the worker.
         """
         self._count += 1
         log = self.folder / f"worker-{self._count}.log"
@@ -166,49 +166,49 @@ class Yard:
         self._stack.callback(_end, worker)
         return worker
 
-    def workers(self, manager: Any, count: int, *options: str, **more: Any) -> list[WorkerProcess]:
-        """Start some workers and wait until they are connected, each after the one before, so that they are numbered in this order."""
+    def start_workers(self, manager: Any, count: int, *options: str, **more: Any) -> list[WorkerProcess]:
+        """Start some workers one after another, so that they are numbered in this order, and wait until they are connected."""
         started = []
         for _ in range(count):
             before = manager.workers_connected
-            started.append(self.worker(manager, *options, **more))
+            started.append(self.start_worker(manager, *options, **more))
             manager.wait_for_workers(before + 1, PATIENCE_S)
         return started
 
-    def hurried_worker(self, manager: Any, *options: str) -> WorkerProcess:
-        """Start a worker for which `HURRY_S` seconds pass when `hurry` is called, and wait until it is connected."""
-        command = [sys.executable, "-c", HURRIED, str(self.place("hurry"))]
-        [worker] = self.workers(manager, 1, *options, command=command)
+    def start_hurried_worker(self, manager: Any, *options: str) -> WorkerProcess:
+        """Start a worker for which `HURRY_S` seconds pass with `let_time_pass`, and wait until it is connected."""
+        command = [sys.executable, "-c", HURRIED, str(self.path("hurry"))]
+        [worker] = self.start_workers(manager, 1, *options, command=command)
         return worker
 
-    def hurry(self) -> None:
-        """Have time pass for hurried workers."""
-        self.place("hurry").touch()
+    def let_time_pass(self) -> None:
+        """Let `HURRY_S` seconds pass for hurried workers."""
+        self.path("hurry").touch()
 
-    def place(self, name: str) -> Path:
-        """A path in the folder of this test."""
+    def path(self, name: str) -> Path:
+        """Return a path in the folder of this test."""
         return self.folder / name
 
-    def count(self, name: str) -> int:
-        """How many lines a file has; 0 if there is none."""
-        path = self.place(name)
+    def count_lines(self, name: str) -> int:
+        """Return the number of lines of a file; 0 if there is none."""
+        path = self.path(name)
         return len(path.read_text().splitlines()) if path.exists() else 0
 
-    def end(self) -> None:
-        """End everything."""
+    def close(self) -> None:
+        """End all managers and workers."""
         self._stack.close()
 
 
 def _end(worker: WorkerProcess) -> None:
-    family = worker.family
+    family = worker.descendants
     if worker.process.poll() is None:
         worker.process.kill()
     worker.process.wait()
-    until(lambda: not any(map(alive, family)), f"the end of all that a worker has started: {family}")
+    wait_until(lambda: not any(map(is_alive, family)), f"the end of all that a worker has started: {family}")
 
 
-def alive(process: psutil.Process | int) -> bool:
-    """Whether a process runs; one that has ended and that nobody has waited for does not."""
+def is_alive(process: psutil.Process | int) -> bool:
+    """Return whether a process runs; a zombie does not."""
     try:
         process = psutil.Process(process) if isinstance(process, int) else process
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -217,8 +217,8 @@ def alive(process: psutil.Process | int) -> bool:
 
 
 @contextlib.contextmanager
-def yard_in(folder: Path, monkeypatch: Any) -> Iterator[Yard]:
-    """A yard whose processes, and this one meanwhile, have their temporary folder in it."""
+def start_local_cluster(folder: Path, monkeypatch: Any) -> Iterator[LocalCluster]:
+    """Make a cluster; its processes, and this one until it ends, have their temporary folder in it."""
     temporary = folder / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -227,15 +227,15 @@ def yard_in(folder: Path, monkeypatch: Any) -> Iterator[Yard]:
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
     monkeypatch.delenv("VINE_REGISTRY", raising=False)
     monkeypatch.delenv("CATALOG_HOST", raising=False)
-    yard = Yard(folder)
+    local_cluster = LocalCluster(folder)
     try:
-        yield yard
+        yield local_cluster
     finally:
-        yard.end()
+        local_cluster.close()
 
 
 def free_port() -> int:
-    """Find a port that nothing else takes before a test does: outgoing connections get none of these."""
+    """Return a free port from a range that outgoing connections do not use."""
     for port in _ports:
         with socket.socket() as probe:
             try:
@@ -250,13 +250,13 @@ def free_port() -> int:
 _ports = iter(random.Random(os.getpid()).sample(range(20_000, 30_000), 10_000))
 
 
-def paths_in(folder: str | Path, pattern: str) -> list[Path]:
-    """Find the paths that match a pattern; for `Path.glob`, a folder that goes meanwhile is an error."""
+def find_paths(folder: str | Path, pattern: str) -> list[Path]:
+    """Return the paths that match a pattern; other than in `Path.glob`, a folder may vanish in the search."""
     return [Path(folder, name) for name in glob.glob(pattern, root_dir=folder)]
 
 
-def all_in(folder: Path) -> list[str]:
-    """Find all files and folders below a folder, also while they are being removed."""
+def list_recursively(folder: Path) -> list[str]:
+    """Return all files and folders below a folder, also while they are being removed."""
     found = [
         os.path.join(base, name) for base, folders, names in os.walk(folder) for name in (*folders, *names)
     ]
@@ -273,18 +273,18 @@ def used_below(folder: Path) -> int:
     return total
 
 
-def vine_threads() -> list[str]:
-    """Names of the engine's threads in this process."""
+def engine_threads() -> list[str]:
+    """Return the names of the engine's threads in this process."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("vine")]
 
 
-def workers_of(manager: Any) -> list[dict[str, Any]]:
-    """What the manager knows of its workers, the oldest first."""
+def worker_summaries(manager: Any) -> list[dict[str, Any]]:
+    """Return what the manager knows of its workers, the oldest first."""
     return sorted(manager.summarize_workers(), key=lambda worker: worker["id"])
 
 
 def find_python(version: str) -> str:
-    """Find an interpreter of a version, with nothing of ours installed; skip the test if there is none."""
+    """Find an interpreter of a version, without packages of this project; skip the test if there is none."""
     found = shutil.which(f"python{version}")
     candidates = [found] if found else []
     candidates += sorted(map(str, (Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python")))
@@ -297,33 +297,33 @@ def find_python(version: str) -> str:
     pytest.skip(f"there is no python{version} on this machine")
 
 
-def one_result(m):
-    """Give the next task that is over."""
+def wait_for_task(m):
+    """Return the next task that has ended."""
     task = m.wait(PATIENCE_S)
     assert task is not None
     return task
 
 
-def after_each_done(m: Any, react: Callable[[Any], None]) -> None:
-    """Call a function with the manager's mind whenever a task is done, before anything else happens."""
+def call_after_each_task(m: Any, react: Callable[[Any], None]) -> None:
+    """Call a function with the scheduler after each task that is done, before anything else happens."""
 
-    def watch(mind: Any) -> None:
-        handlers = mind.worker_messages._handlers
+    def watch(scheduler: Any) -> None:
+        handlers = scheduler.worker_messages._handlers
         finish = handlers[messages.TaskDone]
 
         def finish_and_react(worker: Any, message: Any) -> None:
             finish(worker, message)
-            react(mind)
+            react(scheduler)
 
         handlers[messages.TaskDone] = finish_and_react
 
     m._engine.query(watch)
 
 
-def pass_time(m: Any, worker: int, seconds: float = 400.0) -> None:
-    """Have the manager believe that it has heard nothing of a worker for longer than it has, and asked it as long ago."""
+def age_connection(m: Any, worker: int, seconds: float = 400.0) -> None:
+    """Set the times of the last message from a worker, and of the last ping to it, back."""
 
-    def shift(_mind: Any) -> None:
+    def shift(_scheduler: Any) -> None:
         peer = m._engine._peers.get(worker)
         if peer is not None:
             peer.last_received_at -= seconds
@@ -337,7 +337,7 @@ def interrupt_when(condition: Callable[[], Any]) -> Iterator[None]:
     """Interrupt the main thread, as Ctrl-C does, as soon as a condition holds."""
 
     def interrupt() -> None:
-        until(condition, "what is to be interrupted to be under way")
+        wait_until(condition, "the condition for the interrupt")
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -348,13 +348,13 @@ def interrupt_when(condition: Callable[[], Any]) -> Iterator[None]:
         thread.join()
 
 
-def made_and_held(yard, m, size):
-    """Have the only worker make something, and be too busy then to read it itself, until ``gate`` is there; give the two tasks."""
+def make_file_and_block(local_cluster, m, size):
+    """Make a file on the only worker, and keep that worker busy until the path ``gate`` exists; return both tasks."""
     maker = PythonTask(sample_tasks.make_bytes, size)
     maker.enable_temp_output()
     m.submit(maker)
-    assert one_result(m).successful()
-    blocker = PythonTask(sample_tasks.held, str(yard.folder), "blocker", "gate")
+    assert wait_for_task(m).successful()
+    blocker = PythonTask(sample_tasks.held, str(local_cluster.folder), "blocker", "gate")
     m.submit(blocker)
-    until(lambda: yard.count("blocker"), "the first worker to be busy")
+    wait_until(lambda: local_cluster.count_lines("blocker"), "the first worker to be busy")
     return maker, blocker

@@ -1,4 +1,4 @@
-"""Connections with somebody in between."""
+"""Connections through a proxy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 import threading
 
 
-class Proxy:
+class TcpProxy:
     """Stands between a worker and its manager, and can cut what goes through it."""
 
     def __init__(self, port):
@@ -39,18 +39,18 @@ class Proxy:
             close_at_once(sock)
 
     def passes(self, data, to_server):
-        """What is passed on of what has come from a client, or from the server."""
+        """Return the bytes to pass on for bytes from a client, or from the server."""
         return data
 
     def cut(self):
-        """Reset every connection, as a router does that has forgotten them."""
+        """Reset every connection, as a router that has lost its state does."""
         pairs, self._pairs = self._pairs, []
         for pair in pairs:
             for sock in pair:
                 close_at_once(sock)
 
     def close(self):
-        """Stop."""
+        """Close all connections, and accept no more."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()

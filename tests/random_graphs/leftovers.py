@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.harness.processes import until
+from tests.harness.processes import wait_until
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def nothing_left_in(folder: Path) -> Iterator[None]:
             del os.environ["TMPDIR"]
         else:
             os.environ["TMPDIR"] = before[0]
-    until(lambda: not processes_of(folder), f"the end of {processes_of(folder)}")
+    wait_until(lambda: not processes_of(folder), f"the end of {processes_of(folder)}")
     left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
     assert not left, f"{len(left)} files and folders have stayed: {left[:20]}"
 

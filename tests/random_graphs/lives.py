@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from daskvine import DaskVine
-from tests.harness.processes import after_each_done, alive, until
+from tests.harness.processes import call_after_each_task, is_alive, wait_until
 from tests.random_graphs.cases import Case, make_case
 from tests.random_graphs.program import Program
 from tests.random_graphs.runner import Runs, home_in
@@ -64,7 +64,7 @@ def compute_lives(folder: Path, seed: int, cases: int, without: frozenset[str]) 
             timeout=A_LIFE_S,
         )
         told = json.loads((folder / f"life-{life}.json").read_text())
-        until(lambda: not any(map(alive, told["workers"])), "the workers of a life to end")  # noqa: B023
+        wait_until(lambda: not any(map(is_alive, told["workers"])), "the workers of a life to end")  # noqa: B023
         wrong += told["wrong"]
         if done.returncode not in ((0, -signal.SIGKILL) if dies else (0,)):
             wrong.append(
@@ -112,7 +112,7 @@ class Life:
     def die_after(self, count: int) -> None:
         """Kill this process when so many vertices more are done."""
         left = itertools.count(count - 1, -1)
-        after_each_done(self._m, lambda _mind: next(left) or os.kill(os.getpid(), signal.SIGKILL))
+        call_after_each_task(self._m, lambda _mind: next(left) or os.kill(os.getpid(), signal.SIGKILL))
 
 
 @click.command()

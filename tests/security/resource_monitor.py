@@ -10,7 +10,7 @@ import threading
 
 import psutil
 
-from tests.harness.processes import all_in, one_result, until
+from tests.harness.processes import list_recursively, wait_for_task, wait_until
 from vinecore import Task
 
 MOST_GROWTH = 64 << 20
@@ -20,11 +20,11 @@ def works(m):
     """Have a task run."""
     task = Task("echo fine")
     m.submit(task)
-    assert one_result(m).output == "fine\n"
+    assert wait_for_task(m).output == "fine\n"
 
 
 @contextlib.contextmanager
-def unharmed(m, yard, logs=lambda: ""):
+def unharmed(m, local_cluster, logs=lambda: ""):
     """While this lasts, and when it is over, the manager serves; afterwards it has the descriptors, threads, files and memory that it had, and no log has the secret."""
     works(m)
     process = psutil.Process()
@@ -35,26 +35,30 @@ def unharmed(m, yard, logs=lambda: ""):
         own = 4 * m.workers_connected  # for the control connection of a worker, and idle ones for files
         return process.num_fds() - own, len(guests) - own
 
-    before, memory, files = has(), process.memory_info().rss, _files(yard)
+    before, memory, files = has(), process.memory_info().rss, _files(local_cluster)
     workers = m.workers_connected
     yield
-    until(lambda: m.workers_connected >= workers, "the workers to be there")
+    wait_until(lambda: m.workers_connected >= workers, "the workers to be there")
     works(m)
-    until(
+    wait_until(
         lambda: all(now <= then + 4 for now, then in zip(has(), before, strict=True)),
         f"descriptors and threads to be those of before: {before}",
     )
     assert process.memory_info().rss - memory < MOST_GROWTH
-    assert not [name for name in _files(yard) - files if not name.endswith((".log", ".txt"))]
-    secret = yard.secret.read_text().strip()
+    assert not [name for name in _files(local_cluster) - files if not name.endswith((".log", ".txt"))]
+    secret = local_cluster.secret.read_text().strip()
     assert secret not in logs() + "".join(
-        path.read_text(errors="replace") for path in yard.folder.glob("*.log")
+        path.read_text(errors="replace") for path in local_cluster.folder.glob("*.log")
     )
 
 
-def _files(yard):
+def _files(local_cluster):
     """All files outside of the folders of workers and factories, which come and go."""
-    return {path for path in all_in(yard.folder) if "vine-" not in path and yard.place(path).is_file()}
+    return {
+        path
+        for path in list_recursively(local_cluster.folder)
+        if "vine-" not in path and local_cluster.path(path).is_file()
+    }
 
 
 @contextlib.contextmanager

@@ -13,23 +13,23 @@ import time
 
 import pytest
 
-from tests.harness.processes import alive, all_in, until
-from tests.harness.tcp_proxy import Proxy
+from tests.harness.processes import is_alive, list_recursively, wait_until
+from tests.harness.tcp_proxy import TcpProxy
 from vinecore.protocol import VERSION, handshake
 from vinecore.protocol import messages as m
 from vinecore.protocol.frames import encode
 from vinecore.security.shared_secret import read_secret
 
 
-def test_a_worker_refuses_a_manager_with_another_secret(yard):
+def test_a_worker_refuses_a_manager_with_another_secret(local_cluster):
     """The manager is a false one: it takes any proof, and proves itself with a secret that it has invented."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        worker = yard.worker(listener.getsockname()[1])
+        worker = local_cluster.start_worker(listener.getsockname()[1])
         sock, _address = listener.accept()
         with sock:
             handshake.send_line(sock, {"vine": VERSION, "nonce": "11" * 16})
             greeting = handshake.read_line(sock, time.monotonic() + 60)
-            assert read_secret(yard.secret).decode() not in json.dumps(greeting)
+            assert read_secret(local_cluster.secret).decode() not in json.dumps(greeting)
             text = "|".join(("server", "worker", "11" * 16, greeting["nonce"])).encode()
             handshake.send_line(sock, {"proof": hmac.new(b"invented", text, hashlib.sha256).hexdigest()})
             assert worker.wait() == 1
@@ -69,9 +69,9 @@ cli.main()
         (struct.pack(">I", 0xFFFFFFFF), b""),
     ],
 )
-def test_a_worker_does_nothing_for_who_has_not_proved_the_secret(yard, first, then):
+def test_a_worker_does_nothing_for_who_has_not_proved_the_secret(local_cluster, first, then):
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        worker = yard.worker(
+        worker = local_cluster.start_worker(
             listener.getsockname()[1], "--timeout", "1", command=[sys.executable, "-c", QUICK]
         )
         sock, _address = listener.accept()
@@ -87,21 +87,21 @@ def test_a_worker_does_nothing_for_who_has_not_proved_the_secret(yard, first, th
             except ConnectionError:
                 pass
     assert worker.wait() == 1
-    assert "evil-ran" not in map(os.path.basename, all_in(yard.folder))
-    assert not list(yard.workspace.iterdir()), "it has left something"
-    assert read_secret(yard.secret).decode() not in worker.log
+    assert "evil-ran" not in map(os.path.basename, list_recursively(local_cluster.folder))
+    assert not list(local_cluster.workspace.iterdir()), "it has left something"
+    assert read_secret(local_cluster.secret).decode() not in worker.log
     assert "\x1b" not in worker.log
     assert "\nall is well" not in worker.log
     assert "Traceback" not in worker.log
-    assert not any(map(alive, worker.family))
+    assert not any(map(is_alive, worker.descendants))
 
 
-def test_a_recorded_manager_is_not_believed(yard):
+def test_a_recorded_manager_is_not_believed(local_cluster):
     """All that a manager has said to a worker is said again to another one."""
-    manager = yard.manager()
+    manager = local_cluster.start_manager()
     said = []
 
-    class Recorder(Proxy):
+    class Recorder(TcpProxy):
         def passes(self, data, to_server):
             if not to_server:
                 said.append(data)
@@ -109,13 +109,13 @@ def test_a_recorded_manager_is_not_believed(yard):
 
     recorder = Recorder(manager.port)
     try:
-        yard.worker(recorder.port)
+        local_cluster.start_worker(recorder.port)
         manager.wait_for_workers(1, 60)
-        until(lambda: any(b"Welcome" in data for data in said), "the whole of it")
+        wait_until(lambda: any(b"Welcome" in data for data in said), "the whole of it")
     finally:
         recorder.close()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        worker = yard.worker(listener.getsockname()[1], "--timeout", "1")
+        worker = local_cluster.start_worker(listener.getsockname()[1], "--timeout", "1")
         sock, _address = listener.accept()
         with sock:
             sock.sendall(b"".join(said))

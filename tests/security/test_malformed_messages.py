@@ -7,24 +7,24 @@ import sys
 
 import pytest
 
-from tests.harness.processes import one_result, until
+from tests.harness.processes import wait_for_task, wait_until
 from vinecore import Task
 
 
-def test_a_worker_that_says_impossible_things_of_itself_is_refused(yard, caplog):
+def test_a_worker_that_says_impossible_things_of_itself_is_refused(local_cluster, caplog):
     caplog.set_level(logging.WARNING, "vinecore")
-    m = yard.manager()
+    m = local_cluster.start_manager()
     program = (
         "from vineworker import cli\nfrom vineworker.machine import resources\ndetect = resources.detect_resources\n"
         "cli.detect_resources = lambda *args: detect(*args)._replace(cores='many')\ncli.main()"
     )
-    worker = yard.worker(m, command=[sys.executable, "-c", program])
+    worker = local_cluster.start_worker(m, command=[sys.executable, "-c", program])
     assert worker.wait() == 0
-    until(lambda: "a field that cannot be" in caplog.text, "a word about it")
+    wait_until(lambda: "a field that cannot be" in caplog.text, "a word about it")
     assert "cores='many'" in caplog.text
-    yard.workers(m, 1)
+    local_cluster.start_workers(m, 1)
     m.submit(Task("echo fine"))
-    assert one_result(m).output == "fine\n"
+    assert wait_for_task(m).output == "fine\n"
 
 
 @pytest.mark.parametrize(
@@ -35,16 +35,16 @@ def test_a_worker_that_says_impossible_things_of_itself_is_refused(yard, caplog)
         "m.PersistentObjects(['a'], [], [])",
     ],
 )
-def test_a_worker_that_says_something_impossible_is_cut_off_and_the_others_go_on(yard, caplog, said):
+def test_a_worker_that_says_something_impossible_is_cut_off_and_the_others_go_on(local_cluster, caplog, said):
     caplog.set_level(logging.INFO, "vinecore")
-    m = yard.manager()
+    m = local_cluster.start_manager()
     program = (
         "from vineworker import cli\nfrom vineworker.session import session\nfrom vinecore.protocol import messages as m\nreceived = session.ManagerSession._on_messages\n"
         f"def lie(self, messages):\n    received(self, messages)\n    self.send({said})\n"
         "session.ManagerSession._on_messages = lie\ncli.main()"
     )
-    yard.worker(m, command=[sys.executable, "-c", program])
-    until(lambda: "a field that cannot be" in caplog.text, "the manager to have heard it")
-    yard.workers(m, 1)
+    local_cluster.start_worker(m, command=[sys.executable, "-c", program])
+    wait_until(lambda: "a field that cannot be" in caplog.text, "the manager to have heard it")
+    local_cluster.start_workers(m, 1)
     m.submit(Task("echo fine"))
-    assert one_result(m).output == "fine\n"
+    assert wait_for_task(m).output == "fine\n"

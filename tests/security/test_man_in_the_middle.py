@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import all_in, made_and_held, one_result, until
-from tests.harness.tcp_proxy import Proxy
+from tests.harness.processes import list_recursively, make_file_and_block, wait_for_task, wait_until
+from tests.harness.tcp_proxy import TcpProxy
 from tests.security.resource_monitor import unharmed, works
 from vinecore import PythonTask, Task
 from vinecore.protocol import VERSION, handshake, tls
@@ -43,7 +43,7 @@ class Touch:
         return os.mknod, (str(self.path),)
 
 
-class Between(Proxy):
+class Between(TcpProxy):
     """Relays the handshake word for word, and then gives each frame to ``tamper``, which says what is passed on instead.
 
     Parameters
@@ -138,48 +138,50 @@ def throw_back(frame, to_manager, number):
     ids=["flips a bit of the worker's", "flips a bit of the manager's", "repeats the worker's", "repeats the manager's", "leaves out the worker's",
          "leaves out the manager's", "adds a command", "adds a result", "makes up a question"],
 )  # fmt: skip
-def test_who_relays_the_handshake_can_cut_the_connection_and_nothing_else(yard, caplog, tamper, monkeypatch):
-    monkeypatch.chdir(yard.folder)
+def test_who_relays_the_handshake_can_cut_the_connection_and_nothing_else(
+    local_cluster, caplog, tamper, monkeypatch
+):
+    monkeypatch.chdir(local_cluster.folder)
     caplog.set_level(logging.INFO, "vinecore")
-    m = yard.manager()
+    m = local_cluster.start_manager()
     m._engine.heartbeat_interval_s = 0.3  # what is left out is missed when something else is said
     between = Between(m.port, tamper)
     try:
-        worker = yard.worker(between.port, "--timeout", "60", command=COMES_BACK)
+        worker = local_cluster.start_worker(between.port, "--timeout", "60", command=COMES_BACK)
         m.wait_for_workers(1, 60)
         for number in range(4):
             m.submit(PythonTask(sample_tasks.add, number, 1))
-            task = one_result(m)
+            task = wait_for_task(m)
             assert task.output == number + 1
         assert not between.active, "nothing was altered"
-        until(lambda: "whose seal does not fit" in caplog.text + worker.log, "a word about it")
-        assert "evil-ran" not in map(os.path.basename, all_in(yard.folder))
+        wait_until(lambda: "whose seal does not fit" in caplog.text + worker.log, "a word about it")
+        assert "evil-ran" not in map(os.path.basename, list_recursively(local_cluster.folder))
         between.active = False
-        with unharmed(m, yard, lambda: caplog.text):
+        with unharmed(m, local_cluster, lambda: caplog.text):
             works(m)
     finally:
         between.close()
 
 
-def test_what_is_said_can_be_read_without_tls_but_neither_the_secret_nor_a_key(yard):
-    m = yard.manager()
+def test_what_is_said_can_be_read_without_tls_but_neither_the_secret_nor_a_key(local_cluster):
+    m = local_cluster.start_manager()
     between = Between(m.port, lambda frame, *_: frame)
     try:
-        yard.worker(between.port)
+        local_cluster.start_worker(between.port)
         m.wait_for_workers(1, 60)
         m.submit(Task("echo in-the-clear"))
-        assert one_result(m).output == "in-the-clear\n"
+        assert wait_for_task(m).output == "in-the-clear\n"
         [peer] = m._engine._peers.values()
         seen = b"".join(between.seen)
         assert b"in-the-clear" in seen
-        for private in (yard.secret.read_bytes().strip(), peer.session, peer.key):
+        for private in (local_cluster.secret.read_bytes().strip(), peer.session, peer.key):
             assert private not in seen
             assert private.hex().encode() not in seen
     finally:
         between.close()
 
 
-class Recorder(Proxy):
+class Recorder(TcpProxy):
     """Keeps what passes, and may flip a bit of what comes to the server."""
 
     def __init__(self, port):
@@ -194,20 +196,20 @@ class Recorder(Proxy):
         return data
 
 
-def test_with_tls_nothing_can_be_read_and_nothing_altered(yard, caplog):
+def test_with_tls_nothing_can_be_read_and_nothing_altered(local_cluster, caplog):
     pytest.importorskip("cryptography")
-    m = yard.manager(ssl=True)
+    m = local_cluster.start_manager(ssl=True)
     recorder = Recorder(m.port)
     try:
-        worker = yard.worker(recorder.port, "--ssl", "--timeout", "60", command=COMES_BACK)
+        worker = local_cluster.start_worker(recorder.port, "--ssl", "--timeout", "60", command=COMES_BACK)
         m.wait_for_workers(1, 60)
-        with unharmed(m, yard, lambda: caplog.text):
+        with unharmed(m, local_cluster, lambda: caplog.text):
             m.submit(Task("echo in-the-clear"))
-            assert one_result(m).output == "in-the-clear\n"
+            assert wait_for_task(m).output == "in-the-clear\n"
             assert b"in-the-clear" not in recorder.seen
             assert b"nonce" not in recorder.seen.replace(b'{"vine": ', b""), "not even the challenge"
             recorder.flip = True
-            until(lambda: _submitted(m) and not recorder.flip, "something to be altered")
+            wait_until(lambda: _submitted(m) and not recorder.flip, "something to be altered")
             m.wait_for_workers(1, 60)
         assert worker.process.poll() is None
     finally:
@@ -216,19 +218,19 @@ def test_with_tls_nothing_can_be_read_and_nothing_altered(yard, caplog):
 
 def _submitted(m):
     m.submit(Task("echo some more words"))
-    assert one_result(m).output == "some more words\n"
+    assert wait_for_task(m).output == "some more words\n"
     return True
 
 
-def test_who_ends_tls_with_a_certificate_of_his_own_hears_no_challenge_answered(yard):
+def test_who_ends_tls_with_a_certificate_of_his_own_hears_no_challenge_answered(local_cluster):
     pytest.importorskip("cryptography")
-    yard.manager(ssl=True)  # whose fingerprint the worker knows
+    local_cluster.start_manager(ssl=True)  # whose fingerprint the worker knows
     text, _fingerprint = certificates.make_certificate()
-    yard.place("false.pem").write_text(text)
-    context = tls.server_context(str(yard.place("false.pem")))
+    local_cluster.path("false.pem").write_text(text)
+    context = tls.server_context(str(local_cluster.path("false.pem")))
     cover = tls.TlsTunnels()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        worker = yard.worker(listener.getsockname()[1], "--ssl")
+        worker = local_cluster.start_worker(listener.getsockname()[1], "--ssl")
         sock, _address = listener.accept()
         covered = cover.serve(sock, context)
         with covered:
@@ -248,17 +250,17 @@ ODD = str(Path(__file__).parents[1] / "faults" / "misbehaving_worker.py")
 
 @pytest.mark.parametrize("size", [30_000, 1_000_000])
 @pytest.mark.parametrize("what", ["heads", "contents"])
-def test_what_is_altered_between_two_workers_is_had_from_elsewhere(yard, caplog, what, size):
+def test_what_is_altered_between_two_workers_is_had_from_elsewhere(local_cluster, caplog, what, size):
     caplog.set_level(logging.WARNING, "vinecore")
-    m = yard.manager()
-    yard.worker(m, command=[sys.executable, ODD, f"altered_{what}"])
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m, command=[sys.executable, ODD, f"altered_{what}"])
     m.wait_for_workers(1, 60)
-    maker, blocker = made_and_held(yard, m, size)
-    yard.workers(m, 1)
+    maker, blocker = make_file_and_block(local_cluster, m, size)
+    local_cluster.start_workers(m, 1)
     reader = PythonTask(len, maker.output_file)
     m.submit(reader)
-    assert one_result(m) is reader
+    assert wait_for_task(m) is reader
     assert reader.output == len(sample_tasks.make_bytes(size))
-    yard.place("gate").touch()
-    assert one_result(m) is blocker
+    local_cluster.path("gate").touch()
+    assert wait_for_task(m) is blocker
     assert ("whose seal does not fit" if what == "heads" else "altered") in caplog.text

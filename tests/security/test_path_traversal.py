@@ -8,7 +8,7 @@ import tarfile
 
 import pytest
 
-from tests.harness.processes import all_in, one_result, used_below
+from tests.harness.processes import list_recursively, used_below, wait_for_task
 from tests.security.resource_monitor import unharmed
 from vinecore import Task
 
@@ -38,23 +38,23 @@ def archive(path, *members):
     ],
     ids=["climbs", "is absolute", "through a link", "through two links", "over a link"],
 )
-def test_nothing_of_an_archive_is_written_outside_of_its_folder(yard, members):
-    outside = yard.place("outside")
+def test_nothing_of_an_archive_is_written_outside_of_its_folder(local_cluster, members):
+    outside = local_cluster.path("outside")
     outside.mkdir()
-    m = yard.manager()
-    yard.workers(m, 1)
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
     named = [
         tuple(part.format(outside=str(outside)[1:]) if isinstance(part, str) else part for part in member)
         for member in members
     ]
-    with unharmed(m, yard):
-        file = m.declare_untar(m.declare_file(str(archive(yard.place("bad.txt"), *named))))
+    with unharmed(m, local_cluster):
+        file = m.declare_untar(m.declare_file(str(archive(local_cluster.path("bad.txt"), *named))))
         task = Task("cat in/evil; true")
         task.add_input(file, "in")
         m.submit(task)
-        result = one_result(m)
+        result = wait_for_task(m)
         assert not list(outside.iterdir())
-        evil = [path for path in all_in(yard.folder) if os.path.basename(path) == "evil"]
+        evil = [path for path in list_recursively(local_cluster.folder) if os.path.basename(path) == "evil"]
         assert all("vine-worker" in path for path in evil)
         if result.successful():  # a link that was replaced by a file
             assert members[0][0] == "evil"
@@ -64,24 +64,24 @@ def test_nothing_of_an_archive_is_written_outside_of_its_folder(yard, members):
     ("name", "words"),
     [("in/way/evil", "leads through a link"), ("in/mine", "is taken"), ("in/copied/evil", "")],
 )
-def test_no_input_is_put_through_a_link_that_another_one_has_brought(yard, name, words):
+def test_no_input_is_put_through_a_link_that_another_one_has_brought(local_cluster, name, words):
     """A link that leads out of a directory is none any more when it arrives."""
-    outside = yard.place("outside")
+    outside = local_cluster.path("outside")
     outside.mkdir()
     (outside / "mine").write_text("as it was")
-    tree = yard.place("tree")
+    tree = local_cluster.path("tree")
     (tree / "inside").mkdir(parents=True)
     (tree / "way").symlink_to("inside")
     (tree / "copied").symlink_to(outside)
     (tree / "mine").symlink_to(outside / "mine")
-    m = yard.manager()
-    yard.workers(m, 1)
-    with unharmed(m, yard):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
+    with unharmed(m, local_cluster):
         task = Task("cat in/copied/mine")
         task.add_input(m.declare_file(str(tree)), "in")
         task.add_input(m.declare_buffer("evil"), name)
         m.submit(task)
-        result = one_result(m)
+        result = wait_for_task(m)
         if words:
             assert not result.successful()
             assert words in str(result.error())
@@ -92,31 +92,31 @@ def test_no_input_is_put_through_a_link_that_another_one_has_brought(yard, name,
 
 
 @pytest.mark.parametrize("command", ["mkfifo out", "ln -s /dev/zero out", "ln -s /dev/stdin out"])
-def test_an_output_that_has_no_end_is_no_output_and_keeps_no_task_waiting(yard, command):
-    m = yard.manager()
-    yard.workers(m, 1)
-    with unharmed(m, yard):
+def test_an_output_that_has_no_end_is_no_output_and_keeps_no_task_waiting(local_cluster, command):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
+    with unharmed(m, local_cluster):
         task = Task(command)
         task.add_output(m.declare_temp(), "out")
         m.submit(task)
-        assert one_result(m).result == "output missing"
+        assert wait_for_task(m).result == "output missing"
 
 
-def test_an_archive_that_is_larger_than_the_disk_is_not_unpacked(yard):
-    data = yard.place("bomb.txt")
+def test_an_archive_that_is_larger_than_the_disk_is_not_unpacked(local_cluster):
+    data = local_cluster.path("bomb.txt")
     with tarfile.open(data, "w:gz", compresslevel=1) as tar:
         info = tarfile.TarInfo("zeros")
         info.size = 60 << 20
         with open("/dev/zero", "rb") as zeros:
             tar.addfile(info, zeros)
-    m = yard.manager()
-    yard.workers(m, 1, "--disk", "20")
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1, "--disk", "20")
     seen = [0]
     task = Task("true")
     task.add_input(m.declare_untar(m.declare_file(str(data))), "in")
     m.submit(task)
     while (done := m.wait(0.05)) is None:
-        seen.append(used_below(yard.workspace))
+        seen.append(used_below(local_cluster.workspace))
     assert max(seen) < 40 << 20
     assert done is task
     assert not done.successful()

@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.test_connections import LARGE, made_and_moved
 from tests.harness import sample_tasks
-from tests.harness.processes import one_result
+from tests.harness.processes import wait_for_task
 from vinecore import PythonTask
 from vinecore.protocol import handshake, transfer_tokens
 from vinecore.protocol.transfer.client import TransferConnection
@@ -22,13 +22,13 @@ def door_of(m, number):
     return int(address.rpartition(":")[2]), m._engine._peers[number].key
 
 
-def test_a_worker_gives_a_file_to_whom_the_manager_has_sent_and_to_nobody_else(yard, tmp_path):
-    m = yard.manager()
-    [worker] = yard.workers(m, 1)
+def test_a_worker_gives_a_file_to_whom_the_manager_has_sent_and_to_nobody_else(local_cluster, tmp_path):
+    m = local_cluster.start_manager()
+    [worker] = local_cluster.start_workers(m, 1)
     task = PythonTask(sample_tasks.make_bytes, LARGE)
     task.enable_temp_output()
     m.submit(task)
-    assert one_result(m) is task
+    assert wait_for_task(m) is task
     name = task.output_file.cache_name
     port, key = door_of(m, 1)
     good = {"ticket": transfer_tokens.sign_token(key, 2, name, 60), "expires": 60}
@@ -46,8 +46,8 @@ def test_a_worker_gives_a_file_to_whom_the_manager_has_sent_and_to_nobody_else(y
     for reason, ticket in refused.items():
         with client() as peer, pytest.raises(handshake.HandshakeRejected, match=reason):
             peer.get_unverified(name, str(tmp_path / "got"), **ticket)
-        worker.says(reason)
-    for wrong in (read_secret(yard.secret), key, transfer_tokens.pair_key(key, 3)):
+        worker.wait_for_log(reason)
+    for wrong in (read_secret(local_cluster.secret), key, transfer_tokens.pair_key(key, 3)):
         with pytest.raises(handshake.HandshakeRejected, match="wrong secret"):
             client(wrong)
     with client() as peer, pytest.raises(handshake.HandshakeRejected, match="a request without a ticket"):
@@ -58,8 +58,8 @@ def test_a_worker_gives_a_file_to_whom_the_manager_has_sent_and_to_nobody_else(y
         assert proof is None
 
 
-def test_a_worker_that_forges_tickets_gets_its_input_through_the_manager(yard, caplog):
+def test_a_worker_that_forges_tickets_gets_its_input_through_the_manager(local_cluster, caplog):
     caplog.set_level(logging.WARNING, "vinecore")
-    m, maker = made_and_moved(yard, None, "forging")
+    m, maker = made_and_moved(local_cluster, None, "forging")
     assert "the ticket is not for" in caplog.text
     assert m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)

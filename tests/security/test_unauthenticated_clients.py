@@ -16,8 +16,8 @@ import threading
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import made_and_held, one_result, until
-from tests.harness.tcp_proxy import Proxy
+from tests.harness.processes import make_file_and_block, wait_for_task, wait_until
+from tests.harness.tcp_proxy import TcpProxy
 from tests.security.resource_monitor import crowd, many_files, unharmed, works
 from vinecore import PythonTask, Task
 from vinecore.protocol import handshake, listener
@@ -67,10 +67,10 @@ def throw(port, garbage):
 
 
 @pytest.mark.parametrize("whose", ["manager", "worker"])
-def test_garbage_on_a_port_is_refused_and_logged_and_does_no_harm(yard, caplog, whose):
+def test_garbage_on_a_port_is_refused_and_logged_and_does_no_harm(local_cluster, caplog, whose):
     caplog.set_level(logging.WARNING, "vinecore")
-    m = yard.manager()
-    [worker] = yard.workers(m, 1)
+    m = local_cluster.start_manager()
+    [worker] = local_cluster.start_workers(m, 1)
     port = (
         m.port
         if whose == "manager"
@@ -80,38 +80,38 @@ def test_garbage_on_a_port_is_refused_and_logged_and_does_no_harm(yard, caplog, 
         answer = throw(port, garbage)
         assert b"proof" not in answer
     refusal = "refused a connection from 127.0.0.1" if whose == "manager" else "refused a peer at 127.0.0.1"
-    until(
+    wait_until(
         lambda: (caplog.text if whose == "manager" else worker.log).count(refusal) == len(GARBAGE),
         "every stranger to be logged",
     )
     m.submit(Task("echo fine"))
-    assert one_result(m).output == "fine\n"
+    assert wait_for_task(m).output == "fine\n"
 
 
-def test_a_manager_refuses_a_worker_with_another_secret(yard, caplog):
+def test_a_manager_refuses_a_worker_with_another_secret(local_cluster, caplog):
     caplog.set_level(logging.WARNING, "vinecore")
-    m = yard.manager()
-    other = yard.place("other-secret")
+    m = local_cluster.start_manager()
+    other = local_cluster.path("other-secret")
     write_secret(other)
-    worker = yard.worker(m, secret=other)
+    worker = local_cluster.start_worker(m, secret=other)
     assert worker.wait() == 1
     assert "refuses this worker: wrong secret" in worker.log
-    until(lambda: "refused a connection from 127.0.0.1: wrong secret" in caplog.text, "a word about it")
+    wait_until(lambda: "refused a connection from 127.0.0.1: wrong secret" in caplog.text, "a word about it")
     assert m.workers_connected == 0
 
 
-def test_a_recorded_handshake_opens_no_door(yard):
-    m = yard.manager()
+def test_a_recorded_handshake_opens_no_door(local_cluster):
+    m = local_cluster.start_manager()
     recorded = []
 
-    class Recorder(Proxy):
+    class Recorder(TcpProxy):
         def _pump(self, source, sink):
             recorded.append(source.recv(1, socket.MSG_PEEK) and source.recv(4096, socket.MSG_PEEK))
             super()._pump(source, sink)
 
     proxy = Recorder(m.port)
     try:
-        yard.worker(proxy.port)
+        local_cluster.start_worker(proxy.port)
         m.wait_for_workers(1, 60)
         greeting = next(data for data in recorded if b'"role"' in data)
         assert b"wrong secret" in throw(m.port, greeting)
@@ -120,36 +120,36 @@ def test_a_recorded_handshake_opens_no_door(yard):
 
 
 @pytest.mark.parametrize("ssl", [False, True], ids=["plain", "tls"])
-def test_two_thousand_silent_connections_keep_nobody_out(yard, caplog, monkeypatch, ssl):
+def test_two_thousand_silent_connections_keep_nobody_out(local_cluster, caplog, monkeypatch, ssl):
     if ssl:
         pytest.importorskip("cryptography")
         monkeypatch.setattr(listener, "HANDSHAKE_GRACE_S", 0.5)
     options = ["--ssl"] if ssl else []
-    m = yard.manager(ssl=ssl or None)
-    yard.workers(m, 1, *options)
-    with many_files(IDLE * 4), unharmed(m, yard, lambda: caplog.text), crowd(m.port, IDLE):
+    m = local_cluster.start_manager(ssl=ssl or None)
+    local_cluster.start_workers(m, 1, *options)
+    with many_files(IDLE * 4), unharmed(m, local_cluster, lambda: caplog.text), crowd(m.port, IDLE):
         works(m)
-        yard.workers(m, 1, *options)
+        local_cluster.start_workers(m, 1, *options)
         assert m.workers_connected == 2
 
 
-def test_two_thousand_who_know_the_secret_and_ask_nothing_keep_nobody_out(yard):
-    m = yard.manager()
-    yard.workers(m, 1)
-    with many_files(IDLE * 4), unharmed(m, yard), contextlib.ExitStack() as stack:
+def test_two_thousand_who_know_the_secret_and_ask_nothing_keep_nobody_out(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
+    with many_files(IDLE * 4), unharmed(m, local_cluster), contextlib.ExitStack() as stack:
         for _ in range(IDLE):
-            client = TransferConnection("127.0.0.1", m.port, read_secret(yard.secret))
+            client = TransferConnection("127.0.0.1", m.port, read_secret(local_cluster.secret))
             stack.callback(client.close)
-        yard.workers(m, 1)
+        local_cluster.start_workers(m, 1)
         maker = PythonTask(sample_tasks.make_bytes, LARGE)  # it comes over a connection of its own
         m.submit(maker)
-        assert one_result(m).output == sample_tasks.make_bytes(LARGE)
+        assert wait_for_task(m).output == sample_tasks.make_bytes(LARGE)
 
 
 @pytest.mark.parametrize("whose", ["manager", "worker"])
-def test_who_says_a_byte_now_and_then_keeps_nobody_out(yard, whose):
-    m = yard.manager()
-    yard.workers(m, 1)
+def test_who_says_a_byte_now_and_then_keeps_nobody_out(local_cluster, whose):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
     over = threading.Event()
 
     def drip(socks):
@@ -161,59 +161,59 @@ def test_who_says_a_byte_now_and_then_keeps_nobody_out(yard, whose):
             if over.wait(0.2):
                 return
 
-    with unharmed(m, yard), crowd(port_of(m, whose), 2 * MAX_UNAUTHENTICATED) as socks:
+    with unharmed(m, local_cluster), crowd(port_of(m, whose), 2 * MAX_UNAUTHENTICATED) as socks:
         dripping = threading.Thread(target=drip, args=(socks,))
         dripping.start()
         try:
-            moved_between_workers(yard, m)
+            moved_between_workers(local_cluster, m)
         finally:
             over.set()
             dripping.join()
 
 
-def moved_between_workers(yard, m):
+def moved_between_workers(local_cluster, m):
     """Have a new worker read what the first one makes and is too busy to read itself."""
-    maker, blocker = made_and_held(yard, m, LARGE)
-    yard.workers(m, 1)
+    maker, blocker = make_file_and_block(local_cluster, m, LARGE)
+    local_cluster.start_workers(m, 1)
     reader = PythonTask(sample_tasks.digest, maker.output_file)
     m.submit(reader)
-    assert one_result(m) is reader
-    yard.place("gate").touch()
-    assert one_result(m) is blocker
+    assert wait_for_task(m) is reader
+    local_cluster.path("gate").touch()
+    assert wait_for_task(m) is blocker
     for mark in ("blocker", "gate"):
-        yard.place(mark).unlink()
+        local_cluster.path(mark).unlink()
 
 
-def test_two_thousand_silent_connections_to_a_worker_stop_neither_its_tasks_nor_its_files(yard):
-    m = yard.manager()
-    yard.workers(m, 1)
-    with many_files(IDLE * 4), unharmed(m, yard), crowd(port_of(m, "worker"), IDLE):
-        moved_between_workers(yard, m)
+def test_two_thousand_silent_connections_to_a_worker_stop_neither_its_tasks_nor_its_files(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
+    with many_files(IDLE * 4), unharmed(m, local_cluster), crowd(port_of(m, "worker"), IDLE):
+        moved_between_workers(local_cluster, m)
 
 
-def test_who_is_silent_makes_room_only_for_somebody_who_knocks(yard, caplog):
+def test_who_is_silent_makes_room_only_for_somebody_who_knocks(local_cluster, caplog):
     caplog.set_level(logging.WARNING, "vinecore")
-    m = yard.manager()
+    m = local_cluster.start_manager()
     m._engine._listener._most = 3
     m._engine._listener._handshake_grace_s = 0.05
     with crowd(m.port, 3) as socks:
         for sock in socks:
             sock.setblocking(True)
             assert b"nonce" in sock.recv(4096)
-        until(lambda: len(m._engine._listener._unauthenticated) == 3, "all places to be taken")
+        wait_until(lambda: len(m._engine._listener._unauthenticated) == 3, "all places to be taken")
         assert not caplog.text
-        client = TransferConnection("127.0.0.1", m.port, read_secret(yard.secret))
-        until(lambda: "others were waiting for its place" in caplog.text, "a word about it")
+        client = TransferConnection("127.0.0.1", m.port, read_secret(local_cluster.secret))
+        wait_until(lambda: "others were waiting for its place" in caplog.text, "a word about it")
         assert socks[0].recv(1) == b"", "who came first has had most time"
         client.close()
 
 
-def test_many_who_are_refused_do_not_fill_the_log(yard, caplog, monkeypatch):
+def test_many_who_are_refused_do_not_fill_the_log(local_cluster, caplog, monkeypatch):
     monkeypatch.setattr(listener, "LOG_INTERVAL_S", 1e6)  # all of them come in one interval
     caplog.set_level(logging.WARNING, "vinecore")
-    m = yard.manager()
-    yard.workers(m, 1)
-    with unharmed(m, yard, lambda: caplog.text):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
+    with unharmed(m, local_cluster, lambda: caplog.text):
         for _ in range(3 * MAX_LOGGED_REFUSALS):
             throw(m.port, b"nonsense\n")
     said = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
@@ -234,13 +234,13 @@ with Manager(port=0, address="127.0.0.1", password_file=sys.argv[1]) as m:
 """
 
 
-def test_a_manager_that_may_open_few_files_keeps_most_of_them_from_strangers(yard):
-    process = subprocess.Popen([sys.executable, "-c", SMALL_MANAGER, str(yard.secret)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+def test_a_manager_that_may_open_few_files_keeps_most_of_them_from_strangers(local_cluster):
+    process = subprocess.Popen([sys.executable, "-c", SMALL_MANAGER, str(local_cluster.secret)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})  # fmt: skip
     try:
         port = int(process.stdout.readline())
         with many_files(IDLE * 2), crowd(port, IDLE):
-            yard.worker(port)
+            local_cluster.start_worker(port)
             process.stdin.write("go\n")
             process.stdin.flush()
             assert process.stdout.readline() == "'fine\\n' 1\n"
@@ -256,10 +256,10 @@ def test_a_manager_that_may_open_few_files_keeps_most_of_them_from_strangers(yar
 # ---- who knows the secret, and says too much
 
 
-def as_worker(m, yard):
+def as_worker(m, local_cluster):
     """A connection of somebody who has proved that he is a worker."""
     sock = socket.create_connection(("127.0.0.1", m.port), 60)
-    handshake.connect(sock, read_secret(yard.secret), "worker")
+    handshake.connect(sock, read_secret(local_cluster.secret), "worker")
     return sock
 
 
@@ -282,26 +282,26 @@ def as_worker(m, yard):
         "a million bytes",
     ],
 )
-def test_a_frame_that_is_too_large_is_refused_before_it_comes(yard, caplog, frame):
+def test_a_frame_that_is_too_large_is_refused_before_it_comes(local_cluster, caplog, frame):
     caplog.set_level(logging.WARNING, "vinecore")
-    m = yard.manager()
-    yard.workers(m, 1)
-    with unharmed(m, yard, lambda: caplog.text), as_worker(m, yard) as sock:
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
+    with unharmed(m, local_cluster, lambda: caplog.text), as_worker(m, local_cluster) as sock:
         with contextlib.suppress(ConnectionError):
             sock.sendall(frame)
         with contextlib.suppress(ConnectionError):
             assert sock.recv(1) == b"", "the connection ends"
-    until(lambda: "protocol error" in caplog.text, "a word about it")
+    wait_until(lambda: "protocol error" in caplog.text, "a word about it")
 
 
 # ---- who asks what there is to do
 
 
-def test_who_asks_for_the_state_without_the_secret_is_told_nothing(yard, caplog):
+def test_who_asks_for_the_state_without_the_secret_is_told_nothing(local_cluster, caplog):
     caplog.set_level(logging.WARNING, "vinecore")
-    m = yard.manager(name="secret-analysis")
-    yard.workers(m, 1)
-    with unharmed(m, yard, lambda: caplog.text):
+    m = local_cluster.start_manager(name="secret-analysis")
+    local_cluster.start_workers(m, 1)
+    with unharmed(m, local_cluster, lambda: caplog.text):
         with (
             socket.create_connection(("127.0.0.1", m.port), 60) as sock,
             pytest.raises(handshake.HandshakeRejected, match="wrong secret"),
@@ -311,15 +311,15 @@ def test_who_asks_for_the_state_without_the_secret_is_told_nothing(yard, caplog)
         assert b"analysis" not in throw(m.port, greeting + b"\n")
         silent = [socket.create_connection(("127.0.0.1", m.port), 60) for _ in range(20)]
         for sock in silent:  # who knows the secret, and does not read the answer
-            handshake.connect(sock, read_secret(yard.secret), "status")
+            handshake.connect(sock, read_secret(local_cluster.secret), "status")
         works(m)
         for sock in silent:
             sock.close()
 
 
-def test_a_role_that_there_is_not_gets_nothing(yard):
-    m = yard.manager()
-    yard.workers(m, 1)
-    with unharmed(m, yard), socket.create_connection(("127.0.0.1", m.port), 60) as sock:
-        handshake.connect(sock, read_secret(yard.secret), "owner")
+def test_a_role_that_there_is_not_gets_nothing(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
+    with unharmed(m, local_cluster), socket.create_connection(("127.0.0.1", m.port), 60) as sock:
+        handshake.connect(sock, read_secret(local_cluster.secret), "owner")
         assert sock.recv(1) == b""

@@ -2,31 +2,31 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness.processes import yard_in
+from tests.harness.processes import start_local_cluster
 
 
 @pytest.fixture
-def yard(tmp_path, monkeypatch):
+def local_cluster(tmp_path, monkeypatch):
     """Starts managers and workers in a folder of their own, and ends them."""
-    with yard_in(tmp_path, monkeypatch) as yard:
-        yield yard
+    with start_local_cluster(tmp_path, monkeypatch) as local_cluster:
+        yield local_cluster
 
 
 @pytest.fixture(scope="module")
-def shared_yard(tmp_path_factory):
+def shared_cluster(tmp_path_factory):
     """The same for all tests of a module."""
     with (
         pytest.MonkeyPatch.context() as monkeypatch,
-        yard_in(tmp_path_factory.mktemp("yard"), monkeypatch) as yard,
+        start_local_cluster(tmp_path_factory.mktemp("local_cluster"), monkeypatch) as local_cluster,
     ):
-        yield yard
+        yield local_cluster
 
 
 @pytest.fixture(scope="module")
-def shared_manager(shared_yard):
+def shared_manager(shared_cluster):
     """A manager with one worker of four cores, which the tests of a module have in common."""
-    m = shared_yard.manager()
-    shared_yard.worker(m, "--cores", "4")
+    m = shared_cluster.start_manager()
+    shared_cluster.start_worker(m, "--cores", "4")
     m.wait_for_workers(1, 60)
     return m
 

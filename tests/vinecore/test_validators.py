@@ -14,7 +14,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import one_result, until
+from tests.harness.processes import wait_for_task, wait_until
 from vinecore import Factory, FunctionCall, Manager, PythonTask, Task, validators
 from vinecore.manager.libraries import LibraryTask
 from vinecore.resources.amounts import ResourceRequest
@@ -208,8 +208,8 @@ def test_inputs_and_outputs_are_dicts_of_declared_files(value):
             Task("true", **{name: value})
 
 
-def test_a_file_of_another_manager_is_refused(m, yard):
-    other = yard.manager()
+def test_a_file_of_another_manager_is_refused(m, local_cluster):
+    other = local_cluster.start_manager()
     with pytest.raises(ValueError, match="declared with another manager"):
         m.submit(Task("cat in", inputs={other.declare_buffer("x"): "in"}))
     assert m.empty()
@@ -351,13 +351,13 @@ def test_a_number_that_cannot_be_tuned_is_told_with_the_nearest_that_can(m, capl
      {"shutdown": "no"}, {"validate": "yes"}, {"init_fn": 5}, {"name": "n", "registry": 5}, {"name": "n", "catalog": 5}],
     ids=ids,
 )  # fmt: skip
-def test_a_manager_is_not_begun_with_what_it_cannot_use(yard, options):
+def test_a_manager_is_not_begun_with_what_it_cannot_use(local_cluster, options):
     with pytest.raises((TypeError, ValueError)):
-        Manager(**{"port": 0, "address": "127.0.0.1", "password_file": yard.secret, **options})
+        Manager(**{"port": 0, "address": "127.0.0.1", "password_file": local_cluster.secret, **options})
 
 
-def test_a_port_may_come_from_numpy(yard):
-    assert yard.manager(port=np.int64(0)).port > 0
+def test_a_port_may_come_from_numpy(local_cluster):
+    assert local_cluster.start_manager(port=np.int64(0)).port > 0
 
 
 # ---- factories
@@ -390,9 +390,9 @@ def test_a_vine_scales_to_no_workers_and_back():
         m.submit(Task("echo later"))
         assert m.workers_connected == 0
         m.scale(1)
-        assert one_result(m).output == "later\n"
+        assert wait_for_task(m).output == "later\n"
         m.scale(0)
-        until(lambda: not m.workers_connected, "the worker to go")
+        wait_until(lambda: not m.workers_connected, "the worker to go")
         for wrong in (-1, "1", 1.5, None, True):
             with pytest.raises((TypeError, ValueError), match="count="):
                 m.scale(wrong)

@@ -17,7 +17,15 @@ from vineworker.cli import parse_address
 from vineworker.options import parse_amount_mb, parse_cores, parse_gpus
 
 from tests.harness import sample_tasks
-from tests.harness.processes import HURRY_S, alive, find_python, free_port, one_result, until, workers_of
+from tests.harness.processes import (
+    HURRY_S,
+    find_python,
+    free_port,
+    is_alive,
+    wait_for_task,
+    wait_until,
+    worker_summaries,
+)
 from vinecore import Factory, Manager, PythonTask, Task
 from vinecore.protocol.amounts import parse_megabytes
 from vinecore.protocol.temporary_folders import OWNER_FILE
@@ -39,18 +47,18 @@ def vine_worker(*arguments, **env):
     )
 
 
-def on_a_leash(m, yard, seconds):
+def on_a_leash(m, local_cluster, seconds):
     """Start a worker on a leash, and give it with the pipe that holds it."""
-    log = yard.place("leash.log")
+    log = local_cluster.path("leash.log")
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "vineworker", "127.0.0.1", str(m.port), "--password", "-", "--leash", str(seconds),
-             "--workspace", str(yard.workspace), "--cores", "1"],
+             "--workspace", str(local_cluster.workspace), "--cores", "1"],
             stdin=subprocess.PIPE, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": ALONE},
         )  # fmt: skip
-    process.stdin.write(yard.secret.read_bytes())
+    process.stdin.write(local_cluster.secret.read_bytes())
     process.stdin.flush()
-    until(lambda: pull(process) and m.workers_connected, "the worker to be connected")
+    wait_until(lambda: pull(process) and m.workers_connected, "the worker to be connected")
     return process, log
 
 
@@ -60,9 +68,9 @@ def pull(process):
     return True
 
 
-def test_a_worker_on_a_leash_leaves_when_that_ends(yard):
-    m = yard.manager()
-    process, log = on_a_leash(m, yard, 300)
+def test_a_worker_on_a_leash_leaves_when_that_ends(local_cluster):
+    m = local_cluster.start_manager()
+    process, log = on_a_leash(m, local_cluster, 300)
     with process:
         m.submit(Task("echo fine; cat"))
         assert m.wait(60).output == "fine\n"
@@ -71,12 +79,14 @@ def test_a_worker_on_a_leash_leaves_when_that_ends(yard):
     assert "has let it go" in log.read_text()
 
 
-def test_a_worker_on_a_leash_leaves_when_nobody_pulls_it(yard):
-    m = yard.manager()
-    process, log = on_a_leash(m, yard, 3)
+def test_a_worker_on_a_leash_leaves_when_nobody_pulls_it(local_cluster):
+    m = local_cluster.start_manager()
+    process, log = on_a_leash(m, local_cluster, 3)
     with process:
         m.submit(Task("echo fine"))
-        task = until(lambda: pull(process) and m.wait(0), "the task to be done, by a worker that is pulled")
+        task = wait_until(
+            lambda: pull(process) and m.wait(0), "the task to be done, by a worker that is pulled"
+        )
         assert task.output == "fine\n"
         assert process.wait(60) == 0
     assert "has not been heard for 3 s" in log.read_text()
@@ -125,14 +135,14 @@ def test_an_address_is_a_host_and_a_port(words, address):
         ["a", "1", "b"],
     ],
 )
-def test_what_is_not_an_address_is_refused_with_an_example(yard, words):
-    ended = vine_worker(*words, "--password", yard.secret)
+def test_what_is_not_an_address_is_refused_with_an_example(local_cluster, words):
+    ended = vine_worker(*words, "--password", local_cluster.secret)
     assert ended.returncode == 2
     assert "give HOST PORT or HOST:PORT, such as localhost:9123" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_without_a_secret_the_worker_says_where_it_looked_and_what_to_do(yard, tmp_path):
+def test_without_a_secret_the_worker_says_where_it_looked_and_what_to_do(local_cluster, tmp_path):
     ended = vine_worker("localhost", 9123)
     assert ended.returncode == 2
     assert f"no secret at {tmp_path}/config/daskvine/secret" in ended.stderr
@@ -142,9 +152,14 @@ def test_without_a_secret_the_worker_says_where_it_looked_and_what_to_do(yard, t
     assert "Traceback" not in ended.stderr
 
 
-def test_a_workspace_that_cannot_be_made_is_an_error_that_says_so(yard):
+def test_a_workspace_that_cannot_be_made_is_an_error_that_says_so(local_cluster):
     ended = vine_worker(
-        "localhost", 9123, "--password", yard.secret, "--workspace", yard.secret / "below-a-file"
+        "localhost",
+        9123,
+        "--password",
+        local_cluster.secret,
+        "--workspace",
+        local_cluster.secret / "below-a-file",
     )
     assert ended.returncode == 2
     assert "cannot be made" in ended.stderr
@@ -152,8 +167,8 @@ def test_a_workspace_that_cannot_be_made_is_an_error_that_says_so(yard):
 
 
 @pytest.mark.parametrize("option", ["--cores", "--memory", "--disk", "--gpus", "--timeout"])
-def test_what_is_not_a_number_is_refused(yard, option):
-    ended = vine_worker("localhost", 9123, "--password", yard.secret, option, "many")
+def test_what_is_not_a_number_is_refused(local_cluster, option):
+    ended = vine_worker("localhost", 9123, "--password", local_cluster.secret, option, "many")
     assert ended.returncode == 2
     assert option in ended.stderr
 
@@ -176,135 +191,137 @@ def test_the_version_and_the_help_are_told():
         assert option in text
 
 
-def test_the_resources_that_are_told_are_offered(yard):
-    m = yard.manager()
-    yard.worker(m, "--cores", "3", "--memory", "1234", "--disk", "567", "--gpus", "2")
+def test_the_resources_that_are_told_are_offered(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m, "--cores", "3", "--memory", "1234", "--disk", "567", "--gpus", "2")
     m.wait_for_workers(1, 60)
-    assert workers_of(m)[0]["total"] == {"cores": 3.0, "memory": 1234, "disk": 567, "gpus": 2.0}
+    assert worker_summaries(m)[0]["total"] == {"cores": 3.0, "memory": 1234, "disk": 567, "gpus": 2.0}
 
 
-def test_the_resources_that_are_not_told_are_detected(yard):
-    m = yard.manager()
-    yard.worker(m, "--cores", "all", "--memory", "auto", "--disk", "-1", "--gpus", "auto")
+def test_the_resources_that_are_not_told_are_detected(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m, "--cores", "all", "--memory", "auto", "--disk", "-1", "--gpus", "auto")
     m.wait_for_workers(1, 60)
-    total = workers_of(m)[0]["total"]
+    total = worker_summaries(m)[0]["total"]
     assert total["cores"] == len(os.sched_getaffinity(0))
     assert total["memory"] > 100
     assert total["disk"] > 0
 
 
-def test_defaults_come_from_the_environment_and_do_not_reach_the_tasks(yard):
-    m = yard.manager()
-    log = yard.place("log")
+def test_defaults_come_from_the_environment_and_do_not_reach_the_tasks(local_cluster):
+    m = local_cluster.start_manager()
+    log = local_cluster.path("log")
     with log.open("wb") as output:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "vineworker", f"127.0.0.1:{m.port}", "-P", yard.secret, "-s", yard.workspace, "--single-shot"],
+            [sys.executable, "-m", "vineworker", f"127.0.0.1:{m.port}", "-P", local_cluster.secret, "-s", local_cluster.workspace, "--single-shot"],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": ALONE, "CORES": "5", "MEMORY": "600"},
         )  # fmt: skip
     try:
         m.wait_for_workers(1, 60)
-        assert workers_of(m)[0]["total"]["cores"] == 5
-        assert workers_of(m)[0]["total"]["memory"] == 600
+        assert worker_summaries(m)[0]["total"]["cores"] == 5
+        assert worker_summaries(m)[0]["total"]["memory"] == 600
         task = Task("echo $CORES $MEMORY", cores=1, memory=10, disk=1)
         m.submit(task)
-        assert one_result(m).output == "1 10\n"
+        assert wait_for_task(m).output == "1 10\n"
     finally:
         worker.terminate()
         assert worker.wait(60) == 0
 
 
-def test_files_are_kept_in_the_workspace(yard):
-    m = yard.manager()
-    yard.workers(m, 1)
-    assert len(list(yard.workspace.glob("vine-worker-*"))) == 1
+def test_files_are_kept_in_the_workspace(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
+    assert len(list(local_cluster.workspace.glob("vine-worker-*"))) == 1
     m.submit(Task("pwd"))
-    assert one_result(m).output.startswith(str(yard.workspace))
+    assert wait_for_task(m).output.startswith(str(local_cluster.workspace))
 
 
-def test_with_debug_more_is_said(yard):
-    m = yard.manager()
-    quiet, loud = yard.workers(m, 1)[0], yard.workers(m, 1, "--debug")[0]
-    loud.says("Using selector")
+def test_with_debug_more_is_said(local_cluster):
+    m = local_cluster.start_manager()
+    quiet, loud = local_cluster.start_workers(m, 1)[0], local_cluster.start_workers(m, 1, "--debug")[0]
+    loud.wait_for_log("Using selector")
     assert "Using selector" not in quiet.log
 
 
 # ---- life
 
 
-def test_a_worker_waits_for_a_manager_that_is_not_there_yet(yard):
+def test_a_worker_waits_for_a_manager_that_is_not_there_yet(local_cluster):
     port = free_port()
-    worker = yard.worker(port, "--timeout", "60")
-    until(lambda: len(list(yard.workspace.glob("vine-worker-*"))) == 1, "the worker to be up")
-    m = yard.manager(port=port)
+    worker = local_cluster.start_worker(port, "--timeout", "60")
+    wait_until(lambda: len(list(local_cluster.workspace.glob("vine-worker-*"))) == 1, "the worker to be up")
+    m = local_cluster.start_manager(port=port)
     m.wait_for_workers(1, 60)
     m.submit(Task("echo fine"))
-    assert one_result(m).output == "fine\n"
+    assert wait_for_task(m).output == "fine\n"
     assert worker.process.poll() is None
 
 
-def test_a_worker_that_finds_no_manager_leaves_after_its_timeout(yard):
-    worker = yard.worker(free_port(), "--timeout", "0.5")
+def test_a_worker_that_finds_no_manager_leaves_after_its_timeout(local_cluster):
+    worker = local_cluster.start_worker(free_port(), "--timeout", "0.5")
     assert worker.wait() == 1
     assert "no manager at 127.0.0.1" in worker.log
-    assert only_files(yard.workspace) == []
+    assert only_files(local_cluster.workspace) == []
 
 
-def test_the_two_timeouts_can_be_set_apart(yard):
-    lost = yard.worker(free_port(), "--idle-timeout", "1000", "--connect-timeout", "0.5")
+def test_the_two_timeouts_can_be_set_apart(local_cluster):
+    lost = local_cluster.start_worker(free_port(), "--idle-timeout", "1000", "--connect-timeout", "0.5")
     assert lost.wait() == 1
-    m = yard.manager()
-    idle = yard.hurried_worker(m, "--idle-timeout", str(HURRY_S - 50), "--connect-timeout", "1000")
-    yard.hurry()
+    m = local_cluster.start_manager()
+    idle = local_cluster.start_hurried_worker(
+        m, "--idle-timeout", str(HURRY_S - 50), "--connect-timeout", "1000"
+    )
+    local_cluster.let_time_pass()
     assert idle.wait() == 0
 
 
-def test_a_worker_without_a_manager_ends_when_its_time_is_over_or_it_is_told_to(yard):
-    timed = yard.worker(free_port(), "--wall-time", "0.5")
+def test_a_worker_without_a_manager_ends_when_its_time_is_over_or_it_is_told_to(local_cluster):
+    timed = local_cluster.start_worker(free_port(), "--wall-time", "0.5")
     assert timed.wait() == 0
-    told = yard.worker(free_port())
-    told.says("looking for a manager")
+    told = local_cluster.start_worker(free_port())
+    told.wait_for_log("looking for a manager")
     told.send(signal.SIGTERM)
     assert told.wait() == 0
 
 
-def test_an_idle_worker_leaves_after_its_timeout(yard):
-    m = yard.manager()
-    worker = yard.hurried_worker(m, "--timeout", str(HURRY_S - 50))
-    yard.hurry()
+def test_an_idle_worker_leaves_after_its_timeout(local_cluster):
+    m = local_cluster.start_manager()
+    worker = local_cluster.start_hurried_worker(m, "--timeout", str(HURRY_S - 50))
+    local_cluster.let_time_pass()
     assert worker.wait() == 0
-    until(lambda: m.workers_connected == 0, "the manager to notice")
-    assert list(yard.workspace.iterdir()) == []
+    wait_until(lambda: m.workers_connected == 0, "the manager to notice")
+    assert list(local_cluster.workspace.iterdir()) == []
 
 
-def test_a_worker_that_works_does_not_leave(yard):
-    m = yard.manager()
-    gate = yard.place("gate")
+def test_a_worker_that_works_does_not_leave(local_cluster):
+    m = local_cluster.start_manager()
+    gate = local_cluster.path("gate")
     works = Task(f"until [ -e {gate} ]; do sleep 0.05; done; echo done", cores=1)
-    ends = Task(f"touch {yard.place('begun')}; sleep 1000", cores=1, time_max=HURRY_S - 50)
+    ends = Task(f"touch {local_cluster.path('begun')}; sleep 1000", cores=1, time_max=HURRY_S - 50)
     m.submit(works)
     m.submit(ends)
-    worker = yard.hurried_worker(m, "--timeout", str(HURRY_S - 50))
-    until(yard.place("begun").exists, "both to run")
-    yard.hurry()
-    assert one_result(m) is ends  # so the worker has looked at its clock
+    worker = local_cluster.start_hurried_worker(m, "--timeout", str(HURRY_S - 50))
+    wait_until(local_cluster.path("begun").exists, "both to run")
+    local_cluster.let_time_pass()
+    assert wait_for_task(m) is ends  # so the worker has looked at its clock
     gate.touch()
-    assert one_result(m).output == "done\n"
+    assert wait_for_task(m).output == "done\n"
     assert worker.process.poll() is None
 
 
-def test_a_single_shot_worker_leaves_with_its_manager(yard):
-    with yard.manager() as m:
-        [worker] = yard.workers(m, 1)
+def test_a_single_shot_worker_leaves_with_its_manager(local_cluster):
+    with local_cluster.start_manager() as m:
+        [worker] = local_cluster.start_workers(m, 1)
     assert worker.wait() == 0
-    assert list(yard.workspace.iterdir()) == []
+    assert list(local_cluster.workspace.iterdir()) == []
 
 
-def test_without_single_shot_a_worker_serves_the_next_manager_too(yard):
+def test_without_single_shot_a_worker_serves_the_next_manager_too(local_cluster):
     port = free_port()
-    worker = yard.worker(port, "--timeout", "60", command=sample_tasks.PERSISTENT)
+    worker = local_cluster.start_worker(port, "--timeout", "60", command=sample_tasks.PERSISTENT)
     cached = []
     for number in (1, 2):
-        with yard.manager(port=port) as m:
+        with local_cluster.start_manager(port=port) as m:
             m.wait_for_workers(1, 60)
             library = m.create_library_from_functions("chores", sample_tasks.add, exec_mode="direct")
             library.set_cores(1)
@@ -313,90 +330,99 @@ def test_without_single_shot_a_worker_serves_the_next_manager_too(yard):
             task = Task("cat in", cores=1)
             task.add_input(m.declare_buffer(f"for manager {number}"), "in")
             m.submit(task)
-            assert {str(one_result(m).output) for _ in range(2)} == {str(number + 1), f"for manager {number}"}
-            cached.append(only_files(yard.workspace))
-            started = worker.family
-        until(lambda: sum(map(alive, started)) == 1, "only the process reaper of the worker to be left")  # noqa: B023
-    assert not set(cached[0]) & set(only_files(yard.workspace)), "files of the first manager are still there"
+            assert {str(wait_for_task(m).output) for _ in range(2)} == {
+                str(number + 1),
+                f"for manager {number}",
+            }
+            cached.append(only_files(local_cluster.workspace))
+            started = worker.descendants
+        is_reaper_alone = lambda started=started: sum(map(is_alive, started)) == 1  # noqa: E731
+        wait_until(is_reaper_alone, "only the process reaper of the worker to be left")
+    assert not set(cached[0]) & set(only_files(local_cluster.workspace)), (
+        "files of the first manager are still there"
+    )
     assert worker.process.poll() is None
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
 
 
-def test_late_news_of_one_manager_are_not_told_to_the_next(yard):
+def test_late_news_of_one_manager_are_not_told_to_the_next(local_cluster):
     """Tasks of both have the same numbers."""
     port = free_port()
-    yard.worker(port, "--timeout", "60", "--cores", "4", command=sample_tasks.PERSISTENT)
-    with yard.manager(port=port) as m:
+    local_cluster.start_worker(port, "--timeout", "60", "--cores", "4", command=sample_tasks.PERSISTENT)
+    with local_cluster.start_manager(port=port) as m:
         m.wait_for_workers(1, 60)
         for n in range(4):
             m.submit(
-                PythonTask(sample_tasks.held, str(yard.folder), f"first-{n}", "never")
+                PythonTask(sample_tasks.held, str(local_cluster.folder), f"first-{n}", "never")
                 if n % 2
                 else Task("sleep 1000", cores=1)
             )
-        until(lambda: yard.count("first-1") or workers_of(m)[0]["tasks"], "something to be running")
-    with yard.manager(port=port) as m:
+        wait_until(
+            lambda: local_cluster.count_lines("first-1") or worker_summaries(m)[0]["tasks"],
+            "something to be running",
+        )
+    with local_cluster.start_manager(port=port) as m:
         m.wait_for_workers(1, 60)
         tasks = [
             PythonTask(sample_tasks.add, n, 0) if n % 2 else Task(f"echo {n}", cores=1) for n in range(8)
         ]
         for task in tasks:
             m.submit(task)
-        ended = [one_result(m) for _ in tasks]
+        ended = [wait_for_task(m) for _ in tasks]
         assert {task.result for task in ended} == {"success"}
         assert [str(task.output).strip() for task in tasks] == [str(n) for n in range(8)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("when", ["waiting", "working", "handshake"])
-def test_a_signal_ends_a_worker_cleanly_whatever_it_does(yard, number, when):
+def test_a_signal_ends_a_worker_cleanly_whatever_it_does(local_cluster, number, when):
     with contextlib.ExitStack() as stack:
         if when == "waiting":
-            worker = yard.worker(free_port(), "--timeout", "1000")
-            worker.says("looking for a manager")
+            worker = local_cluster.start_worker(free_port(), "--timeout", "1000")
+            worker.wait_for_log("looking for a manager")
         elif when == "handshake":
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            worker = yard.worker(listener.getsockname()[1])
+            worker = local_cluster.start_worker(listener.getsockname()[1])
             stack.enter_context(listener.accept()[0])  # and say nothing
         else:
-            m = yard.manager()
-            [worker] = yard.workers(m, 1)
+            m = local_cluster.start_manager()
+            [worker] = local_cluster.start_workers(m, 1)
             for task in (
                 Task("sleep 1000", cores=1),
-                PythonTask(sample_tasks.held, str(yard.folder), "held", "never"),
+                PythonTask(sample_tasks.held, str(local_cluster.folder), "held", "never"),
             ):
                 task.set_cores(1)
                 m.submit(task)
-            until(lambda: yard.count("held"), "the tasks to be running")
-        family = worker.family
+            wait_until(lambda: local_cluster.count_lines("held"), "the tasks to be running")
+        family = worker.descendants
         worker.send(number)
         assert worker.wait() == 0
-        until(lambda: not any(map(alive, family)), "the end of all that it has started")
-    assert list(yard.workspace.iterdir()) == []
+        wait_until(lambda: not any(map(is_alive, family)), "the end of all that it has started")
+    assert list(local_cluster.workspace.iterdir()) == []
     assert "Traceback" not in worker.log
 
 
-def test_a_worker_says_goodbye_with_the_reason(yard, caplog):
+def test_a_worker_says_goodbye_with_the_reason(local_cluster, caplog):
     caplog.set_level("INFO", "vinecore")
-    m = yard.manager()
-    [worker] = yard.workers(m, 1)
+    m = local_cluster.start_manager()
+    [worker] = local_cluster.start_workers(m, 1)
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
-    until(lambda: "the worker got SIGTERM" in caplog.text, "the reason in the manager's log")
+    wait_until(lambda: "the worker got SIGTERM" in caplog.text, "the reason in the manager's log")
 
 
-def test_a_crash_of_the_warden_harms_nobody(yard):
-    m = yard.manager()
-    [worker] = yard.workers(m, 1)
-    [process_reaper] = worker.family
+def test_a_crash_of_the_warden_harms_nobody(local_cluster):
+    m = local_cluster.start_manager()
+    [worker] = local_cluster.start_workers(m, 1)
+    [process_reaper] = worker.descendants
     process_reaper.kill()
     for _ in range(3):
         m.submit(Task("echo fine"))
-        assert one_result(m).output == "fine\n"
+        assert wait_for_task(m).output == "fine\n"
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
-    assert list(yard.workspace.iterdir()) == []
+    assert list(local_cluster.workspace.iterdir()) == []
 
 
 # ---- other Pythons
@@ -406,26 +432,26 @@ OTHERS = ["3.9", "3.10", "3.12", "3.13", "3.14"]
 
 
 @pytest.mark.parametrize("version", [v for v in OTHERS if v != THIS])
-def test_a_bare_python_of_another_version_runs_commands_and_gets_no_functions(yard, version, caplog):
+def test_a_bare_python_of_another_version_runs_commands_and_gets_no_functions(local_cluster, version, caplog):
     python = find_python(version)
-    m = yard.manager()
-    worker = yard.worker(m, command=[python, "-m", "vineworker"], PYTHONPATH=ALONE)
+    m = local_cluster.start_manager()
+    worker = local_cluster.start_worker(m, command=[python, "-m", "vineworker"], PYTHONPATH=ALONE)
     m.wait_for_workers(1, 60)
     task = Task("cat in; echo of a bare Python > out", cores=1)
     output = m.declare_buffer()
     task.add_input(m.declare_buffer("fine "), "in")
     task.add_output(output, "out")
     m.submit(task)
-    assert one_result(m).output == "fine "
+    assert wait_for_task(m).output == "fine "
     assert output.contents() == b"of a bare Python\n"
     function = PythonTask(sample_tasks.add, 1, 2)
     m.submit(function)
-    text = until(lambda: m.stalled_reason, "the manager to say what is missing")
+    text = wait_until(lambda: m.stalled_reason, "the manager to say what is missing")
     assert THIS in text
     assert version in text
     assert m.wait(0) is None
     with Factory("local", manager=m, cores=1):  # a worker of the right version is given what waits
-        assert one_result(m).output == 3
+        assert wait_for_task(m).output == 3
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
     assert "Traceback" not in worker.log
@@ -479,16 +505,16 @@ def test_a_worker_refuses_what_is_no_amount(option, text):
 
 
 @pytest.mark.parametrize("host", ["nosuch.invalid", "a..b", "a" * 100])
-def test_a_host_that_has_no_address_is_named_with_what_to_do(yard, host):
+def test_a_host_that_has_no_address_is_named_with_what_to_do(local_cluster, host):
     words = f"no address is known of the host {host!r} ("
     for place in ((host, 9123), (host, 9123, "--transfer-address", "127.0.0.1")):
-        ended = vine_worker(*place, "--password", yard.secret, "--connect-timeout", 0)
+        ended = vine_worker(*place, "--password", local_cluster.secret, "--connect-timeout", 0)
         assert ended.returncode == 1
         assert words in ended.stderr
         assert "check how it is spelled" in ended.stderr
         assert "Traceback" not in ended.stderr
     ended = vine_worker(
-        "localhost", 1, "--password", yard.secret, "--connect-timeout", 0, "--transfer-address", host
+        "localhost", 1, "--password", local_cluster.secret, "--connect-timeout", 0, "--transfer-address", host
     )
     assert f"cannot listen on --transfer-address {host}: {words}" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -506,9 +532,9 @@ def test_an_address_of_another_machine_is_named_with_what_to_do():
         Manager((20000, 60000), address="203.0.113.7")
 
 
-def test_a_worker_offers_what_it_was_told_in_gigabytes(yard):
-    m = yard.manager()
-    yard.worker(m, "--memory", "2GB", "--disk", "1.5GB")
+def test_a_worker_offers_what_it_was_told_in_gigabytes(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m, "--memory", "2GB", "--disk", "1.5GB")
     m.wait_for_workers(1, 60)
     total = m.summarize_workers()[0]["total"]
     assert (total["memory"], total["disk"]) == (2000, 1500)

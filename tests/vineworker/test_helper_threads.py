@@ -17,7 +17,7 @@ from vineworker.storage.cache_directory import open_cache_directory
 from vineworker.storage.persistent_cache import PersistentCache
 from vineworker.tasks.processes import Command
 
-from tests.harness.processes import until
+from tests.harness.processes import wait_until
 from vinecore.protocol import messages as m
 
 MB = 1 << 20
@@ -47,7 +47,7 @@ def test_a_command_whose_end_somebody_else_has_been_told_is_over_all_the_same(st
     with command._lock:  # and cannot take leave of it first
         os.kill(command.process.pid, signal.SIGKILL)
         os.waitpid(command.process.pid, 0)
-    until(lambda: ends, "the command to be over")
+    wait_until(lambda: ends, "the command to be over")
     assert ends[0][1] == -signal.SIGKILL
     assert command.process.returncode is not None  # its number may be another process's by now
 
@@ -75,12 +75,12 @@ def test_limits_are_watched_after_a_look_that_failed(start, tmp_path, caplog):
     )
     probe.fails = True
     measuring.add_task(1, command.process.pid, {"limits": {"memory": 20}}, command.folder)
-    until(lambda: not probe.fails, "a look that fails")
-    until(lambda: exceeded, "the limit to be seen as exceeded")
+    wait_until(lambda: not probe.fails, "a look that fails")
+    wait_until(lambda: exceeded, "the limit to be seen as exceeded")
     assert "a defect where tasks are measured" in caplog.text
     measuring.close()
     command.kill()
-    until(lambda: ends)
+    wait_until(lambda: ends)
 
 
 def test_what_was_kept_is_told_to_the_end_though_one_cannot_be(tmp_path, caplog):
@@ -105,7 +105,7 @@ def test_what_was_kept_is_told_to_the_end_though_one_cannot_be(tmp_path, caplog)
         str(tmp_path / "second"), 10 * MB, open_cache_directory(str(tmp_path), b"secret")
     )
     known, is_all = second.subscribe(listen)
-    until(lambda: is_all or "all" in said, "all that was kept to be told")
+    wait_until(lambda: is_all or "all" in said, "all that was kept to be told")
     assert {kept.name for kept in known} | set(said) == {"a", "b", "c", "all"}
     second.close()
     second._thread.join(60)

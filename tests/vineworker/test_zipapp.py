@@ -18,7 +18,7 @@ import cloudpickle
 import pytest
 from vineworker import zipapp_builder
 
-from tests.harness.processes import find_python, until
+from tests.harness.processes import find_python, wait_until
 from vinecore import FunctionCall, PythonTask, Task, protocol
 
 THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -181,10 +181,12 @@ def bare_python(tmp_path_factory):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_bare_python_runs_commands_at_once_and_functions_in_an_environment(yard, pyz, packed, version):
+def test_a_bare_python_runs_commands_at_once_and_functions_in_an_environment(
+    local_cluster, pyz, packed, version
+):
     python = find_python(version)
-    m = yard.manager()
-    worker = yard.worker(m, command=bare(python, pyz, yard.folder))
+    m = local_cluster.start_manager()
+    worker = local_cluster.start_worker(m, command=bare(python, pyz, local_cluster.folder))
     m.wait_for_workers(1, 60)
     shell = Task("echo from the shell", cores=1)
     m.submit(shell)
@@ -205,19 +207,19 @@ def test_a_bare_python_runs_commands_at_once_and_functions_in_an_environment(yar
     assert {m.wait(60), m.wait(60)} == {task, call}
     assert (task.output, call.output) == (("packed", sys.version_info[:2]), 42)
 
-    family = worker.family
+    family = worker.descendants
     assert family
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
     assert "Traceback" not in worker.log
-    assert list(yard.workspace.iterdir()) == []
+    assert list(local_cluster.workspace.iterdir()) == []
 
 
-def test_the_file_may_go_or_change_while_its_worker_runs(yard, tmp_path):
+def test_the_file_may_go_or_change_while_its_worker_runs(local_cluster, tmp_path):
     path = zipapp_builder.write(str(tmp_path))
-    m = yard.manager()
+    m = local_cluster.start_manager()
     packages = os.pathsep.join(p for p in sys.path if p.endswith("-packages"))
-    worker = yard.worker(m, command=[sys.executable, path], PYTHONPATH=packages)
+    worker = local_cluster.start_worker(m, command=[sys.executable, path], PYTHONPATH=packages)
     m.wait_for_workers(1, 60)
     with open(path, "r+b") as file:
         file.write(bytes(1 << 20))
@@ -225,7 +227,7 @@ def test_the_file_may_go_or_change_while_its_worker_runs(yard, tmp_path):
     m.submit(task)
     assert m.wait(60).output == 8, "in the worker's own Python, which has what it takes"
     os.unlink(path)
-    url = yard.place("data")
+    url = local_cluster.path("data")
     url.write_text("of a file")
     reader = Task("cat in", cores=1)
     reader.add_input(m.declare_url(f"file://{url}"), "in")
@@ -237,9 +239,11 @@ def test_the_file_may_go_or_change_while_its_worker_runs(yard, tmp_path):
 # ---- where its Python will not do
 
 
-def test_the_user_is_told_what_the_workers_python_lacks_before_anything_runs(yard, pyz, bare_python, caplog):
-    m = yard.manager()
-    yard.workers(m, 1, command=bare(bare_python, pyz, yard.folder))
+def test_the_user_is_told_what_the_workers_python_lacks_before_anything_runs(
+    local_cluster, pyz, bare_python, caplog
+):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1, command=bare(bare_python, pyz, local_cluster.folder))
     double = functions()[1]
     library = m.create_library_from_functions("doubling", double, exec_mode="direct")
     library.set_cores(1)
@@ -251,22 +255,22 @@ def test_the_user_is_told_what_the_workers_python_lacks_before_anything_runs(yar
     shell = Task("echo fine", cores=1)
     m.submit(shell)
     assert m.wait(60) is shell
-    text = until(lambda: m.stalled_reason, "the manager to say what is missing")
+    text = wait_until(lambda: m.stalled_reason, "the manager to say what is missing")
     assert "the workers' own Python has no cloudpickle" in text
     assert "Install cloudpickle there, or ship an environment with environment='my-env.tar.gz'" in text
-    until(lambda: text in caplog.text, "the log to say it, too")
+    wait_until(lambda: text in caplog.text, "the log to say it, too")
     assert m.wait(0) is None
-    yard.worker(m)  # one that has it
+    local_cluster.start_worker(m)  # one that has it
     assert {m.wait(60), m.wait(60)} == {task, call}
     assert (task.output, call.output) == (6, 42)
 
 
-def test_an_environment_without_cloudpickle_is_named_at_once(yard, pyz, bare_python, tmp_path):
+def test_an_environment_without_cloudpickle_is_named_at_once(local_cluster, pyz, bare_python, tmp_path):
     archive = tmp_path / "bare.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(os.path.dirname(os.path.dirname(bare_python)), ".")
-    m = yard.manager()
-    yard.workers(m, 1, command=bare(bare_python, pyz, yard.folder))
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1, command=bare(bare_python, pyz, local_cluster.folder))
     environment, double = m.declare_poncho(archive), functions()[1]
     task = PythonTask(double, 1)
     task.add_environment(environment)
@@ -279,10 +283,12 @@ def test_an_environment_without_cloudpickle_is_named_at_once(yard, pyz, bare_pyt
         assert "bin/python" in str(each.error())
 
 
-def test_with_cloudpickle_alone_an_exception_is_itself_with_its_traceback(yard, pyz, bare_python, tmp_path):
+def test_with_cloudpickle_alone_an_exception_is_itself_with_its_traceback(
+    local_cluster, pyz, bare_python, tmp_path
+):
     shutil.copytree(os.path.dirname(cloudpickle.__file__), tmp_path / "packages" / "cloudpickle")
-    m = yard.manager()
-    yard.workers(m, 1, command=[bare_python, pyz], PYTHONPATH=str(tmp_path / "packages"))
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1, command=[bare_python, pyz], PYTHONPATH=str(tmp_path / "packages"))
 
     def fails():
         importlib.import_module("no_such_module_at_all")

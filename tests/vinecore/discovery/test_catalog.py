@@ -14,7 +14,7 @@ import threading
 import pytest
 
 from tests.harness.http_servers import catalog_server
-from tests.harness.processes import PATIENCE_S, find_python, until
+from tests.harness.processes import PATIENCE_S, find_python, wait_until
 from vinecore import Task
 from vinecore.discovery.announcer import make_record
 from vinecore.discovery.catalog_server import MAX_RECORDS_PER_ADDRESS, RecordStore, parse_filter
@@ -62,37 +62,41 @@ def report(port, content):
 
 
 @pytest.mark.parametrize("how", ["option", "variable"])
-def test_a_worker_finds_its_manager_at_a_catalog_which_forgets_it_at_its_end(yard, server, how, monkeypatch):
+def test_a_worker_finds_its_manager_at_a_catalog_which_forgets_it_at_its_end(
+    local_cluster, server, how, monkeypatch
+):
     where = f"127.0.0.1:{server}"
     if how == "variable":
         monkeypatch.setenv("CATALOG_HOST", where)
     given = where if how == "option" else None
     options = ("-C", where) if how == "option" else ()
-    m = yard.manager(name="mine", registry=False, catalog=given)
-    until(lambda: json.loads(ask(server)[1]))
-    worker = yard.worker(None, "-M", "m.*", *options)
+    m = local_cluster.start_manager(name="mine", registry=False, catalog=given)
+    wait_until(lambda: json.loads(ask(server)[1]))
+    worker = local_cluster.start_worker(None, "-M", "m.*", *options)
     m.wait_for_workers(1, PATIENCE_S)
     m.submit(Task("echo fine"))
     assert m.wait(PATIENCE_S).output == "fine\n"
     m.close()
     assert worker.wait() == 0
-    until(lambda: json.loads(ask(server)[1]) == [], "the catalog to forget a manager that has ended")
+    wait_until(lambda: json.loads(ask(server)[1]) == [], "the catalog to forget a manager that has ended")
 
 
-def test_the_one_file_asks_a_catalog_too(yard, server):
+def test_the_one_file_asks_a_catalog_too(local_cluster, server):
     from vineworker import zipapp_builder
 
-    python, path = find_python("3.9"), zipapp_builder.write(str(yard.folder))
-    m = yard.manager(name="mine", registry=False, catalog=f"127.0.0.1:{server}")
-    until(lambda: json.loads(ask(server)[1]))
-    yard.worker(None, "-M", "mine", "-C", f"127.0.0.1:{server}", command=[python, path], PYTHONPATH="")
+    python, path = find_python("3.9"), zipapp_builder.write(str(local_cluster.folder))
+    m = local_cluster.start_manager(name="mine", registry=False, catalog=f"127.0.0.1:{server}")
+    wait_until(lambda: json.loads(ask(server)[1]))
+    local_cluster.start_worker(
+        None, "-M", "mine", "-C", f"127.0.0.1:{server}", command=[python, path], PYTHONPATH=""
+    )
     m.wait_for_workers(1, PATIENCE_S)
 
 
-def test_what_is_reported_is_what_others_expect_and_no_secret(yard, server):
-    m = yard.manager(name="mine", registry=False, catalog=f"127.0.0.1:{server}")
+def test_what_is_reported_is_what_others_expect_and_no_secret(local_cluster, server):
+    m = local_cluster.start_manager(name="mine", registry=False, catalog=f"127.0.0.1:{server}")
     m.submit(Task("true"))
-    [about] = until(lambda: json.loads(ask(server)[1]))
+    [about] = wait_until(lambda: json.loads(ask(server)[1]))
     assert (about["type"], about["project"], about["port"], about["ssl"]) == (
         "vine_manager",
         "mine",
@@ -112,43 +116,47 @@ def test_what_is_reported_is_what_others_expect_and_no_secret(yard, server):
     assert {"tasks_waiting", "tasks_running", "tasks_left", "workers_connected", "lastheardfrom"} <= set(
         about
     )
-    assert yard.secret.read_text().strip() not in str(about)
+    assert local_cluster.secret.read_text().strip() not in str(about)
 
 
-def test_nothing_is_reported_that_nobody_has_asked_for(yard, server, monkeypatch):
+def test_nothing_is_reported_that_nobody_has_asked_for(local_cluster, server, monkeypatch):
     monkeypatch.setenv("CATALOG_HOST", f"127.0.0.1:{server}")
-    yard.manager()
-    yard.manager(name="hidden", catalog=False)
-    yard.manager(name="seen")
-    [about] = until(lambda: json.loads(ask(server)[1]))
+    local_cluster.start_manager()
+    local_cluster.start_manager(name="hidden", catalog=False)
+    local_cluster.start_manager(name="seen")
+    [about] = wait_until(lambda: json.loads(ask(server)[1]))
     assert about["project"] == "seen"
 
 
-def test_a_catalog_that_is_away_is_told_of_and_harms_nobody(yard, caplog):
-    m = yard.manager(name="mine", catalog="127.0.0.1:1")
-    yard.worker(None, "-M", "mine", "-C", "127.0.0.1:1")
+def test_a_catalog_that_is_away_is_told_of_and_harms_nobody(local_cluster, caplog):
+    m = local_cluster.start_manager(name="mine", catalog="127.0.0.1:1")
+    local_cluster.start_worker(None, "-M", "mine", "-C", "127.0.0.1:1")
     m.wait_for_workers(1, PATIENCE_S)
-    until(lambda: "cannot report to the catalog at 127.0.0.1:1" in caplog.text)
-    worker = yard.worker(None, "-M", "other", "-C", "127.0.0.1:1", "--timeout", "100")
-    worker.says("no catalog answers: 127.0.0.1:1: [Errno 111] Connection refused")
+    wait_until(lambda: "cannot report to the catalog at 127.0.0.1:1" in caplog.text)
+    worker = local_cluster.start_worker(None, "-M", "other", "-C", "127.0.0.1:1", "--timeout", "100")
+    worker.wait_for_log("no catalog answers: 127.0.0.1:1: [Errno 111] Connection refused")
 
 
-def test_a_catalog_that_lies_sends_a_worker_to_strangers_and_not_into_trouble(yard, tmp_path, caplog):
+def test_a_catalog_that_lies_sends_a_worker_to_strangers_and_not_into_trouble(
+    local_cluster, tmp_path, caplog
+):
     write_secret(tmp_path / "theirs")
-    thief = yard.manager(name="mine", registry=False, password_file=tmp_path / "theirs")
-    m = yard.manager(name="mine", registry=False)
+    thief = local_cluster.start_manager(name="mine", registry=False, password_file=tmp_path / "theirs")
+    m = local_cluster.start_manager(name="mine", registry=False)
     stranger = OddServer(*[b"\x16\x03\x01" + b"[" * 2000 + b"\n"] * 20, hears=False)
     port = stranger.port
     told = [None, 7, [[]], {}, {"type": "vine_manager"}, record(port="x"), *(record(project=n) for n in (None, [], "x" * 10_000)),
             *(record(key=f"stranger-{n}", port=port, tasks_waiting=9) for n in range(3)), record(key="thief", port=thief.port, tasks_waiting=9)]  # fmt: skip
     true = record(key="true", port=m.port)
     liar = OddServer(*[OK + json.dumps([*told, true]).encode()] * 20)
-    worker = yard.worker(None, "-M", "mine", "-C", f"127.0.0.1:{liar.port}", "--timeout", "100")
+    worker = local_cluster.start_worker(
+        None, "-M", "mine", "-C", f"127.0.0.1:{liar.port}", "--timeout", "100"
+    )
     m.wait_for_workers(1, PATIENCE_S)
     m.submit(Task("echo fine"))
     assert m.wait(PATIENCE_S).output == "fine\n"
     assert thief.workers_connected == 0
-    until(lambda: "wrong secret" in caplog.text, "a word about it")
+    wait_until(lambda: "wrong secret" in caplog.text, "a word about it")
     assert "Traceback" not in worker.log
     for server in (liar, stranger):
         server.close()
@@ -305,7 +313,7 @@ def test_one_who_opens_many_connections_and_says_nothing_takes_no_more_than_a_pa
     finally:
         for sock in idle:
             sock.close()
-    until(lambda: ask(server)[1])
+    wait_until(lambda: ask(server)[1])
 
 
 # ---- what is kept

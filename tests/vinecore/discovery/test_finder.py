@@ -15,7 +15,7 @@ from vineworker import zipapp_builder
 from vineworker.manager_connection import ManagerConnector
 
 from tests.harness import sample_tasks
-from tests.harness.processes import PATIENCE_S, find_python, free_port, until
+from tests.harness.processes import PATIENCE_S, find_python, free_port, wait_until
 from vinecore import Manager, Task
 from vinecore.discovery.announcer import make_record
 from vinecore.protocol import handshake
@@ -25,11 +25,11 @@ from vinecore.security.shared_secret import read_secret, write_secret
 
 
 @pytest.fixture
-def by_name(yard):
+def by_name(local_cluster):
     """Start a worker that knows no more than a name."""
 
     def start(name, *options, **env):
-        return yard.worker(None, "-M", name, *options, **env)
+        return local_cluster.start_worker(None, "-M", name, *options, **env)
 
     return start
 
@@ -46,51 +46,51 @@ def works(m):
     return task.output == "fine\n"
 
 
-def test_a_worker_finds_its_manager_by_its_name(yard, by_name):
-    yard.manager(name="other")
-    m = yard.manager(name="my-analysis")
+def test_a_worker_finds_its_manager_by_its_name(local_cluster, by_name):
+    local_cluster.start_manager(name="other")
+    m = local_cluster.start_manager(name="my-analysis")
     worker = by_name("my-analysis")
     assert works(m)
     assert "looking for a manager called my-analysis" in worker.log
 
 
-def test_a_name_may_be_a_regular_expression_of_the_whole_name(yard, by_name):
-    yard.manager(name="run-12")
-    m = yard.manager(name="run-3")
+def test_a_name_may_be_a_regular_expression_of_the_whole_name(local_cluster, by_name):
+    local_cluster.start_manager(name="run-12")
+    m = local_cluster.start_manager(name="run-3")
     by_name("run-.")
     assert works(m)
 
 
-def test_a_manager_is_entered_while_it_is_open_and_holds_no_secret_there(yard):
-    with yard.manager(name="my-analysis") as m:
+def test_a_manager_is_entered_while_it_is_open_and_holds_no_secret_there(local_cluster):
+    with local_cluster.start_manager(name="my-analysis") as m:
         about = entered()["my-analysis"]
         assert (about["port"], about["pid"], about["name"]) == (m.port, os.getpid(), socket.gethostname())
         [path] = Path(registry.registry_directory()).glob("[!.]*")  # but for what is being written
-        assert yard.secret.read_text().strip() not in path.read_text()
+        assert local_cluster.secret.read_text().strip() not in path.read_text()
     assert os.listdir(registry.registry_directory()) == []
 
 
-def test_who_has_no_name_or_does_not_want_to_be_is_not_entered(yard):
-    yard.manager()
-    yard.manager(name="hidden", registry=False)
+def test_who_has_no_name_or_does_not_want_to_be_is_not_entered(local_cluster):
+    local_cluster.start_manager()
+    local_cluster.start_manager(name="hidden", registry=False)
     assert entered() == {}
-    yard.manager(name="elsewhere", registry=yard.place("common"))
-    assert [about["project"] for about in registry.read(str(yard.place("common")))] == ["elsewhere"]
+    local_cluster.start_manager(name="elsewhere", registry=local_cluster.path("common"))
+    assert [about["project"] for about in registry.read(str(local_cluster.path("common")))] == ["elsewhere"]
     assert entered() == {}
 
 
-def test_a_registry_may_be_named(yard, by_name):
-    m = yard.manager(name="mine", registry=yard.place("common"))
-    by_name("mine", "--registry", str(yard.place("common")))
+def test_a_registry_may_be_named(local_cluster, by_name):
+    m = local_cluster.start_manager(name="mine", registry=local_cluster.path("common"))
+    by_name("mine", "--registry", str(local_cluster.path("common")))
     assert works(m)
 
 
-def test_a_manager_goes_on_where_the_registry_cannot_be_written(yard, caplog):
-    yard.place("file").touch()
-    m = yard.manager(name="mine", registry=yard.place("file"))
-    yard.worker(m)
+def test_a_manager_goes_on_where_the_registry_cannot_be_written(local_cluster, caplog):
+    local_cluster.path("file").touch()
+    m = local_cluster.start_manager(name="mine", registry=local_cluster.path("file"))
+    local_cluster.start_worker(m)
     assert works(m)
-    until(lambda: "workers cannot find this manager by its name" in caplog.text)
+    wait_until(lambda: "workers cannot find this manager by its name" in caplog.text)
 
 
 @pytest.mark.parametrize("name", ["a\nb", "x" * 201])
@@ -99,27 +99,27 @@ def test_what_is_not_a_name_is_refused(name):
         Manager(port=0, name=name)
 
 
-def test_a_worker_waits_for_the_manager_and_follows_it_to_another_port(yard, by_name):
+def test_a_worker_waits_for_the_manager_and_follows_it_to_another_port(local_cluster, by_name):
     worker = by_name("mine", "--timeout", "100", command=sample_tasks.PERSISTENT)
-    worker.says("there is none in")
-    with yard.manager(name="mine", port=free_port()) as m:
+    worker.wait_for_log("there is none in")
+    with local_cluster.start_manager(name="mine", port=free_port()) as m:
         assert works(m)
     with socket.create_server(("127.0.0.1", m.port)):
-        assert works(yard.manager(name="mine"))
+        assert works(local_cluster.start_manager(name="mine"))
     assert worker.process.poll() is None
 
 
-def test_a_worker_that_finds_none_leaves_after_its_timeout_and_says_where_it_looked(yard, by_name):
+def test_a_worker_that_finds_none_leaves_after_its_timeout_and_says_where_it_looked(local_cluster, by_name):
     worker = by_name("mine", "--timeout", "0.5")
     assert worker.wait() == 1
     assert f"no manager called mine: there is none in {registry.registry_directory()}" in worker.log
 
 
-def test_one_that_was_killed_misleads_nobody(yard, by_name):
+def test_one_that_was_killed_misleads_nobody(local_cluster, by_name):
     """Its file is still there, and another manager of the same user is where it was."""
     code = "import sys; from vinecore import Manager; m = Manager(port=int(sys.argv[1]), name='mine', password_file=sys.argv[2], address='127.0.0.1'); print(m.port, flush=True); input()"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(free_port()), str(yard.secret)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-c", code, str(free_port()), str(local_cluster.secret)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )  # fmt: skip
     with process:
@@ -127,43 +127,46 @@ def test_one_that_was_killed_misleads_nobody(yard, by_name):
         process.kill()
     [path] = Path(registry.registry_directory()).glob("[!.]*")  # but for what is being written
     about = json.loads(path.read_text())
-    other = yard.manager(name="other", port=port)
+    other = local_cluster.start_manager(name="other", port=port)
     worker = by_name("mine", "--timeout", "100")
-    worker.says("there is none in")
+    worker.wait_for_log("there is none in")
     assert not path.exists()
     # and one of another machine, of which nobody here can say whether it is still there
     path.write_text(json.dumps({**about, "machine": "another one"}))
-    worker.says("the manager there is called 'other'")
-    m = yard.manager(name="mine")
+    worker.wait_for_log("the manager there is called 'other'")
+    m = local_cluster.start_manager(name="mine")
     assert works(m)
     assert other.workers_connected == 0
 
 
-def test_a_manager_with_another_secret_is_passed_over(yard, by_name, tmp_path):
+def test_a_manager_with_another_secret_is_passed_over(local_cluster, by_name, tmp_path):
     theirs = tmp_path / "theirs"
     write_secret(theirs)
-    yard.manager(name="mine-1", password_file=theirs)
+    local_cluster.start_manager(name="mine-1", password_file=theirs)
     worker = by_name("mine-.", "--timeout", "100")
-    worker.says("wrong secret")
-    m = yard.manager(name="mine-2")
+    worker.wait_for_log("wrong secret")
+    m = local_cluster.start_manager(name="mine-2")
     assert works(m)
 
 
-def test_with_an_address_and_a_name_both_have_to_fit(yard, by_name):
-    other, m = yard.manager(name="other"), yard.manager(name="mine", registry=False)
-    worker = yard.worker(other, "-M", "mine", "--timeout", "100")
-    worker.says("the manager there is called 'other'")
+def test_with_an_address_and_a_name_both_have_to_fit(local_cluster, by_name):
+    other, m = (
+        local_cluster.start_manager(name="other"),
+        local_cluster.start_manager(name="mine", registry=False),
+    )
+    worker = local_cluster.start_worker(other, "-M", "mine", "--timeout", "100")
+    worker.wait_for_log("the manager there is called 'other'")
     worker.kill()
-    yard.worker(m, "-M", "mine")
+    local_cluster.start_worker(m, "-M", "mine")
     assert works(m)
 
 
-def test_several_addresses_are_tried_one_after_another(yard):
-    m = yard.manager()
+def test_several_addresses_are_tried_one_after_another(local_cluster):
+    m = local_cluster.start_manager()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         closed = taken.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "vineworker", f"127.0.0.1:{closed};127.0.0.1:{m.port}", "-P", yard.secret, "--single-shot", "--cores", "1"],
+        [sys.executable, "-m", "vineworker", f"127.0.0.1:{closed};127.0.0.1:{m.port}", "-P", local_cluster.secret, "--single-shot", "--cores", "1"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -175,16 +178,16 @@ def test_several_addresses_are_tried_one_after_another(yard):
 
 def test_a_worker_in_the_dark_leaves_at_once_when_it_is_told_to(by_name):
     worker = by_name("nobody")
-    worker.says("there is none in")
+    worker.wait_for_log("there is none in")
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
     assert "Traceback" not in worker.log
 
 
 @pytest.mark.parametrize("version", ["3.9"])
-def test_the_one_file_finds_managers_too(yard, by_name, version):
-    python, path = find_python(version), zipapp_builder.write(str(yard.folder))
-    m = yard.manager(name="mine")
+def test_the_one_file_finds_managers_too(local_cluster, by_name, version):
+    python, path = find_python(version), zipapp_builder.write(str(local_cluster.folder))
+    m = local_cluster.start_manager(name="mine")
     worker = by_name("mine", command=[python, path], PYTHONPATH="")
     m.wait_for_workers(1, PATIENCE_S)
     m.submit(Task("echo fine", cores=1))
@@ -192,17 +195,17 @@ def test_the_one_file_finds_managers_too(yard, by_name, version):
     assert "Traceback" not in worker.log
 
 
-def test_tls_is_spoken_where_the_record_says_so(yard, by_name):
+def test_tls_is_spoken_where_the_record_says_so(local_cluster, by_name):
     pytest.importorskip("cryptography")
-    m = yard.manager(name="mine", ssl=True)
+    m = local_cluster.start_manager(name="mine", ssl=True)
     by_name("mine")
     assert works(m)
 
 
-def test_tls_that_was_asked_for_is_never_given_up(yard, by_name):
-    yard.manager(name="mine")
+def test_tls_that_was_asked_for_is_never_given_up(local_cluster, by_name):
+    local_cluster.start_manager(name="mine")
     worker = by_name("mine", "--ssl-fingerprint", "00" * 32, "--timeout", "100")
-    worker.says("it does not speak TLS")
+    worker.wait_for_log("it does not speak TLS")
 
 
 @pytest.mark.parametrize(
@@ -213,22 +216,22 @@ def test_tls_that_was_asked_for_is_never_given_up(yard, by_name):
         ([], "or the manager's name with -M NAME"),
     ],
 )
-def test_what_cannot_be_understood_is_refused_with_what_to_do(yard, words, said):
+def test_what_cannot_be_understood_is_refused_with_what_to_do(local_cluster, words, said):
     ended = subprocess.run(
-        [sys.executable, "-m", "vineworker", *words, "-P", yard.secret], capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-m", "vineworker", *words, "-P", local_cluster.secret], capture_output=True, text=True, timeout=60, check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )  # fmt: skip
     assert (ended.returncode, said in " ".join(ended.stderr.split())) == (2, True)
 
 
-def test_who_does_not_answer_in_time_is_tried_last_the_next_time(yard, monkeypatch):
-    folder = str(yard.place("managers"))
+def test_who_does_not_answer_in_time_is_tried_last_the_next_time(local_cluster, monkeypatch):
+    folder = str(local_cluster.path("managers"))
 
     def enter(key, port, **more):
         about = make_record(name="mine", key=key, bound="127.0.0.1", port=port, ssl=False)
         registry.write(folder, key, {**about, **more})
 
-    search = ManagerConnector(read_secret(yard.secret), (), ManagerFinder("mine", folder))
+    search = ManagerConnector(read_secret(local_cluster.secret), (), ManagerFinder("mine", folder))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         enter("silent", port, tasks_waiting=9)
@@ -236,7 +239,7 @@ def test_who_does_not_answer_in_time_is_tried_last_the_next_time(yard, monkeypat
             soon.setattr(handshake, "TIMEOUT_S", 0.3)
             with pytest.raises(ConnectionError, match=f"127.0.0.1:{port}: timed out"):
                 search.connect()
-        m = yard.manager(name="mine", registry=folder)
+        m = local_cluster.start_manager(name="mine", registry=folder)
         assert [address[1] for address, _ssl in search._candidate_addresses()] == [m.port, port]
         sock, _key, manager = search.connect()
         sock.close()

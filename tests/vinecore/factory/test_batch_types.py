@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.harness.processes import until
+from tests.harness.processes import wait_until
 from vinecore import Factory, Task
 from vinecore.factory import batch_types
 from vinecore.factory.adaptive import GONE, RUNNING, JobStatus
@@ -62,8 +62,8 @@ def processes(monkeypatch):
 
 
 @pytest.mark.usefixtures("processes")
-def test_new_batch_system_runs_and_replaces_workers(yard):
-    m = yard.manager()
+def test_new_batch_system_runs_and_replaces_workers(local_cluster):
+    m = local_cluster.start_manager()
     settings = {"min_workers": 1, "max_workers": 1, "cores": 1, "factory_period": 0.2}
     with Factory("processes", manager=m, **settings) as factory:
         m.wait_for_workers(1, 60)
@@ -71,14 +71,14 @@ def test_new_batch_system_runs_and_replaces_workers(yard):
         assert m.wait(60).output == "fine\n"
         first = m.summarize_workers()[0]["id"]
         factory._batch.remove(["job-1"])
-        until(lambda: [w["id"] for w in m.summarize_workers()] not in ([], [first]), "another worker")
+        wait_until(lambda: [w["id"] for w in m.summarize_workers()] not in ([], [first]), "another worker")
     assert m.workers_connected == 0
 
 
 @pytest.mark.usefixtures("processes")
-def test_ignored_setting_of_new_batch_system_is_refused(yard):
+def test_ignored_setting_of_new_batch_system_is_refused(local_cluster):
     with pytest.raises(ValueError, match="no effect on workers of type 'processes'"):
-        Factory("processes", manager=yard.manager(), batch_options="x")
+        Factory("processes", manager=local_cluster.start_manager(), batch_options="x")
 
 
 def test_unknown_batch_system_is_refused_with_the_known_ones():

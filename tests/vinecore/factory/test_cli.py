@@ -12,7 +12,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from tests.harness.processes import PATIENCE_S, alive, until
+from tests.harness.processes import PATIENCE_S, is_alive, wait_until
 from vinecore import Factory, Task
 from vinecore.discovery.status_query import query_status
 from vinecore.factory.cli import command, run
@@ -22,12 +22,12 @@ from vinecore.protocol.handshake import HandshakeRejected
 
 
 @pytest.fixture
-def factory(yard):
+def factory(local_cluster):
     """Start the command; it is ended in the end."""
     started = []
 
     def start(*options):
-        log = yard.place(f"factory-{len(started)}.log")
+        log = local_cluster.path(f"factory-{len(started)}.log")
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "vinecore.factory.cli", *options], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
@@ -43,14 +43,14 @@ def factory(yard):
         process.wait(PATIENCE_S)
 
 
-def options_for(m, yard, *more):
+def options_for(m, local_cluster, *more):
     return (
         "-T",
         "local",
         "127.0.0.1",
         str(m.port),
         "-P",
-        str(yard.secret),
+        str(local_cluster.secret),
         "--cores",
         "1",
         "--factory-period",
@@ -60,38 +60,38 @@ def options_for(m, yard, *more):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_workers_come_when_there_is_work_and_all_are_gone_when_it_is_ended(yard, factory, number):
-    m = yard.manager()
-    process = factory(*options_for(m, yard, "-w", "0", "-W", "2", "--env", "COLOUR=blue"))
+def test_workers_come_when_there_is_work_and_all_are_gone_when_it_is_ended(local_cluster, factory, number):
+    m = local_cluster.start_manager()
+    process = factory(*options_for(m, local_cluster, "-w", "0", "-W", "2", "--env", "COLOUR=blue"))
     for _ in range(2):
         m.submit(Task('sleep 0.2; echo "$COLOUR"'))
     assert [m.wait(PATIENCE_S).output for _ in range(2)] == ["blue\n"] * 2
-    until(lambda: m.workers_connected, "a worker that is still there")
+    wait_until(lambda: m.workers_connected, "a worker that is still there")
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     assert process.wait(PATIENCE_S) == 0
-    until(lambda: not any(map(alive, family)), "the end of all workers")
+    wait_until(lambda: not any(map(is_alive, family)), "the end of all workers")
     assert "removing all workers" in process.log.read_text()
 
 
-def test_it_ends_when_no_manager_answers_for_long_enough(yard, factory):
-    m = yard.manager()
+def test_it_ends_when_no_manager_answers_for_long_enough(local_cluster, factory):
+    m = local_cluster.start_manager()
     m.submit(Task("sleep 1000"))  # so that nothing ends before the manager, however slow it starts
-    process = factory(*options_for(m, yard, "-w", "1", "-W", "1", "--factory-timeout", "3"))
+    process = factory(*options_for(m, local_cluster, "-w", "1", "-W", "1", "--factory-timeout", "3"))
     m.wait_for_workers(1, PATIENCE_S)
     m.close()
     assert process.wait(PATIENCE_S) == 0
     assert "no manager has answered for 3 s" in process.log.read_text()
 
 
-def test_a_manager_says_what_there_is_to_do_to_who_knows_the_secret(yard):
-    m = yard.manager(name="my-analysis")
+def test_a_manager_says_what_there_is_to_do_to_who_knows_the_secret(local_cluster):
+    m = local_cluster.start_manager(name="my-analysis")
     for _ in range(3):
         m.submit(Task("true"))
     m.empty()
-    said = until(
+    said = wait_until(
         lambda: (
-            (s := query_status("127.0.0.1", m.port, yard.secret.read_bytes().strip()))
+            (s := query_status("127.0.0.1", m.port, local_cluster.secret.read_bytes().strip()))
             and s["waiting"] == 3
             and s
         )
@@ -103,9 +103,9 @@ def test_a_manager_says_what_there_is_to_do_to_who_knows_the_secret(yard):
         0,
         [],
     )
-    yard.worker(m, "--feature", "pilot:mine/7", "--feature", "pilot:other/8")
+    local_cluster.start_worker(m, "--feature", "pilot:mine/7", "--feature", "pilot:other/8")
     m.wait_for_workers(1, PATIENCE_S)
-    source = RemoteManager("127.0.0.1", m.port, yard.secret)
+    source = RemoteManager("127.0.0.1", m.port, local_cluster.secret)
     demand = source.ask(None, "mine")
     assert (demand.pilots, demand.workers) == (("7",), 1)
     with pytest.raises(HandshakeRejected, match="wrong secret"):
@@ -150,24 +150,24 @@ def test_without_the_commands_of_the_batch_system_the_error_says_so(monkeypatch,
 @pytest.mark.parametrize(
     "more", [(), ("--wrapper", "sh -c '\"$@\"; true' wrapper")], ids=["plain", "wrapped"]
 )
-def test_when_it_is_killed_its_workers_of_this_machine_leave(yard, factory, more):
-    m = yard.manager()
-    process = factory(*options_for(m, yard, "-w", "2", "-W", "2", *more))
+def test_when_it_is_killed_its_workers_of_this_machine_leave(local_cluster, factory, more):
+    m = local_cluster.start_manager()
+    process = factory(*options_for(m, local_cluster, "-w", "2", "-W", "2", *more))
     m.wait_for_workers(2, PATIENCE_S)
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait(PATIENCE_S)
-    until(lambda: m.workers_connected == 0, "the workers to leave")
-    until(lambda: not any(map(alive, family)), "the end of all processes")
+    wait_until(lambda: m.workers_connected == 0, "the workers to leave")
+    wait_until(lambda: not any(map(is_alive, family)), "the end of all processes")
 
 
-def test_it_ends_with_the_process_that_has_started_it(yard):
-    m = yard.manager()
+def test_it_ends_with_the_process_that_has_started_it(local_cluster):
+    m = local_cluster.start_manager()
     words = [
         sys.executable,
         "-m",
         "vinecore.factory.cli",
-        *options_for(m, yard, "-w", "1", "-W", "1", "--parent-death"),
+        *options_for(m, local_cluster, "-w", "1", "-W", "1", "--parent-death"),
     ]
     program = (
         "import subprocess, sys, time\nprint(subprocess.Popen(sys.argv[1:]).pid, flush=True)\ntime.sleep(600)"
@@ -180,13 +180,13 @@ def test_it_ends_with_the_process_that_has_started_it(yard):
     m.wait_for_workers(1, PATIENCE_S)
     parent.kill()
     parent.communicate(timeout=PATIENCE_S)
-    until(lambda: not alive(pid), "the factory to end")
-    until(lambda: m.workers_connected == 0, "the worker to leave")
+    wait_until(lambda: not is_alive(pid), "the factory to end")
+    wait_until(lambda: m.workers_connected == 0, "the worker to leave")
 
 
-def test_it_ends_when_there_was_nothing_to_do_for_long_enough(yard, factory):
-    m = yard.manager()
-    process = factory(*options_for(m, yard, "-w", "0", "-W", "1", "--factory-timeout", "1"))
+def test_it_ends_when_there_was_nothing_to_do_for_long_enough(local_cluster, factory):
+    m = local_cluster.start_manager()
+    process = factory(*options_for(m, local_cluster, "-w", "0", "-W", "1", "--factory-timeout", "1"))
     assert process.wait(PATIENCE_S) == 0
     assert "there was nothing to do for 1 s" in process.log.read_text()
     assert m.workers_connected == 0
@@ -201,8 +201,8 @@ class ToldInside(threading.Event):
         return super().wait(timeout)
 
 
-def test_a_signal_ends_it_wherever_it_is_at_that_moment(yard):
-    m = yard.manager()
+def test_a_signal_ends_it_wherever_it_is_at_that_moment(local_cluster):
+    m = local_cluster.start_manager()
     factory = Factory("local", manager=m, min_workers=1, cores=1)
     factory.ended = ToldInside()
     run(factory)

@@ -11,18 +11,18 @@ import psutil
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import PATIENCE_S, alive, one_result, until, workers_of
+from tests.harness.processes import PATIENCE_S, is_alive, wait_for_task, wait_until, worker_summaries
 from vinecore import Factory, PythonTask, Task, WorkersNotStarted
 from vinecore.factory.adaptive import MAX_START_TRIES
 
 
-def test_as_many_workers_as_asked_for_are_there(yard):
-    m = yard.manager()
+def test_as_many_workers_as_asked_for_are_there(local_cluster):
+    m = local_cluster.start_manager()
     with Factory("local", manager=m, min_workers=2, cores=1, memory=300, disk=200) as factory:
         m.wait_for_workers(2, 60)
-        assert [w["total"] for w in workers_of(m)] == [
+        assert [w["total"] for w in worker_summaries(m)] == [
             {"cores": 1.0, "memory": 300, "disk": 200, "gpus": 0.0}
-        ] * 2 or len(workers_of(m)) == 2
+        ] * 2 or len(worker_summaries(m)) == 2
         m.submit(PythonTask(sample_tasks.add, 1, 2))
         assert m.wait(60).output == 3
         assert "vine_worker" in factory.log
@@ -30,43 +30,43 @@ def test_as_many_workers_as_asked_for_are_there(yard):
     assert [process.returncode for process in processes] == [0, 0]
 
 
-def test_a_worker_that_dies_is_replaced(yard):
-    m = yard.manager()
+def test_a_worker_that_dies_is_replaced(local_cluster):
+    m = local_cluster.start_manager()
     with Factory("local", manager=m, cores=1) as factory:
         m.wait_for_workers(1, 60)
-        before = workers_of(m)[0]["id"]
+        before = worker_summaries(m)[0]["id"]
         factory.processes[0].kill()
-        until(lambda: [w["id"] for w in workers_of(m)] not in ([], [before]), "another worker")
+        wait_until(lambda: [w["id"] for w in worker_summaries(m)] not in ([], [before]), "another worker")
         m.submit(Task("echo fine"))
         assert m.wait(60).output == "fine\n"
 
 
-def test_workers_with_a_wall_time_are_replaced_when_it_is_over(yard):
-    m = yard.manager()
+def test_workers_with_a_wall_time_are_replaced_when_it_is_over(local_cluster):
+    m = local_cluster.start_manager()
     with Factory("local", manager=m, cores=1, memory=100, disk=100, wall_time=2) as factory:
-        first = until(lambda: factory.processes, "a worker")[0]
+        first = wait_until(lambda: factory.processes, "a worker")[0]
         assert first.wait(60) == 0
-        until(lambda: factory.processes and factory.processes[0] is not first, "another worker")
+        wait_until(lambda: factory.processes and factory.processes[0] is not first, "another worker")
 
 
-def test_without_replacement_a_worker_that_dies_stays_dead(yard):
-    m = yard.manager()
+def test_without_replacement_a_worker_that_dies_stays_dead(local_cluster):
+    m = local_cluster.start_manager()
     factory = Factory("local", manager=m, cores=1).start(replace=False)
     try:
         m.wait_for_workers(1, 60)
         factory.processes[0].kill()
         factory.processes[0].wait()
-        until(lambda: m.workers_connected == 0, "the manager to notice")
+        wait_until(lambda: m.workers_connected == 0, "the manager to notice")
         assert len(factory.processes) == 1
     finally:
         factory.stop()
 
 
-def test_workers_that_die_at_once_are_not_started_as_fast_as_possible(yard, caplog):
-    m = yard.manager()
-    m.password_file = yard.place("no-such-file")
+def test_workers_that_die_at_once_are_not_started_as_fast_as_possible(local_cluster, caplog):
+    m = local_cluster.start_manager()
+    m.password_file = local_cluster.path("no-such-file")
     with Factory("local", manager=m, cores=1, factory_period=0.01) as factory:
-        until(lambda: caplog.text.count("others in") >= 3, "pauses")
+        wait_until(lambda: caplog.text.count("others in") >= 3, "pauses")
         assert factory._mind.pause_s >= 1.6
     told = [r.getMessage() for r in caplog.records if "others in" in r.getMessage()][:3]
     assert [text.rpartition("; ")[2] for text in told] == [
@@ -92,11 +92,11 @@ def broken_python(folder, text=BROKEN_PYTHON):
     return str(program)
 
 
-def test_a_python_that_never_starts_fails_tasks(yard, tmp_path, monkeypatch):
+def test_a_python_that_never_starts_fails_tasks(local_cluster, tmp_path, monkeypatch):
     """A user whose environment is broken gets an error, and not silence; a mended one is taken up."""
     monkeypatch.setattr("vinecore.factory.adaptive.INITIAL_BACKOFF_S", 0.01)
     right, wrong = sys.executable, broken_python(tmp_path)
-    m = yard.manager()
+    m = local_cluster.start_manager()
     monkeypatch.setattr(sys, "executable", wrong)
     with Factory("local", manager=m, min_workers=2, cores=1, factory_period=0.01):
         with pytest.raises(WorkersNotStarted, match="in 5 tries") as told:
@@ -114,9 +114,9 @@ def test_a_python_that_never_starts_fails_tasks(yard, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["/no/such/python", ""])
-def test_a_python_that_is_absent_fails_tasks(yard, monkeypatch, path):
+def test_a_python_that_is_absent_fails_tasks(local_cluster, monkeypatch, path):
     monkeypatch.setattr("vinecore.factory.adaptive.INITIAL_BACKOFF_S", 0.01)
-    m = yard.manager()
+    m = local_cluster.start_manager()
     m.submit(PythonTask(sample_tasks.add, 1, 2))
     monkeypatch.setattr(sys, "executable", path)
     with Factory("local", manager=m, cores=1, factory_period=0.01):
@@ -125,51 +125,51 @@ def test_a_python_that_is_absent_fails_tasks(yard, monkeypatch, path):
     assert (path or "sys.executable is empty") in str(error)
 
 
-def test_an_environment_without_python_fails_tasks(yard, tmp_path, monkeypatch):
+def test_an_environment_without_python_fails_tasks(local_cluster, tmp_path, monkeypatch):
     monkeypatch.setattr("vinecore.factory.adaptive.INITIAL_BACKOFF_S", 0.01)
     with tarfile.open(tmp_path / "env.tar.gz", "w:gz"):
         pass
-    m = yard.manager()
+    m = local_cluster.start_manager()
     m.submit(PythonTask(sample_tasks.add, 1, 2))
     with Factory("local", manager=m, cores=1, factory_period=0.01, python_env=str(tmp_path / "env.tar.gz")):
         assert "it has no bin/python" in str(m.wait(PATIENCE_S).output)
 
 
-def test_workers_that_connect_once_are_replaced_for_ever(yard, tmp_path, monkeypatch):
+def test_workers_that_connect_once_are_replaced_for_ever(local_cluster, tmp_path, monkeypatch):
     """Failures to start are counted from the last worker that has connected."""
     monkeypatch.setattr("vinecore.factory.adaptive.INITIAL_BACKOFF_S", 0.001)
-    m = yard.manager()
+    m = local_cluster.start_manager()
     with Factory("local", manager=m, cores=1, factory_period=0.01) as factory:
         for _ in range(MAX_START_TRIES + 1):
             m.wait_for_workers(1, PATIENCE_S)
             factory.processes[0].kill()
-            until(lambda: m.workers_connected == 0, "the manager to notice")
+            wait_until(lambda: m.workers_connected == 0, "the manager to notice")
         m.wait_for_workers(1, PATIENCE_S)
 
 
-def test_a_worker_that_does_not_listen_is_ended_all_the_same(yard, monkeypatch):
+def test_a_worker_that_does_not_listen_is_ended_all_the_same(local_cluster, monkeypatch):
     monkeypatch.setattr("vinecore.factory.local.GRACE_S", 0.2)
-    m = yard.manager()
+    m = local_cluster.start_manager()
     with Factory("local", manager=m, cores=1) as factory:
         m.wait_for_workers(1, 60)
         [process] = factory.processes
         os.kill(process.pid, signal.SIGSTOP)
     assert process.returncode == -signal.SIGKILL
-    assert not alive(process.pid)
+    assert not is_alive(process.pid)
 
 
-def test_stopping_removes_all_files_and_may_be_done_twice(yard):
-    m = yard.manager()
-    factory = Factory("local", manager=m, cores=1, workspace=yard.folder / "tmp").start()
+def test_stopping_removes_all_files_and_may_be_done_twice(local_cluster):
+    m = local_cluster.start_manager()
+    factory = Factory("local", manager=m, cores=1, workspace=local_cluster.folder / "tmp").start()
     m.wait_for_workers(1, 60)
-    assert any((yard.folder / "tmp").iterdir())
+    assert any((local_cluster.folder / "tmp").iterdir())
     factory.stop()
     factory.stop()
-    assert list((yard.folder / "tmp").iterdir()) == []
+    assert list((local_cluster.folder / "tmp").iterdir()) == []
 
 
-def test_a_manager_that_is_closed_ends_its_factory(yard):
-    m = yard.manager()
+def test_a_manager_that_is_closed_ends_its_factory(local_cluster):
+    m = local_cluster.start_manager()
     factory = Factory("local", manager=m, cores=1).start()
     m.wait_for_workers(1, 60)
     [process] = factory.processes
@@ -178,10 +178,10 @@ def test_a_manager_that_is_closed_ends_its_factory(yard):
     assert factory.processes == []
 
 
-def test_workers_import_what_the_user_can_import(yard, tmp_path, monkeypatch):
+def test_workers_import_what_the_user_can_import(local_cluster, tmp_path, monkeypatch):
     (tmp_path / "only_here.py").write_text("WORD = 'found'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    m = yard.manager()
+    m = local_cluster.start_manager()
     with Factory("local", manager=m, cores=1):
         m.submit(PythonTask(lambda: __import__("only_here").WORD))
         assert m.wait(60).output == "found"
@@ -201,13 +201,15 @@ def test_what_makes_no_sense_is_refused(m, options, words):
         Factory(**{"manager": m, **options})
 
 
-def test_a_workspace_is_made_where_it_is_wanted_and_needed_to_keep_something(yard, monkeypatch):
-    m = yard.manager()
-    monkeypatch.setenv("HOME", str(yard.folder))
+def test_a_workspace_is_made_where_it_is_wanted_and_needed_to_keep_something(local_cluster, monkeypatch):
+    m = local_cluster.start_manager()
+    monkeypatch.setenv("HOME", str(local_cluster.folder))
     with Factory("local", manager=m, cores=1, workspace="~/deep/place"):
         m.wait_for_workers(1, 60)
-        assert [path.name.partition("-local-")[0] for path in yard.place("deep/place").iterdir()] == ["vine"]
-    assert not [*yard.place("deep/place").iterdir()]
+        assert [path.name.partition("-local-")[0] for path in local_cluster.path("deep/place").iterdir()] == [
+            "vine"
+        ]
+    assert not [*local_cluster.path("deep/place").iterdir()]
     with pytest.raises(ValueError, match="keep_workspace=True needs a workspace"):
         Factory("local", manager=m, keep_workspace=True)
 
@@ -221,8 +223,8 @@ def listening(process):
     }
 
 
-def test_workers_of_a_manager_on_loopback_listen_there_only(yard):
-    m = yard.manager()
+def test_workers_of_a_manager_on_loopback_listen_there_only(local_cluster):
+    m = local_cluster.start_manager()
     with Factory("local", manager=m, min_workers=2, cores=1) as factory:
         m.wait_for_workers(2, 60)
         assert [listening(process) for process in factory.processes] == [{"127.0.0.1"}] * 2
@@ -230,25 +232,32 @@ def test_workers_of_a_manager_on_loopback_listen_there_only(yard):
         maker.enable_temp_output()
         maker.set_cores(1)
         m.submit(maker)
-        assert one_result(m).successful()
+        assert wait_for_task(m).successful()
         # one reads where it was made, the other one has fetched it
         readers = [
             PythonTask(
-                sample_tasks.held_length, str(yard.folder), f"reader-{number}", "gate", maker.output_file
+                sample_tasks.held_length,
+                str(local_cluster.folder),
+                f"reader-{number}",
+                "gate",
+                maker.output_file,
             )
             for number in range(2)
         ]
         for reader in readers:
             reader.set_cores(1)
             m.submit(reader)
-        until(lambda: sum(yard.count(f"reader-{number}") for number in range(2)) == 2, "both to have it")
-        yard.place("gate").touch()
-        assert [one_result(m).output for _ in readers] == [len(sample_tasks.make_bytes(200_000))] * 2
+        wait_until(
+            lambda: sum(local_cluster.count_lines(f"reader-{number}") for number in range(2)) == 2,
+            "both to have it",
+        )
+        local_cluster.path("gate").touch()
+        assert [wait_for_task(m).output for _ in readers] == [len(sample_tasks.make_bytes(200_000))] * 2
         assert m.get_file_replica_count(maker.output_file) == 2
 
 
-def test_workers_of_a_manager_for_everybody_listen_everywhere(yard):
-    m = yard.manager(address="")
+def test_workers_of_a_manager_for_everybody_listen_everywhere(local_cluster):
+    m = local_cluster.start_manager(address="")
     with Factory("local", manager=m, min_workers=1, cores=1) as factory:
         m.wait_for_workers(1, 60)
         assert all(listening(process) & {"::", "0.0.0.0"} for process in factory.processes)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.harness.processes import PATIENCE_S, until
+from tests.harness.processes import PATIENCE_S, wait_until
 from vinecore import Factory, Task
 from vinecore.discovery.announcer import make_record
 from vinecore.factory.batch_system import PilotSpec, worker_command_line
@@ -39,12 +39,12 @@ def dead_port():
         return gone.getsockname()[1]
 
 
-def test_the_command_serves_all_managers_whose_name_matches_and_ends_their_workers(yard):
-    first, second, other = (yard.manager(name=name) for name in ("run-1", "run-2", "other"))
-    log = yard.place("factory.log")
+def test_the_command_serves_all_managers_whose_name_matches_and_ends_their_workers(local_cluster):
+    first, second, other = (local_cluster.start_manager(name=name) for name in ("run-1", "run-2", "other"))
+    log = local_cluster.path("factory.log")
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "vinecore.factory.cli", "-T", "local", "-M", "run-.", "-P", yard.secret, "-w", "0", "-W", "2", "--cores", "1",
+            [sys.executable, "-m", "vinecore.factory.cli", "-T", "local", "-M", "run-.", "-P", local_cluster.secret, "-w", "0", "-W", "2", "--cores", "1",
              "--factory-period", "0.1"],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )  # fmt: skip
@@ -58,41 +58,50 @@ def test_the_command_serves_all_managers_whose_name_matches_and_ends_their_worke
     finally:
         process.terminate()
         assert process.wait(PATIENCE_S) == 0
-    until(lambda: first.workers_connected == second.workers_connected == 0)
+    wait_until(lambda: first.workers_connected == second.workers_connected == 0)
     assert "Traceback" not in log.read_text()
 
 
-def test_a_factory_waits_for_a_manager_and_follows_it_to_another_port(yard, caplog):
-    with Factory("local", manager_name="mine", password=yard.secret, min_workers=0, max_workers=1, cores=1):
-        until(lambda: "any manager called mine does not answer: there is none in" in caplog.text)
-        with yard.manager(name="mine") as m:
+def test_a_factory_waits_for_a_manager_and_follows_it_to_another_port(local_cluster, caplog):
+    with Factory(
+        "local", manager_name="mine", password=local_cluster.secret, min_workers=0, max_workers=1, cores=1
+    ):
+        wait_until(lambda: "any manager called mine does not answer: there is none in" in caplog.text)
+        with local_cluster.start_manager(name="mine") as m:
             assert works(m)
         with socket.create_server(("127.0.0.1", m.port)):
-            assert works(yard.manager(name="mine"))
+            assert works(local_cluster.start_manager(name="mine"))
 
 
-def test_those_that_are_gone_or_another_keep_nobody_from_the_one_that_is_there(yard, dead_port):
-    theirs = yard.manager(name="theirs", registry=False)
+def test_those_that_are_gone_or_another_keep_nobody_from_the_one_that_is_there(local_cluster, dead_port):
+    theirs = local_cluster.start_manager(name="theirs", registry=False)
     enter("mine", "dead", dead_port)
     enter("mine", "another", theirs.port)
-    m = yard.manager(name="mine")
-    with Factory("local", manager_name="mine", password=yard.secret, min_workers=0, max_workers=1, cores=1):
+    m = local_cluster.start_manager(name="mine")
+    with Factory(
+        "local", manager_name="mine", password=local_cluster.secret, min_workers=0, max_workers=1, cores=1
+    ):
         assert works(m)
     assert theirs.workers_connected == 0
 
 
-def test_tls_is_spoken_with_those_that_say_so(yard):
+def test_tls_is_spoken_with_those_that_say_so(local_cluster):
     pytest.importorskip("cryptography")
-    m, plain = yard.manager(name="mine-1", ssl=True), yard.manager(name="mine-2")
-    with Factory("local", manager_name="mine-.", password=yard.secret, min_workers=0, max_workers=2, cores=1):
+    m, plain = (
+        local_cluster.start_manager(name="mine-1", ssl=True),
+        local_cluster.start_manager(name="mine-2"),
+    )
+    with Factory(
+        "local", manager_name="mine-.", password=local_cluster.secret, min_workers=0, max_workers=2, cores=1
+    ):
         for each in (m, plain):
             each.submit(Task("echo fine", cores=1))
         assert [each.wait(PATIENCE_S).output for each in (m, plain)] == ["fine\n"] * 2
 
 
-def test_a_manager_and_a_name_are_not_both_taken(yard):
+def test_a_manager_and_a_name_are_not_both_taken(local_cluster):
     with pytest.raises(ValueError, match="give the manager"):
-        Factory("local", manager=yard.manager(), manager_name="mine")
+        Factory("local", manager=local_cluster.start_manager(), manager_name="mine")
     with pytest.raises(ValueError, match="give the manager"):
         Factory("local")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.harness.processes import until, workers_of
+from tests.harness.processes import wait_until, worker_summaries
 from vinecore import Factory, PythonTask, Task
 from vinecore.factory.cli import command
 from vinecore.factory.settings import UNSUPPORTED_SETTINGS, FactorySettings, from_json
@@ -66,24 +66,28 @@ def test_a_configuration_that_cannot_be_understood_is_refused(value, words):
         from_json(value)
 
 
-def test_a_configuration_that_is_nested_too_deep_is_refused(yard):
-    path = yard.place("config.json")
+def test_a_configuration_that_is_nested_too_deep_is_refused(local_cluster):
+    path = local_cluster.path("config.json")
     path.write_text("[" * 200_000)
     with pytest.raises(ValueError, match="nested too deep"):
-        Factory("local", manager=yard.manager(), config_file=path)
+        Factory("local", manager=local_cluster.start_manager(), config_file=path)
 
 
-def test_a_configuration_is_read_again_when_it_changes_and_a_broken_one_changes_nothing(yard, caplog):
-    m = yard.manager()
-    config = yard.place("config.json")
+def test_a_configuration_is_read_again_when_it_changes_and_a_broken_one_changes_nothing(
+    local_cluster, caplog
+):
+    m = local_cluster.start_manager()
+    config = local_cluster.path("config.json")
     config.write_text('{"min-workers": 0, "max-workers": 1}')
     with Factory("local", manager=m, cores=1, config_file=config) as factory:
         assert (factory.min_workers, factory.max_workers) == (0, 1)
         with caplog.at_level(logging.WARNING, "vinecore"):
             config.write_text('{"min-workers": 2')
-            until(lambda: "the settings stay as they were" in caplog.text, "a word about the broken file")
+            wait_until(
+                lambda: "the settings stay as they were" in caplog.text, "a word about the broken file"
+            )
             config.write_text('{"min-wrkers": 2}')
-            until(lambda: "did you mean 'min-workers'?" in caplog.text, "a word about the unknown name")
+            wait_until(lambda: "did you mean 'min-workers'?" in caplog.text, "a word about the unknown name")
         assert (factory.min_workers, factory.max_workers) == (0, 1)
         config.write_text('{"min-workers": 2, "max-workers": 2}')
         m.wait_for_workers(2, 60)
@@ -92,8 +96,8 @@ def test_a_configuration_is_read_again_when_it_changes_and_a_broken_one_changes_
         Factory("local", manager=m, config_file=config)
 
 
-def test_attributes_are_settings_and_can_be_changed_while_it_works(yard):
-    m = yard.manager()
+def test_attributes_are_settings_and_can_be_changed_while_it_works(local_cluster):
+    m = local_cluster.start_manager()
     with Factory("local", manager=m, min_workers=0, max_workers=2, cores=1) as factory:
         assert not m.workers_connected
         factory.min_workers = 1
@@ -107,34 +111,34 @@ def test_attributes_are_settings_and_can_be_changed_while_it_works(yard):
         assert factory.min_workers == 1
 
 
-def test_workers_come_when_there_is_work_and_go_when_there_is_none(yard):
-    m = yard.manager()
+def test_workers_come_when_there_is_work_and_go_when_there_is_none(local_cluster):
+    m = local_cluster.start_manager()
     with Factory("local", manager=m, min_workers=0, max_workers=2, cores=1, timeout=1) as factory:
-        gate = yard.place("gate")
+        gate = local_cluster.path("gate")
         for _ in range(3):
             m.submit(Task(f"until [ -e {gate} ]; do sleep 0.05; done"))
         m.wait_for_workers(2, 60)
         gate.touch()
         for _ in range(3):
             assert m.wait(60).successful()
-        until(lambda: not factory.processes, "the idle workers to leave")
+        wait_until(lambda: not factory.processes, "the idle workers to leave")
 
 
-def test_a_manager_scales_its_workers_and_lets_only_idle_ones_go(yard):
-    m = yard.manager()
+def test_a_manager_scales_its_workers_and_lets_only_idle_ones_go(local_cluster):
+    m = local_cluster.start_manager()
     with pytest.raises(RuntimeError, match="no factory"):
         m.scale(2)
-    gate = yard.place("gate")
+    gate = local_cluster.path("gate")
     with Factory("local", manager=m, cores=1) as factory:
         m.wait_for_workers(1, 60)
-        [first] = workers_of(m)
+        [first] = worker_summaries(m)
         m.submit(Task(f"until [ -e {gate} ]; do sleep 0.05; done"))
-        until(lambda: workers_of(m)[0]["tasks"], "the task to run")
+        wait_until(lambda: worker_summaries(m)[0]["tasks"], "the task to run")
         m.scale(3)
         m.wait_for_workers(3, 60)
         m.scale(1)
-        until(lambda: m.workers_connected == 1, "the idle workers to go")
-        assert workers_of(m)[0]["id"] == first["id"]
+        wait_until(lambda: m.workers_connected == 1, "the idle workers to go")
+        assert worker_summaries(m)[0]["id"] == first["id"]
         gate.touch()
         assert m.wait(60).successful()
         m.adapt(0, 2)
@@ -193,8 +197,8 @@ def test_words_are_checked(name, value, words):
         {"wrapper_input": "f"},
     ],
 )
-def test_what_has_no_effect_on_workers_of_this_machine_is_refused(yard, setting):
-    m = yard.manager()
+def test_what_has_no_effect_on_workers_of_this_machine_is_refused(local_cluster, setting):
+    m = local_cluster.start_manager()
     [name] = setting
     with pytest.raises(ValueError, match=f"{name}=.* has no effect on workers of type 'local'"):
         Factory("local", manager=m, **setting)
@@ -203,9 +207,9 @@ def test_what_has_no_effect_on_workers_of_this_machine_is_refused(yard, setting)
         factory.change(**setting)
 
 
-def test_a_configuration_may_name_the_manager_and_the_factory(yard, caplog, monkeypatch):
-    monkeypatch.setenv("VINE_REGISTRY", str(yard.place("registry")))
-    config = yard.place("config.json")
+def test_a_configuration_may_name_the_manager_and_the_factory(local_cluster, caplog, monkeypatch):
+    monkeypatch.setenv("VINE_REGISTRY", str(local_cluster.path("registry")))
+    config = local_cluster.path("config.json")
     said = {
         "manager-name": "analysis-.*",
         "factory-name": "night",
@@ -214,15 +218,17 @@ def test_a_configuration_may_name_the_manager_and_the_factory(yard, caplog, monk
         "cores": 1,
     }
     config.write_text(json.dumps(said))
-    m = yard.manager(name="analysis-7")
-    with Factory("local", config_file=config, password=yard.secret) as factory:
+    m = local_cluster.start_manager(name="analysis-7")
+    with Factory("local", config_file=config, password=local_cluster.secret) as factory:
         m.wait_for_workers(1, 60)
         assert factory._id == "night"
         m.submit(Task("echo fine"))
         assert m.wait(60).output == "fine\n"
         with caplog.at_level(logging.WARNING, "vinecore"):
             config.write_text(json.dumps({**said, "factory-name": "day"}))
-            until(lambda: "takes effect when the factory is started again" in caplog.text, "a word about it")
+            wait_until(
+                lambda: "takes effect when the factory is started again" in caplog.text, "a word about it"
+            )
     with pytest.raises(ValueError, match=r"factory_name='a b': use letters"):
         Factory("local", manager=m, factory_name="a b")
     config.write_text(json.dumps({"manager-name": "a", "master-name": "b"}))
@@ -231,9 +237,9 @@ def test_a_configuration_may_name_the_manager_and_the_factory(yard, caplog, monk
 
 
 @pytest.mark.parametrize("settings", [{"tasks_per_worker": 4}, {"cores": 4}])
-def test_one_worker_is_counted_for_several_tasks(yard, settings):
-    m = yard.manager()
-    gate = yard.place("gate")
+def test_one_worker_is_counted_for_several_tasks(local_cluster, settings):
+    m = local_cluster.start_manager()
+    gate = local_cluster.path("gate")
     for _ in range(8):
         m.submit(Task(f"until [ -e {gate} ]; do sleep 0.05; done", cores=1))
     with Factory("local", manager=m, min_workers=0, max_workers=8, timeout=60, **settings) as factory:
@@ -244,8 +250,8 @@ def test_one_worker_is_counted_for_several_tasks(yard, settings):
             assert m.wait(60).successful()
 
 
-def test_with_capacity_no_more_are_started_than_the_manager_can_keep_busy(yard):
-    m = yard.manager()
+def test_with_capacity_no_more_are_started_than_the_manager_can_keep_busy(local_cluster):
+    m = local_cluster.start_manager()
     # the one that stays keeps the last ones waiting, however fast the worker is
     for text in ["true"] * 50 + ["sleep 1000"] + ["true"] * 2000:
         m.submit(Task(text, cores=1))
@@ -262,32 +268,32 @@ def test_with_capacity_no_more_are_started_than_the_manager_can_keep_busy(yard):
         m.cancel_all()
 
 
-def test_a_wrapper_runs_the_worker_and_features_are_said(yard):
-    m = yard.manager()
-    wrapper = f"sh -c 'touch {yard.place('wrapped')}; exec \"$@\"' wrapper"
+def test_a_wrapper_runs_the_worker_and_features_are_said(local_cluster):
+    m = local_cluster.start_manager()
+    wrapper = f"sh -c 'touch {local_cluster.path('wrapped')}; exec \"$@\"' wrapper"
     with Factory(
         "local", manager=m, cores=1, wrapper=wrapper, feature=["fast", "near"], extra_options="--feature odd"
     ):
         m.wait_for_workers(1, 60)
-        assert yard.place("wrapped").exists()
+        assert local_cluster.path("wrapped").exists()
         [peer] = m._engine._peers.values()
         assert {"fast", "near", "odd"} <= set(peer.hello.features)
 
 
-def test_workers_of_this_machine_run_in_an_environment(yard, packed):
-    m = yard.manager()
+def test_workers_of_this_machine_run_in_an_environment(local_cluster, packed):
+    m = local_cluster.start_manager()
     with Factory("local", manager=m, cores=1, python_env=str(packed)) as factory:
         m.wait_for_workers(1, 60)
         program = Path(f"/proc/{factory.processes[0].pid}/cmdline").read_text().split("\0")[0]
         assert program.endswith("/bin/python")
-        assert program.startswith(str(yard.folder))
+        assert program.startswith(str(local_cluster.folder))
         m.submit(PythonTask(lambda: __import__("only_in_archive").WORD))
         assert m.wait(60).output == "packed"
-    yard.place("no-archive").write_text("x")
+    local_cluster.path("no-archive").write_text("x")
 
 
-def test_an_environment_that_is_none_is_told(yard, caplog):
-    m = yard.manager()
-    yard.place("no-archive").write_text("x")
-    with Factory("local", manager=m, cores=1, python_env=str(yard.place("no-archive"))):
-        until(lambda: "cannot be used" in caplog.text, "a word about it")
+def test_an_environment_that_is_none_is_told(local_cluster, caplog):
+    m = local_cluster.start_manager()
+    local_cluster.path("no-archive").write_text("x")
+    with Factory("local", manager=m, cores=1, python_env=str(local_cluster.path("no-archive"))):
+        wait_until(lambda: "cannot be used" in caplog.text, "a word about it")

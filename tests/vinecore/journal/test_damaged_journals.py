@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.harness.processes import one_result
+from tests.harness.processes import wait_for_task
 from vinecore import Task, journal
 from vinecore.journal import records as j
 from vinecore.journal.previous_session import find_previous_session
@@ -221,20 +221,20 @@ def test_what_is_in_the_place_of_a_journal_is_passed_over(tmp_path, sound):
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2] + b"\xff" + data[len(data) // 2 :], lambda data: b"\0" + data, lambda _data: b"",
                                     lambda data: data + DEEP + b"\n"], ids=["middle", "beginning", "empty", "deep"])  # fmt: skip
-def test_a_manager_begins_whatever_has_become_of_the_journal(yard, sound, damage):
-    info = yard.place("info")
+def test_a_manager_begins_whatever_has_become_of_the_journal(local_cluster, sound, damage):
+    info = local_cluster.path("info")
     path = info / "run" / journal.FILE
     path.parent.mkdir(parents=True)
     path.write_bytes(damage(b"".join(sound)))
-    m = yard.manager(name="m", run_info_path=info, resume=True)
-    yard.worker(m)
+    m = local_cluster.start_manager(name="m", run_info_path=info, resume=True)
+    local_cluster.start_worker(m)
     m.submit(Task("echo on"))
-    assert one_result(m).output == "on\n"
+    assert wait_for_task(m).output == "on\n"
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "file/below", "pipe"])
-def test_a_manager_begins_where_there_can_be_no_journals(yard, name):
-    yard.place("file").touch()
-    os.mkfifo(yard.place("pipe"))
-    m = yard.manager(name="m", run_info_path=yard.place(name), resume=True)
+def test_a_manager_begins_where_there_can_be_no_journals(local_cluster, name):
+    local_cluster.path("file").touch()
+    os.mkfifo(local_cluster.path("pipe"))
+    m = local_cluster.start_manager(name="m", run_info_path=local_cluster.path(name), resume=True)
     assert (m.resumed_from, m.journal) == (None, None)

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import until, workers_of
+from tests.harness.processes import wait_until, worker_summaries
 from vinecore import FunctionCall, PythonTask, Task, journal
 from vinecore.journal import records
 from vinecore.journal.recorder import JournalRecorder
@@ -49,10 +49,10 @@ def of(path, *kinds):
 
 
 @pytest.fixture(scope="module")
-def story(shared_yard):
+def story(shared_cluster):
     """The journal of a run with all kinds of tasks on two workers, one of which is killed; and what its manager knew."""
-    m = shared_yard.manager(DaskVine, run_info_path=shared_yard.place("info"))
-    first, _second = shared_yard.workers(m, 2)
+    m = shared_cluster.start_manager(DaskVine, run_info_path=shared_cluster.path("info"))
+    first, _second = shared_cluster.start_workers(m, 2)
     m.install_library(m.create_library_from_functions("lib", sample_tasks.add, exec_mode="direct"))
     large = m.declare_buffer(b"x" * 300_000)
     ends = {}
@@ -70,7 +70,7 @@ def story(shared_yard):
     submit(Task("exit 3"), "success")
     submit(PythonTask(sample_tasks.add, 1, "x"), "exception")
     bytes_task = submit(PythonTask(bytes, 200_000), "success")
-    crashing = PythonTask(sample_tasks.leaves, str(shared_yard.folder), "leaves")
+    crashing = PythonTask(sample_tasks.leaves, str(shared_cluster.folder), "leaves")
     crashing.set_retries(1)
     submit(crashing, "crash")
     finish(m)
@@ -80,15 +80,15 @@ def story(shared_yard):
     graph["all"] = (len, [*graph])
     assert m.get(graph, "all", task_mode="function-calls", progress_disable=True) == 8
 
-    name = str(shared_yard.folder)
+    name = str(shared_cluster.folder)
     victims = [PythonTask(sample_tasks.held, name, f"held{n}", "gate") for n in range(2)]
     for task in victims:
         task.set_cores(2)  # so each worker has one
         submit(task, "success")
-    until(lambda: all(shared_yard.count(f"held{n}") for n in range(2)), "both to run")
+    wait_until(lambda: all(shared_cluster.count_lines(f"held{n}") for n in range(2)), "both to run")
     first.kill()
-    until(lambda: m.workers_connected == 1, "the manager to notice")
-    shared_yard.place("gate").touch()
+    wait_until(lambda: m.workers_connected == 1, "the manager to notice")
+    shared_cluster.path("gate").touch()
     finish(m)
     doomed = PythonTask(sample_tasks.add, 1, 1)
     doomed.set_cores(1000)
@@ -104,20 +104,20 @@ def story(shared_yard):
 # ---- what is written
 
 
-def test_without_being_asked_for_there_is_no_journal(yard, monkeypatch):
-    monkeypatch.chdir(yard.folder)
-    assert yard.manager().journal is None
-    assert not yard.place("vine-run-info").exists()
+def test_without_being_asked_for_there_is_no_journal(local_cluster, monkeypatch):
+    monkeypatch.chdir(local_cluster.folder)
+    assert local_cluster.start_manager().journal is None
+    assert not local_cluster.path("vine-run-info").exists()
 
 
 @pytest.mark.parametrize("how", ["true", "variable"])
-def test_a_journal_is_asked_for_by_an_option_or_a_variable(yard, monkeypatch, how):
-    monkeypatch.chdir(yard.folder)
+def test_a_journal_is_asked_for_by_an_option_or_a_variable(local_cluster, monkeypatch, how):
+    monkeypatch.chdir(local_cluster.folder)
     if how == "variable":
         monkeypatch.setenv("VINE_RUN_INFO_PATH", "vine-run-info")
-        assert yard.manager(run_info_path=False).journal is None
-    m = yard.manager(run_info_path=True if how == "true" else None)
-    assert m.journal.parent.parent == yard.place("vine-run-info")
+        assert local_cluster.start_manager(run_info_path=False).journal is None
+    m = local_cluster.start_manager(run_info_path=True if how == "true" else None)
+    assert m.journal.parent.parent == local_cluster.path("vine-run-info")
     assert journal.find("vine-run-info").samefile(m.journal)
 
 
@@ -222,9 +222,9 @@ def test_single_tasks_say_what_they_used_and_function_calls_what_they_were(story
     assert call.submitted.library.startswith("lib-")
 
 
-def test_a_result_that_is_lost_and_made_again_shows(yard):
-    m = yard.manager(DaskVine, run_info_path=yard.place("info"))
-    workers = yard.workers(m, 2)
+def test_a_result_that_is_lost_and_made_again_shows(local_cluster):
+    m = local_cluster.start_manager(DaskVine, run_info_path=local_cluster.path("info"))
+    workers = local_cluster.start_workers(m, 2)
     made = PythonTask(bytes, 100_000)
     made.enable_temp_output()
     m.submit(made)
@@ -232,7 +232,7 @@ def test_a_result_that_is_lost_and_made_again_shows(yard):
     name = made.output_file.cache_name
     [holder] = m._engine.query(lambda mind: [worker.id for worker in mind.tables.files[name].replicas])
     workers[holder - 1].kill()
-    until(lambda: m.workers_connected == 1, "the manager to notice")
+    wait_until(lambda: m.workers_connected == 1, "the manager to notice")
     m.submit(PythonTask(len, made.output_file))
     assert next(iter(finish(m).values())).output == 100_000
     m.close()
@@ -241,19 +241,19 @@ def test_a_result_that_is_lost_and_made_again_shows(yard):
     assert [attempt.outcome for attempt in task.attempts] == ["done", "done"]
 
 
-def test_names_that_are_no_text_are_written_as_well_as_they_can_be(yard):
-    m = yard.manager(DaskVine, run_info_path=yard.place("info"))
-    yard.worker(m)
+def test_names_that_are_no_text_are_written_as_well_as_they_can_be(local_cluster):
+    m = local_cluster.start_manager(DaskVine, run_info_path=local_cluster.path("info"))
+    local_cluster.start_worker(m)
     assert m.get({"x\udc80": (sample_tasks.square, 3)}, "x\udc80", progress_disable=True) == 9
     m.close()
     [task] = of(m.journal, journal.TaskSubmittedRecord)
     assert task.label == "x?"
 
 
-def test_a_defect_ends_the_journal_and_not_the_run(yard, caplog, monkeypatch):
-    m = yard.manager(run_info_path=yard.place("info"))
+def test_a_defect_ends_the_journal_and_not_the_run(local_cluster, caplog, monkeypatch):
+    m = local_cluster.start_manager(run_info_path=local_cluster.path("info"))
     monkeypatch.setattr(m._journal_writer._recorder, "records_for", None)
-    yard.worker(m)
+    local_cluster.start_worker(m)
     m.submit(Task("echo fine"))
     assert m.wait(60).output == "fine\n"
     m.close()
@@ -263,11 +263,11 @@ def test_a_defect_ends_the_journal_and_not_the_run(yard, caplog, monkeypatch):
 # ---- when it cannot be written
 
 
-def test_a_folder_that_cannot_be_made_gives_a_warning_and_the_run_goes_on(yard, caplog):
-    yard.place("file").touch()
-    m = yard.manager(run_info_path=yard.place("file") / "info")
+def test_a_folder_that_cannot_be_made_gives_a_warning_and_the_run_goes_on(local_cluster, caplog):
+    local_cluster.path("file").touch()
+    m = local_cluster.start_manager(run_info_path=local_cluster.path("file") / "info")
     assert m.journal is None
-    yard.worker(m)
+    local_cluster.start_worker(m)
     m.submit(Task("echo fine"))
     assert m.wait(60).output == "fine\n"
     warnings = [r.getMessage() for r in caplog.records if "journal" in r.getMessage()]
@@ -276,13 +276,13 @@ def test_a_folder_that_cannot_be_made_gives_a_warning_and_the_run_goes_on(yard, 
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full disk to write to")
-def test_a_disk_that_gets_full_gives_a_warning_and_the_run_goes_on(yard, caplog):
-    m = yard.manager(run_info_path=yard.place("info"))
+def test_a_disk_that_gets_full_gives_a_warning_and_the_run_goes_on(local_cluster, caplog):
+    m = local_cluster.start_manager(run_info_path=local_cluster.path("info"))
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, m._journal_writer._file)
     os.close(full)
-    yard.worker(m)
-    until(lambda: m._journal_writer._file < 0, "the scribe to notice")
+    local_cluster.start_worker(m)
+    wait_until(lambda: m._journal_writer._file < 0, "the scribe to notice")
     m.submit(Task("echo fine"))
     assert m.wait(60).output == "fine\n"
     m.close()
@@ -291,22 +291,22 @@ def test_a_disk_that_gets_full_gives_a_warning_and_the_run_goes_on(yard, caplog)
     assert "No space left on device" in warnings[0]
 
 
-def test_a_disk_that_is_too_slow_ends_the_journal_and_it_says_so(yard, caplog, monkeypatch):
+def test_a_disk_that_is_too_slow_ends_the_journal_and_it_says_so(local_cluster, caplog, monkeypatch):
     monkeypatch.setattr("vinecore.journal.writer.MAX_QUEUED_ITEMS", 20)
     monkeypatch.setattr("vinecore.journal.writer.POLL_INTERVAL_S", 60.0)
-    m = yard.manager(run_info_path=yard.place("info"))
+    m = local_cluster.start_manager(run_info_path=local_cluster.path("info"))
     for number in range(30):
         m.declare_buffer(b"%d" % number)
-    until(lambda: m._journal_writer._overflow, "the bound to be reached")
+    wait_until(lambda: m._journal_writer._overflow, "the bound to be reached")
     m.close()
     *_, last = journal.read(m.journal)
     assert isinstance(last, journal.JournalStoppedRecord)
     assert sum("journal ends" in r.getMessage() for r in caplog.records) == 1
 
 
-def test_a_disk_that_hangs_holds_up_neither_the_run_nor_the_end(yard, caplog, monkeypatch):
+def test_a_disk_that_hangs_holds_up_neither_the_run_nor_the_end(local_cluster, caplog, monkeypatch):
     monkeypatch.setattr("vinecore.journal.writer.SHUTDOWN_TIMEOUT_S", 0.1)
-    m = yard.manager(run_info_path=yard.place("info"))
+    m = local_cluster.start_manager(run_info_path=local_cluster.path("info"))
     hangs, full = os.pipe()
     os.set_blocking(full, False)
     with contextlib.suppress(BlockingIOError):
@@ -315,7 +315,7 @@ def test_a_disk_that_hangs_holds_up_neither_the_run_nor_the_end(yard, caplog, mo
     os.set_blocking(full, True)
     os.dup2(full, m._journal_writer._file)
     os.close(full)
-    yard.worker(m)
+    local_cluster.start_worker(m)
     m.submit(Task("echo fine"))
     assert m.wait(60).output == "fine\n"
     m.close()
@@ -347,11 +347,11 @@ def test_half_a_line_at_the_end_is_left_out(story, tmp_path):
     assert not journal.load(tmp_path).closed
 
 
-def test_a_journal_that_is_still_being_written_can_be_read(yard):
-    m = yard.manager(run_info_path=yard.place("info"))
-    yard.worker(m)
-    joined = until(lambda: of(m.journal, journal.WorkerConnectedRecord), "the worker in the journal")
-    assert joined[0].worker == workers_of(m)[0]["id"]
+def test_a_journal_that_is_still_being_written_can_be_read(local_cluster):
+    m = local_cluster.start_manager(run_info_path=local_cluster.path("info"))
+    local_cluster.start_worker(m)
+    joined = wait_until(lambda: of(m.journal, journal.WorkerConnectedRecord), "the worker in the journal")
+    assert joined[0].worker == worker_summaries(m)[0]["id"]
 
 
 def test_another_version_is_refused(tmp_path):
@@ -444,14 +444,14 @@ def test_the_report_of_a_run_that_goes_on_says_so(story, tmp_path):
     assert "unfinished" in text
 
 
-def test_the_report_of_a_run_without_tasks_is_short(yard):
-    m = yard.manager(run_info_path=yard.place("info"))
+def test_the_report_of_a_run_without_tasks_is_short(local_cluster):
+    m = local_cluster.start_manager(run_info_path=local_cluster.path("info"))
     m.close()
     ended = report(m.journal)
     assert ended.exit_code == 0
     assert "none" in ended.output
     if find_spec("matplotlib"):
-        drawn = report(m.journal, "--plot", yard.place("run.png"))
+        drawn = report(m.journal, "--plot", local_cluster.path("run.png"))
         assert drawn.exit_code == 1
         assert "nothing to draw" in drawn.output
 

@@ -12,7 +12,7 @@ import msgspec
 import psutil
 import pytest
 
-from tests.harness.processes import alive, free_port, until
+from tests.harness.processes import free_port, is_alive, wait_until
 from vinecore import Manager, journal
 from vinecore.journal import records as j
 from vinecore.journal.previous_session import find_previous_session
@@ -28,7 +28,7 @@ def dead():
     """The number of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    assert not alive(process.pid)
+    assert not is_alive(process.pid)
     return process.pid
 
 
@@ -137,7 +137,7 @@ def test_workers_that_have_ended_or_stayed_away_are_not_waited_for(tmp_path, wri
 def test_a_worker_that_has_ended_and_that_nobody_has_waited_for_is_not_waited_for(tmp_path, write):
     """As in a container, whose first process takes no notice of what ends."""
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        until(lambda: psutil.Process(ended.pid).status() == psutil.STATUS_ZOMBIE, "its end")
+        wait_until(lambda: psutil.Process(ended.pid).status() == psutil.STATUS_ZOMBIE, "its end")
         write("1", joined(1, HERE, ended.pid), joined(2, HERE, os.getpid()))
         assert find_previous_session(tmp_path, None).workers == [(HERE, os.getpid())]
 
@@ -196,19 +196,19 @@ def test_what_a_killed_manager_has_left_in_the_temporary_folder_goes(tmp_path, w
 # ---- managers
 
 
-def test_a_running_manager_is_seen_and_its_end_as_well(yard):
-    info = yard.place("info")
-    m = yard.manager(name="m", run_info_path=info, resume=True)
+def test_a_running_manager_is_seen_and_its_end_as_well(local_cluster):
+    info = local_cluster.path("info")
+    m = local_cluster.start_manager(name="m", run_info_path=info, resume=True)
     assert m.resumed_from is None
-    assert yard.manager(name="m", run_info_path=info, resume=True).resumed_from is None
+    assert local_cluster.start_manager(name="m", run_info_path=info, resume=True).resumed_from is None
     m.close()
-    assert yard.manager(name="m", run_info_path=info, resume=True).resumed_from is None
+    assert local_cluster.start_manager(name="m", run_info_path=info, resume=True).resumed_from is None
 
 
-def test_it_listens_where_the_dead_one_did(yard, dead):
-    info = yard.place("info")
+def test_it_listens_where_the_dead_one_did(local_cluster, dead):
+    info = local_cluster.path("info")
     port = free_port()
-    m = yard.manager(name="m", run_info_path=info, resume=True, port=port)
+    m = local_cluster.start_manager(name="m", run_info_path=info, resume=True, port=port)
     path = m.journal
     m.close()
     lines = (
@@ -217,22 +217,22 @@ def test_it_listens_where_the_dead_one_did(yard, dead):
         .splitlines(keepends=True)
     )
     path.write_bytes(b"".join(line for line in lines if b'"manager_closed"' not in line))
-    second = yard.manager(name="m", run_info_path=info, resume=True)
+    second = local_cluster.start_manager(name="m", run_info_path=info, resume=True)
     assert (second.resumed_from, second.port) == (path, port)
     assert next(journal.read(second.journal)).resumes == str(path)
 
 
-def test_a_worker_that_ends_after_its_manager_is_not_waited_for(yard, tmp_path, write):
+def test_a_worker_that_ends_after_its_manager_is_not_waited_for(local_cluster, tmp_path, write):
     """As those of a program that was killed, which end with it, but not at once."""
     worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     write("1", joined(1, HERE, worker.pid), joined(2, "elsewhere", 7))
-    m = yard.manager(name="m", run_info_path=tmp_path, resume=True)
+    m = local_cluster.start_manager(name="m", run_info_path=tmp_path, resume=True)
     awaited = lambda: m._engine.query(lambda mind: set(mind.resumed.awaited_workers))  # noqa: E731
     assert awaited() == {(HERE, worker.pid), ("elsewhere", 7)}
     worker.communicate(b"")
-    until(lambda: awaited() == {("elsewhere", 7)})
+    wait_until(lambda: awaited() == {("elsewhere", 7)})
 
 
-def test_without_a_journal_there_is_nothing_to_go_on_with(yard):
+def test_without_a_journal_there_is_nothing_to_go_on_with(local_cluster):
     with pytest.raises(ValueError, match="resume=True needs a journal"):
         Manager(0, resume=True, run_info_path=False)

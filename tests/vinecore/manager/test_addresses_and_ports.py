@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.harness.processes import free_port, until, workers_of
+from tests.harness.processes import free_port, wait_until, worker_summaries
 from vinecore import Manager, Task
 from vinecore.protocol.ports import canonical_address, parse_ports
 
@@ -87,83 +87,85 @@ def test_an_address_of_the_older_family_is_called_by_its_name():
     assert [canonical_address(a) for a in ("::ffff:10.0.0.1", "10.0.0.1", "::1", "fe80::1%eth0")] == ["10.0.0.1", "10.0.0.1", "::1", "fe80::1%eth0"]  # fmt: skip
 
 
-def test_a_manager_takes_the_first_free_port_of_a_range(yard):
+def test_a_manager_takes_the_first_free_port_of_a_range(local_cluster):
     with taken(2) as (first, free):
-        assert yard.manager(port=[first, free]).port == free
+        assert local_cluster.start_manager(port=[first, free]).port == free
         with pytest.raises(OSError, match=f"any port from {first} to {free - 1}"):
-            yard.manager(port=(first, free - 1))
+            local_cluster.start_manager(port=(first, free - 1))
 
 
-def test_where_the_site_names_ports_any_port_is_one_of_them(yard, monkeypatch):
+def test_where_the_site_names_ports_any_port_is_one_of_them(local_cluster, monkeypatch):
     with taken(1) as (first, free):
         monkeypatch.setenv("TCP_LOW_PORT", str(first))
         monkeypatch.setenv("TCP_HIGH_PORT", str(free))
-        assert yard.manager().port == free
+        assert local_cluster.start_manager().port == free
     monkeypatch.setenv("VINE_PORT", str(first))
-    assert yard.manager().port == first
+    assert local_cluster.start_manager().port == first
     monkeypatch.setenv("VINE_PORT", "many")
     with pytest.raises(ValueError, match="VINE_PORT is 'many'"):
-        yard.manager()
+        local_cluster.start_manager()
 
 
-def test_a_manager_and_workers_that_have_only_the_newer_family(yard):
+def test_a_manager_and_workers_that_have_only_the_newer_family(local_cluster):
     needs_ipv6()
-    m = yard.manager(address="::1")
-    yard.workers(m, 2, host="::1")
+    m = local_cluster.start_manager(address="::1")
+    local_cluster.start_workers(m, 2, host="::1")
     addresses = m._engine.query(lambda mind: [worker.data_address for worker in mind.tables.workers.values()])
     assert all(address.startswith("::1:") for address in addresses)
-    assert run_on_each(m, yard.folder) == ["precious\n"] * 2
+    assert run_on_each(m, local_cluster.folder) == ["precious\n"] * 2
 
 
-def test_a_manager_on_all_addresses_has_workers_of_both_families(yard):
+def test_a_manager_on_all_addresses_has_workers_of_both_families(local_cluster):
     needs_ipv6()
-    m = yard.manager(address="")
-    yard.workers(m, 1, host="::1")
-    yard.workers(m, 1, host="127.0.0.1")
+    m = local_cluster.start_manager(address="")
+    local_cluster.start_workers(m, 1, host="::1")
+    local_cluster.start_workers(m, 1, host="127.0.0.1")
     hosts = m._engine.query(lambda mind: [worker.host for worker in mind.tables.workers.values()])
     assert hosts == ["::1", "127.0.0.1"]
-    assert run_on_each(m, yard.folder) == ["precious\n"] * 2
+    assert run_on_each(m, local_cluster.folder) == ["precious\n"] * 2
 
 
-def test_each_address_of_a_name_is_tried(yard):
+def test_each_address_of_a_name_is_tried(local_cluster):
     command = [sys.executable, "-c", RESOLVER]
-    m = yard.manager(address="127.0.0.3")
-    [worker] = yard.workers(m, 1, command=command, host="several.example")
-    wrong = yard.place("wrong")
+    m = local_cluster.start_manager(address="127.0.0.3")
+    [worker] = local_cluster.start_workers(m, 1, command=command, host="several.example")
+    wrong = local_cluster.path("wrong")
     wrong.write_text("another secret")
     with Manager(port=m.port, address="127.0.0.2", password_file=wrong):  # whom the worker does not know
-        yard.workers(m, 1, command=command, host="several.example")
-    assert run_on_each(m, yard.folder) == ["precious\n"] * 2
+        local_cluster.start_workers(m, 1, command=command, host="several.example")
+    assert run_on_each(m, local_cluster.folder) == ["precious\n"] * 2
     m.close()
     assert worker.wait() == 0
-    lost = yard.worker(m.port, "--timeout", "0.2", command=command, host="several.example")
+    lost = local_cluster.start_worker(m.port, "--timeout", "0.2", command=command, host="several.example")
     assert lost.wait() == 1
     assert "no manager at several.example" in lost.log
 
 
-def test_peers_fetch_where_the_worker_was_told_to_listen(yard):
-    m = yard.manager()
+def test_peers_fetch_where_the_worker_was_told_to_listen(local_cluster):
+    m = local_cluster.start_manager()
     with taken(1) as (first, free):
-        yard.workers(m, 1, "--transfer-port", f"{first}:{free}")
-        refused = yard.worker(m, "--transfer-port", str(first))
+        local_cluster.start_workers(m, 1, "--transfer-port", f"{first}:{free}")
+        refused = local_cluster.start_worker(m, "--transfer-port", str(first))
         assert refused.wait() == 2
         assert f"cannot listen on port {first}" in refused.log
         assert "--transfer-port" in refused.log
-    yard.workers(m, 1)
+    local_cluster.start_workers(m, 1)
     addresses = m._engine.query(lambda mind: [worker.data_address for worker in mind.tables.workers.values()])
     assert addresses[0] == f"127.0.0.1:{free}"
-    assert run_on_each(m, yard.folder) == ["precious\n"] * 2
+    assert run_on_each(m, local_cluster.folder) == ["precious\n"] * 2
 
 
-def test_peers_dial_what_they_are_told_to(yard):
-    m = yard.manager()
+def test_peers_dial_what_they_are_told_to(local_cluster):
+    m = local_cluster.start_manager()
     with taken(1) as (first, free):
-        lost = yard.worker(m, "--contact-hostport", "nowhere")
+        lost = local_cluster.start_worker(m, "--contact-hostport", "nowhere")
         assert lost.wait() == 2
         assert "HOST:PORT" in lost.log
-        yard.workers(m, 1, "--transfer-port", str(free), "--contact-hostport", f"localhost:{free}")
-    yard.workers(m, 1)
-    until(lambda: len(workers_of(m)) == 2, "both workers")
+        local_cluster.start_workers(
+            m, 1, "--transfer-port", str(free), "--contact-hostport", f"localhost:{free}"
+        )
+    local_cluster.start_workers(m, 1)
+    wait_until(lambda: len(worker_summaries(m)) == 2, "both workers")
     addresses = m._engine.query(lambda mind: [worker.data_address for worker in mind.tables.workers.values()])
     assert addresses[0] == f"localhost:{free}" != f"localhost:{first}"
-    assert run_on_each(m, yard.folder) == ["precious\n"] * 2
+    assert run_on_each(m, local_cluster.folder) == ["precious\n"] * 2

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.harness.processes import free_port, paths_in, until
+from tests.harness.processes import find_paths, free_port, wait_until
 from tests.harness.sample_tasks import PERSISTENT
 from vinecore import Manager, PythonTask, Task
 from vinecore.protocol import INLINE_LIMIT
@@ -60,22 +60,22 @@ def moved(m):
     return m._engine.query(lambda mind: mind.tables.moved_bytes)
 
 
-def records(yard):
-    return sorted(path.name for path in yard.workspace.glob("vine-kept/*/records/*"))
+def records(local_cluster):
+    return sorted(path.name for path in local_cluster.workspace.glob("vine-kept/*/records/*"))
 
 
-def keeper(yard, m, *options):
+def keeper(local_cluster, m, *options):
     """Start a worker that keeps what is to be kept."""
-    return yard.worker(m, "--keep-workspace", *options)
+    return local_cluster.start_worker(m, "--keep-workspace", *options)
 
 
-def fill(yard, inputs, count=3):
+def fill(local_cluster, inputs, count=3):
     """Have a worker keep files, and give it; its manager has ended."""
-    m = yard.manager()
-    worker = keeper(yard, m)
+    m = local_cluster.start_manager()
+    worker = keeper(local_cluster, m)
     files = declare(m, inputs, "forever")
     output = run(m, look(files))
-    until(lambda: len(records(yard)) == count, "all to be kept")
+    wait_until(lambda: len(records(local_cluster)) == count, "all to be kept")
     m.close()
     return worker, output
 
@@ -84,21 +84,21 @@ def fill(yard, inputs, count=3):
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_forever_file_is_found_by_a_later_manager_on_a_later_worker(yard, inputs, killed):
-    m = yard.manager()
-    worker = keeper(yard, m)
+def test_a_forever_file_is_found_by_a_later_manager_on_a_later_worker(local_cluster, inputs, killed):
+    m = local_cluster.start_manager()
+    worker = keeper(local_cluster, m)
     output = run(m, look(declare(m, inputs, "forever")))
-    until(lambda: len(records(yard)) == 3, "all to be kept")
+    wait_until(lambda: len(records(local_cluster)) == 3, "all to be kept")
     if killed:
         worker.kill()
     m.close()
     worker.wait()
-    until(lambda: os.listdir(yard.workspace) == ["vine-kept"], "nothing else to be left")
+    wait_until(lambda: os.listdir(local_cluster.workspace) == ["vine-kept"], "nothing else to be left")
 
-    m = yard.manager()
+    m = local_cluster.start_manager()
     files = declare(m, inputs, "forever")
-    keeper(yard, m)
-    until(lambda: counts(m, files) == [1, 1, 1], "the files to be found")
+    keeper(local_cluster, m)
+    wait_until(lambda: counts(m, files) == [1, 1, 1], "the files to be found")
     (inputs / "large").unlink()  # nobody could bring it again
     assert run(m, look(files)) == output
     assert moved(m) == 0
@@ -112,52 +112,52 @@ SLOW = [
 """The command of a worker that has not come to looking through what is kept yet."""
 
 
-def test_a_task_that_does_not_wait_until_files_are_found_has_them_nevertheless(yard, inputs):
-    worker, output = fill(yard, inputs)
+def test_a_task_that_does_not_wait_until_files_are_found_has_them_nevertheless(local_cluster, inputs):
+    worker, output = fill(local_cluster, inputs)
     worker.wait()
-    m = yard.manager()
+    m = local_cluster.start_manager()
     task = look(declare(m, inputs, "forever"))
     (inputs / "large").unlink()
     m.submit(task)
-    yard.worker(m, "--keep-workspace", command=SLOW)
+    local_cluster.start_worker(m, "--keep-workspace", command=SLOW)
     assert m.wait(60) is task
     assert task.output == output
 
 
-def test_a_worker_keeps_what_it_was_told_to_before_it_leaves(yard, inputs):
+def test_a_worker_keeps_what_it_was_told_to_before_it_leaves(local_cluster, inputs):
     os.truncate(inputs / "large", 1000 * LARGE)
-    m = yard.manager()
-    worker = keeper(yard, m)
+    m = local_cluster.start_manager()
+    worker = keeper(local_cluster, m)
     run(m, look(declare(m, inputs, "workflow")))
     declare(m, inputs, "forever")
     m.close()
     worker.wait()
-    assert len(records(yard)) == 3
-    assert os.listdir(yard.workspace) == ["vine-kept"]
+    assert len(records(local_cluster)) == 3
+    assert os.listdir(local_cluster.workspace) == ["vine-kept"]
 
 
-def test_a_damaged_file_is_not_used_but_brought_again(yard, inputs):
-    worker, output = fill(yard, inputs)
+def test_a_damaged_file_is_not_used_but_brought_again(local_cluster, inputs):
+    worker, output = fill(local_cluster, inputs)
     worker.wait()
-    for path in yard.workspace.glob("vine-kept/*/objects/*"):
+    for path in local_cluster.workspace.glob("vine-kept/*/objects/*"):
         victim = path / "deep" / "run" if path.is_dir() else path
         data = bytearray(victim.read_bytes())
         data[0] ^= 1
         victim.chmod(0o755)
         victim.write_bytes(bytes(data))
-    m = yard.manager()
-    worker = keeper(yard, m)
-    until(lambda: worker.log.count("is damaged") == 3, "the damage to be found")
-    until(lambda: records(yard) == [], "what is damaged to be removed")
+    m = local_cluster.start_manager()
+    worker = keeper(local_cluster, m)
+    wait_until(lambda: worker.log.count("is damaged") == 3, "the damage to be found")
+    wait_until(lambda: records(local_cluster) == [], "what is damaged to be removed")
     assert run(m, look(declare(m, inputs, "forever"))) == output
-    until(lambda: len(records(yard)) == 3, "all to be kept again")
+    wait_until(lambda: len(records(local_cluster)) == 3, "all to be kept again")
 
 
-def test_what_was_altered_in_a_cache_is_not_kept_elsewhere(yard, inputs):
+def test_what_was_altered_in_a_cache_is_not_kept_elsewhere(local_cluster, inputs):
     data = os.urandom(20 << 20)
     (inputs / "large").write_bytes(data)
-    m = yard.manager()
-    first = keeper(yard, m, "--cores", "1")
+    m = local_cluster.start_manager()
+    first = keeper(local_cluster, m, "--cores", "1")
     file = m.declare_file(inputs / "large", cache="forever")
 
     def task():
@@ -166,79 +166,77 @@ def test_what_was_altered_in_a_cache_is_not_kept_elsewhere(yard, inputs):
         return reading
 
     output = run(m, task())
-    until(lambda: len(records(yard)) == 1, "it to be kept")
-    (copy,) = yard.workspace.glob(f"*/*/cache/{file.cache_name}")
-    altered = yard.place("altered")
+    wait_until(lambda: len(records(local_cluster)) == 1, "it to be kept")
+    (copy,) = local_cluster.workspace.glob(f"*/*/cache/{file.cache_name}")
+    altered = local_cluster.path("altered")
     altered.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     os.replace(altered, copy)
-    hold = f"touch {yard.place('held')}; while [ ! -e {yard.place('gate')} ]; do sleep 0.01; done"
+    hold = f"touch {local_cluster.path('held')}; while [ ! -e {local_cluster.path('gate')} ]; do sleep 0.01; done"
     m.submit(Task(hold, cores=1))
-    until(yard.place("held").exists)
-    keeper(yard, m, "--cores", "1")
+    wait_until(local_cluster.path("held").exists)
+    keeper(local_cluster, m, "--cores", "1")
     m.wait_for_workers(2, 60)
     assert run(m, task()) == output
     assert f"{file.cache_name} has been changed on this worker's disk" in first.log
-    until(lambda: paths_in(yard.workspace, "vine-kept/*-2/records/*"), "it to be kept there")
-    yard.place("gate").touch()
-    assert [path.read_bytes() for path in yard.workspace.glob("vine-kept/*-2/objects/*")] == [data]
+    wait_until(lambda: find_paths(local_cluster.workspace, "vine-kept/*-2/records/*"), "it to be kept there")
+    local_cluster.path("gate").touch()
+    assert [path.read_bytes() for path in local_cluster.workspace.glob("vine-kept/*-2/objects/*")] == [data]
 
 
-def test_a_worker_with_another_secret_finds_nothing(yard, inputs):
-    worker, output = fill(yard, inputs)
+def test_a_worker_with_another_secret_finds_nothing(local_cluster, inputs):
+    worker, output = fill(local_cluster, inputs)
     worker.wait()
-    other = yard.place("other")
+    other = local_cluster.path("other")
     write_secret(other)
-    m = yard.manager(password_file=other)
-    yard.worker(m, "--keep-workspace", secret=other)
+    m = local_cluster.start_manager(password_file=other)
+    local_cluster.start_worker(m, "--keep-workspace", secret=other)
     files = declare(m, inputs, "forever")
     assert run(m, look(files)) == output
     assert moved(m) >= LARGE
-    until(lambda: len(records(yard)) == 6, "both to have their own")
+    wait_until(lambda: len(records(local_cluster)) == 6, "both to have their own")
 
 
-def test_two_workers_keep_side_by_side_in_one_workspace(yard, inputs):
-    m = yard.manager()
-    workers = [keeper(yard, m, "--cores", "1") for _ in range(2)]
+def test_two_workers_keep_side_by_side_in_one_workspace(local_cluster, inputs):
+    m = local_cluster.start_manager()
+    workers = [keeper(local_cluster, m, "--cores", "1") for _ in range(2)]
     m.wait_for_workers(2, 60)
     files = declare(m, inputs, "forever")
     tasks = []
     for mine, other in (("a", "b"), ("b", "a")):
         task = look(files)
-        task.command = (
-            f"touch {yard.place(mine)}; until [ -e {yard.place(other)} ]; do sleep 0.01; done; {LOOK}"
-        )
+        task.command = f"touch {local_cluster.path(mine)}; until [ -e {local_cluster.path(other)} ]; do sleep 0.01; done; {LOOK}"
         tasks.append(task)
         m.submit(task)
     assert {m.wait(60), m.wait(60)} == set(tasks)
-    until(lambda: len(records(yard)) == 6, "each to have its own")
+    wait_until(lambda: len(records(local_cluster)) == 6, "each to have its own")
     m.close()
     for worker in workers:
         worker.wait()
-    m = yard.manager()
+    m = local_cluster.start_manager()
     files = declare(m, inputs, "forever")
     for _ in range(2):
-        keeper(yard, m, "--cores", "1")
-    until(lambda: counts(m, files) == [2, 2, 2], "both to find what they have kept")
+        keeper(local_cluster, m, "--cores", "1")
+    wait_until(lambda: counts(m, files) == [2, 2, 2], "both to find what they have kept")
 
 
-def test_without_keep_workspace_nothing_is_left(yard, inputs):
-    m = yard.manager()
-    workers = [yard.worker(m) for _ in range(2)]
+def test_without_keep_workspace_nothing_is_left(local_cluster, inputs):
+    m = local_cluster.start_manager()
+    workers = [local_cluster.start_worker(m) for _ in range(2)]
     m.wait_for_workers(2, 60)
     run(m, look(declare(m, inputs, "forever")))
     workers[0].kill()
     m.close()
     for worker in workers:
         worker.wait()
-    until(lambda: os.listdir(yard.workspace) == [], "nothing to be left")
+    wait_until(lambda: os.listdir(local_cluster.workspace) == [], "nothing to be left")
 
 
-def test_what_is_undeclared_stays_and_what_is_pruned_goes(yard, inputs):
-    m = yard.manager()
-    keeper(yard, m)
+def test_what_is_undeclared_stays_and_what_is_pruned_goes(local_cluster, inputs):
+    m = local_cluster.start_manager()
+    keeper(local_cluster, m)
     files = declare(m, inputs, "forever")
     run(m, look(files))
-    until(lambda: len(records(yard)) == 3, "all to be kept")
+    wait_until(lambda: len(records(local_cluster)) == 3, "all to be kept")
     for file in files.values():
         m.undeclare_file(file)
     again = declare(m, inputs, "forever")
@@ -249,26 +247,28 @@ def test_what_is_undeclared_stays_and_what_is_pruned_goes(yard, inputs):
     for file in again.values():
         m.prune_file(file)
     assert counts(m, again) == [0, 0, 0]
-    until(lambda: records(yard) == [], "nothing to be kept")
-    until(lambda: not paths_in(yard.workspace, "vine-kept/*/objects/*"), "the contents to go as well")
+    wait_until(lambda: records(local_cluster) == [], "nothing to be kept")
+    wait_until(
+        lambda: not find_paths(local_cluster.workspace, "vine-kept/*/objects/*"), "the contents to go as well"
+    )
 
 
-def test_an_unpacked_archive_is_kept_too(yard, tmp_path):
+def test_an_unpacked_archive_is_kept_too(local_cluster, tmp_path):
     import tarfile
 
     (tmp_path / "hello").write_text("hello\n")
     with tarfile.open(tmp_path / "hello.tar", "w") as archive:
         archive.add(tmp_path / "hello", "hello")
     for turn in range(2):
-        m = yard.manager()
-        worker = keeper(yard, m)
+        m = local_cluster.start_manager()
+        worker = keeper(local_cluster, m)
         unpacked = m.declare_untar(m.declare_file(tmp_path / "hello.tar"), cache="forever")
         if turn:
-            until(lambda: m.get_file_replica_count(unpacked), "the unpacked archive to be found")  # noqa: B023
+            wait_until(lambda: m.get_file_replica_count(unpacked), "the unpacked archive to be found")  # noqa: B023
         task = Task("cat in/hello", cores=1)
         task.add_input(unpacked, "in")
         assert run(m, task) == "hello\n"
-        until(lambda: len(records(yard)) == 1, "it to be kept")
+        wait_until(lambda: len(records(local_cluster)) == 1, "it to be kept")
         m.close()
         worker.wait()
 
@@ -276,46 +276,49 @@ def test_an_unpacked_archive_is_kept_too(yard, tmp_path):
 # ---- worker and workflow
 
 
-def test_a_worker_brings_its_files_to_the_next_manager_except_those_of_a_workflow(yard, inputs):
+def test_a_worker_brings_its_files_to_the_next_manager_except_those_of_a_workflow(local_cluster, inputs):
     port = free_port()
-    m = yard.manager(port=port)
-    worker = yard.worker(m, command=PERSISTENT)
+    m = local_cluster.start_manager(port=port)
+    worker = local_cluster.start_worker(m, command=PERSISTENT)
     lasting = m.declare_file(inputs / "large", cache="worker")
     ending = m.declare_file(inputs / "tree", cache="workflow")
     both = Task("test -e a && test -e b")
     both.add_input(lasting, "a")
     both.add_input(ending, "b")
     run(m, both)
-    until(lambda: paths_in(yard.workspace, "*/kept/objects/*"), "it to be kept")
+    wait_until(lambda: find_paths(local_cluster.workspace, "*/kept/objects/*"), "it to be kept")
     m.close()
-    m = yard.manager(port=port)
+    m = local_cluster.start_manager(port=port)
     lasting = m.declare_file(inputs / "large", cache="worker")
     ending = m.declare_file(inputs / "tree", cache="workflow")
-    until(lambda: m.get_file_replica_count(lasting), "it to be found")
+    wait_until(lambda: m.get_file_replica_count(lasting), "it to be found")
     assert m.get_file_replica_count(ending) == 0
     worker.send(signal.SIGTERM)
     worker.wait()
-    until(lambda: os.listdir(yard.workspace) == [], "nothing to be left")
+    wait_until(lambda: os.listdir(local_cluster.workspace) == [], "nothing to be left")
 
 
-def test_a_workflow_file_stays_between_tasks_until_it_is_undeclared(yard):
-    m = yard.manager()
-    yard.worker(m)
+def test_a_workflow_file_stays_between_tasks_until_it_is_undeclared(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m)
     file = m.declare_buffer(os.urandom(LARGE), cache=True)
     task = Task("cat in > /dev/null")
     task.add_input(file, "in")
     run(m, task)
     assert m.get_file_replica_count(file) == 1
     m.undeclare_file(file)
-    until(lambda: not paths_in(yard.workspace, "*/session-*/cache/buffer-*"), "the copy to be removed")
+    wait_until(
+        lambda: not find_paths(local_cluster.workspace, "*/session-*/cache/buffer-*"),
+        "the copy to be removed",
+    )
 
 
 # ---- task
 
 
-def test_a_task_file_goes_when_the_last_task_that_needs_it_is_over(yard):
-    m = yard.manager()
-    yard.worker(m, "--cores", "1")
+def test_a_task_file_goes_when_the_last_task_that_needs_it_is_over(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m, "--cores", "1")
     file = m.declare_buffer(os.urandom(LARGE))
     tasks = []
     for _ in range(2):
@@ -327,14 +330,17 @@ def test_a_task_file_goes_when_the_last_task_that_needs_it_is_over(yard):
     assert m.wait(60) in tasks
     assert moved(m) == LARGE  # the second one has used the copy of the first
     assert m.get_file_replica_count(file) == 0
-    until(lambda: not paths_in(yard.workspace, "*/session-*/cache/buffer-*"), "the copy to be removed")
+    wait_until(
+        lambda: not find_paths(local_cluster.workspace, "*/session-*/cache/buffer-*"),
+        "the copy to be removed",
+    )
     run(m, tasks[0])
     assert moved(m) == 2 * LARGE
 
 
-def test_an_output_stays_on_its_worker_only_until_it_has_been_brought(yard, tmp_path):
-    m = yard.manager()
-    yard.worker(m)
+def test_an_output_stays_on_its_worker_only_until_it_has_been_brought(local_cluster, tmp_path):
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m)
     brief, longer = m.declare_file(tmp_path / "a"), m.declare_file(tmp_path / "b", cache=True)
     task = Task(f"head -c {LARGE} /dev/zero | tee a > b")
     task.add_output(brief, "a")
@@ -344,9 +350,9 @@ def test_an_output_stays_on_its_worker_only_until_it_has_been_brought(yard, tmp_
     assert (m.get_file_replica_count(brief), m.get_file_replica_count(longer)) == (0, 1)
 
 
-def test_the_input_of_a_python_task_is_there_for_the_task_after_it(yard):
-    m = yard.manager()
-    yard.worker(m)
+def test_the_input_of_a_python_task_is_there_for_the_task_after_it(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m)
     data = m.declare_buffer(values.dumps(-42, by_value=False))
     for _ in range(2):
         task = PythonTask(abs, data)
@@ -358,28 +364,28 @@ def test_the_input_of_a_python_task_is_there_for_the_task_after_it(yard):
 # ---- the user's own file
 
 
-def test_a_file_to_be_unlinked_goes_when_the_last_task_that_needs_it_is_over(yard, tmp_path):
+def test_a_file_to_be_unlinked_goes_when_the_last_task_that_needs_it_is_over(local_cluster, tmp_path):
     path = tmp_path / "scratch"
     path.write_bytes(os.urandom(LARGE))
-    m = yard.manager()
+    m = local_cluster.start_manager()
     file = m.declare_file(path, unlink_when_done=True)
     task = Task("wc -c < in")
     task.add_input(file, "in")
     m.submit(task)
     m.undeclare_file(file)
     assert path.exists()
-    yard.worker(m)
+    local_cluster.start_worker(m)
     assert m.wait(60) is task
     assert task.output.strip() == str(LARGE)
-    until(lambda: not path.exists(), "the file to be unlinked")
+    wait_until(lambda: not path.exists(), "the file to be unlinked")
 
 
-def test_files_and_folders_to_be_unlinked_go_with_the_manager(tmp_path, yard):
+def test_files_and_folders_to_be_unlinked_go_with_the_manager(tmp_path, local_cluster):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("x")
     (tmp_path / "file").write_text("x")
     (tmp_path / "other").write_text("x")
-    m = yard.manager(Manager)
+    m = local_cluster.start_manager(Manager)
     m.declare_file(tmp_path / "folder", unlink_when_done=True)
     m.declare_file(tmp_path / "file", unlink_when_done=True)
     m.declare_file(tmp_path / "other")
@@ -389,9 +395,9 @@ def test_files_and_folders_to_be_unlinked_go_with_the_manager(tmp_path, yard):
     assert (tmp_path / "other").exists()
 
 
-def test_an_output_to_be_unlinked_goes_when_it_is_undeclared(yard, tmp_path):
-    m = yard.manager()
-    yard.worker(m)
+def test_an_output_to_be_unlinked_goes_when_it_is_undeclared(local_cluster, tmp_path):
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m)
     file = m.declare_file(tmp_path / "out", unlink_when_done=True)
     task = Task("echo x > out")
     task.add_output(file, "out")

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import HURRY_S, one_result, until
+from tests.harness.processes import HURRY_S, wait_for_task, wait_until
 from vinecore import FunctionCall, PythonTask, Task, TaskFailed
 
 MODES = ("fork", "direct")
@@ -66,7 +66,7 @@ def test_a_call_that_runs_too_long_is_ended_and_no_other_call_with_it(library, r
     assert not timed.successful()
     assert isinstance(timed.output, TaskFailed)
     assert "time_max of 0.25" in str(timed.output)
-    until(
+    wait_until(
         lambda: len(host.children(recursive=True)) == SLOTS, "the end of the call: nothing but slots is left"
     )
 
@@ -79,30 +79,33 @@ def test_a_call_that_is_in_time_is_as_any_other(library, run):
     assert all(call.successful() for call in calls)
 
 
-def test_the_time_of_a_call_begins_when_it_begins(yard):
-    m = yard.manager()
-    yard.hurried_worker(m)
+def test_the_time_of_a_call_begins_when_it_begins(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_hurried_worker(m)
     library = m.create_library_from_functions(
         "slow",
         process,
         exec_mode="direct",
         context_per_slot=True,
-        library_context_info=[slow_context, [str(yard.folder)], {}],
+        library_context_info=[slow_context, [str(local_cluster.folder)], {}],
     )
     library.set_cores(1)
     library.set_function_slots(1)
     m.install_library(library)
     call = FunctionCall("slow", "process")
     call.set_time_max(HURRY_S - 50)
-    timed = Task(f"echo >> {yard.place('begun')}; sleep 1000", cores=1, time_max=HURRY_S - 50)
+    timed = Task(f"echo >> {local_cluster.path('begun')}; sleep 1000", cores=1, time_max=HURRY_S - 50)
     for task in (call, timed):
         m.submit(task)
-    until(lambda: yard.count("context") and yard.count("begun"), "the context and the task to have begun")
-    yard.hurry()
+    wait_until(
+        lambda: local_cluster.count_lines("context") and local_cluster.count_lines("begun"),
+        "the context and the task to have begun",
+    )
+    local_cluster.let_time_pass()
     # so the worker has looked at its clock
-    assert one_result(m) is timed
-    yard.place("gate").touch()
-    assert one_result(m) is call
+    assert wait_for_task(m) is timed
+    local_cluster.path("gate").touch()
+    assert wait_for_task(m) is call
     assert call.successful(), call.output
 
 

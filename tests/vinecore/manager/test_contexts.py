@@ -9,7 +9,7 @@ import traceback
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import one_result, until
+from tests.harness.processes import wait_for_task, wait_until
 from vinecore import FunctionCall, LibraryTask, load_variable_from_library
 
 
@@ -36,8 +36,8 @@ def pool():
     return {"threads": threads, "builder": os.getpid()}
 
 
-def test_a_context_with_threads_works_in_each_slot(m, install, run, shared_yard):
-    folder = str(shared_yard.place("pools"))
+def test_a_context_with_threads_works_in_each_slot(m, install, run, shared_cluster):
+    folder = str(shared_cluster.path("pools"))
     os.mkdir(folder)
 
     def use(number):
@@ -102,8 +102,8 @@ def test_a_wrong_value_is_refused():
 
 
 @pytest.mark.parametrize("per_slot", [False, True])
-def test_a_context_that_waits_is_named_with_its_line(m, install, shared_yard, per_slot):
-    gate = str(shared_yard.place(f"gate-{per_slot}"))
+def test_a_context_that_waits_is_named_with_its_line(m, install, shared_cluster, per_slot):
+    gate = str(shared_cluster.path(f"gate-{per_slot}"))
 
     def build_calibration():
         sample_tasks.wait_for(gate)
@@ -118,24 +118,24 @@ def test_a_context_that_waits_is_named_with_its_line(m, install, shared_yard, pe
     )
     install(library)
     m.submit(FunctionCall("waiting", "add", 1, 2))
-    said = until(lambda: "library waiting has been starting" in m.stalled_reason and m.stalled_reason)
+    said = wait_until(lambda: "library waiting has been starting" in m.stalled_reason and m.stalled_reason)
     assert "it builds its context: " in said
     assert f"line {build_calibration.__code__.co_firstlineno + 1} of {__file__}, in build_calibration" in said
     open(gate, "w").close()
-    assert one_result(m).output == 3
-    until(lambda: not m.stalled_reason)
+    assert wait_for_task(m).output == 3
+    wait_until(lambda: not m.stalled_reason)
 
 
-def test_a_module_whose_import_waits_is_named(m, install, shared_yard, tmp_path):
-    gate = str(shared_yard.place("gate-import"))
+def test_a_module_whose_import_waits_is_named(m, install, shared_cluster, tmp_path):
+    gate = str(shared_cluster.path("gate-import"))
     module = tmp_path / "waits_for_a_gate.py"
     module.write_text(f"import os, time\n\nwhile not os.path.exists({gate!r}):\n    time.sleep(0.01)\n")
     library = LibraryTask("importing", [sample_tasks.add], modules=["waits_for_a_gate"], exec_mode="direct")
     library.set_env_var("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
     install(library)
     m.submit(FunctionCall("importing", "add", 1, 2))
-    said = until(lambda: "library importing has been starting" in m.stalled_reason and m.stalled_reason)
+    said = wait_until(lambda: "library importing has been starting" in m.stalled_reason and m.stalled_reason)
     assert "it imports its modules: line " in said
     assert f"of {module}, in <module>" in said
     open(gate, "w").close()
-    assert one_result(m).output == 3
+    assert wait_for_task(m).output == 3

@@ -8,11 +8,11 @@ from vinecore import Task
 
 
 @pytest.fixture
-def pair(yard):
+def pair(local_cluster):
     """A manager with two workers of one core."""
-    m = yard.manager()
+    m = local_cluster.start_manager()
     for _ in range(2):
-        yard.worker(m, "--cores", "1")
+        local_cluster.start_worker(m, "--cores", "1")
     m.wait_for_workers(2, 60)
     return m
 

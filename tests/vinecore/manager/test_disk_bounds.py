@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.processes import until
+from tests.harness.processes import wait_until
 from vinecore import FunctionCall, PythonTask, Task
 
 MB = 1 << 20
@@ -111,7 +111,7 @@ def test_the_call_whose_slot_writes_too_much_fails_and_what_it_has_written_goes(
     assert call.result == "resource exhaustion"
     assert "of disk, its limit is 10 MB" in str(call.output)
     assert "lib_resources" in str(call.output)
-    until(lambda: not os.path.exists(told.read_text()), "the end of what it has written")
+    wait_until(lambda: not os.path.exists(told.read_text()), "the end of what it has written")
     gate.touch()
     assert m.wait(60) is beside
     assert beside.successful(), beside.output
@@ -127,7 +127,7 @@ def test_what_calls_have_left_goes_although_no_call_runs(m, run):
     name = install(m, "left", "direct", 10)
     call = run(FunctionCall(name, "leave_temporary_file"))
     assert call.successful(), call.output
-    until(lambda: not os.path.exists(call.output), "the end of what it has left")
+    wait_until(lambda: not os.path.exists(call.output), "the end of what it has left")
     assert run(FunctionCall(name, "return_a_little")).output == bytes(MB)
     m.remove_library(name)
 

@@ -17,7 +17,7 @@ import threading
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import until
+from tests.harness.processes import wait_until
 from vinecore import FunctionCall, PythonTask, Task
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol.transfer import digests
@@ -543,30 +543,30 @@ def test_a_pruned_file_keeps_its_name_and_is_brought_again(m, run, tmp_path):
     assert run(cat(file, "wc -c < in")).output.strip() == str(LARGE)
 
 
-def test_a_pruned_temporary_file_is_made_again(m, run, shared_yard):
+def test_a_pruned_temporary_file_is_made_again(m, run, shared_cluster):
     temp = m.declare_temp()
-    maker = Task(f"echo x >> {shared_yard.place('prune-makers')}; echo precious > out")
+    maker = Task(f"echo x >> {shared_cluster.path('prune-makers')}; echo precious > out")
     maker.add_output(temp, "out")
     run(maker)
     m.prune_file(temp)
     assert run(cat(temp)).output == "precious\n"
-    assert shared_yard.count("prune-makers") == 2
+    assert shared_cluster.count_lines("prune-makers") == 2
 
 
-def test_an_undeclared_file_is_removed_from_the_worker(m, run, shared_yard):
+def test_an_undeclared_file_is_removed_from_the_worker(m, run, shared_cluster):
     data = os.urandom(LARGE)
     file = m.declare_buffer(data, cache=True)
     run(cat(file, "true"))
     cached = [
-        path for path in shared_yard.workspace.glob("*/session-*/cache/*") if path.name == file.cache_name
+        path for path in shared_cluster.workspace.glob("*/session-*/cache/*") if path.name == file.cache_name
     ]
     assert len(cached) == 1
     m.undeclare_file(file)
-    until(lambda: not cached[0].exists(), "the copy in the cache to be removed")
+    wait_until(lambda: not cached[0].exists(), "the copy in the cache to be removed")
 
 
-def test_a_file_may_be_undeclared_while_tasks_that_read_it_still_wait(m, run, yard):
-    waiting = yard.manager()
+def test_a_file_may_be_undeclared_while_tasks_that_read_it_still_wait(m, run, local_cluster):
+    waiting = local_cluster.start_manager()
     file = waiting.declare_buffer(b"x" * LARGE)
     small = waiting.declare_buffer("small")
     task = cat(file, "wc -c < in; cat small")
@@ -574,7 +574,7 @@ def test_a_file_may_be_undeclared_while_tasks_that_read_it_still_wait(m, run, ya
     waiting.submit(task)
     for one in (file, small):
         waiting.undeclare_file(one)
-    yard.workers(waiting, 1)
+    local_cluster.start_workers(waiting, 1)
     assert waiting.wait(60) is task
     assert task.output == f"{LARGE}\nsmall"
 
@@ -590,13 +590,15 @@ def test_declaring_and_undeclaring_the_same_content_over_and_over_loses_nothing(
 
 
 @pytest.mark.parametrize("directory", [False, True])
-def test_a_file_to_be_unlinked_goes_when_it_is_undeclared_or_with_its_manager(yard, tmp_path, directory):
+def test_a_file_to_be_unlinked_goes_when_it_is_undeclared_or_with_its_manager(
+    local_cluster, tmp_path, directory
+):
     paths = [tmp_path / "a", tmp_path / "b"]
     for path in paths:
         if directory:
             path.mkdir()
         (path / "file" if directory else path).write_text("x")
-    with yard.manager() as own:
+    with local_cluster.start_manager() as own:
         files = [own.declare_file(path, unlink_when_done=True) for path in paths]
         own.undeclare_file(files[0])
         assert [path.exists() for path in paths] == [False, True]
@@ -630,22 +632,22 @@ def test_an_unknown_cache_level_is_refused(m, level):
         m.declare_buffer("x", cache=level)
 
 
-def test_without_peer_transfers_everything_goes_through_the_manager(yard):
-    m = yard.manager()
+def test_without_peer_transfers_everything_goes_through_the_manager(local_cluster):
+    m = local_cluster.start_manager()
     m.disable_peer_transfers()
-    yard.workers(m, 1)
+    local_cluster.start_workers(m, 1)
     maker = PythonTask(sample_tasks.make_bytes, LARGE)
     maker.enable_temp_output()
     m.submit(maker)
     assert m.wait(60).successful()
-    blocker = PythonTask(sample_tasks.held, str(yard.folder), "blocker", "gate")
+    blocker = PythonTask(sample_tasks.held, str(local_cluster.folder), "blocker", "gate")
     m.submit(blocker)
-    until(lambda: yard.count("blocker"), "the first worker to be busy")
-    yard.workers(m, 1)
+    wait_until(lambda: local_cluster.count_lines("blocker"), "the first worker to be busy")
+    local_cluster.start_workers(m, 1)
     m.submit(PythonTask(sample_tasks.length, maker.output_file))
     assert m.wait(60).output == len(sample_tasks.make_bytes(LARGE))
     assert m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
-    yard.place("gate").touch()
+    local_cluster.path("gate").touch()
     assert m.wait(60) is blocker
 
 
@@ -653,10 +655,10 @@ def test_without_peer_transfers_everything_goes_through_the_manager(yard):
 
 
 @pytest.mark.parametrize("how", ["a call", "a call in a child", "a Python task", "a command", "a peer"])
-def test_whoever_makes_or_receives_an_object_tells_its_digest(yard, how):
-    m = yard.manager()
-    yard.workers(m, 2 if how == "a peer" else 1)
-    size, held, gate = 5_000_000, yard.place("held"), yard.place("gate")
+def test_whoever_makes_or_receives_an_object_tells_its_digest(local_cluster, how):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 2 if how == "a peer" else 1)
+    size, held, gate = 5_000_000, local_cluster.path("held"), local_cluster.path("gate")
     if how.startswith("a call"):
         mode = "fork" if how.endswith("child") else "direct"
         m.install_library(m.create_library_from_functions("lib", sample_tasks.make_bytes, exec_mode=mode))
@@ -676,11 +678,13 @@ def test_whoever_makes_or_receives_an_object_tells_its_digest(yard, how):
             reader = cat(file, f"echo >> {held}; while [ ! -e {gate} ]; do sleep 0.01; done")
             reader.set_cores(2)
             m.submit(reader)
-            until(lambda count=number: yard.count("held") == count)
+            wait_until(lambda count=number: local_cluster.count_lines("held") == count)
         gate.touch()
         assert m.wait(60).successful() and m.wait(60).successful()
     told = m._engine.query(lambda mind: list(mind.tables.files[file.cache_name].replicas.values()))
-    kept = [digests.hash_file(str(path)) for path in yard.workspace.glob(f"*/*/cache/{file.cache_name}")]
+    kept = [
+        digests.hash_file(str(path)) for path in local_cluster.workspace.glob(f"*/*/cache/{file.cache_name}")
+    ]
     assert told == kept
     assert len(told) == (2 if how == "a peer" else 1)
 
@@ -692,7 +696,7 @@ def test_a_task_may_be_submitted_before_the_one_that_makes_its_input(m, run):
     temp, buffer, copy = m.declare_temp(), m.declare_buffer(), m.declare_buffer()
     reader = Task("cat a b > c", inputs={temp: "a", buffer: "b"}, outputs={copy: "c"}, cores=1)
     m.submit(reader)
-    until(lambda: "no task makes yet" in m.stalled_reason, "the manager to say what is waited for")
+    wait_until(lambda: "no task makes yet" in m.stalled_reason, "the manager to say what is waited for")
     assert m.wait(0) is None
     writer = Task(
         "printf 'made '; printf 'made ' > x; printf here > y", outputs={temp: "x", buffer: "y"}, cores=1
@@ -700,7 +704,7 @@ def test_a_task_may_be_submitted_before_the_one_that_makes_its_input(m, run):
     m.submit(writer)
     assert {m.wait(60).id, m.wait(60).id} == {reader.id, writer.id}
     assert m.fetch_file(copy) == "made here"
-    until(lambda: not m.stalled_reason, "the complaint to end")
+    wait_until(lambda: not m.stalled_reason, "the complaint to end")
 
 
 def test_an_input_that_is_not_there_is_called_by_its_path(m, run, tmp_path):
@@ -736,8 +740,8 @@ def test_a_path_may_be_read_before_the_task_that_makes_it_is_submitted(m, tmp_pa
     assert (tmp_path / "last").read_text() == "made"
 
 
-def test_a_path_that_is_not_there_fails_its_task_also_where_no_worker_is(yard, tmp_path):
-    with yard.manager() as m:
+def test_a_path_that_is_not_there_fails_its_task_also_where_no_worker_is(local_cluster, tmp_path):
+    with local_cluster.start_manager() as m:
         m.submit(Task("cat in", inputs={m.declare_file(tmp_path / "mistyped.root"): "in"}))
         assert m.wait(60).result == "input missing"
 

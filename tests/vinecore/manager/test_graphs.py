@@ -66,9 +66,9 @@ def test_numbers(m):
         assert len({one.allocate_task_number(), other.allocate_task_number()}) == 2
 
 
-def test_closed_manager(yard):
+def test_closed_manager(local_cluster):
     """No graph can be opened or waited for when the manager is closed."""
-    m = yard.manager()
+    m = local_cluster.start_manager()
     graph = m.open_graph()
     m.close()
     with pytest.raises(RuntimeError, match="closed"):

@@ -10,7 +10,7 @@ import traceback
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import alive, until, workers_of
+from tests.harness.processes import is_alive, wait_until, worker_summaries
 from vinecore import FunctionCall, LibraryError, LibraryTask, load_variable_from_library
 
 MODES = pytest.mark.parametrize("exec_mode", ["fork", "direct"])
@@ -86,12 +86,12 @@ def test_whatever_a_function_raises_comes_back_once(install, run, tmp_path, exec
 
 @MODES
 def test_an_interrupt_that_is_a_signal_ends_the_process_and_the_call_runs_again(
-    install, run, shared_yard, exec_mode
+    install, run, shared_cluster, exec_mode
 ):
     install("lib", sample_tasks.dies_once, exec_mode=exec_mode, cores=1)
     name = f"interrupted-{exec_mode}"
-    assert run(FunctionCall("lib", "dies_once", shared_yard.place("."), name, signal.SIGINT)).output == name
-    assert shared_yard.count(name) == 2
+    assert run(FunctionCall("lib", "dies_once", shared_cluster.path("."), name, signal.SIGINT)).output == name
+    assert shared_cluster.count_lines(name) == 2
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, RecursionError])
@@ -106,8 +106,8 @@ def test_whatever_a_context_raises_is_why_the_library_could_not_be_started(insta
 
 
 @MODES
-def test_the_context_is_built_once_and_seen_by_all_calls(install, run, shared_yard, exec_mode):
-    counter = str(shared_yard.place(f"context-{exec_mode}"))
+def test_the_context_is_built_once_and_seen_by_all_calls(install, run, shared_cluster, exec_mode):
+    counter = str(shared_cluster.path(f"context-{exec_mode}"))
 
     def context(start, *, factor):
         sample_tasks.note(counter)
@@ -132,7 +132,7 @@ def test_the_context_is_built_once_and_seen_by_all_calls(install, run, shared_ya
     )
     calls = [FunctionCall("lib", name, n) for name in ("use", "use_global") for n in range(5)]
     assert [task.output for task in run(*calls)] == [20, 21, 22, 23, 24] * 2
-    assert shared_yard.count(f"context-{exec_mode}") == 1
+    assert shared_cluster.count_lines(f"context-{exec_mode}") == 1
     output = run(FunctionCall("lib", "missing")).output
     assert isinstance(output, KeyError)
     assert "it has: base, names" in str(output)
@@ -162,8 +162,8 @@ def test_calls_draw_random_numbers_of_their_own(install, run, exec_mode):
     assert [len(set(values)) for values in zip(*found, strict=True)] == [20] * 4
 
 
-def test_modules_are_imported_before_the_first_slot_is_forked(m, run, tmp_path, shared_yard):
-    counter = shared_yard.place("imports")
+def test_modules_are_imported_before_the_first_slot_is_forked(m, run, tmp_path, shared_cluster):
+    counter = shared_cluster.path("imports")
     (tmp_path / "hoisted.py").write_text(
         f"import os\nopen({str(counter)!r}, 'a').write('x\\n')\nPID = os.getpid()\n"
     )
@@ -181,7 +181,7 @@ def test_modules_are_imported_before_the_first_slot_is_forked(m, run, tmp_path, 
     for task in run(*(FunctionCall("hoisting", "where") for _ in range(6))):
         pid, parent, imported = task.output
         assert (pid, imported) == (parent, True)
-    assert shared_yard.count("imports") == 1
+    assert shared_cluster.count_lines("imports") == 1
     m.remove_library("hoisting")
 
 
@@ -327,19 +327,21 @@ def test_a_library_can_be_mended_and_installed_anew(install, m, run):
 # ---- its end
 
 
-def test_unfinished_calls_of_a_removed_library_come_back(install, m, run, shared_yard):
+def test_unfinished_calls_of_a_removed_library_come_back(install, m, run, shared_cluster):
     install("lib", sample_tasks.held, sample_tasks.add, exec_mode="direct")
-    calls = [FunctionCall("lib", "held", str(shared_yard.folder), f"removed-{n}", "never") for n in range(4)]
+    calls = [
+        FunctionCall("lib", "held", str(shared_cluster.folder), f"removed-{n}", "never") for n in range(4)
+    ]
     for call in calls:
         m.submit(call)
-    until(lambda: shared_yard.count("removed-0"), "a call to be running")
+    wait_until(lambda: shared_cluster.count_lines("removed-0"), "a call to be running")
     m.remove_library("lib")
     assert {m.wait(60).result for _ in calls} == {"missing library"}
     with pytest.raises(ValueError, match="no library 'lib'"):
         m.submit(FunctionCall("lib", "add", 1, 2))
-    until(lambda: workers_of(m)[0]["libraries"] == {}, "the library to be gone from the worker")
-    pid = int(shared_yard.place("removed-0").read_text())
-    until(lambda: not alive(pid), "its slot to be gone")
+    wait_until(lambda: worker_summaries(m)[0]["libraries"] == {}, "the library to be gone from the worker")
+    pid = int(shared_cluster.path("removed-0").read_text())
+    wait_until(lambda: not is_alive(pid), "its slot to be gone")
 
 
 def test_an_idle_library_makes_room_for_another_one(install, run):
@@ -350,15 +352,15 @@ def test_an_idle_library_makes_room_for_another_one(install, run):
     assert run(FunctionCall("first", "add", 2, 2)).output == 4
 
 
-def test_a_library_leaves_no_files_behind(install, m, run, shared_yard):
+def test_a_library_leaves_no_files_behind(install, m, run, shared_cluster):
     install("lib", sample_tasks.add, exec_mode="direct")
     run(FunctionCall("lib", "add", 1, 2))
     m.remove_library("lib")
     install("lib", sample_tasks.add, hoisting_modules=["a_module_that_there_is_not"])
     run(FunctionCall("lib", "add", 1, 2))
     m.remove_library("lib")
-    [session] = shared_yard.workspace.glob("vine-worker-*/session-*")
-    until(
+    [session] = shared_cluster.workspace.glob("vine-worker-*/session-*")
+    wait_until(
         lambda: {path.name for path in session.iterdir()} == {"cache", "incoming"},
         f"only the cache to be left: {list(session.iterdir())}",
     )

@@ -13,13 +13,13 @@ import threading
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import PATIENCE_S, alive, interrupt_when, until, workers_of
+from tests.harness.processes import PATIENCE_S, interrupt_when, is_alive, wait_until, worker_summaries
 from vinecore import FunctionCall, Manager, PythonTask, Task
 from vinecore.resources.categories import MODES
 
 
-def held(yard, name):
-    task = PythonTask(sample_tasks.held, str(yard.folder), name, f"{name}-gate")
+def held(local_cluster, name):
+    task = PythonTask(sample_tasks.held, str(local_cluster.folder), name, f"{name}-gate")
     task.set_cores(1)
     return task
 
@@ -46,12 +46,12 @@ def test_every_task_comes_back_once(m):
     assert len(ended) == 20
 
 
-def test_waiting_ends_when_its_time_is_over(m, shared_yard):
-    m.submit(held(shared_yard, "timeout"))
+def test_waiting_ends_when_its_time_is_over(m, shared_cluster):
+    m.submit(held(shared_cluster, "timeout"))
     assert m.wait(0) is None
     assert m.wait(0.05) is None
     assert m.wait_for_tag("x", 0.05) is None
-    shared_yard.place("timeout-gate").touch()
+    shared_cluster.path("timeout-gate").touch()
     assert m.wait("wait_forever").output == "timeout"
 
 
@@ -66,15 +66,15 @@ def test_tasks_are_waited_for_by_tag_and_by_number(m):
     assert m.wait_for_tag("a", 0) is None
 
 
-def test_larger_priorities_run_first(yard):
-    m = yard.manager()
-    tasks = [Task(f"echo {n} >> {yard.place('order')}", priority=n, cores=2) for n in (1, 3, 2)]
+def test_larger_priorities_run_first(local_cluster):
+    m = local_cluster.start_manager()
+    tasks = [Task(f"echo {n} >> {local_cluster.path('order')}", priority=n, cores=2) for n in (1, 3, 2)]
     for task in tasks:
         m.submit(task)
-    yard.workers(m, 1)
+    local_cluster.start_workers(m, 1)
     while not m.empty():
         m.wait(60)
-    assert yard.place("order").read_text().split() == ["3", "2", "1"]
+    assert local_cluster.path("order").read_text().split() == ["3", "2", "1"]
 
 
 def test_what_is_not_a_task_is_refused(m):
@@ -121,16 +121,18 @@ def test_progress_is_made_while_nobody_waits(m):
     tasks = [Task("true", cores=1) for _ in range(10)]
     for task in tasks:
         m.submit(task)
-    until(lambda: all(task.state == "DONE" for task in tasks), "the tasks to be done without a call of wait")
+    wait_until(
+        lambda: all(task.state == "DONE" for task in tasks), "the tasks to be done without a call of wait"
+    )
     assert sorted(m.wait(0).id for _ in tasks) == [task.id for task in tasks]
 
 
-def test_control_c_gets_through_to_who_waits(yard):
-    m = yard.manager()
+def test_control_c_gets_through_to_who_waits(local_cluster):
+    m = local_cluster.start_manager()
     m.submit(Task("true"))
     with pytest.raises(KeyboardInterrupt), interrupt_when(lambda: m._waiters):
         m.wait(60)
-    yard.workers(m, 1)
+    local_cluster.start_workers(m, 1)
     assert m.wait(60).successful()
 
 
@@ -146,34 +148,34 @@ def test_a_waiting_task_is_cancelled(m):
 
 
 @pytest.mark.parametrize("kind", ["shell", "python", "call"])
-def test_a_running_task_is_cancelled_and_killed(m, shared_yard, kind):
+def test_a_running_task_is_cancelled_and_killed(m, shared_cluster, kind):
     name = f"cancel-{kind}"
     if kind == "shell":
-        task = Task(f"echo $$ >> {shared_yard.place(name)}; sleep 1000", cores=1)
+        task = Task(f"echo $$ >> {shared_cluster.path(name)}; sleep 1000", cores=1)
     elif kind == "python":
-        task = held(shared_yard, name)
+        task = held(shared_cluster, name)
     else:
         library = m.create_library_from_functions(
             "holding", sample_tasks.held, sample_tasks.add, exec_mode="direct"
         )
         library.set_cores(1)
         m.install_library(library)
-        task = FunctionCall("holding", "held", str(shared_yard.folder), name, f"{name}-gate")
+        task = FunctionCall("holding", "held", str(shared_cluster.folder), name, f"{name}-gate")
     m.submit(task)
-    until(lambda: shared_yard.count(name), "the task to be running")
-    pid = int(shared_yard.place(name).read_text())
+    wait_until(lambda: shared_cluster.count_lines(name), "the task to be running")
+    pid = int(shared_cluster.path(name).read_text())
     m.cancel_by_task_id(task.id)
     assert m.wait(60) is task
     assert task.result == "cancelled"
-    until(lambda: not alive(pid), "its process to be gone")
+    wait_until(lambda: not is_alive(pid), "its process to be gone")
     if kind == "call":  # the slot has been replaced
         m.submit(FunctionCall("holding", "add", 1, 2))
         assert m.wait(60).output == 3
         m.remove_library("holding")
-    until(lambda: workers_of(m)[0]["free"]["cores"] == 4, "what it held to be free again")
+    wait_until(lambda: worker_summaries(m)[0]["free"]["cores"] == 4, "what it held to be free again")
 
 
-def test_tasks_that_are_cancelled_while_they_begin_leave_nothing_running(m, shared_yard):
+def test_tasks_that_are_cancelled_while_they_begin_leave_nothing_running(m, shared_cluster):
     """At whatever moment of its short life the cancellation finds a task."""
     tasks = []
     for n in range(60):
@@ -183,10 +185,10 @@ def test_tasks_that_are_cancelled_while_they_begin_leave_nothing_running(m, shar
         m.submit(task)
         if n % 3 == 0:
             m.cancel_by_task_id(task.id)
-    until(lambda: workers_of(m)[0]["tasks"] > 0, "some of them to be with the worker")
+    wait_until(lambda: worker_summaries(m)[0]["tasks"] > 0, "some of them to be with the worker")
     m.cancel_all()
     assert {m.wait(60).result for _ in tasks} == {"cancelled"}
-    until(lambda: workers_of(m)[0]["free"]["cores"] == 4, "what they held to be free again")
+    wait_until(lambda: worker_summaries(m)[0]["free"]["cores"] == 4, "what they held to be free again")
     m.submit(Task("echo fine"))
     assert m.wait(60).output == "fine\n"
 
@@ -204,24 +206,24 @@ def test_cancelling_what_is_over_or_unknown_does_nothing(m):
 # ---- where it listens
 
 
-def test_any_port_will_do(yard):
-    assert yard.manager(port=0).port > 0
+def test_any_port_will_do(local_cluster):
+    assert local_cluster.start_manager(port=0).port > 0
 
 
-def test_a_port_that_is_taken_is_an_error_that_says_what_to_do(yard):
-    port = yard.manager(port=0).port
+def test_a_port_that_is_taken_is_an_error_that_says_what_to_do(local_cluster):
+    port = local_cluster.start_manager(port=0).port
     with pytest.raises(OSError, match=f"port {port}.*port=0 for any"):
-        yard.manager(port=port)
+        local_cluster.start_manager(port=port)
 
 
-def test_of_a_range_of_ports_the_first_free_one_is_taken(yard):
-    first = yard.manager(port=0).port
+def test_of_a_range_of_ports_the_first_free_one_is_taken(local_cluster):
+    first = local_cluster.start_manager(port=0).port
     if first + 20 > 65535:
         pytest.skip("the first manager has one of the last ports that there are")
-    second = yard.manager(port=(first, first + 20)).port
+    second = local_cluster.start_manager(port=(first, first + 20)).port
     assert first < second <= first + 20
     with pytest.raises(OSError, match=f"port {first} to {first}|port {first}:"):
-        yard.manager(port=(first, first))
+        local_cluster.start_manager(port=(first, first))
 
 
 @pytest.mark.parametrize("port", [-1, 65536, (10, 5), (0, 70000)])
@@ -233,19 +235,19 @@ def test_what_is_not_a_port_is_refused(port):
 # ---- its secret
 
 
-def test_a_manager_makes_a_secret_that_only_its_user_may_read(yard, tmp_path):
+def test_a_manager_makes_a_secret_that_only_its_user_may_read(local_cluster, tmp_path):
     m = Manager(port=0, address="127.0.0.1")
     try:
         assert m.password_file == tmp_path / "config" / "daskvine" / "secret"
         assert stat.S_IMODE(m.password_file.stat().st_mode) == 0o600
-        worker = yard.worker(m, command=None, secret=m.password_file)
+        worker = local_cluster.start_worker(m, command=None, secret=m.password_file)
         m.wait_for_workers(1, 60)
     finally:
         m.close()
     assert worker.wait() == 0
 
 
-def test_two_managers_of_a_user_have_the_same_secret(yard):
+def test_two_managers_of_a_user_have_the_same_secret(local_cluster):
     first, second = Manager(port=0, address="127.0.0.1"), Manager(port=0, address="127.0.0.1")
     with first, second:
         assert first.password_file.read_bytes() == second.password_file.read_bytes() != b""
@@ -266,10 +268,10 @@ def test_a_password_file_without_a_password_is_refused(tmp_path, content, error)
 
 
 @pytest.mark.parametrize("name", ["files", "time", "rand", "worst", "disk", "fcfs"])
-def test_every_way_to_choose_a_worker_runs_tasks(yard, name):
-    m = yard.manager()
+def test_every_way_to_choose_a_worker_runs_tasks(local_cluster, name):
+    m = local_cluster.start_manager()
     m.set_scheduler(name)
-    yard.workers(m, 2)
+    local_cluster.start_workers(m, 2)
     tasks = [PythonTask(sample_tasks.add, n, 1) for n in range(6)]
     for task in tasks:
         task.set_cores(1)
@@ -288,13 +290,13 @@ def test_a_tune_that_is_known_is_taken_and_another_is_not(m):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_categories_learn_in_every_mode(yard, mode):
-    m = yard.manager()
+def test_categories_learn_in_every_mode(local_cluster, mode):
+    m = local_cluster.start_manager()
     m.set_category_mode("kind", mode)
     m.set_category_resources_max("kind", {"cores": 1, "memory": 500})
     m.set_category_resources_min("kind", {"memory": 50})
     m.tune("category-steady-n-tasks", 1)
-    yard.workers(m, 1)
+    local_cluster.start_workers(m, 1)
     tasks = [Task("echo $CORES", category="kind") for _ in range(6)]
     for task in tasks:
         m.submit(task)
@@ -304,9 +306,9 @@ def test_categories_learn_in_every_mode(yard, mode):
 # ---- what is going on
 
 
-def test_workers_are_described(yard):
-    m = yard.manager()
-    yard.workers(m, 1, "--cores", "3")
+def test_workers_are_described(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1, "--cores", "3")
     [worker] = m.summarize_workers()
     assert worker["total"]["cores"] == 3
     assert worker["free"] == worker["total"]
@@ -315,26 +317,26 @@ def test_workers_are_described(yard):
     assert m.worker_name(worker["id"]) == worker["host"]
 
 
-def test_waiting_for_workers_that_do_not_come_ends(yard):
-    m = yard.manager()
+def test_waiting_for_workers_that_do_not_come_ends(local_cluster):
+    m = local_cluster.start_manager()
     with pytest.raises(TimeoutError, match="0 of 2 workers"):
         m.wait_for_workers(2, 0.05)
 
 
-def test_without_workers_the_manager_says_so(yard):
-    m = yard.manager()
+def test_without_workers_the_manager_says_so(local_cluster):
+    m = local_cluster.start_manager()
     m.submit(Task("true"))
-    assert until(lambda: m.stalled_reason) == "no worker is connected"
-    yard.workers(m, 1)
+    assert wait_until(lambda: m.stalled_reason) == "no worker is connected"
+    local_cluster.start_workers(m, 1)
     assert m.wait(60).successful()
-    until(lambda: not m.stalled_reason, "the complaint to end")
+    wait_until(lambda: not m.stalled_reason, "the complaint to end")
 
 
 # ---- its end
 
 
-def test_a_closed_manager_refuses_work_with_a_clear_error(yard):
-    m = yard.manager()
+def test_a_closed_manager_refuses_work_with_a_clear_error(local_cluster):
+    m = local_cluster.start_manager()
     m.close()
     m.close()
     for call in (
@@ -348,9 +350,9 @@ def test_a_closed_manager_refuses_work_with_a_clear_error(yard):
     assert "closed" in repr(m)
 
 
-def test_results_that_came_with_their_task_outlive_the_manager(yard):
-    with yard.manager() as m:
-        yard.workers(m, 1)
+def test_results_that_came_with_their_task_outlive_the_manager(local_cluster):
+    with local_cluster.start_manager() as m:
+        local_cluster.start_workers(m, 1)
         m.submit(PythonTask(sample_tasks.add, 1, 2))
         m.submit(PythonTask(sample_tasks.make_bytes, 10**6))
         small, large = sorted((m.wait(60), m.wait(60)), key=lambda task: task.id)
@@ -359,8 +361,8 @@ def test_results_that_came_with_their_task_outlive_the_manager(yard):
         large.output  # noqa: B018 - the attribute is a question
 
 
-def test_who_waits_in_another_thread_is_told_that_the_manager_is_closed(yard):
-    m = yard.manager()
+def test_who_waits_in_another_thread_is_told_that_the_manager_is_closed(local_cluster):
+    m = local_cluster.start_manager()
     m.submit(Task("true"))
     answers = []
 
@@ -372,30 +374,30 @@ def test_who_waits_in_another_thread_is_told_that_the_manager_is_closed(yard):
 
     thread = threading.Thread(target=wait)
     thread.start()
-    until(lambda: m._waiters, "the thread to be waiting")
+    wait_until(lambda: m._waiters, "the thread to be waiting")
     m.close()
     thread.join(60)
     assert answers == [None] or "closed" in str(answers[0])
 
 
-def test_a_manager_with_shutdown_sends_its_workers_away_for_good(yard):
-    with yard.manager(shutdown=True) as m:
-        worker = yard.worker(m, "--timeout", "1000", command=sample_tasks.PERSISTENT)
+def test_a_manager_with_shutdown_sends_its_workers_away_for_good(local_cluster):
+    with local_cluster.start_manager(shutdown=True) as m:
+        worker = local_cluster.start_worker(m, "--timeout", "1000", command=sample_tasks.PERSISTENT)
         m.wait_for_workers(1, 60)
     assert worker.wait() == 0
 
 
-def test_a_worker_that_leaves_is_noted(yard, caplog):
+def test_a_worker_that_leaves_is_noted(local_cluster, caplog):
     caplog.set_level(logging.INFO, "vinecore")
-    m = yard.manager()
-    [worker] = yard.workers(m, 1)
+    m = local_cluster.start_manager()
+    [worker] = local_cluster.start_workers(m, 1)
     worker.send(signal.SIGTERM)
     worker.wait()
-    until(lambda: "got SIGTERM" in caplog.text, "the reason in the log")
+    wait_until(lambda: "got SIGTERM" in caplog.text, "the reason in the log")
 
 
-def test_a_forked_child_cannot_use_the_manager_of_its_parent(yard):
-    m = yard.manager()
+def test_a_forked_child_cannot_use_the_manager_of_its_parent(local_cluster):
+    m = local_cluster.start_manager()
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -410,23 +412,23 @@ def test_a_forked_child_cannot_use_the_manager_of_its_parent(yard):
         os.close(descriptor)
 
 
-def test_init_fn_is_called_with_the_manager(yard):
+def test_init_fn_is_called_with_the_manager(local_cluster):
     seen = []
-    m = yard.manager(init_fn=seen.append)
+    m = local_cluster.start_manager(init_fn=seen.append)
     assert seen == [m]
 
 
-def test_the_manager_listens_only_where_it_was_told(yard):
-    m = yard.manager(address="127.0.0.1")
+def test_the_manager_listens_only_where_it_was_told(local_cluster):
+    m = local_cluster.start_manager(address="127.0.0.1")
     with socket.create_connection(("127.0.0.1", m.port)):
         pass
     with pytest.raises(OSError, match=r"refused|unreachable|timed out"):
         socket.create_connection(("127.0.0.2", m.port), timeout=1)
 
 
-def test_contradiction_stops_manager_that_validates(yard):
+def test_contradiction_stops_manager_that_validates(local_cluster):
     """With `validate=True` a contradiction in the scheduler's state stops the manager, which names it."""
-    m = yard.manager(validate=True)
+    m = local_cluster.start_manager(validate=True)
     m.submit(Task("true"))
     m._engine.query(lambda scheduler: setattr(scheduler.tables, "assigned", 9))
     with pytest.raises(RuntimeError, match="assigned is 9, not 0"):

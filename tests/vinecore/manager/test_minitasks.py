@@ -11,14 +11,14 @@ import tarfile
 import pytest
 
 from tests.harness.http_servers import xrootd_server
-from tests.harness.processes import until
+from tests.harness.processes import wait_until
 from vinecore import FunctionCall, PythonTask, Task
 
 
 @pytest.fixture
-def place(shared_yard, request):
+def place(shared_cluster, request):
     """A path for this test alone."""
-    return shared_yard.place(f"mini-{request.node.name}".replace("/", "-"))
+    return shared_cluster.path(f"mini-{request.node.name}".replace("/", "-"))
 
 
 def reading(file, command="cat in"):
@@ -168,34 +168,34 @@ def test_who_reads_a_directory_is_told_what_else_to_do(m):
             m.read_file(file)
 
 
-def test_workers_get_it_from_each_other(yard):
-    m = yard.manager()
-    yard.workers(m, 3)
+def test_workers_get_it_from_each_other(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 3)
     file = m.declare_minitask(
-        Task(f"echo made >> {yard.place('made')}; head -c 300000 /dev/zero > out"), "out", cache=True
+        Task(f"echo made >> {local_cluster.path('made')}; head -c 300000 /dev/zero > out"), "out", cache=True
     )
     wait = "echo x >> {0}; while [ $(wc -l < {0}) -lt 3 ]; do sleep 0.02; done; wc -c < in"
     for _ in range(3):  # each has a worker of its own
-        task = Task(wait.format(yard.place("here")))
+        task = Task(wait.format(local_cluster.path("here")))
         task.add_input(file, "in")
         m.submit(task)
     assert {m.wait(60).output.strip() for _ in range(3)} == {"300000"}
-    assert yard.count("made") == 1
+    assert local_cluster.count_lines("made") == 1
     assert m.get_file_replica_count(file) == 3
 
 
-def test_it_is_made_again_when_its_worker_is_lost(yard):
-    m = yard.manager()
-    (first,) = yard.workers(m, 1)
-    file = m.declare_minitask(Task(f"echo made | tee -a {yard.place('made')} > out"), "out")
+def test_it_is_made_again_when_its_worker_is_lost(local_cluster):
+    m = local_cluster.start_manager()
+    (first,) = local_cluster.start_workers(m, 1)
+    file = m.declare_minitask(Task(f"echo made | tee -a {local_cluster.path('made')} > out"), "out")
     m.submit(reading(file))
     m.wait(60)
     first.kill()
-    until(lambda: m.workers_connected == 0)
-    yard.workers(m, 1)
+    wait_until(lambda: m.workers_connected == 0)
+    local_cluster.start_workers(m, 1)
     m.submit(reading(file))
     assert m.wait(60).output == "made\n"
-    assert yard.count("made") == 2
+    assert local_cluster.count_lines("made") == 2
 
 
 def read_word():
@@ -203,9 +203,9 @@ def read_word():
         return file.read()
 
 
-def test_a_library_that_takes_the_whole_worker_waits_for_what_it_needs(yard):
-    m = yard.manager()
-    yard.workers(m, 1)
+def test_a_library_that_takes_the_whole_worker_waits_for_what_it_needs(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
     library = m.create_library_from_functions("reads", read_word)
     library.add_input(m.declare_minitask(Task("printf here > out"), "out"), "word")
     m.install_library(library)

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import until
+from tests.harness.processes import wait_until
 from vinecore import FunctionCall, PythonTask, Task
 
 
@@ -76,21 +76,23 @@ def test_the_calls_of_a_library_may_be_submitted_before_the_task_that_makes_its_
     m.remove_library("early")
 
 
-def test_a_file_that_goes_after_one_worker_has_it_fails_the_calls_on_the_next_with_its_path(yard, tmp_path):
+def test_a_file_that_goes_after_one_worker_has_it_fails_the_calls_on_the_next_with_its_path(
+    local_cluster, tmp_path
+):
     path = tmp_path / "goes.root"
     path.write_bytes(bytes(300_000))
-    with yard.manager() as m:
+    with local_cluster.start_manager() as m:
         library = m.create_library_from_functions("reading", sample_tasks.add, exec_mode="direct")
         library.set_cores(1)
         library.add_input(m.declare_file(path, peer_transfer=False), "in")
         m.install_library(library)
-        [first] = yard.workers(m, 1)
+        [first] = local_cluster.start_workers(m, 1)
         m.submit(FunctionCall("reading", "add", 1, 2))
         assert m.wait(60).output == 3
         path.unlink()
         first.kill()
-        until(lambda: not m.workers_connected, "the first worker to be gone")
-        yard.workers(m, 1)
+        wait_until(lambda: not m.workers_connected, "the first worker to be gone")
+        local_cluster.start_workers(m, 1)
         m.submit(FunctionCall("reading", "add", 1, 2))
         call = m.wait(60)
         assert call.result == "input missing"

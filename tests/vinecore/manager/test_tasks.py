@@ -14,7 +14,7 @@ import time
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import HURRY_S, until
+from tests.harness.processes import HURRY_S, wait_until
 from vinecore import FunctionCall, InsufficientResources, PythonTask, Task, TaskFailed
 from vinecore.protocol import INLINE_LIMIT
 
@@ -101,16 +101,19 @@ def test_a_task_that_says_nothing_gets_a_whole_worker(run):
     assert run(Task("echo $CORES $MEMORY")).output == "4 2000\n"
 
 
-def test_tasks_run_side_by_side_as_far_as_their_resources_allow(m, shared_yard):
+def test_tasks_run_side_by_side_as_far_as_their_resources_allow(m, shared_cluster):
     tasks = [
-        PythonTask(sample_tasks.held, str(shared_yard.folder), f"side-{n}", "side-gate") for n in range(3)
+        PythonTask(sample_tasks.held, str(shared_cluster.folder), f"side-{n}", "side-gate") for n in range(3)
     ]
     for task in tasks:
         task.set_cores(2)
         m.submit(task)
-    until(lambda: sum(shared_yard.count(f"side-{n}") for n in range(3)) == 2, "two of three to be running")
+    wait_until(
+        lambda: sum(shared_cluster.count_lines(f"side-{n}") for n in range(3)) == 2,
+        "two of three to be running",
+    )
     assert m.summarize_workers()[0]["tasks"] == 2
-    shared_yard.place("side-gate").touch()
+    shared_cluster.path("side-gate").touch()
     assert sorted(m.wait(60).output for _ in tasks) == ["side-0", "side-1", "side-2"]
 
 
@@ -118,14 +121,14 @@ def test_a_task_that_no_worker_can_hold_waits_and_says_why(m):
     task = Task("true")
     task.set_cores(1000)
     m.submit(task)
-    assert "1000" in until(lambda: m.stalled_reason, "the manager to say what is missing")
+    assert "1000" in wait_until(lambda: m.stalled_reason, "the manager to say what is missing")
     assert m.wait(0) is None
     m.cancel_by_task_id(task.id)
     assert m.wait(60).result == "cancelled"
-    until(lambda: not m.stalled_reason, "the complaint to end")
+    wait_until(lambda: not m.stalled_reason, "the complaint to end")
 
 
-def test_a_task_that_no_worker_can_ever_hold_fails(yard):
+def test_a_task_that_no_worker_can_ever_hold_fails(local_cluster):
     from daskvine import DaskVine
 
     with DaskVine.local(cores=1) as m:
@@ -137,20 +140,23 @@ def test_a_task_that_no_worker_can_ever_hold_fails(yard):
         assert isinstance(task.output, InsufficientResources)
 
 
-def test_what_runs_too_long_is_killed_and_what_it_has_said_is_kept(yard):
-    m = yard.manager()
-    yard.hurried_worker(m)
-    command = Task(f"echo begun; touch {yard.place('command')}; sleep 1000")
+def test_what_runs_too_long_is_killed_and_what_it_has_said_is_kept(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_hurried_worker(m)
+    command = Task(f"echo begun; touch {local_cluster.path('command')}; sleep 1000")
     function = PythonTask(
         lambda path: (print("begun", flush=True), sample_tasks.note(path), time.sleep(1000)),
-        str(yard.place("function")),
+        str(local_cluster.path("function")),
     )
     for task in (command, function):
         task.set_cores(1)
         task.set_time_max(HURRY_S)
         m.submit(task)
-    until(lambda: yard.place("command").exists() and yard.count("function"), "both to have said something")
-    yard.hurry()
+    wait_until(
+        lambda: local_cluster.path("command").exists() and local_cluster.count_lines("function"),
+        "both to have said something",
+    )
+    local_cluster.let_time_pass()
     assert {m.wait(60), m.wait(60)} == {command, function}
     assert {(task.result, task.exit_code, task.successful()) for task in (command, function)} == {
         ("max wall time", 9, False)
@@ -280,8 +286,8 @@ def test_negative_retries_are_refused():
         Task("true", retries=-1)
 
 
-def test_a_task_may_be_submitted_again_when_it_has_come_back(m, shared_yard):
-    task = Task(f"echo x >> {shared_yard.place('again')}; wc -l < {shared_yard.place('again')}")
+def test_a_task_may_be_submitted_again_when_it_has_come_back(m, shared_cluster):
+    task = Task(f"echo x >> {shared_cluster.path('again')}; wc -l < {shared_cluster.path('again')}")
     for expected in ("1\n", "2\n"):
         m.submit(task)
         with pytest.raises(ValueError, match="has been submitted already"):
@@ -289,12 +295,12 @@ def test_a_task_may_be_submitted_again_when_it_has_come_back(m, shared_yard):
         assert m.wait(60).output == expected
 
 
-def test_a_python_task_that_is_submitted_again_gives_its_new_result(m, shared_yard):
-    task = PythonTask(sample_tasks.counted, str(shared_yard.folder), "python-again", None)
-    task._args = (str(shared_yard.folder), "python-again", 1)
+def test_a_python_task_that_is_submitted_again_gives_its_new_result(m, shared_cluster):
+    task = PythonTask(sample_tasks.counted, str(shared_cluster.folder), "python-again", None)
+    task._args = (str(shared_cluster.folder), "python-again", 1)
     m.submit(task)
     assert m.wait(60).output == 1
-    task._args = (str(shared_yard.folder), "python-again", 2)
+    task._args = (str(shared_cluster.folder), "python-again", 2)
     m.submit(task)
     assert m.wait(60).output == 2
 
@@ -585,8 +591,8 @@ def test_an_output_in_a_folder_that_the_task_makes_is_found(m, run):
     assert file.contents() == b"deep\n"
 
 
-def test_an_output_that_is_a_link_is_what_it_points_to(m, run, shared_yard):
-    outside = shared_yard.place("outside")
+def test_an_output_that_is_a_link_is_what_it_points_to(m, run, shared_cluster):
+    outside = shared_cluster.path("outside")
     outside.write_text("outside\n")
     inner, outer, dangling = m.declare_buffer(), m.declare_buffer(), m.declare_buffer()
     task = Task(f"echo inner > real; ln -s real link; ln -s {outside} out; ln -s nowhere dangling")
@@ -603,19 +609,19 @@ def test_an_output_that_is_a_link_is_what_it_points_to(m, run, shared_yard):
     assert run(task).result == "output missing"
 
 
-def test_the_mode_of_a_file_survives_every_way_it_can_take(m, run, shared_yard):
-    script = shared_yard.place("script.sh")
+def test_the_mode_of_a_file_survives_every_way_it_can_take(m, run, shared_cluster):
+    script = shared_cluster.path("script.sh")
     script.write_text("#!/bin/sh\necho I run\n")
     script.chmod(0o755)
     task = Task("./script")
     task.add_input(m.declare_file(script), "script")
     assert run(task).output == "I run\n"
-    temp, brought = m.declare_temp(), m.declare_file(shared_yard.place("brought"))
+    temp, brought = m.declare_temp(), m.declare_file(shared_cluster.path("brought"))
     make = Task("printf '#!/bin/sh\\necho made\\n' | tee one > two; chmod 755 one two")
     make.add_output(temp, "one")
     make.add_output(brought, "two")
     run(make)
-    assert stat.S_IMODE(shared_yard.place("brought").stat().st_mode) == 0o755
+    assert stat.S_IMODE(shared_cluster.path("brought").stat().st_mode) == 0o755
     for file in (temp, brought):
         task = Task("./program")
         task.add_input(file, "program")
@@ -625,22 +631,24 @@ def test_the_mode_of_a_file_survives_every_way_it_can_take(m, run, shared_yard):
 # ---- who needs more than is ever free at once
 
 
-def test_an_urgent_task_that_needs_a_whole_worker_does_not_wait_for_all_small_ones(m, shared_yard):
+def test_an_urgent_task_that_needs_a_whole_worker_does_not_wait_for_all_small_ones(m, shared_cluster):
     holders = [
-        PythonTask(sample_tasks.held, str(shared_yard.folder), f"small-{n}", f"small-gate-{n}")
+        PythonTask(sample_tasks.held, str(shared_cluster.folder), f"small-{n}", f"small-gate-{n}")
         for n in range(4)
     ]
     for task in holders:
         task.set_cores(1)
         m.submit(task)
-    until(lambda: all(shared_yard.count(f"small-{n}") for n in range(4)), "all cores to be taken")
+    wait_until(
+        lambda: all(shared_cluster.count_lines(f"small-{n}") for n in range(4)), "all cores to be taken"
+    )
     small = [Task("true", cores=1) for _ in range(30)]
     for task in small:
         m.submit(task)
     whole = Task("echo $CORES", priority=1)
     m.submit(whole)
     for n in range(4):
-        shared_yard.place(f"small-gate-{n}").touch()
+        shared_cluster.path(f"small-gate-{n}").touch()
     order = [m.wait(60) for _ in (*holders, *small, whole)]
     assert whole.output == "4\n"
     assert order.index(whole) < 15

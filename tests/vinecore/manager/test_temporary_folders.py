@@ -8,7 +8,7 @@ import tempfile
 
 import pytest
 
-from tests.harness.processes import until
+from tests.harness.processes import wait_until
 from vinecore import FunctionCall
 
 
@@ -71,7 +71,9 @@ def test_it_goes_with_the_slot(library, run):
     last = FunctionCall(library, "end", 0)
     last.set_retries(0)
     run(last)
-    until(lambda: library.endswith("fork") or not os.path.exists(call.output[1]), "the end of the folder")
+    wait_until(
+        lambda: library.endswith("fork") or not os.path.exists(call.output[1]), "the end of the folder"
+    )
     again = run(FunctionCall(library, "leave_file", 1))
     assert os.path.dirname(again.output[0]) == again.output[1]
 
@@ -92,7 +94,7 @@ def test_nothing_is_left_when_the_library_is_removed(run, m):
     call = run(FunctionCall(name, "leave_file", 0))
     assert call.successful()
     m.remove_library(name)
-    until(lambda: not os.path.exists(call.output[0]), "the end of the file")
+    wait_until(lambda: not os.path.exists(call.output[0]), "the end of the file")
 
 
 def test_a_folder_that_the_user_has_chosen_is_taken(run, m, tmp_path):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.harness.processes import paths_in, until
+from tests.harness.processes import find_paths, wait_until
 from vinecore import Task
 from vinecore.protocol import INLINE_LIMIT
 
@@ -122,24 +122,24 @@ def test_what_cannot_be_read_is_refused_with_its_name(m, tree, name, inside):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_program_that_was_made_executable_after_a_failure_runs(yard, tmp_path, size):
+def test_a_program_that_was_made_executable_after_a_failure_runs(local_cluster, tmp_path, size):
     """Also in the next manager of a worker that has kept the first one."""
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\necho I run\n" + "#" * size)
     program.chmod(0o644)
-    m = yard.manager()
-    yard.worker(m, "--keep-workspace")
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m, "--keep-workspace")
     first = reading(m.declare_file(program, cache="forever"), "./in")
     m.submit(first)
     assert m.wait(60).exit_code == 126
-    until(lambda: paths_in(yard.workspace, "vine-kept/*/records/*"), "it to be kept")
+    wait_until(lambda: find_paths(local_cluster.workspace, "vine-kept/*/records/*"), "it to be kept")
     program.chmod(0o755)
     second = reading(m.declare_file(program, cache="forever"), "./in")
     m.submit(second)
     assert m.wait(60).output == "I run\n"
     m.close()
-    m = yard.manager()
-    yard.worker(m, "--keep-workspace")
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m, "--keep-workspace")
     for mode, code in ((0o755, 0), (0o644, 126)):
         program.chmod(mode)
         m.submit(reading(m.declare_file(program, cache="forever"), "./in"))
@@ -182,9 +182,11 @@ def test_a_small_file_is_what_it_was_when_it_was_declared_whatever_its_mode(m, r
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("umask", ["000", "077"])
-def test_inputs_and_outputs_are_the_same_whatever_the_umask_of_the_worker(yard, tmp_path, size, umask):
-    m = yard.manager()
-    yard.worker(
+def test_inputs_and_outputs_are_the_same_whatever_the_umask_of_the_worker(
+    local_cluster, tmp_path, size, umask
+):
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(
         m, command=["/bin/sh", "-c", f'umask {umask}; exec "$0" "$@"', sys.executable, "-m", "vineworker"]
     )
     path = tmp_path / "input"
@@ -207,14 +209,14 @@ def test_inputs_and_outputs_are_the_same_whatever_the_umask_of_the_worker(yard, 
 
 
 def test_an_output_is_as_open_as_the_umask_of_the_manager_lets_it_be_and_has_the_group_of_its_folder(
-    yard, tmp_path
+    local_cluster, tmp_path
 ):
     before = os.umask(0o027)
     try:
-        m = yard.manager()
+        m = local_cluster.start_manager()
     finally:
         os.umask(before)
-    yard.worker(m)
+    local_cluster.start_worker(m)
     shared = tmp_path / "shared"
     shared.mkdir()
     os.chown(shared, -1, os.getgroups()[-1] if os.getgroups() else os.getgid())
@@ -270,10 +272,10 @@ def test_an_output_may_be_closed(m, run, command, name, look):
     assert run(reading(made, look)).output == "x\n"
 
 
-def test_nothing_closed_is_left_behind(m, run, shared_yard):
+def test_nothing_closed_is_left_behind(m, run, shared_cluster):
     task = Task("mkdir -p a/b/c; echo x > a/b/c/file; chmod 000 a/b/c a/b; chmod 555 a .", cores=1)
     assert run(task).successful()
-    until(lambda: not paths_in(shared_yard.workspace, "*/*/t*.d"), "the sandbox to be removed")
+    wait_until(lambda: not find_paths(shared_cluster.workspace, "*/*/t*.d"), "the sandbox to be removed")
 
 
 def test_an_output_with_a_pipe_in_it_is_refused_with_its_name(m, run):

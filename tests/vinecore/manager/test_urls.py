@@ -16,7 +16,7 @@ from vineworker.session.context import TRANSFER_THREADS as FETCHES
 from vineworker.storage.downloads import Downloader
 
 from tests.harness.http_servers import Relay, web_server, xrootd_server
-from tests.harness.processes import alive, free_port, until
+from tests.harness.processes import free_port, is_alive, wait_until
 from vinecore import PythonTask, Task
 from vinecore.manager import url_metadata
 from vinecore.protocol import INLINE_LIMIT
@@ -158,14 +158,14 @@ def test_a_file_that_has_moved_is_found(m, run, web):
 
 
 @pytest.mark.parametrize("peers", [True, False])
-def test_workers_fetch_a_file_from_each_other_unless_they_may_not(yard, web, peers):
+def test_workers_fetch_a_file_from_each_other_unless_they_may_not(local_cluster, web, peers):
     expected = place(web, "file")
-    m = yard.manager()
-    yard.workers(m, 4)
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 4)
     file = m.declare_url(f"{web.url}/file", cache=True, peer_transfer=peers)
     wait = "echo x >> {0}/here; while [ $(wc -l < {0}/here) -lt {1} ]; do sleep 0.02; done; sha256sum < in"
     for count in (1, 5):  # first one, then all of them: each has a worker of its own
-        tasks = [Task(wait.format(yard.folder, count)) for _ in range(1 if count == 1 else 4)]
+        tasks = [Task(wait.format(local_cluster.folder, count)) for _ in range(1 if count == 1 else 4)]
         for task in tasks:
             task.add_input(file, "in")
             m.submit(task)
@@ -217,14 +217,14 @@ def test_the_content_of_an_address_is_brought_here_by_a_worker(m, run, web):
 
 
 @pytest.fixture
-def by(request, yard):
+def by(request, local_cluster):
     """Start a manager whose worker fetches with this, and with nothing else."""
     way = request.param
     if way == "xrdcp" and shutil.which("xrdcp") is None:
         pytest.skip("needs xrdcp: apt-get install xrootd-client")
     if way == "python" and importlib.util.find_spec("XRootD") is None:
         pytest.skip("needs XRootD for Python: pip install fsspec-xrootd")
-    hidden = yard.folder / "hidden"
+    hidden = local_cluster.folder / "hidden"
     (hidden / "XRootD").mkdir(parents=True)
     (hidden / "XRootD" / "__init__.py").write_text("raise ImportError('hidden by a test')")
     variables = {"XRD_CONNECTIONWINDOW": "1"}
@@ -233,8 +233,8 @@ def by(request, yard):
     if way != "python":
         path = os.pathsep.join(p for p in os.sys.path if p)
         variables["PYTHONPATH"] = f"{hidden}{os.pathsep}{path}"
-    m = yard.manager()
-    yard.worker(m, **variables)
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m, **variables)
     m.wait_for_workers(1, 60)
 
     def fetch(url):
@@ -300,25 +300,25 @@ def test_a_file_on_an_xrootd_server_is_named_by_its_date_and_length(m, xrootd):
 
 
 @pytest.mark.parametrize("killed", [True, False])
-def test_a_process_that_fetches_ends_with_its_worker(yard, xrootd, killed):
+def test_a_process_that_fetches_ends_with_its_worker(local_cluster, xrootd, killed):
     """The server accepts and says nothing, so the client waits."""
     if shutil.which("xrdcp") is None:
         pytest.skip("needs xrdcp: apt-get install xrootd-client")
-    m = yard.manager()
-    worker = yard.worker(m)
+    m = local_cluster.start_manager()
+    worker = local_cluster.start_worker(m)
     m.wait_for_workers(1, 60)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"root://127.0.0.1:{silent.getsockname()[1]}//data/file"
         url_metadata._unresponsive_until[f"127.0.0.1:{silent.getsockname()[1]}"] = float("inf")
         m.submit(checksum(m.declare_url(url)))
-        (client,) = until(lambda: [child for child in worker.family if "xrdcp" in child.name()])
+        (client,) = wait_until(lambda: [child for child in worker.descendants if "xrdcp" in child.name()])
         client.suspend()  # so that it does not end by itself
         try:
             if killed:
                 worker.kill()
             else:
                 m.close()
-            until(lambda: not alive(client), "the client to end with its worker")
+            wait_until(lambda: not is_alive(client), "the client to end with its worker")
         finally:
             if client.is_running():
                 client.kill()
@@ -332,7 +332,7 @@ def test_a_process_that_fetches_ends_when_its_manager_is_left(tmp_path):
         with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as threads:
             url = f"root://127.0.0.1:{silent.getsockname()[1]}//data/file"
             fetched = threads.submit(fetching.fetch, url, str(tmp_path / "file"), -1, ())
-            (child,) = until(lambda: list(fetching._children))
+            (child,) = wait_until(lambda: list(fetching._children))
             child.send_signal(signal.SIGSTOP)  # so that it does not end by itself
             fetching.close()
             with pytest.raises(OSError, match="ended with code -9"):
@@ -341,13 +341,13 @@ def test_a_process_that_fetches_ends_when_its_manager_is_left(tmp_path):
         process_reaper.close()
 
 
-def test_what_a_worker_fetches_does_not_hold_up_what_it_brings_to_the_manager(yard, web):
-    m = yard.manager()
-    yard.worker(m, "--cores", str(FETCHES + 1))
+def test_what_a_worker_fetches_does_not_hold_up_what_it_brings_to_the_manager(local_cluster, web):
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m, "--cores", str(FETCHES + 1))
     for number in range(FETCHES):
         place(web, f"file{number}")
         m.submit(checksum(m.declare_url(f"{web.url}/late/file{number}")))
-    until(lambda: sum(method == "GET" for method, _path in web.asked) == FETCHES)
+    wait_until(lambda: sum(method == "GET" for method, _path in web.asked) == FETCHES)
     made = PythonTask(bytes, LARGE)
     made.set_cores(1)
     m.submit(made)

@@ -145,9 +145,9 @@ def test_the_command_refuses_what_is_no_journal(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["function-calls", "tasks"])
-def test_a_real_run_is_simulated(yard, mode):
-    m = yard.manager(DaskVine, run_info_path=yard.place("info"))
-    yard.workers(m, 2)
+def test_a_real_run_is_simulated(local_cluster, mode):
+    m = local_cluster.start_manager(DaskVine, run_info_path=local_cluster.path("info"))
+    local_cluster.start_workers(m, 2)
     graph = {f"a{n}": (bytes, 100_000 + n) for n in range(20)}
     graph["all"] = (sample_tasks.add, (len, [f"a{n}" for n in range(20)]), 1)
     assert m.get(graph, "all", task_mode=mode, progress_disable=True) == 21

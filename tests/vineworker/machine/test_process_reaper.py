@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from vineworker.machine.process_reaper import ProcessReaper
 
-from tests.harness.processes import alive, until
+from tests.harness.processes import is_alive, wait_until
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_one_that_has_been_killed_harms_nobody(tmp_path):
     process_reaper = ProcessReaper(str(tmp_path / "folder"))
     pid = process_reaper._shell.pid
     os.kill(pid, signal.SIGKILL)
-    until(lambda: not alive(pid))
+    wait_until(lambda: not is_alive(pid))
     for n in range(100):
         process_reaper.add_group(10**7 + n)
     process_reaper.close()

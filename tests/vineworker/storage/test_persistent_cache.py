@@ -14,7 +14,7 @@ import pytest
 from vineworker.storage.cache_directory import FORMAT, open_cache_directory
 from vineworker.storage.persistent_cache import PersistentCache
 
-from tests.harness.processes import until
+from tests.harness.processes import wait_until
 from vinecore.protocol.transfer import digests
 
 SECRET = b"secret"
@@ -52,7 +52,7 @@ class Shelf:
     def found(self, count):
         """Wait until so many old objects are found; give all names."""
         names = lambda: {kept.name for kept in self.known} | {n for what, n in self.said if what == "found"}  # noqa: E731
-        return until(lambda: len(names()) >= count and names(), f"{count} to be found")
+        return wait_until(lambda: len(names()) >= count and names(), f"{count} to be found")
 
     def close(self):
         self.keeper.close()
@@ -83,7 +83,7 @@ def test_it_says_when_that_is_all(tmp_path, shelf):
     first.keep("two", b"2")
     first.close()
     second = shelf()
-    until(lambda: second.is_all, "all to be told")
+    wait_until(lambda: second.is_all, "all to be told")
     assert {kept.name for kept in second.known} | {name for _what, name in second.said} == {"one", "two"}
 
 
@@ -138,7 +138,7 @@ def test_a_directory_is_found_with_its_modes_links_and_empty_folders(tmp_path, s
     assert [os.stat(f"{place}/{name}").st_mode & 0o777 for name in ("program", "locked")] == [0o555, 0o555]
     assert os.listdir(f"{place}/empty") == []
     second.keeper.drop("tree")
-    until(lambda: home(tmp_path, "incoming") == home(tmp_path, "objects") == [], "it to be removed")
+    wait_until(lambda: home(tmp_path, "incoming") == home(tmp_path, "objects") == [], "it to be removed")
 
 
 def damage_content(path):
@@ -186,7 +186,7 @@ def test_what_a_crash_leaves_half_done_is_removed(tmp_path, shelf):
     (folder / "records" / "other-name").write_text((folder / "records" / "good").read_text())
     second = shelf()
     second.found(1)
-    until(lambda: len(home(tmp_path, "objects")) == 1)
+    wait_until(lambda: len(home(tmp_path, "objects")) == 1)
     assert second.keeper.check("other-name") is None
     assert [p.name for p in (*home(tmp_path, "objects"), *home(tmp_path, "incoming"))] == ["good"]
     assert set(second.found(1)) == {"good"}
@@ -206,7 +206,7 @@ def test_a_record_that_is_none_costs_only_its_own_object(tmp_path, shelf, text):
     first.close()
     next(path for path in home(tmp_path, "records") if path.name == "odd").write_bytes(text)
     second = shelf()
-    until(lambda: second.is_all, "all to be found")
+    wait_until(lambda: second.is_all, "all to be found")
     assert second.found(2) == {"one", "two"}
     assert second.keeper.check("odd") is None
     assert {path.name for path in home(tmp_path, "records")} == {"one", "two"}
@@ -226,7 +226,7 @@ def test_what_another_version_has_kept_is_removed_and_told_of_once(tmp_path, she
             del record["format"]
             path.write_text(json.dumps(record))
     second = shelf()
-    until(lambda: second.is_all, "all to be found")
+    wait_until(lambda: second.is_all, "all to be found")
     assert second.found(1) == {"three"}
     assert [path.name for path in home(tmp_path, "objects")] == ["three"]
     (line,) = caplog.messages
@@ -278,7 +278,7 @@ def test_the_oldest_goes_first_when_it_is_too_much(tmp_path, shelf):
     first.close()
     second = shelf(limit=200)
     assert second.found(2) == {"a", "d"}
-    until(lambda: len(home(tmp_path, "objects")) == 2)
+    wait_until(lambda: len(home(tmp_path, "objects")) == 2)
 
 
 def test_nobody_is_asked_what_may_go_between_two_managers(tmp_path, shelf):
@@ -286,7 +286,7 @@ def test_nobody_is_asked_what_may_go_between_two_managers(tmp_path, shelf):
     keeping.keep("a", bytes(100))
     keeping.keeper.unsubscribe()
     keeping.keep("b", bytes(100))
-    until(lambda: [path.name for path in home(tmp_path, "objects")] == ["b"])
+    wait_until(lambda: [path.name for path in home(tmp_path, "objects")] == ["b"])
 
 
 def test_what_is_larger_than_the_limit_is_not_kept(tmp_path, shelf, caplog):
@@ -328,7 +328,7 @@ def test_without_a_home_things_are_kept_beside_the_worker(tmp_path):
     keeper = PersistentCache(str(tmp_path / "kept"), MB)
     try:
         keeper.keep("x", b"x", forever=True)
-        until(lambda: not keeper.busy)
+        wait_until(lambda: not keeper.busy)
         kept = keeper.check("x")
         assert kept.path.startswith(str(tmp_path / "kept"))
         assert not kept.forever

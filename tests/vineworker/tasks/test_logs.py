@@ -6,7 +6,7 @@ import os
 
 from vineworker.tasks import logs
 
-from tests.harness.processes import paths_in, until
+from tests.harness.processes import find_paths, wait_until
 from vinecore import FunctionCall
 
 
@@ -43,21 +43,21 @@ def print_much(gate):
         time.sleep(0.01)
 
 
-def test_what_a_call_prints_while_it_runs_does_not_fill_the_disk(yard):
-    m = yard.manager()
-    yard.worker(m)
+def test_what_a_call_prints_while_it_runs_does_not_fill_the_disk(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_worker(m)
     library = m.create_library_from_functions("lib", print_much, exec_mode="direct")
     library.set_cores(1)
     m.install_library(library)
-    m.submit(FunctionCall("lib", "print_much", str(yard.place("gate"))))
+    m.submit(FunctionCall("lib", "print_much", str(local_cluster.path("gate"))))
 
     def ends():
-        for path in paths_in(yard.workspace, "*/*/t*/.vine-stdout-*"):
+        for path in find_paths(local_cluster.workspace, "*/*/t*/.vine-stdout-*"):
             text = path.read_bytes()
             if text.startswith(b"[what was here") and len(text) <= logs.MAX_LOG_BYTES:
                 return True
         return False
 
-    until(ends, "the log to be shortened")
-    yard.place("gate").touch()
+    wait_until(ends, "the log to be shortened")
+    local_cluster.path("gate").touch()
     assert m.wait(60).successful()

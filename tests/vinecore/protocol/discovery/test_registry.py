@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from tests.harness.processes import until
+from tests.harness.processes import wait_until
 from vinecore.discovery.announcer import make_record
 from vinecore.protocol.discovery import registry
 from vinecore.protocol.discovery.finder import ManagerFinder
@@ -200,7 +200,7 @@ def test_those_are_found_whose_whole_name_matches_and_those_with_work_come_first
     assert [found.name for found in ManagerFinder("run-3", str(tmp_path)).find()] == ["run-3"]
     finder = ManagerFinder("run-.*", str(tmp_path))
     first = finder.find()
-    until(lambda: finder.find()[2:] != first[2:], "another order")
+    wait_until(lambda: finder.find()[2:] != first[2:], "another order")
     assert ManagerFinder("run", str(tmp_path)).find() == []
 
 

@@ -85,13 +85,13 @@ def stalling():
 
 @fault
 def forging():
-    """Asks its peers for objects with tickets that it has made up."""
+    """Asks its peers for objects with tokens that it has made up."""
     bring = TransferConnection.get_unverified
 
-    def forged(self, name, path, expected="", **ticket):
-        if ticket:
-            ticket["ticket"] = "00" * 32
-        return bring(self, name, path, expected, **ticket)
+    def forged(self, name, path, expected="", **token):
+        if token:
+            token["token"] = "00" * 32
+        return bring(self, name, path, expected, **token)
 
     TransferConnection.get_unverified = forged
 

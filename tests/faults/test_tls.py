@@ -164,10 +164,10 @@ def test_a_vine_of_this_machine_speaks_tls(local_cluster):
 
 def test_many_connections_stay_open_and_keep_nobody_out(local_cluster):
     m = local_cluster.start_manager(ssl=True)
-    cover, fingerprint = tls.TlsTunnels(), tls.parse_fingerprint(m.ssl_fingerprint)
+    tunnels, fingerprint = tls.TlsTunnels(), tls.parse_fingerprint(m.ssl_fingerprint)
     secret = read_secret(local_cluster.secret)
     clients = [
-        TransferConnection("127.0.0.1", m.port, secret, lambda sock: cover.connect(sock, [fingerprint]))
+        TransferConnection("127.0.0.1", m.port, secret, lambda sock: tunnels.connect(sock, [fingerprint]))
         for _ in range(150)
     ]
     try:
@@ -177,4 +177,4 @@ def test_many_connections_stay_open_and_keep_nobody_out(local_cluster):
     finally:
         for client in clients:
             client.close()
-        cover.drain_and_close(60)
+        tunnels.drain_and_close(60)

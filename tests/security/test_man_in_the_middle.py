@@ -154,7 +154,7 @@ def test_who_relays_the_handshake_can_cut_the_connection_and_nothing_else(
             task = wait_for_task(m)
             assert task.output == number + 1
         assert not between.active, "nothing was altered"
-        wait_until(lambda: "whose seal does not fit" in caplog.text + worker.log, "a word about it")
+        wait_until(lambda: "wrong message authentication code" in caplog.text + worker.log, "a word about it")
         assert "evil-ran" not in map(os.path.basename, list_recursively(local_cluster.folder))
         between.active = False
         with unharmed(m, local_cluster, lambda: caplog.text):
@@ -228,19 +228,19 @@ def test_who_ends_tls_with_a_certificate_of_his_own_hears_no_challenge_answered(
     text, _fingerprint = certificates.make_certificate()
     local_cluster.path("false.pem").write_text(text)
     context = tls.server_context(str(local_cluster.path("false.pem")))
-    cover = tls.TlsTunnels()
+    tunnels = tls.TlsTunnels()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         worker = local_cluster.start_worker(listener.getsockname()[1], "--ssl")
         sock, _address = listener.accept()
-        covered = cover.serve(sock, context)
-        with covered:
+        wrapped = tunnels.serve(sock, context)
+        with wrapped:
             with contextlib.suppress(OSError):
-                handshake.send_line(covered, {"vine": VERSION, "nonce": "0" * 32})
-            covered.settimeout(60)
-            assert covered.recv(1) == b"", "it proves nothing to a stranger"
+                handshake.send_line(wrapped, {"vine": VERSION, "nonce": "0" * 32})
+            wrapped.settimeout(60)
+            assert wrapped.recv(1) == b"", "it proves nothing to a stranger"
     assert worker.wait() == 1
     assert "its certificate is not the one that was expected" in worker.log
-    cover.drain_and_close(60)
+    tunnels.drain_and_close(60)
 
 
 # ---- between two workers
@@ -263,4 +263,4 @@ def test_what_is_altered_between_two_workers_is_had_from_elsewhere(local_cluster
     assert reader.output == len(sample_tasks.make_bytes(size))
     local_cluster.path("gate").touch()
     assert wait_for_task(m) is blocker
-    assert ("whose seal does not fit" if what == "heads" else "altered") in caplog.text
+    assert ("wrong message authentication code" if what == "heads" else "altered") in caplog.text

@@ -31,11 +31,11 @@ def test_a_worker_gives_a_file_to_whom_the_manager_has_sent_and_to_nobody_else(l
     assert wait_for_task(m) is task
     name = task.output_file.cache_name
     port, key = door_of(m, 1)
-    good = {"ticket": transfer_tokens.sign_token(key, 2, name, 60), "expires": 60}
+    good = {"token": transfer_tokens.sign_token(key, 2, name, 60), "expires": 60}
     refused = {
-        "a request without a ticket": {},
-        "the ticket is not for": {"ticket": transfer_tokens.sign_token(key, 2, "another", 60), "expires": 60},
-        "has expired": {"ticket": transfer_tokens.sign_token(key, 2, name, -1), "expires": -1},
+        "a request without a token": {},
+        "the token is not for": {"token": transfer_tokens.sign_token(key, 2, "another", 60), "expires": 60},
+        "has expired": {"token": transfer_tokens.sign_token(key, 2, name, -1), "expires": -1},
     }
 
     secret = transfer_tokens.pair_key(key, 2)
@@ -43,14 +43,14 @@ def test_a_worker_gives_a_file_to_whom_the_manager_has_sent_and_to_nobody_else(l
     def client(secret=secret):
         return contextlib.closing(TransferConnection("127.0.0.1", port, secret, peer=2))
 
-    for reason, ticket in refused.items():
+    for reason, token in refused.items():
         with client() as peer, pytest.raises(handshake.HandshakeRejected, match=reason):
-            peer.get_unverified(name, str(tmp_path / "got"), **ticket)
+            peer.get_unverified(name, str(tmp_path / "got"), **token)
         worker.wait_for_log(reason)
     for wrong in (read_secret(local_cluster.secret), key, transfer_tokens.pair_key(key, 3)):
         with pytest.raises(handshake.HandshakeRejected, match="wrong secret"):
             client(wrong)
-    with client() as peer, pytest.raises(handshake.HandshakeRejected, match="a request without a ticket"):
+    with client() as peer, pytest.raises(handshake.HandshakeRejected, match="a request without a token"):
         peer.put("planted", b"x")
     with client() as peer:
         received, proof = peer.get_unverified(name, str(tmp_path / "got"), **good)
@@ -61,5 +61,5 @@ def test_a_worker_gives_a_file_to_whom_the_manager_has_sent_and_to_nobody_else(l
 def test_a_worker_that_forges_tickets_gets_its_input_through_the_manager(local_cluster, caplog):
     caplog.set_level(logging.WARNING, "vinecore")
     m, maker = made_and_moved(local_cluster, None, "forging")
-    assert "the ticket is not for" in caplog.text
+    assert "the token is not for" in caplog.text
     assert m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)

@@ -1,8 +1,8 @@
 """What each frame and each line after the handshake ends with, so that nobody on the way can alter, add, leave out, swap or repeat one.
 
 Both ends make a key from the secret and the nonces of their handshake (`handshake.session_key`), which never travels: who relays or records all of it does not
-have it. A seal is a keyed hash of what is said, of how much was said before, and of which end says it. What is sealed can still be read by others: against that there
-is TLS (see `tls`).
+have it. A message authentication code (MAC) is a keyed hash of what is said, of how much was said before, and of which end says it. It hides nothing:
+against readers there is TLS (see `tls`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from vinecore.protocol import handshake
 
 SIZE = 16
 HEX_SIZE = 2 * SIZE
-"""How long a seal is in hexadecimal, as on a line."""
+"""Length of a MAC in hexadecimal, as on a line."""
 _COUNT = struct.Struct(">Q")
 
 
 class MessageAuthenticator:
-    """Seals what one end of a connection says, one after another.
+    """Make and check the MACs of what one end of a connection says, one after another.
 
     Parameters
     ----------
@@ -41,28 +41,28 @@ class MessageAuthenticator:
         self._count = 0
 
     def sign(self, parts: Iterable[Any]) -> bytes:
-        """Make the seal of what is said next."""
-        seal = self._base.copy()
-        seal.update(_COUNT.pack(self._count))
+        """Return the MAC of what is said next."""
+        mac = self._base.copy()
+        mac.update(_COUNT.pack(self._count))
         for part in parts:
-            seal.update(part)
+            mac.update(part)
         self._count += 1
-        return seal.digest()
+        return mac.digest()
 
-    def verify(self, seal: bytes, parts: Iterable[Any]) -> bool:
-        """Whether that is the seal of what is said next."""
-        return hmac.compare_digest(seal, self.sign(parts))
+    def verify(self, mac: bytes, parts: Iterable[Any]) -> bool:
+        """Return whether this is the MAC of what is said next."""
+        return hmac.compare_digest(mac, self.sign(parts))
 
 
 def sender_and_receiver(key: bytes, side: str) -> tuple[MessageAuthenticator, MessageAuthenticator]:
-    """Give what one end seals with, and what it expects of the other one."""
+    """Return the authenticators of what one end sends and of what it receives."""
     return MessageAuthenticator(key, side), MessageAuthenticator(
         key, "client" if side == "server" else "server"
     )
 
 
 class AuthenticatedLines:
-    """Lines of JSON on a connection after the handshake, each with its seal in hexadecimal behind it.
+    """Lines of JSON on a connection after the handshake, each with its MAC in hexadecimal behind it.
 
     Parameters
     ----------
@@ -88,22 +88,22 @@ class AuthenticatedLines:
 
         Raises
         ------
-        handshake.Refused, OSError
-            It is none, its seal does not fit, or it does not come.
+        handshake.HandshakeRejected, OSError
+            It is none, its MAC is wrong, or it does not come.
         """
         line = handshake.read_raw_line(self.sock, deadline)[:-1]
         return handshake.parse_line(self.verify_line(line))
 
     def verify_line(self, line: bytes) -> bytes:
-        """Give what is said on a line, without its seal.
+        """Return what is said on a line, without its MAC.
 
         Raises
         ------
-        handshake.Refused
-            The seal does not fit.
+        handshake.HandshakeRejected
+            The MAC is wrong.
         """
-        said, seal = line[:-HEX_SIZE], line[-HEX_SIZE:]
-        if not hmac.compare_digest(seal, self._theirs.sign((said,)).hex().encode()):
-            msg = "a line whose seal does not fit: somebody between both ends alters what they say"
+        said, mac = line[:-HEX_SIZE], line[-HEX_SIZE:]
+        if not hmac.compare_digest(mac, self._theirs.sign((said,)).hex().encode()):
+            msg = "a line with a wrong message authentication code: something between both ends alters it"
             raise handshake.HandshakeRejected(msg)
         return said

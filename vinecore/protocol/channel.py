@@ -33,8 +33,8 @@ class MessageChannel(asyncio.Protocol):
         Called once, with the reason, when the connection has ended.
     dumps, loads
         JSON encoder and decoder.
-    seals
-        What this end seals its frames with, and the other end its own, if they do.
+    authenticators
+        Of the frames that this end sends and receives; None where frames carry no MAC.
     unsent
         Called with a message that cannot be sent, and the reason, later in the loop. All others of the same turn leave.
     """
@@ -46,11 +46,14 @@ class MessageChannel(asyncio.Protocol):
         lost: Callable[[str], None],
         dumps: Dumps = json_dumps,
         loads: Loads = json.loads,
-        seals: tuple[Union[MessageAuthenticator, None], Union[MessageAuthenticator, None]] = (None, None),
+        authenticators: tuple[Union[MessageAuthenticator, None], Union[MessageAuthenticator, None]] = (
+            None,
+            None,
+        ),
         unsent: Union[Callable[[Message, str], None], None] = None,
     ) -> None:
-        self._seal, theirs = seals
-        self._reader = FrameReader(kinds, loads, seal=theirs)
+        self._authenticator, theirs = authenticators
+        self._reader = FrameReader(kinds, loads, authenticator=theirs)
         self._received, self._lost, self._dumps, self._unsent = received, lost, dumps, unsent
         self._outgoing: list[Message] = []
         self._leaving = False  # what is outgoing leaves in this turn of the loop
@@ -118,8 +121,8 @@ class MessageChannel(asyncio.Protocol):
                     self._unsent, messages[0], f"{type(error).__name__}: {error}"[:MAX_REASON_CHARACTERS]
                 )
             return
-        if self._seal is not None:
-            parts.append(self._seal.sign(parts))
+        if self._authenticator is not None:
+            parts.append(self._authenticator.sign(parts))
         self._transport.write(b"".join(parts))
 
     def close(self, reason: str = "closed") -> None:

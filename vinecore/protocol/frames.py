@@ -5,7 +5,7 @@
     4 bytes   length of the JSON text, big endian
     JSON      [[length of each payload, ...], message, message, ...]
     bytes     the payloads, one after another
-    16 bytes  the seal of all that, between a worker and its manager (see `authentication`)
+    16 bytes  the MAC of all that, between a worker and its manager (see `authentication`)
 
 A message is ``[kind, field, ...]``. This module never touches a socket: `encode` gives bytes, `FrameReader` takes them.
 """
@@ -117,8 +117,8 @@ class FrameReader:
         A JSON decoder.
     trusted
         Whether the other end is known to say in each field what belongs there.
-    seal
-        What the other end seals its frames with, if it does.
+    authenticator
+        Of the frames of the other end; None where they carry no MAC.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class FrameReader:
         loads: Loads = json.loads,
         *,
         trusted: bool = False,
-        seal: Union[MessageAuthenticator, None] = None,
+        authenticator: Union[MessageAuthenticator, None] = None,
     ) -> None:
         kinds = tuple(kinds)
         self._forms = {
@@ -140,7 +140,7 @@ class FrameReader:
         }
         self._loads = loads
         self._buffer = bytearray()
-        self._seal, self._text = seal, b""
+        self._authenticator, self._text = authenticator, b""
         self._body: list[Any] | None = None
         self._need = LENGTH.size
 
@@ -165,11 +165,11 @@ class FrameReader:
                 self._body = self._parse_text(text[LENGTH.size :])
                 position += len(text)
                 self._need = sum(self._body[0])
-                if self._seal is not None:
-                    self._need, self._text = self._need + self._seal.size, text
+                if self._authenticator is not None:
+                    self._need, self._text = self._need + self._authenticator.size, text
             else:
-                if self._seal is not None:
-                    self._check_authentication(self._seal, source, position)
+                if self._authenticator is not None:
+                    self._check_authentication(self._authenticator, source, position)
                 position = self._take_frame(source, position, messages)
         if source is self._buffer:
             del self._buffer[:position]
@@ -218,13 +218,18 @@ class FrameReader:
             raise ProtocolError(msg)
         self._body = None
         self._need = LENGTH.size
-        return position if self._seal is None else position + self._seal.size
+        return position if self._authenticator is None else position + self._authenticator.size
 
-    def _check_authentication(self, seal: MessageAuthenticator, source: Bytes, position: int) -> None:
-        """Look at the seal before anything that was said counts."""
+    def _check_authentication(
+        self, authenticator: MessageAuthenticator, source: Bytes, position: int
+    ) -> None:
+        """Check the MAC before anything that was said counts."""
         end = position + self._need
-        start = end - seal.size
+        start = end - authenticator.size
         payloads = bytes(source[position:start])
-        if not seal.verify(bytes(source[start:end]), (self._text, payloads)):
-            msg = "a frame whose seal does not fit: it is not what was sent, or not what was to come now. Somebody between both ends alters what they say"
+        if not authenticator.verify(bytes(source[start:end]), (self._text, payloads)):
+            msg = (
+                "a frame with a wrong message authentication code: it is not what was sent, or not what"
+                " was to come now. Something between both ends alters what they say"
+            )
             raise ProtocolError(msg)

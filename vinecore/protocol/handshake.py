@@ -9,8 +9,8 @@
 Where there is TLS (see `tls`) the server says {"vine": 1, "tls": true} before it begins, and all of this inside of it. A client that wants the other
 kind of connection answers {"wants": "tls"} or {"wants": "no tls"}, and goes.
 
-One line of JSON each, at most `LINE_LIMIT` bytes, within `TIMEOUT_S`. Nothing is unpickled, started or stored before both
-proofs have held. The nonces make a recorded handshake worthless, and so is one that is relayed: what is said after it is sealed (see `authentication`).
+One line of JSON each, at most `MAX_LINE_BYTES` bytes, within `TIMEOUT_S`. Nothing is unpickled, started or stored before both
+proofs have held. The nonces make a recorded handshake worthless, and so is one that is relayed: each frame after it carries a MAC (see `authentication`).
 Blocking sockets: callers run this in a thread.
 """
 
@@ -110,7 +110,7 @@ def serve(
 
     Raises
     ------
-    Refused, OSError
+    HandshakeRejected, OSError
         The client does not know the secret, speaks something else, or is too slow.
     """
     deadline = time.monotonic() + TIMEOUT_S
@@ -143,7 +143,7 @@ def read_challenge(sock: socket.socket, deadline: float, *, tls: bool = False) -
 
     Raises
     ------
-    Refused, OSError
+    HandshakeRejected, OSError
         It speaks another protocol; or TLS, where this end does not, or the reverse.
     """
     challenge = read_line(sock, deadline)
@@ -186,7 +186,7 @@ def connect(
 
     Raises
     ------
-    Refused, OSError
+    HandshakeRejected, OSError
         The server does not know the secret, refuses ours, or speaks another protocol.
     """
     deadline = time.monotonic() + TIMEOUT_S

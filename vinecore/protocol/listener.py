@@ -50,7 +50,7 @@ class AuthenticatingListener:
         Handshakes at a time, but no more than an eighth of the file descriptors of this process.
         Further connections wait in the kernel's queue until a handshake succeeds, fails, or has
         lasted too long.
-    cover
+    wrap_tls
         Wraps each connection into TLS; None for plain ones.
     name
         Sent to clients that have proved the secret.
@@ -63,10 +63,10 @@ class AuthenticatingListener:
         welcome: Callable[[socket.socket, dict[str, Any], str], None],
         refused: Callable[[str, str], None],
         most: int = MAX_UNAUTHENTICATED,
-        cover: Union[TlsWrapper, None] = None,
+        wrap_tls: Union[TlsWrapper, None] = None,
         name: str = "",
     ) -> None:
-        self._cover, self._name = cover, name
+        self._wrap_tls, self._name = wrap_tls, name
         self._listener, self._secret, self._welcome, self._refused = listener, secret, welcome, refused
         self._most = max_unauthenticated(most)
         # with fewer places each is held for a shorter time, so a connection waits no longer for one
@@ -169,8 +169,8 @@ class AuthenticatingListener:
         try:
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self._cover is not None:
-                    sock = self._cover(sock)
+                if self._wrap_tls is not None:
+                    sock = self._wrap_tls(sock)
                 greeting = handshake.serve(sock, self._secret, self._name)
                 greeting["here"] = canonical_address(str(outer.getsockname()[0]))
             finally:

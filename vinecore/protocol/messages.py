@@ -35,7 +35,7 @@ class Hello(NamedTuple):
     features: list[str]
     versions: dict[
         str, str
-    ]  # of the worker's own interpreter: "python", and what it has of `LOADING`; {} if nobody has looked
+    ]  # of the worker's own interpreter: "python", and what it has of `PICKLE_SENSITIVE_PACKAGES`; {} if nobody has looked
     time_left_s: float = 0.0  # until it begins to leave; 0 if it stays
     contact: str = ""  # "host:port" where peers are to dial, ":port" for the address that the manager sees; "" for that and `data_port`
 
@@ -73,7 +73,7 @@ class Fetch(NamedTuple):
         0  # the number of the worker that is the source; what follows is for it (see `transfer_tokens`)
     )
     pair_key: str = ""  # hexadecimal, for the two ends of this connection only
-    ticket: str = ""
+    token: str = ""
     expires: int = 0
     fingerprint: str = ""  # of the source's certificate, where there is TLS
 
@@ -205,7 +205,7 @@ class TaskFailed(NamedTuple):
 
 
 class StealResponse(NamedTuple):
-    """Worker: these calls had not started and are yours again; the answer to `Recall`, also when there are none."""
+    """Worker: these calls had not started and are yours again; the answer to `StealRequest`, also when there are none."""
 
     library: str
     tasks: list[int]
@@ -217,9 +217,7 @@ class Cached(NamedTuple):
     name: str
     size: int
     digest: str = ""
-    verified: bool = (
-        True  # else peers may have it, nothing here uses it yet, and `Compared` or `FetchFailed` follows
-    )
+    verified: bool = True  # else peers may have it, nothing here uses it yet, and `ObjectVerified` or `FetchFailed` follows
 
 
 class Verified(NamedTuple):
@@ -245,7 +243,7 @@ class OrphanedObjects(NamedTuple):
 
 
 class InventoryComplete(NamedTuple):
-    """Worker: that was all that I have from before; said once, by a worker with the feature `KEEPING`, and to a manager that has a `session`."""
+    """Worker: that was all that I have from before; said once, by a worker with the feature `PERSISTENT_CACHE_FEATURE`, and to a manager that has a `session`."""
 
 
 class FetchFailed(NamedTuple):
@@ -307,7 +305,7 @@ class LibrarySlow(NamedTuple):
 class Draining(NamedTuple):
     """Worker: I go, and why.
 
-    With ``within_s`` it goes when the manager sends `Release`, because all is elsewhere that only it has and somebody needs, and after so
+    With ``within_s`` it goes when the manager sends `Shutdown`, because all is elsewhere that only it has and somebody needs, and after so
     many seconds in any case; what it was to run is the manager's again at once.
     """
 

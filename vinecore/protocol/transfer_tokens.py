@@ -1,7 +1,7 @@
 """What a worker shows to a peer from which it fetches: that the manager has sent it, and for which file.
 
 Each worker has a key of its own, which it and the manager make from that of their connection, so that it never travels. From the key of the worker that serves, the manager makes two things for the one
-that fetches: a key for this pair, with which both prove who they are when they connect, and a ticket for each file. A ticket is good for one
+that fetches: a key for this pair, with which both prove who they are when they connect, and a token for each file. A token is good for one
 file, one receiver, and some hours. These are counted from the server's `Welcome`, which the manager and the server both know: no clock has to be right.
 """
 
@@ -42,7 +42,7 @@ def pair_key(key: bytes, receiver: int) -> bytes:
 
 
 def sign_token(key: bytes, receiver: int, name: str, expires: int) -> str:
-    """Make a ticket for a file of the worker with this key; ``expires`` are seconds after its `Welcome`."""
+    """Return the token for a file of the worker with this key; ``expires`` are seconds after its `Welcome`."""
     return _mac(key, f"fetch|{receiver}|{expires}|{name}").hex()
 
 
@@ -70,16 +70,16 @@ class TransferAuthorizer:
 
     def refusal_reason(self, greeting: dict[str, Any], request: dict[str, Any]) -> str:
         """Say why a request is refused to who has greeted like this; "" if it is not."""
-        name, expires, ticket = (request.get(field) for field in ("get", "expires", "ticket"))
-        if not (type(name) is str and type(expires) is int and type(ticket) is str):
-            return "a request without a ticket"
+        name, expires, token = (request.get(field) for field in ("get", "expires", "token"))
+        if not (type(name) is str and type(expires) is int and type(token) is str):
+            return "a request without a token"
         if not hmac.compare_digest(
-            ticket.encode(errors="replace"),
+            token.encode(errors="replace"),
             sign_token(self._key, _receiver(greeting), name, expires).encode(),
         ):
-            return f"the ticket is not for {name[:200]}, or not for this worker"
+            return f"the token is not for {name[:200]}, or not for this worker"
         if boot_clock() - self.opened_at > expires:
-            return f"the ticket for {name[:200]} has expired"
+            return f"the token for {name[:200]} has expired"
         return ""
 
 

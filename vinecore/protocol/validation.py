@@ -113,13 +113,13 @@ info = partial_object(
     digest=writable_text, digests=dict_of(writable_text), outputs=dict_of(integer), exit_code=integer, measured=optional(measured), wall_s=number, cpu_s=number,
     note=writable_text, lost=list_of(writable_text), size=integer, room=integer, reason=writable_text, resource=writable_text, log=writable_text, text=writable_text, output=writable_text, modules=list_of(writable_text),
 )  # fmt: skip
-"""What is known to be in the ``info`` of `Done` and `Failed`."""
+"""What is known to be in the ``info`` of `TaskDone` and `TaskFailed`."""
 options = partial_object(
     env=dict_of(optional(writable_text)), command=writable_text, mounts=list_of(fixed_list(writable_text, writable_text, boolean)), outputs=list_of(fixed_list(writable_text, writable_text, writable_text)), environment=writable_text,
     cores=optional(number), limits=optional(dict_of(optional(number))), allocation=optional(list_of(number)), time_max=optional(number),
     preload=list_of(writable_text),
 )  # fmt: skip
-"""What is known to be in the ``options`` of `Run` and `Library`."""
+"""What is known to be in the ``options`` of `RunTask` and `Library`."""
 
 _BY_NAME: dict[str, Form] = {
     "info": info,

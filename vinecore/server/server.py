@@ -164,16 +164,16 @@ class ManagerServer:
         self._thread = threading.Thread(target=self._run, name="vine-manager", daemon=True)
         self._thread.start()
         self._tls: tls.TlsTunnels | None = None
-        covering: TlsWrapper | None = None
+        wrap_tls: TlsWrapper | None = None
         if tls_context is not None:
             self._tls = tls.TlsTunnels()
-            covering = functools.partial(self._tls.serve, context=tls_context)
+            wrap_tls = functools.partial(self._tls.serve, context=tls_context)
         self._listener = AuthenticatingListener(
             listener,
             lambda _greeting: self._secret,
             self._connections.on_authenticated,
             self._connections.log_refused,
-            cover=covering,
+            wrap_tls=wrap_tls,
             name=name,
         )
 

@@ -62,4 +62,4 @@ def start_peer_server(
     def on_refused(address: str, reason: str) -> None:
         log.warning("refused a peer at %s: %s", address, reason)
 
-    return AuthenticatingListener(listener, secret, serve_peer, on_refused, cover=wrap_tls)
+    return AuthenticatingListener(listener, secret, serve_peer, on_refused, wrap_tls=wrap_tls)

@@ -16,16 +16,16 @@ KEY = handshake.session_key(b"secret", "worker", "server's nonce", "client's non
 
 def frames(*said, key=KEY, side="client"):
     """As many frames of one message each."""
-    seal = authentication.MessageAuthenticator(key, side)
+    authenticator = authentication.MessageAuthenticator(key, side)
     made = []
     for message in said:
         parts = encode([message])
-        made.append(b"".join([*parts, seal.sign(parts)]))
+        made.append(b"".join([*parts, authenticator.sign(parts)]))
     return made
 
 
 def reader(key=KEY):
-    return FrameReader(m.FROM_WORKER, seal=authentication.sender_and_receiver(key, "server")[1])
+    return FrameReader(m.FROM_WORKER, authenticator=authentication.sender_and_receiver(key, "server")[1])
 
 
 SAID = [m.Cached("a", 1), m.TaskDone(7, 4, 0.5, {}, b"data"), m.Ping()]
@@ -69,7 +69,7 @@ def test_whatever_is_altered_is_not_heard():
     ids=["repeated", "the second first", "left out", "swapped", "thrown back", "of another key", "made up"],
 )
 def test_who_has_no_key_can_neither_repeat_nor_leave_out_nor_make_up_anything(data):
-    with pytest.raises(ProtocolError, match="whose seal does not fit"):
+    with pytest.raises(ProtocolError, match="wrong message authentication code"):
         reader().feed(data)
 
 
@@ -95,7 +95,7 @@ def test_lines_are_sealed_as_well():
             line[:-3] + b"\xff\n",
         ):
             near.sendall(altered)
-            with pytest.raises(handshake.HandshakeRejected, match="whose seal does not fit"):
+            with pytest.raises(handshake.HandshakeRejected, match="wrong message authentication code"):
                 authentication.AuthenticatedLines(far, KEY, "server").receive(time.monotonic() + 60)
 
 

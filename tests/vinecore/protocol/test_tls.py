@@ -68,14 +68,14 @@ def pair(network, identity):
     """Two ends of a covered one."""
     near, far = network
     context, fingerprint = identity
-    cover = tls.TlsTunnels()
-    served = in_thread(cover.serve, far, context)
-    client = cover.connect(near, [fingerprint])
+    tunnels = tls.TlsTunnels()
+    served = in_thread(tunnels.serve, far, context)
+    client = tunnels.connect(near, [fingerprint])
     server = served()
     yield client, server
     client.close()
     server.close()
-    cover.drain_and_close(10)
+    tunnels.drain_and_close(10)
 
 
 def read_all(sock):
@@ -143,15 +143,15 @@ def test_a_connection_that_is_cut_ends_at_both_ends(pair, network):
 def test_another_certificate_is_refused_before_anything_is_said(network, identity, tmp_path):
     near, far = network
     other, _fingerprint = make_identity(tmp_path)
-    cover = tls.TlsTunnels()
-    served = in_thread(cover.serve, far, other)
+    tunnels = tls.TlsTunnels()
+    served = in_thread(tunnels.serve, far, other)
     with pytest.raises(handshake.HandshakeRejected, match="not the one that was expected"):
-        cover.connect(near, [identity[1]])
+        tunnels.connect(near, [identity[1]])
     near.close()
     covered = served()
     with covered:
         assert covered.recv(1) == b""
-    cover.drain_and_close(10)
+    tunnels.drain_and_close(10)
 
 
 def test_a_client_without_tls_is_told_so_and_so_is_the_server(network, identity):

@@ -1,4 +1,4 @@
-"""A ticket is good for one file, one receiver, one server, and a time."""
+"""A token is good for one file, one receiver, one server, and a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def request(name="data", *, key=KEY, receiver=2, expires=60, **changed):
     return {
         "get": name,
         "expires": expires,
-        "ticket": transfer_tokens.sign_token(key, receiver, name, expires),
+        "token": transfer_tokens.sign_token(key, receiver, name, expires),
         **changed,
     }
 
@@ -38,10 +38,10 @@ def test_a_ticket_of_the_manager_is_good(gate):
         request(receiver=3),
         request(key=transfer_tokens.worker_key(b"another session")),
         request(key=transfer_tokens.pair_key(KEY, 2)),
-        request(ticket="00" * 32),
-        request(ticket="\N{SNOWMAN}"),
-        request(ticket="\ud800"),
-        request(ticket=""),
+        request(token="00" * 32),
+        request(token="\N{SNOWMAN}"),
+        request(token="\ud800"),
+        request(token=""),
     ],
 )
 def test_a_ticket_for_something_else_is_refused(gate, said):
@@ -55,14 +55,14 @@ def test_a_ticket_for_something_else_is_refused(gate, said):
         {"get": "data"},
         {"put": "data", "size": 1},
         request(get=None),
-        request(ticket=None),
+        request(token=None),
         request(expires=60) | {"expires": "60"},
         request(expires=60) | {"expires": 60.0},
         request(expires=60) | {"expires": True},
     ],
 )
 def test_no_ticket_is_refused(gate, said):
-    assert gate.refusal_reason({"peer": 2}, said) == "a request without a ticket"
+    assert gate.refusal_reason({"peer": 2}, said) == "a request without a token"
 
 
 def test_a_ticket_expires_after_a_time_that_both_ends_count_from_the_welcome(gate):

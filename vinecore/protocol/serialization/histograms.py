@@ -41,7 +41,7 @@ def _reduced(histogram: Any) -> Any:
 
 
 def restore_histogram(kind: Any, axes: list[Any], content: Any) -> Any:
-    """Make a histogram again, from a buffer or a `Packed`."""
+    """Make a histogram again, from a buffer or a `ZeroSuppressedBuffer`."""
     histogram = kind(axes)
     target = memoryview(_bytes_of(histogram.view(True)))
     if isinstance(content, ZeroSuppressedBuffer):
@@ -52,7 +52,7 @@ def restore_histogram(kind: Any, axes: list[Any], content: Any) -> Any:
 
 
 def is_bins(buffer: memoryview) -> bool:
-    """Whether a buffer is the bins of a histogram, which `restored` will load."""
+    """Return whether a buffer is the bins of a histogram, which `restore_histogram` loads."""
     return isinstance(buffer.obj, _array_of_bins())
 
 

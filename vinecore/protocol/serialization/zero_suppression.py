@@ -32,7 +32,7 @@ def pack(raw: memoryview) -> list[memoryview] | None:
     Parameters
     ----------
     raw
-        Its bytes; `LEAST` or more.
+        Its bytes; `MIN_BYTES` or more.
 
     Returns
     -------

@@ -41,14 +41,14 @@ class TransferConnection:
         The other end.
     secret
         The secret that both ends know.
-    cover
+    wrap_tls
         Wraps the connection into TLS; None for a plain one.
     **greeting
         Fields of the greeting, which describe this end to the other.
     """
 
     def __init__(
-        self, host: str, port: int, secret: bytes, cover: Union[TlsWrapper, None] = None, **greeting: Any
+        self, host: str, port: int, secret: bytes, wrap_tls: Union[TlsWrapper, None] = None, **greeting: Any
     ) -> None:
         try:
             self.sock = socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S)
@@ -56,8 +56,8 @@ class TransferConnection:
             raise Unreachable(f"{type(error).__name__}: {error}") from error  # noqa: EM102 - in the lines of the error
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            if cover is not None:
-                self.sock = cover(self.sock)
+            if wrap_tls is not None:
+                self.sock = wrap_tls(self.sock)
             key = handshake.connect(self.sock, secret, "bulk", **greeting)
         except BaseException:
             self.sock.close()
@@ -94,7 +94,7 @@ class TransferConnection:
         path: str,
         expected: str = "",
         fits: Callable[[int], None] = lambda _size: None,
-        **ticket: Any,
+        **token: Any,
     ) -> tuple[ReceivedObject, Union[PendingVerification, None]]:
         """Fetch an object; leave the verification of a large file with a known digest to the caller.
 
@@ -103,10 +103,10 @@ class TransferConnection:
         fits
             Called with the announced size of a directory, which is unknown before; raises if the
             disk has no space for it.
-        **ticket
+        **token
             Further fields of the request.
         """
-        self._lines.send({"get": name, **({} if expected else {"prove": True}), **ticket})
+        self._lines.send({"get": name, **({} if expected else {"prove": True}), **token})
         answer = self._read_reply()
         if "gone" in answer:
             raise ObjectNotFound(str(answer["gone"]))

@@ -151,7 +151,7 @@ class ManagerSession:
             self._on_messages,
             on_closed,
             strict_json_dumps,
-            seals=authentication.sender_and_receiver(key, "client"),
+            authenticators=authentication.sender_and_receiver(key, "client"),
             unsent=self._on_not_sent,
         )
         self._key = key

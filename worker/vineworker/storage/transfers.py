@@ -55,7 +55,7 @@ class TransferClient:
     key
         Of the connection on which it says from whom to fetch.
     cover, fingerprints
-        A `tls.Cover`, where there is TLS, and those of certificates that the manager may have.
+        A `tls.TlsTunnels`, where there is TLS, and those of certificates that the manager may have.
     process_reaper
         Is told of the processes that fetch for it.
     """
@@ -157,7 +157,7 @@ class TransferClient:
             if not fetch.source_worker:
                 return client.get_unverified(fetch.name, path, fetch.digest, fits=fits)
             return client.get_unverified(
-                fetch.name, path, fetch.digest, fits=fits, ticket=fetch.ticket, expires=fetch.expires
+                fetch.name, path, fetch.digest, fits=fits, token=fetch.token, expires=fetch.expires
             )
 
         def fits(size: int) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import sys
@@ -63,7 +64,9 @@ class Registrations:
 
     def __init__(self) -> None:
         self.current: dict[str, dict[Any, Any]] = {}
-        self._texts: dict[str, bytes] = {}
+        self._texts: dict[str, tuple[bytes, ...]] = {}
+        # entries of packages, by kind, with their text
+        self._lasting: dict[str, tuple[dict[Any, Any], bytes]] = {}
         self._variables = dict(os.environ)  # workers on this machine inherit these
         self._object = b""
         self._time_ns = 0
@@ -81,7 +84,7 @@ class Registrations:
         with self._lock:
             content = {**collect_registrations(), **settings.collect_settings(self._variables, chosen)}
             if not _is_unchanged(content, self.current):
-                texts = {kind: self._serialize_kind(kind, part) for kind, part in content.items()}
+                texts = {kind: self._serialize_parts(kind, part) for kind, part in content.items()}
                 if texts != self._texts:
                     # the time makes another object of what was registered before, then was not, and now is again
                     self._time_ns = max(time.time_ns(), self._time_ns + 1)
@@ -90,8 +93,8 @@ class Registrations:
             return self._object
 
     def serialized_kinds(self) -> Iterable[bytes]:
-        """Return what is serialized, by kind."""
-        return self._texts.values()
+        """Return what is serialized, in parts."""
+        return itertools.chain.from_iterable(self._texts.values())
 
     def are_plain_settings(self) -> bool:
         """Return whether nothing is registered but settings with plain values, which keep nothing."""
@@ -114,6 +117,20 @@ class Registrations:
             except (NotFingerprintable, RecursionError):  # then it is the same only in this program
                 texts = [(kind, self._texts[kind]) for kind in sorted(counting)]
                 return hashlib.sha256(repr(texts).encode()).hexdigest()
+
+    def _serialize_parts(self, kind: str, content: dict[Any, Any]) -> tuple[bytes, ...]:
+        """Serialize entries of packages and those of the program.
+
+        The former are many (awkward and vector have hundreds) and stay the same, so their text is
+        kept. The program may change an object of its own at any time.
+        """
+        lasting = {name: value for name, value in content.items() if _is_lasting(name, value)}
+        known, text = self._lasting.get(kind, ({}, b""))
+        if lasting and not _is_same(lasting, known):
+            text = self._serialize_kind(kind, lasting)
+            self._lasting[kind] = lasting, text
+        own = {name: value for name, value in content.items() if name not in lasting}
+        return (*([text] if lasting else []), *([self._serialize_kind(kind, own)] if own else []))
 
     def _serialize_kind(self, kind: str, content: dict[Any, Any]) -> bytes:
         try:
@@ -213,9 +230,21 @@ def _flatten_config(config: dict[str, Any], above: str = "") -> Any:
 def _is_unchanged(content: dict[str, dict[Any, Any]], known: dict[str, dict[Any, Any]]) -> bool:
     """Return whether there is nothing but what packages have, and that is what it was; what a program has written may do something else by now."""
     return content.keys() == known.keys() and all(
-        part.keys() == known[kind].keys()
-        and all(known[kind][name] is value and _is_constant(value) for name, value in part.items())
+        _is_same(part, known[kind]) and all(_is_lasting(name, value) for name, value in part.items())
         for kind, part in content.items()
+    )
+
+
+def _is_same(part: dict[Any, Any], known: dict[Any, Any]) -> bool:
+    return part.keys() == known.keys() and all(known[name] is value for name, value in part.items())
+
+
+def _is_lasting(name: Any, value: Any) -> bool:
+    """Return whether an entry is of a package, so that it stays as it is; a key may name classes."""
+    numpy: Any = sys.modules.get("numpy")
+    return _is_constant(value) and all(
+        _is_constant(part) or (numpy is not None and isinstance(part, numpy.ufunc))
+        for part in (name if isinstance(name, tuple) else (name,))
     )
 
 
@@ -239,34 +268,35 @@ def _is_package(name: str) -> bool:
 class RegistrationPayload:
     """What is registered when it is loaded."""
 
-    def __init__(self, texts: dict[str, bytes], time_ns: int) -> None:
+    def __init__(self, texts: dict[str, tuple[bytes, ...]], time_ns: int) -> None:
         self._texts, self._time_ns = texts, time_ns
 
     def __reduce__(self) -> Any:
         return apply_registrations, (self._texts, self._time_ns)
 
 
-def apply_registrations(texts: dict[str, bytes], time_ns: int) -> None:
+def apply_registrations(texts: dict[str, tuple[bytes, ...]], time_ns: int) -> None:
     """Register what a program has registered, instead of what it had before; what is older than that comes from another thread of it, and too late."""
     if time_ns < library_context.registered_ns[0]:
         return
     library_context.registered_ns[0] = time_ns
     for kind, package in PACKAGES.items():
         if kind in texts or kind in library_context.registered:
-            call_when_imported(package, functools.partial(replace_kind, kind, texts.get(kind, b"")))
+            call_when_imported(package, functools.partial(replace_kind, kind, texts.get(kind, ())))
 
 
-def replace_kind(kind: str, text: bytes, _package: Any = None) -> None:
+def replace_kind(kind: str, texts: tuple[bytes, ...], _package: Any = None) -> None:
     """Register what is of one kind, after taking back what was."""
     missing = library_context.MISSING
     for name, value in library_context.registered.pop(kind, {}).items():
         _set_entry(kind, name, value, missing)
-    if not text:
+    if not texts:
         return
     before: dict[Any, Any] = {}
     library_context.registered[kind] = before
-    for name, value in values.loads(text).items():
-        before[name] = _set_entry(kind, name, value, missing)
+    for text in texts:
+        for name, value in values.loads(text).items():
+            before[name] = _set_entry(kind, name, value, missing)
 
 
 def _set_entry(kind: str, name: Any, value: Any, missing: Any) -> Any:

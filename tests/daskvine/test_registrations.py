@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from daskvine.registrations import Registrations
@@ -287,6 +288,41 @@ def test_what_was_registered_earlier_and_comes_late_does_not_count(monkeypatch):
     for text in (texts[1], texts[0]):
         values.loads(text)
         assert sorted(ak.behavior) == ["one", "two"]
+
+
+def test_only_what_the_script_has_registered_is_pickled_again(monkeypatch):
+    """Awkward and vector have hundreds of entries, whose pickle takes longer than a small graph."""
+    ak = pytest.importorskip("awkward", reason="registers behaviors: pip install awkward")
+    vector = pytest.importorskip("vector", reason="registers behaviors: pip install vector")
+    monkeypatch.setattr(ak, "behavior", dict(ak.behavior))
+    vector.register_awkward()
+    point = type("point", (ak.Record,), {"__module__": "__main__", "scale": 1})
+    ak.behavior["point"] = point
+    ak.behavior[np.absolute, "point"] = ak.Record
+    ak.behavior[np.add, point] = ak.Record
+    here = Registrations()
+    monkeypatch.setattr(library_context, "registered", {})
+    monkeypatch.setattr(library_context, "registered_ns", [0])
+    here.serialize()
+    lasting, own = here._texts["behavior"]
+    entries = values.loads(lasting)
+    assert len(entries) == len(ak.behavior) - 2
+    assert (np.absolute, "point") in entries
+    of_script = values.loads(own)
+    # one class, in the key and in the value
+    assert {name if isinstance(name, str) else name[1] for name in of_script} == {
+        "point",
+        of_script["point"],
+    }
+    point.scale = 2
+    text = here.serialize()
+    again, changed = here._texts["behavior"]
+    assert again is lasting
+    assert values.loads(changed)["point"].scale == 2
+    ak.behavior.clear()
+    values.loads(text)
+    assert ak.behavior["point"].scale == 2
+    assert len(ak.behavior) == len(entries) + 2
 
 
 def test_single_tasks_and_libraries_register_for_themselves_in_the_way_that_the_page_says(succeed):

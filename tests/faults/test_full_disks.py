@@ -62,7 +62,7 @@ def test_a_wide_graph_needs_little_disk(local_cluster):
     wait_until(lambda: gauge.used() < MB, "everything to be removed")
 
 
-def test_inputs_that_fit_on_no_disk_are_refused_with_numbers():
+def test_inputs_too_large_are_refused_with_numbers():
     with DaskVine.local(workers=1, cores=1, disk_mb=30) as m:
         m.wait_for_workers(1, 60)
         task = Task("cat a b > /dev/null")

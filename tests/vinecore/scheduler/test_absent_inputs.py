@@ -76,7 +76,8 @@ def test_its_maker_may_be_submitted_later(harness, how):
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_who_reads_it_fails_when_the_user_waits(harness, how):
+def test_absent_input_fails_reader_at_wait(harness, how):
+    """Who reads it fails when the user waits."""
     assert len(harness.instructions_of(i.InputsAbsent, reader(harness, how))) == 1
     harness.send_events(e.Waited())
     assert task_outcomes(harness) == {1: "input missing"}
@@ -93,7 +94,8 @@ def test_it_needs_no_worker_to_fail():
     assert task_outcomes(harness) == {1: "input missing"}
 
 
-def test_it_is_asked_once_whether_the_user_waits_and_again_after_that(harness):
+def test_absence_is_asked_once_per_wait(harness):
+    """It is asked once whether the user waits and again after that."""
     assert (
         len(
             harness.instructions_of(
@@ -110,7 +112,8 @@ def test_it_is_asked_once_whether_the_user_waits_and_again_after_that(harness):
     assert task_outcomes(harness)[4] == "input missing"
 
 
-def test_outputs_and_what_is_there_ask_for_nothing(harness):
+def test_outputs_and_present_inputs_ask_nothing(harness):
+    """Outputs and what is there ask for nothing."""
     harness.declare_file("data", at_manager=True, size=10)
     assert not harness.instructions_of(
         i.InputsAbsent, harness.submit_tasks(maker(1, "place"), single(2, "data"), single(3, "place"))
@@ -118,7 +121,8 @@ def test_outputs_and_what_is_there_ask_for_nothing(harness):
 
 
 @pytest.mark.parametrize("end", ["failure", "cancel", "without it", "refused"])
-def test_a_maker_that_does_not_make_it_after_the_wait_fails_who_waited(harness, end):
+def test_failed_maker_after_wait_fails_reader(harness, end):
+    """A maker that does not make it after the wait fails who waited."""
     harness.submit_tasks(single(1, "place"))
     if end == "refused":
         harness.submit_tasks(call(2, library="nowhere", outputs=("place",)))
@@ -133,7 +137,8 @@ def test_a_maker_that_does_not_make_it_after_the_wait_fails_who_waited(harness, 
     assert task_outcomes(harness)[1] == "input missing"
 
 
-def test_what_the_user_waits_for_by_another_name_goes_on_waiting(harness):
+def test_awaited_input_without_absence_keeps_waiting(harness):
+    """What the user waits for by another name goes on waiting."""
     harness.declare_file("temp", awaited=True)
     harness.submit_tasks(single(1, "place"), single(2, "temp"))
     harness.send_events(e.Waited())
@@ -143,7 +148,8 @@ def test_what_the_user_waits_for_by_another_name_goes_on_waiting(harness):
     assert list(harness.assignments()) == [2]
 
 
-def test_who_waits_can_be_cancelled_and_what_it_waited_for_undeclared(harness):
+def test_waiting_reader_can_be_cancelled(harness):
+    """Who waits can be cancelled and what it waited for undeclared."""
     harness.submit_tasks(single(1, "place"), single(2, "place"))
     harness.send_events(e.TasksCancelled([1]))
     harness.send_events(e.FilesReleased(["place"], prune=False))
@@ -154,7 +160,8 @@ def test_who_waits_can_be_cancelled_and_what_it_waited_for_undeclared(harness):
 
 
 @pytest.mark.parametrize("reuse", [False, True])
-def test_a_graph_that_reads_it_fails_with_the_same_words(harness, reuse):
+def test_graph_with_absent_input_fails_alike(harness, reuse):
+    """A graph that reads it fails with the same words."""
     harness.compute_graph(
         single(1, "place", on_demand=reuse, content_addressed=reuse, wanted_at_manager=("r1",))
     )
@@ -166,7 +173,8 @@ def test_a_graph_that_reads_it_fails_with_the_same_words(harness, reuse):
     assert TEXT in ended.info["reason"]
 
 
-def test_a_graph_laid_down_before_its_file_was_undeclared_says_the_same(harness):
+def test_graph_before_undeclared_file_fails_alike(harness):
+    """A graph laid down before its file was undeclared says the same."""
     harness.open_graph()
     harness.submit_tasks(
         single(1, "place", run=1, on_demand=True, content_addressed=True, wanted_at_manager=("r1",))
@@ -178,7 +186,8 @@ def test_a_graph_laid_down_before_its_file_was_undeclared_says_the_same(harness)
     assert TEXT in ended.info["reason"]
 
 
-def test_a_task_that_reads_what_it_makes_fails(harness):
+def test_task_reading_its_output_fails(harness):
+    """A task that reads what it makes fails."""
     harness.submit_tasks(maker(1, "place", mounts=("place",)))
     assert task_outcomes(harness) == {1: "input missing"}
     assert "is made by the same task that reads it" in reasons(harness)[1]
@@ -186,7 +195,8 @@ def test_a_task_that_reads_what_it_makes_fails(harness):
 
 @pytest.mark.parametrize("absent", [False, True])
 @pytest.mark.parametrize("length", [2, 3, 50])
-def test_tasks_that_wait_for_each_other_in_a_circle_fail(harness, absent, length):
+def test_tasks_in_circle_fail(harness, absent, length):
+    """Tasks that wait for each other in a circle fail."""
     for number in range(length):
         harness.declare_file(f"f{number}", awaited=True, absent=absent)
     for number in range(length):
@@ -203,7 +213,8 @@ def test_a_circle_over_a_mini_task_fails(harness):
     assert "no task of such a circle can begin" in reasons(harness)[1]
 
 
-def test_tasks_that_are_submitted_last_first_are_no_circle(harness):
+def test_reverse_submission_is_no_circle(harness):
+    """Tasks that are submitted last first are no circle."""
     for number in range(50):
         harness.declare_file(f"f{number}", awaited=True, absent=True)
     for number in reversed(range(1, 50)):

@@ -31,7 +31,8 @@ def brought(harness, name="data", size=LARGE, **spec):
 
 
 @pytest.mark.parametrize("size", [10, LARGE])
-def test_a_task_file_is_unlinked_when_its_task_is_over(harness, size):
+def test_task_level_file_is_removed_after_task(harness, size):
+    """A task file is unlinked when its task is over."""
     worker = brought(harness, size=size, level=TASK)
     assert harness.complete_task(1)
     assert (worker, "data") in harness.removed_objects()
@@ -39,7 +40,8 @@ def test_a_task_file_is_unlinked_when_its_task_is_over(harness, size):
     assert harness.file("data").at_manager
 
 
-def test_a_task_file_stays_while_another_task_needs_it(harness):
+def test_task_level_file_stays_for_other_task(harness):
+    """A task file stays while another task needs it."""
     worker = brought(harness, level=TASK)
     harness.submit_tasks(single(2, "data"))
     harness.complete_task(1)
@@ -49,7 +51,8 @@ def test_a_task_file_stays_while_another_task_needs_it(harness):
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled"])
-def test_a_task_file_goes_however_its_task_ends(harness, end):
+def test_task_level_file_goes_with_any_end(harness, end):
+    """A task file goes however its task ends."""
     worker = brought(harness, level=TASK)
     if end == "failed":
         harness.fail_task(1, "exception")
@@ -58,14 +61,16 @@ def test_a_task_file_goes_however_its_task_ends(harness, end):
     assert (worker, "data") in harness.removed_objects()
 
 
-def test_a_task_file_is_brought_again_for_the_next_task(harness):
+def test_task_level_file_is_fetched_again(harness):
+    """A task file is brought again for the next task."""
     worker = brought(harness, level=TASK)
     harness.complete_task(1)
     harness.submit_tasks(single(2, "data"))
     assert harness.requested_fetches() == [(worker, "data", "manager")]
 
 
-def test_an_output_of_level_task_stays_until_it_is_at_the_manager(harness):
+def test_task_level_output_stays_until_uploaded(harness):
+    """An output of level task stays until it is at the manager."""
     worker = harness.connect_worker()
     harness.declare_file("out", level=TASK)
     harness.submit_tasks(single(1, result="", outputs=("out",), wanted_at_manager=("out",)))
@@ -76,7 +81,8 @@ def test_an_output_of_level_task_stays_until_it_is_at_the_manager(harness):
     assert task_outcomes(harness) == {1: "success"}
 
 
-def test_what_a_library_needs_stays_while_it_is_installed(harness):
+def test_library_files_stay_while_installed(harness):
+    """What a library needs stays while it is installed."""
     harness.declare_file("data", size=10, at_manager=True, level=TASK)
     harness.install_library(files=("data",))
     worker = harness.connect_worker()
@@ -85,7 +91,8 @@ def test_what_a_library_needs_stays_while_it_is_installed(harness):
     assert harness.replica_holders("data") == {worker}
 
 
-def test_the_environment_of_tasks_stays_for_the_warm_python_in_it(harness):
+def test_environment_stays_for_warm_python(harness):
+    """The environment of tasks stays for the warm python in it."""
     harness.declare_file("env", size=LARGE, at_manager=True, directory=True, level=TASK)
     worker = harness.connect_worker()
     harness.submit_tasks(single(1, environment="env"))
@@ -97,7 +104,8 @@ def test_the_environment_of_tasks_stays_for_the_warm_python_in_it(harness):
 # ---- workflow
 
 
-def test_nothing_is_said_of_files_that_go_with_the_manager(harness):
+def test_workflow_files_send_no_retain_message(harness):
+    """Nothing is said of files that go with the manager."""
     worker = brought(harness, level=WORKFLOW)
     harness.complete_task(1)
     assert harness.retained_objects(harness.log) == set()
@@ -110,7 +118,8 @@ def test_nothing_is_said_of_files_that_go_with_the_manager(harness):
 
 @pytest.mark.parametrize(("level", "forever"), [(WORKER, False), (FOREVER, True)])
 @pytest.mark.parametrize("size", [10, LARGE])
-def test_a_worker_is_told_once_what_to_keep_when_it_has_it(harness, level, forever, size):
+def test_retain_message_is_sent_once(harness, level, forever, size):
+    """A worker is told once what to keep when it has it."""
     worker = brought(harness, size=size, level=level)
     assert harness.retained_objects(harness.log) == {(worker, "data", forever)}
     harness.complete_task(1)
@@ -127,7 +136,8 @@ def test_a_result_may_be_kept_too(harness):
     assert harness.retained_objects() == {(worker, "r1", True)}
 
 
-def test_holders_are_told_when_a_file_is_declared_for_longer(harness):
+def test_longer_level_is_told_to_holders(harness):
+    """Holders are told when a file is declared for longer."""
     worker = brought(harness)
     harness.declare_file("data", size=LARGE, at_manager=True, level=WORKER)
     assert harness.retained_objects() == {(worker, "data", False)}
@@ -137,7 +147,8 @@ def test_holders_are_told_when_a_file_is_declared_for_longer(harness):
     assert harness.file("data").level == FOREVER
 
 
-def test_what_is_undeclared_stays_where_it_is_kept_and_is_known_when_it_is_declared_again(harness):
+def test_undeclared_persistent_file_stays_known(harness):
+    """What is undeclared stays where it is kept and is known when it is declared again."""
     worker = brought(harness, level=FOREVER)
     harness.complete_task(1)
     harness.send_events(e.FilesReleased(["data"], prune=False))
@@ -150,7 +161,8 @@ def test_what_is_undeclared_stays_where_it_is_kept_and_is_known_when_it_is_decla
     assert harness.requested_fetches(harness.log) == [(worker, "data", "manager")]
 
 
-def test_what_is_pruned_is_removed_whatever_its_level(harness):
+def test_pruned_file_is_removed_at_any_level(harness):
+    """What is pruned is removed whatever its level."""
     worker = brought(harness, level=FOREVER)
     harness.complete_task(1)
     harness.send_events(e.FilesReleased(["data"], prune=True))
@@ -167,14 +179,16 @@ def test_what_was_undeclared_can_be_pruned(harness):
     assert "data" not in harness.tables.files
 
 
-def test_a_kept_copy_that_a_worker_has_lost_is_removed_and_brought_again(harness):
+def test_lost_persistent_replica_is_fetched_again(harness):
+    """A kept copy that a worker has lost is removed and brought again."""
     worker = brought(harness, level=FOREVER)
     harness.worker_sends(worker, m.ObjectsLost(["data"]))
     assert harness.messages_sent(m.PurgeObjects) == [(worker, m.PurgeObjects(["data"]))]
     assert harness.requested_fetches() == [(worker, "data", "manager")]
 
 
-def test_what_is_kept_and_forgotten_in_one_breath_is_forgotten(harness):
+def test_retained_and_forgotten_file_is_forgotten(harness):
+    """What is kept and forgotten in one breath is forgotten."""
     harness.declare_file("data", size=10, at_manager=True, level=FOREVER)
     worker = harness.connect_worker()
     harness.send_events(
@@ -190,7 +204,8 @@ def test_what_is_kept_and_forgotten_in_one_breath_is_forgotten(harness):
 # ---- what workers have from before
 
 
-def test_what_a_worker_has_from_before_is_not_brought_again(harness):
+def test_persistent_replica_is_not_fetched_again(harness):
+    """What a worker has from before is not brought again."""
     harness.declare_file("data", size=LARGE, at_manager=True)
     worker = harness.connect_worker()
     harness.worker_sends(worker, m.PersistentObjects(["data"], [LARGE], ["1234"]))
@@ -200,7 +215,8 @@ def test_what_a_worker_has_from_before_is_not_brought_again(harness):
     assert harness.requested_fetches(harness.log) == []
 
 
-def test_what_nobody_has_declared_may_be_declared_later(harness):
+def test_undeclared_replica_may_be_declared_later(harness):
+    """What nobody has declared may be declared later."""
     worker = harness.connect_worker()
     harness.worker_sends(worker, m.PersistentObjects(["data", "tree"], [LARGE, -1], ["", ""]))
     assert harness.removed_objects(harness.log) == set()
@@ -211,7 +227,8 @@ def test_what_nobody_has_declared_may_be_declared_later(harness):
     assert harness.removed_objects() == {(worker, "data")}  # of this copy; what is kept stays
 
 
-def test_what_nobody_has_declared_goes_with_its_worker(harness):
+def test_undeclared_replica_goes_with_worker(harness):
+    """What nobody has declared goes with its worker."""
     worker = harness.connect_worker()
     harness.worker_sends(worker, m.PersistentObjects(["data"], [LARGE], ["1234"]))
     harness.disconnect_worker(worker)
@@ -219,7 +236,8 @@ def test_what_nobody_has_declared_goes_with_its_worker(harness):
     assert harness.tables.evictable == {}
 
 
-def test_what_nobody_has_declared_is_bounded_and_never_unlinked(harness, monkeypatch):
+def test_undeclared_replicas_are_bounded(harness, monkeypatch):
+    """What nobody has declared is bounded and never unlinked."""
     monkeypatch.setattr(file_lifetime, "MAX_EVICTABLE_FILES", 10)
     worker = harness.connect_worker()
     names = [f"file-{n}" for n in range(25)]
@@ -229,7 +247,8 @@ def test_what_nobody_has_declared_is_bounded_and_never_unlinked(harness, monkeyp
     assert len(harness.worker(worker).files) == 10
 
 
-def test_a_task_that_waits_for_what_a_worker_has_from_before_runs(harness):
+def test_found_replica_starts_waiting_task(harness):
+    """A task that waits for what a worker has from before runs."""
     harness.declare_file("temp")
     harness.install_library()
     harness.connect_worker()
@@ -248,7 +267,8 @@ def test_a_task_that_waits_for_what_a_worker_has_from_before_runs(harness):
     assert graph_outcomes(harness) == {1: "success"}
 
 
-def test_something_else_under_a_declared_name_is_not_believed(harness):
+def test_different_object_under_name_is_rejected(harness):
+    """Something else under a declared name is not believed."""
     harness.declare_file("data", size=LARGE, at_manager=True)
     worker = harness.connect_worker()
     harness.worker_sends(worker, m.PersistentObjects(["data"], [LARGE + 1], [""]))
@@ -266,7 +286,8 @@ def test_news_that_cross_a_fetch_change_nothing(harness):
     assert harness.replica_holders("data") == {worker}
 
 
-def test_a_found_file_serves_those_who_wait_for_a_source(harness):
+def test_found_replica_serves_stalled_readers(harness):
+    """A found file serves those who wait for a source."""
     harness.open_graph()
     harness.install_library()
     first = harness.connect_worker(port=0)

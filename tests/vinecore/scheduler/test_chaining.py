@@ -34,7 +34,8 @@ def instance(harness, worker, name="lib"):
     return harness.worker(worker).libraries[name]
 
 
-def test_a_chain_is_sent_to_one_worker_at_once(harness):
+def test_chain_is_sent_to_one_worker(harness):
+    """A chain is sent to one worker at once."""
     harness.compute_graph(*chain(5))
     worker = harness.connect_worker()
     assert harness.dispatched_tasks() == [1, 2, 3, 4, 5]
@@ -42,7 +43,8 @@ def test_a_chain_is_sent_to_one_worker_at_once(harness):
     assert (instance(harness, worker).assigned, instance(harness, worker).chained) == (1, 4)
 
 
-def test_a_chain_runs_to_its_end_without_another_word_to_the_worker(harness):
+def test_chain_runs_without_further_messages(harness):
+    """A chain runs to its end without another word to the worker."""
     harness.compute_graph(*chain(5), prune_depth=0)
     harness.connect_worker()
     for number in range(1, 6):
@@ -60,7 +62,8 @@ def test_chains_are_spread_over_the_workers(harness):
     assert len({where[n] for n in range(10, 14)}) == 1
 
 
-def test_a_task_whose_inputs_are_made_on_two_workers_is_not_sent_ahead(harness):
+def test_inputs_on_two_workers_prevent_chaining(harness):
+    """A task whose inputs are made on two workers is not sent ahead."""
     harness.connect_worker()
     harness.connect_worker()
     harness.compute_graph(call(1), call(2), call(3, "r1", "r2"))
@@ -68,7 +71,8 @@ def test_a_task_whose_inputs_are_made_on_two_workers_is_not_sent_ahead(harness):
     assert harness.state_of(3) == WAITING
 
 
-def test_a_task_whose_other_input_is_here_already_is_sent_ahead(harness):
+def test_present_other_input_allows_chaining(harness):
+    """A task whose other input is here already is sent ahead."""
     harness.declare_file("r1")
     worker = harness.connect_worker()
     harness.submit_tasks(call(1))
@@ -78,7 +82,8 @@ def test_a_task_whose_other_input_is_here_already_is_sent_ahead(harness):
     assert harness.assignments() == {2: worker, 3: worker}
 
 
-def test_an_input_that_is_elsewhere_keeps_a_task_back(harness):
+def test_input_elsewhere_prevents_chaining(harness):
+    """An input that is elsewhere keeps a task back."""
     harness.declare_file("r1")
     first = harness.connect_worker()
     harness.submit_tasks(call(1))
@@ -100,7 +105,8 @@ def test_tasks_sent_ahead_are_bounded(harness):
     assert harness.dispatched_tasks() == [ahead + 2]
 
 
-def test_of_long_tasks_only_a_few_are_sent_ahead(harness):
+def test_few_long_tasks_are_chained(harness):
+    """Of long tasks only a few are sent ahead."""
     harness.submit_tasks(call(1, options={}))
     harness.connect_worker()
     harness.complete_task(1, wall_s=60.0)
@@ -108,7 +114,8 @@ def test_of_long_tasks_only_a_few_are_sent_ahead(harness):
     assert harness.dispatched_tasks() == [10, 11]
 
 
-def test_a_task_that_reads_many_files_is_not_sent_ahead(harness):
+def test_many_inputs_prevent_chaining(harness):
+    """A task that reads many files is not sent ahead."""
     harness.install_library("wide", slots=64)
     harness.compute_graph(
         *(call(n, library="wide") for n in range(1, 50)),
@@ -119,20 +126,23 @@ def test_a_task_that_reads_many_files_is_not_sent_ahead(harness):
 
 
 @pytest.mark.parametrize("mode", ["FIFO", "breadth-first", "random", "largest-input-first"])
-def test_in_orders_that_are_not_depth_first_nothing_overtakes(harness, mode):
+def test_other_priority_modes_prevent_chaining(harness, mode):
+    """In orders that are not depth first nothing overtakes."""
     harness.connect_worker()
     harness.compute_graph(*chain(3), priority_mode=mode)
     assert harness.dispatched_tasks() == [1]
 
 
-def test_a_task_with_a_process_of_its_own_is_not_sent_ahead():
+def test_process_task_is_not_chained():
+    """A task with a process of its own is not sent ahead."""
     harness = SchedulerHarness()
     harness.connect_worker()
     harness.compute_graph(single(1), single(2, "r1"))
     assert harness.dispatched_tasks() == [1]
 
 
-def test_when_the_maker_fails_in_a_run_the_chain_is_cancelled(harness):
+def test_failed_maker_in_graph_cancels_chain(harness):
+    """When the maker fails in a run the chain is cancelled."""
     harness.compute_graph(*chain(4))
     worker = harness.connect_worker()
     harness.fail_task(1, "exception")
@@ -141,7 +151,8 @@ def test_when_the_maker_fails_in_a_run_the_chain_is_cancelled(harness):
     assert instance(harness, worker).idle
 
 
-def test_when_the_maker_fails_by_itself_its_followers_fail_and_the_worker_drops_them(harness):
+def test_failed_single_maker_fails_chained_tasks(harness):
+    """When the maker fails by itself its followers fail and the worker drops them."""
     for n in (1, 2, 3):
         harness.declare_file(f"r{n}")
     harness.submit_tasks(*chain(3))
@@ -152,7 +163,8 @@ def test_when_the_maker_fails_by_itself_its_followers_fail_and_the_worker_drops_
     assert (where, sorted(cancel.tasks)) == (worker, [2, 3])
 
 
-def test_when_a_slot_crashes_what_was_sent_after_the_call_is_taken_back_with_it(harness):
+def test_slot_crash_takes_back_later_calls(harness):
+    """When a slot crashes what was sent after the call is taken back with it."""
     harness.compute_graph(*chain(4))
     worker = harness.connect_worker()
     harness.send_events(e.MessageReceived(worker, m.TaskFailed(1, "crash", {"reason": "signal 11"}, b"")))
@@ -172,7 +184,8 @@ def test_followers_go_where_the_maker_goes(harness):
     assert harness.assignments() == {1: second, 2: second, 3: second}
 
 
-def test_when_the_worker_is_lost_only_what_may_have_been_running_is_suspected(harness):
+def test_worker_loss_suspects_running_calls_only(harness):
+    """When the worker is lost only what may have been running is suspected."""
     harness.install_library("two", slots=2)
     harness.compute_graph(*(call(n, library="two") for n in (1, 2, 3)), call(4, "r1", library="two"))
     first = harness.connect_worker()
@@ -181,7 +194,8 @@ def test_when_the_worker_is_lost_only_what_may_have_been_running_is_suspected(ha
     assert [harness.task(n).attempts for n in (1, 2, 3, 4)] == [1, 1, 0, 0]
 
 
-def test_a_follower_in_another_library_is_taken_back_as_well(harness):
+def test_chained_call_of_other_library_returns(harness):
+    """A follower in another library is taken back as well."""
     harness.install_library("other")
     harness.compute_graph(call(1), call(2, library="other"), call(3, "r1", "r2", library="other"))
     worker = harness.connect_worker(cores=2)
@@ -191,7 +205,8 @@ def test_a_follower_in_another_library_is_taken_back_as_well(harness):
     assert 3 in tickets
 
 
-def test_a_follower_waits_in_a_row_for_all_of_its_makers(harness):
+def test_chained_call_waits_for_all_makers(harness):
+    """A follower waits in a row for all of its makers."""
     harness.install_library("two", slots=2)
     harness.compute_graph(call(1, library="two"), call(2, library="two"), call(3, "r1", "r2", library="two"))
     worker = harness.connect_worker()
@@ -204,7 +219,7 @@ def test_a_follower_waits_in_a_row_for_all_of_its_makers(harness):
     assert (instance(harness, worker, "two").assigned, instance(harness, worker, "two").chained) == (1, 0)
 
 
-def test_an_input_that_is_lost_elsewhere_takes_its_reader_back(harness):
+def test_input_lost_elsewhere_returns_reader(harness):
     """It would hold the only slot, which the input may have to be made in."""
     harness.install_library("long")
     harness.declare_file("r1")
@@ -238,7 +253,8 @@ def test_what_was_recalled_runs_again_elsewhere(harness):
     assert harness.task(2).attempts == 0
 
 
-def test_a_worker_that_has_nothing_to_give_back_is_asked_again_later(harness):
+def test_empty_steal_response_is_asked_again(harness):
+    """A worker that has nothing to give back is asked again later."""
     harness.submit_tasks(*(call(n) for n in range(1, 3)))
     first = harness.connect_worker()
     harness.connect_worker()
@@ -247,7 +263,8 @@ def test_a_worker_that_has_nothing_to_give_back_is_asked_again_later(harness):
     assert not instance(harness, first).steal_pending
 
 
-def test_a_ready_task_is_ready_again_after_its_input_was_lost_and_made(harness):
+def test_ready_task_waits_for_recomputed_input(harness):
+    """A ready task is ready again after its input was lost and made."""
     harness.declare_file("r1")
     harness.submit_tasks(call(1))
     first = harness.connect_worker()

@@ -59,7 +59,8 @@ def reason(harness):
 # ---- the account
 
 
-def test_a_file_takes_its_size_and_gives_it_back_when_it_is_pruned(harness):
+def test_pruned_file_returns_its_disk(harness):
+    """A file takes its size and gives it back when it is pruned."""
     worker = harness.connect_worker()
     harness.compute_graph(call(1), call(2, "r1"))
     harness.complete_task(1, size=20 * MB)
@@ -75,7 +76,8 @@ def test_small_objects_are_not_on_the_disk(harness):
     assert taken(harness, worker) == 0
 
 
-def test_a_file_on_its_way_has_its_place_already(harness):
+def test_fetching_file_takes_disk(harness):
+    """A file on its way has its place already."""
     harness.declare_file("data", size=300 * MB, at_manager=True)
     worker = harness.connect_worker()
     harness.submit_tasks(call(1, "data"))
@@ -86,7 +88,8 @@ def test_a_file_on_its_way_has_its_place_already(harness):
     assert taken(harness, worker) == 300
 
 
-def test_a_fetch_that_failed_gives_its_place_back_until_it_is_tried_again(harness):
+def test_failed_fetch_returns_disk_until_retry(harness):
+    """A fetch that failed gives its place back until it is tried again."""
     harness.declare_file("data", url="https://example.org/data", size=30 * MB)
     worker = harness.connect_worker()
     harness.submit_tasks(call(1, "data"))
@@ -95,7 +98,8 @@ def test_a_fetch_that_failed_gives_its_place_back_until_it_is_tried_again(harnes
     assert taken(harness, worker) == 0
 
 
-def test_a_file_that_waits_for_a_source_has_its_place_already(harness):
+def test_stalled_file_takes_disk(harness):
+    """A file that waits for a source has its place already."""
     harness.send_events(e.SettingChanged("file-source-max-transfers", 1))
     harness.declare_file("one", size=30 * MB, at_manager=True)
     harness.declare_file("two", size=40 * MB, at_manager=True)
@@ -107,7 +111,8 @@ def test_a_file_that_waits_for_a_source_has_its_place_already(harness):
     assert taken(harness, worker) == 0
 
 
-def test_a_url_of_unknown_size_takes_what_came(harness):
+def test_url_of_unknown_size_takes_received_bytes(harness):
+    """A url of unknown size takes what came."""
     harness.declare_file("data", url="https://example.org/data")
     worker = harness.connect_worker()
     harness.submit_tasks(call(1, "data"))
@@ -116,7 +121,8 @@ def test_a_url_of_unknown_size_takes_what_came(harness):
     assert taken(harness, worker) == 30
 
 
-def test_what_a_task_asks_for_is_reserved_while_it_runs(harness):
+def test_requested_disk_is_reserved_while_running(harness):
+    """What a task asks for is reserved while it runs."""
     worker = harness.connect_worker(cores=2)
     harness.submit_tasks(single(1, request=ResourceRequest(cores=1, disk=400)))
     assert taken(harness, worker) == 400
@@ -124,7 +130,8 @@ def test_what_a_task_asks_for_is_reserved_while_it_runs(harness):
     assert taken(harness, worker) == 0
 
 
-def test_what_tasks_of_a_kind_write_is_learned_and_kept_free_for_the_next(harness):
+def test_written_bytes_are_learned_and_reserved(harness):
+    """What tasks of a kind write is learned and kept free for the next."""
     worker = harness.connect_worker()
     harness.compute_graph(call(1, category="a"), call(2, category="b"), call(3, category="a"), prune_depth=0)
     harness.complete_task(1, size=50 * MB)
@@ -137,7 +144,8 @@ def test_what_tasks_of_a_kind_write_is_learned_and_kept_free_for_the_next(harnes
 # ---- eviction
 
 
-def test_copies_that_others_have_go_before_the_disk_is_full(harness):
+def test_replicated_files_go_before_disk_is_full(harness):
+    """Copies that others have go before the disk is full."""
     harness.declare_file("old", size=600 * MB, at_manager=True)
     harness.declare_file("new", size=500 * MB, at_manager=True)
     worker = harness.connect_worker()
@@ -162,7 +170,8 @@ def test_nothing_goes_while_there_is_room(harness):
     assert harness.assignments() == {2: worker}
 
 
-def test_what_a_task_reads_that_runs_there_stays(harness):
+def test_inputs_of_running_task_stay(harness):
+    """What a task reads that runs there stays."""
     harness.install_library("two", 2)
     harness.declare_file("old", size=600 * MB, at_manager=True)
     harness.declare_file("new", size=500 * MB, at_manager=True)
@@ -177,7 +186,8 @@ def test_what_a_task_reads_that_runs_there_stays(harness):
     assert harness.assignments() == {2: worker}
 
 
-def test_another_worker_is_chosen_where_nothing_can_go(harness):
+def test_full_worker_is_passed_over(harness):
+    """Another worker is chosen where nothing can go."""
     harness.install_library("two", 2)
     harness.declare_file("old", size=600 * MB, at_manager=True)
     harness.declare_file("new", size=500 * MB, at_manager=True)
@@ -188,7 +198,8 @@ def test_another_worker_is_chosen_where_nothing_can_go(harness):
     assert harness.assignments() == {1: first, 2: second}
 
 
-def test_spare_files_go_first_those_used_longest_ago_before_the_others(harness):
+def test_evictable_files_go_oldest_first(harness):
+    """Spare files go first those used longest ago before the others."""
     harness.declare_file("kept", size=300 * MB, at_manager=True)
     harness.declare_file("new", size=350 * MB, at_manager=True)
     worker = harness.connect_worker()
@@ -211,7 +222,8 @@ def test_spare_files_go_first_those_used_longest_ago_before_the_others(harness):
     assert "b" not in harness.tables.files
 
 
-def test_copies_go_last_where_the_other_one_is_not_compared_yet(harness):
+def test_verified_replicas_go_before_unverified(harness):
+    """Copies go last where the other one is not compared yet."""
     names = ("doubtful", "sure")
     for name in names:
         harness.declare_file(name)
@@ -237,7 +249,7 @@ def test_copies_go_last_where_the_other_one_is_not_compared_yet(harness):
     assert sorted(cheap()) == ["doubtful", "sure"]
 
 
-def test_the_last_copy_of_what_is_needed_stays_while_something_runs(harness):
+def test_last_replica_stays_while_tasks_run(harness):
     """Only what is elsewhere goes: here the one that came from the first worker."""
     harness.install_library("two", 2)
     harness.declare_file("new", size=500 * MB, at_manager=True)
@@ -258,7 +270,7 @@ def test_the_last_copy_of_what_is_needed_stays_while_something_runs(harness):
 # ---- when nothing else helps
 
 
-def test_an_intermediate_is_given_up_when_nothing_else_can_run_and_made_again_before_it_is_needed(harness):
+def test_intermediate_is_evicted_and_made_again(harness):
     """r1 (60) is needed at the end, r2 and r3 (30 each) before that."""
     worker = harness.connect_worker(disk_mb=100)
     sizes = {1: 60 * MB, 2: 30 * MB, 3: 30 * MB}
@@ -271,7 +283,7 @@ def test_an_intermediate_is_given_up_when_nothing_else_can_run_and_made_again_be
     assert taken(harness, worker) == 0
 
 
-def test_giving_up_is_bounded_and_ends_with_the_numbers(harness):
+def test_evictions_are_bounded_and_explained(harness):
     """Each of two results is larger than what the other leaves, and both are needed at once: there is no way, here at least."""
     harness.connect_worker(disk_mb=100)
     harness.compute_graph(call(1, category="1"), call(2, category="2"), call(3, "r1", "r2", category="3"))
@@ -284,7 +296,8 @@ def test_giving_up_is_bounded_and_ends_with_the_numbers(harness):
     assert "60 MB" in reason(harness)
 
 
-def test_what_would_never_fit_together_is_not_made_again_and_again(harness):
+def test_impossible_inputs_are_not_made_again(harness):
+    """What would never fit together is not made again and again."""
     harness.send_events(e.SettingChanged("expected-workers", 1))
     harness.connect_worker(disk_mb=100)
     harness.compute_graph(call(1, category="1"), call(2, category="2"), call(3, "r1", "r2", category="3"))
@@ -296,7 +309,8 @@ def test_what_would_never_fit_together_is_not_made_again_and_again(harness):
     )
 
 
-def test_inputs_that_fit_on_no_disk_are_refused_with_numbers(harness):
+def test_inputs_too_large_are_refused_with_numbers(harness):
+    """Inputs that fit on no disk are refused with numbers."""
     harness.send_events(e.SettingChanged("expected-workers", 2))
     harness.declare_file("a", size=500 * MB, at_manager=True)
     harness.declare_file("b", size=312 * MB, at_manager=True)
@@ -312,7 +326,8 @@ def test_inputs_that_fit_on_no_disk_are_refused_with_numbers(harness):
     )
 
 
-def test_where_more_workers_may_come_a_task_waits_for_one_that_is_large_enough(harness):
+def test_large_task_waits_for_larger_worker(harness):
+    """Where more workers may come a task waits for one that is large enough."""
     harness.declare_file("a", size=500 * MB, at_manager=True)
     harness.connect_worker(disk_mb=300)
     harness.submit_tasks(call(1, "a"))
@@ -324,7 +339,8 @@ def test_where_more_workers_may_come_a_task_waits_for_one_that_is_large_enough(h
     assert harness.assignments() == {1: large}
 
 
-def test_where_more_workers_may_come_one_with_more_room_is_waited_for_but_not_for_ever(harness):
+def test_roomier_worker_is_awaited_with_timeout(harness):
+    """Where more workers may come one with more room is waited for but not for ever."""
     harness.connect_worker(disk_mb=100)
     harness.declare_file("mine", size=-1)
     harness.submit_tasks(call(1, result="mine", category="1"))
@@ -355,7 +371,8 @@ def wide(roots, width):
 
 
 @pytest.mark.parametrize("mode", ["", "breadth-first", "FIFO"])
-def test_a_wide_graph_stays_flat_and_nothing_of_it_is_made_twice(harness, mode):
+def test_wide_graph_keeps_flat_footprint(harness, mode):
+    """A wide graph stays flat and nothing of it is made twice."""
     worker = harness.connect_worker(disk_mb=100)
     specs = wide(200, 4)
     harness.compute_graph(*specs, priority_mode=mode)
@@ -376,7 +393,8 @@ def test_a_wide_graph_stays_flat_and_nothing_of_it_is_made_twice(harness, mode):
     assert most <= 100 * HIGH_WATER_MARK + 5
 
 
-def test_a_root_is_not_withheld_where_nothing_else_can_be_done(harness):
+def test_root_runs_when_nothing_else_can(harness):
+    """A root is not withheld where nothing else can be done."""
     worker = harness.connect_worker(disk_mb=100)
     harness.compute_graph(
         *(call(n, category="root") for n in (1, 2, 3)), call(4, "r1", "r2", "r3", category="sum")
@@ -390,7 +408,8 @@ def test_a_root_is_not_withheld_where_nothing_else_can_be_done(harness):
 # ---- workers that have less than they should
 
 
-def test_a_result_that_a_worker_has_no_room_for_is_made_elsewhere(harness):
+def test_result_without_room_is_made_elsewhere(harness):
+    """A result that a worker has no room for is made elsewhere."""
     first = harness.connect_worker(disk_mb=100)
     harness.compute_graph(call(1))
     second = harness.connect_worker(disk_mb=1000)
@@ -400,7 +419,8 @@ def test_a_result_that_a_worker_has_no_room_for_is_made_elsewhere(harness):
     assert graph_outcomes(harness) == {1: "success"}
 
 
-def test_nobody_is_blamed_for_a_full_disk_but_it_is_bounded(harness):
+def test_full_disk_blames_no_task_but_ends(harness):
+    """Nobody is blamed for a full disk but it is bounded."""
     harness.connect_worker()
     harness.compute_graph(call(1), retries=0)
     for _ in range(MAX_REFUSALS):
@@ -412,7 +432,8 @@ def test_nobody_is_blamed_for_a_full_disk_but_it_is_bounded(harness):
     assert not harness.scheduler.disk.refusals
 
 
-def test_a_full_disk_of_which_the_manager_does_not_know_counts_for_a_while(harness):
+def test_unknown_full_disk_counts_for_while(harness):
+    """A full disk of which the manager does not know counts for a while."""
     worker = harness.connect_worker()
     harness.submit_tasks(call(1))
     harness.fail_task(1, "disk", size=10 * MB, room=0, reason="it is full")
@@ -425,7 +446,8 @@ def test_a_full_disk_of_which_the_manager_does_not_know_counts_for_a_while(harne
     assert taken(harness, worker) == 10
 
 
-def test_an_input_that_a_worker_has_no_room_for_sends_its_task_elsewhere(harness):
+def test_input_without_room_moves_task(harness):
+    """An input that a worker has no room for sends its task elsewhere."""
     harness.declare_file("data", size=300 * MB, at_manager=True)
     first = harness.connect_worker()
     harness.submit_tasks(call(1, "data"))

@@ -38,14 +38,16 @@ def half_done(harness, size=LARGE, **worker):
     return first
 
 
-def test_a_worker_that_has_nothing_is_let_go_at_once(harness):
+def test_empty_worker_is_released_at_once(harness):
+    """A worker that has nothing is let go at once."""
     worker = harness.connect_worker()
     leave(harness, worker)
     assert let_go(harness) == [worker]
     assert [x.worker for x in harness.instructions_of(i.Disconnect)] == [worker]
 
 
-def test_what_only_it_has_is_brought_to_a_worker_that_stays(harness):
+def test_sole_replica_is_copied_to_peer(harness):
+    """What only it has is brought to a worker that stays."""
     first = half_done(harness)
     second = harness.connect_worker(port=8)
     leave(harness, first)
@@ -60,7 +62,8 @@ def test_what_only_it_has_is_brought_to_a_worker_that_stays(harness):
     assert harness.graph().recomputed == 0
 
 
-def test_what_no_task_asks_for_now_is_brought_away_too(harness):
+def test_unused_sole_replica_is_copied_too(harness):
+    """What no task asks for now is brought away too."""
     harness.compute_graph(call(1), call(2), call(3, "r1", "r2"))
     first = harness.connect_worker()
     harness.complete_task(1, size=LARGE)
@@ -69,7 +72,8 @@ def test_what_no_task_asks_for_now_is_brought_away_too(harness):
     assert harness.requested_fetches() == [(second, "r1", "host1:7")]
 
 
-def test_it_comes_to_the_manager_where_no_other_worker_can_take_it(harness):
+def test_sole_replica_without_peer_is_uploaded(harness):
+    """It comes to the manager where no other worker can take it."""
     first = half_done(harness)
     leave(harness, first)
     assert harness.messages_sent(m.Upload) == [(first, m.Upload("r1"))]
@@ -82,14 +86,16 @@ def test_it_comes_to_the_manager_where_no_other_worker_can_take_it(harness):
     assert harness.graph().recomputed == 0
 
 
-def test_what_nobody_can_fetch_from_it_comes_to_the_manager(harness):
+def test_unreachable_sole_replica_is_uploaded(harness):
+    """What nobody can fetch from it comes to the manager."""
     first = half_done(harness, port=0)
     harness.connect_worker()
     leave(harness, first)
     assert harness.messages_sent(m.Upload) == [(first, m.Upload("r1"))]
 
 
-def test_what_could_not_be_brought_away_is_tried_again_another_way(harness):
+def test_failed_copy_is_tried_another_way(harness):
+    """What could not be brought away is tried again another way."""
     first = half_done(harness)
     second = harness.connect_worker(port=8)
     leave(harness, first)
@@ -98,7 +104,8 @@ def test_what_could_not_be_brought_away_is_tried_again_another_way(harness):
     assert let_go(harness) == []
 
 
-def test_a_copy_that_is_not_compared_yet_does_not_count(harness):
+def test_unverified_copy_does_not_count(harness):
+    """A copy that is not compared yet does not count."""
     first = half_done(harness)
     second = harness.connect_worker(port=8)
     leave(harness, first)
@@ -108,7 +115,8 @@ def test_a_copy_that_is_not_compared_yet_does_not_count(harness):
     assert let_go(harness) == [first]
 
 
-def test_two_that_leave_together_do_not_rely_on_each_other(harness):
+def test_draining_peers_do_not_rely_on_another(harness):
+    """Two that leave together do not rely on each other."""
     first = half_done(harness)
     second = harness.connect_worker(port=8)
     harness.worker_sends(second, m.PersistentObjects(["r1"], [LARGE], [""]))
@@ -119,7 +127,8 @@ def test_two_that_leave_together_do_not_rely_on_each_other(harness):
     assert [name for _worker, upload in harness.messages_sent(m.Upload) for name in [upload.name]] == ["r1"]
 
 
-def test_what_it_runs_is_run_elsewhere_at_once_and_not_blamed(harness):
+def test_running_tasks_move_without_blame(harness):
+    """What it runs is run elsewhere at once and not blamed."""
     harness.compute_graph(call(1), retries=0)
     first = harness.connect_worker()
     leave(harness, first)
@@ -140,7 +149,8 @@ def test_it_gets_nothing_more(harness):
     )
 
 
-def test_it_is_not_waited_for_when_its_grace_is_over(harness):
+def test_grace_end_releases_worker(harness):
+    """It is not waited for when its grace is over."""
     first = half_done(harness)
     leave(harness, first)
     harness.advance_time(GRACE_S - 1)
@@ -156,7 +166,8 @@ def test_it_is_not_waited_for_when_its_grace_is_over(harness):
     assert harness.graph().recomputed == 1
 
 
-def test_many_files_go_a_few_at_a_time_the_dearest_first(harness):
+def test_many_files_go_dearest_first(harness):
+    """Many files go a few at a time the dearest first."""
     count = 20
     harness.compute_graph(
         *(call(n) for n in range(1, count + 1)), call(99, *(f"r{n}" for n in range(1, count + 1)))
@@ -173,7 +184,8 @@ def test_many_files_go_a_few_at_a_time_the_dearest_first(harness):
     assert len(harness.file(f"r{count - 9}").fetching) == 1
 
 
-def test_when_the_manager_ends_nobody_is_waited_for(harness):
+def test_manager_end_waits_for_no_drain(harness):
+    """When the manager ends nobody is waited for."""
     first = half_done(harness)
     second = harness.connect_worker(port=0)
     leave(harness, first)
@@ -183,7 +195,8 @@ def test_when_the_manager_ends_nobody_is_waited_for(harness):
     assert let_go(harness) == [second]
 
 
-def test_a_worker_that_leaves_is_no_reason_to_say_another_one_is_dispensable(harness):
+def test_draining_worker_makes_no_other_dispensable(harness):
+    """A worker that leaves is no reason to say another one is dispensable."""
     first = half_done(harness)
     second = harness.connect_worker(port=8)
     harness.worker_sends(second, m.PersistentObjects(["r1"], [LARGE], [""]))
@@ -192,7 +205,8 @@ def test_a_worker_that_leaves_is_no_reason_to_say_another_one_is_dispensable(har
     assert not is_idle_and_safe_to_remove(harness.worker(second))
 
 
-def test_a_worker_gets_no_task_that_would_not_be_over_in_time(harness):
+def test_worker_gets_no_task_beyond_its_time(harness):
+    """A worker gets no task that would not be over in time."""
     harness.submit_tasks(single(1, options={"time_max": 50.0}, category="long"))
     short = harness.connect_worker(time_left_s=40.0)
     assert harness.assignments() == {}
@@ -208,7 +222,8 @@ def test_a_worker_gets_no_task_that_would_not_be_over_in_time(harness):
     assert set(harness.assignments().values()) == {short, long}  # as long as the first one has taken
 
 
-def test_as_its_end_comes_nearer_fewer_tasks_fit(harness):
+def test_fewer_tasks_fit_near_end(harness):
+    """As its end comes nearer fewer tasks fit."""
     worker = harness.connect_worker(time_left_s=100.0)
     harness.submit_tasks(call(1), single(2))
     harness.complete_task(1, wall_s=30.0)
@@ -222,7 +237,8 @@ def test_as_its_end_comes_nearer_fewer_tasks_fit(harness):
     assert harness.assignments() == {}
 
 
-def test_it_is_drained_before_its_end_the_earlier_the_more_it_holds(harness):
+def test_drain_starts_earlier_with_more_data(harness):
+    """It is drained before its end the earlier the more it holds."""
     five_seconds_of_network = 500_000_000
     first = half_done(harness, five_seconds_of_network, time_left_s=100.0, disk_mb=10_000)
     harness.advance_time(94)
@@ -234,7 +250,8 @@ def test_it_is_drained_before_its_end_the_earlier_the_more_it_holds(harness):
     assert harness.assignments() == {}
 
 
-def test_tasks_of_a_worker_whose_time_was_over_are_not_blamed(harness):
+def test_tasks_of_expired_worker_are_not_blamed(harness):
+    """Tasks of a worker whose time was over are not blamed."""
     worker = harness.connect_worker(time_left_s=10.0)
     harness.submit_tasks(single(1, retries=0, request=ONE_CORE))
     harness.advance_time(11)

@@ -33,7 +33,8 @@ def slots(harness, worker, name="lib"):
     return instance.slots if instance else 0
 
 
-def test_a_library_is_started_where_its_calls_are_and_once(harness):
+def test_library_starts_once_where_calls_are(harness):
+    """A library is started where its calls are and once."""
     first = harness.connect_worker()
     harness.connect_worker()
     harness.submit_tasks(call(1))
@@ -43,7 +44,8 @@ def test_a_library_is_started_where_its_calls_are_and_once(harness):
     assert [worker for worker, _ in harness.messages_sent(m.Library, harness.log)].count(first) == 1
 
 
-def test_a_library_is_told_what_it_is_and_what_it_has():
+def test_library_message_has_settings_and_files():
+    """A library is told what it is and what it has."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=LARGE, at_manager=True)
     harness.install_library(
@@ -62,7 +64,8 @@ def test_a_library_is_told_what_it_is_and_what_it_has():
     assert i.SendObject(worker, "setup") in harness.last_instructions
 
 
-def test_without_a_word_on_resources_a_library_takes_the_worker_with_a_slot_for_each_core():
+def test_unspecified_library_takes_whole_worker():
+    """Without a word on resources a library takes the worker with a slot for each core."""
     harness = SchedulerHarness()
     harness.install_library(slots=None, request=ResourceRequest())
     worker = harness.connect_worker(cores=4)
@@ -71,7 +74,8 @@ def test_without_a_word_on_resources_a_library_takes_the_worker_with_a_slot_for_
     assert harness.worker(worker).free.cores == 0
 
 
-def test_a_library_grows_with_the_calls_that_wait_for_it(harness):
+def test_library_grows_with_waiting_calls(harness):
+    """A library grows with the calls that wait for it."""
     worker = harness.connect_worker(cores=3)
     harness.submit_tasks(call(1))
     assert slots(harness, worker) == 1
@@ -90,7 +94,8 @@ def test_several_libraries_share_a_worker(harness):
     assert (slots(harness, worker), slots(harness, worker, "other")) == (1, 1)
 
 
-def test_an_idle_library_is_stopped_when_another_one_needs_its_room(harness):
+def test_idle_library_stops_for_other_library(harness):
+    """An idle library is stopped when another one needs its room."""
     harness.install_library("other")
     worker = harness.connect_worker()
     harness.submit_tasks(call(1), call(2, library="other"))
@@ -100,7 +105,8 @@ def test_an_idle_library_is_stopped_when_another_one_needs_its_room(harness):
     assert harness.assignments() == {2: worker}
 
 
-def test_an_idle_library_is_stopped_to_make_room_for_a_single_task(harness):
+def test_idle_library_stops_for_single_task(harness):
+    """An idle library is stopped to make room for a single task."""
     worker = harness.connect_worker()
     harness.submit_tasks(call(1))
     harness.complete_task(1)
@@ -120,7 +126,8 @@ def test_a_busy_library_is_not_stopped(harness):
     assert list(harness.assignments()) == [1]
 
 
-def test_no_library_is_stopped_where_that_would_not_help(harness):
+def test_useless_stop_is_avoided(harness):
+    """No library is stopped where that would not help."""
     worker = harness.connect_worker(cores=2)
     harness.submit_tasks(call(1))
     harness.complete_task(1)
@@ -129,7 +136,8 @@ def test_no_library_is_stopped_where_that_would_not_help(harness):
     assert slots(harness, worker) == 1
 
 
-def test_only_as_many_libraries_are_stopped_as_are_in_the_way(harness):
+def test_only_needed_libraries_are_stopped(harness):
+    """Only as many libraries are stopped as are in the way."""
     harness.install_library("other")
     worker = harness.connect_worker(cores=2)
     harness.submit_tasks(call(1), call(2, library="other"))
@@ -140,7 +148,8 @@ def test_only_as_many_libraries_are_stopped_as_are_in_the_way(harness):
     assert slots(harness, worker) + slots(harness, worker, "other") == 1
 
 
-def test_a_library_that_is_behind_many_others_is_found_when_it_is_idle(harness):
+def test_idle_library_behind_many_is_found(harness):
+    """A library that is behind many others is found when it is idle."""
     for _ in range(100):
         harness.connect_worker()
     harness.submit_tasks(*(call(n) for n in range(1, 101)))
@@ -151,7 +160,8 @@ def test_a_library_that_is_behind_many_others_is_found_when_it_is_idle(harness):
     assert harness.assignments()[999] == last
 
 
-def test_a_library_that_dies_gives_its_calls_back_and_is_started_again(harness):
+def test_dead_library_returns_calls_and_restarts(harness):
+    """A library that dies gives its calls back and is started again."""
     harness.compute_graph(*(call(n, *([f"r{n - 1}"] if n > 1 else [])) for n in range(1, 4)), retries=0)
     worker = harness.connect_worker()
     harness.worker_sends(worker, m.LibraryFailed("lib", "its process was killed", False, b""))
@@ -163,7 +173,8 @@ def test_a_library_that_dies_gives_its_calls_back_and_is_started_again(harness):
     assert not graph_outcomes(harness)
 
 
-def test_a_library_that_keeps_dying_fails_its_calls_after_a_few_times(harness):
+def test_library_that_keeps_dying_fails_calls(harness):
+    """A library that keeps dying fails its calls after a few times."""
     harness.submit_tasks(call(1), single(2))
     worker = harness.connect_worker(cores=2)
     for _ in range(MAX_LIBRARY_FAILURES):
@@ -180,7 +191,8 @@ def test_a_library_that_keeps_dying_fails_its_calls_after_a_few_times(harness):
     assert harness.worker(worker).free == harness.worker(worker).total
 
 
-def test_a_call_that_succeeds_proves_that_the_library_works(harness):
+def test_successful_call_resets_library_failures(harness):
+    """A call that succeeds proves that the library works."""
     harness.submit_tasks(*(call(n) for n in range(1, 60)))
     worker = harness.connect_worker()
     for number in range(1, 20):
@@ -189,7 +201,8 @@ def test_a_call_that_succeeds_proves_that_the_library_works(harness):
     assert all(outcome == "success" for outcome in task_outcomes(harness).values())
 
 
-def test_a_library_that_can_never_come_up_fails_its_calls_at_once(harness):
+def test_unstartable_library_fails_calls_at_once(harness):
+    """A library that can never come up fails its calls at once."""
     harness.compute_graph(call(1), call(2))
     worker = harness.connect_worker()
     harness.worker_sends(
@@ -202,7 +215,8 @@ def test_a_library_that_can_never_come_up_fails_its_calls_at_once(harness):
     assert harness.worker(worker).free == harness.worker(worker).total
 
 
-def test_calls_that_come_after_a_failure_try_again(harness):
+def test_calls_after_failure_try_again(harness):
+    """Calls that come after a failure try again."""
     harness.submit_tasks(call(1))
     worker = harness.connect_worker()
     harness.worker_sends(worker, m.LibraryFailed("lib", "no", True, b""))
@@ -213,7 +227,8 @@ def test_calls_that_come_after_a_failure_try_again(harness):
     assert task_outcomes(harness) == {1: "library", 2: "success"}
 
 
-def test_a_library_that_is_up_says_which_versions_it_has(harness):
+def test_ready_library_reports_versions(harness):
+    """A library that is up says which versions it has."""
     harness.submit_tasks(call(1))
     worker = harness.connect_worker()
     harness.worker_sends(worker, m.LibraryReady("lib", 0.5, {"numpy": "2.0"}))
@@ -221,7 +236,8 @@ def test_a_library_that_is_up_says_which_versions_it_has(harness):
     assert harness.worker_sends(worker, m.LibraryReady("other", 0.5, {})) == []
 
 
-def test_a_removed_library_ends_everywhere_and_its_calls_with_it(harness):
+def test_removed_library_ends_with_its_calls(harness):
+    """A removed library ends everywhere and its calls with it."""
     workers = [harness.connect_worker(), harness.connect_worker()]
     harness.submit_tasks(call(1), call(2))
     harness.send_events(e.LibraryRemoved("lib"))
@@ -233,7 +249,8 @@ def test_a_removed_library_ends_everywhere_and_its_calls_with_it(harness):
     assert task_outcomes(harness)[3] == "library"
 
 
-def test_a_library_that_is_replaced_goes_when_its_calls_are_over(harness):
+def test_replaced_library_goes_after_its_calls(harness):
+    """A library that is replaced goes when its calls are over."""
     worker = harness.connect_worker()
     harness.submit_tasks(call(1), call(2))
     assert not harness.messages_sent(m.RemoveLibrary, harness.send_events(e.LibraryRetired("lib")))
@@ -245,7 +262,8 @@ def test_a_library_that_is_replaced_goes_when_its_calls_are_over(harness):
     assert not harness.tables.buckets
 
 
-def test_a_library_without_calls_goes_at_once_when_it_is_replaced(harness):
+def test_unused_replaced_library_goes_at_once(harness):
+    """A library without calls goes at once when it is replaced."""
     worker = harness.connect_worker()
     harness.submit_tasks(call(1))
     harness.complete_task(1)
@@ -253,7 +271,8 @@ def test_a_library_without_calls_goes_at_once_when_it_is_replaced(harness):
     assert harness.messages_sent(m.RemoveLibrary) == [(worker, m.RemoveLibrary("lib"))]
 
 
-def test_a_library_that_is_installed_again_before_it_has_gone_stays(harness):
+def test_reinstalled_retired_library_stays(harness):
+    """A library that is installed again before it has gone stays."""
     harness.connect_worker()
     harness.submit_tasks(call(1))
     spec = harness.tables.libraries["lib"].spec
@@ -262,7 +281,8 @@ def test_a_library_that_is_installed_again_before_it_has_gone_stays(harness):
     assert "lib" in harness.tables.libraries
 
 
-def test_a_restart_stops_all_libraries_and_runs_their_calls_again(harness):
+def test_restart_stops_libraries_and_reruns_calls(harness):
+    """A restart stops all libraries and runs their calls again."""
     worker = harness.connect_worker()
     harness.submit_tasks(call(1), call(2))
     harness.send_events(e.Restarted())
@@ -275,11 +295,13 @@ def test_a_restart_stops_all_libraries_and_runs_their_calls_again(harness):
     assert task_outcomes(harness) == {1: "success", 2: "success"}
 
 
-def test_removing_a_library_that_is_not_there_does_nothing(harness):
+def test_removal_of_unknown_library_does_nothing(harness):
+    """Removing a library that is not there does nothing."""
     assert harness.send_events(e.LibraryRemoved("nothing")) == []
 
 
-def test_a_library_is_installed_once_and_holds_its_files(harness):
+def test_library_is_installed_once_with_files(harness):
+    """A library is installed once and holds its files."""
     harness.declare_file("data", size=10, at_manager=True)
     spec = LibrarySpec("own", "setup", files=("data",), request=ONE_CORE)
     harness.send_events(e.LibraryInstalled(spec), e.LibraryInstalled(spec))
@@ -290,7 +312,8 @@ def test_a_library_is_installed_once_and_holds_its_files(harness):
     assert "data" not in harness.tables.files
 
 
-def test_a_call_that_was_on_its_way_while_its_library_died_runs_again(harness):
+def test_call_crossing_library_death_runs_again(harness):
+    """A call that was on its way while its library died runs again."""
     harness.submit_tasks(call(1))
     worker = harness.connect_worker()
     harness.worker_sends(
@@ -300,7 +323,8 @@ def test_a_call_that_was_on_its_way_while_its_library_died_runs_again(harness):
     assert harness.task(1).attempts == 0
 
 
-def test_a_single_task_whose_python_does_not_start_is_tried_a_bounded_number_of_times():
+def test_unstartable_python_fails_task_after_retries():
+    """A single task whose python does not start is tried a bounded number of times."""
     harness = SchedulerHarness()
     harness.submit_tasks(single(1, retries=2))
     harness.connect_worker()
@@ -309,7 +333,8 @@ def test_a_single_task_whose_python_does_not_start_is_tried_a_bounded_number_of_
     assert task_outcomes(harness) == {1: "crash"}
 
 
-def test_a_library_whose_file_cannot_be_had_fails_its_calls_and_is_not_tried_for_ever():
+def test_unobtainable_library_file_fails_calls():
+    """A library whose file cannot be had fails its calls and is not tried for ever."""
     harness = SchedulerHarness()
     harness.declare_file("data", url="https://example.org/x")
     harness.install_library("own", files=("data",))
@@ -322,7 +347,8 @@ def test_a_library_whose_file_cannot_be_had_fails_its_calls_and_is_not_tried_for
         assert not harness.advance_time(60.0)
 
 
-def test_an_environment_is_unpacked_on_the_worker_before_the_library_starts():
+def test_environment_is_unpacked_before_library():
+    """An environment is unpacked on the worker before the library starts."""
     harness = SchedulerHarness()
     harness.declare_file("env.tar", size=LARGE, at_manager=True)
     harness.declare_file("env", archive="env.tar", directory=True)
@@ -337,7 +363,8 @@ def test_an_environment_is_unpacked_on_the_worker_before_the_library_starts():
     assert harness.replica_holders("env") == harness.replica_holders("env.tar") == {worker}
 
 
-def test_a_library_that_takes_long_to_start_is_named_until_it_is_up(harness):
+def test_slow_library_start_is_named(harness):
+    """A library that takes long to start is named until it is up."""
     harness.install_library("own", options={"label": "fits"})
     harness.submit_tasks(call(1, library="own"))
     worker = harness.connect_worker()
@@ -354,7 +381,8 @@ def test_a_library_that_takes_long_to_start_is_named_until_it_is_up(harness):
 
 
 @pytest.mark.parametrize("end", ["over", "silent", "failed", "lost"])
-def test_a_slot_that_has_started_after_all_is_named_no_more(harness, end):
+def test_late_slot_start_ends_warning(harness, end):
+    """A slot that has started after all is named no more."""
     harness.submit_tasks(call(1))
     worker = harness.connect_worker()
     harness.connect_worker()

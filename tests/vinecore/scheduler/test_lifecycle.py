@@ -47,30 +47,35 @@ def once(number, *inputs, **spec):
 # ---- the table
 
 
-def test_the_table_knows_only_states_that_there_are():
+def test_transition_table_has_known_states_only():
+    """The table knows only states that there are."""
     for event, moves in TRANSITIONS.items():
         assert set(moves) <= set(STATES), event
         assert set(moves.values()) <= set(STATES), event
 
 
-def test_a_task_that_has_failed_or_was_cancelled_stays_so():
+def test_failed_and_cancelled_are_final():
+    """A task that has failed or was cancelled stays so."""
     for moves in TRANSITIONS.values():
         assert FAILED not in moves
         assert CANCELLED not in moves
 
 
-def test_every_unfinished_task_can_fail_and_can_be_cancelled():
+def test_unfinished_tasks_can_fail_and_be_cancelled():
+    """Every unfinished task can fail and can be cancelled."""
     assert set(TRANSITIONS["fail"]) == set(TRANSITIONS["cancel"]) == UNFINISHED
 
 
-def test_every_state_is_reached_from_the_first_one():
+def test_every_state_is_reachable():
+    """Every state is reached from the first one."""
     reached = {WAITING}
     for _ in STATES:
         reached |= {to for moves in TRANSITIONS.values() for at, to in moves.items() if at in reached}
     assert reached == set(STATES)
 
 
-def test_what_is_not_in_the_table_cannot_happen():
+def test_impossible_transition_raises():
+    """What is not in the table cannot happen."""
     with pytest.raises(InvalidTransition, match="a task that is done cannot assign"):
         next_state(DONE, "assign")
 
@@ -78,7 +83,8 @@ def test_what_is_not_in_the_table_cannot_happen():
 # ---- one task
 
 
-def test_a_task_waits_for_a_worker_runs_there_and_is_over(harness):
+def test_task_waits_runs_and_ends(harness):
+    """A task waits for a worker runs there and is over."""
     harness.submit_tasks(once(1))
     assert harness.state_of(1) == READY
     worker = harness.connect_worker()
@@ -97,7 +103,8 @@ def test_a_task_waits_for_a_worker_runs_there_and_is_over(harness):
     assert not harness.tables.tasks
 
 
-def test_a_library_is_sent_before_its_first_call_and_its_setup_before_that(harness):
+def test_library_precedes_call_and_setup_precedes_library(harness):
+    """A library is sent before its first call and its setup before that."""
     harness.submit_tasks(once(1))
     harness.connect_worker()
     kinds = [
@@ -106,7 +113,8 @@ def test_a_library_is_sent_before_its_first_call_and_its_setup_before_that(harne
     assert kinds == ["setup", "Library", "RunTask"]
 
 
-def test_a_result_that_rides_with_the_message_leaves_no_file(harness):
+def test_inline_result_leaves_no_file(harness):
+    """A result that rides with the message leaves no file."""
     harness.submit_tasks(once(1))
     harness.connect_worker()
     harness.complete_task(1, payload=b"value")
@@ -114,7 +122,8 @@ def test_a_result_that_rides_with_the_message_leaves_no_file(harness):
     assert not harness.instructions_of(i.StoreObject)
 
 
-def test_a_large_result_is_brought_before_the_task_is_reported(harness):
+def test_large_result_is_uploaded_before_report(harness):
+    """A large result is brought before the task is reported."""
     harness.submit_tasks(once(1))
     worker = harness.connect_worker()
     harness.complete_task(1, size=LARGE)
@@ -129,7 +138,8 @@ def test_a_large_result_is_brought_before_the_task_is_reported(harness):
     assert "r1" not in harness.tables.files
 
 
-def test_a_small_result_is_kept_while_other_outputs_are_being_brought():
+def test_small_result_waits_for_other_outputs():
+    """A small result is kept while other outputs are being brought."""
     harness = SchedulerHarness()
     harness.declare_file("out")
     harness.submit_tasks(single(1, outputs=("out",), wanted_at_manager=("r1", "out"), options={"once": True}))
@@ -144,7 +154,8 @@ def test_a_small_result_is_kept_while_other_outputs_are_being_brought():
     assert harness.file("r1").at_manager
 
 
-def test_a_task_without_any_result_is_reported_with_what_the_worker_said():
+def test_task_without_result_reports_worker_info():
+    """A task without any result is reported with what the worker said."""
     harness = SchedulerHarness()
     harness.submit_tasks(single(1, result=""))
     worker = harness.connect_worker()
@@ -152,7 +163,8 @@ def test_a_task_without_any_result_is_reported_with_what_the_worker_said():
     assert harness.last_instructions == [i.TaskFinished(1, "success", worker, {"exit_code": 3}, b"")]
 
 
-def test_a_task_waits_for_what_is_made_for_it_and_starts_where_it_is(harness):
+def test_task_starts_where_its_input_is_made(harness):
+    """A task waits for what is made for it and starts where it is."""
     harness.declare_file("r1")
     harness.submit_tasks(call(1), once(2, "r1", library="other"))
     assert harness.instructions_of(i.TaskFinished) == [
@@ -167,7 +179,8 @@ def test_a_task_waits_for_what_is_made_for_it_and_starts_where_it_is(harness):
     assert harness.replica_holders("r1") == {worker}, "the user has declared it and may want it later"
 
 
-def test_an_input_that_was_never_declared_fails_the_task_and_names_it(harness):
+def test_undeclared_input_fails_task_with_name(harness):
+    """An input that was never declared fails the task and names it."""
     harness.submit_tasks(once(1, "nowhere"))
     (ended,) = harness.instructions_of(i.TaskFinished)
     assert ended.outcome == "input missing"
@@ -184,7 +197,8 @@ def test_an_input_twice_is_waited_for_once(harness):
     assert task_outcomes(harness) == {1: "success", 2: "success"}
 
 
-def test_a_task_of_many_inputs_becomes_ready_with_the_last_one():
+def test_task_is_ready_with_last_input():
+    """A task of many inputs becomes ready with the last one."""
     harness = SchedulerHarness()
     numbers = range(1, 40)
     for number in numbers:
@@ -200,7 +214,8 @@ def test_a_task_of_many_inputs_becomes_ready_with_the_last_one():
 # ---- the bad ends
 
 
-def test_an_exception_of_the_user_is_final_and_travels_as_it_is(harness):
+def test_user_exception_is_final(harness):
+    """An exception of the user is final and travels as it is."""
     harness.submit_tasks(once(1, retries=5))
     worker = harness.connect_worker()
     harness.fail_task(1, "exception", b"pickled", text="ValueError: no")
@@ -210,7 +225,8 @@ def test_an_exception_of_the_user_is_final_and_travels_as_it_is(harness):
     assert not harness.tables.tasks
 
 
-def test_what_depends_on_a_failed_task_fails_with_it(harness):
+def test_failed_task_fails_its_readers(harness):
+    """What depends on a failed task fails with it."""
     for name in ("r1", "r2"):
         harness.declare_file(name)
     harness.submit_tasks(call(1), call(2, "r1"), once(3, "r2"), once(4))
@@ -221,14 +237,16 @@ def test_what_depends_on_a_failed_task_fails_with_it(harness):
     assert set(harness.tables.tasks) == {4}
 
 
-def test_a_failed_task_leaves_no_record_of_its_result(harness):
+def test_failed_task_leaves_no_result_record(harness):
+    """A failed task leaves no record of its result."""
     harness.submit_tasks(once(1))
     harness.connect_worker()
     harness.fail_task(1, "exception")
     assert "r1" not in harness.tables.files
 
 
-def test_a_crash_is_tried_again_a_bounded_number_of_times_and_the_evidence_is_kept(harness):
+def test_crash_retries_are_bounded_with_history(harness):
+    """A crash is tried again a bounded number of times and the evidence is kept."""
     harness.submit_tasks(once(1, retries=2))
     worker = harness.connect_worker()
     for _ in range(2):
@@ -246,14 +264,16 @@ def test_a_crash_is_tried_again_a_bounded_number_of_times_and_the_evidence_is_ke
     ]
 
 
-def test_a_task_that_may_not_be_tried_again_fails_with_its_first_crash(harness):
+def test_task_without_retries_fails_at_crash(harness):
+    """A task that may not be tried again fails with its first crash."""
     harness.submit_tasks(once(1, retries=0))
     harness.connect_worker()
     harness.fail_task(1, "crash")
     assert task_outcomes(harness) == {1: "crash"}
 
 
-def test_a_task_that_is_handed_out_again_has_another_ticket(harness):
+def test_second_attempt_has_new_dispatch_id(harness):
+    """A task that is handed out again has another ticket."""
     harness.submit_tasks(once(1))
     worker = harness.connect_worker()
     harness.fail_task(1, "crash")
@@ -265,7 +285,8 @@ def test_a_task_that_is_handed_out_again_has_another_ticket(harness):
     assert harness.instructions_of(i.TaskFinished)[0].payload == b"value"
 
 
-def test_news_of_a_task_that_nobody_knows_changes_nothing(harness):
+def test_message_of_unknown_task_changes_nothing(harness):
+    """News of a task that nobody knows changes nothing."""
     worker = harness.connect_worker()
     assert (
         harness.worker_sends(worker, m.TaskDone(77, 1, 0.1, {}, b""), m.TaskFailed(78, "crash", {}, b""))
@@ -274,7 +295,8 @@ def test_news_of_a_task_that_nobody_knows_changes_nothing(harness):
     assert harness.send_events(e.MessageReceived(99, m.Pong())) == []
 
 
-def test_a_task_that_ended_without_making_a_file_fails_who_reads_it():
+def test_missing_output_fails_readers():
+    """A task that ended without making a file fails who reads it."""
     harness = SchedulerHarness()
     for name in ("on failure", "kept"):
         harness.declare_file(name)
@@ -293,7 +315,8 @@ def test_a_task_that_ended_without_making_a_file_fails_who_reads_it():
 
 
 @pytest.mark.parametrize("state", [WAITING, READY, ASSIGNED, RETRIEVING])
-def test_a_task_can_be_cancelled_in_every_state(harness, state):
+def test_task_can_be_cancelled_in_every_state(harness, state):
+    """A task can be cancelled in every state."""
     harness.declare_file("made")
     harness.submit_tasks(call(9, result="made"))
     harness.submit_tasks(once(1, "made") if state == WAITING else once(1))
@@ -317,7 +340,8 @@ def test_a_task_can_be_cancelled_in_every_state(harness, state):
         assert harness.worker(worker).libraries["lib"].assigned == 0
 
 
-def test_a_cancelled_task_that_was_faster_is_not_reported_twice(harness):
+def test_faster_cancelled_task_is_reported_once(harness):
+    """A cancelled task that was faster is not reported twice."""
     harness.submit_tasks(once(1))
     worker = harness.connect_worker()
     harness.send_events(e.TasksCancelled([1]))
@@ -325,7 +349,8 @@ def test_a_cancelled_task_that_was_faster_is_not_reported_twice(harness):
     assert task_outcomes(harness) == {1: "cancelled"}
 
 
-def test_a_bulky_result_that_comes_after_its_task_was_cancelled_is_forgotten(harness):
+def test_late_large_result_of_cancelled_is_forgotten(harness):
+    """A bulky result that comes after its task was cancelled is forgotten."""
     harness.submit_tasks(once(1))
     harness.connect_worker()
     harness.complete_task(1, size=LARGE)
@@ -333,21 +358,24 @@ def test_a_bulky_result_that_comes_after_its_task_was_cancelled_is_forgotten(har
     assert harness.send_events(e.ObjectStored("r1", LARGE)) == [i.DropObject("r1")]
 
 
-def test_who_waits_for_a_cancelled_task_is_told(harness):
+def test_reader_of_cancelled_task_is_told(harness):
+    """Who waits for a cancelled task is told."""
     harness.declare_file("r1")
     harness.submit_tasks(call(1), once(2, "r1"))
     harness.send_events(e.TasksCancelled([1]))
     assert task_outcomes(harness) == {1: "cancelled", 2: "input missing"}
 
 
-def test_tasks_that_are_cancelled_together_are_all_cancelled(harness):
+def test_tasks_cancelled_together_are_cancelled(harness):
+    """Tasks that are cancelled together are all cancelled."""
     harness.declare_file("r1")
     harness.submit_tasks(call(1), once(2, "r1"))
     harness.send_events(e.TasksCancelled([1, 2, 3]))
     assert task_outcomes(harness) == {1: "cancelled", 2: "cancelled"}
 
 
-def test_cancelled_tasks_do_not_pile_up_in_the_queue(harness):
+def test_cancelled_tasks_leave_the_queue(harness):
+    """Cancelled tasks do not pile up in the queue."""
     harness.submit_tasks(*(once(n) for n in range(1, 1001)))
     for number in range(1, 1000):
         harness.send_events(e.TasksCancelled([number]))
@@ -360,7 +388,8 @@ def test_cancelled_tasks_do_not_pile_up_in_the_queue(harness):
 # ---- runs
 
 
-def test_a_run_ends_when_its_last_task_is_done_and_what_is_wanted_is_here(harness):
+def test_graph_ends_with_last_task_and_target(harness):
+    """A run ends when its last task is done and what is wanted is here."""
     harness.compute_graph(call(1), call(2, "r1", wanted_at_manager=("r2",)), report_each_task=True)
     worker = harness.connect_worker()
     harness.complete_task(1, wall_s=0.2, note="n")
@@ -373,7 +402,8 @@ def test_a_run_ends_when_its_last_task_is_done_and_what_is_wanted_is_here(harnes
     assert harness.graph().done == 2
 
 
-def test_a_run_does_not_end_before_all_of_it_was_submitted(harness):
+def test_graph_ends_after_submission_only(harness):
+    """A run does not end before all of it was submitted."""
     harness.connect_worker()
     harness.open_graph()
     harness.submit_tasks(call(1, run=1))
@@ -388,7 +418,8 @@ def test_an_empty_run_ends_at_once(harness):
     assert graph_outcomes(harness) == {1: "success"}
 
 
-def test_a_run_waits_for_what_is_being_brought(harness):
+def test_graph_waits_for_uploads(harness):
+    """A run waits for what is being brought."""
     harness.compute_graph(call(1, wanted_at_manager=("r1",)))
     harness.connect_worker()
     harness.complete_task(1, size=LARGE)
@@ -397,7 +428,8 @@ def test_a_run_waits_for_what_is_being_brought(harness):
     assert graph_outcomes(harness) == {1: "success"}
 
 
-def test_an_exception_ends_a_run_at_once_and_cancels_the_rest(harness):
+def test_exception_ends_graph_and_cancels_rest(harness):
+    """An exception ends a run at once and cancels the rest."""
     harness.install_library("other", slots=2)
     harness.compute_graph(*(call(n, library="other") for n in range(1, 8)), call(8, "r1", "r7"))
     worker = harness.connect_worker(cores=2)
@@ -415,7 +447,8 @@ def test_an_exception_ends_a_run_at_once_and_cancels_the_rest(harness):
     assert not harness.instructions_of(i.TaskFinished), "the tasks of a run are not reported one by one"
 
 
-def test_after_a_run_has_failed_its_further_tasks_are_not_taken(harness):
+def test_failed_graph_takes_no_further_tasks(harness):
+    """After a run has failed its further tasks are not taken."""
     harness.connect_worker()
     harness.open_graph()
     harness.submit_tasks(call(1, run=1))
@@ -426,7 +459,8 @@ def test_after_a_run_has_failed_its_further_tasks_are_not_taken(harness):
     assert graph_outcomes(harness) == {1: "exception"}
 
 
-def test_the_retries_of_a_run_count_for_each_of_its_tasks(harness):
+def test_graph_retries_count_per_task(harness):
+    """The retries of a run count for each of its tasks."""
     harness.compute_graph(call(1, retries=99), call(2, retries=0), retries=1)
     harness.connect_worker()
     harness.fail_task(1, "crash")
@@ -436,7 +470,8 @@ def test_the_retries_of_a_run_count_for_each_of_its_tasks(harness):
     assert graph_outcomes(harness) == {1: "crash"}
 
 
-def test_a_run_that_fails_does_not_touch_another_one(harness):
+def test_failed_graph_does_not_affect_other(harness):
+    """A run that fails does not touch another one."""
     harness.compute_graph(call(1), run=1)
     harness.compute_graph(call(2), run=2)
     harness.connect_worker()
@@ -445,7 +480,8 @@ def test_a_run_that_fails_does_not_touch_another_one(harness):
     assert graph_outcomes(harness) == {1: "exception", 2: "success"}
 
 
-def test_a_task_that_needs_what_another_run_could_not_make_fails_too(harness):
+def test_reader_of_failed_graphs_result_fails(harness):
+    """A task that needs what another run could not make fails too."""
     harness.open_graph(1)
     harness.submit_tasks(call(1, run=1, reader_count=1))
     harness.compute_graph(call(2, "r1"), run=2)
@@ -458,7 +494,8 @@ def test_a_task_that_needs_what_another_run_could_not_make_fails_too(harness):
 # ---- files that were asked for
 
 
-def test_a_file_that_was_asked_for_is_brought_once_and_announced(harness):
+def test_requested_file_is_uploaded_once_and_announced(harness):
+    """A file that was asked for is brought once and announced."""
     harness.declare_file("r1")
     harness.submit_tasks(call(1))
     worker = harness.connect_worker()
@@ -471,7 +508,8 @@ def test_a_file_that_was_asked_for_is_brought_once_and_announced(harness):
     assert harness.last_instructions == [i.FileAvailable("r1", "")]
 
 
-def test_a_file_that_was_asked_for_before_it_was_made_is_announced_when_it_is(harness):
+def test_early_requested_file_is_announced_when_made(harness):
+    """A file that was asked for before it was made is announced when it is."""
     harness.declare_file("r1")
     harness.submit_tasks(call(1))
     harness.send_events(e.FileRequested("r1"))
@@ -485,7 +523,8 @@ def test_a_file_that_was_asked_for_before_it_was_made_is_announced_when_it_is(ha
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled", "undeclared"])
-def test_who_asked_for_a_file_that_will_not_come_is_told_why(harness, end):
+def test_request_of_lost_file_gets_reason(harness, end):
+    """Who asked for a file that will not come is told why."""
     harness.declare_file("r1")
     harness.submit_tasks(call(1))
     harness.connect_worker()
@@ -501,12 +540,14 @@ def test_who_asked_for_a_file_that_will_not_come_is_told_why(harness, end):
     assert obtained.reason
 
 
-def test_a_file_that_nobody_declared_cannot_be_asked_for(harness):
+def test_undeclared_file_cannot_be_requested(harness):
+    """A file that nobody declared cannot be asked for."""
     (obtained,) = harness.send_events(e.FileRequested("nothing"))
     assert obtained == i.FileAvailable("nothing", "no such file is declared")
 
 
-def test_what_a_run_wants_is_not_announced_to_anybody(harness):
+def test_target_of_graph_is_not_announced(harness):
+    """What a run wants is not announced to anybody."""
     harness.compute_graph(call(1, wanted_at_manager=("r1",)))
     harness.connect_worker()
     harness.complete_task(1, payload=b"one")
@@ -516,7 +557,8 @@ def test_what_a_run_wants_is_not_announced_to_anybody(harness):
 # ---- what is left
 
 
-def test_undeclared_files_go_when_the_last_task_that_needs_them_is_over(harness):
+def test_undeclared_files_go_after_last_reader(harness):
+    """Undeclared files go when the last task that needs them is over."""
     harness.declare_file("data", size=LARGE, at_manager=True)
     harness.submit_tasks(once(1, "data"))
     worker = harness.connect_worker()
@@ -529,7 +571,8 @@ def test_undeclared_files_go_when_the_last_task_that_needs_them_is_over(harness)
     assert "data" not in harness.tables.files
 
 
-def test_a_shared_object_that_was_released_stays_while_tasks_need_it(harness):
+def test_released_shared_object_stays_while_needed(harness):
+    """A shared object that was released stays while tasks need it."""
     harness.declare_file("function", size=10, at_manager=True)
     harness.submit_tasks(once(1, shared=("function",)), once(2, shared=("function",)))
     harness.send_events(e.FilesReleased(["function"], prune=False))
@@ -541,7 +584,8 @@ def test_a_shared_object_that_was_released_stays_while_tasks_need_it(harness):
     assert "function" not in harness.tables.files
 
 
-def test_a_file_that_is_declared_twice_is_released_twice(harness):
+def test_file_declared_twice_is_released_twice(harness):
+    """A file that is declared twice is released twice."""
     harness.declare_file("data", size=10, at_manager=True)
     harness.declare_file("data", size=10, at_manager=True)
     harness.send_events(e.FilesReleased(["data"], prune=False))
@@ -562,7 +606,8 @@ def test_pruning_frees_replicas_and_keeps_the_name(harness):
     assert harness.file("data").at_manager
 
 
-def test_a_long_session_of_single_tasks_leaves_nothing_behind(harness):
+def test_many_single_tasks_leave_no_records(harness):
+    """A long session of single tasks leaves nothing behind."""
     before = count_tasks()  # of the other vines of this process
     harness.declare_file("data", size=10, at_manager=True)
     worker = harness.connect_worker(cores=2)
@@ -585,7 +630,8 @@ def count_tasks():
     return sum(type(thing) is TaskState for thing in gc.get_objects())
 
 
-def test_buckets_of_many_different_requests_do_not_stay():
+def test_queues_of_past_requests_are_removed():
+    """Buckets of many different requests do not stay."""
     harness = SchedulerHarness()
     harness.connect_worker()
     for number in range(1, 100):
@@ -625,7 +671,8 @@ def test_a_closed_run_leaves_no_trace(harness):
     assert harness.send_events(e.GraphClosed(1)) == []
 
 
-def test_a_run_that_has_failed_leaves_no_trace_either(harness):
+def test_failed_graph_leaves_no_records(harness):
+    """A run that has failed leaves no trace either."""
     harness.declare_file("data", size=LARGE, at_manager=True)
     harness.compute_graph(call(1, "data"), call(2, "r1"), call(3, "data"))
     harness.connect_worker()
@@ -636,7 +683,8 @@ def test_a_run_that_has_failed_leaves_no_trace_either(harness):
     assert harness.file("data").pending_readers == 0
 
 
-def test_a_run_that_was_closed_while_it_was_submitted_leaves_no_trace(harness):
+def test_graph_closed_early_leaves_no_records(harness):
+    """A run that was closed while it was submitted leaves no trace."""
     harness.open_graph(prune_depth=2)
     harness.submit_tasks(call(1, run=1), call(2, "r1", run=1))
     harness.send_events(e.GraphClosed(1))
@@ -646,7 +694,8 @@ def test_a_run_that_was_closed_while_it_was_submitted_leaves_no_trace(harness):
     assert not harness.tables.tasks
 
 
-def test_a_result_that_the_user_holds_outlives_its_run(harness):
+def test_pinned_result_outlives_graph(harness):
+    """A result that the user holds outlives its run."""
     harness.compute_graph(call(1))
     harness.declare_file("r1")
     worker = harness.connect_worker()
@@ -663,7 +712,8 @@ def test_a_result_that_the_user_holds_outlives_its_run(harness):
     assert "r1" not in harness.tables.files
 
 
-def test_a_file_that_a_running_task_of_another_run_reads_outlives_its_run(harness):
+def test_file_read_by_other_graph_outlives(harness):
+    """A file that a running task of another run reads outlives its run."""
     harness.compute_graph(call(1), prune_depth=0)
     worker = harness.connect_worker()
     harness.complete_task(1, size=LARGE)
@@ -693,7 +743,8 @@ def test_resources_are_given_back_exactly():
     assert harness.worker(worker).free == harness.worker(worker).total
 
 
-def test_what_is_submitted_again_after_a_failure_may_make_the_same_file(harness):
+def test_resubmission_may_make_same_file(harness):
+    """What is submitted again after a failure may make the same file."""
     harness.declare_file("out")
     harness.submit_tasks(single(1, result="", outputs=("out",)))
     harness.connect_worker(cores=2)

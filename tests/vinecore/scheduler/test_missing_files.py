@@ -33,7 +33,8 @@ def missing(harness):
 
 
 @pytest.mark.parametrize("how", ["inputs", "mounts"])
-def test_a_task_waits_for_who_makes_its_input(harness, how):
+def test_task_waits_for_maker_of_input(harness, how):
+    """A task waits for who makes its input."""
     harness.declare_file("temp", awaited=True)
     harness.submit_tasks(single(1, mounts=("temp",)) if how == "mounts" else single(1, "temp"))
     assert not harness.assignments()
@@ -46,7 +47,8 @@ def test_a_task_waits_for_who_makes_its_input(harness, how):
     assert not harness.scheduler.missing_files.stalled_reason()
 
 
-def test_it_is_said_what_a_task_waits_for_and_no_longer_when_that_is_submitted(harness):
+def test_awaited_input_is_named_until_submitted(harness):
+    """It is said what a task waits for and no longer when that is submitted."""
     harness.declare_file("temp", awaited=True)
     harness.submit_tasks(single(1, "temp"))
     harness.advance_time()
@@ -57,7 +59,8 @@ def test_it_is_said_what_a_task_waits_for_and_no_longer_when_that_is_submitted(h
     assert missing(harness) == ""
 
 
-def test_nothing_is_said_as_long_as_something_runs(harness):
+def test_running_tasks_suppress_stall_message(harness):
+    """Nothing is said as long as something runs."""
     harness.declare_file("temp", awaited=True)
     harness.submit_tasks(single(5), single(1, "temp"))
     harness.advance_time()
@@ -66,7 +69,8 @@ def test_nothing_is_said_as_long_as_something_runs(harness):
 
 
 @pytest.mark.parametrize("end", ["failure", "cancel", "without it"])
-def test_a_maker_that_fails_fails_who_waited_for_it(harness, end):
+def test_failed_maker_fails_waiting_reader(harness, end):
+    """A maker that fails fails who waited for it."""
     harness.declare_file("temp", awaited=True)
     harness.submit_tasks(single(1, "temp"))
     harness.submit_tasks(maker(2, "temp"))
@@ -74,7 +78,8 @@ def test_a_maker_that_fails_fails_who_waited_for_it(harness, end):
     assert task_outcomes(harness)[1] == "input missing"
 
 
-def test_what_is_undeclared_is_not_waited_for_any_more(harness):
+def test_undeclared_file_is_awaited_no_longer(harness):
+    """What is undeclared is not waited for any more."""
     harness.declare_file("temp", awaited=True)
     harness.submit_tasks(single(1, "temp"))
     harness.send_events(e.FilesReleased(["temp"], prune=False))
@@ -95,7 +100,8 @@ def test_who_waits_can_be_cancelled(harness):
     assert missing(harness) == ""
 
 
-def test_what_was_never_declared_or_is_not_there_is_an_error_at_once(harness):
+def test_unknown_input_is_error_at_once(harness):
+    """What was never declared or is not there is an error at once."""
     harness.declare_file("place")
     harness.submit_tasks(single(1, "never"), single(2, "place", "never"))
     assert task_outcomes(harness) == {1: "input missing", 2: "input missing"}
@@ -104,7 +110,8 @@ def test_what_was_never_declared_or_is_not_there_is_an_error_at_once(harness):
     assert "place: not there when it was declared" in reasons[2]
 
 
-def test_what_was_pruned_is_made_again_and_what_nobody_can_make_again_is_an_error(harness):
+def test_pruned_file_is_remade_or_error(harness):
+    """What was pruned is made again and what nobody can make again is an error."""
     harness.declare_file("temp", awaited=True)
     harness.submit_tasks(maker(2, "temp"))
     harness.complete_task(2, outputs={"temp": LARGE})
@@ -117,7 +124,8 @@ def test_what_was_pruned_is_made_again_and_what_nobody_can_make_again_is_an_erro
     assert task_outcomes(harness)[3] == "input missing"
 
 
-def test_calls_and_on_demand_makers_and_archives_wait_as_well(harness):
+def test_calls_archives_and_minitasks_wait_too(harness):
+    """Calls and on demand makers and archives wait as well."""
     for name in ("temp", "packed", "seed"):
         harness.declare_file(name, awaited=True)
     harness.declare_file("unpacked", archive="packed", directory=True)
@@ -137,7 +145,8 @@ def test_calls_and_on_demand_makers_and_archives_wait_as_well(harness):
     assert set(done) == {1, 3, 4, 5, 6, 8}
 
 
-def test_a_library_waits_for_the_maker_of_its_input(harness):
+def test_library_waits_for_maker_of_file(harness):
+    """A library waits for the maker of its input."""
     harness.declare_file("temp", awaited=True)
     harness.install_library("lib", files=("temp",), request=ONE_CORE)
     harness.submit_tasks(call(1))

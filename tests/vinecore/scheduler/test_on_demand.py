@@ -55,7 +55,8 @@ def close(harness, run):
     return harness.send_events(e.GraphClosed(run))
 
 
-def test_what_is_asked_for_wakes_all_that_it_needs(harness):
+def test_target_activates_all_it_needs(harness):
+    """What is asked for wakes all that it needs."""
     harness.connect_worker()
     harness.compute_graph(*line(1, "a", "b", "c"))
     assert finish(harness) == ["a", "b", "c"]
@@ -70,7 +71,8 @@ def test_nothing_runs_that_nobody_needs(harness):
     assert harness.graph().deferred == 1
 
 
-def test_a_later_run_finds_what_an_earlier_one_has_left(harness):
+def test_later_graph_finds_earlier_results(harness):
+    """A later run finds what an earlier one has left."""
     worker = harness.connect_worker()
     harness.compute_graph(*line(1, "a", "b", "c"))
     finish(harness)
@@ -82,7 +84,8 @@ def test_a_later_run_finds_what_an_earlier_one_has_left(harness):
     assert harness.replica_holders("b") == {worker}
 
 
-def test_a_target_that_is_there_is_only_brought(harness):
+def test_present_target_is_only_uploaded(harness):
+    """A target that is there is only brought."""
     harness.connect_worker()
     harness.compute_graph(*line(1, "a", "b"))
     finish(harness)
@@ -94,7 +97,8 @@ def test_a_target_that_is_there_is_only_brought(harness):
     assert harness.graph(2).deferred == 2
 
 
-def test_a_target_that_is_lost_while_it_is_brought_is_made_again(harness):
+def test_target_lost_in_upload_is_remade(harness):
+    """A target that is lost while it is brought is made again."""
     first = harness.connect_worker()
     harness.compute_graph(*line(1, "a", "b"))
     finish(harness)
@@ -106,7 +110,8 @@ def test_a_target_that_is_lost_while_it_is_brought_is_made_again(harness):
     assert graph_outcomes(harness)[2] == "success"
 
 
-def test_what_was_reused_and_is_lost_is_made_through_all_its_generations(harness):
+def test_lost_reused_result_is_remade_recursively(harness):
+    """What was reused and is lost is made through all its generations."""
     first = harness.connect_worker()
     harness.compute_graph(*line(1, "a", "b", "c"))
     finish(harness)
@@ -129,7 +134,8 @@ def test_spare_files_that_are_lost_are_forgotten(harness):
     assert not {"a", "b"} & set(harness.tables.files)
 
 
-def test_the_manager_does_not_keep_what_a_closed_run_has_brought(harness):
+def test_manager_drops_results_of_closed_graph(harness):
+    """The manager does not keep what a closed run has brought."""
     harness.connect_worker()
     harness.compute_graph(*line(1, "a"))
     finish(harness)
@@ -137,7 +143,8 @@ def test_the_manager_does_not_keep_what_a_closed_run_has_brought(harness):
     assert harness.file("a").producer is None
 
 
-def test_spare_files_are_bounded_and_the_oldest_go_first(harness, monkeypatch):
+def test_evictable_files_are_bounded_oldest_first(harness, monkeypatch):
+    """Spare files are bounded and the oldest go first."""
     monkeypatch.setattr(file_lifetime, "MAX_EVICTABLE_FILES", 2)
     harness.connect_worker()
     harness.compute_graph(*line(1, "a", "b", "c"))
@@ -147,7 +154,8 @@ def test_spare_files_are_bounded_and_the_oldest_go_first(harness, monkeypatch):
     assert (1, "a") in harness.removed_objects()
 
 
-def test_the_result_of_an_ordinary_vertex_is_not_kept(harness):
+def test_result_of_ordinary_vertex_is_dropped(harness):
+    """The result of an ordinary vertex is not kept."""
     harness.connect_worker()
     harness.compute_graph(*line(1, "a"), call(5, "a", wanted_at_manager=("r5",), reader_count=0))
     finish(harness)
@@ -155,7 +163,8 @@ def test_the_result_of_an_ordinary_vertex_is_not_kept(harness):
     assert "r5" not in harness.tables.files
 
 
-def test_a_graph_waits_until_a_worker_has_said_what_it_has(harness):
+def test_graph_waits_for_inventory(harness):
+    """A graph waits until a worker has said what it has."""
     worker = harness.connect_worker(features=[m.PERSISTENT_CACHE_FEATURE])
     harness.compute_graph(*line(1, "a", "b"))
     assert not harness.assignments()
@@ -165,7 +174,8 @@ def test_a_graph_waits_until_a_worker_has_said_what_it_has(harness):
     assert harness.graph().deferred == 2
 
 
-def test_a_graph_waits_for_the_first_worker_and_says_so(harness):
+def test_graph_waits_for_first_worker(harness):
+    """A graph waits for the first worker and says so."""
     harness.compute_graph(*line(1, "a"))
     harness.advance_time()
     harness.advance_time(STALL_REPORT_DELAY_S)
@@ -174,7 +184,8 @@ def test_a_graph_waits_for_the_first_worker_and_says_so(harness):
     assert harness.assignments()
 
 
-def test_a_graph_waits_for_the_workers_that_will_be_there_but_not_for_long(harness):
+def test_graph_waits_briefly_for_expected_workers(harness):
+    """A graph waits for the workers that will be there but not for long."""
     harness.send_events(e.SettingChanged("expected-workers", 2))
     harness.connect_worker()
     harness.compute_graph(*line(1, "a"))
@@ -183,7 +194,8 @@ def test_a_graph_waits_for_the_workers_that_will_be_there_but_not_for_long(harne
     assert harness.assignments()
 
 
-def test_a_graph_does_not_wait_for_ever_for_a_worker_that_looks_through_much(harness):
+def test_inventory_wait_has_timeout(harness):
+    """A graph does not wait for ever for a worker that looks through much."""
     harness.connect_worker(features=[m.PERSISTENT_CACHE_FEATURE])
     harness.compute_graph(*line(1, "a"))
     harness.advance_time(1.0)
@@ -192,7 +204,8 @@ def test_a_graph_does_not_wait_for_ever_for_a_worker_that_looks_through_much(har
     assert harness.assignments()
 
 
-def test_a_graph_that_is_closed_before_it_is_asked_for_leaves_nothing(harness):
+def test_graph_closed_before_activation_leaves_nothing(harness):
+    """A graph that is closed before it is asked for leaves nothing."""
     harness.compute_graph(*line(1, "a"))
     close(harness, 1)
     harness.connect_worker()
@@ -200,7 +213,8 @@ def test_a_graph_that_is_closed_before_it_is_asked_for_leaves_nothing(harness):
     assert "a" not in harness.tables.files
 
 
-def test_a_single_task_that_sleeps_is_woken_by_its_first_reader(harness):
+def test_deferred_single_task_wakes_for_reader(harness):
+    """A single task that sleeps is woken by its first reader."""
     harness.connect_worker(cores=2)
     harness.submit_tasks(single(1, on_demand=True))
     assert not harness.assignments()
@@ -211,7 +225,8 @@ def test_a_single_task_that_sleeps_is_woken_by_its_first_reader(harness):
     assert task_outcomes(harness) == {2: "success"}
 
 
-def test_a_sleeper_that_fails_fails_who_needed_it(harness):
+def test_failed_deferred_task_fails_reader(harness):
+    """A sleeper that fails fails who needed it."""
     harness.connect_worker(cores=2)
     harness.submit_tasks(single(1, on_demand=True))
     harness.submit_tasks(single(2, "r1"))
@@ -219,7 +234,8 @@ def test_a_sleeper_that_fails_fails_who_needed_it(harness):
     assert task_outcomes(harness) == {2: "input missing"}
 
 
-def test_a_file_that_is_declared_twice_is_made_by_the_first_of_the_two_sleepers(harness):
+def test_file_declared_twice_uses_first_maker(harness):
+    """A file that is declared twice is made by the first of the two sleepers."""
     harness.connect_worker(cores=4)
     harness.submit_tasks(single(1, on_demand=True, result="made"))
     harness.submit_tasks(single(2, "made"))
@@ -232,7 +248,8 @@ def test_a_file_that_is_declared_twice_is_made_by_the_first_of_the_two_sleepers(
     assert set(harness.assignments()) == {5}
 
 
-def test_calls_wait_for_what_their_library_needs_and_a_task_makes(harness):
+def test_calls_wait_for_made_library_files(harness):
+    """Calls wait for what their library needs and a task makes."""
     harness.declare_file("made")
     harness.submit_tasks(single(1, on_demand=True, result="made"))
     harness.install_library("needs", files=("made",))
@@ -243,7 +260,8 @@ def test_calls_wait_for_what_their_library_needs_and_a_task_makes(harness):
     assert 2 in harness.assignments()
 
 
-def test_who_reads_what_a_sleeper_has_not_made_is_told_its_last_words(harness):
+def test_reader_gets_failure_of_deferred_task(harness):
+    """Who reads what a sleeper has not made is told its last words."""
     harness.connect_worker()
     harness.submit_tasks(single(1, on_demand=True, outputs=("made",)))
     harness.submit_tasks(single(2, "made"))

@@ -50,7 +50,8 @@ def hold(harness, *workers):
     assert {harness.assignments()[100 + worker] for worker in workers} == set(workers)
 
 
-def test_what_cannot_be_fetched_from_a_peer_comes_through_the_manager(harness):
+def test_unreachable_peer_is_replaced_by_manager(harness):
+    """What cannot be fetched from a peer comes through the manager."""
     hidden = holder(harness, "a")
     hold(harness, hidden)
     first = reader(harness, 1, "a")
@@ -61,7 +62,8 @@ def test_what_cannot_be_fetched_from_a_peer_comes_through_the_manager(harness):
     assert harness.requested_fetches() == [(first, "a", "manager")]
 
 
-def test_each_time_it_is_tried_in_vain_the_pause_grows(harness):
+def test_pair_backoff_grows_with_failures(harness):
+    """Each time it is tried in vain the pause grows."""
     hidden = holder(harness, "a", "b", "c")
     hold(harness, hidden)
     first = reader(harness, 1, "a")
@@ -75,7 +77,8 @@ def test_each_time_it_is_tried_in_vain_the_pause_grows(harness):
     assert avoided[pair] == harness.now + 4 * PAIR_BACKOFF_S
 
 
-def test_failures_of_fetches_that_were_asked_for_together_count_once(harness):
+def test_concurrent_failures_count_once(harness):
+    """Failures of fetches that were asked for together count once."""
     hidden = holder(harness, "a", "b", "c")
     hold(harness, hidden)
     first = reader(harness, 1, "a", "b", "c")
@@ -87,7 +90,8 @@ def test_failures_of_fetches_that_were_asked_for_together_count_once(harness):
     assert harness.worker(first).unreachable_peers == 1
 
 
-def test_nobody_asks_who_could_not_be_reached_by_two_and_longer_each_time(harness):
+def test_peer_unreachable_by_two_is_excluded(harness):
+    """Nobody asks who could not be reached by two and longer each time."""
     hidden = holder(harness, "a", "b")
     hold(harness, hidden)
     first = reader(harness, 1, "a")
@@ -103,7 +107,8 @@ def test_nobody_asks_who_could_not_be_reached_by_two_and_longer_each_time(harnes
     assert harness.worker(hidden).excluded_until >= harness.now + 4 * PEER_BACKOFF_S
 
 
-def test_who_can_reach_no_other_gets_everything_through_the_manager(harness):
+def test_isolated_worker_uses_manager_only(harness):
+    """Who can reach no other gets everything through the manager."""
     names = ("a", "b", "c", "d")
     holders = [holder(harness, name, port=port) for name, port in zip(names, (7, 8, 9, 10), strict=True)]
     hold(harness, *holders)

@@ -96,24 +96,28 @@ def test_the_largest_input_goes_first():
     assert ordered("largest-input-first", *specs) == [2, 4, 1, 3]
 
 
-def test_the_category_that_takes_longest_goes_first_and_an_unknown_one_before():
+def test_longest_category_goes_first():
+    """The category that takes longest goes first and an unknown one before."""
     specs = [single(1, category="short"), single(2, category="long"), single(3, category="new")]
     assert ordered("longest-category-first", *specs, short=1.0, long=5.0) == [3, 2, 1]
 
 
-def test_the_category_that_takes_shortest_goes_first_and_an_unknown_one_before():
+def test_shortest_category_goes_first():
+    """The category that takes shortest goes first and an unknown one before."""
     specs = [single(1, category="long"), single(2, category="short"), single(3, category="new")]
     assert ordered("shortest-category-first", *specs, short=1.0, long=5.0) == [3, 2, 1]
 
 
-def test_random_order_is_another_one_and_always_the_same():
+def test_random_order_is_reproducible():
+    """Random order is another one and always the same."""
     specs = [single(n) for n in range(1, 30)]
     order = ordered("random", *specs)
     assert sorted(order) == list(range(1, 30)) != order
     assert ordered("random", *specs) == order
 
 
-def test_the_most_urgent_of_all_kinds_of_tasks_goes_first():
+def test_most_urgent_of_all_kinds_goes_first():
+    """The most urgent of all kinds of tasks goes first."""
     harness = SchedulerHarness()
     harness.submit_tasks(
         single(1, priority=2, category="a"),
@@ -133,13 +137,15 @@ def test_tasks_are_spread_over_idle_workers(harness):
     assert sorted(harness.assignments().values()) == workers
 
 
-def test_with_many_workers_work_still_reaches_all_of_them(harness):
+def test_work_reaches_all_of_many_workers(harness):
+    """With many workers work still reaches all of them."""
     workers = [harness.connect_worker() for _ in range(40)]
     harness.submit_tasks(*(call(n) for n in range(1, 41)))
     assert sorted(harness.assignments().values()) == workers
 
 
-def test_single_tasks_fill_a_worker_and_no_more():
+def test_single_tasks_fill_worker_exactly():
+    """Single tasks fill a worker and no more."""
     harness = SchedulerHarness()
     worker = harness.connect_worker(cores=3)
     harness.submit_tasks(*(single(n) for n in range(1, 6)))
@@ -149,7 +155,8 @@ def test_single_tasks_fill_a_worker_and_no_more():
     assert harness.dispatched_tasks() == [4]
 
 
-def test_a_task_that_says_nothing_of_its_needs_gets_a_whole_worker():
+def test_unspecified_task_gets_whole_worker():
+    """A task that says nothing of its needs gets a whole worker."""
     harness = SchedulerHarness()
     worker = harness.connect_worker(cores=4, gpus=1)
     harness.submit_tasks(single(1, request=ResourceRequest()), single(2, request=ResourceRequest()))
@@ -159,7 +166,8 @@ def test_a_task_that_says_nothing_of_its_needs_gets_a_whole_worker():
     assert run.options["allocation"] == Resources(4, 4000, 1000, 0)
 
 
-def test_what_a_task_asked_for_is_a_limit_and_what_was_rounded_up_is_not():
+def test_requested_amount_limits_rounded_does_not():
+    """What a task asked for is a limit and what was rounded up is not."""
     harness = SchedulerHarness()
     harness.connect_worker(cores=4)
     harness.submit_tasks(single(1, request=ResourceRequest(cores=1, memory=300)))
@@ -167,7 +175,8 @@ def test_what_a_task_asked_for_is_a_limit_and_what_was_rounded_up_is_not():
     assert run.options["limits"] == {"memory": 300}
 
 
-def test_a_larger_task_waits_while_a_smaller_one_of_another_kind_runs():
+def test_larger_task_waits_for_smaller_one():
+    """A larger task waits while a smaller one of another kind runs."""
     harness = SchedulerHarness()
     harness.connect_worker(cores=2)
     harness.submit_tasks(single(1, request=ResourceRequest(cores=3)), single(2))
@@ -175,7 +184,7 @@ def test_a_larger_task_waits_while_a_smaller_one_of_another_kind_runs():
     assert harness.state_of(1) == READY
 
 
-def test_where_the_first_workers_are_too_small_for_the_task_at_hand_another_one_is_found():
+def test_task_finds_worker_beyond_small_ones():
     """The estimate behind the row of open workers may be too small: tasks of a category that learns draw their own."""
     harness = SchedulerHarness()
     harness.send_events(
@@ -204,13 +213,15 @@ def test_where_the_first_workers_are_too_small_for_the_task_at_hand_another_one_
 # ---- how much is queued on a worker
 
 
-def test_short_calls_are_queued_ahead_to_cover_the_way_there_and_back(harness):
+def test_short_calls_are_prefetched(harness):
+    """Short calls are queued ahead to cover the way there and back."""
     learn(harness, wall_s=0.001)
     harness.submit_tasks(*(call(n) for n in range(1, 100)))
     assert len(harness.assignments()) == 11
 
 
-def test_very_short_calls_are_queued_in_numbers_that_are_bounded(harness):
+def test_very_short_calls_are_prefetched_bounded(harness):
+    """Very short calls are queued in numbers that are bounded."""
     learn(harness, wall_s=0.00001)
     harness.submit_tasks(*(call(n) for n in range(1, 1000)))
     assert len(harness.assignments()) == 1 + MAX_PREFETCHED_PER_SLOT
@@ -240,7 +251,8 @@ def holding(harness, size=100 * MB):
     return first, second
 
 
-def test_a_task_goes_to_where_its_bytes_are(harness):
+def test_task_goes_to_its_bytes(harness):
+    """A task goes to where its bytes are."""
     _first, second = holding(harness)
     harness.submit_tasks(call(2, "r1"))
     assert harness.assignments() == {2: second}
@@ -258,7 +270,8 @@ def test_many_bytes_are_worth_a_short_wait(harness):
     assert first in harness.tables.workers
 
 
-def test_a_few_bytes_are_not_worth_waiting_for_a_busy_worker(harness):
+def test_few_bytes_do_not_wait_for_worker(harness):
+    """A few bytes are not worth waiting for a busy worker."""
     first, second = holding(harness, size=LARGE)
     harness.submit_tasks(call(2, "r1"))
     harness.submit_tasks(call(3, "r1"))
@@ -303,7 +316,8 @@ def said_readers(harness):
     return {run.task: run.options.get("readers") for _worker, run in harness.messages_sent(m.RunTask)}
 
 
-def test_a_call_of_a_kind_that_makes_large_results_says_how_many_of_its_graph_read_it(harness):
+def test_large_result_call_names_reader_count(harness):
+    """A call of a kind that makes large results says how many of its graph read it."""
     harness.connect_worker()
     harness.compute_graph(call(1), call(2, "r1"), call(3, "r1"))
     assert said_readers(harness) == {1: None, 2: None, 3: None}
@@ -313,7 +327,8 @@ def test_a_call_of_a_kind_that_makes_large_results_says_how_many_of_its_graph_re
     assert said_readers(harness) == {11: 2, 12: None, 13: None}
 
 
-def test_what_somebody_else_may_want_is_not_said_to_be_read_by_so_many(harness):
+def test_pinned_result_names_no_reader_count(harness):
+    """What somebody else may want is not said to be read by so many."""
     for _ in range(8):
         harness.connect_worker()
     harness.submit_tasks(call(1))
@@ -327,7 +342,8 @@ def test_what_somebody_else_may_want_is_not_said_to_be_read_by_so_many(harness):
     assert not any("readers" in run.options for run in sent)
 
 
-def test_roots_with_a_reader_in_common_are_queued_together_where_nobody_idles(harness):
+def test_roots_with_common_reader_stay_together(harness):
+    """Roots with a reader in common are queued together where nobody idles."""
     busy(harness, 3)
     harness.compute_graph(*merges(3, 4))
     for number in (2000, 2001, 2002):
@@ -342,7 +358,8 @@ def test_roots_with_a_reader_in_common_are_queued_together_where_nobody_idles(ha
     assert not harness.requested_fetches(harness.log)
 
 
-def test_roots_are_spread_where_somebody_idles_whoever_reads_them(harness):
+def test_roots_spread_to_idle_workers(harness):
+    """Roots are spread where somebody idles whoever reads them."""
     learn(harness, 60.0)
     for _ in range(3):
         harness.connect_worker()
@@ -359,7 +376,8 @@ def lots(workers, cores):
     return harness
 
 
-def test_roots_of_a_graph_that_will_need_all_slots_fill_those_of_one_worker_after_the_other():
+def test_roots_of_full_graph_fill_workers():
+    """Roots of a graph that will need all slots fill those of one worker after the other."""
     harness = lots(workers=4, cores=2)
     harness.open_graph(size=9)
     harness.submit_tasks(*(call(n, run=1) for n in range(1, 5)))
@@ -367,14 +385,16 @@ def test_roots_of_a_graph_that_will_need_all_slots_fill_those_of_one_worker_afte
     assert where[1] == where[2] != where[3] == where[4]
 
 
-def test_roots_of_a_graph_that_leaves_slots_free_are_spread():
+def test_roots_of_small_graph_are_spread():
+    """Roots of a graph that leaves slots free are spread."""
     harness = lots(workers=4, cores=2)
     harness.open_graph(size=8)
     harness.submit_tasks(*(call(n, run=1) for n in range(1, 5)))
     assert sorted(harness.assignments().values()) == [1, 2, 3, 4]
 
 
-def test_roots_go_on_elsewhere_when_the_worker_of_the_one_before_is_lost():
+def test_roots_continue_after_worker_loss():
+    """Roots go on elsewhere when the worker of the one before is lost."""
     harness = lots(workers=2, cores=2)
     harness.open_graph(size=100)
     harness.submit_tasks(call(1, run=1))
@@ -384,14 +404,16 @@ def test_roots_go_on_elsewhere_when_the_worker_of_the_one_before_is_lost():
     assert harness.assignments() == {1: left, 2: left}
 
 
-def test_roots_whose_reader_reads_many_are_not_queued_together(harness):
+def test_roots_of_wide_reader_are_spread(harness):
+    """Roots whose reader reads many are not queued together."""
     busy(harness, 2)
     harness.compute_graph(*merges(1, 100))
     harness.complete_task(2000, wall_s=60.0)
     assert len(harness.assignments()) == 2
 
 
-def test_queued_roots_are_taken_back_when_another_worker_has_nothing_to_do(harness):
+def test_queued_roots_are_stolen_by_idle(harness):
+    """Queued roots are taken back when another worker has nothing to do."""
     busy(harness, 2)
     harness.compute_graph(*merges(1, 4))
     harness.complete_task(2000, wall_s=60.0)
@@ -402,14 +424,16 @@ def test_queued_roots_are_taken_back_when_another_worker_has_nothing_to_do(harne
     assert (worker, recall.max_calls) == (holder, 1)
 
 
-def test_the_order_that_a_user_has_asked_for_is_not_changed_for_common_readers(harness):
+def test_user_order_ignores_common_readers(harness):
+    """The order that a user has asked for is not changed for common readers."""
     busy(harness, 2)
     harness.compute_graph(*merges(2, 4), priority_mode="FIFO")
     harness.complete_task(2000, wall_s=60.0)
     assert len(harness.assignments()) == 2
 
 
-def test_a_single_task_goes_to_where_its_bytes_are_too():
+def test_single_task_goes_to_its_bytes():
+    """A single task goes to where its bytes are too."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=100 * MB, at_manager=True)
     harness.submit_tasks(single(9))
@@ -457,7 +481,8 @@ def test_disk_takes_who_has_most_of_it():
     assert set(harness.assignments().values()) == {big}
 
 
-def test_time_tries_everybody_and_then_takes_the_fastest():
+def test_time_policy_tries_all_then_fastest():
+    """Time tries everybody and then takes the fastest."""
     harness = SchedulerHarness()
     first, second = two_workers(harness, "time")
     harness.submit_tasks(single(1))
@@ -501,7 +526,8 @@ def test_every_policy_runs_everything(policy):
 # ---- categories
 
 
-def test_a_category_says_what_its_tasks_do_not():
+def test_category_fills_in_unspecified_resources():
+    """A category says what its tasks do not."""
     harness = SchedulerHarness()
     harness.send_events(
         e.CategorySet("small", None, ResourceRequest(cores=1, memory=100, disk=10), None, None)
@@ -515,7 +541,8 @@ def test_a_category_says_what_its_tasks_do_not():
     assert harness.worker(worker).free == Resources(2, 3700, 980, 0)
 
 
-def test_no_task_gets_less_than_the_minimum_of_its_category():
+def test_category_minimum_is_respected():
+    """No task gets less than the minimum of its category."""
     harness = SchedulerHarness()
     harness.send_events(e.CategorySet("c", None, None, ResourceRequest(cores=2, memory=500), None))
     worker = harness.connect_worker(cores=4)
@@ -524,7 +551,8 @@ def test_no_task_gets_less_than_the_minimum_of_its_category():
     assert (free.cores, free.memory) == (2, 3500)
 
 
-def test_a_category_that_changes_reaches_workers_that_are_idle():
+def test_changed_category_reaches_idle_workers():
+    """A category that changes reaches workers that are idle."""
     harness = SchedulerHarness()
     harness.submit_tasks(single(1, category="c", request=ResourceRequest()))
     harness.send_events(e.CategorySet("c", None, ResourceRequest(cores=8), None, None))
@@ -534,7 +562,8 @@ def test_a_category_that_changes_reaches_workers_that_are_idle():
     assert harness.assignments()
 
 
-def test_a_task_that_passed_its_limit_is_tried_with_more_where_the_category_learns():
+def test_exhausted_task_retries_with_more():
+    """A task that passed its limit is tried with more where the category learns."""
     harness = SchedulerHarness()
     harness.send_events(e.CategorySet("c", "max", None, None, ResourceRequest(cores=1, memory=100)))
     worker = harness.connect_worker(cores=2)
@@ -551,7 +580,8 @@ def test_a_task_that_passed_its_limit_is_tried_with_more_where_the_category_lear
     assert harness.worker(worker).free == harness.worker(worker).total
 
 
-def test_a_task_that_needs_more_does_not_hold_up_the_others_of_its_category():
+def test_larger_retry_does_not_block_category():
+    """A task that needs more does not hold up the others of its category."""
     harness = SchedulerHarness()
     harness.send_events(e.CategorySet("c", "max", None, None, ResourceRequest(cores=1, memory=100)))
     big = harness.connect_worker(cores=1, memory_mb=4000)
@@ -568,7 +598,8 @@ def test_a_task_that_needs_more_does_not_hold_up_the_others_of_its_category():
     assert "no worker is large enough" in harness.instructions_of(i.Stalled, harness.log)[-1].text
 
 
-def test_a_task_that_passed_its_limit_fails_where_the_category_is_fixed():
+def test_exhausted_task_of_fixed_category_fails():
+    """A task that passed its limit fails where the category is fixed."""
     harness = SchedulerHarness()
     harness.connect_worker()
     harness.submit_tasks(single(1, request=ResourceRequest(cores=1, memory=100)))
@@ -576,7 +607,8 @@ def test_a_task_that_passed_its_limit_fails_where_the_category_is_fixed():
     assert task_outcomes(harness) == {1: "exhausted"}
 
 
-def test_a_learned_size_that_is_rounded_up_does_not_ask_for_more_than_there_is():
+def test_learned_size_is_capped_by_workers():
+    """A learned size that is rounded up does not ask for more than there is."""
     harness = SchedulerHarness()
     harness.send_events(
         e.SettingChanged("category-steady-n-tasks", 1), e.CategorySet("c", "max", None, None, None)
@@ -600,7 +632,8 @@ def missing(harness):
     return texts[-1].text if texts else ""
 
 
-def test_it_is_said_that_no_worker_is_connected_and_that_this_is_over(harness):
+def test_missing_workers_are_reported_and_over(harness):
+    """It is said that no worker is connected and that this is over."""
     harness.submit_tasks(call(1))
     harness.advance_time()
     assert not harness.instructions_of(i.Stalled), "workers take a moment to connect"
@@ -612,11 +645,13 @@ def test_it_is_said_that_no_worker_is_connected_and_that_this_is_over(harness):
     assert harness.instructions_of(i.Stalled) == [i.Stalled("")]
 
 
-def test_nothing_is_missing_where_nothing_has_to_run(harness):
+def test_idle_scheduler_misses_nothing(harness):
+    """Nothing is missing where nothing has to run."""
     assert missing(harness) == ""
 
 
-def test_a_worker_with_another_python_gets_no_pickled_functions(harness):
+def test_other_python_gets_no_functions(harness):
+    """A worker with another python gets no pickled functions."""
     harness.submit_tasks(call(1), single(2))
     harness.connect_worker(python="3.9")
     (note,) = harness.instructions_of(i.LogMessage)
@@ -627,7 +662,8 @@ def test_a_worker_with_another_python_gets_no_pickled_functions(harness):
     assert "environment=" in text
 
 
-def test_a_worker_with_another_python_gets_commands_and_what_brings_its_own_environment():
+def test_other_python_gets_commands_and_environments():
+    """A worker with another python gets commands and what brings its own environment."""
     harness = SchedulerHarness()
     harness.declare_file("env.tar", size=LARGE, at_manager=True)
     harness.declare_file("env", archive="env.tar", directory=True)
@@ -646,7 +682,8 @@ def choosy():
     return harness
 
 
-def test_a_python_without_a_package_that_is_needed_gets_no_functions(choosy):
+def test_missing_package_prevents_functions(choosy):
+    """A python without a package that is needed gets no functions."""
     choosy.submit_tasks(call(1), single(2))
     choosy.connect_worker(cores=2, versions={"python": "3.11", "numpy": ""})
     (note,) = choosy.instructions_of(i.LogMessage)
@@ -660,7 +697,8 @@ def test_a_python_without_a_package_that_is_needed_gets_no_functions(choosy):
     assert choosy.assignments() == {1: worker, 2: worker}
 
 
-def test_a_python_without_packages_gets_commands_and_what_brings_or_starts_another_one(choosy):
+def test_missing_packages_allow_commands(choosy):
+    """A python without packages gets commands and what brings or starts another one."""
     choosy.declare_file("env.tar", size=LARGE, at_manager=True)
     choosy.declare_file("env", archive="env.tar", directory=True)
     choosy.install_library("own", environment="env")
@@ -674,13 +712,15 @@ def test_a_python_without_packages_gets_commands_and_what_brings_or_starts_anoth
     assert choosy.assignments() == dict.fromkeys((1, 2, 3, 4), worker)
 
 
-def test_a_worker_that_has_not_looked_what_it_has_is_trusted(choosy):
+def test_unchecked_python_is_trusted(choosy):
+    """A worker that has not looked what it has is trusted."""
     worker = choosy.connect_worker()
     choosy.submit_tasks(single(1))
     assert choosy.assignments() == {1: worker}
 
 
-def test_where_all_workers_are_here_and_lack_something_the_tasks_fail_with_what_it_is(choosy):
+def test_unsuitable_final_workers_fail_tasks(choosy):
+    """Where all workers are here and lack something the tasks fail with what it is."""
     choosy.send_events(e.SettingChanged("expected-workers", 1))
     choosy.compute_graph(single(1))
     choosy.connect_worker(versions={"python": "3.11"})
@@ -689,7 +729,8 @@ def test_where_all_workers_are_here_and_lack_something_the_tasks_fail_with_what_
     assert "no cloudpickle" in ended.info["reason"]
 
 
-def test_a_task_that_is_too_large_for_every_worker_is_named_with_what_would_fit():
+def test_too_large_task_is_named_with_fit():
+    """A task that is too large for every worker is named with what would fit."""
     harness = SchedulerHarness()
     harness.connect_worker(cores=2)
     harness.submit_tasks(single(1, request=ResourceRequest(cores=3)))
@@ -701,14 +742,16 @@ def test_a_task_that_is_too_large_for_every_worker_is_named_with_what_would_fit(
     assert harness.assignments()
 
 
-def test_a_library_that_is_too_large_is_named_by_its_label(harness):
+def test_too_large_library_is_named(harness):
+    """A library that is too large is named by its label."""
     harness.install_library("big-0123", request=ResourceRequest(cores=9), options={"label": "big"})
     harness.connect_worker()
     harness.submit_tasks(call(1, library="big-0123"))
     assert "no worker is large enough for library big: " in missing(harness)
 
 
-def test_a_worker_of_the_right_size_with_the_wrong_python_does_not_count():
+def test_fitting_worker_of_wrong_python_is_ignored():
+    """A worker of the right size with the wrong python does not count."""
     harness = SchedulerHarness()
     harness.connect_worker(cores=8, python="3.9")
     harness.connect_worker(cores=2)
@@ -716,7 +759,8 @@ def test_a_worker_of_the_right_size_with_the_wrong_python_does_not_count():
     assert "no worker is large enough" in missing(harness)
 
 
-def test_what_is_too_large_fails_where_all_workers_are_known_to_be_here():
+def test_too_large_task_fails_with_final_workers():
+    """What is too large fails where all workers are known to be here."""
     harness = SchedulerHarness()
     harness.send_events(e.SettingChanged("expected-workers", 2))
     harness.connect_worker(cores=2)
@@ -743,7 +787,8 @@ def test_without_startable_workers_ready_tasks_fail():
     assert harness.assignments() == {3: 1}
 
 
-def test_a_connected_worker_runs_tasks_despite_start_failures():
+def test_connected_worker_runs_despite_start_failures():
+    """A connected worker runs tasks despite start failures."""
     harness = SchedulerHarness()
     harness.send_events(e.SettingChanged("start-failure", "no Python"))
     harness.connect_worker(cores=1)
@@ -753,7 +798,8 @@ def test_a_connected_worker_runs_tasks_despite_start_failures():
     assert not task_outcomes(harness)
 
 
-def test_all_tasks_that_are_too_large_are_reported_each():
+def test_each_too_large_task_is_reported():
+    """All tasks that are too large are reported each."""
     harness = SchedulerHarness()
     harness.send_events(e.SettingChanged("expected-workers", 1))
     harness.connect_worker()

@@ -31,7 +31,8 @@ def made_again(harness):
     return {x.text.split()[1] for x in harness.instructions_of(i.LogMessage) if x.text.startswith("making ")}
 
 
-def test_the_tasks_of_a_lost_worker_run_elsewhere(harness):
+def test_tasks_of_lost_worker_run_elsewhere(harness):
+    """The tasks of a lost worker run elsewhere."""
     harness.compute_graph(call(1), call(2))
     first = harness.connect_worker()
     second = harness.connect_worker()
@@ -42,7 +43,8 @@ def test_the_tasks_of_a_lost_worker_run_elsewhere(harness):
     assert graph_outcomes(harness) == {1: "success"}
 
 
-def test_tasks_wait_when_the_only_worker_is_lost_and_run_on_the_next_one(harness):
+def test_tasks_wait_for_next_worker(harness):
+    """Tasks wait when the only worker is lost and run on the next one."""
     harness.compute_graph(call(1))
     harness.disconnect_worker(harness.connect_worker())
     assert not harness.assignments()
@@ -50,7 +52,8 @@ def test_tasks_wait_when_the_only_worker_is_lost_and_run_on_the_next_one(harness
     assert harness.assignments() == {1: worker}
 
 
-def test_a_file_with_another_copy_is_not_made_again(harness):
+def test_replicated_file_is_not_made_again(harness):
+    """A file with another copy is not made again."""
     harness.compute_graph(call(1), call(2, "r1"), call(3, "r1"), prune_depth=0)
     first = harness.connect_worker(cores=2)
     harness.complete_task(1, size=LARGE)
@@ -62,7 +65,8 @@ def test_a_file_with_another_copy_is_not_made_again(harness):
     assert harness.graph().recomputed == 0
 
 
-def test_a_small_file_that_the_manager_has_is_not_made_again(harness):
+def test_small_file_at_manager_is_not_remade(harness):
+    """A small file that the manager has is not made again."""
     harness.compute_graph(call(1, wanted_at_manager=("r1",)), call(2, "r1", wanted_at_manager=("r2",)))
     first = harness.connect_worker()
     harness.complete_task(1, payload=b"one")
@@ -72,7 +76,8 @@ def test_a_small_file_that_the_manager_has_is_not_made_again(harness):
     assert i.SendObject(second, "r1") in harness.last_instructions
 
 
-def test_a_lost_file_is_made_again_when_somebody_needs_it(harness):
+def test_needed_lost_file_is_made_again(harness):
+    """A lost file is made again when somebody needs it."""
     harness.compute_graph(call(1), call(2, "r1"))
     first = harness.connect_worker()
     harness.complete_task(1, size=LARGE)
@@ -87,7 +92,8 @@ def test_a_lost_file_is_made_again_when_somebody_needs_it(harness):
     assert second in harness.tables.workers
 
 
-def test_a_lost_file_that_nobody_needs_is_not_made_again(harness):
+def test_unneeded_lost_file_is_not_remade(harness):
+    """A lost file that nobody needs is not made again."""
     harness.compute_graph(call(1), call(2, wanted_at_manager=("r2",)), prune_depth=0)
     first = harness.connect_worker()
     harness.complete_task(1, size=LARGE)
@@ -95,7 +101,7 @@ def test_a_lost_file_that_nobody_needs_is_not_made_again(harness):
     assert not made_again(harness)
 
 
-def test_several_generations_are_made_again_and_only_those_that_are_needed(harness):
+def test_needed_generations_are_made_again(harness):
     """Of a chain that was pruned as it went, all of it; of what hangs on the side, nothing."""
     side = call(20, "r2", wanted_at_manager=("r20",))
     harness.compute_graph(*chain(6), side)
@@ -115,7 +121,8 @@ def test_several_generations_are_made_again_and_only_those_that_are_needed(harne
     assert harness.graph().recomputed == 5
 
 
-def test_making_again_stops_at_what_is_still_there(harness):
+def test_recomputation_stops_at_present_files(harness):
+    """Making again stops at what is still there."""
     harness.compute_graph(*chain(5), prune_depth=0)
     first = harness.connect_worker()
     for number in (1, 2):
@@ -129,7 +136,8 @@ def test_making_again_stops_at_what_is_still_there(harness):
     assert {harness.assignments()[n] for n in (3, 4, 5)} <= {second, third}
 
 
-def test_a_chain_of_any_length_can_be_made_again():
+def test_long_chain_is_made_again():
+    """A chain of any length can be made again."""
     harness = SchedulerHarness(validate=False)
     length = 3000
     harness.compute_graph(*(single(n, *([f"r{n - 1}"] if n > 1 else [])) for n in range(1, length + 1)))
@@ -180,7 +188,8 @@ def test_lost_result_and_archive_are_made_again():
         harness.complete_task(number, size=LARGE)
 
 
-def test_a_diamond_is_made_again_with_every_vertex_once(harness):
+def test_diamond_is_made_again_once(harness):
+    """A diamond is made again with every vertex once."""
     harness.compute_graph(call(1), call(2, "r1"), call(3, "r1"), call(4, "r2", "r3"))
     harness.connect_worker()
     for number in (1, 2, 3):
@@ -195,7 +204,8 @@ def test_a_diamond_is_made_again_with_every_vertex_once(harness):
     assert not harness.tables.tasks
 
 
-def test_making_one_output_again_leaves_the_other_as_it_is():
+def test_other_output_stays_as_it_is():
+    """Making one output again leaves the other as it is."""
     harness = SchedulerHarness()
     harness.declare_file("a")
     harness.declare_file("b")
@@ -214,7 +224,8 @@ def test_making_one_output_again_leaves_the_other_as_it_is():
     assert task_outcomes(harness) == {1: "success", 2: "success", 3: "success"}
 
 
-def test_a_task_that_was_reported_is_not_reported_again_when_it_is_made_again(harness):
+def test_remade_task_is_reported_once(harness):
+    """A task that was reported is not reported again when it is made again."""
     harness.declare_file("r1")
     harness.submit_tasks(call(1), call(2, "r1"))
     first = harness.connect_worker()
@@ -225,7 +236,8 @@ def test_a_task_that_was_reported_is_not_reported_again_when_it_is_made_again(ha
     assert [x.task for x in harness.instructions_of(i.TaskFinished, harness.log)] == [1]
 
 
-def test_a_vertex_is_told_once_even_if_it_ran_twice(harness):
+def test_remade_vertex_is_reported_once(harness):
+    """A vertex is told once even if it ran twice."""
     harness.compute_graph(call(1), call(2, "r1"), report_each_task=True)
     harness.connect_worker()
     harness.complete_task(1, size=LARGE)
@@ -236,7 +248,8 @@ def test_a_vertex_is_told_once_even_if_it_ran_twice(harness):
     assert [x.task for x in harness.instructions_of(i.GraphTaskFinished, harness.log)] == [1, 2]
 
 
-def test_retries_are_bounded_and_every_lost_worker_is_in_the_evidence(harness):
+def test_retries_are_bounded_and_recorded(harness):
+    """Retries are bounded and every lost worker is in the evidence."""
     harness.compute_graph(call(1), retries=2)
     for _ in range(3):
         harness.disconnect_worker(harness.connect_worker(), "the connection broke")
@@ -247,7 +260,8 @@ def test_retries_are_bounded_and_every_lost_worker_is_in_the_evidence(harness):
     ]
 
 
-def test_a_task_that_raises_runs_again_as_often_as_it_asks_for(harness):
+def test_raising_task_is_retried_as_requested(harness):
+    """A task that raises runs again as often as it asks for."""
     harness.connect_worker()
     harness.compute_graph(call(1, exception_retries=2), retries=0)
     for again in (1, 2):
@@ -269,7 +283,8 @@ def test_a_worker_that_says_goodbye_blames_nobody(harness):
     assert not graph_outcomes(harness)
 
 
-def test_a_file_can_be_lost_only_so_many_times(harness):
+def test_file_losses_are_bounded(harness):
+    """A file can be lost only so many times."""
     harness.compute_graph(call(1), call(2, "r1"), retries=99)
     for _ in range(MAX_RECOMPUTATIONS + 1):
         worker = harness.connect_worker()
@@ -281,7 +296,8 @@ def test_a_file_can_be_lost_only_so_many_times(harness):
     assert "the result of t1 was lost 21 times" in ended.info["reason"]
 
 
-def test_a_wanted_result_that_is_lost_on_its_way_is_made_again(harness):
+def test_target_lost_in_upload_is_made_again(harness):
+    """A wanted result that is lost on its way is made again."""
     harness.compute_graph(call(1, wanted_at_manager=("r1",)))
     first = harness.connect_worker()
     harness.complete_task(1, size=LARGE)
@@ -295,7 +311,8 @@ def test_a_wanted_result_that_is_lost_on_its_way_is_made_again(harness):
     assert graph_outcomes(harness) == {1: "success"}
 
 
-def test_a_wanted_result_with_another_copy_is_brought_from_there(harness):
+def test_target_is_uploaded_from_other_replica(harness):
+    """A wanted result with another copy is brought from there."""
     harness.compute_graph(call(1, wanted_at_manager=("r1",)), prune_depth=0)
     first = harness.connect_worker()
     harness.complete_task(1, size=LARGE)
@@ -306,7 +323,8 @@ def test_a_wanted_result_with_another_copy_is_brought_from_there(harness):
     assert not made_again(harness)
 
 
-def test_a_result_that_could_not_be_brought_is_made_again(harness):
+def test_failed_upload_makes_result_again(harness):
+    """A result that could not be brought is made again."""
     harness.compute_graph(call(1, wanted_at_manager=("r1",)))
     worker = harness.connect_worker()
     harness.complete_task(1, size=LARGE)
@@ -315,7 +333,7 @@ def test_a_result_that_could_not_be_brought_is_made_again(harness):
     assert harness.state_of(1) == ASSIGNED
 
 
-def test_a_result_that_came_just_before_its_worker_was_lost_counts(harness):
+def test_result_just_before_worker_loss_counts(harness):
     """The worker's loss is known before the upload is: what is made again is not needed any more."""
     harness.compute_graph(call(1, wanted_at_manager=("r1",)), call(2, "r1", wanted_at_manager=("r2",)))
     first = harness.connect_worker()
@@ -326,7 +344,8 @@ def test_a_result_that_came_just_before_its_worker_was_lost_counts(harness):
     assert 2 in harness.assignments()
 
 
-def test_nothing_of_a_run_that_has_failed_is_made_again(harness):
+def test_failed_graph_makes_nothing_again(harness):
+    """Nothing of a run that has failed is made again."""
     harness.compute_graph(call(1, wanted_at_manager=("r1",)), call(2), call(3, "r1"))
     worker = harness.connect_worker()
     harness.complete_task(1, size=LARGE)
@@ -336,7 +355,8 @@ def test_nothing_of_a_run_that_has_failed_is_made_again(harness):
     assert not harness.tables.tasks
 
 
-def test_what_another_run_needs_is_made_again_even_if_its_own_run_is_over(harness):
+def test_closed_graphs_result_is_remade_for_other(harness):
+    """What another run needs is made again even if its own run is over."""
     harness.compute_graph(call(1), prune_depth=0)
     harness.declare_file("r1")
     first = harness.connect_worker()
@@ -353,7 +373,8 @@ def test_what_another_run_needs_is_made_again_even_if_its_own_run_is_over(harnes
     assert set(harness.tables.files) == {"setup"}
 
 
-def test_what_nobody_can_name_any_more_is_made_again_for_what_descends_from_it(harness):
+def test_unnamed_file_is_remade_for_descendants(harness):
+    """What nobody can name any more is made again for what descends from it."""
     harness.declare_file("r1")
     harness.declare_file("r2")
     harness.submit_tasks(call(1), call(2, "r1"))
@@ -372,7 +393,8 @@ def test_what_nobody_can_name_any_more_is_made_again_for_what_descends_from_it(h
     assert "r1" not in harness.tables.files
 
 
-def test_a_lost_file_that_cannot_be_made_again_fails_who_needs_it_and_says_so(harness):
+def test_unrecoverable_file_fails_readers_with_reason(harness):
+    """A lost file that cannot be made again fails who needs it and says so."""
     harness.declare_file("r1")
     harness.submit_tasks(call(1))
     first = harness.connect_worker()
@@ -386,7 +408,8 @@ def test_a_lost_file_that_cannot_be_made_again_fails_who_needs_it_and_says_so(ha
     assert "the result of t1 is gone, and the library that made it was removed" in ended.info["reason"]
 
 
-def test_a_file_that_is_damaged_on_a_worker_is_sent_again_from_the_manager(harness):
+def test_damaged_replica_is_sent_again(harness):
+    """A file that is damaged on a worker is sent again from the manager."""
     harness.declare_file("data", size=10, at_manager=True)
     harness.submit_tasks(call(1, "data"))
     worker = harness.connect_worker()
@@ -394,7 +417,7 @@ def test_a_file_that_is_damaged_on_a_worker_is_sent_again_from_the_manager(harne
     assert i.SendObject(worker, "data") in harness.last_instructions
 
 
-def test_losing_a_worker_in_the_middle_of_everything_fails_a_run_once(harness):
+def test_worker_loss_fails_graph_once(harness):
     """One of its tasks fails for good while the others are being taken off the same worker."""
     harness.compute_graph(*(single(n) for n in range(1, 6)), retries=0)
     worker = harness.connect_worker(cores=5)
@@ -407,7 +430,8 @@ def test_losing_a_worker_in_the_middle_of_everything_fails_a_run_once(harness):
 
 
 @pytest.mark.parametrize("end", ["done", "failed"])
-def test_an_output_that_is_replaced_by_an_attempt_that_was_taken_back_is_what_came_last(end):
+def test_output_of_returned_attempt_is_replaced(end):
+    """An output that is replaced by an attempt that was taken back is what came last."""
     harness = SchedulerHarness()
     harness.declare_file("a")
     harness.declare_file("b")

@@ -17,7 +17,8 @@ def harness():
     return harness
 
 
-def test_what_a_task_has_made_is_copied_to_another_worker(harness):
+def test_output_is_copied_to_another_worker(harness):
+    """What a task has made is copied to another worker."""
     first = harness.connect_worker()
     harness.compute_graph(call(1), call(2, "r1"))
     second = harness.connect_worker()
@@ -45,7 +46,8 @@ def test_with_one_copy_nothing_is_copied(harness):
     assert not harness.requested_fetches(harness.log)
 
 
-def test_a_lost_worker_costs_nothing_where_there_are_copies_and_they_are_made_up_for(harness):
+def test_lost_replica_is_replaced_at_no_cost(harness):
+    """A lost worker costs nothing where there are copies and they are made up for."""
     first, second = harness.connect_worker(), harness.connect_worker()
     harness.compute_graph(call(1), call(2, "r1"))
     maker = harness.assignment_of(1)[0]
@@ -58,7 +60,8 @@ def test_a_lost_worker_costs_nothing_where_there_are_copies_and_they_are_made_up
     assert (third, "r1", "host2:7" if other == second else "host1:7") in harness.requested_fetches()
 
 
-def test_a_copy_that_fails_is_tried_with_another_worker(harness):
+def test_failed_copy_is_tried_elsewhere(harness):
+    """A copy that fails is tried with another worker."""
     first, second, third = (harness.connect_worker() for _ in range(3))
     harness.compute_graph(call(1), call(2, "r1"))
     maker = harness.assignment_of(1)[0]

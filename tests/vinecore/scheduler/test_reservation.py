@@ -41,7 +41,8 @@ class Flood:
             self.harness.complete_task(min(small), wall_s=1.0)
 
 
-def test_a_more_urgent_task_that_needs_a_whole_worker_gets_one_soon(harness):
+def test_urgent_task_gets_whole_worker(harness):
+    """A more urgent task that needs a whole worker gets one soon."""
     worker = harness.connect_worker(cores=4)
     flood = Flood(harness)
     harness.submit_tasks(single(1, request=WHOLE, priority=0))
@@ -52,7 +53,8 @@ def test_a_more_urgent_task_that_needs_a_whole_worker_gets_one_soon(harness):
     assert len(harness.assignments()) == 4
 
 
-def test_of_several_workers_one_is_kept_and_the_others_go_on(harness):
+def test_only_one_worker_is_reserved(harness):
+    """Of several workers one is kept and the others go on."""
     for _ in range(3):
         harness.connect_worker(cores=4)
     flood = Flood(harness, ready=40)
@@ -74,7 +76,8 @@ def test_a_task_of_several_cores_gets_them(harness):
     assert len(harness.assignments()) == 2
 
 
-def test_what_is_less_urgent_waits_and_nothing_is_reserved(harness):
+def test_less_urgent_task_reserves_nothing(harness):
+    """What is less urgent waits and nothing is reserved."""
     harness.connect_worker(cores=4)
     flood = Flood(harness, priority=0.0)
     harness.submit_tasks(single(1, request=WHOLE, priority=10))
@@ -83,7 +86,8 @@ def test_what_is_less_urgent_waits_and_nothing_is_reserved(harness):
     assert 1 not in harness.assignments()
 
 
-def test_what_is_only_older_gets_its_turn_after_a_while(harness):
+def test_older_task_gets_turn_later(harness):
+    """What is only older gets its turn after a while."""
     worker = harness.connect_worker(cores=4)
     flood = Flood(harness, priority=5.0, ready=4)
     harness.submit_tasks(single(1, request=WHOLE, priority=5.0))
@@ -94,7 +98,8 @@ def test_what_is_only_older_gets_its_turn_after_a_while(harness):
     assert harness.assignments() == {1: worker}
 
 
-def test_something_more_urgent_still_may_have_a_worker_that_is_kept(harness):
+def test_more_urgent_task_uses_reserved_worker(harness):
+    """Something more urgent still may have a worker that is kept."""
     worker = harness.connect_worker(cores=4)
     flood = Flood(harness)
     harness.submit_tasks(single(1, request=WHOLE, priority=0))
@@ -108,7 +113,8 @@ def test_something_more_urgent_still_may_have_a_worker_that_is_kept(harness):
     assert harness.assignments() == {1: worker}
 
 
-def test_a_task_that_finds_room_elsewhere_needs_no_worker_of_its_own(harness):
+def test_task_with_room_elsewhere_reserves_nothing(harness):
+    """A task that finds room elsewhere needs no worker of its own."""
     harness.connect_worker(cores=4)
     flood = Flood(harness)
     harness.submit_tasks(single(1, request=WHOLE, priority=0))
@@ -152,7 +158,8 @@ def test_a_reservation_ends_with_its_purpose(harness, end):
     assert (1 in harness.assignments()) == (end != "cancel")
 
 
-def test_a_worker_that_is_too_small_is_not_kept(harness):
+def test_small_worker_is_not_reserved(harness):
+    """A worker that is too small is not kept."""
     small, large = harness.connect_worker(cores=2), harness.connect_worker(cores=8)
     flood = Flood(harness, ready=40)
     harness.submit_tasks(single(1, request=ResourceRequest(cores=6), priority=0))
@@ -173,7 +180,8 @@ def test_what_no_worker_can_hold_keeps_none(harness):
     assert harness.scheduler.tables.reservation.worker is None
 
 
-def test_a_library_that_needs_a_whole_worker_gets_one(harness):
+def test_library_gets_whole_worker(harness):
+    """A library that needs a whole worker gets one."""
     worker = harness.connect_worker(cores=4)
     flood = Flood(harness)
     harness.install_library("whole", slots=4, request=WHOLE)
@@ -182,7 +190,8 @@ def test_a_library_that_needs_a_whole_worker_gets_one(harness):
     assert harness.assignments()[1] == worker
 
 
-def test_a_task_that_needs_a_whole_worker_does_not_starve_behind_calls(harness):
+def test_whole_worker_task_is_not_starved(harness):
+    """A task that needs a whole worker does not starve behind calls."""
     worker = harness.connect_worker(cores=4)
     harness.install_library("lib", slots=4, request=ResourceRequest(cores=4))
     flood = Flood(harness, ready=40, make=call)
@@ -196,7 +205,8 @@ def test_a_task_that_needs_a_whole_worker_does_not_starve_behind_calls(harness):
     assert len(harness.assignments()) >= 4, "the library is up again"
 
 
-def test_libraries_that_keep_each_other_out_do_not_take_turns_all_the_time(harness):
+def test_competing_libraries_do_not_alternate(harness):
+    """Libraries that keep each other out do not take turns all the time."""
     harness.connect_worker(cores=4)
     for name in ("first", "second"):
         harness.install_library(name, slots=4, request=WHOLE)
@@ -213,7 +223,8 @@ def test_libraries_that_keep_each_other_out_do_not_take_turns_all_the_time(harne
     assert len(harness.messages_sent(m.Library, harness.log)) - started <= 5
 
 
-def test_calls_that_follow_each_other_do_not_hold_a_worker_that_is_kept(harness):
+def test_chained_calls_leave_reserved_worker(harness):
+    """Calls that follow each other do not hold a worker that is kept."""
     worker = harness.connect_worker(cores=1)
     harness.install_library("lib", slots=1, request=ONE_CORE)
     harness.compute_graph(
@@ -232,7 +243,8 @@ def test_calls_that_follow_each_other_do_not_hold_a_worker_that_is_kept(harness)
     assert not harness.graph().unfinished
 
 
-def test_a_task_that_waits_for_disk_keeps_no_worker(harness):
+def test_task_waiting_for_disk_reserves_nothing(harness):
+    """A task that waits for disk keeps no worker."""
     worker = harness.connect_worker(cores=4, disk_mb=100)
     flood = Flood(harness, ready=8)
     harness.submit_tasks(single(1, request=ResourceRequest(cores=4, disk=100), priority=0))

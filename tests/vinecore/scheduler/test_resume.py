@@ -51,7 +51,8 @@ def made(harness):
     return names
 
 
-def test_what_a_worker_still_has_is_not_made_again(harness):
+def test_present_results_are_not_made_again(harness):
+    """What a worker still has is not made again."""
     resume(harness, A, B)
     worker = harness.connect_worker()
     compute(harness, "a", "b", "c")
@@ -64,7 +65,8 @@ def test_what_a_worker_still_has_is_not_made_again(harness):
 @pytest.mark.parametrize(
     "claim", [("b", LARGE, "99"), ("b", LARGE + 1, "34"), ("x", LARGE, "34"), ("b", LARGE, "")]
 )
-def test_what_the_journal_does_not_have_like_that_does_not_count(harness, claim):
+def test_object_unknown_to_journal_does_not_count(harness, claim):
+    """What the journal does not have like that does not count."""
     resume(harness, A, B)
     worker = harness.connect_worker()
     compute(harness, "a", "b", "c")
@@ -87,7 +89,8 @@ def test_without_a_journal_nothing_counts(harness):
     assert harness.removed_objects() == {(worker, "a")}
 
 
-def test_what_is_refused_is_not_taken_from_who_makes_it_or_got_it_meanwhile(harness):
+def test_rejected_object_leaves_maker_and_holder(harness):
+    """What is refused is not taken from who makes it or got it meanwhile."""
     resume(harness)
     harness.declare_file("shared", size=10, at_manager=True)
     worker = harness.connect_worker()
@@ -98,7 +101,8 @@ def test_what_is_refused_is_not_taken_from_who_makes_it_or_got_it_meanwhile(harn
     assert harness.removed_objects() == set()
 
 
-def test_a_graph_waits_for_the_workers_of_before(harness):
+def test_graph_waits_for_earlier_workers(harness):
+    """A graph waits for the workers of before."""
     resume(harness, A, B, workers=[("host1", 1), ("host2", 1)])
     first = harness.connect_worker()
     harness.worker_sends(first, left(A), m.InventoryComplete())
@@ -114,7 +118,8 @@ def test_a_graph_waits_for_the_workers_of_before(harness):
     assert not harness.scheduler.stalled_reason
 
 
-def test_a_graph_does_not_wait_for_workers_that_have_ended(harness):
+def test_graph_ignores_ended_workers(harness):
+    """A graph does not wait for workers that have ended."""
     resume(harness, A, B, workers=[("host1", 1), ("host2", 1)])
     worker = harness.connect_worker()
     harness.worker_sends(worker, left(A), m.InventoryComplete())
@@ -158,7 +163,8 @@ KINDS = {
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_of_any_graph_that_is_made_which_is_needed_and_nobody_has(harness, seed):
+def test_only_missing_needed_results_are_made(harness, seed):
+    """Of any graph that is made which is needed and nobody has."""
     chance = random.Random(seed)
     names = [f"v{n}" for n in range(30)]
     reads = [chance.sample(names[:n], min(n, chance.randrange(4))) for n in range(30)]

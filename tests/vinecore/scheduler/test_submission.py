@@ -26,7 +26,7 @@ def held(harness):
     return {name for name, file in harness.tables.files.items() if file.replicas and name.startswith("r")}
 
 
-def test_a_wide_graph_is_pruned_as_it_goes(harness):
+def test_wide_graph_is_pruned_in_progress(harness):
     """Every leaf is freed as soon as its only reader is done: what is held does not grow with the graph."""
     leaves, depth = 50, 3
     tasks, number = [], 0
@@ -63,7 +63,8 @@ def test_so_many_generations_stay(harness, depth, left):
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
-def test_nothing_is_pruned_because_its_readers_have_not_been_submitted_yet(harness, depth):
+def test_unsubmitted_readers_prevent_pruning(harness, depth):
+    """Nothing is pruned because its readers have not been submitted yet."""
     harness.connect_worker()
     harness.open_graph(prune_depth=depth)
     harness.submit_tasks(call(1, run=1, reader_count=2))
@@ -80,7 +81,8 @@ def test_nothing_is_pruned_because_its_readers_have_not_been_submitted_yet(harne
     assert ("r1" in held(harness)) == (depth == 0)
 
 
-def test_what_many_read_stays_until_the_last_of_them(harness):
+def test_shared_input_stays_for_last_reader(harness):
+    """What many read stays until the last of them."""
     harness.compute_graph(call(1), *(call(n, "r1") for n in range(2, 10)))
     worker = harness.connect_worker()
     harness.complete_task(1, size=LARGE)
@@ -103,7 +105,8 @@ def test_pruned_copies_go_from_all_workers(harness):
     assert had <= set(workers)
 
 
-def test_a_target_that_nothing_reads_stays_only_at_the_manager(harness):
+def test_unread_target_stays_at_manager_only(harness):
+    """A target that nothing reads stays only at the manager."""
     harness.compute_graph(call(1, wanted_at_manager=("r1",)), call(2, "r1", wanted_at_manager=("r2",)))
     worker = harness.connect_worker()
     harness.complete_task(1, payload=b"one")
@@ -116,7 +119,8 @@ def test_a_target_that_nothing_reads_stays_only_at_the_manager(harness):
     assert set(harness.instructions_of(i.DropObject)) == {i.DropObject("r1"), i.DropObject("r2")}
 
 
-def test_a_bulky_target_goes_from_its_worker_when_it_has_arrived(harness):
+def test_large_target_leaves_worker_after_upload(harness):
+    """A bulky target goes from its worker when it has arrived."""
     harness.compute_graph(call(1, wanted_at_manager=("r1",)))
     worker = harness.connect_worker()
     harness.complete_task(1, size=LARGE)
@@ -125,7 +129,8 @@ def test_a_bulky_target_goes_from_its_worker_when_it_has_arrived(harness):
     assert harness.removed_objects() == {(worker, "r1")}
 
 
-def test_a_target_that_is_read_later_is_served_by_the_manager(harness):
+def test_later_read_target_comes_from_manager(harness):
+    """A target that is read later is served by the manager."""
     harness.compute_graph(call(1, wanted_at_manager=("r1",)), prune_depth=1)
     first = harness.connect_worker()
     harness.complete_task(1, payload=b"one")
@@ -135,7 +140,8 @@ def test_a_target_that_is_read_later_is_served_by_the_manager(harness):
     assert i.SendObject(second, "r1") in harness.last_instructions
 
 
-def test_results_that_workers_may_not_exchange_go_through_the_manager(harness):
+def test_unshared_results_go_through_manager(harness):
+    """Results that workers may not exchange go through the manager."""
     first = harness.connect_worker()
     second = harness.connect_worker()
     harness.compute_graph(
@@ -154,7 +160,8 @@ def test_results_that_workers_may_not_exchange_go_through_the_manager(harness):
     assert harness.requested_fetches() == [(other, "r1", "manager")]
 
 
-def test_progress_counts_what_is_done_what_runs_and_what_was_done_again(harness):
+def test_progress_counts_done_running_and_recomputed(harness):
+    """Progress counts what is done what runs and what was done again."""
     harness.compute_graph(*chain(4), prune_depth=0)
     harness.connect_worker()
     harness.complete_task(1, size=LARGE)
@@ -181,7 +188,8 @@ def test_runs_side_by_side_do_not_mix(harness):
     assert not {"r1", "r2", "r3"} & set(harness.tables.files)
 
 
-def test_the_same_graph_twice_leaves_as_little_as_once(harness):
+def test_repeated_graph_leaves_nothing_more(harness):
+    """The same graph twice leaves as little as once."""
     worker = harness.connect_worker()
     for run in range(1, 6):
         harness.compute_graph(
@@ -195,7 +203,8 @@ def test_the_same_graph_twice_leaves_as_little_as_once(harness):
     assert {f.name for f in harness.worker(worker).files} == {"setup"}
 
 
-def test_a_very_large_graph_is_forgotten_bit_by_bit(harness, monkeypatch):
+def test_large_graph_is_forgotten_in_batches(harness, monkeypatch):
+    """A very large graph is forgotten bit by bit."""
     monkeypatch.setattr(scheduler, "MAX_FILES_RELEASED_PER_BATCH", 10)
     harness.connect_worker()
     harness.compute_graph(*chain(25))
@@ -210,7 +219,8 @@ def test_a_very_large_graph_is_forgotten_bit_by_bit(harness, monkeypatch):
     assert not any(name.startswith("r") for name in harness.tables.files)
 
 
-def test_what_is_forgotten_does_not_wait_for_pythons_garbage_collector(harness):
+def test_forgotten_records_need_no_garbage_collector(harness):
+    """What is forgotten does not wait for pythons garbage collector."""
     harness.connect_worker()
     gc.collect()
     gc.disable()

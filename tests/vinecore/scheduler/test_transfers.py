@@ -55,7 +55,8 @@ def test_a_large_object_is_fetched():
     assert harness.scheduler.tables.moved_bytes == INLINE_LIMIT + 1
 
 
-def test_a_directory_is_fetched_however_small_it_is():
+def test_small_directory_is_fetched():
+    """A directory is fetched however small it is."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=10, at_manager=True, directory=True)
     worker = harness.connect_worker()
@@ -73,7 +74,8 @@ def test_an_object_travels_to_a_worker_once():
     assert harness.instructions_of(i.SendObject) == [i.SendObject(worker, "small")]
 
 
-def test_an_address_outside_is_fetched_by_the_worker_itself_and_its_size_is_learned():
+def test_url_is_fetched_and_its_size_learned():
+    """An address outside is fetched by the worker itself and its size is learned."""
     harness = SchedulerHarness()
     harness.declare_file("data", url=URL)
     worker = harness.connect_worker()
@@ -83,7 +85,8 @@ def test_an_address_outside_is_fetched_by_the_worker_itself_and_its_size_is_lear
     assert harness.file("data").size == 12345
 
 
-def test_a_file_comes_before_the_task_that_reads_it():
+def test_file_precedes_reading_task():
+    """A file comes before the task that reads it."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=LARGE, at_manager=True)
     harness.connect_worker()
@@ -101,7 +104,8 @@ def test_an_archive_is_brought_and_unpacked():
     assert harness.messages_sent(m.Unpack) == [(worker, m.Unpack("folder", "archive"))]
 
 
-def test_an_archive_that_a_task_makes_is_waited_for():
+def test_archive_made_by_task_is_awaited():
+    """An archive that a task makes is waited for."""
     harness = SchedulerHarness()
     harness.declare_file("r1")
     harness.declare_file("folder", archive="r1", directory=True)
@@ -113,7 +117,8 @@ def test_an_archive_that_a_task_makes_is_waited_for():
     assert harness.assignments() == {2: first}
 
 
-def test_an_archive_that_could_not_be_brought_is_brought_again():
+def test_failed_archive_fetch_is_retried():
+    """An archive that could not be brought is brought again."""
     harness = SchedulerHarness()
     harness.declare_file("archive", url=URL)
     harness.declare_file("folder", archive="archive", directory=True)
@@ -125,7 +130,8 @@ def test_an_archive_that_could_not_be_brought_is_brought_again():
     assert not harness.messages_sent(m.Unpack), "it still waits there for its archive"
 
 
-def test_what_is_no_archive_fails_who_needs_it():
+def test_invalid_archive_fails_readers():
+    """What is no archive fails who needs it."""
     harness = SchedulerHarness()
     harness.declare_file("archive", size=LARGE, at_manager=True)
     harness.declare_file("folder", archive="archive", directory=True)
@@ -155,7 +161,8 @@ def test_peers_come_before_the_manager():
     assert harness.requested_fetches() == [(second, "data", "host1:7")]
 
 
-def test_a_worker_that_nobody_can_reach_is_no_source():
+def test_unreachable_worker_is_no_source():
+    """A worker that nobody can reach is no source."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=LARGE, at_manager=True)
     (first,) = readers(harness, 1, port=0)
@@ -166,7 +173,8 @@ def test_a_worker_that_nobody_can_reach_is_no_source():
 
 
 @pytest.mark.parametrize("how", ["file", "everywhere"])
-def test_peers_are_not_asked_where_that_is_not_wanted(how):
+def test_peers_are_avoided_on_request(how):
+    """Peers are not asked where that is not wanted."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=LARGE, at_manager=True, peer_transfer=how != "file")
     if how == "everywhere":
@@ -178,14 +186,16 @@ def test_peers_are_not_asked_where_that_is_not_wanted(how):
     assert harness.requested_fetches() == [(second, "data", "manager")]
 
 
-def test_one_source_sends_a_file_to_a_few_at_a_time():
+def test_source_sends_file_to_few_at_once():
+    """One source sends a file to a few at a time."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=LARGE, at_manager=True)
     readers(harness, 10)
     assert len(harness.requested_fetches()) == MAX_TRANSFERS_PER_SOURCE_AND_FILE == 2
 
 
-def test_a_popular_file_spreads_as_a_tree_that_doubles():
+def test_popular_file_spreads_as_tree():
+    """A popular file spreads as a tree that doubles."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=LARGE, at_manager=True)
     readers(harness, 100)
@@ -203,7 +213,8 @@ def test_a_popular_file_spreads_as_a_tree_that_doubles():
     assert sources(harness.requested_fetches(harness.log)).count("manager") == 2
 
 
-def test_one_source_serves_a_bounded_number_of_transfers():
+def test_source_serves_bounded_transfers():
+    """One source serves a bounded number of transfers."""
     harness = SchedulerHarness()
     for number in range(1, 31):
         harness.declare_file(f"r{number}")
@@ -231,7 +242,8 @@ def test_limits_can_be_set():
     assert harness.requested_fetches() == [(second, "a", URL)]
 
 
-def test_the_least_busy_of_the_holders_is_asked():
+def test_least_busy_holder_is_asked():
+    """The least busy of the holders is asked."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=LARGE, at_manager=True)
     harness.declare_file("other", size=LARGE, at_manager=True)
@@ -270,7 +282,8 @@ def test_after_a_failure_another_holder_is_asked():
     assert "could not get r1 from" in harness.instructions_of(i.LogMessage)[0].text
 
 
-def test_a_pair_that_failed_is_left_alone_for_a_while_and_others_are_served():
+def test_failed_pair_pauses_and_others_continue():
+    """A pair that failed is left alone for a while and others are served."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=LARGE, at_manager=True)
     (first,) = readers(harness, 1)
@@ -288,7 +301,8 @@ def test_a_pair_that_failed_is_left_alone_for_a_while_and_others_are_served():
     assert not harness.scheduler.transfers.excluded_pairs
 
 
-def test_a_replica_that_is_gone_is_struck_out_and_the_file_is_made_again():
+def test_vanished_replica_is_removed_and_remade():
+    """A replica that is gone is struck out and the file is made again."""
     harness = SchedulerHarness()
     harness.declare_file("r1")
     first = harness.connect_worker()
@@ -306,7 +320,8 @@ def test_a_replica_that_is_gone_is_struck_out_and_the_file_is_made_again():
     assert harness.assignments() == {2: first, 3: second}
 
 
-def test_a_file_that_no_peer_can_deliver_goes_through_the_manager():
+def test_undeliverable_file_goes_through_manager():
+    """A file that no peer can deliver goes through the manager."""
     harness = SchedulerHarness()
     harness.declare_file("r1")
     first = harness.connect_worker(port=0)
@@ -326,7 +341,8 @@ def test_a_file_that_no_peer_can_deliver_goes_through_the_manager():
     assert i.DropObject("r1") in harness.last_instructions
 
 
-def test_a_relayed_file_that_nobody_needs_any_more_does_not_stay_at_the_manager():
+def test_unneeded_relayed_file_leaves_manager():
+    """A relayed file that nobody needs any more does not stay at the manager."""
     harness = SchedulerHarness()
     harness.compute_graph(single(1), single(2, "r1"))
     harness.connect_worker(port=0)
@@ -337,7 +353,8 @@ def test_a_relayed_file_that_nobody_needs_any_more_does_not_stay_at_the_manager(
     assert harness.send_events(e.ObjectStored("r1", LARGE)) == [i.DropObject("r1")]
 
 
-def test_a_pair_that_cannot_talk_is_helped_by_the_manager():
+def test_disconnected_pair_is_served_by_manager():
+    """A pair that cannot talk is helped by the manager."""
     harness = SchedulerHarness()
     harness.declare_file("r1")
     first = harness.connect_worker()
@@ -350,7 +367,8 @@ def test_a_pair_that_cannot_talk_is_helped_by_the_manager():
     assert harness.messages_sent(m.Upload) == [(first, m.Upload("r1"))]
 
 
-def test_a_worker_that_reaches_no_peer_does_not_have_to_try_them_all():
+def test_isolated_worker_skips_further_peers():
+    """A worker that reaches no peer does not have to try them all."""
     harness = SchedulerHarness()
     harness.declare_file("r1")
     harness.connect_worker()
@@ -372,7 +390,8 @@ def test_a_worker_that_reaches_no_peer_does_not_have_to_try_them_all():
     assert tries <= 4, "of twenty"
 
 
-def test_an_address_that_fails_is_tried_again_after_a_pause_and_given_up_after_a_few_times():
+def test_failing_url_is_retried_then_abandoned():
+    """An address that fails is tried again after a pause and given up after a few times."""
     harness = SchedulerHarness()
     harness.declare_file("data", url=URL)
     (worker,) = readers(harness, 1)
@@ -392,7 +411,7 @@ def test_an_address_that_fails_is_tried_again_after_a_pause_and_given_up_after_a
     assert "no route" in ended.info["reason"]
 
 
-def test_an_address_that_is_down_is_down_for_all_workers_and_is_given_up_as_late():
+def test_failing_url_counts_for_all_workers():
     """A server that comes back within seconds fails nobody, however many workers it has failed meanwhile."""
     harness = SchedulerHarness()
     harness.declare_file("data", url=URL)
@@ -412,7 +431,8 @@ def test_an_address_that_is_down_is_down_for_all_workers_and_is_given_up_as_late
     assert not task_outcomes(harness)
 
 
-def test_an_address_that_does_not_exist_is_given_up_at_once():
+def test_missing_url_fails_at_once():
+    """An address that does not exist is given up at once."""
     harness = SchedulerHarness()
     harness.declare_file("data", url=URL)
     (worker,) = readers(harness, 1)
@@ -420,7 +440,8 @@ def test_an_address_that_does_not_exist_is_given_up_at_once():
     assert task_outcomes(harness) == {100: "input missing"}
 
 
-def test_an_address_that_works_for_others_is_not_given_up_for_the_failures_of_one():
+def test_working_url_survives_failures_of_one():
+    """An address that works for others is not given up for the failures of one."""
     harness = SchedulerHarness()
     harness.declare_file("data", url=URL, peer_transfer=False)
     (bad,) = readers(harness, 1)
@@ -435,7 +456,8 @@ def test_an_address_that_works_for_others_is_not_given_up_for_the_failures_of_on
     assert not task_outcomes(harness)
 
 
-def test_the_worker_that_was_lost_leaves_no_transfer_behind():
+def test_lost_worker_leaves_no_transfer():
+    """The worker that was lost leaves no transfer behind."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=LARGE, at_manager=True)
     first, second = readers(harness, 2)
@@ -463,7 +485,8 @@ def fetched_by_another(harness):
     return first, second
 
 
-def test_a_transfer_from_a_lost_worker_that_had_ended_well_counts():
+def test_finished_transfer_of_lost_source_counts():
+    """A transfer from a lost worker that had ended well counts."""
     harness = SchedulerHarness()
     first, second = fetched_by_another(harness)
     harness.disconnect_worker(first)
@@ -473,14 +496,16 @@ def test_a_transfer_from_a_lost_worker_that_had_ended_well_counts():
     assert harness.task(2).missing_inputs == 0
 
 
-def test_a_copy_that_nobody_needs_any_more_is_forgotten_when_it_arrives():
+def test_unneeded_arriving_replica_is_removed():
+    """A copy that nobody needs any more is forgotten when it arrives."""
     harness = SchedulerHarness()
     _first, second = fetched_by_another(harness)
     harness.send_events(e.GraphClosed(1))
     assert harness.report_cached(second, "r1") == [i.Send(second, m.RemoveObjects(["r1"]))]
 
 
-def test_an_old_failure_does_not_end_a_new_transfer_for_good():
+def test_stale_failure_does_not_end_transfer():
+    """An old failure does not end a new transfer for good."""
     harness = SchedulerHarness()
     harness.declare_file("data", url=URL)
     (worker,) = readers(harness, 1)
@@ -491,7 +516,8 @@ def test_an_old_failure_does_not_end_a_new_transfer_for_good():
     assert harness.report_cached(worker, "data") == []
 
 
-def test_what_is_forgotten_and_needed_in_one_breath_arrives_after_it_was_forgotten():
+def test_forgotten_and_needed_file_arrives_later():
+    """What is forgotten and needed in one breath arrives after it was forgotten."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=10, at_manager=True)
     worker = harness.connect_worker()
@@ -509,7 +535,8 @@ def test_what_is_forgotten_and_needed_in_one_breath_arrives_after_it_was_forgott
     assert order == ["PurgeObjects", "RemoveObjects", "SendObject", "RunTask"]
 
 
-def test_workers_that_get_nowhere_do_not_keep_others_from_their_turn():
+def test_stalled_workers_do_not_block_others():
+    """Workers that get nowhere do not keep others from their turn."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=LARGE, at_manager=True)
     workers = readers(harness, 12)
@@ -525,7 +552,8 @@ def test_workers_that_get_nowhere_do_not_keep_others_from_their_turn():
     assert harness.replica_holders("data") == others
 
 
-def test_a_file_that_cannot_be_had_ends_the_run_that_needs_it():
+def test_unobtainable_file_ends_graph():
+    """A file that cannot be had ends the run that needs it."""
     harness = SchedulerHarness()
     harness.install_library()
     harness.declare_file("data", url=URL)
@@ -536,7 +564,8 @@ def test_a_file_that_cannot_be_had_ends_the_run_that_needs_it():
     assert harness.worker(worker).libraries["lib"].idle
 
 
-def test_a_shared_object_that_cannot_be_had_fails_those_that_share_it():
+def test_unobtainable_shared_object_fails_tasks():
+    """A shared object that cannot be had fails those that share it."""
     harness = SchedulerHarness()
     harness.declare_file("function", size=LARGE, at_manager=True)
     worker = harness.connect_worker()
@@ -569,7 +598,8 @@ def made(harness, *readers, digest="d1"):
     return workers
 
 
-def test_a_receiver_is_told_the_digest_of_the_copy_that_it_is_sent_to():
+def test_receiver_is_told_digest_of_source():
+    """A receiver is told the digest of the copy that it is sent to."""
     harness = SchedulerHarness()
     (second,) = made(harness, 3)
     assert harness.messages_sent(m.Fetch) == [
@@ -577,7 +607,8 @@ def test_a_receiver_is_told_the_digest_of_the_copy_that_it_is_sent_to():
     ]
 
 
-def test_a_copy_has_the_digest_that_its_receiver_has_computed():
+def test_replica_has_digest_of_receiver():
+    """A copy has the digest that its receiver has computed."""
     harness = SchedulerHarness()
     harness.declare_file("data", url=URL)
     (first,) = readers(harness, 1)
@@ -590,7 +621,8 @@ def test_a_copy_has_the_digest_that_its_receiver_has_computed():
     ]
 
 
-def test_what_the_manager_has_is_checked_by_what_it_was_when_it_was_declared_or_brought():
+def test_manager_copy_is_verified_by_declaration():
+    """What the manager has is checked by what it was when it was declared or brought."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=LARGE, at_manager=True, digest="declared")
     worker = harness.connect_worker()
@@ -625,7 +657,8 @@ def test_outputs_beside_the_result_have_digests_too():
     ]
 
 
-def test_a_result_that_is_made_again_may_have_another_digest_and_each_copy_keeps_its_own():
+def test_remade_result_may_have_other_digest():
+    """A result that is made again may have another digest and each copy keeps its own."""
     harness = SchedulerHarness()
     harness.declare_file("other")
     second, third = made(harness, 3, 4)
@@ -636,7 +669,8 @@ def test_a_result_that_is_made_again_may_have_another_digest_and_each_copy_keeps
     assert third in {worker.id for worker in harness.file("r1").fetching}
 
 
-def test_a_copy_that_arrives_altered_once_is_tried_elsewhere_and_stays():
+def test_once_corrupt_replica_is_fetched_elsewhere():
+    """A copy that arrives altered once is tried elsewhere and stays."""
     harness = SchedulerHarness()
     second, third = made(harness, 3, 4)
     harness.worker_sends(second, m.Cached("r1", LARGE, "d1"))
@@ -648,7 +682,8 @@ def test_a_copy_that_arrives_altered_once_is_tried_elsewhere_and_stays():
     assert "it was altered" in harness.instructions_of(i.LogMessage)[0].text
 
 
-def test_a_copy_that_arrives_altered_twice_counts_as_lost():
+def test_twice_corrupt_replica_counts_as_lost():
+    """A copy that arrives altered twice counts as lost."""
     harness = SchedulerHarness()
     second, third = made(harness, 3, 4)
     assert harness.replica_holders("r1") == {1}
@@ -661,7 +696,8 @@ def test_a_copy_that_arrives_altered_twice_counts_as_lost():
     assert harness.state_of(1) == "assigned", "it is made again"
 
 
-def test_a_copy_that_comes_anew_is_not_blamed_for_the_one_before():
+def test_new_replica_is_not_blamed():
+    """A copy that comes anew is not blamed for the one before."""
     harness = SchedulerHarness()
     second, third = made(harness, 3, 4)
     altered(harness, second, "r1", "host1:7")
@@ -672,7 +708,8 @@ def test_a_copy_that_comes_anew_is_not_blamed_for_the_one_before():
     assert third
 
 
-def test_the_copy_that_arrives_altered_at_the_manager_counts_as_lost_at_once():
+def test_corrupt_upload_counts_as_lost_once():
+    """The copy that arrives altered at the manager counts as lost at once."""
     harness = SchedulerHarness()
     (second,) = made(harness, 3)
     altered(harness, second, "r1", "host1:7")
@@ -697,7 +734,8 @@ def wrong(harness, worker, name="r1", source="host1:7"):
     return harness.worker_sends(worker, failed)
 
 
-def test_a_copy_counts_and_serves_others_before_it_is_compared():
+def test_unverified_replica_serves_peers():
+    """A copy counts and serves others before it is compared."""
     harness = SchedulerHarness()
     second, third, fourth, fifth = made(harness, 3, 4, 5, 6)
     assert {worker for worker, _fetch in harness.messages_sent(m.Fetch, harness.log)} == {second, third}
@@ -709,7 +747,8 @@ def test_a_copy_counts_and_serves_others_before_it_is_compared():
     assert not harness.worker(second).unverified
 
 
-def test_a_copy_that_turns_out_to_be_altered_is_lost_and_comes_from_elsewhere():
+def test_corrupt_unverified_replica_is_replaced():
+    """A copy that turns out to be altered is lost and comes from elsewhere."""
     harness = SchedulerHarness()
     second, third = made(harness, 3, 4)
     came(harness, second)
@@ -725,7 +764,8 @@ def test_a_copy_that_turns_out_to_be_altered_is_lost_and_comes_from_elsewhere():
     assert "it was altered" in harness.instructions_of(i.LogMessage)[0].text
 
 
-def test_a_copy_that_is_altered_wherever_it_comes_counts_as_lost_and_is_made_again():
+def test_replica_corrupt_everywhere_is_made_again():
+    """A copy that is altered wherever it comes counts as lost and is made again."""
     harness = SchedulerHarness()
     second, third = made(harness, 3, 4)
     came(harness, second)
@@ -739,7 +779,8 @@ def test_a_copy_that_is_altered_wherever_it_comes_counts_as_lost_and_is_made_aga
     assert {fetch.digest for _worker, fetch in harness.messages_sent(m.Fetch)} == {"d2"}
 
 
-def test_an_altered_copy_that_was_the_only_one_is_made_again():
+def test_sole_corrupt_replica_is_made_again():
+    """An altered copy that was the only one is made again."""
     harness = SchedulerHarness()
     (second,) = made(harness, 3)
     came(harness, second)
@@ -751,7 +792,8 @@ def test_an_altered_copy_that_was_the_only_one_is_made_again():
     assert harness.state_of(1) == "assigned"
 
 
-def test_who_passed_on_what_came_altered_is_not_blamed():
+def test_relay_of_corrupt_replica_is_not_blamed():
+    """Who passed on what came altered is not blamed."""
     harness = SchedulerHarness()
     second, *_others = made(harness, 3, 4, 5, 6, 7)
     came(harness, second)
@@ -765,7 +807,8 @@ def test_who_passed_on_what_came_altered_is_not_blamed():
     assert harness.worker(1).failed_reader == second
 
 
-def test_where_copies_come_altered_only_those_that_are_compared_serve():
+def test_verified_replicas_only_serve_after_corruption():
+    """Where copies come altered only those that are compared serve."""
     harness = SchedulerHarness()
     second, third, fourth = made(harness, 3, 4, 5)
     came(harness, second)
@@ -776,7 +819,8 @@ def test_where_copies_come_altered_only_those_that_are_compared_serve():
     assert (third, "r1", "host2:7") in harness.requested_fetches(), "what came is right: it is a source now"
 
 
-def test_the_manager_is_given_up_if_what_it_has_comes_altered_again_and_again():
+def test_manager_with_corrupt_copy_is_abandoned():
+    """The manager is given up if what it has comes altered again and again."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=LARGE, at_manager=True, digest="declared")
     (worker,) = readers(harness, 1)
@@ -789,7 +833,8 @@ def test_the_manager_is_given_up_if_what_it_has_comes_altered_again_and_again():
     assert task_outcomes(harness) == {100: "input missing"}
 
 
-def test_a_comparison_that_ends_after_the_copy_was_pruned_is_no_news():
+def test_verification_after_pruning_is_ignored():
+    """A comparison that ends after the copy was pruned is no news."""
     harness = SchedulerHarness()
     (second,) = made(harness, 3)
     came(harness, second)
@@ -804,7 +849,8 @@ def test_a_comparison_that_ends_after_the_copy_was_pruned_is_no_news():
     assert harness.worker(second).unverified == {harness.file("r1"): harness.worker(1)}
 
 
-def test_the_upload_of_a_copy_that_turns_out_to_be_altered_is_asked_of_another_one():
+def test_upload_of_corrupt_replica_moves_on():
+    """The upload of a copy that turns out to be altered is asked of another one."""
     harness = SchedulerHarness()
     second, third = made(harness, 3, 4)
     came(harness, second)
@@ -818,7 +864,8 @@ def test_the_upload_of_a_copy_that_turns_out_to_be_altered_is_asked_of_another_o
     assert harness.replica_holders("r1") == {third}
 
 
-def test_a_source_has_its_good_name_back_when_what_came_from_it_is_compared():
+def test_verified_transfer_restores_source():
+    """A source has its good name back when what came from it is compared."""
     harness = SchedulerHarness()
     second, third = made(harness, 3, 4)
     harness.report_failed_fetch(third, "r1", "host1:7")
@@ -828,7 +875,8 @@ def test_a_source_has_its_good_name_back_when_what_came_from_it_is_compared():
     assert harness.worker(1).failed_reader == 0
 
 
-def test_a_worker_that_fails_two_others_is_left_alone_by_all_for_a_while():
+def test_source_failing_two_workers_is_paused():
+    """A worker that fails two others is left alone by all for a while."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=LARGE, at_manager=True)
     first, second, third, fourth = readers(harness, 4)
@@ -856,7 +904,8 @@ def test_a_worker_that_fails_two_others_is_left_alone_by_all_for_a_while():
     assert harness.requested_fetches() == [(sixth, "data", "host1:7")]
 
 
-def test_one_receiver_alone_gives_nobody_a_bad_name():
+def test_single_receiver_excludes_no_source():
+    """One receiver alone gives nobody a bad name."""
     harness = SchedulerHarness()
     for number in range(1, 6):
         harness.declare_file(f"r{number}")
@@ -872,7 +921,8 @@ def test_one_receiver_alone_gives_nobody_a_bad_name():
     assert harness.worker(1).excluded_until == 0.0
 
 
-def test_while_peers_are_spreading_a_file_its_origin_is_left_in_peace():
+def test_spreading_peers_spare_the_origin():
+    """While peers are spreading a file its origin is left in peace."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=LARGE, at_manager=True)
     first, _second, *others = readers(harness, 8)
@@ -882,7 +932,8 @@ def test_while_peers_are_spreading_a_file_its_origin_is_left_in_peace():
     assert "manager" not in sources(harness.requested_fetches())
 
 
-def test_an_origin_is_asked_again_when_no_peer_can_deliver():
+def test_origin_is_asked_after_peers_fail():
+    """An origin is asked again when no peer can deliver."""
     harness = SchedulerHarness()
     harness.declare_file("data", size=LARGE, at_manager=True)
     first, second, third, fourth = readers(harness, 4)

@@ -19,6 +19,7 @@ from daskvine import DaskVine, daskvine_merge, progress
 from daskvine.options import PRIORITY_MODES
 from tests.daskvine import sample_graphs as v
 from tests.harness.http_servers import web_server
+from tests.harness.processes import wait_until
 from vinecore import FunctionCall, Task
 from vinecore.errors import InsufficientResources, LibraryError, TaskCrashed, TaskFailed
 from vinecore.manager.policy_methods import PLACEMENT_POLICIES
@@ -245,7 +246,7 @@ def test_a_checkpoint_is_at_the_manager(m, gate, meanwhile, task_mode, size):
     options = {"task_mode": task_mode, "checkpoint_fn": lambda _dag, key: key == "a"}
     computing = meanwhile(m.get, graph, "d", **options)
     gate.wait_for(1)
-    assert until(lambda: at_manager(m, "a"))
+    wait_until(lambda: at_manager(m, "a"))
     assert not at_manager(m, "b")
     gate.open()
     assert computing.result() == size
@@ -269,14 +270,6 @@ def test_an_error_of_the_checkpoint_function_is_raised(m):
     assert m.get({"a": (v.inc, 1)}, "a") == 2
 
 
-def until(condition, timeout_s=240.0):
-    """Whether something becomes true while the manager goes on; every look is a turn of its loop."""
-    deadline = time.monotonic() + timeout_s
-    while not (true := condition()) and time.monotonic() < deadline:
-        pass
-    return true
-
-
 @pytest.mark.parametrize(("depth", "kept"), [(0, [1, 1, 1]), (1, [0, 0, 1]), (2, [0, 1, 1])])
 def test_prune_depth_says_how_long_intermediates_are_kept(m, gate, meanwhile, depth, kept):
     graph = {
@@ -288,7 +281,7 @@ def test_prune_depth_says_how_long_intermediates_are_kept(m, gate, meanwhile, de
     graph["e"] = (v.inc, "d")
     computing = meanwhile(m.get, graph, "e", prune_depth=depth)
     gate.wait_for(1)
-    assert until(lambda: copies(m, "a", "b", "c") == kept)
+    wait_until(lambda: copies(m, "a", "b", "c") == kept)
     gate.open()
     assert computing.result() == 1
 
@@ -653,7 +646,7 @@ def test_work_goes_to_the_worker_that_was_fastest(gate, meanwhile):
         computing = meanwhile(m.get, graph, list(graph), scheduling_mode="time")
         slow, fast = gate.wait_for(2)  # who came first and goes last takes longer
         gate.let(fast)
-        assert until(lambda: running(m) == 1)
+        wait_until(lambda: running(m) == 1)
         gate.let(slow)
         places = dict(zip(graph, computing.result(), strict=True))
     ran = {"1": places["one"], "2": places["two"]}

@@ -16,6 +16,7 @@ import time
 
 import pytest
 
+from tests.harness.processes import wait_until
 from vinecore.protocol import handshake
 from vinecore.protocol.authentication import AuthenticatedLines
 from vinecore.protocol.listener import AuthenticatingListener
@@ -105,13 +106,6 @@ class Raw(AuthenticatedLines):
 
     def __exit__(self, *_error):
         self.sock.close()
-
-
-def until(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def noise(size):
@@ -282,8 +276,8 @@ def test_what_was_cut_off_is_never_stored(shelf, port, sent, directory):
     with Raw(port) as sock:
         sock.send({"put": "x", "size": 1000, "directory": directory})
         sock.sendall(b"a" * sent)
-        until(lambda: shelf.begun)
-    until(lambda: not os.listdir(shelf.folder))
+        wait_until(lambda: shelf.begun)
+    wait_until(lambda: not os.listdir(shelf.folder))
     assert not shelf.contents
 
 
@@ -292,7 +286,7 @@ def test_a_directory_that_is_no_archive_is_never_stored(shelf, port):
         sock.send({"put": "x", "size": 1000, "directory": True})
         sock.sendall(b"a" * 1000)
         assert sock.recv(1) == b"", "the connection ends"
-    until(lambda: not os.listdir(shelf.folder))
+    wait_until(lambda: not os.listdir(shelf.folder))
     assert not shelf.contents
 
 
@@ -302,7 +296,7 @@ def test_an_archive_that_climbs_out_is_never_stored(shelf, port, tmp_path):
         sock.send({"put": "x", "size": len(data), "directory": True})
         sock.sendall(data)
         assert sock.recv(1) == b""
-    until(lambda: not os.listdir(shelf.folder))
+    wait_until(lambda: not os.listdir(shelf.folder))
     assert not shelf.contents
     assert not (tmp_path / "climbed").exists()
 
@@ -324,7 +318,7 @@ def test_a_request_without_sense_ends_the_connection(shelf, port, request_):
         sock.send(request_)
         assert sock.recv(1) == b""
     assert not shelf.contents
-    until(lambda: not os.listdir(shelf.folder))
+    wait_until(lambda: not os.listdir(shelf.folder))
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", b"\n", b"[]\n", b"x" * 10_000])
@@ -554,7 +548,7 @@ def test_a_directory_that_is_altered_on_its_way_is_not_stored(shelf, port):
         sock.sendall(flipped(data))
         assert "altered" in sock.receive(time.monotonic() + 60)
     assert not shelf.contents
-    until(lambda: not os.listdir(shelf.folder))
+    wait_until(lambda: not os.listdir(shelf.folder))
 
 
 @pytest.mark.parametrize("kept", [0, 1000, LUMP + 1])
@@ -589,7 +583,7 @@ def test_who_does_not_know_the_secret_stays_outside(port, refusals, shelf):
     shelf.contents["x"] = b"secret data"
     with pytest.raises(handshake.HandshakeRejected, match="wrong secret"):
         TransferConnection("127.0.0.1", port, b"guess")
-    until(lambda: refusals)
+    wait_until(lambda: refusals)
     assert refusals == [("127.0.0.1", "wrong secret")]
 
 
@@ -599,7 +593,7 @@ def test_who_does_not_know_the_secret_stays_outside(port, refusals, shelf):
 def test_garbage_at_the_door_is_refused_and_others_still_come_in(port, refusals, shelf, tmp_path, said):
     with socket.create_connection(("127.0.0.1", port), 60) as sock:
         sock.sendall(said)
-        until(lambda: refusals)
+        wait_until(lambda: refusals)
     shelf.contents["x"] = b"data"
     client = TransferConnection("127.0.0.1", port, SECRET)
     client.get("x", str(tmp_path / "target"))
@@ -634,7 +628,7 @@ def test_where_no_more_files_may_be_open_that_is_said_once_and_who_knocks_waits(
     resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, hard))
     try:
         knocking.connect(("127.0.0.1", port))
-        until(lambda: refusals)
+        wait_until(lambda: refusals)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     handshake.connect(knocking, SECRET, "bulk")

@@ -73,10 +73,18 @@ def test_in_the_plain_interpreter(example, folder, histogram):
     assert "Error" not in ended.stderr
 
 
+def test_from_standard_input(example, folder, histogram):
+    """As in `python < first.py`: there is no file that a process could import the functions from."""
+    ended = run(folder, text=example)
+    assert histogram in ended.stdout, ended
+
+
 def test_in_a_notebook(example, folder, histogram):
     nbformat = pytest.importorskip("nbformat")
     client = pytest.importorskip("nbclient")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(example)])
+    cells = [nbformat.v4.new_code_cell(paragraph) for paragraph in example.split("\n\n")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
     client.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
-    printed = "".join(output.text for output in notebook.cells[0].outputs if output.get("name") == "stdout")
-    assert printed == histogram, notebook.cells[0].outputs
+    outputs = [output for cell in cells for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
+    assert printed == histogram, outputs

@@ -41,7 +41,7 @@ def m(one_worker):
 
 def left_behind(mind):
     files = [name for name in mind.tables.files if name.startswith("result-")]
-    return [*mind.tables.tasks, *(run for run in mind.tables.runs if run), *files]
+    return [*mind.tables.tasks, *(run for run in mind.tables.graphs if run), *files]
 
 
 @pytest.fixture(params=MODES)

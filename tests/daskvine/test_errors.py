@@ -420,7 +420,7 @@ def test_an_interrupt_cancels_what_is_computed(m, gate, options):
     with pytest.raises(KeyboardInterrupt):
         m.get(graph, list(graph), **options)
     assert m._engine.query(
-        lambda mind: (list(mind.tables.tasks), [run for run in mind.tables.runs if run])
+        lambda mind: (list(mind.tables.tasks), [run for run in mind.tables.graphs if run])
     ) == ([], [])
     assert m.get({"x": (v.inc, 1)}, "x", **options) == 2  # though the gate is still closed
 

@@ -214,7 +214,7 @@ def test_a_graph_that_looks_for_earlier_results_does_not_count_as_done(tmp_path,
         graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "end": (v.inc, "b")}
         with ThreadPoolExecutor(1) as pool:
             result = pool.submit(m.get, graph, "end", task_mode="tasks", reuse=True, progress_disable=True)
-            laid_down = lambda mind: [run.deferred for run in mind.tables.runs.values()]  # noqa: E731
+            laid_down = lambda mind: [run.deferred for run in mind.tables.graphs.values()]  # noqa: E731
             wait_until(lambda: 3 in m._engine.query(laid_down), "the graph to be laid down")
             snapshot = m.last_run._take_snapshot()
             local_cluster.start_worker(m)

@@ -42,7 +42,7 @@ def wait_for_parts(local_cluster, m, run):
     """Wait until all parts are done, as the manager sees it, and the gate is waited for."""
 
     def look(mind):
-        return any(known.done >= PARTS for known in mind.tables.runs.values())
+        return any(known.done >= PARTS for known in mind.tables.graphs.values())
 
     wait_until(
         lambda: not run.running or (m._engine.query(look) and local_cluster.count_lines("held")),

@@ -183,13 +183,13 @@ class Killer:
         lose = membership.remove_worker
 
         def lose_and_count(worker, reason):
-            self.done_at_losses.append(sum(run.done for run in mind.tables.runs.values()))
+            self.done_at_losses.append(sum(run.done for run in mind.tables.graphs.values()))
             lose(worker, reason)
 
         membership.remove_worker = lose_and_count
 
     def _kill_if_due(self, mind):
-        runs = mind.tables.runs.values()
+        runs = mind.tables.graphs.values()
         if self._due(sum(run.done for run in runs), sum(run.done + run.unfinished for run in runs)):
             self._kill(mind)
 

@@ -48,7 +48,7 @@ def holds_what_is_needed(mind, worker):
         list(file.replicas) == [worker]
         and not file.at_manager
         and any(task.state == WAITING and task.missing_inputs for task in file.consumers)
-        for run in mind.tables.runs.values()
+        for run in mind.tables.graphs.values()
         for file in run.files
     )
 

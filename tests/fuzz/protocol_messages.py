@@ -178,7 +178,7 @@ class Manager:
         harness.send_events(e.CategorySet("learns", "max", None, None, None))
         self.liars = [harness.connect_worker(2, features=["keeping"]) for _ in range(2)]
         harness.compute_graph(
-            *chain(4), call(6, "r1", "r2", "data"), call(7, "r6", wanted_at_manager=("r7",)), run=1
+            *chain(4), call(6, "r1", "r2", "data"), call(7, "r6", wanted_at_manager=("r7",)), number=1
         )
         harness.submit_tasks(single(20, "data"), single(21, "r20"), single(22, category="learns"), call(23))
 

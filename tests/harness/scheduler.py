@@ -61,21 +61,21 @@ class SchedulerHarness:
         self.declare_file("setup", size=10, at_manager=True)
         return self.send_events(e.LibraryInstalled(LibrarySpec(name, "setup", slots, **spec)))
 
-    def open_graph(self, run: int = 1, **spec: Any) -> list[i.Instruction]:
-        return self.send_events(e.GraphOpened(GraphSpec(run, f"run {run}", **spec)))
+    def open_graph(self, number: int = 1, **spec: Any) -> list[i.Instruction]:
+        return self.send_events(e.GraphOpened(GraphSpec(number, f"graph {number}", **spec)))
 
     def submit_tasks(self, *specs: TaskSpec) -> list[i.Instruction]:
         return self.send_events(e.TasksSubmitted(list(specs)))
 
-    def compute_graph(self, *specs: TaskSpec, run: int = 1, **spec: Any) -> list[i.Instruction]:
+    def compute_graph(self, *specs: TaskSpec, number: int = 1, **spec: Any) -> list[i.Instruction]:
         """Open a graph, submit all its tasks, and say that it is complete."""
         readers = [name for task in specs for name in {*task.inputs, *task.mounts}]
         return self.send_events(
-            e.GraphOpened(GraphSpec(run, f"run {run}", **spec)),
+            e.GraphOpened(GraphSpec(number, f"graph {number}", **spec)),
             e.TasksSubmitted(
-                [task._replace(run=run, reader_count=readers.count(task.result)) for task in specs]
+                [task._replace(graph=number, reader_count=readers.count(task.result)) for task in specs]
             ),
-            e.GraphSubmitted(run),
+            e.GraphSubmitted(number),
         )
 
     # ---- the workers
@@ -158,7 +158,7 @@ class SchedulerHarness:
         return self.tables.workers[number]
 
     def graph(self, number: int = 1) -> GraphState:
-        return self.tables.runs[number]
+        return self.tables.graphs[number]
 
     def replica_holders(self, name: str) -> set[int]:
         return {worker.id for worker in self.tables.files[name].replicas}
@@ -243,4 +243,4 @@ def task_outcomes(harness: SchedulerHarness) -> dict[int, str]:
 
 def graph_outcomes(harness: SchedulerHarness) -> dict[int, str]:
     """Return the outcomes of the graphs that have ended."""
-    return {x.run: x.outcome for x in harness.instructions_of(i.GraphFinished, harness.log)}
+    return {x.graph: x.outcome for x in harness.instructions_of(i.GraphFinished, harness.log)}

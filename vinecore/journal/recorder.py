@@ -50,9 +50,9 @@ class JournalRecorder:
         self._events: dict[type, Callable[[Any], None]] = {
             events.FilesDeclared: self._on_files_declared, events.LibraryInstalled: self._on_library_installed,
             events.LibraryRemoved: lambda x: self._emit(records.LibraryRemovedRecord(self._t, x.name)),
-            events.GraphOpened: lambda x: self._emit(records.GraphOpenedRecord(self._t, x.run.run, x.run.label)),
-            events.TasksSubmitted: self._on_tasks_submitted, events.GraphSubmitted: lambda x: self._emit(records.GraphSubmittedRecord(self._t, x.run)),
-            events.GraphClosed: lambda x: self._emit(records.GraphClosedRecord(self._t, x.run)),
+            events.GraphOpened: lambda x: self._emit(records.GraphOpenedRecord(self._t, x.spec.number, x.spec.label)),
+            events.TasksSubmitted: self._on_tasks_submitted, events.GraphSubmitted: lambda x: self._emit(records.GraphSubmittedRecord(self._t, x.graph)),
+            events.GraphClosed: lambda x: self._emit(records.GraphClosedRecord(self._t, x.graph)),
             events.WorkerConnected: self._on_worker_connected, events.WorkerDisconnected: self._on_worker_disconnected, events.ObjectStored: self._on_object_stored,
         }  # fmt: skip
         self._messages: dict[type, Callable[[int, _ConnectedWorker, Any], None]] = {
@@ -151,7 +151,7 @@ class JournalRecorder:
             inputs = spec.inputs + spec.mounts if spec.mounts else spec.inputs
             cores, memory, disk, gpus = spec.request
             function = "" if spec.function in shared else spec.function
-            say(records.TaskSubmittedRecord(t, spec.task, spec.label, spec.category, spec.run, spec.library, function, inputs, shared, spec.result,
+            say(records.TaskSubmittedRecord(t, spec.task, spec.label, spec.category, spec.graph, spec.library, function, inputs, shared, spec.result,
                                 spec.outputs, spec.wanted_at_manager, cores, memory, disk, gpus, spec.priority or 0.0, spec.on_demand))  # fmt: skip
 
     def _on_task_finished(self, end: instructions.TaskFinished) -> None:
@@ -160,7 +160,7 @@ class JournalRecorder:
 
     def _on_graph_finished(self, end: instructions.GraphFinished) -> None:
         self._emit(
-            records.GraphEndedRecord(self._t, end.run, end.outcome, end.task, _failure_reason(end.info))
+            records.GraphEndedRecord(self._t, end.graph, end.outcome, end.task, _failure_reason(end.info))
         )
 
     def _on_worker_connected(self, event: events.WorkerConnected) -> None:

@@ -73,7 +73,7 @@ class GraphHandle:
         on_wait: Callable[[], None],
         on_close: Callable[[int], None],
     ) -> None:
-        self.number = spec.run
+        self.number = spec.number
         self.allocate_task_number: Callable[[], int] = task_numbers.__next__
         self._server, self._total, self._session = server, spec.size, session
         self._on_wait, self._on_close = on_wait, on_close
@@ -276,8 +276,8 @@ class OpenGraphs:
 
         The handle is known before the scheduler gets the graph, so nothing that is reported of it is lost.
         """
-        spec = spec._replace(run=next(self._numbers))
-        handle = self._handles[spec.run] = GraphHandle(
+        spec = spec._replace(number=next(self._numbers))
+        handle = self._handles[spec.number] = GraphHandle(
             self._server,
             spec,
             task_numbers=self._task_numbers,
@@ -292,11 +292,11 @@ class OpenGraphs:
         self._handles.pop(number, None)
 
     def _on_graph_finished(self, outcome: GraphOutcome) -> None:
-        handle = self._handles.get(outcome.run)
+        handle = self._handles.get(outcome.graph)
         if handle is not None:
             handle.on_finished(outcome)
 
     def _on_task_finished(self, finished: FinishedTask) -> None:
-        handle = self._handles.get(finished.run)
+        handle = self._handles.get(finished.graph)
         if handle is not None:
             handle.on_task_finished(finished)

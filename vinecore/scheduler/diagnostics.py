@@ -59,16 +59,16 @@ class Diagnostics:
     def report_stall(self) -> None:
         """Tell the user why nothing runs, if that has been so for a while, and that something does again."""
         text = ""
-        for bucket in list(self._state.buckets.values()):
-            if bucket.running or not bucket.front:  # it was pumped just now: what is at its front is ready
+        for queue in list(self._state.queues.values()):
+            if queue.running or not queue.front:  # it was pumped just now: what is at its front is ready
                 continue
-            text, hopeless = self.explain_queue(bucket)
+            text, hopeless = self.explain_queue(queue)
             if not self._state.workers and self._state.start_failure:
-                waiting = [entry[2] for entry in (*bucket.ready, *bucket.roots)]
+                waiting = [entry[2] for entry in (*queue.ready, *queue.roots)]
                 self._tasks.fail_unsatisfiable(waiting, self._state.start_failure, "no workers")
                 text = ""
             elif hopeless and self._state.all_expected_workers_connected():
-                self._tasks.fail_unsatisfiable([entry[2] for entry in (*bucket.ready, *bucket.roots)], text)
+                self._tasks.fail_unsatisfiable([entry[2] for entry in (*queue.ready, *queue.roots)], text)
                 text = ""
             if text:
                 break
@@ -90,7 +90,7 @@ class Diagnostics:
             self.stalled_reason = text
             self._outbox.emit(Stalled(text))
 
-    def explain_queue(self, bucket: TaskQueue) -> tuple[str, bool]:
+    def explain_queue(self, queue: TaskQueue) -> tuple[str, bool]:
         """Return why nothing of a queue can run, and whether no connected worker could ever run it."""
         workers = [w for w in self._state.workers.values() if not w.draining]
         if not workers:
@@ -99,25 +99,25 @@ class Diagnostics:
                 "no worker is connected" if not leaving else "all workers that are connected are leaving",
                 False,
             )
-        suitable = [w for w in workers if meets_python_requirements(w, bucket)]
+        suitable = [w for w in workers if meets_python_requirements(w, queue)]
         if not suitable:
             return self._explain_python(workers), True
-        number = bucket.front[0][2].spec.task if bucket.front else 0
-        fitting = [w for w in suitable if self._queues.allocation_on(bucket, number, w) is not None]
+        number = queue.front[0][2].spec.task if queue.front else 0
+        fitting = [w for w in suitable if self._queues.allocation_on(queue, number, w) is not None]
         if fitting:
-            return self._explain_time(bucket, fitting), False
+            return self._explain_time(queue, fitting), False
         largest = max((w.total for w in suitable), key=capacity_key)
-        request = self._queues.effective_request(bucket, number)
-        if bucket.category is not None:
-            request = request.at_least(bucket.category.minimum)
+        request = self._queues.effective_request(queue, number)
+        if queue.category is not None:
+            request = request.at_least(queue.category.minimum)
         what = "the tasks"
-        if bucket.library is not None:
-            what = f"library {bucket.library.spec.options.get('label') or bucket.library.spec.name}"
+        if queue.library is not None:
+            what = f"library {queue.library.spec.options.get('label') or queue.library.spec.name}"
         return f"no worker is large enough for {what}: {too_large(request, largest)}", True
 
-    def _explain_time(self, bucket: TaskQueue, workers: list[WorkerState]) -> str:
+    def _explain_time(self, queue: TaskQueue, workers: list[WorkerState]) -> str:
         """Say that no worker stays long enough, if that is so."""
-        duration_s = self._queues.expected_duration(bucket.front[0][2]) if bucket.front else None
+        duration_s = self._queues.expected_duration(queue.front[0][2]) if queue.front else None
         left = [math.inf if w.ends_at is None else w.ends_at - self._state.now for w in workers]
         if duration_s is None or max(left) >= duration_s:
             return ""

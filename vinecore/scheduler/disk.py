@@ -74,8 +74,8 @@ class DiskAccounts:
         mean, expected = self._means.get(task.spec.category), 0
         if mean is not None:
             expected = int(mean) if any(file.size < 0 for file in task.outputs) else known_output_bytes(task)
-        if task.bucket.library is None:
-            expected = max(expected, self._queues.requested_disk_mb(task.bucket) * MB)
+        if task.queue.library is None:
+            expected = max(expected, self._queues.requested_disk_mb(task.queue) * MB)
         return expected
 
     def required_bytes(self, task: TaskState) -> int:
@@ -121,10 +121,10 @@ class DiskAccounts:
 
         Roots are not queued there ahead of need either.
         """
-        bucket = task.bucket
-        if bucket.ready or not all(map(is_root, worker.tasks.values())):
+        queue = task.queue
+        if queue.ready or not all(map(is_root, worker.tasks.values())):
             return True
-        instance = worker.libraries.get(bucket.library.spec.name) if bucket.library is not None else None
+        instance = worker.libraries.get(queue.library.spec.name) if queue.library is not None else None
         return instance is not None and instance.assigned >= instance.slots
 
     def frees_more(self, task: TaskState) -> bool:
@@ -138,16 +138,16 @@ class DiskAccounts:
 
     # ---- tasks that wait
 
-    def defer_for_disk(self, bucket: TaskQueue) -> bool:
+    def defer_for_disk(self, queue: TaskQueue) -> bool:
         """Have a queue wait for disk; set its most urgent task aside if that waits in vain.
 
         Return whether it was set aside.
         """
-        queue = bucket.front
-        if input_bytes(queue[0][2]) > self.largest_disk:
-            self.too_large_for_any_disk[heappop(queue)[2]] = None
+        heap = queue.front
+        if input_bytes(heap[0][2]) > self.largest_disk:
+            self.too_large_for_any_disk[heappop(heap)[2]] = None
             return True
-        self._queues.waiting_for_disk[bucket] = None
+        self._queues.waiting_for_disk[queue] = None
         return False
 
     def worker_joined(self, worker: WorkerState) -> None:

@@ -68,20 +68,20 @@ class DiskDeadlock:
 
     def evict_recomputable(self) -> bool:
         """Give up files that can be made again; return whether there is something new to try."""
-        if any(self._libraries.make_room(bucket) for bucket in list(self._queues.waiting_for_disk)):
+        if any(self._libraries.make_room(queue) for queue in list(self._queues.waiting_for_disk)):
             return True  # without a library that is idle, on its worker and its disk
         entries = sorted(
             (
                 entry
-                for bucket in self._queues.waiting_for_disk
-                for entry in chain(_most_urgent(bucket.ready), _most_urgent(bucket.roots))
+                for queue in self._queues.waiting_for_disk
+                for entry in chain(_most_urgent(queue.ready), _most_urgent(queue.roots))
             ),
             key=lambda entry: entry[:2],
         )
         for _priority, _number, task in entries:
             if self._fail_impossible_reader(task):
                 return True
-            open_ = list(islice(task.bucket.workers_with_room, LOOK_AT))
+            open_ = list(islice(task.queue.workers_with_room, LOOK_AT))
             for worker in sorted(
                 open_, key=lambda worker: self._disk.bytes_already_there(task, worker), reverse=True
             ):

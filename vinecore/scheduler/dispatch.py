@@ -68,8 +68,8 @@ class Dispatcher:
         task.transition(event)
         task.worker = worker
         task.dispatch_count += 1
-        task.run.running += 1
-        task.bucket.running += 1
+        task.graph.running += 1
+        task.queue.running += 1
         self._state.assigned += 1
         if self._state.disk_tracked:
             task.reserved_disk = promised = self._disk.expected_output_bytes(task)
@@ -89,8 +89,8 @@ class Dispatcher:
         options = spec.options
         if task.allocation is not None:
             options = {**options, "allocation": task.allocation}
-            if task.bucket.category is not None and (
-                task.bucket.category.learns or task.request != UNSPECIFIED
+            if task.queue.category is not None and (
+                task.queue.category.learns or task.request != UNSPECIFIED
             ):
                 options["limits"] = self._enforced_limits(task)
         if self._state.disk_tracked and (readers := self._reader_count(task)):
@@ -111,7 +111,7 @@ class Dispatcher:
 
     def _reader_count(self, task: TaskState) -> int:
         """Return how many calls of its graph will read the large result of a call; 0 if others may, too."""
-        if task.bucket.library is None or not task.run.spec.run or not self._disk.writes_much(task):
+        if task.queue.library is None or not task.graph.spec.number or not self._disk.writes_much(task):
             return 0
         file = task.outputs[0]
         private = not (file.wanted_at_manager or file.pin_count or file.reusable or file.level > WORKFLOW)
@@ -123,7 +123,7 @@ class Dispatcher:
 
     def _enforced_limits(self, task: TaskState) -> dict[str, float]:
         """Return the limits that are enforced: what was asked for, not what was rounded up from it."""
-        asked, got = self._queues.effective_request(task.bucket, task.spec.task), task.allocation
+        asked, got = self._queues.effective_request(task.queue, task.spec.task), task.allocation
         assert got is not None
         return {name: getattr(got, name) for name in ("memory", "disk") if getattr(asked, name) is not None}
 
@@ -132,39 +132,39 @@ class Dispatcher:
 
         The reader then finds all its inputs there.
         """
-        bucket = root.bucket
-        if self._choice.policy != "files" or root.run.spec.priority_mode not in CHAINING_PRIORITY_MODES:
+        queue = root.queue
+        if self._choice.policy != "files" or root.graph.spec.priority_mode not in CHAINING_PRIORITY_MODES:
             return
         reader = next((reader for file in root.outputs for reader in file.consumers), None)
         if reader is None or not 1 < len(reader.inputs) <= MAX_INPUTS_FOR_CHAINING:
             return
         if any(
-            self._choice.relative_load(other, bucket) < 1
-            for other in islice(bucket.workers_with_room, MAX_CANDIDATES)
+            self._choice.relative_load(other, queue) < 1
+            for other in islice(queue.workers_with_room, MAX_CANDIDATES)
         ):
             return
         for file in reader.inputs:
             task = file.producer
-            if task is None or task.state != READY or task.bucket is not bucket or not is_root(task):
+            if task is None or task.state != READY or task.queue is not queue or not is_root(task):
                 continue
-            if not self._choice.can_take_now(task, worker, bucket):
+            if not self._choice.can_take_now(task, worker, queue):
                 break
             instance.assigned += 1
             self.dispatch(task, worker, "assign")
-            self._queues.mark_stale(bucket)
+            self._queues.mark_stale(queue)
             self.chain_successors(task, worker, instance)
-        self._queues.update_worker(worker, bucket)
+        self._queues.update_worker(worker, queue)
 
     def chain_successors(self, task: TaskState, worker: WorkerState, instance: LibraryInstance) -> None:
         """Send the successors of a task after it, if all they lack is being made on the same worker."""
-        if task.run.spec.priority_mode not in CHAINING_PRIORITY_MODES or worker.draining:
+        if task.graph.spec.priority_mode not in CHAINING_PRIORITY_MODES or worker.draining:
             return
-        if self._reservation.worker is worker and self._reservation.excludes(worker, task.bucket):
+        if self._reservation.worker is worker and self._reservation.excludes(worker, task.queue):
             return
         frontier = instance.chain_candidates
         frontier.append(task)
         most = instance.slots * (
-            MAX_CHAINED_PER_SLOT if (task.bucket.mean_s or 0.0) < MAX_PREFETCH_DURATION_S else 1
+            MAX_CHAINED_PER_SLOT if (task.queue.mean_s or 0.0) < MAX_PREFETCH_DURATION_S else 1
         )
         while frontier and instance.chained < most:
             maker = frontier.popleft()
@@ -174,7 +174,7 @@ class Dispatcher:
                 for successor in islice(file.consumers, most - instance.chained):
                     if (
                         successor.state == WAITING
-                        and successor.bucket is maker.bucket
+                        and successor.queue is maker.queue
                         and self._inputs_will_be_on(successor, worker)
                         and self._fits_on_disk(successor, worker)
                     ):
@@ -206,9 +206,9 @@ class Dispatcher:
         if instance is not None:
             instance.chained -= 1
             instance.assigned += 1
-            self._queues.update_worker(worker, task.bucket)
+            self._queues.update_worker(worker, task.queue)
             if self._reservation.starving is not None:
-                self._reservations.placed(task.bucket, (task.spec.priority, math.inf))
+                self._reservations.placed(task.queue, (task.spec.priority, math.inf))
             self.chain_successors(task, worker, instance)
 
     def file_available(self, file: FileState) -> None:

@@ -41,7 +41,7 @@ class LibraryRemoved(NamedTuple):
 class GraphOpened(NamedTuple):
     """A graph begins to arrive."""
 
-    run: GraphSpec
+    spec: GraphSpec
 
 
 class TasksSubmitted(NamedTuple):
@@ -53,13 +53,13 @@ class TasksSubmitted(NamedTuple):
 class GraphSubmitted(NamedTuple):
     """The last task of a graph has been submitted."""
 
-    run: int
+    graph: int
 
 
 class GraphClosed(NamedTuple):
     """Nobody needs this graph any more: cancel what is unfinished, forget its files."""
 
-    run: int
+    graph: int
 
 
 class TasksCancelled(NamedTuple):

@@ -33,7 +33,7 @@ class FileLifetime:
     def adjust_readers(self, task: TaskState, file: FileState, change: int) -> None:
         """Count a task in or out as a reader of a file and, if its graph prunes deeper, of the files behind."""
         generation = [file]
-        depth = task.run.spec.prune_depth
+        depth = task.graph.spec.prune_depth
         while generation:
             depth -= 1  # the next generation first: a file that is settled may lose its producer
             behind = [f.producer.inputs for f in generation if f.producer is not None] if depth > 0 else ()
@@ -105,17 +105,17 @@ class FileLifetime:
         file.pin_count -= 1
         if file.pin_count > 0:
             return
-        run = file.producer.run if file.producer is not None else None
-        if run is not None and run.spec.run and not run.closed:  # it stays with its run
+        graph = file.producer.graph if file.producer is not None else None
+        if graph is not None and graph.spec.number and not graph.closed:  # it stays with its graph
             self.release_if_unreferenced(file)
             return
         self.undeclare(file, reason)
 
-    def mark_graph_submitted(self, run: GraphState) -> None:
+    def mark_graph_submitted(self, graph: GraphState) -> None:
         """Take notice that all tasks of a graph are there, so that all readers of its files are known."""
-        run.submitted = True
-        if run.spec.prune_depth > 1:
-            for file in run.files:
+        graph.submitted = True
+        if graph.spec.prune_depth > 1:
+            for file in graph.files:
                 file.pin_count -= 1
                 self.release_if_unreferenced(file)
 

@@ -51,9 +51,9 @@ class TaskFinished(NamedTuple):
 
 
 class GraphTaskFinished(NamedTuple):
-    """A vertex of a run is over: one that has said something, or any of a run that asked to be told."""
+    """A vertex of a graph is over: one with a message, or any of a graph that asked to be told."""
 
-    run: int
+    graph: int
     task: int
     worker: int
     info: dict[str, Any]  # what the worker said
@@ -73,9 +73,9 @@ class TaskActivated(NamedTuple):
 
 
 class GraphFinished(NamedTuple):
-    """All tasks of a run are done and what was wanted of it is at the manager; or it has failed."""
+    """All tasks of a graph are done and its wanted files are at the manager; or it has failed."""
 
-    run: int
+    graph: int
     outcome: str  # "success" or the kind of the failure
     task: int  # the one that failed
     info: dict[str, Any]

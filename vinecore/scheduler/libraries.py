@@ -67,10 +67,10 @@ class LibraryInstances:
         for key in [key for key in self._slow if key[0] is worker]:
             del self._slow[key]
 
-    def instance_for(self, worker: WorkerState, bucket: TaskQueue) -> LibraryInstance:
+    def instance_for(self, worker: WorkerState, queue: TaskQueue) -> LibraryInstance:
         """Return the library's instance on a worker; start it, or enlarge it if all its slots are busy."""
-        assert bucket.library is not None
-        library = bucket.library
+        assert queue.library is not None
+        library = queue.library
         spec = library.spec
         instance = worker.libraries.get(spec.name)
         if instance is None:
@@ -105,26 +105,26 @@ class LibraryInstances:
         self._queues.update_worker_everywhere(worker)
         return instance
 
-    def make_room(self, bucket: TaskQueue) -> bool:
-        """Stop idle libraries somewhere, if that makes room for a task of this bucket."""
+    def make_room(self, queue: TaskQueue) -> bool:
+        """Stop idle libraries somewhere, if that makes room for a task of this queue."""
         for worker in list(islice(self._possibly_idle, MAX_IDLE_WORKERS_TRIED)):
             del self._possibly_idle[worker]
             instances = [i for i in worker.libraries.values() if i.idle]
             if not instances:
                 continue
             self._possibly_idle[worker] = None  # at the end of the row
-            idle = [instance for instance in instances if instance.library is not bucket.library]
-            if self._stop_idle(worker, bucket, idle):
+            idle = [instance for instance in instances if instance.library is not queue.library]
+            if self._stop_idle(worker, queue, idle):
                 return True
         return False
 
-    def _stop_idle(self, worker: WorkerState, bucket: TaskQueue, idle: list[LibraryInstance]) -> bool:
+    def _stop_idle(self, worker: WorkerState, queue: TaskQueue, idle: list[LibraryInstance]) -> bool:
         """Stop as many of these libraries as it takes, if it helps."""
-        if not idle or worker.draining or not meets_python_requirements(worker, bucket):
+        if not idle or worker.draining or not meets_python_requirements(worker, queue):
             return False
-        if self._reservation.excludes(worker, bucket):
+        if self._reservation.excludes(worker, queue):
             return False
-        wanted = self._queues.allocation_on(bucket, 0, worker)
+        wanted = self._queues.allocation_on(queue, 0, worker)
         free = worker.free
         for instance in idle:
             free = free.plus(instance.allocation)
@@ -132,7 +132,7 @@ class LibraryInstances:
             return False
         for instance in idle:
             self.stop(worker, instance)
-            if worker in bucket.workers_with_room:
+            if worker in queue.workers_with_room:
                 return True
         return False
 
@@ -151,9 +151,9 @@ class LibraryInstances:
             instance = worker.libraries.get(name)
             if instance is not None:
                 self.stop(worker, instance)
-        bucket = self._state.buckets.pop((name,), None)
-        if bucket is not None:
-            self._queues.deactivate(bucket)
+        queue = self._state.queues.pop((name,), None)
+        if queue is not None:
+            self._queues.deactivate(queue)
 
     def clear_library(self, library: LibraryState) -> None:
         """Stop a library that has been removed, and release its files."""
@@ -167,8 +167,8 @@ class LibraryInstances:
         if library is None:
             return
         library.retired = True
-        bucket = self._state.buckets.get((name,))
-        if bucket is None or not bucket.unfinished:
+        queue = self._state.queues.get((name,))
+        if queue is None or not queue.unfinished:
             self.remove_unused(library)
 
     def remove_unused(self, library: LibraryState) -> None:

@@ -46,9 +46,9 @@ class TaskLifecycle:
 
     def register(self, task: TaskState) -> None:
         """Enter a task that is to be done."""
-        self._state.tasks[task.spec.task] = task.run.tasks[task.spec.task] = task
-        task.run.unfinished += 1
-        task.bucket.unfinished += 1
+        self._state.tasks[task.spec.task] = task.graph.tasks[task.spec.task] = task
+        task.graph.unfinished += 1
+        task.queue.unfinished += 1
 
     def add_consumer(self, task: TaskState, file: FileState) -> None:
         """Have a task read a file."""
@@ -63,7 +63,7 @@ class TaskLifecycle:
     def input_lost(self, task: TaskState) -> None:
         """Have a ready task wait that has lost an input."""
         task.transition("lose")
-        self._queues.mark_stale(task.bucket)
+        self._queues.mark_stale(task.queue)
 
     # ---- off a worker again
 
@@ -77,8 +77,8 @@ class TaskLifecycle:
             task.reserved_disk = 0
         self._state.assigned -= 1
         self._queues.release_worker(worker, task)
-        task.run.running -= 1
-        task.bucket.running -= 1
+        task.graph.running -= 1
+        task.queue.running -= 1
 
     def requeue(self, task: TaskState, blame: str, log: str = "") -> None:
         """Run a task again that has left a live worker, unless it seems to be the cause.
@@ -97,7 +97,7 @@ class TaskLifecycle:
         if blame:
             task.attempts += 1
             task.failure_history = [*(task.failure_history or ()), blame][-MAX_EVIDENCE:]
-            limit = task.run.spec.retries if task.run.spec.run else task.spec.retries
+            limit = task.graph.spec.retries if task.graph.spec.number else task.spec.retries
             if task.attempts > limit:
                 self.fail(
                     task,
@@ -150,12 +150,12 @@ class TaskLifecycle:
         self, task: TaskState, worker: WorkerState | None, info: dict[str, Any], payload: bytes
     ) -> None:
         """End a task that has succeeded."""
-        run = task.run
+        graph = task.graph
         task.info = None
         self._unregister(task)
-        run.done += 1
-        if run.spec.run:
-            self.finish_graph_if_done(run)
+        graph.done += 1
+        if graph.spec.number:
+            self.finish_graph_if_done(graph)
         else:
             self._report_finished(task, "success", worker, info, payload)
 
@@ -170,19 +170,19 @@ class TaskLifecycle:
 
     def _unregister(self, task: TaskState) -> None:
         """Strike a task out of the tables."""
-        del task.run.tasks[task.spec.task]
+        del task.graph.tasks[task.spec.task]
         del self._state.tasks[task.spec.task]
-        task.run.unfinished -= 1
-        task.bucket.unfinished -= 1
-        self._queues.remove_if_empty(task.bucket)
+        task.graph.unfinished -= 1
+        task.queue.unfinished -= 1
+        self._queues.remove_if_empty(task.queue)
         if self._disk.refusals or self._disk.too_large_for_any_disk:
             self._disk.forget(task)
 
-    def finish_graph_if_done(self, run: GraphState) -> None:
-        """End a run whose last task is over."""
-        if run.submitted and not run.unfinished and not run.ended:
-            run.ended = True
-            self._outbox.emit(GraphFinished(run.spec.run, "success", 0, {}, b""))
+    def finish_graph_if_done(self, graph: GraphState) -> None:
+        """End a graph whose last task is over."""
+        if graph.submitted and not graph.unfinished and not graph.ended:
+            graph.ended = True
+            self._outbox.emit(GraphFinished(graph.spec.number, "success", 0, {}, b""))
 
     def release_inputs(self, task: TaskState) -> None:
         """Release what a task reads."""
@@ -197,8 +197,8 @@ class TaskLifecycle:
 
     def reject(self, task: TaskState, kind: str, info: dict[str, Any]) -> None:
         """Report a task that cannot be taken at all."""
-        if task.run.spec.run:
-            self._fail_graph(task.run, task, kind, info, b"")
+        if task.graph.spec.number:
+            self._fail_graph(task.graph, task, kind, info, b"")
         else:
             self._report_finished(task, kind, None, info, b"")
 
@@ -214,9 +214,9 @@ class TaskLifecycle:
             # for who asks later for what it should have made
             task.info = {"reason": why}
             self._terminate(task, "fail", f"{task.spec.label} has failed: {why}")
-            if task.run.spec.run:
+            if task.graph.spec.number:
                 self._fail_graph(
-                    task.run, task, kind, {**info, "worker": worker.id if worker else 0}, payload
+                    task.graph, task, kind, {**info, "worker": worker.id if worker else 0}, payload
                 )
             else:
                 self._report_finished(task, kind, worker, info, payload)
@@ -226,12 +226,12 @@ class TaskLifecycle:
             ]
 
     def _fail_graph(
-        self, run: GraphState, task: TaskState, kind: str, info: dict[str, Any], payload: bytes
+        self, graph: GraphState, task: TaskState, kind: str, info: dict[str, Any], payload: bytes
     ) -> None:
-        if not run.ended:
-            run.ended = True
-            self._outbox.emit(GraphFinished(run.spec.run, kind, task.spec.task, info, payload))
-            self.cancel(list(run.tasks.values()))
+        if not graph.ended:
+            graph.ended = True
+            self._outbox.emit(GraphFinished(graph.spec.number, kind, task.spec.task, info, payload))
+            self.cancel(list(graph.tasks.values()))
 
     def fail_unsatisfiable(self, tasks: list[TaskState], text: str, kind: str = "too large") -> None:
         """Fail ready tasks that no worker will ever run."""
@@ -245,7 +245,7 @@ class TaskLifecycle:
         for task in dropped:
             worker = task.worker
             self._terminate(task, "cancel", f"{task.spec.label}, which makes it, was cancelled")
-            if not task.run.spec.run:
+            if not task.graph.spec.number:
                 self._report_finished(task, "cancelled", worker, {}, b"")
         for task in dropped:
             for reader in _consumers_of_outputs(task):
@@ -257,7 +257,7 @@ class TaskLifecycle:
         reads = task.state != RETRIEVING  # else it has read all it needs
         worker = task.worker
         if task.state == READY:
-            self._queues.mark_stale(task.bucket)
+            self._queues.mark_stale(task.queue)
         if worker is not None and worker.tasks.get(task.dispatch_id) is task:
             self._outbox.cancel_task(task)
             self.remove_from_worker(task)
@@ -269,7 +269,7 @@ class TaskLifecycle:
             file.wanted_at_manager = False
             self._files.answer_request(file, reason)
             if (
-                not task.run.spec.run and not file.pin_count
+                not task.graph.spec.number and not file.pin_count
             ):  # the result of a task that was submitted by itself
                 file.released = True
             self._files.release_if_unreferenced(file)

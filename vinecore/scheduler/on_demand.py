@@ -67,8 +67,8 @@ class OnDemandTasks:
         """Enter a task whose outputs are known as done."""
         spec = task.spec
         task.state = DONE
-        task.reported = not task.run.spec.run  # nobody waits for it
-        task.run.done += 1
+        task.reported = not task.graph.spec.number  # nobody waits for it
+        task.graph.done += 1
         task.mark_deferred()
         read: dict[FileState, None] = {}
         made = self._state.libraries[spec.library].made if spec.library else ()
@@ -87,21 +87,21 @@ class OnDemandTasks:
             else:  # it may be there, and can go until somebody needs it
                 self._files.release_if_unreferenced(file)
 
-    def graph_submitted(self, run: GraphState) -> None:
+    def graph_submitted(self, graph: GraphState) -> None:
         """Have a graph that is there whole wait for the workers' inventories."""
-        self.waiting_graphs[run] = self._state.now
+        self.waiting_graphs[graph] = self._state.now
         self.request_targets()
 
     def request_targets(self) -> None:
         """Ask for the targets of the graphs that wait, if it is known by now what is there."""
-        for run in [run for run, since in self.waiting_graphs.items() if self._workers_known(since)]:
-            del self.waiting_graphs[run]
-            if run.ended:
+        for graph in [graph for graph, since in self.waiting_graphs.items() if self._workers_known(since)]:
+            del self.waiting_graphs[graph]
+            if graph.ended:
                 continue
-            self._files.mark_graph_submitted(run)
-            for file in [file for file in run.files if file.wanted_at_manager and not file.at_manager]:
+            self._files.mark_graph_submitted(graph)
+            for file in [file for file in graph.files if file.wanted_at_manager and not file.at_manager]:
                 self._request_output(file)
-            self._tasks.finish_graph_if_done(run)
+            self._tasks.finish_graph_if_done(graph)
 
     def stalled_reason(self) -> str:
         """Return why graphs wait whose targets have not been asked for yet."""
@@ -135,7 +135,7 @@ class OnDemandTasks:
             self._recovery.recompute(file)
         elif task.state == DONE:
             task.transition("bring")
-            task.run.done -= 1
-            task.bucket = self._queues.queue_for(task.spec, task.request)
+            task.graph.done -= 1
+            task.queue = self._queues.queue_for(task.spec, task.request)
             self._tasks.register(task)
             self._transfers.upload(file)

@@ -51,43 +51,41 @@ class Placement:
         self._reservation = state.reservation
 
     def place_ready_tasks(self) -> None:
-        """Give ready tasks to workers with room, the most urgent of all buckets first, until one of the two runs out."""
+        """Give ready tasks to workers with room, the most urgent of all queues first, until one of the two runs out."""
         dirty = self._queues.changed
         while dirty:
-            bucket = next(iter(dirty)) if len(dirty) == 1 else min(dirty, key=queue_urgency)
-            if not self._place_front_task(bucket):
-                dirty.pop(bucket, None)
+            queue = next(iter(dirty)) if len(dirty) == 1 else min(dirty, key=queue_urgency)
+            if not self._place_front_task(queue):
+                dirty.pop(queue, None)
 
-    def _place_front_task(self, bucket: TaskQueue) -> bool:
+    def _place_front_task(self, queue: TaskQueue) -> bool:
         """Place the first task of a queue; return whether it is worth looking at the next one."""
-        ready, roots = bucket.ready, bucket.roots
+        ready, roots = queue.ready, queue.roots
         while ready and ready[0][2].state != READY:
-            bucket.stale_entries = max(0, bucket.stale_entries - 1)
+            queue.stale_entries = max(0, queue.stale_entries - 1)
             heappop(ready)
         while roots and roots[0][2].state != READY:
-            bucket.stale_entries = max(0, bucket.stale_entries - 1)
+            queue.stale_entries = max(0, queue.stale_entries - 1)
             heappop(roots)
-        queue = roots if roots and not (ready and ready[0] < roots[0]) else ready
-        if not queue:
+        heap = roots if roots and not (ready and ready[0] < roots[0]) else ready
+        if not heap:
             return False
         if not (
-            bucket.workers_with_room
-            or self._libraries.make_room(bucket)
-            or self._reservations.starves(bucket)
+            queue.workers_with_room or self._libraries.make_room(queue) or self._reservations.starves(queue)
         ):
             return False
-        task = queue[0][2]
+        task = heap[0][2]
         self._disk.last_placement_lacked_disk = False
-        worker = self._choice.choose(task, bucket)
+        worker = self._choice.choose(task, queue)
         if worker is not None:
-            entry = heappop(queue)
-            self._assign(task, worker, bucket)
+            entry = heappop(heap)
+            self._assign(task, worker, queue)
             if self._reservation.starving is not None:
-                self._reservations.placed(bucket, entry[:2])
+                self._reservations.placed(queue, entry[:2])
             return True
-        return self._place_alternative(queue, bucket)
+        return self._place_alternative(heap, queue)
 
-    def _place_alternative(self, queue: list[tuple[float, int, TaskState]], bucket: TaskQueue) -> bool:
+    def _place_alternative(self, heap: list[tuple[float, int, TaskState]], queue: TaskQueue) -> bool:
         """Find another way for a queue for whose most urgent task no worker has room.
 
         Return whether it is worth looking at the queue again.
@@ -95,51 +93,49 @@ class Placement:
         if (
             not self._disk.last_placement_lacked_disk
         ):  # it asks for more of the open workers than they seemed to be asked for
-            made = bucket.library is None and self._libraries.make_room(bucket)
+            made = queue.library is None and self._libraries.make_room(queue)
             return made or (
-                self._reservations.starves(bucket) and self._choice.choose(queue[0][2], bucket) is not None
+                self._reservations.starves(queue) and self._choice.choose(heap[0][2], queue) is not None
             )
-        self._queues.forget_reservation(bucket)  # a worker of its own would not help
-        if self._place_front_with_eviction(queue, bucket):
+        self._queues.forget_reservation(queue)  # a worker of its own would not help
+        if self._place_front_with_eviction(heap, queue):
             return True
-        if queue is bucket.roots and bucket.ready and self._place_front_with_eviction(bucket.ready, bucket):
+        if heap is queue.roots and queue.ready and self._place_front_with_eviction(queue.ready, queue):
             return True
-        return self._place_later_task(bucket) or self._disk.defer_for_disk(bucket)
+        return self._place_later_task(queue) or self._disk.defer_for_disk(queue)
 
-    def _place_front_with_eviction(
-        self, queue: list[tuple[float, int, TaskState]], bucket: TaskQueue
-    ) -> bool:
+    def _place_front_with_eviction(self, heap: list[tuple[float, int, TaskState]], queue: TaskQueue) -> bool:
         """Place the most urgent task of a queue, if that can be done with the room that is or can be made."""
-        task = queue[0][2]
-        worker = self._choice.choose(task, bucket)
+        task = heap[0][2]
+        worker = self._choice.choose(task, queue)
         if worker is None and self._disk.last_placement_lacked_disk:
-            worker = self._choose_with_eviction(task, bucket)
+            worker = self._choose_with_eviction(task, queue)
         if worker is None:
             return False
-        heappop(queue)
-        self._assign(task, worker, bucket)
+        heappop(heap)
+        self._assign(task, worker, queue)
         return True
 
-    def _place_later_task(self, bucket: TaskQueue) -> bool:
+    def _place_later_task(self, queue: TaskQueue) -> bool:
         """Place one of the next tasks that leaves more room than it takes, as the first waits for disk."""
         placed = False
         passed: list[tuple[float, int, TaskState]] = []
-        while bucket.ready and len(passed) < MAX_CANDIDATES and not placed:
-            entry = heappop(bucket.ready)
+        while queue.ready and len(passed) < MAX_CANDIDATES and not placed:
+            entry = heappop(queue.ready)
             task = entry[2]
             if task.state != READY:
                 continue
-            worker = self._choice.choose(task, bucket) if self._disk.frees_more(task) else None
+            worker = self._choice.choose(task, queue) if self._disk.frees_more(task) else None
             if worker is not None:
-                self._assign(task, worker, bucket)
+                self._assign(task, worker, queue)
                 placed = True
             else:
                 passed.append(entry)
         for entry in passed:
-            heappush(bucket.ready, entry)
+            heappush(queue.ready, entry)
         return placed
 
-    def _choose_with_eviction(self, task: TaskState, bucket: TaskQueue) -> WorkerState | None:
+    def _choose_with_eviction(self, task: TaskState, queue: TaskQueue) -> WorkerState | None:
         """Return a worker that has room for a task once files that are cheap to get again are dropped.
 
         Workers that hold inputs of the task come first.
@@ -151,8 +147,8 @@ class Placement:
         )
         for worker in dict.fromkeys(
             [
-                *(h for h in holders if h in bucket.workers_with_room),
-                *islice(bucket.workers_with_room, MAX_CANDIDATES),
+                *(h for h in holders if h in queue.workers_with_room),
+                *islice(queue.workers_with_room, MAX_CANDIDATES),
             ]
         ):
             if self._choice.fits_resources(task, worker) and self._eviction.make_room(task, worker):
@@ -161,24 +157,24 @@ class Placement:
 
     def assign_to(self, task: TaskState, worker: WorkerState) -> None:
         """Give a ready task to a worker out of turn."""
-        self._assign(task, worker, task.bucket)
-        self._queues.mark_stale(task.bucket)
+        self._assign(task, worker, task.queue)
+        self._queues.mark_stale(task.queue)
 
-    def _assign(self, task: TaskState, worker: WorkerState, bucket: TaskQueue) -> None:
-        if bucket.library is None:
-            task.allocation = self._queues.allocation_on(bucket, task.spec.task, worker)
+    def _assign(self, task: TaskState, worker: WorkerState, queue: TaskQueue) -> None:
+        if queue.library is None:
+            task.allocation = self._queues.allocation_on(queue, task.spec.task, worker)
             assert task.allocation is not None
             worker.free = worker.free.minus(task.allocation)
             self._dispatcher.dispatch(task, worker, "assign")
             self._queues.update_worker_everywhere(worker)
             return
-        instance = self._libraries.instance_for(worker, bucket)
+        instance = self._libraries.instance_for(worker, queue)
         instance.assigned += 1
         self._dispatcher.dispatch(task, worker, "assign")
         # move the worker to the end of the row, so that the next look starts with others
-        bucket.workers_with_room.pop(worker, None)
-        self._queues.update_worker(worker, bucket)
+        queue.workers_with_room.pop(worker, None)
+        self._queues.update_worker(worker, queue)
         self._dispatcher.chain_successors(task, worker, instance)
         if len(self._state.workers) > 1 and is_root(task):
-            bucket.last_root_worker = worker
+            queue.last_root_worker = worker
             self._dispatcher.colocate_siblings(task, worker, instance)

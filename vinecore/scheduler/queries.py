@@ -46,7 +46,7 @@ class GraphStatus(NamedTuple):
 def graph_status(scheduler: Scheduler, number: int, total: int) -> GraphStatus:
     """Return how far a graph is; one that is not known any more is done."""
     workers, moved_bytes = len(scheduler.tables.workers), scheduler.tables.moved_bytes
-    graph = scheduler.tables.runs.get(number)
+    graph = scheduler.tables.graphs.get(number)
     if graph is None:
         return GraphStatus(total, total, 0, 0, 0, 0, True, workers, moved_bytes)
     return GraphStatus(

@@ -43,13 +43,13 @@ def queue_stats(state: SchedulerState) -> QueueStats:
     """Count what waits and what runs; asked for every few seconds, never on the way of a task."""
     waiting = weighed = 0
     cores = total_s = 0.0
-    for bucket in state.buckets.values():
-        ready = max(0, len(bucket.ready) + len(bucket.roots) - bucket.stale_entries)
+    for queue in state.queues.values():
+        ready = max(0, len(queue.ready) + len(queue.roots) - queue.stale_entries)
         waiting += ready
-        cores += ready * (bucket.request.cores or 1.0)
-        if bucket.mean_s is not None and ready + bucket.running:
-            weighed += ready + bucket.running
-            total_s += (ready + bucket.running) * bucket.mean_s
+        cores += ready * (queue.request.cores or 1.0)
+        if queue.mean_s is not None and ready + queue.running:
+            weighed += ready + queue.running
+            total_s += (ready + queue.running) * queue.mean_s
     capacity = max(1, int(total_s / weighed / MANAGER_SECONDS_PER_TASK)) if weighed else 0
     return QueueStats(waiting, state.assigned, len(state.workers), cores, capacity)
 

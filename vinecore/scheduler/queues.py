@@ -64,14 +64,14 @@ class TaskQueues:
     def push(self, task: TaskState) -> None:
         """Enter a ready task in its queue."""
         self._sequence += 1
-        bucket = task.bucket
-        queue = bucket.roots if not task.inputs or is_root(task) else bucket.ready
-        heappush(queue, (self._priority(task), self._sequence, task))
-        self.changed[bucket] = None
+        queue = task.queue
+        heap = queue.roots if not task.inputs or is_root(task) else queue.ready
+        heappush(heap, (self._priority(task), self._sequence, task))
+        self.changed[queue] = None
 
     def _priority(self, task: TaskState) -> float:
         """Return a number that is smaller the sooner a task runs. The modes are TaskVine's; the default is dask's order."""
-        mode = task.run.spec.priority_mode
+        mode = task.graph.spec.priority_mode
         if not mode:
             return task.spec.priority if task.recomputations <= 0 else self._recomputation_priority(task)
         if mode == "FIFO":
@@ -104,78 +104,78 @@ class TaskQueues:
                 break
         return turn
 
-    def mark_stale(self, bucket: TaskQueue) -> None:
+    def mark_stale(self, queue: TaskQueue) -> None:
         """Count an entry of a queue as stale; sweep the queue when half of it is."""
-        bucket.stale_entries += 1
-        if bucket.stale_entries > 16 and 2 * bucket.stale_entries > len(bucket.ready) + len(bucket.roots):
-            for queue in (bucket.ready, bucket.roots):
-                live = {entry[2]: entry for entry in queue if entry[2].state == READY}
-                queue[:] = live.values()
-                heapify(queue)
-            bucket.stale_entries = 0
+        queue.stale_entries += 1
+        if queue.stale_entries > 16 and 2 * queue.stale_entries > len(queue.ready) + len(queue.roots):
+            for heap in (queue.ready, queue.roots):
+                live = {entry[2]: entry for entry in heap if entry[2].state == READY}
+                heap[:] = live.values()
+                heapify(heap)
+            queue.stale_entries = 0
 
     # ---- queues
 
     def queue_for(self, spec: TaskSpec, request: ResourceRequest) -> TaskQueue:
-        """Find or make the bucket of a task that asks for this."""
+        """Find or make the queue of a task that asks for this."""
         python = spec.python and not spec.environment
         key: tuple[Any, ...] = (spec.library,) if spec.library else ("", spec.category, request, python)
-        bucket = self._state.buckets.get(key)
-        if bucket is None:
+        queue = self._state.queues.get(key)
+        if queue is None:
             if spec.library:
                 library = self._state.libraries[spec.library]
-                bucket = TaskQueue(key, library, None, library.spec.request, not library.spec.environment)
+                queue = TaskQueue(key, library, None, library.spec.request, not library.spec.environment)
             else:
                 category = self._state.categories.setdefault(
                     spec.category, Category(spec.category, steady_n=self.steady_n)
                 )
-                bucket = TaskQueue(key, None, category, request, python)
-                self._state.disk_tracked |= self.requested_disk_mb(bucket) > 0
-            self._state.buckets[key] = bucket
+                queue = TaskQueue(key, None, category, request, python)
+                self._state.disk_tracked |= self.requested_disk_mb(queue) > 0
+            self._state.queues[key] = queue
             for worker in self._state.workers.values():
-                self.update_worker(worker, bucket)
-        return bucket
+                self.update_worker(worker, queue)
+        return queue
 
-    def remove_if_empty(self, bucket: TaskQueue) -> None:
-        """Forget a bucket that no unfinished task is in; that of a library goes with the library."""
-        if bucket.unfinished:
+    def remove_if_empty(self, queue: TaskQueue) -> None:
+        """Forget a queue that no unfinished task is in; that of a library goes with the library."""
+        if queue.unfinished:
             return
-        if bucket.library is None:
-            self._state.buckets.pop(bucket.key, None)
-            self.deactivate(bucket)
-        elif bucket.library.retired:
-            self._signals.library_unused(bucket.library)
+        if queue.library is None:
+            self._state.queues.pop(queue.key, None)
+            self.deactivate(queue)
+        elif queue.library.retired:
+            self._signals.library_unused(queue.library)
 
-    def deactivate(self, bucket: TaskQueue) -> None:
+    def deactivate(self, queue: TaskQueue) -> None:
         """Try a queue no more, as there is nothing to do for it."""
-        self.changed.pop(bucket, None)
-        self.waiting_for_disk.pop(bucket, None)
-        self.forget_reservation(bucket)
+        self.changed.pop(queue, None)
+        self.waiting_for_disk.pop(queue, None)
+        self.forget_reservation(queue)
 
     def move(self, task: TaskState) -> None:
         """Move a task that asks for something else now to the queue for that."""
-        old = task.bucket
-        task.bucket = self.queue_for(task.spec, task.request)
-        task.bucket.unfinished += 1
+        old = task.queue
+        task.queue = self.queue_for(task.spec, task.request)
+        task.queue.unfinished += 1
         old.unfinished -= 1
         self.remove_if_empty(old)
 
-    def effective_request(self, bucket: TaskQueue, number: int) -> ResourceRequest:
+    def effective_request(self, queue: TaskQueue, number: int) -> ResourceRequest:
         """Return what a task asks for: its own request, completed by what its category says or has learned."""
-        category = bucket.category
+        category = queue.category
         if category is None:
-            return bucket.request
+            return queue.request
         learned = category.initial_request(number)
         if (
             category.learns and self.largest_worker is not None
         ):  # a peak that is rounded up must not ask for more than there is
             learned = learned.at_most(ResourceRequest(*self.largest_worker))
-        return bucket.request.with_defaults(learned)
+        return queue.request.with_defaults(learned)
 
-    def allocation_on(self, bucket: TaskQueue, number: int, worker: WorkerState) -> Resources | None:
+    def allocation_on(self, queue: TaskQueue, number: int, worker: WorkerState) -> Resources | None:
         """Return what a task would get of a worker; None if it is too large for it."""
-        minimum = UNSPECIFIED if bucket.category is None else bucket.category.minimum
-        return allocate(self.effective_request(bucket, number), worker.total, minimum)
+        minimum = UNSPECIFIED if queue.category is None else queue.category.minimum
+        return allocate(self.effective_request(queue, number), worker.total, minimum)
 
     def record_usage(self, category: Category, measured: dict[str, Any], wall_s: float) -> None:
         """Let a category learn from a finished task."""
@@ -184,7 +184,7 @@ class TaskQueues:
 
     def grow_request(self, task: TaskState, info: dict[str, Any]) -> bool:
         """Return whether a task that passed a limit may be tried with more; set what it asks for then."""
-        category = task.bucket.category
+        category = task.queue.category
         if category is None or task.allocation is None:
             return False
         request = category.retry_request(task.allocation, {str(info.get("resource"))}, self.largest_worker)
@@ -193,50 +193,50 @@ class TaskQueues:
         task.request = request
         return True
 
-    def requested_disk_mb(self, bucket: TaskQueue) -> int:
+    def requested_disk_mb(self, queue: TaskQueue) -> int:
         """Return the MB of disk that the tasks of a queue ask for explicitly."""
-        asked = bucket.request.disk
-        if asked is None and bucket.category is not None and not bucket.category.learns:
-            asked = bucket.category.maximum.disk
+        asked = queue.request.disk
+        if asked is None and queue.category is not None and not queue.category.learns:
+            asked = queue.category.maximum.disk
         return asked or 0
 
     # ---- room
 
-    def update_worker(self, worker: WorkerState, bucket: TaskQueue) -> None:
+    def update_worker(self, worker: WorkerState, queue: TaskQueue) -> None:
         """See whether a worker has room for a task more of a queue."""
-        if self.can_accept(worker, bucket):
-            bucket.workers_with_room[worker] = None
-            if bucket.ready or bucket.roots:
-                self.changed[bucket] = None
+        if self.can_accept(worker, queue):
+            queue.workers_with_room[worker] = None
+            if queue.ready or queue.roots:
+                self.changed[queue] = None
         else:
-            bucket.workers_with_room.pop(worker, None)
+            queue.workers_with_room.pop(worker, None)
 
     def update_worker_everywhere(self, worker: WorkerState) -> None:
-        """See which buckets a worker has room for now."""
-        for bucket in self._state.buckets.values():
-            self.update_worker(worker, bucket)
+        """Find the queues that a worker has room for now."""
+        for queue in self._state.queues.values():
+            self.update_worker(worker, queue)
 
-    def can_accept(self, worker: WorkerState, bucket: TaskQueue) -> bool:
+    def can_accept(self, worker: WorkerState, queue: TaskQueue) -> bool:
         """Return whether a worker has room for a task more of a queue."""
-        if worker.draining or not meets_python_requirements(worker, bucket):
+        if worker.draining or not meets_python_requirements(worker, queue):
             return False
-        if self._reservation.worker is worker and self._reservation.excludes(worker, bucket):
+        if self._reservation.worker is worker and self._reservation.excludes(worker, queue):
             return False
-        if worker.ends_at is not None and self.exceeds_remaining_time(worker, bucket, bucket.mean_s):
+        if worker.ends_at is not None and self.exceeds_remaining_time(worker, queue, queue.mean_s):
             return False
-        if bucket.library is None:  # an estimate: tasks of a category that learns do not all get the same
-            allocation = self.allocation_on(bucket, 0, worker)
+        if queue.library is None:  # an estimate: tasks of a category that learns do not all get the same
+            allocation = self.allocation_on(queue, 0, worker)
             return allocation is not None and allocation.fits(worker.free)
-        instance = worker.libraries.get(bucket.library.spec.name)
+        instance = worker.libraries.get(queue.library.spec.name)
         if instance is not None:
             return instance.assigned < self._queue_depth_limit(
-                instance, bucket
+                instance, queue
             ) or instance.allocation_unit.fits(worker.free)
-        unit = allocate(bucket.request, worker.total)
+        unit = allocate(queue.request, worker.total)
         return unit is not None and unit.fits(worker.free)
 
-    def _queue_depth_limit(self, instance: LibraryInstance, bucket: TaskQueue) -> int:
-        mean = bucket.mean_s
+    def _queue_depth_limit(self, instance: LibraryInstance, queue: TaskQueue) -> int:
+        mean = queue.mean_s
         if mean is None:
             extra = 1
         elif mean > MAX_PREFETCH_DURATION_S:
@@ -249,27 +249,25 @@ class TaskQueues:
 
     def can_take(self, worker: WorkerState, task: TaskState) -> bool:
         """Return whether a worker has the Python that a task needs, and stays long enough."""
-        bucket = task.bucket
-        return meets_python_requirements(worker, bucket) and not self.exceeds_remaining_time(
-            worker, bucket, self.expected_duration(task)
+        queue = task.queue
+        return meets_python_requirements(worker, queue) and not self.exceeds_remaining_time(
+            worker, queue, self.expected_duration(task)
         )
 
     def expected_duration(self, task: TaskState) -> float | None:
         """Return how long a task will take: the mean of its queue, else its limit; None if neither is known."""
-        mean = task.bucket.mean_s
-        if mean is None and task.bucket.library is None:
+        mean = task.queue.mean_s
+        if mean is None and task.queue.library is None:
             _count, mean = self._state.category_walls.get(task.spec.category, (0, None))
         return mean if mean is not None else task.spec.options.get("time_max")
 
-    def exceeds_remaining_time(
-        self, worker: WorkerState, bucket: TaskQueue, duration_s: float | None
-    ) -> bool:
+    def exceeds_remaining_time(self, worker: WorkerState, queue: TaskQueue, duration_s: float | None) -> bool:
         """Return whether a task of this duration would not be over before its worker begins to leave."""
         if worker.ends_at is None or duration_s is None:
             return False
         turns, instance = 1, None
-        if bucket.library is not None:
-            instance = worker.libraries.get(bucket.library.spec.name)
+        if queue.library is not None:
+            instance = worker.libraries.get(queue.library.spec.name)
         if instance is not None:
             turns += instance.assigned // instance.slots
         return self._state.now + turns * duration_s > worker.ends_at
@@ -291,9 +289,9 @@ class TaskQueues:
             instance.chained -= 1
         else:
             instance.assigned -= 1
-        self.update_worker(worker, task.bucket)
+        self.update_worker(worker, task.queue)
         if instance.assigned < instance.slots:
-            self._signals.slot_freed(worker, task.bucket)
+            self._signals.slot_freed(worker, task.queue)
         if instance.idle:  # its room may serve others
             self._signals.instance_idle(worker)
             self.retry_starved()
@@ -306,26 +304,26 @@ class TaskQueues:
         if worker is not None and worker.id in self._state.workers:
             self.update_worker_everywhere(worker)
 
-    def forget_reservation(self, bucket: TaskQueue) -> None:
+    def forget_reservation(self, queue: TaskQueue) -> None:
         """End the reservation for a queue that has nothing to place, or waits for something else than room."""
-        if bucket is self._reservation.starving:
+        if queue is self._reservation.starving:
             self._reservation.starving = None
-        if bucket is self._reservation.queue:
+        if queue is self._reservation.queue:
             self.end_reservation()
 
     # ---- trying again
 
     def retry_starved(self) -> None:
         """Try again those for whom there was no room."""
-        for bucket in self._state.buckets.values():
-            if bucket.front and not bucket.workers_with_room:
-                self.changed[bucket] = None
+        for queue in self._state.queues.values():
+            if queue.front and not queue.workers_with_room:
+                self.changed[queue] = None
 
     def retry_all(self) -> None:
         """Try again all who wait."""
-        for bucket in self._state.buckets.values():
-            if bucket.front:
-                self.changed[bucket] = None
+        for queue in self._state.queues.values():
+            if queue.front:
+                self.changed[queue] = None
 
     def retry_waiting_for_disk(self) -> None:
         """Have those who wait tried again."""
@@ -335,10 +333,10 @@ class TaskQueues:
     def category_changed(self, category: Category) -> None:
         """See which workers have room for tasks of a category that get more or less than before."""
         self._state.disk_tracked |= bool(category.maximum.disk)
-        for bucket in self._state.buckets.values():
-            if bucket.category is category:
+        for queue in self._state.queues.values():
+            if queue.category is category:
                 for worker in self._state.workers.values():
-                    self.update_worker(worker, bucket)
+                    self.update_worker(worker, queue)
 
     def worker_joined(self, worker: WorkerState) -> None:
         """Enter a new worker."""
@@ -348,7 +346,7 @@ class TaskQueues:
 
     def worker_gone(self, worker: WorkerState) -> None:
         """Take a lost worker out of all queues."""
-        for queue in self._state.buckets.values():
+        for queue in self._state.queues.values():
             queue.workers_with_room.pop(worker, None)
             if queue.last_root_worker is worker:
                 queue.last_root_worker = None
@@ -360,20 +358,20 @@ class TaskQueues:
             self.largest_worker = max(totals, key=capacity_key, default=None)
 
 
-def meets_python_requirements(worker: WorkerState, bucket: TaskQueue) -> bool:
+def meets_python_requirements(worker: WorkerState, queue: TaskQueue) -> bool:
     """Return whether the worker's own Python will do, where there is no other one."""
-    if not bucket.python:
+    if not queue.python:
         return True
     if not worker.python_ok:
         return False
     # what a command of the user's starts may have other packages, in a container for one
-    return not worker.missing_packages or bool(bucket.library and bucket.library.spec.options.get("command"))
+    return not worker.missing_packages or bool(queue.library and queue.library.spec.options.get("command"))
 
 
-def queue_urgency(bucket: TaskQueue) -> tuple[float, int]:
+def queue_urgency(queue: TaskQueue) -> tuple[float, int]:
     """Return the key of a queue's most urgent task; smaller goes first."""
-    queue = bucket.front
-    return queue[0][:2] if queue else (math.inf, 0)
+    heap = queue.front
+    return heap[0][:2] if heap else (math.inf, 0)
 
 
 def capacity_key(total: Resources) -> tuple[float, ...]:

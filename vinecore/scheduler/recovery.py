@@ -129,17 +129,17 @@ class Recovery:
         was_done = task.state == DONE
         task.transition("again")
         task.worker = task.info = None
-        run = task.run
+        graph = task.graph
         if was_done:
-            task.bucket = self._queues.queue_for(task.spec, task.request)
+            task.queue = self._queues.queue_for(task.spec, task.request)
             self._tasks.register(task)
-            run.done -= 1
+            graph.done -= 1
         self._outbox.emit(TaskActivated(task.spec.task, bool(task.recomputations)))
         if task.recomputations:
-            run.recomputed += 1
+            graph.recomputed += 1
             self._outbox.emit(LogMessage(INFO, f"making {task.spec.label} again: its result was lost"))
         else:
-            run.deferred -= 1
+            graph.deferred -= 1
         task.missing_inputs = 0
         for file in (
             *task.inputs,

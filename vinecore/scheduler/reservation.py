@@ -41,40 +41,40 @@ class Reservations:
         self._look_again_at = 0.0
         self._row: dict[WorkerState, None] = {}  # of workers, those that were looked at last at the end
 
-    def starves(self, bucket: TaskQueue) -> bool:
+    def starves(self, queue: TaskQueue) -> bool:
         """Remember a queue whose most urgent task no worker has room for.
 
         Return whether a worker has room now, because the queue that it was kept for is less urgent.
         """
         if (
-            bucket is self._reservation.starving
-            or not _may_starve(bucket)
-            or bucket in self._queues.waiting_for_disk
+            queue is self._reservation.starving
+            or not _may_starve(queue)
+            or queue in self._queues.waiting_for_disk
         ):
             return False
         starving = self._reservation.starving
-        if starving is None or not starving.front or queue_urgency(bucket) < queue_urgency(starving):
-            self._reservation.starving, self._since, self._look_again_at = bucket, self._state.now, 0.0
+        if starving is None or not starving.front or queue_urgency(queue) < queue_urgency(starving):
+            self._reservation.starving, self._since, self._look_again_at = queue, self._state.now, 0.0
             if self._reservation.queue is not None:
                 self._queues.changed[self._reservation.queue] = None  # it is next
                 self._queues.end_reservation()
-                return bool(bucket.workers_with_room)
+                return bool(queue.workers_with_room)
         return False
 
-    def placed(self, bucket: TaskQueue, urgency: tuple[float, float]) -> None:
+    def placed(self, queue: TaskQueue, urgency: tuple[float, float]) -> None:
         """Reserve a worker if the task that was placed is less urgent than the one that starves."""
         starving = self._reservation.starving
-        if bucket is starving:
+        if queue is starving:
             self._reservation.starving = None
             self._queues.end_reservation()
         elif starving is not None and self._reservation.worker is None and urgency > queue_urgency(starving):
-            between_libraries = starving.library is not None and bucket.library is not None
+            between_libraries = starving.library is not None and queue.library is not None
             more_urgent = queue_urgency(starving)[0] < urgency[0] and not between_libraries
             if more_urgent or self._state.now - self._since >= PATIENCE_S:
                 self._reserve(starving)
 
-    def _reserve(self, bucket: TaskQueue) -> None:
-        task, now = _front(bucket), self._state.now
+    def _reserve(self, queue: TaskQueue) -> None:
+        task, now = _front(queue), self._state.now
         if task is None or now < self._look_again_at:
             return
         best: WorkerState | None = None
@@ -86,21 +86,21 @@ class Reservations:
         if best is None:
             self._look_again_at = now + AGAIN_S
             return
-        self._reservation.worker, self._reservation.queue = best, bucket
+        self._reservation.worker, self._reservation.queue = best, queue
         self._queues.update_worker_everywhere(best)
 
     def _suits(self, worker: WorkerState, task: TaskState) -> bool:
         """Return whether a task could run on a worker that had nothing else to do."""
-        bucket = task.bucket
+        queue = task.queue
         if worker.draining or worker.disconnecting or not self._queues.can_take(worker, task):
             return False
         if any(
-            other.bucket is bucket for other in islice(worker.tasks.values(), FEW)
+            other.queue is queue for other in islice(worker.tasks.values(), FEW)
         ):  # it takes its turn there in any case
             return False
-        if bucket.library is not None:
-            return allocate(bucket.request, worker.total) is not None
-        return self._queues.allocation_on(bucket, task.spec.task, worker) is not None
+        if queue.library is not None:
+            return allocate(queue.request, worker.total) is not None
+        return self._queues.allocation_on(queue, task.spec.task, worker) is not None
 
     def tick(self) -> None:
         """See whether what is reserved still has a purpose."""
@@ -124,16 +124,16 @@ class Reservations:
             self._queues.end_reservation()
 
 
-def _front(bucket: TaskQueue) -> TaskState | None:
+def _front(queue: TaskQueue) -> TaskState | None:
     """Return the most urgent task of a queue if it is ready."""
-    queue = bucket.front
-    task = queue[0][2] if queue else None
+    heap = queue.front
+    task = heap[0][2] if heap else None
     return task if task is not None and task.state == READY else None
 
 
-def _may_starve(bucket: TaskQueue) -> bool:
+def _may_starve(queue: TaskQueue) -> bool:
     """Return whether a queue may starve; calls of a library that is up somewhere get their turn there."""
-    return bucket.library is None or not bucket.running
+    return queue.library is None or not queue.running
 
 
 def _rank(worker: WorkerState) -> tuple[float, int]:

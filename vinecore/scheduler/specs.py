@@ -45,7 +45,7 @@ class LibrarySpec(NamedTuple):
 class GraphSpec(NamedTuple):
     """A graph as it begins."""
 
-    run: int
+    number: int
     label: str = ""
     retries: int = 5
     prune_depth: int = 1
@@ -62,7 +62,7 @@ class TaskSpec(NamedTuple):
     task: int
     label: str
     result: str
-    run: int = 0
+    graph: int = 0
     library: str = ""
     function: str = ""
     payload: bytes = b""

@@ -147,29 +147,29 @@ class TaskState:
     __slots__ = (
         "allocation",
         "attempts",
-        "bucket",
         "chained",
         "dispatch_count",
         "extra_files",
         "failure_history",
+        "graph",
         "info",
         "inputs",
         "missing_inputs",
         "outputs",
+        "queue",
         "raised",
         "recomputations",
         "reported",
         "request",
         "reserved_disk",
-        "run",
         "spec",
         "state",
         "wall_s",
         "worker",
     )  # fmt: skip
 
-    def __init__(self, spec: TaskSpec, run: GraphState) -> None:
-        self.spec, self.run = spec, run
+    def __init__(self, spec: TaskSpec, graph: GraphState) -> None:
+        self.spec, self.graph = spec, graph
         self.state: str = WAITING
         self.inputs: list[FileState] = []  # what it reads, and has to exist before it can run
         self.extra_files: list[
@@ -182,7 +182,7 @@ class TaskState:
         self.chained = False
         self.reported = False  # its end has been reported: it runs again because its result was lost
         self.wall_s = 0.0
-        self.bucket: TaskQueue
+        self.queue: TaskQueue
         self.worker: WorkerState | None = None
         self.request = spec.request
         self.allocation: Resources | None = None
@@ -203,7 +203,7 @@ class TaskState:
     def mark_deferred(self) -> None:
         """Count what it has made on demand, and what is not needed now, as if it had never run."""
         self.recomputations = -1
-        self.run.deferred += 1
+        self.graph.deferred += 1
 
     @property
     def dispatch_id(self) -> int:
@@ -496,11 +496,11 @@ class SchedulerState:
         self.evictable: dict[FileState, None] = {}
         self.workers: dict[int, WorkerState] = {}
         self.libraries: dict[str, LibraryState] = {}
-        self.buckets: dict[tuple[Any, ...], TaskQueue] = {}
+        self.queues: dict[tuple[Any, ...], TaskQueue] = {}
         self.categories: dict[str, Category] = {}
         self.category_walls: dict[str, tuple[int, float]] = {}  # count and mean seconds
         self.assigned = 0
-        self.runs: dict[int, GraphState] = {0: GraphState(GraphSpec(0, prune_depth=0))}
+        self.graphs: dict[int, GraphState] = {0: GraphState(GraphSpec(0, prune_depth=0))}
         self.reservation = Reservation()
         self.disk_tracked = False
         self.draining_changed: dict[WorkerState, None] = {}

@@ -32,19 +32,19 @@ class WorkStealing:
         self._tasks = tasks
         self._reservation = state.reservation
 
-    def on_slot_freed(self, worker: WorkerState, bucket: TaskQueue) -> None:
+    def on_slot_freed(self, worker: WorkerState, queue: TaskQueue) -> None:
         """Recall queued calls for a worker with a free slot, if no call is ready."""
         workers = self._state.workers
         if (
-            bucket.library is None
-            or bucket.front
+            queue.library is None
+            or queue.front
             or worker.draining
-            or self._reservation.excludes(worker, bucket)
+            or self._reservation.excludes(worker, queue)
             or len(workers) < 2
-            or (bucket.mean_s or MIN_DURATION_S) < MIN_DURATION_S
+            or (queue.mean_s or MIN_DURATION_S) < MIN_DURATION_S
         ):
             return
-        name = bucket.library.spec.name
+        name = queue.library.spec.name
         longest: tuple[int, WorkerState, LibraryInstance] | None = None
         for other in islice(workers.values(), LOOK_AT):
             instance = other.libraries.get(name)
@@ -60,9 +60,9 @@ class WorkStealing:
 
     def worker_joined(self, worker: WorkerState) -> None:
         """Recall calls that wait elsewhere for a new worker."""
-        for bucket in self._state.buckets.values():
-            if bucket.running and worker in bucket.workers_with_room:
-                self.on_slot_freed(worker, bucket)
+        for queue in self._state.queues.values():
+            if queue.running and worker in queue.workers_with_room:
+                self.on_slot_freed(worker, queue)
 
     def on_calls_returned(self, worker: WorkerState, message: messages.StealResponse) -> None:
         """Queue calls again that a worker has given back."""

@@ -136,25 +136,25 @@ class Submission:
 
     def on_graph_opened(self, event: events.GraphOpened) -> None:
         """Enter a graph."""
-        self._state.runs[event.run.run] = GraphState(event.run)
+        self._state.graphs[event.spec.number] = GraphState(event.spec)
 
     def on_tasks_submitted(self, event: events.TasksSubmitted) -> None:
         """Enter tasks, unless their graph has ended."""
         for spec in event.tasks:
-            run = self._state.runs.get(spec.run)
-            if run is not None and not run.ended:
-                self._submit_task(spec, run)
+            graph = self._state.graphs.get(spec.graph)
+            if graph is not None and not graph.ended:
+                self._submit_task(spec, graph)
 
-    def _submit_task(self, spec: TaskSpec, run: GraphState) -> None:
-        task = TaskState(spec, run)
+    def _submit_task(self, spec: TaskSpec, graph: GraphState) -> None:
+        task = TaskState(spec, graph)
         if spec.library and spec.library not in self._state.libraries:
             self._missing_files.reject_without_library(task)
             return
-        if spec.on_demand and not spec.run and self._on_demand.is_declared(spec):
+        if spec.on_demand and not spec.graph and self._on_demand.is_declared(spec):
             return
         for name in (spec.result, *spec.outputs):
             if name:
-                self._link_output(task, name, run)
+                self._link_output(task, name, graph)
         for name in spec.wanted_at_manager:
             self._state.find_or_create_file(name).wanted_at_manager = True
         if spec.environment:  # a warm Python runs in it when the task is over
@@ -164,7 +164,7 @@ class Submission:
             self._on_demand.register_deferred(task)
             task.freeze()
             return
-        task.bucket = self._queues.queue_for(spec, spec.request)
+        task.queue = self._queues.queue_for(spec, spec.request)
         self._tasks.register(task)
         lost = [name for name in (*spec.inputs, *spec.mounts) if not self._link_input(task, name)]
         lost += [
@@ -200,7 +200,7 @@ class Submission:
             texts.append(f"{', '.join(others)}: pruned or never declared, and no task makes it")
         return "; ".join(texts)
 
-    def _link_output(self, task: TaskState, name: str, run: GraphState) -> None:
+    def _link_output(self, task: TaskState, name: str, graph: GraphState) -> None:
         file = self._state.find_or_create_file(name)
         file.producer = task
         file.peer_transfer = task.spec.peer_transfer
@@ -211,9 +211,9 @@ class Submission:
             self._outbox.retain_replicas(file)
         file.reusable = task.spec.content_addressed or file.level > WORKFLOW
         task.outputs.append(file)
-        if run.spec.run:
-            run.files.append(file)
-            if run.spec.prune_depth == 1:
+        if graph.spec.number:
+            graph.files.append(file)
+            if graph.spec.prune_depth == 1:
                 file.unsubmitted_readers = 0 if task.spec.on_demand else task.spec.reader_count
             else:  # kept until all readers are known, or to the end
                 file.pin_count += 1
@@ -225,7 +225,7 @@ class Submission:
             return True
         task.inputs.append(file)
         self._tasks.add_consumer(task, file)
-        if file.unsubmitted_readers and file.producer is not None and file.producer.run is task.run:
+        if file.unsubmitted_readers and file.producer is not None and file.producer.graph is task.graph:
             file.unsubmitted_readers -= 1
         if file.archive is not None:  # made of that wherever it is needed
             return self._link_input(task, file.archive.name)
@@ -253,45 +253,45 @@ class Submission:
 
     def on_graph_submitted(self, event: events.GraphSubmitted) -> None:
         """Take notice that all tasks of a graph are there."""
-        run = self._state.runs.get(event.run)
-        if run is None:
+        graph = self._state.graphs.get(event.graph)
+        if graph is None:
             return
-        if run.deferred:
-            self._on_demand.graph_submitted(run)
+        if graph.deferred:
+            self._on_demand.graph_submitted(graph)
         else:
-            self._files.mark_graph_submitted(run)
-            self._tasks.finish_graph_if_done(run)
+            self._files.mark_graph_submitted(graph)
+            self._tasks.finish_graph_if_done(graph)
 
     def on_graph_closed(self, event: events.GraphClosed) -> None:
         """Cancel what is left of a graph, and release its files."""
-        run = self._state.runs.pop(event.run, None)
-        if run is None:
+        graph = self._state.graphs.pop(event.graph, None)
+        if graph is None:
             return
-        run.ended = run.closed = True
-        self._on_demand.waiting_graphs.pop(run, None)
-        self._tasks.cancel(list(run.tasks.values()))
-        pinned = run.spec.prune_depth == 0 or (run.spec.prune_depth > 1 and not run.submitted)
-        for file in run.files:
+        graph.ended = graph.closed = True
+        self._on_demand.waiting_graphs.pop(graph, None)
+        self._tasks.cancel(list(graph.tasks.values()))
+        pinned = graph.spec.prune_depth == 0 or (graph.spec.prune_depth > 1 and not graph.submitted)
+        for file in graph.files:
             file.unsubmitted_readers = 0
             file.pin_count -= pinned
-        run.files.reverse()  # they are taken from the end
-        self.graphs_being_released.append(run)
-        if any(file.pin_count > 0 or file.pending_readers or file.reusable for file in run.files):
-            self.release_closed_graphs(len(run.files))  # another run may name, or need, some of them
+        graph.files.reverse()  # they are taken from the end
+        self.graphs_being_released.append(graph)
+        if any(file.pin_count > 0 or file.pending_readers or file.reusable for file in graph.files):
+            self.release_closed_graphs(len(graph.files))  # another run may name, or need, some of them
         else:
-            run.unshared = True
+            graph.unshared = True
 
     def release_closed_graphs(self, most: int) -> None:
         """Forget files of closed graphs, bit by bit, so that workers are heard meanwhile."""
         while self.graphs_being_released and most > 0:
-            run = self.graphs_being_released[-1]
-            while run.files and most > 0:
+            graph = self.graphs_being_released[-1]
+            while graph.files and most > 0:
                 most -= 1
-                self._release_graph_file(run.files.pop(), run)
-            if not run.files:
+                self._release_graph_file(graph.files.pop(), graph)
+            if not graph.files:
                 self.graphs_being_released.pop()
 
-    def _release_graph_file(self, file: FileState, run: GraphState) -> None:
+    def _release_graph_file(self, file: FileState, graph: GraphState) -> None:
         if file.pin_count > 0:
             return
         if file.reusable and file.replicas and not file.pending_readers:
@@ -299,7 +299,7 @@ class Submission:
         else:
             self._files.undeclare(file, "the graph that makes it was closed")
             if (
-                run.unshared
+                graph.unshared
             ):  # nothing descends from it: its records go at once, and not when Python looks for garbage
                 file.producer = None
 

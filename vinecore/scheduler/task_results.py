@@ -85,12 +85,12 @@ class TaskResults:
             self._files.answer_request(task.outputs[0], "")
             payload = b""
         task.transition("hold" if awaited else "done")
-        about = task.run.spec
+        about = task.graph.spec
         if not task.reported and (
-            about.report_each_task or (about.run and not REPORTED_INFO.isdisjoint(message.info))
+            about.report_each_task or (about.number and not REPORTED_INFO.isdisjoint(message.info))
         ):
             task.reported = True
-            self._outbox.emit(GraphTaskFinished(about.run, task.spec.task, worker.id, message.info))
+            self._outbox.emit(GraphTaskFinished(about.number, task.spec.task, worker.id, message.info))
         self._tasks.release_inputs(task)
         if awaited:
             task.info = message.info
@@ -121,7 +121,7 @@ class TaskResults:
     def _is_single_use(self, task: TaskState, info: dict[str, Any]) -> bool:
         """Return whether a task may make something else the next time, under the same name."""
         used = info.pop("used", None)
-        covers = task.run.spec.covers
+        covers = task.graph.spec.covers
         if used and covers is not None and not covers(task.spec.task, used):
             return True
         return any(
@@ -165,19 +165,19 @@ class TaskResults:
     def _update_duration_means(
         self, task: TaskState, worker: WorkerState, message: messages.TaskDone
     ) -> None:
-        bucket, wall = task.bucket, message.wall_s
-        mean = bucket.mean_s
-        bucket.mean_s = wall if mean is None else mean + SMOOTHING * (wall - mean)
+        queue, wall = task.queue, message.wall_s
+        mean = queue.mean_s
+        queue.mean_s = wall if mean is None else mean + SMOOTHING * (wall - mean)
         mean = worker.wall_s
         worker.wall_s = wall if mean is None else mean + SMOOTHING * (wall - mean)
         walls = self._state.category_walls
         count, mean = walls.get(task.spec.category, (0, 0.0))
         walls[task.spec.category] = (count + 1, mean + (wall - mean) / (count + 1))
-        if bucket.library is not None:
-            bucket.library.failures = 0
+        if queue.library is not None:
+            queue.library.failures = 0
         measured = message.info.get("measured")
-        if measured is not None and bucket.category is not None:
-            self._queues.record_usage(bucket.category, measured, wall)
+        if measured is not None and queue.category is not None:
+            self._queues.record_usage(queue.category, measured, wall)
 
     def _fail_readers_of_missing_output(self, task: TaskState, file: FileState, info: dict[str, Any]) -> None:
         """Fail the readers of a file that its task has ended without making."""

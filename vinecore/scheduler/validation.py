@@ -82,7 +82,7 @@ class StateValidation:
 
     def _check_tasks(self) -> Violations:
         for task in self._state.tasks.values():
-            if task.run.tasks.get(task.spec.task) is not task:
+            if task.graph.tasks.get(task.spec.task) is not task:
                 yield task, "it is not among the tasks of its graph"
             if task.state == RETRIEVING:
                 yield from self._check_retrieving_task(task)
@@ -145,20 +145,20 @@ class StateValidation:
     # ---- graphs
 
     def _check_graphs(self) -> Violations:
-        own: dict[GraphState, list[TaskState]] = {graph: [] for graph in self._state.runs.values()}
+        own: dict[GraphState, list[TaskState]] = {graph: [] for graph in self._state.graphs.values()}
         for task in self._state.tasks.values():
-            own.setdefault(task.run, []).append(task)
+            own.setdefault(task.graph, []).append(task)
         for graph, tasks in own.items():
-            run = f"graph {graph.spec.run}"
+            label = f"graph {graph.spec.number}"
             if set(graph.tasks.values()) != set(tasks):
-                yield run, f"its tasks are {[*graph.tasks.values()]}, not {tasks}"
+                yield label, f"its tasks are {[*graph.tasks.values()]}, not {tasks}"
             if graph.unfinished != len(tasks):
-                yield run, f"unfinished is {graph.unfinished}, not {len(tasks)}"
+                yield label, f"unfinished is {graph.unfinished}, not {len(tasks)}"
             running = sum(task.state == ASSIGNED for task in tasks)
             if graph.running != running:
-                yield run, f"running is {graph.running}, not {running}"
+                yield label, f"running is {graph.running}, not {running}"
             if graph.done < 0:
-                yield run, f"done is {graph.done}"
+                yield label, f"done is {graph.done}"
 
     # ---- files
 
@@ -200,7 +200,7 @@ class StateValidation:
                 consumers.setdefault(file, set()).add(task)
                 pending[file] += 1
                 generation = [file]
-                for _level in range(1, task.run.spec.prune_depth):
+                for _level in range(1, task.graph.spec.prune_depth):
                     generation = [
                         older for f in generation if f.producer is not None for older in f.producer.inputs
                     ]
@@ -295,14 +295,14 @@ class StateValidation:
     # ---- queues
 
     def _check_queues(self) -> Violations:
-        own: dict[TaskQueue, list[TaskState]] = {queue: [] for queue in self._state.buckets.values()}
+        own: dict[TaskQueue, list[TaskState]] = {queue: [] for queue in self._state.queues.values()}
         for task in self._state.tasks.values():
-            own.setdefault(task.bucket, []).append(task)
+            own.setdefault(task.queue, []).append(task)
         is_retrieving = any(task.state == RETRIEVING for task in self._state.tasks.values())
         disk_may_be_freed = bool(self._state.assigned) or is_retrieving or self._disk_deadlock.is_stuck
         for queue, tasks in own.items():
             name = f"queue {queue.key}"
-            if self._state.buckets.get(queue.key) is not queue:
+            if self._state.queues.get(queue.key) is not queue:
                 yield name, f"it is not recorded, and has {tasks}"
             if queue.unfinished != len(tasks):
                 yield name, f"unfinished is {queue.unfinished}, not {len(tasks)}"

@@ -45,54 +45,54 @@ class WorkerChoice:
         self._counter = 0
         self._needed_disk = 0  # bytes of disk that the task needs which is being placed
 
-    def choose(self, task: TaskState, bucket: TaskQueue) -> WorkerState | None:
+    def choose(self, task: TaskState, queue: TaskQueue) -> WorkerState | None:
         """Return the worker that a task goes to; None if none has room for it now."""
         self._needed_disk = self._disk.required_bytes(task) if self._state.disk_tracked else 0
         if self.policy != "files":
-            return self._choose_by_policy(task, bucket)
-        neighbour = self._last_root_worker(task, bucket)
+            return self._choose_by_policy(task, queue)
+        neighbour = self._last_root_worker(task, queue)
         if neighbour is not None:
             return neighbour
         least: WorkerState | None = None
         least_load = math.inf
-        for worker in islice(bucket.workers_with_room, MAX_CANDIDATES):
-            load = self.relative_load(worker, bucket)
-            if load < least_load and self.fits(task, worker, bucket):
+        for worker in islice(queue.workers_with_room, MAX_CANDIDATES):
+            load = self.relative_load(worker, queue)
+            if load < least_load and self.fits(task, worker, queue):
                 least, least_load = worker, load
         if least is None:
-            least = self._first_that_fits(task, bucket)
+            least = self._first_that_fits(task, queue)
         if not task.inputs or len(self._state.workers) == 1:
             return least
-        return self._by_locality(task, bucket, least)
+        return self._by_locality(task, queue, least)
 
-    def _last_root_worker(self, task: TaskState, bucket: TaskQueue) -> WorkerState | None:
+    def _last_root_worker(self, task: TaskState, queue: TaskQueue) -> WorkerState | None:
         """Return, for a root, the worker of the root before, as long as a slot is free there.
 
         Neighbours mostly have a common reader. None if not all slots of the workers will be needed.
         """
-        worker = bucket.last_root_worker
-        if worker is None or worker not in bucket.workers_with_room or not is_root(task):
+        worker = queue.last_root_worker
+        if worker is None or worker not in queue.workers_with_room or not is_root(task):
             return None
-        instance = worker.libraries.get(bucket.key[0])
-        if instance is None or instance.assigned >= instance.slots or not self.fits(task, worker, bucket):
+        instance = worker.libraries.get(queue.key[0])
+        if instance is None or instance.assigned >= instance.slots or not self.fits(task, worker, queue):
             return None
-        expected = max(task.run.spec.size, bucket.unfinished)
+        expected = max(task.graph.spec.size, queue.unfinished)
         return worker if expected > instance.slots * len(self._state.workers) else None
 
-    def _first_that_fits(self, task: TaskState, bucket: TaskQueue) -> WorkerState | None:
+    def _first_that_fits(self, task: TaskState, queue: TaskQueue) -> WorkerState | None:
         """Look further where the estimate behind `workers_with_room` was wrong.
 
         Workers that are too small go to the end of the row.
         """
-        for worker in list(islice(bucket.workers_with_room, MAX_FALLBACK_CANDIDATES)):
-            if self.fits(task, worker, bucket):
+        for worker in list(islice(queue.workers_with_room, MAX_FALLBACK_CANDIDATES)):
+            if self.fits(task, worker, queue):
                 return worker
-            del bucket.workers_with_room[worker]
-            bucket.workers_with_room[worker] = None
+            del queue.workers_with_room[worker]
+            queue.workers_with_room[worker] = None
         return None
 
     def _by_locality(
-        self, task: TaskState, bucket: TaskQueue, least: WorkerState | None
+        self, task: TaskState, queue: TaskQueue, least: WorkerState | None
     ) -> WorkerState | None:
         held: dict[WorkerState, int] = {}
         total = 0
@@ -102,36 +102,36 @@ class WorkerChoice:
                 held[holder] = held.get(holder, 0) + max(file.size, 1)
         best, best_cost = (
             least,
-            math.inf if least is None else self._start_delay(least, bucket, total - held.get(least, 0)),
+            math.inf if least is None else self._start_delay(least, queue, total - held.get(least, 0)),
         )
         for worker in sorted(held, key=held.__getitem__, reverse=True)[:MAX_CANDIDATES]:
             may_queue = (
-                bucket.library is not None
-                and bucket.library.spec.name in worker.libraries
+                queue.library is not None
+                and queue.library.spec.name in worker.libraries
                 and least is not None
                 and not worker.draining
-                and not self._reservation.excludes(worker, bucket)
+                and not self._reservation.excludes(worker, queue)
             )
-            if worker in bucket.workers_with_room or may_queue:
-                cost = self._start_delay(worker, bucket, total - held[worker])
-                if cost < best_cost and self.fits(task, worker, bucket):
+            if worker in queue.workers_with_room or may_queue:
+                cost = self._start_delay(worker, queue, total - held[worker])
+                if cost < best_cost and self.fits(task, worker, queue):
                     best, best_cost = worker, cost
         return best
 
-    def _start_delay(self, worker: WorkerState, bucket: TaskQueue, missing_bytes: int) -> float:
+    def _start_delay(self, worker: WorkerState, queue: TaskQueue, missing_bytes: int) -> float:
         """Return the seconds until a task could start on a worker: its queue there and the bytes it lacks."""
         fetch = missing_bytes / BANDWIDTH + LATENCY_S if missing_bytes > 0 else 0.0
-        if bucket.library is None:
+        if queue.library is None:
             return fetch
-        instance = worker.libraries.get(bucket.library.spec.name)
+        instance = worker.libraries.get(queue.library.spec.name)
         if instance is None or instance.assigned < instance.slots:
             return fetch
-        mean = DEFAULT_DURATION_S if bucket.mean_s is None else bucket.mean_s
+        mean = DEFAULT_DURATION_S if queue.mean_s is None else queue.mean_s
         return fetch + (1 + instance.assigned - instance.slots) * mean / instance.slots
 
-    def _choose_by_policy(self, task: TaskState, bucket: TaskQueue) -> WorkerState | None:
+    def _choose_by_policy(self, task: TaskState, queue: TaskQueue) -> WorkerState | None:
         fitting = [
-            w for w in islice(bucket.workers_with_room, MAX_FALLBACK_CANDIDATES) if self.fits(task, w, bucket)
+            w for w in islice(queue.workers_with_room, MAX_FALLBACK_CANDIDATES) if self.fits(task, w, queue)
         ]
         if not fitting:
             return None
@@ -144,7 +144,7 @@ class WorkerChoice:
             return fitting[(self._counter * 2654435761 >> 7) % len(fitting)]
         if self.policy == "worst":
             return max(
-                fitting, key=lambda w: ((1 - self.relative_load(w, bucket)) * w.total.cores, -len(w.tasks))
+                fitting, key=lambda w: ((1 - self.relative_load(w, queue)) * w.total.cores, -len(w.tasks))
             )
         if self.policy == "disk":
             return max(fitting, key=lambda w: w.free_disk)
@@ -152,32 +152,32 @@ class WorkerChoice:
             fitting, key=lambda w: (w.wall_s is not None, w.wall_s or 0.0)
         )  # "time": who has not been tried, then the fastest
 
-    def relative_load(self, worker: WorkerState, bucket: TaskQueue) -> float:
+    def relative_load(self, worker: WorkerState, queue: TaskQueue) -> float:
         """Return how much of a worker is in use, as far as a queue is concerned; above 1 if calls wait there."""
-        if bucket.library is None:
+        if queue.library is None:
             return 1.0 - worker.free.cores / max(worker.total.cores, 1)
-        instance = worker.libraries.get(bucket.library.spec.name)
+        instance = worker.libraries.get(queue.library.spec.name)
         return 0.5 if instance is None else instance.assigned / instance.slots
 
-    def can_take_now(self, task: TaskState, worker: WorkerState, bucket: TaskQueue) -> bool:
+    def can_take_now(self, task: TaskState, worker: WorkerState, queue: TaskQueue) -> bool:
         """Return whether a worker has room for a task now."""
         self._needed_disk = self._disk.required_bytes(task) if self._state.disk_tracked else 0
-        return self.fits(task, worker, bucket)
+        return self.fits(task, worker, queue)
 
-    def fits(self, task: TaskState, worker: WorkerState, bucket: TaskQueue) -> bool:
+    def fits(self, task: TaskState, worker: WorkerState, queue: TaskQueue) -> bool:
         """Return whether a worker has room for the task that is being placed."""
-        if bucket.library is None and not self.fits_resources(task, worker):
+        if queue.library is None and not self.fits_resources(task, worker):
             return False
         if worker.ends_at is not None and self._queues.exceeds_remaining_time(
-            worker, bucket, self._queues.expected_duration(task)
+            worker, queue, self._queues.expected_duration(task)
         ):
             return False
         return not self._needed_disk or self._disk.fits(task, worker, self._needed_disk)
 
     def fits_resources(self, task: TaskState, worker: WorkerState) -> bool:
         """Return whether a worker has what a task asks for, disk for its files aside."""
-        bucket = task.bucket
-        if bucket.library is not None:
+        queue = task.queue
+        if queue.library is not None:
             return True
-        allocation = self._queues.allocation_on(bucket, task.spec.task, worker)
+        allocation = self._queues.allocation_on(queue, task.spec.task, worker)
         return allocation is not None and allocation.fits(worker.free)

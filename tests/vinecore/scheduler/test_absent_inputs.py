@@ -177,7 +177,7 @@ def test_graph_before_undeclared_file_fails_alike(harness):
     """A graph laid down before its file was undeclared says the same."""
     harness.open_graph()
     harness.submit_tasks(
-        single(1, "place", run=1, on_demand=True, content_addressed=True, wanted_at_manager=("r1",))
+        single(1, "place", graph=1, on_demand=True, content_addressed=True, wanted_at_manager=("r1",))
     )
     harness.send_events(e.FilesReleased(["place"], prune=False))
     harness.send_events(e.GraphSubmitted(1))

@@ -254,7 +254,7 @@ def test_found_replica_starts_waiting_task(harness):
     harness.connect_worker()
     harness.open_graph()
     harness.submit_tasks(
-        call(1, run=1, reader_count=1, level=FOREVER), call(2, "r1", run=1, wanted_at_manager=("r2",))
+        call(1, graph=1, reader_count=1, level=FOREVER), call(2, "r1", graph=1, wanted_at_manager=("r2",))
     )
     other = harness.connect_worker()
     assert harness.state_of(2) in ("waiting", "assigned")
@@ -291,7 +291,7 @@ def test_found_replica_serves_stalled_readers(harness):
     harness.open_graph()
     harness.install_library()
     first = harness.connect_worker(port=0)
-    harness.submit_tasks(call(1, run=1, reader_count=1, level=FOREVER))
+    harness.submit_tasks(call(1, graph=1, reader_count=1, level=FOREVER))
     harness.complete_task(1, LARGE)
     second = harness.connect_worker()
     harness.worker_sends(second, m.PersistentObjects(["r1"], [LARGE], [""]))

@@ -144,7 +144,7 @@ def test_it_gets_nothing_more(harness):
     harness.submit_tasks(single(11), call(12))
     assert harness.assignments() == {}
     assert (
-        harness.scheduler.diagnostics.explain_queue(harness.task(11).bucket)[0]
+        harness.scheduler.diagnostics.explain_queue(harness.task(11).queue)[0]
         == "all workers that are connected are leaving"
     )
 

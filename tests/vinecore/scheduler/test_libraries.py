@@ -244,7 +244,7 @@ def test_removed_library_ends_with_its_calls(harness):
     assert [worker for worker, _ in harness.messages_sent(m.RemoveLibrary)] == workers
     assert task_outcomes(harness) == {1: "library", 2: "library"}
     assert all(harness.worker(w).free == harness.worker(w).total for w in workers)
-    assert not harness.tables.buckets
+    assert not harness.tables.queues
     harness.submit_tasks(call(3))
     assert task_outcomes(harness)[3] == "library"
 
@@ -259,7 +259,7 @@ def test_replaced_library_goes_after_its_calls(harness):
     harness.complete_task(2)
     assert harness.messages_sent(m.RemoveLibrary) == [(worker, m.RemoveLibrary("lib"))]
     assert "lib" not in harness.tables.libraries
-    assert not harness.tables.buckets
+    assert not harness.tables.queues
 
 
 def test_unused_replaced_library_goes_at_once(harness):

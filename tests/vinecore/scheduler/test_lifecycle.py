@@ -379,8 +379,8 @@ def test_cancelled_tasks_leave_the_queue(harness):
     harness.submit_tasks(*(once(n) for n in range(1, 1001)))
     for number in range(1, 1000):
         harness.send_events(e.TasksCancelled([number]))
-    (bucket,) = harness.tables.buckets.values()
-    assert len(bucket.ready) < 50
+    (queue,) = harness.tables.queues.values()
+    assert len(queue.ready) < 50
     harness.connect_worker()
     assert harness.dispatched_tasks() == [1000]
 
@@ -406,7 +406,7 @@ def test_graph_ends_after_submission_only(harness):
     """A run does not end before all of it was submitted."""
     harness.connect_worker()
     harness.open_graph()
-    harness.submit_tasks(call(1, run=1))
+    harness.submit_tasks(call(1, graph=1))
     harness.complete_task(1)
     assert not graph_outcomes(harness)
     harness.send_events(e.GraphSubmitted(1))
@@ -451,9 +451,9 @@ def test_failed_graph_takes_no_further_tasks(harness):
     """After a run has failed its further tasks are not taken."""
     harness.connect_worker()
     harness.open_graph()
-    harness.submit_tasks(call(1, run=1))
+    harness.submit_tasks(call(1, graph=1))
     harness.fail_task(1, "exception")
-    harness.submit_tasks(call(2, run=1))
+    harness.submit_tasks(call(2, graph=1))
     harness.send_events(e.GraphSubmitted(1))
     assert not harness.tables.tasks
     assert graph_outcomes(harness) == {1: "exception"}
@@ -472,8 +472,8 @@ def test_graph_retries_count_per_task(harness):
 
 def test_failed_graph_does_not_affect_other(harness):
     """A run that fails does not touch another one."""
-    harness.compute_graph(call(1), run=1)
-    harness.compute_graph(call(2), run=2)
+    harness.compute_graph(call(1), number=1)
+    harness.compute_graph(call(2), number=2)
     harness.connect_worker()
     harness.fail_task(1, "exception")
     harness.complete_task(2)
@@ -483,8 +483,8 @@ def test_failed_graph_does_not_affect_other(harness):
 def test_reader_of_failed_graphs_result_fails(harness):
     """A task that needs what another run could not make fails too."""
     harness.open_graph(1)
-    harness.submit_tasks(call(1, run=1, reader_count=1))
-    harness.compute_graph(call(2, "r1"), run=2)
+    harness.submit_tasks(call(1, graph=1, reader_count=1))
+    harness.compute_graph(call(2, "r1"), number=2)
     harness.connect_worker()
     harness.fail_task(1, "exception")
     assert graph_outcomes(harness) == {1: "exception", 2: "input missing"}
@@ -637,7 +637,7 @@ def test_queues_of_past_requests_are_removed():
     for number in range(1, 100):
         harness.submit_tasks(single(number, request=ResourceRequest(cores=1, memory=number)))
         harness.complete_task(number)
-    assert not harness.tables.buckets
+    assert not harness.tables.queues
 
 
 def test_a_closed_run_leaves_no_trace(harness):
@@ -657,7 +657,7 @@ def test_a_closed_run_leaves_no_trace(harness):
     running = harness.assignment_of(4)[1]
     harness.send_events(e.GraphClosed(1))
     assert set(harness.tables.files) == {"data", "setup"}
-    assert set(harness.tables.runs) == {0}
+    assert set(harness.tables.graphs) == {0}
     assert not harness.tables.tasks
     assert {(worker, "r1"), (worker, "r2"), (worker, "r3")} <= harness.removed_objects()
     assert i.DropObject("r3") in harness.last_instructions
@@ -686,9 +686,9 @@ def test_failed_graph_leaves_no_records(harness):
 def test_graph_closed_early_leaves_no_records(harness):
     """A run that was closed while it was submitted leaves no trace."""
     harness.open_graph(prune_depth=2)
-    harness.submit_tasks(call(1, run=1), call(2, "r1", run=1))
+    harness.submit_tasks(call(1, graph=1), call(2, "r1", graph=1))
     harness.send_events(e.GraphClosed(1))
-    harness.submit_tasks(call(3, "r2", run=1))
+    harness.submit_tasks(call(3, "r2", graph=1))
     harness.send_events(e.GraphSubmitted(1))
     assert set(harness.tables.files) == {"setup"}
     assert not harness.tables.tasks
@@ -702,7 +702,7 @@ def test_pinned_result_outlives_graph(harness):
     harness.complete_task(1, size=LARGE)
     harness.send_events(e.GraphClosed(1))
     assert harness.replica_holders("r1") == {worker}
-    harness.compute_graph(call(2, "r1", wanted_at_manager=("r2",)), run=2)
+    harness.compute_graph(call(2, "r1", wanted_at_manager=("r2",)), number=2)
     harness.complete_task(2, payload=b"2")
     assert graph_outcomes(harness) == {1: "success", 2: "success"}
     harness.send_events(e.GraphClosed(2))
@@ -717,7 +717,7 @@ def test_file_read_by_other_graph_outlives(harness):
     harness.compute_graph(call(1), prune_depth=0)
     worker = harness.connect_worker()
     harness.complete_task(1, size=LARGE)
-    harness.compute_graph(call(2, "r1"), run=2)
+    harness.compute_graph(call(2, "r1"), number=2)
     harness.send_events(e.GraphClosed(1))
     assert harness.replica_holders("r1") == {worker}
     harness.complete_task(2)

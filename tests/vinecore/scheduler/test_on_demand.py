@@ -77,7 +77,7 @@ def test_later_graph_finds_earlier_results(harness):
     harness.compute_graph(*line(1, "a", "b", "c"))
     finish(harness)
     close(harness, 1)
-    harness.compute_graph(*line(11, "a", "b", "other"), run=2)
+    harness.compute_graph(*line(11, "a", "b", "other"), number=2)
     assert finish(harness) == ["other"]
     assert graph_outcomes(harness)[2] == "success"
     assert (harness.graph(2).deferred, harness.graph(2).done) == (2, 3)
@@ -90,7 +90,7 @@ def test_present_target_is_only_uploaded(harness):
     harness.compute_graph(*line(1, "a", "b"))
     finish(harness)
     close(harness, 1)
-    harness.compute_graph(*line(11, "a", "b"), run=2)
+    harness.compute_graph(*line(11, "a", "b"), number=2)
     assert harness.messages_sent(m.Upload) == [(1, m.Upload("b"))]
     assert finish(harness) == []
     assert graph_outcomes(harness)[2] == "success"
@@ -103,7 +103,7 @@ def test_target_lost_in_upload_is_remade(harness):
     harness.compute_graph(*line(1, "a", "b"))
     finish(harness)
     close(harness, 1)
-    harness.compute_graph(*line(11, "a", "b"), run=2)
+    harness.compute_graph(*line(11, "a", "b"), number=2)
     harness.disconnect_worker(first)
     harness.connect_worker()
     assert finish(harness) == ["a", "b"]
@@ -116,7 +116,7 @@ def test_lost_reused_result_is_remade_recursively(harness):
     harness.compute_graph(*line(1, "a", "b", "c"))
     finish(harness)
     close(harness, 1)
-    harness.compute_graph(*line(11, "a", "b", "d"), run=2)
+    harness.compute_graph(*line(11, "a", "b", "d"), number=2)
     harness.disconnect_worker(first)
     harness.connect_worker()
     assert finish(harness) == ["a", "b", "d"]

@@ -261,8 +261,8 @@ def test_task_goes_to_its_bytes(harness):
 
 def test_many_bytes_are_worth_a_short_wait(harness):
     first, second = holding(harness, size=400 * MB)
-    bucket = harness.tables.buckets["lib",]
-    bucket.mean_s = 0.5
+    queue = harness.tables.queues["lib",]
+    queue.mean_s = 0.5
     harness.submit_tasks(call(2, "r1"))
     assert harness.assignments()[2] == second
     harness.submit_tasks(call(3, "r1"))
@@ -323,7 +323,7 @@ def test_large_result_call_names_reader_count(harness):
     assert said_readers(harness) == {1: None, 2: None, 3: None}
     for number in (1, 2, 3):
         harness.complete_task(number, size=LARGE)
-    harness.compute_graph(call(11), call(12, "r11"), call(13, "r11"), run=2)
+    harness.compute_graph(call(11), call(12, "r11"), call(13, "r11"), number=2)
     assert said_readers(harness) == {11: 2, 12: None, 13: None}
 
 
@@ -334,8 +334,8 @@ def test_pinned_result_names_no_reader_count(harness):
     harness.submit_tasks(call(1))
     harness.complete_task(1, size=LARGE)
     harness.compute_graph(call(11, wanted_at_manager=("r11",)), call(12, "r11"))
-    harness.compute_graph(call(21, level=FOREVER), call(22, "r21"), run=2)
-    harness.compute_graph(call(31), call(32, "r31"), run=3, prune_depth=0)
+    harness.compute_graph(call(21, level=FOREVER), call(22, "r21"), number=2)
+    harness.compute_graph(call(31), call(32, "r31"), number=3, prune_depth=0)
     harness.submit_tasks(call(41), call(42, "r41"))
     sent = [run for _worker, run in harness.messages_sent(m.RunTask, harness.log) if run.task > 10]
     assert len(sent) == 8
@@ -380,7 +380,7 @@ def test_roots_of_full_graph_fill_workers():
     """Roots of a graph that will need all slots fill those of one worker after the other."""
     harness = lots(workers=4, cores=2)
     harness.open_graph(size=9)
-    harness.submit_tasks(*(call(n, run=1) for n in range(1, 5)))
+    harness.submit_tasks(*(call(n, graph=1) for n in range(1, 5)))
     where = harness.assignments()
     assert where[1] == where[2] != where[3] == where[4]
 
@@ -389,7 +389,7 @@ def test_roots_of_small_graph_are_spread():
     """Roots of a graph that leaves slots free are spread."""
     harness = lots(workers=4, cores=2)
     harness.open_graph(size=8)
-    harness.submit_tasks(*(call(n, run=1) for n in range(1, 5)))
+    harness.submit_tasks(*(call(n, graph=1) for n in range(1, 5)))
     assert sorted(harness.assignments().values()) == [1, 2, 3, 4]
 
 
@@ -397,9 +397,9 @@ def test_roots_continue_after_worker_loss():
     """Roots go on elsewhere when the worker of the one before is lost."""
     harness = lots(workers=2, cores=2)
     harness.open_graph(size=100)
-    harness.submit_tasks(call(1, run=1))
+    harness.submit_tasks(call(1, graph=1))
     harness.disconnect_worker(harness.assignments()[1])
-    harness.submit_tasks(call(2, run=1))
+    harness.submit_tasks(call(2, graph=1))
     (left,) = harness.tables.workers
     assert harness.assignments() == {1: left, 2: left}
 

@@ -362,7 +362,7 @@ def test_closed_graphs_result_is_remade_for_other(harness):
     first = harness.connect_worker()
     harness.complete_task(1, size=LARGE)
     harness.send_events(e.GraphClosed(1))
-    harness.compute_graph(call(2, "r1", wanted_at_manager=("r2",)), run=2)
+    harness.compute_graph(call(2, "r1", wanted_at_manager=("r2",)), number=2)
     harness.disconnect_worker(first)
     assert made_again(harness) == {"t1"}
     harness.connect_worker()

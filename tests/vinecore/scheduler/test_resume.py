@@ -190,7 +190,7 @@ def test_only_missing_needed_results_are_made(harness, seed):
         harness.compute_graph(*graph)
     for worker, found in messages.items():
         harness.worker_sends(worker, *([left(*found)] if found else []), m.InventoryComplete())
-    if 1 not in harness.tables.runs:
+    if 1 not in harness.tables.graphs:
         harness.compute_graph(*graph)
 
     needed, stack = set(), names[-1:]

@@ -67,13 +67,13 @@ def test_unsubmitted_readers_prevent_pruning(harness, depth):
     """Nothing is pruned because its readers have not been submitted yet."""
     harness.connect_worker()
     harness.open_graph(prune_depth=depth)
-    harness.submit_tasks(call(1, run=1, reader_count=2))
+    harness.submit_tasks(call(1, graph=1, reader_count=2))
     harness.complete_task(1, size=LARGE)
     assert held(harness) == {"r1"}
-    harness.submit_tasks(call(2, "r1", run=1, reader_count=0))
+    harness.submit_tasks(call(2, "r1", graph=1, reader_count=0))
     harness.complete_task(2)
     assert "r1" in held(harness)
-    harness.submit_tasks(call(3, "r1", run=1))
+    harness.submit_tasks(call(3, "r1", graph=1))
     harness.send_events(e.GraphSubmitted(1))
     harness.complete_task(3)
     assert graph_outcomes(harness) == {1: "success"}
@@ -135,7 +135,7 @@ def test_later_read_target_comes_from_manager(harness):
     first = harness.connect_worker()
     harness.complete_task(1, payload=b"one")
     harness.disconnect_worker(first)
-    harness.compute_graph(call(2, "r1"), run=2)
+    harness.compute_graph(call(2, "r1"), number=2)
     second = harness.connect_worker()
     assert i.SendObject(second, "r1") in harness.last_instructions
 
@@ -175,9 +175,9 @@ def test_progress_counts_done_running_and_recomputed(harness):
 
 
 def test_runs_side_by_side_do_not_mix(harness):
-    harness.compute_graph(*chain(3), run=1)
+    harness.compute_graph(*chain(3), number=1)
     harness.compute_graph(*(task._replace(task=task.task + 10, result=f"s{task.task}", inputs=tuple(f"s{name[1:]}" for name in task.inputs))
-                   for task in chain(3)), run=2)  # fmt: skip
+                   for task in chain(3)), number=2)  # fmt: skip
     harness.connect_worker()
     harness.connect_worker()
     for number in (1, 11, 12, 2, 3, 13):
@@ -193,7 +193,7 @@ def test_repeated_graph_leaves_nothing_more(harness):
     worker = harness.connect_worker()
     for run in range(1, 6):
         harness.compute_graph(
-            *(task._replace(task=10 * run + task.task) for task in chain(3, wanted_at_manager=())), run=run
+            *(task._replace(task=10 * run + task.task) for task in chain(3, wanted_at_manager=())), number=run
         )
         for number in range(1, 4):
             harness.complete_task(10 * run + number, size=LARGE)
@@ -233,7 +233,7 @@ def test_forgotten_records_need_no_garbage_collector(harness):
         for instance in harness.worker(1).libraries.values():
             instance.chain_candidates.clear()
         assert not [
-            thing for thing in gc.get_objects() if type(thing) is TaskState and thing.run.spec.run == 1
+            thing for thing in gc.get_objects() if type(thing) is TaskState and thing.graph.spec.number == 1
         ]
     finally:
         gc.enable()

@@ -46,7 +46,7 @@ CONTRADICTIONS = {
     "worker's tasks": (lambda s: s.worker(1).tasks.clear(), "<Worker 1.*has 1 assigned"),
     "assigned": (lambda s: change(s.tables, assigned=9), "scheduler: assigned is 9, not"),
     "disk": (lambda s: change(s.worker(1), free_disk=1), "<Worker 1.*bytes of disk"),
-    "queue counts": (lambda s: change(s.task(1).bucket, running=9), "queue .*lib.*running is 9"),
+    "queue counts": (lambda s: change(s.task(1).queue, running=9), "queue .*lib.*running is 9"),
     "idle worker": (
         lambda s: s.connect_worker(cores=8) and unlist_worker(s, 2),
         "queue .*<Worker 2.*has room is True",
@@ -60,7 +60,7 @@ CONTRADICTIONS = {
 
 
 def unlist_worker(harness, number):
-    for queue in harness.tables.buckets.values():
+    for queue in harness.tables.queues.values():
         queue.workers_with_room.pop(harness.worker(number), None)
 
 

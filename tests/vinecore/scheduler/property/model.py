@@ -143,7 +143,7 @@ class SimulatedCluster:
 
     def _TaskFinished(self, x: i.TaskFinished) -> None:
         assert x.task not in self.task_outcomes, f"task {x.task} ends twice"
-        assert not self.generator.specs[x.task].run
+        assert not self.generator.specs[x.task].graph
         self.task_outcomes[x.task] = x.outcome
         self._check_outcome(x.outcome)
         if x.outcome == "success":
@@ -152,16 +152,16 @@ class SimulatedCluster:
                 assert x.payload or known is None or known.released or name in self.stored_sizes
 
     def _GraphFinished(self, x: i.GraphFinished) -> None:
-        assert x.run not in self.graph_outcomes, f"graph {x.run} ends twice"
-        self.graph_outcomes[x.run] = x.outcome
+        assert x.graph not in self.graph_outcomes, f"graph {x.graph} ends twice"
+        self.graph_outcomes[x.graph] = x.outcome
         self._check_outcome(x.outcome)
-        if x.outcome == "success" and x.run in self.graphs:
+        if x.outcome == "success" and x.graph in self.graphs:
             missing = [
                 name
-                for name in self.wanted[x.run]
+                for name in self.wanted[x.graph]
                 if name not in self.stored_sizes and name not in self.never_made
             ]
-            assert not missing, f"graph {x.run} has ended without {missing}"
+            assert not missing, f"graph {x.graph} has ended without {missing}"
 
     def _check_outcome(self, outcome: str) -> None:
         assert outcome == "success" or outcome in self.expected_failures, (
@@ -174,7 +174,7 @@ class SimulatedCluster:
         assert x.reason or x.name in self.stored_sizes
 
     def _GraphTaskFinished(self, x: i.GraphTaskFinished) -> None:
-        assert x.run in self.reporting_graphs
+        assert x.graph in self.reporting_graphs
 
     def _Disconnect(self, x: i.Disconnect) -> None:
         if x.worker in self.workers:
@@ -209,23 +209,23 @@ class SimulatedCluster:
             shape.choice(PRIORITIES),
             shape.random() < 0.3,
         )
-        self.graphs[spec.run] = spec
-        self.reporting_graphs |= {spec.run} if spec.report_each_task else set()
-        no_other_reuses = not any(run in self.reusing_graphs for run in self.tables.runs) and not any(
-            type(x) is e.GraphOpened and x.run.run in self.reusing_graphs for x in self.unsent
+        self.graphs[spec.number] = spec
+        self.reporting_graphs |= {spec.number} if spec.report_each_task else set()
+        no_other_reuses = not any(run in self.reusing_graphs for run in self.tables.graphs) and not any(
+            type(x) is e.GraphOpened and x.spec.number in self.reusing_graphs for x in self.unsent
         )
         if no_other_reuses and shape.random() < 0.4:
-            self.reusing_graphs.add(spec.run)
-            graph = self.generator.name_by_content(self._make_graph(shape, spec.run))
+            self.reusing_graphs.add(spec.number)
+            graph = self.generator.name_by_content(self._make_graph(shape, spec.number))
         else:
-            graph = self._make_graph(shape, spec.run)
-        self.wanted[spec.run] = [name for task in graph for name in task.wanted_at_manager]
+            graph = self._make_graph(shape, spec.number)
+        self.wanted[spec.number] = [name for task in graph for name in task.wanted_at_manager]
         self.unsent.append(e.GraphOpened(spec))
         while graph:
             size = shape.randint(1, 4)
             self.unsent.append(e.TasksSubmitted(graph[:size]))
             graph = graph[size:]
-        self.unsent.append(e.GraphSubmitted(spec.run))
+        self.unsent.append(e.GraphSubmitted(spec.number))
 
     def submit_tasks(self, shape: random.Random) -> None:
         """Submit tasks without a graph: some results stay on workers, some readers come before their inputs' makers."""
@@ -265,7 +265,7 @@ class SimulatedCluster:
     def pin_result(self, shape: random.Random) -> None:
         """Declare a result of a graph as a file of the user."""
         candidates = [
-            f.name for run in self.tables.runs.values() for f in run.files if f.name not in self.pinned
+            f.name for run in self.tables.graphs.values() for f in run.files if f.name not in self.pinned
         ]
         if candidates:
             name = shape.choice(candidates)
@@ -307,7 +307,7 @@ class SimulatedCluster:
     def close_graph(self, run: int) -> None:
         del self.graphs[run]
         self.unsent = deque(
-            x for x in self.unsent if not (type(x) is e.TasksSubmitted and x.tasks[0].run == run)
+            x for x in self.unsent if not (type(x) is e.TasksSubmitted and x.tasks[0].graph == run)
         )
         self.unsent.append(e.GraphClosed(run))
 
@@ -315,7 +315,7 @@ class SimulatedCluster:
         if self.tables.tasks:
             number = shape.choice(list(self.tables.tasks))
             self.expected_failures |= {"cancelled", "input missing"}
-            if not self.tables.tasks[number].spec.run:
+            if not self.tables.tasks[number].spec.graph:
                 self.handle_user_event(e.TasksCancelled([number]))
 
     def toggle_library(self, shape: random.Random) -> None:
@@ -419,7 +419,7 @@ class SimulatedCluster:
         alone = [
             number
             for number, spec in self.generator.specs.items()
-            if not spec.run and number not in self.on_demand_tasks
+            if not spec.graph and number not in self.on_demand_tasks
         ]
         assert set(alone) <= self.task_outcomes.keys(), (
             f"never over: {set(alone) - self.task_outcomes.keys()}"
@@ -473,7 +473,7 @@ class SimulatedCluster:
         alone = [
             spec.result
             for spec in self.generator.specs.values()
-            if not spec.run and spec.wanted_at_manager and spec.result in self.stored_sizes
+            if not spec.graph and spec.wanted_at_manager and spec.result in self.stored_sizes
         ]
         self.unsent.append(e.FilesReleased(alone, prune=False))
         declared = [spec.name for spec in reversed(DECLARED) if spec.name not in self.undeclared_files]
@@ -491,8 +491,8 @@ class SimulatedCluster:
         self.run_until_quiet()
         assert self.tables.files.keys() <= self.undeclared_files, "files are left"
         assert not self.tables.evictable
-        assert not self.tables.buckets
-        assert set(self.tables.runs) == {0}
+        assert not self.tables.queues
+        assert set(self.tables.graphs) == {0}
         assert not self.stored_sizes
         for number, worker in self.workers.items():
             record = self.tables.workers[number]

@@ -262,7 +262,7 @@ def test_tasks_that_have_ended_in_any_way_leave_no_files(local_cluster):
         f"the leftovers of tasks to be removed: {left()}",
     )
     assert list((session / "incoming").iterdir()) == []
-    assert len(worker.descendants) == 2
+    wait_until(lambda: len(worker.descendants) == 2, "the processes of the library and of the tasks to end")
 
 
 def test_requests_to_a_host_that_does_not_listen_wait_and_stay_in_order(local_cluster, tmp_path):

@@ -34,13 +34,15 @@ def runs_of(log):
 
 
 @pytest.mark.parametrize("retries", [1, 3])
-def test_a_function_that_raises_is_run_again_as_often_as_retries_says(m, tmp_path, task_mode, retries):
+def test_raising_function_is_retried(m, tmp_path, task_mode, retries):
+    """A function that raises is run again as often as retries says."""
     log = tmp_path / "log"
     vertex = dask.delayed(raise_until)(log, retries)
     assert vertex.compute(scheduler=m.get, task_mode=task_mode, retries=retries) == retries + 1
 
 
-def test_the_last_exception_is_raised_when_all_retries_are_used(m, tmp_path, task_mode):
+def test_last_exception_is_raised_after_retries(m, tmp_path, task_mode):
+    """The last exception is raised when all retries are used."""
     log = tmp_path / "log"
     vertex = dask.delayed(raise_until)(log, 99)
     with pytest.raises(OSError, match="run 3") as caught:
@@ -49,14 +51,16 @@ def test_the_last_exception_is_raised_when_all_retries_are_used(m, tmp_path, tas
     assert "attempt 3" in "".join(caught.value.__notes__)
 
 
-def test_a_function_that_raises_is_run_once_without_retries(m, tmp_path, task_mode):
+def test_raising_function_runs_once_without_retries(m, tmp_path, task_mode):
+    """A function that raises is run once without retries."""
     log = tmp_path / "log"
     with pytest.raises(OSError, match="run 1"):
         dask.delayed(raise_until)(log, 1).compute(scheduler=m.get, task_mode=task_mode)
     assert runs_of(log) == 1
 
 
-def test_annotated_retries_count_for_the_vertices_they_are_written_at(m, tmp_path, task_mode):
+def test_annotated_retries_count_for_their_vertices(m, tmp_path, task_mode):
+    """Annotated retries count for the vertices they are written at."""
     logs = [tmp_path / "first", tmp_path / "second"]
     with dask.annotate(retries=2):
         first = dask.delayed(raise_until)(logs[0], 2)
@@ -67,13 +71,15 @@ def test_annotated_retries_count_for_the_vertices_they_are_written_at(m, tmp_pat
     assert runs_of(logs[1]) == 1
 
 
-def test_annotations_that_surround_the_compute_count_for_all_vertices(m, tmp_path):
+def test_surrounding_annotations_count_for_all(m, tmp_path):
+    """Annotations that surround the compute count for all vertices."""
     vertices = [dask.delayed(raise_until)(tmp_path / f"log-{n}", 1) for n in range(3)]
     with dask.annotate(retries=1):
         assert dask.compute(*vertices, scheduler=m.get, task_mode="function-calls") == (2, 2, 2)
 
 
-def test_readers_of_a_vertex_that_raised_first_get_its_value(m, tmp_path, task_mode):
+def test_readers_of_retried_vertex_get_value(m, tmp_path, task_mode):
+    """Readers of a vertex that raised first get its value."""
     source = dask.delayed(raise_until)(tmp_path / "source", 1)
     readers = [dask.delayed(v.inc)(source) for _ in range(3)]
     assert dask.compute(*readers, scheduler=m.get, task_mode=task_mode, retries=1) == (3, 3, 3)
@@ -145,7 +151,8 @@ def test_an_annotation_without_effect_is_named(annotations, options, named):
         assert read(annotations, **options) == VertexAnnotations()
 
 
-def test_what_a_library_marks_its_own_vertices_with_warns_of_nothing(m, task_mode, tmp_path):
+def test_library_annotations_warn_of_nothing(m, task_mode, tmp_path):
+    """What a library marks its own vertices with warns of nothing."""
     ak, dak = pytest.importorskip("awkward"), pytest.importorskip("dask_awkward")
     array = dak.from_awkward(ak.Array([[1, 2], [], [3]]), npartitions=2)
     with warnings.catch_warnings():
@@ -154,7 +161,8 @@ def test_what_a_library_marks_its_own_vertices_with_warns_of_nothing(m, task_mod
     assert ak.from_parquet(str(tmp_path)).to_list() == [[1, 2], [], [3]]
 
 
-def test_an_annotation_that_is_honoured_warns_of_nothing():
+def test_honoured_annotation_warns_of_nothing():
+    """An annotation that is honoured warns of nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read({"retries": np.int64(2), "priority": np.float32(1), "resources": {"GPU": 1}}) == (
@@ -167,7 +175,8 @@ def test_an_annotation_that_is_honoured_warns_of_nothing():
     ("option", "mode"),
     [("resources", "function-calls"), ("lib_resources", "tasks"), ("lib_modules", "tasks")],
 )
-def test_an_option_of_the_other_mode_is_named(m, option, mode):
+def test_option_of_other_mode_is_named(m, option, mode):
+    """An option of the other mode is named."""
     value = ["math"] if option == "lib_modules" else {"cores": 1}
     with pytest.warns(UserWarning, match=f"{option}.* has no effect with task_mode='{mode}'"):
         assert dask.delayed(v.inc)(1).compute(scheduler=m.get, task_mode=mode, **{option: value}) == 2
@@ -191,12 +200,14 @@ def annotations_that_arrive(make, options, settings):
 @pytest.mark.parametrize(
     ("options", "settings"), [({"optimize_graph": False}, {}), ({}, {"optimization.fuse.active": False})]
 )
-def test_annotations_of_arrays_are_there_where_dask_does_not_optimize_them_away(options, settings):
+def test_array_annotations_reach_vertices(options, settings):
+    """Annotations of arrays are there where dask does not optimize them away."""
     ones = pytest.importorskip("dask.array").ones
     assert annotations_that_arrive(lambda: ones(8, chunks=4) + 1, options, settings) == {"{'retries': 2}"}
 
 
-def test_annotations_of_bags_are_there_where_dask_does_not_optimize_them_away():
+def test_bag_annotations_reach_vertices():
+    """Annotations of bags are there where dask does not optimize them away."""
     bags = pytest.importorskip("dask.bag")
     found = annotations_that_arrive(
         lambda: bags.from_sequence("ab", npartitions=2).map(str.upper).count(), {"optimize_graph": False}, {}
@@ -204,7 +215,9 @@ def test_annotations_of_bags_are_there_where_dask_does_not_optimize_them_away():
     assert found == {"{'retries': 2}"}
 
 
-def test_annotations_around_the_computation_of_an_array_count_for_all_vertices(m, tmp_path, task_mode):
+def test_annotations_around_array_computation_count(m, tmp_path, task_mode):
+    """Annotations around the computation of an array count for all vertices."""
+
     def raise_first(block):
         with open(tmp_path / "runs", "a+") as runs:
             runs.write("x")

@@ -119,7 +119,8 @@ ALMOST_THE_SAME = {
 }  # fmt: skip
 
 
-def test_functions_that_are_almost_the_same_have_names_of_their_own():
+def test_similar_functions_have_different_keys():
+    """Functions that are almost the same have names of their own."""
     found = {about: name_of(function, 1) for about, function in ALMOST_THE_SAME.items()}
     found = {about: name for about, name in found.items() if name is not None}
     assert len(found) >= 45
@@ -140,14 +141,16 @@ ARGUMENTS = {
 }  # fmt: skip
 
 
-def test_arguments_that_are_almost_the_same_have_names_of_their_own():
+def test_similar_arguments_have_different_keys():
+    """Arguments that are almost the same have names of their own."""
     found = {about: name_of(v.inc, argument) for about, argument in ARGUMENTS.items()}
     assert None not in found.values()
     for (one, name), (other, other_name) in itertools.combinations(found.items(), 2):
         assert name != other_name, f"{one} and {other}"
 
 
-def test_the_order_and_the_names_of_arguments_count():
+def test_argument_order_and_names_count():
+    """The order and the names of arguments count."""
     found = [
         name_of(v.inc, 1, 2), name_of(v.inc, 2, 1), name_of(v.inc, 1, y=2), name_of(v.inc, 1, z=2), name_of(v.inc, x=1, y=2),
         name_of(v.inc, (1, 2)), name_of(v.inc, 1), name_of(v.inc, 12),
@@ -168,13 +171,15 @@ def test_keys_do_not_count():
     assert one["a"] != one["b"]
 
 
-def test_what_an_input_is_made_of_counts_to_the_end():
+def test_whole_history_of_input_counts():
+    """What an input is made of counts to the end."""
     one = names({"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")})
     other = names({"a": (v.inc, 2), "b": (v.inc, "a"), "c": (v.inc, "b")})
     assert not set(one.values()) & set(other.values())
 
 
-def test_an_alias_and_data_are_what_they_stand_for():
+def test_alias_and_data_have_their_values_key():
+    """An alias and data are what they stand for."""
     plain = names({"a": Task("a", v.inc, 1), "b": Task("b", v.inc, TaskRef("a"))}, "b")
     through = names(
         {"a": Task("a", v.inc, DataNode("n", 1)), "x": Alias("x", "a"), "b": Task("b", v.inc, TaskRef("x"))},
@@ -207,7 +212,8 @@ def test_fused_vertices_are_what_they_do():
     assert one != fused(len, v.inc, arguments=(1, 2))
 
 
-def test_a_file_counts_with_its_size_and_time(tmp_path):
+def test_file_counts_with_size_and_time(tmp_path):
+    """A file counts with its size and time."""
     path = tmp_path / "data.root"
     before = name_of(v.inc, str(path))
     path.write_bytes(b"one")
@@ -242,7 +248,8 @@ def module(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_the_text_of_the_users_own_module_counts(module, monkeypatch):
+def test_text_of_own_module_counts(module, monkeypatch):
+    """The text of the users own module counts."""
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     one = name_of(module("def f(x): return x + 1").f, 1)
     assert name_of(module("def f(x): return x + 1").f, 1) == one
@@ -264,7 +271,8 @@ def test_the_users_modules_behind_a_module_count(module, monkeypatch):
     [threading.Lock(), sys.stdout, (n for n in ()), types.SimpleNamespace(inside=threading.Lock())],
     ids=["lock", "stream", "generator", "lock inside"],
 )
-def test_what_cannot_be_described_has_no_name_and_neither_has_what_depends_on_it(thing):
+def test_undescribable_value_has_no_key(thing):
+    """What cannot be described has no name and neither has what depends on it."""
     found = names(
         {"a": Task("a", v.inc, thing), "b": Task("b", v.inc, TaskRef("a")), "c": Task("c", v.inc, 1)}
     )
@@ -274,19 +282,22 @@ def test_what_cannot_be_described_has_no_name_and_neither_has_what_depends_on_it
         Fingerprinter().digest(thing)
 
 
-def test_what_the_user_calls_random_has_no_name_and_neither_has_what_depends_on_it():
+def test_random_function_has_no_key():
+    """What the user calls random has no name and neither has what depends on it."""
     found = names({"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, 2)}, deterministic=lambda key: key != "a")
     assert [found[key] is None for key in "abc"] == [True, True, False]
 
 
-def test_vertices_of_one_graph_that_are_the_same_are_numbered():
+def test_equal_vertices_of_graph_are_numbered():
+    """Vertices of one graph that are the same are numbered."""
     graph = {"a": Task("a", v.inc, 1), "b": Task("b", v.inc, 1), "c": Task("c", v.inc, TaskRef("a")), "d": Task("d", v.inc, TaskRef("b"))}  # fmt: skip
     found = names(graph)
     assert len(set(found.values())) == 4
     assert [*names(graph).values()] == [*found.values()]
 
 
-def test_one_value_that_is_there_twice_is_told_from_two_equal_ones():
+def test_repeated_value_differs_from_equal_ones():
+    """One value that is there twice is told from two equal ones."""
     x = [1, 2]
     one = [
         name_of(v.inc, [x, x]), name_of(v.inc, x, [x]), name_of(v.inc, {"a": x, "b": (x,)}), name_of(v.inc, Counter(x), x),
@@ -302,7 +313,8 @@ def test_one_value_that_is_there_twice_is_told_from_two_equal_ones():
     assert name_of(v.inc, "text", "text") == name_of(v.inc, "text", str(b"text", "ascii"))
 
 
-def test_a_module_that_was_made_by_hand_or_travels_by_value_counts_with_its_variables(module):
+def test_module_by_value_counts_with_variables(module):
+    """A module that was made by hand or travels by value counts with its variables."""
     cuts = types.ModuleType("cuts_made_by_hand")
     found = []
     for cut in (1, 2, 1):
@@ -336,7 +348,8 @@ def test_a_module_that_was_made_by_hand_or_travels_by_value_counts_with_its_vari
         "import os\ndef g(): return os.getpid()\nTABLE = {'g': g}\ndef f(x): return TABLE[x]()",
     ],
 )
-def test_code_that_asks_for_the_time_or_the_like_has_no_name(module, text):
+def test_code_reading_clock_has_no_key(module, text):
+    """Code that asks for the time or the like has no name."""
     assert name_of(by_value(text), 1) is None
     assert name_of(module(text, name="own_chance").f, 1) is None
 
@@ -350,7 +363,8 @@ def test_code_that_asks_for_the_time_or_the_like_has_no_name(module, text):
         "import pyarrow as pa\ndef g(x): return pa.OSFile(x).read()\ndef f(x): return g(x)",
     ],
 )
-def test_code_that_reads_where_nobody_sees_it_has_no_name_even_for_who_vouches(module, text):
+def test_unobserved_reads_have_no_key(module, text):
+    """Code that reads where nobody sees it has no name even for who vouches."""
     for f in (by_value(text), module(text, name="own_reads").f):
         assert name_of(f, 1) is None
         with pytest.raises(NotFingerprintable):
@@ -361,11 +375,12 @@ def test_code_that_reads_where_nobody_sees_it_has_no_name_even_for_who_vouches(m
     "text", ["import time\ndef f(x): return time.sleep(x)", "def f(events): return events.time", "import datetime\ndef f(x): return datetime.timedelta(x)",
              "def f(x):\n    'Take a long time.'\n    return getattr(x, 'real')", "import re\ndef f(x): return re.compile('from time to time')"]
 )  # fmt: skip
-def test_code_that_only_sounds_like_it_has_one(text):
+def test_harmless_similar_code_has_key(text):
+    """Code that only sounds like it has one."""
     assert name_of(by_value(text), 1) is not None
 
 
-def test_naming_takes_a_time_in_proportion_to_what_there_is():
+def test_key_time_is_proportional_to_size():
     """Counted in values that are looked into; each of these refers to all others, by ways whose number is exponential."""
 
     class Node:
@@ -428,7 +443,8 @@ def test_what_is_below_a_folder_counts(tmp_path):
     assert len(set(found)) == 5
 
 
-def test_packages_count_by_what_their_installer_has_left(tmp_path, monkeypatch):
+def test_packages_count_by_installer_records(tmp_path, monkeypatch):
+    """Packages count by what their installer has left."""
     place = tmp_path / "site-packages"
     record = place / "packaged-1.0.dist-info" / "RECORD"
     record.parent.mkdir(parents=True)
@@ -450,7 +466,8 @@ def test_packages_count_by_what_their_installer_has_left(tmp_path, monkeypatch):
     assert [found.index(one) for one in found] == [0, 1, 1, 3, 4]
 
 
-def test_files_and_variables_that_an_own_module_names_count(module, tmp_path, monkeypatch):
+def test_named_files_and_variables_count(module, tmp_path, monkeypatch):
+    """Files and variables that an own module names count."""
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "cuts.json").write_text("1")
     own = module("def f(x): return open(HERE / 'cuts.json'), os.environ['OWN_CUT'], os.getenv('own_cut')")
@@ -481,7 +498,8 @@ def test_a_cycle_is_told_from_another():
     assert together.digest(ring(1, 2)) != together.digest(inside)
 
 
-def test_names_are_the_same_in_another_process_with_another_order_of_sets(tmp_path):
+def test_keys_are_equal_in_other_process(tmp_path):
+    """Names are the same in another process with another order of sets."""
     script = tmp_path / "script.py"
     script.write_text(
         "from tests.daskvine.test_cache_keys import *\n"

@@ -59,7 +59,9 @@ def test_vertices_start_from_the_same_state():
         assert again == (*first[:-1], True)
 
 
-def test_vertices_that_close_what_is_not_theirs_harm_no_others(m, capfd):
+def test_closing_foreign_objects_harms_no_others(m, capfd):
+    """Vertices that close what is not theirs harm no others."""
+
     def graph(*closers):
         found = {}
         for number in range(6):

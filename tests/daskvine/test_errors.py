@@ -27,7 +27,9 @@ def notes_of(error):
 # ---- exceptions
 
 
-def test_an_exception_is_raised_as_itself_and_once(m, task_mode, tmp_path):
+def test_exception_is_raised_once_as_itself(m, task_mode, tmp_path):
+    """An exception is raised as itself and once."""
+
     def fail():
         v.write_down(tmp_path / "log", "ran")
         raise LookupError("no such branch", "Muon_pt")
@@ -39,14 +41,16 @@ def test_an_exception_is_raised_as_itself_and_once(m, task_mode, tmp_path):
     assert (tmp_path / "log").read_text() == "ran\n"
 
 
-def test_an_exception_says_which_vertex_failed_and_where(m, task_mode):
+def test_exception_names_vertex_and_place(m, task_mode):
+    """An exception says which vertex failed and where."""
     with pytest.raises(ZeroDivisionError) as caught:
         m.get({("part", 3): (v.divide, 1)}, ("part", 3), task_mode=task_mode)
     host = m.summarize_workers()[0]["host"]
     assert f"vertex ('part', 3) failed on {host}, attempt 1" in notes_of(caught.value)
 
 
-def test_the_traceback_leads_to_the_line_in_the_users_code(m, task_mode):
+def test_traceback_leads_to_users_line(m, task_mode):
+    """The traceback leads to the line in the users code."""
     with pytest.raises(ZeroDivisionError) as caught:
         m.get({"x": (v.in_between, 1)}, "x", task_mode=task_mode)
     lines = "".join(traceback.format_exception(caught.value))
@@ -55,7 +59,8 @@ def test_the_traceback_leads_to_the_line_in_the_users_code(m, task_mode):
     assert "vertex 'x' failed" in lines
 
 
-def test_the_traceback_has_no_frames_of_the_worker(m, task_mode):
+def test_traceback_has_no_worker_frames(m, task_mode):
+    """The traceback has no frames of the worker."""
     with pytest.raises(ZeroDivisionError) as caught:
         m.get({"x": (v.in_between, 1)}, "x", task_mode=task_mode)
     files = [os.path.basename(frame.filename) for frame in traceback.extract_tb(caught.value.__traceback__)]
@@ -152,7 +157,9 @@ def test_an_exception_class_that_cannot_be_imported(m, task_mode):
     assert type(caught.value).__name__ == "SelectionError"
 
 
-def test_what_an_exception_holds_and_cannot_be_pickled_is_told_in_words(m, task_mode):
+def test_unpicklable_exception_content_is_described(m, task_mode):
+    """What an exception holds and cannot be pickled is told in words."""
+
     def fail():
         error = ValueError("holds a lock")
         error.lock, error.file = threading.Lock(), "x.root"
@@ -188,7 +195,8 @@ def test_notes_of_the_user_are_kept(m):
     assert caught.value.__notes__[0] == "in file 7"
 
 
-def test_system_exit_is_an_exception_as_any_other(m, task_mode, caplog):
+def test_system_exit_is_ordinary_exception(m, task_mode, caplog):
+    """System exit is an exception as any other."""
     with pytest.raises(SystemExit) as caught:
         m.get({"x": (sys.exit, 3)}, "x", task_mode=task_mode)
     assert caught.value.code == 3
@@ -197,7 +205,9 @@ def test_system_exit_is_an_exception_as_any_other(m, task_mode, caplog):
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit, StopIteration, RecursionError])
-def test_what_is_no_common_exception_comes_back_once_and_as_itself(m, task_mode, tmp_path, kind):
+def test_base_exception_returns_once_as_itself(m, task_mode, tmp_path, kind):
+    """What is no common exception comes back once and as itself."""
+
     def fail():
         v.write_down(tmp_path / "log", "ran")
         raise kind("said so")
@@ -233,7 +243,9 @@ def test_an_exception_whose_text_raises(m, task_mode):
     assert "vertex 'x' failed" in notes_of(caught.value)
 
 
-def test_a_class_of_the_program_is_caught_by_itself(m, task_mode):
+def test_exception_class_of_program_is_caught(m, task_mode):
+    """A class of the program is caught by itself."""
+
     class SelectionError(Exception):
         def __init__(self, cut, events):
             super().__init__(f"{cut} leaves {events} events")
@@ -259,7 +271,8 @@ def test_an_error_while_arguments_are_loaded(m, task_mode):
     assert "vertex 'y' failed" in notes_of(caught.value)
 
 
-def test_an_error_while_a_result_is_loaded_here(m, task_mode):
+def test_error_while_loading_result(m, task_mode):
+    """An error while a result is loaded here."""
     here = os.getpid()
 
     class OnlyThere:
@@ -291,7 +304,9 @@ def test_a_manager_goes_on_after_many_failures(m, task_mode):
     assert m.get({"x": (v.inc, 1)}, "x", task_mode=task_mode) == 2
 
 
-def test_failures_at_the_same_time_reach_who_computes(m):
+def test_concurrent_failures_reach_their_callers(m):
+    """Failures at the same time reach who computes."""
+
     def compute(number):
         def fail():
             raise ValueError(number)
@@ -313,7 +328,9 @@ def test_failures_at_the_same_time_reach_who_computes(m):
 # ---- crashes
 
 
-def test_a_vertex_that_ends_its_process_fails_with_the_evidence(m, task_mode):
+def test_vertex_ending_its_process_fails(m, task_mode):
+    """A vertex that ends its process fails with the evidence."""
+
     def die():
         print("last words", file=sys.stderr, flush=True)
         os._exit(7)
@@ -327,7 +344,8 @@ def test_a_vertex_that_ends_its_process_fails_with_the_evidence(m, task_mode):
     assert "last words" in text
 
 
-def test_a_vertex_that_is_killed_fails_with_the_signal(m, task_mode):
+def test_killed_vertex_fails_with_signal(m, task_mode):
+    """A vertex that is killed fails with the signal."""
     with pytest.raises(TaskCrashed, match="killed by signal 11"):
         m.get({"x": (lambda: os.kill(os.getpid(), signal.SIGSEGV),)}, "x", task_mode=task_mode, retries=0)
 
@@ -344,7 +362,9 @@ def test_only_the_vertex_that_dies_is_blamed(m):
         m.get(graph, list(graph), **options)
 
 
-def test_calls_that_wait_behind_one_that_dies_are_run_elsewhere(m, tmp_path):
+def test_calls_behind_dead_one_run_elsewhere(m, tmp_path):
+    """Calls that wait behind one that dies are run elsewhere."""
+
     def die_twice(n):
         if n == 105 and (
             v.write_down(tmp_path / "log", "died") or len((tmp_path / "log").read_text().split()) < 3
@@ -369,7 +389,8 @@ def test_the_library_survives_a_slot_that_dies(m):
 
 
 @pytest.mark.parametrize("name", ["no_such_module_anywhere", "os.no_such_part"])
-def test_a_module_that_a_worker_does_not_have_is_named_with_the_fix(m, name):
+def test_module_missing_on_worker_is_named(m, name):
+    """A module that a worker does not have is named with the fix."""
     with pytest.raises(ModuleNotFoundError, match=name) as caught:
         m.get({"x": (v.inc, 1)}, "x", **CALLS, import_modules=[name])
     assert "install it there, ship environment='my-env.tar.gz', or take it out of import_modules" in notes_of(
@@ -378,7 +399,8 @@ def test_a_module_that_a_worker_does_not_have_is_named_with_the_fix(m, name):
     assert m.get({"x": (v.inc, 1)}, "x", **CALLS) == 2
 
 
-def test_a_module_that_raises_when_it_is_imported(m):
+def test_module_raising_at_import(m):
+    """A module that raises when it is imported."""
     files = {m.declare_buffer("raise ValueError('wrong machine')\n"): "raises_at_import.py"}
     for _ in range(2):  # the second time it fails as clearly as the first
         with pytest.raises(ValueError, match="wrong machine") as caught:
@@ -386,14 +408,17 @@ def test_a_module_that_raises_when_it_is_imported(m):
         assert "library" in notes_of(caught.value)
 
 
-def test_a_module_that_ends_the_process_when_it_is_imported(m):
+def test_module_ending_process_at_import(m):
+    """A module that ends the process when it is imported."""
     files = {m.declare_buffer("import os\nos._exit(9)\n"): "exits_at_import.py"}
     with pytest.raises(LibraryError, match="ended with code 9 while it imported exits_at_import") as caught:
         m.get({"x": (v.inc, 1)}, "x", **CALLS, import_modules=["exits_at_import"], extra_files=files)
     assert "os._exit" in str(caught.value)
 
 
-def test_a_module_that_a_vertex_needs_and_a_worker_does_not_have(m, task_mode):
+def test_needed_module_missing_on_worker(m, task_mode):
+    """A module that a vertex needs and a worker does not have."""
+
     def use():
         import no_such_module_anywhere
 
@@ -425,7 +450,8 @@ def test_an_interrupt_cancels_what_is_computed(m, gate, options):
     assert m.get({"x": (v.inc, 1)}, "x", **options) == 2  # though the gate is still closed
 
 
-def test_an_interrupt_in_a_terminal_reaches_the_script_only(tmp_path, run_script):
+def test_terminal_interrupt_reaches_script_only(tmp_path, run_script):
+    """An interrupt in a terminal reaches the script only."""
     fifo = tmp_path / "started"
     os.mkfifo(fifo)
     done = run_script(

@@ -78,12 +78,14 @@ def test_bags_are_grouped_by_tasks(m):
     assert found == {0: [0, 3, 6, 9], 1: [1, 4, 7], 2: [2, 5, 8]}
 
 
-def test_a_manager_leaves_the_shuffle_that_the_user_chose():
+def test_manager_leaves_chosen_shuffle_method():
+    """A manager leaves the shuffle that the user chose."""
     with dask.config.set({"dataframe.shuffle.method": "disk"}), DaskVine(port=0):
         assert dask.config.get("dataframe.shuffle.method") == "disk"
 
 
-def test_the_shuffle_stays_as_long_as_a_manager_is_open_whichever_ends_first():
+def test_shuffle_method_lasts_with_last_manager():
+    """The shuffle stays as long as a manager is open whichever ends first."""
     program = """
         import dask
         from daskvine import DaskVine
@@ -104,7 +106,8 @@ def test_the_shuffle_stays_as_long_as_a_manager_is_open_whichever_ends_first():
     assert done.stdout.split() == ["tasks", "None"]
 
 
-def test_the_shuffle_is_as_before_when_the_manager_ends():
+def test_shuffle_method_is_restored_at_end():
+    """The shuffle is as before when the manager ends."""
     with dask.config.set({"dataframe.shuffle.method": None}):
         with DaskVine(port=0):
             assert dask.config.get("dataframe.shuffle.method") == "tasks"
@@ -281,14 +284,16 @@ def test_a_chain_with_small_and_large_results(m):
         assert m.get(steps(), ("step", 298), **CALLS) == 100_299
 
 
-def test_an_exception_in_the_middle_of_a_chain(m):
+def test_exception_within_chain(m):
+    """An exception in the middle of a chain."""
     m.get(steps(), ("step", 100), **CALLS)
     with pytest.raises(ArithmeticError, match="step 150"):
         m.get(steps("", 150), ("step", 298), **CALLS)
     assert m.get(steps(), ("step", 298), **CALLS) == 100_299
 
 
-def test_a_process_that_dies_in_the_middle_of_a_chain(m, tmp_path):
+def test_process_death_within_chain(m, tmp_path):
+    """A process that dies in the middle of a chain."""
     m.get(steps(), ("step", 100), **CALLS)
     assert m.get(steps(str(tmp_path / "once"), 150), ("step", 298), **CALLS) == 100_299
     assert (tmp_path / "once").read_text() == "died\n"
@@ -304,7 +309,8 @@ def test_a_wide_graph(m):
     assert m.get({**graph, "sum": (sum, list(graph))}, "sum", **CALLS) == 3_000 * 3_001 // 2
 
 
-def test_a_vertex_may_return_what_looks_like_a_task(m, task_mode):
+def test_vertex_may_return_task_like_value(m, task_mode):
+    """A vertex may return what looks like a task."""
     graph = {"a": (lambda: (v.inc, 1),), "b": (len, "a")}
     assert m.get(graph, ["a", "b"], task_mode=task_mode) == ((v.inc, 1), 2)
 
@@ -329,7 +335,9 @@ def test_data_too_large_for_a_message(m, task_mode):
 
 
 @pytest.mark.parametrize("size", [10, 20_000, 2_500_000], ids=["80 B", "160 kB", "20 MB"])
-def test_results_of_all_sizes_may_be_written_to(m, task_mode, size):
+def test_results_of_all_sizes_are_writable(m, task_mode, size):
+    """Results of all sizes may be written to."""
+
     def change(array):
         array[0] += 1
         return float(array.sum())
@@ -387,7 +395,8 @@ def test_shared_objects_are_sent_and_loaded_once(m, listen_to, tmp_path):
     assert len(log.read_text().split()) <= 2
 
 
-def test_a_task_that_does_not_need_dask_does_not_load_it():
+def test_task_without_dask_does_not_load_it():
+    """A task that does not need dask does not load it."""
     loaded = (eval, "'dask' in __import__('sys').modules")
     computed = (eval, "__import__('dask').delayed(int)('1').compute()")
     with DaskVine.local(cores=1) as m:
@@ -433,7 +442,8 @@ def test_classes_that_cannot_be_imported(m):
     assert m.get(graph, "b", **CALLS).x == 4
 
 
-def test_a_function_that_cannot_be_pickled_is_named(m, task_mode):
+def test_unpicklable_function_is_named(m, task_mode):
+    """A function that cannot be pickled is named."""
     lock = threading.Lock()
 
     def holds_a_lock(x):
@@ -447,7 +457,8 @@ def test_a_function_that_cannot_be_pickled_is_named(m, task_mode):
     assert m.get({"x": (v.inc, 1)}, "x", task_mode=task_mode) == 2
 
 
-def test_an_argument_that_cannot_be_pickled_is_named(m, task_mode):
+def test_unpicklable_argument_is_named(m, task_mode):
+    """An argument that cannot be pickled is named."""
     with pytest.raises(TypeError, match="lock") as caught:
         m.get({"wrong": Task("wrong", v.inc, threading.Lock())}, "wrong", task_mode=task_mode)
     assert "vertex 'wrong'" in "\n".join(caught.value.__notes__)
@@ -456,7 +467,8 @@ def test_an_argument_that_cannot_be_pickled_is_named(m, task_mode):
 @pytest.mark.parametrize(
     "make", [threading.Lock, lambda: (n for n in range(3)), sys._getframe], ids=["lock", "generator", "frame"]
 )
-def test_a_result_that_cannot_be_pickled_is_named(m, task_mode, make):
+def test_unpicklable_result_is_named(m, task_mode, make):
+    """A result that cannot be pickled is named."""
     with pytest.raises(TypeError, match="cannot pickle") as caught:
         m.get({"wrong": (make,)}, "wrong", task_mode=task_mode)
     notes = "\n".join(caught.value.__notes__)
@@ -464,7 +476,9 @@ def test_a_result_that_cannot_be_pickled_is_named(m, task_mode, make):
     assert "vertex 'wrong'" in notes
 
 
-def test_the_part_of_a_result_that_cannot_be_pickled_is_named_with_its_type(m, task_mode):
+def test_unpicklable_part_of_result_is_named(m, task_mode):
+    """The part of a result that cannot be pickled is named with its type."""
+
     def make():
         return {"jets": [1, threading.Lock()]}
 
@@ -475,7 +489,9 @@ def test_the_part_of_a_result_that_cannot_be_pickled_is_named_with_its_type(m, t
     )
 
 
-def test_what_a_wrapper_returns_beside_the_result_is_named_where_it_cannot_be_pickled(m, task_mode):
+def test_unpicklable_wrapper_output_is_named(m, task_mode):
+    """What a wrapper returns beside the result is named where it cannot be pickled."""
+
     def wrapper(_vertex, _arguments):
         return threading.Lock(), 1
 
@@ -486,7 +502,8 @@ def test_what_a_wrapper_returns_beside_the_result_is_named_where_it_cannot_be_pi
     )
 
 
-def test_a_generator_is_consumed_where_it_is_made(m):
+def test_generator_is_consumed_where_made(m):
+    """A generator is consumed where it is made."""
     assert m.get({"a": (lambda: list(n for n in range(3)),)}, "a", **CALLS) == [0, 1, 2]  # noqa: C400
 
 
@@ -591,7 +608,9 @@ def test_from_several_threads_at_once(m, task_mode):
     assert found == [300 * number + 6 for number in range(8)]
 
 
-def test_in_a_running_loop_as_in_a_notebook(m):
+def test_get_works_in_running_loop(m):
+    """In a running loop as in a notebook."""
+
     async def cell():
         return dask.delayed(v.inc)(1).compute(scheduler=m.get, **CALLS)
 
@@ -607,7 +626,8 @@ def test_beside_a_running_loop(m):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_is_told_that_it_cannot_use_the_manager(m):
+def test_forked_child_cannot_use_manager(m):
+    """A forked child is told that it cannot use the manager."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -641,7 +661,8 @@ def test_a_manager_cannot_be_pickled(m):
         pickle.dumps(m)
 
 
-def test_a_vine_of_this_machine_is_announced_to_nobody_unless_that_is_wanted(tmp_path, monkeypatch):
+def test_local_manager_is_announced_on_request_only(tmp_path, monkeypatch):
+    """A vine of this machine is announced to nobody unless that is wanted."""
     monkeypatch.setenv("VINE_REGISTRY", str(tmp_path / "managers"))
     with DaskVine.local(cores=1, name="mine"):
         assert not (tmp_path / "managers").exists()
@@ -732,7 +753,8 @@ def test_a_histogram(m, missing_momentum, task_mode):
 
 
 @HEP_WARNINGS
-def test_the_code_of_the_talks_on_a_machine_that_is_too_small(m, missing_momentum):
+def test_code_of_talks_on_small_machine(m, missing_momentum):
+    """The code of the talks on a machine that is too small."""
     with pytest.raises(InsufficientResources, match="at most 2 cores"):
         missing_momentum.compute(
             scheduler=m.get,

@@ -23,14 +23,16 @@ def tree(leaves):
     return graph, level[0]
 
 
-def test_a_graph_runs_in_the_order_of_dask():
+def test_graph_runs_in_order_of_dask():
+    """A graph runs in the order of dask."""
     graph, target = tree(40)
     nodes = to_task_spec_graph(graph)
     ranks = order(nodes)
     assert [ranks[key] for key in Graph(nodes, [target]).in_priority_order()] == list(range(len(graph)))
 
 
-def test_a_large_graph_begins_depth_first_and_goes_on_in_the_order_of_dask(monkeypatch):
+def test_large_graph_begins_depth_first(monkeypatch):
+    """A large graph begins depth first and goes on in the order of dask."""
     monkeypatch.setattr(graphs, "LARGE_GRAPH_VERTICES", 30)
     monkeypatch.setattr(graphs, "FIRST_SLICE_VERTICES", 10)
     graph, target = tree(40)
@@ -48,7 +50,8 @@ def test_a_large_graph_begins_depth_first_and_goes_on_in_the_order_of_dask(monke
     assert [ranks[key] for key in given[10:]] == sorted(ranks[key] for key in given[10:])
 
 
-def test_a_large_graph_is_not_put_in_order_before_its_first_vertices_are_given(monkeypatch):
+def test_large_graph_gives_vertices_before_ordering(monkeypatch):
+    """A large graph is not put in order before its first vertices are given."""
     monkeypatch.setattr(graphs, "LARGE_GRAPH_VERTICES", 30)
     monkeypatch.setattr(graphs, "FIRST_SLICE_VERTICES", 10)
     graph, target = tree(40)
@@ -64,7 +67,8 @@ def test_a_large_graph_is_not_put_in_order_before_its_first_vertices_are_given(m
         next(given)
 
 
-def test_a_circle_in_a_large_graph_is_refused(monkeypatch):
+def test_cycle_in_large_graph_is_refused(monkeypatch):
+    """A circle in a large graph is refused."""
     monkeypatch.setattr(graphs, "LARGE_GRAPH_VERTICES", 2)
     graph = {"a": (abs, "c"), "b": (abs, "a"), "c": (abs, "b"), "d": (abs, "c")}
     with pytest.raises(RuntimeError, match="Cycle"):
@@ -72,7 +76,8 @@ def test_a_circle_in_a_large_graph_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("on", [True, False])
-def test_the_garbage_collector_is_as_it_was_when_a_graph_is_made_or_is_not(on):
+def test_garbage_collector_state_is_restored(on):
+    """The garbage collector is as it was when a graph is made or is not."""
     before = gc.isenabled()
     try:
         (gc.enable if on else gc.disable)()

@@ -96,7 +96,9 @@ def one_slot():
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_histograms_of_40_mb_are_merged_in_twice_their_memory(one_slot, way):
+def test_large_histograms_merge_in_twice_memory(one_slot, way):
+    """Histograms of 40 mb are merged in twice their memory."""
+
     def computed(columns):
         made = way([partial(number, columns) for number in range(4)])
         return made.compute(scheduler=one_slot.get, **ONE_SLOT)
@@ -115,7 +117,7 @@ def hold_memory(folder):
     return len(held)
 
 
-def test_what_is_measured_here_is_the_memory_of_vertices(one_slot, tmp_path):
+def test_measured_memory_is_that_of_vertices(one_slot, tmp_path):
     """Where a merge takes too much, that is seen."""
     with Anonymous(one_slot) as before:
         one_slot.get({"a": (abs, -1)}, "a", **ONE_SLOT)
@@ -130,7 +132,8 @@ def test_what_is_measured_here_is_the_memory_of_vertices(one_slot, tmp_path):
 
 
 @pytest.mark.parametrize("split_every", [None, False, 3])
-def test_hist_dask_gives_what_it_gives_elsewhere_through_trees(m, split_every):
+def test_hist_dask_agrees_through_trees(m, split_every):
+    """Hist dask gives what it gives elsewhere through trees."""
     x = da.random.default_rng(1).random(1000, chunks=25)
     with dask.config.set({"histogram.aggregation.split-every": 8 if split_every is None else split_every}):
         made = hda.Hist.new.Reg(50, 0, 1).Int64().fill(x)
@@ -158,7 +161,8 @@ def test_accumulators_are_merged_as_coffea_merges_them(m, task_mode):
     assert max(map(len, m.last_run._graph.dependencies.values())) == 8
 
 
-def test_what_goes_with_a_merge_may_be_large(m, task_mode):
+def test_objects_beside_merge_may_be_large(m, task_mode):
+    """What goes with a merge may be large."""
     offset = np.arange(50_000.0)
 
     @daskvine_merge

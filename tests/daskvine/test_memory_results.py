@@ -60,15 +60,18 @@ def learned(m, **shape):
     return list(m.get(graph, keys, **CALLS))
 
 
-def test_what_short_calls_read_of_each_other_is_read_from_memory(m):
+def test_short_calls_read_results_from_memory(m):
+    """What short calls read of each other is read from memory."""
     assert learned(m) == [(LENGTH, twice(n)) for n in range(6)]
 
 
-def test_who_writes_to_what_it_reads_writes_to_its_own(m):
+def test_writing_to_input_changes_own_copy_only(m):
+    """Who writes to what it reads writes to its own."""
     assert learned(m, change=v.overwrite) == [(0, twice(n)) for n in range(6)]
 
 
-def test_a_result_that_is_asked_for_comes_to_the_manager_though_others_read_it(m):
+def test_requested_result_reaches_manager_despite_readers(m):
+    """A result that is asked for comes to the manager though others read it."""
     graph, keys = diamonds(4)
     m.get(graph, keys, **CALLS)
     *ends, array = m.get(graph, [*keys, ("array", 1)], **CALLS)
@@ -76,7 +79,8 @@ def test_a_result_that_is_asked_for_comes_to_the_manager_though_others_read_it(m
     assert [end[1] for end in ends] == [twice(n) for n in range(4)]
 
 
-def test_what_a_slot_held_is_made_again_when_its_process_dies(m, tmp_path):
+def test_held_result_is_remade_after_death(m, tmp_path):
+    """What a slot held is made again when its process dies."""
     flag = tmp_path / "has died"
     graph, keys = diamonds(6)
     m.get(graph, keys, **CALLS)
@@ -86,7 +90,8 @@ def test_what_a_slot_held_is_made_again_when_its_process_dies(m, tmp_path):
     assert [end[1] for end in ends] == [twice(n) for n in range(6)]
 
 
-def test_an_error_among_them_is_that_of_its_vertex(m):
+def test_error_in_group_belongs_to_vertex(m):
+    """An error among them is that of its vertex."""
     graph, keys = diamonds(6)
     m.get(graph, keys, **CALLS)
     graph["second", 3] = (v.refuse, ("array", 3))
@@ -96,7 +101,8 @@ def test_an_error_among_them_is_that_of_its_vertex(m):
     assert [end[1] for end in m.get(*diamonds(2), **CALLS)] == [twice(0), twice(1)]
 
 
-def test_nothing_of_them_is_left_with_the_worker(m):
+def test_groups_leave_nothing_on_worker(m):
+    """Nothing of them is left with the worker."""
     learned(m)
     (worker,) = m.summarize_workers()
     assert worker["tasks"] == 0

@@ -177,7 +177,8 @@ def test_accepted_values(spelling, given, canonical):
         ("reuse", 1, TypeError, "function"),
     ],
 )
-def test_bad_values_say_what_is_taken_and_what_was_given(name, given, error, words):
+def test_bad_values_name_accepted_and_given(name, given, error, words):
+    """Bad values say what is taken and what was given."""
     with pytest.raises(error) as caught:
         Options.parse({name: given})
     text = str(caught.value)
@@ -212,13 +213,15 @@ def test_unknown_options_far_from_all_others():
     ("keyword", "instead"),
     [("num_workers", "DaskVine.local"), ("pool", "workers"), ("priority", "task_priority_mode")],
 )
-def test_keywords_of_other_schedulers_say_what_to_use(keyword, instead):
+def test_keywords_of_other_schedulers_are_explained(keyword, instead):
+    """Keywords of other schedulers say what to use."""
     with pytest.raises(TypeError, match=rf"unknown option '{keyword}': .*{instead}"):
         Options.parse({keyword: 1})
 
 
 @pytest.mark.parametrize("off", ["worker_transfers", "lazy_transfers", "peer_transfers"])
-def test_false_in_any_spelling_of_worker_transfers_wins(off):
+def test_false_worker_transfers_wins_in_any_spelling(off):
+    """False in any spelling of worker transfers wins."""
     spellings = dict.fromkeys(["worker_transfers", "lazy_transfers", "peer_transfers"], True)
     assert Options.parse(spellings).worker_transfers is True
     assert Options.parse({**spellings, off: False}).worker_transfers is False
@@ -246,7 +249,8 @@ def test_options_of_the_other_task_mode_warn(mode, name, value):
     assert options != Options(task_mode=mode)
 
 
-def test_what_talks_set_in_both_modes_is_said_in_the_log(caplog):
+def test_option_of_both_modes_is_logged(caplog):
+    """What talks set in both modes is said in the log."""
     with caplog.at_level("INFO", logger="daskvine"):
         Options.parse({"resources_mode": "min waste", "task_mode": "function-calls"})
     assert "'resources_mode' has no effect with task_mode='function-calls'" in caplog.text
@@ -277,7 +281,8 @@ def test_no_spelling_means_two_things():
     assert len(spellings) == len(set(spellings))
 
 
-def test_the_description_has_a_line_for_each_option():
+def test_description_has_line_per_option():
+    """The description has a line for each option."""
     lines = describe().splitlines()
     assert len(lines) == 2 + len(DEFAULTS)
     assert all(line.count(" | ") == 3 for line in lines)

@@ -64,13 +64,15 @@ def one_at_a_time(task_mode):
 
 
 @pytest.mark.parametrize("reuse", [False, True])
-def test_an_extra_file_that_is_not_there_fails_the_graph_with_its_path(m, tmp_path, task_mode, reuse):
+def test_missing_extra_file_fails_graph(m, tmp_path, task_mode, reuse):
+    """An extra file that is not there fails the graph with its path."""
     extra = {m.declare_file(tmp_path / "missing.root"): "x"}
     with pytest.raises(TaskFailed, match=r"input missing: .*missing\.root"):
         m.get({"a": (add, 1, 2)}, "a", task_mode=task_mode, extra_files=extra, reuse=reuse)
 
 
-def test_few_vertices_at_a_time_wait_no_longer_for_a_file_that_is_not_there(m, tmp_path, task_mode):
+def test_limited_submission_fails_for_missing_file(m, tmp_path, task_mode):
+    """Few vertices at a time wait no longer for a file that is not there."""
     extra = {m.declare_file(tmp_path / "missing.root"): "x"}
     with pytest.raises(TaskFailed, match=r"missing\.root: it did not exist .* no submitted task makes it"):
         m.get(
@@ -111,7 +113,9 @@ def test_vertices_share_an_environment(m, packed):
     assert len(set(m.get(graph, list(graph), environment=packed))) == 1
 
 
-def test_with_env_per_task_every_vertex_unpacks_its_own(m, packed):
+def test_env_per_task_unpacks_for_each_vertex(m, packed):
+    """With env per task every vertex unpacks its own."""
+
     def look(_n):
         import only_in_archive
 
@@ -151,7 +155,9 @@ def test_extra_files_are_next_to_every_vertex(m, task_mode, tmp_path):
     assert m.get(graph, ["a", "b"], task_mode=task_mode, extra_files=files) == ("{}", "lumi")
 
 
-def test_a_module_among_extra_files_can_be_imported(m, task_mode):
+def test_extra_file_module_can_be_imported(m, task_mode):
+    """A module among extra files can be imported."""
+
     def use():
         import only_among_files
 
@@ -161,7 +167,8 @@ def test_a_module_among_extra_files_can_be_imported(m, task_mode):
     assert m.get({"x": (use,)}, "x", task_mode=task_mode, extra_files=files) == 42
 
 
-def test_extra_files_may_come_from_a_server_or_be_made_when_they_are_needed(m, task_mode, tmp_path):
+def test_extra_files_from_server_or_minitask(m, task_mode, tmp_path):
+    """Extra files may come from a server or be made when they are needed."""
     (tmp_path / "lumi").write_text("from the web")
     with web_server(tmp_path) as web:
         maker = Task("printf made > out")
@@ -174,9 +181,8 @@ def test_extra_files_may_come_from_a_server_or_be_made_when_they_are_needed(m, t
     assert found == ("from the web", "made")
 
 
-def test_a_server_that_stops_half_way_is_named_where_a_vertex_needs_its_file(
-    m, task_mode, tmp_path, monkeypatch
-):
+def test_server_stopping_midway_is_named(m, task_mode, tmp_path, monkeypatch):
+    """A server that stops half way is named where a vertex needs its file."""
     monkeypatch.setattr("vinecore.scheduler.transfer_failures.RETRY_DELAY_S", 0.01)  # between the tries
     (tmp_path / "lumi").write_bytes(bytes(1000))
     with web_server(tmp_path) as web:
@@ -209,9 +215,10 @@ def test_results_move_between_workers(two_workers, gate, meanwhile, listen_to, t
 
 
 @pytest.mark.parametrize("spelling", ["worker_transfers", "lazy_transfers", "peer_transfers"])
-def test_without_worker_transfers_every_result_comes_to_the_manager(
+def test_without_transfers_results_come_to_manager(
     two_workers, gate, meanwhile, listen_to, task_mode, spelling
 ):
+    """Without worker transfers every result comes to the manager."""
     m, wire = two_workers, listen_to(two_workers)
     computing = meanwhile(m.get, both_workers(gate, LARGE), "c", task_mode=task_mode, **{spelling: False})
     gate.wait_for(2)
@@ -221,7 +228,8 @@ def test_without_worker_transfers_every_result_comes_to_the_manager(
     assert {fetch.source for fetch in wire.of(messages.Fetch)} <= {"manager"}
 
 
-def test_without_worker_transfers_small_results_come_with_the_news(m, listen_to, task_mode):
+def test_without_transfers_small_results_come_inline(m, listen_to, task_mode):
+    """Without worker transfers small results come with the news."""
     wire = listen_to(m)
     graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
     assert m.get(graph, "c", task_mode=task_mode, worker_transfers=False) == 4
@@ -264,14 +272,16 @@ def test_the_checkpoint_function_sees_the_graph(m):
     assert seen == {"a": (1, set(), {"d", "b"}), "c": (3, {"a", "b"}, {"d", "b"})}
 
 
-def test_an_error_of_the_checkpoint_function_is_raised(m):
+def test_checkpoint_function_error_is_raised(m):
+    """An error of the checkpoint function is raised."""
     with pytest.raises(ZeroDivisionError):
         m.get({"a": (v.inc, 1), "b": (v.inc, "a")}, "b", checkpoint_fn=lambda _dag, _key: 1 / 0)
     assert m.get({"a": (v.inc, 1)}, "a") == 2
 
 
 @pytest.mark.parametrize(("depth", "kept"), [(0, [1, 1, 1]), (1, [0, 0, 1]), (2, [0, 1, 1])])
-def test_prune_depth_says_how_long_intermediates_are_kept(m, gate, meanwhile, depth, kept):
+def test_prune_depth_keeps_intermediates(m, gate, meanwhile, depth, kept):
+    """Prune depth says how long intermediates are kept."""
     graph = {
         "a": (v.inc, 1),
         "b": (v.inc, "a"),
@@ -302,13 +312,15 @@ def test_variables_are_texts_or_functions(m, task_mode):
     assert all(manager is m and task is not None for manager, task in seen)
 
 
-def test_a_function_for_a_variable_is_called_with_each_task(m):
+def test_variable_function_is_called_per_task(m):
+    """A function for a variable is called with each task."""
     graph = {"a": (v.variable, "VINE_KEY"), "b": (v.variable, "VINE_KEY", "a")}
     options = {"env_vars": {"VINE_KEY": lambda _manager, task: f"{task.key}-{task.category}"}}
     assert m.get(graph, ["a", "b"], **options) == ("a-variable", "b-variable")
 
 
-def test_an_import_path_of_the_user_comes_first(m, task_mode, tmp_path):
+def test_users_import_path_comes_first(m, task_mode, tmp_path):
+    """An import path of the user comes first."""
     (tmp_path / "only_on_my_path.py").write_text("ANSWER = 42\n")
 
     def use():
@@ -323,7 +335,9 @@ def test_an_import_path_of_the_user_comes_first(m, task_mode, tmp_path):
 # ---- resources
 
 
-def test_a_vertex_that_uses_too_much_memory_fails_with_the_numbers(m):
+def test_vertex_exceeding_memory_fails_with_numbers(m):
+    """A vertex that uses too much memory fails with the numbers."""
+
     def use_memory():
         block = b"x" * (400 << 20)
         signal.pause()
@@ -335,7 +349,9 @@ def test_a_vertex_that_uses_too_much_memory_fails_with_the_numbers(m):
     assert "vertex 'x'" in str(caught.value)
 
 
-def test_a_vertex_that_uses_too_much_disk_fails_with_the_numbers(m):
+def test_vertex_exceeding_disk_fails_with_numbers(m):
+    """A vertex that uses too much disk fails with the numbers."""
+
     def use_disk():
         with open(f"{os.environ['VINE_SANDBOX']}/large", "wb") as file:
             file.write(bytes(40 << 20))
@@ -345,7 +361,8 @@ def test_a_vertex_that_uses_too_much_disk_fails_with_the_numbers(m):
         m.get({"x": (use_disk,)}, "x", resources={"disk": 20})
 
 
-def test_resources_say_how_many_vertices_run_at_once(m, gate, meanwhile):
+def test_resources_bound_concurrent_vertices(m, gate, meanwhile):
+    """Resources say how many vertices run at once."""
     graph = {("x", n): (v.stop_at, gate.port, str(n)) for n in range(3)}
     computing = meanwhile(m.get, graph, list(graph), resources={"cores": 2, "memory": 100})
     gate.wait_for(1)
@@ -359,7 +376,8 @@ def test_resources_say_how_many_vertices_run_at_once(m, gate, meanwhile):
 @pytest.mark.parametrize(
     ("resources", "fits"), [({"cores": 64}, "at most 2 cores"), ({"memory": 10**7}, "at most 4000 MB memory")]
 )
-def test_a_vertex_that_no_worker_is_large_enough_for_fails_at_once(m, resources, fits):
+def test_vertex_too_large_for_workers_fails(m, resources, fits):
+    """A vertex that no worker is large enough for fails at once."""
     with pytest.raises(InsufficientResources, match=fits):
         m.get({"x": (v.inc, 1)}, "x", resources=resources)
 
@@ -377,7 +395,8 @@ def test_allocations_are_learnt(m, gate, meanwhile, mode):
     computing.result()
 
 
-def test_a_vertex_that_needs_more_than_was_learnt_gets_more(m, tmp_path):
+def test_vertex_exceeding_learned_size_gets_more(m, tmp_path):
+    """A vertex that needs more than was learnt gets more."""
     log = tmp_path / "log"
 
     def use_memory(mb):
@@ -392,7 +411,9 @@ def test_a_vertex_that_needs_more_than_was_learnt_gets_more(m, tmp_path):
     assert log.read_text().split() == ["1", "500", "500"]
 
 
-def test_resources_are_the_most_that_is_ever_given(m, tmp_path):
+def test_resources_are_upper_limit(m, tmp_path):
+    """Resources are the most that is ever given."""
+
     def use_memory():
         block = b"x" * (400 << 20)
         signal.pause()
@@ -406,7 +427,8 @@ def test_resources_are_the_most_that_is_ever_given(m, tmp_path):
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_slots_are_the_calls_that_run_at_once(m, gate, meanwhile, slots):
+def test_slots_bound_concurrent_calls(m, gate, meanwhile, slots):
+    """Slots are the calls that run at once."""
     graph = {("x", n): (v.stop_at, gate.port, str(n)) for n in range(2 * slots + 2)}
     options = {"task_mode": "function-calls", "lib_resources": {"cores": 2, "slots": slots}}
     computing = meanwhile(m.get, graph, list(graph), **options)
@@ -415,7 +437,8 @@ def test_slots_are_the_calls_that_run_at_once(m, gate, meanwhile, slots):
     assert len(set(computing.result())) == slots
 
 
-def test_a_library_has_a_slot_for_each_core(m, gate, meanwhile):
+def test_library_has_slot_per_core(m, gate, meanwhile):
+    """A library has a slot for each core."""
     graph = {("x", n): (v.stop_at, gate.port, str(n)) for n in range(6)}
     computing = meanwhile(m.get, graph, list(graph), task_mode="function-calls", lib_resources={"cores": 2})
     gate.wait_for(2)
@@ -443,7 +466,8 @@ def test_a_library_takes_what_its_resources_say(m):
         ({"gpus": 1}, "at most 0 gpus"),
     ],
 )
-def test_a_library_that_no_worker_is_large_enough_for_fails_at_once(m, resources, fits):
+def test_library_too_large_for_workers_fails(m, resources, fits):
+    """A library that no worker is large enough for fails at once."""
     with pytest.raises(InsufficientResources, match=fits):
         m.get({"x": (v.inc, 1)}, "x", task_mode="function-calls", lib_resources=resources)
 
@@ -452,7 +476,8 @@ WITNESS = "import os\nHERE = os.getpid()\n"
 
 
 @pytest.mark.parametrize("spelling", ["lib_modules", "import_modules", "hoisting_modules"])
-def test_modules_are_imported_once_before_the_slots_are_forked(m, gate, meanwhile, spelling):
+def test_modules_are_imported_before_fork(m, gate, meanwhile, spelling):
+    """Modules are imported once before the slots are forked."""
     port = gate.port
 
     def look(name):
@@ -472,7 +497,8 @@ def test_modules_are_imported_once_before_the_slots_are_forked(m, gate, meanwhil
     assert first[3] != second[3]
 
 
-def test_a_module_that_the_worker_does_not_have_is_named(m):
+def test_module_unknown_to_worker_is_named(m):
+    """A module that the worker does not have is named."""
     with pytest.raises(ModuleNotFoundError, match="nowhere_to_be_found") as caught:
         m.get({"x": (v.inc, 1)}, "x", task_mode="function-calls", import_modules=["nowhere_to_be_found"])
     assert "take it out of import_modules" in "".join(caught.value.__notes__)
@@ -496,7 +522,8 @@ def test_a_command_starts_the_library(m):
     )
 
 
-def test_a_command_that_does_not_exist_is_named(m):
+def test_missing_command_is_named(m):
+    """A command that does not exist is named."""
     with pytest.raises(LibraryError, match="no-such-command"):
         m.get({"x": (v.inc, 1)}, "x", task_mode="function-calls", lib_command="no-such-command --fast")
 
@@ -617,12 +644,14 @@ def test_work_goes_to_random_workers(pair):
     assert found != tuple(sorted(found))
 
 
-def test_work_goes_to_the_first_worker_that_fits(pair):
+def test_files_policy_takes_first_fit(pair):
+    """Work goes to the first worker that fits."""
     graph = chain_of(v.parent, 6)
     assert len(set(pair.get(graph, list(graph), scheduling_mode="fcfs"))) == 1
 
 
-def test_work_goes_to_the_worker_with_most_free_disk(pair):
+def test_disk_policy_takes_most_free_disk(pair):
+    """Work goes to the worker with most free disk."""
     graph = {
         "large": (lambda: (v.parent(), bytes(LARGE)),),
         "where": (v.parent, "large"),
@@ -632,7 +661,8 @@ def test_work_goes_to_the_worker_with_most_free_disk(pair):
     assert holder != other
 
 
-def test_work_goes_to_the_worker_that_was_fastest(gate, meanwhile):
+def test_time_policy_takes_fastest_worker(gate, meanwhile):
+    """Work goes to the worker that was fastest."""
     port = gate.port
 
     def first(name):
@@ -654,7 +684,8 @@ def test_work_goes_to_the_worker_that_was_fastest(gate, meanwhile):
     assert {places[key] for key in "cde"} == {ran[fast]}
 
 
-def test_work_goes_to_the_worker_with_most_free_resources():
+def test_worst_policy_takes_most_free_worker():
+    """Work goes to the worker with most free resources."""
     with DaskVine.local(workers=2, cores=2) as m:
         m.wait_for_workers(2, timeout=60)
         graph = {("x", n): (v.parent, n) for n in range(2)}
@@ -669,7 +700,8 @@ def test_every_scheduling_mode_is_tested():
 
 
 @pytest.mark.parametrize("retries", [0, 2])
-def test_a_vertex_whose_process_dies_is_run_again_as_often_as_retries_says(m, tmp_path, task_mode, retries):
+def test_dying_vertex_is_retried(m, tmp_path, task_mode, retries):
+    """A vertex whose process dies is run again as often as retries says."""
     log = tmp_path / "log"
 
     def die():
@@ -684,7 +716,8 @@ def test_a_vertex_whose_process_dies_is_run_again_as_often_as_retries_says(m, tm
     assert len(order_of(log)) == retries + 1
 
 
-def test_a_vertex_that_dies_once_succeeds_with_another_attempt(m, tmp_path, task_mode):
+def test_vertex_dying_once_succeeds(m, tmp_path, task_mode):
+    """A vertex that dies once succeeds with another attempt."""
     log = tmp_path / "log"
 
     def die_once():
@@ -716,7 +749,8 @@ def test_submit_per_cycle(m, submitted, task_mode):
     assert submitted == [4, 4, 2]
 
 
-def test_without_a_limit_many_are_submitted_at_once(m, submitted):
+def test_unlimited_submission_is_concurrent(m, submitted):
+    """Without a limit many are submitted at once."""
     graph = {("x", n): (v.inc, n) for n in range(10)}
     m.get(graph, list(graph), task_mode="function-calls", submit_per_cycle=0, max_pending=-1)
     assert submitted == [10]
@@ -839,6 +873,7 @@ def test_code_from_talks_does_not_warn(m, caplog):
     assert "'resources_mode' has no effect with task_mode='function-calls'" in caplog.text
 
 
-def test_options_of_libraries_warn_where_there_is_none(m):
+def test_library_options_warn_without_library(m):
+    """Options of libraries warn where there is none."""
     with pytest.warns(UserWarning, match="'lib_resources' has no effect with task_mode='tasks'"):
         assert m.get({"a": (v.inc, 1)}, "a", lib_resources={"cores": 2}) == 2

@@ -69,7 +69,8 @@ def runs_again(m, functions, task_mode):
     return m.last_run.executed
 
 
-def test_what_is_asked_of_the_outside_is_asked_again(m, task_mode, tmp_path):
+def test_outside_queries_are_repeated(m, task_mode, tmp_path):
+    """What is asked of the outside is asked again."""
     (tmp_path / "data").write_text("1")
     (tmp_path / "datalink").symlink_to("data")
     parts = ["", *(tmp_path / "data").parts[1:]]
@@ -77,13 +78,15 @@ def test_what_is_asked_of_the_outside_is_asked_again(m, task_mode, tmp_path):
     assert runs_again(m, vertices, task_mode) == len(ASKING)
 
 
-def test_so_is_what_a_function_that_is_not_the_users_asks_for(m, task_mode):
+def test_outside_queries_of_libraries_are_repeated(m, task_mode):
+    """So is what a function that is not the users asks for."""
     vertices = [(time.strftime, "%s"), (np.datetime64, "now"), (time.clock_gettime, 0), (hash, "abc"), (time.time,), (os.getpid,), (uuid.uuid4,),
                 (dt.datetime.now,)]  # fmt: skip
     assert runs_again(m, vertices, task_mode) == len(vertices)
 
 
-def test_a_pipe_that_is_named_is_read_again(m, task_mode, tmp_path):
+def test_named_pipe_is_read_again(m, task_mode, tmp_path):
+    """A pipe that is named is read again."""
     os.mkfifo(tmp_path / "pipe")
     f = by_value("import os\ndef f(x):\n    os.close(os.open(x, os.O_RDONLY | os.O_NONBLOCK))\n    return 1")
     assert runs_again(m, [(f, str(tmp_path / "pipe"))], task_mode) == 1
@@ -98,7 +101,8 @@ KNOWN = {
 }
 
 
-def test_what_is_named_or_tells_nothing_is_used_again(m, task_mode, tmp_path):
+def test_named_or_harmless_reads_are_reused(m, task_mode, tmp_path):
+    """What is named or tells nothing is used again."""
     (tmp_path / "data").write_text("1")
     vertices = [(by_value(text), str(tmp_path / "data")) for text in KNOWN.values()]
     assert runs_again(m, vertices, task_mode) == 0

@@ -102,7 +102,9 @@ def test_a_program_may_change_its_folder(m, folder, task_mode):
         assert os.path.exists(path)
 
 
-def test_what_was_computed_in_another_folder_is_not_used_again(m, folder, task_mode):
+def test_result_of_other_folder_is_not_reused(m, folder, task_mode):
+    """What was computed in another folder is not used again."""
+
     def look(name):
         with open("cu" + name) as file:
             return file.read()
@@ -115,7 +117,9 @@ def test_what_was_computed_in_another_folder_is_not_used_again(m, folder, task_m
             assert m.get({"x": (look, "ts")}, "x", task_mode=task_mode, reuse=True) == name
 
 
-def test_what_else_is_in_the_folder_of_the_program_changes_no_name(m, folder):
+def test_other_files_in_folder_change_nothing(m, folder):
+    """What else is in the folder of the program changes no name."""
+
     def add(a, b):
         return a + b
 
@@ -125,21 +129,24 @@ def test_what_else_is_in_the_folder_of_the_program_changes_no_name(m, folder):
     assert m.last_run.executed == 0
 
 
-def test_a_vertex_that_changes_its_folder_harms_no_other_one(m, folder, task_mode):
+def test_chdir_in_vertex_harms_no_other(m, folder, task_mode):
+    """A vertex that changes its folder harms no other one."""
     wander = delayed(os.chdir, pure=False)
     for _ in range(3):
         wander("/").compute(scheduler=m.get, task_mode=task_mode)
         assert read("cuts").compute(scheduler=m.get, task_mode=task_mode) == "1"
 
 
-def test_tasks_and_calls_that_belong_to_no_graph_keep_a_folder_of_their_own(m, folder):
+def test_tasks_without_graph_have_own_folder(m, folder):
+    """Tasks and calls that belong to no graph keep a folder of their own."""
     task = PythonTask(os.getcwd)
     m.submit(task)
     assert m.wait(60) is task
     assert task.output != str(folder)
 
 
-def test_the_own_folder_of_the_process_has_a_name(m, folder, task_mode):
+def test_own_folder_of_process_has_name(m, folder, task_mode):
+    """The own folder of the process has a name."""
     own = delayed(os.getenv)("VINE_SANDBOX").compute(scheduler=m.get, task_mode=task_mode)
     assert os.path.isabs(own)
     assert own != str(folder)
@@ -176,7 +183,9 @@ def test_with_extra_files_both_are_found(m, folder, tmp_path, task_mode):
 # ---- where it is not
 
 
-def test_a_folder_of_the_same_name_is_not_the_programs(m, folder):
+def test_other_folder_of_same_name_differs(m, folder):
+    """A folder of the same name is not the programs."""
+
     @delayed(pure=False)
     def replace(name):
         os.rename(name, f"{name}-as-it-was")
@@ -189,7 +198,8 @@ def test_a_folder_of_the_same_name_is_not_the_programs(m, folder):
     assert "does not see that folder" in notes(caught)
 
 
-def test_where_the_programs_folder_has_been_removed_an_error_and_a_warning_say_so(m, folder, task_mode):
+def test_removed_program_folder_is_reported(m, folder, task_mode):
+    """Where the programs folder has been removed an error and a warning say so."""
     shutil.rmtree(folder)
     with pytest.raises(FileNotFoundError) as caught:
         read("cuts").compute(scheduler=m.get, task_mode=task_mode)
@@ -200,7 +210,8 @@ def test_where_the_programs_folder_has_been_removed_an_error_and_a_warning_say_s
     assert os.path.dirname(path) != str(folder)
 
 
-def test_a_worker_that_does_not_see_the_folder_says_what_to_do(local_cluster, folder, task_mode, own_modules):
+def test_worker_without_folder_says_remedy(local_cluster, folder, task_mode, own_modules):
+    """A worker that does not see the folder says what to do."""
     (folder / "own_beside.py").write_text("VALUE = 1")
     m = local_cluster.start_manager(DaskVine)
     local_cluster.start_worker(m, command=hidden_from(folder))
@@ -227,7 +238,8 @@ def test_a_worker_that_does_not_see_the_folder_says_what_to_do(local_cluster, fo
     assert value_of("own_beside").compute(**options, extra_files=brought) == 1
 
 
-def test_an_error_for_another_reason_says_nothing_of_folders(m, folder, task_mode):
+def test_other_errors_do_not_mention_folders(m, folder, task_mode):
+    """An error for another reason says nothing of folders."""
     with pytest.raises(FileNotFoundError) as caught:
         read("not-there").compute(scheduler=m.get, task_mode=task_mode)
     assert "folder" not in notes(caught)
@@ -236,7 +248,8 @@ def test_an_error_for_another_reason_says_nothing_of_folders(m, folder, task_mod
 # ---- tokens
 
 
-def test_a_worker_that_may_be_elsewhere_sees_a_token_which_is_taken_away(local_cluster, folder, task_mode):
+def test_remote_worker_sees_temporary_token(local_cluster, folder, task_mode):
+    """A worker that may be elsewhere sees a token which is taken away."""
     m = local_cluster.start_manager(DaskVine)
     local_cluster.start_worker(m)
     assert read("cuts").compute(scheduler=m.get, task_mode=task_mode) == "1"
@@ -271,7 +284,8 @@ def test_several_managers_have_tokens_of_their_own(local_cluster, folder):
     assert tokens(folder) == []
 
 
-def test_what_a_killed_program_has_left_is_removed_by_the_next_one(local_cluster, folder):
+def test_token_of_killed_program_is_removed(local_cluster, folder):
+    """What a killed program has left is removed by the next one."""
     program = """
 import signal, sys
 from daskvine.program_folder import ProgramFolders
@@ -304,9 +318,8 @@ def path_of_imports(monkeypatch):
     return sys.path
 
 
-def test_modules_from_folders_that_were_added_later_are_found(
-    m, folder, tmp_path, task_mode, path_of_imports, own_modules
-):
+def test_modules_from_later_folders_are_found(m, folder, tmp_path, task_mode, path_of_imports, own_modules):
+    """Modules from folders that were added later are found."""
     assert read("cuts").compute(scheduler=m.get, task_mode=task_mode) == "1"  # processes are running
     for number, entry in enumerate([str(folder / "absolute"), "relative", str(tmp_path / "elsewhere")]):
         os.makedirs(entry)
@@ -318,9 +331,8 @@ def test_modules_from_folders_that_were_added_later_are_found(
         os.chdir(folder)
 
 
-def test_a_function_of_a_module_that_was_added_later_is_found(
-    m, folder, task_mode, path_of_imports, own_modules
-):
+def test_function_of_later_module_is_found(m, folder, task_mode, path_of_imports, own_modules):
+    """A function of a module that was added later is found."""
     name = f"own_function_{task_mode[:4]}"
     (folder / f"{name}.py").write_text("def double(x):\n    return 2 * x\n")
     path_of_imports.append(str(folder))
@@ -328,16 +340,16 @@ def test_a_function_of_a_module_that_was_added_later_is_found(
     assert delayed(own.double)(2).compute(scheduler=m.get, task_mode=task_mode) == 4
 
 
-def test_a_module_that_was_added_later_can_be_imported_before_the_fork(
-    m, folder, path_of_imports, own_modules
-):
+def test_later_module_is_imported_before_fork(m, folder, path_of_imports, own_modules):
+    """A module that was added later can be imported before the fork."""
     (folder / "own_hoisted.py").write_text("VALUE = 5")
     path_of_imports.insert(0, "")
     options = {"task_mode": "function-calls", "import_modules": ["own_hoisted"]}
     assert value_of("own_hoisted").compute(scheduler=m.get, **options) == 5
 
 
-def test_a_module_goes_by_value_where_that_is_asked_for(m, folder, task_mode, path_of_imports, own_modules):
+def test_module_travels_by_value_on_request(m, folder, task_mode, path_of_imports, own_modules):
+    """A module goes by value where that is asked for."""
     name = f"own_value_{task_mode[:4]}"
     (folder / f"{name}.py").write_text("def triple(x):\n    return 3 * x\n")
     path_of_imports.insert(0, str(folder))

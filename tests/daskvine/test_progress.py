@@ -65,7 +65,7 @@ class TestLines:
             lines.update(snapshot(done=10, running=0))
         assert stream.getvalue() == ""
 
-    def test_a_line_is_written_at_once_with_its_end(self, clock):
+    def test_line_is_written_at_once(self, clock):
         """Other threads of a program compute, too: their lines do not get in between."""
         written = []
 
@@ -83,7 +83,8 @@ class TestLines:
             clock.advance(100)
         assert stream.getvalue() == ""
 
-    def test_one_line_each_few_seconds_and_a_last_one(self, lines, stream, clock):
+    def test_lines_come_at_intervals_and_end(self, lines, stream, clock):
+        """One line each few seconds and a last one."""
         with lines:
             for _ in range(100):
                 clock.advance(0.11)
@@ -94,7 +95,8 @@ class TestLines:
         assert len(middle) == 2
         assert last == "tasks: 10 of 10 done in 11.0 s, 2 GB moved"
 
-    def test_what_is_missing_is_said_at_once_and_once(self, lines, stream):
+    def test_stall_is_reported_once_at_once(self, lines, stream):
+        """What is missing is said at once and once."""
         with lines:
             for _ in range(3):
                 lines.update(snapshot(missing=NO_WORKER, workers=0))
@@ -111,7 +113,8 @@ class TestLines:
     @pytest.mark.parametrize(
         ("kind", "how"), [(ZeroDivisionError, "failed"), (KeyboardInterrupt, "interrupted")]
     )
-    def test_the_last_line_says_that_it_has_not_ended_well(self, lines, stream, clock, kind, how):
+    def test_last_line_shows_failure(self, lines, stream, clock, kind, how):
+        """The last line says that it has not ended well."""
         with pytest.raises(kind), lines:
             lines.update(snapshot(done=4))
             clock.advance(1)
@@ -162,7 +165,8 @@ class TestBar:
             assert "9/10" not in plain(console.file.getvalue())
         assert "9/10" in plain(console.file.getvalue())
 
-    def test_what_is_missing_is_below_the_bar_until_it_is_there(self, bar, console, clock):
+    def test_stall_is_shown_below_bar(self, bar, console, clock):
+        """What is missing is below the bar until it is there."""
         with bar:
             bar.update(snapshot(missing=NO_WORKER, workers=0))
             assert NO_WORKER in plain(console.file.getvalue())
@@ -178,7 +182,8 @@ class TestBar:
             raise ZeroDivisionError
         assert console.file.getvalue().endswith("\x1b[?25h")  # the cursor is back
 
-    def test_the_bar_never_takes_standard_output_that_goes_elsewhere(self, bar, clock, capsys):
+    def test_bar_leaves_redirected_output_alone(self, bar, clock, capsys):
+        """The bar never takes standard output that goes elsewhere."""
         with bar:
             clock.advance(1)
             bar.update(snapshot(done=4))
@@ -219,7 +224,8 @@ class TestNotebookBar:
         assert displayed[1]["text/html"].startswith("<pre")
         assert "\x1b" not in displayed[1]["text/html"]
 
-    def test_the_last_display_says_that_it_was_interrupted(self, displayed, clock):
+    def test_last_display_shows_interrupt(self, displayed, clock):
+        """The last display says that it was interrupted."""
         with pytest.raises(KeyboardInterrupt), NotebookProgress("[green]tasks", clock=clock) as bar:
             clock.advance(1)
             bar.update(snapshot(done=4))
@@ -273,7 +279,8 @@ class TestChoice:
         assert type(make_progress("tasks", disable=False)) is LineProgress
 
 
-def test_rich_is_not_imported_before_something_is_drawn():
+def test_rich_is_imported_for_drawing_only():
+    """Rich is not imported before something is drawn."""
     code = (
         "import sys, importlib.util\n"
         f"spec = importlib.util.spec_from_file_location('progress', {module.__file__!r})\n"

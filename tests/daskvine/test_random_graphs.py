@@ -50,16 +50,19 @@ def compute(vine, home, first, without):
 
 
 @pytest.mark.parametrize("first", range(1, CASES, AT_ONCE))
-def test_a_graph_finds_what_dask_finds_each_time_after_an_edit(vine, home, first):
+def test_edited_graph_agrees_with_dask(vine, home, first):
+    """A graph finds what dask finds each time after an edit."""
     compute(vine, home, first, MODULES)
 
 
 @pytest.mark.parametrize("first", range(OF_MODULES, OF_MODULES + 60, AT_ONCE))
-def test_a_graph_finds_what_dask_finds_each_time_after_an_edit_of_a_module(vine, home, first):
+def test_edited_module_agrees_with_dask(vine, home, first):
+    """A graph finds what dask finds each time after an edit of a module."""
     compute(vine, home, first, frozenset(EDITS) - MODULES)
 
 
-def test_all_kinds_of_functions_and_edits_are_among_them():
+def test_all_kinds_of_edits_are_generated():
+    """All kinds of functions and edits are among them."""
     cases = [make_case(seed, MODULES) for seed in range(1, CASES + 1)]
     cases += [make_case(seed, frozenset(EDITS) - MODULES) for seed in range(OF_MODULES, OF_MODULES + 60)]
     kinds = {vertex.kind.name for case in cases for vertex in case.vertices}
@@ -70,5 +73,6 @@ def test_all_kinds_of_functions_and_edits_are_among_them():
     assert edits == {edit for kind in KINDS.values() for edit in kind.edits}
 
 
-def test_a_program_that_is_killed_goes_on_after_an_edit_and_finds_what_dask_finds(tmp_path):
+def test_killed_edited_program_agrees_with_dask(tmp_path):
+    """A program that is killed goes on after an edit and finds what dask finds."""
     assert compute_lives(tmp_path, 100, CASES_OF_LIVES, frozenset()) == []

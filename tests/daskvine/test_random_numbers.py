@@ -138,19 +138,22 @@ def warm(calls):
     return compute
 
 
-def test_what_is_not_seeded_differs_in_each_task(warm):
+def test_unseeded_numbers_differ_between_tasks(warm):
+    """What is not seeded differs in each task."""
     draws = importlib.import_module("vine_draws")
     found = warm(draws.draw)
     assert count_each([values for values, _here in found]) == dict.fromkeys(draws.DRAWS, TASKS)
     assert not any(here for _values, here in found), "it was to be imported before the fork"
 
 
-def test_what_is_seeded_with_nothing_differs_in_each_task(warm):
+def test_none_seeded_numbers_differ_between_tasks(warm):
+    """What is seeded with nothing differs in each task."""
     draws = importlib.import_module("vine_reseeded_draws")
     assert [len(set(values)) for values in zip(*warm(draws.draw), strict=True)] == [TASKS, TASKS]
 
 
-def test_what_is_seeded_draws_what_its_seed_gives(warm):
+def test_seeded_numbers_follow_their_seed(warm):
+    """What is seeded draws what its seed gives."""
     draws = importlib.import_module("vine_draws")
     of_each = {}
     for *values, pid in warm(draws.draw_seeded):
@@ -170,20 +173,24 @@ def test_what_is_seeded_draws_what_its_seed_gives(warm):
 
 
 @pytest.mark.parametrize("kind", ["default", "own"])
-def test_what_pytorch_draws_unseeded_differs_in_each_task(warm, kind):
+def test_unseeded_pytorch_differs_between_tasks(warm, kind):
+    """What pytorch draws unseeded differs in each task."""
     pytest.importorskip("torch")
     draws = importlib.import_module("vine_torch_draws")
     assert len(set(warm(draws.draw, kind))) == TASKS
 
 
-def test_what_pytorch_draws_seeded_is_what_its_seed_gives(warm, task_mode):
+def test_seeded_pytorch_follows_its_seed(warm, task_mode):
+    """What pytorch draws seeded is what its seed gives."""
     torch = pytest.importorskip("torch")
     draws = importlib.import_module("vine_torch_draws")
     first = float(torch.rand(1, generator=torch.Generator().manual_seed(42)))
     assert set(warm(draws.draw, "seeded")) >= {first}
 
 
-def test_numpy_in_functions_of_the_script_differs_in_each_task(calls):
+def test_script_functions_with_numpy_differ(calls):
+    """Numpy in functions of the script differs in each task."""
+
     def draw(number):
         return np.random.random()  # noqa: NPY002 - the state that all share is the subject
 
@@ -212,28 +219,32 @@ SCRIPT = """
 """
 
 
-def test_unseeded_generators_of_a_script_differ_in_each_task(calls):
+def test_unseeded_script_generators_differ(calls):
+    """Unseeded generators of a script differ in each task."""
     draw = script_of(SCRIPT)["draw"]
     found = dask.compute(*(dask.delayed(draw, pure=False)(n) for n in range(TASKS)), **calls)
     assert [len(set(values)) for values in zip(*found, strict=True)][:-1] == [TASKS] * 5
     assert np.random.default_rng(42).random() in {values[-1] for values in found}
 
 
-def test_an_unseeded_generator_of_an_enclosing_function_differs_in_each_task(calls):
+def test_unseeded_closure_generator_differs(calls):
+    """An unseeded generator of an enclosing function differs in each task."""
     generator = np.random.default_rng()
     vertices = [dask.delayed(lambda _: float(generator.random()), pure=False)(n) for n in range(TASKS)]
     assert len(set(dask.compute(*vertices, **calls))) == TASKS
 
 
 @pytest.mark.parametrize("kind", ["default_rng", "RandomState"])
-def test_random_arrays_of_dask_are_the_same_each_time(calls, kind):
+def test_dask_random_arrays_are_reproducible(calls, kind):
+    """Random arrays of dask are the same each time."""
     array = getattr(pytest.importorskip("dask.array").random, kind)().normal(size=40, chunks=10)
     first = array.compute(**calls)
     assert (array.compute(**calls) == first).all()
     assert (array.compute(scheduler="synchronous") == first).all()
 
 
-def test_two_functions_that_share_a_generator_share_it_where_they_run():
+def test_functions_share_generator_remotely():
+    """Two functions that share a generator share it where they run."""
     script = script_of(SCRIPT)
     draw, again = loads(dumps((script["draw"], script["again"]), by_value=True))
     assert draw.__globals__["generator"] is again.__globals__["generator"]
@@ -335,7 +346,8 @@ def count_each(found):
 
 
 @pytest.mark.parametrize("text", [HELD, FROZEN])
-def test_unseeded_generators_differ_in_each_task_however_they_are_held(warm, text):
+def test_unseeded_generators_differ_in_any_holder(warm, text):
+    """Unseeded generators differ in each task however they are held."""
     if text is FROZEN:
         pytest.importorskip("scipy")
     draw = script_of(text)["draw"]
@@ -345,7 +357,8 @@ def test_unseeded_generators_differ_in_each_task_however_they_are_held(warm, tex
     assert counts == count_each(dask.compute(*vertices, scheduler="synchronous"))
 
 
-def test_an_unseeded_generator_that_is_an_argument_differs_in_each_task(calls):
+def test_unseeded_argument_generator_differs(calls):
+    """An unseeded generator that is an argument differs in each task."""
     given = [np.random.default_rng(), np.random.RandomState(), random.Random(), random.SystemRandom()]
 
     def draw(generators, number):
@@ -356,7 +369,8 @@ def test_an_unseeded_generator_that_is_an_argument_differs_in_each_task(calls):
     assert counts == dict.fromkeys(counts, TASKS)
 
 
-def test_a_seeded_generator_that_is_an_argument_has_its_state_in_each_task(calls):
+def test_seeded_argument_generator_keeps_state(calls):
+    """A seeded generator that is an argument has its state in each task."""
     given = {kind: make() for kind, make in SEEDED.items()}
 
     def draw(generators, number):
@@ -375,13 +389,15 @@ def test_a_seeded_generator_has_one_name(kind):
     assert one.digest == other.digest
 
 
-def test_what_draws_from_an_unseeded_generator_is_not_reused():
+def test_unseeded_draws_are_not_reused():
+    """What draws from an unseeded generator is not reused."""
     assert all(
         Fingerprinter().fingerprint(draw).is_nondeterministic for draw in script_of(HELD)["DRAWS"].values()
     )
 
 
-def test_the_generator_of_numpy_counts_as_seeded_until_it_is_seeded_with_nothing():
+def test_numpy_generator_is_seeded_until_none():
+    """The generator of numpy counts as seeded until it is seeded with nothing."""
     draw = np.random.random
     state = np.random.get_state()  # noqa: NPY002 - the state that all share is the subject
     try:
@@ -393,7 +409,8 @@ def test_the_generator_of_numpy_counts_as_seeded_until_it_is_seeded_with_nothing
         np.random.set_state(state)  # noqa: NPY002
 
 
-def test_a_generator_of_pytorch_without_a_seed_begins_anew():
+def test_unseeded_pytorch_generator_begins_anew():
+    """A generator of pytorch without a seed begins anew."""
     torch = pytest.importorskip("torch")
     first, other = (loads(dumps([torch.Generator()], by_value=True))[0] for _ in range(2))
     assert first.initial_seed() != other.initial_seed()

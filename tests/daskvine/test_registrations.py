@@ -103,7 +103,8 @@ if __name__ == "__main__":
 """)
 
 
-def test_behaviors_of_arrays_hold_in_vertices_whenever_they_are_registered(succeed):
+def test_behaviors_of_arrays_reach_vertices(succeed):
+    """Behaviors of arrays hold in vertices whenever they are registered."""
     pytest.importorskip("awkward", reason="registers behaviors: pip install awkward")
     succeed("""
 import awkward as ak
@@ -147,7 +148,8 @@ if __name__ == "__main__":
 """)
 
 
-def test_vectors_registered_by_the_script_are_vectors_in_vertices(succeed):
+def test_registered_vectors_reach_vertices(succeed):
+    """Vectors registered by the script are vectors in vertices."""
     pytest.importorskip("vector", reason="pip install vector")
     succeed("""
 import awkward as ak
@@ -166,7 +168,8 @@ if __name__ == "__main__":
 """)
 
 
-def test_settings_of_dask_hold_in_vertices_as_long_as_they_hold_here(succeed):
+def test_dask_settings_reach_vertices(succeed):
+    """Settings of dask hold in vertices as long as they hold here."""
     succeed("""
 def found(*names):
     return [dask.config.get(name, "nothing") for name in names]
@@ -180,7 +183,8 @@ if __name__ == "__main__":
 """)
 
 
-def test_classes_for_uproot_and_pickles_of_own_types(succeed):
+def test_uproot_classes_and_own_reducers(succeed):
+    """Classes for uproot and pickles of own types."""
     pytest.importorskip("uproot", reason="pip install uproot")
     succeed("""
 import copyreg
@@ -221,7 +225,8 @@ if __name__ == "__main__":
 """)
 
 
-def test_what_cannot_be_pickled_is_named_and_harms_nobody_else(succeed):
+def test_unpicklable_registration_is_named_and_skipped(succeed):
+    """What cannot be pickled is named and harms nobody else."""
     pytest.importorskip("awkward", reason="registers behaviors: pip install awkward")
     succeed("""
 import logging
@@ -244,7 +249,8 @@ if __name__ == "__main__":
 """)
 
 
-def test_what_has_been_registered_since_is_no_reason_to_find_an_old_result(succeed):
+def test_later_registration_prevents_stale_result(succeed):
+    """What has been registered since is no reason to find an old result."""
     pytest.importorskip("awkward", reason="registers behaviors: pip install awkward")
     succeed("""
 import awkward as ak
@@ -261,7 +267,8 @@ if __name__ == "__main__":
 """)
 
 
-def test_a_cached_function_that_was_edited_is_no_reason_to_find_an_old_result(succeed):
+def test_edited_cached_function_prevents_stale_result(succeed):
+    """A cached function that was edited is no reason to find an old result."""
     succeed("""
 import functools
 
@@ -275,7 +282,8 @@ if __name__ == "__main__":
 """)
 
 
-def test_what_was_registered_earlier_and_comes_late_does_not_count(monkeypatch):
+def test_late_arrival_of_registration_does_not_count(monkeypatch):
+    """What was registered earlier and comes late does not count."""
     ak = pytest.importorskip("awkward")
     monkeypatch.setattr(ak, "behavior", {})
     monkeypatch.setattr(library_context, "registered", {})
@@ -290,7 +298,7 @@ def test_what_was_registered_earlier_and_comes_late_does_not_count(monkeypatch):
         assert sorted(ak.behavior) == ["one", "two"]
 
 
-def test_only_what_the_script_has_registered_is_pickled_again(monkeypatch):
+def test_only_script_registrations_are_pickled_again(monkeypatch):
     """Awkward and vector have hundreds of entries, whose pickle takes longer than a small graph."""
     ak = pytest.importorskip("awkward", reason="registers behaviors: pip install awkward")
     vector = pytest.importorskip("vector", reason="registers behaviors: pip install vector")
@@ -325,7 +333,8 @@ def test_only_what_the_script_has_registered_is_pickled_again(monkeypatch):
     assert len(ak.behavior) == len(entries) + 2
 
 
-def test_single_tasks_and_libraries_register_for_themselves_in_the_way_that_the_page_says(succeed):
+def test_single_tasks_register_as_documented(succeed):
+    """Single tasks and libraries register for themselves in the way that the page says."""
     pytest.importorskip("awkward", reason="registers behaviors: pip install awkward")
     succeed("""
 import awkward as ak
@@ -424,7 +433,8 @@ if __name__ == "__main__":
 """)
 
 
-def test_what_waits_for_a_package_waits_on_while_somebody_only_looks_whether_it_is_there():
+def test_probing_package_does_not_trigger_registration():
+    """What waits for a package waits on while somebody only looks whether it is there."""
     code = """
 import importlib.util
 import sys

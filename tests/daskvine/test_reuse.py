@@ -28,7 +28,8 @@ def test_the_same_again_runs_nothing(m, task_mode):
         assert (m.last_run.executed, m.last_run.vertices) == (executed, 3)
 
 
-def test_only_what_changed_and_what_depends_on_it_runs(m, task_mode):
+def test_only_changed_vertices_and_readers_run(m, task_mode):
+    """Only what changed and what depends on it runs."""
     options = {"task_mode": task_mode, "reuse": True}
     graph = {
         "a": (v.inc, 1),
@@ -43,7 +44,8 @@ def test_only_what_changed_and_what_depends_on_it_runs(m, task_mode):
     assert m.last_run.executed == 2
 
 
-def test_without_the_option_everything_runs_and_nothing_is_kept(m):
+def test_without_reuse_all_vertices_run(m):
+    """Without the option everything runs and nothing is kept."""
     graph = {"a": (v.inc, 1), "end": (v.inc, "a")}
     for _ in range(2):
         assert m.get(graph, "end", task_mode="function-calls") == 3
@@ -68,21 +70,23 @@ def test_collections(m):
     assert m.last_run.executed == 0
 
 
-def test_vertices_of_one_graph_that_look_the_same_stay_different(m):
+def test_equal_vertices_of_graph_stay_different(m):
+    """Vertices of one graph that look the same stay different."""
     graph = {"a": (v.inc, 1), "b": (v.inc, 1), "c": (v.inc, 2)}
     for executed in (3, 0):
         assert m.get(graph, ["a", "b", "c"], task_mode="function-calls", reuse=True) == (2, 2, 3)
         assert (m.last_run.vertices, m.last_run.executed) == (3, executed)
 
 
-def test_only_vertices_that_make_the_same_each_time_are_found(m):
+def test_only_deterministic_vertices_are_found(m):
+    """Only vertices that make the same each time are found."""
     graph = {"a": (v.inc, 1), "random": (v.inc, 2), "end": (sum, ["a", "random"])}
     for _ in range(2):
         assert m.get(graph, "end", task_mode="function-calls", reuse=lambda key: key != "random") == 5
     assert m.last_run.executed == 2
 
 
-def test_what_nobody_needs_any_more_is_not_made_again(m):
+def test_unneeded_results_are_not_remade(m):
     """The inputs of what is found need not be there."""
     options = {"task_mode": "function-calls", "reuse": True}
     graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
@@ -94,7 +98,8 @@ def test_what_nobody_needs_any_more_is_not_made_again(m):
     assert m.last_run.executed == 1
 
 
-def test_what_is_lost_with_its_worker_is_made_again(m):
+def test_results_lost_with_worker_are_remade(m):
+    """What is lost with its worker is made again."""
     options = {"task_mode": "function-calls", "reuse": True}
     graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
     assert m.get(graph, "b", **options) == 3
@@ -126,7 +131,8 @@ def test_two_computations_at_once_take_turns(m):
         assert sorted(threads.map(compute, (10, 20))) == [13, 23]
 
 
-def test_after_an_error_what_was_made_is_found(m):
+def test_results_before_error_are_found(m):
+    """After an error what was made is found."""
     options = {"task_mode": "function-calls", "reuse": True}
     graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "end": (v.divide, 0, "b")}
     with pytest.raises(TypeError):
@@ -136,7 +142,8 @@ def test_after_an_error_what_was_made_is_found(m):
     assert m.last_run.executed == 1
 
 
-def test_a_later_manager_finds_what_workers_have_kept(tmp_path, task_mode):
+def test_later_manager_finds_kept_results(tmp_path, task_mode):
+    """A later manager finds what workers have kept."""
     graph = {"a": (v.inc, 1), "large": (v.make_bytes, 300_000, "a"), "end": (v.length, "large")}
     options = {"task_mode": task_mode, "reuse": True}
     for executed in (3, 0):
@@ -148,7 +155,8 @@ def test_a_later_manager_finds_what_workers_have_kept(tmp_path, task_mode):
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {"secret", "vine-kept"}
 
 
-def test_a_later_manager_does_not_find_what_was_not_to_be_kept(tmp_path):
+def test_later_manager_misses_unkept_results(tmp_path):
+    """A later manager does not find what was not to be kept."""
     graph = {"a": (v.inc, 1), "end": (v.inc, "a")}
     for _ in range(2):
         with DaskVine.local(cores=1, memory_mb=1000, disk_mb=1000) as m:
@@ -156,7 +164,8 @@ def test_a_later_manager_does_not_find_what_was_not_to_be_kept(tmp_path):
             assert m.last_run.executed == 2
 
 
-def test_a_manager_that_can_be_resumed_runs_another_graph_anew_unless_told_otherwise(tmp_path, caplog):
+def test_resumable_manager_reruns_other_graph(tmp_path, caplog):
+    """A manager that can be resumed runs another graph anew unless told otherwise."""
     graph = {"a": (v.inc, 1), "end": (v.inc, "a")}
     options = {"run_info_path": tmp_path / "info", "resume": True}
     with DaskVine.local(cores=1, memory_mb=1000, disk_mb=1000, **options) as m:
@@ -208,7 +217,8 @@ def test_an_edited_query_runs_alone(tmp_path):
         assert set(compute(m, changed).values()) == {0}
 
 
-def test_a_graph_that_looks_for_earlier_results_does_not_count_as_done(tmp_path, monkeypatch):
+def test_lookup_does_not_count_as_done(tmp_path, monkeypatch):
+    """A graph that looks for earlier results does not count as done."""
     with start_local_cluster(tmp_path, monkeypatch) as local_cluster:
         m = local_cluster.start_manager(DaskVine)
         graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "end": (v.inc, "b")}

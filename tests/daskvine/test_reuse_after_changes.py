@@ -65,7 +65,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_file_that_has_changed_is_read_again(m, task_mode, name, tmp_path, monkeypatch):
+def test_changed_file_is_read_again(m, task_mode, name, tmp_path, monkeypatch):
+    """A file that has changed is read again."""
     case, folder = CASES[name], tmp_path / "folder"
     (folder / "inner").mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -83,7 +84,8 @@ def test_a_file_that_has_changed_is_read_again(m, task_mode, name, tmp_path, mon
             assert m.last_run.executed == (0 if again and case.known else 1)
 
 
-def test_what_is_made_of_a_value_that_may_differ_is_made_again(m, task_mode, tmp_path):
+def test_readers_of_uncertain_values_rerun(m, task_mode, tmp_path):
+    """What is made of a value that may differ is made again."""
     f = by_value(f"def f(x): return int(read({BUILT}))", PARTS=["", *tmp_path.parts[1:]])
     for content in (1, 2):
         (tmp_path / "data.txt").write_text(str(content))
@@ -97,14 +99,16 @@ def test_what_is_made_of_a_value_that_may_differ_is_made_again(m, task_mode, tmp
     assert m.last_run.executed == 3
 
 
-def test_a_file_that_a_vertex_has_written_is_written_again(m, task_mode, tmp_path):
+def test_file_written_by_vertex_is_rewritten(m, task_mode, tmp_path):
+    """A file that a vertex has written is written again."""
     f = by_value("def f(x):\n    with open('/'.join(PARTS), 'w') as file: file.write('x')\n    return 1", PARTS=["", *(tmp_path / "out").parts[1:]])  # fmt: skip
     for _ in range(2):
         assert m.get({"x": (f, 0)}, "x", task_mode=task_mode, reuse=True) == 1
         (tmp_path / "out").unlink()
 
 
-def test_variables_of_a_module_that_travels_by_value_count(m, task_mode):
+def test_variables_of_module_by_value_count(m, task_mode):
+    """Variables of a module that travels by value count."""
     own = types.ModuleType("own_by_value")
     exec("CUT = 0\ndef f(x): return x + CUT", vars(own))
     sys.modules["own_by_value"] = own
@@ -131,7 +135,8 @@ RANDOM = {
 }
 
 
-def test_eight_draws_are_eight_values_and_eight_others_the_next_time(m, task_mode):
+def test_repeated_draws_are_fresh_values(m, task_mode):
+    """Eight draws are eight values and eight others the next time."""
     graph = {(kind, n): (by_value(text), 0) for kind, text in RANDOM.items() for n in range(8)}
     found = [value for _ in range(2) for value in m.get(graph, [*graph], task_mode=task_mode, reuse=True)]
     assert len(set(found)) == len(found)
@@ -145,7 +150,8 @@ def test_draws_with_a_seed_are_used_again(m, task_mode):
         assert m.last_run.executed == executed
 
 
-def test_one_list_that_is_there_twice_is_not_two_equal_ones(m, task_mode):
+def test_repeated_list_differs_from_equal_ones(m, task_mode):
+    """One list that is there twice is not two equal ones."""
     f = by_value("def f(x):\n    x[0].append(1)\n    return x[1]")
     make = by_value("def f(x):\n    return len(x)")
     one = [0]
@@ -230,7 +236,8 @@ UNKNOWN = 3
 """Vertices of which it cannot be known beforehand what they import and read."""
 
 
-def test_what_has_changed_between_two_programs_is_seen(tmp_path):
+def test_change_between_programs_is_seen(tmp_path):
+    """What has changed between two programs is seen."""
     folder = tmp_path / "analysis"
     for name, text in MODULES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -261,7 +268,7 @@ def test_what_has_changed_between_two_programs_is_seen(tmp_path):
     assert after != before
 
 
-def test_a_second_vertex_that_uses_a_module_which_the_first_has_imported_sees_its_edit(tmp_path, monkeypatch):
+def test_second_vertex_sees_edit_of_module(tmp_path, monkeypatch):
     """The module is imported in the functions only, so the program does not have it."""
     module = tmp_path / "imported_late.py"
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -289,7 +296,8 @@ def test_a_second_vertex_that_uses_a_module_which_the_first_has_imported_sees_it
         assert found == [value, value + 100, value + 200]
 
 
-def test_what_one_vertex_has_read_is_not_left_to_the_next_by_settings(m, tmp_path, monkeypatch):
+def test_settings_do_not_leak_read_values(m, tmp_path, monkeypatch):
+    """What one vertex has read is not left to the next by settings."""
     monkeypatch.setattr(decimal.getcontext(), "prec", 40)
     read = by_value("import glob\ndef f(x): return [open(path).read() for path in sorted(glob.glob(x))]")
     graph = {"x": (read, f"{tmp_path}/*.txt")}

@@ -70,7 +70,9 @@ def test_what_is_built_upon_shuffles_is_right(options, frame):
             )
 
 
-def test_a_part_that_is_written_twice_counts_once(options, tmp_path):
+def test_part_written_twice_counts_once(options, tmp_path):
+    """A part that is written twice counts once."""
+
     def group(x, flag=str(tmp_path / "flag")):
         if x == 17 and not os.path.exists(flag):
             with open(flag, "w"):
@@ -84,18 +86,21 @@ def test_a_part_that_is_written_twice_counts_once(options, tmp_path):
     assert in_order(found) == in_order(grouped.compute(**HERE))
 
 
-def test_what_a_vertex_raises_while_it_writes_or_reads_is_raised(options):
+def test_exception_in_shuffle_is_raised(options):
+    """What a vertex raises while it writes or reads is raised."""
     grouped = db.from_sequence([1, 0], npartitions=2).groupby(lambda x: 1 / x, shuffle="disk")
     with pytest.raises(ZeroDivisionError):
         grouped.compute(**options)
 
 
-def test_a_graph_without_such_shuffles_stays_what_it_is():
+def test_graph_without_shuffle_is_unchanged():
+    """A graph without such shuffles stays what it is."""
     nodes = to_task_spec_graph({"a": (abs, 1), "b": (abs, "a")})
     assert replace_disk_shuffles(nodes) is nodes
 
 
-def test_a_folder_that_is_used_in_another_way_is_refused(options):
+def test_other_use_of_folder_is_refused(options):
+    """A folder that is used in another way is refused."""
     partd = pytest.importorskip("partd")
     graph = {"p": (partd.Python, (partd.File,)), "x": (len, ["p"])}
     with pytest.raises(ValueError, match=r"'p' shuffles through a folder.*shuffle='tasks'"):

@@ -46,7 +46,8 @@ def lines(text, key="x"):
     return [line.removeprefix(f"[{key}] ") for line in text.splitlines() if line.startswith(f"[{key}] ")]
 
 
-def test_what_a_vertex_writes_in_any_way_is_seen(m, options, capsys):
+def test_all_output_of_vertex_is_seen(m, options, capsys):
+    """What a vertex writes in any way is seen."""
     m.get({"x": (say_in_all_ways,)}, "x", **options)
     out, err = capsys.readouterr()
     ways = ["by print", "by the descriptor", "by a subprocess", "by C", "without an end of line"]
@@ -64,7 +65,9 @@ def test_what_each_vertex_says_is_its_own(m, options, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_what_a_vertex_says_before_it_raises_is_seen(m, options, capsys):
+def test_output_before_exception_is_seen(m, options, capsys):
+    """What a vertex says before it raises is seen."""
+
     def complain():
         print("before")
         raise ValueError
@@ -84,7 +87,8 @@ def test_a_warning_is_one_of_the_program(m, options):
     assert caught[0].filename == __file__
 
 
-def test_the_filters_of_the_program_count_and_stop_nothing(m, options, capsys):
+def test_warning_filters_apply_and_stop_nothing(m, options, capsys):
+    """The filters of the program count and stop nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert m.get({"x": (warn, 1), "y": (abs, "x")}, "y", **options) == 1
@@ -99,7 +103,9 @@ def test_it_can_be_switched_off(m, options, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_only_the_end_is_shown_of_a_vertex_that_says_much(m, options, capsys):
+def test_only_end_of_long_output_is_shown(m, options, capsys):
+    """Only the end is shown of a vertex that says much."""
+
     def talk():
         for n in range(100_000):
             print("talk", n)
@@ -111,7 +117,8 @@ def test_only_the_end_is_shown_of_a_vertex_that_says_much(m, options, capsys):
     assert lines(shown)[-1] == "talk 99999"
 
 
-def test_a_run_that_says_too_much_is_cut_and_says_so(m, options, capsys, monkeypatch):
+def test_output_of_run_is_cut_with_notice(m, options, capsys, monkeypatch):
+    """A run that says too much is cut and says so."""
     monkeypatch.setattr(output, "MAX_GRAPH_CHARACTERS", 100)
     graph = {("x", n): (say, n, "many words " * 10) for n in range(4)}
     m.get(graph, list(graph), **options)
@@ -120,7 +127,9 @@ def test_a_run_that_says_too_much_is_cut_and_says_so(m, options, capsys, monkeyp
     assert "what 3 more vertices have printed is not shown" in err
 
 
-def test_nothing_grows_on_the_disk_of_a_slot(m, options, task_mode, capsys):
+def test_output_does_not_grow_slots_disk(m, options, task_mode, capsys):
+    """Nothing grows on the disk of a slot."""
+
     def look():
         print("word" * 1000)
         sys.stdout.flush()
@@ -175,7 +184,8 @@ with DaskVine.local(cores=1) as m:
 """
 
 
-def test_it_appears_above_the_progress_bar_while_the_run_goes_on(tmp_path):
+def test_output_appears_above_progress_bar(tmp_path):
+    """It appears above the progress bar while the run goes on."""
     ours, theirs = pty.openpty()
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TERM": "xterm"}
     seen = b""
@@ -200,7 +210,8 @@ def test_it_appears_above_the_progress_bar_while_the_run_goes_on(tmp_path):
     assert b"2/2" in seen
 
 
-def test_in_a_notebook_it_appears_below_the_cell():
+def test_output_appears_below_notebook_cell():
+    """In a notebook it appears below the cell."""
     nbformat = pytest.importorskip("nbformat")
     client = pytest.importorskip("nbclient")
     cells = [
@@ -214,7 +225,9 @@ def test_in_a_notebook_it_appears_below_the_cell():
     assert shown == ["[x] from afar\n"]
 
 
-def test_a_slot_that_dies_leaves_its_last_words(m, task_mode):
+def test_dying_slot_leaves_last_output(m, task_mode):
+    """A slot that dies leaves its last words."""
+
     def die():
         print("last words", file=sys.stderr, flush=True)
         os._exit(3)

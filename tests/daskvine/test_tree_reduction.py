@@ -107,7 +107,8 @@ def test_unmarked_functions_stay_as_they_are():
     assert rewrite_wide_reductions(graph, 2) == graph
 
 
-def test_a_list_that_is_a_vertex_of_its_own():
+def test_list_as_vertex_of_its_own():
+    """A list that is a vertex of its own."""
     graph = convert_legacy_graph(
         {**{c: c.upper() for c in "abcde"}, "parts": list("abcde"), "top": (join_list, "parts")}
     )
@@ -116,7 +117,8 @@ def test_a_list_that_is_a_vertex_of_its_own():
     assert "parts" not in rewritten["top"].dependencies
 
 
-def test_a_reference_to_something_else_is_one_part():
+def test_reference_counts_as_one_part():
+    """A reference to something else is one part."""
     graph = convert_legacy_graph({"parts": (list, "abcde"), "top": (join_list, "parts")})
     assert rewrite_wide_reductions(graph, 2) == graph
     assert dask.get(graph, "top") == "abcde"
@@ -134,7 +136,8 @@ def test_list_node_as_an_argument():
 
 
 @pytest.mark.parametrize("key", ["top", ("top", 0), ("top", 1, 2), b"top", 7, ("x",)])
-def test_the_root_keeps_its_key_and_others_get_new_ones(key):
+def test_root_keeps_key_others_get_new(key):
+    """The root keeps its key and others get new ones."""
     graph = {f"leaf-{c}": Task(f"leaf-{c}", str.upper, c) for c in "abcde"}
     graph[key] = Task(key, join, *map(TaskRef, list(graph)))
     graph["last"] = Task("last", str.lower, TaskRef(key))
@@ -167,7 +170,9 @@ def test_merge_size_is_at_least_two():
         rewrite_wide_reductions({}, 1)
 
 
-def test_the_mark_survives_cloudpickle_and_leaves_the_function_alone():
+def test_mark_survives_cloudpickle():
+    """The mark survives cloudpickle and leaves the function alone."""
+
     def plain(*parts):
         return sum(parts)
 
@@ -216,7 +221,8 @@ def test_known_merges_become_trees_on_request(how, size):
 @pytest.mark.parametrize(
     ("how", "count", "widest"), [("histograms", 100, 8), ("accumulate", 100, 8), ("histograms", 8, 8), ("sum", 100, 100)]
 )  # fmt: skip
-def test_only_what_may_be_grouped_in_any_way_does_so_by_itself(how, count, widest):
+def test_only_associative_functions_are_grouped(how, count, widest):
+    """Only what may be grouped in any way does so by itself."""
     graph = numbers(count)
     graph["top"] = known(how, graph)
     rewritten = rewrite_wide_reductions(graph, None)
@@ -224,7 +230,8 @@ def test_only_what_may_be_grouped_in_any_way_does_so_by_itself(how, count, wides
     assert max(len(node.dependencies) for node in rewritten.values()) == widest
 
 
-def test_marked_merges_are_left_alone_unless_that_was_asked_for():
+def test_marked_merges_need_reconstruct_option():
+    """Marked merges are left alone unless that was asked for."""
     graph = numbers(100)
     graph["top"] = Task("top", join_list, List(*map(TaskRef, graph)))
     assert rewrite_wide_reductions(graph, None) == graph
@@ -241,7 +248,8 @@ def test_marked_merges_are_left_alone_unless_that_was_asked_for():
     ],
     ids=str,
 )
-def test_what_only_looks_like_a_known_merge_is_none(node):
+def test_merge_lookalikes_are_left_alone(node):
+    """What only looks like a known merge is none."""
     assert rewrite_wide_reductions({**numbers(3), "top": node}, 2)["top"] is node
 
 
@@ -262,7 +270,8 @@ def merged(how, function, *parts, **keywords):
     return task_functions.reduce_partial_results(function, how, keywords, *stored(*parts))
 
 
-def test_small_parts_are_merged_at_once_and_large_ones_two_at_a_time(monkeypatch):
+def test_small_parts_merge_at_once(monkeypatch):
+    """Small parts are merged at once and large ones two at a time."""
     calls = []
 
     def merge(parts):
@@ -276,7 +285,8 @@ def test_small_parts_are_merged_at_once_and_large_ones_two_at_a_time(monkeypatch
     assert calls == [7, *[2] * 6]
 
 
-def test_as_many_large_parts_are_merged_at_once_as_have_room(monkeypatch):
+def test_large_parts_merge_as_memory_allows(monkeypatch):
+    """As many large parts are merged at once as have room."""
     calls = []
 
     def merge(*parts):
@@ -293,7 +303,8 @@ def test_a_single_part_goes_through_the_function(one_by_one):
     assert merged("list", tuple, "a") == ("a",)
 
 
-def test_more_large_parts_are_merged_than_files_may_be_open(one_by_one, tmp_path):
+def test_more_parts_than_open_files_merge(one_by_one, tmp_path):
+    """More large parts are merged than files may be open."""
     path = tmp_path / "part"
     path.write_bytes(values.dumps(np.ones(10_000)))
     least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -324,7 +335,8 @@ def test_sums_are_those_of_sum(one_by_one, parts):
     assert np.array_equal(mine, theirs)
 
 
-def test_sums_of_what_cannot_be_added_to_zero_fail_as_those_of_sum(one_by_one):
+def test_unaddable_sums_fail_as_with_sum(one_by_one):
+    """Sums of what cannot be added to zero fail as those of sum."""
     with pytest.raises(TypeError, match="unsupported operand"):
         merged("sum", sum, [1], [2])
 
@@ -354,7 +366,8 @@ def test_histograms_are_added_as_sum_adds_them(one_by_one):
     assert merged("histograms", hist_safe_sum, (), ()) == 0
 
 
-def test_a_histogram_that_adds_in_its_own_way_is_added_so(one_by_one):
+def test_histogram_with_own_addition_uses_it(one_by_one):
+    """A histogram that adds in its own way is added so."""
     hist = pytest.importorskip("hist")
 
     class Counted(hist.Hist):
@@ -387,7 +400,8 @@ def test_accumulators_are_those_of_coffea(one_by_one):
     assert merged("accumulate", accumulate, None, None) is None
 
 
-def test_accumulators_add_in_place_to_histograms_that_do_so_in_their_own_way(one_by_one):
+def test_accumulators_use_histograms_own_addition(one_by_one):
+    """Accumulators add in place to histograms that do so in their own way."""
     accumulate = pytest.importorskip("coffea.processor").accumulate
     hist = pytest.importorskip("hist")
 
@@ -400,7 +414,8 @@ def test_accumulators_add_in_place_to_histograms_that_do_so_in_their_own_way(one
     assert merged("accumulate", accumulate, *parts)["h"].label == accumulate(parts)["h"].label == 3
 
 
-def test_a_histogram_that_is_there_twice_is_added_to_once(one_by_one):
+def test_repeated_histogram_is_added_to_once(one_by_one):
+    """A histogram that is there twice is added to once."""
     accumulate = pytest.importorskip("coffea.processor").accumulate
     parts = [{"one": h, "other": h} for h in histograms(3)]
     mine, theirs = merged("accumulate", accumulate, *parts), accumulate(parts)
@@ -408,7 +423,8 @@ def test_a_histogram_that_is_there_twice_is_added_to_once(one_by_one):
     assert same(mine["other"], theirs["other"])
 
 
-def test_accumulators_that_do_not_fit_fail_as_those_of_coffea(one_by_one):
+def test_unfitting_accumulators_fail_as_with_coffea(one_by_one):
+    """Accumulators that do not fit fail as those of coffea."""
     accumulate = pytest.importorskip("coffea.processor").accumulate
     with pytest.raises(ValueError, match="incompatible type"):
         merged("accumulate", accumulate, {"a": {}}, {"a": set()})

@@ -82,7 +82,8 @@ def everything(tree):
 
 
 @pytest.mark.parametrize("compression", [None, uproot.ZLIB(1)], ids=["plain", "compressed"])
-def test_a_tree_that_is_known_is_as_the_one_that_was_read(kept, tmp_path, compression):
+def test_cached_tree_equals_read_one(kept, tmp_path, compression):
+    """A tree that is known is as the one that was read."""
     path = write(tmp_path / "file.root", compression=compression)
     first, second = read(path), read(path)
     assert kept.hits == 1
@@ -91,7 +92,8 @@ def test_a_tree_that_is_known_is_as_the_one_that_was_read(kept, tmp_path, compre
     assert everything(second) == everything(first)
 
 
-def test_who_closes_the_file_closes_it_for_nobody_else(kept, tmp_path):
+def test_closing_file_closes_no_other_use(kept, tmp_path):
+    """Who closes the file closes it for nobody else."""
     path = write(tmp_path / "file.root")
     first = read(path)
     second = read(path)
@@ -102,7 +104,8 @@ def test_who_closes_the_file_closes_it_for_nobody_else(kept, tmp_path):
     assert kept.hits == 2
 
 
-def test_what_one_does_to_a_tree_is_not_seen_in_the_next(kept, tmp_path):
+def test_changes_to_tree_are_not_shared(kept, tmp_path):
+    """What one does to a tree is not seen in the next."""
     path = write(tmp_path / "file.root")
     for _ in range(3):
         tree = read(path)
@@ -113,7 +116,8 @@ def test_what_one_does_to_a_tree_is_not_seen_in_the_next(kept, tmp_path):
     assert read(path)["x"].array().to_list() == [*range(100)] * 2
 
 
-def test_a_file_that_was_written_again_is_read_again(kept, tmp_path):
+def test_rewritten_file_is_read_again(kept, tmp_path):
+    """A file that was written again is read again."""
     path = write(tmp_path / "file.root")
     assert read(path).num_entries == 200
     write(path, 50, scale=2.0)
@@ -121,7 +125,7 @@ def test_a_file_that_was_written_again_is_read_again(kept, tmp_path):
     assert kept.hits == 0
 
 
-def test_files_with_the_same_identity_are_not_taken_for_each_other(kept, tmp_path):
+def test_equal_identity_does_not_confuse_files(kept, tmp_path):
     """ROOT gives all files of a reproducible job the same."""
     first, second = write(tmp_path / "first.root"), write(tmp_path / "second.root", 60)
     own, other = (read(path).file.uuid.bytes for path in (first, second))
@@ -145,7 +149,8 @@ def test_trees_of_one_file_are_told_apart(kept, tmp_path):
     assert kept.hits == 2
 
 
-def test_those_not_asked_for_longest_go_when_there_are_too_many(kept, tmp_path, monkeypatch):
+def test_least_recently_used_trees_go_first(kept, tmp_path, monkeypatch):
+    """Those not asked for longest go when there are too many."""
     paths = [write(tmp_path / f"{n}.root") for n in range(3)]
     description = ttree_cache.pickle_ttree(tree := read(paths[0]), [tree.file, tree.chunk, tree.parent])
     monkeypatch.setattr(ttree_cache, "MOST_BYTES", int(2.5 * len(description.text)))
@@ -158,7 +163,8 @@ def test_those_not_asked_for_longest_go_when_there_are_too_many(kept, tmp_path, 
     assert kept.hits == hits + 1
 
 
-def test_a_tree_with_a_stranger_in_it_is_read_each_time(kept, tmp_path, monkeypatch):
+def test_tree_with_foreign_object_is_reread(kept, tmp_path, monkeypatch):
+    """A tree with a stranger in it is read each time."""
     path = write(tmp_path / "file.root")
     usual = uproot.models.TTree.Model_TTree.read
 
@@ -225,9 +231,8 @@ def vine():
 
 @pytest.mark.parametrize(("mode", "size"), [("function-calls", 40), ("tasks", 200)])
 @pytest.mark.parametrize(("file", "name"), TREES, ids=[f"{file}:{name}" for file, name in TREES])
-def test_all_columns_of_real_files_are_what_uproot_reads_each_time_and_in_any_order(
-    vine, plain, file, name, mode, size
-):
+def test_columns_equal_uproot_in_any_order(vine, plain, file, name, mode, size):
+    """All columns of real files are what uproot reads each time and in any order."""
     path = SAMPLES / file
     expected = plain(path, name)
     order = 2 * [*expected]
@@ -269,7 +274,8 @@ def test_one_collection_of_coffea_after_another(vine):
         assert found.to_list() == events[name].pt.compute(scheduler="synchronous").to_list()
 
 
-def test_a_file_that_needs_classes_of_its_own_is_read_each_time(kept, tmp_path):
+def test_file_with_own_classes_is_reread(kept, tmp_path):
+    """A file that needs classes of its own is read each time."""
     path = write(tmp_path / "file.root")
     read(path)
     for _ in range(2):
@@ -279,7 +285,8 @@ def test_a_file_that_needs_classes_of_its_own_is_read_each_time(kept, tmp_path):
     assert kept.hits == 0
 
 
-def test_what_is_known_does_not_count_once_uproot_takes_another_class(kept, tmp_path, monkeypatch):
+def test_other_class_in_uproot_invalidates_cache(kept, tmp_path, monkeypatch):
+    """What is known does not count once uproot takes another class."""
     path = write(tmp_path / "file.root")
     read(path)
     usual = type(read(path)["x"].member("fLeaves")[0])
@@ -291,7 +298,8 @@ def test_what_is_known_does_not_count_once_uproot_takes_another_class(kept, tmp_
 
 
 @pytest.mark.parametrize("minimal", [True, False])
-def test_what_the_options_of_a_file_leave_out_is_left_out(kept, tmp_path, minimal):
+def test_file_options_filter_cached_tree(kept, tmp_path, minimal):
+    """What the options of a file leave out is left out."""
     path = write(tmp_path / "file.root")
     read(path)
     with uproot.open(path, minimal_ttree_metadata=minimal) as file:
@@ -309,7 +317,8 @@ def total(path, _number):
     return float(ak.sum(read(path)["x"].array()))
 
 
-def test_slots_keep_what_the_vertices_of_all_graphs_have_read(tmp_path):
+def test_slots_keep_trees_between_graphs(tmp_path):
+    """Slots keep what the vertices of all graphs have read."""
     path = write(tmp_path / "file.root")
     with DaskVine.local(workers=1, cores=1) as m:
         options = {"task_mode": "function-calls", "progress_disable": True}

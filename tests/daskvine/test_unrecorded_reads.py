@@ -50,13 +50,15 @@ def place(tmp_path):
     return tmp_path
 
 
-def test_what_pyarrow_reads_of_a_path_that_is_built_is_read_again(m, task_mode, place):
+def test_pyarrow_reads_of_built_paths_repeat(m, task_mode, place):
+    """What pyarrow reads of a path that is built is read again."""
     parts = ["", *(place / "data").parts[1:]]
     vertices = [(by_value(START + text, PARTS=parts), str(place / "named.csv")) for text in READING.values()]
     for _ in range(2):  # the second time all is loaded
         assert runs_again(m, vertices, task_mode) == len(READING)
 
 
-def test_that_pyarrow_is_loaded_or_makes_something_stops_no_use(m, task_mode, place):
+def test_loaded_pyarrow_prevents_no_reuse(m, task_mode, place):
+    """That pyarrow is loaded or makes something stops no use."""
     loaded = [(by_value(f"def f(x, y):\n    {text}"), str(place / "named.csv"), str(place / "named.npy")) for text in LOADED.values()]  # fmt: skip
     assert runs_again(m, loaded, task_mode) == 0

@@ -44,7 +44,8 @@ def path(tmp_path):
     return tmp_path / "a.root"
 
 
-def test_the_same_tree_is_described_alike_in_another_process(path):
+def test_tree_has_same_key_in_other_process(path):
+    """The same tree is described alike in another process."""
     program = f"from tests.daskvine.test_uproot_trees import *; print(uproot_trees.describe_tree(tree_in({str(path)!r})))"
     others = {
         subprocess.run(
@@ -71,7 +72,8 @@ def test_other_trees_have_other_names(path, tmp_path):
     assert len(set(found)) == len(found)
 
 
-def test_a_file_that_is_altered_after_it_was_opened_gives_another_name(path):
+def test_file_altered_after_opening_changes_key(path):
+    """A file that is altered after it was opened gives another name."""
     tree = tree_in(path)
     before = name_of(tree)
     with open(path, "r+b") as file:
@@ -83,7 +85,8 @@ def test_a_file_that_is_altered_after_it_was_opened_gives_another_name(path):
     assert name_of(tree) != before
 
 
-def test_what_somebody_has_put_into_a_tree_counts(path):
+def test_objects_put_into_tree_count(path):
+    """What somebody has put into a tree counts."""
     tree = tree_in(path)
     before = name_of(tree)
     tree.branches[0]._interpretation = uproot.AsDtype(">i8")
@@ -93,7 +96,9 @@ def test_what_somebody_has_put_into_a_tree_counts(path):
     assert len({before, changed, name_of(tree)}) == 3
 
 
-def test_a_tree_is_not_looked_into_branch_by_branch(tmp_path):
+def test_branches_are_not_inspected_one_by_one(tmp_path):
+    """A tree is not looked into branch by branch."""
+
     def parts(branches):
         from daskvine.fingerprint import Fingerprinter
 
@@ -105,7 +110,8 @@ def test_a_tree_is_not_looked_into_branch_by_branch(tmp_path):
     assert parts(40) == parts(4)
 
 
-def test_vertices_that_hold_opened_files_are_found_again_and_see_changes(path, task_mode):
+def test_vertices_with_open_files_are_reused(path, task_mode):
+    """Vertices that hold opened files are found again and see changes."""
     with DaskVine.local(workers=1, cores=2, memory_mb=2000, disk_mb=2000) as m:
 
         def total():

@@ -103,9 +103,8 @@ def write(folder, name, text):
 @pytest.mark.parametrize(
     "function", ["from_handle", "from_archive", "through_thread", "through_loop", "imported_here"]
 )
-def test_what_a_module_opens_or_starts_when_it_is_imported_works_in_every_task(
-    m, folder, task_mode, function
-):
+def test_import_side_effects_work_in_tasks(m, folder, task_mode, function):
+    """What a module opens or starts when it is imported works in every task."""
     function = getattr(write(folder, "mine_opens", OWN), function)
     options = {"scheduler": m.get, "task_mode": task_mode}
     dask.compute(*(dask.delayed(function)(n, pure=False) for n in range(2)), **options)  # had it be learnt
@@ -113,7 +112,8 @@ def test_what_a_module_opens_or_starts_when_it_is_imported_works_in_every_task(
     assert found == (True,) * TASKS
 
 
-def test_a_module_that_is_asked_for_is_imported_before_the_fork(m, folder):
+def test_requested_module_is_imported_before_fork(m, folder):
+    """A module that is asked for is imported before the fork."""
     module = write(
         folder, "mine_hoisted", "import os\nPID = os.getpid()\ndef pid(n):\n    return PID, os.getppid()"
     )
@@ -122,13 +122,15 @@ def test_a_module_that_is_asked_for_is_imported_before_the_fork(m, folder):
     assert all(pid == parent for pid, parent in found)
 
 
-def test_later_tasks_take_what_was_compiled_before_the_fork(m, folder):
+def test_tasks_use_code_compiled_before_fork(m, folder):
+    """Later tasks take what was compiled before the fork."""
     text = "from vineworker.library import fresh_imports\ndef known():\n    return __file__ in fresh_imports._compiled\n"
     module = write(folder, "mine_compiled", text)
     wait_until(lambda: dask.delayed(module.known)(pure=False).compute(scheduler=m.get, task_mode="tasks"))
 
 
-def test_packages_that_own_modules_refer_to_are_imported_before_the_fork(m, folder, task_mode):
+def test_packages_of_own_modules_are_preimported(m, folder, task_mode):
+    """Packages that own modules refer to are imported before the fork."""
     write(
         folder, "mine_near", "import sys\nBEFORE = 'colorsys' in sys.modules\nfrom colorsys import hsv_to_rgb"
     )
@@ -150,7 +152,8 @@ def edited(folder, name, text):
     return importlib.reload(module)
 
 
-def test_a_module_that_is_edited_and_reloaded_runs_its_new_code(m, folder, task_mode):
+def test_reloaded_module_runs_new_code(m, folder, task_mode):
+    """A module that is edited and reloaded runs its new code."""
     name = f"mine_edited_{task_mode[:4]}"
     for factor in range(1, 9):  # texts of the same length, within the same second
         module = edited(folder, name, f"def scaled(n):\n    return {factor} * n\n")
@@ -159,7 +162,8 @@ def test_a_module_that_is_edited_and_reloaded_runs_its_new_code(m, folder, task_
         assert found == tuple(factor * n for n in range(4))
 
 
-def test_a_module_behind_another_one_that_is_edited_runs_its_new_code(m, folder, task_mode):
+def test_indirectly_edited_module_runs_new_code(m, folder, task_mode):
+    """A module behind another one that is edited runs its new code."""
     far, near = f"mine_far_{task_mode[:4]}", f"mine_near_{task_mode[:4]}"
     for cut in range(1, 5):
         edited(folder, near, f"CUT = {cut}\n")
@@ -167,7 +171,8 @@ def test_a_module_behind_another_one_that_is_edited_runs_its_new_code(m, folder,
         assert dask.delayed(module.cut)().compute(scheduler=m.get, task_mode=task_mode) == cut
 
 
-def test_a_module_that_is_reloaded_reads_its_files_again(m, folder, task_mode):
+def test_reloaded_module_rereads_its_files(m, folder, task_mode):
+    """A module that is reloaded reads its files again."""
     text = "import pathlib\nCUT = pathlib.Path(__file__).with_name('cut.txt').read_text()\ndef cut():\n    return CUT\n"
     for cut in ("one", "two", "six"):
         folder.joinpath("cut.txt").write_text(cut)
@@ -175,7 +180,8 @@ def test_a_module_that_is_reloaded_reads_its_files_again(m, folder, task_mode):
         assert dask.delayed(module.cut)().compute(scheduler=m.get, task_mode=task_mode) == cut
 
 
-def test_processes_of_the_code_before_an_edit_end(m, folder):
+def test_processes_of_old_code_end(m, folder):
+    """Processes of the code before an edit end."""
     installed = set()
     for number in range(5):
         module = edited(folder, "mine_piled_up", f"def number():\n    return {number}\n")
@@ -187,7 +193,8 @@ def test_processes_of_the_code_before_an_edit_end(m, folder):
     assert [len(worker.libraries) for worker in workers] == [1]
 
 
-def test_an_edit_while_a_computation_runs_stops_neither_it_nor_the_next_one(m, folder, gate):
+def test_edit_during_computation_stops_nothing(m, folder, gate):
+    """An edit while a computation runs stops neither it nor the next one."""
     options = {"scheduler": m.get, "task_mode": "function-calls", "lib_resources": {"cores": 1, "slots": 1}}
     module = edited(folder, "mine_meanwhile", "def number(*_):\n    return 1\n")
     held = dask.delayed(module.number)(dask.delayed(v.stop_at)(gate.port, "held"))
@@ -251,7 +258,8 @@ def called(m, name, n):
     return task.output
 
 
-def test_calls_of_a_library_run_the_new_code_of_a_module_that_is_reloaded(m, folder, library):
+def test_library_calls_run_reloaded_code(m, folder, library):
+    """Calls of a library run the new code of a module that is reloaded."""
     for factor in range(1, 4):
         edited(folder, "mine_called", f"def scaled(n):\n    return {factor} * n\n")
         assert [called(m, name, 7) for name in library.functions] == [7 * factor] * 3
@@ -260,7 +268,8 @@ def test_calls_of_a_library_run_the_new_code_of_a_module_that_is_reloaded(m, fol
     )
 
 
-def test_a_library_is_installed_again_after_a_reload_and_stays_that_one(m, folder, library):
+def test_library_is_reinstalled_after_reload_once(m, folder, library):
+    """A library is installed again after a reload and stays that one."""
     edited(folder, "mine_called", "def scaled(n):\n    return 5 * n\n")
     m.install_library(library)
     assert [called(m, name, 7) for name in library.functions] == [35] * 3
@@ -273,13 +282,15 @@ def test_a_library_is_installed_again_after_a_reload_and_stays_that_one(m, folde
     assert names == set(m._engine.query(lambda mind: list(mind.tables.libraries)))
 
 
-def test_a_module_that_is_removed_and_imported_again_is_another_one(m, folder, library):
+def test_module_imported_anew_is_another(m, folder, library):
+    """A module that is removed and imported again is another one."""
     del sys.modules["mine_called"]
     write(folder, "mine_called", "def scaled(n):\n    return 6 * n\n")
     assert called(m, "late", 7) == 42
 
 
-def test_a_call_that_runs_while_its_module_is_reloaded_comes_back(m, folder, gate):
+def test_call_during_reload_returns(m, folder, gate):
+    """A call that runs while its module is reloaded comes back."""
     module = edited(folder, "mine_waits", "def number(*_):\n    return 1\n")
 
     def held(port):
@@ -305,9 +316,8 @@ def test_a_call_that_runs_while_its_module_is_reloaded_comes_back(m, folder, gat
 
 
 @pytest.mark.parametrize(("named", "is_noted"), [(["vine_opening"], True), (["zipfile"], False)])
-def test_a_damaged_file_leads_to_the_own_modules_that_are_imported_before_the_fork(
-    m, tmp_path, monkeypatch, named, is_noted
-):
+def test_damaged_file_reveals_preimported_modules(m, tmp_path, monkeypatch, named, is_noted):
+    """A damaged file leads to the own modules that are imported before the fork."""
     (tmp_path / "vine_opening.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -325,7 +335,8 @@ def backend():
     return mpl.get_backend()
 
 
-def test_an_import_that_waits_where_tasks_are_forked_is_named(tmp_path, monkeypatch):
+def test_import_blocking_fork_server_is_named(tmp_path, monkeypatch):
+    """An import that waits where tasks are forked is named."""
     pytest.importorskip("matplotlib", reason="is what is imported: pip install matplotlib")
     # a pipe: what is imported reads it, and waits for somebody who writes
     settings = tmp_path / "matplotlibrc"

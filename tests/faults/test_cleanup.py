@@ -56,7 +56,8 @@ def listening():
     return {c.laddr.port for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN}
 
 
-def test_after_close_no_process_socket_thread_or_file_is_left(local_cluster, family):
+def test_close_leaves_no_process_or_file(local_cluster, family):
+    """After close no process socket thread or file is left."""
     before = engine_threads(), listening(), len(os.listdir("/proc/self/fd"))
     m = DaskVine(port=0, address="127.0.0.1", password_file=local_cluster.secret)
     with m, Factory("local", manager=m, min_workers=2, cores=2, memory=500, disk=500):
@@ -78,7 +79,8 @@ def test_after_close_no_process_socket_thread_or_file_is_left(local_cluster, fam
     assert list_recursively(local_cluster.folder / "tmp") == []
 
 
-def test_closing_in_the_middle_of_everything_leaves_nothing(local_cluster, family):
+def test_close_during_work_leaves_nothing(local_cluster, family):
+    """Closing in the middle of everything leaves nothing."""
     before = engine_threads()
     m = DaskVine(port=0, address="127.0.0.1", password_file=local_cluster.secret)
     Factory("local", manager=m, cores=3, memory=500, disk=500).start()  # and nobody stops it
@@ -108,7 +110,8 @@ def test_closing_in_the_middle_of_everything_leaves_nothing(local_cluster, famil
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
-def test_when_a_worker_is_ended_its_processes_and_files_go_with_it(local_cluster, number):
+def test_ended_worker_takes_processes_and_files(local_cluster, number):
+    """When a worker is ended its processes and files go with it."""
     m = local_cluster.start_manager()
     [worker] = local_cluster.start_workers(m, 1, "--cores", "3")
     library = m.create_library_from_functions("chores", sample_tasks.starts_process, exec_mode="direct")
@@ -139,7 +142,8 @@ def test_when_a_worker_is_ended_its_processes_and_files_go_with_it(local_cluster
     assert list_recursively(local_cluster.folder / "tmp") == []
 
 
-def test_when_the_manager_is_killed_its_workers_leave_with_all_that_is_theirs(local_cluster):
+def test_killed_manager_ends_workers_and_files(local_cluster):
+    """When the manager is killed its workers leave with all that is theirs."""
     script = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(local_cluster.folder)], env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -158,7 +162,8 @@ def test_when_the_manager_is_killed_its_workers_leave_with_all_that_is_theirs(lo
     assert left == []
 
 
-def test_a_worker_that_starts_while_its_manager_is_killed_does_not_wait_for_ever(local_cluster):
+def test_worker_of_dying_manager_gives_up(local_cluster):
+    """A worker that starts while its manager is killed does not wait for ever."""
     program = (
         "import os, sys, subprocess, time\n"
         "subprocess.Popen([sys.executable, '-m', 'vineworker', '127.0.0.1', sys.argv[1], '--single-shot', '--parent-death', str(os.getpid()), '--timeout', '1000000',"
@@ -180,7 +185,8 @@ def test_a_worker_that_starts_while_its_manager_is_killed_does_not_wait_for_ever
     wait_until(lambda: list_recursively(local_cluster.workspace) == [], "its files to be removed")
 
 
-def test_a_forked_child_that_ends_takes_nothing_away_from_its_parent(local_cluster):
+def test_forked_child_takes_nothing_from_parent(local_cluster):
+    """A forked child that ends takes nothing away from its parent."""
     with DaskVine.local(cores=1) as m:
         assert (
             m.get({"x": (sample_tasks.add, 1, 2)}, "x", task_mode="function-calls", progress_disable=True)
@@ -194,7 +200,9 @@ def test_a_forked_child_that_ends_takes_nothing_away_from_its_parent(local_clust
         assert m.get({"x": (sample_tasks.add, 3, 4)}, "x", task_mode="tasks", progress_disable=True) == 7
 
 
-def test_many_short_lives_of_a_manager_leave_no_thread_or_descriptor(local_cluster):
+def test_many_managers_leave_no_threads(local_cluster):
+    """Many short lives of a manager leave no thread or descriptor."""
+
     def life():
         with local_cluster.start_manager() as m:
             m.declare_buffer("x")
@@ -206,7 +214,8 @@ def test_many_short_lives_of_a_manager_leave_no_thread_or_descriptor(local_clust
     assert last == first
 
 
-def test_tasks_that_have_ended_in_any_way_leave_no_files(local_cluster):
+def test_ended_tasks_leave_no_files(local_cluster):
+    """Tasks that have ended in any way leave no files."""
     m = local_cluster.start_manager(DaskVine)
     [worker] = local_cluster.start_workers(m, 1, "--cores", "3")
     library = m.create_library_from_functions("chores", sample_tasks.add, sample_tasks.leaves)
@@ -265,7 +274,7 @@ def test_tasks_that_have_ended_in_any_way_leave_no_files(local_cluster):
     wait_until(lambda: len(worker.descendants) == 2, "the processes of the library and of the tasks to end")
 
 
-def test_requests_to_a_host_that_does_not_listen_wait_and_stay_in_order(local_cluster, tmp_path):
+def test_requests_to_stopped_worker_stay_in_order(local_cluster, tmp_path):
     """More than its socket takes; and a task that is cancelled meanwhile never runs."""
     modules = tmp_path / "site-packages"  # what is installed is imported by the host, for all its tasks
     modules.mkdir()

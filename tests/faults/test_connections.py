@@ -37,7 +37,8 @@ def odd(fault):
 # ---- the connection to the manager
 
 
-def test_a_connection_that_is_reset_costs_a_session_and_nothing_else(local_cluster):
+def test_reset_connection_costs_session_only(local_cluster):
+    """A connection that is reset costs a session and nothing else."""
     m = local_cluster.start_manager()
     proxy = TcpProxy(m.port)
     try:
@@ -67,7 +68,8 @@ cli.main()
 """
 
 
-def test_a_worker_that_is_stopped_is_given_up_and_comes_back(local_cluster):
+def test_stopped_worker_is_dropped_and_returns(local_cluster):
+    """A worker that is stopped is given up and comes back."""
     m = local_cluster.start_manager()
     [worker] = local_cluster.start_workers(
         m, 1, "--timeout", "60", command=[sys.executable, "-c", WITHOUT_SINGLE_SHOT]
@@ -82,7 +84,8 @@ def test_a_worker_that_is_stopped_is_given_up_and_comes_back(local_cluster):
     assert wait_for_task(m).output == "held"
 
 
-def test_a_worker_that_takes_nothing_any_more_does_not_hold_what_it_was_sent(local_cluster):
+def test_deaf_worker_does_not_hold_its_tasks(local_cluster):
+    """A worker that takes nothing any more does not hold what it was sent."""
     m = local_cluster.start_manager()
     first, _second = local_cluster.start_workers(m, 2)
     first.send(signal.SIGSTOP)
@@ -127,7 +130,8 @@ def made_and_moved(local_cluster, fault, other=None, size=LARGE):
 
 
 @pytest.mark.parametrize("fault", ["unreachable", "no_door"])
-def test_a_worker_whose_port_cannot_be_reached_is_relayed_by_the_manager(local_cluster, fault):
+def test_unreachable_worker_is_relayed_by_manager(local_cluster, fault):
+    """A worker whose port cannot be reached is relayed by the manager."""
     m, maker = made_and_moved(local_cluster, fault)
     assert m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
 
@@ -138,19 +142,22 @@ def test_a_truncated_object_is_had_from_elsewhere(local_cluster, caplog):
     assert "before the end of the object" in caplog.text
 
 
-def test_a_peer_that_sends_nothing_is_given_up(local_cluster, caplog):
+def test_silent_peer_is_abandoned(local_cluster, caplog):
+    """A peer that sends nothing is given up."""
     caplog.set_level(logging.WARNING, "vinecore")
     made_and_moved(local_cluster, "stalling", "impatient")
     assert "nothing has come" in caplog.text
 
 
-def test_an_object_that_its_holder_denies_to_have_is_made_again(local_cluster, caplog):
+def test_object_denied_by_holder_is_remade(local_cluster, caplog):
+    """An object that its holder denies to have is made again."""
     caplog.set_level(logging.INFO, "vinecore")
     made_and_moved(local_cluster, "denying")
     assert "again" in caplog.text
 
 
-def test_many_workers_that_cannot_reach_one_do_not_make_its_files_unobtainable(local_cluster):
+def test_unreachable_holder_keeps_files_obtainable(local_cluster):
+    """Many workers that cannot reach one do not make its files unobtainable."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(m, "--cores", "1", command=odd("unreachable"))
     m.wait_for_workers(1, 60)
@@ -171,7 +178,8 @@ def test_many_workers_that_cannot_reach_one_do_not_make_its_files_unobtainable(l
 # ---- ends that do not fit, or hang
 
 
-def test_a_worker_of_another_protocol_is_sent_away_with_the_reason(local_cluster):
+def test_worker_of_other_protocol_is_refused(local_cluster):
+    """A worker of another protocol is sent away with the reason."""
     m = local_cluster.start_manager()
     program = "import vinecore.protocol as p\nfrom vineworker import cli\nfrom vineworker.session import session\nsession.VERSION = 99\ncli.main()"
     worker = local_cluster.start_worker(m, command=[sys.executable, "-c", program])
@@ -180,7 +188,8 @@ def test_a_worker_of_another_protocol_is_sent_away_with_the_reason(local_cluster
     assert m.workers_connected == 0
 
 
-def test_a_peer_that_asks_nothing_for_long_is_cut_off_and_comes_back(local_cluster, monkeypatch):
+def test_idle_peer_connection_closes_and_reopens(local_cluster, monkeypatch):
+    """A peer that asks nothing for long is cut off and comes back."""
     ask, known = _next_request, set()
 
     def wait_briefly_for_the_second(words):
@@ -228,7 +237,8 @@ class Odd(Task):
         return spec._replace(options={**spec.options, "odd": object()})
 
 
-def test_a_task_that_cannot_be_sent_costs_only_itself(local_cluster):
+def test_unsendable_task_costs_only_itself(local_cluster):
+    """A task that cannot be sent costs only itself."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1, "--cores", "8")
     others = [Task(f"echo {number}", cores=1) for number in range(6)]
@@ -243,9 +253,8 @@ def test_a_task_that_cannot_be_sent_costs_only_itself(local_cluster):
     assert [worker["id"] for worker in m.summarize_workers()] == [1]
 
 
-def test_arguments_that_are_too_large_for_one_frame_go_in_several_and_what_is_too_large_for_any_fails(
-    local_cluster, monkeypatch
-):
+def test_large_arguments_are_split_or_refused(local_cluster, monkeypatch):
+    """Arguments that are too large for one frame go in several and what is too large for any fails."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1, "--cores", "8")
     monkeypatch.setattr(frames, "MAX_PAYLOAD", 100_000)
@@ -262,7 +271,8 @@ def test_arguments_that_are_too_large_for_one_frame_go_in_several_and_what_is_to
     assert [worker["id"] for worker in m.summarize_workers()] == [1]
 
 
-def test_a_call_whose_answer_cannot_be_sent_costs_only_itself(local_cluster):
+def test_call_with_unsendable_answer_fails_alone(local_cluster):
+    """A call whose answer cannot be sent costs only itself."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(m, command=odd("unspeakable"))
     m.submit(Task("echo spoken"))
@@ -272,7 +282,8 @@ def test_a_call_whose_answer_cannot_be_sent_costs_only_itself(local_cluster):
     assert [worker["id"] for worker in m.summarize_workers()] == [1]
 
 
-def test_an_exception_with_half_a_surrogate_pair_is_the_exception(local_cluster):
+def test_exception_with_surrogate_is_delivered(local_cluster):
+    """An exception with half a surrogate pair is the exception."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1)
     library = m.create_library_from_functions(

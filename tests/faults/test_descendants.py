@@ -105,7 +105,8 @@ def get(m, vertex, task_mode, **more):
 
 
 @pytest.mark.parametrize("task_mode", MODES)
-def test_a_vertex_that_exits_before_its_child_is_run_again(local_cluster, m, task_mode):
+def test_vertex_exiting_before_child_is_rerun(local_cluster, m, task_mode):
+    """A vertex that exits before its child is run again."""
     left = get(m, (dies_before_its_child, str(local_cluster.folder), "children", True), task_mode)
     first, second = numbers(local_cluster, "children")
     assert left == second
@@ -113,7 +114,8 @@ def test_a_vertex_that_exits_before_its_child_is_run_again(local_cluster, m, tas
 
 
 @pytest.mark.parametrize("exec_mode", ["direct", "fork"])
-def test_a_call_that_exits_before_its_child_is_run_again(local_cluster, m, exec_mode):
+def test_call_exiting_before_child_is_rerun(local_cluster, m, exec_mode):
+    """A call that exits before its child is run again."""
     install(m, dies_before_its_child, exec_mode=exec_mode)
     m.submit(FunctionCall("chores", "dies_before_its_child", str(local_cluster.folder), "children", True))
     assert wait_for_task(m).output == numbers(local_cluster, "children")[1]
@@ -121,7 +123,8 @@ def test_a_call_that_exits_before_its_child_is_run_again(local_cluster, m, exec_
 
 
 @pytest.mark.parametrize("exec_mode", ["direct", "fork"])
-def test_what_a_call_has_started_ends_with_its_process(local_cluster, m, exec_mode):
+def test_processes_of_call_end_with_slot(local_cluster, m, exec_mode):
+    """What a call has started ends with its process."""
     install(m, starts_daemon, forks_sleeper, sample_tasks.who, exec_mode=exec_mode)
     m.submit(FunctionCall("chores", "starts_daemon", str(local_cluster.path("daemon"))))
     m.submit(FunctionCall("chores", "forks_sleeper", str(local_cluster.folder), "sleeper"))
@@ -134,7 +137,8 @@ def test_what_a_call_has_started_ends_with_its_process(local_cluster, m, exec_mo
     wait_until(lambda: not any(map(is_alive, left)), "what the calls have started to be gone")
 
 
-def test_what_a_slot_has_left_behind_ends_and_its_neighbours_do_not(local_cluster, m):
+def test_leftovers_of_slot_end_alone(local_cluster, m):
+    """What a slot has left behind ends and its neighbours do not."""
     install(m, starts_daemon, sample_tasks.held, slots=2)
     m.submit(FunctionCall("chores", "held", str(local_cluster.folder), "neighbour", "gate"))
     wait_until(lambda: local_cluster.count_lines("neighbour"))
@@ -158,7 +162,8 @@ def chores_parent(pid):
 
 
 @pytest.mark.parametrize("end", ["time_max", "cancel", "result", "exit"])
-def test_a_daemon_of_a_python_task_ends_with_it(local_cluster, m, end):
+def test_daemon_of_python_task_ends_with_it(local_cluster, m, end):
+    """A daemon of a python task ends with it."""
     if end in ("result", "exit"):
         task = PythonTask(starts_daemon, str(local_cluster.path("daemon")))
         if end == "exit":
@@ -186,7 +191,8 @@ def test_a_daemon_of_a_python_task_ends_with_it(local_cluster, m, end):
 
 
 @pytest.mark.parametrize("end", ["time_max", "cancel", "exit"])
-def test_a_daemon_of_a_command_ends_with_it(local_cluster, m, end):
+def test_daemon_of_command_ends_with_it(local_cluster, m, end):
+    """A daemon of a command ends with it."""
     local_cluster.path("daemon.py").write_text(DAEMON)
     start = f"{sys.executable} {local_cluster.path('daemon.py')} {local_cluster.path('daemon')}"
     wait = f"while [ ! -e {local_cluster.path('daemon')} ]; do sleep 0.01; done"
@@ -220,7 +226,8 @@ def test_a_daemon_of_a_command_ends_with_it(local_cluster, m, end):
 
 
 @pytest.mark.parametrize("kind", ["task", "command"])
-def test_what_a_daemon_uses_counts_for_its_task(local_cluster, m, kind):
+def test_resources_of_daemon_count_for_task(local_cluster, m, kind):
+    """What a daemon uses counts for its task."""
     local_cluster.path("daemon.py").write_text(
         DAEMON.replace("time.sleep", "x = bytearray(200 << 20); time.sleep")
     )
@@ -255,7 +262,8 @@ def test_daemons_end_with_their_worker(local_cluster, m, number):
     wait_until(lambda: not any(map(is_alive, left)), "all daemons to be gone")
 
 
-def test_a_library_that_ends_is_started_again_though_its_context_has_a_child(local_cluster, m):
+def test_library_with_context_child_is_restarted(local_cluster, m):
+    """A library that ends is started again though its context has a child."""
     folder = str(local_cluster.folder)
 
     def context():
@@ -303,5 +311,6 @@ def test_only_the_process_that_was_asked_answers(local_cluster, m, kind, how):
 
 
 @pytest.mark.parametrize("task_mode", MODES)
-def test_a_pool_in_a_vertex_works_and_leaves_nothing(local_cluster, m, task_mode):
+def test_pool_in_vertex_leaves_nothing(local_cluster, m, task_mode):
+    """A pool in a vertex works and leaves nothing."""
     assert get(m, (uses_pool, 20), task_mode) == [n * n for n in range(20)]

@@ -35,9 +35,8 @@ def small_disk(local_cluster):
         subprocess.run(["umount", "--lazy", place], check=True)
 
 
-def test_a_result_that_does_not_fit_on_the_disk_is_an_error_that_says_so_and_the_worker_goes_on(
-    local_cluster, small_disk
-):
+def test_oversized_result_fails_and_worker_survives(local_cluster, small_disk):
+    """A result that does not fit on the disk is an error that says so and the worker goes on."""
     m = local_cluster.start_manager(DaskVine)
     worker = local_cluster.start_worker(m, "--workspace", str(small_disk))
     m.wait_for_workers(1, 60)
@@ -53,9 +52,8 @@ def test_a_result_that_does_not_fit_on_the_disk_is_an_error_that_says_so_and_the
     wait_until(lambda: shutil.disk_usage(small_disk).used < MB, "what was half written to be removed")
 
 
-def test_an_input_that_does_not_fit_on_the_disk_is_an_error_that_says_so(
-    local_cluster, small_disk, monkeypatch
-):
+def test_oversized_input_fails_with_reason(local_cluster, small_disk, monkeypatch):
+    """An input that does not fit on the disk is an error that says so."""
     monkeypatch.setattr("vinecore.scheduler.transfer_failures.RETRY_DELAY_S", 0.01)  # between its tries
     m = local_cluster.start_manager()
     worker = local_cluster.start_worker(m, "--workspace", str(small_disk))
@@ -72,7 +70,8 @@ def test_an_input_that_does_not_fit_on_the_disk_is_an_error_that_says_so(
     wait_until(lambda: shutil.disk_usage(small_disk).used < MB, "what was half written to be removed")
 
 
-def test_a_worker_says_if_nothing_can_be_executed_in_its_workspace(local_cluster, small_disk):
+def test_non_executable_workspace_is_reported(local_cluster, small_disk):
+    """A worker says if nothing can be executed in its workspace."""
     subprocess.run(["mount", "-o", "remount,noexec", small_disk], check=True)
     m = local_cluster.start_manager()
     worker = local_cluster.start_worker(m, "--workspace", str(small_disk))
@@ -85,7 +84,8 @@ def test_a_worker_says_if_nothing_can_be_executed_in_its_workspace(local_cluster
     assert "mounted with noexec" in worker.log
 
 
-def test_a_disk_that_is_full_of_other_things_lets_small_calls_go_on(local_cluster, small_disk):
+def test_foreign_full_disk_allows_small_calls(local_cluster, small_disk):
+    """A disk that is full of other things lets small calls go on."""
     m = local_cluster.start_manager(DaskVine)
     local_cluster.start_worker(m, "--workspace", str(small_disk))
     m.wait_for_workers(1, 60)
@@ -106,7 +106,8 @@ def test_a_disk_that_is_full_of_other_things_lets_small_calls_go_on(local_cluste
     assert wait_for_task(m).output == "fine\n"
 
 
-def test_an_output_that_cannot_be_put_where_the_user_wants_it_fails_its_task(local_cluster):
+def test_unplaceable_output_fails_its_task(local_cluster):
+    """An output that cannot be put where the user wants it fails its task."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1)
     local_cluster.path("a-file").write_text("in the way")
@@ -128,7 +129,8 @@ def damage(local_cluster):
 
 
 @pytest.mark.parametrize("task_mode", ["function-calls", "tasks"])
-def test_an_intermediate_that_somebody_has_removed_is_made_again(local_cluster, task_mode):
+def test_removed_intermediate_is_made_again(local_cluster, task_mode):
+    """An intermediate that somebody has removed is made again."""
     m = local_cluster.start_manager(DaskVine)
     local_cluster.start_workers(m, 1)
     folder = str(local_cluster.folder)
@@ -164,9 +166,8 @@ def test_an_intermediate_that_somebody_has_removed_is_made_again(local_cluster, 
 
 
 @pytest.mark.parametrize("task_mode", ["function-calls", "tasks"])
-def test_an_input_that_somebody_has_removed_while_others_are_merged_is_made_again(
-    local_cluster, monkeypatch, task_mode
-):
+def test_input_removed_during_merge_is_remade(local_cluster, monkeypatch, task_mode):
+    """An input that somebody has removed while others are merged is made again."""
     monkeypatch.setattr(
         task_functions, "MAX_BYTES_LOADED_AT_ONCE", 0
     )  # so that each is loaded when its turn comes
@@ -195,7 +196,8 @@ def test_an_input_that_somebody_has_removed_while_others_are_merged_is_made_agai
     assert m.last_run.recomputed > 0
 
 
-def test_a_declared_file_that_is_changed_before_it_is_used_is_not_used(local_cluster, caplog):
+def test_declared_file_changed_before_use_is_refused(local_cluster, caplog):
+    """A declared file that is changed before it is used is not used."""
     m = local_cluster.start_manager()
     path = local_cluster.path("input")
     path.write_bytes(b"a" * 100_000)
@@ -211,7 +213,8 @@ def test_a_declared_file_that_is_changed_before_it_is_used_is_not_used(local_clu
     assert "has been changed or removed since it was declared" in caplog.text
 
 
-def test_a_small_declared_file_stays_what_it_was_when_it_was_declared(local_cluster):
+def test_small_declared_file_keeps_its_content(local_cluster):
+    """A small declared file stays what it was when it was declared."""
     m = local_cluster.start_manager()
     path = local_cluster.path("input")
     path.write_text("as declared")
@@ -225,9 +228,7 @@ def test_a_small_declared_file_stays_what_it_was_when_it_was_declared(local_clus
 
 @pytest.mark.parametrize("how", ["flipped", "cut"])
 @pytest.mark.parametrize("large", [False, True])
-def test_a_copy_that_was_altered_on_a_disk_is_not_used_elsewhere_but_made_again(
-    local_cluster, caplog, how, large
-):
+def test_corrupt_replica_is_remade_not_spread(local_cluster, caplog, how, large):
     """Its worker notices before anybody gets it."""
     m = local_cluster.start_manager()
     size = (20 if large else 1) * MB

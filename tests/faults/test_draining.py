@@ -56,7 +56,8 @@ def finish(local_cluster, run, size=1):
     assert run.result() == [(n, size) for n in range(PARTS)]
 
 
-def test_a_worker_that_gets_sigterm_takes_no_result_with_it(local_cluster):
+def test_terminated_worker_loses_no_result(local_cluster):
+    """A worker that gets sigterm takes no result with it."""
     m = local_cluster.start_manager(DaskVine)
     [first] = local_cluster.start_workers(m, 1)
     run = half_way(local_cluster, m, size=200_000)
@@ -70,7 +71,8 @@ def test_a_worker_that_gets_sigterm_takes_no_result_with_it(local_cluster):
     assert m.last_run.recomputed == 0
 
 
-def test_where_there_is_no_other_worker_the_manager_takes_what_it_has(local_cluster):
+def test_sole_workers_results_go_to_manager(local_cluster):
+    """Where there is no other worker the manager takes what it has."""
     m = local_cluster.start_manager(DaskVine)
     [first] = local_cluster.start_workers(m, 1)
     run = half_way(local_cluster, m)
@@ -83,7 +85,8 @@ def test_where_there_is_no_other_worker_the_manager_takes_what_it_has(local_clus
     assert made(local_cluster) == [1] * PARTS
 
 
-def test_a_worker_whose_wall_time_is_over_takes_no_result_with_it(local_cluster):
+def test_worker_past_wall_time_loses_nothing(local_cluster):
+    """A worker whose wall time is over takes no result with it."""
     m = local_cluster.start_manager(DaskVine)
     first = local_cluster.start_hurried_worker(m, "--wall-time", str(HURRY_S))
     run = half_way(local_cluster, m)
@@ -96,7 +99,8 @@ def test_a_worker_whose_wall_time_is_over_takes_no_result_with_it(local_cluster)
     assert made(local_cluster) == [1] * PARTS
 
 
-def test_nobody_waits_for_longer_than_its_grace_for_a_worker_that_cannot_hand_over(local_cluster):
+def test_undrainable_worker_ends_after_grace(local_cluster):
+    """Nobody waits for longer than its grace for a worker that cannot hand over."""
     m = local_cluster.start_manager(DaskVine)
     [first] = local_cluster.start_workers(m, 1, "--grace", "0.5")
     run = half_way(local_cluster, m)
@@ -131,7 +135,8 @@ def test_a_second_signal_ends_it_at_once(local_cluster):
     finish(local_cluster, run)
 
 
-def test_only_the_worker_answers_when_all_processes_of_a_job_are_asked_to_end(local_cluster):
+def test_only_worker_answers_jobs_signal(local_cluster):
+    """Only the worker answers when all processes of a job are asked to end."""
     m = local_cluster.start_manager(DaskVine)
     [first] = local_cluster.start_workers(m, 1)
     run = half_way(local_cluster, m)
@@ -147,7 +152,8 @@ def test_only_the_worker_answers_when_all_processes_of_a_job_are_asked_to_end(lo
     assert made(local_cluster) == [1] * PARTS
 
 
-def test_a_library_does_not_end_when_it_is_asked_to_but_what_it_runs_does(local_cluster):
+def test_library_ignores_signal_its_calls_end(local_cluster):
+    """A library does not end when it is asked to but what it runs does."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1)
     library = m.create_library_from_functions(
@@ -165,7 +171,8 @@ def test_a_library_does_not_end_when_it_is_asked_to_but_what_it_runs_does(local_
     assert m.wait(60).output[1] == host
 
 
-def test_an_idle_worker_leaves_what_is_needed_with_the_manager(local_cluster):
+def test_idle_worker_leaves_results_with_manager(local_cluster):
+    """An idle worker leaves what is needed with the manager."""
     m = local_cluster.start_manager()
     temp = m.declare_temp()
     maker = Task(f"echo made >> {local_cluster.path('makers')}; echo precious > out")

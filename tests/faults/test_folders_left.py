@@ -74,7 +74,8 @@ def links(local_cluster):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-def test_a_signal_ends_the_program_and_all_that_is_its(local_cluster, program, number):
+def test_signal_ends_program_and_its_files(local_cluster, program, number):
+    """A signal ends the program and all that is its."""
     process = program()
     assert links(local_cluster)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -86,7 +87,8 @@ def test_a_signal_ends_the_program_and_all_that_is_its(local_cluster, program, n
     wait_until(lambda: not links(local_cluster), "the short paths to be removed")
 
 
-def test_what_a_killed_program_has_left_is_removed_by_the_next_vine(local_cluster, program):
+def test_folders_of_killed_program_are_removed(local_cluster, program):
+    """What a killed program has left is removed by the next vine."""
     process = program()
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
@@ -98,7 +100,8 @@ def test_what_a_killed_program_has_left_is_removed_by_the_next_vine(local_cluste
     assert left(local_cluster) == []
 
 
-def test_a_handler_of_the_users_stays_and_decides(local_cluster, program):
+def test_handler_of_user_stays_and_decides(local_cluster, program):
+    """A handler of the users stays and decides."""
     process = program(
         before="signal.signal(signal.SIGTERM, lambda *_: (chores.note(place + '/handled'), sys.exit(5)))"
     )
@@ -108,7 +111,8 @@ def test_a_handler_of_the_users_stays_and_decides(local_cluster, program):
     assert left(local_cluster) == []
 
 
-def test_a_child_of_its_fork_ends_by_a_signal_and_takes_nothing_away(local_cluster):
+def test_signalled_fork_takes_nothing_away(local_cluster):
+    """A child of its fork ends by a signal and takes nothing away."""
     with DaskVine.local(cores=1) as m:
         context = multiprocessing.get_context("fork")
         children = [context.Process(target=time.sleep, args=(1000,)) for _ in range(20)]
@@ -148,7 +152,8 @@ def test_what_signals_do_is_given_back(local_cluster):
     subprocess.run([sys.executable, "-c", SIGNALS], env=variables, check=True, timeout=120)
 
 
-def test_an_interrupt_in_the_terminal_is_for_the_program_and_not_for_its_workers(local_cluster, program):
+def test_terminal_interrupt_spares_workers(local_cluster, program):
+    """An interrupt in the terminal is for the program and not for its workers."""
     process = program(
         then="""
 try:
@@ -216,7 +221,8 @@ def test_only_what_is_certainly_abandoned_is_removed(tmp_path):
     assert not os.path.exists(holds_one)
 
 
-def test_two_that_remove_at_once_do_not_disturb_each_other(tmp_path):
+def test_concurrent_removals_do_not_conflict(tmp_path):
+    """Two that remove at once do not disturb each other."""
     gone = [abandoned(tmp_path) for _ in range(3)]
     for folder in gone:
         for n in range(200):
@@ -232,7 +238,8 @@ def test_two_that_remove_at_once_do_not_disturb_each_other(tmp_path):
     assert not any(map(os.path.exists, gone))
 
 
-def test_a_killed_workers_workspace_is_removed_by_the_next_worker_in_its_place(local_cluster):
+def test_killed_workers_workspace_is_removed_by_next(local_cluster):
+    """A killed workers workspace is removed by the next worker in its place."""
     m = local_cluster.start_manager(DaskVine)
     [worker] = local_cluster.start_workers(m, 1)
     [process_reaper] = [p for p in worker.descendants if "vine-process-reaper" in p.cmdline()]
@@ -244,7 +251,8 @@ def test_a_killed_workers_workspace_is_removed_by_the_next_worker_in_its_place(l
     wait_until(lambda: not folder.exists(), "the folder of the first worker to be removed")
 
 
-def test_a_local_factory_leaves_nothing_after_a_signal(local_cluster):
+def test_signalled_local_factory_leaves_nothing(local_cluster):
+    """A local factory leaves nothing after a signal."""
     text = """
 import sys, time
 from tests.harness import sample_tasks as chores

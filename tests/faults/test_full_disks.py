@@ -84,7 +84,8 @@ def test_inputs_too_large_are_refused_with_numbers():
         )
 
 
-def test_a_result_that_no_disk_can_hold_fails_with_numbers_and_the_others_go_on():
+def test_result_too_large_for_disks_fails_alone():
+    """A result that no disk can hold fails with numbers and the others go on."""
     with DaskVine.local(workers=1, cores=1, disk_mb=10) as m:
         m.wait_for_workers(1, 60)
         for task_mode in ("function-calls", "tasks"):
@@ -96,7 +97,7 @@ def test_a_result_that_no_disk_can_hold_fails_with_numbers_and_the_others_go_on(
             )
 
 
-def test_results_that_do_not_fit_beside_each_other_are_made_one_after_another(local_cluster):
+def test_large_results_are_made_one_by_one(local_cluster):
     """What they write is not known before: a worker says what it has no room for."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1, "--disk", "50", "--cores", "4")
@@ -112,7 +113,8 @@ def test_results_that_do_not_fit_beside_each_other_are_made_one_after_another(lo
     assert len(set(kept)) == 1
 
 
-def test_a_task_that_fills_its_sandbox_fails_alone(local_cluster):
+def test_task_filling_sandbox_fails_alone(local_cluster):
+    """A task that fills its sandbox fails alone."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1, "--disk", "20")
     greedy = Task("head -c 40000000 /dev/zero > junk; sleep 600")
@@ -211,7 +213,8 @@ class Killer:
 
 
 @pytest.mark.parametrize("kills", [0, (WORKERS + 1) // 2])
-def test_an_analysis_finds_the_same_where_not_all_it_makes_fits_and_workers_die(analysis, kills):
+def test_analysis_survives_small_disks_and_deaths(analysis, kills):
+    """An analysis finds the same where not all it makes fits and workers die."""
     from daskvine.demo.reference import same
 
     lazy, expected = analysis

@@ -72,7 +72,8 @@ def results(m, make):
     return [call.output for call in calls.values()]
 
 
-def test_commands_come_back_and_begin_as_a_shell_would_begin_them(m):
+def test_commands_start_with_clean_process_state(m):
+    """Commands come back and begin as a shell would begin them."""
     clean = subprocess.run(
         ["/bin/sh", "-c", f"grep -E '{STATUS}' /proc/self/status"],
         capture_output=True,

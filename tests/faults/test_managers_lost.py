@@ -90,7 +90,8 @@ def script(local_cluster):
         script.kill()
 
 
-def test_a_manager_that_is_killed_again_and_again_repeats_nothing_that_is_finished(local_cluster, script):
+def test_manager_killed_repeatedly_repeats_no_task(local_cluster, script):
+    """A manager that is killed again and again repeats nothing that is finished."""
     chance = random.Random(1)
     _graph, _end, expected = resume_script.graph_of(script.log)
     workers = [
@@ -120,7 +121,8 @@ def test_a_manager_that_is_killed_again_and_again_repeats_nothing_that_is_finish
     assert [path.name for path in local_cluster.path("tmp").iterdir() if path.name.startswith("vine")] == []
 
 
-def test_what_was_lost_together_with_the_manager_is_made_again(local_cluster, script):
+def test_results_lost_with_manager_are_remade(local_cluster, script):
+    """What was lost together with the manager is made again."""
     workers = [script.worker() for _ in range(2)]
     script.start()
     wait_until(lambda: len(script.finished()) >= 50)
@@ -132,7 +134,8 @@ def test_what_was_lost_together_with_the_manager_is_made_again(local_cluster, sc
     assert executed < total
 
 
-def test_what_own_workers_have_left_in_their_workspace_is_found(local_cluster, script):
+def test_results_in_workspace_are_found(local_cluster, script):
+    """What own workers have left in their workspace is found."""
     script.start(workspace=local_cluster.path("kept"))
     wait_until(lambda: len(script.finished()) >= 50)
     family = psutil.Process(script.process.pid).children(recursive=True)
@@ -144,7 +147,8 @@ def test_what_own_workers_have_left_in_their_workspace_is_found(local_cluster, s
     assert executed < total
 
 
-def test_what_workers_hold_goes_when_the_next_manager_does_not_want_it(local_cluster, script):
+def test_unwanted_kept_files_are_released(local_cluster, script):
+    """What workers hold goes when the next manager does not want it."""
     script.worker()
     script.start()
     wait_until(lambda: script.executions().total() >= 30)
@@ -161,7 +165,8 @@ def test_what_workers_hold_goes_when_the_next_manager_does_not_want_it(local_clu
         assert m._engine.query(lambda mind: mind.tables.files) == {}
 
 
-def test_workers_of_a_manager_that_asks_for_nothing_keep_nothing(local_cluster, script):
+def test_workers_keep_nothing_without_resume(local_cluster, script):
+    """Workers of a manager that asks for nothing keep nothing."""
     worker = script.worker()
     script.start("no")
     wait_until(lambda: script.executions().total() >= 30)

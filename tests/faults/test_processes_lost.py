@@ -34,7 +34,8 @@ def pids(local_cluster, name):
     return [int(line) for line in local_cluster.path(name).read_text().split()]
 
 
-def test_a_slot_that_is_killed_loses_only_its_call(local_cluster, m):
+def test_killed_slot_loses_only_its_call(local_cluster, m):
+    """A slot that is killed loses only its call."""
     install(m, sample_tasks.held, sample_tasks.counted, sample_tasks.who)
     folder = str(local_cluster.folder)
     m.submit(FunctionCall("chores", "who"))
@@ -59,7 +60,8 @@ def test_a_slot_that_is_killed_loses_only_its_call(local_cluster, m):
     assert wait_for_task(m).output[1] == library
 
 
-def test_in_fork_mode_a_call_that_dies_does_not_even_take_its_slot(local_cluster, m):
+def test_dying_forked_call_spares_its_slot(local_cluster, m):
+    """In fork mode a call that dies does not even take its slot."""
     install(m, sample_tasks.dies_once, sample_tasks.who, exec_mode="fork", slots=1)
     m.submit(FunctionCall("chores", "who"))
     slot = wait_for_task(m).output[1]
@@ -71,9 +73,8 @@ def test_in_fork_mode_a_call_that_dies_does_not_even_take_its_slot(local_cluster
 
 
 @pytest.mark.parametrize("task_mode", ["function-calls", "tasks"])
-def test_a_vertex_that_kills_its_process_every_time_is_given_up_with_the_evidence(
-    local_cluster, m, task_mode
-):
+def test_vertex_always_killing_process_is_blamed(local_cluster, m, task_mode):
+    """A vertex that kills its process every time is given up with the evidence."""
     graph = {
         "bad": (sample_tasks.dies, str(local_cluster.folder), "crashes", "the last words"),
         "good": (sample_tasks.counted, str(local_cluster.folder), "goods", 1),
@@ -88,7 +89,8 @@ def test_a_vertex_that_kills_its_process_every_time_is_given_up_with_the_evidenc
     assert m.get({"good": (sample_tasks.add, 1, 2)}, "good", task_mode=task_mode, progress_disable=True) == 3
 
 
-def test_neighbours_of_a_crashing_vertex_are_not_run_again(local_cluster, m):
+def test_neighbours_of_crashing_vertex_run_once(local_cluster, m):
+    """Neighbours of a crashing vertex are not run again."""
     folder = str(local_cluster.folder)
     graph = {("good", n): (sample_tasks.counted, folder, f"good-{n}", n) for n in range(20)}
     graph["flaky"] = (sample_tasks.dies_once, folder, "deaths")
@@ -102,7 +104,8 @@ def test_neighbours_of_a_crashing_vertex_are_not_run_again(local_cluster, m):
     assert {local_cluster.count_lines(f"good-{n}") for n in range(20)} == {1}
 
 
-def test_a_python_task_whose_process_exits_is_run_again_and_then_given_up(local_cluster, m):
+def test_exiting_python_task_is_retried_bounded(local_cluster, m):
+    """A python task whose process exits is run again and then given up."""
     task = PythonTask(sample_tasks.leaves, str(local_cluster.folder), "exits", 3)
     task.set_retries(2)
     m.submit(task)
@@ -112,13 +115,15 @@ def test_a_python_task_whose_process_exits_is_run_again_and_then_given_up(local_
     assert isinstance(task.output, TaskCrashed)
 
 
-def test_a_python_task_that_is_killed_once_succeeds_the_second_time(local_cluster, m):
+def test_python_task_killed_once_succeeds(local_cluster, m):
+    """A python task that is killed once succeeds the second time."""
     m.submit(PythonTask(sample_tasks.dies_once, str(local_cluster.folder), "once"))
     assert wait_for_task(m).output == "once"
     assert local_cluster.count_lines("once") == 2
 
 
-def test_a_shell_command_that_is_killed_reports_the_signal_and_is_not_run_again(local_cluster, m):
+def test_killed_command_reports_signal_once(local_cluster, m):
+    """A shell command that is killed reports the signal and is not run again."""
     task = Task(f"echo before; echo $$ >> {local_cluster.path('shell')}; sleep 1000; echo after")
     task.set_cores(1)
     m.submit(task)
@@ -133,7 +138,8 @@ def test_a_shell_command_that_is_killed_reports_the_signal_and_is_not_run_again(
     )
 
 
-def test_what_a_shell_command_leaves_behind_ends_with_it(local_cluster, m):
+def test_leftovers_of_command_end_with_it(local_cluster, m):
+    """What a shell command leaves behind ends with it."""
     task = Task(f"sleep 1000 & echo $! >> {local_cluster.path('child')}")
     m.submit(task)
     assert wait_for_task(m).successful()
@@ -141,7 +147,8 @@ def test_what_a_shell_command_leaves_behind_ends_with_it(local_cluster, m):
     wait_until(lambda: not is_alive(child), "the process that was left behind to be gone")
 
 
-def test_what_a_killed_python_task_has_started_ends_with_it(local_cluster, m):
+def test_children_of_killed_python_task_end(local_cluster, m):
+    """What a killed python task has started ends with it."""
     task = PythonTask(sample_tasks.starts_process, str(local_cluster.folder), "child")
     m.submit(task)
     wait_until(lambda: local_cluster.count_lines("child"), "the task to have started a process")
@@ -151,7 +158,8 @@ def test_what_a_killed_python_task_has_started_ends_with_it(local_cluster, m):
     wait_until(lambda: not is_alive(child), "the process that was left behind to be gone")
 
 
-def test_a_library_that_is_killed_is_started_again(local_cluster, m):
+def test_killed_library_is_started_again(local_cluster, m):
+    """A library that is killed is started again."""
     install(m, sample_tasks.who, sample_tasks.held)
     m.submit(FunctionCall("chores", "who"))
     library = wait_for_task(m).output[1]
@@ -165,7 +173,8 @@ def test_a_library_that_is_killed_is_started_again(local_cluster, m):
     assert wait_for_task(m).output[1] != library
 
 
-def test_a_library_that_dies_while_it_starts_is_given_up_after_a_few_tries(local_cluster, m):
+def test_library_dying_at_start_is_bounded(local_cluster, m):
+    """A library that dies while it starts is given up after a few tries."""
     folder = str(local_cluster.folder)
 
     def context():

@@ -39,14 +39,16 @@ def uses_manager(n):
 
 
 @pytest.mark.parametrize("task_mode", ["function-calls", "tasks"])
-def test_a_vertex_uses_sockets_and_a_manager_of_processes(m, task_mode):
+def test_vertex_uses_sockets_and_manager_process(m, task_mode):
+    """A vertex uses sockets and a manager of processes."""
     graph = {"socket": (makes_socket,), "sum": (uses_manager, 10)}
     folder, total = m.get(graph, ["socket", "sum"], task_mode=task_mode, progress_disable=True)
     assert total == 55
     assert len(folder) < 60
 
 
-def test_what_is_added_to_the_temporary_folder_of_the_system_is_short(m):
+def test_temporary_folder_path_stays_short(m):
+    """What is added to the temporary folder of the system is short."""
     task = PythonTask(makes_socket)
     m.submit(task)
     assert len(wait_for_task(m).output) - len("/tmp") < MOST_ADDED
@@ -60,7 +62,8 @@ def test_what_is_added_to_the_temporary_folder_of_the_system_is_short(m):
     assert not os.path.lexists(os.path.dirname(path))  # with its task
 
 
-def test_a_task_sees_its_temporary_folder_though_its_python_has_looked_before(m):
+def test_task_sees_its_own_temporary_folder(m):
+    """A task sees its temporary folder though its python has looked before."""
     assert len(m.get({"x": (makes_socket,)}, "x", task_mode="tasks", progress_disable=True)) < 40
     assert m.get({"x": (sample_tasks.add, 1, 2)}, "x", progress_disable=True) == 3
     assert len(m.get({"x": (makes_socket,)}, "x", task_mode="tasks", progress_disable=True)) < 40

@@ -25,7 +25,8 @@ pytest.importorskip("cryptography")
 LARGE = 5_000_000
 
 
-def test_a_run_over_tls_with_a_transfer_between_peers(local_cluster):
+def test_run_over_tls_with_peer_transfer(local_cluster):
+    """A run over tls with a transfer between peers."""
     m = local_cluster.start_manager(ssl=True)
     local_cluster.start_workers(m, 1, "--ssl")
     maker, blocker = make_file_and_block(local_cluster, m, LARGE)
@@ -49,7 +50,8 @@ def test_a_worker_leaves_with_its_manager(local_cluster):
     assert "the manager has ended" in worker.log
 
 
-def test_a_worker_without_tls_is_refused_and_both_say_why(local_cluster, caplog):
+def test_worker_without_tls_is_refused(local_cluster, caplog):
+    """A worker without tls is refused and both say why."""
     caplog.set_level(logging.WARNING, "vinecore")
     m = local_cluster.start_manager(ssl=True)
     worker = local_cluster.start_worker(m)
@@ -58,7 +60,8 @@ def test_a_worker_without_tls_is_refused_and_both_say_why(local_cluster, caplog)
     wait_until(lambda: "start vine_worker with --ssl" in caplog.text)
 
 
-def test_a_worker_with_tls_leaves_a_manager_without_it(local_cluster, caplog):
+def test_worker_with_tls_leaves_plain_manager(local_cluster, caplog):
+    """A worker with tls leaves a manager without it."""
     caplog.set_level(logging.WARNING, "vinecore")
     m = local_cluster.start_manager()
     worker = local_cluster.start_worker(m, "--ssl-fingerprint", "00" * 32)
@@ -67,7 +70,8 @@ def test_a_worker_with_tls_leaves_a_manager_without_it(local_cluster, caplog):
     wait_until(lambda: "start the manager with ssl=True" in caplog.text)
 
 
-def test_a_worker_refuses_another_certificate_before_it_uses_the_secret(local_cluster):
+def test_other_certificate_is_refused_before_secret(local_cluster):
+    """A worker refuses another certificate before it uses the secret."""
     m = local_cluster.start_manager(ssl=True)
     worker = local_cluster.start_worker(m, "--ssl-fingerprint", "00" * 32)
     assert worker.wait() == 1
@@ -75,14 +79,16 @@ def test_a_worker_refuses_another_certificate_before_it_uses_the_secret(local_cl
     assert m.workers_connected == 0
 
 
-def test_a_worker_that_knows_no_fingerprint_says_what_to_do(local_cluster):
+def test_worker_without_fingerprint_says_remedy(local_cluster):
+    """A worker that knows no fingerprint says what to do."""
     m = local_cluster.start_manager()
     worker = local_cluster.start_worker(m, "--ssl")
     assert worker.wait() == 2
     assert "name the fingerprint with --ssl-fingerprint" in worker.log
 
 
-def test_those_who_stall_in_the_handshake_keep_nobody_waiting(local_cluster):
+def test_stalled_handshakes_block_nobody(local_cluster):
+    """Those who stall in the handshake keep nobody waiting."""
     m = local_cluster.start_manager(ssl=True)
     with contextlib.ExitStack() as stack:
         for number in range(100):
@@ -93,7 +99,8 @@ def test_those_who_stall_in_the_handshake_keep_nobody_waiting(local_cluster):
         assert wait_for_task(m).output == "fine\n"
 
 
-def test_a_key_and_a_certificate_of_the_users_own_are_taken(local_cluster):
+def test_own_key_and_certificate_are_used(local_cluster):
+    """A key and a certificate of the users own are taken."""
     text, fingerprint = certificates.make_certificate()
     key, certificate = local_cluster.path("key.pem"), local_cluster.path("certificate.pem")
     end = text.index("-----BEGIN CERTIFICATE")
@@ -106,7 +113,8 @@ def test_a_key_and_a_certificate_of_the_users_own_are_taken(local_cluster):
     assert wait_for_task(m).output == "fine\n"
 
 
-def test_what_is_no_key_and_certificate_is_refused(local_cluster):
+def test_invalid_key_and_certificate_are_refused(local_cluster):
+    """What is no key and certificate is refused."""
     with pytest.raises(ValueError, match="the paths of a key and of its certificate"):
         local_cluster.start_manager(ssl="key.pem")
     local_cluster.path("empty").touch()
@@ -114,7 +122,8 @@ def test_what_is_no_key_and_certificate_is_refused(local_cluster):
         local_cluster.start_manager(ssl=(local_cluster.path("empty"), local_cluster.path("empty")))
 
 
-def test_a_local_factory_uses_tls_where_its_manager_does(local_cluster):
+def test_local_factory_uses_tls_of_manager(local_cluster):
+    """A local factory uses tls where its manager does."""
     m = local_cluster.start_manager(ssl=True)
     with Factory("local", manager=m, min_workers=1, max_workers=1, cores=1):
         m.submit(Task("echo fine"))
@@ -122,7 +131,8 @@ def test_a_local_factory_uses_tls_where_its_manager_does(local_cluster):
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["from the file", "named"])
-def test_a_factory_speaks_tls_with_a_manager_of_another_process_and_so_do_its_workers(local_cluster, named):
+def test_factory_uses_tls_with_other_process(local_cluster, named):
+    """A factory speaks tls with a manager of another process and so do its workers."""
     m = local_cluster.start_manager(ssl=True)
     how = {"ssl_fingerprint": m.ssl_fingerprint} if named else {"ssl": True}
     where = f"127.0.0.1:{m.port}"
@@ -133,9 +143,8 @@ def test_a_factory_speaks_tls_with_a_manager_of_another_process_and_so_do_its_wo
         assert wait_for_task(m).output == "fine\n"
 
 
-def test_a_factory_without_tls_says_what_to_do_and_one_with_another_certificate_does_not_believe(
-    local_cluster, caplog
-):
+def test_factory_without_matching_certificate_refuses(local_cluster, caplog):
+    """A factory without tls says what to do and one with another certificate does not believe."""
     m = local_cluster.start_manager(ssl=True)
     where = {"manager_host_port": f"127.0.0.1:{m.port}", "password": local_cluster.secret}
     with Factory("local", min_workers=0, max_workers=1, **where):
@@ -145,7 +154,8 @@ def test_a_factory_without_tls_says_what_to_do_and_one_with_another_certificate_
     assert m.workers_connected == 0
 
 
-def test_a_factory_that_knows_no_fingerprint_says_what_to_do(local_cluster):
+def test_factory_without_fingerprint_says_remedy(local_cluster):
+    """A factory that knows no fingerprint says what to do."""
     words = ["-T", "local", "localhost", "9123", "-P", str(local_cluster.secret)]
     for more, said in (
         [("--ssl",), "copy the file from beside"],
@@ -162,7 +172,8 @@ def test_a_vine_of_this_machine_speaks_tls(local_cluster):
         assert dask.delayed(sample_tasks.add)(1, 2).compute(scheduler=m.get) == 3
 
 
-def test_many_connections_stay_open_and_keep_nobody_out(local_cluster):
+def test_many_open_connections_block_nobody(local_cluster):
+    """Many connections stay open and keep nobody out."""
     m = local_cluster.start_manager(ssl=True)
     tunnels, fingerprint = tls.TlsTunnels(), tls.parse_fingerprint(m.ssl_fingerprint)
     secret = read_secret(local_cluster.secret)

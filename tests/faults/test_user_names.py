@@ -49,7 +49,8 @@ def in_program(folder, *words, **env):
     return subprocess.run([sys.executable, *words], cwd=folder, env=variables, capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
 
 
-def test_modules_that_are_called_as_ours_are_the_users(local_cluster, tmp_path):
+def test_user_modules_may_have_internal_names(local_cluster, tmp_path):
+    """Modules that are called as ours are the users."""
     home = tmp_path / "home"
     home.mkdir()
     for name in NAMES:
@@ -60,7 +61,8 @@ def test_modules_that_are_called_as_ours_are_the_users(local_cluster, tmp_path):
     assert ended.returncode == 0, ended.stderr
 
 
-def test_modules_beside_which_a_program_is_started_replace_none_of_pythons(local_cluster, tmp_path):
+def test_program_folder_shadows_no_python_modules(local_cluster, tmp_path):
+    """Modules beside which a program is started replace none of pythons."""
     home, here = tmp_path / "home", tmp_path / "here"
     home.mkdir()
     here.mkdir()
@@ -79,7 +81,8 @@ def m():
             yield m
 
 
-def test_an_import_path_is_the_users_in_all_that_tasks_start(m):
+def test_users_import_path_reaches_started_processes(m):
+    """An import path is the users in all that tasks start."""
     command = Task("echo $PYTHONPATH")
     m.submit(command)
     assert wait_for_task(m).output == "/the/users:/own\n"

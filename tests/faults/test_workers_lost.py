@@ -53,7 +53,8 @@ def holds_what_is_needed(mind, worker):
     )
 
 
-def test_a_worker_killed_in_the_middle_of_a_query_changes_no_bin(local_cluster):
+def test_worker_loss_in_query_changes_nothing(local_cluster):
+    """A worker killed in the middle of a query changes no bin."""
     pytest.importorskip("coffea", reason="the query needs coffea, dask-awkward and hist")
     from daskvine.demo.nanoaod import write_dataset
     from daskvine.demo.queries import QUERIES, open_events
@@ -85,7 +86,8 @@ def test_a_worker_killed_in_the_middle_of_a_query_changes_no_bin(local_cluster):
     assert same(results, compute_reference(paths, ["Q6"])["Q6"])
 
 
-def test_the_only_worker_is_killed_and_another_one_finishes_the_run(local_cluster):
+def test_replacement_for_sole_worker_finishes_run(local_cluster):
+    """The only worker is killed and another one finishes the run."""
     m = local_cluster.start_manager(DaskVine)
     [worker] = local_cluster.start_workers(m, 1)
     graph = {("part", n): (sample_tasks.counted, str(local_cluster.folder), f"part-{n}", n) for n in range(4)}
@@ -125,7 +127,8 @@ def test_tasks_of_a_killed_worker_run_elsewhere(local_cluster):
     assert second.process.poll() is None
 
 
-def test_a_temporary_file_that_was_lost_is_made_again(local_cluster):
+def test_lost_temporary_file_is_made_again(local_cluster):
+    """A temporary file that was lost is made again."""
     m = local_cluster.start_manager()
     first, _second = local_cluster.start_workers(m, 2)
     temp = m.declare_temp()
@@ -145,7 +148,8 @@ def test_a_temporary_file_that_was_lost_is_made_again(local_cluster):
     assert local_cluster.count_lines("makers") == 2
 
 
-def test_a_vertex_that_kills_every_worker_it_runs_on_is_blamed(local_cluster):
+def test_vertex_killing_its_workers_is_blamed(local_cluster):
+    """A vertex that kills every worker it runs on is blamed."""
     m = local_cluster.start_manager(DaskVine)
     with Factory("local", manager=m, cores=1, memory=500, disk=500):
         graph = {

@@ -21,7 +21,7 @@ from vinecore.protocol.frames import encode
 from vinecore.security.shared_secret import read_secret
 
 
-def test_a_worker_refuses_a_manager_with_another_secret(local_cluster):
+def test_worker_refuses_manager_with_other_secret(local_cluster):
     """The manager is a false one: it takes any proof, and proves itself with a secret that it has invented."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         worker = local_cluster.start_worker(listener.getsockname()[1])
@@ -69,7 +69,8 @@ cli.main()
         (struct.pack(">I", 0xFFFFFFFF), b""),
     ],
 )
-def test_a_worker_does_nothing_for_who_has_not_proved_the_secret(local_cluster, first, then):
+def test_worker_ignores_unproved_manager(local_cluster, first, then):
+    """A worker does nothing for who has not proved the secret."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         worker = local_cluster.start_worker(
             listener.getsockname()[1], "--timeout", "1", command=[sys.executable, "-c", QUICK]

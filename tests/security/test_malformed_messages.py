@@ -11,7 +11,8 @@ from tests.harness.processes import wait_for_task, wait_until
 from vinecore import Task
 
 
-def test_a_worker_that_says_impossible_things_of_itself_is_refused(local_cluster, caplog):
+def test_worker_with_impossible_greeting_is_refused(local_cluster, caplog):
+    """A worker that says impossible things of itself is refused."""
     caplog.set_level(logging.WARNING, "vinecore")
     m = local_cluster.start_manager()
     program = (
@@ -35,7 +36,8 @@ def test_a_worker_that_says_impossible_things_of_itself_is_refused(local_cluster
         "m.PersistentObjects(['a'], [], [])",
     ],
 )
-def test_a_worker_that_says_something_impossible_is_cut_off_and_the_others_go_on(local_cluster, caplog, said):
+def test_impossible_message_disconnects_its_worker_only(local_cluster, caplog, said):
+    """A worker that says something impossible is cut off and the others go on."""
     caplog.set_level(logging.INFO, "vinecore")
     m = local_cluster.start_manager()
     program = (

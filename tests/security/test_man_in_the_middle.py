@@ -138,9 +138,8 @@ def throw_back(frame, to_manager, number):
     ids=["flips a bit of the worker's", "flips a bit of the manager's", "repeats the worker's", "repeats the manager's", "leaves out the worker's",
          "leaves out the manager's", "adds a command", "adds a result", "makes up a question"],
 )  # fmt: skip
-def test_who_relays_the_handshake_can_cut_the_connection_and_nothing_else(
-    local_cluster, caplog, tamper, monkeypatch
-):
+def test_relay_can_only_cut_connection(local_cluster, caplog, tamper, monkeypatch):
+    """Who relays the handshake can cut the connection and nothing else."""
     monkeypatch.chdir(local_cluster.folder)
     caplog.set_level(logging.INFO, "vinecore")
     m = local_cluster.start_manager()
@@ -163,7 +162,8 @@ def test_who_relays_the_handshake_can_cut_the_connection_and_nothing_else(
         between.close()
 
 
-def test_what_is_said_can_be_read_without_tls_but_neither_the_secret_nor_a_key(local_cluster):
+def test_plain_traffic_reveals_no_secret(local_cluster):
+    """What is said can be read without tls but neither the secret nor a key."""
     m = local_cluster.start_manager()
     between = Between(m.port, lambda frame, *_: frame)
     try:
@@ -196,7 +196,8 @@ class Recorder(TcpProxy):
         return data
 
 
-def test_with_tls_nothing_can_be_read_and_nothing_altered(local_cluster, caplog):
+def test_tls_traffic_is_private_and_intact(local_cluster, caplog):
+    """With tls nothing can be read and nothing altered."""
     pytest.importorskip("cryptography")
     m = local_cluster.start_manager(ssl=True)
     recorder = Recorder(m.port)
@@ -222,7 +223,8 @@ def _submitted(m):
     return True
 
 
-def test_who_ends_tls_with_a_certificate_of_his_own_hears_no_challenge_answered(local_cluster):
+def test_foreign_tls_endpoint_gets_no_proof(local_cluster):
+    """Who ends tls with a certificate of his own hears no challenge answered."""
     pytest.importorskip("cryptography")
     local_cluster.start_manager(ssl=True)  # whose fingerprint the worker knows
     text, _fingerprint = certificates.make_certificate()
@@ -250,7 +252,8 @@ ODD = str(Path(__file__).parents[1] / "faults" / "misbehaving_worker.py")
 
 @pytest.mark.parametrize("size", [30_000, 1_000_000])
 @pytest.mark.parametrize("what", ["heads", "contents"])
-def test_what_is_altered_between_two_workers_is_had_from_elsewhere(local_cluster, caplog, what, size):
+def test_altered_peer_transfer_is_replaced(local_cluster, caplog, what, size):
+    """What is altered between two workers is had from elsewhere."""
     caplog.set_level(logging.WARNING, "vinecore")
     m = local_cluster.start_manager()
     local_cluster.start_worker(m, command=[sys.executable, ODD, f"altered_{what}"])

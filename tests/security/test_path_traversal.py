@@ -38,7 +38,8 @@ def archive(path, *members):
     ],
     ids=["climbs", "is absolute", "through a link", "through two links", "over a link"],
 )
-def test_nothing_of_an_archive_is_written_outside_of_its_folder(local_cluster, members):
+def test_archive_writes_nothing_outside_its_folder(local_cluster, members):
+    """Nothing of an archive is written outside of its folder."""
     outside = local_cluster.path("outside")
     outside.mkdir()
     m = local_cluster.start_manager()
@@ -64,7 +65,7 @@ def test_nothing_of_an_archive_is_written_outside_of_its_folder(local_cluster, m
     ("name", "words"),
     [("in/way/evil", "leads through a link"), ("in/mine", "is taken"), ("in/copied/evil", "")],
 )
-def test_no_input_is_put_through_a_link_that_another_one_has_brought(local_cluster, name, words):
+def test_input_follows_no_link_of_other(local_cluster, name, words):
     """A link that leads out of a directory is none any more when it arrives."""
     outside = local_cluster.path("outside")
     outside.mkdir()
@@ -92,7 +93,8 @@ def test_no_input_is_put_through_a_link_that_another_one_has_brought(local_clust
 
 
 @pytest.mark.parametrize("command", ["mkfifo out", "ln -s /dev/zero out", "ln -s /dev/stdin out"])
-def test_an_output_that_has_no_end_is_no_output_and_keeps_no_task_waiting(local_cluster, command):
+def test_endless_output_is_refused(local_cluster, command):
+    """An output that has no end is no output and keeps no task waiting."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1)
     with unharmed(m, local_cluster):
@@ -102,7 +104,8 @@ def test_an_output_that_has_no_end_is_no_output_and_keeps_no_task_waiting(local_
         assert wait_for_task(m).result == "output missing"
 
 
-def test_an_archive_that_is_larger_than_the_disk_is_not_unpacked(local_cluster):
+def test_oversized_archive_is_not_unpacked(local_cluster):
+    """An archive that is larger than the disk is not unpacked."""
     data = local_cluster.path("bomb.txt")
     with tarfile.open(data, "w:gz", compresslevel=1) as tar:
         info = tarfile.TarInfo("zeros")

@@ -22,7 +22,8 @@ def door_of(m, number):
     return int(address.rpartition(":")[2]), m._engine._peers[number].key
 
 
-def test_a_worker_gives_a_file_to_whom_the_manager_has_sent_and_to_nobody_else(local_cluster, tmp_path):
+def test_worker_serves_only_receivers_with_token(local_cluster, tmp_path):
+    """A worker gives a file to whom the manager has sent and to nobody else."""
     m = local_cluster.start_manager()
     [worker] = local_cluster.start_workers(m, 1)
     task = PythonTask(sample_tasks.make_bytes, LARGE)
@@ -58,7 +59,8 @@ def test_a_worker_gives_a_file_to_whom_the_manager_has_sent_and_to_nobody_else(l
         assert proof is None
 
 
-def test_a_worker_that_forges_tickets_gets_its_input_through_the_manager(local_cluster, caplog):
+def test_forging_worker_is_served_by_manager(local_cluster, caplog):
+    """A worker that forges tickets gets its input through the manager."""
     caplog.set_level(logging.WARNING, "vinecore")
     m, maker = made_and_moved(local_cluster, None, "forging")
     assert "the token is not for" in caplog.text

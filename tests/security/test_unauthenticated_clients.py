@@ -67,7 +67,8 @@ def throw(port, garbage):
 
 
 @pytest.mark.parametrize("whose", ["manager", "worker"])
-def test_garbage_on_a_port_is_refused_and_logged_and_does_no_harm(local_cluster, caplog, whose):
+def test_garbage_is_refused_and_logged(local_cluster, caplog, whose):
+    """Garbage on a port is refused and logged and does no harm."""
     caplog.set_level(logging.WARNING, "vinecore")
     m = local_cluster.start_manager()
     [worker] = local_cluster.start_workers(m, 1)
@@ -88,7 +89,8 @@ def test_garbage_on_a_port_is_refused_and_logged_and_does_no_harm(local_cluster,
     assert wait_for_task(m).output == "fine\n"
 
 
-def test_a_manager_refuses_a_worker_with_another_secret(local_cluster, caplog):
+def test_manager_refuses_worker_with_other_secret(local_cluster, caplog):
+    """A manager refuses a worker with another secret."""
     caplog.set_level(logging.WARNING, "vinecore")
     m = local_cluster.start_manager()
     other = local_cluster.path("other-secret")
@@ -133,7 +135,8 @@ def test_two_thousand_silent_connections_keep_nobody_out(local_cluster, caplog, 
         assert m.workers_connected == 2
 
 
-def test_two_thousand_who_know_the_secret_and_ask_nothing_keep_nobody_out(local_cluster):
+def test_idle_authenticated_clients_block_nobody(local_cluster):
+    """Two thousand who know the secret and ask nothing keep nobody out."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1)
     with many_files(IDLE * 4), unharmed(m, local_cluster), contextlib.ExitStack() as stack:
@@ -147,7 +150,8 @@ def test_two_thousand_who_know_the_secret_and_ask_nothing_keep_nobody_out(local_
 
 
 @pytest.mark.parametrize("whose", ["manager", "worker"])
-def test_who_says_a_byte_now_and_then_keeps_nobody_out(local_cluster, whose):
+def test_slow_clients_block_nobody(local_cluster, whose):
+    """Who says a byte now and then keeps nobody out."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1)
     over = threading.Event()
@@ -184,14 +188,16 @@ def moved_between_workers(local_cluster, m):
         local_cluster.path(mark).unlink()
 
 
-def test_two_thousand_silent_connections_to_a_worker_stop_neither_its_tasks_nor_its_files(local_cluster):
+def test_silent_connections_do_not_stop_worker(local_cluster):
+    """Two thousand silent connections to a worker stop neither its tasks nor its files."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1)
     with many_files(IDLE * 4), unharmed(m, local_cluster), crowd(port_of(m, "worker"), IDLE):
         moved_between_workers(local_cluster, m)
 
 
-def test_who_is_silent_makes_room_only_for_somebody_who_knocks(local_cluster, caplog):
+def test_silent_client_makes_room_for_newcomer(local_cluster, caplog):
+    """Who is silent makes room only for somebody who knocks."""
     caplog.set_level(logging.WARNING, "vinecore")
     m = local_cluster.start_manager()
     m._engine._listener._most = 3
@@ -208,7 +214,8 @@ def test_who_is_silent_makes_room_only_for_somebody_who_knocks(local_cluster, ca
         client.close()
 
 
-def test_many_who_are_refused_do_not_fill_the_log(local_cluster, caplog, monkeypatch):
+def test_refusals_do_not_fill_log(local_cluster, caplog, monkeypatch):
+    """Many who are refused do not fill the log."""
     monkeypatch.setattr(listener, "LOG_INTERVAL_S", 1e6)  # all of them come in one interval
     caplog.set_level(logging.WARNING, "vinecore")
     m = local_cluster.start_manager()
@@ -234,7 +241,8 @@ with Manager(port=0, address="127.0.0.1", password_file=sys.argv[1]) as m:
 """
 
 
-def test_a_manager_that_may_open_few_files_keeps_most_of_them_from_strangers(local_cluster):
+def test_few_descriptors_are_kept_from_strangers(local_cluster):
+    """A manager that may open few files keeps most of them from strangers."""
     process = subprocess.Popen([sys.executable, "-c", SMALL_MANAGER, str(local_cluster.secret)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})  # fmt: skip
     try:
@@ -282,7 +290,8 @@ def as_worker(m, local_cluster):
         "a million bytes",
     ],
 )
-def test_a_frame_that_is_too_large_is_refused_before_it_comes(local_cluster, caplog, frame):
+def test_oversized_frame_is_refused_early(local_cluster, caplog, frame):
+    """A frame that is too large is refused before it comes."""
     caplog.set_level(logging.WARNING, "vinecore")
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1)
@@ -297,7 +306,8 @@ def test_a_frame_that_is_too_large_is_refused_before_it_comes(local_cluster, cap
 # ---- who asks what there is to do
 
 
-def test_who_asks_for_the_state_without_the_secret_is_told_nothing(local_cluster, caplog):
+def test_query_without_secret_gets_nothing(local_cluster, caplog):
+    """Who asks for the state without the secret is told nothing."""
     caplog.set_level(logging.WARNING, "vinecore")
     m = local_cluster.start_manager(name="secret-analysis")
     local_cluster.start_workers(m, 1)
@@ -317,7 +327,8 @@ def test_who_asks_for_the_state_without_the_secret_is_told_nothing(local_cluster
             sock.close()
 
 
-def test_a_role_that_there_is_not_gets_nothing(local_cluster):
+def test_unknown_role_gets_nothing(local_cluster):
+    """A role that there is not gets nothing."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1)
     with unharmed(m, local_cluster), socket.create_connection(("127.0.0.1", m.port), 60) as sock:

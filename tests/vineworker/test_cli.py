@@ -68,7 +68,8 @@ def pull(process):
     return True
 
 
-def test_a_worker_on_a_leash_leaves_when_that_ends(local_cluster):
+def test_leashed_worker_ends_with_parent(local_cluster):
+    """A worker on a leash leaves when that ends."""
     m = local_cluster.start_manager()
     process, log = on_a_leash(m, local_cluster, 300)
     with process:
@@ -79,7 +80,8 @@ def test_a_worker_on_a_leash_leaves_when_that_ends(local_cluster):
     assert "has let it go" in log.read_text()
 
 
-def test_a_worker_on_a_leash_leaves_when_nobody_pulls_it(local_cluster):
+def test_leashed_worker_ends_without_signal(local_cluster):
+    """A worker on a leash leaves when nobody pulls it."""
     m = local_cluster.start_manager()
     process, log = on_a_leash(m, local_cluster, 3)
     with process:
@@ -92,7 +94,8 @@ def test_a_worker_on_a_leash_leaves_when_nobody_pulls_it(local_cluster):
     assert "has not been heard for 3 s" in log.read_text()
 
 
-def test_a_leash_is_a_pipe_and_a_secret_that_is_announced_comes(tmp_path):
+def test_leash_pipe_delivers_announced_secret(tmp_path):
+    """A leash is a pipe and a secret that is announced comes."""
     ended = vine_worker("localhost", 1, "--password", "-", "--workspace", tmp_path)
     assert (ended.returncode, "no secret came from standard input" in ended.stderr) == (2, True)
     ended = vine_worker("localhost", 1, "--leash", 5, "--workspace", tmp_path)
@@ -119,7 +122,8 @@ def only_files(folder):
         (["::1", "9123"], ("::1", 9123)),
     ],
 )
-def test_an_address_is_a_host_and_a_port(words, address):
+def test_address_is_host_and_port(words, address):
+    """An address is a host and a port."""
     assert parse_address(words) == address
 
 
@@ -135,14 +139,16 @@ def test_an_address_is_a_host_and_a_port(words, address):
         ["a", "1", "b"],
     ],
 )
-def test_what_is_not_an_address_is_refused_with_an_example(local_cluster, words):
+def test_invalid_address_is_refused_with_example(local_cluster, words):
+    """What is not an address is refused with an example."""
     ended = vine_worker(*words, "--password", local_cluster.secret)
     assert ended.returncode == 2
     assert "give HOST PORT or HOST:PORT, such as localhost:9123" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_without_a_secret_the_worker_says_where_it_looked_and_what_to_do(local_cluster, tmp_path):
+def test_missing_secret_names_place_and_remedy(local_cluster, tmp_path):
+    """Without a secret the worker says where it looked and what to do."""
     ended = vine_worker("localhost", 9123)
     assert ended.returncode == 2
     assert f"no secret at {tmp_path}/config/daskvine/secret" in ended.stderr
@@ -152,7 +158,8 @@ def test_without_a_secret_the_worker_says_where_it_looked_and_what_to_do(local_c
     assert "Traceback" not in ended.stderr
 
 
-def test_a_workspace_that_cannot_be_made_is_an_error_that_says_so(local_cluster):
+def test_impossible_workspace_is_error(local_cluster):
+    """A workspace that cannot be made is an error that says so."""
     ended = vine_worker(
         "localhost",
         9123,
@@ -198,7 +205,8 @@ def test_the_resources_that_are_told_are_offered(local_cluster):
     assert worker_summaries(m)[0]["total"] == {"cores": 3.0, "memory": 1234, "disk": 567, "gpus": 2.0}
 
 
-def test_the_resources_that_are_not_told_are_detected(local_cluster):
+def test_unspecified_resources_are_detected(local_cluster):
+    """The resources that are not told are detected."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(m, "--cores", "all", "--memory", "auto", "--disk", "-1", "--gpus", "auto")
     m.wait_for_workers(1, 60)
@@ -208,7 +216,8 @@ def test_the_resources_that_are_not_told_are_detected(local_cluster):
     assert total["disk"] > 0
 
 
-def test_defaults_come_from_the_environment_and_do_not_reach_the_tasks(local_cluster):
+def test_environment_defaults_stay_from_tasks(local_cluster):
+    """Defaults come from the environment and do not reach the tasks."""
     m = local_cluster.start_manager()
     log = local_cluster.path("log")
     with log.open("wb") as output:
@@ -246,7 +255,8 @@ def test_with_debug_more_is_said(local_cluster):
 # ---- life
 
 
-def test_a_worker_waits_for_a_manager_that_is_not_there_yet(local_cluster):
+def test_worker_waits_for_absent_manager(local_cluster):
+    """A worker waits for a manager that is not there yet."""
     port = free_port()
     worker = local_cluster.start_worker(port, "--timeout", "60")
     wait_until(lambda: len(list(local_cluster.workspace.glob("vine-worker-*"))) == 1, "the worker to be up")
@@ -257,7 +267,8 @@ def test_a_worker_waits_for_a_manager_that_is_not_there_yet(local_cluster):
     assert worker.process.poll() is None
 
 
-def test_a_worker_that_finds_no_manager_leaves_after_its_timeout(local_cluster):
+def test_worker_without_manager_ends_after_timeout(local_cluster):
+    """A worker that finds no manager leaves after its timeout."""
     worker = local_cluster.start_worker(free_port(), "--timeout", "0.5")
     assert worker.wait() == 1
     assert "no manager at 127.0.0.1" in worker.log
@@ -275,7 +286,8 @@ def test_the_two_timeouts_can_be_set_apart(local_cluster):
     assert idle.wait() == 0
 
 
-def test_a_worker_without_a_manager_ends_when_its_time_is_over_or_it_is_told_to(local_cluster):
+def test_worker_without_manager_ends_on_request(local_cluster):
+    """A worker without a manager ends when its time is over or it is told to."""
     timed = local_cluster.start_worker(free_port(), "--wall-time", "0.5")
     assert timed.wait() == 0
     told = local_cluster.start_worker(free_port())
@@ -309,14 +321,16 @@ def test_a_worker_that_works_does_not_leave(local_cluster):
     assert worker.process.poll() is None
 
 
-def test_a_single_shot_worker_leaves_with_its_manager(local_cluster):
+def test_single_shot_worker_ends_with_manager(local_cluster):
+    """A single shot worker leaves with its manager."""
     with local_cluster.start_manager() as m:
         [worker] = local_cluster.start_workers(m, 1)
     assert worker.wait() == 0
     assert list(local_cluster.workspace.iterdir()) == []
 
 
-def test_without_single_shot_a_worker_serves_the_next_manager_too(local_cluster):
+def test_worker_serves_next_manager(local_cluster):
+    """Without single shot a worker serves the next manager too."""
     port = free_port()
     worker = local_cluster.start_worker(port, "--timeout", "60", command=sample_tasks.PERSISTENT)
     cached = []
@@ -346,7 +360,7 @@ def test_without_single_shot_a_worker_serves_the_next_manager_too(local_cluster)
     assert worker.wait() == 0
 
 
-def test_late_news_of_one_manager_are_not_told_to_the_next(local_cluster):
+def test_late_messages_stay_with_their_manager(local_cluster):
     """Tasks of both have the same numbers."""
     port = free_port()
     local_cluster.start_worker(port, "--timeout", "60", "--cores", "4", command=sample_tasks.PERSISTENT)
@@ -376,7 +390,8 @@ def test_late_news_of_one_manager_are_not_told_to_the_next(local_cluster):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("when", ["waiting", "working", "handshake"])
-def test_a_signal_ends_a_worker_cleanly_whatever_it_does(local_cluster, number, when):
+def test_signal_ends_worker_in_any_state(local_cluster, number, when):
+    """A signal ends a worker cleanly whatever it does."""
     with contextlib.ExitStack() as stack:
         if when == "waiting":
             worker = local_cluster.start_worker(free_port(), "--timeout", "1000")
@@ -432,7 +447,8 @@ OTHERS = ["3.9", "3.10", "3.12", "3.13", "3.14"]
 
 
 @pytest.mark.parametrize("version", [v for v in OTHERS if v != THIS])
-def test_a_bare_python_of_another_version_runs_commands_and_gets_no_functions(local_cluster, version, caplog):
+def test_other_python_runs_commands_only(local_cluster, version, caplog):
+    """A bare python of another version runs commands and gets no functions."""
     python = find_python(version)
     m = local_cluster.start_manager()
     worker = local_cluster.start_worker(m, command=[python, "-m", "vineworker"], PYTHONPATH=ALONE)
@@ -471,19 +487,22 @@ def test_amounts_have_units_or_are_megabytes(text, megabytes):
 
 
 @pytest.mark.parametrize("text", ["", "GB", "2XB", "two", "2GB 3", "1e3", "nan", "inf", "9" * 30, "0x10"])
-def test_what_is_no_amount_is_refused_with_an_example(text):
+def test_invalid_amount_is_refused_with_example(text):
+    """What is no amount is refused with an example."""
     with pytest.raises(ValueError, match="such as 2GB"):
         parse_megabytes(text)
 
 
 @pytest.mark.parametrize("text", ["all", "auto", "ALL", "-1"])
-def test_all_that_is_there_has_words_of_its_own(text):
+def test_keyword_all_means_everything(text):
+    """All that is there has words of its own."""
     assert parse_amount_mb(text) is None
     assert parse_cores(text) is None
     assert parse_gpus(text) is None
 
 
-def test_nothing_means_all_that_is_there_but_of_gpus_as_with_taskvine():
+def test_zero_means_all_except_for_gpus():
+    """Nothing means all that is there but of gpus as with taskvine."""
     assert (parse_cores("0"), parse_amount_mb("0"), parse_amount_mb("0GB"), parse_gpus("0")) == (
         None,
         None,
@@ -505,7 +524,8 @@ def test_a_worker_refuses_what_is_no_amount(option, text):
 
 
 @pytest.mark.parametrize("host", ["nosuch.invalid", "a..b", "a" * 100])
-def test_a_host_that_has_no_address_is_named_with_what_to_do(local_cluster, host):
+def test_unresolvable_host_is_named_with_remedy(local_cluster, host):
+    """A host that has no address is named with what to do."""
     words = f"no address is known of the host {host!r} ("
     for place in ((host, 9123), (host, 9123, "--transfer-address", "127.0.0.1")):
         ended = vine_worker(*place, "--password", local_cluster.secret, "--connect-timeout", 0)
@@ -525,14 +545,16 @@ def test_a_host_that_has_no_address_is_named_with_what_to_do(local_cluster, host
         assert words in ended.stdout + ended.stderr
 
 
-def test_an_address_of_another_machine_is_named_with_what_to_do():
+def test_foreign_address_is_named_with_remedy():
+    """An address of another machine is named with what to do."""
     with pytest.raises(
         OSError, match=r"cannot listen on address=203\.0\.113\.7: .*Use an address of this machine"
     ):
         Manager((20000, 60000), address="203.0.113.7")
 
 
-def test_a_worker_offers_what_it_was_told_in_gigabytes(local_cluster):
+def test_worker_offers_amounts_given_in_gigabytes(local_cluster):
+    """A worker offers what it was told in gigabytes."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(m, "--memory", "2GB", "--disk", "1.5GB")
     m.wait_for_workers(1, 60)
@@ -544,7 +566,8 @@ def test_a_worker_offers_what_it_was_told_in_gigabytes(local_cluster):
     "option", ["--timeout", "--idle-timeout", "--connect-timeout", "--leash", "--wall-time", "--grace"]
 )
 @pytest.mark.parametrize("text", ["nan", "-1", "soon"])
-def test_what_is_no_duration_is_refused_with_its_option(option, text):
+def test_invalid_duration_names_its_option(option, text):
+    """What is no duration is refused with its option."""
     ended = subprocess.run([sys.executable, "-m", "vineworker", f"{option}={text}", "127.0.0.1", "1"], check=False, capture_output=True, text=True, timeout=60)  # fmt: skip
     assert ended.returncode == 2
     assert f"{text!r} is not a number of seconds, 0 or more" in ended.stderr

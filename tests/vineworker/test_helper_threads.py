@@ -40,7 +40,8 @@ def start(tmp_path):
     process_reaper.close()
 
 
-def test_a_command_whose_end_somebody_else_has_been_told_is_over_all_the_same(start, caplog):
+def test_command_reaped_elsewhere_still_ends(start, caplog):
+    """A command whose end somebody else has been told is over all the same."""
     caplog.set_level(logging.ERROR)
     command, ends = start("sleep 1000")
     os.kill(command.process.pid, signal.SIGSTOP)  # its waiting thread is in its place, whenever that was
@@ -65,7 +66,8 @@ class FailsOnce(LinuxProbe):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-def test_limits_are_watched_after_a_look_that_failed(start, tmp_path, caplog):
+def test_limits_are_watched_after_failed_sample(start, tmp_path, caplog):
+    """Limits are watched after a look that failed."""
     caplog.set_level(logging.ERROR)
     exceeded = []
     measuring, probe = ResourceMonitorThread(exceeded.append), FailsOnce()
@@ -83,7 +85,8 @@ def test_limits_are_watched_after_a_look_that_failed(start, tmp_path, caplog):
     wait_until(lambda: ends)
 
 
-def test_what_was_kept_is_told_to_the_end_though_one_cannot_be(tmp_path, caplog):
+def test_persisting_continues_after_failure(tmp_path, caplog):
+    """What was kept is told to the end though one cannot be."""
     caplog.set_level(logging.WARNING)
     first = PersistentCache(str(tmp_path / "first"), 10 * MB, open_cache_directory(str(tmp_path), b"secret"))
     first.subscribe(lambda *_: None)

@@ -70,7 +70,8 @@ def functions():
 # ---- the file
 
 
-def test_the_command_prints_where_the_file_is_which_is_named_by_its_content(tmp_path):
+def test_command_prints_path_named_by_content(tmp_path):
+    """The command prints where the file is which is named by its content."""
     first, second = (command("--pyz", XDG_CACHE_HOME=str(tmp_path / "cache")) for _ in range(2))
     assert (first.returncode, first.stderr, first.stdout) == (0, "", second.stdout)
     (entry,) = (tmp_path / "cache" / "daskvine").iterdir()
@@ -78,7 +79,8 @@ def test_the_command_prints_where_the_file_is_which_is_named_by_its_content(tmp_
     assert os.access(entry, os.X_OK)
 
 
-def test_what_was_altered_in_the_cache_is_written_again(tmp_path, monkeypatch):
+def test_altered_cached_file_is_rewritten(tmp_path, monkeypatch):
+    """What was altered in the cache is written again."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = zipapp_builder.write()
     with open(path, "ab") as file:
@@ -88,7 +90,8 @@ def test_what_was_altered_in_the_cache_is_written_again(tmp_path, monkeypatch):
         assert file.read() == zipapp_builder.build()
 
 
-def test_the_command_writes_the_file_where_it_is_told_to(tmp_path):
+def test_command_writes_file_at_given_path(tmp_path):
+    """The command writes the file where it is told to."""
     for place in (tmp_path, tmp_path / "my worker.pyz"):
         written = tmp_path / "vine_worker.pyz" if place == tmp_path else place
         assert command("--pyz", place).stdout == f"{written}\n"
@@ -105,7 +108,8 @@ def test_the_file_makes_itself(pyz, tmp_path):
         assert copy.read_bytes() == file.read()
 
 
-def test_the_file_holds_the_source_of_the_worker_and_nothing_of_this_machine(pyz):
+def test_file_has_worker_source_only(pyz):
+    """The file holds the source of the worker and nothing of this machine."""
     with zipfile.ZipFile(pyz) as archive:
         names = archive.namelist()
         assert {entry.date_time for entry in archive.infolist()} == {zipapp_builder.EPOCH}
@@ -119,7 +123,8 @@ def test_the_file_holds_the_source_of_the_worker_and_nothing_of_this_machine(pyz
     assert all(name.endswith(".py") for name in names)
 
 
-def test_the_file_holds_every_module_of_every_folder(pyz):
+def test_file_has_every_module(pyz):
+    """The file holds every module of every folder."""
     top = Path(zipapp_builder.__file__).parents[1]
     packages = {top: "vineworker", Path(protocol.__file__).parents[2]: "vinecore/protocol"}
     of_folders = {
@@ -131,7 +136,8 @@ def test_the_file_holds_every_module_of_every_folder(pyz):
         assert set(archive.namelist()) == of_folders | {"vinecore/__init__.py", "__main__.py"}
 
 
-def test_code_in_folders_below_comes_into_the_file(tmp_path):
+def test_code_in_nested_folders_is_included(tmp_path):
+    """Code in folders below comes into the file."""
     top = Path(zipapp_builder.__file__).parents[1]
     for part in ("vineworker", "vinecore"):
         source = top / part if part == "vineworker" else Path(protocol.__file__).parents[1]
@@ -153,7 +159,8 @@ def test_code_in_folders_below_comes_into_the_file(tmp_path):
     assert not [name for name in names if not name.endswith(".py")]
 
 
-def test_a_function_can_import_daskvine_beside_the_workers_own_code(tmp_path):
+def test_function_imports_daskvine_beside_worker_code(tmp_path):
+    """A function can import daskvine beside the workers own code."""
     zipapp_builder.copy_to(str(tmp_path))
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     found = subprocess.run(
@@ -163,7 +170,8 @@ def test_a_function_can_import_daskvine_beside_the_workers_own_code(tmp_path):
     assert found.stdout.split() == ["DaskVine", str(tmp_path / "vinecore/protocol/frames.py")], found.stderr
 
 
-def test_a_python_that_is_too_old_says_so(pyz):
+def test_old_python_is_reported(pyz):
+    """A python that is too old says so."""
     ended = subprocess.run([find_python("3.8"), pyz], capture_output=True, text=True, check=False, timeout=60)
     assert ended.returncode == 1
     assert ended.stderr.startswith("vine_worker needs Python 3.9 or newer; this is Python 3.8: /")
@@ -181,9 +189,8 @@ def bare_python(tmp_path_factory):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_bare_python_runs_commands_at_once_and_functions_in_an_environment(
-    local_cluster, pyz, packed, version
-):
+def test_bare_python_runs_commands_and_environments(local_cluster, pyz, packed, version):
+    """A bare python runs commands at once and functions in an environment."""
     python = find_python(version)
     m = local_cluster.start_manager()
     worker = local_cluster.start_worker(m, command=bare(python, pyz, local_cluster.folder))
@@ -215,7 +222,8 @@ def test_a_bare_python_runs_commands_at_once_and_functions_in_an_environment(
     assert list(local_cluster.workspace.iterdir()) == []
 
 
-def test_the_file_may_go_or_change_while_its_worker_runs(local_cluster, tmp_path):
+def test_file_may_change_while_worker_runs(local_cluster, tmp_path):
+    """The file may go or change while its worker runs."""
     path = zipapp_builder.write(str(tmp_path))
     m = local_cluster.start_manager()
     packages = os.pathsep.join(p for p in sys.path if p.endswith("-packages"))
@@ -239,9 +247,8 @@ def test_the_file_may_go_or_change_while_its_worker_runs(local_cluster, tmp_path
 # ---- where its Python will not do
 
 
-def test_the_user_is_told_what_the_workers_python_lacks_before_anything_runs(
-    local_cluster, pyz, bare_python, caplog
-):
+def test_missing_packages_are_reported_before_tasks(local_cluster, pyz, bare_python, caplog):
+    """The user is told what the workers python lacks before anything runs."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1, command=bare(bare_python, pyz, local_cluster.folder))
     double = functions()[1]
@@ -265,7 +272,8 @@ def test_the_user_is_told_what_the_workers_python_lacks_before_anything_runs(
     assert (task.output, call.output) == (6, 42)
 
 
-def test_an_environment_without_cloudpickle_is_named_at_once(local_cluster, pyz, bare_python, tmp_path):
+def test_environment_without_cloudpickle_is_named(local_cluster, pyz, bare_python, tmp_path):
+    """An environment without cloudpickle is named at once."""
     archive = tmp_path / "bare.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(os.path.dirname(os.path.dirname(bare_python)), ".")
@@ -283,9 +291,8 @@ def test_an_environment_without_cloudpickle_is_named_at_once(local_cluster, pyz,
         assert "bin/python" in str(each.error())
 
 
-def test_with_cloudpickle_alone_an_exception_is_itself_with_its_traceback(
-    local_cluster, pyz, bare_python, tmp_path
-):
+def test_cloudpickle_alone_keeps_exceptions(local_cluster, pyz, bare_python, tmp_path):
+    """With cloudpickle alone an exception is itself with its traceback."""
     shutil.copytree(os.path.dirname(cloudpickle.__file__), tmp_path / "packages" / "cloudpickle")
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1, command=[bare_python, pyz], PYTHONPATH=str(tmp_path / "packages"))

@@ -37,7 +37,8 @@ def over_root(dataset):
 
 @pytest.mark.parametrize("name", QUERIES)
 @pytest.mark.parametrize("way", ["http", "root"])
-def test_a_query_over_a_server_equals_that_over_local_files(vine, references, request, way, name):
+def test_query_over_server_equals_local_files(vine, references, request, way, name):
+    """A query over a server equals that over local files."""
     events = request.getfixturevalue(f"over_{way}")
     (result,) = run_queries(
         vine.get, events, [QUERIES[name]], task_mode="function-calls", progress_disable=True

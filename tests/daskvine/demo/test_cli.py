@@ -42,7 +42,8 @@ def run(folder, *arguments):
     return CliRunner().invoke(main, [*SMALL, "--folder", str(folder), *arguments])
 
 
-def test_the_demo_computes_checks_and_draws_all_queries(started, tmp_path):
+def test_demo_computes_checks_and_draws_queries(started, tmp_path):
+    """The demo computes checks and draws all queries."""
     result = run(tmp_path)
     assert result.exit_code == 0, result.output
     assert all(name in result.output for name in QUERIES)

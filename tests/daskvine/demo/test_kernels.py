@@ -77,7 +77,8 @@ def test_events_with_two_jets(events, records):
     assert_close(kernels.met_with_two_jets(events), expected)
 
 
-def test_events_with_a_muon_pair_near_the_z(events, records):
+def test_events_with_muon_pair_near_z(events, records):
+    """Events with a muon pair near the z."""
     expected = [
         event["MET"]["pt"]
         for event in records
@@ -133,7 +134,8 @@ def test_transverse_mass_with_the_third_lepton(events, records):
 
 
 @pytest.mark.parametrize("name", ["btagDeepFlavB", "btagDeepB"])
-def test_the_b_tag_of_real_nanoaod_is_found(events, name):
+def test_b_tag_of_real_nanoaod_is_found(events, name):
+    """The b tag of real nanoaod is found."""
     renamed = ak.zip(
         {**{field: events.Jet[field] for field in ("pt", "eta", "phi", "mass")}, name: events.Jet.btag},
         with_name="PtEtaPhiMLorentzVector",
@@ -146,7 +148,8 @@ def test_the_b_tag_of_real_nanoaod_is_found(events, name):
     assert ak.array_equal(expected, found)
 
 
-def test_jets_without_a_b_tag_are_an_error_that_names_what_was_looked_for(events):
+def test_missing_b_tag_is_named(events):
+    """Jets without a b tag are an error that names what was looked for."""
     bare = ak.zip({field: events.Jet[field] for field in ("pt", "eta", "phi", "mass")})
     with pytest.raises(ValueError, match=r"no b-tag: looked for btag, .* found pt, eta, phi, mass"):
         kernels.best_trijet(ak.with_field(events, bare, "Jet"))

@@ -27,7 +27,8 @@ def same_columns(one, other):
     return all(ak.array_equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
 
 
-def test_branches_have_the_names_and_types_of_nanoaod(dataset):
+def test_branches_match_nanoaod(dataset):
+    """Branches have the names and types of nanoaod."""
     with uproot.open(dataset[0]) as file:
         branches = {branch.name: branch.typename for branch in file[TREE].branches}
     assert len(branches) == 36
@@ -51,7 +52,8 @@ def test_branches_have_several_baskets(dataset):
         assert {branch.num_baskets for branch in file[TREE].branches} == {BASKETS}
 
 
-def test_a_file_may_have_fewer_events_than_baskets(tmp_path):
+def test_file_may_have_fewer_events_than_baskets(tmp_path):
+    """A file may have fewer events than baskets."""
     paths = write_dataset(tmp_path, files=1, events=2)
     assert len(read_events(paths[0])) == 2
 
@@ -62,7 +64,8 @@ def test_events_are_numbered_through_the_data_set(dataset):
 
 
 @pytest.mark.parametrize("collection", ["Muon", "Electron", "Jet"])
-def test_objects_are_ordered_by_falling_momentum_and_finite(dataset, collection):
+def test_objects_are_ordered_and_finite(dataset, collection):
+    """Objects are ordered by falling momentum and finite."""
     objects = read_events(dataset[0])[collection]
     assert ak.all(objects.pt[:, :-1] >= objects.pt[:, 1:])
     assert all(np.all(np.isfinite(ak.to_numpy(ak.flatten(objects[name])))) for name in objects.fields)
@@ -74,17 +77,20 @@ def test_the_same_arguments_give_the_same_columns():
 
 
 @pytest.mark.parametrize(("number", "seed"), [(1, 1), (0, 2)])
-def test_other_files_and_other_seeds_give_other_columns(number, seed):
+def test_other_files_and_seeds_differ(number, seed):
+    """Other files and other seeds give other columns."""
     one, other = make_columns(0, 300, seed=1), make_columns(number, 300, seed=seed)
     assert not ak.array_equal(one["MET_pt"], other["MET_pt"])
 
 
-def test_a_larger_data_set_begins_with_the_smaller_one(dataset, tmp_path):
+def test_larger_data_set_extends_smaller_one(dataset, tmp_path):
+    """A larger data set begins with the smaller one."""
     first = write_dataset(tmp_path, files=1, events=1500, seed=7)[0]
     assert ak.array_equal(read_events(first).Jet.pt, read_events(dataset[0]).Jet.pt)
 
 
-def test_opposite_charge_muon_pairs_peak_at_the_z(dataset):
+def test_muon_pairs_peak_at_z(dataset):
+    """Opposite charge muon pairs peak at the z."""
     masses = np.concatenate(
         [ak.to_numpy(ak.flatten(kernels.dimuon_mass(read_events(path)))) for path in dataset]
     )
@@ -105,7 +111,8 @@ def test_fractions_of_processes_add_up():
     assert sum(PROCESSES.values()) == pytest.approx(1.0)
 
 
-def test_decay_products_add_up_to_the_parent_and_have_their_masses():
+def test_decay_products_add_up_to_parent():
+    """Decay products add up to the parent and have their masses."""
     rng = np.random.default_rng(3)
     masses = breit_wigner(rng, 100, 91.2, 2.5, (60.0, 120.0))
     parents = from_rapidity(
@@ -126,7 +133,8 @@ def test_a_complete_data_set_is_reused(tmp_path):
     assert timestamps(paths) == before
 
 
-def test_other_parameters_replace_the_data_set_and_its_files(tmp_path):
+def test_other_parameters_replace_data_set(tmp_path):
+    """Other parameters replace the data set and its files."""
     write_dataset(tmp_path, files=3, events=50)
     paths = write_dataset(tmp_path, files=1, events=60)
     assert sorted(tmp_path.glob("*.root")) == paths
@@ -149,7 +157,8 @@ def test_a_damaged_data_set_is_written_again(tmp_path, damage):
     assert json.loads((tmp_path / MARKER).read_text())["parameters"]["files"] == 2
 
 
-def test_files_outside_of_the_folder_are_not_touched(tmp_path):
+def test_files_outside_folder_are_untouched(tmp_path):
+    """Files outside of the folder are not touched."""
     other = tmp_path / "other.root"
     other.write_text("mine")
     folder = tmp_path / "data"

@@ -37,13 +37,15 @@ def vertices(histograms):
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_a_query_equals_its_reference_bin_for_bin(events, references, name):
+def test_query_equals_reference_in_all_bins(events, references, name):
+    """A query equals its reference bin for bin."""
     (result,) = run_queries(dask.get, events, [QUERIES[name]])
     assert all(histogram.sum() > 0 for histogram in result.histograms)
     assert same(result.histograms, references[name])
 
 
-def test_the_result_does_not_depend_on_the_partitions(dataset, references):
+def test_result_is_independent_of_partitions(dataset, references):
+    """The result does not depend on the partitions."""
     results = run_queries(dask.threaded.get, open_events(dataset), [QUERIES["Q6"], QUERIES["Q8"]])
     assert all(same(result.histograms, references[result.query.name]) for result in results)
 
@@ -65,7 +67,8 @@ def test_a_small_file_becomes_no_empty_partitions(dataset):
     assert open_events(dataset[:1], steps_per_file=10_000).npartitions == 1500
 
 
-def test_a_query_reads_only_the_columns_it_needs(events):
+def test_query_reads_only_needed_columns(events):
+    """A query reads only the columns it needs."""
     (columns,) = dak.necessary_columns(QUERIES["Q1"].function(events)).values()
     assert columns == {"MET_pt"}
 
@@ -75,20 +78,23 @@ def test_only_the_sixth_query_has_two_histograms(events):
     assert [name for name, query in QUERIES.items() if len(query.axes) > 1] == ["Q6"]
 
 
-def test_the_histograms_of_the_sixth_query_share_arrays_that_cross_vertices(events):
+def test_sixth_query_shares_arrays_between_vertices(events):
+    """The histograms of the sixth query share arrays that cross vertices."""
     histograms = QUERIES["Q6"].histograms(events)
     alone = sum(vertices([histogram]) for histogram in histograms)
     assert vertices(histograms) > 2 * alone
 
 
-def test_a_difference_in_a_flow_bin_is_noticed():
+def test_flow_bin_difference_is_noticed():
+    """A difference in a flow bin is noticed."""
     one, other = empty_histograms(QUERIES["Q1"]), empty_histograms(QUERIES["Q1"])
     assert same(one, other)
     one[0].fill(1e6)
     assert not same(one, other)
 
 
-def test_histograms_of_other_axes_or_number_are_not_the_same():
+def test_histograms_of_other_axes_differ():
+    """Histograms of other axes or number are not the same."""
     assert not same(empty_histograms(QUERIES["Q1"]), empty_histograms(QUERIES["Q2"]))
     assert not same(empty_histograms(QUERIES["Q6"]), empty_histograms(QUERIES["Q6"])[:1])
 
@@ -126,7 +132,8 @@ def test_each_query_is_drawn_into_a_png(references, tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
-def test_a_plot_has_the_sentence_as_title_and_labelled_axes(references):
+def test_plot_has_title_and_labelled_axes(references):
+    """A plot has the sentence as title and labelled axes."""
     figure = draw_query(QUERIES["Q6"], references["Q6"])
     assert figure.get_suptitle().replace("\n", " ") == f"Q6. {QUERIES['Q6'].description}"
     labels = [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes]

@@ -728,7 +728,7 @@ def test_inputs_do_not_count_as_what_a_task_writes(m, run):
 # ---- what cannot be sent
 
 
-def test_an_argument_that_cannot_be_pickled_is_named(m):
+def test_unpicklable_argument_is_named(m):
     for task, name in (
         (PythonTask(sample_tasks.add, 1, {"a": threading.Lock()}), "argument 2"),
         (PythonTask(sample_tasks.add, 1, y={"a": threading.Lock()}), "y"),
@@ -741,7 +741,7 @@ def test_an_argument_that_cannot_be_pickled_is_named(m):
         )
 
 
-def test_a_function_that_cannot_be_pickled_is_named(m):
+def test_unpicklable_function_is_named(m):
     lock = threading.Lock()
     with pytest.raises(TypeError) as caught:
         m.submit(PythonTask(lambda: lock))

@@ -144,7 +144,8 @@ def test_what_a_call_changes_is_put_back(tmp_path, change, look):
 
 
 @pytest.mark.parametrize(("look", "value"), STAYS.values(), ids=STAYS)
-def test_what_a_module_does_when_a_call_imports_it_stays(tmp_path, look, value):
+def test_import_effects_of_call_stay(tmp_path, look, value):
+    """What a module does when a call imports it stays."""
     text = f"""
         def call():
             import this_does
@@ -171,7 +172,8 @@ def test_what_cannot_be_put_back_is_told(tmp_path, change):
     assert told in ("closed descriptors", "standard descriptors", "resource limits")
 
 
-def test_another_output_is_told_where_what_is_open_cannot_be_marked(tmp_path):
+def test_unmarkable_output_is_reported(tmp_path):
+    """Another output is told where what is open cannot be marked."""
     text = """
         import fcntl
         vars(fcntl).pop("F_SETSIG", None)  # as on macOS
@@ -184,7 +186,8 @@ def test_another_output_is_told_where_what_is_open_cannot_be_marked(tmp_path):
     assert run(tmp_path, text) == "None standard descriptors"
 
 
-def test_what_was_loaded_for_many_calls_stays_and_what_a_call_then_changes_does_not(tmp_path):
+def test_loaded_state_stays_and_changes_vanish(tmp_path):
+    """What was loaded for many calls stays and what a call then changes does not."""
     text = """
         def change():
             os.environ["MADE"] = "1"
@@ -203,7 +206,8 @@ def test_what_was_loaded_for_many_calls_stays_and_what_a_call_then_changes_does_
     assert run(tmp_path, text) == "('1', 7, 'raise')"
 
 
-def test_an_import_that_fails_shows_only_frames_of_the_user(tmp_path):
+def test_failed_import_shows_user_frames_only(tmp_path):
+    """An import that fails shows only frames of the user."""
     text = """
         import traceback
         state = CallState()

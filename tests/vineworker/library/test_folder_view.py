@@ -49,7 +49,8 @@ def write(path, text, mode="w"):
 
 
 @pytest.mark.usefixtures("here")
-def test_both_are_found_and_what_came_along_goes_first():
+def test_both_folders_are_searched_given_first():
+    """Both are found and what came along goes first."""
     assert sorted(os.listdir(".")) == ["both", "cuts", "data", "extra"]
     assert [read("cuts"), read("extra"), read("both"), read("data/a"), read("data/b")] == [
         "1",
@@ -85,7 +86,8 @@ def test_what_is_written_is_in_the_folder(view, folder):
 
 
 @pytest.mark.usefixtures("here")
-def test_what_is_replaced_renamed_and_deleted_is_so_in_the_folder(view, folder):
+def test_replaced_renamed_and_deleted_reach_folder(view, folder):
+    """What is replaced renamed and deleted is so in the folder."""
     write("part", "2")
     os.replace("part", "cuts")
     view.apply_changes()
@@ -103,7 +105,8 @@ def test_what_is_replaced_renamed_and_deleted_is_so_in_the_folder(view, folder):
 
 
 @pytest.mark.usefixtures("here")
-def test_what_came_along_can_be_deleted_without_harm(view, folder):
+def test_given_files_can_be_deleted(view, folder):
+    """What came along can be deleted without harm."""
     os.remove("extra")
     os.remove("both")
     view.apply_changes()
@@ -111,7 +114,8 @@ def test_what_came_along_can_be_deleted_without_harm(view, folder):
 
 
 @pytest.mark.usefixtures("here")
-def test_what_others_clean_up_between_two_calls_is_not_deleted(view, folder):
+def test_external_deletion_between_calls_is_tolerated(view, folder):
+    """What others clean up between two calls is not deleted."""
     view.apply_changes()
     os.remove("cuts")
     view.refresh()
@@ -120,7 +124,8 @@ def test_what_others_clean_up_between_two_calls_is_not_deleted(view, folder):
 
 
 @pytest.mark.usefixtures("here")
-def test_what_others_make_and_delete_meanwhile_is_seen(view, folder):
+def test_external_changes_during_call_are_seen(view, folder):
+    """What others make and delete meanwhile is seen."""
     (folder / "theirs").write_text("theirs")
     (folder / "cuts").unlink()
     view.refresh()
@@ -130,7 +135,8 @@ def test_what_others_make_and_delete_meanwhile_is_seen(view, folder):
     assert sorted(os.listdir(folder)) == ["both", "data", "theirs"]
 
 
-def test_two_views_of_one_folder_do_not_harm_each_other(folder, tmp_path):
+def test_views_of_one_folder_are_independent(folder, tmp_path):
+    """Two views of one folder do not harm each other."""
     views = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

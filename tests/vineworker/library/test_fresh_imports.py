@@ -69,7 +69,8 @@ def import_in_fork(*, recorded=False):
     return found
 
 
-def test_a_module_is_compiled_before_the_fork_and_runs_after_it(path):
+def test_module_is_compiled_before_fork_only(path):
+    """A module is compiled before the fork and runs after it."""
     write(path, 1)
     first = import_in_fork()
     assert first == {"value": 1, "own": True, "seen": ["open", "compile"], "loaded": [str(path)]}
@@ -84,7 +85,8 @@ def test_it_is_compiled_once(path):
     assert not compiled(path)
 
 
-def test_an_edit_of_the_same_length_counts_at_once(path):
+def test_edit_of_equal_length_is_noticed(path):
+    """An edit of the same length counts at once."""
     write(path, 1)
     assert compiled(path)
     write(path, 2)
@@ -94,7 +96,8 @@ def test_an_edit_of_the_same_length_counts_at_once(path):
     assert import_in_fork() == {"value": 2, "own": True, "seen": [], "loaded": []}
 
 
-def test_another_file_in_its_place_counts_even_with_the_same_times(path, tmp_path):
+def test_replaced_file_with_equal_times_is_noticed(path, tmp_path):
+    """Another file in its place counts even with the same times."""
     write(path, 1)
     about = os.stat(path)
     assert compiled(path)
@@ -105,7 +108,8 @@ def test_another_file_in_its_place_counts_even_with_the_same_times(path, tmp_pat
     assert import_in_fork()["value"] == 2
 
 
-def test_a_file_that_has_just_been_written_is_not_believed(path, monkeypatch):
+def test_freshly_written_file_is_not_trusted(path, monkeypatch):
+    """A file that has just been written is not believed."""
     monkeypatch.setattr(fresh_imports, "MIN_AGE_NS", 3600 * 10**9)
     write(path, 1)
     assert not compiled(path)
@@ -113,17 +117,20 @@ def test_a_file_that_has_just_been_written_is_not_believed(path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["VALUE = (", "VALUE, MAKER = 1 is 1, 0\n"], ids=["error", "warning"])
-def test_what_the_compiler_says_is_said_where_the_module_is_imported(path, text):
+def test_compiler_warnings_appear_at_import(path, text):
+    """What the compiler says is said where the module is imported."""
     path.write_text(text)
     assert not compiled(path)
     assert "compile" in import_in_fork()["seen"]
 
 
-def test_a_file_that_is_gone_is_left_to_who_imports_it(path):
+def test_missing_file_is_left_to_importer(path):
+    """A file that is gone is left to who imports it."""
     assert not compiled(path)
 
 
-def test_what_a_recorded_call_imports_is_read_from_its_file(path):
+def test_recorded_call_imports_from_file(path):
+    """What a recorded call imports is read from its file."""
     write(path, 1)
     assert compiled(path)
     assert import_in_fork(recorded=True)["seen"] == ["open", "compile"]

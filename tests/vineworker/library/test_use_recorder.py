@@ -130,7 +130,8 @@ def test_a_database_is_recorded_with_its_state(file):
     assert used_resources.describe_file(place) in uses_of(lambda: sqlite3.connect(place).close())
 
 
-def test_files_of_the_standard_library_are_not_recorded():
+def test_standard_library_files_are_not_recorded():
+    """Files of the standard library are not recorded."""
     assert uses_of(lambda: open(os.__file__, "rb").close()) == set()
 
 
@@ -155,7 +156,8 @@ def test_a_listing_is_recorded_with_its_names(file, names):
 # ---- imports are recorded
 
 
-def test_an_imported_user_module_is_recorded_with_its_reads(module, tmp_path):
+def test_imported_user_module_is_recorded(module, tmp_path):
+    """An imported user module is recorded with its reads."""
     uses = uses_of(lambda: importlib.import_module(module))
     assert {
         used_resources.describe_file(str(tmp_path / name)) for name in (f"{module}.py", "cuts.json")
@@ -167,7 +169,8 @@ def test_an_imported_package_is_not_recorded():
     assert uses_of(lambda: importlib.import_module("colorsys")) == set()
 
 
-def test_a_later_call_that_imports_the_module_again_uses_its_reads(module, tmp_path):
+def test_reimport_in_later_call_adds_reads(module, tmp_path):
+    """A later call that imports the module again uses its reads."""
     cuts = used_resources.describe_file(str(tmp_path / "cuts.json"))
     _first, again, other = record(
         lambda: importlib.import_module(module), lambda: importlib.import_module(module), lambda: None
@@ -176,13 +179,14 @@ def test_a_later_call_that_imports_the_module_again_uses_its_reads(module, tmp_p
     assert cuts not in other
 
 
-def test_a_later_call_that_names_the_module_uses_its_reads(module, tmp_path):
+def test_naming_module_in_later_call_adds_reads(module, tmp_path):
+    """A later call that names the module uses its reads."""
     cuts = used_resources.describe_file(str(tmp_path / "cuts.json"))
     _first, later = record(lambda: importlib.import_module(module), lambda: None, payload=module.encode())
     assert cuts in later
 
 
-def test_a_call_with_the_same_shared_object_uses_its_reads(file):
+def test_same_shared_object_adds_reads(file):
     """A function of the script has no module that may keep its reads; an object that it shares may."""
     shared = file.parent / "objects" / "shared"
     shared.parent.mkdir()
@@ -208,11 +212,13 @@ def test_an_unset_variable_is_recorded_as_unset(monkeypatch):
     assert uses_of(lambda: os.environ.get("ERA")) == {used_resources.describe_variable("ERA", None)}
 
 
-def test_a_variable_of_the_process_is_not_recorded():
+def test_variable_of_process_is_not_recorded():
+    """A variable of the process is not recorded."""
     assert uses_of(lambda: (os.environ.get("PATH"), os.environ.get("PYTHONPATH"))) == set()
 
 
-def test_the_names_of_all_variables_are_the_environment():
+def test_listing_variables_records_environment():
+    """The names of all variables are the environment."""
     assert uses_of(lambda: list(os.environ)) == {used_resources.ENVIRONMENT}
 
 
@@ -240,7 +246,8 @@ def test_a_seeded_generator_is_not_recorded():
     assert uses_of(lambda: random.Random(1).random()) == set()
 
 
-def test_a_package_that_asks_for_the_time_is_not_recorded():
+def test_package_reading_clock_is_not_recorded():
+    """A package that asks for the time is not recorded."""
     import logging
 
     assert uses_of(lambda: logging.LogRecord("name", 10, "file", 1, "text", (), None)) == set()
@@ -250,7 +257,8 @@ def test_a_started_process_is_recorded():
     assert used_resources.PROCESS in uses_of(lambda: subprocess.run(["true"], check=True))
 
 
-def test_a_cancelled_call_leaves_its_reads_to_later_ones(module, tmp_path):
+def test_cancelled_call_leaves_reads_to_later(module, tmp_path):
+    """A cancelled call leaves its reads to later ones."""
     cuts = used_resources.describe_file(str(tmp_path / "cuts.json"))
 
     def fail():
@@ -314,18 +322,21 @@ def test_a_temporary_file_is_not_recorded(temporary, scratch):
     ],
     ids=["mktemp", "mkdtemp", "mkstemp", "NamedTemporaryFile"],
 )
-def test_a_result_that_names_a_temporary_file_is_found(temporary, tmp_path, make, form, place):
+def test_result_naming_temporary_file_is_found(temporary, tmp_path, make, form, place):
+    """A result that names a temporary file is found."""
     folder = None if place == "there" else str(tmp_path)
     for uses in record(lambda: form(make(folder)), lambda: {"in": [form(make(folder))]}):
         assert uses == {NAMED}
 
 
-def test_a_result_that_names_the_temporary_folder_is_found(temporary):
+def test_result_naming_temporary_folder_is_found(temporary):
+    """A result that names the temporary folder is found."""
     assert uses_of(lambda: os.path.join(tempfile.gettempdir(), "new")) == {NAMED}
     assert record(tempfile.gettempdir, lambda: f"{temporary}/new")[1] == {NAMED}
 
 
-def test_a_temporary_folder_of_the_user_may_be_named(tmp_path, monkeypatch):
+def test_user_temporary_folder_may_be_named(tmp_path, monkeypatch):
+    """A temporary folder of the user may be named."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     assert uses_of(tempfile.gettempdir) == set()

@@ -22,7 +22,8 @@ def ask(text):
     return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
 
 
-def test_a_process_that_knows_its_children_has_no_strays():
+def test_process_knowing_its_children_has_none_stray():
+    """A process that knows its children has no strays."""
     assert ask("""
         before = descendants.can_have_strays(())
         child = os.fork() or os._exit(signal.pause() or 0)
@@ -31,7 +32,8 @@ def test_a_process_that_knows_its_children_has_no_strays():
     """) == [False, False, True]
 
 
-def test_what_a_child_leaves_behind_is_noticed_also_when_threads_run():
+def test_leftovers_of_child_are_noticed_with_threads():
+    """What a child leaves behind is noticed also when threads run."""
     assert ask("""
         stop = threading.Event()
         thread = threading.Thread(target=stop.wait)
@@ -49,7 +51,8 @@ def test_what_a_child_leaves_behind_is_noticed_also_when_threads_run():
     """) == [True, 1]
 
 
-def test_more_children_than_are_listed_at_once_may_be_anybodys():
+def test_many_children_are_attributed_to_nobody():
+    """More children than are listed at once may be anybodys."""
     assert ask("""
         descendants.MAX_LIST_BYTES = 4
         child = os.fork() or os._exit(signal.pause() or 0)
@@ -58,7 +61,8 @@ def test_more_children_than_are_listed_at_once_may_be_anybodys():
     """)
 
 
-def test_this_process_agrees_with_the_list_of_all_its_threads():
+def test_process_agrees_with_thread_list():
+    """This process agrees with the list of all its threads."""
     from vineworker.machine import descendants
 
     known = descendants.children_of(os.getpid())

@@ -32,7 +32,8 @@ def write(path, mb):
     path.write_bytes(bytes(mb * MB))
 
 
-def test_the_slot_that_has_written_most_is_told(folder):
+def test_slot_with_most_written_is_reported(folder):
+    """The slot that has written most is told."""
     write(folder / ".vine" / "1" / "a", 4)
     write(folder / ".vine" / "2" / "b", 7)
     assert look(folder) == LibraryTooLarge(2, 10, 11)
@@ -50,7 +51,8 @@ def test_what_is_nobodys_is_the_librarys(folder):
     assert look(folder) == LibraryTooLarge(None, 10, 11)
 
 
-def test_what_the_library_prints_counts_together_with_what_slots_have_written(folder):
+def test_library_output_counts_with_slots(folder):
+    """What the library prints counts together with what slots have written."""
     write(folder.parent / "t1.log", 6)
     write(folder / ".vine" / "1" / "a", 5)
     assert look(folder) == LibraryTooLarge(1, 10, 11)
@@ -62,7 +64,8 @@ def test_inputs_do_not_count(folder):
     assert look(folder, copies={info.st_ino: info.st_size}) is None
 
 
-def test_what_a_slot_has_left_that_has_ended_does_not_count_any_more(folder):
+def test_ended_slots_files_do_not_count(folder):
+    """What a slot has left that has ended does not count any more."""
     (folder / ".vine" / "3").mkdir()
     write(folder / ".vine" / "3" / "a", 11)
     assert look(folder) is None
@@ -70,7 +73,8 @@ def test_what_a_slot_has_left_that_has_ended_does_not_count_any_more(folder):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize("opener", [0, 2])
-def test_files_without_a_name_count_once_for_the_first_that_has_opened_them(folder, opener):
+def test_unlinked_files_count_for_first_opener(folder, opener):
+    """Files without a name count once for the first that has opened them."""
     code = (
         "import os, subprocess, sys, tempfile\n"
         "file = tempfile.TemporaryFile(dir=sys.argv[1])\n"

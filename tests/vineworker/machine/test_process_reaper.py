@@ -28,7 +28,8 @@ def groups():
         process.wait()
 
 
-def test_in_the_end_it_kills_the_groups_that_are_left_and_removes_the_folder(tmp_path, groups):
+def test_reaper_kills_groups_and_removes_folder(tmp_path, groups):
+    """In the end it kills the groups that are left and removes the folder."""
     folder = tmp_path / "it's a folder"
     (folder / "locked").mkdir(parents=True)
     (folder / "locked" / "file").touch()
@@ -60,7 +61,8 @@ def test_many_groups_are_remembered_as_they_are(tmp_path, groups):
     assert process.wait(60) == -signal.SIGKILL
 
 
-def test_one_that_does_not_listen_is_ended_before_what_it_knows_is_too_old(tmp_path, groups):
+def test_unresponsive_reaper_is_replaced_in_time(tmp_path, groups):
+    """One that does not listen is ended before what it knows is too old."""
     process_reaper = ProcessReaper(str(tmp_path / "folder"))
     process = groups()
     process_reaper.add_group(process.pid)

@@ -68,7 +68,8 @@ FORK = (
 
 
 @linux
-def test_a_process_that_allocates_200_mb_is_seen_to_hold_them(child):
+def test_allocation_of_200_mb_is_measured(child):
+    """A process that allocates 200 mb is seen to hold them."""
     sampler = ResourceMonitor()
     sampler.add_task(1, child.pid, {})
     child.run("data = b'x' * (200 << 20)")
@@ -80,7 +81,8 @@ def test_a_process_that_allocates_200_mb_is_seen_to_hold_them(child):
 
 
 @linux
-def test_a_task_above_its_limit_is_told_once(child):
+def test_task_above_limit_is_reported_once(child):
+    """A task above its limit is told once."""
     sampler = ResourceMonitor()
     sampler.add_task("a", child.pid, {"memory": 100, "disk": None, "command": "ignored"})
     child.run("data = b'x' * (200 << 20)")
@@ -91,7 +93,8 @@ def test_a_task_above_its_limit_is_told_once(child):
 
 
 @linux
-def test_the_peak_is_remembered_when_the_memory_is_given_back(child):
+def test_peak_survives_released_memory(child):
+    """The peak is remembered when the memory is given back."""
     sampler = ResourceMonitor()
     sampler.add_task(1, child.pid, {})
     child.run("data = b'x' * (200 << 20)")
@@ -102,7 +105,8 @@ def test_the_peak_is_remembered_when_the_memory_is_given_back(child):
 
 
 @linux
-def test_a_task_too_short_to_be_sampled_is_looked_at_in_the_end(child):
+def test_short_task_is_measured_at_end(child):
+    """A task too short to be sampled is looked at in the end."""
     sampler = ResourceMonitor()
     sampler.add_task(1, child.pid, {})
     child.run("data = b'x' * (200 << 20)")
@@ -110,7 +114,8 @@ def test_a_task_too_short_to_be_sampled_is_looked_at_in_the_end(child):
 
 
 @linux
-def test_what_a_fork_has_from_its_library_is_not_its_own(child):
+def test_memory_of_library_is_not_forks(child):
+    """What a fork has from its library is not its own."""
     sampler = ResourceMonitor()
     child.run("data = bytearray(b'x' * (200 << 20))")
     fork = child.run(FORK.format(code="pass"))
@@ -120,7 +125,8 @@ def test_what_a_fork_has_from_its_library_is_not_its_own(child):
 
 
 @linux
-def test_what_a_fork_writes_to_becomes_its_own(child):
+def test_pages_written_by_fork_are_its_own(child):
+    """What a fork writes to becomes its own."""
     sampler = ResourceMonitor()
     child.run("data = bytearray(b'x' * (200 << 20))")
     code = "data[:150 << 20] = b'y' * (150 << 20); os.write(w2, b'.')"
@@ -132,7 +138,8 @@ def test_what_a_fork_writes_to_becomes_its_own(child):
 
 
 @linux
-def test_what_a_task_shares_with_its_own_forks_is_counted_once(child):
+def test_shared_memory_of_forks_counts_once(child):
+    """What a task shares with its own forks is counted once."""
     sampler = ResourceMonitor()
     sampler.add_task(1, child.pid, {})
     sampler.sample()
@@ -146,7 +153,8 @@ def test_what_a_task_shares_with_its_own_forks_is_counted_once(child):
 
 
 @linux
-def test_a_descendant_counts_even_after_its_parent_has_gone(child):
+def test_orphaned_descendant_still_counts(child):
+    """A descendant counts even after its parent has gone."""
     sampler = ResourceMonitor()
     sampler.add_task(1, child.pid, {"memory": 100})
     child.run("up, down = os.pipe(), os.pipe()")
@@ -164,7 +172,8 @@ def test_a_descendant_counts_even_after_its_parent_has_gone(child):
 
 @linux
 @pytest.mark.parametrize("lists", [True, False])
-def test_children_are_found_with_and_without_the_lists_of_the_kernel(child, lists):
+def test_children_are_found_without_kernel_lists(child, lists):
+    """Children are found with and without the lists of the kernel."""
     probe = LinuxProbe()
     probe._lists = lists
     fork = child.run(FORK.format(code="pass"))
@@ -174,7 +183,8 @@ def test_children_are_found_with_and_without_the_lists_of_the_kernel(child, list
 
 
 @linux
-def test_cpu_time_is_counted_from_the_start_of_the_watch(child):
+def test_cpu_time_counts_from_watch_start(child):
+    """Cpu time is counted from the start of the watch."""
     probe = LinuxProbe()
     spin = "import time\nuntil = time.process_time() + 0.2\nwhile time.process_time() < until: pass"
     child.run(spin)
@@ -201,7 +211,8 @@ def test_psutil_sees_the_same(child):
     assert peak.processes == 2
 
 
-def test_a_process_that_has_gone_is_no_error(child):
+def test_vanished_process_is_no_error(child):
+    """A process that has gone is no error."""
     child.close()
     sampler = ResourceMonitor()
     sampler.add_task(1, child.pid, {"memory": 1})
@@ -214,7 +225,8 @@ def test_an_unknown_task_was_not_seen():
     assert ResourceMonitor().remove_task("never") == Peak(None, None, None, 0.0, 0)
 
 
-def test_where_nothing_can_be_measured_the_wall_time_still_is(monkeypatch):
+def test_wall_time_survives_unmeasurable_process(monkeypatch):
+    """Where nothing can be measured the wall time still is."""
     monkeypatch.setattr(resource_monitor, "best_probe", lambda: None)
     now = [5.0]
     sampler = ResourceMonitor(clock=lambda: now[0])
@@ -242,14 +254,16 @@ SwapPss:            1000 kB
 """
 
 
-def test_memory_is_dirty_pages_and_swap_and_not_mapped_files(tmp_path):
+def test_memory_is_dirty_pages_and_swap(tmp_path):
+    """Memory is dirty pages and swap and not mapped files."""
     (tmp_path / "7").mkdir()
     (tmp_path / "7/smaps_rollup").write_text(ROLLUP)
     expected = Memory(private=(20_000 + 2048 + 1000) * 1024, share=66_000 * 1024, inherited=80_000 * 1024)
     assert LinuxProbe(str(tmp_path)).memory(7) == expected
 
 
-def test_a_mapped_file_that_was_just_written_is_not_the_processs_memory(tmp_path):
+def test_written_mapped_file_is_not_memory(tmp_path):
+    """A mapped file that was just written is not the processs memory."""
     (tmp_path / "7").mkdir()
     dirty = ROLLUP.replace("Private_Dirty:     20000", "Private_Dirty:    700000").replace(
         "Anonymous:        100000", "Anonymous:         40000"
@@ -260,7 +274,8 @@ def test_a_mapped_file_that_was_just_written_is_not_the_processs_memory(tmp_path
     assert memory.inherited == 0
 
 
-def test_an_older_kernel_does_not_tell_the_shares_by_kind(tmp_path):
+def test_old_kernel_without_share_kinds_works(tmp_path):
+    """An older kernel does not tell the shares by kind."""
     (tmp_path / "7").mkdir()
     lines = [line for line in ROLLUP.splitlines() if not line.startswith(("Pss_", "SwapPss"))]
     (tmp_path / "7/smaps_rollup").write_text("\n".join(lines))
@@ -325,7 +340,8 @@ def sampler(world):
     return ResourceMonitor(world, world.clock, world.clock)
 
 
-def test_the_cores_of_a_task_are_its_cpu_time_over_its_wall_time(world, sampler):
+def test_cores_are_cpu_over_wall_time(world, sampler):
+    """The cores of a task are its cpu time over its wall time."""
     world.process(7, 10, cpu_s=50.0)
     sampler.add_task(1, 7, {})
     world.now += 10
@@ -335,7 +351,8 @@ def test_the_cores_of_a_task_are_its_cpu_time_over_its_wall_time(world, sampler)
     assert sampler.remove_task(1) == Peak(10, None, 1.5, 10.0, 1)
 
 
-def test_another_process_with_the_same_number_is_not_measured(world, sampler):
+def test_reused_pid_is_not_measured(world, sampler):
+    """Another process with the same number is not measured."""
     world.process(7, 10)
     sampler.add_task(1, 7, {"memory": 100})
     sampler.sample()
@@ -345,7 +362,8 @@ def test_another_process_with_the_same_number_is_not_measured(world, sampler):
     assert sampler.remove_task(1).memory_mb == 10
 
 
-def test_a_process_that_ends_while_it_is_looked_at_is_not_blamed_for_what_it_inherited(world, sampler):
+def test_process_ending_in_sample_is_not_blamed(world, sampler):
+    """A process that ends while it is looked at is not blamed for what it inherited."""
     world.process(7, 500)
     del world.held[7]
     sampler.add_task(1, 7, {"memory": 100})
@@ -354,7 +372,8 @@ def test_a_process_that_ends_while_it_is_looked_at_is_not_blamed_for_what_it_inh
     assert sampler.sample() == []
 
 
-def test_a_task_that_has_forked_before_it_is_first_looked_at_has_not_inherited_what_it_made(world, sampler):
+def test_early_forks_count_as_own_memory(world, sampler):
+    """A task that has forked before it is first looked at has not inherited what it made."""
     world.process(7, 30)
     sampler.add_task(1, 7, {"memory": 100})
     for pid in (7, 8):
@@ -364,14 +383,15 @@ def test_a_task_that_has_forked_before_it_is_first_looked_at_has_not_inherited_w
     assert sampler.sample() == [LimitExceeded(1, "memory", 100, 200)]
 
 
-def test_a_process_that_may_not_be_looked_into_counts_with_its_resident_set(world, sampler):
+def test_unreadable_process_counts_resident_set(world, sampler):
+    """A process that may not be looked into counts with its resident set."""
     world.process(7, 500)
     del world.held[7]
     sampler.add_task(1, 7, {"memory": 100})
     assert sampler.sample() == [LimitExceeded(1, "memory", 100, 500)]
 
 
-def test_looking_at_memory_is_spaced_by_what_it_costs(world, sampler):
+def test_memory_samples_are_spaced_by_cost(world, sampler):
     """A look of 10 ms is taken every 200 ms, a twentieth of a core; in doubt about a limit every 50 ms."""
     world.memory_cost_s = 0.01
     for limit, looks in ((None, 50), (50, 200)):
@@ -387,7 +407,8 @@ def test_looking_at_memory_is_spaced_by_what_it_costs(world, sampler):
         assert looks * 0.8 <= world.memory_looks <= looks
 
 
-def test_a_resident_set_below_the_peak_needs_no_look(world, sampler):
+def test_resident_set_below_peak_is_skipped(world, sampler):
+    """A resident set below the peak needs no look."""
     world.process(7, 100)
     sampler.add_task(1, 7, {})
     for _ in range(10):
@@ -396,7 +417,8 @@ def test_a_resident_set_below_the_peak_needs_no_look(world, sampler):
     assert world.memory_looks == 1
 
 
-def test_a_tree_that_grows_without_end_is_followed_up_to_a_bound(world, sampler, monkeypatch):
+def test_endless_process_tree_is_bounded(world, sampler, monkeypatch):
+    """A tree that grows without end is followed up to a bound."""
     monkeypatch.setattr(resource_monitor, "MAX_PROCESSES", 10)
     for pid in range(1, 100):
         world.process(pid, 1)
@@ -406,7 +428,8 @@ def test_a_tree_that_grows_without_end_is_followed_up_to_a_bound(world, sampler,
     assert sampler.remove_task(1).processes == 10
 
 
-def test_a_task_that_was_unwatched_meanwhile_is_not_told(world, sampler):
+def test_unwatched_task_is_not_reported(world, sampler):
+    """A task that was unwatched meanwhile is not told."""
     world.process(7, 500)
     sampler.add_task(1, 7, {"memory": 100})
     real = world.memory
@@ -419,7 +442,8 @@ def test_a_task_that_was_unwatched_meanwhile_is_not_told(world, sampler):
     assert sampler.sample() == []
 
 
-def test_unwatching_does_not_wait_for_a_sample_that_is_taken(world, sampler):
+def test_unwatching_does_not_wait_for_sample(world, sampler):
+    """Unwatching does not wait for a sample that is taken."""
     world.process(7, 500)
     sampler.add_task(1, 7, {})
     inside, leave = threading.Event(), threading.Event()
@@ -469,7 +493,8 @@ def test_many_threads_may_use_one_sampler(world, sampler):
 # Disk
 
 
-def test_the_files_of_a_sandbox_are_added_up(tmp_path):
+def test_sandbox_files_are_summed(tmp_path):
+    """The files of a sandbox are added up."""
     box = tmp_path / "box"
     (box / "deep" / "er").mkdir(parents=True)
     (box / "a").write_bytes(b"x" * 1000)
@@ -480,7 +505,8 @@ def test_the_files_of_a_sandbox_are_added_up(tmp_path):
     assert sum_file_sizes(str(box)) == 1500 + (1 << 30)
 
 
-def test_inputs_linked_from_the_cache_belong_to_the_cache(tmp_path):
+def test_linked_inputs_belong_to_cache(tmp_path):
+    """Inputs linked from the cache belong to the cache."""
     box = tmp_path / "box"
     box.mkdir()
     (tmp_path / "cached").write_bytes(b"x" * 1000)
@@ -490,14 +516,16 @@ def test_inputs_linked_from_the_cache_belong_to_the_cache(tmp_path):
     assert sum_file_sizes(str(box)) == 10
 
 
-def test_a_sandbox_with_very_many_files_is_only_looked_at_in_part(tmp_path):
+def test_huge_sandbox_is_sampled_in_part(tmp_path):
+    """A sandbox with very many files is only looked at in part."""
     for number in range(30):
         (tmp_path / str(number)).write_bytes(b"x")
     assert sum_file_sizes(str(tmp_path), max_entries=10) == 10
     assert sum_file_sizes(str(tmp_path / "gone")) == 0
 
 
-def test_a_full_sandbox_is_told_and_looked_at_seldom(world, sampler, tmp_path):
+def test_full_sandbox_is_reported_rarely_sampled(world, sampler, tmp_path):
+    """A full sandbox is told and looked at seldom."""
     world.process(7, 1)
     sampler.add_task(1, 7, {"disk": 2}, str(tmp_path))
     assert sampler.sample() == []

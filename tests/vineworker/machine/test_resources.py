@@ -86,7 +86,8 @@ def test_never_more_cores_than_the_machine_has(machine, monkeypatch):
         ("junk\n", 8),
     ],
 )
-def test_the_quota_of_version_2_is_rounded_down_to_one_core_at_least(machine, text, cores):
+def test_cgroup_quota_rounds_down_to_core(machine, text, cores):
+    """The quota of version 2 is rounded down to one core at least."""
     machine.v2("/job")
     machine.write("sys/fs/cgroup/job/cpu.max", text)
     found = machine.detect()
@@ -94,7 +95,8 @@ def test_the_quota_of_version_2_is_rounded_down_to_one_core_at_least(machine, te
     assert bool(found.notes) == (cores < 8)
 
 
-def test_the_lowest_limit_on_the_way_up_counts(machine):
+def test_lowest_limit_of_ancestors_counts(machine):
+    """The lowest limit on the way up counts."""
     machine.v2("/slurm/job_7/step_0")
     machine.write("sys/fs/cgroup/slurm/job_7/step_0/cpu.max", "max 100000\n")
     machine.write("sys/fs/cgroup/slurm/job_7/cpu.max", "300000 100000\n")
@@ -139,7 +141,8 @@ def test_both_versions_side_by_side(machine):
     assert (found.cores, found.memory_mb) == (1, 5 * 1024)
 
 
-def test_in_a_container_that_sees_its_own_part_the_path_is_taken_from_there(machine):
+def test_container_path_is_relative_to_mount(machine):
+    """In a container that sees its own part the path is taken from there."""
     machine.v2("/docker/abc/inner", seen="/docker/abc")
     machine.write("sys/fs/cgroup/inner/cpu.max", "500000 100000\n")
     machine.write("sys/fs/cgroup/cpu.max", "200000 100000\n")
@@ -147,21 +150,24 @@ def test_in_a_container_that_sees_its_own_part_the_path_is_taken_from_there(mach
 
 
 @pytest.mark.parametrize("path", ["/kubepods/pod1/gone", "/../../outside"])
-def test_a_path_that_is_not_visible_means_the_mount_point(machine, path):
+def test_invisible_path_means_mount_point(machine, path):
+    """A path that is not visible means the mount point."""
     machine.v2(path)
     machine.write("sys/fs/cgroup/memory.max", f"{2 * GB}\n")
     assert machine.detect().memory_mb == 2048
     assert find_cgroups(str(machine.root))[0].folders == [str(machine.root / "sys/fs/cgroup")]
 
 
-def test_a_limit_above_the_memory_of_the_machine_is_none(machine):
+def test_limit_above_machine_memory_is_ignored(machine):
+    """A limit above the memory of the machine is none."""
     machine.v2("/")
     machine.write("sys/fs/cgroup/memory.max", f"{640 * GB}\n")
     found = machine.detect()
     assert (found.memory_mb, found.notes) == (64 * 1024, [])
 
 
-def test_disk_is_half_of_what_is_free_even_before_the_workspace_exists(machine, monkeypatch):
+def test_disk_is_half_of_free_space(machine, monkeypatch):
+    """Disk is half of what is free even before the workspace exists."""
     asked = []
 
     def disk_usage(path):
@@ -174,7 +180,8 @@ def test_disk_is_half_of_what_is_free_even_before_the_workspace_exists(machine, 
     assert asked == [str(machine.root)]
 
 
-def test_what_is_said_counts_and_more_than_was_found_is_noted(machine):
+def test_given_amount_beats_detected_with_note(machine):
+    """What is said counts and more than was found is noted."""
     found = machine.detect(cores=2, memory_mb=1000, disk_mb=5)
     assert (found.cores, found.memory_mb, found.disk_mb, found.notes) == (2, 1000, 5, [])
     over = machine.detect(cores=100)
@@ -195,7 +202,8 @@ def test_less_than_zero_means_find_out(machine):
     assert machine.detect(cores=-1).cores == 8
 
 
-def test_zero_cores_memory_or_disk_mean_find_out_and_zero_gpus_none(machine, nvidia_smi, tmp_path):
+def test_zero_means_detect_except_for_gpus(machine, nvidia_smi, tmp_path):
+    """Zero cores memory or disk mean find out and zero gpus none."""
     usual = machine.detect()
     path = {"PATH": str(tmp_path / "bin")}
     zeros = dict.fromkeys(("CORES", "MEMORY", "DISK", "GPUS"), "0")
@@ -208,7 +216,8 @@ def test_zero_cores_memory_or_disk_mean_find_out_and_zero_gpus_none(machine, nvi
         assert (found.gpus, found.notes) == (0, usual.notes)
 
 
-def test_memory_and_disk_of_the_environment_may_have_a_unit(machine):
+def test_environment_amounts_may_have_units(machine):
+    """Memory and disk of the environment may have a unit."""
     found = machine.detect(environ={"MEMORY": "1GB", "DISK": "2.5 g"})
     assert (found.memory_mb, found.disk_mb) == (1000, 2500)
 
@@ -217,7 +226,8 @@ def test_memory_and_disk_of_the_environment_may_have_a_unit(machine):
     ("name", "value"),
     [("CORES", "0.5"), ("CORES", "inf"), ("CORES", "1e300"), ("MEMORY", "nan"), ("DISK", "much")],
 )
-def test_what_the_environment_says_and_is_no_amount_is_noted(machine, name, value):
+def test_invalid_environment_amounts_are_noted(machine, name, value):
+    """What the environment says and is no amount is noted."""
     (note,) = machine.detect(environ={name: value}).notes
     assert note.startswith(f"{name}={value!r} in the environment is not ")
 
@@ -268,7 +278,8 @@ def test_without_nvidia_smi_there_are_no_gpus(machine):
 
 
 @pytest.mark.parametrize("script", ["exit 9", "exec sleep 60"])
-def test_an_nvidia_smi_that_fails_or_hangs_is_noted(machine, nvidia_smi, monkeypatch, script):
+def test_failing_nvidia_smi_is_noted(machine, nvidia_smi, monkeypatch, script):
+    """An nvidia smi that fails or hangs is noted."""
     monkeypatch.setattr(resources, "NVIDIA_SMI_TIMEOUT_S", 0.2)
     path = nvidia_smi(script) + os.pathsep + os.environ["PATH"]
     found = machine.detect(gpus=None, environ={"PATH": path})
@@ -297,6 +308,7 @@ def test_this_machine_has_something_to_offer():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
-def test_a_process_that_is_bound_to_one_core_finds_one():
+def test_process_bound_to_core_finds_one():
+    """A process that is bound to one core finds one."""
     found = in_a_process(before="os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])")
     assert found["cores"] == 1

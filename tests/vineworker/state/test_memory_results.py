@@ -88,7 +88,8 @@ def worker():
     return Worker()
 
 
-def test_what_all_readers_of_a_result_can_read_in_its_slot_is_never_written(worker):
+def test_result_read_in_slot_is_never_written(worker):
+    """What all readers of a result can read in its slot is never written."""
     worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1"))
     assert worker.told(i.SendCall)[0].hold_limits == (100 * MB, 100 * MB // 8), "a tenth of its memory"
     worker.hold(1)
@@ -104,7 +105,7 @@ def test_what_all_readers_of_a_result_can_read_in_its_slot_is_never_written(work
     assert worker.state.idle
 
 
-def test_who_comes_late_for_what_all_have_read_has_it_made_again(worker):
+def test_late_reader_has_result_remade(worker):
     """A task that had read it, and whose own result was lost, runs again."""
     worker.feed(call(1, readers=1), call(2, "r1"))
     worker.hold(1)
@@ -119,7 +120,8 @@ def test_who_comes_late_for_what_all_have_read_has_it_made_again(worker):
     assert worker.sent() == [(6, [])]
 
 
-def test_who_comes_while_the_others_read_it_has_it_made_again(worker):
+def test_reader_during_group_has_result_remade(worker):
+    """Who comes while the others read it has it made again."""
     worker.feed(call(1, readers=1), call(2, "r1"))
     worker.hold(1)
     worker.feed(call(3, "r1"))
@@ -132,7 +134,8 @@ def test_who_comes_while_the_others_read_it_has_it_made_again(worker):
     assert worker.told(i.SendMessage)[-1].message.names == ["r1"]
 
 
-def test_what_was_read_and_then_made_again_is_here(worker):
+def test_remade_result_is_available(worker):
+    """What was read and then made again is here."""
     worker.feed(call(1, readers=1), call(2, "r1"))
     worker.hold(1)
     worker.end(2)
@@ -143,7 +146,8 @@ def test_what_was_read_and_then_made_again_is_here(worker):
     assert not worker.told(i.SendMessage)
 
 
-def test_a_diamond_runs_in_one_slot_beside_other_work(worker):
+def test_diamond_runs_in_one_slot(worker):
+    """A diamond runs in one slot beside other work."""
     worker = Worker(slots=2)
     worker.feed(
         call(1, readers=2),
@@ -162,7 +166,8 @@ def test_a_diamond_runs_in_one_slot_beside_other_work(worker):
     assert {x.slot for x in worker.log if type(x) is i.SendCall and x.run.task < 9} == {slot}
 
 
-def test_what_a_slot_made_of_a_held_result_is_for_others_when_the_manager_knows_it():
+def test_results_of_group_become_available_when_known():
+    """What a slot made of a held result is for others when the manager knows it."""
     worker = Worker(slots=2)
     worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1"), call(4, "r2"))
     worker.hold(1)
@@ -182,7 +187,8 @@ def test_what_a_slot_made_of_a_held_result_is_for_others_when_the_manager_knows_
     ],
     ids=["nobody reads it here", "one reader is not here", "one may take long", "one takes long"],
 )
-def test_what_is_not_worth_to_be_held_is_written_at_once(worker, others):
+def test_unprofitable_result_is_written_at_once(worker, others):
+    """What is not worth to be held is written at once."""
     worker.learn("slow", 2 * MAX_READERS_S)
     worker.feed(call(1, readers=2), *others)
     worker.hold(1)
@@ -194,25 +200,29 @@ def test_what_is_not_worth_to_be_held_is_written_at_once(worker, others):
     assert [task for task, _held in worker.sent()] == [run.task for run in others][:1]
 
 
-def test_a_result_that_is_small_or_that_the_slot_has_written_is_told_at_once(worker):
+def test_small_result_is_reported_at_once(worker):
+    """A result that is small or that the slot has written is told at once."""
     worker.feed(call(1, readers=1), call(2, "r1"))
     worker.end(1, size=LARGE, digest="d")
     assert worker.said() == [("TaskDone", 1)]
     assert worker.sent() == [(2, [])]
 
 
-def test_nothing_is_held_behind_another_call_or_for_who_says_nothing_of_readers(worker):
+def test_queued_calls_prevent_holding(worker):
+    """Nothing is held behind another call or for who says nothing of readers."""
     worker.feed(call(1), call(2, readers=1))
     assert [x.hold_limits for x in worker.log if type(x) is i.SendCall][-1] is None
 
 
-def test_nothing_is_held_where_every_call_has_a_process_of_its_own():
+def test_forked_calls_prevent_holding():
+    """Nothing is held where every call has a process of its own."""
     worker = Worker(mode="fork")
     worker.feed(call(1, readers=1), call(2, "r1"))
     assert worker.told(i.SendCall)[0].hold_limits is None
 
 
-def test_a_family_that_waits_for_something_from_elsewhere_ends(worker):
+def test_group_waiting_for_other_input_ends(worker):
+    """A family that waits for something from elsewhere ends."""
     worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1", "elsewhere"), call(5))
     worker.hold(1)
     worker.end(2)
@@ -225,7 +235,8 @@ def test_a_family_that_waits_for_something_from_elsewhere_ends(worker):
     assert worker.sent() == [(3, [])]
 
 
-def test_a_family_that_goes_on_and_on_ends(worker):
+def test_endless_group_ends(worker):
+    """A family that goes on and on ends."""
     worker.feed(*(call(n, *([f"r{n - 1}"] if n > 1 else []), readers=1) for n in range(1, 30)))
     task = 1
     while not worker.told(i.SpillResultsInSlot):
@@ -236,7 +247,8 @@ def test_a_family_that_goes_on_and_on_ends(worker):
     assert worker.said() == [("TaskDone", n) for n in range(1, task)]
 
 
-def test_a_reader_that_fails_is_told_after_what_it_read_was_written(worker):
+def test_failing_reader_follows_written_input(worker):
+    """A reader that fails is told after what it read was written."""
     worker.feed(call(1, readers=1), call(2, "r1"))
     worker.hold(1)
     worker.end(2, kind="exception")
@@ -255,7 +267,8 @@ def test_what_cannot_be_written_has_failed(worker):
     assert worker.state.idle
 
 
-def test_a_slot_that_dies_takes_what_it_held_and_its_family_runs_again(worker):
+def test_dying_slot_reruns_its_group(worker):
+    """A slot that dies takes what it held and its family runs again."""
     worker.feed(call(1, readers=2), call(2, "r1"), call(3, "r1"))
     worker.hold(1)
     worker.end(2)
@@ -281,7 +294,8 @@ def test_a_cancelled_family_leaves_nothing(worker):
     assert set(worker.state.objects) == {"setup"}
 
 
-def test_a_held_result_of_a_cancelled_call_is_forgotten(worker):
+def test_held_result_of_cancelled_call_is_dropped(worker):
+    """A held result of a cancelled call is forgotten."""
     worker.feed(call(1, readers=1))
     slot = worker.slot_of(1)
     worker.feed(m.Cancel([1]))
@@ -377,7 +391,8 @@ def begin(seed):
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_whatever_happens_every_call_is_told_of_once_and_after_what_it_reads(seed):
+def test_calls_are_reported_once_after_inputs(seed):
+    """Whatever happens every call is told of once and after what it reads."""
     worker, hands, _rng, runs = begin(seed)
     for _turn in range(5000):
         hands.send_again(runs)

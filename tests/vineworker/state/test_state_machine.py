@@ -77,26 +77,30 @@ def test_a_small_object_is_kept(worker):
     assert worker.state.objects == {"a": 3}
 
 
-def test_an_object_is_fetched_and_announced_when_it_is_here(worker):
+def test_object_is_fetched_and_announced(worker):
+    """An object is fetched and announced when it is here."""
     fetch = m.Fetch("a", 10, "host:1", False)
     assert worker.feed(fetch) == [i.StartFetch(fetch)]
     assert worker.feed(e.ObjectArrived("a", 10, True)) == [i.SendMessage(m.Cached("a", 10))]
 
 
-def test_an_archive_that_is_here_is_unpacked_at_once(worker):
+def test_present_archive_is_unpacked_at_once(worker):
+    """An archive that is here is unpacked at once."""
     unpack = m.Unpack("folder", "archive")
     worker.feed(*put("archive"))
     assert worker.feed(unpack) == [i.StartUnpack(unpack)]
 
 
-def test_an_archive_that_is_on_its_way_is_unpacked_when_it_arrives(worker):
+def test_arriving_archive_is_unpacked(worker):
+    """An archive that is on its way is unpacked when it arrives."""
     first, second = m.Unpack("one", "archive"), m.Unpack("two", "archive")
     assert worker.feed(first, second) == []
     worker.feed(e.ObjectArrived("archive", 5, True))
     assert worker.told(i.StartUnpack) == [i.StartUnpack(first), i.StartUnpack(second)]
 
 
-def test_an_object_is_brought_to_the_manager_if_it_is_here(worker):
+def test_present_object_is_uploaded(worker):
+    """An object is brought to the manager if it is here."""
     worker.feed(*put("a"))
     assert worker.feed(m.Upload("a")) == [i.StartUpload("a")]
     (failed,) = worker.feed(m.Upload("b"))
@@ -117,7 +121,8 @@ def altered(name="a"):
     return m.FetchFailed(name, "host:1", "it was altered", permanent=False, corrupt=True, was_cached=True)
 
 
-def test_a_file_is_announced_before_it_is_compared_and_nothing_uses_it_before_that(worker):
+def test_unverified_file_is_announced_not_used(worker):
+    """A file is announced before it is compared and nothing uses it before that."""
     worker.library()
     other = m.Library("other", "a", "", 1, "direct", {})
     unpack = m.Unpack("folder", "a")
@@ -138,7 +143,8 @@ def test_a_file_is_announced_before_it_is_compared_and_nothing_uses_it_before_th
     assert worker.state.objects["a"] == LARGE
 
 
-def test_a_file_that_turns_out_to_be_altered_was_never_here_and_is_waited_for(worker):
+def test_corrupt_unverified_file_is_awaited_again(worker):
+    """A file that turns out to be altered was never here and is waited for."""
     worker.feed(command(1, "a"))
     arrival = arrive(worker)
     worker.feed(m.RetainObjects(["a"], True, ["d1"]))
@@ -152,21 +158,22 @@ def test_a_file_that_turns_out_to_be_altered_was_never_here_and_is_waited_for(wo
     assert not worker.told(i.PersistObject), "what is to be kept of the new one will be said"
 
 
-def test_a_file_that_is_not_compared_yet_is_brought_to_the_manager_who_compares(worker):
+def test_unverified_file_is_uploaded_for_verification(worker):
+    """A file that is not compared yet is brought to the manager who compares."""
     arrive(worker)
     assert worker.feed(m.Upload("a", "d1")) == [i.StartUpload("a", "d1")]
 
 
-def test_a_file_that_is_not_compared_yet_is_not_fetched_again(worker):
+def test_unverified_file_is_not_fetched_again(worker):
+    """A file that is not compared yet is not fetched again."""
     arrive(worker)
     fetch = m.Fetch("a", LARGE, "host:2", False, digest="d1")
     assert worker.feed(fetch) == [i.SendMessage(m.Cached("a", LARGE, "d1", verified=False))]
 
 
 @pytest.mark.parametrize("forget", [m.RemoveObjects, m.PurgeObjects])
-def test_what_was_forgotten_while_it_was_compared_is_gone_and_its_comparison_counts_for_no_other(
-    worker, forget
-):
+def test_forgotten_file_ignores_its_verification(worker, forget):
+    """What was forgotten while it was compared is gone and its comparison counts for no other."""
     first = arrive(worker)
     worker.feed(m.RetainObjects(["a"], True, ["d1"]), forget(["a"]))
     assert worker.told(i.Delete) == [i.Delete(["a"])]
@@ -178,7 +185,8 @@ def test_what_was_forgotten_while_it_was_compared_is_gone_and_its_comparison_cou
     assert worker.feed(e.ObjectVerified(second)) == [i.SendMessage(m.Verified("a"))]
 
 
-def test_what_is_made_here_while_another_copy_is_compared_can_be_used_at_once(worker):
+def test_file_made_during_verification_is_usable(worker):
+    """What is made here while another copy is compared can be used at once."""
     worker.library()
     worker.feed(call(1), command(2, "r1"))
     arrival = arrive(worker, "r1")
@@ -188,7 +196,8 @@ def test_what_is_made_here_while_another_copy_is_compared_can_be_used_at_once(wo
     assert "r1" in worker.state.objects
 
 
-def test_what_was_found_meanwhile_stays_and_what_came_is_not_waited_for(worker):
+def test_found_file_replaces_arriving_one(worker):
+    """What was found meanwhile stays and what came is not waited for."""
     worker.feed(
         m.Fetch("a", LARGE, "host:1", False, digest="d1"), e.PersistentObjectsFound(["a"], [LARGE], ["d2"])
     )
@@ -198,7 +207,8 @@ def test_what_was_found_meanwhile_stays_and_what_came_is_not_waited_for(worker):
     assert worker.state.objects == {"a": LARGE}
 
 
-def test_what_a_cancelled_call_has_made_does_not_take_away_what_came(worker):
+def test_output_of_cancelled_call_keeps_arrival(worker):
+    """What a cancelled call has made does not take away what came."""
     worker.library()
     worker.feed(call(1), m.Cancel([1]))
     arrival = arrive(worker, "r1")
@@ -208,7 +218,8 @@ def test_what_a_cancelled_call_has_made_does_not_take_away_what_came(worker):
     assert "r1" in worker.state.objects
 
 
-def test_what_a_cancelled_command_has_made_does_not_take_away_what_came(worker):
+def test_output_of_cancelled_command_keeps_arrival(worker):
+    """What a cancelled command has made does not take away what came."""
     worker.feed(command(1), m.Cancel([1]))
     arrival = arrive(worker, "out")
     failed = m.TaskFailed(1, "cancelled", {}, b"")
@@ -218,13 +229,15 @@ def test_what_a_cancelled_command_has_made_does_not_take_away_what_came(worker):
     assert "out" in worker.state.objects
 
 
-def test_forgotten_objects_are_deleted_and_those_that_were_never_here_are_not(worker):
+def test_forgotten_objects_are_deleted_if_present(worker):
+    """Forgotten objects are deleted and those that were never here are not."""
     worker.feed(*put("a", "b"))
     assert worker.feed(m.RemoveObjects(["a", "nothing"])) == [i.Delete(["a"])]
     assert worker.state.objects == {"b": 1}
 
 
-def test_forgetting_drops_shared_objects_from_the_slots_that_have_them(worker):
+def test_forgetting_drops_shared_objects_from_slots(worker):
+    """Forgetting drops shared objects from the slots that have them."""
     worker.library(slots=2)
     worker.feed(*put("f", "g"), call(1, shared=["f", "g"]), call(2, shared=["g"]))
     one, two = (slot for slot, _ in worker.sent())
@@ -241,7 +254,8 @@ def test_forgetting_drops_shared_objects_from_the_slots_that_have_them(worker):
 # ---- libraries
 
 
-def test_a_library_starts_when_all_it_needs_is_here(worker):
+def test_library_starts_with_all_its_files(worker):
+    """A library starts when all it needs is here."""
     library = m.Library("lib", "setup", "env", 2, "fork", {"mounts": [["data", "d.txt", False]]})
     assert worker.feed(library) == []
     assert worker.feed(m.PutObject("setup", b"s")) == [i.StoreBytes("setup", b"s")]
@@ -251,34 +265,39 @@ def test_a_library_starts_when_all_it_needs_is_here(worker):
     assert worker.told(i.StartForkServer) == [i.StartForkServer("lib", library, "env")]
 
 
-def test_a_library_that_is_up_says_so_and_forks_its_slots(worker):
+def test_ready_library_reports_and_forks_slots(worker):
+    """A library that is up says so and forks its slots."""
     worker.library(slots=3)
     assert worker.out[0] == i.SendMessage(m.LibraryReady("lib", 0.1, {"numpy": "2"}))
     assert [(x.host, x.run) for x in worker.told(i.StartSlot)] == [("lib", None)] * 3
 
 
-def test_a_library_grows_to_the_slots_it_is_told(worker):
+def test_library_grows_to_requested_slots(worker):
+    """A library grows to the slots it is told."""
     worker.library(slots=1)
     worker.feed(m.Library("lib", "setup", "", 3, "direct", {}))
     assert len(worker.told(i.StartSlot)) == 2
     assert not worker.told(i.StartForkServer)
 
 
-def test_calls_wait_for_their_library_to_come_up(worker):
+def test_calls_wait_for_library_start(worker):
+    """Calls wait for their library to come up."""
     worker.feed(m.PutObject("setup", b"s"), m.Library("lib", "setup", "", 1, "direct", {}), call(1))
     assert not worker.told(i.SendCall)
     worker.feed(e.ForkServerReady("lib", 0.1, {}))
     assert [task for _, task in worker.sent()] == [1]
 
 
-def test_a_call_for_a_library_that_is_not_here_is_given_back_at_once(worker):
+def test_call_without_library_is_returned(worker):
+    """A call for a library that is not here is given back at once."""
     worker.feed(call(1, "something that never comes"))
     (failed,) = worker.said(m.TaskFailed)
     assert (failed.task, failed.kind) == (1, "library")
     assert worker.state.idle
 
 
-def test_a_removed_library_takes_its_slots_and_calls_with_it(worker):
+def test_removed_library_ends_slots_and_calls(worker):
+    """A removed library takes its slots and calls with it."""
     worker.library(slots=2)
     worker.feed(call(1), call(2), call(3), call(4, "never"))
     worker.feed(m.RemoveLibrary("lib"))
@@ -291,7 +310,8 @@ def test_a_removed_library_takes_its_slots_and_calls_with_it(worker):
     assert worker.feed(m.RemoveLibrary("lib")) == []
 
 
-def test_a_library_that_dies_is_reported_and_its_calls_are_the_managers_again(worker):
+def test_dead_library_is_reported_with_calls(worker):
+    """A library that dies is reported and its calls are the managers again."""
     worker.library(slots=2)
     worker.feed(call(1), call(2), call(3), call(4, "never"))
     worker.feed(e.ForkServerExited("lib", "it was killed", False, b"e"))
@@ -302,7 +322,8 @@ def test_a_library_that_dies_is_reported_and_its_calls_are_the_managers_again(wo
     assert worker.feed(e.ForkServerExited("lib", "again", False, b"")) == []
 
 
-def test_a_library_can_be_started_again_after_it_died(worker):
+def test_dead_library_can_be_restarted(worker):
+    """A library can be started again after it died."""
     worker.library()
     worker.feed(e.ForkServerExited("lib", "it was killed", False, b""))
     worker.feed(m.Library("lib", "setup", "", 1, "direct", {}))
@@ -324,14 +345,16 @@ def test_a_call_waits_for_everything_it_reads(worker):
     assert [task for _, task in worker.sent()] == [1]
 
 
-def test_the_same_input_twice_is_waited_for_once(worker):
+def test_repeated_input_is_awaited_once(worker):
+    """The same input twice is waited for once."""
     worker.library()
     worker.feed(call(1, "a", "a", shared=["a"]))
     worker.feed(*put("a"))
     assert [task for _, task in worker.sent()] == [1]
 
 
-def test_a_slot_is_given_a_shared_object_once(worker):
+def test_slot_gets_shared_object_once(worker):
+    """A slot is given a shared object once."""
     worker.library()
     worker.feed(*put("f"), call(1, shared=["f"]))
     assert worker.told(i.SendCall)[0].new_shared == ["f"]
@@ -340,7 +363,8 @@ def test_a_slot_is_given_a_shared_object_once(worker):
     assert worker.told(i.SendCall)[0].new_shared == []
 
 
-def test_calls_are_spread_over_the_slots_and_the_others_wait(worker):
+def test_calls_spread_over_slots_and_wait(worker):
+    """Calls are spread over the slots and the others wait."""
     worker.library(slots=2)
     worker.feed(call(1), call(2), call(3))
     assert worker.sent() == [(1, 1), (2, 2)]
@@ -348,28 +372,32 @@ def test_calls_are_spread_over_the_slots_and_the_others_wait(worker):
     assert worker.sent() == [(2, 3)]
 
 
-def test_long_calls_are_written_to_a_slot_one_at_a_time(worker):
+def test_long_calls_are_sent_one_by_one(worker):
+    """Long calls are written to a slot one at a time."""
     worker.library()
     worker.feed(*(call(n) for n in range(1, 5)))
     worker.reply(1, 1, wall_s=1.0)
     assert worker.sent() == [(1, 2)]
 
 
-def test_short_calls_are_written_to_a_slot_ahead_of_need_but_not_without_bound(worker):
+def test_short_calls_are_prefetched_bounded(worker):
+    """Short calls are written to a slot ahead of need but not without bound."""
     worker.library()
     worker.feed(*(call(n) for n in range(1, 100)))
     worker.reply(1, 1, wall_s=0.00001)
     assert len(worker.sent()) == MAX_IN_FLIGHT
 
 
-def test_a_call_that_may_be_long_is_put_behind_nothing(worker):
+def test_possibly_long_call_is_not_queued_behind(worker):
+    """A call that may be long is put behind nothing."""
     worker.library(slots=1)
     worker.feed(call(1), call(2), call(3)._replace(function="unknown"))
     worker.reply(1, 1, wall_s=0.00001)
     assert worker.sent() == [(1, 2)]
 
 
-def test_nothing_is_put_behind_a_call_that_may_be_long(worker):
+def test_nothing_queues_behind_possibly_long_call(worker):
+    """Nothing is put behind a call that may be long."""
     worker.library(slots=2)
     worker.feed(call(1))
     worker.reply(1, 1, wall_s=0.00001)
@@ -380,7 +408,8 @@ def test_nothing_is_put_behind_a_call_that_may_be_long(worker):
     assert {slot for slot, _ in worker.sent()} == {long}, "it was short: this slot gets more at once"
 
 
-def test_one_long_call_is_remembered_for_a_while(worker):
+def test_long_call_is_remembered_for_while(worker):
+    """One long call is remembered for a while."""
     worker.library(slots=1)
     worker.feed(*(call(n) for n in range(1, 13)))
     worker.reply(1, 1, wall_s=0.00001)
@@ -391,7 +420,8 @@ def test_one_long_call_is_remembered_for_a_while(worker):
     assert worker.sent() == [(1, 13)]
 
 
-def test_a_small_result_is_kept_and_sent_only_if_the_manager_wants_it(worker):
+def test_small_result_is_sent_on_request(worker):
+    """A small result is kept and sent only if the manager wants it."""
     worker.library()
     worker.feed(call(1))
     worker.reply(1, 1, size=3)
@@ -403,7 +433,8 @@ def test_a_small_result_is_kept_and_sent_only_if_the_manager_wants_it(worker):
     assert worker.told(i.StoreBytes) == [i.StoreBytes("r2", b"xxx")]
 
 
-def test_a_result_for_one_reader_only_is_not_kept(worker):
+def test_result_for_single_reader_is_not_kept(worker):
+    """A result for one reader only is not kept."""
     worker.library()
     worker.feed(call(1, keep=True, once=True))
     worker.reply(1, 1, size=3)
@@ -423,7 +454,8 @@ def test_an_empty_result_is_a_result(worker):
     assert worker.state.objects["r1"] == 0
 
 
-def test_a_large_result_is_taken_from_its_file(worker):
+def test_large_result_is_taken_from_file(worker):
+    """A large result is taken from its file."""
     worker.library()
     worker.feed(call(1, keep=True))
     worker.reply(1, 1, size=LARGE)
@@ -442,7 +474,8 @@ def test_an_exception_is_passed_on(worker):
     assert worker.state.idle
 
 
-def test_a_successor_starts_without_the_manager_the_moment_its_input_is_made(worker):
+def test_successor_starts_when_input_is_made(worker):
+    """A successor starts without the manager the moment its input is made."""
     worker.library()
     worker.feed(call(1), call(2, "r1"), call(3, "r2"))
     assert worker.sent() == [(1, 1)]
@@ -468,7 +501,8 @@ def fed(worker):
     return [(x.slot, x.run.task, x.chained_input[1]) for x in worker.told(i.SendCall) if x.chained_input]
 
 
-def test_a_short_call_is_written_behind_the_one_that_makes_its_last_input(quick):
+def test_short_call_follows_maker_of_input(quick):
+    """A short call is written behind the one that makes its last input."""
     quick.feed(call(1), call(2, "r1"), call(3, "r2"))
     slot = quick.sent()[0][0]
     assert fed(quick) == [(slot, 2, 1), (slot, 3, 2)]
@@ -479,14 +513,16 @@ def test_a_short_call_is_written_behind_the_one_that_makes_its_last_input(quick)
     assert fed(quick) == [(slot, 4, 3)]
 
 
-def test_what_feeds_a_call_is_in_flight_whichever_came_first(quick):
+def test_chained_input_works_in_any_order(quick):
+    """What feeds a call is in flight whichever came first."""
     quick.feed(call(2, "r1"))
     assert not quick.sent()
     quick.feed(call(1))
     assert [task for _, task in quick.sent()] == [1, 2]
 
 
-def test_only_the_first_reader_is_fed_because_others_may_run_beside_it(quick):
+def test_only_first_reader_is_chained(quick):
+    """Only the first reader is fed because others may run beside it."""
     quick.feed(call(1), call(2, "r1"), call(3, "r1"))
     slot = quick.sent()[0][0]
     assert fed(quick) == [(slot, 2, 1)]
@@ -494,13 +530,15 @@ def test_only_the_first_reader_is_fed_because_others_may_run_beside_it(quick):
     assert quick.sent() == [(3 - slot, 3)]
 
 
-def test_a_call_that_lacks_more_than_one_input_is_not_fed(quick):
+def test_call_missing_two_inputs_is_unchained(quick):
+    """A call that lacks more than one input is not fed."""
     quick.feed(call(1), call(2), call(3, "r1", "r2"))
     assert not fed(quick)
 
 
 @pytest.mark.parametrize("which", ["maker", "reader"])
-def test_no_call_that_may_be_long_is_fed_or_feeds(quick, which):
+def test_possibly_long_calls_are_not_chained(quick, which):
+    """No call that may be long is fed or feeds."""
     maker, reader = call(1), call(2, "r1")
     maker = maker._replace(function="unknown") if which == "maker" else maker
     reader = reader._replace(function="unknown") if which == "reader" else reader
@@ -508,7 +546,8 @@ def test_no_call_that_may_be_long_is_fed_or_feeds(quick, which):
     assert [task for _, task in quick.sent()] == [1]
 
 
-def test_a_slot_is_fed_no_more_than_calls_may_be_in_flight(quick):
+def test_chained_calls_respect_slot_bound(quick):
+    """A slot is fed no more than calls may be in flight."""
     most = MAX_IN_FLIGHT
     quick.feed(*(call(n, f"r{n - 1}") if n > 1 else call(n) for n in range(1, 100)))
     slot = quick.sent()[0][0]
@@ -517,7 +556,8 @@ def test_a_slot_is_fed_no_more_than_calls_may_be_in_flight(quick):
     assert fed(quick) == [(slot, most + n, most + n - 1) for n in (1, 2, 3)]
 
 
-def test_a_call_that_could_not_be_fed_waits_for_its_input(quick):
+def test_unchained_call_waits_for_input(quick):
+    """A call that could not be fed waits for its input."""
     quick.feed(call(1), call(2, "r1"))
     slot = quick.sent()[0][0]
     quick.reply(slot, 1, kind="exception")
@@ -529,7 +569,8 @@ def test_a_call_that_could_not_be_fed_waits_for_its_input(quick):
     assert not fed(quick)
 
 
-def test_when_a_slot_dies_what_it_was_to_feed_waits_and_is_not_blamed(quick):
+def test_slot_death_does_not_blame_chained(quick):
+    """When a slot dies what it was to feed waits and is not blamed."""
     quick.feed(call(1), call(2, "r1"), call(3, "r2"))
     slot = quick.sent()[0][0]
     quick.die(slot, running=1)
@@ -540,7 +581,8 @@ def test_when_a_slot_dies_what_it_was_to_feed_waits_and_is_not_blamed(quick):
     assert [task for _, task in quick.sent()] == [4, 2, 3]
 
 
-def test_when_a_slot_dies_in_a_fed_call_what_came_before_is_there(quick):
+def test_slot_death_keeps_earlier_results(quick):
+    """When a slot dies in a fed call what came before is there."""
     quick.feed(call(1), call(2, "r1"), call(3, "r2"))
     slot = quick.sent()[0][0]
     quick.reply(slot, 1, wall_s=0.00001)
@@ -550,7 +592,8 @@ def test_when_a_slot_dies_in_a_fed_call_what_came_before_is_there(quick):
     assert [task for _, task in quick.sent()] == [5, 3]
 
 
-def test_a_fed_call_that_is_cancelled_does_not_hurt_what_feeds_it(quick):
+def test_cancelled_chained_call_spares_its_maker(quick):
+    """A fed call that is cancelled does not hurt what feeds it."""
     quick.feed(call(1), call(2, "r1"))
     slot = quick.sent()[0][0]
     quick.feed(m.Cancel([2]))
@@ -560,7 +603,8 @@ def test_a_fed_call_that_is_cancelled_does_not_hurt_what_feeds_it(quick):
     assert [done.task for done in quick.said(m.TaskDone)] == [1]
 
 
-def test_what_became_ready_by_work_done_here_goes_before_what_waits_already(worker):
+def test_locally_ready_calls_go_first(worker):
+    """What became ready by work done here goes before what waits already."""
     worker.library()
     worker.feed(call(1), call(5), call(6), call(2, "r1"))
     worker.reply(1, 1)
@@ -570,7 +614,8 @@ def test_what_became_ready_by_work_done_here_goes_before_what_waits_already(work
 # ---- giving back
 
 
-def test_what_has_not_started_is_given_back_last_come_first(worker):
+def test_unstarted_calls_return_last_first(worker):
+    """What has not started is given back last come first."""
     worker.library()
     worker.feed(*(call(n) for n in range(1, 6)))
     worker.feed(m.StealRequest("lib", 2))
@@ -581,7 +626,8 @@ def test_what_has_not_started_is_given_back_last_come_first(worker):
     assert worker.state.idle
 
 
-def test_what_runs_or_waits_for_an_input_is_not_given_back(worker):
+def test_running_and_waiting_calls_stay(worker):
+    """What runs or waits for an input is not given back."""
     worker.library()
     worker.feed(call(1), call(2, "r1"))
     worker.feed(m.StealRequest("lib", 5))
@@ -595,7 +641,8 @@ def test_what_was_cancelled_is_not_given_back(worker):
     assert worker.said(m.StealResponse) == [m.StealResponse("lib", [2])]
 
 
-def test_a_library_that_is_not_here_has_nothing_to_give_back(worker):
+def test_missing_library_returns_no_calls(worker):
+    """A library that is not here has nothing to give back."""
     worker.feed(m.StealRequest("lib", 5))
     assert worker.said(m.StealResponse) == [m.StealResponse("lib", [])]
 
@@ -603,7 +650,8 @@ def test_a_library_that_is_not_here_has_nothing_to_give_back(worker):
 # ---- slots that die
 
 
-def test_only_the_running_call_is_blamed_and_the_others_run_in_another_slot(worker):
+def test_only_running_call_is_blamed(worker):
+    """Only the running call is blamed and the others run in another slot."""
     worker.library()
     worker.feed(*(call(n) for n in range(1, 6)))
     worker.reply(1, 1, wall_s=0.0001)
@@ -621,7 +669,8 @@ def test_a_new_slot_has_no_shared_objects(worker):
     assert worker.told(i.SendCall)[0].new_shared == ["f"]
 
 
-def test_a_slot_that_dies_between_calls_blames_nobody(worker):
+def test_slot_dying_between_calls_blames_none(worker):
+    """A slot that dies between calls blames nobody."""
     worker.library()
     worker.feed(call(1))
     worker.die(1, running=-1)
@@ -630,7 +679,7 @@ def test_a_slot_that_dies_between_calls_blames_nobody(worker):
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_slots_that_die_before_they_do_anything_take_the_library_down(worker, busy):
+def test_slots_dying_early_end_library(worker, busy):
     """With calls written to them or without: they may die before they have read anything."""
     worker.library()
     if busy:
@@ -649,7 +698,8 @@ def test_slots_that_die_before_they_do_anything_take_the_library_down(worker, bu
     assert not worker.state.slots
 
 
-def test_a_slot_that_answers_shows_that_slots_live(worker):
+def test_answering_slot_proves_health(worker):
+    """A slot that answers shows that slots live."""
     worker.library()
     slot = 1
     for number in range(1, 30):
@@ -660,7 +710,8 @@ def test_a_slot_that_answers_shows_that_slots_live(worker):
         assert not worker.told(i.StopForkServer)
 
 
-def test_news_of_a_slot_that_is_gone_changes_nothing(worker):
+def test_message_of_gone_slot_changes_nothing(worker):
+    """News of a slot that is gone changes nothing."""
     worker.library()
     worker.die(1)
     assert worker.reply(1, 7) == []
@@ -670,7 +721,8 @@ def test_news_of_a_slot_that_is_gone_changes_nothing(worker):
 # ---- cancelling
 
 
-def test_a_call_that_waits_for_an_input_is_dropped_without_a_trace(worker):
+def test_waiting_call_is_dropped_without_trace(worker):
+    """A call that waits for an input is dropped without a trace."""
     worker.library()
     worker.feed(call(1, "a", "b"), call(2, "a"))
     worker.feed(m.Cancel([1]))
@@ -680,14 +732,16 @@ def test_a_call_that_waits_for_an_input_is_dropped_without_a_trace(worker):
     assert not worker.state.calls.waiting
 
 
-def test_a_queued_call_that_was_cancelled_is_never_sent(worker):
+def test_cancelled_queued_call_is_never_sent(worker):
+    """A queued call that was cancelled is never sent."""
     worker.library()
     worker.feed(call(1), call(2), call(3), m.Cancel([2]))
     worker.reply(1, 1)
     assert worker.sent() == [(1, 3)]
 
 
-def test_a_running_call_that_is_cancelled_costs_its_slot_and_blames_nobody(worker):
+def test_cancelled_running_call_costs_its_slot(worker):
+    """A running call that is cancelled costs its slot and blames nobody."""
     worker.library()
     worker.feed(call(1), call(2))
     worker.feed(m.Cancel([1]))
@@ -697,7 +751,8 @@ def test_a_running_call_that_is_cancelled_costs_its_slot_and_blames_nobody(worke
     assert worker.sent() == [(2, 2)]
 
 
-def test_a_call_behind_another_one_is_cancelled_without_hurting_that(worker):
+def test_cancelled_second_call_spares_first(worker):
+    """A call behind another one is cancelled without hurting that."""
     worker.library()
     worker.feed(*(call(n) for n in range(1, 6)))
     worker.reply(1, 1, wall_s=0.0001)
@@ -711,7 +766,8 @@ def test_a_call_behind_another_one_is_cancelled_without_hurting_that(worker):
     assert [task for _, task in worker.sent()] == [4, 5]
 
 
-def test_the_call_that_happens_to_run_when_a_slot_is_killed_for_another_runs_again(worker):
+def test_innocent_call_in_killed_slot_reruns(worker):
+    """The call that happens to run when a slot is killed for another runs again."""
     worker.library()
     worker.feed(call(1), call(2))
     worker.reply(1, 1, wall_s=0.0001)
@@ -722,7 +778,8 @@ def test_the_call_that_happens_to_run_when_a_slot_is_killed_for_another_runs_aga
     assert worker.sent() == [(2, 3)]
 
 
-def test_a_slot_that_will_be_killed_gets_nothing_more(worker):
+def test_doomed_slot_gets_nothing_more(worker):
+    """A slot that will be killed gets nothing more."""
     worker.library(slots=2)
     worker.feed(call(1), call(2), m.Cancel([1]))
     worker.feed(call(3))
@@ -731,7 +788,8 @@ def test_a_slot_that_will_be_killed_gets_nothing_more(worker):
     assert worker.sent() == [(2, 3)]
 
 
-def test_slots_that_were_killed_on_purpose_do_not_take_the_library_down(worker):
+def test_deliberate_kills_do_not_end_library(worker):
+    """Slots that were killed on purpose do not take the library down."""
     worker.library()
     for number in range(1, 30):
         worker.feed(call(number))
@@ -740,7 +798,8 @@ def test_slots_that_were_killed_on_purpose_do_not_take_the_library_down(worker):
         assert not worker.told(i.StopForkServer)
 
 
-def test_a_cancelled_call_that_was_faster_leaves_no_result(worker):
+def test_faster_cancelled_call_leaves_no_result(worker):
+    """A cancelled call that was faster leaves no result."""
     worker.library()
     worker.feed(call(1), call(2))
     worker.feed(m.Cancel([1, 2]))
@@ -760,14 +819,16 @@ def test_cancelling_what_is_not_here_does_nothing(worker):
 # ---- single tasks
 
 
-def test_a_command_gets_a_process_when_its_files_are_here(worker):
+def test_command_starts_with_its_files(worker):
+    """A command gets a process when its files are here."""
     run = command(1, "a")
     assert worker.feed(run) == []
     worker.feed(*put("a"))
     assert worker.told(i.StartProcess) == [i.StartProcess(run)]
 
 
-def test_the_outputs_of_a_task_start_who_waits_for_them_here(worker):
+def test_outputs_start_waiting_tasks(worker):
+    """The outputs of a task start who waits for them here."""
     done = m.TaskDone(1, 0, 0.1, {"outputs": {"out": 5}}, b"")
     worker.feed(command(1), command(2, "out"))
     worker.feed(e.ProcessTaskFinished(1, done, {"out": 5}))
@@ -775,7 +836,8 @@ def test_the_outputs_of_a_task_start_who_waits_for_them_here(worker):
     assert [x.run.task for x in worker.told(i.StartProcess)] == [2]
 
 
-def test_a_cancelled_command_is_killed_and_what_it_made_is_deleted(worker):
+def test_cancelled_command_is_killed_and_cleaned(worker):
+    """A cancelled command is killed and what it made is deleted."""
     worker.feed(command(1))
     assert worker.feed(m.Cancel([1])) == [i.KillProcess(1)]
     assert worker.feed(e.ProcessTaskFinished(1, m.TaskFailed(1, "cancelled", {}, b""), {"out": 5})) == [
@@ -783,7 +845,8 @@ def test_a_cancelled_command_is_killed_and_what_it_made_is_deleted(worker):
     ]
 
 
-def test_what_a_cancelled_command_made_late_does_not_take_away_what_its_successor_made(worker):
+def test_late_output_of_cancelled_command_is_dropped(worker):
+    """What a cancelled command made late does not take away what its successor made."""
     worker.feed(command(1), m.Cancel([1]), command(2))
     worker.feed(e.ProcessTaskFinished(2, m.TaskDone(2, 0, 0.1, {"outputs": {"out": 5}}, b""), {"out": 5}))
     worker.feed(e.ProcessTaskFinished(1, m.TaskFailed(1, "cancelled", {}, b""), {"out": 5}))
@@ -791,7 +854,8 @@ def test_what_a_cancelled_command_made_late_does_not_take_away_what_its_successo
     assert "out" in worker.state.objects
 
 
-def test_a_python_task_gets_a_fork_of_a_warm_python_of_its_environment(worker):
+def test_python_task_forks_from_environments_server(worker):
+    """A python task gets a fork of a warm python of its environment."""
     own = call(1, library="")
     other = call(2, library="", environment="env")
     worker.feed(own, other)
@@ -805,7 +869,8 @@ def test_a_python_task_gets_a_fork_of_a_warm_python_of_its_environment(worker):
     assert not worker.told(i.StartForkServer), "it is warm"
 
 
-def test_a_python_task_is_over_when_its_outputs_have_been_collected(worker):
+def test_python_task_ends_with_collected_outputs(worker):
+    """A python task is over when its outputs have been collected."""
     worker.feed(call(1, library=""), e.ForkServerReady("python:", 0.1, {}))
     worker.reply(1, 1)
     assert not worker.said(m.TaskDone)
@@ -817,13 +882,15 @@ def test_a_python_task_is_over_when_its_outputs_have_been_collected(worker):
     assert worker.state.objects == {"r1": 1}
 
 
-def test_a_python_task_whose_process_dies_has_crashed(worker):
+def test_dead_python_task_has_crashed(worker):
+    """A python task whose process dies has crashed."""
     worker.feed(call(1, library=""), e.ForkServerReady("python:", 0.1, {}))
     worker.die(1, running=1)
     assert worker.said(m.TaskFailed) == [m.TaskFailed(1, "crash", {"reason": "signal 9"}, b"")]
 
 
-def test_a_cancelled_python_task_is_killed_or_never_forked(worker):
+def test_cancelled_python_task_is_killed_or_skipped(worker):
+    """A cancelled python task is killed or never forked."""
     worker.feed(
         call(1, library=""), call(2, library=""), m.Cancel([2]), e.ForkServerReady("python:", 0.1, {})
     )
@@ -832,7 +899,8 @@ def test_a_cancelled_python_task_is_killed_or_never_forked(worker):
     assert worker.die(1, running=1) == []
 
 
-def test_a_warm_python_that_does_not_start_gives_its_tasks_back(worker):
+def test_failed_warm_python_returns_tasks(worker):
+    """A warm python that does not start gives its tasks back."""
     worker.feed(call(1, library=""), call(2, library=""))
     worker.feed(e.ForkServerExited("python:", "no memory", False, b""))
     assert [(x.task, x.kind) for x in worker.said(m.TaskFailed)] == [(1, "library"), (2, "library")]
@@ -840,13 +908,15 @@ def test_a_warm_python_that_does_not_start_gives_its_tasks_back(worker):
     assert len(worker.told(i.StartForkServer)) == 1, "with the next task it is tried again"
 
 
-def test_a_warm_python_that_dies_takes_what_runs_with_it(worker):
+def test_dead_warm_python_ends_its_tasks(worker):
+    """A warm python that dies takes what runs with it."""
     worker.feed(call(1, library=""), e.ForkServerReady("python:", 0.1, {}))
     worker.feed(e.ForkServerExited("python:", "it was killed", False, b""))
     assert [(x.task, x.kind) for x in worker.said(m.TaskFailed)] == [(1, "crash")]
 
 
-def test_a_warm_python_that_can_never_start_is_the_inputs_fault(worker):
+def test_unstartable_warm_python_blames_input(worker):
+    """A warm python that can never start is the inputs fault."""
     worker.feed(call(1, library=""))
     worker.feed(e.ForkServerExited("python:", "it runs Python 3.9", True, b""))
     assert [(x.task, x.kind) for x in worker.said(m.TaskFailed)] == [(1, "input")]
@@ -862,7 +932,8 @@ def test_the_manager_is_answered_and_obeyed(worker):
     ]
 
 
-def test_a_worker_is_idle_when_it_has_no_task(worker):
+def test_worker_without_tasks_is_idle(worker):
+    """A worker is idle when it has no task."""
     assert worker.state.idle
     worker.feed(command(1))
     assert not worker.state.idle
@@ -873,7 +944,8 @@ def test_a_worker_is_idle_when_it_has_no_task(worker):
 # ---- what outlives the session
 
 
-def test_what_was_kept_before_is_here_and_told_together(worker):
+def test_persistent_objects_are_reported_together(worker):
+    """What was kept before is here and told together."""
     worker.feed(m.PutObject("b", b"x"), call(1, "a", library=""))
     worker.feed(e.PersistentObjectsFound(["a", "b", "tree"], [10, 1, -1], ["1234", "5678", ""]))
     assert worker.said(m.PersistentObjects) == [m.PersistentObjects(["a", "tree"], [10, -1], ["1234", ""])]
@@ -885,13 +957,15 @@ def test_nothing_is_told_where_nothing_was_kept(worker):
     assert worker.feed(e.PersistentObjectsFound([], [], [])) == []
 
 
-def test_what_is_to_outlive_the_session_is_kept_if_it_is_here(worker):
+def test_outliving_object_is_persisted_if_present(worker):
+    """What is to outlive the session is kept if it is here."""
     worker.feed(*put("a"))
     worker.feed(m.RetainObjects(["a", "b"], True, ["1234", ""]))
     assert worker.out == [i.PersistObject("a", True, "1234")]
 
 
-def test_what_is_kept_is_not_unlinked_but_purged(worker):
+def test_persisted_object_is_purged_only(worker):
+    """What is kept is not unlinked but purged."""
     worker.feed(*put("a", "b"), e.ObjectPersisted("a", "1234"))
     worker.feed(m.RemoveObjects(["a", "b"]))
     assert worker.out == [i.Delete(["b"])]
@@ -903,7 +977,8 @@ def test_what_is_kept_is_not_unlinked_but_purged(worker):
     assert worker.out == [i.Delete(["a"])]
 
 
-def test_what_went_before_it_was_kept_counts_as_gone(worker):
+def test_object_gone_before_persisting_is_lost(worker):
+    """What went before it was kept counts as gone."""
     worker.feed(*put("a"), m.RemoveObjects(["a"]), e.ObjectPersisted("a", ""))
     assert worker.state.persisted == {}
 
@@ -915,7 +990,8 @@ def test_what_is_here_is_not_fetched(worker):
 
 
 @pytest.mark.parametrize("library", ["", "lib"])
-def test_a_task_that_has_not_begun_waits_for_an_input_that_was_purged(worker, library):
+def test_unstarted_task_waits_for_purged_input(worker, library):
+    """A task that has not begun waits for an input that was purged."""
     worker.library()
     worker.feed(call(1, library="lib"))
     worker.feed(*put("a"), call(2, "a", library=library), call(3, "a", "b", library=library))
@@ -931,7 +1007,8 @@ def test_a_task_that_has_not_begun_waits_for_an_input_that_was_purged(worker, li
 # ---- what the next manager may want
 
 
-def test_what_is_not_named_after_the_manager_is_left_to_the_next_one(worker):
+def test_foreign_objects_are_left_for_next(worker):
+    """What is not named after the manager is left to the next one."""
     worker.library()
     worker.feed(
         call(1),
@@ -949,7 +1026,8 @@ def test_what_is_not_named_after_the_manager_is_left_to_the_next_one(worker):
     assert found == {"setup": (1, ""), "a": (1, ""), "r1": (LARGE, "1234"), "b": (LARGE, "5678")}
 
 
-def test_outputs_of_a_command_are_left_with_their_digests(worker):
+def test_command_outputs_are_orphaned_with_digests(worker):
+    """Outputs of a command are left with their digests."""
     worker.feed(call(1, library=""), command(2))
     worker.feed(e.ProcessTaskFinished(1, m.TaskDone(1, LARGE, 0.1, {"digest": "12"}, b""), {"r1": LARGE}))
     worker.feed(
@@ -958,13 +1036,15 @@ def test_outputs_of_a_command_are_left_with_their_digests(worker):
     assert worker.state.orphaned_objects("5e55") == (["r1", "out"], [LARGE, LARGE], ["12", "34"])
 
 
-def test_what_was_forgotten_or_replaced_is_not_left(worker):
+def test_forgotten_or_replaced_objects_are_not_orphaned(worker):
+    """What was forgotten or replaced is not left."""
     worker.feed(e.ObjectArrived("a", LARGE, True, "12"), e.ObjectArrived("b", LARGE, True, "34"))
     worker.feed(m.RemoveObjects(["a"]), m.PutObject("b", b"x"))
     assert worker.state.orphaned_objects("5e55") == (["b"], [1], [""])
 
 
-def test_what_was_left_is_here_and_told_in_parts(worker):
+def test_orphaned_objects_are_reported_in_parts(worker):
+    """What was left is here and told in parts."""
     names = [f"n{n}" for n in range(MAX_OBJECTS_PER_MESSAGE + 1)]
     worker.feed(e.OrphansAdopted(names, [LARGE] * len(names), ["12"] * len(names)))
     first, second = worker.said(m.OrphanedObjects)
@@ -974,7 +1054,8 @@ def test_what_was_left_is_here_and_told_in_parts(worker):
     assert worker.state.orphaned_objects("5e55").names == names
 
 
-def test_a_slot_that_ends_after_an_answer_is_replaced_and_nobody_is_to_blame(worker):
+def test_slot_ending_after_answer_is_replaced(worker):
+    """A slot that ends after an answer is replaced and nobody is to blame."""
     worker.library()
     for task in range(1, 2 * MAX_IDLE_EXITS):
         worker.feed(call(task))
@@ -999,7 +1080,8 @@ def too_much(slot):
     return e.Exhausted(slot, {"resource": "disk", "limit": 10, "peak": 11})
 
 
-def test_the_call_of_a_slot_that_has_written_too_much_fails_when_its_process_has_ended(worker):
+def test_overwriting_slots_call_fails_at_end(worker):
+    """The call of a slot that has written too much fails when its process has ended."""
     worker.library()
     worker.feed(*map(call, (1, 2)))
     [slot] = {slot for slot, _task in worker.sent()}

@@ -23,7 +23,8 @@ def stored(cache, name, data):
     cache.store(name, path)
 
 
-def test_small_objects_are_kept_in_memory_and_large_ones_are_files(cache):
+def test_small_objects_stay_in_memory(cache):
+    """Small objects are kept in memory and large ones are files."""
     cache.put_bytes("small", b"x" * INLINE_LIMIT)
     cache.put_bytes("large", b"x" * (INLINE_LIMIT + 1))
     assert cache.find_object("small") == b"x" * INLINE_LIMIT
@@ -47,7 +48,8 @@ NAMES = ["..", ".", "", "/etc/passwd", "a/b", "../../x", "~", "a b", "Grüße", 
 LONG = ["x" * 300, "x" * 299 + "y", "x" * 160, "ü" * 200, "ü" * 199 + "a"]
 
 
-def test_any_names_have_files_of_their_own_in_the_folder(cache, tmp_path):
+def test_any_name_has_its_own_file(cache, tmp_path):
+    """Any names have files of their own in the folder."""
     paths = {cache.path_for(name) for name in NAMES + LONG}
     assert len(paths) == len(NAMES + LONG)
     for name in NAMES + LONG:
@@ -59,7 +61,7 @@ def test_any_names_have_files_of_their_own_in_the_folder(cache, tmp_path):
             assert file.read() == name.encode()
 
 
-def test_an_object_that_becomes_a_file_does_so_once(cache):
+def test_object_becomes_file_once(cache):
     """Its file may be linked into sandboxes: writing it again would change what tasks are reading."""
     cache.put_bytes("object", b"x" * 1000)
     first = os.stat(cache.path("object"))
@@ -67,7 +69,8 @@ def test_an_object_that_becomes_a_file_does_so_once(cache):
     assert cache.find_object("object") == b"x" * 1000
 
 
-def test_threads_that_want_the_same_file_never_see_a_part_of_it(cache):
+def test_concurrent_threads_see_whole_file(cache):
+    """Threads that want the same file never see a part of it."""
     data = os.urandom(INLINE_LIMIT)
     wrong, barrier = [], threading.Barrier(8)
 
@@ -88,7 +91,8 @@ def test_threads_that_want_the_same_file_never_see_a_part_of_it(cache):
     assert os.listdir(os.path.dirname(cache.temporary(""))) == []
 
 
-def test_an_object_that_is_stored_again_is_the_new_one(cache):
+def test_stored_again_object_is_replaced(cache):
+    """An object that is stored again is the new one."""
     cache.put_bytes("object", b"first")
     cache.path("object")
     stored(cache, "object", b"second")
@@ -99,7 +103,8 @@ def test_an_object_that_is_stored_again_is_the_new_one(cache):
         assert (cache.find_object("object"), file.read()) == (b"third", b"third")
 
 
-def test_a_directory_replaces_a_file_and_a_file_a_directory(cache):
+def test_directory_and_file_replace_another(cache):
+    """A directory replaces a file and a file a directory."""
     for _ in range(2):
         folder = cache.temporary("object")
         os.makedirs(os.path.join(folder, "inner"))
@@ -109,7 +114,8 @@ def test_a_directory_replaces_a_file_and_a_file_a_directory(cache):
         assert os.path.isfile(cache.find_object("object"))
 
 
-def test_what_is_removed_is_gone_from_memory_and_disk(cache):
+def test_removed_object_leaves_memory_and_disk(cache):
+    """What is removed is gone from memory and disk."""
     cache.put_bytes("object", b"x")
     path = cache.path("object")
     cache.remove("object")
@@ -133,7 +139,8 @@ def read(path):
         return file.read()
 
 
-def test_what_is_offered_is_for_others_until_it_is_accepted(cache):
+def test_offered_object_is_shared_until_accepted(cache):
+    """What is offered is for others until it is accepted."""
     path = came(cache, b"new")
     assert cache.add_unverified("object", path)
     assert read(cache.find_object("object")) == b"new"
@@ -155,7 +162,8 @@ def test_what_is_refused_is_gone(cache):
     assert not os.path.exists(place)
 
 
-def test_nothing_is_offered_in_place_of_what_is_there(cache):
+def test_present_object_is_not_offered_over(cache):
+    """Nothing is offered in place of what is there."""
     first, second = came(cache, b"first"), came(cache, b"second")
     assert cache.add_unverified("object", first)
     assert not cache.add_unverified("object", second)
@@ -166,7 +174,8 @@ def test_nothing_is_offered_in_place_of_what_is_there(cache):
 
 @pytest.mark.parametrize("how", ["stored", "kept", "adopted", "removed", "offered again"])
 @pytest.mark.parametrize("right", [False, True])
-def test_what_is_found_out_later_counts_only_for_what_was_offered(cache, tmp_path, how, right):
+def test_verification_counts_for_offered_only(cache, tmp_path, how, right):
+    """What is found out later counts only for what was offered."""
     path = came(cache, b"offered")
     assert cache.add_unverified("object", path)
     if how == "stored":
@@ -192,7 +201,8 @@ def test_what_is_found_out_later_counts_only_for_what_was_offered(cache, tmp_pat
         assert cache.size("object") == 3
 
 
-def test_a_cache_gives_its_objects_to_the_next_one(tmp_path):
+def test_cache_passes_objects_to_next(tmp_path):
+    """A cache gives its objects to the next one."""
     first, second = (Cache(str(tmp_path / name)) for name in ("first", "second"))
     first.put_bytes("small", b"x")
     stored(first, "large", b"y" * (INLINE_LIMIT + 1))

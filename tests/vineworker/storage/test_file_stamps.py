@@ -71,7 +71,8 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 @pytest.mark.parametrize("symlink", [False, True])
-def test_what_a_task_has_damaged_no_later_one_reads(cache, tmp_path, lost, damage, size, symlink):
+def test_damage_by_task_is_not_read_later(cache, tmp_path, lost, damage, size, symlink):
+    """What a task has damaged no later one reads."""
     stored(cache, "data", bytes(size))
     folder = made(cache, tmp_path, 1, ("data", "in", symlink))
     shell(folder, damage)
@@ -90,7 +91,8 @@ HARMLESS = ["rm in", "mv in other", "ln in other", "chmod 700 in", "cp in other;
 
 
 @pytest.mark.parametrize("command", HARMLESS)
-def test_what_a_task_does_to_its_own_link_is_no_damage(cache, tmp_path, lost, command):
+def test_change_of_own_link_is_harmless(cache, tmp_path, lost, command):
+    """What a task does to its own link is no damage."""
     stored(cache, "data", bytes(LARGE))
     for number in (1, 2):
         folder = made(cache, tmp_path, number, ("data", "in"))
@@ -101,7 +103,8 @@ def test_what_a_task_does_to_its_own_link_is_no_damage(cache, tmp_path, lost, co
     assert lost == []
 
 
-def test_who_has_read_what_another_task_damaged_meanwhile_has_to_run_again(cache, tmp_path, lost):
+def test_reader_of_damaged_file_reruns(cache, tmp_path, lost):
+    """Who has read what another task damaged meanwhile has to run again."""
     stored(cache, "data", bytes(LARGE))
     first, second, third = (made(cache, tmp_path, number, ("data", "in")) for number in (1, 2, 3))
     end(cache, third)
@@ -112,7 +115,8 @@ def test_who_has_read_what_another_task_damaged_meanwhile_has_to_run_again(cache
     assert lost == ["data"]
 
 
-def test_what_was_altered_on_the_disk_is_noticed_before_it_is_used(cache, tmp_path, lost):
+def test_alteration_on_disk_is_noticed_before_use(cache, tmp_path, lost):
+    """What was altered on the disk is noticed before it is used."""
     for number, size in enumerate((SMALL, LARGE)):
         name = f"data-{number}"
         stored(cache, name, bytes(size))
@@ -125,7 +129,8 @@ def test_what_was_altered_on_the_disk_is_noticed_before_it_is_used(cache, tmp_pa
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_a_file_of_a_directory_that_was_damaged_is_noticed(cache, tmp_path, lost, large):
+def test_damaged_directory_file_is_noticed(cache, tmp_path, lost, large):
+    """A file of a directory that was damaged is noticed."""
     tree = tmp_path / "tree"
     (tree / "sub").mkdir(parents=True)
     (tree / "sub" / "file").write_bytes(bytes(LARGE if large else SMALL))
@@ -138,7 +143,8 @@ def test_a_file_of_a_directory_that_was_damaged_is_noticed(cache, tmp_path, lost
     assert lost == ["tree"]
 
 
-def test_compiled_modules_in_a_directory_are_no_damage(cache, tmp_path, lost):
+def test_compiled_modules_are_no_damage(cache, tmp_path, lost):
+    """Compiled modules in a directory are no damage."""
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "module.py").write_text("x = 1\n")
@@ -150,7 +156,8 @@ def test_compiled_modules_in_a_directory_are_no_damage(cache, tmp_path, lost):
     assert lost == []
 
 
-def test_an_input_that_is_moved_to_be_an_output_is_another_file(cache, tmp_path, lost):
+def test_input_moved_to_output_is_another(cache, tmp_path, lost):
+    """An input that is moved to be an output is another file."""
     stored(cache, "data", bytes(LARGE))
     folder = made(cache, tmp_path, 1, ("data", "in"))
     shell(folder, "mkdir d; ln in d/same; mv in out")
@@ -171,7 +178,8 @@ def test_an_input_that_is_moved_to_be_an_output_is_another_file(cache, tmp_path,
     assert lost == []
 
 
-def test_copies_in_sandboxes_take_no_more_than_a_part_of_the_disk(tmp_path, monkeypatch):
+def test_sandbox_copies_take_bounded_disk(tmp_path, monkeypatch):
+    """Copies in sandboxes take no more than a part of the disk."""
     monkeypatch.setattr(sandbox, "_clone_blocks", lambda _source, _target: False)
     cache = Cache(str(tmp_path), disk_limit=8 * SMALL)
     stored(cache, "data", bytes(SMALL))
@@ -185,7 +193,8 @@ def test_copies_in_sandboxes_take_no_more_than_a_part_of_the_disk(tmp_path, monk
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_what_a_task_sees_does_not_depend_on_the_umask(cache, tmp_path, umask):
+def test_task_view_is_independent_of_umask(cache, tmp_path, umask):
+    """What a task sees does not depend on the umask."""
     before = os.umask(umask)
     try:
         cache.put_bytes("memory", b"x")

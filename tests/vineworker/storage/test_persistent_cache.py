@@ -92,7 +92,8 @@ def text_of(kept):
         return file.read()
 
 
-def test_what_is_kept_forever_is_found_by_the_next_one(tmp_path, shelf):
+def test_persisted_object_is_found_by_next(tmp_path, shelf):
+    """What is kept forever is found by the next one."""
     first = shelf()
     (tmp_path / "file").write_bytes(b"large")
     first.keep("small", b"small")
@@ -105,7 +106,8 @@ def test_what_is_kept_forever_is_found_by_the_next_one(tmp_path, shelf):
     assert [text_of(second.keeper.check(name)) for name in ("small", "a/b")] == [b"small", b"large"]
 
 
-def test_a_kept_file_takes_no_room_beside_the_one_in_the_cache(tmp_path, shelf):
+def test_persisted_file_takes_no_extra_room(tmp_path, shelf):
+    """A kept file takes no room beside the one in the cache."""
     (tmp_path / "file").write_bytes(b"x" * MB)
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").write_bytes(b"x" * MB)
@@ -116,7 +118,8 @@ def test_a_kept_file_takes_no_room_beside_the_one_in_the_cache(tmp_path, shelf):
     assert [(path / "file" if path.is_dir() else path).stat().st_nlink for path in objects] == [2, 2]
 
 
-def test_a_directory_is_found_with_its_modes_links_and_empty_folders(tmp_path, shelf):
+def test_directory_keeps_modes_links_and_empties(tmp_path, shelf):
+    """A directory is found with its modes links and empty folders."""
     tree = tmp_path / "tree"
     (tree / "empty").mkdir(parents=True)
     (tree / "Grüße\nund mehr").write_text("odd name")
@@ -161,7 +164,8 @@ def replace_by_folder(path):
 
 
 @pytest.mark.parametrize("damage", [damage_content, damage_size, damage_mode, replace_by_folder, os.unlink])
-def test_what_is_not_as_it_was_is_removed_and_not_told_of(tmp_path, shelf, damage):
+def test_altered_object_is_removed_silently(tmp_path, shelf, damage):
+    """What is not as it was is removed and not told of."""
     first = shelf()
     first.keep("good", b"good")
     first.keep("bad", b"damaged")
@@ -174,7 +178,8 @@ def test_what_is_not_as_it_was_is_removed_and_not_told_of(tmp_path, shelf, damag
     assert ("found", "bad") not in second.said
 
 
-def test_what_a_crash_leaves_half_done_is_removed(tmp_path, shelf):
+def test_leftovers_of_crash_are_removed(tmp_path, shelf):
+    """What a crash leaves half done is removed."""
     first = shelf()
     first.keep("good", b"good")
     first.close()
@@ -199,7 +204,8 @@ def test_what_a_crash_leaves_half_done_is_removed(tmp_path, shelf):
      b'{"name": "odd", "size": -5, "directory": "x"}'],
     ids=lambda text: repr(text[:30]),
 )  # fmt: skip
-def test_a_record_that_is_none_costs_only_its_own_object(tmp_path, shelf, text):
+def test_broken_record_costs_its_object_only(tmp_path, shelf, text):
+    """A record that is none costs only its own object."""
     first = shelf()
     for name in ("one", "odd", "two"):
         first.keep(name, name.encode())
@@ -214,7 +220,7 @@ def test_a_record_that_is_none_costs_only_its_own_object(tmp_path, shelf, text):
     assert second.keeper.check("odd") is not None
 
 
-def test_what_another_version_has_kept_is_removed_and_told_of_once(tmp_path, shelf, caplog):
+def test_objects_of_other_version_are_removed(tmp_path, shelf, caplog):
     """The first format, whose names of files said nothing of their modes: what was executable was found where the same text is not."""
     first = shelf()
     for name in ("one", "two", "three"):
@@ -249,7 +255,8 @@ def test_a_record_names_size_and_digest(tmp_path, shelf):
     }
 
 
-def test_what_is_not_what_its_name_says_is_not_kept(tmp_path, shelf, caplog):
+def test_object_not_matching_name_is_refused(tmp_path, shelf, caplog):
+    """What is not what its name says is not kept."""
     digest = hashlib.sha256(b"right").hexdigest()[:40]
     keeping = shelf()
     keeping.keep(f"buffer-{digest}", b"wrong")
@@ -258,7 +265,8 @@ def test_what_is_not_what_its_name_says_is_not_kept(tmp_path, shelf, caplog):
     assert "not the one it is named after" in caplog.text
 
 
-def test_what_was_altered_before_it_is_kept_is_not_kept(tmp_path, shelf, caplog):
+def test_object_altered_before_persisting_is_refused(tmp_path, shelf, caplog):
+    """What was altered before it is kept is not kept."""
     keeping = shelf()
     keeping.keeper.keep("x", b"altered", forever=True, digest=digests.digest_bytes(b"right"))
     keeping.keep("y", b"y")
@@ -266,7 +274,8 @@ def test_what_was_altered_before_it_is_kept_is_not_kept(tmp_path, shelf, caplog)
     assert "x is not kept: it has been altered" in caplog.text
 
 
-def test_the_oldest_goes_first_when_it_is_too_much(tmp_path, shelf):
+def test_oldest_objects_go_first(tmp_path, shelf):
+    """The oldest goes first when it is too much."""
     first = shelf(limit=300)
     for name in "abc":
         first.keep(name, bytes(100))
@@ -281,7 +290,8 @@ def test_the_oldest_goes_first_when_it_is_too_much(tmp_path, shelf):
     wait_until(lambda: len(home(tmp_path, "objects")) == 2)
 
 
-def test_nobody_is_asked_what_may_go_between_two_managers(tmp_path, shelf):
+def test_eviction_between_managers_asks_nobody(tmp_path, shelf):
+    """Nobody is asked what may go between two managers."""
     keeping = shelf(limit=150)
     keeping.keep("a", bytes(100))
     keeping.keeper.unsubscribe()
@@ -289,14 +299,16 @@ def test_nobody_is_asked_what_may_go_between_two_managers(tmp_path, shelf):
     wait_until(lambda: [path.name for path in home(tmp_path, "objects")] == ["b"])
 
 
-def test_what_is_larger_than_the_limit_is_not_kept(tmp_path, shelf, caplog):
+def test_object_above_limit_is_not_persisted(tmp_path, shelf, caplog):
+    """What is larger than the limit is not kept."""
     keeping = shelf(limit=100)
     keeping.keep("large", bytes(101))
     assert home(tmp_path, "objects") == home(tmp_path, "incoming") == []
     assert "large is not kept" in caplog.text
 
 
-def test_what_is_dropped_before_it_is_kept_is_not_kept(tmp_path, shelf):
+def test_object_dropped_early_is_not_persisted(tmp_path, shelf):
+    """What is dropped before it is kept is not kept."""
     keeping = shelf()
     with keeping.keeper._checking:  # so that it cannot get on
         keeping.keeper.keep("x", b"x", forever=True)
@@ -306,14 +318,16 @@ def test_what_is_dropped_before_it_is_kept_is_not_kept(tmp_path, shelf):
     assert keeping.said == [("kept", "y")]
 
 
-def test_what_vanishes_before_it_is_kept_harms_nobody(tmp_path, shelf):
+def test_object_vanishing_early_harms_nothing(tmp_path, shelf):
+    """What vanishes before it is kept harms nobody."""
     keeping = shelf()
     keeping.keep("gone", str(tmp_path / "gone"))
     keeping.keep("y", b"y")
     assert keeping.said == [("kept", "y")]
 
 
-def test_what_a_worker_keeps_for_itself_can_be_kept_forever_later(tmp_path, shelf):
+def test_own_object_can_be_persisted_later(tmp_path, shelf):
+    """What a worker keeps for itself can be kept forever later."""
     keeping = shelf()
     keeping.keep("x", b"x", forever=False)
     assert home(tmp_path, "objects") == []
@@ -324,7 +338,8 @@ def test_what_a_worker_keeps_for_itself_can_be_kept_forever_later(tmp_path, shel
     assert keeping.keeper.check("x").forever
 
 
-def test_without_a_home_things_are_kept_beside_the_worker(tmp_path):
+def test_without_home_folder_is_beside_worker(tmp_path):
+    """Without a home things are kept beside the worker."""
     keeper = PersistentCache(str(tmp_path / "kept"), MB)
     try:
         keeper.keep("x", b"x", forever=True)
@@ -336,7 +351,8 @@ def test_without_a_home_things_are_kept_beside_the_worker(tmp_path):
         keeper.close()
 
 
-def test_two_workers_have_folders_of_their_own_and_another_secret_has_others(tmp_path, shelf):
+def test_workers_and_secrets_have_own_folders(tmp_path, shelf):
+    """Two workers have folders of their own and another secret has others."""
     first, second = shelf(), shelf()
     first.keep("x", b"first")
     second.keep("x", b"second")
@@ -349,7 +365,8 @@ def test_two_workers_have_folders_of_their_own_and_another_secret_has_others(tmp
     assert text_of(third.keeper.check("x")) == b"first"
 
 
-def test_the_lock_of_a_killed_worker_is_free(tmp_path):
+def test_lock_of_killed_worker_is_free(tmp_path):
+    """The lock of a killed worker is free."""
     script = f"import sys\nfrom vineworker.storage.cache_directory import open_cache_directory\nhome = open_cache_directory({str(tmp_path)!r}, b'x')\nprint(home.folder, flush=True)\nsys.stdin.read()"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     process = subprocess.Popen(
@@ -367,7 +384,8 @@ def test_the_lock_of_a_killed_worker_is_free(tmp_path):
     beside.close()
 
 
-def test_a_folder_that_is_not_ours_is_not_used(tmp_path, caplog):
+def test_foreign_folder_is_not_used(tmp_path, caplog):
+    """A folder that is not ours is not used."""
     caplog.set_level(logging.INFO)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "vine-kept").symlink_to("elsewhere")

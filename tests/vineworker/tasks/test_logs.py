@@ -10,7 +10,8 @@ from tests.harness.processes import find_paths, wait_until
 from vinecore import FunctionCall
 
 
-def test_of_a_long_log_the_end_is_kept_and_goes_on(tmp_path):
+def test_end_of_long_log_is_kept(tmp_path):
+    """Of a long log the end is kept and goes on."""
     path = tmp_path / "log"
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(log, bytes(logs.MAX_LOG_BYTES) + b"the end\n")
@@ -23,7 +24,8 @@ def test_of_a_long_log_the_end_is_kept_and_goes_on(tmp_path):
     assert text.endswith(b"the end\nmore\n")
 
 
-def test_a_short_log_and_one_that_is_not_there_stay_as_they_are(tmp_path):
+def test_short_or_missing_log_is_unchanged(tmp_path):
+    """A short log and one that is not there stay as they are."""
     path = tmp_path / "log"
     logs.truncate_log(str(path))
     assert not path.exists()
@@ -43,7 +45,8 @@ def print_much(gate):
         time.sleep(0.01)
 
 
-def test_what_a_call_prints_while_it_runs_does_not_fill_the_disk(local_cluster):
+def test_output_of_call_does_not_fill_disk(local_cluster):
+    """What a call prints while it runs does not fill the disk."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(m)
     library = m.create_library_from_functions("lib", print_much, exec_mode="direct")

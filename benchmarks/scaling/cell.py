@@ -278,7 +278,7 @@ class Watch:
     def _look(self) -> None:
         now = time.perf_counter()
         self.longest = max(self.longest, now - self._expected)
-        if not self.first and self._engine._mind.tables.assigned:
+        if not self.first and self._engine._scheduler.tables.assigned:
             self.first = now
         if not self._over:
             self._expected = now + LOOK_S

@@ -35,7 +35,7 @@ class ManagerAnnouncer:
     Parameters
     ----------
     about
-        What does not change: a record without the figures.
+        The constant part of the record, without figures.
     figures
         Gives what changes; called in the thread.
     folder
@@ -131,7 +131,7 @@ def make_record(*, name: str, key: str, bound: str, port: int, ssl: bool) -> dic
     Parameters
     ----------
     name, key
-        What it is called, and what tells it from others.
+        The name of the manager, and its unique id.
     bound, port
         Where it listens.
     ssl
@@ -158,12 +158,12 @@ def make_record(*, name: str, key: str, bound: str, port: int, ssl: bool) -> dic
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # who has no entry in the list of users
+    except (KeyError, OSError):  # a user without an entry in the list of users
         return str(os.getuid())
 
 
 def _addresses(bound: str) -> list[str]:
-    """Where others may reach who listens there: first the address that this machine uses for what is far away."""
+    """Return the addresses of a listener, first the one that this machine uses for remote hosts."""
     if bound not in ("0.0.0.0", "::"):  # noqa: S104 - compared
         return [bound]
     families = (socket.AF_INET, socket.AF_INET6) if bound == "::" else (socket.AF_INET,)

@@ -55,7 +55,7 @@ COMPARISON = re.compile(
 
 
 class RecordStore:
-    """What has been reported.
+    """The records of the managers.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class RecordStore:
         Parameters
         ----------
         report
-            What has come.
+            The bytes of the report.
         address
             Whose it is.
         now
@@ -140,7 +140,7 @@ class RecordStore:
                 del self._of_one[key[0]]
 
     def select(self, wanted: Callable[[dict[str, Any]], bool], now: float) -> list[bytes]:
-        """Give the records that are wanted, as JSON."""
+        """Return the selected records, as JSON."""
         self.expire(now)
         return [text for _when, record, text in self._records.values() if wanted(record)]
 
@@ -196,7 +196,7 @@ class CatalogServer:
     Parameters
     ----------
     records
-        What has been reported.
+        The records of the managers.
     """
 
     def __init__(self, records: RecordStore) -> None:
@@ -251,7 +251,7 @@ class CatalogServer:
         return guarded
 
     def _refused(self, address: str, reason: str) -> None:
-        """Say what is wrong, but not again and again."""
+        """Log a rejected report or query, at growing intervals."""
         now = time.monotonic()
         if now < self._quiet_until:
             self._untold += 1

@@ -27,7 +27,7 @@ FIGURES = ("waiting", "running", "workers")
 def query_manager(
     one: DiscoveredManager, finder: ManagerFinder | None, secret: Path, fingerprints: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Ask a manager that has been found; say what it has to do, or why nobody knows."""
+    """Query a manager that was found; return its statistics, or the reason for having none."""
     about: dict[str, Any] = {"name": one.name, "address": "", "problem": "it has no address"}
     try:
         known = secret.read_bytes().strip()

@@ -1,4 +1,4 @@
-"""The factory's mind: what managers want and what became of the pilots goes in, what to do comes out.
+"""Decide the number of pilots from the managers' demand and the status of the pilots, without I/O.
 
 No I/O, no clock: `Mind.step` is given the time. A pilot is a job of a batch system that becomes a worker.
 """
@@ -18,13 +18,13 @@ IDLE, RUNNING, HELD, GONE = "idle", "running", "held", "gone"
 INITIAL_BACKOFF_S, MAX_BACKOFF_S = 0.4, 300.0
 MAX_START_TRIES = 5
 """How often all pilots may end before they connect, one round after the other, where that is the fault of this machine."""
-ASSUME_CONNECTED_S = 5.0  # who has run for so long counts as connected, where the manager is not asked
+ASSUME_CONNECTED_S = 5.0  # a pilot that has run for so long counts as connected if the manager is not asked
 QUEUED_REPORT_DELAY_S = 30.0  # for how long a pilot is queued before it is said what it waits for
 SURPLUS_DELAY_S = 30.0  # for how long queued pilots are too many before they are taken back
 
 
 class JobStatus(NamedTuple):
-    """What a batch system says of a job."""
+    """The status of a job in its batch system."""
 
     state: str
     reason: str = ""
@@ -33,7 +33,7 @@ class JobStatus(NamedTuple):
 
 
 class ScalingDecision(NamedTuple):
-    """What is to be done now.
+    """The pilots to submit and to remove now.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class ScalingDecision(NamedTuple):
     release : int
         How many idle workers to let go.
     says : tuple of str
-        What a person should know.
+        Texts for the log.
     ended : str
         Why the factory has nothing more to do; "" if it has.
     """
@@ -129,11 +129,11 @@ class AdaptiveScaling:
         now
             Seconds, of any clock that does not jump.
         settings
-            What the user wants.
+            The settings of the factory.
         demand
-            What the manager says; None if it does not answer.
+            The statistics of the manager; None if it does not answer.
         jobs
-            What the batch system says of each pilot; one that is not named is gone. None if it does not answer.
+            The status of each pilot; a missing one is gone. None if the batch system does not answer.
         """
         if jobs is None:
             return ScalingDecision(exit_reason=self._exit_reason(now, settings, demand))
@@ -146,7 +146,7 @@ class AdaptiveScaling:
         says += self._queued_reasons(now, jobs)
         target = self.target(settings, demand)
         surplus, submit = len(self._pilots) - target, 0
-        if demand is None:  # nobody to work for
+        if demand is None:  # no manager
             self._surplus_since = None
         elif surplus > 0:
             remove += self._surplus_pilots(now, settings, surplus)
@@ -211,7 +211,7 @@ class AdaptiveScaling:
         ], troubled
 
     def _queued_reasons(self, now: float, jobs: Mapping[str, JobStatus]) -> list[str]:
-        """Say once what pilots wait for that have been queued for long, if the batch system knows."""
+        """Report once why pilots have been queued for long, if the batch system has a reason."""
         told: Counter[str] = Counter()
         for name, pilot in self._pilots.items():
             if pilot.state != IDLE:

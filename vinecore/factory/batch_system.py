@@ -26,7 +26,7 @@ class BatchError(Exception):
 
 
 class PilotSpec(NamedTuple):
-    """What pilots are to do."""
+    """The settings and the manager of pilots."""
 
     settings: FactorySettings
     host: str  # of the manager; "" where the batch system knows what its nodes call this machine
@@ -39,14 +39,14 @@ class PilotSpec(NamedTuple):
 
 
 def worker_command_line(order: PilotSpec, timeout_s: float | None = None) -> list[str]:
-    """Give what every worker is told, whatever starts it, as words of the command line of ``vine_worker``: whom to work for, and what to offer.
+    """Return the part of a worker's command line that is the same in all batch systems.
 
     A batch system adds what depends on it: the secret (``--password``), a folder (``--workspace``), and which job it is (``--feature``).
 
     Parameters
     ----------
     order
-        What pilots are to do.
+        The settings and the manager of pilots.
     timeout_s
         After how long without work a worker leaves, if that is not what the settings say.
     """

@@ -56,7 +56,7 @@ def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str]
 
 
 def _refuse(_context: Any, option: Any, value: str | None) -> None:
-    """Say of an option of TaskVine's that there is none, and what to do instead."""
+    """Refuse an option of TaskVine's that does not exist here, with the alternative."""
     if value is not None:
         name = max(option.opts, key=len)
         raise click.UsageError(f"{name}: {UNSUPPORTED_SETTINGS[name.removeprefix('--')]}")  # noqa: EM102

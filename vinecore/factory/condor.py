@@ -306,10 +306,10 @@ class HTCondor(BatchSystem):
 
 
 def _text_of(about: dict[str, Any], attribute: str) -> str:
-    """Give a text; what a job has not may be missing or null."""
+    """Return a text; an attribute that a job does not have may be missing or null."""
     return str(about.get(attribute) or "")[:MOST_WORDS]
 
 
 def _job_constraint(factory: str) -> str:
-    """Say which jobs are those of a factory."""
+    """Return the constraint that selects the jobs of a factory."""
     return f'VineFactory == "{factory}"'

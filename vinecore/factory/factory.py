@@ -180,7 +180,7 @@ class Factory:
         self._manager = manager
         self._pid = os.getpid()
         self._id = name
-        self._mind = AdaptiveScaling()
+        self._scaling = AdaptiveScaling()
         self._batch: BatchSystem | None = None
         self._forget_stop: Callable[[], None] = lambda: None
         self._replace = True
@@ -229,7 +229,7 @@ class Factory:
         self._base = self._base.changed(**settings)
         self._settings = new
         if self._gave_up:
-            self._mind.start_again()
+            self._scaling.start_again()
             self._set_start_failure("")
         self._wake.set()
 
@@ -264,10 +264,10 @@ class Factory:
         if self._batch is not None:
             msg = f"the factory {self._id} has been started already: stop it first"
             raise RuntimeError(msg)
-        self._stopping, self._mind = False, AdaptiveScaling()
+        self._stopping, self._scaling = False, AdaptiveScaling()
         self._batch = self._make_batch()
         if self._manager is not None:
-            # who forgets to stop a factory must not find its workers days later
+            # a factory that the user forgets to stop must not leave workers behind
             self._forget_stop = self._manager.on_close(self.stop)
             if self._batch.RUNS_HERE:
                 self._manager.close_on_exit_signals()
@@ -301,7 +301,7 @@ class Factory:
 
     def _cycle(self) -> None:
         """Look once, and do what follows."""
-        batch, mind = self._batch, self._mind
+        batch, scaling = self._batch, self._scaling
         assert batch is not None
         self._read_config()
         settings, problems = self._settings, []
@@ -315,7 +315,7 @@ class Factory:
         except BatchError as error:
             jobs = None
             problems.append(str(error))
-        step = mind.decide(time.monotonic(), settings, demand, jobs)
+        step = scaling.decide(time.monotonic(), settings, demand, jobs)
         for text in step.messages:
             log.warning("%s", text)
         try:
@@ -327,7 +327,7 @@ class Factory:
             self._source.release(step.release, self._id)
         if step.submit and not self._stopping and not self._gave_up:
             self._submit(batch, step.submit)
-        if mind.failed_starts >= MAX_START_TRIES:
+        if scaling.failed_starts >= MAX_START_TRIES:
             self._give_up(batch)
         self._log_problem("; ".join(problems))
         if step.exit_reason:
@@ -336,14 +336,14 @@ class Factory:
 
     def _submit(self, batch: BatchSystem, count: int) -> None:
         """Submit so many, with one submission for each manager that they are for."""
-        mind, settings = self._mind, self._settings
+        scaling, settings = self._scaling, self._settings
         try:
-            for number, target in self._source.distribute(count, settings, mind.names):
+            for number, target in self._source.distribute(count, settings, scaling.names):
                 order = PilotSpec(
                     settings, target.host, target.port, target.password_file, self._id, target.fingerprints, target.others, target.find,
                 )  # fmt: skip
                 names = batch.submit(number, order)
-                mind.submitted(names)
+                scaling.submitted(names)
                 self._source.submitted(target, names)
                 if names:  # a batch system may have no more nodes
                     last = f" to {names[-1]}" if names[1:] else ""
@@ -351,11 +351,11 @@ class Factory:
                         "submitted %s%s, for the manager at %s:%d", names[0], last, target.host, target.port
                     )
         except (BatchError, OSError) as error:
-            for text in mind.submission_failed(str(error), time.monotonic()):
+            for text in scaling.submission_failed(str(error), time.monotonic()):
                 log.warning("%s", text)
 
     def _give_up(self, batch: BatchSystem) -> None:
-        """Tell a manager of this program that this machine starts none of its workers, until a setting changes."""
+        """Stop starting workers on this machine until a setting changes, and log this."""
         if self._manager is None or not batch.RUNS_HERE or self._gave_up:
             return
         self._set_start_failure(
@@ -373,7 +373,7 @@ class Factory:
         self._manager.report_start_failure(reason)
 
     def _log_problem(self, problem: str) -> None:
-        """Say what is wrong, again at growing intervals while it lasts, and when it is over."""
+        """Log a problem, again at growing intervals while it lasts, and its end."""
         if self._reminder.is_due(problem, time.monotonic()):
             again = problem == self._last_problem
             log.warning("%s%s", "still: " if again else "", problem)

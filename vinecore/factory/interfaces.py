@@ -49,9 +49,9 @@ class ManagedManager(Protocol):
         ...
 
     def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Have a function called when the manager is closed; return what takes that back."""
+        """Call a function when the manager is closed; return the function that cancels this."""
         ...
 
     def close_on_exit_signals(self) -> None:
-        """Have a signal that ends the program close the manager first."""
+        """Close the manager when a signal ends the program."""
         ...

@@ -99,7 +99,7 @@ class Local(BatchSystem):
 
     @property
     def log(self) -> str:
-        """What the workers have said."""
+        """The output of the workers."""
         path = Path(self.folder) / "workers.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
@@ -145,7 +145,7 @@ class Local(BatchSystem):
         return name
 
     def _worker_command(self, archive: str) -> list[str]:
-        """Say what runs a worker: this Python, or one that is in an archive."""
+        """Return the command of a worker in this Python, or in that of an archive."""
         if not archive:
             if not sys.executable:
                 # so it is where Python is part of another program
@@ -178,7 +178,7 @@ class Local(BatchSystem):
         return [str(python), str(pyz)]
 
     def status(self) -> dict[str, JobStatus]:
-        """Say which of them run."""
+        """Return which workers run."""
         found = {}
         for name, process in list(self._named.items()):
             code = process.poll()

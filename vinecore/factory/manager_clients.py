@@ -1,4 +1,4 @@
-"""Whom a factory asks what there is to do: a manager in this process, or one behind an address."""
+"""Query managers for a factory: a manager in this process, at an address, or by name."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Target(NamedTuple):
 
 
 class DemandSource(Protocol):
-    """Whom a factory asks."""
+    """The managers of a factory."""
 
     @property
     def description(self) -> str:
-        """Who that is, in words."""
+        """The managers in words, for messages."""
         ...
 
     def ask(self, settings: FactorySettings, factory: str) -> QueueStats:
@@ -61,7 +61,7 @@ class DemandSource(Protocol):
     def distribute(
         self, count: int, settings: FactorySettings, pilots: Collection[str]
     ) -> list[tuple[int, Target]]:
-        """Say for whom so many new pilots are, besides those that there are."""
+        """Distribute so many new pilots over the managers, given their present ones."""
         ...
 
     def submitted(self, target: Target, pilots: Collection[str]) -> None:
@@ -76,7 +76,7 @@ class _SingleManager:
 
     @property
     def description(self) -> str:
-        """Who that is, in words."""
+        """The managers in words, for messages."""
         return f"the manager at {self.target.host}:{self.target.port}"
 
     def distribute(
@@ -149,7 +149,7 @@ class NamedManagers:
 
     @property
     def description(self) -> str:
-        """Who that is, in words."""
+        """The managers in words, for messages."""
         return f"any manager called {self._finder.pattern}"
 
     def ask(self, settings: FactorySettings, factory: str) -> QueueStats:

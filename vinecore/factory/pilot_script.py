@@ -1,4 +1,4 @@
-"""What a job of a batch system brings to a node and runs there, and how a batch system's commands are run here."""
+"""The scripts of pilots, and running the commands of batch systems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a factory can be told: names as in TaskVine, each value checked."""
+"""The settings of a factory: names as in TaskVine, each value checked."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FIXED_SETTINGS = {
 
 @dataclass(frozen=True)
 class FactorySettings:
-    """What a factory works by.
+    """The settings of a factory.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class FactorySettings:
     wall_time : float or None
         How many seconds a worker lives: it hands over what only it has before, and is replaced if there is work. None: as long as it has work.
     cores, memory, disk, gpus : int or None
-        What each worker offers, and asks the batch system for; memory and disk in MB.
+        The resources of each worker, and of its job; memory and disk in MB.
     condor_requirements : tuple of str
         Further conditions on the machine, all of which have to hold.
     batch_options : str
@@ -75,7 +75,7 @@ class FactorySettings:
     extra_options : str
         Further options of ``vine_worker``.
     feature : tuple of str
-        What workers say that they have.
+        Features that the workers advertise.
     workers_blocked : tuple of str
         Machines that get no worker (condor).
     wrapper_input : tuple of str
@@ -107,11 +107,11 @@ class FactorySettings:
 
     @property
     def fixed(self) -> bool:
-        """Whether there are always as many workers, whatever there is to do."""
+        """Whether the number of workers is constant."""
         return self.min_workers == self.max_workers
 
     def changed(self, **values: Any) -> FactorySettings:
-        """Give these settings with some of them changed.
+        """Return these settings with some of them changed.
 
         Raises
         ------
@@ -190,7 +190,7 @@ def from_json(values: Any) -> dict[str, Any]:
 
 
 def unknown_setting_message(name: str, known: Any) -> str:
-    """Say that there is no such name, and which one may have been meant."""
+    """Return the message about an unknown setting, with the nearest known one."""
     hint = validators.suggest_name(name, known) or f"; there are: {', '.join(sorted(known))}"
     return f"there is no setting {name!r}{hint}"
 

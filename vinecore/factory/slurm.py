@@ -121,7 +121,7 @@ done"""
 
 
 class _SqueueRow(NamedTuple):
-    """What squeue says of a job."""
+    """A row of squeue."""
 
     number: str
     state: str
@@ -234,7 +234,7 @@ class Slurm(BatchSystem):
 
     def _environment_path(self, number: str) -> str:
         """Where a pilot finds the environment that it was sent."""
-        return f"/tmp/vine-{self._mark}-{number}.env"  # noqa: S108 - nobody can guess the name
+        return f"/tmp/vine-{self._mark}-{number}.env"  # noqa: S108 - no other user can guess the name
 
     def status(self) -> dict[str, JobStatus]:
         """Ask the queue, and the accounting for those that are not in it any more."""

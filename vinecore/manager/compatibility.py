@@ -1,4 +1,4 @@
-"""Whether what the manager pickles can be loaded on a worker, and the other way round.
+"""Compare versions that decide whether pickles pass between the manager and a worker.
 
 Most differences between two environments do no harm. These do:
 
@@ -56,7 +56,7 @@ def describe() -> dict[str, Any]:
 
 
 def explain_mismatch(manager: Mapping[str, Any], worker: Mapping[str, Any], where: str) -> str | None:
-    """Say what keeps pickles from passing between a manager and a worker.
+    """Explain which versions keep pickles from passing between a manager and a worker.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a program with workers of its own does when a signal ends it: it cleans up, and ends by that signal all the same.
+"""Clean up when a signal ends a program with workers of its own; the program then ends by that signal.
 
 Only for signals for which nobody else has made provision, and only until the last of what registers here is closed.
 """
@@ -23,7 +23,7 @@ _forking = threading.local()  # the signals that this thread had blocked before 
 
 
 def register(end: Callable[[], None]) -> Callable[[], None]:
-    """Have something done before a signal ends this program.
+    """Call a function before a signal ends this program.
 
     Returns
     -------

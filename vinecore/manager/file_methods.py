@@ -187,7 +187,7 @@ class FileMethods(OnDemandMethods):
             look = RemoteFileInfo()
         size = look.verified_size
         self._display_names[name] = url
-        # where nobody says what the content is a copy is worth nothing to a later manager
+        # a later manager cannot use a copy of a content without a validator
         number = CACHE_LEVELS[level] if look.validator else min(CACHE_LEVELS[level], WORKFLOW)
         spec = FileSpec(
             name, size, url=url, peer_transfer=peer_transfer, validator=look.validator, level=number
@@ -368,7 +368,7 @@ class FileMethods(OnDemandMethods):
 
 
 def _bytes_of(buffer: Any) -> bytes:
-    """Give the bytes of a text, or of bytes in any of Python's forms."""
+    """Return the bytes of a text, or of bytes in any of Python's forms."""
     if isinstance(buffer, str):
         try:
             return buffer.encode()

@@ -49,7 +49,7 @@ class GraphHandle:
     task_numbers : iterator of int
         The numbers of the manager's tasks.
     session : str
-        What the names of this manager's own files have in common.
+        The common part of the names of this manager's own files.
     on_wait : callable
         Called whenever the program waits for the graph.
     on_close : callable

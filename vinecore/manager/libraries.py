@@ -295,7 +295,7 @@ class LibraryTask:
 
 
 def by_name(functions: Iterable[Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """Give functions by the names that calls know them by.
+    """Return functions by the names that calls use.
 
     Raises
     ------
@@ -322,7 +322,7 @@ def by_name(functions: Iterable[Callable[..., Any]]) -> dict[str, Callable[..., 
 
 
 def _place(function: Callable[..., Any]) -> str:
-    """Say where a function was defined."""
+    """Describe the place where a function was defined."""
     code = getattr(function, "__code__", None)
     return repr(function) if code is None else f"line {code.co_firstlineno} of {code.co_filename}"
 

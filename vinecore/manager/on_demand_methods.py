@@ -132,7 +132,7 @@ class OnDemandMethods(ContentMethods):
         """
         if check_declared(file).kind in UNPACKED:
             raise _is_directory(file)
-        if file.kind == "url" and not self.get_file_replica_count(file):  # nobody has it now
+        if file.kind == "url" and not self.get_file_replica_count(file):  # no worker has it now
             copy = Task("cp in out")
             copy.add_input(file, "in")
             fetched = self._declare_on_demand(

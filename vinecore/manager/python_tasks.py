@@ -274,7 +274,7 @@ class FunctionCall(PythonTask):
 
 
 def refuse_for_call(setter: str, instead: str) -> NoReturn:
-    """Say that something is not for function calls, and what to do instead."""
+    """Raise the error for a setter that function calls do not have, with the alternative."""
     msg = f"{setter} is not for a function call: {instead}. A PythonTask has a process, a folder and resources of its own"
     raise TypeError(msg)
 

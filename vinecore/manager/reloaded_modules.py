@@ -1,4 +1,4 @@
-"""What has been imported again: a function that was edited and reloaded is another one, under the same name."""
+"""Detect modules that were imported again: a reloaded function is another one of the same name."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Watch:
         )
 
     def has_changed(self) -> bool:
-        """Whether a known module has been imported again; one that has come is known from now on."""
+        """Return whether a known module was imported again; new modules are known from now on."""
         try:
             again = any(map(is_not, map(sys.modules.get, self._names), self._modules)) or any(
                 map(is_not, map(_spec, self._modules), self._specs)

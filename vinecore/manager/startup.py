@@ -1,4 +1,4 @@
-"""What the arguments of `Manager` and variables of the environment say: ports, secret, TLS, journal and announcement."""
+"""Evaluate the arguments of `Manager` and variables: ports, secret, TLS, journal, announcement."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def make_tls_context(tls_files: Any, password_file: Path) -> tuple[ssl.SSLContex
 def announce_manager(
     server: ManagerServer, name: str, folder: str, servers: tuple[tuple[str, int], ...], *, has_tls: bool
 ) -> Callable[[], None]:
-    """Tell a registry and catalog servers where a manager is; return what ends that.
+    """Announce a manager to a registry and catalog servers; return the function that ends this.
 
     Parameters
     ----------

@@ -81,7 +81,7 @@ class StatusMethods:
             log.warning("%s", self._missing)
 
     def _progress_reports_stalls(self) -> bool:
-        """Whether something else tells the user why nothing can run."""
+        """Return whether a progress display tells the user why nothing can run."""
         return False
 
     @property

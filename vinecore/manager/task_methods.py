@@ -231,7 +231,7 @@ class TaskMethods(LibraryMethods):
         self._finished.append(task)
         del self._tasks[
             ended.task
-        ]  # last: who sees neither this nor the line above must be right to think that all is over
+        ]  # last: a thread that sees the task in neither place may conclude that all tasks are over
         if self._waiters:
             with self._finished_or_obtained:
                 self._finished_or_obtained.notify_all()

@@ -1,4 +1,4 @@
-"""What is known of an address before anybody fetches it.
+"""Query the metadata of an address before workers download it.
 
 A file at an address is named by the address and by what its server says of the content: its ETag, or its date and length. So what has
 changed on the server gets another name, and what has not is found in the caches of workers. Where the server does not say, or only
@@ -31,7 +31,7 @@ _lock = threading.Lock()
 
 
 class RemoteFileInfo(NamedTuple):
-    """What a server says of a content; what it does not say is empty."""
+    """The metadata of a content that a server reports; empty where it reports none."""
 
     etag: str = ""
     last_modified: str = ""
@@ -44,7 +44,7 @@ class RemoteFileInfo(NamedTuple):
 
     @property
     def validator(self) -> tuple[str, ...]:
-        """What tells this content from another one at the same address; empty where nothing does."""
+        """The text that distinguishes this content from others at the address; "" if there is none."""
         return (self.etag, self.last_modified) if self.etag or (self.last_modified and self.size >= 0) else ()
 
 
@@ -144,7 +144,7 @@ def _http_head(url: str) -> RemoteFileInfo:
 
 
 def _last_modified_is_strong(headers: Any) -> bool:
-    """Whether a content is so old that one of the next moment would have another date (RFC 9110, 8.8.2.2)."""
+    """Return whether a later content would have another date (RFC 9110, 8.8.2.2)."""
     from email.utils import parsedate_to_datetime
 
     try:

@@ -1,1 +1,1 @@
-"""What a run did, from its journal: `vine_report`."""
+"""Summaries and plots of a run from its journal: `vine_report`."""

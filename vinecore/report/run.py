@@ -9,7 +9,7 @@ from vinecore.journal.history import History, WorkerHistory
 
 
 class TaskInterval(NamedTuple):
-    """What a task had of a worker, and when."""
+    """The cores of a worker that a task had, and the time."""
 
     worker: int
     start: float
@@ -37,7 +37,7 @@ class ReportedRun:
     Attributes
     ----------
     history : journal.History
-        What the journal says.
+        The history of the run, from its journal.
     span : TimeWindow
         The part of it that counts.
     uses : list of TaskInterval

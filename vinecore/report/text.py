@@ -36,7 +36,7 @@ def format_run(run: ReportedRun) -> str:
 
 
 def _format_damage(history: History) -> str:
-    """Say which lines are damaged, because what they said is missing below."""
+    """Return the text about damaged lines, whose records are missing in the report."""
     if not history.damaged:
         return ""
     lines = _format_group(
@@ -266,7 +266,7 @@ def _count_by_reason(found: Counter[str]) -> list[str]:
 
 
 def _format_group(what: str, count: int, details: Sequence[str] = ()) -> Iterator[str]:
-    """Say how often something happened, with some details."""
+    """Return the text about a number of equal events, with some details."""
     if count:
         yield f"  {what}: {count:,}"
         for text in details[:MAX_REASONS]:

@@ -46,7 +46,7 @@ def make_certificate() -> tuple[str, str]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(
             dt.datetime(2000, 1, 1, tzinfo=dt.timezone.utc)
-        )  # clocks of nodes differ, and nobody looks at it
+        )  # clocks of nodes differ, and no end checks the date
         .not_valid_after(dt.datetime(9999, 1, 1, tzinfo=dt.timezone.utc))
         .sign(key, hashes.SHA256())
     )
@@ -58,7 +58,7 @@ def make_certificate() -> tuple[str, str]:
 
 
 def load_or_create_user_certificate() -> Path:
-    """Give this user's certificate; make one the first time."""
+    """Return this user's certificate; make one the first time."""
     path = secret_path().with_name("certificate.pem")
     if not path.exists():
         text, _fingerprint = make_certificate()
@@ -68,7 +68,7 @@ def load_or_create_user_certificate() -> Path:
 
 
 def fingerprint_of(path: str | Path) -> str:
-    """Give the fingerprint of the first certificate in a file.
+    """Return the fingerprint of the first certificate in a file.
 
     Raises
     ------

@@ -43,7 +43,7 @@ def read_secret(path: str | Path) -> bytes:
 
 
 def write_secret(path: Path) -> None:
-    """Make a new secret in a file that only its owner may read; somebody else's that came first stays."""
+    """Write a new secret to a file that only its owner may read; an existing file stays."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:

@@ -44,7 +44,7 @@ class EventReceiver(Protocol):
         ...
 
     def schedule_inbox(self) -> None:
-        """Have the inbox handled in the next turn of the loop."""
+        """Schedule the inbox for the next iteration of the loop."""
         ...
 
     def process_inbox(self) -> None:
@@ -86,7 +86,7 @@ class WorkerConnections:
     name : str
         The manager's name.
     session : str
-        What the manager's own files are called by, if workers shall keep the others for the next manager.
+        The common part of the names of the manager's own files, if workers keep the others for a successor.
     has_tls : bool
         Whether connections are protected by TLS.
 
@@ -153,7 +153,7 @@ class WorkerConnections:
             sock.close()
 
     def _send_status(self, words: authentication.AuthenticatedLines) -> None:
-        """Tell somebody who knows the secret what there is to do."""
+        """Send the queue statistics to an authenticated client."""
         with words.sock as sock:
             sock.settimeout(STATUS_TIMEOUT_S)
             words.send({"name": self._name, "protocol": VERSION, **self._receiver.queue_stats()._asdict()})

@@ -34,7 +34,7 @@ class ObjectFreezer:
             self.thaw()
 
     def thaw(self) -> None:
-        """Have the collector look at all objects again; does nothing if none is frozen."""
+        """Let the collector visit all objects again; do nothing if none is frozen."""
         if self._frozen_files:
             gc.unfreeze()
             gc.set_threshold(*self._thresholds)

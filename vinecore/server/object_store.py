@@ -1,4 +1,4 @@
-"""What the manager itself holds: buffers in memory, the user's own files, and results that workers have brought."""
+"""Hold the manager's objects: buffers in memory, the user's files, and results of workers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ObjectStore:
     stored
         Called, in the thread that received it, with the name, size and digest of an object that a worker has brought.
     session
-        What the staging folder is called by, if the next manager is to find it.
+        The name of the staging folder, if a successor is to find it.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class ObjectStore:
         self._declarations: Counter[str] = Counter()  # declarations that have not been taken back
         self._file_stamps: dict[str, tuple[Any, ...]] = {}  # of the user's files, when they were declared
         self._destinations: dict[str, str] = {}  # where the user wants outputs
-        # paths of the user's that go when nobody needs the object any more
+        # paths of the user's that are removed when no task needs the object any more
         self._unlink_on_release: dict[str, set[str]] = {}
         self.undelivered: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -109,7 +109,7 @@ class ObjectStore:
         return target
 
     def declared(self, name: str) -> bool:
-        """Whether the user has declared this."""
+        """Return whether the user has declared this object."""
         return self._declarations[name] > 0
 
     def release(self, name: str, path: str = "") -> None:
@@ -128,18 +128,18 @@ class ObjectStore:
             remove_tree(path)
 
     def set_destination(self, name: str, place: str) -> None:
-        """Say where the user wants an output."""
+        """Set the path at which the user wants an output."""
         self._destinations[name] = place
 
     def unlink_on_release(self, name: str, path: str) -> None:
-        """Remove this file or directory of the user's when nobody needs the object any more."""
+        """Remove this file or directory of the user's when no task needs the object any more."""
         with self._lock:
             self._unlink_on_release.setdefault(name, set()).add(path)
 
     # ---- all
 
     def find_object(self, name: str) -> Content | None:
-        """Give an object's bytes or path; nothing if the user has changed the file since it was declared."""
+        """Return an object's bytes or path; None if the user has changed the file since its declaration."""
         content = self._contents.get(name)
         look = self._file_stamps.get(name)
         if look is not None and isinstance(content, str):
@@ -299,7 +299,7 @@ def _file_stamp(path: str) -> tuple[Any, ...]:
 
 
 def _umask() -> int:
-    """Give this process's umask; where the system does not tell, it has to be set for a moment."""
+    """Return this process's umask; if the system does not tell it, it is set for a moment."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             for line in file:

@@ -1,7 +1,7 @@
-"""The thread that owns the tables: an asyncio loop that feeds events to the mind and carries out its instructions.
+"""The thread that owns the tables: an asyncio loop that feeds the scheduler and carries out its instructions.
 
 Everything else talks to it through `Engine.post` (fire and forget, batched: one wake-up for a burst) and `Engine.call` (ask and wait).
-All messages of one turn of the loop reach the mind together, and what it answers leaves in one frame for each worker.
+All messages of one iteration reach the scheduler together; its messages leave in one frame per worker.
 """
 
 from __future__ import annotations
@@ -45,28 +45,27 @@ FLUSH_TICKS = 8  # after so many, what waits for the next message to a worker go
 HEARTBEAT_INTERVAL_S = 30.0
 HEARTBEAT_TIMEOUT_S = 300.0
 SHUTDOWN_TIMEOUT_S = 2.0
-MAX_EVENTS_PER_BATCH = (
-    1024  # events, or tasks among them, that the mind takes at once; then it is the connections' turn
-)
+# Events, or tasks among them, that the scheduler takes at once; then the connections have their turn.
+MAX_EVENTS_PER_BATCH = 1024
 
 
 class StateQuery:
-    """A function of the mind that another thread wants the value of, when everything posted before has been handled."""
+    """A function of the scheduler whose value another thread requests, after everything posted before."""
 
     def __init__(self, function: Callable[[Scheduler], Any]) -> None:
         self._function = function
         self.result: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
-    def run(self, mind: Scheduler) -> None:
+    def run(self, scheduler: Scheduler) -> None:
         """Find the answer."""
         try:
-            self.result.set_result(self._function(mind))
-        except BaseException as error:  # noqa: BLE001 - belongs to who asked
+            self.result.set_result(self._function(scheduler))
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that has asked
             self.result.set_exception(error)
 
 
 class ManagerServer:
-    """Runs the mind.
+    """Runs the scheduler in a thread, with the connections, timers and the object store.
 
     Parameters
     ----------
@@ -75,7 +74,7 @@ class ManagerServer:
     address
         The address to listen on; "" for all.
     secret
-        What workers have to know.
+        The secret that workers have to prove.
     name
         The manager's name.
     python
@@ -83,13 +82,13 @@ class ManagerServer:
     needs
         Packages without which a worker's own Python can run none of them.
     scribe
-        Who writes the journal, if there is to be one.
+        The writer of the journal, if there is one.
     tls_context
-        What TLS is spoken with, if it is.
+        The TLS context; None without TLS.
     session
         What names of this manager's own files have in common, if workers shall keep the others for the next manager, should this one vanish.
     past
-        What is known of a manager that has vanished, if this one goes on.
+        The session of a manager that has died, if this one resumes it.
     validate
         Whether the scheduler's state is validated after each batch of events.
 
@@ -100,7 +99,7 @@ class ManagerServer:
     ping_s, silence_s : float
         After how long without a word a worker is asked whether it is there, and given up.
     in_words : callable
-        Says what the mind says as people say it, with the user's names of files.
+        Replaces cache names in texts of the scheduler by the user's names of files.
     """
 
     def __init__(
@@ -122,7 +121,7 @@ class ManagerServer:
         self._pid = os.getpid()
         self.heartbeat_interval_s, self.heartbeat_timeout_s = HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S
         self.in_words: Callable[[str], str] = str
-        self._mind = Scheduler(python, needs, validate=validate)
+        self._scheduler = Scheduler(python, needs, validate=validate)
         self.inbox: deque[e.Event | StateQuery] = deque()
         self._awake = False
         self._listeners: dict[type, Callable[[Any], None]] = {}
@@ -144,7 +143,7 @@ class ManagerServer:
             self,
             self._loop,
             self.store,
-            self._mind.tables,
+            self._scheduler.tables,
             name=name,
             session=session,
             has_tls=tls_context is not None,
@@ -180,11 +179,11 @@ class ManagerServer:
     # ---- for other threads
 
     def subscribe(self, kind: type, listener: Callable[[Any], None]) -> None:
-        """Have instructions of a kind given to a function, in the engine's thread."""
+        """Call a function for each instruction of a kind, in the server's thread."""
         self._listeners[kind] = listener
 
     def post_event(self, event: e.Event | StateQuery) -> None:
-        """Tell the mind of an event; when it is closed there is nobody to tell."""
+        """Post an event for the scheduler; after the close it is dropped."""
         self.inbox.append(event)
         if not self._awake:
             self._awake = True
@@ -195,18 +194,18 @@ class ManagerServer:
                     raise
 
     def schedule_inbox(self) -> None:
-        """Have the inbox handled in the next turn of the loop; for the loop's own thread."""
+        """Schedule the inbox for the next iteration; for the loop's own thread."""
         if not self._awake:
             self._awake = True
             self._loop.call_soon(self.process_inbox)
 
     def announce_close(self) -> None:
-        """Tell the mind that all is about to be closed."""
+        """Tell the scheduler that the manager is about to close."""
         with contextlib.suppress(RuntimeError):  # it has stopped with a defect
             self.post_event(e.ShutdownAnnounced())
 
     def submit(self, tasks: list[TaskSpec]) -> None:
-        """Post tasks, and wait until the mind has taken them.
+        """Post tasks, and wait until the scheduler has taken them.
 
         A thread that makes one slice after another would hold Python's lock for milliseconds whenever the loop lets go of it, which it does with
         every write to a connection.
@@ -215,10 +214,10 @@ class ManagerServer:
         self.query(queries.await_earlier_events)
 
     def query(self, function: Callable[[Scheduler], T]) -> T:
-        """Run a function on the mind in the engine's thread, after everything posted before, and wait for what it returns."""
+        """Run a function on the scheduler in its thread, after all earlier events, and return its value."""
         self.ensure_open()
         if threading.current_thread() is self._thread:
-            return function(self._mind)
+            return function(self._scheduler)
         question = StateQuery(function)
         answer: concurrent.futures.Future[T] = question.result
         self.post_event(question)
@@ -303,13 +302,13 @@ class ManagerServer:
             if isinstance(event, StateQuery):
                 self._handle(events)
                 events = []
-                event.run(self._mind)
+                event.run(self._scheduler)
             else:
                 events.append(event)
                 room -= len(event.tasks) if type(event) is e.TasksSubmitted else 1
         self._handle(events)
-        self._freezer.update(len(self._mind.tables.files))
-        if (inbox or self._mind.has_more_to_release) and not self._awake:
+        self._freezer.update(len(self._scheduler.tables.files))
+        if (inbox or self._scheduler.has_more_to_release) and not self._awake:
             self._awake = True
             self._loop.call_soon(self.process_inbox)
 
@@ -317,7 +316,7 @@ class ManagerServer:
         carriers, listeners = self._executors, self._listeners
         now = time.monotonic()
         try:
-            instructions = self._mind.handle(events, now)
+            instructions = self._scheduler.handle(events, now)
         except Exception as error:
             self.fatal_error = error
             log.critical("a defect in the manager, which stops here; it came with %.2000s", events)
@@ -350,7 +349,7 @@ class ManagerServer:
                 peer.channel.abort(f"silent for {quiet:.0f} s")
             elif (
                 quiet > self.heartbeat_interval_s and not asked
-            ):  # this process may have slept as well: then nobody was asked
+            ):  # this process may have been stopped as well: then no worker was asked
                 peer.pinged_at = now
                 peer.channel.send(m.Ping())
             elif (peer.number + ticks) % FLUSH_TICKS == 0:
@@ -358,7 +357,7 @@ class ManagerServer:
         self._loop.call_later(TICK_S, self._tick, ticks + 1)
 
     def _look_for_ends(self) -> None:
-        """Tell which workers of a manager that has died have ended meanwhile, as those do that end with their program."""
+        """Post the workers of a dead manager that have exited meanwhile, as those do that end with it."""
         ended = [worker for worker in self._before if has_ended(*worker)]
         if ended:
             self._before = [worker for worker in self._before if worker not in ended]
@@ -367,19 +366,19 @@ class ManagerServer:
     def queue_stats(self) -> QueueStats:
         """Return the queue statistics with the connected pilots."""
 
-        def look(mind: Scheduler) -> QueueStats:
-            return queue_stats(mind.tables)._replace(pilots=tuple(self._connections.pilot_names()))
+        def look(scheduler: Scheduler) -> QueueStats:
+            return queue_stats(scheduler.tables)._replace(pilots=tuple(self._connections.pilot_names()))
 
         return self.query(look)
 
     def release_idle_workers(self, count: int, pilots: str) -> int:
         """Let up to so many idle workers go, of those whose pilots are called so; give how many."""
 
-        def let_go(mind: Scheduler) -> int:
+        def let_go(scheduler: Scheduler) -> int:
             chosen: list[WorkerConnection] = []
             for peer in self._peers.values():
                 features = () if peer.hello is None else peer.hello.features
-                worker = mind.tables.workers.get(peer.number)
+                worker = scheduler.tables.workers.get(peer.number)
                 if (
                     len(chosen) < count
                     and worker is not None

@@ -67,7 +67,7 @@ def test_workers_that_die_at_once_are_not_started_as_fast_as_possible(local_clus
     m.password_file = local_cluster.path("no-such-file")
     with Factory("local", manager=m, cores=1, factory_period=0.01) as factory:
         wait_until(lambda: caplog.text.count("others in") >= 3, "pauses")
-        assert factory._mind.pause_s >= 1.6
+        assert factory._scaling.pause_s >= 1.6
     told = [r.getMessage() for r in caplog.records if "others in" in r.getMessage()][:3]
     assert [text.rpartition("; ")[2] for text in told] == [
         "others in 0.4 s",

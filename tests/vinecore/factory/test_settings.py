@@ -261,8 +261,8 @@ def test_with_capacity_no_more_are_started_than_the_manager_can_keep_busy(local_
         demand = factory._source.ask(factory._base.changed(max_workers=9), "")
         assert demand.waiting + demand.running == 2001
         assert demand.capacity
-        every = factory._mind.target(factory._base.changed(max_workers=10**6), demand)
-        some = factory._mind.target(factory._base.changed(max_workers=10**6, capacity=True), demand)
+        every = factory._scaling.target(factory._base.changed(max_workers=10**6), demand)
+        some = factory._scaling.target(factory._base.changed(max_workers=10**6, capacity=True), demand)
         assert some == max(1, min(every, demand.capacity))
         assert some < every
         m.cancel_all()

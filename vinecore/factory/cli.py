@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,11 @@ from vinecore.factory.batch_types import BATCH_SYSTEMS, UNSUPPORTED_BATCH_TYPES
 from vinecore.factory.factory import Factory
 from vinecore.factory.settings import UNSUPPORTED_SETTINGS
 from vinecore.protocol.amounts import parse_megabytes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+log = logging.getLogger("vinecore")
 
 
 def _address(words: Sequence[str]) -> str:
@@ -263,44 +268,71 @@ def command(
         msg = "give either the manager's address, HOST PORT or HOST:PORT, or its name, -M NAME"
         raise click.UsageError(msg)
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    try:
-        where = _address(address) if address else None
-        factory = Factory(batch_type, manager_host_port=where, manager_name=manager_name, **given)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    try:
-        run(factory, parent=os.getppid() if parent_death else None)
-    except BatchError as error:
-        raise click.ClickException(str(error)) from None
+    with ExitSignals() as exit_signals:
+        try:
+            where = _address(address) if address else None
+            factory = Factory(batch_type, manager_host_port=where, manager_name=manager_name, **given)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        try:
+            run(factory, exit_signals, parent=os.getppid() if parent_death else None)
+        except BatchError as error:
+            raise click.ClickException(str(error)) from None
 
 
-def run(factory: Factory, parent: int | None = None) -> None:
-    """Keep a factory until it ends, a signal says so, or its parent is gone."""
-    log = logging.getLogger("vinecore")
+class ExitSignals:
+    """Notes signals that end a factory, from before the factory exists, and tells the factory.
 
-    def tell(number: int) -> None:
-        log.info("got %s", signal.Signals(number).name)
-        factory.ended.set()
+    A context: after it the handlers are those from before.
+    """
 
-    def leave(number: int, _frame: Any) -> None:
-        # in a thread of its own, because this one may hold the lock of what it waits for
-        threading.Thread(target=tell, args=(number,), name="vine-signal", daemon=True).start()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_received = False
+        self._ended: threading.Event | None = None
+        self._former: dict[int, Any] = {}
 
-    before = {
-        number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    }
-    try:
-        with factory:
-            while not factory.ended.wait(None if parent is None else 1.0):
-                if os.getppid() != parent:
-                    log.info("ends: the process that has started this is gone")
-                    break
-            if factory.exit_reason:
-                log.info("ends: %s", factory.exit_reason)
-            log.info("removing all workers")
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            self._former[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._former.items():
             signal.signal(number, handler)
+
+    def end_on_signal(self, ended: threading.Event) -> None:
+        """Have a signal set an event, also one that has come before."""
+        with self._lock:
+            self._ended = ended
+            if self._is_received:
+                ended.set()
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        # In a thread of its own, because this one may hold the lock of what it waits for.
+        threading.Thread(target=self._note, args=(number,), name="vine-signal", daemon=True).start()
+
+    def _note(self, number: int) -> None:
+        log.info("got %s", signal.Signals(number).name)
+        with self._lock:
+            self._is_received = True
+            if self._ended is not None:
+                self._ended.set()
+
+
+def run(factory: Factory, exit_signals: ExitSignals, parent: int | None = None) -> None:
+    """Keep a factory until it ends, a signal says so, or its parent is gone."""
+    exit_signals.end_on_signal(factory.ended)
+    if factory.ended.is_set():
+        return
+    with factory:
+        while not factory.ended.wait(None if parent is None else 1.0):
+            if os.getppid() != parent:
+                log.info("ends: the process that has started this is gone")
+                break
+        if factory.exit_reason:
+            log.info("ends: %s", factory.exit_reason)
+        log.info("removing all workers")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from tests.harness.processes import PATIENCE_S, is_alive, wait_until
 from vinecore import Factory, Task
 from vinecore.discovery.status_query import query_status
-from vinecore.factory.cli import command, run
+from vinecore.factory.cli import ExitSignals, command, run
 from vinecore.factory.manager_clients import RemoteManager
 from vinecore.protocol import VERSION
 from vinecore.protocol.handshake import HandshakeRejected
@@ -205,5 +205,55 @@ def test_a_signal_ends_it_wherever_it_is_at_that_moment(local_cluster):
     m = local_cluster.start_manager()
     factory = Factory("local", manager=m, min_workers=1, cores=1)
     factory.ended = ToldInside()
-    run(factory)
+    with ExitSignals() as exit_signals:
+        run(factory, exit_signals)
     assert not factory.processes
+
+
+SIGNALLED_AT = """
+import os, sys
+event, text, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+del sys.argv[1:4]
+from vinecore.factory.cli import main
+
+def signal_once(name, arguments):
+    global event
+    if name == event and text in str(arguments):
+        event = None
+        os.kill(os.getpid(), number)
+
+sys.addaudithook(signal_once)
+main()
+"""
+"""Runs the command, which gets a signal when something happens in it for the first time."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [("open", "settings.json"), ("tempfile.mkdtemp", "vine-local-"), ("subprocess.Popen", "vineworker")],
+)
+def test_a_signal_during_the_start_leaves_nothing(local_cluster, tmp_path, event, text, number):
+    """It comes when the settings are read, when the folder is made, and when the worker is started."""
+    m = local_cluster.start_manager()
+    settings, folder = tmp_path / "settings.json", tmp_path / "temporary"
+    settings.write_text('{"min-workers": 1, "max-workers": 1}')
+    folder.mkdir()
+    words = [sys.executable, "-c", SIGNALLED_AT, event, text, str(int(number))]
+    done = subprocess.run(
+        [*words, *options_for(m, local_cluster, "-C", str(settings))],
+        env={**os.environ, "TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert f"got {number.name}" in done.stderr
+    assert not [*folder.iterdir()]
+    assert not [p.pid for p in psutil.process_iter() if uses_folder(p, folder)]
+
+
+def uses_folder(process, folder):
+    """Tell whether a process has a folder for temporary files."""
+    try:
+        return process.environ().get("TMPDIR") == str(folder)
+    except (psutil.Error, OSError):
+        return False

@@ -83,18 +83,21 @@ def test_ports_are_one_or_a_range():
     assert parse_ports("0") == (0, 0)
 
 
-def test_an_address_of_the_older_family_is_called_by_its_name():
+def test_ipv4_address_is_used_by_name():
+    """An address of the older family is called by its name."""
     assert [canonical_address(a) for a in ("::ffff:10.0.0.1", "10.0.0.1", "::1", "fe80::1%eth0")] == ["10.0.0.1", "10.0.0.1", "::1", "fe80::1%eth0"]  # fmt: skip
 
 
-def test_a_manager_takes_the_first_free_port_of_a_range(local_cluster):
+def test_manager_takes_first_free_port(local_cluster):
+    """A manager takes the first free port of a range."""
     with taken(2) as (first, free):
         assert local_cluster.start_manager(port=[first, free]).port == free
         with pytest.raises(OSError, match=f"any port from {first} to {free - 1}"):
             local_cluster.start_manager(port=(first, free - 1))
 
 
-def test_where_the_site_names_ports_any_port_is_one_of_them(local_cluster, monkeypatch):
+def test_site_ports_bound_any_port(local_cluster, monkeypatch):
+    """Where the site names ports any port is one of them."""
     with taken(1) as (first, free):
         monkeypatch.setenv("TCP_LOW_PORT", str(first))
         monkeypatch.setenv("TCP_HIGH_PORT", str(free))
@@ -106,7 +109,8 @@ def test_where_the_site_names_ports_any_port_is_one_of_them(local_cluster, monke
         local_cluster.start_manager()
 
 
-def test_a_manager_and_workers_that_have_only_the_newer_family(local_cluster):
+def test_ipv6_only_manager_and_workers(local_cluster):
+    """A manager and workers that have only the newer family."""
     needs_ipv6()
     m = local_cluster.start_manager(address="::1")
     local_cluster.start_workers(m, 2, host="::1")
@@ -115,7 +119,8 @@ def test_a_manager_and_workers_that_have_only_the_newer_family(local_cluster):
     assert run_on_each(m, local_cluster.folder) == ["precious\n"] * 2
 
 
-def test_a_manager_on_all_addresses_has_workers_of_both_families(local_cluster):
+def test_manager_on_all_addresses_has_both_families(local_cluster):
+    """A manager on all addresses has workers of both families."""
     needs_ipv6()
     m = local_cluster.start_manager(address="")
     local_cluster.start_workers(m, 1, host="::1")
@@ -141,7 +146,8 @@ def test_each_address_of_a_name_is_tried(local_cluster):
     assert "no manager at several.example" in lost.log
 
 
-def test_peers_fetch_where_the_worker_was_told_to_listen(local_cluster):
+def test_peers_fetch_from_told_address(local_cluster):
+    """Peers fetch where the worker was told to listen."""
     m = local_cluster.start_manager()
     with taken(1) as (first, free):
         local_cluster.start_workers(m, 1, "--transfer-port", f"{first}:{free}")

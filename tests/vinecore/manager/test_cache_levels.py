@@ -84,7 +84,8 @@ def fill(local_cluster, inputs, count=3):
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_forever_file_is_found_by_a_later_manager_on_a_later_worker(local_cluster, inputs, killed):
+def test_forever_file_is_found_later(local_cluster, inputs, killed):
+    """A forever file is found by a later manager on a later worker."""
     m = local_cluster.start_manager()
     worker = keeper(local_cluster, m)
     output = run(m, look(declare(m, inputs, "forever")))
@@ -112,7 +113,8 @@ SLOW = [
 """The command of a worker that has not come to looking through what is kept yet."""
 
 
-def test_a_task_that_does_not_wait_until_files_are_found_has_them_nevertheless(local_cluster, inputs):
+def test_impatient_task_gets_found_files(local_cluster, inputs):
+    """A task that does not wait until files are found has them nevertheless."""
     worker, output = fill(local_cluster, inputs)
     worker.wait()
     m = local_cluster.start_manager()
@@ -124,7 +126,8 @@ def test_a_task_that_does_not_wait_until_files_are_found_has_them_nevertheless(l
     assert task.output == output
 
 
-def test_a_worker_keeps_what_it_was_told_to_before_it_leaves(local_cluster, inputs):
+def test_worker_persists_before_leaving(local_cluster, inputs):
+    """A worker keeps what it was told to before it leaves."""
     os.truncate(inputs / "large", 1000 * LARGE)
     m = local_cluster.start_manager()
     worker = keeper(local_cluster, m)
@@ -136,7 +139,8 @@ def test_a_worker_keeps_what_it_was_told_to_before_it_leaves(local_cluster, inpu
     assert os.listdir(local_cluster.workspace) == ["vine-kept"]
 
 
-def test_a_damaged_file_is_not_used_but_brought_again(local_cluster, inputs):
+def test_damaged_file_is_fetched_again(local_cluster, inputs):
+    """A damaged file is not used but brought again."""
     worker, output = fill(local_cluster, inputs)
     worker.wait()
     for path in local_cluster.workspace.glob("vine-kept/*/objects/*"):
@@ -153,7 +157,8 @@ def test_a_damaged_file_is_not_used_but_brought_again(local_cluster, inputs):
     wait_until(lambda: len(records(local_cluster)) == 3, "all to be kept again")
 
 
-def test_what_was_altered_in_a_cache_is_not_kept_elsewhere(local_cluster, inputs):
+def test_altered_cached_file_is_not_persisted(local_cluster, inputs):
+    """What was altered in a cache is not kept elsewhere."""
     data = os.urandom(20 << 20)
     (inputs / "large").write_bytes(data)
     m = local_cluster.start_manager()
@@ -196,7 +201,8 @@ def test_a_worker_with_another_secret_finds_nothing(local_cluster, inputs):
     wait_until(lambda: len(records(local_cluster)) == 6, "both to have their own")
 
 
-def test_two_workers_keep_side_by_side_in_one_workspace(local_cluster, inputs):
+def test_two_workers_persist_in_one_workspace(local_cluster, inputs):
+    """Two workers keep side by side in one workspace."""
     m = local_cluster.start_manager()
     workers = [keeper(local_cluster, m, "--cores", "1") for _ in range(2)]
     m.wait_for_workers(2, 60)
@@ -231,7 +237,8 @@ def test_without_keep_workspace_nothing_is_left(local_cluster, inputs):
     wait_until(lambda: os.listdir(local_cluster.workspace) == [], "nothing to be left")
 
 
-def test_what_is_undeclared_stays_and_what_is_pruned_goes(local_cluster, inputs):
+def test_undeclared_file_stays_pruned_goes(local_cluster, inputs):
+    """What is undeclared stays and what is pruned goes."""
     m = local_cluster.start_manager()
     keeper(local_cluster, m)
     files = declare(m, inputs, "forever")
@@ -276,7 +283,8 @@ def test_an_unpacked_archive_is_kept_too(local_cluster, tmp_path):
 # ---- worker and workflow
 
 
-def test_a_worker_brings_its_files_to_the_next_manager_except_those_of_a_workflow(local_cluster, inputs):
+def test_worker_level_files_reach_next_manager(local_cluster, inputs):
+    """A worker brings its files to the next manager except those of a workflow."""
     port = free_port()
     m = local_cluster.start_manager(port=port)
     worker = local_cluster.start_worker(m, command=PERSISTENT)
@@ -298,7 +306,8 @@ def test_a_worker_brings_its_files_to_the_next_manager_except_those_of_a_workflo
     wait_until(lambda: os.listdir(local_cluster.workspace) == [], "nothing to be left")
 
 
-def test_a_workflow_file_stays_between_tasks_until_it_is_undeclared(local_cluster):
+def test_workflow_file_stays_until_undeclared(local_cluster):
+    """A workflow file stays between tasks until it is undeclared."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(m)
     file = m.declare_buffer(os.urandom(LARGE), cache=True)
@@ -316,7 +325,8 @@ def test_a_workflow_file_stays_between_tasks_until_it_is_undeclared(local_cluste
 # ---- task
 
 
-def test_a_task_file_goes_when_the_last_task_that_needs_it_is_over(local_cluster):
+def test_task_level_file_goes_after_last_task(local_cluster):
+    """A task file goes when the last task that needs it is over."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(m, "--cores", "1")
     file = m.declare_buffer(os.urandom(LARGE))
@@ -338,7 +348,8 @@ def test_a_task_file_goes_when_the_last_task_that_needs_it_is_over(local_cluster
     assert moved(m) == 2 * LARGE
 
 
-def test_an_output_stays_on_its_worker_only_until_it_has_been_brought(local_cluster, tmp_path):
+def test_output_leaves_worker_after_upload(local_cluster, tmp_path):
+    """An output stays on its worker only until it has been brought."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(m)
     brief, longer = m.declare_file(tmp_path / "a"), m.declare_file(tmp_path / "b", cache=True)
@@ -350,7 +361,8 @@ def test_an_output_stays_on_its_worker_only_until_it_has_been_brought(local_clus
     assert (m.get_file_replica_count(brief), m.get_file_replica_count(longer)) == (0, 1)
 
 
-def test_the_input_of_a_python_task_is_there_for_the_task_after_it(local_cluster):
+def test_input_is_cached_for_next_task(local_cluster):
+    """The input of a python task is there for the task after it."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(m)
     data = m.declare_buffer(values.dumps(-42, by_value=False))
@@ -364,7 +376,8 @@ def test_the_input_of_a_python_task_is_there_for_the_task_after_it(local_cluster
 # ---- the user's own file
 
 
-def test_a_file_to_be_unlinked_goes_when_the_last_task_that_needs_it_is_over(local_cluster, tmp_path):
+def test_unlinked_file_goes_after_last_task(local_cluster, tmp_path):
+    """A file to be unlinked goes when the last task that needs it is over."""
     path = tmp_path / "scratch"
     path.write_bytes(os.urandom(LARGE))
     m = local_cluster.start_manager()
@@ -380,7 +393,8 @@ def test_a_file_to_be_unlinked_goes_when_the_last_task_that_needs_it_is_over(loc
     wait_until(lambda: not path.exists(), "the file to be unlinked")
 
 
-def test_files_and_folders_to_be_unlinked_go_with_the_manager(tmp_path, local_cluster):
+def test_unlinked_files_and_folders_go_with_manager(tmp_path, local_cluster):
+    """Files and folders to be unlinked go with the manager."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("x")
     (tmp_path / "file").write_text("x")
@@ -395,7 +409,8 @@ def test_files_and_folders_to_be_unlinked_go_with_the_manager(tmp_path, local_cl
     assert (tmp_path / "other").exists()
 
 
-def test_an_output_to_be_unlinked_goes_when_it_is_undeclared(local_cluster, tmp_path):
+def test_unlinked_output_goes_when_undeclared(local_cluster, tmp_path):
+    """An output to be unlinked goes when it is undeclared."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(m)
     file = m.declare_file(tmp_path / "out", unlink_when_done=True)

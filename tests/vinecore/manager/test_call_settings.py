@@ -53,7 +53,8 @@ def library(request, shared_manager):
     shared_manager.remove_library(name)
 
 
-def test_a_call_that_runs_too_long_is_ended_and_no_other_call_with_it(library, run):
+def test_call_beyond_time_ends_alone(library, run):
+    """A call that runs too long is ended and no other call with it."""
     above = psutil.Process(run(FunctionCall(library, "parent")).output)
     host = above if library.endswith("direct") else above.parent()
     before = [FunctionCall(library, "process") for _ in range(20)]
@@ -71,7 +72,8 @@ def test_a_call_that_runs_too_long_is_ended_and_no_other_call_with_it(library, r
     )
 
 
-def test_a_call_that_is_in_time_is_as_any_other(library, run):
+def test_call_within_time_succeeds(library, run):
+    """A call that is in time is as any other."""
     calls = [FunctionCall(library, "process") for _ in range(30)]
     for call in calls:
         call.set_time_max(600)
@@ -79,7 +81,8 @@ def test_a_call_that_is_in_time_is_as_any_other(library, run):
     assert all(call.successful() for call in calls)
 
 
-def test_the_time_of_a_call_begins_when_it_begins(local_cluster):
+def test_time_of_call_starts_with_it(local_cluster):
+    """The time of a call begins when it begins."""
     m = local_cluster.start_manager()
     local_cluster.start_hurried_worker(m)
     library = m.create_library_from_functions(
@@ -109,7 +112,8 @@ def test_the_time_of_a_call_begins_when_it_begins(local_cluster):
     assert call.successful(), call.output
 
 
-def test_variables_of_a_call_are_there_in_that_call_only(library, run):
+def test_variables_exist_in_their_call_only(library, run):
+    """Variables of a call are there in that call only."""
     plain = FunctionCall(library, "look", "VINE_TEST")
     special = FunctionCall(library, "look", "VINE_TEST")
     special.set_env_var("VINE_TEST", "1")
@@ -127,7 +131,8 @@ def test_variables_of_a_call_are_there_in_that_call_only(library, run):
     assert without.output[1] is None
 
 
-def test_a_time_zone_of_a_task_counts_from_its_beginning(run):
+def test_time_zone_counts_from_task_start(run):
+    """A time zone of a task counts from its beginning."""
     task = PythonTask(look, "TZ")
     task.set_env_var("TZ", "XYZ-3")
     task.set_cores(1)
@@ -141,7 +146,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("setter", "values"), REFUSED.items(), ids=REFUSED)
-def test_what_a_call_cannot_have_is_refused_with_what_to_do_instead(setter, values):
+def test_impossible_setting_of_call_is_refused(setter, values):
+    """What a call cannot have is refused with what to do instead."""
     with pytest.raises(
         TypeError, match=rf"{setter} is not for a function call.*(library\.|library's|returns)"
     ):
@@ -152,7 +158,8 @@ AMOUNTS = ("cores", "memory", "disk", "gpus")
 
 
 @pytest.mark.parametrize("name", AMOUNTS)
-def test_what_a_call_needs_has_to_fit_its_library_and_changes_nothing_else(m, run, name):
+def test_resources_of_call_must_fit_library(m, run, name):
+    """What a call needs has to fit its library and changes nothing else."""
     library = m.create_library_from_functions(f"with-{name}", sample_tasks.add)
     library.set_cores(1)
     getattr(library, f"set_{name}")(0 if name == "gpus" else 1 if name == "cores" else 400)
@@ -166,7 +173,8 @@ def test_what_a_call_needs_has_to_fit_its_library_and_changes_nothing_else(m, ru
     m.remove_library(library.name)
 
 
-def test_every_setter_of_a_task_is_known_to_calls():
+def test_calls_know_all_setters_of_tasks():
+    """Every setter of a task is known to calls."""
     counts = {"set_category", "set_tag", "set_priority", "set_retries", "set_time_max", "set_env_var"}
     counts |= {f"set_{name}" for name in AMOUNTS}
     setters = {

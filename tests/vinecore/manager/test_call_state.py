@@ -61,7 +61,8 @@ def library(shared_manager):
 
 
 @pytest.mark.parametrize(("text", "where"), CASES.values(), ids=CASES)
-def test_the_next_call_in_the_same_slot_starts_from_what_was(library, run, text, where):
+def test_next_call_starts_from_original_state(library, run, text, where):
+    """The next call in the same slot starts from what was."""
     first = run(FunctionCall(library, "look", where))
     assert first.successful(), first.output
     slot, before = first.output
@@ -71,7 +72,8 @@ def test_the_next_call_in_the_same_slot_starts_from_what_was(library, run, text,
 
 
 @pytest.mark.parametrize("text", REPLACED.values(), ids=REPLACED)
-def test_a_slot_that_is_not_fit_for_the_next_call_is_replaced(library, run, text):
+def test_unfit_slot_is_replaced(library, run, text):
+    """A slot that is not fit for the next call is replaced."""
     calls = [FunctionCall(library, "change", text) for _ in range(7)]
     others = [FunctionCall(library, "look", "1") for _ in range(7)]
     found = run(*(task for pair in zip(calls, others, strict=True) for task in pair))
@@ -80,7 +82,8 @@ def test_a_slot_that_is_not_fit_for_the_next_call_is_replaced(library, run, text
     assert len(set(slots)) == 7
 
 
-def test_a_call_that_closes_every_descriptor_fails_alone(library, run):
+def test_call_closing_descriptors_fails_alone(library, run):
+    """A call that closes every descriptor fails alone."""
     lost = FunctionCall(library, "change", "import os; os.closerange(0, 4096)")
     lost.set_retries(1)
     found = run(lost, *(FunctionCall(library, "look", "1") for _ in range(5)))

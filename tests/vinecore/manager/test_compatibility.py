@@ -53,11 +53,13 @@ def test_what_is_not_installed_is_absent():
         {},
     ],
 )
-def test_differences_that_do_no_harm_are_not_mentioned(versions):
+def test_harmless_differences_are_not_mentioned(versions):
+    """Differences that do no harm are not mentioned."""
     assert explain_mismatch(MANAGER, versions, WHERE) is None
 
 
-def test_another_python_is_one_sentence_with_the_fix():
+def test_other_python_is_explained_with_fix():
+    """Another python is one sentence with the fix."""
     assert explain_mismatch(MANAGER, worker("3.12", numpy="1.26"), WHERE) == (
         "worker w1 on host h runs Python 3.12 but the manager runs 3.11: functions pickled by one cannot be "
         "loaded by the other. Start the worker with Python 3.11, or ship an environment with "
@@ -79,7 +81,8 @@ BREAKING = [
 
 
 @pytest.mark.parametrize(("name", "version"), BREAKING)
-def test_a_package_that_breaks_pickles_is_named_with_what_to_install(name, version):
+def test_incompatible_package_is_named_with_fix(name, version):
+    """A package that breaks pickles is named with what to install."""
     mine = MANAGER["packages"][name]
     assert explain_mismatch(MANAGER, worker(**{name: version}), WHERE) == (
         f"worker w1 on host h has {name} {version} but the manager has {mine}: objects pickled by one may "

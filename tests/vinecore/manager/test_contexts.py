@@ -36,7 +36,8 @@ def pool():
     return {"threads": threads, "builder": os.getpid()}
 
 
-def test_a_context_with_threads_works_in_each_slot(m, install, run, shared_cluster):
+def test_context_with_threads_works_in_slots(m, install, run, shared_cluster):
+    """A context with threads works in each slot."""
     folder = str(shared_cluster.path("pools"))
     os.mkdir(folder)
 
@@ -58,7 +59,9 @@ def test_a_context_with_threads_works_in_each_slot(m, install, run, shared_clust
     assert len({pid for _square, pid in found}) == 2
 
 
-def test_in_fork_mode_a_slot_builds_its_context_once(m, install, run):
+def test_forked_calls_share_slots_context(m, install, run):
+    """In fork mode a slot builds its context once."""
+
     def build():
         return {"builder": os.getpid()}
 
@@ -74,7 +77,9 @@ def test_in_fork_mode_a_slot_builds_its_context_once(m, install, run):
 
 @pytest.mark.parametrize("exec_mode", ["fork", "direct"])
 @pytest.mark.parametrize("kind", [KeyError, SystemExit])
-def test_what_a_context_of_a_slot_raises_is_the_error_of_the_calls(install, run, exec_mode, kind):
+def test_exception_of_context_fails_calls(install, run, exec_mode, kind):
+    """What a context of a slot raises is the error of the calls."""
+
     def build():
         raise kind("calibration")
 
@@ -88,7 +93,8 @@ def test_what_a_context_of_a_slot_raises_is_the_error_of_the_calls(install, run,
         assert ", in build" in "".join(traceback.format_tb(error.__traceback__))
 
 
-def test_a_context_of_a_slot_that_ends_its_process_fails_the_calls(install, run):
+def test_context_ending_process_fails_calls(install, run):
+    """A context of a slot that ends its process fails the calls."""
     library = LibraryTask(
         "dying", [sample_tasks.add], exec_mode="direct", context=(os._exit, [3], {}), context_per_slot=True
     )
@@ -102,7 +108,8 @@ def test_a_wrong_value_is_refused():
 
 
 @pytest.mark.parametrize("per_slot", [False, True])
-def test_a_context_that_waits_is_named_with_its_line(m, install, shared_cluster, per_slot):
+def test_waiting_context_is_named_with_line(m, install, shared_cluster, per_slot):
+    """A context that waits is named with its line."""
     gate = str(shared_cluster.path(f"gate-{per_slot}"))
 
     def build_calibration():

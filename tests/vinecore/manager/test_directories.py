@@ -53,7 +53,8 @@ def test_a_directory_reaches_tasks_on_all_workers(pair, peers, tmp_path):
     assert [(task.output, task.exit_code) for task in results(pair)] == [("hello\n", 0)] * 2
 
 
-def test_a_directory_that_the_user_wants_is_brought(pair, tmp_path):
+def test_wanted_output_directory_is_uploaded(pair, tmp_path):
+    """A directory that the user wants is brought."""
     place = pair.declare_file(tmp_path / "brought")
     pair.submit(one_core("mkdir -p d/empty; echo hello > d/x", outputs=[(place, "d")]))
     assert results(pair)[0].successful()

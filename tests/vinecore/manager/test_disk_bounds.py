@@ -66,7 +66,8 @@ BEYOND = {
 
 
 @pytest.mark.parametrize("make", BEYOND.values(), ids=BEYOND)
-def test_what_is_too_much_is_told_with_the_limit(run, make):
+def test_excess_is_reported_with_limit(run, make):
+    """What is too much is told with the limit."""
     task = make()
     task.set_cores(1)
     task.set_disk(10)
@@ -75,7 +76,8 @@ def test_what_is_too_much_is_told_with_the_limit(run, make):
     assert "of disk, its limit is 10 MB" in str(task.error())
 
 
-def test_a_result_within_the_limit_is_as_any_other(run):
+def test_result_within_limit_succeeds(run):
+    """A result within the limit is as any other."""
     task = PythonTask(return_a_little)
     task.set_cores(1)
     task.set_disk(10)
@@ -103,7 +105,8 @@ def bounded(request, shared_manager):
     shared_manager.remove_library(f"bounded-{request.param}")
 
 
-def test_the_call_whose_slot_writes_too_much_fails_and_what_it_has_written_goes(bounded, run, tmp_path, m):
+def test_overwriting_call_fails_and_is_cleaned(bounded, run, tmp_path, m):
+    """The call whose slot writes too much fails and what it has written goes."""
     gate, told = tmp_path / "gate", tmp_path / "told"
     beside = FunctionCall(bounded, "wait_for", str(gate))
     m.submit(beside)
@@ -117,13 +120,15 @@ def test_the_call_whose_slot_writes_too_much_fails_and_what_it_has_written_goes(
     assert beside.successful(), beside.output
 
 
-def test_open_files_of_calls_without_a_name_count(bounded, run):
+def test_unlinked_open_files_of_calls_count(bounded, run):
+    """Open files of calls without a name count."""
     call = run(FunctionCall(bounded, "fill_nameless_file"))
     assert call.result == "resource exhaustion"
     assert run(FunctionCall(bounded, "return_a_little")).output == bytes(MB)
 
 
-def test_what_calls_have_left_goes_although_no_call_runs(m, run):
+def test_leftovers_of_calls_go_when_idle(m, run):
+    """What calls have left goes although no call runs."""
     name = install(m, "left", "direct", 10)
     call = run(FunctionCall(name, "leave_temporary_file"))
     assert call.successful(), call.output
@@ -132,7 +137,8 @@ def test_what_calls_have_left_goes_although_no_call_runs(m, run):
     m.remove_library(name)
 
 
-def test_a_library_that_asks_for_no_disk_has_that_of_the_worker(m, run, tmp_path):
+def test_library_without_request_uses_workers_disk(m, run, tmp_path):
+    """A library that asks for no disk has that of the worker."""
     name = install(m, "unbounded", "direct", None)
     call = run(FunctionCall(name, "make_file_larger_than_the_disk", str(tmp_path / "told")))
     assert call.result == "resource exhaustion"

@@ -72,7 +72,8 @@ def web(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 5, INLINE_LIMIT, INLINE_LIMIT + 1, LARGE])
-def test_a_buffer_of_any_size_arrives_as_it_is(m, run, size):
+def test_buffer_of_any_size_arrives_intact(m, run, size):
+    """A buffer of any size arrives as it is."""
     data = os.urandom(size)
     assert (
         run(cat(m.declare_buffer(data), "sha256sum < in")).output.split()[0]
@@ -93,7 +94,8 @@ def test_a_file_arrives_as_it_is(m, run, tmp_path, size):
     assert (len(file), bool(file), file.contents()) == (size, True, data)
 
 
-def test_a_directory_arrives_with_its_modes_links_and_empty_folders(m, run, tmp_path):
+def test_directory_keeps_modes_links_and_empties(m, run, tmp_path):
+    """A directory arrives with its modes links and empty folders."""
     top = tmp_path / "top"
     (top / "sub" / "empty").mkdir(parents=True)
     (top / "sub" / "program").write_text("#!/bin/sh\necho I run\n")
@@ -114,7 +116,8 @@ def test_a_directory_arrives_with_its_modes_links_and_empty_folders(m, run, tmp_
     (top / "read-only").chmod(0o755)
 
 
-def test_a_directory_and_a_file_of_it_are_named_by_what_they_hold(m, tmp_path):
+def test_directory_and_file_are_content_addressed(m, tmp_path):
+    """A directory and a file of it are named by what they hold."""
     for name in "ab":
         (tmp_path / name / "sub").mkdir(parents=True)
         (tmp_path / name / "sub" / "file").write_text("same")
@@ -126,7 +129,8 @@ def test_a_directory_and_a_file_of_it_are_named_by_what_they_hold(m, tmp_path):
     assert m.declare_buffer("same").cache_name == m.declare_buffer(b"same").cache_name
 
 
-def test_an_input_may_be_in_a_folder_and_under_an_odd_name(m, run):
+def test_input_may_have_odd_remote_name(m, run):
+    """An input may be in a folder and under an odd name."""
     task = Task("cat 'deep/er/a b' \"it's\"")
     task.add_input(m.declare_buffer("one\n"), "deep/er/a b")
     task.add_input(m.declare_buffer("two\n"), "it's")
@@ -141,14 +145,16 @@ def test_one_file_may_have_several_names(m, run):
     assert run(task).output == "xx"
 
 
-def test_an_input_with_a_very_long_name_arrives(m, run):
+def test_input_with_long_name_arrives(m, run):
+    """An input with a very long name arrives."""
     name = "n" * 250
     task = Task("cat n*")
     task.add_input(m.declare_buffer("long"), name)
     assert run(task).output == "long"
 
 
-def test_an_input_may_be_a_link_to_the_cache(m, run):
+def test_input_may_link_to_cache(m, run):
+    """An input may be a link to the cache."""
     task = Task("test -L in && cat in")
     task.add_input(m.declare_buffer("linked"), "in", mount_symlink=True)
     assert run(task).output == "linked"
@@ -156,7 +162,7 @@ def test_an_input_may_be_a_link_to_the_cache(m, run):
 
 @pytest.mark.parametrize("size", [10, LARGE])
 @pytest.mark.parametrize("kind", ["buffer", "file", "temp", "directory"])
-def test_a_task_that_damages_its_input_does_not_damage_the_cache(m, run, tmp_path, kind, size):
+def test_damaged_input_does_not_damage_cache(m, run, tmp_path, kind, size):
     """Neither by writing to it, nor by removing it, nor after it has made it writable again."""
     data = bytes(size) + kind.encode()
     name = "in"
@@ -183,7 +189,8 @@ def test_a_task_that_damages_its_input_does_not_damage_the_cache(m, run, tmp_pat
         assert run(cat(file, f"sha256sum < {name}")).output.split()[0] == hashlib.sha256(data).hexdigest()
 
 
-def test_the_same_small_file_may_be_read_by_many_tasks_at_once(m, run):
+def test_small_file_is_read_concurrently(m, run):
+    """The same small file may be read by many tasks at once."""
     data = os.urandom(INLINE_LIMIT // 2)
     file = m.declare_buffer(data)
     tasks = [cat(file, "sha256sum < in") for _ in range(40)]
@@ -193,7 +200,8 @@ def test_the_same_small_file_may_be_read_by_many_tasks_at_once(m, run):
 # ---- addresses and archives
 
 
-def test_a_file_is_fetched_from_the_web_once(m, run, web):
+def test_url_is_fetched_once(m, run, web):
+    """A file is fetched from the web once."""
     data = os.urandom(LARGE)
     (web.folder / "data").write_bytes(data)
     file = m.declare_url(f"{web.url}/data")
@@ -203,13 +211,15 @@ def test_a_file_is_fetched_from_the_web_once(m, run, web):
     assert file.contents() == data
 
 
-def test_a_file_is_fetched_from_the_workers_own_disk(m, run, tmp_path):
+def test_file_url_reads_workers_disk(m, run, tmp_path):
+    """A file is fetched from the workers own disk."""
     (tmp_path / "local").write_text("on disk")
     assert run(cat(m.declare_url(f"file://{tmp_path}/local"))).output == "on disk"
 
 
 @pytest.mark.parametrize("where", ["missing", "file"])
-def test_an_address_where_nothing_is_fails_the_task_at_once(m, run, web, tmp_path, where):
+def test_missing_url_fails_task_at_once(m, run, web, tmp_path, where):
+    """An address where nothing is fails the task at once."""
     url = f"{web.url}/missing" if where == "missing" else f"file://{tmp_path}/missing"
     task = run(cat(m.declare_url(url)))
     assert (task.result, task.exit_code) == ("input missing", -1)
@@ -217,7 +227,8 @@ def test_an_address_where_nothing_is_fails_the_task_at_once(m, run, web, tmp_pat
     assert len(web.asked) <= 1
 
 
-def test_an_address_that_sends_half_is_tried_again_and_never_used(m, run, web, monkeypatch):
+def test_truncated_download_is_retried_and_discarded(m, run, web, monkeypatch):
+    """An address that sends half is tried again and never used."""
     monkeypatch.setattr("vinecore.scheduler.transfer_failures.RETRY_DELAY_S", 0.01)  # between its tries
     task = run(cat(m.declare_url(f"{web.url}/cut")))
     assert task.result == "input missing"
@@ -225,7 +236,8 @@ def test_an_address_that_sends_half_is_tried_again_and_never_used(m, run, web, m
     assert len(web.asked) > 2
 
 
-def test_what_has_no_scheme_is_not_an_address(m):
+def test_address_needs_scheme(m):
+    """What has no scheme is not an address."""
     with pytest.raises(ValueError, match="not an address"):
         m.declare_url("localhost/file")
 
@@ -254,7 +266,8 @@ def test_an_archive_from_the_web_is_unpacked(m, run, web):
     assert run(cat(file, "cat in/a")).output == "from the web"
 
 
-def test_an_archive_that_a_task_has_made_is_unpacked(m, run):
+def test_archive_made_by_task_is_unpacked(m, run):
+    """An archive that a task has made is unpacked."""
     made = m.declare_temp()
     maker = Task("echo packed > inner; tar czf out.tgz inner")
     maker.add_output(made, "out.tgz")
@@ -262,13 +275,15 @@ def test_an_archive_that_a_task_has_made_is_unpacked(m, run):
     assert run(cat(m.declare_untar(made), "cat in/inner")).output == "packed\n"
 
 
-def test_what_is_not_an_archive_fails_the_task(m, run):
+def test_non_archive_fails_task(m, run):
+    """What is not an archive fails the task."""
     task = run(cat(m.declare_untar(m.declare_buffer("no archive at all"))))
     assert task.result == "input missing"
     assert "not an archive" in str(task.error())
 
 
-def test_half_an_archive_fails_the_task_at_once(m, run, tmp_path, caplog):
+def test_truncated_archive_fails_task_at_once(m, run, tmp_path, caplog):
+    """Half an archive fails the task at once."""
     archive = make_archive(tmp_path / "archive.tar.gz", a=os.urandom(100_000).hex())
     os.truncate(archive, 50_000)
     task = run(cat(m.declare_untar(m.declare_file(archive))))
@@ -278,7 +293,8 @@ def test_half_an_archive_fails_the_task_at_once(m, run, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/vine-absolute"])
-def test_an_archive_that_would_be_unpacked_outside_is_refused(m, run, tmp_path, name):
+def test_escaping_archive_is_refused(m, run, tmp_path, name):
+    """An archive that would be unpacked outside is refused."""
     archive = make_archive(tmp_path / "evil.tar.gz", **{name: "evil"})
     task = run(cat(m.declare_untar(m.declare_file(archive))))
     assert task.result == "input missing"
@@ -286,7 +302,7 @@ def test_an_archive_that_would_be_unpacked_outside_is_refused(m, run, tmp_path, 
     assert not os.path.exists("/tmp/vine-absolute")
 
 
-def test_an_environment_runs_functions_and_commands_with_its_own_python(m, run, tmp_path):
+def test_environment_runs_functions_and_commands(m, run, tmp_path):
     """A small one: a Python of this version whose site has one module more."""
     environment = tmp_path / "environment"
     site = environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
@@ -311,7 +327,8 @@ def test_an_environment_runs_functions_and_commands_with_its_own_python(m, run, 
     assert [task.output for task in run(python, shell)] == ["packed", "tool of the environment\n"]
 
 
-def test_an_environment_that_does_not_exist_is_refused_at_once(m, tmp_path):
+def test_missing_environment_is_refused_at_once(m, tmp_path):
+    """An environment that does not exist is refused at once."""
     with pytest.raises(FileNotFoundError, match="pack one"):
         m.declare_poncho(tmp_path / "no.tar.gz")
 
@@ -320,7 +337,8 @@ def test_an_environment_that_does_not_exist_is_refused_at_once(m, tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 10, LARGE])
-def test_an_output_file_is_where_it_was_declared_when_the_task_comes_back(m, run, tmp_path, size):
+def test_output_file_is_at_declared_path(m, run, tmp_path, size):
+    """An output file is where it was declared when the task comes back."""
     place = tmp_path / "new" / "folder" / "out"
     task = Task(f"head -c {size} /dev/zero > out")
     task.add_output(m.declare_file(place), "out")
@@ -329,7 +347,8 @@ def test_an_output_file_is_where_it_was_declared_when_the_task_comes_back(m, run
     assert [path.name for path in place.parent.iterdir()] == ["out"]
 
 
-def test_an_output_replaces_the_file_that_was_there(m, run, tmp_path):
+def test_output_replaces_existing_file(m, run, tmp_path):
+    """An output replaces the file that was there."""
     place = tmp_path / "out"
     place.write_text("old")
     for word in ("new", "newer"):
@@ -340,7 +359,8 @@ def test_an_output_replaces_the_file_that_was_there(m, run, tmp_path):
         assert (place.read_text(), file.contents()) == (f"{word}\n", f"{word}\n".encode())
 
 
-def test_a_task_may_read_a_file_and_write_it_anew(m, run, tmp_path):
+def test_task_may_overwrite_its_input(m, run, tmp_path):
+    """A task may read a file and write it anew."""
     place = tmp_path / "counter"
     place.write_text("1")
     file = m.declare_file(place)
@@ -352,7 +372,8 @@ def test_a_task_may_read_a_file_and_write_it_anew(m, run, tmp_path):
         assert place.read_text() == expected
 
 
-def test_an_output_directory_is_where_it_was_declared(m, run, tmp_path):
+def test_output_directory_is_at_declared_path(m, run, tmp_path):
+    """An output directory is where it was declared."""
     place = tmp_path / "out"
     place.mkdir()
     task = Task(
@@ -379,7 +400,8 @@ with DaskVine.local(cores=1) as m:
 """
 
 
-def test_a_program_with_an_output_directory_runs_again(tmp_path):
+def test_rerun_program_replaces_output_directory(tmp_path):
+    """A program with an output directory runs again."""
     for word in ("first", "second"):
         command = f"mkdir -p out/sub; echo {word} > out/sub/data; echo x > out/{word}"
         variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -402,7 +424,8 @@ def test_a_program_with_an_output_directory_runs_again(tmp_path):
     assert (kept / "sub" / "data").read_text() == "second\n"
 
 
-def test_an_output_directory_is_merged_into_one_that_is_there(m, run, tmp_path):
+def test_output_directory_merges_into_existing_one(m, run, tmp_path):
+    """An output directory is merged into one that is there."""
     place = tmp_path / "out"
     (place / "sub").mkdir(parents=True)
     (place / "mine").write_text("mine")
@@ -455,7 +478,8 @@ def test_an_output_of_another_kind_changes_nothing(m, run, tmp_path, there, made
     assert not (place / "a").exists()
 
 
-def test_a_link_in_an_output_directory_is_not_followed(m, run, tmp_path):
+def test_link_in_output_directory_is_not_followed(m, run, tmp_path):
+    """A link in an output directory is not followed."""
     place, outside = tmp_path / "out", tmp_path / "outside"
     outside.mkdir()
     file = m.declare_file(place)
@@ -465,7 +489,8 @@ def test_a_link_in_an_output_directory_is_not_followed(m, run, tmp_path):
     assert list(outside.iterdir()) == []
 
 
-def test_a_file_does_not_take_the_place_of_an_empty_directory(m, run, tmp_path):
+def test_file_does_not_replace_empty_directory(m, run, tmp_path):
+    """A file does not take the place of an empty directory."""
     place = tmp_path / "out"
     place.mkdir()
     task = Task("echo x > out", outputs={m.declare_file(place): "out"})
@@ -473,7 +498,8 @@ def test_a_file_does_not_take_the_place_of_an_empty_directory(m, run, tmp_path):
     assert list(place.iterdir()) == []
 
 
-def test_a_directory_that_a_task_has_made_is_merged_with_that_of_the_next(m, run, tmp_path):
+def test_directories_of_two_tasks_are_merged(m, run, tmp_path):
+    """A directory that a task has made is merged with that of the next."""
     place = tmp_path / "out"
     file = m.declare_file(place)
     for name in ("first", "second"):
@@ -486,7 +512,8 @@ def test_a_directory_that_a_task_has_made_is_merged_with_that_of_the_next(m, run
     assert sorted(path.name for path in place.iterdir()) == ["first", "second", "third"]
 
 
-def test_a_buffer_that_a_task_fills_has_its_content(m, run):
+def test_buffer_gets_output_of_task(m, run):
+    """A buffer that a task fills has its content."""
     buffer = m.declare_buffer()
     task = Task("printf filled > out")
     task.add_output(buffer, "out")
@@ -494,7 +521,8 @@ def test_a_buffer_that_a_task_fills_has_its_content(m, run):
     assert (buffer.contents(), buffer.contents(bytes.decode)) == (b"filled", "filled")
 
 
-def test_a_buffer_that_is_filled_again_has_the_new_content(m, run):
+def test_refilled_buffer_has_new_content(m, run):
+    """A buffer that is filled again has the new content."""
     buffer = m.declare_buffer("first")
     for word in ("second", "third"):
         task = Task(f"printf {word} > out")
@@ -504,7 +532,8 @@ def test_a_buffer_that_is_filled_again_has_the_new_content(m, run):
 
 
 @pytest.mark.parametrize("size", [5, LARGE])
-def test_a_temporary_file_goes_from_task_to_task_and_may_be_fetched(m, run, size):
+def test_temporary_file_passes_between_tasks(m, run, size):
+    """A temporary file goes from task to task and may be fetched."""
     temp = m.declare_temp()
     maker = Task(f"head -c {size} /dev/zero | tr '\\0' x > out")
     maker.add_output(temp, "out")
@@ -517,7 +546,8 @@ def test_a_temporary_file_goes_from_task_to_task_and_may_be_fetched(m, run, size
     assert m.get_file_replica_count(temp) == 1
 
 
-def test_a_temporary_directory_goes_from_task_to_task(m, run):
+def test_temporary_directory_passes_between_tasks(m, run):
+    """A temporary directory goes from task to task."""
     temp = m.declare_temp()
     maker = Task("mkdir out; echo x > out/x; chmod 755 out/x")
     maker.add_output(temp, "out")
@@ -533,7 +563,8 @@ def test_an_address_cannot_be_an_output(m):
 # ---- when they are not needed any more
 
 
-def test_a_pruned_file_keeps_its_name_and_is_brought_again(m, run, tmp_path):
+def test_pruned_file_is_fetched_again(m, run, tmp_path):
+    """A pruned file keeps its name and is brought again."""
     (tmp_path / "file").write_bytes(bytes(LARGE))
     file = m.declare_file(tmp_path / "file", cache=True)
     run(cat(file, "true"))
@@ -553,7 +584,8 @@ def test_a_pruned_temporary_file_is_made_again(m, run, shared_cluster):
     assert shared_cluster.count_lines("prune-makers") == 2
 
 
-def test_an_undeclared_file_is_removed_from_the_worker(m, run, shared_cluster):
+def test_undeclared_file_leaves_worker(m, run, shared_cluster):
+    """An undeclared file is removed from the worker."""
     data = os.urandom(LARGE)
     file = m.declare_buffer(data, cache=True)
     run(cat(file, "true"))
@@ -565,7 +597,8 @@ def test_an_undeclared_file_is_removed_from_the_worker(m, run, shared_cluster):
     wait_until(lambda: not cached[0].exists(), "the copy in the cache to be removed")
 
 
-def test_a_file_may_be_undeclared_while_tasks_that_read_it_still_wait(m, run, local_cluster):
+def test_file_undeclared_early_still_serves_tasks(m, run, local_cluster):
+    """A file may be undeclared while tasks that read it still wait."""
     waiting = local_cluster.start_manager()
     file = waiting.declare_buffer(b"x" * LARGE)
     small = waiting.declare_buffer("small")
@@ -579,7 +612,8 @@ def test_a_file_may_be_undeclared_while_tasks_that_read_it_still_wait(m, run, lo
     assert task.output == f"{LARGE}\nsmall"
 
 
-def test_declaring_and_undeclaring_the_same_content_over_and_over_loses_nothing(m, run):
+def test_repeated_declarations_lose_nothing(m, run):
+    """Declaring and undeclaring the same content over and over loses nothing."""
     for _ in range(100):
         file = m.declare_buffer("over and over")
         task = cat(file)
@@ -590,9 +624,8 @@ def test_declaring_and_undeclaring_the_same_content_over_and_over_loses_nothing(
 
 
 @pytest.mark.parametrize("directory", [False, True])
-def test_a_file_to_be_unlinked_goes_when_it_is_undeclared_or_with_its_manager(
-    local_cluster, tmp_path, directory
-):
+def test_unlinked_file_goes_with_declaration_or_manager(local_cluster, tmp_path, directory):
+    """A file to be unlinked goes when it is undeclared or with its manager."""
     paths = [tmp_path / "a", tmp_path / "b"]
     for path in paths:
         if directory:
@@ -632,7 +665,8 @@ def test_an_unknown_cache_level_is_refused(m, level):
         m.declare_buffer("x", cache=level)
 
 
-def test_without_peer_transfers_everything_goes_through_the_manager(local_cluster):
+def test_without_peer_transfers_manager_relays(local_cluster):
+    """Without peer transfers everything goes through the manager."""
     m = local_cluster.start_manager()
     m.disable_peer_transfers()
     local_cluster.start_workers(m, 1)
@@ -655,7 +689,8 @@ def test_without_peer_transfers_everything_goes_through_the_manager(local_cluste
 
 
 @pytest.mark.parametrize("how", ["a call", "a call in a child", "a Python task", "a command", "a peer"])
-def test_whoever_makes_or_receives_an_object_tells_its_digest(local_cluster, how):
+def test_every_maker_and_receiver_reports_digest(local_cluster, how):
+    """Whoever makes or receives an object tells its digest."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 2 if how == "a peer" else 1)
     size, held, gate = 5_000_000, local_cluster.path("held"), local_cluster.path("gate")
@@ -692,7 +727,8 @@ def test_whoever_makes_or_receives_an_object_tells_its_digest(local_cluster, how
 # ---- what is not there yet, or never will be
 
 
-def test_a_task_may_be_submitted_before_the_one_that_makes_its_input(m, run):
+def test_reader_may_be_submitted_before_maker(m, run):
+    """A task may be submitted before the one that makes its input."""
     temp, buffer, copy = m.declare_temp(), m.declare_buffer(), m.declare_buffer()
     reader = Task("cat a b > c", inputs={temp: "a", buffer: "b"}, outputs={copy: "c"}, cores=1)
     m.submit(reader)
@@ -707,7 +743,8 @@ def test_a_task_may_be_submitted_before_the_one_that_makes_its_input(m, run):
     wait_until(lambda: not m.stalled_reason, "the complaint to end")
 
 
-def test_an_input_that_is_not_there_is_called_by_its_path(m, run, tmp_path):
+def test_missing_input_is_named_by_path(m, run, tmp_path):
+    """An input that is not there is called by its path."""
     task = Task("cat in", inputs={m.declare_file(tmp_path / "mistyped.root"): "in"})
     assert run(task).result == "input missing"
     text = str(task.error())
@@ -717,7 +754,8 @@ def test_an_input_that_is_not_there_is_called_by_its_path(m, run, tmp_path):
 
 
 @pytest.mark.parametrize("waiting", ["wait", "wait for nothing", "tag", "number"])
-def test_a_path_may_be_read_before_the_task_that_makes_it_is_submitted(m, tmp_path, waiting):
+def test_path_may_be_read_before_made(m, tmp_path, waiting):
+    """A path may be read before the task that makes it is submitted."""
     middle, last, never = (m.declare_file(tmp_path / name) for name in ("middle", "last", "mistyped"))
     reader = Task("cat in > out", inputs={middle: "in"}, outputs={last: "out"}, cores=1, tag="reader")
     maker = Task("printf made > out", outputs={middle: "out"}, cores=1)
@@ -740,13 +778,15 @@ def test_a_path_may_be_read_before_the_task_that_makes_it_is_submitted(m, tmp_pa
     assert (tmp_path / "last").read_text() == "made"
 
 
-def test_a_path_that_is_not_there_fails_its_task_also_where_no_worker_is(local_cluster, tmp_path):
+def test_missing_path_fails_without_worker(local_cluster, tmp_path):
+    """A path that is not there fails its task also where no worker is."""
     with local_cluster.start_manager() as m:
         m.submit(Task("cat in", inputs={m.declare_file(tmp_path / "mistyped.root"): "in"}))
         assert m.wait(60).result == "input missing"
 
 
-def test_whoever_wants_the_output_of_a_task_waits_for_it(m, run, tmp_path):
+def test_requesting_output_waits_for_task(m, run, tmp_path):
+    """Whoever wants the output of a task waits for it."""
     temp = m.declare_temp()
     reader = Task(
         "cat in > out", inputs={m.declare_file(tmp_path / "mistyped.root"): "in"}, outputs={temp: "out"}
@@ -757,14 +797,16 @@ def test_whoever_wants_the_output_of_a_task_waits_for_it(m, run, tmp_path):
     assert m.wait(60) is reader
 
 
-def test_a_task_that_reads_what_it_makes_is_told_so(m, run, tmp_path):
+def test_task_reading_its_output_is_refused(m, run, tmp_path):
+    """A task that reads what it makes is told so."""
     place = m.declare_file(tmp_path / "both")
     task = Task("cat in > out", inputs={place: "in"}, outputs={place: "out"})
     assert run(task).result == "input missing"
     assert f"{tmp_path / 'both'} is made by the same task that reads it" in str(task.error())
 
 
-def test_what_a_task_has_not_made_is_called_by_its_name_there(m, run):
+def test_missing_output_is_named_as_declared(m, run):
+    """What a task has not made is called by its name there."""
     temp = m.declare_temp()
     maker, reader = Task("true", outputs={temp: "sub/result.txt"}), Task("cat in", inputs={temp: "in"})
     run(maker, reader)

@@ -42,21 +42,24 @@ def test_a_function_is_called_with_its_arguments(install, run, exec_mode):
 
 
 @MODES
-def test_many_calls_come_back_with_their_own_results(install, run, exec_mode):
+def test_many_calls_return_their_own_results(install, run, exec_mode):
+    """Many calls come back with their own results."""
     install("lib", sample_tasks.square, exec_mode=exec_mode)
     assert [task.output for task in run(*(FunctionCall("lib", "square", n) for n in range(100)))] == [
         n * n for n in range(100)
     ]
 
 
-def test_calls_run_in_slots_that_are_forked_from_one_process(install, run):
+def test_slots_are_forked_from_one_process(install, run):
+    """Calls run in slots that are forked from one process."""
     install("lib", sample_tasks.who, exec_mode="direct", cores=4, slots=2)
     found = [task.output for task in run(*(FunctionCall("lib", "who") for _ in range(20)))]
     assert len({parent for _pid, parent in found}) == 1
     assert 1 <= len({pid for pid, _parent in found}) <= 2
 
 
-def test_in_fork_mode_every_call_has_a_process_of_its_own(install, run):
+def test_fork_mode_gives_call_its_process(install, run):
+    """In fork mode every call has a process of its own."""
     install("lib", sample_tasks.who, exec_mode="fork", cores=4, slots=1)
     found = [task.output for task in run(*(FunctionCall("lib", "who") for _ in range(5)))]
     assert len({pid for pid, _slot in found}) == 5
@@ -64,7 +67,8 @@ def test_in_fork_mode_every_call_has_a_process_of_its_own(install, run):
 
 
 @MODES
-def test_an_exception_is_the_output_and_harms_no_other_call(install, run, exec_mode):
+def test_exception_is_output_of_its_call(install, run, exec_mode):
+    """An exception is the output and harms no other call."""
     install("lib", sample_tasks.add, exec_mode=exec_mode, cores=1)
     bad, good = run(FunctionCall("lib", "add", 1, None), FunctionCall("lib", "add", 1, 2))
     assert isinstance(bad.output, TypeError)
@@ -85,9 +89,8 @@ def test_whatever_a_function_raises_comes_back_once(install, run, tmp_path, exec
 
 
 @MODES
-def test_an_interrupt_that_is_a_signal_ends_the_process_and_the_call_runs_again(
-    install, run, shared_cluster, exec_mode
-):
+def test_signal_in_call_reruns_it(install, run, shared_cluster, exec_mode):
+    """An interrupt that is a signal ends the process and the call runs again."""
     install("lib", sample_tasks.dies_once, exec_mode=exec_mode, cores=1)
     name = f"interrupted-{exec_mode}"
     assert run(FunctionCall("lib", "dies_once", shared_cluster.path("."), name, signal.SIGINT)).output == name
@@ -95,7 +98,9 @@ def test_an_interrupt_that_is_a_signal_ends_the_process_and_the_call_runs_again(
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, RecursionError])
-def test_whatever_a_context_raises_is_why_the_library_could_not_be_started(install, run, kind):
+def test_exception_of_context_explains_failed_start(install, run, kind):
+    """Whatever a context raises is why the library could not be started."""
+
     def build():
         raise kind("said so")
 
@@ -106,7 +111,8 @@ def test_whatever_a_context_raises_is_why_the_library_could_not_be_started(insta
 
 
 @MODES
-def test_the_context_is_built_once_and_seen_by_all_calls(install, run, shared_cluster, exec_mode):
+def test_context_is_built_once_for_calls(install, run, shared_cluster, exec_mode):
+    """The context is built once and seen by all calls."""
     counter = str(shared_cluster.path(f"context-{exec_mode}"))
 
     def context(start, *, factor):
@@ -162,7 +168,8 @@ def test_calls_draw_random_numbers_of_their_own(install, run, exec_mode):
     assert [len(set(values)) for values in zip(*found, strict=True)] == [20] * 4
 
 
-def test_modules_are_imported_before_the_first_slot_is_forked(m, run, tmp_path, shared_cluster):
+def test_modules_are_imported_before_slots(m, run, tmp_path, shared_cluster):
+    """Modules are imported before the first slot is forked."""
     counter = shared_cluster.path("imports")
     (tmp_path / "hoisted.py").write_text(
         f"import os\nopen({str(counter)!r}, 'a').write('x\\n')\nPID = os.getpid()\n"
@@ -185,7 +192,8 @@ def test_modules_are_imported_before_the_first_slot_is_forked(m, run, tmp_path, 
     m.remove_library("hoisting")
 
 
-def test_lambdas_and_functions_made_at_run_time_are_called_by_their_names(install, run):
+def test_lambdas_are_called_by_their_names(install, run):
+    """Lambdas and functions made at run time are called by their names."""
     namespace = {}
     exec("def made(x):\n    return helper(x) + 1\n\ndef helper(x):\n    return 10 * x", namespace)
     install("lib", lambda x: x + 1, namespace["made"])
@@ -194,7 +202,9 @@ def test_lambdas_and_functions_made_at_run_time_are_called_by_their_names(instal
     ] == [2, 21]
 
 
-def test_files_and_variables_of_a_library_are_there_for_its_calls(m, run):
+def test_library_files_and_variables_reach_calls(m, run):
+    """Files and variables of a library are there for its calls."""
+
     def read():
         with open("data/in") as file:
             return file.read(), os.environ["WORD"], os.environ["CORES"]
@@ -218,7 +228,8 @@ def test_a_command_may_go_before_the_library(m, run):
 
 
 @pytest.mark.parametrize("size", [10, 200_000])
-def test_results_stay_on_the_worker_and_are_arguments_of_other_calls(install, m, run, size):
+def test_results_on_worker_serve_as_arguments(install, m, run, size):
+    """Results stay on the worker and are arguments of other calls."""
     install("lib", sample_tasks.make_bytes, sample_tasks.length, exec_mode="direct")
     first = FunctionCall("lib", "make_bytes", size)
     first.enable_temp_output()
@@ -229,7 +240,8 @@ def test_results_stay_on_the_worker_and_are_arguments_of_other_calls(install, m,
     assert second.output == len(sample_tasks.make_bytes(size))
 
 
-def test_bytes_come_back_as_they_are_where_that_is_asked_for(install, run):
+def test_bytes_return_unpickled_on_request(install, run):
+    """Bytes come back as they are where that is asked for."""
     install("lib", sample_tasks.make_bytes, bytes)
     for size in (0, 100, 200_000):
         call = FunctionCall("lib", "bytes", size)
@@ -240,7 +252,8 @@ def test_bytes_come_back_as_they_are_where_that_is_asked_for(install, run):
 # ---- what is refused, and what fails
 
 
-def test_a_library_or_function_that_there_is_not_is_refused_at_once(install, m):
+def test_unknown_library_or_function_is_refused(install, m):
+    """A library or function that there is not is refused at once."""
     install("lib", sample_tasks.add)
     with pytest.raises(ValueError, match=r"no library 'other' is installed; installed: .*lib"):
         m.submit(FunctionCall("other", "add"))
@@ -250,7 +263,8 @@ def test_a_library_or_function_that_there_is_not_is_refused_at_once(install, m):
     assert not m.check_library_exists("other")
 
 
-def test_another_library_of_the_same_name_is_refused_and_the_same_one_is_not(install, m):
+def test_different_library_of_same_name_is_refused(install, m):
+    """Another library of the same name is refused and the same one is not."""
     install("lib", sample_tasks.add)
     install("lib", sample_tasks.add)
     with pytest.raises(ValueError, match="remove it first"):
@@ -268,24 +282,28 @@ def test_an_unknown_way_to_execute_is_refused(m):
         m.create_library_from_functions("lib", sample_tasks.add, exec_mode="thread")
 
 
-def test_what_is_not_a_module_cannot_be_hoisted(m):
+def test_non_module_cannot_be_hoisted(m):
+    """What is not a module cannot be hoisted."""
     with pytest.raises(TypeError, match="neither a module nor"):
         m.create_library_from_functions("lib", sample_tasks.add, hoisting_modules=[3])
     with pytest.raises(TypeError, match="a list of modules"):
         m.create_library_from_functions("lib", sample_tasks.add, hoisting_modules=0)
 
 
-def test_a_name_that_leads_out_of_the_library_is_refused(m):
+def test_escaping_file_name_is_refused(m):
+    """A name that leads out of the library is refused."""
     with pytest.raises(ValueError, match="inside of a task's folder"):
         m.create_library_from_functions("lib", sample_tasks.add).add_input(m.declare_buffer("x"), "../x")
 
 
-def test_files_of_a_call_are_refused_with_advice(m):
+def test_files_of_call_are_refused(m):
+    """Files of a call are refused with advice."""
     with pytest.raises(TypeError, match="library's add_input"):
         FunctionCall("lib", "add").add_input(m.declare_buffer("x"), "x")
 
 
-def test_a_library_that_cannot_import_fails_its_calls_with_the_original_error(install, run):
+def test_failing_import_is_error_of_calls(install, run):
+    """A library that cannot import fails its calls with the original error."""
     install("lib", sample_tasks.add, hoisting_modules=["a_module_that_there_is_not"])
     for task in run(*(FunctionCall("lib", "add", n, 1) for n in range(5))):
         assert (task.result, task.successful()) == ("missing library", False)
@@ -294,7 +312,9 @@ def test_a_library_that_cannot_import_fails_its_calls_with_the_original_error(in
         assert any("install it there" in note for note in task.output.__notes__)
 
 
-def test_a_library_whose_context_fails_fails_its_calls_with_the_original_error(install, run):
+def test_failing_context_is_error_of_calls(install, run):
+    """A library whose context fails fails its calls with the original error."""
+
     def context():
         raise KeyError("calibration")
 
@@ -304,7 +324,8 @@ def test_a_library_whose_context_fails_fails_its_calls_with_the_original_error(i
     assert output.args == ("calibration",)
 
 
-def test_a_library_whose_command_does_not_exist_fails_its_calls(m, run):
+def test_missing_library_command_fails_calls(m, run):
+    """A library whose command does not exist fails its calls."""
     library = m.create_library_from_functions("commanded", sample_tasks.add)
     library.set_cores(1)
     library.set_command("/no/such/program")
@@ -316,7 +337,8 @@ def test_a_library_whose_command_does_not_exist_fails_its_calls(m, run):
     m.remove_library("commanded")
 
 
-def test_a_library_can_be_mended_and_installed_anew(install, m, run):
+def test_library_can_be_fixed_and_reinstalled(install, m, run):
+    """A library can be mended and installed anew."""
     install("lib", sample_tasks.add, hoisting_modules=["a_module_that_there_is_not"])
     assert not run(FunctionCall("lib", "add", 1, 2)).successful()
     m.remove_library("lib")
@@ -327,7 +349,8 @@ def test_a_library_can_be_mended_and_installed_anew(install, m, run):
 # ---- its end
 
 
-def test_unfinished_calls_of_a_removed_library_come_back(install, m, run, shared_cluster):
+def test_unfinished_calls_of_removed_library_return(install, m, run, shared_cluster):
+    """Unfinished calls of a removed library come back."""
     install("lib", sample_tasks.held, sample_tasks.add, exec_mode="direct")
     calls = [
         FunctionCall("lib", "held", str(shared_cluster.folder), f"removed-{n}", "never") for n in range(4)
@@ -344,7 +367,8 @@ def test_unfinished_calls_of_a_removed_library_come_back(install, m, run, shared
     wait_until(lambda: not is_alive(pid), "its slot to be gone")
 
 
-def test_an_idle_library_makes_room_for_another_one(install, run):
+def test_idle_library_makes_room_for_other(install, run):
+    """An idle library makes room for another one."""
     install("first", sample_tasks.add, cores=4)
     install("second", sample_tasks.square, cores=4)
     assert run(FunctionCall("first", "add", 1, 2)).output == 3
@@ -367,7 +391,8 @@ def test_a_library_leaves_no_files_behind(install, m, run, shared_cluster):
     assert list((session / "incoming").iterdir()) == []
 
 
-def test_a_library_that_fails_is_called_by_its_name(m, caplog):
+def test_failing_library_is_named(m, caplog):
+    """A library that fails is called by its name."""
     library = m.create_library_from_functions("my library", sample_tasks.add)
     library.set_command("/bin/false")
     m.install_library(library)

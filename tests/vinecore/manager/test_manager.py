@@ -27,7 +27,8 @@ def held(local_cluster, name):
 # ---- submitting and waiting
 
 
-def test_an_empty_manager_has_nothing_to_wait_for(m):
+def test_empty_manager_waits_for_nothing(m):
+    """An empty manager has nothing to wait for."""
     assert m.empty()
     assert m.wait(0) is None
     assert m.wait(1000) is None  # at once: there is nothing that could come
@@ -55,7 +56,8 @@ def test_waiting_ends_when_its_time_is_over(m, shared_cluster):
     assert m.wait("wait_forever").output == "timeout"
 
 
-def test_tasks_are_waited_for_by_tag_and_by_number(m):
+def test_tasks_are_awaited_by_tag_and_id(m):
+    """Tasks are waited for by tag and by number."""
     tasks = {name: Task(f"echo {name}", tag=name, cores=1) for name in ("a", "b", "c")}
     tasks["d"] = Task("echo d", cores=1)
     for task in tasks.values():
@@ -82,7 +84,8 @@ def test_what_is_not_a_task_is_refused(m):
         m.submit("echo hello")
 
 
-def test_two_thousand_tasks_from_four_threads_all_come_back(m):
+def test_tasks_of_four_threads_all_return(m):
+    """Two thousand tasks from four threads all come back."""
     m.install_library(m.create_library_from_functions("adding", sample_tasks.add, exec_mode="direct"))
     expected, found, lock = [], [], threading.Lock()
 
@@ -109,7 +112,9 @@ def test_two_thousand_tasks_from_four_threads_all_come_back(m):
     m.remove_library("adding")
 
 
-def test_a_manager_works_inside_of_a_running_event_loop(m):
+def test_manager_works_in_event_loop(m):
+    """A manager works inside of a running event loop."""
+
     async def main():
         m.submit(PythonTask(sample_tasks.add, 1, 2))
         return m.wait(60).output
@@ -175,7 +180,7 @@ def test_a_running_task_is_cancelled_and_killed(m, shared_cluster, kind):
     wait_until(lambda: worker_summaries(m)[0]["free"]["cores"] == 4, "what it held to be free again")
 
 
-def test_tasks_that_are_cancelled_while_they_begin_leave_nothing_running(m, shared_cluster):
+def test_tasks_cancelled_early_leave_nothing_running(m, shared_cluster):
     """At whatever moment of its short life the cancellation finds a task."""
     tasks = []
     for n in range(60):
@@ -193,7 +198,8 @@ def test_tasks_that_are_cancelled_while_they_begin_leave_nothing_running(m, shar
     assert m.wait(60).output == "fine\n"
 
 
-def test_cancelling_what_is_over_or_unknown_does_nothing(m):
+def test_cancelling_unknown_task_does_nothing(m):
+    """Cancelling what is over or unknown does nothing."""
     task = Task("true")
     m.submit(task)
     assert m.wait(60) is task
@@ -210,13 +216,15 @@ def test_any_port_will_do(local_cluster):
     assert local_cluster.start_manager(port=0).port > 0
 
 
-def test_a_port_that_is_taken_is_an_error_that_says_what_to_do(local_cluster):
+def test_taken_port_is_error_with_remedy(local_cluster):
+    """A port that is taken is an error that says what to do."""
     port = local_cluster.start_manager(port=0).port
     with pytest.raises(OSError, match=f"port {port}.*port=0 for any"):
         local_cluster.start_manager(port=port)
 
 
-def test_of_a_range_of_ports_the_first_free_one_is_taken(local_cluster):
+def test_first_free_port_of_range_is_taken(local_cluster):
+    """Of a range of ports the first free one is taken."""
     first = local_cluster.start_manager(port=0).port
     if first + 20 > 65535:
         pytest.skip("the first manager has one of the last ports that there are")
@@ -235,7 +243,8 @@ def test_what_is_not_a_port_is_refused(port):
 # ---- its secret
 
 
-def test_a_manager_makes_a_secret_that_only_its_user_may_read(local_cluster, tmp_path):
+def test_new_secret_is_private_to_user(local_cluster, tmp_path):
+    """A manager makes a secret that only its user may read."""
     m = Manager(port=0, address="127.0.0.1")
     try:
         assert m.password_file == tmp_path / "config" / "daskvine" / "secret"
@@ -247,7 +256,8 @@ def test_a_manager_makes_a_secret_that_only_its_user_may_read(local_cluster, tmp
     assert worker.wait() == 0
 
 
-def test_two_managers_of_a_user_have_the_same_secret(local_cluster):
+def test_managers_of_user_share_secret(local_cluster):
+    """Two managers of a user have the same secret."""
     first, second = Manager(port=0, address="127.0.0.1"), Manager(port=0, address="127.0.0.1")
     with first, second:
         assert first.password_file.read_bytes() == second.password_file.read_bytes() != b""
@@ -256,7 +266,8 @@ def test_two_managers_of_a_user_have_the_same_secret(local_cluster):
 @pytest.mark.parametrize(
     ("content", "error"), [(b"", ValueError), (b" \n", ValueError), (None, FileNotFoundError)]
 )
-def test_a_password_file_without_a_password_is_refused(tmp_path, content, error):
+def test_empty_password_file_is_refused(tmp_path, content, error):
+    """A password file without a password is refused."""
     path = tmp_path / "password"
     if content is not None:
         path.write_bytes(content)
@@ -268,7 +279,8 @@ def test_a_password_file_without_a_password_is_refused(tmp_path, content, error)
 
 
 @pytest.mark.parametrize("name", ["files", "time", "rand", "worst", "disk", "fcfs"])
-def test_every_way_to_choose_a_worker_runs_tasks(local_cluster, name):
+def test_every_scheduling_policy_runs_tasks(local_cluster, name):
+    """Every way to choose a worker runs tasks."""
     m = local_cluster.start_manager()
     m.set_scheduler(name)
     local_cluster.start_workers(m, 2)
@@ -279,12 +291,14 @@ def test_every_way_to_choose_a_worker_runs_tasks(local_cluster, name):
     assert sorted(m.wait(60).output for _ in tasks) == [1, 2, 3, 4, 5, 6]
 
 
-def test_an_unknown_way_to_choose_a_worker_is_refused(m):
+def test_unknown_scheduling_policy_is_refused(m):
+    """An unknown way to choose a worker is refused."""
     with pytest.raises(ValueError, match="use one of files"):
         m.set_scheduler("fastest")
 
 
-def test_a_tune_that_is_known_is_taken_and_another_is_not(m):
+def test_known_parameter_is_tuned_only(m):
+    """A tune that is known is taken and another is not."""
     assert m.tune("worker-source-max-transfers", 5) == 0
     assert m.tune("no-such-thing", 5) == -1
 
@@ -317,7 +331,8 @@ def test_workers_are_described(local_cluster):
     assert m.worker_name(worker["id"]) == worker["host"]
 
 
-def test_waiting_for_workers_that_do_not_come_ends(local_cluster):
+def test_waiting_for_absent_workers_ends(local_cluster):
+    """Waiting for workers that do not come ends."""
     m = local_cluster.start_manager()
     with pytest.raises(TimeoutError, match="0 of 2 workers"):
         m.wait_for_workers(2, 0.05)
@@ -335,7 +350,8 @@ def test_without_workers_the_manager_says_so(local_cluster):
 # ---- its end
 
 
-def test_a_closed_manager_refuses_work_with_a_clear_error(local_cluster):
+def test_closed_manager_refuses_work(local_cluster):
+    """A closed manager refuses work with a clear error."""
     m = local_cluster.start_manager()
     m.close()
     m.close()
@@ -350,7 +366,8 @@ def test_a_closed_manager_refuses_work_with_a_clear_error(local_cluster):
     assert "closed" in repr(m)
 
 
-def test_results_that_came_with_their_task_outlive_the_manager(local_cluster):
+def test_inline_results_outlive_manager(local_cluster):
+    """Results that came with their task outlive the manager."""
     with local_cluster.start_manager() as m:
         local_cluster.start_workers(m, 1)
         m.submit(PythonTask(sample_tasks.add, 1, 2))
@@ -361,7 +378,8 @@ def test_results_that_came_with_their_task_outlive_the_manager(local_cluster):
         large.output  # noqa: B018 - the attribute is a question
 
 
-def test_who_waits_in_another_thread_is_told_that_the_manager_is_closed(local_cluster):
+def test_closing_ends_waits_in_other_threads(local_cluster):
+    """Who waits in another thread is told that the manager is closed."""
     m = local_cluster.start_manager()
     m.submit(Task("true"))
     answers = []
@@ -380,7 +398,8 @@ def test_who_waits_in_another_thread_is_told_that_the_manager_is_closed(local_cl
     assert answers == [None] or "closed" in str(answers[0])
 
 
-def test_a_manager_with_shutdown_sends_its_workers_away_for_good(local_cluster):
+def test_shutdown_ends_workers_for_good(local_cluster):
+    """A manager with shutdown sends its workers away for good."""
     with local_cluster.start_manager(shutdown=True) as m:
         worker = local_cluster.start_worker(m, "--timeout", "1000", command=sample_tasks.PERSISTENT)
         m.wait_for_workers(1, 60)
@@ -396,7 +415,8 @@ def test_a_worker_that_leaves_is_noted(local_cluster, caplog):
     wait_until(lambda: "got SIGTERM" in caplog.text, "the reason in the log")
 
 
-def test_a_forked_child_cannot_use_the_manager_of_its_parent(local_cluster):
+def test_forked_child_cannot_use_parents_manager(local_cluster):
+    """A forked child cannot use the manager of its parent."""
     m = local_cluster.start_manager()
     read, write = os.pipe()
     pid = os.fork()
@@ -418,7 +438,8 @@ def test_init_fn_is_called_with_the_manager(local_cluster):
     assert seen == [m]
 
 
-def test_the_manager_listens_only_where_it_was_told(local_cluster):
+def test_manager_listens_on_given_address_only(local_cluster):
+    """The manager listens only where it was told."""
     m = local_cluster.start_manager(address="127.0.0.1")
     with socket.create_connection(("127.0.0.1", m.port)):
         pass

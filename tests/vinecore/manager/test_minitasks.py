@@ -32,7 +32,8 @@ def lines(path):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def test_a_file_is_made_when_it_is_needed_and_once(m, run, place):
+def test_file_is_made_once_on_demand(m, run, place):
+    """A file is made when it is needed and once."""
     maker = Task(f"echo made >> {place}; tr a-z A-Z < in > out")
     maker.add_input(m.declare_buffer("text"), "in")
     file = m.declare_minitask(maker, "out", cache=True)
@@ -45,7 +46,8 @@ def test_a_file_is_made_when_it_is_needed_and_once(m, run, place):
     assert lines(place) == 1
 
 
-def test_a_file_of_level_task_is_made_for_each_task_that_comes_alone(m, run, place):
+def test_task_level_file_is_made_per_task(m, run, place):
+    """A file of level task is made for each task that comes alone."""
     file = m.declare_minitask(Task(f"echo made | tee -a {place} > out"), "out")
     for turn in range(1, 25):  # far more often than what is lost is made again
         assert run(reading(file)).output == "made\n"
@@ -68,7 +70,8 @@ def test_its_content_can_be_asked_for(m):
     assert m.declare_minitask(Task("printf asked > out"), "out").contents() == b"asked"
 
 
-def test_it_is_made_again_when_all_copies_are_lost(m, run, place):
+def test_lost_file_is_made_again(m, run, place):
+    """It is made again when all copies are lost."""
     file = m.declare_minitask(Task(f"echo made | tee -a {place} > out"), "out")
     run(reading(file))
     m.prune_file(file)
@@ -76,7 +79,8 @@ def test_it_is_made_again_when_all_copies_are_lost(m, run, place):
     assert lines(place) == 2
 
 
-def test_a_directory_is_made_of_a_directory_that_is_made(m, run):
+def test_directory_is_made_of_made_directory(m, run):
+    """A directory is made of a directory that is made."""
     first = m.declare_minitask(Task("mkdir -p out/sub; echo deep > out/sub/file"), "out")
     second = Task("cp -r in out; echo top > out/file")
     second.add_input(first, "in")
@@ -111,12 +115,14 @@ def test_a_command_that_fails_has_made_nothing(m, run, place):
     assert lines(place) == 2
 
 
-def test_a_command_that_makes_something_else_is_named(m, run):
+def test_command_making_other_file_is_named(m, run):
+    """A command that makes something else is named."""
     error = str(run(reading(m.declare_minitask(Task("echo x > other"), "out"))).error())
     assert "did not make out" in error
 
 
-def test_an_input_that_cannot_be_had_is_named(m, run):
+def test_unobtainable_input_is_named(m, run):
+    """An input that cannot be had is named."""
     copy = Task("cp in out")
     copy.add_input(m.declare_url("file:///nowhere/at/all"), "in")
     error = str(run(reading(m.declare_minitask(copy, "out"))).error())
@@ -141,19 +147,22 @@ def unread(m, file):
         ("head -c 60000000 /dev/zero > out", {"cores": 1, "disk": 20}, "its limit is 20 MB"),
     ],
 )
-def test_who_reads_a_file_that_could_not_be_made_is_told_why_each_time(m, command, settings, reason):
+def test_reader_of_failed_file_gets_reason(m, command, settings, reason):
+    """Who reads a file that could not be made is told why each time."""
     file = m.declare_minitask(Task(command, **settings), "out")
     assert all(reason in told for told in unread(m, file))
 
 
-def test_who_reads_a_file_that_a_task_has_not_made_is_told_why(m, run):
+def test_reader_of_missing_output_gets_reason(m, run):
+    """Who reads a file that a task has not made is told why."""
     file = m.declare_temp()
     run(Task("echo no luck >&2; exit 3", outputs={file: "out"}, cores=1))
     (told,) = unread(m, file)
     assert "the task did not make out: exit code 3, no luck" in told
 
 
-def test_who_reads_the_result_of_a_function_that_raised_is_told_why(m, run):
+def test_reader_of_failed_function_gets_reason(m, run):
+    """Who reads the result of a function that raised is told why."""
     task = PythonTask(int, "three")
     task.enable_temp_output()
     run(task)
@@ -161,7 +170,8 @@ def test_who_reads_the_result_of_a_function_that_raised_is_told_why(m, run):
     assert "ValueError: invalid literal" in told
 
 
-def test_who_reads_a_directory_is_told_what_else_to_do(m):
+def test_reader_of_directory_gets_advice(m):
+    """Who reads a directory is told what else to do."""
     folder = m.declare_minitask(Task("mkdir out"), "out")
     for file in (folder, m.declare_untar(folder)):
         with pytest.raises(IsADirectoryError, match="have a task read it"):
@@ -184,7 +194,8 @@ def test_workers_get_it_from_each_other(local_cluster):
     assert m.get_file_replica_count(file) == 3
 
 
-def test_it_is_made_again_when_its_worker_is_lost(local_cluster):
+def test_file_is_remade_after_worker_loss(local_cluster):
+    """It is made again when its worker is lost."""
     m = local_cluster.start_manager()
     (first,) = local_cluster.start_workers(m, 1)
     file = m.declare_minitask(Task(f"echo made | tee -a {local_cluster.path('made')} > out"), "out")
@@ -203,7 +214,8 @@ def read_word():
         return file.read()
 
 
-def test_a_library_that_takes_the_whole_worker_waits_for_what_it_needs(local_cluster):
+def test_whole_worker_library_waits_for_files(local_cluster):
+    """A library that takes the whole worker waits for what it needs."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1)
     library = m.create_library_from_functions("reads", read_word)
@@ -214,7 +226,8 @@ def test_a_library_that_takes_the_whole_worker_waits_for_what_it_needs(local_clu
     assert {m.wait(60).output for _ in range(4)} == {"here"}
 
 
-def test_what_cannot_be_done_on_demand_is_refused(m, run):
+def test_impossible_minitask_is_refused(m, run):
+    """What cannot be done on demand is refused."""
     done = run(Task("true"))
     filled = Task("true")
     filled.add_output(m.declare_temp(), "x")
@@ -271,7 +284,8 @@ def package(tmp_path):
     return path
 
 
-def test_a_task_runs_with_the_programs_of_a_package(m, run, package):
+def test_task_runs_with_package(m, run, package):
+    """A task runs with the programs of a package."""
     starch = m.declare_starch(package)
     task = Task("greet")
     task.add_starch_package(starch)
@@ -311,9 +325,8 @@ def environment(tmp_path, place):
     return path
 
 
-def test_a_file_of_an_xrootd_server_is_fetched_with_a_proxy_in_an_environment(
-    m, run, tmp_path, environment, place
-):
+def test_xrootd_file_is_fetched_with_proxy(m, run, tmp_path, environment, place):
+    """A file of an xrootd server is fetched with a proxy in an environment."""
     with xrootd_server() as server:
         url = server.put("file", b"over xrootd")
         assert run(reading(m.declare_xrootd(url))).output == "over xrootd"
@@ -329,7 +342,8 @@ def test_a_file_of_an_xrootd_server_is_fetched_with_a_proxy_in_an_environment(
         assert lines(place) == 3
 
 
-def test_what_an_xrootd_server_does_not_have_is_named(m, run, environment, place):
+def test_file_missing_on_xrootd_is_named(m, run, environment, place):
+    """What an xrootd server does not have is named."""
     with xrootd_server() as server:
         url = f"{server.url}/nothing"
         error = str(run(reading(m.declare_xrootd(url, env=environment))).error())

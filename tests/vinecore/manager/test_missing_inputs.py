@@ -34,25 +34,24 @@ def call_with(m, run):
 
 
 @pytest.mark.parametrize("environment", [False, True])
-def test_a_library_whose_file_is_not_there_fails_its_calls_with_its_path(m, call_with, tmp_path, environment):
+def test_missing_library_file_fails_calls(m, call_with, tmp_path, environment):
+    """A library whose file is not there fails its calls with its path."""
     path = tmp_path / "mist9.root"
     call = call_with(m.declare_file(path), environment=environment)
     assert call.result == "input missing"
     assert str(path) in str(call.output)
 
 
-def test_a_library_whose_environment_is_an_archive_that_is_not_there_fails_its_calls_with_its_path(
-    m, call_with, tmp_path
-):
+def test_missing_environment_archive_fails_calls(m, call_with, tmp_path):
+    """A library whose environment is an archive that is not there fails its calls with its path."""
     path = tmp_path / "packed.tar.gz"
     call = call_with(m.declare_poncho(m.declare_file(path)), environment=True)
     assert call.result == "input missing"
     assert str(path) in str(call.output)
 
 
-def test_a_library_whose_environment_goes_before_it_is_sent_fails_its_calls_with_its_path(
-    m, call_with, tmp_path
-):
+def test_environment_vanishing_early_fails_calls(m, call_with, tmp_path):
+    """A library whose environment goes before it is sent fails its calls with its path."""
     path = tmp_path / "packed.tar.gz"
     path.write_bytes(os.urandom(300_000))
     environment = m.declare_poncho(path)
@@ -62,7 +61,8 @@ def test_a_library_whose_environment_goes_before_it_is_sent_fails_its_calls_with
     assert str(path) in str(call.output)
 
 
-def test_the_calls_of_a_library_may_be_submitted_before_the_task_that_makes_its_file(m, tmp_path):
+def test_calls_may_precede_maker_of_file(m, tmp_path):
+    """The calls of a library may be submitted before the task that makes its file."""
     place = m.declare_file(tmp_path / "made")
     library = m.create_library_from_functions("early", sample_tasks.add, exec_mode="direct")
     library.set_cores(1)
@@ -76,9 +76,8 @@ def test_the_calls_of_a_library_may_be_submitted_before_the_task_that_makes_its_
     m.remove_library("early")
 
 
-def test_a_file_that_goes_after_one_worker_has_it_fails_the_calls_on_the_next_with_its_path(
-    local_cluster, tmp_path
-):
+def test_file_vanishing_later_fails_other_calls(local_cluster, tmp_path):
+    """A file that goes after one worker has it fails the calls on the next with its path."""
     path = tmp_path / "goes.root"
     path.write_bytes(bytes(300_000))
     with local_cluster.start_manager() as m:
@@ -99,7 +98,8 @@ def test_a_file_that_goes_after_one_worker_has_it_fails_the_calls_on_the_next_wi
         assert str(path) in str(call.output)
 
 
-def test_a_library_whose_file_goes_before_it_is_sent_fails_its_calls_with_its_path(m, call_with, tmp_path):
+def test_library_file_vanishing_early_fails_calls(m, call_with, tmp_path):
+    """A library whose file goes before it is sent fails its calls with its path."""
     path = tmp_path / "goes.root"
     path.write_bytes(bytes(300_000))
     file = m.declare_file(path)
@@ -109,7 +109,8 @@ def test_a_library_whose_file_goes_before_it_is_sent_fails_its_calls_with_its_pa
     assert str(path) in str(call.output)
 
 
-def test_a_library_fails_its_calls_with_who_was_to_make_its_file(m, call_with):
+def test_failed_maker_of_file_fails_calls(m, call_with):
+    """A library fails its calls with who was to make its file."""
     temp = m.declare_temp()
     task = Task("exit 3")
     task.add_output(temp, "out")
@@ -120,7 +121,8 @@ def test_a_library_fails_its_calls_with_who_was_to_make_its_file(m, call_with):
     assert again.result == "input missing"
 
 
-def test_a_library_whose_file_a_cancelled_task_was_to_make_fails_its_calls(m, run, call_with):
+def test_cancelled_maker_of_file_fails_calls(m, run, call_with):
+    """A library whose file a cancelled task was to make fails its calls."""
     temp = m.declare_temp()
     task = Task("sleep 600")
     task.add_output(temp, "out")
@@ -131,26 +133,30 @@ def test_a_library_whose_file_a_cancelled_task_was_to_make_fails_its_calls(m, ru
     assert "that task was cancelled" in str(call.output)
 
 
-def test_a_library_fails_its_calls_with_an_address_that_cannot_be_fetched(m, call_with):
+def test_unfetchable_url_fails_calls(m, call_with):
+    """A library fails its calls with an address that cannot be fetched."""
     call = call_with(m.declare_url("file:///nowhere/at/all"))
     assert call.result == "input missing"
     assert "file:///nowhere/at/all" in str(call.output)
 
 
 @pytest.mark.parametrize("environment", [False, True])
-def test_a_library_fails_its_calls_with_the_mini_task_that_fails(m, call_with, environment):
+def test_failing_minitask_fails_calls(m, call_with, environment):
+    """A library fails its calls with the mini task that fails."""
     file = m.declare_minitask(Task("exit 4"), "made")
     call = call_with(file, environment=environment)
     assert call.result == "input missing"
     assert "exit code 4" in str(call.output)
 
 
-def test_a_library_fails_its_calls_with_an_archive_that_is_none(m, call_with):
+def test_invalid_archive_fails_calls(m, call_with):
+    """A library fails its calls with an archive that is none."""
     call = call_with(m.declare_untar(m.declare_buffer("no archive")))
     assert call.result == "input missing"
 
 
-def test_a_task_whose_environment_is_not_there_fails_with_its_path(m, run, tmp_path):
+def test_missing_environment_fails_task(m, run, tmp_path):
+    """A task whose environment is not there fails with its path."""
     path = tmp_path / "env.tar.gz"
     task = PythonTask(sample_tasks.add, 1, 2)
     task.add_environment(m.declare_file(path))

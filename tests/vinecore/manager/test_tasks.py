@@ -24,7 +24,8 @@ LARGE = 3 * INLINE_LIMIT
 # ---- shell commands
 
 
-def test_what_a_command_prints_is_its_output_errors_included(run):
+def test_output_of_command_includes_errors(run):
+    """What a command prints is its output errors included."""
     task = run(Task("echo out; echo err >&2"))
     assert (task.output, task.std_output) == ("out\nerr\n", "out\nerr\n")
     assert (task.result, task.exit_code, task.completed(), task.successful()) == ("success", 0, True, True)
@@ -34,7 +35,8 @@ def test_what_a_command_prints_is_its_output_errors_included(run):
     ("command", "code"),
     [("exit 3", 3), ("no-such-program", 127), ("/etc/passwd", 126), ("kill -TERM $$", signal.SIGTERM)],
 )
-def test_a_command_that_fails_has_run_and_tells_its_exit_code(run, command, code):
+def test_failing_command_returns_exit_code(run, command, code):
+    """A command that fails has run and tells its exit code."""
     task = run(Task(command))
     assert (task.result, task.exit_code, task.completed(), task.successful()) == (
         "success",
@@ -44,7 +46,8 @@ def test_a_command_that_fails_has_run_and_tells_its_exit_code(run, command, code
     )
 
 
-def test_a_task_says_in_which_state_it_is(m):
+def test_task_reports_its_state(m):
+    """A task says in which state it is."""
     task = Task("true")
     assert (task.state, task.id, task.result, task.exit_code, task.output) == (
         "INITIAL",
@@ -61,13 +64,15 @@ def test_a_task_says_in_which_state_it_is(m):
     assert "done success" in repr(task)
 
 
-def test_a_large_output_is_cut_at_its_beginning(run):
+def test_large_output_is_cut_at_beginning(run):
+    """A large output is cut at its beginning."""
     task = run(Task("yes 0123456789 | head -n 200000; echo the end"))
     assert len(task.output) <= 1 << 20
     assert task.output.endswith("the end\n")
 
 
-def test_output_that_is_not_text_is_shown_as_well_as_it_can_be(run):
+def test_non_text_output_is_shown_escaped(run):
+    """Output that is not text is shown as well as it can be."""
     assert run(Task(r"printf '\377ok'")).output == "\ufffdok"
 
 
@@ -82,12 +87,14 @@ def test_environment_variables_are_set_and_taken_away(run, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "value"), [("A=B", "1"), ("", "1"), ("A", 1), ("A", "nul\0"), (1, "x")])
-def test_what_cannot_be_an_environment_variable_is_refused_at_once(name, value):
+def test_invalid_variable_is_refused_at_once(name, value):
+    """What cannot be an environment variable is refused at once."""
     with pytest.raises(ValueError, match="environment variable"):
         Task("true").set_env_var(name, value)
 
 
-def test_a_task_sees_what_it_was_given_of_the_worker(run):
+def test_task_sees_its_allocation(run):
+    """A task sees what it was given of the worker."""
     task = Task(
         "echo $CORES $MEMORY $DISK $GPUS $OMP_NUM_THREADS; test $TMPDIR -ef .vine && test $VINE_SANDBOX -ef . && echo inside"
     )
@@ -97,11 +104,13 @@ def test_a_task_sees_what_it_was_given_of_the_worker(run):
     assert run(task).output == "2 300 200 0 2\ninside\n"
 
 
-def test_a_task_that_says_nothing_gets_a_whole_worker(run):
+def test_unspecified_task_gets_whole_worker(run):
+    """A task that says nothing gets a whole worker."""
     assert run(Task("echo $CORES $MEMORY")).output == "4 2000\n"
 
 
-def test_tasks_run_side_by_side_as_far_as_their_resources_allow(m, shared_cluster):
+def test_tasks_run_concurrently_within_resources(m, shared_cluster):
+    """Tasks run side by side as far as their resources allow."""
     tasks = [
         PythonTask(sample_tasks.held, str(shared_cluster.folder), f"side-{n}", "side-gate") for n in range(3)
     ]
@@ -117,7 +126,8 @@ def test_tasks_run_side_by_side_as_far_as_their_resources_allow(m, shared_cluste
     assert sorted(m.wait(60).output for _ in tasks) == ["side-0", "side-1", "side-2"]
 
 
-def test_a_task_that_no_worker_can_hold_waits_and_says_why(m):
+def test_unplaceable_task_waits_with_reason(m):
+    """A task that no worker can hold waits and says why."""
     task = Task("true")
     task.set_cores(1000)
     m.submit(task)
@@ -128,7 +138,8 @@ def test_a_task_that_no_worker_can_hold_waits_and_says_why(m):
     wait_until(lambda: not m.stalled_reason, "the complaint to end")
 
 
-def test_a_task_that_no_worker_can_ever_hold_fails(local_cluster):
+def test_impossible_task_fails(local_cluster):
+    """A task that no worker can ever hold fails."""
     from daskvine import DaskVine
 
     with DaskVine.local(cores=1) as m:
@@ -140,7 +151,8 @@ def test_a_task_that_no_worker_can_ever_hold_fails(local_cluster):
         assert isinstance(task.output, InsufficientResources)
 
 
-def test_what_runs_too_long_is_killed_and_what_it_has_said_is_kept(local_cluster):
+def test_overlong_task_is_killed_keeping_output(local_cluster):
+    """What runs too long is killed and what it has said is kept."""
     m = local_cluster.start_manager()
     local_cluster.start_hurried_worker(m)
     command = Task(f"echo begun; touch {local_cluster.path('command')}; sleep 1000")
@@ -167,7 +179,8 @@ def test_what_runs_too_long_is_killed_and_what_it_has_said_is_kept(local_cluster
 
 
 @pytest.mark.parametrize("kind", ["command", "function", "fork", "direct", "mini task"])
-def test_what_ran_too_long_names_its_limit_and_how_long_it_ran(m, run, kind):
+def test_overlong_task_names_limit_and_duration(m, run, kind):
+    """What ran too long names its limit and how long it ran."""
     if kind == "command":
         task = Task("sleep 60", cores=1, time_max=0.25)
     elif kind == "mini task":
@@ -198,21 +211,24 @@ def test_what_ran_too_long_names_its_limit_and_how_long_it_ran(m, run, kind):
     ("mkfifo out", "out is a named pipe: only files"), ("mkdir out; mkfifo out/x", "out/x is a named pipe: only files"),
     ("ln -s /dev/zero out", "out is a device: only files"), ("true", "the task did not make out"),
 ])  # fmt: skip
-def test_an_output_that_cannot_be_one_is_named_as_the_task_knows_it(m, run, tmp_path, command, words):
+def test_impossible_output_is_named_as_declared(m, run, tmp_path, command, words):
+    """An output that cannot be one is named as the task knows it."""
     for file in (m.declare_file(tmp_path / "o"), m.declare_temp()):
         task = run(Task(command, cores=1, outputs={file: "out"}))
         assert task.result == "output missing"
         assert str(task.error()).endswith((f"output missing: {words}", f"output missing: {words}, folders and links in them can be inputs and outputs"))  # fmt: skip
 
 
-def test_files_without_a_name_are_called_what_they_are(m, run):
+def test_unnamed_files_are_described(m, run):
+    """Files without a name are called what they are."""
     unpacked = m.declare_untar(m.declare_buffer("no archive"))
     error = str(run(Task("ls in", cores=1, inputs={unpacked: "in"})).error())
     assert "a buffer could not be brought to worker" in error
     assert m.in_words("temp-48cd3c70-31, result-48cd3c70-7") == "a file of declare_temp, the result of task 7"
 
 
-def test_an_input_that_was_removed_after_it_was_declared_is_said_to_be(m, run, tmp_path):
+def test_input_removed_after_declaration_is_reported(m, run, tmp_path):
+    """An input that was removed after it was declared is said to be."""
     path = tmp_path / "gone"
     path.write_bytes(bytes(3_000_000))
     file = m.declare_file(path)
@@ -222,13 +238,16 @@ def test_an_input_that_was_removed_after_it_was_declared_is_said_to_be(m, run, t
     assert "it was changed or removed" in error
 
 
-def test_time_that_is_not_used_up_does_no_harm(run):
+def test_unused_time_limit_is_harmless(run):
+    """Time that is not used up does no harm."""
     task = Task("echo fine")
     task.set_time_max(1000)
     assert run(task).output == "fine\n"
 
 
-def test_a_function_that_takes_too_much_memory_is_killed_and_told_how_much(run):
+def test_function_exceeding_memory_is_killed(run):
+    """A function that takes too much memory is killed and told how much."""
+
     def hoard():
         hoarded = [bytearray(b"x" * (1 << 20)) for _ in range(1000)]
         time.sleep(1000)
@@ -243,7 +262,8 @@ def test_a_function_that_takes_too_much_memory_is_killed_and_told_how_much(run):
     assert "resources" in str(task.output)
 
 
-def test_a_command_that_takes_too_much_disk_is_killed(run):
+def test_command_exceeding_disk_is_killed(run):
+    """A command that takes too much disk is killed."""
     task = Task("dd if=/dev/zero of=big bs=1M count=64 2>/dev/null; sleep 1000")
     task.set_disk(16)
     task.set_cores(1)
@@ -261,7 +281,8 @@ def test_what_a_task_used_is_measured(run):
 
 
 @pytest.mark.parametrize("name", ["../x", "/abs", "a/../../x", "..", ".", "", "a\0b", "\udcff"])
-def test_a_name_that_leads_out_of_the_sandbox_is_refused_at_once(m, name):
+def test_escaping_file_name_is_refused(m, name):
+    """A name that leads out of the sandbox is refused at once."""
     file = m.declare_buffer("x")
     with pytest.raises(ValueError):  # noqa: PT011 - the last one cannot be encoded
         Task("true").add_input(file, name)
@@ -270,13 +291,15 @@ def test_a_name_that_leads_out_of_the_sandbox_is_refused_at_once(m, name):
 
 
 @pytest.mark.parametrize("command", ["echo \0", "echo \udcff"])
-def test_a_command_that_cannot_be_sent_is_refused_at_once(m, command):
+def test_unsendable_command_is_refused_at_once(m, command):
+    """A command that cannot be sent is refused at once."""
     with pytest.raises(ValueError):  # noqa: PT011 - the second one cannot be encoded
         m.submit(Task(command))
     assert m.empty()
 
 
-def test_what_is_not_a_file_cannot_be_an_input(m):
+def test_non_file_input_is_refused(m):
+    """What is not a file cannot be an input."""
     with pytest.raises(TypeError, match="declare it first"):
         Task("true").add_input("/etc/hostname", "in")
 
@@ -286,7 +309,8 @@ def test_negative_retries_are_refused():
         Task("true", retries=-1)
 
 
-def test_a_task_may_be_submitted_again_when_it_has_come_back(m, shared_cluster):
+def test_returned_task_can_be_resubmitted(m, shared_cluster):
+    """A task may be submitted again when it has come back."""
     task = Task(f"echo x >> {shared_cluster.path('again')}; wc -l < {shared_cluster.path('again')}")
     for expected in ("1\n", "2\n"):
         m.submit(task)
@@ -295,7 +319,8 @@ def test_a_task_may_be_submitted_again_when_it_has_come_back(m, shared_cluster):
         assert m.wait(60).output == expected
 
 
-def test_a_python_task_that_is_submitted_again_gives_its_new_result(m, shared_cluster):
+def test_resubmitted_python_task_has_new_result(m, shared_cluster):
+    """A python task that is submitted again gives its new result."""
     task = PythonTask(sample_tasks.counted, str(shared_cluster.folder), "python-again", None)
     task._args = (str(shared_cluster.folder), "python-again", 1)
     m.submit(task)
@@ -315,7 +340,8 @@ def test_a_function_is_called_with_its_arguments(run):
     )
 
 
-def test_a_function_sees_what_its_globals_are_when_it_is_submitted(run):
+def test_function_sees_globals_at_submission(run):
+    """A function sees what its globals are when it is submitted."""
     value = 1
 
     def look():
@@ -326,7 +352,9 @@ def test_a_function_sees_what_its_globals_are_when_it_is_submitted(run):
     assert run(PythonTask(look)).output == 2
 
 
-def test_what_a_function_prints_is_kept_beside_its_result(run):
+def test_printed_output_is_beside_result(run):
+    """What a function prints is kept beside its result."""
+
     def talk():
         print("to stdout")
         print("to stderr", file=sys.stderr)
@@ -338,7 +366,9 @@ def test_what_a_function_prints_is_kept_beside_its_result(run):
     assert sorted(task.std_output.splitlines()) == ["from a child", "to stderr", "to stdout"]
 
 
-def test_an_exception_is_the_output_with_its_type_and_traceback(run):
+def test_exception_is_output_with_traceback(run):
+    """An exception is the output with its type and traceback."""
+
     def fail():
         print("about to fail")
         cause = ValueError("the cause")
@@ -361,7 +391,9 @@ def test_an_exception_is_the_output_with_its_type_and_traceback(run):
     assert "fail" in frames
 
 
-def test_what_an_exception_holds_that_cannot_be_sent_is_told_in_words(run):
+def test_unpicklable_exception_content_is_described(run):
+    """What an exception holds that cannot be sent is told in words."""
+
     class Odd(Exception):
         def __init__(self):
             super().__init__("odd words")
@@ -389,7 +421,8 @@ def test_whatever_a_function_raises_comes_back_once(run, tmp_path, kind):
 
 
 @pytest.mark.parametrize("size", [1, 1_000_000])
-def test_a_result_that_cannot_be_loaded_here_is_no_success(run, size):
+def test_unloadable_result_is_failure(run, size):
+    """A result that cannot be loaded here is no success."""
     here = os.getpid()
 
     class OnlyThere:
@@ -410,7 +443,8 @@ def test_a_result_that_cannot_be_loaded_here_is_no_success(run, size):
 
 
 @pytest.mark.parametrize("code", [0, 5, "words"])
-def test_sys_exit_in_a_function_is_an_exception_like_others(run, code):
+def test_sys_exit_is_ordinary_exception(run, code):
+    """Sys exit in a function is an exception like others."""
     task = run(PythonTask(sys.exit, code))
     assert isinstance(task.output, SystemExit)
     assert task.output.code == code
@@ -440,13 +474,15 @@ def test_exceptions_of_python_itself_arrive_complete(run, error):
     assert found.__traceback__ is not None
 
 
-def test_a_result_that_cannot_be_sent_is_an_exception(run):
+def test_unsendable_result_is_exception(run):
+    """A result that cannot be sent is an exception."""
     task = run(PythonTask(lambda: __import__("threading").Lock()))
     assert isinstance(task.output, TypeError)
     assert "pickle" in str(task.output)
 
 
-def test_an_argument_that_cannot_be_sent_is_refused_at_once(m):
+def test_unsendable_argument_is_refused_at_once(m):
+    """An argument that cannot be sent is refused at once."""
     import threading
 
     with pytest.raises(TypeError, match="pickle"):
@@ -462,13 +498,15 @@ def test_results_of_any_size_come_back(run, size):
     assert run(raw).output == b"r" * size
 
 
-def test_without_serialization_a_result_that_is_not_bytes_is_an_exception(run):
+def test_unserialized_result_must_be_bytes(run):
+    """Without serialization a result that is not bytes is an exception."""
     raw = PythonTask(lambda: "text")
     raw.disable_output_serialization()
     assert isinstance(run(raw).output, TypeError)
 
 
-def test_an_array_that_comes_back_may_be_written_to(run):
+def test_returned_array_is_writable(run):
+    """An array that comes back may be written to."""
     numpy = pytest.importorskip("numpy")
     for size in (10, 100_000):
         array = run(PythonTask(numpy.arange, size)).output
@@ -477,7 +515,8 @@ def test_an_array_that_comes_back_may_be_written_to(run):
 
 
 @pytest.mark.parametrize("size", [100, LARGE])
-def test_a_result_may_stay_on_the_worker_and_be_the_argument_of_others(m, run, size):
+def test_result_on_worker_serves_as_argument(m, run, size):
+    """A result may stay on the worker and be the argument of others."""
     first = PythonTask(sample_tasks.make_bytes, size)
     first.enable_temp_output()
     second = PythonTask(sample_tasks.length, first.output_file)
@@ -494,7 +533,8 @@ def test_a_result_may_stay_on_the_worker_and_be_the_argument_of_others(m, run, s
     assert first.output == sample_tasks.make_bytes(size)
 
 
-def test_who_needs_the_result_of_a_task_that_failed_fails_too(m):
+def test_reader_of_failed_task_fails(m):
+    """Who needs the result of a task that failed fails too."""
     first = PythonTask(sample_tasks.add, 1, None)
     first.enable_temp_output()
     m.submit(first)
@@ -510,7 +550,9 @@ def test_who_needs_the_result_of_a_task_that_failed_fails_too(m):
     assert third.result == "input missing"
 
 
-def test_a_function_has_a_folder_of_its_own_with_its_files(m, run):
+def test_function_has_own_folder_with_files(m, run):
+    """A function has a folder of its own with its files."""
+
     def work():
         with open("in") as source, open("out", "w") as target:
             target.write(source.read().upper())
@@ -524,12 +566,15 @@ def test_a_function_has_a_folder_of_its_own_with_its_files(m, run):
     assert output.contents() == b"TEXT"
 
 
-def test_what_is_not_callable_cannot_be_a_python_task():
+def test_non_callable_is_refused():
+    """What is not callable cannot be a python task."""
     with pytest.raises(TypeError, match="cannot be called"):
         PythonTask(3)
 
 
-def test_a_python_task_does_not_change_the_next_one(run):
+def test_python_task_does_not_affect_next(run):
+    """A python task does not change the next one."""
+
     def change():
         os.chdir("/")
         os.environ["CHANGED"] = "1"
@@ -547,7 +592,8 @@ def test_a_python_task_does_not_change_the_next_one(run):
 # ---- outputs
 
 
-def test_an_output_that_is_not_made_is_missing(m, run):
+def test_unmade_output_is_missing(m, run):
+    """An output that is not made is missing."""
     task = Task("echo printed")
     task.add_output(m.declare_temp(), "never-made")
     run(task)
@@ -560,7 +606,8 @@ def test_an_output_that_is_not_made_is_missing(m, run):
     assert "never-made" in str(task.error())
 
 
-def test_outputs_may_be_wanted_of_a_success_or_of_a_failure_only(m, run):
+def test_outputs_may_depend_on_success(m, run):
+    """Outputs may be wanted of a success or of a failure only."""
     for code, expected in ((0, [b"log\n", None]), (1, [None, b"log\n"])):
         files = [m.declare_buffer(), m.declare_buffer()]
         task = Task(f"echo log | tee of-success > of-failure; exit {code}")
@@ -575,7 +622,8 @@ def test_outputs_may_be_wanted_of_a_success_or_of_a_failure_only(m, run):
                 assert file.contents() == content
 
 
-def test_outputs_of_a_command_that_fails_are_brought_all_the_same(m, run):
+def test_outputs_of_failing_command_are_fetched(m, run):
+    """Outputs of a command that fails are brought all the same."""
     file = m.declare_buffer()
     task = Task("echo partial > out; exit 3")
     task.add_output(file, "out")
@@ -583,7 +631,8 @@ def test_outputs_of_a_command_that_fails_are_brought_all_the_same(m, run):
     assert file.contents() == b"partial\n"
 
 
-def test_an_output_in_a_folder_that_the_task_makes_is_found(m, run):
+def test_output_in_made_folder_is_found(m, run):
+    """An output in a folder that the task makes is found."""
     file = m.declare_buffer()
     task = Task("mkdir -p a/b; echo deep > a/b/out")
     task.add_output(file, "a/b/out")
@@ -591,7 +640,8 @@ def test_an_output_in_a_folder_that_the_task_makes_is_found(m, run):
     assert file.contents() == b"deep\n"
 
 
-def test_an_output_that_is_a_link_is_what_it_points_to(m, run, shared_cluster):
+def test_linked_output_is_its_target(m, run, shared_cluster):
+    """An output that is a link is what it points to."""
     outside = shared_cluster.path("outside")
     outside.write_text("outside\n")
     inner, outer, dangling = m.declare_buffer(), m.declare_buffer(), m.declare_buffer()
@@ -609,7 +659,8 @@ def test_an_output_that_is_a_link_is_what_it_points_to(m, run, shared_cluster):
     assert run(task).result == "output missing"
 
 
-def test_the_mode_of_a_file_survives_every_way_it_can_take(m, run, shared_cluster):
+def test_file_mode_survives_all_transfers(m, run, shared_cluster):
+    """The mode of a file survives every way it can take."""
     script = shared_cluster.path("script.sh")
     script.write_text("#!/bin/sh\necho I run\n")
     script.chmod(0o755)
@@ -631,7 +682,8 @@ def test_the_mode_of_a_file_survives_every_way_it_can_take(m, run, shared_cluste
 # ---- who needs more than is ever free at once
 
 
-def test_an_urgent_task_that_needs_a_whole_worker_does_not_wait_for_all_small_ones(m, shared_cluster):
+def test_urgent_whole_worker_task_is_not_starved(m, shared_cluster):
+    """An urgent task that needs a whole worker does not wait for all small ones."""
     holders = [
         PythonTask(sample_tasks.held, str(shared_cluster.folder), f"small-{n}", f"small-gate-{n}")
         for n in range(4)
@@ -658,7 +710,8 @@ def test_an_urgent_task_that_needs_a_whole_worker_does_not_wait_for_all_small_on
 # ---- what is too large to start a program with
 
 
-def test_a_command_that_is_too_long_is_called_so_with_the_limit_and_the_way_out(run):
+def test_long_command_is_refused_with_remedy(run):
+    """A command that is too long is called so with the limit and the way out."""
     task = run(Task(f"echo {'x' * 200_000}"))
     assert task.result == "not started"
     assert not task.completed()
@@ -667,7 +720,8 @@ def test_a_command_that_is_too_long_is_called_so_with_the_limit_and_the_way_out(
     assert "m.declare_buffer" in text
 
 
-def test_a_variable_that_is_too_long_is_named(run):
+def test_long_variable_is_named(run):
+    """A variable that is too long is named."""
     task = run(Task("true", env={"SHORT": "x", "LONG": "y" * 200_000}))
     assert task.result == "not started"
     assert "its environment variable LONG has 200,005 bytes, and this system takes 131,071 for one" in str(
@@ -675,24 +729,28 @@ def test_a_variable_that_is_too_long_is_named(run):
     )
 
 
-def test_many_variables_that_are_too_much_together_are_called_so(run):
+def test_large_variables_together_are_refused(run):
+    """Many variables that are too much together are called so."""
     task = run(Task("true", env={f"V{number}": "z" * 100_000 for number in range(80)}))
     assert task.result == "not started"
     assert "its command and its environment variables have 8," in str(task.error())
 
 
-def test_a_script_in_a_buffer_may_be_as_long_as_it_likes(m, run):
+def test_script_in_buffer_may_be_long(m, run):
+    """A script in a buffer may be as long as it likes."""
     script = m.declare_buffer(f"echo {'x' * 200_000} | wc -c\n")
     assert run(Task("sh script", inputs={script: "script"})).output.strip() == "200001"
 
 
-def test_a_python_task_starts_no_program_so_its_variables_may_be_long(run):
+def test_python_task_variables_may_be_long(run):
+    """A python task starts no program so its variables may be long."""
     task = PythonTask(lambda: len(os.environ["LONG"]))
     task.set_env_var("LONG", "y" * 200_000)
     assert run(task).output == 200_000
 
 
-def test_a_library_with_a_variable_that_is_too_long_says_so_at_once(m):
+def test_library_with_long_variable_is_refused(m):
+    """A library with a variable that is too long says so at once."""
     library = m.create_library_from_functions("long", sample_tasks.add)
     library.set_env_var("LONG", "y" * 200_000)
     m.install_library(library)
@@ -716,7 +774,8 @@ def test_what_a_task_prints_counts_as_disk(run, function, slow):
     assert re.search(r"it used [12]\d MB of disk, its limit is 10 MB", str(task.error()))
 
 
-def test_inputs_do_not_count_as_what_a_task_writes(m, run):
+def test_inputs_do_not_count_as_written(m, run):
+    """Inputs do not count as what a task writes."""
     file = m.declare_buffer(bytes(15_000_000))
     task = Task("sleep 0.5; cat in in in in > /dev/null; head -c 5000000 /dev/zero > out")
     task.set_cores(1)
@@ -748,7 +807,9 @@ def test_unpicklable_function_is_named(m):
     assert "because lock is a _thread.lock" in " ".join(caught.value.__notes__)
 
 
-def test_a_result_that_cannot_be_pickled_is_told_with_the_function_and_the_type(run):
+def test_unpicklable_result_names_function_and_type(run):
+    """A result that cannot be pickled is told with the function and the type."""
+
     def make_lock():
         return threading.Lock()
 
@@ -758,7 +819,8 @@ def test_a_result_that_cannot_be_pickled_is_told_with_the_function_and_the_type(
 
 
 @pytest.mark.parametrize("value", [5, "text", [1, 2]])
-def test_a_function_that_says_it_returns_bytes_and_does_not_is_told(run, value):
+def test_non_bytes_result_is_reported(run, value):
+    """A function that says it returns bytes and does not is told."""
     task = PythonTask(lambda: value)
     task.disable_output_serialization()
     error = run(task).error()

@@ -56,7 +56,8 @@ def library(request, shared_manager):
     shared_manager.remove_library(f"temporary-{request.param}")
 
 
-def test_what_a_call_leaves_is_in_the_folder_of_its_slot(library, run):
+def test_leftovers_of_call_are_in_slots_folder(library, run):
+    """What a call leaves is in the folder of its slot."""
     calls = run(*[FunctionCall(library, "leave_file", n) for n in range(3)])
     assert all(call.successful() for call in calls), calls[0].output
     for path, found, variable, _parent in (call.output for call in calls):
@@ -83,13 +84,15 @@ def test_sockets_can_be_made_in_it(library, run):
     assert call.successful(), call.output
 
 
-def test_what_a_context_has_made_is_there_for_calls(library, run):
+def test_files_of_context_reach_calls(library, run):
+    """What a context has made is there for calls."""
     path, folder = run(FunctionCall(library, "file_of_context", 0)).output
     assert os.path.exists(path)
     assert os.path.dirname(path) != folder
 
 
-def test_nothing_is_left_when_the_library_is_removed(run, m):
+def test_removed_library_leaves_nothing(run, m):
+    """Nothing is left when the library is removed."""
     name = install(m, "removed", "direct")
     call = run(FunctionCall(name, "leave_file", 0))
     assert call.successful()
@@ -97,7 +100,8 @@ def test_nothing_is_left_when_the_library_is_removed(run, m):
     wait_until(lambda: not os.path.exists(call.output[0]), "the end of the file")
 
 
-def test_a_folder_that_the_user_has_chosen_is_taken(run, m, tmp_path):
+def test_folder_chosen_by_user_is_used(run, m, tmp_path):
+    """A folder that the user has chosen is taken."""
     library = m.create_library_from_functions("chosen", leave_file, exec_mode="fork")
     library.set_cores(1)
     library.set_env_var("TMPDIR", str(tmp_path))

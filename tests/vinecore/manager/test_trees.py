@@ -34,14 +34,16 @@ def tree(tmp_path):
 # ---- links
 
 
-def test_a_directory_named_by_a_link_arrives_whole(m, run, tree, tmp_path):
+def test_linked_directory_arrives_whole(m, run, tree, tmp_path):
+    """A directory named by a link arrives whole."""
     (tmp_path / "link").symlink_to(tree, target_is_directory=True)
     named = m.declare_file(tmp_path / "link")
     assert run(reading(named, "cat in/sub/file")).output == "inside\n"
     assert m.declare_file(tree).cache_name == named.cache_name
 
 
-def test_links_that_lead_out_of_a_directory_arrive_as_what_they_point_to(m, run, tree, tmp_path):
+def test_escaping_links_arrive_as_targets(m, run, tree, tmp_path):
+    """Links that lead out of a directory arrive as what they point to."""
     (tree / "file").symlink_to("../other/deep/file")
     (tree / "folder").symlink_to(tmp_path / "other")
     (tmp_path / "other" / "up").symlink_to("../tree/sub/file")
@@ -57,20 +59,23 @@ def test_links_that_lead_out_of_a_directory_arrive_as_what_they_point_to(m, run,
     assert output[8:] == ["./folder/own", "./sub/stays"]
 
 
-def test_another_content_behind_a_link_is_another_directory(m, run, tree, tmp_path):
+def test_content_behind_link_changes_name(m, run, tree, tmp_path):
+    """Another content behind a link is another directory."""
     (tree / "file").symlink_to(tmp_path / "other" / "deep" / "file")
     assert run(reading(m.declare_file(tree), "cat in/file")).output == "outside\n"
     (tmp_path / "other" / "deep" / "file").write_text("changed\n")
     assert run(reading(m.declare_file(tree), "cat in/file")).output == "changed\n"
 
 
-def test_links_that_point_nowhere_stay_what_they_are(m, run, tree):
+def test_dangling_links_are_preserved(m, run, tree):
+    """Links that point nowhere stay what they are."""
     (tree / "nowhere").symlink_to("../nowhere")
     assert run(reading(m.declare_file(tree), "readlink in/nowhere")).output == "../nowhere\n"
 
 
 @pytest.mark.parametrize("where", [".", "..", "/"])
-def test_a_link_to_a_folder_that_it_is_in_is_refused(m, tree, where):
+def test_recursive_link_is_refused(m, tree, where):
+    """A link to a folder that it is in is refused."""
     (tree / "sub" / "loop").symlink_to(os.path.abspath(tree / where))
     with pytest.raises(ValueError, match=r"sub/loop is a link to .*, a folder that it is in itself"):
         m.declare_file(tree)
@@ -93,7 +98,8 @@ ODD = {"a named pipe": named_pipe, "a socket": listening_socket}
 
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_pipe_or_a_socket_is_refused_with_its_name(m, tree, kind, inside):
+def test_pipe_or_socket_is_refused_by_name(m, tree, kind, inside):
+    """A pipe or a socket is refused with its name."""
     place = tree / "sub" / "odd"
     ODD[kind](place)
     with pytest.raises(ValueError, match=f"sub/odd is {kind}: only files, folders"):
@@ -108,7 +114,8 @@ def test_a_device_is_refused(m):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("name", ["sub", "sub/file"])
-def test_what_cannot_be_read_is_refused_with_its_name(m, tree, name, inside):
+def test_unreadable_file_is_refused_by_name(m, tree, name, inside):
+    """What cannot be read is refused with its name."""
     place = tree / name
     place.chmod(0)
     try:
@@ -122,7 +129,7 @@ def test_what_cannot_be_read_is_refused_with_its_name(m, tree, name, inside):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_program_that_was_made_executable_after_a_failure_runs(local_cluster, tmp_path, size):
+def test_program_made_executable_later_runs(local_cluster, tmp_path, size):
     """Also in the next manager of a worker that has kept the first one."""
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\necho I run\n" + "#" * size)
@@ -146,7 +153,8 @@ def test_a_program_that_was_made_executable_after_a_failure_runs(local_cluster, 
         assert m.wait(60).exit_code == code
 
 
-def test_a_file_of_a_directory_that_was_touched_is_newer_on_the_worker(m, run, tree):
+def test_touched_file_is_newer_on_worker(m, run, tree):
+    """A file of a directory that was touched is newer on the worker."""
     for name, changed in (("source", 1_000_000_000), ("made", 1_000_000_001.5)):
         (tree / name).write_text(name)
         os.utime(tree / name, (changed, changed))
@@ -156,7 +164,8 @@ def test_a_file_of_a_directory_that_was_touched_is_newer_on_the_worker(m, run, t
     assert run(reading(m.declare_file(tree, cache=True), look)).output == "source\n"
 
 
-def test_a_directory_that_was_changed_after_it_was_declared_is_not_sent_under_its_name(m, run, tree):
+def test_changed_directory_is_not_sent(m, run, tree):
+    """A directory that was changed after it was declared is not sent under its name."""
     file = m.declare_file(tree)
     (tree / "sub" / "file").write_text("something else\n")
     task = run(reading(file, "cat in/sub/file"))
@@ -164,7 +173,8 @@ def test_a_directory_that_was_changed_after_it_was_declared_is_not_sent_under_it
     assert run(reading(m.declare_file(tree), "cat in/sub/file")).output == "something else\n"
 
 
-def test_a_small_file_is_what_it_was_when_it_was_declared_whatever_its_mode(m, run, tmp_path):
+def test_small_file_keeps_declared_content(m, run, tmp_path):
+    """A small file is what it was when it was declared whatever its mode."""
     files = []
     for mode in (0o600, 0o644, 0o700, 0o755):
         path = tmp_path / f"file-{mode:o}"
@@ -182,9 +192,8 @@ def test_a_small_file_is_what_it_was_when_it_was_declared_whatever_its_mode(m, r
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("umask", ["000", "077"])
-def test_inputs_and_outputs_are_the_same_whatever_the_umask_of_the_worker(
-    local_cluster, tmp_path, size, umask
-):
+def test_transfers_are_independent_of_workers_umask(local_cluster, tmp_path, size, umask):
+    """Inputs and outputs are the same whatever the umask of the worker."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(
         m, command=["/bin/sh", "-c", f'umask {umask}; exec "$0" "$@"', sys.executable, "-m", "vineworker"]
@@ -208,9 +217,8 @@ def test_inputs_and_outputs_are_the_same_whatever_the_umask_of_the_worker(
     assert os.access(tmp_path / "d" / "e" / "inner", os.W_OK)
 
 
-def test_an_output_is_as_open_as_the_umask_of_the_manager_lets_it_be_and_has_the_group_of_its_folder(
-    local_cluster, tmp_path
-):
+def test_output_follows_managers_umask_and_group(local_cluster, tmp_path):
+    """An output is as open as the umask of the manager lets it be and has the group of its folder."""
     before = os.umask(0o027)
     try:
         m = local_cluster.start_manager()
@@ -239,7 +247,8 @@ def test_an_output_is_as_open_as_the_umask_of_the_manager_lets_it_be_and_has_the
 # ---- outputs
 
 
-def test_links_of_an_output_into_the_tasks_folder_come_as_what_they_point_to(m, run):
+def test_internal_links_of_output_become_files(m, run):
+    """Links of an output into the tasks folder come as what they point to."""
     made = m.declare_temp()
     task = reading(
         m.declare_buffer("input\n"),
@@ -278,7 +287,8 @@ def test_nothing_closed_is_left_behind(m, run, shared_cluster):
     wait_until(lambda: not find_paths(shared_cluster.workspace, "*/*/t*.d"), "the sandbox to be removed")
 
 
-def test_an_output_with_a_pipe_in_it_is_refused_with_its_name(m, run):
+def test_output_with_pipe_is_refused_by_name(m, run):
+    """An output with a pipe in it is refused with its name."""
     task = Task("mkdir d; mkfifo d/odd", cores=1)
     task.add_output(m.declare_temp(), "d")
     run(task)

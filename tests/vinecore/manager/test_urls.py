@@ -61,7 +61,8 @@ def checksum(file, command="sha256sum < in"):
 # ---- names
 
 
-def test_a_name_is_made_of_the_address_and_of_what_the_server_says(m, web):
+def test_name_follows_address_and_metadata(m, web):
+    """A name is made of the address and of what the server says."""
     place(web, "a", b"one")
     place(web, "b", b"one")
     first = m.declare_url(f"{web.url}/a")
@@ -73,7 +74,8 @@ def test_a_name_is_made_of_the_address_and_of_what_the_server_says(m, web):
     assert {method for method, _path in web.asked} == {"HEAD"}
 
 
-def test_a_server_that_says_nothing_of_its_content_gets_a_new_name_each_time(m, run, web):
+def test_unknown_metadata_gets_new_name(m, run, web):
+    """A server that says nothing of its content gets a new name each time."""
     expected = place(web, "file")
     for way in ("plain", "refused"):
         files = [m.declare_url(f"{web.url}/{way}/file") for _ in range(2)]
@@ -103,7 +105,8 @@ def test_what_tells_one_content_from_another(web, said, validator):
     assert look.verified_size == (5 if validator and "Content-Length" in said else -1)
 
 
-def test_a_file_on_a_disk_is_named_by_what_is_there_if_it_is_here_too(m, tmp_path):
+def test_local_file_is_named_by_stat(m, tmp_path):
+    """A file on a disk is named by what is there if it is here too."""
     path = tmp_path / "file"
     path.write_text("one")
     first, again = (m.declare_url(path.as_uri()) for _ in range(2))
@@ -114,7 +117,8 @@ def test_a_file_on_a_disk_is_named_by_what_is_there_if_it_is_here_too(m, tmp_pat
     assert nowhere[0].cache_name != nowhere[1].cache_name
 
 
-def test_a_server_that_cannot_be_reached_from_here_is_no_error_and_is_asked_once(m, monkeypatch):
+def test_unreachable_server_is_asked_once(m, monkeypatch):
+    """A server that cannot be reached from here is no error and is asked once."""
     monkeypatch.setattr(url_metadata, "HEAD_TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(60)
@@ -158,7 +162,8 @@ def test_a_file_that_has_moved_is_found(m, run, web):
 
 
 @pytest.mark.parametrize("peers", [True, False])
-def test_workers_fetch_a_file_from_each_other_unless_they_may_not(local_cluster, web, peers):
+def test_workers_exchange_fetched_file_if_allowed(local_cluster, web, peers):
+    """Workers fetch a file from each other unless they may not."""
     expected = place(web, "file")
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 4)
@@ -175,7 +180,8 @@ def test_workers_fetch_a_file_from_each_other_unless_they_may_not(local_cluster,
     assert m.get_file_replica_count(file) == 4
 
 
-def test_a_content_that_has_changed_since_is_not_used(m, run, web):
+def test_changed_content_is_not_used(m, run, web):
+    """A content that has changed since is not used."""
     place(web, "file", b"old content")
     file = m.declare_url(f"{web.url}/file")
     (web.folder / "file").write_bytes(b"new content")
@@ -187,13 +193,15 @@ def test_a_content_that_has_changed_since_is_not_used(m, run, web):
     assert run(checksum(m.declare_url(f"{web.url}/file"), "cat in")).output == "new content"
 
 
-def test_a_server_that_stops_half_way_once_is_asked_again(m, run, web, impatient):
+def test_server_stopping_once_is_asked_again(m, run, web, impatient):
+    """A server that stops half way once is asked again."""
     expected = place(web, "file")
     assert run(checksum(m.declare_url(f"{web.url}/half-once/file"))).output.split()[0] == expected
     assert web.count("GET", "/half-once/file") == 2
 
 
-def test_a_server_that_always_stops_half_way_fails_the_task_and_is_named(m, run, web, impatient):
+def test_server_stopping_always_fails_task(m, run, web, impatient):
+    """A server that always stops half way fails the task and is named."""
     place(web, "file")
     url = f"{web.url}/half/file"
     task = run(checksum(m.declare_url(url)))
@@ -205,7 +213,8 @@ def test_a_server_that_always_stops_half_way_fails_the_task_and_is_named(m, run,
     assert url in str(run(value).output)
 
 
-def test_the_content_of_an_address_is_brought_here_by_a_worker(m, run, web):
+def test_url_content_is_fetched_by_worker(m, run, web):
+    """The content of an address is brought here by a worker."""
     place(web, "file", b"content")
     file = m.declare_url(f"{web.url}/file")
     assert file.contents() == m.fetch_file(file).encode() == b"content"
@@ -248,7 +257,8 @@ both = pytest.mark.parametrize("by", ["xrdcp", "python"], indirect=True)
 
 
 @both
-def test_a_file_is_fetched_from_an_xrootd_server(by, xrootd):
+def test_xrootd_file_is_fetched(by, xrootd):
+    """A file is fetched from an xrootd server."""
     data = os.urandom(LARGE)
     task = by(xrootd.put("file", data))
     assert task.error() is None
@@ -256,7 +266,8 @@ def test_a_file_is_fetched_from_an_xrootd_server(by, xrootd):
 
 
 @both
-def test_what_an_xrootd_server_does_not_have_fails_the_task_at_once(by, xrootd, caplog):
+def test_missing_xrootd_file_fails_task(by, xrootd, caplog):
+    """What an xrootd server does not have fails the task at once."""
     url = f"{xrootd.url}/nothing"
     error = str(by(url).error())
     assert sum("could not get" in line for line in caplog.messages) == 1
@@ -265,7 +276,8 @@ def test_what_an_xrootd_server_does_not_have_fails_the_task_at_once(by, xrootd, 
 
 
 @both
-def test_an_xrootd_server_that_stops_half_way_fails_the_task_and_is_named(by, xrootd, impatient):
+def test_stopping_xrootd_server_fails_task(by, xrootd, impatient):
+    """An xrootd server that stops half way fails the task and is named."""
     path = xrootd.put("large", os.urandom(64 * LARGE)).partition(str(xrootd.port))[2]
     relay = Relay(xrootd.port, 4 * LARGE)
     try:
@@ -281,14 +293,16 @@ def test_an_xrootd_server_that_stops_half_way_fails_the_task_and_is_named(by, xr
 
 
 @pytest.mark.parametrize("by", ["nothing"], indirect=True)
-def test_without_any_way_to_fetch_from_xrootd_the_error_names_the_fixes(by):
+def test_missing_xrootd_client_names_fixes(by):
+    """Without any way to fetch from xrootd the error names the fixes."""
     error = str(by(f"root://127.0.0.1:{free_port()}//data/file").error())
     assert "xrootd-client" in error
     assert "pip install fsspec-xrootd" in error
 
 
 @pytest.mark.skipif(shutil.which("xrdfs") is None, reason="needs xrdfs: apt-get install xrootd-client")
-def test_a_file_on_an_xrootd_server_is_named_by_its_date_and_length(m, xrootd):
+def test_xrootd_file_is_named_by_stat(m, xrootd):
+    """A file on an xrootd server is named by its date and length."""
     url = xrootd.put("named", b"one")
     first = m.declare_url(url)
     assert len(first) == 3
@@ -300,7 +314,7 @@ def test_a_file_on_an_xrootd_server_is_named_by_its_date_and_length(m, xrootd):
 
 
 @pytest.mark.parametrize("killed", [True, False])
-def test_a_process_that_fetches_ends_with_its_worker(local_cluster, xrootd, killed):
+def test_fetching_process_ends_with_worker(local_cluster, xrootd, killed):
     """The server accepts and says nothing, so the client waits."""
     if shutil.which("xrdcp") is None:
         pytest.skip("needs xrdcp: apt-get install xrootd-client")
@@ -324,7 +338,7 @@ def test_a_process_that_fetches_ends_with_its_worker(local_cluster, xrootd, kill
                 client.kill()
 
 
-def test_a_process_that_fetches_ends_when_its_manager_is_left(tmp_path):
+def test_fetching_process_ends_with_session(tmp_path):
     """The worker lives on, for another manager."""
     process_reaper = ProcessReaper(str(tmp_path / "worker"))
     fetching = Downloader(process_reaper)
@@ -341,7 +355,8 @@ def test_a_process_that_fetches_ends_when_its_manager_is_left(tmp_path):
         process_reaper.close()
 
 
-def test_what_a_worker_fetches_does_not_hold_up_what_it_brings_to_the_manager(local_cluster, web):
+def test_fetches_do_not_delay_uploads(local_cluster, web):
+    """What a worker fetches does not hold up what it brings to the manager."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(m, "--cores", str(FETCHES + 1))
     for number in range(FETCHES):

@@ -92,7 +92,7 @@ def _in_a_process(variant: Variant) -> Measured:
 def measure(variant: Variant) -> Measured:
     """Write, read and merge histograms, in this process."""
     from dask_histogram.core import hist_safe_sum
-    from vineworker.library.slot import write_parts
+    from vineworker.library.results import write_parts
 
     from daskvine.remote import task_functions
     from vinecore.protocol.serialization import values, zero_suppression

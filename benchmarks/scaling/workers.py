@@ -81,7 +81,7 @@ class Worker:
 
 
 _AT_ONCE: dict[type, Callable[[Any], Any]] = {
-    i.StartForkServer: lambda doing: e.ForkServerReady(doing.host, 0.0, VERSIONS),
+    i.StartForkServer: lambda doing: e.ForkServerReady(doing.fork_server, 0.0, VERSIONS),
     i.StartFetch: lambda doing: e.ObjectArrived(doing.fetch.name, max(doing.fetch.size, 0), True, doing.fetch.digest),
     i.StartUnpack: lambda doing: e.ObjectArrived(doing.unpack.name, 0, True),
     i.KillSlot: lambda doing: e.SlotExited(doing.slot, -1, {}),

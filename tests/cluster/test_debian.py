@@ -44,7 +44,7 @@ def root(local_cluster, tmp_path):
     with debian_container.opened(tmp_path / "debian") as root:
         root.run("useradd", "--create-home", "vine")
         home = root.path / "home" / "vine"
-        zipapp_builder.write(str(home))
+        zipapp_builder.write_zipapp(str(home))
         shutil.copy(local_cluster.secret, home / "secret")
         root.run("chown", "vine:vine", "/home/vine/secret")
         yield root

@@ -155,7 +155,7 @@ def test_unwanted_kept_files_are_released(local_cluster, script):
     script.kill()
 
     def list_kept_files():
-        folders = find_paths(local_cluster.workspace, "*/estate-*")
+        folders = find_paths(local_cluster.workspace, "*/orphans-*")
         return [name for path in folders for name in only_files(path)]
 
     wait_until(list_kept_files, "the worker to keep what it has")

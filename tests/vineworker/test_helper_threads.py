@@ -91,7 +91,7 @@ def test_persisting_continues_after_failure(tmp_path, caplog):
     first = PersistentCache(str(tmp_path / "first"), 10 * MB, open_cache_directory(str(tmp_path), b"secret"))
     first.subscribe(lambda *_: None)
     for name in ("a", "b", "c"):
-        first.keep(name, b"content", forever=True)
+        first.persist(name, b"content", forever=True)
     done = threading.Event()
     first.run_after_pending(done.set)
     assert done.wait(60)

@@ -30,7 +30,7 @@ def pyz(tmp_path_factory):
     """The file, alone in a folder that nobody may write to and whose name has spaces."""
     folder = tmp_path_factory.mktemp("one file") / "all alone: a worker"
     folder.mkdir()
-    path = zipapp_builder.write(str(folder))
+    path = zipapp_builder.write_zipapp(str(folder))
     folder.chmod(0o555)
     yield path
     folder.chmod(0o755)
@@ -75,19 +75,19 @@ def test_command_prints_path_named_by_content(tmp_path):
     first, second = (command("--pyz", XDG_CACHE_HOME=str(tmp_path / "cache")) for _ in range(2))
     assert (first.returncode, first.stderr, first.stdout) == (0, "", second.stdout)
     (entry,) = (tmp_path / "cache" / "daskvine").iterdir()
-    assert (str(entry), entry.read_bytes()) == (first.stdout.strip(), zipapp_builder.build())
+    assert (str(entry), entry.read_bytes()) == (first.stdout.strip(), zipapp_builder.build_zipapp())
     assert os.access(entry, os.X_OK)
 
 
 def test_altered_cached_file_is_rewritten(tmp_path, monkeypatch):
     """What was altered in the cache is written again."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = zipapp_builder.write()
+    path = zipapp_builder.write_zipapp()
     with open(path, "ab") as file:
         file.write(b"more")
-    assert zipapp_builder.write() == path
+    assert zipapp_builder.write_zipapp() == path
     with open(path, "rb") as file:
-        assert file.read() == zipapp_builder.build()
+        assert file.read() == zipapp_builder.build_zipapp()
 
 
 def test_command_writes_file_at_given_path(tmp_path):
@@ -95,7 +95,7 @@ def test_command_writes_file_at_given_path(tmp_path):
     for place in (tmp_path, tmp_path / "my worker.pyz"):
         written = tmp_path / "vine_worker.pyz" if place == tmp_path else place
         assert command("--pyz", place).stdout == f"{written}\n"
-        assert written.read_bytes() == zipapp_builder.build()
+        assert written.read_bytes() == zipapp_builder.build_zipapp()
     ended = command("--pyz", tmp_path / "no" / "such" / "folder")
     assert (ended.returncode, "cannot be written: No such file" in ended.stderr) == (2, True)
     assert "Traceback" not in ended.stderr
@@ -112,7 +112,7 @@ def test_file_has_worker_source_only(pyz):
     """The file holds the source of the worker and nothing of this machine."""
     with zipfile.ZipFile(pyz) as archive:
         names = archive.namelist()
-        assert {entry.date_time for entry in archive.infolist()} == {zipapp_builder.EPOCH}
+        assert {entry.date_time for entry in archive.infolist()} == {zipapp_builder.ENTRY_TIME}
     assert names == sorted(names)
     assert {
         "__main__.py",
@@ -161,7 +161,7 @@ def test_code_in_nested_folders_is_included(tmp_path):
 
 def test_function_imports_daskvine_beside_worker_code(tmp_path):
     """A function can import daskvine beside the workers own code."""
-    zipapp_builder.copy_to(str(tmp_path))
+    zipapp_builder.copy_sources(str(tmp_path))
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     found = subprocess.run(
         [sys.executable, "-c", "import daskvine, vinecore.protocol.frames as ours; print(daskvine.DaskVine.__name__, ours.__file__)"],
@@ -224,7 +224,7 @@ def test_bare_python_runs_commands_and_environments(local_cluster, pyz, packed, 
 
 def test_file_may_change_while_worker_runs(local_cluster, tmp_path):
     """The file may go or change while its worker runs."""
-    path = zipapp_builder.write(str(tmp_path))
+    path = zipapp_builder.write_zipapp(str(tmp_path))
     m = local_cluster.start_manager()
     packages = os.pathsep.join(p for p in sys.path if p.endswith("-packages"))
     worker = local_cluster.start_worker(m, command=[sys.executable, path], PYTHONPATH=packages)

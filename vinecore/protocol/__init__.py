@@ -9,5 +9,7 @@ from __future__ import annotations
 VERSION = 6
 """Protocol number; a worker and a manager with different numbers refuse each other."""
 
+MB = 1 << 20
+
 INLINE_LIMIT = 64 * 1024
 """Objects up to this many bytes live in memory on a worker and ride in control frames."""

@@ -24,6 +24,14 @@ UNSUPPORTED_KINDS = {
 }
 
 
+def list_names(folder: str) -> list[str]:
+    """Return the names in a folder; none if it cannot be listed."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
 class TreeEntry(NamedTuple):
     """One part of a tree.
 

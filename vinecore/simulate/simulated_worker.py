@@ -1,6 +1,6 @@
 """A worker: its real state machine, with processes, transfers and a disk in simulated time.
 
-The counterpart of `vineworker.session.session`: hosts start, slots are forked and run their calls in
+The counterpart of `vineworker.session.session`: fork servers start, slots are forked and run their calls in
 order, objects are fetched and uploaded over shared links, and the disk can be full.
 """
 
@@ -35,10 +35,10 @@ class Execution:
 class SimulatedSlot:
     """A forked process."""
 
-    __slots__ = ("calls", "host", "id", "now", "single", "up")
+    __slots__ = ("calls", "fork_server", "id", "now", "single", "up")
 
-    def __init__(self, number: int, host: str, single: m.RunTask | None) -> None:
-        self.id, self.host, self.single = number, host, single
+    def __init__(self, number: int, fork_server: str, single: m.RunTask | None) -> None:
+        self.id, self.fork_server, self.single = number, fork_server, single
         self.calls: deque[m.RunTask] = deque()
         self.now: Execution | None = None
         self.up = False
@@ -117,8 +117,8 @@ class SimulatedWorker:
         self.disk_used = 0
         self._state_machine = context.state_machine()
         self._outgoing: list[m.Message] = []
-        self._hosts: dict[str, object] = {}
-        self._imported_hosts: set[str] = set()  # hosts that know what their tasks import
+        self._fork_servers: dict[str, object] = {}
+        self._fork_servers_with_imports: set[str] = set()  # fork servers that know what their tasks import
         self._slots: dict[int, SimulatedSlot] = {}
         self.serving: dict[Transfer, SimulatedWorker] = {}  # transfers from here, and to whom
         self._transfers: dict[Transfer, None] = {}
@@ -129,8 +129,8 @@ class SimulatedWorker:
         instructions = context.worker_instructions
         self._executors: dict[type, Callable[[Any], None]] = {
             instructions.SendMessage: lambda sent: self._outgoing.append(sent.message),
-            instructions.StartForkServer: self._start_host,
-            instructions.StopForkServer: lambda stop: self._stop_host(stop.host),
+            instructions.StartForkServer: self._start_fork_server,
+            instructions.StopForkServer: lambda stop: self._stop_fork_server(stop.fork_server),
             instructions.StartSlot: self._start_slot,
             instructions.KillSlot: self._kill_slot,
             instructions.SendCall: self._send_call,
@@ -182,31 +182,35 @@ class SimulatedWorker:
                 self._context.cluster.latency_s, other.on_source_lost, transfer, "the connection broke"
             )
 
-    # ---- hosts and slots
+    # ---- fork servers and slots
 
-    def _start_host(self, x: Any) -> None:
+    def _start_fork_server(self, x: Any) -> None:
         costs, token = self._context.costs, object()
-        self._hosts[x.host] = token
+        self._fork_servers[x.fork_server] = token
         seconds = costs.interpreter_s + (costs.imports_s if x.library is not None else 0.0)
-        self._clock.schedule_in(seconds, self._on_host_ready, x.host, token, seconds)
+        self._clock.schedule_in(seconds, self._on_fork_server_ready, x.fork_server, token, seconds)
 
-    def _on_host_ready(self, host: str, token: object, seconds: float) -> None:
-        if self._hosts.get(host) is token:
-            self.handle(self._events.ForkServerReady(host, seconds, {}))
+    def _on_fork_server_ready(self, fork_server: str, token: object, seconds: float) -> None:
+        if self._fork_servers.get(fork_server) is token:
+            self.handle(self._events.ForkServerReady(fork_server, seconds, {}))
 
-    def _stop_host(self, host: str) -> None:
-        self._hosts.pop(host, None)
-        for slot in [slot for slot in self._slots.values() if slot.host == host]:
+    def _stop_fork_server(self, fork_server: str) -> None:
+        self._fork_servers.pop(fork_server, None)
+        for slot in [slot for slot in self._slots.values() if slot.fork_server == fork_server]:
             self._remove_slot(slot)
 
     def _start_slot(self, x: Any) -> None:
         costs = self._context.costs
-        slot = self._slots[x.slot] = SimulatedSlot(x.slot, x.host, x.run)
+        slot = self._slots[x.slot] = SimulatedSlot(x.slot, x.fork_server, x.run)
         seconds = costs.fork_s
         if x.run is not None:
             slot.now = self._start_task(x.run, slot)
             seconds = costs.sandbox_s + (costs.fork_s if costs.warm_fork else costs.interpreter_s)
-            seconds += 0.0 if costs.warm_fork and x.host in self._imported_hosts else costs.imports_s
+            seconds += (
+                0.0
+                if costs.warm_fork and x.fork_server in self._fork_servers_with_imports
+                else costs.imports_s
+            )
         self._clock.schedule_in(seconds, self._on_slot_ready, slot)
 
     def _on_slot_ready(self, slot: SimulatedSlot) -> None:
@@ -308,7 +312,7 @@ class SimulatedWorker:
         run = slot.single
         assert run is not None
         del self._slots[slot.id]
-        self._imported_hosts.add(slot.host)
+        self._fork_servers_with_imports.add(slot.fork_server)
         over = m.TaskFailed(run.task, reply.kind, reply.info, b"")
         outputs: dict[str, int] = {}
         if reply.kind == "done":

@@ -1,7 +1,8 @@
-"""The vine worker: runs tasks and library slots on a node, keeps files, and fetches what it lacks from its peers.
+"""The vine worker: run tasks and library slots on a node, store files, and fetch them from peers.
 
-Standard library only, Python 3.9 or newer (where there is no ``/proc``, psutil measures, if there is one); started with
-``vine_worker HOST PORT``, ``python -m vineworker HOST PORT`` or ``python vine_worker.pyz HOST PORT``.
+It needs only the standard library of Python 3.9 or newer. Without ``/proc``, it measures processes
+with psutil, if that is installed. It starts with ``vine_worker HOST PORT``, ``python -m vineworker
+HOST PORT`` or ``python vine_worker.pyz HOST PORT``.
 """
 
 from __future__ import annotations

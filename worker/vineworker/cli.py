@@ -24,13 +24,13 @@ MAX_SECRET_BYTES = 4096
 
 
 def secret_file() -> str:
-    """Where the secret of this user is kept."""
+    """Return the path of this user's secret."""
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return os.path.join(base, "daskvine", "secret")
 
 
 def parse_addresses(words: Sequence[str]) -> tuple[tuple[str, int], ...]:
-    """Understand HOST PORT, HOST:PORT and several of the latter with semicolons between.
+    """Parse HOST PORT, HOST:PORT, or several of the latter separated by semicolons.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def parse_addresses(words: Sequence[str]) -> tuple[tuple[str, int], ...]:
 
 
 def parse_address(words: Sequence[str]) -> tuple[str, int]:
-    """Understand HOST PORT and HOST:PORT.
+    """Parse HOST PORT or HOST:PORT.
 
     Raises
     ------
@@ -51,7 +51,10 @@ def parse_address(words: Sequence[str]) -> tuple[str, int]:
         It is neither.
     """
     if not words:
-        msg = "no address: give HOST PORT or HOST:PORT, such as localhost:9123, or the manager's name with -M NAME"
+        msg = (
+            "no address: give HOST PORT or HOST:PORT, such as localhost:9123, or the manager's "
+            "name with -M NAME"
+        )
         raise ValueError(msg)
     host, separator, port = (words[0], ":", words[1]) if len(words) == 2 else words[0].rpartition(":")
     if len(words) > 2 or not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
@@ -65,7 +68,8 @@ def main() -> None:
     inherited_state.reset_inherited_state()
     try:
         code = run()
-    except KeyboardInterrupt:  # before the worker has a loop that takes the signal
+    except KeyboardInterrupt:
+        # before the worker has a loop that takes the signal
         code = 130
     logging.shutdown()
     sys.stdout.flush()
@@ -90,7 +94,8 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         secret = _read_secret(path)
     except OSError as error:
         p.error(
-            f"no secret at {path} ({error.strerror}): start the manager on this machine first, or copy its password file here and name it with --password FILE"
+            f"no secret at {path} ({error.strerror}): start the manager on this machine first, or "
+            "copy its password file here and name it with --password FILE"
         )
     if path == "-" and not secret:
         p.error("no secret came from standard input, as --password - has announced")
@@ -102,7 +107,8 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         p.error(f"the workspace {workspace} cannot be made: {error.strerror}")
     resources = detect_resources(workspace, options.cores, options.memory, options.disk, options.gpus)
     for name in ("CORES", "MEMORY", "DISK", "GPUS"):
-        os.environ.pop(name, None)  # they were defaults for this worker; tasks get their own
+        # they were defaults for this worker; tasks get their own
+        os.environ.pop(name, None)
     for note in resources.notes:
         logging.getLogger("vine_worker").info(note)
     # asyncio takes longest to import: report mistakes in the arguments before
@@ -146,7 +152,7 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
 def _find_manager_sources(
     p: argparse.ArgumentParser, options: argparse.Namespace
 ) -> tuple[tuple[tuple[str, int], ...], Optional[ManagerFinder]]:
-    """Understand where the manager may be: addresses, and how to find it by its name."""
+    """Return the addresses of the manager, and the finder for its name."""
     try:
         addresses = () if options.manager_name and not options.address else parse_addresses(options.address)
         if not options.manager_name:
@@ -196,10 +202,11 @@ def _write_pyz(p: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.address:
         p.error("--pyz runs no worker: leave out the address")
     try:
-        print(zipapp_builder.write(options.pyz))
+        print(zipapp_builder.write_zipapp(options.pyz))
     except OSError as error:
         p.error(
-            f"{options.pyz or error.filename} cannot be written: {error.strerror}; name another place with --pyz PATH"
+            f"{options.pyz or error.filename} cannot be written: {error.strerror}; name another "
+            "place with --pyz PATH"
         )
     return 0
 

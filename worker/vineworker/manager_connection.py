@@ -1,4 +1,4 @@
-"""Looking for a manager, at addresses, by its name, or both; and dialling it. Blocking work for a thread."""
+"""Find a manager, at addresses, by its name, or both, and connect to it; blocks its thread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vinecore.protocol import handshake, ports
 if TYPE_CHECKING:
     from vinecore.protocol.discovery.finder import ManagerFinder
 
-CONNECT_S = 10.0
+CONNECT_TIMEOUT_S = 10.0
 Address = tuple[str, int]
 
 
@@ -23,13 +23,13 @@ class ManagerAddress(NamedTuple):
         Where it is: the one of its addresses that has answered.
     fingerprints : tuple of str
         Of certificates that it may have; with any there is TLS.
-    cover : tls.Cover or None
+    cover : TlsTunnels or None
         With which TLS is spoken, if it is.
     """
 
     address: Address
     fingerprints: tuple[str, ...] = ()
-    cover: Any = None
+    tls: Any = None
 
 
 Connection = tuple[socket.socket, bytes, ManagerAddress]
@@ -50,7 +50,8 @@ class ManagerConnector:
     fingerprints
         Of certificates that it may have; with any there has to be TLS.
     known
-        Gives those of managers that say by themselves that they speak TLS; a ValueError says why it cannot.
+        Gives those of managers that say by themselves that they speak TLS; a ValueError says why it
+        cannot.
     """
 
     def __init__(
@@ -62,9 +63,9 @@ class ManagerConnector:
         known: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
         self._secret, self._addresses, self._finder = secret, addresses, finder
-        self._fingerprints, self._known = fingerprints, known
+        self._fingerprints, self._read_known_fingerprints = fingerprints, known
         self._slow: set[Address] = set()
-        self._cover: Any = None
+        self._tls: Any = None
 
     def __str__(self) -> str:
         places = " or ".join(f"{host}:{port}" for host, port in self._addresses)
@@ -72,21 +73,21 @@ class ManagerConnector:
         return " ".join(filter(None, (name, f"at {places}" if places and not name else "")))
 
     def connect(self) -> Connection:
-        """Try one place after another; give the connection to the first manager that takes this worker.
+        """Return the connection to the first manager that accepts this worker.
 
         Raises
         ------
-        handshake.Refused
-            It is there, and nothing would change if it were asked again.
+        HandshakeRejected
+            No manager accepts it, and that will not change.
         OSError
-            There is none now.
+            There is no manager now.
         """
         if self._finder is None and len(self._addresses) == 1:
-            return self._dial(self._addresses[0], bool(self._fingerprints))
+            return self._connect_to_host(self._addresses[0], bool(self._fingerprints))
         problems, final = [], self._finder is None
         for address, ssl in self._candidate_addresses():
             try:
-                return self._dial(address, ssl)
+                return self._connect_to_host(address, ssl)
             except OSError as error:
                 if isinstance(error, socket.timeout):
                     self._slow.add(address)
@@ -100,7 +101,10 @@ class ManagerConnector:
         raise ConnectionError("; ".join(problems))
 
     def _candidate_addresses(self) -> list[tuple[Address, bool]]:
-        """Where to try, and whether TLS is spoken there; what did not answer in time before comes last."""
+        """Return the addresses to try, and whether they use TLS.
+
+        Addresses that have not answered in time before come last.
+        """
         forced = bool(self._fingerprints)
         places = dict.fromkeys(self._addresses, forced)
         if self._finder is not None:
@@ -110,12 +114,12 @@ class ManagerConnector:
         self._slow.intersection_update(places)
         return sorted(places.items(), key=lambda place: place[0] in self._slow)
 
-    def _dial(self, address: Address, ssl: bool) -> Connection:
-        """Try one after another of the addresses that a name has."""
+    def _connect_to_host(self, address: Address, ssl: bool) -> Connection:
+        """Try the addresses of a host name one after another."""
         problems: list[OSError] = []
         for _family, _kind, _protocol, _name, place in ports.resolve(*address):
             try:
-                return self._connect_to((str(place[0]), int(place[1])), ssl)
+                return self._connect_to_address((str(place[0]), int(place[1])), ssl)
             except OSError as error:
                 problems.append(error)
         if len(problems) == 1 or all(isinstance(error, handshake.HandshakeRejected) for error in problems):
@@ -123,15 +127,17 @@ class ManagerConnector:
         msg = ", and ".join(dict.fromkeys(map(str, problems)))
         raise ConnectionError(msg) from problems[-1]
 
-    def _connect_to(self, address: Address, ssl: bool) -> Connection:
+    def _connect_to_address(self, address: Address, ssl: bool) -> Connection:
         manager = ManagerAddress(address)
         if ssl:
-            manager = ManagerAddress(address, self._fingerprints or self._read_known(), self._make_cover())
-        sock = socket.create_connection(address, timeout=CONNECT_S)
+            manager = ManagerAddress(
+                address, self._fingerprints or self._find_fingerprints(), self._make_tls()
+            )
+        sock = socket.create_connection(address, timeout=CONNECT_TIMEOUT_S)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if ssl:
-                sock = manager.cover.connect(sock, manager.fingerprints)
+                sock = manager.tls.connect(sock, manager.fingerprints)
             suits = None if self._finder is None else self._finder.matches
             key = handshake.connect(sock, self._secret, "worker", suits=suits)
         except BaseException:
@@ -140,20 +146,21 @@ class ManagerConnector:
         sock.setblocking(False)
         return sock, key, manager
 
-    def _read_known(self) -> tuple[str, ...]:
+    def _find_fingerprints(self) -> tuple[str, ...]:
         try:
-            return self._known()
+            return self._read_known_fingerprints()
         except ValueError as error:
             raise ConnectionError(str(error)) from None
 
-    def _make_cover(self) -> Any:
-        if self._cover is None:
-            from vinecore.protocol import tls  # not needed elsewhere, and long to import
+    def _make_tls(self) -> Any:
+        if self._tls is None:
+            # not needed elsewhere, and long to import
+            from vinecore.protocol import tls
 
-            self._cover = tls.TlsTunnels()
-        return self._cover
+            self._tls = tls.TlsTunnels()
+        return self._tls
 
     def close(self, seconds: float) -> None:
-        """Wait until all is sent that was said under TLS, but no longer than so."""
-        if self._cover is not None:
-            self._cover.drain_and_close(seconds)
+        """Wait, for at most so many seconds, until all TLS data is sent."""
+        if self._tls is not None:
+            self._tls.drain_and_close(seconds)

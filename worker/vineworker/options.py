@@ -9,7 +9,7 @@ from typing import Optional
 
 from vineworker import __version__
 
-GRACE_S = 25.0
+DEFAULT_GRACE_S = 25.0
 """Batch systems kill what has not left 30 s after they have asked it to."""
 MAX_COUNT = 1 << 53
 
@@ -27,6 +27,19 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         usage="vine_worker [options] HOST PORT | HOST:PORT[;HOST:PORT...] | -M NAME",
     )
+    _add_manager_options(p)
+    _add_resource_options(p)
+    _add_time_options(p)
+    _add_security_options(p)
+    _add_workspace_options(p)
+    _add_transfer_options(p)
+    _add_parent_options(p)
+    _add_other_options(p)
+    return p
+
+
+def _add_manager_options(p: argparse.ArgumentParser) -> None:
+    """Add the options about where the manager is."""
     p.add_argument(
         "address", nargs="*", metavar="HOST PORT", help="where the manager is: HOST PORT, or HOST:PORT"
     )
@@ -34,42 +47,56 @@ def make_parser() -> argparse.ArgumentParser:
         "-M",
         "--manager-name",
         metavar="NAME",
-        help="work for a manager that is called so, wherever it is; NAME may be a regular expression that has to match the whole name. With an "
+        help="work for a manager that is called so, wherever it is; NAME may be a regular "
+        "expression that has to match the whole name. With an "
         "address, too, that is where it is looked for first",
     )
     p.add_argument(
         "--registry",
         metavar="DIR",
-        help="folder in which managers with a name are entered (default: what VINE_REGISTRY says, or the usual one of this user)",
+        help="folder in which managers with a name are entered (default: what VINE_REGISTRY says, "
+        "or the usual one of this user)",
     )
     p.add_argument(
         "-C",
         "--catalog",
         metavar="HOST:PORT",
-        help="also look for managers at a catalog server, or several, with commas (default: what CATALOG_HOST says, or none)",
+        help="also look for managers at a catalog server, or several, with commas (default: what "
+        "CATALOG_HOST says, or none)",
     )
+
+
+def _add_resource_options(p: argparse.ArgumentParser) -> None:
+    """Add the options about which resources the worker offers."""
     p.add_argument(
         "--cores",
         type=parse_cores,
-        help="cores to offer (default: what the variable CORES says; without it, and with 0: what affinity and cgroups allow)",
+        help="cores to offer (default: what the variable CORES says; without it, and with 0: what "
+        "affinity and cgroups allow)",
     )
     p.add_argument(
         "--memory",
         type=parse_amount_mb,
         metavar="MB",
-        help="memory to offer, in MB, or with a unit, such as 2GB (default: MEMORY; without it, and with 0: what the machine and cgroups allow)",
+        help="memory to offer, in MB, or with a unit, such as 2GB (default: MEMORY; without it, "
+        "and with 0: what the machine and cgroups allow)",
     )
     p.add_argument(
         "--disk",
         type=parse_amount_mb,
         metavar="MB",
-        help="disk to offer, in MB, or with a unit, such as 20GB (default: DISK; without it, and with 0: half of what is free in the workspace)",
+        help="disk to offer, in MB, or with a unit, such as 20GB (default: DISK; without it, and "
+        "with 0: half of what is free in the workspace)",
     )
     p.add_argument(
         "--gpus",
         type=parse_gpus,
         help="gpus to offer, 0 for none (default: GPUS; without it: what nvidia-smi lists)",
     )
+
+
+def _add_time_options(p: argparse.ArgumentParser) -> None:
+    """Add the options about how long the worker stays."""
     p.add_argument(
         "-t",
         "--timeout",
@@ -94,16 +121,27 @@ def make_parser() -> argparse.ArgumentParser:
         "--wall-time",
         type=_parse_finite_seconds,
         metavar="S",
-        help="end after so long: takes no task that would not be over by then, and hands over what only it has before",
+        help="end after so long: takes no task that would not be over by then, and hands over "
+        "what only it has before",
     )
     p.add_argument(
         "--grace",
         type=_parse_finite_seconds,
-        default=GRACE_S,
+        default=DEFAULT_GRACE_S,
         metavar="S",
-        help="for handing over what only it has when it gets SIGTERM or SIGINT, its wall time is over or it was idle; a second signal ends "
-        f"it at once (default: {GRACE_S:g})",
+        help="for handing over what only it has when it gets SIGTERM or SIGINT, its wall time is "
+        "over or it was idle; a second signal ends "
+        f"it at once (default: {DEFAULT_GRACE_S:g})",
     )
+    p.add_argument(
+        "--single-shot",
+        action="store_true",
+        help="leave when the manager does, instead of waiting for the next one",
+    )
+
+
+def _add_security_options(p: argparse.ArgumentParser) -> None:
+    """Add the options about secret and TLS."""
     p.add_argument(
         "-P",
         "--password",
@@ -113,7 +151,8 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--ssl",
         action="store_true",
-        help="speak TLS with a manager that has a certificate whose fingerprint is in the file beside the secret, SECRET.fingerprint",
+        help="speak TLS with a manager that has a certificate whose fingerprint is in the file "
+        "beside the secret, SECRET.fingerprint",
     )
     p.add_argument(
         "--ssl-fingerprint",
@@ -122,40 +161,51 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="SHA256",
         help="speak TLS with a manager that has this certificate (may be repeated)",
     )
+
+
+def _add_workspace_options(p: argparse.ArgumentParser) -> None:
+    """Add the options about the workspace."""
     p.add_argument(
         "-s", "--workspace", metavar="DIR", help="where to keep files (default: the temporary folder)"
     )
     p.add_argument(
         "--keep-workspace",
         action="store_true",
-        help="leave files of the cache level 'forever' in the workspace, in the folder vine-kept, for the next worker "
+        help="leave files of the cache level 'forever' in the workspace, in the folder vine-kept, "
+        "for the next worker "
         "that has the same --workspace and secret; no more of them than --disk allows",
     )
-    p.add_argument(
-        "--single-shot",
-        action="store_true",
-        help="leave when the manager does, instead of waiting for the next one",
-    )
+
+
+def _add_transfer_options(p: argparse.ArgumentParser) -> None:
+    """Add the options about transfers between workers."""
     p.add_argument(
         "--transfer-port",
         type=_parse_ports,
         default=(0, 0),
         metavar="PORT|LOW:HIGH",
-        help="where other workers fetch files from this one: a port, or the first free one of a range (default: any)",
+        help="where other workers fetch files from this one: a port, or the first free one of a "
+        "range (default: any)",
     )
     p.add_argument(
         "--transfer-address",
         default="",
         metavar="ADDRESS",
-        help="the address of this machine on which other workers fetch files from this one, such as 127.0.0.1 (default: all)",
+        help="the address of this machine on which other workers fetch files from this one, such "
+        "as 127.0.0.1 (default: all)",
     )
     p.add_argument(
         "--contact-hostport",
         type=_parse_contact,
         default="",
         metavar="HOST:PORT",
-        help="what other workers are told to dial, if that is not what the manager sees, such as a forwarded port; :PORT for another port only",
+        help="what other workers are told to dial, if that is not what the manager sees, such as "
+        "a forwarded port; :PORT for another port only",
     )
+
+
+def _add_parent_options(p: argparse.ArgumentParser) -> None:
+    """Add the options about the process that has started the worker."""
     p.add_argument(
         "--parent-death",
         type=_parse_pid,
@@ -170,6 +220,10 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="leave when standard input ends, or when nothing has come from it for so long",
     )
+
+
+def _add_other_options(p: argparse.ArgumentParser) -> None:
+    """Add the options about features, the one-file worker, and messages."""
     p.add_argument(
         "--feature",
         action="append",
@@ -182,12 +236,12 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="PATH",
-        help="run no worker, but write one as a single file that any Python from 3.9 runs, and print where it is: at PATH, "
+        help="run no worker, but write one as a single file that any Python from 3.9 runs, and "
+        "print where it is: at PATH, "
         "or in your cache folder",
     )
     p.add_argument("-d", "--debug", action="store_true", help="say what happens, in detail")
     p.add_argument("--version", action="version", version=f"vine_worker {__version__}")
-    return p
 
 
 def parse_cores(text: str) -> Optional[int]:
@@ -207,7 +261,8 @@ def _parse_count(text: str, allowed: str, everything: int) -> Optional[int]:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not value.is_integer() or not -1 <= value <= MAX_COUNT:  # it is not of infinity and NaN either
+    # it is not of infinity and NaN either
+    if not value.is_integer() or not -1 <= value <= MAX_COUNT:
         msg = f"{text!r} is not a whole number of 1 or more, or {allowed}"
         raise argparse.ArgumentTypeError(msg)
     return None if value <= everything else int(value)
@@ -272,7 +327,8 @@ def _parse_seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not value >= 0:  # it is not of NaN either
+    # it is not of NaN either
+    if not value >= 0:
         msg = f"{text!r} is not a number of seconds, 0 or more (inf: for ever)"
         raise argparse.ArgumentTypeError(msg)
     return value

@@ -42,12 +42,12 @@ def start_peer_server(
 
     def wrap_tls(sock: socket.socket) -> socket.socket:
         session = current_session()
-        if session is not None and session.manager.cover is None:
+        if session is not None and session.manager.tls is None:
             return sock
         if session is None or session.tls_context is None:
             msg = "this worker has no manager now"
             raise handshake.HandshakeRejected(msg)
-        wrapped: socket.socket = session.manager.cover.serve(sock, session.tls_context)
+        wrapped: socket.socket = session.manager.tls.serve(sock, session.tls_context)
         return wrapped
 
     def serve_peer(sock: socket.socket, greeting: dict[str, Any], _address: str) -> None:

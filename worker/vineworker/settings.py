@@ -1,4 +1,4 @@
-"""What the command line says, as one record."""
+"""The settings of a worker, from its command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a worker and its slots say to each other, over a socket pair, in the frames of `vinecore.protocol.frames`."""
+"""Messages between a worker and its slots, over a socket pair, in frames of the protocol.
+
+See `vinecore.protocol.frames`.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ import struct
 from typing import Any, NamedTuple
 
 PROGRESS = struct.Struct(">qd")
-"""What a slot leaves word of in its shared file: the call that runs, or -1, and when it began, if that is timed."""
+"""Content of a slot's shared file: the task that runs, or -1, and its start if it is timed."""
 
 MAX_IN_FLIGHT = 64
-"""Calls that are written to a slot before it has answered the first of them, at most."""
+"""Calls that are written to a slot before it has replied to the first of them."""
 
 
 class ObjectData(NamedTuple):
-    """Worker: an object that lives in memory; a shared one is kept until it is dropped."""
+    """Worker: an object in memory; a shared one is kept until it is dropped."""
 
     name: str
     shared: bool
@@ -23,18 +26,21 @@ class ObjectData(NamedTuple):
 class Call(NamedTuple):
     """Worker: run this function.
 
-    ``shared`` and ``inputs`` are pairs of a name and the path of a file, or "" for what came as an `Object`. The option
-    ``fed`` names the input that an earlier call to this slot makes, and the task of that call; ``held`` are pairs of an input and the task that
-    has made it, for those that the slot holds in memory. It may hold the result, and answers so, if that does not make more than the
-    first number of ``hold`` bytes, and is not larger than the second.
+    ``shared`` and ``inputs`` are pairs of a name and the path of a file, or "" for an object that
+    came as `ObjectData`. The option ``fed`` names the input that an earlier call to this slot
+    makes, and the task of that call; ``held`` has pairs of an input and its task, for inputs that
+    the slot holds in memory. The slot may hold the result, if the sum of held results stays below
+    the first number of ``hold`` in bytes, and the result is not larger than the second.
     """
 
     task: int
     function: str
     shared: list[tuple[str, str]]
     inputs: list[tuple[str, str]]
-    result: str  # path for a result that is too large for the reply
-    sandbox: str  # folder to run in, "" to stay
+    # path for a result that is too large for the reply
+    result: str
+    # folder to run in, "" to stay
+    sandbox: str
     options: dict[str, Any]
     payload: bytes
 
@@ -60,10 +66,11 @@ class DropHeldResults(NamedTuple):
 class Reply(NamedTuple):
     """Slot: a call is over.
 
-    ``kind`` is "done" (payload: the result if it is small), "exception" (payload: the pickled exception), "crash", or "unfed": it was
-    not run, because the call that it was to get an input from has failed. And "wrote": what an earlier call made, and the slot held, is in a file;
-    or "unwritten": it could not be written. If ``info`` has ``ends``, the call has changed what cannot be put back (see
-    `vineworker.library.call_state`), and the slot ends.
+    ``kind`` is "done" (payload: the result if it is small), "exception" (payload: the pickled
+    exception), "crash", or "unfed": it was not run, because the call that it was to get an input
+    from has failed. And "wrote": what an earlier call made, and the slot held, is in a file; or
+    "unwritten": it could not be written. If ``info`` has ``ends``, the call has changed what cannot
+    be put back (see `vineworker.library.call_state`), and the slot ends.
     """
 
     task: int

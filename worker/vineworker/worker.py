@@ -1,8 +1,9 @@
-"""The worker's life: find the manager, work for it, and go when there is nothing more to do or the time is over.
+"""Find a manager, work for it, and leave when there is no more work or the time is over.
 
-Whoever ends it (a batch system with SIGTERM, its wall time, having been idle for long) gives it a grace period in which it stays with its
-manager, which has brought elsewhere what only this worker has and then lets it go.
-One asyncio loop talks to the manager and to the slots; all work is done in a `Session`.
+A batch system (with SIGTERM), the wall time, or a long idle time ends a worker. It gets a grace
+period, in which it stays connected: the manager has its sole replicas copied to other workers, and
+then releases it. One asyncio loop handles the connections to the manager and to the slots; a
+`ManagerSession` does the work.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ log = logging.getLogger("vine_worker")
 
 BACKOFF_S = (0.2, 5.0)
 SHUTDOWN_TIMEOUT_S = 2.0
-PING_S = 60.0
+HEARTBEAT_INTERVAL_S = 60.0
 HEARTBEAT_TIMEOUT_S = 300.0
-"""A manager that says nothing for this long, though it is asked, is gone: its machine or the network has died without a word."""
+"""A manager that does not answer for so long is gone: its machine or the network has failed."""
 
 
 class Worker:
@@ -47,50 +48,53 @@ class Worker:
     Parameters
     ----------
     settings
-        What may be used.
+        The settings.
     search
-        Where a manager may be.
+        Connects to managers.
     """
 
     def __init__(self, settings: WorkerSettings, search: ManagerConnector) -> None:
-        self._settings, self._search = settings, search
+        self._settings, self._connector = settings, search
         self._folder = temporary_folders.create_folder(f"vine-worker-{os.getpid()}-", settings.workspace)
         temporary_folders.start_removing_abandoned(settings.workspace, None)
-        self._link = temporary_folders.create_link(
-            self._folder
-        )  # to the session's folder, while there is one
+        # to the session's folder, while there is one
+        self._link = temporary_folders.create_link(self._folder)
         if os.statvfs(self._folder).f_flag & getattr(os, "ST_NOEXEC", 0):
             log.warning(
-                "nothing can be executed in %s, where the file system is mounted with noexec: tasks cannot run programs among their inputs, and packed "
+                "nothing can be executed in %s, where the file system is mounted with noexec: "
+                "tasks cannot run programs among their inputs, and packed "
                 "environments will not start; choose another place with --workspace",
                 settings.workspace,
             )
         self._warden = ProcessReaper(self._folder, self._link)
-        if zipapp_builder.zipapp_path():  # while it is what this worker was started from
+        # while it is what this worker was started from
+        if zipapp_builder.zipapp_path():
             zipapp_builder.source_files()
         home = open_cache_directory(settings.workspace, settings.secret) if settings.keep_workspace else None
         kept = os.path.join(self._folder, "kept")
-        self._keeper = PersistentCache(kept, settings.resources.disk_mb << 20, home)
+        self._persistent_cache = PersistentCache(kept, settings.resources.disk_mb << 20, home)
         self._loop: asyncio.AbstractEventLoop
         self._stopping: asyncio.Future[None]
         self._session: Optional[ManagerSession] = None
-        self._orphaned_objects: Optional[DetachedObjects] = None  # of a manager that has vanished
-        self._last_busy = self._held_at = time.monotonic()
+        # of a manager that has vanished
+        self._orphaned_objects: Optional[DetachedObjects] = None
+        self._last_busy_at = self._last_heartbeat_at = time.monotonic()
         self._is_child = os.getppid() == settings.parent
         self._reason = ""
-        self._draining = False  # it has told its manager that it wants to go
-        self._begins_to_leave = math.inf
+        # it has told its manager that it wants to go
+        self._draining = False
+        self._drain_at = math.inf
         if settings.wall_time_s is not None:
-            self._begins_to_leave = time.monotonic() + settings.wall_time_s - self._wall_grace()
+            self._drain_at = time.monotonic() + settings.wall_time_s - self._wall_grace()
 
     def run(self) -> int:
-        """Work until there is nothing more to do; give the exit code."""
+        """Work until there is no more work; return the exit code."""
         descendants.become_subreaper()
         try:
             return asyncio.run(self._run())
         finally:
-            self._search.close(SHUTDOWN_TIMEOUT_S)
-            self._keeper.close()
+            self._connector.close(SHUTDOWN_TIMEOUT_S)
+            self._persistent_cache.close()
             self._warden.kill_strays(SHUTDOWN_TIMEOUT_S)
             temporary_folders.remove_folder(self._folder)
             if self._link:
@@ -105,7 +109,7 @@ class Worker:
             self._loop.add_signal_handler(number, self._on_signal, signal.Signals(number).name)
         self._loop.add_signal_handler(signal.SIGCHLD, self._warden.kill_strays)
         if self._settings.wall_time_s is not None:
-            self._loop.call_later(self._begins_to_leave - time.monotonic(), self._on_wall_time_over)
+            self._loop.call_later(self._drain_at - time.monotonic(), self._on_wall_time_over)
         if self._settings.stdin_heartbeat_s is not None:
             os.set_blocking(0, False)
             self._loop.add_reader(0, self._on_stdin_heartbeat)
@@ -116,15 +120,15 @@ class Worker:
             return 2
         watch = self._loop.create_task(self._watch_idle_and_parent())
         try:
-            return await self._work()
+            return await self._serve_managers()
         finally:
             watch.cancel()
             self._peer_server.close()
 
-    async def _work(self) -> int:
+    async def _serve_managers(self) -> int:
         settings = self._settings
         wait, deadline = BACKOFF_S[0], time.monotonic() + settings.connect_timeout_s
-        log.info("looking for a manager %s", self._search)
+        log.info("looking for a manager %s", self._connector)
         reminder = Reminder()
         while not self._stopping.done():
             try:
@@ -135,20 +139,20 @@ class Worker:
                     return 0
                 deadline = time.monotonic() + settings.connect_timeout_s
             except handshake.HandshakeRejected as error:
-                log.error("the manager %s refuses this worker: %s", self._search, error)
+                log.error("the manager %s refuses this worker: %s", self._connector, error)
                 return 1
             except OSError as error:
                 if time.monotonic() > deadline:
-                    log.error("no manager %s: %s", self._search, error)
+                    log.error("no manager %s: %s", self._connector, error)
                     return 1
                 if reminder.is_due(str(error), time.monotonic()):
-                    log.info("no manager %s yet: %s", self._search, error)
+                    log.info("no manager %s yet: %s", self._connector, error)
             await asyncio.wait({self._stopping}, timeout=wait)
             wait = min(2 * wait, BACKOFF_S[1])
         return 0
 
     async def _connect(self) -> Optional[Connection]:
-        """Dial the manager in a thread, which nobody waits for when the worker shall leave; then the answer is None."""
+        """Connect to a manager in a thread; return None if the worker has to leave meanwhile."""
         dialled: asyncio.Future[Connection] = self._loop.create_future()
 
         def tell(found: Optional[Connection], error: Optional[Exception]) -> None:
@@ -162,7 +166,7 @@ class Worker:
 
         def dial() -> None:
             try:
-                news: tuple[Any, Any] = (self._search.connect(), None)
+                news: tuple[Any, Any] = (self._connector.connect(), None)
             except Exception as error:  # noqa: BLE001 - raised where the socket is waited for
                 news = (None, error)
             try:
@@ -185,16 +189,16 @@ class Worker:
         self._peer_server = start_peer_server(sock, lambda: self._session)
 
     async def _serve(self, sock: socket.socket, key: bytes, manager: ManagerAddress) -> bool:
-        """Work for one manager until the connection ends; give whether it had one."""
+        """Work for one manager until the connection ends; return whether it was a manager."""
         self._reason = ""
-        self._last_busy = time.monotonic()
+        self._last_busy_at = time.monotonic()
         try:
             session = self._session = ManagerSession(
                 self._settings,
                 manager,
                 self._folder,
                 self._warden,
-                self._keeper,
+                self._persistent_cache,
                 self._leave,
                 self._orphaned_objects,
             )
@@ -202,7 +206,7 @@ class Worker:
             sock.close()
             raise
         try:
-            left_s = self._begins_to_leave - time.monotonic()
+            left_s = self._drain_at - time.monotonic()
             time_left_s = 0.0 if left_s == math.inf else max(left_s, 0.01)
             reason = await session.serve(sock, key, self._data_port, time_left_s)
             log.info("the manager is gone: %s", self._reason or reason)
@@ -227,12 +231,12 @@ class Worker:
         )
 
     def _wall_grace(self) -> float:
-        """How much of its time is for leaving."""
+        """Return the part of the wall time that is for draining."""
         assert self._settings.wall_time_s is not None
         return min(self._settings.grace_s, self._settings.wall_time_s / 2)
 
     def _drain_and_leave(self, reason: str, grace_s: float) -> None:
-        """Go as soon as the manager has all that only this worker has, or other workers have; and when the grace is over."""
+        """Leave when the manager or its workers have all sole replicas, or after the grace."""
         if self._draining:
             return
         self._draining = True
@@ -253,17 +257,20 @@ class Worker:
             self._session.close_connection(reason)
 
     def _on_stdin_heartbeat(self) -> None:
-        """Something has come from standard input, or it has ended."""
+        """Record a heartbeat on standard input, or drain at its end."""
         if os.read(0, 1 << 12):
-            self._held_at = time.monotonic()
+            self._last_heartbeat_at = time.monotonic()
         else:
             self._loop.remove_reader(0)
             self._drain_and_leave(
                 "what has started this worker is gone, or has let it go", self._settings.grace_s
             )
 
-    def _is_orphan(self) -> bool:
-        """Whether the process that this one shall not outlive is gone; it may have started this one through others."""
+    def _has_lost_parent(self) -> bool:
+        """Return whether the process with which this worker has to end is gone.
+
+        It may have started this one through others.
+        """
         parent = self._settings.parent
         if parent is None or os.getppid() == parent:
             return False
@@ -273,7 +280,8 @@ class Worker:
             os.kill(parent, 0)
         except ProcessLookupError:
             return True
-        except PermissionError:  # it belongs to somebody else
+        except PermissionError:
+            # it belongs to another user
             pass
         return False
 
@@ -283,34 +291,35 @@ class Worker:
             await asyncio.sleep(min(1.0, self._settings.idle_timeout_s / 4))
             now, session = time.monotonic(), self._session
             self._warden.kill_strays()
-            if self._is_orphan():
+            if self._has_lost_parent():
                 self._leave("the process that has started this worker is gone", True)
             if (
                 self._settings.stdin_heartbeat_s is not None
-                and now - self._held_at > self._settings.stdin_heartbeat_s
+                and now - self._last_heartbeat_at > self._settings.stdin_heartbeat_s
             ):
                 self._leave(
-                    f"what has started this worker has not been heard for {self._settings.stdin_heartbeat_s:.0f} s",
+                    "what has started this worker has not been heard for "
+                    f"{self._settings.stdin_heartbeat_s:.0f} s",
                     True,
                 )
             if session is None:
                 continue
-            quiet = now - session.heard_at
+            quiet = now - session.last_message_at
             if quiet > HEARTBEAT_TIMEOUT_S:
                 self._reason = f"silent for {quiet:.0f} s"
                 session.abort_connection(self._reason)
-            elif quiet > PING_S and now - pinged_at > PING_S:
+            elif quiet > HEARTBEAT_INTERVAL_S and now - pinged_at > HEARTBEAT_INTERVAL_S:
                 pinged_at = now
                 session.send(m.Ping())
-            if not session.idle:
-                self._last_busy = now
-            elif now - self._last_busy > self._settings.idle_timeout_s:
+            if not session.is_idle:
+                self._last_busy_at = now
+            elif now - self._last_busy_at > self._settings.idle_timeout_s:
                 self._drain_and_leave(
                     f"idle for {self._settings.idle_timeout_s:.0f} s", self._settings.grace_s
                 )
 
     def _on_loop_exception(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Something in this program is wrong: give the tasks to somebody else rather than keep them for ever."""
+        """Leave the manager after an error of this program, so that other workers get the tasks."""
         error = context.get("exception")
         log.error("a defect in the worker: %s", context.get("message"), exc_info=error)
         if error is not None:

@@ -1,8 +1,9 @@
-"""The worker as one file, ``vine_worker.pyz``: all its code, for a node where nothing is installed but Python.
+"""Build the worker as one file, ``vine_worker.pyz``, for nodes that have only Python.
 
-It holds Python source and nothing that belongs to a version or a machine, so any Python from 3.9 runs it; its bytes depend on
-nothing but that source. The processes that a worker starts do not import from the file: it may be on a slow disk, may be replaced
-while the worker runs, and has a path that may not fit into ``PYTHONPATH``. They get copies.
+It contains Python source only, so any Python from 3.9 runs it, and its bytes depend on nothing
+else. The processes of a worker do not import from the file: it may be on a slow disk, may be
+replaced while the worker runs, and may have a path that does not fit into ``PYTHONPATH``. They get
+copies.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import vinecore
 import vineworker
 
 ZIPAPP_NAME = "vine_worker.pyz"
-EPOCH = (1980, 1, 1, 0, 0, 0)  # that an archive can say
+# that an archive can say
+ENTRY_TIME = (1980, 1, 1, 0, 0, 0)
 MAIN_SOURCE = b"""\
 import sys
 
@@ -30,13 +32,13 @@ from vineworker.cli import main
 
 main()
 """
-"""Runs first; also a Python that is too old has to understand it."""
+"""Runs first; an old Python has to understand it, too."""
 EXTEND_PATH_SOURCE = b"""
 import pkgutil
 
 __path__ = pkgutil.extend_path(__path__, __name__)
 """
-"""Lets a function import daskvine where its environment has that: what a worker has no part of is found there."""
+"""Lets a function import daskvine from its environment, which has modules that a worker lacks."""
 
 
 def zipapp_path() -> str:
@@ -47,7 +49,7 @@ def zipapp_path() -> str:
 
 @functools.cache
 def source_files() -> dict[str, bytes]:
-    """All code of the worker, by its path. Read once: what is there later may be another version."""
+    """Return the worker's code by path; read once, as another version may replace it later."""
     found = {}
     if zipapp_path():
         with zipfile.ZipFile(zipapp_path()) as archive:
@@ -68,8 +70,11 @@ def source_files() -> dict[str, bytes]:
     return found
 
 
-def copy_to(folder: str) -> None:
-    """Write the code into a folder, which processes can have on their path, also before another daskvine."""
+def copy_sources(folder: str) -> None:
+    """Write the code to a folder for the import path of processes.
+
+    It may come before another daskvine on the path.
+    """
     here = source_files()
     for name, source in {
         **here,
@@ -81,32 +86,33 @@ def copy_to(folder: str) -> None:
             file.write(source)
 
 
-def build() -> bytes:
-    """Make the file. Nothing is compressed: how that is done differs between Pythons."""
+def build_zipapp() -> bytes:
+    """Return the bytes of the file, without compression, as that differs between Pythons."""
     file = io.BytesIO(b"#!/usr/bin/env python3\n")
     file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file, "a") as archive:
         for name, source in sorted({**source_files(), "__main__.py": MAIN_SOURCE}.items()):
-            entry = zipfile.ZipInfo(name, EPOCH)
+            entry = zipfile.ZipInfo(name, ENTRY_TIME)
             entry.create_system, entry.external_attr = 3, (stat.S_IFREG | 0o644) << 16
             archive.writestr(entry, source)
     return file.getvalue()
 
 
-def write(path: str = "") -> str:
-    """Put the file somewhere, complete or not at all; give its path.
+def write_zipapp(path: str = "") -> str:
+    """Write the file, complete or not at all; return its path.
 
     Parameters
     ----------
     path
-        Its own path, or a folder for it; "" for the user's cache folder, under a name that its content has.
+        Its path, or a folder for it; "" for the user's cache folder, with a name made of its
+        digest.
     """
-    content = build()
+    content = build_zipapp()
     if not path:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
         digest = hashlib.sha256(content).hexdigest()[:16]
         path = os.path.join(base, "daskvine", f"vine_worker-{digest}.pyz")
-        if _holds(path, content):
+        if _has_content(path, content):
             return path
         os.makedirs(os.path.dirname(path), exist_ok=True)
     elif os.path.isdir(path):
@@ -116,7 +122,7 @@ def write(path: str = "") -> str:
     try:
         with os.fdopen(number, "wb") as file:
             file.write(content)
-        os.chmod(temporary, 0o755)  # noqa: S103 - anybody may run it
+        os.chmod(temporary, 0o755)  # noqa: S103 - all users may run it
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -124,7 +130,7 @@ def write(path: str = "") -> str:
     return path
 
 
-def _holds(path: str, content: bytes) -> bool:
+def _has_content(path: str, content: bytes) -> bool:
     try:
         with open(path, "rb") as file:
             return file.read() == content

@@ -84,7 +84,7 @@ def test_a_worker_finds_its_manager_at_a_catalog_which_forgets_it_at_its_end(
 def test_the_one_file_asks_a_catalog_too(local_cluster, server):
     from vineworker import zipapp_builder
 
-    python, path = find_python("3.9"), zipapp_builder.write(str(local_cluster.folder))
+    python, path = find_python("3.9"), zipapp_builder.write_zipapp(str(local_cluster.folder))
     m = local_cluster.start_manager(name="mine", registry=False, catalog=f"127.0.0.1:{server}")
     wait_until(lambda: json.loads(ask(server)[1]))
     local_cluster.start_worker(

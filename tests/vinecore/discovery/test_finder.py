@@ -186,7 +186,7 @@ def test_a_worker_in_the_dark_leaves_at_once_when_it_is_told_to(by_name):
 
 @pytest.mark.parametrize("version", ["3.9"])
 def test_the_one_file_finds_managers_too(local_cluster, by_name, version):
-    python, path = find_python(version), zipapp_builder.write(str(local_cluster.folder))
+    python, path = find_python(version), zipapp_builder.write_zipapp(str(local_cluster.folder))
     m = local_cluster.start_manager(name="mine")
     worker = by_name("mine", command=[python, path], PYTHONPATH="")
     m.wait_for_workers(1, PATIENCE_S)

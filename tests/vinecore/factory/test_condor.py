@@ -57,4 +57,4 @@ def test_only_what_does_not_end_by_itself_is_taken_out_by_force(commands, pilots
 
 
 def test_a_worker_has_handed_over_what_it_has_before_its_job_is_taken_out_by_force():
-    assert 2 * options.GRACE_S < condor.FORCE_S < condor.CLOSE_S
+    assert 2 * options.DEFAULT_GRACE_S < condor.FORCE_S < condor.CLOSE_S

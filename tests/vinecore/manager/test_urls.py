@@ -345,8 +345,8 @@ def test_fetching_process_ends_with_session(tmp_path):
     try:
         with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as threads:
             url = f"root://127.0.0.1:{silent.getsockname()[1]}//data/file"
-            fetched = threads.submit(fetching.fetch, url, str(tmp_path / "file"), -1, ())
-            (child,) = wait_until(lambda: list(fetching._children))
+            fetched = threads.submit(fetching.download, url, str(tmp_path / "file"), -1, ())
+            (child,) = wait_until(lambda: list(fetching._processes))
             child.send_signal(signal.SIGSTOP)  # so that it does not end by itself
             fetching.close()
             with pytest.raises(OSError, match="ended with code -9"):

@@ -9,9 +9,9 @@ from vineworker.slot_protocol import Reply
 from vineworker.state import events as e
 from vineworker.state import instructions as i
 from vineworker.state import state_machine as w
-from vineworker.state.memory_results import MAX_GROUP_S, MAX_READERS_S, MB
+from vineworker.state.memory_results import MAX_GROUP_S, MAX_READERS_S
 
-from vinecore.protocol import INLINE_LIMIT
+from vinecore.protocol import INLINE_LIMIT, MB
 from vinecore.protocol import messages as m
 
 LARGE = INLINE_LIMIT + 1
@@ -102,7 +102,7 @@ def test_result_read_in_slot_is_never_written(worker):
     assert worker.said() == [("TaskDone", 1), ("TaskDone", 2), ("TaskDone", 3)]
     assert not any(type(x) is i.SpillResultsInSlot for x in worker.log)
     assert set(worker.state.objects) == {"setup", "r2", "r3"}
-    assert worker.state.idle
+    assert worker.state.is_idle
 
 
 def test_late_reader_has_result_remade(worker):
@@ -264,7 +264,7 @@ def test_what_cannot_be_written_has_failed(worker):
     worker.feed(e.CallsReturned(worker.slots[0], [Reply(1, "disk", 0, 0.0, {"reason": "full"}, b"")]))
     assert worker.said() == [("TaskFailed", 1)]
     assert "r1" not in worker.state.objects
-    assert worker.state.idle
+    assert worker.state.is_idle
 
 
 def test_dying_slot_reruns_its_group(worker):
@@ -290,7 +290,7 @@ def test_a_cancelled_family_leaves_nothing(worker):
         type(x) is i.SendMessage and type(x.message) in (m.TaskDone, m.TaskFailed) and x.message.task < 9
         for x in worker.log
     )
-    assert worker.state.idle
+    assert worker.state.is_idle
     assert set(worker.state.objects) == {"setup"}
 
 
@@ -301,7 +301,7 @@ def test_held_result_of_cancelled_call_is_dropped(worker):
     worker.feed(m.Cancel([1]))
     worker.feed(e.CallsReturned(slot, [Reply(1, "done", LARGE, QUICK_S, {"held": True}, b"")]))
     assert i.DropHeldResultsInSlot(slot, [1]) in worker.out
-    assert worker.state.idle
+    assert worker.state.is_idle
 
 
 # ---- random lives
@@ -403,7 +403,7 @@ def test_calls_are_reported_once_after_inputs(seed):
     assert sorted(order) == sorted(runs)
     for run in runs.values():
         assert all(order.index(int(name[1:])) < order.index(run.task) for name in run.inputs)
-    assert worker.state.idle
+    assert worker.state.is_idle
     assert not any(hands.held.values())
 
 
@@ -423,4 +423,4 @@ def test_whoever_comes_late_gets_what_he_reads(seed):
             hands.obey(worker.feed(m.PurgeObjects([name]), runs[int(name[1:])]))
         hands.lost = []
     assert set(hands.done) == runs.keys()
-    assert worker.state.idle
+    assert worker.state.is_idle

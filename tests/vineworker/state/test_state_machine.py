@@ -137,7 +137,7 @@ def test_unverified_file_is_announced_not_used(worker):
     assert worker.said(m.Verified) == [m.Verified("a")]
     assert worker.told(i.PersistObject) == [i.PersistObject("a", True, "d1")]
     assert [x.unpack.name for x in worker.told(i.StartUnpack)] == ["folder", "late"]
-    assert {x.host for x in worker.told(i.StartForkServer)} == {"python:", "python:a", "other"}
+    assert {x.fork_server for x in worker.told(i.StartForkServer)} == {"python:", "python:a", "other"}
     assert [x.run.task for x in worker.told(i.StartProcess)] == [3]
     assert worker.sent() == [(1, 1)]
     assert worker.state.objects["a"] == LARGE
@@ -269,7 +269,7 @@ def test_ready_library_reports_and_forks_slots(worker):
     """A library that is up says so and forks its slots."""
     worker.library(slots=3)
     assert worker.out[0] == i.SendMessage(m.LibraryReady("lib", 0.1, {"numpy": "2"}))
-    assert [(x.host, x.run) for x in worker.told(i.StartSlot)] == [("lib", None)] * 3
+    assert [(x.fork_server, x.run) for x in worker.told(i.StartSlot)] == [("lib", None)] * 3
 
 
 def test_library_grows_to_requested_slots(worker):
@@ -293,7 +293,7 @@ def test_call_without_library_is_returned(worker):
     worker.feed(call(1, "something that never comes"))
     (failed,) = worker.said(m.TaskFailed)
     assert (failed.task, failed.kind) == (1, "library")
-    assert worker.state.idle
+    assert worker.state.is_idle
 
 
 def test_removed_library_ends_slots_and_calls(worker):
@@ -303,7 +303,7 @@ def test_removed_library_ends_slots_and_calls(worker):
     worker.feed(m.RemoveLibrary("lib"))
     assert len(worker.told(i.KillSlot)) == 2
     assert worker.told(i.StopForkServer) == [i.StopForkServer("lib")]
-    assert worker.state.idle
+    assert worker.state.is_idle
     assert not worker.state.slots
     assert not worker.state.calls.waiting
     assert worker.die(1, 1) == [], "nobody is blamed for what was stopped"
@@ -317,7 +317,7 @@ def test_dead_library_is_reported_with_calls(worker):
     worker.feed(e.ForkServerExited("lib", "it was killed", False, b"e"))
     assert worker.said(m.LibraryFailed) == [m.LibraryFailed("lib", "it was killed", False, b"e")]
     assert not worker.said(m.TaskFailed)
-    assert worker.state.idle
+    assert worker.state.is_idle
     assert not worker.state.slots
     assert worker.feed(e.ForkServerExited("lib", "again", False, b"")) == []
 
@@ -471,7 +471,7 @@ def test_an_exception_is_passed_on(worker):
     worker.feed(call(1))
     worker.feed(e.CallsReturned(1, [Reply(1, "exception", 0, 0.1, {"text": "no"}, b"pickled")]))
     assert worker.said(m.TaskFailed) == [m.TaskFailed(1, "exception", {"text": "no"}, b"pickled")]
-    assert worker.state.idle
+    assert worker.state.is_idle
 
 
 def test_successor_starts_when_input_is_made(worker):
@@ -623,7 +623,7 @@ def test_unstarted_calls_return_last_first(worker):
     worker.reply(1, 1)
     worker.reply(1, 2)
     worker.reply(1, 3)
-    assert worker.state.idle
+    assert worker.state.is_idle
 
 
 def test_running_and_waiting_calls_stay(worker):
@@ -658,7 +658,7 @@ def test_only_running_call_is_blamed(worker):
     assert [task for _, task in worker.sent()] == [2, 3, 4, 5]
     worker.die(1, running=2)
     assert worker.said(m.TaskFailed) == [m.TaskFailed(2, "crash", {"reason": "signal 9"}, b"")]
-    assert [x.host for x in worker.told(i.StartSlot)] == ["lib"]
+    assert [x.fork_server for x in worker.told(i.StartSlot)] == ["lib"]
     assert worker.sent() == [(2, 3), (2, 4), (2, 5)], "in the order in which they were"
 
 
@@ -694,7 +694,7 @@ def test_slots_dying_early_end_library(worker, busy):
     (failed,) = worker.said(m.LibraryFailed)
     assert (failed.name, failed.final) == ("lib", False)
     assert "signal 9" in failed.reason
-    assert worker.state.idle
+    assert worker.state.is_idle
     assert not worker.state.slots
 
 
@@ -934,11 +934,11 @@ def test_the_manager_is_answered_and_obeyed(worker):
 
 def test_worker_without_tasks_is_idle(worker):
     """A worker is idle when it has no task."""
-    assert worker.state.idle
+    assert worker.state.is_idle
     worker.feed(command(1))
-    assert not worker.state.idle
+    assert not worker.state.is_idle
     worker.feed(e.ProcessTaskFinished(1, m.TaskDone(1, 0, 0.1, {}, b""), {}))
-    assert worker.state.idle
+    assert worker.state.is_idle
 
 
 # ---- what outlives the session
@@ -1077,7 +1077,7 @@ def test_slot_ending_after_answer_is_replaced(worker):
 
 
 def too_much(slot):
-    return e.Exhausted(slot, {"resource": "disk", "limit": 10, "peak": 11})
+    return e.DiskExhausted(slot, {"resource": "disk", "limit": 10, "peak": 11})
 
 
 def test_overwriting_slots_call_fails_at_end(worker):

@@ -150,7 +150,7 @@ def test_offered_object_is_shared_until_accepted(cache):
         cache.path("object")
     cache.mark_verified("object", path)
     assert read(cache.path("object")) == b"new"
-    assert (cache.get("object"), cache.on_disk) == (cache.path("object"), 3)
+    assert (cache.get("object"), cache.total_disk_bytes) == (cache.path("object"), 3)
 
 
 def test_what_is_refused_is_gone(cache):
@@ -184,7 +184,7 @@ def test_verification_counts_for_offered_only(cache, tmp_path, how, right):
         cache.put_bytes("object", b"new")
     elif how == "adopted":
         (tmp_path / "outside").write_bytes(b"new")
-        cache.serve_from("object", str(tmp_path / "outside"), 3)
+        cache.add_external("object", str(tmp_path / "outside"), 3)
     else:
         cache.remove("object")
         assert cache.find_object("object") is None
@@ -213,14 +213,14 @@ def test_cache_passes_objects_to_next(tmp_path):
     first.store("tree", tree)
     stored(first, "other", b"y")
     (tmp_path / "kept").write_text("kept")
-    first.serve_from("kept", str(tmp_path / "kept"), 4)
+    first.add_external("kept", str(tmp_path / "kept"), 4)
     (tmp_path / "estate").mkdir()
     about = (["small", "large", "tree", "kept", "gone"], [1, INLINE_LIMIT + 1, -1, 4, 1], [""] * 5)
-    estate = first.detach(about, str(tmp_path / "estate"))
-    assert second.attach(estate) == ["small", "large", "tree"]
+    estate = first.detach_objects(about, str(tmp_path / "estate"))
+    assert second.attach_objects(estate) == ["small", "large", "tree"]
     assert second.find_object("small") == b"x"
     assert [second.size(name) for name in about[0]] == [1, INLINE_LIMIT + 1, -1, 0, 0]
-    assert second.on_disk == INLINE_LIMIT + 2
+    assert second.total_disk_bytes == INLINE_LIMIT + 2
     assert os.listdir(second.find_object("tree")) == ["file"]
     assert not (tmp_path / "estate").exists()
     assert (tmp_path / "kept").exists()

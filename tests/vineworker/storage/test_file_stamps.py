@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from vineworker.storage import file_stamps
 from vineworker.storage.cache import Cache
-from vineworker.storage.file_stamps import Changed
+from vineworker.storage.file_stamps import ObjectChanged
 from vineworker.tasks import sandbox
 
 from vinecore.protocol.transfer import digests
@@ -49,7 +49,7 @@ def made(cache, tmp_path, number, *mounts):
 
 def end(cache, folder):
     try:
-        cache.settle(folder, "task 1")
+        cache.check_sandbox(folder, "task 1")
     finally:
         sandbox.remove_sandbox(folder, cache)
     assert not os.path.exists(folder)
@@ -110,7 +110,7 @@ def test_reader_of_damaged_file_reruns(cache, tmp_path, lost):
     end(cache, third)
     shell(first, DAMAGE["written to"])
     for folder in (second, first):  # which of them did it cannot be known
-        with pytest.raises(Changed, match="data"):
+        with pytest.raises(ObjectChanged, match="data"):
             end(cache, folder)
     assert lost == ["data"]
 
@@ -123,7 +123,7 @@ def test_alteration_on_disk_is_noticed_before_use(cache, tmp_path, lost):
         os.chmod(cache.path(name), 0o600)
         with open(cache.path(name), "r+b") as file:
             file.write(b"x")
-        with pytest.raises(Changed, match=name):
+        with pytest.raises(ObjectChanged, match=name):
             made(cache, tmp_path, number, (name, "in"))
     assert lost == ["data-0", "data-1"]
 
@@ -161,7 +161,7 @@ def test_input_moved_to_output_is_another(cache, tmp_path, lost):
     stored(cache, "data", bytes(LARGE))
     folder = made(cache, tmp_path, 1, ("data", "in"))
     shell(folder, "mkdir d; ln in d/same; mv in out")
-    cache.settle(folder, "task 1")
+    cache.check_sandbox(folder, "task 1")
     sandbox.collect_outputs(
         folder, [["out", "moved", "success"], ["d", "folder", "success"]], cache, failed=False
     )

@@ -11,7 +11,7 @@ import sys
 import threading
 
 import pytest
-from vineworker.storage.cache_directory import FORMAT, open_cache_directory
+from vineworker.storage.cache_directory import RECORD_FORMAT, open_cache_directory
 from vineworker.storage.persistent_cache import PersistentCache
 
 from tests.harness.processes import wait_until
@@ -40,7 +40,7 @@ class Shelf:
             self.said.append((what, kept.name))
 
     def keep(self, name, content, forever=True):
-        self.keeper.keep(name, content, forever=forever)
+        self.keeper.persist(name, content, forever=forever)
         self.rest()
 
     def rest(self):
@@ -103,7 +103,7 @@ def test_persisted_object_is_found_by_next(tmp_path, shelf):
     (tmp_path / "file").unlink()
     second = shelf()
     assert second.found(2) == {"small", "a/b"}
-    assert [text_of(second.keeper.check(name)) for name in ("small", "a/b")] == [b"small", b"large"]
+    assert [text_of(second.keeper.find_verified(name)) for name in ("small", "a/b")] == [b"small", b"large"]
 
 
 def test_persisted_file_takes_no_extra_room(tmp_path, shelf):
@@ -135,7 +135,7 @@ def test_directory_keeps_modes_links_and_empties(tmp_path, shelf):
     (tree / "program").chmod(0o555)  # as a sandbox does
     second = shelf()
     second.found(1)
-    place = second.keeper.check("tree").path
+    place = second.keeper.find_verified("tree").path
     assert sorted(os.listdir(place)) == sorted(os.listdir(tree))
     assert os.readlink(f"{place}/link") == "/nowhere/at/all"
     assert [os.stat(f"{place}/{name}").st_mode & 0o777 for name in ("program", "locked")] == [0o555, 0o555]
@@ -173,7 +173,7 @@ def test_altered_object_is_removed_silently(tmp_path, shelf, damage):
     damage(next(path for path in home(tmp_path, "objects") if path.name == "bad"))
     second = shelf()
     assert second.found(1) == {"good"}
-    assert second.keeper.check("bad") is None
+    assert second.keeper.find_verified("bad") is None
     assert [path.name for path in home(tmp_path, "records")] == ["good"]
     assert ("found", "bad") not in second.said
 
@@ -192,7 +192,7 @@ def test_leftovers_of_crash_are_removed(tmp_path, shelf):
     second = shelf()
     second.found(1)
     wait_until(lambda: len(home(tmp_path, "objects")) == 1)
-    assert second.keeper.check("other-name") is None
+    assert second.keeper.find_verified("other-name") is None
     assert [p.name for p in (*home(tmp_path, "objects"), *home(tmp_path, "incoming"))] == ["good"]
     assert set(second.found(1)) == {"good"}
 
@@ -214,10 +214,10 @@ def test_broken_record_costs_its_object_only(tmp_path, shelf, text):
     second = shelf()
     wait_until(lambda: second.is_all, "all to be found")
     assert second.found(2) == {"one", "two"}
-    assert second.keeper.check("odd") is None
+    assert second.keeper.find_verified("odd") is None
     assert {path.name for path in home(tmp_path, "records")} == {"one", "two"}
     second.keep("odd", b"again")
-    assert second.keeper.check("odd") is not None
+    assert second.keeper.find_verified("odd") is not None
 
 
 def test_objects_of_other_version_are_removed(tmp_path, shelf, caplog):
@@ -245,7 +245,7 @@ def test_a_record_names_size_and_digest(tmp_path, shelf):
     shelf().keep("x", b"content")
     (record,) = home(tmp_path, "records")
     assert json.loads(record.read_text()) == {
-        "format": FORMAT,
+        "format": RECORD_FORMAT,
         "name": "x",
         "size": 7,
         "directory": False,
@@ -268,7 +268,7 @@ def test_object_not_matching_name_is_refused(tmp_path, shelf, caplog):
 def test_object_altered_before_persisting_is_refused(tmp_path, shelf, caplog):
     """What was altered before it is kept is not kept."""
     keeping = shelf()
-    keeping.keeper.keep("x", b"altered", forever=True, digest=digests.digest_bytes(b"right"))
+    keeping.keeper.persist("x", b"altered", forever=True, digest=digests.digest_bytes(b"right"))
     keeping.keep("y", b"y")
     assert [path.name for path in home(tmp_path, "objects")] == ["y"]
     assert "x is not kept: it has been altered" in caplog.text
@@ -311,7 +311,7 @@ def test_object_dropped_early_is_not_persisted(tmp_path, shelf):
     """What is dropped before it is kept is not kept."""
     keeping = shelf()
     with keeping.keeper._checking:  # so that it cannot get on
-        keeping.keeper.keep("x", b"x", forever=True)
+        keeping.keeper.persist("x", b"x", forever=True)
         keeping.keeper.drop("x")
     keeping.keep("y", b"y")
     assert [path.name for path in home(tmp_path, "objects")] == ["y"]
@@ -331,20 +331,20 @@ def test_own_object_can_be_persisted_later(tmp_path, shelf):
     keeping = shelf()
     keeping.keep("x", b"x", forever=False)
     assert home(tmp_path, "objects") == []
-    held = keeping.keeper.check("x")
+    held = keeping.keeper.find_verified("x")
     keeping.keep("x", held.path)
     keeping.keep("x", b"x", forever=False)
     assert [path.name for path in home(tmp_path, "objects")] == ["x"]
-    assert keeping.keeper.check("x").forever
+    assert keeping.keeper.find_verified("x").forever
 
 
 def test_without_home_folder_is_beside_worker(tmp_path):
     """Without a home things are kept beside the worker."""
     keeper = PersistentCache(str(tmp_path / "kept"), MB)
     try:
-        keeper.keep("x", b"x", forever=True)
-        wait_until(lambda: not keeper.busy)
-        kept = keeper.check("x")
+        keeper.persist("x", b"x", forever=True)
+        wait_until(lambda: not keeper.has_pending)
+        kept = keeper.find_verified("x")
         assert kept.path.startswith(str(tmp_path / "kept"))
         assert not kept.forever
     finally:
@@ -362,7 +362,7 @@ def test_workers_and_secrets_have_own_folders(tmp_path, shelf):
     first.close()
     third = shelf()  # where the first one was
     assert third.found(1) == {"x"}
-    assert text_of(third.keeper.check("x")) == b"first"
+    assert text_of(third.keeper.find_verified("x")) == b"first"
 
 
 def test_lock_of_killed_worker_is_free(tmp_path):

@@ -1,8 +1,9 @@
-"""What calls print and warn: each call's by itself, bounded, and told with its result.
+"""Capture what calls print and their warnings, for each call, with an upper limit.
 
-The standard output and error of a process are files of its own, so that what C code and subprocesses write counts, too. A process that runs one call after
-another takes out what each has written when it is over, and empties the files. What processes and threads that a call has left behind write later
-goes with a later call. A call that has written nothing costs half a microsecond.
+The standard output and error of a process are files of its own, so the output of C code and of
+subprocesses counts, too. If a process runs one call after another, it reads the files after each
+call and empties them. Later output of processes and threads that a call has left behind goes with a
+later call. A call without output costs half a microsecond.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import warnings
 from typing import Any, Optional, TextIO
 
-from vineworker.library import call_state
+from vineworker.library import process_state
 from vineworker.tasks.output_files import read_output_tail
 
 MAX_WARNINGS = 20
@@ -22,7 +23,7 @@ _lseek = os.lseek
 
 
 class _WarningLog:
-    """Warnings that have not been told yet, and the process that records them."""
+    """Warnings that were not reported yet, and the process that records them."""
 
     def __init__(self) -> None:
         self.process = 0
@@ -33,7 +34,17 @@ _warning_log = _WarningLog()
 
 
 def redirect_output(output: str, errors: str) -> bool:
-    """Have this process write to these files; "" for errors that go with the rest. Tell whether that was possible: a disk may be full."""
+    """Have this process write to these files, and return whether that was possible.
+
+    It is not if the disk is full.
+
+    Parameters
+    ----------
+    output
+        Path for standard output, or "" to leave both as they are.
+    errors
+        Path for standard error; "" for the same file.
+    """
     try:
         for path, descriptors in ((output, (1,) if errors else (1, 2)), (errors, (2,))):
             if path:
@@ -47,7 +58,7 @@ def redirect_output(output: str, errors: str) -> bool:
 
 
 def set_line_buffering() -> None:
-    """Have what C code prints leave at the end of each line; else it would stay in this process until it ends."""
+    """Have C code write at the end of each line; by default it writes when its process ends."""
     try:
         library = ctypes.CDLL(None)
         stream = ctypes.c_void_p.in_dll(library, "__stdoutp" if sys.platform == "darwin" else "stdout")
@@ -57,25 +68,27 @@ def set_line_buffering() -> None:
 
 
 def flush_streams() -> None:
-    """Write out what print() has buffered; os._exit does not."""
+    """Write what print() has buffered; os._exit does not."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (AttributeError, OSError, ValueError):  # somebody has closed it, or taken it away
+        except (AttributeError, OSError, ValueError):
+            # a call has closed it, or replaced it
             pass
 
 
 class CapturedOutput:
-    """What the calls of a process write to its standard output and error, which are files of its own."""
+    """The output of the calls of a process, when its standard streams are files of its own."""
 
     def __init__(self) -> None:
+        # whatever a call does to the originals
         self._output, self._errors = (
-            call_state.duplicate_high(1),
-            call_state.duplicate_high(2),
-        )  # whatever a call does to the originals
+            process_state.duplicate_high(1),
+            process_state.duplicate_high(2),
+        )
 
     def move_output_to(self, info: dict[str, Any]) -> None:
-        """Put what has been written since the last time into what is told of a call."""
+        """Add the output since the last time to the info of a reply."""
         flush_streams()
         if not (_lseek(self._output, 0, os.SEEK_END) or _lseek(self._errors, 0, os.SEEK_END)):
             return
@@ -90,7 +103,7 @@ class CapturedOutput:
 
 
 def record_warnings() -> None:
-    """Tell warnings of their own, so that one that many calls give can be shown once."""
+    """Record warnings apart from other output, so that equal ones of many calls can be merged."""
     _warning_log.process = os.getpid()
     _warning_log.warnings = []
     warnings.showwarning = _record_warning
@@ -104,7 +117,8 @@ def _record_warning(
     file: Optional[TextIO] = None,
     line: Optional[str] = None,
 ) -> None:
-    if file is not None or os.getpid() != _warning_log.process:  # of a child nobody would hear
+    # the output of a child is not reported with this call
+    if file is not None or os.getpid() != _warning_log.process:
         (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
     elif len(_warning_log.warnings) < MAX_WARNINGS:
         kind = f"{category.__module__}.{category.__qualname__}"
@@ -112,6 +126,6 @@ def _record_warning(
 
 
 def move_warnings_to(info: dict[str, Any]) -> None:
-    """Put the warnings since the last time into what is told of a call."""
+    """Add the warnings since the last time to the info of a reply."""
     if _warning_log.warnings:
         info["warnings"], _warning_log.warnings = _warning_log.warnings, []

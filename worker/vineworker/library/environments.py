@@ -11,6 +11,7 @@ from vineworker import zipapp_builder
 from vineworker.machine import tmpdir
 from vineworker.machine.tmpdir import TMPDIR_NAME
 from vineworker.storage.cache import Cache
+from vineworker.tasks.sandbox import THREAD_COUNT_VARIABLES
 
 STARCH_WRAPPER = """
 for script in "$0"/env/*; do if [ -e "$script" ]; then . "$script"; fi; done
@@ -24,9 +25,6 @@ GLIBC_MALLOC_SETTINGS = {
     "MALLOC_TOP_PAD_": str(32 << 20),
 }
 """Have glibc keep freed memory, so that new arrays need no zeroed pages from the kernel."""
-THREAD_COUNT_VARIABLES = tuple(
-    f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM")
-)
 
 
 def python_command(environment: str, cache: Cache) -> list[str]:
@@ -120,6 +118,6 @@ def _import_path(environment: str, folder: str) -> str:
     if not environment and not zipapp:
         return os.pathsep.join(p for p in sys.path if p)
     library = folder + ".lib"
-    zipapp_builder.copy_to(library)
+    zipapp_builder.copy_sources(library)
     others = [] if environment else [p for p in sys.path if p and p != zipapp]
     return os.pathsep.join([library, *others])

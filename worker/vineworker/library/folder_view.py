@@ -1,8 +1,10 @@
-"""A program's folder with more files in it: a private folder of links, in which one process runs calls.
+"""Show a program's folder with additional files, as a private folder of links for one process.
 
-The view has a link for each entry of the program's folder and for each file that came along, which goes first where both have a name. The folders
-above are there in the same way, so that ``../data`` leads where it should. What a call writes to an entry that exists goes through the link;
-what it creates, replaces, renames or deletes in the view itself is carried over to the program's folder when the call is over.
+The view has a link for each entry of the program's folder and for each file that was sent along. If
+both have a name, the latter comes first. The view has the parent folders, too, so that ``../data``
+leads to the right place. A write to an existing entry goes through its link. Entries that a call
+creates, replaces, renames or deletes in the view itself are changed in the program's folder, too,
+after the call.
 """
 
 from __future__ import annotations
@@ -14,15 +16,15 @@ import stat
 import time
 from typing import Optional
 
-from vinecore.protocol.trees import remove_tree
+from vinecore.protocol.trees import list_names, remove_tree
 
 RESERVED_PREFIX = ".vine"
-"""Beginning of the names of what the worker itself puts into a folder."""
+"""Prefix of the names that the worker itself uses in folders."""
 MIN_AGE_NS = 2_000_000_000
-"""A folder that has been changed so lately may be changed again without another time of change."""
+"""A folder that changed less than this ago may change again with the same modification time."""
 
 MAX_TRUSTED_CALL_S = 24 * 3600
-"""What has vanished during a call of so many seconds may have been removed by who cleans up old links."""
+"""After a longer call, entries that are missing count as removed by a clean-up of old files."""
 
 
 class FolderView:
@@ -31,11 +33,11 @@ class FolderView:
     Parameters
     ----------
     folder
-        The program's.
+        The program's folder.
     beside
-        Where the files are that came along.
+        Folder with the files that were sent along.
     root
-        Where the view is made; must not exist yet.
+        Path of the new view.
 
     Attributes
     ----------
@@ -45,20 +47,17 @@ class FolderView:
 
     def __init__(self, folder: str, beside: str, root: str) -> None:
         self._root, self._began = root, time.monotonic()
-        self._listed_ns: dict[
-            str, int
-        ] = {}  # folder -> its time of change, if it had settled when it was listed
-        self._placed: dict[
-            str, dict[str, Optional[str]]
-        ] = {}  # folder of the view -> name -> target, None for a folder
-        self._sources: dict[
-            str, list[str]
-        ] = {}  # folder of the view -> what it shows; the program's own is the last
+        # folder -> its time of change, if it had settled when it was listed
+        self._listed_ns: dict[str, int] = {}
+        # folder of the view -> name -> target, None for a folder
+        self._placed: dict[str, dict[str, Optional[str]]] = {}
+        # folder of the view -> what it shows; the program's own is the last
+        self._sources: dict[str, list[str]] = {}
         self.path = _link_parents(folder, root)
         self._fill_view(self.path, [beside, folder])
 
     def refresh(self) -> None:
-        """Show what others have created meanwhile, and no longer what they have deleted."""
+        """Show entries that other processes have created, and remove those they have deleted."""
         self._began = time.monotonic()
         for view, sources in list(self._sources.items()):
             if not os.path.isdir(view):
@@ -68,14 +67,14 @@ class FolderView:
             self._restore_links(view)
 
     def _restore_links(self, view: str) -> None:
-        """Put back what somebody has cleaned up between two calls: only what a call deletes is deleted."""
+        """Create missing links again, which a clean-up has removed between two calls."""
         there = set(os.listdir(view))
         for name, target in self._placed[view].items():
             if target is not None and name not in there:
                 os.symlink(target, os.path.join(view, name))
 
     def close(self) -> None:
-        """Remove the view, and nothing that its links lead to."""
+        """Remove the view, and nothing to which its links point."""
         remove_tree(self._root)
 
     def _list_names(self, folder: str) -> list[str]:
@@ -109,7 +108,7 @@ class FolderView:
     # ---- after a call
 
     def apply_changes(self) -> None:
-        """Do in the program's folder what a call has done in the view of it."""
+        """Change the program's folder as a call has changed the view of it."""
         for view, sources in list(self._sources.items()):
             if os.path.isdir(view):
                 self._apply_view_changes(view, sources[-1])
@@ -127,7 +126,8 @@ class FolderView:
         for name in new:
             target = found[name]
             shown, real = os.path.join(view, name), os.path.join(folder, name)
-            if target is not None and target in gone:  # a link that was renamed stands for what it leads to
+            # a link that was renamed stands for what it leads to
+            if target is not None and target in gone:
                 del placed[gone.pop(target)]
                 os.replace(target, real)
                 os.unlink(shown)
@@ -144,23 +144,20 @@ class FolderView:
 
 
 def _link_parents(folder: str, root: str) -> str:
-    """Make the way down to a folder, with links to all that is beside it; give the end of the way."""
+    """Create the parents of a folder in the view, with links to their other entries.
+
+    Return the path of the folder in the view.
+    """
     view, real = root, os.sep
     os.mkdir(view, mode=0o700)
     for part in folder.strip(os.sep).split(os.sep):
-        for name in _readable(real):
+        # a path may lead through a folder that cannot be listed
+        for name in list_names(real):
             if name != part:
                 os.symlink(os.path.join(real, name), os.path.join(view, name))
         view, real = os.path.join(view, part), os.path.join(real, part)
         os.mkdir(view, mode=0o700)
     return view
-
-
-def _readable(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:  # one may pass through a folder without being allowed to list it
-        return []
 
 
 def _remove_link(path: str) -> None:
@@ -169,7 +166,7 @@ def _remove_link(path: str) -> None:
 
 
 def _delete_entry(path: str) -> None:
-    """Delete what a call has deleted: a file, a link, or an empty folder."""
+    """Delete a file, a link, or an empty folder that a call has deleted."""
     try:
         if os.path.isdir(path) and not os.path.islink(path):
             os.rmdir(path)
@@ -183,7 +180,7 @@ def _delete_entry(path: str) -> None:
 
 
 def _move_into(source: str, target: str) -> None:
-    """Move what a call has made to where it belongs; a folder into the one that may be there."""
+    """Move an entry that a call has made to the program's folder; merge folders."""
     mode = os.lstat(source).st_mode
     if stat.S_ISDIR(mode):
         os.makedirs(target, exist_ok=True)
@@ -191,7 +188,8 @@ def _move_into(source: str, target: str) -> None:
             _move_into(os.path.join(source, name), os.path.join(target, name))
         os.rmdir(source)
         return
-    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):  # a socket or a pipe is of no use without its process
+    # a socket or a pipe is of no use without its process
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
         return
     try:
         os.replace(source, target)

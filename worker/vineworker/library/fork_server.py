@@ -1,16 +1,34 @@
-"""A library's own process: imports the user's modules once, builds the context once, then forks slots on request.
+"""Run the fork server of a library: import its modules and build its context, then fork slots.
 
-Started as ``python -m vineworker.library.fork_server FD`` with one end of a sequenced-packet socket pair. The worker asks::
+It starts as ``python -m vineworker.library.fork_server FD`` with one end of a sequenced-packet
+socket pair. The worker sends requests, each a JSON object. The first one is the setup::
 
-    {"setup": path or "", "error": path, "stack": path, "fork": bool, "python": version, "preload": [names]}  the first message
-    {"slot": number, "sandbox": folder, "single": bool, "output": path, "errors": path or "", "temporary": folder or ""}               with the slot's socket and progress file as descriptors
-    {"modules": [names], "sources": [paths]}                          import these, and compile these, before the next fork
-    {"kill": number}                                                  end this slot, and all that a single task has started
+    {"setup": path or "", "error": path, "stack": path, "fork": bool, "python": version, "preload": [names]}
 
-and is told ``{"doing": text}`` before what may end the process, ``{"up": versions, "wall_s": s}``, ``{"forked": slot, "pid": n}``, ``{"failed": reason, "final": true}``, ``{"exited": slot, "reason": text, "max_rss_mb": n}``.
+The others fork a slot (with its socket and its progress file as descriptors), import modules and
+compile sources before the next fork, or kill a slot and all that a Python task has started::
 
-A setup is a value (see `vinecore.protocol.serialization.values`): ``{"modules": [...], "functions": {name: function}, "context": (function, args, kwargs)
-or None, "context_per_slot": bool, "config": {...}}``. The context is built once before slots are forked, or by each slot for itself.
+    {
+        "slot": number,
+        "sandbox": folder,
+        "single": bool,
+        "output": path,
+        "errors": path or "",
+        "temporary": folder or "",
+    }
+    {"modules": [names], "sources": [paths]}
+    {"kill": number}
+
+The fork server reports ``{"doing": text}`` before code that may end the process, and::
+
+    {"up": versions, "wall_s": s}
+    {"forked": slot, "pid": n, "single": bool}
+    {"failed": reason, "final": true}
+    {"exited": slot, "reason": text, "max_rss_mb": n}
+
+A setup is a value (see `vinecore.protocol.serialization.values`): ``{"modules": [...],
+"functions": {name: function}, "context": (function, args, kwargs) or None, "context_per_slot":
+bool, "config": {...}}``. The context is built once before slots are forked, or in each slot.
 """
 
 from __future__ import annotations
@@ -33,11 +51,11 @@ from vinecore.protocol import used_resources as usage
 from vinecore.protocol.messages import PICKLE_SENSITIVE_PACKAGES
 from vinecore.protocol.serialization import exceptions, random_seeds, values
 from vineworker.library import (
-    call_state,
     captured_output,
     fork_state,
     fresh_imports,
     interrupts,
+    process_state,
     slot,
     startup_watchdog,
     use_recorder,
@@ -54,28 +72,28 @@ class ForkServer:
         self._control = control
         self._functions: dict[str, Callable[..., Any]] = {}
         self._children: dict[int, int] = {}  # pid -> slot
-        self._process_group_leaders: set[int] = set()  # those that lead a process group
-        self._own_processes: set[int] = (
-            set()
-        )  # processes that the user's modules or context have started here
-        self._attempted_imports: set[str] = (
-            set()
-        )  # modules that somebody wanted here, whether or not they could be imported
+        # those that lead a process group
+        self._process_group_leaders: set[int] = set()
+        # processes that the user's modules or context have started here
+        self._own_processes: set[int] = set()
+        # modules that were to be imported here, whether or not that was possible
+        self._attempted_imports: set[str] = set()
         self._fork_calls = False
-        self._slot_context: Any = None  # what each slot has to call for itself
+        # what each slot has to call for itself
+        self._slot_context: Any = None
         self._error = self._stack = ""
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)
-        # a batch system may ask all processes of a job to end: the worker answers for this one. Not ignored, because what is
-        # started here would inherit that
+        # a batch system may ask all processes of a job to end: the worker answers for this one. Not
+        # ignored, because what is started here would inherit that
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda _signal, _frame: None)
         descendants.become_subreaper()
 
     def serve(self) -> None:
-        """Obey the worker until it closes the socket."""
+        """Handle requests until the worker closes the socket."""
         while True:
             watched: list[Any] = [self._control, self._wake_read]
             readable, _, _ = select.select(watched, [], [])
@@ -113,7 +131,10 @@ class ForkServer:
         self._error, self._stack = request["error"], request["stack"]
         own = f"{sys.version_info[0]}.{sys.version_info[1]}"
         if request["python"] and request["python"] != own:
-            text = f"it runs Python {own}, the manager {request['python']}: functions pickled by one cannot be loaded by the other"
+            text = (
+                f"it runs Python {own}, the manager {request['python']}: functions pickled by one "
+                "cannot be loaded by the other"
+            )
             self._send(
                 {
                     "failed": f"{text}. Use an environment, or a worker, with Python {request['python']}",
@@ -122,7 +143,10 @@ class ForkServer:
             )
             return
         if importlib.util.find_spec("cloudpickle") is None:
-            text = f"its Python, {sys.executable}, has no cloudpickle, without which it can load no functions: install cloudpickle there"
+            text = (
+                f"its Python, {sys.executable}, has no cloudpickle, without which it can load no "
+                "functions: install cloudpickle there"
+            )
             self._send({"failed": f"{text}, or use an environment that has it", "final": True})
             return
         try:
@@ -140,11 +164,11 @@ class ForkServer:
         self._send({"up": package_versions(), "wall_s": time.monotonic() - start})
 
     def _report_activity(self, what: str) -> None:
-        """Tell the worker what is done now: should the process end by itself, that is where."""
+        """Report what runs now; if the process ends, the worker says that it ended there."""
         self._send({"doing": what})
 
     def _report_failure(self, error: BaseException) -> None:
-        """Tell the worker what the user's code has raised; slots may do so at the same time."""
+        """Report an exception of the user's code; several slots may do so at the same time."""
         temporary = f".vine-error-{os.getpid()}"
         with open(temporary, "wb") as file:
             file.write(exceptions.dump_exception(error))
@@ -152,7 +176,7 @@ class ForkServer:
         self._send({"failed": exceptions.summarize_exception(error), "final": True})
 
     def _preload_modules(self, names: list[str]) -> None:
-        """Import these now, but for the user's own modules, which each process imports for itself."""
+        """Import these modules, except the user's own, which each process imports for itself."""
         new = [name for name in names if name not in sys.modules and name not in self._attempted_imports]
         before = set(descendants.children_of(os.getpid())) if new else set()
         for name in new:
@@ -167,7 +191,9 @@ class ForkServer:
         if new:
             self._report_activity("")
             self._own_processes.update(set(descendants.children_of(os.getpid())) - before)
-            _prepare_to_fork()  # a collection takes long where much is loaded, and there is one request for every few tasks
+            # a collection takes long where much is loaded, and there is one request for every few
+            # tasks
+            _prepare_to_fork()
 
     def _load_setup(self, setup: dict[str, Any]) -> None:
         if "program" in setup:
@@ -213,14 +239,17 @@ class ForkServer:
             self._control.close()
             self._become_slot(request, channel, progress)
             status = 0
-        except BaseException:  # noqa: BLE001 - the library's log is where a person looks
+        except BaseException:  # noqa: BLE001 - users read the library's log
             sys.excepthook(*sys.exc_info())
         finally:
             flush()
             os._exit(status)
 
     def _build_slot_context(self) -> bool:
-        """Build what each slot has of its own. What that raises ends the library, as it would before the fork."""
+        """Build the context of one slot; if that fails, end the library, as before the fork.
+
+        Return whether the slot can start.
+        """
         try:
             with startup_watchdog.report_slow_block(self._stack):
                 build_context(self._slot_context, self._functions)
@@ -233,13 +262,15 @@ class ForkServer:
 
     def _become_slot(self, request: dict[str, Any], channel: int, progress: int) -> None:
         if not request["single"]:
-            near, channel = channel, call_state.duplicate_high(channel)
+            near, channel = channel, process_state.duplicate_high(channel)
             os.close(near)
         with socket.socket(fileno=channel) as sock:
             if request["single"]:
-                os.setsid()  # the task and all it starts can be killed together
+                # the task and all it starts can be killed together
+                os.setsid()
                 os.chdir(request["sandbox"])
-                sys.path.insert(0, request["sandbox"])  # as for a script that was started there
+                # as for a script that was started there
+                sys.path.insert(0, request["sandbox"])
                 captured_output.redirect_output(request["output"], request["errors"])
                 slot.run_python_task(sock, progress)
             else:
@@ -249,7 +280,8 @@ class ForkServer:
                 slot.Slot(sock, self._functions, progress, self._fork_calls, captured, folder).serve()
 
     def _kill_slot(self, number: int) -> None:
-        for pid, slot_number in self._children.items():  # not reaped yet, so the pid is still its own
+        # not reaped yet, so the pid is still its own
+        for pid, slot_number in self._children.items():
             if slot_number == number:
                 try:
                     if os.getpgid(pid) == pid:
@@ -260,12 +292,15 @@ class ForkServer:
                     pass
 
     def _reap_children(self) -> None:
-        """Take leave of what has ended; what it has left behind are children of this process now, and end."""
+        """Wait for exited children, and kill the processes that these have left behind.
+
+        Those are children of this process now.
+        """
         while (ended := _find_exited_child()) is not None:
             pid = ended.si_pid
             if pid in self._process_group_leaders:
                 self._process_group_leaders.discard(pid)
-                self._kill_process_group(pid)
+                descendants.kill_group(pid)
             known = self._own_processes | self._children.keys()
             if descendants.can_have_strays(known):
                 descendants.kill_strays(known)
@@ -280,13 +315,6 @@ class ForkServer:
                     }
                 )
 
-    def _kill_process_group(self, pid: int) -> None:
-        """End what a single task has started; it has not been waited for, so the number is still its own."""
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # it was killed before it had a group of its own
-            pass
-
     def _send(self, news: dict[str, Any]) -> None:
         try:
             self._control.send(json.dumps(news).encode())
@@ -295,7 +323,7 @@ class ForkServer:
 
 
 def import_modules(names: list[str], begins: Callable[[str], None]) -> None:
-    """Import what the library names; say of each that it begins."""
+    """Import the modules of a library, and report each before it is imported."""
     for name in names:
         begins(f"it imported {name}")
         importlib.import_module(name)
@@ -311,14 +339,18 @@ def build_context(about: Any, functions: dict[str, Callable[..., Any]]) -> None:
 
 
 def _prepare_to_fork() -> None:
-    """Make ready to fork: a collection in a slot must not touch, and so copy, the pages shared with this process."""
+    """Collect garbage and freeze it, before a fork.
+
+    A collection in a slot must not write to pages that are shared with this process, as each write
+    copies a page.
+    """
     gc.collect()
     fork_state.find_generators()
     gc.freeze()
 
 
 def _find_exited_child() -> Any:
-    """Look for a child that has ended, and leave it as it is: so long its number is its own."""
+    """Return a child that has exited, without waiting for it: until then its number is its own."""
     try:
         return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -326,7 +358,7 @@ def _find_exited_child() -> Any:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what matters to pickles."""
+    """Return the versions of Python and of the packages that matter to pickles."""
     found = {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
     metadata = importlib.import_module("importlib.metadata")
     for name in PICKLE_SENSITIVE_PACKAGES:
@@ -338,10 +370,11 @@ def package_versions() -> dict[str, str]:
 
 
 def main() -> None:
-    """Run a host on the descriptor given on the command line."""
+    """Run a fork server on the descriptor given on the command line."""
     descendants.die_with_parent()
     import_paths.restore_python_path()
-    program_folders.running_kernel()  # each fork wants to know
+    # each fork wants to know
+    program_folders.running_kernel()
     random_seeds.watch_seeding()
     fresh_imports.wrap_loader()
     captured_output.set_line_buffering()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-import signal
 import subprocess
 import threading
 from typing import Any, Callable, Optional
@@ -14,7 +13,7 @@ from vinecore.protocol.trees import remove_tree
 from vineworker.library import environments, startup_watchdog
 from vineworker.library.fork_server_connection import ForkServerConnection
 from vineworker.library.slot_process import EXIT_WAIT_S, SlotProcess
-from vineworker.machine import tmpdir
+from vineworker.machine import descendants, tmpdir
 from vineworker.machine.library_disk import LibraryDiskMonitor, WritingProcess
 from vineworker.machine.process_reaper import ProcessReaper
 from vineworker.machine.tmpdir import TMPDIR_NAME
@@ -59,7 +58,7 @@ class ForkServerProcess:
         python: str,
         process_reaper: ProcessReaper,
     ) -> None:
-        self.name, self.folder, self.log = start.host, folder, folder + ".log"
+        self.name, self.folder, self.log = start.fork_server, folder, folder + ".log"
         self._on_event, self._process_reaper = on_event, process_reaper
         self._loop = asyncio.get_running_loop()
         self._failure: Optional[dict[str, Any]] = None
@@ -109,7 +108,10 @@ class ForkServerProcess:
         )
 
     def add_slot(self, number: int, output: str) -> SlotProcess:
-        """Return a new slot, not forked yet; ``output`` is the output file of a Python task, or ""."""
+        """Return a new slot, not forked yet.
+
+        ``output`` is the output file of a Python task, or "" for a slot of a library.
+        """
         has_folder = self._temporary and not output
         temporary = os.path.join(self._temporary, str(number)) if has_folder else ""
         slot = SlotProcess(number, self.connection, self.folder, output, temporary, self._on_event)
@@ -140,7 +142,8 @@ class ForkServerProcess:
             return
         self.connection.close()
         slots, self.slots = self.slots, {}
-        # slots come first: their process numbers are theirs only until the fork server waits for them
+        # slots come first: their process numbers are theirs only until the fork server waits for
+        # them
         for slot in slots.values():
             if slot.pid is not None:
                 self._kill_group(slot.pid)
@@ -160,7 +163,7 @@ class ForkServerProcess:
             return
         logs.truncate_log(self.log)
         if (place := startup_watchdog.take_report(self.folder + ".stack")) is not None:
-            self._on_event(events.HostSlow(self.name, place))
+            self._on_event(events.ForkServerSlow(self.name, place))
         for slot in self.slots.values():
             if not slot.is_python_task:
                 logs.truncate_log(slot.log)
@@ -256,16 +259,12 @@ class ForkServerProcess:
             return None
 
     def _kill_group(self, group: int) -> None:
-        try:
-            os.killpg(group, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            # some systems raise the latter for a group of zombies
-            pass
+        descendants.kill_group(group)
         self._process_reaper.remove_group(group)
 
 
 def remove_files(folder: str, cache: Cache) -> None:
     """Remove the folder of a fork server and the files beside it."""
-    cache.release(folder)
+    cache.release_sandbox(folder)
     for suffix in ("", ".log", ".error", ".stack", ".lib"):
         remove_tree(folder + suffix)

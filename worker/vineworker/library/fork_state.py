@@ -1,15 +1,17 @@
-"""What a fork copies and each process must have for itself: above all, the state of random numbers.
+"""Give each forked process random numbers of its own.
 
-Two processes that were forked from one would draw the same numbers. Python reseeds its own `random` in each child. The generators of NumPy, the
-`random.Random` objects and the generators of PyTorch that are there when a process forks are reseeded here, unless they were seeded with a number
-that somebody chose: who says ``default_rng(42)`` gets what that gives. What tells:
+Two processes that were forked from one would draw the same numbers. Python reseeds its own `random`
+in each child. The generators of NumPy, the `random.Random` objects and the generators of PyTorch
+that exist when a process forks are reseeded here, unless the user has chosen their seed:
+``default_rng(42)`` has to give what it always gives. The rules:
 
-- What NumPy and `random.Random` were seeded with is remembered; see `vinecore.protocol.serialization.random_seeds`. ``numpy.random.seed(n)`` and
-  ``RandomState(n)`` leave no seed that was drawn.
-- PyTorch seeds a generator that nobody seeds with one fixed number, and its default one with 64 random bits.
+- `vinecore.protocol.serialization.random_seeds` records the seeds of NumPy and `random.Random`.
+  After ``numpy.random.seed(n)`` and ``RandomState(n)`` there is no seed that was drawn.
+- PyTorch seeds a generator without a chosen seed with one fixed number, and its default one with 64
+  random bits.
 
-Objects are found once, before they are frozen out of the garbage collector's sight, so that a fork costs a few microseconds for each of them, and
-nothing where there is none.
+The generators are found once, before `gc.freeze` hides them from the garbage collector. So a fork
+costs some microseconds for each, and nothing if there is none.
 """
 
 from __future__ import annotations
@@ -22,24 +24,27 @@ from typing import Any
 from vinecore.protocol.serialization import random_seeds
 
 MAX_CHOSEN_TORCH_SEED = 1 << 32
-"""The default generator of PyTorch has a larger seed, if nobody has chosen one."""
+"""A larger seed of PyTorch's default generator was not chosen by the user."""
 BATCH_SIZE = 10_000
 
 
-_generators: dict[int, Any] = {}  # by identity: what may have to be renewed after a fork
+# by identity: what may have to be renewed after a fork
+_generators: dict[int, Any] = {}
 _known_types: dict[type, bool] = {}
 
 
 def find_generators() -> None:
-    """Find all generators of random numbers that the garbage collector knows of; before `gc.freeze`, which hides them."""
-    _known_types.clear()  # a class that was judged before NumPy was there
+    """Find all random number generators that the garbage collector knows, before `gc.freeze`."""
+    # a class that was judged before NumPy was there
+    _known_types.clear()
     known = gc.get_objects()
     shared = random_seeds.global_random()  # which Python reseeds
     for one in known:
         if _is_generator(type(one)) and one is not shared:
             _generators[id(one)] = one
     torch: Any = sys.modules.get("torch")
-    if torch is not None:  # its generators are not known to the collector, but to those that refer to them
+    # its generators are not known to the collector, but to those that refer to them
+    if torch is not None:
         for start in range(0, len(known), BATCH_SIZE):
             for one in gc.get_referents(*known[start : start + BATCH_SIZE]):
                 if type(one) is torch.Generator:
@@ -63,7 +68,10 @@ def _is_generator(kind: type) -> bool:
 
 
 def reseed_generators() -> None:
-    """Give this process, which has just been forked, random numbers of its own; Python itself has reseeded `random`."""
+    """Reseed the generators of this process, which was just forked.
+
+    Python itself has reseeded `random`.
+    """
     if "numpy.random.mtrand" in sys.modules:
         _reseed_numpy()
     torch: Any = sys.modules.get("torch")
@@ -102,7 +110,10 @@ def _reseed_numpy() -> None:
 
 
 def _reseed_sequence(sequence: Any) -> bool:
-    """Have a seed sequence begin with another seed, if the system gave it the one it has; what it is for others stays."""
+    """Draw a new seed for a seed sequence, if the system has drawn its present one.
+
+    Its position for other sequences stays.
+    """
     if not random_seeds.seeds.was_drawn(sequence.entropy):
         return False
     sequence.__init__(
@@ -110,7 +121,8 @@ def _reseed_sequence(sequence: Any) -> bool:
         pool_size=sequence.pool_size,
         n_children_spawned=sequence.n_children_spawned,
     )
-    random_seeds.seeds.add_drawn(sequence.entropy)  # of a process that forks, too
+    # of a process that forks, too
+    random_seeds.seeds.add_drawn(sequence.entropy)
     return True
 
 

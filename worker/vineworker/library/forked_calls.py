@@ -1,4 +1,4 @@
-"""Calls in children of a slot, and children that a call has forked and that come back from it."""
+"""Run calls in children of a slot, and end children that a call forks and that return from it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 POLL_INTERVAL_S = 0.02
-"""How often a child is looked at where its end cannot be waited for together with what it says."""
+"""Interval at which a child is checked, if the system has no descriptor for its end."""
 
 
 def wait_for_reply(read: int, pid: int) -> Reply | None:
-    """Wait for what a child says, or for its end.
+    """Wait for the reply of a child, or for its end.
 
     Parameters
     ----------
     read
-        Where its reply comes. The end of that is not waited for, because processes that the call has left behind keep it open.
+        Where its reply comes. Processes that the call has left behind may keep the other end open,
+        so the end of the child is waited for, too.
+    pid
+        The child.
     """
     reader = FrameReader([Reply])
     end = _open_pidfd(pid)
@@ -40,7 +43,8 @@ def wait_for_reply(read: int, pid: int) -> Reply | None:
                 replies = reader.feed(data) if data else []
                 if replies or not data:
                     return replies[0] if replies else None  # type: ignore[return-value]
-            elif over:  # and all that it has said has been read
+            elif over:
+                # and all that it has said has been read
                 return None
             else:
                 over = has_ended(pid)
@@ -50,7 +54,7 @@ def wait_for_reply(read: int, pid: int) -> Reply | None:
 
 
 def _open_pidfd(pid: int) -> int | None:
-    """Give a descriptor that is readable when a child has ended, where there is such a thing."""
+    """Return a descriptor that is readable when a child has exited; None if there is none."""
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):
@@ -58,17 +62,25 @@ def _open_pidfd(pid: int) -> int | None:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a child has ended; it is not waited for."""
+    """Return whether a child has exited, without waiting for it."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def call_function(
     function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], flush: Callable[[], None]
 ) -> Any:
-    """Call a function of the user's, and come back only in the process that was asked to.
+    """Call a function of the user, and return only in the process that called it.
 
-    A child that the function forks, and that does not end itself, ends where its copy of the function does, as Python ends a program. Otherwise it would
-    answer, too, and take the slot's next calls away.
+    If the function forks a child that does not end itself, the child ends with its copy of the
+    function, as Python ends a program. Otherwise it would reply, too, and receive the slot's next
+    calls.
+
+    Parameters
+    ----------
+    function, args, kwargs
+        The function and its arguments.
+    flush
+        Called before such a child ends.
     """
     process = os.getpid()
     try:

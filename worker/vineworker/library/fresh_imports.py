@@ -1,12 +1,14 @@
-"""Imports of what is in a file now, also where it was edited twice within a second, without compiling it again in each process.
+"""Import the current content of files, without compiling it again in each process.
 
-Python keeps what it has compiled beside the source, with the time of the source's change in whole seconds and its size, and believes it as long as both
-are the same. An edit of a few characters within that second goes unnoticed. Here a compiled file is believed only if it was written some time after the
-source was; else the source is compiled again, and the result kept in its place. Modules of the environment are not edited while programs run, so they
-are left alone.
+Python stores compiled code with the source's size and its modification time in whole seconds, and
+uses it as long as both are the same. It does not notice an edit of some characters within the same
+second. Here, compiled code is used only if it was written some time after its source; else the
+source is compiled again. Modules of the environment are not edited while programs run, so they are
+left out.
 
-The user's own modules are imported by each process for itself. What has a process of its own tells which of their files it had to load, and the process that it was forked from
-compiles them, without running anything of them. Later forks take that as long as the file is as it was: size, times and number.
+Each process imports the user's own modules for itself. A process of a Python task reports which of
+their files it had to load, and its fork server compiles them, without running them. Later forks use
+that code as long as size, times and inode of the file are the same.
 """
 
 from __future__ import annotations
@@ -23,28 +25,32 @@ from vinecore.protocol.user_modules import is_package_file
 from vineworker.library import use_recorder
 
 MIN_AGE_NS = 2_000_000_000
-"""By so much a compiled file is younger than its source, if it is to be believed: a second, and as long as it may take to compile it."""
+"""Compiled code is used if it is younger than its source by a second and the time to compile."""
 MAX_COMPILED = 1000
 MAX_REPORTED_SOURCES = 20
-"""Files that one task tells of; the next one tells of others."""
+"""Files that one task reports; the next task reports others."""
 
-_compiled: dict[str, tuple[tuple[int, ...], CodeType]] = {}  # source -> its state, and what it is compiled to
-_loaded: dict[str, None] = {}  # sources that were not there
+# source -> its state, and what it is compiled to
+_compiled: dict[str, tuple[tuple[int, ...], CodeType]] = {}
+# sources that were not there
+_loaded: dict[str, None] = {}
 
 
 def wrap_loader() -> None:
-    """Have all imports of this process, and of those that are forked from it, look twice."""
+    """Check compiled code in all imports of this process, and of those forked from it."""
     loader: Any = importlib.machinery.SourceFileLoader
     usual_data, usual_code = loader.get_data, loader.get_code
 
     def get_data(self: Any, path: str) -> bytes:
         if path.endswith(".pyc") and is_possibly_stale(path, self.path):
-            raise OSError(path)  # as if there were none
+            # as if there were none
+            raise OSError(path)
         data: bytes = usual_data(self, path)
         return data
 
     def get_code(self: Any, name: str) -> Any:
-        # what a call reads while it is recorded has to be seen; a class derived from the loader may give other code
+        # what a call reads while it is recorded has to be seen; a class derived from the loader may
+        # give other code
         if type(self) is not loader or use_recorder.is_on() or is_package_file(self.path):
             return usual_code(self, name)
         known = _compiled.get(self.path)
@@ -58,7 +64,7 @@ def wrap_loader() -> None:
 
 
 def is_possibly_stale(compiled: str, source: str) -> bool:
-    """Whether a compiled file may have been made from a text that its source had before."""
+    """Return whether compiled code may be that of an earlier content of its source."""
     if is_package_file(source):
         return False
     try:
@@ -68,12 +74,12 @@ def is_possibly_stale(compiled: str, source: str) -> bool:
 
 
 def list_loaded_sources() -> list[str]:
-    """Give files of the user's own modules that this process had to load, or what it was forked from."""
+    """Return files of the user's modules that this process, or its parent, had to load."""
     return list(_loaded)[:MAX_REPORTED_SOURCES]
 
 
 def compile_sources(paths: Iterable[str]) -> bool:
-    """Compile these files for processes that are forked later; tell whether any was new."""
+    """Compile files for processes that are forked later; return whether any was new."""
     return sum(map(_compile_source, paths)) > 0
 
 
@@ -83,16 +89,18 @@ def _compile_source(path: str) -> bool:
         known = _compiled.get(path)
         if known is not None and known[0] == state:
             return False
-        if time.time_ns() - max(state[:2]) < MIN_AGE_NS:  # another edit may leave it with the same state
+        # another edit may leave it with the same state
+        if time.time_ns() - max(state[:2]) < MIN_AGE_NS:
             return False
         with open(path, "rb") as file:
             text = file.read()
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # who imports it shows them
+            # the process that imports the module shows them
+            warnings.simplefilter("error")
             code = importlib.machinery.SourceFileLoader("", path).source_to_code(text, path)
         if _stamp_file(path) != state:
             return False
-    except Exception:  # noqa: BLE001 - who imports it will say what is wrong with it
+    except Exception:  # noqa: BLE001 - the import in a task reports it
         return False
     if len(_compiled) >= MAX_COMPILED:
         _compiled.clear()

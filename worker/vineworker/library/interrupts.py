@@ -1,6 +1,7 @@
-"""Tells a KeyboardInterrupt that a signal has made from one that user code raises.
+"""Distinguish a KeyboardInterrupt of a signal from one that user code raises.
 
-The latter is an exception as any other. The former is somebody's order to this process: what it was doing is lost with it, and done again elsewhere.
+The latter is an exception like others. The former is an order to this process: its work is lost,
+and done again elsewhere.
 """
 
 from __future__ import annotations
@@ -30,6 +31,6 @@ def reset_flag() -> None:
 
 
 def raise_if_signalled(error: BaseException) -> None:
-    """Raise an exception again if it is what a signal has made."""
+    """Raise an exception again if a signal has caused it."""
     if _received and isinstance(error, KeyboardInterrupt):
         raise error

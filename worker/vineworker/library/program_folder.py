@@ -1,7 +1,8 @@
-"""Where a call starts: in the folder of the program that a vertex belongs to, if this process sees that, or in the one that its process has.
+"""Set the folder and the import path of each call.
 
-And what it can import: the program's own folders, those that this process sees, are on its path, too. Both are proved once for each program that a
-process meets (see `vinecore.protocol.program_folders`).
+A call of a vertex starts in the folder of its program, if this process sees that; else in the
+folder of the process. The program's own folders, if visible, are on the import path. Both are
+verified once for each program of a process (see `vinecore.protocol.program_folders`).
 """
 
 from __future__ import annotations
@@ -13,31 +14,35 @@ from typing import Optional
 
 from vinecore.protocol import program_folders
 from vinecore.protocol.program_folders import Folder, Program
-from vineworker.library import call_state
-from vineworker.library.folder_view import FolderView
+from vineworker.library import process_state
+from vineworker.library.folder_view import RESERVED_PREFIX, FolderView
 from vineworker.slot_protocol import Reply
 
 MAX_REPORTED_FILES = 10
-"""Names of files that are told to have been left in the process's own folder."""
-RESERVED_PREFIX = ".vine"
-"""Beginning of the names of what the worker itself puts into a folder."""
+"""Names of files in the process's own folder that are reported."""
 _OPEN = os.O_RDONLY | os.O_DIRECTORY
 
 
 class StartingFolder:
-    """The folder in which the calls of this process start; made in the process's own folder."""
+    """The folder in which calls start; created in the process's own folder."""
 
     def __init__(self) -> None:
         self._home, self._home_descriptor = os.getcwd(), _open_folder(".")
         self._current = self._home_descriptor
         self._program: Optional[Program] = None
-        self._invisible_path: Optional[str] = None  # where the program is, which this process does not see
-        self._known_entries: dict[str, tuple[int, int]] = {}  # what was in the own folder before the call
+        # where the program is, which this process does not see
+        self._invisible_path: Optional[str] = None
+        # what was in the own folder before the call
+        self._known_entries: dict[str, tuple[int, int]] = {}
         self._view: Optional[FolderView] = None
-        self._added: list[str] = []  # to the path of imports
+        # to the path of imports
+        self._added: list[str] = []
 
     def enter_folder(self, program: Optional[Program]) -> bool:
-        """Go where the next call starts; None is a call of no program's. Tell whether this is another program than before."""
+        """Change to the folder of the next call; return whether its program is another one.
+
+        ``program`` is None for a call without a program.
+        """
         changes = program is not self._program
         if changes:
             self._switch_program(program)
@@ -54,7 +59,7 @@ class StartingFolder:
             self._view.apply_changes()
 
     def add_to_reply(self, reply: Reply) -> None:
-        """Say in an answer what the call has written into the process's own folder, and why it was called there."""
+        """Add to a reply which files the call has left in the process's own folder."""
         if self._invisible_path is None:
             return
         left = sorted(
@@ -89,7 +94,7 @@ class StartingFolder:
         self._added = add_import_paths(program, self._home)
 
     def _leave_program(self) -> None:
-        """Undo what was done for the program before."""
+        """Undo the changes for the previous program."""
         if self._current != self._home_descriptor:
             os.close(self._current)
         if self._view is not None:
@@ -107,10 +112,10 @@ class StartingFolder:
 
 
 def _open_folder(path: str) -> int:
-    """Open a folder out of the way of calls that close what they find."""
+    """Open a folder at a descriptor that calls do not close."""
     found = os.open(path, _OPEN)
     try:
-        return call_state.duplicate_high(found)
+        return process_state.duplicate_high(found)
     finally:
         os.close(found)
 
@@ -121,7 +126,7 @@ def _stamp_entry(entry: os.DirEntry[str]) -> tuple[int, int]:
 
 
 def add_import_paths(program: Program, home: str) -> list[str]:
-    """Have imports find what the program finds, after what is in the process's own folder; give what was added to the path."""
+    """Put the program's folders on the import path, after the process's own; return what is new."""
 
     def missing(folders: tuple[Folder, ...]) -> list[str]:
         return [f.path for f in folders if f.path not in sys.path and program_folders.is_visible(f)]

@@ -1,8 +1,9 @@
-"""A slot: runs one call after another, in a process forked from a library that has already imported what the calls need.
+"""Run calls one after another, in a process forked from a library's fork server.
 
-The slot reads calls from its socket and answers in the same order. Short calls are answered together, at the latest
-`PATIENCE_S` after the first. Before each call it writes the call's number into a small shared file, so that the worker knows which
-call was running when a slot dies, and blames no other.
+The fork server has imported what the calls need. The slot reads calls from its socket and replies
+in the same order. Replies of short calls are sent together, at the latest `REPLY_BATCH_S` after the
+first. Before each call the slot writes the task's number to a small shared file. If the slot dies,
+the worker knows which call was running.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from vinecore.protocol.serialization.placeholders import (
     ResultWithMetadata,
     substitute_placeholders,
 )
-from vinecore.protocol.transfer import digests
 from vineworker.library import (
     captured_output,
     fork_state,
@@ -40,6 +40,7 @@ from vineworker.library import (
 from vineworker.library.call_state import CallState
 from vineworker.library.captured_output import CapturedOutput
 from vineworker.library.program_folder import StartingFolder
+from vineworker.library.results import dump_result, result_bytes, write_parts
 from vineworker.machine import descendants, tmpdir
 from vineworker.slot_protocol import (
     MAX_IN_FLIGHT,
@@ -54,15 +55,17 @@ from vineworker.slot_protocol import (
 )
 
 REPLY_BATCH_S = 0.001
-RUNNING_TASK = struct.Struct(">q")  # the first part of `PROGRESS`
+# the first part of `PROGRESS`
+RUNNING_TASK = struct.Struct(">q")
 MAX_REPORTED_MODULES = 200
 
 
-_reader = FrameReader(TO_SLOT, trusted=True)  # made before the fork; there is one slot in a process
+# made before the fork; there is one slot in a process
+_reader = FrameReader(TO_SLOT, trusted=True)
 
 
 class Slot:
-    """Executes calls for one worker.
+    """Runs calls for one worker.
 
     Parameters
     ----------
@@ -75,9 +78,10 @@ class Slot:
     fork
         Run every call in a child of its own.
     captured
-        Takes what calls print, if this process has files of its own for that.
+        Captures the output of calls, if this process has output files of its own.
     folder
-        The slot's folder for temporary files, in which each child gets one of its own; "" if it has none.
+        The slot's folder for temporary files, in which each child gets its own; "" if there is
+        none.
     """
 
     def __init__(
@@ -92,24 +96,27 @@ class Slot:
         self._sock, self._functions, self._fork = sock, functions, fork
         self._progress = mmap.mmap(progress, PROGRESS.size)
         self._shared: dict[str, Any] = {}
-        self._raw_shared: dict[str, bytes] = {}  # came as messages, not loaded yet
+        # came as messages, not loaded yet
+        self._raw_shared: dict[str, bytes] = {}
         self._raw_inputs: dict[str, bytes] = {}  # of the next call
-        self._recent_results: dict[
-            int, Union[bytes, str]
-        ] = {}  # task -> its result, or the file it has written
-        self._held: dict[int, tuple[str, list[Any]]] = {}  # task -> where to write its result, and its parts
+        # task -> its result, or the file it has written
+        self._recent_results: dict[int, Union[bytes, str]] = {}
+        # task -> where to write its result, and its parts
+        self._held: dict[int, tuple[str, list[Any]]] = {}
         self._replies: list[Reply] = []
         self._first_reply = 0.0
         self._folder = StartingFolder()
         self._captured = captured
         self._temporary = os.path.join(folder, "call") if folder else ""
-        self._state: CallState | None = None  # where calls share this process
-        self._is_ending = False  # a call has left this process as no other may find it
+        # where calls share this process
+        self._state: CallState | None = None
+        # a call has left this process as no other may find it
+        self._is_ending = False
         if not fork:
             captured_output.record_warnings()
 
     def serve(self) -> None:
-        """Work until the worker closes the socket."""
+        """Handle messages until the worker closes the socket."""
         if not self._fork:
             self._state = CallState()
         while True:
@@ -123,7 +130,7 @@ class Slot:
             self._send_replies()
 
     def handle(self, message: Any) -> None:
-        """Obey one message."""
+        """Handle one message."""
         kind = type(message)
         if kind is Call:
             self._handle_call(message)
@@ -142,7 +149,7 @@ class Slot:
                 self._raw_shared.pop(name, None)
 
     def mark_running(self, call: Call) -> None:
-        """Leave word that this call is the one that runs."""
+        """Write to the shared file that this call runs."""
         if "timed" in call.options:
             PROGRESS.pack_into(self._progress, 0, call.task, time.monotonic())
         else:
@@ -168,24 +175,24 @@ class Slot:
         self._queue_reply(reply)
 
     def _end_slot(self, call: Call, reply: Reply, changed: str) -> None:
-        """Answer a last time: the worker has another process do what was to come after this call."""
+        """Send the last reply; the worker has another process run the calls after this one."""
         self._is_ending = True
         if reply.info.pop("held", None):
             _path, parts = self._held.pop(call.task)
             reply.info["digest"] = write_parts(call.result, parts)
         try:
             self.complete_reply(reply)
-        except OSError:  # where that would be read is closed
+        except OSError:
+            # where that would be read is closed
             pass
         reply.info["ends"] = changed
         self._replies.append(reply)
         self._send_replies()
-        RUNNING_TASK.pack_into(
-            self._progress, 0, -1
-        )  # until now it is this call's fault if there is no answer
+        # until now it is this call's fault if there is no answer
+        RUNNING_TASK.pack_into(self._progress, 0, -1)
 
     def complete_reply(self, reply: Reply) -> None:
-        """Add to an answer what is known only when the call is over."""
+        """Add to a reply what is known only after the call."""
         self._folder.add_to_reply(reply)
         captured_output.move_warnings_to(reply.info)
         if self._captured is not None:
@@ -205,7 +212,7 @@ class Slot:
             self._sock.sendall(b"".join(encode(replies)))  # type: ignore[arg-type]
 
     def _hold_result(self, call: Call, parts: list[Any], size: int) -> bool:
-        """Keep a result in memory, if that is asked for and there is room."""
+        """Hold a result in memory, if the worker requests that and the limits allow it."""
         taken = sum(values.size_of(other) for _path, other in self._held.values())
         room, most = call.options.get("hold", (0, 0))
         if taken + size > room or size > most:
@@ -214,7 +221,7 @@ class Slot:
         return True
 
     def _spill_result(self, task: int) -> None:
-        """Write a result that is held."""
+        """Write a held result to disk."""
         path, parts = self._held.pop(task)
         try:
             digest = write_parts(path, parts)
@@ -226,7 +233,7 @@ class Slot:
             self._queue_reply(Reply(task, "wrote", values.size_of(parts), 0.0, {"digest": digest}, b""))
 
     def _run_in_child(self, call: Call) -> Reply:
-        """Run a call in a child process; only the child suffers from what the call does to its process."""
+        """Run a call in a child, so that changes of its process end with it."""
         start = time.monotonic()
         read, write = os.pipe()
         known = descendants.children_of(os.getpid()) if descendants.has_children() else ()
@@ -246,7 +253,8 @@ class Slot:
                     pipe.write(b"".join(encode([reply])))  # type: ignore[list-item]
                 captured_output.flush_streams()
                 status = 0
-            finally:  # whatever happens, the child must not go on as if it were the slot
+            finally:
+                # whatever happens, the child must not go on as if it were the slot
                 os._exit(status)
         os.close(write)
         try:
@@ -264,10 +272,11 @@ class Slot:
         )
 
     def run_call(self, call: Call) -> Reply:
-        """Load what a call needs, call, and serialize what it returns or raises."""
+        """Load what a call needs, call the function, and serialize its result or exception."""
         start = time.perf_counter()
         interrupts.reset_flag()
-        later: set[int] = set()  # inputs that the function itself loads
+        # inputs that the function itself loads
+        later: set[int] = set()
         fed: tuple[str, int] | None = call.options.get("fed")
         if fed is not None and fed[1] not in self._recent_results:
             return Reply(call.task, "unfed", 0, 0.0, {}, b"")
@@ -331,7 +340,7 @@ class Slot:
         return Reply(call.task, "done", size, time.perf_counter() - start, info, payload)
 
     def _prepare_call(self, call: Call) -> tuple[use_recorder.UseRecorder | None, list[Any]]:
-        """Go where a call starts, and load what it shares with others."""
+        """Enter the folder of a call, and load its shared objects."""
         known = len(self._shared)
         program = self._load_shared(*call.shared[-1]) if "program" in call.options else None
         # before anything else is loaded: that may import the program's modules
@@ -361,9 +370,14 @@ class Slot:
         return self._shared[name]
 
     def _open_input(self, name: str, path: str, call: Call) -> values.Readable:
-        """Find an input; what a call before this one has made is a file at its path when the worker has taken it over."""
+        """Return an input.
+
+        The result of an earlier call of this slot is in memory, or at its path if the worker has
+        stored it.
+        """
         for held, task in call.options.get("held", ()):
-            if name == held:  # a copy: who reads it may write to what it gets
+            # a copy: the reader may write to its buffers
+            if name == held:
                 return bytearray().join(self._held[task][1])
         fed: tuple[str, int] | None = call.options.get("fed")
         if fed and name == fed[0]:
@@ -378,57 +392,18 @@ class Slot:
 
 
 def _lost_inputs_reply(call: Call, error: FileNotFoundError) -> Reply | None:
-    """Say which inputs are gone, if any is: somebody has cleaned up the cache, which is not the task's fault."""
+    """Return a reply with the inputs that are missing on the disk, or None if none is.
+
+    They were removed by a clean-up of the disk, which is not the task's fault.
+    """
     lost = [name for name, path in (*call.shared, *call.inputs) if path and not os.path.exists(path)]
     if not lost:
         return None
     return Reply(call.task, "crash", 0, 0.0, {"reason": f"an input is gone: {error}", "lost": lost}, b"")
 
 
-def write_parts(path: str, parts: list[Any]) -> str:
-    """Write an object so that it appears under its name only when it is whole; give its digest."""
-    part_path, digest = f"{path}.part", digests.Digest()
-    try:
-        with open(part_path, "wb", buffering=0) as file:
-            for part in parts:
-                view = memoryview(part).cast("B")
-                while view:
-                    size = file.write(view[: digests.CHUNK_BYTES])
-                    digest.update(view[:size])
-                    view = view[size:]
-        os.rename(part_path, path)
-    except OSError:
-        if os.path.exists(part_path):
-            os.unlink(part_path)  # a disk that is full has better uses
-        raise
-    return str(digest)
-
-
-def dump_result(result: Any) -> list[Any]:
-    """Serialize what a call has returned."""
-    try:
-        return values.dump(result)
-    except Exception as error:
-        from vinecore.protocol.serialization import unpicklable
-
-        exceptions.add_note(
-            error, f"what it returned cannot be sent: {unpicklable.describe_unpicklable(result)}"
-        )
-        raise
-
-
-def result_bytes(result: Any) -> bytes:
-    """Give the bytes of what a call has returned that says it returns bytes."""
-    if isinstance(result, (bytes, bytearray, memoryview)):
-        return bytes(result)
-    msg = (
-        f"it returned a {type(result).__name__}: with disable_output_serialization() a function returns bytes"
-    )
-    raise TypeError(msg)
-
-
 def set_variables(variables: dict[str, Union[str, None]]) -> None:
-    """Set the environment variables that a call is to find."""
+    """Set the environment variables of a call."""
     for name, value in variables.items():
         if value is None:
             os.environ.pop(name, None)
@@ -441,7 +416,7 @@ def set_variables(variables: dict[str, Union[str, None]]) -> None:
 
 
 def describe_status(status: int) -> str:
-    """Say how a process ended, from its wait status."""
+    """Describe how a process ended, from its wait status."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         hint = " (often the kernel's answer to too little memory)" if number == 9 else ""
@@ -450,7 +425,10 @@ def describe_status(status: int) -> str:
 
 
 def run_python_task(sock: socket.socket, progress: int) -> None:
-    """Run one call in a process of its own and tell which modules it had to import, so that the next fork has them."""
+    """Run one call in a process of its own.
+
+    The reply names the modules that it had to import, so that the next fork has them.
+    """
     before, held = len(sys.modules), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     slot = Slot(sock, {}, progress, fork=False)
     while data := sock.recv(1 << 18):
@@ -465,20 +443,22 @@ def run_python_task(sock: socket.socket, progress: int) -> None:
             reply.info.update(_imported_since(before))
             usage = resource.getrusage(resource.RUSAGE_SELF)
             reply.info["cpu_s"] = usage.ru_utime + usage.ru_stime
-            # what counts if it is over before somebody has looked at it
+            # counts if the task ends before its first sample
             reply.info["grown_mb"] = 1 + (usage.ru_maxrss - held) // 1024
             captured_output.flush_streams()
-            descendants.kill_all()  # nobody writes any more to what is taken out of the sandbox now
+            # outputs are taken from the sandbox now, and must not be written any more
+            descendants.kill_all()
             sock.sendall(b"".join(encode([reply])))
-            os._exit(0)  # to tidy up here is to write to, and so to copy, pages shared with the host
+            # to tidy up here is to write to, and so to copy, pages shared with the fork server
+            os._exit(0)
 
 
 def _imported_since(before: int) -> dict[str, list[str]]:
-    """List the imports of this process after the first ``before`` modules.
+    """Return the imports of this process after the first ``before`` modules.
 
-    These are top-level modules of packages, and the files of the user's own modules.
-
-    The names of the others are not looked at: each would cost a copy of the page it is on, which this process shares with the host.
+    These are top-level modules of packages, and the files of the user's own modules. Other names
+    are not read: each read copies the page of the name, which this process shares with its fork
+    server.
     """
     new = islice(reversed(sys.modules), max(0, len(sys.modules) - before))
     found = [

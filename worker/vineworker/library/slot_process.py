@@ -170,7 +170,8 @@ class SlotProcess:
     def _end_channel(self) -> None:
         """Receive what the process has written, and no more.
 
-        Other processes may have inherited the remote end, so the end of the connection may not come.
+        Other processes may have inherited the remote end, so the end of the connection may not
+        come.
         """
         loop = asyncio.get_running_loop()
         try:

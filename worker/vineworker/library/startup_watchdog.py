@@ -1,4 +1,4 @@
-"""What takes long to start says where it is: its stack goes to a file while it lasts, and the worker reads that."""
+"""Report where a slow start of a library is: write its stack to a file, which the worker reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 REPORT_INTERVAL_S = 5.0
-"""What takes longer is told, again after each of these times."""
+"""A start that takes longer is reported, again after each such interval."""
 MAX_FRAMES = 4
 MAX_TRACE_BYTES = 1 << 16
 FINISHED_MARK = b"Over\n"
@@ -24,9 +24,10 @@ STAGES = {
 
 @contextlib.contextmanager
 def report_slow_block(path: str) -> Iterator[None]:
-    """Write to a file where the block is, if it lasts long.
+    """Write the stack to a file while the block runs, if it takes long.
 
-    This takes no lock of the interpreter, so C code that keeps that is seen, too; its thread has ended before anything is forked.
+    This takes no lock of the interpreter, so it also works for C code that holds the lock. Its
+    thread ends with the block, before anything is forked.
     """
     start = time.monotonic()
     with open(path, "ab", buffering=0) as file:
@@ -40,7 +41,10 @@ def report_slow_block(path: str) -> Iterator[None]:
 
 
 def take_report(path: str) -> str | None:
-    """Read where something is that takes long, "" where it is over, and empty the file; None if there is nothing new."""
+    """Return where a slow start is, and empty the file.
+
+    "" if the start is over, None if there is nothing new.
+    """
     try:
         if not os.stat(path).st_size:
             return None
@@ -53,7 +57,7 @@ def take_report(path: str) -> str | None:
 
 
 def describe_stack(text: str) -> str:
-    """Say in a line what the first thread of a process does, which is the last in what the interpreter writes."""
+    """Describe in one line what the main thread does, which comes last in a stack dump."""
     frames = [
         found.groups()
         for line in text.rpartition("Thread 0x")[2].splitlines()
@@ -64,7 +68,8 @@ def describe_stack(text: str) -> str:
     users = [frame for frame in own if "/lib/python" not in frame[0]]
     imported = next((frame for frame in own if frame[2] == "<module>"), None)
     if imported is not None and imported not in users:
-        users.insert(0, imported)  # whose import it is that takes long
+        # the slow import is its own
+        users.insert(0, imported)
     shown = (users or own)[:MAX_FRAMES]
     places = ", called from ".join(f"line {line} of {file}, in {name}" for file, line, name in shown)
     return f"{stage}: {places}" if places else stage

@@ -1,11 +1,16 @@
-"""The processes that descend from this one: finding them, and ending them.
+"""Find and kill the descendants of this process.
 
-What a task starts may leave its process group, its session and its parent (a daemon does all three), and only the kernel still knows whose it is: a
-process whose parent has ended is given to the nearest ancestor that *adopts*. So a worker, each host, each slot and each command adopt. While a slot
-lives, all that its calls have started is below it; when it has ended, what it had for children are children of its host, which knows its slots: every
-other child is a stray, and ends. Commands and hosts are to the worker what slots are to a host.
+A process that a task starts may leave its process group, its session and its parent (a daemon does
+all three). The kernel still assigns it: if the parent of a process has exited, its nearest ancestor
+that is a *child subreaper* becomes its parent. So workers, fork servers, slots and commands are
+subreapers.
 
-Linux has known adopting since 3.4. Elsewhere what is found is what is still below this process, and the process group has to do for the rest.
+While a slot lives, all processes that its calls have started descend from it. After its end they
+are children of its fork server, which knows its slots: each other child is a stray, and is killed.
+In the same way, the worker knows its commands and fork servers.
+
+Linux has subreapers since 3.4. On other systems only the present descendants are found, and the
+process group has to do for the rest.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 EXIT_TIMEOUT_S = 5.0
-"""How long the end of what was killed is waited for; what hangs in the kernel ends when that lets it."""
+"""Time to wait for the end of killed processes; some hang in the kernel."""
 POLL_INTERVAL_S = 0.001
 MAX_LIST_BYTES = 4096
 
@@ -36,19 +41,22 @@ _probes: list[ProcessProbe | None] = []
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies, where the kernel can."""
+    """Have the kernel kill this process when its parent dies, if the kernel can."""
     if _prctl is not None:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def become_subreaper() -> None:
-    """Have the kernel give this process the descendants whose parents end; it stays so when another program is executed."""
+    """Have the kernel make this process the parent of its orphaned descendants.
+
+    This stays so when the process executes another program.
+    """
     if _prctl is not None:
         _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def children_of(pid: int) -> list[int]:
-    """Give the children of a process; none where that cannot be known."""
+    """Return the children of a process; none if the system does not tell."""
     probe = _get_probe()
     return [] if probe is None else probe.children(pid)
 
@@ -62,7 +70,7 @@ def _get_probe() -> ProcessProbe | None:
 
 
 def list_with_descendants(roots: Iterable[int]) -> list[int]:
-    """Give processes and all that descends from them, parents first."""
+    """Return processes with all their descendants, parents first."""
     found = list(roots)
     for pid in found:
         found += [child for child in children_of(pid) if child not in found]
@@ -70,18 +78,32 @@ def list_with_descendants(roots: Iterable[int]) -> list[int]:
 
 
 def kill_processes(pids: Iterable[int]) -> None:
-    """End processes, parents first, so that nobody is replaced."""
+    """Kill processes, parents first, so that no parent replaces a killed child."""
     for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # it has ended, or belongs to somebody else
+        except (ProcessLookupError, PermissionError):
+            # it has ended, or belongs to another user
             pass
 
 
-def can_have_strays(known: Collection[int]) -> bool:
-    """Whether the kernel may have given this process any child that is not known; False says that it has not.
+def kill_group(group: int) -> None:
+    """Kill the processes of a process group.
 
-    It gives them to the first thread, so where there is a list for each thread, this takes a third of what it takes to find all children.
+    Its leader must not have been waited for: else its number may belong to another process.
+    """
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        # some systems raise the latter for a group of zombies
+        pass
+
+
+def can_have_strays(known: Collection[int]) -> bool:
+    """Return whether the kernel may have made an unknown process a child of this one.
+
+    The kernel assigns orphans to the first thread. If it has a list of children for each thread,
+    reading that one takes a third of the time for all children.
     """
     try:
         list_ = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
@@ -95,9 +117,10 @@ def can_have_strays(known: Collection[int]) -> bool:
 
 
 def kill_strays(known: Collection[int]) -> list[int]:
-    """End the children of this process that are not known, and all that descends from them; give these children.
+    """Kill the unknown children of this process with their descendants; return these children.
 
-    Those below may become children of this process only when they have been waited for: then it is time to look again.
+    The descendants may become children of this process only when these were waited for. So this has
+    to be repeated until there are none.
     """
     strays = [pid for pid in children_of(os.getpid()) if pid not in known]
     kill_processes(list_with_descendants(strays))
@@ -105,7 +128,17 @@ def kill_strays(known: Collection[int]) -> list[int]:
 
 
 def kill_all(known: Collection[int] = (), patience_s: float = EXIT_TIMEOUT_S) -> None:
-    """End all that descends from this process except the known children, and wait for that. Where there is nothing it costs one system call."""
+    """Kill all descendants of this process except the known children, and wait for their end.
+
+    Without children this costs one system call.
+
+    Parameters
+    ----------
+    known
+        Children that live on.
+    patience_s
+        Time to wait.
+    """
     deadline = None
     while (known or has_children()) and (strays := kill_strays(known)):
         reap_children(strays)
@@ -117,7 +150,7 @@ def kill_all(known: Collection[int] = (), patience_s: float = EXIT_TIMEOUT_S) ->
 
 
 def has_children() -> bool:
-    """Whether this process has any children, be they alive or not waited for."""
+    """Return whether this process has children, alive or not waited for."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -126,9 +159,9 @@ def has_children() -> bool:
 
 
 def reap_children(pids: Iterable[int]) -> None:
-    """Take leave of those of these children that have ended."""
+    """Wait for those of these children that have exited."""
     for pid in pids:
         try:
             os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:  # somebody else has
+        except ChildProcessError:  # another thread has
             pass

@@ -1,7 +1,8 @@
-"""What a process has inherited from whoever started it, and that must not reach a task: made as it is for a program that a shell starts.
+"""Reset what a process has inherited and must not pass to tasks.
 
-A worker may be started by a daemon, by a batch system, with ``nohup`` or by a program that ignores what its children do; what all these have
-set survives the execution of another program, and so would come to every task.
+A daemon, a batch system, ``nohup`` or a program that ignores its children may start a worker. Their
+settings survive the execution of another program, so all tasks would have them. Here they are reset
+to those of a program that a shell starts.
 """
 
 from __future__ import annotations
@@ -13,18 +14,25 @@ import sys
 from vinecore.protocol import import_paths
 
 KEPT_SIGNALS = {"SIGPIPE", "SIGXFSZ", "SIGXFZ", "SIGTTIN", "SIGTTOU", "SIGTSTP"}
-"""Python ignores the first ones itself, and gives its children the default; the last ones are for whoever has the terminal."""
+"""Signals that stay ignored.
+
+Python ignores the first ones itself, and resets them in its children; the last ones belong to the
+terminal.
+"""
 
 
 def reset_inherited_state() -> None:
-    """Make this process as it should be, at its start: before there are threads, files or children."""
+    """Reset inherited state, before this process has threads, files or children."""
     open_standard_streams()
     unblock_signals()
     import_paths.restore_python_path()
 
 
 def open_standard_streams() -> None:
-    """Have something at the descriptors 0 to 2: what is opened next would be there, and be taken for standard input or output."""
+    """Open the descriptors 0 to 2 if they are closed.
+
+    Otherwise the next files would be there, and be taken for standard input or output.
+    """
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(descriptor)
@@ -39,9 +47,14 @@ def open_standard_streams() -> None:
 
 
 def unblock_signals() -> None:
-    """Block no signal, hear of children, and ignore other signals only here: a handler is not inherited by what is executed, to be ignored is."""
+    """Block no signals, receive those of children, and pass ignored signals on as defaults.
+
+    An executed program inherits that a signal is ignored, but no handler. So a handler that does
+    nothing ignores the signal only here.
+    """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, nobody could be told how a child has ended
+    # while the signal is ignored, the kernel does not keep the exit codes of children
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in signal.valid_signals():
         if signal.getsignal(number) is signal.SIG_IGN and signal.Signals(number).name not in KEPT_SIGNALS:
             signal.signal(number, lambda _signal, _frame: None)

@@ -1,9 +1,11 @@
-"""How much of the disk a library takes, and which of its slots has written most.
+"""Measure the disk space of a library, and find the slot that has written most.
 
-What counts is what counts for a task: the folder of the library without what are inputs in it, what it prints, the temporary folders of its slots, what they print, and open
-files on the same disk that have no name any more. Results do not: those are the worker's.
+The same counts as for a task: the library's folder without its inputs, its output, the temporary
+folders and the output of its slots, and open files without a name on the same disk. Results do not
+count, as they are the worker's.
 
-A file that the library had open before it forked is open in its slots, too, and is none of theirs.
+A file that the library has opened before a fork is open in its slots, too, and does not count for
+them.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import os
 import time
 from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
 
+from vinecore.protocol import MB
+from vinecore.protocol.trees import list_names
 from vineworker.machine.descendants import list_with_descendants
 from vineworker.machine.resource_monitor import (
     DISK_INTERVAL_S,
     MAX_CPU_FRACTION,
-    MB,
     RateLimiter,
     file_size,
     find_unlinked_files,
@@ -29,14 +32,17 @@ if TYPE_CHECKING:
 
 
 class WritingProcess(NamedTuple):
-    """A process of a library that writes: the number of the process if it is known, and the files that take what it prints."""
+    """A process of a library: its number, if known, and its output files."""
 
     pid: Optional[int]
     logs: tuple[str, ...]
 
 
 class LibraryTooLarge(NamedTuple):
-    """A library that takes more of the disk than it may; ``slot`` has written most of it, None: what is in the folder that all of them share is too much."""
+    """A library that exceeds its limit of disk space.
+
+    ``slot`` has written most of it; None if the shared folder alone exceeds the limit.
+    """
 
     slot: Optional[int]
     limit_mb: int
@@ -44,22 +50,22 @@ class LibraryTooLarge(NamedTuple):
 
 
 class LibraryDiskMonitor:
-    """Looks how much of the disk a library takes.
+    """Measures the disk space of a library.
 
     Parameters
     ----------
     folder
         Where the library runs.
     library
-        Its process.
+        Its fork server.
     slots
-        Gives its slots by their numbers, which are also the names of their temporary folders.
+        Returns its slots by number; their temporary folders have these names.
     limit
-        Gives how many MB they may take; 0: as many as there are.
+        Returns the limit in MB; 0: no limit.
     copies
-        What in the folder are inputs; see `sum_file_sizes`.
+        The inputs in the folder; see `sum_file_sizes`.
     clock, cpu_clock
-        As for `vineworker.machine.resource_monitor.Sampler`.
+        As for `vineworker.machine.resource_monitor.ResourceMonitor`.
     """
 
     def __init__(
@@ -77,7 +83,7 @@ class LibraryDiskMonitor:
         self._temporary = os.path.join(folder, TMPDIR_NAME)
 
     def measure_if_due(self) -> Optional[LibraryTooLarge]:
-        """Add everything up, if there is a limit and it is time; tell if it is too much."""
+        """Measure the disk space if there is a limit and it is time; return an excess."""
         limit = self._limit()
         if not limit or not self._spacing.is_due(MAX_CPU_FRACTION, DISK_INTERVAL_S):
             return None
@@ -90,11 +96,11 @@ class LibraryDiskMonitor:
         return LibraryTooLarge(None if alone else max(own, key=own.__getitem__), limit, -(-total // MB))
 
     def _measure(self, slots: dict[int, WritingProcess]) -> tuple[int, dict[int, int]]:
-        """Bytes of what all slots share, and of each slot."""
+        """Return the bytes that all slots share, and those of each slot."""
         place = self._folder
         # also those of slots that have ended, which are just being removed
         folders = {
-            os.path.join(self._temporary, name) for name in _file_names(self._temporary) if name.isdigit()
+            os.path.join(self._temporary, name) for name in list_names(self._temporary) if name.isdigit()
         }
         left_out = folders.union(*(writer.logs for writer in slots.values()))
         nameless = find_unlinked_files(_pids(self._library), place)
@@ -114,10 +120,3 @@ class LibraryDiskMonitor:
 
 def _pids(writer: WritingProcess) -> list[int]:
     return [] if writer.pid is None else [writer.pid]
-
-
-def _file_names(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []

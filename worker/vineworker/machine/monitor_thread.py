@@ -17,16 +17,16 @@ SAMPLE_INTERVAL_S = 0.2
 
 
 class ResourceMonitorThread:
-    """Samples the tasks, in a thread that sleeps while there are none.
+    """Measures tasks, in a thread that sleeps while there are none.
 
     Parameters
     ----------
     exceeded
-        Called with each limit that a task has passed.
+        Called with each limit that a task has exceeded.
     disk_mb
-        What no task may exceed in its sandbox, whatever it has asked for; 0: no limit.
+        Limit of the disk space of a task without a limit of its own; 0: no limit.
     library_too_large
-        Called with the name of a library that takes too much of the disk.
+        Called with the name of a library that exceeds its limit of disk space.
     """
 
     def __init__(
@@ -53,7 +53,19 @@ class ResourceMonitorThread:
         output: str = "",
         copies: Mapping[int, int] = {},
     ) -> None:
-        """Begin to measure a task; none may write more than what the worker has."""
+        """Begin to measure a task.
+
+        Parameters
+        ----------
+        task, pid
+            The task, and the process that leads its tree.
+        options
+            Options of the task, with its limits.
+        folder, output
+            Its sandbox, and its output file.
+        copies
+            The inputs in the sandbox; see `vineworker.machine.resource_monitor.sum_file_sizes`.
+        """
         limits = dict(options.get("limits") or {})
         if self._disk_mb and "disk" not in limits:
             limits["disk"] = self._disk_mb
@@ -63,7 +75,7 @@ class ResourceMonitorThread:
         self._start()
 
     def add_library(self, name: str, disk: LibraryDiskMonitor) -> None:
-        """Begin to measure how much of the disk a library takes."""
+        """Begin to measure the disk space of a library."""
         self._libraries[name] = disk
         self._start()
 
@@ -85,7 +97,8 @@ class ResourceMonitorThread:
         self._tasks.discard(task)
         self._pause_if_unused()
         peak = self._monitor.remove_task(task)
-        if task in self._unlimited:  # a task without a limit of its own is told nothing
+        # a task without a limit of its own is told nothing
+        if task in self._unlimited:
             self._unlimited.discard(task)
             peak = peak._replace(disk_mb=None)
         return peak
@@ -104,7 +117,8 @@ class ResourceMonitorThread:
                     found = disk.measure_if_due()
                     if found is not None:
                         self._on_library_too_large(name, found)
-            except Exception:  # the tasks go on, and are looked at again
+            except Exception:
+                # the tasks go on, and are looked at again
                 log.exception("a defect where tasks are measured; please report it")
             time.sleep(SAMPLE_INTERVAL_S)
 

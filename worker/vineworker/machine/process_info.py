@@ -1,12 +1,11 @@
-"""Looking at single processes: alive or not, CPU time, memory, children.
+"""Read CPU time, memory and children of single processes.
 
-On Linux from ``/proc`` directly: the two or three files that are needed, a few ten microseconds each, nothing
-to install. Elsewhere through psutil if there is one, else nothing is measured.
+On Linux this reads two or three files of ``/proc``, in some ten microseconds each. On other systems
+it uses psutil, if installed; else nothing is measured.
 
-What "memory" means. The resident set counts what a process only shares: all that a slot has inherited from
-the library it was forked from, and every page of a file that it has mapped, which the kernel drops when it
-needs the room. Neither is what a limit is about. `Memory` counts what would be gained if the process went
-away: dirty pages and swap.
+The resident set of a process includes pages that it shares: those inherited from its fork server,
+and those of mapped files, which the kernel drops if it needs the space. A limit is about neither.
+`Memory` counts the memory that the end of the process would free: dirty pages and swap.
 
 References
 ----------
@@ -18,21 +17,23 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple, Protocol
 
+from vinecore.protocol.trees import list_names
+
 KB = 1024
 READ_BYTES = 1 << 16
 
 
 class ProcessSample(NamedTuple):
-    """One process at one moment.
+    """A process at one moment.
 
     Attributes
     ----------
-    born : float
-        When it started, in the units of the system: with the number it says which process this is.
+    started_at : float
+        Its start, in the units of the system. With the number, it identifies the process.
     cpu_s : float
         CPU time of the process and of those descendants that it has waited for.
     rss : int
-        Resident set, bytes; 0 for one that has ended and is not waited for yet.
+        Resident set in bytes; 0 for a process that has ended and was not waited for.
     """
 
     started_at: float
@@ -41,16 +42,16 @@ class ProcessSample(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a process really holds, in bytes.
+    """Memory of a process in bytes.
 
     Attributes
     ----------
     private : int
-        Dirty pages that it has for itself.
+        Dirty pages that it does not share.
     share : int
-        The same, plus its proportional share of those that it has together with others.
+        These, and its proportional share of the shared ones.
     inherited : int
-        All of what it has together with others.
+        All shared dirty pages.
     """
 
     private: int
@@ -59,35 +60,35 @@ class Memory(NamedTuple):
 
 
 class ProcessProbe(Protocol):
-    """How processes are looked at; nothing here raises for a process that has gone."""
+    """Reads processes; no method raises for a process that has ended."""
 
     def start_round(self) -> None:
-        """Start a round: forget what holds for one moment only."""
+        """Start a round: drop what holds for one moment only."""
 
     def sample(self, pid: int) -> ProcessSample | None:
-        """Look at a process; None if there is none, or if it is not to be seen."""
+        """Return a sample of a process; None if there is none, or if it cannot be read."""
 
     def children(self, pid: int) -> list[int]:
-        """Give the direct children."""
+        """Return the direct children."""
 
     def memory(self, pid: int) -> Memory | None:
-        """Measure what it holds; None if that cannot be known. Costs 10 ms per GB."""
+        """Measure the memory of a process; None if it is not known. Takes 10 ms per GB."""
 
 
 class LinuxProbe:
-    """Through ``/proc``."""
+    """Reads ``/proc``."""
 
     def __init__(self, root: str = "/proc") -> None:
         self._root = root
         self._tick_s = 1.0 / os.sysconf("SC_CLK_TCK")
         self._page = os.sysconf("SC_PAGE_SIZE")
-        # Kernels may be built without the lists of children; then everybody's parent is read, once in a
-        # round.
+        # Kernels may be built without the lists of children; then the parents of all processes are
+        # read, once in a round.
         self._lists = os.path.exists(f"{root}/self/task/{os.getpid()}/children")
         self._children_table: dict[int, list[int]] | None = None
 
     def start_round(self) -> None:
-        """Forget the table of parents."""
+        """Drop the table of children."""
         self._children_table = None
 
     def sample(self, pid: int) -> ProcessSample | None:
@@ -99,23 +100,24 @@ class LinuxProbe:
         return ProcessSample(float(fields[19]), cpu * self._tick_s, int(fields[21]) * self._page)
 
     def _stat(self, pid: int) -> list[bytes]:
-        # The name of the program comes second, in parentheses, and may itself hold blanks and parentheses.
+        # The name of the program comes second, in parentheses, and may itself hold blanks and
+        # parentheses.
         return _read_file(f"{self._root}/{pid}/stat").rpartition(b")")[2].split()
 
     def children(self, pid: int) -> list[int]:
-        """Read the list of every thread, for each has children of its own."""
+        """Read the list of each thread, as each has children of its own."""
         if not self._lists:
             if self._children_table is None:
                 self._children_table = self._read_children_table()
             return self._children_table.get(pid, [])
         found: list[int] = []
-        for thread in _entries(f"{self._root}/{pid}/task"):
+        for thread in list_names(f"{self._root}/{pid}/task"):
             found += map(int, _read_file(f"{self._root}/{pid}/task/{thread}/children").split())
         return found
 
     def _read_children_table(self) -> dict[int, list[int]]:
         families: dict[int, list[int]] = {}
-        for entry in _entries(self._root):
+        for entry in list_names(self._root):
             if entry.isdigit():
                 fields = self._stat(int(entry))
                 if len(fields) > 1:
@@ -141,7 +143,7 @@ class LinuxProbe:
 
 
 class PsutilProbe:
-    """Through psutil, where there is no ``/proc``."""
+    """Uses psutil, if there is no ``/proc``."""
 
     def __init__(self) -> None:
         import psutil
@@ -150,11 +152,11 @@ class PsutilProbe:
         self._children_table: dict[int, list[int]] | None = None
 
     def start_round(self) -> None:
-        """Forget the table of parents."""
+        """Drop the table of children."""
         self._children_table = None
 
     def sample(self, pid: int) -> ProcessSample | None:
-        """Ask for times and resident set."""
+        """Read times and resident set."""
         try:
             process = self._psutil.Process(pid)
             with process.oneshot():
@@ -164,7 +166,7 @@ class PsutilProbe:
             return None
 
     def children(self, pid: int) -> list[int]:
-        """Ask everybody's parent, once in a round."""
+        """Read the parents of all processes, once in a round."""
         if self._children_table is None:
             self._children_table = {}
             for process in self._psutil.process_iter(["ppid"]):
@@ -172,7 +174,7 @@ class PsutilProbe:
         return self._children_table.get(pid, [])
 
     def memory(self, pid: int) -> Memory | None:
-        """Not known: what other systems call unique costs too much there."""
+        """Return None: other systems need too long for it."""
         return None
 
 
@@ -196,15 +198,9 @@ def _read_file(path: str) -> bytes:
     try:
         while part := os.read(file, READ_BYTES):
             parts.append(part)
-    except OSError:  # its process has just ended
+    except OSError:
+        # its process has just ended
         return b""
     finally:
         os.close(file)
     return b"".join(parts)
-
-
-def _entries(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []

@@ -1,11 +1,13 @@
-"""Cleans up after a worker that is killed: a small shell that outlives it by a moment.
+"""Clean up after a killed worker, in a small shell that lives a moment longer.
 
-A worker that gets SIGKILL can clean up nothing, and the kernel ends at most the direct children of a process with it. So every worker has a
-process reaper: it is told the process groups of all that is started, and when its input ends, because the worker has, it kills those that are left
-and removes the worker's folder. After an orderly end it finds nothing to do. What has left its process group (a daemon) is known by a variable that
-all processes of a worker have had in their environment when they, or those they were forked from, were executed.
+A worker that gets SIGKILL cannot clean up, and the kernel kills at most its direct children. So
+each worker has a process reaper. It receives the process groups of all started processes. When its
+input ends, the worker has ended: it kills the remaining groups and removes the worker's folder.
+After an orderly end there are none. A process that has left its group (a daemon) has the variable
+`WORKER_VARIABLE` in its environment.
 
-It also starts these processes, and so knows which children the worker has; every other child is what one of these has left behind.
+The reaper's object in the worker also starts these processes, so it knows the worker's children;
+each other child was left behind by one of them.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from vineworker.machine import descendants
 from vineworker.machine.argument_limits import ArgumentsTooLong, describe_excess
 
 WORKER_VARIABLE = "VINE_WORKER"
-"""The variable; its value is the worker's folder."""
+"""Environment variable with the folder of the worker."""
 SCRIPT = r"""
 while read -r change group; do
     case $change in
@@ -48,16 +50,21 @@ rm -rf -- "$1" || { chmod -R u+rwx -- "$1"; rm -rf -- "$1"; }
 """
 SHUTDOWN_TIMEOUT_S = 5.0
 MAX_UNSENT_BYTES = 1 << 16
-"""Bytes that wait for a process reaper that does not listen. More, and it is ended: it must not act on what is no longer true."""
+"""If more bytes wait for a process reaper that does not read, it is killed.
+
+It must not act on an outdated list.
+"""
 
 
 class ProcessReaper:
-    """The shell of one worker.
+    """The reaper of one worker.
 
     Parameters
     ----------
-    folder, link
-        What is removed in the end; the link is a short path to what is in the folder, if there is one.
+    folder
+        The worker's folder, removed at the end.
+    link
+        A short path into the folder, removed too; "" if there is none.
     """
 
     def __init__(self, folder: str, link: str = "") -> None:
@@ -71,19 +78,21 @@ class ProcessReaper:
         os.set_blocking(self._pipe, False)
         self._unsent = b""
         self._folder, self.link = folder, link
-        self._lock = threading.Lock()  # the threads that fetch start processes, too
+        # the threads that fetch start processes, too
+        self._lock = threading.Lock()
         self._starting = threading.Lock()
-        self._known_children = set(
-            descendants.children_of(os.getpid())
-        )  # the shell, and what has been here before
+        # the shell, and what has been here before
+        self._known_children = set(descendants.children_of(os.getpid()))
 
     def start(self, command: Sequence[str], env: dict[str, str], **options: Any) -> Any:
         """Start a process in a session of its own.
 
         Parameters
         ----------
+        command, env
+            The program with its arguments, and its environment variables.
         **options
-            As those of `subprocess.Popen`.
+            As for `subprocess.Popen`.
 
         Returns
         -------
@@ -108,13 +117,20 @@ class ProcessReaper:
         return process
 
     def remove_process(self, pid: int) -> None:
-        """Forget a process that has exited and been waited for."""
+        """Remove a process that has exited and was waited for."""
         self.remove_group(pid)
         self._known_children.discard(pid)
 
     def kill_strays(self, patience_s: float = 0.0) -> None:
-        """End what processes have left behind that have ended."""
-        if self._starting.acquire(blocking=patience_s > 0):  # else what is being started is not known yet
+        """Kill processes that exited ones have left behind.
+
+        Parameters
+        ----------
+        patience_s
+            Time to wait for a start that is under way, and for the end of the killed processes.
+        """
+        # else what is being started is not known yet
+        if self._starting.acquire(blocking=patience_s > 0):
             try:
                 descendants.reap_children(descendants.kill_strays(self._known_children))
                 if patience_s:
@@ -123,7 +139,7 @@ class ProcessReaper:
                 self._starting.release()
 
     def add_group(self, group: int) -> None:
-        """Register a process group that has been started."""
+        """Register a process group that was started."""
         self._send_line(f"+ {group}\n")
 
     def remove_group(self, group: int) -> None:
@@ -137,13 +153,15 @@ class ProcessReaper:
                 self._shell.kill()
             try:
                 self._unsent = self._unsent[os.write(self._pipe, self._unsent) :]
-            except BlockingIOError:  # it is busy; the next line takes this one with it
+            except BlockingIOError:
+                # it is busy; the next line takes this one with it
                 pass
-            except OSError:  # somebody has killed the process reaper; that must not harm the worker
+            except OSError:
+                # a killed process reaper must not harm the worker
                 self._unsent = b""
 
     def close(self) -> None:
-        """Let it do what is left to do, and end."""
+        """Have the reaper do the remaining work, and wait for its end."""
         assert self._shell.stdin is not None
         deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
         while self._unsent and time.monotonic() < deadline:

@@ -1,25 +1,25 @@
-"""Measuring tasks: the peak of memory and disk, CPU time, processes; and who has exceeded a limit.
+"""Measure the process trees of tasks, and report exceeded limits.
 
-A `Sampler` watches the process tree of every task. Someone calls `Sampler.sample` a few times per second,
-from a thread of its own; it reports the tasks that have exceeded a limit, and the caller stops them. Nothing
-here ends a process.
+A thread calls `ResourceMonitor.sample` some times per second; the caller kills the tasks that have
+exceeded a limit. Nothing else here stops a process.
 
-A tree is what descends from the process of the task. Descendants stay members when their parent ends, so that
-nothing escapes by forking twice, unless it does so between two samples.
+A tree is the process of a task with its descendants. A descendant stays a member when its parent
+ends, so a process does not escape by forking twice, unless it does so between two samples.
 
-The memory of a tree is what its processes hold for themselves plus what they share among each other, without
-what they have from outside, namely from the library whose fork the task is::
+The memory of a tree is the memory that its processes do not share with processes outside, computed
+as::
 
-    max(sum of private, sum of proportional shares - inherited)
+    max(sum of private, sum of share - inherited)
 
-where *inherited* is what the root shared with others when it was first looked at. The first is right for
-single processes, the second for a task that fills its memory and then forks: what its children share is
-private to none of them. It takes off a little too much (at most the size of the library), never too little.
-See `vineworker.machine.process_info` for what counts; where that is not known it is the sum of the resident sets.
+Here *inherited* is what the root shared with others at its first sample. The first term is right
+for single processes, the second for a task that fills its memory and then forks: the pages that its
+children share are private to none of them. It subtracts a little too much (at most the size of the
+library), never too little. If the system does not tell, the sum of the resident sets counts; see
+`vineworker.machine.process_info`.
 
-Looking costs time: 0.05 ms for a process, 10 ms for the memory of one that holds a GB, more for a sandbox
-with many files. Each is therefore done more seldom the longer it takes, so as to use at most `DUTY` of one
-core for each task.
+Samples take time: 0.05 ms for a process, 10 ms for the memory of a process with 1 GB, longer for a
+sandbox with many files. So slow measurements are made less often: each takes at most
+`MAX_CPU_FRACTION` of one core for each task.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Union
 
+from vinecore.protocol import MB
 from vineworker.machine.process_info import ProcessProbe, ProcessSample, best_probe
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
-MB = 1 << 20
 
 MAX_CPU_FRACTION = 0.05
-# While the resident set is above the limit it has to be known soon whether that is the task's own memory.
+# While the resident set is above the limit it has to be known soon whether that is the task's own
+# memory.
 MAX_CPU_FRACTION_NEAR_LIMIT = 0.2
 # Where the resident set is below the peak there is nothing to find, unless the system swaps.
 MIN_INTERVAL_BELOW_PEAK_S = 5.0
@@ -50,18 +51,18 @@ TaskId = Union[int, str]
 
 
 class Peak(NamedTuple):
-    """What a task was seen to use; None where nothing could be measured.
+    """Highest usage of a task; None for what could not be measured.
 
     Attributes
     ----------
     memory_mb, disk_mb : int or None
-        The most at any moment, rounded up.
+        The highest at any moment, rounded up.
     cores_avg : float or None
         CPU time over wall time.
     wall_s : float
-        From `Sampler.watch` to `Sampler.unwatch`.
+        From `ResourceMonitor.add_task` to `ResourceMonitor.remove_task`.
     processes : int
-        The most at any moment.
+        The highest number at any moment.
     """
 
     memory_mb: int | None
@@ -72,7 +73,7 @@ class Peak(NamedTuple):
 
 
 class LimitExceeded(NamedTuple):
-    """A task that uses more than it may."""
+    """A task that uses more than its limit."""
 
     task_id: TaskId
     resource: str
@@ -81,17 +82,17 @@ class LimitExceeded(NamedTuple):
 
 
 class ResourceMonitor:
-    """Watches the process trees of tasks. All methods may be called from any thread.
+    """Measures the process trees of tasks. All methods may be called from any thread.
 
     Parameters
     ----------
-    probe : Probe or None
-        How processes are looked at; by default the best way there is here.
+    probe : ProcessProbe or None
+        Reads processes; by default the best way of this system.
     clock : callable
         Seconds that never go back.
     cpu_clock : callable
-        CPU time of the calling thread, to tell what looking costs: on a busy node, where it matters most that
-        tasks are watched, wall time says too much.
+        CPU time of the calling thread, by which the cost of samples is measured. On a busy node,
+        wall time would be too long, and there the samples matter most.
     """
 
     def __init__(
@@ -115,22 +116,22 @@ class ResourceMonitor:
         output: str = "",
         copies: Mapping[int, int] = {},
     ) -> None:
-        """Start to measure a task.
+        """Begin to measure a task.
 
         Parameters
         ----------
         task_id : int or str
-            As it comes back in `Exceeded`. A task that is watched already is replaced.
+            As in `LimitExceeded`. A task with the same id is replaced.
         pid : int
-            The process whose tree is measured.
+            The process that leads the tree.
         limits : mapping
             "memory" and "disk" in MB; None or absent: no limit. Other keys are ignored.
         sandbox : str or None
-            The folder whose files count as disk, if there is a limit for that.
+            Folder of which the files count as disk space, if there is a limit for that.
         output : str
-            The file that takes what the task prints, which counts, too; "" if there is none.
+            Output file of the task, which counts, too; "" if there is none.
         copies : mapping
-            What in the folder does not count; see `sum_file_sizes`.
+            The inputs in the folder, which do not count; see `sum_file_sizes`.
         """
         disk = None if sandbox is None else (sandbox, output, copies)
         watch = _MonitoredTask(self._probe, pid, limits, disk, self._clock, self._cpu_clock)
@@ -138,9 +139,10 @@ class ResourceMonitor:
             self._tasks[task_id] = watch
 
     def remove_task(self, task_id: TaskId) -> Peak:
-        """Stop to measure a task and tell what was seen; best called before the process is waited for.
+        """Stop measuring a task and return its highest usage.
 
-        A task too short to be sampled is looked at now. Never waits for a sample that is being taken.
+        Call this before waiting for the process. A task that was not sampled yet is sampled now.
+        This never waits for another sample.
         """
         with self._lock:
             watch = self._tasks.pop(task_id, None)
@@ -154,9 +156,9 @@ class ResourceMonitor:
         return watch.get_peak()
 
     def sample(self) -> list[LimitExceeded]:
-        """Look at every task; tell which have exceeded a limit, once for each limit.
+        """Sample all tasks; return the exceeded limits, each once.
 
-        By the time the answer is read a task may have ended, and `unwatch` been called.
+        When the caller reads the answer, a task may have ended and been removed.
         """
         found: list[LimitExceeded] = []
         # One round at a time: what is kept for a round is not shared by two.
@@ -175,7 +177,7 @@ class ResourceMonitor:
 
 
 class RateLimiter:
-    """When something that costs may be done again."""
+    """Limits how often a slow measurement is made."""
 
     __slots__ = ("_clock", "_cost_s", "_cpu_clock", "_done_at", "_since")
 
@@ -185,7 +187,15 @@ class RateLimiter:
         self._done_at = float("-inf")
 
     def is_due(self, duty: float, at_least_s: float = 0.0) -> bool:
-        """Whether it was not done for so long that it takes no more than this part of the time, and for that many seconds."""
+        """Return whether the measurement may be made again.
+
+        Parameters
+        ----------
+        duty
+            Highest fraction of the time that it may take.
+        at_least_s
+            Shortest interval in seconds.
+        """
         return self._clock() >= self._done_at + max(self._cost_s / duty, at_least_s)
 
     def __enter__(self) -> None:
@@ -197,7 +207,7 @@ class RateLimiter:
 
 
 class _MonitoredTask:
-    """One task: its members and its peaks."""
+    """A task with its members and its highest usage."""
 
     def __init__(
         self,
@@ -230,7 +240,7 @@ class _MonitoredTask:
             self._members[pid] = first.started_at
 
     def sample(self, *, last: bool = False) -> None:
-        """Look at the processes."""
+        """Sample the processes."""
         if self._probe is None or not self._members:
             return
         living = self._update_members(self._probe)
@@ -245,7 +255,7 @@ class _MonitoredTask:
                 self._raise_peak("memory", self._own_memory(self._probe, living))
 
     def _update_members(self, probe: ProcessProbe) -> dict[int, ProcessSample]:
-        """Look at the members, and find new ones."""
+        """Sample the members, and find new ones."""
         living: dict[int, ProcessSample] = {}
         for pid, born in list(self._members.items()):
             seen = probe.sample(pid)
@@ -287,20 +297,21 @@ class _MonitoredTask:
         for pid, seen in living.items():
             memory = probe.memory(pid) if seen.rss else None
             if memory is None:
-                # Not to be seen (another user's): the upper bound. But what has just ended holds nothing; to
-                # count its resident set would blame the task for all that it had inherited.
+                # Not to be seen (another user's): the upper bound. But what has just ended holds
+                # nothing; to count its resident set would blame the task for all that it had
+                # inherited.
                 rss = _read_current_rss(probe, pid, seen)
                 private, share = private + rss, share + rss
                 continue
             if pid == self._root and self._inherited is None:
-                # By now it may have forked too; but what it brought along was in its resident set from the
-                # start.
+                # By now it may have forked too; but what it brought along was in its resident set
+                # from the start.
                 self._inherited = min(memory.inherited, self._rss_before)
             private, share = private + memory.private, share + memory.share
         return max(private, share - (self._inherited or 0))
 
     def measure_sandbox(self) -> None:
-        """Add up the sandbox, if there is a limit for it and it is time, and what the task has printed."""
+        """Measure sandbox and output, if there is a limit for them and the interval has passed."""
         if self._disk_paths is None or "disk" not in self._limits:
             return
         sandbox, output, copies = self._disk_paths
@@ -342,7 +353,7 @@ def _read_current_rss(probe: ProcessProbe, pid: int, before: ProcessSample) -> i
 
 
 def file_size(path: str) -> int:
-    """Bytes of a file; 0 if there is none."""
+    """Return the size of a file in bytes; 0 if there is none."""
     try:
         return os.stat(path).st_size if path else 0
     except OSError:
@@ -355,17 +366,22 @@ def sum_file_sizes(
     copies: Mapping[int, int] = {},
     left_out: Container[str] = (),
 ) -> int:
-    """Add up the sizes of the files below a folder.
+    """Return the sum of the sizes of the files below a folder.
 
-    A file that is also linked from elsewhere, as the inputs from the cache are, belongs there and does not
-    count. Symbolic links are not followed. After `max_entries` it stops: the sum is then a lower bound.
+    A file with a link elsewhere, such as an input from the cache, does not count. Symbolic links
+    are not followed. After `max_entries` entries this stops, and the sum is a lower bound.
 
     Parameters
     ----------
+    folder
+        The folder.
+    max_entries
+        Highest number of entries that are read.
     copies
-        Files, by their numbers, that were there from the beginning, and their sizes then, which do not count.
+        Inode numbers and sizes of files that were there from the beginning; these sizes do not
+        count.
     left_out
-        Paths of files and folders below it that do not count.
+        Paths below the folder that do not count.
     """
     total = seen = 0
     linked: dict[tuple[int, int], list[int]] = {}
@@ -394,7 +410,17 @@ def sum_file_sizes(
 
 
 def find_unlinked_files(processes: Iterable[int], folder: str) -> dict[int, int]:
-    """Find open files without a name on the disk that a folder is on, by their numbers, and the bytes that they take, where the system tells."""
+    """Return open files without a name, by inode, with the bytes that they take.
+
+    Only files on the disk of a folder count. Not all systems tell.
+
+    Parameters
+    ----------
+    processes
+        Processes with open files.
+    folder
+        The folder.
+    """
     try:
         disk = os.stat(folder).st_dev
     except OSError:

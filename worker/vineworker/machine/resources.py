@@ -1,11 +1,12 @@
 """What a worker may use of the machine it runs on.
 
-A worker that claims more than it may use is worse than a small one: its tasks are throttled, or killed
-together with it. A machine, a batch system and a container each set limits of their own; the lowest counts:
+A worker that claims more than it may use is worse than a small one: its tasks are throttled, or
+killed together with it. A machine, a batch system and a container each set limits of their own; the
+lowest counts:
 
 cores
-    of this process: its CPU affinity (which is also what a cpuset leaves), and the quota of every cgroup on
-    the way from this process up to the root, rounded down.
+    of this process: its CPU affinity (which is also what a cpuset leaves), and the quota of every
+    cgroup on the way from this process up to the root, rounded down.
 memory
     of the machine, and the limit of every cgroup on that way.
 disk
@@ -13,9 +14,10 @@ disk
 gpus
     what ``nvidia-smi -L`` lists and ``CUDA_VISIBLE_DEVICES`` leaves visible.
 
-What is said explicitly counts, even if it is more than was found: sometimes people know better. The same
-goes, as a default, for the environment variables ``CORES``, ``MEMORY``, ``DISK`` and ``GPUS``, which batch
-scripts set. As with TaskVine's worker, 0 cores, memory or disk mean what was found, and 0 gpus none. Everything that a person may wonder about is said in the notes.
+What is said explicitly counts, even if it is more than was found: sometimes people know better. The
+same goes, as a default, for the environment variables ``CORES``, ``MEMORY``, ``DISK`` and ``GPUS``,
+which batch scripts set. As with TaskVine's worker, 0 cores, memory or disk mean what was found, and
+0 gpus none. Everything that a person may wonder about is said in the notes.
 
 Files are read below an injectable root, so that the machines of the tests are made of files.
 
@@ -32,6 +34,7 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING, NamedTuple
 
+from vinecore.protocol import MB
 from vinecore.protocol.amounts import MAX_MEGABYTES, parse_megabytes
 
 if TYPE_CHECKING:
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
 
 DISK_FRACTION = 0.5
 NVIDIA_SMI_TIMEOUT_S = 10.0
-MB = 1 << 20
 
 # A limit above this is how cgroup v1 writes "no limit": the largest number of bytes in whole pages.
 _UNLIMITED = 1 << 60
@@ -56,7 +58,7 @@ class DetectedResources(NamedTuple):
 
 
 class Cgroup(NamedTuple):
-    """The folders of the cgroups that hold this process, from its own up to the highest that is visible."""
+    """The folders of the cgroups of this process, from its own up to the highest visible one."""
 
     version: int
     controller: str
@@ -73,18 +75,18 @@ def detect_resources(
     root: str = "/",
     environ: Mapping[str, str] | None = None,
 ) -> DetectedResources:
-    """Find out what a worker has.
+    """Return the resources that a worker may use.
 
-    Takes about a millisecond, and as long as ``nvidia-smi`` takes where that exists.
+    Takes about a millisecond, and the time of ``nvidia-smi`` if that is installed.
 
     Parameters
     ----------
     workspace : str
         The folder of the worker; need not exist yet.
     cores, memory_mb, disk_mb, gpus : int or None
-        What the user says; None or negative, and 0 but for gpus: find out.
+        Amounts that the user has set. None or negative, and 0 except for gpus: detect them.
     root : str
-        Where ``proc`` and ``sys`` are.
+        Folder with ``proc`` and ``sys``.
     environ : mapping or None
         The environment; None: that of this process.
     """
@@ -136,7 +138,7 @@ def _read_variable(variable: str, env: Mapping[str, str], notes: list[str]) -> i
             return int(number)
     except (ValueError, OverflowError):
         pass
-    allowed = "an amount, such as 2000 or 2GB" if variable in ("MEMORY", "DISK") else "a whole number"
+    allowed = ("an amount, such as 2000 or 2GB") if variable in ("MEMORY", "DISK") else "a whole number"
     notes.append(f"{variable}={text!r} in the environment is not {allowed}, and was ignored.")
     return None
 
@@ -255,7 +257,10 @@ def find_cgroups(root: str = "/") -> list[Cgroup]:
 
 
 def _cgroup_mounts(root: str) -> dict[str, tuple[str, str]]:
-    """Where each controller is mounted ("" for version 2): the cgroup that is seen there, and the folder."""
+    """Return the mount point of each controller, and the cgroup that is visible there.
+
+    The controller of version 2 is "".
+    """
     mounts: dict[str, tuple[str, str]] = {}
     for line in _read_text(os.path.join(root, "proc/self/mountinfo")).splitlines():
         fields, _, tail = line.partition(" - ")
@@ -276,9 +281,9 @@ def _unescape_path(path: str) -> str:
 def _list_cgroup_folders(root: str, seen: str, mount: str, path: str) -> list[str]:
     """Return the folders from the cgroup `path` up to the mount point.
 
-    In a container the mount may show only a part of the hierarchy (`seen`), while the path of the process may
-    still be given from the very top, or point out of what is visible; then the mount point itself is our
-    cgroup.
+    In a container the mount may show only a part of the hierarchy (`seen`), while the path of the
+    process may still be given from the very top, or point out of what is visible; then the mount
+    point itself is our cgroup.
     """
     base = os.path.join(root, mount.lstrip("/"))
     if seen not in ("/", "") and (path == seen or path.startswith(seen + "/")):
@@ -312,13 +317,15 @@ def _cpu_quota(version: int, folder: str) -> float | None:
         period = _read_text(os.path.join(folder, "cpu.cfs_period_us")).strip()
     try:
         used, of = int(quota), int(period or 100_000)
-    except ValueError:  # no such file, or "max"
+    except ValueError:
+        # no such file, or "max"
         return None
     return used / of if used > 0 and of > 0 else None
 
 
 def _memory_limit(version: int, folder: str) -> float | None:
-    # A process above memory.high is throttled until it hardly moves: for planning that is a limit as well.
+    # A process above memory.high is throttled until it hardly moves: for planning that is a limit
+    # as well.
     names = ("memory.max", "memory.high") if version == 2 else ("memory.limit_in_bytes",)
     limits = []
     for name in names:

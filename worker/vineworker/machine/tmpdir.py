@@ -20,7 +20,8 @@ def use_folder(path: str) -> None:
     """
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
-    except OSError:  # the disk is full: calls may need none
+    except OSError:
+        # the disk is full: calls may need none
         return
     os.environ.update(dict.fromkeys(VARIABLES, path))
     reset_tempfile()

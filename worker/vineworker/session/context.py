@@ -9,14 +9,15 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Optional
 
-from vinecore.protocol import messages, temporary_folders
+from vinecore.protocol import MB, messages, temporary_folders
 from vinecore.protocol.channel import MessageChannel
 from vinecore.protocol.transfer.types import ObjectNotFound
 from vineworker.machine.argument_limits import ArgumentsTooLong
 from vineworker.machine.process_reaper import ProcessReaper
 from vineworker.settings import WorkerSettings
 from vineworker.state.state_machine import WorkerStateMachine
-from vineworker.storage.cache import MB, Cache, DiskFull, is_full
+from vineworker.storage.cache import Cache
+from vineworker.storage.files import DiskFull, is_disk_full
 from vineworker.tasks import sandbox
 
 log = logging.getLogger("vine_worker")
@@ -52,8 +53,8 @@ class SessionContext:
         The version of Python that the manager runs.
     """
 
-    execute: Callable[[list[Any]], None]
-    feed: Callable[[Any], None]
+    execute_instructions: Callable[[list[Any]], None]
+    feed_event: Callable[[Any], None]
 
     def __init__(self, settings: WorkerSettings, folder: str, process_reaper: ProcessReaper) -> None:
         self.settings, self.process_reaper = settings, process_reaper
@@ -79,15 +80,15 @@ class SessionContext:
         if self.channel is not None:
             self.channel.send(message)
 
-    def apply(self, *inputs: Any) -> None:
+    def apply_inputs(self, *inputs: Any) -> None:
         """Give messages or events to the state machine, and carry out its instructions."""
-        self.execute(self.state.handle(inputs))
+        self.execute_instructions(self.state.handle(inputs))
 
     def report_lost(self, names: list[str]) -> None:
         """Remove objects that cannot be read any more; the manager finds or makes them again."""
         if names:
             log.warning("lost %s", ", ".join(names))
-            self.apply(messages.PurgeObjects(list(names)))
+            self.apply_inputs(messages.PurgeObjects(list(names)))
             self.send(messages.ObjectsLost(list(names)))
 
     # ---- threads
@@ -96,7 +97,8 @@ class SessionContext:
         """Call from a helper thread into the loop."""
         try:
             self.loop.call_soon_threadsafe(self.call_unless_closed, function, *args)
-        except RuntimeError:  # the loop has ended; so has everything this would be news for
+        except RuntimeError:
+            # the loop has ended; so has everything this would be news for
             pass
 
     def call_unless_closed(self, function: Callable[..., None], *args: Any) -> None:
@@ -145,7 +147,7 @@ class SessionContext:
 
     def free_disk_if_full(self, error: BaseException) -> int:
         """Return the free bytes of the disk if there were too few of them; else -1."""
-        return max(0, self.cache.free_bytes()) if is_full(error) else -1
+        return max(0, self.cache.free_bytes()) if is_disk_full(error) else -1
 
     def describe_full_disk(self, error: BaseException) -> dict[str, Any]:
         """Return what the manager should know of a disk that is full."""

@@ -56,11 +56,11 @@ class ObjectHandler:
     # ---- objects that outlive the session
 
     def adopt_orphans(self, orphans: DetachedObjects) -> None:
-        """Take objects of the session before, whose manager has vanished."""
-        names = set(self._cache.attach(orphans))
+        """Take over the objects of the previous session, as its manager disappeared."""
+        names = set(self._cache.attach_objects(orphans))
         about = [found for found in zip(*orphans.about) if found[0] in names]
         if about:
-            self._context.apply(events.OrphansAdopted(*map(list, zip(*about))))
+            self._context.apply_inputs(events.OrphansAdopted(*map(list, zip(*about))))
 
     def find_persistent(self) -> bool:
         """Report objects of earlier sessions; return whether these are all."""
@@ -71,15 +71,15 @@ class ObjectHandler:
         return is_all
 
     def persist(self, instruction: instructions.PersistObject) -> None:
-        """Have an object outlive the session."""
+        """Keep an object beyond the session."""
         name, forever, digest = instruction
         stored = self._cache.get(name)
         if stored is not None:
-            guard = self._cache.file_stamps.while_linking
-            self._persistent_cache.keep(name, stored, forever=forever, digest=digest, guard=guard)
+            guard = self._cache.file_stamps.call_while_linking
+            self._persistent_cache.persist(name, stored, forever=forever, digest=digest, guard=guard)
 
     def release_persisted(self, instruction: instructions.ReleasePersisted) -> None:
-        """Have objects outlive the session no more."""
+        """Keep objects no longer than the session."""
         for name in instruction.names:
             self._persistent_cache.drop(name)
 
@@ -93,25 +93,25 @@ class ObjectHandler:
                 context.loop.call_later(REPORT_BATCH_S, context.call_unless_closed, self._report_found)
             self._found.append(kept)
         elif what == "kept":
-            context.apply(events.ObjectPersisted(kept.name, kept.digest))
+            context.apply_inputs(events.ObjectPersisted(kept.name, kept.digest))
         else:
             self._trim_persistent_cache()
 
     def _report_found(self) -> None:
         """Serve objects of earlier sessions to tasks and peers, and report them."""
         found, self._found = self._found, []
-        sizes = [self._cache.serve_from(kept.name, kept.path, kept.size, kept.digest) for kept in found]
+        sizes = [self._cache.add_external(kept.name, kept.path, kept.size, kept.digest) for kept in found]
         names, digests = [kept.name for kept in found], [kept.digest for kept in found]
-        self._context.apply(events.PersistentObjectsFound(names, sizes, digests))
+        self._context.apply_inputs(events.PersistentObjectsFound(names, sizes, digests))
 
     def _trim_persistent_cache(self) -> None:
-        """Drop the oldest persistent objects that are not needed now: there are too many."""
+        """Remove the oldest persistent objects above the limit that are not needed now."""
         state = self._context.state
         needed = {name for task in state.tasks.values() for name in required_objects(task.run)}
-        for host in state.hosts.values():
-            needed.add(host.environment)
-            if host.library is not None:
-                needed.add(host.library.setup)
+        for fork_server in state.fork_servers.values():
+            needed.add(fork_server.environment)
+            if fork_server.library is not None:
+                needed.add(fork_server.library.setup)
         for kept in self._persistent_cache.excess_objects(needed):
             if self._cache.is_external(kept.name):
                 self._context.report_lost([kept.name])
@@ -120,11 +120,11 @@ class ObjectHandler:
                 self._persistent_cache.drop(kept.name)
 
     def _find_persisted(self, name: str) -> Optional[ReceivedObject]:
-        """Return a wanted object if it has been persisted; called in a helper thread."""
-        kept = self._persistent_cache.check(name)
+        """Return a requested object if it is persistent; called in a helper thread."""
+        kept = self._persistent_cache.find_verified(name)
         if kept is None:
             return None
-        size = self._cache.serve_from(name, kept.path, kept.size, kept.digest)
+        size = self._cache.add_external(name, kept.path, kept.size, kept.digest)
         return ReceivedObject(size, kept.digest)
 
     # ---- transfers
@@ -139,7 +139,7 @@ class ObjectHandler:
             arrivals.append(
                 events.ObjectArrived(fetch.name, received.size, True, received.digest, compared=False)
             )
-            context.call_in_loop(context.feed, arrivals[0])
+            context.call_in_loop(context.feed_event, arrivals[0])
 
         def then(received: Any, error: Optional[BaseException]) -> None:
             failure = None
@@ -155,11 +155,11 @@ class ObjectHandler:
                     isinstance(error, Unreachable),
                 )
             if arrivals:
-                context.feed(events.ObjectVerified(arrivals[0], failure))
+                context.feed_event(events.ObjectVerified(arrivals[0], failure))
             elif failure is not None:
                 context.send(failure)
             else:
-                context.feed(events.ObjectArrived(fetch.name, received.size, True, received.digest))
+                context.feed_event(events.ObjectArrived(fetch.name, received.size, True, received.digest))
 
         def work() -> ReceivedObject:
             return self._find_persisted(fetch.name) or client.fetch(fetch, on_unverified)
@@ -172,7 +172,7 @@ class ObjectHandler:
 
         def then(size: Any, error: Optional[BaseException]) -> None:
             if error is None:
-                context.feed(events.ObjectArrived(unpack.name, size, True))
+                context.feed_event(events.ObjectArrived(unpack.name, size, True))
                 return
             # what is wrong with an archive is wrong with it the next time, too
             is_broken, free = isinstance(error, ValueError), context.free_disk_if_full(error)

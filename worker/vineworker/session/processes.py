@@ -16,8 +16,8 @@ from vineworker.machine.resource_monitor import LimitExceeded
 from vineworker.session.context import SessionContext, describe_error
 from vineworker.state import events, instructions
 from vineworker.state.records import required_objects
-from vineworker.storage.cache import is_full
-from vineworker.storage.file_stamps import Changed
+from vineworker.storage.file_stamps import ObjectChanged
+from vineworker.storage.files import is_disk_full
 from vineworker.tasks import processes, sandbox
 
 
@@ -100,7 +100,7 @@ class ProcessHandler:
         Where an input has vanished, that is not the fault of the task.
         """
         context = self._context
-        changed = error.names if isinstance(error, Changed) else []
+        changed = error.names if isinstance(error, ObjectChanged) else []
         found = [(name, context.cache.get(name)) for name in required_objects(run)]
         vanished = [
             name
@@ -110,28 +110,29 @@ class ProcessHandler:
         ]
         lost = [*changed, *vanished]
         context.report_lost(lost)
-        if is_full(error):
+        if is_disk_full(error):
             kind, info = "disk", context.describe_full_disk(error)
         elif isinstance(error, ArgumentsTooLong):
             kind, info = "not started", {"reason": str(error)}
         else:
             kind, info = "crash" if lost else "input", {"reason": describe_error(error)}
         failed = messages.TaskFailed(run.task, kind, info, b"")
-        context.feed(events.ProcessTaskFinished(run.task, failed, {}))
+        context.feed_event(events.ProcessTaskFinished(run.task, failed, {}))
 
     def _on_outputs_collected(
         self, run: messages.RunTask, result: Any, error: Optional[BaseException]
     ) -> None:
         if error is not None:
             kind, info = "output missing", {"reason": describe_error(error)}
-            if is_full(error):
+            if is_disk_full(error):
                 kind, info = "disk", self._context.describe_full_disk(error)
-            elif isinstance(error, Changed):  # it has to run again, with what they should be
+            elif isinstance(error, ObjectChanged):
+                # it has to run again, with what they should be
                 kind = "crash"
                 self._context.report_lost(error.names)
             result = (messages.TaskFailed(run.task, kind, info, b""), {})
         self._take_kill_reason(run.task)
-        self._context.feed(events.ProcessTaskFinished(run.task, *result))
+        self._context.feed_event(events.ProcessTaskFinished(run.task, *result))
 
     # ---- Python tasks
 
@@ -170,7 +171,7 @@ class ProcessHandler:
             }
             wall = 0.0 if peak is None else peak.wall_s
             message = processes.finished_message(run, info, wall, reason, limit, [])
-            context.apply(events.ProcessTaskFinished(run.task, message, {}))
+            context.apply_inputs(events.ProcessTaskFinished(run.task, message, {}))
         context.threads.submit(
             sandbox.discard_task_files, slot.log + ".d", slot.log, f"task {run.task}", context.cache
         )

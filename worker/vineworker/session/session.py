@@ -94,12 +94,13 @@ class ManagerSession:
         orphans: Optional[DetachedObjects] = None,
     ) -> None:
         self.manager, self._orphans = manager, orphans
-        self._manager_session = ""  # of a manager that wants its objects kept if it vanishes
+        # of a manager that wants its objects kept if it vanishes
+        self._manager_session = ""
         self.welcomed = self._closing = False
         self.tls_context: Any = None
         self._settings, self._persistent_cache, self._leave = settings, persistent_cache, leave
         context = self._context = SessionContext(settings, folder, process_reaper)
-        context.execute, context.feed = self._execute, self._feed
+        context.execute_instructions, context.feed_event = self._execute, self._feed_event
         self.cache, self._state = context.cache, context.state
         self._monitor = ResourceMonitorThread(
             lambda exceeded: context.call_in_loop(processes.on_limit_exceeded, exceeded),
@@ -111,7 +112,7 @@ class ManagerSession:
         slots = self._slots = SlotHandler(context, processes, self._monitor)
         self.gate = transfer_tokens.TransferAuthorizer(os.urandom(32))
         self._key = b""
-        self.heard_at = time.monotonic()
+        self.last_message_at = time.monotonic()
         self._instructions: dict[type, Callable[[Any], None]] = {
             instructions.SendMessage: self._send_message,
             instructions.LeaveManager: self._leave_manager,
@@ -123,8 +124,8 @@ class ManagerSession:
             instructions.StartFetch: objects.start_fetch,
             instructions.StartUnpack: objects.start_unpack,
             instructions.StartUpload: objects.start_upload,
-            instructions.StartForkServer: slots.start_host,
-            instructions.StopForkServer: slots.stop_host,
+            instructions.StartForkServer: slots.start_fork_server,
+            instructions.StopForkServer: slots.stop_fork_server,
             instructions.StartSlot: slots.start_slot,
             instructions.KillSlot: slots.kill_slot,
             instructions.SendCall: slots.send_call,
@@ -152,7 +153,7 @@ class ManagerSession:
             on_closed,
             strict_json_dumps,
             authenticators=authentication.sender_and_receiver(key, "client"),
-            unsent=self._on_not_sent,
+            unsent=self._on_send_failed,
         )
         self._key = key
         await context.loop.create_connection(lambda: channel, sock=sock)
@@ -192,10 +193,10 @@ class ManagerSession:
             welcome.worker,
             self._key,
             context.process_reaper,
-            self.manager.cover,
+            self.manager.tls,
             self.manager.fingerprints,
         )
-        if self.manager.cover is not None:
+        if self.manager.tls is not None:
             self.tls_context = self._make_tls_context(welcome.certificate)
         log.info("worker %d of manager %s", welcome.worker, welcome.manager)
         self._report_inventory()
@@ -224,13 +225,14 @@ class ManagerSession:
 
     def detach_objects(self) -> Optional[DetachedObjects]:
         """Give away what the next session may want, if the manager has vanished."""
-        if not self.welcomed:  # it may still be wanted
+        # it may still be wanted
+        if not self.welcomed:
             return self._orphans
         if self._closing or not self._manager_session:
             return None
         about = self._state.orphaned_objects(self._manager_session)
         beside = os.path.dirname(self._context.folder)
-        return self.cache.detach(about, tempfile.mkdtemp(prefix="estate-", dir=beside))
+        return self.cache.detach_objects(about, tempfile.mkdtemp(prefix="orphans-", dir=beside))
 
     def close_connection(self, reason: str) -> None:
         """End the connection, in order; what is queued still leaves."""
@@ -256,15 +258,16 @@ class ManagerSession:
         context.close_threads()
         # a link that leads nowhere may be removed by other workers
         temporary_folders.update_link(context.process_reaper.link, os.path.dirname(context.folder))
-        if self._persistent_cache.busy:  # it still takes things out of the folder
+        # it still takes things out of the folder
+        if self._persistent_cache.has_pending:
             self._persistent_cache.run_after_pending(lambda: remove_tree(context.folder))
         else:
             remove_tree(context.folder)
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return self._state.idle
+        return self._state.is_idle
 
     # ---- messages and events in, instructions out
 
@@ -273,12 +276,12 @@ class ManagerSession:
         self._context.send(message)
 
     def _on_messages(self, received: list[messages.Message]) -> None:
-        self.heard_at = time.monotonic()
+        self.last_message_at = time.monotonic()
         if not self.welcomed and received and type(received[0]) is messages.Welcome:
             self._on_welcome(received[0])
         self._execute(self._state.handle(received))
 
-    def _on_not_sent(self, message: messages.Message, reason: str) -> None:
+    def _on_send_failed(self, message: messages.Message, reason: str) -> None:
         """Have the task of a message that cannot be sent fail, rather than wait for it for ever."""
         log.error("%s cannot be sent: %s", type(message).__name__, reason)
         if isinstance(message, (messages.TaskDone, messages.TaskFailed)):
@@ -288,7 +291,7 @@ class ManagerSession:
             why = f"{message.reason[:1000]} (its exception cannot be sent: {reason})"
             self.send(message._replace(payload=b"", reason=why))
 
-    def _feed(self, event: Any) -> None:
+    def _feed_event(self, event: Any) -> None:
         """Give an event to the state machine, after what is to be done for it here."""
         if self._context.closed:
             return
@@ -309,7 +312,7 @@ class ManagerSession:
         elif kind is events.SlotExited:
             self._slots.on_slot_exited(event)
         elif kind is events.ForkServerExited:
-            self._slots.stop_host(event)
+            self._slots.stop_fork_server(event)
         self._execute(self._state.handle((event,)))
 
     def _execute(self, to_do: list[Any]) -> None:

@@ -16,8 +16,8 @@ from vineworker.session.context import SessionContext, describe_error
 from vineworker.session.processes import ProcessHandler
 from vineworker.slot_protocol import Call, DropHeldResults, DropShared, ObjectData, Reply, SpillResults
 from vineworker.state import events, instructions
-from vineworker.storage.cache import DiskFull
-from vineworker.storage.file_stamps import Changed
+from vineworker.storage.file_stamps import ObjectChanged
+from vineworker.storage.files import DiskFull
 from vineworker.tasks import processes, sandbox
 from vineworker.tasks.output_files import ERRORS_NAME
 
@@ -44,39 +44,41 @@ class SlotHandler:
         self._context, self._cache = context, context.cache
         self._processes, self._python_tasks = task_processes, task_processes.python_tasks
         self._monitor = monitor
-        self._hosts: dict[str, ForkServerProcess] = {}
-        self._preparing: dict[str, str] = {}  # host -> folder that is being made for it
+        self._fork_servers: dict[str, ForkServerProcess] = {}
+        # fork server -> its folder, which is being made
+        self._folders_in_preparation: dict[str, str] = {}
         self._slots: dict[int, SlotProcess] = {}
 
     def close(self) -> None:
         """End all fork servers with their slots."""
-        for host in self._hosts.values():
-            host.close()
+        for fork_server in self._fork_servers.values():
+            fork_server.close()
 
     # ---- fork servers
 
-    def start_host(self, instruction: instructions.StartForkServer) -> None:
+    def start_fork_server(self, instruction: instructions.StartForkServer) -> None:
         """Make the folder of a fork server, then start it."""
-        context, name, folder = self._context, instruction.host, self._context.new_folder()
+        context, name, folder = self._context, instruction.fork_server, self._context.new_folder()
         options = instruction.library.options if instruction.library else {}
-        self._preparing[name] = folder
+        self._folders_in_preparation[name] = folder
 
         def then(copies: Any, error: Optional[BaseException]) -> None:
-            if self._preparing.get(name) != folder:  # it has been stopped already
+            # it has been stopped already
+            if self._folders_in_preparation.get(name) != folder:
                 context.threads.submit(remove_files, folder, self._cache)
                 return
-            del self._preparing[name]
+            del self._folders_in_preparation[name]
             try:
                 if error is not None:
                     raise error
                 self._start_in_folder(instruction, folder, copies)
             except Exception as problem:  # noqa: BLE001 - told to the manager
-                if isinstance(problem, Changed):
+                if isinstance(problem, ObjectChanged):
                     context.report_lost(problem.names)
                 reason = f"the library could not be started: {describe_error(problem)}"
                 # what is asked for cannot be done, here or elsewhere
                 is_final = isinstance(problem, ValueError)
-                context.feed(events.ForkServerExited(name, reason, is_final, b""))
+                context.feed_event(events.ForkServerExited(name, reason, is_final, b""))
                 context.threads.submit(remove_files, folder, self._cache)
 
         def work() -> dict[int, int]:
@@ -90,27 +92,31 @@ class SlotHandler:
     def _start_in_folder(
         self, instruction: instructions.StartForkServer, folder: str, copies: dict[int, int]
     ) -> None:
-        context, name = self._context, instruction.host
-        host = self._hosts[name] = ForkServerProcess(
+        context, name = self._context, instruction.fork_server
+        fork_server = self._fork_servers[name] = ForkServerProcess(
             instruction,
             folder,
             context.short_path(folder),
             self._cache,
-            context.feed,
+            context.feed_event,
             context.python,
             context.process_reaper,
         )
         if instruction.library is not None:
-            self._monitor.add_library(name, host.make_disk_monitor(lambda: self._disk_limit(name), copies))
+            self._monitor.add_library(
+                name, fork_server.make_disk_monitor(lambda: self._disk_limit(name), copies)
+            )
 
-    def stop_host(self, instruction: Union[instructions.StopForkServer, events.ForkServerExited]) -> None:
+    def stop_fork_server(
+        self, instruction: Union[instructions.StopForkServer, events.ForkServerExited]
+    ) -> None:
         """End a fork server with its slots, or clean up after one that has exited."""
-        self._monitor.remove_library(instruction.host)
-        self._preparing.pop(instruction.host, None)
-        host = self._hosts.pop(instruction.host, None)
-        if host is not None:
-            host.close()
-            self._context.threads.submit(remove_files, host.folder, self._cache)
+        self._monitor.remove_library(instruction.fork_server)
+        self._folders_in_preparation.pop(instruction.fork_server, None)
+        fork_server = self._fork_servers.pop(instruction.fork_server, None)
+        if fork_server is not None:
+            fork_server.close()
+            self._context.threads.submit(remove_files, fork_server.folder, self._cache)
 
     def _disk_limit(self, library: str) -> int:
         """Return how many MB of the disk a library may take.
@@ -118,21 +124,25 @@ class SlotHandler:
         That is what was asked for, all units of it together; else, as for tasks, what this worker
         has.
         """
-        host = self._context.state.hosts.get(library)
-        asked = host.library.options.get("disk") if host is not None and host.library is not None else 0
+        fork_server = self._context.state.fork_servers.get(library)
+        asked = (
+            fork_server.library.options.get("disk")
+            if fork_server is not None and fork_server.library is not None
+            else 0
+        )
         return int(asked or self._context.settings.resources.disk_mb)
 
     def on_library_too_large(self, library: str, found: LibraryTooLarge) -> None:
         """End the slot that has written most, or the library where no slot frees the disk."""
-        host = self._hosts.get(library)
-        if host is None:
+        fork_server = self._fork_servers.get(library)
+        if fork_server is None:
             return
         if found.slot is None:
             reason = (
                 f"its folder and what it prints take {found.peak_mb} MB of disk, its limit is "
                 f"{found.limit_mb} MB: give the library more disk"
             )
-            self._context.feed(events.ForkServerExited(library, reason, False, b""))
+            self._context.feed_event(events.ForkServerExited(library, reason, False, b""))
         elif found.slot in self._slots:
             info = {
                 "exit_code": 9,
@@ -143,18 +153,19 @@ class SlotHandler:
                 "peak": found.peak_mb,
                 "library": library,
             }
-            self._context.feed(events.Exhausted(found.slot, info))
+            self._context.feed_event(events.DiskExhausted(found.slot, info))
 
     # ---- slots
 
     def start_slot(self, instruction: instructions.StartSlot) -> None:
         """Fork a slot; that of a Python task as soon as its sandbox is made."""
-        host, context = self._hosts.get(instruction.host), self._context
-        if host is None:  # its end has been told
+        fork_server, context = self._fork_servers.get(instruction.fork_server), self._context
+        # its end has been told
+        if fork_server is None:
             return
         run = instruction.run
         output = "" if run is None else context.new_folder()
-        slot = host.add_slot(instruction.slot, output)
+        slot = fork_server.add_slot(instruction.slot, output)
         self._slots[instruction.slot] = slot
         context.loop.create_task(slot.connect())
         if run is None:
@@ -162,32 +173,36 @@ class SlotHandler:
             return
         self._python_tasks[instruction.slot] = (run, slot)
         folder = output + ".d"
-        if "program" in run.options:  # what it says is shown to its user
+        # what it says is shown to its user
+        if "program" in run.options:
             slot.errors = os.path.join(folder, ERRORS_NAME)
 
         def work() -> tuple[dict[str, str], dict[int, int]]:
             copies = sandbox.create_sandbox(folder, run.options.get("mounts", []), self._cache)
             return sandbox.task_environment(run.options, folder, context.short_path(folder)), copies
 
-        context.run_in_thread(work, lambda made, error: self._start_python_task(run, host, slot, made, error))
+        context.run_in_thread(
+            work, lambda made, error: self._start_python_task(run, fork_server, slot, made, error)
+        )
 
     def _start_python_task(
         self,
         run: messages.RunTask,
-        host: ForkServerProcess,
+        fork_server: ForkServerProcess,
         slot: SlotProcess,
         made: Any,
         error: Optional[BaseException],
     ) -> None:
         """Fork the process of a Python task in its sandbox."""
         context, folder = self._context, slot.log + ".d"
-        if slot.id not in self._slots:  # its host has died
+        # its fork server has died
+        if slot.id not in self._slots:
             context.threads.submit(sandbox.remove_sandbox, folder, self._cache)
         elif run.task not in context.state.tasks:
-            host.cancel_start(slot, "it was cancelled")
+            fork_server.cancel_start(slot, "it was cancelled")
         elif error is not None:
             self._processes.task_not_started(run, error)
-            host.cancel_start(slot, "its inputs could not be put in place")
+            fork_server.cancel_start(slot, "its inputs could not be put in place")
         else:
             variables, slot.copies = made
             slot.on_forked = lambda pid: self._monitor.add_task(
@@ -285,7 +300,7 @@ class SlotHandler:
                 timers.pop(run.task, None)
                 info = {"exit_code": 9, "output": slot.read_output_tail(), "outputs": {}}
                 message = processes.finished_message(run, info, seconds - left, "time", None, [])
-                context.feed(events.Overrun(message))
+                context.feed_event(events.TimeLimitExceeded(message))
 
         self._processes.cancel_time_limit(run.task)
         timers[run.task] = context.loop.call_later(seconds, check)

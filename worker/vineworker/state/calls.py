@@ -7,7 +7,7 @@ another one is sent behind that to the same slot, so that a chain runs there wit
 
 A call is *in flight* when it is written to the socket of a slot and not answered yet. Only the
 first one can be running, and the others cannot be taken back: so nothing is sent behind a call, or
-goes behind one, whose function is not known to be short.
+goes behind one, if its function is not known to be short.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class CallScheduler:
     ----------
     tasks
         The tasks of the manager that are not over, by number.
-    hosts
+    fork_servers
         The processes that fork slots, by name.
     processes
         Numbers of the tasks that run a command.
@@ -56,15 +56,15 @@ class CallScheduler:
     def __init__(self, out: list[Any], objects: ObjectTable, slots: dict[int, SlotState]) -> None:
         self._out, self._objects, self._sizes, self.slots = out, objects, objects.sizes, slots
         self.tasks: dict[int, AssignedTask] = {}
-        self.hosts: dict[str, ForkServerState] = {}
+        self.fork_servers: dict[str, ForkServerState] = {}
         self.processes: set[int] = set()
         self.waiting: dict[str, list[AssignedTask]] = {}
         self.producers_in_flight: dict[str, AssignedTask] = {}
         self.python_generation = 0
-        self.memory = InMemoryResults(out, self, objects.consumed)
+        self.memory_results = InMemoryResults(out, self, objects.consumed)
         self._last_slot = 0
 
-    def waiting_for(self, name: str) -> list[AssignedTask]:
+    def list_waiting_tasks(self, name: str) -> list[AssignedTask]:
         """Return the tasks that lack an object."""
         return list(self.waiting.get(name, ()))
 
@@ -81,7 +81,8 @@ class CallScheduler:
 
     def run_task(self, event: messages.RunTask) -> None:
         """Take a task of the manager."""
-        if event.library and event.library not in self.hosts:  # it died while this was on its way
+        # it died while this was on its way
+        if event.library and event.library not in self.fork_servers:
             self._report_missing_library(event)
             return
         task = self.tasks[event.task] = AssignedTask(event)
@@ -96,28 +97,30 @@ class CallScheduler:
         if not lacking:
             self._enqueue(task, first=first)
             return
-        self.memory.report_consumed(lacking)
+        self.memory_results.report_consumed(lacking)
         if len(lacking) == 1 and lacking[0] in self.producers_in_flight:
             self._chain_successor(self.producers_in_flight[lacking[0]])
 
     def _enqueue(self, task: AssignedTask, *, first: bool) -> None:
         run = task.run
         if run.library:
-            host = self.hosts[run.library]
+            fork_server = self.fork_servers[run.library]
         elif run.options.get("command"):
             self.processes.add(run.task)
             self._out.append(instructions.StartProcess(run))
             return
         else:
-            host = self._python_host(run.options.get("environment", ""))
-        if first:  # it became ready by work done here: finish what was begun
-            host.queue.appendleft(task)
+            fork_server = self._get_python_fork_server(run.options.get("environment", ""))
+        # it became ready by work done here: finish what was begun
+        if first:
+            fork_server.queue.appendleft(task)
         else:
-            host.queue.append(task)
-        if first or len(host.queue) == 1:  # else others wait already, because no slot has room
-            self.dispatch(host)
+            fork_server.queue.append(task)
+        # else others wait already, because no slot has room
+        if first or len(fork_server.queue) == 1:
+            self.dispatch(fork_server)
 
-    def queue_first(self, host: ForkServerState, tasks: Iterable[AssignedTask]) -> None:
+    def queue_first(self, fork_server: ForkServerState, tasks: Iterable[AssignedTask]) -> None:
         """Have tasks go before all others, in this order."""
         for task in reversed(list(tasks)):
             self._enqueue(task, first=True)
@@ -126,31 +129,31 @@ class CallScheduler:
         info = {"reason": "the library is not on this worker"}
         self._out.append(instructions.SendMessage(messages.TaskFailed(run.task, "library", info, b"")))
 
-    def _python_host(self, environment: str) -> ForkServerState:
+    def _get_python_fork_server(self, environment: str) -> ForkServerState:
         name = f"python{self.python_generation or ''}:{environment}"
-        host = self.hosts.get(name)
-        if host is None:
-            host = self.hosts[name] = ForkServerState(name, None, environment)
+        fork_server = self.fork_servers.get(name)
+        if fork_server is None:
+            fork_server = self.fork_servers[name] = ForkServerState(name, None, environment)
             self._out.append(instructions.StartForkServer(name, None, environment))
-        return host
+        return fork_server
 
-    def dispatch(self, host: ForkServerState) -> None:
+    def dispatch(self, fork_server: ForkServerState) -> None:
         """Send queued calls to slots that have room."""
-        if not host.ready:
+        if not fork_server.ready:
             return
-        queue = host.queue
-        if host.library is None:
+        queue = fork_server.queue
+        if fork_server.library is None:
             while queue:
                 task = queue.popleft()
                 if self.tasks.get(task.run.task) is task:
-                    self.send_call(self.new_slot(host, task.run), task)
+                    self.send_call(self.new_slot(fork_server, task.run), task)
             return
-        while queue and host.slots:
+        while queue and fork_server.slots:
             if self.tasks.get(queue[0].run.task) is not queue[0]:
                 queue.popleft()  # it was cancelled
                 continue
-            slot = min(host.slots.values(), key=_slot_load)
-            depth = host.max_in_flight_with(queue[0].run)
+            slot = min(fork_server.slots.values(), key=_slot_load)
+            depth = fork_server.max_in_flight_with(queue[0].run)
             if slot.killed or slot.memory_group or len(slot.in_flight) >= (depth if slot.all_short else 1):
                 return
             slot.all_short = depth > 1
@@ -161,11 +164,11 @@ class CallScheduler:
         run = task.run
         new = [name for name in run.shared if name not in slot.shared_objects]
         slot.shared_objects.update(new)
-        hold, held = self.memory.hold_limits(slot, task), self.memory.held_inputs(slot, task)
+        hold, held = self.memory_results.hold_limits(slot, task), self.memory_results.held_inputs(slot, task)
         task.slot = slot
         slot.in_flight.append(task)
         self._out.append(instructions.SendCall(slot.id, run, new, fed, hold, held))
-        if slot.host.library is not None:
+        if slot.fork_server.library is not None:
             self.producers_in_flight[run.result] = task
             self._chain_successor(task)
 
@@ -178,22 +181,24 @@ class CallScheduler:
         if not waiting or slot is None or slot.killed or not slot.all_short:
             return
         task = waiting[0]
-        run, host = task.run, slot.host
+        run, fork_server = task.run, slot.fork_server
         if (
             task.missing == 1
             and task.slot is None
-            and run.library == host.name
+            and run.library == fork_server.name
             and maker.run.result in run.inputs
-            and 1 < host.max_in_flight_with(run) > len(slot.in_flight)
+            and 1 < fork_server.max_in_flight_with(run) > len(slot.in_flight)
             and self.tasks.get(maker.run.task) is maker
         ):
             self.send_call(slot, task, (maker.run.result, maker.run.task))
 
-    def new_slot(self, host: ForkServerState, run: messages.RunTask | None) -> SlotState:
+    def new_slot(self, fork_server: ForkServerState, run: messages.RunTask | None) -> SlotState:
         """Have a slot forked, for all calls of a library or for one Python task."""
         self._last_slot += 1
-        slot = self.slots[self._last_slot] = host.slots[self._last_slot] = SlotState(self._last_slot, host)
-        self._out.append(instructions.StartSlot(host.name, slot.id, run))
+        slot = self.slots[self._last_slot] = fork_server.slots[self._last_slot] = SlotState(
+            self._last_slot, fork_server
+        )
+        self._out.append(instructions.StartSlot(fork_server.name, slot.id, run))
         return slot
 
     def on_calls_returned(self, event: events.CallsReturned) -> None:
@@ -201,45 +206,47 @@ class CallScheduler:
         slot = self.slots.get(event.slot)
         if slot is None:
             return
-        host = slot.host
+        fork_server = slot.fork_server
         for reply in event.replies:
-            if self.memory.on_spilled(slot, reply):
+            if self.memory_results.on_spilled(slot, reply):
                 continue
             if not slot.in_flight or slot.in_flight[0].run.task != reply.task:
                 self._kill_on_protocol_violation(slot)
                 return
             task = slot.in_flight.popleft()
-            host.idle_exits = 0
+            fork_server.idle_exits = 0
             if reply.info.pop("ends", None) and not slot.killed:
-                # its process is not fit for another call, and ends: nobody is to blame
+                # its process cannot run another call, and ends; no task is to blame
                 slot.killed = True
                 self._out.append(instructions.KillSlot(slot.id))
-            if host.library is None:
-                continue  # its outputs are collected first; then it comes back as `TaskOver`
+            if fork_server.library is None:
+                # its outputs are collected first; then it comes back as `ProcessTaskFinished`
+                continue
             self.remove_in_flight(task)
             if reply.kind == "unfed":
                 self.requeue(task)
                 continue
-            host.record_duration(task.run.function, reply.wall_s)
+            fork_server.record_duration(task.run.function, reply.wall_s)
             slot.all_short = slot.all_short or not slot.in_flight
-            if self.memory.on_call_finished(slot, task, reply):
+            if self.memory_results.on_call_finished(slot, task, reply):
                 continue
             if self.tasks.get(reply.task) is task:
                 del self.tasks[reply.task]
                 self._finish_call(task.run, reply)
             elif reply.kind == "done" and not _is_inline(reply) and not self._objects.has(task.run.result):
+                # its file has to go
                 self._out += [
                     instructions.StoreResultFile(task.run.result, reply.task),
                     instructions.Delete([task.run.result]),
-                ]  # its file has to go
+                ]
         self._kill_if_cancelled(slot)
         if slot.in_flight:
             self._chain_successor(slot.in_flight[-1])
-        self.memory.advance(slot)
-        self.dispatch(host)
+        self.memory_results.advance(slot)
+        self.dispatch(fork_server)
 
     def _kill_on_protocol_violation(self, slot: SlotState) -> None:
-        """Kill a slot whose reply matches no call in flight.
+        """Kill a slot that replies to a call which is not in flight.
 
         User code has written to the socket of the slot.
         """
@@ -258,7 +265,8 @@ class CallScheduler:
         task.slot = None
         if self.producers_in_flight.get(task.run.result) is task:
             del self.producers_in_flight[task.run.result]
-        if task.missing:  # it was to be fed, and whatever it has got was not kept
+        # it was to be fed, and whatever it has got was not kept
+        if task.missing:
             self.stop_waiting(task)
 
     def requeue(self, task: AssignedTask) -> None:
@@ -269,7 +277,8 @@ class CallScheduler:
     def _finish_call(self, run: messages.RunTask, reply: Reply) -> None:
         if reply.kind == "done":
             self.store_result(run, reply)
-            self.publish_result(run, reply)  # what waits for it starts before the manager is told
+            # what waits for it starts before the manager is told
+            self.publish_result(run, reply)
         self.report_finished(run, reply)
 
     def store_result(self, run: messages.RunTask, reply: Reply) -> None:
@@ -287,7 +296,7 @@ class CallScheduler:
         if _is_stored(run, reply):
             self._objects.make_available(run.result, reply.size, reply.info.get("digest", ""))
 
-    def discard(self, run: messages.RunTask) -> None:
+    def discard_result(self, run: messages.RunTask) -> None:
         """Delete a stored result that is not needed."""
         if not self._objects.has(run.result):
             self._out.append(instructions.Delete([run.result]))
@@ -334,32 +343,32 @@ class CallScheduler:
         for name, size in event.outputs.items():
             self._objects.make_available(name, size, digests.get(name, ""))
 
-    def on_overrun(self, event: events.Overrun) -> None:
+    def on_time_limit_exceeded(self, event: events.TimeLimitExceeded) -> None:
         """Kill the slot of a call that runs too long.
 
         Another slot takes its place. The call has failed when nothing of it runs any more.
         """
         task = self.tasks.get(event.message.task)
         if task is not None and task.slot is not None and not task.slot.killed:
-            task.slot.killed, task.slot.verdict = True, event.message
+            task.slot.killed, task.slot.kill_report = True, event.message
             self._out.append(instructions.KillSlot(task.slot.id))
 
-    def on_disk_exhausted(self, event: events.Exhausted) -> None:
+    def on_disk_exhausted(self, event: events.DiskExhausted) -> None:
         """Kill a slot that has filled the disk; the call that it runs, if any, has failed."""
         slot = self.slots.get(event.slot)
         if slot is None or slot.killed:
             return
         slot.killed = True
         if slot.in_flight:
-            slot.verdict = messages.TaskFailed(slot.in_flight[0].run.task, "exhausted", event.info, b"")
+            slot.kill_report = messages.TaskFailed(slot.in_flight[0].run.task, "exhausted", event.info, b"")
         self._out.append(instructions.KillSlot(slot.id))
 
-    def report_verdict(self, slot: SlotState) -> None:
+    def send_kill_report(self, slot: SlotState) -> None:
         """Report the call for which a slot was killed, unless it has ended before."""
-        if slot.verdict is not None and self.tasks.pop(slot.verdict.task, None) is not None:
-            self._out.append(instructions.SendMessage(slot.verdict))
+        if slot.kill_report is not None and self.tasks.pop(slot.kill_report.task, None) is not None:
+            self._out.append(instructions.SendMessage(slot.kill_report))
 
-    def cancel(self, event: messages.Cancel) -> None:
+    def cancel_tasks(self, event: messages.Cancel) -> None:
         """Cancel tasks."""
         for number in event.tasks:
             task = self.tasks.pop(number, None)
@@ -401,9 +410,9 @@ class CallScheduler:
 
     def _remove_from_queue(self, task: AssignedTask) -> bool:
         """Remove a task from its queue; return whether it was in one."""
-        for host in self.hosts.values():
-            if task in host.queue:
-                host.queue.remove(task)
+        for fork_server in self.fork_servers.values():
+            if task in fork_server.queue:
+                fork_server.queue.remove(task)
                 return True
         return False
 
@@ -420,10 +429,10 @@ class CallScheduler:
 
     def return_calls(self, event: messages.StealRequest) -> None:
         """Give queued calls of a library back to the manager, for other workers."""
-        host = self.hosts.get(event.library)
+        fork_server = self.fork_servers.get(event.library)
         given: list[int] = []
-        while host is not None and host.queue and len(given) < event.max_calls:
-            task = host.queue.pop()
+        while fork_server is not None and fork_server.queue and len(given) < event.max_calls:
+            task = fork_server.queue.pop()
             if self.tasks.pop(task.run.task, None) is not None:
                 given.append(task.run.task)
         self._out.append(instructions.SendMessage(messages.StealResponse(event.library, given)))

@@ -1,4 +1,4 @@
-"""What happens to a worker, beside messages of its manager."""
+"""Events of a worker other than messages of its manager."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from vineworker.slot_protocol import Reply
 
 
 class ObjectArrived(NamedTuple):
-    """An object is here: fetched, unpacked or put."""
+    """An object was fetched, unpacked or received in a message."""
 
     name: str
     size: int
-    report_to_manager: bool  # the manager waits for the news
+    # the manager waits for the news
+    report_to_manager: bool
     digest: str = ""
-    compared: bool = True  # with what it should be; else `Compared` follows
+    # with what it should be; else `Compared` follows
+    compared: bool = True
 
 
 class ObjectVerified(NamedTuple):
-    """A file that was here already has been compared with what it should be."""
+    """An unverified object was compared with its digest."""
 
     arrival: ObjectArrived
-    failure: Optional[m.FetchFailed] = None  # what the manager is told if it is not that, and has gone again
+    # what the manager is told if it is not that, and has gone again
+    failure: Optional[m.FetchFailed] = None
 
 
 class PersistentObjectsFound(NamedTuple):
-    """Objects that were kept before are here; names, and sizes and digests as in `Arrived`."""
+    """Persistent objects of earlier sessions are here; sizes and digests as in `ObjectArrived`."""
 
     names: list[str]
     sizes: list[int]
@@ -34,7 +37,10 @@ class PersistentObjectsFound(NamedTuple):
 
 
 class OrphansAdopted(NamedTuple):
-    """Objects of the session before, whose manager has vanished, are here; fields as in `Found`."""
+    """Objects of the previous session were taken over, as its manager disappeared.
+
+    Fields are those of `PersistentObjectsFound`.
+    """
 
     names: list[str]
     sizes: list[int]
@@ -42,45 +48,48 @@ class OrphansAdopted(NamedTuple):
 
 
 class ObjectPersisted(NamedTuple):
-    """An object will outlive this session."""
+    """An object is kept beyond this session."""
 
     name: str
     digest: str
 
 
 class ForkServerReady(NamedTuple):
-    """A host has loaded its library, in so many seconds, with these versions of packages."""
+    """A fork server has loaded its library, in that time, with these versions of packages."""
 
-    host: str
+    fork_server: str
     wall_s: float
     versions: dict[str, str]
 
 
-class HostSlow(NamedTuple):
-    """A library, a slot of it, or a Python that single tasks are forked from, takes long to start or to import something, and where it is; "" when that is over."""
+class ForkServerSlow(NamedTuple):
+    """A fork server or a slot takes long to start or to import; ``place`` is "" afterwards."""
 
-    host: str
-    where: str
+    fork_server: str
+    place: str
 
 
 class ForkServerExited(NamedTuple):
-    """A host has ended, or could not begin; ``final`` if it never will, ``payload`` the pickled exception if there is one."""
+    """A fork server has exited, or could not start.
 
-    host: str
+    ``final`` says that it can never start. ``payload`` is the pickled exception, if there is one.
+    """
+
+    fork_server: str
     reason: str
     final: bool
     payload: bytes
 
 
 class CallsReturned(NamedTuple):
-    """A slot has answered calls, in their order."""
+    """A slot has replied to calls, in their order."""
 
     slot: int
     replies: list[Reply]
 
 
 class SlotExited(NamedTuple):
-    """A slot has died; ``running`` is the task it was running, or -1."""
+    """A slot has exited; ``running`` is the task that ran, or -1."""
 
     slot: int
     running: int
@@ -88,21 +97,27 @@ class SlotExited(NamedTuple):
 
 
 class ProcessTaskFinished(NamedTuple):
-    """A task with a process of its own is over: ``message`` is its `Done` or `Failed`, ``outputs`` the sizes of its objects."""
+    """A task with a process of its own has ended.
+
+    ``message`` is its `TaskDone` or `TaskFailed`, ``outputs`` has the sizes of its objects.
+    """
 
     task: int
     message: Union[m.TaskDone, m.TaskFailed]
     outputs: dict[str, int]
 
 
-class Exhausted(NamedTuple):
-    """A slot has written most of what is too much for its library; ``info`` is of a `Failed`."""
+class DiskExhausted(NamedTuple):
+    """A slot has written most of a library that exceeds its disk limit.
+
+    ``info`` is that of a `TaskFailed`.
+    """
 
     slot: int
     info: dict[str, Any]
 
 
-class Overrun(NamedTuple):
+class TimeLimitExceeded(NamedTuple):
     """A call in a slot of a library has exceeded a limit; ``message`` says which."""
 
     message: Union[m.TaskDone, m.TaskFailed]

@@ -1,4 +1,4 @@
-"""What a worker's mind wants to have done."""
+"""Instructions of the worker's state machine to the session."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ class SendMessage(NamedTuple):
 
 
 class StartForkServer(NamedTuple):
-    """Start the process that forks, for a library, or for single tasks in an environment."""
+    """Start a fork server, for a library, or for the Python tasks of an environment."""
 
-    host: str
+    fork_server: str
     library: Optional[m.Library]
     environment: str
 
 
 class StopForkServer(NamedTuple):
-    """End a host and all its slots."""
+    """Stop a fork server and its slots."""
 
-    host: str
+    fork_server: str
 
 
 class StartSlot(NamedTuple):
     """Fork a slot."""
 
-    host: str
+    fork_server: str
     slot: int
-    run: Optional[m.RunTask]  # the single task it is for
+    # the single task it is for
+    run: Optional[m.RunTask]
 
 
 class KillSlot(NamedTuple):
@@ -47,14 +48,16 @@ class SendCall(NamedTuple):
 
     slot: int
     run: m.RunTask
-    new_shared: list[str]  # shared objects this slot has not been given yet
+    # shared objects this slot has not been given yet
+    new_shared: list[str]
     chained_input: Optional[tuple[str, int]] = (
-        None  # the input that the slot has by then, and the task that makes it
+        # the input that the slot has by then, and the task that makes it
+        None
     )
-    hold_limits: Optional[tuple[int, int]] = None  # bytes the slot may hold with the result; bytes of that
-    held_inputs: Sequence[
-        tuple[str, int]
-    ] = ()  # inputs that the slot holds, and the tasks that have made them
+    # bytes the slot may hold with the result; bytes of that
+    hold_limits: Optional[tuple[int, int]] = None
+    # inputs that the slot holds, and the tasks that have made them
+    held_inputs: Sequence[tuple[str, int]] = ()
 
 
 class DropSharedInSlot(NamedTuple):
@@ -85,13 +88,13 @@ class StartProcess(NamedTuple):
 
 
 class KillProcess(NamedTuple):
-    """Kill what runs the command of a task."""
+    """Kill the command of a task."""
 
     task: int
 
 
 class StartFetch(NamedTuple):
-    """Bring an object from where the message says."""
+    """Fetch an object from the source in the message."""
 
     fetch: m.Fetch
 
@@ -110,14 +113,14 @@ class StartUpload(NamedTuple):
 
 
 class StoreBytes(NamedTuple):
-    """Take these bytes as an object."""
+    """Store these bytes as an object."""
 
     name: str
     payload: bytes
 
 
 class StoreResultFile(NamedTuple):
-    """Take the file that a slot has written as this object."""
+    """Store the file that a slot has written as an object."""
 
     name: str
     task: int
@@ -131,7 +134,7 @@ class Delete(NamedTuple):
 
 
 class PersistObject(NamedTuple):
-    """Have an object outlive this session; ``forever``: and this worker."""
+    """Keep an object beyond this session; with ``forever``, also beyond this worker."""
 
     name: str
     forever: bool
@@ -139,7 +142,7 @@ class PersistObject(NamedTuple):
 
 
 class ReleasePersisted(NamedTuple):
-    """Have objects outlive nothing any more."""
+    """Keep objects no longer than this session."""
 
     names: list[str]
 

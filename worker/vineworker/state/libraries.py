@@ -27,72 +27,78 @@ class LibraryTable:
     """
 
     def __init__(self, out: list[Any], calls: CallScheduler, sizes: dict[str, int]) -> None:
-        self._out, self._calls, self._hosts, self._sizes = out, calls, calls.hosts, sizes
+        self._out, self._calls, self._fork_servers, self._sizes = out, calls, calls.fork_servers, sizes
 
-    def install(self, event: messages.Library) -> None:
+    def install_library(self, event: messages.Library) -> None:
         """Install a library, or change the number of its slots."""
-        host = self._hosts.get(event.name)
-        if host is not None:
-            host.library = event
-            self._fill_slots(host)
+        fork_server = self._fork_servers.get(event.name)
+        if fork_server is not None:
+            fork_server.library = event
+            self._fill_slots(fork_server)
             return
-        host = self._hosts[event.name] = ForkServerState(event.name, event, event.environment)
+        fork_server = self._fork_servers[event.name] = ForkServerState(event.name, event, event.environment)
         mounts = [mount[0] for mount in event.options.get("mounts", ())]
-        host.missing = {
+        fork_server.missing = {
             name for name in (event.setup, event.environment, *mounts) if name and name not in self._sizes
         }
-        self._start_if_complete(host)
+        self._start_if_complete(fork_server)
 
     def on_object_available(self, name: str) -> None:
         """Start the libraries for which this was the last missing object."""
-        for host in [host for host in self._hosts.values() if name in host.missing]:
-            host.missing.discard(name)
-            self._start_if_complete(host)
+        for fork_server in [
+            fork_server for fork_server in self._fork_servers.values() if name in fork_server.missing
+        ]:
+            fork_server.missing.discard(name)
+            self._start_if_complete(fork_server)
 
-    def _start_if_complete(self, host: ForkServerState) -> None:
-        if not host.missing and host.library is not None and not host.ready:
-            self._out.append(instructions.StartForkServer(host.name, host.library, host.environment))
+    def _start_if_complete(self, fork_server: ForkServerState) -> None:
+        if not fork_server.missing and fork_server.library is not None and not fork_server.ready:
+            self._out.append(
+                instructions.StartForkServer(fork_server.name, fork_server.library, fork_server.environment)
+            )
 
-    def _fill_slots(self, host: ForkServerState) -> None:
-        if host.library is not None and host.ready:
-            while len(host.slots) < host.library.slots:
-                self._calls.new_slot(host, None)
-            self._calls.dispatch(host)
+    def _fill_slots(self, fork_server: ForkServerState) -> None:
+        if fork_server.library is not None and fork_server.ready:
+            while len(fork_server.slots) < fork_server.library.slots:
+                self._calls.new_slot(fork_server, None)
+            self._calls.dispatch(fork_server)
 
     def on_ready(self, event: events.ForkServerReady) -> None:
         """Report a library that is ready, and start its slots."""
-        host = self._hosts.get(event.host)
-        if host is None:
+        fork_server = self._fork_servers.get(event.fork_server)
+        if fork_server is None:
             return
-        host.ready = True
-        if host.library is not None:
+        fork_server.ready = True
+        if fork_server.library is not None:
             self._out.append(
-                instructions.SendMessage(messages.LibraryReady(host.name, event.wall_s, event.versions))
+                instructions.SendMessage(
+                    messages.LibraryReady(fork_server.name, event.wall_s, event.versions)
+                )
             )
-            self._fill_slots(host)
+            self._fill_slots(fork_server)
         else:
-            self._calls.dispatch(host)
-            self._stop_if_outdated(host)
+            self._calls.dispatch(fork_server)
+            self._stop_if_outdated(fork_server)
 
-    def on_slow(self, event: events.HostSlow) -> None:
+    def on_slow(self, event: events.ForkServerSlow) -> None:
         """Report a library that takes long to start."""
-        if event.host in self._hosts:
-            self._out.append(instructions.SendMessage(messages.LibrarySlow(event.host, event.where)))
+        if event.fork_server in self._fork_servers:
+            self._out.append(instructions.SendMessage(messages.LibrarySlow(event.fork_server, event.place)))
 
     def on_exited(self, event: events.ForkServerExited) -> None:
         """Report the tasks of a fork server that has exited."""
-        host = self._hosts.pop(event.host, None)
-        if host is None:
+        fork_server = self._fork_servers.pop(event.fork_server, None)
+        if fork_server is None:
             return
-        self._kill_slots(host)
-        lost = [task for task in self._calls.tasks.values() if self._belongs_to(task, host)]
+        self._kill_slots(fork_server)
+        lost = [task for task in self._calls.tasks.values() if self._belongs_to(task, fork_server)]
         for task in lost:
             del self._calls.tasks[task.run.task]
             self._calls.stop_waiting(task)
-        if host.library is not None:
+        if fork_server.library is not None:
             self._out.append(
                 instructions.SendMessage(
-                    messages.LibraryFailed(host.name, event.reason, event.final, event.payload)
+                    messages.LibraryFailed(fork_server.name, event.reason, event.final, event.payload)
                 )
             )
         else:
@@ -104,25 +110,25 @@ class LibraryTable:
                     )
                 )
 
-    def _kill_slots(self, host: ForkServerState) -> None:
-        for slot in host.slots.values():
+    def _kill_slots(self, fork_server: ForkServerState) -> None:
+        for slot in fork_server.slots.values():
             del self._calls.slots[slot.id]
             self._out.append(instructions.KillSlot(slot.id))
-            self._calls.memory.on_slot_lost(slot)
-            for task in slot.in_flight if host.library is not None else ():
+            self._calls.memory_results.on_slot_lost(slot)
+            for task in slot.in_flight if fork_server.library is not None else ():
                 self._calls.remove_in_flight(task)
 
-    def _belongs_to(self, task: AssignedTask, host: ForkServerState) -> bool:
-        if host.library is not None:
-            return task.run.library == host.name
-        return task in host.queue or (task.slot is not None and task.slot.host is host)
+    def _belongs_to(self, task: AssignedTask, fork_server: ForkServerState) -> bool:
+        if fork_server.library is not None:
+            return task.run.library == fork_server.name
+        return task in fork_server.queue or (task.slot is not None and task.slot.fork_server is fork_server)
 
-    def remove(self, event: messages.RemoveLibrary) -> None:
+    def remove_library(self, event: messages.RemoveLibrary) -> None:
         """Stop a library, and drop its tasks."""
-        host = self._hosts.pop(event.name, None)
-        if host is None:
+        fork_server = self._fork_servers.pop(event.name, None)
+        if fork_server is None:
             return
-        self._kill_slots(host)
+        self._kill_slots(fork_server)
         for task in [task for task in self._calls.tasks.values() if task.run.library == event.name]:
             del self._calls.tasks[task.run.task]
             self._calls.stop_waiting(task)
@@ -134,46 +140,55 @@ class LibraryTable:
         The old ones stop when the tasks that were forked from them are over.
         """
         self._calls.python_generation += 1
-        for host in [host for host in self._hosts.values() if host.library is None]:
-            self._stop_if_outdated(host)
+        for fork_server in [
+            fork_server for fork_server in self._fork_servers.values() if fork_server.library is None
+        ]:
+            self._stop_if_outdated(fork_server)
 
-    def _stop_if_outdated(self, host: ForkServerState) -> None:
-        current = f"python{self._calls.python_generation or ''}:{host.environment}"
-        if host.library is None and host.name != current and not host.slots and not host.queue:
-            del self._hosts[host.name]
-            self._out.append(instructions.StopForkServer(host.name))
+    def _stop_if_outdated(self, fork_server: ForkServerState) -> None:
+        current = f"python{self._calls.python_generation or ''}:{fork_server.environment}"
+        if (
+            fork_server.library is None
+            and fork_server.name != current
+            and not fork_server.slots
+            and not fork_server.queue
+        ):
+            del self._fork_servers[fork_server.name]
+            self._out.append(instructions.StopForkServer(fork_server.name))
 
     def on_slot_exited(self, event: events.SlotExited) -> None:
         """Replace a slot that has exited; queue its calls again, but the one that crashed."""
         slot = self._calls.slots.pop(event.slot, None)
         if slot is None:
             return
-        host = slot.host
-        del host.slots[slot.id]
-        self._calls.report_verdict(slot)
-        if host.library is None:
+        fork_server = slot.fork_server
+        del fork_server.slots[slot.id]
+        self._calls.send_kill_report(slot)
+        if fork_server.library is None:
             for task in slot.in_flight:
                 self._calls.report_crashed(task, event)
-            self._stop_if_outdated(host)
+            self._stop_if_outdated(fork_server)
             return
         if event.running < 0 and not slot.killed:
-            host.idle_exits += 1
+            fork_server.idle_exits += 1
         for task in slot.in_flight:
             self._calls.remove_in_flight(task)
-        anew = self._calls.memory.on_slot_lost(slot)
+        anew = self._calls.memory_results.on_slot_lost(slot)
         for task in reversed(slot.in_flight):
             if task.run.task == event.running and not slot.killed:
                 self._calls.report_crashed(task, event)
             elif task.missing or self._calls.missing_inputs(task):
                 self._calls.requeue(task)
             elif self._calls.tasks.get(task.run.task) is task:
-                host.queue.appendleft(task)
+                fork_server.queue.appendleft(task)
         for task in reversed(anew):
             self._calls.requeue(task)
-        if host.idle_exits > MAX_IDLE_EXITS:
-            self._out.append(instructions.StopForkServer(host.name))
+        if fork_server.idle_exits > MAX_IDLE_EXITS:
+            self._out.append(instructions.StopForkServer(fork_server.name))
             self.on_exited(
-                events.ForkServerExited(host.name, f"its slots die: {event.info.get('reason')}", False, b"")
+                events.ForkServerExited(
+                    fork_server.name, f"its slots die: {event.info.get('reason')}", False, b""
+                )
             )
         else:
-            self._fill_slots(host)
+            self._fill_slots(fork_server)

@@ -23,12 +23,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from vinecore.protocol import messages
+from vinecore.protocol import MB, messages
 from vineworker.slot_protocol import Reply
 from vineworker.state import instructions
 from vineworker.state.records import AssignedTask, CompletedCall, ForkServerState, MemoryGroup, SlotState
 
-MB = 1024 * 1024
 MAX_HELD_BYTES = 256 * MB
 """In one slot."""
 HELD_MEMORY_DIVISOR = 10
@@ -49,10 +48,10 @@ class CallQueue(Protocol):
     def send_call(self, slot: SlotState, task: AssignedTask) -> None:
         """Have a slot run a call."""
 
-    def queue_first(self, host: ForkServerState, tasks: Iterable[AssignedTask]) -> None:
+    def queue_first(self, fork_server: ForkServerState, tasks: Iterable[AssignedTask]) -> None:
         """Have tasks go before all others, in this order."""
 
-    def waiting_for(self, name: str) -> list[AssignedTask]:
+    def list_waiting_tasks(self, name: str) -> list[AssignedTask]:
         """Return the tasks that lack an object."""
 
     def missing_inputs(self, task: AssignedTask) -> list[str]:
@@ -67,7 +66,7 @@ class CallQueue(Protocol):
     def publish_result(self, run: messages.RunTask, reply: Reply) -> None:
         """Enter a stored result as an object that tasks can read."""
 
-    def discard(self, run: messages.RunTask) -> None:
+    def discard_result(self, run: messages.RunTask) -> None:
         """Delete a stored result that is not needed."""
 
     def report_finished(self, run: messages.RunTask, reply: Reply) -> None:
@@ -98,13 +97,14 @@ class InMemoryResults:
 
         The first is for all that the slot holds, in bytes, the second for the result.
         """
-        library = slot.host.library
+        library = slot.fork_server.library
         if (
             not task.run.options.get("readers")
             or library is None
             or library.exec_mode != "direct"
             or slot.in_flight
-            or slot.host.max_in_flight(task.run.function) > 1  # others may be written behind it
+            # others may be written behind it
+            or slot.fork_server.max_in_flight(task.run.function) > 1
         ):
             return None
         memory = int(library.options.get("memory") or 0) * MB // max(library.slots, 1)
@@ -123,7 +123,7 @@ class InMemoryResults:
         ]
 
     def on_call_finished(self, slot: SlotState, task: AssignedTask, reply: Reply) -> bool:
-        """Take a call that has ended into the group of its slot; return whether it belongs to one."""
+        """Add a finished call to the group of its slot; return whether it belongs to one."""
         group, held = slot.memory_group, bool(reply.info.pop("held", False))
         if self._queue.tasks.get(reply.task) is not task:  # it was cancelled
             if held:
@@ -156,23 +156,23 @@ class InMemoryResults:
 
     def _worth_holding(self, slot: SlotState, completed: CompletedCall) -> bool:
         """Return whether all readers of a result are here, and take a moment only."""
-        readers = self._queue.waiting_for(completed.task.run.result)
-        walls = slot.host.mean_duration_s
+        readers = self._queue.list_waiting_tasks(completed.task.run.result)
+        walls = slot.fork_server.mean_duration_s
         group = slot.memory_group
         assert group is not None
         return (
             len(readers) == completed.remaining_readers
             and group.wall_s < MAX_GROUP_S
-            and all(r.run.library == slot.host.name and r.slot is None for r in readers)
+            and all(r.run.library == slot.fork_server.name and r.slot is None for r in readers)
             and sum(walls.get(r.run.function, MAX_READERS_S + 1) for r in readers) <= MAX_READERS_S
         )
 
     def _queue_ready_readers(self, slot: SlotState, group: MemoryGroup, name: str) -> None:
         """Queue the tasks that have all they read, now that there is one more result."""
-        for task in self._queue.waiting_for(name):
+        for task in self._queue.list_waiting_tasks(name):
             missing = self._queue.missing_inputs(task)
             if (
-                task.run.library == slot.host.name
+                task.run.library == slot.fork_server.name
                 and task.slot is None
                 and all(n in group.results for n in missing)
             ):
@@ -206,10 +206,10 @@ class InMemoryResults:
                 [
                     completed.task.run.result
                     for completed in group.unreported
-                    if self._queue.waiting_for(completed.task.run.result)
+                    if self._queue.list_waiting_tasks(completed.task.run.result)
                 ]
             )
-            self._queue.queue_first(slot.host, group.ready)
+            self._queue.queue_first(slot.fork_server, group.ready)
             return
         unwritten = [completed for completed in needed if not completed.writing]
         for completed in unwritten:
@@ -220,12 +220,12 @@ class InMemoryResults:
             )
 
     def _report(self, completed: CompletedCall) -> None:
-        """Report a call whose group is over."""
+        """Report a call of a group that is over."""
         queue, run, reply = self._queue, completed.task.run, completed.reply
         there = reply.kind == "done" and not completed.held
         if queue.tasks.get(run.task) is not completed.task:  # it was cancelled
             if there:
-                queue.discard(run)
+                queue.discard_result(run)
             return
         del queue.tasks[run.task]
         if there:
@@ -242,7 +242,7 @@ class InMemoryResults:
             self._queue.report_lost(consumed)
 
     def on_spilled(self, slot: SlotState, reply: Reply) -> bool:
-        """Note that a slot has written a held result, or could not; return whether it was asked to."""
+        """Record that a slot has written a held result, or failed; return whether this is one."""
         group = slot.memory_group
         for completed in group.unreported if group is not None else ():
             if completed.task.run.task == reply.task and completed.writing:
@@ -264,5 +264,5 @@ class InMemoryResults:
             return []
         for completed in group.unreported:
             if completed.reply.kind == "done" and not completed.held:
-                self._queue.discard(completed.task.run)
+                self._queue.discard_result(completed.task.run)
         return [*(completed.task for completed in group.unreported), *group.ready]

@@ -50,9 +50,12 @@ class ObjectTable:
         self.unverified: dict[str, events.ObjectArrived] = {}
         self.consumed: set[str] = set()
         self.object_available: Callable[[str], None]
-        self._digests: dict[str, str] = {}  # of objects in `sizes`, where they are known
-        self._to_persist: dict[str, instructions.PersistObject] = {}  # as soon as they are verified
-        self._unpacks: dict[str, list[messages.Unpack]] = {}  # archive -> what waits for it
+        # of objects in `sizes`, where they are known
+        self._digests: dict[str, str] = {}
+        # as soon as they are verified
+        self._to_persist: dict[str, instructions.PersistObject] = {}
+        # archive -> what waits for it
+        self._unpacks: dict[str, list[messages.Unpack]] = {}
 
     def has(self, name: str) -> bool:
         """Return whether an object is here, verified or not."""
@@ -184,7 +187,8 @@ class ObjectTable:
         """Have tasks read an object that is what it should be; report one that is not."""
         arrival, failure = event
         name = arrival.name
-        if self.unverified.get(name) is not arrival:  # it was removed, or replaced by a verified one
+        # it was removed, or replaced by a verified one
+        if self.unverified.get(name) is not arrival:
             return
         if failure is None:
             self.make_available(name, arrival.size, arrival.digest)
@@ -204,7 +208,7 @@ class ObjectTable:
         self.persisted.update(zip(event.names, event.digests))
 
     def on_orphans_adopted(self, event: events.OrphansAdopted) -> None:
-        """Enter and report objects of a session whose manager has vanished."""
+        """Add and report the objects of a session of which the manager disappeared."""
         for start in range(0, len(event.names), MAX_OBJECTS_PER_MESSAGE):
             part = slice(start, start + MAX_OBJECTS_PER_MESSAGE)
             report = messages.OrphanedObjects(event.names[part], event.sizes[part], event.digests[part])

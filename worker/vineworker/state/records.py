@@ -9,10 +9,10 @@ from vineworker.slot_protocol import MAX_IN_FLIGHT, Reply
 
 SHORT_CALL_S = 0.001
 """Calls up to this long are sent to a slot ahead of need."""
-IN_FLIGHT_S = 0.002
+MAX_IN_FLIGHT_S = 0.002
 """So many of them are in flight to a slot as take this long together."""
 MAX_DURATIONS = 10_000
-SMOOTHING = 0.2
+EWMA_WEIGHT = 0.2
 
 
 class AssignedTask:
@@ -44,7 +44,7 @@ class SlotState:
         Whether all calls in flight are expected to be over soon.
     killed
         Whether this worker has killed it, so that the call that it ran is not to blame.
-    verdict
+    kill_report
         What the manager is told of the call for which it was killed.
     shared_objects
         The shared objects that it has been given.
@@ -54,21 +54,21 @@ class SlotState:
 
     __slots__ = (
         "all_short",
-        "host",
+        "fork_server",
         "id",
         "in_flight",
+        "kill_report",
         "killed",
         "memory_group",
         "shared_objects",
-        "verdict",
     )
 
-    def __init__(self, number: int, host: ForkServerState) -> None:
-        self.id, self.host = number, host
+    def __init__(self, number: int, fork_server: ForkServerState) -> None:
+        self.id, self.fork_server = number, fork_server
         self.in_flight: deque[AssignedTask] = deque()
         self.all_short = True
         self.killed = False
-        self.verdict: messages.TaskDone | messages.TaskFailed | None = None
+        self.kill_report: messages.TaskDone | messages.TaskFailed | None = None
         self.shared_objects: set[str] = set()
         self.memory_group: MemoryGroup | None = None
 
@@ -108,11 +108,11 @@ class ForkServerState:
         self.idle_exits = 0
 
     def max_in_flight(self, function: str) -> int:
-        """Return how many calls may be in flight to a slot with a call of this function as the last."""
+        """Return how many calls may be in flight to a slot that gets a call of this function."""
         wall = self.mean_duration_s.get(function, SHORT_CALL_S)
         if wall >= SHORT_CALL_S:
             return 1
-        return MAX_IN_FLIGHT if wall * MAX_IN_FLIGHT <= IN_FLIGHT_S else int(IN_FLIGHT_S / wall)
+        return MAX_IN_FLIGHT if wall * MAX_IN_FLIGHT <= MAX_IN_FLIGHT_S else int(MAX_IN_FLIGHT_S / wall)
 
     def max_in_flight_with(self, run: messages.RunTask) -> int:
         """Return how many calls may be in flight to a slot with this one as the last.
@@ -126,7 +126,7 @@ class ForkServerState:
         expected = self.mean_duration_s.get(function, 0.0)
         if len(self.mean_duration_s) > MAX_DURATIONS:
             self.mean_duration_s.clear()
-        self.mean_duration_s[function] = max(wall, expected + SMOOTHING * (wall - expected))
+        self.mean_duration_s[function] = max(wall, expected + EWMA_WEIGHT * (wall - expected))
 
 
 class CompletedCall:

@@ -25,7 +25,7 @@ class WorkerStateMachine:
     ----------
     object_table, calls, libraries
         The parts.
-    objects, persisted, tasks, hosts, slots
+    objects, persisted, tasks, fork_servers, slots
         Tables of the parts: sizes of objects, digests of those that outlive the session, tasks,
         fork servers and slots.
     """
@@ -38,10 +38,10 @@ class WorkerStateMachine:
         libraries = self.libraries = LibraryTable(self._out, calls, table.sizes)
         table.object_available = self._on_object_available
         self.objects, self.persisted = table.sizes, table.persisted
-        self.tasks, self.hosts = calls.tasks, calls.hosts
+        self.tasks, self.fork_servers = calls.tasks, calls.fork_servers
         self._handlers: dict[type, Callable[[Any], object]] = {
             messages.RunTask: calls.run_task,
-            messages.Cancel: calls.cancel,
+            messages.Cancel: calls.cancel_tasks,
             messages.StealRequest: calls.return_calls,
             messages.PutObject: table.put,
             messages.Fetch: table.fetch,
@@ -50,8 +50,8 @@ class WorkerStateMachine:
             messages.RetainObjects: table.persist,
             messages.RemoveObjects: table.remove,
             messages.PurgeObjects: self._purge,
-            messages.Library: libraries.install,
-            messages.RemoveLibrary: libraries.remove,
+            messages.Library: libraries.install_library,
+            messages.RemoveLibrary: libraries.remove_library,
             messages.Restart: libraries.restart_python,
             messages.Shutdown: self._shut_down,
             messages.Ping: self._answer_ping,
@@ -64,10 +64,10 @@ class WorkerStateMachine:
             events.ObjectPersisted: table.on_persisted,
             events.CallsReturned: calls.on_calls_returned,
             events.ProcessTaskFinished: calls.on_process_task_finished,
-            events.Overrun: calls.on_overrun,
-            events.Exhausted: calls.on_disk_exhausted,
+            events.TimeLimitExceeded: calls.on_time_limit_exceeded,
+            events.DiskExhausted: calls.on_disk_exhausted,
             events.ForkServerReady: libraries.on_ready,
-            events.HostSlow: libraries.on_slow,
+            events.ForkServerSlow: libraries.on_slow,
             events.ForkServerExited: libraries.on_exited,
             events.SlotExited: libraries.on_slot_exited,
         }
@@ -82,7 +82,7 @@ class WorkerStateMachine:
         return out
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self.tasks
 

@@ -1,70 +1,44 @@
-"""The objects a worker holds: small ones in memory, the others as files in the cache folder.
+"""Store the objects of a worker: small ones in memory, others as files in the cache folder.
 
-Also the shelf that the bulk server serves peers from, so it is safe to use from several threads. Peers, who compare what they get, find there
-also files that have arrived and are still being compared: those are offered, and not in the cache before they are accepted.
+The transfer server reads objects from here for peers, so methods are safe to call from several
+threads. Peers verify what they receive. So they may also read files that have arrived and are being
+verified: these are *unverified*, and tasks cannot use them yet.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import logging
 import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Union
-from urllib.parse import quote
 
-from vinecore.protocol import INLINE_LIMIT, trees
+from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol.transfer import digests
 from vinecore.protocol.trees import remove_tree
-from vineworker.storage.file_stamps import Changed, FileStamps
+from vineworker.storage.file_stamps import FileStamps, ObjectChanged
+from vineworker.storage.files import DiskFull, move_path, object_file_name, write_file
 
 log = logging.getLogger("vine_worker")
 
 MEMORY_LIMIT = 256 * 1024 * 1024
-LONGEST_NAME = 160
-PART_COPIED = 8  # of the disk limit, one part of so many for copies of inputs in sandboxes
-MB = 1 << 20
-
-
-class DiskFull(OSError):
-    """There is no room for something, within what this worker may use."""
-
-    def __init__(self, what: str, size: int, room: int) -> None:
-        mb = -(-size // MB)
-        super().__init__(
-            errno.ENOSPC, f"{what} takes {mb} MB, and {max(room, 0) // MB} MB of this worker's disk are left"
-        )
-        self.size = size
-
-
-def is_full(error: object) -> bool:
-    """Whether it was the disk that was too small."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def tree_size(path: str) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    if not os.path.isdir(path):
-        return os.path.getsize(path)
-    files = (os.path.join(folder, name) for folder, _folders, names in os.walk(path) for name in names)
-    return sum(os.lstat(file).st_size for file in files)
+# of the disk limit, one part of so many for copies of inputs in sandboxes
+COPIES_DISK_DIVISOR = 8
 
 
 class DetachedObjects:
-    """Objects of a session whose manager has vanished, until the next one says whether it wants them.
+    """Objects of a session with a lost manager, until the next manager takes or rejects them.
 
     Parameters
     ----------
     folder
-        Where those are that are files.
+        Folder of those that are files.
     contents
         Their bytes, or paths, by name.
     about
-        Names, sizes and digests.
+        Lists of names, sizes and digests.
     """
 
     def __init__(
@@ -73,7 +47,7 @@ class DetachedObjects:
         self._folder, self.contents, self.about = folder, contents, about
 
     def close(self) -> None:
-        """Do without what is left of it."""
+        """Delete the remaining objects."""
         self.contents = {}
         remove_tree(self._folder)
 
@@ -84,13 +58,14 @@ class Cache:
     Parameters
     ----------
     folder
-        Where files are kept; made if it is not there.
+        Folder in which the cache creates its own.
     memory_limit
-        Bytes of small objects kept in memory; more go to files.
+        Bytes of small objects in memory; further ones become files.
     disk_limit
-        Bytes of files; 0: as many as there is room for on the disk.
+        Bytes of files; 0: the free space of the disk.
     lost
-        Called, in any thread, with the names of objects that have been changed on the disk and are therefore removed.
+        Called, in any thread, with the names of objects that were changed on the disk and are
+        therefore removed.
     """
 
     def __init__(
@@ -106,63 +81,76 @@ class Cache:
         self._memory: dict[str, bytes] = {}
         self._files: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
-        self._offered: dict[str, str] = {}  # what is not compared yet, with the path where it came
+        # what is not compared yet, with the path where it came
+        self._unverified: dict[str, str] = {}
         self._in_memory, self._memory_limit = 0, memory_limit
-        self._taken: dict[str, int] = {}  # bytes on the disk
-        self._on_disk = self._coming = 0
+        self._disk_sizes: dict[str, int] = {}  # bytes on the disk
+        self._total_disk_bytes = self._reserved = 0
         self._disk_limit = disk_limit
         self._counter = 0
         self._lock = threading.Lock()
-        self.file_stamps, self._lost = FileStamps(), lost
-        self._copied: dict[str, int] = {}  # sandbox -> bytes of copies in it
+        self.file_stamps, self._on_lost = FileStamps(), lost
+        # sandbox -> bytes of copies in it
+        self._copied_bytes: dict[str, int] = {}
 
     @property
-    def on_disk(self) -> int:
+    def total_disk_bytes(self) -> int:
         """Bytes of all files."""
-        return self._on_disk
+        return self._total_disk_bytes
 
     def disk_bytes(self, name: str) -> int:
-        """Bytes of the disk that an object takes."""
-        return self._taken.get(name, 0)
+        """Return the bytes of the disk that an object takes."""
+        return self._disk_sizes.get(name, 0)
 
     def free_bytes(self) -> int:
-        """Bytes that may still come: what is left of the limit, or of the disk if that is less."""
+        """Return the bytes that may still be stored, by the limit and the free disk space."""
         free = shutil.disk_usage(self._folder).free
-        return min(free, self._disk_limit - self._on_disk - self._coming) if self._disk_limit else free
+        return (
+            min(free, self._disk_limit - self._total_disk_bytes - self._reserved)
+            if self._disk_limit
+            else free
+        )
 
     def check_fits(self, what: str, size: int) -> None:
-        """Make sure that something fits.
+        """Check that there is space for something.
+
+        Parameters
+        ----------
+        what
+            Its description, for the error.
+        size
+            Its bytes.
 
         Raises
         ------
         DiskFull
-            It does not.
+            There is not.
         """
-        left = self._disk_limit - self._on_disk - self._coming
+        left = self._disk_limit - self._total_disk_bytes - self._reserved
         if self._disk_limit and size > left:
             raise DiskFull(what, size, left)
 
     @contextlib.contextmanager
-    def reserve(self, name: str, size: int) -> Iterator[None]:
-        """Keep room for something that comes; see `check`."""
+    def reserve_space(self, name: str, size: int) -> Iterator[None]:
+        """Reserve space for an object while it is received; see `check_fits`."""
         size = max(size, 0)
         with self._lock:
             self.check_fits(name, size)
-            self._coming += size
+            self._reserved += size
         try:
             yield
         finally:
             with self._lock:
-                self._coming -= size
+                self._reserved -= size
 
-    def _account(self, name: str, size: int) -> None:
-        self._on_disk += size - self._taken.pop(name, 0)
+    def _set_disk_bytes(self, name: str, size: int) -> None:
+        self._total_disk_bytes += size - self._disk_sizes.pop(name, 0)
         if size:
-            self._taken[name] = size
+            self._disk_sizes[name] = size
 
     def path_for(self, name: str) -> str:
-        """Where an object's file would be."""
-        return os.path.join(self._folder, file_name(name))
+        """Return the path that the file of an object has or would have."""
+        return os.path.join(self._folder, object_file_name(name))
 
     def temporary(self, _name: str) -> str:
         """Return a new path for incomplete content."""
@@ -171,10 +159,10 @@ class Cache:
             return os.path.join(self._incoming, str(self._counter))
 
     def put_bytes(self, name: str, payload: bytes) -> None:
-        """Hold a small object."""
+        """Store a small object."""
         if len(payload) > INLINE_LIMIT or self._in_memory + len(payload) > self._memory_limit:
             path = self.temporary(name)
-            _write(path, payload)
+            write_file(path, payload)
             self.store(name, path, digests.digest_bytes(payload))
             return
         with self._lock:
@@ -182,92 +170,125 @@ class Cache:
             self._memory[name] = payload
             self._sizes[name] = len(payload)
             stale = self._files.pop(name, None)
-            self._account(name, 0)
+            self._set_disk_bytes(name, 0)
             self._remove_unverified(name)
-            self.file_stamps.forget(name)
+            self.file_stamps.remove_record(name)
         if stale is not None and self._is_own(stale):
             remove_tree(stale)
 
     def store(self, name: str, path: str, digest: str = "") -> None:
-        """Take over a complete file or directory."""
+        """Store a complete file or directory by moving it into the cache.
+
+        Parameters
+        ----------
+        name
+            The object.
+        path
+            The file or directory.
+        digest
+            The digest of a file, if known.
+        """
         target, directory = self.path_for(name), os.path.isdir(path)
         if directory or os.path.isdir(target):
-            remove_tree(target)  # what is not a directory is replaced at once by the rename
+            # what is not a directory is replaced at once by the rename
+            remove_tree(target)
         if directory:
             size = self.file_stamps.record(name, path, place=target)
         with self._lock:
-            _move(path, target)
+            move_path(path, target)
             if not directory:
                 size = self.file_stamps.record(name, target, digest)
-            self._enter(name, target, size)
-            self._offered.pop(name, None)
+            self._add_file(name, target, size)
+            self._unverified.pop(name, None)
 
-    def _enter(self, name: str, target: str, size: int) -> None:
-        self._account(name, size)
+    def _add_file(self, name: str, target: str, size: int) -> None:
+        self._set_disk_bytes(name, size)
         self._in_memory -= len(self._memory.pop(name, b""))
         self._files[name] = target
-        # of a directory nobody knows a size: as it travels it has another one
+        # the size of a directory is not known: its archive has another one
         self._sizes[name] = -1 if os.path.isdir(target) else size
 
     def add_unverified(self, name: str, path: str) -> bool:
-        """Let peers have a complete file, which may not be used here before it is accepted; not if there is one of its name."""
+        """Let peers read a complete file that tasks may not use yet; return whether it was added.
+
+        It is not if there is an object of its name.
+        """
         with self._lock:
-            if name in self._sizes or name in self._offered:
+            if name in self._sizes or name in self._unverified:
                 return False
             os.rename(path, self.path_for(name))
-            self._offered[name] = path
+            self._unverified[name] = path
             return True
 
     def mark_verified(self, name: str, path: str, digest: str = "") -> None:
-        """Accept an unverified file, unless it was removed or replaced meanwhile."""
+        """Accept an unverified file, unless it was removed or replaced meanwhile.
+
+        Parameters
+        ----------
+        name
+            The object.
+        path
+            Where the file had arrived.
+        digest
+            Its digest, if known.
+        """
         with self._lock:
-            if self._offered.get(name) == path:
+            if self._unverified.get(name) == path:
                 target = self.path_for(name)
-                self._enter(name, target, self.file_stamps.record(name, target, digest))
-                del self._offered[name]
+                self._add_file(name, target, self.file_stamps.record(name, target, digest))
+                del self._unverified[name]
 
     def discard_unverified(self, name: str, path: str) -> None:
         """Remove an unverified file whose digest is wrong."""
         with self._lock:
-            if self._offered.get(name) == path:
+            if self._unverified.get(name) == path:
                 self._remove_unverified(name)
 
     def _remove_unverified(self, name: str) -> None:
-        if self._offered.pop(name, None) is not None:
+        if self._unverified.pop(name, None) is not None:
             remove_tree(self.path_for(name))
 
-    def serve_from(self, name: str, path: str, taken: int, digest: str = "") -> int:
-        """Serve an object from where it is kept, unless there is one of its name; it stays there whatever becomes of this one.
+    def add_external(self, name: str, path: str, taken: int, digest: str = "") -> int:
+        """Add an object that stays outside the cache, unless there is one of its name.
 
         Parameters
         ----------
+        name
+            The object.
+        path
+            Where it is. Removing the object does not remove it.
         taken
             Bytes that it takes.
+        digest
+            The digest of a file, if known.
 
         Returns
         -------
         int
-            Its size as `size` gives it.
+            Its size, as `size` returns it.
         """
         with self._lock:
             if name not in self._sizes:
                 self._remove_unverified(name)
                 directory = os.path.isdir(path)
-                if (
-                    not directory
-                ):  # of a directory when it is first used: until then no task can have changed it
+                # of a directory when it is first used: until then no task can have changed it
+                if not directory:
                     self.file_stamps.record(name, path, digest)
                 self._files[name], self._sizes[name] = path, -1 if directory else taken
-                self._account(name, taken)
+                self._set_disk_bytes(name, taken)
             return self._sizes[name]
 
-    def detach(self, about: Sequence[list[Any]], folder: str) -> DetachedObjects:
-        """Give away objects, those that are files in a folder; what is kept elsewhere is left out.
+    def detach_objects(self, about: Sequence[list[Any]], folder: str) -> DetachedObjects:
+        """Hand over objects for the next session; files are moved to a folder.
+
+        Files outside the cache are left out.
 
         Parameters
         ----------
         about
-            Names, sizes and digests.
+            Lists of names, sizes and digests.
+        folder
+            Takes the files.
         """
         contents: dict[str, Union[bytes, str]] = {}
         with self._lock:
@@ -278,18 +299,19 @@ class Cache:
                     if not self._is_own(content) or not self.file_stamps.is_intact(name):
                         continue
                     try:
-                        _move(content, path)
-                    except OSError:  # then it is not there any more, or cannot be moved
+                        move_path(content, path)
+                    except OSError:
+                        # then it is not there any more, or cannot be moved
                         continue
                     content = path
                 if content is not None:
                     contents[name] = content
         return DetachedObjects(folder, contents, about)
 
-    def attach(self, estate: DetachedObjects) -> list[str]:
-        """Take over what another cache has given away; give the names."""
-        names, known = [], dict(zip(estate.about[0], estate.about[2]))
-        for name, content in estate.contents.items():
+    def attach_objects(self, orphans: DetachedObjects) -> list[str]:
+        """Add the objects that another cache has handed over; return their names."""
+        names, known = [], dict(zip(orphans.about[0], orphans.about[2]))
+        for name, content in orphans.contents.items():
             try:
                 if isinstance(content, bytes):
                     self.put_bytes(name, content)
@@ -298,11 +320,11 @@ class Cache:
             except OSError:
                 continue
             names.append(name)
-        estate.close()
+        orphans.close()
         return names
 
     def is_external(self, name: str) -> bool:
-        """Whether an object is served from a place outside."""
+        """Return whether the file of an object is outside the cache."""
         path = self._files.get(name)
         return path is not None and not self._is_own(path)
 
@@ -310,37 +332,39 @@ class Cache:
         return os.path.dirname(path) == self._folder
 
     def find_object(self, name: str) -> Union[bytes, str, None]:
-        """Give, to others, an object's bytes, or its path, or None; also what is offered."""
-        offered = name in self._offered  # before the others: it may be accepted meanwhile
+        """Return the bytes or the path of an object for peers, also of an unverified one."""
+        # before the others: it may be accepted meanwhile
+        offered = name in self._unverified
         content = self.get(name)
         if content is None and offered:
             return self.path_for(name)
-        if isinstance(content, str) and (self.file_stamps.is_exposed(name) or not os.path.isdir(content)):
+        if isinstance(content, str) and (self.file_stamps.is_linked(name) or not os.path.isdir(content)):
             return content if self.is_intact(name) else None
         return content
 
     def is_intact(self, name: str) -> bool:
-        """Whether an object is what it was when it came; one that is not is removed, and that is told.
+        """Return whether an object is unchanged; remove and report it otherwise.
 
-        Of a large file that looks different in nothing but its time of change the content is read.
+        If only the time of a large file has changed, its content is compared.
         """
         if self.file_stamps.is_intact(name):
             return True
-        if name not in self._files:  # it has been removed meanwhile
+        # it has been removed meanwhile
+        if name not in self._files:
             return True
         log.warning("%s has been changed on this worker's disk since it came; it is removed", name)
-        self.file_stamps.report(name)
+        self.file_stamps.mark_changed(name)
         self.remove(name)
-        self._lost([name])
+        self._on_lost([name])
         return False
 
     def checked_path(self, name: str) -> str:
-        """As `path`, if the object is what it was when it came.
+        """Return the path of an object that is unchanged since it was stored.
 
         Raises
         ------
-        Changed
-            It is not.
+        ObjectChanged
+            It has changed.
         FileNotFoundError
             It is not here.
         """
@@ -348,20 +372,27 @@ class Cache:
         if name not in self.file_stamps:
             self.file_stamps.record(name, path)
         elif not self.is_intact(name):
-            raise Changed([name], "has been changed on this worker's disk")
+            raise ObjectChanged([name], "has been changed on this worker's disk")
         return path
 
-    def settle(self, folder: str, who: str) -> None:
-        """Find out whether a task that is over, in its sandbox, has changed what it has links of; that is removed.
+    def check_sandbox(self, folder: str, who: str) -> None:
+        """Remove the objects that a finished task has changed through links in its sandbox.
+
+        Parameters
+        ----------
+        folder
+            The sandbox.
+        who
+            The task, for the log.
 
         Raises
         ------
-        Changed
-            What it has read may have been changed by another one, so that what it has made is worth nothing.
+        ObjectChanged
+            Another task may have changed inputs of this one, so its outputs are invalid.
         """
         try:
-            changed = self.file_stamps.settle(folder)
-        except Changed as error:
+            changed = self.file_stamps.find_changed(folder)
+        except ObjectChanged as error:
             for name in error.names:
                 self.is_intact(name)
             raise
@@ -369,29 +400,29 @@ class Cache:
             log.warning("%s has changed its input %s: that copy is removed, others get copies", who, name)
             self.is_intact(name)
 
-    def release(self, folder: str) -> None:
+    def release_sandbox(self, folder: str) -> None:
         """Remove the records of a sandbox that is removed."""
-        self.file_stamps.release(folder)
+        self.file_stamps.remove_links(folder)
         with self._lock:
-            self._copied.pop(folder, None)
+            self._copied_bytes.pop(folder, None)
 
-    def may_copy(self, folder: str, size: int) -> bool:
-        """Whether there is room for a copy in a sandbox, beside what is cached; then it is counted."""
+    def reserve_copy_space(self, folder: str, size: int) -> bool:
+        """Reserve disk space for a copy in a sandbox; return whether there is enough."""
         with self._lock:
-            free = shutil.disk_usage(self._folder).free // PART_COPIED
-            most = min(free, self._disk_limit // PART_COPIED) if self._disk_limit else free
-            if size > most - sum(self._copied.values()):
+            free = shutil.disk_usage(self._folder).free // COPIES_DISK_DIVISOR
+            most = min(free, self._disk_limit // COPIES_DISK_DIVISOR) if self._disk_limit else free
+            if size > most - sum(self._copied_bytes.values()):
                 return False
-            self._copied[folder] = self._copied.get(folder, 0) + size
+            self._copied_bytes[folder] = self._copied_bytes.get(folder, 0) + size
         return True
 
     def get(self, name: str) -> Union[bytes, str, None]:
-        """Give an object's bytes, or its path, or None."""
+        """Return the bytes or the path of an object, or None."""
         data = self._memory.get(name)
         return data if data is not None else self._files.get(name)
 
     def path(self, name: str) -> str:
-        """Give the path of an object, which is made a file if it is not one.
+        """Return the path of an object; write it to a file if it is in memory.
 
         Raises
         ------
@@ -401,14 +432,16 @@ class Cache:
         data = self._memory.get(name)
         if name not in self._files and data is not None:
             whole = self.temporary(name)
-            _write(whole, data)
-            with self._lock:  # another thread may have been faster: its file is linked into sandboxes and must stay as it is
+            write_file(whole, data)
+            # another thread may have been faster: its file is linked into sandboxes and must stay
+            # as it is
+            with self._lock:
                 if name in self._memory and name not in self._files:
                     path = self.path_for(name)
                     os.rename(whole, path)
                     self.file_stamps.record(name, path, digests.digest_bytes(data))
                     self._files[name] = path
-                    self._account(name, len(data))
+                    self._set_disk_bytes(name, len(data))
                 else:
                     os.unlink(whole)
         try:
@@ -418,48 +451,22 @@ class Cache:
             raise FileNotFoundError(msg) from None
 
     def size(self, name: str) -> int:
-        """Bytes of an object; -1 for a directory."""
+        """Return the bytes of an object; -1 for a directory."""
         return self._sizes.get(name, 0)
 
     def __contains__(self, name: str) -> bool:
         return name in self._sizes
 
     def remove(self, name: str) -> None:
-        """Forget an object."""
+        """Remove an object."""
         with self._lock:
             data = self._memory.pop(name, None)
             if data is not None:
                 self._in_memory -= len(data)
             path = self._files.pop(name, None)
             self._sizes.pop(name, None)
-            self._account(name, 0)
+            self._set_disk_bytes(name, 0)
             self._remove_unverified(name)
-            self.file_stamps.forget(name)
+            self.file_stamps.remove_record(name)
         if path is not None and self._is_own(path):
             remove_tree(path)
-
-
-def _write(path: str, data: bytes) -> None:
-    """Make a file that all may read, whatever the umask is."""
-    with open(path, "wb") as file:
-        file.write(data)
-    os.chmod(path, trees.DEFAULT_FILE_MODE)
-
-
-def _move(path: str, target: str) -> None:
-    """Rename a file or a folder, also a read-only one, which could not be told otherwise that it has another one above it."""
-    try:
-        os.rename(path, target)
-    except PermissionError:
-        mode = os.stat(path).st_mode
-        os.chmod(path, mode & 0o777 | 0o700)
-        os.rename(path, target)
-        os.chmod(target, mode & 0o777)
-
-
-def file_name(name: str) -> str:
-    """Name the file of an object; the name cannot climb out of a folder, and two objects never share one."""
-    plain = quote(name, safe="")
-    if len(plain) > LONGEST_NAME:  # two long names that begin alike must stay two
-        plain = f"{plain[:LONGEST_NAME]}%{hashlib.sha256(name.encode()).hexdigest()}"
-    return "%2E" + plain[1:] if plain.startswith(".") else plain or "%"

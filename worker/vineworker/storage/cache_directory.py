@@ -27,7 +27,7 @@ log = logging.getLogger("vine_worker")
 
 MAX_CACHE_DIRECTORIES = 64
 """Of workers that share one workspace and persist objects in it."""
-FORMAT = 3
+RECORD_FORMAT = 3
 """Of records; raised when the same name stands for something else. Records of other formats, and
 their objects, are removed."""
 MAX_RECORD_BYTES = 1 << 16
@@ -58,7 +58,7 @@ class CacheDirectory:
 
 
 def open_cache_directory(workspace: str, secret: bytes) -> Optional[CacheDirectory]:
-    """Return a folder that no other worker uses now; None, and a line in the log, if there is none."""
+    """Return a folder that no other worker uses now; None, with a log message, if there is none."""
     top = os.path.join(workspace, "vine-kept")
     owner = hmac.new(secret, b"vine-kept", hashlib.sha256).hexdigest()[:20]
     try:
@@ -96,7 +96,7 @@ def mark_used(path: str) -> None:
 
 
 def link_object(source: str, target: str) -> None:
-    """Put an object at another place, too, without another copy where that is possible."""
+    """Create a second path for an object, without a copy if possible."""
     if os.path.isdir(source):
         shutil.copytree(source, target, symlinks=True, copy_function=_link_file)
     else:
@@ -121,7 +121,7 @@ def make_record(name: str, path: str, *, digest: bool = True) -> dict[str, Any]:
         about = os.stat(path)
         content, transfer = _digest_file(path) if digest else ("", "")
         return {
-            "format": FORMAT,
+            "format": RECORD_FORMAT,
             "name": name,
             "size": about.st_size,
             "directory": False,
@@ -146,7 +146,7 @@ def make_record(name: str, path: str, *, digest: bool = True) -> dict[str, Any]:
             tree.update(line.encode(errors="surrogateescape") + b"\0\n")
     mode = os.stat(path).st_mode & 0o777
     return {
-        "format": FORMAT,
+        "format": RECORD_FORMAT,
         "name": name,
         "size": size,
         "directory": True,
@@ -177,7 +177,7 @@ def read_record(path: str) -> dict[str, Any]:
     ):
         msg = f"{path} is not the record of an object"
         raise ValueError(msg)
-    if record.get("format") != FORMAT:
+    if record.get("format") != RECORD_FORMAT:
         msg = f"{path} was written by another version"
         raise OtherFormatError(msg)
     record["name"].encode()  # UnicodeEncodeError is a ValueError

@@ -1,9 +1,8 @@
-"""Getting files from addresses: http, https, ftp, file and root. Blocking work for the transfer threads."""
+"""Download files from addresses: http, https, ftp, file and root; blocks a transfer thread."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -12,58 +11,60 @@ from typing import Any
 
 from vinecore.protocol import xrootd
 from vinecore.protocol.transfer.types import CHUNK_BYTES, ObjectNotFound
+from vineworker.machine import descendants
 from vineworker.machine.process_reaper import ProcessReaper
 
-STALL_S = 60.0
-"""An address that sends nothing for so long has failed."""
+STALL_TIMEOUT_S = 60.0
+"""A server that sends nothing for so long has failed."""
 PERMANENT_HTTP_ERRORS = (400, 401, 403, 404, 405, 410)
-"""Answers that stay the same however often one asks."""
-CHANGED = "it has changed since it was declared: declare it again"
-FILE_GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""Errors that a further attempt does not change."""
+CHANGED_REASON = "it has changed since it was declared: declare it again"
+NOT_FOUND_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 class Downloader:
-    """Fetches from addresses.
+    """Downloads files from addresses.
 
     Parameters
     ----------
     process_reaper
-        Is told of the processes that are started.
+        Starts the processes of clients.
     """
 
     def __init__(self, process_reaper: ProcessReaper) -> None:
         self._process_reaper = process_reaper
-        self._children: set[subprocess.Popen[str]] = set()
+        self._processes: set[subprocess.Popen[str]] = set()
         self._closed = False
         self._lock = threading.Lock()
 
-    def fetch(self, url: str, path: str, size: int, validator: Sequence[str]) -> None:
-        """Get a file.
+    def download(self, url: str, path: str, size: int, validator: Sequence[str]) -> None:
+        """Download a file.
 
         Parameters
         ----------
         url
-            Where it is.
+            Its address.
         path
-            Where it shall be.
+            The new file.
         size, validator
-            What its server said of it when it was declared: bytes, and ETag and date; -1 and nothing where it said nothing.
+            Size, and ETag and date, that the server reported when the file was declared; -1 and
+            empty if it did not.
 
         Raises
         ------
-        bulk.Gone
-            It is not there, or it is not any more what was declared.
+        ObjectNotFound
+            It is not there, or has changed since it was declared.
         OSError, ValueError
-            It could not be had for another reason, so another try may help.
+            The download failed for another reason, so another attempt may succeed.
         """
         if url.partition(":")[0].lower() in xrootd.SCHEMES:
-            self._from_xrootd(url, path)
+            self._download_from_xrootd(url, path)
             if 0 <= size != os.path.getsize(path):
-                raise ObjectNotFound(CHANGED)
+                raise ObjectNotFound(CHANGED_REASON)
         else:
-            _from_web(url, path, size, validator)
+            _download_from_web(url, path, size, validator)
 
-    def _from_xrootd(self, url: str, path: str) -> None:
+    def _download_from_xrootd(self, url: str, path: str) -> None:
         variables = {**xrootd.SETTINGS, **{k: v for k, v in os.environ.items() if k != "DISPLAY"}}
         process = self._process_reaper.start(
             xrootd.command(url, path, sys.executable), variables, cwd="/",
@@ -71,13 +72,13 @@ class Downloader:
         )  # fmt: skip
         try:
             with self._lock:
-                self._children.add(process)
+                self._processes.add(process)
                 if self._closed:
-                    _kill(process)
+                    _kill_group(process)
             said = _wait_for_download(process, path)
         finally:
             with self._lock:
-                self._children.discard(process)
+                self._processes.discard(process)
             self._process_reaper.remove_process(process.pid)
         if process.returncode == xrootd.EXIT_NO_CLIENT:
             raise ObjectNotFound(xrootd.MISSING)
@@ -89,58 +90,57 @@ class Downloader:
             raise OSError(reason)
 
     def close(self) -> None:
-        """End what is under way."""
+        """Kill the processes of running downloads."""
         with self._lock:
             self._closed = True
-            for process in self._children:
-                _kill(process)
+            for process in self._processes:
+                _kill_group(process)
 
 
 def _wait_for_download(process: subprocess.Popen[str], path: str) -> str:
-    """Wait for the end of a process that writes a file; give what it has said. One that writes nothing for long is killed."""
+    """Wait for the end of a process that writes a file; return its error output.
+
+    A process that writes nothing for `STALL_TIMEOUT_S` is killed.
+    """
     before = -1
     while True:
         try:
-            return process.communicate(timeout=STALL_S)[1]
+            return process.communicate(timeout=STALL_TIMEOUT_S)[1]
         except subprocess.TimeoutExpired:
             size = os.path.getsize(path) if os.path.exists(path) else 0
             if size == before:
-                _kill(process)
+                _kill_group(process)
                 process.communicate()
-                msg = f"nothing came for {STALL_S:.0f} s"
+                msg = f"nothing came for {STALL_TIMEOUT_S:.0f} s"
                 raise TimeoutError(msg) from None
             before = size
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
-    if process.returncode is None:  # not waited for, so the number is still its own
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except (
-            ProcessLookupError,
-            PermissionError,
-        ):  # the latter is what some systems say of a group of zombies
-            pass
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    # only a process that was not waited for still owns its number
+    if process.returncode is None:
+        descendants.kill_group(process.pid)
 
 
-def _from_web(url: str, path: str, size: int, validator: Sequence[str]) -> None:
-    import urllib.request  # with its http and ssl as large as the rest of the worker
+def _download_from_web(url: str, path: str, size: int, validator: Sequence[str]) -> None:
+    # with its http and ssl as large as the rest of the worker
+    import urllib.request
 
     try:
-        answer = urllib.request.urlopen(url, timeout=STALL_S)  # noqa: S310 - the user has declared it
+        answer = urllib.request.urlopen(url, timeout=STALL_TIMEOUT_S)  # noqa: S310 - the user has declared it
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in PERMANENT_HTTP_ERRORS:
             raise ObjectNotFound(str(error)) from error
         raise
     except urllib.error.URLError as error:
-        if isinstance(error.reason, FILE_GONE):
+        if isinstance(error.reason, NOT_FOUND_ERRORS):
             raise ObjectNotFound(str(error.reason)) from error
         raise (error.reason if isinstance(error.reason, OSError) else error) from None
     with answer, open(path, "wb") as file:
         announced = answer.headers.get("Content-Length")
-        if content_changed(answer.headers, size, validator):
-            raise ObjectNotFound(CHANGED)
+        if has_content_changed(answer.headers, size, validator):
+            raise ObjectNotFound(CHANGED_REASON)
         while chunk := answer.read(CHUNK_BYTES):
             file.write(chunk)
         if announced is not None and file.tell() != int(announced):
@@ -148,10 +148,18 @@ def _from_web(url: str, path: str, size: int, validator: Sequence[str]) -> None:
             raise ConnectionError(msg)
 
 
-def content_changed(headers: Any, size: int, validator: Sequence[str]) -> bool:
-    """Whether a server's answer is about another content than what it said before.
+def has_content_changed(headers: Any, size: int, validator: Sequence[str]) -> bool:
+    """Return whether a response is about other content than the server reported before.
 
-    Servers that share the work may differ in the one or the other, so what is the same by its tag, or by its date and length, is the same.
+    Servers behind one address may differ in some headers. So the content is the same if either its
+    ETag is, or its date and length are.
+
+    Parameters
+    ----------
+    headers
+        Headers of the response.
+    size, validator
+        As for `Downloader.download`.
     """
     if not validator:
         return False

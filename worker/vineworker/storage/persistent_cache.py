@@ -26,7 +26,6 @@ from typing import Any, Callable, NamedTuple, Optional
 from vinecore.protocol import trees
 from vinecore.protocol.transfer.types import Content
 from vinecore.protocol.trees import remove_tree
-from vineworker.storage.cache import file_name
 from vineworker.storage.cache_directory import (
     CacheDirectory,
     OtherFormatError,
@@ -35,55 +34,62 @@ from vineworker.storage.cache_directory import (
     mark_used,
     read_record,
 )
+from vineworker.storage.files import object_file_name
 
 log = logging.getLogger("vine_worker")
 
 MAX_PENDING = 10_000
-CLOSE_S = 20.0
-BY_CONTENT = re.compile(r"(?:file|buffer|object)-([0-9a-f]{40})(?:-[0-7]{3})?")
-"""Names that are digests of what they name."""
+SHUTDOWN_TIMEOUT_S = 20.0
+CONTENT_NAME = re.compile(r"(?:file|buffer|object)-([0-9a-f]{40})(?:-[0-7]{3})?")
+"""Names that are digests of the content."""
 
 
 class PersistedObject(NamedTuple):
-    """An object as it is kept."""
+    """An object in the persistent cache."""
 
     name: str
     size: int  # bytes it takes
     directory: bool
     path: str
     forever: bool
-    digest: str  # by which transfers are checked, "" of a directory
+    # by which transfers are checked, "" of a directory
+    digest: str
 
 
-Guard = Callable[[str, Callable[[], None]], None]
+LinkGuard = Callable[[str, Callable[[], None]], None]
 Listener = Callable[[str, Optional[PersistedObject]], None]
-"""Called with "found" (an old one is as it was), "kept" (a new one is kept), "full" (others have to go), or, without one, "all" (there are
-no more old ones), in any thread."""
+"""Called in any thread with an event and its object.
+
+The events: "found" (an object of an earlier worker is intact), "kept" (an object was stored),
+"full" (others have to be removed), or, without an object, "all" (all earlier ones were reported).
+"""
 
 
 class PersistentCache:
-    """Keeps objects. Its methods may be called from any thread.
+    """Stores objects beyond a session. Its methods may be called from any thread.
 
     Parameters
     ----------
     folder
-        For what is kept as long as this worker lives; need not exist.
+        For objects that are kept until this worker ends; need not exist.
     limit_bytes
-        How much is kept at most; the oldest goes first.
+        Size limit; the oldest objects are removed first.
     home
-        For what is kept forever; None to keep that, too, as long as this worker lives.
+        For objects that are kept forever; None to keep these, too, until this worker ends.
     """
 
     def __init__(self, folder: str, limit_bytes: int, home: Optional[CacheDirectory] = None) -> None:
-        self._home, self._limit = home, limit_bytes
+        self._directory, self._limit = home, limit_bytes
         self._folders = {False: folder, True: folder if home is None else home.folder}
         self._objects: OrderedDict[str, PersistedObject] = OrderedDict()  # the oldest first
         self._total = 0
-        self._pending: set[str] = set()  # to be kept, and not kept yet
+        # to be kept, and not kept yet
+        self._pending: set[str] = set()
         self._listener: Optional[Listener] = None
         self._counter = 0
         self._lock = threading.Lock()  # short
-        self._checking = threading.Lock()  # as long as it takes to read an object
+        # as long as it takes to read an object
+        self._checking = threading.Lock()
         self._all_checked = home is None
         self._jobs: queue.SimpleQueue[Optional[Callable[[], None]]] = queue.SimpleQueue()
         self._thread: Optional[threading.Thread] = None
@@ -93,7 +99,7 @@ class PersistentCache:
     # ---- for the session
 
     def subscribe(self, listener: Listener) -> tuple[list[PersistedObject], bool]:
-        """Call a listener from now on; return the objects known until now, and whether none is missing."""
+        """Call a listener from now on; return the present objects, and whether these are all."""
         with self._lock:
             self._listener = listener
             return list(self._objects.values()), self._all_checked
@@ -103,23 +109,27 @@ class PersistentCache:
         with self._lock:
             self._listener = None
 
-    def keep(
+    def persist(
         self,
         name: str,
         content: Content,
         *,
         forever: bool,
         digest: str = "",
-        guard: Guard = lambda _name, link: link(),
+        guard: LinkGuard = lambda _name, link: link(),
     ) -> None:
-        """Persist an object soon.
-
-        With a digest, a file is persisted only if it still has that.
+        """Store an object soon.
 
         Parameters
         ----------
+        name, content
+            The object, as bytes or a path.
+        forever
+            Whether it is kept after the end of this worker.
+        digest
+            If given, a file is stored only if it has this digest.
         guard
-            Called to have links of it made, with its name and what makes them.
+            Called with the name and a function that creates links of the object.
         """
         with self._lock:
             if len(self._pending) >= MAX_PENDING:
@@ -128,7 +138,7 @@ class PersistentCache:
             self._pending.add(name)
         self._start()
         self._jobs.put(
-            lambda: self._persist(name, content, forever and self._home is not None, digest, guard)
+            lambda: self._persist_now(name, content, forever and self._directory is not None, digest, guard)
         )
 
     def drop(self, name: str) -> None:
@@ -138,13 +148,13 @@ class PersistentCache:
             kept = self._objects.pop(name, None)
             if kept is not None:
                 self._total -= kept.size
-            elif self._home is None:
+            elif self._directory is None:
                 return
             trash = self._move_to_trash(name, forever=kept is None or kept.forever)
         self.run_after_pending(lambda: remove_tree(trash))
 
     def excess_objects(self, but: Collection[str] = ()) -> list[PersistedObject]:
-        """Return the oldest objects, without some, that are too many."""
+        """Return the oldest objects above the size limit, except some."""
         with self._lock:
             over = self._total - self._limit
             found: list[PersistedObject] = []
@@ -157,29 +167,29 @@ class PersistentCache:
         return found
 
     @property
-    def busy(self) -> bool:
-        """Whether something is still to be kept."""
+    def has_pending(self) -> bool:
+        """Whether objects wait to be stored."""
         return bool(self._pending)
 
     def run_after_pending(self, job: Callable[[], None]) -> None:
-        """Call a function when all is persisted that has been asked for until now."""
+        """Call a function when all objects that wait now are stored."""
         self._start()
         self._jobs.put(job)
 
     def close(self) -> None:
-        """Keep what has been asked for, within some time, and end."""
+        """Store the objects that wait, within `SHUTDOWN_TIMEOUT_S`, and end the thread."""
         self.unsubscribe()
         self._jobs.put(None)
-        if self._thread is not None and self.busy:
-            self._thread.join(CLOSE_S)
+        if self._thread is not None and self.has_pending:
+            self._thread.join(SHUTDOWN_TIMEOUT_S)
 
     # ---- what was kept before
 
-    def check(self, name: str) -> Optional[PersistedObject]:
+    def find_verified(self, name: str) -> Optional[PersistedObject]:
         """Return an object that is persisted and is what it was; one that is not is removed."""
         with self._lock:
             kept = self._objects.get(name)
-        if kept is not None or self._home is None:
+        if kept is not None or self._directory is None:
             return kept
         with self._checking:
             with self._lock:
@@ -192,7 +202,7 @@ class PersistentCache:
                 return None
             except (OSError, ValueError):
                 record = None
-            kept = self._verify(name, record)
+            kept = self._match_record(name, record)
             if kept is None:
                 log.warning("%s, kept from before, is damaged; it is removed", name)
                 self.drop(name)
@@ -200,12 +210,12 @@ class PersistentCache:
         with self._lock:
             if not os.path.exists(self._path("records", name, forever=True)):  # dropped meanwhile
                 return None
-            self._enter(kept)
+            self._add_object(kept)
             self._objects.move_to_end(name, last=False)
         self._notify("found", kept)
         return kept
 
-    def _verify(self, name: str, record: Any) -> Optional[PersistedObject]:
+    def _match_record(self, name: str, record: Any) -> Optional[PersistedObject]:
         path = self._path("objects", name, forever=True)
         if not isinstance(record, dict) or record.get("name") != name:
             return None
@@ -236,7 +246,7 @@ class PersistentCache:
             for entry in entries:
                 try:
                     record = read_record(entry.path)
-                    if file_name(record["name"]) == entry.name and 0 <= record["size"] <= self._limit:
+                    if object_file_name(record["name"]) == entry.name and 0 <= record["size"] <= self._limit:
                         found.append((entry.stat().st_mtime_ns, record["size"], record["name"]))
                         continue
                 except OtherFormatError:
@@ -276,12 +286,12 @@ class PersistentCache:
         try:
             self._do_jobs()
         finally:
-            if self._home is not None:
-                self._home.close()
+            if self._directory is not None:
+                self._directory.close()
 
     def _do_jobs(self) -> None:
         names: list[str] = []
-        if self._home is not None:
+        if self._directory is not None:
             try:
                 names = self._scan_directory()
             except OSError as error:
@@ -298,12 +308,12 @@ class PersistentCache:
                 log.warning("an object could not be kept: %s: %s", type(error).__name__, error)
 
     def _next_job(self, names: list[str]) -> Optional[Callable[[], Any]]:
-        """Return the next job: one that was asked for, else the check of an old object; None at the end."""
+        """Return the next job, or the check of an earlier object; None at the end."""
         try:
             return self._jobs.get(block=not names)
         except queue.Empty:
             name = names.pop()
-            return lambda: self.check(name)
+            return lambda: self.find_verified(name)
 
     def _report_inventory_complete(self) -> None:
         with self._lock:
@@ -311,8 +321,8 @@ class PersistentCache:
             if self._listener is not None:
                 self._listener("all", None)
 
-    def _persist(self, name: str, content: Content, forever: bool, digest: str, guard: Guard) -> None:
-        known = self.check(name)
+    def _persist_now(self, name: str, content: Content, forever: bool, digest: str, guard: LinkGuard) -> None:
+        known = self.find_verified(name)
         if known is not None and known.forever >= forever:
             self._mark_used(known)
             return
@@ -336,7 +346,7 @@ class PersistentCache:
         if digest and record["transfer"] not in ("", digest):
             log.warning("%s is not kept: it has been altered since it came", record["name"])
             return False
-        content = BY_CONTENT.fullmatch(record["name"])
+        content = CONTENT_NAME.fullmatch(record["name"])
         if content is not None and record["digest"] and not record["digest"].startswith(content[1]):
             log.warning("%s is not kept: its content is not the one it is named after", record["name"])
             return False
@@ -369,7 +379,7 @@ class PersistentCache:
             kept = PersistedObject(
                 name, record["size"], record["directory"], place, forever, record["transfer"]
             )
-            self._enter(kept)
+            self._add_object(kept)
             self._pending.discard(name)
             full = self._total > self._limit
         self._notify("kept", kept)
@@ -389,7 +399,7 @@ class PersistentCache:
 
     # ---- the tables, with the lock held, and the folders
 
-    def _enter(self, kept: PersistedObject) -> None:
+    def _add_object(self, kept: PersistedObject) -> None:
         before = self._objects.pop(kept.name, None)
         self._total += kept.size - (0 if before is None else before.size)
         self._objects[kept.name] = kept
@@ -418,7 +428,7 @@ class PersistentCache:
             return os.path.join(self._folder_of("incoming", forever=forever), str(self._counter))
 
     def _path(self, part: str, name: str, *, forever: bool) -> str:
-        return os.path.join(self._folder_of(part, forever=forever), file_name(name))
+        return os.path.join(self._folder_of(part, forever=forever), object_file_name(name))
 
     def _folder_of(self, part: str, *, forever: bool) -> str:
         folder = os.path.join(self._folders[forever], part)

@@ -1,4 +1,4 @@
-"""Getting objects from peers, the manager and addresses, and bringing them to the manager: blocking work for a few helper threads."""
+"""Fetch objects from peers, the manager and addresses, and upload them; blocks helper threads."""
 
 from __future__ import annotations
 
@@ -19,45 +19,46 @@ from vinecore.protocol.transfer.content import PendingVerification
 from vinecore.protocol.transfer.types import IDLE_TIMEOUT_S, ChecksumMismatch, ObjectNotFound, ReceivedObject
 from vinecore.protocol.trees import remove_tree
 from vineworker.machine.process_reaper import ProcessReaper
-from vineworker.storage.cache import Cache, tree_size
+from vineworker.storage.cache import Cache
 from vineworker.storage.downloads import Downloader
+from vineworker.storage.files import tree_size
 
 log = logging.getLogger("vine_worker")
 
-MOST_IDLE_PER_PEER = 2
-MOST_IDLE_S = IDLE_TIMEOUT_S / 2
+MAX_IDLE_PER_PEER = 2
+MAX_IDLE_S = IDLE_TIMEOUT_S / 2
 
 
 class TransferSource(NamedTuple):
-    """The manager, or a peer: a worker that comes back is another one, at the same address."""
+    """The manager, or a peer; a worker that reconnects is another one, at the same address."""
 
     address: str
     pair_key: str = ""
     fingerprint: str = ""
 
 
-MANAGER = TransferSource("manager")
+MANAGER_SOURCE = TransferSource("manager")
 
 
 class TransferClient:
-    """Moves objects; keeps a few idle connections to each peer.
+    """Transfers objects, with a few idle connections to each peer.
 
     Parameters
     ----------
     cache
-        Where objects are read from and stored.
+        Stores the objects.
     manager
         Address of the manager.
     secret
-        What the manager asks for.
+        The manager's secret.
     number
-        The one that the manager has given to this worker.
+        The number that the manager has given to this worker.
     key
-        Of the connection on which it says from whom to fetch.
-    cover, fingerprints
-        A `tls.TlsTunnels`, where there is TLS, and those of certificates that the manager may have.
+        Key of the control connection, with which pair keys are masked.
     process_reaper
-        Is told of the processes that fetch for it.
+        Starts the processes of downloads.
+    cover, fingerprints
+        `TlsTunnels` if the manager uses TLS, and the fingerprints of its certificates.
     """
 
     def __init__(
@@ -73,57 +74,60 @@ class TransferClient:
     ) -> None:
         self._cache, self._manager, self._secret, self._number = cache, manager, secret, number
         self._key = key
-        self._cover, self._fingerprints = cover, fingerprints
-        self._addresses = Downloader(process_reaper)
+        self._tls_tunnels, self._fingerprints = cover, fingerprints
+        self._downloader = Downloader(process_reaper)
         self._idle: dict[TransferSource, list[tuple[float, TransferConnection]]] = {}
         self._busy: set[TransferConnection] = set()
         self._closed = False
         self._lock = threading.Lock()
 
     def fetch(self, fetch: messages.Fetch, arrived: Callable[[ReceivedObject], None]) -> ReceivedObject:
-        """Get an object, if there is room for it; the size of a directory is -1.
+        """Fetch an object, if there is space for it; the size of a directory is -1.
 
         Parameters
         ----------
         fetch
-            What the manager has asked for.
+            The manager's message.
         arrived
-            Called, perhaps, when a large file is here and has still to be compared with what it should be: peers may have it from then on,
-            and it may be used here when this returns.
+            Called when a large file has arrived that is not verified yet. Peers may read it from
+            then on; tasks may when this method returns.
 
         Raises
         ------
         ObjectNotFound
             The source does not have it.
         ChecksumMismatch
-            It is not what was made, or announced.
+            The content is not the expected one.
         OSError, ValueError
-            It could not be had for another reason.
+            The transfer failed for another reason.
         """
-        with self._cache.reserve(fetch.name, fetch.size):
-            return self._fetch(fetch, arrived)
+        with self._cache.reserve_space(fetch.name, fetch.size):
+            return self._fetch_and_store(fetch, arrived)
 
-    def _fetch(self, fetch: messages.Fetch, arrived: Callable[[ReceivedObject], None]) -> ReceivedObject:
+    def _fetch_and_store(
+        self, fetch: messages.Fetch, arrived: Callable[[ReceivedObject], None]
+    ) -> ReceivedObject:
         path, begun = self._cache.temporary(fetch.name), time.monotonic()
         proof = None
         try:
             if "://" in fetch.source:
-                self._addresses.fetch(fetch.source, path, fetch.size, fetch.validator)
-                os.chmod(
-                    path, trees.DEFAULT_FILE_MODE
-                )  # who has fetched it may have gone by the umask, or by what is there
+                self._downloader.download(fetch.source, path, fetch.size, fetch.validator)
+                # the client may have used the umask, or the mode of the source
+                os.chmod(path, trees.DEFAULT_FILE_MODE)
                 received = ReceivedObject(os.path.getsize(path), digests.hash_file(path))
             else:
-                received, proof = self._from_peer(fetch, path)
+                received, proof = self._fetch_from_peer(fetch, path)
             if os.path.isdir(path):
-                received = ReceivedObject(-1, "")  # what travelled was an archive of it
+                # what travelled was an archive of it
+                received = ReceivedObject(-1, "")
             elif not fetch.digest and 0 <= fetch.size != received.size and not fetch.directory:
                 msg = f"{received.size} bytes came, {fetch.size} were announced"
                 raise ChecksumMismatch(msg)
             if fetch.size < 0:
                 self._cache.check_fits(fetch.name, tree_size(path))
             log.debug("got %s from %s in %.3f s", fetch.name, fetch.source, time.monotonic() - begun)
-            as_long = fetch.size in (-1, received.size)  # another one may be right, too: copies may differ
+            # another one may be right, too: copies may differ
+            as_long = fetch.size in (-1, received.size)
             if proof is not None and as_long and self._cache.add_unverified(fetch.name, path):
                 arrived(received)
                 self._verify(fetch.name, path, proof, received.digest)
@@ -140,7 +144,7 @@ class TransferClient:
         return received
 
     def _verify(self, name: str, path: str, proof: PendingVerification, digest: str) -> None:
-        """Take over what is offered, if it is what it should be."""
+        """Verify an unverified object, and add it to the cache."""
         try:
             proof.verify()
             self._cache.mark_verified(name, path, digest)
@@ -148,7 +152,7 @@ class TransferClient:
             self._cache.discard_unverified(name, path)
             raise
 
-    def _from_peer(
+    def _fetch_from_peer(
         self, fetch: messages.Fetch, path: str
     ) -> tuple[ReceivedObject, Optional[PendingVerification]]:
         def bring(
@@ -174,14 +178,14 @@ class TransferClient:
         return received, proof
 
     def upload(self, name: str, digest: str) -> None:
-        """Bring an object to the manager."""
+        """Send an object to the manager."""
         content = self._cache.find_object(name)
         if content is None:
             raise FileNotFoundError(name)
-        self._with_connection(MANAGER, lambda client: client.put(name, content, digest))
+        self._with_connection(MANAGER_SOURCE, lambda client: client.put(name, content, digest))
 
     def unpack(self, unpack: messages.Unpack) -> int:
-        """Make a directory of an archive that is in the cache."""
+        """Unpack an archive of the cache into a directory."""
         import tarfile
         import zlib
 
@@ -203,18 +207,18 @@ class TransferClient:
         return 0
 
     def _with_connection(self, source: TransferSource, work: Callable[[TransferConnection], Any]) -> Any:
-        """Use a connection to a source, an idle one if there is one; the other end may have closed that."""
-        client = self._idle_client(source)
+        """Use an idle connection to a source, or a new one if the other end has closed that."""
+        client = self._take_idle_connection(source)
         if client is not None:
             try:
-                return self._use(source, client, work)
+                return self._use_connection(source, client, work)
             except handshake.HandshakeRejected:
                 raise
             except ConnectionError:
                 pass
-        return self._use(source, self._new_client(source), work)
+        return self._use_connection(source, self._open_connection(source), work)
 
-    def _use(
+    def _use_connection(
         self, source: TransferSource, client: TransferConnection, work: Callable[[TransferConnection], Any]
     ) -> Any:
         with self._lock:
@@ -235,23 +239,23 @@ class TransferClient:
         self._return_connection(source, client)
         return answer
 
-    def _idle_client(self, source: TransferSource) -> TransferConnection | None:
+    def _take_idle_connection(self, source: TransferSource) -> TransferConnection | None:
         with self._lock:
-            self._drop_old()
+            self._close_expired()
             idle = self._idle.get(source)
             return idle.pop()[1] if idle else None
 
-    def _drop_old(self) -> None:
-        """Close what has been idle for long, also to peers that nobody asks any more."""
+    def _close_expired(self) -> None:
+        """Close connections that were idle for long, to all peers."""
         now = time.monotonic()
         for source, idle in list(self._idle.items()):
-            while idle and now - idle[0][0] > MOST_IDLE_S:
+            while idle and now - idle[0][0] > MAX_IDLE_S:
                 idle.pop(0)[1].close()
             if not idle:
                 del self._idle[source]
 
-    def _new_client(self, source: TransferSource) -> TransferConnection:
-        if source == MANAGER:
+    def _open_connection(self, source: TransferSource) -> TransferConnection:
+        if source == MANAGER_SOURCE:
             return TransferConnection(*self._manager, self._secret, self._tls_wrapper(self._fingerprints))
         host, _, port = source.address.rpartition(":")
         return TransferConnection(
@@ -263,23 +267,23 @@ class TransferClient:
         )
 
     def _tls_wrapper(self, fingerprints: Sequence[str]) -> Optional[TlsWrapper]:
-        if self._cover is None:
+        if self._tls_tunnels is None:
             return None
-        cover = self._cover
+        cover = self._tls_tunnels
         return lambda sock: cover.connect(sock, fingerprints)
 
     def _return_connection(self, source: TransferSource, client: TransferConnection) -> None:
         with self._lock:
             self._busy.discard(client)
             idle = self._idle.setdefault(source, [])
-            if len(idle) < MOST_IDLE_PER_PEER and not self._closed:
+            if len(idle) < MAX_IDLE_PER_PEER and not self._closed:
                 idle.append((time.monotonic(), client))
                 return
         client.close()
 
     def close(self) -> None:
-        """Cut all connections; transfers under way fail."""
-        self._addresses.close()
+        """Close all connections; running transfers fail."""
+        self._downloader.close()
         with self._lock:
             self._closed = True
             for client in self._busy:

@@ -1,4 +1,4 @@
-"""What processes print that run long: of a log that has become too long its end is kept."""
+"""Limit the logs of long-running processes: keep their end."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 MAX_LOG_BYTES = 16 << 20
 KEPT_BYTES = 1 << 20
 MAX_READ_ATTEMPTS = 10
-"""To read an end that has not grown meanwhile."""
+"""Attempts to read an end that does not grow meanwhile."""
 POLL_INTERVAL_S = 0.25
-"""How often somebody looks how long logs are."""
+"""Interval at which the size of logs is checked."""
 
 
 def truncate_log(path: str) -> None:
-    """Keep the end of a log, if it is too long. Who writes it does so at its end, wherever that is."""
+    """Keep only the end of a log if it is too long; its writers append, wherever the end is."""
     try:
         if os.stat(path).st_size <= MAX_LOG_BYTES:
             return
@@ -30,7 +30,8 @@ def truncate_log(path: str) -> None:
                 break
         os.ftruncate(log, 0)
         os.write(log, b"[what was here, %d bytes, is left out]\n" % (size - len(end)) + end)
-    except OSError:  # a disk that is full: then the end is gone, too
+    except OSError:
+        # a disk that is full: then the end is gone, too
         pass
     finally:
         os.close(log)

@@ -13,7 +13,7 @@ ERRORS_NAME = ".vine-stderr"
 def read_output_tail(descriptor: int, size: int, max_bytes: int = MAX_REPORTED_BYTES) -> str:
     """Return the end of an open file, and how much was before that."""
     text = os.pread(descriptor, max_bytes, max(0, size - max_bytes)).decode(errors="replace")
-    return text if size <= max_bytes else f"[{size - max_bytes} bytes before this are left out]\n{text}"
+    return text if size <= max_bytes else (f"[{size - max_bytes} bytes before this are left out]\n{text}")
 
 
 def take_output_files(output: str, errors: str) -> dict[str, str]:

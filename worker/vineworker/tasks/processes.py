@@ -1,4 +1,4 @@
-"""Tasks with a process of their own: shell commands, and single Python calls that a host forks."""
+"""Run tasks with a process of their own, and collect their outputs: commands and Python tasks."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import time
 from collections.abc import Mapping
 from typing import Any, Callable, Optional, Union
 
-from vinecore.protocol import INLINE_LIMIT
+from vinecore.protocol import INLINE_LIMIT, MB
 from vinecore.protocol import messages as m
 from vinecore.protocol.trees import remove_tree
 from vineworker.machine import descendants
 from vineworker.machine.monitor_thread import SAMPLE_INTERVAL_S
 from vineworker.machine.process_reaper import ProcessReaper
 from vineworker.machine.resource_monitor import (
-    MB,
     LimitExceeded,
     Peak,
     file_size,
     sum_file_sizes,
 )
 from vineworker.slot_protocol import Reply
-from vineworker.storage.cache import Cache, DiskFull
-from vineworker.storage.file_stamps import Changed
+from vineworker.storage.cache import Cache
+from vineworker.storage.file_stamps import ObjectChanged
+from vineworker.storage.files import DiskFull
 from vineworker.tasks import output_files, sandbox
 
 log = logging.getLogger("vine_worker")
@@ -38,12 +38,16 @@ class Command:
 
     Parameters
     ----------
+    run, folder, output
+        The task, its sandbox, and the file for its output.
+    prefix
+        Arguments that start an environment.
     short
         A short path to the folder, or "".
     process_reaper
-        Starts its process.
+        Starts the process.
     over
-        Called in the waiting thread with the exit code: negative for a signal, as `subprocess` has it.
+        Called in the waiting thread with the exit code; negative for a signal, as in `subprocess`.
     """
 
     def __init__(
@@ -78,39 +82,48 @@ class Command:
         try:
             ended = os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
             with self._lock:
-                self._kill_group()  # what it has started and left behind
-                self._process_reaper.kill_strays(STRAYS_TIMEOUT_S)  # also what has left its group
-                self.process.wait()  # which takes it for success if somebody else has waited for it
+                # what it has started and left behind
+                descendants.kill_group(self.process.pid)
+                # also what has left its group
+                self._process_reaper.kill_strays(STRAYS_TIMEOUT_S)
+                # after another wait for it, this counts as success
+                self.process.wait()
             if ended is not None:
                 code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
         except Exception:
             log.exception("how a command has ended cannot be told: it counts as killed")
             self.kill()
-            self.process.poll()  # so that nobody takes the number for its own any more, where somebody else has waited for it
+            # marks the process as ended if another thread has waited for it: its number may be
+            # that of another process now
+            self.process.poll()
         finally:
             self._process_reaper.remove_process(self.process.pid)
             self._on_exit(self, code)
 
     def kill(self) -> None:
-        """End the command and everything it has started."""
+        """Kill the command and the processes of its group."""
         with self._lock:
-            if self.process.returncode is None:  # not waited for, so the number is still its own
-                self._kill_group()
-
-    def _kill_group(self) -> None:
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except (
-            ProcessLookupError,
-            PermissionError,
-        ):  # the latter is what some systems say of a group of zombies
-            pass
+            # not waited for, so the number is still its own
+            if self.process.returncode is None:
+                descendants.kill_group(self.process.pid)
 
 
 def find_excess(
     run: m.RunTask, folder: str, output: str, copies: Mapping[int, int], result: int = 0
 ) -> Optional[LimitExceeded]:
-    """Look a last time how much a task that is over has written, its result included, if it has a limit for that: it may have been faster than who looks now and then."""
+    """Return the excess of a finished task over its limit of disk space, its result included.
+
+    The monitor takes samples only, and the task may have been faster.
+
+    Parameters
+    ----------
+    run, folder, output
+        The task, its sandbox, and its output file.
+    copies
+        The inputs in the sandbox; see `sandbox.create_sandbox`.
+    result
+        Bytes of its result.
+    """
     limit = (run.options.get("limits") or {}).get("disk")
     if limit is None:
         return None
@@ -127,14 +140,22 @@ def collect_command(
     cache: Cache,
     copies: Mapping[int, int] = {},
 ) -> tuple[Any, dict[str, int]]:
-    """Collect what a shell command has left; runs in a helper thread.
+    """Collect the outputs of a shell command, in a helper thread.
 
     Parameters
     ----------
+    command, code
+        The command, and its exit code.
+    peak
+        Its measured usage.
     killed
         Why this worker has killed it: "", "time", "exhausted" or "cancelled".
+    limit
+        The limit that it has exceeded, if any.
+    cache
+        Stores the outputs.
     copies
-        What in its folder are copies of inputs; see `sandbox.make`.
+        The inputs in its sandbox; see `sandbox.create_sandbox`.
     """
     run = command.run
     if not killed:
@@ -142,14 +163,11 @@ def collect_command(
         killed = "exhausted" if limit is not None else ""
     failed = code != 0 or bool(killed)
     wall = time.monotonic() - command.start_time
-    measured = usage_for_message(peak)
-    if measured is not None:
-        # The monitor has seen the process only from some moment after its start.
-        measured["wall_s"] = wall
-    # of what was cancelled nothing may come into the cache: the same objects may be in the making, or made, by another task
+    # of what was cancelled nothing may come into the cache: the same objects may be in the making,
+    # or made, by another task
     outputs = [] if killed == "cancelled" else run.options.get("outputs", [])
     try:
-        cache.settle(command.folder, f"task {run.task}")
+        cache.check_sandbox(command.folder, f"task {run.task}")
         sizes, sums, missing = sandbox.collect_outputs(command.folder, outputs, cache, failed=failed)
         info: dict[str, Any] = {
             "exit_code": code if code >= 0 else 9 if killed else -code,
@@ -157,7 +175,7 @@ def collect_command(
             "output": sandbox.read_log_tail(command.output),
             "outputs": sizes,
             "digests": sums,
-            "measured": measured,
+            "measured": usage_for_message(peak, wall),
         }
     finally:
         sandbox.remove_sandbox(command.folder, cache)
@@ -173,7 +191,17 @@ def finished_message(
     limit: Optional[LimitExceeded],
     missing: list[str],
 ) -> Union[m.TaskDone, m.TaskFailed]:
-    """Build the message that reports the end of a task."""
+    """Build the message that reports the end of a task.
+
+    Parameters
+    ----------
+    run, info, wall
+        The task, the info for the message, and its duration.
+    killed, limit
+        As for `collect_command`.
+    missing
+        Reasons why outputs are missing.
+    """
     if killed == "exhausted" and limit is not None:
         more = {"resource": limit.resource, "limit": limit.limit_mb, "peak": limit.peak_mb}
         return m.TaskFailed(run.task, "exhausted", {**info, **more}, b"")
@@ -187,17 +215,31 @@ def finished_message(
     )
 
 
-def usage_for_message(peak: Optional[Peak]) -> Optional[dict[str, Any]]:
-    """Convert the usage of a task to its form in messages."""
+def usage_for_message(peak: Optional[Peak], wall_s: Optional[float] = None) -> Optional[dict[str, Any]]:
+    """Convert the usage of a task to its form in messages.
+
+    Parameters
+    ----------
+    peak
+        What the monitor has measured; None if it has not.
+    wall_s
+        The duration of the task; by default the time during which it was monitored, which begins
+        some moment after the start of its process.
+    """
     if peak is None:
         return None
-    # of a short task, CPU time over wall time says what starting its process took, not how many cores it keeps busy
+    # for a short task, CPU time over wall time gives the start of its process, not its cores
     cores = peak.cores_avg or 0 if peak.wall_s >= SAMPLE_INTERVAL_S else 0
-    return {"cores": cores, "memory": peak.memory_mb or 0, "disk": peak.disk_mb or 0, "wall_s": peak.wall_s}
+    return {
+        "cores": cores,
+        "memory": peak.memory_mb or 0,
+        "disk": peak.disk_mb or 0,
+        "wall_s": peak.wall_s if wall_s is None else wall_s,
+    }
 
 
 def _read_output(run: m.RunTask, folder: str, output: str) -> dict[str, str]:
-    """Return the printed output of a Python call: all of a vertex, else its end."""
+    """Return the output of a Python task: all of a vertex's, else the end."""
     if "program" in run.options:
         return output_files.take_output_files(output, os.path.join(folder, output_files.ERRORS_NAME))
     printed = sandbox.read_log_tail(output)
@@ -214,18 +256,32 @@ def collect_python_task(
     cache: Cache,
     copies: Mapping[int, int] = {},
 ) -> tuple[Union[m.TaskDone, m.TaskFailed], dict[str, int]]:
-    """Collect what a single Python call has left; runs in a helper thread."""
+    """Collect the outputs of a Python task, in a helper thread.
+
+    Parameters
+    ----------
+    run, reply
+        The task, and the reply of its slot.
+    folder, output, result
+        Its sandbox, its output file, and the file of a large result.
+    peak
+        Its measured usage.
+    cache
+        Stores the outputs.
+    copies
+        The inputs in its sandbox; see `sandbox.create_sandbox`.
+    """
     excess = find_excess(run, folder, output, copies, reply.size if reply.size > INLINE_LIMIT else 0)
     failed = reply.kind != "done" or excess is not None
     try:
         if not failed and reply.size > INLINE_LIMIT:
             cache.check_fits("what it returned", reply.size)
-        cache.settle(folder, f"task {run.task}")
+        cache.check_sandbox(folder, f"task {run.task}")
         sizes, sums, missing = sandbox.collect_outputs(
             folder, run.options.get("outputs", []), cache, failed=failed
         )
         said = _read_output(run, folder, output)
-    except (DiskFull, Changed):
+    except (DiskFull, ObjectChanged):
         remove_tree(result)
         raise
     finally:

@@ -1,7 +1,9 @@
-"""The folder a task runs in: its inputs are put in, its outputs are taken out.
+"""Create the folder of a task with its inputs, and take its outputs from it.
 
-Inputs are copies, or, of large files, links to cached ones with the write permission taken away; where the file system can share the blocks of two files, large ones are copies,
-too. What a task does to a copy is its own affair; what it does to a link is found out when it is over (see `looks`). Everything here touches the disk and runs in a helper thread.
+Inputs are copies, or, if they are large, read-only links to cached files. If the file system can
+share the blocks of two files, large inputs are copies, too. A task may change its copies. A change
+through a link is detected after the task (see `vineworker.storage.file_stamps`). All functions here
+access the disk and run in a helper thread.
 """
 
 from __future__ import annotations
@@ -17,17 +19,21 @@ from vinecore.protocol import messages, trees
 from vinecore.protocol.transfer import digests
 from vinecore.protocol.trees import remove_tree
 from vineworker.machine.tmpdir import TMPDIR_NAME
-from vineworker.storage.cache import Cache, tree_size
-from vineworker.storage.file_stamps import MIN_LINKED_BYTES, Changed
+from vineworker.storage.cache import Cache
+from vineworker.storage.file_stamps import MIN_LINKED_BYTES, ObjectChanged
+from vineworker.storage.files import tree_size
 
 MAX_OUTPUT_BYTES = 1 << 20
-"""Bytes of a task's output (its end) that are sent to the manager."""
+"""Bytes of a task's output, its end, that are sent to the manager."""
+THREAD_COUNT_VARIABLES = tuple(
+    f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM")
+)
 FICLONE = 0x40049409
-"""Has a file share the blocks of another one until one of them is written to."""
+"""Request of `ioctl` by which two files share their blocks until one of them is written."""
 
 
 def create_sandbox(folder: str, mounts: list[Any], cache: Cache, *, link: bool = True) -> dict[int, int]:
-    """Make a sandbox; give what in it are copies of inputs, by the numbers of their files, and their sizes.
+    """Create a sandbox; return its copies of inputs, as sizes by inode.
 
     Parameters
     ----------
@@ -35,13 +41,16 @@ def create_sandbox(folder: str, mounts: list[Any], cache: Cache, *, link: bool =
         Must not exist yet.
     mounts
         ``[name, remote name, symlink]`` for each input.
+    cache
+        Has the inputs.
     link
-        Whether there may be hard links to inputs; where there are, `Cache.settle` and `clear` have to follow.
+        Whether there may be hard links to inputs. If so, `Cache.check_sandbox` and `remove_sandbox`
+        have to follow.
 
     Raises
     ------
-    Changed
-        An input is not what it was when it came.
+    ObjectChanged
+        An input has changed since it was stored.
     """
     os.mkdir(folder, mode=0o700)
     filling = _SandboxBuilder(folder, cache, link)
@@ -53,7 +62,7 @@ def create_sandbox(folder: str, mounts: list[Any], cache: Cache, *, link: bool =
             os.makedirs(os.path.dirname(target), exist_ok=True)
             filling.put_input(name, target, symlink)
     except BaseException:
-        cache.release(folder)
+        cache.release_sandbox(folder)
         raise
     return filling.copies
 
@@ -69,16 +78,16 @@ class _SandboxBuilder:
         source = self._cache.checked_path(name)
         if symlink:
             if self._link:
-                self._cache.file_stamps.mention(self._folder, name)
+                self._cache.file_stamps.record_symlink(self._folder, name)
             else:
-                self._cache.file_stamps.expose(name)
+                self._cache.file_stamps.mark_linked(name)
             os.symlink(source, target)
         elif os.path.isdir(source):
             self._put_tree(name, source, target)
         else:
             self._put_file(name, "", source, os.stat(source), target)
         if not self._cache.is_intact(name):  # while it was copied
-            raise Changed([name], "has been changed on this worker's disk")
+            raise ObjectChanged([name], "has been changed on this worker's disk")
 
     def _put_tree(self, name: str, source: str, target: str) -> None:
         os.mkdir(target)
@@ -92,7 +101,8 @@ class _SandboxBuilder:
                 folders.append((place, entry.about.st_mode))
             else:
                 self._put_file(name, entry.name, entry.path, entry.about, place)
-        for place, mode in reversed(folders):  # last, because nothing can be put into one that is read-only
+        # last, because nothing can be put into one that is read-only
+        for place, mode in reversed(folders):
             os.utime(place, (trees.SINGLE_FILE_TIME_S, trees.SINGLE_FILE_TIME_S))
             _set_mode(place, trees.folder_mode(mode))
 
@@ -100,11 +110,12 @@ class _SandboxBuilder:
         size, cache = about.st_size, self._cache
         large = size >= MIN_LINKED_BYTES
         if not (large and _clone_blocks(source, target)):
-            wanted = large and os.geteuid() != 0  # for root nothing is read-only
-            may = self._link and cache.file_stamps.may_link(name)
+            # for root nothing is read-only
+            wanted = large and os.geteuid() != 0
+            may = self._link and cache.file_stamps.can_link(name)
             if (
                 may
-                and (wanted or not cache.may_copy(self._folder, size))
+                and (wanted or not cache.reserve_copy_space(self._folder, size))
                 and self._try_link(name, inner, target)
             ):
                 return
@@ -115,16 +126,17 @@ class _SandboxBuilder:
 
     def _try_link(self, name: str, inner: str, target: str) -> bool:
         try:
-            self._cache.file_stamps.link(self._folder, name, inner, target)
-        except Changed:
+            self._cache.file_stamps.link_into_sandbox(self._folder, name, inner, target)
+        except ObjectChanged:
             raise
-        except OSError:  # there can be none on this file system, or not so many
+        except OSError:
+            # there can be none on this file system, or not so many
             return False
         return True
 
 
 def _clone_blocks(source: str, target: str) -> bool:
-    """Have a file share its blocks with another one, where the file system can."""
+    """Have a file share its blocks with another one; return whether the file system can."""
     with open(source, "rb") as file, open(target, "wb") as copy:
         try:
             fcntl.ioctl(copy.fileno(), FICLONE, file.fileno())
@@ -134,17 +146,18 @@ def _clone_blocks(source: str, target: str) -> bool:
 
 
 def _set_mode(path: str, mode: int) -> None:
-    with contextlib.suppress(PermissionError):  # some file systems have no modes
+    # some file systems have no modes
+    with contextlib.suppress(PermissionError):
         os.chmod(path, mode)
 
 
 def resolve_in_sandbox(folder: str, remote: str) -> str:
-    """Give the path of a name in a sandbox.
+    """Return the path of a name in a sandbox.
 
     Raises
     ------
     ValueError
-        The name would climb out of the sandbox.
+        The name is outside of the sandbox.
     """
     path = os.path.normpath(os.path.join(folder, remote))
     if os.path.isabs(remote) or not path.startswith(folder + os.sep):
@@ -154,7 +167,7 @@ def resolve_in_sandbox(folder: str, remote: str) -> str:
 
 
 def _check_target_free(folder: str, remote: str, target: str) -> None:
-    """Make sure that nothing is written through a link, or over something, that an input has brought."""
+    """Check that an input is not written through a link, or over a file, of another input."""
     way = os.path.dirname(target)
     if os.path.realpath(way) != os.path.join(
         os.path.realpath(folder), os.path.relpath(way, folder)
@@ -167,15 +180,17 @@ def _check_target_free(folder: str, remote: str, target: str) -> None:
 
 
 class CollectedOutputs(NamedTuple):
-    """What a task has left."""
+    """The outputs of a task."""
 
     sizes: dict[str, int]  # bytes of each object
-    digests: dict[str, str]  # of those that are files
-    missing: list[str]  # remote names of what should be there and is not
+    # of those that are files
+    digests: dict[str, str]
+    # remote names of what should be there and is not
+    missing: list[str]
 
 
 class UnusableOutput(ValueError):
-    """Something that a task has written cannot be an output; the text names it as the task knows it."""
+    """A file of a task cannot be an output; the text has its name in the sandbox."""
 
 
 def collect_outputs(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> CollectedOutputs:
@@ -183,8 +198,14 @@ def collect_outputs(folder: str, outputs: list[Any], cache: Cache, *, failed: bo
 
     Parameters
     ----------
+    folder
+        The sandbox.
     outputs
         ``[remote name, object name, on]`` with ``on`` one of "always", "success", "failure".
+    cache
+        Stores the outputs.
+    failed
+        Whether the task has failed.
 
     Raises
     ------
@@ -207,7 +228,8 @@ def _collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> 
     for remote, name in wanted:
         path = resolve_in_sandbox(folder, remote)
         _make_accessible(folder, path)
-        if os.path.isfile(path) or os.path.isdir(path):  # a pipe or a device has no end
+        # a pipe or a device has no end
+        if os.path.isfile(path) or os.path.isdir(path):
             found[name] = path
         else:
             try:
@@ -233,7 +255,7 @@ def _collect(folder: str, outputs: list[Any], cache: Cache, *, failed: bool) -> 
 
 
 def _make_accessible(folder: str, path: str) -> None:
-    """Have a task's own folders on the way to an output such that this can be taken out."""
+    """Add permissions to a task's own folders above an output, so that it can be moved."""
     way = folder
     for part in os.path.relpath(os.path.dirname(path), folder).split(os.sep):
         way = os.path.normpath(os.path.join(way, part))
@@ -248,10 +270,14 @@ def _make_accessible(folder: str, path: str) -> None:
 
 
 def _make_self_contained(path: str, folder: str, number: int) -> str:
-    """Give an output such that it is whole and its own wherever it will be: nothing in it is a link into a folder that goes, or to a cached file."""
+    """Return the path of an output without links into the sandbox or to cached files.
+
+    It is copied if it is such a link itself.
+    """
     real = os.path.realpath(path)
     behind = real != os.path.join(os.path.realpath(folder), os.path.relpath(path, folder))
-    if behind or (os.path.isfile(path) and os.stat(path).st_nlink > 1):  # what it is stays where it is
+    # what it is stays where it is
+    if behind or (os.path.isfile(path) and os.stat(path).st_nlink > 1):
         path = os.path.join(folder, f".vine-copy-{number}")
         trees.copy_tree(real, path)
     if os.path.isdir(path):
@@ -263,8 +289,8 @@ def _make_self_contained(path: str, folder: str, number: int) -> str:
 
 
 def remove_sandbox(folder: str, cache: Cache) -> None:
-    """Remove a sandbox; mostly nothing is left in it but the empty folder for temporary files."""
-    cache.release(folder)
+    """Remove a sandbox; often only the empty folder for temporary files is left in it."""
+    cache.release_sandbox(folder)
     try:
         os.rmdir(os.path.join(folder, TMPDIR_NAME))
         os.rmdir(folder)
@@ -273,10 +299,20 @@ def remove_sandbox(folder: str, cache: Cache) -> None:
 
 
 def discard_task_files(folder: str, output: str, who: str, cache: Cache) -> None:
-    """Remove what is left of a task that has come to nothing."""
+    """Remove the files of a task without outputs.
+
+    Parameters
+    ----------
+    folder, output
+        Its sandbox, and its output file.
+    who
+        The task, for the log.
+    cache
+        Has its inputs.
+    """
     try:
-        with contextlib.suppress(Changed):
-            cache.settle(folder, who)
+        with contextlib.suppress(ObjectChanged):
+            cache.check_sandbox(folder, who)
     finally:
         remove_sandbox(folder, cache)
         remove_tree(output)
@@ -296,10 +332,18 @@ def read_log_tail(path: str, limit: int = MAX_OUTPUT_BYTES) -> str:
 
 
 def task_environment(options: dict[str, Any], sandbox: str, short: str = "") -> dict[str, str]:
-    """Variables for a task: what it may use, where it may write, and what the user set.
+    """Return the environment variables of a task: resources, folders, and those of the user.
 
-    Names as TaskVine's: CORES, MEMORY, DISK, GPUS, thread limits of the numeric libraries, TMPDIR. This one begins with a short path to the sandbox,
-    if there is one: sockets that are made there must not have long paths.
+    The names are TaskVine's: CORES, MEMORY, DISK, GPUS, thread counts of numeric libraries, TMPDIR.
+
+    Parameters
+    ----------
+    options
+        Options of the task.
+    sandbox
+        Its folder.
+    short
+        A short path to that, or "". TMPDIR is below it, as the paths of sockets must be short.
     """
     variables: dict[str, str] = {"VINE_SANDBOX": sandbox}
     allocation = options.get("allocation")
@@ -308,8 +352,7 @@ def task_environment(options: dict[str, Any], sandbox: str, short: str = "") -> 
         variables.update(
             CORES=str(cores), MEMORY=str(allocation[1]), DISK=str(allocation[2]), GPUS=str(int(allocation[3]))
         )
-        for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM"):
-            variables[f"{name}_NUM_THREADS"] = str(cores)
+        variables.update(dict.fromkeys(THREAD_COUNT_VARIABLES, str(cores)))
     temporary = os.path.join(sandbox, TMPDIR_NAME)
     os.makedirs(temporary, exist_ok=True)
     temporary = os.path.join(short or sandbox, TMPDIR_NAME)
@@ -321,7 +364,17 @@ def task_environment(options: dict[str, Any], sandbox: str, short: str = "") -> 
 def done_or_missing_output(
     run: messages.RunTask, sizes: dict[str, int], missing: list[str], done: messages.TaskDone
 ) -> Union[messages.TaskDone, messages.TaskFailed]:
-    """Done, unless an output is missing."""
+    """Return the message of a finished task, or a failure if an output is missing.
+
+    Parameters
+    ----------
+    run, sizes
+        The task, and the sizes of its outputs.
+    missing
+        Reasons why outputs are missing.
+    done
+        The message without missing outputs.
+    """
     if missing:
         reason = "; ".join(missing)
         return messages.TaskFailed(

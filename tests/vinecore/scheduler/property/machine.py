@@ -107,7 +107,7 @@ class ClusterMachine(RuleBasedStateMachine):
         """Have a worker report that an object is damaged."""
         number = self._worker(number)
         worker = self.cluster.workers.get(number)
-        if worker is not None and worker.cache and not worker.state.tasks and not worker.state.hosts:
+        if worker is not None and worker.cache and not worker.state.tasks and not worker.state.fork_servers:
             name = shape.choice(list(worker.cache))
             worker.handle_events([m.PurgeObjects([name])])
             worker.outbox.append(m.ObjectsLost([name]))

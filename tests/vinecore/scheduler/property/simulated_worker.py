@@ -58,14 +58,14 @@ class SimulatedWorker:
         self.outbox.append(x.message)
 
     def _StartForkServer(self, x: wi.StartForkServer) -> None:
-        assert ("host", x.host) not in self.jobs
+        assert ("host", x.fork_server) not in self.jobs
         if x.library is not None:
             assert {x.library.setup, *filter(None, [x.environment])} <= self.cache.keys()
-        self.jobs.append(("host", x.host))
+        self.jobs.append(("host", x.fork_server))
 
     def _StopForkServer(self, x: wi.StopForkServer) -> None:
-        self.jobs = [job for job in self.jobs if job != ("host", x.host)]
-        for slot in [slot for slot, (host, _calls, _single) in self.slots.items() if host == x.host]:
+        self.jobs = [job for job in self.jobs if job != ("host", x.fork_server)]
+        for slot in [slot for slot, (host, _calls, _single) in self.slots.items() if host == x.fork_server]:
             self.remove_slot(slot)
 
     def remove_slot(self, slot: int) -> None:
@@ -73,7 +73,7 @@ class SimulatedWorker:
         self.jobs = [job for job in self.jobs if job not in (("slot", slot), ("kill", slot))]
 
     def _StartSlot(self, x: wi.StartSlot) -> None:
-        self.slots[x.slot] = (x.host, deque(), x.run)
+        self.slots[x.slot] = (x.fork_server, deque(), x.run)
         self.jobs.append(("slot", x.slot))
 
     def _KillSlot(self, x: wi.KillSlot) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks import machine
 from benchmarks.scaling import report
-from benchmarks.scaling.cell import DOORS, Cell
+from benchmarks.scaling.cell import INTERFACES, Cell
 from benchmarks.scaling.shapes import SHAPES
 
 TASKS, WORKERS = "1e4,1e5,1e6", "10,100,1000"
@@ -50,7 +50,7 @@ def _amounts(_context: Any, _parameter: Any, text: str | None) -> list[int] | No
 @click.option(
     "--shape", default="tree", show_default=True, type=click.Choice([*SHAPES]), help="Of the graph."
 )
-@click.option("--door", default="engine", show_default=True, type=click.Choice([*DOORS, "mind"]), help="How tasks come in.")  # fmt: skip
+@click.option("--interface", default="engine", show_default=True, type=click.Choice([*INTERFACES, "scheduler"]), help="How tasks are submitted.")  # fmt: skip
 @click.option("--cores", default=4, show_default=True, type=click.IntRange(1), help="Of each worker.")
 @click.option("--result-bytes", default=20_000, show_default=True, type=click.IntRange(0), help="Size of a result.")  # fmt: skip
 @click.option("--call-s", default=0.02, show_default=True, type=click.FloatRange(0), help="What workers say a call takes.")  # fmt: skip
@@ -62,7 +62,7 @@ def main(  # noqa: PLR0917 - one for each option
     tasks: list[int] | None,
     workers: list[int] | None,
     shape: str,
-    door: str,
+    interface: str,
     cores: int,
     result_bytes: int,
     call_s: float,
@@ -83,7 +83,7 @@ def main(  # noqa: PLR0917 - one for each option
         tasks or _amounts(None, None, QUICK_TASKS if quick else TASKS) or (),
         workers or _amounts(None, None, QUICK_WORKERS if quick else WORKERS) or (),
     )
-    cells = [Cell(t, w, shape, door, cores, result_bytes, call_s) for t, w in grid]
+    cells = [Cell(t, w, shape, interface, cores, result_bytes, call_s) for t, w in grid]
     rows: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in cells}
     with Console(stderr=True).status("starting") as status:
         turns = {cell: rounds * (1 if quick else _turns(cell)) for cell in cells}
@@ -95,8 +95,8 @@ def main(  # noqa: PLR0917 - one for each option
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(report.table(calmest))
     console.print(machine.line(here))
-    if door != "mind":
-        console.print(NOTE.format(submitting=SUBMITTING[door]))
+    if interface != "scheduler":
+        console.print(NOTE.format(submitting=SUBMITTING[interface]))
     if record is not None:
         cells_ = [{"cell": cell._asdict(), "rounds": measured} for cell, measured in rows.items()]
         record.write_text(json.dumps({"machine": here, "cells": cells_}, indent=1) + "\n")
@@ -110,7 +110,7 @@ def _turns(cell: Cell) -> int:
 
 def _run(cell: Cell) -> dict[str, Any]:
     """Measure one cell, in a process of its own."""
-    module = "mind" if cell.door == "mind" else "cell"
+    module = "scheduler" if cell.interface == "scheduler" else "cell"
     command = [sys.executable, "-m", f"benchmarks.scaling.{module}"]
     with tempfile.TemporaryDirectory(prefix="vine-bench-") as folder:  # the secret is made there, too
         environment = {**os.environ, "TMPDIR": folder, "XDG_CONFIG_HOME": folder}

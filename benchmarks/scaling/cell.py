@@ -21,9 +21,7 @@ from benchmarks.scaling.shapes import SHAPES, dask_graph, specs
 from daskvine import DaskVine
 from daskvine.computation import MAX_TASKS_PER_SLICE
 from vinecore import LibraryTask
-from vinecore.scheduler import events as e
-from vinecore.scheduler import instructions as i
-from vinecore.scheduler.specs import GraphSpec
+from vinecore.manager.graphs import GraphHandle
 
 PER_CROWD = 500  # workers of one process
 LOOK_S = 0.01
@@ -38,7 +36,7 @@ class Cell(NamedTuple):
     tasks: int
     workers: int
     shape: str = "tree"
-    door: str = "engine"
+    interface: str = "engine"
     cores: int = 4
     result_bytes: int = 20_000
     call_s: float = 0.02
@@ -108,13 +106,13 @@ def measure(cell: Cell) -> Measured:
             starting_s = time.perf_counter() - begun
             m.wait_for_workers(cell.workers, PATIENCE_S)
             connect_s = time.perf_counter() - begun - starting_s
-            door = DOORS[cell.door](m, cell)
-            waiting = _wait(door, crowds, cell)
-            _warm_up(m, door, cell)
-            count = door.prepare(cell.tasks)
+            interface = INTERFACES[cell.interface](m, cell)
+            waiting = _wait(interface, crowds, cell)
+            _warm_up(m, interface, cell)
+            count = interface.prepare(cell.tasks)
             gc.collect()
             before, peak = resident(), reset_peak()
-            timed = _run(m, door, count)
+            timed = _run(m, interface, count)
             lost = cell.workers - m.workers_connected
             running = peak() - before
             m.close()
@@ -125,112 +123,115 @@ def measure(cell: Cell) -> Measured:
     return Measured(count, max(waiting, running), connect_s, lost, *timed)
 
 
-def _warm_up(m: DaskVine, door: Door, cell: Cell) -> None:
+def _warm_up(m: DaskVine, interface: Interface, cell: Cell) -> None:
     """Have the library up on every worker, and buffers where they are needed."""
     for _turn in range(MOST_TURNS):
-        door.prepare(2 * cell.workers * cell.cores)
-        door.run()
+        interface.prepare(2 * cell.workers * cell.cores)
+        interface.run()
         if all(worker["libraries"] for worker in m.summarize_workers()):
             break
 
 
-def _wait(door: Door, crowds: Crowds, cell: Cell) -> int:
+def _wait(interface: Interface, crowds: Crowds, cell: Cell) -> int:
     """Memory that is needed while all tasks wait, and none of them is ever done; first of all, so that there is none to be used again."""
-    if not isinstance(door, EngineDoor):
+    if not isinstance(interface, EngineInterface):
         return 0
     crowds.obey("hold")
-    door.prepare(cell.tasks)
+    interface.prepare(cell.tasks)
     gc.collect()
     before = resident()
-    door.submit()
+    interface.submit()
     needed = resident() - before
-    door.close()
+    interface.close()
     crowds.obey("go")
     return needed
 
 
-def _run(m: DaskVine, door: Door, count: int) -> tuple[float, ...]:
-    """Have all tasks done; give the times, as `Measured` has them."""
-    engine, watch = m._engine, Watch(m)
-    loop, user, begun = (
-        engine.query(lambda _mind: time.thread_time()),
-        time.thread_time(),
-        time.perf_counter(),
-    )
+def _run(m: DaskVine, interface: Interface, count: int) -> tuple[float, ...]:
+    """Compute all tasks; return the times, as `Measured` has them."""
+    watch, clock = Watch(m), manager_clock()
+    manager_s, user_s, started = time.clock_gettime(clock), time.thread_time(), time.perf_counter()
     watch.start()
-    door.run()
-    seconds, user = time.perf_counter() - begun, time.thread_time() - user
-    watch.stop()
-    loop = engine.query(lambda _mind: time.thread_time()) - loop
-    return 1e6 * loop / count, 1e6 * user / count, count / seconds, watch.first - begun, watch.longest
+    interface.run()
+    seconds, user_s = time.perf_counter() - started, time.thread_time() - user_s
+    manager_s = time.clock_gettime(clock) - manager_s
+    first_s = watch.stop() - started
+    return 1e6 * manager_s / count, 1e6 * user_s / count, count / seconds, first_s, watch.longest
 
 
-# ---- the doors
+def manager_clock() -> int:
+    """Return the clock of the CPU time of the manager's thread."""
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "vine-manager"]
+    assert thread.ident is not None
+    return time.pthread_getcpuclockid(thread.ident)
 
 
-class Door(Protocol):
-    """How tasks come in."""
+# ---- the interfaces
+
+
+class Interface(Protocol):
+    """How tasks are submitted."""
 
     def prepare(self, count: int) -> int:
-        """Have about so many tasks ready; give how many they are."""
+        """Prepare about so many tasks; return their number."""
 
     def run(self) -> None:
-        """Have them done."""
+        """Compute them."""
 
 
-class EngineDoor:
-    """Slices of ready-made tasks, straight to the engine."""
+class EngineInterface:
+    """Slices of tasks, submitted to the manager directly."""
 
     def __init__(self, m: DaskVine, cell: Cell) -> None:
-        self._engine, self._shape = m._engine, SHAPES[cell.shape]
-        library = LibraryTask("scaling", [], exec_mode="direct")
+        self._manager, self._shape = m, SHAPES[cell.shape]
+        library = LibraryTask("scaling", [_compute], exec_mode="direct")
         library.set_cores(cell.cores)
         library.set_function_slots(cell.cores)
         m.install_library(library)
-        self._library, self._function = m._libraries["scaling"][0], m.declare_shared_bytes(b"a function")
-        self._count = self._run = 0
-        self._first = 1
-        self._over = threading.Event()
-        self._end: i.GraphFinished | None = None
-        self._engine.subscribe(i.GraphFinished, self._ended)
-
-    def _ended(self, end: i.GraphFinished) -> None:
-        self._end = end
-        self._over.set()
+        self._library = m.full_library_name("scaling", _compute.__name__)
+        self._function = m.declare_shared_bytes(b"a function")
+        self._count, self._first_task = 0, 1
+        self._graph: GraphHandle | None = None
 
     def prepare(self, count: int) -> int:
-        """Count them: they are made on the way, as `DaskVine.get` makes them."""
+        """Count the tasks: they are made while they are submitted, as `DaskVine.get` makes them."""
         self._count = count
         return sum(1 for _vertex in self._shape(count))
 
-    def submit(self) -> None:
-        """Hand all of them over."""
-        self._over.clear()
-        self._run += 1
-        self._engine.post_event(e.GraphOpened(GraphSpec(self._run, "scaling", size=self._count)))
-        tasks = specs(self._shape(self._count), self._run, self._first, self._library, self._function)
+    def submit(self) -> GraphHandle:
+        """Submit all tasks, and wait until the scheduler has them."""
+        self._graph = graph = self._manager.open_graph("scaling", total=self._count)
+        shape = self._shape(self._count)
+        tasks = specs(shape, graph.number, self._first_task, self._library, self._function)
         while slice_ := list(itertools.islice(tasks, MAX_TASKS_PER_SLICE)):
-            self._first = slice_[-1].task + 1
-            self._engine.submit(slice_)
-        self._engine.post_event(e.GraphSubmitted(self._run))
-        self._engine.query(lambda _mind: None)
+            self._first_task = slice_[-1].task + 1
+            graph.submit(slice_)
+        graph.submitted()
+        graph.status()
+        return graph
 
     def run(self) -> None:
-        """Have them done."""
-        self.submit()
-        while not self._over.wait(1.0):
-            self._engine.ensure_open()
-        if self._end is None or self._end.outcome != "success":
-            raise RuntimeError(self._end)
+        """Compute them."""
+        graph = self.submit()
+        while (end := graph.wait(1.0)) is None:
+            pass
+        if end.outcome != "success":
+            raise RuntimeError(end)
         self.close()
 
     def close(self) -> None:
-        """Forget them, whether they are done or not."""
-        self._engine.post_event(e.GraphClosed(self._run))
-        self._engine.query(lambda _mind: None)
+        """Release them, whether they are done or not."""
+        assert self._graph is not None
+        self._graph.close()
+        # which waits until the scheduler has released the graph
+        self._manager.queue_stats()
 
 
-class GetDoor:
+def _compute() -> None:
+    """Stand for the function of the calls, which simulated workers do not run."""
+
+
+class GetInterface:
     """A dask graph, as a user has it computed."""
 
     def __init__(self, m: DaskVine, cell: Cell) -> None:
@@ -251,38 +252,43 @@ class GetDoor:
         self._get(self._graph, self._wanted)
 
 
-DOORS: dict[str, Callable[[DaskVine, Cell], Door]] = {"engine": EngineDoor, "get": GetDoor}
+INTERFACES: dict[str, Callable[[DaskVine, Cell], Interface]] = {
+    "engine": EngineInterface,
+    "get": GetInterface,
+}
 
 # ---- measuring
 
 
 class Watch:
-    """Sees, from inside of the engine's loop, when the first task is on a worker, and how long the loop was away at most."""
+    """Asks the manager every 10 ms: when the first task is on a worker, and how long an answer takes at most."""
 
     def __init__(self, m: DaskVine) -> None:
-        self._engine, self._loop = m._engine, m._engine._loop
-        self._over = False
-        self._expected = 0.0
-        self.first = self.longest = 0.0
+        self._manager = m
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._look_often)
+        self._first: float | None = None
+        self.longest = 0.0
 
     def start(self) -> None:
         """Begin."""
-        self._expected = time.perf_counter()
-        self._loop.call_soon_threadsafe(self._look)
+        self._thread.start()
 
-    def stop(self) -> None:
-        """End."""
-        self._over = True
-        self.first = self.first or time.perf_counter()
+    def stop(self) -> float:
+        """End; return the time at which the first task was on a worker, or the end."""
+        self._stopped.set()
+        self._thread.join()
+        return self._first or time.perf_counter()
 
-    def _look(self) -> None:
-        now = time.perf_counter()
-        self.longest = max(self.longest, now - self._expected)
-        if not self.first and self._engine._scheduler.tables.assigned:
-            self.first = now
-        if not self._over:
-            self._expected = now + LOOK_S
-            self._loop.call_later(LOOK_S, self._look)
+    def _look_often(self) -> None:
+        while not self._stopped.wait(LOOK_S):
+            asked = time.perf_counter()
+            # the second question is the cheaper one
+            started = self._manager.workers_connected if self._first else self._manager.queue_stats().running
+            answered = time.perf_counter()
+            self.longest = max(self.longest, answered - asked)
+            if started and self._first is None:
+                self._first = answered
 
 
 def resident() -> int:

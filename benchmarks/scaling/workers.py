@@ -1,4 +1,4 @@
-"""Simulated workers: the mind of a real one, with hands that do everything at once."""
+"""Simulated workers: the state machine of a real one, whose instructions are executed at once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Worker:
     """
 
     def __init__(self, number: int, cores: int, result_bytes: int, call_s: float) -> None:
-        self._mind = state_machine.WorkerStateMachine()
+        self._state_machine = state_machine.WorkerStateMachine()
         self._result_bytes, self._call_s = result_bytes, call_s
         self.done = self.fetched = 0
         self.hello = m.Hello(
@@ -60,7 +60,7 @@ class Worker:
         happened: list[Any] = list(messages)
         while happened:
             replies: dict[int, list[Reply]] = {}
-            doings = self._mind.handle(happened)
+            doings = self._state_machine.handle(happened)
             happened = []
             for doing in doings:
                 if type(doing) is i.SendMessage:

@@ -58,14 +58,14 @@ def test_every_cell_is_measured_and_no_worker_is_lost(tmp_path):
 
 
 def test_a_dask_graph_is_measured_from_the_call_of_get_on(tmp_path):
-    _said, (cell,) = bench(tmp_path, "3", "--door", "get", "--shape", "flat")
+    _said, (cell,) = bench(tmp_path, "3", "--interface", "get", "--shape", "flat")
     assert cell["lost"] == 0
     assert cell["vertices"] == 300
     assert cell["user_us"] > 0
 
 
-def test_the_mind_is_measured_by_itself(tmp_path):
-    _said, (cell,) = bench(tmp_path, "3", "--door", "mind")
+def test_the_scheduler_is_measured_by_itself(tmp_path):
+    _said, (cell,) = bench(tmp_path, "3", "--interface", "scheduler")
     assert cell["loop_us"] > 0
 
 

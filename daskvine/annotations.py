@@ -1,4 +1,4 @@
-"""What `dask.annotate` says of vertices: retries, priority and resources, read as distributed reads them.
+"""Read annotations of `dask.annotate` as distributed does: retries, priority and resources.
 
 An annotation that has no meaning here is named in one warning for each ``get``; none is passed over in silence.
 """
@@ -35,7 +35,7 @@ LIBRARY_MARKERS = frozenset({"ak_output"})
 
 
 class VertexAnnotations(NamedTuple):
-    """What the annotations of one vertex ask for; fields are None where they say nothing."""
+    """The annotations of one vertex; None for a field without one."""
 
     request: ResourceRequest = ResourceRequest()
     retries: int | None = None

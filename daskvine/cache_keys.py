@@ -1,15 +1,16 @@
-"""Names made of all that a vertex depends on, so that the same vertex has the same name in the next computation, or in the next program.
+"""Name results by their dependencies, so that a vertex has the same name in the next computation or program.
 
-A recipe is the digest of a function, its arguments, the recipes of its inputs, and the surroundings: the packages of the environment, and the texts
-of the program's own modules. Keys do not count: dask makes many of them at random. Code that travels by value counts as what it does: its byte code, constants,
-defaults, closure, and the globals it refers to. What is named on this machine counts in the state in which it is (`daskvine.path_arguments`).
-Whatever cannot be told apart for certain has no recipe, and neither has what depends on it.
+A cache key is the digest of a function, its arguments, the cache keys of its inputs, and the surroundings: the
+packages of the environment, and the texts of the program's own modules. Dask's keys do not count: many of them
+are random. Code that travels by value counts by its byte code, constants, defaults, closure, and the globals it
+refers to. Files and folders that arguments name count with their states (`daskvine.path_arguments`). A value
+that cannot be distinguished with certainty has no cache key, and neither have results that depend on it.
 
-Two recipes that differ anywhere have different names; two that are the same may have different ones, which costs only time. Vertices of one graph
-that are the same are numbered, for nobody knows that they would make the same.
+Different dependencies have different names. Equal dependencies may have different names, which costs only time.
+Equal vertices of one graph are numbered, because they may make different results.
 
-A name holds only what can be known before a vertex runs. What it used when it ran is compared with what its name covers (`Recipes.covers`), and if that is
-less its result is not used again.
+A name covers only dependencies that are known before the vertex runs. The dependencies of the run are compared
+with them (`ResultKeys.covers`); if the name does not cover all of them, the result is not used again.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class ResultKeys:
     graph
         The graph.
     context
-        What all vertices depend on: environment, variables, packages, texts of modules.
+        The dependencies of all vertices: environment, variables, packages, texts of modules.
     deterministic
         Called with a key: whether the vertex makes the same whenever it is run.
     covered

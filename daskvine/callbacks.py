@@ -1,4 +1,4 @@
-"""What callbacks of the user see of a graph: ``checkpoint_fn``, functions in ``env_vars``, and dask's own callbacks."""
+"""Call the user's callbacks: ``checkpoint_fn``, functions in ``env_vars``, and dask's own callbacks."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ _MAX_REACHABLE = 2000
 
 
 class CodeProperties(NamedTuple):
-    """What the code of a function tells, together with that of the user's own functions that it refers to.
+    """Properties of the code of a function and of the user's own functions that it refers to.
 
     Attributes
     ----------

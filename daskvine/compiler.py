@@ -1,8 +1,9 @@
-"""From vertices to tasks of the engine.
+"""Turn vertices into tasks of the engine.
 
-A vertex becomes a call: its function, its arguments with placeholders for what other vertices make, and the names of those. What many
-vertices share (the function; in dask-awkward also a dictionary of some hundred kilobytes, the same object in every vertex) is serialized
-once, travels to a worker once, and is loaded in a slot once. What is shared is found by identity, before anything is pickled.
+A vertex becomes a call: its function, its arguments with placeholders for results of other vertices, and the
+names of those. Objects that many vertices share (the function; in dask-awkward also a dictionary of some hundred
+kilobytes) are serialized once, travel to a worker once, and are loaded in a slot once. They are found by
+identity, before anything is pickled.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Compiler:
     Parameters
     ----------
     graph
-        What is to be computed.
+        The graph to compute.
     results
         The name of the object that each vertex makes.
     objects
@@ -115,7 +116,7 @@ class Compiler:
     wrapper
         The user's wrapper, or None.
     registered
-        What is loaded before anything else of each call, serialized; nothing if there is nothing.
+        The serialized object that each call loads first; empty if there is none.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class GraphComputation:
     vertices : int
         How many vertices there are.
     executed : int
-        How many of them were run; the others were found, or nobody needed them.
+        The number of vertices that ran; the others were found, or were not needed.
     recomputed : int
         How many were run again because their result was lost.
     library : str
@@ -166,7 +166,7 @@ class GraphComputation:
         self._result_keys = keys
 
     def _for_this_graph(self, names: dict[Key, str | None]) -> dict[Key, str | None]:
-        """Have names be those of this graph alone: whoever goes on with it finds what it has made, and no other graph does."""
+        """Restrict names to this graph: only a resumed run of this graph finds its results."""
         made = repr([names.get(self._graph.resolve(key)) for key in self._graph.targets])
         self._identity = hashlib.sha256(made.encode()).hexdigest()
         graph = f"{self._identity} {self._settings.shared.computed_graphs[self._identity]}"

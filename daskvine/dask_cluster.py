@@ -43,11 +43,11 @@ MOST_WORDS = 500
 EVERY_NODE = 1000
 POLL_INTERVAL_S = 2.0
 AT_ONCE = 100  # nodes that are sent the worker's file at the same time
-HEARTBEAT_TIMEOUT_S = 120.0  # how long a vine worker goes on when nobody looks at it
+HEARTBEAT_TIMEOUT_S = 120.0  # after how long without a poll a vine worker exits
 
 
 class _DaskWorkerInfo(NamedTuple):
-    """What one Dask worker has said of itself."""
+    """The node, cores and memory of one Dask worker."""
 
     node: tuple[str, ...]
     cores: int
@@ -150,7 +150,7 @@ class DaskClusterBatchSystem(BatchSystem):
         answers = self._run_on_workers(wishes)
         self._pilots.update(pilots)
         for name, pilot in pilots.items():
-            # who has not answered may have started it all the same; the next look tells
+            # a Dask worker that has not answered may have started it all the same; the next poll tells
             problem = _unpack_reply(answers[pilot.address]) if pilot.address in answers else ""
             if problem != "":
                 self._failed[name] = JobStatus(
@@ -261,7 +261,7 @@ class DaskClusterBatchSystem(BatchSystem):
         return scheduler
 
     def _run_in_client(self, doing: Callable[[], Any]) -> Any:
-        """Have the client's own thread do something, and wait for it."""
+        """Run a function in the client's own thread, and wait for it."""
         try:
             return self._client.sync(doing, callback_timeout=MAX_WAIT_S)
         except (OSError, RuntimeError, asyncio.TimeoutError) as error:

@@ -1,4 +1,4 @@
-"""What all vertices of one ``get`` share: environment, resources, files, variables, library, and the context of cache keys."""
+"""Prepare the settings that all vertices of one ``get`` share, from environment to library."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ MAX_SERIALIZED_SETUPS = 16
 
 @dataclass(frozen=True)
 class ExecutionSettings:
-    """What all vertices of one ``get`` share.
+    """The settings that all vertices of one ``get`` share.
 
     Attributes
     ----------
     shared
-        What this computation has in common with others of its manager.
+        The state that all computations of the manager share.
     options
         The options of the ``get``.
     request
@@ -135,7 +135,7 @@ class ExecutionSettings:
         return environment, options
 
     def configure_category(self, category: str) -> str:
-        """Have allocations of one kind of vertices adapt to what was measured; return the name of the category."""
+        """Let allocations of one kind of vertices follow measured usage; return the name of the category."""
         options, shared = self.options, self.shared
         name = f"dask:{category}:{options.resources_mode}:{sorted((options.resources or {}).items())}"
         if name not in shared.adaptive_categories:

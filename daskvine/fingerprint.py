@@ -1,12 +1,13 @@
-"""Digests of values by their structure, where pickles of equal values may differ: sets, strings that are one object or two, keys.
+"""Digest values by their structure, because pickles of equal values may differ: sets, keys, shared strings.
 
-A value is described by a tag and by the values that it consists of (`Part`). Values are looked into once each, in a search that finds cycles
-(Tarjan, SIAM J. Comput. 1 (1972) 146), so the time is linear in what there is. The digest of a value outside of cycles is that of its tag and of the digests
-of its parts. The values of a cycle are told apart by what they consist of, what that consists of, and so on, until that tells no more of them
-apart (the refinement of Hopcroft, 1971).
+A value is described by a tag and by the values that it consists of (`Part`). Each value is visited once, in a
+search that finds cycles (Tarjan, SIAM J. Comput. 1 (1972) 146), so the time is linear. The digest of a value
+outside of cycles is that of its tag and of the digests of its parts. The values of a cycle are distinguished by
+their parts, the parts of those, and so on, until a further step distinguishes no more of them (the refinement of
+Hopcroft, 1971).
 
-Two equal values that could be changed may be one or two, and who changes one of them sees the difference. So a digest also counts which of the values that
-can be changed are there more than once.
+Two equal mutable values may be one object or two, and a change of one of them shows the difference. So a digest
+also counts which mutable values occur more than once.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MIN_SHARED_BLOCK_SIZE = 500
 
 
 class Fingerprint(NamedTuple):
-    """What is known of a value.
+    """The digest of a value and its properties.
 
     Attributes
     ----------
@@ -45,7 +46,7 @@ class Fingerprint(NamedTuple):
     mutable
         The identities of the values in it that can be changed, with their places: in blocks that share none, large ones not copied.
     things
-        What on this machine it names; see `daskvine.path_arguments` and `vinecore.protocol.used_resources`.
+        The resources of this machine that it names, as in `vinecore.protocol.used_resources`.
     varies
         Whether there is code in it that makes something else each time.
     """
@@ -280,7 +281,7 @@ def _order_digests(digests: list[bytes], group: int) -> list[bytes]:
 
 
 def _has_mutable_identity(value: Any) -> bool:
-    """Return whether two equal values of this type are told apart by who changes one of them."""
+    """Return whether a change distinguishes two equal values of this type."""
     kind = type(value)
     found = _mutable_types.get(kind)
     if found is None:

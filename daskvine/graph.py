@@ -1,11 +1,12 @@
-"""Any form that dask hands over becomes one flat graph: culled, without aliases, in order.
+"""Convert any form of graph that dask passes into one flat graph: culled, without aliases, in order.
 
-dask up to 2025.3 gives a `HighLevelGraph` or a dict, with legacy tuples among the tasks, and nested keys; newer versions give an
-expression and flat keys. Both become ``Graph``: nodes of `dask._task_spec` by key, in the order in which dask itself would run them. An alias costs
-nothing: who asks for it gets its target. Data in the graph is not a vertex either.
+dask up to 2025.3 passes a `HighLevelGraph` or a dict, with legacy tuples among the tasks, and nested keys; newer
+versions pass an expression and flat keys. Both become a `Graph`: nodes of `dask._task_spec` by key, in the order
+in which dask itself would run them. An alias is replaced by its target. Data in the graph is not a vertex
+either.
 
-dask takes seconds to put a hundred thousand vertices in order. So of a large graph the first ones go depth first, which is nearly the same and takes no time,
-and the others are put in order while those run.
+dask takes seconds to order a hundred thousand vertices. So the first vertices of a large graph go depth first,
+which is nearly the same order and takes no time, and the others are ordered while those run.
 """
 
 from __future__ import annotations

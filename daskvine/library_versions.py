@@ -28,7 +28,7 @@ class LibraryVersions:
             before = self._latest.get(kind, name)
             self._latest[kind] = name
             self._users[name] += 1
-            install()  # meanwhile nobody retires it
+            install()  # meanwhile no other thread retires it
             self._retire_if_replaced(before)
 
     def release(self, name: str) -> None:

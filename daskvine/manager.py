@@ -128,10 +128,10 @@ class DaskVine(Manager):
         if workspace is not None:
             workspace = Path(workspace).expanduser()
             workspace.mkdir(parents=True, exist_ok=True, mode=0o700)
-            secret = workspace / "secret"  # who has another one does not get what is kept there
+            secret = workspace / "secret"  # a manager with another secret does not get the kept files
         shared_secret.write_secret(secret)
         try:
-            # announced to nobody, because nobody else has its secret
+            # not announced, because no other process has its secret
             own = {"password_file": secret, "registry": False, "catalog": False}
             m = cls(**{"port": 0, "address": LOOPBACK, "shutdown": True, **own, **more})
         except BaseException:

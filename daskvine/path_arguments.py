@@ -1,8 +1,8 @@
-"""What texts among the arguments of a vertex name on this machine, and the state that is in.
+"""Find paths of this machine among the texts in the arguments of a vertex, and their states.
 
-A text may be an absolute or a relative path, begin with ``~`` or ``file:``, end with the name of an object in the file as uproot writes it
-(``f.root:Events``), be a pattern, or name a folder, below which everything counts. What begins with another protocol is elsewhere, and is taken
-to stay what it is.
+A text may be an absolute or a relative path, begin with ``~`` or ``file:``, end with the name of an object in
+the file as uproot writes it (``f.root:Events``), be a pattern, or name a folder, below which everything counts.
+A text with another protocol is an address, whose content is assumed to be constant.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class PathStates:
     Attributes
     ----------
     states : dict
-        What was found below folders: the thing without its state -> the thing with it.
+        Resources found below folders: the resource without its state -> the resource with it.
     """
 
     def __init__(self) -> None:

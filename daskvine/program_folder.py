@@ -1,9 +1,10 @@
-"""The folder of the program, as its vertices get to know it, and what is said where a worker does not see that.
+"""Give the vertices the folder of the program, and report workers that do not see it.
 
-In a vertex a relative path means the working folder of the program, and its modules are found where the program finds them. What proves to a worker
-that it sees the same folders is in `vinecore.protocol.program_folders`. Where workers on other machines may come, this side puts a small file
-in a hidden folder into each of these, locks it, and takes both away when the manager closes. What a killed program has left is not locked any more:
-the next manager of the same user takes it away.
+In a vertex a relative path means the working folder of the program, and its modules are found as in the program.
+`vinecore.protocol.program_folders` has the proofs by which a worker recognizes these folders. If workers on
+other machines may come, the manager puts a small file into a hidden folder in each of them, locks it, and
+removes both at its end. Files that a killed program has left are not locked any more: the next manager of the
+same user removes them.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class ProgramFolders:
         if found is not None:
             if _find_identity(os.path.join(path, found.name)) == found.identity:
                 return found
-            os.close(found.descriptor)  # somebody has cleaned up, or the folder is another one
+            os.close(found.descriptor)  # the file was removed, or the folder is another one
             del self._tokens[path]
         if not os.path.isdir(path):
             return None
@@ -193,7 +194,7 @@ def _is_stale(place: str) -> bool:
     descriptor = os.open(os.path.join(place, TOKEN_FILE), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         found = os.fstat(descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # who lives holds it
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # a running manager holds the lock
         content = os.read(descriptor, 1000).decode(errors="replace")
         ours = content.endswith(f" of {socket.gethostname()}\n")
         return ours or time.time() - found.st_mtime > MAX_TOKEN_AGE_S

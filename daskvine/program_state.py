@@ -1,4 +1,4 @@
-"""What every vertex of a program may reach: the packages of the environment, and the texts of the program's own modules.
+"""Digest the code that every vertex may reach: packages, and the program's own modules.
 
 Packages count by what their installer has left, `RECORD` and the like, so another version, and the same one installed anew, is another
 environment. A package that no installer knows counts with all its files. Editable installs are own modules.
@@ -93,7 +93,7 @@ def _iterate_unrecorded_files(path: Path, is_folder: bool) -> Iterator[str]:
 
 
 class ProgramState(NamedTuple):
-    """What all vertices of a program may reach.
+    """The code that all vertices of a program may reach.
 
     Attributes
     ----------

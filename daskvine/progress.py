@@ -1,6 +1,6 @@
-"""What a user sees while a graph runs, drawn from plain snapshots.
+"""Show the progress of a graph, drawn from plain snapshots.
 
-Whoever runs the graph calls `Progress.update` with a `Snapshot` as often as it likes, from one thread at a
+The computation calls `Progress.update` with a `Snapshot` as often as it likes, from one thread at a
 time; how often something is drawn, and where, is decided here:
 
 =============  ==================================================================================
@@ -81,7 +81,7 @@ class SilentProgress:
     Parameters
     ----------
     label : str
-        What is counted; may contain rich's markup.
+        The label of the counted tasks; may contain rich's markup.
     clock : Callable[[], float]
         Seconds from some moment on.
     """
@@ -156,7 +156,7 @@ class LineProgress(SilentProgress):
     def _print(self, text: str) -> None:
         from rich.text import Text
 
-        # looked up each time: who captures standard error replaces it
+        # looked up each time, because a program that captures standard error replaces it
         stream = self._stream or sys.stderr
         # at once, with its end: other threads of the program compute, too
         stream.write(f"{Text.from_markup(_sanitize_markup(self.label)).plain}: {text}\n")
@@ -287,7 +287,7 @@ def make_progress(label: str, disable: bool) -> SilentProgress:
     Parameters
     ----------
     label : str
-        What is counted; may contain rich's markup.
+        The label of the counted tasks; may contain rich's markup.
     disable : bool
         Show nothing, and log what is missing.
     """
@@ -301,7 +301,7 @@ def make_progress(label: str, disable: bool) -> SilentProgress:
 
 
 def _describe_end(kind: type[BaseException] | None) -> str:
-    """Say how a computation has ended; "" if it has ended well."""
+    """Return the text about the end of a computation; "" if it has succeeded."""
     if kind is None:
         return ""
     return "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"

@@ -1,14 +1,16 @@
-"""What a program has registered with packages, for its vertices: with dask's own schedulers they see it, because they run in the same process.
+"""Collect the registrations of a program with packages, for its vertices in other processes.
 
-- behaviors of awkward arrays: ``ak.behavior[...] = ...``, ``ak.mixin_class``, ``vector.register_awkward()``. No package registers any by being imported.
+- behaviors of awkward arrays: ``ak.behavior[...] = ...``, ``ak.mixin_class``, ``vector.register_awkward()``. No
+  package registers any when it is imported.
 - classes and interpretations of its own for uproot.
-- how types of its own are pickled, in ``copyreg``.
-- settings of dask: plain ones that are not those of the defaults, files and variables;
-- settings of the process, as `numpy.seterr` and variables of the environment (see `vinecore.protocol.settings`).
+- reducers for pickles of its own types, in ``copyreg``.
+- settings of dask: plain ones that are not those of the defaults, files and variables.
+- settings of the process, such as `numpy.seterr` and environment variables (see `vinecore.protocol.settings`).
 
-All of it is one shared object, so it travels to a worker once, and a process loads it once, before anything else of a call. It is collected anew for
-each computation: where something has changed it is another object, and what the last one has registered is taken back first. What belongs to a package
-that a process has not imported waits until then.
+All of it is one shared object, so it travels to a worker once, and a process loads it once, before everything
+else of a call. It is collected for each computation: after a change it is another object, and the registrations
+of the previous one are undone first. Registrations with a package that a process has not imported wait until it
+is imported.
 
 The functions that register travel by value: a worker need not have this package.
 """
@@ -266,7 +268,7 @@ def _is_package(name: str) -> bool:
 
 
 class RegistrationPayload:
-    """What is registered when it is loaded."""
+    """Registrations that are made when this object is loaded."""
 
     def __init__(self, texts: dict[str, tuple[bytes, ...]], time_ns: int) -> None:
         self._texts, self._time_ns = texts, time_ns

@@ -1,4 +1,4 @@
-"""What all computations of one manager have in common: serialized objects, registrations, folders, libraries, locks."""
+"""Share state among all computations of one manager: objects, registrations, folders, libraries, locks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SharedState:
     objects
         Serialized objects that graphs have in common.
     registrations
-        What this program has registered with packages.
+        The registrations of this program with packages.
     folders
         The folders of this program.
     libraries

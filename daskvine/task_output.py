@@ -1,8 +1,9 @@
-"""What vertices say beside their results, as it is shown to the user.
+"""Show the output of vertices to the user.
 
-What a vertex prints appears on the standard output of the program, what it writes to its standard error and logs on the standard error, each line with
-the vertex's key before it; warnings are warnings of the program, so that its filters count, and the same warning is given once in a run. All of
-it is shown by the thread that computes, so that it appears below the cell of a notebook, and above a progress bar.
+The standard output of a vertex appears on that of the program, its standard error and log records on the
+standard error, each line with the vertex's key before it. Warnings are warnings of the program, so its filters
+count, and the same warning is given once in a run. The thread that computes shows all of it, so it appears below
+the cell of a notebook, and above a progress bar.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class TaskOutput:
             self._write_lines(sys.stderr, key, errors)
 
     def report_omitted(self) -> None:
-        """Say how much was not shown."""
+        """Report how much was not shown."""
         if self._omitted_tasks:
             _write(sys.stderr, f"what {self._omitted_tasks} more vertices have printed is not shown\n")
 

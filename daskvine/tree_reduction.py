@@ -138,15 +138,15 @@ class Reduction(NamedTuple):
     Attributes
     ----------
     parts : Sequence
-        What is merged: references, constants, nodes.
+        The partial results: references, constants, nodes.
     node : Callable
         Makes the same merge of other parts and under another key.
     function : Callable
-        What merges.
+        The merging function.
     how : str
         "arguments" and "list" say how a marked function takes them; the others are known.
     keywords : object
-        What else the function gets: a dict, or a node that makes one.
+        Further keyword arguments of the function: a dict, or a node that makes one.
     """
 
     inputs: Sequence[Any]

@@ -1,7 +1,7 @@
-"""What a TTree that uproot has opened is: told by its pickle, because a tree of NanoAOD has two hundred thousand parts.
+"""Describe a TTree that uproot has opened by its pickle, because a tree of NanoAOD has 200,000 parts.
 
-Uproot parses a tree the same way each time, so the pickles of two equal trees are equal, in other processes, too. What counts on the way differs is left out:
-a source of bytes, which counts how often it was asked, is told by its path.
+Uproot parses a tree the same way each time, so the pickles of two equal trees are equal, also in other
+processes. Counters are left out: a source of bytes, which counts its reads, is described by its path.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PACKAGES = frozenset(
 
 
 class OpenedTree(NamedTuple):
-    """What a tree is, and the paths that it is read from."""
+    """The description of a tree, and the paths that it is read from."""
 
     digest: bytes
     paths: tuple[str, ...]

@@ -96,7 +96,7 @@ def modules(value: object) -> tuple[str, ...]:
 
 
 def describe_choices(choices: tuple[str, ...]) -> str:
-    """Say in words that one of the choices is taken."""
+    """Return the choices in words."""
     *first, last = [repr(choice) for choice in choices]
     return f"{', '.join(first)} or {last}"
 

@@ -1,4 +1,4 @@
-"""What runs inside a Dask worker: it starts the vine worker of its node, and ends it.
+"""Start and end the vine worker of a node inside a Dask worker.
 
 Sent by value, as nothing of this package need be installed there; so it refers to nothing else in it.
 """
@@ -37,7 +37,7 @@ class PilotPayload(NamedTuple):
 
 
 def probe_node(dask_worker: Any) -> tuple[tuple[str, ...], int, int]:
-    """Say on which node a Dask worker is, and how many cores and bytes of memory it may use there; 0 without a limit.
+    """Return the node of a Dask worker, and its cores and bytes of memory there; 0 without a limit.
 
     Workers of one node have the host's name, the address and the control group in common: so it is also what a batch system
     limits and ends as one, and two of its jobs on one host are two nodes.
@@ -98,11 +98,11 @@ class VineWorkerPlugin(WorkerPlugin):
             pass
 
     def setup(self, worker: Any) -> None:
-        """Answer those who look; called by Dask."""
+        """Start to answer polls; called by Dask."""
         worker.handlers[self.name] = self.poll
 
     def poll(self) -> dict[str, Any]:
-        """Say whether the vine worker runs; it goes on as long as somebody looks."""
+        """Return whether the vine worker runs; it exits without polls."""
         code = self._process.poll()
         if code is None:
             self._kill_group(b".")

@@ -1,4 +1,4 @@
-"""What runs one vertex, inside a library slot or a task process.
+"""Run one vertex, inside a library slot or a task process.
 
 These functions travel by value, so a worker needs dask and the user's packages but not this one. Most vertices need nothing from here: their
 own function is called with their own arguments, in which the engine has put the inputs.
@@ -85,7 +85,7 @@ def reduce_partial_results(function: Any, how: str, keywords: dict[str, Any], *p
     Parameters
     ----------
     function
-        What merges them, in the form that ``how`` names; see `daskvine.tree_reduction.Merge`.
+        The merging function, in the form that ``how`` names; see `daskvine.tree_reduction.Merge`.
     parts
         The partial results, not loaded yet. Small ones go to the function all at once, as they would without this. Where all together would
         take more than `AT_ONCE` they are loaded one after another, or as many as that is, and go to the function with what was merged before.
@@ -137,13 +137,13 @@ def _add(total: Any, part: Any, skip: Any) -> Any:
 
 
 def _is_histogram(value: Any) -> bool:
-    """Whether a value is a histogram of boost-histogram or hist, or of a class made from those."""
+    """Return whether a value is a histogram of boost-histogram or hist, or of a subclass."""
     known = sys.modules.get("boost_histogram")
     return known is not None and isinstance(value, known.Histogram)
 
 
 def _has_default_add(histogram: Any) -> bool:
-    """Whether ``+`` is a copy and then ``+=``."""
+    """Return whether ``+`` is a copy and then ``+=``."""
     kind, usual = type(histogram), sys.modules["boost_histogram"].Histogram
     return kind.__add__ is usual.__add__ and kind.__iadd__ is usual.__iadd__
 
@@ -195,7 +195,7 @@ def _add_in_place(total: Any, part: Any, add: Any) -> Any:
 
 
 def force_synchronous_compute() -> None:
-    """Have a ``compute`` inside a vertex run in that vertex's own process, if it comes to that."""
+    """Run a ``compute`` inside a vertex in that vertex's own process."""
     if "dask" not in sys.modules:
         os.environ["DASK_SCHEDULER"] = "synchronous"
     elif sys.modules["dask"].config.get("scheduler", None) != "synchronous":
@@ -203,7 +203,7 @@ def force_synchronous_compute() -> None:
 
 
 def load_dask() -> None:
-    """Have the slots of a library find dask there, with a ``compute`` that runs in the slot itself."""
+    """Import dask for the slots of a library, with a ``compute`` that runs in the slot itself."""
     import dask
 
     dask.config.set(scheduler="synchronous")

@@ -1,15 +1,18 @@
-"""The descriptions of TTrees that a library has read, kept in its slots: reading one again is ten milliseconds for a tree of 36 branches, a second for NanoAOD.
+"""Keep parsed TTrees in the slots of a library: parsing takes 10 ms for 36 branches, and a second for NanoAOD.
 
-Whoever opens a file gets a tree of his own, bound to the file as he has opened it, as without this; only, what it says of its branches and
-baskets is not parsed from the file's bytes again, if they are the same bytes. So nothing stays open, and no file is taken for another one.
+Each opened file gets a tree of its own, bound to that file, as without the cache; only its description of
+branches and baskets is not parsed again if the bytes are the same. So no file stays open, and none is taken for
+another one.
 
-A tree is kept only if all that it holds is known to be in its description: its parts are plain objects, whose dictionaries are all there is of
-them, or texts; arrays, and what Python itself pickles; and what the tree was read from. Nothing that is found out later, such as how to interpret a
-branch, is kept. A file that has classes of its own, because uproot could not read it otherwise, is left alone; and what is known counts only as
-long as uproot would take the same classes.
+A tree is kept only if its description is known to be complete: its parts are plain objects with nothing but
+their dictionaries, texts, arrays, values that Python itself pickles, and the source of the tree. Properties that
+are determined later, such as the interpretation of a branch, are not kept. A file with classes of its own,
+because uproot could not read it otherwise, is not cached; and a description counts only as long as uproot would
+take the same classes.
 
-These functions travel by value, so a worker needs uproot but not this package. What they know of uproot is that all parts of a tree are
-`Model`, that they refer to the file, the chunk and the key they were read from, and that ``uproot.classes`` is asked for the class of a tree.
+These functions travel by value, so a worker needs uproot but not this package. They assume of uproot that all
+parts of a tree are `Model` objects, that these refer to the file, the chunk and the key they were read from, and
+that ``uproot.classes`` is asked for the class of a tree.
 """
 
 from __future__ import annotations
@@ -38,12 +41,12 @@ _PLAIN = (type, types.FunctionType, types.BuiltinFunctionType)
 
 
 def install_ttree_cache() -> None:
-    """Have this process, and those that are forked from it, keep the descriptions of TTrees, from whenever uproot is imported."""
+    """Cache descriptions of TTrees in this process and its forks, as soon as uproot is imported."""
     call_when_imported(MODULE, patch_uproot)
 
 
 def patch_uproot(module: Any) -> None:
-    """Have uproot ask here for trees.
+    """Let uproot use this cache when it reads a tree.
 
     Parameters
     ----------
@@ -117,7 +120,7 @@ class TTreeCache:
 
 
 def _is_usual(context: Any, file: Any, selffile: Any, parent: Any) -> bool:
-    """Whether a tree is read as an object of its own, by a file that takes the classes that all files take."""
+    """Return whether a tree is an object of its own in a file without classes of its own."""
     return (
         selffile is file
         and set(context) == {"breadcrumbs", "TKey"}
@@ -134,7 +137,7 @@ class TTreeDescription:
     text
         Its pickle.
     classes
-        What its parts are made of.
+        The classes of its parts.
     """
 
     def __init__(self, text: bytes, classes: list[type]) -> None:
@@ -142,7 +145,7 @@ class TTreeDescription:
         self._found = [(cls, *place) for cls in classes if (place := _place_of(cls)) is not None]
 
     def is_current(self) -> bool:
-        """Whether uproot would still take these classes."""
+        """Return whether uproot would still take these classes."""
         return all(_class_at(name, version) is cls for cls, name, version in self._found)
 
 
@@ -168,7 +171,7 @@ def pickle_ttree(tree: Any, things: list[Any]) -> TTreeDescription | None:
     Parameters
     ----------
     things
-        What it was read from.
+        The source of the tree.
 
     Returns
     -------
@@ -215,7 +218,7 @@ class _PlainText(str):  # noqa: SLOT000 - it is compared with classes that have 
 
 
 def _content(model: Any) -> tuple[Any, ...]:
-    """Give what a model is beside its dictionary: nothing, or a text.
+    """Return the content of a model besides its dictionary: None, or a text.
 
     Raises
     ------

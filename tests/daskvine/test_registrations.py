@@ -298,6 +298,70 @@ def test_late_arrival_of_registration_does_not_count(monkeypatch):
         assert sorted(ak.behavior) == ["one", "two"]
 
 
+def test_classes_with_slots_travel_both_ways(succeed):
+    succeed("""
+import dataclasses
+import weakref
+
+class Plain:
+    __slots__ = "a"
+    def __init__(self, a):
+        self.a = a
+
+class Referenced:
+    __slots__ = ("a", "__weakref__")
+    def __init__(self, a):
+        self.a = a
+
+class Open:
+    __slots__ = ("a", "__dict__", "__weakref__")
+    def __init__(self, a):
+        self.a, self.b = a, a
+
+class Private:
+    __slots__ = ("__a",)
+    def __init__(self, a):
+        self.__a = a
+    @property
+    def a(self):
+        return self.__a
+
+class Child(Referenced):
+    __slots__ = ("b",)
+
+class Loose(Plain):
+    pass
+
+@dataclasses.dataclass(frozen=True, **({"slots": True} if sys.version_info >= (3, 10) else {}))
+class Data:
+    a: int
+
+def double(thing):
+    made = type(thing)(2 * thing.a)
+    if hasattr(type(made), "__weakref__"):
+        assert weakref.ref(made)() is made
+    return made, hasattr(made, "__dict__")
+
+def all_doubled():
+    kinds = (Plain, Referenced, Open, Private, Child, Loose, Data)
+    return dask.delayed(lambda found: [(type(one).__name__, one.a, *rest) for one, *rest in found])(
+        [dask.delayed(double)(kind(n)) for n, kind in enumerate(kinds)]
+    )
+
+def back():
+    return [dask.delayed(double)(kind(3)) for kind in (Plain, Referenced, Open, Private, Child, Loose, Data)]
+
+if __name__ == "__main__":
+    with DaskVine.local(cores=1) as m:
+        everywhere(all_doubled)
+        for mode in ("tasks", "function-calls"):
+            found = dask.compute(*back(), scheduler=m.get, task_mode=mode)
+            assert [(type(one), one.a) for one, _ in found] == [
+                (kind, 6) for kind in (Plain, Referenced, Open, Private, Child, Loose, Data)
+            ], found
+""")
+
+
 def test_only_script_registrations_are_pickled_again(monkeypatch):
     """Awkward and vector have hundreds of entries, whose pickle takes longer than a small graph."""
     ak = pytest.importorskip("awkward", reason="registers behaviors: pip install awkward")

@@ -52,7 +52,9 @@ def _cloudpickler() -> Any:
                 return _reduce_code(self.dispatch_table[types.CodeType], obj)
             wrapper = own.get(kind)
             reduced = _reduce_object(self.reducers, obj) if wrapper is None else wrapper(obj)
-            return super().reducer_override(obj) if reduced is NotImplemented else reduced
+            if reduced is NotImplemented:
+                reduced = super().reducer_override(obj)
+            return _keep_slots(obj, reduced) if isinstance(obj, type) else reduced
 
     return Cloudpickler
 
@@ -61,6 +63,23 @@ def _reduce_code(reduce: Callable[[types.CodeType], Any], code: types.CodeType) 
     """Reduce code with the name of its file, which cloudpickle leaves out: tracebacks and warnings lead to what the user has written."""
     make, parts = reduce(code)
     return make, tuple(code.co_filename if part == UNNAMED else part for part in parts)
+
+
+def _keep_slots(cls: type, reduced: Any) -> Any:
+    """Have a class that travels by value made with its `__slots__`.
+
+    Cloudpickle sets them as an attribute of a class without slots, whose objects have a dictionary
+    that the class here cannot take back.
+    """
+    slots = vars(cls).get("__slots__")
+    # of other classes, such as enumerations, cloudpickle makes the skeleton in another way
+    if not isinstance(slots, (str, tuple, list)) or type(reduced) is not tuple:
+        return reduced
+    make, arguments, *rest = reduced
+    if getattr(make, "__name__", "") != "_make_skeleton_class":
+        return reduced
+    meta, name, bases, attributes, *more = arguments
+    return make, (meta, name, bases, {**attributes, "__slots__": slots}, *more), *rest
 
 
 _SEEDED_OR_RAISED = random.Random, BaseException  # each object is asked, so once for both

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.harness.processes import PATIENCE_S
 from vinecore.scheduler import ORDER
 
 ROOT = Path(__file__).parents[1]
@@ -265,7 +266,7 @@ def modules_after(statement):
     path = [str(ROOT), str(ROOT / "worker")]
     code = f"import sys\nsys.path[:0] = {path!r}\n{code}"
     ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
     )
     return set(json.loads(ended.stdout))
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.processes import PATIENCE_S
+
 pytest.importorskip("coffea", reason="the example needs the HEP packages")
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -40,7 +42,7 @@ def run(folder, *command, text=None):
         "PYTHONWARNINGS": "ignore",
     }
     return subprocess.run(
-        [sys.executable, *command], cwd=folder, env=variables, input=text, capture_output=True, text=True, check=False, timeout=240,
+        [sys.executable, *command], cwd=folder, env=variables, input=text, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
     )  # fmt: skip
 
 
@@ -84,7 +86,9 @@ def test_in_a_notebook(example, folder, histogram):
     client = pytest.importorskip("nbclient")
     cells = [nbformat.v4.new_code_cell(paragraph) for paragraph in example.split("\n\n")]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    client.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
+    client.NotebookClient(
+        notebook, timeout=PATIENCE_S, resources={"metadata": {"path": str(folder)}}
+    ).execute()
     outputs = [output for cell in cells for output in cell.outputs]
     printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
     assert printed == histogram, outputs

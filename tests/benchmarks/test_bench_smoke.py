@@ -17,6 +17,7 @@ from benchmarks.contenders import ContenderFailed, Contestant
 from benchmarks.contest import Row, disagreements
 from benchmarks.sizes import QUICK
 from benchmarks.table import table
+from tests.harness.processes import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +29,7 @@ def bench(tmp_path, *arguments):
     environment = {**os.environ, "TMPDIR": str(scratch), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "benchmarks", *arguments]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     return done, list(scratch.iterdir())
 
@@ -134,7 +135,7 @@ def test_a_packed_histogram_and_its_merge_in_turn_take_less(tmp_path):
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     new, old = json.loads(done.stdout)

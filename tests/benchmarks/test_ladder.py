@@ -11,6 +11,7 @@ import pytest
 from benchmarks.ladder import stacks, study
 from benchmarks.ladder.measure import Measured
 from benchmarks.ladder.stacks import QUICK, Scale
+from tests.harness.processes import PATIENCE_S
 from vinecore.simulate import Costs
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +85,7 @@ def test_the_command_prints_records_and_draws(tmp_path):
     ]
     environment = {**os.environ, "TMPDIR": str(scratch), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "not what was published" in done.stdout

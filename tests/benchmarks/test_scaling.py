@@ -13,6 +13,7 @@ from dask.core import get_dependencies
 
 from benchmarks.scaling import files, report
 from benchmarks.scaling.shapes import SHAPES, dask_graph
+from tests.harness.processes import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +36,7 @@ def bench(tmp_path, workers, *arguments):
     ]
     done = subprocess.run(
         [*command, *arguments], cwd=ROOT, env={**os.environ, "TMPDIR": str(scratch)}, capture_output=True, text=True,
-        timeout=240, check=False,
+        timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert not list(scratch.iterdir())

@@ -11,6 +11,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.daskvine.file_barrier import Gate
+from tests.harness.processes import PATIENCE_S
 from vinecore.scheduler import instructions as i
 
 MODES = ("tasks", "function-calls")
@@ -27,7 +28,7 @@ def one_worker():
 def two_workers():
     """A manager with two workers of one core each."""
     with DaskVine.local(workers=2, cores=1, memory_mb=2000, disk_mb=2000) as m:
-        m.wait_for_workers(2, timeout=60)
+        m.wait_for_workers(2, timeout=PATIENCE_S)
         yield m
 
 

@@ -24,6 +24,7 @@ from dask.diagnostics import ProgressBar
 
 from daskvine import DaskVine
 from tests.daskvine import sample_graphs as v
+from tests.harness.processes import PATIENCE_S
 from vinecore.errors import InsufficientResources
 from vinecore.protocol import messages
 from vinecore.protocol.discovery import registry
@@ -101,7 +102,7 @@ def test_shuffle_method_lasts_with_last_manager():
         check=True,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
     )
     assert done.stdout.split() == ["tasks", "None"]
 

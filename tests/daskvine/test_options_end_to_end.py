@@ -19,7 +19,7 @@ from daskvine import DaskVine, daskvine_merge, progress
 from daskvine.options import PRIORITY_MODES
 from tests.daskvine import sample_graphs as v
 from tests.harness.http_servers import web_server
-from tests.harness.processes import wait_until
+from tests.harness.processes import PATIENCE_S, wait_until
 from vinecore import FunctionCall, Task
 from vinecore.errors import InsufficientResources, LibraryError, TaskCrashed, TaskFailed
 from vinecore.manager.policy_methods import PLACEMENT_POLICIES
@@ -510,7 +510,7 @@ def test_extra_functions_are_in_the_library(m):
 
     assert m.get({"x": (v.inc, 1)}, "x", task_mode="function-calls", lib_extra_functions=[extra]) == 2
     m.submit(FunctionCall("Dask-Library", "extra", 1))
-    assert m.wait(60).output == 101
+    assert m.wait(PATIENCE_S).output == 101
 
 
 def test_a_command_starts_the_library(m):
@@ -622,7 +622,7 @@ def test_every_priority_mode_is_tested():
 def pair():
     """Two workers for tasks only: no library takes their room."""
     with DaskVine.local(workers=2, cores=1, memory_mb=2000, disk_mb=2000) as m:
-        m.wait_for_workers(2, timeout=60)
+        m.wait_for_workers(2, timeout=PATIENCE_S)
         yield m  # a worker has one process that forks those of its tasks: `vertices.parent` tells workers apart
 
 
@@ -672,7 +672,7 @@ def test_time_policy_takes_fastest_worker(gate, meanwhile):
     graph = {"one": (first, "1"), "two": (first, "2"), "begin": (max, "one", "two")}
     graph |= {"c": (v.parent, "begin"), "d": (v.parent, "c"), "e": (v.parent, "d")}
     with DaskVine.local(workers=2, cores=1) as m:
-        m.wait_for_workers(2, timeout=60)
+        m.wait_for_workers(2, timeout=PATIENCE_S)
         computing = meanwhile(m.get, graph, list(graph), scheduling_mode="time")
         slow, fast = gate.wait_for(2)  # who came first and goes last takes longer
         gate.let(fast)
@@ -687,7 +687,7 @@ def test_time_policy_takes_fastest_worker(gate, meanwhile):
 def test_worst_policy_takes_most_free_worker():
     """Work goes to the worker with most free resources."""
     with DaskVine.local(workers=2, cores=2) as m:
-        m.wait_for_workers(2, timeout=60)
+        m.wait_for_workers(2, timeout=PATIENCE_S)
         graph = {("x", n): (v.parent, n) for n in range(2)}
         assert len(set(m.get(graph, list(graph), scheduling_mode="worst"))) == 2
 

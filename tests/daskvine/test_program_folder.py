@@ -16,7 +16,7 @@ from dask import delayed
 
 from daskvine import DaskVine
 from daskvine.program_folder import TOKEN_PREFIX
-from tests.harness.processes import start_local_cluster
+from tests.harness.processes import PATIENCE_S, start_local_cluster
 from vinecore import PythonTask
 
 
@@ -141,7 +141,7 @@ def test_tasks_without_graph_have_own_folder(m, folder):
     """Tasks and calls that belong to no graph keep a folder of their own."""
     task = PythonTask(os.getcwd)
     m.submit(task)
-    assert m.wait(60) is task
+    assert m.wait(PATIENCE_S) is task
     assert task.output != str(folder)
 
 

@@ -19,6 +19,7 @@ from daskvine.progress import (
     SilentProgress,
     make_progress,
 )
+from tests.harness.processes import PATIENCE_S
 
 NO_WORKER = "no worker is connected; start one with vine_worker"
 
@@ -290,7 +291,7 @@ def test_rich_is_imported_for_drawing_only():
         "    shown.update(progress.ProgressSnapshot(1, 1, 0, 0, 1, 0))\n"
         "assert 'rich' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.daskvine import sample_graphs as v
-from tests.harness.processes import start_local_cluster, wait_until
+from tests.harness.processes import PATIENCE_S, start_local_cluster, wait_until
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_two_computations_at_once_take_turns(m):
     gate = threading.Barrier(2)
 
     def compute(number):
-        gate.wait(60)
+        gate.wait(PATIENCE_S)
         graph = {"a": (v.inc, 1), ("b", number): (v.inc, "a"), "end": (sum, [("b", number), number])}
         return m.get(graph, "end", task_mode="function-calls", reuse=True)
 

@@ -13,6 +13,7 @@ import warnings
 import pytest
 
 from daskvine import task_output as output
+from tests.harness.processes import PATIENCE_S
 from vinecore import FunctionCall, PythonTask
 
 
@@ -154,7 +155,7 @@ def test_a_function_call_has_what_it_printed(m, exec_mode):
         calls = [FunctionCall("speaking", "speak", f"word-{n}") for n in range(3)]
         for call in calls:
             m.submit(call)
-        while m.wait(60):
+        while m.wait(PATIENCE_S):
             pass
         assert [call.std_output for call in calls] == [f"word-{n}\n" * 2 for n in range(3)]
     finally:
@@ -164,7 +165,7 @@ def test_a_function_call_has_what_it_printed(m, exec_mode):
 def test_a_python_task_has_what_it_printed(m):
     task = PythonTask(speak, "word")
     m.submit(task)
-    assert m.wait(60) is task
+    assert m.wait(PATIENCE_S) is task
     assert task.std_output == "word\nword\n"
 
 
@@ -220,7 +221,7 @@ def test_output_appears_below_notebook_cell():
         "m.close()",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    client.NotebookClient(notebook, timeout=120).execute()
+    client.NotebookClient(notebook, timeout=PATIENCE_S).execute()
     shown = [output["text"] for output in notebook.cells[1].outputs if output.get("name") == "stdout"]
     assert shown == ["[x] from afar\n"]
 

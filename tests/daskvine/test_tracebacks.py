@@ -10,6 +10,8 @@ import textwrap
 
 import pytest
 
+from tests.harness.processes import PATIENCE_S
+
 ANALYSIS = """
 def select(pt, cut):
     return [x for x in pt if x / cut > 1]
@@ -114,7 +116,7 @@ def test_at_the_prompt_of_the_interpreter(tmp_path):
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         },
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
     )
     usual, *ours = map(end_of, done.stdout.split("=====")[:3])
     assert ours == [usual, usual]

@@ -17,7 +17,7 @@ import pytest
 from daskvine import DaskVine
 from daskvine.compiler import modules_behind
 from tests.daskvine import sample_graphs as v
-from tests.harness.processes import wait_until
+from tests.harness.processes import PATIENCE_S, wait_until
 from vinecore import FunctionCall
 
 TASKS = 30
@@ -205,7 +205,7 @@ def test_edit_during_computation_stops_nothing(m, folder, gate):
         module = edited(folder, "mine_meanwhile", "def number(*_):\n    return 2\n")
         assert dask.delayed(module.number)().compute(**options) == 2
         gate.open()
-        computing.result(60)
+        computing.result(PATIENCE_S)
 
 
 def test_restart_gives_new_processes(m, task_mode):
@@ -227,7 +227,7 @@ def test_restart_while_calls_run_loses_none(m, gate, task_mode):
         gate.wait_for(1)
         m.restart()
         gate.open()
-        assert computing.result(60) == 42
+        assert computing.result(PATIENCE_S) == 42
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def library(m, folder):
 def called(m, name, n):
     task = FunctionCall("calls", name, n)
     m.submit(task)
-    assert m.wait(60) is task
+    assert m.wait(PATIENCE_S) is task
     assert task.successful(), task.output
     return task.output
 
@@ -278,7 +278,7 @@ def test_library_is_reinstalled_after_reload_once(m, folder, library):
     names = set(m._engine.query(lambda mind: list(mind.tables.libraries)))
     importlib.import_module("mine_other")
     m.submit(process)
-    m.wait(60)
+    m.wait(PATIENCE_S)
     assert names == set(m._engine.query(lambda mind: list(mind.tables.libraries)))
 
 
@@ -307,10 +307,10 @@ def test_call_during_reload_returns(m, folder, gate):
     edited(folder, "mine_waits", "def number(*_):\n    return 2\n")
     second = FunctionCall("held", "number")
     m.submit(second)
-    assert m.wait(60) is second
+    assert m.wait(PATIENCE_S) is second
     assert second.output == 2
     gate.open()
-    assert m.wait(60) is first
+    assert m.wait(PATIENCE_S) is first
     assert first.output == 1
     m.remove_library("held")
 
@@ -345,7 +345,7 @@ def test_import_blocking_fork_server_is_named(tmp_path, monkeypatch):
     with DaskVine.local(cores=1) as m, ThreadPoolExecutor(1) as threads:
         computing = threads.submit(dask.delayed(backend)().compute, scheduler=m.get)
         settings.write_text("backend: svg")
-        assert computing.result(60) == "svg"
+        assert computing.result(PATIENCE_S) == "svg"
         said = re.compile(
             r"the Python that forks tasks has been starting for more than \d+ s on worker 1 .*: "
             r"it imports what tasks need: line \d+ of \S+/matplotlib/__init__.py, in <module>"
@@ -353,5 +353,5 @@ def test_import_blocking_fork_server_is_named(tmp_path, monkeypatch):
         wait_until(lambda: said.match(m.stalled_reason), "the import to be named")
         computing = threads.submit(dask.delayed(backend)().compute, scheduler=m.get)
         settings.write_text("backend: pdf")
-        assert computing.result(60) == "pdf"
+        assert computing.result(PATIENCE_S) == "pdf"
         wait_until(lambda: not m.stalled_reason)

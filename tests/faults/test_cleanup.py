@@ -14,7 +14,14 @@ import pytest
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import engine_threads, find_paths, is_alive, list_recursively, wait_until
+from tests.harness.processes import (
+    PATIENCE_S,
+    engine_threads,
+    find_paths,
+    is_alive,
+    list_recursively,
+    wait_until,
+)
 from vinecore import Factory, FunctionCall, PythonTask, Task
 
 SCRIPT = """
@@ -66,10 +73,10 @@ def test_close_leaves_no_process_or_file(local_cluster, family):
         for task_mode in ("function-calls", "tasks"):
             assert m.get(graph, "sum", task_mode=task_mode, progress_disable=True) > 2_400_000
         m.submit(PythonTask(sample_tasks.make_bytes, 300_000))
-        assert len(m.wait(60).output) > 300_000
+        assert len(m.wait(PATIENCE_S).output) > 300_000
         m.install_library(m.create_library_from_functions("chores", sample_tasks.add))
         m.submit(FunctionCall("chores", "add", 1, 2))
-        assert m.wait(60).output == 3
+        assert m.wait(PATIENCE_S).output == 3
         started = family()
         assert started
     wait_until(lambda: not any(map(is_alive, started)), "what was killed to be gone")
@@ -258,7 +265,7 @@ def test_ended_tasks_leave_no_files(local_cluster):
     )
     m.cancel_all()
     while not m.empty():
-        assert m.wait(60) is not None
+        assert m.wait(PATIENCE_S) is not None
     m.remove_library("chores")
     [session] = local_cluster.workspace.glob("vine-worker-*/session-*")
 
@@ -286,9 +293,9 @@ def test_requests_to_stopped_worker_stay_in_order(local_cluster, tmp_path):
     local_cluster.start_worker(
         m, "--cores", "500", PYTHONPATH=os.pathsep.join([str(modules), *filter(None, sys.path)])
     )
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     m.submit(PythonTask(lambda: __import__("slow_to_import").__name__))
-    assert m.wait(60).output == "slow_to_import"
+    assert m.wait(PATIENCE_S).output == "slow_to_import"
     wait_until(lambda: local_cluster.count_lines("importing"), "the host to be importing, too")
     tasks = [PythonTask(sample_tasks.counted, str(local_cluster.folder), f"task-{n}", n) for n in range(400)]
     for task in tasks:
@@ -299,8 +306,8 @@ def test_requests_to_stopped_worker_stay_in_order(local_cluster, tmp_path):
         "all sandboxes to be there",
     )
     m.cancel_by_task_id(tasks[399].id)
-    assert m.wait(60) is tasks[399]
+    assert m.wait(PATIENCE_S) is tasks[399]
     local_cluster.path("gate").touch()
-    assert sorted(m.wait(60).output for _ in range(399)) == list(range(399))
+    assert sorted(m.wait(PATIENCE_S).output for _ in range(399)) == list(range(399))
     assert {local_cluster.count_lines(f"task-{n}") for n in range(399)} == {1}
     assert local_cluster.count_lines("task-399") <= 1

@@ -13,6 +13,7 @@ import pytest
 
 from tests.harness import sample_tasks
 from tests.harness.processes import (
+    PATIENCE_S,
     age_connection,
     engine_threads,
     make_file_and_block,
@@ -45,7 +46,7 @@ def test_reset_connection_costs_session_only(local_cluster):
         worker = local_cluster.start_worker(
             proxy.port, "--timeout", "60", command=[sys.executable, "-c", WITHOUT_SINGLE_SHOT]
         )
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         m.submit(PythonTask(sample_tasks.held, str(local_cluster.folder), "held", "gate"))
         wait_until(lambda: local_cluster.count_lines("held") == 1, "the task to be running")
         proxy.cut()
@@ -108,7 +109,7 @@ def made_and_moved(local_cluster, fault, other=None, size=LARGE):
     """Have a faulty worker make an object and another one read it."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(m, command=odd(fault) if fault else None)
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     maker = PythonTask(sample_tasks.make_bytes, size)
     maker.enable_temp_output()
     m.submit(maker)
@@ -119,7 +120,7 @@ def made_and_moved(local_cluster, fault, other=None, size=LARGE):
     m.submit(blocker)
     wait_until(lambda: local_cluster.count_lines("blocker"), "the first worker to be busy")
     local_cluster.start_worker(m, command=odd(other) if other else None)
-    m.wait_for_workers(2, 60)
+    m.wait_for_workers(2, PATIENCE_S)
     reader = PythonTask(sample_tasks.digest, maker.output_file)
     m.submit(reader)
     assert wait_for_task(m) is reader
@@ -160,11 +161,11 @@ def test_unreachable_holder_keeps_files_obtainable(local_cluster):
     """Many workers that cannot reach one do not make its files unobtainable."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(m, "--cores", "1", command=odd("unreachable"))
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     maker, blocker = make_file_and_block(local_cluster, m, LARGE)
     for _ in range(8):
         local_cluster.start_worker(m, "--cores", "1")
-    m.wait_for_workers(9, 60)
+    m.wait_for_workers(9, PATIENCE_S)
     readers = [PythonTask(sample_tasks.digest, maker.output_file) for _ in range(8)]
     for reader in readers:
         m.submit(reader)

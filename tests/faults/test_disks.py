@@ -14,7 +14,7 @@ import pytest
 from daskvine import DaskVine, daskvine_merge, execution_settings
 from daskvine.remote import task_functions
 from tests.harness import sample_tasks
-from tests.harness.processes import find_paths, wait_for_task, wait_until
+from tests.harness.processes import PATIENCE_S, find_paths, wait_for_task, wait_until
 from vinecore import PythonTask, Task
 
 MB = 1 << 20
@@ -39,7 +39,7 @@ def test_oversized_result_fails_and_worker_survives(local_cluster, small_disk):
     """A result that does not fit on the disk is an error that says so and the worker goes on."""
     m = local_cluster.start_manager(DaskVine)
     worker = local_cluster.start_worker(m, "--workspace", str(small_disk))
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     for task_mode in ("function-calls", "tasks"):
         graph = {"large": (sample_tasks.make_bytes, 20 * MB), "end": (sample_tasks.length, "large")}
         with pytest.raises(OSError, match="No space left on device"):
@@ -57,7 +57,7 @@ def test_oversized_input_fails_with_reason(local_cluster, small_disk, monkeypatc
     monkeypatch.setattr("vinecore.scheduler.transfer_failures.RETRY_DELAY_S", 0.01)  # between its tries
     m = local_cluster.start_manager()
     worker = local_cluster.start_worker(m, "--workspace", str(small_disk))
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     task = Task("wc -c < in")
     task.add_input(m.declare_buffer(os.urandom(20 * MB)), "in")
     m.submit(task)
@@ -88,7 +88,7 @@ def test_foreign_full_disk_allows_small_calls(local_cluster, small_disk):
     """A disk that is full of other things lets small calls go on."""
     m = local_cluster.start_manager(DaskVine)
     local_cluster.start_worker(m, "--workspace", str(small_disk))
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     assert m.get({"x": (sample_tasks.add, 1, 2)}, "x", task_mode="function-calls", progress_disable=True) == 3
     with contextlib.suppress(OSError), (small_disk / "ballast").open("wb", buffering=0) as file:
         while file.write(bytes(4096)):

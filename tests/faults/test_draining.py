@@ -11,7 +11,7 @@ import psutil
 from daskvine import DaskVine
 from tests.faults.test_workers_lost import InThread
 from tests.harness import sample_tasks
-from tests.harness.processes import HURRY_S, wait_until, worker_summaries
+from tests.harness.processes import HURRY_S, PATIENCE_S, wait_until, worker_summaries
 from vinecore import FunctionCall, Task
 
 PARTS = 6
@@ -162,13 +162,13 @@ def test_library_ignores_signal_its_calls_end(local_cluster):
     library.set_cores(1)
     m.install_library(library)
     m.submit(FunctionCall("chores", "who"))
-    _slot, host = m.wait(60).output
+    _slot, host = m.wait(PATIENCE_S).output
     os.kill(host, signal.SIGTERM)
     m.submit(FunctionCall("chores", "dies_once", str(local_cluster.folder), "call", int(signal.SIGTERM)))
-    assert m.wait(60).output == "call"
+    assert m.wait(PATIENCE_S).output == "call"
     assert local_cluster.count_lines("call") == 2
     m.submit(FunctionCall("chores", "who"))
-    assert m.wait(60).output[1] == host
+    assert m.wait(PATIENCE_S).output[1] == host
 
 
 def test_idle_worker_leaves_results_with_manager(local_cluster):
@@ -179,7 +179,7 @@ def test_idle_worker_leaves_results_with_manager(local_cluster):
     maker.add_output(temp, "out")
     m.submit(maker)
     worker = local_cluster.start_hurried_worker(m, "--idle-timeout", str(HURRY_S - 50))
-    assert m.wait(60).successful()
+    assert m.wait(PATIENCE_S).successful()
     local_cluster.let_time_pass()
     assert worker.wait() == 0
     assert f"idle for {HURRY_S - 50} s" in worker.log
@@ -188,5 +188,5 @@ def test_idle_worker_leaves_results_with_manager(local_cluster):
     reader = Task("cat in")
     reader.add_input(temp, "in")
     m.submit(reader)
-    assert m.wait(60).output == "precious\n"
+    assert m.wait(PATIENCE_S).output == "precious\n"
     assert local_cluster.count_lines("makers") == 1

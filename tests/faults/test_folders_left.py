@@ -16,7 +16,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import is_alive, wait_until
+from tests.harness.processes import PATIENCE_S, is_alive, wait_until
 from vinecore.protocol import temporary_folders
 
 PROGRAM = """
@@ -81,7 +81,7 @@ def test_signal_ends_program_and_its_files(local_cluster, program, number):
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(left(local_cluster)) == 3
     process.send_signal(number)
-    assert process.wait(60) == -number
+    assert process.wait(PATIENCE_S) == -number
     assert left(local_cluster) == []
     wait_until(lambda: not any(map(is_alive, family)), "the end of all processes")
     wait_until(lambda: not links(local_cluster), "the short paths to be removed")
@@ -106,7 +106,7 @@ def test_handler_of_user_stays_and_decides(local_cluster, program):
         before="signal.signal(signal.SIGTERM, lambda *_: (chores.note(place + '/handled'), sys.exit(5)))"
     )
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 5
+    assert process.wait(PATIENCE_S) == 5
     assert local_cluster.count_lines("handled") == 1
     assert left(local_cluster) == []
 
@@ -149,7 +149,7 @@ assert handlers() == before
 def test_what_signals_do_is_given_back(local_cluster):
     """In a process of its own: here other tests may have managers that are open."""
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    subprocess.run([sys.executable, "-c", SIGNALS], env=variables, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", SIGNALS], env=variables, check=True, timeout=PATIENCE_S)
 
 
 def test_terminal_interrupt_spares_workers(local_cluster, program):
@@ -170,7 +170,7 @@ except KeyboardInterrupt:
     )
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(60) == 0, process.stderr.read().decode()
+    assert process.wait(PATIENCE_S) == 0, process.stderr.read().decode()
     assert local_cluster.path("workers").read_text() == "1\n"
     assert local_cluster.count_lines("after") == 1
     wait_until(lambda: not any(map(is_alive, family)), "the end of all processes")
@@ -270,5 +270,5 @@ time.sleep(1000)
     with process:
         wait_until(lambda: local_cluster.count_lines("ready"))
         process.terminate()
-        assert process.wait(60) == -signal.SIGTERM
+        assert process.wait(PATIENCE_S) == -signal.SIGTERM
     assert left(local_cluster) == []

@@ -11,7 +11,14 @@ import pytest
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import call_after_each_task, find_paths, used_below, wait_for_task, wait_until
+from tests.harness.processes import (
+    PATIENCE_S,
+    call_after_each_task,
+    find_paths,
+    used_below,
+    wait_for_task,
+    wait_until,
+)
 from vinecore import PythonTask, Task
 from vinecore.errors import InsufficientResources
 
@@ -64,7 +71,7 @@ def test_a_wide_graph_needs_little_disk(local_cluster):
 
 def test_inputs_too_large_are_refused_with_numbers():
     with DaskVine.local(workers=1, cores=1, disk_mb=30) as m:
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         task = Task("cat a b > /dev/null")
         task.add_input(m.declare_buffer(os.urandom(20 * MB)), "a")
         task.add_input(m.declare_buffer(os.urandom(20 * MB)), "b")
@@ -87,7 +94,7 @@ def test_inputs_too_large_are_refused_with_numbers():
 def test_result_too_large_for_disks_fails_alone():
     """A result that no disk can hold fails with numbers and the others go on."""
     with DaskVine.local(workers=1, cores=1, disk_mb=10) as m:
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         for task_mode in ("function-calls", "tasks"):
             graph = {"large": (sample_tasks.make_bytes, 20 * MB), "end": (sample_tasks.length, "large")}
             with pytest.raises(InsufficientResources, match="21 MB"):
@@ -219,7 +226,7 @@ def test_analysis_survives_small_disks_and_deaths(analysis, kills):
 
     lazy, expected = analysis
     with DaskVine.local(workers=WORKERS, cores=1, disk_mb=DISK_MB) as m:
-        m.wait_for_workers(WORKERS, 60)
+        m.wait_for_workers(WORKERS, PATIENCE_S)
         made = written(m)
         killer = Killer(m, kills)
         with Gauge(m.factory._batch.folder, 0.05) as gauge:

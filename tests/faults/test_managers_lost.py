@@ -14,7 +14,7 @@ import pytest
 
 from tests.faults import resume_script
 from tests.harness import sample_tasks
-from tests.harness.processes import find_paths, free_port, is_alive, wait_until
+from tests.harness.processes import PATIENCE_S, find_paths, free_port, is_alive, wait_until
 from vinecore.journal import records
 from vinecore.journal.reader import read
 from vinecore.protocol.temporary_folders import OWNER_FILE
@@ -57,7 +57,7 @@ class Script:
     def finish(self):
         """Let it come to its end; give the total, and how many vertices were run."""
         self.log.with_suffix(".gate").touch()
-        assert self.process.wait(120) == 0, self._local_cluster.path("script.log").read_text()
+        assert self.process.wait(PATIENCE_S) == 0, self._local_cluster.path("script.log").read_text()
         return json.loads(self.answer.read_text())
 
     def kill(self):
@@ -160,7 +160,7 @@ def test_unwanted_kept_files_are_released(local_cluster, script):
 
     wait_until(list_kept_files, "the worker to keep what it has")
     with local_cluster.start_manager(port=script.port) as m:
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         wait_until(lambda: not list_kept_files(), "the worker to let it go")
         assert m._engine.query(lambda mind: mind.tables.files) == {}
 

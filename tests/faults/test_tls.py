@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import make_file_and_block, wait_for_task, wait_until
+from tests.harness.processes import PATIENCE_S, make_file_and_block, wait_for_task, wait_until
 from vinecore import Factory, PythonTask, Task
 from vinecore.factory.cli import command
 from vinecore.protocol import tls
@@ -188,4 +188,4 @@ def test_many_open_connections_block_nobody(local_cluster):
     finally:
         for client in clients:
             client.close()
-        tunnels.drain_and_close(60)
+        tunnels.drain_and_close(PATIENCE_S)

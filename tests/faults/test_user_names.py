@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from daskvine import DaskVine
-from tests.harness.processes import find_python, wait_for_task
+from tests.harness.processes import PATIENCE_S, find_python, wait_for_task
 from vinecore import PythonTask, Task
 
 PROGRAM = """
@@ -46,7 +46,7 @@ NAMES = [
 
 def in_program(folder, *words, **env):
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **env}
-    return subprocess.run([sys.executable, *words], cwd=folder, env=variables, capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+    return subprocess.run([sys.executable, *words], cwd=folder, env=variables, capture_output=True, text=True, timeout=PATIENCE_S, check=False)  # fmt: skip
 
 
 def test_user_modules_may_have_internal_names(local_cluster, tmp_path):

@@ -122,7 +122,7 @@ def test_tasks_of_a_killed_worker_run_elsewhere(local_cluster):
     )
     first.kill()
     local_cluster.path("gate").touch()
-    assert sorted(m.wait(60).output for _ in tasks) == [f"task-{n}" for n in range(4)]
+    assert sorted(m.wait(PATIENCE_S).output for _ in tasks) == [f"task-{n}" for n in range(4)]
     assert sorted(local_cluster.count_lines(f"task-{n}") for n in range(4)) == [1, 1, 2, 2]
     assert second.process.poll() is None
 
@@ -136,7 +136,7 @@ def test_lost_temporary_file_is_made_again(local_cluster):
     maker.set_cores(1)
     maker.add_output(temp, "out")
     m.submit(maker)
-    assert m.wait(60).successful()
+    assert m.wait(PATIENCE_S).successful()
     holder = next(w["id"] for w in worker_summaries(m) if w["files"])
     victim = first if holder == worker_summaries(m)[0]["id"] else _second
     victim.kill()
@@ -144,7 +144,7 @@ def test_lost_temporary_file_is_made_again(local_cluster):
     reader = Task("cat in")
     reader.add_input(temp, "in")
     m.submit(reader)
-    assert m.wait(60).output == "precious\n"
+    assert m.wait(PATIENCE_S).output == "precious\n"
     assert local_cluster.count_lines("makers") == 2
 
 

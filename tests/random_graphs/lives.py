@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from daskvine import DaskVine
-from tests.harness.processes import call_after_each_task, is_alive, wait_until
+from tests.harness.processes import PATIENCE_S, call_after_each_task, is_alive, wait_until
 from tests.random_graphs.cases import Case, make_case
 from tests.random_graphs.program import Program
 from tests.random_graphs.runner import Runs, home_in
@@ -129,7 +129,7 @@ def main(folder: Path, seed: int, cases: int, number: int, dies: bool, without: 
         home_in(folder / "home") as home,
         DaskVine.local(workers=1, cores=2, memory_mb=2000, disk_mb=2000, **options) as m,
     ):
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         life = Life(m, folder, number)
         for place in range(seed, seed + cases):
             case = make_case(place, frozenset(without))

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from tests.harness.processes import is_alive, list_recursively, wait_until
+from tests.harness.processes import PATIENCE_S, is_alive, list_recursively, wait_until
 from tests.harness.tcp_proxy import TcpProxy
 from vinecore.protocol import VERSION, handshake
 from vinecore.protocol import messages as m
@@ -28,7 +28,7 @@ def test_worker_refuses_manager_with_other_secret(local_cluster):
         sock, _address = listener.accept()
         with sock:
             handshake.send_line(sock, {"vine": VERSION, "nonce": "11" * 16})
-            greeting = handshake.read_line(sock, time.monotonic() + 60)
+            greeting = handshake.read_line(sock, time.monotonic() + PATIENCE_S)
             assert read_secret(local_cluster.secret).decode() not in json.dumps(greeting)
             text = "|".join(("server", "worker", "11" * 16, greeting["nonce"])).encode()
             handshake.send_line(sock, {"proof": hmac.new(b"invented", text, hashlib.sha256).hexdigest()})
@@ -80,9 +80,9 @@ def test_worker_ignores_unproved_manager(local_cluster, first, then):
             try:
                 sock.sendall(first)
                 if then:
-                    handshake.read_raw_line(sock, time.monotonic() + 60)
+                    handshake.read_raw_line(sock, time.monotonic() + PATIENCE_S)
                     sock.sendall(then)
-                sock.settimeout(60)
+                sock.settimeout(PATIENCE_S)
                 while heard := sock.recv(1 << 16):
                     assert b"Hello" not in heard
             except ConnectionError:
@@ -111,7 +111,7 @@ def test_a_recorded_manager_is_not_believed(local_cluster):
     recorder = Recorder(manager.port)
     try:
         local_cluster.start_worker(recorder.port)
-        manager.wait_for_workers(1, 60)
+        manager.wait_for_workers(1, PATIENCE_S)
         wait_until(lambda: any(b"Welcome" in data for data in said), "the whole of it")
     finally:
         recorder.close()

@@ -16,7 +16,13 @@ from pathlib import Path
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import list_recursively, make_file_and_block, wait_for_task, wait_until
+from tests.harness.processes import (
+    PATIENCE_S,
+    list_recursively,
+    make_file_and_block,
+    wait_for_task,
+    wait_until,
+)
 from tests.harness.tcp_proxy import TcpProxy
 from tests.security.resource_monitor import unharmed, works
 from vinecore import PythonTask, Task
@@ -62,7 +68,7 @@ class Between(TcpProxy):
         to_manager = any(source is near for near, _far in self._pairs)
         try:
             for _ in range(1 if to_manager else 2):
-                sink.sendall(handshake.read_raw_line(source, time.monotonic() + 60))
+                sink.sendall(handshake.read_raw_line(source, time.monotonic() + PATIENCE_S))
             source.settimeout(None)
             for number, frame in enumerate(frames_of(source)):
                 self.seen.append(frame)
@@ -147,7 +153,7 @@ def test_relay_can_only_cut_connection(local_cluster, caplog, tamper, monkeypatc
     between = Between(m.port, tamper)
     try:
         worker = local_cluster.start_worker(between.port, "--timeout", "60", command=COMES_BACK)
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         for number in range(4):
             m.submit(PythonTask(sample_tasks.add, number, 1))
             task = wait_for_task(m)
@@ -168,7 +174,7 @@ def test_plain_traffic_reveals_no_secret(local_cluster):
     between = Between(m.port, lambda frame, *_: frame)
     try:
         local_cluster.start_worker(between.port)
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         m.submit(Task("echo in-the-clear"))
         assert wait_for_task(m).output == "in-the-clear\n"
         [peer] = m._engine._peers.values()
@@ -203,7 +209,7 @@ def test_tls_traffic_is_private_and_intact(local_cluster, caplog):
     recorder = Recorder(m.port)
     try:
         worker = local_cluster.start_worker(recorder.port, "--ssl", "--timeout", "60", command=COMES_BACK)
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         with unharmed(m, local_cluster, lambda: caplog.text):
             m.submit(Task("echo in-the-clear"))
             assert wait_for_task(m).output == "in-the-clear\n"
@@ -211,7 +217,7 @@ def test_tls_traffic_is_private_and_intact(local_cluster, caplog):
             assert b"nonce" not in recorder.seen.replace(b'{"vine": ', b""), "not even the challenge"
             recorder.flip = True
             wait_until(lambda: _submitted(m) and not recorder.flip, "something to be altered")
-            m.wait_for_workers(1, 60)
+            m.wait_for_workers(1, PATIENCE_S)
         assert worker.process.poll() is None
     finally:
         recorder.close()
@@ -238,11 +244,11 @@ def test_foreign_tls_endpoint_gets_no_proof(local_cluster):
         with wrapped:
             with contextlib.suppress(OSError):
                 handshake.send_line(wrapped, {"vine": VERSION, "nonce": "0" * 32})
-            wrapped.settimeout(60)
+            wrapped.settimeout(PATIENCE_S)
             assert wrapped.recv(1) == b"", "it proves nothing to a stranger"
     assert worker.wait() == 1
     assert "its certificate is not the one that was expected" in worker.log
-    tunnels.drain_and_close(60)
+    tunnels.drain_and_close(PATIENCE_S)
 
 
 # ---- between two workers
@@ -257,7 +263,7 @@ def test_altered_peer_transfer_is_replaced(local_cluster, caplog, what, size):
     caplog.set_level(logging.WARNING, "vinecore")
     m = local_cluster.start_manager()
     local_cluster.start_worker(m, command=[sys.executable, ODD, f"altered_{what}"])
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     maker, blocker = make_file_and_block(local_cluster, m, size)
     local_cluster.start_workers(m, 1)
     reader = PythonTask(len, maker.output_file)

@@ -16,7 +16,7 @@ import threading
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import make_file_and_block, wait_for_task, wait_until
+from tests.harness.processes import PATIENCE_S, make_file_and_block, wait_for_task, wait_until
 from tests.harness.tcp_proxy import TcpProxy
 from tests.security.resource_monitor import crowd, many_files, unharmed, works
 from vinecore import PythonTask, Task
@@ -53,7 +53,7 @@ GARBAGE = [
 
 def throw(port, garbage):
     """Send something to a port and give what it answers until it hangs up."""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as sock:
         answer = b""
         try:
             sock.sendall(garbage)
@@ -114,7 +114,7 @@ def test_a_recorded_handshake_opens_no_door(local_cluster):
     proxy = Recorder(m.port)
     try:
         local_cluster.start_worker(proxy.port)
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         greeting = next(data for data in recorded if b'"role"' in data)
         assert b"wrong secret" in throw(m.port, greeting)
     finally:
@@ -255,7 +255,7 @@ def test_few_descriptors_are_kept_from_strangers(local_cluster):
             open_files = len(os.listdir(f"/proc/{process.pid}/fd"))
             assert open_files < 128
     finally:
-        _out, said = process.communicate(timeout=60)
+        _out, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert "Too many open files" not in said
     assert "no more than 256 files" not in said
@@ -266,7 +266,7 @@ def test_few_descriptors_are_kept_from_strangers(local_cluster):
 
 def as_worker(m, local_cluster):
     """A connection of somebody who has proved that he is a worker."""
-    sock = socket.create_connection(("127.0.0.1", m.port), 60)
+    sock = socket.create_connection(("127.0.0.1", m.port), PATIENCE_S)
     handshake.connect(sock, read_secret(local_cluster.secret), "worker")
     return sock
 
@@ -313,13 +313,13 @@ def test_query_without_secret_gets_nothing(local_cluster, caplog):
     local_cluster.start_workers(m, 1)
     with unharmed(m, local_cluster, lambda: caplog.text):
         with (
-            socket.create_connection(("127.0.0.1", m.port), 60) as sock,
+            socket.create_connection(("127.0.0.1", m.port), PATIENCE_S) as sock,
             pytest.raises(handshake.HandshakeRejected, match="wrong secret"),
         ):
             handshake.connect(sock, b"guess", "status")
         greeting = json.dumps({"role": "status", "nonce": "0" * 32, "proof": "0" * 64}).encode()
         assert b"analysis" not in throw(m.port, greeting + b"\n")
-        silent = [socket.create_connection(("127.0.0.1", m.port), 60) for _ in range(20)]
+        silent = [socket.create_connection(("127.0.0.1", m.port), PATIENCE_S) for _ in range(20)]
         for sock in silent:  # who knows the secret, and does not read the answer
             handshake.connect(sock, read_secret(local_cluster.secret), "status")
         works(m)
@@ -331,6 +331,6 @@ def test_unknown_role_gets_nothing(local_cluster):
     """A role that there is not gets nothing."""
     m = local_cluster.start_manager()
     local_cluster.start_workers(m, 1)
-    with unharmed(m, local_cluster), socket.create_connection(("127.0.0.1", m.port), 60) as sock:
+    with unharmed(m, local_cluster), socket.create_connection(("127.0.0.1", m.port), PATIENCE_S) as sock:
         handshake.connect(sock, read_secret(local_cluster.secret), "owner")
         assert sock.recv(1) == b""

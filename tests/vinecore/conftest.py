@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness.processes import start_local_cluster
+from tests.harness.processes import PATIENCE_S, start_local_cluster
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def shared_manager(shared_cluster):
     """A manager with one worker of four cores, which the tests of a module have in common."""
     m = shared_cluster.start_manager()
     shared_cluster.start_worker(m, "--cores", "4")
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     return m
 
 
@@ -37,7 +37,7 @@ def m(shared_manager):
     yield shared_manager
     shared_manager.cancel_all()
     while not shared_manager.empty():
-        shared_manager.wait(60)
+        shared_manager.wait(PATIENCE_S)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def run(m):
         numbers = [m.submit(task) for task in tasks]
         ended = {}
         while len(ended) < len(tasks):
-            task = m.wait(60)
+            task = m.wait(PATIENCE_S)
             assert task is not None
             ended[task.id] = task
         found = [ended[number] for number in numbers]

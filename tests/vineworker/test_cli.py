@@ -19,6 +19,7 @@ from vineworker.options import parse_amount_mb, parse_cores, parse_gpus
 from tests.harness import sample_tasks
 from tests.harness.processes import (
     HURRY_S,
+    PATIENCE_S,
     find_python,
     free_port,
     is_alive,
@@ -40,7 +41,7 @@ def vine_worker(*arguments, **env):
         [sys.executable, "-m", "vineworker", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         env={**os.environ, "PYTHONPATH": ALONE, **env},
         check=False,
         stdin=subprocess.DEVNULL,
@@ -74,9 +75,9 @@ def test_leashed_worker_ends_with_parent(local_cluster):
     process, log = on_a_leash(m, local_cluster, 300)
     with process:
         m.submit(Task("echo fine; cat"))
-        assert m.wait(60).output == "fine\n"
+        assert m.wait(PATIENCE_S).output == "fine\n"
         process.stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert "has let it go" in log.read_text()
 
 
@@ -90,7 +91,7 @@ def test_leashed_worker_ends_without_signal(local_cluster):
             lambda: pull(process) and m.wait(0), "the task to be done, by a worker that is pulled"
         )
         assert task.output == "fine\n"
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert "has not been heard for 3 s" in log.read_text()
 
 
@@ -201,7 +202,7 @@ def test_the_version_and_the_help_are_told():
 def test_the_resources_that_are_told_are_offered(local_cluster):
     m = local_cluster.start_manager()
     local_cluster.start_worker(m, "--cores", "3", "--memory", "1234", "--disk", "567", "--gpus", "2")
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     assert worker_summaries(m)[0]["total"] == {"cores": 3.0, "memory": 1234, "disk": 567, "gpus": 2.0}
 
 
@@ -209,7 +210,7 @@ def test_unspecified_resources_are_detected(local_cluster):
     """The resources that are not told are detected."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(m, "--cores", "all", "--memory", "auto", "--disk", "-1", "--gpus", "auto")
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     total = worker_summaries(m)[0]["total"]
     assert total["cores"] == len(os.sched_getaffinity(0))
     assert total["memory"] > 100
@@ -226,7 +227,7 @@ def test_environment_defaults_stay_from_tasks(local_cluster):
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": ALONE, "CORES": "5", "MEMORY": "600"},
         )  # fmt: skip
     try:
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         assert worker_summaries(m)[0]["total"]["cores"] == 5
         assert worker_summaries(m)[0]["total"]["memory"] == 600
         task = Task("echo $CORES $MEMORY", cores=1, memory=10, disk=1)
@@ -234,7 +235,7 @@ def test_environment_defaults_stay_from_tasks(local_cluster):
         assert wait_for_task(m).output == "1 10\n"
     finally:
         worker.terminate()
-        assert worker.wait(60) == 0
+        assert worker.wait(PATIENCE_S) == 0
 
 
 def test_files_are_kept_in_the_workspace(local_cluster):
@@ -261,7 +262,7 @@ def test_worker_waits_for_absent_manager(local_cluster):
     worker = local_cluster.start_worker(port, "--timeout", "60")
     wait_until(lambda: len(list(local_cluster.workspace.glob("vine-worker-*"))) == 1, "the worker to be up")
     m = local_cluster.start_manager(port=port)
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     m.submit(Task("echo fine"))
     assert wait_for_task(m).output == "fine\n"
     assert worker.process.poll() is None
@@ -336,7 +337,7 @@ def test_worker_serves_next_manager(local_cluster):
     cached = []
     for number in (1, 2):
         with local_cluster.start_manager(port=port) as m:
-            m.wait_for_workers(1, 60)
+            m.wait_for_workers(1, PATIENCE_S)
             library = m.create_library_from_functions("chores", sample_tasks.add, exec_mode="direct")
             library.set_cores(1)
             m.install_library(library)
@@ -365,7 +366,7 @@ def test_late_messages_stay_with_their_manager(local_cluster):
     port = free_port()
     local_cluster.start_worker(port, "--timeout", "60", "--cores", "4", command=sample_tasks.PERSISTENT)
     with local_cluster.start_manager(port=port) as m:
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         for n in range(4):
             m.submit(
                 PythonTask(sample_tasks.held, str(local_cluster.folder), f"first-{n}", "never")
@@ -377,7 +378,7 @@ def test_late_messages_stay_with_their_manager(local_cluster):
             "something to be running",
         )
     with local_cluster.start_manager(port=port) as m:
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         tasks = [
             PythonTask(sample_tasks.add, n, 0) if n % 2 else Task(f"echo {n}", cores=1) for n in range(8)
         ]
@@ -452,7 +453,7 @@ def test_other_python_runs_commands_only(local_cluster, version, caplog):
     python = find_python(version)
     m = local_cluster.start_manager()
     worker = local_cluster.start_worker(m, command=[python, "-m", "vineworker"], PYTHONPATH=ALONE)
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     task = Task("cat in; echo of a bare Python > out", cores=1)
     output = m.declare_buffer()
     task.add_input(m.declare_buffer("fine "), "in")
@@ -541,7 +542,7 @@ def test_unresolvable_host_is_named_with_remedy(local_cluster, host):
     with pytest.raises(OSError, match=re.escape(f"cannot listen on address={host}: {words}")):
         Manager(0, address=host)
     for look in ((f"{host}:99",), ("--catalog", f"{host}:99")):
-        ended = subprocess.run([sys.executable, "-m", "vinecore.discovery.status", *look], check=False, capture_output=True, text=True, timeout=60)  # fmt: skip
+        ended = subprocess.run([sys.executable, "-m", "vinecore.discovery.status", *look], check=False, capture_output=True, text=True, timeout=PATIENCE_S)  # fmt: skip
         assert words in ended.stdout + ended.stderr
 
 
@@ -557,7 +558,7 @@ def test_worker_offers_amounts_given_in_gigabytes(local_cluster):
     """A worker offers what it was told in gigabytes."""
     m = local_cluster.start_manager()
     local_cluster.start_worker(m, "--memory", "2GB", "--disk", "1.5GB")
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     total = m.summarize_workers()[0]["total"]
     assert (total["memory"], total["disk"]) == (2000, 1500)
 
@@ -568,7 +569,7 @@ def test_worker_offers_amounts_given_in_gigabytes(local_cluster):
 @pytest.mark.parametrize("text", ["nan", "-1", "soon"])
 def test_invalid_duration_names_its_option(option, text):
     """What is no duration is refused with its option."""
-    ended = subprocess.run([sys.executable, "-m", "vineworker", f"{option}={text}", "127.0.0.1", "1"], check=False, capture_output=True, text=True, timeout=60)  # fmt: skip
+    ended = subprocess.run([sys.executable, "-m", "vineworker", f"{option}={text}", "127.0.0.1", "1"], check=False, capture_output=True, text=True, timeout=PATIENCE_S)  # fmt: skip
     assert ended.returncode == 2
     assert f"{text!r} is not a number of seconds, 0 or more" in ended.stderr
     assert option in ended.stderr

@@ -17,7 +17,7 @@ from vineworker.storage.cache_directory import open_cache_directory
 from vineworker.storage.persistent_cache import PersistentCache
 from vineworker.tasks.processes import Command
 
-from tests.harness.processes import wait_until
+from tests.harness.processes import PATIENCE_S, wait_until
 from vinecore.protocol import messages as m
 
 MB = 1 << 20
@@ -94,9 +94,9 @@ def test_persisting_continues_after_failure(tmp_path, caplog):
         first.persist(name, b"content", forever=True)
     done = threading.Event()
     first.run_after_pending(done.set)
-    assert done.wait(60)
+    assert done.wait(PATIENCE_S)
     first.close()
-    first._thread.join(60)
+    first._thread.join(PATIENCE_S)
     said = []
 
     def listen(what, kept):
@@ -111,4 +111,4 @@ def test_persisting_continues_after_failure(tmp_path, caplog):
     wait_until(lambda: is_all or "all" in said, "all that was kept to be told")
     assert {kept.name for kept in known} | set(said) == {"a", "b", "c", "all"}
     second.close()
-    second._thread.join(60)
+    second._thread.join(PATIENCE_S)

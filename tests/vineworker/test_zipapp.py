@@ -18,7 +18,7 @@ import cloudpickle
 import pytest
 from vineworker import zipapp_builder
 
-from tests.harness.processes import find_python, wait_until
+from tests.harness.processes import PATIENCE_S, find_python, wait_until
 from vinecore import FunctionCall, PythonTask, Task, protocol
 
 THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -49,7 +49,7 @@ def command(*arguments, **env):
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **env}
     return subprocess.run(
         [sys.executable, "-m", "vineworker", *map(str, arguments)],
-        capture_output=True, text=True, timeout=60, env=variables, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, env=variables, check=False,
     )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_command_writes_file_at_given_path(tmp_path):
 
 def test_the_file_makes_itself(pyz, tmp_path):
     copy = tmp_path / "copy.pyz"
-    subprocess.run([sys.executable, "-I", pyz, "--pyz", copy], check=True, timeout=60)
+    subprocess.run([sys.executable, "-I", pyz, "--pyz", copy], check=True, timeout=PATIENCE_S)
     with open(pyz, "rb") as file:
         assert copy.read_bytes() == file.read()
 
@@ -165,14 +165,16 @@ def test_function_imports_daskvine_beside_worker_code(tmp_path):
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     found = subprocess.run(
         [sys.executable, "-c", "import daskvine, vinecore.protocol.frames as ours; print(daskvine.DaskVine.__name__, ours.__file__)"],
-        capture_output=True, text=True, timeout=60, cwd="/", env={**os.environ, "PYTHONPATH": path}, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, cwd="/", env={**os.environ, "PYTHONPATH": path}, check=False,
     )  # fmt: skip
     assert found.stdout.split() == ["DaskVine", str(tmp_path / "vinecore/protocol/frames.py")], found.stderr
 
 
 def test_old_python_is_reported(pyz):
     """A python that is too old says so."""
-    ended = subprocess.run([find_python("3.8"), pyz], capture_output=True, text=True, check=False, timeout=60)
+    ended = subprocess.run(
+        [find_python("3.8"), pyz], capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
     assert ended.returncode == 1
     assert ended.stderr.startswith("vine_worker needs Python 3.9 or newer; this is Python 3.8: /")
 
@@ -194,10 +196,10 @@ def test_bare_python_runs_commands_and_environments(local_cluster, pyz, packed, 
     python = find_python(version)
     m = local_cluster.start_manager()
     worker = local_cluster.start_worker(m, command=bare(python, pyz, local_cluster.folder))
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     shell = Task("echo from the shell", cores=1)
     m.submit(shell)
-    assert m.wait(60) is shell
+    assert m.wait(PATIENCE_S) is shell
     assert shell.output == "from the shell\n"
 
     look_around, double = functions()
@@ -211,7 +213,7 @@ def test_bare_python_runs_commands_and_environments(local_cluster, pyz, packed, 
     task.set_cores(1)
     for each in (task, call):
         m.submit(each)
-    assert {m.wait(60), m.wait(60)} == {task, call}
+    assert {m.wait(PATIENCE_S), m.wait(PATIENCE_S)} == {task, call}
     assert (task.output, call.output) == (("packed", sys.version_info[:2]), 42)
 
     family = worker.descendants
@@ -228,19 +230,19 @@ def test_file_may_change_while_worker_runs(local_cluster, tmp_path):
     m = local_cluster.start_manager()
     packages = os.pathsep.join(p for p in sys.path if p.endswith("-packages"))
     worker = local_cluster.start_worker(m, command=[sys.executable, path], PYTHONPATH=packages)
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     with open(path, "r+b") as file:
         file.write(bytes(1 << 20))
     task = PythonTask(functions()[1], 4)
     m.submit(task)
-    assert m.wait(60).output == 8, "in the worker's own Python, which has what it takes"
+    assert m.wait(PATIENCE_S).output == 8, "in the worker's own Python, which has what it takes"
     os.unlink(path)
     url = local_cluster.path("data")
     url.write_text("of a file")
     reader = Task("cat in", cores=1)
     reader.add_input(m.declare_url(f"file://{url}"), "in")
     m.submit(reader)
-    assert m.wait(60).output == "of a file"
+    assert m.wait(PATIENCE_S).output == "of a file"
     assert worker.process.poll() is None
 
 
@@ -261,14 +263,14 @@ def test_missing_packages_are_reported_before_tasks(local_cluster, pyz, bare_pyt
         m.submit(each)
     shell = Task("echo fine", cores=1)
     m.submit(shell)
-    assert m.wait(60) is shell
+    assert m.wait(PATIENCE_S) is shell
     text = wait_until(lambda: m.stalled_reason, "the manager to say what is missing")
     assert "the workers' own Python has no cloudpickle" in text
     assert "Install cloudpickle there, or ship an environment with environment='my-env.tar.gz'" in text
     wait_until(lambda: text in caplog.text, "the log to say it, too")
     assert m.wait(0) is None
     local_cluster.start_worker(m)  # one that has it
-    assert {m.wait(60), m.wait(60)} == {task, call}
+    assert {m.wait(PATIENCE_S), m.wait(PATIENCE_S)} == {task, call}
     assert (task.output, call.output) == (6, 42)
 
 
@@ -286,7 +288,7 @@ def test_environment_without_cloudpickle_is_named(local_cluster, pyz, bare_pytho
     call = FunctionCall("doubling", "double", 1)
     for each in (task, call):
         m.submit(each)
-        assert m.wait(60) is each
+        assert m.wait(PATIENCE_S) is each
         assert "has no cloudpickle, without which it can load no functions" in str(each.error())
         assert "bin/python" in str(each.error())
 
@@ -302,7 +304,7 @@ def test_cloudpickle_alone_keeps_exceptions(local_cluster, pyz, bare_python, tmp
 
     task = PythonTask(fails)
     m.submit(task)
-    assert m.wait(60) is task
+    assert m.wait(PATIENCE_S) is task
     error = task.error()
     assert type(error) is ModuleNotFoundError
     assert ", in fails" in "".join(traceback.format_tb(error.__traceback__))

@@ -363,7 +363,7 @@ def test_the_command_says_what_is_wrong():
             [["--port", "65535"], "use a port"],
         ):
             ended = subprocess.run(
-                [sys.executable, "-m", "vinecore.discovery.catalog_server", *words], capture_output=True, text=True, timeout=60, check=False,
+                [sys.executable, "-m", "vinecore.discovery.catalog_server", *words], capture_output=True, text=True, timeout=PATIENCE_S, check=False,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             )  # fmt: skip
             assert (ended.returncode, said in ended.stderr, "Traceback" in ended.stderr) == (2, True, False)

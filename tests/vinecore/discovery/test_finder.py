@@ -218,7 +218,7 @@ def test_tls_that_was_asked_for_is_never_given_up(local_cluster, by_name):
 )
 def test_what_cannot_be_understood_is_refused_with_what_to_do(local_cluster, words, said):
     ended = subprocess.run(
-        [sys.executable, "-m", "vineworker", *words, "-P", local_cluster.secret], capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-m", "vineworker", *words, "-P", local_cluster.secret], capture_output=True, text=True, timeout=PATIENCE_S, check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )  # fmt: skip
     assert (ended.returncode, said in " ".join(ended.stderr.split())) == (2, True)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.harness.processes import wait_until
+from tests.harness.processes import PATIENCE_S, wait_until
 from vinecore import Factory, Task
 from vinecore.factory import batch_types
 from vinecore.factory.adaptive import GONE, RUNNING, JobStatus
@@ -66,9 +66,9 @@ def test_new_batch_system_runs_and_replaces_workers(local_cluster):
     m = local_cluster.start_manager()
     settings = {"min_workers": 1, "max_workers": 1, "cores": 1, "factory_period": 0.2}
     with Factory("processes", manager=m, **settings) as factory:
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         m.submit(Task("echo fine"))
-        assert m.wait(60).output == "fine\n"
+        assert m.wait(PATIENCE_S).output == "fine\n"
         first = m.summarize_workers()[0]["id"]
         factory._batch.remove(["job-1"])
         wait_until(lambda: [w["id"] for w in m.summarize_workers()] not in ([], [first]), "another worker")

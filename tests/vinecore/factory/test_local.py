@@ -19,12 +19,12 @@ from vinecore.factory.adaptive import MAX_START_TRIES
 def test_as_many_workers_as_asked_for_are_there(local_cluster):
     m = local_cluster.start_manager()
     with Factory("local", manager=m, min_workers=2, cores=1, memory=300, disk=200) as factory:
-        m.wait_for_workers(2, 60)
+        m.wait_for_workers(2, PATIENCE_S)
         assert [w["total"] for w in worker_summaries(m)] == [
             {"cores": 1.0, "memory": 300, "disk": 200, "gpus": 0.0}
         ] * 2 or len(worker_summaries(m)) == 2
         m.submit(PythonTask(sample_tasks.add, 1, 2))
-        assert m.wait(60).output == 3
+        assert m.wait(PATIENCE_S).output == 3
         assert "vine_worker" in factory.log
         processes = list(factory.processes)
     assert [process.returncode for process in processes] == [0, 0]
@@ -33,19 +33,19 @@ def test_as_many_workers_as_asked_for_are_there(local_cluster):
 def test_a_worker_that_dies_is_replaced(local_cluster):
     m = local_cluster.start_manager()
     with Factory("local", manager=m, cores=1) as factory:
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         before = worker_summaries(m)[0]["id"]
         factory.processes[0].kill()
         wait_until(lambda: [w["id"] for w in worker_summaries(m)] not in ([], [before]), "another worker")
         m.submit(Task("echo fine"))
-        assert m.wait(60).output == "fine\n"
+        assert m.wait(PATIENCE_S).output == "fine\n"
 
 
 def test_workers_with_a_wall_time_are_replaced_when_it_is_over(local_cluster):
     m = local_cluster.start_manager()
     with Factory("local", manager=m, cores=1, memory=100, disk=100, wall_time=2) as factory:
         first = wait_until(lambda: factory.processes, "a worker")[0]
-        assert first.wait(60) == 0
+        assert first.wait(PATIENCE_S) == 0
         wait_until(lambda: factory.processes and factory.processes[0] is not first, "another worker")
 
 
@@ -53,7 +53,7 @@ def test_without_replacement_a_worker_that_dies_stays_dead(local_cluster):
     m = local_cluster.start_manager()
     factory = Factory("local", manager=m, cores=1).start(replace=False)
     try:
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         factory.processes[0].kill()
         factory.processes[0].wait()
         wait_until(lambda: m.workers_connected == 0, "the manager to notice")
@@ -151,7 +151,7 @@ def test_a_worker_that_does_not_listen_is_ended_all_the_same(local_cluster, monk
     monkeypatch.setattr("vinecore.factory.local.GRACE_S", 0.2)
     m = local_cluster.start_manager()
     with Factory("local", manager=m, cores=1) as factory:
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         [process] = factory.processes
         os.kill(process.pid, signal.SIGSTOP)
     assert process.returncode == -signal.SIGKILL
@@ -161,7 +161,7 @@ def test_a_worker_that_does_not_listen_is_ended_all_the_same(local_cluster, monk
 def test_stopping_removes_all_files_and_may_be_done_twice(local_cluster):
     m = local_cluster.start_manager()
     factory = Factory("local", manager=m, cores=1, workspace=local_cluster.folder / "tmp").start()
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     assert any((local_cluster.folder / "tmp").iterdir())
     factory.stop()
     factory.stop()
@@ -171,7 +171,7 @@ def test_stopping_removes_all_files_and_may_be_done_twice(local_cluster):
 def test_a_manager_that_is_closed_ends_its_factory(local_cluster):
     m = local_cluster.start_manager()
     factory = Factory("local", manager=m, cores=1).start()
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     [process] = factory.processes
     m.close()
     assert process.returncode == 0
@@ -184,7 +184,7 @@ def test_workers_import_what_the_user_can_import(local_cluster, tmp_path, monkey
     m = local_cluster.start_manager()
     with Factory("local", manager=m, cores=1):
         m.submit(PythonTask(lambda: __import__("only_here").WORD))
-        assert m.wait(60).output == "found"
+        assert m.wait(PATIENCE_S).output == "found"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_workspace_is_made_where_it_is_wanted_and_needed_to_keep_something(loc
     m = local_cluster.start_manager()
     monkeypatch.setenv("HOME", str(local_cluster.folder))
     with Factory("local", manager=m, cores=1, workspace="~/deep/place"):
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         assert [path.name.partition("-local-")[0] for path in local_cluster.path("deep/place").iterdir()] == [
             "vine"
         ]
@@ -226,7 +226,7 @@ def listening(process):
 def test_workers_of_a_manager_on_loopback_listen_there_only(local_cluster):
     m = local_cluster.start_manager()
     with Factory("local", manager=m, min_workers=2, cores=1) as factory:
-        m.wait_for_workers(2, 60)
+        m.wait_for_workers(2, PATIENCE_S)
         assert [listening(process) for process in factory.processes] == [{"127.0.0.1"}] * 2
         maker = PythonTask(sample_tasks.make_bytes, 200_000)
         maker.enable_temp_output()
@@ -259,5 +259,5 @@ def test_workers_of_a_manager_on_loopback_listen_there_only(local_cluster):
 def test_workers_of_a_manager_for_everybody_listen_everywhere(local_cluster):
     m = local_cluster.start_manager(address="")
     with Factory("local", manager=m, min_workers=1, cores=1) as factory:
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         assert all(listening(process) & {"::", "0.0.0.0"} for process in factory.processes)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.harness.processes import wait_until, worker_summaries
+from tests.harness.processes import PATIENCE_S, wait_until, worker_summaries
 from vinecore import Factory, PythonTask, Task
 from vinecore.factory.cli import command
 from vinecore.factory.settings import UNSUPPORTED_SETTINGS, FactorySettings, from_json
@@ -90,7 +90,7 @@ def test_a_configuration_is_read_again_when_it_changes_and_a_broken_one_changes_
             wait_until(lambda: "did you mean 'min-workers'?" in caplog.text, "a word about the unknown name")
         assert (factory.min_workers, factory.max_workers) == (0, 1)
         config.write_text('{"min-workers": 2, "max-workers": 2}')
-        m.wait_for_workers(2, 60)
+        m.wait_for_workers(2, PATIENCE_S)
     config.write_text("{")
     with pytest.raises(ValueError, match=r"config\.json: "):
         Factory("local", manager=m, config_file=config)
@@ -101,7 +101,7 @@ def test_attributes_are_settings_and_can_be_changed_while_it_works(local_cluster
     with Factory("local", manager=m, min_workers=0, max_workers=2, cores=1) as factory:
         assert not m.workers_connected
         factory.min_workers = 1
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         with pytest.raises(AttributeError, match="did you mean 'min_workers'"):
             factory.min_worker = 3
         with pytest.raises(AttributeError, match="did you mean 'max_workers'"):
@@ -117,10 +117,10 @@ def test_workers_come_when_there_is_work_and_go_when_there_is_none(local_cluster
         gate = local_cluster.path("gate")
         for _ in range(3):
             m.submit(Task(f"until [ -e {gate} ]; do sleep 0.05; done"))
-        m.wait_for_workers(2, 60)
+        m.wait_for_workers(2, PATIENCE_S)
         gate.touch()
         for _ in range(3):
-            assert m.wait(60).successful()
+            assert m.wait(PATIENCE_S).successful()
         wait_until(lambda: not factory.processes, "the idle workers to leave")
 
 
@@ -130,17 +130,17 @@ def test_a_manager_scales_its_workers_and_lets_only_idle_ones_go(local_cluster):
         m.scale(2)
     gate = local_cluster.path("gate")
     with Factory("local", manager=m, cores=1) as factory:
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         [first] = worker_summaries(m)
         m.submit(Task(f"until [ -e {gate} ]; do sleep 0.05; done"))
         wait_until(lambda: worker_summaries(m)[0]["tasks"], "the task to run")
         m.scale(3)
-        m.wait_for_workers(3, 60)
+        m.wait_for_workers(3, PATIENCE_S)
         m.scale(1)
         wait_until(lambda: m.workers_connected == 1, "the idle workers to go")
         assert worker_summaries(m)[0]["id"] == first["id"]
         gate.touch()
-        assert m.wait(60).successful()
+        assert m.wait(PATIENCE_S).successful()
         m.adapt(0, 2)
         assert (factory.min_workers, factory.max_workers) == (0, 2)
 
@@ -220,10 +220,10 @@ def test_a_configuration_may_name_the_manager_and_the_factory(local_cluster, cap
     config.write_text(json.dumps(said))
     m = local_cluster.start_manager(name="analysis-7")
     with Factory("local", config_file=config, password=local_cluster.secret) as factory:
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         assert factory._id == "night"
         m.submit(Task("echo fine"))
-        assert m.wait(60).output == "fine\n"
+        assert m.wait(PATIENCE_S).output == "fine\n"
         with caplog.at_level(logging.WARNING, "vinecore"):
             config.write_text(json.dumps({**said, "factory-name": "day"}))
             wait_until(
@@ -243,11 +243,11 @@ def test_one_worker_is_counted_for_several_tasks(local_cluster, settings):
     for _ in range(8):
         m.submit(Task(f"until [ -e {gate} ]; do sleep 0.05; done", cores=1))
     with Factory("local", manager=m, min_workers=0, max_workers=8, timeout=60, **settings) as factory:
-        m.wait_for_workers(2, 60)
+        m.wait_for_workers(2, PATIENCE_S)
         assert len(factory.processes) == 2
         gate.touch()
         for _ in range(8):
-            assert m.wait(60).successful()
+            assert m.wait(PATIENCE_S).successful()
 
 
 def test_with_capacity_no_more_are_started_than_the_manager_can_keep_busy(local_cluster):
@@ -257,7 +257,7 @@ def test_with_capacity_no_more_are_started_than_the_manager_can_keep_busy(local_
         m.submit(Task(text, cores=1))
     with Factory("local", manager=m, min_workers=1, max_workers=1, cores=1) as factory:
         for _ in range(50):
-            assert m.wait(60).successful()
+            assert m.wait(PATIENCE_S).successful()
         demand = factory._source.ask(factory._base.changed(max_workers=9), "")
         assert demand.waiting + demand.running == 2001
         assert demand.capacity
@@ -274,7 +274,7 @@ def test_a_wrapper_runs_the_worker_and_features_are_said(local_cluster):
     with Factory(
         "local", manager=m, cores=1, wrapper=wrapper, feature=["fast", "near"], extra_options="--feature odd"
     ):
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         assert local_cluster.path("wrapped").exists()
         [peer] = m._engine._peers.values()
         assert {"fast", "near", "odd"} <= set(peer.hello.features)
@@ -283,12 +283,12 @@ def test_a_wrapper_runs_the_worker_and_features_are_said(local_cluster):
 def test_workers_of_this_machine_run_in_an_environment(local_cluster, packed):
     m = local_cluster.start_manager()
     with Factory("local", manager=m, cores=1, python_env=str(packed)) as factory:
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
         program = Path(f"/proc/{factory.processes[0].pid}/cmdline").read_text().split("\0")[0]
         assert program.endswith("/bin/python")
         assert program.startswith(str(local_cluster.folder))
         m.submit(PythonTask(lambda: __import__("only_in_archive").WORD))
-        assert m.wait(60).output == "packed"
+        assert m.wait(PATIENCE_S).output == "packed"
     local_cluster.path("no-archive").write_text("x")
 
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import wait_until, worker_summaries
+from tests.harness.processes import PATIENCE_S, wait_until, worker_summaries
 from vinecore import FunctionCall, PythonTask, Task, journal
 from vinecore.journal import records
 from vinecore.journal.recorder import JournalRecorder
@@ -38,7 +38,7 @@ def finish(m):
     """Wait for all tasks; give them by number."""
     ended = {}
     while not m.empty():
-        task = m.wait(60)
+        task = m.wait(PATIENCE_S)
         assert task is not None
         ended[task.id] = task
     return ended
@@ -255,7 +255,7 @@ def test_a_defect_ends_the_journal_and_not_the_run(local_cluster, caplog, monkey
     monkeypatch.setattr(m._journal_writer._recorder, "records_for", None)
     local_cluster.start_worker(m)
     m.submit(Task("echo fine"))
-    assert m.wait(60).output == "fine\n"
+    assert m.wait(PATIENCE_S).output == "fine\n"
     m.close()
     assert "please report it" in caplog.text
 
@@ -269,7 +269,7 @@ def test_a_folder_that_cannot_be_made_gives_a_warning_and_the_run_goes_on(local_
     assert m.journal is None
     local_cluster.start_worker(m)
     m.submit(Task("echo fine"))
-    assert m.wait(60).output == "fine\n"
+    assert m.wait(PATIENCE_S).output == "fine\n"
     warnings = [r.getMessage() for r in caplog.records if "journal" in r.getMessage()]
     assert len(warnings) == 1
     assert "continuing without a journal" in warnings[0]
@@ -284,7 +284,7 @@ def test_a_disk_that_gets_full_gives_a_warning_and_the_run_goes_on(local_cluster
     local_cluster.start_worker(m)
     wait_until(lambda: m._journal_writer._file < 0, "the scribe to notice")
     m.submit(Task("echo fine"))
-    assert m.wait(60).output == "fine\n"
+    assert m.wait(PATIENCE_S).output == "fine\n"
     m.close()
     warnings = [r.getMessage() for r in caplog.records if "journal" in r.getMessage()]
     assert len(warnings) == 1
@@ -317,11 +317,11 @@ def test_a_disk_that_hangs_holds_up_neither_the_run_nor_the_end(local_cluster, c
     os.close(full)
     local_cluster.start_worker(m)
     m.submit(Task("echo fine"))
-    assert m.wait(60).output == "fine\n"
+    assert m.wait(PATIENCE_S).output == "fine\n"
     m.close()
     assert "it is not complete" in caplog.text
     os.close(hangs)
-    m._journal_writer._thread.join(60)
+    m._journal_writer._thread.join(PATIENCE_S)
     assert not m._journal_writer._thread.is_alive()
 
 
@@ -430,7 +430,7 @@ def test_the_report_lists_graphs_if_there_are_several():
 def test_the_command_is_there_for_the_shell(story):
     path, *_ = story
     command = [sys.executable, "-m", "vinecore.report", str(path)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert ended.stdout == report(path).output
     assert "makespan" in ended.stdout
 

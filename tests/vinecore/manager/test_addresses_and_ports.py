@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.harness.processes import free_port, wait_until, worker_summaries
+from tests.harness.processes import PATIENCE_S, free_port, wait_until, worker_summaries
 from vinecore import Manager, Task
 from vinecore.protocol.ports import canonical_address, parse_ports
 
@@ -61,14 +61,14 @@ def run_on_each(m, folder):
     maker.set_cores(2)
     maker.add_output(temp, "out")
     m.submit(maker)
-    assert m.wait(60).successful()
+    assert m.wait(PATIENCE_S).successful()
     # the reader that has the file's own worker waits for the other one to begin
     readers = [Task(f"echo {n} >> {folder}/readers; while [ $(wc -l < {folder}/readers) -lt 2 ]; do sleep 0.02; done; cat in") for n in range(2)]  # fmt: skip
     for reader in readers:
         reader.set_cores(2)
         reader.add_input(temp, "in")
         m.submit(reader)
-    return [m.wait(60).output for _ in readers]
+    return [m.wait(PATIENCE_S).output for _ in readers]
 
 
 @pytest.mark.parametrize("text", ["", "x", "1:", ":1", "2:1", "0:5", "70000", "1:70000", "-1"])

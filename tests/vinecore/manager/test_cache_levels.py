@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.harness.processes import find_paths, free_port, wait_until
+from tests.harness.processes import PATIENCE_S, find_paths, free_port, wait_until
 from tests.harness.sample_tasks import PERSISTENT
 from vinecore import Manager, PythonTask, Task
 from vinecore.protocol import INLINE_LIMIT
@@ -47,7 +47,7 @@ def look(files):
 
 def run(m, task):
     m.submit(task)
-    assert m.wait(60) is task, m.stalled_reason
+    assert m.wait(PATIENCE_S) is task, m.stalled_reason
     assert task.successful(), (task.result, task.output, task.error())
     return task.output
 
@@ -122,7 +122,7 @@ def test_impatient_task_gets_found_files(local_cluster, inputs):
     (inputs / "large").unlink()
     m.submit(task)
     local_cluster.start_worker(m, "--keep-workspace", command=SLOW)
-    assert m.wait(60) is task
+    assert m.wait(PATIENCE_S) is task
     assert task.output == output
 
 
@@ -180,7 +180,7 @@ def test_altered_cached_file_is_not_persisted(local_cluster, inputs):
     m.submit(Task(hold, cores=1))
     wait_until(local_cluster.path("held").exists)
     keeper(local_cluster, m, "--cores", "1")
-    m.wait_for_workers(2, 60)
+    m.wait_for_workers(2, PATIENCE_S)
     assert run(m, task()) == output
     assert f"{file.cache_name} has been changed on this worker's disk" in first.log
     wait_until(lambda: find_paths(local_cluster.workspace, "vine-kept/*-2/records/*"), "it to be kept there")
@@ -205,7 +205,7 @@ def test_two_workers_persist_in_one_workspace(local_cluster, inputs):
     """Two workers keep side by side in one workspace."""
     m = local_cluster.start_manager()
     workers = [keeper(local_cluster, m, "--cores", "1") for _ in range(2)]
-    m.wait_for_workers(2, 60)
+    m.wait_for_workers(2, PATIENCE_S)
     files = declare(m, inputs, "forever")
     tasks = []
     for mine, other in (("a", "b"), ("b", "a")):
@@ -213,7 +213,7 @@ def test_two_workers_persist_in_one_workspace(local_cluster, inputs):
         task.command = f"touch {local_cluster.path(mine)}; until [ -e {local_cluster.path(other)} ]; do sleep 0.01; done; {LOOK}"
         tasks.append(task)
         m.submit(task)
-    assert {m.wait(60), m.wait(60)} == set(tasks)
+    assert {m.wait(PATIENCE_S), m.wait(PATIENCE_S)} == set(tasks)
     wait_until(lambda: len(records(local_cluster)) == 6, "each to have its own")
     m.close()
     for worker in workers:
@@ -228,7 +228,7 @@ def test_two_workers_persist_in_one_workspace(local_cluster, inputs):
 def test_without_keep_workspace_nothing_is_left(local_cluster, inputs):
     m = local_cluster.start_manager()
     workers = [local_cluster.start_worker(m) for _ in range(2)]
-    m.wait_for_workers(2, 60)
+    m.wait_for_workers(2, PATIENCE_S)
     run(m, look(declare(m, inputs, "forever")))
     workers[0].kill()
     m.close()
@@ -336,8 +336,8 @@ def test_task_level_file_goes_after_last_task(local_cluster):
         task.add_input(file, "in")
         tasks.append(task)
         m.submit(task)
-    assert m.wait(60) in tasks
-    assert m.wait(60) in tasks
+    assert m.wait(PATIENCE_S) in tasks
+    assert m.wait(PATIENCE_S) in tasks
     assert moved(m) == LARGE  # the second one has used the copy of the first
     assert m.get_file_replica_count(file) == 0
     wait_until(
@@ -369,7 +369,7 @@ def test_input_is_cached_for_next_task(local_cluster):
     for _ in range(2):
         task = PythonTask(abs, data)
         m.submit(task)
-        assert m.wait(60) is task
+        assert m.wait(PATIENCE_S) is task
         assert task.output == 42
 
 
@@ -388,7 +388,7 @@ def test_unlinked_file_goes_after_last_task(local_cluster, tmp_path):
     m.undeclare_file(file)
     assert path.exists()
     local_cluster.start_worker(m)
-    assert m.wait(60) is task
+    assert m.wait(PATIENCE_S) is task
     assert task.output.strip() == str(LARGE)
     wait_until(lambda: not path.exists(), "the file to be unlinked")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.harness.processes import PATIENCE_S
 from vinecore import Task
 
 
@@ -13,7 +14,7 @@ def pair(local_cluster):
     m = local_cluster.start_manager()
     for _ in range(2):
         local_cluster.start_worker(m, "--cores", "1")
-    m.wait_for_workers(2, 60)
+    m.wait_for_workers(2, PATIENCE_S)
     return m
 
 
@@ -29,7 +30,7 @@ def one_core(command, inputs=(), outputs=()):
 def results(m):
     ended = []
     while not m.empty():
-        ended.append(m.wait(60))
+        ended.append(m.wait(PATIENCE_S))
         assert ended[-1] is not None, m.stalled_reason
     return ended
 
@@ -45,7 +46,7 @@ def test_a_directory_reaches_tasks_on_all_workers(pair, peers, tmp_path):
             outputs=[(made, "d")],
         )
     )
-    assert pair.wait(60).successful()
+    assert pair.wait(PATIENCE_S).successful()
     # each holds its worker until the other one has come, so that both workers have to have the directory
     for mine, other in (("a", "b"), ("b", "a")):
         meet = f"touch {tmp_path}/{mine}; until [ -e {tmp_path}/{other} ]; do sleep 0.01; done"

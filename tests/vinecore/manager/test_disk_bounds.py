@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.processes import wait_until
+from tests.harness.processes import PATIENCE_S, wait_until
 from vinecore import FunctionCall, PythonTask, Task
 
 MB = 1 << 20
@@ -116,7 +116,7 @@ def test_overwriting_call_fails_and_is_cleaned(bounded, run, tmp_path, m):
     assert "lib_resources" in str(call.output)
     wait_until(lambda: not os.path.exists(told.read_text()), "the end of what it has written")
     gate.touch()
-    assert m.wait(60) is beside
+    assert m.wait(PATIENCE_S) is beside
     assert beside.successful(), beside.output
 
 

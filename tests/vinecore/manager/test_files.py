@@ -17,7 +17,7 @@ import threading
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import wait_until
+from tests.harness.processes import PATIENCE_S, wait_until
 from vinecore import FunctionCall, PythonTask, Task
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol.transfer import digests
@@ -540,7 +540,7 @@ def test_temporary_file_passes_between_tasks(m, run, size):
     m.submit(maker)
     reader = cat(temp, "wc -c < in")  # submitted before there is anything to read
     m.submit(reader)
-    assert {m.wait(60), m.wait(60)} == {maker, reader}
+    assert {m.wait(PATIENCE_S), m.wait(PATIENCE_S)} == {maker, reader}
     assert reader.output.strip() == str(size)
     assert m.fetch_file(temp) == "x" * size
     assert m.get_file_replica_count(temp) == 1
@@ -608,7 +608,7 @@ def test_file_undeclared_early_still_serves_tasks(m, run, local_cluster):
     for one in (file, small):
         waiting.undeclare_file(one)
     local_cluster.start_workers(waiting, 1)
-    assert waiting.wait(60) is task
+    assert waiting.wait(PATIENCE_S) is task
     assert task.output == f"{LARGE}\nsmall"
 
 
@@ -619,7 +619,7 @@ def test_repeated_declarations_lose_nothing(m, run):
         task = cat(file)
         m.submit(task)
         m.undeclare_file(file)
-        assert m.wait(60) is task
+        assert m.wait(PATIENCE_S) is task
         assert task.output == "over and over"
 
 
@@ -655,7 +655,7 @@ def test_several_threads_may_read_the_same_file(m, run):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     assert contents == [bytes(LARGE)] * 8
 
 
@@ -673,16 +673,16 @@ def test_without_peer_transfers_manager_relays(local_cluster):
     maker = PythonTask(sample_tasks.make_bytes, LARGE)
     maker.enable_temp_output()
     m.submit(maker)
-    assert m.wait(60).successful()
+    assert m.wait(PATIENCE_S).successful()
     blocker = PythonTask(sample_tasks.held, str(local_cluster.folder), "blocker", "gate")
     m.submit(blocker)
     wait_until(lambda: local_cluster.count_lines("blocker"), "the first worker to be busy")
     local_cluster.start_workers(m, 1)
     m.submit(PythonTask(sample_tasks.length, maker.output_file))
-    assert m.wait(60).output == len(sample_tasks.make_bytes(LARGE))
+    assert m.wait(PATIENCE_S).output == len(sample_tasks.make_bytes(LARGE))
     assert m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
     local_cluster.path("gate").touch()
-    assert m.wait(60) is blocker
+    assert m.wait(PATIENCE_S) is blocker
 
 
 # ---- what is known of it
@@ -706,7 +706,7 @@ def test_every_maker_and_receiver_reports_digest(local_cluster, how):
         task = Task(f"yes | head -c {size} > out")
         task.add_output(m.declare_temp(), "out")
     m.submit(task)
-    assert m.wait(60).successful()
+    assert m.wait(PATIENCE_S).successful()
     file = task.output_file if isinstance(task, PythonTask) else task.outputs[0]
     if how == "a peer":
         for number in (1, 2):
@@ -715,7 +715,7 @@ def test_every_maker_and_receiver_reports_digest(local_cluster, how):
             m.submit(reader)
             wait_until(lambda count=number: local_cluster.count_lines("held") == count)
         gate.touch()
-        assert m.wait(60).successful() and m.wait(60).successful()
+        assert m.wait(PATIENCE_S).successful() and m.wait(PATIENCE_S).successful()
     told = m._engine.query(lambda mind: list(mind.tables.files[file.cache_name].replicas.values()))
     kept = [
         digests.hash_file(str(path)) for path in local_cluster.workspace.glob(f"*/*/cache/{file.cache_name}")
@@ -738,7 +738,7 @@ def test_reader_may_be_submitted_before_maker(m, run):
         "printf 'made '; printf 'made ' > x; printf here > y", outputs={temp: "x", buffer: "y"}, cores=1
     )
     m.submit(writer)
-    assert {m.wait(60).id, m.wait(60).id} == {reader.id, writer.id}
+    assert {m.wait(PATIENCE_S).id, m.wait(PATIENCE_S).id} == {reader.id, writer.id}
     assert m.fetch_file(copy) == "made here"
     wait_until(lambda: not m.stalled_reason, "the complaint to end")
 
@@ -764,9 +764,9 @@ def test_path_may_be_read_before_made(m, tmp_path, waiting):
     for task in (wrong, reader, maker):
         m.submit(task)
     if waiting == "tag":
-        ended.append(m.wait_for_tag("reader", 60))
+        ended.append(m.wait_for_tag("reader", PATIENCE_S))
     elif waiting == "number":
-        ended.append(m.wait_for_task_id(reader.id, 60))
+        ended.append(m.wait_for_task_id(reader.id, PATIENCE_S))
     while not m.empty():
         task = m.wait(0 if waiting == "wait for nothing" else 60)
         ended += [task] if task is not None else []
@@ -782,7 +782,7 @@ def test_missing_path_fails_without_worker(local_cluster, tmp_path):
     """A path that is not there fails its task also where no worker is."""
     with local_cluster.start_manager() as m:
         m.submit(Task("cat in", inputs={m.declare_file(tmp_path / "mistyped.root"): "in"}))
-        assert m.wait(60).result == "input missing"
+        assert m.wait(PATIENCE_S).result == "input missing"
 
 
 def test_requesting_output_waits_for_task(m, run, tmp_path):
@@ -794,7 +794,7 @@ def test_requesting_output_waits_for_task(m, run, tmp_path):
     m.submit(reader)
     with pytest.raises(FileNotFoundError, match=r"mistyped\.root"):
         m.read_file(temp)
-    assert m.wait(60) is reader
+    assert m.wait(PATIENCE_S) is reader
 
 
 def test_task_reading_its_output_is_refused(m, run, tmp_path):

@@ -10,7 +10,7 @@ import traceback
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import is_alive, wait_until, worker_summaries
+from tests.harness.processes import PATIENCE_S, is_alive, wait_until, worker_summaries
 from vinecore import FunctionCall, LibraryError, LibraryTask, load_variable_from_library
 
 MODES = pytest.mark.parametrize("exec_mode", ["fork", "direct"])
@@ -236,7 +236,7 @@ def test_results_on_worker_serve_as_arguments(install, m, run, size):
     m.submit(first)
     second = FunctionCall("lib", "length", first.output_file)
     m.submit(second)
-    assert {m.wait(60), m.wait(60)} == {first, second}
+    assert {m.wait(PATIENCE_S), m.wait(PATIENCE_S)} == {first, second}
     assert second.output == len(sample_tasks.make_bytes(size))
 
 
@@ -359,7 +359,7 @@ def test_unfinished_calls_of_removed_library_return(install, m, run, shared_clus
         m.submit(call)
     wait_until(lambda: shared_cluster.count_lines("removed-0"), "a call to be running")
     m.remove_library("lib")
-    assert {m.wait(60).result for _ in calls} == {"missing library"}
+    assert {m.wait(PATIENCE_S).result for _ in calls} == {"missing library"}
     with pytest.raises(ValueError, match="no library 'lib'"):
         m.submit(FunctionCall("lib", "add", 1, 2))
     wait_until(lambda: worker_summaries(m)[0]["libraries"] == {}, "the library to be gone from the worker")
@@ -398,7 +398,7 @@ def test_failing_library_is_named(m, caplog):
     m.install_library(library)
     call = FunctionCall("my library", "add", 1, 2)
     m.submit(call)
-    assert m.wait(60) is call
+    assert m.wait(PATIENCE_S) is call
     assert "library my library could not be started" in str(call.output)
     (full_name, _functions) = m._libraries["my library"]
     assert full_name not in str(call.output)

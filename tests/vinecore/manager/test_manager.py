@@ -42,7 +42,7 @@ def test_every_task_comes_back_once(m):
     assert not m.empty()
     ended = []
     while not m.empty():
-        ended.append(m.wait(60))
+        ended.append(m.wait(PATIENCE_S))
     assert {task.id for task in ended} == set(numbers)
     assert len(ended) == 20
 
@@ -62,9 +62,9 @@ def test_tasks_are_awaited_by_tag_and_id(m):
     tasks["d"] = Task("echo d", cores=1)
     for task in tasks.values():
         m.submit(task)
-    assert m.wait_for_tag("c", 60) is tasks["c"]
-    assert m.wait_for_task_id(tasks["b"].id, 60) is tasks["b"]
-    assert {m.wait(60), m.wait(60)} == {tasks["a"], tasks["d"]}
+    assert m.wait_for_tag("c", PATIENCE_S) is tasks["c"]
+    assert m.wait_for_task_id(tasks["b"].id, PATIENCE_S) is tasks["b"]
+    assert {m.wait(PATIENCE_S), m.wait(PATIENCE_S)} == {tasks["a"], tasks["d"]}
     assert m.wait_for_tag("a", 0) is None
 
 
@@ -75,7 +75,7 @@ def test_larger_priorities_run_first(local_cluster):
         m.submit(task)
     local_cluster.start_workers(m, 1)
     while not m.empty():
-        m.wait(60)
+        m.wait(PATIENCE_S)
     assert local_cluster.path("order").read_text().split() == ["3", "2", "1"]
 
 
@@ -117,7 +117,7 @@ def test_manager_works_in_event_loop(m):
 
     async def main():
         m.submit(PythonTask(sample_tasks.add, 1, 2))
-        return m.wait(60).output
+        return m.wait(PATIENCE_S).output
 
     assert asyncio.run(main()) == 3
 
@@ -136,9 +136,9 @@ def test_control_c_gets_through_to_who_waits(local_cluster):
     m = local_cluster.start_manager()
     m.submit(Task("true"))
     with pytest.raises(KeyboardInterrupt), interrupt_when(lambda: m._waiters):
-        m.wait(60)
+        m.wait(PATIENCE_S)
     local_cluster.start_workers(m, 1)
-    assert m.wait(60).successful()
+    assert m.wait(PATIENCE_S).successful()
 
 
 # ---- cancelling
@@ -148,7 +148,7 @@ def test_a_waiting_task_is_cancelled(m):
     task = Task("true", cores=500)
     m.submit(task)
     m.cancel_by_task_id(task.id)
-    assert m.wait(60) is task
+    assert m.wait(PATIENCE_S) is task
     assert (task.result, task.completed(), task.exit_code) == ("cancelled", False, -1)
 
 
@@ -170,12 +170,12 @@ def test_a_running_task_is_cancelled_and_killed(m, shared_cluster, kind):
     wait_until(lambda: shared_cluster.count_lines(name), "the task to be running")
     pid = int(shared_cluster.path(name).read_text())
     m.cancel_by_task_id(task.id)
-    assert m.wait(60) is task
+    assert m.wait(PATIENCE_S) is task
     assert task.result == "cancelled"
     wait_until(lambda: not is_alive(pid), "its process to be gone")
     if kind == "call":  # the slot has been replaced
         m.submit(FunctionCall("holding", "add", 1, 2))
-        assert m.wait(60).output == 3
+        assert m.wait(PATIENCE_S).output == 3
         m.remove_library("holding")
     wait_until(lambda: worker_summaries(m)[0]["free"]["cores"] == 4, "what it held to be free again")
 
@@ -192,17 +192,17 @@ def test_tasks_cancelled_early_leave_nothing_running(m, shared_cluster):
             m.cancel_by_task_id(task.id)
     wait_until(lambda: worker_summaries(m)[0]["tasks"] > 0, "some of them to be with the worker")
     m.cancel_all()
-    assert {m.wait(60).result for _ in tasks} == {"cancelled"}
+    assert {m.wait(PATIENCE_S).result for _ in tasks} == {"cancelled"}
     wait_until(lambda: worker_summaries(m)[0]["free"]["cores"] == 4, "what they held to be free again")
     m.submit(Task("echo fine"))
-    assert m.wait(60).output == "fine\n"
+    assert m.wait(PATIENCE_S).output == "fine\n"
 
 
 def test_cancelling_unknown_task_does_nothing(m):
     """Cancelling what is over or unknown does nothing."""
     task = Task("true")
     m.submit(task)
-    assert m.wait(60) is task
+    assert m.wait(PATIENCE_S) is task
     m.cancel_by_task_id(task.id)
     m.cancel_by_task_id(10**9)
     assert m.empty()
@@ -250,7 +250,7 @@ def test_new_secret_is_private_to_user(local_cluster, tmp_path):
         assert m.password_file == tmp_path / "config" / "daskvine" / "secret"
         assert stat.S_IMODE(m.password_file.stat().st_mode) == 0o600
         worker = local_cluster.start_worker(m, command=None, secret=m.password_file)
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
     finally:
         m.close()
     assert worker.wait() == 0
@@ -288,7 +288,7 @@ def test_every_scheduling_policy_runs_tasks(local_cluster, name):
     for task in tasks:
         task.set_cores(1)
         m.submit(task)
-    assert sorted(m.wait(60).output for _ in tasks) == [1, 2, 3, 4, 5, 6]
+    assert sorted(m.wait(PATIENCE_S).output for _ in tasks) == [1, 2, 3, 4, 5, 6]
 
 
 def test_unknown_scheduling_policy_is_refused(m):
@@ -314,7 +314,7 @@ def test_categories_learn_in_every_mode(local_cluster, mode):
     tasks = [Task("echo $CORES", category="kind") for _ in range(6)]
     for task in tasks:
         m.submit(task)
-    assert {m.wait(60).output for _ in tasks} == {"1\n"}
+    assert {m.wait(PATIENCE_S).output for _ in tasks} == {"1\n"}
 
 
 # ---- what is going on
@@ -343,7 +343,7 @@ def test_without_workers_the_manager_says_so(local_cluster):
     m.submit(Task("true"))
     assert wait_until(lambda: m.stalled_reason) == "no worker is connected"
     local_cluster.start_workers(m, 1)
-    assert m.wait(60).successful()
+    assert m.wait(PATIENCE_S).successful()
     wait_until(lambda: not m.stalled_reason, "the complaint to end")
 
 
@@ -372,7 +372,7 @@ def test_inline_results_outlive_manager(local_cluster):
         local_cluster.start_workers(m, 1)
         m.submit(PythonTask(sample_tasks.add, 1, 2))
         m.submit(PythonTask(sample_tasks.make_bytes, 10**6))
-        small, large = sorted((m.wait(60), m.wait(60)), key=lambda task: task.id)
+        small, large = sorted((m.wait(PATIENCE_S), m.wait(PATIENCE_S)), key=lambda task: task.id)
     assert small.output == 3
     with pytest.raises(FileNotFoundError, match="before the manager is closed"):
         large.output  # noqa: B018 - the attribute is a question
@@ -394,7 +394,7 @@ def test_closing_ends_waits_in_other_threads(local_cluster):
     thread.start()
     wait_until(lambda: m._waiters, "the thread to be waiting")
     m.close()
-    thread.join(60)
+    thread.join(PATIENCE_S)
     assert answers == [None] or "closed" in str(answers[0])
 
 
@@ -402,7 +402,7 @@ def test_shutdown_ends_workers_for_good(local_cluster):
     """A manager with shutdown sends its workers away for good."""
     with local_cluster.start_manager(shutdown=True) as m:
         worker = local_cluster.start_worker(m, "--timeout", "1000", command=sample_tasks.PERSISTENT)
-        m.wait_for_workers(1, 60)
+        m.wait_for_workers(1, PATIENCE_S)
     assert worker.wait() == 0
 
 
@@ -453,4 +453,4 @@ def test_contradiction_stops_manager_that_validates(local_cluster):
     m.submit(Task("true"))
     m._engine.query(lambda scheduler: setattr(scheduler.tables, "assigned", 9))
     with pytest.raises(RuntimeError, match="assigned is 9, not 0"):
-        m.wait(60)
+        m.wait(PATIENCE_S)

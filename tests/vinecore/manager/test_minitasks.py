@@ -11,7 +11,7 @@ import tarfile
 import pytest
 
 from tests.harness.http_servers import xrootd_server
-from tests.harness.processes import wait_until
+from tests.harness.processes import PATIENCE_S, wait_until
 from vinecore import FunctionCall, PythonTask, Task
 
 
@@ -189,7 +189,7 @@ def test_workers_get_it_from_each_other(local_cluster):
         task = Task(wait.format(local_cluster.path("here")))
         task.add_input(file, "in")
         m.submit(task)
-    assert {m.wait(60).output.strip() for _ in range(3)} == {"300000"}
+    assert {m.wait(PATIENCE_S).output.strip() for _ in range(3)} == {"300000"}
     assert local_cluster.count_lines("made") == 1
     assert m.get_file_replica_count(file) == 3
 
@@ -200,12 +200,12 @@ def test_file_is_remade_after_worker_loss(local_cluster):
     (first,) = local_cluster.start_workers(m, 1)
     file = m.declare_minitask(Task(f"echo made | tee -a {local_cluster.path('made')} > out"), "out")
     m.submit(reading(file))
-    m.wait(60)
+    m.wait(PATIENCE_S)
     first.kill()
     wait_until(lambda: m.workers_connected == 0)
     local_cluster.start_workers(m, 1)
     m.submit(reading(file))
-    assert m.wait(60).output == "made\n"
+    assert m.wait(PATIENCE_S).output == "made\n"
     assert local_cluster.count_lines("made") == 2
 
 
@@ -223,7 +223,7 @@ def test_whole_worker_library_waits_for_files(local_cluster):
     m.install_library(library)
     for _ in range(4):
         m.submit(FunctionCall("reads", "read_word"))
-    assert {m.wait(60).output for _ in range(4)} == {"here"}
+    assert {m.wait(PATIENCE_S).output for _ in range(4)} == {"here"}
 
 
 def test_impossible_minitask_is_refused(m, run):

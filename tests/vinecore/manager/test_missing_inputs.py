@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import wait_until
+from tests.harness.processes import PATIENCE_S, wait_until
 from vinecore import FunctionCall, PythonTask, Task
 
 
@@ -71,8 +71,8 @@ def test_calls_may_precede_maker_of_file(m, tmp_path):
     call = FunctionCall("early", "add", 1, 2)
     m.submit(call)
     m.submit(Task("printf made > out", outputs={place: "out"}, cores=1))
-    assert m.wait_for_task_id(call.id, 60).output == 3
-    assert m.wait(60).successful()
+    assert m.wait_for_task_id(call.id, PATIENCE_S).output == 3
+    assert m.wait(PATIENCE_S).successful()
     m.remove_library("early")
 
 
@@ -87,13 +87,13 @@ def test_file_vanishing_later_fails_other_calls(local_cluster, tmp_path):
         m.install_library(library)
         [first] = local_cluster.start_workers(m, 1)
         m.submit(FunctionCall("reading", "add", 1, 2))
-        assert m.wait(60).output == 3
+        assert m.wait(PATIENCE_S).output == 3
         path.unlink()
         first.kill()
         wait_until(lambda: not m.workers_connected, "the first worker to be gone")
         local_cluster.start_workers(m, 1)
         m.submit(FunctionCall("reading", "add", 1, 2))
-        call = m.wait(60)
+        call = m.wait(PATIENCE_S)
         assert call.result == "input missing"
         assert str(path) in str(call.output)
 
@@ -127,7 +127,7 @@ def test_cancelled_maker_of_file_fails_calls(m, run, call_with):
     task = Task("sleep 600")
     task.add_output(temp, "out")
     m.cancel_by_task_id(m.submit(task))
-    assert m.wait(60) is task
+    assert m.wait(PATIENCE_S) is task
     call = call_with(temp)
     assert call.result == "input missing"
     assert "that task was cancelled" in str(call.output)

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import HURRY_S, wait_until
+from tests.harness.processes import HURRY_S, PATIENCE_S, wait_until
 from vinecore import FunctionCall, InsufficientResources, PythonTask, Task, TaskFailed
 from vinecore.protocol import INLINE_LIMIT
 
@@ -58,7 +58,7 @@ def test_task_reports_its_state(m):
     )
     number = m.submit(task)
     assert (task.id, task.state) == (number, "READY")
-    assert m.wait(60) is task
+    assert m.wait(PATIENCE_S) is task
     assert task.state == "DONE"
     assert task.hostname
     assert "done success" in repr(task)
@@ -123,7 +123,7 @@ def test_tasks_run_concurrently_within_resources(m, shared_cluster):
     )
     assert m.summarize_workers()[0]["tasks"] == 2
     shared_cluster.path("side-gate").touch()
-    assert sorted(m.wait(60).output for _ in tasks) == ["side-0", "side-1", "side-2"]
+    assert sorted(m.wait(PATIENCE_S).output for _ in tasks) == ["side-0", "side-1", "side-2"]
 
 
 def test_unplaceable_task_waits_with_reason(m):
@@ -134,7 +134,7 @@ def test_unplaceable_task_waits_with_reason(m):
     assert "1000" in wait_until(lambda: m.stalled_reason, "the manager to say what is missing")
     assert m.wait(0) is None
     m.cancel_by_task_id(task.id)
-    assert m.wait(60).result == "cancelled"
+    assert m.wait(PATIENCE_S).result == "cancelled"
     wait_until(lambda: not m.stalled_reason, "the complaint to end")
 
 
@@ -146,7 +146,7 @@ def test_impossible_task_fails(local_cluster):
         task = PythonTask(sample_tasks.add, 1, 2)
         task.set_memory(10**9)
         m.submit(task)
-        assert m.wait(60) is task
+        assert m.wait(PATIENCE_S) is task
         assert task.result == "resource exhaustion"
         assert isinstance(task.output, InsufficientResources)
 
@@ -169,7 +169,7 @@ def test_overlong_task_is_killed_keeping_output(local_cluster):
         "both to have said something",
     )
     local_cluster.let_time_pass()
-    assert {m.wait(60), m.wait(60)} == {command, function}
+    assert {m.wait(PATIENCE_S), m.wait(PATIENCE_S)} == {command, function}
     assert {(task.result, task.exit_code, task.successful()) for task in (command, function)} == {
         ("max wall time", 9, False)
     }
@@ -316,7 +316,7 @@ def test_returned_task_can_be_resubmitted(m, shared_cluster):
         m.submit(task)
         with pytest.raises(ValueError, match="has been submitted already"):
             m.submit(task)
-        assert m.wait(60).output == expected
+        assert m.wait(PATIENCE_S).output == expected
 
 
 def test_resubmitted_python_task_has_new_result(m, shared_cluster):
@@ -324,10 +324,10 @@ def test_resubmitted_python_task_has_new_result(m, shared_cluster):
     task = PythonTask(sample_tasks.counted, str(shared_cluster.folder), "python-again", None)
     task._args = (str(shared_cluster.folder), "python-again", 1)
     m.submit(task)
-    assert m.wait(60).output == 1
+    assert m.wait(PATIENCE_S).output == 1
     task._args = (str(shared_cluster.folder), "python-again", 2)
     m.submit(task)
-    assert m.wait(60).output == 2
+    assert m.wait(PATIENCE_S).output == 2
 
 
 # ---- Python functions
@@ -525,7 +525,7 @@ def test_result_on_worker_serves_as_argument(m, run, size):
     keyword = PythonTask(sample_tasks.length, data=first.output_file)
     m.submit(second)
     m.submit(keyword)
-    ended = {m.wait(60) for _ in range(3)}
+    ended = {m.wait(PATIENCE_S) for _ in range(3)}
     assert ended == {first, second, keyword}
     expected = len(sample_tasks.make_bytes(size))
     assert second.output == keyword.output == expected
@@ -540,13 +540,13 @@ def test_reader_of_failed_task_fails(m):
     m.submit(first)
     second = PythonTask(sample_tasks.length, first.output_file)
     m.submit(second)
-    ended = {m.wait(60).id: None for _ in range(2)}
+    ended = {m.wait(PATIENCE_S).id: None for _ in range(2)}
     assert set(ended) == {first.id, second.id}
     assert isinstance(first.output, TypeError)
     assert second.result == "input missing"
     third = PythonTask(sample_tasks.length, first.output_file)
     m.submit(third)
-    assert m.wait(60) is third
+    assert m.wait(PATIENCE_S) is third
     assert third.result == "input missing"
 
 
@@ -701,7 +701,7 @@ def test_urgent_whole_worker_task_is_not_starved(m, shared_cluster):
     m.submit(whole)
     for n in range(4):
         shared_cluster.path(f"small-gate-{n}").touch()
-    order = [m.wait(60) for _ in (*holders, *small, whole)]
+    order = [m.wait(PATIENCE_S) for _ in (*holders, *small, whole)]
     assert whole.output == "4\n"
     assert order.index(whole) < 15
     assert all(task.successful() for task in order)
@@ -756,7 +756,7 @@ def test_library_with_long_variable_is_refused(m):
     m.install_library(library)
     call = FunctionCall("long", "add", 1, 2)
     m.submit(call)
-    assert m.wait(60) is call
+    assert m.wait(PATIENCE_S) is call
     assert "its environment variable LONG has 200,005 bytes" in str(call.output)
     m.remove_library("long")
 

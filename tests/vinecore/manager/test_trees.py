@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.harness.processes import find_paths, wait_until
+from tests.harness.processes import PATIENCE_S, find_paths, wait_until
 from vinecore import Task
 from vinecore.protocol import INLINE_LIMIT
 
@@ -138,19 +138,19 @@ def test_program_made_executable_later_runs(local_cluster, tmp_path, size):
     local_cluster.start_worker(m, "--keep-workspace")
     first = reading(m.declare_file(program, cache="forever"), "./in")
     m.submit(first)
-    assert m.wait(60).exit_code == 126
+    assert m.wait(PATIENCE_S).exit_code == 126
     wait_until(lambda: find_paths(local_cluster.workspace, "vine-kept/*/records/*"), "it to be kept")
     program.chmod(0o755)
     second = reading(m.declare_file(program, cache="forever"), "./in")
     m.submit(second)
-    assert m.wait(60).output == "I run\n"
+    assert m.wait(PATIENCE_S).output == "I run\n"
     m.close()
     m = local_cluster.start_manager()
     local_cluster.start_worker(m, "--keep-workspace")
     for mode, code in ((0o755, 0), (0o644, 126)):
         program.chmod(mode)
         m.submit(reading(m.declare_file(program, cache="forever"), "./in"))
-        assert m.wait(60).exit_code == code
+        assert m.wait(PATIENCE_S).exit_code == code
 
 
 def test_touched_file_is_newer_on_worker(m, run, tree):
@@ -211,7 +211,7 @@ def test_transfers_are_independent_of_workers_umask(local_cluster, tmp_path, siz
     task.add_output(m.declare_file(tmp_path / "out"), "out")
     task.add_output(m.declare_file(tmp_path / "d"), "d")
     m.submit(task)
-    assert m.wait(60).output == "444 946684800\n" * 2
+    assert m.wait(PATIENCE_S).output == "444 946684800\n" * 2
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o644
     assert (tmp_path / "d").stat().st_mode & 0o7777 == 0o755
     assert os.access(tmp_path / "d" / "e" / "inner", os.W_OK)
@@ -233,7 +233,7 @@ def test_output_follows_managers_umask_and_group(local_cluster, tmp_path):
     for name in ("out", "d"):
         task.add_output(m.declare_file(shared / name), name)
     m.submit(task)
-    assert m.wait(60).successful()
+    assert m.wait(PATIENCE_S).successful()
     found = {path.name: path.stat() for path in (shared / "out", shared / "d", shared / "d" / "file")}
     assert {name: about.st_mode & 0o777 for name, about in found.items()} == {
         "out": 0o750,

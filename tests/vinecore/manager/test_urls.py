@@ -16,7 +16,7 @@ from vineworker.session.context import TRANSFER_THREADS as FETCHES
 from vineworker.storage.downloads import Downloader
 
 from tests.harness.http_servers import Relay, web_server, xrootd_server
-from tests.harness.processes import free_port, is_alive, wait_until
+from tests.harness.processes import PATIENCE_S, free_port, is_alive, wait_until
 from vinecore import PythonTask, Task
 from vinecore.manager import url_metadata
 from vinecore.protocol import INLINE_LIMIT
@@ -121,7 +121,7 @@ def test_unreachable_server_is_asked_once(m, monkeypatch):
     """A server that cannot be reached from here is no error and is asked once."""
     monkeypatch.setattr(url_metadata, "HEAD_TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent.settimeout(60)
+        silent.settimeout(PATIENCE_S)
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         names = {m.declare_url(f"{url}/{number}").cache_name for number in range(20)}
         assert len(names) == 20
@@ -174,7 +174,7 @@ def test_workers_exchange_fetched_file_if_allowed(local_cluster, web, peers):
         for task in tasks:
             task.add_input(file, "in")
             m.submit(task)
-        assert {m.wait(60).output.split()[0] for _ in tasks} == {expected}
+        assert {m.wait(PATIENCE_S).output.split()[0] for _ in tasks} == {expected}
     asked = web.count("GET", "/file")
     assert asked <= 2 if peers else asked == 4
     assert m.get_file_replica_count(file) == 4
@@ -244,11 +244,11 @@ def by(request, local_cluster):
         variables["PYTHONPATH"] = f"{hidden}{os.pathsep}{path}"
     m = local_cluster.start_manager()
     local_cluster.start_worker(m, **variables)
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
 
     def fetch(url):
         m.submit(checksum(m.declare_url(url), "/usr/bin/sha256sum < in"))
-        return m.wait(60)
+        return m.wait(PATIENCE_S)
 
     return fetch
 
@@ -320,7 +320,7 @@ def test_fetching_process_ends_with_worker(local_cluster, xrootd, killed):
         pytest.skip("needs xrdcp: apt-get install xrootd-client")
     m = local_cluster.start_manager()
     worker = local_cluster.start_worker(m)
-    m.wait_for_workers(1, 60)
+    m.wait_for_workers(1, PATIENCE_S)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"root://127.0.0.1:{silent.getsockname()[1]}//data/file"
         url_metadata._unresponsive_until[f"127.0.0.1:{silent.getsockname()[1]}"] = float("inf")
@@ -350,7 +350,7 @@ def test_fetching_process_ends_with_session(tmp_path):
             child.send_signal(signal.SIGSTOP)  # so that it does not end by itself
             fetching.close()
             with pytest.raises(OSError, match="ended with code -9"):
-                fetched.result(60)
+                fetched.result(PATIENCE_S)
     finally:
         process_reaper.close()
 
@@ -366,7 +366,7 @@ def test_fetches_do_not_delay_uploads(local_cluster, web):
     made = PythonTask(bytes, LARGE)
     made.set_cores(1)
     m.submit(made)
-    assert m.wait(60) is made
+    assert m.wait(PATIENCE_S) is made
     assert made.output == bytes(LARGE)
     web.gate.set()
-    assert all(m.wait(60).successful() for _ in range(FETCHES))
+    assert all(m.wait(PATIENCE_S).successful() for _ in range(FETCHES))

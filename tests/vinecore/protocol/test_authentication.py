@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.harness.processes import PATIENCE_S
 from vinecore.protocol import authentication, handshake
 from vinecore.protocol import messages as m
 from vinecore.protocol.frames import FrameReader, ProtocolError, encode
@@ -83,8 +84,8 @@ def test_lines_are_sealed_as_well():
         for number in range(3):
             here.send({"get": number})
             there.send({"size": number})
-            assert there.receive(time.monotonic() + 60) == {"get": number}
-            assert here.receive(time.monotonic() + 60) == {"size": number}
+            assert there.receive(time.monotonic() + PATIENCE_S) == {"get": number}
+            assert here.receive(time.monotonic() + PATIENCE_S) == {"size": number}
         here.send({"get": "a"})
         line = far.recv(1000)
         for altered in (
@@ -96,7 +97,7 @@ def test_lines_are_sealed_as_well():
         ):
             near.sendall(altered)
             with pytest.raises(handshake.HandshakeRejected, match="wrong message authentication code"):
-                authentication.AuthenticatedLines(far, KEY, "server").receive(time.monotonic() + 60)
+                authentication.AuthenticatedLines(far, KEY, "server").receive(time.monotonic() + PATIENCE_S)
 
 
 def test_the_key_is_of_this_handshake_only():

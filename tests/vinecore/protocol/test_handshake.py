@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tests.harness.processes import PATIENCE_S
 from vinecore.protocol import VERSION, handshake
 from vinecore.protocol.handshake import HandshakeRejected
 
@@ -36,7 +37,7 @@ def in_thread(function, *args):
     thread.start()
 
     def result():
-        thread.join(60)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
         return outcome[0]
 
@@ -123,7 +124,7 @@ def test_a_server_that_does_not_know_the_secret_is_not_believed(ends):
 
     def pretend(sock):
         handshake.send_line(sock, {"vine": VERSION, "nonce": "0" * 32})
-        handshake.read_line(sock, time.monotonic() + 60)
+        handshake.read_line(sock, time.monotonic() + PATIENCE_S)
         handshake.send_line(sock, {"proof": "0" * 64})
 
     done = in_thread(pretend, server)
@@ -137,7 +138,7 @@ def test_the_clients_own_proof_does_not_serve_as_the_servers(ends):
 
     def reflect(sock):
         handshake.send_line(sock, {"vine": VERSION, "nonce": "0" * 32})
-        greeting = handshake.read_line(sock, time.monotonic() + 60)
+        greeting = handshake.read_line(sock, time.monotonic() + PATIENCE_S)
         handshake.send_line(sock, {"proof": greeting["proof"]})
 
     done = in_thread(reflect, server)

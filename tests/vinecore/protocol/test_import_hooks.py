@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from tests.harness.processes import PATIENCE_S
 from vinecore.protocol.import_hooks import call_when_imported
 
 
@@ -45,7 +46,7 @@ def test_while_another_thread_imports_it(module):
     sys.go_on.clear()
     importing = threading.Thread(target=importlib.import_module, args=[module])
     importing.start()
-    assert sys.begun.wait(60)
+    assert sys.begun.wait(PATIENCE_S)
     seen = []
     waiting = threading.Thread(
         target=call_when_imported, args=[module, lambda found: seen.append(found.ready)]

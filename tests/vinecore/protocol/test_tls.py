@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from tests.harness.processes import PATIENCE_S
 from vinecore.protocol import handshake, tls
 
 SECRET = b"secret"
@@ -45,7 +46,7 @@ def in_thread(function, *arguments):
     thread.start()
 
     def wait():
-        thread.join(60)
+        thread.join(PATIENCE_S)
         assert answer, "it has not ended"
         return answer[0]
 
@@ -133,8 +134,8 @@ def test_who_sends_more_than_is_read_waits(pair):
 
 def test_a_connection_that_is_cut_ends_at_both_ends(pair, network):
     client, server = pair
-    client.settimeout(60)
-    server.settimeout(60)
+    client.settimeout(PATIENCE_S)
+    server.settimeout(PATIENCE_S)
     network[0].shutdown(socket.SHUT_RDWR)
     assert client.recv(1) == b""
     assert server.recv(1) == b""

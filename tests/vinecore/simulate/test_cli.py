@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.harness.processes import PATIENCE_S
 from vinecore.simulate.cli import main
 
 ROOT = Path(__file__).parents[3]
@@ -136,7 +137,7 @@ def test_the_order_of_hashes_changes_nothing_and_the_worker_is_loaded_only_to_si
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_S,
             check=True,
         )
         outputs.add(done.stdout)

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from vineworker.machine.process_reaper import ProcessReaper
 
-from tests.harness.processes import is_alive, wait_until
+from tests.harness.processes import PATIENCE_S, is_alive, wait_until
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_reaper_kills_groups_and_removes_folder(tmp_path, groups):
     process_reaper.remove_group(ended.pid)
     process_reaper.remove_group(12345678)
     process_reaper.close()
-    assert watched.wait(60) == -signal.SIGKILL
+    assert watched.wait(PATIENCE_S) == -signal.SIGKILL
     assert ended.poll() is None
     assert others.poll() is None
     assert not folder.exists()
@@ -58,7 +58,7 @@ def test_many_groups_are_remembered_as_they_are(tmp_path, groups):
         process_reaper.remove_group(10**7 + n)
         process_reaper.remove_group(10**8 + n)
     process_reaper.close()
-    assert process.wait(60) == -signal.SIGKILL
+    assert process.wait(PATIENCE_S) == -signal.SIGKILL
 
 
 def test_unresponsive_reaper_is_replaced_in_time(tmp_path, groups):

@@ -14,6 +14,8 @@ from vineworker.machine import resource_monitor
 from vineworker.machine.process_info import LinuxProbe, Memory, ProcessSample, PsutilProbe
 from vineworker.machine.resource_monitor import LimitExceeded, Peak, ResourceMonitor, sum_file_sizes
 
+from tests.harness.processes import PATIENCE_S
+
 MB = 1 << 20
 linux = pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux 4.14")
 
@@ -451,13 +453,13 @@ def test_unwatching_does_not_wait_for_sample(world, sampler):
 
     def memory(pid):
         inside.set()
-        assert leave.wait(60)
+        assert leave.wait(PATIENCE_S)
         return real(pid)
 
     world.memory = memory
     thread = threading.Thread(target=sampler.sample)
     thread.start()
-    assert inside.wait(60)
+    assert inside.wait(PATIENCE_S)
     assert sampler.remove_task(1).processes == 1
     leave.set()
     thread.join()

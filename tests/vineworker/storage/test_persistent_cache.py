@@ -14,7 +14,7 @@ import pytest
 from vineworker.storage.cache_directory import RECORD_FORMAT, open_cache_directory
 from vineworker.storage.persistent_cache import PersistentCache
 
-from tests.harness.processes import wait_until
+from tests.harness.processes import PATIENCE_S, wait_until
 from vinecore.protocol.transfer import digests
 
 SECRET = b"secret"
@@ -47,7 +47,7 @@ class Shelf:
         """Wait until it has done all that it was asked for."""
         done = threading.Event()
         self.keeper.run_after_pending(done.set)
-        assert done.wait(60)
+        assert done.wait(PATIENCE_S)
 
     def found(self, count):
         """Wait until so many old objects are found; give all names."""
@@ -56,7 +56,7 @@ class Shelf:
 
     def close(self):
         self.keeper.close()
-        self.keeper._thread.join(60)
+        self.keeper._thread.join(PATIENCE_S)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 
 from vineworker.tasks import logs
 
-from tests.harness.processes import find_paths, wait_until
+from tests.harness.processes import PATIENCE_S, find_paths, wait_until
 from vinecore import FunctionCall
 
 
@@ -63,4 +63,4 @@ def test_output_of_call_does_not_fill_disk(local_cluster):
 
     wait_until(ends, "the log to be shortened")
     local_cluster.path("gate").touch()
-    assert m.wait(60).successful()
+    assert m.wait(PATIENCE_S).successful()

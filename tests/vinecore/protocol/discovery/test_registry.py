@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from tests.harness.processes import wait_until
+from tests.harness.processes import PATIENCE_S, wait_until
 from vinecore.discovery.announcer import make_record
 from vinecore.protocol.discovery import registry
 from vinecore.protocol.discovery.finder import ManagerFinder
@@ -116,7 +116,7 @@ def test_a_file_is_for_nobody_else_and_complete(tmp_path):
 
 def entered_by_another_process(folder):
     code = f"from vinecore.protocol.discovery import registry; registry.write({str(folder)!r}, 'dead', {record('dead')!r})"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
 
 
 def test_a_manager_whose_process_is_gone_is_forgotten(tmp_path):

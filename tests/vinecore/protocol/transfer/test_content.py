@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from tests.harness.processes import wait_until
+from tests.harness.processes import PATIENCE_S, wait_until
 from vinecore.protocol import handshake
 from vinecore.protocol.authentication import AuthenticatedLines
 from vinecore.protocol.listener import AuthenticatingListener
@@ -97,7 +97,7 @@ class Raw(AuthenticatedLines):
     """A connection that has shown the secret, to misbehave on."""
 
     def __init__(self, port):
-        sock = socket.create_connection(("127.0.0.1", port), 60)
+        sock = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
         super().__init__(sock, handshake.connect(sock, SECRET, "bulk"), "client")
         self.recv, self.sendall = sock.recv, sock.sendall
 
@@ -237,7 +237,7 @@ def test_many_connections_are_served_side_by_side(shelf, port, tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     assert done == [True] * 10
 
 
@@ -341,7 +341,7 @@ def fake_server(*answers):
             with sock:
                 words = AuthenticatedLines(sock, handshake.serve(sock, SECRET)["session"], "server")
                 for answer in answers:
-                    words.receive(time.monotonic() + 60)
+                    words.receive(time.monotonic() + PATIENCE_S)
                     line, end, content = answer.partition(b"\n")
                     sock.sendall(
                         (line + words._mine.sign((line,)).hex().encode() if end else line) + end + content
@@ -385,10 +385,10 @@ def test_a_source_that_falls_silent_is_given_up(tmp_path, monkeypatch):
         sock, _address = listener.accept()
         with sock:
             words = AuthenticatedLines(sock, handshake.serve(sock, SECRET)["session"], "server")
-            words.receive(time.monotonic() + 60)
+            words.receive(time.monotonic() + PATIENCE_S)
             words.send({"size": 10, "directory": False})
             sock.sendall(b"123")
-            over.wait(60)
+            over.wait(PATIENCE_S)
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -396,7 +396,7 @@ def test_a_source_that_falls_silent_is_given_up(tmp_path, monkeypatch):
     with pytest.raises(TimeoutError):
         client.get("x", str(tmp_path / "target"))
     over.set()
-    thread.join(60)
+    thread.join(PATIENCE_S)
     client.close()
     listener.close()
 
@@ -511,7 +511,7 @@ def test_a_small_object_says_what_it_is_itself(shelf, port):
     shelf.contents["x"] = b"data"
     with Raw(port) as sock:
         sock.send({"get": "x"})
-        assert sock.receive(time.monotonic() + 60)["digest"] == digests.digest_bytes(b"data")
+        assert sock.receive(time.monotonic() + PATIENCE_S)["digest"] == digests.digest_bytes(b"data")
 
 
 def test_a_directory_is_not_held_to_the_digest_of_something_else(shelf, client, tmp_path):
@@ -546,7 +546,7 @@ def test_a_directory_that_is_altered_on_its_way_is_not_stored(shelf, port):
         head = {"put": "x", "size": len(data), "directory": True, "digest": digests.digest_bytes(data)}
         sock.send(head)
         sock.sendall(flipped(data))
-        assert "altered" in sock.receive(time.monotonic() + 60)
+        assert "altered" in sock.receive(time.monotonic() + PATIENCE_S)
     assert not shelf.contents
     wait_until(lambda: not os.listdir(shelf.folder))
 
@@ -567,9 +567,9 @@ def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(shelf, port, t
     shelf.contents["x"] = str(source)
     with Raw(port) as sock:
         sock.send({"get": "x"})
-        sock.receive(time.monotonic() + 60)
+        sock.receive(time.monotonic() + PATIENCE_S)
         os.truncate(source, 1 << 20)
-        sock.sock.settimeout(60)
+        sock.sock.settimeout(PATIENCE_S)
         came = 0
         while data := sock.recv(1 << 20):
             came += len(data)
@@ -591,7 +591,7 @@ def test_who_does_not_know_the_secret_stays_outside(port, refusals, shelf):
     "said", [b"GET / HTTP/1.1\r\n\r\n", b"[" * 4000 + b"\n", b'{"role": "\\ud800"}\n', b"x" * 100_000]
 )
 def test_garbage_at_the_door_is_refused_and_others_still_come_in(port, refusals, shelf, tmp_path, said):
-    with socket.create_connection(("127.0.0.1", port), 60) as sock:
+    with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as sock:
         sock.sendall(said)
         wait_until(lambda: refusals)
     shelf.contents["x"] = b"data"
@@ -617,7 +617,7 @@ def test_a_door_that_closes_cuts_what_is_being_served(shelf, tmp_path):
         client.get("x", str(tmp_path / "target"))
     client.close()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), 60)
+        socket.create_connection(("127.0.0.1", port), PATIENCE_S)
 
 
 def test_where_no_more_files_may_be_open_that_is_said_once_and_who_knocks_waits(port, refusals):

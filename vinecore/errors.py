@@ -1,11 +1,11 @@
-"""What can go wrong, as a user of the engine sees it."""
+"""The exceptions of the engine, and the texts about failed tasks."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from vinecore.protocol.serialization import exceptions
-from vinecore.protocol.serialization.exceptions import add_note as add_note  # noqa: PLC0414 - for who imports it from here
+from vinecore.protocol.serialization.exceptions import add_note as add_note  # noqa: PLC0414 - re-exported
 
 
 class VineError(Exception):
@@ -33,7 +33,7 @@ class WorkersNotStarted(VineError):
 
 
 class InsufficientResources(VineError):
-    """No worker, of all that there will be, is large enough."""
+    """No worker is large enough for a task, or its disk is too small."""
 
 
 BY_ITSELF = (
@@ -58,7 +58,7 @@ def exception_for(kind: str, info: dict[str, Any], payload: bytes, what: str, wh
     Parameters
     ----------
     kind, info, payload
-        What the mind says of it.
+        The outcome of the task, its evidence, and the serialized exception; see `StatusMethods.make_exception`.
     what
         The task, in the user's words.
     where

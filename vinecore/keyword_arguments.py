@@ -15,7 +15,7 @@ NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
 
 def explain_unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """Say that ``what`` has no option of that name, and which one may have been meant, or which there are."""
+    """Return the message that ``what`` has no such option, with the nearest or all options."""
     known = list(known)
     hint = suggest_name(name, known) or f"; it has: {', '.join(known)}"
     return f"{what} has no option {name!r}{hint}"
@@ -28,7 +28,7 @@ def of(function: Callable[..., object]) -> list[str]:
 
 
 def refuse_unknown(function: Callable[P, T]) -> Callable[P, T]:
-    """Have a method refuse keywords that it does not know with the nearest that it does.
+    """Let a method refuse unknown keywords with the nearest known one.
 
     Python itself makes such a suggestion since 3.13, with the full name of the method.
     """

@@ -1,10 +1,11 @@
-"""Values that a user gives, checked and converted where they enter.
+"""Check and convert the values that a user gives.
 
-What the engine reckons with, and sends, are plain values of Python: one of another type would be met far away from who has given it, by
-a thread that serves everybody. So each setter passes its value through one of these. A check takes the name by which the user knows the
-value, and the value; it gives the plain one, or raises an error with the name, the value and what is allowed.
+The engine computes with plain values of Python, and sends them: a value of another type would fail far away from
+the user's call, in the server thread. So each setter passes its value through one of these functions. A check
+takes the user's name of the value, and the value. It returns the plain value, or raises an error with the name,
+the value and the allowed ones.
 
-Whole numbers of NumPy are whole numbers. A text is no number, whatever is in it, and a truth value is none either.
+Whole numbers of NumPy are whole numbers. A text is never a number, and neither is a Boolean.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ NOTHING: Mapping[Any, Any] = {}
 
 
 def refuse(name: str, value: object, allowed: str, kind: type[Exception] = ValueError) -> NoReturn:
-    """Say that a value cannot be.
+    """Raise the error about a value.
 
     Raises
     ------
@@ -77,12 +78,12 @@ def _is_number(value: object) -> bool:
 
 
 def amount(name: str, value: Any) -> float | None:
-    """Take how much of a resource is asked for: cores, gpus; None leaves it unsaid."""
+    """Take an amount of cores or gpus; None leaves it open."""
     return None if value is None else number(name, value)
 
 
 def megabytes(name: str, value: Any) -> int | None:
-    """Take how many megabytes are asked for, rounded up to whole ones; None leaves it unsaid."""
+    """Take an amount of memory or disk in MB, rounded up; None leaves it open."""
     return None if value is None else math.ceil(number(name, value, unit=" (MB)"))
 
 
@@ -116,7 +117,7 @@ def request(name: str, value: Any) -> ResourceRequest:
 
 
 def slots(name: str, value: Any) -> int:
-    """Take how many calls of a library run at once."""
+    """Take a number of slots."""
     return whole(name, value, 1, MAX_MACHINE_AMOUNT)
 
 
@@ -128,7 +129,7 @@ def seconds(name: str, value: Any, least: float = 0) -> float:
 
 
 def time_max(name: str, value: Any) -> float | None:
-    """Take how long a task may run; None for as long as it likes."""
+    """Take the longest duration of a task in seconds; None for no limit."""
     if value is None:
         return None
     limit = seconds(name, value)
@@ -138,7 +139,7 @@ def time_max(name: str, value: Any) -> float | None:
 
 
 def timeout(name: str, value: Any) -> float | None:
-    """Take how long to wait, at most; None for ever: that is what "wait_forever", None, infinity and a negative number say."""
+    """Take a timeout in seconds; return None for no limit ("wait_forever", None, infinity, negative)."""
     forever = value == FOREVER if isinstance(value, str) else _is_number(value) and value == math.inf
     if value is None or forever:
         return None
@@ -189,7 +190,7 @@ def label(name: str, value: Any) -> str:
 
 
 def command(name: str, value: Any) -> str:
-    """Take a shell command; one that is empty would do nothing, and be a success."""
+    """Take a shell command; an empty one would do nothing, and succeed."""
     if isinstance(value, str) and not value.strip():
         refuse(name, value, "text that is not empty: a shell command, such as 'echo hello'")
     return text(name, value)
@@ -210,7 +211,7 @@ def path(name: str, value: Any) -> str:
 
 
 def variable(name: Any, value: Any, *, none: bool = False) -> tuple[str, str | None]:
-    """Take the name and the value of an environment variable; where ``none`` says so, None takes it away."""
+    """Take the name and value of an environment variable; with ``none``, None removes it."""
     for part in (name, value):
         usable = isinstance(part, str) and "\0" not in part and is_unicode(part)
         if not (usable or (none and part is None and part is value)):
@@ -223,12 +224,15 @@ def variable(name: Any, value: Any, *, none: bool = False) -> tuple[str, str | N
 
 
 def suggest_name(name: Any, known: Iterable[str]) -> str:
-    """Say which known name is nearest to an unknown one, if one is near; the case and ``-``, ``_`` or a space are all the same."""
+    """Return the hint at the known name that is nearest to an unknown one, or "".
+
+    Upper and lower case, ``-``, ``_`` and a space count as equal.
+    """
     spellings = {folded(choice): choice for choice in known}
     close = difflib.get_close_matches(folded(str(name)), spellings, 1, 0.5)
     return f"; did you mean {spellings[close[0]]!r}?" if close else ""
 
 
 def folded(name: str) -> str:
-    """Give a name without what people write in different ways."""
+    """Normalize the spelling of a name."""
     return name.strip().lower().replace("_", "-").replace(" ", "-")

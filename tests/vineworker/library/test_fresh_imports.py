@@ -49,7 +49,7 @@ def import_in_fork(*, recorded=False):
 
         try:
             if recorded:
-                use_recorder.start()
+                use_recorder.start_recording()
             sys.addaudithook(hear)
             try:
                 module = importlib.import_module(NAME)

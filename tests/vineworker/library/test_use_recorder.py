@@ -41,9 +41,9 @@ def record(*functions, payload=b"", shared=(), prepare=lambda: None):
             found = []
             for number, function in enumerate(functions):
                 call = Call(number, "function", list(shared), [], "", "", {}, payload)
-                recorder = use_recorder.begin(call)
+                recorder = use_recorder.begin_call(call)
                 result = RUN(function)
-                uses = recorder.end(call, {})
+                uses = recorder.end_call(call, {})
                 found.append([*uses, *(NAMED for _ in recorder.find_temporary_name(values.dump(result)))])
             answer = {"found": found}
         except BaseException:  # noqa: BLE001 - the parent shows it
@@ -263,9 +263,9 @@ def test_cancelled_call_leaves_reads_to_later(module, tmp_path):
 
     def fail():
         call = Call(0, "function", [], [], "", "", {}, b"")
-        use_recorder.begin(call)
+        use_recorder.begin_call(call)
         importlib.import_module(module)
-        use_recorder.cancel(call)
+        use_recorder.cancel_call(call)
 
     assert cuts in record(lambda: importlib.import_module(module), prepare=fail)[0]
 

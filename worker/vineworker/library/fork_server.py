@@ -379,7 +379,7 @@ def main() -> None:
     fresh_imports.wrap_loader()
     captured_output.set_line_buffering()
     if os.environ.pop(usage.RECORDS, ""):
-        use_recorder.start()
+        use_recorder.start_recording()
     ForkServer(socket.socket(fileno=int(sys.argv[1]))).serve()
 
 

@@ -51,7 +51,7 @@ def wrap_loader() -> None:
     def get_code(self: Any, name: str) -> Any:
         # what a call reads while it is recorded has to be seen; a class derived from the loader may
         # give other code
-        if type(self) is not loader or use_recorder.is_on() or is_package_file(self.path):
+        if type(self) is not loader or use_recorder.is_recording() or is_package_file(self.path):
             return usual_code(self, name)
         known = _compiled.get(self.path)
         if known is not None and known[0] == _stamp_file(self.path):

@@ -1,11 +1,11 @@
-"""Watches functions of the interpreter that read something from outside of the process.
+"""Replace functions of the interpreter that read outside state, to record their calls.
 
 These are variables of the environment, entropy of the system, imports, the time, the process, the
 machine, and metadata of files. Python raises no audit events for them, so they are replaced in
 processes that record.
 
-Time, process, machine and metadata count if the user's own code calls the function, itself or
-through the modules in `PASS_THROUGH_MODULES`: packages and the rest of the standard library read
+Time, process, machine and metadata count if the user's own code calls the function, directly or
+through the modules in `PASS_THROUGH_MODULES`. Packages and the rest of the standard library read
 them all the time, for logs and locks, and do not use them in results.
 """
 
@@ -37,9 +37,9 @@ OUTSIDE_FUNCTIONS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (uuid, ("uuid1", "getnode")),
 )  # fmt: skip
 STAT_FUNCTIONS = ("stat", "lstat", "access")
-"""Functions of `os` that tell of a file without opening it."""
+"""Functions of `os` that read the metadata of a file."""
 PASS_THROUGH_MODULES = frozenset({"os", "genericpath", "posixpath", "pathlib", "pathlib._local", "pathlib._os", "glob", "platform", "locale", "uuid", "getpass", "threading", "ctypes", "vineworker.library.use_recorder", __name__})  # fmt: skip
-"""Modules that ask on behalf of who calls them."""
+"""Modules that call these functions on behalf of their callers."""
 MAX_FRAMES = 30
 MAX_STACK = 200
 """Frames that are searched for the user's modules."""
@@ -48,38 +48,39 @@ _ENGINE = tuple(
     os.path.dirname(os.path.abspath(sys.modules[name].__file__ or "")) + os.sep
     for name in ("vinecore", "vineworker")
 )
-_is_user_file: dict[str, bool] = {}  # file of code -> whether it is the user's own
+# file of code -> whether it is the user's own
+_is_user_file: dict[str, bool] = {}
 
 
-class Recorder(Protocol):
+class ReadRecorder(Protocol):
     """Receiver of the reads."""
 
-    def note_outside(self, thing: str) -> None:
+    def record_outside_read(self, thing: str) -> None:
         """Record a read of something outside."""
 
-    def looked_at(self, path: Any) -> None:
+    def record_metadata_read(self, path: Any) -> None:
         """Record a request for metadata of a file."""
 
-    def variable(self, name: Any, value: Optional[str]) -> None:
+    def record_variable(self, name: Any, value: Optional[str]) -> None:
         """Record the read of a variable of the environment."""
 
-    def variables(self) -> None:
+    def record_all_variables(self) -> None:
         """Record the read of the names of all variables."""
 
-    def entropy(self) -> None:
+    def record_entropy(self) -> None:
         """Record a request for entropy."""
 
     def add_temporary(self, path: Any) -> None:
         """Record the path of a temporary file that is to be made."""
 
-    def watch_import(self, load: Callable[[], Any], name: str) -> Any:
+    def run_import(self, load: Callable[[], Any], name: str) -> Any:
         """Import a module."""
 
-    def give_module(self, module: Any) -> None:
+    def record_module(self, module: Any) -> None:
         """Record an import by a computed name."""
 
 
-def wrap_functions(recorder: Recorder) -> None:
+def wrap_functions(recorder: ReadRecorder) -> None:
     """Replace the functions, in this process and in all that are forked from it."""
     _watch_variables(recorder)
     _watch_entropy(recorder)
@@ -96,17 +97,17 @@ def wrap_functions(recorder: Recorder) -> None:
     @functools.wraps(readlink)
     def read_link(path: Any, *args: Any, **kwargs: Any) -> Any:
         if is_called_by_user():
-            recorder.note_outside(used_resources.UNSEEN)
+            recorder.record_outside_read(used_resources.UNSEEN)
         return readlink(path, *args, **kwargs)
 
     os.readlink = read_link
-    # who asks whether `os.stat` can do something looks for it here
+    # `os.supports_...` have the original functions
     for able in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks, os.supports_effective_ids):
         known = {getattr(one, "__name__", "") for one in able}
         able.update(getattr(os, name) for name in (*STAT_FUNCTIONS, "readlink", "statvfs") if name in known)
 
 
-def _watch_variables(recorder: Recorder) -> None:
+def _watch_variables(recorder: ReadRecorder) -> None:
     kind: Any = type(os.environ)
     get, each = kind.__getitem__, kind.__iter__
 
@@ -115,21 +116,21 @@ def _watch_variables(recorder: Recorder) -> None:
         try:
             value = get(self, key)
         finally:
-            recorder.variable(key, value)
+            recorder.record_variable(key, value)
         return value
 
     def iterate(self: Any) -> Any:
-        recorder.variables()
+        recorder.record_all_variables()
         return each(self)
 
     kind.__getitem__, kind.__iter__ = getitem, iterate
 
 
-def _watch_entropy(recorder: Recorder) -> None:
+def _watch_entropy(recorder: ReadRecorder) -> None:
     draw = os.urandom
 
     def urandom(size: int) -> bytes:
-        recorder.entropy()
+        recorder.record_entropy()
         return draw(size)
 
     os.urandom = urandom
@@ -138,13 +139,13 @@ def _watch_entropy(recorder: Recorder) -> None:
 
     def seeded(self: random.Random, a: Any = None, *args: Any, **kwargs: Any) -> None:
         if a is None:
-            recorder.entropy()
+            recorder.record_entropy()
         seed(self, a, *args, **kwargs)
 
     random.Random.seed = seeded  # type: ignore[method-assign]
 
 
-def _watch_temporary_names(recorder: Recorder) -> None:
+def _watch_temporary_names(recorder: ReadRecorder) -> None:
     """Watch `mktemp`, which makes no file, so there is no audit event."""
     make_name = tempfile.mktemp
 
@@ -157,12 +158,12 @@ def _watch_temporary_names(recorder: Recorder) -> None:
     tempfile.mktemp = mktemp
 
 
-def _watch_imports(recorder: Recorder) -> None:
+def _watch_imports(recorder: ReadRecorder) -> None:
     importer: Any = sys.modules["_frozen_importlib"]
     find = importer._find_and_load  # noqa: SLF001 - what both the statement and `importlib.import_module` call for a module that is not there
 
     def find_and_load(name: str, import_: Any) -> Any:
-        return recorder.watch_import(lambda: find(name, import_), name)
+        return recorder.run_import(lambda: find(name, import_), name)
 
     importer._find_and_load = find_and_load  # noqa: SLF001
     import_module = importlib.import_module
@@ -170,27 +171,27 @@ def _watch_imports(recorder: Recorder) -> None:
     @functools.wraps(import_module)
     def import_by_name(name: str, package: Optional[str] = None) -> Any:
         module = import_module(name, package)
-        recorder.give_module(module)
+        recorder.record_module(module)
         return module
 
     importlib.import_module = import_by_name
 
 
-def _wrap_outside_function(function: Callable[..., Any], recorder: Recorder) -> Callable[..., Any]:
+def _wrap_outside_function(function: Callable[..., Any], recorder: ReadRecorder) -> Callable[..., Any]:
     @functools.wraps(function)
     def ask(*args: Any, **kwargs: Any) -> Any:
         if is_called_by_user():
-            recorder.note_outside(used_resources.RANDOM)
+            recorder.record_outside_read(used_resources.RANDOM)
         return function(*args, **kwargs)
 
     return ask
 
 
-def _wrap_stat_function(function: Callable[..., Any], recorder: Recorder) -> Callable[..., Any]:
+def _wrap_stat_function(function: Callable[..., Any], recorder: ReadRecorder) -> Callable[..., Any]:
     @functools.wraps(function)
     def look(path: Any, *args: Any, **kwargs: Any) -> Any:
         if is_called_by_user():
-            recorder.looked_at(path)
+            recorder.record_metadata_read(path)
         return function(path, *args, **kwargs)
 
     return look
@@ -198,7 +199,7 @@ def _wrap_stat_function(function: Callable[..., Any], recorder: Recorder) -> Cal
 
 def is_called_by_user() -> bool:
     """Whether code of the user's own has called what calls this, through modules that pass it on or not."""
-    frame: Any = sys._getframe(2)  # noqa: SLF001 - who calls is all that tells
+    frame: Any = sys._getframe(2)  # noqa: SLF001 - only the caller decides
     for _ in range(MAX_FRAMES):
         if frame is None:
             return False
@@ -220,7 +221,7 @@ def find_user_modules() -> Optional[frozenset[str]]:
     A package belongs to the environment.
     """
     owners: set[str] = set()
-    frame: Any = sys._getframe(2)  # noqa: SLF001 - who calls is all that tells
+    frame: Any = sys._getframe(2)  # noqa: SLF001 - only the caller decides
     for _ in range(MAX_STACK):
         if frame is None or frame.f_globals.get("__name__") == "vineworker.library.slot":
             break

@@ -29,16 +29,16 @@ class ResidualUses:
         # shared objects that came as messages
         self._contents: dict[str, bytes] = {}
 
-    def keep(self, name: str, content: bytes) -> None:
+    def keep_shared_object(self, name: str, content: bytes) -> None:
         """Remember a shared object that came as a message."""
         self._contents[name] = content
         if len(self._contents) > MAX_CONTENTS:
             del self._contents[next(iter(self._contents))]
 
-    def add(self, modules: Iterable[str], use: str) -> None:
+    def add_use(self, modules: Iterable[str], use: str) -> None:
         """Remember a use of these modules of the user."""
         for module in modules:
-            _remember(self._of_modules.setdefault(module, {}), use)
+            _add_limited(self._of_modules.setdefault(module, {}), use)
 
     def add_call(self, call: Call, uses: Mapping[str, frozenset[str]]) -> None:
         """Remember the uses of a call, without files whose names its own arguments contain.
@@ -64,11 +64,11 @@ class ResidualUses:
                     }
                 if path in sources:
                     owners = owners | {sources[path]}
-            self.add(owners, use)
+            self.add_use(owners, use)
             for name, _path in () if owners else _shared_objects(call):
-                _remember(self._of_objects.setdefault(name, {}), use)
+                _add_limited(self._of_objects.setdefault(name, {}), use)
 
-    def find(self, call: Call, inputs: Mapping[str, bytes], modules: Iterable[str]) -> dict[str, None]:
+    def find_uses(self, call: Call, inputs: Mapping[str, bytes], modules: Iterable[str]) -> dict[str, None]:
         """Return the earlier uses that a call may depend on.
 
         Parameters
@@ -104,7 +104,7 @@ class ResidualUses:
                 yield self._contents.get(name, inputs.get(name))
 
 
-def _remember(uses: dict[str, None], use: str) -> None:
+def _add_limited(uses: dict[str, None], use: str) -> None:
     uses[use if len(uses) < MAX_USES else used_resources.UNSEEN] = None
 
 
@@ -119,7 +119,7 @@ def _shared_objects(call: Call) -> list[tuple[str, str]]:
 
 
 def _is_reached(module: str, contents: Iterable[Optional[bytes]]) -> bool:
-    """Whether a call with these contents may use a module of the user, itself or through others."""
+    """Return whether a call with these contents may use a module of the user, directly or not."""
     names = [name.rpartition(".")[2].encode() for name in _users_of(module)]
     return any(content is None or any(name in content for name in names) for content in contents)
 

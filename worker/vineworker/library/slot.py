@@ -303,7 +303,7 @@ class Slot:
             del inputs
             try:
                 result = forked_calls.call_function(function, args, kwargs, captured_output.flush_streams)
-                used = recorder.end(call, self._raw_inputs) if recorder is not None else []
+                used = recorder.end_call(call, self._raw_inputs) if recorder is not None else []
             finally:
                 self._folder.collect_created_files()
             del args, kwargs
@@ -326,7 +326,7 @@ class Slot:
         # the caller gets whatever the user's code raised, SystemExit and KeyboardInterrupt included
         except BaseException as error:  # noqa: BLE001
             interrupts.raise_if_signalled(error)
-            use_recorder.cancel(call)
+            use_recorder.cancel_call(call)
             if later and isinstance(error, FileNotFoundError) and (lost := _lost_inputs_reply(call, error)):
                 return lost
             return Reply(
@@ -345,7 +345,7 @@ class Slot:
         program = self._load_shared(*call.shared[-1]) if "program" in call.options else None
         # before anything else is loaded: that may import the program's modules
         moved = self._folder.enter_folder(program)
-        recorder = use_recorder.begin(call) if "record" in call.options else None
+        recorder = use_recorder.begin_call(call) if "record" in call.options else None
         # before the arguments: what a program has registered may decide what they are loaded as
         shared = [self._load_shared(name, path) for name, path in call.shared]
         if self._state is not None and (moved or len(self._shared) > known):
@@ -366,7 +366,7 @@ class Slot:
             self._shared[name] = values.load_file(path) if path else values.loads(self._raw_shared[name])
             raw = self._raw_shared.pop(name, None)
             if raw is not None:
-                use_recorder.keep(name, raw)
+                use_recorder.keep_shared_object(name, raw)
         return self._shared[name]
 
     def _open_input(self, name: str, path: str, call: Call) -> values.Readable:

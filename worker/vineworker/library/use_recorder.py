@@ -35,29 +35,32 @@ from vineworker.slot_protocol import Call
 
 MAX_TEMPORARY_FILES = 1000
 MAX_SEARCHED_BYTES = 1 << 20
-NOBODY: frozenset[str] = frozenset()
-READERS = ("h5py", "tables", "netCDF4", "ROOT", "XRootD", "correctionlib", "fitsio", "adios2", "tiledb", "rasterio", "osgeo")  # fmt: skip
+NO_OWNERS: frozenset[str] = frozenset()
+FILE_READING_LIBRARIES = ("h5py", "tables", "netCDF4", "ROOT", "XRootD", "correctionlib", "fitsio", "adios2", "tiledb", "rasterio", "osgeo")  # fmt: skip
 """Libraries that open files by themselves while Python may open others."""
-SYSTEM = ("/etc/", "/usr/lib/", "/usr/lib64/", "/usr/share/", "/lib/", "/lib64/")
-"""Where the machine keeps its own: part of the environment."""
-KERNEL = ("/proc/", "/sys/", "/dev/")
-"""Where no two reads give the same."""
+SYSTEM_FOLDERS = ("/etc/", "/usr/lib/", "/usr/lib64/", "/usr/share/", "/lib/", "/lib64/")
+"""Folders of the system; their files count as parts of the environment."""
+KERNEL_FOLDERS = ("/proc/", "/sys/", "/dev/")
+"""Files of the kernel, which differ at each read."""
 SHARED_MEMORY = "/dev/shm/"  # noqa: S108 - read about, not written to
-SILENT = ("/dev/null", "/dev/tty", "/dev/stdout", "/dev/stderr", SHARED_MEMORY.rstrip("/"))
-OWN_VARIABLES = frozenset(
+IGNORED_KERNEL_FILES = ("/dev/null", "/dev/tty", "/dev/stdout", "/dev/stderr", SHARED_MEMORY.rstrip("/"))
+IGNORED_VARIABLES = frozenset(
     ["TMPDIR", "TEMP", "TMP", "HOME", "PATH", "PWD", "DASK_SCHEDULER", "COLUMNS", "LINES", "LD_LIBRARY_PATH"]
 )
-"""Variables that say where things are, which counts when they are used, or that are set for every task; and those of Python itself."""
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-QUIET = ("tempfile", "vineworker.machine.tmpdir")
-"""Modules that ask for entropy and make no results of it."""
-UNTOUCHED = (623, 624)
-"""Positions of NumPy's shared generator when it has been seeded, by the system or with a number."""
-CACHES = ("__pycache__", ".nv", "numba_cache")
+"""Variables that are set for every task, or with paths that count when they are used.
 
-_CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.utime", "os.chown",
+Those of Python itself are ignored, too.
+"""
+WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+ENTROPY_CONSUMERS = ("tempfile", "vineworker.machine.tmpdir")
+"""Modules that read entropy and do not use it in results."""
+SEEDED_POSITIONS = (623, 624)
+"""Positions of NumPy's shared generator when it has been seeded, by the system or with a number."""
+CACHE_FOLDERS = ("__pycache__", ".nv", "numba_cache")
+
+_CHANGE_EVENTS = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.utime", "os.chown",
             "shutil.rmtree", "shutil.move")  # fmt: skip
-_STARTS = (
+_PROCESS_EVENTS = (
     "subprocess.Popen",
     "os.system",
     "os.exec",
@@ -69,7 +72,7 @@ _STARTS = (
 
 
 class UseRecorder:
-    """What is used in this process."""
+    """Records the uses of this process."""
 
     def __init__(self) -> None:
         self._residual = ResidualUses()
@@ -79,94 +82,98 @@ class UseRecorder:
         self._busy = threading.local()
         self._reads = 0
         self._allocations = 0
-        self._imports = False  # whether a package is imported
-        self._given: set[str] = set()  # own modules that `importlib` has given to the call that runs
+        # whether a package is imported
+        self._imports = False
+        # own modules that `importlib` has given to the call that runs
+        self._imported_modules: set[str] = set()
         self._states: dict[str, Any] = {}
-        self._own_places: tuple[str, ...] = ()  # of the engine
+        self._worker_folders: tuple[str, ...] = ()  # of the engine
         # temporary files and folders of this process
-        self._made: dict[str, None] = {}
+        self._temporary_paths: dict[str, None] = {}
         # names that the running call has given to some
         self._temporary_names: set[str] = set()
         self._handlers: dict[str, Callable[..., None]] = {
-            "open": self._open,
-            "os.listdir": self._list,
-            "os.scandir": self._list,
-            "sqlite3.connect": self._database,
+            "open": self._on_open,
+            "os.listdir": self._on_list,
+            "os.scandir": self._on_list,
+            "sqlite3.connect": self._on_database,
             "tempfile.mkstemp": self.add_temporary,
             "tempfile.mkdtemp": self.add_temporary,
-            "ctypes.dlopen": self._call_c,
-            "ctypes.dlsym": self._call_c,
-            "socket.connect": lambda *_about: self._note(used_resources.NETWORK),
-            **dict.fromkeys(_CHANGES, self._change),
-            **dict.fromkeys(_STARTS, lambda *_about: self._note(used_resources.PROCESS)),
+            "ctypes.dlopen": self._on_foreign_call,
+            "ctypes.dlsym": self._on_foreign_call,
+            "socket.connect": lambda *_about: self._record_use(used_resources.NETWORK),
+            **dict.fromkeys(_CHANGE_EVENTS, self._on_change),
+            **dict.fromkeys(_PROCESS_EVENTS, lambda *_about: self._record_use(used_resources.PROCESS)),
         }
 
-    def begin(self, call: Call) -> None:
+    def begin_call(self, call: Call) -> None:
         """Start to record a call."""
         paths = [call.result, *(path for _name, path in (*call.shared, *call.inputs) if path)]
-        self._own_places = tuple({os.path.dirname(path) + os.sep for path in paths if path})
-        self._states, self._reads, self._allocations = _random_states(), _reads(), _allocations()
-        self._call, self._opened, self._given, self._temporary_names = {}, 0, set(), set()
+        self._worker_folders = tuple({os.path.dirname(path) + os.sep for path in paths if path})
+        self._states, self._reads, self._allocations = _random_states(), _count_reads(), _count_allocations()
+        self._call, self._opened, self._imported_modules, self._temporary_names = {}, 0, set(), set()
 
-    def end(self, message: Call, inputs: Mapping[str, bytes]) -> list[str]:
+    def end_call(self, message: Call, inputs: Mapping[str, bytes]) -> list[str]:
         """Finish the record of a call and return the resources that it used.
 
         Parameters
         ----------
+        message
+            The call.
         inputs
-            Contents of those that came as messages.
+            Contents of inputs that came as messages.
         """
         call, self._call = self._call or {}, None
         opened = self._opened
-        reads = _reads() - self._reads - 1
+        reads = _count_reads() - self._reads - 1
         if reads > 0 and (
             not opened
-            or any(name in sys.modules for name in READERS)
-            or self._allocations != (allocations := _allocations())
+            or any(name in sys.modules for name in FILE_READING_LIBRARIES)
+            or self._allocations != (allocations := _count_allocations())
             or allocations < 0
         ):
-            call[used_resources.UNSEEN] = NOBODY
-        if _have_moved(self._states):
-            call[used_resources.RANDOM] = NOBODY
-        used = {**dict.fromkeys(call), **self._residual.find(message, inputs, self._given)}
+            call[used_resources.UNSEEN] = NO_OWNERS
+        if _have_drawn(self._states):
+            call[used_resources.RANDOM] = NO_OWNERS
+        used = {**dict.fromkeys(call), **self._residual.find_uses(message, inputs, self._imported_modules)}
         self._residual.add_call(message, call)
         return list(used)
 
-    def give_module(self, module: Any) -> None:
+    def record_module(self, module: Any) -> None:
         """Record a module that was imported by a name which its code need not contain.
 
         A module that was given before is not read again.
         """
         if self._call is not None and user_modules.is_own_module(module):
-            self._given.add(module.__name__)
-            self._note(used_resources.describe_file(user_modules.source_path(module) or ""))
+            self._imported_modules.add(module.__name__)
+            self._record_use(used_resources.describe_file(user_modules.source_path(module) or ""))
 
-    def watch_import(self, load: Callable[[], Any], name: str) -> Any:
-        """Import a module; what it takes to import a package of the environment is not what the call has read."""
+    def run_import(self, load: Callable[[], Any], name: str) -> Any:
+        """Import a module; reads while a package of the environment is imported do not count."""
         if self._call is None or self._imports or not _is_package(name):
             return load()
-        self._imports, opened, before = True, self._opened, _reads()
+        self._imports, opened, before = True, self._opened, _count_reads()
         try:
             return load()
         finally:
             # the second look counts, too
-            self._reads += _reads() - before + 1
+            self._reads += _count_reads() - before + 1
             self._imports, self._opened = False, opened
 
-    def cancel(self, message: Call) -> None:
+    def cancel_call(self, message: Call) -> None:
         """Drop the record of a failed call."""
         call, self._call = self._call or {}, None
         self._residual.add_call(message, call)
 
-    def keep(self, name: str, content: bytes) -> None:
+    def keep_shared_object(self, name: str, content: bytes) -> None:
         """Remember a shared object that came as a message."""
-        self._residual.keep(name, content)
+        self._residual.keep_shared_object(name, content)
 
-    def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def on_audit_event(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Handle an audit event; it is called very often."""
         handler = self._handlers.get(event)
         if handler is not None and not getattr(self._busy, "now", False):
-            code = _frame(1).f_code
+            code = _get_frame(1).f_code
             if _is_internal(event, code):
                 self._opened += event == "open"
                 return
@@ -176,96 +183,96 @@ class UseRecorder:
             finally:
                 self._busy.now = False
 
-    def _note(self, thing: str) -> None:
+    def _record_use(self, thing: str) -> None:
         owners = outside_reads.find_user_modules()
         if owners is None:
             return
         if self._call is not None:
-            self._call[thing] = owners | self._call.get(thing, NOBODY)
+            self._call[thing] = owners | self._call.get(thing, NO_OWNERS)
         elif used_resources.SEPARATOR in thing or thing in (used_resources.RANDOM, used_resources.UNSEEN):
             # without an owner, the environment's packages have got ready
-            self._residual.add(owners, thing)
+            self._residual.add_use(owners, thing)
 
-    def _open(self, path: Any, mode: Any, flags: Any) -> None:
+    def _on_open(self, path: Any, mode: Any, flags: Any) -> None:
         self._opened += 1
-        place = self._place(path)
+        place = self._find_recorded_path(path)
         if place is None:
             return
-        if place.startswith(KERNEL) and not place.startswith(SHARED_MEMORY):
-            self._note_kernel(place)
+        if place.startswith(KERNEL_FOLDERS) and not place.startswith(SHARED_MEMORY):
+            self._record_kernel_read(place)
             return
         writes = (
-            bool(flags & WRITES)
+            bool(flags & WRITE_FLAGS)
             if mode is None and isinstance(flags, int)
             else bool(set("wax+") & set(str(mode)))
         )
         if writes:
-            if not any(cache in place for cache in CACHES):
-                self._note(used_resources.WRITTEN)
+            if not any(cache in place for cache in CACHE_FOLDERS):
+                self._record_use(used_resources.WRITTEN)
             return
         if place.endswith(".pyc"):
             try:
                 place = importlib.util.source_from_cache(place)
             except ValueError:
                 pass
-        self._note(
+        self._record_use(
             used_resources.describe_file(place) if used_resources.is_settled(place) else used_resources.UNSEEN
         )
 
-    def _note_kernel(self, place: str) -> None:
-        """Something was read that the kernel makes up."""
-        if not place.startswith(SILENT):
-            self._note(used_resources.UNSEEN)
+    def _record_kernel_read(self, place: str) -> None:
+        """Record a read of a file that the kernel generates."""
+        if not place.startswith(IGNORED_KERNEL_FILES):
+            self._record_use(used_resources.UNSEEN)
 
-    def note_outside(self, thing: str) -> None:
-        """Something of the outside was asked for by the user's own code."""
+    def record_outside_read(self, thing: str) -> None:
+        """Record a read of outside state by the user's own code."""
         if not getattr(self._busy, "now", False):
-            self._note(thing)
+            self._record_use(thing)
 
-    def looked_at(self, path: Any) -> None:
+    def record_metadata_read(self, path: Any) -> None:
         """Record a file whose state the user's own code requested; folders are not recorded."""
         if getattr(self._busy, "now", False):
             return
         self._busy.now = True
         try:
-            place = self._place(path)
-            if place is not None and not place.startswith(KERNEL) and not os.path.isdir(place):
-                self._note(used_resources.describe_file(place))
+            place = self._find_recorded_path(path)
+            if place is not None and not place.startswith(KERNEL_FOLDERS) and not os.path.isdir(place):
+                self._record_use(used_resources.describe_file(place))
         finally:
             self._busy.now = False
 
-    def _call_c(self, *_about: Any) -> None:
+    def _on_foreign_call(self, *_about: Any) -> None:
         """Record that the user's own code calls a library in another language."""
         if outside_reads.is_called_by_user():
-            self._note(used_resources.UNSEEN)
+            self._record_use(used_resources.UNSEEN)
 
-    def _list(self, path: Any = None) -> None:
+    def _on_list(self, path: Any = None) -> None:
         if isinstance(path, int):  # an open folder
-            self._note(used_resources.UNSEEN)
+            self._record_use(used_resources.UNSEEN)
             return
-        place = self._place("." if path is None else path)
-        if place is not None and place.startswith(KERNEL):
-            self._note_kernel(place)
+        place = self._find_recorded_path("." if path is None else path)
+        if place is not None and place.startswith(KERNEL_FOLDERS):
+            self._record_kernel_read(place)
             return
-        if place is None or _frame(2).f_code.co_filename.startswith(
+        if place is None or _get_frame(2).f_code.co_filename.startswith(
             ("<frozen importlib", "<frozen zipimport")
         ):
             return
-        self._note(used_resources.describe_listing(place) or used_resources.UNSEEN)
+        self._record_use(used_resources.describe_listing(place) or used_resources.UNSEEN)
 
-    def _database(self, path: Any) -> None:
+    def _on_database(self, path: Any) -> None:
         if path != ":memory:":
             self._opened += 1
-            place = self._place(path)
+            place = self._find_recorded_path(path)
             if place is not None:
-                self._note(used_resources.describe_file(place))
+                self._record_use(used_resources.describe_file(place))
 
     def add_temporary(self, path: Any) -> None:
         """Record the path of a temporary file or folder that this process makes."""
         place = os.path.abspath(os.fsdecode(path))
-        self._made[place] = None
-        if len(self._made) > MAX_TEMPORARY_FILES:
-            del self._made[next(iter(self._made))]
+        self._temporary_paths[place] = None
+        if len(self._temporary_paths) > MAX_TEMPORARY_FILES:
+            del self._temporary_paths[next(iter(self._temporary_paths))]
         self._temporary_names.add(os.path.basename(place))
 
     def find_temporary_name(self, parts: Iterable[Any]) -> list[str]:
@@ -285,48 +292,50 @@ class UseRecorder:
         small = (bytes(part) for part in parts if memoryview(part).nbytes <= MAX_SEARCHED_BYTES)
         return [used_resources.WRITTEN] if any(name in part for part in small for name in spelled) else []
 
-    def _change(self, path: Any, *_more: Any) -> None:
-        place = self._place(path)
-        if place is not None and not any(cache in place for cache in CACHES):
-            self._note(used_resources.WRITTEN)
+    def _on_change(self, path: Any, *_more: Any) -> None:
+        place = self._find_recorded_path(path)
+        if place is not None and not any(cache in place for cache in CACHE_FOLDERS):
+            self._record_use(used_resources.WRITTEN)
 
-    def _place(self, path: Any) -> Optional[str]:
-        """Where a file is; None if it is none, or one that does not count."""
+    def _find_recorded_path(self, path: Any) -> Optional[str]:
+        """Return the absolute path of a file, or None if its use does not count."""
         try:
             place = os.path.abspath(os.fsdecode(os.fspath(path)))
         except (TypeError, ValueError, OSError):
             return None
-        if place.endswith(_LIBRARY) or place.startswith((*SYSTEM, *self._own_places, *self._made, *_ENGINE)):
+        if place.endswith(_LIBRARY) or place.startswith(
+            (*SYSTEM_FOLDERS, *self._worker_folders, *self._temporary_paths, *_ENGINE)
+        ):
             return None
         return None if user_modules.is_package_file(place) else place
 
-    def variable(self, name: Any, value: Optional[str]) -> None:
+    def record_variable(self, name: Any, value: Optional[str]) -> None:
         """Record that a variable of the environment was read."""
         if isinstance(name, bytes):
             name = os.fsdecode(name)
         if isinstance(value, bytes):
             value = os.fsdecode(value)
-        if not isinstance(name, str) or name in OWN_VARIABLES or name.startswith("PYTHON"):
+        if not isinstance(name, str) or name in IGNORED_VARIABLES or name.startswith("PYTHON"):
             return
         if not getattr(self._busy, "now", False):
-            self._note(used_resources.describe_variable(name, value))
+            self._record_use(used_resources.describe_variable(name, value))
 
-    def variables(self) -> None:
-        """All of them were read."""
+    def record_all_variables(self) -> None:
+        """Record a read of the names of all variables."""
         # `frame(1)` is the function that replaces `os.environ.__iter__`
-        if not _frame(2).f_code.co_filename.startswith(_ENGINE):
-            self._note(used_resources.ENVIRONMENT)
+        if not _get_frame(2).f_code.co_filename.startswith(_ENGINE):
+            self._record_use(used_resources.ENVIRONMENT)
 
-    def entropy(self) -> None:
-        """Entropy was asked for, and not by the engine for a process that it has forked."""
-        frame = _frame(1)
+    def record_entropy(self) -> None:
+        """Record a read of entropy, unless the engine reads it for a forked process."""
+        frame = _get_frame(1)
         for _ in range(6):
             if frame is None:
                 break
-            if frame.f_globals.get("__name__") in QUIET and frame.f_code.co_name != "randbits":
+            if frame.f_globals.get("__name__") in ENTROPY_CONSUMERS and frame.f_code.co_name != "randbits":
                 return
             frame = frame.f_back
-        self._note(used_resources.RANDOM)
+        self._record_use(used_resources.RANDOM)
 
 
 _ENGINE = tuple(
@@ -339,7 +348,7 @@ _recorder: Optional[UseRecorder] = None
 
 
 def _is_internal(event: str, code: CodeType) -> bool:
-    """Whether code raises an event for others that are recorded, or for none of the user's."""
+    """Return whether code raises an event for others that are recorded, or for the engine."""
     file = code.co_filename
     # its own events have the paths
     if file == tempfile.__file__:
@@ -351,43 +360,44 @@ def _is_internal(event: str, code: CodeType) -> bool:
     return file.startswith(_ENGINE)
 
 
-def start() -> UseRecorder:
+def start_recording() -> UseRecorder:
     """Have this process, and all that are forked from it, record from now on."""
     global _recorder  # noqa: PLW0603 - a hook is for the whole process
     if _recorder is None:
-        user_modules.is_package_file(os.__file__)  # what that looks up must not be taken for somebody's reads
+        # its own look-ups must not count as reads of a call
+        user_modules.is_package_file(os.__file__)
         _recorder = UseRecorder()
-        sys.addaudithook(_recorder.hear)
+        sys.addaudithook(_recorder.on_audit_event)
         outside_reads.wrap_functions(_recorder)
     return _recorder
 
 
-def begin(call: Call) -> UseRecorder:
+def begin_call(call: Call) -> UseRecorder:
     """Record what a call uses."""
-    recorder = start()
-    recorder.begin(call)
+    recorder = start_recording()
+    recorder.begin_call(call)
     return recorder
 
 
-def is_on() -> bool:
-    """Whether this process records."""
+def is_recording() -> bool:
+    """Return whether this process records."""
     return _recorder is not None
 
 
-def keep(name: str, content: bytes) -> None:
-    """Remember a shared object that came as a message, where somebody records."""
+def keep_shared_object(name: str, content: bytes) -> None:
+    """Remember a shared object that came as a message, if this process records."""
     if _recorder is not None:
-        _recorder.keep(name, content)
+        _recorder.keep_shared_object(name, content)
 
 
-def cancel(call: Call) -> None:
+def cancel_call(call: Call) -> None:
     """Drop the record of the current call, if it is recorded."""
     if _recorder is not None:
-        _recorder.cancel(call)
+        _recorder.cancel_call(call)
 
 
 def _is_package(name: str) -> bool:
-    """Whether a module that is not there yet belongs to the environment."""
+    """Return whether a module that is not loaded yet belongs to the environment."""
     top = name.partition(".")[0]
     if top not in _packages_by_name:
         loaded = sys.modules.get(top)
@@ -402,13 +412,13 @@ def _is_package(name: str) -> bool:
 _packages_by_name: dict[str, bool] = {}
 
 
-def _frame(above: int) -> Any:
+def _get_frame(above: int) -> Any:
     """Return the frame so many calls above the caller."""
-    return sys._getframe(above + 1)  # noqa: SLF001 - a hook is called by C code, for which there is no other way
+    return sys._getframe(above + 1)  # noqa: SLF001 - C code calls a hook
 
 
 def _random_states() -> dict[str, Any]:
-    """States of the generators that all of a process shares."""
+    """Return the states of the random number generators that a process shares."""
     legacy: Any = sys.modules.get("numpy.random.mtrand")
     torch: Any = sys.modules.get("torch")
     states: dict[str, Any] = {"random": random.getstate()}
@@ -419,18 +429,18 @@ def _random_states() -> dict[str, Any]:
     return states
 
 
-def _have_moved(before: dict[str, Any]) -> bool:
-    """Whether numbers were drawn from a generator that all of a process shares."""
+def _have_drawn(before: dict[str, Any]) -> bool:
+    """Return whether numbers were drawn from a shared generator since these states."""
     now = _random_states()
     if "numpy" in now and "numpy" not in before:
         state = pickle.loads(now["numpy"])
-        if state.get("has_gauss") or state["state"].get("pos") not in UNTOUCHED:
+        if state.get("has_gauss") or state["state"].get("pos") not in SEEDED_POSITIONS:
             return True
     return any(now[name] != state for name, state in before.items())
 
 
-def _reads() -> int:
-    """How often this process has asked the kernel to read."""
+def _count_reads() -> int:
+    """Return how often this process has called the kernel to read."""
     try:
         with open("/proc/self/io", "rb", buffering=0) as file:
             text = file.read(400)
@@ -439,10 +449,11 @@ def _reads() -> int:
     return int(text.split(b"syscr:")[1].split(None, 1)[0])
 
 
-def _allocations() -> int:
-    """How often pyarrow has asked for memory, as it does for whatever it reads; -1 where it does not count, and so may have read something.
+def _count_allocations() -> int:
+    """Return how often pyarrow has allocated memory, as it does for each read.
 
-    That pyarrow is loaded says nothing: awkward, coffea and dask load it.
+    -1 if it does not count, and so may have read a file. That pyarrow is loaded says nothing:
+    awkward, coffea and dask load it.
     """
     arrow: Any = sys.modules.get("pyarrow.lib")
     if arrow is None:

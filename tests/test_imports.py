@@ -115,7 +115,9 @@ def test_vinecore_does_not_import_dask():
     assert violations("vinecore", lambda found: found.top not in above) == []
 
 
-def test_worker_imports_standard_library_psutil_and_protocol_only():
+def test_worker_imports_allowed_packages_only():
+    """Worker imports standard library psutil and protocol only."""
+
     def allowed(found):
         # the package itself is empty until one of its names is used
         protocol = found.module == "vinecore" or found.within("vinecore.protocol")

@@ -17,6 +17,7 @@ MAX_ONE_WORD_FRACTION = 0.45
 MAX_REPEATED_CLASS_NAMES = 27
 MAX_MODULE_LINES = 500
 MAX_LONG_MODULES = 2
+MAX_WORDS_OF_A_TEST = 7
 MAX_VAGUE_SUBJECTS_PER_1000_WORDS = 1.5
 VAGUE_SUBJECTS = re.compile(r"\b(who|whoever|nobody|somebody|whose)\b", re.IGNORECASE)
 
@@ -69,3 +70,15 @@ def test_pages_have_concrete_subjects():
     found = {name: len(VAGUE_SUBJECTS.findall(text)) for name, text in texts.items()}
     assert words > 10_000
     assert 1000 * sum(found.values()) <= MAX_VAGUE_SUBJECTS_PER_1000_WORDS * words, found
+
+
+def test_names_of_tests_are_short():
+    """The name has the condition and the outcome; a sentence goes into the docstring."""
+    names = [
+        node.name.removeprefix("test_")
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    assert len(names) > 1000
+    assert [name for name in names if len(name.split("_")) > MAX_WORDS_OF_A_TEST] == []

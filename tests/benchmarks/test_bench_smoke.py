@@ -34,7 +34,8 @@ def bench(tmp_path, *arguments):
     return done, list(scratch.iterdir())
 
 
-def test_prints_a_row_writes_a_record_and_leaves_nothing_behind(tmp_path):
+def test_benchmark_writes_record_and_leaves_nothing(tmp_path):
+    """Prints a row writes a record and leaves nothing behind."""
     pytest.importorskip("distributed")
     record = tmp_path / "bench.json"
     done, left = bench(tmp_path, "--quick", "--rounds", "1", "--only", "calls", "--json", str(record))
@@ -48,7 +49,8 @@ def test_prints_a_row_writes_a_record_and_leaves_nothing_behind(tmp_path):
     assert not left
 
 
-def test_what_is_moved_loaded_and_sent_is_measured(tmp_path):
+def test_moved_loaded_and_sent_are_measured(tmp_path):
+    """What is moved loaded and sent is measured."""
     record = tmp_path / "bench.json"
     rows = [option for name in ("transfer", "compared", "load", "sent") for option in ("--only", name)]
     done, left = bench(tmp_path, "--quick", "--rounds", "1", *rows, "--json", str(record))
@@ -63,7 +65,8 @@ def test_what_is_moved_loaded_and_sent_is_measured(tmp_path):
     assert not left
 
 
-def test_an_unknown_case_is_named_with_the_known_ones(tmp_path):
+def test_unknown_case_names_known_ones(tmp_path):
+    """An unknown case is named with the known ones."""
     done, _left = bench(tmp_path, "--only", "colls")
     assert done.returncode == 2
     assert "no case colls" in done.stderr
@@ -76,7 +79,8 @@ def test_somebody_has_to_be_left(tmp_path):
     assert "nobody is left" in done.stderr
 
 
-def test_a_contender_that_fails_is_told_with_its_traceback():
+def test_failing_contender_shows_traceback():
+    """A contender that fails is told with its traceback."""
     with (
         contextlib.closing(Contestant("bare", "juggling")) as contestant,
         pytest.raises(ContenderFailed, match="no attribute 'juggling'") as caught,
@@ -93,14 +97,16 @@ def test_ratios_are_those_of_neighbouring_runs():
     assert row.meets() is False
 
 
-def test_a_relative_budget_is_judged_by_the_part_of_the_time():
+def test_relative_budget_compares_times():
+    """A relative budget is judged by the part of the time."""
     case = Case("adl", "ADL", "s", ("daskvine", "synchronous"), "synchronous", budget=0.6, relative=True)
     row = Row(case, "Q1", {"daskvine": [0.5], "synchronous": [1.0]})
     assert row.ratio() == pytest.approx(0.5)
     assert row.meets() is True
 
 
-def test_a_relative_budget_of_a_rate_is_judged_by_the_part_of_the_rate():
+def test_relative_budget_compares_rates():
+    """A relative budget of a rate is judged by the part of the rate."""
     case = Case("transfer", "transfer", "GB/s", ("daskvine", "bare"), "bare", budget=0.8, relative=True)
     row = Row(case, "", {"daskvine": [1.0], "bare": [0.9]})
     assert row.ratio() == pytest.approx(0.9)
@@ -109,7 +115,8 @@ def test_a_relative_budget_of_a_rate_is_judged_by_the_part_of_the_rate():
     assert row.meets() is False
 
 
-def test_where_bare_misses_the_budget_too_the_verdict_says_so():
+def test_verdict_mentions_bare_missing_budget():
+    """Where bare misses the budget too the verdict says so."""
     case = Case("calls", "calls", "calls/s", ("daskvine", "bare"), "", budget=10)
     row = Row(case, "", {"daskvine": [0.2], "bare": [0.3]})
     assert (row.meets(), row.meets("bare")) == (False, False)
@@ -123,7 +130,8 @@ def test_contenders_that_disagree_are_named():
     assert disagreements("Q1", results) == ["Q1: threads and daskvine"]
 
 
-def test_a_packed_histogram_and_its_merge_in_turn_take_less(tmp_path):
+def test_packed_histogram_and_merge_take_less(tmp_path):
+    """A packed histogram and its merge in turn take less."""
     pytest.importorskip("dask_histogram")
     script = (
         "import json; from benchmarks.accumulation import Variant, measure; "

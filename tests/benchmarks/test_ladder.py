@@ -30,7 +30,8 @@ def through_manager(rung):
     return rung.central.bytes_moved["to_workers"] + rung.central.bytes_moved["to_manager"]
 
 
-def test_results_go_through_the_manager_or_between_workers(rungs):
+def test_results_move_through_manager_or_peers(rungs):
+    """Results go through the manager or between workers."""
     for name in "12":
         assert rungs[name].central.bytes_moved["peers"] == 0
         assert through_manager(rungs[name]) > 2 * 250 * stacks.CENTRAL.result
@@ -44,7 +45,8 @@ def test_all_stacks_do_the_same_work(rungs):
     assert {rung.central.bytes_moved["streamed"] for rung in rungs.values()} == {285 * 86_000_000}
 
 
-def test_every_rung_is_faster_than_the_one_below(rungs):
+def test_every_rung_beats_the_previous(rungs):
+    """Every rung is faster than the one below."""
     seconds = [rungs[name].central.makespan_s for name in ("1", "2", "3", "4")]
     assert seconds == sorted(seconds, reverse=True)
     assert all(

@@ -44,7 +44,8 @@ def bench(tmp_path, workers, *arguments):
     return done.stdout, [cell["rounds"][0] for cell in cells]
 
 
-def test_every_cell_is_measured_and_no_worker_is_lost(tmp_path):
+def test_every_cell_is_measured_without_loss(tmp_path):
+    """Every cell is measured and no worker is lost."""
     picture = tmp_path / "scaling.png"
     drawing = ["--plot", picture] if importlib.util.find_spec("matplotlib") else []
     said, cells = bench(tmp_path, "2,20", *drawing)
@@ -58,7 +59,8 @@ def test_every_cell_is_measured_and_no_worker_is_lost(tmp_path):
     assert not drawing or picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_dask_graph_is_measured_from_the_call_of_get_on(tmp_path):
+def test_dask_graph_is_measured_from_get(tmp_path):
+    """A dask graph is measured from the call of get on."""
     _said, (cell,) = bench(tmp_path, "3", "--interface", "get", "--shape", "flat")
     assert cell["lost"] == 0
     assert cell["vertices"] == 300
@@ -71,7 +73,8 @@ def test_the_scheduler_is_measured_by_itself(tmp_path):
 
 
 @pytest.mark.parametrize("count", [10, 100, 1000, 4321])
-def test_a_tree_ends_in_one_vertex_that_everything_leads_to(count):
+def test_tree_ends_in_one_vertex(count):
+    """A tree ends in one vertex that everything leads to."""
     graph, (target,) = dask_graph(SHAPES["tree"](count))
     assert count <= len(graph) <= count + 10
     seen, stack = set(), [target]
@@ -83,12 +86,14 @@ def test_a_tree_ends_in_one_vertex_that_everything_leads_to(count):
     assert seen == graph.keys()
 
 
-def test_flat_is_what_the_largest_is_of_the_smallest():
+def test_flat_is_largest_of_smallest():
+    """Flat is what the largest is of the smallest."""
     rows = [{"loop_us": 50.0}, {"loop_us": 60.0}, {"loop_us": 40.0}]
     assert report.spread(rows, "loop_us") == pytest.approx(1.5)
 
 
-def test_more_open_files_than_the_system_allows_are_refused_with_the_number():
+def test_too_many_open_files_are_refused():
+    """More open files than the system allows are refused with the number."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
         pytest.skip("it allows any number")

@@ -41,9 +41,8 @@ def factory(condor, local_cluster):
     return start
 
 
-def test_calls_run_on_pilots_half_of_which_are_removed_in_the_middle(
-    condor, factory, local_cluster, environment
-):
+def test_calls_survive_removal_of_half(condor, factory, local_cluster, environment):
+    """Calls run on pilots half of which are removed in the middle."""
     m = local_cluster.start_manager()
     python = condor.give(environment, "python.tar")
     with factory(m, "-w", "0", "-W", str(CORES), "--python-env", python) as running:
@@ -65,9 +64,8 @@ def test_calls_run_on_pilots_half_of_which_are_removed_in_the_middle(
     wait_until(lambda: m.workers_connected == 0, "the workers to be gone")
 
 
-def test_the_queries_of_the_demo_come_out_the_same_on_pilots_that_have_only_a_python(
-    condor, factory, local_cluster, queries
-):
+def test_demo_runs_on_bare_pilots(condor, factory, local_cluster, queries):
+    """The queries of the demo come out the same on pilots that have only a python."""
     m = local_cluster.start_manager(DaskVine)
     with factory(m, "-w", "2", "-W", "2", "--cores", "2", "--memory", "3000", "--disk", "6000") as running:
         m.wait_for_workers(2, LONG_S)
@@ -76,7 +74,8 @@ def test_the_queries_of_the_demo_come_out_the_same_on_pilots_that_have_only_a_py
     assert condor.queue() == []
 
 
-def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(condor, factory, local_cluster):
+def test_held_pilots_are_reported_and_replaced(condor, factory, local_cluster):
+    """Pilots that are held are told with the reason and replaced."""
     m = local_cluster.start_manager()
     with factory(
         m,
@@ -104,9 +103,8 @@ def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(condor, fact
 
 
 @pytest.mark.parametrize(("spool", "words"), [((), ": no licence"), (("--condor-spool",), "")])
-def test_pilots_that_cannot_start_are_told_and_not_submitted_as_fast_as_possible(
-    condor, factory, local_cluster, spool, words
-):
+def test_failing_pilots_are_reported_and_delayed(condor, factory, local_cluster, spool, words):
+    """Pilots that cannot start are told and not submitted as fast as possible."""
     m = local_cluster.start_manager()
     with factory(
         m, "-w", "1", "-W", "1", "--wrapper", "sh -c 'echo no licence >&2; exit 3'", *spool
@@ -118,7 +116,8 @@ def test_pilots_that_cannot_start_are_told_and_not_submitted_as_fast_as_possible
     assert condor.queue() == []
 
 
-def test_pilots_find_their_managers_by_name_at_a_catalog_and_go_on_with_another_one(condor, local_cluster):
+def test_pilots_follow_managers_by_catalog(condor, local_cluster):
+    """Pilots find their managers by name at a catalog and go on with another one."""
     secret = condor.give(local_cluster.secret, "secret")
     with catalog_server(local_cluster.folder) as port:
         catalog = f"127.0.0.1:{port}"
@@ -140,7 +139,8 @@ def test_pilots_find_their_managers_by_name_at_a_catalog_and_go_on_with_another_
     assert condor.queue() == []
 
 
-def test_what_a_killed_factory_has_left_is_taken_out_by_one_of_the_same_name(condor, factory, local_cluster):
+def test_pilots_of_killed_factory_are_removed(condor, factory, local_cluster):
+    """What a killed factory has left is taken out by one of the same name."""
     m = local_cluster.start_manager()
     options = ("-w", "1", "-W", "1", "--factory-name", "night", "--feature", "own", "--wrapper-input", "/etc/hostname",
                "--wrapper", "sh -c 'test -e hostname && exec \"$@\"' wrapper")  # fmt: skip

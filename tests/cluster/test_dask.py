@@ -86,9 +86,8 @@ def children(process):
         return []
 
 
-def test_there_is_one_vine_worker_on_each_node_with_what_its_dask_workers_have(
-    cluster, start, local_cluster, caplog
-):
+def test_each_node_has_one_equal_worker(cluster, start, local_cluster, caplog):
+    """There is one vine worker on each node with what its dask workers have."""
     m = local_cluster.start_manager()
     secret = local_cluster.secret.read_text().strip()
     with caplog.at_level(logging.DEBUG):
@@ -108,7 +107,8 @@ def test_there_is_one_vine_worker_on_each_node_with_what_its_dask_workers_have(
         assert secret not in str(pilot.environ())
 
 
-def test_calls_do_not_notice_that_half_of_the_cluster_is_killed_in_the_middle(cluster, start, local_cluster):
+def test_calls_survive_kill_of_half(cluster, start, local_cluster):
+    """Calls do not notice that half of the cluster is killed in the middle."""
     m = local_cluster.start_manager()
     factory = start(m)
     results = square_job.begin(m, 0.005)
@@ -124,7 +124,8 @@ def test_calls_do_not_notice_that_half_of_the_cluster_is_killed_in_the_middle(cl
     )
 
 
-def test_the_queries_of_the_demo_do_not_notice_it_either(cluster, start, local_cluster, tmp_path_factory):
+def test_demo_survives_kill_of_half(cluster, start, local_cluster, tmp_path_factory):
+    """The queries of the demo do not notice it either."""
     pytest.importorskip("coffea", reason="the demo needs the HEP stack (coffea with dask-awkward, hist)")
     from daskvine.demo.nanoaod import write_dataset
     from daskvine.demo.queries import QUERIES, open_events
@@ -146,7 +147,8 @@ def test_the_queries_of_the_demo_do_not_notice_it_either(cluster, start, local_c
 
 
 @ON_JOBS
-def test_a_manager_scales_over_the_nodes_that_are_there(start, cluster, local_cluster):
+def test_manager_scales_over_present_nodes(start, cluster, local_cluster):
+    """A manager scales over the nodes that are there."""
     m = local_cluster.start_manager()
     factory = start(m, min_workers=0, max_workers=5)
     assert not m.workers_connected
@@ -168,7 +170,8 @@ def test_a_manager_scales_over_the_nodes_that_are_there(start, cluster, local_cl
 
 
 @ON_JOBS
-def test_a_client_that_leaves_ends_its_vine_workers(cluster, local_cluster, monkeypatch, caplog):
+def test_leaving_client_ends_its_workers(cluster, local_cluster, monkeypatch, caplog):
+    """A client that leaves ends its vine workers."""
     from distributed import Client
 
     monkeypatch.setattr("daskvine.dask_cluster.HEARTBEAT_TIMEOUT_S", 4.0)
@@ -186,9 +189,8 @@ def test_a_client_that_leaves_ends_its_vine_workers(cluster, local_cluster, monk
 
 
 @ON_LOCAL
-def test_what_cannot_start_is_told_with_the_reason_and_not_started_as_fast_as_possible(
-    cluster, start, local_cluster, caplog
-):
+def test_failing_start_is_reported_and_delayed(cluster, start, local_cluster, caplog):
+    """What cannot start is told with the reason and not started as fast as possible."""
     start(local_cluster.start_manager(), wrapper="sh -c 'echo no licence >&2; exit 3'")
     wait_until(
         lambda: all(f"exit code 3: no licence; others in {pause} s" in caplog.text for pause in (0.4, 0.8)),
@@ -198,7 +200,8 @@ def test_what_cannot_start_is_told_with_the_reason_and_not_started_as_fast_as_po
 
 
 @ON_LOCAL
-def test_the_command_uses_a_cluster_by_its_address(cluster, local_cluster):
+def test_command_uses_cluster_by_address(cluster, local_cluster):
+    """The command uses a cluster by its address."""
     m = local_cluster.start_manager()
     log = local_cluster.path("factory.log")
     with log.open("wb") as output:
@@ -247,7 +250,8 @@ def test_what_makes_no_sense_is_refused(local_cluster, monkeypatch):
         Factory("dask", manager=m, dask_scheduler="tcp://127.0.0.1:1").start()
 
 
-def test_without_distributed_the_error_says_what_to_install():
+def test_missing_distributed_names_package():
+    """Without distributed the error says what to install."""
     program = "import sys; sys.modules['distributed'] = None; from vinecore.factory.cli import main; main()"
     ended = subprocess.run(
         [sys.executable, "-c", program, "-T", "dask", "--dask-scheduler", "tcp://localhost:8786", "localhost", "9123"],

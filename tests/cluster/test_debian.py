@@ -118,7 +118,8 @@ def test_a_bare_debian_runs_commands_at_once(local_cluster, root):
     end(m, worker, root)
 
 
-def test_a_bare_debian_runs_functions_in_the_environment_that_is_sent_there(local_cluster, root, carried):
+def test_bare_debian_runs_functions_in_environment(local_cluster, root, carried):
+    """A bare debian runs functions in the environment that is sent there."""
     m = local_cluster.start_manager()
     worker = start(local_cluster, m, root)
     where, double = functions()

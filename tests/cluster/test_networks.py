@@ -52,7 +52,7 @@ def failures(caplog, source):
     return [r.getMessage() for r in caplog.records if f"from {source}" in r.getMessage() and "could not get" in r.getMessage()]  # fmt: skip
 
 
-def test_a_worker_that_no_peer_can_reach_is_not_asked_again_and_again(local_cluster, hosts, caplog):
+def test_unreachable_worker_is_asked_rarely(local_cluster, hosts, caplog):
     """One behind a router that passes on nothing from outside, one behind a firewall that says nothing."""
     origin, router, *places = hosts.add(7)
     m = begin(local_cluster, origin)
@@ -95,7 +95,8 @@ def test_a_worker_that_no_peer_can_reach_is_not_asked_again_and_again(local_clus
     assert [local_cluster.count_lines(f"second-{n}") for n in range(FILES)] == [1] * FILES
 
 
-def test_a_forwarded_port_makes_a_hidden_worker_reachable(local_cluster, hosts, caplog):
+def test_forwarded_port_reaches_hidden_worker(local_cluster, hosts, caplog):
+    """A forwarded port makes a hidden worker reachable."""
     origin, router, inner, other = hosts.add(4)
     m = begin(local_cluster, origin)
     door = hosts.relay(router, 0, (origin.address, m.port))
@@ -112,7 +113,7 @@ def test_a_forwarded_port_makes_a_hidden_worker_reachable(local_cluster, hosts, 
     assert "could not get" not in caplog.text
 
 
-def test_peers_meet_in_the_network_in_which_they_meet_the_manager(local_cluster, hosts, caplog):
+def test_peers_meet_in_managers_network(local_cluster, hosts, caplog):
     """Every host has two addresses, and not the one that a worker would be found by at first sight."""
     places = hosts.add(3)
     for number, place in enumerate(places, 1):
@@ -130,7 +131,8 @@ def test_peers_meet_in_the_network_in_which_they_meet_the_manager(local_cluster,
     assert "could not get" not in caplog.text
 
 
-def test_a_worker_beside_the_manager_is_reached_from_other_machines(local_cluster, hosts, caplog):
+def test_worker_beside_manager_is_reachable(local_cluster, hosts, caplog):
+    """A worker beside the manager is reached from other machines."""
     origin, other = hosts.add(2)
     with origin.inside():
         m = local_cluster.start_manager(address="")

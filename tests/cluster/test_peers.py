@@ -72,7 +72,7 @@ def digest_of(path):
     return digest.hexdigest()
 
 
-def test_a_large_file_spreads_from_worker_to_worker_as_a_tree(local_cluster, hosts):
+def test_large_file_spreads_as_tree(local_cluster, hosts):
     """Eight workers, each of which needs the same 256 MB."""
     size, count = 256 * MB, 8
     origin, *places = hosts.add(1 + count)
@@ -119,7 +119,7 @@ def cut(data, at):
     return data if at < 100_000 else None
 
 
-def test_bad_links_are_avoided_and_everything_arrives_as_it_was(local_cluster, hosts, caplog):
+def test_bad_links_are_avoided(local_cluster, hosts, caplog):
     """Everybody makes a file that everybody needs: behind a firewall, behind links that alter and cut, over a slow link."""
     size = 3 * MB
     origin, alters, cuts, *places = hosts.add(9)

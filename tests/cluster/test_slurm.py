@@ -44,9 +44,8 @@ def factory(slurm, local_cluster):
     assert [path.name for path in (slurm.root.path / "tmp").iterdir() if "vine" in path.name] == []
 
 
-def test_calls_run_on_pilots_half_of_which_are_cancelled_in_the_middle(
-    slurm, factory, local_cluster, environment
-):
+def test_calls_survive_cancellation_of_half(slurm, factory, local_cluster, environment):
+    """Calls run on pilots half of which are cancelled in the middle."""
     m = local_cluster.start_manager()
     python = slurm.give(environment, "python.tar")
     with factory(m, "-w", "0", "-W", str(CORES), "--python-env", python) as running:
@@ -75,9 +74,8 @@ def test_calls_run_on_pilots_half_of_which_are_cancelled_in_the_middle(
     assert {int(name.partition("_")[2]) for name in slurm.queue("all")} <= set(range(MOST_IN_ARRAY))
 
 
-def test_the_queries_of_the_demo_come_out_the_same_on_pilots_that_have_only_a_python(
-    factory, local_cluster, queries
-):
+def test_demo_runs_on_bare_pilots(factory, local_cluster, queries):
+    """The queries of the demo come out the same on pilots that have only a python."""
     m = local_cluster.start_manager(DaskVine)
     with factory(m, "-w", "2", "-W", "2", "--cores", "2", "--memory", "3000", "--disk", "6000") as running:
         m.wait_for_workers(2, LONG_S)
@@ -85,7 +83,8 @@ def test_the_queries_of_the_demo_come_out_the_same_on_pilots_that_have_only_a_py
         assert running.end() == 0
 
 
-def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(slurm, factory, local_cluster):
+def test_held_pilots_are_reported_and_replaced(slurm, factory, local_cluster):
+    """Pilots that are held are told with the reason and replaced."""
     m = local_cluster.start_manager()
     with factory(
         m,
@@ -122,7 +121,8 @@ def test_pilots_that_are_held_are_told_with_the_reason_and_replaced(slurm, facto
         assert running.end() == 0
 
 
-def test_pilots_that_others_take_the_place_of_are_replaced_when_there_is_room(slurm, factory, local_cluster):
+def test_preempted_pilots_are_replaced_with_room(slurm, factory, local_cluster):
+    """Pilots that others take the place of are replaced when there is room."""
     m = local_cluster.start_manager()
     with factory(m, "-w", str(CORES), "-W", str(CORES)) as running:
         m.wait_for_workers(CORES, LONG_S)
@@ -147,9 +147,8 @@ def test_pilots_that_others_take_the_place_of_are_replaced_when_there_is_room(sl
         assert running.end() == 0
 
 
-def test_pilots_that_cannot_start_are_told_and_not_submitted_as_fast_as_possible(
-    slurm, factory, local_cluster
-):
+def test_failing_pilots_are_reported_and_delayed(slurm, factory, local_cluster):
+    """Pilots that cannot start are told and not submitted as fast as possible."""
     slurm.run("sh", "-c", "mkdir /tmp/vine-pilot-killed && touch /tmp/vine-pilot-killed/alive")
     m = local_cluster.start_manager()
     with factory(m, "-w", "1", "-W", "1", "--wrapper", "sh -c 'echo no licence >&2; exit 3'") as running:
@@ -160,7 +159,8 @@ def test_pilots_that_cannot_start_are_told_and_not_submitted_as_fast_as_possible
         assert running.end() == 0
 
 
-def test_what_slurm_refuses_is_told_in_its_own_words(factory, local_cluster):
+def test_refusal_of_slurm_is_quoted(factory, local_cluster):
+    """What slurm refuses is told in its own words."""
     m = local_cluster.start_manager()
     with factory(m, "-w", "1", "-W", "1", "--batch-options=--partition=quick") as running:
         wait_until(

@@ -36,7 +36,8 @@ def shown(notebook: Any) -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_the_saved_output_of_a_notebook_is_current(path: Path) -> None:
+def test_saved_notebook_output_is_current(path: Path) -> None:
+    """The saved output of a notebook is current."""
     assert shown(nbformat.read(path, as_version=4)) == shown(execute(path))
 
 

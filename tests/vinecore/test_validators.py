@@ -49,7 +49,8 @@ def ids(value):
 @pytest.mark.parametrize(
     ("given", "plain"), [(np.int64(3), 3), (np.uint8(3), 3), (3.0, 3), (np.float32(3), 3), (Fraction(3), 3)]
 )
-def test_numbers_of_numpy_are_numbers_and_come_back_as_pythons_own(given, plain):
+def test_numpy_numbers_become_python_numbers(given, plain):
+    """Numbers of numpy are numbers and come back as pythons own."""
     for check in (validators.number, validators.whole):
         value = check("n", given)
         assert value == plain
@@ -58,13 +59,15 @@ def test_numbers_of_numpy_are_numbers_and_come_back_as_pythons_own(given, plain)
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=ids)
-def test_what_is_no_number_is_refused_with_its_name_and_what_is_allowed(value):
+def test_non_number_is_refused_with_limits(value):
+    """What is no number is refused with its name and what is allowed."""
     for check in (validators.number, validators.whole):
         with pytest.raises((TypeError, ValueError), match=r"^n=.*: use a (whole )?number"):
             check("n", value)
 
 
-def test_a_value_that_is_long_is_not_shown_in_full():
+def test_long_value_is_abbreviated():
+    """A value that is long is not shown in full."""
     with pytest.raises(TypeError) as refused:
         validators.number("n", "9" * 10_000)
     assert len(str(refused.value)) < 400
@@ -73,7 +76,8 @@ def test_a_value_that_is_long_is_not_shown_in_full():
 
 @pytest.mark.parametrize(("given", "waited"), [("wait_forever", None), (None, None), (-1, None), (math.inf, None), (0, 0), (2.5, 2.5),
                                                (np.float32(0.5), 0.5), (timedelta(minutes=1), 60)])  # fmt: skip
-def test_how_long_to_wait_is_said_in_seconds_or_as_a_timedelta(given, waited):
+def test_wait_accepts_seconds_or_timedelta(given, waited):
+    """How long to wait is said in seconds or as a timedelta."""
     assert validators.timeout("timeout", given) == waited
 
 
@@ -95,7 +99,8 @@ def test_a_resource_is_a_number(make, name, value):
         getattr(make(), f"set_{name}")(value)
 
 
-def test_what_the_constructor_of_a_task_takes_its_setters_take():
+def test_constructor_and_setters_accept_same():
+    """What the constructor of a task takes its setters take."""
     task = Task(
         "true",
         cores=np.int64(2),
@@ -120,14 +125,16 @@ def test_what_the_constructor_of_a_task_takes_its_setters_take():
 
 
 @pytest.mark.parametrize("value", ["5", math.nan, -1, 0, True, 10**30, b"5"], ids=ids)
-def test_how_long_a_task_may_run_is_a_duration(value):
+def test_time_limit_is_duration(value):
+    """How long a task may run is a duration."""
     for set_time in (lambda: Task("true", time_max=value), lambda: PythonTask(len).set_time_max(value)):
         with pytest.raises((TypeError, ValueError), match="time_max="):
             set_time()
 
 
 @pytest.mark.parametrize("value", ["1", math.nan, math.inf, None, True, [1]], ids=ids)
-def test_a_priority_is_a_finite_number_also_where_it_is_assigned(value):
+def test_priority_is_finite_number(value):
+    """A priority is a finite number also where it is assigned."""
     task = Task("true")
     with pytest.raises((TypeError, ValueError), match="priority="):
         task.set_priority(value)
@@ -161,7 +168,8 @@ def test_retries_are_a_whole_number(value):
 
 
 @pytest.mark.parametrize("command", ["", "  ", "\n"])
-def test_a_task_without_a_command_is_refused_when_it_is_made(command):
+def test_task_without_command_is_refused(command):
+    """A task without a command is refused when it is made."""
     words = r"command=.*use text that is not empty: a shell command, such as 'echo hello'"
     with pytest.raises(ValueError, match=words):
         Task(command)
@@ -171,7 +179,9 @@ def test_a_task_without_a_command_is_refused_when_it_is_made(command):
     assert task.command == "true"
 
 
-def test_a_task_of_a_class_that_names_no_command_is_refused_when_it_is_submitted(m):
+def test_task_class_without_command_is_refused(m):
+    """A task of a class that names no command is refused when it is submitted."""
+
     class Silent(Task):
         def __init__(self):
             pass
@@ -181,7 +191,8 @@ def test_a_task_of_a_class_that_names_no_command_is_refused_when_it_is_submitted
     assert m.empty()
 
 
-def test_a_name_in_a_sandbox_may_be_a_path(m, run):
+def test_sandbox_name_may_be_path(m, run):
+    """A name in a sandbox may be a path."""
     data, copy = m.declare_buffer("abc"), m.declare_buffer()
     task = Task(
         "cp in/data.txt out.txt", inputs={data: Path("in") / "data.txt"}, outputs={copy: Path("out.txt")}
@@ -193,7 +204,8 @@ def test_a_name_in_a_sandbox_may_be_a_path(m, run):
             Task("true").add_input(data, wrong)
 
 
-def test_environment_variables_that_cannot_be_sent_are_refused():
+def test_unsendable_variables_are_refused():
+    """Environment variables that cannot be sent are refused."""
     for name, value in (("A", "\udc80"), ("\udc80", "x"), (None, None), ("A", b"x"), ("A", Path("x"))):
         with pytest.raises(ValueError, match="environment variable"):
             Task("true").set_env_var(name, value)
@@ -202,7 +214,8 @@ def test_environment_variables_that_cannot_be_sent_are_refused():
 
 
 @pytest.mark.parametrize("value", ["x", b"x", 5, ["x"], {5: "x"}, {"x": "y"}, np.arange(2)], ids=ids)
-def test_inputs_and_outputs_are_dicts_of_declared_files(value):
+def test_inputs_and_outputs_map_declared_files(value):
+    """Inputs and outputs are dicts of declared files."""
     for name in ("inputs", "outputs"):
         with pytest.raises(TypeError, match=r"use a dict|declare it first"):
             Task("true", **{name: value})
@@ -219,7 +232,8 @@ def test_a_file_of_another_manager_is_refused(m, local_cluster):
 
 
 @pytest.mark.parametrize("value", ["f", len, 5, [len, [], {}, 1], [5], [len, {}], [len, [], []], []], ids=ids)
-def test_a_context_is_a_function_with_its_arguments(m, value):
+def test_context_is_function_with_arguments(m, value):
+    """A context is a function with its arguments."""
     with pytest.raises(TypeError, match=r"library_context_info=.*use \[function, args, kwargs\]"):
         m.create_library_from_functions("lib", len, library_context_info=value)
 
@@ -232,7 +246,8 @@ def test_modules_are_a_list(value):
         LibraryTask("lib", value)
 
 
-def test_two_functions_of_one_name_are_refused_and_both_are_shown():
+def test_functions_of_equal_name_are_refused():
+    """Two functions of one name are refused and both are shown."""
     with pytest.raises(
         ValueError,
         match=r"(?s)two functions of a library are called '<lambda>': line \d+ of .*test_validators.py and line \d+",
@@ -240,7 +255,8 @@ def test_two_functions_of_one_name_are_refused_and_both_are_shown():
         LibraryTask("lib", [lambda: 1, lambda: 2])
 
 
-def test_the_same_function_may_be_named_twice_and_what_has_no_name_is_refused():
+def test_repeated_function_is_allowed_unnamed_refused():
+    """The same function may be named twice and what has no name is refused."""
     assert LibraryTask("lib", [sample_tasks.add, sample_tasks.add]).functions == ["add"]
     for function in (5, "add", None, partial(sample_tasks.add, 1)):
         with pytest.raises(TypeError, match="a library takes functions"):
@@ -248,7 +264,8 @@ def test_the_same_function_may_be_named_twice_and_what_has_no_name_is_refused():
 
 
 @pytest.mark.parametrize("value", ["2", 0, 1.5, True, None, 1 << 17, math.nan], ids=ids)
-def test_slots_are_a_whole_number_that_a_worker_can_have(value):
+def test_slots_are_positive_whole_number(value):
+    """Slots are a whole number that a worker can have."""
     with pytest.raises((TypeError, ValueError), match="slots="):
         LibraryTask("lib", [len]).set_function_slots(value)
 
@@ -256,7 +273,8 @@ def test_slots_are_a_whole_number_that_a_worker_can_have(value):
 # ---- the manager
 
 
-def test_a_manager_refuses_what_it_cannot_use_and_works_on(m, run):
+def test_manager_refuses_bad_value_and_continues(m, run):
+    """A manager refuses what it cannot use and works on."""
     file = m.declare_buffer("x")
     for refused in (
         lambda: m.wait("5"), lambda: m.wait(math.nan), lambda: m.wait_for_tag(5, 0), lambda: m.wait_for_task_id("1", 0),
@@ -281,7 +299,8 @@ def test_a_manager_refuses_what_it_cannot_use_and_works_on(m, run):
     assert run(Task("cat in", inputs={file: "in"})).output == "x"
 
 
-def test_what_a_manager_takes_may_come_from_numpy(m, run):
+def test_manager_accepts_numpy_values(m, run):
+    """What a manager takes may come from numpy."""
     assert m.tune("temp-replica-count", np.int64(1)) == 0
     m.set_category_resources_max("numbers", {"cores": np.float64(1), "memory": np.int32(100), "disk": None})
     task = Task("echo $CORES", category="numbers", retries=np.int64(1), priority=np.float32(2))
@@ -298,13 +317,15 @@ def test_what_a_manager_takes_may_come_from_numpy(m, run):
     [np.float32(1.5), np.int64(3), np.arange(3), array("i", [1, 2]), 1.5, True, ["a"], {"a": 1}, Path("x")],
     ids=ids,
 )
-def test_a_buffer_is_bytes_or_text_and_nothing_that_only_has_some_in_memory(m, value):
+def test_buffer_is_bytes_or_text_only(m, value):
+    """A buffer is bytes or text and nothing that only has some in memory."""
     words = rf"buffer is of the type {type(value).__name__}: use bytes, or text.*str\(x\).*pickle\.dumps\(x\)"
     with pytest.raises(TypeError, match=words):
         m.declare_buffer(value)
 
 
-def test_bytes_in_every_form_and_texts_are_the_content_of_a_buffer(m):
+def test_any_bytes_or_text_is_content(m):
+    """Bytes in every form and texts are the content of a buffer."""
     for value in (b"abc", bytearray(b"abc"), memoryview(b"abc"), memoryview(b"axbxcx")[::2], "abc", np.str_("abc"), np.bytes_(b"abc")):  # fmt: skip
         assert m.read_file(m.declare_buffer(value)) == b"abc"
 
@@ -330,12 +351,14 @@ def test_bytes_in_every_form_and_texts_are_the_content_of_a_buffer(m):
     ],
     ids=range(12),
 )  # fmt: skip
-def test_a_name_that_is_mistyped_is_told_with_the_right_one(m, call, words):
+def test_mistyped_name_gets_right_one(m, call, words):
+    """A name that is mistyped is told with the right one."""
     with pytest.raises((TypeError, ValueError), match=words):
         call(m)
 
 
-def test_a_number_that_cannot_be_tuned_is_told_with_the_nearest_that_can(m, caplog):
+def test_untunable_parameter_gets_nearest(m, caplog):
+    """A number that cannot be tuned is told with the nearest that can."""
     assert m.tune("worker-source-max-transfer", 1) == -1
     assert "did you mean 'worker-source-max-transfers'?" in caplog.text
     caplog.clear()
@@ -351,7 +374,8 @@ def test_a_number_that_cannot_be_tuned_is_told_with_the_nearest_that_can(m, capl
      {"shutdown": "no"}, {"validate": "yes"}, {"init_fn": 5}, {"name": "n", "registry": 5}, {"name": "n", "catalog": 5}],
     ids=ids,
 )  # fmt: skip
-def test_a_manager_is_not_begun_with_what_it_cannot_use(local_cluster, options):
+def test_manager_with_bad_option_is_refused(local_cluster, options):
+    """A manager is not begun with what it cannot use."""
     with pytest.raises((TypeError, ValueError)):
         Manager(**{"port": 0, "address": "127.0.0.1", "password_file": local_cluster.secret, **options})
 
@@ -370,7 +394,8 @@ def test_a_factory_takes_numbers(m, name, value):
         Factory("local", manager=m, **{name: value})
 
 
-def test_settings_of_a_factory_may_come_from_numpy_and_times_be_timedeltas(m):
+def test_factory_accepts_numpy_and_timedeltas(m):
+    """Settings of a factory may come from numpy and times be timedeltas."""
     factory = Factory(
         "local",
         manager=m,
@@ -383,7 +408,8 @@ def test_settings_of_a_factory_may_come_from_numpy_and_times_be_timedeltas(m):
     assert type(factory.cores) is int
 
 
-def test_a_vine_scales_to_no_workers_and_back():
+def test_cluster_scales_to_zero_and_back():
+    """A vine scales to no workers and back."""
     from daskvine import DaskVine
 
     with DaskVine.local(workers=0, cores=np.int64(1), memory_mb=500) as m:

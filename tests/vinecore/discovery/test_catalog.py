@@ -62,9 +62,8 @@ def report(port, content):
 
 
 @pytest.mark.parametrize("how", ["option", "variable"])
-def test_a_worker_finds_its_manager_at_a_catalog_which_forgets_it_at_its_end(
-    local_cluster, server, how, monkeypatch
-):
+def test_worker_finds_manager_at_catalog(local_cluster, server, how, monkeypatch):
+    """A worker finds its manager at a catalog which forgets it at its end."""
     where = f"127.0.0.1:{server}"
     if how == "variable":
         monkeypatch.setenv("CATALOG_HOST", where)
@@ -93,7 +92,8 @@ def test_the_one_file_asks_a_catalog_too(local_cluster, server):
     m.wait_for_workers(1, PATIENCE_S)
 
 
-def test_what_is_reported_is_what_others_expect_and_no_secret(local_cluster, server):
+def test_report_is_compatible_and_secretless(local_cluster, server):
+    """What is reported is what others expect and no secret."""
     m = local_cluster.start_manager(name="mine", registry=False, catalog=f"127.0.0.1:{server}")
     m.submit(Task("true"))
     [about] = wait_until(lambda: json.loads(ask(server)[1]))
@@ -119,7 +119,8 @@ def test_what_is_reported_is_what_others_expect_and_no_secret(local_cluster, ser
     assert local_cluster.secret.read_text().strip() not in str(about)
 
 
-def test_nothing_is_reported_that_nobody_has_asked_for(local_cluster, server, monkeypatch):
+def test_nothing_is_reported_by_default(local_cluster, server, monkeypatch):
+    """Nothing is reported that nobody has asked for."""
     monkeypatch.setenv("CATALOG_HOST", f"127.0.0.1:{server}")
     local_cluster.start_manager()
     local_cluster.start_manager(name="hidden", catalog=False)
@@ -128,7 +129,8 @@ def test_nothing_is_reported_that_nobody_has_asked_for(local_cluster, server, mo
     assert about["project"] == "seen"
 
 
-def test_a_catalog_that_is_away_is_told_of_and_harms_nobody(local_cluster, caplog):
+def test_absent_catalog_is_logged_only(local_cluster, caplog):
+    """A catalog that is away is told of and harms nobody."""
     m = local_cluster.start_manager(name="mine", catalog="127.0.0.1:1")
     local_cluster.start_worker(None, "-M", "mine", "-C", "127.0.0.1:1")
     m.wait_for_workers(1, PATIENCE_S)
@@ -137,9 +139,8 @@ def test_a_catalog_that_is_away_is_told_of_and_harms_nobody(local_cluster, caplo
     worker.wait_for_log("no catalog answers: 127.0.0.1:1: [Errno 111] Connection refused")
 
 
-def test_a_catalog_that_lies_sends_a_worker_to_strangers_and_not_into_trouble(
-    local_cluster, tmp_path, caplog
-):
+def test_lying_catalog_misleads_harmlessly(local_cluster, tmp_path, caplog):
+    """A catalog that lies sends a worker to strangers and not into trouble."""
     write_secret(tmp_path / "theirs")
     thief = local_cluster.start_manager(name="mine", registry=False, password_file=tmp_path / "theirs")
     m = local_cluster.start_manager(name="mine", registry=False)
@@ -181,7 +182,8 @@ def test_servers_are_named_as_in_cctools(monkeypatch):
             parse_servers(text)
 
 
-def test_the_next_server_is_asked_where_one_does_not_answer(server):
+def test_next_server_replaces_silent_one(server):
+    """The next server is asked where one does not answer."""
     report(server, record())
     both = CatalogClient((("127.0.0.1", 1), ("127.0.0.1", server)))
     assert [about["project"] for about in both.query()] == ["mine"]
@@ -231,7 +233,8 @@ class OddServer:
         ([b"HTTP/1.1 500 no\r\n\r\n"] * 2, "does not know /query.json"),
     ],
 )
-def test_an_odd_server_is_left_with_a_reason(answers, said, monkeypatch):
+def test_odd_server_is_left_with_reason(answers, said, monkeypatch):
+    """An odd server is left with a reason."""
     monkeypatch.setattr(catalog, "MAX_REPLY_BYTES", 2_000_000)
     server = OddServer(*answers)
     with pytest.raises(OSError, match=said):
@@ -239,7 +242,8 @@ def test_an_odd_server_is_left_with_a_reason(answers, said, monkeypatch):
     server.close()
 
 
-def test_a_server_that_knows_no_expressions_is_asked_for_all():
+def test_server_without_filters_is_asked_all():
+    """A server that knows no expressions is asked for all."""
     server = OddServer(b"HTTP/1.0 501 no\r\n\r\n", OK + b'[{"a": 1}]')
     assert CatalogClient((("127.0.0.1", server.port),)).query() == [{"a": 1}]
     server.close()
@@ -248,7 +252,8 @@ def test_a_server_that_knows_no_expressions_is_asked_for_all():
     assert second == "/query.json"
 
 
-def test_a_server_that_stalls_is_not_waited_for_long(monkeypatch):
+def test_stalling_server_is_abandoned(monkeypatch):
+    """A server that stalls is not waited for long."""
     monkeypatch.setattr(catalog, "QUERY_TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(OSError, match="timed out"):
         CatalogClient((("127.0.0.1", listener.getsockname()[1]),)).query()
@@ -257,7 +262,8 @@ def test_a_server_that_stalls_is_not_waited_for_long(monkeypatch):
 # ---- the server
 
 
-def test_records_are_given_as_they_are_asked_for(server):
+def test_records_are_formatted_as_requested(server):
+    """Records are given as they are asked for."""
     for name in ("a", "b"):
         report(server, record(name, key=name))
     report(server, {"type": "vine_factory", "port": -77, "project_regex": "a.*"})
@@ -279,7 +285,8 @@ def test_expressions_that_are_not_understood_are_refused(text):
         parse_filter(text)
 
 
-def test_hostile_requests_and_reports_are_refused_and_the_server_goes_on(server):
+def test_hostile_requests_are_refused(server):
+    """Hostile requests and reports are refused and the server goes on."""
     draw = random.Random(3)
     report(server, record())
     garbage = [b"", b"\x00" * 100, b"GET", b"GET / HTTP/1.1\r\n", b"POST /query.json HTTP/1.1\r\n\r\n", b"GET /../../etc/passwd HTTP/1.1\r\n\r\n",
@@ -304,7 +311,8 @@ def test_hostile_requests_and_reports_are_refused_and_the_server_goes_on(server)
     assert json.loads(ask(server)[1])[0]["address"] == "127.0.0.1"
 
 
-def test_one_who_opens_many_connections_and_says_nothing_takes_no_more_than_a_part(server):
+def test_silent_connections_take_bounded_share(server):
+    """One who opens many connections and says nothing takes no more than a part."""
     report(server, record())
     idle = [socket.create_connection(("127.0.0.1", server), PATIENCE_S) for _ in range(300)]
     try:

@@ -46,7 +46,8 @@ def works(m):
     return task.output == "fine\n"
 
 
-def test_a_worker_finds_its_manager_by_its_name(local_cluster, by_name):
+def test_worker_finds_manager_by_name(local_cluster, by_name):
+    """A worker finds its manager by its name."""
     local_cluster.start_manager(name="other")
     m = local_cluster.start_manager(name="my-analysis")
     worker = by_name("my-analysis")
@@ -54,14 +55,16 @@ def test_a_worker_finds_its_manager_by_its_name(local_cluster, by_name):
     assert "looking for a manager called my-analysis" in worker.log
 
 
-def test_a_name_may_be_a_regular_expression_of_the_whole_name(local_cluster, by_name):
+def test_name_may_be_full_regular_expression(local_cluster, by_name):
+    """A name may be a regular expression of the whole name."""
     local_cluster.start_manager(name="run-12")
     m = local_cluster.start_manager(name="run-3")
     by_name("run-.")
     assert works(m)
 
 
-def test_a_manager_is_entered_while_it_is_open_and_holds_no_secret_there(local_cluster):
+def test_open_manager_is_entered_without_secret(local_cluster):
+    """A manager is entered while it is open and holds no secret there."""
     with local_cluster.start_manager(name="my-analysis") as m:
         about = entered()["my-analysis"]
         assert (about["port"], about["pid"], about["name"]) == (m.port, os.getpid(), socket.gethostname())
@@ -70,7 +73,8 @@ def test_a_manager_is_entered_while_it_is_open_and_holds_no_secret_there(local_c
     assert os.listdir(registry.registry_directory()) == []
 
 
-def test_who_has_no_name_or_does_not_want_to_be_is_not_entered(local_cluster):
+def test_unnamed_manager_is_not_entered(local_cluster):
+    """Who has no name or does not want to be is not entered."""
     local_cluster.start_manager()
     local_cluster.start_manager(name="hidden", registry=False)
     assert entered() == {}
@@ -85,7 +89,8 @@ def test_a_registry_may_be_named(local_cluster, by_name):
     assert works(m)
 
 
-def test_a_manager_goes_on_where_the_registry_cannot_be_written(local_cluster, caplog):
+def test_unwritable_registry_does_not_stop_manager(local_cluster, caplog):
+    """A manager goes on where the registry cannot be written."""
     local_cluster.path("file").touch()
     m = local_cluster.start_manager(name="mine", registry=local_cluster.path("file"))
     local_cluster.start_worker(m)
@@ -99,7 +104,8 @@ def test_what_is_not_a_name_is_refused(name):
         Manager(port=0, name=name)
 
 
-def test_a_worker_waits_for_the_manager_and_follows_it_to_another_port(local_cluster, by_name):
+def test_worker_waits_for_and_follows_manager(local_cluster, by_name):
+    """A worker waits for the manager and follows it to another port."""
     worker = by_name("mine", "--timeout", "100", command=sample_tasks.PERSISTENT)
     worker.wait_for_log("there is none in")
     with local_cluster.start_manager(name="mine", port=free_port()) as m:
@@ -109,7 +115,8 @@ def test_a_worker_waits_for_the_manager_and_follows_it_to_another_port(local_clu
     assert worker.process.poll() is None
 
 
-def test_a_worker_that_finds_none_leaves_after_its_timeout_and_says_where_it_looked(local_cluster, by_name):
+def test_unsuccessful_worker_ends_after_timeout(local_cluster, by_name):
+    """A worker that finds none leaves after its timeout and says where it looked."""
     worker = by_name("mine", "--timeout", "0.5")
     assert worker.wait() == 1
     assert f"no manager called mine: there is none in {registry.registry_directory()}" in worker.log
@@ -139,7 +146,8 @@ def test_one_that_was_killed_misleads_nobody(local_cluster, by_name):
     assert other.workers_connected == 0
 
 
-def test_a_manager_with_another_secret_is_passed_over(local_cluster, by_name, tmp_path):
+def test_manager_with_other_secret_is_skipped(local_cluster, by_name, tmp_path):
+    """A manager with another secret is passed over."""
     theirs = tmp_path / "theirs"
     write_secret(theirs)
     local_cluster.start_manager(name="mine-1", password_file=theirs)
@@ -149,7 +157,8 @@ def test_a_manager_with_another_secret_is_passed_over(local_cluster, by_name, tm
     assert works(m)
 
 
-def test_with_an_address_and_a_name_both_have_to_fit(local_cluster, by_name):
+def test_address_and_name_must_both_match(local_cluster, by_name):
+    """With an address and a name both have to fit."""
     other, m = (
         local_cluster.start_manager(name="other"),
         local_cluster.start_manager(name="mine", registry=False),
@@ -176,7 +185,8 @@ def test_several_addresses_are_tried_one_after_another(local_cluster):
         assert process.wait(PATIENCE_S) == 0
 
 
-def test_a_worker_in_the_dark_leaves_at_once_when_it_is_told_to(by_name):
+def test_searching_worker_ends_on_signal(by_name):
+    """A worker in the dark leaves at once when it is told to."""
     worker = by_name("nobody")
     worker.wait_for_log("there is none in")
     worker.send(signal.SIGTERM)
@@ -195,14 +205,16 @@ def test_the_one_file_finds_managers_too(local_cluster, by_name, version):
     assert "Traceback" not in worker.log
 
 
-def test_tls_is_spoken_where_the_record_says_so(local_cluster, by_name):
+def test_tls_is_used_where_recorded(local_cluster, by_name):
+    """Tls is spoken where the record says so."""
     pytest.importorskip("cryptography")
     m = local_cluster.start_manager(name="mine", ssl=True)
     by_name("mine")
     assert works(m)
 
 
-def test_tls_that_was_asked_for_is_never_given_up(local_cluster, by_name):
+def test_requested_tls_is_never_dropped(local_cluster, by_name):
+    """Tls that was asked for is never given up."""
     local_cluster.start_manager(name="mine")
     worker = by_name("mine", "--ssl-fingerprint", "00" * 32, "--timeout", "100")
     worker.wait_for_log("it does not speak TLS")
@@ -216,7 +228,8 @@ def test_tls_that_was_asked_for_is_never_given_up(local_cluster, by_name):
         ([], "or the manager's name with -M NAME"),
     ],
 )
-def test_what_cannot_be_understood_is_refused_with_what_to_do(local_cluster, words, said):
+def test_invalid_option_is_refused_with_remedy(local_cluster, words, said):
+    """What cannot be understood is refused with what to do."""
     ended = subprocess.run(
         [sys.executable, "-m", "vineworker", *words, "-P", local_cluster.secret], capture_output=True, text=True, timeout=PATIENCE_S, check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
@@ -224,7 +237,8 @@ def test_what_cannot_be_understood_is_refused_with_what_to_do(local_cluster, wor
     assert (ended.returncode, said in " ".join(ended.stderr.split())) == (2, True)
 
 
-def test_who_does_not_answer_in_time_is_tried_last_the_next_time(local_cluster, monkeypatch):
+def test_slow_manager_is_tried_last(local_cluster, monkeypatch):
+    """Who does not answer in time is tried last the next time."""
     folder = str(local_cluster.path("managers"))
 
     def enter(key, port, **more):

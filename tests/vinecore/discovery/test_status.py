@@ -18,7 +18,8 @@ def status(local_cluster, *words):
     return ended.exit_code, [line.split() for line in ended.stdout.splitlines()]
 
 
-def test_managers_are_listed_with_what_they_have_to_do(local_cluster):
+def test_managers_are_listed_with_work(local_cluster):
+    """Managers are listed with what they have to do."""
     busy, idle = local_cluster.start_manager(name="busy"), local_cluster.start_manager(name="idle")
     local_cluster.start_manager()
     busy.submit(Task("true"))
@@ -48,12 +49,14 @@ def test_one_behind_an_address_is_asked(local_cluster):
     assert (code, row[2:5], row[-1]) == (1, ["-", "-", "-"], "refused")
 
 
-def test_where_there_is_none_it_says_where_it_has_looked(local_cluster):
+def test_no_manager_lists_searched_places(local_cluster):
+    """Where there is none it says where it has looked."""
     code, [words] = status(local_cluster)
     assert (code, words[:4]) == (1, ["there", "is", "no", "manager"])
 
 
-def test_one_with_another_secret_is_listed_with_the_reason(local_cluster, tmp_path):
+def test_manager_with_other_secret_is_listed(local_cluster, tmp_path):
+    """One with another secret is listed with the reason."""
     write_secret(tmp_path / "theirs")
     local_cluster.start_manager(name="theirs", password_file=tmp_path / "theirs")
     code, (_head, row) = status(local_cluster)

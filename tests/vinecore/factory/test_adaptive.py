@@ -65,28 +65,33 @@ class Site:
         ({"workers_per_cycle": 2}, QueueStats(waiting=9), 2),
     ],
 )
-def test_as_many_are_submitted_at_once_as_there_is_work_for(settings, demand, wanted):
+def test_submissions_match_waiting_work(settings, demand, wanted):
+    """As many are submitted at once as there is work for."""
     assert Site(**settings).step(demand).submit == wanted
 
 
-def test_nothing_is_submitted_for_a_manager_that_does_not_answer():
+def test_unanswering_manager_gets_no_workers():
+    """Nothing is submitted for a manager that does not answer."""
     site = Site(min_workers=2)
     assert site.step(None).submit == 0
     assert site.step(CALM).submit == 2
 
 
-def test_nothing_is_decided_when_the_batch_system_does_not_answer():
+def test_unanswering_batch_system_stops_decisions():
+    """Nothing is decided when the batch system does not answer."""
     site = Site(min_workers=2)
     assert site.mind.decide(1.0, site.settings, QueueStats(waiting=5), None) == ((0, (), 0, (), ""))
     assert site.step().submit == 2
 
 
-def test_a_cycle_has_a_number_of_its_own():
+def test_each_cycle_has_its_number():
+    """A cycle has a number of its own."""
     site = Site(workers_per_cycle=4, factory_period=10.0)
     assert [site.step(QueueStats(waiting=9), later=5.0).submit for _ in range(5)] == [4, 0, 4, 0, 1]
 
 
-def test_what_is_queued_or_runs_is_not_asked_for_again():
+def test_queued_or_running_pilots_count():
+    """What is queued or runs is not asked for again."""
     site = Site()
     site.step(QueueStats(waiting=3))
     assert site.step(QueueStats(waiting=3)).submit == 0
@@ -104,7 +109,8 @@ def test_what_is_queued_or_runs_is_not_asked_for_again():
         (JobStatus(GONE), "no reason is known"),
     ],
 )
-def test_a_pilot_that_is_lost_is_told_and_replaced_after_a_pause(job, said):
+def test_lost_pilot_is_replaced_after_pause(job, said):
+    """A pilot that is lost is told and replaced after a pause."""
     site = Site(min_workers=2, max_workers=2)
     site.step()
     lost = site.step(j1=job)
@@ -114,7 +120,8 @@ def test_a_pilot_that_is_lost_is_told_and_replaced_after_a_pause(job, said):
     assert site.step(later=100.0) == (0, (), 0, (), "")
 
 
-def test_what_pilots_wait_for_is_said_once_when_they_have_waited_for_long():
+def test_reason_of_long_wait_is_logged_once():
+    """What pilots wait for is said once when they have waited for long."""
     site = Site(min_workers=2, max_workers=2)
     site.step()
     jobs = {"j1": JobStatus(IDLE, "Priority"), "j2": JobStatus(IDLE, "Resources")}
@@ -139,7 +146,8 @@ def test_equal_fates_are_told_once():
     ]
 
 
-def test_a_pilot_that_dies_before_connecting_is_told_as_such():
+def test_pilot_dying_before_connection_is_reported():
+    """A pilot that dies before connecting is told as such."""
     site = Site(min_workers=1)
     site.step()
     site.step(j1=JobStatus(RUNNING))
@@ -151,7 +159,8 @@ def test_a_pilot_that_dies_before_connecting_is_told_as_such():
     )
 
 
-def test_a_pilot_that_was_never_seen_running_may_have_died_before_connecting_all_the_same():
+def test_unseen_pilot_may_have_died():
+    """A pilot that was never seen running may have died before connecting all the same."""
     site = Site(min_workers=1)
     site.step()
     assert (
@@ -159,14 +168,16 @@ def test_a_pilot_that_was_never_seen_running_may_have_died_before_connecting_all
     )
 
 
-def test_a_worker_that_leaves_by_itself_is_no_trouble():
+def test_worker_leaving_by_itself_is_normal():
+    """A worker that leaves by itself is no trouble."""
     site = Site(min_workers=1)
     site.step()
     site.step(j1=JobStatus(RUNNING))
     assert site.step(j1=JobStatus(GONE, "exit code 0", True)) == (1, (), 0, (), "")
 
 
-def test_what_is_preempted_is_queued_by_the_batch_system_and_not_replaced():
+def test_preempted_pilot_is_not_replaced():
+    """What is preempted is queued by the batch system and not replaced."""
     site = Site(min_workers=1)
     site.step()
     site.step(j1=JobStatus(RUNNING))
@@ -175,7 +186,8 @@ def test_what_is_preempted_is_queued_by_the_batch_system_and_not_replaced():
     assert site.step(later=100).submit == 0
 
 
-def test_pauses_grow_up_to_a_bound_while_nobody_connects_and_are_forgotten_when_somebody_does():
+def test_backoff_is_bounded_and_reset():
+    """Pauses grow up to a bound while nobody connects and are forgotten when somebody does."""
     site = Site(min_workers=1)
     site.step()
     pauses = []
@@ -190,7 +202,8 @@ def test_pauses_grow_up_to_a_bound_while_nobody_connects_and_are_forgotten_when_
     assert site.mind.pause_s == 0
 
 
-def test_a_submission_that_is_refused_is_a_reason_to_wait():
+def test_refused_submission_causes_pause():
+    """A submission that is refused is a reason to wait."""
     site = Site(min_workers=1)
     assert site.mind.decide(1.0, site.settings, CALM, {}).submit == 1
     assert (
@@ -201,7 +214,8 @@ def test_a_submission_that_is_refused_is_a_reason_to_wait():
     assert site.mind.decide(1.0 + INITIAL_BACKOFF_S, site.settings, CALM, {}).submit == 1
 
 
-def test_queued_pilots_are_taken_back_when_they_have_been_too_many_for_a_while():
+def test_surplus_queued_pilots_are_removed_later():
+    """Queued pilots are taken back when they have been too many for a while."""
     site = Site()
     site.step(QueueStats(waiting=4))
     site.step(QueueStats(waiting=4), j1=JobStatus(RUNNING))
@@ -210,7 +224,8 @@ def test_queued_pilots_are_taken_back_when_they_have_been_too_many_for_a_while()
     assert site.mind.pilots == 1
 
 
-def test_a_need_that_comes_back_soon_finds_its_pilots_still_queued():
+def test_returning_need_finds_queued_pilots():
+    """A need that comes back soon finds its pilots still queued."""
     site = Site()
     site.step(QueueStats(waiting=4))
     site.step(QueueStats())
@@ -218,7 +233,8 @@ def test_a_need_that_comes_back_soon_finds_its_pilots_still_queued():
     assert site.step(QueueStats(), later=5.0).remove == ()
 
 
-def test_fewer_allowed_means_queued_ones_go_at_once_and_idle_workers_are_let_go():
+def test_lower_maximum_releases_idle_workers():
+    """Fewer allowed means queued ones go at once and idle workers are let go."""
     site = Site(min_workers=4, max_workers=4)
     site.step()
     site.step(j1=JobStatus(RUNNING), j2=JobStatus(RUNNING), j3=JobStatus(RUNNING))
@@ -232,7 +248,8 @@ def test_fewer_allowed_means_queued_ones_go_at_once_and_idle_workers_are_let_go(
 @pytest.mark.parametrize(
     ("demand", "words"), [(None, "no manager has answered for 10 s"), (CALM, "nothing to do for 10 s")]
 )
-def test_a_factory_without_work_ends_when_it_is_time(demand, words):
+def test_factory_without_work_ends_in_time(demand, words):
+    """A factory without work ends when it is time."""
     site = Site(factory_timeout=10.0)
     site.step(QueueStats(running=1))
     assert site.step(demand, later=9.0).exit_reason == ""

@@ -76,11 +76,13 @@ def test_new_batch_system_runs_and_replaces_workers(local_cluster):
 
 
 @pytest.mark.usefixtures("processes")
-def test_ignored_setting_of_new_batch_system_is_refused(local_cluster):
+def test_ignored_setting_of_new_type_is_refused(local_cluster):
+    """Ignored setting of new batch system is refused."""
     with pytest.raises(ValueError, match="no effect on workers of type 'processes'"):
         Factory("processes", manager=local_cluster.start_manager(), batch_options="x")
 
 
-def test_unknown_batch_system_is_refused_with_the_known_ones():
+def test_unknown_batch_system_names_known_ones():
+    """Unknown batch system is refused with the known ones."""
     with pytest.raises(ValueError, match="there are 'local', 'condor', 'slurm' and 'dask'"):
         batch_types.load_batch_system("cloud")

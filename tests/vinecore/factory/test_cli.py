@@ -60,7 +60,8 @@ def options_for(m, local_cluster, *more):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_workers_come_when_there_is_work_and_all_are_gone_when_it_is_ended(local_cluster, factory, number):
+def test_workers_follow_work_and_end(local_cluster, factory, number):
+    """Workers come when there is work and all are gone when it is ended."""
     m = local_cluster.start_manager()
     process = factory(*options_for(m, local_cluster, "-w", "0", "-W", "2", "--env", "COLOUR=blue"))
     for _ in range(2):
@@ -74,7 +75,8 @@ def test_workers_come_when_there_is_work_and_all_are_gone_when_it_is_ended(local
     assert "removing all workers" in process.log.read_text()
 
 
-def test_it_ends_when_no_manager_answers_for_long_enough(local_cluster, factory):
+def test_absent_manager_ends_factory(local_cluster, factory):
+    """It ends when no manager answers for long enough."""
     m = local_cluster.start_manager()
     m.submit(Task("sleep 1000"))  # so that nothing ends before the manager, however slow it starts
     process = factory(*options_for(m, local_cluster, "-w", "1", "-W", "1", "--factory-timeout", "3"))
@@ -84,7 +86,8 @@ def test_it_ends_when_no_manager_answers_for_long_enough(local_cluster, factory)
     assert "no manager has answered for 3 s" in process.log.read_text()
 
 
-def test_a_manager_says_what_there_is_to_do_to_who_knows_the_secret(local_cluster):
+def test_queue_statistics_need_the_secret(local_cluster):
+    """A manager says what there is to do to who knows the secret."""
     m = local_cluster.start_manager(name="my-analysis")
     for _ in range(3):
         m.submit(Task("true"))
@@ -133,14 +136,16 @@ def test_a_manager_says_what_there_is_to_do_to_who_knows_the_secret(local_cluste
         (["-T", "local", "localhost", "9123", "--cores", "0"], "cores=0"),
     ],
 )
-def test_what_cannot_be_understood_is_refused_with_what_to_do(words, said):
+def test_invalid_option_is_refused_with_remedy(words, said):
+    """What cannot be understood is refused with what to do."""
     result = CliRunner().invoke(command, words)
     assert result.exit_code == 2
     assert said in " ".join(result.output.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(("batch", "missing"), [("condor", "condor_submit"), ("slurm", "sbatch")])
-def test_without_the_commands_of_the_batch_system_the_error_says_so(monkeypatch, tmp_path, batch, missing):
+def test_missing_batch_commands_are_reported(monkeypatch, tmp_path, batch, missing):
+    """Without the commands of the batch system the error says so."""
     monkeypatch.setenv("PATH", str(tmp_path))
     result = CliRunner().invoke(command, ["-T", batch, "localhost", "9123"])
     assert result.exit_code == 1
@@ -150,7 +155,8 @@ def test_without_the_commands_of_the_batch_system_the_error_says_so(monkeypatch,
 @pytest.mark.parametrize(
     "more", [(), ("--wrapper", "sh -c '\"$@\"; true' wrapper")], ids=["plain", "wrapped"]
 )
-def test_when_it_is_killed_its_workers_of_this_machine_leave(local_cluster, factory, more):
+def test_killed_factory_ends_local_workers(local_cluster, factory, more):
+    """When it is killed its workers of this machine leave."""
     m = local_cluster.start_manager()
     process = factory(*options_for(m, local_cluster, "-w", "2", "-W", "2", *more))
     m.wait_for_workers(2, PATIENCE_S)
@@ -161,7 +167,8 @@ def test_when_it_is_killed_its_workers_of_this_machine_leave(local_cluster, fact
     wait_until(lambda: not any(map(is_alive, family)), "the end of all processes")
 
 
-def test_it_ends_with_the_process_that_has_started_it(local_cluster):
+def test_factory_ends_with_its_parent(local_cluster):
+    """It ends with the process that has started it."""
     m = local_cluster.start_manager()
     words = [
         sys.executable,
@@ -184,7 +191,8 @@ def test_it_ends_with_the_process_that_has_started_it(local_cluster):
     wait_until(lambda: m.workers_connected == 0, "the worker to leave")
 
 
-def test_it_ends_when_there_was_nothing_to_do_for_long_enough(local_cluster, factory):
+def test_idle_factory_ends_after_timeout(local_cluster, factory):
+    """It ends when there was nothing to do for long enough."""
     m = local_cluster.start_manager()
     process = factory(*options_for(m, local_cluster, "-w", "0", "-W", "1", "--factory-timeout", "1"))
     assert process.wait(PATIENCE_S) == 0
@@ -201,7 +209,8 @@ class ToldInside(threading.Event):
         return super().wait(timeout)
 
 
-def test_a_signal_ends_it_wherever_it_is_at_that_moment(local_cluster):
+def test_signal_ends_factory_at_any_moment(local_cluster):
+    """A signal ends it wherever it is at that moment."""
     m = local_cluster.start_manager()
     factory = Factory("local", manager=m, min_workers=1, cores=1)
     factory.ended = ToldInside()

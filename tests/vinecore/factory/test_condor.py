@@ -39,13 +39,15 @@ def pilots(commands, tmp_path):
     return found
 
 
-def test_a_job_that_waits_without_a_reason_has_none(commands, pilots):
+def test_job_waiting_without_reason_has_none(commands, pilots):
+    """A job that waits without a reason has none."""
     queue, _called = commands
     queue(JobStatus=1, HoldReason=None, HoldReasonCode=None, RemoveReason=None)
     assert pilots.status() == {"1.0": condor.JobStatus(IDLE)}
 
 
-def test_only_what_does_not_end_by_itself_is_taken_out_by_force(commands, pilots, monkeypatch):
+def test_only_stubborn_jobs_are_removed_forcibly(commands, pilots, monkeypatch):
+    """Only what does not end by itself is taken out by force."""
     queue, called = commands
     queue(JobStatus=3)
     monkeypatch.setattr(condor, "CLOSE_S", 1.0)
@@ -56,5 +58,6 @@ def test_only_what_does_not_end_by_itself_is_taken_out_by_force(commands, pilots
     assert len([line for line in called() if "-forcex" in line]) == 1
 
 
-def test_a_worker_has_handed_over_what_it_has_before_its_job_is_taken_out_by_force():
+def test_worker_drains_before_forced_removal():
+    """A worker has handed over what it has before its job is taken out by force."""
     assert 2 * options.DEFAULT_GRACE_S < condor.FORCE_S < condor.CLOSE_S

@@ -16,7 +16,8 @@ from vinecore import Factory, PythonTask, Task, WorkersNotStarted
 from vinecore.factory.adaptive import MAX_START_TRIES
 
 
-def test_as_many_workers_as_asked_for_are_there(local_cluster):
+def test_requested_number_of_workers_runs(local_cluster):
+    """As many workers as asked for are there."""
     m = local_cluster.start_manager()
     with Factory("local", manager=m, min_workers=2, cores=1, memory=300, disk=200) as factory:
         m.wait_for_workers(2, PATIENCE_S)
@@ -41,7 +42,8 @@ def test_a_worker_that_dies_is_replaced(local_cluster):
         assert m.wait(PATIENCE_S).output == "fine\n"
 
 
-def test_workers_with_a_wall_time_are_replaced_when_it_is_over(local_cluster):
+def test_workers_past_wall_time_are_replaced(local_cluster):
+    """Workers with a wall time are replaced when it is over."""
     m = local_cluster.start_manager()
     with Factory("local", manager=m, cores=1, memory=100, disk=100, wall_time=2) as factory:
         first = wait_until(lambda: factory.processes, "a worker")[0]
@@ -49,7 +51,8 @@ def test_workers_with_a_wall_time_are_replaced_when_it_is_over(local_cluster):
         wait_until(lambda: factory.processes and factory.processes[0] is not first, "another worker")
 
 
-def test_without_replacement_a_worker_that_dies_stays_dead(local_cluster):
+def test_without_replacement_dead_worker_stays_dead(local_cluster):
+    """Without replacement a worker that dies stays dead."""
     m = local_cluster.start_manager()
     factory = Factory("local", manager=m, cores=1).start(replace=False)
     try:
@@ -62,7 +65,8 @@ def test_without_replacement_a_worker_that_dies_stays_dead(local_cluster):
         factory.stop()
 
 
-def test_workers_that_die_at_once_are_not_started_as_fast_as_possible(local_cluster, caplog):
+def test_workers_dying_early_are_delayed(local_cluster, caplog):
+    """Workers that die at once are not started as fast as possible."""
     m = local_cluster.start_manager()
     m.password_file = local_cluster.path("no-such-file")
     with Factory("local", manager=m, cores=1, factory_period=0.01) as factory:
@@ -135,7 +139,7 @@ def test_an_environment_without_python_fails_tasks(local_cluster, tmp_path, monk
         assert "it has no bin/python" in str(m.wait(PATIENCE_S).output)
 
 
-def test_workers_that_connect_once_are_replaced_for_ever(local_cluster, tmp_path, monkeypatch):
+def test_workers_that_connected_are_always_replaced(local_cluster, tmp_path, monkeypatch):
     """Failures to start are counted from the last worker that has connected."""
     monkeypatch.setattr("vinecore.factory.adaptive.INITIAL_BACKOFF_S", 0.001)
     m = local_cluster.start_manager()
@@ -147,7 +151,8 @@ def test_workers_that_connect_once_are_replaced_for_ever(local_cluster, tmp_path
         m.wait_for_workers(1, PATIENCE_S)
 
 
-def test_a_worker_that_does_not_listen_is_ended_all_the_same(local_cluster, monkeypatch):
+def test_unresponsive_worker_is_ended(local_cluster, monkeypatch):
+    """A worker that does not listen is ended all the same."""
     monkeypatch.setattr("vinecore.factory.local.GRACE_S", 0.2)
     m = local_cluster.start_manager()
     with Factory("local", manager=m, cores=1) as factory:
@@ -158,7 +163,8 @@ def test_a_worker_that_does_not_listen_is_ended_all_the_same(local_cluster, monk
     assert not is_alive(process.pid)
 
 
-def test_stopping_removes_all_files_and_may_be_done_twice(local_cluster):
+def test_stop_removes_files_and_is_idempotent(local_cluster):
+    """Stopping removes all files and may be done twice."""
     m = local_cluster.start_manager()
     factory = Factory("local", manager=m, cores=1, workspace=local_cluster.folder / "tmp").start()
     m.wait_for_workers(1, PATIENCE_S)
@@ -168,7 +174,8 @@ def test_stopping_removes_all_files_and_may_be_done_twice(local_cluster):
     assert list((local_cluster.folder / "tmp").iterdir()) == []
 
 
-def test_a_manager_that_is_closed_ends_its_factory(local_cluster):
+def test_closed_manager_ends_its_factory(local_cluster):
+    """A manager that is closed ends its factory."""
     m = local_cluster.start_manager()
     factory = Factory("local", manager=m, cores=1).start()
     m.wait_for_workers(1, PATIENCE_S)
@@ -201,7 +208,8 @@ def test_what_makes_no_sense_is_refused(m, options, words):
         Factory(**{"manager": m, **options})
 
 
-def test_a_workspace_is_made_where_it_is_wanted_and_needed_to_keep_something(local_cluster, monkeypatch):
+def test_requested_workspace_is_made(local_cluster, monkeypatch):
+    """A workspace is made where it is wanted and needed to keep something."""
     m = local_cluster.start_manager()
     monkeypatch.setenv("HOME", str(local_cluster.folder))
     with Factory("local", manager=m, cores=1, workspace="~/deep/place"):
@@ -223,7 +231,8 @@ def listening(process):
     }
 
 
-def test_workers_of_a_manager_on_loopback_listen_there_only(local_cluster):
+def test_loopback_managers_workers_listen_on_loopback(local_cluster):
+    """Workers of a manager on loopback listen there only."""
     m = local_cluster.start_manager()
     with Factory("local", manager=m, min_workers=2, cores=1) as factory:
         m.wait_for_workers(2, PATIENCE_S)
@@ -256,7 +265,8 @@ def test_workers_of_a_manager_on_loopback_listen_there_only(local_cluster):
         assert m.get_file_replica_count(maker.output_file) == 2
 
 
-def test_workers_of_a_manager_for_everybody_listen_everywhere(local_cluster):
+def test_public_managers_workers_listen_everywhere(local_cluster):
+    """Workers of a manager for everybody listen everywhere."""
     m = local_cluster.start_manager(address="")
     with Factory("local", manager=m, min_workers=1, cores=1) as factory:
         m.wait_for_workers(1, PATIENCE_S)

@@ -39,7 +39,8 @@ def dead_port():
         return gone.getsockname()[1]
 
 
-def test_the_command_serves_all_managers_whose_name_matches_and_ends_their_workers(local_cluster):
+def test_command_serves_matching_managers(local_cluster):
+    """The command serves all managers whose name matches and ends their workers."""
     first, second, other = (local_cluster.start_manager(name=name) for name in ("run-1", "run-2", "other"))
     log = local_cluster.path("factory.log")
     with log.open("wb") as output:
@@ -62,7 +63,8 @@ def test_the_command_serves_all_managers_whose_name_matches_and_ends_their_worke
     assert "Traceback" not in log.read_text()
 
 
-def test_a_factory_waits_for_a_manager_and_follows_it_to_another_port(local_cluster, caplog):
+def test_factory_follows_manager_to_other_port(local_cluster, caplog):
+    """A factory waits for a manager and follows it to another port."""
     with Factory(
         "local", manager_name="mine", password=local_cluster.secret, min_workers=0, max_workers=1, cores=1
     ):
@@ -73,7 +75,8 @@ def test_a_factory_waits_for_a_manager_and_follows_it_to_another_port(local_clus
             assert works(local_cluster.start_manager(name="mine"))
 
 
-def test_those_that_are_gone_or_another_keep_nobody_from_the_one_that_is_there(local_cluster, dead_port):
+def test_other_managers_do_not_block_live_one(local_cluster, dead_port):
+    """Those that are gone or another keep nobody from the one that is there."""
     theirs = local_cluster.start_manager(name="theirs", registry=False)
     enter("mine", "dead", dead_port)
     enter("mine", "another", theirs.port)
@@ -85,7 +88,8 @@ def test_those_that_are_gone_or_another_keep_nobody_from_the_one_that_is_there(l
     assert theirs.workers_connected == 0
 
 
-def test_tls_is_spoken_with_those_that_say_so(local_cluster):
+def test_tls_is_used_where_announced(local_cluster):
+    """Tls is spoken with those that say so."""
     pytest.importorskip("cryptography")
     m, plain = (
         local_cluster.start_manager(name="mine-1", ssl=True),
@@ -99,7 +103,8 @@ def test_tls_is_spoken_with_those_that_say_so(local_cluster):
         assert [each.wait(PATIENCE_S).output for each in (m, plain)] == ["fine\n"] * 2
 
 
-def test_a_manager_and_a_name_are_not_both_taken(local_cluster):
+def test_manager_and_name_exclude_each_other(local_cluster):
+    """A manager and a name are not both taken."""
     with pytest.raises(ValueError, match="give the manager"):
         Factory("local", manager=local_cluster.start_manager(), manager_name="mine")
     with pytest.raises(ValueError, match="give the manager"):
@@ -128,7 +133,8 @@ def shared(source, count, pilots=(), **settings):
     return {target.host: number for number, target in given}
 
 
-def test_pilots_are_shared_by_what_each_manager_lacks(named):
+def test_pilots_are_shared_by_need(named):
+    """Pilots are shared by what each manager lacks."""
     source = named(a=100, b=50, c=0)
     assert shared(source, 15) == {"a": 10, "b": 5}
     assert shared(source, 4, tasks_per_worker=50) == {"a": 3, "b": 1}
@@ -138,12 +144,14 @@ def test_pilots_are_shared_by_what_each_manager_lacks(named):
     assert shared(source, 15, []) == {"a": 10, "b": 5}, "those that are gone do not count"
 
 
-def test_where_no_manager_lacks_any_they_are_shared_evenly(named):
+def test_pilots_without_need_are_shared_evenly(named):
+    """Where no manager lacks any they are shared evenly."""
     assert shared(named(a=0, b=0, c=0), 6) == {"a": 2, "b": 2, "c": 2}
     assert named().distribute(3, FactorySettings(), ()) == []
 
 
-def test_a_pilot_is_told_all_addresses_and_how_to_find_the_next_manager(tmp_path):
+def test_pilot_knows_addresses_and_next_manager(tmp_path):
+    """A pilot is told all addresses and how to find the next manager."""
     find = ("-M", "run-.", "--catalog", "cat:1")
     order = PilotSpec(FactorySettings(), "10.0.0.1", 7, tmp_path, "f", (), (("::1", 7), ("host", 7)), find)
     assert worker_command_line(order)[:5] == ["10.0.0.1:7;[::1]:7;host:7", *find]

@@ -38,12 +38,14 @@ from vinecore.factory.settings import UNSUPPORTED_SETTINGS, FactorySettings, fro
         ("xyz", 3, "there are: batch_options, "),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(name, value, words):
+def test_invalid_setting_is_refused_by_name(name, value, words):
+    """What makes no sense is refused by name."""
     with pytest.raises(ValueError, match=words.replace("?", "[?]")):
         FactorySettings().changed(**{name: value})
 
 
-def test_a_configuration_has_the_names_of_the_options():
+def test_configuration_uses_option_names():
+    """A configuration has the names of the options."""
     text = (
         '{"min-workers": 1, "worker-extra-options": "--debug", "cores": 2, "condor-requirements": ["a", "b"]}'
     )
@@ -61,21 +63,22 @@ def test_a_configuration_has_the_names_of_the_options():
         ({"autosize": True}, "'autosize' cannot be set: a worker offers"),
     ],
 )
-def test_a_configuration_that_cannot_be_understood_is_refused(value, words):
+def test_unreadable_configuration_is_refused(value, words):
+    """A configuration that cannot be understood is refused."""
     with pytest.raises(ValueError, match=words.replace("?", "[?]")):
         from_json(value)
 
 
-def test_a_configuration_that_is_nested_too_deep_is_refused(local_cluster):
+def test_deeply_nested_configuration_is_refused(local_cluster):
+    """A configuration that is nested too deep is refused."""
     path = local_cluster.path("config.json")
     path.write_text("[" * 200_000)
     with pytest.raises(ValueError, match="nested too deep"):
         Factory("local", manager=local_cluster.start_manager(), config_file=path)
 
 
-def test_a_configuration_is_read_again_when_it_changes_and_a_broken_one_changes_nothing(
-    local_cluster, caplog
-):
+def test_changed_configuration_is_read_if_valid(local_cluster, caplog):
+    """A configuration is read again when it changes and a broken one changes nothing."""
     m = local_cluster.start_manager()
     config = local_cluster.path("config.json")
     config.write_text('{"min-workers": 0, "max-workers": 1}')
@@ -96,7 +99,8 @@ def test_a_configuration_is_read_again_when_it_changes_and_a_broken_one_changes_
         Factory("local", manager=m, config_file=config)
 
 
-def test_attributes_are_settings_and_can_be_changed_while_it_works(local_cluster):
+def test_attributes_change_running_factory(local_cluster):
+    """Attributes are settings and can be changed while it works."""
     m = local_cluster.start_manager()
     with Factory("local", manager=m, min_workers=0, max_workers=2, cores=1) as factory:
         assert not m.workers_connected
@@ -111,7 +115,8 @@ def test_attributes_are_settings_and_can_be_changed_while_it_works(local_cluster
         assert factory.min_workers == 1
 
 
-def test_workers_come_when_there_is_work_and_go_when_there_is_none(local_cluster):
+def test_workers_follow_the_work(local_cluster):
+    """Workers come when there is work and go when there is none."""
     m = local_cluster.start_manager()
     with Factory("local", manager=m, min_workers=0, max_workers=2, cores=1, timeout=1) as factory:
         gate = local_cluster.path("gate")
@@ -124,7 +129,8 @@ def test_workers_come_when_there_is_work_and_go_when_there_is_none(local_cluster
         wait_until(lambda: not factory.processes, "the idle workers to leave")
 
 
-def test_a_manager_scales_its_workers_and_lets_only_idle_ones_go(local_cluster):
+def test_manager_scales_and_releases_idle_only(local_cluster):
+    """A manager scales its workers and lets only idle ones go."""
     m = local_cluster.start_manager()
     with pytest.raises(RuntimeError, match="no factory"):
         m.scale(2)
@@ -146,7 +152,8 @@ def test_a_manager_scales_its_workers_and_lets_only_idle_ones_go(local_cluster):
 
 
 @pytest.mark.parametrize("name", sorted(UNSUPPORTED_SETTINGS))
-def test_what_taskvine_has_and_this_has_not_is_refused_with_the_reason(name):
+def test_unsupported_taskvine_setting_is_explained(name):
+    """What taskvine has and this has not is refused with the reason."""
     with pytest.raises(ValueError, match=f"'{name}' cannot be set: ") as caught:
         from_json({name: "x"})
     assert UNSUPPORTED_SETTINGS[name] in str(caught.value)
@@ -197,7 +204,8 @@ def test_words_are_checked(name, value, words):
         {"wrapper_input": "f"},
     ],
 )
-def test_what_has_no_effect_on_workers_of_this_machine_is_refused(local_cluster, setting):
+def test_setting_without_local_effect_is_refused(local_cluster, setting):
+    """What has no effect on workers of this machine is refused."""
     m = local_cluster.start_manager()
     [name] = setting
     with pytest.raises(ValueError, match=f"{name}=.* has no effect on workers of type 'local'"):
@@ -207,7 +215,8 @@ def test_what_has_no_effect_on_workers_of_this_machine_is_refused(local_cluster,
         factory.change(**setting)
 
 
-def test_a_configuration_may_name_the_manager_and_the_factory(local_cluster, caplog, monkeypatch):
+def test_configuration_may_name_manager_and_factory(local_cluster, caplog, monkeypatch):
+    """A configuration may name the manager and the factory."""
     monkeypatch.setenv("VINE_REGISTRY", str(local_cluster.path("registry")))
     config = local_cluster.path("config.json")
     said = {
@@ -250,7 +259,8 @@ def test_one_worker_is_counted_for_several_tasks(local_cluster, settings):
             assert m.wait(PATIENCE_S).successful()
 
 
-def test_with_capacity_no_more_are_started_than_the_manager_can_keep_busy(local_cluster):
+def test_capacity_bounds_started_workers(local_cluster):
+    """With capacity no more are started than the manager can keep busy."""
     m = local_cluster.start_manager()
     # the one that stays keeps the last ones waiting, however fast the worker is
     for text in ["true"] * 50 + ["sleep 1000"] + ["true"] * 2000:
@@ -268,7 +278,8 @@ def test_with_capacity_no_more_are_started_than_the_manager_can_keep_busy(local_
         m.cancel_all()
 
 
-def test_a_wrapper_runs_the_worker_and_features_are_said(local_cluster):
+def test_wrapper_and_features_reach_worker(local_cluster):
+    """A wrapper runs the worker and features are said."""
     m = local_cluster.start_manager()
     wrapper = f"sh -c 'touch {local_cluster.path('wrapped')}; exec \"$@\"' wrapper"
     with Factory(
@@ -280,7 +291,8 @@ def test_a_wrapper_runs_the_worker_and_features_are_said(local_cluster):
         assert {"fast", "near", "odd"} <= set(peer.hello.features)
 
 
-def test_workers_of_this_machine_run_in_an_environment(local_cluster, packed):
+def test_local_workers_run_in_environment(local_cluster, packed):
+    """Workers of this machine run in an environment."""
     m = local_cluster.start_manager()
     with Factory("local", manager=m, cores=1, python_env=str(packed)) as factory:
         m.wait_for_workers(1, PATIENCE_S)

@@ -31,5 +31,6 @@ def row(state, reason="None", code="0:0", comment="(null)"):
         (row("SOMETHING_NEW"), JobStatus(GONE, "SOMETHING_NEW", ran=True)),
     ],
 )  # fmt: skip
-def test_what_slurm_says_of_a_job_is_understood(said, meant):
+def test_job_states_of_slurm_are_parsed(said, meant):
+    """What slurm says of a job is understood."""
     assert _job_status(said) == meant

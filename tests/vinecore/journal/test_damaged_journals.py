@@ -125,7 +125,8 @@ OPERATIONS = {
     st.floats(0, 1, exclude_max=True),
     st.integers(0, 255) | st.sampled_from(list(b'\n"{}[],:\\09-e')),
 )
-def test_damage_in_any_byte_costs_no_more_than_its_lines(sound, operation, where, byte):
+def test_damaged_byte_costs_its_lines_only(sound, operation, where, byte):
+    """Damage in any byte costs no more than its lines."""
     data = b"".join(sound)
     at = int(where * len(data))
     damaged = OPERATIONS[operation](data, at, byte)
@@ -140,7 +141,8 @@ def test_damage_in_any_byte_costs_no_more_than_its_lines(sound, operation, where
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: repr(line[:30]))
 @pytest.mark.parametrize("place", [0, 1, 9, -1])
-def test_a_line_of_whatever_kind_is_passed_over_and_named(sound, line, place):
+def test_odd_line_is_skipped_and_named(sound, line, place):
+    """A line of whatever kind is passed over and named."""
     lines = list(sound)
     lines.insert(place if place >= 0 else len(lines), line + b"\n")
     results, said = known_by(b"".join(lines))
@@ -160,7 +162,8 @@ def test_a_line_of_whatever_kind_is_passed_over_and_named(sound, line, place):
      {"time": 1e11}, {"port": 65535}],
     ids=repr,
 )  # fmt: skip
-def test_a_first_line_with_odd_things_in_it_is_taken_for_what_it_is(sound, dead, about):
+def test_odd_first_line_is_still_read(sound, dead, about):
+    """A first line with odd things in it is taken for what it is."""
     results, _said = known_by(encode([header(dead, **about)]) + b"".join(sound[1:]))
     assert len(results) == 18
 
@@ -170,14 +173,16 @@ def test_a_first_line_with_odd_things_in_it_is_taken_for_what_it_is(sound, dead,
     [{"pid": 10**30}, {"pid": -5}, {"port": 70_000}, {"time": 1e300}, {"time": -1.0}, {"version": [1]}],
     ids=repr,
 )
-def test_a_first_line_that_cannot_be_is_none(sound, about):
+def test_impossible_first_line_is_no_journal(sound, about):
+    """A first line that cannot be is none."""
     said = {**msgspec.json.decode(sound[0]), **about}
     results, text = known_by(json.dumps(said).encode() + b"\n" + b"".join(sound[1:]))
     assert not results
     assert "journal" in text
 
 
-def test_a_field_whose_name_is_damaged_does_not_silently_have_its_default(sound):
+def test_damaged_field_name_gets_no_default(sound):
+    """A field whose name is damaged does not silently have its default."""
     made = (
         j.TaskSubmittedRecord(0.7, 9, "t9", result="r9"),
         j.TaskDoneRecord(1.0, 9, 1, 0.5, 10, single_use=True),
@@ -189,7 +194,8 @@ def test_a_field_whose_name_is_damaged_does_not_silently_have_its_default(sound)
         assert "r9" not in {name for name, _size, _digest in results}
 
 
-def test_two_tasks_with_one_number_have_no_results(sound):
+def test_tasks_with_same_number_have_no_results(sound):
+    """Two tasks with one number have no results."""
     odd = encode([j.TaskSubmittedRecord(0.6, 3, "t33", result="r33")])
     for place in (1, 10):
         lines = [*sound[:place], odd, *sound[place:]]
@@ -198,7 +204,8 @@ def test_two_tasks_with_one_number_have_no_results(sound):
         assert "r4" in names
 
 
-def test_journals_that_go_on_from_each_other_in_a_circle_are_read_once(tmp_path, sound, dead):
+def test_circular_continuations_are_read_once(tmp_path, sound, dead):
+    """Journals that go on from each other in a circle are read once."""
     paths = [tmp_path / name / journal.FILE for name in ("one", "two")]
     for path, other in (paths, paths[::-1]):
         path.parent.mkdir()
@@ -206,7 +213,8 @@ def test_journals_that_go_on_from_each_other_in_a_circle_are_read_once(tmp_path,
     assert len(find_previous_session(tmp_path, "m").sessions) == 2
 
 
-def test_what_is_in_the_place_of_a_journal_is_passed_over(tmp_path, sound):
+def test_foreign_objects_are_skipped(tmp_path, sound):
+    """What is in the place of a journal is passed over."""
     for name, make in {
         "folder": lambda path: path.mkdir(), "pipe": os.mkfifo, "circle": lambda path: path.symlink_to(path.name), "nowhere": lambda path: path.symlink_to("x"),
         "empty": lambda path: path.touch(),
@@ -221,7 +229,8 @@ def test_what_is_in_the_place_of_a_journal_is_passed_over(tmp_path, sound):
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2] + b"\xff" + data[len(data) // 2 :], lambda data: b"\0" + data, lambda _data: b"",
                                     lambda data: data + DEEP + b"\n"], ids=["middle", "beginning", "empty", "deep"])  # fmt: skip
-def test_a_manager_begins_whatever_has_become_of_the_journal(local_cluster, sound, damage):
+def test_manager_starts_with_damaged_journal(local_cluster, sound, damage):
+    """A manager begins whatever has become of the journal."""
     info = local_cluster.path("info")
     path = info / "run" / journal.FILE
     path.parent.mkdir(parents=True)
@@ -233,7 +242,8 @@ def test_a_manager_begins_whatever_has_become_of_the_journal(local_cluster, soun
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "file/below", "pipe"])
-def test_a_manager_begins_where_there_can_be_no_journals(local_cluster, name):
+def test_manager_starts_without_possible_journal(local_cluster, name):
+    """A manager begins where there can be no journals."""
     local_cluster.path("file").touch()
     os.mkfifo(local_cluster.path("pipe"))
     m = local_cluster.start_manager(name="m", run_info_path=local_cluster.path(name), resume=True)

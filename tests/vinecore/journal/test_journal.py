@@ -104,14 +104,16 @@ def story(shared_cluster):
 # ---- what is written
 
 
-def test_without_being_asked_for_there_is_no_journal(local_cluster, monkeypatch):
+def test_journal_is_off_by_default(local_cluster, monkeypatch):
+    """Without being asked for there is no journal."""
     monkeypatch.chdir(local_cluster.folder)
     assert local_cluster.start_manager().journal is None
     assert not local_cluster.path("vine-run-info").exists()
 
 
 @pytest.mark.parametrize("how", ["true", "variable"])
-def test_a_journal_is_asked_for_by_an_option_or_a_variable(local_cluster, monkeypatch, how):
+def test_journal_is_requested_by_option_or_variable(local_cluster, monkeypatch, how):
+    """A journal is asked for by an option or a variable."""
     monkeypatch.chdir(local_cluster.folder)
     if how == "variable":
         monkeypatch.setenv("VINE_RUN_INFO_PATH", "vine-run-info")
@@ -131,7 +133,8 @@ def test_the_first_record_says_who_wrote_it(story):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_every_task_that_was_submitted_comes_to_its_end(story):
+def test_every_submitted_task_has_an_end(story):
+    """Every task that was submitted comes to its end."""
     path, ends, _moved = story
     history = journal.load(path)
     alone = {number: task for number, task in history.tasks.items() if not task.submitted.graph}
@@ -156,7 +159,8 @@ def test_times_never_run_backwards(story):
     assert times == sorted(times)
 
 
-def test_the_bytes_of_the_transfers_are_those_that_the_manager_counts(story):
+def test_transfer_bytes_match_managers_count(story):
+    """The bytes of the transfers are those that the manager counts."""
     path, _ends, moved = story
     transfers = journal.load(path).transfers
     assert sum(t.bytes for t in transfers if t.to != records.MANAGER) == moved >= 300_000
@@ -170,7 +174,8 @@ def test_the_bytes_of_the_transfers_are_those_that_the_manager_counts(story):
     assert brought.source in (1, 2)
 
 
-def test_sizes_of_what_tasks_read_and_make_are_known(story):
+def test_sizes_of_inputs_and_outputs_are_recorded(story):
+    """Sizes of what tasks read and make are known."""
     path, *_ = story
     history = journal.load(path)
     for task in history.tasks.values():
@@ -184,7 +189,8 @@ def test_sizes_of_what_tasks_read_and_make_are_known(story):
     assert {history.tasks[history.files[name].task].submitted.graph for name in last.submitted.inputs} == {1}
 
 
-def test_a_worker_that_was_killed_shows_with_what_it_was_running(story):
+def test_killed_worker_shows_its_running_tasks(story):
+    """A worker that was killed shows with what it was running."""
     path, *_ = story
     history = journal.load(path)
     [lost] = of(path, journal.WorkerDisconnectedRecord)[:1]
@@ -207,7 +213,8 @@ def test_failures_say_what_they_were(story):
     assert [attempt.outcome for attempt in crashed.attempts] == ["crash", "crash"]
 
 
-def test_single_tasks_say_what_they_used_and_function_calls_what_they_were(story):
+def test_tasks_record_resources_and_calls_functions(story):
+    """Single tasks say what they used and function calls what they were."""
     path, *_ = story
     history = journal.load(path)
     single = next(
@@ -222,7 +229,8 @@ def test_single_tasks_say_what_they_used_and_function_calls_what_they_were(story
     assert call.submitted.library.startswith("lib-")
 
 
-def test_a_result_that_is_lost_and_made_again_shows(local_cluster):
+def test_recomputed_result_is_recorded(local_cluster):
+    """A result that is lost and made again shows."""
     m = local_cluster.start_manager(DaskVine, run_info_path=local_cluster.path("info"))
     workers = local_cluster.start_workers(m, 2)
     made = PythonTask(bytes, 100_000)
@@ -241,7 +249,8 @@ def test_a_result_that_is_lost_and_made_again_shows(local_cluster):
     assert [attempt.outcome for attempt in task.attempts] == ["done", "done"]
 
 
-def test_names_that_are_no_text_are_written_as_well_as_they_can_be(local_cluster):
+def test_non_text_names_are_escaped(local_cluster):
+    """Names that are no text are written as well as they can be."""
     m = local_cluster.start_manager(DaskVine, run_info_path=local_cluster.path("info"))
     local_cluster.start_worker(m)
     assert m.get({"x\udc80": (sample_tasks.square, 3)}, "x\udc80", progress_disable=True) == 9
@@ -250,7 +259,8 @@ def test_names_that_are_no_text_are_written_as_well_as_they_can_be(local_cluster
     assert task.label == "x?"
 
 
-def test_a_defect_ends_the_journal_and_not_the_run(local_cluster, caplog, monkeypatch):
+def test_defect_ends_journal_not_run(local_cluster, caplog, monkeypatch):
+    """A defect ends the journal and not the run."""
     m = local_cluster.start_manager(run_info_path=local_cluster.path("info"))
     monkeypatch.setattr(m._journal_writer._recorder, "records_for", None)
     local_cluster.start_worker(m)
@@ -263,7 +273,8 @@ def test_a_defect_ends_the_journal_and_not_the_run(local_cluster, caplog, monkey
 # ---- when it cannot be written
 
 
-def test_a_folder_that_cannot_be_made_gives_a_warning_and_the_run_goes_on(local_cluster, caplog):
+def test_impossible_folder_warns_and_run_continues(local_cluster, caplog):
+    """A folder that cannot be made gives a warning and the run goes on."""
     local_cluster.path("file").touch()
     m = local_cluster.start_manager(run_info_path=local_cluster.path("file") / "info")
     assert m.journal is None
@@ -276,7 +287,8 @@ def test_a_folder_that_cannot_be_made_gives_a_warning_and_the_run_goes_on(local_
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full disk to write to")
-def test_a_disk_that_gets_full_gives_a_warning_and_the_run_goes_on(local_cluster, caplog):
+def test_full_disk_warns_and_run_continues(local_cluster, caplog):
+    """A disk that gets full gives a warning and the run goes on."""
     m = local_cluster.start_manager(run_info_path=local_cluster.path("info"))
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, m._journal_writer._file)
@@ -291,7 +303,8 @@ def test_a_disk_that_gets_full_gives_a_warning_and_the_run_goes_on(local_cluster
     assert "No space left on device" in warnings[0]
 
 
-def test_a_disk_that_is_too_slow_ends_the_journal_and_it_says_so(local_cluster, caplog, monkeypatch):
+def test_slow_disk_ends_journal_with_notice(local_cluster, caplog, monkeypatch):
+    """A disk that is too slow ends the journal and it says so."""
     monkeypatch.setattr("vinecore.journal.writer.MAX_QUEUED_ITEMS", 20)
     monkeypatch.setattr("vinecore.journal.writer.POLL_INTERVAL_S", 60.0)
     m = local_cluster.start_manager(run_info_path=local_cluster.path("info"))
@@ -304,7 +317,8 @@ def test_a_disk_that_is_too_slow_ends_the_journal_and_it_says_so(local_cluster, 
     assert sum("journal ends" in r.getMessage() for r in caplog.records) == 1
 
 
-def test_a_disk_that_hangs_holds_up_neither_the_run_nor_the_end(local_cluster, caplog, monkeypatch):
+def test_hanging_disk_delays_nothing(local_cluster, caplog, monkeypatch):
+    """A disk that hangs holds up neither the run nor the end."""
     monkeypatch.setattr("vinecore.journal.writer.SHUTDOWN_TIMEOUT_S", 0.1)
     m = local_cluster.start_manager(run_info_path=local_cluster.path("info"))
     hangs, full = os.pipe()
@@ -332,13 +346,15 @@ def lines_of(path):
     return path.read_bytes().splitlines(keepends=True)
 
 
-def test_some_kinds_of_records_can_be_asked_for(story):
+def test_record_kinds_can_be_selected(story):
+    """Some kinds of records can be asked for."""
     path, _ends, _moved = story
     kinds = (journal.TaskDoneRecord, journal.WorkerDisconnectedRecord)
     assert list(journal.read(path, *kinds)) == of(path, journal.Header, *kinds)
 
 
-def test_half_a_line_at_the_end_is_left_out(story, tmp_path):
+def test_truncated_last_line_is_skipped(story, tmp_path):
+    """Half a line at the end is left out."""
     path, *_ = story
     copy = tmp_path / journal.FILE
     lines = lines_of(path)
@@ -347,7 +363,8 @@ def test_half_a_line_at_the_end_is_left_out(story, tmp_path):
     assert not journal.load(tmp_path).closed
 
 
-def test_a_journal_that_is_still_being_written_can_be_read(local_cluster):
+def test_growing_journal_can_be_read(local_cluster):
+    """A journal that is still being written can be read."""
     m = local_cluster.start_manager(run_info_path=local_cluster.path("info"))
     local_cluster.start_worker(m)
     joined = wait_until(lambda: of(m.journal, journal.WorkerConnectedRecord), "the worker in the journal")
@@ -379,7 +396,8 @@ def test_a_damaged_line_is_named(story, tmp_path):
         list(journal.read(copy))
 
 
-def test_where_there_is_no_journal_it_says_so(tmp_path):
+def test_missing_journal_is_reported(tmp_path):
+    """Where there is no journal it says so."""
     with pytest.raises(FileNotFoundError, match="no journal in it"):
         list(journal.read(tmp_path))
     with pytest.raises(FileNotFoundError, match="does not exist"):
@@ -395,7 +413,8 @@ def report(*arguments):
     return ended
 
 
-def test_the_report_says_what_was_run_and_what_went_wrong(story):
+def test_report_summarizes_run_and_failures(story):
+    """The report says what was run and what went wrong."""
     path, *_ = story
     text = " ".join(report(path.parents[1]).output.split())
     assert "tasks 27: 24 done, 2 failed, 1 cancelled" in text
@@ -409,7 +428,8 @@ def test_the_report_says_what_was_run_and_what_went_wrong(story):
     assert "2 times: task 16: its process exited with code 3" in text
 
 
-def test_the_report_lists_graphs_if_there_are_several():
+def test_report_lists_several_graphs():
+    """The report lists graphs if there are several."""
     records = [
         journal.Header(0.0, journal.VERSION, 0.0, "node", 1, "m", 1, "0", "3.11", {}),
         journal.GraphOpenedRecord(1.0, 1, "[green]tasks"),
@@ -435,7 +455,8 @@ def test_the_command_is_there_for_the_shell(story):
     assert "makespan" in ended.stdout
 
 
-def test_the_report_of_a_run_that_goes_on_says_so(story, tmp_path):
+def test_report_marks_running_run(story, tmp_path):
+    """The report of a run that goes on says so."""
     path, *_ = story
     copy = tmp_path / journal.FILE
     copy.write_bytes(b"".join(lines_of(path)[:30]))
@@ -444,7 +465,8 @@ def test_the_report_of_a_run_that_goes_on_says_so(story, tmp_path):
     assert "unfinished" in text
 
 
-def test_the_report_of_a_run_without_tasks_is_short(local_cluster):
+def test_report_of_empty_run_is_short(local_cluster):
+    """The report of a run without tasks is short."""
     m = local_cluster.start_manager(run_info_path=local_cluster.path("info"))
     m.close()
     ended = report(m.journal)
@@ -466,7 +488,8 @@ def test_a_run_is_drawn(story, tmp_path, monkeypatch, most_bars):
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_matplotlib_a_plot_says_what_to_install(story, tmp_path, monkeypatch):
+def test_plot_without_matplotlib_names_package(story, tmp_path, monkeypatch):
+    """Without matplotlib a plot says what to install."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     path, *_ = story
     ended = report(path, "--plot", tmp_path / "run.png")
@@ -474,7 +497,8 @@ def test_without_matplotlib_a_plot_says_what_to_install(story, tmp_path, monkeyp
     assert "pip install matplotlib" in ended.output
 
 
-def test_where_there_is_no_journal_the_report_says_so(tmp_path):
+def test_report_of_missing_journal_says_so(tmp_path):
+    """Where there is no journal the report says so."""
     ended = report(tmp_path)
     assert ended.exit_code == 1
     assert "no journal in it" in ended.output
@@ -509,7 +533,8 @@ def test_the_page_describes_every_kind_and_field():
     assert described() == code
 
 
-def test_a_file_that_came_and_was_altered_is_lost_and_the_next_transfer_of_it_goes_on():
+def test_corrupt_arrival_is_lost_and_refetched():
+    """A file that came and was altered is lost and the next transfer of it goes on."""
     teller = JournalRecorder(0.0)
     hello = messages.Hello(1, "node", 1, "3.11", 1, 1000, 1000, 0, 7, [], {})
     fetch = messages.Fetch("data", 1 << 30, "manager", False, digest="d1")

@@ -58,7 +58,8 @@ def joined(number, host="elsewhere", pid=1, t=1.0):
     return j.WorkerConnectedRecord(t, number, host, "127.0.0.1", "3.11", 1, 1, 1, pid=pid)
 
 
-def test_what_was_made_and_what_has_arrived_is_known(tmp_path, write):
+def test_made_and_received_files_are_known(tmp_path, write):
+    """What was made and what has arrived is known."""
     path = write(
         "1", *made(1, "a"), *made(2, "result-5e551-2"), *made(3, "b", 10, "12"), j.TaskSubmittedRecord(1.0, 4, "t4", result="c"),
         *made(5, "result-5e551-5", outputs={"o": LARGE, "d": -1, "temp-5e551-1": LARGE}, digests={"o": "34"}),
@@ -72,7 +73,7 @@ def test_what_was_made_and_what_has_arrived_is_known(tmp_path, write):
     }  # fmt: skip
 
 
-def test_what_serves_one_graph_only_is_not_gone_on_with(tmp_path, write):
+def test_graph_private_files_are_forgotten(tmp_path, write):
     """Neither what a task has made whose name does not tell all that it has used, nor a copy of it; what is made under its name later is."""
     write(
         "1", *made(1, "a", single_use=True, outputs={"o": LARGE}, digests={"o": "34"}), j.TransferEndedRecord(1.0, "a", "1", 2, LARGE, 0.1, "12"),
@@ -82,7 +83,8 @@ def test_what_serves_one_graph_only_is_not_gone_on_with(tmp_path, write):
     assert find_previous_session(tmp_path, "m").results == {("b", LARGE, "56"), ("d", LARGE, "12")}
 
 
-def test_all_that_was_ever_made_under_a_name_is_known(tmp_path, write):
+def test_all_versions_of_name_are_known(tmp_path, write):
+    """All that was ever made under a name is known."""
     write("1", *made(1, "a", digest="12"), *made(2, "a", digest="34"))
     assert find_previous_session(tmp_path, None).results == {("a", LARGE, "12"), ("a", LARGE, "34")}
 
@@ -90,12 +92,14 @@ def test_all_that_was_ever_made_under_a_name_is_known(tmp_path, write):
 @pytest.mark.parametrize(
     "tail", [b'{"kind":"task_done","t":2.0,"ta', b'{"kind":"task_done"}\n', bytes(100), bytes(100) + b"\n"]
 )
-def test_what_was_not_written_to_its_end_is_left_out(tmp_path, write, tail):
+def test_truncated_record_is_skipped(tmp_path, write, tail):
+    """What was not written to its end is left out."""
     write("1", *made(1, "a"), tail=tail)
     assert find_previous_session(tmp_path, None).results == {("a", LARGE, "12")}
 
 
-def test_nothing_is_gone_on_with_where_nothing_was_begun_or_all_has_ended(tmp_path, write):
+def test_nothing_to_resume_is_found(tmp_path, write):
+    """Nothing is gone on with where nothing was begun or all has ended."""
     assert find_previous_session(tmp_path / "nowhere", None) is None
     write("1", *made(1, "a"))
     write("2", *made(2, "b"), j.ManagerClosedRecord(2.0))
@@ -124,7 +128,8 @@ def test_journals_of_one_run_are_added_up(tmp_path, write):
     assert {name for name, _size, _digest in find_previous_session(tmp_path, None).results} == {"b"}
 
 
-def test_workers_that_have_ended_or_stayed_away_are_not_waited_for(tmp_path, write, dead):
+def test_ended_workers_are_not_awaited(tmp_path, write, dead):
+    """Workers that have ended or stayed away are not waited for."""
     first = write(
         "1", joined(1, "stayed away"), joined(2, "came"), joined(3, HERE, dead), joined(4, HERE, os.getpid())
     )
@@ -134,7 +139,7 @@ def test_workers_that_have_ended_or_stayed_away_are_not_waited_for(tmp_path, wri
     )
 
 
-def test_a_worker_that_has_ended_and_that_nobody_has_waited_for_is_not_waited_for(tmp_path, write):
+def test_zombie_worker_is_not_awaited(tmp_path, write):
     """As in a container, whose first process takes no notice of what ends."""
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         wait_until(lambda: psutil.Process(ended.pid).status() == psutil.STATUS_ZOMBIE, "its end")
@@ -142,7 +147,8 @@ def test_a_worker_that_has_ended_and_that_nobody_has_waited_for_is_not_waited_fo
         assert find_previous_session(tmp_path, None).workers == [(HERE, os.getpid())]
 
 
-def test_a_manager_that_still_runs_is_let_alone(tmp_path, write, caplog):
+def test_running_manager_is_left_alone(tmp_path, write, caplog):
+    """A manager that still runs is let alone."""
     path = write("1", *made(1, "a"), pid=os.getpid())
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -151,7 +157,7 @@ def test_a_manager_that_still_runs_is_let_alone(tmp_path, write, caplog):
     assert find_previous_session(tmp_path, None) is not None
 
 
-def test_a_lock_that_outlives_its_manager_says_nothing(tmp_path, write):
+def test_lock_outliving_manager_is_ignored(tmp_path, write):
     """Processes that it has forked may hold it."""
     path = write("1", *made(1, "a"))
     with path.open("ab") as file:
@@ -169,7 +175,8 @@ def test_what_is_no_journal_is_passed_over(tmp_path, write, caplog):
     assert "is not a journal" in caplog.text
 
 
-def test_journals_of_another_version_are_set_aside_with_one_line(tmp_path, write, caplog):
+def test_journals_of_other_versions_are_skipped(tmp_path, write, caplog):
+    """Journals of another version are set aside with one line."""
     for name in ("1", "2", "3"):
         path = write(name, *made(1, "a"))
         path.write_bytes(path.read_bytes().replace(b'"version":3', b'"version":1', 1))
@@ -180,7 +187,8 @@ def test_journals_of_another_version_are_set_aside_with_one_line(tmp_path, write
     assert line.endswith(", and 2 more")
 
 
-def test_what_a_killed_manager_has_left_in_the_temporary_folder_goes(tmp_path, write, monkeypatch):
+def test_temporary_files_of_killed_manager_go(tmp_path, write, monkeypatch):
+    """What a killed manager has left in the temporary folder goes."""
     temporary = tmp_path / "tmp"
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     for name in ("vine-manager-5e551-xyz", "vine-manager-other-xyz", "vine-manager-xyz"):
@@ -196,7 +204,8 @@ def test_what_a_killed_manager_has_left_in_the_temporary_folder_goes(tmp_path, w
 # ---- managers
 
 
-def test_a_running_manager_is_seen_and_its_end_as_well(local_cluster):
+def test_running_manager_is_detected_until_end(local_cluster):
+    """A running manager is seen and its end as well."""
     info = local_cluster.path("info")
     m = local_cluster.start_manager(name="m", run_info_path=info, resume=True)
     assert m.resumed_from is None
@@ -222,7 +231,7 @@ def test_it_listens_where_the_dead_one_did(local_cluster, dead):
     assert next(journal.read(second.journal)).resumes == str(path)
 
 
-def test_a_worker_that_ends_after_its_manager_is_not_waited_for(local_cluster, tmp_path, write):
+def test_worker_ending_later_is_not_awaited(local_cluster, tmp_path, write):
     """As those of a program that was killed, which end with it, but not at once."""
     worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     write("1", joined(1, HERE, worker.pid), joined(2, "elsewhere", 7))
@@ -233,6 +242,7 @@ def test_a_worker_that_ends_after_its_manager_is_not_waited_for(local_cluster, t
     wait_until(lambda: awaited() == {("elsewhere", 7)})
 
 
-def test_without_a_journal_there_is_nothing_to_go_on_with(local_cluster):
+def test_without_journal_nothing_is_resumed(local_cluster):
+    """Without a journal there is nothing to go on with."""
     with pytest.raises(ValueError, match="resume=True needs a journal"):
         Manager(0, resume=True, run_info_path=False)

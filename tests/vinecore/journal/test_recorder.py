@@ -35,7 +35,8 @@ def harness():
     return harness
 
 
-def test_what_a_worker_says_of_a_task_that_is_cancelled_at_the_same_time_is_void(harness):
+def test_report_crossing_cancellation_is_void(harness):
+    """What a worker says of a task that is cancelled at the same time is void."""
     harness.compute_graph(call(1))
     worker = harness.connect_worker()
     _worker, ticket = harness.assignment_of(1)
@@ -57,7 +58,8 @@ def spread(harness):
     return first, second
 
 
-def test_a_transfer_is_told_with_its_ends_and_its_time(harness):
+def test_transfer_has_ends_and_time(harness):
+    """A transfer is told with its ends and its time."""
     first, second = spread(harness)
     harness.advance_time(2.0)
     harness.report_cached(second, "data")
@@ -79,7 +81,8 @@ def test_a_transfer_ends_with_its_worker(harness):
     ]
 
 
-def test_tables_hold_only_what_is_on_workers_now(harness):
+def test_tables_hold_present_objects_only(harness):
+    """Tables hold only what is on workers now."""
     harness.compute_graph(*(call(n) for n in range(1, 6)))
     worker = harness.connect_worker()
     for number in range(1, 6):

@@ -69,7 +69,8 @@ def test_whatever_is_altered_is_not_heard():
     ],
     ids=["repeated", "the second first", "left out", "swapped", "thrown back", "of another key", "made up"],
 )
-def test_who_has_no_key_can_neither_repeat_nor_leave_out_nor_make_up_anything(data):
+def test_without_key_no_message_can_change(data):
+    """Who has no key can neither repeat nor leave out nor make up anything."""
     with pytest.raises(ProtocolError, match="wrong message authentication code"):
         reader().feed(data)
 

@@ -15,7 +15,9 @@ from vinecore.protocol.channel import MessageChannel
 from vinecore.protocol.frames import json_dumps, strict_json_dumps
 
 
-def test_what_nobody_waits_for_leaves_with_the_next_message_or_when_it_is_pushed():
+def test_lazy_message_leaves_with_next():
+    """What nobody waits for leaves with the next message or when it is pushed."""
+
     async def talk():
         heard: asyncio.Queue[list[m.Message]] = asyncio.Queue()
         ours, theirs = socket.socketpair()
@@ -54,7 +56,8 @@ def deep():
     ids=["object", "surrogate", "deep", "bytes", "deep for Python", "NaN", "key"],
 )  # fmt: skip
 @pytest.mark.parametrize("place", range(5))
-def test_a_message_that_cannot_be_encoded_costs_only_itself(dumps, value, place):
+def test_unencodable_message_costs_only_itself(dumps, value, place):
+    """A message that cannot be encoded costs only itself."""
     said = [m.Cancel([number]) for number in range(5)]
     odd = said[place] = m.Cancel(value)
     arrived, refused = asyncio.run(exchange(said, dumps))
@@ -64,9 +67,10 @@ def test_a_message_that_cannot_be_encoded_costs_only_itself(dumps, value, place)
     assert 0 < len(reason) <= 600
 
 
-def test_messages_that_are_too_large_together_go_apart_and_one_that_is_too_large_alone_does_not_go(
+def test_large_messages_are_split_or_refused(
     monkeypatch,
 ):
+    """Messages that are too large together go apart and one that is too large alone does not go."""
     monkeypatch.setattr(frames, "MAX_PAYLOAD", 1000)
     said = [m.PutObject(f"object-{number}", b"x" * 400) for number in range(7)]
     arrived, refused = asyncio.run(exchange([*said, m.PutObject("large", b"x" * 1001)], json_dumps))
@@ -75,7 +79,8 @@ def test_messages_that_are_too_large_together_go_apart_and_one_that_is_too_large
     assert "1,0" in refused[0][1]
 
 
-def test_half_a_surrogate_pair_arrives_as_a_question_mark_where_any_decoder_has_to_understand():
+def test_surrogate_arrives_as_question_mark():
+    """Half a surrogate pair arrives as a question mark where any decoder has to understand."""
     arrived, refused = asyncio.run(exchange([m.Cancel(["a\udc80b", "\N{SNOWMAN}"])], strict_json_dumps))
     assert (arrived, refused) == ([m.Cancel(["a?b", "\N{SNOWMAN}"])], [])
 

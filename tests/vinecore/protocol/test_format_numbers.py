@@ -29,7 +29,8 @@ def test_other_messages_are_another_protocol():
     assert {VERSION: found} == PROTOCOL, REMEDY
 
 
-def test_other_records_are_another_version_of_the_journal():
+def test_changed_records_need_new_version():
+    """Other records are another version of the journal."""
     kinds = [
         (kind.__struct_config__.tag, [field.encode_name for field in msgspec.structs.fields(kind)])
         for kind in vars(records).values()

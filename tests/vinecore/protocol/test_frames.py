@@ -64,7 +64,8 @@ def test_allocations_and_other_tuples_arrive_as_lists():
 
 
 @given(st.lists(st.sampled_from(EXAMPLES), max_size=8), st.lists(st.integers(1, 400), max_size=40))
-def test_however_the_bytes_arrive_the_messages_are_the_same(said, cuts):
+def test_messages_are_independent_of_chunks(said, cuts):
+    """However the bytes arrive the messages are the same."""
     data = b"".join(frame(*said[i : i + 3]) for i in range(0, len(said), 3))
     reader, heard = FrameReader(everything()), []
     for cut in cuts:
@@ -78,7 +79,8 @@ def test_one_byte_at_a_time_is_enough():
     assert [x for byte in frame(*EXAMPLES) for x in reader.feed(bytes([byte]))] == EXAMPLES
 
 
-def test_a_message_is_given_as_soon_as_its_last_byte_is_there():
+def test_message_is_complete_with_last_byte():
+    """A message is given as soon as its last byte is there."""
     reader = FrameReader([m.PutObject])
     data = frame(m.PutObject("a", b"xyz"))
     assert reader.feed(data[:-1]) == []
@@ -144,12 +146,14 @@ def test_any_garbage_is_refused_or_waited_for(data):
     assert all(type(x) in everything() for x in heard)
 
 
-def test_what_the_other_end_has_no_business_to_say_is_refused():
+def test_wrong_direction_is_refused():
+    """What the other end has no business to say is refused."""
     with pytest.raises(ProtocolError, match="not in the protocol"):
         FrameReader(m.FROM_WORKER).feed(frame(m.Shutdown("go", True)))
 
 
-def test_a_frame_that_announces_too_much_is_refused_before_it_comes():
+def test_oversized_frame_is_refused_early():
+    """A frame that announces too much is refused before it comes."""
     with pytest.raises(ProtocolError, match="at most"):
         FrameReader(everything()).feed((frames.MAX_TEXT + 1).to_bytes(4, "big"))
     with pytest.raises(ProtocolError, match="impossible payload lengths"):
@@ -161,7 +165,8 @@ def test_the_refusal_shows_what_came():
         FrameReader(everything()).feed(raw(b'[[], ["Nonsense", 1]]'))
 
 
-def test_a_message_that_is_nested_too_deep_to_be_shown_is_refused_as_any_other():
+def test_deeply_nested_message_is_refused():
+    """A message that is nested too deep to be shown is refused as any other."""
     depth = 900  # which can be parsed, and not be written down
     for text in (
         b'["Nobody",' + b"[" * depth + b"]" * depth + b"]",

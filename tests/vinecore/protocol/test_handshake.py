@@ -60,7 +60,8 @@ def test_two_ends_with_the_same_secret_meet(ends):
     assert server.gettimeout() is None is client.gettimeout()
 
 
-def test_a_server_says_what_it_is_called_and_who_looks_for_another_one_leaves(ends):
+def test_other_server_name_ends_client(ends):
+    """A server says what it is called and who looks for another one leaves."""
     server, client = ends
     in_thread(handshake.serve, server, b"secret", "mine")
     seen = []
@@ -72,7 +73,8 @@ def test_a_server_says_what_it_is_called_and_who_looks_for_another_one_leaves(en
 
 
 @pytest.mark.parametrize("name", ["another", "", "\ud800", None])
-def test_a_name_that_was_changed_on_its_way_is_not_believed(ends, name):
+def test_name_altered_on_way_is_refused(ends, name):
+    """A name that was changed on its way is not believed."""
     server, client = ends
 
     def serve_and_change(sock):
@@ -89,7 +91,8 @@ def test_a_name_that_was_changed_on_its_way_is_not_believed(ends, name):
         handshake.connect(client, b"secret", "worker")
 
 
-def test_what_is_sent_right_after_the_handshake_is_not_swallowed_by_it(ends):
+def test_bytes_after_handshake_are_kept(ends):
+    """What is sent right after the handshake is not swallowed by it."""
     server, client = ends
     greeting = in_thread(handshake.serve, server, b"secret")
     handshake.connect(client, b"secret", "worker")
@@ -98,7 +101,8 @@ def test_what_is_sent_right_after_the_handshake_is_not_swallowed_by_it(ends):
     assert server.recv(100) == b"first bytes"
 
 
-def test_the_first_bytes_of_a_server_that_is_quick_are_not_swallowed(ends):
+def test_early_bytes_of_server_are_kept(ends):
+    """The first bytes of a server that is quick are not swallowed."""
     server, client = ends
 
     def serve_and_talk(sock):
@@ -111,7 +115,8 @@ def test_the_first_bytes_of_a_server_that_is_quick_are_not_swallowed(ends):
     done()
 
 
-def test_a_client_with_the_wrong_secret_is_refused_and_told(ends):
+def test_wrong_secret_is_refused_and_told(ends):
+    """A client with the wrong secret is refused and told."""
     server, client = ends
     greeting = in_thread(handshake.serve, server, b"secret")
     with pytest.raises(HandshakeRejected, match="wrong secret"):
@@ -119,7 +124,8 @@ def test_a_client_with_the_wrong_secret_is_refused_and_told(ends):
     assert isinstance(greeting(), HandshakeRejected)
 
 
-def test_a_server_that_does_not_know_the_secret_is_not_believed(ends):
+def test_server_without_secret_is_refused(ends):
+    """A server that does not know the secret is not believed."""
     server, client = ends
 
     def pretend(sock):
@@ -133,7 +139,8 @@ def test_a_server_that_does_not_know_the_secret_is_not_believed(ends):
     done()
 
 
-def test_the_clients_own_proof_does_not_serve_as_the_servers(ends):
+def test_clients_proof_cannot_be_reflected(ends):
+    """The clients own proof does not serve as the servers."""
     server, client = ends
 
     def reflect(sock):
@@ -223,14 +230,16 @@ def test_garbage_is_refused(ends, said):
         b"x" * (10 * handshake.MAX_LINE_BYTES),
     ],
 )
-def test_a_client_leaves_a_server_that_speaks_something_else(ends, said):
+def test_client_leaves_foreign_protocol(ends, said):
+    """A client leaves a server that speaks something else."""
     server, client = ends
     server.sendall(said)
     with pytest.raises(HandshakeRejected):
         handshake.connect(client, b"secret", "worker")
 
 
-def test_another_version_is_named_with_what_to_do(ends):
+def test_other_version_is_named_with_remedy(ends):
+    """Another version is named with what to do."""
     server, client = ends
     handshake.send_line(server, {"vine": 999, "nonce": "x"})
     with pytest.raises(
@@ -266,7 +275,8 @@ def test_a_client_does_not_wait_for_ever(ends, monkeypatch):
         handshake.connect(client, b"secret", "worker")
 
 
-def test_who_sends_a_byte_now_and_then_is_not_waited_for_either(ends, monkeypatch):
+def test_slow_sender_is_dropped(ends, monkeypatch):
+    """Who sends a byte now and then is not waited for either."""
     monkeypatch.setattr(handshake, "TIMEOUT_S", 0.2)
     server, client = ends
     answer = in_thread(handshake.serve, server, b"secret")

@@ -33,7 +33,8 @@ def test_at_once_if_it_is_there(module):
     assert seen == [True]
 
 
-def test_when_it_has_been_imported_and_only_what_was_asked_for_last(module):
+def test_hook_runs_once_after_import(module):
+    """When it has been imported and only what was asked for last."""
     seen = []
     call_when_imported(module, lambda _found: seen.append("first"))
     call_when_imported(module, lambda found: seen.append(found.ready))

@@ -20,7 +20,8 @@ def token(tmp_path):
     return "token", "word"
 
 
-def test_under_the_same_kernel_a_folder_is_its_inode(tmp_path):
+def test_same_kernel_identifies_folder_by_inode(tmp_path):
+    """Under the same kernel a folder is its inode."""
     (tmp_path / "here").mkdir()
     folder = program_folders.describe_folder(str(tmp_path / "here"))
     assert program_folders.is_visible(folder)
@@ -30,7 +31,8 @@ def test_under_the_same_kernel_a_folder_is_its_inode(tmp_path):
     assert not program_folders.is_visible(folder)
 
 
-def test_on_another_machine_the_token_is_what_counts(tmp_path, token):
+def test_other_machine_compares_token(tmp_path, token):
+    """On another machine the token is what counts."""
     folder = from_elsewhere(program_folders.describe_folder(str(tmp_path), *token))
     assert program_folders.is_visible(folder)
     (tmp_path / "token").write_text("words")
@@ -46,7 +48,8 @@ def test_the_name_alone_is_not_enough(tmp_path):
     assert not program_folders.is_visible(from_elsewhere(program_folders.describe_folder(str(tmp_path))))
 
 
-def test_where_nothing_can_be_written_the_content_counts(tmp_path):
+def test_read_only_folder_compares_content(tmp_path):
+    """Where nothing can be written the content counts."""
     (tmp_path / "data").write_text("1")
     (tmp_path / "below").mkdir()
     digest = program_folders.digest_folder(str(tmp_path))
@@ -56,7 +59,8 @@ def test_where_nothing_can_be_written_the_content_counts(tmp_path):
     assert program_folders.digest_folder(str(tmp_path)) not in ("", digest)
 
 
-def test_a_copy_on_a_disk_of_its_own_proves_nothing(tmp_path):
+def test_copy_on_local_disk_proves_nothing(tmp_path):
+    """A copy on a disk of its own proves nothing."""
     (tmp_path / "data").write_text("1")
     folder = program_folders.describe_folder(str(tmp_path), listed=True)
     assert not program_folders.is_visible(from_elsewhere(folder))
@@ -88,7 +92,8 @@ MOUNTS = r"""
         ("/twice", "nfs new:/x /"),
     ],
 )
-def test_file_systems_of_networks_are_told_from_disks(path, system):
+def test_network_file_systems_are_recognized(path, system):
+    """File systems of networks are told from disks."""
     assert program_folders.find_file_system(path, MOUNTS) == system
 
 

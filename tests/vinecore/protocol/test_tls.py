@@ -87,7 +87,8 @@ def read_all(sock):
     return size, digest.hexdigest()
 
 
-def test_much_goes_both_ways_at_once_and_ends_where_it_ends(pair):
+def test_large_data_flows_both_ways(pair):
+    """Much goes both ways at once and ends where it ends."""
     noise = hashlib.shake_128(b"x").digest(8_000_000)
     waits = [in_thread(read_all, sock) for sock in pair]
 
@@ -101,7 +102,8 @@ def test_much_goes_both_ways_at_once_and_ends_where_it_ends(pair):
     assert [wait() for wait in waits] == [(len(noise), hashlib.sha256(noise).hexdigest())] * 2
 
 
-def test_one_direction_may_end_long_before_the_other(pair):
+def test_one_direction_may_end_first(pair):
+    """One direction may end long before the other."""
     client, server = pair
     client.sendall(b"question")
     client.shutdown(socket.SHUT_WR)
@@ -115,7 +117,8 @@ def test_one_direction_may_end_long_before_the_other(pair):
     assert said_all()[0] == len(noise) - 1
 
 
-def test_what_was_said_before_it_was_closed_arrives(pair):
+def test_bytes_before_close_arrive(pair):
+    """What was said before it was closed arrives."""
     client, server = pair
     noise = hashlib.shake_128(b"z").digest(150_000)
     client.sendall(noise)
@@ -132,7 +135,8 @@ def test_who_sends_more_than_is_read_waits(pair):
     server.close()
 
 
-def test_a_connection_that_is_cut_ends_at_both_ends(pair, network):
+def test_cut_connection_ends_both_ends(pair, network):
+    """A connection that is cut ends at both ends."""
     client, server = pair
     client.settimeout(PATIENCE_S)
     server.settimeout(PATIENCE_S)
@@ -141,7 +145,8 @@ def test_a_connection_that_is_cut_ends_at_both_ends(pair, network):
     assert server.recv(1) == b""
 
 
-def test_another_certificate_is_refused_before_anything_is_said(network, identity, tmp_path):
+def test_other_certificate_is_refused_first(network, identity, tmp_path):
+    """Another certificate is refused before anything is said."""
     near, far = network
     other, _fingerprint = make_identity(tmp_path)
     tunnels = tls.TlsTunnels()
@@ -155,7 +160,8 @@ def test_another_certificate_is_refused_before_anything_is_said(network, identit
     tunnels.drain_and_close(10)
 
 
-def test_a_client_without_tls_is_told_so_and_so_is_the_server(network, identity):
+def test_plain_client_is_told_of_tls(network, identity):
+    """A client without tls is told so and so is the server."""
     near, far = network
     served = in_thread(tls.TlsTunnels().serve, far, identity[0])
     with pytest.raises(handshake.HandshakeRejected, match="this manager wants TLS: use --ssl"):
@@ -163,7 +169,8 @@ def test_a_client_without_tls_is_told_so_and_so_is_the_server(network, identity)
     assert "start vine_worker with --ssl" in str(served())
 
 
-def test_a_server_without_tls_is_told_so_and_so_is_the_client(network, identity):
+def test_plain_server_is_told_of_tls(network, identity):
+    """A server without tls is told so and so is the client."""
     near, far = network
     served = in_thread(handshake.serve, far, SECRET)
     with pytest.raises(handshake.HandshakeRejected, match="it does not speak TLS"):
@@ -182,7 +189,8 @@ def test_garbage_is_refused(network, identity, garbage):
     assert isinstance(served(), OSError)
 
 
-def test_who_stalls_in_the_handshake_is_given_up(network, identity, monkeypatch):
+def test_stalled_handshake_is_abandoned(network, identity, monkeypatch):
+    """Who stalls in the handshake is given up."""
     monkeypatch.setattr(handshake, "TIMEOUT_S", 0.5)
     near, far = network
     served = in_thread(tls.TlsTunnels().serve, far, identity[0])

@@ -66,7 +66,8 @@ def test_no_ticket_is_refused(gate, said):
     assert gate.refusal_reason({"peer": 2}, said) == "a request without a token"
 
 
-def test_a_ticket_expires_after_a_time_that_both_ends_count_from_the_welcome(gate):
+def test_token_expires_at_both_ends(gate):
+    """A ticket expires after a time that both ends count from the welcome."""
     assert gate.refusal_reason({"peer": 2}, request(expires=60)) == ""
     gate.opened_at -= 61
     assert "has expired" in gate.refusal_reason({"peer": 2}, request(expires=60))

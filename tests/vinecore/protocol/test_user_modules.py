@@ -31,21 +31,25 @@ def place(folder, name, text=""):
 
 
 @pytest.mark.parametrize("name", ["json", "json.decoder", "sys", "math", "zipimport", "pytest", "cloudpickle", "_pytest.tmpdir"])  # fmt: skip
-def test_the_standard_library_and_installed_packages_are_of_the_environment(name):
+def test_library_and_packages_belong_to_environment(name):
+    """The standard library and installed packages are of the environment."""
     assert user_modules.is_package_module(name)
 
 
 @pytest.mark.parametrize("name", ["__main__", "tests.harness.sample_tasks", "a_module_that_there_is_not"])
-def test_the_program_and_what_is_nowhere_are_not(name):
+def test_program_and_unfound_modules_do_not(name):
+    """The program and what is nowhere are not."""
     assert not user_modules.is_package_module(name)
 
 
-def test_this_project_is_never_the_users_wherever_it_is_installed():
+def test_project_modules_are_never_users():
+    """This project is never the users wherever it is installed."""
     assert user_modules.is_package_module("vinecore.manager.files")
     assert not user_modules.is_own_module(user_modules)
 
 
-def test_a_module_of_the_user_is_told_without_importing_it(folder):
+def test_user_module_is_found_without_import(folder):
+    """A module of the user is told without importing it."""
     place(folder, "mine_once.py", "raise RuntimeError")
     place(folder, "mine_all/__init__.py", "raise RuntimeError")
     place(folder, "mine_all/inner.py", "raise RuntimeError")
@@ -54,14 +58,16 @@ def test_a_module_of_the_user_is_told_without_importing_it(folder):
     assert not {"mine_once", "mine_all"} & set(sys.modules)
 
 
-def test_a_module_of_the_user_that_has_the_name_of_a_package_is_the_users(folder):
+def test_user_module_with_package_name_counts(folder):
+    """A module of the user that has the name of a package is the users."""
     own = types.ModuleType("colorsys")
     own.__file__ = str(place(folder, "colorsys.py"))
     assert user_modules.is_own_module(own)
     assert not user_modules.is_own_module(importlib.import_module("json"))
 
 
-def test_a_package_in_several_folders_is_of_the_environment_if_all_of_them_are(folder, monkeypatch):
+def test_namespace_package_needs_all_folders_installed(folder, monkeypatch):
+    """A package in several folders is of the environment if all of them are."""
     place(folder, "lib/site-packages/spread_out/one.py")
     monkeypatch.syspath_prepend(str(folder / "lib/site-packages"))
     assert user_modules.is_package_module("spread_out.one")
@@ -70,7 +76,8 @@ def test_a_package_in_several_folders_is_of_the_environment_if_all_of_them_are(f
     assert not user_modules.is_package_module("spread_out.one")
 
 
-def test_files_of_environments_in_other_places_are_packages(folder):
+def test_other_environments_files_are_packages(folder):
+    """Files of environments in other places are packages."""
     assert user_modules.is_package_file(str(folder / "env/lib/python3.9/site-packages/numpy/__init__.py"))
     assert user_modules.is_package_file("/usr/lib/python3/dist-packages/six.py")
     assert user_modules.is_package_file(os.__file__)
@@ -82,7 +89,8 @@ def test_what_has_no_file_is_nobodys_own():
     assert not user_modules.is_own_module(sys.modules["__main__"])
 
 
-def test_the_digest_of_own_modules_is_that_of_their_text(folder):
+def test_digest_of_own_modules_follows_text(folder):
+    """The digest of own modules is that of their text."""
     path = place(folder, "mine_text.py", "CUT = 1")
     own = [importlib.import_module("mine_text"), importlib.import_module("json")]
     first = user_modules.digest_own_modules(own)
@@ -98,7 +106,8 @@ def test_the_digest_of_own_modules_is_that_of_their_text(folder):
     assert user_modules.digest_own_modules([sys.modules["json"]]) == ""
 
 
-def test_it_is_counted_how_often_a_module_of_the_user_is_imported_again(folder):
+def test_reimports_of_user_modules_are_counted(folder):
+    """It is counted how often a module of the user is imported again."""
     place(folder, "mine_loads.py", "VALUE = 1")
     module = importlib.import_module("mine_loads")
     assert ("mine_loads", 0) in user_modules.count_loads()
@@ -111,7 +120,9 @@ def test_it_is_counted_how_often_a_module_of_the_user_is_imported_again(folder):
     assert not {"json", "vinecore"} & dict(user_modules.count_loads()).keys()
 
 
-def test_own_modules_are_those_that_there_are_at_each_moment(folder):
+def test_own_modules_are_current(folder):
+    """Own modules are those that there are at each moment."""
+
     def found():
         return {
             module.__name__
@@ -133,7 +144,8 @@ def test_own_modules_are_those_that_there_are_at_each_moment(folder):
     assert found() == {"mine_second"}
 
 
-def test_a_module_of_a_package_that_is_imported_again_from_elsewhere_is_the_users_own(folder, monkeypatch):
+def test_module_reimported_from_elsewhere_is_users(folder, monkeypatch):
+    """A module of a package that is imported again from elsewhere is the users own."""
     place(folder, "lib/site-packages/mine_moved.py")
     monkeypatch.syspath_prepend(str(folder / "lib/site-packages"))
     module = importlib.import_module("mine_moved")

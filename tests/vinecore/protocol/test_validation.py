@@ -75,11 +75,13 @@ def test_what_cannot_be_does_not_fit(message):
     assert not validation.validator_for(type(message))(message)
 
 
-def test_a_message_with_a_field_that_cannot_be_is_refused_and_shown():
+def test_invalid_field_is_refused_and_shown():
+    """A message with a field that cannot be is refused and shown."""
     with pytest.raises(ProtocolError, match=r"cannot be: Cached\(name='a', size='large'"):
         FrameReader(m.FROM_WORKER).feed(b"".join(encode([m.Cached("a", "large")])))
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_a_peer_says_both_ends_go_on(seed):
+def test_any_message_leaves_both_ends_running(seed):
+    """Whatever a peer says both ends go on."""
     assert protocol_messages.tell(seed, 200) > 10

@@ -28,7 +28,8 @@ bins = st.lists(
 ).map(lambda rows: tuple(Bin(250 * top, *rest) for top, *rest in sorted(rows)))
 
 
-def test_peaks_that_round_up_to_the_same_share_a_bin():
+def test_peaks_of_same_rounding_share_bin():
+    """Peaks that round up to the same share a bin."""
     histogram = Histogram(250)
     for peak in (1, 250, 251, 499.5):
         histogram.add(peak, 2.0)
@@ -45,7 +46,8 @@ def test_what_is_no_measurement_is_ignored(peak):
 
 
 @given(st.lists(st.tuples(st.floats(0.001, 1e12), st.floats(0, 1e6)), max_size=500))
-def test_a_histogram_is_bounded_and_loses_no_task(peaks):
+def test_histogram_is_bounded_and_complete(peaks):
+    """A histogram is bounded and loses no task."""
     histogram = Histogram(250)
     for peak, wall_s in peaks:
         histogram.add(peak, wall_s)
@@ -57,7 +59,8 @@ def test_a_histogram_is_bounded_and_loses_no_task(peaks):
         assert histogram.largest == math.ceil(max(peaks)[0] / 250) * 250
 
 
-def test_distinct_groups_stay_apart_in_a_full_histogram():
+def test_distinct_groups_stay_apart():
+    """Distinct groups stay apart in a full histogram."""
     histogram = Histogram(1)
     for peak in range(10_000, 11_000):
         histogram.add(peak, 1.0)
@@ -68,7 +71,8 @@ def test_distinct_groups_stay_apart_in_a_full_histogram():
 
 
 @given(st.sampled_from([mode for mode in MODES if mode != "fixed"]), bins, st.floats(0, 1, exclude_max=True))
-def test_a_plan_climbs_over_tops_to_the_largest(mode, seen, draw):
+def test_plan_climbs_to_largest_peak(mode, seen, draw):
+    """A plan climbs over tops to the largest."""
     plan = make_plan(mode, seen)
     tops = [b.top for b in seen]
     assert all(low < high for low, high in pairwise(plan.values))
@@ -81,7 +85,9 @@ def test_a_plan_climbs_over_tops_to_the_largest(mode, seen, draw):
 
 
 @given(bins)
-def test_no_first_allocation_wastes_less_than_that_of_min_waste(seen):
+def test_min_waste_wastes_least(seen):
+    """No first allocation wastes less than that of min waste."""
+
     def waste(first: int) -> float:
         largest = seen[-1].top
         return sum(b.wall_s * (first - b.top if b.top <= first else first + largest - b.top) for b in seen)
@@ -91,7 +97,9 @@ def test_no_first_allocation_wastes_less_than_that_of_min_waste(seen):
 
 
 @given(bins)
-def test_no_first_allocation_completes_more_than_that_of_max_throughput(seen):
+def test_max_throughput_completes_most(seen):
+    """No first allocation completes more than that of max throughput."""
+
     def rate(first: int) -> float:
         return sum(b.tasks / (first if b.top <= first else first + seen[-1].top) for b in seen)
 
@@ -99,13 +107,14 @@ def test_no_first_allocation_completes_more_than_that_of_max_throughput(seen):
     assert rate(chosen) >= max(rate(b.top) for b in seen) * (1 - 1e-9)
 
 
-def test_the_expected_waste_of_two_buckets_by_hand():
+def test_expected_waste_of_two_buckets():
     """Small tasks: 0.75 * 0 + 0.25 * 7; large ones: 0.75 * (1 lost, then 0) + 0.25 * 0."""
     small, large = _Bucket(1, 0.75, 1.0), _Bucket(8, 0.25, 8.0)
     assert _expected_waste([small, large]) == pytest.approx(0.75 * 0.25 * 7 + 0.25 * 0.75 * 1)
 
 
-def test_one_group_is_not_split_and_two_are():
+def test_only_separate_groups_are_split():
+    """One group is not split and two are."""
     alike = tuple(Bin(top, 10, 10.0, 10.0) for top in (950, 1000, 1050))
     assert _best_split(alike) == 0
     apart = (*alike, Bin(20_000, 10, 10.0, 10.0))
@@ -113,7 +122,8 @@ def test_one_group_is_not_split_and_two_are():
 
 
 @given(bins)
-def test_exhaustive_bucketing_wastes_no_more_than_one_bucket(seen):
+def test_exhaustive_bucketing_beats_one_bucket(seen):
+    """Exhaustive bucketing wastes no more than one bucket."""
     plan = make_plan("exhaustive_bucketing", seen)
     total = sum(b.weight for b in seen)
     whole = sum(b.weight * (seen[-1].top - b.top) for b in seen) / total

@@ -59,7 +59,8 @@ def test_amounts_add_up_and_come_apart_again():
     assert not WORKER.plus(task).fits(WORKER)
 
 
-def test_a_tenth_of_a_core_given_out_and_back_many_times_leaves_nothing_behind():
+def test_repeated_tenths_of_core_add_up():
+    """A tenth of a core given out and back many times leaves nothing behind."""
     free = WORKER
     tenth = Resources(cores=0.1)
     for _ in range(40):
@@ -105,13 +106,15 @@ def test_a_request_on_a_worker(request_, expected):
     assert allocate(request_, WORKER) == expected
 
 
-def test_shares_that_divide_evenly_lose_nothing_to_rounding():
+def test_even_shares_lose_nothing():
+    """Shares that divide evenly lose nothing to rounding."""
     third = allocate(ResourceRequest(cores=1), Resources(3, 3000, 9999, 0))
     assert third == Resources(1, 1000, 3333, 0)
     assert allocate(ResourceRequest(memory=29), Resources(100, 100, 100, 0)) == Resources(29, 29, 29, 0)
 
 
-def test_a_minimum_counts_in_the_shares_and_raises_what_is_asked():
+def test_minimum_raises_share_and_request():
+    """A minimum counts in the shares and raises what is asked."""
     assert allocate(ResourceRequest(), WORKER, ResourceRequest(cores=2)) == Resources(2, 4000, 5000, 0)
     assert allocate(ResourceRequest(cores=1), WORKER, ResourceRequest(memory=6000)) == Resources(
         1, 6000, 7500, 0
@@ -120,14 +123,16 @@ def test_a_minimum_counts_in_the_shares_and_raises_what_is_asked():
     assert allocate(ResourceRequest(), WORKER, ResourceRequest(gpus=3)) is None
 
 
-def test_a_worker_without_something_still_runs_what_does_not_ask_for_it():
+def test_worker_without_gpu_runs_other_tasks():
+    """A worker without something still runs what does not ask for it."""
     bare = Resources(cores=2, memory=0, disk=0, gpus=0)
     assert allocate(ResourceRequest(cores=1), bare) == Resources(1, 0, 0, 0)
     assert allocate(ResourceRequest(memory=1), bare) is None
 
 
 @given(requests, amounts, requests)
-def test_an_allocation_fits_and_holds_what_was_asked(request_, total, minimum):
+def test_allocation_fits_and_covers_request(request_, total, minimum):
+    """An allocation fits and holds what was asked."""
     got = allocate(request_, total, minimum)
     if got is None:
         asked = zip(request_, minimum, total, strict=True)
@@ -140,7 +145,8 @@ def test_an_allocation_fits_and_holds_what_was_asked(request_, total, minimum):
             assert value == asked
 
 
-def test_a_request_that_is_too_large_is_explained():
+def test_oversized_request_is_explained():
+    """A request that is too large is explained."""
     text = too_large(ResourceRequest(cores=8, memory=32_000), WORKER)
     assert text == (
         "8 cores, 32000 MB memory are asked for, but the worker has 4 cores, 8000 MB memory, "
@@ -150,7 +156,8 @@ def test_a_request_that_is_too_large_is_explained():
 
 
 @given(requests, amounts)
-def test_what_does_not_fit_is_explained_and_only_that(request_, total):
+def test_only_lacking_resources_are_explained(request_, total):
+    """What does not fit is explained and only that."""
     assert (allocate(request_, total) is None) == bool(too_large(request_, total))
 
 
@@ -164,7 +171,8 @@ def learned(mode: str, memory: list[int], **given: object) -> Category:
     return category
 
 
-def test_a_fixed_category_gives_its_maximum_and_no_second_chance():
+def test_fixed_category_gives_maximum_once():
+    """A fixed category gives its maximum and no second chance."""
     category = Category("sums", "fixed", ResourceRequest(cores=2, memory=1000))
     category.record(Resources(1, 10, 10), 1.0)
     assert category.initial_request(1) == ResourceRequest(cores=2, memory=1000)
@@ -172,7 +180,8 @@ def test_a_fixed_category_gives_its_maximum_and_no_second_chance():
 
 
 @pytest.mark.parametrize("mode", LEARNING)
-def test_until_enough_is_known_a_task_gets_the_guess_else_the_maximum_else_a_worker(mode):
+def test_unknown_task_gets_guess_maximum_or_worker(mode):
+    """Until enough is known a task gets the guess else the maximum else a worker."""
     unknown = Category("sums", mode)
     unknown.record(Resources(1, 10, 10), 1.0)
     assert unknown.initial_request(1) == ResourceRequest()
@@ -185,7 +194,8 @@ def test_until_enough_is_known_a_task_gets_the_guess_else_the_maximum_else_a_wor
 
 
 @pytest.mark.parametrize("mode", LEARNING)
-def test_tasks_that_are_all_alike_get_what_they_use_rounded_up(mode):
+def test_uniform_tasks_get_rounded_usage(mode):
+    """Tasks that are all alike get what they use rounded up."""
     category = learned(mode, [310] * 30)
     assert category.initial_request(7) == ResourceRequest(cores=1, memory=500)
 
@@ -194,12 +204,13 @@ def test_max_gives_the_largest_peak_seen():
     assert learned("max", [100, 900, 400]).initial_request(1).memory == 1000
 
 
-def test_min_waste_starts_small_when_large_tasks_are_rare_and_large_when_they_are_not():
+def test_min_waste_follows_share_of_large():
+    """Min waste starts small when large tasks are rare and large when they are not."""
     assert learned("min waste", [200] * 99 + [8000]).initial_request(1).memory == 250
     assert learned("min waste", [4000] + [8000] * 9).initial_request(1).memory == 8000
 
 
-def test_min_waste_counts_the_time_that_tasks_take_and_max_throughput_the_tasks():
+def test_modes_weigh_time_or_count():
     """Six short small tasks and four long large ones: most time goes to the large."""
     first = {}
     for mode in ("min waste", "max throughput"):
@@ -213,7 +224,8 @@ def test_min_waste_counts_the_time_that_tasks_take_and_max_throughput_the_tasks(
 
 
 @pytest.mark.parametrize("mode", ["greedy_bucketing", "exhaustive_bucketing"])
-def test_bucketing_finds_the_two_groups_and_draws_between_them_by_their_size(mode):
+def test_bucketing_finds_groups_and_weights(mode):
+    """Bucketing finds the two groups and draws between them by their size."""
     category = learned(mode, [200, 210, 220, 7900] * 50)
     drawn = [category.initial_request(task).memory for task in range(400)]
     assert set(drawn) == {250, 8000}
@@ -222,7 +234,8 @@ def test_bucketing_finds_the_two_groups_and_draws_between_them_by_their_size(mod
 
 
 @pytest.mark.parametrize("mode", ["det_greedy_bucketing", "det_exhaustive_bucketing", "quantized_bucketing"])
-def test_the_deterministic_modes_start_every_task_with_the_same(mode):
+def test_deterministic_modes_start_alike(mode):
+    """The deterministic modes start every task with the same."""
     category = learned(mode, [200, 210, 220, 7900] * 50)
     assert {category.initial_request(task).memory for task in range(50)} == {250}
 
@@ -240,12 +253,14 @@ def test_what_is_not_measured_is_not_learned():
     assert category.initial_request(1) == ResourceRequest(cores=1, memory=250, disk=700, gpus=1)
 
 
-def test_the_limits_of_the_category_bound_what_is_learned():
+def test_category_limits_bound_learning():
+    """The limits of the category bound what is learned."""
     category = learned("max", [9000], maximum=ResourceRequest(memory=4000), minimum=ResourceRequest(cores=2))
     assert category.initial_request(1) == ResourceRequest(cores=2, memory=4000)
 
 
-def test_a_little_more_than_one_core_is_one_core():
+def test_slight_excess_over_core_is_one():
+    """A little more than one core is one core."""
     category = Category("threads", "max", steady_n=1)
     category.record(Resources(cores=1.05, memory=10), 1.0)
     assert category.initial_request(1).cores == 1
@@ -265,14 +280,16 @@ def test_it_learns_anew_every_steady_n_tasks():
     assert category.initial_request(1).memory == 1000
 
 
-def test_a_change_of_mode_is_planned_from_what_was_recorded():
+def test_changed_mode_uses_recorded_peaks():
+    """A change of mode is planned from what was recorded."""
     category = learned("max", [200] * 99 + [8000])
     assert category.initial_request(1).memory == 8000
     category.configure(mode="min_waste")
     assert category.initial_request(1).memory == 250
 
 
-def test_modes_are_found_in_any_spelling_and_a_wrong_one_is_answered_with_the_nearest():
+def test_wrong_mode_gets_nearest_spelling():
+    """Modes are found in any spelling and a wrong one is answered with the nearest."""
     assert parse_mode("MIN_WASTE") == parse_mode("min-waste") == "min waste"
     assert parse_mode("det greedy bucketing") == "det_greedy_bucketing"
     with pytest.raises(ValueError, match="did you mean 'max throughput'"):
@@ -284,7 +301,8 @@ def test_modes_are_found_in_any_spelling_and_a_wrong_one_is_answered_with_the_ne
 # What a task gets that exceeded its allocation
 
 
-def test_a_retry_takes_the_next_bucket_then_the_largest_worker_then_nothing():
+def test_retry_climbs_bucket_then_worker():
+    """A retry takes the next bucket then the largest worker then nothing."""
     category = learned("det_greedy_bucketing", [200, 210, 220, 3900] * 50)
     first = Resources(1, 250, 100, 0)
     second = category.retry_request(first, {"memory"}, WORKER)
@@ -300,7 +318,8 @@ def test_a_retry_stops_at_the_maximum():
     assert category.retry_request(Resources(1, 1000), {"memory"}, WORKER) is None
 
 
-def test_a_retry_waits_for_a_larger_worker_only_if_the_user_named_a_maximum():
+def test_retry_waits_for_named_maximum_only():
+    """A retry waits for a larger worker only if the user named a maximum."""
     small = WORKER._replace(memory=500)
     named = learned("max", [200], maximum=ResourceRequest(memory=1000))
     assert named.retry_request(Resources(1, 250), {"memory"}, small).memory == 500
@@ -309,7 +328,8 @@ def test_a_retry_waits_for_a_larger_worker_only_if_the_user_named_a_maximum():
     assert unnamed.retry_request(Resources(1, 500), {"memory"}, small) is None
 
 
-def test_a_retry_doubles_where_no_worker_is_known():
+def test_retry_doubles_without_workers():
+    """A retry doubles where no worker is known."""
     category = Category("sums", "max")
     assert category.retry_request(Resources(1, 300, 0), {"memory", "disk"}) == ResourceRequest(1, 600, 250, 0)
 
@@ -323,7 +343,8 @@ def test_nothing_helps_against_what_is_not_allocated():
 
 
 @given(st.sampled_from(LEARNING), peaks, st.integers(1, 60), st.integers(0, 10**9))
-def test_no_more_is_learned_than_the_largest_peak_rounded_up(mode, seen, steady_n, task):
+def test_learning_is_bounded_by_largest_peak(mode, seen, steady_n, task):
+    """No more is learned than the largest peak rounded up."""
     category = Category("any", mode, steady_n=steady_n)
     for measured, wall_s in seen:
         category.record(measured, wall_s)
@@ -341,7 +362,8 @@ def test_no_more_is_learned_than_the_largest_peak_rounded_up(mode, seen, steady_
 
 
 @given(st.sampled_from(LEARNING), peaks, requests, st.none() | amounts)
-def test_retries_only_grow_and_come_to_an_end(mode, seen, maximum, largest):
+def test_retries_grow_and_end(mode, seen, maximum, largest):
+    """Retries only grow and come to an end."""
     category = Category("any", mode, maximum, steady_n=5)
     for measured, wall_s in seen:
         category.record(measured, wall_s)
@@ -357,7 +379,8 @@ def test_retries_only_grow_and_come_to_an_end(mode, seen, maximum, largest):
 
 
 @given(st.sampled_from(LEARNING), peaks, st.integers(0, 10**9))
-def test_retries_climb_through_the_plan_to_the_largest_peak(mode, seen, task):
+def test_retries_climb_to_largest_peak(mode, seen, task):
+    """Retries climb through the plan to the largest peak."""
     category = Category("any", mode, steady_n=1)
     for measured, wall_s in seen:
         category.record(measured, wall_s)

@@ -33,7 +33,8 @@ def brought(store, name, data=b"data"):
     return path
 
 
-def test_what_a_worker_brings_is_found_and_told(store, news):
+def test_uploaded_object_is_found_and_reported(store, news):
+    """What a worker brings is found and told."""
     path = brought(store, "result")
     assert store.find_object("result") == path
     assert news == [("result", 4, "digest")]
@@ -42,7 +43,8 @@ def test_what_a_worker_brings_is_found_and_told(store, news):
     assert not os.path.exists(path)
 
 
-def test_what_the_user_has_declared_is_forgotten_only_when_all_declarations_are_taken_back(store):
+def test_declared_object_goes_with_last_declaration(store):
+    """What the user has declared is forgotten only when all declarations are taken back."""
     assert store.declare("buffer", b"x")
     assert not store.declare("buffer", b"x")
     store.release("buffer")
@@ -53,7 +55,8 @@ def test_what_the_user_has_declared_is_forgotten_only_when_all_declarations_are_
     assert store.find_object("buffer") is None
 
 
-def test_a_late_order_to_forget_does_not_take_what_was_declared_anew(store):
+def test_late_removal_spares_new_declaration(store):
+    """A late order to forget does not take what was declared anew."""
     store.declare("buffer", b"x")
     store.release("buffer")  # the engine is told, and takes its time
     assert store.declare("buffer", b"x")
@@ -70,7 +73,8 @@ def test_the_users_own_files_are_never_removed(store, tmp_path):
     assert path.exists()
 
 
-def test_a_large_file_that_has_changed_is_not_given_away(store, tmp_path, caplog):
+def test_changed_large_file_is_withheld(store, tmp_path, caplog):
+    """A large file that has changed is not given away."""
     path = tmp_path / "file"
     path.write_bytes(bytes(INLINE_LIMIT + 1))
     store.declare("file", str(path))
@@ -82,7 +86,8 @@ def test_a_large_file_that_has_changed_is_not_given_away(store, tmp_path, caplog
     assert "has been changed or removed" in caplog.text
 
 
-def test_an_output_is_put_where_the_user_wants_it(store, tmp_path, news):
+def test_output_is_placed_where_wanted(store, tmp_path, news):
+    """An output is put where the user wants it."""
     place = tmp_path / "new" / "place"
     store.set_destination("out", str(place))
     brought(store, "out")
@@ -93,7 +98,8 @@ def test_an_output_is_put_where_the_user_wants_it(store, tmp_path, news):
     assert store.undelivered == {}
 
 
-def test_an_output_that_cannot_be_put_there_is_kept_and_said_so(store, tmp_path):
+def test_unplaceable_output_is_kept_and_reported(store, tmp_path):
+    """An output that cannot be put there is kept and said so."""
     (tmp_path / "file").touch()
     store.set_destination("out", str(tmp_path / "file" / "below"))
     path = brought(store, "out")
@@ -101,7 +107,8 @@ def test_an_output_that_cannot_be_put_there_is_kept_and_said_so(store, tmp_path)
     assert "cannot be written" in store.undelivered["out"]
 
 
-def test_the_size_of_a_program_is_not_told_so_that_it_travels_as_a_file(store, news):
+def test_program_travels_as_file(store, news):
+    """The size of a program is not told so that it travels as a file."""
     path = store.temporary("program")
     with open(path, "wb") as file:
         file.write(b"#!/bin/sh\n")

@@ -38,7 +38,8 @@ def test_it_writes_all_figures_as_json(tmp_path):
     assert {"peers", "to_workers", "to_manager", "storage", "streamed"} == set(report["bytes_moved"])
 
 
-def test_json_on_the_standard_output_is_nothing_but_that():
+def test_json_output_is_pure():
+    """Json on the standard output is nothing but that."""
     assert json.loads(said(*SMALL, "--json", "-").output)["useful_utilization"] > 0
 
 
@@ -87,7 +88,8 @@ RATES = ["bandwidth", "manager-bandwidth", "storage-bandwidth", "storage-stream"
 
 
 @pytest.mark.parametrize("name", TIMES)
-def test_a_time_that_never_ends_is_refused_with_its_option_and_what_is_allowed(name):
+def test_infinite_time_is_refused_with_limits(name):
+    """A time that never ends is refused with its option and what is allowed."""
     for value in ("inf", "nan", "-1", "soon"):
         result = said(f"--{name}", value)
         assert result.exit_code == 2
@@ -97,7 +99,8 @@ def test_a_time_that_never_ends_is_refused_with_its_option_and_what_is_allowed(n
 
 
 @pytest.mark.parametrize("name", RATES)
-def test_what_nothing_can_be_read_through_is_refused_and_what_has_no_limit_is_not(name):
+def test_zero_bandwidth_is_refused_unlimited_allowed(name):
+    """What nothing can be read through is refused and what has no limit is not."""
     result = said(f"--{name}", "0")
     assert result.exit_code == 2
     assert f"'--{name}': '0' is not bytes per second: a number of more than 0" in result.output
@@ -113,7 +116,8 @@ def test_a_description_goes_with_no_graph(tmp_path):
     assert (wrong.exit_code, 'expected {"tasks"' in wrong.output) == (2, True)
 
 
-def test_a_run_that_fails_says_why_and_has_a_status_of_its_own():
+def test_failed_run_has_reason_and_status():
+    """A run that fails says why and has a status of its own."""
     result = said(*SMALL, "--disk-mb", 1, "--size", "1G")
     assert result.exit_code == 1
     assert "the run has failed" in result.output
@@ -121,7 +125,8 @@ def test_a_run_that_fails_says_why_and_has_a_status_of_its_own():
     assert (stuck.exit_code, "nothing will" in stuck.output) == (1, True)
 
 
-def test_the_order_of_hashes_changes_nothing_and_the_worker_is_loaded_only_to_simulate():
+def test_hash_order_changes_nothing():
+    """The order of hashes changes nothing and the worker is loaded only to simulate."""
     lines = [
         "import sys, vinecore.simulate as s",
         "assert not any(name.startswith('vineworker') for name in sys.modules)",

@@ -34,7 +34,8 @@ def wire():
     return Wire()
 
 
-def test_what_is_to_happen_at_the_same_time_happens_in_the_order_in_which_it_was_asked_for():
+def test_simultaneous_events_keep_their_order():
+    """What is to happen at the same time happens in the order in which it was asked for."""
     clock, seen = EventQueue(), []
     for when, name in ((2.0, "c"), (1.0, "a"), (1.0, "b")):
         clock.schedule_at(when, seen.append, name)
@@ -43,7 +44,8 @@ def test_what_is_to_happen_at_the_same_time_happens_in_the_order_in_which_it_was
     assert (seen, clock.now) == (["a", "b", "c"], 2.0)
 
 
-def test_what_is_in_the_background_is_not_pending():
+def test_background_events_are_not_pending():
+    """What is in the background is not pending."""
     clock = EventQueue()
     clock.schedule_at(1.0, lambda: None, background=True)
     assert clock.pending == 0
@@ -68,19 +70,22 @@ def test_who_comes_later_shares_from_then_on(wire):
     assert wire.run() == {"early": 15.0, "late": 20.0}
 
 
-def test_one_stream_gets_no_more_than_its_limit(wire):
+def test_stream_respects_its_limit(wire):
+    """One stream gets no more than its limit."""
     link = wire.link(100, 10)
     wire.send("one", 100, link)
     wire.send("two", 50, link)
     assert wire.run() == {"one": 10.0, "two": 5.0}
 
 
-def test_a_transfer_is_as_slow_as_the_slowest_of_its_links(wire):
+def test_transfer_is_limited_by_slowest_link(wire):
+    """A transfer is as slow as the slowest of its links."""
     wire.send("one", 100, wire.link(10), wire.link(5))
     assert wire.run() == {"one": 20.0}
 
 
-def test_what_is_cancelled_leaves_its_share_to_the_others(wire):
+def test_cancelled_transfer_frees_its_share(wire):
+    """What is cancelled leaves its share to the others."""
     link = wire.link(10)
     wire.send("stays", 100, link)
     gone = Flow((link,), 100, lambda: wire.over.__setitem__("gone", 0))
@@ -88,7 +93,8 @@ def test_what_is_cancelled_leaves_its_share_to_the_others(wire):
     assert wire.run() == {"stays": 12.0}
 
 
-def test_a_transfer_that_is_cancelled_when_it_has_the_link_for_itself_leaves_nothing_to_come(wire):
+def test_cancelled_sole_transfer_leaves_nothing(wire):
+    """A transfer that is cancelled when it has the link for itself leaves nothing to come."""
     link = wire.link(10)
     gone = Flow((link,), 100, lambda: wire.over.__setitem__("gone", 0))
     wire.clock.schedule_at(4.0, gone.cancel)
@@ -96,7 +102,8 @@ def test_a_transfer_that_is_cancelled_when_it_has_the_link_for_itself_leaves_not
     assert wire.run() == {"next": 21.0}
 
 
-def test_a_thousand_transfers_take_as_long_together_as_one_of_their_size(wire):
+def test_transfers_together_take_total_time(wire):
+    """A thousand transfers take as long together as one of their size."""
     link = wire.link(7e6)
     for number in range(1000):
         wire.send(number, 1e6 / 3, link, at=number * 1e-3)
@@ -104,7 +111,8 @@ def test_a_thousand_transfers_take_as_long_together_as_one_of_their_size(wire):
     assert max(wire.over.values()) == pytest.approx(1000 * 1e6 / 3 / 7e6)
 
 
-def test_what_has_no_limit_passes_everything_at_once(wire):
+def test_unlimited_link_passes_at_once(wire):
+    """What has no limit passes everything at once."""
     link = wire.link(math.inf)
     for name in "abc":
         wire.send(name, 1e9, link, at=1.0)

@@ -54,7 +54,8 @@ def written(write):
     return write(*WORKERS, *RUN)
 
 
-def test_tasks_are_as_long_and_as_large_as_they_were(written):
+def test_tasks_keep_duration_and_size(written):
+    """Tasks are as long and as large as they were."""
     jobs = {job.key: job for job in load_recording(written).workload.jobs}
     assert list(jobs) == ["result-1", "result-2", "result-3"]
     first, both = jobs["result-1"], jobs["result-3"]
@@ -71,7 +72,8 @@ def test_files_are_where_they_were(written):
     assert (files["url-b"].size, files["url-b"].at) == (7_000_000, "storage")
 
 
-def test_workers_are_as_large_and_there_as_long_as_they_were(written):
+def test_workers_keep_size_and_lifetime(written):
+    """Workers are as large and there as long as they were."""
     recording = load_recording(written)
     assert recording.cluster == Cluster(2, 4, 8000, 9000)
     assert recording.failures.worker_lifetimes == ((0.0, math.inf), (2.0, 10.0))
@@ -101,7 +103,8 @@ def test_workers_are_lost_when_they_were(write):
     assert report.makespan_s == pytest.approx(22.0, abs=0.5)
 
 
-def test_what_was_made_by_nobody_who_is_known_is_a_file(write):
+def test_output_of_unknown_maker_is_file(write):
+    """What was made by nobody who is known is a file."""
     found = (
         j.FilesFoundRecord(1.0, 1, ("result-9",), (123_000,)),
         j.TaskSubmittedRecord(2.0, 9, "before", result="result-9", deferred=True),
@@ -117,7 +120,8 @@ def test_what_was_made_by_nobody_who_is_known_is_a_file(write):
 @pytest.mark.parametrize(
     ("records", "what"), [((), "no worker was connected"), (WORKERS, "no task was done")]
 )
-def test_a_run_in_which_nothing_was_done_is_refused(write, records, what):
+def test_empty_run_is_refused(write, records, what):
+    """A run in which nothing was done is refused."""
     with pytest.raises(WorkloadError, match=what):
         load_recording(write(*records))
 
@@ -126,7 +130,8 @@ def simulated(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_the_command_compares_with_the_run_and_asks_what_if(written):
+def test_command_compares_and_varies_run(written):
+    """The command compares with the run and asks what if."""
     said = simulated("--journal", written)
     assert said.exit_code == 0, said.output
     assert "The run itself took 9.000 s; tasks that it did not do: 1." in said.output

@@ -46,24 +46,28 @@ def test_tasks_share_the_cores(library):
     assert (report.tasks, report.executions, report.reexecuted) == (6, 6, 0)
 
 
-def test_a_chain_takes_as_long_as_its_tasks():
+def test_chain_takes_sum_of_tasks():
+    """A chain takes as long as its tasks."""
     report = run(generate("chains", 20, fan_in=1, seconds=0.5))
     assert report.makespan_s == near(10.0)
     assert report.utilisation == pytest.approx(0.5, abs=0.01)
 
 
-def test_a_task_takes_as_many_cores_as_it_asks_for():
+def test_task_takes_requested_cores():
+    """A task takes as many cores as it asks for."""
     assert run(independent(3, seconds=1.0, library="", cores=2.0)).makespan_s == near(3.0)
 
 
-def test_what_a_task_streams_comes_over_a_storage_that_all_share():
+def test_streamed_reads_share_storage():
+    """What a task streams comes over a storage that all share."""
     storage = Storage(bandwidth=1e6, latency_s=0)
     report = run(independent(2, seconds=1.0, reads=1_000_000), dataclasses.replace(NEAR, storage=storage))
     assert report.makespan_s == near(3.0)
     assert report.bytes_moved["streamed"] == 2_000_000
 
 
-def test_a_file_of_the_storage_is_fetched_once_and_passed_on():
+def test_storage_file_is_fetched_once():
+    """A file of the storage is fetched once and passed on."""
     jobs = independent(4, inputs=("data",))
     report = run(jobs, Cluster(workers=2, cores=2, bandwidth=1e6), files=[SimulatedFile("data", 3_000_000)])
     assert report.transfers["storage"] + report.transfers["peers"] == 2
@@ -71,7 +75,8 @@ def test_a_file_of_the_storage_is_fetched_once_and_passed_on():
     assert report.makespan_s > 4.0
 
 
-def test_a_file_of_the_manager_comes_over_its_link():
+def test_manager_file_uses_managers_link():
+    """A file of the manager comes over its link."""
     jobs = independent(1, inputs=("data",))
     report = run(
         jobs,
@@ -82,7 +87,8 @@ def test_a_file_of_the_manager_comes_over_its_link():
     assert report.bytes_moved["to_workers"] >= 2_000_000
 
 
-def test_results_go_from_worker_to_worker_or_through_the_manager():
+def test_results_move_between_workers_or_manager():
+    """Results go from worker to worker or through the manager."""
     jobs = [
         SimulatedTask("a", size=10**6),
         SimulatedTask("b", size=10**6),
@@ -99,7 +105,8 @@ def test_results_go_from_worker_to_worker_or_through_the_manager():
     assert hub.max_pair_bytes >= 2 * 10**6
 
 
-def test_what_workers_bring_to_the_manager_does_not_hold_up_what_they_fetch():
+def test_uploads_do_not_delay_fetches():
+    """What workers bring to the manager does not hold up what they fetch."""
     jobs = [SimulatedTask(f"t{n}", seconds=0.0, size=10**6, wanted=True) for n in range(20)]
     jobs += [SimulatedTask("late", ("data",), seconds=15.0)]
     cluster = dataclasses.replace(NEAR, cores=30, manager_bandwidth=1e6)
@@ -107,7 +114,8 @@ def test_what_workers_bring_to_the_manager_does_not_hold_up_what_they_fetch():
     assert report.makespan_s == pytest.approx(20.0, abs=0.5)  # which is what it takes to bring them all
 
 
-def test_a_slow_manager_is_what_all_wait_for():
+def test_slow_manager_limits_all():
+    """A slow manager is what all wait for."""
     report = run(
         independent(200, seconds=0.01), Cluster(workers=10, cores=10), dataclasses.replace(FREE, event_s=0.05)
     )
@@ -122,7 +130,8 @@ def test_another_manager_spends_more_on_a_task():
     assert report.makespan_s > 49 * 0.1
 
 
-def test_a_process_for_each_task_pays_for_each_what_a_library_pays_once():
+def test_processes_pay_start_for_each_task():
+    """A process for each task pays for each what a library pays once."""
     costs = dataclasses.replace(FREE, interpreter_s=0.5, imports_s=1.0, fork_s=0.1)
     calls = run(independent(8, seconds=1.0), costs=costs)
     warm = run(independent(8, seconds=1.0, library=""), costs=costs)
@@ -132,7 +141,8 @@ def test_a_process_for_each_task_pays_for_each_what_a_library_pays_once():
     assert cold.makespan_s == near(0.5 + 4 * (0.5 + 1.0 + 1.0))
 
 
-def test_late_workers_take_part_from_when_they_come():
+def test_late_workers_join_in():
+    """Late workers take part from when they come."""
     report = run(
         independent(4, seconds=1.0),
         Cluster(workers=2, cores=1, latency_s=0),
@@ -143,7 +153,8 @@ def test_late_workers_take_part_from_when_they_come():
 
 
 @pytest.mark.parametrize("library", ["lib", ""])
-def test_what_is_lost_with_a_worker_is_made_again(library):
+def test_results_lost_with_worker_are_remade(library):
+    """What is lost with a worker is made again."""
     workload = generate("tree", 400, seconds=1.0, size=1e6, library=library)
     report = run(workload, Cluster(workers=5, cores=4), Costs(), BUSY, seed=1)
     assert report.outcome == "success"
@@ -153,7 +164,8 @@ def test_what_is_lost_with_a_worker_is_made_again(library):
     assert report.busy_core_s > 400.0
 
 
-def test_two_copies_of_everything_save_work_when_workers_are_lost():
+def test_two_replicas_save_work():
+    """Two copies of everything save work when workers are lost."""
     workload = generate("chains", 400, seconds=0.5, size=1e6, fan_in=10)
     figures = [
         run(workload, Cluster(workers=5, cores=4, replicas=copies), Costs(), BUSY, seed=1)
@@ -174,7 +186,8 @@ def test_the_same_seed_gives_the_same_report():
     assert figures(1) == figures(1) != figures(2)
 
 
-def test_a_task_that_is_hit_again_and_again_is_failed_with_the_evidence():
+def test_task_hit_repeatedly_fails():
+    """A task that is hit again and again is failed with the evidence."""
     failures = Failures(losses_per_hour=3600, replaced_after_s=0.1)
     report = run(independent(1, seconds=1000.0), failures=failures, retries=2)
     assert report.outcome == "crash"
@@ -191,12 +204,14 @@ def test_what_was_running_ends_with_its_worker():
     assert 30.0 < report.busy_core_s <= report.core_s
 
 
-def test_when_nobody_is_left_and_nobody_comes_it_says_so():
+def test_run_without_workers_is_reported():
+    """When nobody is left and nobody comes it says so."""
     with pytest.raises(SimulationStalled, match="no worker is connected"):
         run(independent(10, seconds=100.0), failures=Failures(losses_per_hour=3600))
 
 
-def test_a_small_disk_is_kept_from_filling_up():
+def test_small_disk_does_not_fill():
+    """A small disk is kept from filling up."""
     workload = generate("tree", 200, seconds=1.0, size=10e6, fan_in=4)
     report = run(workload, Cluster(workers=2, cores=4, disk_mb=200))
     assert report.outcome == "success"
@@ -205,7 +220,8 @@ def test_a_small_disk_is_kept_from_filling_up():
     assert plenty.outcome == "success"
 
 
-def test_what_can_never_fit_fails_with_the_numbers():
+def test_impossible_task_fails_with_numbers():
+    """What can never fit fails with the numbers."""
     report = run([SimulatedTask("big", size=10**9)], dataclasses.replace(NEAR, disk_mb=100))
     assert report.outcome != "success"
     assert "big" in report.reason
@@ -232,7 +248,8 @@ def test_settings_that_mean_nothing_are_refused(kind, about, what):
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.02, 1.0])
-def test_a_tree_moves_a_fraction_of_what_it_makes_and_no_more_for_looking_ahead(monkeypatch, seconds):
+def test_tree_moves_fraction_of_results(monkeypatch, seconds):
+    """A tree moves a fraction of what it makes and no more for looking ahead."""
     tree = generate("tree", 1000, fan_in=8, seconds=seconds, spread=0.3, size=1e6)
     cluster = Cluster(workers=8, cores=4)
     ahead = simulate(tree, cluster)
@@ -245,7 +262,8 @@ def test_a_tree_moves_a_fraction_of_what_it_makes_and_no_more_for_looking_ahead(
     assert ahead.makespan_s <= 1.05 * without.makespan_s
 
 
-def test_a_slot_that_was_killed_begins_nothing_more():
+def test_killed_slot_starts_nothing():
+    """A slot that was killed begins nothing more."""
     world = Simulation(
         Workload(independent(20, seconds=0.0001)), NEAR, FREE, Failures(), retries=5, seed=0, validate=True
     )

@@ -11,7 +11,8 @@ def keys(workload):
     return [job.key for job in workload.jobs]
 
 
-def test_makers_come_before_readers_and_all_else_keeps_its_order():
+def test_makers_precede_readers_in_order():
+    """Makers come before readers and all else keeps its order."""
     jobs = [
         SimulatedTask("sum", ("b", "a")),
         SimulatedTask("other"),
@@ -21,7 +22,8 @@ def test_makers_come_before_readers_and_all_else_keeps_its_order():
     assert keys(Workload(jobs, [SimulatedFile("data", 10)])) == ["b", "a", "sum", "other"]
 
 
-def test_a_chain_of_any_length_is_put_in_order():
+def test_long_chain_is_ordered():
+    """A chain of any length is put in order."""
     jobs = [SimulatedTask(f"t{n}", (f"t{n - 1}",) if n else ()) for n in reversed(range(5000))]
     assert keys(Workload(jobs))[-1] == "t4999"
 
@@ -53,13 +55,15 @@ def test_what_cannot_be_is_refused_by_name(jobs, files, what):
 
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("tasks", [1, 2, 9, 100])
-def test_every_graph_has_the_tasks_that_were_asked_for(graph, tasks):
+def test_graphs_have_requested_tasks(graph, tasks):
+    """Every graph has the tasks that were asked for."""
     workload = generate(graph, tasks, fan_in=3)
     assert tasks - 1 <= len(workload.jobs) <= tasks
     assert len(workload.jobs) >= 1
 
 
-def test_a_tree_has_one_end_and_merges_no_more_than_it_should():
+def test_tree_has_one_end_and_bounded_merges():
+    """A tree has one end and merges no more than it should."""
     workload = generate("tree", 1000, fan_in=7, reads=5.0)
     assert sum(job.wanted for job in workload.jobs) == 1
     assert max(len(job.inputs) for job in workload.jobs) == 7
@@ -77,7 +81,8 @@ def test_the_same_seed_draws_the_same():
     assert 0.7 < sum(durations[0]) / 50 < 1.4
 
 
-def test_a_description_is_read_as_it_was_written(tmp_path):
+def test_written_description_is_read(tmp_path):
+    """A description is read as it was written."""
     path = tmp_path / "mine.json"
     jobs = [
         SimulatedTask("a", ("data",), 2.5, 10, 7, "lib", "kind"),
@@ -106,7 +111,8 @@ def test_a_description_is_read_as_it_was_written(tmp_path):
         ('{"tasks": [{"key": "a"}], "files": {"f": {"at": "home"}}}', "file f: it is at 'home'"),
     ],
 )
-def test_a_description_that_is_wrong_is_refused_with_its_place(tmp_path, text, what):
+def test_wrong_description_is_refused_with_place(tmp_path, text, what):
+    """A description that is wrong is refused with its place."""
     path = tmp_path / "mine.json"
     path.write_text(text)
     with pytest.raises(WorkloadError) as caught:
@@ -115,11 +121,13 @@ def test_a_description_that_is_wrong_is_refused_with_its_place(tmp_path, text, w
     assert str(path) in str(caught.value)
 
 
-def test_a_description_that_is_not_there_is_named(tmp_path):
+def test_missing_description_is_named(tmp_path):
+    """A description that is not there is named."""
     with pytest.raises(WorkloadError, match=r"nothing\.json"):
         load(tmp_path / "nothing.json")
 
 
-def test_a_graph_that_nobody_knows_is_refused_with_those_that_are_known():
+def test_unknown_graph_names_known_ones():
+    """A graph that nobody knows is refused with those that are known."""
     with pytest.raises(WorkloadError, match=r"'three': there are tree"):
         generate("three")

@@ -32,19 +32,22 @@ def test_a_record_says_where_its_manager_is():
     assert found == ("mine", "0123", (("192.0.2.7", 9123), (socket.gethostname(), 9123)), True, 3)
 
 
-def test_a_manager_that_listens_everywhere_names_the_addresses_of_its_machine():
+def test_manager_on_all_addresses_lists_them():
+    """A manager that listens everywhere names the addresses of its machine."""
     addresses = [about["address"] for about in record(bound="0.0.0.0")["network_interfaces"]]
     assert addresses
     assert "0.0.0.0" not in addresses
     assert len(addresses) == 1 or not any(address.startswith("127.") for address in addresses)
 
 
-def test_a_manager_on_loopback_is_found_on_its_own_machine_only():
+def test_loopback_manager_is_found_locally_only():
+    """A manager on loopback is found on its own machine only."""
     assert parse_record(record(bound="127.0.0.1")).addresses == (("127.0.0.1", 9123),)
     assert parse_record(record(bound="127.0.0.1") | {"name": "other.example.org"}) is None
 
 
-def test_what_a_catalog_adds_is_tried_after_what_the_manager_says():
+def test_catalog_addresses_are_tried_last():
+    """What a catalog adds is tried after what the manager says."""
     assert parse_record(record() | {"address": "203.0.113.5", "name": "far.example.org"}).addresses == (
         ("192.0.2.7", 9123),
         ("203.0.113.5", 9123),
@@ -71,7 +74,8 @@ def test_what_a_catalog_adds_is_tried_after_what_the_manager_says():
         {"network_interfaces": [], "name": "", "address": None},
     ],
 )
-def test_what_is_not_a_manager_of_ours_is_passed_over(change):
+def test_foreign_records_are_skipped(change):
+    """What is not a manager of ours is passed over."""
     assert parse_record(record()) is not None
     assert parse_record(record() | change) is None
 
@@ -101,7 +105,8 @@ def test_names_are_checked():
 # ---- the folder
 
 
-def test_a_file_is_for_nobody_else_and_complete(tmp_path):
+def test_file_is_private_and_complete(tmp_path):
+    """A file is for nobody else and complete."""
     folder = tmp_path / "state" / "managers"
     registry.write(str(folder), "0123", record())
     [path] = folder.iterdir()
@@ -119,14 +124,16 @@ def entered_by_another_process(folder):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
 
 
-def test_a_manager_whose_process_is_gone_is_forgotten(tmp_path):
+def test_ended_manager_is_forgotten(tmp_path):
+    """A manager whose process is gone is forgotten."""
     entered_by_another_process(tmp_path)
     registry.write(str(tmp_path), "alive", record())
     assert [about["project"] for about in registry.read(str(tmp_path))] == ["mine"]
     assert [path.name for path in tmp_path.iterdir()] == ["alive.json"]
 
 
-def test_a_process_that_has_got_the_number_of_another_one_is_not_taken_for_it(tmp_path):
+def test_reused_pid_is_not_the_manager(tmp_path):
+    """A process that has got the number of another one is not taken for it."""
     registry.write(str(tmp_path), "0123", record())
     path = tmp_path / "0123.json"
     about = json.loads(path.read_text())
@@ -138,7 +145,8 @@ def test_a_process_that_has_got_the_number_of_another_one_is_not_taken_for_it(tm
 @pytest.mark.parametrize(
     ("age", "found", "kept"), [(60, True, True), (2 * registry.STALE_S, False, True), (1e6, False, False)]
 )
-def test_a_manager_of_another_machine_is_judged_by_when_it_was_heard(tmp_path, age, found, kept):
+def test_remote_manager_is_judged_by_age(tmp_path, age, found, kept):
+    """A manager of another machine is judged by when it was heard."""
     entered_by_another_process(tmp_path)
     path = tmp_path / "dead.json"
     about = json.loads(path.read_text())
@@ -189,7 +197,8 @@ def test_where_it_is_can_be_chosen(monkeypatch, tmp_path):
 # ---- finding
 
 
-def test_those_are_found_whose_whole_name_matches_and_those_with_work_come_first(tmp_path):
+def test_full_matches_with_work_come_first(tmp_path):
+    """Those are found whose whole name matches and those with work come first."""
     for n in range(20):
         registry.write(
             str(tmp_path), f"k{n}", record(f"run-{n}", key=f"k{n}", tasks_waiting=int(n in (3, 15)))
@@ -204,7 +213,8 @@ def test_those_are_found_whose_whole_name_matches_and_those_with_work_come_first
     assert ManagerFinder("run", str(tmp_path)).find() == []
 
 
-def test_a_registry_that_cannot_be_read_is_told(tmp_path):
+def test_unreadable_registry_is_reported(tmp_path):
+    """A registry that cannot be read is told."""
     (tmp_path / "file").touch()
     finder = ManagerFinder("x", str(tmp_path / "file"))
     assert finder.find() == []

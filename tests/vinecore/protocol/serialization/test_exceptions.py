@@ -179,7 +179,8 @@ def deep(n):
     return deep(n - 1)
 
 
-def test_an_exception_whose_text_raises_comes_as_itself():
+def test_exception_with_failing_text_is_itself():
+    """An exception whose text raises comes as itself."""
     arrived = sent(raised(raising(Speechless(1))))
     assert type(arrived) is Speechless
     assert arrived.args == (1,)
@@ -190,7 +191,8 @@ def test_an_exception_whose_text_raises_comes_as_itself():
     assert "exception str() failed" in shown(arrived) or "unprintable" in shown(arrived)
 
 
-def test_a_recursion_without_end_comes_with_its_traceback():
+def test_endless_recursion_keeps_traceback():
+    """A recursion without end comes with its traceback."""
     error = raised(lambda: deep(0))
     arrived = sent(error)
     assert type(arrived) is RecursionError
@@ -244,7 +246,8 @@ def test_groups_within_groups_arrive_with_all_tracebacks():
     assert shown(arrived) == shown(error)
 
 
-def test_what_cannot_be_pickled_comes_as_its_text_and_a_note_says_so():
+def test_unpicklable_exception_becomes_text_with_note():
+    """What cannot be pickled comes as its text and a note says so."""
     error = ValueError("holds", threading.Lock())
     error.lines, error.number = (line for line in ()), 7
     arrived = sent(error)
@@ -254,14 +257,17 @@ def test_what_cannot_be_pickled_comes_as_its_text_and_a_note_says_so():
     assert "its attribute 'lines', a generator, cannot be pickled" in "\n".join(arrived.__notes__)
 
 
-def test_a_class_of_a_function_of_this_process_is_the_same_class_afterwards():
+def test_local_class_is_same_afterwards():
+    """A class of a function of this process is the same class afterwards."""
+
     class Local(Exception):
         pass
 
     assert type(sent(Local("here"))) is Local
 
 
-def test_a_class_that_is_not_known_here_is_still_caught_by_what_it_derives_from(tmp_path):
+def test_unknown_class_is_caught_by_base(tmp_path):
+    """A class that is not known here is still caught by what it derives from."""
     (tmp_path / "only_there.py").write_text("class NoBranch(KeyError):\n    pass\n")
     program = """
         import only_there, sys
@@ -293,7 +299,9 @@ def test_notes_go_onto_everything_that_takes_them():
     assert frozen.__notes__ == ["in vertex 7"]
 
 
-def test_the_marks_below_a_line_are_at_the_right_place():
+def test_marks_below_line_are_in_place():
+    """The marks below a line are at the right place."""
+
     def fail():
         return 1 + {}["x"] + 1
 

@@ -54,7 +54,8 @@ def test_what_a_function_refers_to_is_named():
         with_global.__module__ = __name__
 
 
-def test_a_value_that_holds_itself_is_told_of():
+def test_self_containing_value_is_reported():
+    """A value that holds itself is told of."""
     value = [LOCK]
     value.insert(0, value)
     assert "a list cannot be pickled" in unpicklable.describe_unpicklable(value)

@@ -77,11 +77,13 @@ def test_arrays_come_back_equal(dtype, shape):
         np.arange(BIG).reshape(1000, 100).T,
     ],
 )
-def test_arrays_that_are_not_in_one_piece_come_back_equal(array):
+def test_non_contiguous_arrays_are_equal(array):
+    """Arrays that are not in one piece come back equal."""
     assert np.array_equal(there_and_back(array), array)
 
 
-def test_large_buffers_stay_out_of_the_pickle_and_begin_at_aligned_places():
+def test_large_buffers_are_aligned_outside_pickle():
+    """Large buffers stay out of the pickle and begin at aligned places."""
     array = np.arange(BIG)
     parts = values.dump([array, array[:1000].copy(), np.arange(10)])
     assert len(parts) == 5, (
@@ -96,13 +98,15 @@ def test_large_buffers_stay_out_of_the_pickle_and_begin_at_aligned_places():
     assert values.size_of(parts) == position == len(values.dumps([array, array[:1000].copy(), np.arange(10)]))
 
 
-def test_the_same_array_twice_is_one_array_afterwards():
+def test_repeated_array_stays_one():
+    """The same array twice is one array afterwards."""
     array = np.arange(BIG)
     first, second = there_and_back([array, array])
     assert first is second
 
 
-def test_the_arrays_of_a_loaded_file_can_be_written_to_and_the_file_stays_as_it_is(tmp_path):
+def test_loaded_arrays_are_writable_copies(tmp_path):
+    """The arrays of a loaded file can be written to and the file stays as it is."""
     path = tmp_path / "value"
     original = values.dumps({"a": np.arange(BIG), "b": np.ones(BIG)})
     path.write_bytes(original)
@@ -116,7 +120,8 @@ def test_the_arrays_of_a_loaded_file_can_be_written_to_and_the_file_stays_as_it_
     assert again["b"][0] == 1
 
 
-def test_arrays_of_a_loaded_file_lie_in_the_mapped_file(tmp_path):
+def test_loaded_arrays_are_mapped(tmp_path):
+    """Arrays of a loaded file lie in the mapped file."""
     path = tmp_path / "value"
     path.write_bytes(values.dumps(np.arange(BIG)))
     array = values.load_file(str(path))
@@ -138,38 +143,44 @@ def test_a_loaded_file_survives_its_deletion(tmp_path):
     assert array.sum() == sum(range(BIG))
 
 
-def test_a_value_without_buffers_is_loaded_from_a_file_as_well(tmp_path):
+def test_value_without_buffers_loads_from_file(tmp_path):
+    """A value without buffers is loaded from a file as well."""
     path = tmp_path / "value"
     path.write_bytes(values.dumps({"a": 1}))
     assert values.load_file(str(path)) == {"a": 1}
 
 
-def test_arrays_loaded_from_bytes_can_be_written_to_and_leave_the_bytes_alone():
+def test_arrays_from_bytes_are_writable_copies():
+    """Arrays loaded from bytes can be written to and leave the bytes alone."""
     data = values.dumps(np.arange(BIG))
     array = values.loads(data)
     array[:] = 0
     assert values.loads(data)[5] == 5
 
 
-def test_a_buffer_that_may_be_written_to_is_shared():
+def test_writable_buffer_is_shared():
+    """A buffer that may be written to is shared."""
     data = bytearray(values.dumps(np.arange(BIG)))
     array = values.loads(data)
     array[0] = 9
     assert values.loads(data)[0] == 9
 
 
-def test_dates_come_back_where_buffers_cannot_hold_them():
+def test_dates_survive_without_buffers():
+    """Dates come back where buffers cannot hold them."""
     dates = np.array(["2012-07-04", "NaT"], "M8[D]").repeat(BIG)
     assert np.array_equal(there_and_back(dates), dates, equal_nan=True)
 
 
-def test_what_cannot_do_protocol_5_falls_back_to_protocol_4():
+def test_protocol_4_is_the_fallback():
+    """What cannot do protocol 5 falls back to protocol 4."""
     value = there_and_back([OnlyOldPickle(np.arange(BIG)), np.arange(BIG)])
     assert np.array_equal(value[0].data, np.arange(BIG))
     assert np.array_equal(value[1], np.arange(BIG))
 
 
-def test_what_a_session_defines_is_pickled_by_value():
+def test_session_definitions_are_pickled_by_value():
+    """What a session defines is pickled by value."""
     script = """
         import sys
         from vinecore.protocol.serialization import values
@@ -190,12 +201,14 @@ def test_what_a_session_defines_is_pickled_by_value():
     assert function(point) == 42
 
 
-def test_a_lambda_is_pickled_by_value_without_being_told():
+def test_lambda_is_pickled_by_value():
+    """A lambda is pickled by value without being told."""
     offset = 5
     assert there_and_back(lambda x: x + offset)(1) == 6
 
 
-def test_what_cannot_be_pickled_at_all_says_why():
+def test_unpicklable_value_gives_reason():
+    """What cannot be pickled at all says why."""
     with pytest.raises(TypeError, match="this holds a socket"):
         values.dumps([NeverPickled()])
 
@@ -206,7 +219,8 @@ def test_what_is_no_value_is_refused(data):
         values.loads(data)
 
 
-def test_a_file_that_is_no_value_is_refused(tmp_path):
+def test_foreign_file_is_refused(tmp_path):
+    """A file that is no value is refused."""
     for content in (b"", b"abc", b"x" * 10_000):
         path = tmp_path / "value"
         path.write_bytes(content)
@@ -214,13 +228,15 @@ def test_a_file_that_is_no_value_is_refused(tmp_path):
             values.load_file(str(path))
 
 
-def test_a_value_that_was_cut_short_is_not_loaded():
+def test_truncated_value_is_refused():
+    """A value that was cut short is not loaded."""
     data = values.dumps(np.arange(BIG))
     with pytest.raises((ValueError, pickle.UnpicklingError, EOFError)):
         values.loads(data[: len(data) // 2])
 
 
-def test_placeholders_are_filled_among_the_arguments_and_not_inside_of_them():
+def test_only_argument_placeholders_are_filled():
+    """Placeholders are filled among the arguments and not inside of them."""
     args = (InputPlaceholder(1), "x", SharedPlaceholder(0), [InputPlaceholder(0)])
     args, kwargs = there_and_back((args, {"key": InputPlaceholder(0)}))
     filled, filled_kwargs = substitute_placeholders(args, kwargs, ["function"], ["zero", "one"])
@@ -237,7 +253,8 @@ class TestReadOnlyMappings:
         content = {("add", n): (lambda x, n=n: x + n) for n in range(MIN_SHARED_BEHAVIOR)}
         return content, types.MappingProxyType(content)
 
-    def test_one_that_is_unchanged_is_serialized_and_loaded_once(self):
+    def test_unchanged_value_is_serialized_once(self):
+        """One that is unchanged is serialized and loaded once."""
         _, mapping = self.behavior()
         first, second = values.dumps([mapping, 1]), values.dumps([mapping, 2])
         assert values.loads(first)[0] is values.loads(second)[0]
@@ -255,20 +272,23 @@ class TestReadOnlyMappings:
         truth = values.dumps(types.MappingProxyType({"a": True}))
         assert values.loads(whole)["a"] is not values.loads(truth)["a"]
 
-    def test_what_can_change_inside_is_serialized_each_time(self):
+    def test_mutable_value_is_serialized_each_time(self):
+        """What can change inside is serialized each time."""
         inner = [1]
         mapping = types.MappingProxyType({"a": inner})
         values.dumps(mapping)
         inner.append(2)
         assert values.loads(values.dumps(mapping))["a"] == [1, 2]
 
-    def test_a_loaded_one_goes_on_as_it_came(self):
+    def test_loaded_value_is_passed_on_unchanged(self):
+        """A loaded one goes on as it came."""
         _, mapping = self.behavior()
         data = values.dumps(mapping)
         assert values.dumps(values.loads(data)) == data
 
     @pytest.mark.parametrize("by_value", [False, True])
-    def test_a_large_behavior_of_an_object_is_serialized_once_and_stays_its_own(self, by_value, monkeypatch):
+    def test_large_behavior_is_serialized_once(self, by_value, monkeypatch):
+        """A large behavior of an object is serialized once and stays its own."""
         pickled = count_pickles(monkeypatch)
         reader = Reader({("add", n): (lambda x, n=n: x + n) for n in range(MIN_SHARED_BEHAVIOR)})
         first = values.loads(values.dumps([reader, 1], by_value=by_value))[0]
@@ -279,7 +299,8 @@ class TestReadOnlyMappings:
         assert type(second) is Reader
         assert second.path == "events.root"
 
-    def test_a_behavior_with_what_a_session_defines_is_serialized_each_time(self, monkeypatch):
+    def test_session_behavior_is_serialized_each_time(self, monkeypatch):
+        """A behavior with what a session defines is serialized each time."""
         session = types.ModuleType("__main__")
         exec("cut = 5\ndef above(x): return x > cut", session.__dict__)
         reader = Reader({("above", n): session.above for n in range(MIN_SHARED_BEHAVIOR)})
@@ -288,7 +309,8 @@ class TestReadOnlyMappings:
         session.cut = 4
         assert values.loads(values.dumps(reader, by_value=True)).behavior["above", 0](5)
 
-    def test_what_is_serialized_is_not_changed_by_that(self):
+    def test_serialization_changes_no_value(self):
+        """What is serialized is not changed by that."""
         partial = functools.partial(int, base=2)
         before = partial.__reduce__()
         values.dumps(partial, by_value=True)
@@ -356,7 +378,8 @@ class Listed(list):
 
 
 @pytest.mark.parametrize("how", [{}, {"by_value": True}])
-def test_objects_that_answer_for_what_they_have_not_come_as_they_were(how):
+def test_objects_answering_everything_are_unchanged(how):
+    """Objects that answer for what they have not come as they were."""
     wrapper = there_and_back(Wrapper(Wrapper([1, 2])), **how)
     assert type(wrapper) is Wrapper
     assert wrapper.count(1) == 1
@@ -367,11 +390,13 @@ def test_objects_that_answer_for_what_they_have_not_come_as_they_were(how):
     assert record[0].x.tolist() == list(range(BIG))
 
 
-def test_objects_that_say_themselves_how_they_are_pickled_are_pickled_so():
+def test_own_reducers_are_used():
+    """Objects that say themselves how they are pickled are pickled so."""
     assert there_and_back(Stated(x=1)).x == 2
 
 
-def test_an_opened_rntuple_is_read_in_another_process(tmp_path):
+def test_opened_rntuple_is_read_elsewhere(tmp_path):
+    """An opened rntuple is read in another process."""
     uproot = pytest.importorskip("uproot", reason="reads files: pip install uproot")
     if not hasattr(uproot.WritableDirectory, "mkrntuple"):
         pytest.skip("this uproot writes no RNTuples")

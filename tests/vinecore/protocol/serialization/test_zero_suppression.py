@@ -48,7 +48,8 @@ def same(one, other):
     writeable=st.booleans(),
     seed=st.integers(0, 9),
 )
-def test_arrays_come_back_the_same_bit_for_bit(dtype, shape, order, share, clusters, writeable, seed):
+def test_arrays_are_bitwise_equal(dtype, shape, order, share, clusters, writeable, seed):
+    """Arrays come back the same bit for bit."""
     array = np.zeros(shape, dtype, order=order)
     raw = array.reshape(-1, order="A").view("u1")
     raw[:] = np.resize(filled(len(raw) // 8 + 1, share, clusters=clusters, seed=seed).view("u1"), len(raw))
@@ -58,7 +59,8 @@ def test_arrays_come_back_the_same_bit_for_bit(dtype, shape, order, share, clust
     assert len(data) <= array.nbytes + 1000
 
 
-def test_minus_zero_and_what_a_nan_carries_survive():
+def test_minus_zero_and_nan_payload_survive():
+    """Minus zero and what a nan carries survive."""
     array = np.zeros(100_000)
     array[[5, 70_000, 99_999]] = -0.0, NAN, np.inf
     data = values.dumps(array)
@@ -67,19 +69,22 @@ def test_minus_zero_and_what_a_nan_carries_survive():
 
 
 @pytest.mark.parametrize("clusters", [False, True], ids=["scattered", "clusters"])
-def test_an_array_filled_to_15_percent_takes_a_sixth(clusters):
+def test_sparse_array_takes_a_sixth(clusters):
+    """An array filled to 15 percent takes a sixth."""
     array = filled(1_000_000, 0.15, clusters=clusters)
     assert values.size_of(values.dump(array)) < 0.18 * array.nbytes
 
 
 @pytest.mark.parametrize("array", [filled(100_000, 0.5), filled(8000, 0.0), np.arange(100_000)])
-def test_what_is_small_or_well_filled_stays_as_it_is_and_is_not_copied(array):
+def test_small_or_dense_array_is_uncopied(array):
+    """What is small or well filled stays as it is and is not copied."""
     head, _padding, buffer = values.dump(array)
     assert head.startswith(values.MAGIC)
     assert np.shares_memory(np.frombuffer(buffer, "u1"), array)
 
 
-def test_the_end_of_a_buffer_that_is_no_whole_word_survives():
+def test_odd_end_of_buffer_survives():
+    """The end of a buffer that is no whole word survives."""
     for length in range(100_000, 100_009):
         array = np.zeros(length, "u1")
         array[-9:] = range(1, 10)
@@ -123,7 +128,8 @@ def test_zeros_that_are_loaded_take_no_memory():
     assert int(done.stdout) < 40_000, "8 MB of 200 are not zero, and so much is the pickle itself"
 
 
-def test_what_was_packed_tells_how_much_memory_it_takes():
+def test_packed_value_knows_its_memory():
+    """What was packed tells how much memory it takes."""
     array = filled(100_000, 0.1)
     data = values.dumps({"a": array, "b": 1})
     assert len(data) < 200_000
@@ -131,14 +137,16 @@ def test_what_was_packed_tells_how_much_memory_it_takes():
     assert values.loaded_size(values.dumps(1)) < 100
 
 
-def test_a_packed_value_that_was_cut_short_is_not_loaded():
+def test_truncated_packed_value_is_refused():
+    """A packed value that was cut short is not loaded."""
     data = values.dumps(filled(100_000, 0.1))
     for length in (len(data) - 1, len(data) - 8, len(data) // 2, 200):
         with pytest.raises((ValueError, EOFError)):
             values.loads(data[:length])
 
 
-def test_nothing_is_packed_where_there_is_no_numpy(monkeypatch):
+def test_without_numpy_nothing_is_packed(monkeypatch):
+    """Nothing is packed where there is no numpy."""
     raw = memoryview(filled(100_000, 0.0)).cast("B")
     assert zero_suppression.pack(raw)
     monkeypatch.delitem(sys.modules, "numpy")
@@ -180,7 +188,8 @@ class TestHistograms:
         assert "new" in back.axes["c"]
         assert "new" not in made.axes["c"]
 
-    def test_the_bins_of_a_large_one_are_not_copied_to_be_written(self):
+    def test_large_histogram_bins_are_not_copied(self):
+        """The bins of a large one are not copied to be written."""
         hist = pytest.importorskip("hist")
         made = hist.Hist.new.Reg(300, 0, 1).Reg(300, 0, 1).Double()
         made.view()[:] = 1

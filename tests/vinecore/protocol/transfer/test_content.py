@@ -179,7 +179,8 @@ def test_a_file_has_its_mode_with_it(shelf, client, tmp_path, mode):
     assert stat.S_IMODE((tmp_path / "target").stat().st_mode) == mode
 
 
-def test_a_directory_is_fetched_with_all_that_is_in_it(shelf, client, tmp_path):
+def test_directory_is_fetched_completely(shelf, client, tmp_path):
+    """A directory is fetched with all that is in it."""
     make_tree(tmp_path / "source")
     shelf.contents["x"] = str(tmp_path / "source")
     assert client.get("x", str(tmp_path / "target")).size > 100_000
@@ -187,7 +188,8 @@ def test_a_directory_is_fetched_with_all_that_is_in_it(shelf, client, tmp_path):
     assert set(os.listdir(tmp_path)) == {"shelf", "source", "target"}, "and nothing is left beside it"
 
 
-def test_a_directory_that_there_is_no_room_for_is_not_fetched(shelf, client, tmp_path):
+def test_directory_without_room_is_not_fetched(shelf, client, tmp_path):
+    """A directory that there is no room for is not fetched."""
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "large").write_bytes(bytes(3 * CHUNK_BYTES))
     shelf.contents["tree"] = str(tmp_path / "tree")
@@ -201,7 +203,8 @@ def test_a_directory_that_there_is_no_room_for_is_not_fetched(shelf, client, tmp
     assert not (tmp_path / "target").exists()
 
 
-def test_what_is_not_there_is_gone_and_the_connection_goes_on(shelf, client, tmp_path):
+def test_missing_object_keeps_connection(shelf, client, tmp_path):
+    """What is not there is gone and the connection goes on."""
     with pytest.raises(ObjectNotFound):
         client.get("x", str(tmp_path / "target"))
     assert not (tmp_path / "target").exists()
@@ -210,7 +213,8 @@ def test_what_is_not_there_is_gone_and_the_connection_goes_on(shelf, client, tmp
     assert (tmp_path / "target").read_bytes() == b"now"
 
 
-def test_what_was_deleted_behind_the_shelf_is_gone(shelf, client, tmp_path):
+def test_object_deleted_on_disk_is_missing(shelf, client, tmp_path):
+    """What was deleted behind the shelf is gone."""
     shelf.contents["x"] = str(tmp_path / "deleted")
     with pytest.raises(ObjectNotFound):
         client.get("x", str(tmp_path / "target"))
@@ -255,14 +259,16 @@ def test_what_is_brought_arrives(shelf, client, tmp_path, size, kind):
         assert file.read() == data
 
 
-def test_a_directory_is_brought_with_all_that_is_in_it(shelf, client, tmp_path):
+def test_directory_is_uploaded_completely(shelf, client, tmp_path):
+    """A directory is brought with all that is in it."""
     make_tree(tmp_path / "source")
     client.put("x", str(tmp_path / "source"))
     assert listing(shelf.contents["x"]) == listing(tmp_path / "source")
     assert os.listdir(shelf.folder) == ["incoming-0"]
 
 
-def test_putting_returns_when_all_of_it_is_stored(shelf, client):
+def test_upload_returns_when_stored(shelf, client):
+    """Putting returns when all of it is stored."""
     client.put("x", noise(3 * CHUNK_BYTES))
     assert "x" in shelf.contents
 
@@ -281,7 +287,8 @@ def test_what_was_cut_off_is_never_stored(shelf, port, sent, directory):
     assert not shelf.contents
 
 
-def test_a_directory_that_is_no_archive_is_never_stored(shelf, port):
+def test_invalid_directory_archive_is_not_stored(shelf, port):
+    """A directory that is no archive is never stored."""
     with Raw(port) as sock:
         sock.send({"put": "x", "size": 1000, "directory": True})
         sock.sendall(b"a" * 1000)
@@ -290,7 +297,8 @@ def test_a_directory_that_is_no_archive_is_never_stored(shelf, port):
     assert not shelf.contents
 
 
-def test_an_archive_that_climbs_out_is_never_stored(shelf, port, tmp_path):
+def test_escaping_archive_is_not_stored(shelf, port, tmp_path):
+    """An archive that climbs out is never stored."""
     data = archive_of(("../../climbed", b"x"))
     with Raw(port) as sock:
         sock.send({"put": "x", "size": len(data), "directory": True})
@@ -365,7 +373,8 @@ def fake_server(*answers):
         b'{"size": 10, "directory": true}\n' + b"0123456789",
     ],
 )
-def test_a_source_that_does_not_deliver_is_an_error_and_leaves_nothing(tmp_path, answer):
+def test_failing_source_leaves_nothing(tmp_path, answer):
+    """A source that does not deliver is an error and leaves nothing."""
     client = TransferConnection("127.0.0.1", fake_server(answer), SECRET)
     target = tmp_path / "target"
     with pytest.raises((OSError, ValueError)):
@@ -375,7 +384,8 @@ def test_a_source_that_does_not_deliver_is_an_error_and_leaves_nothing(tmp_path,
     assert os.listdir(tmp_path) == []
 
 
-def test_a_source_that_falls_silent_is_given_up(tmp_path, monkeypatch):
+def test_silent_source_is_abandoned(tmp_path, monkeypatch):
+    """A source that falls silent is given up."""
     monkeypatch.setattr(client_module, "STALL_TIMEOUT_S", 0.05)
     monkeypatch.setattr(content_module, "STALL_TIMEOUT_S", 0.05)
     over = threading.Event()
@@ -401,7 +411,8 @@ def test_a_source_that_falls_silent_is_given_up(tmp_path, monkeypatch):
     listener.close()
 
 
-def test_a_client_that_asks_nothing_is_let_go(shelf, port, monkeypatch):
+def test_idle_client_is_disconnected(shelf, port, monkeypatch):
+    """A client that asks nothing is let go."""
     monkeypatch.setattr(server_module, "IDLE_TIMEOUT_S", 0.05)
     with Raw(port) as sock:
         assert sock.recv(1) == b""
@@ -437,7 +448,8 @@ def way(request, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [CHUNK_BYTES + 1, LARGE])
-def test_a_large_file_comes_whole_and_with_its_digest(shelf, client, tmp_path, way, size):
+def test_large_file_arrives_with_digest(shelf, client, tmp_path, way, size):
+    """A large file comes whole and with its digest."""
     data = noise(size)
     shelf.contents["x"] = str(tmp_path / "source")
     (tmp_path / "source").write_bytes(data)
@@ -447,7 +459,8 @@ def test_a_large_file_comes_whole_and_with_its_digest(shelf, client, tmp_path, w
 
 
 @pytest.mark.parametrize("size", [1, 1000, CHUNK_BYTES + 1, LARGE])
-def test_a_file_that_was_altered_where_it_is_kept_is_refused(shelf, client, tmp_path, way, size):
+def test_altered_stored_file_is_refused(shelf, client, tmp_path, way, size):
+    """A file that was altered where it is kept is refused."""
     data = noise(size)
     shelf.contents["x"] = str(tmp_path / "source")
     (tmp_path / "source").write_bytes(flipped(data))
@@ -457,7 +470,7 @@ def test_a_file_that_was_altered_where_it_is_kept_is_refused(shelf, client, tmp_
 
 @pytest.mark.parametrize("spare", [False, True])
 @pytest.mark.parametrize("size", [CHUNK_BYTES + 1, LARGE])
-def test_a_large_file_is_here_before_it_is_compared(shelf, client, tmp_path, monkeypatch, way, size, spare):
+def test_large_file_precedes_its_verification(shelf, client, tmp_path, monkeypatch, way, size, spare):
     """The connection may serve others meanwhile, and the file may have another place."""
     monkeypatch.setattr(digests, "has_spare_cpu", lambda: spare)
     data = noise(size)
@@ -481,7 +494,8 @@ def test_a_large_file_is_here_before_it_is_compared(shelf, client, tmp_path, mon
     assert not [thread for thread in threading.enumerate() if thread.name == "vine-digest"]
 
 
-def test_what_is_small_a_directory_or_of_no_known_digest_is_compared_when_it_comes(shelf, client, tmp_path):
+def test_other_objects_are_verified_on_arrival(shelf, client, tmp_path):
+    """What is small a directory or of no known digest is compared when it comes."""
     make_tree(tmp_path / "tree")
     (tmp_path / "large").write_bytes(noise(LARGE))
     (tmp_path / "small").write_bytes(noise(CHUNK_BYTES))
@@ -496,7 +510,8 @@ def test_what_is_small_a_directory_or_of_no_known_digest_is_compared_when_it_com
 
 
 @pytest.mark.parametrize("directory", [False, True])
-def test_what_was_altered_on_its_way_is_refused(tmp_path, directory):
+def test_altered_transfer_is_refused(tmp_path, directory):
+    """What was altered on its way is refused."""
     data = archive_of(("file", noise(1000)))
     head = {"size": len(data), "directory": directory, "digest": digests.digest_bytes(data)}
     port = fake_server(json.dumps(head).encode() + b"\n" + flipped(data))
@@ -507,14 +522,16 @@ def test_what_was_altered_on_its_way_is_refused(tmp_path, directory):
     assert not (tmp_path / "target").is_dir(), "nothing is unpacked before it is known to be right"
 
 
-def test_a_small_object_says_what_it_is_itself(shelf, port):
+def test_small_object_is_its_own_digest(shelf, port):
+    """A small object says what it is itself."""
     shelf.contents["x"] = b"data"
     with Raw(port) as sock:
         sock.send({"get": "x"})
         assert sock.receive(time.monotonic() + PATIENCE_S)["digest"] == digests.digest_bytes(b"data")
 
 
-def test_a_directory_is_not_held_to_the_digest_of_something_else(shelf, client, tmp_path):
+def test_directory_ignores_foreign_digest(shelf, client, tmp_path):
+    """A directory is not held to the digest of something else."""
     make_tree(tmp_path / "source")
     shelf.contents["x"] = str(tmp_path / "source")
     client.get("x", str(tmp_path / "target"), "of one file")
@@ -522,7 +539,8 @@ def test_a_directory_is_not_held_to_the_digest_of_something_else(shelf, client, 
 
 
 @pytest.mark.parametrize("size", [1000, LARGE])
-def test_what_is_brought_is_stored_with_its_digest(shelf, client, tmp_path, size):
+def test_upload_is_stored_with_digest(shelf, client, tmp_path, size):
+    """What is brought is stored with its digest."""
     data = noise(size)
     (tmp_path / "source").write_bytes(data)
     client.put("x", str(tmp_path / "source"), digests.digest_bytes(data))
@@ -531,7 +549,8 @@ def test_what_is_brought_is_stored_with_its_digest(shelf, client, tmp_path, size
     assert shelf.digests["y"] == digests.digest_bytes(data)
 
 
-def test_what_is_brought_and_is_not_what_was_made_is_not_stored(shelf, client, tmp_path):
+def test_altered_upload_is_not_stored(shelf, client, tmp_path):
+    """What is brought and is not what was made is not stored."""
     data = noise(1000)
     (tmp_path / "source").write_bytes(flipped(data))
     with pytest.raises(ChecksumMismatch, match=digests.digest_bytes(data)):
@@ -540,7 +559,8 @@ def test_what_is_brought_and_is_not_what_was_made_is_not_stored(shelf, client, t
     assert not os.listdir(shelf.folder)
 
 
-def test_a_directory_that_is_altered_on_its_way_is_not_stored(shelf, port):
+def test_altered_directory_is_not_stored(shelf, port):
+    """A directory that is altered on its way is not stored."""
     data = archive_of(("file", noise(1000)))
     with Raw(port) as sock:
         head = {"put": "x", "size": len(data), "directory": True, "digest": digests.digest_bytes(data)}
@@ -552,7 +572,8 @@ def test_a_directory_that_is_altered_on_its_way_is_not_stored(shelf, port):
 
 
 @pytest.mark.parametrize("kept", [0, 1000, LUMP + 1])
-def test_a_large_file_that_is_cut_off_is_refused(tmp_path, way, kept):
+def test_truncated_large_file_is_refused(tmp_path, way, kept):
+    """A large file that is cut off is refused."""
     port = fake_server(b'{"size": %d, "directory": false}\n' % LARGE + noise(LARGE)[:kept])
     client = TransferConnection("127.0.0.1", port, SECRET)
     with pytest.raises(ConnectionError, match=f"{LARGE - kept} bytes before the end"):
@@ -560,7 +581,8 @@ def test_a_large_file_that_is_cut_off_is_refused(tmp_path, way, kept):
     client.close()
 
 
-def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(shelf, port, tmp_path):
+def test_shrinking_file_ends_connection(shelf, port, tmp_path):
+    """A file that shrinks while it is sent ends the connection."""
     source = tmp_path / "source"
     source.touch()
     os.truncate(source, 256 << 20)  # more than the sockets take
@@ -579,7 +601,8 @@ def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(shelf, port, t
 # ---- the door
 
 
-def test_who_does_not_know_the_secret_stays_outside(port, refusals, shelf):
+def test_client_without_secret_is_refused(port, refusals, shelf):
+    """Who does not know the secret stays outside."""
     shelf.contents["x"] = b"secret data"
     with pytest.raises(handshake.HandshakeRejected, match="wrong secret"):
         TransferConnection("127.0.0.1", port, b"guess")
@@ -590,7 +613,8 @@ def test_who_does_not_know_the_secret_stays_outside(port, refusals, shelf):
 @pytest.mark.parametrize(
     "said", [b"GET / HTTP/1.1\r\n\r\n", b"[" * 4000 + b"\n", b'{"role": "\\ud800"}\n', b"x" * 100_000]
 )
-def test_garbage_at_the_door_is_refused_and_others_still_come_in(port, refusals, shelf, tmp_path, said):
+def test_garbage_does_not_block_others(port, refusals, shelf, tmp_path, said):
+    """Garbage at the door is refused and others still come in."""
     with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as sock:
         sock.sendall(said)
         wait_until(lambda: refusals)
@@ -600,7 +624,8 @@ def test_garbage_at_the_door_is_refused_and_others_still_come_in(port, refusals,
     client.close()
 
 
-def test_a_door_that_closes_cuts_what_is_being_served(shelf, tmp_path):
+def test_closing_listener_ends_transfers(shelf, tmp_path):
+    """A door that closes cuts what is being served."""
     listener = socket.create_server(("127.0.0.1", 0))
     door = AuthenticatingListener(
         listener,
@@ -620,7 +645,8 @@ def test_a_door_that_closes_cuts_what_is_being_served(shelf, tmp_path):
         socket.create_connection(("127.0.0.1", port), PATIENCE_S)
 
 
-def test_where_no_more_files_may_be_open_that_is_said_once_and_who_knocks_waits(port, refusals):
+def test_exhausted_descriptors_delay_clients_with_notice(port, refusals):
+    """Where no more files may be open that is said once and who knocks waits."""
     knocking = socket.socket()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     first_free = os.dup(0)
@@ -695,7 +721,8 @@ def test_nothing_is_written_through_a_link(folder, tmp_path):
     assert not list(outside.iterdir())
 
 
-def test_nothing_is_written_over_what_a_link_points_to(folder, tmp_path):
+def test_link_target_is_not_overwritten(folder, tmp_path):
+    """Nothing is written over what a link points to."""
     victim = tmp_path / "victim"
     victim.write_text("mine")
     with pytest.raises(ValueError, match="outside of its folder"):
@@ -703,7 +730,8 @@ def test_nothing_is_written_over_what_a_link_points_to(folder, tmp_path):
     assert victim.read_text() == "mine"
 
 
-def test_nothing_is_written_through_a_chain_of_links(folder, tmp_path):
+def test_chain_of_links_is_not_followed(folder, tmp_path):
+    """Nothing is written through a chain of links."""
     data = archive_of(
         special("one", tarfile.SYMTYPE, "two"), special("two", tarfile.SYMTYPE, "../.."), ("one/x", b"x")
     )
@@ -720,7 +748,8 @@ def test_hard_links_stay_inside(folder, tmp_path, target):
     assert not list(folder.iterdir())
 
 
-def test_a_hard_link_to_a_link_that_leads_out_is_refused(folder, tmp_path):
+def test_hard_link_to_escaping_link_is_refused(folder, tmp_path):
+    """A hard link to a link that leads out is refused."""
     (tmp_path / "outside").write_text("mine")
     data = archive_of(
         special("link", tarfile.SYMTYPE, str(tmp_path / "outside")), special("hard", tarfile.LNKTYPE, "link")
@@ -736,7 +765,8 @@ def test_devices_are_refused(folder, kind):
     assert not list(folder.iterdir())
 
 
-def test_a_folder_cannot_be_turned_into_a_way_out(folder, tmp_path):
+def test_folder_cannot_become_link(folder, tmp_path):
+    """A folder cannot be turned into a way out."""
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o700)
     data = archive_of(
@@ -762,7 +792,8 @@ def test_links_that_point_anywhere_are_only_data(folder):
     assert (folder / "hard").read_bytes() == b"x"
 
 
-def test_a_read_only_folder_is_filled_before_it_is_closed(folder):
+def test_read_only_folder_is_filled_first(folder):
+    """A read only folder is filled before it is closed."""
     closed = special("closed", tarfile.DIRTYPE)
     closed.mode = 0o555
     unpack(archive_of(closed, ("closed/x", b"x")), folder)
@@ -770,7 +801,8 @@ def test_a_read_only_folder_is_filled_before_it_is_closed(folder):
     assert stat.S_IMODE((folder / "closed").stat().st_mode) == 0o555
 
 
-def test_removing_takes_everything_and_does_not_mind_nothing(tmp_path):
+def test_removal_is_complete_and_tolerant(tmp_path):
+    """Removing takes everything and does not mind nothing."""
     make_tree(tmp_path / "tree")
     (tmp_path / "tree" / "deep").chmod(0)
     remove_tree(str(tmp_path / "tree"))

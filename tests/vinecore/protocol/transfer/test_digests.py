@@ -29,7 +29,8 @@ def noise(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_bytes_and_files_have_the_same_digest_however_it_is_computed(tmp_path, size):
+def test_digest_is_independent_of_method(tmp_path, size):
+    """Bytes and files have the same digest however it is computed."""
     data, path = noise(size), tmp_path / "file"
     path.write_bytes(data)
     piecewise = Digest()
@@ -41,7 +42,8 @@ def test_bytes_and_files_have_the_same_digest_however_it_is_computed(tmp_path, s
 
 
 @pytest.mark.parametrize("step", [1000, CHUNK_BYTES + 1, LUMP, LUMP + 1])
-def test_a_file_is_followed_while_it_is_written(tmp_path, step):
+def test_growing_file_is_followed(tmp_path, step):
+    """A file is followed while it is written."""
     data = noise(2 * LUMP + 17)
     with (tmp_path / "file").open("w+b", buffering=0) as file:
         with contextlib.closing(IncrementalHasher(file.fileno())) as follower:
@@ -52,7 +54,9 @@ def test_a_file_is_followed_while_it_is_written(tmp_path, step):
         assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == len(data), "the writer's place stays"
 
 
-def test_no_thread_is_started_for_little_and_none_is_left_behind(tmp_path):
+def test_small_data_starts_no_thread(tmp_path):
+    """No thread is started for little and none is left behind."""
+
     def threads():
         return [thread for thread in threading.enumerate() if thread.name == "vine-digest"]
 
@@ -66,7 +70,8 @@ def test_no_thread_is_started_for_little_and_none_is_left_behind(tmp_path):
         assert not threads()
 
 
-def test_a_file_that_is_shorter_than_was_said_is_an_error(tmp_path):
+def test_short_file_is_an_error(tmp_path):
+    """A file that is shorter than was said is an error."""
     with (tmp_path / "file").open("w+b", buffering=0) as file:
         file.write(noise(1000))
         for said in (1001, 2 * LUMP):

@@ -38,7 +38,7 @@ class CallState:
         self._context = contextvars.copy_context()
         mark_descriptors()
         self._before = [look() for look in READERS]
-        self._rare_before = [piece.read() for piece in RARE_ITEMS]
+        self._rare_before = [item.read() for item in RARE_ITEMS]
         called_setters.clear()
         self._poll = select.poll()
         for descriptor in _open_descriptors():

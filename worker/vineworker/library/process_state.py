@@ -55,7 +55,7 @@ class StateItem(NamedTuple):
     restore: Callable[[Any], Any]
 
 
-# pieces as they were when they were looked at, until a function is called that changes them
+# cached items: read before, and not changed by a function since
 _cached: dict[str, Any] = {}
 
 
@@ -82,7 +82,7 @@ def duplicate_high(descriptor: int) -> int:
         return os.dup(descriptor)
 
 
-# ---- the pieces
+# ---- the items of the state
 
 _environ: Any = os.environ
 
@@ -329,7 +329,7 @@ CACHED_ITEM_SETTERS: dict[Any, dict[str, str]] = {
     os: {"putenv": "variables", "unsetenv": "variables", "reload_environ": "variables"},
 }
 """The only functions, also below `signal.signal` and `os.environ`, that change cached items."""
-# what of `CHANGERS` was called
+# functions of `RARE_ITEM_SETTERS` that were called
 called_setters: list[str] = []
 
 
@@ -342,19 +342,19 @@ def _wrap_setters() -> None:
         for name in names:
             _wrap_setter(module, name, "")
     for module, kept in CACHED_ITEM_SETTERS.items():
-        for name, piece in kept.items():
-            _wrap_setter(module, name, piece)
+        for name, item in kept.items():
+            _wrap_setter(module, name, item)
 
 
-def _wrap_setter(module: Any, name: str, piece: str) -> None:
+def _wrap_setter(module: Any, name: str, item: str) -> None:
     change = getattr(module, name, None)
     if change is None:
         return
 
     @functools.wraps(change)
     def changed(*args: Any, **kwargs: Any) -> Any:
-        if piece:
-            _cached.pop(piece, None)
+        if item:
+            _cached.pop(item, None)
         else:
             called_setters.append(name)
         return change(*args, **kwargs)
@@ -365,19 +365,19 @@ def _wrap_setter(module: Any, name: str, piece: str) -> None:
 
 
 _wrap_setters()
-READERS = tuple(piece.read for piece in ITEMS)
-ENVIRONMENT_INDEX = next(number for number, piece in enumerate(ITEMS) if piece.name == "environment")
+READERS = tuple(item.read for item in ITEMS)
+ENVIRONMENT_INDEX = next(number for number, item in enumerate(ITEMS) if item.name == "environment")
 
 
-def restore_items(pieces: tuple[StateItem, ...], state: list[Any]) -> Optional[str]:
+def restore_items(items: tuple[StateItem, ...], state: list[Any]) -> Optional[str]:
     """Restore the items that have changed; return the name of the first that cannot be restored."""
-    for piece, before in zip(pieces, state):
-        if piece.read() == before:
+    for item, before in zip(items, state):
+        if item.read() == before:
             continue
         try:
-            piece.restore(before)
+            item.restore(before)
         except (OSError, ValueError):
-            return piece.name
-        if piece.read() != before:
-            return piece.name
+            return item.name
+        if item.read() != before:
+            return item.name
     return None

@@ -116,13 +116,13 @@ class LinuxProbe:
         return found
 
     def _read_children_table(self) -> dict[int, list[int]]:
-        families: dict[int, list[int]] = {}
+        children: dict[int, list[int]] = {}
         for entry in list_names(self._root):
             if entry.isdigit():
                 fields = self._stat(int(entry))
                 if len(fields) > 1:
-                    families.setdefault(int(fields[1]), []).append(int(entry))
-        return families
+                    children.setdefault(int(fields[1]), []).append(int(entry))
+        return children
 
     def memory(self, pid: int) -> Memory | None:
         """Read ``/proc/PID/smaps_rollup`` (Linux 4.14; the shares by kind came with 5.4)."""

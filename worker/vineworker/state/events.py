@@ -16,7 +16,7 @@ class ObjectArrived(NamedTuple):
     # the manager waits for the news
     report_to_manager: bool
     digest: str = ""
-    # with what it should be; else `Compared` follows
+    # with what it should be; else `ObjectVerified` follows
     compared: bool = True
 
 

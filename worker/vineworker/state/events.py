@@ -13,10 +13,10 @@ class ObjectArrived(NamedTuple):
 
     name: str
     size: int
-    # the manager waits for the news
+    # whether the manager waits for a report
     report_to_manager: bool
     digest: str = ""
-    # with what it should be; else `ObjectVerified` follows
+    # whether it was compared with its digest; else `ObjectVerified` follows
     compared: bool = True
 
 

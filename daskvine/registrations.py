@@ -17,6 +17,7 @@ The functions that register travel by value: a worker need not have this package
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import functools
 import hashlib
@@ -26,7 +27,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable
+import types
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from daskvine.fingerprint import Fingerprinter
@@ -48,6 +50,8 @@ EXCLUDED_SETTINGS = (
 """How the names of dask's settings begin that say how and where a program computes, not what."""
 PLAIN_TYPES = (str, int, float, bool, type(None))
 PACKAGES = {
+    # first: what is registered may be of one
+    "modules": "sys",
     "behavior": "awkward",
     "uproot": "uproot",
     "interpretations": "uproot.interpretation.identify",
@@ -115,7 +119,12 @@ class Registrations:
             if not counting:
                 return ""
             try:
-                return Fingerprinter().digest({kind: self.current[kind] for kind in sorted(counting)}).hex()
+                # a module counts by its content here, and not by its name
+                content = {
+                    kind: self._texts[kind] if kind == "modules" else self.current[kind]
+                    for kind in sorted(counting)
+                }
+                return Fingerprinter().digest(content).hex()
             except (NotFingerprintable, RecursionError):  # then it is the same only in this program
                 texts = [(kind, self._texts[kind]) for kind in sorted(counting)]
                 return hashlib.sha256(repr(texts).encode()).hexdigest()
@@ -126,6 +135,9 @@ class Registrations:
         The former are many (awkward and vector have hundreds) and stay the same, so their text is
         kept. The program may change an object of its own at any time.
         """
+        if kind == "modules":
+            with _pickle_by_value(content.values()):
+                return (self._serialize_kind(kind, content),)
         lasting = {name: value for name, value in content.items() if _is_lasting(name, value)}
         known, text = self._lasting.get(kind, ({}, b""))
         if lasting and not _is_same(lasting, known):
@@ -160,6 +172,7 @@ class Registrations:
 def collect_registrations() -> dict[str, dict[Any, Any]]:
     """Find what this program has registered, by kind; nothing of what it has not imported."""
     found = {
+        "modules": _collect_modules(),
         "behavior": dict(getattr(sys.modules.get("awkward"), "behavior", None) or {}),
         "uproot": _collect_uproot_classes(),
         "interpretations": _collect_interpretations(),
@@ -176,6 +189,46 @@ def is_user_defined(value: Any) -> bool:
         return True
     module = sys.modules.get(name)
     return module is None or user_modules.is_own_module(module)
+
+
+def _collect_modules() -> dict[Any, Any]:
+    """Return the modules that the program has made itself, without files.
+
+    Those that compiled packages make have no specification either.
+    """
+    return {
+        name: module
+        for name, module in list(sys.modules.items())
+        if type(module) is types.ModuleType
+        and module.__dict__.get("__spec__") is None
+        and not isinstance(module.__dict__.get("__file__"), str)
+        and not module.__dict__.get("__path__")
+        and not name.startswith(("__", "cython_runtime", "_cython_"))
+        and _is_made_or_own(sys.modules.get(name.partition(".")[0]))
+    }
+
+
+def _is_made_or_own(package: Any) -> bool:
+    return isinstance(package, types.ModuleType) and (
+        (package.__spec__ is None and not isinstance(package.__dict__.get("__file__"), str))
+        or user_modules.is_own_module(package)
+    )
+
+
+@contextlib.contextmanager
+def _pickle_by_value(modules: Iterable[types.ModuleType]) -> Iterator[None]:
+    """Have modules pickled with their content, and their functions and classes likewise."""
+    import cloudpickle
+
+    before = cloudpickle.list_registry_pickle_by_value()
+    new = [module for module in modules if module.__name__ in sys.modules.keys() - before]
+    for module in new:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in new:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def _collect_uproot_classes() -> dict[Any, Any]:
@@ -310,7 +363,7 @@ def _set_entry(kind: str, name: Any, value: Any, missing: Any) -> Any:
         there = name if name in known else missing
         known.discard(name) if value is missing else known.add(name)
         return None if there is not missing else missing
-    registry: Any = copyreg.dispatch_table
+    registry: Any = sys.modules if kind == "modules" else copyreg.dispatch_table
     if kind == "behavior":
         registry = sys.modules["awkward"].behavior
     elif kind == "uproot":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
-from daskvine.registrations import Registrations
+from daskvine.registrations import Registrations, collect_registrations
 from vinecore.protocol import library_context
 from vinecore.protocol.serialization import values
 
@@ -360,6 +361,63 @@ if __name__ == "__main__":
                 (kind, 6) for kind in (Plain, Referenced, Open, Private, Child, Loose, Data)
             ], found
 """)
+
+
+def test_modules_without_files_travel(succeed):
+    succeed("""
+import types
+
+made = types.ModuleType("made")
+exec('''
+import math
+FACTOR = 3
+def scale(x):
+    return FACTOR * math.floor(x)
+class Box:
+    def __init__(self, value):
+        self.value = scale(value)
+    def __eq__(self, other):
+        return type(self) is type(other) and self.value == other.value
+''', made.__dict__)
+sys.modules["made"] = made
+sys.modules["made.constants"] = made.constants = types.ModuleType("made.constants")
+made.constants.CUT = 5
+import made
+
+def imported(x):
+    import made.constants
+    from made import scale
+    return scale(x) + made.constants.CUT
+
+def all_uses():
+    uses = [
+        dask.delayed(lambda x: made.scale(x))(2),
+        dask.delayed(made.scale)(2),
+        dask.delayed(lambda box: box.value)(made.Box(2)),
+        dask.delayed(lambda x: made.Box(x))(2),
+        dask.delayed(lambda module: module.FACTOR)(made),
+        dask.delayed(imported)(2),
+    ]
+    return dask.delayed(list)(uses)
+
+if __name__ == "__main__":
+    with DaskVine.local(cores=1) as m:
+        for options in ({}, {"reuse": True}):
+            for made.FACTOR in (3, 4):
+                everywhere(all_uses, **options)
+        m.get({"x": (made.scale, 2)}, "x", reuse=True)
+        assert m.get({"x": (made.scale, 2)}, "x", reuse=True) == 8
+        assert m.last_run.executed == 0
+        made.FACTOR = 5
+        assert m.get({"x": (made.scale, 2)}, "x", reuse=True) == 10
+""")
+
+
+def test_modules_of_packages_without_files_stay(monkeypatch):
+    pytest.importorskip("boost_histogram", reason="has modules without specifications")
+    assert "modules" not in collect_registrations()
+    monkeypatch.setitem(sys.modules, "made", types.ModuleType("made"))
+    assert [*collect_registrations()["modules"]] == ["made"]
 
 
 def test_only_script_registrations_are_pickled_again(monkeypatch):

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import textwrap
+import traceback
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,8 +18,8 @@ import pytest
 from daskvine import DaskVine
 from daskvine.compiler import modules_behind
 from tests.daskvine import sample_graphs as v
-from tests.harness.processes import PATIENCE_S, wait_until
-from vinecore import FunctionCall
+from tests.harness.processes import PATIENCE_S, wait_for_task, wait_until
+from vinecore import FunctionCall, PythonTask, TaskFailed
 
 TASKS = 30
 OWN = """
@@ -327,6 +328,88 @@ def test_damaged_file_reveals_preimported_modules(m, tmp_path, monkeypatch, name
     with pytest.raises(zipfile.BadZipFile) as caught:
         dask.delayed(read)().compute(scheduler=m.get, task_mode="function-calls", import_modules=named)
     assert any("vine_opening" in text and "leave out" in text for text in caught.value.__notes__) is is_noted
+
+
+WAITING = """
+    import os, pathlib
+
+    if os.environ["VINE_TEST_PROGRAM"] != str(os.getpid()):
+        pathlib.Path(os.environ["VINE_TEST_GATE"]).read_text()
+
+
+    def double(number):
+        return 2 * number
+"""
+"""A module whose import waits everywhere but in the program, until somebody writes to a pipe."""
+
+
+@pytest.fixture
+def waiting(folder, tmp_path, monkeypatch):
+    """Give a module whose import waits on workers, and the pipe that ends that."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    monkeypatch.setenv("VINE_TEST_GATE", str(gate))
+    monkeypatch.setenv("VINE_TEST_PROGRAM", str(os.getpid()))
+    monkeypatch.delitem(sys.modules, "vine_waiting", raising=False)
+    return write(folder, "vine_waiting", WAITING), gate
+
+
+def test_hanging_import_of_a_task_is_named(waiting, task_mode):
+    module, gate = waiting
+    with DaskVine.local(cores=1) as m, ThreadPoolExecutor(1) as threads:
+        value = dask.delayed(module.double)(3, dask_key_name="doubled")
+        computing = threads.submit(value.compute, scheduler=m.get, task_mode=task_mode)
+        said = re.compile(
+            r"doubled has been importing vine_waiting \(\S+/vine_waiting.py\) for more than \d+ s on worker 1 "
+        )
+        try:
+            wait_until(lambda: said.match(m.stalled_reason), "the import to be named")
+        finally:
+            gate.write_text("go on")
+        assert computing.result(PATIENCE_S) == 6
+        wait_until(lambda: not m.stalled_reason, "the end of the warning")
+
+
+@pytest.mark.parametrize("kind", ["task", "fork", "direct"])
+def test_time_max_ends_a_hanging_import(waiting, kind):
+    module, _gate = waiting
+    with DaskVine.local(cores=1) as m:
+        if kind == "task":
+            task = PythonTask(module.double, 3)
+        else:
+            m.install_library(m.create_library_from_functions("lib", import_and_double, exec_mode=kind))
+            task = FunctionCall("lib", "import_and_double", 3)
+        task.set_time_max(1)
+        m.submit(task)
+        assert wait_for_task(m) is task
+        assert isinstance(task.output, TaskFailed)
+        assert "time_max of 1" in str(task.output)
+
+
+def import_and_double(number):
+    return importlib.import_module("vine_waiting").double(number)
+
+
+def test_failing_import_shows_only_the_users_frames(m, folder, monkeypatch, task_mode):
+    """Frames of the import system and of the worker are not the user's."""
+    monkeypatch.setenv("VINE_TEST_PROGRAM", str(os.getpid()))
+    text = "import os\nif os.environ['VINE_TEST_PROGRAM'] != str(os.getpid()):\n    1 / 0\n"
+    folder.joinpath("vine_failing.py").write_text(text)
+    importlib.invalidate_caches()
+
+    def load():
+        import vine_failing
+
+        return vine_failing
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        dask.delayed(load)().compute(
+            scheduler=m.get, task_mode=task_mode, env_vars={"VINE_TEST_PROGRAM": "other"}
+        )
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    inner = [frame.filename for frame in frames[[frame.name for frame in frames].index("load") :]]
+    assert inner[-1].endswith("vine_failing.py")
+    assert not [name for name in inner if "vineworker" in name or "importlib" in name]
 
 
 def backend():

@@ -296,10 +296,14 @@ class LibraryFailed(NamedTuple):
 
 
 class LibrarySlow(NamedTuple):
-    """Worker: the library, a slot of it, or the Python that single tasks are forked from, takes long to start or to import something, and where it is; "" when that is over."""
+    """Worker: the library, a slot of it, or the Python that single tasks are forked from, takes long to start or to import something, and where it is; "" when that is over.
+
+    With ``task``, a task that runs imports for long the module of the user's that ``where`` names.
+    """
 
     name: str
     where: str
+    task: int = 0
 
 
 class Draining(NamedTuple):

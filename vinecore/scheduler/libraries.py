@@ -54,7 +54,7 @@ class LibraryInstances:
         self._reservation = state.reservation
         self._possibly_idle: dict[WorkerState, None] = {}  # workers with libraries that may be idle
         # what takes long to start: since when, when that was last said, and where it is
-        self._slow: dict[tuple[WorkerState, str], tuple[float, float, str]] = {}
+        self._slow: dict[tuple[WorkerState, str], tuple[float, float, str, int]] = {}
 
     def on_instance_idle(self, worker: WorkerState) -> None:
         """Remember a worker on which a library has nothing to do at the moment."""
@@ -250,14 +250,17 @@ class LibraryInstances:
         if not message.where or not (message.name in worker.libraries or message.name.startswith(PYTHON)):
             self._slow.pop(key, None)
             return
-        since = self._slow[key][0] if key in self._slow else now - SLOW_S
-        self._slow[key] = since, now, message.where[:MAX_WHERE_LENGTH]
+        known = self._slow.get(key)
+        since = known[0] if known is not None and known[3] == message.task else now - SLOW_S
+        self._slow[key] = since, now, message.where[:MAX_WHERE_LENGTH], message.task
 
     def stalled_reason(self) -> str:
-        """Say which library has been starting for long, and where it is."""
-        for key, (since, said, where) in list(self._slow.items()):
+        """Say which library has been starting, or which task importing a module, for long."""
+        for key, (since, said, where, number) in list(self._slow.items()):
             now = self._state.now
-            if now - said > 3 * SLOW_S:  # a slot that was killed meanwhile says no more
+            task = self._state.tasks.get(number)
+            # a slot that was killed meanwhile says no more
+            if now - said > 3 * SLOW_S or (number and (task is None or task.worker is not key[0])):
                 del self._slow[key]
                 continue
             worker, name = key
@@ -269,6 +272,8 @@ class LibraryInstances:
             )
             # in few steps: each new text is a line in the log
             duration_s = SLOW_S * 2 ** int(math.log2(max(1.0, (now - since) / SLOW_S)))
+            if task is not None:
+                return f"{task.spec.label} has been importing {where} for more than {duration_s:.0f} s on worker {worker.id} ({worker.name})"
             return f"{what} has been starting for more than {duration_s:.0f} s on worker {worker.id} ({worker.name}): {where}"
         return ""
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 PROGRESS = struct.Struct(">qd")
 """Content of a slot's shared file: the task that runs, or -1, and its start if it is timed."""
+IMPORT_PROGRESS = struct.Struct(">d1000s")
+"""What follows it: the start of the import of an own module, 0 if there is none, and the module."""
 
 MAX_IN_FLIGHT = 64
 """Calls that are written to a slot before it has replied to the first of them."""

@@ -380,6 +380,20 @@ def test_slow_library_start_is_named(harness):
     assert harness.scheduler.stalled_reason == ""
 
 
+def test_slow_import_names_task_until_it_ends(harness):
+    harness.submit_tasks(call(1))
+    worker = harness.connect_worker()
+    harness.worker_sends(worker, m.LibraryReady("lib", 0.1, {}), m.LibrarySlow("lib", "own (a/own.py)", 1))
+    harness.advance_time()
+    harness.advance_time(3)
+    said = f"has been importing own (a/own.py) for more than 5 s on worker {worker} "
+    assert said in harness.scheduler.stalled_reason
+    assert harness.scheduler.stalled_reason.startswith(harness.scheduler.tables.tasks[1].spec.label)
+    harness.send_events(e.TasksCancelled([1]))
+    harness.advance_time()
+    assert harness.scheduler.stalled_reason == ""
+
+
 @pytest.mark.parametrize("end", ["over", "silent", "failed", "lost"])
 def test_late_slot_start_ends_warning(harness, end):
     """A slot that has started after all is named no more."""

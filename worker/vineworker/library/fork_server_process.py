@@ -165,6 +165,9 @@ class ForkServerProcess:
         if (place := startup_watchdog.take_report(self.folder + ".stack")) is not None:
             self._on_event(events.ForkServerSlow(self.name, place))
         for slot in self.slots.values():
+            if (slow := slot.take_slow_import()) is not None:
+                task, module = slow
+                self._on_event(events.ForkServerSlow(self.name, module, max(0, task)))
             if not slot.is_python_task:
                 logs.truncate_log(slot.log)
                 logs.truncate_log(slot.errors)

@@ -18,8 +18,8 @@ import os
 import time
 import warnings
 from collections.abc import Iterable
-from types import CodeType
-from typing import Any
+from types import CodeType, ModuleType
+from typing import Any, Callable, Optional
 
 from vinecore.protocol.user_modules import is_package_file
 from vineworker.library import use_recorder
@@ -34,12 +34,21 @@ MAX_REPORTED_SOURCES = 20
 _compiled: dict[str, tuple[tuple[int, ...], CodeType]] = {}
 # sources that were not there
 _loaded: dict[str, None] = {}
+# own modules whose import has begun, each by the one before it
+_imports: list[tuple[float, bytes]] = []
+_report: Optional[Callable[[float, bytes], None]] = None
+
+
+def report_imports(report: Callable[[float, bytes], None]) -> None:
+    """Have a function called with the start of an import and the own module; with 0 and b"" at the end."""
+    global _report  # noqa: PLW0603 - a process has one loader
+    _report = report
 
 
 def wrap_loader() -> None:
     """Check compiled code in all imports of this process, and of those forked from it."""
     loader: Any = importlib.machinery.SourceFileLoader
-    usual_data, usual_code = loader.get_data, loader.get_code
+    usual_data, usual_code, usual_exec = loader.get_data, loader.get_code, loader.exec_module
 
     def get_data(self: Any, path: str) -> bytes:
         if path.endswith(".pyc") and is_possibly_stale(path, self.path):
@@ -60,7 +69,21 @@ def wrap_loader() -> None:
         _loaded[self.path] = None
         return code
 
-    loader.get_data, loader.get_code = get_data, get_code
+    def exec_module(self: Any, module: ModuleType) -> None:
+        if _report is None or is_package_file(self.path):
+            return usual_exec(self, module)  # type: ignore[no-any-return]
+        _imports.append((time.monotonic(), os.fsencode(f"{module.__name__} ({self.path})")))
+        _report(*_imports[-1])
+        try:
+            return usual_exec(self, module)  # type: ignore[no-any-return]
+        finally:
+            _imports.pop()
+            _report(*(_imports[-1] if _imports else (0.0, b"")))
+
+    # Python takes frames of the import system out of tracebacks, which it knows by their file
+    code = exec_module.__code__
+    exec_module.__code__ = code.replace(co_filename=usual_exec.__code__.co_filename)
+    loader.get_data, loader.get_code, loader.exec_module = get_data, get_code, exec_module
 
 
 def is_possibly_stale(compiled: str, source: str) -> bool:

@@ -43,6 +43,7 @@ from vineworker.library.program_folder import StartingFolder
 from vineworker.library.results import dump_result, result_bytes, write_parts
 from vineworker.machine import descendants, tmpdir
 from vineworker.slot_protocol import (
+    IMPORT_PROGRESS,
     MAX_IN_FLIGHT,
     PROGRESS,
     TO_SLOT,
@@ -94,7 +95,10 @@ class Slot:
         folder: str = "",
     ) -> None:
         self._sock, self._functions, self._fork = sock, functions, fork
-        self._progress = mmap.mmap(progress, PROGRESS.size)
+        self._progress = mmap.mmap(progress, PROGRESS.size + IMPORT_PROGRESS.size)
+        # a worker cannot ask a process that hangs
+        self._mark_import = partial(IMPORT_PROGRESS.pack_into, self._progress, PROGRESS.size)
+        fresh_imports.report_imports(self._mark_import)
         self._shared: dict[str, Any] = {}
         # came as messages, not loaded yet
         self._raw_shared: dict[str, bytes] = {}
@@ -262,6 +266,8 @@ class Slot:
         finally:
             os.close(read)
         _pid, status, _usage = os.wait4(pid, 0)
+        # the child may have ended in the middle of an import
+        self._mark_import(0.0, b"")
         descendants.kill_all(known)
         if self._temporary:
             tmpdir.remove_folder(self._temporary)

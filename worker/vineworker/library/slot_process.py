@@ -9,12 +9,14 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from typing import Any, Callable, Optional
 
 from vinecore.protocol.channel import MessageChannel
 from vinecore.protocol.trees import remove_tree
 from vineworker.library.fork_server_connection import ForkServerConnection
-from vineworker.slot_protocol import FROM_SLOT, PROGRESS
+from vineworker.library.startup_watchdog import REPORT_INTERVAL_S
+from vineworker.slot_protocol import FROM_SLOT, IMPORT_PROGRESS, PROGRESS
 from vineworker.state import events
 from vineworker.tasks.sandbox import read_log_tail
 
@@ -76,9 +78,10 @@ class SlotProcess:
         self.on_forked: Callable[[int], None] = lambda _pid: None
         self._is_closed = self._exit_is_reported = self._has_replied = False
         self._file = _create_shared_file()
-        self._file.write(PROGRESS.pack(-1, 0.0))
+        self._file.write(PROGRESS.pack(-1, 0.0) + IMPORT_PROGRESS.pack(0.0, b""))
         self._file.flush()
-        self._progress = mmap.mmap(self._file.fileno(), PROGRESS.size)
+        self._progress = mmap.mmap(self._file.fileno(), PROGRESS.size + IMPORT_PROGRESS.size)
+        self._import_report_time = 0.0
         self._local, self._remote = socket.socketpair()
         self._local.setblocking(False)
         self.channel = MessageChannel(
@@ -132,6 +135,24 @@ class SlotProcess:
             return None
         running, start_time = PROGRESS.unpack_from(self._progress, 0)
         return start_time if running == task else None
+
+    def take_slow_import(self) -> Optional[tuple[int, str]]:
+        """Return the running task and the module whose import takes long; "" for the module once when it is over.
+
+        None if there is nothing to report now.
+        """
+        if self._exit_is_reported:
+            return None
+        now = time.monotonic()
+        task, _start_time = PROGRESS.unpack_from(self._progress, 0)
+        start_time, module = IMPORT_PROGRESS.unpack_from(self._progress, PROGRESS.size)
+        if start_time and task >= 0 and now - start_time >= REPORT_INTERVAL_S:
+            if now - self._import_report_time < REPORT_INTERVAL_S:
+                return None
+            self._import_report_time = now
+            return task, os.fsdecode(module.rstrip(b"\0"))
+        was_reported, self._import_report_time = bool(self._import_report_time), 0.0
+        return (task, "") if was_reported else None
 
     def read_output_tail(self) -> str:
         """Return the end of the output of the process."""

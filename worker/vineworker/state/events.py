@@ -67,6 +67,8 @@ class ForkServerSlow(NamedTuple):
 
     fork_server: str
     place: str
+    # the task that imports the module that ``place`` names; 0 if it is not a task that takes long
+    task: int = 0
 
 
 class ForkServerExited(NamedTuple):

@@ -83,7 +83,9 @@ class LibraryTable:
     def on_slow(self, event: events.ForkServerSlow) -> None:
         """Report a library that takes long to start."""
         if event.fork_server in self._fork_servers:
-            self._out.append(instructions.SendMessage(messages.LibrarySlow(event.fork_server, event.place)))
+            self._out.append(
+                instructions.SendMessage(messages.LibrarySlow(event.fork_server, event.place, event.task))
+            )
 
     def on_exited(self, event: events.ForkServerExited) -> None:
         """Report the tasks of a fork server that has exited."""

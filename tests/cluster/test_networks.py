@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.cluster.network_namespaces import ip
 from tests.cluster.test_peers import PYTHON, address_of, begin, worker_on
-from tests.harness.processes import wait_until, worker_summaries
+from tests.harness.processes import scheduler_state, wait_until, worker_summaries
 from vinecore import Task
 
 FILES = 6
@@ -65,8 +65,8 @@ def test_unreachable_worker_is_asked_rarely(local_cluster, hosts, caplog):
     assert addresses[0].startswith(router.address)
     silent.block(address_of(m, hidden[1])[1])
     files = make_on(local_cluster, m, 2, "first")
-    makers = m._engine.query(
-        lambda mind: {w.id for f in files for w in mind.tables.files[f.cache_name].replicas}
+    makers = scheduler_state(
+        m, lambda scheduler: {w.id for f in files for w in scheduler.tables.files[f.cache_name].replicas}
     )
     assert makers == set(hidden)
     for place in open_places:
@@ -80,8 +80,11 @@ def test_unreachable_worker_is_asked_rarely(local_cluster, hosts, caplog):
     wait_until(lambda: len(worker_summaries(m)) == 5, "all to be there")
     more = make_on(local_cluster, m, 2, "second")
     read_everywhere(local_cluster, m, more, "again", 5)
-    shunned = m._engine.query(
-        lambda mind: all(mind.tables.workers[n].excluded_until > mind.tables.now for n in hidden)
+    shunned = scheduler_state(
+        m,
+        lambda scheduler: all(
+            scheduler.tables.workers[n].excluded_until > scheduler.tables.now for n in hidden
+        ),
     )
     if shunned:  # else the machine was so slow that it is time for another try
         receivers = "|".join(map(str, hidden))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 from tests.harness import sample_tasks
-from tests.harness.processes import wait_until, worker_summaries
+from tests.harness.processes import scheduler_state, wait_until, worker_summaries
 from vinecore import PythonTask, Task
 
 MB = 1 << 20
@@ -35,7 +35,9 @@ def worker_on(local_cluster, m, host, manager, port=None):
 
 def address_of(m, number):
     """Where a worker can be fetched from, by its number."""
-    host, _, port = m._engine.query(lambda mind: mind.tables.workers[number].data_address).rpartition(":")
+    host, _, port = scheduler_state(
+        m, lambda scheduler: scheduler.tables.workers[number].data_address
+    ).rpartition(":")
     return host, int(port)
 
 

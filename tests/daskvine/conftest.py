@@ -11,7 +11,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.daskvine.file_barrier import Gate
-from tests.harness.processes import PATIENCE_S
+from tests.harness.processes import PATIENCE_S, scheduler_state
 from vinecore.scheduler import instructions as i
 
 MODES = ("tasks", "function-calls")
@@ -37,12 +37,12 @@ def m(one_worker):
     """The shared manager; nothing of what a test computed is left in its tables."""
     one_worker.set_scheduler("files")
     yield one_worker
-    assert one_worker._engine.query(left_behind) == []
+    assert scheduler_state(one_worker, left_behind) == []
 
 
-def left_behind(mind):
-    files = [name for name in mind.tables.files if name.startswith("result-")]
-    return [*mind.tables.tasks, *(run for run in mind.tables.graphs if run), *files]
+def left_behind(scheduler):
+    files = [name for name in scheduler.tables.files if name.startswith("result-")]
+    return [*scheduler.tables.tasks, *(run for run in scheduler.tables.graphs if run), *files]
 
 
 @pytest.fixture(params=MODES)

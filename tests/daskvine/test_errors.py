@@ -14,7 +14,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.daskvine import sample_graphs as v
-from tests.harness.processes import interrupt_when
+from tests.harness.processes import interrupt_when, scheduler_state
 from vinecore.errors import LibraryError, TaskCrashed
 
 CALLS = {"task_mode": "function-calls"}
@@ -444,8 +444,8 @@ def test_an_interrupt_cancels_what_is_computed(m, gate, options):
     graph = {("x", n): (v.stop_at, gate.port, str(n)) for n in range(4)}
     with pytest.raises(KeyboardInterrupt):
         m.get(graph, list(graph), **options)
-    assert m._engine.query(
-        lambda mind: (list(mind.tables.tasks), [run for run in mind.tables.graphs if run])
+    assert scheduler_state(
+        m, lambda scheduler: (list(scheduler.tables.tasks), [run for run in scheduler.tables.graphs if run])
     ) == ([], [])
     assert m.get({"x": (v.inc, 1)}, "x", **options) == 2  # though the gate is still closed
 
@@ -485,7 +485,7 @@ def test_an_interrupt_while_nothing_is_connected():
     with DaskVine(port=0) as m:
         with (
             pytest.raises(KeyboardInterrupt),
-            interrupt_when(lambda: m._engine.query(lambda mind: list(mind.tables.tasks))),
+            interrupt_when(lambda: scheduler_state(m, lambda scheduler: list(scheduler.tables.tasks))),
         ):
             dask.delayed(v.inc)(1).compute(scheduler=m.get, progress_disable=True)
-        assert m._engine.query(lambda mind: list(mind.tables.tasks)) == []
+        assert scheduler_state(m, lambda scheduler: list(scheduler.tables.tasks)) == []

@@ -8,7 +8,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.daskvine import sample_graphs as v
-from tests.harness.processes import start_local_cluster
+from tests.harness.processes import scheduler_state, start_local_cluster
 
 CALLS = {"task_mode": "function-calls", "progress_disable": True}
 LENGTH = 1_000_000  # 8 MB
@@ -106,5 +106,7 @@ def test_groups_leave_nothing_on_worker(m):
     learned(m)
     (worker,) = m.summarize_workers()
     assert worker["tasks"] == 0
-    left = m._engine.query(lambda mind: [name for name in mind.tables.files if name.startswith("result-")])
+    left = scheduler_state(
+        m, lambda scheduler: [name for name in scheduler.tables.files if name.startswith("result-")]
+    )
     assert left == []

@@ -19,7 +19,7 @@ from daskvine import DaskVine, daskvine_merge, progress
 from daskvine.options import PRIORITY_MODES
 from tests.daskvine import sample_graphs as v
 from tests.harness.http_servers import web_server
-from tests.harness.processes import PATIENCE_S, wait_until
+from tests.harness.processes import PATIENCE_S, scheduler_state, wait_until
 from vinecore import FunctionCall, Task
 from vinecore.errors import InsufficientResources, LibraryError, TaskCrashed, TaskFailed
 from vinecore.manager.policy_methods import PLACEMENT_POLICIES
@@ -33,20 +33,24 @@ LARGE = 200_000  # bytes: too many for a message, so it is a file on the worker
 
 def running(m):
     """How many tasks are on workers now."""
-    return m._engine.query(lambda mind: sum(len(worker.tasks) for worker in mind.tables.workers.values()))
+    return scheduler_state(
+        m, lambda scheduler: sum(len(worker.tasks) for worker in scheduler.tables.workers.values())
+    )
 
 
 def copies(m, *keys):
     """How many workers hold the result of each vertex of the last graph now."""
     names = [m.last_run._results[key] for key in keys]
-    return m._engine.query(lambda mind: [len(mind.tables.files[name].replicas) for name in names])
+    return scheduler_state(
+        m, lambda scheduler: [len(scheduler.tables.files[name].replicas) for name in names]
+    )
 
 
 def at_manager(m, key):
     """Whether the result of a vertex of the last graph is at the manager now."""
     name = m.last_run._results[key]
     return (
-        m._engine.query(lambda mind: mind.tables.files[name].at_manager)
+        scheduler_state(m, lambda scheduler: scheduler.tables.files[name].at_manager)
         and m._engine.store.find_object(name) is not None
     )
 
@@ -125,7 +129,10 @@ def test_env_per_task_unpacks_for_each_vertex(m, packed):
     found = m.get(graph, list(graph), environment=packed, env_per_task=True)
     assert [word for word, _prefix in found] == ["packed", "packed"]
     assert len({prefix for _word, prefix in found}) == 2
-    assert m._engine.query(lambda mind: [name for name in mind.tables.files if "-for-" in name]) == []
+    assert (
+        scheduler_state(m, lambda scheduler: [name for name in scheduler.tables.files if "-for-" in name])
+        == []
+    )
 
 
 def test_a_broken_environment_is_named(m, task_mode, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from daskvine import DaskVine
 from tests.daskvine import sample_graphs as v
-from tests.harness.processes import PATIENCE_S, start_local_cluster, wait_until
+from tests.harness.processes import PATIENCE_S, scheduler_state, start_local_cluster, wait_until
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_without_reuse_all_vertices_run(m):
     for _ in range(2):
         assert m.get(graph, "end", task_mode="function-calls") == 3
         assert m.last_run.executed == 2
-    assert not m._engine.query(lambda mind: mind.tables.evictable)
+    assert not scheduler_state(m, lambda scheduler: scheduler.tables.evictable)
 
 
 def test_keys_do_not_matter(m):
@@ -91,8 +91,8 @@ def test_unneeded_results_are_not_remade(m):
     options = {"task_mode": "function-calls", "reuse": True}
     graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
     assert m.get(graph, "b", **options) == 3
-    m._engine.query(
-        lambda mind: mind.files.evict(next(f for f in mind.tables.evictable if f.size))
+    scheduler_state(
+        m, lambda scheduler: scheduler.files.evict(next(f for f in scheduler.tables.evictable if f.size))
     )  # that of "a"
     assert m.get(graph, "c", **options) == 4
     assert m.last_run.executed == 1
@@ -104,7 +104,9 @@ def test_results_lost_with_worker_are_remade(m):
     graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
     assert m.get(graph, "b", **options) == 3
     m.factory.processes[0].kill()
-    wait_until(lambda: not m._engine.query(lambda mind: mind.tables.evictable), "the worker to be gone")
+    wait_until(
+        lambda: not scheduler_state(m, lambda scheduler: scheduler.tables.evictable), "the worker to be gone"
+    )
     assert m.get(graph, "c", **options) == 4
     assert m.last_run.executed == 3
 
@@ -224,8 +226,8 @@ def test_lookup_does_not_count_as_done(tmp_path, monkeypatch):
         graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "end": (v.inc, "b")}
         with ThreadPoolExecutor(1) as pool:
             result = pool.submit(m.get, graph, "end", task_mode="tasks", reuse=True, progress_disable=True)
-            laid_down = lambda mind: [run.deferred for run in mind.tables.graphs.values()]  # noqa: E731
-            wait_until(lambda: 3 in m._engine.query(laid_down), "the graph to be laid down")
+            laid_down = lambda scheduler: [run.deferred for run in scheduler.tables.graphs.values()]  # noqa: E731
+            wait_until(lambda: 3 in scheduler_state(m, laid_down), "the graph to be laid down")
             snapshot = m.last_run._take_snapshot()
             local_cluster.start_worker(m)
             assert result.result(240) == 4

@@ -18,7 +18,7 @@ import pytest
 from daskvine import DaskVine
 from daskvine.compiler import modules_behind
 from tests.daskvine import sample_graphs as v
-from tests.harness.processes import PATIENCE_S, wait_for_task, wait_until
+from tests.harness.processes import PATIENCE_S, scheduler_state, wait_for_task, wait_until
 from vinecore import FunctionCall, PythonTask, TaskFailed
 
 TASKS = 30
@@ -188,9 +188,9 @@ def test_processes_of_old_code_end(m, folder):
         module = edited(folder, "mine_piled_up", f"def number():\n    return {number}\n")
         vertex = dask.delayed(module.number)()
         assert vertex.compute(scheduler=m.get, task_mode="function-calls") == number
-        installed.add(m._engine.query(lambda mind: len(mind.tables.libraries)))
+        installed.add(scheduler_state(m, lambda scheduler: len(scheduler.tables.libraries)))
     assert len(installed) == 1
-    workers = m._engine.query(lambda mind: list(mind.tables.workers.values()))
+    workers = scheduler_state(m, lambda scheduler: list(scheduler.tables.workers.values()))
     assert [len(worker.libraries) for worker in workers] == [1]
 
 
@@ -265,7 +265,12 @@ def test_library_calls_run_reloaded_code(m, folder, library):
         edited(folder, "mine_called", f"def scaled(n):\n    return {factor} * n\n")
         assert [called(m, name, 7) for name in library.functions] == [7 * factor] * 3
     assert (
-        len(m._engine.query(lambda mind: [n for n in mind.tables.libraries if n.startswith("calls-")])) == 1
+        len(
+            scheduler_state(
+                m, lambda scheduler: [n for n in scheduler.tables.libraries if n.startswith("calls-")]
+            )
+        )
+        == 1
     )
 
 
@@ -276,11 +281,11 @@ def test_library_is_reinstalled_after_reload_once(m, folder, library):
     assert [called(m, name, 7) for name in library.functions] == [35] * 3
     process = FunctionCall("calls", "scaled", 1)
     edited(folder, "mine_other", "NUMBER = 1\n")  # imported now, and again: no business of what runs already
-    names = set(m._engine.query(lambda mind: list(mind.tables.libraries)))
+    names = set(scheduler_state(m, lambda scheduler: list(scheduler.tables.libraries)))
     importlib.import_module("mine_other")
     m.submit(process)
     m.wait(PATIENCE_S)
-    assert names == set(m._engine.query(lambda mind: list(mind.tables.libraries)))
+    assert names == set(scheduler_state(m, lambda scheduler: list(scheduler.tables.libraries)))
 
 
 def test_module_imported_anew_is_another(m, folder, library):

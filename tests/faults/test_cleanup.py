@@ -20,6 +20,7 @@ from tests.harness.processes import (
     find_paths,
     is_alive,
     list_recursively,
+    scheduler_state,
     wait_until,
 )
 from vinecore import Factory, FunctionCall, PythonTask, Task
@@ -260,7 +261,7 @@ def test_ended_tasks_leave_no_files(local_cluster):
             task.set_retries(1)
         m.submit(task)
     wait_until(
-        lambda: m._engine.query(lambda mind: [*mind.tables.tasks] == [tasks[10].id]),
+        lambda: scheduler_state(m, lambda scheduler: [*scheduler.tables.tasks] == [tasks[10].id]),
         "all but one to have ended",
     )
     m.cancel_all()

@@ -17,6 +17,7 @@ from tests.harness.processes import (
     age_connection,
     engine_threads,
     make_file_and_block,
+    scheduler_state,
     wait_for_task,
     wait_until,
     worker_summaries,
@@ -134,7 +135,9 @@ def made_and_moved(local_cluster, fault, other=None, size=LARGE):
 def test_unreachable_worker_is_relayed_by_manager(local_cluster, fault):
     """A worker whose port cannot be reached is relayed by the manager."""
     m, maker = made_and_moved(local_cluster, fault)
-    assert m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
+    assert scheduler_state(
+        m, lambda scheduler: scheduler.tables.files[maker.output_file.cache_name].at_manager
+    )
 
 
 def test_a_truncated_object_is_had_from_elsewhere(local_cluster, caplog):
@@ -246,7 +249,7 @@ def test_unsendable_task_costs_only_itself(local_cluster):
     odd = Odd("true", cores=1)
     tasks = [*others[:3], odd, *others[3:]]
     # at once, so that they share a frame
-    m._engine.query(lambda _mind: [m.submit(task) for task in tasks])
+    scheduler_state(m, lambda _scheduler: [m.submit(task) for task in tasks])
     ended = [wait_for_task(m) for _ in tasks]
     assert sorted(task.output for task in ended if task is not odd) == [f"{number}\n" for number in range(6)]
     assert odd.result == "not sent"
@@ -263,7 +266,7 @@ def test_large_arguments_are_split_or_refused(local_cluster, monkeypatch):
     large = PythonTask(len, bytes(200_000))
     for task in (*tasks, large):
         task.set_cores(1)
-    m._engine.query(lambda _mind: [m.submit(task) for task in (*tasks, large)])
+    scheduler_state(m, lambda _scheduler: [m.submit(task) for task in (*tasks, large)])
     ended = [wait_for_task(m) for _ in (*tasks, large)]
     assert sorted(task.output for task in ended if task is not large) == [
         40_000 + number for number in range(6)

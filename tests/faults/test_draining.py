@@ -11,7 +11,7 @@ import psutil
 from daskvine import DaskVine
 from tests.faults.test_workers_lost import InThread
 from tests.harness import sample_tasks
-from tests.harness.processes import HURRY_S, PATIENCE_S, wait_until, worker_summaries
+from tests.harness.processes import HURRY_S, PATIENCE_S, scheduler_state, wait_until, worker_summaries
 from vinecore import FunctionCall, Task
 
 PARTS = 6
@@ -41,11 +41,11 @@ def made(local_cluster):
 def wait_for_parts(local_cluster, m, run):
     """Wait until all parts are done, as the manager sees it, and the gate is waited for."""
 
-    def look(mind):
-        return any(known.done >= PARTS for known in mind.tables.graphs.values())
+    def look(scheduler):
+        return any(known.done >= PARTS for known in scheduler.tables.graphs.values())
 
     wait_until(
-        lambda: not run.running or (m._engine.query(look) and local_cluster.count_lines("held")),
+        lambda: not run.running or (scheduler_state(m, look) and local_cluster.count_lines("held")),
         "the parts to be made",
     )
     assert run.running or run.result()

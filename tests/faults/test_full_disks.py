@@ -15,6 +15,7 @@ from tests.harness.processes import (
     PATIENCE_S,
     call_after_each_task,
     find_paths,
+    scheduler_state,
     used_below,
     wait_for_task,
     wait_until,
@@ -164,7 +165,7 @@ def analysis(tmp_path_factory):
 def written(m):
     """Count the bytes that vertices write to disks."""
     counts = []
-    disk = m._engine.query(lambda mind: mind.disk)
+    disk = scheduler_state(m, lambda scheduler: scheduler.disk)
     record = disk.record_written_bytes
     disk.record_written_bytes = lambda task, size: (counts.append(size), record(task, size))
     return counts
@@ -185,31 +186,31 @@ class Killer:
         self._engine, self._most = m._engine, most
         self.killed, self.done_at_losses = set(), []
         call_after_each_task(m, self._kill_if_due)
-        self._engine.query(self._count_losses)
+        scheduler_state(m, self._count_losses)
 
-    def _count_losses(self, mind):
-        membership = mind.membership
+    def _count_losses(self, scheduler):
+        membership = scheduler.membership
         lose = membership.remove_worker
 
         def lose_and_count(worker, reason):
-            self.done_at_losses.append(sum(run.done for run in mind.tables.graphs.values()))
+            self.done_at_losses.append(sum(run.done for run in scheduler.tables.graphs.values()))
             lose(worker, reason)
 
         membership.remove_worker = lose_and_count
 
-    def _kill_if_due(self, mind):
-        runs = mind.tables.graphs.values()
+    def _kill_if_due(self, scheduler):
+        runs = scheduler.tables.graphs.values()
         if self._due(sum(run.done for run in runs), sum(run.done + run.unfinished for run in runs)):
-            self._kill(mind)
+            self._kill(scheduler)
 
     def _due(self, done, vertices):
         """Whether it is time for the next one: after the first and the second third, where there are two to kill."""
         killed = len(self.killed)
         return killed < self._most and done * (self._most + 1) >= vertices * (killed + 1)
 
-    def _kill(self, mind):
+    def _kill(self, scheduler):
         held = {}
-        for worker in mind.tables.workers.values():
+        for worker in scheduler.tables.workers.values():
             pid = self._engine._peers[worker.id].hello.pid
             if pid not in self.killed:
                 held[pid] = sum(worker.files.values())

@@ -14,7 +14,7 @@ import pytest
 
 from tests.faults import resume_script
 from tests.harness import sample_tasks
-from tests.harness.processes import PATIENCE_S, find_paths, free_port, is_alive, wait_until
+from tests.harness.processes import PATIENCE_S, find_paths, free_port, is_alive, scheduler_state, wait_until
 from vinecore.journal import records
 from vinecore.journal.reader import read
 from vinecore.protocol.temporary_folders import OWNER_FILE
@@ -162,7 +162,7 @@ def test_unwanted_kept_files_are_released(local_cluster, script):
     with local_cluster.start_manager(port=script.port) as m:
         m.wait_for_workers(1, PATIENCE_S)
         wait_until(lambda: not list_kept_files(), "the worker to let it go")
-        assert m._engine.query(lambda mind: mind.tables.files) == {}
+        assert scheduler_state(m, lambda scheduler: scheduler.tables.files) == {}
 
 
 def test_workers_keep_nothing_without_resume(local_cluster, script):

@@ -13,7 +13,13 @@ from click.testing import CliRunner
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import PATIENCE_S, make_file_and_block, wait_for_task, wait_until
+from tests.harness.processes import (
+    PATIENCE_S,
+    make_file_and_block,
+    scheduler_state,
+    wait_for_task,
+    wait_until,
+)
 from vinecore import Factory, PythonTask, Task
 from vinecore.factory.cli import command
 from vinecore.protocol import tls
@@ -37,7 +43,9 @@ def test_run_over_tls_with_peer_transfer(local_cluster):
     local_cluster.path("gate").touch()
     assert wait_for_task(m) is blocker
     assert reader.output == hashlib.sha256(sample_tasks.make_bytes(LARGE)).hexdigest()
-    assert not m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
+    assert not scheduler_state(
+        m, lambda scheduler: scheduler.tables.files[maker.output_file.cache_name].at_manager
+    )
     m.submit(PythonTask(sample_tasks.make_bytes, LARGE))
     assert wait_for_task(m).output == sample_tasks.make_bytes(LARGE)
 

@@ -304,6 +304,11 @@ def wait_for_task(m):
     return task
 
 
+def scheduler_state(manager: Any, query: Callable[[Any], Any]) -> Any:
+    """Return what a query finds in the manager's scheduler, after all earlier events."""
+    return manager._engine.query(query)
+
+
 def call_after_each_task(m: Any, react: Callable[[Any], None]) -> None:
     """Call a function with the scheduler after each task that is done, before anything else happens."""
 
@@ -317,7 +322,7 @@ def call_after_each_task(m: Any, react: Callable[[Any], None]) -> None:
 
         handlers[messages.TaskDone] = finish_and_react
 
-    m._engine.query(watch)
+    scheduler_state(m, watch)
 
 
 def age_connection(m: Any, worker: int, seconds: float = 400.0) -> None:
@@ -329,7 +334,7 @@ def age_connection(m: Any, worker: int, seconds: float = 400.0) -> None:
             peer.last_received_at -= seconds
             peer.pinged_at -= seconds
 
-    m._engine.query(shift)
+    scheduler_state(m, shift)
 
 
 @contextlib.contextmanager

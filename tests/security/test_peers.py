@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.test_connections import LARGE, made_and_moved
 from tests.harness import sample_tasks
-from tests.harness.processes import wait_for_task
+from tests.harness.processes import scheduler_state, wait_for_task
 from vinecore import PythonTask
 from vinecore.protocol import handshake, transfer_tokens
 from vinecore.protocol.transfer.client import TransferConnection
@@ -18,7 +18,7 @@ from vinecore.security.shared_secret import read_secret
 
 def door_of(m, number):
     """The port on which a worker listens for its peers, and its key."""
-    address = m._engine.query(lambda mind: mind.tables.workers[number].data_address)
+    address = scheduler_state(m, lambda scheduler: scheduler.tables.workers[number].data_address)
     return int(address.rpartition(":")[2]), m._engine._peers[number].key
 
 
@@ -64,4 +64,6 @@ def test_forging_worker_is_served_by_manager(local_cluster, caplog):
     caplog.set_level(logging.WARNING, "vinecore")
     m, maker = made_and_moved(local_cluster, None, "forging")
     assert "the token is not for" in caplog.text
-    assert m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
+    assert scheduler_state(
+        m, lambda scheduler: scheduler.tables.files[maker.output_file.cache_name].at_manager
+    )

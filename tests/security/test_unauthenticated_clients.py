@@ -16,7 +16,13 @@ import threading
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import PATIENCE_S, make_file_and_block, wait_for_task, wait_until
+from tests.harness.processes import (
+    PATIENCE_S,
+    make_file_and_block,
+    scheduler_state,
+    wait_for_task,
+    wait_until,
+)
 from tests.harness.tcp_proxy import TcpProxy
 from tests.security.resource_monitor import crowd, many_files, unharmed, works
 from vinecore import PythonTask, Task
@@ -33,7 +39,9 @@ def port_of(m, whose):
     """The manager's port, or that on which its first worker listens for peers."""
     if whose == "manager":
         return m.port
-    return m._engine.query(lambda mind: int(mind.tables.workers[1].data_address.rpartition(":")[2]))
+    return scheduler_state(
+        m, lambda scheduler: int(scheduler.tables.workers[1].data_address.rpartition(":")[2])
+    )
 
 
 GARBAGE = [
@@ -75,7 +83,9 @@ def test_garbage_is_refused_and_logged(local_cluster, caplog, whose):
     port = (
         m.port
         if whose == "manager"
-        else m._engine.query(lambda mind: int(mind.tables.workers[1].data_address.rpartition(":")[2]))
+        else scheduler_state(
+            m, lambda scheduler: int(scheduler.tables.workers[1].data_address.rpartition(":")[2])
+        )
     )
     for garbage in GARBAGE:
         answer = throw(port, garbage)

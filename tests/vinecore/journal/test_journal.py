@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from daskvine import DaskVine
 from tests.harness import sample_tasks
-from tests.harness.processes import PATIENCE_S, wait_until, worker_summaries
+from tests.harness.processes import PATIENCE_S, scheduler_state, wait_until, worker_summaries
 from vinecore import FunctionCall, PythonTask, Task, journal
 from vinecore.journal import records
 from vinecore.journal.recorder import JournalRecorder
@@ -95,7 +95,7 @@ def story(shared_cluster):
     submit(doomed, "cancelled")
     m.cancel_all()
     finish(m)
-    moved = m._engine.query(lambda mind: mind.tables.moved_bytes)
+    moved = scheduler_state(m, lambda scheduler: scheduler.tables.moved_bytes)
     path = m.journal
     m.close()
     return path, ends, moved
@@ -238,7 +238,9 @@ def test_recomputed_result_is_recorded(local_cluster):
     m.submit(made)
     finish(m)
     name = made.output_file.cache_name
-    [holder] = m._engine.query(lambda mind: [worker.id for worker in mind.tables.files[name].replicas])
+    [holder] = scheduler_state(
+        m, lambda scheduler: [worker.id for worker in scheduler.tables.files[name].replicas]
+    )
     workers[holder - 1].kill()
     wait_until(lambda: m.workers_connected == 1, "the manager to notice")
     m.submit(PythonTask(len, made.output_file))

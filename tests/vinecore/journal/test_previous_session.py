@@ -12,7 +12,7 @@ import msgspec
 import psutil
 import pytest
 
-from tests.harness.processes import free_port, is_alive, wait_until
+from tests.harness.processes import free_port, is_alive, scheduler_state, wait_until
 from vinecore import Manager, journal
 from vinecore.journal import records as j
 from vinecore.journal.previous_session import find_previous_session
@@ -236,7 +236,7 @@ def test_worker_ending_later_is_not_awaited(local_cluster, tmp_path, write):
     worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     write("1", joined(1, HERE, worker.pid), joined(2, "elsewhere", 7))
     m = local_cluster.start_manager(name="m", run_info_path=tmp_path, resume=True)
-    awaited = lambda: m._engine.query(lambda mind: set(mind.resumed.awaited_workers))  # noqa: E731
+    awaited = lambda: scheduler_state(m, lambda scheduler: set(scheduler.resumed.awaited_workers))  # noqa: E731
     assert awaited() == {(HERE, worker.pid), ("elsewhere", 7)}
     worker.communicate(b"")
     wait_until(lambda: awaited() == {("elsewhere", 7)})

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.harness.processes import PATIENCE_S, free_port, wait_until, worker_summaries
+from tests.harness.processes import PATIENCE_S, free_port, scheduler_state, wait_until, worker_summaries
 from vinecore import Manager, Task
 from vinecore.protocol.ports import canonical_address, parse_ports
 
@@ -114,7 +114,9 @@ def test_ipv6_only_manager_and_workers(local_cluster):
     needs_ipv6()
     m = local_cluster.start_manager(address="::1")
     local_cluster.start_workers(m, 2, host="::1")
-    addresses = m._engine.query(lambda mind: [worker.data_address for worker in mind.tables.workers.values()])
+    addresses = scheduler_state(
+        m, lambda scheduler: [worker.data_address for worker in scheduler.tables.workers.values()]
+    )
     assert all(address.startswith("::1:") for address in addresses)
     assert run_on_each(m, local_cluster.folder) == ["precious\n"] * 2
 
@@ -125,7 +127,9 @@ def test_manager_on_all_addresses_has_both_families(local_cluster):
     m = local_cluster.start_manager(address="")
     local_cluster.start_workers(m, 1, host="::1")
     local_cluster.start_workers(m, 1, host="127.0.0.1")
-    hosts = m._engine.query(lambda mind: [worker.host for worker in mind.tables.workers.values()])
+    hosts = scheduler_state(
+        m, lambda scheduler: [worker.host for worker in scheduler.tables.workers.values()]
+    )
     assert hosts == ["::1", "127.0.0.1"]
     assert run_on_each(m, local_cluster.folder) == ["precious\n"] * 2
 
@@ -156,7 +160,9 @@ def test_peers_fetch_from_told_address(local_cluster):
         assert f"cannot listen on port {first}" in refused.log
         assert "--transfer-port" in refused.log
     local_cluster.start_workers(m, 1)
-    addresses = m._engine.query(lambda mind: [worker.data_address for worker in mind.tables.workers.values()])
+    addresses = scheduler_state(
+        m, lambda scheduler: [worker.data_address for worker in scheduler.tables.workers.values()]
+    )
     assert addresses[0] == f"127.0.0.1:{free}"
     assert run_on_each(m, local_cluster.folder) == ["precious\n"] * 2
 
@@ -172,6 +178,8 @@ def test_peers_dial_what_they_are_told_to(local_cluster):
         )
     local_cluster.start_workers(m, 1)
     wait_until(lambda: len(worker_summaries(m)) == 2, "both workers")
-    addresses = m._engine.query(lambda mind: [worker.data_address for worker in mind.tables.workers.values()])
+    addresses = scheduler_state(
+        m, lambda scheduler: [worker.data_address for worker in scheduler.tables.workers.values()]
+    )
     assert addresses[0] == f"localhost:{free}" != f"localhost:{first}"
     assert run_on_each(m, local_cluster.folder) == ["precious\n"] * 2

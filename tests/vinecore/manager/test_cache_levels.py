@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.harness.processes import PATIENCE_S, find_paths, free_port, wait_until
+from tests.harness.processes import PATIENCE_S, find_paths, free_port, scheduler_state, wait_until
 from tests.harness.sample_tasks import PERSISTENT
 from vinecore import Manager, PythonTask, Task
 from vinecore.protocol import INLINE_LIMIT
@@ -57,7 +57,7 @@ def counts(m, files):
 
 
 def moved(m):
-    return m._engine.query(lambda mind: mind.tables.moved_bytes)
+    return scheduler_state(m, lambda scheduler: scheduler.tables.moved_bytes)
 
 
 def records(local_cluster):

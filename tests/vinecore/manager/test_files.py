@@ -17,7 +17,7 @@ import threading
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import PATIENCE_S, wait_until
+from tests.harness.processes import PATIENCE_S, scheduler_state, wait_until
 from vinecore import FunctionCall, PythonTask, Task
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol.transfer import digests
@@ -680,7 +680,9 @@ def test_without_peer_transfers_manager_relays(local_cluster):
     local_cluster.start_workers(m, 1)
     m.submit(PythonTask(sample_tasks.length, maker.output_file))
     assert m.wait(PATIENCE_S).output == len(sample_tasks.make_bytes(LARGE))
-    assert m._engine.query(lambda mind: mind.tables.files[maker.output_file.cache_name].at_manager)
+    assert scheduler_state(
+        m, lambda scheduler: scheduler.tables.files[maker.output_file.cache_name].at_manager
+    )
     local_cluster.path("gate").touch()
     assert m.wait(PATIENCE_S) is blocker
 
@@ -716,7 +718,9 @@ def test_every_maker_and_receiver_reports_digest(local_cluster, how):
             wait_until(lambda count=number: local_cluster.count_lines("held") == count)
         gate.touch()
         assert m.wait(PATIENCE_S).successful() and m.wait(PATIENCE_S).successful()
-    told = m._engine.query(lambda mind: list(mind.tables.files[file.cache_name].replicas.values()))
+    told = scheduler_state(
+        m, lambda scheduler: list(scheduler.tables.files[file.cache_name].replicas.values())
+    )
     kept = [
         digests.hash_file(str(path)) for path in local_cluster.workspace.glob(f"*/*/cache/{file.cache_name}")
     ]

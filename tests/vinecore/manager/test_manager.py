@@ -13,7 +13,14 @@ import threading
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import PATIENCE_S, interrupt_when, is_alive, wait_until, worker_summaries
+from tests.harness.processes import (
+    PATIENCE_S,
+    interrupt_when,
+    is_alive,
+    scheduler_state,
+    wait_until,
+    worker_summaries,
+)
 from vinecore import FunctionCall, Manager, PythonTask, Task
 from vinecore.resources.categories import MODES
 
@@ -451,6 +458,6 @@ def test_contradiction_stops_manager_that_validates(local_cluster):
     """With `validate=True` a contradiction in the scheduler's state stops the manager, which names it."""
     m = local_cluster.start_manager(validate=True)
     m.submit(Task("true"))
-    m._engine.query(lambda scheduler: setattr(scheduler.tables, "assigned", 9))
+    scheduler_state(m, lambda scheduler: setattr(scheduler.tables, "assigned", 9))
     with pytest.raises(RuntimeError, match="assigned is 9, not 0"):
         m.wait(PATIENCE_S)

@@ -1,6 +1,6 @@
 """What a peer that knows the secret may say if it is broken, or lies: `python -m tests.fuzz.protocol_messages --inputs 1000000`.
 
-Bytes go to the frame parser of both ends; what it lets through goes to the mind of a manager with work to do, and to the mind of a worker. Whatever was
+Bytes go to the frame parser of both ends; what it lets through goes to the scheduler of a manager with work to do, and to the state machine of a worker. Whatever was
 said, neither raises anything but the parser's own refusal, and when the liars are gone the rest of the work is done.
 """
 
@@ -167,7 +167,7 @@ def parse(reader: FrameReader, data: bytes) -> list[Any] | None:
 
 
 class Manager:
-    """A manager's mind with work to do, two workers that lie, and one that does not."""
+    """A scheduler with work to do, two workers that lie, and one that does not."""
 
     def __init__(self, seed: int) -> None:
         self.liar = Liar(seed, [kind for kind in m.FROM_WORKER if kind is not m.Hello])
@@ -256,7 +256,7 @@ class Honest:
 
 
 class Worker:
-    """A worker's mind, whose manager lies, and whose slots do."""
+    """The state machine of a worker whose manager and slots lie."""
 
     def __init__(self, seed: int) -> None:
         self.liar = Liar(seed, [kind for kind in m.FROM_MANAGER if kind is not m.Welcome])

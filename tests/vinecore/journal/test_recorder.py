@@ -1,4 +1,4 @@
-"""What the journal says of what the mind was told and what it asked for. The property tests say the rest."""
+"""Journal records of the scheduler's events and instructions; the property test checks the rest."""
 
 from __future__ import annotations
 

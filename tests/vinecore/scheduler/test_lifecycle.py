@@ -32,7 +32,7 @@ STATES = (WAITING, READY, ASSIGNED, RETRIEVING, DONE, FAILED, CANCELLED)
 
 @pytest.fixture
 def harness():
-    """A mind with a library of one slot, and no worker."""
+    """A scheduler with a library of one slot, and no worker."""
     harness = SchedulerHarness()
     harness.install_library()
     return harness

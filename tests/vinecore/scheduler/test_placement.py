@@ -33,7 +33,7 @@ def harness():
 
 
 def learn(harness, wall_s, library="lib"):
-    """Let the mind see how long calls of a library take."""
+    """Let the scheduler measure how long calls of a library take."""
     harness.submit_tasks(call(1000, library=library))
     worker = harness.connect_worker()
     harness.complete_task(1000, wall_s=wall_s)

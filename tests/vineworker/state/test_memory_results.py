@@ -19,7 +19,7 @@ QUICK_S = MAX_READERS_S / 10
 
 
 class Worker:
-    """A worker's mind with a library that is up, and what it asked for in answer to the last events."""
+    """A worker's state machine with a library that is up, and its instructions for the last events."""
 
     def __init__(self, slots=1, mode="direct"):
         self.state = w.WorkerStateMachine()

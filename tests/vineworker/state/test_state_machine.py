@@ -1,4 +1,4 @@
-"""The worker's mind: events in, instructions out, no process, socket or file."""
+"""The worker's state machine: events in, instructions out, no process, socket or file."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ costs some microseconds for each, and nothing if there is none.
 from __future__ import annotations
 
 import gc
+import pickle
 import random
 import sys
 from typing import Any
@@ -25,6 +26,8 @@ from vinecore.protocol.serialization import random_seeds
 
 MAX_CHOSEN_TORCH_SEED = 1 << 32
 """A larger seed of PyTorch's default generator was not chosen by the user."""
+SEEDED_POSITIONS = (623, 624)
+"""Positions of NumPy's shared generator when it has been seeded, by the system or with a number."""
 BATCH_SIZE = 10_000
 
 
@@ -134,3 +137,25 @@ def _drop_second_normal(state: Any) -> None:
     known = state.get_state(legacy=False)
     if known.get("has_gauss"):
         state.set_state({**known, "has_gauss": 0, "gauss": 0.0})
+
+
+def random_states() -> dict[str, Any]:
+    """Return the states of the random number generators that a process shares."""
+    legacy: Any = sys.modules.get("numpy.random.mtrand")
+    torch: Any = sys.modules.get("torch")
+    states: dict[str, Any] = {"random": random.getstate()}
+    if legacy is not None:
+        states["numpy"] = pickle.dumps(legacy.get_state(legacy=False))
+    if torch is not None:
+        states["torch"] = torch.get_rng_state().numpy().tobytes()
+    return states
+
+
+def have_drawn(before: dict[str, Any]) -> bool:
+    """Return whether numbers were drawn from a shared generator since these states."""
+    now = random_states()
+    if "numpy" in now and "numpy" not in before:
+        state = pickle.loads(now["numpy"])
+        if state.get("has_gauss") or state["state"].get("pos") not in SEEDED_POSITIONS:
+            return True
+    return any(now[name] != state for name, state in before.items())

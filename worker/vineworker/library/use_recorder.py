@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import pickle
-import random
 import shutil
 import sys
 import tempfile
@@ -28,7 +26,7 @@ from types import CodeType
 from typing import Any, Callable, Optional
 
 from vinecore.protocol import used_resources, user_modules
-from vineworker.library import outside_reads
+from vineworker.library import fork_state, outside_reads
 from vineworker.library.residual_uses import ResidualUses
 from vineworker.machine.tmpdir import TMPDIR_NAME
 from vineworker.slot_protocol import Call
@@ -54,8 +52,6 @@ Those of Python itself are ignored, too.
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 ENTROPY_CONSUMERS = ("tempfile", "vineworker.machine.tmpdir")
 """Modules that read entropy and do not use it in results."""
-SEEDED_POSITIONS = (623, 624)
-"""Positions of NumPy's shared generator when it has been seeded, by the system or with a number."""
 CACHE_FOLDERS = ("__pycache__", ".nv", "numba_cache")
 
 _CHANGE_EVENTS = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.utime", "os.chown",
@@ -110,7 +106,11 @@ class UseRecorder:
         """Start to record a call."""
         paths = [call.result, *(path for _name, path in (*call.shared, *call.inputs) if path)]
         self._worker_folders = tuple({os.path.dirname(path) + os.sep for path in paths if path})
-        self._states, self._reads, self._allocations = _random_states(), _count_reads(), _count_allocations()
+        self._states, self._reads, self._allocations = (
+            fork_state.random_states(),
+            _count_reads(),
+            _count_allocations(),
+        )
         self._call, self._opened, self._imported_modules, self._temporary_names = {}, 0, set(), set()
 
     def end_call(self, message: Call, inputs: Mapping[str, bytes]) -> list[str]:
@@ -133,7 +133,7 @@ class UseRecorder:
             or allocations < 0
         ):
             call[used_resources.UNSEEN] = NO_OWNERS
-        if _have_drawn(self._states):
+        if fork_state.have_drawn(self._states):
             call[used_resources.RANDOM] = NO_OWNERS
         used = {**dict.fromkeys(call), **self._residual.find_uses(message, inputs, self._imported_modules)}
         self._residual.add_call(message, call)
@@ -415,28 +415,6 @@ _packages_by_name: dict[str, bool] = {}
 def _get_frame(above: int) -> Any:
     """Return the frame so many calls above the caller."""
     return sys._getframe(above + 1)  # noqa: SLF001 - C code calls a hook
-
-
-def _random_states() -> dict[str, Any]:
-    """Return the states of the random number generators that a process shares."""
-    legacy: Any = sys.modules.get("numpy.random.mtrand")
-    torch: Any = sys.modules.get("torch")
-    states: dict[str, Any] = {"random": random.getstate()}
-    if legacy is not None:
-        states["numpy"] = pickle.dumps(legacy.get_state(legacy=False))
-    if torch is not None:
-        states["torch"] = torch.get_rng_state().numpy().tobytes()
-    return states
-
-
-def _have_drawn(before: dict[str, Any]) -> bool:
-    """Return whether numbers were drawn from a shared generator since these states."""
-    now = _random_states()
-    if "numpy" in now and "numpy" not in before:
-        state = pickle.loads(now["numpy"])
-        if state.get("has_gauss") or state["state"].get("pos") not in SEEDED_POSITIONS:
-            return True
-    return any(now[name] != state for name, state in before.items())
 
 
 def _count_reads() -> int:

@@ -138,3 +138,28 @@ def run_script(tmp_path):
         )
 
     return run
+
+
+HEAD = """
+import sys
+import dask
+from daskvine import DaskVine
+
+def everywhere(make, **options):
+    usual = make().compute(scheduler="synchronous")
+    for mode in ("tasks", "function-calls"):
+        found = make().compute(scheduler=m.get, task_mode=mode, progress_disable=True, **options)
+        assert found == usual, (mode, found, usual)
+    return usual
+"""
+
+
+@pytest.fixture
+def succeed(run_script):
+    """Run a script that says at its end that all is well."""
+
+    def succeed(text):
+        done = run_script(HEAD + text + "\n    print('well')\n")
+        assert done.stdout.endswith("well\n"), done.stdout + done.stderr
+
+    return succeed

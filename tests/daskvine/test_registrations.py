@@ -4,38 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
 
-from daskvine.registrations import Registrations, collect_registrations
+from daskvine.registrations import Registrations
 from vinecore.protocol import library_context
 from vinecore.protocol.serialization import values
-
-HEAD = """
-import sys
-import dask
-from daskvine import DaskVine
-
-def everywhere(make, **options):
-    usual = make().compute(scheduler="synchronous")
-    for mode in ("tasks", "function-calls"):
-        found = make().compute(scheduler=m.get, task_mode=mode, progress_disable=True, **options)
-        assert found == usual, (mode, found, usual)
-    return usual
-"""
-
-
-@pytest.fixture
-def succeed(run_script):
-    """Run a script that says at its end that all is well."""
-
-    def succeed(text):
-        done = run_script(HEAD + text + "\n    print('well')\n")
-        assert done.stdout.endswith("well\n"), done.stdout + done.stderr
-
-    return succeed
 
 
 def test_functions_with_caches_and_generic_functions_travel(succeed):
@@ -297,127 +272,6 @@ def test_late_arrival_of_registration_does_not_count(monkeypatch):
     for text in (texts[1], texts[0]):
         values.loads(text)
         assert sorted(ak.behavior) == ["one", "two"]
-
-
-def test_classes_with_slots_travel_both_ways(succeed):
-    succeed("""
-import dataclasses
-import weakref
-
-class Plain:
-    __slots__ = "a"
-    def __init__(self, a):
-        self.a = a
-
-class Referenced:
-    __slots__ = ("a", "__weakref__")
-    def __init__(self, a):
-        self.a = a
-
-class Open:
-    __slots__ = ("a", "__dict__", "__weakref__")
-    def __init__(self, a):
-        self.a, self.b = a, a
-
-class Private:
-    __slots__ = ("__a",)
-    def __init__(self, a):
-        self.__a = a
-    @property
-    def a(self):
-        return self.__a
-
-class Child(Referenced):
-    __slots__ = ("b",)
-
-class Loose(Plain):
-    pass
-
-@dataclasses.dataclass(frozen=True, **({"slots": True} if sys.version_info >= (3, 10) else {}))
-class Data:
-    a: int
-
-def double(thing):
-    made = type(thing)(2 * thing.a)
-    if hasattr(type(made), "__weakref__"):
-        assert weakref.ref(made)() is made
-    return made, hasattr(made, "__dict__")
-
-def all_doubled():
-    kinds = (Plain, Referenced, Open, Private, Child, Loose, Data)
-    return dask.delayed(lambda found: [(type(one).__name__, one.a, *rest) for one, *rest in found])(
-        [dask.delayed(double)(kind(n)) for n, kind in enumerate(kinds)]
-    )
-
-def back():
-    return [dask.delayed(double)(kind(3)) for kind in (Plain, Referenced, Open, Private, Child, Loose, Data)]
-
-if __name__ == "__main__":
-    with DaskVine.local(cores=1) as m:
-        everywhere(all_doubled)
-        for mode in ("tasks", "function-calls"):
-            found = dask.compute(*back(), scheduler=m.get, task_mode=mode)
-            assert [(type(one), one.a) for one, _ in found] == [
-                (kind, 6) for kind in (Plain, Referenced, Open, Private, Child, Loose, Data)
-            ], found
-""")
-
-
-def test_modules_without_files_travel(succeed):
-    succeed("""
-import types
-
-made = types.ModuleType("made")
-exec('''
-import math
-FACTOR = 3
-def scale(x):
-    return FACTOR * math.floor(x)
-class Box:
-    def __init__(self, value):
-        self.value = scale(value)
-    def __eq__(self, other):
-        return type(self) is type(other) and self.value == other.value
-''', made.__dict__)
-sys.modules["made"] = made
-sys.modules["made.constants"] = made.constants = types.ModuleType("made.constants")
-made.constants.CUT = 5
-import made
-
-def imported(x):
-    import made.constants
-    from made import scale
-    return scale(x) + made.constants.CUT
-
-def all_uses():
-    uses = [
-        dask.delayed(lambda x: made.scale(x))(2),
-        dask.delayed(made.scale)(2),
-        dask.delayed(lambda box: box.value)(made.Box(2)),
-        dask.delayed(lambda x: made.Box(x))(2),
-        dask.delayed(lambda module: module.FACTOR)(made),
-        dask.delayed(imported)(2),
-    ]
-    return dask.delayed(list)(uses)
-
-if __name__ == "__main__":
-    with DaskVine.local(cores=1) as m:
-        for options in ({}, {"reuse": True}):
-            for made.FACTOR in (3, 4):
-                everywhere(all_uses, **options)
-        m.get({"x": (made.scale, 2)}, "x", reuse=True)
-        assert m.get({"x": (made.scale, 2)}, "x", reuse=True) == 8
-        assert m.last_run.executed == 0
-        made.FACTOR = 5
-        assert m.get({"x": (made.scale, 2)}, "x", reuse=True) == 10
-""")
-
-
-def test_modules_of_packages_without_files_stay(monkeypatch):
-    pytest.importorskip("boost_histogram", reason="has modules without specifications")
-    assert "modules" not in collect_registrations()
-    monkeypatch.setitem(sys.modules, "made", types.ModuleType("made"))
-    assert [*collect_registrations()["modules"]] == ["made"]
 
 
 def test_only_script_registrations_are_pickled_again(monkeypatch):

@@ -66,7 +66,7 @@ def test_unreachable_worker_is_asked_rarely(local_cluster, hosts, caplog):
     silent.block(address_of(m, hidden[1])[1])
     files = make_on(local_cluster, m, 2, "first")
     makers = scheduler_state(
-        m, lambda scheduler: {w.id for f in files for w in scheduler.tables.files[f.cache_name].replicas}
+        m, lambda scheduler: {w.id for f in files for w in scheduler.state.files[f.cache_name].replicas}
     )
     assert makers == set(hidden)
     for place in open_places:
@@ -83,7 +83,7 @@ def test_unreachable_worker_is_asked_rarely(local_cluster, hosts, caplog):
     shunned = scheduler_state(
         m,
         lambda scheduler: all(
-            scheduler.tables.workers[n].excluded_until > scheduler.tables.now for n in hidden
+            scheduler.state.workers[n].excluded_until > scheduler.state.now for n in hidden
         ),
     )
     if shunned:  # else the machine was so slow that it is time for another try

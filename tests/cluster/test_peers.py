@@ -36,7 +36,7 @@ def worker_on(local_cluster, m, host, manager, port=None):
 def address_of(m, number):
     """Where a worker can be fetched from, by its number."""
     host, _, port = scheduler_state(
-        m, lambda scheduler: scheduler.tables.workers[number].data_address
+        m, lambda scheduler: scheduler.state.workers[number].data_address
     ).rpartition(":")
     return host, int(port)
 

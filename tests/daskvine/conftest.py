@@ -41,8 +41,8 @@ def m(one_worker):
 
 
 def left_behind(scheduler):
-    files = [name for name in scheduler.tables.files if name.startswith("result-")]
-    return [*scheduler.tables.tasks, *(run for run in scheduler.tables.graphs if run), *files]
+    files = [name for name in scheduler.state.files if name.startswith("result-")]
+    return [*scheduler.state.tasks, *(run for run in scheduler.state.graphs if run), *files]
 
 
 @pytest.fixture(params=MODES)
@@ -75,12 +75,12 @@ class Wire:
     """What a manager and its workers say to each other."""
 
     def __init__(self, m):
-        self._engine = m._engine
-        self._carriers = dict(m._engine._executors)
-        self._hear = m._engine._connections.on_messages
+        self._server = m._server
+        self._carriers = dict(m._server._executors)
+        self._hear = m._server._connections.on_messages
         self.sent, self.heard = [], []
-        m._engine._executors |= {i.Send: self._send, i.SendObject: self._send_object}
-        m._engine._connections.on_messages = self._heard
+        m._server._executors |= {i.Send: self._send, i.SendObject: self._send_object}
+        m._server._connections.on_messages = self._heard
 
     def _send(self, instruction):
         self.sent.append(instruction.message)
@@ -103,8 +103,8 @@ class Wire:
         return [message for message in [*self.sent, *self.heard] if type(message) is kind]
 
     def cut(self):
-        self._engine._executors |= self._carriers
-        self._engine._connections.on_messages = self._hear
+        self._server._executors |= self._carriers
+        self._server._connections.on_messages = self._hear
 
 
 @pytest.fixture

@@ -445,7 +445,7 @@ def test_an_interrupt_cancels_what_is_computed(m, gate, options):
     with pytest.raises(KeyboardInterrupt):
         m.get(graph, list(graph), **options)
     assert scheduler_state(
-        m, lambda scheduler: (list(scheduler.tables.tasks), [run for run in scheduler.tables.graphs if run])
+        m, lambda scheduler: (list(scheduler.state.tasks), [run for run in scheduler.state.graphs if run])
     ) == ([], [])
     assert m.get({"x": (v.inc, 1)}, "x", **options) == 2  # though the gate is still closed
 
@@ -485,7 +485,7 @@ def test_an_interrupt_while_nothing_is_connected():
     with DaskVine(port=0) as m:
         with (
             pytest.raises(KeyboardInterrupt),
-            interrupt_when(lambda: scheduler_state(m, lambda scheduler: list(scheduler.tables.tasks))),
+            interrupt_when(lambda: scheduler_state(m, lambda scheduler: list(scheduler.state.tasks))),
         ):
             dask.delayed(v.inc)(1).compute(scheduler=m.get, progress_disable=True)
-        assert scheduler_state(m, lambda scheduler: list(scheduler.tables.tasks)) == []
+        assert scheduler_state(m, lambda scheduler: list(scheduler.state.tasks)) == []

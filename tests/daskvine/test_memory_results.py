@@ -107,6 +107,6 @@ def test_groups_leave_nothing_on_worker(m):
     (worker,) = m.summarize_workers()
     assert worker["tasks"] == 0
     left = scheduler_state(
-        m, lambda scheduler: [name for name in scheduler.tables.files if name.startswith("result-")]
+        m, lambda scheduler: [name for name in scheduler.state.files if name.startswith("result-")]
     )
     assert left == []

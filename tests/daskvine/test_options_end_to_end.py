@@ -34,24 +34,22 @@ LARGE = 200_000  # bytes: too many for a message, so it is a file on the worker
 def running(m):
     """How many tasks are on workers now."""
     return scheduler_state(
-        m, lambda scheduler: sum(len(worker.tasks) for worker in scheduler.tables.workers.values())
+        m, lambda scheduler: sum(len(worker.tasks) for worker in scheduler.state.workers.values())
     )
 
 
 def copies(m, *keys):
     """How many workers hold the result of each vertex of the last graph now."""
     names = [m.last_run._results[key] for key in keys]
-    return scheduler_state(
-        m, lambda scheduler: [len(scheduler.tables.files[name].replicas) for name in names]
-    )
+    return scheduler_state(m, lambda scheduler: [len(scheduler.state.files[name].replicas) for name in names])
 
 
 def at_manager(m, key):
     """Whether the result of a vertex of the last graph is at the manager now."""
     name = m.last_run._results[key]
     return (
-        scheduler_state(m, lambda scheduler: scheduler.tables.files[name].at_manager)
-        and m._engine.store.find_object(name) is not None
+        scheduler_state(m, lambda scheduler: scheduler.state.files[name].at_manager)
+        and m._server.store.find_object(name) is not None
     )
 
 
@@ -130,7 +128,7 @@ def test_env_per_task_unpacks_for_each_vertex(m, packed):
     assert [word for word, _prefix in found] == ["packed", "packed"]
     assert len({prefix for _word, prefix in found}) == 2
     assert (
-        scheduler_state(m, lambda scheduler: [name for name in scheduler.tables.files if "-for-" in name])
+        scheduler_state(m, lambda scheduler: [name for name in scheduler.state.files if "-for-" in name])
         == []
     )
 
@@ -739,14 +737,14 @@ def test_vertex_dying_once_succeeds(m, tmp_path, task_mode):
 @pytest.fixture
 def submitted(m, monkeypatch):
     """How many vertices the engine was given at once, each time."""
-    sizes, post = [], m._engine.post_event
+    sizes, post = [], m._server.post_event
 
     def listen(event):
         if type(event) is e.TasksSubmitted:
             sizes.append(len(event.tasks))
         post(event)
 
-    monkeypatch.setattr(m._engine, "post_event", listen)
+    monkeypatch.setattr(m._server, "post_event", listen)
     return sizes
 
 

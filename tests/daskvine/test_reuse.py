@@ -50,7 +50,7 @@ def test_without_reuse_all_vertices_run(m):
     for _ in range(2):
         assert m.get(graph, "end", task_mode="function-calls") == 3
         assert m.last_run.executed == 2
-    assert not scheduler_state(m, lambda scheduler: scheduler.tables.evictable)
+    assert not scheduler_state(m, lambda scheduler: scheduler.state.evictable)
 
 
 def test_keys_do_not_matter(m):
@@ -92,7 +92,7 @@ def test_unneeded_results_are_not_remade(m):
     graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "c": (v.inc, "b")}
     assert m.get(graph, "b", **options) == 3
     scheduler_state(
-        m, lambda scheduler: scheduler.files.evict(next(f for f in scheduler.tables.evictable if f.size))
+        m, lambda scheduler: scheduler.files.evict(next(f for f in scheduler.state.evictable if f.size))
     )  # that of "a"
     assert m.get(graph, "c", **options) == 4
     assert m.last_run.executed == 1
@@ -105,7 +105,7 @@ def test_results_lost_with_worker_are_remade(m):
     assert m.get(graph, "b", **options) == 3
     m.factory.processes[0].kill()
     wait_until(
-        lambda: not scheduler_state(m, lambda scheduler: scheduler.tables.evictable), "the worker to be gone"
+        lambda: not scheduler_state(m, lambda scheduler: scheduler.state.evictable), "the worker to be gone"
     )
     assert m.get(graph, "c", **options) == 4
     assert m.last_run.executed == 3
@@ -226,7 +226,7 @@ def test_lookup_does_not_count_as_done(tmp_path, monkeypatch):
         graph = {"a": (v.inc, 1), "b": (v.inc, "a"), "end": (v.inc, "b")}
         with ThreadPoolExecutor(1) as pool:
             result = pool.submit(m.get, graph, "end", task_mode="tasks", reuse=True, progress_disable=True)
-            laid_down = lambda scheduler: [run.deferred for run in scheduler.tables.graphs.values()]  # noqa: E731
+            laid_down = lambda scheduler: [run.deferred for run in scheduler.state.graphs.values()]  # noqa: E731
             wait_until(lambda: 3 in scheduler_state(m, laid_down), "the graph to be laid down")
             snapshot = m.last_run._take_snapshot()
             local_cluster.start_worker(m)

@@ -188,9 +188,9 @@ def test_processes_of_old_code_end(m, folder):
         module = edited(folder, "mine_piled_up", f"def number():\n    return {number}\n")
         vertex = dask.delayed(module.number)()
         assert vertex.compute(scheduler=m.get, task_mode="function-calls") == number
-        installed.add(scheduler_state(m, lambda scheduler: len(scheduler.tables.libraries)))
+        installed.add(scheduler_state(m, lambda scheduler: len(scheduler.state.libraries)))
     assert len(installed) == 1
-    workers = scheduler_state(m, lambda scheduler: list(scheduler.tables.workers.values()))
+    workers = scheduler_state(m, lambda scheduler: list(scheduler.state.workers.values()))
     assert [len(worker.libraries) for worker in workers] == [1]
 
 
@@ -267,7 +267,7 @@ def test_library_calls_run_reloaded_code(m, folder, library):
     assert (
         len(
             scheduler_state(
-                m, lambda scheduler: [n for n in scheduler.tables.libraries if n.startswith("calls-")]
+                m, lambda scheduler: [n for n in scheduler.state.libraries if n.startswith("calls-")]
             )
         )
         == 1
@@ -281,11 +281,11 @@ def test_library_is_reinstalled_after_reload_once(m, folder, library):
     assert [called(m, name, 7) for name in library.functions] == [35] * 3
     process = FunctionCall("calls", "scaled", 1)
     edited(folder, "mine_other", "NUMBER = 1\n")  # imported now, and again: no business of what runs already
-    names = set(scheduler_state(m, lambda scheduler: list(scheduler.tables.libraries)))
+    names = set(scheduler_state(m, lambda scheduler: list(scheduler.state.libraries)))
     importlib.import_module("mine_other")
     m.submit(process)
     m.wait(PATIENCE_S)
-    assert names == set(scheduler_state(m, lambda scheduler: list(scheduler.tables.libraries)))
+    assert names == set(scheduler_state(m, lambda scheduler: list(scheduler.state.libraries)))
 
 
 def test_module_imported_anew_is_another(m, folder, library):

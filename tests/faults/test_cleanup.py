@@ -261,7 +261,7 @@ def test_ended_tasks_leave_no_files(local_cluster):
             task.set_retries(1)
         m.submit(task)
     wait_until(
-        lambda: scheduler_state(m, lambda scheduler: [*scheduler.tables.tasks] == [tasks[10].id]),
+        lambda: scheduler_state(m, lambda scheduler: [*scheduler.state.tasks] == [tasks[10].id]),
         "all but one to have ended",
     )
     m.cancel_all()

@@ -136,7 +136,7 @@ def test_unreachable_worker_is_relayed_by_manager(local_cluster, fault):
     """A worker whose port cannot be reached is relayed by the manager."""
     m, maker = made_and_moved(local_cluster, fault)
     assert scheduler_state(
-        m, lambda scheduler: scheduler.tables.files[maker.output_file.cache_name].at_manager
+        m, lambda scheduler: scheduler.state.files[maker.output_file.cache_name].at_manager
     )
 
 

@@ -42,7 +42,7 @@ def wait_for_parts(local_cluster, m, run):
     """Wait until all parts are done, as the manager sees it, and the gate is waited for."""
 
     def look(scheduler):
-        return any(known.done >= PARTS for known in scheduler.tables.graphs.values())
+        return any(known.done >= PARTS for known in scheduler.state.graphs.values())
 
     wait_until(
         lambda: not run.running or (scheduler_state(m, look) and local_cluster.count_lines("held")),

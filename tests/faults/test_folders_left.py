@@ -30,7 +30,7 @@ m.declare_buffer(b"x" * 100_000)
 m.get({{"x": (chores.add, 1, 2)}}, "x", task_mode="function-calls", progress_disable=True)
 threading.Thread(target=m.get, args=({{"x": (chores.held, place, "vertex", "gate")}}, "x"), kwargs={{"progress_disable": True}}, daemon=True).start()
 chores.wait_for(place + "/vertex")
-m._engine.store.folder
+m._server.store.folder
 {then}
 """
 STAY = """

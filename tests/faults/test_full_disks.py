@@ -183,7 +183,7 @@ class Killer:
     """
 
     def __init__(self, m, most):
-        self._engine, self._most = m._engine, most
+        self._server, self._most = m._server, most
         self.killed, self.done_at_losses = set(), []
         call_after_each_task(m, self._kill_if_due)
         scheduler_state(m, self._count_losses)
@@ -193,13 +193,13 @@ class Killer:
         lose = membership.remove_worker
 
         def lose_and_count(worker, reason):
-            self.done_at_losses.append(sum(run.done for run in scheduler.tables.graphs.values()))
+            self.done_at_losses.append(sum(run.done for run in scheduler.state.graphs.values()))
             lose(worker, reason)
 
         membership.remove_worker = lose_and_count
 
     def _kill_if_due(self, scheduler):
-        runs = scheduler.tables.graphs.values()
+        runs = scheduler.state.graphs.values()
         if self._due(sum(run.done for run in runs), sum(run.done + run.unfinished for run in runs)):
             self._kill(scheduler)
 
@@ -210,8 +210,8 @@ class Killer:
 
     def _kill(self, scheduler):
         held = {}
-        for worker in scheduler.tables.workers.values():
-            pid = self._engine._peers[worker.id].hello.pid
+        for worker in scheduler.state.workers.values():
+            pid = self._server._workers[worker.id].hello.pid
             if pid not in self.killed:
                 held[pid] = sum(worker.files.values())
         victim = max(held, key=held.__getitem__, default=None)

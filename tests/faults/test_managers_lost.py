@@ -162,7 +162,7 @@ def test_unwanted_kept_files_are_released(local_cluster, script):
     with local_cluster.start_manager(port=script.port) as m:
         m.wait_for_workers(1, PATIENCE_S)
         wait_until(lambda: not list_kept_files(), "the worker to let it go")
-        assert scheduler_state(m, lambda scheduler: scheduler.tables.files) == {}
+        assert scheduler_state(m, lambda scheduler: scheduler.state.files) == {}
 
 
 def test_workers_keep_nothing_without_resume(local_cluster, script):

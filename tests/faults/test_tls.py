@@ -44,7 +44,7 @@ def test_run_over_tls_with_peer_transfer(local_cluster):
     assert wait_for_task(m) is blocker
     assert reader.output == hashlib.sha256(sample_tasks.make_bytes(LARGE)).hexdigest()
     assert not scheduler_state(
-        m, lambda scheduler: scheduler.tables.files[maker.output_file.cache_name].at_manager
+        m, lambda scheduler: scheduler.state.files[maker.output_file.cache_name].at_manager
     )
     m.submit(PythonTask(sample_tasks.make_bytes, LARGE))
     assert wait_for_task(m).output == sample_tasks.make_bytes(LARGE)

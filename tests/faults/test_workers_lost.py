@@ -42,13 +42,13 @@ class InThread:
         return value
 
 
-def holds_what_is_needed(mind, worker):
+def holds_what_is_needed(scheduler, worker):
     """Whether there is a result that only this worker has, and that somebody will read who cannot have begun, because more is missing."""
     return any(
         list(file.replicas) == [worker]
         and not file.at_manager
         and any(task.state == WAITING and task.missing_inputs for task in file.consumers)
-        for run in mind.tables.graphs.values()
+        for run in scheduler.state.graphs.values()
         for file in run.files
     )
 
@@ -67,10 +67,10 @@ def test_worker_loss_in_query_changes_nothing(local_cluster):
     local_cluster.start_workers(m, 2)
     killed = []
 
-    def kill_the_first_that_is_needed(mind):
-        for worker in mind.tables.workers.values():
-            if not killed and holds_what_is_needed(mind, worker):
-                killed.append(m._engine._peers[worker.id].hello.pid)
+    def kill_the_first_that_is_needed(scheduler):
+        for worker in scheduler.state.workers.values():
+            if not killed and holds_what_is_needed(scheduler, worker):
+                killed.append(m._server._workers[worker.id].hello.pid)
                 os.kill(killed[0], signal.SIGKILL)
 
     call_after_each_task(m, kill_the_first_that_is_needed)

@@ -215,13 +215,13 @@ class Manager:
         for _ in range(100):
             harness.advance_time()
             honest.work()
-        assert not harness.tables.tasks or harness.scheduler.stalled_reason, (
-            f"never over: {harness.tables.tasks}"
+        assert not harness.state.tasks or harness.scheduler.stalled_reason, (
+            f"never over: {harness.state.tasks}"
         )
         harness.send_events(
-            e.TasksCancelled(list(harness.tables.tasks))
+            e.TasksCancelled(list(harness.state.tasks))
         )  # such as one whose input, they said, is larger than any disk
-        assert not harness.tables.tasks
+        assert not harness.state.tasks
 
 
 class Honest:

@@ -306,7 +306,7 @@ def wait_for_task(m):
 
 def scheduler_state(manager: Any, query: Callable[[Any], Any]) -> Any:
     """Return what a query finds in the manager's scheduler, after all earlier events."""
-    return manager._engine.query(query)
+    return manager._server.query(query)
 
 
 def call_after_each_task(m: Any, react: Callable[[Any], None]) -> None:
@@ -329,7 +329,7 @@ def age_connection(m: Any, worker: int, seconds: float = 400.0) -> None:
     """Set the times of the last message from a worker, and of the last ping to it, back."""
 
     def shift(_scheduler: Any) -> None:
-        peer = m._engine._peers.get(worker)
+        peer = m._server._workers.get(worker)
         if peer is not None:
             peer.last_received_at -= seconds
             peer.pinged_at -= seconds

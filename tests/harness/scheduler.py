@@ -36,7 +36,7 @@ class SchedulerHarness:
 
     def __init__(self, python: str = "3.11", needs: tuple[str, ...] = (), *, validate: bool = True) -> None:
         self.scheduler = Scheduler(python, needs, validate=validate)
-        self.tables = self.scheduler.tables
+        self.state = self.scheduler.state
         self.now = 0.0
         self.log: list[i.Instruction] = []
         self.last_instructions: list[i.Instruction] = []
@@ -139,34 +139,34 @@ class SchedulerHarness:
 
     def assignment_of(self, number: int) -> tuple[int, int]:
         """Return the worker of a task, and its dispatch id there."""
-        task = self.tables.tasks[number]
+        task = self.state.tasks[number]
         assert task.worker is not None, f"{task} is on no worker"
         return task.worker.id, task.dispatch_id
 
     # ---- the scheduler's records
 
     def task(self, number: int) -> TaskState:
-        return self.tables.tasks[number]
+        return self.state.tasks[number]
 
     def state_of(self, number: int) -> str:
-        return self.tables.tasks[number].state
+        return self.state.tasks[number].state
 
     def file(self, name: str) -> FileState:
-        return self.tables.files[name]
+        return self.state.files[name]
 
     def worker(self, number: int) -> WorkerState:
-        return self.tables.workers[number]
+        return self.state.workers[number]
 
     def graph(self, number: int = 1) -> GraphState:
-        return self.tables.graphs[number]
+        return self.state.graphs[number]
 
     def replica_holders(self, name: str) -> set[int]:
-        return {worker.id for worker in self.tables.files[name].replicas}
+        return {worker.id for worker in self.state.files[name].replicas}
 
     def assignments(self) -> dict[int, int]:
         """Return the worker of each task that is on one, by number."""
         return {
-            t.spec.task: t.worker.id for t in self.tables.tasks.values() if t.state == "assigned" and t.worker
+            t.spec.task: t.worker.id for t in self.state.tasks.values() if t.state == "assigned" and t.worker
         }
 
     # ---- instructions

@@ -149,7 +149,7 @@ def test_relay_can_only_cut_connection(local_cluster, caplog, tamper, monkeypatc
     monkeypatch.chdir(local_cluster.folder)
     caplog.set_level(logging.INFO, "vinecore")
     m = local_cluster.start_manager()
-    m._engine.heartbeat_interval_s = 0.3  # what is left out is missed when something else is said
+    m._server.heartbeat_interval_s = 0.3  # what is left out is missed when something else is said
     between = Between(m.port, tamper)
     try:
         worker = local_cluster.start_worker(between.port, "--timeout", "60", command=COMES_BACK)
@@ -177,7 +177,7 @@ def test_plain_traffic_reveals_no_secret(local_cluster):
         m.wait_for_workers(1, PATIENCE_S)
         m.submit(Task("echo in-the-clear"))
         assert wait_for_task(m).output == "in-the-clear\n"
-        [peer] = m._engine._peers.values()
+        [peer] = m._server._workers.values()
         seen = b"".join(between.seen)
         assert b"in-the-clear" in seen
         for private in (local_cluster.secret.read_bytes().strip(), peer.session, peer.key):

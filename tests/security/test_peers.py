@@ -18,8 +18,8 @@ from vinecore.security.shared_secret import read_secret
 
 def door_of(m, number):
     """The port on which a worker listens for its peers, and its key."""
-    address = scheduler_state(m, lambda scheduler: scheduler.tables.workers[number].data_address)
-    return int(address.rpartition(":")[2]), m._engine._peers[number].key
+    address = scheduler_state(m, lambda scheduler: scheduler.state.workers[number].data_address)
+    return int(address.rpartition(":")[2]), m._server._workers[number].key
 
 
 def test_worker_serves_only_receivers_with_token(local_cluster, tmp_path):
@@ -65,5 +65,5 @@ def test_forging_worker_is_served_by_manager(local_cluster, caplog):
     m, maker = made_and_moved(local_cluster, None, "forging")
     assert "the token is not for" in caplog.text
     assert scheduler_state(
-        m, lambda scheduler: scheduler.tables.files[maker.output_file.cache_name].at_manager
+        m, lambda scheduler: scheduler.state.files[maker.output_file.cache_name].at_manager
     )

@@ -40,7 +40,7 @@ def port_of(m, whose):
     if whose == "manager":
         return m.port
     return scheduler_state(
-        m, lambda scheduler: int(scheduler.tables.workers[1].data_address.rpartition(":")[2])
+        m, lambda scheduler: int(scheduler.state.workers[1].data_address.rpartition(":")[2])
     )
 
 
@@ -84,7 +84,7 @@ def test_garbage_is_refused_and_logged(local_cluster, caplog, whose):
         m.port
         if whose == "manager"
         else scheduler_state(
-            m, lambda scheduler: int(scheduler.tables.workers[1].data_address.rpartition(":")[2])
+            m, lambda scheduler: int(scheduler.state.workers[1].data_address.rpartition(":")[2])
         )
     )
     for garbage in GARBAGE:
@@ -210,13 +210,13 @@ def test_silent_client_makes_room_for_newcomer(local_cluster, caplog):
     """Who is silent makes room only for somebody who knocks."""
     caplog.set_level(logging.WARNING, "vinecore")
     m = local_cluster.start_manager()
-    m._engine._listener._most = 3
-    m._engine._listener._handshake_grace_s = 0.05
+    m._server._listener._most = 3
+    m._server._listener._handshake_grace_s = 0.05
     with crowd(m.port, 3) as socks:
         for sock in socks:
             sock.setblocking(True)
             assert b"nonce" in sock.recv(4096)
-        wait_until(lambda: len(m._engine._listener._unauthenticated) == 3, "all places to be taken")
+        wait_until(lambda: len(m._server._listener._unauthenticated) == 3, "all places to be taken")
         assert not caplog.text
         client = TransferConnection("127.0.0.1", m.port, read_secret(local_cluster.secret))
         wait_until(lambda: "others were waiting for its place" in caplog.text, "a word about it")

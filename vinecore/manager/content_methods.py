@@ -44,10 +44,10 @@ class ContentMethods(StatusMethods):
 
     def _find_or_fetch(self, file: File) -> Content:
         name = file.cache_name
-        content = self._engine.store.find_object(name)
+        content = self._server.store.find_object(name)
         if content is None:
             reason = self._wait_until_available(name)
-            content = self._engine.store.find_object(name)
+            content = self._server.store.find_object(name)
             if content is None:
                 msg = f"cannot read {file!r}: {self.in_words(reason) or 'the manager has it no longer'}"
                 raise FileNotFoundError(msg)
@@ -58,10 +58,10 @@ class ContentMethods(StatusMethods):
         answer: list[str] = []
         with self._finished_or_obtained:
             self._content_requests.setdefault(name, []).append(answer)
-        self._engine.post_event(events.FileRequested(name))
+        self._server.post_event(events.FileRequested(name))
         with self._finished_or_obtained:
             while not answer:
-                self._engine.ensure_open()
+                self._server.ensure_open()
                 self.say_that_it_waits()
                 self._finished_or_obtained.wait(1.0)
         return answer[0]
@@ -80,7 +80,7 @@ class ContentMethods(StatusMethods):
         """
         if self._has_absent_inputs:
             self._has_absent_inputs = False
-            self._engine.post_event(events.Waited())
+            self._server.post_event(events.Waited())
 
     def _on_inputs_absent(self, _absent: instructions.InputsAbsent) -> None:
         with self._finished_or_obtained:
@@ -100,16 +100,16 @@ class ContentMethods(StatusMethods):
         if file.has_content:
             file.cache_name, file.size = self._unique_name(file.kind), -1
             if file.kind == "file":
-                self._engine.store.set_destination(file.cache_name, file.source)
+                self._server.store.set_destination(file.cache_name, file.source)
                 if file.unlink_when_done:
-                    self._engine.store.unlink_on_release(file.cache_name, file.source)
+                    self._server.store.unlink_on_release(file.cache_name, file.source)
             level = self._effective_level(file.cache_name, file.cache_level)
             self._declare(FileSpec(file.cache_name, peer_transfer=file.peer_transfer, level=level))
         file.has_content = True
 
     def _declare(self, spec: FileSpec) -> None:
-        self._engine.ensure_open()
-        self._engine.post_event(events.FilesDeclared([spec]))
+        self._server.ensure_open()
+        self._server.post_event(events.FilesDeclared([spec]))
 
     def _effective_level(self, name: str, level: str) -> int:
         """How long workers keep a file: of a name that is new in every manager no longer than there is this one."""
@@ -173,7 +173,7 @@ class ContentMethods(StatusMethods):
             Its cache name.
         """
         name = hash_bytes("object", data)
-        if not self._engine.store.declared(name) and self._engine.store.declare(name, data):
+        if not self._server.store.declared(name) and self._server.store.declare(name, data):
             self._declare(FileSpec(name, len(data), at_manager=True, digest=digests.digest_bytes(data)))
         return name
 
@@ -185,5 +185,5 @@ class ContentMethods(StatusMethods):
         name : str
             Its cache name.
         """
-        self._engine.store.release(name)
-        self._engine.post_event(events.FilesReleased([name], prune=False))
+        self._server.store.release(name)
+        self._server.post_event(events.FilesReleased([name], prune=False))

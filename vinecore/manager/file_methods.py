@@ -70,7 +70,7 @@ class FileMethods(OnDemandMethods):
             (name, digest), about = hash_path(place), place.stat()
             size = -1 if folder else about.st_size
             plain = trees.visible_mode(about.st_mode) == trees.DEFAULT_FILE_MODE
-            self._engine.store.declare(name, str(place))
+            self._server.store.declare(name, str(place))
             self._display_names[name] = str(place)
             # what has another mode than most has to stay a file with its mode, however small: its size is not told
             self._declare(
@@ -87,13 +87,13 @@ class FileMethods(OnDemandMethods):
         else:
             name, size = self._unique_name("out"), -1
             self._display_names[name] = str(place)
-            self._engine.store.set_destination(name, str(place))
+            self._server.store.set_destination(name, str(place))
             number = self._effective_level(name, level)
             self._declare(
                 FileSpec(name, peer_transfer=peer_transfer, level=number, awaited=True, absent=True)
             )
         if unlink_when_done:
-            self._engine.store.unlink_on_release(name, str(place))
+            self._server.store.unlink_on_release(name, str(place))
         file = File(self, "file", name, source=str(place), size=size, level=level, peer_transfer=peer_transfer,
                     unlink_when_done=unlink_when_done)  # fmt: skip
         file.has_content = place.exists()
@@ -131,7 +131,7 @@ class FileMethods(OnDemandMethods):
         else:
             data = _bytes_of(buffer)
             name, size = hash_bytes("buffer", data), len(data)
-            self._engine.store.declare(name, data)
+            self._server.store.declare(name, data)
             spec = FileSpec(
                 name, size, at_manager=True, peer_transfer=peer_transfer, digest=digests.digest_bytes(data)
             )

@@ -138,13 +138,13 @@ class LibraryMethods(FileMethods):
             and (renewed or self._kinds.get(library.name) == library.kind)
         ):
             # the same, but for the text of the user's own modules
-            self._engine.post_event(events.LibraryRetired(known[0]))
+            self._server.post_event(events.LibraryRetired(known[0]))
         elif known is not None and known[0] != spec.name:
             msg = f"there is another library with the name {library.name!r}: remove it first with m.remove_library({library.name!r})"
             raise ValueError(msg)
         self._kinds[library.name] = library.kind
         self._enter_library(library, spec.name)
-        self._engine.post_event(events.LibraryInstalled(spec))
+        self._server.post_event(events.LibraryInstalled(spec))
 
     def install_library_spec(self, library: LibraryTask, spec: LibrarySpec) -> None:
         """Install a library with a given specification.
@@ -159,7 +159,7 @@ class LibraryMethods(FileMethods):
         spec : LibrarySpec
             The library as the scheduler gets it.
         """
-        self._engine.post_event(events.LibraryInstalled(spec))
+        self._server.post_event(events.LibraryInstalled(spec))
         self._enter_library(library, spec.name)
 
     def _enter_library(self, library: LibraryTask, full_name: str) -> None:
@@ -176,7 +176,7 @@ class LibraryMethods(FileMethods):
         full_name : str
             The name of its specification.
         """
-        self._engine.post_event(events.LibraryRetired(full_name))
+        self._server.post_event(events.LibraryRetired(full_name))
 
     def remove_library(self, name: str) -> None:
         """Stop a library on all workers; unfinished calls get the result "missing library".
@@ -194,7 +194,7 @@ class LibraryMethods(FileMethods):
         known = self._libraries.pop(validators.text("name", name), None)
         self._renewals.remove(name)
         if known is not None:
-            self._engine.post_event(events.LibraryRemoved(known[0]))
+            self._server.post_event(events.LibraryRemoved(known[0]))
 
     def restart(self) -> None:
         """Replace the processes of all libraries and fork servers on all workers by new ones.
@@ -203,7 +203,7 @@ class LibraryMethods(FileMethods):
         running run again in new processes; Python tasks that are running continue. This is needed
         after a change of an installed package; edits of the user's own modules need no restart.
         """
-        self._engine.post_event(events.Restarted())
+        self._server.post_event(events.Restarted())
 
     def check_library_exists(self, name: str) -> bool:
         """Return whether a library is installed.

@@ -244,11 +244,11 @@ class Manager(TaskMethods, PolicyMethods):
         if os.getpid() != self._pid:  # a forked child that ends must not take away what its parent uses
             return
         atexit.unregister(self.close)
-        self._engine.announce_close()
+        self._server.announce_close()
         closers, self._close_callbacks = self._close_callbacks, []
         for closer in reversed(closers):
             closer()
-        self._engine.close(release=self._shutdown)
+        self._server.close(release=self._shutdown)
         with self._finished_or_obtained:
             self._finished_or_obtained.notify_all()
 
@@ -261,7 +261,7 @@ class Manager(TaskMethods, PolicyMethods):
         if self.resume:
             while self._close_callbacks:
                 self._close_callbacks.pop()()
-            self._engine.store.close()
+            self._server.store.close()
         else:
             self.close()
 
@@ -279,5 +279,5 @@ class Manager(TaskMethods, PolicyMethods):
 
     def __repr__(self) -> str:
         return (
-            f"<{type(self).__name__} {self.name} port={self.port}{' closed' if self._engine.closed else ''}>"
+            f"<{type(self).__name__} {self.name} port={self.port}{' closed' if self._server.closed else ''}>"
         )

@@ -82,7 +82,7 @@ class OnDemandMethods(ContentMethods):
         spec = task.make_on_demand_spec(self, number, file, source, what)
         self._display_names[name] = what
         self._declare(FileSpec(name, peer_transfer=peer_transfer, level=CACHE_LEVELS[level]))
-        self._engine.post_event(events.TasksSubmitted([spec]))
+        self._server.post_event(events.TasksSubmitted([spec]))
         return file
 
     def fetch_file(self, file: File) -> str:
@@ -166,7 +166,7 @@ class OnDemandMethods(ContentMethods):
             It is no declared file.
         """
         check_declared(file)
-        return self._engine.query(lambda scheduler: queries.count_replicas(scheduler, file.cache_name))
+        return self._server.query(lambda scheduler: queries.count_replicas(scheduler, file.cache_name))
 
     def undeclare_file(self, file: File) -> None:
         """Release a file that no further task needs.
@@ -186,10 +186,10 @@ class OnDemandMethods(ContentMethods):
             It is no declared file.
         """
         check_declared(file)
-        self._engine.store.release(file.cache_name, file.source if file.unlink_when_done else "")
-        self._engine.post_event(events.FilesReleased([file.cache_name], prune=False))
-        if file.unlink_when_done and not self._engine.closed:
-            self._engine.query(queries.await_earlier_events)  # what no task needs is gone on return
+        self._server.store.release(file.cache_name, file.source if file.unlink_when_done else "")
+        self._server.post_event(events.FilesReleased([file.cache_name], prune=False))
+        if file.unlink_when_done and not self._server.closed:
+            self._server.query(queries.await_earlier_events)  # what no task needs is gone on return
 
     remove_file = undeclare_file
 
@@ -206,7 +206,7 @@ class OnDemandMethods(ContentMethods):
         TypeError
             It is no declared file.
         """
-        self._engine.post_event(events.FilesReleased([check_declared(file).cache_name], prune=True))
+        self._server.post_event(events.FilesReleased([check_declared(file).cache_name], prune=True))
 
 
 def _is_directory(file: File) -> IsADirectoryError:

@@ -42,15 +42,15 @@ class PolicyMethods(StatusMethods):
         if name not in PLACEMENT_POLICIES:
             msg = f"scheduler {name!r}: use one of {', '.join(PLACEMENT_POLICIES)}"
             raise ValueError(msg)
-        self._engine.post_event(events.SettingChanged("scheduler", name))
+        self._server.post_event(events.SettingChanged("scheduler", name))
 
     def enable_peer_transfers(self) -> None:
         """Let workers fetch files from each other (the default)."""
-        self._engine.post_event(events.SettingChanged("peer-transfers", True))
+        self._server.post_event(events.SettingChanged("peer-transfers", True))
 
     def disable_peer_transfers(self) -> None:
         """Send all files through the manager."""
-        self._engine.post_event(events.SettingChanged("peer-transfers", False))
+        self._server.post_event(events.SettingChanged("peer-transfers", False))
 
     def tune(self, name: str, value: float) -> int:
         """Set a parameter of the scheduler.
@@ -82,7 +82,7 @@ class PolicyMethods(StatusMethods):
             )
             log.warning("tune(%r, %r) has no effect: there is no such parameter%s", name, value, hint)
             return -1
-        self._engine.post_event(
+        self._server.post_event(
             events.SettingChanged(name, validators.whole(name, value, TUNABLE_PARAMETERS[name]))
         )
         return 0
@@ -108,7 +108,7 @@ class PolicyMethods(StatusMethods):
         The modes have the sources that `vinecore.resources.allocation_models` names.
         """
         known = parse_mode(validators.text("mode", mode))
-        self._engine.post_event(
+        self._server.post_event(
             events.CategorySet(validators.category("category", category), known, None, None, None)
         )
 
@@ -129,7 +129,7 @@ class PolicyMethods(StatusMethods):
         ValueError
             There is no such mode.
         """
-        self._engine.post_event(events.CategorySet(category, parse_mode(mode), maximum, None, None))
+        self._server.post_event(events.CategorySet(category, parse_mode(mode), maximum, None, None))
 
     def set_category_resources_max(self, category: str, resources: dict[str, float]) -> None:
         """Set the maximum resources of the tasks of a category.
@@ -149,7 +149,7 @@ class PolicyMethods(StatusMethods):
             There is no such resource, or a value is not a number of 0 or more.
         """
         most = validators.request("resources", resources)
-        self._engine.post_event(
+        self._server.post_event(
             events.CategorySet(validators.category("category", category), None, most, None, None)
         )
 
@@ -169,6 +169,6 @@ class PolicyMethods(StatusMethods):
             There is no such resource, or a value is not a number of 0 or more.
         """
         least = validators.request("resources", resources)
-        self._engine.post_event(
+        self._server.post_event(
             events.CategorySet(validators.category("category", category), None, None, least, None)
         )

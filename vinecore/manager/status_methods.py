@@ -42,7 +42,7 @@ class StatusMethods:
     """
 
     def __init__(self, server: ManagerServer, session: str) -> None:
-        self._engine, self._session = server, session
+        self._server, self._session = server, session
         self.factory: ScalableFactory | None = None
         self._start_failure = ""
         self._worker_names: dict[int, str] = {}
@@ -63,17 +63,17 @@ class StatusMethods:
             The manager is closed, has stopped because of a defect, or belongs to the process that
             has forked this one.
         """
-        self._engine.ensure_open()
+        self._server.ensure_open()
 
     @property
     def port(self) -> int:
         """The port to which workers connect."""
-        return self._engine.port
+        return self._server.port
 
     @property
     def bound_address(self) -> str:
         """The address that the manager listens on."""
-        return self._engine.bound
+        return self._server.bound
 
     def _on_stalled(self, missing: instructions.Stalled) -> None:
         self._missing = self.in_words(missing.text)
@@ -102,8 +102,8 @@ class StatusMethods:
         str
             The host, or "worker N" if it is not known.
         """
-        if number not in self._worker_names and not self._engine.closed:
-            self._worker_names.update(self._engine.query(queries.worker_names))
+        if number not in self._worker_names and not self._server.closed:
+            self._worker_names.update(self._server.query(queries.worker_names))
         return self._worker_names.get(number, f"worker {number}")
 
     def make_exception(
@@ -167,7 +167,7 @@ class StatusMethods:
     @property
     def workers_connected(self) -> int:
         """The number of connected workers."""
-        return self._engine.query(queries.count_workers)
+        return self._server.query(queries.count_workers)
 
     @keyword_arguments.refuse_unknown
     def wait_for_workers(self, count: int = 1, timeout: float | timedelta | str | None = None) -> None:
@@ -239,7 +239,7 @@ class StatusMethods:
             raise RuntimeError(msg)
         minimum, maximum = validators.whole("minimum", minimum), validators.whole("maximum", maximum)
         self.factory.change(min_workers=minimum, max_workers=maximum)
-        if self._engine.query(queries.is_worker_count_expected):
+        if self._server.query(queries.is_worker_count_expected):
             self.expect_workers(maximum)
 
     def expect_workers(self, count: int) -> None:
@@ -252,7 +252,7 @@ class StatusMethods:
         count : int
             Number of workers.
         """
-        self._engine.post_event(events.SettingChanged("expected-workers", count))
+        self._server.post_event(events.SettingChanged("expected-workers", count))
 
     def report_start_failure(self, reason: str) -> None:
         """Fail the tasks that wait while no worker is connected, because none can be started.
@@ -263,7 +263,7 @@ class StatusMethods:
             The reason, for the user; "" if workers are started again.
         """
         self._start_failure = reason
-        self._engine.post_event(events.SettingChanged("start-failure", reason))
+        self._server.post_event(events.SettingChanged("start-failure", reason))
 
     def summarize_workers(self) -> list[dict[str, Any]]:
         """Describe each connected worker.
@@ -273,7 +273,7 @@ class StatusMethods:
         list of dict
             For each worker its id, host, resources (total and free), and number of tasks and files.
         """
-        return self._engine.query(queries.summarize_workers)
+        return self._server.query(queries.summarize_workers)
 
     def queue_stats(self) -> QueueStats:
         """Return the number of waiting and running tasks, and the connected pilots.
@@ -283,7 +283,7 @@ class StatusMethods:
         QueueStats
             The numbers by which a factory decides.
         """
-        return self._engine.queue_stats()
+        return self._server.queue_stats()
 
     def release_idle_workers(self, count: int, prefix: str) -> int:
         """Release idle workers of a factory.
@@ -300,7 +300,7 @@ class StatusMethods:
         int
             The number of released workers.
         """
-        return self._engine.release_idle_workers(count, prefix)
+        return self._server.release_idle_workers(count, prefix)
 
 
 def _kind_in_words(name: str) -> str:

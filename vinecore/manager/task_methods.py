@@ -58,7 +58,7 @@ class TaskMethods(LibraryMethods):
         RuntimeError
             The manager is closed.
         """
-        self._engine.ensure_open()
+        self._server.ensure_open()
         if not isinstance(task, Task):
             msg = f"cannot submit {task!r}: use a Task, a PythonTask or a FunctionCall"
             raise TypeError(msg)
@@ -73,7 +73,7 @@ class TaskMethods(LibraryMethods):
         spec = task.make_spec(self, number)
         task.id, task.manager, task.outcome = number, self, None
         self._tasks[number] = task
-        self._engine.post_event(events.TasksSubmitted([spec]))
+        self._server.post_event(events.TasksSubmitted([spec]))
         return number
 
     def wait(self, timeout: float | timedelta | str | None = "wait_forever") -> Task | None:
@@ -158,14 +158,14 @@ class TaskMethods(LibraryMethods):
     def _wait_for(
         self, suits: Callable[[Task], bool], timeout: float | timedelta | str | None
     ) -> Task | None:
-        self._engine.ensure_open()
+        self._server.ensure_open()
         seconds = validators.timeout("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
         with self._finished_or_obtained:
             self._waiters += 1
             try:
                 while True:
-                    over = self._engine.closed or not self._tasks
+                    over = self._server.closed or not self._tasks
                     for task in list(self._finished):
                         if suits(task) and self._remove_finished(task):
                             return task
@@ -174,7 +174,7 @@ class TaskMethods(LibraryMethods):
                     if (left is not None and left <= 0) or over:
                         return None
                     self._finished_or_obtained.wait(1.0 if left is None else min(left, 1.0))
-                    self._engine.ensure_open()
+                    self._server.ensure_open()
             finally:
                 self._waiters -= 1
 
@@ -208,17 +208,17 @@ class TaskMethods(LibraryMethods):
         TypeError, ValueError
             It is no whole number.
         """
-        self._engine.post_event(events.TasksCancelled([validators.whole("task_id", task_id)]))
+        self._server.post_event(events.TasksCancelled([validators.whole("task_id", task_id)]))
 
     def cancel_all(self) -> None:
         """Cancel all tasks that were submitted; they come back through `wait`."""
-        self._engine.post_event(events.TasksCancelled(list(self._tasks)))
+        self._server.post_event(events.TasksCancelled(list(self._tasks)))
 
     def _on_task_finished(self, ended: instructions.TaskFinished) -> None:
         task = self._tasks.get(ended.task)
         if task is None:
             return
-        undelivered = self._engine.store.undelivered
+        undelivered = self._server.store.undelivered
         if undelivered and ended.outcome == "success":
             reasons = [
                 undelivered.pop(file.cache_name) for file in task.outputs if file.cache_name in undelivered
@@ -272,7 +272,7 @@ class TaskMethods(LibraryMethods):
             if output_file is not None:
                 content = self._find_or_fetch(output_file)
             else:
-                content = self._engine.store.find_object(name)
+                content = self._server.store.find_object(name)
             if content is None:
                 msg = (
                     f"the result of task {number} is gone, because the manager was closed: "
@@ -290,5 +290,5 @@ class TaskMethods(LibraryMethods):
             errors.add_note(error, f"task {number} has a result that could not be loaded here")
             problem = error
         if output_file is None and not is_released:
-            self._engine.post_event(events.FilesReleased([name], prune=False))
+            self._server.post_event(events.FilesReleased([name], prune=False))
         return value, problem

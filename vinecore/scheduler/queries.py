@@ -45,8 +45,8 @@ class GraphStatus(NamedTuple):
 
 def graph_status(scheduler: Scheduler, number: int, total: int) -> GraphStatus:
     """Return how far a graph is; one that is not known any more is done."""
-    workers, moved_bytes = len(scheduler.tables.workers), scheduler.tables.moved_bytes
-    graph = scheduler.tables.graphs.get(number)
+    workers, moved_bytes = len(scheduler.state.workers), scheduler.state.moved_bytes
+    graph = scheduler.state.graphs.get(number)
     if graph is None:
         return GraphStatus(total, total, 0, 0, 0, 0, True, workers, moved_bytes)
     return GraphStatus(
@@ -64,18 +64,18 @@ def graph_status(scheduler: Scheduler, number: int, total: int) -> GraphStatus:
 
 def count_replicas(scheduler: Scheduler, name: str) -> int:
     """Return how many workers have a file, verified or not."""
-    file = scheduler.tables.files.get(name)
+    file = scheduler.state.files.get(name)
     return 0 if file is None else len(file.replicas)
 
 
 def count_workers(scheduler: Scheduler) -> int:
     """Return how many workers are connected."""
-    return len(scheduler.tables.workers)
+    return len(scheduler.state.workers)
 
 
 def worker_names(scheduler: Scheduler) -> dict[int, str]:
     """Return the host of each connected worker by the worker's number."""
-    return {worker.id: worker.name for worker in scheduler.tables.workers.values()}
+    return {worker.id: worker.name for worker in scheduler.state.workers.values()}
 
 
 def summarize_workers(scheduler: Scheduler) -> list[dict[str, Any]]:
@@ -90,13 +90,13 @@ def summarize_workers(scheduler: Scheduler) -> list[dict[str, Any]]:
             "files": len(worker.files),
             "libraries": {name: instance.slots for name, instance in worker.libraries.items()},
         }
-        for worker in scheduler.tables.workers.values()
+        for worker in scheduler.state.workers.values()
     ]
 
 
 def is_worker_count_expected(scheduler: Scheduler) -> bool:
     """Return whether the scheduler knows how many workers there will be at most."""
-    return scheduler.tables.expected_workers is not None
+    return scheduler.state.expected_workers is not None
 
 
 def await_earlier_events(_scheduler: Scheduler) -> None:

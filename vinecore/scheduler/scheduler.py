@@ -67,7 +67,7 @@ class Scheduler:
     """
 
     def __init__(self, python: str, needs: tuple[str, ...] = (), *, validate: bool = False) -> None:
-        self.tables = state = SchedulerState(python, needs)
+        self.state = state = SchedulerState(python, needs)
         signals = Signals()
         self.outbox = outbox = Outbox(state)
         self.queues = queues = TaskQueues(signals, state)
@@ -226,7 +226,7 @@ class Scheduler:
 
         As long as `has_more_to_release` is true this wants to be called again soon, with or without events.
         """
-        state, queues = self.tables, self.queues
+        state, queues = self.state, self.queues
         state.now = now
         for event in happened:
             self._handlers[type(event)](event)

@@ -81,7 +81,7 @@ class ManagerServer:
         Version of the Python that pickles the functions.
     needs
         Packages without which a worker's own Python can run none of them.
-    scribe
+    journal_writer
         The writer of the journal, if there is one.
     tls_context
         The TLS context; None without TLS.
@@ -96,8 +96,8 @@ class ManagerServer:
     ----------
     bound, port : str, int
         Where it listens.
-    ping_s, silence_s : float
-        After how long without a word a worker is asked whether it is there, and given up.
+    heartbeat_interval_s, heartbeat_timeout_s : float
+        Seconds without a message after which a worker is asked for one, and is given up.
     in_words : callable
         Replaces cache names in texts of the scheduler by the user's names of files.
     """
@@ -110,7 +110,7 @@ class ManagerServer:
         name: str,
         python: str,
         needs: tuple[str, ...] = (),
-        scribe: JournalWriter | None = None,
+        journal_writer: JournalWriter | None = None,
         tls_context: ssl.SSLContext | None = None,
         *,
         session: str = "",
@@ -135,20 +135,20 @@ class ManagerServer:
         listener = listen(address, ports, 1024, hint, rather=0 if past is None else past.port)
         self.bound: str = listener.getsockname()[0]
         self.port: int = listener.getsockname()[1]
-        self._scribe = scribe
-        if scribe is not None:
-            scribe.start(self.port)
+        self._journal_writer = journal_writer
+        if journal_writer is not None:
+            journal_writer.start(self.port)
         self._loop = asyncio.new_event_loop()
         self._connections = connections = WorkerConnections(
             self,
             self._loop,
             self.store,
-            self._scheduler.tables,
+            self._scheduler.state,
             name=name,
             session=session,
             has_tls=tls_context is not None,
         )
-        self._peers = connections.workers
+        self._workers = connections.workers
         self._executors: dict[type, Callable[[Any], None]] = {
             i.Send: connections.send,
             i.SendObject: connections.send_object,
@@ -255,8 +255,8 @@ class ManagerServer:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._release_workers, release)
         self._thread.join()
-        if self._scribe is not None:
-            self._scribe.close()
+        if self._journal_writer is not None:
+            self._journal_writer.close()
         if self._tls is not None:
             self._tls.drain_and_close(SHUTDOWN_TIMEOUT_S)
         self.store.close()
@@ -274,7 +274,7 @@ class ManagerServer:
             self._freezer.thaw()
 
     def _release_workers(self, release: bool) -> None:
-        for peer in list(self._peers.values()):
+        for peer in list(self._workers.values()):
             peer.channel.send(m.Shutdown("the manager has ended", release))
             peer.channel.close()
         self._stop_when_empty(time.monotonic() + SHUTDOWN_TIMEOUT_S)
@@ -284,7 +284,7 @@ class ManagerServer:
             self._loop.stop()
             return
         if time.monotonic() > deadline:
-            for peer in list(self._peers.values()):
+            for peer in list(self._workers.values()):
                 peer.channel.abort("it does not answer")
             deadline = float("inf")
         self._loop.call_later(0.005, self._stop_when_empty, deadline)
@@ -307,7 +307,7 @@ class ManagerServer:
                 events.append(event)
                 room -= len(event.tasks) if type(event) is e.TasksSubmitted else 1
         self._handle(events)
-        self._freezer.update(len(self._scheduler.tables.files))
+        self._freezer.update(len(self._scheduler.state.files))
         if (inbox or self._scheduler.has_more_to_release) and not self._awake:
             self._awake = True
             self._loop.call_soon(self.process_inbox)
@@ -320,12 +320,12 @@ class ManagerServer:
         except Exception as error:
             self.fatal_error = error
             log.critical("a defect in the manager, which stops here; it came with %.2000s", events)
-            for peer in list(self._peers.values()):
+            for peer in list(self._workers.values()):
                 peer.channel.abort("the manager has a defect")
             self._loop.call_soon(self._loop.stop)
             raise
-        if self._scribe is not None:
-            self._scribe.record(now, events, instructions)
+        if self._journal_writer is not None:
+            self._journal_writer.record(now, events, instructions)
         for instruction in instructions:
             kind = type(instruction)
             carry = carriers.get(kind) or listeners.get(kind)
@@ -338,7 +338,7 @@ class ManagerServer:
             self._look_for_ends()
         self.inbox.append(e.Tick())
         self.process_inbox()
-        for peer in list(self._peers.values()):
+        for peer in list(self._workers.values()):
             quiet = now - peer.last_received_at
             asked = peer.pinged_at > peer.last_received_at
             if (
@@ -367,7 +367,7 @@ class ManagerServer:
         """Return the queue statistics with the connected pilots."""
 
         def look(scheduler: Scheduler) -> QueueStats:
-            return queue_stats(scheduler.tables)._replace(pilots=tuple(self._connections.pilot_names()))
+            return queue_stats(scheduler.state)._replace(pilots=tuple(self._connections.pilot_names()))
 
         return self.query(look)
 
@@ -376,9 +376,9 @@ class ManagerServer:
 
         def let_go(scheduler: Scheduler) -> int:
             chosen: list[WorkerConnection] = []
-            for peer in self._peers.values():
+            for peer in self._workers.values():
                 features = () if peer.hello is None else peer.hello.features
-                worker = scheduler.tables.workers.get(peer.number)
+                worker = scheduler.state.workers.get(peer.number)
                 if (
                     len(chosen) < count
                     and worker is not None

@@ -289,9 +289,9 @@ def main(
     seed: int,
     **o: Any,
 ) -> None:
-    """Simulate a run: the real minds of a manager and of its workers, with simulated machines, links, clock and failures.
+    """Simulate a run: the real scheduler of a manager and the real state machines of its workers, with simulated machines, links, clock and failures.
 
-    What it reports: makespan, utilisation, bytes moved, what had to run again, and what the manager's mind costs. The defaults of what things cost were
+    What it reports: makespan, utilisation, bytes moved, what had to run again, and what the scheduler costs. The defaults of what things cost were
     measured on this code; see docs/simulate.md.
 
     A journal says also on what machines it ran, and when they came and went; options for these are a question: what if it had been otherwise?

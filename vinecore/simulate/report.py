@@ -126,7 +126,7 @@ class Report:
             ("most on one worker's disk", format_bytes(self.peak_disk_bytes)),
             ("manager busy", f"{self.manager_busy_s:,.3f} s, {self.manager_load:.1%}"),
             ("events, messages to workers", f"{self.events:,}, {self.messages:,}"),
-            ("CPU time of the mind, really", f"{self.manager_cpu_s:.3f} s, {self.manager_cpu_us_per_task:.1f} us per task"),
+            ("CPU time of the scheduler, really", f"{self.manager_cpu_s:.3f} s, {self.manager_cpu_us_per_task:.1f} us per task"),
             ("memory of this process, really", f"{self.peak_memory_mb:,.0f} MB"),
             ("this simulation took", f"{self.elapsed_s:.1f} s"),
         ]  # fmt: skip

@@ -107,7 +107,7 @@ class Costs:
     loop_iteration_s : float
         A turn of the manager's loop, whatever it finds: waking up, and reading and writing sockets.
     event_s : float
-        One event in the mind, a message that came or a task that was submitted, with its decoding.
+        One event in the scheduler, such as a message or a submitted task, with its decoding.
     message_s : float
         One message to a worker, with its encoding.
     task_s : float

@@ -59,7 +59,7 @@ def simulate(
     workload
         What is to be computed: from `generate`, `load`, or made of `SimulatedTask` records.
     cluster, costs, failures
-        What surrounds the mind; the defaults of each if they are not given.
+        The machines, durations and failures around the scheduler; the defaults of each if not given.
     retries
         How often a task may be hit by the loss of its worker before it is blamed.
     seed

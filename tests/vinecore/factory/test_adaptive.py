@@ -23,22 +23,22 @@ CALM = QueueStats()
 
 
 class Site:
-    """A batch system as the mind sees it, and a clock."""
+    """A batch system as the scaling sees it, and a clock."""
 
     def __init__(self, **settings):
         self.settings = FactorySettings().changed(
             **{"min_workers": 0, "max_workers": 10, "factory_period": 1.0, **settings}
         )
-        self.mind, self.now, self.jobs, self.count = AdaptiveScaling(), 0.0, {}, 0
+        self.scaling, self.now, self.jobs, self.count = AdaptiveScaling(), 0.0, {}, 0
 
     def step(self, demand=CALM, *, later=1.0, **jobs):
         """Look, and submit what is asked for."""
         self.now += later
         self.jobs.update(jobs)
-        step = self.mind.decide(self.now, self.settings, demand, dict(self.jobs))
+        step = self.scaling.decide(self.now, self.settings, demand, dict(self.jobs))
         names = [f"j{self.count + n + 1}" for n in range(step.submit)]
         self.count += step.submit
-        self.mind.submitted(names)
+        self.scaling.submitted(names)
         self.jobs.update(dict.fromkeys(names, JobStatus(IDLE)))
         for name in step.remove:
             del self.jobs[name]
@@ -80,7 +80,7 @@ def test_unanswering_manager_gets_no_workers():
 def test_unanswering_batch_system_stops_decisions():
     """Nothing is decided when the batch system does not answer."""
     site = Site(min_workers=2)
-    assert site.mind.decide(1.0, site.settings, QueueStats(waiting=5), None) == ((0, (), 0, (), ""))
+    assert site.scaling.decide(1.0, site.settings, QueueStats(waiting=5), None) == ((0, (), 0, (), ""))
     assert site.step().submit == 2
 
 
@@ -194,24 +194,24 @@ def test_backoff_is_bounded_and_reset():
     for _ in range(14):
         name = f"j{site.count}"
         site.step(**{name: JobStatus(HELD, "no")})
-        pauses.append(site.mind.pause_s)
-        assert site.step(later=site.mind.pause_s - 0.01).submit == 0
+        pauses.append(site.scaling.pause_s)
+        assert site.step(later=site.scaling.pause_s - 0.01).submit == 0
         assert site.step(later=0.02).submit == 1
     assert pauses == [min(INITIAL_BACKOFF_S * 2**n, MAX_BACKOFF_S) for n in range(14)]
     site.step(QueueStats(pilots=(f"j{site.count}",)), **{f"j{site.count}": JobStatus(RUNNING)})
-    assert site.mind.pause_s == 0
+    assert site.scaling.pause_s == 0
 
 
 def test_refused_submission_causes_pause():
     """A submission that is refused is a reason to wait."""
     site = Site(min_workers=1)
-    assert site.mind.decide(1.0, site.settings, CALM, {}).submit == 1
+    assert site.scaling.decide(1.0, site.settings, CALM, {}).submit == 1
     assert (
         "nothing could be submitted: no such group; again in"
-        in site.mind.submission_failed("no such group", 1.0)[0]
+        in site.scaling.submission_failed("no such group", 1.0)[0]
     )
-    assert site.mind.decide(1.0, site.settings, CALM, {}).submit == 0
-    assert site.mind.decide(1.0 + INITIAL_BACKOFF_S, site.settings, CALM, {}).submit == 1
+    assert site.scaling.decide(1.0, site.settings, CALM, {}).submit == 0
+    assert site.scaling.decide(1.0 + INITIAL_BACKOFF_S, site.settings, CALM, {}).submit == 1
 
 
 def test_surplus_queued_pilots_are_removed_later():
@@ -221,7 +221,7 @@ def test_surplus_queued_pilots_are_removed_later():
     site.step(QueueStats(waiting=4), j1=JobStatus(RUNNING))
     assert site.step(QueueStats(running=1)).remove == ()
     assert site.step(QueueStats(running=1), later=SURPLUS_DELAY_S).remove == ("j2", "j3", "j4")
-    assert site.mind.pilots == 1
+    assert site.scaling.pilots == 1
 
 
 def test_returning_need_finds_queued_pilots():

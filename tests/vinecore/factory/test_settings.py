@@ -287,7 +287,7 @@ def test_wrapper_and_features_reach_worker(local_cluster):
     ):
         m.wait_for_workers(1, PATIENCE_S)
         assert local_cluster.path("wrapped").exists()
-        [peer] = m._engine._peers.values()
+        [peer] = m._server._workers.values()
         assert {"fast", "near", "odd"} <= set(peer.hello.features)
 
 

@@ -95,7 +95,7 @@ def story(shared_cluster):
     submit(doomed, "cancelled")
     m.cancel_all()
     finish(m)
-    moved = scheduler_state(m, lambda scheduler: scheduler.tables.moved_bytes)
+    moved = scheduler_state(m, lambda scheduler: scheduler.state.moved_bytes)
     path = m.journal
     m.close()
     return path, ends, moved
@@ -239,7 +239,7 @@ def test_recomputed_result_is_recorded(local_cluster):
     finish(m)
     name = made.output_file.cache_name
     [holder] = scheduler_state(
-        m, lambda scheduler: [worker.id for worker in scheduler.tables.files[name].replicas]
+        m, lambda scheduler: [worker.id for worker in scheduler.state.files[name].replicas]
     )
     workers[holder - 1].kill()
     wait_until(lambda: m.workers_connected == 1, "the manager to notice")
@@ -296,7 +296,7 @@ def test_full_disk_warns_and_run_continues(local_cluster, caplog):
     os.dup2(full, m._journal_writer._file)
     os.close(full)
     local_cluster.start_worker(m)
-    wait_until(lambda: m._journal_writer._file < 0, "the scribe to notice")
+    wait_until(lambda: m._journal_writer._file < 0, "the writer to notice")
     m.submit(Task("echo fine"))
     assert m.wait(PATIENCE_S).output == "fine\n"
     m.close()

@@ -115,7 +115,7 @@ def test_ipv6_only_manager_and_workers(local_cluster):
     m = local_cluster.start_manager(address="::1")
     local_cluster.start_workers(m, 2, host="::1")
     addresses = scheduler_state(
-        m, lambda scheduler: [worker.data_address for worker in scheduler.tables.workers.values()]
+        m, lambda scheduler: [worker.data_address for worker in scheduler.state.workers.values()]
     )
     assert all(address.startswith("::1:") for address in addresses)
     assert run_on_each(m, local_cluster.folder) == ["precious\n"] * 2
@@ -127,9 +127,7 @@ def test_manager_on_all_addresses_has_both_families(local_cluster):
     m = local_cluster.start_manager(address="")
     local_cluster.start_workers(m, 1, host="::1")
     local_cluster.start_workers(m, 1, host="127.0.0.1")
-    hosts = scheduler_state(
-        m, lambda scheduler: [worker.host for worker in scheduler.tables.workers.values()]
-    )
+    hosts = scheduler_state(m, lambda scheduler: [worker.host for worker in scheduler.state.workers.values()])
     assert hosts == ["::1", "127.0.0.1"]
     assert run_on_each(m, local_cluster.folder) == ["precious\n"] * 2
 
@@ -161,7 +159,7 @@ def test_peers_fetch_from_told_address(local_cluster):
         assert "--transfer-port" in refused.log
     local_cluster.start_workers(m, 1)
     addresses = scheduler_state(
-        m, lambda scheduler: [worker.data_address for worker in scheduler.tables.workers.values()]
+        m, lambda scheduler: [worker.data_address for worker in scheduler.state.workers.values()]
     )
     assert addresses[0] == f"127.0.0.1:{free}"
     assert run_on_each(m, local_cluster.folder) == ["precious\n"] * 2
@@ -179,7 +177,7 @@ def test_peers_dial_what_they_are_told_to(local_cluster):
     local_cluster.start_workers(m, 1)
     wait_until(lambda: len(worker_summaries(m)) == 2, "both workers")
     addresses = scheduler_state(
-        m, lambda scheduler: [worker.data_address for worker in scheduler.tables.workers.values()]
+        m, lambda scheduler: [worker.data_address for worker in scheduler.state.workers.values()]
     )
     assert addresses[0] == f"localhost:{free}" != f"localhost:{first}"
     assert run_on_each(m, local_cluster.folder) == ["precious\n"] * 2

@@ -57,7 +57,7 @@ def counts(m, files):
 
 
 def moved(m):
-    return scheduler_state(m, lambda scheduler: scheduler.tables.moved_bytes)
+    return scheduler_state(m, lambda scheduler: scheduler.state.moved_bytes)
 
 
 def records(local_cluster):

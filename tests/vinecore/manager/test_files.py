@@ -681,7 +681,7 @@ def test_without_peer_transfers_manager_relays(local_cluster):
     m.submit(PythonTask(sample_tasks.length, maker.output_file))
     assert m.wait(PATIENCE_S).output == len(sample_tasks.make_bytes(LARGE))
     assert scheduler_state(
-        m, lambda scheduler: scheduler.tables.files[maker.output_file.cache_name].at_manager
+        m, lambda scheduler: scheduler.state.files[maker.output_file.cache_name].at_manager
     )
     local_cluster.path("gate").touch()
     assert m.wait(PATIENCE_S) is blocker
@@ -719,7 +719,7 @@ def test_every_maker_and_receiver_reports_digest(local_cluster, how):
         gate.touch()
         assert m.wait(PATIENCE_S).successful() and m.wait(PATIENCE_S).successful()
     told = scheduler_state(
-        m, lambda scheduler: list(scheduler.tables.files[file.cache_name].replicas.values())
+        m, lambda scheduler: list(scheduler.state.files[file.cache_name].replicas.values())
     )
     kept = [
         digests.hash_file(str(path)) for path in local_cluster.workspace.glob(f"*/*/cache/{file.cache_name}")

@@ -458,6 +458,6 @@ def test_contradiction_stops_manager_that_validates(local_cluster):
     """With `validate=True` a contradiction in the scheduler's state stops the manager, which names it."""
     m = local_cluster.start_manager(validate=True)
     m.submit(Task("true"))
-    scheduler_state(m, lambda scheduler: setattr(scheduler.tables, "assigned", 9))
+    scheduler_state(m, lambda scheduler: setattr(scheduler.state, "assigned", 9))
     with pytest.raises(RuntimeError, match="assigned is 9, not 0"):
         m.wait(PATIENCE_S)

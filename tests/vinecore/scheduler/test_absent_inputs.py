@@ -83,7 +83,7 @@ def test_absent_input_fails_reader_at_wait(harness, how):
     assert task_outcomes(harness) == {1: "input missing"}
     assert "place: " in reasons(harness)[1]
     assert TEXT in reasons(harness)[1]
-    assert not harness.tables.tasks
+    assert not harness.state.tasks
 
 
 def test_it_needs_no_worker_to_fail():
@@ -155,7 +155,7 @@ def test_waiting_reader_can_be_cancelled(harness):
     harness.send_events(e.FilesReleased(["place"], prune=False))
     harness.send_events(e.Waited())
     assert task_outcomes(harness) == {1: "cancelled", 2: "input missing"}
-    assert "place" not in harness.tables.files
+    assert "place" not in harness.state.files
     assert not harness.scheduler.missing_files.awaited
 
 
@@ -203,7 +203,7 @@ def test_tasks_in_circle_fail(harness, absent, length):
         harness.submit_tasks(maker(number + 1, f"f{number}", mounts=(f"f{(number + 1) % length}",)))
     assert task_outcomes(harness) == dict.fromkeys(range(1, length + 1), "input missing")
     assert "no task of such a circle can begin" in reasons(harness)[length]
-    assert not harness.tables.tasks
+    assert not harness.state.tasks
 
 
 def test_a_circle_over_a_mini_task_fails(harness):

@@ -176,7 +176,7 @@ def test_what_was_undeclared_can_be_pruned(harness):
     harness.send_events(e.FilesReleased(["data"], prune=False))
     harness.send_events(e.FilesReleased(["data"], prune=True))
     assert harness.messages_sent(m.PurgeObjects) == [(worker, m.PurgeObjects(["data"]))]
-    assert "data" not in harness.tables.files
+    assert "data" not in harness.state.files
 
 
 def test_lost_persistent_replica_is_fetched_again(harness):
@@ -232,8 +232,8 @@ def test_undeclared_replica_goes_with_worker(harness):
     worker = harness.connect_worker()
     harness.worker_sends(worker, m.PersistentObjects(["data"], [LARGE], ["1234"]))
     harness.disconnect_worker(worker)
-    assert harness.tables.files == {}
-    assert harness.tables.evictable == {}
+    assert harness.state.files == {}
+    assert harness.state.evictable == {}
 
 
 def test_undeclared_replicas_are_bounded(harness, monkeypatch):
@@ -242,7 +242,7 @@ def test_undeclared_replicas_are_bounded(harness, monkeypatch):
     worker = harness.connect_worker()
     names = [f"file-{n}" for n in range(25)]
     harness.worker_sends(worker, m.PersistentObjects(names, [LARGE] * 25, [""] * 25))
-    assert list(harness.tables.files) == names[-10:]
+    assert list(harness.state.files) == names[-10:]
     assert harness.removed_objects(harness.log) == set()
     assert len(harness.worker(worker).files) == 10
 

@@ -271,7 +271,7 @@ def test_ready_task_waits_for_recomputed_input(harness):
     harness.complete_task(1, size=LARGE)
     harness.send_events(
         e.LibraryInstalled(
-            harness.tables.libraries["lib"].spec._replace(name="huge", request=ONE_CORE._replace(cores=9))
+            harness.state.libraries["lib"].spec._replace(name="huge", request=ONE_CORE._replace(cores=9))
         )
     )
     harness.submit_tasks(call(2, "r1", library="huge"))

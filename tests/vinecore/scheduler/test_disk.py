@@ -215,11 +215,11 @@ def test_evictable_files_go_oldest_first(harness):
     harness.complete_task(2, size=200 * MB)
     harness.complete_task(3)
     harness.send_events(e.GraphClosed(1))
-    assert list(harness.tables.evictable) == [harness.file("b"), harness.file("a")]
+    assert list(harness.state.evictable) == [harness.file("b"), harness.file("a")]
     harness.submit_tasks(call(4, "new"))
     assert harness.removed_objects() == {(worker, "b")}
-    assert list(harness.tables.evictable) == [harness.file("a")]
-    assert "b" not in harness.tables.files
+    assert list(harness.state.evictable) == [harness.file("a")]
+    assert "b" not in harness.state.files
 
 
 def test_verified_replicas_go_before_unverified(harness):

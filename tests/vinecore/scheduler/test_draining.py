@@ -201,7 +201,7 @@ def test_draining_worker_makes_no_other_dispensable(harness):
     second = harness.connect_worker(port=8)
     harness.worker_sends(second, m.PersistentObjects(["r1"], [LARGE], [""]))
     assert is_idle_and_safe_to_remove(harness.worker(second))
-    harness.scheduler.tables.workers[first].draining = True
+    harness.scheduler.state.workers[first].draining = True
     assert not is_idle_and_safe_to_remove(harness.worker(second))
 
 

@@ -244,7 +244,7 @@ def test_removed_library_ends_with_its_calls(harness):
     assert [worker for worker, _ in harness.messages_sent(m.RemoveLibrary)] == workers
     assert task_outcomes(harness) == {1: "library", 2: "library"}
     assert all(harness.worker(w).free == harness.worker(w).total for w in workers)
-    assert not harness.tables.queues
+    assert not harness.state.queues
     harness.submit_tasks(call(3))
     assert task_outcomes(harness)[3] == "library"
 
@@ -258,8 +258,8 @@ def test_replaced_library_goes_after_its_calls(harness):
     assert not harness.messages_sent(m.RemoveLibrary)
     harness.complete_task(2)
     assert harness.messages_sent(m.RemoveLibrary) == [(worker, m.RemoveLibrary("lib"))]
-    assert "lib" not in harness.tables.libraries
-    assert not harness.tables.queues
+    assert "lib" not in harness.state.libraries
+    assert not harness.state.queues
 
 
 def test_unused_replaced_library_goes_at_once(harness):
@@ -275,10 +275,10 @@ def test_reinstalled_retired_library_stays(harness):
     """A library that is installed again before it has gone stays."""
     harness.connect_worker()
     harness.submit_tasks(call(1))
-    spec = harness.tables.libraries["lib"].spec
+    spec = harness.state.libraries["lib"].spec
     harness.send_events(e.LibraryRetired("lib"), e.LibraryInstalled(spec))
     harness.complete_task(1)
-    assert "lib" in harness.tables.libraries
+    assert "lib" in harness.state.libraries
 
 
 def test_restart_stops_libraries_and_reruns_calls(harness):
@@ -306,10 +306,10 @@ def test_library_is_installed_once_with_files(harness):
     spec = LibrarySpec("own", "setup", files=("data",), request=ONE_CORE)
     harness.send_events(e.LibraryInstalled(spec), e.LibraryInstalled(spec))
     harness.send_events(e.FilesReleased(["data"], prune=False))
-    assert "data" in harness.tables.files
+    assert "data" in harness.state.files
     harness.send_events(e.LibraryRemoved("own"))
     assert i.DropObject("data") in harness.last_instructions
-    assert "data" not in harness.tables.files
+    assert "data" not in harness.state.files
 
 
 def test_call_crossing_library_death_runs_again(harness):
@@ -388,7 +388,7 @@ def test_slow_import_names_task_until_it_ends(harness):
     harness.advance_time(3)
     said = f"has been importing own (a/own.py) for more than 5 s on worker {worker} "
     assert said in harness.scheduler.stalled_reason
-    assert harness.scheduler.stalled_reason.startswith(harness.scheduler.tables.tasks[1].spec.label)
+    assert harness.scheduler.stalled_reason.startswith(harness.scheduler.state.tasks[1].spec.label)
     harness.send_events(e.TasksCancelled([1]))
     harness.advance_time()
     assert harness.scheduler.stalled_reason == ""

@@ -100,7 +100,7 @@ def test_task_waits_runs_and_ends(harness):
     assert harness.state_of(1) == ASSIGNED
     harness.complete_task(1, payload=b"value")
     assert harness.last_instructions == [i.TaskFinished(1, "success", worker, {}, b"value")]
-    assert not harness.tables.tasks
+    assert not harness.state.tasks
 
 
 def test_library_precedes_call_and_setup_precedes_library(harness):
@@ -118,7 +118,7 @@ def test_inline_result_leaves_no_file(harness):
     harness.submit_tasks(once(1))
     harness.connect_worker()
     harness.complete_task(1, payload=b"value")
-    assert "r1" not in harness.tables.files
+    assert "r1" not in harness.state.files
     assert not harness.instructions_of(i.StoreObject)
 
 
@@ -135,7 +135,7 @@ def test_large_result_is_uploaded_before_report(harness):
     assert (worker, "r1") in harness.removed_objects()
     harness.send_events(e.FilesReleased(["r1"], prune=False))
     assert harness.last_instructions == [i.DropObject("r1")]
-    assert "r1" not in harness.tables.files
+    assert "r1" not in harness.state.files
 
 
 def test_small_result_waits_for_other_outputs():
@@ -185,7 +185,7 @@ def test_undeclared_input_fails_task_with_name(harness):
     (ended,) = harness.instructions_of(i.TaskFinished)
     assert ended.outcome == "input missing"
     assert "nowhere" in ended.info["reason"]
-    assert not harness.tables.tasks
+    assert not harness.state.tasks
 
 
 def test_an_input_twice_is_waited_for_once(harness):
@@ -222,7 +222,7 @@ def test_user_exception_is_final(harness):
     (ended,) = harness.instructions_of(i.TaskFinished)
     assert (ended.outcome, ended.worker, ended.payload) == ("exception", worker, b"pickled")
     assert ended.info == {"text": "ValueError: no", "attempt": 1}
-    assert not harness.tables.tasks
+    assert not harness.state.tasks
 
 
 def test_failed_task_fails_its_readers(harness):
@@ -234,7 +234,7 @@ def test_failed_task_fails_its_readers(harness):
     harness.fail_task(1, "exception")
     assert task_outcomes(harness) == {1: "exception", 2: "input missing", 3: "input missing"}
     assert "t2" in next(x for x in harness.instructions_of(i.TaskFinished) if x.task == 3).info["reason"]
-    assert set(harness.tables.tasks) == {4}
+    assert set(harness.state.tasks) == {4}
 
 
 def test_failed_task_leaves_no_result_record(harness):
@@ -242,7 +242,7 @@ def test_failed_task_leaves_no_result_record(harness):
     harness.submit_tasks(once(1))
     harness.connect_worker()
     harness.fail_task(1, "exception")
-    assert "r1" not in harness.tables.files
+    assert "r1" not in harness.state.files
 
 
 def test_crash_retries_are_bounded_with_history(harness):
@@ -329,8 +329,8 @@ def test_task_can_be_cancelled_in_every_state(harness, state):
     harness.send_events(e.TasksCancelled([1]))
     (ended,) = harness.instructions_of(i.TaskFinished)
     assert (ended.task, ended.outcome) == (1, "cancelled")
-    assert 1 not in harness.tables.tasks
-    assert "r1" not in harness.tables.files
+    assert 1 not in harness.state.tasks
+    assert "r1" not in harness.state.files
     cancels = harness.messages_sent(m.Cancel)
     assert cancels == ([(worker, m.Cancel([1]))] if state == ASSIGNED else [])
     if state in (ASSIGNED, RETRIEVING):
@@ -379,7 +379,7 @@ def test_cancelled_tasks_leave_the_queue(harness):
     harness.submit_tasks(*(once(n) for n in range(1, 1001)))
     for number in range(1, 1000):
         harness.send_events(e.TasksCancelled([number]))
-    (queue,) = harness.tables.queues.values()
+    (queue,) = harness.state.queues.values()
     assert len(queue.ready) < 50
     harness.connect_worker()
     assert harness.dispatched_tasks() == [1000]
@@ -442,7 +442,7 @@ def test_exception_ends_graph_and_cancels_rest(harness):
     )
     ((_, cancel),) = harness.messages_sent(m.Cancel)
     assert sorted(cancel.tasks) == sorted(set(on_worker) - {1})
-    assert not harness.tables.tasks
+    assert not harness.state.tasks
     assert harness.graph().unfinished == harness.graph().running == 0
     assert not harness.instructions_of(i.TaskFinished), "the tasks of a run are not reported one by one"
 
@@ -455,7 +455,7 @@ def test_failed_graph_takes_no_further_tasks(harness):
     harness.fail_task(1, "exception")
     harness.submit_tasks(call(2, graph=1))
     harness.send_events(e.GraphSubmitted(1))
-    assert not harness.tables.tasks
+    assert not harness.state.tasks
     assert graph_outcomes(harness) == {1: "exception"}
 
 
@@ -488,7 +488,7 @@ def test_reader_of_failed_graphs_result_fails(harness):
     harness.connect_worker()
     harness.fail_task(1, "exception")
     assert graph_outcomes(harness) == {1: "exception", 2: "input missing"}
-    assert not harness.tables.tasks
+    assert not harness.state.tasks
 
 
 # ---- files that were asked for
@@ -563,12 +563,12 @@ def test_undeclared_files_go_after_last_reader(harness):
     harness.submit_tasks(once(1, "data"))
     worker = harness.connect_worker()
     harness.send_events(e.FilesReleased(["data"], prune=False))
-    assert "data" in harness.tables.files
+    assert "data" in harness.state.files
     harness.report_cached(worker, "data")
     harness.complete_task(1, payload=b"1")
     assert (worker, "data") in harness.removed_objects()
     assert i.DropObject("data") in harness.last_instructions
-    assert "data" not in harness.tables.files
+    assert "data" not in harness.state.files
 
 
 def test_released_shared_object_stays_while_needed(harness):
@@ -578,10 +578,10 @@ def test_released_shared_object_stays_while_needed(harness):
     harness.send_events(e.FilesReleased(["function"], prune=False))
     worker = harness.connect_worker()
     harness.complete_task(1, payload=b"1")
-    assert "function" in harness.tables.files
+    assert "function" in harness.state.files
     harness.complete_task(2, payload=b"2")
     assert (worker, "function") in harness.removed_objects()
-    assert "function" not in harness.tables.files
+    assert "function" not in harness.state.files
 
 
 def test_file_declared_twice_is_released_twice(harness):
@@ -589,7 +589,7 @@ def test_file_declared_twice_is_released_twice(harness):
     harness.declare_file("data", size=10, at_manager=True)
     harness.declare_file("data", size=10, at_manager=True)
     harness.send_events(e.FilesReleased(["data"], prune=False))
-    assert "data" in harness.tables.files
+    assert "data" in harness.state.files
     assert harness.send_events(e.FilesReleased(["data"], prune=False)) == [i.DropObject("data")]
 
 
@@ -618,10 +618,10 @@ def test_many_single_tasks_leave_no_records(harness):
         if number > 1:
             harness.send_events(e.FilesReleased([f"r{number - 1}"], prune=False))
     harness.send_events(e.FilesReleased(["r199"], prune=False))
-    assert set(harness.tables.files) == {"data", "setup"}
+    assert set(harness.state.files) == {"data", "setup"}
     assert not harness.file("data").consumers
     assert {file.name for file in harness.worker(worker).files} == {"data", "setup"}
-    assert not harness.tables.tasks
+    assert not harness.state.tasks
     assert count_tasks() < before + 10
 
 
@@ -637,7 +637,7 @@ def test_queues_of_past_requests_are_removed():
     for number in range(1, 100):
         harness.submit_tasks(single(number, request=ResourceRequest(cores=1, memory=number)))
         harness.complete_task(number)
-    assert not harness.tables.queues
+    assert not harness.state.queues
 
 
 def test_a_closed_run_leaves_no_trace(harness):
@@ -656,9 +656,9 @@ def test_a_closed_run_leaves_no_trace(harness):
     harness.complete_task(3, payload=b"3")
     running = harness.assignment_of(4)[1]
     harness.send_events(e.GraphClosed(1))
-    assert set(harness.tables.files) == {"data", "setup"}
-    assert set(harness.tables.graphs) == {0}
-    assert not harness.tables.tasks
+    assert set(harness.state.files) == {"data", "setup"}
+    assert set(harness.state.graphs) == {0}
+    assert not harness.state.tasks
     assert {(worker, "r1"), (worker, "r2"), (worker, "r3")} <= harness.removed_objects()
     assert i.DropObject("r3") in harness.last_instructions
     ((_, cancelled),) = harness.messages_sent(m.Cancel)
@@ -678,8 +678,8 @@ def test_failed_graph_leaves_no_records(harness):
     harness.connect_worker()
     harness.fail_task(1, "exception")
     harness.send_events(e.GraphClosed(1))
-    assert set(harness.tables.files) == {"data", "setup"}
-    assert not harness.tables.tasks
+    assert set(harness.state.files) == {"data", "setup"}
+    assert not harness.state.tasks
     assert harness.file("data").pending_readers == 0
 
 
@@ -690,8 +690,8 @@ def test_graph_closed_early_leaves_no_records(harness):
     harness.send_events(e.GraphClosed(1))
     harness.submit_tasks(call(3, "r2", graph=1))
     harness.send_events(e.GraphSubmitted(1))
-    assert set(harness.tables.files) == {"setup"}
-    assert not harness.tables.tasks
+    assert set(harness.state.files) == {"setup"}
+    assert not harness.state.tasks
 
 
 def test_pinned_result_outlives_graph(harness):
@@ -706,10 +706,10 @@ def test_pinned_result_outlives_graph(harness):
     harness.complete_task(2, payload=b"2")
     assert graph_outcomes(harness) == {1: "success", 2: "success"}
     harness.send_events(e.GraphClosed(2))
-    assert "r1" in harness.tables.files
+    assert "r1" in harness.state.files
     harness.send_events(e.FilesReleased(["r1"], prune=False))
     assert harness.removed_objects() == {(worker, "r1")}
-    assert "r1" not in harness.tables.files
+    assert "r1" not in harness.state.files
 
 
 def test_file_read_by_other_graph_outlives(harness):
@@ -722,7 +722,7 @@ def test_file_read_by_other_graph_outlives(harness):
     assert harness.replica_holders("r1") == {worker}
     harness.complete_task(2)
     assert (worker, "r1") in harness.removed_objects()
-    assert "r1" not in harness.tables.files
+    assert "r1" not in harness.state.files
 
 
 def test_resources_are_given_back_exactly():
@@ -731,7 +731,7 @@ def test_resources_are_given_back_exactly():
     worker = harness.connect_worker(cores=3)
     requests = [ResourceRequest(cores=0.1 * n, memory=n) for n in range(1, 10)]
     harness.submit_tasks(*(single(n, request=requests[n % 9]) for n in range(1, 50)), once(99))
-    while harness.tables.tasks:
+    while harness.state.tasks:
         number = next(iter(harness.assignments()))
         if number % 3:
             harness.complete_task(number)

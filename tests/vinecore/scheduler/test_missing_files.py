@@ -84,8 +84,8 @@ def test_undeclared_file_is_awaited_no_longer(harness):
     harness.submit_tasks(single(1, "temp"))
     harness.send_events(e.FilesReleased(["temp"], prune=False))
     assert task_outcomes(harness) == {1: "input missing"}
-    assert not harness.tables.tasks
-    assert "temp" not in harness.tables.files
+    assert not harness.state.tasks
+    assert "temp" not in harness.state.files
     harness.advance_time(10)
     assert missing(harness) == ""
 

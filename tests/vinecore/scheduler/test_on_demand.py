@@ -42,7 +42,7 @@ def finish(harness, size=LARGE):
         number = min(running)
         made.append(harness.task(number).spec.result)
         harness.complete_task(number, size=size)
-    for file in [f for f in harness.tables.files.values() if f.uploading is not None]:
+    for file in [f for f in harness.state.files.values() if f.uploading is not None]:
         harness.send_events(stored(file.name, size))
     return made
 
@@ -128,10 +128,10 @@ def test_spare_files_that_are_lost_are_forgotten(harness):
     harness.compute_graph(*line(1, "a", "b"))
     finish(harness)
     close(harness, 1)
-    assert {file.name for file in harness.tables.evictable} == {"a", "b"}
+    assert {file.name for file in harness.state.evictable} == {"a", "b"}
     harness.disconnect_worker(worker)
-    assert not harness.tables.evictable
-    assert not {"a", "b"} & set(harness.tables.files)
+    assert not harness.state.evictable
+    assert not {"a", "b"} & set(harness.state.files)
 
 
 def test_manager_drops_results_of_closed_graph(harness):
@@ -150,7 +150,7 @@ def test_evictable_files_are_bounded_oldest_first(harness, monkeypatch):
     harness.compute_graph(*line(1, "a", "b", "c"))
     finish(harness)
     close(harness, 1)
-    assert {file.name for file in harness.tables.evictable} == {"b", "c"}
+    assert {file.name for file in harness.state.evictable} == {"b", "c"}
     assert (1, "a") in harness.removed_objects()
 
 
@@ -160,7 +160,7 @@ def test_result_of_ordinary_vertex_is_dropped(harness):
     harness.compute_graph(*line(1, "a"), call(5, "a", wanted_at_manager=("r5",), reader_count=0))
     finish(harness)
     close(harness, 1)
-    assert "r5" not in harness.tables.files
+    assert "r5" not in harness.state.files
 
 
 def test_graph_waits_for_inventory(harness):
@@ -210,7 +210,7 @@ def test_graph_closed_before_activation_leaves_nothing(harness):
     close(harness, 1)
     harness.connect_worker()
     assert not harness.assignments()
-    assert "a" not in harness.tables.files
+    assert "a" not in harness.state.files
 
 
 def test_deferred_single_task_wakes_for_reader(harness):

@@ -38,7 +38,7 @@ def reader(harness, number, *names):
     worker = harness.connect_worker()
     harness.submit_tasks(call(number, *names, content_addressed=True))
     others = [
-        other for other, record in harness.tables.workers.items() if other != worker and record.libraries
+        other for other, record in harness.state.workers.items() if other != worker and record.libraries
     ]
     assert harness.assignments()[number] == worker, others
     return worker

@@ -195,7 +195,7 @@ def test_task_finds_worker_beyond_small_ones():
     for number, memory in enumerate([200] * 5 + [5000] * 5, start=1):
         harness.submit_tasks(single(number, category="c", request=ONE_CORE))
         harness.complete_task(number, measured={"cores": 1, "memory": memory, "disk": 1})
-    category = harness.tables.categories["c"]
+    category = harness.state.categories["c"]
     wants = {n: category.initial_request(n).memory for n in range(100, 200)}
     assert wants[100] is not None
     large = next(n for n, memory in wants.items() if memory and memory > 2000)
@@ -261,13 +261,13 @@ def test_task_goes_to_its_bytes(harness):
 
 def test_many_bytes_are_worth_a_short_wait(harness):
     first, second = holding(harness, size=400 * MB)
-    queue = harness.tables.queues["lib",]
+    queue = harness.state.queues["lib",]
     queue.mean_s = 0.5
     harness.submit_tasks(call(2, "r1"))
     assert harness.assignments()[2] == second
     harness.submit_tasks(call(3, "r1"))
     assert harness.assignments()[3] == second
-    assert first in harness.tables.workers
+    assert first in harness.state.workers
 
 
 def test_few_bytes_do_not_wait_for_worker(harness):
@@ -400,7 +400,7 @@ def test_roots_continue_after_worker_loss():
     harness.submit_tasks(call(1, graph=1))
     harness.disconnect_worker(harness.assignments()[1])
     harness.submit_tasks(call(2, graph=1))
-    (left,) = harness.tables.workers
+    (left,) = harness.state.workers
     assert harness.assignments() == {1: left, 2: left}
 
 

@@ -89,7 +89,7 @@ def test_needed_lost_file_is_made_again(harness):
     harness.complete_task(1, size=LARGE)
     harness.complete_task(2)
     assert graph_outcomes(harness) == {1: "success"}
-    assert second in harness.tables.workers
+    assert second in harness.state.workers
 
 
 def test_unneeded_lost_file_is_not_remade(harness):
@@ -201,7 +201,7 @@ def test_diamond_is_made_again_once(harness):
         assert harness.task(number).recomputations == (number != 4)
         harness.complete_task(number, size=LARGE)
     assert graph_outcomes(harness) == {1: "success"}
-    assert not harness.tables.tasks
+    assert not harness.state.tasks
 
 
 def test_other_output_stays_as_it_is():
@@ -218,7 +218,7 @@ def test_other_output_stays_as_it_is():
     harness.worker_sends(first, m.ObjectsLost(["a"]))
     assert made_again(harness) == {"t1"}
     harness.report_cached(second, "b")
-    while harness.tables.tasks:
+    while harness.state.tasks:
         number = next(iter(harness.assignments()))
         harness.complete_task(number, outputs={"a": LARGE, "b": LARGE} if number == 1 else {})
     assert task_outcomes(harness) == {1: "success", 2: "success", 3: "success"}
@@ -352,7 +352,7 @@ def test_failed_graph_makes_nothing_again(harness):
     harness.fail_task(2, "exception")
     harness.disconnect_worker(worker)
     assert not made_again(harness)
-    assert not harness.tables.tasks
+    assert not harness.state.tasks
 
 
 def test_closed_graphs_result_is_remade_for_other(harness):
@@ -370,7 +370,7 @@ def test_closed_graphs_result_is_remade_for_other(harness):
     harness.complete_task(2, payload=b"2")
     assert graph_outcomes(harness) == {1: "success", 2: "success"}
     harness.send_events(e.GraphClosed(2), e.FilesReleased(["r1"], prune=False))
-    assert set(harness.tables.files) == {"setup"}
+    assert set(harness.state.files) == {"setup"}
 
 
 def test_unnamed_file_is_remade_for_descendants(harness):
@@ -382,7 +382,7 @@ def test_unnamed_file_is_remade_for_descendants(harness):
     harness.complete_task(1, size=LARGE)
     harness.complete_task(2, size=LARGE)
     harness.send_events(e.FilesReleased(["r1"], prune=False))
-    assert "r1" not in harness.tables.files
+    assert "r1" not in harness.state.files
     harness.submit_tasks(call(3, "r2"))
     harness.disconnect_worker(first)
     assert made_again(harness) == {"t1", "t2"}
@@ -390,7 +390,7 @@ def test_unnamed_file_is_remade_for_descendants(harness):
     for number in (1, 2, 3):
         harness.complete_task(number, size=LARGE)
     assert task_outcomes(harness) == {1: "success", 2: "success", 3: "success"}
-    assert "r1" not in harness.tables.files
+    assert "r1" not in harness.state.files
 
 
 def test_unrecoverable_file_fails_readers_with_reason(harness):
@@ -423,7 +423,7 @@ def test_worker_loss_fails_graph_once(harness):
     worker = harness.connect_worker(cores=5)
     harness.disconnect_worker(worker)
     assert len(harness.instructions_of(i.GraphFinished)) == 1
-    assert not harness.tables.tasks
+    assert not harness.state.tasks
     assert harness.graph().running == harness.graph().unfinished == 0
     harness.connect_worker(cores=5)
     assert not harness.dispatched_tasks()

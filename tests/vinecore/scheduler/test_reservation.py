@@ -82,7 +82,7 @@ def test_less_urgent_task_reserves_nothing(harness):
     flood = Flood(harness, priority=0.0)
     harness.submit_tasks(single(1, request=WHOLE, priority=10))
     flood.turn(30)
-    assert harness.scheduler.tables.reservation.worker is None
+    assert harness.scheduler.state.reservation.worker is None
     assert 1 not in harness.assignments()
 
 
@@ -104,7 +104,7 @@ def test_more_urgent_task_uses_reserved_worker(harness):
     flood = Flood(harness)
     harness.submit_tasks(single(1, request=WHOLE, priority=0))
     flood.turn(2)
-    assert harness.scheduler.tables.reservation.worker is not None
+    assert harness.scheduler.state.reservation.worker is not None
     assert len(harness.assignments()) == 3
     harness.submit_tasks(single(2, priority=-5))
     assert harness.assignments()[2] == worker
@@ -121,7 +121,7 @@ def test_task_with_room_elsewhere_reserves_nothing(harness):
     flood.turn(2)
     other = harness.connect_worker(cores=4)
     assert harness.assignments()[1] == other
-    assert harness.scheduler.tables.reservation.worker is None
+    assert harness.scheduler.state.reservation.worker is None
     assert len(harness.assignments()) == 5
 
 
@@ -134,7 +134,7 @@ def test_a_reservation_ends_with_its_purpose(harness, end):
         flood.turn()
     harness.complete_task(3, size=LARGE)
     flood.turn(3)
-    kept = harness.scheduler.tables.reservation.worker.id
+    kept = harness.scheduler.state.reservation.worker.id
     assert kept in (worker, other)
     if end == "cancel":
         harness.send_events(e.TasksCancelled([1]))
@@ -177,7 +177,7 @@ def test_what_no_worker_can_hold_keeps_none(harness):
     harness.submit_tasks(single(1, request=ResourceRequest(cores=16), priority=0))
     flood.turn(20)
     assert len(harness.assignments()) == 4
-    assert harness.scheduler.tables.reservation.worker is None
+    assert harness.scheduler.state.reservation.worker is None
 
 
 def test_library_gets_whole_worker(harness):

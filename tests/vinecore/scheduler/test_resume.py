@@ -46,7 +46,7 @@ def made(harness):
     while running := harness.assignments():
         names.append(harness.task(min(running)).spec.result)
         harness.complete_task(min(running), size=LARGE)
-    for file in [f for f in harness.tables.files.values() if f.uploading is not None]:
+    for file in [f for f in harness.state.files.values() if f.uploading is not None]:
         harness.send_events(e.ObjectStored(file.name, LARGE))
     return names
 
@@ -147,9 +147,9 @@ def test_what_nobody_asks_for_is_spare(harness):
     resume(harness, A)
     worker = harness.connect_worker()
     harness.worker_sends(worker, left(A), m.InventoryComplete())
-    assert {file.name for file in harness.tables.evictable} == {"a"}
+    assert {file.name for file in harness.state.evictable} == {"a"}
     harness.disconnect_worker(worker)
-    assert not harness.tables.files.keys() & {"a"}
+    assert not harness.state.files.keys() & {"a"}
 
 
 KINDS = {
@@ -190,7 +190,7 @@ def test_only_missing_needed_results_are_made(harness, seed):
         harness.compute_graph(*graph)
     for worker, found in messages.items():
         harness.worker_sends(worker, *([left(*found)] if found else []), m.InventoryComplete())
-    if 1 not in harness.tables.graphs:
+    if 1 not in harness.state.graphs:
         harness.compute_graph(*graph)
 
     needed, stack = set(), names[-1:]

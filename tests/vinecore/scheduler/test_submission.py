@@ -23,7 +23,7 @@ def harness():
 
 def held(harness):
     """Results that are on some worker."""
-    return {name for name, file in harness.tables.files.items() if file.replicas and name.startswith("r")}
+    return {name for name, file in harness.state.files.items() if file.replicas and name.startswith("r")}
 
 
 def test_wide_graph_is_pruned_in_progress(harness):
@@ -184,8 +184,8 @@ def test_runs_side_by_side_do_not_mix(harness):
         harness.complete_task(number, size=LARGE)
     assert graph_outcomes(harness) == {1: "success", 2: "success"}
     harness.send_events(e.GraphClosed(1))
-    assert {"s1", "s2", "s3"} <= set(harness.tables.files)
-    assert not {"r1", "r2", "r3"} & set(harness.tables.files)
+    assert {"s1", "s2", "s3"} <= set(harness.state.files)
+    assert not {"r1", "r2", "r3"} & set(harness.state.files)
 
 
 def test_repeated_graph_leaves_nothing_more(harness):
@@ -199,7 +199,7 @@ def test_repeated_graph_leaves_nothing_more(harness):
             harness.complete_task(10 * run + number, size=LARGE)
         harness.send_events(e.GraphClosed(run))
     assert graph_outcomes(harness) == dict.fromkeys(range(1, 6), "success")
-    assert set(harness.tables.files) == {"setup"}
+    assert set(harness.state.files) == {"setup"}
     assert {f.name for f in harness.worker(worker).files} == {"setup"}
 
 
@@ -210,13 +210,13 @@ def test_large_graph_is_forgotten_in_batches(harness, monkeypatch):
     harness.compute_graph(*chain(25))
     for number in range(1, 26):
         harness.complete_task(number)
-    known = set(harness.tables.files)
+    known = set(harness.state.files)
     harness.send_events(e.GraphClosed(1))
-    assert len(known - set(harness.tables.files)) == 10
+    assert len(known - set(harness.state.files)) == 10
     harness.send_events()
     harness.send_events()
     assert not harness.scheduler.has_more_to_release
-    assert not any(name.startswith("r") for name in harness.tables.files)
+    assert not any(name.startswith("r") for name in harness.state.files)
 
 
 def test_forgotten_records_need_no_garbage_collector(harness):

@@ -52,7 +52,7 @@ def test_a_large_object_is_fetched():
     assert harness.replica_holders("data") == set()
     harness.report_cached(worker, "data", INLINE_LIMIT + 1)
     assert harness.replica_holders("data") == {worker}
-    assert harness.scheduler.tables.moved_bytes == INLINE_LIMIT + 1
+    assert harness.scheduler.state.moved_bytes == INLINE_LIMIT + 1
 
 
 def test_small_directory_is_fetched():
@@ -257,7 +257,7 @@ def test_least_busy_holder_is_asked():
     harness.submit_tasks(single(2, "data"))
     ((_, _, another),) = harness.requested_fetches()
     assert {source, another} == {"host1:7", "host2:7"}
-    assert third in harness.tables.workers
+    assert third in harness.state.workers
 
 
 # ---- what goes wrong

@@ -39,12 +39,12 @@ CONTRADICTIONS = {
     "replica": (lambda s: s.worker(1).files.clear(), "<File .*replica on <Worker 1.*not recorded there"),
     "unreleased": (lambda s: change(s.file("r3"), released=True, producer=None), "<File r3.*still recorded"),
     "evictable": (
-        lambda s: s.tables.evictable.setdefault(s.file("data")),
+        lambda s: s.state.evictable.setdefault(s.file("data")),
         "<File data.*evictable, and not reusable",
     ),
     "resources": (lambda s: change(s.worker(1), free=s.worker(1).total), "<Worker 1.*are taken and"),
     "worker's tasks": (lambda s: s.worker(1).tasks.clear(), "<Worker 1.*has 1 assigned"),
-    "assigned": (lambda s: change(s.tables, assigned=9), "scheduler: assigned is 9, not"),
+    "assigned": (lambda s: change(s.state, assigned=9), "scheduler: assigned is 9, not"),
     "disk": (lambda s: change(s.worker(1), free_disk=1), "<Worker 1.*bytes of disk"),
     "queue counts": (lambda s: change(s.task(1).queue, running=9), "queue .*lib.*running is 9"),
     "idle worker": (
@@ -60,7 +60,7 @@ CONTRADICTIONS = {
 
 
 def unlist_worker(harness, number):
-    for queue in harness.tables.queues.values():
+    for queue in harness.state.queues.values():
         queue.workers_with_room.pop(harness.worker(number), None)
 
 
@@ -74,14 +74,14 @@ def test_contradiction_names_record_and_invariant(harness, case):
 
 
 def test_state_is_validated_after_events(harness):
-    harness.tables.assigned = 9
+    harness.state.assigned = 9
     with pytest.raises(InvalidState, match="assigned is 9"):
         harness.advance_time()
 
 
 def test_validation_is_off_by_default():
     scheduler = Scheduler("3.11")
-    scheduler.tables.assigned = 9
+    scheduler.state.assigned = 9
     scheduler.handle([], 0.0)
     with pytest.raises(InvalidState):
         scheduler.validate_state()

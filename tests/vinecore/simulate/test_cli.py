@@ -24,7 +24,7 @@ def said(*arguments):
 def test_it_prints_a_table():
     result = said(*SMALL)
     assert result.exit_code == 0
-    for what in ("makespan", "cores with a task", "from worker to worker", "CPU time of the mind"):
+    for what in ("makespan", "cores with a task", "from worker to worker", "CPU time of the scheduler"):
         assert what in result.output
 
 

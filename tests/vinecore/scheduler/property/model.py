@@ -36,7 +36,7 @@ class SimulatedCluster:
     def __init__(self, mode: str, policy: str, disks: tuple[int, ...] = DISKS) -> None:
         self.scheduler = Scheduler("3.11", validate=True)
         self.disks = disks
-        self.tables = self.scheduler.tables
+        self.state = self.scheduler.state
         self.now = 0.0
         self.recorder = JournalRecorder(0.0)
         # worker, task and attempt of the tasks on workers, as the journal has it
@@ -104,7 +104,7 @@ class SimulatedCluster:
         self.check_journal(self.recorder.records_for(self.now, events, instructions))
         for instruction in instructions:
             getattr(self, f"_{type(instruction).__name__}")(instruction)
-        for known in self.tables.files.values():
+        for known in self.state.files.values():
             assert not known.at_manager or known.name in self.stored_sizes
 
     def check_journal(self, records: list[j.Record]) -> None:
@@ -116,7 +116,7 @@ class SimulatedCluster:
                 self.dispatched.add(stay)
             elif type(record) in (j.TaskDoneRecord, j.TaskFailedRecord, j.TaskReturnedRecord):
                 self.dispatched.remove((record.worker, record.task, record.attempt))
-        workers = self.tables.workers.values()
+        workers = self.state.workers.values()
         assert self.dispatched == {
             (worker.id, task.spec.task, task.dispatch_count)
             for worker in workers
@@ -148,7 +148,7 @@ class SimulatedCluster:
         self._check_outcome(x.outcome)
         if x.outcome == "success":
             for name in self.generator.specs[x.task].wanted_at_manager:
-                known = self.tables.files.get(name)
+                known = self.state.files.get(name)
                 assert x.payload or known is None or known.released or name in self.stored_sizes
 
     def _GraphFinished(self, x: i.GraphFinished) -> None:
@@ -178,7 +178,7 @@ class SimulatedCluster:
 
     def _Disconnect(self, x: i.Disconnect) -> None:
         if x.worker in self.workers:
-            record, worker = self.tables.workers[x.worker], self.workers[x.worker]
+            record, worker = self.state.workers[x.worker], self.workers[x.worker]
             if worker.inbox and type(worker.inbox[-1]) is m.Shutdown and self.now < worker.dies_at:
                 self.released_workers += 1
                 assert not record.tasks
@@ -211,7 +211,7 @@ class SimulatedCluster:
         )
         self.graphs[spec.number] = spec
         self.reporting_graphs |= {spec.number} if spec.report_each_task else set()
-        no_other_reuses = not any(run in self.reusing_graphs for run in self.tables.graphs) and not any(
+        no_other_reuses = not any(run in self.reusing_graphs for run in self.state.graphs) and not any(
             type(x) is e.GraphOpened and x.spec.number in self.reusing_graphs for x in self.unsent
         )
         if no_other_reuses and shape.random() < 0.4:
@@ -265,7 +265,7 @@ class SimulatedCluster:
     def pin_result(self, shape: random.Random) -> None:
         """Declare a result of a graph as a file of the user."""
         candidates = [
-            f.name for run in self.tables.graphs.values() for f in run.files if f.name not in self.pinned
+            f.name for run in self.state.graphs.values() for f in run.files if f.name not in self.pinned
         ]
         if candidates:
             name = shape.choice(candidates)
@@ -293,8 +293,8 @@ class SimulatedCluster:
             self.handle_user_event(e.FilesDeclared([spec for spec in DECLARED if spec.name == name]))
 
     def request_file(self, shape: random.Random) -> None:
-        if self.tables.files:
-            name = shape.choice(list(self.tables.files))
+        if self.state.files:
+            name = shape.choice(list(self.state.files))
             self.requested_files[name] += 1
             self.handle_user_event(e.FileRequested(name))
 
@@ -312,10 +312,10 @@ class SimulatedCluster:
         self.unsent.append(e.GraphClosed(run))
 
     def cancel_task(self, shape: random.Random) -> None:
-        if self.tables.tasks:
-            number = shape.choice(list(self.tables.tasks))
+        if self.state.tasks:
+            number = shape.choice(list(self.state.tasks))
             self.expected_failures |= {"cancelled", "input missing"}
-            if not self.tables.tasks[number].spec.graph:
+            if not self.state.tasks[number].spec.graph:
                 self.handle_user_event(e.TasksCancelled([number]))
 
     def toggle_library(self, shape: random.Random) -> None:
@@ -428,9 +428,9 @@ class SimulatedCluster:
             f"never over: {self.graphs.keys() - self.graph_outcomes.keys()}"
         )
         assert not +self.requested_files, f"never answered: {+self.requested_files}"
-        assert not self.tables.tasks
+        assert not self.state.tasks
         for number, worker in self.workers.items():
-            known = {file.name for file in self.tables.workers[number].files}
+            known = {file.name for file in self.state.workers[number].files}
             # persistent objects stay, though no task of this manager needs them
             assert known <= worker.cache.keys() <= known | worker.state.persisted.keys(), (
                 f"worker {number} has {worker.cache.keys()}, the scheduler records {known}"
@@ -439,21 +439,21 @@ class SimulatedCluster:
             assert not (
                 worker.offered
                 or worker.state.object_table.unverified
-                or self.tables.workers[number].unverified
+                or self.state.workers[number].unverified
             )
             for file, digest in (
-                (f, f.replicas[self.tables.workers[number]]) for f in self.tables.workers[number].files
+                (f, f.replicas[self.state.workers[number]]) for f in self.state.workers[number].files
             ):
                 # a replica without a digest is verified only in transfers
                 assert not digest or worker.contents[file.name] in (digest, "altered")
             assert not worker.state.tasks
-            assert not self.tables.workers[number].tasks
-        at_manager = {file.name for file in self.tables.files.values() if file.at_manager}
+            assert not self.state.workers[number].tasks
+        at_manager = {file.name for file in self.state.files.values() if file.at_manager}
         assert at_manager == self.stored_sizes.keys()
         self.release_everything()
 
     def _can_run_any_task(self, number: int) -> bool:
-        worker = self.tables.workers.get(number)
+        worker = self.state.workers.get(number)
         return (
             worker is not None
             and worker.python_ok
@@ -481,21 +481,21 @@ class SimulatedCluster:
         self.unsent.append(e.FilesReleased(declared, prune=False))
         self.run_until_quiet()
         # the name of an input that was not declared when its reader was submitted stays
-        left = {name: file for name, file in self.tables.files.items() if name not in self.undeclared_files}
-        assert left.keys() == {file.name for file in self.tables.evictable} - self.undeclared_files, (
+        left = {name: file for name, file in self.state.files.items() if name not in self.undeclared_files}
+        assert left.keys() == {file.name for file in self.state.evictable} - self.undeclared_files, (
             "files are left"
         )
         assert all(file.reusable and file.replicas for file in left.values())
-        for file in list(self.tables.evictable):
+        for file in list(self.state.evictable):
             self.scheduler.files.evict(file)
         self.run_until_quiet()
-        assert self.tables.files.keys() <= self.undeclared_files, "files are left"
-        assert not self.tables.evictable
-        assert not self.tables.queues
-        assert set(self.tables.graphs) == {0}
+        assert self.state.files.keys() <= self.undeclared_files, "files are left"
+        assert not self.state.evictable
+        assert not self.state.queues
+        assert set(self.state.graphs) == {0}
         assert not self.stored_sizes
         for number, worker in self.workers.items():
-            record = self.tables.workers[number]
+            record = self.state.workers[number]
             assert record.free == record.total
             assert worker.cache.keys() == worker.state.objects.keys()
             assert (

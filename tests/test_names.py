@@ -14,7 +14,7 @@ PACKAGES = ("daskvine", "vinecore", "worker/vineworker")
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 MAX_ONE_WORD_FRACTION = 0.45
-MAX_REPEATED_CLASS_NAMES = 27
+MAX_REPEATED_CLASS_NAMES = 8
 MAX_MODULE_LINES = 500
 MAX_LONG_MODULES = 2
 MAX_WORDS_OF_A_TEST = 7

@@ -28,6 +28,7 @@ from vinecore.scheduler import instructions as i
 from vinecore.scheduler.replicas import has_safe_replica, is_needed
 from vinecore.scheduler.scheduler import Scheduler
 from vinecore.scheduler.specs import FileSpec, GraphSpec, TaskSpec
+from vinecore.scheduler.state import disk_bytes
 
 
 class SimulatedCluster:
@@ -106,6 +107,13 @@ class SimulatedCluster:
             getattr(self, f"_{type(instruction).__name__}")(instruction)
         for known in self.state.files.values():
             assert not known.at_manager or known.name in self.stored_sizes
+        self.check_sizes()
+
+    def check_sizes(self) -> None:
+        """Compare the size of each replica with the file's: here every result is made with one size."""
+        for worker in self.state.workers.values():
+            for file, size in worker.files.items():
+                assert size == (disk_bytes(file.size) if file.size >= 0 or not file.directory else 0)
 
     def check_journal(self, records: list[j.Record]) -> None:
         """Compare the workers of tasks in the journal with those of the scheduler."""

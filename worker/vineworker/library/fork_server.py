@@ -49,7 +49,7 @@ from typing import Any, Callable
 from vinecore.protocol import import_paths, library_context, program_folders, user_modules
 from vinecore.protocol import used_resources as usage
 from vinecore.protocol.messages import PICKLE_SENSITIVE_PACKAGES
-from vinecore.protocol.serialization import exceptions, random_seeds, values
+from vinecore.protocol.serialization import exceptions, process_pools, random_seeds, values
 from vineworker.library import (
     captured_output,
     fork_state,
@@ -376,6 +376,7 @@ def main() -> None:
     # each fork wants to know
     program_folders.running_kernel()
     random_seeds.watch_seeding()
+    process_pools.prepare_pools()
     fresh_imports.wrap_loader()
     captured_output.set_line_buffering()
     if os.environ.pop(usage.RECORDS, ""):

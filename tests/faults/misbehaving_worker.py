@@ -107,7 +107,12 @@ def unspeakable():
     """Says of what the tasks of one core have used what cannot be said."""
     from vineworker.tasks import processes
 
-    processes.usage_for_message = lambda _peak: {"cores": float("nan"), "memory": 0, "disk": 0, "wall_s": 0.0}
+    processes.usage_for_message = lambda _peak, _wall_s: {
+        "cores": float("nan"),
+        "memory": 0,
+        "disk": 0,
+        "wall_s": 0.0,
+    }
 
 
 def relayed(alter):

@@ -88,7 +88,7 @@ class Fingerprinter(ValueDescriber):
 
         Raises
         ------
-        NoRecipe
+        NotFingerprintable
             It holds something that has no lasting description, such as an open file.
         """
         return self.fingerprint(value).digest

@@ -161,7 +161,7 @@ def collect_parts(
     """Call a function that appends to a folder; give what it would have appended."""
     parts: dict[Any, list[bytes]] = {}
 
-    class Store:
+    class PartCollector:
         def append(self, data: dict[Any, bytes], **_options: Any) -> None:
             for name, text in data.items():
                 parts.setdefault(name, []).append(text)
@@ -169,7 +169,7 @@ def collect_parts(
         def drop(self) -> None:
             parts.clear()
 
-    function(*args[:where], encoder(Store()), *args[where + 1 :], **kwargs)
+    function(*args[:where], encoder(PartCollector()), *args[where + 1 :], **kwargs)
     ends, size = array("Q"), 0
     for texts in parts.values():
         size += sum(map(len, texts))
@@ -200,7 +200,7 @@ def read_parts(
                 found.append(bytes(whole[ends[number - 1] if number else 0 : ends[number]]))
         return b"".join(found)
 
-    class Store:
+    class PartReader:
         def _get(self, names: list[Any], **_options: Any) -> list[bytes]:
             return [taken(name) for name in names]
 
@@ -208,4 +208,4 @@ def read_parts(
             pass
 
     args = args[: len(args) - count]
-    return function(*args[:where], encoder(Store()), *args[where + 1 :], **kwargs)
+    return function(*args[:where], encoder(PartReader()), *args[where + 1 :], **kwargs)

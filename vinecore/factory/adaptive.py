@@ -1,6 +1,6 @@
 """Decide the number of pilots from the managers' demand and the status of the pilots, without I/O.
 
-No I/O, no clock: `Mind.step` is given the time. A pilot is a job of a batch system that becomes a worker.
+`AdaptiveScaling.decide` is given the time. A pilot is a job of a batch system that becomes a worker.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from vinecore.manager.compatibility import explain_mismatch, package_versions
 from vinecore.manager.file_methods import FileMethods
 from vinecore.manager.files import File
 from vinecore.manager.libraries import ContextFunction, LibraryTask
-from vinecore.manager.reloaded_modules import Renewals
+from vinecore.manager.reloaded_modules import LibraryRenewals
 from vinecore.resources.amounts import ResourceRequest
 from vinecore.scheduler import events, instructions
 from vinecore.scheduler.specs import LibrarySpec
@@ -39,7 +39,7 @@ class LibraryMethods(FileMethods):
         self._requests: dict[str, ResourceRequest] = {}
         # What each library is, whatever the text of the user's own modules.
         self._kinds: dict[str, str] = {}
-        self._renewals = Renewals(lambda library: self._install(library, renewed=True))
+        self._renewals = LibraryRenewals(lambda library: self._install(library, renewed=True))
         self._reported_versions: set[frozenset[tuple[str, str]]] = set()
         server.subscribe(instructions.LibraryStarted, self._on_library_started)
 

@@ -20,8 +20,8 @@ class NamedLibrary(Protocol):
     name: str
 
 
-class Watch:
-    """Notices that one of the user's own modules has been imported again, in a time that every function call can afford.
+class ModuleWatcher:
+    """Notices that one of the user's own modules has been imported again; cheap enough for each call.
 
     Each import, that of `importlib.reload` too, makes a spec of its own.
     """
@@ -31,10 +31,10 @@ class Watch:
         self._names: list[str] = []
         self._modules: list[types.ModuleType] = []
         self._specs: list[Any] = []
-        self.look()
+        self.record_modules()
 
-    def look(self) -> None:
-        """Take what is there now for what is known."""
+    def record_modules(self) -> None:
+        """Record the own modules of this moment."""
         self._loaded = len(sys.modules)
         found = [
             (module.__name__, module, module.__spec__)
@@ -54,11 +54,11 @@ class Watch:
         except AttributeError:
             again = True
         if not again and len(sys.modules) != self._loaded:
-            self.look()
+            self.record_modules()
         return again
 
 
-class Renewals:
+class LibraryRenewals:
     """Has libraries installed again whose processes may have imported modules that are others now.
 
     Parameters
@@ -71,14 +71,14 @@ class Renewals:
         self._install = install
         self._lock = threading.Lock()
         self._libraries: dict[str, NamedLibrary] = {}
-        self._watch: Watch | None = None  # once there is a library
+        self._watch: ModuleWatcher | None = None  # once there is a library
 
     def add(self, library: NamedLibrary) -> None:
         """Watch the modules of a library that has been installed."""
         with self._lock:
             self._libraries[library.name] = library
             if self._watch is None:
-                self._watch = Watch()
+                self._watch = ModuleWatcher()
 
     def remove(self, name: str) -> None:
         """Forget a library that has been removed."""
@@ -91,7 +91,7 @@ class Renewals:
             return
         with self._lock:
             if self._watch.has_changed():
-                watch = Watch()
+                watch = ModuleWatcher()
                 for library in list(self._libraries.values()):
                     self._install(library)
                 self._watch = watch  # not before: what cannot be installed again is told at each call

@@ -1,4 +1,4 @@
-"""The life of a task, as data.
+"""The states of a task and their transitions, as a table.
 
 ::
 
@@ -7,8 +7,10 @@
        │ └──ahead──────────┼─────────────────┘
        └────lose───────────┘
 
-"ahead" sends a task to the worker that is making its inputs; "back" returns it when a worker or a slot is lost; "again" wakes a
-finished task whose output is gone and needed; "bring" has one that was found done hold out until its output is at the manager. What is not in the table cannot happen: `step` raises.
+"ahead" sends a task to the worker that is making its inputs; "back" returns it when a worker or a
+slot is lost; "again" runs a finished task anew because its output is lost and needed; "bring" keeps
+a task that was found done until its output is at the manager. `next_state` raises for every other
+pair of state and event.
 """
 
 from __future__ import annotations
@@ -41,15 +43,15 @@ TRANSITIONS: Final[dict[str, dict[str, str]]] = {
 
 
 class InvalidTransition(RuntimeError):
-    """A defect of the engine: an event reached a task in a state where it has no meaning."""
+    """A defect of the scheduler: an event reached a task in a state where it has no meaning."""
 
 
 def next_state(state: str, event: str) -> str:
-    """Give the state that follows.
+    """Return the state after an event.
 
     Raises
     ------
-    ImpossibleTransition
+    InvalidTransition
         The event is not possible in this state.
     """
     try:

@@ -1,7 +1,8 @@
-"""The thread that owns the tables: an asyncio loop that feeds the scheduler and carries out its instructions.
+"""The manager's thread: an asyncio loop that feeds the scheduler and executes its instructions.
 
-Everything else talks to it through `Engine.post` (fire and forget, batched: one wake-up for a burst) and `Engine.call` (ask and wait).
-All messages of one iteration reach the scheduler together; its messages leave in one frame per worker.
+Other threads reach it through `ManagerServer.post_event`, which returns at once and wakes the loop
+once for many events, and `ManagerServer.query`, which waits for the answer. All messages of one
+iteration reach the scheduler together; its messages leave in one frame per worker.
 """
 
 from __future__ import annotations

@@ -240,9 +240,8 @@ class Compiler:
             return self._make_call(task_functions.apply, [node.func, *args], kwargs, shared, inputs)
         function = self._share(node.func)
         assert function is not None
-        if (
-            not self._in_library
-        ):  # what a library does once before its first fork, a process for one vertex does by itself
+        # what a library does once before its first fork, a process for one vertex does by itself
+        if not self._in_library:
             shared.append(function)
             return self._make_call(
                 task_functions.apply,

@@ -33,10 +33,11 @@ def merge_spellings(values: list[tuple[str, ...] | None]) -> tuple[str, ...]:
 
 def boolean(value: object) -> bool:
     """Take True or False."""
+    # the latter are NumPy's
     if not isinstance(value, bool) and type(value).__name__ not in (
         "bool_",
         "bool",
-    ):  # the latter are NumPy's
+    ):
         raise TypeError
     return bool(value)
 

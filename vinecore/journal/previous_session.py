@@ -159,9 +159,8 @@ class _ChainReader:
 
     def __init__(self) -> None:
         self.results: set[Result] = set()
-        self._used_once: set[Result] = (
-            set()
-        )  # what served one graph only, under a name that something else may have
+        # what served one graph only, under a name that something else may have
+        self._used_once: set[Result] = set()
         self.workers: set[tuple[str, int]] = set()
         self.closed = False
         self._handlers: dict[type[records.Record], Callable[[Any], None]] = {

@@ -181,9 +181,8 @@ class FileMethods(OnDemandMethods):
         peer_transfer = validators.flag("peer_transfer", peer_transfer)
         look = url_metadata.stat_url(url)
         name = url_metadata.url_cache_name(url, look)
-        if (
-            url[:5].lower() == "file:"
-        ):  # what other machines have under this path need not be what this one has
+        # what other machines have under this path need not be what this one has
+        if url[:5].lower() == "file:":
             look = RemoteFileInfo()
         size = look.verified_size
         self._display_names[name] = url

@@ -69,9 +69,8 @@ class Fetch(NamedTuple):
     directory: bool
     validator: Sequence[str] = ()  # of a URL: ETag and date of what was declared, if its server told
     digest: str = ""  # of what the source should have, "" where nobody knows (see `digests`)
-    source_worker: int = (
-        0  # the number of the worker that is the source; what follows is for it (see `transfer_tokens`)
-    )
+    # the number of the worker that is the source; what follows is for it (see `transfer_tokens`)
+    source_worker: int = 0
     pair_key: str = ""  # hexadecimal, for the two ends of this connection only
     token: str = ""
     expires: int = 0

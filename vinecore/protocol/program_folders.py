@@ -158,9 +158,8 @@ def find_file_system(path: str, mounts: str) -> str:
         if len(fields) < 5 or len(about) < 2:
             continue
         point = _OCTAL.sub(lambda code: chr(int(code[1], 8)), fields[4])
-        if path == point or path.startswith(
-            point.rstrip("/") + "/"
-        ):  # of those at one point the last is on top
+        # of those at one point the last is on top
+        if path == point or path.startswith(point.rstrip("/") + "/"):
             networked = about[0] in NETWORK_FILE_SYSTEMS
             if len(point) >= found[0]:
                 found = len(point), f"{about[0]} {about[1]} {fields[3]}" if networked else ""
@@ -189,8 +188,7 @@ def _entry_name(entry: os.DirEntry[str]) -> str:
 
 def _describe_entry(entry: os.DirEntry[str]) -> str:
     found = entry.stat(follow_symlinks=False)
-    if not stat.S_ISREG(
-        found.st_mode
-    ):  # sizes and times of others differ between file systems and their clients
+    # sizes and times of others differ between file systems and their clients
+    if not stat.S_ISREG(found.st_mode):
         return f"{entry.name} {stat.S_IFMT(found.st_mode)}"
     return f"{entry.name} {found.st_size} {found.st_mtime_ns}"

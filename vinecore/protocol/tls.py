@@ -209,9 +209,8 @@ class _TlsPump(threading.Thread):
         )
         self._local, self._over = local, over
         self._inward = self._outward = memoryview(b"")  # to the local socket, and to the network
-        self._hears = self._listens = (
-            True  # whether more may come from the network, and from the local socket
-        )
+        # whether more may come from the network, and from the local socket
+        self._hears = self._listens = True
         self._left = False  # nobody reads at the local end any more
         self._said_end = [False, False]
         self._polled: dict[socket.socket, int] = {}

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from vinecore.scheduler.state import SchedulerState, TaskQueue, WorkerState
 
 
-STALL_REPORT_DELAY_S = (
-    2.0  # how long nothing may run before the user is told: workers take a moment to connect
-)
+# how long nothing may run before the user is told: workers take a moment to connect
+STALL_REPORT_DELAY_S = 2.0
 
 
 class Diagnostics:

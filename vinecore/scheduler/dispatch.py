@@ -75,9 +75,8 @@ class Dispatcher:
             task.reserved_disk = promised = self._disk.expected_output_bytes(task)
             worker.free_disk -= promised
         worker.tasks[task.dispatch_id] = task
-        if worker.unlink and any(
-            file.name in worker.unlink for file in task.outputs
-        ):  # which has to come before
+        # which has to come before
+        if worker.unlink and any(file.name in worker.unlink for file in task.outputs):
             self._outbox.flush(worker)
         for file in task.extra_files:
             if worker not in file.replicas:

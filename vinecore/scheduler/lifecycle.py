@@ -268,9 +268,8 @@ class TaskLifecycle:
         for file in task.outputs:
             file.wanted_at_manager = False
             self._files.answer_request(file, reason)
-            if (
-                not task.graph.spec.number and not file.pin_count
-            ):  # the result of a task that was submitted by itself
+            # the result of a task that was submitted by itself
+            if not task.graph.spec.number and not file.pin_count:
                 file.released = True
             self._files.release_if_unreferenced(file)
 

@@ -90,9 +90,8 @@ class Placement:
 
         Return whether it is worth looking at the queue again.
         """
-        if (
-            not self._disk.last_placement_lacked_disk
-        ):  # it asks for more of the open workers than they seemed to be asked for
+        # it asks for more of the open workers than they seemed to be asked for
+        if not self._disk.last_placement_lacked_disk:
             made = queue.library is None and self._libraries.make_room(queue)
             return made or (
                 self._reservations.starves(queue) and self._choice.choose(heap[0][2], queue) is not None

@@ -166,9 +166,8 @@ class TaskQueues:
         if category is None:
             return queue.request
         learned = category.initial_request(number)
-        if (
-            category.learns and self.largest_worker is not None
-        ):  # a peak that is rounded up must not ask for more than there is
+        # a peak that is rounded up must not ask for more than there is
+        if category.learns and self.largest_worker is not None:
             learned = learned.at_most(ResourceRequest(*self.largest_worker))
         return queue.request.with_defaults(learned)
 

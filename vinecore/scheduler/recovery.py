@@ -78,9 +78,8 @@ class Recovery:
                     task.missing_inputs += 1
                 if task.state == READY:
                     self._tasks.input_lost(task)
-                elif (
-                    task.state == ASSIGNED
-                ):  # where it is it would hold a place that its input may have to be made in
+                # where it is it would hold a place that its input may have to be made in
+                elif task.state == ASSIGNED:
                     self._tasks.cancel_and_requeue(task)
         for file in files:
             producer = file.producer
@@ -141,15 +140,15 @@ class Recovery:
         else:
             graph.deferred -= 1
         task.missing_inputs = 0
+        # it may be one that nobody can name any more
         for file in (
             *task.inputs,
             *task.extra_files,
             *task.outputs,
-        ):  # it may be one that nobody can name any more
+        ):
             known = self._state.files.setdefault(file.name, file)
-            if (
-                known is not file and known in self._state.evictable
-            ):  # and that a worker has found again since
+            # and that a worker has found again since
+            if known is not file and known in self._state.evictable:
                 self._files.evict(known)
                 self._state.files[file.name] = file
         for file in task.extra_files:

@@ -94,9 +94,8 @@ class Reservations:
         queue = task.queue
         if worker.draining or worker.disconnecting or not self._queues.can_take(worker, task):
             return False
-        if any(
-            other.queue is queue for other in islice(worker.tasks.values(), FEW)
-        ):  # it takes its turn there in any case
+        # it takes its turn there in any case
+        if any(other.queue is queue for other in islice(worker.tasks.values(), FEW)):
             return False
         if queue.library is not None:
             return allocate(queue.request, worker.total) is not None

@@ -82,8 +82,7 @@ class TaskSpec(NamedTuple):
     peer_transfer: bool = True  # whether workers may fetch its outputs from each other
     reader_count: int = 0  # tasks of the same run that will read its result; known before they are submitted
     on_demand: bool = False
-    content_addressed: bool = (
-        False  # its result is named after all that it depends on: each task of this name makes the same
-    )
+    # its result is named after all that it depends on: each task of this name makes the same
+    content_addressed: bool = False
     level: int = TASK  # of its result; below WORKFLOW that is as it was declared
     options: dict[str, Any] = {}  # noqa: RUF012 - read only, and encoded as it is

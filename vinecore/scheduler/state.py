@@ -368,17 +368,15 @@ class WorkerState:
         self.data_address, self.python, self.joined_at = data_address, python, now
         self.python_ok = True
         self.missing_packages: tuple[str, ...] = ()  # of the packages that its own Python needs
-        self.inventory_pending = (
-            False  # it looks through what it has from before, and has not told all of it yet
-        )
+        # it looks through what it has from before, and has not told all of it yet
+        self.inventory_pending = False
         self.disconnecting = False  # it has announced that it leaves: no task is to blame
         self.draining = False
         self.ends_at: float | None = None  # when it will begin to leave, where that is known
         self.free_disk = total.disk * MB or UNLIMITED
         self.files: dict[FileState, int] = {}  # with the bytes of disk each takes
-        self.corrupt: set[FileState] = (
-            set()
-        )  # of its files those that have arrived somewhere as something else
+        # of its files those that have arrived somewhere as something else
+        self.corrupt: set[FileState] = set()
         self.unverified: dict[FileState, WorkerState | str] = {}  # with the sources they came from
         self.fetching: dict[FileState, int] = {}
         self.evictable: dict[
@@ -387,9 +385,8 @@ class WorkerState:
         self.tasks: dict[int, TaskState] = {}  # by dispatch id
         self.libraries: dict[str, LibraryInstance] = {}
         self.outgoing = 0  # transfers that it serves to peers
-        self.failed_reader = (
-            0  # a worker whose transfer from it has failed, with none after it that succeeded
-        )
+        # a worker whose transfer from it has failed, with none after it that succeeded
+        self.failed_reader = 0
         self.excluded_until = 0.0  # when peers may ask it again
         self.peer_failures = 0  # how often they were told not to, with nothing that succeeded since
         self.unreachable_peers = 0  # peers that it could not reach, with none since that it could

@@ -298,9 +298,8 @@ class Submission:
             self._files.keep_for_reuse(file)
         else:
             self._files.undeclare(file, "the graph that makes it was closed")
-            if (
-                graph.unshared
-            ):  # nothing descends from it: its records go at once, and not when Python looks for garbage
+            # nothing descends from it: its records go at once, and not when Python looks for garbage
+            if graph.unshared:
                 file.producer = None
 
     def on_tasks_cancelled(self, event: events.TasksCancelled) -> None:

@@ -137,9 +137,8 @@ class WorkerChoice:
             return None
         if self.policy == "fcfs":
             return min(fitting, key=lambda w: w.id)
-        if (
-            self.policy == "rand"
-        ):  # the scheduler has no randomness: multiples of a large number are as good for spreading
+        # the scheduler has no randomness: multiples of a large number are as good for spreading
+        if self.policy == "rand":
             self._counter += 1
             return fitting[(self._counter * 2654435761 >> 7) % len(fitting)]
         if self.policy == "worst":
@@ -148,9 +147,8 @@ class WorkerChoice:
             )
         if self.policy == "disk":
             return max(fitting, key=lambda w: w.free_disk)
-        return min(
-            fitting, key=lambda w: (w.wall_s is not None, w.wall_s or 0.0)
-        )  # "time": who has not been tried, then the fastest
+        # "time": who has not been tried, then the fastest
+        return min(fitting, key=lambda w: (w.wall_s is not None, w.wall_s or 0.0))
 
     def relative_load(self, worker: WorkerState, queue: TaskQueue) -> float:
         """Return how much of a worker is in use, as far as a queue is concerned; above 1 if calls wait there."""

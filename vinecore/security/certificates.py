@@ -44,9 +44,8 @@ def make_certificate() -> tuple[str, str]:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(
-            dt.datetime(2000, 1, 1, tzinfo=dt.timezone.utc)
-        )  # clocks of nodes differ, and no end checks the date
+        # clocks of nodes differ, and no end checks the date
+        .not_valid_before(dt.datetime(2000, 1, 1, tzinfo=dt.timezone.utc))
         .not_valid_after(dt.datetime(9999, 1, 1, tzinfo=dt.timezone.utc))
         .sign(key, hashes.SHA256())
     )

@@ -183,9 +183,8 @@ class ObjectStore:
         if stat.S_ISDIR(about.st_mode):
             digest = ""  # what travelled was an archive of it
         if stat.S_ISDIR(about.st_mode) or trees.visible_mode(about.st_mode) != trees.DEFAULT_FILE_MODE:
-            size = (
-                -1
-            )  # of unknown size: it is fetched as what it is, with its mode, and never put into memory
+            # of unknown size: it is fetched as what it is, with its mode, and never put into memory
+            size = -1
         if place is not None:
             try:
                 self._give(path)

@@ -348,9 +348,8 @@ class ManagerServer:
                 and now - peer.pinged_at > self.heartbeat_timeout_s - self.heartbeat_interval_s
             ):
                 peer.channel.abort(f"silent for {quiet:.0f} s")
-            elif (
-                quiet > self.heartbeat_interval_s and not asked
-            ):  # this process may have been stopped as well: then no worker was asked
+            # this process may have been stopped as well: then no worker was asked
+            elif quiet > self.heartbeat_interval_s and not asked:
                 peer.pinged_at = now
                 peer.channel.send(m.Ping())
             elif (peer.number + ticks) % FLUSH_TICKS == 0:

@@ -110,9 +110,8 @@ class SimulatedWorker:
         self.joined_at = context.clock.now
         self.address = f"node{number}:1"
         self.up, self.down = (Link(context.clock, context.cluster.bandwidth) for _ in range(2))
-        self.last_delivery_to_worker = self.last_delivery_to_manager = (
-            0.0  # when what was sent last arrives, in both directions
-        )
+        # when what was sent last arrives, in both directions
+        self.last_delivery_to_worker = self.last_delivery_to_manager = 0.0
         self.objects: dict[str, int] = {}
         self.disk_used = 0
         self._state_machine = context.state_machine()

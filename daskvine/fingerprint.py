@@ -1,6 +1,6 @@
 """Digest values by their structure, because pickles of equal values may differ: sets, keys, shared strings.
 
-A value is described by a tag and by the values that it consists of (`Part`). Each value is visited once, in a
+A value is described by a tag and by the values that it consists of. Each value is visited once, in a
 search that finds cycles (Tarjan, SIAM J. Comput. 1 (1972) 146), so the time is linear. The digest of a value
 outside of cycles is that of its tag and of the digests of its parts. The values of a cycle are distinguished by
 their parts, the parts of those, and so on, until a further step distinguishes no more of them (the refinement of

@@ -166,7 +166,7 @@ class DaskVine(Manager):
         m.expect_workers(workers)
         return m
 
-    # ---- the dask door
+    # ---- the scheduler for dask
 
     def get(self, dsk: Any = None, keys: Any = None, **kwargs: Any) -> Any:
         """Compute the keys of a graph, as a scheduler of dask.

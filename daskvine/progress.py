@@ -1,6 +1,6 @@
 """Show the progress of a graph, drawn from plain snapshots.
 
-The computation calls `Progress.update` with a `Snapshot` as often as it likes, from one thread at a
+The computation calls `Progress.update` with a `ProgressSnapshot` as often as it likes, from one thread at a
 time; how often something is drawn, and where, is decided here:
 
 =============  ==================================================================================

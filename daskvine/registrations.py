@@ -359,7 +359,7 @@ def _set_entry(kind: str, name: Any, value: Any, missing: Any) -> Any:
     if kind in settings.PACKAGES:
         return settings.apply_setting(kind, name, value)
     if kind == "interpretations":
-        known: Any = sys.modules[PACKAGES[kind]]._registered_interpretations  # noqa: SLF001 - it has no other door for classes
+        known: Any = sys.modules[PACKAGES[kind]]._registered_interpretations  # noqa: SLF001 - it has no public function for classes
         there = name if name in known else missing
         known.discard(name) if value is missing else known.add(name)
         return None if there is not missing else missing

@@ -16,7 +16,7 @@ Merges are functions that `daskvine_merge` has marked, the aggregation of dask-h
 
 Keywords, as in ``merge(a, b, c, weights=w)``, go to every merge of the tree.
 
-However wide it is, a merge of large partial results loads them one after another (`daskvine.remote.task_functions.merge_parts`).
+However wide it is, a merge of large partial results loads them one after another (`daskvine.remote.task_functions.reduce_partial_results`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MARK = "__daskvine_merge__"
 DEFAULT_FAN_IN = 8
 """Inputs of a merge whose width nobody has chosen; dask-histogram's own trees have the same."""
 
-# Functions of others that merge a list, by module and name: how `daskvine.remote.task_functions.merge_parts` does it.
+# Functions of others that merge a list, by module and name: how `daskvine.remote.task_functions.reduce_partial_results` does it.
 _KNOWN_REDUCTIONS = {
     ("dask_histogram.core", "hist_safe_sum"): "histograms",
     ("coffea.processor.accumulator", "accumulate"): "accumulate",

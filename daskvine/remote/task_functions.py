@@ -85,7 +85,7 @@ def reduce_partial_results(function: Any, how: str, keywords: dict[str, Any], *p
     Parameters
     ----------
     function
-        The merging function, in the form that ``how`` names; see `daskvine.tree_reduction.Merge`.
+        The merging function, in the form that ``how`` names; see `daskvine.tree_reduction`.
     parts
         The partial results, not loaded yet. Small ones go to the function all at once, as they would without this. Where all together would
         take more than `AT_ONCE` they are loaded one after another, or as many as that is, and go to the function with what was merged before.

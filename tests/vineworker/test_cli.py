@@ -428,7 +428,7 @@ def test_a_worker_says_goodbye_with_the_reason(local_cluster, caplog):
     wait_until(lambda: "the worker got SIGTERM" in caplog.text, "the reason in the manager's log")
 
 
-def test_a_crash_of_the_warden_harms_nobody(local_cluster):
+def test_reaper_crash_harms_no_task(local_cluster):
     m = local_cluster.start_manager()
     [worker] = local_cluster.start_workers(m, 1)
     [process_reaper] = worker.descendants

@@ -27,7 +27,7 @@ MAX_MANAGERS = 100
 
 
 class Target(NamedTuple):
-    """A manager that workers are for; what is in it is what an `Order` has of it."""
+    """A manager that workers are for."""
 
     host: str
     port: int

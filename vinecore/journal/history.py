@@ -78,7 +78,7 @@ class TaskHistory(msgspec.Struct):
     ----------
     submitted : TaskSubmittedRecord
         As it was submitted.
-    woken : int
+    reruns : int
         How often it was made again because what it had made was lost and needed.
     outcome : str
         "success", the kind of its failure, "cancelled", or "" as long as it is not over.
@@ -86,7 +86,7 @@ class TaskHistory(msgspec.Struct):
 
     submitted: TaskSubmittedRecord
     attempts: list[Attempt] = []
-    woken: int = 0
+    reruns: int = 0
     outcome: str = ""
     reason: str = ""
 
@@ -241,7 +241,7 @@ class History:
 
     def _on_task_activated(self, record: TaskActivatedRecord) -> None:
         if record.task in self.tasks:
-            self.tasks[record.task].woken += record.rerun
+            self.tasks[record.task].reruns += record.rerun
 
     def _on_task_dispatched(self, record: TaskDispatchedRecord) -> None:
         task = self.tasks.get(record.task)

@@ -66,15 +66,15 @@ def find_previous_session(run_info_path: Path, name: str | None) -> PreviousSess
     if is_being_written(path, header):
         log.warning("nothing is gone on with: the manager of %s still runs", path)
         return None
-    past = _ChainReader()
+    reader = _ChainReader()
     chain = _follow_chain(path)
     for older, _header in reversed(chain):
-        past.read(older)
-    if past.closed:
+        reader.read(older)
+    if reader.closed:
         return None
     sessions = [header.session for _older, header in chain if header.host == socket.gethostname()]
-    workers = [worker for worker in past.workers if not has_ended(*worker)]
-    return PreviousSession(path, header.port, past.results, workers, sessions)
+    workers = [worker for worker in reader.workers if not has_ended(*worker)]
+    return PreviousSession(path, header.port, reader.results, workers, sessions)
 
 
 def is_being_written(path: Path, header: records.Header) -> bool:

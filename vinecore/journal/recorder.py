@@ -21,7 +21,7 @@ class _ConnectedWorker:
     """Tasks and transfers of a connected worker."""
 
     def __init__(self) -> None:
-        self.tickets: dict[int, None] = {}
+        self.dispatch_ids: dict[int, None] = {}
         self.fetching: dict[str, tuple[records.Place, float]] = {}
         self.address = ""
 
@@ -107,7 +107,7 @@ class JournalRecorder:
         if worker is None:
             return
         if type(message) is messages.TaskDone:
-            if message.task in worker.tickets and message.task not in cancelled:
+            if message.task in worker.dispatch_ids and message.task not in cancelled:
                 self._on_task_done(number, worker, message)
         elif type(message) in self._messages:
             self._messages[type(message)](number, worker, message)
@@ -182,8 +182,8 @@ class JournalRecorder:
             self._end_upload(name, "its worker was lost")
         for name in list(worker.fetching):
             self._end_fetch(event.worker, worker, name, "the worker was lost")
-        for ticket in list(worker.tickets):
-            self._add_task_returned(event.worker, worker, ticket, "the worker was lost")
+        for dispatch_id in list(worker.dispatch_ids):
+            self._add_task_returned(event.worker, worker, dispatch_id, "the worker was lost")
         self._emit(records.WorkerDisconnectedRecord(self._t, event.worker, event.reason))
 
     def _on_objects_found(
@@ -206,26 +206,30 @@ class JournalRecorder:
         self._emit(records.FilesRemovedRecord(self._t, number, tuple(message.names)))
 
     def _on_run_task(self, number: int, worker: _ConnectedWorker, message: messages.RunTask) -> None:
-        ticket = message.task
-        worker.tickets[ticket] = None
+        dispatch_id = message.task
+        worker.dispatch_ids[dispatch_id] = None
         allocation = message.options.get("allocation")
         cores = None if allocation is None else allocation.cores
         self._emit(
             records.TaskDispatchedRecord(
-                self._t, ticket & _TASK_NUMBER_MASK, number, (ticket >> DISPATCH_ID_SHIFT) + 1, cores
+                self._t,
+                dispatch_id & _TASK_NUMBER_MASK,
+                number,
+                (dispatch_id >> DISPATCH_ID_SHIFT) + 1,
+                cores,
             )
         )
 
     def _on_task_done(self, number: int, worker: _ConnectedWorker, message: messages.TaskDone) -> None:
-        ticket, info = message.task, message.info
-        del worker.tickets[ticket]
+        dispatch_id, info = message.task, message.info
+        del worker.dispatch_ids[dispatch_id]
         done = records.TaskDoneRecord(
             self._t,
-            ticket & _TASK_NUMBER_MASK,
+            dispatch_id & _TASK_NUMBER_MASK,
             number,
             round(message.wall_s, 6),
             message.size,
-            (ticket >> DISPATCH_ID_SHIFT) + 1,
+            (dispatch_id >> DISPATCH_ID_SHIFT) + 1,
         )
         done.returned = len(message.payload)
         done.single_use = done.task in self._single_use
@@ -247,28 +251,34 @@ class JournalRecorder:
         self._emit(done)
 
     def _on_task_failed(self, number: int, worker: _ConnectedWorker, message: messages.TaskFailed) -> None:
-        ticket, info = message.task, message.info
-        if ticket in worker.tickets:
-            del worker.tickets[ticket]
+        dispatch_id, info = message.task, message.info
+        if dispatch_id in worker.dispatch_ids:
+            del worker.dispatch_ids[dispatch_id]
             wall = info.get("wall_s") or (info.get("measured") or {}).get("wall_s")
-            self._emit(records.TaskFailedRecord(self._t, ticket & _TASK_NUMBER_MASK, number, message.kind, _failure_reason(info), (ticket >> DISPATCH_ID_SHIFT) + 1, wall))  # fmt: skip
+            self._emit(records.TaskFailedRecord(self._t, dispatch_id & _TASK_NUMBER_MASK, number, message.kind, _failure_reason(info), (dispatch_id >> DISPATCH_ID_SHIFT) + 1, wall))  # fmt: skip
 
     def _on_steal_response(
         self, number: int, worker: _ConnectedWorker, message: messages.StealResponse
     ) -> None:
-        for ticket in message.tasks:
-            self._add_task_returned(number, worker, ticket, "given back to be run elsewhere")
+        for dispatch_id in message.tasks:
+            self._add_task_returned(number, worker, dispatch_id, "given back to be run elsewhere")
 
     def _on_cancel(self, number: int, worker: _ConnectedWorker, message: messages.Cancel) -> None:
-        for ticket in message.tasks:
-            self._add_task_returned(number, worker, ticket, "taken back")
+        for dispatch_id in message.tasks:
+            self._add_task_returned(number, worker, dispatch_id, "taken back")
 
-    def _add_task_returned(self, number: int, worker: _ConnectedWorker, ticket: int, reason: str) -> None:
-        if ticket in worker.tickets:
-            del worker.tickets[ticket]
+    def _add_task_returned(
+        self, number: int, worker: _ConnectedWorker, dispatch_id: int, reason: str
+    ) -> None:
+        if dispatch_id in worker.dispatch_ids:
+            del worker.dispatch_ids[dispatch_id]
             self._emit(
                 records.TaskReturnedRecord(
-                    self._t, ticket & _TASK_NUMBER_MASK, number, reason, (ticket >> DISPATCH_ID_SHIFT) + 1
+                    self._t,
+                    dispatch_id & _TASK_NUMBER_MASK,
+                    number,
+                    reason,
+                    (dispatch_id >> DISPATCH_ID_SHIFT) + 1,
                 )
             )
 

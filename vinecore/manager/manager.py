@@ -144,7 +144,7 @@ class Manager(TaskMethods, PolicyMethods):
             self._journal_writer,
             context,
             session=session if resume else "",
-            past=previous,
+            previous=previous,
             validate=validate,
         )
         super().__init__(server, session)

@@ -137,14 +137,14 @@ def announce_manager(
 
 def load_previous_session(folder: Path, name: str | None) -> PreviousSession | None:
     """Return what the manager has left that this one resumes from, and remove what is not needed of that."""
-    past = find_previous_session(folder, name)
-    if past is not None:
-        remove_leftover_staging(past.sessions)
+    previous = find_previous_session(folder, name)
+    if previous is not None:
+        remove_leftover_staging(previous.sessions)
         log.info(
             "resuming from %s: %d results are known, %d workers may reconnect",
-            past.journal, len(past.results), len(past.workers),
+            previous.journal, len(previous.results), len(previous.workers),
         )  # fmt: skip
-    return past
+    return previous
 
 
 def journal_directory(run_info_path: str | Path | bool | None) -> Path | None:

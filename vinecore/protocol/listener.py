@@ -82,7 +82,7 @@ class AuthenticatingListener:
         self._suppressed_refusals = 0
         self._closing = False
         self._quiet_until = 0.0
-        self._thread = threading.Thread(target=self._accept_connections, name="vine-door", daemon=True)
+        self._thread = threading.Thread(target=self._accept_connections, name="vine-listener", daemon=True)
         self._thread.start()
 
     def _accept_connections(self) -> None:

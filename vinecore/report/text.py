@@ -210,7 +210,7 @@ def _format_problems(run: ReportedRun) -> str:
     tasks = history.tasks.values()
     lost = run.lost
     back = sum(attempt.reason == "the worker was lost" for task in tasks for attempt in task.attempts)
-    again = sum(task.woken for task in tasks)
+    again = sum(task.reruns for task in tasks)
     cut = Counter(f"{_describe_route(t.source, t.to)}: {t.reason}" for t in history.failed_transfers)
     codes = Counter(str(task.done.exit_code) for task in tasks if task.done and task.done.exit_code)
     damaged = [record for record in history.others if type(record) is j.FilesLostRecord]

@@ -3,7 +3,7 @@
 Three questions, in the order in which the scheduler asks them:
 
 1. What does the task ask for? Its own request, completed by that of its `Category`, which may learn it from
-   what earlier tasks of the category were measured to use (`Category.first_request`).
+   what earlier tasks of the category were measured to use (`Category.initial_request`).
 2. What does that come to on this worker (`allocate`)? The rule is TaskVine's: nothing said is the whole
    worker, and what is left unsaid beside something said is a share in proportion.
 3. It exceeded what it got; what next (`Category.retry_request`)?

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from vinecore.protocol.messages import Message
 
 INFO, WARNING = 20, 30
-"""Levels of a `Note`, as `logging` has them."""
+"""Levels of a `LogMessage`, as `logging` has them."""
 
 
 class Send(NamedTuple):

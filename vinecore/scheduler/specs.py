@@ -57,7 +57,7 @@ class GraphSpec(NamedTuple):
 
 
 class TaskSpec(NamedTuple):
-    """A task as submitted. Fields as in `protocol.messages.Run`."""
+    """A task as submitted. Fields as in `protocol.messages.RunTask`."""
 
     task: int
     label: str

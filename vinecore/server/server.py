@@ -88,7 +88,7 @@ class ManagerServer:
         The TLS context; None without TLS.
     session
         What names of this manager's own files have in common, if workers shall keep the others for the next manager, should this one vanish.
-    past
+    previous
         The session of a manager that has died, if this one resumes it.
     validate
         Whether the scheduler's state is validated after each batch of events.
@@ -115,7 +115,7 @@ class ManagerServer:
         tls_context: ssl.SSLContext | None = None,
         *,
         session: str = "",
-        past: PreviousSession | None = None,
+        previous: PreviousSession | None = None,
         validate: bool = False,
     ) -> None:
         self._secret, self._name, self._session = secret, name, session
@@ -127,13 +127,15 @@ class ManagerServer:
         self._awake = False
         self._listeners: dict[type, Callable[[Any], None]] = {}
         self.store = ObjectStore(lambda *stored: self.post_event(e.ObjectStored(*stored)), session)
-        self._before = [] if past is None else past.workers  # which may end before they come back
+        self._before = [] if previous is None else previous.workers  # which may end before they come back
         if session:
             self.inbox.append(
-                e.SessionResumed() if past is None else e.SessionResumed(past.results, past.workers)
+                e.SessionResumed()
+                if previous is None
+                else e.SessionResumed(previous.results, previous.workers)
             )
         hint = "Choose another with port=..., or port=0 for any"
-        listener = listen(address, ports, 1024, hint, rather=0 if past is None else past.port)
+        listener = listen(address, ports, 1024, hint, rather=0 if previous is None else previous.port)
         self.bound: str = listener.getsockname()[0]
         self.port: int = listener.getsockname()[1]
         self._journal_writer = journal_writer

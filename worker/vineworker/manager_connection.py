@@ -23,7 +23,7 @@ class ManagerAddress(NamedTuple):
         Where it is: the one of its addresses that has answered.
     fingerprints : tuple of str
         Of certificates that it may have; with any there is TLS.
-    cover : TlsTunnels or None
+    tls : TlsTunnels or None
         With which TLS is spoken, if it is.
     """
 

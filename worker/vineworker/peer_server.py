@@ -38,7 +38,7 @@ def start_peer_server(
 
     def secret(greeting: dict[str, Any]) -> bytes:
         session = current_session()
-        return unknown_secret if session is None else session.gate.secret(greeting)
+        return unknown_secret if session is None else session.authorizer.secret(greeting)
 
     def wrap_tls(sock: socket.socket) -> socket.socket:
         session = current_session()
@@ -55,9 +55,9 @@ def start_peer_server(
         if session is None:
             sock.close()
             return
-        gate = session.gate
+        authorizer = session.authorizer
         lines = authentication.AuthenticatedLines(sock, greeting["session"], "server")
-        serve_requests(lines, session.cache, lambda request: gate.refusal_reason(greeting, request))
+        serve_requests(lines, session.cache, lambda request: authorizer.refusal_reason(greeting, request))
 
     def on_refused(address: str, reason: str) -> None:
         log.warning("refused a peer at %s: %s", address, reason)

@@ -66,7 +66,7 @@ class Worker:
                 "environments will not start; choose another place with --workspace",
                 settings.workspace,
             )
-        self._warden = ProcessReaper(self._folder, self._link)
+        self._reaper = ProcessReaper(self._folder, self._link)
         # while it is what this worker was started from
         if zipapp_builder.zipapp_path():
             zipapp_builder.source_files()
@@ -95,11 +95,11 @@ class Worker:
         finally:
             self._connector.close(SHUTDOWN_TIMEOUT_S)
             self._persistent_cache.close()
-            self._warden.kill_strays(SHUTDOWN_TIMEOUT_S)
+            self._reaper.kill_strays(SHUTDOWN_TIMEOUT_S)
             temporary_folders.remove_folder(self._folder)
             if self._link:
                 remove_tree(self._link)
-            self._warden.close()
+            self._reaper.close()
 
     async def _run(self) -> int:
         self._loop = asyncio.get_running_loop()
@@ -107,7 +107,7 @@ class Worker:
         self._stopping = self._loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal, signal.Signals(number).name)
-        self._loop.add_signal_handler(signal.SIGCHLD, self._warden.kill_strays)
+        self._loop.add_signal_handler(signal.SIGCHLD, self._reaper.kill_strays)
         if self._settings.wall_time_s is not None:
             self._loop.call_later(self._drain_at - time.monotonic(), self._on_wall_time_over)
         if self._settings.stdin_heartbeat_s is not None:
@@ -197,7 +197,7 @@ class Worker:
                 self._settings,
                 manager,
                 self._folder,
-                self._warden,
+                self._reaper,
                 self._persistent_cache,
                 self._leave,
                 self._orphaned_objects,
@@ -290,7 +290,7 @@ class Worker:
         while True:
             await asyncio.sleep(min(1.0, self._settings.idle_timeout_s / 4))
             now, session = time.monotonic(), self._session
-            self._warden.kill_strays()
+            self._reaper.kill_strays()
             if self._has_lost_parent():
                 self._leave("the process that has started this worker is gone", True)
             if (

@@ -247,7 +247,7 @@ def test_recomputed_result_is_recorded(local_cluster):
     assert next(iter(finish(m).values())).output == 100_000
     m.close()
     task = journal.load(m.journal).tasks[made.id]
-    assert task.woken == 1
+    assert task.reruns == 1
     assert [attempt.outcome for attempt in task.attempts] == ["done", "done"]
 
 

@@ -87,7 +87,7 @@ def test_tables_hold_present_objects_only(harness):
     worker = harness.connect_worker()
     for number in range(1, 6):
         harness.complete_task(number)
-    assert not harness.recorder._workers[worker].tickets
+    assert not harness.recorder._workers[worker].dispatch_ids
     harness.disconnect_worker(worker)
     assert not harness.recorder._workers
     assert not harness.recorder._addresses

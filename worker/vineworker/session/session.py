@@ -75,8 +75,8 @@ class ManagerSession:
     ----------
     welcomed
         Whether the manager has accepted the worker.
-    gate
-        Says which peers may fetch what: none until the manager has said with which key.
+    authorizer
+        Decides which peers may fetch an object: none before the manager has sent the key.
     tls_context
         For connections of peers.
     heard_at
@@ -110,7 +110,7 @@ class ManagerSession:
         objects = self._objects = ObjectHandler(context, persistent_cache)
         processes = self._processes = ProcessHandler(context, self._monitor)
         slots = self._slots = SlotHandler(context, processes, self._monitor)
-        self.gate = transfer_tokens.TransferAuthorizer(os.urandom(32))
+        self.authorizer = transfer_tokens.TransferAuthorizer(os.urandom(32))
         self._key = b""
         self.last_message_at = time.monotonic()
         self._instructions: dict[type, Callable[[Any], None]] = {
@@ -184,7 +184,7 @@ class ManagerSession:
     def _on_welcome(self, welcome: messages.Welcome) -> None:
         context = self._context
         self.welcomed, self._manager_session = True, welcome.session
-        self.gate = transfer_tokens.TransferAuthorizer(transfer_tokens.worker_key(self._key))
+        self.authorizer = transfer_tokens.TransferAuthorizer(transfer_tokens.worker_key(self._key))
         context.python = welcome.python
         self._objects.transfer_client = TransferClient(
             self.cache,

@@ -57,7 +57,7 @@ class TransferClient:
         Key of the control connection, with which pair keys are masked.
     process_reaper
         Starts the processes of downloads.
-    cover, fingerprints
+    tls_tunnels, fingerprints
         `TlsTunnels` if the manager uses TLS, and the fingerprints of its certificates.
     """
 
@@ -69,12 +69,12 @@ class TransferClient:
         number: int,
         key: bytes,
         process_reaper: ProcessReaper,
-        cover: Any = None,
+        tls_tunnels: Any = None,
         fingerprints: Sequence[str] = (),
     ) -> None:
         self._cache, self._manager, self._secret, self._number = cache, manager, secret, number
         self._key = key
-        self._tls_tunnels, self._fingerprints = cover, fingerprints
+        self._tls_tunnels, self._fingerprints = tls_tunnels, fingerprints
         self._downloader = Downloader(process_reaper)
         self._idle: dict[TransferSource, list[tuple[float, TransferConnection]]] = {}
         self._busy: set[TransferConnection] = set()
@@ -269,8 +269,8 @@ class TransferClient:
     def _tls_wrapper(self, fingerprints: Sequence[str]) -> Optional[TlsWrapper]:
         if self._tls_tunnels is None:
             return None
-        cover = self._tls_tunnels
-        return lambda sock: cover.connect(sock, fingerprints)
+        tls_tunnels = self._tls_tunnels
+        return lambda sock: tls_tunnels.connect(sock, fingerprints)
 
     def _return_connection(self, source: TransferSource, client: TransferConnection) -> None:
         with self._lock:

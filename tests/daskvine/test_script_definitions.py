@@ -13,6 +13,7 @@ from daskvine.registrations import collect_registrations
 def test_classes_with_slots_travel_both_ways(succeed):
     succeed("""
 import dataclasses
+import typing
 import weakref
 
 class Plain:
@@ -44,6 +45,9 @@ class Child(Referenced):
 class Loose(Plain):
     pass
 
+class Named(typing.NamedTuple):
+    a: int
+
 @dataclasses.dataclass(frozen=True, **({"slots": True} if sys.version_info >= (3, 10) else {}))
 class Data:
     a: int
@@ -55,7 +59,7 @@ def double(thing):
     return made, hasattr(made, "__dict__")
 
 def all_doubled():
-    kinds = (Plain, Referenced, Open, Private, Child, Loose, Data)
+    kinds = (Plain, Referenced, Open, Private, Child, Loose, Data, Named)
     return dask.delayed(lambda found: [(type(one).__name__, one.a, *rest) for one, *rest in found])(
         [dask.delayed(double)(kind(n)) for n, kind in enumerate(kinds)]
     )

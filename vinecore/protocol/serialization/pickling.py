@@ -72,6 +72,9 @@ def _keep_slots(cls: type, reduced: Any) -> Any:
     that the class here cannot take back.
     """
     slots = vars(cls).get("__slots__")
+    # a named tuple defines its slots itself and refuses them in the body of its class
+    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
+        return reduced
     # of other classes, such as enumerations, cloudpickle makes the skeleton in another way
     if not isinstance(slots, (str, tuple, list)) or type(reduced) is not tuple:
         return reduced

@@ -13,13 +13,13 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import cloudpickle
 from dask._task_spec import GraphNode, TaskRef
 
 from daskvine import code_analysis, uproot_trees
 from daskvine.path_arguments import PathStates
 from vinecore.protocol import used_resources
 from vinecore.protocol.serialization import random_seeds
+from vinecore.protocol.serialization.importable_names import find_by_name, is_pickled_by_value
 from vinecore.protocol.user_modules import is_own_module
 
 NO_RESOURCES: frozenset[str] = frozenset()
@@ -146,12 +146,10 @@ class ValueDescriber:
         if module is None:
             module = getattr(getattr(value, "__self__", None), "__name__", None)
         name: Any = getattr(value, "__qualname__", None) or getattr(value, "__name__", "")
-        found: Any = sys.modules.get(module) if isinstance(module, str) and module != "__main__" else None
-        if found is None or _is_pickled_by_value(module):
+        is_importable = isinstance(module, str) and module != "__main__" and module in sys.modules
+        if not is_importable or is_pickled_by_value(module) or find_by_name(module, name) is not value:
             return None
-        for part in name.split("."):
-            found = getattr(found, part, None)
-        return self._describe_name(module, name, value) if found is value else None
+        return self._describe_name(module, name, value)
 
     def _describe_name(self, module: str, name: str, value: Any = None) -> ValueDescription:
         """Describe what is imported by its name; what that stands for is told by the environment, or the texts of own modules."""
@@ -221,7 +219,7 @@ class ValueDescriber:
 
     def _describe_module(self, module: types.ModuleType) -> ValueDescription:
         name = module.__name__
-        if sys.modules.get(name) is module and not _is_pickled_by_value(name):
+        if sys.modules.get(name) is module and not is_pickled_by_value(name):
             return self._describe_name(name, "")
         parts: list[Any] = [name]
         for variable, value in vars(module).items():
@@ -299,10 +297,3 @@ def _find_texts(code: types.CodeType) -> Iterator[str]:
             yield constant
         elif isinstance(constant, types.CodeType):
             yield from _find_texts(constant)
-
-
-def _is_pickled_by_value(module: str) -> bool:
-    return any(
-        module == other or module.startswith(f"{other}.")
-        for other in cloudpickle.list_registry_pickle_by_value()
-    )

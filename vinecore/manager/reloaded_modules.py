@@ -9,6 +9,7 @@ from collections.abc import Callable
 from operator import attrgetter, is_not
 from typing import Any, Protocol
 
+from vinecore.protocol.serialization.importable_names import find_by_name
 from vinecore.protocol.user_modules import find_own_modules
 
 _spec = attrgetter("__spec__")
@@ -102,7 +103,5 @@ def current(function: Callable[..., Any]) -> Callable[..., Any]:
     name, module = getattr(function, "__qualname__", ""), sys.modules.get(getattr(function, "__module__", ""))
     if module is None or module.__name__ == "__main__":
         return function
-    found: Any = module
-    for part in name.split("."):
-        found = getattr(found, part, None)
+    found = find_by_name(module.__name__, name)
     return found if type(found) is type(function) else function

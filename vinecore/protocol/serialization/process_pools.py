@@ -8,11 +8,11 @@ value. They go on to the pool's processes by value, too, in each of the start me
 from __future__ import annotations
 
 import pickle
-import sys
 import types
 from typing import Any
 
 from vinecore.protocol.import_hooks import call_when_imported
+from vinecore.protocol.serialization.importable_names import is_found_by_name
 from vinecore.protocol.serialization.pickling import cloudpickle_dumps
 
 
@@ -27,16 +27,9 @@ def _extend_pickler(reduction: Any) -> None:
 
 def _reduce_by_value(_pickler: Any, obj: Any) -> Any:
     """Reduce a function or class that cannot be found by its name."""
-    if not isinstance(obj, (types.FunctionType, type)) or _is_found_by_name(obj):
+    if not isinstance(obj, (types.FunctionType, type)) or is_found_by_name(obj):
         return NotImplemented
     return load_by_value, (cloudpickle_dumps(obj),)
-
-
-def _is_found_by_name(obj: Any) -> bool:
-    found: Any = sys.modules.get(obj.__module__)
-    for name in obj.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is obj
 
 
 def load_by_value(data: bytes) -> Any:

@@ -7,10 +7,10 @@ empty cache, as the function inside of it does. A generic function has a cache o
 from __future__ import annotations
 
 import functools
-import importlib
-import sys
 import weakref
 from typing import Any, Callable
+
+from vinecore.protocol.serialization.importable_names import is_found_by_name
 
 
 def make_reducers() -> dict[type, Callable[[Any], Any]]:
@@ -21,21 +21,6 @@ def make_reducers() -> dict[type, Callable[[Any], Any]]:
         weakref.WeakKeyDictionary: _reduce_weak_dictionary,
         weakref.WeakValueDictionary: _reduce_weak_dictionary,
     }
-
-
-def is_found_by_name(value: Any) -> bool:
-    """Whether another process can import a function or class by its name."""
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(name, str) or module == "__main__":
-        return False
-    by_value = importlib.import_module("cloudpickle").list_registry_pickle_by_value()
-    parts = module.split(".")
-    if any(".".join(parts[: n + 1]) in by_value for n in range(len(parts))):
-        return False
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found is value
 
 
 def _reduce_cache(cached: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 from vineworker.tasks import logs
 
@@ -22,6 +24,26 @@ def test_end_of_long_log_is_kept(tmp_path):
     assert len(text) < 2 * logs.KEPT_BYTES
     assert text.startswith(b"[what was here, ")
     assert text.endswith(b"the end\nmore\n")
+
+
+def test_order_of_growing_log_is_kept(tmp_path, monkeypatch):
+    """What stays of a log begins with the note and is in the order of its writing, whoever writes meanwhile."""
+    monkeypatch.setattr(logs, "MAX_LOG_BYTES", 1 << 14)
+    monkeypatch.setattr(logs, "KEPT_BYTES", 1 << 12)
+    path = tmp_path / "log"
+    code = "import itertools, os\nfor n in itertools.count():\n    os.write(1, b'%07d\\n' % n)\n"
+    with path.open("ab") as log, subprocess.Popen([sys.executable, "-c", code], stdout=log) as writer:
+        try:
+            for _ in range(200):
+                wait_until(lambda: path.stat().st_size > logs.MAX_LOG_BYTES, "a log that is too long")
+                logs.truncate_log(str(path))
+                note, _, *lines = path.read_bytes().split(b"\n")[:-1]
+                assert note.startswith(b"[what was here, ")
+                # a file grows in two steps where a write goes across two pages of memory: such a line can be cut
+                numbers = [int(line) for line in lines if len(line) == 7]
+                assert numbers == sorted(numbers)
+        finally:
+            writer.kill()
 
 
 def test_short_or_missing_log_is_unchanged(tmp_path):

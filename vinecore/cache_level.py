@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from vinecore.constants import CacheLevel
 from vinecore.scheduler.specs import FOREVER, TASK, WORKER, WORKFLOW
 
 CACHE_LEVELS = {"task": TASK, "workflow": WORKFLOW, "worker": WORKER, "forever": FOREVER}
-# False and True are what most users give.
-_NAMES: dict[bool | str, str] = {False: "task", True: "workflow", **{name: name for name in CACHE_LEVELS}}
+# False and True are what most users give; they are also the first two numbers.
+_NAMES: dict[int | str, str] = {
+    **{int(level): level.name.lower() for level in CacheLevel},
+    **{name: name for name in CACHE_LEVELS},
+}
 
 
-def parse_cache_level(cache: bool | str) -> str:
+def parse_cache_level(cache: int | str) -> str:
     """Return the name of a cache level as the user gives it.
 
     Raises

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vinecore import keyword_arguments, validators
+from vinecore.constants import TASK_RESULTS, TaskResult
 from vinecore.manager.files import File
 from vinecore.manager.sandbox_names import check_sandbox_name
 from vinecore.manager.task_settings import TaskSettings
@@ -15,8 +16,20 @@ from vinecore.scheduler.specs import TaskSpec
 if TYPE_CHECKING:
     from vinecore.manager.interfaces import OutputHost, TaskHost
 
-TASKVINE_RESULT_NAMES = {"time": "max wall time", "exhausted": "resource exhaustion", "crash": "forsaken", "library": "missing library",
-           "too large": "resource exhaustion", "disk": "resource exhaustion", "input": "input missing"}  # fmt: skip
+# The result for each outcome in the scheduler's words, as far as the words differ.
+TASKVINE_RESULTS = {
+    "exception": "success",
+    "time": "max wall time",
+    "exhausted": "resource exhaustion",
+    "crash": "forsaken",
+    "library": "missing library",
+    "too large": "resource exhaustion",
+    "disk": "resource exhaustion",
+    "input": "input missing",
+    "not started": "forsaken",
+    "no workers": "forsaken",
+    "not sent": "output transfer error",
+}
 
 
 class Task(TaskSettings):
@@ -97,15 +110,16 @@ class Task(TaskSettings):
         return "DONE" if self.outcome else "INITIAL" if self.id is None else "READY"
 
     @property
-    def result(self) -> str:
-        """How the task ended, in TaskVine's words.
+    def result(self) -> TaskResult:
+        """How the task ended: a text that also equals its constant, such as VINE_RESULT_SUCCESS.
 
-        "success" for any exit code of the command, "unknown" before the end.
+        "success" for any exit code of the command, "unknown" before the end. `vinecore.constants`
+        has the constants.
         """
         if self.outcome is None:
-            return "unknown"
+            return TASK_RESULTS["unknown"]
         outcome = self.outcome.outcome
-        return "success" if outcome == "exception" else TASKVINE_RESULT_NAMES.get(outcome, outcome)
+        return TASK_RESULTS.get(TASKVINE_RESULTS.get(outcome, outcome), TASK_RESULTS["unknown"])
 
     @property
     def exit_code(self) -> int:

@@ -74,7 +74,7 @@ class LibraryTask:
         self._files: list[tuple[File, str]] = []
         self._environment: File | None = None
         self._variables: dict[str, str] = {}
-        self._command = ""
+        self._command = self._init_command = ""
         self.preload: list[str] = []
         self.kind = ""
 
@@ -221,6 +221,26 @@ class LibraryTask:
         """
         self._command = validators.text("prefix", prefix)
 
+    def set_init_command(self, command: str) -> None:
+        """Run a shell command before the Python of the library starts.
+
+        What it changes holds for the library: environment variables, the umask, limits. If it
+        changes which ``python3`` the search path finds, the library runs in that Python. If it
+        fails, so does the start of the library.
+
+        Parameters
+        ----------
+        command : str
+            A command for bash, or for ``/bin/sh`` on a worker without bash. It runs in the folder of
+            the library, with its files, variables and environment.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is empty or no text, or cannot be sent.
+        """
+        self._init_command = validators.command("init_command", command)
+
     @property
     def request(self) -> ResourceRequest:
         """The resources of one unit; None for a resource that was not set."""
@@ -278,6 +298,8 @@ class LibraryTask:
             options["env"] = dict(self._variables)
         if self._command:
             options["command"] = self._command
+        if self._init_command:
+            options["init_command"] = self._init_command
         if self._files:
             options["mounts"] = [[file.cache_name, remote, False] for file, remote in self._files]
         environment = self._environment.cache_name if self._environment else ""

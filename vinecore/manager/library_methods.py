@@ -45,6 +45,7 @@ class LibraryMethods(FileMethods):
 
     @keyword_arguments.refuse_unknown
     def create_library_from_functions(self, library_name: str, *functions: Callable[..., Any], poncho_env: File | str | None = None,
+                                      init_command: str | None = None, add_env: bool = True,
                                       hoisting_modules: Sequence[Any] | None = None, exec_mode: str = "fork",
                                       library_context_info: ContextFunction | list[Any] | None = None,
                                       context_per_slot: bool = False) -> LibraryTask:  # fmt: skip
@@ -59,6 +60,12 @@ class LibraryMethods(FileMethods):
         poncho_env : File, str or None
             The environment in which the library runs, or the path of its archive; None for the
             worker's own Python.
+        init_command : str or None
+            A shell command that runs before the Python of the library, as for
+            `LibraryTask.set_init_command`.
+        add_env : bool
+            It has no effect, because the running environment is never packed: a library without
+            ``poncho_env`` runs in the Python of its worker, which the manager has checked.
         hoisting_modules : sequence of module or str, or None
             The modules that are imported once, before the slots are forked.
         exec_mode : {"fork", "direct"}
@@ -83,6 +90,7 @@ class LibraryMethods(FileMethods):
         FileNotFoundError
             There is no such environment.
         """
+        validators.flag("add_env", add_env)
         context: ContextFunction | None = None
         if library_context_info is not None:
             context = _context(library_context_info)
@@ -94,6 +102,8 @@ class LibraryMethods(FileMethods):
             context=context,
             context_per_slot=context_per_slot,
         )
+        if init_command is not None:
+            library.set_init_command(init_command)
         if poncho_env is not None:
             library.add_environment(
                 poncho_env if isinstance(poncho_env, File) else self.declare_poncho(poncho_env)

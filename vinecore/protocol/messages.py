@@ -119,7 +119,8 @@ class Library(NamedTuple):
     environment: str  # directory object that holds the Python to use, or ""
     slots: int
     exec_mode: str  # "direct" or "fork"
-    options: dict[str, Any]  # env, command, mounts, cores, memory, disk if it was asked for
+    # env, command, init_command, mounts, cores, memory, disk if it was asked for
+    options: dict[str, Any]
 
 
 class RemoveLibrary(NamedTuple):

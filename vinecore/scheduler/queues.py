@@ -363,8 +363,11 @@ def meets_python_requirements(worker: WorkerState, queue: TaskQueue) -> bool:
         return True
     if not worker.python_ok:
         return False
+    if not worker.missing_packages:
+        return True
     # what a command of the user's starts may have other packages, in a container for one
-    return not worker.missing_packages or bool(queue.library and queue.library.spec.options.get("command"))
+    options = queue.library.spec.options if queue.library else {}
+    return bool(options.get("command") or options.get("init_command"))
 
 
 def queue_urgency(queue: TaskQueue) -> tuple[float, int]:

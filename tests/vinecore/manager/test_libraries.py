@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import traceback
+import venv
+from pathlib import Path
 
+import cloudpickle
 import pytest
 
 from tests.harness import sample_tasks
@@ -225,6 +229,59 @@ def test_a_command_may_go_before_the_library(m, run):
     m.install_library(library)
     assert run(FunctionCall("prefixed", "<lambda>")).output == "before"
     m.remove_library("prefixed")
+
+
+def test_init_command_holds_in_library(install, run, tmp_path):
+    """What the command sets, its PYTHONPATH too, is there for the functions and what they start."""
+
+    def look():
+        import init_of_library
+
+        started = subprocess.run(
+            ["/bin/sh", "-c", "echo $PYTHONPATH"], check=True, capture_output=True, text=True
+        )
+        return os.environ["WORD"], os.umask(0o77), init_of_library.VALUE, started.stdout.strip()
+
+    (tmp_path / "init_of_library.py").write_text("VALUE = 'imported'\n")
+    init = f"set -- other arguments; umask 027\nexport WORD='two words' PYTHONPATH={tmp_path};"
+    install("lib", look, init_command=init, add_env=False)
+    assert run(FunctionCall("lib", "look")).output == ("two words", 0o27, "imported", str(tmp_path))
+
+
+def test_init_command_may_choose_the_python(install, run, tmp_path):
+    """The library runs in the Python that the command has put on the search path."""
+    venv.create(tmp_path / "other", with_pip=False)
+    (packages,) = (tmp_path / "other").glob("lib/python*/site-packages")
+    (packages / "these.pth").write_text(f"{Path(cloudpickle.__file__).parent.parent}\n")
+    install("lib", lambda: sys.prefix, init_command=f"source {tmp_path}/other/bin/activate")
+    assert run(FunctionCall("lib", "<lambda>")).output == str(tmp_path / "other")
+
+
+def test_init_command_runs_in_packed_environment(install, run, m, packed):
+    init = "export PYTHON_OF_INIT=$(command -v python)"
+    install(
+        "lib", lambda: (os.environ["PYTHON_OF_INIT"], sys.executable), init_command=init, poncho_env=packed
+    )
+    of_init, of_library = run(FunctionCall("lib", "<lambda>")).output
+    assert Path(of_init).parent == Path(of_library).parent != Path(sys.executable).parent
+
+
+def test_failing_init_command_is_named(m, run):
+    library = m.create_library_from_functions(
+        "lib", sample_tasks.add, init_command="echo no such place; false"
+    )
+    library.set_cores(1)
+    m.install_library(library)
+    task = run(FunctionCall("lib", "add", 1, 2))
+    assert task.result == "missing library"
+    assert "init_command" in str(task.output)
+    assert "no such place" in str(task.output)
+    m.remove_library("lib")
+
+
+def test_empty_init_command_is_refused(m):
+    with pytest.raises(ValueError, match="init_command"):
+        m.create_library_from_functions("lib", sample_tasks.add, init_command=" ")
 
 
 @pytest.mark.parametrize("size", [10, 200_000])

@@ -675,10 +675,11 @@ def test_other_python_gets_commands_and_environments():
 
 @pytest.fixture
 def choosy():
-    """A harness whose functions need cloudpickle; its libraries are "lib" and "wrapped", which a command starts."""
+    """A harness whose functions need cloudpickle; its libraries are "lib", and two that commands start."""
     harness = SchedulerHarness(needs=("cloudpickle",))
     harness.install_library()
     harness.install_library("wrapped", options={"command": "apptainer exec image.sif"})
+    harness.install_library("initialized", options={"init_command": "source activate analysis"})
     return harness
 
 
@@ -702,14 +703,15 @@ def test_missing_packages_allow_commands(choosy):
     choosy.declare_file("env.tar", size=LARGE, at_manager=True)
     choosy.declare_file("env", archive="env.tar", directory=True)
     choosy.install_library("own", environment="env")
-    worker = choosy.connect_worker(cores=4, versions={"python": "3.11"})
+    worker = choosy.connect_worker(cores=5, versions={"python": "3.11"})
     choosy.submit_tasks(
         single(1, python=False),
         single(2, environment="env"),
         call(3, library="own"),
         call(4, library="wrapped"),
+        call(5, library="initialized"),
     )
-    assert choosy.assignments() == dict.fromkeys((1, 2, 3, 4), worker)
+    assert choosy.assignments() == dict.fromkeys((1, 2, 3, 4, 5), worker)
 
 
 def test_unchecked_python_is_trusted(choosy):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
 from typing import Any
 
@@ -19,6 +21,19 @@ export PATH="$0/bin:$PATH" LD_LIBRARY_PATH="$0/lib${LD_LIBRARY_PATH:+:$LD_LIBRAR
 exec "$@"
 """
 """Run a command as a package made by starch runs its own."""
+INIT_SCRIPT = """
+_vine_code=$1 _vine_python=$2 _vine_fd=$3
+_vine_found=$(command -v python3)
+eval "$0" || exit
+_vine_now=$(command -v python3)
+[ "$_vine_found" = "$_vine_now" ] || _vine_python=$_vine_now
+export VINE_PYTHONPATH="$PYTHONPATH" PYTHONPATH="$_vine_code${PYTHONPATH:+:$PYTHONPATH}"
+exec "$_vine_python" -m vineworker.library.fork_server "$_vine_fd"
+"""
+"""Run a shell command, then a fork server in the Python that is then on the search path.
+
+The command may set PYTHONPATH, so the shell starts with the user's own.
+"""
 GLIBC_MALLOC_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
@@ -73,6 +88,38 @@ def shell_prefix(environment: str, cache: Cache) -> list[str]:
     ]
 
 
+def fork_server_command(
+    environment: str, cache: Cache, folder: str, fd: int, options: dict[str, Any]
+) -> list[str]:
+    """Return the command line of a fork server.
+
+    Parameters
+    ----------
+    environment
+        Cache name of the environment, or "".
+    cache
+        Holds the environment.
+    folder
+        Where the fork server runs.
+    fd
+        The descriptor of its socket.
+    options
+        Options of the library.
+    """
+    prefix, init = shlex.split(options.get("command", "")), options.get("init_command")
+    python = python_command(environment, cache)
+    if not init:
+        return [*prefix, *python, "-m", "vineworker.library.fork_server", str(fd)]
+    shell = shutil.which("bash") or "/bin/sh"
+    inside = shell_prefix(environment, cache)
+    return [*prefix, *inside, shell, "-c", INIT_SCRIPT, init, code_folder(folder), python[-1], str(fd)]
+
+
+def code_folder(folder: str) -> str:
+    """Return where the copies of this code are for a fork server that runs in a folder."""
+    return folder + ".lib"
+
+
 def fork_server_variables(
     environment: str, folder: str, short_path: str, options: dict[str, Any]
 ) -> dict[str, str]:
@@ -92,7 +139,10 @@ def fork_server_variables(
     variables = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
     os.makedirs(os.path.join(folder, TMPDIR_NAME), exist_ok=True)
     variables.update(dict.fromkeys(tmpdir.VARIABLES, os.path.join(short_path, TMPDIR_NAME)))
-    variables = import_paths.lend_python_path(_import_path(environment, folder), variables)
+    if options.get("init_command"):
+        zipapp_builder.copy_sources(code_folder(folder))
+    else:
+        variables = import_paths.lend_python_path(_import_path(environment, folder), variables)
     variables["VINE_SANDBOX"] = folder
     if options.get("cores"):
         # slots share the library's cores; each call has one thread unless the user sets a number
@@ -103,7 +153,7 @@ def fork_server_variables(
         variables.setdefault(name, value)
     chosen = options.get("env", {})
     variables.update(chosen)
-    if "PYTHONPATH" in chosen:
+    if "PYTHONPATH" in chosen and not options.get("init_command"):
         variables[import_paths.USER_PYTHONPATH] = chosen["PYTHONPATH"]
     return variables
 
@@ -117,7 +167,7 @@ def _import_path(environment: str, folder: str) -> str:
     zipapp = zipapp_builder.zipapp_path()
     if not environment and not zipapp:
         return os.pathsep.join(p for p in sys.path if p)
-    library = folder + ".lib"
+    library = code_folder(folder)
     zipapp_builder.copy_sources(library)
     others = [] if environment else [p for p in sys.path if p and p != zipapp]
     return os.pathsep.join([library, *others])

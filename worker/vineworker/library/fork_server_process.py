@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 import subprocess
 import threading
 from typing import Any, Callable, Optional
@@ -62,10 +61,10 @@ class ForkServerProcess:
         self._on_event, self._process_reaper = on_event, process_reaper
         self._loop = asyncio.get_running_loop()
         self._failure: Optional[dict[str, Any]] = None
-        # what of the user's code runs in the process itself
-        self._activity = ""
         self.slots: dict[int, SlotProcess] = {}
         options = start.library.options if start.library else {}
+        # what of the user's code runs in the process itself
+        self._activity = "it ran its init_command" if options.get("init_command") else ""
         # slots have their temporary folders there, unless the user has set TMPDIR
         is_set = tmpdir.VARIABLES[0] in options.get("env", {})
         self._temporary = "" if is_set else os.path.join(short_path, TMPDIR_NAME)
@@ -73,13 +72,9 @@ class ForkServerProcess:
         self.connection = ForkServerConnection(self._receive)
         try:
             with self.connection.remote as remote, open(self.log, "ab") as log:
-                command = [
-                    *shlex.split(options.get("command", "")),
-                    *environments.python_command(start.environment, cache),
-                    "-m",
-                    "vineworker.library.fork_server",
-                    str(remote.fileno()),
-                ]
+                command = environments.fork_server_command(
+                    start.environment, cache, folder, remote.fileno(), options
+                )
                 self.process = process_reaper.start(
                     command,
                     environments.fork_server_variables(start.environment, folder, short_path, options),

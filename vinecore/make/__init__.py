@@ -1,0 +1,1 @@
+"""``vine_make``: runs files of rules in Makeflow's plain form on workers."""

@@ -1,32 +1,10 @@
-"""Call the user's callbacks: ``checkpoint_fn``, functions in ``env_vars``, and dask's own callbacks."""
+"""Call dask's callbacks; describe tasks to functions in ``env_vars``."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 from daskvine.graph import Graph, Key
-
-
-class CheckpointGraph:
-    """The graph as ``checkpoint_fn`` sees it."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self._depths: dict[Key, int] | None = None
-
-    def depth_of(self, key: Key) -> int:
-        """Return the distance of a vertex from the roots, which have 1."""
-        if self._depths is None:
-            self._depths = self._graph.compute_depths()
-        return self._depths[key]
-
-    def get_dependencies(self, key: Key) -> set[Key]:
-        """Return the keys that a vertex reads."""
-        return set(self._graph.dependencies[key])
-
-    def get_targets(self) -> set[Key]:
-        """Return the keys that were asked for."""
-        return set(self._graph.targets)
 
 
 class TaskInfo(NamedTuple):

@@ -5,18 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 from dask.callbacks import local_callbacks
-from dask.utils import funcname
 
 from daskvine.annotations import NO_ANNOTATIONS, VertexAnnotations
 from daskvine.cache_keys import CACHE_KEY_PREFIX, ResultKeys
-from daskvine.callbacks import CheckpointGraph, DaskCallbacks, TaskInfo
+from daskvine.callbacks import DaskCallbacks, TaskInfo
 from daskvine.compiler import Compiler, dumps, modules_referenced
+from daskvine.dag import DaskVineDag
 from daskvine.execution_settings import ExecutionSettings
 from daskvine.graph import Graph, Key
 from daskvine.program_folder import explain_unseen_folder
@@ -52,6 +53,9 @@ class GraphComputation:
         How many were run again because their result was lost.
     library : str
         The full name of the library that its vertices are calls of, once it is known.
+    started_at, ended_at, first_completed_at : float or None
+        The times in seconds since the epoch at which it began and ended and at which the first vertex
+        was known to be done; None if that has not happened.
     """
 
     def __init__(
@@ -59,8 +63,9 @@ class GraphComputation:
         graph: Graph,
         settings: ExecutionSettings,
         annotations: Mapping[Key, VertexAnnotations],
+        name_category: Callable[[Any], str],
     ) -> None:
-        self._graph, self._settings = graph, settings
+        self._graph, self._settings, self._name_category = graph, settings, name_category
         self._annotations = annotations
         self._options, self._manager = settings.options, settings.shared.manager
         self._keys: dict[int, Key] = {}
@@ -69,6 +74,9 @@ class GraphComputation:
         self._preload_sent = False
         self.vertices = len(graph.vertices)
         self.done = self.recomputed = self.moved_bytes = 0
+        self.started_at: float | None = None
+        self.first_completed_at: float | None = None
+        self.ended_at: float | None = None
         self.executed = self.vertices
         self._output = TaskOutput(self._options.show_output)
         # Only if results have cache keys.
@@ -83,6 +91,7 @@ class GraphComputation:
     def compute(self) -> dict[Key, Any]:
         """Run everything; return the value of each target."""
         options, settings, shared = self._options, self._settings, self._settings.shared
+        self.started_at = time.time()
         with (
             shared.cache_key_lock if settings.reuse else nullcontext(),
             local_callbacks(None) as callbacks,
@@ -109,6 +118,7 @@ class GraphComputation:
                 self._callbacks.on_finish(failed=True)
                 raise
             finally:
+                self.ended_at = time.time()
                 self._handle.close()
                 settings.close()
                 if compiler is not None:
@@ -185,15 +195,15 @@ class GraphComputation:
     def _submit(self, compiler: Compiler) -> None:
         size = min(MAX_TASKS_PER_SLICE, self._options.submit_per_cycle or MAX_TASKS_PER_SLICE)
         slice_: list[TaskSpec] = []
-        graph = CheckpointGraph(self._graph)
+        dag = DaskVineDag(self._graph)
         needs_depth = self._options.task_priority_mode in ("depth-first", "breadth-first")
         checkpoint = self._options.checkpoint_fn
         targets = set(self._graph.targets)
         for number, key in enumerate(self._graph.in_priority_order()):
             wanted = not self._options.worker_transfers or key in targets
             if not wanted and checkpoint is not None:
-                wanted = bool(checkpoint(graph, key))
-            depth = graph.depth_of(key) if needs_depth else 0
+                wanted = bool(checkpoint(dag, key))
+            depth = dag.depth_of(key) if needs_depth else 0
             slice_.append(self._make_task_spec(compiler, number, key, wanted=wanted, depth=depth))
             if len(slice_) >= size:
                 self._submit_slice(slice_, compiler)
@@ -250,7 +260,7 @@ class GraphComputation:
             raise
         reusable = result.startswith(CACHE_KEY_PREFIX)
         settings = self._settings
-        category = funcname(getattr(self._graph.vertices[key], "func", type(self._graph.vertices[key])))
+        category = self._name_category(self._graph.vertices[key])
         environment, options = settings.environment, settings.task_options
         if settings.differs_by_task:
             environment, options = settings.adapt_to_task(TaskInfo(task, key, category), self._handle)
@@ -287,6 +297,21 @@ class GraphComputation:
             exception_retries=retries or 0,
         )
 
+    def print_summary(self) -> None:
+        """Print what the computation did."""
+        end = time.time() if self.ended_at is None else self.ended_at
+        duration = 0.0 if self.started_at is None else end - self.started_at
+        rows = {
+            "vertices": self.vertices,
+            "computed": self.done,
+            "ran": self.executed,
+            "ran again after a loss": self.recomputed,
+            "moved between workers": f"{self.moved_bytes / 1e6:.1f} MB",
+            "time": f"{duration:.2f} s",
+        }
+        for name, value in rows.items():
+            print(f"{name:<24}{value:>12}")
+
     # ---- meanwhile
 
     def _poll(self) -> None:
@@ -309,6 +334,8 @@ class GraphComputation:
         self.done = 0 if looking else status.done
         self.recomputed, self.moved_bytes = status.recomputed, status.moved_bytes
         self.executed = self.vertices - status.deferred
+        if self.done and self.first_completed_at is None:
+            self.first_completed_at = time.time()
         return ProgressSnapshot(
             self.vertices,
             self.done,

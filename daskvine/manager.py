@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from dask.utils import funcname
 
 from daskvine.annotations import collect_annotations, read_annotations
 from daskvine.computation import GraphComputation
@@ -208,7 +211,7 @@ class DaskVine(Manager):
             graph = Graph(nodes, flatten_keys(keys))
         annotations = read_annotations(annotated, graph, options)
         settings = ExecutionSettings.prepare(self.shared_state, options)
-        run = GraphComputation(graph, settings, annotations)
+        run = GraphComputation(graph, settings, annotations, self.category_name)
         self._computations.add(run)
         self.last_run = run
         try:
@@ -218,6 +221,33 @@ class DaskVine(Manager):
         return arrange_results(keys, _ResultsByKey(graph, results))
 
     __call__ = get
+
+    def category_name(self, node: Any) -> str:
+        """Return the category of a vertex: the name of its function; a subclass may choose another.
+
+        Parameters
+        ----------
+        node : object
+            The vertex, as dask has it in its graph.
+
+        Returns
+        -------
+        str
+            The category, for `set_category_mode`, ``resources_mode`` and reports.
+        """
+        return str(funcname(getattr(node, "func", type(node))))
+
+    @property
+    def when_first_task_completed(self) -> float | None:
+        """The time, in seconds since the epoch, at which the latest computation had its first result."""
+        return None if self.last_run is None else self.last_run.first_completed_at
+
+    def workflow_summary(self) -> None:
+        """Print what the latest computation did: vertices, transfers and time."""
+        if self.last_run is None:
+            sys.stdout.write("nothing has been computed\n")
+        else:
+            self.last_run.print_summary()
 
     def _progress_reports_stalls(self) -> bool:
         # Their progress displays report them.

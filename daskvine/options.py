@@ -16,7 +16,7 @@ import warnings
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from daskvine import validators
+from daskvine import older_spellings, validators
 from vinecore.manager.policy_methods import PLACEMENT_POLICIES
 from vinecore.resources import categories
 from vinecore.validators import suggest_name
@@ -49,8 +49,6 @@ _REPLACEMENTS = {
     "a factory or vine_worker",
     "pool": "vertices run on the manager's workers, never in a pool of this process; leave it out",
     "priority": "task_priority_mode sets the order of vertices",
-    "init_command": "lib_command sets the command that starts the library",
-    "low_memory_mode": "intermediates are deleted when they are not needed any more; see prune_depth",
 }
 
 
@@ -333,9 +331,12 @@ class Options:
 
         Warns
         -----
+        FutureWarning
+            For each spelling of an earlier TaskVine, with the one of today.
         UserWarning
             For most options that have no effect in the chosen ``task_mode``; the log has the others.
         """
+        kwargs = older_spellings.replace(kwargs)
         rows = table()
         _refuse_unknown(kwargs, rows)
         options = cls(**{row.name: row.read(kwargs) for row in rows})

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from daskvine import older_spellings
 from daskvine.options import describe
 from vinecore.journal import records
 from vinecore.scheduler.transitions import TRANSITIONS
@@ -32,8 +33,9 @@ def draw_transitions() -> str:
 
 
 GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
-    "docs/options.md": ("daskvine.options.describe", describe),
-    "docs/task-lifecycle.md": ("vinecore.scheduler.transitions", draw_transitions),
+    "daskvine.options.describe": ("docs/options.md", describe),
+    "daskvine.older_spellings.describe": ("docs/options.md", older_spellings.describe),
+    "vinecore.scheduler.transitions": ("docs/task-lifecycle.md", draw_transitions),
 }
 
 
@@ -44,10 +46,10 @@ def split_at_marks(page: str, source: str) -> tuple[str, str, str]:
     return before + start, part, end + after
 
 
-@pytest.mark.parametrize("page", GENERATED)
-def test_generated_part_is_current(page: str) -> None:
+@pytest.mark.parametrize("source", GENERATED)
+def test_generated_part_is_current(source: str) -> None:
     """After a change of its source, ``python -m tests.test_docs`` writes it anew."""
-    source, generate = GENERATED[page]
+    page, generate = GENERATED[source]
     assert split_at_marks((ROOT / page).read_text(), source)[1].strip() == generate().strip()
 
 
@@ -148,6 +150,6 @@ def test_tests_named_on_the_security_page_exist() -> None:
 
 
 if __name__ == "__main__":
-    for page, (source, generate) in GENERATED.items():
+    for source, (page, generate) in GENERATED.items():
         before, _old, after = split_at_marks((ROOT / page).read_text(), source)
         (ROOT / page).write_text(f"{before}{generate().strip()}\n{after}")

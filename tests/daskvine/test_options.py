@@ -191,7 +191,7 @@ def test_bad_values_name_accepted_and_given(name, given, error, words):
     ("given", "nearest"),
     [
         ("task_mod", "task_mode"),
-        ("lazy_transfer", "lazy_transfers"),
+        ("lazy_tranfers", "lazy_transfers"),
         ("import_module", "import_modules"),
         ("retry", "retries"),
         ("Progress-Disable", "progress_disable"),

@@ -20,17 +20,18 @@ if TYPE_CHECKING:
     )
     from vinecore.factory import Factory
     from vinecore.manager.files import File
-    from vinecore.manager.libraries import LibraryTask, load_variable_from_library
+    from vinecore.manager.libraries import LibraryTask
     from vinecore.manager.manager import Manager
     from vinecore.manager.python_tasks import FunctionCall, PythonTask
     from vinecore.manager.tasks import Task
+    from vinecore.protocol.library_context import load_variable_from_library
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Factory": "factory", "File": "manager.files", "FunctionCall": "manager.python_tasks", "InsufficientResources": "errors", "LibraryError": "errors",
     "LibraryTask": "manager.libraries", "Manager": "manager.manager", "PythonTask": "manager.python_tasks", "RemoteError": "errors", "Task": "manager.tasks",
-    "TaskCrashed": "errors", "TaskFailed": "errors", "VineError": "errors", "WorkersNotStarted": "errors", "load_variable_from_library": "manager.libraries",
+    "TaskCrashed": "errors", "TaskFailed": "errors", "VineError": "errors", "WorkersNotStarted": "errors", "load_variable_from_library": "protocol.library_context",
 }  # fmt: skip
 
 __all__ = [

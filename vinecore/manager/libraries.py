@@ -11,7 +11,6 @@ from vinecore import validators
 from vinecore.manager.files import File, check_declared
 from vinecore.manager.reloaded_modules import current
 from vinecore.manager.sandbox_names import check_sandbox_name
-from vinecore.protocol.library_context import context_variables
 from vinecore.protocol.serialization import exceptions, unpicklable, values
 from vinecore.protocol.user_modules import count_loads, digest_own_modules, find_own_modules
 from vinecore.resources.amounts import ResourceRequest
@@ -369,30 +368,3 @@ def module_names(modules: Iterable[types.ModuleType | str]) -> list[str]:
             msg = f"modules: {module!r} is neither a module nor the name of one"
             raise TypeError(msg)
     return names
-
-
-def load_variable_from_library(name: str) -> Any:
-    """Return a variable that the context function of this library has made.
-
-    It works inside of functions of a library only.
-
-    Parameters
-    ----------
-    name : str
-        The name of the variable.
-
-    Returns
-    -------
-    object
-        The variable, shared by all calls of the process.
-
-    Raises
-    ------
-    KeyError
-        The context has no such variable.
-    """
-    try:
-        return context_variables[name]
-    except KeyError:
-        msg = f"the library's context has no variable {name!r}; it has: {', '.join(sorted(context_variables)) or 'none'}"
-        raise KeyError(msg) from None

@@ -51,6 +51,8 @@ class Welcome(NamedTuple):
     python: str  # "3.11"
     certificate: str = ""  # in PEM, with its private key: for the data port, where there is TLS
     session: str = ""  # if there is one: should I vanish, keep for the next manager what you have and what is not named after this
+    # functions that import TaskVine's modules get this project (see `taskvine_modules`)
+    compat: bool = False
 
 
 class PutObject(NamedTuple):

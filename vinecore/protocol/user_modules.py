@@ -23,6 +23,8 @@ from operator import is_
 from types import ModuleType
 from typing import Any, NamedTuple, Optional
 
+from vinecore.protocol import taskvine_modules
+
 INSTALLED = ("site-packages", "dist-packages")
 """Names of the folders that packages are installed into."""
 ENGINE = frozenset({"daskvine", "vinecore", "vineworker"})
@@ -76,7 +78,7 @@ def is_package_module(name: str) -> bool:
 
 
 def _is_package_spec(spec: Any) -> bool:
-    if spec.origin in ("built-in", "frozen"):
+    if spec.origin in ("built-in", "frozen", taskvine_modules.ORIGIN):
         return True
     places = [spec.origin] if spec.has_location else [*(spec.submodule_search_locations or ())]
     return bool(places) and all(is_package_file(place) for place in places)

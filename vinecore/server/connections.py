@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from vinecore.protocol import VERSION, authentication, transfer_tokens
+from vinecore.protocol import VERSION, authentication, taskvine_modules, transfer_tokens
 from vinecore.protocol import messages as m
 from vinecore.protocol.channel import PROTOCOL_ERROR, MessageChannel
 from vinecore.protocol.ports import is_loopback
@@ -209,7 +209,14 @@ class WorkerConnections:
             peer.hello = hello
             peer.welcomed_at = transfer_tokens.boot_clock()
             peer.channel.send(
-                m.Welcome(peer.number, self._name, self._state.python, peer.certificate, self._session)
+                m.Welcome(
+                    peer.number,
+                    self._name,
+                    self._state.python,
+                    peer.certificate,
+                    self._session,
+                    taskvine_modules.is_installed(),
+                )
             )
             peer.certificate = ""
             self._receiver.inbox.append(e.WorkerConnected(peer.number, peer.host, hello))

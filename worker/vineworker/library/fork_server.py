@@ -3,7 +3,15 @@
 It starts as ``python -m vineworker.library.fork_server FD`` with one end of a sequenced-packet
 socket pair. The worker sends requests, each a JSON object. The first one is the setup::
 
-    {"setup": path or "", "error": path, "stack": path, "fork": bool, "python": version, "preload": [names]}
+    {
+        "setup": path or "",
+        "error": path,
+        "stack": path,
+        "fork": bool,
+        "python": version,
+        "preload": [names],
+        "compat": bool,
+    }
 
 The others fork a slot (with its socket and its progress file as descriptors), import modules and
 compile sources before the next fork, or kill a slot and all that a Python task has started::
@@ -46,7 +54,13 @@ import sys
 import time
 from typing import Any, Callable
 
-from vinecore.protocol import import_paths, library_context, program_folders, user_modules
+from vinecore.protocol import (
+    import_paths,
+    library_context,
+    program_folders,
+    taskvine_modules,
+    user_modules,
+)
 from vinecore.protocol import used_resources as usage
 from vinecore.protocol.messages import PICKLE_SENSITIVE_PACKAGES
 from vinecore.protocol.serialization import exceptions, process_pools, random_seeds, values
@@ -149,6 +163,8 @@ class ForkServer:
             )
             self._send({"failed": f"{text}, or use an environment that has it", "final": True})
             return
+        if request["compat"]:
+            taskvine_modules.install_finder()
         try:
             with startup_watchdog.report_slow_block(self._stack):
                 if request["setup"]:

@@ -45,6 +45,8 @@ class ForkServerProcess:
         The version of Python of the pickles that it will load.
     process_reaper
         Starts the process, and kills the process groups if the worker is killed.
+    compat
+        Whether imports of TaskVine's modules lead to this project.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class ForkServerProcess:
         on_event: Callable[[Any], None],
         python: str,
         process_reaper: ProcessReaper,
+        *,
+        compat: bool = False,
     ) -> None:
         self.name, self.folder, self.log = start.fork_server, folder, folder + ".log"
         self._on_event, self._process_reaper = on_event, process_reaper
@@ -99,6 +103,7 @@ class ForkServerProcess:
                 "fork": fork,
                 "python": python,
                 "preload": options.get("preload", []),
+                "compat": compat,
             }
         )
 

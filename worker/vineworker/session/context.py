@@ -51,6 +51,8 @@ class SessionContext:
         waits for may be behind results that all workers send to one manager.
     python
         The version of Python that the manager runs.
+    compat
+        Whether imports of TaskVine's modules lead to this project in the manager's program.
     """
 
     execute_instructions: Callable[[list[Any]], None]
@@ -71,7 +73,7 @@ class SessionContext:
             lost=lambda names: self.call_in_loop(self.report_lost, names),
         )
         self.channel: Optional[MessageChannel] = None
-        self.python = ""
+        self.python, self.compat = "", False
         self.closed = False
         self._folder_count = 0
 

@@ -185,7 +185,7 @@ class ManagerSession:
         context = self._context
         self.welcomed, self._manager_session = True, welcome.session
         self.authorizer = transfer_tokens.TransferAuthorizer(transfer_tokens.worker_key(self._key))
-        context.python = welcome.python
+        context.python, context.compat = welcome.python, welcome.compat
         self._objects.transfer_client = TransferClient(
             self.cache,
             self.manager.address,

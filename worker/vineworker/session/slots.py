@@ -101,6 +101,7 @@ class SlotHandler:
             context.feed_event,
             context.python,
             context.process_reaper,
+            compat=context.compat,
         )
         if instruction.library is not None:
             self._monitor.add_library(

@@ -110,7 +110,7 @@ class LibraryMethods(FileMethods):
             )
         return library
 
-    def install_library(self, library: LibraryTask) -> None:
+    def install_library(self, task: LibraryTask) -> None:
         """Make a library available; workers start it when they get its first call.
 
         A second installation does nothing, unless one of the user's own modules has been edited:
@@ -119,7 +119,7 @@ class LibraryMethods(FileMethods):
 
         Parameters
         ----------
-        library : LibraryTask
+        task : LibraryTask
             The library.
 
         Raises
@@ -129,13 +129,13 @@ class LibraryMethods(FileMethods):
         ValueError
             Another library has that name.
         """
-        if not isinstance(library, LibraryTask):
+        if not isinstance(task, LibraryTask):
             validators.refuse(
-                "library", library, "a LibraryTask, as m.create_library_from_functions makes it", TypeError
+                "task", task, "a LibraryTask, as m.create_library_from_functions makes it", TypeError
             )
         self._renewals.check()
-        self._install(library)
-        self._renewals.add(library)
+        self._install(task)
+        self._renewals.add(task)
 
     def _install(self, library: LibraryTask, *, renewed: bool = False) -> None:
         library.refresh()
@@ -215,12 +215,12 @@ class LibraryMethods(FileMethods):
         """
         self._server.post_event(events.Restarted())
 
-    def check_library_exists(self, name: str) -> bool:
+    def check_library_exists(self, library_name: str) -> bool:
         """Return whether a library is installed.
 
         Parameters
         ----------
-        name : str
+        library_name : str
             The name of the library.
 
         Returns
@@ -233,7 +233,7 @@ class LibraryMethods(FileMethods):
         TypeError, ValueError
             The name is not a text.
         """
-        return validators.text("name", name) in self._libraries
+        return validators.text("library_name", library_name) in self._libraries
 
     def full_library_name(self, library: str, function: str) -> str:
         """Return the name of the specification of an installed library.

@@ -18,9 +18,9 @@ from vinecore import keyword_arguments, validators
 from vinecore.manager import exit_signals, startup
 from vinecore.manager.compatibility import REQUIRED_PACKAGES, python_version
 from vinecore.manager.graphs import GraphHandle, OpenGraphs
+from vinecore.manager.high_order_methods import HighOrderMethods
 from vinecore.manager.policy_methods import PolicyMethods
 from vinecore.manager.startup import DEFAULT_PORT
-from vinecore.manager.task_methods import TaskMethods
 from vinecore.protocol.discovery import manager_record
 from vinecore.protocol.serialization import random_seeds
 from vinecore.scheduler.specs import GraphSpec
@@ -30,7 +30,7 @@ from vinecore.server.server import ManagerServer
 random_seeds.watch_seeding()
 
 
-class Manager(TaskMethods, PolicyMethods):
+class Manager(HighOrderMethods, PolicyMethods):
     """Runs tasks on the workers that connect to it.
 
     Parameters

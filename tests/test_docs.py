@@ -16,6 +16,7 @@ from daskvine import older_spellings
 from daskvine.options import describe
 from vinecore.journal import records
 from vinecore.scheduler.transitions import TRANSITIONS
+from vinecore.scheduler.tuning import describe_parameters
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("daskvine", "vinecore", "worker/vineworker")
@@ -35,6 +36,7 @@ def draw_transitions() -> str:
 GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "daskvine.options.describe": ("docs/options.md", describe),
     "daskvine.older_spellings.describe": ("docs/options.md", older_spellings.describe),
+    "vinecore.scheduler.tuning.describe_parameters": ("docs/tuning.md", describe_parameters),
     "vinecore.scheduler.transitions": ("docs/task-lifecycle.md", draw_transitions),
 }
 

@@ -281,7 +281,7 @@ def test_manager_refuses_bad_value_and_continues(m, run):
         lambda: m.cancel_by_task_id("1"), lambda: m.cancel_by_task_id([1]), lambda: m.cancel_by_task_id(None), lambda: m.cancel_by_task_id(math.nan),
         lambda: m.tune("temp-replica-count", "2"), lambda: m.tune("temp-replica-count", math.nan), lambda: m.tune("temp-replica-count", 1.5),
         lambda: m.tune("category-steady-n-tasks", 0), lambda: m.tune("worker-source-max-transfers", None),
-        lambda: m.set_category_mode([], "max"), lambda: m.set_category_mode("c", 5), lambda: m.set_category_resources_max("c", {"cores": "2"}),
+        lambda: m.set_category_mode([], "max"), lambda: m.set_category_mode("c", 9), lambda: m.set_category_resources_max("c", {"cores": "2"}),
         lambda: m.set_category_resources_max("c", {"memory": math.nan}), lambda: m.set_category_resources_min(["c"], {"cores": 1}),
         lambda: m.set_category_resources_min("c", {"core": 1}), lambda: m.set_category_resources_max("c", [1]),
         lambda: m.declare_file(b"bytes"), lambda: m.declare_file(""), lambda: m.declare_file(None), lambda: m.declare_file("x", peer_transfer="no"),

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING, Any
 
 from vinecore import validators
-from vinecore.manager.status_methods import StatusMethods
-from vinecore.resources.amounts import ResourceRequest
-from vinecore.resources.categories import parse_mode
+from vinecore.manager.category_methods import CategoryMethods
+from vinecore.manager.host_methods import HostMethods
 from vinecore.scheduler import events
+from vinecore.scheduler.tuning import IGNORED_PARAMETERS, PARAMETERS, Parameter
+
+if TYPE_CHECKING:
+    from vinecore.server.server import ManagerServer
 
 log = logging.getLogger("vinecore")
 
 PLACEMENT_POLICIES = ("files", "time", "rand", "worst", "disk", "fcfs")
-# The numbers that `Manager.tune` knows, and the least value of each.
-TUNABLE_PARAMETERS = {
-    "worker-source-max-transfers": 1,
-    "file-source-max-transfers": 1,
-    "category-steady-n-tasks": 1,
-    "temp-replica-count": 1,
-}
 
 
-class PolicyMethods(StatusMethods):
-    """How workers are chosen, and how much of them tasks get."""
+class PolicyMethods(CategoryMethods, HostMethods):
+    """How workers are chosen, and the parameters of the manager.
+
+    Parameters
+    ----------
+    server, session
+        As those of `StatusMethods`.
+    """
+
+    def __init__(self, server: ManagerServer, session: str) -> None:
+        super().__init__(server, session)
+        self._ignored_parameters: set[str] = set()
 
     def set_scheduler(self, name: str) -> None:
         """Set the rule that chooses a worker for a task.
@@ -53,122 +60,48 @@ class PolicyMethods(StatusMethods):
         self._server.post_event(events.SettingChanged("peer-transfers", False))
 
     def tune(self, name: str, value: float) -> int:
-        """Set a parameter of the scheduler.
+        """Set a parameter of the manager.
 
         Parameters
         ----------
         name : str
-            "worker-source-max-transfers" or "file-source-max-transfers": transfers that a worker,
-            or the manager, sends at once. "category-steady-n-tasks": tasks of a category that are
-            measured before its allocations change. "temp-replica-count": replicas of each temporary
-            file.
-        value : int
-            A whole number of 1 or more.
+            The name of a parameter, as in ``docs/tuning.md``.
+        value : int or float
+            A value within the bounds of the parameter.
 
         Returns
         -------
         int
-            0, or -1 for an unknown name: then nothing is set, and the log has a warning.
+            0, or -1 for an unknown name: then nothing is set, and the log names the nearest one. A
+            parameter of TaskVine's that has no meaning here returns 0, and the log says why.
 
         Raises
         ------
         TypeError, ValueError
-            The value is not a whole number of 1 or more, or the name is not a text.
+            The value is no number or out of bounds, or the name is not a text.
         """
-        if validators.text("name", name) not in TUNABLE_PARAMETERS:
+        spelling = validators.folded(validators.text("name", name))
+        if spelling in IGNORED_PARAMETERS:
+            if spelling not in self._ignored_parameters:
+                self._ignored_parameters.add(spelling)
+                log.info("tune(%r, %r) has no meaning here: %s", name, value, IGNORED_PARAMETERS[spelling])
+            return 0
+        parameter = PARAMETERS.get(spelling)
+        if parameter is None:
             hint = (
-                validators.suggest_name(name, TUNABLE_PARAMETERS)
-                or f"; there are: {', '.join(TUNABLE_PARAMETERS)}"
+                validators.suggest_name(name, [*PARAMETERS, *IGNORED_PARAMETERS])
+                or f"; there are: {', '.join(PARAMETERS)}"
             )
             log.warning("tune(%r, %r) has no effect: there is no such parameter%s", name, value, hint)
             return -1
-        self._server.post_event(
-            events.SettingChanged(name, validators.whole(name, value, TUNABLE_PARAMETERS[name]))
-        )
+        self._server.post_event(events.SettingChanged(parameter.name, _check_value(name, value, parameter)))
         return 0
 
-    def set_category_mode(self, category: str | None, mode: str) -> None:
-        """Set how a category learns the resources of its tasks.
 
-        Parameters
-        ----------
-        category : str or None
-            The name of the category; None for the default one.
-        mode : str
-            "fixed", "max", "min waste", "max throughput", or a bucketing mode, as in
-            ``vinecore.resources.categories.MODES``.
-
-        Raises
-        ------
-        TypeError, ValueError
-            There is no such mode, or a name is not a text.
-
-        References
-        ----------
-        The modes have the sources that `vinecore.resources.allocation_models` names.
-        """
-        known = parse_mode(validators.text("mode", mode))
-        self._server.post_event(
-            events.CategorySet(validators.category("category", category), known, None, None, None)
-        )
-
-    def define_category(self, category: str, mode: str, maximum: ResourceRequest) -> None:
-        """Set the mode and the maximum of a category in one event.
-
-        Parameters
-        ----------
-        category : str
-            The name of the category.
-        mode : str
-            As for `set_category_mode`.
-        maximum : ResourceRequest
-            As for `set_category_resources_max`.
-
-        Raises
-        ------
-        ValueError
-            There is no such mode.
-        """
-        self._server.post_event(events.CategorySet(category, parse_mode(mode), maximum, None, None))
-
-    def set_category_resources_max(self, category: str, resources: dict[str, float]) -> None:
-        """Set the maximum resources of the tasks of a category.
-
-        It is also the request of tasks that have none.
-
-        Parameters
-        ----------
-        category : str or None
-            The name of the category; None for the default one.
-        resources : dict of str to float
-            Any of cores, memory (MB), disk (MB) and gpus.
-
-        Raises
-        ------
-        TypeError, ValueError
-            There is no such resource, or a value is not a number of 0 or more.
-        """
-        most = validators.request("resources", resources)
-        self._server.post_event(
-            events.CategorySet(validators.category("category", category), None, most, None, None)
-        )
-
-    def set_category_resources_min(self, category: str, resources: dict[str, float]) -> None:
-        """Set the minimum resources of the tasks of a category.
-
-        Parameters
-        ----------
-        category : str or None
-            The name of the category; None for the default one.
-        resources : dict of str to float
-            Any of cores, memory (MB), disk (MB) and gpus.
-
-        Raises
-        ------
-        TypeError, ValueError
-            There is no such resource, or a value is not a number of 0 or more.
-        """
-        least = validators.request("resources", resources)
-        self._server.post_event(
-            events.CategorySet(validators.category("category", category), None, None, least, None)
-        )
+def _check_value(name: str, value: Any, parameter: Parameter) -> float:
+    """Return a value of a parameter as its type, or raise an error with the bounds."""
+    if isinstance(parameter.default, bool):
+        return validators.flag(name, value)
+    if isinstance(parameter.default, int):
+        return validators.whole(name, value, int(parameter.least), int(parameter.most))
+    return float(validators.number(name, value, parameter.least, parameter.most))

@@ -66,6 +66,12 @@ class Category:
     steady_n : int
         Learn from every so many tasks.
 
+    Attributes
+    ----------
+    slow_factor : float or None
+        A worker is slow whose task takes so many times the mean of the category; below 1: none is; None: as for
+        all categories.
+
     References
     ----------
     .. [1] B. Tovar et al., "A Job Sizing Strategy for High-Throughput Scientific Workflows", IEEE TPDS 29(2),
@@ -84,6 +90,7 @@ class Category:
         "minimum",
         "mode",
         "name",
+        "slow_factor",
         "steady_n",
     )
 
@@ -100,6 +107,7 @@ class Category:
         self.mode = parse_mode(mode)
         self.maximum, self.minimum, self.first_guess = maximum, minimum, first_guess
         self.steady_n = max(1, steady_n)
+        self.slow_factor: float | None = None
         self._histograms = {resource: Histogram(quantum) for resource, quantum in QUANTA.items()}
         self._plans: dict[str, Plan] = {}
         self._recorded = 0
@@ -123,6 +131,7 @@ class Category:
         minimum: ResourceRequest | None = None,
         first_guess: ResourceRequest | None = None,
         steady_n: int | None = None,
+        slow_factor: float | None = None,
     ) -> None:
         """Change what is given; what was recorded stays and is planned from anew."""
         self.mode = self.mode if mode is None else parse_mode(mode)
@@ -130,6 +139,7 @@ class Category:
         self.minimum = self.minimum if minimum is None else minimum
         self.first_guess = self.first_guess if first_guess is None else first_guess
         self.steady_n = self.steady_n if steady_n is None else max(1, steady_n)
+        self.slow_factor = self.slow_factor if slow_factor is None else slow_factor
         self._plans.clear()
 
     def record(self, measured: Resources, wall_s: float) -> None:
@@ -222,14 +232,20 @@ class Category:
         return f"<Category {self.name} {self.mode} {self._recorded} recorded>"
 
 
-def parse_mode(mode: str) -> str:
-    """Accept a mode in any spelling (``MIN_WASTE``, ``min-waste``, ``min waste``).
+def parse_mode(mode: str | int) -> str:
+    """Accept a mode in any spelling (``MIN_WASTE``, ``min-waste``, ``min waste``), or as its number in `MODES`.
 
     Raises
     ------
     ValueError
-        If there is none of this name; the message names the nearest one.
+        If there is none of this name or number; the message names the nearest one.
     """
+    if not isinstance(mode, str):
+        if mode not in range(len(MODES)):
+            numbers = ", ".join(f"{number} for {name}" for number, name in enumerate(MODES))
+            msg = f"there is no category mode {mode!r}: it is one of {numbers}."
+            raise ValueError(msg)
+        return MODES[mode]
     spellings = {_plain(known): known for known in MODES}
     known = spellings.get(_plain(mode))
     if known is None:

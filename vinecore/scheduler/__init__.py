@@ -10,6 +10,7 @@ ORDER: Final = (
     # values and records
     "transitions",
     "specs",
+    "tuning",
     "state",
     "events",
     "instructions",
@@ -49,6 +50,7 @@ ORDER: Final = (
     "worker_messages",
     "workers",
     "submission",
+    "settings",
     "scheduler",
     # questions of other threads
     "queries",

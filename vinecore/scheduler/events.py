@@ -136,6 +136,7 @@ class CategorySet(NamedTuple):
     maximum: Any  # allocation.Request
     minimum: Any
     first_guess: Any
+    slow_factor: float | None = None  # as `Category.slow_factor`
 
 
 class SettingChanged(NamedTuple):

@@ -30,6 +30,7 @@ from vinecore.scheduler.replicas import Replicas
 from vinecore.scheduler.replication import Replication
 from vinecore.scheduler.reservation import Reservations
 from vinecore.scheduler.resume import ResumedSession
+from vinecore.scheduler.settings import Settings
 from vinecore.scheduler.signals import Signals
 from vinecore.scheduler.state import SchedulerState
 from vinecore.scheduler.stealing import WorkStealing
@@ -185,6 +186,9 @@ class Scheduler:
             dispatcher=dispatcher,
             on_demand=on_demand,
         )
+        self.settings = settings = Settings(
+            state=state, queues=queues, transfers=transfers, replication=replication, choice=choice
+        )
         self._validates = validate
         self._validation = StateValidation(state, queues, disk, replicas, missing_files, disk_deadlock)
         signals.file_available = dispatcher.file_available
@@ -215,8 +219,8 @@ class Scheduler:
             events.MessageReceived: worker_messages.on_message,
             events.WorkerDisconnected: membership.on_worker_disconnected,
             events.ObjectStored: worker_messages.on_object_stored,
-            events.CategorySet: submission.on_category_set,
-            events.SettingChanged: submission.on_setting_changed,
+            events.CategorySet: settings.on_category_set,
+            events.SettingChanged: settings.on_setting_changed,
             events.ShutdownAnnounced: lambda _event: draining.release_at_once(),
             events.Tick: self._on_tick,
         }

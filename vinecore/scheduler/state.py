@@ -48,6 +48,7 @@ from vinecore.resources.amounts import ResourceRequest, Resources
 from vinecore.resources.categories import Category
 from vinecore.scheduler.specs import FileSpec, GraphSpec, LibrarySpec, TaskSpec
 from vinecore.scheduler.transitions import WAITING, next_state
+from vinecore.scheduler.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -466,6 +467,8 @@ class SchedulerState:
 
     Attributes
     ----------
+    tuning : Tuning
+        The parameters of `Manager.tune`.
     evictable : dict of FileState
         Reusable files that no task needs now; the one that was used last stands at the end.
     assigned : int
@@ -484,6 +487,7 @@ class SchedulerState:
 
     def __init__(self, python: str = "", required_packages: tuple[str, ...] = ()) -> None:
         self.python, self.required_packages = python, required_packages
+        self.tuning = Tuning()
         self.now = 0.0
         self.moved_bytes = 0
         self.expected_workers: int | None = None

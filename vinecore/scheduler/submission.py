@@ -6,7 +6,6 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from vinecore.protocol import INLINE_LIMIT
-from vinecore.resources.categories import Category
 from vinecore.scheduler.instructions import FileAvailable
 from vinecore.scheduler.specs import WORKFLOW
 from vinecore.scheduler.state import FileState, GraphState, LibraryState, TaskState
@@ -338,34 +337,3 @@ class Submission:
                 self._transfers.upload(file)
             else:
                 self._recovery.recompute(file)
-
-    def on_category_set(self, event: events.CategorySet) -> None:
-        """Configure a category."""
-        category = self._state.categories.get(event.name)
-        if category is None:
-            category = self._state.categories[event.name] = Category(
-                event.name, steady_n=self._queues.steady_n
-            )
-        category.configure(
-            mode=event.mode, maximum=event.maximum, minimum=event.minimum, first_guess=event.first_guess
-        )
-        self._queues.category_changed(category)
-
-    def on_setting_changed(self, event: events.SettingChanged) -> None:
-        """Change a setting."""
-        if event.name == "scheduler":
-            self._choice.policy = event.value
-        elif event.name == "peer-transfers":
-            self._transfers.peer_transfers = bool(event.value)
-        elif event.name == "worker-source-max-transfers":
-            self._transfers.worker_source_max = int(event.value)
-        elif event.name == "file-source-max-transfers":
-            self._transfers.file_source_max = int(event.value)
-        elif event.name == "expected-workers":
-            self._state.expected_workers = event.value
-        elif event.name == "start-failure":
-            self._state.start_failure = event.value
-        elif event.name == "category-steady-n-tasks":
-            self._queues.steady_n = int(event.value)
-        elif event.name == "temp-replica-count":
-            self._replication.target_count = int(event.value)

@@ -1,0 +1,66 @@
+"""Settings that the user changes: how workers are chosen, the parameters of `tuning`, and categories."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vinecore.resources.categories import Category
+
+if TYPE_CHECKING:
+    from vinecore.scheduler import events
+    from vinecore.scheduler.queues import TaskQueues
+    from vinecore.scheduler.replication import Replication
+    from vinecore.scheduler.state import SchedulerState
+    from vinecore.scheduler.transfers import Transfers
+    from vinecore.scheduler.worker_choice import WorkerChoice
+
+
+class Settings:
+    """Enters settings where they are read."""
+
+    def __init__(
+        self,
+        *,
+        state: SchedulerState,
+        queues: TaskQueues,
+        transfers: Transfers,
+        replication: Replication,
+        choice: WorkerChoice,
+    ) -> None:
+        self._state = state
+        self._queues = queues
+        # Where a setting is read that is no parameter, or is read too often to be looked up there.
+        self._readers: dict[str, tuple[Any, str]] = {
+            "scheduler": (choice, "policy"),
+            "peer-transfers": (transfers, "peer_transfers"),
+            "expected-workers": (state, "expected_workers"),
+            "start-failure": (state, "start_failure"),
+            "worker-source-max-transfers": (transfers, "worker_source_max"),
+            "file-source-max-transfers": (transfers, "file_source_max"),
+            "category-steady-n-tasks": (queues, "steady_n"),
+            "temp-replica-count": (replication, "target_count"),
+        }
+
+    def on_setting_changed(self, event: events.SettingChanged) -> None:
+        """Change a setting."""
+        attribute = event.name.replace("-", "_")
+        if hasattr(self._state.tuning, attribute):
+            setattr(self._state.tuning, attribute, event.value)
+        if event.name in self._readers:
+            setattr(*self._readers[event.name], event.value)
+
+    def on_category_set(self, event: events.CategorySet) -> None:
+        """Configure a category."""
+        category = self._state.categories.get(event.name)
+        if category is None:
+            category = self._state.categories[event.name] = Category(
+                event.name, steady_n=self._queues.steady_n
+            )
+        category.configure(
+            mode=event.mode,
+            maximum=event.maximum,
+            minimum=event.minimum,
+            first_guess=event.first_guess,
+            slow_factor=event.slow_factor,
+        )
+        self._queues.category_changed(category)

@@ -28,6 +28,12 @@ GOODBYE_S = 2.0
 GOODBYE_LIFETIME_S = 1
 """A catalog forgets a manager that has ended after so long."""
 
+RECORD_FIELDS = frozenset({
+    "type", "software", "version", "protocol", "project", "taskvine_uuid", "port", "ssl", "owner", "name", "starttime", "priority",
+    "manager_preferred_connection", "network_interfaces", "lifetime", "address", "lastheardfrom",
+})  # fmt: skip
+"""Fields of a record that have a meaning to those who look for managers."""
+
 
 class ManagerAnnouncer:
     """Announces a manager, in a thread of its own, until it is closed.
@@ -87,19 +93,17 @@ class ManagerAnnouncer:
             has_work, now = bool(record.get("tasks_waiting")), time.monotonic()
             if has_work != had_work or now - told_at >= UPDATE_S:
                 told_at, had_work = now, has_work
-                self._log_problem(
-                    "; ".join(
-                        filter(
-                            None,
-                            (
-                                self._write_registry(record),
-                                self._report_to_catalog(record, catalog.QUERY_TIMEOUT_S),
-                            ),
-                        )
-                    )
-                )
+                self._report(record)
             self._over.wait(LOOK_S)
         self._report_to_catalog({**record, "lifetime": GOODBYE_LIFETIME_S}, GOODBYE_S)
+
+    def report(self) -> None:
+        """Tell the registry and the catalog what the manager does now."""
+        self._report({**self._about, **self._figures()})
+
+    def _report(self, record: Mapping[str, Any]) -> None:
+        problems = self._write_registry(record), self._report_to_catalog(record, catalog.QUERY_TIMEOUT_S)
+        self._log_problem("; ".join(filter(None, problems)))
 
     def _report_to_catalog(self, record: Mapping[str, Any], timeout_s: float) -> str:
         """Report to the catalog; give what is wrong."""

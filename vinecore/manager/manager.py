@@ -16,11 +16,14 @@ from typing import Any
 
 from vinecore import keyword_arguments, validators
 from vinecore.manager import exit_signals, startup
+from vinecore.manager.announcement_methods import AnnouncementMethods
 from vinecore.manager.compatibility import REQUIRED_PACKAGES, python_version
+from vinecore.manager.directory_methods import DirectoryMethods
 from vinecore.manager.graphs import GraphHandle, OpenGraphs
 from vinecore.manager.high_order_methods import HighOrderMethods
 from vinecore.manager.policy_methods import PolicyMethods
 from vinecore.manager.startup import DEFAULT_PORT
+from vinecore.manager.statistics_methods import StatisticsMethods
 from vinecore.protocol.discovery import manager_record
 from vinecore.protocol.serialization import random_seeds
 from vinecore.scheduler.specs import GraphSpec
@@ -30,7 +33,7 @@ from vinecore.server.server import ManagerServer
 random_seeds.watch_seeding()
 
 
-class Manager(HighOrderMethods, PolicyMethods):
+class Manager(HighOrderMethods, PolicyMethods, AnnouncementMethods, StatisticsMethods, DirectoryMethods):
     """Runs tasks on the workers that connect to it.
 
     Parameters
@@ -154,9 +157,10 @@ class Manager(HighOrderMethods, PolicyMethods):
         self._close_callbacks: list[Callable[[], None]] = []
         if name:
             has_tls = bool(self.ssl_fingerprint)
-            self.on_close(
-                startup.announce_manager(server, self.name, registry_folder, catalog_servers, has_tls=has_tls)
+            self._announcer = startup.announce_manager(
+                server, self.name, registry_folder, catalog_servers, self._properties, has_tls=has_tls
             )
+            self.on_close(self._announcer.close)
         atexit.register(self.close)
         if init_fn is not None:
             init_fn(self)

@@ -6,11 +6,12 @@ import logging
 import os
 import secrets
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vinecore import validators
+from vinecore.discovery.announcer import ManagerAnnouncer, make_record
 from vinecore.journal.previous_session import PreviousSession, find_previous_session
 from vinecore.journal.writer import JournalWriter
 from vinecore.manager.compatibility import package_versions
@@ -96,9 +97,15 @@ def make_tls_context(tls_files: Any, password_file: Path) -> tuple[ssl.SSLContex
 
 
 def announce_manager(
-    server: ManagerServer, name: str, folder: str, servers: tuple[tuple[str, int], ...], *, has_tls: bool
-) -> Callable[[], None]:
-    """Announce a manager to a registry and catalog servers; return the function that ends this.
+    server: ManagerServer,
+    name: str,
+    folder: str,
+    servers: tuple[tuple[str, int], ...],
+    properties: Mapping[str, Any],
+    *,
+    has_tls: bool,
+) -> ManagerAnnouncer:
+    """Announce a manager to a registry and catalog servers, until the announcer is closed.
 
     Parameters
     ----------
@@ -110,11 +117,11 @@ def announce_manager(
         The registry; "" for none.
     servers
         The catalog servers.
+    properties
+        Further fields of the record, which may change.
     has_tls
         Whether connections are protected by TLS.
     """
-    from vinecore.discovery.announcer import ManagerAnnouncer, make_record
-
     record = make_record(
         name=name, key=secrets.token_hex(16), bound=server.bound, port=server.port, ssl=has_tls
     )
@@ -122,6 +129,7 @@ def announce_manager(
     def status_figures() -> dict[str, Any]:
         stats = server.queue_stats()
         return {
+            **properties,
             "tasks_waiting": stats.waiting,
             "tasks_running": stats.running,
             "tasks_on_workers": stats.running,
@@ -132,7 +140,7 @@ def announce_manager(
             "workers_connected": stats.workers,
         }
 
-    return ManagerAnnouncer(record, status_figures, folder, servers).close
+    return ManagerAnnouncer(record, status_figures, folder, servers)
 
 
 def load_previous_session(folder: Path, name: str | None) -> PreviousSession | None:

@@ -45,6 +45,8 @@ class StatusMethods:
         self._server, self._session = server, session
         self.factory: ScalableFactory | None = None
         self._start_failure = ""
+        # the seconds that threads of the program have waited for tasks
+        self._waited_s = 0.0
         self._worker_names: dict[int, str] = {}
         # Cache names to what the user calls the files: paths and addresses.
         self._display_names: dict[str, str] = {}

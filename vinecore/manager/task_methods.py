@@ -14,7 +14,7 @@ from vinecore.manager.library_methods import LibraryMethods
 from vinecore.manager.tasks import Task
 from vinecore.protocol.serialization import values
 from vinecore.protocol.transfer.types import Content
-from vinecore.scheduler import events, instructions
+from vinecore.scheduler import events, instructions, queries
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -173,7 +173,9 @@ class TaskMethods(LibraryMethods):
                     left = None if deadline is None else deadline - time.monotonic()
                     if (left is not None and left <= 0) or over:
                         return None
+                    began = time.monotonic()
                     self._finished_or_obtained.wait(1.0 if left is None else min(left, 1.0))
+                    self._waited_s += time.monotonic() - began
                     self._server.ensure_open()
             finally:
                 self._waiters -= 1
@@ -195,7 +197,7 @@ class TaskMethods(LibraryMethods):
         """
         return not self._tasks and not self._finished
 
-    def cancel_by_task_id(self, task_id: int) -> None:
+    def cancel_by_task_id(self, task_id: int) -> bool:
         """Cancel a task; it comes back through `wait` with the result "cancelled".
 
         Parameters
@@ -203,16 +205,101 @@ class TaskMethods(LibraryMethods):
         task_id : int
             The number that `submit` has returned.
 
+        Returns
+        -------
+        bool
+            Whether the task was cancelled; False if it has ended before, or there is none.
+
         Raises
         ------
         TypeError, ValueError
             It is no whole number.
         """
-        self._server.post_event(events.TasksCancelled([validators.whole("task_id", task_id)]))
+        task = self._tasks.get(validators.whole("task_id", task_id))
+        return task is not None and self._cancel([task]) == 1
 
-    def cancel_all(self) -> None:
-        """Cancel all tasks that were submitted; they come back through `wait`."""
-        self._server.post_event(events.TasksCancelled(list(self._tasks)))
+    def cancel_by_task_tag(self, tag: str) -> bool:
+        """Cancel one of the tasks with a tag, the one that was submitted first.
+
+        Parameters
+        ----------
+        tag : str
+            The tag.
+
+        Returns
+        -------
+        bool
+            Whether a task was cancelled; False if no unfinished task has the tag.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The tag is no text.
+        """
+        tag = validators.text("tag", tag)
+        return any(self._cancel([task]) for task in list(self._tasks.values()) if task.tag == tag)
+
+    def cancel_all_by_tag(self, tag: str) -> int:
+        """Cancel all tasks with a tag; they come back through `wait`.
+
+        Parameters
+        ----------
+        tag : str
+            The tag.
+
+        Returns
+        -------
+        int
+            The number of tasks that were cancelled.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The tag is no text.
+        """
+        tag = validators.text("tag", tag)
+        return self._cancel([task for task in list(self._tasks.values()) if task.tag == tag])
+
+    def cancel_by_category(self, category: str) -> int:
+        """Cancel all tasks of a category; they come back through `wait`.
+
+        Parameters
+        ----------
+        category : str
+            The name of the category.
+
+        Returns
+        -------
+        int
+            The number of tasks that were cancelled.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The category is no text, or empty.
+        """
+        category = validators.category("category", category)
+        return self._cancel([task for task in list(self._tasks.values()) if task.category == category])
+
+    def cancel_all(self) -> int:
+        """Cancel all tasks that were submitted; they come back through `wait`.
+
+        Returns
+        -------
+        int
+            The number of tasks that were cancelled.
+        """
+        return self._cancel(list(self._tasks.values()))
+
+    def _cancel(self, tasks: list[Task]) -> int:
+        """Cancel tasks, and return how many of them had not ended before."""
+        numbers = [task.id for task in tasks if task.id is not None]
+        self._server.post_event(events.TasksCancelled(numbers))
+        if self._server.closed:
+            return 0
+        self._server.query(queries.await_earlier_events)
+        ends = [task.outcome for task in tasks]
+        return sum(1 for end in ends if end is not None and end.outcome == "cancelled")
 
     def _on_task_finished(self, ended: instructions.TaskFinished) -> None:
         task = self._tasks.get(ended.task)

@@ -15,6 +15,8 @@ PERSISTENT_CACHE_FEATURE = "keeping"
 PILOT_FEATURE_PREFIX = "pilot:"
 """With what follows, a feature of a worker that a factory has started: the factory's name, a slash, and what that calls it."""
 
+IDLE_REASON = "idle for"
+"""How the reason begins that a worker gives with `Draining` if it leaves because it has nothing to do."""
 
 PICKLE_SENSITIVE_PACKAGES = ("cloudpickle", "dask", "numpy", "pandas", "awkward")
 """Packages that matter to what can be loaded."""

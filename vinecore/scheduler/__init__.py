@@ -10,6 +10,7 @@ ORDER: Final = (
     # values and records
     "transitions",
     "specs",
+    "counters",
     "tuning",
     "state",
     "events",
@@ -53,5 +54,6 @@ ORDER: Final = (
     "settings",
     "scheduler",
     # questions of other threads
+    "statistics",
     "queries",
 )

@@ -122,6 +122,8 @@ class Dispatcher:
 
     def _enforced_limits(self, task: TaskState) -> dict[str, float]:
         """Return the limits that are enforced: what was asked for, not what was rounded up from it."""
+        if not self._state.enforces_limits:
+            return {}
         asked, got = self._queues.effective_request(task.queue, task.spec.task), task.allocation
         assert got is not None
         return {name: getattr(got, name) for name in ("memory", "disk") if getattr(asked, name) is not None}

@@ -80,6 +80,11 @@ class TaskLifecycle:
         task.graph.running -= 1
         task.queue.running -= 1
 
+    def withdraw(self, task: TaskState) -> None:
+        """Take a task off its worker that has not succeeded there."""
+        self._state.counters.attempts_withdrawn += 1
+        self.remove_from_worker(task)
+
     def requeue(self, task: TaskState, blame: str, log: str = "") -> None:
         """Run a task again that has left a live worker, unless it seems to be the cause.
 
@@ -112,7 +117,7 @@ class TaskLifecycle:
     def cancel_and_requeue(self, task: TaskState) -> None:
         """Take a task back from a live worker, where it cannot start."""
         self._outbox.cancel_task(task)
-        self.remove_from_worker(task)
+        self.withdraw(task)
         self.requeue(task, "")
 
     def _requeue_chained_successors(self, task: TaskState, worker: WorkerState) -> None:
@@ -124,7 +129,7 @@ class TaskLifecycle:
             for file in stack.pop().outputs:
                 for follower in [f for f in file.consumers if f.chained and f.worker is worker]:
                     self._outbox.cancel_task(follower)
-                    self.remove_from_worker(follower)
+                    self.withdraw(follower)
                     follower.transition("back")
                     follower.worker = None
                     stack.append(follower)
@@ -144,6 +149,7 @@ class TaskLifecycle:
             and not any(f.wanted_at_manager and not f.at_manager for f in task.outputs)
         ):
             task.transition("done")
+            self._state.counters.tasks_retrieving -= 1
             self.finish(task, task.worker, task.info or {}, b"")
 
     def finish(
@@ -197,6 +203,7 @@ class TaskLifecycle:
 
     def reject(self, task: TaskState, kind: str, info: dict[str, Any]) -> None:
         """Report a task that cannot be taken at all."""
+        self._state.counters.tasks_failed += 1
         if task.graph.spec.number:
             self._fail_graph(task.graph, task, kind, info, b"")
         else:
@@ -209,6 +216,7 @@ class TaskLifecycle:
             task, kind, info, payload = stack.pop()
             if task.state not in UNFINISHED:
                 continue
+            self._state.counters.tasks_failed += 1
             worker = task.worker
             why = describe_failure(kind, info)
             # for who asks later for what it should have made
@@ -242,6 +250,7 @@ class TaskLifecycle:
     def cancel(self, tasks: Iterable[TaskState]) -> None:
         """Drop tasks wherever they are; what others wanted of them has failed."""
         dropped = [task for task in tasks if task.state in UNFINISHED]
+        self._state.counters.tasks_cancelled += len(dropped)
         for task in dropped:
             worker = task.worker
             self._terminate(task, "cancel", f"{task.spec.label}, which makes it, was cancelled")
@@ -260,11 +269,13 @@ class TaskLifecycle:
             self._queues.mark_stale(task.queue)
         if worker is not None and worker.tasks.get(task.dispatch_id) is task:
             self._outbox.cancel_task(task)
-            self.remove_from_worker(task)
+            self.withdraw(task)
         task.transition(event)
         self._unregister(task)
         if reads:
             self.release_inputs(task)
+        else:
+            self._state.counters.tasks_retrieving -= 1
         for file in task.outputs:
             file.wanted_at_manager = False
             self._files.answer_request(file, reason)

@@ -135,6 +135,7 @@ class OnDemandTasks:
             self._recovery.recompute(file)
         elif task.state == DONE:
             task.transition("bring")
+            self._state.counters.tasks_retrieving += 1
             task.graph.done -= 1
             task.queue = self._queues.queue_for(task.spec, task.request)
             self._tasks.register(task)

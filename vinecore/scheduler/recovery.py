@@ -129,6 +129,7 @@ class Recovery:
         task.transition("again")
         task.worker = task.info = None
         graph = task.graph
+        self._state.counters.tasks_retrieving -= not was_done
         if was_done:
             task.queue = self._queues.queue_for(task.spec, task.request)
             self._tasks.register(task)
@@ -136,6 +137,7 @@ class Recovery:
         self._outbox.emit(TaskActivated(task.spec.task, bool(task.recomputations)))
         if task.recomputations:
             graph.recomputed += 1
+            self._state.counters.tasks_recovery += 1
             self._outbox.emit(LogMessage(INFO, f"making {task.spec.label} again: its result was lost"))
         else:
             graph.deferred -= 1

@@ -35,6 +35,7 @@ class Settings:
             "peer-transfers": (transfers, "peer_transfers"),
             "expected-workers": (state, "expected_workers"),
             "start-failure": (state, "start_failure"),
+            "watchdog": (state, "enforces_limits"),
             "worker-source-max-transfers": (transfers, "worker_source_max"),
             "file-source-max-transfers": (transfers, "file_source_max"),
             "category-steady-n-tasks": (queues, "steady_n"),

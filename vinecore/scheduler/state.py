@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING, Any
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.resources.amounts import ResourceRequest, Resources
 from vinecore.resources.categories import Category
+from vinecore.scheduler.counters import Counters
 from vinecore.scheduler.specs import FileSpec, GraphSpec, LibrarySpec, TaskSpec
 from vinecore.scheduler.transitions import WAITING, next_state
 from vinecore.scheduler.tuning import Tuning
@@ -506,6 +507,9 @@ class SchedulerState:
         self.disk_tracked = False
         self.draining_changed: dict[WorkerState, None] = {}
         self.known_results: AbstractSet[tuple[str, int, str]] = frozenset()
+        self.counters = Counters()
+        # tasks that exceed their resources are ended
+        self.enforces_limits = True
 
     def find_or_create_file(self, name: str) -> FileState:
         """Return the record of a file; make one if there is none."""

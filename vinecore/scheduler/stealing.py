@@ -72,5 +72,5 @@ class WorkStealing:
         for number in message.tasks:
             task = worker.tasks.get(number)
             if task is not None:
-                self._tasks.remove_from_worker(task)
+                self._tasks.withdraw(task)
                 self._tasks.requeue(task, "")

@@ -139,10 +139,13 @@ class Submission:
 
     def on_tasks_submitted(self, event: events.TasksSubmitted) -> None:
         """Enter tasks, unless their graph has ended."""
+        self._state.counters.tasks_submitted += len(event.tasks)
         for spec in event.tasks:
             graph = self._state.graphs.get(spec.graph)
             if graph is not None and not graph.ended:
                 self._submit_task(spec, graph)
+            else:
+                self._state.counters.tasks_submitted -= 1
 
     def _submit_task(self, spec: TaskSpec, graph: GraphState) -> None:
         task = TaskState(spec, graph)
@@ -267,6 +270,8 @@ class Submission:
         if graph is None:
             return
         graph.ended = graph.closed = True
+        # they were found, and not run
+        self._state.counters.tasks_submitted -= graph.deferred
         self._on_demand.waiting_graphs.pop(graph, None)
         self._tasks.cancel(list(graph.tasks.values()))
         pinned = graph.spec.prune_depth == 0 or (graph.spec.prune_depth > 1 and not graph.submitted)

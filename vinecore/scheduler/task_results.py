@@ -94,6 +94,7 @@ class TaskResults:
         self._tasks.release_inputs(task)
         if awaited:
             task.info = message.info
+            self._state.counters.tasks_retrieving += 1
         else:
             self._tasks.finish(task, worker, message.info, payload)
         for file in came:
@@ -207,7 +208,8 @@ class TaskResults:
         if message.kind == "disk":
             self._eviction.task_refused(task, worker, message.info)
             return
-        self._tasks.remove_from_worker(task)
+        self._tasks.withdraw(task)
+        self._count_failure(message)
         if larger:
             self._queues.move(task)
             self._tasks.requeue(task, "")
@@ -228,3 +230,11 @@ class TaskResults:
         else:
             attempt = task.attempts + task.raised + 1
             self._tasks.fail(task, message.kind, {**message.info, "attempt": attempt}, message.payload)
+
+    def _count_failure(self, message: messages.TaskFailed) -> None:
+        counters, info = self._state.counters, message.info
+        seconds = (info.get("measured") or info).get("wall_s", 0.0)
+        counters.failed_s += seconds
+        if message.kind == "exhausted":
+            counters.attempts_exhausted += 1
+            counters.exhausted_s += seconds

@@ -247,6 +247,7 @@ class Transfers:
             self._state.draining_changed[file.uploading] = None
         file.uploading = None
         file.at_manager, file.digest = True, digest
+        self._state.counters.bytes_received += max(size, 0)
         if not file.directory:
             file.size = size
         self._tasks.file_reached_manager(file)
@@ -291,6 +292,8 @@ class Transfers:
         if worker.unreachable_peers and not isinstance(source, str):
             self._peer_reachable(worker, source)
         self._state.moved_bytes += max(size, 0)
+        if source == MANAGER:
+            self._state.counters.bytes_sent += max(size, 0)
         if new:  # its last holder was lost when it had just been sent
             self._signals.file_available(file)
         self.retry(file)

@@ -68,6 +68,9 @@ class Tuning:
     hungry_minimum_factor: float = _parameter(
         2.0, "The same for each connected worker; the larger of both counts.", unit="tasks"
     )
+    attempt_schedule_depth: int = _parameter(
+        100, "Waiting tasks at which `Manager.hungry` looks.", least=1, unit="tasks"
+    )
     wait_for_workers: int = _parameter(
         0, "No task starts before so many workers are connected for the first time.", unit="workers"
     )
@@ -186,7 +189,6 @@ class Tuning:
 
 
 IGNORED_PARAMETERS: dict[str, str] = {
-    "attempt-schedule-depth": "the cost of an event does not depend on the number of waiting tasks",
     "prefer-dispatch": "tasks are sent and results received at the same time",
     "max-retrievals": "results are received as they arrive",
     "worker-retrievals": "results are received as they arrive",

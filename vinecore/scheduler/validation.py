@@ -91,6 +91,10 @@ class StateValidation:
                 yield from self._check_assignment(task)
             else:
                 yield task, "a task that has ended is still recorded"
+        retrieving = sum(task.state == RETRIEVING for task in self._state.tasks.values())
+        counted = self._state.counters.tasks_retrieving
+        if counted != retrieving:
+            yield "counters", f"tasks_retrieving is {counted}, not {retrieving}"
 
     def _check_retrieving_task(self, task: TaskState) -> Violations:
         wanted = [file for file in task.outputs if file.wanted_at_manager and not file.at_manager]

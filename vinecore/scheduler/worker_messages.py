@@ -128,6 +128,8 @@ class WorkerMessages:
                 self._recovery.replica_lost(file, worker)
 
     def _on_draining(self, worker: WorkerState, message: messages.Draining) -> None:
+        if message.reason.startswith(messages.IDLE_REASON) and not worker.draining:
+            self._state.counters.workers_idled_out += 1
         if message.within_s > 0:
             self._draining.drain_within(worker, message.reason, message.within_s)
             return

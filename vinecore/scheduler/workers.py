@@ -88,6 +88,7 @@ class WorkerMembership:
         if hello.time_left_s > 0:
             worker.ends_at = self._state.now + hello.time_left_s
         self._state.workers[worker.id] = worker
+        self._state.counters.workers_joined += 1
         if not worker.python_ok:
             text = f"worker {worker.id} on {worker.name} runs Python {worker.python}, the manager {self._state.python}: it gets only work with an environment"
             self._outbox.emit(LogMessage(WARNING, text))
@@ -110,6 +111,8 @@ class WorkerMembership:
         """Take a lost worker out of everything, and send its work elsewhere."""
         worker = self._state.workers.pop(event.worker, None)
         if worker is not None:
+            if not (worker.disconnecting or worker.draining):
+                self._state.counters.workers_lost += 1
             self._outbox.forget_worker(worker)
             self._outbox.emit(
                 LogMessage(INFO, f"worker {worker.id} on {worker.name} is gone: {event.reason}")
@@ -122,7 +125,7 @@ class WorkerMembership:
         suspects = set() if worker.disconnecting or worker.draining else self._probably_running(worker)
         tasks = list(worker.tasks.values())
         for task in tasks:  # all of them first: what follows must not count on any
-            self._tasks.remove_from_worker(task)
+            self._tasks.withdraw(task)
             task.transition("back")
             task.worker = None
         self._transfers.worker_gone(worker)

@@ -263,6 +263,7 @@ class WorkerConnections:
         if isinstance(content, str):  # a small file of the user's
             with open(content, "rb") as file:
                 content = file.read()
+        self._state.counters.bytes_sent += len(content)
         peer.channel.send(m.PutObject(instruction.name, content))
 
     def _not_sent(self, peer: WorkerConnection, message: m.Message, reason: str) -> None:

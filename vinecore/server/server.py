@@ -97,6 +97,8 @@ class ManagerServer:
     ----------
     bound, port : str, int
         Where it listens.
+    started_at : float
+        When it started, in seconds since 1970.
     heartbeat_interval_s, heartbeat_timeout_s : float
         Seconds without a message after which a worker is asked for one, and is given up.
     in_words : callable
@@ -161,6 +163,7 @@ class ManagerServer:
             i.LogMessage: lambda message: log.log(message.level, self.in_words(message.text)),
         }
         self._freezer = ObjectFreezer()
+        self.started_at = time.time()
         self.closed = False
         self.fatal_error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="vine-manager", daemon=True)
@@ -365,6 +368,10 @@ class ManagerServer:
             self._before = [worker for worker in self._before if worker not in ended]
             self.inbox.append(e.WorkersEnded(ended))
 
+    def set_secret(self, secret: bytes) -> None:
+        """Set the secret that new connections have to prove."""
+        self._secret = secret
+
     def queue_stats(self) -> QueueStats:
         """Return the queue statistics with the connected pilots."""
 
@@ -392,6 +399,7 @@ class ManagerServer:
             for peer in chosen:
                 peer.channel.send(m.Shutdown("fewer workers are wanted", True))
                 peer.channel.close("fewer workers are wanted")
+            scheduler.state.counters.workers_released += len(chosen)
             return len(chosen)
 
         return self.query(let_go)

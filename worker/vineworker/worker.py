@@ -315,7 +315,7 @@ class Worker:
                 self._last_busy_at = now
             elif now - self._last_busy_at > self._settings.idle_timeout_s:
                 self._drain_and_leave(
-                    f"idle for {self._settings.idle_timeout_s:.0f} s", self._settings.grace_s
+                    f"{m.IDLE_REASON} {self._settings.idle_timeout_s:.0f} s", self._settings.grace_s
                 )
 
     def _on_loop_exception(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os.path
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 
@@ -99,6 +100,8 @@ class RuleSet:
     results: frozenset[str] = frozenset()
     makers: Mapping[str, int] = field(init=False)
     """The number of the rule that makes each target."""
+    order: tuple[int, ...] = field(init=False)
+    """The numbers of the rules, each after those that make its sources."""
 
     def __post_init__(self) -> None:
         makers: dict[str, int] = {}
@@ -110,7 +113,8 @@ class RuleSet:
                     raise RuleError(msg, rule.line)
                 makers[target.path] = number
         object.__setattr__(self, "makers", makers)
-        self._refuse_cycles()
+        self._refuse_files_in_targets()
+        object.__setattr__(self, "order", tuple(self._sort()))
 
     def prerequisites(self, number: int) -> set[int]:
         """Return the numbers of the rules that make the sources of a rule.
@@ -143,7 +147,22 @@ class RuleSet:
         read = {source.path for rule in self.rules for source in rule.sources}
         return read & set(self.makers)
 
-    def _refuse_cycles(self) -> None:
+    def _refuse_files_in_targets(self) -> None:
+        """Refuse a file in a folder that a rule makes as a whole, and the folder of the rules itself."""
+        for rule in self.rules:
+            for file in (*rule.targets, *rule.sources):
+                above = file.path
+                while above and above != os.path.dirname(above):
+                    above = os.path.dirname(above)
+                    if above in self.makers:
+                        msg = f"{file.path!r} is in {above!r}, which a rule makes as a whole: name {above!r} instead, or the files in it as targets"
+                        raise RuleError(msg, rule.line)
+            for target in rule.targets:
+                if target.path in (".", "/") or target.path.split("/")[-1] == "..":
+                    msg = f"the target {target.path!r} is no file of its own: name the files that the command makes"
+                    raise RuleError(msg, rule.line)
+
+    def _sort(self) -> Iterator[int]:
         """Follow the sources of each rule with a stack, because chains may have thousands of rules."""
         on_path, finished = 1, 2
         states: dict[int, int] = {}
@@ -156,6 +175,7 @@ class RuleSet:
                 if following is None:
                     states[number] = finished
                     stack.pop()
+                    yield number
                 elif states.get(following) == on_path:
                     cycle = [one for one, _ in stack]
                     names = [self.rules[one].name for one in [*cycle[cycle.index(following) :], following]]

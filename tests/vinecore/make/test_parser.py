@@ -176,6 +176,9 @@ def test_colon_of_targets_is_found():
         ("a: root://x/y\n\tcmd\n", 1, "is an address"),
         ("A=\na:\n\t$(A)\n", 3, "the command is empty"),
         ("a: \0\n\tcmd\n", 1, "zero byte"),
+        ("a:\n\tcmd\nb: a/x\n\tcmd\n", 3, "'a/x' is in 'a', which a rule makes as a whole"),
+        ("./: x\n\tcmd\n", 1, "is no file of its own"),
+        ("../..: x\n\tcmd\n", 1, "is no file of its own"),
     ],
 )  # fmt: skip
 def test_errors_name_line_and_remedy(text, line, words):
@@ -195,8 +198,8 @@ def test_long_chain_needs_no_recursion():
     assert len(parse_rules(text, {}).rules) == 5000
 
 
-NAMES = st.text(string.ascii_letters + string.digits + "._-/é:", min_size=1, max_size=8).filter(
-    lambda name: "->" not in name and "://" not in name and not name.endswith(":")
+NAMES = st.text(string.ascii_letters + string.digits + "._-é:", min_size=1, max_size=8).filter(
+    lambda name: "->" not in name and "://" not in name and not name.endswith(":") and name not in {".", ".."}
 )
 WORDS = st.text(string.ascii_letters + "$ #'\"\\;=:@%(){}>", min_size=1, max_size=12)
 

@@ -26,6 +26,10 @@ MOST = 1 << 53
 RESOURCES = ResourceRequest._fields
 FOREVER = "wait_forever"
 PLAIN_NUMBERS = (int, float)
+MIN_TIME_US = 1e14
+"""No time is smaller, in microseconds since the epoch: that is one in seconds, or a duration."""
+SCHEDULES = ("", "fcfs", "files", "time", "rand", "worst", "disk")
+"""Rules that choose a worker, by TaskVine's numbers; "" is the usual one."""
 NOTHING: Mapping[Any, Any] = {}
 
 
@@ -126,6 +130,29 @@ def seconds(name: str, value: Any, least: float = 0) -> float:
     if isinstance(value, timedelta):
         value = value.total_seconds()
     return number(name, value, least, unit=" (seconds), or a timedelta")
+
+
+def microseconds(name: str, value: Any) -> float:
+    """Take a time in microseconds since the epoch; return 0 for less than 1, which is no time."""
+    time_us = number(name, value, -MOST, unit=" (microseconds since the epoch)")
+    if 0 < time_us < MIN_TIME_US:
+        refuse(name, value, "microseconds since the epoch, such as (time.time() + 60) * 1e6")
+    return max(0, time_us)
+
+
+def schedule(name: str, value: Any) -> str:
+    """Take a rule that chooses a worker, or its number; return "" for the usual one."""
+    if value is None or value == "":
+        return ""
+    allowed = f"one of {', '.join(map(repr, SCHEDULES[1:]))}, or None"
+    if _is_number(value):
+        if value in range(len(SCHEDULES)):
+            return SCHEDULES[int(value)]
+    elif not isinstance(value, str):
+        refuse(name, value, allowed, TypeError)
+    elif value in SCHEDULES:
+        return value
+    refuse(name, value, allowed + suggest_name(value, SCHEDULES))
 
 
 def time_max(name: str, value: Any) -> float | None:

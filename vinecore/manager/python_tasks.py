@@ -176,6 +176,9 @@ class FunctionCall(PythonTask):
 
     Notes
     -----
+    A call with inputs or outputs runs in a sandbox of its own, where it finds its inputs and those of
+    its library; another call runs in the folder of its library.
+
     A call takes one slot of its library, and may use what the library has. With ``set_cores``,
     ``set_memory``, ``set_disk`` or ``set_gpus``, `Manager.submit` rejects a call that needs more
     than its library; they have no other effect.
@@ -188,26 +191,6 @@ class FunctionCall(PythonTask):
 
     def _title(self) -> str:
         return f"task {self.id} ({self._name} of the library {self._library})"
-
-    def add_input(self, *_arguments: Any, **_options: Any) -> NoReturn:
-        """Reject the call: slots have no sandbox.
-
-        Raises
-        ------
-        TypeError
-            Always, with the way to give files to a call.
-        """
-        refuse_for_call("add_input", "it takes files as arguments, or through the library's add_input")
-
-    def add_output(self, *_arguments: Any, **_options: Any) -> NoReturn:
-        """Reject the call: slots have no sandbox.
-
-        Raises
-        ------
-        TypeError
-            Always; the value that the function returns is its output.
-        """
-        refuse_for_call("add_output", "what it returns is its output")
 
     def add_environment(self, *_arguments: Any) -> NoReturn:
         """Reject the call: a call runs in the environment of its library.
@@ -269,8 +252,13 @@ class FunctionCall(PythonTask):
             options = {**options, "time_max": self._time_max}
         if self._variables:
             options = {**options, "env": self._variables}
-        return TaskSpec(number, f"{self._name} (task {number})", result, 0, library, self._name, payload, (), inputs, (), (), wanted,
-                        self.category, priority=-self.priority, retries=self._retries, options=options)  # fmt: skip
+        outputs: tuple[str, ...] = ()
+        if self._inputs_with_names or self._outputs:
+            options = {**options, **self._common_options(manager)}
+            outputs = tuple(file.cache_name for file in self.outputs)
+            wanted += tuple(file.cache_name for file in self.outputs if file.kind in ("file", "buffer"))
+        return TaskSpec(number, f"{self._name} (task {number})", result, 0, library, self._name, payload, (), inputs, self._inputs, outputs, wanted,
+                        self.category, priority=-self.priority, retries=self._retries, options=options, conditions=self.make_conditions())  # fmt: skip
 
 
 def refuse_for_call(setter: str, instead: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from vinecore import keyword_arguments, validators
 from vinecore.manager.files import File, check_declared
 from vinecore.manager.sandbox_names import check_sandbox_name
 from vinecore.resources.amounts import UNSPECIFIED
+from vinecore.scheduler.specs import PlacementConditions, TaskConditions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +42,13 @@ class TaskSettings:
     _time_max: float | None = None
     _command = _tag = ""
     _category, _priority, _retries = "default", 0.0, 5
+    _placement = PlacementConditions()
+    _strict_inputs: tuple[File, ...] = ()
+    # microseconds since the epoch; 0 for any time
+    _time_start = _time_end = 0.0
+    _max_forsaken = -1
+    # whether one of these was set
+    _is_conditional = False
 
     command = checked("command", validators.command, "The command line.")
     tag = checked("tag", validators.text, "The mark for `Manager.wait_for_tag`.")
@@ -47,7 +56,13 @@ class TaskSettings:
     priority = checked("priority", validators.priority, "The priority; larger runs earlier.")
 
     @keyword_arguments.refuse_unknown
-    def add_input(self, file: File, remote_name: str | Path, *, mount_symlink: bool = False) -> None:
+    def add_input(
+        self,
+        file: File,
+        remote_name: str | Path,
+        strict_input: bool = False,
+        mount_symlink: bool = False,
+    ) -> None:
         """Make a file available in the sandbox.
 
         Parameters
@@ -56,6 +71,9 @@ class TaskSettings:
             The file, declared with the manager that runs the task.
         remote_name : str or Path
             The relative path of the file in the sandbox.
+        strict_input : bool
+            Whether the task runs only on a worker that has the file already. If no worker has it,
+            the task has the result "fixed location missing".
         mount_symlink : bool
             Whether the file is a symbolic link to the worker's cache instead of a hard link or a
             copy.
@@ -68,6 +86,9 @@ class TaskSettings:
             The name leads out of the sandbox.
         """
         symlink = validators.flag("mount_symlink", mount_symlink)
+        if validators.flag("strict_input", strict_input):
+            self._strict_inputs += (check_declared(file),)
+            self._is_conditional = True
         self._inputs_with_names += ((check_declared(file), check_sandbox_name(remote_name), symlink),)
 
     @keyword_arguments.refuse_unknown
@@ -276,6 +297,116 @@ class TaskSettings:
             It is not a whole number of 0 or more.
         """
         self._retries = validators.whole("retries", retries)
+
+    def add_feature(self, name: str) -> None:
+        """Run the task only on workers that were started with a feature.
+
+        Parameters
+        ----------
+        name : str
+            The name that the worker has got with ``--feature``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not a text, or empty.
+        """
+        features = {*self._placement.features, validators.label("feature", name)}
+        self._set_placement(features=tuple(sorted(features)))
+
+    def set_scheduler(self, scheduler: str | int | None) -> None:
+        """Set the rule that chooses the worker of this task.
+
+        Parameters
+        ----------
+        scheduler : {"files", "time", "rand", "worst", "disk", "fcfs"}, int or None
+            A name as for `Manager.set_scheduler`, or its number among TaskVine's constants; None
+            or 0 for the rule of the manager.
+
+        Raises
+        ------
+        TypeError, ValueError
+            There is no such rule.
+        """
+        self._set_placement(schedule=validators.schedule("scheduler", scheduler))
+
+    def set_time_min(self, seconds: float | timedelta) -> None:
+        """Set the time for which a worker must still be there when it gets the task.
+
+        A worker that was started with ``--wall-time`` knows this time; others stay.
+
+        Parameters
+        ----------
+        seconds : float or timedelta
+            Duration in seconds; less than 1 for any.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not a duration.
+        """
+        duration_s = validators.seconds("time_min", seconds, -validators.MOST)
+        self._set_placement(time_min=duration_s if duration_s >= 1 else 0.0)
+
+    def _set_placement(self, **settings: Any) -> None:
+        self._placement = self._placement._replace(**settings)
+        self._is_conditional = True
+
+    def set_time_start(self, useconds: float) -> None:
+        """Set a time before which the task does not start.
+
+        Parameters
+        ----------
+        useconds : float
+            Microseconds since the epoch, such as ``(time.time() + 60) * 1e6``; less than 1 for any
+            time.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not such a number.
+        """
+        self._time_start = validators.microseconds("time_start", useconds)
+        self._is_conditional = True
+
+    def set_time_end(self, useconds: float) -> None:
+        """Set a time at which the task must have ended.
+
+        If it has not, it is ended, and has the result "max end time".
+
+        Parameters
+        ----------
+        useconds : float
+            Microseconds since the epoch, such as ``(time.time() + 60) * 1e6``; less than 1 for no
+            limit.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not such a number.
+        """
+        self._time_end = validators.microseconds("time_end", useconds)
+        self._is_conditional = True
+
+    def make_conditions(self) -> TaskConditions | None:
+        """Describe for the scheduler where and when the task may run.
+
+        Returns
+        -------
+        TaskConditions or None
+            None if nothing of that was set.
+        """
+        if not self._is_conditional:
+            return None
+        names = tuple(file.cache_name for file in self._strict_inputs)
+        # from the clock of the user to that of the scheduler
+        shift = time.monotonic() - time.time()
+        return TaskConditions(
+            self._placement._replace(strict_inputs=names),
+            self._time_start / 1e6 + shift if self._time_start else 0.0,
+            self._time_end / 1e6 + shift if self._time_end else None,
+            self._max_forsaken,
+        )
 
     def set_time_max(self, seconds: float | timedelta | None) -> None:
         """Set the time after which the task is killed.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 TASKVINE_RESULTS = {
     "exception": "success",
     "time": "max wall time",
+    "end time": "max end time",
     "exhausted": "resource exhaustion",
     "crash": "forsaken",
     "library": "missing library",
@@ -312,7 +313,7 @@ class Task(TaskSettings):
         return TaskSpec(
             number, f"task {number}", result, mounts=self._inputs, outputs=outputs,
             wanted_at_manager=wanted, category=self.category, request=self._request, priority=-self.priority, retries=self._retries,
-            environment=self._environment.cache_name if self._environment else "", **more,
+            environment=self._environment.cache_name if self._environment else "", conditions=self.make_conditions(), **more,
         )  # fmt: skip
 
     def __repr__(self) -> str:

@@ -116,7 +116,7 @@ info = partial_object(
 """What is known to be in the ``info`` of `TaskDone` and `TaskFailed`."""
 options = partial_object(
     env=dict_of(optional(writable_text)), command=writable_text, init_command=writable_text, mounts=list_of(fixed_list(writable_text, writable_text, boolean)), outputs=list_of(fixed_list(writable_text, writable_text, writable_text)), environment=writable_text,
-    cores=optional(number), limits=optional(dict_of(optional(number))), allocation=optional(list_of(number)), time_max=optional(number),
+    cores=optional(number), limits=optional(dict_of(optional(number))), allocation=optional(list_of(number)), time_max=optional(number), time_left=number,
     preload=list_of(writable_text),
 )  # fmt: skip
 """What is known to be in the ``options`` of `RunTask` and `Library`."""

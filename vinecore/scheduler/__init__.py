@@ -13,6 +13,7 @@ ORDER: Final = (
     "counters",
     "tuning",
     "state",
+    "conditions",
     "events",
     "instructions",
     "signals",
@@ -27,6 +28,7 @@ ORDER: Final = (
     # tasks, files and workers one at a time
     "lifecycle",
     "missing_files",
+    "time_windows",
     "transfers",
     "recovery",
     "replication",

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from vinecore.resources.amounts import too_large
+from vinecore.scheduler.conditions import explain_unmet, meets_conditions
 from vinecore.scheduler.instructions import Stalled
 from vinecore.scheduler.queues import capacity_key, meets_python_requirements
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vinecore.scheduler.outbox import Outbox
     from vinecore.scheduler.queues import TaskQueues
     from vinecore.scheduler.state import SchedulerState, TaskQueue, WorkerState
+    from vinecore.scheduler.time_windows import TimeWindows
 
 
 # how long nothing may run before the user is told: workers take a moment to connect
@@ -35,6 +37,7 @@ class Diagnostics:
 
     def __init__(
         self,
+        *,
         state: SchedulerState,
         outbox: Outbox,
         queues: TaskQueues,
@@ -43,6 +46,7 @@ class Diagnostics:
         missing_files: MissingFiles,
         libraries: LibraryInstances,
         on_demand: OnDemandTasks,
+        time_windows: TimeWindows,
     ) -> None:
         self._state = state
         self._outbox = outbox
@@ -52,6 +56,7 @@ class Diagnostics:
         self._missing_files = missing_files
         self._libraries = libraries
         self._on_demand = on_demand
+        self._time_windows = time_windows
         self.stalled_reason = ""
         self._missing_since: float | None = None
 
@@ -62,6 +67,11 @@ class Diagnostics:
             if queue.running or not queue.front:  # it was pumped just now: what is at its front is ready
                 continue
             text, hopeless = self.explain_queue(queue)
+            if hopeless and queue.conditions is not None and queue.conditions.strict_inputs:
+                waiting = [entry[2] for entry in (*queue.ready, *queue.roots)]
+                self._tasks.fail_unsatisfiable(waiting, text, "fixed location missing")
+                text = ""
+                continue
             if not self._state.workers and self._state.start_failure:
                 waiting = [entry[2] for entry in (*queue.ready, *queue.roots)]
                 self._tasks.fail_unsatisfiable(waiting, self._state.start_failure, "no workers")
@@ -76,6 +86,7 @@ class Diagnostics:
             or self._disk.stalled_reason()
             or self._on_demand.stalled_reason()
             or self._missing_files.stalled_reason()
+            or self._time_windows.stalled_reason()
         )
         text = text or self._libraries.stalled_reason()
         if text and not self.stalled_reason and self._missing_since is None:
@@ -101,6 +112,11 @@ class Diagnostics:
         suitable = [w for w in workers if meets_python_requirements(w, queue)]
         if not suitable:
             return self._explain_python(workers), True
+        if queue.conditions is not None:
+            able = [w for w in suitable if meets_conditions(self._state, w, queue.conditions)]
+            if not able:
+                return explain_unmet(self._state, suitable, queue.conditions)
+            suitable = able
         number = queue.front[0][2].spec.task if queue.front else 0
         fitting = [w for w in suitable if self._queues.allocation_on(queue, number, w) is not None]
         if fitting:

@@ -92,6 +92,8 @@ class Dispatcher:
                 task.queue.category.learns or task.request != UNSPECIFIED
             ):
                 options["limits"] = self._enforced_limits(task)
+        if spec.conditions is not None and spec.conditions.time_end is not None:
+            options = {**options, "time_left": max(0.0, spec.conditions.time_end - self._state.now)}
         if self._state.disk_tracked and (readers := self._reader_count(task)):
             options = {**options, "readers": readers}
         keep = bool(spec.result) and task.outputs[0].wanted_at_manager

@@ -10,7 +10,6 @@ from vinecore.protocol import messages
 from vinecore.protocol.validation import MAX_MACHINE_AMOUNT
 from vinecore.resources.amounts import allocate
 from vinecore.scheduler.instructions import WARNING, LibraryStarted, LogMessage, Send
-from vinecore.scheduler.queues import meets_python_requirements
 from vinecore.scheduler.state import LibraryInstance
 from vinecore.scheduler.transitions import ASSIGNED
 
@@ -120,7 +119,7 @@ class LibraryInstances:
 
     def _stop_idle(self, worker: WorkerState, queue: TaskQueue, idle: list[LibraryInstance]) -> bool:
         """Stop as many of these libraries as it takes, if it helps."""
-        if not idle or worker.draining or not meets_python_requirements(worker, queue):
+        if not idle or worker.draining or not self._queues.is_suitable(worker, queue):
             return False
         if self._reservation.excludes(worker, queue):
             return False
@@ -151,8 +150,8 @@ class LibraryInstances:
             instance = worker.libraries.get(name)
             if instance is not None:
                 self.stop(worker, instance)
-        queue = self._state.queues.pop((name,), None)
-        if queue is not None:
+        for queue in [queue for queue in self._state.queues.values() if queue.library is library]:
+            del self._state.queues[queue.key]
             self._queues.deactivate(queue)
 
     def clear_library(self, library: LibraryState) -> None:
@@ -167,8 +166,7 @@ class LibraryInstances:
         if library is None:
             return
         library.retired = True
-        queue = self._state.queues.get((name,))
-        if queue is None or not queue.unfinished:
+        if self._queues.is_unused(library):
             self.remove_unused(library)
 
     def remove_unused(self, library: LibraryState) -> None:

@@ -71,7 +71,10 @@ class Placement:
         if not heap:
             return False
         if not (
-            queue.workers_with_room or self._libraries.make_room(queue) or self._reservations.starves(queue)
+            queue.workers_with_room
+            or self._queues.refresh_conditional(queue)
+            or self._libraries.make_room(queue)
+            or self._reservations.starves(queue)
         ):
             return False
         task = heap[0][2]
@@ -172,6 +175,10 @@ class Placement:
         self._dispatcher.dispatch(task, worker, "assign")
         # move the worker to the end of the row, so that the next look starts with others
         queue.workers_with_room.pop(worker, None)
+        if queue.conditions is not None:
+            # other queues of the library have its slots in common with this one
+            self._queues.update_worker_everywhere(worker)
+            return
         self._queues.update_worker(worker, queue)
         self._dispatcher.chain_successors(task, worker, instance)
         if len(self._state.workers) > 1 and is_root(task):

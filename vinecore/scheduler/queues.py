@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from vinecore.resources.amounts import UNSPECIFIED, ResourceRequest, Resources, allocate
 from vinecore.resources.categories import Category
+from vinecore.scheduler.conditions import meets_conditions
 from vinecore.scheduler.state import TaskQueue, is_root
 from vinecore.scheduler.transitions import READY
 
 if TYPE_CHECKING:
     from vinecore.scheduler.signals import Signals
     from vinecore.scheduler.specs import TaskSpec
-    from vinecore.scheduler.state import LibraryInstance, SchedulerState, TaskState, WorkerState
+    from vinecore.scheduler.state import LibraryInstance, LibraryState, SchedulerState, TaskState, WorkerState
 
 
 MAX_GENERATIONS = 16  # of readers, for when the result of a task is needed again
@@ -120,16 +121,22 @@ class TaskQueues:
         """Find or make the queue of a task that asks for this."""
         python = spec.python and not spec.environment
         key: tuple[Any, ...] = (spec.library,) if spec.library else ("", spec.category, request, python)
+        conditions = None
+        if spec.conditions is not None:
+            conditions = spec.conditions.placement
+            key = (*key, conditions)
         queue = self._state.queues.get(key)
         if queue is None:
             if spec.library:
                 library = self._state.libraries[spec.library]
-                queue = TaskQueue(key, library, None, library.spec.request, not library.spec.environment)
+                queue = TaskQueue(
+                    key, library, None, library.spec.request, not library.spec.environment, conditions
+                )
             else:
                 category = self._state.categories.setdefault(
                     spec.category, Category(spec.category, steady_n=self.steady_n)
                 )
-                queue = TaskQueue(key, None, category, request, python)
+                queue = TaskQueue(key, None, category, request, python, conditions)
                 self._state.disk_tracked |= self.requested_disk_mb(queue) > 0
             self._state.queues[key] = queue
             for worker in self._state.workers.values():
@@ -140,11 +147,15 @@ class TaskQueues:
         """Forget a queue that no unfinished task is in; that of a library goes with the library."""
         if queue.unfinished:
             return
-        if queue.library is None:
+        if queue.library is None or queue.conditions is not None:
             self._state.queues.pop(queue.key, None)
             self.deactivate(queue)
-        elif queue.library.retired:
+        if queue.library is not None and queue.library.retired and self.is_unused(queue.library):
             self._signals.library_unused(queue.library)
+
+    def is_unused(self, library: LibraryState) -> bool:
+        """Return whether no unfinished task is a call of a library."""
+        return not any(queue.unfinished for queue in self._state.queues.values() if queue.library is library)
 
     def deactivate(self, queue: TaskQueue) -> None:
         """Try a queue no more, as there is nothing to do for it."""
@@ -219,6 +230,8 @@ class TaskQueues:
         """Return whether a worker has room for a task more of a queue."""
         if worker.draining or not meets_python_requirements(worker, queue):
             return False
+        if queue.conditions is not None and not meets_conditions(self._state, worker, queue.conditions):
+            return False
         if self._reservation.worker is worker and self._reservation.excludes(worker, queue):
             return False
         if worker.ends_at is not None and self.exceeds_remaining_time(worker, queue, queue.mean_s):
@@ -234,6 +247,23 @@ class TaskQueues:
         unit = allocate(queue.request, worker.total)
         return unit is not None and unit.fits(worker.free)
 
+    def is_suitable(self, worker: WorkerState, queue: TaskQueue) -> bool:
+        """Return whether a worker has what the tasks of a queue need besides resources."""
+        conditions = queue.conditions
+        return meets_python_requirements(worker, queue) and (
+            conditions is None or meets_conditions(self._state, worker, conditions)
+        )
+
+    def refresh_conditional(self, queue: TaskQueue) -> bool:
+        """Find the holders of files that the tasks of a queue insist on; return whether one has room."""
+        conditions = queue.conditions
+        if conditions is None or not conditions.strict_inputs:
+            return False
+        file = self._state.files.get(conditions.strict_inputs[0])
+        for worker in list(file.replicas) if file is not None else ():
+            self.update_worker(worker, queue)
+        return bool(queue.workers_with_room)
+
     def _queue_depth_limit(self, instance: LibraryInstance, queue: TaskQueue) -> int:
         mean = queue.mean_s
         if mean is None:
@@ -247,9 +277,9 @@ class TaskQueues:
         return instance.slots * (1 + extra)
 
     def can_take(self, worker: WorkerState, task: TaskState) -> bool:
-        """Return whether a worker has the Python that a task needs, and stays long enough."""
+        """Return whether a worker has what a task needs besides resources, and stays long enough."""
         queue = task.queue
-        return meets_python_requirements(worker, queue) and not self.exceeds_remaining_time(
+        return self.is_suitable(worker, queue) and not self.exceeds_remaining_time(
             worker, queue, self.expected_duration(task)
         )
 
@@ -288,7 +318,10 @@ class TaskQueues:
             instance.chained -= 1
         else:
             instance.assigned -= 1
-        self.update_worker(worker, task.queue)
+        if task.queue.conditions is None:
+            self.update_worker(worker, task.queue)
+        else:
+            self.update_worker_everywhere(worker)
         if instance.assigned < instance.slots:
             self._signals.slot_freed(worker, task.queue)
         if instance.idle:  # its room may serve others
@@ -321,6 +354,10 @@ class TaskQueues:
     def retry_all(self) -> None:
         """Try again all who wait."""
         for queue in self._state.queues.values():
+            # what they ask for changes without an event, or is counted in another queue
+            if queue.conditions is not None:
+                for worker in self._state.workers.values():
+                    self.update_worker(worker, queue)
             if queue.front:
                 self.changed[queue] = None
 

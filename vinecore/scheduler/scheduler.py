@@ -36,6 +36,7 @@ from vinecore.scheduler.state import SchedulerState
 from vinecore.scheduler.stealing import WorkStealing
 from vinecore.scheduler.submission import MAX_FILES_RELEASED_PER_BATCH, Submission
 from vinecore.scheduler.task_results import TaskResults
+from vinecore.scheduler.time_windows import TimeWindows
 from vinecore.scheduler.transfer_failures import TransferFailures
 from vinecore.scheduler.transfers import Transfers
 from vinecore.scheduler.validation import StateValidation
@@ -78,6 +79,7 @@ class Scheduler:
         self.files = files = FileLifetime(signals, state, outbox, replicas)
         self.tasks = tasks = TaskLifecycle(state, outbox, queues, disk, files)
         self.missing_files = missing_files = MissingFiles(state, outbox, tasks)
+        self.time_windows = time_windows = TimeWindows(state, tasks)
         self.transfers = transfers = Transfers(signals, state, outbox, replicas, files, tasks)
         self.recovery = recovery = Recovery(
             signals=signals,
@@ -123,7 +125,15 @@ class Scheduler:
             state, outbox, queues, reservations, tasks, transfers, replication, libraries
         )
         self.diagnostics = Diagnostics(
-            state, outbox, queues, disk, tasks, missing_files, libraries, on_demand
+            state=state,
+            outbox=outbox,
+            queues=queues,
+            disk=disk,
+            tasks=tasks,
+            missing_files=missing_files,
+            libraries=libraries,
+            on_demand=on_demand,
+            time_windows=time_windows,
         )
         self.task_results = task_results = TaskResults(
             state=state,
@@ -185,12 +195,15 @@ class Scheduler:
             choice=choice,
             dispatcher=dispatcher,
             on_demand=on_demand,
+            time_windows=time_windows,
         )
         self.settings = settings = Settings(
             state=state, queues=queues, transfers=transfers, replication=replication, choice=choice
         )
         self._validates = validate
-        self._validation = StateValidation(state, queues, disk, replicas, missing_files, disk_deadlock)
+        self._validation = StateValidation(
+            state, queues, disk, replicas, missing_files, disk_deadlock, time_windows
+        )
         signals.file_available = dispatcher.file_available
         signals.file_unobtainable = libraries.file_unobtainable
         signals.file_abandoned = missing_files.fail_readers_of_abandoned
@@ -265,6 +278,7 @@ class Scheduler:
         return self.diagnostics.stalled_reason
 
     def _on_tick(self, _event: events.Tick) -> None:
+        self.time_windows.tick()
         self.transfers.tick()
         self.disk_deadlock.tick()
         self.draining.tick()

@@ -56,6 +56,29 @@ class GraphSpec(NamedTuple):
     covers: Callable[[int, list[str]], bool] | None = None
 
 
+class PlacementConditions(NamedTuple):
+    """What a task asks of its worker, besides resources."""
+
+    # names that the worker was started with
+    features: tuple[str, ...] = ()
+    # seconds that it stays at least
+    time_min: float = 0.0
+    # rule that chooses among workers, as in `Manager.set_scheduler`; "" for the manager's
+    schedule: str = ""
+    # files that it has already
+    strict_inputs: tuple[str, ...] = ()
+
+
+class TaskConditions(NamedTuple):
+    """Where and when a task may run. Times are those of the scheduler's clock."""
+
+    placement: PlacementConditions = PlacementConditions()
+    time_start: float = 0.0
+    time_end: float | None = None
+    # how often a worker may give it back without having run it; -1: as often as it takes
+    max_forsaken: int = -1
+
+
 class TaskSpec(NamedTuple):
     """A task as submitted. Fields as in `protocol.messages.RunTask`."""
 
@@ -85,4 +108,5 @@ class TaskSpec(NamedTuple):
     # its result is named after all that it depends on: each task of this name makes the same
     content_addressed: bool = False
     level: int = TASK  # of its result; below WORKFLOW that is as it was declared
+    conditions: TaskConditions | None = None
     options: dict[str, Any] = {}  # noqa: RUF012 - read only, and encoded as it is

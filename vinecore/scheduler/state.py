@@ -47,7 +47,7 @@ from vinecore.protocol import INLINE_LIMIT
 from vinecore.resources.amounts import ResourceRequest, Resources
 from vinecore.resources.categories import Category
 from vinecore.scheduler.counters import Counters
-from vinecore.scheduler.specs import FileSpec, GraphSpec, LibrarySpec, TaskSpec
+from vinecore.scheduler.specs import FileSpec, GraphSpec, LibrarySpec, PlacementConditions, TaskSpec
 from vinecore.scheduler.transitions import WAITING, next_state
 from vinecore.scheduler.tuning import Tuning
 
@@ -270,6 +270,7 @@ class TaskQueue:
 
     __slots__ = (
         "category",
+        "conditions",
         "key",
         "last_root_worker",
         "library",
@@ -291,6 +292,7 @@ class TaskQueue:
         category: Category | None,
         request: ResourceRequest,
         python: bool,
+        conditions: PlacementConditions | None = None,
     ) -> None:
         self.key, self.library, self.category, self.request, self.python = (
             key,
@@ -299,6 +301,7 @@ class TaskQueue:
             request,
             python,
         )
+        self.conditions = conditions
         self.ready: list[tuple[float, int, TaskState]] = []
         self.roots: list[
             tuple[float, int, TaskState]
@@ -330,6 +333,7 @@ class WorkerState:
         "evictable",
         "excluded_until",
         "failed_reader",
+        "features",
         "fetching",
         "files",
         "free",
@@ -369,6 +373,7 @@ class WorkerState:
         self.id, self.host, self.name, self.total, self.free = number, host, hostname, total, total
         self.data_address, self.python, self.joined_at = data_address, python, now
         self.python_ok = True
+        self.features: frozenset[str] = frozenset()
         self.missing_packages: tuple[str, ...] = ()  # of the packages that its own Python needs
         # it looks through what it has from before, and has not told all of it yet
         self.inventory_pending = False

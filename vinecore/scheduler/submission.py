@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vinecore.scheduler.replication import Replication
     from vinecore.scheduler.specs import TaskSpec
     from vinecore.scheduler.state import SchedulerState
+    from vinecore.scheduler.time_windows import TimeWindows
     from vinecore.scheduler.transfers import Transfers
     from vinecore.scheduler.worker_choice import WorkerChoice
 
@@ -60,6 +61,7 @@ class Submission:
         choice: WorkerChoice,
         dispatcher: Dispatcher,
         on_demand: OnDemandTasks,
+        time_windows: TimeWindows,
     ) -> None:
         self._state = state
         self._outbox = outbox
@@ -75,6 +77,7 @@ class Submission:
         self._choice = choice
         self._dispatcher = dispatcher
         self._on_demand = on_demand
+        self._time_windows = time_windows
         self.graphs_being_released: deque[GraphState] = deque()
 
     def on_files_declared(self, event: events.FilesDeclared) -> None:
@@ -154,9 +157,8 @@ class Submission:
             return
         if spec.on_demand and not spec.graph and self._on_demand.is_declared(spec):
             return
-        for name in (spec.result, *spec.outputs):
-            if name:
-                self._link_output(task, name, graph)
+        for name in filter(None, (spec.result, *spec.outputs)):
+            self._link_output(task, name, graph)
         for name in spec.wanted_at_manager:
             self._state.find_or_create_file(name).wanted_at_manager = True
         if spec.environment:  # a warm Python runs in it when the task is over
@@ -179,6 +181,8 @@ class Submission:
                 name for name in self._state.libraries[spec.library].made if not self._link_input(task, name)
             ]
         task.freeze()
+        if spec.conditions is not None and not lost:
+            self._time_windows.task_submitted(task)
         if lost:
             reason = self._explain_lost(lost)
             self._tasks.fail(task, "input missing", {"reason": reason}, b"")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         TaskState,
         WorkerState,
     )
+    from vinecore.scheduler.time_windows import TimeWindows
 
     # a record, and the invariant that does not hold for it
     Violations = Iterator[tuple[object, str]]
@@ -50,6 +51,7 @@ class StateValidation:
         replicas: Replicas,
         missing_files: MissingFiles,
         disk_deadlock: DiskDeadlock,
+        time_windows: TimeWindows,
     ) -> None:
         self._state = state
         self._queues = queues
@@ -57,6 +59,7 @@ class StateValidation:
         self._replicas = replicas
         self._missing_files = missing_files
         self._disk_deadlock = disk_deadlock
+        self._time_windows = time_windows
 
     def validate_state(self) -> None:
         """Check every invariant between two batches of events.
@@ -107,12 +110,13 @@ class StateValidation:
     def _check_inputs(self, task: TaskState) -> Violations:
         # an unpacked directory can be had as soon as its archive can, which is an input, too
         unavailable = [file for file in task.inputs if not file.available and file.archive is None]
-        if task.missing_inputs != len(unavailable):
+        early = task in self._time_windows.early
+        if task.missing_inputs != len(unavailable) + early:
             yield task, f"missing_inputs is {task.missing_inputs}, and it misses {unavailable}"
         for file in task.inputs:
             if task not in file.consumers:
                 yield task, f"it is not among the consumers of its input {file}"
-        if task.state == WAITING and not unavailable:
+        if task.state == WAITING and not unavailable and not early:
             yield task, "it waits, and all its inputs are available"
         if task.state == READY and unavailable:
             yield task, f"it is ready without {unavailable}"
@@ -325,7 +329,8 @@ class StateValidation:
             if queue in self._queues.waiting_for_disk:
                 if queue.workers_with_room and not disk_may_be_freed:
                     yield name, f"{ready} wait for disk, and nothing happens that could free some"
-            elif not _learns(queue):
+            # files that tasks insist on come and go without an event
+            elif not (_learns(queue) or (queue.conditions and queue.conditions.strict_inputs)):
                 open_ = [worker for worker in queue.workers_with_room if worker.ends_at is None]
                 if open_:
                     yield name, f"{ready} could run on {open_}"
@@ -340,6 +345,8 @@ class StateValidation:
                 yield name, f"{worker} has room, and is draining"
             # what is estimated, or depends on the time that is left, changes without an event
             if worker.ends_at is not None or _learns(queue):
+                continue
+            if queue.conditions is not None and (queue.library or queue.conditions.strict_inputs):
                 continue
             has_room = self._queues.can_accept(worker, queue)
             instance = worker.libraries.get(queue.library.spec.name) if queue.library else None

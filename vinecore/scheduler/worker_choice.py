@@ -16,6 +16,7 @@ from vinecore.scheduler.state import is_root
 if TYPE_CHECKING:
     from vinecore.scheduler.disk import DiskAccounts
     from vinecore.scheduler.queues import TaskQueues
+    from vinecore.scheduler.specs import PlacementConditions
     from vinecore.scheduler.state import SchedulerState, TaskQueue, TaskState, WorkerState
 
 
@@ -48,8 +49,24 @@ class WorkerChoice:
     def choose(self, task: TaskState, queue: TaskQueue) -> WorkerState | None:
         """Return the worker that a task goes to; None if none has room for it now."""
         self._needed_disk = self._disk.required_bytes(task) if self._state.disk_tracked else 0
+        if queue.conditions is not None:
+            return self._choose_conditional(task, queue, queue.conditions)
         if self.policy != "files":
-            return self._choose_by_policy(task, queue)
+            return self._choose_by_policy(task, queue, self.policy)
+        return self._choose_by_files(task, queue)
+
+    def _choose_conditional(
+        self, task: TaskState, queue: TaskQueue, conditions: PlacementConditions
+    ) -> WorkerState | None:
+        # a file that tasks insist on may have gone since
+        for worker in list(queue.workers_with_room) if conditions.strict_inputs else ():
+            self._queues.update_worker(worker, queue)
+        policy = conditions.schedule or self.policy
+        if policy != "files":
+            return self._choose_by_policy(task, queue, policy)
+        return self._choose_by_files(task, queue)
+
+    def _choose_by_files(self, task: TaskState, queue: TaskQueue) -> WorkerState | None:
         neighbour = self._last_root_worker(task, queue)
         if neighbour is not None:
             return neighbour
@@ -111,6 +128,7 @@ class WorkerChoice:
                 and least is not None
                 and not worker.draining
                 and not self._reservation.excludes(worker, queue)
+                and (queue.conditions is None or self._queues.is_suitable(worker, queue))
             )
             if worker in queue.workers_with_room or may_queue:
                 cost = self._start_delay(worker, queue, total - held[worker])
@@ -129,23 +147,23 @@ class WorkerChoice:
         mean = DEFAULT_DURATION_S if queue.mean_s is None else queue.mean_s
         return fetch + (1 + instance.assigned - instance.slots) * mean / instance.slots
 
-    def _choose_by_policy(self, task: TaskState, queue: TaskQueue) -> WorkerState | None:
+    def _choose_by_policy(self, task: TaskState, queue: TaskQueue, policy: str) -> WorkerState | None:
         fitting = [
             w for w in islice(queue.workers_with_room, MAX_FALLBACK_CANDIDATES) if self.fits(task, w, queue)
         ]
         if not fitting:
             return None
-        if self.policy == "fcfs":
+        if policy == "fcfs":
             return min(fitting, key=lambda w: w.id)
         # the scheduler has no randomness: multiples of a large number are as good for spreading
-        if self.policy == "rand":
+        if policy == "rand":
             self._counter += 1
             return fitting[(self._counter * 2654435761 >> 7) % len(fitting)]
-        if self.policy == "worst":
+        if policy == "worst":
             return max(
                 fitting, key=lambda w: ((1 - self.relative_load(w, queue)) * w.total.cores, -len(w.tasks))
             )
-        if self.policy == "disk":
+        if policy == "disk":
             return max(fitting, key=lambda w: w.free_disk)
         # "time": who has not been tried, then the fastest
         return min(fitting, key=lambda w: (w.wall_s is not None, w.wall_s or 0.0))

@@ -81,6 +81,7 @@ class WorkerMembership:
             event.worker, event.host, hello.hostname, total, address, hello.python, self._state.now
         )
         worker.python_ok = hello.python == self._state.python
+        worker.features = frozenset(hello.features)
         if hello.versions:
             worker.missing_packages = tuple(
                 name for name in self._state.required_packages if name not in hello.versions

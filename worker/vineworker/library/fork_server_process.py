@@ -69,6 +69,7 @@ class ForkServerProcess:
         options = start.library.options if start.library else {}
         # what of the user's code runs in the process itself
         self._activity = "it ran its init_command" if options.get("init_command") else ""
+        self.mounts: list[Any] = options.get("mounts", [])
         # slots have their temporary folders there, unless the user has set TMPDIR
         is_set = tmpdir.VARIABLES[0] in options.get("env", {})
         self._temporary = "" if is_set else os.path.join(short_path, TMPDIR_NAME)

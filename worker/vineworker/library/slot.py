@@ -358,6 +358,9 @@ class Slot:
             self._state.accept_current()
         if "env" in call.options:
             set_variables(call.options["env"])
+            # which a call with a sandbox always has
+            if call.sandbox:
+                os.chdir(call.sandbox)
         return recorder, shared
 
     def _find_function(self, call: Call) -> Callable[..., Any]:

@@ -58,15 +58,16 @@ class ProcessHandler:
     # ---- limits
 
     def set_time_limit(self, run: messages.RunTask, kill: Callable[[], None]) -> None:
-        """Kill a task when it has run too long."""
-        seconds = run.options.get("time_max")
+        """Kill a task when it has run too long, or its time is over."""
+        limit = processes.find_time_limit(run)
 
         def end() -> None:
             if run.task in self._context.state.tasks:
-                self._killed[run.task] = ("time", None)
+                self._killed[run.task] = (reason, None)
                 kill()
 
-        if seconds is not None:
+        if limit is not None:
+            seconds, reason = limit
             self.time_limits[run.task] = self._context.loop.call_later(max(0.0, seconds), end)
 
     def cancel_time_limit(self, task: int) -> None:
@@ -95,7 +96,14 @@ class ProcessHandler:
     # ---- ends
 
     def task_not_started(self, run: messages.RunTask, error: BaseException) -> None:
-        """Report a task that could not get its inputs or its process.
+        """Report a task that could not get its inputs or its process."""
+        failed = messages.TaskFailed(run.task, *self.describe_start_failure(run, error), b"")
+        self._context.feed_event(events.ProcessTaskFinished(run.task, failed, {}))
+
+    def describe_start_failure(
+        self, run: messages.RunTask, error: BaseException
+    ) -> tuple[str, dict[str, Any]]:
+        """Return the kind of failure of a task that could not get its inputs, and the evidence.
 
         Where an input has vanished, that is not the fault of the task.
         """
@@ -116,12 +124,12 @@ class ProcessHandler:
             kind, info = "not started", {"reason": str(error)}
         else:
             kind, info = "crash" if lost else "input", {"reason": describe_error(error)}
-        failed = messages.TaskFailed(run.task, kind, info, b"")
-        context.feed_event(events.ProcessTaskFinished(run.task, failed, {}))
+        return kind, info
 
-    def _on_outputs_collected(
+    def on_outputs_collected(
         self, run: messages.RunTask, result: Any, error: Optional[BaseException]
     ) -> None:
+        """Report a task whose outputs are in the cache, or could not be taken there."""
         if error is not None:
             kind, info = "output missing", {"reason": describe_error(error)}
             if is_disk_full(error):
@@ -149,7 +157,7 @@ class ProcessHandler:
                 run, reply, folder, slot.log, result, peak, context.cache, slot.copies
             )
 
-        context.run_in_thread(work, lambda made, error: self._on_outputs_collected(run, made, error))
+        context.run_in_thread(work, lambda made, error: self.on_outputs_collected(run, made, error))
 
     def on_slot_exited(self, event: events.SlotExited, slot: SlotProcess) -> None:
         """Clean up after a slot; report its Python task if it was killed before it had replied."""
@@ -233,7 +241,7 @@ class ProcessHandler:
         def work() -> Any:
             return processes.collect_command(command, code, peak, reason, limit, cache, copies)
 
-        self._context.run_in_thread(work, lambda made, error: self._on_outputs_collected(run, made, error))
+        self._context.run_in_thread(work, lambda made, error: self.on_outputs_collected(run, made, error))
 
     def kill_command(self, instruction: instructions.KillProcess) -> None:
         """Kill the command of a cancelled task."""

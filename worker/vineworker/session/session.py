@@ -129,6 +129,7 @@ class ManagerSession:
             instructions.StartSlot: slots.start_slot,
             instructions.KillSlot: slots.kill_slot,
             instructions.SendCall: slots.send_call,
+            instructions.CollectOutputs: slots.collect_outputs,
             instructions.DropSharedInSlot: slots.drop_shared,
             instructions.SpillResultsInSlot: slots.spill_results,
             instructions.DropHeldResultsInSlot: slots.drop_held_results,

@@ -16,6 +16,7 @@ from vineworker.session.context import SessionContext, describe_error
 from vineworker.session.processes import ProcessHandler
 from vineworker.slot_protocol import Call, DropHeldResults, DropShared, ObjectData, Reply, SpillResults
 from vineworker.state import events, instructions
+from vineworker.state.records import SANDBOX_OPTIONS
 from vineworker.storage.file_stamps import ObjectChanged
 from vineworker.storage.files import DiskFull
 from vineworker.tasks import processes, sandbox
@@ -48,6 +49,8 @@ class SlotHandler:
         # fork server -> its folder, which is being made
         self._folders_in_preparation: dict[str, str] = {}
         self._slots: dict[int, SlotProcess] = {}
+        # call with a sandbox -> its slot, and its sandbox
+        self._call_sandboxes: dict[int, tuple[int, str]] = {}
 
     def close(self) -> None:
         """End all fork servers with their slots."""
@@ -223,6 +226,12 @@ class SlotHandler:
     def on_slot_exited(self, event: events.SlotExited) -> None:
         """Clean up after a slot."""
         self._processes.cancel_time_limit(event.running)
+        for task, (slot, folder) in list(self._call_sandboxes.items()):
+            if slot == event.slot:
+                del self._call_sandboxes[task]
+                self._context.threads.submit(
+                    sandbox.discard_task_files, folder, folder + ".log", f"task {task}", self._cache
+                )
         self._processes.on_slot_exited(event, self._slots.pop(event.slot))
 
     # ---- calls
@@ -231,7 +240,10 @@ class SlotHandler:
         """Send a call to a slot of a library; a Python task is sent when its sandbox is made."""
         if instruction.slot not in self._python_tasks:
             slot = self._slots.get(instruction.slot)
-            if slot is not None:
+            given = instruction.run.options
+            if slot is not None and given and not SANDBOX_OPTIONS.isdisjoint(given):
+                self._make_call_sandbox(slot, instruction)
+            elif slot is not None:
                 options: dict[str, Any] = {}
                 if instruction.chained_input is not None:
                     options["fed"] = instruction.chained_input
@@ -239,10 +251,61 @@ class SlotHandler:
                     options["hold"] = instruction.hold_limits
                 if instruction.held_inputs:
                     options["held"] = instruction.held_inputs
-                if "time_max" in instruction.run.options:
-                    options["timed"] = True
-                    self._set_call_time_limit(instruction.run, slot)
-                self._send_to_slot(slot, instruction.run, instruction.new_shared, "", options)
+                self._send_call(slot, instruction, "", options)
+
+    def _send_call(
+        self,
+        slot: SlotProcess,
+        instruction: instructions.SendCall,
+        folder: str,
+        options: dict[str, Any],
+    ) -> None:
+        run = instruction.run
+        limit = processes.find_time_limit(run) if run.options else None
+        if limit is not None:
+            options["timed"] = True
+            self._set_call_time_limit(run, slot, *limit)
+        self._send_to_slot(slot, run, instruction.new_shared, folder, options)
+
+    def _make_call_sandbox(self, slot: SlotProcess, instruction: instructions.SendCall) -> None:
+        """Send a call to a slot as soon as its sandbox is made.
+
+        It is the only call in flight to this slot.
+        """
+        run, context, folder = instruction.run, self._context, self._context.new_folder()
+        self._call_sandboxes[run.task] = slot.id, folder
+        library = self._fork_servers.get(run.library)
+
+        def work() -> None:
+            sandbox.create_sandbox(folder, run.options.get("mounts", []), self._cache)
+            if library is not None:
+                sandbox.link_files(library.folder, library.mounts, folder)
+
+        def then(_made: Any, error: Optional[BaseException]) -> None:
+            # the slot was killed, or has died
+            if slot.id not in self._slots:
+                context.threads.submit(sandbox.remove_sandbox, folder, self._cache)
+            elif error is not None:
+                del self._call_sandboxes[run.task]
+                context.threads.submit(sandbox.remove_sandbox, folder, self._cache)
+                kind, info = self._processes.describe_start_failure(run, error)
+                reply = Reply(run.task, kind, 0, 0.0, info, b"")
+                context.feed_event(events.CallsReturned(slot.id, [reply]))
+            else:
+                variables = {"VINE_SANDBOX": folder, **run.options.get("env", {})}
+                self._send_call(slot, instruction, folder, {"env": variables})
+
+        context.run_in_thread(work, then)
+
+    def collect_outputs(self, instruction: instructions.CollectOutputs) -> None:
+        """Take the outputs of a call from its sandbox."""
+        run, reply, context = *instruction, self._context
+        _slot, folder = self._call_sandboxes.pop(run.task, (0, ""))
+        result = context.result_path(run.task)
+        context.run_in_thread(
+            lambda: processes.collect_call(run, reply, folder, result, self._cache),
+            lambda made, error: self._processes.on_outputs_collected(run, made, error),
+        )
 
     def _send_to_slot(
         self,
@@ -282,12 +345,13 @@ class SlotHandler:
             slot.channel.send(ObjectData(name, shared, stored))  # type: ignore[arg-type]
         return ""
 
-    def _set_call_time_limit(self, run: messages.RunTask, slot: SlotProcess) -> None:
+    def _set_call_time_limit(
+        self, run: messages.RunTask, slot: SlotProcess, seconds: float, reason: str
+    ) -> None:
         """End a call that runs too long.
 
         Its time begins when the slot begins with it; the slot itself may have to be started yet.
         """
-        seconds = float(run.options["time_max"])
         context, timers = self._context, self._processes.time_limits
 
         def check() -> None:
@@ -300,7 +364,7 @@ class SlotHandler:
             else:
                 timers.pop(run.task, None)
                 info = {"exit_code": 9, "output": slot.read_output_tail(), "outputs": {}}
-                message = processes.finished_message(run, info, seconds - left, "time", None, [])
+                message = processes.finished_message(run, info, seconds - left, reason, None, [])
                 context.feed_event(events.TimeLimitExceeded(message))
 
         self._processes.cancel_time_limit(run.task)

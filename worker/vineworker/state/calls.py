@@ -20,7 +20,13 @@ from vineworker.slot_protocol import Reply
 from vineworker.state import events, instructions
 from vineworker.state.memory_results import InMemoryResults
 from vineworker.state.objects import ObjectTable
-from vineworker.state.records import AssignedTask, ForkServerState, SlotState, required_objects
+from vineworker.state.records import (
+    SANDBOX_OPTIONS,
+    AssignedTask,
+    ForkServerState,
+    SlotState,
+    required_objects,
+)
 
 UNEXPECTED_REPLY = "its process gave an answer that belongs to no call"
 
@@ -227,6 +233,11 @@ class CallScheduler:
                 self.requeue(task)
                 continue
             fork_server.record_duration(task.run.function, reply.wall_s)
+            if not slot.all_short and not SANDBOX_OPTIONS.isdisjoint(task.run.options):
+                slot.all_short = not slot.in_flight
+                # then it comes back as `ProcessTaskFinished`
+                self._out.append(instructions.CollectOutputs(task.run, reply))
+                continue
             slot.all_short = slot.all_short or not slot.in_flight
             if self.memory_results.on_call_finished(slot, task, reply):
                 continue

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 from vinecore.protocol import messages as m
+from vineworker.slot_protocol import Reply
 
 
 class SendMessage(NamedTuple):
@@ -58,6 +59,13 @@ class SendCall(NamedTuple):
     hold_limits: Optional[tuple[int, int]] = None
     # inputs that the slot holds, and the tasks that have made them
     held_inputs: Sequence[tuple[str, int]] = ()
+
+
+class CollectOutputs(NamedTuple):
+    """Take the outputs of a call from its sandbox."""
+
+    run: m.RunTask
+    reply: Reply
 
 
 class DropSharedInSlot(NamedTuple):

@@ -11,6 +11,10 @@ SHORT_CALL_S = 0.001
 """Calls up to this long are sent to a slot ahead of need."""
 MAX_IN_FLIGHT_S = 0.002
 """So many of them are in flight to a slot as take this long together."""
+SANDBOX_OPTIONS = frozenset({"mounts", "outputs"})
+"""Options of calls that run in a sandbox."""
+ALONE_OPTIONS = SANDBOX_OPTIONS | {"time_max", "time_left"}
+"""Options of calls that are never in flight with others."""
 MAX_DURATIONS = 10_000
 EWMA_WEIGHT = 0.2
 
@@ -117,9 +121,11 @@ class ForkServerState:
     def max_in_flight_with(self, run: messages.RunTask) -> int:
         """Return how many calls may be in flight to a slot with this one as the last.
 
-        A call with a time limit is alone: no other is to be killed with it.
+        A call with a time limit is alone: no other is to be killed with it. One with a sandbox is
+        sent when that is made.
         """
-        return 1 if "time_max" in run.options else self.max_in_flight(run.function)
+        alone = run.options and not ALONE_OPTIONS.isdisjoint(run.options)
+        return 1 if alone else self.max_in_flight(run.function)
 
     def record_duration(self, function: str, wall: float) -> None:
         """Learn from the duration of a call."""

@@ -108,6 +108,19 @@ class Command:
                 descendants.kill_group(self.process.pid)
 
 
+def find_time_limit(run: m.RunTask) -> Optional[tuple[float, str]]:
+    """Return how long a task may run, and the kind of its failure if it runs longer.
+
+    Its time begins when its process does; what is left until a fixed time, when it was sent.
+    """
+    limits = [
+        (float(run.options[name]), kind)
+        for name, kind in (("time_max", "time"), ("time_left", "end time"))
+        if name in run.options
+    ]
+    return min(limits) if limits else None
+
+
 def find_excess(
     run: m.RunTask, folder: str, output: str, copies: Mapping[int, int], result: int = 0
 ) -> Optional[LimitExceeded]:
@@ -209,6 +222,8 @@ def finished_message(
         allowed = run.options.get("time_max")
         reason = f"it was ended after {wall:.1f} s, because it ran longer than its time_max of {allowed} s"
         more = {"limit": allowed, "reason": reason} if killed == "time" else {}
+        if killed == "end time":
+            more = {"reason": f"it was ended after {wall:.1f} s, at the time that set_time_end has given"}
         return m.TaskFailed(run.task, killed, {**info, "wall_s": wall, **more}, b"")
     return sandbox.done_or_missing_output(
         run, info["outputs"], missing, m.TaskDone(run.task, 0, wall, info, b"")
@@ -306,6 +321,52 @@ def collect_python_task(
         return finished_message(run, info, reply.wall_s, "exhausted", excess, []), sizes
     if failed:
         return m.TaskFailed(run.task, reply.kind, info, reply.payload), sizes
+    return _store_result(run, reply, result, info, sizes, missing, cache)
+
+
+def collect_call(
+    run: m.RunTask, reply: Reply, folder: str, result: str, cache: Cache
+) -> tuple[Union[m.TaskDone, m.TaskFailed], dict[str, int]]:
+    """Collect the outputs of a call of a library, in a helper thread.
+
+    Parameters
+    ----------
+    run, reply
+        The call, and the reply of its slot.
+    folder, result
+        Its sandbox, "" if that could not be made, and the file of a large result.
+    cache
+        Stores the outputs.
+    """
+    if not folder:
+        return m.TaskFailed(run.task, reply.kind, reply.info, reply.payload), {}
+    failed = reply.kind != "done"
+    try:
+        cache.check_sandbox(folder, f"task {run.task}")
+        sizes, sums, missing = sandbox.collect_outputs(
+            folder, run.options.get("outputs", []), cache, failed=failed
+        )
+    except (DiskFull, ObjectChanged):
+        remove_tree(result)
+        raise
+    finally:
+        sandbox.remove_sandbox(folder, cache)
+    info = {**reply.info, "outputs": sizes, "digests": sums}
+    if failed:
+        return m.TaskFailed(run.task, reply.kind, info, reply.payload), sizes
+    return _store_result(run, reply, result, info, sizes, missing, cache)
+
+
+def _store_result(
+    run: m.RunTask,
+    reply: Reply,
+    result: str,
+    info: dict[str, Any],
+    sizes: dict[str, int],
+    missing: list[str],
+    cache: Cache,
+) -> tuple[Union[m.TaskDone, m.TaskFailed], dict[str, int]]:
+    """Store what a function has returned, and return the message for the manager."""
     payload = reply.payload
     once = bool(run.return_result and payload and run.options.get("once"))
     if not once:

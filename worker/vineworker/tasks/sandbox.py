@@ -145,6 +145,16 @@ def _clone_blocks(source: str, target: str) -> bool:
     return True
 
 
+def link_files(source: str, mounts: list[Any], folder: str) -> None:
+    """Add symbolic links to inputs of another folder, where nothing else has their names."""
+    for _name, remote, _symlink in mounts:
+        target = resolve_in_sandbox(folder, remote)
+        with contextlib.suppress(OSError, ValueError):
+            _check_target_free(folder, remote, target)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.symlink(os.path.join(source, remote), target)
+
+
 def _set_mode(path: str, mode: int) -> None:
     # some file systems have no modes
     with contextlib.suppress(PermissionError):

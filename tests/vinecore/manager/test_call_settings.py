@@ -140,7 +140,6 @@ def test_time_zone_counts_from_task_start(run):
 
 
 REFUSED = {
-    "add_input": (None, "x"), "add_output": (None, "x"),
     "add_environment": (None,), "add_starch_package": (None,),
 }  # fmt: skip
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vinecore.errors import (
+        FunctionCallNoResult,
         InsufficientResources,
         LibraryError,
+        PythonTaskNoResult,
         RemoteError,
         TaskCrashed,
         TaskFailed,
@@ -29,13 +31,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Factory": "factory", "File": "manager.files", "FunctionCall": "manager.python_tasks", "InsufficientResources": "errors", "LibraryError": "errors",
-    "LibraryTask": "manager.libraries", "Manager": "manager.manager", "PythonTask": "manager.python_tasks", "RemoteError": "errors", "Task": "manager.tasks",
+    "Factory": "factory", "File": "manager.files", "FunctionCall": "manager.python_tasks", "FunctionCallNoResult": "errors", "InsufficientResources": "errors", "LibraryError": "errors",
+    "LibraryTask": "manager.libraries", "Manager": "manager.manager", "PythonTask": "manager.python_tasks", "PythonTaskNoResult": "errors", "RemoteError": "errors", "Task": "manager.tasks",
     "TaskCrashed": "errors", "TaskFailed": "errors", "VineError": "errors", "WorkersNotStarted": "errors", "load_variable_from_library": "protocol.library_context",
 }  # fmt: skip
 
 __all__ = [
-    "Factory", "File", "FunctionCall", "InsufficientResources", "LibraryError", "LibraryTask", "Manager", "PythonTask", "RemoteError",
+    "Factory", "File", "FunctionCall", "FunctionCallNoResult", "InsufficientResources", "LibraryError", "LibraryTask", "Manager", "PythonTask", "PythonTaskNoResult", "RemoteError",
     "Task", "TaskCrashed", "TaskFailed", "VineError", "WorkersNotStarted", "load_variable_from_library",
 ]  # fmt: skip
 

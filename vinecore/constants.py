@@ -62,11 +62,6 @@ class TaskResult(str):
     Programs compare `Task.result` with texts (``task.result == "success"``) or with constants
     (``task.result == VINE_RESULT_SUCCESS``): both work, and so does ``int(task.result)``. It has
     the hash of the text. So it is found in a set or dict of texts, and not in one of integers.
-
-    Parameters
-    ----------
-    text : str
-        The text, such as "success".
     """
 
     __slots__ = ()

@@ -24,6 +24,14 @@ class TaskCrashed(TaskFailed):
     """The processes or workers that ran a task kept dying; the message has the evidence."""
 
 
+class PythonTaskNoResult(TaskFailed):
+    """The output of a Python task without one; its text and its cause say why there is none."""
+
+
+class FunctionCallNoResult(PythonTaskNoResult):
+    """The output of a function call without one."""
+
+
 class LibraryError(VineError):
     """A library of functions could not be started."""
 

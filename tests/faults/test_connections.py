@@ -252,7 +252,7 @@ def test_unsendable_task_costs_only_itself(local_cluster):
     scheduler_state(m, lambda _scheduler: [m.submit(task) for task in tasks])
     ended = [wait_for_task(m) for _ in tasks]
     assert sorted(task.output for task in ended if task is not odd) == [f"{number}\n" for number in range(6)]
-    assert odd.result == "not sent"
+    assert odd.result == "output transfer error"
     assert "object is unsupported" in str(odd.error())
     assert [worker["id"] for worker in m.summarize_workers()] == [1]
 
@@ -281,7 +281,7 @@ def test_call_with_unsendable_answer_fails_alone(local_cluster):
     local_cluster.start_worker(m, command=odd("unspeakable"))
     m.submit(Task("echo spoken"))
     task = wait_for_task(m)
-    assert task.result == "not sent"
+    assert task.result == "output transfer error"
     assert "what its worker says of it cannot be sent" in str(task.error())
     assert [worker["id"] for worker in m.summarize_workers()] == [1]
 

@@ -10,7 +10,7 @@ import pytest
 from daskvine import DaskVine
 from tests.harness import sample_tasks
 from tests.harness.processes import is_alive, wait_for_task, wait_until
-from vinecore import FunctionCall, PythonTask, Task, TaskCrashed
+from vinecore import FunctionCall, PythonTask, PythonTaskNoResult, Task, TaskCrashed
 from vinecore.errors import LibraryError
 
 SLOTS = {"cores": 2, "slots": 2}
@@ -112,7 +112,8 @@ def test_exiting_python_task_is_retried_bounded(local_cluster, m):
     assert wait_for_task(m) is task
     assert (task.result, task.successful(), local_cluster.count_lines("exits")) == ("forsaken", False, 3)
     assert "exited with code 3" in str(task.output)
-    assert isinstance(task.output, TaskCrashed)
+    assert isinstance(task.error(), TaskCrashed)
+    assert isinstance(task.output, PythonTaskNoResult)
 
 
 def test_python_task_killed_once_succeeds(local_cluster, m):

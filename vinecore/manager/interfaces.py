@@ -24,6 +24,10 @@ class TaskHost(OutputHost, Protocol):
         """Return the host that a worker runs on."""
         ...
 
+    def worker_address(self, number: int) -> str:
+        """Return the address and port of a worker."""
+        ...
+
     def make_exception(
         self, outcome: str, info: dict[str, Any], payload: bytes, what: str, worker: int
     ) -> BaseException:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vinecore import validators
+from vinecore.errors import FunctionCallNoResult, PythonTaskNoResult
 from vinecore.manager.files import File
 from vinecore.manager.tasks import Task
 from vinecore.protocol.serialization import exceptions, unpicklable, values
@@ -55,6 +56,7 @@ class PythonTask(Task):
     _temp_output = _raw = False
     _value: Any = NOT_LOADED
     _problem: Exception | None = None  # of a result that could not be loaded here
+    _no_result_class: type[PythonTaskNoResult] = PythonTaskNoResult
 
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         if not callable(function):
@@ -76,15 +78,22 @@ class PythonTask(Task):
 
     @property
     def output(self) -> Any:
-        """The value that the function returned, or the exception that explains why there is none.
+        """The value that the function returned, or the exception that it raised.
 
-        None before the end. A result that is on a worker is brought to the manager.
+        If the function did not come to its end it is a `PythonTaskNoResult`, or for a call a
+        `FunctionCallNoResult`. None before the end. A result that is on a worker is brought to the
+        manager.
         """
         ended = self.outcome
         if ended is None:
             return None
         if ended.outcome != "success":
-            return self.error()
+            error = self.error()
+            if ended.outcome == "exception":
+                return error
+            lacking = self._no_result_class(str(error))
+            lacking.__cause__ = error
+            return lacking
         self._load()
         return self._value if self._problem is None else self._problem
 
@@ -183,6 +192,8 @@ class FunctionCall(PythonTask):
     ``set_memory``, ``set_disk`` or ``set_gpus``, `Manager.submit` rejects a call that needs more
     than its library; they have no other effect.
     """
+
+    _no_result_class = FunctionCallNoResult
 
     def __init__(self, library: str, function: str, *args: Any, **kwargs: Any) -> None:
         if type(library) is not str or type(function) is not str:

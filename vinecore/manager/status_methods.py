@@ -47,7 +47,6 @@ class StatusMethods:
         self._start_failure = ""
         # the seconds that threads of the program have waited for tasks
         self._waited_s = 0.0
-        self._worker_names: dict[int, str] = {}
         # Cache names to what the user calls the files: paths and addresses.
         self._display_names: dict[str, str] = {}
         # Full names of libraries to what the user calls them.
@@ -104,9 +103,24 @@ class StatusMethods:
         str
             The host, or "worker N" if it is not known.
         """
-        if number not in self._worker_names and not self._server.closed:
-            self._worker_names.update(self._server.query(queries.worker_names))
-        return self._worker_names.get(number, f"worker {number}")
+        known = self._server.worker_addresses.get(number)
+        return f"worker {number}" if known is None else known.hostname
+
+    def worker_address(self, number: int) -> str:
+        """Return the address and port of a worker.
+
+        Parameters
+        ----------
+        number : int
+            The number of the worker.
+
+        Returns
+        -------
+        str
+            The "ADDRESS:PORT" at which it serves files; "" if it is not known.
+        """
+        known = self._server.worker_addresses.get(number)
+        return "" if known is None else known.addrport
 
     def make_exception(
         self, outcome: str, info: dict[str, Any], payload: bytes, what: str, worker: int

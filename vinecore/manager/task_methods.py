@@ -65,13 +65,15 @@ class TaskMethods(LibraryMethods):
         if task.id is not None and task.outcome is None:
             msg = f"task {task.id} has been submitted already: submit it again after wait() has returned it, or make another task"
             raise ValueError(msg)
+        task.manager = self
+        task.submit_finalize()
         for file in task.files:
             if file.manager is not self:
                 msg = f"{file!r} was declared with another manager: declare it with this one as well"
                 raise ValueError(msg)
         number = next(self._numbers)
         spec = task.make_spec(self, number)
-        task.id, task.manager, task.outcome = number, self, None
+        task.id, task.outcome, task.submitted_at = number, None, time.monotonic()
         self._tasks[number] = task
         self._server.post_event(events.TasksSubmitted([spec]))
         return number

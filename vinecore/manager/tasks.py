@@ -5,35 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vinecore import keyword_arguments, validators
-from vinecore.constants import TASK_RESULTS, TaskResult
 from vinecore.manager.files import File
 from vinecore.manager.sandbox_names import check_sandbox_name
-from vinecore.manager.task_settings import TaskSettings
+from vinecore.manager.task_readers import TaskReaders
 from vinecore.resources.amounts import UNSPECIFIED, ResourceRequest
-from vinecore.scheduler.instructions import TaskFinished
 from vinecore.scheduler.specs import TaskSpec
 
 if TYPE_CHECKING:
     from vinecore.manager.interfaces import OutputHost, TaskHost
 
-# The result for each outcome in the scheduler's words, as far as the words differ.
-TASKVINE_RESULTS = {
-    "exception": "success",
-    "time": "max wall time",
-    "end time": "max end time",
-    "exhausted": "resource exhaustion",
-    "crash": "forsaken",
-    "library": "missing library",
-    "too large": "resource exhaustion",
-    "disk": "resource exhaustion",
-    "input": "input missing",
-    "not started": "forsaken",
-    "no workers": "forsaken",
-    "not sent": "output transfer error",
-}
 
-
-class Task(TaskSettings):
+class Task(TaskReaders):
     """A shell command with its files.
 
     A task without cores, memory, disk and gpus gets a whole worker.
@@ -75,9 +57,6 @@ class Task(TaskSettings):
     >>> task.add_output(count := m.declare_temp(), "count")
     """
 
-    id: int | None = None
-    manager: TaskHost | None = None
-    outcome: TaskFinished | None = None
     # Cache names, as they were at the submission.
     _inputs: tuple[str, ...] = ()
 
@@ -103,70 +82,6 @@ class Task(TaskSettings):
         for file, name in validators.mapping("outputs", outputs, "{file: 'out.txt'}").items():
             self.add_output(file, name)
 
-    # ---- after it has ended
-
-    @property
-    def state(self) -> str:
-        """INITIAL, READY (submitted) or DONE."""
-        return "DONE" if self.outcome else "INITIAL" if self.id is None else "READY"
-
-    @property
-    def result(self) -> TaskResult:
-        """How the task ended: a text that also equals its constant, such as VINE_RESULT_SUCCESS.
-
-        "success" for any exit code of the command, "unknown" before the end. `vinecore.constants`
-        has the constants.
-        """
-        if self.outcome is None:
-            return TASK_RESULTS["unknown"]
-        outcome = self.outcome.outcome
-        return TASK_RESULTS.get(TASKVINE_RESULTS.get(outcome, outcome), TASK_RESULTS["unknown"])
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of the command; 9 if it was killed, -1 if it never ran."""
-        return (
-            -1
-            if self.outcome is None
-            else int(self.outcome.info.get("exit_code", 0 if self.outcome.outcome == "success" else -1))
-        )
-
-    def completed(self) -> bool:
-        """Return whether the command ran to its end.
-
-        Returns
-        -------
-        bool
-            True for any exit code.
-        """
-        return self.result == "success"
-
-    def successful(self) -> bool:
-        """Return whether the command ran to its end and returned 0.
-
-        Returns
-        -------
-        bool
-            False also while the task has not ended.
-        """
-        return self.completed() and self.exit_code == 0
-
-    @property
-    def std_output(self) -> str:
-        """The end of the output of the command, with its errors."""
-        info = {} if self.outcome is None else self.outcome.info
-        return str(info.get("output", "")) + str(info.get("errors", ""))
-
-    @property
-    def output(self) -> Any:
-        """The output of the command, as `std_output`."""
-        return self.std_output
-
-    @property
-    def resources_measured(self) -> dict[str, Any]:
-        """The highest usage: cores, memory and disk in MB, wall_s in seconds; empty if unknown."""
-        return {} if self.outcome is None else dict(self.outcome.info.get("measured") or {})
-
     @property
     def outputs(self) -> list[File]:
         """The files that the task fills."""
@@ -178,36 +93,14 @@ class Task(TaskSettings):
         named = [file for file, _name, _how in (*self._inputs_with_names, *self._outputs)]
         return named if self._environment is None else [*named, self._environment]
 
-    @property
-    def hostname(self) -> str:
-        """The host on which the task ran; "" before it has ended."""
-        return (
-            ""
-            if self.outcome is None or self.manager is None
-            else self.manager.worker_name(self.outcome.worker)
-        )
-
-    def error(self) -> BaseException | None:
-        """Return the reason why the task failed, as an exception.
-
-        Returns
-        -------
-        BaseException or None
-            None if the task succeeded, or has not ended.
-        """
-        ended = self.outcome
-        if ended is None or ended.outcome == "success":
-            return None
-        assert self.manager is not None
-        return self.manager.make_exception(
-            ended.outcome, ended.info, ended.payload, self._title(), ended.worker
-        )
-
-    def _title(self) -> str:
-        """Return the name of the task for the text of an error."""
-        return f"task {self.id}"
-
     # ---- for the manager
+
+    def submit_finalize(self) -> None:
+        """Complete the task: called by `Manager.submit` before the task is registered.
+
+        It does nothing here; a subclass may override it, for example to declare files with
+        ``self.manager`` and to add them.
+        """
 
     def make_spec(self, manager: TaskHost, number: int) -> TaskSpec:
         """Describe the task for the scheduler.

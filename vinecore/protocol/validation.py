@@ -107,11 +107,17 @@ def partial_object(**known: Form) -> Form:
 
 
 measured = partial_object(
-    cores=optional(number), memory=optional(number), disk=optional(number), gpus=optional(number)
+    cores=optional(number),
+    memory=optional(number),
+    disk=optional(number),
+    gpus=optional(number),
+    wall_s=optional(number),
+    processes=optional(number),
 )
 info = partial_object(
     digest=writable_text, digests=dict_of(writable_text), outputs=dict_of(integer), exit_code=integer, measured=optional(measured), wall_s=number, cpu_s=number,
     note=writable_text, lost=list_of(writable_text), size=integer, room=integer, reason=writable_text, resource=writable_text, log=writable_text, text=writable_text, output=writable_text, modules=list_of(writable_text),
+    limit=optional(number), signal=integer,
 )  # fmt: skip
 """What is known to be in the ``info`` of `TaskDone` and `TaskFailed`."""
 options = partial_object(

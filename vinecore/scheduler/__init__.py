@@ -12,6 +12,7 @@ ORDER: Final = (
     "specs",
     "counters",
     "tuning",
+    "task_accounts",
     "state",
     "conditions",
     "events",

@@ -15,6 +15,7 @@ from vinecore.scheduler.instructions import Send
 from vinecore.scheduler.queues import MAX_PREFETCH_DURATION_S
 from vinecore.scheduler.specs import WORKFLOW
 from vinecore.scheduler.state import is_root
+from vinecore.scheduler.transfers import MANAGER
 from vinecore.scheduler.transitions import ASSIGNED, READY, WAITING
 from vinecore.scheduler.worker_choice import MAX_CANDIDATES
 
@@ -67,6 +68,7 @@ class Dispatcher:
         """Send a task to a worker, and what it reads that is not there."""
         task.transition(event)
         task.worker = worker
+        task.dispatched_at = self._state.now
         task.dispatch_count += 1
         task.graph.running += 1
         task.queue.running += 1
@@ -80,10 +82,10 @@ class Dispatcher:
             self._outbox.flush(worker)
         for file in task.extra_files:
             if worker not in file.replicas:
-                self._transfers.request_copy(worker, file)
+                self._bring_for_task(file, worker, task)
         for file in task.inputs:
             if worker not in file.replicas:
-                self._transfers.request_copy(worker, file)
+                self._bring_for_task(file, worker, task)
         spec = task.spec
         options = spec.options
         if task.allocation is not None:
@@ -109,6 +111,14 @@ class Dispatcher:
             spec.payload,
         )
         self._outbox.emit(Send(worker.id, run))
+
+    def _bring_for_task(self, file: FileState, worker: WorkerState, task: TaskState) -> None:
+        """Have a file brought to the worker of a task, which accounts for what the manager sends."""
+        sent = file.archive or file
+        is_coming = worker in sent.replicas or worker in sent.fetching
+        self._transfers.request_copy(worker, file)
+        if not is_coming and (worker in sent.replicas or sent.fetching.get(worker) == MANAGER):
+            task.open_accounts().sent_bytes += max(sent.size, 0)
 
     def _reader_count(self, task: TaskState) -> int:
         """Return how many calls of its graph will read the large result of a call; 0 if others may, too."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from vinecore.protocol.messages import Message
+from vinecore.scheduler.task_accounts import TaskAccounts
 
 INFO, WARNING = 20, 30
 """Levels of a `LogMessage`, as `logging` has them."""
@@ -41,6 +42,7 @@ class TaskFinished(NamedTuple):
     """A task that was submitted by itself is over.
 
     ``outcome`` is "success" or the kind of failure; ``info`` and ``payload`` are what the worker said.
+    Times are those of the scheduler's clock.
     """
 
     task: int
@@ -48,6 +50,11 @@ class TaskFinished(NamedTuple):
     worker: int
     info: dict[str, Any]
     payload: bytes
+    dispatched_at: float = 0.0  # of the last attempt; 0.0 if there was none
+    ended_at: float = 0.0
+    wall_s: float = 0.0  # of the last attempt that has succeeded
+    sent_bytes: int = 0  # of its arguments
+    accounts: TaskAccounts | None = None
 
 
 class GraphTaskFinished(NamedTuple):

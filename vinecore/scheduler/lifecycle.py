@@ -100,6 +100,7 @@ class TaskLifecycle:
     def retry(self, task: TaskState, blame: str, log: str = "") -> None:
         """Run a task again that had been given to a worker; ``blame`` is the evidence against it, "" if it is innocent."""
         if blame:
+            task.open_accounts().add_lost_attempt(self._state.now - task.dispatched_at)
             task.attempts += 1
             task.failure_history = [*(task.failure_history or ()), blame][-MAX_EVIDENCE:]
             limit = task.graph.spec.retries if task.graph.spec.number else task.spec.retries
@@ -170,9 +171,12 @@ class TaskLifecycle:
     ) -> None:
         if not task.reported:
             task.reported = True
+            spec = task.spec
+            number = worker.id if worker else 0
             self._outbox.emit(
-                TaskFinished(task.spec.task, outcome, worker.id if worker else 0, info, payload)
-            )
+                TaskFinished(spec.task, outcome, number, info, payload, task.dispatched_at, self._state.now,
+                             task.wall_s, len(spec.payload), task.accounts)
+            )  # fmt: skip
 
     def _unregister(self, task: TaskState) -> None:
         """Strike a task out of the tables."""

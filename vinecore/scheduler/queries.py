@@ -73,11 +73,6 @@ def count_workers(scheduler: Scheduler) -> int:
     return len(scheduler.state.workers)
 
 
-def worker_names(scheduler: Scheduler) -> dict[int, str]:
-    """Return the host of each connected worker by the worker's number."""
-    return {worker.id: worker.name for worker in scheduler.state.workers.values()}
-
-
 def summarize_workers(scheduler: Scheduler) -> list[dict[str, Any]]:
     """Return the resources, and the numbers of tasks and files, of each connected worker."""
     return [

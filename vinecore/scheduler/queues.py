@@ -308,6 +308,7 @@ class TaskQueues:
         if worker.id not in self._state.workers:
             return
         if allocation is not None:
+            task.open_accounts().granted = allocation
             worker.free = worker.free.plus(allocation)
             self.update_worker_everywhere(worker)
             return

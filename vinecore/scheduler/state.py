@@ -48,6 +48,7 @@ from vinecore.resources.amounts import ResourceRequest, Resources
 from vinecore.resources.categories import Category
 from vinecore.scheduler.counters import Counters
 from vinecore.scheduler.specs import FileSpec, GraphSpec, LibrarySpec, PlacementConditions, TaskSpec
+from vinecore.scheduler.task_accounts import TaskAccounts
 from vinecore.scheduler.transitions import WAITING, next_state
 from vinecore.scheduler.tuning import Tuning
 
@@ -147,10 +148,12 @@ class TaskState:
     """What is known of one task."""
 
     __slots__ = (
+        "accounts",
         "allocation",
         "attempts",
         "chained",
         "dispatch_count",
+        "dispatched_at",
         "extra_files",
         "failure_history",
         "graph",
@@ -183,7 +186,8 @@ class TaskState:
         ) = 0
         self.chained = False
         self.reported = False  # its end has been reported: it runs again because its result was lost
-        self.wall_s = 0.0
+        self.wall_s = self.dispatched_at = 0.0
+        self.accounts: TaskAccounts | None = None
         self.queue: TaskQueue
         self.worker: WorkerState | None = None
         self.request = spec.request
@@ -201,6 +205,12 @@ class TaskState:
     def transition(self, event: str) -> None:
         """Change the state as the table says."""
         self.state = next_state(self.state, event)
+
+    def open_accounts(self) -> TaskAccounts:
+        """Return its accounts, which are opened when they are needed first."""
+        if self.accounts is None:
+            self.accounts = TaskAccounts()
+        return self.accounts
 
     def mark_deferred(self) -> None:
         """Count what it has made on demand, and what is not needed now, as if it had never run."""

@@ -95,6 +95,9 @@ class TaskResults:
         if awaited:
             task.info = message.info
             self._state.counters.tasks_retrieving += 1
+            accounts = task.open_accounts()
+            accounts.executed_at = self._state.now
+            accounts.received_bytes = sum(max(file.size, 0) for file in awaited)
         else:
             self._tasks.finish(task, worker, message.info, payload)
         for file in came:
@@ -210,6 +213,9 @@ class TaskResults:
             return
         self._tasks.withdraw(task)
         self._count_failure(message)
+        measured = message.info.get("measured") or {}
+        wall_s = message.info.get("wall_s") or measured.get("wall_s") or 0.0
+        task.open_accounts().add_failed_attempt(wall_s, exhausted=message.kind == "exhausted")
         if larger:
             self._queues.move(task)
             self._tasks.requeue(task, "")

@@ -9,7 +9,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -56,6 +56,13 @@ class EventReceiver(Protocol):
         ...
 
 
+class WorkerAddress(NamedTuple):
+    """Where a worker runs: the name of its host as it says, and the "ADDRESS:PORT" at which it serves files."""
+
+    hostname: str
+    addrport: str
+
+
 class WorkerConnection:
     """A connected worker, as the server sees it."""
 
@@ -94,6 +101,8 @@ class WorkerConnections:
     ----------
     workers : dict
         The connections by the numbers of workers.
+    addresses : dict
+        Where each worker is or was, by its number.
     """
 
     def __init__(
@@ -112,6 +121,7 @@ class WorkerConnections:
         self._numbers = itertools.count(1)
         self._accepting: set[asyncio.Task[None]] = set()
         self.workers: dict[int, WorkerConnection] = {}
+        self.addresses: dict[int, WorkerAddress] = {}
 
     def is_empty(self) -> bool:
         """Return whether no worker is connected or about to be."""
@@ -207,6 +217,8 @@ class WorkerConnections:
                 peer.channel.close("protocol mismatch")
                 return
             peer.hello = hello
+            address = f"[{peer.host}]" if ":" in peer.host else peer.host
+            self.addresses[peer.number] = WorkerAddress(hello.hostname, f"{address}:{hello.data_port}")
             peer.welcomed_at = transfer_tokens.boot_clock()
             peer.channel.send(
                 m.Welcome(

@@ -99,6 +99,8 @@ class ManagerServer:
         Where it listens.
     started_at : float
         When it started, in seconds since 1970.
+    worker_addresses : dict
+        Where each worker is or was, by its number.
     heartbeat_interval_s, heartbeat_timeout_s : float
         Seconds without a message after which a worker is asked for one, and is given up.
     in_words : callable
@@ -154,6 +156,7 @@ class ManagerServer:
             has_tls=tls_context is not None,
         )
         self._workers = connections.workers
+        self.worker_addresses = connections.addresses
         self._executors: dict[type, Callable[[Any], None]] = {
             i.Send: connections.send,
             i.SendObject: connections.send_object,

@@ -250,6 +250,7 @@ def usage_for_message(peak: Optional[Peak], wall_s: Optional[float] = None) -> O
         "memory": peak.memory_mb or 0,
         "disk": peak.disk_mb or 0,
         "wall_s": peak.wall_s if wall_s is None else wall_s,
+        "processes": peak.processes,
     }
 
 

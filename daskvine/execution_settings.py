@@ -256,6 +256,9 @@ def _declare_environment(manager: Manager, environment: File | str | None) -> st
         return ""
     if isinstance(environment, File) and environment.kind in ("poncho", "untar"):
         return environment.cache_name
+    if not isinstance(environment, File) and not os.path.isfile(environment):
+        msg = f"the environment {environment} does not exist: pack one with conda-pack, venv-pack or poncho_package_create"
+        raise FileNotFoundError(msg)
     return manager.declare_poncho(environment).cache_name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from vinecore.manager.url_metadata import RemoteFileInfo
 from vinecore.protocol import trees, xrootd
 from vinecore.protocol.transfer import digests
 from vinecore.scheduler.specs import WORKFLOW, FileSpec
+
+log = logging.getLogger("vinecore")
 
 
 class FileMethods(OnDemandMethods):
@@ -247,13 +250,18 @@ class FileMethods(OnDemandMethods):
         ------
         TypeError, ValueError
             A value has a wrong type, or there is no such cache level.
-        FileNotFoundError
-            There is no such archive.
+
+        Notes
+        -----
+        An archive that does not exist is a warning in the log: programs declare one and pack it
+        later, or never use it. Tasks that need it fail with its path until it exists.
         """
         if not isinstance(package, File):
             if not Path(validators.path("package", package)).is_file():
-                msg = f"the environment {package} does not exist: pack one with conda-pack, venv-pack or poncho_package_create"
-                raise FileNotFoundError(msg)
+                log.warning(
+                    "the environment %s does not exist: pack one with conda-pack, venv-pack or poncho_package_create; until then tasks that need it fail",
+                    package,
+                )
             package = self.declare_file(package, cache)
         file = self.declare_untar(package, cache, peer_transfer)
         file.kind = "poncho"

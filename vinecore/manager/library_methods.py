@@ -64,8 +64,9 @@ class LibraryMethods(FileMethods):
             A shell command that runs before the Python of the library, as for
             `LibraryTask.set_init_command`.
         add_env : bool
-            It has no effect, because the running environment is never packed: a library without
-            ``poncho_env`` runs in the Python of its worker, which the manager has checked.
+            With False ``poncho_env`` is not used, as in TaskVine: its callers add an environment to
+            the library themselves. The running environment is never packed: a library without an
+            environment runs in the Python of its worker, which the manager has checked.
         hoisting_modules : sequence of module or str, or None
             The modules that are imported once, before the slots are forked.
         exec_mode : {"fork", "direct"}
@@ -90,7 +91,6 @@ class LibraryMethods(FileMethods):
         FileNotFoundError
             There is no such environment.
         """
-        validators.flag("add_env", add_env)
         context: ContextFunction | None = None
         if library_context_info is not None:
             context = _context(library_context_info)
@@ -104,7 +104,7 @@ class LibraryMethods(FileMethods):
         )
         if init_command is not None:
             library.set_init_command(init_command)
-        if poncho_env is not None:
+        if validators.flag("add_env", add_env) and poncho_env is not None:
             library.add_environment(
                 poncho_env if isinstance(poncho_env, File) else self.declare_poncho(poncho_env)
             )

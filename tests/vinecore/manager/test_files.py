@@ -327,10 +327,14 @@ def test_environment_runs_functions_and_commands(m, run, tmp_path):
     assert [task.output for task in run(python, shell)] == ["packed", "tool of the environment\n"]
 
 
-def test_missing_environment_is_refused_at_once(m, tmp_path):
-    """An environment that does not exist is refused at once."""
-    with pytest.raises(FileNotFoundError, match="pack one"):
-        m.declare_poncho(tmp_path / "no.tar.gz")
+def test_missing_environment_is_warned_of(m, run, tmp_path, caplog):
+    """An environment that does not exist is a warning; a task that needs it fails with its path."""
+    path = tmp_path / "no.tar.gz"
+    task = Task("true")
+    task.add_environment(m.declare_poncho(path))
+    assert f"{path} does not exist: pack one" in caplog.text
+    assert run(task).result == "input missing"
+    assert str(path) in str(task.error())
 
 
 # ---- what a task writes

@@ -40,10 +40,11 @@ MODULES: dict[str, dict[str, str]] = {
     "ndcctools.taskvine.futures": {EVERYTHING: "vinecore.futures"},
     "ndcctools.taskvine.manager": {EVERYTHING: "vinecore"},
     "ndcctools.taskvine.task": {EVERYTHING: "vinecore"},
+    "ndcctools.work_queue": {EVERYTHING: "vinecore.compat.work_queue"},
     "ndcctools.taskvine.utils": {"load_variable_from_library": "vinecore.protocol.library_context"},
 }
 """Each module, with the module of this project for each of its names."""
-SYNONYMS = {"taskvine": "ndcctools.taskvine"}
+SYNONYMS = {"taskvine": "ndcctools.taskvine", "work_queue": "ndcctools.work_queue"}
 """Top-level packages of older versions, and what they are called now."""
 
 
@@ -127,7 +128,7 @@ def install_finder() -> None:
     """
     if is_installed():
         return
-    for name in ("ndcctools.taskvine", *SYNONYMS):
+    for name in (*SYNONYMS, *SYNONYMS.values()):
         module = sys.modules.get(name)
         if module is not None:
             msg = (

@@ -57,7 +57,7 @@ class ManagerAnnouncer:
         folder: str,
         servers: tuple[tuple[str, int], ...],
     ) -> None:
-        self._about, self._figures, self._folder = about, figures, folder
+        self._about, self._figures, self._folder = dict(about), figures, folder
         self._key: str = about["taskvine_uuid"]
         self._catalog = catalog.CatalogClient(servers) if servers else None
         self._over = threading.Event()
@@ -97,6 +97,17 @@ class ManagerAnnouncer:
             self._over.wait(LOOK_S)
         self._report_to_catalog({**record, "lifetime": GOODBYE_LIFETIME_S}, GOODBYE_S)
 
+    def change(self, **fields: Any) -> None:
+        """Change fields of the record, and tell that at once."""
+        self._about.update(fields)
+        self.report()
+
+    def set_servers(self, servers: tuple[tuple[str, int], ...]) -> None:
+        """Report to other catalog servers from now on; the ones before are told that the manager is gone."""
+        self._report_to_catalog({**self._about, "lifetime": GOODBYE_LIFETIME_S}, GOODBYE_S)
+        self._catalog = catalog.CatalogClient(servers) if servers else None
+        self.report()
+
     def report(self) -> None:
         """Tell the registry and the catalog what the manager does now."""
         self._report({**self._about, **self._figures()})
@@ -125,7 +136,7 @@ class ManagerAnnouncer:
             self._over.set()
             if self._folder:
                 registry.remove(self._folder, self._key)
-        if self._catalog is not None:
+        if self._catalog is not None and self._thread is not threading.current_thread():
             self._thread.join(GOODBYE_S)
 
 

@@ -268,12 +268,12 @@ class AdaptiveScaling:
 def pilots_needed(settings: FactorySettings, demand: QueueStats) -> int:
     """How many pilots there is work for."""
     each = settings.tasks_per_worker or settings.cores or 1
-    tasks = demand.waiting + demand.running
+    tasks = demand.waiting + demand.running + demand.left
     if settings.capacity and demand.capacity:
         tasks = min(tasks, demand.capacity)
     count = math.ceil(tasks / each)
     if settings.cores and not settings.tasks_per_worker and not settings.capacity:
-        count = max(count, math.ceil((demand.cores + demand.running) / settings.cores))
+        count = max(count, math.ceil((demand.cores + demand.running + demand.left) / settings.cores))
     return count
 
 

@@ -29,6 +29,8 @@ from vinecore.journal.recorder import JournalRecorder
 from vinecore.scheduler import events, instructions
 
 log = logging.getLogger("vinecore")
+TEMPLATE = "%Y-%m-%dT%H%M%S"
+"""The name of the folder of a run."""
 POLL_INTERVAL_S = 0.1
 FLUSH_INTERVAL_S = 0.5
 MAX_BUFFERED_BYTES = 1 << 20
@@ -48,6 +50,8 @@ class JournalWriter:
     ----------
     run_info_path
         The folder that gets a folder with the journal, named by the time.
+    template
+        The name of this folder, in which ``strftime`` replaces times.
     durable
         Whether the journal, except for the last second, survives a loss of power.
     **about
@@ -59,8 +63,11 @@ class JournalWriter:
         The journal; None until `start` has made it, or if it could not.
     """
 
-    def __init__(self, run_info_path: str | Path, *, durable: bool = False, **about: Any) -> None:
+    def __init__(
+        self, run_info_path: str | Path, *, template: str = TEMPLATE, durable: bool = False, **about: Any
+    ) -> None:
         self._parent, self._about, self._durable = Path(run_info_path).expanduser().absolute(), about, durable
+        self._template = template
         self.path: Path | None = None
         self._file = -1
         self._queue: deque[tuple[float, list[events.Event], list[instructions.Instruction]]] = deque()
@@ -81,7 +88,7 @@ class JournalWriter:
                            python=platform.python_version(), **self._about)  # fmt: skip
         path = self._parent
         try:
-            path = _create_directory(self._parent) / records.FILE
+            path = _create_directory(self._parent, self._template) / records.FILE
             self._file = os.open(
                 path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
             )
@@ -216,16 +223,16 @@ def _lock_file(file: int) -> None:
         pass
 
 
-def _create_directory(parent: Path) -> Path:
+def _create_directory(parent: Path, template: str) -> Path:
     """Create a folder that is named by the time."""
-    name = datetime.now().astimezone().strftime("%Y-%m-%dT%H%M%S")
+    name = first = datetime.now().astimezone().strftime(template)
     parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(2):
         folder = parent / name
         try:
             folder.mkdir()
         except FileExistsError:
-            name = f"{name[:17]}-{number}"
+            name = f"{first}-{number}"
         else:
             break
     return folder

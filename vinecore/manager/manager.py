@@ -60,13 +60,25 @@ class Manager(HighOrderMethods, PolicyMethods, AnnouncementMethods, StatisticsMe
         without an end in ``run_info_path`` (of its ``name``, if it has one), listens on the port of
         that manager if ``port`` leaves a choice, and tells workers to keep their files for a
         successor. ``docs/resuming.md`` says what runs again.
+    run_info_template : str or None
+        The name of this run's folder in ``run_info_path``, in which ``strftime`` replaces times; None
+        for "%Y-%m-%dT%H%M%S".
+    staging_path : str, Path or None
+        A folder for files that are on their way, in a folder "vine-staging" that is made there; None
+        for the folder of temporary files.
     ssl : bool or (path, path)
         Whether TLS protects all connections: with a certificate of this user's that is made the
-        first time, or with this key and certificate. Both need the extra ``daskvine[ssl]``. Workers
+        first time, or with this key and certificate; None or (None, None) for no TLS. Both need the extra ``daskvine[ssl]``. Workers
         need ``--ssl``. They accept only a certificate whose fingerprint is in the file beside the
         secret, ``<password file>.fingerprint``, or is given as ``--ssl-fingerprint``.
     init_fn : callable or None
         A function that is called with the manager once it listens.
+    status_display_interval : float or None
+        The seconds after which a table of numbers is redrawn, in a notebook or a terminal; None or 0
+        for none. `application_info` adds to it.
+    prometheus_port : int or None
+        The port of this machine at which Prometheus finds the statistics, 0 for any free one; None for
+        none.
     registry : str, Path, bool or None
         The folder in which a manager with a name is entered, so that workers of the same user find
         it; None for the value of the variable VINE_REGISTRY, or the usual folder. With False it is
@@ -109,30 +121,44 @@ class Manager(HighOrderMethods, PolicyMethods, AnnouncementMethods, StatisticsMe
     @keyword_arguments.refuse_unknown
     def __init__(self, port: int | Sequence[int] = DEFAULT_PORT, name: str | None = None, shutdown: bool = False, *,
                  password_file: str | Path | None = None, address: str = "", run_info_path: str | Path | bool | None = None, resume: bool = False,
-                 ssl: bool | Sequence[str | Path] = False, init_fn: Callable[[Any], None] | None = None, registry: str | Path | bool | None = None,
-                 catalog: str | bool | None = None, validate: bool = False) -> None:  # fmt: skip
+                 run_info_template: str | None = None, staging_path: str | Path | None = None, ssl: bool | Sequence[str | Path | None] | None = False,
+                 init_fn: Callable[[Any], None] | None = None, status_display_interval: float | None = None, prometheus_port: int | None = None,
+                 registry: str | Path | bool | None = None, catalog: str | bool | None = None, validate: bool = False) -> None:  # fmt: skip
         if not callable(init_fn or callable):
             validators.refuse("init_fn", init_fn, "a function that takes the manager", TypeError)
         ports = startup.port_range(port)
         address = validators.text("address", "" if address is None else address)
-        self.name = manager_record.check_name(name) if name not in (None, "") else f"vine-{os.getpid()}"
+        own_name = manager_record.check_name(name) if name not in (None, "") else f"vine-{os.getpid()}"
         registry_folder = startup.registry_folder(registry)
         catalog_servers = startup.catalog_servers(catalog)
         self._shutdown, self._pid = validators.flag("shutdown", shutdown), os.getpid()
         validate = validators.flag("validate", validate)
         secret, self.password_file = startup.load_secret(password_file)
         session = secrets.token_hex(4)
+        template, staging = startup.run_info_template(run_info_template), startup.staging_parent(staging_path)
+        display_interval_s = validators.seconds("status_display_interval", status_display_interval or 0)
+        if prometheus_port is not None:
+            prometheus_port = validators.whole("prometheus_port", prometheus_port, 0, 65535)
+        if isinstance(ssl, Sequence) and not isinstance(ssl, str) and not any(ssl):
+            ssl = False
         folder = startup.journal_directory(run_info_path)
         self.resume = resume = validators.flag("resume", resume)
         if resume and folder is None:
             msg = "resume=True needs a journal: set its folder with run_info_path='vine-run-info'"
             raise ValueError(msg)
-        previous = startup.load_previous_session(folder, name) if resume and folder is not None else None
+        previous = (
+            startup.load_previous_session(folder, name, staging) if resume and folder is not None else None
+        )
         self.resumed_from = None if previous is None else previous.journal
         self._journal_writer = None
         if folder is not None:
             self._journal_writer = startup.make_journal_writer(
-                folder, name=self.name, session=session, durable=resume, resumed_from=self.resumed_from
+                folder,
+                template,
+                name=own_name,
+                session=session,
+                durable=resume,
+                resumed_from=self.resumed_from,
             )
         context, self.ssl_fingerprint = (
             startup.make_tls_context(ssl, self.password_file) if ssl else (None, "")
@@ -141,13 +167,14 @@ class Manager(HighOrderMethods, PolicyMethods, AnnouncementMethods, StatisticsMe
             ports,
             address,
             secret,
-            self.name,
+            own_name,
             python_version(),
             REQUIRED_PACKAGES,
             self._journal_writer,
             context,
             session=session if resume else "",
             previous=previous,
+            staging=staging,
             validate=validate,
         )
         super().__init__(server, session)
@@ -155,13 +182,15 @@ class Manager(HighOrderMethods, PolicyMethods, AnnouncementMethods, StatisticsMe
             server, task_numbers=self._numbers, session=session, on_wait=self.say_that_it_waits
         )
         self._close_callbacks: list[Callable[[], None]] = []
+        self._registry_folder, self._catalog_servers = registry_folder, catalog_servers
         if name:
-            has_tls = bool(self.ssl_fingerprint)
-            self._announcer = startup.announce_manager(
-                server, self.name, registry_folder, catalog_servers, self._properties, has_tls=has_tls
-            )
-            self.on_close(self._announcer.close)
+            self._announce()
         atexit.register(self.close)
+        try:
+            self._start_displays(prometheus_port, display_interval_s)
+        except OSError:
+            self.close()
+            raise
         if init_fn is not None:
             init_fn(self)
 

@@ -7,13 +7,15 @@ import os
 import secrets
 import ssl
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from vinecore import validators
 from vinecore.discovery.announcer import ManagerAnnouncer, make_record
 from vinecore.journal.previous_session import PreviousSession, find_previous_session
-from vinecore.journal.writer import JournalWriter
+from vinecore.journal.records import MOST_RECENT
+from vinecore.journal.writer import TEMPLATE, JournalWriter
 from vinecore.manager.compatibility import package_versions
 from vinecore.protocol import tls
 from vinecore.protocol.discovery.catalog import configured_servers, parse_servers
@@ -29,7 +31,7 @@ PORT_ENVIRONMENT_VARIABLES = {"VINE_PORT", "VINE_LOW_PORT", "VINE_HIGH_PORT", "T
 
 
 def make_journal_writer(
-    folder: Path, *, name: str, session: str, durable: bool, resumed_from: Path | None
+    folder: Path, template: str | None, *, name: str, session: str, durable: bool, resumed_from: Path | None
 ) -> JournalWriter:
     """Make the writer of a manager's journal.
 
@@ -37,6 +39,8 @@ def make_journal_writer(
     ----------
     folder
         The folder in which the journal gets a folder of its own.
+    template
+        The name of this one, for ``strftime``; None for the usual one.
     name, session
         The manager's name, and the random text in the names of its own files.
     durable
@@ -45,7 +49,29 @@ def make_journal_writer(
         The journal that this manager resumes from, if there is one.
     """
     header = {"manager": name, "session": session, "packages": package_versions()}
-    return JournalWriter(folder, durable=durable, resumes=str(resumed_from or ""), **header)
+    return JournalWriter(
+        folder, template=template or TEMPLATE, durable=durable, resumes=str(resumed_from or ""), **header
+    )
+
+
+def run_info_template(template: Any) -> str | None:
+    """Check the name of the folder of a run, which is one for ``strftime``."""
+    if template is None:
+        return None
+    text = validators.label("run_info_template", template)
+    name = datetime.now().astimezone().strftime(text)
+    if "/" in name or "\0" in name or name in ("", ".", "..", MOST_RECENT):
+        validators.refuse("run_info_template", template, "the name of a folder, such as 'run-%Y-%m-%d'")
+    return text
+
+
+def staging_parent(staging_path: Any) -> str | None:
+    """Make the folder for files on their way below the one that the user gives; None for the usual one."""
+    if staging_path is None:
+        return None
+    parent = Path(validators.path("staging_path", staging_path)).expanduser().absolute() / "vine-staging"
+    parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return str(parent)
 
 
 def make_tls_context(tls_files: Any, password_file: Path) -> tuple[ssl.SSLContext, str]:
@@ -98,7 +124,6 @@ def make_tls_context(tls_files: Any, password_file: Path) -> tuple[ssl.SSLContex
 
 def announce_manager(
     server: ManagerServer,
-    name: str,
     folder: str,
     servers: tuple[tuple[str, int], ...],
     properties: Mapping[str, Any],
@@ -111,8 +136,6 @@ def announce_manager(
     ----------
     server
         The manager's server.
-    name
-        The name that workers look for.
     folder
         The registry; "" for none.
     servers
@@ -123,7 +146,7 @@ def announce_manager(
         Whether connections are protected by TLS.
     """
     record = make_record(
-        name=name, key=secrets.token_hex(16), bound=server.bound, port=server.port, ssl=has_tls
+        name=server.name, key=secrets.token_hex(16), bound=server.bound, port=server.port, ssl=has_tls
     )
 
     def status_figures() -> dict[str, Any]:
@@ -133,7 +156,7 @@ def announce_manager(
             "tasks_waiting": stats.waiting,
             "tasks_running": stats.running,
             "tasks_on_workers": stats.running,
-            "tasks_left": stats.waiting + stats.running,
+            "tasks_left": stats.waiting + stats.running + stats.left,
             "tasks_total_cores": stats.cores,
             "capacity_tasks": stats.capacity,
             "workers": stats.workers,
@@ -143,11 +166,11 @@ def announce_manager(
     return ManagerAnnouncer(record, status_figures, folder, servers)
 
 
-def load_previous_session(folder: Path, name: str | None) -> PreviousSession | None:
+def load_previous_session(folder: Path, name: str | None, staging: str | None) -> PreviousSession | None:
     """Return what the manager has left that this one resumes from, and remove what is not needed of that."""
     previous = find_previous_session(folder, name)
     if previous is not None:
-        remove_leftover_staging(previous.sessions)
+        remove_leftover_staging(previous.sessions, staging)
         log.info(
             "resuming from %s: %d results are known, %d workers may reconnect",
             previous.journal, len(previous.results), len(previous.workers),

@@ -6,11 +6,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vinecore import validators
+from vinecore.manager.prometheus import PrometheusServer, format_gauges
+from vinecore.manager.status_display import StatusDisplay, find_screen, format_table
 from vinecore.manager.status_methods import StatusMethods
 from vinecore.scheduler import events, statistics
 from vinecore.scheduler.statistics import ManagerStats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vinecore.scheduler.scheduler import Scheduler
 
 MB = 1 << 20
@@ -18,6 +22,9 @@ MB = 1 << 20
 
 class StatisticsMethods(StatusMethods):
     """Statistics, and what they are measured by."""
+
+    on_close: Callable[[Callable[[], None]], Callable[[], None]]
+    _prometheus: PrometheusServer | None = None
 
     @property
     def stats(self) -> ManagerStats:
@@ -77,6 +84,41 @@ class StatisticsMethods(StatusMethods):
         """
         validators.flag("time_series", time_series)
         self._server.post_event(events.SettingChanged("watchdog", validators.flag("watchdog", watchdog)))
+
+    @property
+    def prometheus_port(self) -> int | None:
+        """The port at which ``http://127.0.0.1:PORT/metrics`` has the statistics; None if it is off."""
+        return None if self._prometheus is None else self._prometheus.port
+
+    def _start_displays(self, prometheus_port: int | None, display_interval_s: float | None) -> None:
+        """Serve the statistics, and show them, as far as the user wants that."""
+        if prometheus_port is not None:
+            self._prometheus = PrometheusServer(prometheus_port, lambda: format_gauges(self.stats, self.name))
+            self.on_close(self._prometheus.close)
+        screen = find_screen() if display_interval_s else None
+        if screen is not None and display_interval_s:
+            display = StatusDisplay(display_interval_s, self._status_table, screen)
+            self.on_close(display.close)
+
+    def _status_table(self) -> str:
+        """Return the table that `StatusDisplay` shows."""
+        stats, info = self.stats, self.application_info().get("application_info", {})
+        units = info.get("units", {})
+        application = {
+            f"{name} {units.get(name, '')}".strip(): value for name, value in info.get("values", {}).items()
+        }
+        rows = {
+            "tasks": {
+                "done": stats.tasks_done, "running": stats.tasks_running, "waiting": stats.tasks_waiting,
+                "failed": stats.tasks_failed,
+            },
+            "workers": {"connected": stats.workers_connected, "busy": stats.workers_busy, "lost": stats.workers_lost},
+            "cores": {"in use": stats.committed_cores, "in all": stats.total_cores},
+            "memory": {"MB in use": stats.committed_memory, "MB in all": stats.total_memory},
+            "disk": {"MB in use": stats.committed_disk, "MB in all": stats.total_disk},
+            "application": application,
+        }  # fmt: skip
+        return format_table(f"manager {self.name}, port {self.port}", rows)
 
     def application_info(self) -> dict[str, Any]:
         """Return numbers of the application for displays; to be overridden.

@@ -67,6 +67,11 @@ class StatusMethods:
         self._server.ensure_open()
 
     @property
+    def name(self) -> str:
+        """The name by which workers find the manager; one that it has made up if it is not announced."""
+        return self._server.name
+
+    @property
     def port(self) -> int:
         """The port to which workers connect."""
         return self._server.port

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from vinecore.server.server import ManagerServer
+
+# Numbers are counted up to the one that the user sets: this takes a second.
+MAX_MIN_TASK_ID = 100_000_000
 
 
 class TaskMethods(LibraryMethods):
@@ -77,6 +81,30 @@ class TaskMethods(LibraryMethods):
         self._tasks[number] = task
         self._server.post_event(events.TasksSubmitted([spec]))
         return number
+
+    def set_min_task_id(self, minid: int) -> int:
+        """Set the least number that tasks get from now on.
+
+        Parameters
+        ----------
+        minid : int
+            The number, at most 100,000,000. If it has been given to a task already, nothing changes.
+
+        Returns
+        -------
+        int
+            The least number that the next task may get.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not a whole number, or out of bounds.
+        """
+        minid = validators.whole("minid", minid, 1, MAX_MIN_TASK_ID)
+        reached = next(self._numbers)
+        # The iterator is shared with graphs, which have it already: it is moved on, and not replaced.
+        deque(itertools.islice(self._numbers, max(0, minid - 1 - reached)), maxlen=0)
+        return max(minid, reached + 1)
 
     def wait(self, timeout: float | timedelta | str | None = "wait_forever") -> Task | None:
         """Wait for the next task that ends.

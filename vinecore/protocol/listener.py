@@ -66,7 +66,7 @@ class AuthenticatingListener:
         wrap_tls: Union[TlsWrapper, None] = None,
         name: str = "",
     ) -> None:
-        self._wrap_tls, self._name = wrap_tls, name
+        self._wrap_tls, self.name = wrap_tls, name
         self._listener, self._secret, self._welcome, self._refused = listener, secret, welcome, refused
         self._most = max_unauthenticated(most)
         # with fewer places each is held for a shorter time, so a connection waits no longer for one
@@ -171,7 +171,7 @@ class AuthenticatingListener:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._wrap_tls is not None:
                     sock = self._wrap_tls(sock)
-                greeting = handshake.serve(sock, self._secret, self._name)
+                greeting = handshake.serve(sock, self._secret, self.name)
                 greeting["here"] = canonical_address(str(outer.getsockname()[0]))
             finally:
                 # authenticated connections do not count against the limit

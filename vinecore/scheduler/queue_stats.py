@@ -27,6 +27,8 @@ class QueueStats(NamedTuple):
         Cores that the waiting tasks ask for; one for each that does not say.
     capacity : int
         As many tasks as the manager could keep running at once, judged by how long they take; 0 if that is not known.
+    left : int
+        Tasks that the user says will still be submitted.
     pilots : tuple of str or None
         Connected workers that a factory has started, as the factory calls them; None if that is not known.
     """
@@ -36,6 +38,7 @@ class QueueStats(NamedTuple):
     workers: int = 0
     cores: float = 0.0
     capacity: int = 0
+    left: int = 0
     pilots: tuple[str, ...] | None = None
 
 

@@ -38,6 +38,7 @@ class EventReceiver(Protocol):
 
     inbox: deque[Any]
     closed: bool
+    name: str
 
     def post_event(self, event: e.Event) -> None:
         """Hand an event to the scheduler, from any thread."""
@@ -90,8 +91,6 @@ class WorkerConnections:
         The objects that the manager itself has.
     state : SchedulerState
         The scheduler's records.
-    name : str
-        The manager's name.
     session : str
         The common part of the names of the manager's own files, if workers keep the others for a successor.
     has_tls : bool
@@ -112,12 +111,11 @@ class WorkerConnections:
         store: ObjectStore,
         state: SchedulerState,
         *,
-        name: str,
         session: str,
         has_tls: bool,
     ) -> None:
         self._receiver, self._loop, self._store, self._state = receiver, loop, store, state
-        self._name, self._session, self._has_tls = name, session, has_tls
+        self._session, self._has_tls = session, has_tls
         self._numbers = itertools.count(1)
         self._accepting: set[asyncio.Task[None]] = set()
         self.workers: dict[int, WorkerConnection] = {}
@@ -166,7 +164,9 @@ class WorkerConnections:
         """Send the queue statistics to an authenticated client."""
         with words.sock as sock:
             sock.settimeout(STATUS_TIMEOUT_S)
-            words.send({"name": self._name, "protocol": VERSION, **self._receiver.queue_stats()._asdict()})
+            words.send(
+                {"name": self._receiver.name, "protocol": VERSION, **self._receiver.queue_stats()._asdict()}
+            )
 
     def _schedule_accept_worker(
         self, sock: socket.socket, at: tuple[str, str], session: bytes, certificate: tuple[str, str]
@@ -223,7 +223,7 @@ class WorkerConnections:
             peer.channel.send(
                 m.Welcome(
                     peer.number,
-                    self._name,
+                    self._receiver.name,
                     self._state.python,
                     peer.certificate,
                     self._session,

@@ -33,6 +33,8 @@ class ObjectStore:
         Called, in the thread that received it, with the name, size and digest of an object that a worker has brought.
     session
         The name of the staging folder, if a successor is to find it.
+    parent
+        Where the staging folder is made; None for the folder of temporary files.
 
     Attributes
     ----------
@@ -40,8 +42,11 @@ class ObjectStore:
         Names of outputs that could not be put where the user wants them, and why.
     """
 
-    def __init__(self, stored: Callable[[str, int, str], None], session: str = "") -> None:
+    def __init__(
+        self, stored: Callable[[str, int, str], None], session: str = "", parent: str | None = None
+    ) -> None:
         self._on_stored, self._prefix = stored, staging_prefix(session)
+        self._parent = parent
         self._contents: dict[str, Content] = {}
         self._temporary_names: set[str] = set()  # names of files that are ours to delete
         self._declarations: Counter[str] = Counter()  # declarations that have not been taken back
@@ -63,7 +68,7 @@ class ObjectStore:
         """The staging folder; made when it is first needed."""
         with self._lock:
             if self._folder is None:
-                self._folder = temporary_folders.create_folder(self._prefix)
+                self._folder = temporary_folders.create_folder(self._prefix, self._parent)
             return self._folder
 
     # ---- the user's own
@@ -282,10 +287,10 @@ def staging_prefix(session: str) -> str:
     return f"vine-manager-{session}-" if session else "vine-manager-"
 
 
-def remove_leftover_staging(sessions: Iterable[str]) -> None:
+def remove_leftover_staging(sessions: Iterable[str], parent: str | None = None) -> None:
     """Remove the staging folders of managers that were killed, by the names of their sessions."""
     for session in filter(str.isalnum, sessions):
-        for folder in Path(tempfile.gettempdir()).glob(f"{staging_prefix(session)}*"):
+        for folder in Path(parent or tempfile.gettempdir()).glob(f"{staging_prefix(session)}*"):
             remove_tree(str(folder))
 
 

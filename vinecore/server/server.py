@@ -90,6 +90,8 @@ class ManagerServer:
         What names of this manager's own files have in common, if workers shall keep the others for the next manager, should this one vanish.
     previous
         The session of a manager that has died, if this one resumes it.
+    staging
+        Where files are kept that are on their way; None for the folder of temporary files.
     validate
         Whether the scheduler's state is validated after each batch of events.
 
@@ -97,6 +99,10 @@ class ManagerServer:
     ----------
     bound, port : str, int
         Where it listens.
+    name : str
+        The manager's name.
+    tasks_left : int
+        Tasks that the user will still submit, for factories.
     started_at : float
         When it started, in seconds since 1970.
     worker_addresses : dict
@@ -120,9 +126,12 @@ class ManagerServer:
         *,
         session: str = "",
         previous: PreviousSession | None = None,
+        staging: str | None = None,
         validate: bool = False,
     ) -> None:
-        self._secret, self._name, self._session = secret, name, session
+        self._secret, self._session = secret, session
+        self.name = name
+        self.tasks_left = 0
         self._pid = os.getpid()
         self.heartbeat_interval_s, self.heartbeat_timeout_s = HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S
         self.in_words: Callable[[str], str] = str
@@ -130,7 +139,7 @@ class ManagerServer:
         self.inbox: deque[e.Event | StateQuery] = deque()
         self._awake = False
         self._listeners: dict[type, Callable[[Any], None]] = {}
-        self.store = ObjectStore(lambda *stored: self.post_event(e.ObjectStored(*stored)), session)
+        self.store = ObjectStore(lambda *stored: self.post_event(e.ObjectStored(*stored)), session, staging)
         self._before = [] if previous is None else previous.workers  # which may end before they come back
         if session:
             self.inbox.append(
@@ -151,7 +160,6 @@ class ManagerServer:
             self._loop,
             self.store,
             self._scheduler.state,
-            name=name,
             session=session,
             has_tls=tls_context is not None,
         )
@@ -371,6 +379,10 @@ class ManagerServer:
             self._before = [worker for worker in self._before if worker not in ended]
             self.inbox.append(e.WorkersEnded(ended))
 
+    def rename(self, name: str) -> None:
+        """Change the manager's name for those who connect from now on."""
+        self.name = self._listener.name = name
+
     def set_secret(self, secret: bytes) -> None:
         """Set the secret that new connections have to prove."""
         self._secret = secret
@@ -379,7 +391,8 @@ class ManagerServer:
         """Return the queue statistics with the connected pilots."""
 
         def look(scheduler: Scheduler) -> QueueStats:
-            return queue_stats(scheduler.state)._replace(pilots=tuple(self._connections.pilot_names()))
+            pilots = tuple(self._connections.pilot_names())
+            return queue_stats(scheduler.state)._replace(pilots=pilots, left=self.tasks_left)
 
         return self.query(look)
 

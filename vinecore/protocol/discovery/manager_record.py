@@ -17,6 +17,8 @@ MAX_RECORD_BYTES = 65_536
 """Of one record."""
 MAX_ADDRESSES = 16
 MAX_FIELD_CHARACTERS = 200
+CONNECTION_MODES = ("by_ip", "by_hostname", "by_apparent_ip")
+"""Which address to try first: those of the manager's interfaces, its host name, the one that the catalog server sees."""
 HOST = re.compile(r"[0-9A-Za-z._:%-]{1,255}")
 
 
@@ -89,6 +91,10 @@ def parse_record(record: Any) -> Union[DiscoveredManager, None]:
         hosts += [about.get("address") for about in interfaces[:MAX_ADDRESSES] if isinstance(about, Mapping)]
     if not any(map(_is_loopback, hosts)):
         hosts += [record.get("address"), record.get("name")]
+        first = {"by_hostname": record.get("name"), "by_apparent_ip": record.get("address")}
+        preferred = record.get("manager_preferred_connection")
+        if isinstance(preferred, str) and preferred in first:
+            hosts.insert(0, first[preferred])
     elif record.get("name") != socket.gethostname():  # it listens nowhere else
         return None
     good = dict.fromkeys(host for host in hosts if isinstance(host, str) and HOST.fullmatch(host))

@@ -100,9 +100,9 @@ class ContentMethods(StatusMethods):
         if file.has_content:
             file.cache_name, file.size = self._unique_name(file.kind), -1
             if file.kind == "file":
-                self._server.store.set_destination(file.cache_name, file.source)
+                self._server.store.set_destination(file.cache_name, file.source())
                 if file.unlink_when_done:
-                    self._server.store.unlink_on_release(file.cache_name, file.source)
+                    self._server.store.unlink_on_release(file.cache_name, file.source())
             level = self._effective_level(file.cache_name, file.cache_level)
             self._declare(FileSpec(file.cache_name, peer_transfer=file.peer_transfer, level=level))
         file.has_content = True

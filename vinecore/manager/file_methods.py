@@ -226,7 +226,7 @@ class FileMethods(OnDemandMethods):
                 name, archive=tarball.cache_name, directory=True, peer_transfer=peer_transfer, level=number
             )
         )
-        return File(self, "untar", name, source=tarball.source, level=level, peer_transfer=peer_transfer)
+        return File(self, "untar", name, source=tarball.source(), level=level, peer_transfer=peer_transfer)
 
     @keyword_arguments.refuse_unknown
     def declare_poncho(
@@ -354,7 +354,7 @@ class FileMethods(OnDemandMethods):
             "SFX_DIR=package SFX_EXTRACT_ONLY=1 SFX_EXTRACT_FORCE=1 /bin/sh ./sfx && test -x package/run.sh"
         )
         task.add_input(starch, "sfx")
-        what = starch.source or starch.cache_name
+        what = starch.source() or starch.cache_name
         return self._declare_on_demand(task, "package", "starch", "", what, cache, peer_transfer)
 
     def declare_result(self, name: str) -> File:

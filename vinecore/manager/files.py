@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from vinecore import validators
+from vinecore.constants import FileType
 from vinecore.protocol.serialization import values
+
+_TYPES = {
+    "file": FileType.FILE,
+    "url": FileType.URL,
+    "temp": FileType.TEMP,
+    "buffer": FileType.BUFFER,
+}
 
 
 class ContentReader(Protocol):
@@ -17,6 +26,24 @@ class ContentReader(Protocol):
     def read_file(self, file: File) -> bytes:
         """Return the bytes of a file, which is brought to the manager if it is elsewhere."""
         ...
+
+
+class ReadableBytes(bytes):
+    """Bytes that can be read like a file."""
+
+    def __init__(self, _content: bytes) -> None:
+        self._position = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        start = self._position
+        self._position = len(self) if size is None or size < 0 else min(start + size, len(self))
+        return self[start : self._position]
+
+    def readline(self) -> bytes:
+        """Return the rest of the line."""
+        end = self.find(b"\n", self._position) + 1
+        return self.read(end - self._position if end else -1)
 
 
 class File:
@@ -45,40 +72,78 @@ class File:
     ----------
     has_content : bool
         Whether the file has a content, or a submitted task makes it.
+    mode : int or None
+        The permission bits that tasks find, from `set_mode`; None for those of the content.
     """
 
     __slots__ = (
         "__weakref__",
+        "_source",
         "cache_level",
         "cache_name",
         "has_content",
         "kind",
         "manager",
+        "mode",
         "peer_transfer",
         "size",
-        "source",
         "unlink_when_done",
     )
 
     def __init__(self, manager: ContentReader, kind: str, cache_name: str, *, source: str = "", size: int = -1, level: str = "task",
                  peer_transfer: bool = True, unlink_when_done: bool = False) -> None:  # fmt: skip
-        self.manager, self.kind, self.cache_name, self.source, self.size = (
-            manager,
-            kind,
-            cache_name,
-            source,
-            size,
-        )
+        self.manager, self.kind, self.cache_name, self.size = manager, kind, cache_name, size
+        self._source = source
+        self.mode: int | None = None
         self.cache_level, self.peer_transfer, self.unlink_when_done = level, peer_transfer, unlink_when_done
         self.has_content = False
 
-    def contents(self, unserializer: Callable[[bytes], Any] | None = None) -> Any:
+    def source(self) -> str:
+        """Return where the content comes from.
+
+        Returns
+        -------
+        str
+            The path, or the address of a URL; "" for a file that has none, such as a buffer.
+        """
+        return self._source
+
+    def type(self) -> FileType:
+        """Return the kind of the file as one of TaskVine's constants.
+
+        Returns
+        -------
+        FileType
+            VINE_FILE, VINE_URL, VINE_TEMP or VINE_BUFFER; VINE_MINI_TASK for one that workers make
+            on demand, such as an unpacked archive.
+        """
+        return _TYPES.get(self.kind, FileType.MINI_TASK)
+
+    def set_mode(self, mode: int) -> None:
+        """Set the permission bits of the file in the sandboxes of tasks that are submitted later.
+
+        Parameters
+        ----------
+        mode : int
+            The bits, such as ``0o755``, for example to run a program that was downloaded. Of a
+            directory they are those of the directory itself. A file with a mode is copied into a
+            sandbox, never linked.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is no whole number from 0 to 0o777.
+        """
+        self.mode = validators.whole("mode", mode, 0, 0o777)
+
+    def contents(self, unserializer: Callable[[Any], Any] | None = None) -> Any:
         """Return the content, which is brought to the manager if necessary.
 
         Parameters
         ----------
         unserializer : callable or None
-            A function that makes a value of the bytes; None for the bytes themselves.
+            A function that makes a value of the bytes; None for the bytes themselves. It gets bytes
+            that can also be read like a file, so ``pickle.load`` and ``pickle.loads`` both work.
 
         Returns
         -------
@@ -86,7 +151,7 @@ class File:
             The content, or the value that ``unserializer`` returns.
         """
         data = self.manager.read_file(self)
-        return data if unserializer is None else unserializer(data)
+        return data if unserializer is None else unserializer(ReadableBytes(data))
 
     def value(self) -> Any:
         """Return the Python value that a task has left in this file.
@@ -105,7 +170,7 @@ class File:
         return True
 
     def __repr__(self) -> str:
-        return f"<File {self.kind} {self.source or self.cache_name}>"
+        return f"<File {self.kind} {self.source() or self.cache_name}>"
 
 
 def check_declared(file: Any) -> File:

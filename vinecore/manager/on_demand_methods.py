@@ -136,7 +136,7 @@ class OnDemandMethods(ContentMethods):
             copy = Task("cp in out")
             copy.add_input(file, "in")
             fetched = self._declare_on_demand(
-                copy, "out", "minitask", "", f"a copy of {file.source}", False, True
+                copy, "out", "minitask", "", f"a copy of {file.source()}", False, True
             )
             try:
                 return self.read_file(fetched)
@@ -186,7 +186,7 @@ class OnDemandMethods(ContentMethods):
             It is no declared file.
         """
         check_declared(file)
-        self._server.store.release(file.cache_name, file.source if file.unlink_when_done else "")
+        self._server.store.release(file.cache_name, file.source() if file.unlink_when_done else "")
         self._server.post_event(events.FilesReleased([file.cache_name], prune=False))
         if file.unlink_when_done and not self._server.closed:
             self._server.query(queries.await_earlier_events)  # what no task needs is gone on return

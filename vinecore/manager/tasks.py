@@ -137,7 +137,7 @@ class Task(TaskReaders):
             Equal for tasks that are taken to make the same.
         """
         environment = self._environment.cache_name if self._environment else ""
-        mounts = [(file.cache_name, remote, symlink) for file, remote, symlink in self._inputs_with_names]
+        mounts = [tuple(_describe_mount(*named)) for named in self._inputs_with_names]
         return repr((self.command, mounts, sorted(self._variables.items()), environment))
 
     def make_on_demand_spec(
@@ -180,9 +180,7 @@ class Task(TaskReaders):
         options: dict[str, Any] = {}
         self._inputs = tuple(file.cache_name for file, _remote, _symlink in self._inputs_with_names)
         if self._inputs_with_names:
-            options["mounts"] = [
-                [file.cache_name, remote, symlink] for file, remote, symlink in self._inputs_with_names
-            ]
+            options["mounts"] = [_describe_mount(*named) for named in self._inputs_with_names]
         for file in dict.fromkeys(self.outputs):
             manager.rename_for_new_content(file)
         if self._outputs:
@@ -211,3 +209,9 @@ class Task(TaskReaders):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.state.lower()}{f' {self.result}' if self.outcome else ''}>"
+
+
+def _describe_mount(file: File, remote_name: str, symlink: bool) -> list[Any]:
+    """Return an input in the form of messages."""
+    mount = [file.cache_name, remote_name, symlink]
+    return mount if file.mode is None else [*mount, file.mode]

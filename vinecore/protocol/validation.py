@@ -106,6 +106,13 @@ def partial_object(**known: Form) -> Form:
     return check
 
 
+def mount(value: Any) -> bool:
+    """Return whether a value is a file, its name in the sandbox, whether it is linked, and perhaps its mode."""
+    return _mount(value) or _mount_with_mode(value)
+
+
+_mount = fixed_list(writable_text, writable_text, boolean)
+_mount_with_mode = fixed_list(writable_text, writable_text, boolean, integer)
 measured = partial_object(
     cores=optional(number),
     memory=optional(number),
@@ -121,7 +128,7 @@ info = partial_object(
 )  # fmt: skip
 """What is known to be in the ``info`` of `TaskDone` and `TaskFailed`."""
 options = partial_object(
-    env=dict_of(optional(writable_text)), command=writable_text, init_command=writable_text, mounts=list_of(fixed_list(writable_text, writable_text, boolean)), outputs=list_of(fixed_list(writable_text, writable_text, writable_text)), environment=writable_text,
+    env=dict_of(optional(writable_text)), command=writable_text, init_command=writable_text, mounts=list_of(mount), outputs=list_of(fixed_list(writable_text, writable_text, writable_text)), environment=writable_text,
     cores=optional(number), limits=optional(dict_of(optional(number))), allocation=optional(list_of(number)), time_max=optional(number), time_left=number,
     preload=list_of(writable_text),
 )  # fmt: skip

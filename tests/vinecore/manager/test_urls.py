@@ -66,7 +66,7 @@ def test_name_follows_address_and_metadata(m, web):
     place(web, "a", b"one")
     place(web, "b", b"one")
     first = m.declare_url(f"{web.url}/a")
-    assert (len(first), first.source) == (3, f"{web.url}/a")
+    assert (len(first), first.source()) == (3, f"{web.url}/a")
     assert m.declare_url(f"{web.url}/a").cache_name == first.cache_name
     assert m.declare_url(f"{web.url}/b").cache_name != first.cache_name
     place(web, "a", b"two")

@@ -1,6 +1,6 @@
 """How a Python value becomes the bytes of an object, and back without copying.
 
-::
+A value without large buffers is a plain pickle, which any program can load. One with large buffers is::
 
     8 bytes       magic
     4 + 4 bytes   length of the pickle, number of buffers
@@ -91,7 +91,7 @@ def _keep_in_band(buffer: pickle.PickleBuffer, keep: list[memoryview]) -> bool:
 
 def _assemble(text: bytes, buffers: list[memoryview]) -> list[Any]:
     if not buffers:
-        return [HEADER.pack(MAGIC, len(text), 0) + text]
+        return [text]
     magic, count, sizes = MAGIC, len(buffers), [b.nbytes for b in buffers]
     packed: dict[int, list[memoryview]] = {}
     for number, size in enumerate(sizes):
@@ -122,8 +122,7 @@ def size_of(parts: list[Any]) -> int:
 def dumps(value: Any, *, by_value: bool = False, plain: bool = False) -> bytes:
     """Serialize a value into one byte string; in a plain one is nothing but containers, placeholders, and what is in `PLAIN_PICKLE_TYPES`."""
     if plain:
-        text = pickle.dumps(value, protocol=5)
-        return HEADER.pack(MAGIC, len(text), 0) + text
+        return pickle.dumps(value, protocol=5)
     return b"".join(dump(value, by_value=by_value))
 
 
@@ -150,6 +149,8 @@ def loads(data: Readable) -> Any:
 
 def _read_head(data: Readable) -> tuple[bytes, int, int, int]:
     """Give the magic, where the head ends, the length of the pickle, and the number of buffers."""
+    if data[:1] == pickle.PROTO:
+        return MAGIC, 0, len(data), 0
     if len(data) >= HEADER.size:
         magic, size, count = HEADER.unpack_from(data, 0)
         if magic in (MAGIC, MAGIC_PACKED):

@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 import stat
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, Optional, Union
 
 from vinecore.protocol import messages, trees
 from vinecore.protocol.transfer import digests
@@ -40,7 +40,8 @@ def create_sandbox(folder: str, mounts: list[Any], cache: Cache, *, link: bool =
     folder
         Must not exist yet.
     mounts
-        ``[name, remote name, symlink]`` for each input.
+        ``[name, remote name, symlink]`` for each input, or ``[name, remote name, symlink, mode]``
+        for a copy with these permission bits.
     cache
         Has the inputs.
     link
@@ -55,12 +56,12 @@ def create_sandbox(folder: str, mounts: list[Any], cache: Cache, *, link: bool =
     os.mkdir(folder, mode=0o700)
     filling = _SandboxBuilder(folder, cache, link)
     try:
-        for name, remote, symlink in mounts:
+        for name, remote, symlink, *modes in mounts:
             target = resolve_in_sandbox(folder, remote)
             if os.path.dirname(target) != folder or os.path.lexists(target):
                 _check_target_free(folder, remote, target)
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            filling.put_input(name, target, symlink)
+            filling.put_input(name, target, symlink, modes[0] if modes else None)
     except BaseException:
         cache.release_sandbox(folder)
         raise
@@ -74,9 +75,9 @@ class _SandboxBuilder:
         self._folder, self._cache, self._link = folder, cache, link
         self.copies: dict[int, int] = {}
 
-    def put_input(self, name: str, target: str, symlink: bool) -> None:
+    def put_input(self, name: str, target: str, symlink: bool, mode: Optional[int] = None) -> None:
         source = self._cache.checked_path(name)
-        if symlink:
+        if symlink and mode is None:
             if self._link:
                 self._cache.file_stamps.record_symlink(self._folder, name)
             else:
@@ -85,7 +86,9 @@ class _SandboxBuilder:
         elif os.path.isdir(source):
             self._put_tree(name, source, target)
         else:
-            self._put_file(name, "", source, os.stat(source), target)
+            self._put_file(name, "", source, os.stat(source), target, may_link=mode is None)
+        if mode is not None:
+            _set_mode(target, mode)
         if not self._cache.is_intact(name):  # while it was copied
             raise ObjectChanged([name], "has been changed on this worker's disk")
 
@@ -106,13 +109,22 @@ class _SandboxBuilder:
             os.utime(place, (trees.SINGLE_FILE_TIME_S, trees.SINGLE_FILE_TIME_S))
             _set_mode(place, trees.folder_mode(mode))
 
-    def _put_file(self, name: str, inner: str, source: str, about: os.stat_result, target: str) -> None:
+    def _put_file(
+        self,
+        name: str,
+        inner: str,
+        source: str,
+        about: os.stat_result,
+        target: str,
+        *,
+        may_link: bool = True,
+    ) -> None:
         size, cache = about.st_size, self._cache
         large = size >= MIN_LINKED_BYTES
         if not (large and _clone_blocks(source, target)):
             # for root nothing is read-only
             wanted = large and os.geteuid() != 0
-            may = self._link and cache.file_stamps.can_link(name)
+            may = may_link and self._link and cache.file_stamps.can_link(name)
             if (
                 may
                 and (wanted or not cache.reserve_copy_space(self._folder, size))

@@ -213,7 +213,7 @@ def test_unpicklable_value_gives_reason():
         values.dumps([NeverPickled()])
 
 
-@pytest.mark.parametrize("data", [b"", b"abc", b"x" * 100, pickle.dumps(1), values.dumps(1)[:10]])
+@pytest.mark.parametrize("data", [b"", b"abc", b"x" * 100, b"VINEVAL1"])
 def test_what_is_no_value_is_refused(data):
     with pytest.raises(ValueError, match="not a serialized value"):
         values.loads(data)

@@ -1,1 +1,1 @@
-"""Summaries and plots of a run from its journal: `vine_report`."""
+"""Summaries and plots of a run from its journal: `vine_journal`."""

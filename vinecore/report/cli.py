@@ -1,4 +1,4 @@
-"""The command ``vine_report``."""
+"""The command ``vine_journal``."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def worker_command_line(order: PilotSpec, timeout_s: float | None = None) -> lis
         After how long without work a worker leaves, if that is not what the settings say.
     """
     settings = order.settings
-    where = [order.host, str(order.port)]
+    where = [order.host, str(order.port)] if order.host else []
     if order.others:
         places = ((order.host, order.port), *order.others)
         where = [";".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in places)]

@@ -43,6 +43,7 @@ log = logging.getLogger("vinecore")
 # its slot meanwhile: so late that a worker has handed over what it has, whatever else its machine does.
 FORCE_S = 60.0
 CLOSE_S = 90.0
+JOB_LOG = "jobs.log"
 AT_ONCE = 500  # jobs in one command line
 
 SPOOLING_HOLD_CODE = 16  # why a job is held whose files are still on their way to the schedd
@@ -92,7 +93,7 @@ class HTCondor(BatchSystem):
             temporary_folders.create_folder("vine-condor-", None if base is None else str(base))
         )
         self._spool = spool
-        self._log, self._read = self.folder / "jobs.log", 0
+        self._log, self._read = self.folder / JOB_LOG, 0
         self._ends: dict[str, JobStatus] = {}
         self._live: set[str] = set()
         self._constraint = _job_constraint(leftover) if leftover else ""  # none has been submitted yet
@@ -115,76 +116,13 @@ class HTCondor(BatchSystem):
 
     def submit(self, count: int, order: PilotSpec) -> list[str]:
         """Submit a cluster of so many jobs."""
-        secret = self.folder / "vine_secret"
-        descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(order.password_file.read_bytes())
-        text = self._script(order)  # which those that wait in the queue may have another one of
-        script = self.folder / f"vine_pilot-{hashlib.sha256(text.encode()).hexdigest()[:12]}.sh"
-        script.write_text(text)
-        script.chmod(0o700)
+        script = write_pilot_files(self.folder, order)
         description = self.folder / "pilots.submit"
-        description.write_text(self._description(count, order, script))
+        description.write_text(describe_jobs(self.folder, count, order, script))
         self._constraint = _job_constraint(order.factory)
-        command = ["condor_submit", "-terse", *(["-spool"] if self._spool else []), str(description)]
-        said = run_batch_command(*command)
-        found = re.search(r"(\d+)\.(\d+) - (\d+)\.(\d+)", said)
-        if found is None:
-            msg = f"cannot find a job id in the output of condor_submit: {said[-MOST_WORDS:]}"
-            raise BatchError(msg)
-        cluster, first, _, last = map(int, found.groups())
-        names = [f"{cluster}.{number}" for number in range(first, last + 1)]
+        names = submit_description(description, ["-spool"] if self._spool else [])
         self._live.update(names)
         return names
-
-    def _script(self, order: PilotSpec) -> str:
-        settings = order.settings
-        archive = shlex.quote(os.path.basename(settings.python_env))
-        return PILOT_SCRIPT.format(
-            factory=order.factory,
-            env=environment_exports(settings),
-            find=f"{UNPACK_PYTHON}\nrm -f {{archive}}".format(archive=archive)
-            if settings.python_env
-            else FIND_PYTHON,
-            wrapper=settings.wrapper,
-            feature=f"{PILOT_FEATURE_PREFIX}{order.factory}",
-            words=shlex.join(worker_command_line(order)),
-        )
-
-    def _description(self, count: int, order: PilotSpec, script: Path) -> str:
-        settings = order.settings
-        inputs = [self.folder / "vine_worker.pyz", self.folder / "vine_secret"]
-        own = [settings.python_env] if settings.python_env else []
-        inputs += [Path(path).expanduser().absolute() for path in (*own, *settings.wrapper_input)]
-        lines = {
-            "universe": "vanilla",
-            "executable": script,
-            "arguments": "$(ClusterId).$(ProcId)",
-            "transfer_executable": "true",
-            "transfer_input_files": ", ".join(map(str, inputs)),
-            "should_transfer_files": "YES",
-            "when_to_transfer_output": "ON_EXIT",
-            "transfer_output_files": '""',
-            "error": self.folder / "pilot-$(ClusterId).$(ProcId).err",
-            "log": self._log,
-            "request_cpus": settings.cores or 1,
-            "request_memory": settings.memory or 1024,
-            "request_disk": (settings.disk or 1024) * 1024,
-            "notification": "never",
-            "leave_in_queue": "false",
-            "batch_name": order.factory,
-            "+VineFactory": f'"{order.factory}"',
-        }
-        if settings.gpus:
-            lines["request_gpus"] = settings.gpus
-        requirements = [
-            *settings.condor_requirements,
-            *(f'Machine != "{host}"' for host in settings.workers_blocked),
-        ]
-        if requirements:
-            lines["requirements"] = " && ".join(f"({text})" for text in requirements)
-        text = "\n".join(f"{name} = {value}" for name, value in lines.items())
-        return f"{text}\n{settings.batch_options}\nqueue {count}\n"
 
     def status(self) -> dict[str, JobStatus]:
         """Ask the queue, and read the log for those that are not in it any more."""
@@ -303,6 +241,99 @@ class HTCondor(BatchSystem):
                 log.warning("%s", error)
             time.sleep(0.3)
         return False
+
+
+def write_pilot_files(folder: Path, order: PilotSpec) -> Path:
+    """Write the secret and the script of pilots to the folder that has the worker; return the script."""
+    descriptor = os.open(folder / "vine_secret", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(order.password_file.read_bytes())
+    text = make_script(order)
+    # pilots in the queue may have another one
+    script = folder / f"vine_pilot-{hashlib.sha256(text.encode()).hexdigest()[:12]}.sh"
+    script.write_text(text)
+    script.chmod(0o700)
+    return script
+
+
+def make_script(order: PilotSpec) -> str:
+    """Return the script of a pilot."""
+    settings = order.settings
+    archive = shlex.quote(os.path.basename(settings.python_env))
+    return PILOT_SCRIPT.format(
+        factory=order.factory,
+        env=environment_exports(settings),
+        find=f"{UNPACK_PYTHON}\nrm -f {{archive}}".format(archive=archive)
+        if settings.python_env
+        else FIND_PYTHON,
+        wrapper=settings.wrapper,
+        feature=f"{PILOT_FEATURE_PREFIX}{order.factory}",
+        words=shlex.join(worker_command_line(order)),
+    )
+
+
+def describe_jobs(folder: Path, count: int, order: PilotSpec, script: Path) -> str:
+    """Return the description of so many jobs for condor_submit.
+
+    Parameters
+    ----------
+    folder
+        Where the files of the pilots are.
+    count, order
+        How many pilots, and their settings.
+    script
+        The script of the pilots.
+    """
+    settings = order.settings
+    inputs = [folder / "vine_worker.pyz", folder / "vine_secret"]
+    own = [settings.python_env] if settings.python_env else []
+    inputs += [Path(path).expanduser().absolute() for path in (*own, *settings.wrapper_input)]
+    lines = {
+        "universe": "vanilla",
+        "executable": script,
+        "arguments": "$(ClusterId).$(ProcId)",
+        "transfer_executable": "true",
+        "transfer_input_files": ", ".join(map(str, inputs)),
+        "should_transfer_files": "YES",
+        "when_to_transfer_output": "ON_EXIT",
+        "transfer_output_files": '""',
+        "error": folder / "pilot-$(ClusterId).$(ProcId).err",
+        "log": folder / JOB_LOG,
+        "request_cpus": settings.cores or 1,
+        "request_memory": settings.memory or 1024,
+        "request_disk": (settings.disk or 1024) * 1024,
+        "notification": "never",
+        "leave_in_queue": "false",
+        "batch_name": order.factory,
+        "+VineFactory": f'"{order.factory}"',
+    }
+    if settings.gpus:
+        lines["request_gpus"] = settings.gpus
+    requirements = [
+        *settings.condor_requirements,
+        *(f'Machine != "{host}"' for host in settings.workers_blocked),
+    ]
+    if requirements:
+        lines["requirements"] = " && ".join(f"({text})" for text in requirements)
+    text = "\n".join(f"{name} = {value}" for name, value in lines.items())
+    return f"{text}\n{settings.batch_options}\nqueue {count}\n"
+
+
+def submit_description(description: Path, options: Sequence[str]) -> list[str]:
+    """Submit the jobs of a description, and return their ids.
+
+    Raises
+    ------
+    BatchError
+        HTCondor has rejected them, or its reply is not understood.
+    """
+    said = run_batch_command("condor_submit", "-terse", *options, str(description))
+    found = re.search(r"(\d+)\.(\d+) - (\d+)\.(\d+)", said)
+    if found is None:
+        msg = f"cannot find a job id in the output of condor_submit: {said[-MOST_WORDS:]}"
+        raise BatchError(msg)
+    cluster, first, _, last = map(int, found.groups())
+    return [f"{cluster}.{number}" for number in range(first, last + 1)]
 
 
 def _text_of(about: dict[str, Any], attribute: str) -> str:

@@ -155,7 +155,7 @@ class Slurm(BatchSystem):
         self._most = 0
         self._archive, self._sent = "", set[str]()
         with tempfile.TemporaryDirectory(prefix="vine-slurm-") as folder:
-            self._worker = base64.encodebytes(write_worker_zipapp(Path(folder)).read_bytes()).decode()
+            self._worker = encode_worker(Path(folder))
 
     @classmethod
     def default_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,22 +170,9 @@ class Slurm(BatchSystem):
 
     def submit(self, count: int, order: PilotSpec) -> list[str]:
         """Submit an array of so many jobs, or several where Slurm takes no array of that size."""
-        settings = order.settings
-        self._archive = (
-            os.path.abspath(os.path.expanduser(settings.python_env)) if settings.python_env else ""
-        )
-        script = self._script(order)
-        command = [
-            "sbatch", "--parsable", f"--job-name={order.factory}", "--output=/dev/null", "--error=/dev/null", "--chdir=/tmp", "--requeue",
-            "--nodes=1", "--ntasks=1", f"--cpus-per-task={settings.cores or 1}", f"--mem={settings.memory or 1024}M",
-        ]  # fmt: skip
-        if settings.disk:
-            command.append(f"--tmp={settings.disk}M")
-        if settings.gpus:
-            command.append(f"--gres=gpu:{settings.gpus}")
-        if settings.workers_blocked:
-            command.append(f"--exclude={','.join(settings.workers_blocked)}")
-        command += shlex.split(settings.batch_options)
+        self._archive = find_archive(order)
+        sent = "" if self._shared else self._environment_path("$SLURM_JOB_ID")
+        script, command = make_script(order, self._worker, sent), make_command(order)
         self._factory = order.factory
         names: list[str] = []
         while len(names) < count:
@@ -212,25 +199,6 @@ class Slurm(BatchSystem):
             )
             self._most = max(1, int(said[1]) if said else MOST_IN_ARRAY)
         return self._most
-
-    def _script(self, order: PilotSpec) -> str:
-        settings, archive, arrive, find, remove = order.settings, "''", "", FIND_PYTHON, ""
-        if self._archive:
-            find = "unset PYTHONPATH PYTHONHOME\n" + UNPACK_PYTHON.format(archive='"$archive"')
-        if self._archive and self._shared:
-            archive = shlex.quote(self._archive)
-        elif self._archive:
-            archive, remove = f"{self._environment_path('$SLURM_JOB_ID')}", ' "$archive"'
-            find += '\nrm -f "$archive"'
-            arrive = WAIT_FOR_ENVIRONMENT_SCRIPT.format(
-                size=os.path.getsize(self._archive), patience=ARRIVING_S, said=COMMENT_PREFIX
-            )
-        return SCRIPT.format(
-            factory=order.factory, archive=archive, remove=remove, mark=f"end-{secrets.token_hex(8)}", worker=self._worker,
-            secret=base64.encodebytes(order.password_file.read_bytes()).decode(), arrive=arrive, env=environment_exports(settings), find=find,
-            wrapper=settings.wrapper, feature=f"{PILOT_FEATURE_PREFIX}{order.factory}", words=shlex.join(worker_command_line(order)), said=COMMENT_PREFIX,
-            wall=WALL_TIME_SCRIPT.format(spare=MARGIN_S) if settings.wall_time is None else "wall=",
-        )  # fmt: skip
 
     def _environment_path(self, number: str) -> str:
         """Where a pilot finds the environment that it was sent."""
@@ -348,6 +316,66 @@ class Slurm(BatchSystem):
                 log.warning("%s", error)
             time.sleep(0.3)
         return False
+
+
+def encode_worker(folder: Path) -> str:
+    """Make the worker in a folder, and return it as base64."""
+    return base64.encodebytes(write_worker_zipapp(folder).read_bytes()).decode()
+
+
+def find_archive(order: PilotSpec) -> str:
+    """Return the absolute path of the environment of pilots; "" without one."""
+    path = order.settings.python_env
+    return os.path.abspath(os.path.expanduser(path)) if path else ""
+
+
+def make_command(order: PilotSpec) -> list[str]:
+    """Return the command that submits pilots, without their number."""
+    settings = order.settings
+    command = [
+        "sbatch", "--parsable", f"--job-name={order.factory}", "--output=/dev/null", "--error=/dev/null", "--chdir=/tmp", "--requeue",
+        "--nodes=1", "--ntasks=1", f"--cpus-per-task={settings.cores or 1}", f"--mem={settings.memory or 1024}M",
+    ]  # fmt: skip
+    if settings.disk:
+        command.append(f"--tmp={settings.disk}M")
+    if settings.gpus:
+        command.append(f"--gres=gpu:{settings.gpus}")
+    if settings.workers_blocked:
+        command.append(f"--exclude={','.join(settings.workers_blocked)}")
+    return command + shlex.split(settings.batch_options)
+
+
+def make_script(order: PilotSpec, worker: str, sent_archive: str = "") -> str:
+    """Return the script of a pilot.
+
+    Parameters
+    ----------
+    order
+        Its settings, and its manager.
+    worker
+        The worker, as base64.
+    sent_archive
+        The path at which a pilot will find the environment that it is sent; "" for the path of the
+        archive here.
+    """
+    settings, archive, arrive, find, remove = order.settings, "''", "", FIND_PYTHON, ""
+    own = find_archive(order)
+    if own:
+        find = "unset PYTHONPATH PYTHONHOME\n" + UNPACK_PYTHON.format(archive='"$archive"')
+    if own and not sent_archive:
+        archive = shlex.quote(own)
+    elif own:
+        archive, remove = sent_archive, ' "$archive"'
+        find += '\nrm -f "$archive"'
+        arrive = WAIT_FOR_ENVIRONMENT_SCRIPT.format(
+            size=os.path.getsize(own), patience=ARRIVING_S, said=COMMENT_PREFIX
+        )
+    return SCRIPT.format(
+        factory=order.factory, archive=archive, remove=remove, mark=f"end-{secrets.token_hex(8)}", worker=worker,
+        secret=base64.encodebytes(order.password_file.read_bytes()).decode(), arrive=arrive, env=environment_exports(settings), find=find,
+        wrapper=settings.wrapper, feature=f"{PILOT_FEATURE_PREFIX}{order.factory}", words=shlex.join(worker_command_line(order)), said=COMMENT_PREFIX,
+        wall=WALL_TIME_SCRIPT.format(spare=MARGIN_S) if settings.wall_time is None else "wall=",
+    )  # fmt: skip
 
 
 def _job_status(row: _SqueueRow) -> JobStatus:

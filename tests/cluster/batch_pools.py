@@ -26,9 +26,10 @@ COMMAND = f"""\
 #!/usr/bin/python3
 import sys
 sys.path.insert(0, {CODE!r})  # where only this command looks, no pilot
-from vinecore.factory.cli import main
+from vinecore.factory.MODULE import main
 main()
 """
+COMMANDS = {"vine_factory": "cli", "vine_submit_workers": "submit_workers"}
 
 
 def free_port() -> int:
@@ -38,15 +39,16 @@ def free_port() -> int:
 
 
 def furnish(root: debian_container.Root) -> None:
-    """Give a Debian its user, and the command."""
+    """Give a Debian its user, and the commands."""
     root.run("useradd", "--create-home", "--shell", "/bin/bash", USER)
     for package in (HERE / "vinecore", HERE / "worker/vineworker", Path(click.__file__).parent):
         shutil.copytree(
             package, Path(f"{root.path}{CODE}") / package.name, ignore=shutil.ignore_patterns("__pycache__")
         )
-    command = root.path / "usr/local/bin/vine_factory"
-    command.write_text(COMMAND)
-    command.chmod(0o755)
+    for name, module in COMMANDS.items():
+        command = root.path / "usr/local/bin" / name
+        command.write_text(COMMAND.replace("MODULE", module))
+        command.chmod(0o755)
 
 
 class Pool:

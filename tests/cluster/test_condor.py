@@ -160,3 +160,26 @@ def test_pilots_of_killed_factory_are_removed(condor, factory, local_cluster):
         assert len(condor.pilots()) == 1
         assert running.end() == 0
     assert condor.queue() == []
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--spool",), ("--autosize",)], ids=lambda words: "".join(words) or "plain"
+)
+def test_submitted_workers_compute(condor, local_cluster, options):
+    """Workers that ``vine_submit_workers`` has submitted find the manager, compute, and leave with it."""
+    m = local_cluster.start_manager()
+    secret = condor.give(local_cluster.secret, "secret")
+    words = ("-T", "condor", "-P", secret, "--cores", "2", "--memory", "500", "--disk", "500", "--scratch-dir", "/home/scientist/submitted",
+             "-E", "--single-shot", "--class-ad", 'VineTest="yes"', *options, "127.0.0.1", str(m.port))  # fmt: skip
+    assert "queue 1" in condor.run("vine_submit_workers", *words, "--dry-run", "1").splitlines()
+    assert condor.queue() == []
+    printed = condor.run("vine_submit_workers", *words, "1")
+    assert "1 job(s) submitted to cluster" in printed
+    assert [job["VineTest"] for job in condor.queue()] == ["yes"]
+    m.submit(Task("echo $((6 * 7)) in $_CONDOR_SLOT"))
+    done = m.wait(LONG_S)
+    assert done.output.startswith("42 in slot")
+    [worker] = worker_summaries(m)
+    assert worker["total"]["cores"] == (CORES if "--autosize" in options else 2)
+    m.close()
+    wait_until(lambda: not condor.queue(), "the jobs to end", LONG_S)

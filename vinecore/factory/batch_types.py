@@ -16,10 +16,15 @@ BATCH_SYSTEMS = {
     "dask": "daskvine.dask_cluster.DaskClusterBatchSystem",
 }
 # Types of TaskVine that do not exist here, with the alternative.
-UNSUPPORTED_BATCH_TYPES = dict.fromkeys(
-    ("uge", "sge", "pbs", "torque", "moab", "lsf", "flux", "amazon", "k8s"),
-    "run vine_worker HOST PORT in a job of your own",
-)
+UNSUPPORTED_BATCH_TYPES = {
+    **dict.fromkeys(
+        ("pbs", "torque", "moab", "lsf", "flux", "cluster", "amazon", "mesos", "k8s"),
+        "run vine_worker HOST PORT in a job of your own",
+    ),
+    **dict.fromkeys(("uge", "sge"), "submit workers with vine_submit_workers -T uge"),
+    **dict.fromkeys(("vine", "wq"), "workers are not started by workers: use the batch system itself"),
+    "dryrun": "vine_submit_workers --dry-run prints what would be submitted",
+}
 
 
 def load_batch_system(batch_type: str) -> type[BatchSystem]:

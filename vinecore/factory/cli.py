@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import vinecore
 from vinecore.factory.batch_system import BatchError
 from vinecore.factory.batch_types import BATCH_SYSTEMS, UNSUPPORTED_BATCH_TYPES
 from vinecore.factory.factory import Factory
-from vinecore.factory.settings import UNSUPPORTED_SETTINGS
+from vinecore.factory.settings import IGNORED_SETTINGS, WORKER_OPTIONS, worker_options
+from vinecore.protocol import MB, debug_log
 from vinecore.protocol.amounts import parse_megabytes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 log = logging.getLogger("vinecore")
+
+FLAGS_WITHOUT_EFFECT = ("autosize", "disable-afs-check", "run-factory-as-manager")
 
 
 def _address(words: Sequence[str]) -> str:
@@ -60,22 +63,31 @@ def _pairs(_context: Any, _option: Any, values: Sequence[str]) -> dict[str, str]
     return {name: text for name, _, text in (value.partition("=") for value in values)} or None
 
 
-def _refuse(_context: Any, option: Any, value: str | None) -> None:
-    """Refuse an option of TaskVine's that does not exist here, with the alternative."""
-    if value is not None:
-        name = max(option.opts, key=len)
-        raise click.UsageError(f"{name}: {UNSUPPORTED_SETTINGS[name.removeprefix('--')]}")  # noqa: EM102
-
-
-def _refused(command: Any) -> Any:
-    for name in UNSUPPORTED_SETTINGS:
-        short = {"foremen-name": ("-F",), "debug-file": ("-o",), "debug-rotate-max": ("-O",)}.get(name, ())
-        command = click.option(f"--{name}", *short, f"__{name.replace('-', '_')}", hidden=True, is_flag=False, flag_value="", expose_value=False, is_eager=True, callback=_refuse)(command)  # fmt: skip
+def _with_accepted_options(command: Any) -> Any:
+    """Give the command the options of TaskVine's that the worker has, or that change nothing here."""
+    for name, has_value in WORKER_OPTIONS.items():
+        about: dict[str, Any] = {"metavar": "VALUE"} if has_value else {"is_flag": True}
+        text = f"As --{name.replace('debug-workers', 'debug')} of vine_worker."
+        command = click.option(f"--{name}", help=text, **about)(command)
+    for name in IGNORED_SETTINGS:
+        short = {"foremen-name": ("-F",)}.get(name, ())
+        about = {"is_flag": True} if name in FLAGS_WITHOUT_EFFECT else {}
+        command = click.option(f"--{name}", *short, hidden=True, **about)(command)
     return command
 
 
+def _split_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a factory among the options; say which others change nothing."""
+    words = worker_options({name: options.pop(name.replace("-", "_")) for name in WORKER_OPTIONS})
+    options["extra_options"] = f"{words} {options['extra_options'] or ''}".strip() or None
+    for name, reason in IGNORED_SETTINGS.items():
+        if options.pop(name.replace("-", "_")):
+            log.warning("--%s has no effect: %s", name, reason)
+    return {name: value for name, value in options.items() if value not in (None, ())}
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@_refused
+@_with_accepted_options
 @click.argument("address", nargs=-1, metavar="HOST PORT | HOST:PORT | -M NAME")
 @click.option(
     "-T",
@@ -245,21 +257,51 @@ def _refused(command: Any) -> Any:
 )
 @click.option("-C", "--config-file", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
               help="A JSON file with settings, named as these options; read again when it changes.")  # fmt: skip
-@click.option("-d", "--debug", is_flag=True, help="Say what happens, in detail.")
+@click.option(
+    "-d",
+    "--debug",
+    is_flag=False,
+    flag_value="all",
+    metavar="[SUBSYSTEM]",
+    help="Say what happens, in detail; all subsystems are the same.",
+)
+@click.option(
+    "-o",
+    "--debug-file",
+    default="",
+    metavar="FILE",
+    help="Write to this file what the factory says (default: standard error).",
+)
+@click.option(
+    "-O",
+    "--debug-file-size",
+    "--debug-rotate-max",
+    type=Megabytes(),
+    default=0,
+    metavar="MB",
+    help="Rename this file to FILE.1 when it is so large, and begin a new one (default: 0, never).",
+)
+@click.version_option(
+    vinecore.__version__, "-v", "--version", prog_name="vine_factory", message="%(prog)s %(version)s"
+)
 def command(
     address: tuple[str, ...],
     batch_type: str,
     manager_name: str | None,
-    debug: bool,
+    debug: str | None,
+    debug_file: str,
+    debug_file_size: int,
     parent_death: bool,
     **options: Any,
 ) -> None:
     """Keep workers running for a manager, and remove them all at the end."""
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.INFO,
-        format="%(asctime)s vine_factory: %(message)s",
-        stream=sys.stderr,
-    )
+    is_debug, words = debug_log.separate_subsystem(debug, list(address))
+    address = tuple(words)
+    try:
+        debug_log.start_log("vine_factory", is_debug, debug_file, debug_file_size * MB)
+    except OSError as error:
+        msg = f"the log cannot be written to {debug_file}: {error.strerror}"
+        raise click.UsageError(msg) from None
     if batch_type not in BATCH_SYSTEMS:
         known = UNSUPPORTED_BATCH_TYPES.get(batch_type)
         msg = f"-T {batch_type}: {known or 'there is no such batch system'}; there are {', '.join(BATCH_SYSTEMS)}"
@@ -267,7 +309,7 @@ def command(
     if bool(manager_name) + bool(address) > 1 or not (manager_name or address or options["config_file"]):
         msg = "give either the manager's address, HOST PORT or HOST:PORT, or its name, -M NAME"
         raise click.UsageError(msg)
-    given = {name: value for name, value in options.items() if value not in (None, ())}
+    given = _split_options(options)
     with ExitSignals() as exit_signals:
         try:
             where = _address(address) if address else None

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from vinecore.factory.settings import FactorySettings, fixed_settings, from_json
+from vinecore.factory.settings import IGNORED_SETTINGS, FactorySettings, fixed_settings, from_json
 
 log = logging.getLogger("vinecore")
 
@@ -71,8 +71,19 @@ class ConfigFile:
                 return None
             self._last_state = state
             content = self._read()
-            settings = base.changed(**from_json(content))
-            settings.reject_unsupported(batch_type, ignored)
+            values = from_json(content)
+            # a file may serve several batch systems
+            useless = [name for name in ignored if values.pop(name, None)]
+            settings = base.changed(**values)
+            for name in useless:
+                log.warning(
+                    "%s: %s has no effect on workers of type %r",
+                    self._path,
+                    name.replace("_", "-"),
+                    batch_type,
+                )
+            for key in [key for key in content if key in IGNORED_SETTINGS]:
+                log.warning("%s: %s has no effect: %s", self._path, key, IGNORED_SETTINGS[key])
             if fixed_settings(content) != self.fixed_settings:
                 log.warning(
                     "%s: a change of manager-name or factory-name takes effect when the factory is started again",

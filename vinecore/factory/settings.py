@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -12,24 +13,28 @@ from vinecore import validators
 MOST = 10**15
 MOST_S = 10**9
 """Of a duration: more than thirty years, and a thread can wait for so long."""
-WORKER_OPTION_HINT = "it is an option of vine_worker: set worker-extra-options (-E)"
-UNSUPPORTED_SETTINGS = {
-    "foremen-name": "there are no foremen, because workers get files from each other: leave it out",
+WORKER_OPTIONS = {
+    "transfer-port": True,
+    "task-wrapper": True,
+    "single-shot": False,
+    "debug-workers": False,
+}
+"""Settings that are options of vine_worker, and whether they have a value."""
+IGNORED_SETTINGS = {
+    "foremen-name": "there are no foremen, because workers get files from each other",
     "autosize": "a worker offers what its job asked for: set cores, memory and disk to the size of a slot",
-    "transfer-port": f'{WORKER_OPTION_HINT}, such as "--transfer-port 9000:9010"',
-    "single-shot": f'{WORKER_OPTION_HINT} to "--single-shot"',
-    "debug-workers": f'{WORKER_OPTION_HINT} to "--debug"',
     "worker-binary": "a factory brings its own worker, as one file; for another Python set python-env",
-    "task-wrapper": "tasks run as they were submitted: put what shall run them into their commands, or into an environment",
-    "disable-afs-check": "nothing is checked of AFS: leave it out",
-    "debug-file": "all that is said goes to stderr: add 2> FILE",
-    "debug-rotate-max": "all that is said goes to stderr: add 2> FILE",
+    "disable-afs-check": "nothing is checked of AFS",
+    "run-factory-as-manager": "a factory submits its workers itself",
     "tls-sni": "a certificate is known by its fingerprint, whatever it is called: set ssl or ssl-fingerprint",
     "amazon-config": "there is no such batch system here: run vine_worker HOST PORT on such a machine",
     "k8s-image": "there is no such batch system here: run vine_worker HOST PORT in a pod",
     "k8s-worker-image": "there is no such batch system here: run vine_worker HOST PORT in a pod",
+    "mesos-master": "there is no such batch system here: run vine_worker HOST PORT in a task",
+    "mesos-path": "there is no such batch system here: run vine_worker HOST PORT in a task",
+    "mesos-preload": "there is no such batch system here: run vine_worker HOST PORT in a task",
 }
-"""What TaskVine has and this has not, with the reason and what to do instead."""
+"""Settings of TaskVine that are accepted and change nothing, with the reason and what to do instead."""
 FIXED_SETTINGS = {
     "manager-name": "manager_name",
     "master-name": "manager_name",
@@ -178,15 +183,24 @@ def from_json(values: Any) -> dict[str, Any]:
         "worker-extra-options",
     ]
     for key, value in values.items():
-        if key in FIXED_SETTINGS:
+        if key in FIXED_SETTINGS or key in IGNORED_SETTINGS or key in WORKER_OPTIONS:
             continue
-        if key in UNSUPPORTED_SETTINGS:
-            msg = f"{key!r} cannot be set: {UNSUPPORTED_SETTINGS[key]}"
-            raise ValueError(msg)
         if key not in known:
             raise ValueError(unknown_setting_message(key, known))
         found["extra_options" if key == "worker-extra-options" else key.replace("-", "_")] = value
+    if extra := worker_options(values):
+        found["extra_options"] = f"{extra} {_text('worker-extra-options', found.get('extra_options', ''))}"
     return found
+
+
+def worker_options(values: Mapping[str, Any]) -> str:
+    """Return the settings that are options of vine_worker as part of its command line."""
+    words: list[str] = []
+    for name, has_value in WORKER_OPTIONS.items():
+        value = values.get(name)
+        if value is not None and value is not False:
+            words += [f"--{name.replace('debug-workers', 'debug')}", *([str(value)] if has_value else [])]
+    return shlex.join(words)
 
 
 def unknown_setting_message(name: str, known: Any) -> str:

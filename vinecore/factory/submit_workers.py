@@ -223,8 +223,23 @@ def make_settings(batch_type: str, given: dict[str, Any]) -> FactorySettings:
     )
 
 
+def check_command(name: str) -> None:
+    """Make sure that a command of the batch system is there.
+
+    Raises
+    ------
+    BatchError
+        It is not.
+    """
+    if shutil.which(name) is None:
+        msg = f"there is no command {name} here: use a machine from which jobs can be submitted"
+        raise BatchError(msg)
+
+
 def submit_condor(submission: Submission, dry_run: bool) -> str:
     """Submit workers to HTCondor; return what to print."""
+    if not dry_run:
+        check_command("condor_submit")
     base = Path(submission.scratch_dir or Path(tempfile.gettempdir()) / f"vine-workers-{os.getuid()}")
     base.mkdir(parents=True, exist_ok=True, mode=0o700)
     # jobs read their files when they start, so the folder stays
@@ -263,6 +278,7 @@ def submit_script(submission: Submission, dry_run: bool) -> str:
         hidden = order._replace(password_file=Path(os.devnull))
         lines = [shlex.join(command) for command in commands]
         return "\n".join([*lines, "", "with the script", "", module.make_script(hidden, "(the worker)\n")])
+    check_command(command[0])
     with tempfile.TemporaryDirectory(prefix="vine-submit-") as folder:
         script = module.make_script(order, slurm.encode_worker(Path(folder)))
     said = [run_batch_command(*command, given=script) for command in commands]

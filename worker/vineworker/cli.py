@@ -6,12 +6,14 @@ import argparse
 import logging
 import os
 import resource
+import shutil
 import stat
 import sys
 import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Optional
 
+from vinecore.protocol import MB, debug_log
 from vineworker.machine import inherited_state
 from vineworker.machine.resources import detect_resources
 from vineworker.options import make_parser
@@ -80,8 +82,13 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
     """Understand the arguments and work; give the exit code."""
     p = make_parser()
     options = p.parse_args(arguments)
-    level = logging.DEBUG if options.debug else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s vine_worker: %(message)s", stream=sys.stderr)
+    debug, options.address = debug_log.separate_subsystem(options.debug, options.address)
+    try:
+        debug_log.start_log("vine_worker", debug, options.debug_file, options.debug_rotate_max)
+    except OSError as error:
+        p.error(f"the log cannot be written to {options.debug_file}: {error.strerror}")
+    for text in options.ignored:
+        logging.getLogger("vine_worker").info("%s", text)
     if options.pyz is not None:
         return _write_pyz(p, options)
     addresses, finder = _find_manager_sources(p, options)
@@ -105,6 +112,9 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         os.makedirs(workspace, exist_ok=True)
     except OSError as error:
         p.error(f"the workspace {workspace} cannot be made: {error.strerror}")
+    if options.disk is None and options.disk_percent is not None:
+        free_mb = shutil.disk_usage(workspace).free / MB
+        options.disk = max(1, int(free_mb * options.disk_percent / 100))
     resources = detect_resources(workspace, options.cores, options.memory, options.disk, options.gpus)
     for name in ("CORES", "MEMORY", "DISK", "GPUS"):
         # they were defaults for this worker; tasks get their own
@@ -132,6 +142,9 @@ def run(arguments: Optional[Sequence[str]] = None) -> int:
         transfer_ports=options.transfer_port,
         contact=options.contact_hostport,
         transfer_address=options.transfer_address,
+        transfer_threads=options.max_transfer_procs,
+        task_wrapper=options.task_wrapper,
+        backoff_s=(options.min_backoff, max(options.min_backoff, options.max_backoff)),
     )
     _raise_open_files_limit()
 

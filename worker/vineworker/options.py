@@ -5,13 +5,35 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from typing import Optional
+from typing import Any, Optional
 
 from vineworker import __version__
 
+MIN_BACKOFF_S, MAX_BACKOFF_S = 0.2, 5.0
 DEFAULT_GRACE_S = 25.0
 """Batch systems kill what has not left 30 s after they have asked it to."""
 MAX_COUNT = 1 << 53
+TRANSFER_THREADS, MAX_TRANSFER_THREADS = 8, 1000
+NO_EFFECT = (
+    (("-w", "--tcp-window-size"), "the kernel sets it"),
+    (("-A", "--arch"), "no task asks for it: use --feature"),
+    (("-O", "--os"), "no task asks for it: use --feature"),
+    (("--bandwidth",), "limits are the manager's, on the number of transfers of one source"),
+    (("-z", "--disk-threshold"), "a full disk is noticed without it: limit the worker with --disk"),
+    (("--memory-threshold",), "limit the worker with --memory"),
+    (("--connection-mode",), "all addresses of a manager are tried"),
+    (("--tls-sni",), "certificates are known by their fingerprint, not by a name"),
+    (("--from-factory",), "a factory here names its workers itself"),
+    (("--volatility",), "end workers with signals to test failures"),
+)
+"""Options of TaskVine's worker with a value, and why they change nothing here."""
+NO_EFFECT_FLAGS = (
+    (("-a", "--auto"), "-M is enough"),
+    (("--disable-symlinks",), "inputs are symbolic links only if a task asks for that"),
+    (("--disk-allocation",), "the disk of each task is measured and limited without file systems of its own"),
+    (("--debug-release-reset",), "use --debug-rotate-max"),
+)
+"""The same without a value."""
 
 EPILOG = """
 The secret: a worker of the same user on the same machine (or a shared home) finds the manager's secret by itself;
@@ -33,9 +55,29 @@ def make_parser() -> argparse.ArgumentParser:
     _add_security_options(p)
     _add_workspace_options(p)
     _add_transfer_options(p)
+    _add_task_options(p)
     _add_parent_options(p)
     _add_other_options(p)
+    _add_options_without_effect(p)
     return p
+
+
+class _Ignored(argparse.Action):
+    """An option without effect, which is remembered with the reason."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        namespace.ignored = [*namespace.ignored, f"{option} has no effect: {self.const}"]
+
+
+def _add_options_without_effect(p: argparse.ArgumentParser) -> None:
+    """Add the options of TaskVine's worker that people type and that mean nothing here."""
+    p.set_defaults(ignored=[])
+    for flags, reason in NO_EFFECT:
+        p.add_argument(*flags, action=_Ignored, const=reason, help=argparse.SUPPRESS)
+    for flags, reason in NO_EFFECT_FLAGS:
+        p.add_argument(*flags, action=_Ignored, nargs=0, const=reason, help=argparse.SUPPRESS)
 
 
 def _add_manager_options(p: argparse.ArgumentParser) -> None:
@@ -93,6 +135,12 @@ def _add_resource_options(p: argparse.ArgumentParser) -> None:
         type=parse_gpus,
         help="gpus to offer, 0 for none (default: GPUS; without it: what nvidia-smi lists)",
     )
+    p.add_argument(
+        "--disk-percent",
+        type=_parse_percent,
+        metavar="PERCENT",
+        help="disk to offer, in percent of what is free in the workspace, unless --disk says it",
+    )
 
 
 def _add_time_options(p: argparse.ArgumentParser) -> None:
@@ -134,6 +182,23 @@ def _add_time_options(p: argparse.ArgumentParser) -> None:
         f"it at once (default: {DEFAULT_GRACE_S:g})",
     )
     p.add_argument(
+        "-i",
+        "--min-backoff",
+        type=_parse_finite_seconds,
+        default=MIN_BACKOFF_S,
+        metavar="S",
+        help="wait so long after the first failure to reach a manager, then longer and longer "
+        f"(default: {MIN_BACKOFF_S:g})",
+    )
+    p.add_argument(
+        "-b",
+        "--max-backoff",
+        type=_parse_finite_seconds,
+        default=MAX_BACKOFF_S,
+        metavar="S",
+        help=f"wait no longer than this (default: {MAX_BACKOFF_S:g})",
+    )
+    p.add_argument(
         "--single-shot",
         action="store_true",
         help="leave when the manager does, instead of waiting for the next one",
@@ -166,7 +231,11 @@ def _add_security_options(p: argparse.ArgumentParser) -> None:
 def _add_workspace_options(p: argparse.ArgumentParser) -> None:
     """Add the options about the workspace."""
     p.add_argument(
-        "-s", "--workspace", metavar="DIR", help="where to keep files (default: the temporary folder)"
+        "-s",
+        "--workspace",
+        "--workdir",
+        metavar="DIR",
+        help="where to keep files (default: the temporary folder)",
     )
     p.add_argument(
         "--keep-workspace",
@@ -188,6 +257,13 @@ def _add_transfer_options(p: argparse.ArgumentParser) -> None:
         "range (default: any)",
     )
     p.add_argument(
+        "--max-transfer-procs",
+        type=_parse_thread_count,
+        default=TRANSFER_THREADS,
+        metavar="N",
+        help=f"fetch so many files at the same time (default: {TRANSFER_THREADS})",
+    )
+    p.add_argument(
         "--transfer-address",
         default="",
         metavar="ADDRESS",
@@ -201,6 +277,16 @@ def _add_transfer_options(p: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="what other workers are told to dial, if that is not what the manager sees, such as "
         "a forwarded port; :PORT for another port only",
+    )
+
+
+def _add_task_options(p: argparse.ArgumentParser) -> None:
+    """Add the options about how tasks run."""
+    p.add_argument(
+        "--task-wrapper",
+        default="",
+        metavar="COMMAND",
+        help="a command that runs the commands of tasks, and the Python of functions",
     )
 
 
@@ -240,8 +326,30 @@ def _add_other_options(p: argparse.ArgumentParser) -> None:
         "print where it is: at PATH, "
         "or in your cache folder",
     )
-    p.add_argument("-d", "--debug", action="store_true", help="say what happens, in detail")
-    p.add_argument("--version", action="version", version=f"vine_worker {__version__}")
+    p.add_argument(
+        "-d",
+        "--debug",
+        nargs="?",
+        const="all",
+        metavar="SUBSYSTEM",
+        help="say what happens, in detail; all subsystems are the same",
+    )
+    p.add_argument(
+        "-o",
+        "--debug-file",
+        default="",
+        metavar="FILE",
+        help="write to this file what the worker says (default: standard error)",
+    )
+    p.add_argument(
+        "--debug-rotate-max",
+        "--debug-max-rotate",
+        type=_parse_bytes,
+        default=0,
+        metavar="BYTES",
+        help="rename this file to FILE.1 when it is so large, and begin a new one (default: 0, never)",
+    )
+    p.add_argument("-v", "--version", action="version", version=f"vine_worker {__version__}")
 
 
 def parse_cores(text: str) -> Optional[int]:
@@ -289,6 +397,31 @@ def _parse_pid(text: str) -> int:
     """Return the number of a process."""
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 31):
         msg = f"{text!r} is not the number of a process: give its PID, or none for the one that starts this"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _parse_percent(text: str) -> float:
+    """Return a part of the whole, in percent."""
+    value = _parse_seconds(text)
+    if not 0 < value <= 100:
+        msg = f"{text!r} is not a number between 0 and 100"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _parse_bytes(text: str) -> int:
+    """Return a number of bytes."""
+    if not (text.isascii() and text.isdigit() and int(text) < MAX_COUNT):
+        msg = f"{text!r} is not a number of bytes, 0 or more"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _parse_thread_count(text: str) -> int:
+    """Return a number of threads."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= MAX_TRANSFER_THREADS):
+        msg = f"{text!r} is not a number between 1 and {MAX_TRANSFER_THREADS}"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 

@@ -28,6 +28,12 @@ class WorkerSettings(NamedTuple):
         Address that peers are told to connect to, as in `messages.Hello`.
     transfer_address
         Address on which the worker listens for peers; "" for all.
+    transfer_threads
+        How many objects are fetched at the same time.
+    task_wrapper
+        A command that runs the processes of tasks and libraries; "" for none.
+    backoff_s
+        The shortest and the longest pause before the next try to reach a manager.
     """
 
     secret: bytes
@@ -45,3 +51,6 @@ class WorkerSettings(NamedTuple):
     transfer_ports: tuple[int, int] = (0, 0)
     contact: str = ""
     transfer_address: str = ""
+    transfer_threads: int = 8
+    task_wrapper: str = ""
+    backoff_s: tuple[float, float] = (0.2, 5.0)

@@ -35,7 +35,6 @@ from vineworker.storage.persistent_cache import PersistentCache
 
 log = logging.getLogger("vine_worker")
 
-BACKOFF_S = (0.2, 5.0)
 SHUTDOWN_TIMEOUT_S = 2.0
 HEARTBEAT_INTERVAL_S = 60.0
 HEARTBEAT_TIMEOUT_S = 300.0
@@ -127,14 +126,15 @@ class Worker:
 
     async def _serve_managers(self) -> int:
         settings = self._settings
-        wait, deadline = BACKOFF_S[0], time.monotonic() + settings.connect_timeout_s
+        shortest, longest = settings.backoff_s
+        wait, deadline = shortest, time.monotonic() + settings.connect_timeout_s
         log.info("looking for a manager %s", self._connector)
         reminder = Reminder()
         while not self._stopping.done():
             try:
                 dialled = await self._connect()
                 if dialled is not None and await self._serve(*dialled):
-                    wait = BACKOFF_S[0]
+                    wait = shortest
                 if settings.single_shot or self._draining:
                     return 0
                 deadline = time.monotonic() + settings.connect_timeout_s
@@ -148,7 +148,7 @@ class Worker:
                 if reminder.is_due(str(error), time.monotonic()):
                     log.info("no manager %s yet: %s", self._connector, error)
             await asyncio.wait({self._stopping}, timeout=wait)
-            wait = min(2 * wait, BACKOFF_S[1])
+            wait = min(2 * wait, longest)
         return 0
 
     async def _connect(self) -> Optional[Connection]:

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from tests.harness.processes import PATIENCE_S, wait_until, worker_summaries
 from vinecore import Factory, PythonTask, Task
-from vinecore.factory.cli import command
-from vinecore.factory.settings import UNSUPPORTED_SETTINGS, FactorySettings, from_json
+from vinecore.factory.cli import FLAGS_WITHOUT_EFFECT, command
+from vinecore.factory.settings import IGNORED_SETTINGS, FactorySettings, from_json
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,6 @@ def test_configuration_uses_option_names():
         ([], "an object"),
         ({"max-worker": 1}, "did you mean 'max-workers'?"),
         ({"max_workers": 1}, "did you mean 'max-workers'?"),
-        ({"autosize": True}, "'autosize' cannot be set: a worker offers"),
     ],
 )
 def test_unreadable_configuration_is_refused(value, words):
@@ -151,15 +150,13 @@ def test_manager_scales_and_releases_idle_only(local_cluster):
         assert (factory.min_workers, factory.max_workers) == (0, 2)
 
 
-@pytest.mark.parametrize("name", sorted(UNSUPPORTED_SETTINGS))
-def test_unsupported_taskvine_setting_is_explained(name):
-    """What taskvine has and this has not is refused with the reason."""
-    with pytest.raises(ValueError, match=f"'{name}' cannot be set: ") as caught:
-        from_json({name: "x"})
-    assert UNSUPPORTED_SETTINGS[name] in str(caught.value)
-    told = CliRunner().invoke(command, ["-T", "local", "localhost", "9123", f"--{name}", "x"])
-    assert told.exit_code == 2
-    assert UNSUPPORTED_SETTINGS[name].split(":")[0] in " ".join(told.output.replace("│", " ").split())
+@pytest.mark.parametrize("name", sorted(IGNORED_SETTINGS))
+def test_ignored_taskvine_option_is_explained(name, caplog):
+    """An option that means nothing here is accepted, and one line says why."""
+    value = [] if name in FLAGS_WITHOUT_EFFECT else ["x"]
+    told = CliRunner().invoke(command, ["-T", "local", "localhost", "0", f"--{name}", *value])
+    assert "manager_host_port='localhost:0'" in told.output
+    assert caplog.messages == [f"--{name} has no effect: {IGNORED_SETTINGS[name]}"]
 
 
 KEYS = ("manager-name", "master-name", "foremen-name", "min-workers", "max-workers", "workers-per-cycle", "capacity", "timeout", "cores", "memory", "disk",
@@ -169,12 +166,26 @@ KEYS = ("manager-name", "master-name", "foremen-name", "min-workers", "max-worke
 
 @pytest.mark.parametrize("key", KEYS)
 def test_each_key_of_taskvines_configuration_is_known(key):
-    with (
-        pytest.raises(ValueError, match="cannot be set")
-        if key in UNSUPPORTED_SETTINGS
-        else contextlib.nullcontext()
-    ):
-        from_json({key: "x"})
+    from_json({key: "x"})
+
+
+def test_worker_options_of_file_reach_workers():
+    given = {"transfer-port": 9000, "task-wrapper": "nice -n 5", "single-shot": True, "worker-extra-options": "-v"}  # fmt: skip
+    words = from_json(given)["extra_options"]
+    assert shlex.split(words) == ["--transfer-port", "9000", "--task-wrapper", "nice -n 5", "--single-shot", "-v"]  # fmt: skip
+
+
+def test_file_for_another_batch_system_is_accepted(tmp_path, caplog):
+    """One file may serve several batch systems: each setting without effect is named in one line."""
+    path = tmp_path / "factory.json"
+    path.write_text(
+        json.dumps({"max-workers": 3, "condor-requirements": "true", "amazon-config": "c", "cores": 2})
+    )
+    factory = Factory("local", manager_host_port="localhost:9123", config_file=path)
+    assert (factory.max_workers, factory.cores, factory.condor_requirements) == (3, 2, ())
+    [first, second] = caplog.messages
+    assert first.endswith("condor-requirements has no effect on workers of type 'local'")
+    assert "amazon-config has no effect: there is no such batch system here" in second
 
 
 @pytest.mark.parametrize(

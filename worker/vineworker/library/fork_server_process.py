@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import subprocess
 import threading
 from typing import Any, Callable, Optional
@@ -47,6 +48,8 @@ class ForkServerProcess:
         Starts the process, and kills the process groups if the worker is killed.
     compat
         Whether imports of TaskVine's modules lead to this project.
+    wrapper
+        A command that runs the process; "" for none.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class ForkServerProcess:
         process_reaper: ProcessReaper,
         *,
         compat: bool = False,
+        wrapper: str = "",
     ) -> None:
         self.name, self.folder, self.log = start.fork_server, folder, folder + ".log"
         self._on_event, self._process_reaper = on_event, process_reaper
@@ -81,7 +85,7 @@ class ForkServerProcess:
                     start.environment, cache, folder, remote.fileno(), options
                 )
                 self.process = process_reaper.start(
-                    command,
+                    [*shlex.split(wrapper), *command],
                     environments.fork_server_variables(start.environment, folder, short_path, options),
                     cwd=folder,
                     stdout=log,

@@ -22,8 +22,8 @@ from vineworker.tasks import sandbox
 
 log = logging.getLogger("vine_worker")
 
-TRANSFER_THREADS = 8
-"""For objects that come, and as many for objects that are sent to the manager."""
+UPLOAD_THREADS = 8
+"""For objects that are sent to the manager."""
 DISK_THREADS = 4
 
 
@@ -63,8 +63,8 @@ class SessionContext:
         self.folder = tempfile.mkdtemp(prefix="session-", dir=folder)
         self._short_folder = temporary_folders.update_link(process_reaper.link, self.folder)
         self.loop = asyncio.get_running_loop()
-        self.transfers = ThreadPoolExecutor(TRANSFER_THREADS, "vine-transfer")
-        self.uploads = ThreadPoolExecutor(TRANSFER_THREADS, "vine-upload")
+        self.transfers = ThreadPoolExecutor(settings.transfer_threads, "vine-transfer")
+        self.uploads = ThreadPoolExecutor(UPLOAD_THREADS, "vine-upload")
         self.threads = ThreadPoolExecutor(DISK_THREADS, "vine-disk")
         self.state = WorkerStateMachine()
         self.cache = Cache(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 from typing import Any, Callable, Optional
 
 from vinecore.protocol import messages
@@ -215,7 +216,10 @@ class ProcessHandler:
                 run,
                 folder,
                 output,
-                environments.shell_prefix(run.options.get("environment", ""), context.cache),
+                [
+                    *shlex.split(context.settings.task_wrapper),
+                    *environments.shell_prefix(run.options.get("environment", ""), context.cache),
+                ],
                 context.short_path(folder),
                 context.process_reaper,
                 lambda c, code: context.call_in_loop(self._on_command_exited, c, code),

@@ -105,6 +105,7 @@ class SlotHandler:
             context.python,
             context.process_reaper,
             compat=context.compat,
+            wrapper=context.settings.task_wrapper,
         )
         if instruction.library is not None:
             self._monitor.add_library(

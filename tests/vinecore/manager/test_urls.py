@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from vineworker.machine.process_reaper import ProcessReaper
-from vineworker.session.context import TRANSFER_THREADS as FETCHES
+from vineworker.options import TRANSFER_THREADS as FETCHES
 from vineworker.storage.downloads import Downloader
 
 from tests.harness.http_servers import Relay, web_server, xrootd_server

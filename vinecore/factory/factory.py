@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import secrets
 import socket
@@ -99,7 +100,8 @@ class Factory:
         The address of the Dask cluster's scheduler, or the path of its file, instead of a client.
     **settings : object
         The fields of `vinecore.factory.settings.FactorySettings`, such as min_workers, max_workers,
-        cores, memory (MB), disk (MB) and timeout (seconds).
+        cores, memory (MB), disk (MB) and timeout (seconds). They are attributes, too. Before the
+        start a bound of the number of workers moves the other one along if it is set beyond it.
 
     Attributes
     ----------
@@ -205,11 +207,24 @@ class Factory:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in FactorySettings.__dataclass_fields__:
-            self.change(**{name: value})
+            self.change(**self._with_other_bound({name: value}))
         elif name.startswith("_") or name in ("ended", "exit_reason"):
             object.__setattr__(self, name, value)
         else:
             raise AttributeError(unknown_setting_message(name, FactorySettings.__dataclass_fields__))
+
+    def _with_other_bound(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Move the other bound along where one is set beyond it before the start, when programs set both in turn."""
+        if self.__dict__.get("_batch") is not None:
+            return given
+        for name, other, is_beyond in (
+            ("min_workers", "max_workers", operator.gt),
+            ("max_workers", "min_workers", operator.lt),
+        ):
+            value = given.get(name)
+            if isinstance(value, int) and value >= 0 and is_beyond(value, getattr(self._settings, other)):
+                return {**given, other: value}
+        return given
 
     def change(self, **settings: Any) -> None:
         """Change several settings at once.

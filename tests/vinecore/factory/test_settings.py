@@ -114,6 +114,17 @@ def test_attributes_change_running_factory(local_cluster):
         assert factory.min_workers == 1
 
 
+def test_bounds_can_be_set_in_turn(local_cluster):
+    """Before the start the bounds are set one after the other, in any order."""
+    m = local_cluster.start_manager()
+    for first, second in (("min_workers", "max_workers"), ("max_workers", "min_workers")):
+        for value in (7, 2):
+            factory = Factory("local", manager=m, min_workers=4, max_workers=5, cores=1)
+            setattr(factory, first, value)
+            setattr(factory, second, value)
+            assert (factory.min_workers, factory.max_workers) == (value, value)
+
+
 def test_workers_follow_the_work(local_cluster):
     """Workers come when there is work and go when there is none."""
     m = local_cluster.start_manager()

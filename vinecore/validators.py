@@ -140,6 +140,17 @@ def microseconds(name: str, value: Any) -> float:
     return max(0, time_us)
 
 
+def exec_mode(name: str, value: Any) -> str:
+    """Take how calls of a library run."""
+    if value not in ("fork", "direct"):
+        refuse(
+            name,
+            value,
+            "'fork' (a child process for each call) or 'direct' (one call after another in a slot)",
+        )
+    return str(value)
+
+
 def schedule(name: str, value: Any) -> str:
     """Take a rule that chooses a worker, or its number; return "" for the usual one."""
     if value is None or value == "":

@@ -5,8 +5,9 @@ A file is immutable and has a cache name made from its content; a temporary file
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from vinecore import validators
 from vinecore.constants import FileType
@@ -44,6 +45,14 @@ class ReadableBytes(bytes):
         """Return the rest of the line."""
         end = self.find(b"\n", self._position) + 1
         return self.read(end - self._position if end else -1)
+
+
+class ArchiveUnpacker(Protocol):
+    """A manager, as far as environments use it."""
+
+    def declare_untar(self, tarball: File) -> File:
+        """Declare the directory that an archive unpacks to."""
+        ...
 
 
 class File:
@@ -185,3 +194,16 @@ def check_declared(file: Any) -> File:
         msg = f"{file!r} is not a file: declare it first, such as m.declare_file({str(file)!r})"
         raise TypeError(msg)
     return file
+
+
+def unpack_environment(file: Any) -> File:
+    """Return the directory that an environment is unpacked to; one that is a directory already as it is.
+
+    Raises
+    ------
+    TypeError
+        It is not a declared file.
+    """
+    package = check_declared(file)
+    is_archive = package.kind == "url" or (package.kind == "file" and not os.path.isdir(package.source()))
+    return cast("ArchiveUnpacker", package.manager).declare_untar(package) if is_archive else package

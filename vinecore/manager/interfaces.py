@@ -9,6 +9,14 @@ from vinecore.resources.amounts import ResourceRequest
 from vinecore.scheduler.instructions import TaskFinished
 
 
+class FileDeclarer(Protocol):
+    """A manager, as far as settings of tasks use it that need files of their own."""
+
+    def declare_file(self, path: str) -> File:
+        """Declare a file of the user's."""
+        ...
+
+
 class OutputHost(Protocol):
     """A manager, as far as tasks use it that only run a command."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vinecore import validators
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 PLAIN_ARGUMENT_TYPES = PLAIN_PICKLE_TYPES | {InputPlaceholder}
 DISCARD_RESULT = {"once": True}
 NOT_LOADED = object()
+NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
 class PythonTask(Task):
@@ -63,6 +65,28 @@ class PythonTask(Task):
             msg = f"{function!r} cannot be called: give the function itself, then its arguments"
             raise TypeError(msg)
         self._function, self._args, self._kwargs = function, args, kwargs
+
+    def set_command(self, command: str) -> None:
+        """Reject the call: the task runs its function.
+
+        Raises
+        ------
+        TypeError
+            Always.
+        """
+        msg = f"a PythonTask runs its function, and no command: use Task({command!r})"
+        raise TypeError(msg)
+
+    def set_library_required(self, library: str) -> None:
+        """Reject the call: the task has a process of its own.
+
+        Raises
+        ------
+        TypeError
+            Always.
+        """
+        msg = f"a PythonTask has a process of its own: use FunctionCall({library!r}, ...)"
+        raise TypeError(msg)
 
     def enable_temp_output(self) -> None:
         """Leave the result on the worker, as `output_file`, for arguments of further tasks."""
@@ -225,6 +249,74 @@ class FunctionCall(PythonTask):
             "add_starch_package", "it runs in its library's environment: library.add_environment(file)"
         )
 
+    def set_command(self, command: str) -> None:
+        """Set the function.
+
+        Parameters
+        ----------
+        command : str
+            The name of a function of the library.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not a text, or empty.
+        """
+        self._name = validators.label("command", command)
+
+    def set_library_required(self, library: str) -> None:
+        """Set the library.
+
+        Parameters
+        ----------
+        library : str
+            The name of an installed library.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not a text, or empty.
+        """
+        self._library = validators.label("library", library)
+
+    def get_library_required(self) -> str:
+        """Return the name of the library.
+
+        Returns
+        -------
+        str
+            As given to the constructor, or to `set_library_required`.
+        """
+        return self._library
+
+    def set_fn_args(self, args: Iterable[Any] = (), kwargs: Mapping[str, Any] = NO_ARGUMENTS) -> None:
+        """Set the arguments of the function.
+
+        Parameters
+        ----------
+        args : iterable of object
+            The positional arguments.
+        kwargs : dict of str to object
+            The keyword arguments.
+        """
+        self._args, self._kwargs = tuple(args), dict(kwargs)
+
+    def set_exec_method(self, remote_task_exec_method: str) -> None:
+        """Set whether this call has a process of its own.
+
+        Parameters
+        ----------
+        remote_task_exec_method : {"fork", "direct"}
+            "fork" for a child process, "direct" for the process of the slot. The default is the
+            ``exec_mode`` of the library.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is neither.
+        """
+        self._exec_mode = validators.exec_mode("remote_task_exec_method", remote_task_exec_method)
+
     def make_spec(self, manager: TaskHost, number: int) -> TaskSpec:
         """Describe the call for the scheduler; its arguments are serialized.
 
@@ -264,6 +356,8 @@ class FunctionCall(PythonTask):
         if self._variables:
             options = {**options, "env": self._variables}
         outputs: tuple[str, ...] = ()
+        if self._exec_mode:
+            options = {**options, "fork": self._exec_mode == "fork"}
         if self._inputs_with_names or self._outputs:
             options = {**options, **self._common_options(manager)}
             outputs = tuple(file.cache_name for file in self.outputs)

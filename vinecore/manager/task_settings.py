@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vinecore import keyword_arguments, validators
-from vinecore.manager.files import File, check_declared
+from vinecore.manager.files import File, check_declared, unpack_environment
 from vinecore.manager.sandbox_names import check_sandbox_name
+from vinecore.manager.task_conditions import TaskConditionSettings
 from vinecore.resources.amounts import UNSPECIFIED
-from vinecore.scheduler.specs import PlacementConditions, TaskConditions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import timedelta
     from pathlib import Path
+
+    from vinecore.manager.interfaces import FileDeclarer
 
 # Kinds of files that a task may fill.
 WRITABLE_KINDS = ("file", "buffer", "temp")
@@ -30,7 +32,7 @@ def checked(name: str, check: Callable[[str, Any], Any], doc: str) -> Any:
     )
 
 
-class TaskSettings:
+class TaskSettings(TaskConditionSettings):
     """Files, environment, resources and policy of a task."""
 
     # The defaults are attributes of the class, because a program may make a million tasks.
@@ -42,13 +44,10 @@ class TaskSettings:
     _time_max: float | None = None
     _command = _tag = ""
     _category, _priority, _retries = "default", 0.0, 5
-    _placement = PlacementConditions()
-    _strict_inputs: tuple[File, ...] = ()
-    # microseconds since the epoch; 0 for any time
-    _time_start = _time_end = 0.0
-    _max_forsaken = -1
-    # whether one of these was set
-    _is_conditional = False
+    _watched: tuple[tuple[File, str], ...] = ()
+    _library_required = _library_provided = ""
+    _function_slots: int | None = None
+    _exec_mode = ""
 
     command = checked("command", validators.command, "The command line.")
     tag = checked("tag", validators.text, "The mark for `Manager.wait_for_tag`.")
@@ -93,7 +92,12 @@ class TaskSettings:
 
     @keyword_arguments.refuse_unknown
     def add_output(
-        self, file: File, remote_name: str | Path, *, success_only: bool = False, failure_only: bool = False
+        self,
+        file: File,
+        remote_name: str | Path,
+        watch: bool = False,
+        failure_only: bool | None = None,
+        success_only: bool | None = None,
     ) -> None:
         """Fill a file with a file or directory of the sandbox when the task has ended.
 
@@ -108,8 +112,11 @@ class TaskSettings:
             A file, buffer or temporary file of the manager that runs the task.
         remote_name : str or Path
             The relative path of the output in the sandbox.
-        success_only, failure_only : bool
-            Whether the file is filled only if the command returns 0, or only if it does not.
+        watch : bool
+            Whether a file also gets what the task appends to the output while it runs, a second
+            later at most. In the end it has the exact content.
+        failure_only, success_only : bool or None
+            Whether the file is filled only if the command does not return 0, or only if it does.
 
         Raises
         ------
@@ -118,11 +125,18 @@ class TaskSettings:
         ValueError
             The name leads out of the sandbox.
         """
-        when = "success" if success_only else "failure" if failure_only else "always"
+        success, failure = (
+            value is not None and validators.flag(name, value)
+            for name, value in (("success_only", success_only), ("failure_only", failure_only))
+        )
+        when = "success" if success else "failure" if failure else "always"
         if check_declared(file).kind not in WRITABLE_KINDS:
             msg = f"{file!r} cannot be an output: use a file, a buffer or a temp"
             raise TypeError(msg)
-        self._outputs += ((file, check_sandbox_name(remote_name), when),)
+        name = check_sandbox_name(remote_name)
+        self._outputs += ((file, name, when),)
+        if validators.flag("watch", watch):
+            self._watched += ((file, name),)
 
     def add_environment(self, file: File) -> None:
         """Run the task in a packed environment.
@@ -130,14 +144,45 @@ class TaskSettings:
         Parameters
         ----------
         file : File
-            The environment, from `Manager.declare_poncho`.
+            The environment: from `Manager.declare_poncho`, or a directory, or an archive, with
+            ``bin/run_in_env``, a program that runs the command line that it gets.
 
         Raises
         ------
         TypeError
             The file is not declared.
         """
-        self._environment = check_declared(file)
+        self._environment = unpack_environment(file)
+
+    def add_poncho_package(self, file: File) -> None:
+        """Run the task in a packed environment, as `add_environment`.
+
+        Parameters
+        ----------
+        file : File
+            The environment.
+
+        Raises
+        ------
+        TypeError
+            The file is not declared.
+        """
+        self.add_environment(file)
+
+    def add_execution_context(self, f: File) -> None:
+        """Run the task in a packed environment, as `add_environment`.
+
+        Parameters
+        ----------
+        f : File
+            The environment.
+
+        Raises
+        ------
+        TypeError
+            The file is not declared.
+        """
+        self.add_environment(f)
 
     def add_starch_package(self, file: File) -> None:
         """Run the task with the programs and libraries of a package.
@@ -298,115 +343,93 @@ class TaskSettings:
         """
         self._retries = validators.whole("retries", retries)
 
-    def add_feature(self, name: str) -> None:
-        """Run the task only on workers that were started with a feature.
+    def set_command(self, command: str) -> None:
+        """Set the command line.
 
         Parameters
         ----------
-        name : str
-            The name that the worker has got with ``--feature``.
+        command : str
+            The command line for ``/bin/sh``.
 
         Raises
         ------
         TypeError, ValueError
             It is not a text, or empty.
         """
-        features = {*self._placement.features, validators.label("feature", name)}
-        self._set_placement(features=tuple(sorted(features)))
+        self.command = command
 
-    def set_scheduler(self, scheduler: str | int | None) -> None:
-        """Set the rule that chooses the worker of this task.
+    def set_library_required(self, library: str) -> None:
+        """Have a library run the task: the command is the name of one of its functions.
+
+        The function is called without arguments in the sandbox of the task, so it reads inputs and
+        writes outputs there. `FunctionCall` passes arguments and returns a value.
 
         Parameters
         ----------
-        scheduler : {"files", "time", "rand", "worst", "disk", "fcfs"}, int or None
-            A name as for `Manager.set_scheduler`, or its number among TaskVine's constants; None
-            or 0 for the rule of the manager.
+        library : str
+            The name of an installed library.
 
         Raises
         ------
         TypeError, ValueError
-            There is no such rule.
+            It is not a text, or empty.
         """
-        self._set_placement(schedule=validators.schedule("scheduler", scheduler))
+        self._library_required = validators.label("library", library)
 
-    def set_time_min(self, seconds: float | timedelta) -> None:
-        """Set the time for which a worker must still be there when it gets the task.
-
-        A worker that was started with ``--wall-time`` knows this time; others stay.
-
-        Parameters
-        ----------
-        seconds : float or timedelta
-            Duration in seconds; less than 1 for any.
-
-        Raises
-        ------
-        TypeError, ValueError
-            It is not a duration.
-        """
-        duration_s = validators.seconds("time_min", seconds, -validators.MOST)
-        self._set_placement(time_min=duration_s if duration_s >= 1 else 0.0)
-
-    def _set_placement(self, **settings: Any) -> None:
-        self._placement = self._placement._replace(**settings)
-        self._is_conditional = True
-
-    def set_time_start(self, useconds: float) -> None:
-        """Set a time before which the task does not start.
-
-        Parameters
-        ----------
-        useconds : float
-            Microseconds since the epoch, such as ``(time.time() + 60) * 1e6``; less than 1 for any
-            time.
-
-        Raises
-        ------
-        TypeError, ValueError
-            It is not such a number.
-        """
-        self._time_start = validators.microseconds("time_start", useconds)
-        self._is_conditional = True
-
-    def set_time_end(self, useconds: float) -> None:
-        """Set a time at which the task must have ended.
-
-        If it has not, it is ended, and has the result "max end time".
-
-        Parameters
-        ----------
-        useconds : float
-            Microseconds since the epoch, such as ``(time.time() + 60) * 1e6``; less than 1 for no
-            limit.
-
-        Raises
-        ------
-        TypeError, ValueError
-            It is not such a number.
-        """
-        self._time_end = validators.microseconds("time_end", useconds)
-        self._is_conditional = True
-
-    def make_conditions(self) -> TaskConditions | None:
-        """Describe for the scheduler where and when the task may run.
+    def get_library_required(self) -> str | None:
+        """Return the name of the library that runs the task.
 
         Returns
         -------
-        TaskConditions or None
-            None if nothing of that was set.
+        str or None
+            None if no library was set.
         """
-        if not self._is_conditional:
-            return None
-        names = tuple(file.cache_name for file in self._strict_inputs)
-        # from the clock of the user to that of the scheduler
-        shift = time.monotonic() - time.time()
-        return TaskConditions(
-            self._placement._replace(strict_inputs=names),
-            self._time_start / 1e6 + shift if self._time_start else 0.0,
-            self._time_end / 1e6 + shift if self._time_end else None,
-            self._max_forsaken,
-        )
+        return self._library_required or None
+
+    def needs_library(self, library: str) -> None:
+        """Have a library run the task, as `set_library_required`.
+
+        Parameters
+        ----------
+        library : str
+            The name of an installed library.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not a text, or empty.
+        """
+        self.set_library_required(library)
+
+    def add_nopen(self, manager: FileDeclarer) -> None:
+        """Have cctools' library that watches the opening of files loaded into the command's processes.
+
+        Its path is ``lib-nopen.so`` in the folder that ``CCTOOLS_HOME`` names; else in the current
+        folder, beside its ``rules.txt``.
+
+        Parameters
+        ----------
+        manager : Manager
+            The manager that runs the task.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such library.
+        """
+        home = os.environ.get("CCTOOLS_HOME")
+        names = ("lib-nopen.so",) if home else ("lib-nopen.so", "rules.txt")
+        paths = [os.path.join(home or "", name) for name in names]
+        for path in paths:
+            if not os.path.isfile(path):
+                msg = f"{os.path.abspath(path)} does not exist: set CCTOOLS_HOME, or put it into the current folder"
+                raise FileNotFoundError(msg)
+        for name, path in zip(names, paths, strict=True):
+            self.add_input(manager.declare_file(path), name)
+        self.set_env_var("LD_PRELOAD", "./lib-nopen.so")
+
+    def addref(self) -> None:
+        """Do nothing: a task lives as long as the program or the manager refers to it."""
 
     def set_time_max(self, seconds: float | timedelta | None) -> None:
         """Set the time after which the task is killed.

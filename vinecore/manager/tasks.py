@@ -8,11 +8,26 @@ from vinecore import keyword_arguments, validators
 from vinecore.manager.files import File
 from vinecore.manager.sandbox_names import check_sandbox_name
 from vinecore.manager.task_readers import TaskReaders
+from vinecore.protocol.serialization import values
 from vinecore.resources.amounts import UNSPECIFIED, ResourceRequest
 from vinecore.scheduler.specs import TaskSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vinecore.manager.interfaces import OutputHost, TaskHost
+
+
+# Methods for the values of some parameters of `Task`.
+SETTERS = (
+    "set_time_max",
+    "add_environment",
+    "set_scheduler",
+    "set_time_start",
+    "set_time_end",
+    "set_time_min",
+    "set_library_required",
+)
 
 
 class Task(TaskReaders):
@@ -24,8 +39,10 @@ class Task(TaskReaders):
     ----------
     command : str
         The command line for ``/bin/sh``, which runs in a sandbox.
-    inputs, outputs : dict of File to str, or None
-        Files with their names in the sandbox, as for `add_input` and `add_output`.
+    inputs, outputs : dict of File to str or dict, or None
+        Files with their names in the sandbox, as for `add_input` and `add_output`. Instead of a name
+        there may be a dict with any of their parameters, such as
+        ``{"remote_name": "out", "watch": True}``.
     env : dict of str to str, or None
         Environment variables, as for `set_env_var`.
     tag : str
@@ -43,7 +60,17 @@ class Task(TaskReaders):
     time_max : float, timedelta or None
         The time in seconds after which the task is killed.
     environment : File or None
-        The environment in which the task runs, from `Manager.declare_poncho`.
+        The environment in which the task runs, as for `add_environment`.
+    features : str, iterable of str, or None
+        Features that the worker must have, as for `add_feature`.
+    scheduler : str, int or None
+        The rule that chooses the worker, as for `set_scheduler`.
+    time_start, time_end : float or None
+        Times in microseconds since the epoch, as for `set_time_start` and `set_time_end`.
+    time_min : float, timedelta or None
+        The time in seconds that the worker must stay, as for `set_time_min`.
+    library_required : str or None
+        The library that runs the task, as for `set_library_required`.
 
     Raises
     ------
@@ -61,16 +88,21 @@ class Task(TaskReaders):
     _inputs: tuple[str, ...] = ()
 
     @keyword_arguments.refuse_unknown
-    def __init__(self, command: str, *, inputs: dict[File, str] | None = None, outputs: dict[File, str] | None = None,
+    def __init__(self, command: str, *, inputs: dict[File, Any] | None = None, outputs: dict[File, Any] | None = None,
                  env: dict[str, str] | None = None, tag: str = "", category: str = "default", priority: float = 0.0, retries: int = 5,
                  cores: float | None = None, memory: int | None = None, disk: int | None = None, gpus: float | None = None,
-                 time_max: float | None = None, environment: File | None = None) -> None:  # fmt: skip
+                 time_max: float | None = None, environment: File | None = None, features: str | Iterable[str] | None = None,
+                 scheduler: str | int | None = None, time_start: float | None = None, time_end: float | None = None, time_min: float | None = None,
+                 library_required: str | None = None) -> None:  # fmt: skip
         self.command, self.tag, self.category, self.priority = command, tag, category, priority
         self._retries = validators.whole("retries", retries)
-        if time_max is not None:
-            self.set_time_max(time_max)
-        if environment is not None:
-            self.add_environment(environment)
+        settings = (time_max, environment, scheduler, time_start, time_end, time_min, library_required)
+        if any(value is not None for value in settings):
+            for setter, value in zip(SETTERS, settings, strict=True):
+                if value is not None:
+                    getattr(self, setter)(value)
+        for feature in [features] if isinstance(features, str) else features or ():
+            self.add_feature(feature)
         if not (cores is memory is disk is gpus is None):
             self._request = ResourceRequest(
                 validators.amount("cores", cores), validators.megabytes("memory", memory), validators.megabytes("disk", disk), validators.amount("gpus", gpus)
@@ -78,9 +110,9 @@ class Task(TaskReaders):
         for variable, value in validators.mapping("env", env, "{'NAME': 'value'}").items():
             self.set_env_var(variable, value)
         for file, name in validators.mapping("inputs", inputs, "{file: 'in.txt'}").items():
-            self.add_input(file, name)
+            self.add_input(file, **(name if isinstance(name, dict) else {"remote_name": name}))
         for file, name in validators.mapping("outputs", outputs, "{file: 'out.txt'}").items():
-            self.add_output(file, name)
+            self.add_output(file, **(name if isinstance(name, dict) else {"remote_name": name}))
 
     @property
     def outputs(self) -> list[File]:
@@ -123,8 +155,18 @@ class Task(TaskReaders):
             The command is empty, or no text.
         """
         validators.command("command", self.command)  # of a subclass that says nothing of it
+        if self._library_required:
+            return self._library_spec(manager, number)
         options: dict[str, Any] = {"command": self.command, **self._common_options(manager)}
         return self._spec(number, options=options, python=False)
+
+    def _library_spec(self, manager: TaskHost, number: int) -> TaskSpec:
+        """Describe the task as a call without arguments, whose value nothing reads."""
+        library = manager.full_library_name(self._library_required, self.command)
+        options = {"mounts": [], **self._common_options(manager), "once": True}
+        payload = values.dumps(((), {}))
+        return self._spec(number, library=library, function=self.command, payload=payload,
+                          result=manager.result_name(number), options=options)  # fmt: skip
 
     def fingerprint(self) -> str:
         """Return a text that determines what the command makes.

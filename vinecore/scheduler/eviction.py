@@ -159,7 +159,7 @@ class Eviction:
         self._outbox.emit(LogMessage(INFO, f"{task.spec.label} goes elsewhere, or waits: {reason}"))
         if count > MAX_REFUSALS:
             self._tasks.fail(task, info.get("kind", "disk"), {"reason": f"{reason} ({count} times)"}, b"")
-        else:
+        elif not self._tasks.forsake(task, reason):
             self._tasks.cancel_and_requeue(task)
 
 

@@ -41,6 +41,8 @@ class TaskLifecycle:
         self._queues = queues
         self._disk = disk
         self._files = files
+        # tasks with a limit -> how often workers have given them back without having run them
+        self._forsaken_counts: dict[TaskState, int] = {}
 
     # ---- before it runs
 
@@ -115,6 +117,21 @@ class TaskLifecycle:
         if not task.missing_inputs:
             self.mark_ready(task)
 
+    def forsake(self, task: TaskState, reason: str) -> bool:
+        """Fail a task that workers give back too often without having run it; return whether it has failed.
+
+        A task without a limit is not counted.
+        """
+        conditions = task.spec.conditions
+        if conditions is None or conditions.max_forsaken < 0:
+            return False
+        count = self._forsaken_counts[task] = self._forsaken_counts.get(task, 0) + 1
+        if count <= conditions.max_forsaken:
+            return False
+        text = f"{count} times a worker gave it back without having run it, the last time because {reason}"
+        self.fail(task, "forsaken", {"reason": text}, b"")
+        return True
+
     def cancel_and_requeue(self, task: TaskState) -> None:
         """Take a task back from a live worker, where it cannot start."""
         self._outbox.cancel_task(task)
@@ -187,6 +204,8 @@ class TaskLifecycle:
         self._queues.remove_if_empty(task.queue)
         if self._disk.refusals or self._disk.too_large_for_any_disk:
             self._disk.forget(task)
+        if self._forsaken_counts:
+            self._forsaken_counts.pop(task, None)
 
     def finish_graph_if_done(self, graph: GraphState) -> None:
         """End a graph whose last task is over."""

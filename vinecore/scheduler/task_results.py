@@ -9,6 +9,7 @@ from vinecore.scheduler.instructions import INFO, GraphTaskFinished, LogMessage,
 from vinecore.scheduler.lifecycle import log_excerpt, output_name
 from vinecore.scheduler.specs import TASK
 from vinecore.scheduler.state import DISPATCH_ID_SHIFT
+from vinecore.scheduler.transitions import ASSIGNED
 
 if TYPE_CHECKING:
     from vinecore.scheduler.disk import DiskAccounts
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # What a worker tells of a task that has said something, which its user wants to see.
 REPORTED_INFO = frozenset({"output", "errors", "warnings", "left"})
+NOT_BEGUN = frozenset({"input", "not started"})
+"""Kinds of failure of a task that its worker could not begin."""
 SMOOTHING = 0.2  # weight of the newest duration in a mean
 
 
@@ -216,7 +219,9 @@ class TaskResults:
         measured = message.info.get("measured") or {}
         wall_s = message.info.get("wall_s") or measured.get("wall_s") or 0.0
         task.open_accounts().add_failed_attempt(wall_s, exhausted=message.kind == "exhausted")
-        if larger:
+        if message.kind in NOT_BEGUN and self._is_retried_unrun(task, message):
+            self._tasks.requeue(task, "")
+        elif larger:
             self._queues.move(task)
             self._tasks.requeue(task, "")
         elif message.kind == "crash" or (message.kind == "library" and not task.spec.library):
@@ -233,9 +238,16 @@ class TaskResults:
                 LogMessage(INFO, f"{text}; it is run again, {task.raised} of {task.spec.exception_retries}")
             )
             self._tasks.requeue(task, "")
-        else:
+        elif task.state == ASSIGNED:
             attempt = task.attempts + task.raised + 1
             self._tasks.fail(task, message.kind, {**message.info, "attempt": attempt}, message.payload)
+
+    def _is_retried_unrun(self, task: TaskState, message: messages.TaskFailed) -> bool:
+        """Return whether a task that a worker could not begin is tried again, as its user has set; else it may have failed."""
+        conditions = task.spec.conditions
+        if conditions is None or conditions.max_forsaken < 0:
+            return False
+        return not self._tasks.forsake(task, str(message.info.get("reason", "")))
 
     def _count_failure(self, message: messages.TaskFailed) -> None:
         counters, info = self._state.counters, message.info

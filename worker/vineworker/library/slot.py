@@ -161,9 +161,11 @@ class Slot:
 
     def _handle_call(self, call: Call) -> None:
         self.mark_running(call)
-        if self._state is None:
-            reply = self._run_in_child(call) if self._fork else self.run_call(call)
+        if call.options.get("fork", self._fork):
+            reply = self._run_in_child(call)
         else:
+            if self._state is None:
+                self._state = CallState()
             reply = self._state.run(self.run_call, call)
             changed = self._state.restore()
             if changed is not None:

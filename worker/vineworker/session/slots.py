@@ -328,6 +328,8 @@ class SlotHandler:
         for option in ("raw", "program", "record", "settings"):
             if option in given:
                 options[option] = True
+        if "fork" in given:
+            options["fork"] = given["fork"]
         if "env" in given and not folder:
             options["env"] = given["env"]
         result = self._context.result_path(run.task)

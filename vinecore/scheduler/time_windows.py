@@ -85,8 +85,8 @@ class TimeWindows:
             return
         self.early.pop(task, None)
         reason = "it was not over at the time that set_time_end has given"
-        info = {"reason": reason, "exit_code": 9} if task.state == ASSIGNED else {"reason": reason}
-        self._tasks.fail(task, "end time", info, b"")
+        exit_code = 9 if task.state == ASSIGNED else -1
+        self._tasks.fail(task, "end time", {"reason": reason, "exit_code": exit_code}, b"")
 
     def stalled_reason(self) -> str:
         """Say that tasks wait for their time, if nothing runs."""

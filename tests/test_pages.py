@@ -21,6 +21,8 @@ TIMEOUT_S = 240
 RUN_ELSEWHERE = {
     ("README.md", 0): "tests/test_readme.py",
     ("docs/files.md", 0): "needs a server and a proxy: tests/vinecore/manager/test_urls.py",
+    ("docs/library-programs.md", 0): "tests/vinecore/manager/test_library_programs.py",
+    ("docs/library-programs.md", 1): "tests/vinecore/manager/test_library_programs.py",
     ("docs/running.md", 0): "needs a packed environment: tests/cluster/test_condor.py",
     ("docs/running.md", 1): "needs a Dask cluster: tests/cluster/test_dask.py",
 }

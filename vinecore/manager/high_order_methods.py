@@ -154,8 +154,12 @@ class HighOrderMethods(TaskMethods):
             each.
         seq1, seq2 : iterable
             The elements.
-        library, name, chunksize
-            As for `remote_map`.
+        library : str
+            The name of the library, which is installed.
+        name : str
+            The parameter of the function that gets the list.
+        chunksize : int
+            The number of pairs of a call.
 
         Returns
         -------
@@ -180,8 +184,10 @@ class HighOrderMethods(TaskMethods):
             The name of the function. It gets a list, and returns a value.
         seq : iterable
             The elements.
-        library, name
-            As for `remote_map`.
+        library : str
+            The name of the library, which is installed.
+        name : str
+            The parameter of the function that gets the list.
         chunksize : int
             The largest number of elements of a call.
 
@@ -193,7 +199,10 @@ class HighOrderMethods(TaskMethods):
         Raises
         ------
         Exception
-            As for `tree_reduce`.
+            As for `map`.
+        TypeError, ValueError
+            There is no such library or function, the sequence is empty, or ``chunksize`` is no whole
+            number of 2 or more.
         """
         name = validators.label("name", name)
         return self._reduce(lambda chunk: FunctionCall(library, fn, **{name: chunk}), seq, chunksize)

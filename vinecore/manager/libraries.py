@@ -30,8 +30,10 @@ class LibraryTask:
     ----------
     name : str
         The name by which calls find the library.
-    functions : iterable of callable
-        The functions that can be called.
+    functions : iterable of callable, or str
+        The functions that can be called. With a text, the parameters have TaskVine's order: the
+        first is a shell command that starts a program, which keeps to the protocol of
+        docs/library-programs.md, and the second is the name of the library.
     modules : iterable of module or str
         The modules that are imported before the first slot is forked.
     exec_mode : {"fork", "direct"}
@@ -53,9 +55,13 @@ class LibraryTask:
         ``exec_mode``.
     """
 
-    def __init__(self, name: str, functions: Iterable[Callable[..., Any]], *, modules: Iterable[types.ModuleType | str] = (),
+    def __init__(self, name: str, functions: Iterable[Callable[..., Any]] | str, *, modules: Iterable[types.ModuleType | str] = (),
                  exec_mode: str = "fork", context: ContextFunction | None = None, before: Iterable[Callable[[], Any]] = (),
                  context_per_slot: bool = False) -> None:  # fmt: skip
+        self.program = ""
+        if isinstance(functions, str):
+            self.program = validators.command("command", name)
+            name, functions, exec_mode = functions, (), "direct"
         if exec_mode not in ("fork", "direct"):
             msg = f"exec_mode={exec_mode!r}: use 'fork' (a child process for each call) or 'direct' (one call after another in a slot)"
             raise ValueError(msg)
@@ -74,6 +80,7 @@ class LibraryTask:
         self._environment: File | None = None
         self._variables: dict[str, str] = {}
         self._command = self._init_command = ""
+        self._has_pickles = False
         self.preload: list[str] = []
         self.kind = ""
 
@@ -240,6 +247,14 @@ class LibraryTask:
         """
         self._init_command = validators.command("init_command", command)
 
+    def exchange_pickles(self) -> None:
+        """Exchange pickles instead of JSON with the program of a library from a command.
+
+        The program gets ``{"fn_args": args, "fn_kwargs": kwargs}``, and returns ``{"Success": bool,
+        "Result": value, "Reason": text}``, as the programs that ``poncho_package_serverize`` makes.
+        """
+        self._has_pickles = True
+
     @property
     def request(self) -> ResourceRequest:
         """The resources of one unit; None for a resource that was not set."""
@@ -299,6 +314,13 @@ class LibraryTask:
             options["command"] = self._command
         if self._init_command:
             options["init_command"] = self._init_command
+        if self.program:
+            options["library_program"] = self.program
+            slots = self._slots or max(1, int(self._request.get("cores") or 0))
+            if self._slots is not None or self._request.get("cores"):
+                options["program_slots"] = slots
+            if self._has_pickles:
+                options["pickled"] = True
         if self._files:
             options["mounts"] = [[file.cache_name, remote, False] for file, remote in self._files]
         environment = self._environment.cache_name if self._environment else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from vinecore.scheduler import events, instructions
 from vinecore.scheduler.specs import LibrarySpec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vinecore.server.server import ManagerServer
 
 log = logging.getLogger("vinecore")
@@ -33,8 +37,8 @@ class LibraryMethods(FileMethods):
 
     def __init__(self, server: ManagerServer, session: str) -> None:
         super().__init__(server, session)
-        # By the names that the user has given them: the full name, and the functions.
-        self._libraries: dict[str, tuple[str, list[str]]] = {}
+        # By the names that the user has given them: the full name, and the functions, None for any.
+        self._libraries: dict[str, tuple[str, list[str] | None]] = {}
         # What each library asks for.
         self._requests: dict[str, ResourceRequest] = {}
         # What each library is, whatever the text of the user's own modules.
@@ -110,6 +114,88 @@ class LibraryMethods(FileMethods):
             )
         return library
 
+    @keyword_arguments.refuse_unknown
+    def create_library_from_command(
+        self, executable_path: str | Path, name: str, env: File | str | None = None
+    ) -> LibraryTask:
+        """Make a library of a program in any language, to be installed with `install_library`.
+
+        The program keeps to the protocol of docs/library-programs.md. `FunctionCall` calls its
+        functions with what JSON can say, or with bytes as the only argument.
+
+        Parameters
+        ----------
+        executable_path : str or Path
+            The path of the program, which is sent to the workers. A text may have arguments after
+            the path, and may begin with a command that workers have instead of a path.
+        name : str
+            The name by which `FunctionCall` finds the library, and which the program tells.
+        env : File, str or None
+            The environment in which the program runs, or the path of its archive.
+
+        Returns
+        -------
+        LibraryTask
+            The library, whose resources and files can still be set.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A value has a wrong type, or is empty.
+        FileNotFoundError
+            There is no such environment.
+        """
+        text = validators.command("executable_path", validators.path("executable_path", executable_path))
+        words = [text] if os.path.isfile(text) else shlex.split(text)
+        sent = os.path.isfile(words[0])
+        command = ["./" + os.path.basename(words[0]) if sent else words[0], *words[1:]]
+        library = LibraryTask(shlex.join(command), name)
+        if sent:
+            library.add_input(self.declare_file(words[0], cache=True), os.path.basename(words[0]))
+        if env is not None:
+            library.add_environment(env if isinstance(env, File) else self.declare_poncho(env))
+        return library
+
+    @keyword_arguments.refuse_unknown
+    def create_library_from_serverized_files(
+        self, library_name: str, library_path: str | Path, env: File | str | None = None
+    ) -> LibraryTask:
+        """Make a library of a Python program as ``poncho_package_serverize`` writes it.
+
+        The program keeps to the protocol of docs/library-programs.md, and exchanges pickles.
+
+        Parameters
+        ----------
+        library_name : str
+            The name by which `FunctionCall` finds the library, and which the program tells.
+        library_path : str or Path
+            The path of the program.
+        env : File, str or None
+            The environment whose Python runs the program, or the path of its archive.
+
+        Returns
+        -------
+        LibraryTask
+            The library, whose resources and files can still be set.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A value has a wrong type, or is empty.
+        FileNotFoundError
+            There is no such program or environment.
+        """
+        path = validators.path("library_path", library_path)
+        if not os.path.isfile(path):
+            msg = f"library_path={path!r}: there is no such file"
+            raise FileNotFoundError(msg)
+        library = LibraryTask("python3 ./library_code.py", library_name)
+        library.exchange_pickles()
+        library.add_input(self.declare_file(path, cache=True), "library_code.py")
+        if env is not None:
+            library.add_environment(env if isinstance(env, File) else self.declare_poncho(env))
+        return library
+
     def install_library(self, task: LibraryTask) -> None:
         """Make a library available; workers start it when they get its first call.
 
@@ -174,7 +260,7 @@ class LibraryMethods(FileMethods):
 
     def _enter_library(self, library: LibraryTask, full_name: str) -> None:
         """Remember what a library is called, and what can be called in it."""
-        self._libraries[library.name] = (full_name, library.functions)
+        self._libraries[library.name] = (full_name, None if library.program else library.functions)
         self._requests[library.name] = library.request
         self._set_library_label(full_name, library.name)
 
@@ -258,7 +344,11 @@ class LibraryMethods(FileMethods):
         if known is None:
             msg = f"no library {library!r} is installed; installed: {', '.join(self._libraries) or 'none'}"
             raise ValueError(msg)
-        if function not in known[1]:
+        if known[1] is None:
+            if len(function.split()) != 1:
+                msg = f"function={function!r}: the name of a function of a program has no spaces"
+                raise ValueError(msg)
+        elif function not in known[1]:
             msg = f"library {library!r} has no function {function!r}; it has: {', '.join(known[1])}"
             raise ValueError(msg)
         return known[0]

@@ -106,6 +106,9 @@ def fork_server_command(
     options
         Options of the library.
     """
+    if "library_program" in options:
+        # only the program runs in the environment
+        environment = ""
     prefix, init = shlex.split(options.get("command", "")), options.get("init_command")
     python = python_command(environment, cache)
     if not init:
@@ -136,6 +139,8 @@ def fork_server_variables(
     options
         Options of the library.
     """
+    if "library_program" in options:
+        environment = ""
     variables = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
     os.makedirs(os.path.join(folder, TMPDIR_NAME), exist_ok=True)
     variables.update(dict.fromkeys(tmpdir.VARIABLES, os.path.join(short_path, TMPDIR_NAME)))

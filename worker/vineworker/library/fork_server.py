@@ -13,7 +13,8 @@ socket pair. The worker sends requests, each a JSON object. The first one is the
         "compat": bool,
     }
 
-The others fork a slot (with its socket and its progress file as descriptors), import modules and
+A library in another language also has ``program``: `vineworker.library.library_program`. The others
+fork a slot (with its socket and its progress file as descriptors), import modules and
 compile sources before the next fork, or kill a slot and all that a Python task has started::
 
     {
@@ -52,7 +53,7 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from vinecore.protocol import (
     import_paths,
@@ -96,6 +97,9 @@ class ForkServer:
         # what each slot has to call for itself
         self._slot_context: Any = None
         self._error = self._stack = ""
+        # of a library in another language
+        self._programs: Any = None
+        self._pickled = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -110,10 +114,19 @@ class ForkServer:
         """Handle requests until the worker closes the socket."""
         while True:
             watched: list[Any] = [self._control, self._wake_read]
-            readable, _, _ = select.select(watched, [], [])
+            writable: list[Any] = []
+            if self._programs is not None:
+                sources, writable = self._programs.watched()
+                watched += sources
+            readable, ready, _ = select.select(watched, writable, [])
             if self._wake_read in readable:
                 os.read(self._wake_read, 4096)
                 self._reap_children()
+                if self._programs is not None:
+                    # a program may have started again, with other pipes
+                    continue
+            if self._programs is not None:
+                self._use_programs(self._programs.handle, [*readable, *ready])
             if self._control in readable:
                 data, descriptors, _flags, _address = socket.recv_fds(self._control, 1 << 17, 2)
                 if not data:
@@ -174,10 +187,33 @@ class ForkServer:
         except BaseException as error:  # noqa: BLE001 - whatever the user's modules raise is told, not lost
             self._report_failure(error)
             return
+        if "library_program" in request:
+            self._report_activity("it started its program")
+            if self._use_programs(self._start_programs, request["library_program"]) is None:
+                return
         self._own_processes.update(descendants.list_with_descendants(descendants.children_of(os.getpid())))
         _prepare_to_fork()
         self._report_activity("")
         self._send({"up": package_versions(), "wall_s": time.monotonic() - start})
+
+    def _start_programs(self, about: dict[str, Any]) -> bool:
+        # only such libraries need this
+        from vineworker.library.library_program import LibraryPrograms
+
+        self._pickled = about["pickled"]
+        self._programs = LibraryPrograms(about)
+        return True
+
+    def _use_programs(self, use: Callable[..., Any], *arguments: Any) -> Any:
+        """Call something that may have to start a program; report a failure, which ends the library."""
+        from vineworker.library.library_program import ProgramFailed
+
+        try:
+            with startup_watchdog.report_slow_block(self._stack):
+                return use(*arguments)
+        except ProgramFailed as error:
+            self._send({"failed": str(error), "final": error.final})
+            return None
 
     def _report_activity(self, what: str) -> None:
         """Report what runs now; if the process ends, the worker says that it ended there."""
@@ -230,8 +266,15 @@ class ForkServer:
         flush = captured_output.flush_streams
         flush()
         channel, progress = descriptors
+        program = None
+        if self._programs is not None and not request["single"]:
+            program = self._use_programs(self._programs.attach, request["slot"])
+            if program is None:
+                return
         pid = os.fork()
         if pid:
+            if program is not None:
+                program.close()
             self._children[pid] = request["slot"]
             if request["single"]:
                 self._process_group_leaders.add(pid)
@@ -253,7 +296,7 @@ class ForkServer:
             if self._slot_context is not None and not self._build_slot_context():
                 return
             self._control.close()
-            self._become_slot(request, channel, progress)
+            self._become_slot(request, channel, progress, program)
             status = 0
         except BaseException:  # noqa: BLE001 - users read the library's log
             sys.excepthook(*sys.exc_info())
@@ -276,7 +319,9 @@ class ForkServer:
             _prepare_to_fork()
         return True
 
-    def _become_slot(self, request: dict[str, Any], channel: int, progress: int) -> None:
+    def _become_slot(
+        self, request: dict[str, Any], channel: int, progress: int, program: Optional[socket.socket]
+    ) -> None:
         if not request["single"]:
             near, channel = channel, process_state.duplicate_high(channel)
             os.close(near)
@@ -293,6 +338,12 @@ class ForkServer:
                 own = captured_output.redirect_output(request["output"], request["errors"])
                 captured = CapturedOutput() if own else None
                 folder = request["temporary"]
+                if program is not None:
+                    from vineworker.library.program_slot import ProgramFunctions, ProgramSlot
+
+                    functions = ProgramFunctions(program, self._pickled)
+                    ProgramSlot(sock, functions, progress, captured, folder).serve()
+                    return
                 slot.Slot(sock, self._functions, progress, self._fork_calls, captured, folder).serve()
 
     def _kill_slot(self, number: int) -> None:
@@ -318,6 +369,8 @@ class ForkServer:
                 self._process_group_leaders.discard(pid)
                 descendants.kill_group(pid)
             known = self._own_processes | self._children.keys()
+            if self._programs is not None:
+                known |= set(self._programs.pids)
             if descendants.can_have_strays(known):
                 descendants.kill_strays(known)
             _pid, status, usage = os.wait4(pid, 0)
@@ -330,6 +383,8 @@ class ForkServer:
                         "max_rss_mb": usage.ru_maxrss // 1024,
                     }
                 )
+            elif self._programs is not None:
+                self._use_programs(self._programs.on_exited, pid, status)
 
     def _send(self, news: dict[str, Any]) -> None:
         try:

@@ -9,6 +9,7 @@ import subprocess
 import threading
 from typing import Any, Callable, Optional
 
+from vinecore.protocol import messages
 from vinecore.protocol.trees import remove_tree
 from vineworker.library import environments, startup_watchdog
 from vineworker.library.fork_server_connection import ForkServerConnection
@@ -100,17 +101,33 @@ class ForkServerProcess:
         # have inherited the other end
         threading.Thread(target=self._wait, name="vine-fork-server", daemon=True).start()
         fork = start.library is not None and start.library.exec_mode == "fork"
-        self.connection.send(
-            {
-                "setup": setup,
-                "error": folder + ".error",
-                "stack": folder + ".stack",
-                "fork": fork,
-                "python": python,
-                "preload": options.get("preload", []),
-                "compat": compat,
-            }
-        )
+        request = {
+            "setup": setup,
+            "error": folder + ".error",
+            "stack": folder + ".stack",
+            "fork": fork,
+            "python": python,
+            "preload": options.get("preload", []),
+            "compat": compat,
+        }
+        if start.library is not None and "library_program" in options:
+            request["library_program"] = self._describe_program(start.library, cache)
+        self.connection.send(request)
+
+    def _describe_program(self, library: messages.Library, cache: Cache) -> dict[str, Any]:
+        """Return how the program of a library in another language is started."""
+        options = library.options
+        slots = options.get("program_slots") or library.slots
+        units = max(1, library.slots // slots)
+        return {
+            "command": options["library_program"],
+            "prefix": environments.shell_prefix(library.environment, cache),
+            "name": options["label"],
+            "slots": slots,
+            "cores": max(1, int(options.get("cores") or 1) // units),
+            "log": self.log,
+            "pickled": "pickled" in options,
+        }
 
     def add_slot(self, number: int, output: str) -> SlotProcess:
         """Return a new slot, not forked yet.
@@ -234,6 +251,7 @@ class ForkServerProcess:
         if self.connection.is_closed:
             return
         payload, code = b"", self._exit_code()
+        final = self._failure is not None and self._failure["final"]
         self.close("its library's process ended")
         if self._failure is not None:
             reason = self._failure["failed"]
@@ -244,7 +262,7 @@ class ForkServerProcess:
                 pass
         else:
             reason = self._describe_exit(code)
-        self._on_event(events.ForkServerExited(self.name, reason, self._failure is not None, payload))
+        self._on_event(events.ForkServerExited(self.name, reason, final, payload))
 
     def _describe_exit(self, code: Optional[int]) -> str:
         if code is None:

@@ -149,7 +149,7 @@ def test_relay_can_only_cut_connection(local_cluster, caplog, tamper, monkeypatc
     monkeypatch.chdir(local_cluster.folder)
     caplog.set_level(logging.INFO, "vinecore")
     m = local_cluster.start_manager()
-    m._server.heartbeat_interval_s = 0.3  # what is left out is missed when something else is said
+    m.set_keepalive_interval(0.3)  # what is left out is missed when something else is said
     between = Between(m.port, tamper)
     try:
         worker = local_cluster.start_worker(between.port, "--timeout", "60", command=COMES_BACK)

@@ -46,6 +46,8 @@ ORDER: Final = (
     "resume",
     "on_demand",
     "draining",
+    "hosts",
+    "slow_workers",
     "diagnostics",
     # invariants
     "validation",

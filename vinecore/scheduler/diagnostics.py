@@ -102,7 +102,15 @@ class Diagnostics:
 
     def explain_queue(self, queue: TaskQueue) -> tuple[str, bool]:
         """Return why nothing of a queue can run, and whether no connected worker could ever run it."""
-        workers = [w for w in self._state.workers.values() if not w.draining]
+        if self._state.holds_tasks:
+            count, wanted = len(self._state.workers), self._state.tuning.wait_for_workers
+            return (
+                f"{count} of the {wanted} workers are connected for which tune('wait-for-workers') waits",
+                False,
+            )
+        workers = [w for w in self._state.workers.values() if not w.closed]
+        if not workers and any(not w.draining for w in self._state.workers.values()):
+            return "all workers that are connected are blocked: see Manager.unblock_host", False
         if not workers:
             leaving = len(self._state.workers)
             return (

@@ -170,7 +170,7 @@ class Dispatcher:
 
     def chain_successors(self, task: TaskState, worker: WorkerState, instance: LibraryInstance) -> None:
         """Send the successors of a task after it, if all they lack is being made on the same worker."""
-        if task.graph.spec.priority_mode not in CHAINING_PRIORITY_MODES or worker.draining:
+        if task.graph.spec.priority_mode not in CHAINING_PRIORITY_MODES or worker.closed:
             return
         if self._reservation.worker is worker and self._reservation.excludes(worker, task.queue):
             return

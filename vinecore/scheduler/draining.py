@@ -94,7 +94,7 @@ class WorkerDraining:
         """Run elsewhere what a worker was to run that has to end soon, and bring away what only it has."""
         if worker.disconnecting:
             return
-        self._drain(worker, reason)
+        self.drain(worker, reason)
         self._draining_workers[worker].deadline = self._state.now + within_s + MARGIN_S
         for task in list(worker.tasks.values()):
             if task.worker is worker and task.state == ASSIGNED:  # not taken back with another one already
@@ -102,11 +102,11 @@ class WorkerDraining:
         for instance in list(worker.libraries.values()):
             self._libraries.stop(worker, instance)
 
-    def _drain(self, worker: WorkerState, reason: str) -> None:
+    def drain(self, worker: WorkerState, reason: str) -> None:
         """Give a worker nothing more; what it runs may end."""
         if worker.draining:
             return
-        worker.draining = True
+        worker.draining = worker.closed = True
         self._timed.pop(worker, None)
         self._replication.worker_gone(worker)
         self._reservations.worker_gone(worker)
@@ -121,6 +121,17 @@ class WorkerDraining:
             )
         self._outbox.emit(LogMessage(INFO, text))
         self._state.draining_changed[worker] = None
+
+    def end_draining(self, worker: WorkerState, reason: str) -> None:
+        """Keep a worker that is drained for this reason."""
+        leaving = self._draining_workers.get(worker)
+        if leaving is None or leaving.reason != reason:
+            return
+        self.worker_gone(worker)
+        worker.draining = False
+        self.worker_joined(worker)
+        self._replication.worker_joined(worker)
+        self._outbox.emit(LogMessage(INFO, f"worker {worker.id} on {worker.name} stays"))
 
     def process_changed(self) -> None:
         """Go on with the workers for which something has changed."""
@@ -182,7 +193,7 @@ class WorkerDraining:
             held = (worker.total.disk * MB or UNLIMITED) - worker.free_disk
             lead = min(held / DRAIN_BANDWIDTH, MAX_LEAD_FRACTION * (worker.ends_at - worker.joined_at))
             if now >= worker.ends_at - lead:
-                self._drain(worker, "its time is over soon")
+                self.drain(worker, "its time is over soon")
             else:
                 self._queues.update_worker_everywhere(worker)
         for worker, leaving in list(self._draining_workers.items()):

@@ -146,6 +146,33 @@ class SettingChanged(NamedTuple):
     value: Any
 
 
+class HostBlocked(NamedTuple):
+    """A host gets no new tasks."""
+
+    host: str
+    duration_s: float  # math.inf for no end
+
+
+class HostUnblocked(NamedTuple):
+    """A host gets tasks again; "" for all hosts."""
+
+    host: str
+
+
+class HostDrained(NamedTuple):
+    """The workers of a host leave when they have nothing to do; or they stay, if they have not left yet."""
+
+    host: str
+    drain: bool
+
+
+class WorkersReleased(NamedTuple):
+    """Workers are to leave now; what they run runs elsewhere."""
+
+    workers: Sequence[int]
+    reason: str
+
+
 class ShutdownAnnounced(NamedTuple):
     """The user is about to close the manager: nothing is needed any more."""
 
@@ -176,6 +203,10 @@ Event = (
     | ObjectStored
     | CategorySet
     | SettingChanged
+    | HostBlocked
+    | HostUnblocked
+    | HostDrained
+    | WorkersReleased
     | ShutdownAnnounced
     | Tick
 )

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from vinecore.scheduler.lifecycle import TaskLifecycle
     from vinecore.scheduler.outbox import Outbox
     from vinecore.scheduler.queues import TaskQueues
-    from vinecore.scheduler.state import FileState, LibraryState, SchedulerState, TaskQueue, WorkerState
+    from vinecore.scheduler.state import (
+        FileState,
+        LibraryState,
+        SchedulerState,
+        TaskQueue,
+        TaskState,
+        WorkerState,
+    )
     from vinecore.scheduler.transfers import Transfers
 
 
@@ -119,7 +126,7 @@ class LibraryInstances:
 
     def _stop_idle(self, worker: WorkerState, queue: TaskQueue, idle: list[LibraryInstance]) -> bool:
         """Stop as many of these libraries as it takes, if it helps."""
-        if not idle or worker.draining or not self._queues.is_suitable(worker, queue):
+        if not idle or worker.closed or not self._queues.is_suitable(worker, queue):
             return False
         if self._reservation.excludes(worker, queue):
             return False
@@ -274,6 +281,20 @@ class LibraryInstances:
                 return f"{task.spec.label} has been importing {where} for more than {duration_s:.0f} s on worker {worker.id} ({worker.name})"
             return f"{what} has been starting for more than {duration_s:.0f} s on worker {worker.id} ({worker.name}): {where}"
         return ""
+
+
+def list_probably_running(worker: WorkerState) -> list[TaskState]:
+    """Return the tasks that are probably running: the oldest of each library, by slots, and all others."""
+    running: list[TaskState] = []
+    room = {name: instance.slots for name, instance in worker.libraries.items()}
+    for task in worker.tasks.values():
+        name = task.spec.library
+        if not name:
+            running.append(task)
+        elif room.get(name, 0) > 0 and not task.chained:
+            room[name] -= 1
+            running.append(task)
+    return running
 
 
 def _slots(slots: int | None, unit: Resources) -> int:

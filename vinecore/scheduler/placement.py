@@ -53,6 +53,8 @@ class Placement:
     def place_ready_tasks(self) -> None:
         """Give ready tasks to workers with room, the most urgent of all queues first, until one of the two runs out."""
         dirty = self._queues.changed
+        if self._state.holds_tasks:
+            dirty.clear()
         while dirty:
             queue = next(iter(dirty)) if len(dirty) == 1 else min(dirty, key=queue_urgency)
             if not self._place_front_task(queue):

@@ -73,6 +73,17 @@ def count_workers(scheduler: Scheduler) -> int:
     return len(scheduler.state.workers)
 
 
+def workers_of_host(scheduler: Scheduler, host: str) -> int:
+    """Return how many workers of a host are connected."""
+    return sum(host in (worker.name, worker.host) for worker in scheduler.state.workers.values())
+
+
+def workers_by_load(scheduler: Scheduler) -> list[int]:
+    """Return the numbers of the workers that stay, those with the fewest tasks first."""
+    workers = [worker for worker in scheduler.state.workers.values() if not worker.draining]
+    return [worker.id for worker in sorted(workers, key=lambda worker: len(worker.tasks))]
+
+
 def summarize_workers(scheduler: Scheduler) -> list[dict[str, Any]]:
     """Return the resources, and the numbers of tasks and files, of each connected worker."""
     return [

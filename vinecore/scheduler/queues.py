@@ -228,7 +228,7 @@ class TaskQueues:
 
     def can_accept(self, worker: WorkerState, queue: TaskQueue) -> bool:
         """Return whether a worker has room for a task more of a queue."""
-        if worker.draining or not meets_python_requirements(worker, queue):
+        if worker.closed or not meets_python_requirements(worker, queue):
             return False
         if queue.conditions is not None and not meets_conditions(self._state, worker, queue.conditions):
             return False

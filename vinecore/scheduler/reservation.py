@@ -92,7 +92,7 @@ class Reservations:
     def _suits(self, worker: WorkerState, task: TaskState) -> bool:
         """Return whether a task could run on a worker that had nothing else to do."""
         queue = task.queue
-        if worker.draining or worker.disconnecting or not self._queues.can_take(worker, task):
+        if worker.closed or worker.disconnecting or not self._queues.can_take(worker, task):
             return False
         # it takes its turn there in any case
         if any(other.queue is queue for other in islice(worker.tasks.values(), FEW)):

@@ -18,6 +18,7 @@ from vinecore.scheduler.dispatch import Dispatcher
 from vinecore.scheduler.draining import WorkerDraining
 from vinecore.scheduler.eviction import Eviction
 from vinecore.scheduler.file_lifetime import FileLifetime
+from vinecore.scheduler.hosts import Hosts
 from vinecore.scheduler.libraries import LibraryInstances
 from vinecore.scheduler.lifecycle import TaskLifecycle
 from vinecore.scheduler.missing_files import MissingFiles
@@ -32,6 +33,7 @@ from vinecore.scheduler.reservation import Reservations
 from vinecore.scheduler.resume import ResumedSession
 from vinecore.scheduler.settings import Settings
 from vinecore.scheduler.signals import Signals
+from vinecore.scheduler.slow_workers import SlowWorkers
 from vinecore.scheduler.state import SchedulerState
 from vinecore.scheduler.stealing import WorkStealing
 from vinecore.scheduler.submission import MAX_FILES_RELEASED_PER_BATCH, Submission
@@ -124,6 +126,8 @@ class Scheduler:
         self.draining = draining = WorkerDraining(
             state, outbox, queues, reservations, tasks, transfers, replication, libraries
         )
+        self.hosts = hosts = Hosts(state, outbox, queues, draining)
+        self.slow_workers = slow_workers = SlowWorkers(state, outbox, tasks, draining, hosts)
         self.diagnostics = Diagnostics(
             state=state,
             outbox=outbox,
@@ -179,6 +183,8 @@ class Scheduler:
             resumed=resumed,
             on_demand=on_demand,
             draining=draining,
+            hosts=hosts,
+            slow_workers=slow_workers,
         )
         self.submission = submission = Submission(
             state=state,
@@ -198,7 +204,12 @@ class Scheduler:
             time_windows=time_windows,
         )
         self.settings = settings = Settings(
-            state=state, queues=queues, transfers=transfers, replication=replication, choice=choice
+            state=state,
+            queues=queues,
+            transfers=transfers,
+            replication=replication,
+            choice=choice,
+            slow_workers=slow_workers,
         )
         self._validates = validate
         self._validation = StateValidation(
@@ -234,6 +245,10 @@ class Scheduler:
             events.ObjectStored: worker_messages.on_object_stored,
             events.CategorySet: settings.on_category_set,
             events.SettingChanged: settings.on_setting_changed,
+            events.HostBlocked: hosts.on_host_blocked,
+            events.HostUnblocked: hosts.on_host_unblocked,
+            events.HostDrained: hosts.on_host_drained,
+            events.WorkersReleased: hosts.on_workers_released,
             events.ShutdownAnnounced: lambda _event: draining.release_at_once(),
             events.Tick: self._on_tick,
         }
@@ -282,6 +297,8 @@ class Scheduler:
         self.transfers.tick()
         self.disk_deadlock.tick()
         self.draining.tick()
+        self.hosts.tick()
+        self.slow_workers.tick()
         self.on_demand.request_targets()
         self.reservations.tick()
         self.queues.retry_all()

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vinecore.scheduler import events
     from vinecore.scheduler.queues import TaskQueues
     from vinecore.scheduler.replication import Replication
+    from vinecore.scheduler.slow_workers import SlowWorkers
     from vinecore.scheduler.state import SchedulerState
     from vinecore.scheduler.transfers import Transfers
     from vinecore.scheduler.worker_choice import WorkerChoice
@@ -26,9 +27,11 @@ class Settings:
         transfers: Transfers,
         replication: Replication,
         choice: WorkerChoice,
+        slow_workers: SlowWorkers,
     ) -> None:
         self._state = state
         self._queues = queues
+        self._slow_workers = slow_workers
         # Where a setting is read that is no parameter, or is read too often to be looked up there.
         self._readers: dict[str, tuple[Any, str]] = {
             "scheduler": (choice, "policy"),
@@ -49,6 +52,11 @@ class Settings:
             setattr(self._state.tuning, attribute, event.value)
         if event.name in self._readers:
             setattr(*self._readers[event.name], event.value)
+        if event.name == "disconnect-slow-worker-factor":
+            self._slow_workers.update()
+        elif event.name == "wait-for-workers":
+            self._state.holds_tasks = event.value > len(self._state.workers)
+            self._queues.retry_all()
 
     def on_category_set(self, event: events.CategorySet) -> None:
         """Configure a category."""
@@ -65,3 +73,4 @@ class Settings:
             slow_factor=event.slow_factor,
         )
         self._queues.category_changed(category)
+        self._slow_workers.update()

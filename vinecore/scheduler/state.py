@@ -34,6 +34,8 @@ refers to other records directly, never through a search. Fields whose names nee
     files that are on the worker and not yet known to be what they should be: other workers may fetch them, tasks there still wait
 `WorkerState.draining`
     the worker will leave: it gets nothing more, and what only it has is brought elsewhere
+`WorkerState.closed`
+    the worker gets no new tasks: it is draining, or the user has blocked its host
 `GraphState.deferred`
     tasks that are entered as done though they have never run: they run when what they make is needed and nowhere
 """
@@ -335,6 +337,7 @@ class WorkerState:
 
     __slots__ = (
         "cancel",
+        "closed",
         "corrupt",
         "data_address",
         "disconnecting",
@@ -388,7 +391,7 @@ class WorkerState:
         # it looks through what it has from before, and has not told all of it yet
         self.inventory_pending = False
         self.disconnecting = False  # it has announced that it leaves: no task is to blame
-        self.draining = False
+        self.draining = self.closed = False
         self.ends_at: float | None = None  # when it will begin to leave, where that is known
         self.free_disk = total.disk * MB or UNLIMITED
         self.files: dict[FileState, int] = {}  # with the bytes of disk each takes
@@ -485,6 +488,8 @@ class SchedulerState:
     ----------
     tuning : Tuning
         The parameters of `Manager.tune`.
+    holds_tasks : bool
+        No task is placed before as many workers are connected as ``wait-for-workers`` says.
     evictable : dict of FileState
         Reusable files that no task needs now; the one that was used last stands at the end.
     assigned : int
@@ -505,6 +510,7 @@ class SchedulerState:
         self.python, self.required_packages = python, required_packages
         self.tuning = Tuning()
         self.now = 0.0
+        self.holds_tasks = False
         self.moved_bytes = 0
         self.expected_workers: int | None = None
         self.start_failure = ""

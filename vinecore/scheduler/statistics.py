@@ -179,6 +179,7 @@ def manager_stats(scheduler: Scheduler) -> ManagerStats:
         workers_released=counters.workers_released,
         workers_idled_out=counters.workers_idled_out,
         workers_slow=counters.workers_slow,
+        workers_blocked=sum(1 for worker in workers if worker.closed and not worker.draining),
         workers_lost=counters.workers_lost,
         tasks_waiting=len(state.tasks) - on_workers,
         tasks_on_workers=on_workers,

@@ -38,7 +38,7 @@ class WorkStealing:
         if (
             queue.library is None
             or queue.front
-            or worker.draining
+            or worker.closed
             or self._reservation.excludes(worker, queue)
             or len(workers) < 2
             or (queue.mean_s or MIN_DURATION_S) < MIN_DURATION_S

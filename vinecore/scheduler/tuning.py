@@ -92,10 +92,10 @@ class Tuning:
         900.0, "How long the host of a worker that was disconnected as slow is blocked.", unit="s"
     )
     keepalive_interval: float = _parameter(
-        30.0, "Silence after which a worker is asked for a sign of life.", least=1, unit="s"
+        30.0, "Silence after which a worker is asked for a sign of life.", least=0.1, unit="s"
     )
     keepalive_timeout: float = _parameter(
-        300.0, "Silence after which a worker that was asked is given up.", least=1, unit="s"
+        300.0, "Silence after which a worker that was asked is given up.", least=0.1, unit="s"
     )
     proportional_resources: bool = _parameter(
         True,

@@ -330,7 +330,11 @@ class StateValidation:
                 if queue.workers_with_room and not disk_may_be_freed:
                     yield name, f"{ready} wait for disk, and nothing happens that could free some"
             # files that tasks insist on come and go without an event
-            elif not (_learns(queue) or (queue.conditions and queue.conditions.strict_inputs)):
+            elif not (
+                _learns(queue)
+                or self._state.holds_tasks
+                or (queue.conditions and queue.conditions.strict_inputs)
+            ):
                 open_ = [worker for worker in queue.workers_with_room if worker.ends_at is None]
                 if open_:
                     yield name, f"{ready} could run on {open_}"
@@ -341,8 +345,8 @@ class StateValidation:
         if not queue.workers_with_room.keys() <= connected:
             yield name, f"{queue.workers_with_room.keys() - connected} have room, and are not connected"
         for worker in connected:
-            if worker.draining and worker in queue.workers_with_room:
-                yield name, f"{worker} has room, and is draining"
+            if worker.closed and worker in queue.workers_with_room:
+                yield name, f"{worker} has room, and is closed"
             # what is estimated, or depends on the time that is left, changes without an event
             if worker.ends_at is not None or _learns(queue):
                 continue

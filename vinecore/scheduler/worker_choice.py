@@ -126,7 +126,7 @@ class WorkerChoice:
                 queue.library is not None
                 and queue.library.spec.name in worker.libraries
                 and least is not None
-                and not worker.draining
+                and not worker.closed
                 and not self._reservation.excludes(worker, queue)
                 and (queue.conditions is None or self._queues.is_suitable(worker, queue))
             )

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from vinecore.protocol import messages
 from vinecore.resources.amounts import Resources
-from vinecore.scheduler.instructions import INFO, WARNING, LogMessage
+from vinecore.scheduler.instructions import INFO, WARNING, Disconnect, LogMessage, Send
+from vinecore.scheduler.libraries import list_probably_running
 from vinecore.scheduler.state import WorkerState
 from vinecore.scheduler.transitions import WAITING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from vinecore.scheduler.disk_deadlock import DiskDeadlock
     from vinecore.scheduler.draining import WorkerDraining
     from vinecore.scheduler.eviction import Eviction
+    from vinecore.scheduler.hosts import Hosts
     from vinecore.scheduler.libraries import LibraryInstances
     from vinecore.scheduler.lifecycle import TaskLifecycle
     from vinecore.scheduler.on_demand import OnDemandTasks
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from vinecore.scheduler.replication import Replication
     from vinecore.scheduler.reservation import Reservations
     from vinecore.scheduler.resume import ResumedSession
-    from vinecore.scheduler.state import SchedulerState, TaskState
+    from vinecore.scheduler.slow_workers import SlowWorkers
+    from vinecore.scheduler.state import SchedulerState
     from vinecore.scheduler.stealing import WorkStealing
     from vinecore.scheduler.transfers import Transfers
 
@@ -52,6 +55,8 @@ class WorkerMembership:
         resumed: ResumedSession,
         on_demand: OnDemandTasks,
         draining: WorkerDraining,
+        hosts: Hosts,
+        slow_workers: SlowWorkers,
     ) -> None:
         self._state = state
         self._outbox = outbox
@@ -69,10 +74,19 @@ class WorkerMembership:
         self._resumed = resumed
         self._on_demand = on_demand
         self._draining = draining
+        self._hosts = hosts
+        self._slow_workers = slow_workers
 
     def on_worker_connected(self, event: events.WorkerConnected) -> None:
-        """Enter a new worker everywhere."""
+        """Enter a new worker everywhere, if there are not too many."""
         hello = event.hello
+        most = self._state.tuning.max_workers
+        if 0 <= most <= len(self._state.workers):
+            reason = f"tune('max-workers') allows no more than {most}"
+            self._outbox.emit(LogMessage(INFO, f"a worker on {hello.hostname} is refused: {reason}"))
+            self._outbox.emit(Send(event.worker, messages.Shutdown(reason, False)))
+            self._outbox.emit(Disconnect(event.worker, reason))
+            return
         total = Resources(float(hello.cores), hello.memory_mb, hello.disk_mb, float(hello.gpus))
         contact, _, port = hello.contact.rpartition(":")
         port = port or str(hello.data_port or "")
@@ -104,9 +118,13 @@ class WorkerMembership:
         self._stealing.worker_joined(worker)
         self._replication.worker_joined(worker)
         self._draining.worker_joined(worker)
+        self._hosts.worker_joined(worker)
         worker.inventory_pending = messages.PERSISTENT_CACHE_FEATURE in hello.features or self._resumed.active
         self._resumed.worker_joined(hello)
         self._on_demand.request_targets()
+        if self._state.holds_tasks and len(self._state.workers) >= self._state.tuning.wait_for_workers:
+            self._state.holds_tasks = False
+            self._queues.retry_all()
 
     def on_worker_disconnected(self, event: events.WorkerDisconnected) -> None:
         """Take a lost worker out of everything, and send its work elsewhere."""
@@ -123,7 +141,7 @@ class WorkerMembership:
 
     def remove_worker(self, worker: WorkerState, reason: str) -> None:
         """Take a worker out of every table but that of workers; send its work elsewhere."""
-        suspects = set() if worker.disconnecting or worker.draining else self._probably_running(worker)
+        suspects = set() if worker.disconnecting or worker.draining else set(list_probably_running(worker))
         tasks = list(worker.tasks.values())
         for task in tasks:  # all of them first: what follows must not count on any
             self._tasks.withdraw(task)
@@ -138,6 +156,8 @@ class WorkerMembership:
         self._eviction.worker_gone(worker)
         self._replication.worker_gone(worker)
         self._draining.worker_gone(worker)
+        self._hosts.worker_gone(worker)
+        self._slow_workers.worker_gone(worker)
         files, worker.files = list(worker.files), {}
         for file in files:
             del file.replicas[worker]
@@ -149,16 +169,3 @@ class WorkerMembership:
                 blame = f"worker {worker.id} on {worker.name} was lost ({reason})" if task in suspects else ""
                 self._tasks.retry(task, blame)
         self._replication.ensure_replicas(files)
-
-    def _probably_running(self, worker: WorkerState) -> set[TaskState]:
-        """Return the tasks that were probably running: the oldest of each library, by slots, and all others."""
-        suspects: set[TaskState] = set()
-        room = {name: instance.slots for name, instance in worker.libraries.items()}
-        for task in worker.tasks.values():
-            name = task.spec.library
-            if not name:
-                suspects.add(task)
-            elif room.get(name, 0) > 0 and not task.chained:
-                room[name] -= 1
-                suspects.add(task)
-        return suspects

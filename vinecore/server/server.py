@@ -43,8 +43,6 @@ T = TypeVar("T")
 TICK_S = 0.25
 LOOK_TICKS = 400  # how long is looked whether workers of a manager before have ended
 FLUSH_TICKS = 8  # after so many, what waits for the next message to a worker goes without one
-HEARTBEAT_INTERVAL_S = 30.0
-HEARTBEAT_TIMEOUT_S = 300.0
 SHUTDOWN_TIMEOUT_S = 2.0
 # Events, or tasks among them, that the scheduler takes at once; then the connections have their turn.
 MAX_EVENTS_PER_BATCH = 1024
@@ -107,8 +105,6 @@ class ManagerServer:
         When it started, in seconds since 1970.
     worker_addresses : dict
         Where each worker is or was, by its number.
-    heartbeat_interval_s, heartbeat_timeout_s : float
-        Seconds without a message after which a worker is asked for one, and is given up.
     in_words : callable
         Replaces cache names in texts of the scheduler by the user's names of files.
     """
@@ -133,7 +129,6 @@ class ManagerServer:
         self.name = name
         self.tasks_left = 0
         self._pid = os.getpid()
-        self.heartbeat_interval_s, self.heartbeat_timeout_s = HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S
         self.in_words: Callable[[str], str] = str
         self._scheduler = Scheduler(python, needs, validate=validate)
         self.inbox: deque[e.Event | StateQuery] = deque()
@@ -355,17 +350,15 @@ class ManagerServer:
             self._look_for_ends()
         self.inbox.append(e.Tick())
         self.process_inbox()
+        interval_s = self._scheduler.state.tuning.keepalive_interval
+        timeout_s = self._scheduler.state.tuning.keepalive_timeout
         for peer in list(self._workers.values()):
             quiet = now - peer.last_received_at
             asked = peer.pinged_at > peer.last_received_at
-            if (
-                asked
-                and quiet > self.heartbeat_timeout_s
-                and now - peer.pinged_at > self.heartbeat_timeout_s - self.heartbeat_interval_s
-            ):
+            if asked and quiet > timeout_s and now - peer.pinged_at > timeout_s - interval_s:
                 peer.channel.abort(f"silent for {quiet:.0f} s")
             # this process may have been stopped as well: then no worker was asked
-            elif quiet > self.heartbeat_interval_s and not asked:
+            elif quiet > interval_s and not asked:
                 peer.pinged_at = now
                 peer.channel.send(m.Ping())
             elif (peer.number + ticks) % FLUSH_TICKS == 0:

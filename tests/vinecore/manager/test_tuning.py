@@ -55,7 +55,7 @@ def test_value_out_of_bounds_is_refused(m, row):
             m.tune(row.name, value)
 
 
-def test_name_without_meaning_is_explained_once(local_cluster, caplog):
+def test_ignored_name_is_explained_once(local_cluster, caplog):
     m = local_cluster.start_manager()
     caplog.set_level(logging.INFO, "vinecore")
     for name, reason in IGNORED_PARAMETERS.items():

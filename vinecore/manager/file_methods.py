@@ -11,7 +11,7 @@ from vinecore.cache_level import CACHE_LEVELS, parse_cache_level
 from vinecore.manager import url_metadata
 from vinecore.manager.cache_names import hash_bytes, hash_path
 from vinecore.manager.files import File, check_declared
-from vinecore.manager.on_demand_methods import OnDemandMethods
+from vinecore.manager.output_methods import OutputMethods
 from vinecore.manager.tasks import Task
 from vinecore.manager.url_metadata import RemoteFileInfo
 from vinecore.protocol import trees, xrootd
@@ -21,7 +21,7 @@ from vinecore.scheduler.specs import WORKFLOW, FileSpec
 log = logging.getLogger("vinecore")
 
 
-class FileMethods(OnDemandMethods):
+class FileMethods(OutputMethods):
     """Files that the user declares."""
 
     @keyword_arguments.refuse_unknown

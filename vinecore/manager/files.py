@@ -182,6 +182,38 @@ class File:
         return f"<File {self.kind} {self.source() or self.cache_name}>"
 
 
+class OutputHolder(ContentReader, Protocol):
+    """A manager, as far as the outputs of its Python tasks use it."""
+
+    def write_output(self, file: OutputFile) -> str:
+        """Write an output that is at the manager to the disk, and return its path."""
+        ...
+
+
+class OutputFile(File):
+    """The output of a Python task, which comes to the manager when the task has ended."""
+
+    __slots__ = ()
+
+    manager: OutputHolder
+
+    def source(self) -> str:
+        """Return the path at which the output is; it is written there when it is first asked for.
+
+        Returns
+        -------
+        str
+            The path in the manager's staging directory; before the end of the task nothing is
+            there.
+        """
+        if not self._source:
+            self._source = self.manager.write_output(self)
+        return self._source
+
+    def __repr__(self) -> str:
+        return f"<File output {self.cache_name}>"
+
+
 def check_declared(file: Any) -> File:
     """Make sure that something is a declared file.
 

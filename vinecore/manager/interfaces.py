@@ -60,6 +60,14 @@ class TaskHost(OutputHost, Protocol):
         """Declare the result of a task as a file of the user's."""
         ...
 
+    def declare_output(self, name: str, level: str) -> File:
+        """Declare the result of a Python task that comes to the manager as a file."""
+        ...
+
+    def declare_ended_output(self, number: int, content: bytes) -> File:
+        """Declare the result of a Python task that has succeeded as a file."""
+        ...
+
     def full_library_name(self, library: str, function: str) -> str:
         """Return the full name of an installed library that has a function."""
         ...

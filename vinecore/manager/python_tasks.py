@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vinecore import validators
+from vinecore.cache_level import parse_cache_level
 from vinecore.errors import FunctionCallNoResult, PythonTaskNoResult
 from vinecore.manager.files import File
 from vinecore.manager.tasks import Task
@@ -38,11 +39,6 @@ class PythonTask(Task):
     *args, **kwargs : object
         Its arguments. A `File` among them is replaced by the value that it holds.
 
-    Attributes
-    ----------
-    output_file : File or None
-        The file with the result, after the submission of a task with `enable_temp_output`.
-
     Raises
     ------
     TypeError
@@ -54,7 +50,8 @@ class PythonTask(Task):
     >>> print(m.wait().output)
     """
 
-    output_file: File | None = None
+    _output_file: File | None = None
+    _output_level = ""
     _temp_output = _raw = False
     _value: Any = NOT_LOADED
     _problem: Exception | None = None  # of a result that could not be loaded here
@@ -96,6 +93,50 @@ class PythonTask(Task):
         """Bring the result to the manager (the default)."""
         self._temp_output = False
 
+    def set_output_cache(self, cache: int | str = False) -> None:
+        """Make the result, which comes to the manager, a file for further tasks: `output_file`.
+
+        Parameters
+        ----------
+        cache : bool, int or str
+            How long workers keep it, as for `Manager.declare_file`.
+
+        Raises
+        ------
+        ValueError
+            There is no such cache level.
+        """
+        self._output_level = parse_cache_level(cache)
+
+    @property
+    def output_file(self) -> File | None:
+        """The file with the result, as an input of further tasks.
+
+        After the submission of a task with `enable_temp_output` it is on workers. Otherwise it is
+        also at the manager: after the submission of a task with `set_output_cache`, and else when
+        the task has succeeded. Its `source` is then a path. What it has is a pickle of the value,
+        or the bytes of a task with `disable_output_serialization`. (Arrays of 4 KB and more follow
+        the pickle: give the file as an argument of another task to have it loaded.)
+        """
+        ended = self.outcome
+        if self._output_file is None and ended is not None and ended.outcome == "success":
+            assert self.id is not None
+            assert self._manager is not None
+            content = ended.payload
+            if not content and self._value is not NOT_LOADED:
+                # it was released when it was loaded
+                content = bytes(self._value) if self._raw else values.dumps(self._value)
+            self._output_file = self._manager.declare_ended_output(self.id, content)
+        return self._output_file
+
+    def _declare_output(self, manager: TaskHost, result: str) -> None:
+        """Declare the result as a file, if it is to be one."""
+        self._output_file = None
+        if self._temp_output:
+            self._output_file = manager.declare_result(result)
+        elif self._output_level:
+            self._output_file = manager.declare_output(result, self._output_level)
+
     def disable_output_serialization(self) -> None:
         """Write the bytes that the function returns to the output unchanged."""
         self._raw = True
@@ -113,7 +154,8 @@ class PythonTask(Task):
             return None
         if ended.outcome != "success":
             error = self.error()
-            if ended.outcome == "exception":
+            if ended.payload:
+                # of the function, or of what its library has loaded
                 return error
             lacking = self._no_result_class(str(error))
             lacking.__cause__ = error
@@ -157,7 +199,7 @@ class PythonTask(Task):
             assert self.manager is not None
             assert self.outcome is not None
             self._value, self._problem = self.manager.load_result(
-                self.id, self.outcome, self.output_file, raw=self._raw
+                self.id, self.outcome, self._output_file, raw=self._raw
             )
 
     def make_spec(self, manager: TaskHost, number: int) -> TaskSpec:
@@ -182,9 +224,8 @@ class PythonTask(Task):
         if self._raw:
             options["raw"] = True
         result = manager.result_name(number)
-        if self._temp_output:
-            self.output_file = manager.declare_result(result)
-        else:
+        self._declare_output(manager, result)
+        if self._output_file is None:
             options["once"] = True
         return self._spec(number, function=function, shared=(function,), inputs=inputs, payload=payload, result=result,
                           wants_result=not self._temp_output, options=options)  # fmt: skip
@@ -346,9 +387,9 @@ class FunctionCall(PythonTask):
         self._value, self._problem = NOT_LOADED, None
         wanted: tuple[str, ...] = (result,)
         options: dict[str, Any] = DISCARD_RESULT
-        if self._temp_output:
-            self.output_file = manager.declare_result(result)
-            wanted, options = (), {}
+        self._declare_output(manager, result)
+        if self._output_file is not None:
+            wanted, options = () if self._temp_output else wanted, {}
         if self._raw:
             options = {**options, "raw": True}
         if self._time_max is not None:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.harness import sample_tasks
 from tests.harness.processes import PATIENCE_S, is_alive, wait_until, worker_summaries
-from vinecore import FunctionCall, LibraryError, LibraryTask, load_variable_from_library
+from vinecore import FunctionCall, FunctionCallNoResult, LibraryError, LibraryTask, load_variable_from_library
 
 MODES = pytest.mark.parametrize("exec_mode", ["fork", "direct"])
 
@@ -389,7 +389,8 @@ def test_missing_library_command_fails_calls(m, run):
     m.install_library(library)
     task = run(FunctionCall("commanded", "add", 1, 2))
     assert task.result == "missing library"
-    assert isinstance(task.output, LibraryError)
+    assert isinstance(task.error(), LibraryError)
+    assert isinstance(task.output, FunctionCallNoResult)
     assert "/no/such/program" in str(task.output)
     m.remove_library("commanded")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import logging
 import os
@@ -62,6 +63,8 @@ class ManagerAnnouncer:
         self._catalog = catalog.CatalogClient(servers) if servers else None
         self._over = threading.Event()
         self._lock = threading.Lock()
+        # of the servers: a goodbye is the last that one of them gets
+        self._catalog_lock = threading.Lock()
         self._problem = ""
         self._write_registry(about)  # before anybody can look for it
         self._thread = threading.Thread(target=self._run, name="vine-announcer", daemon=True)
@@ -104,8 +107,11 @@ class ManagerAnnouncer:
 
     def set_servers(self, servers: tuple[tuple[str, int], ...]) -> None:
         """Report to other catalog servers from now on; the ones before are told that the manager is gone."""
-        self._report_to_catalog({**self._about, "lifetime": GOODBYE_LIFETIME_S}, GOODBYE_S)
-        self._catalog = catalog.CatalogClient(servers) if servers else None
+        with self._catalog_lock:
+            before, self._catalog = self._catalog, catalog.CatalogClient(servers) if servers else None
+            if before is not None:
+                with contextlib.suppress(OSError):
+                    before.report({**self._about, "lifetime": GOODBYE_LIFETIME_S}, GOODBYE_S)
         self.report()
 
     def report(self) -> None:
@@ -118,11 +124,12 @@ class ManagerAnnouncer:
 
     def _report_to_catalog(self, record: Mapping[str, Any], timeout_s: float) -> str:
         """Report to the catalog; give what is wrong."""
-        try:
-            if self._catalog is not None:
-                self._catalog.report(record, timeout_s)
-        except OSError as error:
-            return str(error)
+        with self._catalog_lock:
+            try:
+                if self._catalog is not None:
+                    self._catalog.report(record, timeout_s)
+            except OSError as error:
+                return str(error)
         return ""
 
     def _log_problem(self, problem: str) -> None:

@@ -25,6 +25,7 @@ def query_status(
     fingerprints: Collection[str] = (),
     matches: Callable[[str], bool] | None = None,
     connect_timeout_s: float = QUERY_TIMEOUT_S,
+    request: str = "",
 ) -> dict[str, Any]:
     """Ask a manager how much there is to do; return its answer.
 
@@ -40,6 +41,8 @@ def query_status(
         Returns whether a manager of that name is one of those looked for.
     connect_timeout_s
         How long the connection may take to be accepted.
+    request
+        What shall be in the answer's "records", as for `Manager.status`; "" for nothing.
 
     Raises
     ------
@@ -51,7 +54,9 @@ def query_status(
         sock = stack.enter_context(connect((host, port), connect_timeout_s))
         if fingerprints:
             sock = stack.enter_context(tls.TlsTunnels().connect(sock, fingerprints))
-        lines = AuthenticatedLines(sock, handshake.connect(sock, secret, "status", suits=matches), "client")
+        more = {"request": request} if request else {}
+        key = handshake.connect(sock, secret, "status", suits=matches, **more)
+        lines = AuthenticatedLines(sock, key, "client")
         answer = bytearray()
         while not answer.endswith(b"\n"):
             sock.settimeout(max(0.001, deadline - time.monotonic()))
@@ -64,6 +69,10 @@ def query_status(
         value = json.loads(lines.verify_line(bytes(answer[:-1])))
     except (ValueError, RecursionError):
         value = None
+    # a relay can change what was requested
+    if request and isinstance(value, dict) and value.get("request") != request:
+        msg = "its reply is one to another request"
+        raise ConnectionError(msg)
     if not isinstance(value, dict):
         msg = "its reply is not a JSON object"
         raise ConnectionError(msg)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vinecore import validators
-from vinecore.discovery.announcer import RECORD_FIELDS, ManagerAnnouncer
+from vinecore.discovery.announcer import RECORD_FIELDS, ManagerAnnouncer, make_record
 from vinecore.manager import startup
 from vinecore.manager.status_methods import StatusMethods
 from vinecore.protocol import temporary_folders
@@ -56,6 +56,14 @@ class AnnouncementMethods(StatusMethods):
     def using_ssl(self) -> bool:
         """Whether TLS protects all connections."""
         return bool(self.ssl_fingerprint)
+
+    def _describe_record(self) -> dict[str, Any]:
+        """Return the constant part of the record by which the manager is found, or would be."""
+        record = make_record(
+            name=self.name, key="", bound=self._server.bound, port=self.port, ssl=self.using_ssl
+        )
+        started = {"starttime": int(self._server.started_at)}
+        return {**record, **started, **self._record_settings, **self._properties}
 
     def _announce(self) -> None:
         """Announce the manager from now on, until it is closed."""

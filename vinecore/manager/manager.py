@@ -16,14 +16,13 @@ from typing import Any
 
 from vinecore import keyword_arguments, validators
 from vinecore.manager import exit_signals, startup
-from vinecore.manager.announcement_methods import AnnouncementMethods
 from vinecore.manager.compatibility import REQUIRED_PACKAGES, python_version
+from vinecore.manager.description_methods import DescriptionMethods
 from vinecore.manager.directory_methods import DirectoryMethods
 from vinecore.manager.graphs import GraphHandle, OpenGraphs
 from vinecore.manager.high_order_methods import HighOrderMethods
 from vinecore.manager.policy_methods import PolicyMethods
 from vinecore.manager.startup import DEFAULT_PORT
-from vinecore.manager.statistics_methods import StatisticsMethods
 from vinecore.protocol.discovery import manager_record
 from vinecore.protocol.serialization import random_seeds
 from vinecore.scheduler.specs import GraphSpec
@@ -33,7 +32,7 @@ from vinecore.server.server import ManagerServer
 random_seeds.watch_seeding()
 
 
-class Manager(HighOrderMethods, PolicyMethods, AnnouncementMethods, StatisticsMethods, DirectoryMethods):
+class Manager(HighOrderMethods, PolicyMethods, DescriptionMethods, DirectoryMethods):
     """Runs tasks on the workers that connect to it.
 
     Parameters

@@ -44,6 +44,30 @@ class StatisticsMethods(StatusMethods):
             bandwidth=(stats.bytes_sent + stats.bytes_received) / MB / elapsed_s,
         )
 
+    def stats_category(self, category: str) -> ManagerStats:
+        """Return numbers of the tasks of one category.
+
+        Parameters
+        ----------
+        category : str
+            The name of the category.
+
+        Returns
+        -------
+        ManagerStats
+            The numbers of tasks and their durations. Failed and cancelled tasks are not counted by
+            category, and all that is not about tasks is 0.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The category is no text, or empty.
+        RuntimeError
+            The manager is closed.
+        """
+        name = validators.category("category", category)
+        return self._server.query(lambda scheduler: statistics.category_stats(scheduler, name))
+
     def hungry(self) -> int:
         """Return how many further tasks the manager could use now.
 

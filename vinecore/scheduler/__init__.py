@@ -60,5 +60,6 @@ ORDER: Final = (
     "scheduler",
     # questions of other threads
     "statistics",
+    "status_tables",
     "queries",
 )

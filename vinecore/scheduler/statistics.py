@@ -12,6 +12,7 @@ from vinecore.resources.amounts import ResourceRequest, Resources, allocate
 from vinecore.scheduler.queue_stats import queue_stats
 from vinecore.scheduler.queues import queue_urgency
 from vinecore.scheduler.state import MB, UNLIMITED
+from vinecore.scheduler.transitions import ASSIGNED, RETRIEVING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -205,6 +206,30 @@ def manager_stats(scheduler: Scheduler) -> ManagerStats:
         capacity_weighted=capacity,
         inuse_cache=sum((worker.total.disk * MB or UNLIMITED) - worker.free_disk for worker in workers) // MB,
         **resources,
+    )
+
+
+def category_stats(scheduler: Scheduler, name: str) -> ManagerStats:
+    """Compute the numbers of one category; those that only a manager has are 0.
+
+    This takes time in proportion to the number of unfinished tasks.
+    """
+    state = scheduler.state
+    tasks = [task for task in state.tasks.values() if task.spec.category == name]
+    running = sum(task.state == ASSIGNED for task in tasks)
+    retrieving = sum(task.state == RETRIEVING for task in tasks)
+    done, mean_s = state.category_walls.get(name, (0, 0.0))
+    execute_us = round(done * mean_s * 1e6)
+    return ManagerStats(
+        tasks_waiting=len(tasks) - running - retrieving,
+        tasks_on_workers=running + retrieving,
+        tasks_running=running,
+        tasks_with_results=retrieving,
+        tasks_done=done,
+        tasks_successful=done,
+        tasks_submitted=len(tasks) + done,
+        time_workers_execute=execute_us,
+        time_workers_execute_good=execute_us,
     )
 
 

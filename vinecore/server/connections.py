@@ -8,7 +8,7 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -39,6 +39,7 @@ class EventReceiver(Protocol):
     inbox: deque[Any]
     closed: bool
     name: str
+    describe: Callable[[str], list[dict[str, Any]]]
 
     def post_event(self, event: e.Event) -> None:
         """Hand an event to the scheduler, from any thread."""
@@ -156,17 +157,19 @@ class WorkerConnections:
             except RuntimeError:  # the manager has just ended
                 sock.close()
         elif greeting["role"] == "status":
-            self._send_status(authentication.AuthenticatedLines(sock, greeting["session"], "server"))
+            words = authentication.AuthenticatedLines(sock, greeting["session"], "server")
+            self._send_status(words, greeting.get("request"))
         else:
             sock.close()
 
-    def _send_status(self, words: authentication.AuthenticatedLines) -> None:
-        """Send the queue statistics to an authenticated client."""
+    def _send_status(self, words: authentication.AuthenticatedLines, request: object) -> None:
+        """Send the queue statistics to an authenticated client, with what else it requests."""
+        answer = {"name": self._receiver.name, "protocol": VERSION, **self._receiver.queue_stats()._asdict()}
+        if isinstance(request, str):
+            answer["request"], answer["records"] = request, self._receiver.describe(request)
         with words.sock as sock:
             sock.settimeout(STATUS_TIMEOUT_S)
-            words.send(
-                {"name": self._receiver.name, "protocol": VERSION, **self._receiver.queue_stats()._asdict()}
-            )
+            words.send(answer)
 
     def _schedule_accept_worker(
         self, sock: socket.socket, at: tuple[str, str], session: bytes, certificate: tuple[str, str]

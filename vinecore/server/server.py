@@ -107,6 +107,8 @@ class ManagerServer:
         Where each worker is or was, by its number.
     in_words : callable
         Replaces cache names in texts of the scheduler by the user's names of files.
+    describe : callable
+        Returns the answer to a status request, such as "workers"; may raise ValueError.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class ManagerServer:
         self.tasks_left = 0
         self._pid = os.getpid()
         self.in_words: Callable[[str], str] = str
+        self.describe: Callable[[str], list[dict[str, Any]]] = lambda _request: []
         self._scheduler = Scheduler(python, needs, validate=validate)
         self.inbox: deque[e.Event | StateQuery] = deque()
         self._awake = False

@@ -120,7 +120,7 @@ def find_commands(page: str) -> list[list[str]]:
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE))
     words = [line.partition("#")[0].split() for line in lines]
-    return [line for line in words if line and re.fullmatch("vine_[a-z]+", line[0])]
+    return [line for line in words if line and re.fullmatch("vine_[a-z_]+", line[0])]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

@@ -21,7 +21,7 @@ def divide(a, b):
 
 with vine.Manager(0, name="calls-of-a-library") as m, vine.Factory("local", manager=m):
     library = m.create_library_from_functions(
-        "lookup", look_up, divide, library_context_info=[load, [1000], {}]
+        "lookup", look_up, divide, add_env=False, library_context_info=[load, [1000], {}]
     )
     library.set_function_slots(1)
     m.install_library(library)

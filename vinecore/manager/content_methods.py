@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from vinecore import errors
@@ -42,19 +43,25 @@ class ContentMethods(StatusMethods):
         server.subscribe(instructions.FileAvailable, self._on_file_available)
         server.subscribe(instructions.InputsAbsent, self._on_inputs_absent)
 
-    def _find_or_fetch(self, file: File) -> Content:
+    def _find_or_fetch(self, file: File, deadline: float | None = None) -> Content:
         name = file.cache_name
         content = self._server.store.find_object(name)
         if content is None:
-            reason = self._wait_until_available(name)
+            reason = self._wait_until_available(name, deadline)
             content = self._server.store.find_object(name)
             if content is None:
                 msg = f"cannot read {file!r}: {self.in_words(reason) or 'the manager has it no longer'}"
                 raise FileNotFoundError(msg)
         return content
 
-    def _wait_until_available(self, name: str) -> str:
-        """Wait until a file has been brought here; give the reason if it cannot be."""
+    def _wait_until_available(self, name: str, deadline: float | None) -> str:
+        """Wait until a file has been brought here; give the reason if it cannot be.
+
+        Raises
+        ------
+        TimeoutError
+            It has not arrived at the deadline.
+        """
         answer: list[str] = []
         with self._finished_or_obtained:
             self._content_requests.setdefault(name, []).append(answer)
@@ -63,7 +70,11 @@ class ContentMethods(StatusMethods):
             while not answer:
                 self._server.ensure_open()
                 self.say_that_it_waits()
-                self._finished_or_obtained.wait(1.0)
+                left = 1.0 if deadline is None else deadline - time.monotonic()
+                if left <= 0:
+                    msg = f"{self.in_words(name)} has not arrived in time"
+                    raise TimeoutError(msg)
+                self._finished_or_obtained.wait(min(left, 1.0))
         return answer[0]
 
     def _on_file_available(self, obtained: instructions.FileAvailable) -> None:

@@ -43,7 +43,13 @@ class TaskHost(OutputHost, Protocol):
         ...
 
     def load_result(
-        self, number: int, outcome: TaskFinished, output_file: File | None, *, raw: bool
+        self,
+        number: int,
+        outcome: TaskFinished,
+        output_file: File | None,
+        *,
+        raw: bool,
+        deadline: float | None = None,
     ) -> tuple[Any, Exception | None]:
         """Load the result of a Python task; return what its class raised if that failed."""
         ...

@@ -281,6 +281,7 @@ class Manager(HighOrderMethods, PolicyMethods, DescriptionMethods, DirectoryMeth
         for closer in reversed(closers):
             closer()
         self._server.close(release=self._shutdown)
+        self.end_futures()
         with self._finished_or_obtained:
             self._finished_or_obtained.notify_all()
 

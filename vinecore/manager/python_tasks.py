@@ -202,6 +202,10 @@ class PythonTask(Task):
                 self.id, self.outcome, self._output_file, raw=self._raw
             )
 
+    def _dump_arguments(self) -> tuple[bytes, tuple[str, ...]]:
+        """Serialize the arguments; return them with the cache names of the files among them."""
+        return dump_arguments(self._args, self._kwargs)
+
     def make_spec(self, manager: TaskHost, number: int) -> TaskSpec:
         """Describe the task for the scheduler; function and arguments are serialized.
 
@@ -218,7 +222,7 @@ class PythonTask(Task):
             The task as the scheduler gets it.
         """
         function = manager.declare_shared(self._function)
-        payload, inputs = dump_arguments(self._args, self._kwargs)
+        payload, inputs = self._dump_arguments()
         options = self._common_options(manager)
         self._value, self._problem = NOT_LOADED, None
         if self._raw:
@@ -382,7 +386,7 @@ class FunctionCall(PythonTask):
         library = manager.full_library_name(self._library, self._name)
         if self._request is not UNSPECIFIED:
             manager.check_share(self._library, self._request)
-        payload, inputs = dump_arguments(self._args, self._kwargs)
+        payload, inputs = self._dump_arguments()
         result = manager.result_name(number)
         self._value, self._problem = NOT_LOADED, None
         wanted: tuple[str, ...] = (result,)

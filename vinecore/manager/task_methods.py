@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vinecore import errors, validators
 from vinecore.manager.files import File
-from vinecore.manager.library_methods import LibraryMethods
+from vinecore.manager.future_methods import FutureMethods
 from vinecore.manager.tasks import Task
 from vinecore.protocol.serialization import values
 from vinecore.protocol.transfer.types import Content
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_MIN_TASK_ID = 100_000_000
 
 
-class TaskMethods(LibraryMethods):
+class TaskMethods(FutureMethods):
     """Single tasks.
 
     Parameters
@@ -78,7 +78,7 @@ class TaskMethods(LibraryMethods):
         number = next(self._numbers)
         spec = task.make_spec(self, number)
         task.id, task.outcome, task.submitted_at = number, None, time.monotonic()
-        self._tasks[number] = task
+        (self._future_tasks if task.has_future else self._tasks)[number] = task
         self._server.post_event(events.TasksSubmitted([spec]))
         return number
 
@@ -245,7 +245,8 @@ class TaskMethods(LibraryMethods):
         TypeError, ValueError
             It is no whole number.
         """
-        task = self._tasks.get(validators.whole("task_id", task_id))
+        number = validators.whole("task_id", task_id)
+        task = self._tasks.get(number) or self._future_tasks.get(number)
         return task is not None and self._cancel([task]) == 1
 
     def cancel_by_task_tag(self, tag: str) -> bool:
@@ -267,7 +268,7 @@ class TaskMethods(LibraryMethods):
             The tag is no text.
         """
         tag = validators.text("tag", tag)
-        return any(self._cancel([task]) for task in list(self._tasks.values()) if task.tag == tag)
+        return any(self._cancel([task]) for task in self._unfinished_tasks() if task.tag == tag)
 
     def cancel_all_by_tag(self, tag: str) -> int:
         """Cancel all tasks with a tag; they come back through `wait`.
@@ -288,7 +289,7 @@ class TaskMethods(LibraryMethods):
             The tag is no text.
         """
         tag = validators.text("tag", tag)
-        return self._cancel([task for task in list(self._tasks.values()) if task.tag == tag])
+        return self._cancel([task for task in self._unfinished_tasks() if task.tag == tag])
 
     def cancel_by_category(self, category: str) -> int:
         """Cancel all tasks of a category; they come back through `wait`.
@@ -309,7 +310,7 @@ class TaskMethods(LibraryMethods):
             The category is no text, or empty.
         """
         category = validators.category("category", category)
-        return self._cancel([task for task in list(self._tasks.values()) if task.category == category])
+        return self._cancel([task for task in self._unfinished_tasks() if task.category == category])
 
     def cancel_all(self) -> int:
         """Cancel all tasks that were submitted; they come back through `wait`.
@@ -319,7 +320,11 @@ class TaskMethods(LibraryMethods):
         int
             The number of tasks that were cancelled.
         """
-        return self._cancel(list(self._tasks.values()))
+        return self._cancel(self._unfinished_tasks())
+
+    def _unfinished_tasks(self) -> list[Task]:
+        """Return all tasks that have not ended, those of futures included."""
+        return [*self._tasks.values(), *self._future_tasks.values()]
 
     def _cancel(self, tasks: list[Task]) -> int:
         """Cancel tasks, and return how many of them had not ended before."""
@@ -334,17 +339,9 @@ class TaskMethods(LibraryMethods):
     def _on_task_finished(self, ended: instructions.TaskFinished) -> None:
         task = self._tasks.get(ended.task)
         if task is None:
+            self._on_future_finished(ended)
             return
-        undelivered = self._server.store.undelivered
-        if undelivered and ended.outcome == "success":
-            reasons = [
-                undelivered.pop(file.cache_name) for file in task.outputs if file.cache_name in undelivered
-            ]
-            if reasons:
-                ended = ended._replace(
-                    outcome="output transfer error", info={**ended.info, "reason": "; ".join(reasons)}
-                )
-        task.outcome = ended
+        task.outcome = self._add_delivery_problems(task, ended)
         self._finished.append(task)
         del self._tasks[
             ended.task
@@ -354,7 +351,13 @@ class TaskMethods(LibraryMethods):
                 self._finished_or_obtained.notify_all()
 
     def load_result(
-        self, number: int, outcome: instructions.TaskFinished, output_file: File | None, *, raw: bool
+        self,
+        number: int,
+        outcome: instructions.TaskFinished,
+        output_file: File | None,
+        *,
+        raw: bool,
+        deadline: float | None = None,
     ) -> tuple[Any, Exception | None]:
         """Load the result of a Python task.
 
@@ -368,6 +371,9 @@ class TaskMethods(LibraryMethods):
             The file with the result, if the task has left it on a worker.
         raw : bool
             Whether the result is bytes that are not serialized.
+        deadline : float or None
+            The value of `time.monotonic` until which a result that is on a worker may take to
+            arrive; None for no limit.
 
         Returns
         -------
@@ -380,6 +386,8 @@ class TaskMethods(LibraryMethods):
         ------
         FileNotFoundError
             The manager was closed before.
+        TimeoutError
+            The result has not arrived at the deadline.
         """
         content: Content | None = outcome.payload
         # A result that came with the news of the end is nowhere else.
@@ -387,7 +395,7 @@ class TaskMethods(LibraryMethods):
         if not content:
             name = self.result_name(number)
             if output_file is not None:
-                content = self._find_or_fetch(output_file)
+                content = self._find_or_fetch(output_file, deadline)
             else:
                 content = self._server.store.find_object(name)
             if content is None:

@@ -84,6 +84,8 @@ class Task(TaskReaders):
     >>> task.add_output(count := m.declare_temp(), "count")
     """
 
+    # Whether the end is reported to a future instead of `wait`.
+    has_future = False
     # Cache names, as they were at the submission.
     _inputs: tuple[str, ...] = ()
 

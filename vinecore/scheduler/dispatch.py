@@ -98,7 +98,8 @@ class Dispatcher:
             options = {**options, "time_left": max(0.0, spec.conditions.time_end - self._state.now)}
         if self._state.disk_tracked and (readers := self._reader_count(task)):
             options = {**options, "readers": readers}
-        keep = bool(spec.result) and task.outputs[0].wanted_at_manager
+        # a small result of a future comes with the news of its end, whether the program asks for it or not
+        keep = bool(spec.result) and (task.outputs[0].wanted_at_manager or "inline" in options)
         run = messages.RunTask(
             task.dispatch_id,
             spec.library,

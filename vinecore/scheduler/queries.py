@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vinecore.scheduler.transitions import ASSIGNED, RETRIEVING
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vinecore.scheduler.scheduler import Scheduler
 
 
@@ -103,6 +107,17 @@ def summarize_workers(scheduler: Scheduler) -> list[dict[str, Any]]:
 def is_worker_count_expected(scheduler: Scheduler) -> bool:
     """Return whether the scheduler knows how many workers there will be at most."""
     return scheduler.state.expected_workers is not None
+
+
+def find_running(scheduler: Scheduler, numbers: Iterable[int]) -> set[int]:
+    """Return which of these tasks run on a worker, or have run and are bringing their results."""
+    tasks = scheduler.state.tasks
+    return {
+        number
+        for number in numbers
+        if (task := tasks.get(number)) is not None
+        and (task.state == RETRIEVING or (task.state == ASSIGNED and not task.missing_inputs))
+    }
 
 
 def await_earlier_events(_scheduler: Scheduler) -> None:

@@ -40,16 +40,55 @@ class SharedPlaceholder(Placeholder):
     __slots__ = ()
 
 
+class NestedInputs:
+    """A list, tuple, dict or set that has an `InputPlaceholder` somewhere inside of it."""
+
+    __slots__ = ("container",)
+
+    def __init__(self, container: Any) -> None:
+        self.container = container
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.container,))
+
+    def fill(self, inputs: list[Any]) -> Any:
+        """Return the container with the inputs in the places of their placeholders."""
+
+        def replace(value: Any) -> Any:
+            if type(value) is InputPlaceholder:
+                return inputs[value.index]
+            return rebuild_container(value, replace)
+
+        return replace(self.container)
+
+
+def rebuild_container(value: Any, replace: Callable[[Any], Any]) -> Any:
+    """Return a list, tuple, named tuple, dict or set with each item replaced; anything else as it is."""
+    kind = type(value)
+    if kind is dict:
+        return {replace(key): replace(item) for key, item in value.items()}
+    if kind in (list, tuple, set, frozenset):
+        return kind(map(replace, value))
+    if isinstance(value, tuple) and hasattr(kind, "_make"):
+        return kind._make(map(replace, value))
+    return value
+
+
+REPLACED_TYPES = frozenset({InputPlaceholder, LazyInput, SharedPlaceholder, NestedInputs})
+
+
 def substitute_placeholders(
     args: tuple[Any, ...], kwargs: dict[str, Any], shared: list[Any], inputs: list[Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Put objects in the places of their placeholders, among the arguments themselves (not inside of them)."""
+    """Put objects in the places of their placeholders, among the arguments and in `NestedInputs`."""
 
     def replace(value: Any) -> Any:
         kind = type(value)
-        if kind is InputPlaceholder or kind is LazyInput:
-            return inputs[value.index]
-        return shared[value.index] if kind is SharedPlaceholder else value
+        if kind not in REPLACED_TYPES:
+            return value
+        if kind is SharedPlaceholder:
+            return shared[value.index]
+        return value.fill(inputs) if kind is NestedInputs else inputs[value.index]
 
     return [replace(a) for a in args], ({k: replace(v) for k, v in kwargs.items()} if kwargs else kwargs)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         WorkersNotStarted,
     )
     from vinecore.factory import Factory
+    from vinecore.futures import FutureFunctionCall, FuturePythonTask, FuturesExecutor, VineFuture
     from vinecore.manager.files import File
     from vinecore.manager.libraries import LibraryTask
     from vinecore.manager.manager import Manager
@@ -31,18 +32,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Factory": "factory", "File": "manager.files", "FunctionCall": "manager.python_tasks", "FunctionCallNoResult": "errors", "InsufficientResources": "errors", "LibraryError": "errors",
+    "Factory": "factory", "File": "manager.files", "FunctionCall": "manager.python_tasks", "FunctionCallNoResult": "errors",
+    "FutureFunctionCall": "futures", "FuturePythonTask": "futures", "FuturesExecutor": "futures", "VineFuture": "futures", "InsufficientResources": "errors", "LibraryError": "errors",
     "LibraryTask": "manager.libraries", "Manager": "manager.manager", "PythonTask": "manager.python_tasks", "PythonTaskNoResult": "errors", "RemoteError": "errors", "Task": "manager.tasks",
     "TaskCrashed": "errors", "TaskFailed": "errors", "VineError": "errors", "WorkersNotStarted": "errors", "load_variable_from_library": "protocol.library_context",
 }  # fmt: skip
 
 __all__ = [
-    "Factory", "File", "FunctionCall", "FunctionCallNoResult", "InsufficientResources", "LibraryError", "LibraryTask", "Manager", "PythonTask", "PythonTaskNoResult", "RemoteError",
-    "Task", "TaskCrashed", "TaskFailed", "VineError", "WorkersNotStarted", "load_variable_from_library",
+    "Factory", "File", "FunctionCall", "FunctionCallNoResult", "FutureFunctionCall", "FuturePythonTask", "FuturesExecutor", "InsufficientResources", "LibraryError", "LibraryTask", "Manager", "PythonTask", "PythonTaskNoResult", "RemoteError",
+    "Task", "TaskCrashed", "TaskFailed", "VineError", "VineFuture", "WorkersNotStarted", "load_variable_from_library",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
+    if name == "futures":
+        return importlib.import_module("vinecore.futures")
     if name not in _HOMES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)

@@ -75,7 +75,13 @@ class FutureTask(PythonTask):
             raise
 
     def error(self) -> BaseException | None:
-        """Return the exception of the future; None before the end, and after a success."""
+        """Return the exception of the future.
+
+        Returns
+        -------
+        BaseException or None
+            None before the end, after a success, and if the task was cancelled.
+        """
         return None if self.outcome is None or self.future.cancelled() else self.future.exception()
 
     def end_future(self) -> None:

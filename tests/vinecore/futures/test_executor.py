@@ -13,8 +13,8 @@ import textwrap
 import threading
 import time
 import weakref
-from collections import namedtuple
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor
+from typing import NamedTuple
 
 import pytest
 
@@ -31,7 +31,11 @@ from vinecore.futures import RESULT_PENDING, FuturesExecutor, VineFuture
 from vinecore.protocol import INLINE_LIMIT
 
 LARGE = 4 * INLINE_LIMIT
-Pair = namedtuple("Pair", "left right")
+
+
+class Pair(NamedTuple):
+    left: int
+    right: int
 
 
 @pytest.fixture
@@ -230,7 +234,7 @@ class TestFailures:
     def test_value_that_cannot_load_raises(self, executor):
         class Fragile:
             def __reduce__(self):
-                return exec, ("import os\nif os.getpid() == %d: raise LookupError('not here')" % pid,)
+                return exec, (f"import os\nif os.getpid() == {pid}: raise LookupError('not here')",)
 
         pid = os.getpid()
         future = executor.submit(Fragile)

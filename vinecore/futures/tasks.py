@@ -104,6 +104,10 @@ class FutureTask(PythonTask):
         self._futures = collector.futures
         return payload, tuple(collector.inputs)
 
+    def _declare_output(self, manager: TaskHost, result: str) -> None:
+        """Declare the result; the future names it."""
+        self._output_file = manager.declare_result(result)
+
     def make_spec(self, manager: TaskHost, number: int) -> TaskSpec:
         """Describe the task for the scheduler; futures among the arguments become inputs.
 
@@ -131,10 +135,11 @@ class FutureTask(PythonTask):
             msg = f"task {self.id} has ended, and its future has its value: make another task"
             raise ValueError(msg)
         spec = super().make_spec(manager, number)
-        self.output_file = file = ResultFile(self._host, spec.result)
         self.id = number
         title = self._title()
         self.id = None
+        file = ResultFile(self._host, spec.result)
+        self._output_file = file
         self.future.start(self._host, number, title, file, self._futures, raw=self._raw)
         # What the arguments hold, such as other futures, may go.
         self._args, self._kwargs, self._futures = (), {}, ()

@@ -26,12 +26,19 @@ from vinecore.factory.settings import (
     check_name,
     unknown_setting_message,
 )
+from vinecore.factory.taskvine_settings import (
+    LOG_FILES,
+    TASKVINE_SETTINGS,
+    WORKER_SETTINGS,
+    take_taskvine_settings,
+)
+from vinecore.protocol import debug_log
 from vinecore.protocol.reminders import Reminder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-log = logging.getLogger("vinecore")
+log = logging.getLogger("vinecore.factory")
 
 
 def _check_manager(*given: Any) -> None:
@@ -63,6 +70,10 @@ class Factory:
     manager_name : str or None
         The name of a manager in another process, or a regular expression that has to match the
         whole name. Workers are started for all managers with such a name.
+    factory_binary, worker_binary : str or None
+        Have no effect: a factory is part of the program, and brings its own worker.
+    log_file : str or Path
+        The file to which lines are added that say what the factory does.
     registry : str, Path or None
         The folder in which managers with a name are entered; None for the value of the variable
         VINE_REGISTRY, or the usual folder.
@@ -123,7 +134,8 @@ class Factory:
     """
 
     def __init__(self, batch_type: str = "local", manager: ManagedManager | None = None, manager_host_port: str | None = None,
-                 manager_name: str | None = None, *, registry: str | Path | None = None,
+                 manager_name: str | None = None, factory_binary: str | None = None, worker_binary: str | None = None,
+                 log_file: str | Path = os.devnull, *, registry: str | Path | None = None,
                  catalog: str | None = None,
                  password: str | Path | None = None, ssl: bool = False, ssl_fingerprint: str | Sequence[str] = (),
                  scratch_dir: str | Path | None = None, config_file: str | Path | None = None,
@@ -140,6 +152,9 @@ class Factory:
         leftover = check_name(factory_name or fixed.get("factory_name") or "")
         _check_workspace(workspace, keep_workspace)
         _check_dask_options(batch_type, client, dask_scheduler)
+        settings = take_taskvine_settings({**settings, "worker_binary": worker_binary})
+        self._log_path = str(log_file)
+        self._log_handler: logging.Handler | None = None
         _check_names(settings)
         system = load_batch_system(batch_type)
         options = BatchOptions(
@@ -208,6 +223,8 @@ class Factory:
     def __setattr__(self, name: str, value: Any) -> None:
         if name in FactorySettings.__dataclass_fields__:
             self.change(**self._with_other_bound({name: value}))
+        elif name in TASKVINE_SETTINGS:
+            self._set_taskvine_setting(name, value)
         elif name.startswith("_") or name in ("ended", "exit_reason"):
             object.__setattr__(self, name, value)
         else:
@@ -225,6 +242,39 @@ class Factory:
             if isinstance(value, int) and value >= 0 and is_beyond(value, getattr(self._settings, other)):
                 return {**given, other: value}
         return given
+
+    def _set_taskvine_setting(self, name: str, value: Any) -> None:
+        """Set what TaskVine's factory has beside the settings of this one."""
+        if name in LOG_FILES:
+            if self._batch is not None:
+                msg = f"{name}={value!r}: set it before the factory is started"
+                raise AttributeError(msg)
+            self._log_path = str(value)
+            return
+        extra = f"{self.extra_options} " if name in WORKER_SETTINGS else ""
+        taken = take_taskvine_settings({name: value})
+        if "extra_options" in taken:
+            taken["extra_options"] = extra + taken["extra_options"]
+        self.change(**taken)
+
+    def set_environment(self, env: Any) -> None:
+        """Set the environment of the workers' own Python.
+
+        Parameters
+        ----------
+        env : File or str
+            The environment, from `Manager.declare_poncho`, or the path of its archive.
+
+        Raises
+        ------
+        ValueError
+            The file is not on this machine.
+        """
+        path = env if isinstance(env, (str, Path)) else env.source()
+        if not os.path.isfile(path):
+            msg = f"env={str(path)!r}: there is no such archive on this machine"
+            raise ValueError(msg)
+        self.change(python_env=str(path))
 
     def change(self, **settings: Any) -> None:
         """Change several settings at once.
@@ -281,6 +331,8 @@ class Factory:
             raise RuntimeError(msg)
         self._stopping, self._scaling = False, AdaptiveScaling()
         self._batch = self._make_batch()
+        if self._log_path != os.devnull:
+            self._log_handler = debug_log.add_file(log, "vine_factory", self._log_path)
         if self._manager is not None:
             # a factory that the user forgets to stop must not leave workers behind
             self._forget_stop = self._manager.on_close(self.stop)
@@ -408,6 +460,10 @@ class Factory:
         self._forget_stop()
         self._batch.close()
         self._batch = None
+        if self._log_handler is not None:
+            log.removeHandler(self._log_handler)
+            self._log_handler.close()
+            self._log_handler = None
         if self._manager is not None and self._manager.factory is self:
             self._manager.factory = None
         self.ended.set()

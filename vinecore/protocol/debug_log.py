@@ -35,6 +35,7 @@ SUBSYSTEMS = frozenset(
     ]
 )
 """What may follow ``-d``. All of them mean the same here: more is logged."""
+LINE = "%(asctime)s {program}: %(message)s"
 
 
 def separate_subsystem(value: Optional[str], words: list[str]) -> tuple[bool, list[str]]:
@@ -54,6 +55,22 @@ def separate_subsystem(value: Optional[str], words: list[str]) -> tuple[bool, li
     if value is None or value in SUBSYSTEMS:
         return value is not None and value != "none", words
     return True, [value, *words]
+
+
+def add_file(log: logging.Logger, program: str, path: str) -> logging.Handler:
+    """Have a logger write to a file, too; return the handler.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter(LINE.format(program=program)))
+    log.addHandler(handler)
+    if log.getEffectiveLevel() > logging.INFO:
+        log.setLevel(logging.INFO)
+    return handler
 
 
 def start_log(program: str, debug: bool, path: str = "", max_bytes: int = 0) -> None:
@@ -85,4 +102,4 @@ def start_log(program: str, debug: bool, path: str = "", max_bytes: int = 0) -> 
     else:
         handler = logging.FileHandler(path)
     level = logging.DEBUG if debug else logging.INFO
-    logging.basicConfig(level=level, format=f"%(asctime)s {program}: %(message)s", handlers=[handler])
+    logging.basicConfig(level=level, format=LINE.format(program=program), handlers=[handler])

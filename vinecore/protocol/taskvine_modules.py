@@ -27,7 +27,6 @@ MODULES: dict[str, dict[str, str]] = {
     "ndcctools": {},
     "ndcctools.poncho": {},
     "ndcctools.poncho.package_create": {EVERYTHING: "vinecore.compat.package_create"},
-    "ndcctools.poncho.package_serverize": {EVERYTHING: "vinecore.compat.package_serverize"},
     "ndcctools.taskvine": {EVERYTHING: "vinecore", **_DASK},
     "ndcctools.taskvine.compat": dict(_DASK),
     "ndcctools.taskvine.compat.dask_dag": dict(_DASK),

@@ -331,3 +331,38 @@ def test_an_environment_that_is_none_is_told(local_cluster, caplog):
     local_cluster.path("no-archive").write_text("x")
     with Factory("local", manager=m, cores=1, python_env=str(local_cluster.path("no-archive"))):
         wait_until(lambda: "cannot be used" in caplog.text, "a word about it")
+
+
+def test_taskvine_attributes_have_their_effect(local_cluster, tmp_path, caplog):
+    """A factory as programs for TaskVine set it up, one attribute after another."""
+    m = local_cluster.start_manager()
+    log = tmp_path / "factory.log"
+    factory = Factory("local", manager=m, worker_binary="/bin/vine_worker", log_file=str(log))
+    factory.cores = 1
+    factory.task_wrapper = "env WRAPPED=yes"
+    factory.single_shot = True
+    factory.debug = "all"
+    factory.amazon_config = "aws.json"
+    assert [text.partition(" has no effect")[0] for text in caplog.messages] == [
+        "worker_binary",
+        "debug",
+        "amazon_config",
+    ]
+    assert factory.extra_options.split()[-1] == "--single-shot"
+    with factory:
+        m.submit(Task("echo $WRAPPED"))
+        assert m.wait(PATIENCE_S).output == "yes\n"
+        with pytest.raises(AttributeError, match="before the factory is started"):
+            factory.debug_file = "late.log"
+    assert "vine_factory: submitted 1" in log.read_text()
+    with pytest.raises(AttributeError, match="there is no setting 'corse'; did you mean 'cores'"):
+        factory.corse = 2
+
+
+def test_workers_run_in_set_environment(local_cluster, packed):
+    m = local_cluster.start_manager()
+    factory = Factory("local", manager=m, cores=1)
+    factory.set_environment(m.declare_poncho(packed))
+    assert factory.python_env == str(packed)
+    with pytest.raises(ValueError, match="there is no such archive"):
+        factory.set_environment("nowhere.tar.gz")

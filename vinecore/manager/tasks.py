@@ -229,6 +229,8 @@ class Task(TaskReaders):
             manager.rename_for_new_content(file)
         if self._outputs:
             options["outputs"] = [[remote, file.cache_name, when] for file, remote, when in self._outputs]
+        if self._watched:
+            options["watch"] = [[remote, file.cache_name] for file, remote in self._watched]
         if self._variables:
             options["env"] = self._variables
         if self._time_max is not None:

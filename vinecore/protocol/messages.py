@@ -208,6 +208,15 @@ class TaskFailed(NamedTuple):
     payload: bytes
 
 
+class OutputPart(NamedTuple):
+    """Worker: a running task has appended this to a watched output, or with offset 0 made it anew."""
+
+    task: int
+    name: str
+    offset: int  # bytes of the output before this
+    payload: bytes
+
+
 class StealResponse(NamedTuple):
     """Worker: these calls had not started and are yours again; the answer to `StealRequest`, also when there are none."""
 
@@ -324,7 +333,7 @@ class Draining(NamedTuple):
 Message = Union[
     Hello, Welcome, PutObject, Fetch, Unpack, Upload, RemoveObjects, PurgeObjects, RetainObjects, Library, RemoveLibrary, Restart, RunTask, Cancel, StealRequest, Shutdown, Ping, Pong,
     TaskDone, TaskFailed, StealResponse, Cached, Verified, PersistentObjects, OrphanedObjects, InventoryComplete, FetchFailed, Uploaded, UploadFailed, ObjectsLost, LibraryReady, LibraryFailed,
-    Draining, LibrarySlow,
+    Draining, LibrarySlow, OutputPart,
 ]  # fmt: skip
 
 FROM_MANAGER = (
@@ -347,4 +356,4 @@ FROM_MANAGER = (
     Pong,
 )
 FROM_WORKER = (Hello, TaskDone, TaskFailed, StealResponse, Cached, Verified, PersistentObjects, OrphanedObjects, InventoryComplete, FetchFailed, Uploaded, UploadFailed, ObjectsLost, LibraryReady,
-               LibraryFailed, Draining, Ping, Pong, LibrarySlow)  # fmt: skip
+               LibraryFailed, Draining, Ping, Pong, LibrarySlow, OutputPart)  # fmt: skip

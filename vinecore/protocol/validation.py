@@ -129,7 +129,7 @@ info = partial_object(
 """What is known to be in the ``info`` of `TaskDone` and `TaskFailed`."""
 options = partial_object(
     env=dict_of(optional(writable_text)), command=writable_text, init_command=writable_text, library_program=writable_text, program_slots=machine_amount, label=writable_text, mounts=list_of(mount), outputs=list_of(fixed_list(writable_text, writable_text, writable_text)), environment=writable_text,
-    cores=optional(number), limits=optional(dict_of(optional(number))), allocation=optional(list_of(number)), time_max=optional(number), time_left=number,
+    cores=optional(number), limits=optional(dict_of(optional(number))), allocation=optional(list_of(number)), time_max=optional(number), time_left=number, watch=list_of(fixed_list(writable_text, writable_text)),
     preload=list_of(writable_text),
 )  # fmt: skip
 """What is known to be in the ``options`` of `RunTask` and `Library`."""

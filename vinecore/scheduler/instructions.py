@@ -32,6 +32,14 @@ class StoreObject(NamedTuple):
     payload: bytes
 
 
+class AppendOutput(NamedTuple):
+    """Write what a running task has appended to an output to where its user wants that."""
+
+    name: str
+    offset: int
+    payload: bytes
+
+
 class DropObject(NamedTuple):
     """The content of this object is not needed at the manager any more."""
 
@@ -132,6 +140,7 @@ Instruction = (
     Send
     | SendObject
     | StoreObject
+    | AppendOutput
     | DropObject
     | TaskFinished
     | GraphTaskFinished

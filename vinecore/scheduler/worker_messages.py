@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vinecore.protocol import messages
-from vinecore.scheduler.instructions import Disconnect, DropObject, Send
+from vinecore.scheduler.instructions import AppendOutput, Disconnect, DropObject, Send
 from vinecore.scheduler.specs import FOREVER
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class WorkerMessages:
             messages.LibraryFailed: self._libraries.on_library_failed,
             messages.LibrarySlow: self._libraries.on_library_slow,
             messages.Draining: self._on_draining,
+            messages.OutputPart: self._on_output_part,
             messages.Ping: lambda worker, _message: outbox.emit(Send(worker.id, messages.Pong())),
             messages.Pong: lambda _worker, _message: None,
         }
@@ -126,6 +127,12 @@ class WorkerMessages:
             file = self._state.files.get(name)
             if file is not None:
                 self._recovery.replica_lost(file, worker)
+
+    def _on_output_part(self, worker: WorkerState, message: messages.OutputPart) -> None:
+        task = worker.tasks.get(message.task)
+        names = [name for _remote, name in task.spec.options.get("watch", ())] if task is not None else []
+        if message.name in names and message.offset >= 0:
+            self._outbox.emit(AppendOutput(message.name, message.offset, message.payload))
 
     def _on_draining(self, worker: WorkerState, message: messages.Draining) -> None:
         if message.reason.startswith(messages.IDLE_REASON) and not worker.draining:

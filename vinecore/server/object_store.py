@@ -58,6 +58,8 @@ class ObjectStore:
         self._lock = threading.Lock()
         # between the look at a destination and the move
         self._delivery_lock = threading.Lock()
+        # of outputs that are being made, bytes that are where the user wants them
+        self._written: dict[str, int] = {}
         self._umask = _umask()
         self._folder: str | None = None
         self._counter = 0
@@ -136,6 +138,31 @@ class ObjectStore:
         """Set the path at which the user wants an output."""
         self._destinations[name] = place
 
+    def write_incomplete(
+        self, name: str, offset: int, payload: bytes, write: Callable[[str, int, bytes], None]
+    ) -> None:
+        """Write a part of an output to where the user wants it, unless all of it is there.
+
+        Parameters
+        ----------
+        name, offset, payload
+            The output, the bytes before this part, and the part.
+        write
+            Takes the path, the offset and the part.
+        """
+        place = self._destinations.get(name)
+        with self._delivery_lock:
+            # an offset beyond the end belongs to an attempt whose beginning was not written here
+            if place is None or name in self._contents or offset > self._written.get(name, 0):
+                return
+            try:
+                write(place, offset, payload)
+            except OSError as error:
+                # the complete output is told of
+                log.debug("%s cannot be written while its task runs: %s", place, error)
+                return
+            self._written[name] = offset + len(payload)
+
     def unlink_on_release(self, name: str, path: str) -> None:
         """Remove this file or directory of the user's when no task needs the object any more."""
         with self._lock:
@@ -194,7 +221,8 @@ class ObjectStore:
             try:
                 self._give(path)
                 with self._delivery_lock:
-                    path = self._deliver(path, place)
+                    self._written.pop(name, None)
+                    path = self._contents[name] = self._deliver(path, place)
             except OSError as error:
                 self.undelivered[name] = f"{place} cannot be written: {error.strerror or error}"
         with self._lock:

@@ -36,6 +36,7 @@ from vinecore.scheduler.specs import TaskSpec
 from vinecore.server.connections import WorkerConnection, WorkerConnections
 from vinecore.server.gc_control import ObjectFreezer
 from vinecore.server.object_store import ObjectStore
+from vinecore.server.watched_outputs import WatchedOutputs
 
 log = logging.getLogger("vinecore")
 T = TypeVar("T")
@@ -137,7 +138,10 @@ class ManagerServer:
         self.inbox: deque[e.Event | StateQuery] = deque()
         self._awake = False
         self._listeners: dict[type, Callable[[Any], None]] = {}
-        self.store = ObjectStore(lambda *stored: self.post_event(e.ObjectStored(*stored)), session, staging)
+        self.store = store = ObjectStore(
+            lambda *stored: self.post_event(e.ObjectStored(*stored)), session, staging
+        )
+        self._watched_outputs = WatchedOutputs(store)
         self._before = [] if previous is None else previous.workers  # which may end before they come back
         if session:
             self.inbox.append(
@@ -167,6 +171,7 @@ class ManagerServer:
             i.Send: connections.send,
             i.SendObject: connections.send_object,
             i.StoreObject: lambda instruction: self.store.put(instruction.name, instruction.payload),
+            i.AppendOutput: self._watched_outputs.append,
             i.DropObject: lambda instruction: self.store.remove(instruction.name),
             i.Disconnect: connections.disconnect,
             i.LogMessage: lambda message: log.log(message.level, self.in_words(message.text)),
@@ -274,6 +279,7 @@ class ManagerServer:
             self._journal_writer.close()
         if self._tls is not None:
             self._tls.drain_and_close(SHUTDOWN_TIMEOUT_S)
+        self._watched_outputs.close()
         self.store.close()
 
     # ---- the loop

@@ -20,6 +20,7 @@ from vineworker.state.records import required_objects
 from vineworker.storage.file_stamps import ObjectChanged
 from vineworker.storage.files import is_disk_full
 from vineworker.tasks import processes, sandbox
+from vineworker.tasks.watched_outputs import OutputWatcher, WatchedTask, read_parts
 
 
 class ProcessHandler:
@@ -48,6 +49,7 @@ class ProcessHandler:
         # task with a command -> inputs that are copies in its folder
         self._copies: dict[int, dict[int, int]] = {}
         self._killed: dict[int, tuple[str, Optional[LimitExceeded]]] = {}
+        self.output_watcher = OutputWatcher(context.send, context.run_in_thread, context.loop.call_later)
 
     def close(self) -> None:
         """Kill all commands."""
@@ -143,6 +145,11 @@ class ProcessHandler:
         self._take_kill_reason(run.task)
         self._context.feed_event(events.ProcessTaskFinished(run.task, *result))
 
+    def send_rest(self, watched: Optional[WatchedTask]) -> None:
+        """Send the end of watched outputs before they are taken from the sandbox; in a helper thread."""
+        for part in read_parts(watched) if watched is not None else ():
+            self._context.call_in_loop(self._context.send, part)
+
     # ---- Python tasks
 
     def on_python_task_replied(self, event: events.CallsReturned) -> None:
@@ -152,8 +159,10 @@ class ProcessHandler:
         slot.fork_server.prepare(reply.info)
         peak = self._monitor.remove_task(run.task)
         folder, result = slot.log + ".d", context.result_path(run.task)
+        watched = self.output_watcher.remove_task(run.task)
 
         def work() -> Any:
+            self.send_rest(watched)
             return processes.collect_python_task(
                 run, reply, folder, slot.log, result, peak, context.cache, slot.copies
             )
@@ -169,6 +178,7 @@ class ProcessHandler:
         if run is None:
             return
         peak = self._monitor.remove_task(run.task)
+        self.output_watcher.remove_task(run.task)
         reason, limit = self._take_kill_reason(run.task)
         if reason:
             info = {
@@ -233,6 +243,7 @@ class ProcessHandler:
         self._commands[run.task] = command
         self._copies[run.task] = copies
         self._monitor.add_task(run.task, command.process.pid, run.options, folder, output, copies)
+        self.output_watcher.add_task(run, folder)
         self.set_time_limit(run, command.kill)
 
     def _on_command_exited(self, command: processes.Command, code: int) -> None:
@@ -241,8 +252,10 @@ class ProcessHandler:
         peak = self._monitor.remove_task(run.task)
         reason, limit = self._take_kill_reason(run.task)
         copies = self._copies.pop(run.task, {})
+        watched = self.output_watcher.remove_task(run.task)
 
         def work() -> Any:
+            self.send_rest(watched)
             return processes.collect_command(command, code, peak, reason, limit, cache, copies)
 
         self._context.run_in_thread(work, lambda made, error: self.on_outputs_collected(run, made, error))

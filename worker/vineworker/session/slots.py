@@ -215,6 +215,7 @@ class SlotHandler:
             )
             slot.fork_server.prepare({"modules": run.options.get("preload", [])})
             slot.fork(folder)
+            self._processes.output_watcher.add_task(run, folder)
             self._processes.set_time_limit(run, slot.kill)
             self._send_to_slot(slot, run, run.shared, folder, {"env": variables} if variables else {})
 
@@ -230,6 +231,7 @@ class SlotHandler:
         for task, (slot, folder) in list(self._call_sandboxes.items()):
             if slot == event.slot:
                 del self._call_sandboxes[task]
+                self._processes.output_watcher.remove_task(task)
                 self._context.threads.submit(
                     sandbox.discard_task_files, folder, folder + ".log", f"task {task}", self._cache
                 )
@@ -293,6 +295,7 @@ class SlotHandler:
                 reply = Reply(run.task, kind, 0, 0.0, info, b"")
                 context.feed_event(events.CallsReturned(slot.id, [reply]))
             else:
+                self._processes.output_watcher.add_task(run, folder)
                 variables = {"VINE_SANDBOX": folder, **run.options.get("env", {})}
                 self._send_call(slot, instruction, folder, {"env": variables})
 
@@ -303,8 +306,14 @@ class SlotHandler:
         run, reply, context = *instruction, self._context
         _slot, folder = self._call_sandboxes.pop(run.task, (0, ""))
         result = context.result_path(run.task)
+        watched = self._processes.output_watcher.remove_task(run.task)
+
+        def work() -> Any:
+            self._processes.send_rest(watched)
+            return processes.collect_call(run, reply, folder, result, self._cache)
+
         context.run_in_thread(
-            lambda: processes.collect_call(run, reply, folder, result, self._cache),
+            work,
             lambda made, error: self._processes.on_outputs_collected(run, made, error),
         )
 

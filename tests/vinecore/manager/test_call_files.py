@@ -56,7 +56,9 @@ def library(request, shared_manager):
     )
     library.set_cores(1)
     library.set_function_slots(1)
-    library.add_input(shared_manager.declare_buffer("of the library\n"), "lib/common")
+    common = shared_manager.declare_buffer("of the library\n")
+    common.set_mode(0o640)
+    library.add_input(common, "lib/common")
     shared_manager.install_library(library)
     yield name
     shared_manager.remove_library(name)

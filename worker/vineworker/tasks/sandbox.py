@@ -159,7 +159,7 @@ def _clone_blocks(source: str, target: str) -> bool:
 
 def link_files(source: str, mounts: list[Any], folder: str) -> None:
     """Add symbolic links to inputs of another folder, where nothing else has their names."""
-    for _name, remote, _symlink in mounts:
+    for _name, remote, *_how in mounts:
         target = resolve_in_sandbox(folder, remote)
         with contextlib.suppress(OSError, ValueError):
             _check_target_free(folder, remote, target)

@@ -370,8 +370,10 @@ def _place(function: Callable[..., Any]) -> str:
     return repr(function) if code is None else f"line {code.co_firstlineno} of {code.co_filename}"
 
 
-def module_names(modules: Iterable[types.ModuleType | str]) -> list[str]:
-    """Names to import on a worker.
+def module_names(modules: Iterable[types.ModuleType | str | Callable[..., Any]]) -> list[str]:
+    """Return the names to import on a worker; a function or class stands for its module.
+
+    One of the script itself stands for nothing: it travels with the functions that use it.
 
     Raises
     ------
@@ -386,6 +388,9 @@ def module_names(modules: Iterable[types.ModuleType | str]) -> list[str]:
             names.append(module.__name__)
         elif isinstance(module, str):
             names.append(module)
+        elif isinstance(module, types.FunctionType | type):
+            if module.__module__ != "__main__":
+                names.append(module.__module__)
         else:
             msg = f"modules: {module!r} is neither a module nor the name of one"
             raise TypeError(msg)

@@ -71,8 +71,9 @@ class LibraryMethods(FileMethods):
             With False ``poncho_env`` is not used, as in TaskVine: its callers add an environment to
             the library themselves. The running environment is never packed: a library without an
             environment runs in the Python of its worker, which the manager has checked.
-        hoisting_modules : sequence of module or str, or None
-            The modules that are imported once, before the slots are forked.
+        hoisting_modules : sequence of module, str, function or class, or None
+            The modules that are imported once, before the slots are forked; a function or class
+            stands for its module.
         exec_mode : {"fork", "direct"}
             "fork": each call has a child process. "direct": a slot runs one call after another,
             which is faster.
@@ -106,7 +107,7 @@ class LibraryMethods(FileMethods):
             context=context,
             context_per_slot=context_per_slot,
         )
-        if init_command is not None:
+        if init_command not in (None, ""):
             library.set_init_command(init_command)
         if validators.flag("add_env", add_env) and poncho_env is not None:
             library.add_environment(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fractions
+import json
 import os
 import signal
 import subprocess
@@ -337,6 +339,14 @@ def test_a_library_needs_a_slot(m, slots):
 def test_an_unknown_way_to_execute_is_refused(m):
     with pytest.raises(ValueError, match="use 'fork'"):
         m.create_library_from_functions("lib", sample_tasks.add, exec_mode="thread")
+
+
+def test_function_is_hoisted_as_its_module(m):
+    """A function or class among the hoisted modules stands for its module."""
+    library = m.create_library_from_functions(
+        "lib", sample_tasks.add, init_command="", hoisting_modules=[json.dumps, fractions.Fraction, "csv"]
+    )
+    assert library.definition["modules"] == ["json", "fractions", "csv"]
 
 
 def test_non_module_cannot_be_hoisted(m):

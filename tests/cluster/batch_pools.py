@@ -22,14 +22,19 @@ if TYPE_CHECKING:
 USER = "scientist"
 CODE = "/opt/daskvine"
 HERE = Path(__file__).parents[2]
-COMMAND = f"""\
+COMMANDS = {
+    "vine_factory": "vinecore.factory.cli",
+    "vine_submit_workers": "vinecore.factory.submit_workers",
+    "vine_make": "vinecore.make.cli",
+    "vine_compat": "vinecore.compat.cli",
+}
+COMMAND = """\
 #!/usr/bin/python3
 import sys
-sys.path.insert(0, {CODE!r})  # where only this command looks, no pilot
-from vinecore.factory.MODULE import main
+sys.path.insert(0, {code!r})  # where only this command looks, no pilot
+from {module} import main
 main()
 """
-COMMANDS = {"vine_factory": "cli", "vine_submit_workers": "submit_workers"}
 
 
 def free_port() -> int:
@@ -47,7 +52,7 @@ def furnish(root: debian_container.Root) -> None:
         )
     for name, module in COMMANDS.items():
         command = root.path / "usr/local/bin" / name
-        command.write_text(COMMAND.replace("MODULE", module))
+        command.write_text(COMMAND.format(code=CODE, module=module))
         command.chmod(0o755)
 
 
@@ -63,7 +68,7 @@ class Pool:
     def __init__(self, root: debian_container.Root, folder: Path) -> None:
         self.root, self._folder = root, folder
         self.home = root.path / "home" / USER
-        self._factories = 0
+        self._commands = 0
 
     def run(self, *command: str, check: bool = True) -> str:
         """Run a command as the user; give what it prints."""
@@ -79,24 +84,30 @@ class Pool:
         return inside
 
     @contextlib.contextmanager
-    def factory(self, *options: str) -> Iterator[Factory]:
+    def factory(self, *options: str) -> Iterator[RunningCommand]:
         """Run the command ``vine_factory`` as the user; afterwards it is ended, if it has not ended itself."""
-        self._factories += 1
-        log = self._folder / f"factory-{self._factories}.log"
+        with self.start("vine_factory", *options) as factory:
+            yield factory
+
+    @contextlib.contextmanager
+    def start(self, *command: str) -> Iterator[RunningCommand]:
+        """Run a command as the user; afterwards it is ended, if it has not ended itself."""
+        self._commands += 1
+        log = self._folder / f"command-{self._commands}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                self.root.command("vine_factory", *options, user=USER), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                self.root.command(*command, user=USER), stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )  # fmt: skip
-        factory = Factory(process, log)
+        running = RunningCommand(process, log)
         try:
-            yield factory
+            yield running
         finally:
             if process.poll() is None:
-                factory.end()
+                running.end()
 
 
-class Factory:
-    """The command as it runs."""
+class RunningCommand:
+    """A command as it runs."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process, self._log = process, log
@@ -105,6 +116,13 @@ class Factory:
     def log(self) -> str:
         """What it has said."""
         return self._log.read_text(errors="replace")
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL, and wait."""
+        process = psutil.Process(self.process.pid)
+        for inside in wait_until(process.children, "what has entered the pool to have forked"):
+            inside.kill()
+        self.process.wait(PATIENCE_S)
 
     def end(self) -> int:
         """End it as a person would; give its exit code."""

@@ -50,9 +50,9 @@ class Condor(Pool):
 
 
 @contextlib.contextmanager
-def pool(folder: Path) -> Iterator[Condor]:
-    """A pool that is ready to run jobs; afterwards nothing of it is left."""
-    with debian_container.opened(folder / "debian", *PACKAGES) as root:
+def pool(folder: Path, *packages: str) -> Iterator[Condor]:
+    """A pool that is ready to run jobs, with further packages; afterwards nothing of it is left."""
+    with debian_container.opened(folder / "debian", *PACKAGES, *packages) as root:
         furnish(root)
         (root.path / "etc/condor/config.d/99-test").write_text(CONFIG.replace("PORT\n", f"{free_port()}\n"))
         root.run("condor_master")

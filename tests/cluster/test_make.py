@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.cluster import debian_container
-from tests.cluster.batch_pools import USER
+from tests.cluster.batch_pools import CODE, USER
 from tests.cluster.condor_pool import pool
 from tests.cluster.square_job import LONG_S
 from tests.harness import hera_rules
@@ -50,6 +51,9 @@ def condor(tmp_path_factory):
     if reason := debian_container.missing():
         pytest.skip(reason)
     with pool(tmp_path_factory.mktemp("condor"), *PACKAGES) as condor:
+        # pilots find the manager by the name of this machine, as those of a submit node do
+        with (condor.root.path / "etc/hosts").open("a") as hosts:
+            print(f"\n127.0.0.1 localhost {socket.gethostname()}", file=hosts)
         yield condor
 
 
@@ -125,7 +129,7 @@ def test_program_of_work_queue_continues_in_pool(condor, folder):
     (folder / "double").write_text("#!/bin/sh\nread n; echo $((n + n))\n")
     (folder / "double").chmod(0o755)
     give(condor)
-    command = ("sh", "-c", "cd ~/work && exec vine_compat program.py")
+    command = ("sh", "-c", f"cd ~/work && PYTHONPATH={CODE} exec vine_compat program.py")
     with condor.start(*command) as running:
         wait_until(
             lambda: running.log.count("\n") >= 10 or running.process.poll() is not None, "some tasks", LONG_S

@@ -132,12 +132,13 @@ def job_size(batch_options: str) -> dict[str, int]:
         Any of cores, memory (MB) and disk (MB).
     """
     found: dict[str, int] = {}
-    if (cores := CORES_OPTION.search(batch_options)) is not None:
-        found["cores"] = max(1, int(cores[1]))
-    if (memory := MEMORY_OPTION.search(batch_options)) is not None:
-        found["memory"] = max(1, parse_megabytes(memory[1]))
-    if (disk := DISK_OPTION.search(batch_options)) is not None:
+    # Of several values the batch system takes the last one.
+    if cores := CORES_OPTION.findall(batch_options):
+        found["cores"] = max(1, int(cores[-1]))
+    if memory := MEMORY_OPTION.findall(batch_options):
+        found["memory"] = max(1, parse_megabytes(memory[-1]))
+    if disk := DISK_OPTION.findall(batch_options):
         # HTCondor counts disk in KiB if no unit is given.
-        text = disk[1] if disk[1][-1].isalpha() else f"{disk[1]}KiB"
+        text = disk[-1] if disk[-1][-1].isalpha() else f"{disk[-1]}KiB"
         found["disk"] = max(1, parse_megabytes(text))
     return found

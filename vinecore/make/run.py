@@ -109,6 +109,24 @@ class MakeSettings:
         """
         return rule.is_local or self.batch_type == "local"
 
+    def job_options(self, rule: Rule) -> str:
+        """Return the options of the jobs for a rule.
+
+        Parameters
+        ----------
+        rule : Rule
+            The rule.
+
+        Returns
+        -------
+        str
+            Lines of a submit file for HTCondor, which files of rules separate by a backslash and an n;
+            words for others.
+        """
+        texts = [text.strip() for text in (self.batch_options, rule.batch_options)]
+        separator = "\n" if self.batch_type == "condor" else " "
+        return separator.join(text.replace("\\n", separator) for text in texts if text)
+
 
 def read_rules(settings: MakeSettings) -> RuleSet:
     """Read and parse the file of rules.
@@ -330,7 +348,7 @@ class Run:
     def _executor(self, rule: Rule) -> RuleExecutor:
         """Return the executor of a rule, which is started when it is first needed."""
         settings = self._settings
-        options = f"{settings.batch_options} {rule.batch_options}".strip().replace("\\n", "\n")
+        options = settings.job_options(rule)
         if settings.runs_here(rule):
             key = "local"
         else:
@@ -372,8 +390,7 @@ class Run:
         wanted = [
             rule
             for rule in (self._rules.rules[number] for number in self.incomplete)
-            if not settings.runs_here(rule)
-            and f"{settings.batch_options} {rule.batch_options}".strip().replace("\\n", "\n") == options
+            if not settings.runs_here(rule) and settings.job_options(rule) == options
         ]
         size: dict[str, Any] = {}
         for rule in wanted:

@@ -281,7 +281,8 @@ class Transfers:
         new = not file.available
         if message.verified:
             self._mark_source_good(file, source)
-        if file.size < 0:
+        if file.size < 0 and not (file.at_manager and size <= INLINE_LIMIT):
+            # a small file of unknown size at the manager has a mode that its content alone has not
             file.size = size
         self._replicas.add_replica(worker, file, max(size, file.size), message.digest)
         if not message.verified:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from vinecore.make.parser import parse_rules
 from vinecore.make.placement import find_undeclared, job_size, place_files
 from vinecore.make.rules import RuleError
+from vinecore.make.run import MakeSettings
 
 FOLDER = "/home/me/work"
 
@@ -67,8 +70,21 @@ def test_words_of_command_are_compared_with_files():
             "request_memory = 8000 M \n request_cpus = 3 \n request_disk = 1024000",
             {"memory": 8000, "cores": 3, "disk": 1000},
         ),
+        ("--mem 1G --mem 2G -c 2 -c3", {"memory": 2000, "cores": 3}),
         ("-p short -t 900", {}),
     ],
 )
 def test_size_of_job_is_in_batch_options(options, size):
     assert job_size(options) == size
+
+
+def test_options_of_command_line_come_first():
+    """Lines for HTCondor, and words for Slurm, so that the batch system takes those of the rule."""
+    [rule] = parse_rules("BATCH_OPTIONS = request_memory = 8 M \\n request_cpus = 2\na:\n\tcmd\n", {}).rules
+    settings = MakeSettings(Path("rules.mf"), batch_options=" +Short = true ", batch_type="condor")
+    assert settings.job_options(rule) == "+Short = true\nrequest_memory = 8 M \n request_cpus = 2"
+    [rule] = parse_rules("a:\n\t@BATCH_OPTIONS=-p n\n\tcmd\n", {"BATCH_OPTIONS": "no"}).rules
+    assert (
+        MakeSettings(Path("rules.mf"), batch_options="-t 9", batch_type="slurm").job_options(rule)
+        == "-t 9 -p n"
+    )

@@ -17,7 +17,7 @@ import threading
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import PATIENCE_S, scheduler_state, wait_until
+from tests.harness.processes import PATIENCE_S, scheduler_state, wait_for_task, wait_until
 from vinecore import FunctionCall, PythonTask, Task
 from vinecore.protocol import INLINE_LIMIT
 from vinecore.protocol.transfer import digests
@@ -92,6 +92,28 @@ def test_a_file_arrives_as_it_is(m, run, tmp_path, size):
     file = m.declare_file(tmp_path / "file")
     assert run(cat(file, "sha256sum < in")).output.split()[0] == hashlib.sha256(data).hexdigest()
     assert (len(file), bool(file), file.contents()) == (size, True, data)
+
+
+@pytest.mark.parametrize("kind", ["input", "output"])
+def test_program_runs_on_later_workers(local_cluster, tmp_path, kind):
+    """A small file keeps its mode on a worker that gets it when another one has told its size."""
+    m = local_cluster.start_manager()
+    text, path = "#!/bin/sh\necho ran\n", tmp_path / "program"
+    if kind == "input":
+        path.write_text(text)
+        path.chmod(0o755)
+    program = m.declare_file(path, cache=True)
+    for number in range(3):
+        [worker] = local_cluster.start_workers(m, 1)
+        if kind == "output" and number == 0:
+            making = f"printf '{text}' > made; chmod 755 made"
+            m.submit(Task(making, outputs={program: "made"}, cores=1))
+            assert wait_for_task(m).successful()
+        else:
+            m.submit(Task("./program", inputs={program: "program"}, cores=1))
+            assert wait_for_task(m).output == "ran\n"
+        worker.kill()
+        wait_until(lambda: m.workers_connected == 0, "the worker to be gone")
 
 
 def test_directory_keeps_modes_links_and_empties(m, run, tmp_path):

@@ -103,8 +103,14 @@ def mapping(name: str, value: Any, such_as: str) -> Mapping[Any, Any]:
 
 
 def request(name: str, value: Any) -> ResourceRequest:
-    """Take a dict with any of cores, memory, disk and gpus."""
+    """Take a dict with any of cores, memory, disk and gpus, or an object that has them as attributes.
+
+    In an object a negative amount is one that is not given, as in TaskVine's records of resources.
+    """
     allowed = f"a dict with any of {', '.join(RESOURCES)}, such as {{'cores': 1, 'memory': 2000}}"
+    if not isinstance(value, Mapping) and any(hasattr(value, resource) for resource in RESOURCES):
+        amounts = {resource: getattr(value, resource, None) for resource in RESOURCES}
+        value = {name: n for name, n in amounts.items() if n is None or not _is_number(n) or n >= 0}
     if not isinstance(value, Mapping):
         refuse(name, value, allowed, TypeError)
     for resource in value:

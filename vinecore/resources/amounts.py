@@ -150,8 +150,32 @@ class ResourceRequest(NamedTuple):
 UNSPECIFIED = ResourceRequest()
 
 
+class ShareRule(NamedTuple):
+    """How much a task gets of what it does not ask for.
+
+    Attributes
+    ----------
+    proportional : bool
+        The same share as the largest share that it asks for; else all of it.
+    whole_tasks : bool
+        The share is rounded up, so that a whole number of such tasks fills a worker.
+    disk : float
+        The part of its share of disk that it gets.
+    """
+
+    proportional: bool = True
+    whole_tasks: bool = False
+    disk: float = 1.0
+
+
+USUAL_SHARES = ShareRule()
+
+
 def allocate(
-    request: ResourceRequest, total: Resources, minimum: ResourceRequest = UNSPECIFIED
+    request: ResourceRequest,
+    total: Resources,
+    minimum: ResourceRequest = UNSPECIFIED,
+    rule: ShareRule = USUAL_SHARES,
 ) -> Resources | None:
     """Decide what a task gets on a worker.
 
@@ -168,6 +192,8 @@ def allocate(
         All of the worker, not what is free.
     minimum : Request
         Of this a task always gets as much; it counts in the shares.
+    rule : ShareRule
+        What it gets of the rest.
 
     Returns
     -------
@@ -185,10 +211,12 @@ def allocate(
         return None
     if largest == 0:
         request, largest = ResourceRequest(gpus=0), 1.0
+    elif rule is not USUAL_SHARES:
+        largest = _apply_rule(largest, rule)
     got = Resources(
         _cores(request, total, largest),
         math.floor(total.memory * largest + _SLACK) if request.memory is None else request.memory,
-        math.floor(total.disk * largest + _SLACK) if request.disk is None else request.disk,
+        math.floor(total.disk * largest * rule.disk + _SLACK) if request.disk is None else request.disk,
         request.gpus or 0,
     )
     got = Resources(
@@ -198,6 +226,13 @@ def allocate(
         max(got.gpus, minimum.gpus or 0),
     )
     return got if got.fits(total) else None
+
+
+def _apply_rule(largest: float, rule: ShareRule) -> float:
+    """Return the share of what is not asked for, from the largest share that is."""
+    if not rule.proportional:
+        return 1.0
+    return 1 / math.floor(1 / largest + _SLACK) if rule.whole_tasks and largest <= 1 else largest
 
 
 def _cores(request: ResourceRequest, total: Resources, share: float) -> float:

@@ -6,10 +6,17 @@ Pure: no I/O, clock or randomness. The arithmetic of learning is in `vinecore.re
 from __future__ import annotations
 
 import hashlib
+import math
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from vinecore.resources.allocation_models import Histogram, Plan, make_plan
 from vinecore.resources.amounts import UNSPECIFIED, ResourceRequest, Resources
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MIN_DISK_GROWTH = 1.1
 
 MODES = (
     "fixed",
@@ -71,6 +78,10 @@ class Category:
     slow_factor : float or None
         A worker is slow whose task takes so many times the mean of the category; below 1: none is; None: as for
         all categories.
+    max_concurrent : int or None
+        How many tasks may run at once; None for any number.
+    unlearned : frozenset of str
+        Resources that are not learned.
 
     References
     ----------
@@ -86,12 +97,14 @@ class Category:
         "_plans",
         "_recorded",
         "first_guess",
+        "max_concurrent",
         "maximum",
         "minimum",
         "mode",
         "name",
         "slow_factor",
         "steady_n",
+        "unlearned",
     )
 
     def __init__(
@@ -108,6 +121,8 @@ class Category:
         self.maximum, self.minimum, self.first_guess = maximum, minimum, first_guess
         self.steady_n = max(1, steady_n)
         self.slow_factor: float | None = None
+        self.max_concurrent: int | None = None
+        self.unlearned: frozenset[str] = frozenset()
         self._histograms = {resource: Histogram(quantum) for resource, quantum in QUANTA.items()}
         self._plans: dict[str, Plan] = {}
         self._recorded = 0
@@ -132,6 +147,8 @@ class Category:
         first_guess: ResourceRequest | None = None,
         steady_n: int | None = None,
         slow_factor: float | None = None,
+        max_concurrent: int | None = None,
+        learned: Mapping[str, bool] | None = None,
     ) -> None:
         """Change what is given; what was recorded stays and is planned from anew."""
         self.mode = self.mode if mode is None else parse_mode(mode)
@@ -140,6 +157,10 @@ class Category:
         self.first_guess = self.first_guess if first_guess is None else first_guess
         self.steady_n = self.steady_n if steady_n is None else max(1, steady_n)
         self.slow_factor = self.slow_factor if slow_factor is None else slow_factor
+        if max_concurrent is not None:
+            self.max_concurrent = max_concurrent if max_concurrent >= 0 else None
+        for resource, is_learned in (learned or {}).items():
+            self.unlearned = self.unlearned - {resource} if is_learned else self.unlearned | {resource}
         self._plans.clear()
 
     def record(self, measured: Resources, wall_s: float) -> None:
@@ -164,7 +185,11 @@ class Category:
         return learned.at_most(self.maximum).with_defaults(self.maximum).at_least(self.minimum)
 
     def retry_request(
-        self, previous: Resources, exceeded: set[str], largest: Resources | None = None
+        self,
+        previous: Resources,
+        exceeded: set[str],
+        largest: Resources | None = None,
+        disk_growth: float = 0.0,
     ) -> ResourceRequest | None:
         """Return the request of a task that exceeded `previous`.
 
@@ -179,6 +204,8 @@ class Category:
             Which of "cores", "memory" and "disk" it exceeded.
         largest : Resources or None
             The most that a worker has; None if that is not known: then twice as much as before is asked for.
+        disk_growth : float
+            Factor by which disk grows beyond the plan; 0 for all disk of the largest worker.
 
         Returns
         -------
@@ -190,17 +217,21 @@ class Category:
         self._learn()
         grown: dict[str, float] = {}
         for resource in exceeded:
-            more = self._next_larger(resource, getattr(previous, resource), largest)
+            more = self._next_larger(resource, getattr(previous, resource), largest, disk_growth)
             if more is None:
                 return None
             grown[resource] = more
         return ResourceRequest(**(previous._asdict() | grown))
 
-    def _next_larger(self, resource: str, had: float, largest: Resources | None) -> float | None:
+    def _next_larger(
+        self, resource: str, had: float, largest: Resources | None, disk_growth: float
+    ) -> float | None:
         maximum: float | None = getattr(self.maximum, resource)
         has: float | None = getattr(largest, resource, None)
         plan = self._plans.get(resource)
         more: float | None = plan.next_larger(had) if plan else None
+        if more is None and resource == "disk" and disk_growth:
+            more = math.ceil(max(disk_growth, MIN_DISK_GROWTH) * had)
         if more is None:
             more = maximum if maximum is not None else has
         if more is None:
@@ -225,7 +256,7 @@ class Category:
         self._plans = {
             resource: make_plan(self.mode, histogram.bins)
             for resource, histogram in self._histograms.items()
-            if histogram.count
+            if histogram.count and resource not in self.unlearned
         }
 
     def __repr__(self) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 from vinecore.protocol.messages import Hello, Message
+from vinecore.resources.amounts import Resources
 from vinecore.scheduler.specs import FileSpec, GraphSpec, LibrarySpec, TaskSpec
 
 
@@ -137,6 +138,15 @@ class CategorySet(NamedTuple):
     minimum: Any
     first_guess: Any
     slow_factor: float | None = None  # as `Category.slow_factor`
+    max_concurrent: int | None = None  # negative for any number
+    learned: Mapping[str, bool] | None = None  # which resources are learned from now on, or not any more
+
+
+class UsageLearned(NamedTuple):
+    """What tasks of a category have used in an earlier run."""
+
+    category: str
+    measured: Sequence[tuple[Resources, float]]  # with the durations in seconds
 
 
 class SettingChanged(NamedTuple):
@@ -202,6 +212,7 @@ Event = (
     | WorkerDisconnected
     | ObjectStored
     | CategorySet
+    | UsageLearned
     | SettingChanged
     | HostBlocked
     | HostUnblocked

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from vinecore.scheduler.transfers import Transfers
 
 
-MAX_LIBRARY_FAILURES = 5
 # What takes longer to start is told by workers, after each of these times anew.
 SLOW_S = 5.0
 MAX_WHERE_LENGTH = 1000
@@ -80,7 +79,7 @@ class LibraryInstances:
         spec = library.spec
         instance = worker.libraries.get(spec.name)
         if instance is None:
-            unit = allocate(spec.request, worker.total)
+            unit = allocate(spec.request, worker.total, rule=self._queues.share_rule)
             assert unit is not None
             instance = LibraryInstance(library, unit, _slots(spec.slots, unit))
             worker.libraries[spec.name] = instance
@@ -202,7 +201,7 @@ class LibraryInstances:
         self._outbox.emit(LogMessage(WARNING, what))
         self._requeue_calls(worker, message.name)
         self.stop(worker, instance)
-        if message.final or library.failures > MAX_LIBRARY_FAILURES:
+        if message.final or library.failures > self._state.tuning.max_library_retries:
             self.fail_calls(library, message.reason, message.payload)
 
     def _requeue_calls(self, worker: WorkerState, name: str) -> None:

@@ -10,6 +10,7 @@ from heapq import heappop, heappush
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from vinecore.resources.amounts import Resources
 from vinecore.scheduler.queues import queue_urgency
 from vinecore.scheduler.state import is_root
 from vinecore.scheduler.transitions import READY
@@ -49,6 +50,7 @@ class Placement:
         self._choice = choice
         self._dispatcher = dispatcher
         self._reservation = state.reservation
+        self._allocation_on = queues.allocation_on
 
     def place_ready_tasks(self) -> None:
         """Give ready tasks to workers with room, the most urgent of all queues first, until one of the two runs out."""
@@ -71,6 +73,9 @@ class Placement:
             heappop(roots)
         heap = roots if roots and not (ready and ready[0] < roots[0]) else ready
         if not heap:
+            return False
+        category = queue.category
+        if category is not None and category.max_concurrent is not None and self._queues.is_full(category):
             return False
         if not (
             queue.workers_with_room
@@ -159,6 +164,26 @@ class Placement:
                 return worker
         return None
 
+    def set_ramp_down(self, *, on: bool) -> None:
+        """Set whether tasks get all that is free of their workers while there are fewer tasks than workers."""
+        self._allocation_on = self._all_that_is_free if on else self._queues.allocation_on
+
+    def _all_that_is_free(self, queue: TaskQueue, number: int, worker: WorkerState) -> Resources | None:
+        """Return what a task gets of a worker, with all that is free there of what it does not ask for."""
+        usual = self._queues.allocation_on(queue, number, worker)
+        waiting = sum(
+            len(other.ready) + len(other.roots) - other.stale_entries for other in self._state.queues.values()
+        )
+        if usual is None or waiting >= len(self._state.workers):
+            return usual
+        asked, free = queue.request, worker.free
+        return Resources(
+            max(usual.cores, free.cores) if asked.cores is None else usual.cores,
+            max(usual.memory, free.memory) if asked.memory is None else usual.memory,
+            max(usual.disk, free.disk) if asked.disk is None else usual.disk,
+            usual.gpus,
+        )
+
     def assign_to(self, task: TaskState, worker: WorkerState) -> None:
         """Give a ready task to a worker out of turn."""
         self._assign(task, worker, task.queue)
@@ -166,7 +191,7 @@ class Placement:
 
     def _assign(self, task: TaskState, worker: WorkerState, queue: TaskQueue) -> None:
         if queue.library is None:
-            task.allocation = self._queues.allocation_on(queue, task.spec.task, worker)
+            task.allocation = self._allocation_on(queue, task.spec.task, worker)
             assert task.allocation is not None
             worker.free = worker.free.minus(task.allocation)
             self._dispatcher.dispatch(task, worker, "assign")

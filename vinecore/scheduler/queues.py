@@ -14,7 +14,7 @@ from heapq import heapify, heappush
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from vinecore.resources.amounts import UNSPECIFIED, ResourceRequest, Resources, allocate
+from vinecore.resources.amounts import UNSPECIFIED, USUAL_SHARES, ResourceRequest, Resources, allocate
 from vinecore.resources.categories import Category
 from vinecore.scheduler.conditions import meets_conditions
 from vinecore.scheduler.state import TaskQueue, is_root
@@ -45,6 +45,10 @@ class TaskQueues:
         Queues whose most urgent task waits for disk.
     steady_n : int
         Tasks of a category that are measured before the category learns from them.
+    share_rule : ShareRule
+        What tasks get that they do not ask for.
+    extra_long_calls : int
+        Calls for each slot of a library that are sent ahead although calls are long.
     largest_worker : Resources or None
         What the largest connected worker has.
     """
@@ -57,6 +61,8 @@ class TaskQueues:
         self.changed: dict[TaskQueue, None] = {}
         self.waiting_for_disk: dict[TaskQueue, None] = {}
         self.steady_n = 25
+        self.share_rule = USUAL_SHARES
+        self.extra_long_calls = 0
         self.largest_worker: Resources | None = None
         self._sequence = 0
 
@@ -185,7 +191,7 @@ class TaskQueues:
     def allocation_on(self, queue: TaskQueue, number: int, worker: WorkerState) -> Resources | None:
         """Return what a task would get of a worker; None if it is too large for it."""
         minimum = UNSPECIFIED if queue.category is None else queue.category.minimum
-        return allocate(self.effective_request(queue, number), worker.total, minimum)
+        return allocate(self.effective_request(queue, number), worker.total, minimum, self.share_rule)
 
     def record_usage(self, category: Category, measured: dict[str, Any], wall_s: float) -> None:
         """Let a category learn from a finished task."""
@@ -197,11 +203,21 @@ class TaskQueues:
         category = task.queue.category
         if category is None or task.allocation is None:
             return False
-        request = category.retry_request(task.allocation, {str(info.get("resource"))}, self.largest_worker)
+        request = category.retry_request(
+            task.allocation,
+            {str(info.get("resource"))},
+            self.largest_worker,
+            self._state.tuning.sandbox_grow_factor,
+        )
         if request is None:
             return False
         task.request = request
         return True
+
+    def is_full(self, category: Category) -> bool:
+        """Return whether as many tasks of a category run as may run at once."""
+        running = sum(queue.running for queue in self._state.queues.values() if queue.category is category)
+        return category.max_concurrent is not None and running >= category.max_concurrent
 
     def requested_disk_mb(self, queue: TaskQueue) -> int:
         """Return the MB of disk that the tasks of a queue ask for explicitly."""
@@ -244,7 +260,7 @@ class TaskQueues:
             return instance.assigned < self._queue_depth_limit(
                 instance, queue
             ) or instance.allocation_unit.fits(worker.free)
-        unit = allocate(queue.request, worker.total)
+        unit = allocate(queue.request, worker.total, rule=self.share_rule)
         return unit is not None and unit.fits(worker.free)
 
     def is_suitable(self, worker: WorkerState, queue: TaskQueue) -> bool:
@@ -269,7 +285,7 @@ class TaskQueues:
         if mean is None:
             extra = 1
         elif mean > MAX_PREFETCH_DURATION_S:
-            extra = 0
+            extra = self.extra_long_calls
         elif mean * MAX_PREFETCHED_PER_SLOT <= PREFETCH_S:
             extra = MAX_PREFETCHED_PER_SLOT
         else:

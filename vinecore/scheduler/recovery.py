@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vinecore.scheduler.instructions import INFO, LogMessage, TaskActivated
 from vinecore.scheduler.lifecycle import describe_file
 from vinecore.scheduler.missing_files import never_there
+from vinecore.scheduler.replicas import is_needed
 from vinecore.scheduler.transitions import ASSIGNED, CANCELLED, DONE, FAILED, READY, RETRIEVING
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ class Recovery:
                     continue
                 del self._state.evictable[file]
             retrieving = producer is not None and producer.state == RETRIEVING
-            if file.consumers or file.requested or (file.wanted_at_manager and retrieving):
+            at_once = self._state.tuning.immediate_recovery and producer is not None and is_needed(file)
+            if file.consumers or file.requested or (file.wanted_at_manager and retrieving) or at_once:
                 self.recompute(file)
 
     def recompute(self, file: FileState) -> None:

@@ -98,7 +98,7 @@ class Reservations:
         if any(other.queue is queue for other in islice(worker.tasks.values(), FEW)):
             return False
         if queue.library is not None:
-            return allocate(queue.request, worker.total) is not None
+            return allocate(queue.request, worker.total, rule=self._queues.share_rule) is not None
         return self._queues.allocation_on(queue, task.spec.task, worker) is not None
 
     def tick(self) -> None:

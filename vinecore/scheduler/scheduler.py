@@ -210,6 +210,7 @@ class Scheduler:
             replication=replication,
             choice=choice,
             slow_workers=slow_workers,
+            placement=placement,
         )
         self._validates = validate
         self._validation = StateValidation(
@@ -244,6 +245,7 @@ class Scheduler:
             events.WorkerDisconnected: membership.on_worker_disconnected,
             events.ObjectStored: worker_messages.on_object_stored,
             events.CategorySet: settings.on_category_set,
+            events.UsageLearned: settings.on_usage_learned,
             events.SettingChanged: settings.on_setting_changed,
             events.HostBlocked: hosts.on_host_blocked,
             events.HostUnblocked: hosts.on_host_unblocked,

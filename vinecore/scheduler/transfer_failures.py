@@ -15,7 +15,6 @@ from vinecore.scheduler.instructions import WARNING, LogMessage
 from vinecore.scheduler.replicas import ARCHIVE
 from vinecore.scheduler.transfers import (
     MAX_BACKOFF_S,
-    PAIR_BACKOFF_S,
     PEER_BACKOFF_S,
     RETRIES_PER_FREE_SOURCE,
 )
@@ -73,7 +72,9 @@ class TransferFailures:
         elif isinstance(source, str):
             self._external_fetch_failed(worker, file, source, message)
         elif message.free_disk >= 0:  # the source is not to blame
-            self._transfers.excluded_pairs[worker, source] = self._state.now + PAIR_BACKOFF_S
+            self._transfers.excluded_pairs[worker, source] = (
+                self._state.now + self._state.tuning.transient_error_interval
+            )
         else:
             self._peer_fetch_failed(worker, file, source, message)
         if message.was_cached:
@@ -89,7 +90,9 @@ class TransferFailures:
     ) -> None:
         known = message.unreachable and self._transfers.is_excluded(worker, source)
         if not known:
-            self._transfers.excluded_pairs[worker, source] = self._state.now + PAIR_BACKOFF_S
+            self._transfers.excluded_pairs[worker, source] = (
+                self._state.now + self._state.tuning.transient_error_interval
+            )
         if message.permanent:
             self._recovery.replica_lost(file, source)
             return
@@ -128,7 +131,9 @@ class TransferFailures:
                 file, f"{where} could not be brought to worker {worker.id} ({worker.name}): {message.reason}"
             )
         elif source != ARCHIVE:
-            until = self._state.now + min(RETRY_DELAY_S * 2 ** (failures - 1), PAIR_BACKOFF_S)
+            until = self._state.now + min(
+                RETRY_DELAY_S * 2 ** (failures - 1), self._state.tuning.transient_error_interval
+            )
             self._transfers.excluded_pairs[worker, source] = until
             if source == file.url and failures > 1:  # it is probably down for all
                 self._transfers.excluded_pairs[file, source] = until

@@ -38,7 +38,6 @@ MANAGER = "manager"
 MAX_TRANSFERS_PER_SOURCE = 10
 MAX_TRANSFERS_PER_SOURCE_AND_FILE = 2
 LOOK_AT = 16  # holders compared for one transfer
-PAIR_BACKOFF_S = 15.0
 # For so long a worker is not asked that failed two others; four times longer each time.
 PEER_BACKOFF_S = 60.0
 MAX_BACKOFF_S = 3600.0
@@ -322,7 +321,9 @@ class Transfers:
         """Have a worker wait before it tries again a peer that it cannot reach, longer each time."""
         times = self._unreachable_pairs[worker, source] = self._unreachable_pairs.get((worker, source), 0) + 1
         now = self._state.now
-        self.excluded_pairs[worker, source] = now + min(PAIR_BACKOFF_S * 4 ** (times - 1), MAX_BACKOFF_S)
+        self.excluded_pairs[worker, source] = now + min(
+            self._state.tuning.transient_error_interval * 4 ** (times - 1), MAX_BACKOFF_S
+        )
         worker.unreachable_peers += times == 1
         if worker.unreachable_peers >= MAX_UNREACHABLE_PEERS and worker.peers_excluded_until <= now:
             pause = min(

@@ -112,14 +112,17 @@ class Tuning:
         1.0, "Part of a share of disk that a task gets; the rest stays free for files.", least=0.01, most=1
     )
     sandbox_grow_factor: float = _parameter(
-        2.0, "Factor by which an allocation grows that was too small and has no maximum.", least=1.1
+        0.0,
+        "Factor, 1.1 at least, by which the disk of a task grows that has exceeded it, if its category learns; "
+        "0 for all disk of the largest worker.",
     )
     ramp_down_heuristic: bool = _parameter(
         False, "Whether a task gets all that is free of its worker while fewer tasks wait than workers."
     )
     resource_submit_multiplier: float = _parameter(
         1.0,
-        "How many times the calls that a library can run at the same time are sent to a worker.",
+        "How many times the calls that a library can run at the same time are sent to a worker, if they take "
+        "longer than 0.1 s. Of shorter calls as many are sent as cover the time of a message.",
         least=1,
         aliases=("asynchrony-multiplier",),
     )

@@ -333,6 +333,7 @@ class StateValidation:
             elif not (
                 _learns(queue)
                 or self._state.holds_tasks
+                or (queue.category is not None and self._queues.is_full(queue.category))
                 or (queue.conditions and queue.conditions.strict_inputs)
             ):
                 open_ = [worker for worker in queue.workers_with_room if worker.ends_at is None]

@@ -153,6 +153,8 @@ class WorkerChoice:
         ]
         if not fitting:
             return None
+        if self._state.tuning.task_groups and (holder := self._holder_of_intermediates(task, fitting)):
+            return holder
         if policy == "fcfs":
             return min(fitting, key=lambda w: w.id)
         # the scheduler has no randomness: multiples of a large number are as good for spreading
@@ -167,6 +169,11 @@ class WorkerChoice:
             return max(fitting, key=lambda w: w.free_disk)
         # "time": who has not been tried, then the fastest
         return min(fitting, key=lambda w: (w.wall_s is not None, w.wall_s or 0.0))
+
+    def _holder_of_intermediates(self, task: TaskState, workers: list[WorkerState]) -> WorkerState | None:
+        """Return the first of these workers that has all that other tasks have made for a task."""
+        made = [file for file in task.inputs if file.producer is not None]
+        return next((w for w in workers if made and all(w in file.replicas for file in made)), None)
 
     def relative_load(self, worker: WorkerState, queue: TaskQueue) -> float:
         """Return how much of a worker is in use, as far as a queue is concerned; above 1 if calls wait there."""

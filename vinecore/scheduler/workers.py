@@ -168,4 +168,5 @@ class WorkerMembership:
             if task.state == WAITING:  # not failed with another one meanwhile
                 blame = f"worker {worker.id} on {worker.name} was lost ({reason})" if task in suspects else ""
                 self._tasks.retry(task, blame)
-        self._replication.ensure_replicas(files)
+        if self._state.tuning.transfer_temps_recovery:
+            self._replication.ensure_replicas(files)

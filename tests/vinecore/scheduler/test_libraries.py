@@ -17,8 +17,8 @@ from vinecore.protocol import messages as m
 from vinecore.resources.amounts import ResourceRequest
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
-from vinecore.scheduler.libraries import MAX_LIBRARY_FAILURES
 from vinecore.scheduler.specs import LibrarySpec
+from vinecore.scheduler.tuning import Tuning
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_library_that_keeps_dying_fails_calls(harness):
     """A library that keeps dying fails its calls after a few times."""
     harness.submit_tasks(call(1), single(2))
     worker = harness.connect_worker(cores=2)
-    for _ in range(MAX_LIBRARY_FAILURES):
+    for _ in range(Tuning().max_library_retries):
         harness.worker_sends(
             worker, m.LibraryReady("lib", 0.1, {}), m.LibraryFailed("lib", "its slots die", False, b"")
         )

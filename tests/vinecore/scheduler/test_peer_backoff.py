@@ -9,7 +9,8 @@ from vinecore.protocol import messages as m
 from vinecore.scheduler import events as e
 from vinecore.scheduler import instructions as i
 from vinecore.scheduler.specs import FileSpec
-from vinecore.scheduler.transfers import PAIR_BACKOFF_S, PEER_BACKOFF_S
+from vinecore.scheduler.transfers import PEER_BACKOFF_S
+from vinecore.scheduler.tuning import Tuning
 
 
 @pytest.fixture
@@ -70,11 +71,11 @@ def test_pair_backoff_grows_with_failures(harness):
     unreachable(harness, first, "a", "host1:7")
     avoided = harness.scheduler.transfers.excluded_pairs
     pair = (harness.worker(first), harness.worker(hidden))
-    assert avoided[pair] == harness.now + PAIR_BACKOFF_S
-    harness.advance_time(PAIR_BACKOFF_S + 1)
+    assert avoided[pair] == harness.now + Tuning().transient_error_interval
+    harness.advance_time(Tuning().transient_error_interval + 1)
     harness.scheduler.transfers.fetch(harness.worker(first), harness.file("b"))
     unreachable(harness, first, "b", "host1:7")
-    assert avoided[pair] == harness.now + 4 * PAIR_BACKOFF_S
+    assert avoided[pair] == harness.now + 4 * Tuning().transient_error_interval
 
 
 def test_concurrent_failures_count_once(harness):

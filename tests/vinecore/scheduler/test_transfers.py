@@ -13,9 +13,9 @@ from vinecore.scheduler.transfer_failures import MAX_FAILURES
 from vinecore.scheduler.transfers import (
     MAX_TRANSFERS_PER_SOURCE,
     MAX_TRANSFERS_PER_SOURCE_AND_FILE,
-    PAIR_BACKOFF_S,
     PEER_BACKOFF_S,
 )
+from vinecore.scheduler.tuning import Tuning
 
 URL = "https://example.org/x"
 
@@ -297,7 +297,7 @@ def test_failed_pair_pauses_and_others_continue():
     assert harness.requested_fetches() == [(third, "data", "host1:7")]
     harness.declare_file("more", size=LARGE, at_manager=True)
     assert (harness.worker(second), harness.worker(first)) in harness.scheduler.transfers.excluded_pairs
-    harness.advance_time(PAIR_BACKOFF_S + 1)
+    harness.advance_time(Tuning().transient_error_interval + 1)
     assert not harness.scheduler.transfers.excluded_pairs
 
 
@@ -826,7 +826,7 @@ def test_manager_with_corrupt_copy_is_abandoned():
     (worker,) = readers(harness, 1)
     for _ in range(MAX_FAILURES + 1):
         assert not task_outcomes(harness)
-        harness.advance_time(PAIR_BACKOFF_S + 1)
+        harness.advance_time(Tuning().transient_error_interval + 1)
         assert worker in {w.id for w in harness.file("data").fetching}
         came(harness, worker, "data", "declared")
         wrong(harness, worker, "data", "manager")

@@ -21,7 +21,13 @@ ORIGIN = "vinecore.compat"
 EVERYTHING = "*"
 """Stands for all names that a module has beside those that are listed."""
 
-_DASK = dict.fromkeys(("DaskVine", "DaskVineDag", "DaskVineExecutionError", "daskvine_merge"), "daskvine")
+_DASK = {
+    "DaskVine": "daskvine",
+    "DaskVineDag": "daskvine.dag",
+    # the exceptions of functions are raised themselves; this is the base of all others
+    "DaskVineExecutionError": "vinecore.errors:VineError",
+    "daskvine_merge": "daskvine",
+}
 
 MODULES: dict[str, dict[str, str]] = {
     "ndcctools": {},
@@ -42,7 +48,7 @@ MODULES: dict[str, dict[str, str]] = {
     "ndcctools.work_queue": {EVERYTHING: "vinecore.compat.work_queue"},
     "ndcctools.taskvine.utils": {"load_variable_from_library": "vinecore.protocol.library_context"},
 }
-"""Each module, with the module of this project for each of its names."""
+"""Each module, with the place of each of its names: a module of this project, or MODULE:NAME."""
 SYNONYMS = {"taskvine": "ndcctools.taskvine", "work_queue": "ndcctools.work_queue"}
 """Top-level packages of older versions, and what they are called now."""
 
@@ -68,7 +74,8 @@ class TaskVineModule(ModuleType):
             msg = f"module {self.__name__!r} has no attribute {name!r}"
             raise AttributeError(msg)
         # an import that fails says which module a worker lacks
-        found = getattr(importlib.import_module(home), name)
+        place, _, attribute = home.partition(":")
+        found = getattr(importlib.import_module(place), attribute or name)
         setattr(self, name, found)
         return found
 
@@ -83,12 +90,12 @@ class TaskVineModule(ModuleType):
 def _list_names(module: str) -> list[str]:
     """Return the public names of a module, and its modules; those of dask only where dask is installed."""
     homes = MODULES[module]
+    has_dask = importlib.util.find_spec("dask") is not None
     names = {name[len(module) + 1 :].partition(".")[0] for name in MODULES if name.startswith(f"{module}.")}
-    for home in sorted(set(homes.values())):
-        if home == "daskvine" and importlib.util.find_spec("dask") is None:
-            continue
-        public = getattr(importlib.import_module(home), "__all__", ())
-        names.update(name for name in public if homes.get(name, homes.get(EVERYTHING)) == home)
+    names.update(name for name, home in homes.items() if has_dask or not home.startswith("daskvine"))
+    if EVERYTHING in names:
+        names.remove(EVERYTHING)
+        names.update(getattr(importlib.import_module(homes[EVERYTHING]), "__all__", ()))
     return sorted(names)
 
 

@@ -20,3 +20,7 @@ with vine.Manager(port=0) as m:
             m.submit(task)
             done = m.wait_for_tag("all", 120)
             print(done.result, done.exit_code, done.std_output.strip(), int(count.contents()))
+
+# prints: success 0 hello 0 3
+# prints: success 0 hello 1 3
+# prints: success 0 hello 2 3

@@ -25,3 +25,6 @@ with Factory("local", manager=m):
     for mode in ("tasks", "function-calls"):
         [total] = dask.compute(leaves[0], scheduler=m.get, resources={"cores": 1}, task_mode=mode)
         print(mode, total)
+
+# prints: tasks 240
+# prints: function-calls 240

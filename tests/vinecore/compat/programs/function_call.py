@@ -34,3 +34,5 @@ with vine.Manager(0, name="calls-of-a-library") as m, vine.Factory("local", mana
         if task:
             results.append(task.output)
     print(sorted(results), m.check_library_exists("lookup"))
+
+# prints: [20, 25, 33, 50, 100, 1000, 1001, 1002, 1003, 1004] True

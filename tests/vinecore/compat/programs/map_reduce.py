@@ -22,3 +22,8 @@ with vine.Manager(0) as m, vine.Factory("local", manager=m):
     library = m.create_library_from_functions("doubles", double_all, add_env=False)
     m.install_library(library)
     print(m.remote_map("double_all", range(5), "doubles", "numbers", chunksize=2))
+
+# prints: [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
+# prints: [10, 20, 20, 40, 30, 60]
+# prints: 9
+# prints: [0, 2, 4, 6, 8]

@@ -28,3 +28,5 @@ with vine.Manager(0) as m, vine.Factory("local", manager=m):
         if task and task.id != kept.id:
             results.append(str(task.output) if task.successful() else f"{task.successful()} failed")
     print(sorted(results), kept.successful())
+
+# prints: ['10', '11', '14', '19', 'False failed'] True

@@ -75,6 +75,23 @@ def test_workers_follow_work_and_end(local_cluster, factory, number):
     assert "removing all workers" in process.log.read_text()
 
 
+def test_taskvine_options_have_their_effect(local_cluster, factory):
+    """The log goes to a file, and options of workers reach them."""
+    m = local_cluster.start_manager()
+    log = local_cluster.path("factory.debug")
+    words = ("-d", "all", "-o", str(log), "-O", "10", "--transfer-port", "20000:30000")
+    more = ("--single-shot", "--debug-workers", "--task-wrapper", "env WRAPPED=yes", "-F", "foremen")
+    process = factory(*options_for(m, local_cluster, "-w", "1", "-W", "1", *words, *more))
+    m.submit(Task("echo $WRAPPED"))
+    assert m.wait(PATIENCE_S).output == "yes\n"
+    [worker] = psutil.Process(process.pid).children()
+    line = " ".join(worker.cmdline())
+    assert "--transfer-port 20000:30000 --task-wrapper env WRAPPED=yes --single-shot --debug" in line
+    assert "vine_factory: submitted 1" in log.read_text()
+    assert "--foremen-name has no effect: there are no foremen" in log.read_text()
+    assert process.log.read_text() == ""
+
+
 def test_absent_manager_ends_factory(local_cluster, factory):
     """It ends when no manager answers for long enough."""
     m = local_cluster.start_manager()

@@ -147,6 +147,23 @@ class LibraryTask:
         """
         self._request["gpus"] = validators.amount("gpus", gpus)
 
+    def set_function_exec_mode_from_string(self, exec_mode: str) -> None:
+        """Set whether each call has a child process of its own; a program tells that itself.
+
+        Parameters
+        ----------
+        exec_mode : {"fork", "direct"}
+            As for the constructor.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is neither.
+        """
+        mode = validators.exec_mode("exec_mode", exec_mode)
+        if not self.program:
+            self.exec_mode = mode
+
     def set_function_slots(self, slots: int) -> None:
         """Set the number of calls that run at the same time in one unit (default: one per core).
 

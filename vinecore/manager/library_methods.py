@@ -6,7 +6,7 @@ import logging
 import os
 import shlex
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from vinecore import keyword_arguments, validators
 from vinecore.manager.compatibility import explain_mismatch, package_versions
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from vinecore.server.server import ManagerServer
 
 log = logging.getLogger("vinecore")
+
+
+@runtime_checkable
+class LibraryMaker(Protocol):
+    """A task that provides a library, as far as the installation uses it."""
+
+    def make_library(self) -> LibraryTask:
+        """Return the library."""
+        ...
 
 
 class LibraryMethods(FileMethods):
@@ -197,7 +206,7 @@ class LibraryMethods(FileMethods):
             library.add_environment(env if isinstance(env, File) else self.declare_poncho(env))
         return library
 
-    def install_library(self, task: LibraryTask) -> None:
+    def install_library(self, task: LibraryTask | LibraryMaker) -> None:
         """Make a library available; workers start it when they get its first call.
 
         A second installation does nothing, unless one of the user's own modules has been edited:
@@ -206,8 +215,8 @@ class LibraryMethods(FileMethods):
 
         Parameters
         ----------
-        task : LibraryTask
-            The library.
+        task : LibraryTask or Task
+            The library; a `Task` must have a name from `Task.set_library_provided`.
 
         Raises
         ------
@@ -216,6 +225,8 @@ class LibraryMethods(FileMethods):
         ValueError
             Another library has that name.
         """
+        if isinstance(task, LibraryMaker):
+            task = task.make_library()
         if not isinstance(task, LibraryTask):
             validators.refuse(
                 "task", task, "a LibraryTask, as m.create_library_from_functions makes it", TypeError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vinecore import errors, validators
 from vinecore.manager.files import File
 from vinecore.manager.future_methods import FutureMethods
+from vinecore.manager.monitor_files import write_summary
 from vinecore.manager.tasks import Task
 from vinecore.protocol.serialization import values
 from vinecore.protocol.transfer.types import Content
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 # Numbers are counted up to the one that the user sets: this takes a second.
 MAX_MIN_TASK_ID = 100_000_000
+
+
+log = logging.getLogger("vinecore")
 
 
 class TaskMethods(FutureMethods):
@@ -129,9 +134,12 @@ class TaskMethods(FutureMethods):
         if timeout is not validators.FOREVER:
             timeout = validators.timeout("timeout", timeout)
         try:
-            return self._finished.popleft()
+            task = self._finished.popleft()
         except IndexError:
             return self._wait_for(lambda _task: True, timeout)
+        if task.monitor_directory:
+            _write_summary(task)
+        return task
 
     def wait_for_tag(self, tag: str, timeout: float | timedelta | str | None = "wait_forever") -> Task | None:
         """Wait for the next task with a tag that ends.
@@ -198,6 +206,8 @@ class TaskMethods(FutureMethods):
                     over = self._server.closed or not self._tasks
                     for task in list(self._finished):
                         if suits(task) and self._remove_finished(task):
+                            if task.monitor_directory:
+                                _write_summary(task)
                             return task
                     self.say_that_it_waits()
                     left = None if deadline is None else deadline - time.monotonic()
@@ -417,3 +427,10 @@ class TaskMethods(FutureMethods):
         if output_file is None and not is_released:
             self._server.post_event(events.FilesReleased([name], prune=False))
         return value, problem
+
+
+def _write_summary(task: Task) -> None:
+    try:
+        write_summary(task, task.monitor_directory)
+    except OSError as error:
+        log.warning("the resources of task %s are not written: %s", task.id, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,6 +12,7 @@ from vinecore import keyword_arguments, validators
 from vinecore.manager.files import File, check_declared, unpack_environment
 from vinecore.manager.sandbox_names import check_sandbox_name
 from vinecore.manager.task_conditions import TaskConditionSettings
+from vinecore.manager.task_libraries import TaskLibrarySettings
 from vinecore.resources.amounts import UNSPECIFIED
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vinecore.manager.interfaces import FileDeclarer
+
+log = logging.getLogger("vinecore")
 
 # Kinds of files that a task may fill.
 WRITABLE_KINDS = ("file", "buffer", "temp")
@@ -32,7 +36,7 @@ def checked(name: str, check: Callable[[str, Any], Any], doc: str) -> Any:
     )
 
 
-class TaskSettings(TaskConditionSettings):
+class TaskSettings(TaskConditionSettings, TaskLibrarySettings):
     """Files, environment, resources and policy of a task."""
 
     # The defaults are attributes of the class, because a program may make a million tasks.
@@ -45,9 +49,7 @@ class TaskSettings(TaskConditionSettings):
     _command = _tag = ""
     _category, _priority, _retries = "default", 0.0, 5
     _watched: tuple[tuple[File, str], ...] = ()
-    _library_required = _library_provided = ""
-    _function_slots: int | None = None
-    _exec_mode = ""
+    _monitor_directory = ""
 
     command = checked("command", validators.command, "The command line.")
     tag = checked("tag", validators.text, "The mark for `Manager.wait_for_tag`.")
@@ -358,49 +360,6 @@ class TaskSettings(TaskConditionSettings):
         """
         self.command = command
 
-    def set_library_required(self, library: str) -> None:
-        """Have a library run the task: the command is the name of one of its functions.
-
-        The function is called without arguments in the sandbox of the task, so it reads inputs and
-        writes outputs there. `FunctionCall` passes arguments and returns a value.
-
-        Parameters
-        ----------
-        library : str
-            The name of an installed library.
-
-        Raises
-        ------
-        TypeError, ValueError
-            It is not a text, or empty.
-        """
-        self._library_required = validators.label("library", library)
-
-    def get_library_required(self) -> str | None:
-        """Return the name of the library that runs the task.
-
-        Returns
-        -------
-        str or None
-            None if no library was set.
-        """
-        return self._library_required or None
-
-    def needs_library(self, library: str) -> None:
-        """Have a library run the task, as `set_library_required`.
-
-        Parameters
-        ----------
-        library : str
-            The name of an installed library.
-
-        Raises
-        ------
-        TypeError, ValueError
-            It is not a text, or empty.
-        """
-        self.set_library_required(library)
-
     def add_nopen(self, manager: FileDeclarer) -> None:
         """Have cctools' library that watches the opening of files loaded into the command's processes.
 
@@ -427,6 +386,49 @@ class TaskSettings(TaskConditionSettings):
         for name, path in zip(names, paths, strict=True):
             self.add_input(manager.declare_file(path), name)
         self.set_env_var("LD_PRELOAD", "./lib-nopen.so")
+
+    def set_monitor_output(self, directory: str | Path) -> None:
+        """Have the measured resources written to a directory when the task comes back through `wait`.
+
+        The file is ``vine-PID-task-ID.summary``, with the number of this process and that of the
+        task: one JSON object whose numbers are pairs with their units, such as
+        ``"memory": [812, "MB"]``.
+
+        Parameters
+        ----------
+        directory : str or Path
+            The directory, which is made if necessary.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not a path.
+        """
+        self._monitor_directory = os.path.abspath(validators.path("directory", directory))
+
+    @property
+    def monitor_directory(self) -> str:
+        """The directory for the measured resources; "" for none."""
+        return self._monitor_directory
+
+    def set_snapshot_file(self, filename: str) -> None:
+        """Do nothing but log that: workers record the highest usage of a task, and no snapshots.
+
+        Parameters
+        ----------
+        filename : str
+            The file that would say when snapshots are taken.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not a path.
+        """
+        path = validators.path("filename", filename)
+        log.warning(
+            "set_snapshot_file(%r) has no effect: tasks are measured without snapshots; see resources_measured",
+            path,
+        )
 
     def addref(self) -> None:
         """Do nothing: a task lives as long as the program or the manager refers to it."""

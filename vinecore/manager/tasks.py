@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vinecore import keyword_arguments, validators
 from vinecore.manager.files import File
+from vinecore.manager.libraries import LibraryTask
 from vinecore.manager.sandbox_names import check_sandbox_name
 from vinecore.manager.task_readers import TaskReaders
 from vinecore.protocol.serialization import values
@@ -14,6 +15,7 @@ from vinecore.scheduler.specs import TaskSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from vinecore.manager.interfaces import OutputHost, TaskHost
 
@@ -27,6 +29,9 @@ SETTERS = (
     "set_time_end",
     "set_time_min",
     "set_library_required",
+    "set_library_provided",
+    "set_monitor_output",
+    "set_snapshot_file",
 )
 
 
@@ -71,6 +76,12 @@ class Task(TaskReaders):
         The time in seconds that the worker must stay, as for `set_time_min`.
     library_required : str or None
         The library that runs the task, as for `set_library_required`.
+    library_provided : str or None
+        The library that the task is, as for `set_library_provided`.
+    monitor_output : str, Path or None
+        The directory for the measured resources, as for `set_monitor_output`.
+    snapshot_file : str or None
+        Accepted without effect; see `set_snapshot_file`.
 
     Raises
     ------
@@ -95,10 +106,12 @@ class Task(TaskReaders):
                  cores: float | None = None, memory: int | None = None, disk: int | None = None, gpus: float | None = None,
                  time_max: float | None = None, environment: File | None = None, features: str | Iterable[str] | None = None,
                  scheduler: str | int | None = None, time_start: float | None = None, time_end: float | None = None, time_min: float | None = None,
-                 library_required: str | None = None) -> None:  # fmt: skip
+                 library_required: str | None = None, library_provided: str | None = None, monitor_output: str | Path | None = None,
+                 snapshot_file: str | None = None) -> None:  # fmt: skip
         self.command, self.tag, self.category, self.priority = command, tag, category, priority
         self._retries = validators.whole("retries", retries)
-        settings = (time_max, environment, scheduler, time_start, time_end, time_min, library_required)
+        settings = (time_max, environment, scheduler, time_start, time_end, time_min, library_required,
+                    library_provided, monitor_output, snapshot_file)  # fmt: skip
         if any(value is not None for value in settings):
             for setter, value in zip(SETTERS, settings, strict=True):
                 if value is not None:
@@ -157,10 +170,43 @@ class Task(TaskReaders):
             The command is empty, or no text.
         """
         validators.command("command", self.command)  # of a subclass that says nothing of it
+        if self._library_provided:
+            msg = f"the task is the library {self._library_provided!r}: use m.install_library(task)"
+            raise ValueError(msg)
         if self._library_required:
             return self._library_spec(manager, number)
         options: dict[str, Any] = {"command": self.command, **self._common_options(manager)}
         return self._spec(number, options=options, python=False)
+
+    def make_library(self) -> LibraryTask:
+        """Return the library that the task provides.
+
+        Returns
+        -------
+        LibraryTask
+            With the files, the environment, the variables and the resources of this task.
+
+        Raises
+        ------
+        ValueError
+            The task provides no library.
+        """
+        if not self._library_provided:
+            msg = f"{self!r} provides no library: name it with task.set_library_provided, or use m.submit"
+            raise ValueError(msg)
+        library = LibraryTask(self.command, self._library_provided)
+        if self._function_slots is not None:
+            library.set_function_slots(self._function_slots)
+        for file, remote, _symlink in self._inputs_with_names:
+            library.add_input(file, remote)
+        if self._environment is not None:
+            library.add_environment(self._environment)
+        for name, value in self._variables.items():
+            library.set_env_var(name, value or "")
+        for name, amount in self._request._asdict().items():
+            if amount is not None:
+                getattr(library, f"set_{name}")(amount)
+        return library
 
     def _library_spec(self, manager: TaskHost, number: int) -> TaskSpec:
         """Describe the task as a call without arguments, whose value nothing reads."""

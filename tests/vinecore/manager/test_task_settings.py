@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tarfile
 import time
 from pathlib import Path
@@ -190,3 +192,64 @@ def test_watching_library_is_preloaded(m, run, tmp_path, monkeypatch):
     task.addref()
     assert "./lib-nopen.so\n" in run(task).output
     assert "\nlib-nopen.so\n" in task.output
+
+
+def test_measured_resources_are_written(m, run, tmp_path):
+    folder = tmp_path / "new" / "folder"
+    task, plain = small(Task("head -c 3000000 /dev/zero > file; sleep 0.5; exit 3")), small(Task("true"))
+    task.set_category("measured")
+    task.set_monitor_output(folder)
+    run(task, plain)
+    [path] = folder.iterdir()
+    assert path.name == f"vine-{os.getpid()}-task-{task.id}.summary"
+    summary = json.loads(path.read_text())
+    assert (summary["category"], summary["exit_type"], summary["exit_status"]) == ("measured", "normal", 3)
+    assert (summary["task_id"], summary["command"]) == (task.id, task.command)
+    used = task.resources_measured
+    assert summary["memory"] == [used.memory, "MB"]
+    assert summary["wall_time"] == [used.wall_time, "s"]
+    assert used.wall_time >= 0.5
+    assert summary["end"][0] - summary["start"][0] == pytest.approx(used.wall_time)
+
+
+def test_unwritable_summary_is_logged(run, tmp_path, caplog):
+    tmp_path.joinpath("file").touch()
+    task = small(Task("true", monitor_output=tmp_path / "file"))
+    assert run(task).successful()
+    assert f"the resources of task {task.id} are not written" in caplog.text
+
+
+def test_snapshots_are_refused_in_log(run, caplog):
+    task = small(Task("true", snapshot_file="snapshots.json"))
+    assert run(task).successful()
+    assert "set_snapshot_file('snapshots.json') has no effect" in caplog.text
+
+
+def test_task_is_installed_as_library(m, run):
+    """A task that provides a library starts a program, whose functions are called."""
+    page = (Path(__file__).parents[3] / "docs" / "library-programs.md").read_text()
+    [program] = re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    task = Task("sh ./words.sh", library_provided="words")
+    task.add_input(m.declare_buffer(program), "words.sh")
+    task.set_cores(1)
+    task.set_function_slots(1)
+    task.set_function_exec_mode_from_string("direct")
+    assert (task.get_library_provided(), task.get_libray_provided()) == ("words", "words")
+    with pytest.raises(ValueError, match="install_library"):
+        m.submit(task)
+    with pytest.raises(ValueError, match="set_library_provided"):
+        m.install_library(Task("true"))
+    m.install_library(task)
+    assert run(FunctionCall("words", "count", b"some more words")).output == 3
+    m.remove_library("words")
+
+
+@pytest.mark.parametrize("mode", ["fork", "direct"])
+def test_mode_of_library_can_be_replaced(m, run, mode):
+    library = m.create_library_from_functions(f"mode-{mode}", process, exec_mode="fork")
+    library.set_cores(1)
+    library.set_function_exec_mode_from_string(mode)
+    m.install_library(library)
+    calls = run(*(FunctionCall(library.name, "process") for _ in range(8)))
+    assert (len({call.output for call in calls}) == 8) == (mode == "fork")
+    m.remove_library(library.name)

@@ -338,13 +338,11 @@ class TaskMethods(FutureMethods):
 
     def _cancel(self, tasks: list[Task]) -> int:
         """Cancel tasks, and return how many of them had not ended before."""
-        numbers = [task.id for task in tasks if task.id is not None]
-        self._server.post_event(events.TasksCancelled(numbers))
+        cancellation = events.TasksCancelled([task.id for task in tasks if task.id is not None])
         if self._server.closed:
             return 0
-        self._server.query(queries.await_earlier_events)
-        ends = [task.outcome for task in tasks]
-        return sum(1 for end in ends if end is not None and end.outcome == "cancelled")
+        before, after = self._server.query_around(cancellation, queries.count_cancelled_tasks)
+        return after - before
 
     def _on_task_finished(self, ended: instructions.TaskFinished) -> None:
         task = self._tasks.get(ended.task)

@@ -88,6 +88,11 @@ def workers_by_load(scheduler: Scheduler) -> list[int]:
     return [worker.id for worker in sorted(workers, key=lambda worker: len(worker.tasks))]
 
 
+def count_cancelled_tasks(scheduler: Scheduler) -> int:
+    """Return how many tasks have been cancelled so far."""
+    return scheduler.state.counters.tasks_cancelled
+
+
 def summarize_workers(scheduler: Scheduler) -> list[dict[str, Any]]:
     """Return the resources, and the numbers of tasks and files, of each connected worker."""
     return [

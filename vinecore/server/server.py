@@ -239,8 +239,22 @@ class ManagerServer:
         if threading.current_thread() is self._thread:
             return function(self._scheduler)
         question = StateQuery(function)
-        answer: concurrent.futures.Future[T] = question.result
         self.post_event(question)
+        answer: T = self._wait_for_answer(question)
+        return answer
+
+    def query_around(self, event: e.Event, function: Callable[[Scheduler], T]) -> tuple[T, T]:
+        """Post an event, and return the values of a function just before and just after it."""
+        self.ensure_open()
+        before, after = StateQuery(function), StateQuery(function)
+        # at once, so that nothing comes between them
+        self.inbox.extend([before, event, after])
+        # it has no effect, and wakes the loop
+        self.post_event(StateQuery(queries.await_earlier_events))
+        return self._wait_for_answer(before), self._wait_for_answer(after)
+
+    def _wait_for_answer(self, question: StateQuery) -> Any:
+        answer: concurrent.futures.Future[Any] = question.result
         while True:
             try:
                 return answer.result(1.0)

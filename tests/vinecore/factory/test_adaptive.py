@@ -15,6 +15,7 @@ from vinecore.factory.adaptive import (
     SURPLUS_DELAY_S,
     AdaptiveScaling,
     JobStatus,
+    pilots_needed,
 )
 from vinecore.factory.settings import FactorySettings
 from vinecore.scheduler.queue_stats import QueueStats
@@ -254,3 +255,10 @@ def test_factory_without_work_ends_in_time(demand, words):
     site.step(QueueStats(running=1))
     assert site.step(demand, later=9.0).exit_reason == ""
     assert words in site.step(demand, later=1.0).exit_reason
+
+
+@pytest.mark.parametrize(("settings", "pilots"), [({"tasks_per_worker": 2}, 4), ({"cores": 2}, 4), ({}, 8)])
+def test_tasks_to_come_need_pilots(settings, pilots):
+    """Eight tasks: two wait, one runs, and five will be submitted."""
+    demand = QueueStats(waiting=2, running=1, cores=2.0, left=5)
+    assert pilots_needed(FactorySettings().changed(**settings), demand) == pilots

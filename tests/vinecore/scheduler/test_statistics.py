@@ -43,6 +43,8 @@ def test_without_workers_minimum_counts():
         ({"committed": Resources(1.0, 200, 200, 0.0), "running": 1, "factor": 3}, 17),
         # mean of two tasks, rounded up: 6 cores, so 4 more would fit, and the minimum counts
         ({"committed": CORES_12, "running": 2, "factor": 3}, 5),
+        # the mean of running tasks is rounded up, from 2.4 cores to 3
+        ({"committed": Resources(12.0, 5, 5, 0.0), "running": 5, "factor": 3}, 8),
         # a task that says nothing is taken for a mean running one
         ({"committed": CORES_12, "running": 1, "waiting": 1, "wishes": [(1, ResourceRequest())]}, 4),
         # 10 * 12 - 12 cores for tasks of 2, and one waits

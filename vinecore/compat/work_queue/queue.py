@@ -1,5 +1,4 @@
 """A queue of Work Queue: a manager of this project under Work Queue's names."""
-# mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 
@@ -63,7 +62,7 @@ class WorkQueue:
         status_display_interval: int | None = None,
     ) -> None:
         port = wq.WORK_QUEUE_RANDOM_PORT if port == -1 else port
-        self.manager: Any = Manager(port, name, shutdown, ssl=ssl or False)
+        self.manager = Manager(port, name, shutdown, ssl=ssl or False)
         self._tasks: dict[int, QueueTask] = {}
         self._declared: dict[tuple[Any, ...], File] = {}
         self._statistics_log: Path | None = None
@@ -137,7 +136,11 @@ class WorkQueue:
         return self._take(self.manager.wait_for_task_id(task_id, _seconds(timeout)))
 
     def _take(self, run: Any) -> QueueTask | None:
-        return None if run is None else self._tasks.pop(run.id)
+        if run is None:
+            return None
+        task = self._tasks.pop(run.id)
+        task.write_summary()
+        return task
 
     def empty(self) -> bool:
         """Return whether every task has come back."""

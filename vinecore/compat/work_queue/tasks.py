@@ -1,9 +1,10 @@
 """Tasks of Work Queue: files are named by paths, and declared when a task is submitted."""
-# mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 
 import copy
+import json
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,6 +19,20 @@ from vinecore.manager.sandbox_names import check_sandbox_name
 from vinecore.manager.tasks import Task
 from vinecore.scheduler.specs import TaskSpec
 
+log = logging.getLogger("vinecore")
+
+# The amounts of a summary of measured resources.
+MEASURED = (
+    "wall_time",
+    "cpu_time",
+    "cores",
+    "memory",
+    "disk",
+    "gpus",
+    "max_concurrent_processes",
+    "start",
+    "end",
+)
 # The sandbox as commands find it.
 SANDBOX_VARIABLE = "WORK_QUEUE_SANDBOX"
 SCHEDULES = {
@@ -79,11 +94,12 @@ class QueueTask:
     def __init__(self, command: str) -> None:
         self._prepare(SandboxCommand(command))
 
-    def _prepare(self, template: Any) -> None:
+    def _prepare(self, template: Task) -> None:
         self._template = self._run = template
         self._inputs: list[NamedFile] = []
         self._outputs: list[NamedFile] = []
         self._environment: str | None = None
+        self._monitor_directory: str | None = None
 
     # ---- files
 
@@ -324,12 +340,12 @@ class QueueTask:
         self._environment = os.path.abspath(validators.path("filename", filename))
 
     def specify_monitor_output(self, directory: str) -> None:
-        """Write the measured resources into a directory."""
-        self._template.set_monitor_output(directory)
+        """Write the measured resources into a directory when the task comes back."""
+        self._monitor_directory = os.path.abspath(validators.path("directory", directory))
 
     def specify_snapshot_file(self, filename: str) -> None:
-        """Set the file with the snapshots to take of the task's files."""
-        self._template.set_snapshot_file(filename)
+        """Accept a file with snapshots to take, which are not taken: only the highest usage is measured."""
+        log.warning("specify_snapshot_file(%r) has no effect: only the highest usage is measured", filename)
 
     def specify_coprocess(self, coprocess: str) -> None:
         """Refuse a coprocess."""
@@ -364,6 +380,25 @@ class QueueTask:
             run.add_environment(manager.declare_poncho(self._environment))
         self._run = run
         return run
+
+    def write_summary(self) -> None:
+        """Write the measured resources, if the program has named a directory for them."""
+        if self._monitor_directory is None:
+            return
+        os.makedirs(self._monitor_directory, exist_ok=True)
+        measured = self._run.resources_measured
+        amounts = {name: value for name in MEASURED if (value := getattr(measured, name, None)) is not None}
+        path = os.path.join(self._monitor_directory, f"wq-{os.getpid()}-task-{self.id}.summary")
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(
+                {
+                    "category": self.category,
+                    "command": self.command,
+                    "exit_status": self.return_status,
+                    **amounts,
+                },
+                file,
+            )
 
     # ---- readers
 
@@ -436,8 +471,13 @@ class QueueTask:
 
     @property
     def total_submissions(self) -> int:
-        """How often the task was sent to a worker."""
-        return self._run.try_count
+        """How often the task was sent to a worker: 2 stands for more than once if the last attempt has succeeded."""
+        ended = self._run.outcome
+        if ended is None or not ended.dispatched_at:
+            return 0
+        accounts = ended.accounts
+        is_repeated = accounts is not None and bool(accounts.lost_s or accounts.exhausted_s)
+        return max(int(ended.info.get("attempts", 0)), 2 if is_repeated else 1)
 
     @property
     def resources_measured(self) -> Any:

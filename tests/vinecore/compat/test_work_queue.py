@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -174,6 +177,82 @@ def test_debug_log_has_messages(local_cluster, monkeypatch, tmp_path):
     with make_queue(local_cluster, monkeypatch, debug_log=str(path)) as queue:
         assert not queue.specify_transactions_log("transactions.log")
     assert "transactions.log is not written" in path.read_text()
+
+
+def test_ended_task_tells_times_and_resources(queue, tmp_path):
+    """Times are in microseconds since 1970, in their order; the summary has what was measured."""
+    task = wq.Task("echo 1; sleep 0.2")
+    task.specify_cores(1)
+    task.specify_memory(100)
+    task.specify_monitor_output("measured")
+    before = time.time() * 1e6
+    assert task.total_submissions == 0
+    run(queue, task)
+    moments = [
+        before,
+        task.submit_time,
+        task.send_input_start,
+        task.send_input_finish,
+        task.execute_cmd_start,
+    ]
+    moments += [
+        task.execute_cmd_finish,
+        task.receive_output_start,
+        task.receive_output_finish,
+        task.finish_time,
+    ]
+    assert all(earlier <= later + 1e4 for earlier, later in itertools.pairwise(moments))
+    assert task.total_cmd_execution_time == task.cmd_execution_time >= 200_000
+    assert task.total_submissions == 1
+    assert (task.resources_requested.cores, task.resources_allocated.cores) == (1, 1)
+    assert task.resources_allocated.memory == 100
+    assert task.limits_exceeded is None
+    assert task.host.startswith("127.0.0.1:")
+    summary = json.loads((tmp_path / f"measured/wq-{os.getpid()}-task-{task.id}.summary").read_text())
+    assert summary["exit_status"] == 0
+    assert summary["wall_time"] >= 0.2
+
+
+def test_settings_of_queue_have_effects(queue, local_cluster):
+    """Hosts, categories, numbers, features and workers under Work Queue's names."""
+    wait_until(lambda: queue.stats.workers_connected == 1, "the worker")
+    queue.specify_algorithm(wq.WORK_QUEUE_SCHEDULE_RAND)
+    queue.specify_category_mode("small", wq.WORK_QUEUE_ALLOCATION_MODE_FIXED)
+    queue.specify_category_max_resources("small", {"cores": 1, "memory": 50})
+    queue.specify_min_taskid(1000)
+    assert queue.tune("hungry-minimum", 7) == 0
+    task = wq.Task("true")
+    task.specify_category("small")
+    assert run(queue, task).id >= 1000
+    assert (task.resources_allocated.cores, task.resources_allocated.memory) == (1, 50)
+    assert queue.stats_category("small").tasks_done == 1
+    queue.blacklist(task.hostname)
+    again = task.clone()
+    queue.submit(again)
+    assert queue.wait(0.5) is None
+    queue.blacklist_clear(task.hostname)
+    assert queue.wait(PATIENCE_S) is again
+    special = wq.Task("true")
+    special.specify_feature("special")
+    queue.submit(special)
+    assert queue.wait(0.5) is None
+    local_cluster.start_worker(queue.port, "--feature", "special")
+    assert queue.wait(PATIENCE_S) is special
+    assert queue.activate_fast_abort(2) == queue.activate_fast_abort_category("small", 3) == 0
+    assert queue.shutdown_workers() == 2
+    wait_until(lambda: queue.stats.workers_connected == 0, "the workers to be gone")
+
+
+def test_category_bounds_running_tasks(queue):
+    queue.specify_category_max_concurrent("one", 1)
+    queue.specify_category_first_allocation_guess("one", {"cores": 1})
+    for _ in range(4):
+        task = wq.Task("mkdir $LOCK && sleep 0.05 && rmdir $LOCK")
+        task.specify_environment_variable("LOCK", f"{os.getcwd()}/lock")
+        task.specify_category("one")
+        task.specify_cores(1)
+        queue.submit(task)
+    assert [queue.wait(PATIENCE_S).return_status for _ in range(4)] == [0] * 4
 
 
 PROGRAM = """

@@ -218,7 +218,7 @@ class WorkQueue:
 
     def specify_priority(self, priority: float) -> None:
         """Set the priority that the queue reports to the catalog."""
-        self.manager.set_priority(priority)
+        self.manager.set_priority(int(priority))
 
     def specify_num_tasks_left(self, ntasks: int) -> None:
         """Set the number of tasks that are still to be submitted, for factories."""

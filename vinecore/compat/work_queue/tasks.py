@@ -21,18 +21,6 @@ from vinecore.scheduler.specs import TaskSpec
 
 log = logging.getLogger("vinecore")
 
-# The amounts of a summary of measured resources.
-MEASURED = (
-    "wall_time",
-    "cpu_time",
-    "cores",
-    "memory",
-    "disk",
-    "gpus",
-    "max_concurrent_processes",
-    "start",
-    "end",
-)
 # The sandbox as commands find it.
 SANDBOX_VARIABLE = "WORK_QUEUE_SANDBOX"
 SCHEDULES = {
@@ -386,8 +374,7 @@ class QueueTask:
         if self._monitor_directory is None:
             return
         os.makedirs(self._monitor_directory, exist_ok=True)
-        measured = self._run.resources_measured
-        amounts = {name: value for name in MEASURED if (value := getattr(measured, name, None)) is not None}
+        amounts = dict(self._run.resources_measured)
         path = os.path.join(self._monitor_directory, f"wq-{os.getpid()}-task-{self.id}.summary")
         with open(path, "w", encoding="utf-8") as file:
             json.dump(
@@ -415,22 +402,22 @@ class QueueTask:
     @property
     def command(self) -> str:
         """The command line."""
-        return self._run.command
+        return str(self._run.command)
 
     @property
     def tag(self) -> str:
         """The tag."""
-        return self._run.tag
+        return str(self._run.tag)
 
     @property
     def category(self) -> str:
         """The category."""
-        return self._run.category
+        return str(self._run.category)
 
     @property
     def priority(self) -> float:
         """The priority."""
-        return self._run.priority
+        return float(self._run.priority)
 
     @property
     def result(self) -> int:

@@ -8,6 +8,7 @@ disk is slow, it logs a warning, the journal ends, and the run continues.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import logging
@@ -17,6 +18,7 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import msgspec
 from vinecore import __version__
 from vinecore.journal import records
 from vinecore.journal.recorder import JournalRecorder
+from vinecore.journal.run_logs import RunLogs
 from vinecore.scheduler import events, instructions
 
 log = logging.getLogger("vinecore")
@@ -54,6 +57,8 @@ class JournalWriter:
         The name of this folder, in which ``strftime`` replaces times.
     durable
         Whether the journal, except for the last second, survives a loss of power.
+    run_logs
+        Whether the logs that tools for TaskVine read are written beside the journal.
     **about
         Fields of the first record, which describe the manager.
 
@@ -61,13 +66,25 @@ class JournalWriter:
     ----------
     path : Path or None
         The journal; None until `start` has made it, or if it could not.
+    logs : RunLogs or None
+        The logs, from `start` to `close`.
     """
 
     def __init__(
-        self, run_info_path: str | Path, *, template: str = TEMPLATE, durable: bool = False, **about: Any
+        self,
+        run_info_path: str | Path,
+        *,
+        template: str = TEMPLATE,
+        durable: bool = False,
+        run_logs: bool = False,
+        **about: Any,
     ) -> None:
         self._parent, self._about, self._durable = Path(run_info_path).expanduser().absolute(), about, durable
-        self._template = template
+        self._template, self._has_run_logs = template, run_logs
+        self.logs: RunLogs | None = None
+        # Returns the statistics and the interval of the performance log in seconds.
+        self._read_stats: Callable[[], tuple[Any, float]] | None = None
+        self._next_stats = 0.0
         self.path: Path | None = None
         self._file = -1
         self._queue: deque[tuple[float, list[events.Event], list[instructions.Instruction]]] = deque()
@@ -101,8 +118,40 @@ class JournalWriter:
             )
             return
         self.path = path
+        if self._has_run_logs:
+            started_at = time.time() - (time.monotonic() - self._began)
+            try:
+                self.logs = RunLogs(path.parent, pid=os.getpid(), started_at=started_at, port=port)
+            except OSError as error:
+                self._end_logs(error)
         _update_symlink(self._parent / records.MOST_RECENT, path.parent.name)
         self._thread.start()
+
+    def log_performance(self, read_stats: Callable[[], tuple[Any, float]]) -> None:
+        """Write a line of the performance log now, and then one in each interval.
+
+        Parameters
+        ----------
+        read_stats
+            Returns the statistics, and the interval in seconds.
+        """
+        self._read_stats = read_stats
+        self._write_performance()
+
+    def _write_performance(self) -> None:
+        if self.logs is None or self._read_stats is None:
+            return
+        try:
+            stats, interval = self._read_stats()
+        except RuntimeError:  # the manager is closed
+            self._read_stats = None
+            return
+        self._next_stats = time.monotonic() + interval
+        self.logs.add_performance(stats)
+
+    def _end_logs(self, error: OSError) -> None:
+        self.logs = None
+        log.warning("the logs end, the run goes on without: %s: %s", self._parent, error.strerror or error)
 
     def record(
         self, now: float, event_batch: list[events.Event], instruction_batch: list[instructions.Instruction]
@@ -139,6 +188,8 @@ class JournalWriter:
             # read before the queue: nothing is queued after an overflow
             full = self._overflow
             self._write_queued()
+            if self.logs is not None and not closing and time.monotonic() > self._next_stats:
+                self._write_performance()
             t = round(time.monotonic() - self._began, 6)
             if full:
                 self._add_records([records.JournalStoppedRecord(t, full)])
@@ -157,7 +208,11 @@ class JournalWriter:
             batch: list[records.Record] = []
             for _ in range(min(len(queue), BATCHES_PER_YIELD)):
                 now, event_batch, instruction_batch = queue.popleft()
-                batch += records_for(now, event_batch, instruction_batch)
+                of_iteration = records_for(now, event_batch, instruction_batch)
+                batch += of_iteration
+                if self.logs is not None:
+                    self.logs.add_events(now - self._began, event_batch)
+                    self.logs.add_records(of_iteration)
                 self._written += len(event_batch) + len(instruction_batch)
             self._add_records(batch)
             if self._unwritten >= MAX_BUFFERED_BYTES:
@@ -173,6 +228,11 @@ class JournalWriter:
 
     def _flush(self) -> None:
         lines, self._pending, self._unwritten = b"".join(self._pending), [], 0
+        if self.logs is not None:
+            try:
+                self.logs.flush()
+            except OSError as error:
+                self._end_logs(error)
         if self._file < 0:
             return
         try:
@@ -189,6 +249,10 @@ class JournalWriter:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+        logs, self.logs = self.logs, None
+        if logs is not None:
+            with contextlib.suppress(OSError):
+                logs.close()
         self._queue.clear()
 
 

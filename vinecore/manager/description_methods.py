@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vinecore import validators
 from vinecore.manager.announcement_methods import AnnouncementMethods
-from vinecore.manager.statistics_methods import StatisticsMethods
+from vinecore.manager.log_methods import LogMethods
 from vinecore.scheduler import status_tables
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ STATUS_REQUESTS = {
 }
 
 
-class DescriptionMethods(AnnouncementMethods, StatisticsMethods):
+class DescriptionMethods(AnnouncementMethods, LogMethods):
     """Answers to the questions of ``vine_status`` and of the program.
 
     Parameters

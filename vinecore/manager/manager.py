@@ -91,6 +91,10 @@ class Manager(HighOrderMethods, PolicyMethods, DescriptionMethods, DirectoryMeth
         contradiction stops the manager with a text that names the record and the invariant. The
         check takes time in proportion to all tasks and files.
 
+    vine_logs : bool
+        Whether the folder of this run gets a folder ``vine-logs`` with the logs that tools for
+        TaskVine read: transactions, performance, taskgraph and debug. It needs ``run_info_path``.
+
     Attributes
     ----------
     resumed_from : Path or None
@@ -122,7 +126,8 @@ class Manager(HighOrderMethods, PolicyMethods, DescriptionMethods, DirectoryMeth
                  password_file: str | Path | None = None, address: str = "", run_info_path: str | Path | bool | None = None, resume: bool = False,
                  run_info_template: str | None = None, staging_path: str | Path | None = None, ssl: bool | Sequence[str | Path | None] | None = False,
                  init_fn: Callable[[Any], None] | None = None, status_display_interval: float | None = None, prometheus_port: int | None = None,
-                 registry: str | Path | bool | None = None, catalog: str | bool | None = None, validate: bool = False) -> None:  # fmt: skip
+                 registry: str | Path | bool | None = None, catalog: str | bool | None = None, validate: bool = False,
+                 vine_logs: bool = False) -> None:  # fmt: skip
         if not callable(init_fn or callable):
             validators.refuse("init_fn", init_fn, "a function that takes the manager", TypeError)
         ports = startup.port_range(port)
@@ -142,6 +147,10 @@ class Manager(HighOrderMethods, PolicyMethods, DescriptionMethods, DirectoryMeth
             ssl = False
         folder = startup.journal_directory(run_info_path)
         self.resume = resume = validators.flag("resume", resume)
+        vine_logs = validators.flag("vine_logs", vine_logs)
+        if vine_logs and folder is None:
+            msg = "vine_logs=True needs a folder for the logs: set it with run_info_path='vine-run-info'"
+            raise ValueError(msg)
         if resume and folder is None:
             msg = "resume=True needs a journal: set its folder with run_info_path='vine-run-info'"
             raise ValueError(msg)
@@ -158,6 +167,7 @@ class Manager(HighOrderMethods, PolicyMethods, DescriptionMethods, DirectoryMeth
                 session=session,
                 durable=resume,
                 resumed_from=self.resumed_from,
+                run_logs=vine_logs,
             )
         context, self.ssl_fingerprint = (
             startup.make_tls_context(ssl, self.password_file) if ssl else (None, "")
@@ -185,6 +195,7 @@ class Manager(HighOrderMethods, PolicyMethods, DescriptionMethods, DirectoryMeth
         if name:
             self._announce()
         atexit.register(self.close)
+        self._log_performance()
         try:
             self._start_displays(prometheus_port, display_interval_s)
         except OSError:
@@ -276,6 +287,7 @@ class Manager(HighOrderMethods, PolicyMethods, DescriptionMethods, DirectoryMeth
         if os.getpid() != self._pid:  # a forked child that ends must not take away what its parent uses
             return
         atexit.unregister(self.close)
+        self._log_performance()
         self._server.announce_close()
         closers, self._close_callbacks = self._close_callbacks, []
         for closer in reversed(closers):

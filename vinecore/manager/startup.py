@@ -31,7 +31,14 @@ PORT_ENVIRONMENT_VARIABLES = {"VINE_PORT", "VINE_LOW_PORT", "VINE_HIGH_PORT", "T
 
 
 def make_journal_writer(
-    folder: Path, template: str | None, *, name: str, session: str, durable: bool, resumed_from: Path | None
+    folder: Path,
+    template: str | None,
+    *,
+    name: str,
+    session: str,
+    durable: bool,
+    resumed_from: Path | None,
+    run_logs: bool = False,
 ) -> JournalWriter:
     """Make the writer of a manager's journal.
 
@@ -47,10 +54,17 @@ def make_journal_writer(
         Whether the journal has to survive a crash of the machine, because another manager may resume from it.
     resumed_from
         The journal that this manager resumes from, if there is one.
+    run_logs
+        Whether the logs that tools for TaskVine read are written, too.
     """
     header = {"manager": name, "session": session, "packages": package_versions()}
     return JournalWriter(
-        folder, template=template or TEMPLATE, durable=durable, resumes=str(resumed_from or ""), **header
+        folder,
+        template=template or TEMPLATE,
+        durable=durable,
+        run_logs=run_logs,
+        resumes=str(resumed_from or ""),
+        **header,
     )
 
 

@@ -22,13 +22,24 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
-from urllib.parse import quote
 
 from vinecore.journal import records
+from vinecore.journal.run_log_formats import (
+    COLUMNS,
+    RESULTS,
+    STATE_NUMBERS,
+    TRANSACTIONS_HEADER,
+    UNKNOWN_RESULT,
+    disconnection_word,
+    format_amounts,
+    join_lines,
+    quote_name,
+    requested_amounts,
+)
 from vinecore.scheduler import events
 
 if TYPE_CHECKING:
@@ -36,39 +47,6 @@ if TYPE_CHECKING:
 
 FOLDER = "vine-logs"
 FIRST_RECOVERY_NUMBER = 1_000_000_000
-STATE_NUMBERS = {"INITIAL": 0, "READY": 1, "RUNNING": 2, "WAITING_RETRIEVAL": 3, "RETRIEVED": 4, "DONE": 5}
-UNITS = {"cores": "cores", "memory": "MB", "disk": "MB", "gpus": "gpus", "wall_time": "s", "cpu_time": "s"}
-RESULTS = {"success": ("SUCCESS", 0), "exception": ("SUCCESS", 0), "input missing": ("INPUT_MISSING", 1), "output missing": ("OUTPUT_MISSING", 2),
-           "exhausted": ("RESOURCE_EXHAUSTION", 16), "too large": ("RESOURCE_EXHAUSTION", 16), "disk": ("RESOURCE_EXHAUSTION", 16),
-           "crash": ("FORSAKEN", 40), "time": ("MAX_WALL_TIME", 56), "output transfer error": ("OUTPUT_TRANSFER_ERROR", 72),
-           "cancelled": ("CANCELLED", 88), "library": ("LIBRARY_EXIT", 96)}  # fmt: skip
-UNKNOWN_RESULT = "UNKNOWN", 32
-_WORKERS = "connected init idle busy able joined removed released idled_out blocked slow lost"
-_TASKS = "waiting on_workers running with_results submitted dispatched done failed successful cancelled exhausted_attempts recovery"
-_TIMES = "send receive send_good receive_good status_msgs internal polling application scheduling workers_execute workers_execute_good workers_execute_exhaustion"
-COLUMNS = (
-    *(f"workers_{name}" for name in _WORKERS.split()), *(f"tasks_{name}" for name in _TASKS.split()), *(f"time_{name}" for name in _TIMES.split()),
-    "bytes_sent", "bytes_received", "bandwidth",
-    *(f"capacity_{name}" for name in ("tasks", "cores", "memory", "disk", "instantaneous", "weighted")),
-    *(f"{kind}_{name}" for kind in ("total", "committed", "max", "min") for name in ("cores", "memory", "disk")),
-    "inuse_cache",
-)  # fmt: skip
-TRANSACTIONS_HEADER = """\
-# time manager_pid MANAGER manager_pid START|END
-# time manager_pid WORKER worker_id CONNECTION host:port
-# time manager_pid WORKER worker_id DISCONNECTION (UNKNOWN|IDLE_OUT|FAST_ABORT|FAILURE|STATUS_WORKER|EXPLICIT|XFER_ERRORS)
-# time manager_pid WORKER worker_id RESOURCES {resources}
-# time manager_pid WORKER worker_id CACHE_UPDATE file size_bytes wall_time_us start_time_us
-# time manager_pid WORKER worker_id TRANSFER (INPUT|OUTPUT) file size_bytes wall_time_us start_time_us
-# time manager_pid CATEGORY name (MAX|MIN|FIRST) mode {resources}
-# time manager_pid TASK task_id READY category (FIRST_RESOURCES|MAX_RESOURCES) attempt {resources}
-# time manager_pid TASK task_id RUNNING worker_id (FIRST_RESOURCES|MAX_RESOURCES) {resources}
-# time manager_pid TASK task_id WAITING_RETRIEVAL worker_id
-# time manager_pid TASK task_id RETRIEVED result exit_code {limits_exceeded} {measured}
-# time manager_pid TASK task_id DONE result exit_code
-# time manager_pid LIBRARY library_id (SENT|STARTED|FAILURE) worker_id
-# time manager_pid APPLICATION text
-"""
 
 
 class RunLogs:
@@ -182,7 +160,7 @@ class RunLogs:
     def _write_entries(self, until: float) -> None:
         while self._entries and self._entries[0][0] <= until:
             t, write, text = self._entries.popleft()
-            write(t, f"APPLICATION {_one_line(text)}")
+            write(t, f"APPLICATION {join_lines(text)}")
 
     def flush(self) -> None:
         """Write what is buffered."""
@@ -216,7 +194,7 @@ class RunLogs:
         when = datetime.fromtimestamp(self._started_at + t).astimezone()
         self._write(
             "debug",
-            f"{when:%Y/%m/%d %H:%M:%S.%f} vine_manager[{self._pid}] {subsystem}: {_one_line(text)}\n",
+            f"{when:%Y/%m/%d %H:%M:%S.%f} vine_manager[{self._pid}] {subsystem}: {join_lines(text)}\n",
         )
 
     def _microseconds(self, t: float) -> int:
@@ -236,7 +214,7 @@ class RunLogs:
         self._workers[number] = where = f"{record.host} ({address})"
         has = {"cores": record.cores, "memory": record.memory_mb, "disk": record.disk_mb, "gpus": record.gpus}
         self._transact(t, f"WORKER worker-{number} CONNECTION {address}")
-        self._transact(t, f"WORKER worker-{number} RESOURCES {_resources(has)}")
+        self._transact(t, f"WORKER worker-{number} RESOURCES {format_amounts(has)}")
         self._debug(t, f"worker {address} connected")
         self._debug(t, f"rx from {where} info worker-id worker-{number}")
         self._debug(t, f"rx from {where} transfer-port {address.rpartition(':')[2]}")
@@ -246,7 +224,7 @@ class RunLogs:
 
     def _on_worker_disconnected(self, record: records.WorkerDisconnectedRecord) -> None:
         self._transact(
-            record.t, f"WORKER worker-{record.worker} DISCONNECTION {_disconnection(record.reason)}"
+            record.t, f"WORKER worker-{record.worker} DISCONNECTION {disconnection_word(record.reason)}"
         )
         where = self._workers.pop(record.worker, None)
         if where is not None:
@@ -259,11 +237,12 @@ class RunLogs:
             if request is not None:
                 amounts = {name: value for name, value in request._asdict().items() if value is not None}
                 self._transact(
-                    t, f"CATEGORY {_name(event.name)} {kind} {_name(mode).upper()} {_resources(amounts)}"
+                    t,
+                    f"CATEGORY {quote_name(event.name)} {kind} {quote_name(mode).upper()} {format_amounts(amounts)}",
                 )
 
     def _on_library(self, record: Any, what: str) -> None:
-        self._transact(record.t, f"LIBRARY {_name(record.library)} {what} worker-{record.worker}")
+        self._transact(record.t, f"LIBRARY {quote_name(record.library)} {what} worker-{record.worker}")
 
     # ---- tasks
 
@@ -291,7 +270,7 @@ class RunLogs:
         category = "default" if known is None else known.category
         self._transact(
             t,
-            f"TASK {task} READY {_name(category)} FIRST_RESOURCES {attempt} {_resources(_requested(known))}",
+            f"TASK {task} READY {quote_name(category)} FIRST_RESOURCES {attempt} {format_amounts(requested_amounts(known))}",
         )
         self._change_state(t, task, before, "READY")
 
@@ -306,7 +285,7 @@ class RunLogs:
         self._tasks[number] = known
         self._mark_ready(record.t, number, "INITIAL", 1)
         if known.result in self._debug_files:
-            text = f"Submitted recovery task {number} to re-create lost temporary file {_name(known.result)}."
+            text = f"Submitted recovery task {number} to re-create lost temporary file {quote_name(known.result)}."
             self._debug(record.t, text)
 
     def _number(self, task: int) -> int:
@@ -317,16 +296,22 @@ class RunLogs:
         if task in self._running:
             self._mark_ready(t, task, "RUNNING", record.attempt)
         known, where = self._tasks.get(task), self._workers.get(worker)
-        amounts = _requested(known)
+        amounts = requested_amounts(known)
         if record.cores is not None:
             amounts["cores"] = record.cores
-        self._transact(t, f"TASK {task} RUNNING worker-{worker} FIRST_RESOURCES {_resources(amounts)}")
+        self._transact(t, f"TASK {task} RUNNING worker-{worker} FIRST_RESOURCES {format_amounts(amounts)}")
         self._running[task] = worker
         if known is None or where is None:
             return
-        lines = [f"task {task}", f"category {_name(known.category)}"]
-        lines += [f"infile {_name(name)} {_name(name)} 0" for name in (*known.inputs, *known.shared)]
-        lines += [f"outfile {_name(name)} {_name(name)} 0" for name in (known.result, *known.outputs) if name]
+        lines = [f"task {task}", f"category {quote_name(known.category)}"]
+        lines += [
+            f"infile {quote_name(name)} {quote_name(name)} 0" for name in (*known.inputs, *known.shared)
+        ]
+        lines += [
+            f"outfile {quote_name(name)} {quote_name(name)} 0"
+            for name in (known.result, *known.outputs)
+            if name
+        ]
         lines += [f"{name} {amount:g}" for name, amount in amounts.items()]
         for line in (*lines, "end"):
             self._debug(t, f"tx to {where} {line}")
@@ -363,7 +348,7 @@ class RunLogs:
             start = end - int(wall_s * 1e6)
             self._debug(t, f"rx from {where} complete {result[1]} {exit_code} 0 0 {start} {end} 0 {task}")
         self._transact(t, f"TASK {task} WAITING_RETRIEVAL worker-{worker}")
-        self._transact(t, f"TASK {task} RETRIEVED {result[0]} {exit_code} {{}} {_resources(measured)}")
+        self._transact(t, f"TASK {task} RETRIEVED {result[0]} {exit_code} {{}} {format_amounts(measured)}")
         self._change_state(t, task, "RUNNING", "WAITING_RETRIEVAL", "RETRIEVED")
         if where is not None:
             # By this the readers of the log know that the worker has removed the task.
@@ -405,7 +390,7 @@ class RunLogs:
         where = self._workers.get(worker)
         if where is not None:
             self._debug_files.add(name)
-            self._debug(t, f"tx to {where} put {_name(name)} 1 {size} 0644")
+            self._debug(t, f"tx to {where} put {quote_name(name)} 1 {size} 0644")
 
     def _on_transfer_started(self, record: records.TransferStartedRecord) -> None:
         where = self._workers.get(record.destination) if isinstance(record.destination, int) else None
@@ -417,16 +402,16 @@ class RunLogs:
             return
         if isinstance(record.source, int):
             address = self._workers.get(record.source, "").partition("(")[2].rstrip(")")
-            source = f"workerip://{address}/{_name(record.file)}"
+            source = f"workerip://{address}/{quote_name(record.file)}"
         else:
-            source = _name(str(record.source), "/:?&=%")
+            source = quote_name(str(record.source), "/:?&=%")
         if "://" in source:
             self._transfers += 1
             self._open_transfers[record.file, record.destination] = self._transfers
             self._debug_files.add(record.file)
             self._debug(
                 record.t,
-                f"tx to {where} puturl {source} {_name(record.file)} 1 {size} 0644 {self._transfers}",
+                f"tx to {where} puturl {source} {quote_name(record.file)} 1 {size} 0644 {self._transfers}",
             )
 
     def _on_transfer_ended(self, record: records.TransferEndedRecord) -> None:
@@ -445,7 +430,7 @@ class RunLogs:
         if where is not None and transfer is not None:
             self._debug(
                 record.t,
-                f"rx from {where} cache-invalid {_name(record.file)} {len(record.reason)} {transfer}",
+                f"rx from {where} cache-invalid {quote_name(record.file)} {len(record.reason)} {transfer}",
             )
 
     def _cache_update(
@@ -454,54 +439,19 @@ class RunLogs:
         where = self._workers.get(worker)
         self._sizes[name] = size
         start, wall = self._microseconds(t - seconds), int(seconds * 1e6)
-        self._transact(t, f"WORKER worker-{worker} CACHE_UPDATE {_name(name)} {size} {wall} {start}")
+        self._transact(t, f"WORKER worker-{worker} CACHE_UPDATE {quote_name(name)} {size} {wall} {start}")
         if where is not None and name in self._debug_files:
             self._debug(
                 t,
-                f"rx from {where} cache-update {_name(name)} 1 1 {size} {start // 1_000_000} {wall} {start} {transfer}",
+                f"rx from {where} cache-update {quote_name(name)} 1 1 {size} {start // 1_000_000} {wall} {start} {transfer}",
             )
 
     def _transfer(self, t: float, worker: int, way: str, name: str, size: int, seconds: float) -> None:
         start, wall = self._microseconds(t - seconds), int(seconds * 1e6)
-        self._transact(t, f"WORKER worker-{worker} TRANSFER {way} {_name(name)} {size} {wall} {start}")
+        self._transact(t, f"WORKER worker-{worker} TRANSFER {way} {quote_name(name)} {size} {wall} {start}")
 
     def _on_files_removed(self, record: records.FilesRemovedRecord) -> None:
         where = self._workers.get(record.worker)
         for name in record.files:
             if where is not None and name in self._debug_files:
-                self._debug(record.t, f"tx to {where} unlink {_name(name)}")
-
-
-def _requested(task: records.TaskSubmittedRecord | None) -> dict[str, Any]:
-    if task is None:
-        return {}
-    amounts = {"cores": task.cores, "memory": task.memory_mb, "disk": task.disk_mb, "gpus": task.gpus}
-    return {name: amount for name, amount in amounts.items() if amount is not None}
-
-
-def _resources(amounts: dict[str, Any]) -> str:
-    """Return amounts as JSON of numbers with units."""
-    return json.dumps(
-        {name: [amount, UNITS[name]] for name, amount in amounts.items()}, separators=(",", ":")
-    )
-
-
-def _name(text: str, safe: str = "/:") -> str:
-    """Return a name without spaces, because they separate fields."""
-    return quote(text, safe=f"{safe}+,;=@~()[]{{}}") or '""'
-
-
-def _one_line(text: str) -> str:
-    return " ".join(str(text).splitlines())
-
-
-def _disconnection(reason: str) -> str:
-    """Return the documented word that is nearest to a reason."""
-    words: Sequence[tuple[str, str]] = (
-        ("idle", "IDLE_OUT"),
-        ("slow", "FAST_ABORT"),
-        ("manager", "EXPLICIT"),
-        ("fewer workers", "EXPLICIT"),
-        ("transfer", "XFER_ERRORS"),
-    )
-    return next((word for part, word in words if part in reason), "FAILURE" if reason else "UNKNOWN")
+                self._debug(record.t, f"tx to {where} unlink {quote_name(name)}")

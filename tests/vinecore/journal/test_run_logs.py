@@ -15,7 +15,7 @@ from tests.harness import sample_tasks
 from tests.harness.processes import PATIENCE_S, wait_for_task, wait_until
 from vinecore import PythonTask, Task
 from vinecore.futures import FuturesExecutor
-from vinecore.journal.run_logs import COLUMNS
+from vinecore.journal.run_log_formats import COLUMNS
 
 LARGE = 300_000
 LINE = re.compile(r"(\d{16}) (\d+) (MANAGER|WORKER|TASK|CATEGORY|LIBRARY|APPLICATION) (.*)")

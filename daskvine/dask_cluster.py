@@ -74,6 +74,7 @@ class DaskClusterBatchSystem(BatchSystem):
         "python_env",
         "batch_options",
         "condor_requirements",
+        "worker_binary",
         "workers_blocked",
         "wrapper_input",
     )

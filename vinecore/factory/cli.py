@@ -227,6 +227,7 @@ def _split_options(options: dict[str, Any]) -> dict[str, Any]:
               help="A file that the wrapper needs (condor); may be repeated.")  # fmt: skip
 @click.option("--parent-death", is_flag=True, help="End when the process that has started this is gone.")
 @click.option("--wrapper", metavar="COMMAND", help="A command that runs the worker's command.")
+@click.option("--worker-binary", metavar="FILE", help="The program that is started as the worker (local).")
 @click.option("--python-env", "--poncho-env", "--python-package", metavar="ARCHIVE",
               type=click.Path(exists=True, dir_okay=False), help="An environment for the worker's own Python.")  # fmt: skip
 @click.option(

@@ -78,6 +78,8 @@ class HTCondor(BatchSystem):
         The name of a factory whose jobs, as far as there are any, are taken out at the first look; "" for none.
     """
 
+    IGNORED_SETTINGS = ("worker_binary",)
+
     def __init__(
         self, scratch_dir: str | Path | None = None, *, spool: bool = False, leftover: str = ""
     ) -> None:

@@ -70,8 +70,10 @@ class Factory:
     manager_name : str or None
         The name of a manager in another process, or a regular expression that has to match the
         whole name. Workers are started for all managers with such a name.
-    factory_binary, worker_binary : str or None
-        Have no effect: a factory is part of the program, and brings its own worker.
+    factory_binary : str or None
+        Has no effect, because a factory is a thread of the program.
+    worker_binary : str, Path or None
+        The program that is started as the worker (local); None for the worker of this version.
     log_file : str or Path
         The file to which lines are added that say what the factory does.
     registry : str, Path or None
@@ -134,7 +136,7 @@ class Factory:
     """
 
     def __init__(self, batch_type: str = "local", manager: ManagedManager | None = None, manager_host_port: str | None = None,
-                 manager_name: str | None = None, factory_binary: str | None = None, worker_binary: str | None = None,
+                 manager_name: str | None = None, factory_binary: str | None = None, worker_binary: str | Path | None = None,
                  log_file: str | Path = os.devnull, *, registry: str | Path | None = None,
                  catalog: str | None = None,
                  password: str | Path | None = None, ssl: bool = False, ssl_fingerprint: str | Sequence[str] = (),
@@ -152,7 +154,9 @@ class Factory:
         leftover = check_name(factory_name or fixed.get("factory_name") or "")
         _check_workspace(workspace, keep_workspace)
         _check_dask_options(batch_type, client, dask_scheduler)
-        settings = take_taskvine_settings({**settings, "worker_binary": worker_binary})
+        settings = take_taskvine_settings({**settings, "factory_binary": factory_binary})
+        if worker_binary is not None:
+            settings["worker_binary"] = worker_binary
         self._log_path = str(log_file)
         self._log_handler: logging.Handler | None = None
         _check_names(settings)

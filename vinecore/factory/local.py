@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -24,6 +25,7 @@ from vinecore.factory.batch_system import (
 )
 from vinecore.factory.interfaces import ManagedManager
 from vinecore.factory.pilot_script import write_worker_zipapp
+from vinecore.factory.settings import FactorySettings
 from vinecore.protocol import import_paths, temporary_folders
 from vinecore.protocol.messages import PILOT_FEATURE_PREFIX
 from vinecore.protocol.ports import is_loopback
@@ -110,7 +112,7 @@ class Local(BatchSystem):
     def _start(self, order: PilotSpec) -> str:
         name, settings = str(next(self._numbers)), order.settings
         words = worker_command_line(order, NEVER_S if settings.fixed else None)
-        command = [*shlex.split(settings.wrapper), *self._worker_command(settings.python_env), "--single-shot",
+        command = [*shlex.split(settings.wrapper), *self._worker_command(settings), "--single-shot",
                    "--password", str(order.password_file), "--feature", f"{PILOT_FEATURE_PREFIX}{order.factory}/{name}"]  # fmt: skip
         command += ["--parent-death", str(os.getpid())]
         command += (
@@ -144,8 +146,11 @@ class Local(BatchSystem):
                 raise BatchError(msg) from error
         return name
 
-    def _worker_command(self, archive: str) -> list[str]:
-        """Return the command of a worker in this Python, or in that of an archive."""
+    def _worker_command(self, settings: FactorySettings) -> list[str]:
+        """Return the command of a worker: a program, or our own in this Python or that of an archive."""
+        archive, program = settings.python_env, os.path.expanduser(settings.worker_binary)
+        if program:
+            return [shutil.which(program) or program]
         if not archive:
             if not sys.executable:
                 # so it is where Python is part of another program

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -23,7 +25,6 @@ WORKER_OPTIONS = {
 IGNORED_SETTINGS = {
     "foremen-name": "there are no foremen, because workers get files from each other",
     "autosize": "a worker offers what its job asked for: set cores, memory and disk to the size of a slot",
-    "worker-binary": "a factory brings its own worker, as one file; for another Python set python-env",
     "disable-afs-check": "nothing is checked of AFS",
     "run-factory-as-manager": "a factory submits its workers itself",
     "tls-sni": "a certificate is known by its fingerprint, whatever it is called: set ssl or ssl-fingerprint",
@@ -75,6 +76,8 @@ class FactorySettings:
         Variables of the workers' environment.
     wrapper : str
         A command that runs the worker's command.
+    worker_binary : str
+        The program that is started as the worker instead of our own, as a path or a name in PATH (local).
     python_env : str
         An archive with an environment for the worker's own Python.
     extra_options : str
@@ -104,6 +107,7 @@ class FactorySettings:
     batch_options: str = ""
     env: Mapping[str, str] | None = None
     wrapper: str = ""
+    worker_binary: str = ""
     python_env: str = ""
     extra_options: str = ""
     feature: tuple[str, ...] = ()
@@ -240,6 +244,15 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
+def _program(name: str, value: Any) -> str:
+    """Take a program that can be started: its name or path."""
+    program = _text(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if program and shutil.which(os.path.expanduser(program)) is None:
+        msg = f"{name}={program!r}: there is no such program on this machine that can be executed"
+        raise ValueError(msg)
+    return program
+
+
 def _texts(name: str, value: Any) -> tuple[str, ...]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, (list, tuple)) or not all(isinstance(v, str) and "\n" not in v for v in values):
@@ -292,7 +305,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "timeout": _number(1, float, time=True), "wall_time": _number(1, float, none=True, time=True),
     "factory_timeout": _number(0, float, time=True), "cores": _number(1, int, none=True),
     "memory": _number(1, int, none=True), "disk": _number(1, int, none=True), "gpus": _number(0, int, none=True),
-    "condor_requirements": _texts, "batch_options": _text, "env": _env, "wrapper": _text, "python_env": _text, "extra_options": _text,
+    "condor_requirements": _texts, "batch_options": _text, "env": _env, "wrapper": _text, "worker_binary": _program, "python_env": _text, "extra_options": _text,
     "feature": _words(r"[^\s/]+", "one word without a slash"), "workers_blocked": _words(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", "the name of a machine"),
     "wrapper_input": _texts,
 }  # fmt: skip

@@ -141,7 +141,7 @@ class Slurm(BatchSystem):
         The name of a factory whose jobs, as far as there are any, are taken out at the first look; "" for none.
     """
 
-    IGNORED_SETTINGS = ("condor_requirements", "wrapper_input")
+    IGNORED_SETTINGS = ("condor_requirements", "worker_binary", "wrapper_input")
 
     def __init__(self, *, shared: bool = False, leftover: str = "") -> None:
         for command in ("sbatch", "squeue", "scancel"):

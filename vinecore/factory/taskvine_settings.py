@@ -14,6 +14,7 @@ LOG_FILES = ("debug_file", "log_file")
 WORKER_SETTINGS = tuple(name.replace("-", "_") for name in WORKER_OPTIONS)
 WITHOUT_EFFECT = {
     **{name.replace("-", "_"): reason for name, reason in IGNORED_SETTINGS.items()},
+    "factory_binary": "a factory is a thread of the program",
     "debug": "set the level of the logger vinecore",
     "debug_file_size": "rotate the file with another program",
     "runos": "name the image in batch_options or wrapper",

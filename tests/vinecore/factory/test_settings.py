@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -337,14 +338,14 @@ def test_taskvine_attributes_have_their_effect(local_cluster, tmp_path, caplog):
     """A factory as programs for TaskVine set it up, one attribute after another."""
     m = local_cluster.start_manager()
     log = tmp_path / "factory.log"
-    factory = Factory("local", manager=m, worker_binary="/bin/vine_worker", log_file=str(log))
+    factory = Factory("local", manager=m, factory_binary="/bin/vine_factory", log_file=str(log))
     factory.cores = 1
     factory.task_wrapper = "env WRAPPED=yes"
     factory.single_shot = True
     factory.debug = "all"
     factory.amazon_config = "aws.json"
     assert [text.partition(" has no effect")[0] for text in caplog.messages] == [
-        "worker_binary",
+        "factory_binary",
         "debug",
         "amazon_config",
     ]
@@ -366,3 +367,31 @@ def test_workers_run_in_set_environment(local_cluster, packed):
     assert factory.python_env == str(packed)
     with pytest.raises(ValueError, match="there is no such archive"):
         factory.set_environment("nowhere.tar.gz")
+
+
+@pytest.mark.parametrize("is_attribute", [False, True])
+def test_workers_are_the_given_program(local_cluster, is_attribute):
+    """The program gets the command line of a worker, and is what runs."""
+    m = local_cluster.start_manager()
+    program = local_cluster.path("my_worker")
+    program.write_text(
+        f'#!/bin/sh\necho started "$@" >> {local_cluster.path("starts")}\n'
+        f'exec {sys.executable} -m vineworker "$@"\n'
+    )
+    program.chmod(0o755)
+    given = {} if is_attribute else {"worker_binary": program}
+    factory = Factory("local", manager=m, cores=1, **given)
+    if is_attribute:
+        factory.worker_binary = str(program)
+    with factory:
+        m.submit(Task("echo ran"))
+        assert m.wait(PATIENCE_S).output == "ran\n"
+    assert local_cluster.path("starts").read_text().startswith("started --single-shot")
+
+
+def test_worker_program_that_is_none_is_refused(local_cluster):
+    m = local_cluster.start_manager()
+    with pytest.raises(ValueError, match="no such program on this machine"):
+        Factory("local", manager=m, worker_binary="/no/such/worker")
+    with pytest.raises(ValueError, match="it has no effect on workers of type 'slurm'"):
+        Factory("slurm", manager=m, worker_binary=sys.executable)

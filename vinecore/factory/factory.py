@@ -70,10 +70,8 @@ class Factory:
     manager_name : str or None
         The name of a manager in another process, or a regular expression that has to match the
         whole name. Workers are started for all managers with such a name.
-    factory_binary : str or None
-        Has no effect, because a factory is a thread of the program.
-    worker_binary : str, Path or None
-        The program that is started as the worker (local); None for the worker of this version.
+    factory_binary, worker_binary : str, Path or None
+        The first is ignored: a factory is a thread. The second is started as the worker (local).
     log_file : str or Path
         The file to which lines are added that say what the factory does.
     registry : str, Path or None
@@ -154,9 +152,8 @@ class Factory:
         leftover = check_name(factory_name or fixed.get("factory_name") or "")
         _check_workspace(workspace, keep_workspace)
         _check_dask_options(batch_type, client, dask_scheduler)
-        settings = take_taskvine_settings({**settings, "factory_binary": factory_binary})
-        if worker_binary is not None:
-            settings["worker_binary"] = worker_binary
+        programs = {"factory_binary": factory_binary, "worker_binary": worker_binary}
+        settings = take_taskvine_settings({**settings, **programs})
         self._log_path = str(log_file)
         self._log_handler: logging.Handler | None = None
         _check_names(settings)

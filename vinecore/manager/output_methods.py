@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from vinecore.manager.cache_names import hash_bytes
 from vinecore.manager.files import OutputFile
 from vinecore.manager.on_demand_methods import OnDemandMethods
+from vinecore.protocol.serialization import values
 from vinecore.protocol.transfer import digests
 from vinecore.scheduler.specs import FileSpec
 
 
 class OutputMethods(OnDemandMethods):
     """Results of Python tasks as files that other tasks and the user may read."""
+
+    def undeclare_function(self, fn: Callable[..., Any]) -> None:
+        """Release a function that no further `PythonTask` calls.
+
+        When no submitted task needs it either, it is removed from the workers. A later task with
+        the function sends it again.
+
+        Parameters
+        ----------
+        fn : callable
+            The function of earlier tasks.
+        """
+        name = hash_bytes("object", values.dumps(fn, by_value=True))
+        if self._server.store.declared(name):
+            self.release_shared_bytes(name)
 
     def declare_output(self, name: str, level: str) -> OutputFile:
         """Declare the result of a Python task that comes to the manager as a file.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import sample_tasks
+from tests.harness.processes import scheduler_state, wait_until
 from vinecore import FunctionCall, PythonTask, Task, constants
 from vinecore.protocol import INLINE_LIMIT
 
@@ -113,3 +114,27 @@ def test_temp_output_has_no_path(run):
 def test_unknown_cache_level_of_output_is_refused():
     with pytest.raises(ValueError, match="is not a cache level"):
         PythonTask(len).set_output_cache("always")
+
+
+def count_objects(m):
+    """Return how many functions and other shared objects the scheduler knows."""
+    return scheduler_state(
+        m, lambda scheduler: sum(name.startswith("object-") for name in scheduler.state.files)
+    )
+
+
+def test_undeclared_function_is_forgotten(m, run):
+    """It is gone from manager and workers, and is sent again when a task needs it."""
+
+    def double(number):
+        return 2 * number
+
+    before = count_objects(m)
+    for number in (4, 5):
+        task = PythonTask(double, number)
+        task.set_cores(1)
+        assert run(task).output == 2 * number
+        assert count_objects(m) == before + 1
+        m.undeclare_function(double)
+        wait_until(lambda: count_objects(m) == before, "the function to be forgotten")
+    m.undeclare_function(double)

@@ -20,10 +20,11 @@ from dask._task_spec import Alias, DataNode, List, Task, TaskRef
 from daskvine.cache_keys import ResultKeys
 from daskvine.fingerprint import Fingerprinter
 from daskvine.graph import Graph, flatten_keys, to_task_spec_graph
-from daskvine.program_state import collect_program_state, digest_packages
+from daskvine.program_state import collect_program_state
 from daskvine.value_descriptions import NotFingerprintable
 from tests.daskvine import sample_graphs as v
 from tests.daskvine.sample_graphs import by_value
+from vinecore.manager.installed_packages import digest_packages
 
 
 def names(graph, *keys, context=(), deterministic=lambda _key: True):

@@ -10,12 +10,12 @@ from typing import Any
 from vinecore import validators
 from vinecore.manager.files import File
 from vinecore.manager.python_tasks import FunctionCall, PythonTask
-from vinecore.manager.task_methods import TaskMethods
+from vinecore.manager.task_cache_methods import TaskCacheMethods
 from vinecore.protocol.chunks import EachElement
 from vinecore.scheduler import events
 
 
-class HighOrderMethods(TaskMethods):
+class HighOrderMethods(TaskCacheMethods):
     """Calls of one function with many arguments, which return when all of them have ended."""
 
     def map(self, fn: Callable[[Any], Any], seq: Iterable[Any], chunksize: int = 1) -> list[Any]:

@@ -11,6 +11,7 @@ from vinecore import validators
 from vinecore.manager.files import File, check_declared
 from vinecore.manager.reloaded_modules import current
 from vinecore.manager.sandbox_names import check_sandbox_name
+from vinecore.protocol import used_resources
 from vinecore.protocol.serialization import exceptions, unpicklable, values
 from vinecore.protocol.user_modules import count_loads, digest_own_modules, find_own_modules
 from vinecore.resources.amounts import ResourceRequest
@@ -305,6 +306,16 @@ class LibraryTask:
     def files(self) -> list[File]:
         """All files of the library, with its environment, except the serialized functions."""
         return [file for file, _name in self._files] + ([self._environment] if self._environment else [])
+
+    def covered_resources(self) -> list[str]:
+        """Return the variables of the library, as `vinecore.protocol.used_resources` describes them.
+
+        Returns
+        -------
+        list of str
+            A description for each variable that was set.
+        """
+        return [used_resources.describe_variable(*pair) for pair in self._variables.items()]
 
     @property
     def functions(self) -> list[str]:

@@ -294,6 +294,7 @@ class Manager(HighOrderMethods, PolicyMethods, DescriptionMethods, DirectoryMeth
             closer()
         self._server.close(release=self._shutdown)
         self.end_futures()
+        self._close_task_cache()
         with self._finished_or_obtained:
             self._finished_or_obtained.notify_all()
 

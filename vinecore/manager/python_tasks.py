@@ -85,6 +85,11 @@ class PythonTask(Task):
         msg = f"a PythonTask has a process of its own: use FunctionCall({library!r}, ...)"
         raise TypeError(msg)
 
+    @property
+    def function(self) -> Callable[..., Any] | None:
+        """The function that the task calls; None for one of a library."""
+        return self.__dict__.get("_function")
+
     def enable_temp_output(self) -> None:
         """Leave the result on the worker, as `output_file`, for arguments of further tasks."""
         self._temp_output = True

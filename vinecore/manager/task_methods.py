@@ -22,6 +22,7 @@ from vinecore.scheduler import events, instructions, queries
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from vinecore.scheduler.specs import TaskSpec
     from vinecore.server.server import ManagerServer
 
 # Numbers are counted up to the one that the user sets: this takes a second.
@@ -45,6 +46,10 @@ class TaskMethods(FutureMethods):
         self._tasks: dict[int, Task] = {}
         self._finished: deque[Task] = deque()
         self._waiters = 0
+        # Returns how a task is to be run, and how it has ended in an earlier run, if that is known.
+        self._look_up_task: (
+            Callable[[Task, TaskSpec], tuple[TaskSpec, instructions.TaskFinished | None]] | None
+        ) = None
         server.subscribe(instructions.TaskFinished, self._on_task_finished)
 
     def submit(self, task: Task) -> int:
@@ -82,9 +87,15 @@ class TaskMethods(FutureMethods):
                 raise ValueError(msg)
         number = next(self._numbers)
         spec = task.make_spec(self, number)
+        earlier = None
+        if self._look_up_task is not None and not task.has_future:
+            spec, earlier = self._look_up_task(task, spec)
         task.id, task.outcome, task.submitted_at = number, None, time.monotonic()
         (self._future_tasks if task.has_future else self._tasks)[number] = task
-        self._server.post_event(events.TasksSubmitted([spec]))
+        if earlier is None:
+            self._server.post_event(events.TasksSubmitted([spec]))
+        else:
+            self._on_task_finished(earlier)
         return number
 
     def set_min_task_id(self, minid: int) -> int:

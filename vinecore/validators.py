@@ -23,6 +23,8 @@ from vinecore.resources.amounts import ResourceRequest
 
 MOST = 1 << 53
 """No number is larger: up to here whole numbers survive being sent, and written to a journal."""
+MAX_PRIORITY = 1e300
+"""The largest priority: sums of two are still finite."""
 RESOURCES = ResourceRequest._fields
 FOREVER = "wait_forever"
 PLAIN_NUMBERS = (int, float)
@@ -70,11 +72,12 @@ def _bounded(name: str, value: Any, least: float, most: float, what: str, unit: 
         refuse(name, value, allowed, TypeError)
     if not (isinstance(value, Integral) or math.isfinite(value)):
         refuse(name, value, f"{allowed} that is finite")
-    if value > most:
+    plain = int(value) if isinstance(value, Integral) else float(value)
+    if plain > most:
         refuse(name, value, f"{what} of {most:,} or less{unit}")
-    if value < least:
+    if plain < least:
         refuse(name, value, allowed)
-    return int(value) if isinstance(value, Integral) else float(value)
+    return plain
 
 
 def _is_number(value: object) -> bool:
@@ -196,8 +199,9 @@ def _total(value: Any) -> Any:
 
 
 def priority(name: str, value: Any) -> float:
-    """Take a priority: any finite number."""
-    return number(name, value, -MOST)
+    """Take a priority: any finite number; a very large whole one as float, as it is stored and sent."""
+    plain = number(name, value, -MAX_PRIORITY, MAX_PRIORITY)
+    return plain if -MOST <= plain <= MOST else float(plain)
 
 
 def flag(name: str, value: Any) -> bool:

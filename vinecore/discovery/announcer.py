@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import logging
+import math
 import os
 import socket
 import threading
@@ -49,6 +50,8 @@ class ManagerAnnouncer:
         The registry; "" for none.
     servers
         Of the catalog.
+    interval
+        Gives the seconds after which it is told in any case; called in the thread.
     """
 
     def __init__(
@@ -57,8 +60,10 @@ class ManagerAnnouncer:
         figures: Callable[[], Mapping[str, Any]],
         folder: str,
         servers: tuple[tuple[str, int], ...],
+        interval: Callable[[], float] = lambda: UPDATE_S,
     ) -> None:
         self._about, self._figures, self._folder = dict(about), figures, folder
+        self._interval = interval
         self._key: str = about["taskvine_uuid"]
         self._catalog = catalog.CatalogClient(servers) if servers else None
         self._over = threading.Event()
@@ -82,11 +87,12 @@ class ManagerAnnouncer:
         return ""
 
     def _run(self) -> None:
-        told_at, had_work = -UPDATE_S, False
+        told_at, had_work, interval_s = -math.inf, False, UPDATE_S
         record = dict(self._about)
         while not self._over.is_set():
             try:
                 record = {**self._about, **self._figures()}
+                interval_s = self._interval()
             except RuntimeError:  # the manager has ended
                 break
             except Exception:  # it is there all the same, and is to be found
@@ -94,10 +100,10 @@ class ManagerAnnouncer:
                     "cannot report the state of the queue to the catalogs: please report this defect"
                 )
             has_work, now = bool(record.get("tasks_waiting")), time.monotonic()
-            if has_work != had_work or now - told_at >= UPDATE_S:
+            if has_work != had_work or now - told_at >= interval_s:
                 told_at, had_work = now, has_work
                 self._report(record)
-            self._over.wait(LOOK_S)
+            self._over.wait(min(LOOK_S, interval_s))
         self._report_to_catalog({**record, "lifetime": GOODBYE_LIFETIME_S}, GOODBYE_S)
 
     def change(self, **fields: Any) -> None:

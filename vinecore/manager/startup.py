@@ -20,6 +20,7 @@ from vinecore.manager.compatibility import package_versions
 from vinecore.protocol import tls
 from vinecore.protocol.discovery.catalog import configured_servers, parse_servers
 from vinecore.protocol.discovery.registry import registry_directory
+from vinecore.scheduler import queries
 from vinecore.security import certificates, shared_secret
 from vinecore.server.object_store import remove_leftover_staging
 from vinecore.server.server import ManagerServer
@@ -177,7 +178,9 @@ def announce_manager(
             "workers_connected": stats.workers,
         }
 
-    return ManagerAnnouncer(record, status_figures, folder, servers)
+    return ManagerAnnouncer(
+        record, status_figures, folder, servers, lambda: server.query(queries.update_interval_s)
+    )
 
 
 def load_previous_session(folder: Path, name: str | None, staging: str | None) -> PreviousSession | None:

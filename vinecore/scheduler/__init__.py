@@ -35,6 +35,7 @@ ORDER: Final = (
     "replication",
     "libraries",
     "eviction",
+    "replica_balance",
     "transfer_failures",
     # which task goes where
     "worker_choice",

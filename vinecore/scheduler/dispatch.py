@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vinecore.protocol import messages
 from vinecore.resources.amounts import UNSPECIFIED
@@ -38,7 +38,13 @@ CHAINING_PRIORITY_MODES = ("", "depth-first")
 
 
 class Dispatcher:
-    """Sends tasks to the workers that were chosen for them."""
+    """Sends tasks to the workers that were chosen for them.
+
+    Attributes
+    ----------
+    process_options : dict
+        Options of all tasks that have a process of their own.
+    """
 
     def __init__(
         self,
@@ -63,6 +69,7 @@ class Dispatcher:
         self._replication = replication
         self._choice = choice
         self._reservation = state.reservation
+        self.process_options: dict[str, Any] = {}
 
     def dispatch(self, task: TaskState, worker: WorkerState, event: str) -> None:
         """Send a task to a worker, and what it reads that is not there."""
@@ -89,7 +96,7 @@ class Dispatcher:
         spec = task.spec
         options = spec.options
         if task.allocation is not None:
-            options = {**options, "allocation": task.allocation}
+            options = {**options, "allocation": task.allocation, **self.process_options}
             if task.queue.category is not None and (
                 task.queue.category.learns or task.request != UNSPECIFIED
             ):

@@ -77,6 +77,11 @@ def count_workers(scheduler: Scheduler) -> int:
     return len(scheduler.state.workers)
 
 
+def update_interval_s(scheduler: Scheduler) -> float:
+    """Return the interval of the reports to the registry and to catalogs."""
+    return scheduler.state.tuning.update_interval
+
+
 def workers_of_host(scheduler: Scheduler, host: str) -> int:
     """Return how many workers of a host are connected."""
     return sum(host in (worker.name, worker.host) for worker in scheduler.state.workers.values())

@@ -29,11 +29,16 @@ class Replication:
     ----------
     target_count : int
         On how many workers a file shall be.
+    most_per_tick : int
+        Replicas that are begun in each tick; 0 for any number.
     """
 
     def __init__(self, transfers: Transfers) -> None:
         self._transfers = transfers
         self.target_count = 1
+        self.most_per_tick = 0
+        self._begun = 0
+        self._deferred: dict[FileState, None] = {}
         self._workers_round_robin: dict[WorkerState, None] = {}  # the one asked last stands at the end
 
     def worker_joined(self, worker: WorkerState) -> None:
@@ -52,7 +57,21 @@ class Replication:
             needed = file.pending_readers or file.unsubmitted_readers or file.pin_count > 0
             lacking = self.target_count - len(file.replicas) - len(file.fetching)
             if needed and lacking > 0 and file.replicas and file.producer is not None and not file.at_manager:
-                self.add_replicas(file, lacking)
+                if self.most_per_tick:
+                    room = self.most_per_tick - self._begun
+                    if lacking > room:
+                        self._deferred[file] = None
+                        lacking = room
+                    self._begun += lacking
+                if lacking:
+                    self.add_replicas(file, lacking)
+
+    def tick(self) -> None:
+        """Begin replicas that were too many before."""
+        self._begun = 0
+        if self._deferred:
+            deferred, self._deferred = self._deferred, {}
+            self.ensure_replicas(deferred)
 
     def add_replicas(self, file: FileState, lacking: int) -> None:
         """Have a file brought to so many more workers, of those with room for it that are asked first."""

@@ -27,6 +27,7 @@ from vinecore.scheduler.outbox import Outbox
 from vinecore.scheduler.placement import Placement
 from vinecore.scheduler.queues import TaskQueues
 from vinecore.scheduler.recovery import Recovery
+from vinecore.scheduler.replica_balance import ReplicaBalance
 from vinecore.scheduler.replicas import Replicas
 from vinecore.scheduler.replication import Replication
 from vinecore.scheduler.reservation import Reservations
@@ -97,6 +98,7 @@ class Scheduler:
         self.replication = replication = Replication(transfers)
         self.libraries = libraries = LibraryInstances(state, outbox, queues, files, tasks, transfers)
         self.eviction = eviction = Eviction(state, outbox, disk, replicas, tasks, recovery)
+        self.replica_balance = ReplicaBalance(state, replicas, transfers, replication, eviction)
         self.transfer_failures = transfer_failures = TransferFailures(
             state, outbox, replicas, transfers, recovery, replication, libraries, eviction
         )
@@ -211,6 +213,7 @@ class Scheduler:
             choice=choice,
             slow_workers=slow_workers,
             placement=placement,
+            dispatcher=dispatcher,
         )
         self._validates = validate
         self._validation = StateValidation(
@@ -300,6 +303,8 @@ class Scheduler:
         self.disk_deadlock.tick()
         self.draining.tick()
         self.hosts.tick()
+        self.replication.tick()
+        self.replica_balance.tick()
         self.slow_workers.tick()
         self.on_demand.request_targets()
         self.reservations.tick()

@@ -10,6 +10,7 @@ from vinecore.resources.categories import Category
 
 if TYPE_CHECKING:
     from vinecore.scheduler import events
+    from vinecore.scheduler.dispatch import Dispatcher
     from vinecore.scheduler.placement import Placement
     from vinecore.scheduler.queues import TaskQueues
     from vinecore.scheduler.replication import Replication
@@ -38,11 +39,13 @@ class Settings:
         choice: WorkerChoice,
         slow_workers: SlowWorkers,
         placement: Placement,
+        dispatcher: Dispatcher,
     ) -> None:
         self._state = state
         self._queues = queues
         self._slow_workers = slow_workers
         self._placement = placement
+        self._dispatcher = dispatcher
         # Where a setting is read that is no parameter, or is read too often to be looked up there.
         self._readers: dict[str, tuple[Any, str]] = {
             "scheduler": (choice, "policy"),
@@ -54,6 +57,7 @@ class Settings:
             "file-source-max-transfers": (transfers, "file_source_max"),
             "category-steady-n-tasks": (queues, "steady_n"),
             "temp-replica-count": (replication, "target_count"),
+            "transfer-replica-per-cycle": (replication, "most_per_tick"),
         }
 
     def on_setting_changed(self, event: events.SettingChanged) -> None:
@@ -70,6 +74,8 @@ class Settings:
             self._queues.retry_all()
         elif event.name == "ramp-down-heuristic":
             self._placement.set_ramp_down(on=event.value)
+        elif event.name == "max-task-stdout-storage":
+            self._dispatcher.process_options = {"output_limit": event.value}
         elif event.name == "resource-submit-multiplier":
             self._queues.extra_long_calls = math.ceil(event.value - 1)
             self._update_workers()

@@ -154,31 +154,17 @@ class Tuning:
         "Whether tasks that are chained by intermediate files run on one worker under every rule of "
         "`Manager.set_scheduler`; under the default one they do.",
     )
-    watch_library_logfiles: bool = _parameter(
-        False, "Whether the output of libraries is brought to the folder of the run."
-    )
     max_task_stdout_storage: int = _parameter(
-        1_000_000_000,
-        "Output of a task that is kept; of a longer one the beginning is left out.",
+        1 << 20,
+        "Output of a task with a process of its own that comes back, at most 8 MiB; of a longer one the "
+        "beginning is left out.",
         unit="bytes",
-    )
-    monitor_interval: float = _parameter(
-        0.0, "Interval of the measurements of a task; 0 for the worker's own.", unit="s"
     )
     perf_log_interval: float = _parameter(
         5.0, "Interval of the lines of the performance log.", least=1, unit="s"
     )
     update_interval: float = _parameter(
         60.0, "Interval of the reports to the registry and to catalogs.", least=1, unit="s"
-    )
-    min_transfer_timeout: float = _parameter(
-        60.0, "Least time that a transfer may take before it is cut as slow.", unit="s"
-    )
-    transfer_outlier_factor: float = _parameter(
-        0.0, "A transfer is cut that takes so many times longer than usual; below 1 for never.", unit=""
-    )
-    default_transfer_rate: float = _parameter(
-        1_000_000.0, "What is usual as long as no transfer was measured.", least=1, unit="bytes/s"
     )
     worker_source_max_transfers: int = _parameter(
         10, "Transfers that a worker sends at once.", least=1, unit="transfers"
@@ -197,10 +183,15 @@ IGNORED_PARAMETERS: dict[str, str] = {
     "worker-retrievals": "results are received as they arrive",
     "wait-retrieve-many": "results are received as they arrive",
     "short-timeout": "no message blocks the manager",
-    "long-timeout": "no transfer blocks the manager; see transfer-outlier-factor",
+    "long-timeout": "no transfer blocks the manager",
     "max-new-workers": "workers are accepted while the manager does other work",
     "resource-management-interval": "resources are counted with every event",
     "large-task-check-interval": "whether a task is too large is known when it is submitted",
+    "watch-library-logfiles": "the output of calls comes back with them, and that of a library with its failure",
+    "monitor-interval": "tasks are measured as often as a twentieth of a core allows",
+    "min-transfer-timeout": "a transfer is cut when nothing has arrived for a while, however slow it is",
+    "transfer-outlier-factor": "a transfer is cut when nothing has arrived for a while, however slow it is",
+    "default-transfer-rate": "a transfer is cut when nothing has arrived for a while, however slow it is",
     "load-from-shared-filesystem": "files of a shared file system are declared with declare_url('file://...')",
 }
 """Parameters of TaskVine's that are accepted without effect, and why."""

@@ -6,7 +6,9 @@ import logging
 
 import pytest
 
-from tests.harness.processes import scheduler_state
+from tests.harness.processes import PATIENCE_S, scheduler_state, wait_until
+from vinecore import PythonTask, Task
+from vinecore.discovery import announcer
 from vinecore.scheduler.tuning import IGNORED_PARAMETERS, list_parameters
 
 TASKVINE_NAMES = """
@@ -67,3 +69,24 @@ def test_ignored_name_is_explained_once(local_cluster, caplog):
 def test_unknown_name_gets_nearest(m, caplog):
     assert m.tune("hungry-minimun", 1) == -1
     assert "did you mean 'hungry-minimum'?" in caplog.text
+
+
+def test_end_of_a_long_output_comes_back(local_cluster):
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
+    m.tune("max-task-stdout-storage", 4)
+    tasks = [Task("printf 123456", cores=1), PythonTask(print, "123456", end="")]
+    for task in tasks:
+        task.set_cores(1)
+        m.submit(task)
+    assert [m.wait(PATIENCE_S).std_output for _ in tasks] == ["3456", "3456"]
+
+
+def test_registry_is_told_in_intervals(local_cluster, monkeypatch):
+    monkeypatch.setattr(announcer, "LOOK_S", 0.05)
+    registry = local_cluster.path("registry")
+    m = local_cluster.start_manager(name="told", registry=registry)
+    [entry] = registry.iterdir()
+    m.tune("update-interval", 1)
+    before = entry.stat().st_mtime_ns
+    wait_until(lambda: entry.stat().st_mtime_ns > before, timeout_s=announcer.UPDATE_S / 2)

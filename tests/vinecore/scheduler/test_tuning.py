@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness.scheduler import LARGE, ONE_CORE, SchedulerHarness, call, single, task_outcomes
+from tests.harness.scheduler import (
+    LARGE,
+    ONE_CORE,
+    SchedulerHarness,
+    call,
+    maker,
+    single,
+    task_outcomes,
+)
 from vinecore.protocol import messages as m
 from vinecore.resources.amounts import ResourceRequest, Resources
 from vinecore.scheduler import events as e
@@ -229,3 +237,62 @@ def test_request_of_one_core_is_usual(harness):
     harness.connect_worker()
     harness.submit_tasks(single(1))
     assert harness.task(1).request == ONE_CORE
+
+
+# ---- replicas
+
+
+def test_replicas_begin_slowly(harness):
+    tune(harness, "temp-replica-count", 2)
+    tune(harness, "transfer-replica-per-cycle", 1)
+    for _ in range(4):
+        harness.connect_worker(2)
+    names = [f"o{n}" for n in range(3)]
+    harness.submit_tasks(maker(1, *names))
+    for name in names:
+        harness.declare_file(name)
+    harness.complete_task(1, outputs=dict.fromkeys(names, LARGE))
+    assert len(harness.requested_fetches()) == 1
+    for _ in range(2):
+        harness.advance_time(0.25)
+        assert len(harness.requested_fetches()) == 1
+    harness.advance_time(0.25)
+    assert not harness.requested_fetches()
+
+
+@pytest.mark.parametrize("cleaned", [False, True])
+def test_surplus_replica_is_removed(harness, cleaned):
+    """Where nothing reads the file, and never the last one."""
+    tune(harness, "clean-redundant-replicas", cleaned)
+    first = harness.connect_worker()
+    harness.compute_graph(single(1), number=1, prune_depth=0)
+    harness.complete_task(1, size=LARGE)
+    harness.send_events(e.HostBlocked("host1", 1e6))
+    second = harness.connect_worker()
+    harness.submit_tasks(single(2, "r1"))
+    harness.report_cached(second, "r1")
+    harness.advance_time()
+    assert harness.replica_holders("r1") == ({second} if cleaned else {first, second})
+    harness.complete_task(2)
+    harness.advance_time()
+    assert harness.replica_holders("r1") == ({second} if cleaned else {first, second})
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_file_moves_from_full_disk_to_empty(harness, shifted):
+    tune(harness, "shift-disk-load", shifted)
+    first = harness.connect_worker(disk_mb=100)
+    harness.compute_graph(single(1), single(2), number=1, prune_depth=0)
+    for number in (1, 2):
+        harness.complete_task(number, size=30_000_000)
+    second = harness.connect_worker(disk_mb=100)
+    harness.advance_time()
+    moved = [name for worker, name, _source in harness.requested_fetches() if worker == second]
+    assert len(moved) == shifted
+    if shifted:
+        harness.report_cached(second, moved[0], 30_000_000)
+        harness.advance_time()
+        assert harness.replica_holders(moved[0]) == {second}
+        harness.advance_time()
+        assert not harness.requested_fetches()
+    assert sum(first in harness.replica_holders(f"r{n}") for n in (1, 2)) == 2 - shifted

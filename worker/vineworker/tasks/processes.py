@@ -32,6 +32,9 @@ log = logging.getLogger("vine_worker")
 
 STRAYS_TIMEOUT_S = 1.0
 
+# A longer output would not fit into a message, with its characters written as JSON.
+MAX_OUTPUT_LIMIT = 8 << 20
+
 
 class Command:
     """A running shell command, in a process group of its own.
@@ -185,7 +188,7 @@ def collect_command(
         info: dict[str, Any] = {
             "exit_code": code if code >= 0 else 9 if killed else -code,
             "signal": -code if code < 0 else 0,
-            "output": sandbox.read_log_tail(command.output),
+            "output": sandbox.read_log_tail(command.output, _output_limit(run)),
             "outputs": sizes,
             "digests": sums,
             "measured": usage_for_message(peak, wall),
@@ -254,11 +257,16 @@ def usage_for_message(peak: Optional[Peak], wall_s: Optional[float] = None) -> O
     }
 
 
+def _output_limit(run: m.RunTask) -> int:
+    """Return how many bytes of the output of a task are sent."""
+    return min(int(run.options.get("output_limit", sandbox.MAX_OUTPUT_BYTES)), MAX_OUTPUT_LIMIT)
+
+
 def _read_output(run: m.RunTask, folder: str, output: str) -> dict[str, str]:
     """Return the output of a Python task: all of a vertex's, else the end."""
     if "program" in run.options:
         return output_files.take_output_files(output, os.path.join(folder, output_files.ERRORS_NAME))
-    printed = sandbox.read_log_tail(output)
+    printed = sandbox.read_log_tail(output, _output_limit(run))
     return {"output": printed} if printed else {}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -18,11 +17,10 @@ from vinecore.futures.tasks import FutureFunctionCall, FuturePythonTask, FutureT
 from vinecore.manager.manager import Manager
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from vinecore.manager.libraries import LibraryTask
-
-log = logging.getLogger("vinecore")
 
 
 class FuturesExecutor(HigherOrderMethods):
@@ -43,12 +41,8 @@ class FuturesExecutor(HigherOrderMethods):
         The address, as HOST:PORT, at which the workers reach the manager.
     manager_name : str or None
         The name of the new manager, by which workers find it.
-    factory_binary, worker_binary : str or None
-        Accepted for programs written for TaskVine, without effect: the factory is a thread of this
-        program and starts the worker that belongs to it.
-    log_file : str, Path or None
-        Accepted for programs written for TaskVine, without effect: the factory logs to Python's
-        logger "vinecore".
+    factory_binary, worker_binary, log_file : str, Path or None
+        As for `Factory`.
     factory : bool
         Whether a factory starts workers.
     opts : dict
@@ -94,15 +88,10 @@ class FuturesExecutor(HigherOrderMethods):
         manager_name: str | None = None,
         factory_binary: str | None = None,
         worker_binary: str | None = None,
-        log_file: Any = os.devnull,
+        log_file: str | Path = os.devnull,
         factory: bool = True,
         opts: dict[str, Any] | None = None,
     ) -> None:
-        for name, value in (("factory_binary", factory_binary), ("worker_binary", worker_binary)):
-            if value is not None:
-                log.warning("%s has no effect: the factory is a thread of this program", name)
-        if log_file not in (None, os.devnull):
-            log.warning("log_file has no effect: the factory logs to Python's logger 'vinecore'")
         starts_factory = validators.flag("factory", factory)
         settings = {_attribute(name): value for name, value in (opts or {}).items()}
         self._is_own_manager = manager is None
@@ -111,7 +100,13 @@ class FuturesExecutor(HigherOrderMethods):
         if starts_factory:
             try:
                 self.factory = Factory(
-                    batch_type, manager=self.manager, manager_host_port=manager_host_port, **settings
+                    batch_type,
+                    manager=self.manager,
+                    manager_host_port=manager_host_port,
+                    factory_binary=factory_binary,
+                    worker_binary=worker_binary,
+                    log_file=log_file,
+                    **settings,
                 )
                 self.factory.start()
             except BaseException:

@@ -427,6 +427,25 @@ class TestTasks:
         with pytest.raises(TypeError, match="arguments already"):
             executor.submit(executor.future_task(abs), -1)
 
+    def test_subclass_prepares_itself(self, executor):
+        class Prepared(futures.FuturePythonTask):
+            def submit_finalize(self):
+                self.set_env_var("GREETING", "prepared")
+                super().submit_finalize()
+
+        task = Prepared(executor.manager, os.getenv, "GREETING")
+        assert executor.submit(task).result() == "prepared"
+
+    def test_task_runs_in_environment(self, executor, m, packed):
+        def read_word():
+            import only_in_archive
+
+            return only_in_archive.WORD
+
+        task = executor.future_task(read_word)
+        task.add_environment(m.declare_poncho(str(packed)))
+        assert executor.submit(task).result() == "packed"
+
     def test_raw_bytes(self, executor):
         task = executor.future_task(bytes, 3)
         task.disable_output_serialization()
@@ -503,6 +522,13 @@ class TestHigherOrder:
             executor.reduce(max, [])
         with pytest.raises(ValueError, match="fn_arity"):
             executor.reduce(max, [1], fn_arity=1)
+
+    def test_functions_for_workers(self, executor):
+        parts = executor.submit(futures.run_iterable, abs, -1, -2, executor.submit(abs, -3))
+        assert executor.submit(futures.retrieve_output, parts).result() == [1, 2, 3]
+        assert executor.submit(futures.reduction_tree, max, 1, parts.result()[2], 2, n=2).result() == 3
+        with pytest.raises(ValueError, match="at least one item"):
+            futures.reduction_tree(max)
 
     def test_allpairs(self, executor):
         table = executor.allpairs(lambda x, y: x * y, range(3), range(7), chunk_size=5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
@@ -54,11 +54,10 @@ def requested_amounts(task: records.TaskSubmittedRecord | None) -> dict[str, Any
 
 def format_amounts(amounts: dict[str, Any]) -> str:
     """Return amounts as JSON of numbers with units."""
-    return json.dumps(
-        {name: [amount, UNITS[name]] for name, amount in amounts.items()}, separators=(",", ":")
-    )
+    return "{" + ",".join([f'"{name}":[{amount},"{UNITS[name]}"]' for name, amount in amounts.items()]) + "}"
 
 
+@functools.lru_cache(maxsize=4096)
 def quote_name(text: str, safe: str = "/:") -> str:
     """Return a name without spaces, because they separate fields."""
     return quote(text, safe=f"{safe}+,;=@~()[]{{}}") or '""'

@@ -79,6 +79,7 @@ class RunLogs:
             name: (folder / name).open("w", encoding="utf-8", errors="replace")
             for name in ("transactions", "performance", "taskgraph", "debug")
         }
+        self._debug_time, self._debug_prefix = -1.0, ""
         # Entries of the program, with their times; the thread of the journal puts them in order.
         self._entries: deque[tuple[float, Callable[[float, str], None], str]] = deque()
         # Names and addresses, as "host (ip:port)", of connected workers.
@@ -191,11 +192,11 @@ class RunLogs:
         self._write("transactions", f"{self._microseconds(t)} {self._pid} {text}\n")
 
     def _debug(self, t: float, text: str, subsystem: str = "vine") -> None:
-        when = datetime.fromtimestamp(self._started_at + t).astimezone()
-        self._write(
-            "debug",
-            f"{when:%Y/%m/%d %H:%M:%S.%f} vine_manager[{self._pid}] {subsystem}: {join_lines(text)}\n",
-        )
+        if t != self._debug_time:
+            # Most lines have the time of the one before.
+            self._debug_time, when = t, datetime.fromtimestamp(self._started_at + t)
+            self._debug_prefix = f"{when:%Y/%m/%d %H:%M:%S.%f} vine_manager[{self._pid}] "
+        self._write("debug", f"{self._debug_prefix}{subsystem}: {text}\n")
 
     def _microseconds(self, t: float) -> int:
         return int((self._started_at + t) * 1e6)
@@ -313,8 +314,9 @@ class RunLogs:
             if name
         ]
         lines += [f"{name} {amount:g}" for name, amount in amounts.items()]
-        for line in (*lines, "end"):
-            self._debug(t, f"tx to {where} {line}")
+        self._debug(t, f"tx to {where} {lines[0]}")
+        beginning = f"{self._debug_prefix}vine: tx to {where} "
+        self._write("debug", "".join([f"{beginning}{line}\n" for line in (*lines[1:], "end")]))
         self._debug_files.update((*known.inputs, *known.shared, known.result, *known.outputs))
         self._change_state(t, task, "READY", "RUNNING")
 

@@ -35,13 +35,13 @@ def run_computation(local_cluster):
     m = local_cluster.start_manager(run_info_path=local_cluster.path("info"), vine_logs=True)
     local_cluster.start_workers(m, 2)
     m.set_category_resources_max("limited", {"cores": 1, "memory": 100})
-    m.log_txn_app("begins with\n5 lists")
-    m.log_debug_app("begins to look")
     library = m.create_library_from_functions("adder", sample_tasks.add)
     m.install_library(library)
     with FuturesExecutor(manager=m, factory=False) as executor:
         parts = [executor.submit(bytes, LARGE + number) for number in range(5)]
         assert executor.submit(lambda parts: sum(map(len, parts)), parts).result() == 5 * LARGE + 10
+        m.log_txn_app("begins with\n5 lists")
+        m.log_debug_app("begins to look")
         assert executor.submit(int, "x").exception() is not None
         assert executor.submit(executor.future_funcall("adder", "add", 4, 4)).result() == 8
     command = Task("wc -c < 'my input' > out; exit 3", cores=1, category="my category")

@@ -194,7 +194,7 @@ class RunLogs:
     def _debug(self, t: float, text: str, subsystem: str = "vine") -> None:
         if t != self._debug_time:
             # Most lines have the time of the one before.
-            self._debug_time, when = t, datetime.fromtimestamp(self._started_at + t)
+            self._debug_time, when = t, datetime.fromtimestamp(self._started_at + t).astimezone()
             self._debug_prefix = f"{when:%Y/%m/%d %H:%M:%S.%f} vine_manager[{self._pid}] "
         self._write("debug", f"{self._debug_prefix}{subsystem}: {text}\n")
 

@@ -114,6 +114,11 @@ def test_functions_return_values_and_exceptions(queue):
 
     assert run(queue, wq.PythonTask(divide, 3, b=2)).output == 1.5
     assert isinstance(run(queue, wq.PythonTask(divide, 3, 0)).output, ZeroDivisionError)
+    ending = wq.PythonTask(os._exit, 3)
+    ending.specify_max_retries(1)
+    assert isinstance(run(queue, ending).output, wq.PythonTaskNoResult)
+    assert ending.result == wq.WORK_QUEUE_RESULT_MAX_RETRIES
+    assert ending.total_submissions == 2
     with pytest.raises(NotImplementedError, match="there is no coprocess 'sums'"):
         wq.RemoteTask("f", "sums", 1)
 

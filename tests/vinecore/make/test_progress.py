@@ -17,9 +17,12 @@ def make_rules(edges, count):
 @st.composite
 def runs(draw):
     count = draw(st.integers(1, 12))
-    edges = {n: draw(st.sets(st.integers(0, n - 1), max_size=3)) if n else set() for n in range(count)}
-    pending = draw(st.sets(st.integers(0, count - 1)))
-    bad = draw(st.sets(st.integers(0, count - 1)))
+    edges = {
+        n: draw(st.sets(st.integers(0, n - 1), min_size=min(n, 1), max_size=3)) if n > 2 else set()
+        for n in range(count)
+    }
+    pending = set(range(count)) - draw(st.sets(st.integers(0, count - 1), max_size=2))
+    bad = draw(st.sets(st.integers(0, count - 1), max_size=2))
     here = draw(st.sets(st.integers(0, count - 1)))
     return (
         count,

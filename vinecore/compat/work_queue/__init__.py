@@ -13,12 +13,14 @@ from vinecore.compat.work_queue.debug_log import (
 from vinecore.compat.work_queue.queue import QueueFactory, WorkQueue
 from vinecore.compat.work_queue.statistics import QueueStatistics
 from vinecore.compat.work_queue.tasks import QueuePythonTask, QueueTask, RemoteTask
+from vinecore.errors import PythonTaskNoResult
 
 Factory, PythonTask, Task, work_queue_stats = QueueFactory, QueuePythonTask, QueueTask, QueueStatistics
 
 __all__ = [
     "Factory",
     "PythonTask",
+    "PythonTaskNoResult",
     "RemoteTask",
     "Task",
     "WorkQueue",

@@ -111,6 +111,16 @@ def test_temp_output_has_no_path(run):
     assert (task.output_file.type(), task.output_file.source()) == (constants.VINE_TEMP, "")
 
 
+def test_temp_output_can_be_disabled(m, run):
+    """The value comes home again, and is not kept on the worker."""
+    task = make_task("task", "", 10)
+    task.enable_temp_output()
+    task.disable_temp_output()
+    run(task)
+    assert task.output == sample_tasks.make_bytes(10)
+    assert m.get_file_replica_count(task.output_file) == 0
+
+
 def test_unknown_cache_level_of_output_is_refused():
     with pytest.raises(ValueError, match="is not a cache level"):
         PythonTask(len).set_output_cache("always")

@@ -1,10 +1,12 @@
-"""The numbers of a manager as gauges for Prometheus, over HTTP on this machine."""
+"""The numbers of a manager over HTTP on this machine: as gauges for Prometheus, and as JSON."""
 
 from __future__ import annotations
 
 import http.server
+import json
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from vinecore.scheduler.statistics import ManagerStats
 
@@ -43,6 +45,8 @@ class PrometheusServer:
         The port; 0 for any free one.
     gauges
         Returns the text to send; may raise RuntimeError if the manager is closed.
+    describe
+        Returns the record of the manager, in a list, for ``/manager_status``.
 
     Attributes
     ----------
@@ -55,9 +59,12 @@ class PrometheusServer:
         The port is not free.
     """
 
-    def __init__(self, port: int, gauges: Callable[[], str]) -> None:
+    def __init__(
+        self, port: int, gauges: Callable[[], str], describe: Callable[[], list[dict[str, Any]]]
+    ) -> None:
         self._server = _Server((HOST, port), _Handler)
-        self._server.gauges = gauges
+        self._server.answers = dict.fromkeys(("/", "/metrics"), (CONTENT_TYPE, gauges))
+        self._server.answers["/manager_status"] = ("application/json", lambda: json.dumps(describe()))
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="vine-prometheus", daemon=True
@@ -73,7 +80,8 @@ class PrometheusServer:
 
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
-    gauges: Callable[[], str]
+    # paths, with the types of their contents
+    answers: dict[str, tuple[str, Callable[[], str]]]
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -81,16 +89,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     timeout = 10.0
 
     def do_GET(self) -> None:
-        if self.path.partition("?")[0] not in ("/", "/metrics"):
+        found = self.server.answers.get(self.path.partition("?")[0])
+        if found is None:
             self.send_error(404, "the gauges are at /metrics")
             return
+        content_type, answer = found
         try:
-            body = self.server.gauges().encode()
+            body = answer().encode()
         except RuntimeError as error:
             self.send_error(503, str(error))
             return
         self.send_response(200)
-        self.send_header("Content-Type", CONTENT_TYPE)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

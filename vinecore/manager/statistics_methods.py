@@ -117,7 +117,11 @@ class StatisticsMethods(StatusMethods):
     def _start_displays(self, prometheus_port: int | None, display_interval_s: float | None) -> None:
         """Serve the statistics, and show them, as far as the user wants that."""
         if prometheus_port is not None:
-            self._prometheus = PrometheusServer(prometheus_port, lambda: format_gauges(self.stats, self.name))
+            self._prometheus = PrometheusServer(
+                prometheus_port,
+                lambda: format_gauges(self.stats, self.name),
+                lambda: self._server.describe("manager"),
+            )
             self.on_close(self._prometheus.close)
         screen = find_screen() if display_interval_s else None
         if screen is not None and display_interval_s:

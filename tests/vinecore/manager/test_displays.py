@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import pty
 import re
@@ -80,6 +81,16 @@ def test_prometheus_gets_every_number(local_cluster):
         fetch(port)
 
 
+def test_manager_status_is_served_as_json(local_cluster):
+    m = local_cluster.start_manager(prometheus_port=0)
+    m.submit(Task("secret --token 123", cores=1))
+    answer, body = fetch(m.prometheus_port, "/manager_status")
+    assert (answer.status, answer.getheader("Content-Type")) == (200, "application/json")
+    [about] = json.loads(body)
+    assert (about["project"], about["tasks_waiting"], about["workers"]) == (m.name, 1, 0)
+    assert "token" not in body
+
+
 def test_prometheus_is_off_by_default(m):
     assert m.prometheus_port is None
 
@@ -137,3 +148,33 @@ def test_nothing_is_drawn_into_a_file(local_cluster):
     )  # fmt: skip
     assert program.stdout == "end of the program\n"
     assert "waiting" not in program.stderr
+
+
+def test_table_is_in_the_cell_of_a_notebook(local_cluster):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    cell = f"""
+from vinecore import Manager, Task
+import threading
+seen = threading.Event()
+
+class Watched(Manager):
+    drawn = 0
+    def application_info(self):
+        self.drawn += 1
+        if self.drawn >= 3:
+            seen.set()
+        return {{"application_info": {{"values": {{"drawn": self.drawn}}, "units": {{}}}}}}
+
+with Watched(port=0, password_file={str(local_cluster.secret)!r}, status_display_interval=0.05) as m:
+    m.submit(Task("true", cores=1))
+    assert seen.wait({PATIENCE_S})
+"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    nbclient.NotebookClient(notebook, kernel_name="python3", timeout=PATIENCE_S).execute(env=env)
+    # one output, which was replaced
+    [output] = notebook.cells[0].outputs
+    table = output["data"]["text/html"]
+    assert table.startswith("<pre>manager ")
+    assert "0 done, 0 running, 1 waiting" in table
+    assert int(re.search(r"(\d+) drawn", table)[1]) >= 3

@@ -150,7 +150,7 @@ def test_nothing_is_drawn_into_a_file(local_cluster):
     assert "waiting" not in program.stderr
 
 
-def test_table_is_in_the_cell_of_a_notebook(local_cluster):
+def test_table_is_shown_in_a_notebook(local_cluster):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     cell = f"""
 from vinecore import Manager, Task

@@ -8,6 +8,8 @@ from collections import Counter
 from tests.harness import sample_tasks
 from tests.harness.processes import PATIENCE_S, wait_until
 from vinecore import FunctionCall, PythonTask, Task
+from vinecore.scheduler.events import TasksCancelled
+from vinecore.server.server import StateQuery
 
 THREADS = 8
 CALLS = 300
@@ -108,3 +110,21 @@ def test_cancelling_threads_count_each_task_once(m):
     assert len(set(cancelled)) == 800
     assert m.empty()
     assert sum(counts) == m.stats.tasks_cancelled - before == 800
+
+
+def test_two_cancellations_count_a_task_once(m):
+    """Two threads cancel the same tasks before the scheduler has heard of either."""
+    for _ in range(20):
+        m.submit(Task("sleep 600", cores=4))
+    gate, counts = threading.Event(), []
+    m._server.post_event(StateQuery(lambda _scheduler: gate.wait(PATIENCE_S)))
+    wait_until(lambda: not m._server.inbox, "the scheduler to be held up")
+    threads = [threading.Thread(target=lambda: counts.append(m.cancel_all())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: sum(type(event) is TasksCancelled for event in list(m._server.inbox)) == 2)
+    gate.set()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert sorted(counts) == [0, 20]
+    assert {m.wait(PATIENCE_S).result for _ in range(20)} == {"cancelled"}

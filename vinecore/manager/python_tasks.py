@@ -66,6 +66,11 @@ class PythonTask(Task):
     def set_command(self, command: str) -> None:
         """Reject the call: the task runs its function.
 
+        Parameters
+        ----------
+        command : str
+            Any command.
+
         Raises
         ------
         TypeError
@@ -76,6 +81,11 @@ class PythonTask(Task):
 
     def set_library_required(self, library: str) -> None:
         """Reject the call: the task has a process of its own.
+
+        Parameters
+        ----------
+        library : str
+            Any library.
 
         Raises
         ------
@@ -89,6 +99,22 @@ class PythonTask(Task):
     def function(self) -> Callable[..., Any] | None:
         """The function that the task calls; None for one of a library."""
         return self.__dict__.get("_function")
+
+    def set_library_provided(self, library_name: str) -> None:
+        """Reject the call: a command is needed that starts a program.
+
+        Parameters
+        ----------
+        library_name : str
+            Any name.
+
+        Raises
+        ------
+        TypeError
+            Always.
+        """
+        msg = f"the function of {type(self).__name__} cannot be a library: use Task(command, library_provided={library_name!r}), or m.create_library_from_functions"
+        raise TypeError(msg)
 
     def enable_temp_output(self) -> None:
         """Leave the result on the worker, as `output_file`, for arguments of further tasks."""
@@ -350,6 +376,36 @@ class FunctionCall(PythonTask):
             The keyword arguments.
         """
         self._args, self._kwargs = tuple(args), dict(kwargs)
+
+    def set_function_slots(self, nslots: int) -> NoReturn:
+        """Reject the call: a call has one slot.
+
+        Parameters
+        ----------
+        nslots : int
+            Any number.
+
+        Raises
+        ------
+        TypeError
+            Always, with the method of the library.
+        """
+        refuse_for_call("set_function_slots", f"its library has slots: library.set_function_slots({nslots})")
+
+    def add_nopen(self, manager: Any) -> NoReturn:
+        """Reject the call: the processes of a library run already.
+
+        Parameters
+        ----------
+        manager : Manager
+            Any manager.
+
+        Raises
+        ------
+        TypeError
+            Always, with the method of the library.
+        """
+        refuse_for_call("add_nopen", "LD_PRELOAD counts when its library starts: library.set_env_var")
 
     def set_exec_method(self, remote_task_exec_method: str) -> None:
         """Set whether this call has a process of its own.

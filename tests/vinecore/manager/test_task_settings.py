@@ -212,6 +212,20 @@ def test_measured_resources_are_written(m, run, tmp_path):
     assert summary["end"][0] - summary["start"][0] == pytest.approx(used.wall_time)
 
 
+def test_gpu_task_runs_where_gpus_are(local_cluster):
+    """A worker without gpus gets no task that needs one."""
+    m = local_cluster.start_manager()
+    local_cluster.start_workers(m, 1)
+    local_cluster.start_workers(m, 1, "--gpus", "2")
+    for _ in range(3):
+        task = small(Task("echo $GPUS"))
+        task.set_gpus(1)
+        m.submit(task)
+    tasks = [m.wait(PATIENCE_S) for _ in range(3)]
+    assert [task.output for task in tasks] == ["1\n"] * 3
+    assert {task.outcome.worker for task in tasks} == {2}
+
+
 def test_unwritable_summary_is_logged(run, tmp_path, caplog):
     tmp_path.joinpath("file").touch()
     task = small(Task("true", monitor_output=tmp_path / "file"))
@@ -239,6 +253,8 @@ def test_task_is_installed_as_library(m, run):
         m.submit(task)
     with pytest.raises(ValueError, match="set_library_provided"):
         m.install_library(Task("true"))
+    with pytest.raises(TypeError, match="create_library_from_functions"):
+        FunctionCall("words", "count").set_library_provided("words")
     m.install_library(task)
     assert run(FunctionCall("words", "count", b"some more words")).output == 3
     m.remove_library("words")

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from vinecore.futures.future import ResultFile, Timeout, VineFuture
+from vinecore.manager.arguments import note_unpicklable
 from vinecore.manager.files import File
-from vinecore.manager.python_tasks import FunctionCall, PythonTask, note_unpicklable
+from vinecore.manager.python_tasks import FunctionCall, PythonTask
 from vinecore.protocol.serialization import values
 from vinecore.protocol.serialization.placeholders import InputPlaceholder, NestedInputs, rebuild_container
 

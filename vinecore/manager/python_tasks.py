@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vinecore import validators
 from vinecore.cache_level import parse_cache_level
 from vinecore.errors import FunctionCallNoResult, PythonTaskNoResult
+from vinecore.manager.arguments import dump_arguments
 from vinecore.manager.files import File
 from vinecore.manager.tasks import Task
-from vinecore.protocol.serialization import exceptions, unpicklable, values
-from vinecore.protocol.serialization.pickling import PLAIN_PICKLE_TYPES
-from vinecore.protocol.serialization.placeholders import InputPlaceholder
+from vinecore.protocol.serialization import values
 from vinecore.resources.amounts import UNSPECIFIED
 from vinecore.scheduler.specs import TaskSpec
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     from vinecore.manager.interfaces import TaskHost
 
-PLAIN_ARGUMENT_TYPES = PLAIN_PICKLE_TYPES | {InputPlaceholder}
 DISCARD_RESULT = {"once": True}
 NOT_LOADED = object()
 NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
@@ -476,41 +474,3 @@ def refuse_for_call(setter: str, instead: str) -> NoReturn:
     """Raise the error for a setter that function calls do not have, with the alternative."""
     msg = f"{setter} is not for a function call: {instead}. A PythonTask has a process, a folder and resources of its own"
     raise TypeError(msg)
-
-
-def dump_arguments(args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[bytes, tuple[str, ...]]:
-    """Serialize arguments; files among them become inputs.
-
-    Returns
-    -------
-    payload, inputs
-    """
-    inputs: list[str] = []
-
-    def replace(value: Any) -> Any:
-        if isinstance(value, File):
-            inputs.append(value.cache_name)
-            return InputPlaceholder(len(inputs) - 1)
-        return value
-
-    args = tuple(args)
-    plain = PLAIN_ARGUMENT_TYPES.issuperset(map(type, (*args, *kwargs.values())))
-    if not plain:
-        args = tuple(map(replace, args))
-        kwargs = {key: replace(value) for key, value in kwargs.items()}
-        plain = PLAIN_ARGUMENT_TYPES.issuperset(map(type, (*args, *kwargs.values())))
-    try:
-        return values.dumps((args, kwargs), by_value=not plain, plain=plain), tuple(inputs)
-    except Exception as error:
-        note_unpicklable(error, args, kwargs)
-        raise
-
-
-def note_unpicklable(error: Exception, args: Iterable[Any], kwargs: dict[str, Any]) -> None:
-    """Add to an error of pickle which argument it is, and what in it."""
-    named = [*((f"argument {number}", value) for number, value in enumerate(args, 1)), *kwargs.items()]
-    for name, value in named:
-        if not unpicklable.can_pickle(value):
-            exceptions.add_note(
-                error, f"{name} cannot be sent to a worker: {unpicklable.describe_unpicklable(value)}"
-            )

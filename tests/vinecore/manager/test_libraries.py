@@ -363,12 +363,6 @@ def test_escaping_file_name_is_refused(m):
         m.create_library_from_functions("lib", sample_tasks.add).add_input(m.declare_buffer("x"), "../x")
 
 
-def test_files_of_call_are_refused(m):
-    """Files of a call are refused with advice."""
-    with pytest.raises(TypeError, match="library's add_input"):
-        FunctionCall("lib", "add").add_input(m.declare_buffer("x"), "x")
-
-
 def test_failing_import_is_error_of_calls(install, run):
     """A library that cannot import fails its calls with the original error."""
     install("lib", sample_tasks.add, hoisting_modules=["a_module_that_there_is_not"])

@@ -82,11 +82,26 @@ def test_failures_have_numbers_of_work_queue(queue, tmp_path):
     run(queue, both)
     assert (tmp_path / "log").exists()
     assert not (tmp_path / "log2").exists()
+    fine = wq.Task("echo 1 > log")
+    fine.specify_output_file("kept", "log", failure_only=True)
+    assert run(queue, fine).result == 0
+    assert not (tmp_path / "kept").exists()
     absent = wq.Task("cat no")
     absent.specify_input_file("no")
     with pytest.raises(FileNotFoundError, match=r"the input .*/no does not exist"):
         queue.submit(absent)
     assert queue.empty()
+
+
+def test_watched_output_grows_here(queue, tmp_path):
+    task = wq.Task(f"echo 1 >> log; until test -e {tmp_path}/seen; do sleep 0.05; done; echo 2 >> log")
+    task.specify_output_file("log", flags=wq.WORK_QUEUE_WATCH)
+    queue.submit(task)
+    path = tmp_path / "log"
+    wait_until(lambda: path.exists() and path.read_text() == "1\n", "the beginning of the output")
+    (tmp_path / "seen").touch()
+    assert queue.wait(PATIENCE_S) is task
+    assert path.read_text() == "1\n2\n"
 
 
 def test_settings_reach_the_task(queue):

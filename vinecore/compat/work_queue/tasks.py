@@ -361,6 +361,7 @@ class QueueTask:
             run.add_output(
                 named.declare(manager),
                 named.remote_name,
+                watch=bool(named.flags & wq.WORK_QUEUE_WATCH),
                 failure_only=bool(named.flags & wq.WORK_QUEUE_FAILURE_ONLY),
                 success_only=bool(named.flags & wq.WORK_QUEUE_SUCCESS_ONLY),
             )

@@ -10,6 +10,7 @@ import pytest
 from tests.harness import sample_tasks
 from tests.harness.processes import PATIENCE_S, scheduler_state, wait_until, worker_summaries
 from vinecore import PythonTask, Task
+from vinecore.scheduler.tuning import Tuning
 
 HOST = socket.gethostname()
 
@@ -100,13 +101,13 @@ def test_random_worker_is_released(local_cluster):
 
 
 def test_silent_worker_is_given_up(local_cluster):
-    """Soon, if the user wants that."""
+    """Before it would even be asked by default."""
     m = local_cluster.start_manager()
     m.set_keepalive_interval(0.3)
     m.set_keepalive_timeout(0.6)
     [worker] = local_cluster.start_workers(m, 1)
     worker.send(subprocess.signal.SIGSTOP)
-    wait_until(lambda: m.workers_connected == 0)
+    wait_until(lambda: m.workers_connected == 0, timeout_s=Tuning().keepalive_interval - 5)
     worker.send(subprocess.signal.SIGCONT)
     worker.wait()
 

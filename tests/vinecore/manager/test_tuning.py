@@ -88,5 +88,6 @@ def test_registry_is_told_in_intervals(local_cluster, monkeypatch):
     m = local_cluster.start_manager(name="told", registry=registry)
     [entry] = registry.iterdir()
     m.tune("update-interval", 1)
-    before = entry.stat().st_mtime_ns
-    wait_until(lambda: entry.stat().st_mtime_ns > before, timeout_s=announcer.UPDATE_S / 2)
+    for _ in range(2):  # the first may be that of the beginning
+        before = entry.stat().st_mtime_ns
+        wait_until(lambda seen=before: entry.stat().st_mtime_ns > seen, timeout_s=announcer.UPDATE_S / 2)

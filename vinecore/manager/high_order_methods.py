@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import queue
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,8 +13,34 @@ from vinecore import validators
 from vinecore.manager.files import File
 from vinecore.manager.python_tasks import FunctionCall, PythonTask
 from vinecore.manager.task_cache_methods import TaskCacheMethods
+from vinecore.manager.tasks import Task
 from vinecore.protocol.chunks import EachElement
 from vinecore.scheduler import events
+
+
+class ReportedTask(Task):
+    """A task whose end is reported here instead of through `wait`.
+
+    Attributes
+    ----------
+    on_end
+        Called in the server's thread.
+    """
+
+    has_future = True
+    on_end: Callable[[], None]
+
+    def end_future(self) -> None:
+        """Report the end."""
+        self.on_end()
+
+
+class ChunkTask(ReportedTask, PythonTask):
+    """A Python task that calls a function with some of the elements."""
+
+
+class ChunkCall(ReportedTask, FunctionCall):
+    """A call of a library with some of the elements."""
 
 
 class HighOrderMethods(TaskCacheMethods):
@@ -108,7 +136,7 @@ class HighOrderMethods(TaskCacheMethods):
         ValueError
             The sequence is empty, or ``chunksize`` is no whole number of 2 or more.
         """
-        return self._reduce(lambda chunk: PythonTask(fn, chunk), seq, chunksize)
+        return self._reduce(lambda chunk: ChunkTask(fn, chunk), seq, chunksize)
 
     def remote_map(
         self, fn: str, seq: Iterable[Any], library: str, name: str, chunksize: int = 1
@@ -205,7 +233,7 @@ class HighOrderMethods(TaskCacheMethods):
             number of 2 or more.
         """
         name = validators.label("name", name)
-        return self._reduce(lambda chunk: FunctionCall(library, fn, **{name: chunk}), seq, chunksize)
+        return self._reduce(lambda chunk: ChunkCall(library, fn, **{name: chunk}), seq, chunksize)
 
     def _call_each(
         self, fn: Callable[[Any], Any], elements: Iterable[Any], chunksize: int, environment: File | None
@@ -213,7 +241,7 @@ class HighOrderMethods(TaskCacheMethods):
         if not callable(fn):
             validators.refuse("fn", fn, "a function", TypeError)
         function = EachElement(fn)
-        tasks = [PythonTask(function, chunk) for chunk in _split(elements, chunksize, 1)]
+        tasks = [ChunkTask(function, chunk) for chunk in _split(elements, chunksize, 1)]
         if environment is not None:
             for task in tasks:
                 task.add_environment(environment)
@@ -225,7 +253,7 @@ class HighOrderMethods(TaskCacheMethods):
         name = validators.label("name", name)
         chunks = list(_split(elements, chunksize, 1))
         found: list[Any] = []
-        calls = [FunctionCall(library, fn, **{name: chunk}) for chunk in chunks]
+        calls = [ChunkCall(library, fn, **{name: chunk}) for chunk in chunks]
         for chunk, values in zip(chunks, self._run(calls), strict=True):
             if not isinstance(values, list | tuple) or len(values) != len(chunk):
                 msg = (
@@ -237,7 +265,7 @@ class HighOrderMethods(TaskCacheMethods):
         return found
 
     def _reduce(
-        self, make_task: Callable[[list[Any]], PythonTask], elements: Iterable[Any], chunksize: int
+        self, make_task: Callable[[list[Any]], ReportedTask], elements: Iterable[Any], chunksize: int
     ) -> Any:
         elements = list(elements)
         chunksize = validators.whole("chunksize", chunksize, 2)
@@ -250,46 +278,46 @@ class HighOrderMethods(TaskCacheMethods):
             elements = self._run([make_task(chunk) for chunk in chunks]) + alone
         return elements[0]
 
-    def _run(self, tasks: Sequence[PythonTask]) -> list[Any]:
+    def _run(self, tasks: Sequence[ReportedTask]) -> list[Any]:
         """Run tasks, and return their values, or raise the exception of the first that has failed."""
+        ended: queue.SimpleQueue[int] = queue.SimpleQueue()
         unfinished: dict[int, int] = {}
         failed = len(tasks)
         try:
             for index, task in enumerate(tasks):
-                if type(task) is PythonTask:
+                if isinstance(task, ChunkTask):
                     task.set_cores(1)
-                unfinished[self.submit(task)] = index
-            while unfinished and (failed == len(tasks) or min(unfinished.values()) < failed):
-                index = self._wait_for_one(tasks, unfinished)
+                task.on_end = functools.partial(ended.put, index)
+                unfinished[index] = self.submit(task)
+            while unfinished and (failed == len(tasks) or min(unfinished) < failed):
+                index = self._wait_for_one(ended, unfinished)
                 if index < failed and tasks[index].error() is not None:
                     failed = index
-                    later = [number for number, other in unfinished.items() if other > index]
+                    later = [number for other, number in unfinished.items() if other > index]
                     self._server.post_event(events.TasksCancelled(later))
         finally:
             if unfinished:
                 with contextlib.suppress(RuntimeError):  # the manager is closed
-                    self._server.post_event(events.TasksCancelled(list(unfinished)))
+                    self._server.post_event(events.TasksCancelled(list(unfinished.values())))
                     while unfinished:
-                        self._wait_for_one(tasks, unfinished)
+                        self._wait_for_one(ended, unfinished)
         if failed < len(tasks):
             error = tasks[failed].error()
             assert error is not None
             raise error
         return [task.output for task in tasks]
 
-    def _wait_for_one(self, tasks: Sequence[PythonTask], unfinished: dict[int, int]) -> int:
+    def _wait_for_one(self, ended: queue.SimpleQueue[int], unfinished: dict[int, int]) -> int:
         """Wait until one of the unfinished tasks has ended, and return its index."""
-        task = self._wait_for(lambda task: task.id in unfinished, None)
-        if task is not None and task.id is not None:
-            return unfinished.pop(task.id)
-        # another thread has taken it from `wait`
-        for number, index in unfinished.items():
-            if tasks[index].outcome is not None:
-                del unfinished[number]
+        while True:
+            try:
+                index = ended.get(timeout=1.0)
+            except queue.Empty:
+                self._server.ensure_open()
+                self.say_that_it_waits()
+                continue
+            if unfinished.pop(index, None) is not None:
                 return index
-        self._server.ensure_open()
-        msg = "tasks have vanished"
-        raise RuntimeError(msg)
 
 
 def _split(elements: Iterable[Any], size: int, least: int) -> Iterable[list[Any]]:

@@ -7,12 +7,13 @@ import itertools
 import operator
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.harness import sample_tasks
 from tests.harness.processes import PATIENCE_S, interrupt_when
-from vinecore import PythonTask
+from vinecore import PythonTask, Task
 
 CHUNKS = pytest.mark.parametrize("chunksize", [1, 3, 100])
 
@@ -146,6 +147,17 @@ def test_interrupted_map_cancels_its_tasks(m, tmp_path):
         m.map(hang, range(20))
     assert m.empty()
     assert m.map(os.path.basename, ["a/b"]) == ["b"]
+
+
+def test_wait_in_other_thread_gets_other_tasks(m, tmp_path):
+    marker = tmp_path / "ended"
+    other = Task(f"until [ -e {marker} ]; do sleep 0.01; done", cores=1)
+    m.submit(other)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(m.wait, PATIENCE_S)
+        assert m.map(abs, range(-20, 0)) == list(range(20, 0, -1))
+        marker.touch()
+        assert waiting.result() is other
 
 
 def test_other_tasks_are_left_to_wait(m):

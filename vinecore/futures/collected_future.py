@@ -166,7 +166,12 @@ class CollectedFuture(VineFuture):
             self.request_value()
             for part in self._parts:
                 value = part.result(time_left(deadline))
-                yield from [value] if self._is_item else value
+                items = [value] if self._is_item else value[::-1]
+                # The program may have the only reference to each item.
+                del value
+                part.forget_value()
+                while items:
+                    yield items.pop()
         except BaseException:
             for part in self._parts:
                 part.cancel()

@@ -258,6 +258,13 @@ class VineFuture(concurrent.futures.Future[Any]):
             self.request_value()
         return not self.is_read
 
+    def forget_value(self) -> None:
+        """Drop the loaded value, if it can be loaded again."""
+        if self._host is not None and self._file is not None and self._error is None:
+            with self._load_lock:
+                if self._host.holds_result(self._file.cache_name):
+                    self._value = NOT_LOADED
+
     # ---- for the user
 
     def cancel(self) -> bool:

@@ -15,7 +15,6 @@ import hashlib
 import importlib.util
 import os
 import sys
-import sysconfig
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -43,9 +42,12 @@ _digests: dict[str, tuple[tuple[int, ...], str]] = {}  # file -> its state when 
 @functools.lru_cache(maxsize=1)
 def _interpreter_folders() -> tuple[str, ...]:
     """Where the standard library of this interpreter is, each folder as it is spelled and as it is."""
-    version = f"python{sys.version_info[0]}{sys.version_info[1]}.zip"
-    found = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
-    found += [os.path.join(os.path.dirname(folder), version) for folder in found]
+    # Without `sysconfig`: it imports a module for the first answer, and that import asks here again.
+    major, minor = sys.version_info[:2]
+    prefixes = (sys.exec_prefix, sys.base_exec_prefix)
+    found = [os.path.join(prefix, sys.platlibdir, f"python{major}.{minor}") for prefix in prefixes]
+    found.append(os.path.dirname(os.__file__))
+    found += [os.path.join(os.path.dirname(folder), f"python{major}{minor}.zip") for folder in found]
     found += [os.path.realpath(folder) for folder in found]
     return tuple({folder + os.sep for folder in found})
 

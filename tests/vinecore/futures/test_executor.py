@@ -484,6 +484,15 @@ class TestHigherOrder:
         assert executor.map(abs, [-1], None, 5).result() == [1]
         assert executor.map(abs, []).result() == []
 
+    @pytest.mark.parametrize("size", [1, 3])
+    def test_iteration_keeps_no_values(self, executor, size):
+        values = executor.map(lambda n: {n}, range(4), chunksize=size)
+        for value in values:
+            reference = weakref.ref(value)
+            del value
+            assert reference() is None
+        assert values.result() == [{n} for n in range(4)]
+
     def test_map_raises_where_it_fails(self, executor):
         values = executor.map(divmod, [1, 1, 1, 1], [2, 3, 0, 5])
         assert next(values) == (0, 1)

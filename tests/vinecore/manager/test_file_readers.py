@@ -7,6 +7,7 @@ import pickle
 import stat
 
 import pytest
+from vineworker.storage.file_stamps import MIN_LINKED_BYTES
 
 from tests.harness.processes import PATIENCE_S
 from vinecore import PythonTask, Task, constants
@@ -50,7 +51,7 @@ def test_contents_without_function_are_bytes(m):
 
 
 @pytest.mark.parametrize("symlink", [False, True])
-@pytest.mark.parametrize("padding", [0, 3 * INLINE_LIMIT])
+@pytest.mark.parametrize("padding", [0, INLINE_LIMIT, MIN_LINKED_BYTES])
 def test_mode_is_that_of_the_task(run, m, symlink, padding):
     """A program without the bit to execute runs, and others still find it as it was."""
     program = m.declare_buffer(PROGRAM + "#" * padding, cache=True)

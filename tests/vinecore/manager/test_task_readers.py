@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.harness import sample_tasks
-from tests.harness.processes import PATIENCE_S
+from tests.harness.processes import PATIENCE_S, scheduler_state
 from vinecore import (
     FunctionCall,
     PythonTask,
@@ -131,6 +131,14 @@ def test_call_of_broken_library_says_so(m, run):
     m.remove_library("broken")
 
 
+def test_call_that_raises_has_exit_code_one(m, run):
+    m.install_library(m.create_library_from_functions("raising", raises))
+    task = run(FunctionCall("raising", "raises", "no luck"))
+    assert (task.result, task.exit_code, task.successful()) == ("success", 1, False)
+    assert type(task.output) is ValueError
+    m.remove_library("raising")
+
+
 def test_output_without_result_has_its_class(run):
     """An exception of the function is the output; what else goes wrong leaves no result."""
     task = run(make_crashing(None))
@@ -232,6 +240,19 @@ def test_bytes_of_files_are_counted(m, run, tmp_path):
     assert metrics == [3 * MB, 1_000_000, 3 * MB + 1_000_000]
     # the file was there already
     assert second.get_metric("bytes_transferred") == 0
+
+
+def test_bytes_of_shared_file_count_once(m, tmp_path):
+    """Of two tasks that start together, one accounts for the file that both read."""
+    (tmp_path / "shared").write_bytes(bytes(3 * MB))
+    file = m.declare_file(tmp_path / "shared", cache=True)
+    tasks = [small(Task("wc -c < in")), small(Task("wc -c < in"))]
+    for task in tasks:
+        task.add_input(file, "in")
+    scheduler_state(m, lambda _scheduler: [m.submit(task) for task in tasks])
+    assert {m.wait(PATIENCE_S), m.wait(PATIENCE_S)} == set(tasks)
+    assert [task.output.strip() for task in tasks] == [str(3 * MB)] * 2
+    assert sum(task.get_metric("bytes_sent") for task in tasks) == 3 * MB
 
 
 def test_large_value_counts_as_received(run):

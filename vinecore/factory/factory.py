@@ -38,7 +38,12 @@ from vinecore.protocol.reminders import Reminder
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from vinecore.factory.manager_clients import DemandSource
+
 log = logging.getLogger("vinecore.factory")
+
+START_OPTIONS = ("password", "scratch_dir")
+"""Parameters that programs also set as attributes, before the start."""
 
 
 def _check_manager(*given: Any) -> None:
@@ -171,7 +176,8 @@ class Factory:
         )
         system.check(options, settings)
         self._batch_type, self._ignored_settings = batch_type, system.IGNORED_SETTINGS
-        self._make_batch: Callable[[], BatchSystem] = lambda: system.create(options)
+        self._batch_options = options
+        self._make_batch: Callable[[], BatchSystem] = lambda: system.create(self._batch_options)
         given = {name: value for name, value in settings.items() if value is not None}
         self._base = FactorySettings().changed(**{**system.default_settings(given), **given})
         self._base.reject_unsupported(batch_type, self._ignored_settings)
@@ -179,17 +185,14 @@ class Factory:
         secret = None if password is None else Path(validators.path("password", password)).expanduser()
         if manager_host_port is not None:
             manager_host_port = validators.text("manager_host_port", manager_host_port)
-        if manager_name is None:
-            self._source = make_client(
-                manager,
-                manager_host_port,
-                secret,
-                ssl,
-                ssl_fingerprint,
-                system.manager_host(manager),
-            )
-        else:
-            self._source = make_named_client(manager_name, registry, catalog, secret, ssl, ssl_fingerprint)
+
+        def make_source(secret: Path | None) -> DemandSource:
+            if manager_name is None:
+                here = system.manager_host(manager)
+                return make_client(manager, manager_host_port, secret, ssl, ssl_fingerprint, here)
+            return make_named_client(manager_name, registry, catalog, secret, ssl, ssl_fingerprint)
+
+        self._make_source, self._source, self._password = make_source, make_source(secret), secret
         self._settings = self._base
         self._read_config(first=True)
         self._reset(manager, leftover or _new_id())
@@ -216,6 +219,8 @@ class Factory:
         settings = self.__dict__.get("_settings")
         if settings is not None and name in FactorySettings.__dataclass_fields__:
             return getattr(settings, name)
+        if settings is not None and name in START_OPTIONS:
+            return self._password if name == "password" else self._batch_options.scratch_dir
         batch = self.__dict__.get("_batch")
         if name in ("processes", "log"):
             return getattr(batch, name, [] if name == "processes" else "")
@@ -224,6 +229,8 @@ class Factory:
     def __setattr__(self, name: str, value: Any) -> None:
         if name in FactorySettings.__dataclass_fields__:
             self.change(**self._with_other_bound({name: value}))
+        elif name in START_OPTIONS:
+            self._set_start_option(name, value)
         elif name in TASKVINE_SETTINGS:
             self._set_taskvine_setting(name, value)
         elif name.startswith("_") or name in ("ended", "exit_reason"):
@@ -243,6 +250,17 @@ class Factory:
             if isinstance(value, int) and value >= 0 and is_beyond(value, getattr(self._settings, other)):
                 return {**given, other: value}
         return given
+
+    def _set_start_option(self, name: str, value: Any) -> None:
+        """Set the password file or the scratch folder, which a factory needs from its start on."""
+        if self._batch is not None:
+            msg = f"{name}={value!r}: set it before the factory is started"
+            raise AttributeError(msg)
+        value = None if value is None else Path(validators.path(name, value)).expanduser()
+        if name == "password":
+            self._password, self._source = value, self._make_source(value)
+        else:
+            self._batch_options = self._batch_options._replace(scratch_dir=value)
 
     def _set_taskvine_setting(self, name: str, value: Any) -> None:
         """Set what TaskVine's factory has beside the settings of this one."""

@@ -92,7 +92,11 @@ class Local(BatchSystem):
     def create(cls, options: BatchOptions) -> Local:
         """Make a folder for the workers; if their manager is on loopback only, so are they."""
         bound = "" if options.manager is None else options.manager.bound_address
-        return cls(options.workspace, options.keep_workspace, bound if is_loopback(bound) else "")
+        return cls(
+            options.workspace or options.scratch_dir,
+            options.keep_workspace,
+            bound if is_loopback(bound) else "",
+        )
 
     @property
     def processes(self) -> list[subprocess.Popen[bytes]]:

@@ -126,6 +126,19 @@ def test_bounds_can_be_set_in_turn(local_cluster):
             assert (factory.min_workers, factory.max_workers) == (value, value)
 
 
+def test_password_and_folder_are_set_before_start(local_cluster, tmp_path):
+    """A program sets the password file and the folder as attributes; its workers use both."""
+    m = local_cluster.start_manager()
+    factory = Factory("local", manager_host_port=f"127.0.0.1:{m.port}", cores=1, min_workers=1, max_workers=1)
+    factory.password, factory.scratch_dir = m.password_file, tmp_path
+    with factory:
+        m.wait_for_workers(1, PATIENCE_S)
+        assert list(tmp_path.iterdir())
+        assert factory.scratch_dir == tmp_path
+        with pytest.raises(AttributeError, match="before the factory is started"):
+            factory.password = "other"
+
+
 def test_workers_follow_the_work(local_cluster):
     """Workers come when there is work and go when there is none."""
     m = local_cluster.start_manager()

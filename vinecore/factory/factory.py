@@ -21,6 +21,7 @@ from vinecore.factory.batch_types import load_batch_system
 from vinecore.factory.config_file import ConfigFile
 from vinecore.factory.interfaces import ManagedManager
 from vinecore.factory.manager_clients import make_client, make_named_client
+from vinecore.factory.parameter_checks import check_dask_options, check_manager, check_workspace
 from vinecore.factory.settings import (
     FactorySettings,
     check_name,
@@ -44,12 +45,6 @@ log = logging.getLogger("vinecore.factory")
 
 START_OPTIONS = ("password", "scratch_dir")
 """Parameters that programs also set as attributes, before the start."""
-
-
-def _check_manager(*given: Any) -> None:
-    if sum(one is not None for one in given) != 1:
-        msg = "give the manager that the workers are for: Factory('local', manager=m), or manager_host_port='HOST:PORT', or manager_name='NAME'"
-        raise ValueError(msg)
 
 
 def _new_id() -> str:
@@ -155,8 +150,8 @@ class Factory:
         if manager is None and manager_host_port is None:
             manager_name = manager_name or fixed.get("manager_name")
         leftover = check_name(factory_name or fixed.get("factory_name") or "")
-        _check_workspace(workspace, keep_workspace)
-        _check_dask_options(batch_type, client, dask_scheduler)
+        check_workspace(workspace, keep_workspace)
+        check_dask_options(batch_type, client, dask_scheduler)
         programs = {"factory_binary": factory_binary, "worker_binary": worker_binary}
         settings = take_taskvine_settings({**settings, **programs})
         self._log_path = str(log_file)
@@ -181,7 +176,7 @@ class Factory:
         given = {name: value for name, value in settings.items() if value is not None}
         self._base = FactorySettings().changed(**{**system.default_settings(given), **given})
         self._base.reject_unsupported(batch_type, self._ignored_settings)
-        _check_manager(manager or manager_host_port, manager_name)
+        check_manager(manager or manager_host_port, manager_name)
         secret = None if password is None else Path(validators.path("password", password)).expanduser()
         if manager_host_port is not None:
             manager_host_port = validators.text("manager_host_port", manager_host_port)
@@ -496,23 +491,8 @@ class Factory:
         self.stop()
 
 
-def _check_workspace(workspace: str | Path | None, keep: bool) -> None:
-    if keep and workspace is None:
-        msg = "keep_workspace=True needs a workspace that later workers can name: add workspace='my-folder'"
-        raise ValueError(msg)
-
-
 def _check_names(settings: Mapping[str, Any]) -> None:
     for name in settings:
         if name not in FactorySettings.__dataclass_fields__:
-            raise ValueError(
-                unknown_setting_message(
-                    name, [*keyword_arguments.of(Factory), *FactorySettings.__dataclass_fields__]
-                )
-            )
-
-
-def _check_dask_options(batch_type: str, client: Any, scheduler: str | None) -> None:
-    if batch_type != "dask" and not (client is None and scheduler is None):
-        msg = f"client and dask_scheduler are for 'dask', not for {batch_type!r}"
-        raise ValueError(msg)
+            known = [*keyword_arguments.of(Factory), *FactorySettings.__dataclass_fields__]
+            raise ValueError(unknown_setting_message(name, known))

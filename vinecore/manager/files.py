@@ -191,7 +191,13 @@ class OutputHolder(ContentReader, Protocol):
 
 
 class OutputFile(File):
-    """The output of a Python task, which comes to the manager when the task has ended."""
+    """The output of a Python task, which comes to the manager when the task has ended.
+
+    Parameters
+    ----------
+    manager, kind, cache_name, source, size, level, peer_transfer, unlink_when_done : object
+        As for `File`.
+    """
 
     __slots__ = ()
 

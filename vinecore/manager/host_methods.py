@@ -68,13 +68,8 @@ class HostMethods(StatusMethods):
         self._server.post_event(events.CategorySet(category, None, None, None, None, slow_factor=factor))
         return int(factor < 1)
 
-    def activate_fast_abort(self, multiplier: float) -> int:
-        """Call `enable_disconnect_slow_workers` by its former name."""
-        return self.enable_disconnect_slow_workers(multiplier)
-
-    def activate_fast_abort_category(self, name: str | None, multiplier: float) -> int:
-        """Call `enable_disconnect_slow_workers_category` by its former name."""
-        return self.enable_disconnect_slow_workers_category(name, multiplier)
+    activate_fast_abort = enable_disconnect_slow_workers
+    activate_fast_abort_category = enable_disconnect_slow_workers_category
 
     def block_host(self, host: str) -> None:
         """Give a host no new tasks.
@@ -128,17 +123,9 @@ class HostMethods(StatusMethods):
         """
         self._server.post_event(events.HostUnblocked("" if host is None else validators.label("host", host)))
 
-    def blacklist(self, host: str) -> None:
-        """Call `block_host` by its former name."""
-        self.block_host(host)
-
-    def blacklist_with_timeout(self, host: str, timeout: float | timedelta) -> None:
-        """Call `block_host_with_timeout` by its former name."""
-        self.block_host_with_timeout(host, timeout)
-
-    def blacklist_clear(self, host: str | None = None) -> None:
-        """Call `unblock_host` by its former name."""
-        self.unblock_host(host)
+    blacklist = block_host
+    blacklist_with_timeout = block_host_with_timeout
+    blacklist_clear = unblock_host
 
     def set_draining_by_hostname(self, hostname: str, drain_mode: bool = True) -> int:
         """Give the workers of a host no new tasks, and let them go when they are done.

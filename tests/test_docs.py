@@ -14,6 +14,7 @@ import pytest
 
 from daskvine import older_spellings
 from daskvine.options import describe
+from tests import taskvine_parity
 from vinecore.journal import records
 from vinecore.scheduler.transitions import TRANSITIONS
 from vinecore.scheduler.tuning import describe_parameters
@@ -37,6 +38,7 @@ GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "daskvine.options.describe": ("docs/options.md", describe),
     "daskvine.older_spellings.describe": ("docs/options.md", older_spellings.describe),
     "vinecore.scheduler.tuning.describe_parameters": ("docs/tuning.md", describe_parameters),
+    "tests/taskvine_parity.tsv": ("docs/taskvine.md", taskvine_parity.describe),
     "vinecore.scheduler.transitions": ("docs/task-lifecycle.md", draw_transitions),
 }
 
@@ -91,7 +93,7 @@ def test_index_lists_every_page_once() -> None:
 # Names in the pages that the code does not use: of other packages and programs, and beginnings of names.
 FOREIGN = {
     "BeginTime", "ConnectionRefusedError", "DASK_SCHEDULER_ADDRESS", "HistEFT", "NamedTemporaryFile",
-    "QOSMaxCpuPerUserLimit", "aiohttp", "closerange", "errstate", "singledispatch", "split_every",
+    "QOSMaxCpuPerUserLimit", "aiohttp", "closerange", "declare_chirp", "errstate", "singledispatch", "split_every",
     "MAX_", "MIN_", "_INTERVAL_S", "_TIMEOUT_S", "can_", "has_", "on_", "corrections", "unharmed",
 }  # fmt: skip
 

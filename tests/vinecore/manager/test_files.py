@@ -610,7 +610,8 @@ def test_a_pruned_temporary_file_is_made_again(m, run, shared_cluster):
     assert shared_cluster.count_lines("prune-makers") == 2
 
 
-def test_undeclared_file_leaves_worker(m, run, shared_cluster):
+@pytest.mark.parametrize("name", ["undeclare_file", "remove_file"])
+def test_undeclared_file_leaves_worker(m, run, shared_cluster, name):
     """An undeclared file is removed from the worker."""
     data = os.urandom(LARGE)
     file = m.declare_buffer(data, cache=True)
@@ -619,7 +620,7 @@ def test_undeclared_file_leaves_worker(m, run, shared_cluster):
         path for path in shared_cluster.workspace.glob("*/session-*/cache/*") if path.name == file.cache_name
     ]
     assert len(cached) == 1
-    m.undeclare_file(file)
+    getattr(m, name)(file)
     wait_until(lambda: not cached[0].exists(), "the copy in the cache to be removed")
 
 

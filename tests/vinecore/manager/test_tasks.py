@@ -46,8 +46,9 @@ def test_failing_command_returns_exit_code(run, command, code):
 
 
 def test_task_reports_its_state(m):
-    """A task says in which state it is."""
-    task = Task("true")
+    """A task says in which state it is, and what it was given."""
+    task = Task("true", tag="mine", category="fits")
+    assert (task.command, task.tag, task.category) == ("true", "mine", "fits")
     assert (task.state, task.id, task.result, task.exit_code, task.output) == (
         "INITIAL",
         None,

@@ -90,6 +90,13 @@ def test_index_lists_every_page_once() -> None:
     assert "(docs/index.md)" in (ROOT / "README.md").read_text()
 
 
+def test_index_names_every_command() -> None:
+    commands = re.findall(r'^(vine_\w+) = "', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert "vine_worker" in commands
+    assert [name for name in commands if f"`{name}`" not in index] == []
+
+
 # Names in the pages that the code does not use: of other packages and programs, and beginnings of names.
 FOREIGN = {
     "BeginTime", "ConnectionRefusedError", "DASK_SCHEDULER_ADDRESS", "HistEFT", "NamedTemporaryFile",

@@ -6,7 +6,7 @@ Python 3.9, because a worker starts on nodes that have nothing installed.
 
 from __future__ import annotations
 
-VERSION = 7
+VERSION = 8
 """Protocol number; a worker and a manager with different numbers refuse each other."""
 
 MB = 1 << 20

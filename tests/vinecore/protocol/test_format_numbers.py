@@ -10,7 +10,7 @@ import msgspec
 from vinecore.journal import records
 from vinecore.protocol import VERSION, messages
 
-PROTOCOL = {7: "caf4ac0f6f03beb3"}
+PROTOCOL = {8: "caf4ac0f6f03beb3"}
 """The digest of the kinds of messages and their fields, by the number of the protocol."""
 JOURNAL = {3: "edad283962f86f80"}
 """The digest of the kinds of records and their fields, by the version of the journal."""

@@ -21,6 +21,7 @@ class Row(NamedTuple):
     status: str  # "same", "better" or "left out"
     note: str  # in Markdown
     test: str  # of the effect: FILE::[CLASS::]FUNCTION
+    parameters: str  # names in TaskVine, with commas
 
 
 def read_rows() -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,7 @@ CLASSES = {
 NUMBER_OF_NAMES = 234
 """Public names of these classes in TaskVine, constructors and one setter included."""
 MAX_LEFT_OUT = 3
+NOT_CALLED_BY_PROGRAMS = {("Manager", "__exit__"), ("Factory", "__exit__"), ("File", "__init__")}
 TASKVINE = TaskVineModule("ndcctools.taskvine")
 FUTURES = TaskVineModule("ndcctools.taskvine.futures")
 
@@ -48,6 +50,24 @@ def test_names_exist_where_programs_look():
         name, _, setter = row.name.partition(".")
         found = getattr(owner, name)
         assert not setter or found.fset, row
+
+
+def test_parameters_have_their_names_and_order():
+    """Programs give parameters by name or by position; a note says where only the latter works."""
+    for row in ROWS:
+        if (
+            not row.parameters
+            or row.status == "left out"
+            or (row.class_name, row.name) in NOT_CALLED_BY_PROGRAMS
+        ):
+            continue
+        theirs = row.parameters.split(",")
+        found = inspect.signature(getattr(getattr(TASKVINE, row.class_name), row.name)).parameters
+        ours = [name for name in found if name in theirs]
+        by_position = "by position" in row.note
+        assert (set(ours) != set(theirs)) == by_position, row
+        positional = [name for name in ours if found[name].kind is found[name].POSITIONAL_OR_KEYWORD]
+        assert by_position or positional == theirs[: len(positional)], row
 
 
 def test_every_name_has_an_existing_test():

@@ -71,11 +71,13 @@ def test_parameters_have_their_names_and_order():
 
 
 def test_every_name_has_an_existing_test():
-    """What is left out may have none."""
+    """The file of the test has the name. What is left out may have none."""
     for row in ROWS:
         if row.status != "left out" or row.test:
             path, _, test = row.test.partition("::")
             assert test in find_tests(path), row
+            name = row.name.partition(".")[0]
+            assert name.startswith("__") or name in (ROOT / path).read_text(), row
 
 
 def test_table_is_complete():

@@ -80,6 +80,10 @@ def test_wide_merges_become_trees():
     plain.rebuild_merge("t", convert_legacy_graph(graph)["t"], 3)
     plain.initialize_graph()
     assert plain.get_dependencies("t") == dag.get_dependencies("t")
+    later = DaskVineDag(graph)
+    later.expand_merge(3)
+    later.initialize_graph()
+    assert later.left_to_compute() == dag.left_to_compute()
 
 
 def test_entered_vertex_has_relations():

@@ -692,10 +692,13 @@ def test_an_unknown_cache_level_is_refused(m, level):
         m.declare_buffer("x", cache=level)
 
 
-def test_without_peer_transfers_manager_relays(local_cluster):
-    """Without peer transfers everything goes through the manager."""
+@pytest.mark.parametrize("peers", [False, True])
+def test_without_peer_transfers_manager_relays(local_cluster, peers):
+    """Without peer transfers everything goes through the manager, until they are enabled again."""
     m = local_cluster.start_manager()
     m.disable_peer_transfers()
+    if peers:
+        m.enable_peer_transfers()
     local_cluster.start_workers(m, 1)
     maker = PythonTask(sample_tasks.make_bytes, LARGE)
     maker.enable_temp_output()
@@ -707,9 +710,8 @@ def test_without_peer_transfers_manager_relays(local_cluster):
     local_cluster.start_workers(m, 1)
     m.submit(PythonTask(sample_tasks.length, maker.output_file))
     assert m.wait(PATIENCE_S).output == len(sample_tasks.make_bytes(LARGE))
-    assert scheduler_state(
-        m, lambda scheduler: scheduler.state.files[maker.output_file.cache_name].at_manager
-    )
+    name = maker.output_file.cache_name
+    assert scheduler_state(m, lambda scheduler: scheduler.state.files[name].at_manager) != peers
     local_cluster.path("gate").touch()
     assert m.wait(PATIENCE_S) is blocker
 

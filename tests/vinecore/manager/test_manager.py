@@ -65,7 +65,9 @@ def test_waiting_ends_when_its_time_is_over(m, shared_cluster):
 
 def test_tasks_are_awaited_by_tag_and_id(m):
     """Tasks are waited for by tag and by number."""
-    tasks = {name: Task(f"echo {name}", tag=name, cores=1) for name in ("a", "b", "c")}
+    tasks = {name: Task(f"echo {name}", tag=name, cores=1) for name in ("a", "b", "x")}
+    tasks["c"] = tasks.pop("x")
+    tasks["c"].set_tag("c")
     tasks["d"] = Task("echo d", cores=1)
     for task in tasks.values():
         m.submit(task)
@@ -78,12 +80,14 @@ def test_tasks_are_awaited_by_tag_and_id(m):
 def test_larger_priorities_run_first(local_cluster):
     m = local_cluster.start_manager()
     tasks = [Task(f"echo {n} >> {local_cluster.path('order')}", priority=n, cores=2) for n in (1, 3, 2)]
+    tasks.append(Task(f"echo 4 >> {local_cluster.path('order')}", cores=2))
+    tasks[-1].set_priority(4)
     for task in tasks:
         m.submit(task)
     local_cluster.start_workers(m, 1)
     while not m.empty():
         m.wait(PATIENCE_S)
-    assert local_cluster.path("order").read_text().split() == ["3", "2", "1"]
+    assert local_cluster.path("order").read_text().split() == ["4", "3", "2", "1"]
 
 
 def test_what_is_not_a_task_is_refused(m):

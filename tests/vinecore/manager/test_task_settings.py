@@ -243,7 +243,9 @@ def test_task_is_installed_as_library(m, run):
     """A task that provides a library starts a program, whose functions are called."""
     page = (Path(__file__).parents[3] / "docs" / "library-programs.md").read_text()
     [program] = re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    task = Task("sh ./words.sh", library_provided="words")
+    task = Task("sh ./words.sh", library_provided="letters")
+    assert task.get_library_provided() == "letters"
+    task.provides_library("words")
     task.add_input(m.declare_buffer(program), "words.sh")
     task.set_cores(1)
     task.set_function_slots(1)

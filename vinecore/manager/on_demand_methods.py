@@ -96,16 +96,16 @@ class OnDemandMethods(ContentMethods):
         Returns
         -------
         str
-            The content, decoded from UTF-8.
+            The content, decoded from UTF-8. Bytes that are no text become surrogates, as TaskVine
+            has them: ``text.encode("utf-8", "surrogateescape")`` is the content; `read_file` returns
+            it as it is.
 
         Raises
         ------
         FileNotFoundError, IsADirectoryError
             As for `read_file`.
-        UnicodeDecodeError
-            The content is no text in UTF-8.
         """
-        return self.read_file(file).decode()
+        return self.read_file(file).decode("utf-8", "surrogateescape")
 
     def read_file(self, file: File) -> bytes:
         """Return the content of a file, which is brought to the manager if necessary.

@@ -557,6 +557,13 @@ def test_refilled_buffer_has_new_content(m, run):
         assert buffer.contents() == word.encode()
 
 
+def test_fetched_bytes_survive_as_text(m):
+    """A content that is no text can be fetched, as programs do that read it afterwards."""
+    content = b"\xb5\x00\xff text"
+    file = m.declare_buffer(content)
+    assert m.fetch_file(file).encode("utf-8", "surrogateescape") == file.contents() == content
+
+
 @pytest.mark.parametrize("size", [5, LARGE])
 def test_temporary_file_passes_between_tasks(m, run, size):
     """A temporary file goes from task to task and may be fetched."""

@@ -19,7 +19,8 @@ from vinecore.protocol.discovery.finder import ManagerFinder
 from vinecore.protocol.discovery.manager_record import DiscoveredManager
 from vinecore.protocol.discovery.registry import registry_directory
 from vinecore.scheduler.queue_stats import QueueStats
-from vinecore.security.shared_secret import load_or_create_user_secret
+from vinecore.security import certificates
+from vinecore.security.shared_secret import load_or_create_user_secret, secret_path
 
 # How long the address of a manager that was found by name and does not answer is left alone.
 UNREACHABLE_BACKOFF_S = 60.0
@@ -297,4 +298,10 @@ def make_named_client(
 
 def _fingerprints(secret: Path, ssl: bool, given: str | Sequence[str]) -> tuple[str, ...]:
     found = tuple(map(tls.parse_fingerprint, [given] if isinstance(given, str) else given))
-    return tls.known_fingerprints(str(secret)) if ssl and not found else found
+    if not ssl or found:
+        return found
+    # A factory may be started before the first manager of this user, which will have this certificate.
+    if secret == secret_path() and not secret.with_name(f"{secret.name}.fingerprint").exists():
+        certificate = certificates.load_or_create_user_certificate()
+        certificates.write_fingerprint(certificates.fingerprint_of(certificate), secret)
+    return tls.known_fingerprints(str(secret))

@@ -103,6 +103,15 @@ def test_tls_is_used_where_announced(local_cluster):
         assert [each.wait(PATIENCE_S).output for each in (m, plain)] == ["fine\n"] * 2
 
 
+def test_factory_with_tls_starts_before_first_manager(local_cluster, monkeypatch, tmp_path):
+    """A user's first factory makes the certificate that the user's first manager will have."""
+    pytest.importorskip("cryptography")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with Factory("local", manager_name="later", ssl=True, min_workers=0, max_workers=1, cores=1):
+        m = local_cluster.start_manager(name="later", ssl=True, password_file=None)
+        assert works(m)
+
+
 def test_manager_and_name_exclude_each_other(local_cluster):
     """A manager and a name are not both taken."""
     with pytest.raises(ValueError, match="give the manager"):

@@ -94,7 +94,7 @@ class PythonTask(Task):
         raise TypeError(msg)
 
     @property
-    def function(self) -> Callable[..., Any] | None:
+    def called_function(self) -> Callable[..., Any] | None:
         """The function that the task calls; None for one of a library."""
         return self.__dict__.get("_function")
 

@@ -136,7 +136,7 @@ class TaskCacheMethods(TaskMethods):
         if spec.result and "once" not in spec.options:
             # the result is a file
             return spec, None
-        function = getattr(task, "function", None)
+        function = getattr(task, "called_function", None)
         if spec.python and not spec.library and not is_recordable(function):
             return spec, None
         context, covered = [spec.library], set[str]()

@@ -295,3 +295,17 @@ def test_manager_can_be_set(m, run):
     task.manager = m
     assert task.manager is m
     assert run(task).successful()
+
+
+class NamedTask(PythonTask):
+    """A task of a program that keeps names of its own in it, as coffea does."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.args, self.size, self.itemid = function, arguments, 3, "first"
+        super().__init__(self.function, *arguments)
+
+
+def test_subclass_keeps_attributes_of_its_own(m, run):
+    """Names that a subclass gives its attributes are not taken by this class."""
+    task = run(NamedTask(abs, -2))
+    assert (task.output, task.function, task.args, task.size, task.itemid) == (2, abs, (-2,), 3, "first")

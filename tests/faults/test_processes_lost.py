@@ -190,8 +190,8 @@ def test_library_dying_at_start_is_bounded(local_cluster, m):
         m.submit(call)
     ended = [wait_for_task(m) for _ in calls]
     assert {task.result for task in ended} == {"missing library"}
-    assert all(isinstance(task.output, LibraryError) for task in ended)
-    said = str(ended[0].output)
+    assert all(isinstance(task.error(), LibraryError) for task in ended)
+    said = str(ended[0].error())
     assert (
         "library dying could not be started: the library's process ended with code 7 while it built its context"
         in said

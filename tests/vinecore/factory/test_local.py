@@ -110,7 +110,7 @@ def test_a_python_that_never_starts_fails_tasks(local_cluster, tmp_path, monkeyp
         assert str(told.value).count("No module named encodings") in (1, 2)
         assert "run the command in a terminal" in str(told.value)
         m.submit(PythonTask(sample_tasks.add, 1, 2))
-        assert isinstance(m.wait(PATIENCE_S).output, WorkersNotStarted)
+        assert isinstance(m.wait(PATIENCE_S).error(), WorkersNotStarted)
         monkeypatch.setattr(sys, "executable", right)
         m.scale(1)
         m.submit(PythonTask(sample_tasks.add, 1, 2))
@@ -124,7 +124,7 @@ def test_a_python_that_is_absent_fails_tasks(local_cluster, monkeypatch, path):
     m.submit(PythonTask(sample_tasks.add, 1, 2))
     monkeypatch.setattr(sys, "executable", path)
     with Factory("local", manager=m, cores=1, factory_period=0.01):
-        error = m.wait(PATIENCE_S).output
+        error = m.wait(PATIENCE_S).error()
     assert isinstance(error, WorkersNotStarted)
     assert (path or "sys.executable is empty") in str(error)
 

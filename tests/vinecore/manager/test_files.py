@@ -693,7 +693,7 @@ def test_several_threads_may_read_the_same_file(m, run):
     assert contents == [bytes(LARGE)] * 8
 
 
-@pytest.mark.parametrize("level", ["always", 3, None])
+@pytest.mark.parametrize("level", ["always", 4, None])
 def test_an_unknown_cache_level_is_refused(m, level):
     with pytest.raises(ValueError, match="cache level"):
         m.declare_buffer("x", cache=level)

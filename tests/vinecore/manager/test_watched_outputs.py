@@ -41,19 +41,17 @@ def make_task(kind, m, gate):
 
 @pytest.mark.parametrize("kind", ["command", "python", "call"])
 def test_watched_output_is_there_while_task_runs(m, tmp_path, kind):
-    """What a task has written is in the file before it ends, and an open file sees the rest."""
+    """What a task has written is in the file before it ends, and then all of it."""
     path, gate = tmp_path / "below" / "out", tmp_path / "gate"
     task = make_task(kind, m, str(gate))
     task.add_output(m.declare_file(path), "out", watch=True)
     m.submit(task)
     wait_until(path.exists, "the beginning of the output")
-    with open(path) as follower:
-        assert wait_until(follower.readline) == "first\n"
-        assert task.state == "READY"
-        gate.touch()
-        assert m.wait(PATIENCE_S) is task
-        assert task.successful()
-        assert follower.readline() == "second\n"
+    assert wait_until(path.read_text) == "first\n"
+    assert task.state == "READY"
+    gate.touch()
+    assert m.wait(PATIENCE_S) is task
+    assert task.successful()
     assert path.read_text() == "first\nsecond\n"
 
 

@@ -23,6 +23,7 @@ from vinecore.manager.graphs import GraphHandle, OpenGraphs
 from vinecore.manager.high_order_methods import HighOrderMethods
 from vinecore.manager.policy_methods import PolicyMethods
 from vinecore.manager.startup import DEFAULT_PORT
+from vinecore.protocol import taskvine_modules
 from vinecore.protocol.discovery import manager_record
 from vinecore.protocol.serialization import random_seeds
 from vinecore.scheduler.specs import GraphSpec
@@ -90,10 +91,10 @@ class Manager(HighOrderMethods, PolicyMethods, DescriptionMethods, DirectoryMeth
         For debugging: whether the scheduler's state is validated after each batch of events. A
         contradiction stops the manager with a text that names the record and the invariant. The
         check takes time in proportion to all tasks and files.
-
-    vine_logs : bool
+    vine_logs : bool or None
         Whether the folder of this run gets a folder ``vine-logs`` with the logs that tools for
         TaskVine read: transactions, performance, taskgraph and debug. It needs ``run_info_path``.
+        With None programs that `vinecore.compat` runs get them where they give a folder.
 
     Attributes
     ----------
@@ -127,7 +128,7 @@ class Manager(HighOrderMethods, PolicyMethods, DescriptionMethods, DirectoryMeth
                  run_info_template: str | None = None, staging_path: str | Path | None = None, ssl: bool | Sequence[str | Path | None] | None = False,
                  init_fn: Callable[[Any], None] | None = None, status_display_interval: float | None = None, prometheus_port: int | None = None,
                  registry: str | Path | bool | None = None, catalog: str | bool | None = None, validate: bool = False,
-                 vine_logs: bool = False) -> None:  # fmt: skip
+                 vine_logs: bool | None = None) -> None:  # fmt: skip
         if not callable(init_fn or callable):
             validators.refuse("init_fn", init_fn, "a function that takes the manager", TypeError)
         ports = startup.port_range(port)
@@ -147,6 +148,8 @@ class Manager(HighOrderMethods, PolicyMethods, DescriptionMethods, DirectoryMeth
             ssl = False
         folder = startup.journal_directory(run_info_path)
         self.resume = resume = validators.flag("resume", resume)
+        if vine_logs is None:
+            vine_logs = folder is not None and taskvine_modules.is_installed()
         vine_logs = validators.flag("vine_logs", vine_logs)
         if vine_logs and folder is None:
             msg = "vine_logs=True needs a folder for the logs: set it with run_info_path='vine-run-info'"

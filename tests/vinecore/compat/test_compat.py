@@ -167,3 +167,16 @@ def test_program_prints_the_same_both_ways(python, tmp_path, program):
     ]
     assert python([sys.executable], str(tmp_path / program.name)).splitlines() == expected
     assert python(COMPAT, str(program)).splitlines() == expected
+
+
+def test_logs_are_where_the_program_wants_them(python):
+    """A program of TaskVine that gives a folder finds its logs there."""
+    program = """
+import os, ndcctools.taskvine as vine
+with vine.Manager(0, run_info_path="runs") as m:
+    m.log_txn_app("begun")
+    folder = m.logging_directory
+print(sorted(os.listdir(folder)), "begun" in open(f"{folder}/transactions").read())
+"""
+    said = python(COMPAT, "-c", program)
+    assert said == "['debug', 'performance', 'taskgraph', 'transactions'] True\n"

@@ -71,9 +71,7 @@ OLDER_SPELLINGS: dict[str, OlderSpelling] = {
         lambda command: f"sh -c '{{ {command}; }} && exec \"$@\"' sh" if command else None,
         reason="the command runs before the one that starts the library",
     ),
-    "merge_chains": OlderSpelling(
-        "", reason="chains run on one worker without it, and each vertex stays one task"
-    ),
+    "merge_chains": OlderSpelling("", reason="each vertex stays one task"),
     "low_memory_mode": OlderSpelling(
         "", reason="intermediate results are always deleted when nothing needs them any more (`prune_depth`)"
     ),

@@ -151,8 +151,8 @@ class Tuning:
     )
     task_groups: bool = _parameter(
         False,
-        "Whether tasks that are chained by intermediate files run on one worker under every rule of "
-        "`Manager.set_scheduler`; under the default one they do.",
+        "Whether a task goes to a worker that has all its intermediate files, if that has room, under every "
+        "rule of `Manager.set_scheduler`; under the default one it does.",
     )
     max_task_stdout_storage: int = _parameter(
         1 << 20,

@@ -68,6 +68,8 @@ class ManagerAnnouncer:
         self._catalog = catalog.CatalogClient(servers) if servers else None
         self._over = threading.Event()
         self._lock = threading.Lock()
+        # of the whole record: one that was made earlier never takes the place of a newer one
+        self._record_lock = threading.Lock()
         # of the servers: a goodbye is the last that one of them gets
         self._catalog_lock = threading.Lock()
         self._problem = ""
@@ -91,18 +93,14 @@ class ManagerAnnouncer:
         record = dict(self._about)
         while not self._over.is_set():
             try:
-                record = {**self._about, **self._figures()}
-                interval_s = self._interval()
+                record, interval_s = self._make_record(), self._interval()
             except RuntimeError:  # the manager has ended
                 break
-            except Exception:  # it is there all the same, and is to be found
-                log.exception(
-                    "cannot report the state of the queue to the catalogs: please report this defect"
-                )
             has_work, now = bool(record.get("tasks_waiting")), time.monotonic()
             if has_work != had_work or now - told_at >= interval_s:
                 told_at, had_work = now, has_work
-                self._report(record)
+                with contextlib.suppress(RuntimeError):  # the manager has ended
+                    self.report()
             self._over.wait(min(LOOK_S, interval_s))
         self._report_to_catalog({**record, "lifetime": GOODBYE_LIFETIME_S}, GOODBYE_S)
 
@@ -120,13 +118,23 @@ class ManagerAnnouncer:
                     before.report({**self._about, "lifetime": GOODBYE_LIFETIME_S}, GOODBYE_S)
         self.report()
 
+    def _make_record(self) -> dict[str, Any]:
+        """Return the record as it is now; the manager is to be found even if its figures cannot be had."""
+        about = dict(self._about)
+        try:
+            return {**about, **self._figures()}
+        except RuntimeError:
+            raise
+        except Exception:
+            log.exception("cannot report the state of the queue to the catalogs: please report this defect")
+            return about
+
     def report(self) -> None:
         """Tell the registry and the catalog what the manager does now."""
-        self._report({**self._about, **self._figures()})
-
-    def _report(self, record: Mapping[str, Any]) -> None:
-        problems = self._write_registry(record), self._report_to_catalog(record, catalog.QUERY_TIMEOUT_S)
-        self._log_problem("; ".join(filter(None, problems)))
+        with self._record_lock:
+            record = self._make_record()
+            problems = self._write_registry(record), self._report_to_catalog(record, catalog.QUERY_TIMEOUT_S)
+            self._log_problem("; ".join(filter(None, problems)))
 
     def _report_to_catalog(self, record: Mapping[str, Any], timeout_s: float) -> str:
         """Report to the catalog; give what is wrong."""

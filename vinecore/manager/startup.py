@@ -116,7 +116,7 @@ def make_tls_context(tls_files: Any, password_file: Path) -> tuple[ssl.SSLContex
                 "ssl=('key.pem', 'certificate.pem')"
             )
             raise ValueError(msg) from None
-    fingerprint = f"sha256:{certificates.fingerprint_of(certificate)}"
+    fingerprint = certificates.fingerprint_of(certificate)
     try:
         context = tls.server_context(str(certificate), str(key))
     except OSError as error:

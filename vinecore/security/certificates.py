@@ -67,7 +67,7 @@ def load_or_create_user_certificate() -> Path:
 
 
 def fingerprint_of(path: str | Path) -> str:
-    """Return the fingerprint of the first certificate in a file.
+    """Return the fingerprint of the first certificate in a file, as it is written beside secrets.
 
     Raises
     ------
@@ -81,7 +81,8 @@ def fingerprint_of(path: str | Path) -> str:
     if not found:
         msg = f"{path} holds no certificate in PEM"
         raise ValueError(msg)
-    return tls.fingerprint(ssl.PEM_cert_to_DER_cert(begin + rest.partition(end)[0] + end))
+    certificate = ssl.PEM_cert_to_DER_cert(begin + rest.partition(end)[0] + end)
+    return f"sha256:{tls.fingerprint(certificate)}"
 
 
 def write_fingerprint(fingerprint: str, secret: Path) -> Path:

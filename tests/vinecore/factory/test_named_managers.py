@@ -110,6 +110,7 @@ def test_factory_with_tls_starts_before_first_manager(local_cluster, monkeypatch
     with Factory("local", manager_name="later", ssl=True, min_workers=0, max_workers=1, cores=1):
         m = local_cluster.start_manager(name="later", ssl=True, password_file=None)
         assert works(m)
+    assert (tmp_path / "daskvine" / "secret.fingerprint").read_text() == f"{m.ssl_fingerprint}\n"
 
 
 def test_manager_and_name_exclude_each_other(local_cluster):

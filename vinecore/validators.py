@@ -18,6 +18,7 @@ from datetime import timedelta
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
+from vinecore.constants import Schedule
 from vinecore.protocol.validation import MAX_MACHINE_AMOUNT, is_unicode
 from vinecore.resources.amounts import ResourceRequest
 
@@ -30,7 +31,7 @@ FOREVER = "wait_forever"
 PLAIN_NUMBERS = (int, float)
 MIN_TIME_US = 1e14
 """No time is smaller, in microseconds since the epoch: that is one in seconds, or a duration."""
-SCHEDULES = ("", "fcfs", "files", "time", "rand", "worst", "disk")
+SCHEDULES = ("", *(rule.name.lower() for rule in Schedule if rule))
 """Rules that choose a worker, by TaskVine's numbers; "" is the usual one."""
 NOTHING: Mapping[Any, Any] = {}
 

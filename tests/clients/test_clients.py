@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.processes import PATIENCE_S, free_port
+from tests.harness.processes import PATIENCE_S, free_port, variables_of_new_user
 
 PROGRAMS = Path(__file__).parent / "programs"
 HOW = "make test-clients installs it"
@@ -20,14 +20,8 @@ HOW = "make test-clients installs it"
 @pytest.fixture
 def environment(tmp_path):
     """Variables of a user of its own, whose `python` is this one."""
-    variables = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("VINE_REGISTRY", "CATALOG_HOST", "PYTHONPATH")
-    }
-    folders = dict.fromkeys(("XDG_CONFIG_HOME", "XDG_STATE_HOME", "TMPDIR"), str(tmp_path))
     path = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))
-    return {**variables, **folders, "PATH": path}
+    return {**variables_of_new_user(tmp_path), "PATH": path}
 
 
 @pytest.fixture

@@ -216,6 +216,16 @@ def is_alive(process: psutil.Process | int) -> bool:
         return False
 
 
+def variables_of_new_user(folder: Path) -> dict[str, str]:
+    """Return this process's variables, as a user has them whose secret, registry and temporary files are in a folder."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("VINE_REGISTRY", "CATALOG_HOST", "PYTHONPATH")
+    }
+    return inherited | dict.fromkeys(("XDG_CONFIG_HOME", "XDG_STATE_HOME", "TMPDIR"), str(folder))
+
+
 @contextlib.contextmanager
 def start_local_cluster(folder: Path, monkeypatch: Any) -> Iterator[LocalCluster]:
     """Make a cluster; its processes, and this one until it ends, have their temporary folder in it."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 
 import pytest
 
-from tests.harness.processes import PATIENCE_S
+from tests.harness.processes import PATIENCE_S, variables_of_new_user
 
 PROGRAM = """
 import sys
@@ -36,10 +35,8 @@ print([found["out"], found["processed"] == expected["processed"], problem, expec
 def test_coffeas_executor_gives_equal_results(tmp_path):
     pytest.importorskip("coffea", reason="coffea is not installed")
     (tmp_path / "program.py").write_text(PROGRAM)
-    own = {"XDG_CONFIG_HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
-    variables = {k: v for k, v in os.environ.items() if k not in ("VINE_REGISTRY", "CATALOG_HOST")}
     ended = subprocess.run(
-        [sys.executable, "-m", "vinecore.compat.cli", "program.py"], cwd=tmp_path, env={**variables, **own},
+        [sys.executable, "-m", "vinecore.compat.cli", "program.py"], cwd=tmp_path, env=variables_of_new_user(tmp_path),
         capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
